@@ -1,0 +1,156 @@
+"""Assets: files named by their sha256, an owner's reference to one, and the names they may carry on a disk."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta, Struct
+
+# Not "$" at the end: it lets a trailing newline through.
+DIGEST_PATTERN = r"^[0-9a-f]{64}(?![\s\S])"
+Digest = Annotated[str, Meta(pattern=DIGEST_PATTERN, description="sha256 in 64 lower-case hex digits")]
+SCHEME = "sha256:"
+NAME_BYTES = 100
+BINARY = "application/octet-stream"
+
+_DIGEST = re.compile(DIGEST_PATTERN)
+# What Windows and shells give a meaning to; "/" and "\" have been cut at before.
+_SPECIAL = re.compile(r'[<>:"|?*]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
+
+# Ours and not the machine's /etc/mime.types: the answer must not depend on where the edge runs. HTML and SVG are
+# left out on purpose: a client's file must never be shown as a page of the edge's own origin.
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/quicktime",
+    ".mkv": "video/x-matroska",
+    ".webm": "video/webm",
+    ".avi": "video/x-msvideo",
+    ".wav": "audio/wav",
+    ".mp3": "audio/mpeg",
+    ".m4a": "audio/mp4",
+    ".aac": "audio/aac",
+    ".flac": "audio/flac",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".json": "application/json",
+    ".txt": "text/plain",
+    ".log": "text/plain",
+    ".srt": "text/plain",
+    ".csv": "text/csv",
+    ".pdf": "application/pdf",
+    ".zip": "application/zip",
+}
+
+
+class InvalidDigest(ValueError):
+    """The text is not `sha256:` and 64 lower-case hex digits."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text[:80]!r} names no asset: give sha256: and 64 lower-case hex digits")
+
+
+class Reference(Struct, frozen=True):
+    """An owner's claim on a file, the value of bucket ASSETS at `reference_key`."""
+
+    name: str  # as `safe_name` made it
+    bytes: int
+    media_type: str
+    created: Annotated[datetime, Meta(tz=True)]
+    touched: Annotated[datetime, Meta(tz=True)]  # last upload or submit that named it; retention counts from here
+
+
+class AssetField(NamedTuple):
+    """One place in a job's input where a file is meant."""
+
+    path: str  # "$.clips[0].video", as jsonschema writes paths
+    name: str  # the nearest property: "video"
+    value: str  # what the client gave: `sha256:…`, a URL, or something the caller refuses
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is 64 lower-case hex digits."""
+    return _DIGEST.match(text) is not None
+
+
+def parse(text: str) -> Digest:
+    """The digest in `sha256:<hex>`. Raises InvalidDigest."""
+    digest = text.removeprefix(SCHEME)
+    if digest == text or not is_digest(digest):
+        raise InvalidDigest(text)
+    return digest
+
+
+def reference_key(owner: str, sha256: Digest) -> str:
+    """The key in bucket ASSETS: an owner sees only what begins with its own token."""
+    return f"{owner}.{sha256}"
+
+
+def asset_fields(schema: Mapping[str, object], given: object) -> list[AssetField]:
+    """Every string of `given` that stands where `schema` says `"format": "asset"`, in the order of the schema.
+
+    Follows properties, items, additionalProperties and allOf/anyOf/oneOf; not `$ref`. Values of another type are
+    left to the validation.
+    """
+    return list(dict.fromkeys(_fields(schema, given, "$", "")))
+
+
+def _fields(schema: object, given: object, path: str, name: str) -> Iterator[AssetField]:
+    if not isinstance(schema, Mapping):
+        return
+    if schema.get("format") == "asset" and isinstance(given, str):
+        yield AssetField(path, name, given)
+    for word in ("allOf", "anyOf", "oneOf"):
+        for choice in schema.get(word, ()):
+            yield from _fields(choice, given, path, name)
+    if isinstance(given, Mapping):
+        yield from _in_object(schema, given, path)
+    elif isinstance(given, list):
+        for at, item in enumerate(given):
+            yield from _fields(schema.get("items"), item, f"{path}[{at}]", name)
+
+
+def _in_object(schema: Mapping[str, object], given: Mapping[str, object], path: str) -> Iterator[AssetField]:
+    properties = schema.get("properties", {})
+    known = properties if isinstance(properties, Mapping) else {}
+    ordered = [key for key in known if key in given] + [key for key in given if key not in known]
+    for key in ordered:
+        yield from _fields(known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key)
+
+
+def safe_name(name: str, fallback: str = "file") -> str:
+    """A name that is one plain file in any folder: at most 100 bytes of UTF-8, the extension kept.
+
+    Letters of every script stay. Folders, control and format characters (they can turn text around), what Windows
+    or a shell would read as something else, leading dots and dashes go.
+    """
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    visible = "".join(" " if c.isspace() else c for c in last if c.isspace() or unicodedata.category(c)[0] != "C")
+    plain = _SPECIAL.sub("_", visible).strip(" .").lstrip("-. ")
+    if not plain:
+        return fallback
+    return _shorten(f"_{plain}" if _DEVICE.match(plain) else plain)
+
+
+def _shorten(name: str) -> str:
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    suffix = PurePosixPath(name).suffix
+    suffix = suffix if len(suffix.encode()) <= NAME_BYTES // 4 else ""
+    room = NAME_BYTES - len(suffix.encode())
+    stem = name.removesuffix(suffix).encode()[:room].decode(errors="ignore").rstrip(" .")
+    return stem + suffix
+
+
+def media_type(name: str) -> str:
+    """What the extension of `name` promises; `application/octet-stream` when it promises nothing known."""
+    return MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), BINARY)
