@@ -1,0 +1,80 @@
+"""A kind of job, as an image folder's `endpoint.toml` defines it (DESIGN 4)."""
+
+import tomllib
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from schemas.words import Token
+
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Resources(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one container needs. MB are MiB. `gpu_optional`: it runs on the CPU where the host has no card."""
+
+    vram_mb: Annotated[int, Meta(ge=0)] = 0
+    gpus: Annotated[int, Meta(ge=0, le=16)] = 0
+    gpu_optional: bool = False
+    shm_mb: Annotated[int, Meta(ge=1)] = 64
+    memory_mb: Annotated[int, Meta(ge=16)] = 1024
+    cpus: Positive = 1.0
+    disk_mb: Annotated[int, Meta(ge=0)] = 256
+
+
+class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds. A job may run `base_s + per_input_s` x its seconds of input, and stand still for `stall_s`."""
+
+    base_s: Positive = 600.0
+    per_input_s: Annotated[float, Meta(ge=0)] = 0.0
+    stall_s: Positive = 180.0
+    grace_s: Positive = 10.0
+
+
+class RetryPolicy(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many attempts a round has when the job does not say."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
+
+
+class ProcessCommand(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the process engine starts the image folder: argv, run inside that folder."""
+
+    command: tuple[str, ...]
+
+
+class Endpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One kind of job. `input` is a JSON Schema; `"format": "asset"` marks a field that names a file.
+
+    `input_seconds` names the number field that tells the seconds of input, where there is one.
+    """
+
+    name: Token
+    image: str
+    pool: Token | None = None
+    description: str = ""
+    input: dict[str, Any] = field(default_factory=lambda: {"type": "object"})
+    input_seconds: str | None = None
+    resources: Resources = Resources()
+    timeouts: Timeouts = Timeouts()
+    retry: RetryPolicy = RetryPolicy()
+    warm: bool = False
+    process: ProcessCommand | None = None
+
+    @property
+    def queue(self) -> str:
+        """The pool its jobs wait in: its own name unless it shares one."""
+        return self.pool or self.name
+
+
+class EndpointInvalid(ValueError):
+    """The text is no endpoint.toml; the message names the field."""
+
+
+def parse(text: str) -> Endpoint:
+    """Read an `endpoint.toml`; raises EndpointInvalid."""
+    try:
+        return msgspec.convert(tomllib.loads(text), Endpoint)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise EndpointInvalid(str(error)) from error

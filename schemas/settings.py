@@ -1,0 +1,48 @@
+"""Settings of a process: one frozen Struct, read once from a TOML file and `LAMPLIGHTER_*` variables."""
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+PREFIX = "LAMPLIGHTER_"
+
+
+class SettingsInvalid(ValueError):
+    """A setting cannot be read; the message names it."""
+
+
+def _nested(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`LAMPLIGHTER_A__B=1` as `{"a": {"b": "1"}}`."""
+    tree: dict[str, Any] = {}
+    for name, value in sorted(environ.items()):
+        if not name.startswith(PREFIX):
+            continue
+        *parents, last = name.removeprefix(PREFIX).lower().split("__")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = value
+    return tree
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
+
+
+def load(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
+    """Settings of `kind` from TOML `text`, overridden by `environ`; raises SettingsInvalid.
+
+    Variables are text, so numbers and booleans are read leniently; names the Struct does not have are ignored, because
+    the file is shared by the processes of one host.
+    """
+    try:
+        return msgspec.convert(_merged(tomllib.loads(text), _nested(environ)), kind, strict=False)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise SettingsInvalid(f"{error}: correct it in lamplighter.toml or in its {PREFIX}* variable") from error
