@@ -1,0 +1,46 @@
+"""Cards made of nothing: the fake behind `Gpus`, for tests and for hosts whose owner switched the watch off."""
+
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from runner.gpu.board import Board
+from schemas.gpu import GpuSample, LostGpu, Snapshot, WatchState, XidEvent
+
+
+class MemoryGpus(Board):
+    """Shows what it is told to show. `at` counts the words, so that equal samples still make a new snapshot."""
+
+    def __init__(self, *samples: GpuSample) -> None:
+        super().__init__()
+        self.show(*samples)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, *samples: GpuSample) -> None:
+        """These cards answer now, with these values; a lost one that shows again is no longer lost."""
+        state = WatchState.OK if samples else WatchState.NONE
+        shown = {sample.uuid for sample in samples}
+        lost = tuple(card for card in self.snapshot().lost if card.uuid not in shown)
+        self.post(Snapshot(state=state, at=self.snapshot().at + 1, samples=samples, lost=lost, driver="memory"))
+
+    def enter(self, state: WatchState, why: str = "") -> None:
+        """The watch itself is in `state`; samples stay as history."""
+        self.post(msgspec.structs.replace(self.snapshot(), state=state, why=why))
+
+    def lose(self, uuid: str, why: str = "GPU is lost") -> None:
+        """This card stops answering."""
+        now = self.snapshot()
+        kept = tuple(sample for sample in now.samples if sample.uuid != uuid)
+        self.post(msgspec.structs.replace(now, at=now.at + 1, samples=kept, lost=(*now.lost, LostGpu(uuid, why))))
+
+    def strike(self, uuid: str, xid: int) -> None:
+        """The driver reports an XID on this card."""
+        self.tell(XidEvent(uuid, xid, at=self.snapshot().at))

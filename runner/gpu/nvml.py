@@ -1,0 +1,277 @@
+"""The cards as NVML sees them. The only import of `pynvml`, and a process of its own: `python -m runner.gpu.nvml`.
+
+A process, because an NVML call may block in the kernel for minutes, and because a library whose driver was upgraded
+under it cannot be loaded anew in the same process. It writes `runner.gpu.wire` messages to stdout: a Reading every
+interval and each XID at once. It ends when the driver says something that only a new process can mend, or when
+nobody reads any more.
+"""
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pynvml as nv
+
+from runner.gpu import wire
+from runner.gpu.lineage import traced
+from schemas.gpu import GpuProcess, GpuSample, LostGpu, Recovery, RemappedRows, WatchState, XidEvent
+
+Handle = Any  # a ctypes pointer that pynvml makes; it ships no types
+
+# What ends this process, by NVML's error code, and how it is told. Everything else that escapes is a crash.
+ENDS = {
+    nv.NVML_ERROR_LIBRARY_NOT_FOUND: WatchState.NONE,
+    nv.NVML_ERROR_GPU_NOT_FOUND: WatchState.NONE,
+    nv.NVML_ERROR_DRIVER_NOT_LOADED: WatchState.NO_DRIVER,
+    nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH: WatchState.MISMATCH,
+}
+# The card is gone and stays gone: asking it again in this process would only risk a hang.
+GONE = frozenset({nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED})
+# This card or this driver has no such value and never will: not asked again.
+ABSENT = frozenset(
+    {
+        nv.NVML_ERROR_NOT_SUPPORTED,
+        nv.NVML_ERROR_FUNCTION_NOT_FOUND,
+        nv.NVML_ERROR_NO_PERMISSION,
+        nv.NVML_ERROR_INVALID_ARGUMENT,
+        nv.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    }
+)
+RECOVERIES = tuple(Recovery)[:-1]  # declared in NVML's order, from 0
+MEND = "{}: reset the card (nvidia-smi --gpu-reset) or reboot the host"
+SILENT_EVENTS = 10  # intervals without a turn of the event thread after which no Reading is sent: it hangs
+
+
+def _memory(handle: Handle) -> dict[str, int]:
+    info = nv.nvmlDeviceGetMemoryInfo(handle, version=nv.nvmlMemory_v2)
+    return _mib(total=info.total, used=info.used, free=info.free, reserved=info.reserved)
+
+
+def _memory_before_510(handle: Handle) -> dict[str, int]:
+    info = nv.nvmlDeviceGetMemoryInfo(handle)
+    return _mib(total=info.total, used=info.used, free=info.free)
+
+
+def _mib(**amounts: int) -> dict[str, int]:
+    return {f"memory_{name}_mb": amount >> 20 for name, amount in amounts.items()}
+
+
+def _recovery(handle: Handle) -> Recovery:
+    (field,) = nv.nvmlDeviceGetFieldValues(handle, [nv.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if field.nvmlReturn != nv.NVML_SUCCESS:
+        raise nv.NVMLError(field.nvmlReturn)
+    action = field.value.uiVal
+    return RECOVERIES[action] if action < len(RECOVERIES) else Recovery.UNKNOWN
+
+
+def _rows(handle: Handle) -> RemappedRows:
+    correctable, uncorrectable, pending, failed = nv.nvmlDeviceGetRemappedRows(handle)
+    return RemappedRows(correctable, uncorrectable, bool(pending), bool(failed))
+
+
+def _processes(handle: Handle) -> tuple[GpuProcess, ...]:
+    """Every process once; one that computes and draws counts as computing."""
+    drawing = {process.pid: process for process in _listed(nv.nvmlDeviceGetGraphicsRunningProcesses_v3(handle), True)}
+    computing = {process.pid: process for process in _computing(handle)}
+    return tuple((drawing | computing).values())
+
+
+def _computing(handle: Handle) -> tuple[GpuProcess, ...]:
+    return _listed(nv.nvmlDeviceGetComputeRunningProcesses_v3(handle), False)
+
+
+def _computing_before_510(handle: Handle) -> tuple[GpuProcess, ...]:
+    return _listed(nv.nvmlDeviceGetComputeRunningProcesses_v2(handle), False)
+
+
+def _listed(entries: Any, graphics: bool) -> tuple[GpuProcess, ...]:
+    return tuple(
+        traced(GpuProcess(entry.pid, entry.usedGpuMemory and entry.usedGpuMemory >> 20, graphics=graphics))
+        for entry in entries
+    )
+
+
+def _ecc(kind: int) -> Callable[[Handle], int]:
+    return lambda handle: int(nv.nvmlDeviceGetTotalEccErrors(handle, kind, nv.NVML_VOLATILE_ECC))
+
+
+def _slowdown_by_margin(handle: Handle) -> int:
+    """Cards that publish no threshold tell how far they are from it."""
+    here = nv.nvmlDeviceGetTemperatureV(handle, nv.NVML_TEMPERATURE_GPU)
+    return int(here + nv.nvmlDeviceGetMarginTemperature(handle))
+
+
+# Each field of a sample and the ways to ask for it, newest first: the first that the driver has is kept.
+FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
+    "temperature_c": (
+        lambda h: nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU),
+        lambda h: nv.nvmlDeviceGetTemperature(h, nv.NVML_TEMPERATURE_GPU),
+    ),
+    "slowdown_c": (
+        lambda h: nv.nvmlDeviceGetTemperatureThreshold(h, nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+        _slowdown_by_margin,
+    ),
+    "reasons": (nv.nvmlDeviceGetCurrentClocksEventReasons, nv.nvmlDeviceGetCurrentClocksThrottleReasons),
+    "ecc_corrected": (_ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED),),
+    "ecc_uncorrected": (_ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),),
+    "rows": (_rows,),
+    "retired_pending": (lambda h: bool(nv.nvmlDeviceGetRetiredPagesPendingStatus(h)),),
+    "recovery": (_recovery,),
+    "utilization": (lambda h: nv.nvmlDeviceGetUtilizationRates(h).gpu,),
+    "power_w": (lambda h: nv.nvmlDeviceGetPowerUsage(h) / 1000,),
+    "energy_mj": (nv.nvmlDeviceGetTotalEnergyConsumption,),
+    "processes": (_processes, _computing, _computing_before_510),
+}
+
+
+class Card:
+    """One card, by a handle that is good for the life of this process."""
+
+    def __init__(self, index: int) -> None:
+        self.uuid: str = nv.nvmlDeviceGetUUID(nv.nvmlDeviceGetHandleByIndex(index))
+        # By UUID, not by index: indices move when a card falls off the bus between two looks.
+        self.handle = nv.nvmlDeviceGetHandleByUUID(self.uuid)
+        self.index = index
+        self.name: str = nv.nvmlDeviceGetName(self.handle)
+        self._ways = dict(FIELDS)
+        self._lost: LostGpu | None = None
+
+    def look(self) -> GpuSample | LostGpu:
+        """A sample, or that the card does not answer."""
+        if self._lost is not None:
+            return self._lost
+        try:
+            return self._sample()
+        except nv.NVMLError as error:
+            if error.value in ENDS:
+                raise
+            lost = LostGpu(self.uuid, MEND.format(error), self.index, self.name)
+            if error.value in GONE:
+                self._lost = lost
+            return lost
+
+    def _sample(self) -> GpuSample:
+        try:
+            memory = _memory(self.handle)
+        except nv.NVMLError_FunctionNotFound:
+            memory = _memory_before_510(self.handle)
+        values: dict[str, Any] = {field: value for field in FIELDS if (value := self._ask(field)) is not None}
+        return GpuSample(index=self.index, uuid=self.uuid, name=self.name, **memory, **values)
+
+    def _ask(self, field: str) -> Any:
+        """The field's value; None where the card has none, or has none just now."""
+        while ways := self._ways[field]:
+            try:
+                return ways[0](self.handle)
+            except nv.NVMLError as error:
+                if error.value in GONE or error.value in ENDS:
+                    raise
+                if error.value not in ABSENT:
+                    return None
+                self._ways[field] = ways[1:]
+        return None
+
+
+class Events(threading.Thread):
+    """Waits for XIDs. `turned` is when it last came back from the driver (monotonic seconds)."""
+
+    def __init__(self, cards: list[Card], interval: float) -> None:
+        super().__init__(name="nvml-events", daemon=True)  # daemon: it may be stuck in the driver when we must end
+        self.turned = time.monotonic()
+        self._cards, self._interval = cards, interval
+        self._set, self._uuids = self._register()
+
+    def run(self) -> None:
+        while True:
+            self.turned = time.monotonic()
+            try:
+                self._wait()
+            except nv.NVMLError_Timeout:
+                continue
+            except nv.NVMLError:
+                # A lost card answers every wait at once, for all cards. The new set is registered before the pause,
+                # so that it keeps what the others report meanwhile.
+                self._set, self._uuids = self._register()
+                time.sleep(self._interval)
+
+    def _wait(self) -> None:
+        if self._set is None:
+            raise nv.NVMLError(nv.NVML_ERROR_NOT_READY)
+        event = nv.nvmlEventSetWait_v2(self._set, int(self._interval * 1000))
+        uuid = self._uuids.get(_address(event.device), "")
+        _emit(XidEvent(uuid, event.eventData, at=time.time()))
+
+    def _register(self) -> tuple[Any, dict[int, str]]:
+        """An event set and the cards in it; no set where no card reports (WSL, all lost): the samples still tell."""
+        uuids: dict[int, str] = {}
+        try:
+            events = nv.nvmlEventSetCreate()
+        except nv.NVMLError:
+            return None, uuids
+        for card in self._cards:
+            try:
+                nv.nvmlDeviceRegisterEvents(card.handle, nv.nvmlEventTypeXidCriticalError, events)
+            except nv.NVMLError:
+                continue
+            uuids[_address(card.handle)] = card.uuid
+        return (events, uuids) if uuids else (None, uuids)
+
+
+def _address(handle: Handle) -> int:
+    """Handles are compared by address: a lost card no longer tells its UUID."""
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
+def _open() -> tuple[list[Card], tuple[LostGpu, ...]]:
+    """The cards that can be opened, and those that are listed and cannot."""
+    cards, shut = [], []
+    for index in range(nv.nvmlDeviceGetCount()):
+        try:
+            cards.append(Card(index))
+        except nv.NVMLError as error:
+            if error.value in ENDS:
+                raise
+            shut.append(LostGpu("", MEND.format(error), index))
+    if not cards and not shut:
+        raise nv.NVMLError(nv.NVML_ERROR_GPU_NOT_FOUND)
+    return cards, tuple(shut)
+
+
+def _emit(message: wire.Message, lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 - one lock, on purpose
+    with lock:
+        sys.stdout.buffer.write(wire.encode(message))
+        sys.stdout.buffer.flush()
+
+
+def watch(interval: float) -> NoReturn:
+    """Read all cards every `interval` seconds for as long as the driver answers."""
+    nv.nvmlInit()
+    driver = nv.nvmlSystemGetDriverVersion()
+    cards, shut = _open()
+    events = Events(cards, interval)
+    events.start()
+    while True:
+        looks = [card.look() for card in cards]
+        if time.monotonic() - events.turned < SILENT_EVENTS * interval:
+            samples = tuple(look for look in looks if isinstance(look, GpuSample))
+            lost = tuple(look for look in looks if isinstance(look, LostGpu))
+            _emit(wire.Reading(driver, samples, lost + shut))
+        time.sleep(interval)
+
+
+def main(argv: list[str]) -> int:
+    """Watch until the driver ends it; the exit code is one of `wire.EXITS`, or 1."""
+    try:
+        watch(interval=float(argv[0]))
+    except nv.NVMLError as error:
+        _emit(wire.Ending(str(error)))
+        return wire.EXITS.get(ENDS.get(error.value, WatchState.FAILED), 1)
+    except BrokenPipeError:  # the runner is gone, and with it every reason to go on
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
