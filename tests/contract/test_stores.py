@@ -1,0 +1,201 @@
+"""What every asset store keeps, fake and real: whole files or none, verified bodies, a trash one can come back from."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from edge.store.directory import open_directory
+from edge.store.memory import MemoryStore
+from edge.store.port import BLOCK, DigestMismatch, Store, TooLarge
+from schemas.asset import Digest
+
+BODY = b"a face and a voice " * 200_000  # 3.8 MB: several blocks and a rest
+SHA = hashlib.sha256(BODY).hexdigest()
+EMPTY = hashlib.sha256(b"").hexdigest()
+OTHER = "0" * 64
+LIMIT = 1 << 30
+
+
+async def body(data: bytes = BODY, chunk: int = 65536) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), chunk):
+        yield data[at : at + chunk]
+
+
+async def whole(store: Store, sha256: Digest = SHA, start: int = 0, stop: int | None = None) -> bytes:
+    return b"".join([block async for block in store.read(sha256, start, stop)])
+
+
+@asynccontextmanager
+async def memory(_: Path) -> AsyncIterator[Store]:
+    yield MemoryStore()
+
+
+@asynccontextmanager
+async def directory(root: Path) -> AsyncIterator[Store]:
+    async with open_directory(root) as store:
+        yield store
+        left = [path for path in (root / "tmp").rglob("*") if path.is_file() and path.name != "lock"]
+        assert left == [], "a write left something in the temporary folder"
+
+
+@pytest.fixture(params=[memory, directory], ids=["memory", "directory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Store]:
+    opened: Callable[[Path], AbstractAsyncContextManager[Store]] = request.param
+    async with opened(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.mark.parametrize("expected", [SHA, None])
+async def test_a_body_is_kept_under_its_digest(store: Store, expected: Digest | None) -> None:
+    stored = await store.write(body(), expected, LIMIT)
+    assert (stored.sha256, stored.bytes) == (SHA, len(BODY))
+    assert await store.stat(SHA) == stored
+    assert await whole(store) == BODY
+
+
+async def test_an_empty_body_is_a_file_too(store: Store) -> None:
+    assert (await store.write(body(b""), EMPTY, 0)).bytes == 0
+    assert await whole(store, EMPTY) == b""
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 1), (5, 5), (BLOCK - 1, BLOCK + 1), (len(BODY) - 3, None), (10, len(BODY) + 99), (99, 9)]
+)
+async def test_a_range_is_cut_as_python_cuts(store: Store, start: int, stop: int | None) -> None:
+    await store.write(body(), SHA, LIMIT)
+    assert await whole(store, SHA, start, stop) == BODY[start:stop]
+
+
+async def test_what_is_not_there_is_said_so(store: Store) -> None:
+    assert await store.stat(OTHER) is None
+    assert [await store.trash(OTHER), await store.restore(OTHER), await store.erase(OTHER)] == [False] * 3
+    with pytest.raises(KeyError):
+        await whole(store, OTHER)
+
+
+async def test_a_wrong_digest_leaves_nothing(store: Store) -> None:
+    with pytest.raises(DigestMismatch) as raised:
+        await store.write(body(), OTHER, LIMIT)
+    assert (raised.value.expected, raised.value.got) == (OTHER, SHA)
+    assert await store.stat(OTHER) is None
+    assert await store.stat(SHA) is None
+
+
+async def test_a_known_digest_does_not_excuse_a_wrong_body(store: Store) -> None:
+    await store.write(body(), SHA, LIMIT)
+    with pytest.raises(DigestMismatch):
+        await store.write(body(b"something else"), SHA, LIMIT)
+    assert await whole(store) == BODY
+
+
+async def test_a_body_over_its_limit_is_not_read_to_the_end(store: Store) -> None:
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        while True:
+            given += 65536
+            yield bytes(65536)
+
+    with pytest.raises(TooLarge):
+        await store.write(endless(), None, 3 * BLOCK)
+    assert given <= 5 * BLOCK
+
+
+async def test_a_body_of_exactly_the_limit_passes(store: Store) -> None:
+    assert (await store.write(body(), SHA, len(BODY))).bytes == len(BODY)
+    with pytest.raises(TooLarge):
+        await store.write(body(), SHA, len(BODY) - 1)
+
+
+async def test_a_cut_body_leaves_nothing_and_is_told_as_it_was(store: Store) -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield BODY[: 2 * BLOCK]
+        raise ConnectionResetError("the client went away")
+
+    with pytest.raises(ConnectionResetError, match="went away"):
+        await store.write(cut(), SHA, LIMIT)
+    assert await store.stat(SHA) is None
+
+
+async def test_a_cancelled_write_leaves_nothing(store: Store) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def stalls() -> AsyncIterator[bytes]:
+            yield BODY[: 2 * BLOCK]
+            tasks.cancel_scope.cancel()
+            await anyio.sleep_forever()
+
+        tasks.start_soon(store.write, stalls(), SHA, LIMIT)
+    assert await store.stat(SHA) is None
+
+
+async def test_writers_of_one_digest_do_not_meet(store: Store) -> None:
+    async with anyio.create_task_group() as tasks:
+        for chunk in (1000, 65536, BLOCK, len(BODY)):
+            tasks.start_soon(store.write, body(chunk=chunk), SHA, LIMIT)
+    assert await whole(store) == BODY
+
+
+async def test_trash_hides_restore_brings_back_erase_ends(store: Store) -> None:
+    await store.write(body(), SHA, LIMIT)
+    assert await store.trash(SHA)
+    assert await store.stat(SHA) is None
+    assert (await store.survey()).trashed == (SHA,)
+    assert await store.restore(SHA)
+    assert await whole(store) == BODY
+    assert await store.trash(SHA)
+    assert await store.erase(SHA)
+    assert not await store.restore(SHA)
+    assert (await store.survey()).trashed == ()
+
+
+async def test_erase_never_touches_what_is_not_in_the_trash(store: Store) -> None:
+    await store.write(body(), SHA, LIMIT)
+    assert not await store.erase(SHA)
+    assert await whole(store) == BODY
+
+
+async def test_bytes_in_the_trash_are_written_again(store: Store) -> None:
+    await store.write(body(), SHA, LIMIT)
+    await store.trash(SHA)
+    await store.write(body(), SHA, LIMIT)
+    assert await whole(store) == BODY
+    await store.erase(SHA)
+    assert await whole(store) == BODY
+
+
+@pytest.mark.parametrize("then_erase", [False, True])
+async def test_a_body_verified_while_its_file_is_deleted_is_there_afterwards(store: Store, then_erase: bool) -> None:
+    await store.write(body(), SHA, LIMIT)
+
+    async def deleted_meanwhile() -> AsyncIterator[bytes]:
+        yield BODY[:BLOCK]
+        await store.trash(SHA)
+        if then_erase:
+            await store.erase(SHA)
+        yield BODY[BLOCK:]
+
+    await store.write(deleted_meanwhile(), SHA, LIMIT)
+    assert await whole(store) == BODY
+
+
+async def test_a_reader_finishes_what_it_began(store: Store) -> None:
+    await store.write(body(), SHA, LIMIT)
+    reading = store.read(SHA)
+    first = await anext(reading)
+    await store.trash(SHA)
+    await store.erase(SHA)
+    assert first + b"".join([block async for block in reading]) == BODY
+
+
+async def test_the_fingerprint_stays_and_free_space_is_known(store: Store) -> None:
+    before = await store.survey()
+    await store.write(body(), SHA, LIMIT)
+    after = await store.survey()
+    assert before.fingerprint == after.fingerprint != ""
+    assert after.free_bytes > 0
