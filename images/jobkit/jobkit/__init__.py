@@ -1,0 +1,19 @@
+"""Write a Lamplighter image in three lines: `import jobkit`, a function of one job, `jobkit.run(work)`.
+
+    import jobkit
+
+    def work(job):
+        with job.output("result.txt") as path:
+            path.write_text(job.path("file").read_text().upper())
+        return {"text": job.input.get("text", "")}
+
+    jobkit.run(work)
+
+Needs Python 3.8 and nothing else. What it speaks is the container contract (schemas/container.py in Lamplighter).
+"""
+
+from jobkit.entry import run
+from jobkit.errors import BadInput, BadJob, GpuUnusable, JobError, Stopped, TryAgain
+from jobkit.job import Job
+
+__all__ = ["BadInput", "BadJob", "GpuUnusable", "Job", "JobError", "Stopped", "TryAgain", "run"]

@@ -1,0 +1,108 @@
+"""How a job fails: what to raise, the exit code of it, and what any other exception means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+_CODE = re.compile("[a-z_]{1,40}")
+STOPPED_EXIT = 143  # 128 + SIGTERM, as a shell and Docker say it
+
+
+class JobError(Exception):
+    """A failure with a code (`[a-z_]{1,40}`) and a message for the user. Raise one of its children."""
+
+    exit_code = 70
+
+    def __init__(self, code: str, message: str) -> None:
+        if not _CODE.fullmatch(code):
+            raise ValueError(f"{code!r} is no failure code: give 1 to 40 of a-z and _")
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class BadJob(JobError):
+    """The job itself makes no sense. The client's fault, never retried."""
+
+    exit_code = 64
+
+
+class BadInput(JobError):
+    """An input cannot be used: `BadInput("no_face", "…")`. The client's fault, never retried."""
+
+    exit_code = 65
+
+
+class GpuUnusable(JobError):
+    """The GPU or its driver cannot be used: another card or later. Costs no attempt."""
+
+    exit_code = 69
+
+
+class TryAgain(JobError):
+    """Something passing was in the way."""
+
+    exit_code = 75
+
+
+class Stopped(BaseException):
+    """The runner asked the job to stop (SIGTERM). Clean up and let it pass: no `except Exception` catches it."""
+
+
+class Failure(NamedTuple):
+    """What an exception comes to."""
+
+    code: str
+    message: str
+    exit_code: int
+
+
+# torch raises RuntimeError for most of these; only the text tells. Sources: torch/c10/cuda/CUDAException,
+# CUDACachingAllocator, and cudaGetErrorString in NVIDIA's runtime API reference.
+CUDA_TEXTS = (
+    ("cuda out of memory", "cuda_oom", 75),
+    ("cuda error: out of memory", "cuda_oom", 75),
+    ("cuda_error_out_of_memory", "cuda_oom", 75),
+    ("cudaerrormemoryallocation", "cuda_oom", 75),
+    ("no cuda-capable device", "gpu_unhealthy", 69),
+    ("no cuda gpus are available", "gpu_unhealthy", 69),
+    ("devices are busy or unavailable", "gpu_unhealthy", 69),
+    ("driver version is insufficient", "gpu_unhealthy", 69),
+    ("cuda unknown error", "gpu_unhealthy", 69),
+    ("uncorrectable ecc error", "gpu_unhealthy", 69),
+    ("gpu is lost", "gpu_lost", 69),
+)
+
+
+def _own(error: BaseException) -> Failure | None:
+    if isinstance(error, JobError):
+        return Failure(error.code, error.message, error.exit_code)
+    return None
+
+
+def _cuda(error: BaseException) -> Failure | None:
+    text = str(error).lower()
+    for fragment, code, exit_code in CUDA_TEXTS:
+        if fragment in text:
+            return Failure(code, str(error), exit_code)
+    return None
+
+
+def _memory(error: BaseException) -> Failure | None:
+    if isinstance(error, MemoryError):
+        return Failure("out_of_memory", str(error) or "the process could not get more memory", 70)
+    return None
+
+
+_READINGS: tuple[Callable[[BaseException], Failure | None], ...] = (_own, _cuda, _memory)
+
+
+def failure_of(error: BaseException, otherwise: str = "internal") -> Failure:
+    """What `error` comes to; `otherwise` is the code of an exception that nothing here knows."""
+    for reading in _READINGS:
+        failure = reading(error)
+        if failure is not None:
+            return failure
+    return Failure(otherwise, f"{type(error).__name__}: {error}", 70)
