@@ -1,0 +1,55 @@
+# Run with ./justw VERB, which makes the environment first.
+
+export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
+
+# List the verbs
+help:
+    @just --list --unsorted
+
+# Make or renew the environment, .venv
+setup:
+    @./justw setup
+
+# Submit a sample face and voice, get a talking video: demo/result.mp4
+demo *args:
+    @python deploy/demo.py {{ args }}
+
+# Everything that this machine can check: lint, types, tests
+test *args: lint types
+    pytest {{ args }}
+
+# Style and format
+lint:
+    ruff check --quiet . && ruff format --quiet --check .
+
+# Types
+types:
+    mypy
+
+# Put the code into the form that lint asks for
+fmt:
+    ruff check --quiet --fix . && ruff format --quiet .
+
+# Serve broker, edge and runner until stopped
+up *args:
+    @lamplighter up {{ args }}
+
+# The figures of docs/performance.md
+bench *args:
+    python -m bench {{ args }}
+
+# What a submission must pass, on a clean machine
+ci:
+    bash .ci/run
+
+# Resolve the lock files again from pyproject.toml
+lock:
+    python deploy/lock.py
+
+# Make the base image of our own images, without an image registry
+base *args:
+    deploy/docker/base.sh {{ args }}
+
+# Start, stop or show a Docker engine of our own under DIR
+engine verb dir *socket:
+    deploy/docker/engine.sh {{ verb }} {{ dir }} {{ socket }}
