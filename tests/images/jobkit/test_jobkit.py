@@ -1,0 +1,242 @@
+"""jobkit as an author uses it: small programs, run for real."""
+
+import ast
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from schemas.container import ErrorLine, ExitCode, Message, Metric, Progress, Ready
+from tests.images.job_process import IMAGES, make_job, messages, output_data, started
+
+
+def run(tmp_path: Path, code: str, **files: bytes) -> tuple[int, list[Message], str]:
+    """Exit code, stdout's messages and stderr of a program around `code`."""
+    with started(program(tmp_path, code), make_job(tmp_path, {"n": 3, "clip": "a.txt"}, **files)) as process:
+        out, err = process.communicate(timeout=30)
+    return process.returncode, messages(out), err.decode()
+
+
+def program(tmp_path: Path, code: str) -> Path:
+    path = tmp_path / "main.py"
+    path.write_text("import jobkit\n" + textwrap.dedent(code))
+    return path
+
+
+def test_three_lines_are_enough(tmp_path: Path) -> None:
+    code = """
+    def work(job): return {"text": job.path("clip").read_text().upper(), "who": [job.id, job.round, job.attempt]}
+    jobkit.run(work)
+    """
+    assert run(tmp_path, code, **{"a.txt": b"hi"}) == (ExitCode.DONE, [], "")
+    assert output_data(tmp_path) == {"text": "HI", "who": ["job-1", 1, 2]}
+
+
+def test_load_is_given_to_work_and_none_is_an_empty_result(tmp_path: Path) -> None:
+    code, _, _ = run(tmp_path, "jobkit.run(lambda job, model: print(model), load=lambda: 'weights')")
+    assert (code, output_data(tmp_path)) == (0, {})
+
+
+FAILURES = {
+    "raise jobkit.BadInput('no_face', 'none seen')": (ExitCode.BAD_INPUT, "no_face", "none seen"),
+    "raise jobkit.BadJob('bad_job', 'x')": (ExitCode.BAD_JOB, "bad_job", "x"),
+    "raise jobkit.GpuUnusable('gpu_lost', 'x')": (ExitCode.GPU_UNUSABLE, "gpu_lost", "x"),
+    "raise jobkit.TryAgain('busy', 'x')": (ExitCode.TRY_AGAIN, "busy", "x"),
+    "raise ZeroDivisionError('by zero')": (ExitCode.INTERNAL, "internal", "ZeroDivisionError: by zero"),
+    "raise MemoryError": (ExitCode.INTERNAL, "out_of_memory", "the process could not get more memory"),
+    "raise RuntimeError('CUDA out of memory. Tried')": (ExitCode.TRY_AGAIN, "cuda_oom", "CUDA out of memory. Tried"),
+    "raise RuntimeError('No CUDA GPUs are available')": (
+        ExitCode.GPU_UNUSABLE,
+        "gpu_unhealthy",
+        "No CUDA GPUs are available",
+    ),
+    "raise SystemExit(0)": (ExitCode.INTERNAL, "internal", "SystemExit: 0"),
+    "return {'x': float('nan')}": (
+        ExitCode.INTERNAL,
+        "internal",
+        "ValueError: Out of range float values are not JSON compliant",
+    ),
+    "job.output('../x').__enter__()": (
+        ExitCode.INTERNAL,
+        "internal",
+        "ValueError: '../x' is no name for an output: give a plain file name",
+    ),
+    "raise jobkit.BadInput('No Face', '')": (
+        ExitCode.INTERNAL,
+        "internal",
+        "ValueError: 'No Face' is no failure code: give 1 to 40 of a-z and _",
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", FAILURES)
+def test_a_failure_has_an_exit_code_and_a_line(tmp_path: Path, statement: str) -> None:
+    exit_code, code, message = FAILURES[statement]
+    found, said, err = run(tmp_path, f"def work(job): {statement}\njobkit.run(work)")
+    assert (found, said) == (exit_code, [ErrorLine(code, message)])
+    assert "Traceback" in err
+    assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_load_that_fails_is_the_models_fault_unless_it_is_the_cards(tmp_path: Path) -> None:
+    code = "def load(): raise {}\njobkit.run(print, load=load)"
+    assert run(tmp_path, code.format("OSError('no weights')"))[:2] == (
+        ExitCode.INTERNAL,
+        [ErrorLine("model_load_failed", "OSError: no weights")],
+    )
+    assert run(tmp_path, code.format("RuntimeError('no CUDA-capable device is detected')"))[0] == 69
+
+
+@pytest.mark.parametrize("text", [None, "no json", "[]", '{"id": "x"}'])
+def test_a_job_that_cannot_be_read_is_a_bad_job(tmp_path: Path, text: str | None) -> None:
+    make_job(tmp_path, {})
+    (tmp_path / "job.json").unlink() if text is None else (tmp_path / "job.json").write_text(text)
+    with started(program(tmp_path, "jobkit.run(print)"), tmp_path) as process:
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.BAD_JOB
+    assert [type(message) for message in messages(out)] == [ErrorLine]
+
+
+def test_an_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    code = """
+    def work(job):
+        with job.output("good.mp4") as path:
+            assert path.suffix == ".mp4"
+            path.write_bytes(b"all")
+        try:
+            with job.output("bad.mp4") as path:
+                path.write_bytes(b"half")
+                raise ValueError
+        except ValueError:
+            pass
+    jobkit.run(work)
+    """
+    assert run(tmp_path, code)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.mp4", "output.json"]
+
+
+def test_progress_is_sparse_and_its_last_arrives(tmp_path: Path) -> None:
+    code = """
+    def work(job):
+        for n in range(10_001):
+            job.progress(n / 10_000, "count", n, 10_000)
+        job.metric("n", n, "1")
+    jobkit.run(work)
+    """
+    found, said, _ = run(tmp_path, code)
+    told = [message for message in said if isinstance(message, Progress)]
+    assert found == 0
+    assert Metric("n", 10_000.0, "1") in said
+    assert told[0].fraction == 0.0
+    assert told[-1] == Progress(1.0, "count", 10_000, 10_000)
+    assert len(told) < 100
+
+
+def test_held_back_progress_follows_while_the_job_is_busy(tmp_path: Path) -> None:
+    code = """
+    import sys
+    def work(job):
+        job.progress(0.1)
+        job.progress(0.2)
+        sys.stdin.read()
+    jobkit.run(work)
+    """
+    with started(program(tmp_path, code), make_job(tmp_path, {})) as process:
+        assert process.stdout is not None
+        said = messages(process.stdout.readline() + process.stdout.readline())
+    assert said == [Progress(0.1), Progress(0.2)]
+
+
+def test_what_others_print_never_spoils_a_message(tmp_path: Path) -> None:
+    code = """
+    import os
+    def work(job):
+        print("half a line", end="")
+        os.write(1, b"from C")
+        job.progress(0.5)
+        job.log("logged")
+    jobkit.run(work)
+    """
+    found, said, err = run(tmp_path, code)
+    assert (found, said) == (0, [Progress(0.5)])
+    assert all(words in err for words in ("half a line", "from C", "logged\n"))
+
+
+def test_sigterm_is_raised_in_the_job(tmp_path: Path) -> None:
+    code = """
+    import signal
+    def work(job):
+        try:
+            job.progress(0)
+            signal.pause()
+        except Exception:
+            print("swallowed")
+        finally:
+            job.log("cleaned up")
+    jobkit.run(work)
+    """
+    with started(program(tmp_path, code), make_job(tmp_path, {})) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, b"cleaned up\n")
+
+
+WARM = """
+def work(job, model): return {"model": model, "n": job.input["n"]}
+jobkit.run(work, load=lambda: "loaded")
+"""
+
+
+def ready(process: "subprocess.Popen[bytes]") -> list[Message]:
+    assert process.stdout is not None
+    return messages(process.stdout.readline())
+
+
+def test_warm_loads_says_ready_and_takes_one_job(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 40)  # a unix socket's own path would not do
+    for part in ("out", "tmp"):
+        (folder / part).mkdir(parents=True)
+    with started(program(tmp_path, WARM), folder, LAMPLIGHTER_WARM="1") as process:
+        assert ready(process) == [Ready()]
+        link = tmp_path / "s"
+        link.symlink_to(folder)
+        with socket.socket(socket.AF_UNIX) as nobody:
+            nobody.connect(str(link / "start.sock"))
+        make_job(folder, {"n": 7})
+        with socket.socket(socket.AF_UNIX) as runner:
+            runner.connect(str(link / "start.sock"))
+            runner.sendall(b"start\n")
+            process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert output_data(folder) == {"model": "loaded", "n": 7}
+    assert not (folder / "start.sock").exists()
+
+
+def test_warm_ends_quietly_when_stopped(tmp_path: Path) -> None:
+    with started(program(tmp_path, WARM), tmp_path, LAMPLIGHTER_WARM="1") as process:
+        assert ready(process) == [Ready()]
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == 143
+
+
+def test_warm_that_cannot_load_says_why(tmp_path: Path) -> None:
+    code = "def load(): raise OSError('no weights')\njobkit.run(print, load=load)"
+    with started(program(tmp_path, code), tmp_path, LAMPLIGHTER_WARM="1") as process:
+        out, _ = process.communicate(timeout=30)
+    assert messages(out) == [ErrorLine("model_load_failed", "OSError: no weights")]
+    assert process.returncode == ExitCode.INTERNAL
+
+
+def test_jobkit_is_python_3_8_and_standard_library() -> None:
+    for path in (IMAGES / "jobkit").rglob("*.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 8))
+        imports = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        imports += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+        assert {name.split(".")[0] for name in imports} <= {*sys.stdlib_module_names, "jobkit"}
