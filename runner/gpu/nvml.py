@@ -6,6 +6,7 @@ interval and each XID at once. It ends when the driver says something that only 
 nobody reads any more.
 """
 
+import contextlib
 import ctypes
 import sys
 import threading
@@ -45,17 +46,17 @@ MEND = "{}: reset the card (nvidia-smi --gpu-reset) or reboot the host"
 SILENT_EVENTS = 10  # intervals without a turn of the event thread after which no Reading is sent: it hangs
 
 
-def _memory(handle: Handle) -> dict[str, int]:
+def _memory(handle: Handle) -> dict[str, Any]:
     info = nv.nvmlDeviceGetMemoryInfo(handle, version=nv.nvmlMemory_v2)
     return _mib(total=info.total, used=info.used, free=info.free, reserved=info.reserved)
 
 
-def _memory_before_510(handle: Handle) -> dict[str, int]:
+def _memory_before_510(handle: Handle) -> dict[str, Any]:
     info = nv.nvmlDeviceGetMemoryInfo(handle)
     return _mib(total=info.total, used=info.used, free=info.free)
 
 
-def _mib(**amounts: int) -> dict[str, int]:
+def _mib(**amounts: int) -> dict[str, Any]:
     return {f"memory_{name}_mb": amount >> 20 for name, amount in amounts.items()}
 
 
@@ -194,7 +195,9 @@ class Events(threading.Thread):
             except nv.NVMLError:
                 # A lost card answers every wait at once, for all cards. The new set is registered before the pause,
                 # so that it keeps what the others report meanwhile.
+                old = self._set
                 self._set, self._uuids = self._register()
+                _free(old)
                 time.sleep(self._interval)
 
     def _wait(self) -> None:
@@ -217,7 +220,16 @@ class Events(threading.Thread):
             except nv.NVMLError:
                 continue
             uuids[_address(card.handle)] = card.uuid
-        return (events, uuids) if uuids else (None, uuids)
+        if not uuids:
+            _free(events)
+            return None, uuids
+        return events, uuids
+
+
+def _free(events: Any) -> None:
+    with contextlib.suppress(nv.NVMLError):  # of a lost card: nothing more can be done
+        if events is not None:
+            nv.nvmlEventSetFree(events)
 
 
 def _address(handle: Handle) -> int:

@@ -156,7 +156,7 @@ class Watch(Board):
         for sample in reading.samples:
             why = "the driver no longer lists this card: reboot the host"
             self._known[sample.uuid] = LostGpu(sample.uuid, why, sample.index, sample.name)
-        present = {card.uuid for card in (*reading.samples, *told)}
+        present = {sample.uuid for sample in reading.samples} | {card.uuid for card in told}
         gone = [card for card in self._known.values() if card.uuid not in present]
         self._note(WatchState.OK, "")
         self.post(Snapshot(WatchState.OK, self._clock(), reading.samples, (*told, *gone), reading.driver))

@@ -1,0 +1,158 @@
+"""What every `Gpus` keeps, the fake and the one with real nvidia-ml-py over a stub library alike."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import pytest
+
+from runner.gpu.child import nvml
+from runner.gpu.memory import MemoryGpus
+from runner.gpu.port import Gpus
+from runner.gpu.watch import Timing, Watch
+from schemas.gpu import GpuSample, Snapshot, WatchState
+from tests.runner.gpu.cards import StubCards, uuid
+
+DEADLINE_S = 20
+
+
+class Bench(Protocol):
+    """Cards, and hands to break them."""
+
+    gpus: Gpus
+
+    def heat(self, card: int, celsius: int) -> None: ...
+    def xid(self, card: int, number: int) -> None: ...
+    def lose(self, card: int) -> None: ...
+    def hang(self) -> None: ...
+    def thaw(self) -> None: ...
+
+
+class MemoryBench:
+    def __init__(self) -> None:
+        self._cards = {index: self._sample(index, 40) for index in range(2)}
+        self.gpus = MemoryGpus(*self._cards.values())
+
+    def _sample(self, index: int, celsius: int) -> GpuSample:
+        return GpuSample(
+            index=index,
+            uuid=uuid(index),
+            name="Memory",
+            memory_total_mb=24576,
+            memory_used_mb=0,
+            memory_free_mb=24320,
+            temperature_c=celsius,
+        )
+
+    def heat(self, card: int, celsius: int) -> None:
+        self._cards[card] = self._sample(card, celsius)
+        self.gpus.show(*self._cards.values())
+
+    def xid(self, card: int, number: int) -> None:
+        self.gpus.strike(uuid(card), number)
+
+    def lose(self, card: int) -> None:
+        self.gpus.lose(uuid(card))
+
+    def hang(self) -> None:
+        self.gpus.enter(WatchState.HUNG, "told to hang")
+
+    def thaw(self) -> None:
+        self.gpus.show(*self._cards.values())
+
+
+class StubBench:
+    def __init__(self, folder: Path) -> None:
+        self._stub = StubCards(folder, count=2)
+        timing = Timing(first_s=1.0, silence_s=1.0, first_pause_s=0.05)
+        self.gpus = Watch(nvml(0.05, self._stub.env), clock=time.time, random=random.random, timing=timing)
+
+    def heat(self, card: int, celsius: int) -> None:
+        self._stub.set(**{f"gpu{card}__temperature": celsius})
+
+    def xid(self, card: int, number: int) -> None:
+        self._stub.xid(card, number)
+
+    def lose(self, card: int) -> None:
+        self._stub.set(**{f"gpu{card}__lost": 1})
+
+    def hang(self) -> None:
+        self._stub.set(hang=1)
+
+    def thaw(self) -> None:
+        self._stub.set(hang=0)
+
+
+@pytest.fixture(params=["memory", "stub"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    made: Bench = MemoryBench() if request.param == "memory" else StubBench(tmp_path)
+    async with made.gpus:
+        yield made
+
+
+async def until(gpus: Gpus, holds: Callable[[Snapshot], bool]) -> Snapshot:
+    """The first snapshot for which it holds."""
+    with anyio.fail_after(DEADLINE_S):
+        snapshot = gpus.snapshot()
+        while not holds(snapshot):
+            snapshot = await gpus.changed(snapshot)
+    return snapshot
+
+
+async def test_entering_returns_with_the_first_word(bench: Bench) -> None:
+    snapshot = bench.gpus.snapshot()
+    assert snapshot.state is WatchState.OK
+    assert snapshot.at > 0
+    assert [sample.uuid for sample in snapshot.samples] == [uuid(0), uuid(1)]
+
+
+async def test_a_reading_that_changes_is_shown(bench: Bench) -> None:
+    bench.heat(1, 77)
+    snapshot = await until(bench.gpus, lambda now: now.samples[1].temperature_c == 77)
+    assert snapshot.samples[0].temperature_c == 40
+
+
+async def test_every_xid_reaches_every_reader_once(bench: Bench) -> None:
+    with anyio.fail_after(DEADLINE_S), bench.gpus.events() as one, bench.gpus.events() as other:
+        bench.xid(1, 31)
+        bench.xid(0, 13)
+        for reader in (one, other):
+            heard = [await reader.receive(), await reader.receive()]
+            assert [(event.uuid, event.xid) for event in heard] == [(uuid(1), 31), (uuid(0), 13)]
+            with pytest.raises(anyio.WouldBlock):
+                reader.receive_nowait()
+
+
+async def test_a_reader_that_left_is_forgotten(bench: Bench) -> None:
+    with bench.gpus.events() as gone:
+        pass
+    with anyio.fail_after(DEADLINE_S), bench.gpus.events() as staying:
+        bench.xid(0, 13)
+        assert (await staying.receive()).xid == 13
+    with pytest.raises(anyio.ClosedResourceError):
+        gone.receive_nowait()
+
+
+async def test_a_lost_card_stays_lost_and_leaves_the_other_alone(bench: Bench) -> None:
+    bench.lose(0)
+    first = await until(bench.gpus, lambda now: bool(now.lost))
+    with anyio.fail_after(DEADLINE_S), bench.gpus.events() as events:
+        bench.xid(1, 13)
+        assert (await events.receive()).uuid == uuid(1)
+    for snapshot in (first, bench.gpus.snapshot()):
+        assert snapshot.state is WatchState.OK
+        assert [card.uuid for card in snapshot.lost] == [uuid(0)]
+        assert [sample.uuid for sample in snapshot.samples] == [uuid(1)]
+
+
+async def test_a_hang_is_a_state_with_the_last_samples_as_history(bench: Bench) -> None:
+    bench.hang()
+    hung = await until(bench.gpus, lambda now: now.state is WatchState.HUNG)
+    assert hung.why
+    assert len(hung.samples) == 2
+    bench.thaw()
+    back = await until(bench.gpus, lambda now: now.state is WatchState.OK)
+    assert back.at > hung.at
