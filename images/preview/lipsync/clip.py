@@ -1,0 +1,114 @@
+"""The client's video as pictures at a steady rate, from any point on, in little memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import av.container
+import av.error
+import av.video.stream
+import jobkit
+
+from .media import opened
+from .picture import Picture, Shape
+
+_CODE = "unreadable_video"
+_WHOLE, _SLACK_S = 0.9, 0.5  # a file that ends before this share of the length it announces was cut off
+
+Frames = Iterator[av.VideoFrame]
+File = av.container.InputContainer
+Stream = av.video.stream.VideoStream
+
+
+class Clip:
+    """A video read at `fps`: picture k is what is shown k / fps seconds after the first frame."""
+
+    def __init__(self, path: Path, fps: int, max_side: int) -> None:
+        """Decodes the first frame. Raises BadInput: unreadable_video, input_too_large."""
+        self._path = path
+        self._fps = fps
+        with self._open() as (file, stream):
+            first = next(file.decode(stream), None)
+            if first is None:
+                raise jobkit.BadInput(_CODE, f"{path.name} holds no frame that can be decoded; send another file")
+            self.shape = Shape.of(first, stream.codec_context.sample_aspect_ratio, max_side)
+            self._start = _time(first, 0.0)
+
+    def pictures(self, first: int, stop: int) -> Iterator[Picture]:
+        """Pictures first..stop-1, fewer where the clip ends before. Raises BadInput where the file turns out cut off."""
+        index = first
+        with self._open() as (file, stream):
+            for frame, until in self._shown(self._from(file, stream, first / self._fps)):
+                while index < stop and index / self._fps < until - 1e-6:
+                    yield Picture(frame, self.shape)
+                    index += 1
+                if index >= stop:
+                    return
+            self._complete(index / self._fps, file, stream)
+
+    def _shown(self, frames: Frames) -> Iterator[tuple[av.VideoFrame, float]]:
+        """Each frame with the second, counted from the clip's first frame, at which the next one takes over."""
+        last, since, length = None, 0.0, 1 / self._fps
+        for frame in frames:
+            now = _time(frame, self._start + since + length) - self._start
+            if last is None:
+                last, since = frame, now
+            elif now > since:  # frames that go back in time are broken timestamps: the newer one replaces the older
+                yield last, now
+                last, since, length = frame, now, now - since
+            else:
+                last = frame
+        if last is not None:
+            yield last, since + length
+
+    def _from(self, file: File, stream: Stream, wanted_s: float) -> Frames:
+        """Frames from the one shown at `wanted_s` or an earlier one on; from the first where the file cannot seek."""
+        target = self._start + wanted_s
+        if wanted_s > 0:
+            landed = _sought(file, stream, target)
+            if landed is not None:
+                yield landed
+                yield from file.decode(stream)
+                return
+            with self._open() as (again, same):
+                yield from again.decode(same)
+                return
+        yield from file.decode(stream)
+
+    def _complete(self, ended_s: float, file: File, stream: Stream) -> None:
+        told = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
+        told += [file.duration / av.time_base] if file.duration else []
+        if told and ended_s < _WHOLE * min(told) - _SLACK_S:
+            name, announced = self._path.name, min(told)
+            raise jobkit.BadInput(_CODE, f"{name} is cut off: {ended_s:.1f} s of {announced:.1f} s; send the whole file")
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[File, Stream]]:
+        with opened(self._path, _CODE) as file:
+            if not file.streams.video:
+                raise jobkit.BadInput(_CODE, f"{self._path.name} holds no picture; send a video")
+            stream = file.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield file, stream
+
+
+def _sought(file: File, stream: Stream, target_s: float) -> av.VideoFrame | None:
+    """The frame that seeking to `target_s` lands on; None where that is too late, or not possible."""
+    if stream.time_base is None:
+        return None
+    try:
+        file.seek(int(target_s / stream.time_base), stream=stream)
+        landed = next(file.decode(stream), None)
+    except av.error.FFmpegError:
+        return None
+    if landed is None or landed.pts is None or _time(landed, 0.0) > target_s + 1e-6:
+        return None
+    return landed
+
+
+def _time(frame: av.VideoFrame, otherwise: float) -> float:
+    """Seconds on the stream's clock; `otherwise` where the file gives none."""
+    if frame.pts is None or frame.time_base is None:
+        return otherwise
+    return float(frame.pts * frame.time_base)

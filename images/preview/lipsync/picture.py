@@ -1,0 +1,77 @@
+"""One frame of the client's video, made upright, even-sized and YUV 4:2:0 whatever it was."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import jobkit
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+_LARGEST = 8192 * 4320
+"""Pixels of a source frame that are accepted: 8K."""
+_LIMITED = 1  # AVColorRange: what players expect of H.264
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all pictures of a clip share: upright even size, quarter turns to get there, and how to show it."""
+
+    width: int
+    height: int
+    turns: int
+    pixel_aspect: Fraction
+    matrix: int
+    primaries: int
+    transfer: int
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame, pixel_aspect: Fraction | None, max_side: int) -> "Shape":
+        """The shape in which frames like this one are worked on. Raises BadInput where the frame is larger than 8K."""
+        if frame.width * frame.height > _LARGEST:
+            size = f"{frame.width}x{frame.height}"
+            raise jobkit.BadInput("input_too_large", f"the video is {size}, more than 8K; send a smaller one")
+        turns = round(frame.rotation / 90) % 4
+        scale = min(1.0, max_side / max(frame.width, frame.height))
+        width, height = _swapped(_even(frame.width * scale), _even(frame.height * scale), turns)
+        aspect = pixel_aspect or Fraction(1)
+        upright = 1 / aspect if turns % 2 else aspect
+        return cls(width, height, turns, upright, frame.colorspace, frame.color_primaries, frame.color_trc)
+
+
+class Picture:
+    """A decoded frame, converted only when asked."""
+
+    def __init__(self, frame: av.VideoFrame, shape: Shape) -> None:
+        self._frame = frame
+        self._shape = shape
+
+    def planes(self) -> tuple[Bytes, Bytes]:
+        """Own copies of luma H, W and chroma 2, H/2, W/2; limited range."""
+        shape = self._shape
+        width, height = _swapped(shape.width, shape.height, shape.turns)
+        frame = self._frame.reformat(width, height, "yuv420p", dst_color_range=_LIMITED)
+        luma, *chroma = (np.rot90(_samples(plane), shape.turns) for plane in frame.planes)
+        return luma.copy(), np.stack(chroma)
+
+    def rgb(self, side: int) -> Bytes:
+        """H, W, 3, the longer side at most `side`."""
+        shape = self._shape
+        scale = min(1.0, side / max(shape.width, shape.height))
+        width, height = _swapped(_even(shape.width * scale), _even(shape.height * scale), shape.turns)
+        frame = self._frame.reformat(width, height, "rgb24")
+        flat = np.frombuffer(frame.planes[0], np.uint8).reshape(height, frame.planes[0].line_size)
+        return np.rot90(flat[:, : 3 * width].reshape(height, width, 3), shape.turns).copy()
+
+
+def _samples(plane: av.video.plane.VideoPlane) -> Bytes:
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+def _even(length: float) -> int:
+    return max(2, int(length) // 2 * 2)
+
+
+def _swapped(width: int, height: int, turns: int) -> tuple[int, int]:
+    return (height, width) if turns % 2 else (width, height)

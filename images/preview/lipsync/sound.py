@@ -1,0 +1,53 @@
+"""The client's speech: as samples for the net, and resampled for the result."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import av.audio.stream
+import av.container
+import jobkit
+import torch
+
+from .features import RATE
+from .media import opened
+
+OUT_RATE = 48_000
+_CODE = "unreadable_audio"
+
+
+def samples(path: Path) -> Iterator[torch.Tensor]:
+    """Blocks of the recording, mono at RATE, -1..1. Raises BadInput("unreadable_audio")."""
+    with _open(path) as (file, stream):
+        for frame in _resampled(file, stream, av.AudioResampler("flt", "mono", RATE)):
+            yield torch.from_numpy(frame.to_ndarray()[0])
+
+
+def frames(path: Path, layout: str, size: int) -> Iterator[av.AudioFrame]:
+    """The recording for the result: `size` samples a frame (the last may be shorter), OUT_RATE, planar float."""
+    with _open(path) as (file, stream):
+        yield from _resampled(file, stream, av.AudioResampler("fltp", layout, OUT_RATE, frame_size=size))
+
+
+def layout(path: Path) -> str:
+    """`mono`, or `stereo` for everything that has more."""
+    with _open(path) as (_, stream):
+        return "mono" if stream.codec_context.channels == 1 else "stereo"
+
+
+def _resampled(
+    file: av.container.InputContainer, stream: av.audio.stream.AudioStream, resampler: av.AudioResampler
+) -> Iterator[av.AudioFrame]:
+    for frame in file.decode(stream):
+        frame.pts = None  # gaps in the timestamps would be filled with silence and shift the lips
+        yield from resampler.resample(frame)
+    yield from resampler.resample(None)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.audio.stream.AudioStream]]:
+    with opened(path, _CODE) as file:
+        if not file.streams.audio:
+            raise jobkit.BadInput(_CODE, f"{path.name} holds no sound; send a recording")
+        yield file, file.streams.audio[0]
