@@ -1,0 +1,140 @@
+"""The law of a job's life, spelled out by hand, and what every walk through it keeps."""
+
+import typing
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import events as e
+from schemas.job import Output, Policy, Usage
+from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply, step
+from schemas.words import FINAL, WAITING, Priority, Status
+from tests.schemas.make import LATER, NOW, claim, event, failure, job
+
+S = Status
+BY_HAND = {
+    # event: scheduled, queued, running, cancelling, succeeded, failed, cancelled, expired
+    e.Submitted: (None, None, None, None, None, None, None, None),
+    e.Queued: (S.QUEUED, None, None, None, None, None, None, None),
+    e.Started: (None, S.RUNNING, None, None, None, None, None, None),
+    e.Adopted: (None, S.RUNNING, S.RUNNING, S.CANCELLING, None, None, None, None),
+    e.Released: (None, None, S.QUEUED, S.CANCELLED, None, None, None, None),
+    e.Reprioritised: (S.SCHEDULED, S.QUEUED, None, None, None, None, None, None),
+    e.CancelRequested: (None, None, S.CANCELLING, None, None, None, None, None),
+    e.Cancelled: (S.CANCELLED, S.CANCELLED, None, S.CANCELLED, None, None, None, None),
+    e.Succeeded: (None, None, S.SUCCEEDED, S.SUCCEEDED, None, None, None, None),
+    e.Failed: (S.FAILED, S.FAILED, S.FAILED, S.FAILED, None, None, None, None),
+    e.Expired: (S.EXPIRED, S.EXPIRED, None, None, None, None, None, None),
+    e.Retried: (None, None, None, None, None, S.QUEUED, S.QUEUED, S.QUEUED),
+}
+KINDS = typing.get_args(e.Event)
+
+
+def test_the_table_by_hand_names_every_event_once():
+    assert set(BY_HAND) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("column", "status"), list(enumerate(Status)), ids=[status.value for status in Status])
+def test_every_step_is_as_the_design_says(kind, column, status):
+    # A queued job that can be adopted has a last claim of its own; the others are as they come.
+    subject = job(status, attempt=1, claim=claim(1)) if kind is e.Adopted else job(status)
+    expected = BY_HAND[kind][column]
+    if expected is None:
+        with pytest.raises(IllegalTransition):
+            apply(subject, event(kind, subject), LATER)
+    else:
+        assert apply(subject, event(kind, subject), LATER).status is expected
+    assert TRANSITIONS.get(kind, {}).get(status) is expected
+
+
+@pytest.mark.parametrize(
+    ("subject", "illegal"),
+    [
+        (job(S.QUEUED), e.Started(claim(2))),
+        (job(S.RUNNING), e.Adopted(claim(1, host="other"), 1)),
+        (job(S.RUNNING), e.Adopted(claim(2), 1)),
+        (job(S.RUNNING), e.Adopted(claim(1), 2)),
+        (job(S.QUEUED), e.Adopted(claim(1), 1)),
+        (job(S.QUEUED, attempt=1), e.Expired("deadline")),
+        (job(S.QUEUED), e.Failed(failure("internal"))),
+    ],
+    ids=[
+        "an attempt is skipped",
+        "another host adopts",
+        "another attempt is adopted",
+        "another round is adopted",
+        "what was never claimed is adopted",
+        "it was tried, so it does not expire",
+        "a queued job does not fail of itself",
+    ],
+)
+def test_guards_refuse(subject, illegal):
+    with pytest.raises(IllegalTransition, match=type(illegal).__name__):
+        apply(subject, illegal, LATER)
+
+
+def test_a_free_release_is_counted_by_code_and_costs_no_attempt():
+    after = apply(job(S.RUNNING), e.Released("gpu_lost", not_before=LATER), LATER)
+    assert (after.charged, after.releases, after.backoff_until) == (0, {"gpu_lost": 1}, LATER)
+    assert after.due == LATER
+
+
+def test_a_charged_release_counts_an_attempt_and_the_next_start_ends_the_backoff():
+    waiting = apply(job(S.RUNNING), e.Released("internal", charged=True, not_before=LATER), LATER)
+    running = apply(waiting, e.Started(claim(2)), LATER)
+    assert (waiting.charged, waiting.releases) == (1, {})
+    assert (running.attempt, running.backoff_until, running.charged) == (2, None, 1)
+
+
+def test_retry_starts_a_new_round_from_nothing_but_the_request():
+    failed = apply(
+        job(S.RUNNING, charged=2, releases={"gpu_lost": 1}, deadline=LATER, tags={"a": "b"}),
+        e.Failed(failure(), usage=Usage(run_s=3.0), log="l" * 64),
+        NOW,
+    )
+    again = apply(failed, e.Retried(), LATER)
+    assert (again.round, again.attempt, again.charged, again.releases, again.claim) == (2, 0, 0, {}, None)
+    assert (again.error, again.log, again.usage, again.started_at, again.finished_at) == (
+        None,
+        None,
+        Usage(),
+        None,
+        None,
+    )
+    assert (again.input, again.deadline, again.tags, again.created_at) == (failed.input, LATER, {"a": "b"}, NOW)
+    assert again.queued_at == again.retried_at == LATER
+
+
+def test_success_keeps_output_usage_and_log():
+    done = apply(job(S.RUNNING), e.Succeeded(Output(data={"text": "hi"}), Usage(run_s=1.5), "f" * 64), LATER)
+    assert (done.output.data, done.usage.run_s, done.log, done.finished_at) == ({"text": "hi"}, 1.5, "f" * 64, LATER)
+
+
+def test_reprioritised_moves_the_pointer_to_another_subject():
+    moved = apply(job(S.QUEUED, priority=Priority.LOW), e.Reprioritised(Priority.NORMAL), LATER)
+    assert moved.pointer.priority is Priority.NORMAL
+
+
+@given(st.lists(st.sampled_from(KINDS), max_size=40), st.sampled_from([S.SCHEDULED, S.QUEUED]))
+def test_any_walk_keeps_the_counts_and_ends_each_round_once(kinds, first):
+    subject, finals = job(first, policy=Policy(max_attempts=3)), 0
+    for number, kind in enumerate(kinds):
+        try:
+            recorded = step(subject, event(kind, subject), NOW + timedelta(seconds=number))
+        except IllegalTransition:
+            continue
+        after = recorded.job
+        assert after.round >= subject.round
+        assert after.round > subject.round or after.attempt >= subject.attempt
+        assert after.charged + sum(after.releases.values()) <= after.attempt
+        assert (after.finished_at is not None) == (after.status in FINAL)
+        assert not (subject.status in FINAL and after.status in FINAL)
+        finals += after.status in FINAL
+        assert finals <= after.round
+        if after.status in WAITING and after.round > subject.round:
+            assert after.attempt == 0
+        assert e.decode(e.encode(recorded)) == recorded
+        subject = after

@@ -1,0 +1,146 @@
+"""Tokens, ids, keys, reasons, settings and endpoint files: what is taken and what is refused."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import events as e
+from schemas.access import ApiKey, Scope, parse_key
+from schemas.endpoint import EndpointInvalid, parse
+from schemas.errors import PROBLEMS, Refused
+from schemas.events import RecordUnreadable, Unknown, decode, encode
+from schemas.job import Submission, request_digest
+from schemas.lifecycle import step
+from schemas.reasons import ORDER, Reason, foremost
+from schemas.settings import SettingsInvalid, load
+from schemas.words import Status, Token, derived_id, is_token, uuid7
+from tests.schemas.make import LATER, NOW, event, job
+
+
+@pytest.mark.parametrize("text", ["", "a.b", "a b", "a" * 65, "a\n", "ü", "a/b", "*", ">", "a\0"])
+def test_what_is_no_token(text):
+    assert not is_token(text)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(text, Token)
+
+
+@given(st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True))
+def test_what_is_a_token(text):
+    assert is_token(text)
+    assert msgspec.convert(text, Token) == text
+
+
+@given(st.integers(0, 2**48 - 2), st.binary(min_size=10, max_size=10))
+def test_uuid7_is_one_and_sorts_by_time(ms, entropy):
+    text = uuid7(ms, entropy)
+    assert is_token(text)
+    assert (text[14], text[19] in "89ab", len(text)) == ("7", True, 36)
+    assert text < uuid7(ms + 1, entropy)
+
+
+def test_a_derived_id_depends_on_owner_and_key():
+    ids = {derived_id("a", "bc"), derived_id("ab", "c"), derived_id("a", "b"), derived_id("a", "bc")}
+    assert len(ids) == 3
+    assert all(is_token(one) for one in ids)
+
+
+def test_the_digest_is_of_what_was_sent_but_its_trace():
+    one = {"endpoint": "echo", "input": {"a": 1, "b": 2}, "trace_id": "x"}
+    same = {"input": {"b": 2, "a": 1}, "endpoint": "echo"}
+    other = {"endpoint": "echo", "input": {"a": 1, "b": 2}, "priority": "normal"}
+    assert request_digest(one) == request_digest(same)
+    assert request_digest(one) != request_digest(other)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"endpoint": "echo"},
+        {"endpoint": "e.cho", "input": {}},
+        {"endpoint": "echo", "input": {}, "surprise": 1},
+        {"endpoint": "echo", "input": {}, "policy": {"max_attempts": 0}},
+        {"endpoint": "echo", "input": {}, "not_before": "2026-11-22T01:00:00"},
+        {"endpoint": "echo", "input": {}, "webhook": {"url": "ftp://x"}},
+        {"endpoint": "echo", "input": []},
+    ],
+)
+def test_submissions_that_are_refused(body):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(body, Submission)
+
+
+def test_a_fact_of_a_newer_writer_is_shown_and_the_job_still_counts():
+    recorded = step(job(Status.QUEUED), event(e.Started, job(Status.QUEUED)), LATER)
+    newer = encode(recorded).replace(b'"type":"started"', b'"type":"teleported"')
+    read = decode(newer)
+    assert isinstance(read.event, Unknown)
+    assert (read.event.type, read.job) == ("teleported", recorded.job)
+
+
+NO_JOB = b'{"at":"2026-11-21T12:00:00Z","event":{"type":"queued"},"job":{}}'
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b"\xff", b'{"at":1}', NO_JOB])
+def test_rubbish_in_a_record_is_named_and_nothing_is_guessed(rubbish):
+    with pytest.raises(RecordUnreadable):
+        decode(rubbish)
+
+
+def test_keys_are_taken_apart_and_the_rest_is_no_key():
+    assert parse_key("lamp_ab-1_secret_of-16-chars") == ("ab-1", "secret_of-16-chars")
+    for text in ("", "lamp_", "lamp_a_short", "lump_a_secretsecretsecret", "lamp_a_secretsecretsecret\n"):
+        assert parse_key(text) is None
+
+
+def test_admin_implies_the_clients_scopes_but_not_those_of_a_runner():
+    key = ApiKey(id="k", owner="o", scopes=(Scope.ADMIN,), secret_sha256="", created_at=NOW)
+    assert {scope for scope in Scope if key.allows(scope)} == set(Scope) - {Scope.RUNNER, Scope.RELAY}
+
+
+def test_what_the_host_says_is_told_before_quota_and_behind():
+    assert foremost({Reason.BEHIND, Reason.QUOTA, Reason.HOST_OFF}) is Reason.HOST_OFF
+    assert foremost({Reason.BEHIND, Reason.QUOTA}) is Reason.QUOTA
+    assert foremost(set()) is None
+    assert ORDER[-2:] == (Reason.QUOTA, Reason.BEHIND)
+
+
+def test_every_refusal_has_a_status_and_makes_its_document():
+    codes = (
+        "body_malformed field_unknown unauthorized forbidden not_found endpoint_unknown conflict job_final "
+        "job_not_final deadline_passed asset_in_use body_too_large input_invalid asset_missing digest_mismatch "
+        "idempotency_mismatch url_refused rate_limited quota_exceeded internal unavailable store_full"
+    )
+    assert set(PROBLEMS) == set(codes.split())
+    problem = Refused("asset_missing", "upload it first", missing=("sha256:ab",)).problem
+    assert (problem.status, problem.code, problem.missing) == (422, "asset_missing", ("sha256:ab",))
+
+
+class Sub(msgspec.Struct, frozen=True):
+    port: int = 1
+    on: bool = False
+
+
+class Sample(msgspec.Struct, frozen=True):
+    name: str = "x"
+    sub: Sub = Sub()
+
+
+def test_settings_come_from_the_file_and_variables_win():
+    text = 'name = "file"\n[sub]\nport = 5\n'
+    read = load(Sample, text, {"LAMPLIGHTER_SUB__ON": "1", "LAMPLIGHTER_NAME": "env", "PATH": "/bin"})
+    assert read == Sample("env", Sub(5, on=True))
+
+
+def test_a_bad_setting_is_named():
+    with pytest.raises(SettingsInvalid, match=r"sub\.port"):
+        load(Sample, "[sub]\nport = 'many'\n", {})
+
+
+def test_an_endpoint_file_is_read_and_a_mistake_in_it_is_named():
+    endpoint = parse(
+        'name = "echo"\nimage = "e"\n[timeouts]\nbase_s = 5.0\n[process]\ncommand = ["python3", "main.py"]\n'
+    )
+    assert (endpoint.queue, endpoint.timeouts.base_s, endpoint.process.command[0]) == ("echo", 5.0, "python3")
+    with pytest.raises(EndpointInvalid, match="resources"):
+        parse('name = "echo"\nimage = "e"\n[resources]\nvram = 5\n')
