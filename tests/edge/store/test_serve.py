@@ -1,0 +1,142 @@
+"""Downloads over a real server: ranges, revalidation, names, and what a browser is allowed to do with them."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from litestar import Litestar, asgi
+from litestar.types import Receive, Scope, Send
+
+from edge.store.directory import open_directory
+from edge.store.memory import MemoryStore
+from edge.store.port import Store
+from edge.store.serve import answer
+from tests.edge.store.served import served
+
+BODY = bytes(range(256)) * 10_000  # 2.56 MB
+SHA = hashlib.sha256(BODY).hexdigest()
+ETAG = f'"{SHA}"'
+NAME = "演讲 1.mp4"
+
+
+async def body(data: bytes = BODY) -> AsyncIterator[bytes]:
+    yield data
+
+
+def app_over(store: Store, name: str = NAME, media_type: str = "video/mp4") -> Litestar:
+    @asgi("/a", is_mount=True, copy_scope=True)
+    async def download(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await answer(store, scope["path"].strip("/")[-64:], name, media_type, scope)
+        assert response is not None
+        await response(scope, receive, send)
+
+    return Litestar([download], openapi_config=None)
+
+
+@pytest.fixture
+async def url(tmp_path: Path, anyio_backend: str) -> AsyncIterator[str]:
+    async with open_directory(tmp_path) as store:
+        await store.write(body(), SHA, len(BODY))
+        async with served(app_over(store)) as base:
+            yield f"{base}/a/{SHA}"
+
+
+@pytest.fixture
+async def client(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        yield client
+
+
+async def test_the_whole_file_with_its_headers(url: str, client: httpx.AsyncClient) -> None:
+    got = await client.get(url)
+    assert (got.status_code, got.content) == (200, BODY)
+    assert got.headers["etag"] == ETAG
+    assert got.headers["accept-ranges"] == "bytes"
+    assert got.headers["content-type"] == "video/mp4"
+    assert got.headers["x-content-type-options"] == "nosniff"
+    assert got.headers["content-disposition"] == "inline; filename*=utf-8''%E6%BC%94%E8%AE%B2%201.mp4"
+
+
+async def test_head_tells_the_size_and_sends_nothing(url: str, client: httpx.AsyncClient) -> None:
+    got = await client.head(url)
+    assert (got.status_code, got.content) == (200, b"")
+    assert got.headers["content-length"] == str(len(BODY))
+    assert got.headers["etag"] == ETAG
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=1000-", 1000, len(BODY)),
+        ("bytes=-5", len(BODY) - 5, len(BODY)),
+        ("bytes=5-9", 5, 10),
+    ],
+)
+async def test_one_range(url: str, client: httpx.AsyncClient, asked: str, start: int, stop: int) -> None:
+    got = await client.get(url, headers={"Range": asked})
+    assert (got.status_code, got.content) == (206, BODY[start:stop])
+    assert got.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(BODY)}"
+
+
+async def test_several_ranges_come_as_one_multipart(url: str, client: httpx.AsyncClient) -> None:
+    got = await client.get(url, headers={"Range": "bytes=0-9,100-109"})
+    kind, _, boundary = got.headers["content-type"].partition("; boundary=")
+    assert (got.status_code, kind) == (206, "multipart/byteranges")
+    parts = got.content.split(b"--" + boundary.encode())[1:-1]
+    assert [part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n") for part in parts] == [BODY[:10], BODY[100:110]]
+
+
+async def test_a_range_past_the_end_is_416_with_the_size(url: str, client: httpx.AsyncClient) -> None:
+    got = await client.get(url, headers={"Range": f"bytes={len(BODY)}-"})
+    assert got.status_code == 416
+    assert got.headers["content-range"] == f"bytes */{len(BODY)}"
+
+
+@pytest.mark.parametrize(("condition", "status"), [(ETAG, 206), ('"another"', 200)])
+async def test_a_resumed_download_gets_the_rest_of_the_same_file_only(
+    url: str, client: httpx.AsyncClient, condition: str, status: int
+) -> None:
+    got = await client.get(url, headers={"Range": "bytes=5-", "If-Range": condition})
+    assert got.status_code == status
+
+
+@pytest.mark.parametrize("tags", [ETAG, f"W/{ETAG}", f'"x", {ETAG}', "*"])
+async def test_a_client_that_has_it_is_told_so(url: str, client: httpx.AsyncClient, tags: str) -> None:
+    got = await client.get(url, headers={"If-None-Match": tags})
+    assert (got.status_code, got.content, got.headers["etag"]) == (304, b"", ETAG)
+
+
+async def test_a_client_with_another_file_gets_this_one(url: str, client: httpx.AsyncClient) -> None:
+    assert (await client.get(url, headers={"If-None-Match": '"x"'})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("media_type", "how"),
+    [("text/html", "attachment"), ("image/svg+xml", "attachment"), ("image/png", "inline"), ("audio/wav", "inline")],
+)
+async def test_only_what_cannot_run_is_shown_in_place(client: httpx.AsyncClient, media_type: str, how: str) -> None:
+    store = MemoryStore()
+    await store.write(body(b"<script>"), None, 100)
+    sha256 = hashlib.sha256(b"<script>").hexdigest()
+    async with served(app_over(store, '../x"\r\n.html', media_type)) as base:
+        got = await client.get(f"{base}/a/{sha256}")
+    assert got.headers["content-disposition"].startswith(how)
+    assert "x_" in got.headers["content-disposition"]
+    assert ".." not in got.headers["content-disposition"]
+
+
+async def test_a_store_without_local_files_answers_whole(client: httpx.AsyncClient) -> None:
+    store = MemoryStore()
+    await store.write(body(), SHA, len(BODY))
+    async with served(app_over(store)) as base:
+        got = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=5-"})
+        head = await client.head(f"{base}/a/{SHA}")
+    assert (got.status_code, got.content, got.headers["accept-ranges"]) == (200, BODY, "none")
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(BODY)))
+
+
+async def test_what_the_store_lacks_is_left_to_the_caller() -> None:
+    assert await answer(MemoryStore(), SHA, NAME, "video/mp4", {"type": "http", "method": "GET", "headers": []}) is None
