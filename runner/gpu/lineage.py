@@ -26,6 +26,9 @@ class Ours(Struct, frozen=True):
     gpus: frozenset[str] = frozenset()
 
 
+NOTHING = Ours()
+
+
 def containers_of(cgroup: str) -> tuple[str, ...]:
     """The container ids in the text of /proc/PID/cgroup (v1 or v2), outermost first, each once.
 
