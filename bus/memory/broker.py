@@ -1,0 +1,90 @@
+"""The broker itself: what all connections share, and what can go wrong with it."""
+
+import time
+
+from bus.buckets import ASSETS, BUCKETS, HOSTS, KEYS, OFFERS, TOMBSTONES
+from bus.memory.control import MemoryControl
+from bus.memory.feed import MemoryFeed
+from bus.memory.link import MemoryLink
+from bus.memory.log import Clock, Log
+from bus.memory.queue import Jobs, MemoryQueue
+from bus.memory.records import MemoryRecords
+from bus.memory.table import MemoryTable
+from bus.port import Bus, Health
+from schemas.access import ApiKey
+from schemas.asset import Reference
+from schemas.host import Offer, Presence, Tombstone
+
+HISTORY = 64
+FEED_PER_SUBJECT = 2000
+
+
+class MemoryBus(Bus, frozen=True, kw_only=True):
+    """One connection, which can be cut from the broker and healed."""
+
+    link: MemoryLink
+    records: MemoryRecords
+
+    def cut(self) -> None:
+        """A partition: everything asked raises Unreachable, streams fall silent."""
+        self.link.cut()
+
+    def heal(self) -> None:
+        """The partition is over."""
+        self.link.heal()
+
+
+class MemoryBroker:
+    """Everything that expires (leases, postponements, presence, deduplication) goes by `clock`, in seconds."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._state = Log(clock, per_subject=HISTORY)
+        self._feed = Log(clock, per_subject=FEED_PER_SUBJECT)
+        self._jobs = Jobs(clock, Log(clock))
+        self._buckets = {b.name: Log(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in BUCKETS}
+        self._epoch = 1
+        self._full = False
+
+    def connect(self) -> MemoryBus:
+        """One more connection (the edge's, a runner's)."""
+        link = MemoryLink(self._clock, self._health)
+        self._jobs.links.append(link)
+        return MemoryBus(
+            link=link,
+            records=MemoryRecords(link, self._state, self._feed),
+            queue=MemoryQueue(link, self._jobs),
+            feed=MemoryFeed(link, self._feed, self._state, f"{self._epoch:x}"),
+            control=MemoryControl(link, self._jobs.links),
+            hosts=MemoryTable(link, self._buckets[HOSTS.name], HOSTS.name, Presence),
+            offers=MemoryTable(link, self._buckets[OFFERS.name], OFFERS.name, Offer),
+            keys=MemoryTable(link, self._buckets[KEYS.name], KEYS.name, ApiKey),
+            assets=MemoryTable(link, self._buckets[ASSETS.name], ASSETS.name, Reference),
+            tombstones=MemoryTable(link, self._buckets[TOMBSTONES.name], TOMBSTONES.name, Tombstone),
+        )
+
+    def _health(self) -> Health:
+        return Health(used=1.0 if self._full else 0.0, synced=True, version="memory")
+
+    def stop(self) -> None:
+        """The broker is away for everybody; what it stored stays, deduplication forgets what was removed."""
+        for link in self._jobs.links:
+            link.cut()
+        for log in (self._state, self._feed, self._jobs.log):
+            log.forget_removed_ids()
+
+    def start(self) -> None:
+        """And back."""
+        for link in self._jobs.links:
+            link.heal()
+
+    def restart(self) -> None:
+        """Away and back at once."""
+        self.stop()
+        self.start()
+
+    def fill(self, full: bool = True) -> None:
+        """Let the store be full: every write raises StoreFull until `fill(False)`."""
+        self._full = full
+        for log in (self._state, self._feed, self._jobs.log, *self._buckets.values()):
+            log.full = full

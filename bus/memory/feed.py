@@ -1,0 +1,84 @@
+"""FEED in memory. States are appended by STATE itself, as the broker sources them."""
+
+from collections.abc import AsyncIterator
+
+from bus import notes, subjects
+from bus.following import Given, Held, item_id, resume_at
+from bus.memory.link import MemoryLink
+from bus.memory.log import Log, Message
+from bus.port import Change, FeedItem
+from bus.records import readable
+from schemas.feed import Note, ProgressNote
+from schemas.job import JobKey
+
+
+class MemoryFeed:
+    """`epoch` names this life of FEED."""
+
+    def __init__(self, link: MemoryLink, feed: Log, state: Log, epoch: str) -> None:
+        self._link = link
+        self._feed = feed
+        self._state = state
+        self._epoch = epoch
+
+    async def publish(self, key: JobKey, note: Note) -> None:
+        """Say it once."""
+        await self._link.reach()
+        self._feed.append(subjects.note(key, note), notes.encode(note), message_id=subjects.note_id(key, note))
+
+    async def follow(self, owner: str, job_id: str | None = None, after: str | None = None) -> AsyncIterator[FeedItem]:
+        """The owner's items behind `after`, without end."""
+        start = resume_at(after, Held(self._epoch, self._feed.first, self._feed.last))
+        given, at, heals = Given(), max(start, self._feed.last), -1
+        prefix = f"feed.{owner}.{job_id}." if job_id else f"feed.{owner}."
+        async for message in self._link.tail(self._feed, start, prefix):
+            if message is not None:
+                at = max(at, message.sequence)
+                item = self._item(message)
+            elif job_id and heals < self._link.comebacks:
+                heals = self._link.comebacks
+                item = self._unsaid(JobKey(owner, job_id), at, given)
+            else:
+                continue
+            if item is not None and given.take(item):
+                yield item
+
+    def _unsaid(self, key: JobKey, at: int, given: Given) -> FeedItem | None:
+        """The state in STATE that FEED did not give."""
+        held = self._state.of(subjects.record(key))
+        if not held or held[-1].sequence <= given.revision(key):
+            return None
+        last = held[-1]
+        return FeedItem(item_id(self._epoch, at), key, Change(last.sequence, key, readable(last.data)))
+
+    def _item(self, message: Message) -> FeedItem | None:
+        key, name = subjects.feed_key(message.subject), item_id(self._epoch, message.sequence)
+        if message.source is not None:
+            change = Change(message.source, key, readable(message.data))
+            return FeedItem(name, key, change=change) if message.data else None
+        note = notes.readable(message.data)
+        return FeedItem(name, key, note=note) if note else None
+
+    async def last_progress(self, key: JobKey) -> ProgressNote | None:
+        """The latest progress."""
+        await self._link.reach()
+        held = self._feed.of(f"feed.{key.owner}.{key.id}.progress")
+        note = notes.readable(held[-1].data) if held else None
+        return note if isinstance(note, ProgressNote) else None
+
+    async def notes(self, key: JobKey) -> list[Note]:
+        """All notes held."""
+        await self._link.reach()
+        held = self._feed.behind(0, f"feed.{key.owner}.{key.id}.")
+        return [note for m in held if m.source is None and (note := notes.readable(m.data))]
+
+    async def position(self) -> str:
+        """The id of the end."""
+        await self._link.reach()
+        return item_id(self._epoch, self._feed.last)
+
+    async def erase(self, key: JobKey) -> None:
+        """Nothing of the job stays."""
+        await self._link.reach()
+        for message in self._feed.behind(0, f"feed.{key.owner}.{key.id}."):
+            self._feed.erase(message.sequence)

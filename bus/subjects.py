@@ -1,0 +1,79 @@
+"""Which subject means what: the names that the broker, its users' rights and both buses share."""
+
+from schemas.feed import LogNote, Note, ProgressNote
+from schemas.job import JobKey, Pointer
+from schemas.words import Priority
+
+
+def record(key: JobKey) -> str:
+    """Where the record of `key` lives in STATE."""
+    return f"$KV.STATE.{key.owner}.{key.id}"
+
+
+def record_key(subject: str) -> JobKey:
+    """The inverse of `record`."""
+    owner, job_id = subject.split(".")[-2:]
+    return JobKey(owner, job_id)
+
+
+def row(bucket: str, key: str) -> str:
+    """Where a row of a bucket lives."""
+    return f"$KV.{bucket}.{key}"
+
+
+def row_key(bucket: str, subject: str) -> str:
+    """The inverse of `row`."""
+    return subject.removeprefix(f"$KV.{bucket}.")
+
+
+def pointer(waiting: Pointer) -> str:
+    """The message of that round in JOBS; it says all that the message has to say."""
+    return f"job.{waiting.pool}.{waiting.priority}.{waiting.owner}.{waiting.id}.{waiting.round}"
+
+
+def parse_pointer(subject: str) -> Pointer | None:
+    """The inverse of `pointer`; None for what a stranger published under `job.`."""
+    tokens = subject.split(".")
+    if len(tokens) != 6 or tokens[2] not in set(Priority) or not tokens[5].isdecimal():
+        return None
+    return Pointer(tokens[1], Priority(tokens[2]), tokens[3], tokens[4], int(tokens[5]))
+
+
+def lane(pool: str, priority: Priority) -> str:
+    """The durable consumer of a pool and priority. No priority holds a dash, so no two lanes share a name."""
+    return f"{pool}-{priority}"
+
+
+def note(key: JobKey, said: Note) -> str:
+    """Where a note of `key` goes in FEED."""
+    kind = "progress" if isinstance(said, ProgressNote) else "log"
+    return f"feed.{key.owner}.{key.id}.{kind}"
+
+
+def note_id(key: JobKey, said: Note) -> str:
+    """The Msg-Id of a note: the same place and kind twice is once, over an adoption too."""
+    kind = type(said).__struct_config__.tag
+    stream = said.stream if isinstance(said, LogNote) else ""
+    place = said.place
+    return f"{key.owner}.{key.id}.{kind}.{stream}.{place.round}.{place.attempt}.{place.offset}"
+
+
+def feed_key(subject: str) -> JobKey:
+    """Whose a message of FEED is."""
+    _, owner, job_id, _ = subject.split(".")
+    return JobKey(owner, job_id)
+
+
+def is_state(subject: str) -> bool:
+    """Whether a message of FEED is a state that was sourced from STATE."""
+    return subject.endswith(".state")
+
+
+def wake(pool: str) -> str:
+    """Core subject: something was published to the pool."""
+    return f"wake.{pool}"
+
+
+def control(host: str) -> str:
+    """Core subject: the host should look at a record now."""
+    return f"ctl.{host}"
