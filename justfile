@@ -24,7 +24,7 @@ lint:
 
 # Types
 types:
-    mypy
+    mypy && for main in images/*/main.py; do mypy "$main" || exit 1; done
 
 # Put the code into the form that lint asks for
 fmt:

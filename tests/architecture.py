@@ -1,0 +1,77 @@
+"""The import law (DESIGN 2) as two tables, and the walker that finds what breaks it."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+STDLIB = frozenset(sys.stdlib_module_names)
+
+# Folder or file -> which of our packages it may import besides its own. The longest match counts.
+LAYERS: dict[str, frozenset[str]] = {
+    "schemas/": frozenset(),
+    "bus/": frozenset({"schemas"}),
+    "edge/": frozenset({"schemas", "bus"}),
+    "runner/": frozenset({"schemas", "bus"}),
+    "lamplighter/": frozenset({"schemas"}),
+    "lamplighter/cli/": frozenset({"schemas", "bus", "edge", "runner"}),  # it starts the processes
+    "images/": frozenset({"jobkit"}),
+    "images/jobkit/": frozenset({"jobkit"}),  # itself, by the name it has in a container
+}
+OURS = frozenset({"schemas", "bus", "edge", "runner", "lamplighter", "images", "jobkit", "tests", "bench", "deploy"})
+
+# Library -> the only place that may import it.
+OWNERS = {
+    "nats": "bus/",
+    "docker": "runner/engines/docker.py",
+    "pynvml": "runner/gpu/nvml.py",
+    "obstore": "edge/store/remote.py",
+    "torch": "images/preview/",
+    "litestar": "edge/",
+}
+
+# Folder -> all it may import from outside this project besides the standard library.
+CLOSED = {"schemas/": frozenset({"msgspec"}), "images/jobkit/": frozenset[str]()}
+
+
+def broken_laws(path: str, source: str) -> list[str]:
+    """Every way in which the file at `path` (from the root, with /) breaks the law, as `path:line: what`."""
+    tree = ast.parse(source, path)
+    broken = [f"{path}:{line}: {why}" for line, name in _imports(tree, path) if (why := _judge(path, name))]
+    names = ((node.lineno, node.id) for node in ast.walk(tree) if isinstance(node, ast.Name))
+    broken += [f"{path}:{line}: a type is imported for real or not at all" for line, n in names if n == "TYPE_CHECKING"]
+    return broken
+
+
+def _judge(path: str, module: str) -> str | None:
+    package = module.partition(".")[0]
+    if package in OURS:
+        layer = max((layer for layer in LAYERS if path.startswith(layer)), key=len)
+        depth = 2 if path.startswith("images/") else 1  # one image is as foreign to another as edge is to runner
+        own = ".".join(path.split("/")[:depth])
+        allowed = package in LAYERS[layer] or f"{module}.".startswith(f"{own}.")
+        return None if allowed else f"{layer} may not import {module}"
+    owner = OWNERS.get(package)
+    if owner and not path.startswith(owner):
+        return f"only {owner} may import {package}"
+    for folder, libraries in CLOSED.items():
+        if path.startswith(folder) and package not in STDLIB | libraries:
+            return f"{folder} may import the standard library and {sorted(libraries)}, not {package}"
+    return None
+
+
+def _imports(tree: ast.AST, path: str) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, level=0) if module:
+                yield node.lineno, module
+            case ast.ImportFrom(module=module, level=level, names=names):
+                base = PurePosixPath(path).parts[:-level]
+                yield node.lineno, ".".join([*base, module or names[0].name])
+            case ast.Call(
+                func=ast.Name(id="__import__") | ast.Attribute(attr="import_module") | ast.Name(id="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield node.lineno, name

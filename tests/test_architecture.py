@@ -1,0 +1,150 @@
+"""The tree keeps the law of DESIGN 2: layers, one library in one place, nothing of one machine in what is committed."""
+
+import importlib.metadata
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import LAYERS, OWNERS, broken_laws
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ("schemas/", "bus/", "edge/", "runner/", "lamplighter/", "images/")
+
+# Written with brackets, so that this file does not hold what it looks for.
+REGISTRY = re.compile(
+    r"py[p]i\.org|python[h]osted\.|download\.py[t]orch\.|registry\.np[m]js|(deb|security)\.deb[i]an\.org"
+)
+MACHINE = re.compile(r"(?<![\w.~}])/(wor[k]|roo[t])/|/op[t]/(wheels|pypi)")
+
+
+def tracked() -> list[Path]:
+    """What is committed or is about to be: tracked files, and new ones that git does not ignore."""
+    argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listing = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_layers_are_these():
+    """Spelled out by hand once more: a wider table is a decision, not a slip."""
+    assert {layer: sorted(allowed) for layer, allowed in LAYERS.items()} == {
+        "schemas/": [],
+        "bus/": ["schemas"],
+        "edge/": ["bus", "schemas"],
+        "runner/": ["bus", "schemas"],
+        "lamplighter/": ["schemas"],
+        "lamplighter/cli/": ["bus", "edge", "runner", "schemas"],
+        "images/": ["jobkit"],
+        "images/jobkit/": ["jobkit"],
+    }
+    assert set(OWNERS) == {"nats", "docker", "pynvml", "obstore", "torch", "litestar"}
+
+
+def test_no_shipped_file_breaks_the_law():
+    files = [path for path in tracked() if path.suffix == ".py"]
+    shipped = [path for path in files if path.relative_to(ROOT).as_posix().startswith(SHIPPED)]
+    assert len(shipped) > 20, "the walker found next to nothing to check"
+    assert not [law for path in shipped for law in broken_laws(path.relative_to(ROOT).as_posix(), path.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("schemas/job.py", "from bus.port import Bus"),
+        ("schemas/job.py", "import anyio"),
+        ("bus/jobs.py", "import edge.parts"),
+        ("bus/jobs.py", "from runner import agent"),
+        ("edge/app.py", "import runner"),
+        ("runner/agent.py", "from edge.store import port"),
+        ("runner/agent.py", "def f():\n    import edge"),
+        ("runner/agent.py", "from ..edge import app"),
+        ("runner/agent.py", "from tests.runner import fakes"),
+        ("edge/app.py", "import importlib\nimportlib.import_module('runner.agent')"),
+        ("edge/app.py", "import nats.js"),
+        ("runner/agent.py", "from docker import DockerClient"),
+        ("runner/engines/process.py", "import docker"),
+        ("runner/gpu/watch.py", "import pynvml"),
+        ("edge/store/directory.py", "import obstore"),
+        ("runner/gpu/fitness.py", "import torch"),
+        ("runner/agent.py", "import litestar"),
+        ("lamplighter/sdk.py", "from edge import app"),
+        ("lamplighter/sdk.py", "from lamplighter_extra import x\nimport bus"),
+        ("images/echo/main.py", "import schemas"),
+        ("images/echo/main.py", "from images.preview import lipsync"),
+        ("images/echo/main.py", "import torch"),
+        ("images/jobkit/jobkit/job.py", "import msgspec"),
+        ("images/jobkit/jobkit/job.py", "import schemas.container"),
+        ("edge/app.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import x"),
+    ],
+)
+def test_a_planted_breach_is_found(path: str, source: str):
+    assert len(broken_laws(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("schemas/job.py", "import msgspec\nfrom schemas.words import Word\nimport datetime"),
+        ("bus/jobs.py", "import nats\nfrom .port import Bus\nfrom . import state"),
+        ("edge/app.py", "import litestar\nfrom bus import jobs\nfrom edge.store import port"),
+        ("runner/engines/docker.py", "import docker\nfrom schemas import container"),
+        ("lamplighter/cli/up.py", "import edge.app, runner.agent\nfrom lamplighter import sdk"),
+        ("images/preview/main.py", "import jobkit\nimport torch\nimport numpy"),
+        ("images/jobkit/jobkit/job.py", "import json\nfrom .errors import BadInput\nfrom jobkit import errors"),
+    ],
+)
+def test_what_is_allowed_passes(path: str, source: str):
+    assert broken_laws(path, source) == []
+
+
+def strays(text: str) -> list[str]:
+    return [match.group() for pattern in (REGISTRY, MACHINE) for match in pattern.finditer(text)]
+
+
+def test_no_file_names_a_registry_or_a_path_of_this_machine():
+    found = {path.relative_to(ROOT).as_posix(): strays(path.read_text(errors="replace")) for path in tracked()}
+    assert {name: texts for name, texts in found.items() if texts} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://" + "py" + "pi.org/simple",
+        "files.python" + "hosted.org",
+        "deb http://deb." + "debian.org/debian x main",
+        "cd /wo" + "rk/main",
+        "--find-links=/op" + "t/wheels",
+        "'/ro" + "ot/.cache'",
+    ],
+)
+def test_a_planted_address_is_found(text: str):
+    assert strays(text)
+
+
+def test_pyproject_names_every_package_of_the_card():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
+    extras = {
+        extra: {re.split(r"[\[<>=]", x)[0] for x in lines} for extra, lines in project["optional-dependencies"].items()
+    }
+    assert {"litestar", "msgspec", "nats-py", "docker", "nvidia-ml-py"} <= named
+    assert "torch" in extras["preview"]
+    assert "pytest" in extras["dev"]
+
+
+def test_pynvml_comes_from_nvidia_and_not_from_its_deprecated_namesake():
+    assert importlib.metadata.version("nvidia-ml-py")
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("pynvml")
+
+
+def test_every_pinned_file_has_a_hash():
+    """torch is the one exception, and stands in no lock: its builds share a version (deploy/lock.py)."""
+    locks = sorted(ROOT.glob("requirements*.lock"))
+    assert len(locks) == 5
+    for lock in locks:
+        entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", lock.read_text(), flags=re.MULTILINE))
+        assert all("--hash=sha256:" in entry for entry in entries), lock.name
+        assert not any(entry.startswith("torch==") for entry in entries)
