@@ -1,24 +1,17 @@
-"""Which cards a container gets, or why none. Pure."""
+"""Which cards a container gets, or why none. Pure.
+
+An endpoint asks for `gpus` cards with `vram_mb` free on each. With `gpu_optional` the CPU will do where the host has no
+card; a card that is only busy or unfit is waited for.
+"""
 
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
 from runner.gpu.lineage import Ours, belongs
+from schemas.endpoint import Resources
 from schemas.gpu import Fitness, GpuSample, Judgement, Snapshot, WatchState
 from schemas.reasons import ORDER, Reason
-
-
-class Need(Struct, frozen=True):
-    """What an endpoint asks for (`[resources]` of endpoint.toml): `gpus` cards with `vram_mb` free on each.
-
-    `gpu_optional`: it runs on the CPU where the host has no card at all; a card that is busy or unfit is waited for.
-    """
-
-    gpus: int = 1
-    vram_mb: int = 0
-    disk_mb: int = 0
-    gpu_optional: bool = False
 
 
 class Reservation(Struct, frozen=True):
@@ -73,7 +66,7 @@ REFUSALS = {
 USUAL = PlacementPolicy()
 
 
-def place(supply: Supply, need: Need, policy: PlacementPolicy = USUAL) -> Placed | Refused:
+def place(supply: Supply, need: Resources, policy: PlacementPolicy = USUAL) -> Placed | Refused:
     """The cards for one container: least crowded first, then the tightest fit, so that large gaps stay whole."""
     snapshot = supply.snapshot
     if supply.disk_free_mb is not None and supply.disk_free_mb < need.disk_mb + policy.disk_reserve_mb:
@@ -112,7 +105,7 @@ def _taken_mb(sample: GpuSample, reservation: Reservation) -> int:
     return sum(process.used_mb or 0 for process in sample.processes if belongs(process, mine))
 
 
-def _refusal(judgement: Judgement | None, index: int, free: int, full: bool, need: Need) -> Refused | None:
+def _refusal(judgement: Judgement | None, index: int, free: int, full: bool, need: Resources) -> Refused | None:
     """Why this card cannot take it, gravest first; None when it can."""
     card = f"GPU {index}"
     if judgement is None:
@@ -126,7 +119,7 @@ def _refusal(judgement: Judgement | None, index: int, free: int, full: bool, nee
     return None
 
 
-def _nearest(refusals: list[Refused], snapshot: Snapshot, need: Need) -> Refused:
+def _nearest(refusals: list[Refused], snapshot: Snapshot, need: Resources) -> Refused:
     """The card that is nearest to taking it tells why it does not: a lost card beside a full one is not the news."""
     if refusals and len(snapshot.samples) >= need.gpus:
         return max(refusals, key=lambda refused: ORDER.index(refused.reason))
