@@ -3,8 +3,8 @@
     python -m bench.store [--mb 1024] [--runs 3] [--folder DIR]
 
 One JSON line: MB/s of both and of hashlib alone (median of the runs, taken in turn so that a noisy machine hits all),
-their ratios, CPU seconds of the server per GB, and its peak memory beyond what it had before the first byte. The server is a process of
-its own with the one route, so that the client's work is not counted as the edge's.
+their ratios, CPU seconds of the server per GB, and its peak memory beyond what it had before the first byte. The
+server is a process of its own with the one route, so that the client's work is not counted as the edge's.
 """
 
 import argparse
