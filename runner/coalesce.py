@@ -1,0 +1,112 @@
+"""A job's messages, thinned to what followers can take: pure, time is a parameter.
+
+At most 4 progress notes a second, the latest wins; log pieces of at most 16 KiB, or one of each stream per 250 ms.
+Offsets rise strictly in each kind. Between the kinds they never fall: a progress that log pieces had to pass is said
+at their offset.
+"""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from schemas.container import Log, Parsed, Progress, Stream
+from schemas.feed import LOG_EVERY_S, LOG_JOB_BYTES, LOG_PIECE_BYTES, PROGRESS_PER_S, LogNote, Note, Place, ProgressNote
+
+PROGRESS_EVERY_S = 1 / PROGRESS_PER_S
+
+
+class Said(NamedTuple):
+    """How far the notes go: the offsets of the last log and progress note, and the bytes of log in all."""
+
+    log_offset: int = 0
+    progress_offset: int = 0
+    log_bytes: int = 0
+
+
+class _Piece(NamedTuple):
+    stream: Stream
+    text: str
+    size: int
+    end: int
+
+
+class _Held(NamedTuple):
+    progress: Progress
+    end: int
+
+
+class Coalescer:
+    """Takes parsed messages in, gives notes out. `said` continues an earlier life: what it said is not taken again.
+
+    `clock` values are seconds on one monotonic clock.
+    """
+
+    def __init__(self, round_: int, attempt: int, said: Said) -> None:
+        self._round, self._attempt = round_, attempt
+        self.said = said
+        self._open: dict[Stream, _Piece] = {}
+        self._closed: list[_Piece] = []
+        self._bytes = said.log_bytes
+        self._progress: _Held | None = None
+        self._log_at = self._progress_at = float("-inf")
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything taken in has been given out."""
+        return not (self._open or self._closed or self._progress)
+
+    @property
+    def full(self) -> bool:
+        """Whether a log piece has grown as large as it may: flush before more is taken in."""
+        return bool(self._closed)
+
+    def take(self, parsed: Parsed) -> None:
+        """Take a message in; one that was said before, or is past the job's share of the feed, is dropped."""
+        message, end = parsed
+        if isinstance(message, Progress) and end > self.said.progress_offset:
+            self._progress = _Held(message, end)
+        elif isinstance(message, Log) and end > self.said.log_offset:
+            self._append(message, end)
+
+    def flush(self, clock: float, at: datetime, *, everything: bool = False) -> tuple[Note, ...]:
+        """The notes whose time has come, in the order of their offsets; `everything` at the end of the output."""
+        passed = self.said.log_offset
+        notes: list[Note] = []
+        if everything or clock - self._log_at >= LOG_EVERY_S:
+            self._close()
+        if self._closed:
+            self._log_at = clock
+            notes += [LogNote(self._place(piece.end), at, piece.stream, piece.text) for piece in self._closed]
+            size = sum(piece.size for piece in self._closed)
+            self.said = self.said._replace(log_offset=self._closed[-1].end, log_bytes=self.said.log_bytes + size)
+            self._closed = []
+        if self._progress and (everything or clock - self._progress_at >= PROGRESS_EVERY_S):
+            notes.append(self._progressed(self._progress, passed, at))
+            self._progress, self._progress_at = None, clock
+        return tuple(sorted(notes, key=lambda note: note.place.offset))
+
+    def _append(self, log: Log, end: int) -> None:
+        line = f"{log.text}\n".encode()
+        line = line[: min(LOG_PIECE_BYTES, LOG_JOB_BYTES - self._bytes)]
+        if not line:
+            return
+        kept = self._open.get(log.stream, _Piece(log.stream, "", 0, 0))
+        if kept.size + len(line) > LOG_PIECE_BYTES:
+            self._close()
+            kept = _Piece(log.stream, "", 0, 0)
+        text = kept.text + line.decode(errors="ignore")
+        self._open[log.stream] = _Piece(log.stream, text, kept.size + len(line), end)
+        self._bytes += len(line)
+
+    def _close(self) -> None:
+        """Both streams at once: a piece left open would end before the other's and be said after it."""
+        self._closed += sorted(self._open.values(), key=lambda piece: piece.end)
+        self._open = {}
+
+    def _progressed(self, held: _Held, passed: int, at: datetime) -> Note:
+        offset = max(held.end, passed)
+        self.said = self.said._replace(progress_offset=offset)
+        said = held.progress
+        return ProgressNote(self._place(offset), at, said.fraction, said.stage, said.done, said.total)
+
+    def _place(self, offset: int) -> Place:
+        return Place(self._round, self._attempt, offset)

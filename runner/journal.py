@@ -1,0 +1,80 @@
+"""What one life of the runner leaves for the next about a job: one small file in the job's folder, replaced whole.
+
+Notes are written down before they are published. The next life says exactly these again, under the same places, and
+the broker drops what it has: so nothing is lost between the writing and the publishing, and nothing is said twice.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from runner.engines.port import Mark
+from runner.verdict import Intent
+from schemas.container import ErrorLine
+from schemas.feed import Note
+
+FILE = "journal.json"
+
+
+class Journal(Struct, frozen=True, kw_only=True):
+    """`mark`: where to take the output up again; lines before it are wholly dealt with.
+
+    Of the lines behind it, those up to `log_offset` and `progress_offset` have been said. `log_bytes` counts what was
+    published of the log. `pending` are the notes that may not have reached the broker. `said` is the last error line.
+    """
+
+    started_at: datetime | None = None
+    intent: Intent | None = None
+    mark: Mark | None = None
+    log_offset: int = 0
+    progress_offset: int = 0
+    log_bytes: int = 0
+    pending: tuple[Note, ...] = ()
+    said: ErrorLine | None = None
+
+
+_decode = msgspec.json.Decoder(Journal).decode
+
+
+def read(folder: Path) -> Journal:
+    """The journal in `folder`; a blank one where there is none or it cannot be read (the output is then re-read)."""
+    try:
+        return _decode((folder / FILE).read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return Journal()
+
+
+def write(folder: Path, journal: Journal) -> None:
+    """Replace the journal at once. Not synced: it is of use only while the host, and so the container, stays up."""
+    new = folder / f"{FILE}.new"
+    new.write_bytes(msgspec.json.encode(journal))
+    new.replace(folder / FILE)
+
+
+class Diary:
+    """The journal of a job that this life runs: what it says now, and the one way to change it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = anyio.Lock()
+        self.now = Journal()
+
+    async def open(self) -> None:
+        """Make the folder, and take up what an earlier life wrote."""
+        self.now = await anyio.to_thread.run_sync(self._opened)
+
+    async def note(self, **changes: Any) -> None:
+        """Change fields of the journal; returns when the file says so."""
+        async with self._lock:
+            self.now = replace(self.now, **changes)
+            await anyio.to_thread.run_sync(write, self._folder, self.now)
+
+    def _opened(self) -> Journal:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return read(self._folder)

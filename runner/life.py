@@ -1,0 +1,95 @@
+"""One life of a runner: what it is called, whom it talks to, and how it waits for them when they are away."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+from msgspec import Struct
+from structlog.typing import FilteringBoundLogger
+
+from bus.port import Bus, Denied, StoreFull, Unreachable
+from runner.engines.port import Engine, EngineGone
+from runner.settings import Pace
+from runner.supplies import EdgeAway, Supplies
+from schemas.events import RecordUnreadable
+from schemas.job import Claim, Job
+
+T = TypeVar("T")
+
+# What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault.
+AWAY = (Unreachable, StoreFull, Denied, RecordUnreadable, EdgeAway, EngineGone)
+
+
+class Outage:
+    """Who waits for the edge, the broker or the engine. While anybody does, the runner claims nothing new."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._over = anyio.Event()
+
+    async def over(self) -> None:
+        """Wait until nobody waits."""
+        while self._waiting:
+            await self._over.wait()
+
+    def began(self) -> None:
+        """One more waits."""
+        self._waiting += 1
+
+    def ended(self) -> None:
+        """One has been answered, or has given up."""
+        self._waiting -= 1
+        if not self._waiting:
+            self._over.set()
+            self._over = anyio.Event()
+
+
+class Life(Struct, frozen=True, kw_only=True):
+    """Everything an execution needs of its host. `now` is UTC; `jitter` draws from [0, 1).
+
+    `jobs` is the folder that holds a folder for every container.
+    """
+
+    installation: str
+    host: str
+    incarnation: str
+    jobs: Path
+    bus: Bus
+    engine: Engine
+    supplies: Supplies
+    now: Callable[[], datetime]
+    jitter: Callable[[], float]
+    pace: Pace
+    outage: Outage
+    log: FilteringBoundLogger
+
+    def claim(self, attempt: int, gpu: str | None = None) -> Claim:
+        """This life's claim on an attempt."""
+        return Claim(self.host, self.incarnation, attempt, gpu)
+
+    def log_of(self, job: Job) -> FilteringBoundLogger:
+        """The log, with the job's name on every line."""
+        return self.log.bind(owner=job.owner, job_id=job.id, trace_id=job.trace_id)
+
+    async def insist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """`ask` until it is answered: a result is never given up because somebody is away."""
+        try:
+            return await ask()
+        except AWAY as error:
+            self.log.warning("waiting", what=what, why=str(error))
+        self.outage.began()
+        try:
+            return await self._again(ask)
+        finally:
+            self.outage.ended()
+
+    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
+        wait = self.pace.retry_least_s
+        while True:
+            await anyio.sleep(wait)
+            try:
+                return await ask()
+            except AWAY:
+                wait = min(wait * 2, self.pace.retry_most_s)

@@ -1,0 +1,77 @@
+"""What a job left in out/, taken with care: the container is not trusted, so nothing there is followed or guessed.
+
+Blocking; call it in a thread, after the container has exited.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from schemas.asset import safe_name
+from schemas.container import OUTPUT_FILE, PART_PREFIX
+from schemas.job import OUTPUT_DATA_BYTES
+
+MOST_FILES = 1000  # more could not be recorded
+
+
+class OutputRefused(Exception):
+    """The outputs cannot be taken; `code` is output_invalid or output_too_large."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Found(Struct, frozen=True):
+    """What is there: the object the image answered, and the paths of the files beside it, by name."""
+
+    data: dict[str, Any]
+    files: tuple[Path, ...]
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def has_answer(out: Path) -> bool:
+    """Whether out/output.json is there at all."""
+    return os.path.lexists(out / OUTPUT_FILE)
+
+
+def collect(out: Path) -> Found:
+    """Everything in `out`; raises OutputRefused."""
+    folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith(PART_PREFIX))  # noqa: PTH208 - by descriptor
+        if len(names) > MOST_FILES:
+            raise OutputRefused("output_too_large", f"{len(names)} files in out/, {MOST_FILES} are the most")
+        for name in names:
+            _check(folder, name)
+        files = tuple(out / name for name in names if name != OUTPUT_FILE)
+        return Found(_answer(folder), files)
+    finally:
+        os.close(folder)
+
+
+def _check(folder: int, name: str) -> None:
+    kind = os.lstat(name, dir_fd=folder).st_mode
+    if not stat.S_ISREG(kind):
+        raise OutputRefused("output_invalid", f"out/{name!r} is no regular file: write plain files into out/")
+    if safe_name(name) != name:
+        raise OutputRefused("output_invalid", f"out/{name!r} has no safe name: use letters, digits, dots and dashes")
+
+
+def _answer(folder: int) -> dict[str, Any]:
+    file = os.open(OUTPUT_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    with os.fdopen(file, "rb") as opened:
+        text = opened.read(OUTPUT_DATA_BYTES + 1)
+    if len(text) > OUTPUT_DATA_BYTES:
+        raise OutputRefused("output_too_large", f"output.json is over {OUTPUT_DATA_BYTES} bytes: put it into a file")
+    try:
+        return _decode(text)
+    except msgspec.DecodeError as error:
+        raise OutputRefused("output_invalid", f"output.json is no JSON object: {error}") from error

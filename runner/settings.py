@@ -1,0 +1,76 @@
+"""What a runner is told: one frozen Struct, read once in `__main__` (schemas.settings), and the pace it works at."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from runner.gpu.fitness import FitnessPolicy
+from runner.gpu.meter import Price
+from runner.gpu.placement import PlacementPolicy
+from schemas.words import Token
+
+
+class BrokerSettings(Struct, frozen=True):
+    """Where the broker is and who the runner is there. `ca`, `cert` and `key` are files (TLS)."""
+
+    url: str = "nats://127.0.0.1:4222"
+    user: str = "runner"
+    password: str = ""
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class EdgeSettings(Struct, frozen=True):
+    """Where assets are fetched from and brought to; `key` is an API key with scope runner."""
+
+    url: str = "http://127.0.0.1:8000"
+    key: str = ""
+
+
+class GpuSettings(Struct, frozen=True):
+    """`watch` off: the runner works as on a host without cards."""
+
+    watch: bool = True
+    fitness: FitnessPolicy = FitnessPolicy()
+    placement: PlacementPolicy = PlacementPolicy()
+    price: Price = Price()
+
+
+class Pace(Struct, frozen=True):
+    """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries."""
+
+    heartbeat_s: float = 10.0
+    presence_s: float = 3.0
+    idle_s: float = 2.0
+    retry_least_s: float = 0.2
+    retry_most_s: float = 5.0
+    tick_s: float = 0.25
+    sweep_s: float = 30.0
+    image_missing_s: float = 60.0
+
+
+class RunnerSettings(Struct, frozen=True, kw_only=True):
+    """One runner. `data` holds its jobs and its cache; two runners never share it.
+
+    `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs; `disk_reserve_mb` (MiB) stays
+    free beside what an endpoint needs.
+    """
+
+    host: Token = "local"
+    installation: Token = "lamplighter"
+    data: Path = Path(".lamplighter/runner")
+    endpoints: tuple[Path, ...] = (Path("images"),)
+    broker: BrokerSettings = BrokerSettings()
+    edge: EdgeSettings = EdgeSettings()
+    engine: Literal["auto", "docker", "process"] = "auto"
+    docker_socket: str | None = None
+    slots: Annotated[int, Meta(ge=1, le=256)] = 1
+    cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
+    disk_reserve_mb: Annotated[int, Meta(ge=0)] = 512
+    grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    gpu: GpuSettings = GpuSettings()
+    pace: Pace = Pace()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "text"

@@ -1,0 +1,88 @@
+"""Capacity as permits: a slot is the right to run one container, and comes back in a known condition or not at all."""
+
+import shutil
+from pathlib import Path
+
+import anyio
+
+from schemas.job import JobKey
+
+MIB = 1 << 20
+
+
+class Permit:
+    """One slot, held. Give it back exactly once, idle or poisoned."""
+
+    def __init__(self, slots: "Slots") -> None:
+        self._slots = slots
+        self._held = True
+
+    def idle(self) -> None:
+        """The container is gone; the slot may be used again."""
+        self._release()
+
+    def poisoned(self, key: JobKey) -> None:
+        """What became of the container of `key` is not known: nobody may use the slot until it is."""
+        self._release(key)
+
+    def _release(self, key: JobKey | None = None) -> None:
+        if not self._held:
+            raise RuntimeError("this permit was given back before")
+        self._held = False
+        self._slots.returned(key)
+
+
+class Slots:
+    """`count` slots. Jobs that are adopted come on top of that if need be: they run already."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._busy = 0
+        self._poisoned: set[JobKey] = set()
+        self._freed = anyio.Event()
+
+    @property
+    def free(self) -> int:
+        """Slots that may be used now; below 0 while adopted jobs run over the count."""
+        return self.count - self._busy - len(self._poisoned)
+
+    @property
+    def poisoned(self) -> frozenset[JobKey]:
+        """The jobs whose containers hold slots that nobody may use."""
+        return frozenset(self._poisoned)
+
+    def take(self) -> Permit | None:
+        """A slot for a new job, or None when all are in use."""
+        return self.adopt() if self.free > 0 else None
+
+    def adopt(self, key: JobKey | None = None) -> Permit:
+        """A slot for a container that is there already; the one that `key` poisoned, if it did."""
+        self._poisoned.discard(key) if key else None
+        self._busy += 1
+        return Permit(self)
+
+    def heal(self, key: JobKey) -> None:
+        """The container of `key` is known to be gone."""
+        self._poisoned.discard(key)
+        self._wake()
+
+    def returned(self, poisoned_by: JobKey | None) -> None:
+        """A permit came back; only permits call this."""
+        self._busy -= 1
+        if poisoned_by is not None:
+            self._poisoned.add(poisoned_by)
+        self._wake()
+
+    async def until_free(self) -> None:
+        """Wait until a slot may be used."""
+        while self.free <= 0:
+            await self._freed.wait()
+
+    def _wake(self) -> None:
+        self._freed.set()
+        self._freed = anyio.Event()
+
+
+def disk_short(folder: Path, need_mb: int, reserve_mb: int) -> bool:
+    """Whether the disk of `folder` has less than `need_mb` + `reserve_mb` MiB left."""
+    return shutil.disk_usage(folder).free < (need_mb + reserve_mb) * MIB

@@ -1,0 +1,77 @@
+"""A job's folder before its container starts: the inputs under plain names, and job.json that tells them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+
+from runner.supplies import Supplies
+from schemas.asset import AssetField, Digest, InvalidDigest, asset_fields, parse, safe_name
+from schemas.container import JOB_FILE, JobFile, JobTimeouts
+from schemas.endpoint import Endpoint
+from schemas.job import Job
+
+
+class BadInput(Exception):
+    """The input cannot be staged, whoever tries: the message says why."""
+
+
+def timeouts(job: Job, endpoint: Endpoint) -> JobTimeouts:
+    """Seconds: what the policy says, else base_s + per_input_s x the seconds of input that the job names."""
+    limits = endpoint.timeouts
+    named = job.input.get(endpoint.input_seconds) if endpoint.input_seconds else None
+    length = float(named) if isinstance(named, int | float) else 0.0
+    by_input = limits.base_s + limits.per_input_s * max(0.0, length)
+    return JobTimeouts(job.policy.execution_timeout_s or by_input, job.policy.stall_timeout_s)
+
+
+def named(fields: list[AssetField]) -> Mapping[str, str]:
+    """The file name of every asset field, by the field's path; the same file in two fields has two names."""
+    names: dict[str, str] = {}
+    for field in fields:
+        name = safe_name(field.name)
+        count = sum(1 for taken in names.values() if taken == name or taken.startswith(f"{name}-"))
+        names[field.path] = f"{name}-{count + 1}" if count else name
+    return names
+
+
+def with_names(given: Any, names: Mapping[str, str], path: str = "$") -> Any:
+    """`given` with the file's name wherever a field of `names` stands."""
+    if isinstance(given, Mapping):
+        return {key: with_names(value, names, f"{path}.{key}") for key, value in given.items()}
+    if isinstance(given, list):
+        return [with_names(value, names, f"{path}[{at}]") for at, value in enumerate(given)]
+    return names.get(path, given) if isinstance(given, str) else given
+
+
+async def stage(job: Job, endpoint: Endpoint, job_dir: Path, supplies: Supplies) -> None:
+    """Fill in/ and write job.json. Raises BadInput, AssetGone, EdgeAway, OSError (disk)."""
+    fields = asset_fields(endpoint.input, job.input)
+    names = named(fields)
+    wanted = [(_digest(field), job_dir / "in" / names[field.path]) for field in fields]
+    told = JobFile(
+        id=job.id,
+        owner=job.owner,
+        endpoint=job.endpoint,
+        round=job.round,
+        attempt=job.attempt,
+        input=with_names(job.input, names),
+        timeouts=timeouts(job, endpoint),
+    )
+    await anyio.to_thread.run_sync(_write, job_dir, told)
+    for digest, path in wanted:
+        await supplies.stage(job.owner, digest, path)
+
+
+def _digest(field: AssetField) -> Digest:
+    try:
+        return parse(field.value)
+    except InvalidDigest as error:
+        raise BadInput(f"{field.path}: {error}") from error
+
+
+def _write(job_dir: Path, told: JobFile) -> None:
+    (job_dir / "in").mkdir(parents=True, exist_ok=True)
+    (job_dir / JOB_FILE).write_bytes(msgspec.json.encode(told))

@@ -1,0 +1,36 @@
+"""Where a job's inputs come from and where its outputs go, as the execution sees it.
+
+SuppliesError
+├── AssetGone     the asset is not there (any more): the job cannot run
+└── EdgeAway      the edge does not answer: try again, for as long as it takes
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from schemas.asset import Digest
+from schemas.job import File
+
+
+class SuppliesError(Exception):
+    """Root of what can go wrong with a job's files."""
+
+
+class AssetGone(SuppliesError):
+    """No such asset for this owner."""
+
+
+class EdgeAway(SuppliesError):
+    """The edge cannot be reached, or cannot answer now."""
+
+
+class Supplies(Protocol):
+    """The input cache and the edge's asset routes together."""
+
+    async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
+        """Put the asset's bytes at `to`, from the cache or the edge. Raises AssetGone, EdgeAway; OSError (disk)."""
+        ...
+
+    async def keep(self, owner: str, path: Path, name: str) -> File:
+        """Bring the file at `path` to the owner's assets; durable when this returns. Raises EdgeAway."""
+        ...
