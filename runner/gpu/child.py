@@ -52,11 +52,14 @@ class NvmlProcess:
         return code
 
 
-def nvml(interval_s: float, env: Mapping[str, str] | None = None) -> Spawn:
-    """Start children that read all cards every `interval_s`; `env` replaces the runner's environment."""
+def nvml(interval_s: float = 1.0, renew_s: float = 60.0, env: Mapping[str, str] | None = None) -> Spawn:
+    """Start children that read all cards every `interval_s`, and end `renew_s` after a card was lost.
+
+    `env` replaces the runner's environment.
+    """
 
     async def spawn() -> Child:
-        argv = [sys.executable, "-m", "runner.gpu.nvml", str(interval_s)]
+        argv = [sys.executable, "-m", "runner.gpu.nvml", str(interval_s), str(renew_s)]
         # Its own session: Ctrl-C in the runner's terminal must drain the runner, not blind it first.
         process = await anyio.open_process(
             argv, stdin=DEVNULL, stdout=PIPE, stderr=None, env=env, start_new_session=True

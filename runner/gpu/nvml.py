@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import pynvml as nv
 
@@ -258,31 +258,35 @@ def _emit(message: wire.Message, lock: threading.Lock = threading.Lock()) -> Non
         sys.stdout.buffer.flush()
 
 
-def watch(interval: float) -> NoReturn:
-    """Read all cards every `interval` seconds for as long as the driver answers."""
+def watch(interval: float, renew: float) -> None:
+    """Read all cards every `interval` seconds while the driver answers; return `renew` seconds after one was lost."""
     nv.nvmlInit()
     driver = nv.nvmlSystemGetDriverVersion()
     cards, shut = _open()
     events = Events(cards, interval)
     events.start()
-    while True:
+    whole = time.monotonic()
+    while time.monotonic() - whole < renew:
         looks = [card.look() for card in cards]
+        samples = tuple(look for look in looks if isinstance(look, GpuSample))
+        lost = tuple(look for look in looks if isinstance(look, LostGpu)) + shut
         if time.monotonic() - events.turned < SILENT_EVENTS * interval:
-            samples = tuple(look for look in looks if isinstance(look, GpuSample))
-            lost = tuple(look for look in looks if isinstance(look, LostGpu))
-            _emit(wire.Reading(driver, samples, lost + shut))
+            _emit(wire.Reading(driver, samples, lost))
+        if not lost:
+            whole = time.monotonic()
         time.sleep(interval)
 
 
 def main(argv: list[str]) -> int:
-    """Watch until the driver ends it; the exit code is one of `wire.EXITS`, or 1."""
+    """Watch until the driver ends it; the exit code is one of `wire.EXITS`, `wire.RENEW`, or 1."""
     try:
-        watch(interval=float(argv[0]))
+        watch(interval=float(argv[0]), renew=float(argv[1]))
     except nv.NVMLError as error:
         _emit(wire.Ending(str(error)))
         return wire.EXITS.get(ENDS.get(error.value, WatchState.FAILED), 1)
     except BrokenPipeError:  # the runner is gone, and with it every reason to go on
         return 0
+    return wire.RENEW
 
 
 if __name__ == "__main__":

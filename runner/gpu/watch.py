@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from runner.gpu.board import Board
 from runner.gpu.child import Child, Spawn
-from runner.gpu.wire import ENDINGS, Ending, Reading, decode
+from runner.gpu.wire import ENDINGS, RENEW, Ending, Reading, decode
 from schemas.gpu import LostGpu, Snapshot, WatchState
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,7 @@ WHY = {
 }
 # The longest pause before a new child, seconds: how soon the state could change without anyone telling us.
 LONGEST_PAUSE_S = {
+    WatchState.OK: 0.5,
     WatchState.NONE: 300.0,
     WatchState.NO_DRIVER: 30.0,
     WatchState.MISMATCH: 30.0,
@@ -144,7 +145,8 @@ class Watch(Board):
     async def _ending(self, child: Child) -> WatchState:
         """What the exit code says; a child that cannot even exit hangs in the driver."""
         with anyio.move_on_after(self._timing.silence_s):
-            return ENDINGS.get(await child.ended(), WatchState.FAILED)
+            code = await child.ended()
+            return self.snapshot().state if code == RENEW else ENDINGS.get(code, WatchState.FAILED)
         return WatchState.HUNG
 
     def _take(self, reading: Reading) -> None:
@@ -163,6 +165,8 @@ class Watch(Board):
 
     def _fall(self, state: WatchState, words: str) -> WatchState:
         """The child no longer speaks: the last samples stay as history, unless it is certain that there is no card."""
+        if state is WatchState.OK:  # it asked to be started anew: what it said last still holds
+            return state
         why = f"{WHY[state]} ({words})" if words else WHY[state]
         now = msgspec.structs.replace(self.snapshot(), state=state, why=why)
         if state in {WatchState.NONE, WatchState.NO_DRIVER}:

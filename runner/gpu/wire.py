@@ -24,6 +24,8 @@ Message = Reading | XidEvent | Ending
 
 # Exit codes of the child for the endings it can name; any other code is a crash (WatchState.FAILED).
 EXITS = {WatchState.NONE: 40, WatchState.NO_DRIVER: 41, WatchState.MISMATCH: 42}
+# A card was lost a while ago: only a new process can see that it was reset, and none may hold it open meanwhile.
+RENEW = 43
 ENDINGS = {code: state for state, code in EXITS.items()}
 
 LINE_BYTES = 1024 * 1024  # the longest line: 16 cards with hundreds of processes each stay far below it

@@ -68,7 +68,7 @@ class StubBench:
     def __init__(self, folder: Path) -> None:
         self._stub = StubCards(folder, count=2)
         timing = Timing(first_s=1.0, silence_s=1.0, first_pause_s=0.05)
-        self.gpus = Watch(nvml(0.05, self._stub.env), clock=time.time, random=random.random, timing=timing)
+        self.gpus = Watch(nvml(0.05, env=self._stub.env), clock=time.time, random=random.random, timing=timing)
 
     def heat(self, card: int, celsius: int) -> None:
         self._stub.set(**{f"gpu{card}__temperature": celsius})
