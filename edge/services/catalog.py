@@ -1,0 +1,111 @@
+"""What can be asked for: endpoints that hosts offer, or offered once, and those of the edge's own folder."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import structlog
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from bus.port import Bus
+from schemas.endpoint import Endpoint, EndpointInvalid, parse
+from schemas.errors import Refused
+from schemas.host import Offer
+
+_log = structlog.get_logger()
+
+
+def load_folder(path: Path) -> tuple[Endpoint, ...]:
+    """The endpoints of `*.toml` and `*/endpoint.toml` in `path`, by name. Raises EndpointInvalid, naming the file."""
+    found = sorted([*path.glob("*.toml"), *path.glob("*/endpoint.toml")])
+    return tuple(sorted((_load(file) for file in found), key=lambda endpoint: endpoint.name))
+
+
+def _load(file: Path) -> Endpoint:
+    try:
+        endpoint = parse(file.read_text())
+        _check_schema(endpoint)
+    except EndpointInvalid as error:
+        raise EndpointInvalid(f"{file}: {error}") from error
+    return endpoint
+
+
+def _check_schema(endpoint: Endpoint) -> None:
+    try:
+        Draft202012Validator.check_schema(endpoint.input)
+    except SchemaError as error:
+        raise EndpointInvalid(f"input of {endpoint.name} is no JSON Schema: {error.message}") from error
+
+
+class Catalog:
+    """Known endpoints. Of two offers that differ the newest counts, and any offer counts before the folder."""
+
+    def __init__(self, bus: Bus, folder_endpoints: tuple[Endpoint, ...]) -> None:
+        self._bus = bus
+        self._folder = {endpoint.name: endpoint for endpoint in folder_endpoints}
+        self._offers: dict[str, Offer] = {}
+        self._revisions: dict[str, int] | None = None
+        self._known: Mapping[str, Endpoint] = self._folder
+        self._ensured: frozenset[str] = frozenset()
+
+    async def refresh(self) -> bool:
+        """Read OFFERS and make the queues of new pools; whether anything changed. Raises BusError."""
+        rows = await self._bus.offers.rows()
+        revisions = {host: row.revision for host, row in rows.items()}
+        changed = revisions != self._revisions
+        if changed:
+            self._offers = {host: row.value for host, row in rows.items()}
+            self._known = {**self._folder, **_newest(self._offers.values())}
+        pools = self.pools()
+        if pools - self._ensured:
+            await self._bus.queue.ensure(pools)
+            self._ensured = pools
+        self._revisions = revisions
+        return changed
+
+    def get(self, name: str) -> Endpoint:
+        """The endpoint of that name. Raises Refused `endpoint_unknown`."""
+        endpoint = self._known.get(name)
+        if endpoint is None:
+            known = ", ".join(sorted(self._known)) or "none yet"
+            raise Refused("endpoint_unknown", f"no host offers the endpoint {name!r}; known: {known}")
+        return endpoint
+
+    def all(self) -> tuple[Endpoint, ...]:
+        """Every known endpoint, by name."""
+        return tuple(self._known[name] for name in sorted(self._known))
+
+    def pools(self) -> frozenset[str]:
+        """The queues that jobs of known endpoints wait in."""
+        return frozenset(endpoint.queue for endpoint in self._known.values())
+
+    def offers(self) -> tuple[Offer, ...]:
+        """The last offer of every host, by host."""
+        return tuple(self._offers[host] for host in sorted(self._offers))
+
+    def slots(self, pool: str) -> int:
+        """Slots that hosts last offered to `pool`, 0 when no host ever did."""
+        return sum(offer.slots for offer in self._offers.values() if any(e.queue == pool for e in offer.endpoints))
+
+    def hosts_offering(self, endpoint: str) -> frozenset[str]:
+        """Hosts whose last offer has `endpoint`, alive or not."""
+        return frozenset(
+            host for host, offer in self._offers.items() if any(own.name == endpoint for own in offer.endpoints)
+        )
+
+
+def _newest(offers: Iterable[Offer]) -> dict[str, Endpoint]:
+    """The endpoints of all offers, each as the newest offer that has it says."""
+    known: dict[str, Endpoint] = {}
+    for offer in sorted(offers, key=lambda offer: offer.at):
+        known |= {endpoint.name: endpoint for endpoint in offer.endpoints if _usable(endpoint, offer.host)}
+    return known
+
+
+def _usable(endpoint: Endpoint, host: str) -> bool:
+    try:
+        _check_schema(endpoint)
+    except EndpointInvalid as error:
+        _log.warning("offer_ignored", host=host, endpoint=endpoint.name, error=str(error))
+        return False
+    return True

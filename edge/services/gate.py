@@ -1,0 +1,53 @@
+"""Whether new work may be taken at all: the broker is there, writes are synced to disk, and its store has room."""
+
+from bus.port import Health, Link, Unreachable
+from edge.services.clock import Clock
+from schemas.errors import Refused
+
+FULL_AT = 0.8  # share of the broker's store above which new work is refused, so that results can still be recorded
+_HEALTH_AGE_S = 2.0
+_RETRY_AFTER_S = 5
+
+
+class Gate:
+    """Asks the broker at most every two seconds, so that a submit does not pay for it."""
+
+    def __init__(self, link: Link, clock: Clock, *, allow_unsynced: bool = False) -> None:
+        self._link = link
+        self._clock = clock
+        self._allow_unsynced = allow_unsynced
+        self._health: Health | None = None
+        self._asked_at = clock()
+
+    async def check(self) -> None:
+        """Raises Refused `unavailable` (broker away or unsynced) or `store_full`."""
+        health = await self._current()
+        if health.synced is not True and not self._allow_unsynced:
+            raise Refused(
+                "unavailable",
+                "the broker does not sync every write, so a power cut could lose accepted jobs: set sync_interval: "
+                "always in nats.conf, or allow_unsynced at the edge",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        if health.used >= FULL_AT:
+            raise Refused(
+                "store_full",
+                f"the broker's store is {health.used:.0%} full, from {FULL_AT:.0%} on new work is refused: delete jobs "
+                "or give it more space",
+            )
+
+    async def _current(self) -> Health:
+        if not self._link.connected:
+            raise _away()
+        age = (self._clock() - self._asked_at).total_seconds()
+        if self._health is None or not 0 <= age < _HEALTH_AGE_S:
+            try:
+                self._health = await self._link.health()
+            except Unreachable as error:
+                raise _away() from error
+            self._asked_at = self._clock()
+        return self._health
+
+
+def _away() -> Refused:
+    return Refused("unavailable", "the broker is away: try again in a few seconds", retry_after_s=_RETRY_AFTER_S)

@@ -1,0 +1,97 @@
+"""A job's `input` against its endpoint's JSON Schema (Draft 2020-12): defaults filled, each fault named by its path."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError
+from referencing import Registry
+
+from schemas.asset import InvalidDigest, asset_fields, parse
+from schemas.endpoint import Endpoint
+from schemas.errors import FieldError, Refused
+from schemas.job import INPUT_BYTES
+
+MAX_ERRORS = 20
+_MESSAGE = 300  # characters; jsonschema quotes the value, which may be all of the input
+
+
+def _is_asset(value: object) -> bool:
+    """Strings only: whether it must be one is the schema's `type` to say."""
+    return not isinstance(value, str) or _asset_fault(value) is None
+
+
+def _asset_fault(value: str) -> str | None:
+    if value.lower().startswith(("http://", "https://")):
+        return "URLs are not taken yet: upload the file to /v1/assets and name it sha256:<hex>"
+    try:
+        parse(value)
+    except InvalidDigest as error:
+        return str(error)
+    return None
+
+
+_formats = FormatChecker(formats=())
+_formats.checks("asset")(_is_asset)
+
+
+def check_input(endpoint: Endpoint, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The input with defaults filled in, and the digests it names (each once).
+
+    Raises Refused `input_invalid` with a FieldError for each fault, at most MAX_ERRORS of them.
+    """
+    size = len(msgspec.json.encode(given))
+    if size > INPUT_BYTES:
+        raise invalid(FieldError("$.input", f"{size} bytes of JSON, at most {INPUT_BYTES}: move data into assets"))
+    filled = _filled(endpoint.input, given)
+    # An empty registry: a "$ref" to another host is never fetched.
+    validator = Draft202012Validator(endpoint.input, registry=Registry(), format_checker=_formats)
+    faults = list(dict.fromkeys(fault for error in validator.iter_errors(filled) for fault in _faults(error)))
+    if faults:
+        raise invalid(*faults[:MAX_ERRORS])
+    digests = [parse(field.value) for field in asset_fields(endpoint.input, filled)]
+    return filled, tuple(dict.fromkeys(digests))
+
+
+def invalid(*errors: FieldError) -> Refused:
+    """The refusal `input_invalid`, its detail the first error."""
+    return Refused("input_invalid", f"{errors[0].path}: {errors[0].message}", errors=errors)
+
+
+def assets_missing(digests: tuple[str, ...]) -> Refused:
+    """The refusal `asset_missing`."""
+    return Refused(
+        "asset_missing",
+        f"{len(digests)} asset(s) of the input have not been uploaded: PUT them to /v1/assets/<sha256>, then submit",
+        missing=tuple(f"sha256:{digest}" for digest in digests),
+    )
+
+
+def _faults(error: ValidationError) -> Iterator[FieldError]:
+    path = "$.input" + error.json_path.removeprefix("$")
+    if error.validator == "required":
+        for name in error.validator_value:
+            if name not in error.instance:
+                yield FieldError(f"{path}.{name}", "is required")
+    elif error.validator == "format":
+        yield FieldError(path, _asset_fault(str(error.instance)) or error.message[:_MESSAGE])
+    else:
+        yield FieldError(path, error.message[:_MESSAGE])
+
+
+def _filled(schema: object, given: Any) -> Any:
+    """`given` with the defaults of `properties` (and of objects and items in it) where it has none of its own."""
+    if not isinstance(schema, Mapping):
+        return given
+    if isinstance(given, list):
+        return [_filled(schema.get("items"), item) for item in given]
+    if not isinstance(given, dict):
+        return given
+    properties: Mapping[str, Any] = schema.get("properties") or {}
+    defaults = {
+        name: inner["default"]
+        for name, inner in properties.items()
+        if name not in given and isinstance(inner, Mapping) and "default" in inner
+    }
+    return {name: _filled(properties.get(name), value) for name, value in (given | defaults).items()}

@@ -1,0 +1,125 @@
+"""API keys: made, listed, revoked, and told from a stranger's at every request (PROTOCOLS 1)."""
+
+import base64
+from collections.abc import Callable, Collection
+from datetime import datetime
+from hmac import compare_digest
+from typing import NamedTuple
+
+from bus.port import Conflict, Row, Table
+from edge.services.clock import Clock, Entropy
+from schemas.access import ApiKey, Scope, parse_key, secret_digest
+from schemas.errors import Refused
+from schemas.words import is_token
+
+CACHE_S = 5.0  # a revoked key works at most this long
+_CACHED = 10_000  # ids; a stranger who tries many must not fill the memory
+_ID_BYTES = 6
+_SECRET_BYTES = 32
+_ADMIN = "admin"  # owner and id of the first key
+
+
+class NewKey(NamedTuple):
+    """A key just made; `text` is shown once and stored nowhere."""
+
+    key: ApiKey
+    text: str
+
+
+class _Seen(NamedTuple):
+    row: Row[ApiKey] | None
+    at: float
+
+
+class Keys:
+    """The bucket KEYS, with a cache of at most CACHE_S. `monotonic` in seconds."""
+
+    def __init__(self, table: Table[ApiKey], clock: Clock, entropy: Entropy, monotonic: Callable[[], float]) -> None:
+        self._table = table
+        self._clock = clock
+        self._entropy = entropy
+        self._monotonic = monotonic
+        self._cache: dict[str, _Seen] = {}
+
+    async def create(
+        self,
+        owner: str,
+        scopes: Collection[Scope],
+        *,
+        name: str = "",
+        expires_at: datetime | None = None,
+        language: str | None = None,
+    ) -> NewKey:
+        """A new key of `owner`, under a random id. Raises BusError."""
+        return await self._create(self._entropy(_ID_BYTES).hex(), owner, scopes, name, expires_at, language)
+
+    async def _create(  # noqa: PLR0913, PLR0917 - the fields of a key
+        self,
+        key_id: str,
+        owner: str,
+        scopes: Collection[Scope],
+        name: str,
+        expires_at: datetime | None,
+        language: str | None,
+    ) -> NewKey:
+        secret = base64.urlsafe_b64encode(self._entropy(_SECRET_BYTES)).rstrip(b"=").decode()
+        key = ApiKey(
+            id=key_id,
+            owner=owner,
+            scopes=tuple(sorted(set(scopes))),
+            secret_sha256=secret_digest(secret),
+            created_at=self._clock(),
+            expires_at=expires_at,
+            name=name,
+            language=language,
+        )
+        await self._table.create(key_id, key)
+        self._cache.pop(key_id, None)
+        return NewKey(key, f"lamp_{key_id}_{secret}")
+
+    async def bootstrap(self) -> NewKey | None:
+        """The first admin key where there is no key at all, else None.
+
+        Under a fixed id, so that of two edges starting at once one makes it and the other stays silent.
+        """
+        if await self._table.rows():
+            return None
+        try:
+            return await self._create(_ADMIN, _ADMIN, (Scope.ADMIN,), "first key", None, None)
+        except Conflict:
+            return None
+
+    async def list(self, owner: str | None = None) -> list[ApiKey]:
+        """The keys of `owner`, or all, oldest first."""
+        rows = await self._table.rows()
+        keys = [row.value for row in rows.values() if owner in (None, row.value.owner)]
+        return sorted(keys, key=lambda key: (key.created_at, key.id))
+
+    async def revoke(self, key_id: str) -> None:
+        """Remove the key: here at once, at other edges within CACHE_S. Raises Refused `not_found`."""
+        if not is_token(key_id) or await self._table.get(key_id) is None:
+            raise Refused("not_found", f"there is no key {key_id!r}")
+        await self._table.delete(key_id)
+        self._cache.pop(key_id, None)
+
+    async def authenticate(self, text: str) -> ApiKey | None:
+        """The key that `text` is, or None: malformed, unknown, wrong secret, revoked or expired. Raises BusError."""
+        credential = parse_key(text)
+        if credential is None:
+            return None
+        row = await self._row(credential.id)
+        # The same work for an unknown id, so that the time tells nothing.
+        expected = row.value.secret_sha256 if row else secret_digest("")
+        if not compare_digest(secret_digest(credential.secret), expected) or row is None:
+            return None
+        expires = row.value.expires_at
+        return row.value if expires is None or self._clock() < expires else None
+
+    async def _row(self, key_id: str) -> Row[ApiKey] | None:
+        now = self._monotonic()
+        seen = self._cache.get(key_id)
+        if seen is None or now - seen.at > CACHE_S:
+            if len(self._cache) >= _CACHED:
+                self._cache.clear()
+            seen = self._cache[key_id] = _Seen(await self._table.get(key_id), now)
+        return seen.row

@@ -1,0 +1,43 @@
+"""A bounded line of items between two tasks. Unlike a memory stream, a cancelled or timed-out `take` loses nothing."""
+
+from collections import deque
+from typing import Generic, TypeVar
+
+from anyio import Event
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Many may put, one takes."""
+
+    def __init__(self, capacity: int) -> None:
+        self._items: deque[T] = deque()
+        self._capacity = capacity
+        self._filled = Event()
+        self._emptied = Event()
+
+    async def put(self, item: T) -> None:
+        """Add behind the others; waits while there is no room."""
+        while len(self._items) >= self._capacity:
+            self._emptied = Event()
+            await self._emptied.wait()
+        self._items.append(item)
+        self._filled.set()
+
+    def offer(self, item: T) -> bool:
+        """Add if there is room; whether there was."""
+        room = len(self._items) < self._capacity
+        if room:
+            self._items.append(item)
+            self._filled.set()
+        return room
+
+    async def take(self, limit: int) -> list[T]:
+        """At least one and at most `limit` items, oldest first; waits for the first."""
+        while not self._items:
+            self._filled = Event()
+            await self._filled.wait()
+        taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+        self._emptied.set()
+        return taken

@@ -1,0 +1,162 @@
+"""What users read, in Chinese and English. The Chinese texts of PROTOCOLS 2 are exact: clients compare them."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from math import ceil
+from typing import NamedTuple
+
+from schemas.job import Failure
+from schemas.reasons import Reason
+from schemas.words import Status
+
+DEFAULT_WAKE_S = 120.0  # told until a wake was measured
+
+
+class Language(StrEnum):
+    """The languages there are."""
+
+    EN = "en"
+    ZH = "zh"
+
+
+class Text(NamedTuple):
+    """One message in every language. `{minutes}` is the host's median wake, `{code}` a failure's code."""
+
+    en: str
+    zh: str
+
+    def say(self, language: Language, **values: object) -> str:
+        """The message in `language`, its placeholders filled."""
+        return (self.zh if language is Language.ZH else self.en).format(**values)
+
+
+STATUSES: Mapping[Status, Text] = {
+    Status.SCHEDULED: Text("The job is accepted and waits for its time", "任务已接受，等待执行时间"),
+    Status.QUEUED: Text("The job is queued", "任务已排队"),
+    Status.RUNNING: Text("The job is running", "任务处理中，请稍候..."),
+    Status.CANCELLING: Text("The job is being cancelled", "任务正在取消"),
+    Status.SUCCEEDED: Text("The job is done", "任务已完成"),
+    Status.FAILED: Text("The job failed", "任务失败"),
+    Status.CANCELLED: Text("The job was cancelled", "任务已取消"),
+    Status.EXPIRED: Text("The job expired before it could start", "任务在开始前已过期"),
+}
+
+REASONS: Mapping[Reason, Text] = {
+    Reason.AWAITING_INPUT: Text("Waiting for its input to be uploaded", "等待上传输入文件"),
+    Reason.FETCHING_INPUT: Text("Its input is being fetched", "正在下载输入文件"),
+    Reason.NOT_BEFORE: Text("Waiting for the time it was scheduled for", "等待预定时间"),
+    Reason.BACKOFF: Text("An attempt failed; the next one follows shortly", "上次尝试失败，稍后自动重试"),
+    Reason.HOST_FAULT: Text("The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"),
+    Reason.HOST_BLOCKED: Text("The GPU host may not be switched on now", "GPU服务器暂时无法开机，任务继续排队"),
+    Reason.HOST_BOOTING: Text("GPU is booting, about {minutes} minutes", "GPU服务器正在启动，请等待约{minutes}分钟"),
+    Reason.HOST_WAKING: Text("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
+    Reason.HOST_OFF: Text("GPU is off; the job waits about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
+    Reason.PAUSED: Text("The GPU host takes no new jobs at the moment", "GPU服务器暂停接收新任务"),
+    Reason.IMAGE_MISSING: Text("The GPU host is still fetching the program", "GPU服务器正在准备程序镜像"),
+    Reason.GPU_UNHEALTHY: Text("The GPU is not healthy; the job waits", "GPU状态异常，任务等待中"),
+    Reason.GPU_BUSY_OWNER: Text("The GPU is in use by its owner", "GPU正被机主使用，任务等待中"),
+    Reason.VRAM_SHORT: Text("Waiting for free GPU memory", "等待可用显存"),
+    Reason.DISK_SHORT: Text("The GPU host is short of disk space", "GPU服务器磁盘空间不足，任务等待中"),
+    Reason.QUOTA: Text("Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
+    Reason.BEHIND: Text("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
+}
+
+FAILURES: Mapping[str, Text] = {
+    "bad_job": Text("The job cannot be carried out as asked", "任务参数无效"),
+    "bad_input": Text("The input cannot be used", "输入无效"),
+    "unreadable_video": Text("The video cannot be read", "视频无法读取"),
+    "unreadable_audio": Text("The audio cannot be read", "音频无法读取"),
+    "no_face": Text("No face was found in the video", "视频中未检测到人脸"),
+    "multiple_faces": Text("More than one face was found in the video", "视频中检测到多张人脸"),
+    "input_too_large": Text("The input is too large", "输入文件过大"),
+    "input_fetch_failed": Text("The input could not be fetched from its URL", "输入文件下载失败"),
+    "asset_gone": Text("A file of the input was deleted", "输入文件已被删除"),
+    "internal": Text("The program failed", "程序内部错误"),
+    "output_missing": Text("The program made no result", "程序没有生成结果"),
+    "output_invalid": Text("The program's result is not valid", "程序生成的结果无效"),
+    "model_load_failed": Text("The model could not be loaded", "模型加载失败"),
+    "stalled": Text("The program stopped making progress", "程序长时间没有进展"),
+    "output_too_large": Text("The result is too large to record", "结果过大，无法保存"),
+    "out_of_memory": Text("The program ran out of memory", "内存不足"),
+    "execution_timeout": Text("The job took longer than allowed", "任务执行超时"),
+    "gpu_lost": Text("The GPU was lost while the job ran", "任务执行中GPU掉线"),
+    "gpu_unhealthy": Text("The GPU is not usable", "GPU不可用"),
+    "gpu_unsupported": Text("The GPU cannot run this program", "GPU不支持该程序"),
+    "cuda_oom": Text("The GPU ran out of memory", "显存不足"),
+    "gpu_fault_repeated": Text("GPU faults ended the job again and again", "GPU反复故障，任务失败"),
+    "host_lost": Text("The GPU host was lost while the job ran", "任务执行中GPU服务器失联"),
+    "engine_error": Text("The GPU host could not start the program", "GPU服务器无法启动程序"),
+    "image_missing": Text("The GPU host does not have the program", "GPU服务器缺少程序镜像"),
+    "disk_full": Text("The GPU host's disk is full", "GPU服务器磁盘已满"),
+    "host_fault_repeated": Text("Faults of GPU hosts ended the job again and again", "GPU服务器反复故障，任务失败"),
+    "drained": Text("The GPU host was being shut down", "GPU服务器正在关闭"),
+}
+
+OTHER_FAILURE = Text("The program failed: {code}", "程序错误：{code}")
+
+NOTICES: Mapping[str, Text] = {
+    "host_waking": Text("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
+    "host_online": Text("The GPU host is online and takes jobs", "GPU服务器已上线，可以开始处理任务"),
+    "host_offline": Text("The GPU host is offline", "GPU服务器已离线"),
+    "host_blocked": Text("The GPU host may not be switched on now", "GPU服务器暂时无法开机"),
+    "host_fault": Text("The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"),
+    "gpu_unhealthy": Text("A GPU is not healthy", "GPU状态异常"),
+    "gpu_recovered": Text("The GPU is healthy again", "GPU已恢复正常"),
+    "paused": Text("The GPU host takes no new jobs", "GPU服务器暂停接收新任务"),
+    "resumed": Text("The GPU host takes jobs again", "GPU服务器恢复接收任务"),
+}
+
+DELETED = Text("Deleted", "删除成功")
+DELETE_FAILED = Text("Not deleted: there is no such file", "删除失败：文件不存在")
+
+
+def waiting(reason: Reason, language: Language, wake_s: float | None = None) -> str:
+    """Why a job waits; `wake_s` is the host's measured median wake in seconds."""
+    return REASONS[reason].say(language, minutes=minutes(wake_s))
+
+
+def status(of: Status, language: Language) -> str:
+    """Where a job stands."""
+    return STATUSES[of].say(language)
+
+
+def failure(error: Failure, language: Language) -> str:
+    """Why a job failed. An image's own code has no text of ours and is shown as it is."""
+    return FAILURES.get(error.code, OTHER_FAILURE).say(language, code=error.code)
+
+
+def notice(kind: str, language: Language, wake_s: float | None = None) -> str:
+    """What happened to a host; `kind` is one of NOTICES."""
+    return NOTICES[kind].say(language, minutes=minutes(wake_s))
+
+
+def minutes(wake_s: float | None) -> int:
+    """Whole minutes, rounded up, at least one."""
+    return max(1, ceil((DEFAULT_WAKE_S if wake_s is None else wake_s) / 60))
+
+
+def choose_language(accept: str | None, preferred: str | None = None) -> Language:
+    """The language of an `Accept-Language` header (RFC 9110, 12.5.4), else of the key's setting, else English."""
+    for tag in _by_weight(accept or ""):
+        for language in Language:
+            if tag == language or tag.startswith(f"{language}-"):
+                return language
+    return Language.ZH if (preferred or "").lower().startswith(Language.ZH) else Language.EN
+
+
+def _by_weight(accept: str) -> list[str]:
+    weighed = []
+    for part in accept.lower().split(","):
+        tag, _, parameters = part.partition(";")
+        weighed.append((_weight(parameters), tag.strip()))
+    return [tag for weight, tag in sorted(weighed, key=lambda pair: -pair[0]) if weight > 0 and tag]
+
+
+def _weight(parameters: str) -> float:
+    name, _, value = parameters.strip().partition("=")
+    if name.strip() != "q":
+        return 1.0
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0

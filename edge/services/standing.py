@@ -1,0 +1,103 @@
+"""What the index keeps of a record to sort, count and find it by; the record itself lies beside it."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from bus.port import Entry
+from edge.services.clock import micros
+from edge.services.lines import Line
+from schemas.asset import SCHEME, is_digest
+from schemas.job import Job, JobKey, Pointer
+from schemas.words import WAITING, Priority, Status
+
+
+class Standing(NamedTuple):
+    """A job's place. Times in microseconds since 1970; `queued_us` 0: not queued yet."""
+
+    owner: str
+    id: str
+    revision: int
+    status: Status
+    endpoint: str
+    pool: str
+    priority: Priority
+    round: int
+    queued_us: int
+    backoff_us: int | None
+
+    @property
+    def key(self) -> JobKey:
+        return JobKey(self.owner, self.id)
+
+    @property
+    def pointer(self) -> Pointer:
+        return Pointer(self.pool, self.priority, self.owner, self.id, self.round)
+
+    @property
+    def line(self) -> Line:
+        return Line(self.owner, self.pool, self.priority)
+
+    def resting(self, now_us: int) -> bool:
+        """Whether it waits out a back-off: such a job does not count in its owner's window."""
+        return self.status is Status.QUEUED and self.backoff_us is not None and self.backoff_us > now_us
+
+
+class Step(NamedTuple):
+    """One change of the index; None: the job was not there before, or is gone."""
+
+    before: Standing | None
+    after: Standing | None
+
+
+def standing(entry: Entry) -> Standing:
+    """The place of a record."""
+    job = entry.recorded.job
+    return Standing(
+        job.owner,
+        job.id,
+        entry.revision,
+        job.status,
+        job.endpoint,
+        job.pool,
+        job.priority,
+        job.round,
+        micros(job.queued_at) if job.queued_at else 0,
+        micros(job.backoff_until) if job.backoff_until else None,
+    )
+
+
+def expires_at(job: Job) -> datetime | None:
+    """When a job that has not started expires, or None when it cannot any more (PROTOCOLS 1, `start_timeout_s`)."""
+    if job.status not in WAITING or job.attempt:
+        return None
+    since = max(moment for moment in (job.created_at, job.not_before, job.retried_at) if moment is not None)
+    started_by = since + timedelta(seconds=job.policy.start_timeout_s)
+    return started_by if job.deadline is None else min(started_by, job.deadline)
+
+
+def input_digests(job: Job) -> set[str]:
+    """Digests of the assets in the input, found by their form: the endpoint may be long gone."""
+    found: set[str] = set()
+    pending: list[object] = [job.input]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, str) and value.startswith(SCHEME) and is_digest(value.removeprefix(SCHEME)):
+            found.add(value.removeprefix(SCHEME))
+    return found
+
+
+def result_digests(job: Job) -> set[str]:
+    """Digests of the assets that the job made: outputs and the kept log."""
+    return set(_result_digests(job))
+
+
+def _result_digests(job: Job) -> Iterator[str]:
+    if job.output is not None:
+        yield from (file.sha256 for file in job.output.files)
+    if job.log is not None:
+        yield job.log.removeprefix(SCHEME)

@@ -1,0 +1,100 @@
+"""From the body of a submit to the record: wrong types and unknown fields named, limits resolved."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from edge.services.inputs import invalid
+from schemas.endpoint import Endpoint
+from schemas.errors import FieldError, Refused
+from schemas.job import Job, JobKey, Policy, PolicyRequest, Submission
+from schemas.words import TOKEN_PATTERN, Status, is_token
+
+# How msgspec words its errors: "<what> - at `$.a.b`", the path left out at the top.
+_AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+
+
+def read_body(body: dict[str, Any]) -> Submission:
+    """The body as a Submission. Raises Refused `field_unknown` (400) or `input_invalid` (422), naming the path."""
+    try:
+        submission = msgspec.convert(body, Submission)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from error
+    if submission.await_input:
+        raise invalid(FieldError("$.await_input", "not yet: upload the assets first, then submit"))
+    return submission
+
+
+def _refusal(text: str) -> Refused:
+    parts = _AT.match(text)
+    if parts is None:
+        raise ValueError(f"msgspec words its errors in a new way: {text}")
+    what, path = parts["what"], parts["path"] or "$"
+    unknown = _UNKNOWN.match(what)
+    if unknown:
+        error = FieldError(f"{path}.{unknown['name']}", "is not a field of this request")
+        return Refused("field_unknown", f"{error.path}: {error.message}", errors=(error,))
+    missing = _MISSING.match(what)
+    if missing:
+        return invalid(FieldError(f"{path}.{missing['name']}", "is required"))
+    said = what.replace(f"matching regex {TOKEN_PATTERN!r}", "of 1 to 64 characters A-Z a-z 0-9 _ -")
+    return invalid(FieldError(path, f"a name in it: {said}" if parts["key"] else said))
+
+
+def check_id(job_id: str) -> str:
+    """`job_id`, if a client may choose it. Raises Refused `input_invalid`."""
+    if not is_token(job_id):
+        raise invalid(FieldError("$.id", "a job id is 1 to 64 of A-Z a-z 0-9 _ -"))
+    return job_id
+
+
+def make_job(  # noqa: PLR0913 - each is one fact of the request
+    key: JobKey,
+    digest: str,
+    endpoint: Endpoint,
+    submission: Submission,
+    given: dict[str, Any],
+    *,
+    trace_id: str,
+    at: datetime,
+) -> Job:
+    """The record that `submission` makes, `given` being its validated input. Raises Refused `input_invalid`."""
+    _check_times(submission, at)
+    later = submission.not_before is not None and submission.not_before > at
+    return Job(
+        id=key.id,
+        owner=key.owner,
+        endpoint=endpoint.name,
+        pool=endpoint.queue,
+        status=Status.SCHEDULED if later else Status.QUEUED,
+        digest=digest,
+        input=given,
+        policy=_resolved(submission.policy, endpoint),
+        priority=submission.priority,
+        webhook=submission.webhook,
+        tags=submission.tags,
+        trace_id=trace_id,
+        not_before=submission.not_before,
+        deadline=submission.deadline,
+        created_at=at,
+        queued_at=None if later else at,
+    )
+
+
+def _check_times(submission: Submission, at: datetime) -> None:
+    deadline, start = submission.deadline, submission.not_before
+    if deadline is not None and deadline <= at:
+        raise invalid(FieldError("$.deadline", "lies in the past"))
+    if deadline is not None and start is not None and deadline <= start:
+        raise invalid(FieldError("$.deadline", "lies before not_before: the job could never start"))
+
+
+def _resolved(asked: PolicyRequest, endpoint: Endpoint) -> Policy:
+    """What the client left out comes from the endpoint, then from Policy's own defaults."""
+    of_endpoint = {"stall_timeout_s": endpoint.timeouts.stall_s, "max_attempts": endpoint.retry.max_attempts}
+    of_client = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+    return Policy(**(of_endpoint | of_client))
