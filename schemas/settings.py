@@ -24,8 +24,18 @@ def _nested(environ: Mapping[str, str]) -> dict[str, Any]:
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
-        branch[last] = value
+            if not isinstance(branch, dict):
+                raise SettingsInvalid(f"{name} is set beside a variable that is its prefix: set only one of the two")
+        branch[last] = _value(name, value)
     return tree
+
+
+def _value(name: str, text: str) -> Any:
+    """A list is written as JSON; anything else is text until the Struct says what it is."""
+    try:
+        return msgspec.json.decode(text) if text.startswith("[") else text
+    except msgspec.DecodeError as error:
+        raise SettingsInvalid(f"{name} starts like a JSON list and is none: {error}") from error
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,21 @@ def test_settings_come_from_the_file_and_variables_win():
     assert read == Sample("env", Sub(5, on=True))
 
 
+class Listed(msgspec.Struct, frozen=True):
+    folders: tuple[str, ...] = ()
+
+
+def test_a_list_in_a_variable_is_json():
+    assert load(Listed, "", {"LAMPLIGHTER_FOLDERS": '["a", "b"]'}).folders == ("a", "b")
+    with pytest.raises(SettingsInvalid, match="LAMPLIGHTER_FOLDERS"):
+        load(Listed, "", {"LAMPLIGHTER_FOLDERS": "[a"})
+
+
+def test_a_variable_and_its_prefix_exclude_each_other():
+    with pytest.raises(SettingsInvalid, match="LAMPLIGHTER_SUB__PORT"):
+        load(Sample, "", {"LAMPLIGHTER_SUB": "1", "LAMPLIGHTER_SUB__PORT": "2"})
+
+
 def test_a_bad_setting_is_named():
     with pytest.raises(SettingsInvalid, match=r"sub\.port"):
         load(Sample, "[sub]\nport = 'many'\n", {})
