@@ -150,7 +150,8 @@ class Judgement(Struct, frozen=True):
 
     Times are on the clock of whoever judges, in seconds. `poison` says what it erred with, until it is proved;
     `standing` is true while that error still shows, so that a probe would prove nothing.
-    `slowed_at` and `owner_seen_at`: when the hardware's brake, or a foreign process, was last seen.
+    `slowed_at` and `owner_seen_at`: when the hardware's brake, or a settled foreign process, was last seen;
+    `stranger_since`: since when every look has shown a foreign process.
     """
 
     uuid: str
@@ -161,6 +162,7 @@ class Judgement(Struct, frozen=True):
     standing: bool = False
     ecc_uncorrected: int | None = None
     slowed_at: float | None = None
+    stranger_since: float | None = None
     owner_seen_at: float | None = None
 
     @property

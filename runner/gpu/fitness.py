@@ -22,7 +22,8 @@ class FitnessPolicy(Struct, frozen=True):
 
     `slowdown_c` stands in for a card that publishes no threshold. The clock reasons that make a card hot are the
     hardware's own brakes: many cards run at their software thermal target all day, and that is no fault.
-    `drawing_mb`: a process that only draws counts as the owner's work from this much memory on (a game, not a desktop).
+    A foreign process counts once it has been there for `owner_settle_s`: the driver may list a process of ours for a
+    moment after its container is gone. `drawing_mb`: a process that only draws counts as the owner's work from this much memory on (a game, not a desktop).
     """
 
     hot_margin_c: int = 5
@@ -30,6 +31,7 @@ class FitnessPolicy(Struct, frozen=True):
     slowdown_c: int = 90
     brakes: int = ClockReasons.HW_SLOWDOWN | ClockReasons.HW_THERMAL | ClockReasons.HW_POWER_BRAKE
     brake_quiet_s: float = 30.0
+    owner_settle_s: float = 2.0
     owner_quiet_s: float = 60.0
     drawing_mb: int = 1500
     application_xids: frozenset[int] = xids.APPLICATION
@@ -79,7 +81,7 @@ def judge_all(
     for sample in snapshot.samples:
         before = judgements.get(sample.uuid) or Judgement(sample.uuid, since=now)
         judgements[sample.uuid] = judge(before, sample, now, ours, policy)
-    for card in snapshot.lost:
+    for card in (card for card in snapshot.lost if card.uuid):
         before = judgements.get(card.uuid) or Judgement(card.uuid, since=now)
         judgements[card.uuid] = judge_lost(before, card, now)
     return judgements
@@ -94,14 +96,16 @@ def judge(
 ) -> Judgement:
     """The card's fitness by this sample. `now` is in seconds, on any one clock that does not jump back."""
     sign = next((words for sign in SIGNS if (words := sign(previous, sample))), "")
-    strangers = _strangers(sample, ours, policy)
+    since = _stranger_since(previous, sample, now, ours, policy)
+    settled = since is not None and now - since >= policy.owner_settle_s
     seen = replace(
         previous,
         poison=sign or previous.poison,
         standing=bool(sign),
         ecc_uncorrected=sample.ecc_uncorrected,
         slowed_at=now if (sample.reasons or 0) & policy.brakes else previous.slowed_at,
-        owner_seen_at=now if strangers else previous.owner_seen_at,
+        stranger_since=since,
+        owner_seen_at=now if settled else previous.owner_seen_at,
     )
     return _weighed(previous, seen, sample, now, policy)
 
@@ -137,12 +141,17 @@ def _recent(at: float | None, now: float, quiet_s: float) -> bool:
     return at is not None and now - at < quiet_s
 
 
-def _strangers(sample: GpuSample, ours: Ours, policy: FitnessPolicy) -> bool:
-    return any(
+def _stranger_since(
+    previous: Judgement, sample: GpuSample, now: float, ours: Ours, policy: FitnessPolicy
+) -> float | None:
+    strange = any(
         is_foreign(process, sample.uuid, ours)
         for process in sample.processes
         if not process.graphics or (process.used_mb or 0) >= policy.drawing_mb
     )
+    if not strange:
+        return None
+    return now if previous.stranger_since is None else previous.stranger_since
 
 
 def judge_lost(previous: Judgement, card: LostGpu, now: float) -> Judgement:

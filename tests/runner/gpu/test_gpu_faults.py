@@ -163,9 +163,10 @@ async def test_memory_filling_up_errors_pending_and_the_owner_arriving(tmp_path:
         cards.set(gpu0__used_mb=20000)
         assert await told(2.0, lambda sample: sample.memory_used_mb == 20000) is Reason.VRAM_SHORT
         cards.set(gpu0__used_mb=0, gpu0__compute=f"{os.getpid()}:1048576")
-        assert await told(3.0, lambda sample: bool(sample.processes)) is Reason.GPU_BUSY_OWNER
+        assert await told(3.0, lambda sample: bool(sample.processes)) == Placed((uuid(0),))
+        assert await told(5.0, lambda sample: bool(sample.processes)) is Reason.GPU_BUSY_OWNER
         cards.set(gpu0__compute=None)
-        assert await told(4.0, lambda sample: not sample.processes) is Reason.GPU_BUSY_OWNER
+        assert await told(6.0, lambda sample: not sample.processes) is Reason.GPU_BUSY_OWNER
         assert await told(99.0, lambda sample: True) == Placed((uuid(0),))
         cards.set(gpu0__rows_pending=1)
         assert await told(100.0, lambda sample: sample.rows == RemappedRows(pending=True)) is Reason.GPU_UNHEALTHY

@@ -13,13 +13,14 @@ from tests.runner.gpu.samples import CARD, HEALTHY, STRANGER, sample, snapshot
 
 NEW = Judgement(CARD, ecc_uncorrected=0)
 LOST = LostGpu(CARD, "GPU is lost")
+AT_ONCE = FitnessPolicy(owner_settle_s=0.0)
 
 
 def judged(*samples: GpuSample, start: Judgement = NEW) -> Judgement:
     """Judge these samples, a second apart, from second 100 on."""
     judgement = start
     for second, one in enumerate(samples, 100):
-        judgement = judge(judgement, one, float(second))
+        judgement = judge(judgement, one, float(second), policy=AT_ONCE)
     return judgement
 
 
@@ -98,12 +99,22 @@ def test_a_brake_must_have_been_quiet_for_a_while() -> None:
     assert judge(braked, HEALTHY, 130.0).fitness is Fitness.FIT
 
 
+def test_a_stranger_counts_once_it_has_stayed() -> None:
+    """Our own process may be listed for a moment after its container is gone."""
+    stranger = sample(processes=(STRANGER,))
+    seen = judge(judge(NEW, stranger, 100.0), stranger, 101.9)
+    assert seen.fitness is Fitness.FIT
+    assert judge(seen, stranger, 102.0).fitness is Fitness.BUSY_OWNER
+    gone = judge(seen, HEALTHY, 102.0)
+    assert judge(gone, stranger, 103.0).fitness is Fitness.FIT
+
+
 def test_work_resumes_by_itself_once_the_owner_has_been_gone_for_a_while() -> None:
-    busy = judge(NEW, sample(processes=(STRANGER,)), 100.0)
+    busy = judge(NEW, sample(processes=(STRANGER,)), 100.0, policy=AT_ONCE)
     still = judge(busy, HEALTHY, 159.0)
     assert still.fitness is Fitness.BUSY_OWNER
     assert still.since == 100.0
-    back = judge(judge(still, sample(processes=(STRANGER,)), 159.5), HEALTHY, 200.0)
+    back = judge(judge(still, sample(processes=(STRANGER,)), 159.5, policy=AT_ONCE), HEALTHY, 200.0)
     assert back.fitness is Fitness.BUSY_OWNER
     assert judge(back, HEALTHY, 219.5).fitness is Fitness.FIT
 
@@ -111,8 +122,8 @@ def test_work_resumes_by_itself_once_the_owner_has_been_gone_for_a_while() -> No
 def test_our_own_processes_are_no_strangers() -> None:
     mine = sample(processes=(GpuProcess(99, 2000, containers=("c" * 64,)), GpuProcess(5, 10, ancestors=(4,))))
     ours = Ours(containers=frozenset({"c" * 64}), pids=frozenset({4}))
-    assert judge(NEW, mine, 1.0, ours).fitness is Fitness.FIT
-    assert judge(NEW, mine, 1.0, Ours(pids=frozenset({4}))).fitness is Fitness.BUSY_OWNER
+    assert judge(NEW, mine, 1.0, ours, AT_ONCE).fitness is Fitness.FIT
+    assert judge(NEW, mine, 1.0, Ours(pids=frozenset({4})), AT_ONCE).fitness is Fitness.BUSY_OWNER
 
 
 XIDS = {
@@ -192,8 +203,9 @@ def test_all_cards_of_a_snapshot() -> None:
     first = judge_all({}, snapshot(sample(0), sample(1, temperature_c=89)), 5.0)
     assert {uuid: one.fitness for uuid, one in first.items()} == {"GPU-0": Fitness.FIT, "GPU-1": Fitness.HOT}
     assert first["GPU-0"].since == 5.0
-    gone = replace(snapshot(sample(1)), lost=(LOST, LostGpu("GPU-7", "never seen")))
+    gone = replace(snapshot(sample(1)), lost=(LOST, LostGpu("GPU-7", "never seen"), LostGpu("", "nameless", 3)))
     second = judge_all(first, gone, 6.0)
+    assert second.keys() == {"GPU-0", "GPU-1", "GPU-7"}
     assert second["GPU-0"].fitness is second["GPU-7"].fitness is Fitness.LOST
     hung = judge_all(second, snapshot(sample(0), state=WatchState.HUNG), 7.0)
     assert hung == second
