@@ -23,7 +23,7 @@ class FitnessPolicy(Struct, frozen=True):
     `slowdown_c` stands in for a card that publishes no threshold. The clock reasons that make a card hot are the
     hardware's own brakes: many cards run at their software thermal target all day, and that is no fault.
     A foreign process counts once it has been there for `owner_settle_s`: the driver may list a process of ours for a
-    moment after its container is gone. `drawing_mb`: a process that only draws counts as the owner's work from this much memory on (a game, not a desktop).
+    moment after its container is gone. One that only draws counts from `drawing_mb` on (a game, not a desktop).
     """
 
     hot_margin_c: int = 5
