@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
@@ -37,6 +37,7 @@ from runner.engines.port import (
 from runner.engines.reading import Patience, Read, reading
 from runner.engines.replies import engine_info, exit_of, found, start_failure, was_started
 from runner.engines.sandbox import Injection, container_config, owned_by
+from runner.engines.starting import started
 
 T = TypeVar("T")
 
@@ -88,12 +89,7 @@ class DockerEngine:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def start(self, spec: Spec) -> str:
-        job = self._pool.submit(self._start, spec)
-        try:
-            return await asyncio.wrap_future(job)
-        except asyncio.CancelledError:
-            job.add_done_callback(self._discard)
-            raise
+        return await started(self._pool, lambda: self._start(spec), self._discard)
 
     def _start(self, spec: Spec) -> str:
         """Create and start in one thread, so that a cancellation cannot come between them."""
@@ -116,10 +112,9 @@ class DockerEngine:
             raise StartFailed(start_failure(str(error)), str(error)) from error
         return handle
 
-    def _discard(self, job: "Future[str]") -> None:
-        if not job.cancelled() and job.exception() is None:
-            with suppress(EngineError):
-                self._remove(job.result())
+    def _discard(self, handle: str) -> None:
+        with suppress(EngineError):
+            self._remove(handle)
 
     async def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:
         cursor, patience = Cursor(since), Patience(self._settings.reconnect_s)
