@@ -14,6 +14,8 @@ import nats
 import pytest
 from nats.aio.client import Client
 
+from bus import users
+
 ROOT = Path(__file__).parent.parent
 SERVER = ROOT / ".venv/bin/nats-server"
 PASSWORDS = {f"LAMPLIGHTER_{user.upper()}_PASSWORD": f"pass-{user}" for user in ("edge", "runner", "reader")}
@@ -81,6 +83,16 @@ def test_the_server_accepts_it_only_with_all_passwords():
         assert missing in refused.stderr
 
 
+@pytest.mark.parametrize("user", [users.runner(), users.READER])
+def test_it_gives_the_rights_that_bus_gives(user: users.User):
+    """`lamplighter up` makes its own file from bus/users.py: two texts, one law."""
+    text = re.sub(r"#.*", "", (ROOT / "nats.conf").read_text())
+    block = text.partition(f"user: {user.name}\n")[2].partition("user: ")[0]
+    publish, _, subscribe = block.partition("subscribe:")
+    assert set(re.findall(r'"(.+?)"', publish)) == set(user.publish)
+    assert set(re.findall(r'"(.+?)"', subscribe)) == set(user.subscribe)
+
+
 def test_every_acknowledged_write_is_synced(broker: tuple[int, int]):
     with urllib.request.urlopen(f"http://127.0.0.1:{broker[1]}/varz") as answer:
         varz = json.load(answer)
@@ -98,7 +110,6 @@ PUBLISHES = [
     ("runner", "$JS.API.STREAM.MSG.GET.KV_STATE", True),
     ("runner", "$KV.STATE.me.one", True),
     ("runner", "$JS.API.STREAM.INFO.KV_HOSTS", True),
-    ("runner", "$JS.API.STREAM.INFO.KV_OFFERS", True),
     ("runner", "$JS.API.STREAM.INFO.KV_TOMBSTONES", True),
     ("runner", "$JS.API.DIRECT.GET.KV_HOSTS.$KV.HOSTS.gpu-1", True),
     ("runner", "$JS.API.DIRECT.GET.KV_TOMBSTONES.$KV.TOMBSTONES.ab", True),
