@@ -38,8 +38,8 @@ async def serve(folder: Path, handle: int) -> None:
 
 def app_over(store: Store) -> Litestar:
     @put("/{sha256:str}", request_max_body_size=None, status_code=201)
-    async def take(sha256: str, request: Request[None, None, object]) -> None:
-        await store.write(request.stream(), sha256, 1 << 40)
+    async def take(request: Request[None, None, object]) -> None:
+        await store.write(request.stream(), request.path_params["sha256"], 1 << 40)
 
     return Litestar([take], openapi_config=None)
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import uvicorn
-from litestar import Litestar
+from starlette.types import ASGIApp
 
 
 class _Server(uvicorn.Server):
@@ -20,9 +20,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: Litestar) -> AsyncIterator[str]:
+async def served(app: ASGIApp) -> AsyncIterator[str]:
     """The app's base URL for as long as the block runs."""
-    server = _Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    server = _Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])

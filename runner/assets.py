@@ -1,0 +1,179 @@
+"""The edge's asset routes as the runner uses them: downloads that go on after a cut, uploads that are durable."""
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+from anyio import CancelScope, open_file, to_thread
+
+from runner.cache import BLOCK, digest_of
+from runner.supplies import AssetGone, EdgeAway, SuppliesError
+from schemas.asset import Digest, media_type
+from schemas.job import File
+
+
+class WrongDigest(AssetGone):
+    """What the edge sent, twice, is not what its name says: the bytes there are damaged."""
+
+
+class AssetRefused(SuppliesError):
+    """The edge will not take this file, now or later (too large, say)."""
+
+
+# Every other answer means: later. 401 and 403 too: a key that is mended lets the job go on.
+_STATUS: dict[int, type[SuppliesError]] = {
+    400: AssetRefused,
+    404: AssetGone,
+    410: AssetGone,
+    413: AssetRefused,
+}
+
+
+class AssetClient:
+    """Get and put over HTTP in an owner's name. Made by `asset_client`."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def size(self, owner: str, sha256: Digest) -> int:
+        """Bytes of the asset. Raises AssetGone, EdgeAway."""
+        with _edge_errors():
+            answer = await self._client.head(_path(sha256), params={"owner": owner})
+            await _check(answer)
+            return int(answer.headers["content-length"])
+
+    async def get(self, owner: str, sha256: Digest, into: Path) -> None:
+        """Bring the asset to `into`; what is there already is not asked for again.
+
+        After a cut it goes on by itself as long as every try brings bytes; then EdgeAway, and what came is kept for
+        the next call. Bytes that do not make the digest are fetched once more from the start, then WrongDigest.
+        """
+        for _ in range(2):
+            async with _download(into) as download:
+                await self._fill(owner, sha256, download)
+                if download.sha256 == sha256:
+                    return
+            await to_thread.run_sync(into.unlink)
+        raise WrongDigest(f"asset {sha256[:12]} is damaged at the edge: delete it there and upload it again")
+
+    async def put(self, owner: str, path: Path, name: str) -> File:
+        """Upload the file as an asset of `owner`; durable when this returns. Raises EdgeAway, AssetRefused."""
+        sha256 = await to_thread.run_sync(digest_of, path)
+        size = (await to_thread.run_sync(path.stat)).st_size
+        kind = media_type(name)
+        with _edge_errors():
+            answer = await self._client.put(
+                _path(sha256),
+                params={"owner": owner, "name": name},
+                headers={"Content-Length": str(size), "Content-Type": kind},
+                content=_blocks(path),
+            )
+            await _check(answer)
+        return File(name=name, sha256=sha256, bytes=size, media_type=kind)
+
+    async def _fill(self, owner: str, sha256: Digest, download: "_Download") -> None:
+        while True:
+            before = download.size
+            try:
+                return await self._attempt(owner, sha256, download)
+            except httpx.TransportError as error:
+                if download.size == before:
+                    raise _away(error) from error
+
+    async def _attempt(self, owner: str, sha256: Digest, download: "_Download") -> None:
+        headers = {"Accept-Encoding": "identity"}
+        if download.size:
+            headers |= {"Range": f"bytes={download.size}-", "If-Range": f'"{sha256}"'}
+        async with self._client.stream("GET", _path(sha256), params={"owner": owner}, headers=headers) as answer:
+            if answer.status_code == 416:
+                return  # nothing is left to ask for: the digest will tell whether that is right
+            await _check(answer)
+            if answer.status_code != 206:
+                await to_thread.run_sync(download.restart)
+            async for block in answer.aiter_bytes(BLOCK):
+                await to_thread.run_sync(download.write, block)
+
+
+class _Download:
+    """A file that grows, and its hash. Blocking."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        self._hash = hashlib.file_digest(self._file, "sha256")
+        self.size = self._file.tell()
+
+    @property
+    def sha256(self) -> Digest:
+        """Of what is there so far."""
+        return self._hash.hexdigest()
+
+    def restart(self) -> None:
+        """Begin anew: the server sends all of it."""
+        self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, block: bytes) -> None:
+        """Append."""
+        rest = memoryview(block)
+        while rest:
+            rest = rest[os.write(self._file.fileno(), rest) :]
+        self._hash.update(block)
+        self.size += len(block)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+@asynccontextmanager
+async def _download(path: Path) -> AsyncIterator[_Download]:
+    download = await to_thread.run_sync(_Download, path)
+    try:
+        yield download
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(download.close)
+
+
+@asynccontextmanager
+async def asset_client(url: str, key: str, timeout_s: float = 30.0) -> AsyncIterator[AssetClient]:
+    """A client of the edge at `url` with the API key `key` (scope runner); `timeout_s` of silence is a cut."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, follow_redirects=True) as client:
+        yield AssetClient(client)
+
+
+def _path(sha256: Digest) -> str:
+    return f"/v1/assets/{sha256}"
+
+
+async def _blocks(path: Path) -> AsyncIterator[bytes]:
+    async with await open_file(path, "rb", buffering=0) as file:
+        while block := await file.read(BLOCK):
+            yield block
+
+
+async def _check(answer: httpx.Response) -> None:
+    if answer.is_success:
+        return
+    await answer.aread()
+    kind = _STATUS.get(answer.status_code, EdgeAway)
+    raise kind(f"the edge answered {answer.status_code} for {answer.request.url.path}: {answer.text[:200]}")
+
+
+@contextmanager
+def _edge_errors() -> Iterator[None]:
+    """The border to httpx: whatever happened on the way is EdgeAway."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise _away(error) from error
+
+
+def _away(error: httpx.TransportError) -> EdgeAway:
+    return EdgeAway(f"the edge is not reachable ({type(error).__name__} {error}): check its address and the network")

@@ -1,0 +1,103 @@
+"""A job's inputs: from the host's cache, or from the edge once however many jobs want them."""
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from anyio import Lock, to_thread
+
+from runner.assets import AssetClient
+from runner.cache import Shelf
+from runner.supplies import Supplies
+from schemas.asset import Digest
+from schemas.job import File
+
+
+class Fetch(Protocol):
+    """Where assets come from. Both raise runner.supplies.SuppliesError."""
+
+    async def size(self, owner: str, sha256: Digest) -> int:
+        """How many bytes it has."""
+        ...
+
+    async def get(self, owner: str, sha256: Digest, into: Path) -> None:
+        """Bring it to `into`, going on with what is there already; verified when this returns."""
+        ...
+
+
+class Cache:
+    """LRU by digest in `folder`. Shared by all jobs of the runner, and by no other process.
+
+    Bytes are the same whoever owns them: that this job's owner may see them was checked by the edge at submit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        fetch: Fetch,
+        *,
+        reserve_bytes: int = 0,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._shelf = Shelf(folder, max_bytes, reserve_bytes, now_ns)
+        self._fetch = fetch
+        self._locks: dict[Digest, Lock] = {}
+        self._pins: Counter[Digest] = Counter()  # how many tasks are at a digest: it is not evicted meanwhile
+        self._coming: dict[Digest, int] = {}  # downloads under way, and their sizes in bytes
+        self._room = Lock()
+
+    async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
+        """Put the file at `to`, read-only; it counts as used as long as `to` exists.
+
+        Raises what Fetch raises, and OSError (DiskShort where the disk has no room).
+        """
+        async with self._alone(sha256):
+            if not await to_thread.run_sync(self._shelf.holds, sha256):
+                await self._download(owner, sha256)
+            await to_thread.run_sync(self._shelf.lend, sha256, to)
+
+    async def drop(self, digests: Iterable[Digest]) -> None:
+        """Forget deleted assets; waits for whoever is fetching one. A running job keeps what it has."""
+        for sha256 in digests:
+            async with self._alone(sha256):
+                await to_thread.run_sync(self._shelf.drop, sha256)
+
+    async def _download(self, owner: str, sha256: Digest) -> None:
+        size = await self._fetch.size(owner, sha256)
+        self._coming[sha256] = size
+        try:
+            async with self._room:
+                await to_thread.run_sync(self._shelf.make_room, dict(self._coming), set(self._pins))
+            await self._fetch.get(owner, sha256, self._shelf.part(sha256))
+            await to_thread.run_sync(self._shelf.add, sha256)
+        finally:
+            del self._coming[sha256]
+
+    @asynccontextmanager
+    async def _alone(self, sha256: Digest) -> AsyncIterator[None]:
+        self._pins[sha256] += 1
+        try:
+            async with self._locks.setdefault(sha256, Lock()):
+                yield
+        finally:
+            self._pins[sha256] -= 1
+            if not self._pins[sha256]:
+                del self._pins[sha256], self._locks[sha256]
+
+
+class EdgeSupplies(Supplies):
+    """What the execution uses: inputs through the cache, outputs straight to the edge."""
+
+    def __init__(self, cache: Cache, client: AssetClient) -> None:
+        self._cache = cache
+        self._client = client
+
+    async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
+        await self._cache.stage(owner, sha256, to)
+
+    async def keep(self, owner: str, path: Path, name: str) -> File:
+        return await self._client.put(owner, path, name)

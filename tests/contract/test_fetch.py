@@ -1,0 +1,60 @@
+"""What the input cache may rely on wherever assets come from: the fake and the edge over HTTP."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from edge.store.directory import open_directory
+from runner.assets import asset_client
+from runner.inputs import Fetch
+from runner.supplies import AssetGone
+from tests.edge.store.served import served
+from tests.runner.asset_server import KEY, AssetServer, sha
+from tests.runner.source import Source
+
+BODY = bytes(range(253)) * 10_000
+
+
+@asynccontextmanager
+async def fake(_: Path) -> AsyncIterator[Fetch]:
+    yield Source(BODY, b"")
+
+
+@asynccontextmanager
+async def over_http(folder: Path) -> AsyncIterator[Fetch]:
+    async with open_directory(folder) as store:
+        server = AssetServer(store)
+        await server.add(BODY)
+        await server.add(b"")
+        async with served(server.app()) as url, asset_client(url, KEY) as client:
+            yield client
+
+
+@pytest.fixture(params=[fake, over_http])
+async def fetch(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Fetch]:
+    opened: Callable[[Path], AbstractAsyncContextManager[Fetch]] = request.param
+    async with opened(tmp_path / "store") as fetch:
+        yield fetch
+
+
+@pytest.mark.parametrize("body", [BODY, b""])
+async def test_the_size_is_known_before_the_bytes(fetch: Fetch, tmp_path: Path, body: bytes) -> None:
+    assert await fetch.size("ann", sha(body)) == len(body)
+    await fetch.get("ann", sha(body), tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == body
+
+
+@pytest.mark.parametrize("had", [BODY[:1000], b"something else", BODY])
+async def test_what_lies_there_already_does_no_harm(fetch: Fetch, tmp_path: Path, had: bytes) -> None:
+    (tmp_path / "got").write_bytes(had)
+    await fetch.get("ann", sha(BODY), tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == BODY
+
+
+async def test_what_is_not_there_is_gone(fetch: Fetch, tmp_path: Path) -> None:
+    with pytest.raises(AssetGone):
+        await fetch.size("ann", sha(b"never uploaded"))
+    with pytest.raises(AssetGone):
+        await fetch.get("ann", sha(b"never uploaded"), tmp_path / "got")

@@ -1,0 +1,39 @@
+"""The fake of the port `runner.inputs.Fetch`: a dictionary that can be held back and made to fail."""
+
+from pathlib import Path
+
+import anyio
+
+from runner.inputs import Fetch
+from runner.supplies import AssetGone
+from schemas.asset import Digest
+from tests.runner.asset_server import sha
+
+
+class Source(Fetch):
+    """`gate` holds downloads back until it is set; the next one raises `fault`, if there is one."""
+
+    def __init__(self, *bodies: bytes) -> None:
+        self.bodies = {sha(body): body for body in bodies}
+        self.fetched: list[Digest] = []
+        self.asked = anyio.Event()
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.fault: Exception | None = None
+
+    async def size(self, owner: str, sha256: Digest) -> int:
+        return len(self._body(sha256))
+
+    async def get(self, owner: str, sha256: Digest, into: Path) -> None:
+        self.fetched.append(sha256)
+        self.asked.set()
+        await self.gate.wait()
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
+        await anyio.Path(into).write_bytes(self._body(sha256))
+
+    def _body(self, sha256: Digest) -> bytes:
+        if sha256 not in self.bodies:
+            raise AssetGone(sha256)
+        return self.bodies[sha256]

@@ -1,0 +1,150 @@
+"""The runner's asset client against a real server that cuts, lies and refuses."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from edge.store.directory import open_directory
+from runner.assets import AssetClient, AssetRefused, WrongDigest, asset_client
+from runner.inputs import Cache, EdgeSupplies
+from runner.supplies import AssetGone, EdgeAway
+from tests.edge.store.served import served
+from tests.runner.asset_server import KEY, LIMIT, AssetServer, sha
+
+BODY = bytes(range(251)) * 20_000  # 5 MB
+
+
+@pytest.fixture
+async def edge(tmp_path: Path, anyio_backend: str) -> AsyncIterator[AssetServer]:
+    async with open_directory(tmp_path / "store") as store:
+        yield AssetServer(store)
+
+
+@pytest.fixture
+async def client(edge: AssetServer) -> AsyncIterator[AssetClient]:
+    async with served(edge.app()) as url, asset_client(url, KEY, 5.0) as client:
+        yield client
+
+
+async def test_an_asset_is_asked_for_in_its_owners_name(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
+    sha256 = await edge.add(BODY)
+    assert await client.size("ann", sha256) == len(BODY)
+    await client.get("ann", sha256, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == BODY
+    assert edge.asked == [("HEAD", "ann", None), ("GET", "ann", None)]
+
+
+async def test_a_cut_download_goes_on_where_it_was(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
+    sha256 = await edge.add(BODY)
+    edge.cuts = [3_000_000, 1_500_000]
+    await client.get("ann", sha256, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == BODY
+    first, second, third = edge.gets()
+    assert first is None
+    assert 0 < int(second[6:-1]) < int(third[6:-1]) < len(BODY)
+
+
+async def test_when_no_try_brings_bytes_the_next_call_goes_on(
+    edge: AssetServer, client: AssetClient, tmp_path: Path
+) -> None:
+    sha256 = await edge.add(BODY)
+    edge.cuts = [3_000_000, 0]
+    with pytest.raises(EdgeAway, match="not reachable"):
+        await client.get("ann", sha256, tmp_path / "got")
+    had = (tmp_path / "got").stat().st_size
+    assert had > 0
+    await client.get("ann", sha256, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == BODY
+    assert edge.gets()[-1] == f"bytes={had}-"
+
+
+@pytest.mark.parametrize("had", [BODY, b"another file", BODY + b"and more"])
+async def test_whatever_lay_there_the_right_bytes_arrive(
+    edge: AssetServer, client: AssetClient, tmp_path: Path, had: bytes
+) -> None:
+    sha256 = await edge.add(BODY)
+    (tmp_path / "got").write_bytes(had)
+    await client.get("ann", sha256, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == BODY
+
+
+async def test_damaged_once_is_fetched_again_damaged_twice_is_told(
+    edge: AssetServer, client: AssetClient, tmp_path: Path
+) -> None:
+    sha256 = await edge.add(BODY)
+    edge.lies = [b"noise"]
+    await client.get("ann", sha256, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == BODY
+    edge.lies = [b"noise", b"more noise"]
+    (tmp_path / "got").unlink()
+    with pytest.raises(WrongDigest, match="upload it again"):
+        await client.get("ann", sha256, tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, AssetGone), (410, AssetGone), (503, EdgeAway), (507, EdgeAway), (401, EdgeAway)]
+)
+async def test_answers_become_our_words(
+    edge: AssetServer, client: AssetClient, tmp_path: Path, status: int, error: type[Exception]
+) -> None:
+    edge.status = status
+    with pytest.raises(error, match=str(status)):
+        await client.size("ann", sha(BODY))
+    with pytest.raises(error, match=str(status)):
+        await client.get("ann", sha(BODY), tmp_path / "got")
+
+
+async def test_an_edge_that_is_not_there_is_away(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(BODY)
+    async with asset_client("http://127.0.0.1:1", KEY, 5.0) as client:
+        with pytest.raises(EdgeAway):
+            await client.size("ann", sha(BODY))
+        with pytest.raises(EdgeAway):
+            await client.get("ann", sha(BODY), tmp_path / "got")
+        with pytest.raises(EdgeAway):
+            await client.put("ann", tmp_path / "out", "out.mp4")
+
+
+async def test_an_output_is_uploaded_under_its_digest(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(BODY)
+    file = await client.put("ann", tmp_path / "out", "结果.mp4")
+    assert (file.name, file.sha256, file.bytes, file.media_type) == ("结果.mp4", sha(BODY), len(BODY), "video/mp4")
+    assert edge.names == {sha(BODY): "结果.mp4"}
+    assert edge.asked == [("PUT", "ann", None)]
+    assert await edge.store.stat(sha(BODY)) is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(413, AssetRefused), (400, AssetRefused), (422, EdgeAway), (507, EdgeAway)]
+)
+async def test_an_upload_is_refused_for_good_or_for_now(
+    edge: AssetServer, client: AssetClient, tmp_path: Path, status: int, error: type[Exception]
+) -> None:
+    (tmp_path / "out").write_bytes(b"small")
+    edge.status = status
+    with pytest.raises(error, match=str(status)):
+        await client.put("ann", tmp_path / "out", "out.mp4")
+
+
+async def test_a_file_over_the_edges_limit_is_refused_for_good(
+    edge: AssetServer, client: AssetClient, tmp_path: Path
+) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        file.truncate(LIMIT + 1)
+    with pytest.raises(AssetRefused, match="413"):
+        await client.put("ann", tmp_path / "out", "out.mp4")
+
+
+async def test_a_jobs_files_come_through_the_cache_and_go_to_the_edge(
+    edge: AssetServer, client: AssetClient, tmp_path: Path
+) -> None:
+    sha256 = await edge.add(BODY)
+    supplies = EdgeSupplies(Cache(tmp_path / "cache", 1 << 30, client), client)
+    for name in ("1", "2"):
+        await supplies.stage("ann", sha256, tmp_path / name)
+    file = await supplies.keep("ann", tmp_path / "1", "copy.mp4")
+    assert (tmp_path / "2").read_bytes() == BODY
+    assert file.sha256 == sha256
+    assert [method for method, _, _ in edge.asked] == ["HEAD", "GET", "PUT"]
