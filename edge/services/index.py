@@ -192,13 +192,9 @@ class Index:
         """The places of those of `keys` that are known."""
         return await self._answer(sql.find_all, list(keys))
 
-    async def matching(self, condition: str, at_us: int, limit: int = _BATCH) -> Sequence[Entry]:
-        """Jobs that one of the conditions of `index_sql` holds for."""
+    async def matching(self, condition: str, at_us: int, limit: int) -> Sequence[Entry]:
+        """Up to `limit` jobs that one of the conditions of `index_sql` holds for."""
         return await self._answer(sql.matching, condition, at_us, limit)
-
-    async def newer(self, owner: str, revision: int) -> Sequence[Entry]:
-        """The owner's jobs that changed behind `revision`, in that order."""
-        return await self._answer(sql.newer, owner, revision)
 
     async def living_jobs_naming(self, owner: str | None, sha256: str) -> Sequence[JobKey]:
         """Jobs that have not ended and name the asset; `owner` None: anybody's."""

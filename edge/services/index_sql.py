@@ -27,7 +27,6 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX job ON jobs (owner, id);
 CREATE INDEX newest ON jobs (owner, created_us, id);
 CREATE INDEX newest_in_status ON jobs (owner, status, created_us, id);
-CREATE INDEX since ON jobs (owner, revision);
 CREATE INDEX line ON jobs (owner, pool, priority, queued_us) WHERE status = 'queued';
 CREATE INDEX low ON jobs (queued_us) WHERE status = 'queued' AND priority = 'low';
 CREATE INDEX due ON jobs (due_us) WHERE status = 'scheduled';
@@ -183,12 +182,6 @@ def matching(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> 
     """Up to `limit` jobs for which one of the conditions above holds at `at_us`."""
     query = f"SELECT revision, record FROM jobs WHERE {condition} LIMIT :limit"  # noqa: S608 - the constants above
     return _entries(db.execute(query, {"at": at_us, "limit": limit}))
-
-
-def newer(db: sqlite3.Connection, owner: str, revision: int) -> list[Entry]:
-    """The owner's jobs whose last revision lies behind `revision`, in that order."""
-    query = "SELECT revision, record FROM jobs WHERE owner = ? AND revision > ? ORDER BY revision"
-    return _entries(db.execute(query, (owner, revision)))
 
 
 def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Iterable[Status]) -> list[JobKey]:

@@ -55,6 +55,10 @@ class Window:
         """Whether the job stands in JOBS, as far as this edge knows."""
         return pointer in self._held.get(_line(pointer), ()) or pointer in self._resting
 
+    def has_room(self, job: Job) -> bool:
+        """Whether the job's line may have one more pointer there: if so, nothing but a moment keeps it out."""
+        return self._room(_line(job.pointer)) > 0
+
     async def offer(self, job: Job) -> bool:
         """Publish the job's pointer if it is queued and there is room; whether it stands in JOBS now."""
         pointer = job.pointer

@@ -1,0 +1,48 @@
+"""Turns every crash between two writes into a wait of seconds: a table of idempotent steps, walked again and again."""
+
+from collections.abc import Sequence
+
+import structlog
+from anyio import sleep
+
+from bus.port import BusError
+from edge.services.repairs import STEPS, Step
+from edge.services.scene import Scene
+from schemas.errors import Refused
+from schemas.events import RecordUnreadable
+from schemas.lifecycle import IllegalTransition
+
+PERIOD_S = 15.0
+
+# What one step may meet without keeping the others from their work; anything else is a bug and stays loud.
+_WEATHER = (BusError, Refused, RecordUnreadable, IllegalTransition)
+
+_log = structlog.get_logger()
+
+
+class Reconciler:
+    """`run` walks the steps at once and then every `period_s` seconds; `sweep` walks them once."""
+
+    def __init__(self, scene: Scene, steps: Sequence[Step] = STEPS, period_s: float = PERIOD_S) -> None:
+        self._scene = scene
+        self._steps = steps
+        self._period_s = period_s
+
+    async def run(self) -> None:
+        """Without end, from when the index has caught up."""
+        await self._scene.index.ready()
+        while True:
+            await self.sweep()
+            await sleep(self._period_s)
+
+    async def sweep(self) -> dict[str, int]:
+        """How much each step mended; a step that could not be done is left for the next time."""
+        mended = {}
+        for step in self._steps:
+            try:
+                mended[step.__name__] = await step(self._scene)
+            except _WEATHER as error:
+                _log.warning("step_put_off", step=step.__name__, error=str(error))
+        if any(mended.values()):
+            _log.info("reconciled", **{name: count for name, count in mended.items() if count})
+        return mended
