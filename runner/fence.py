@@ -5,8 +5,9 @@ revision; on a conflict the record is read again: still ours → decide again, e
 """
 
 from collections.abc import Callable
+from functools import partial
 
-from bus.port import Conflict, Entry, TooLarge
+from bus.port import Conflict, Entry, TooLarge, Unreachable
 from runner.life import Life
 from schemas.events import Adopted, Event, encode
 from schemas.job import RECORD_BYTES, Claim, Job, JobKey
@@ -16,6 +17,25 @@ from schemas.words import ACTIVE, Status
 
 class ClaimLost(Exception):
     """Somebody else decides about this job now: stop the container, end nothing."""
+
+
+async def advance(life: Life, entry: Entry, event: Event) -> Job:
+    """Record `event` behind `entry`; the job as it became. Raises Conflict, TooLarge and what the broker cannot do.
+
+    A write whose answer got lost is looked for when the broker is back: it is done, or it is a Conflict.
+    """
+    recorded = step(entry.recorded.job, event, life.now())
+    data = encode(recorded)
+    if len(data) > RECORD_BYTES:
+        raise TooLarge(f"the record would have {len(data)} bytes, {RECORD_BYTES} are the most")
+    key = recorded.job.key
+    try:
+        await life.bus.records.update(key, recorded, entry.revision)
+    except Unreachable as error:
+        after = await life.insist("record", partial(life.bus.records.read, key))
+        if after is None or encode(after.recorded) != data:
+            raise Conflict("the broker went away and did not write it") from error
+    return recorded.job
 
 
 class Fence:
@@ -28,56 +48,38 @@ class Fence:
         self._claim = claim
 
     async def look(self) -> Job:
-        """The job as recorded, its claim ours. Raises ClaimLost; BusError when the broker is away.
-
-        A record that was released while we were cut off, and that nobody has claimed since, is taken back.
-        """
-        while True:
-            entry = self._own(await self._life.bus.records.read(self._key))
-            if entry.recorded.job.status is not Status.QUEUED:
-                return entry.recorded.job
-            try:
-                return await self._write(entry, Adopted(self._claim, self._round))
-            except Conflict:
-                continue
+        """The job as recorded, its claim ours. Raises ClaimLost; BusError when the broker is away."""
+        return (await self._held()).recorded.job
 
     async def apply(self, decide: Callable[[Job], Event]) -> Job:
         """Record `decide(job)` behind whatever the record says by then; the job as it became.
 
         Tries for ever while the broker is away. Raises ClaimLost, TooLarge.
         """
-        tried: list[bytes] = []
+        return await self._life.insist("record", partial(self._apply, decide))
 
-        async def once() -> Job:
-            while True:
-                entry = await self._life.bus.records.read(self._key)
-                if entry is not None and encode(entry.recorded) in tried:
-                    return entry.recorded.job  # the write whose answer got lost
-                ours = self._own(entry)
-                if ours.recorded.job.status is Status.QUEUED:
-                    await self.look()
-                    continue
-                try:
-                    return await self._write(ours, decide(ours.recorded.job), tried)
-                except Conflict:
-                    continue
+    async def _apply(self, decide: Callable[[Job], Event]) -> Job:
+        while True:
+            entry = await self._held()
+            try:
+                return await advance(self._life, entry, decide(entry.recorded.job))
+            except Conflict:
+                continue
 
-        return await self._life.insist("record", once)
-
-    def _own(self, entry: Entry | None) -> Entry:
-        if entry is None:
-            raise ClaimLost("there is no record any more")
-        job = entry.recorded.job
-        if job.round != self._round or job.claim != self._claim or job.status not in {*ACTIVE, Status.QUEUED}:
-            raise ClaimLost(f"the record is {job.status}, round {job.round}, claimed by {job.claim}")
-        return entry
-
-    async def _write(self, entry: Entry, event: Event, tried: list[bytes] | None = None) -> Job:
-        recorded = step(entry.recorded.job, event, self._life.now())
-        data = encode(recorded)
-        if len(data) > RECORD_BYTES:
-            raise TooLarge(f"the record would have {len(data)} bytes, {RECORD_BYTES} are the most")
-        if tried is not None:
-            tried.append(data)
-        await self._life.bus.records.update(self._key, recorded, entry.revision)
-        return recorded.job
+    async def _held(self) -> Entry:
+        """The record, ours. One that was released while we were cut off, and claimed by nobody since, is taken back."""
+        while True:
+            entry = await self._life.bus.records.read(self._key)
+            if entry is None:
+                raise ClaimLost("there is no record any more")
+            job = entry.recorded.job
+            if job.round != self._round or job.claim != self._claim:
+                raise ClaimLost(f"the record is of round {job.round}, claimed by {job.claim}")
+            if job.status in ACTIVE:
+                return entry
+            if job.status is not Status.QUEUED:
+                raise ClaimLost(f"the job is {job.status}")
+            try:
+                await advance(self._life, entry, Adopted(self._claim, self._round))
+            except Conflict:
+                continue

@@ -10,7 +10,7 @@ from msgspec import Struct
 from structlog.typing import FilteringBoundLogger
 
 from bus.port import Bus, Denied, StoreFull, Unreachable
-from runner.engines.port import Engine, EngineGone
+from runner.engines.port import Engine, EngineError, EngineGone
 from runner.settings import Pace
 from runner.supplies import EdgeAway, Supplies
 from schemas.events import RecordUnreadable
@@ -84,6 +84,17 @@ class Life(Struct, frozen=True, kw_only=True):
             return await self._again(ask)
         finally:
             self.outage.ended()
+
+    async def steadily(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """The same for a call to the engine that has to succeed in the end, whatever it answers meanwhile."""
+
+        async def once() -> T:
+            try:
+                return await ask()
+            except EngineError as error:
+                raise EngineGone(str(error)) from error
+
+        return await self.insist(what, once)
 
     async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
         wait = self.pace.retry_least_s

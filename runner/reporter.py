@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from bus.port import TooLarge
 from runner.coalesce import Coalescer, Said
-from runner.engines.port import Chunk, Mark
+from runner.engines.port import Chunk, EngineError
 from runner.journal import Diary
 from runner.keptlog import KeptLog
 from runner.life import Life
@@ -49,12 +49,22 @@ class Reporter:
 
     async def follow(self, handle: str) -> None:
         """Read until the container has exited. Raises EngineGone, NoSuchContainer; call it again to go on."""
+        self.sign_at = anyio.current_time()
+        broken: EngineError | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._tick)
-            async with aclosing(self._life.engine.output(handle, self._mark)) as chunks:  # type: ignore[type-var]
-                async for chunk in chunks:
-                    await self._take(chunk)
+            try:
+                await self._read(handle)
+            except EngineError as error:
+                broken = error
             tasks.cancel_scope.cancel()
+        if broken is not None:
+            raise broken
+
+    async def _read(self, handle: str) -> None:
+        async with aclosing(self._life.engine.output(handle, self._mark)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                await self._take(chunk)
 
     async def close(self) -> ErrorLine | None:
         """Say all that is left and that it was all; the last error line of the job."""

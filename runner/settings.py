@@ -54,8 +54,7 @@ class Pace(Struct, frozen=True):
 class RunnerSettings(Struct, frozen=True, kw_only=True):
     """One runner. `data` holds its jobs and its cache; two runners never share it.
 
-    `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs; `disk_reserve_mb` (MiB) stays
-    free beside what an endpoint needs.
+    `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs.
     """
 
     host: Token = "local"
@@ -68,7 +67,6 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     docker_socket: str | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
-    disk_reserve_mb: Annotated[int, Meta(ge=0)] = 512
     grace_s: Annotated[float, Meta(ge=0)] = 10.0
     gpu: GpuSettings = GpuSettings()
     pace: Pace = Pace()

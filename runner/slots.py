@@ -83,6 +83,6 @@ class Slots:
         self._freed = anyio.Event()
 
 
-def disk_short(folder: Path, need_mb: int, reserve_mb: int) -> bool:
-    """Whether the disk of `folder` has less than `need_mb` + `reserve_mb` MiB left."""
-    return shutil.disk_usage(folder).free < (need_mb + reserve_mb) * MIB
+def disk_free_mb(folder: Path) -> int:
+    """MiB left on the disk of `folder`."""
+    return shutil.disk_usage(folder).free // MIB

@@ -1,0 +1,161 @@
+"""What an earlier life left: containers in any state, and folders without one. Nothing of it is started again.
+
+At the start of a life all of it is looked at; later, one job at a time, when its message comes and no execution knows.
+"""
+
+import shutil
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+
+from bus.port import Conflict, Delivery, Entry
+from runner.attempt import Ticket
+from runner.catalogue import Kind
+from runner.engines.port import NO_JOB, Found, Identity
+from runner.fence import advance
+from runner.life import Life
+from runner.means import Means
+from runner.roster import Roster
+from schemas.endpoint import Endpoint
+from schemas.events import Adopted, Event, RecordUnreadable
+from schemas.failures import FAILURES, settle
+from schemas.job import Job, JobKey
+from schemas.words import ACTIVE, FINAL
+
+
+class Fate(StrEnum):
+    """What becomes of a container."""
+
+    FOLLOW = "follow"  # running: follow it; exited: judge and collect
+    FREE = "free"  # it never ran: the job goes back to the queue, at no cost
+    REMOVE = "remove"  # its attempt is over
+    LEAVE = "leave"  # an execution has it, or it is nothing we know: touch nothing
+
+
+def fate(found: Found, job: Job | None, host: str) -> Fate:
+    """What to do with a container, by the record of its job (None: there is none)."""
+    mine = found.identity
+    if mine.job == NO_JOB or job is None:
+        return Fate.REMOVE
+    if (mine.round, mine.attempt) != (job.round, job.attempt):
+        return Fate.REMOVE if (mine.round, mine.attempt) < (job.round, job.attempt) else Fate.LEAVE
+    if job.status in FINAL or job.claim is None or job.claim.host != host:
+        return Fate.REMOVE
+    return Fate.FREE if found.state == "created" else Fate.FOLLOW
+
+
+def released(life: Life, job: Job) -> Event:
+    """The event for an attempt whose host or container is gone."""
+    why = "the host of this attempt is gone, or its container is"
+    return settle(job, "host_lost", why, FAILURES["host_lost"], at=life.now(), jitter=life.jitter())
+
+
+class Adopter:
+    """Takes over for the life it is given."""
+
+    def __init__(self, life: Life, means: Means, roster: Roster) -> None:
+        self._life = life
+        self._means = means
+        self._roster = roster
+
+    async def everything(self) -> None:
+        """All containers of this installation and host, then the folders that none of them uses."""
+        there = await self._find()
+        for found in there:
+            await self._life.insist("adopt", partial(self._take, found, None))
+        named = {_folder(found.identity) for found in there}
+        for folder in await anyio.to_thread.run_sync(_folders, self._life.jobs):
+            if folder.name not in named:
+                await self._life.insist("tidy", partial(self._tidy, folder))
+
+    async def one(self, entry: Entry, delivery: Delivery | None) -> None:
+        """A job that this host claimed and no execution knows: take its container, or give the job back."""
+        job = entry.recorded.job
+        for found in await self._of(job.key):
+            await self._take(found, delivery)
+        if job.round not in self._roster.rounds(job.key):
+            await self._give_back(job.key, job.round, job.attempt)
+
+    async def poisoned(self) -> None:
+        """The slots that a dead task left: take its container over, or find that there is none any more."""
+        for key in self._means.slots.poisoned:
+            for found in await self._of(key):
+                await self._take(found, None)
+            if key in self._means.slots.poisoned and not await self._of(key):
+                self._means.slots.heal(key)
+
+    async def _of(self, key: JobKey) -> list[Found]:
+        return [one for one in await self._find() if (one.identity.owner, one.identity.job) == key]
+
+    async def _find(self) -> list[Found]:
+        ask = partial(self._life.engine.find, self._life.installation, self._life.host)
+        return await self._life.steadily("find", ask)
+
+    async def _take(self, found: Found, delivery: Delivery | None) -> None:
+        """Until the record and the container agree; a conflict means that the record has moved on."""
+        mine = found.identity
+        key = JobKey(mine.owner, mine.job)
+        if mine.round in self._roster.rounds(key):
+            return
+        while True:
+            try:
+                entry = await self._life.bus.records.read(key) if mine.job != NO_JOB else None
+            except RecordUnreadable as error:
+                self._life.log.warning("record unreadable", owner=mine.owner, job_id=mine.job, why=str(error))
+                return
+            verdict = fate(found, entry.recorded.job if entry else None, self._life.host)
+            self._life.log.info("found", owner=mine.owner, job_id=mine.job, state=found.state, fate=verdict)
+            try:
+                await self._carry_out(verdict, found, entry, delivery)
+            except Conflict:
+                continue
+            return
+
+    async def _carry_out(self, verdict: Fate, found: Found, entry: Entry | None, delivery: Delivery | None) -> None:
+        if verdict is Fate.FOLLOW and entry is not None:
+            await self._follow(found, entry, delivery)
+        if verdict is Fate.FREE and entry is not None and entry.recorded.job.status in ACTIVE:
+            await advance(self._life, entry, released(self._life, entry.recorded.job))
+        if verdict in {Fate.FREE, Fate.REMOVE}:
+            await self._life.steadily("remove", partial(self._life.engine.remove, found.handle))
+            await anyio.to_thread.run_sync(_erase, self._life.jobs / _folder(found.identity))
+
+    async def _follow(self, found: Found, entry: Entry, delivery: Delivery | None) -> None:
+        job = entry.recorded.job
+        gpu = job.claim.gpu if job.claim else None
+        taken = await advance(self._life, entry, Adopted(self._life.claim(job.attempt, gpu), job.round))
+        kind = self._means.kinds.get(job.endpoint) or Kind(Endpoint(name=job.endpoint, image=""), Path())
+        holding = self._means.cards.hold((gpu,) if gpu else (), kind.endpoint)
+        ticket = Ticket(taken, kind, holding, found.handle)
+        self._roster.launch(ticket, self._means.slots.adopt(job.key), delivery)
+
+    async def _tidy(self, folder: Path) -> None:
+        owner, job, round_, attempt = folder.name.split(".")
+        await self._give_back(JobKey(owner, job), int(round_), int(attempt))
+        await anyio.to_thread.run_sync(_erase, folder)
+
+    async def _give_back(self, key: JobKey, round_: int, attempt: int) -> None:
+        """Release the attempt if the record still says that this host is at it."""
+        while (entry := await self._life.bus.records.read(key)) is not None:
+            job = entry.recorded.job
+            ours = job.claim is not None and job.claim.host == self._life.host
+            if not ours or job.status not in ACTIVE or (job.round, job.attempt) != (round_, attempt):
+                return
+            try:
+                await advance(self._life, entry, released(self._life, job))
+            except Conflict:
+                continue
+
+
+def _folder(identity: Identity) -> str:
+    return f"{identity.owner}.{identity.job}.{identity.round}.{identity.attempt}"
+
+
+def _folders(jobs: Path) -> list[Path]:
+    return sorted(path for path in jobs.iterdir() if path.is_dir() and path.name.count(".") == 3)
+
+
+def _erase(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

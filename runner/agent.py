@@ -1,0 +1,163 @@
+"""The claim loop: take what can start here now, highest priority first, and never more than there are slots for."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+
+from bus.port import BusError, Conflict, Delivery
+from runner.adopt import Adopter, released
+from runner.attempt import Ticket
+from runner.catalogue import by_pool
+from runner.claims import UNSETTLED_S, Drop, Later, Ours, Start, Step, Theirs, judge
+from runner.fence import advance
+from runner.gpu.placement import Placed
+from runner.life import Life
+from runner.means import Means
+from runner.readiness import Readiness
+from runner.roster import Place, Roster
+from schemas.events import RecordUnreadable, Started
+from schemas.host import GONE_AFTER_S
+from schemas.job import Job
+from schemas.words import PRIORITIES
+
+ELSEWHERE_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host look
+THEIRS_S = 30.0  # another host is at it
+OTHER_ROUND_S = 1.0  # the container of the round before is being cleared away
+
+
+class Agent:
+    """Claims for one life, what `ready` says can start."""
+
+    def __init__(self, life: Life, means: Means, ready: Readiness, roster: Roster, adopter: Adopter) -> None:
+        self._life = life
+        self._means = means
+        self._ready = ready
+        self._roster = roster
+        self._adopter = adopter
+        self._pools = by_pool(means.kinds)
+        self._turn = 0
+        self._idle = anyio.CancelScope()
+        self._claiming = True
+
+    async def run(self) -> None:
+        """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
+        while self._claiming:
+            with anyio.CancelScope() as self._idle:
+                await self._life.outage.over()
+                await self._means.slots.until_free()
+                delivery = await self._next()
+            if self._claiming and not self._idle.cancelled_caught and delivery is not None:
+                await self._consider(delivery)
+
+    def stop(self) -> None:
+        """Take nothing more; what was taken is still considered."""
+        self._claiming = False
+        self._idle.cancel()
+
+    async def _next(self) -> Delivery | None:
+        """One pointer, or None after the idle wait. A cut is waited out like idleness."""
+        cannot = await self._ready.cannot()
+        pools = [name for name, kinds in self._pools.items() if any(kind.name not in cannot for kind in kinds)]
+        try:
+            delivery = await self._sweep(pools)
+            if delivery is None:
+                await self._wake(pools)
+        except BusError as error:
+            self._life.log.debug("not claiming", why=str(error))
+            await anyio.sleep(self._life.pace.idle_s)
+            return None
+        return delivery
+
+    async def _sweep(self, pools: list[str]) -> Delivery | None:
+        """High, normal, low; within a priority another pool comes first each time."""
+        self._turn += 1
+        first = self._turn % len(pools) if pools else 0
+        for priority in PRIORITIES:
+            for pool in pools[first:] + pools[:first]:
+                delivery = await self._life.bus.queue.take(pool, priority)
+                if delivery is not None:
+                    return delivery
+        return None
+
+    async def _wake(self, pools: list[str]) -> None:
+        if pools:
+            await self._life.bus.queue.woken(pools, self._life.pace.idle_s)
+        else:
+            await anyio.sleep(self._life.pace.idle_s)
+
+    async def _consider(self, delivery: Delivery) -> None:
+        """Do what the record says, however often the broker goes away meanwhile."""
+        await self._life.insist("claim", partial(self._decide, delivery))
+
+    async def _decide(self, delivery: Delivery) -> None:
+        pointer = delivery.pointer
+        execution = self._roster.there.get(Place(pointer.key, pointer.round))
+        if execution is not None and (execution.delivery is None or execution.delivery.sequence == delivery.sequence):
+            execution.delivery = delivery
+        elif execution is not None:
+            await delivery.done()
+        elif self._roster.rounds(pointer.key):
+            await delivery.later(OTHER_ROUND_S)
+        else:
+            await self._by_record(delivery)
+
+    async def _by_record(self, delivery: Delivery) -> None:
+        """Carry out the step that the record asks for; on a conflict it may ask for another one."""
+        carry_out: dict[type[Step], Callable[[Any, Delivery], Awaitable[None]]] = {
+            Drop: lambda _, given: given.done(),
+            Later: lambda step_, given: given.later(step_.delay_s),
+            Start: self._start,
+            Ours: lambda step_, given: self._adopter.one(step_.entry, given),
+            Theirs: self._theirs,
+        }
+        while True:
+            asked = await self._judged(delivery)
+            try:
+                return await carry_out[type(asked)](asked, delivery)
+            except Conflict:
+                continue
+
+    async def _judged(self, delivery: Delivery) -> Step:
+        try:
+            entry = await self._life.bus.records.read(delivery.pointer.key)
+        except RecordUnreadable as error:
+            self._life.log.warning("record unreadable", job_id=delivery.pointer.id, why=str(error))
+            return Later(UNSETTLED_S)
+        return judge(delivery.pointer, entry, self._life.host, self._life.now())
+
+    async def _start(self, asked: Start, delivery: Delivery) -> None:
+        """Claim it; no work is done before the claim is recorded."""
+        job = asked.entry.recorded.job
+        kind = self._means.kinds.get(job.endpoint)
+        placed = await self._ready.place(kind) if kind else None
+        permit = self._means.slots.take()
+        if kind is None or permit is None or not isinstance(placed, Placed):
+            if permit is not None:
+                permit.idle()
+            return await delivery.later(ELSEWHERE_S)
+        holding = self._means.cards.hold(placed.uuids, kind.endpoint)
+        claim = self._life.claim(job.attempt + 1, next(iter(placed.uuids), None))
+        try:
+            claimed = await advance(self._life, asked.entry, Started(claim))
+        except BaseException:
+            holding.release()
+            permit.idle()
+            raise
+        self._life.log_of(job).info("claimed", round=claimed.round, attempt=claimed.attempt)
+        return self._roster.launch(Ticket(claimed, kind, holding), permit, delivery)
+
+    async def _theirs(self, asked: Theirs, delivery: Delivery) -> None:
+        """Another host's: leave it to that one, unless it is gone; then the attempt is released, and may start here."""
+        if not await self._gone(asked.entry.recorded.job):
+            return await delivery.later(THEIRS_S)
+        await advance(self._life, asked.entry, released(self._life, asked.entry.recorded.job))
+        raise Conflict("the record is another now: it is judged again")
+
+    async def _gone(self, job: Job) -> bool:
+        """Whether the life that claimed `job` is over; nobody may say so who was not connected long enough."""
+        if job.claim is None or self._life.bus.link.unbroken_s() < GONE_AFTER_S:
+            return False
+        row = await self._life.bus.hosts.get(job.claim.host)
+        return row is None or row.value.incarnation != job.claim.incarnation

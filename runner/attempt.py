@@ -1,0 +1,200 @@
+"""One container's life: inputs staged, started, followed and watched over to its end, judged.
+
+Whoever wants it stopped says so with `intend`; the intent is written down before the stop, because afterwards a stopped
+container looks like one that crashed.
+"""
+
+import errno
+from functools import partial
+
+import anyio
+import anyio.to_thread
+from msgspec import Struct
+
+from runner.cards import Holding
+from runner.catalogue import Kind
+from runner.engines.port import (
+    EngineError,
+    EngineGone,
+    Exit,
+    Identity,
+    Limits,
+    NoSuchContainer,
+    Spec,
+    StartFailed,
+)
+from runner.journal import Diary
+from runner.life import Life
+from runner.outputs import has_answer
+from runner.reporter import Reporter
+from runner.staging import BadInput, stage, timeouts
+from runner.supplies import AssetGone
+from runner.verdict import Facts, FailedAs, Intent, Verdict, failed, judge
+from schemas.container import ErrorLine
+from schemas.job import Job
+
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Ticket(Struct, frozen=True):
+    """What is to be run: the job as claimed, what kind it is, its cards, and its container if that is there already."""
+
+    job: Job
+    kind: Kind
+    holding: Holding
+    handle: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The name of the attempt's folder; tokens hold no dots, so it can be taken apart again."""
+        return f"{self.job.owner}.{self.job.id}.{self.job.round}.{self.job.attempt}"
+
+
+class Attempt:
+    """`handle` and `exit` are known once there is a container, and once it has ended."""
+
+    def __init__(self, life: Life, ticket: Ticket, diary: Diary) -> None:
+        self._life = life
+        self._ticket = ticket
+        self._diary = diary
+        self._folder = life.jobs / ticket.folder
+        self._preparing = anyio.CancelScope()
+        self._wanted = anyio.Event()
+        self._over = False
+        self.job_dir = self._folder / "job"
+        self.intent = diary.now.intent
+        self.handle = ticket.handle
+        self.exit: Exit | None = None
+        self.reporter = Reporter(life, ticket.job, diary, self._folder)
+        self._limits = timeouts(ticket.job, ticket.kind.endpoint)
+        if self.intent is not None:
+            self._wanted.set()
+
+    async def intend(self, intent: Intent) -> None:
+        """Have it stopped, for this reason. The first reason counts; once it has ended, none does."""
+        if self.intent is not None or self._over:
+            return
+        self.intent = intent
+        await self._diary.note(intent=intent)
+        self._preparing.cancel()
+        self._wanted.set()
+
+    async def run(self) -> Verdict:
+        """From the staging of the inputs to the judgement; with a container that is there, from following it."""
+        refused = None
+        try:
+            if self.handle is None:
+                await self._prepare()
+            if self.handle is None and self.intent is None:
+                self.handle = await self._start()
+            if self.handle is not None:
+                self.exit = await self._oversee(self.handle)
+        except StartFailed as error:
+            refused = error
+        except (AssetGone, BadInput, EngineError, OSError) as error:
+            self._over = True
+            await self.reporter.close()
+            return _unprepared(error)
+        self._over = True
+        said = await self.reporter.close()
+        return judge(await self._facts(refused, said))
+
+    async def _facts(self, refused: StartFailed | None, said: ErrorLine | None) -> Facts:
+        return Facts(
+            intent=self.intent,
+            exit=self.exit,
+            refused=refused,
+            xid=self._ticket.holding.xid,
+            said=said,
+            has_output=await anyio.to_thread.run_sync(has_answer, self.job_dir / "out"),
+        )
+
+    async def _prepare(self) -> None:
+        job, kind = self._ticket.job, self._ticket.kind
+        with self._preparing:
+            ask = partial(stage, job, kind.endpoint, self.job_dir, self._life.supplies)
+            await self._life.insist("stage", ask)
+
+    async def _start(self) -> str:
+        """Shielded: a start that is cancelled half-way would leave a container that nobody knows."""
+        with anyio.CancelScope(shield=True):
+            handle = await self._life.engine.start(self._spec())
+            await self._diary.note(started_at=self._life.now())
+        self._ticket.holding.started(handle, anyio.current_time())
+        return handle
+
+    def _spec(self) -> Spec:
+        job, kind = self._ticket.job, self._ticket.kind
+        wants = kind.endpoint.resources
+        return Spec(
+            identity=identity(self._life, job),
+            image=kind.endpoint.image,
+            folder=str(kind.folder),
+            command=kind.endpoint.process.command if kind.endpoint.process else (),
+            job_dir=self.job_dir.resolve(),
+            limits=Limits(wants.memory_mb, wants.cpus, shm_mb=wants.shm_mb),
+            gpus=self._ticket.holding.uuids,
+        )
+
+    async def _oversee(self, handle: str) -> Exit | None:
+        """Follow it to its end, under its limits; None when it is gone without one."""
+        async with anyio.create_task_group() as watch:
+            watch.start_soon(self._stop_when_wanted, handle)
+            watch.start_soon(self._limit_execution)
+            watch.start_soon(self._limit_stall)
+            ended = await self._life.insist("follow", partial(self._to_the_end, handle))
+            watch.cancel_scope.cancel()
+        return ended
+
+    async def _to_the_end(self, handle: str) -> Exit | None:
+        try:
+            await self.reporter.follow(handle)
+            return await self._life.engine.wait(handle)
+        except NoSuchContainer:
+            return None
+        except EngineError as error:
+            raise EngineGone(str(error)) from error
+
+    async def _stop_when_wanted(self, handle: str) -> None:
+        await self._wanted.wait()
+        grace_s = self._ticket.kind.endpoint.timeouts.grace_s
+        await self._life.steadily("stop", partial(self._life.engine.stop, handle, grace_s))
+
+    async def _limit_execution(self) -> None:
+        """Counted from the container's start, also by the next life."""
+        since = self._diary.now.started_at or self._life.now()
+        ran_s = (self._life.now() - since).total_seconds()
+        await anyio.sleep(max(0.0, self._limits.execution_s - ran_s))
+        await self.intend(Intent.EXECUTION_TIMEOUT)
+
+    async def _limit_stall(self) -> None:
+        while True:
+            left_s = self.reporter.sign_at + self._limits.stall_s - anyio.current_time()
+            if self.reporter.blocked:
+                left_s = max(left_s, self._life.pace.tick_s)
+            if left_s <= 0:
+                return await self.intend(Intent.STALL)
+            await anyio.sleep(left_s)
+
+
+def identity(life: Life, job: Job) -> Identity:
+    """Whose container it is."""
+    return Identity(
+        installation=life.installation,
+        host=life.host,
+        owner=job.owner,
+        job=job.id,
+        round=job.round,
+        attempt=job.attempt,
+    )
+
+
+def _unprepared(error: Exception) -> FailedAs:
+    """What a failure before the start means."""
+    if isinstance(error, AssetGone):
+        return failed("asset_gone", str(error))
+    if isinstance(error, BadInput):
+        return failed("bad_input", str(error))
+    if isinstance(error, OSError) and error.errno in DISK:
+        return failed("disk_full", "the host's disk is full")
+    return failed("engine_error", str(error))

@@ -1,0 +1,75 @@
+"""One life from its first look around to its drain: the parts of a runner, put together and kept going."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import anyio
+
+from bus.port import BusError
+from runner.adopt import Adopter
+from runner.agent import Agent
+from runner.drain import drain
+from runner.life import Life
+from runner.means import Forget, Means
+from runner.presence import Announcer
+from runner.readiness import Readiness
+from runner.roster import Roster
+
+
+async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], None]) -> None:
+    """Adopt, then claim and run until `stop`, then drain. `ready` is called when work is taken."""
+    readiness = Readiness(means.kinds, means.cards, life.jobs, life.pace.image_missing_s)
+    async with anyio.create_task_group() as background, anyio.create_task_group() as jobs:
+        roster = Roster(life, jobs, readiness.ended)
+        adopter = Adopter(life, means, roster)
+        agent = Agent(life, means, readiness, roster, adopter)
+        announcer = Announcer(life, means, readiness, roster)
+        background.start_soon(means.cards.watch)
+        background.start_soon(announcer.run)
+        background.start_soon(_listen, life, roster)
+        jobs.start_soon(_work, life, means, adopter, agent, ready)
+        await stop.wait()
+        life.log.info("draining", running=len(roster.there))
+        agent.stop()
+        announcer.draining = True
+        announcer.hurry()
+        await drain(roster, grace_s=means.grace_s, settle_s=means.settle_s, leave=means.leave)
+        left = len(roster.there)
+        jobs.cancel_scope.cancel()
+        background.cancel_scope.cancel()
+    life.log.info("stopped", left=left)
+    if not left:
+        with suppress(BusError), anyio.move_on_after(life.pace.retry_most_s):
+            await announcer.leave()
+
+
+async def _work(life: Life, means: Means, adopter: Adopter, agent: Agent, ready: Callable[[], None]) -> None:
+    await adopter.everything()
+    await life.insist("tombstones", partial(_bury, life, means.forget))
+    ready()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_sweep, life, means, adopter)
+        await agent.run()
+        tasks.cancel_scope.cancel()
+
+
+async def _sweep(life: Life, means: Means, adopter: Adopter) -> None:
+    """What nothing tells us of: slots that a dead task left, and assets that were deleted meanwhile."""
+    while True:
+        await anyio.sleep(life.pace.sweep_s)
+        with suppress(BusError):
+            await adopter.poisoned()
+            await _bury(life, means.forget)
+
+
+async def _bury(life: Life, forget: Forget) -> None:
+    await forget(sorted(await life.bus.tombstones.rows()))
+
+
+async def _listen(life: Life, roster: Roster) -> None:
+    """Nudges: somebody has changed a record that an execution here goes by."""
+    async for key in life.bus.control.nudges(life.host):
+        for place, execution in roster.there.items():
+            if place.key == key:
+                execution.look()

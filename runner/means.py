@@ -1,0 +1,28 @@
+"""What a life works with, besides those it talks to."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+from msgspec import Struct
+
+from runner.cards import Cards
+from runner.catalogue import Kind
+from runner.slots import Slots
+from schemas.asset import Digest
+
+Forget = Callable[[Collection[Digest]], Awaitable[None]]
+
+
+class Means(Struct, frozen=True, kw_only=True):
+    """`kinds` can run, on `cards`, as many at once as there are `slots`. `forget` drops deleted assets from the host's cache.
+
+    `leave`: whether the engine keeps containers running without us. Seconds: `grace_s` for jobs to end when drained,
+    `settle_s` for the records of those that were stopped then.
+    """
+
+    kinds: Mapping[str, Kind]
+    cards: Cards
+    slots: Slots
+    forget: Forget
+    leave: bool
+    grace_s: float = 10.0
+    settle_s: float = 20.0

@@ -1,0 +1,47 @@
+"""Which endpoints can start on this host now, and why the others cannot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from runner.cards import Cards
+from runner.catalogue import Kind
+from runner.execution import Execution
+from runner.gpu.placement import Placed, Refused
+from runner.slots import disk_free_mb
+from runner.verdict import FailedAs
+from schemas.reasons import Reason
+
+
+class Readiness:
+    """Asked before every claim and for every heartbeat. `disk` is the folder that jobs write to."""
+
+    def __init__(self, kinds: Mapping[str, Kind], cards: Cards, disk: Path, image_missing_s: float) -> None:
+        self._kinds = kinds
+        self._cards = cards
+        self._disk = disk
+        self._image_missing_s = image_missing_s
+        self._without_image: dict[str, float] = {}
+
+    async def cannot(self) -> dict[str, Reason]:
+        """The reason of every endpoint that cannot start now."""
+        free = await anyio.to_thread.run_sync(disk_free_mb, self._disk)
+        placed = {name: self._place(kind, free) for name, kind in self._kinds.items()}
+        return {name: one.reason for name, one in placed.items() if isinstance(one, Refused)}
+
+    async def place(self, kind: Kind) -> Placed | Refused:
+        """The cards that a container of this kind would get now."""
+        return self._place(kind, await anyio.to_thread.run_sync(disk_free_mb, self._disk))
+
+    def ended(self, execution: Execution) -> None:
+        """Learn from an execution: without its image an endpoint is not asked for again for a while."""
+        if isinstance(execution.verdict, FailedAs) and execution.verdict.code == "image_missing":
+            until = anyio.current_time() + self._image_missing_s
+            self._without_image[execution.ticket.job.endpoint] = until
+
+    def _place(self, kind: Kind, free_mb: int) -> Placed | Refused:
+        if anyio.current_time() < self._without_image.get(kind.endpoint.name, 0.0):
+            return Refused(Reason.IMAGE_MISSING, f"the engine has no image {kind.endpoint.image}")
+        return self._cards.place(kind.endpoint, free_mb)
