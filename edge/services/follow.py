@@ -4,7 +4,7 @@ FEED itself replays, re-opens over a broken connection, and adds from STATE what
 what clients read, and a job's stream ends.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import structlog
 from anyio import CancelScope, create_task_group, move_on_after, sleep_forever
@@ -57,7 +57,7 @@ class Follower:
 
     async def events(
         self, owner: str, job_id: str | None = None, after: str | None = None, language: Language = Language.EN
-    ) -> AsyncIterator[StreamItem]:
+    ) -> AsyncGenerator[StreamItem, None]:
         """What happened behind `after` (None: from the start), then what happens.
 
         A job's stream ends when the job has; an owner's has notices of hosts too and does not end. Close it when done.

@@ -11,7 +11,7 @@ from sqlite3 import Connection
 from typing import NamedTuple, TypeVar
 
 import structlog
-from anyio import CapacityLimiter, Event, create_task_group, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, Event, create_task_group, move_on_after, to_thread
 
 from bus.port import CaughtUp, Change, Entry, Records
 from edge.services import index_sql as sql
@@ -88,7 +88,10 @@ class Index:
                 while True:
                     await self._absorb(await self._changes.take(_BATCH))
         finally:
-            self._db.close()
+            # In turn behind the questions already asked: SQLite crashes when it is closed under one.
+            db, self._db = self._db, None
+            with CancelScope(shield=True):
+                await to_thread.run_sync(db.close, limiter=self._one_at_a_time)
 
     async def _read(self) -> None:
         async for change in self._records.changes():
@@ -130,6 +133,8 @@ class Index:
             self.lines.remove(place.line, place.queued_us)
 
     async def _ask(self, question: Callable[..., T], *about: object) -> T:
+        if self._db is None:
+            raise Refused("unavailable", "the edge is starting or stopping: try again", retry_after_s=5)
         return await to_thread.run_sync(question, self._db, *about, limiter=self._one_at_a_time)
 
     async def _answer(self, question: Callable[..., T], *about: object) -> T:

@@ -1,4 +1,4 @@
-"""The reconciler's steps (DESIGN 3, "Reconciler"). Each may be cut off anywhere and done again; each counts what it did.
+"""The reconciler's steps (DESIGN 3, "Reconciler"). Each may be cut off anywhere and done again, and counts what it did.
 
 They find candidates in the index, which may lag, and decide by the record: `Scene.change` reads it again and writes by
 compare-and-set.

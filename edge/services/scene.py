@@ -23,9 +23,7 @@ _log = structlog.get_logger()
 class Rules(Struct, frozen=True):
     """How long what may wait."""
 
-    gone_for: timedelta = timedelta(
-        minutes=10
-    )  # a host gone this long has lost its jobs, unless its driver says sooner
+    gone_for: timedelta = timedelta(minutes=10)  # then a host has lost its jobs; its driver may say so sooner
     low_max_wait: timedelta = timedelta(hours=12)
     retention: timedelta = timedelta(days=30)
     check_every: timedelta = timedelta(hours=1)

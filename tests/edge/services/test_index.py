@@ -1,0 +1,228 @@
+"""The index against a brute force over the same records, and what it promises of pages, waits and mending."""
+
+import itertools
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import anyio
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from bus.port import Change, Entry
+from edge.services import index_sql as sql
+from edge.services.index import Count, Index
+from edge.services.lines import Line
+from edge.services.pages import Filters
+from edge.services.standing import input_digests
+from schemas import events as e
+from schemas.errors import Refused
+from schemas.job import Claim, Job, JobKey, Output
+from schemas.lifecycle import IllegalTransition, step
+from schemas.words import FINAL, Priority, Status
+from tests.edge.services.world import START, World
+
+OWNERS = ("ann", "bob")
+DIGESTS = ("a" * 64, "b" * 64)
+SPAN = 2
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Random lives of jobs, absorbed in batches; every answer is compared with a loop over plain records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = TemporaryDirectory()
+        self.index = Index(Path(self.folder.name) / "index.db", records=None)  # type: ignore[arg-type] - fed by hand
+        self.db = sql.create(Path(self.folder.name) / "index.db")
+        self.jobs: dict[JobKey, Entry] = {}
+        self.pending: list[Change] = []
+        self.revisions = itertools.count(1)
+        self.now = START
+
+    def teardown(self) -> None:
+        self.db.close()
+        self.folder.cleanup()
+
+    def write(self, recorded: e.Recorded) -> None:
+        revision = next(self.revisions)
+        self.jobs[recorded.job.key] = Entry(revision, recorded)
+        self.pending.append(Change(revision, recorded.job.key, recorded))
+
+    @rule(
+        owner=st.sampled_from(OWNERS),
+        number=st.integers(0, 12),
+        priority=st.sampled_from(Priority),
+        later=st.booleans(),
+        digest=st.sampled_from(DIGESTS),
+        tag=st.sampled_from("xy"),
+    )
+    def submit(self, owner: str, number: int, priority: Priority, later: bool, digest: str, tag: str) -> None:
+        key = JobKey(owner, f"j{number}")
+        if key in self.jobs:
+            return
+        self.now += timedelta(seconds=1)
+        job = Job(
+            id=key.id,
+            owner=owner,
+            endpoint="echo",
+            pool="echo",
+            status=Status.SCHEDULED if later else Status.QUEUED,
+            digest="d",
+            input={"files": [{"file": f"sha256:{digest}"}]},
+            priority=priority,
+            tags={"project": tag},
+            not_before=self.now if later else None,
+            queued_at=None if later else self.now,
+            created_at=self.now,
+        )
+        self.write(e.Recorded(self.now, e.Submitted(), job))
+
+    @rule(
+        which=st.integers(0, 30),
+        event=st.sampled_from(
+            [
+                e.Queued(),
+                e.Released("host_lost"),
+                e.Reprioritised(Priority.NORMAL),
+                e.CancelRequested(),
+                e.Cancelled(),
+                e.Succeeded(Output()),
+                e.Retried(),
+                e.Started(Claim("h", "i", 1)),
+            ]
+        ),
+    )
+    def move(self, which: int, event: e.Event) -> None:
+        if not self.jobs:
+            return
+        entry = sorted(self.jobs.items())[which % len(self.jobs)][1]
+        self.now += timedelta(seconds=1)
+        try:
+            self.write(step(entry.recorded.job, event, self.now))
+        except IllegalTransition:
+            return
+
+    @rule(which=st.integers(0, 30))
+    def delete(self, which: int) -> None:
+        if self.jobs:
+            key = sorted(self.jobs)[which % len(self.jobs)]
+            del self.jobs[key]
+            self.pending.append(Change(next(self.revisions), key, None))
+
+    @rule(again=st.booleans())
+    def absorb(self, again: bool) -> None:
+        batch, self.pending = self.pending, []
+        self.index._take_over(sql.absorb(self.db, batch))
+        if again:  # re-opened behind an older revision: what is known is left out
+            assert sql.absorb(self.db, [change for change in batch if change.recorded]) == []
+
+    def settled(self) -> list[Job]:
+        self.absorb(False)
+        return [entry.recorded.job for entry in self.jobs.values()]
+
+    @invariant()
+    def counts_and_lists_agree(self) -> None:
+        jobs = self.settled()
+        assert self.index.counts() == Counter(Count(j.owner, j.endpoint, j.pool, j.status) for j in jobs)
+        for owner, status, tag in itertools.product(OWNERS, (None, Status.QUEUED), (None, "x")):
+            asked = sql.Asked(owner, status, None, None, () if tag is None else (("project", tag),), None, 100)
+            expected = [
+                job.id
+                for job in sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)
+                if job.owner == owner and status in (None, job.status) and tag in (None, job.tags["project"])
+            ]
+            assert [entry.recorded.job.id for entry in sql.page(self.db, asked)] == expected
+
+    @invariant()
+    def lines_and_names_agree(self) -> None:
+        jobs = self.settled()
+        queued = [job for job in jobs if job.status is Status.QUEUED and job.queued_at]
+        for job in queued:
+            line = Line(job.owner, job.pool, job.priority)
+            own = sorted((j.queued_at, j.id) for j in queued if (j.owner, j.priority) == (job.owner, job.priority))
+            assert [p.id for p in sql.front(self.db, line, 100)] == [id_ for _, id_ in own]
+            assert self.index.position(job, SPAN) == brute_position(job, queued)
+        for owner, digest in itertools.product(OWNERS, DIGESTS):
+            living = {j.key for j in jobs if j.owner == owner and digest in input_digests(j) and j.status not in FINAL}
+            assert set(sql.naming(self.db, digest, owner, set(Status) - FINAL)) == living
+
+
+def brute_position(job: Job, queued: list[Job]) -> int:
+    """By the words of `Lines.ahead`."""
+    order = list(Priority)
+    higher = sum(order.index(other.priority) < order.index(job.priority) for other in queued)
+    same = [other for other in queued if other.priority is job.priority]
+    rank = sum(other.owner == job.owner and other.queued_at < job.queued_at for other in same)  # type: ignore[operator] - queued
+    ahead = higher + rank
+    for owner in {other.owner for other in same} - {job.owner}:
+        theirs = [other for other in same if other.owner == owner]
+        earlier = sum(other.queued_at < job.queued_at for other in theirs)  # type: ignore[operator] - queued
+        ahead += min(earlier, SPAN) if rank < SPAN else min(len(theirs), rank)
+    return ahead
+
+
+TestIndexMachine = IndexMachine.TestCase
+TestIndexMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+async def test_pages_do_not_shift_when_jobs_arrive(edge: World) -> None:
+    jobs = [await edge.submit(text=str(number)) for number in range(7)]
+    first = await edge.index.list("ann", Filters(), limit=3)
+    await edge.submit(text="newer")
+    second = await edge.index.list("ann", Filters(), limit=3, cursor=first.next_cursor)
+    third = await edge.index.list("ann", Filters(), limit=3, cursor=second.next_cursor)
+    seen = [entry.recorded.job.id for page in (first, second, third) for entry in page.entries]
+    assert seen == [job.id for job in reversed(jobs)]
+    assert third.next_cursor is None
+
+
+@pytest.mark.parametrize("cursor", ["%", "AAAA", "é", "bm90LWEtY3Vyc29y"])
+async def test_a_cursor_of_nobody_is_refused(edge: World, cursor: str) -> None:
+    with pytest.raises(Refused) as caught:
+        await edge.index.list("ann", Filters(), cursor=cursor)
+    assert caught.value.code == "input_invalid"
+
+
+async def test_a_list_has_what_its_caller_just_wrote(edge: World) -> None:
+    for number in range(20):
+        job = await edge.submit(text=str(number))
+        page = await edge.index.list("ann", Filters(), limit=1)
+        assert page.entries[0].recorded.job.id == job.id
+    await edge.intake.cancel(job.key)
+    await edge.intake.delete(job.key)
+    ids = [entry.recorded.job.id for entry in (await edge.index.list("ann", Filters())).entries]
+    assert job.id not in ids
+
+
+async def test_a_start_over_a_full_state_gives_the_same(edge: World, tmp_path: Path) -> None:
+    for number in range(30):
+        await edge.submit("ann" if number % 3 else "bob", str(number))
+    await edge.finish(await edge.submit())
+    await edge.settled()
+    again = Index(tmp_path / "again.db", edge.bus.records)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(again.run)
+        await again.ready()
+        assert again.counts() == edge.index.counts()
+        assert await again.list("ann", Filters()) == await edge.index.list("ann", Filters())
+        tasks.cancel_scope.cancel()
+
+
+async def test_filters_narrow_a_list(edge: World) -> None:
+    low = await edge.submit(priority="low", tags={"project": "x"})
+    done = await edge.finish(await edge.submit(tags={"project": "x", "other": "y"}))
+    await edge.submit("bob", tags={"project": "x"})
+
+    async def listed(**filters: object) -> list[str]:
+        page = await edge.index.list("ann", Filters(**filters))  # type: ignore[arg-type] - each named by its test
+        return [entry.recorded.job.id for entry in page.entries]
+
+    assert await listed(status=Status.SUCCEEDED) == [done.id]
+    assert await listed(priority=Priority.LOW) == [low.id]
+    assert await listed(tags=(("project", "x"),)) == [done.id, low.id]
+    assert await listed(tags=(("project", "x"), ("other", "y"))) == [done.id]
+    assert await listed(endpoint="nope") == []

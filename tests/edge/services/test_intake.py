@@ -1,0 +1,257 @@
+"""What an owner can do to jobs, and what it answers (PROTOCOLS 1)."""
+
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from bus.port import Pointer, StoreFull
+from schemas import events as e
+from schemas.errors import Refused
+from schemas.job import Job, JobKey, Output
+from schemas.words import Priority, Status
+from tests.edge.services.world import START, World
+
+BODY: dict[str, Any] = {"endpoint": "echo", "input": {"text": "hello"}}
+
+
+async def refused(code: str, coroutine: Any) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await coroutine
+    assert caught.value.code == code, caught.value
+    return caught.value
+
+
+async def test_a_submit_is_recorded_queued_and_published(edge: World) -> None:
+    accepted = await edge.intake.submit("ann", BODY, trace_id="t1")
+    job = accepted.entry.recorded.job
+    assert (job.status, job.pool, job.round, job.trace_id) == (Status.QUEUED, "echo", 1, "t1")
+    assert job.input == {"text": "hello", "seconds": 0}
+    assert await edge.bus.queue.waiting() == {Pointer("echo", Priority.NORMAL, "ann", job.id, 1)}
+    assert not accepted.replayed
+    assert isinstance(accepted.entry.recorded.event, e.Submitted)
+
+
+async def test_the_same_key_twice_at_once_is_one_job(edge: World) -> None:
+    answers = []
+
+    async def submit() -> None:
+        answers.append(await edge.intake.submit("ann", BODY, idempotency_key="k"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(submit)
+    assert sorted(answer.replayed for answer in answers) == [False, True, True, True, True]
+    assert len({answer.entry.recorded.job.id for answer in answers}) == 1
+    assert len(await edge.waiting()) == 1
+
+
+async def test_a_known_name_with_another_body_is_refused(edge: World) -> None:
+    other = {"endpoint": "echo", "input": {"text": "other"}}
+    await edge.intake.submit("ann", BODY, job_id="mine")
+    await edge.intake.submit("ann", BODY, idempotency_key="k")
+    await refused("conflict", edge.intake.submit("ann", other, job_id="mine"))
+    await refused("idempotency_mismatch", edge.intake.submit("ann", other, idempotency_key="k"))
+    assert not (await edge.intake.submit("bob", other, job_id="mine")).replayed
+
+
+async def test_a_known_name_is_answered_before_anything_is_checked(edge: World) -> None:
+    first = await edge.intake.submit("ann", BODY, job_id="mine")
+    edge.broker.fill()
+    again = await edge.intake.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
+    assert again.replayed
+    assert again.entry == first.entry
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "path"),
+    [
+        ({"input": {}}, "input_invalid", "$.endpoint"),
+        ({"endpoint": "echo", "input": []}, "input_invalid", "$.input"),
+        ({**BODY, "priority": "urgent"}, "input_invalid", "$.priority"),
+        ({**BODY, "tags": {"a": 1}}, "input_invalid", "$.tags[...]"),
+        ({**BODY, "foo": 1}, "field_unknown", "$.foo"),
+        ({**BODY, "policy": {"foo": 1}}, "field_unknown", "$.policy.foo"),
+        ({**BODY, "not_before": "2026-11-22T01:00:00"}, "input_invalid", "$.not_before"),
+        ({**BODY, "await_input": True}, "input_invalid", "$.await_input"),
+        ({**BODY, "deadline": "2020-01-01T00:00:00Z"}, "input_invalid", "$.deadline"),
+        ({"endpoint": "echo", "input": {"text": 5}}, "input_invalid", "$.input.text"),
+        ({"endpoint": "echo", "input": {"nope": 5}}, "input_invalid", "$.input"),
+        ({"endpoint": "echo", "input": {"file": "https://x.example/a.mp4"}}, "input_invalid", "$.input.file"),
+        ({"endpoint": "echo", "input": {"file": "sha256:12"}}, "input_invalid", "$.input.file"),
+        ({"endpoint": "echo", "input": {"text": "x" * 70_000}}, "input_invalid", "$.input"),
+    ],
+)
+async def test_what_is_wrong_is_named_by_its_path(edge: World, body: dict[str, Any], code: str, path: str) -> None:
+    error = await refused(code, edge.intake.submit("ann", body))
+    assert [fault.path for fault in error.errors] == [path]
+    assert await edge.bus.records.keys() == set()
+
+
+async def test_an_unknown_endpoint_says_which_are_known(edge: World) -> None:
+    error = await refused("endpoint_unknown", edge.intake.submit("ann", {"endpoint": "nope", "input": {}}))
+    assert "echo" in error.detail
+
+
+async def test_a_job_id_is_a_token(edge: World) -> None:
+    await refused("input_invalid", edge.intake.submit("ann", BODY, job_id="a.b"))
+
+
+async def test_an_asset_must_be_the_owners_own(edge: World) -> None:
+    digest = await edge.put("ann", b"film")
+    body = {"endpoint": "echo", "input": {"file": f"sha256:{digest}"}}
+    error = await refused("asset_missing", edge.intake.submit("bob", body))
+    assert error.missing == (f"sha256:{digest}",)
+    assert not (await edge.intake.submit("ann", body)).replayed
+
+
+async def test_a_job_for_later_is_scheduled_and_not_published(edge: World) -> None:
+    job = await edge.submit(not_before=(START + timedelta(hours=1)).isoformat())
+    assert (job.status, job.queued_at) == (Status.SCHEDULED, None)
+    assert await edge.waiting() == []
+
+
+async def test_a_full_store_and_an_absent_broker_refuse_new_work(edge: World) -> None:
+    edge.broker.fill()
+    edge.time.pass_by(seconds=5)
+    await refused("store_full", edge.intake.submit("ann", BODY))
+    edge.broker.fill(False)
+    edge.bus.cut()
+    error = await refused("unavailable", edge.intake.submit("ann", BODY))
+    assert error.retry_after_s
+    await refused("unavailable", edge.intake.submit("ann", BODY, job_id="mine"))
+
+
+async def test_a_crash_between_record_and_pointer_is_made_good(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = anyio.CancelScope()
+
+    async def die(_: Job) -> None:
+        crash.cancel()
+        await anyio.lowlevel.checkpoint()
+
+    with monkeypatch.context() as patch, crash:
+        patch.setattr(edge.window, "offer", die)
+        await edge.intake.submit("ann", BODY, job_id="mine")
+    assert await edge.bus.records.read(JobKey("ann", "mine")) is not None
+    await edge.settled()
+    await edge.reconciler.sweep()
+    assert await edge.waiting() == ["mine"]
+
+
+async def test_a_queue_that_refuses_does_not_refuse_the_job(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise StoreFull
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edge.bus.queue, "publish", full)
+        job = await edge.submit()
+    assert await edge.waiting() == []
+    await edge.settled()
+    await edge.reconciler.sweep()
+    assert await edge.waiting() == [job.id]
+
+
+async def test_cancel_of_a_queued_job_takes_its_message_too(edge: World) -> None:
+    job = await edge.submit()
+    entry = await edge.intake.cancel(job.key)
+    assert entry.recorded.job.status is Status.CANCELLED
+    assert await edge.waiting() == []
+    await refused("job_final", edge.intake.cancel(job.key))
+
+
+async def test_cancel_of_a_running_job_asks_its_host(edge: World) -> None:
+    job = await edge.submit()
+    await edge.start(job)
+    nudges = edge.runner_bus.control.nudges("gpu-1")
+    heard = []
+
+    async def listen() -> None:
+        heard.append(await anext(nudges))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        await anyio.wait_all_tasks_blocked()
+        assert (await edge.intake.cancel(job.key)).recorded.job.status is Status.CANCELLING
+    assert heard == [job.key]
+    assert (await edge.intake.cancel(job.key)).recorded.job.status is Status.CANCELLING
+
+
+async def test_cancel_racing_the_finish_has_one_final_state(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = await edge.submit()
+    await edge.start(job)
+    update = edge.bus.records.update
+
+    async def late(*args: Any) -> int:
+        monkeypatch.setattr(edge.bus.records, "update", update)
+        await edge.apply(job.key, e.Succeeded(Output()))
+        return await update(*args)
+
+    monkeypatch.setattr(edge.bus.records, "update", late)
+    await refused("job_final", edge.intake.cancel(job.key))
+    assert (await edge.read(job)).status is Status.SUCCEEDED
+
+
+async def test_retry_begins_a_round_and_cancel_ends_it(edge: World) -> None:
+    job = await edge.submit()
+    await refused("job_not_final", edge.intake.retry(job.key))
+    await edge.intake.cancel(job.key)
+    again = (await edge.intake.retry(job.key)).recorded.job
+    assert (again.status, again.round, again.input) == (Status.QUEUED, 2, job.input)
+    assert await edge.bus.queue.waiting() == {again.pointer}
+    outcomes: list[str] = []
+
+    async def attempt(call: Any) -> None:
+        try:
+            outcomes.append((await call(job.key)).recorded.job.status)
+        except Refused as error:
+            outcomes.append(error.code)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(attempt, edge.intake.cancel)
+            tasks.start_soon(attempt, edge.intake.retry)
+    last = await edge.read(job)
+    finals = [row for row in await edge.intake.history(job.key) if row.event["type"] == "cancelled"]
+    assert len(finals) == last.round - (last.status is Status.QUEUED)
+    assert await edge.bus.queue.waiting() == ({last.pointer} if last.status is Status.QUEUED else set())
+
+
+async def test_retry_is_refused_after_success_and_after_the_deadline(edge: World) -> None:
+    done = await edge.submit()
+    await edge.finish(done)
+    await refused("job_final", edge.intake.retry(done.key))
+    late = await edge.submit(deadline=(START + timedelta(hours=1)).isoformat())
+    await edge.intake.cancel(late.key)
+    edge.time.pass_by(hours=2)
+    await refused("deadline_passed", edge.intake.retry(late.key))
+
+
+async def test_another_owners_job_is_not_there(edge: World) -> None:
+    job = await edge.submit("ann")
+    for call in (edge.intake.read, edge.intake.history, edge.intake.cancel, edge.intake.retry, edge.intake.delete):
+        await refused("not_found", call(JobKey("bob", job.id)))
+
+
+async def test_history_tells_every_event(edge: World) -> None:
+    job = await edge.submit()
+    await edge.finish(job)
+    rows = await edge.intake.history(job.key)
+    assert [row.event["type"] for row in rows] == ["submitted", "started", "succeeded"]
+    assert [row.status for row in rows] == ["queued", "running", "succeeded"]
+    assert rows == sorted(rows, key=lambda row: row.revision)
+
+
+async def test_delete_takes_record_feed_outputs_and_logs(edge: World) -> None:
+    kept, log = await edge.put("ann", b"input"), await edge.put("ann", b"log")
+    accepted = await edge.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{kept}"}})
+    job = accepted.entry.recorded.job
+    await refused("job_not_final", edge.intake.delete(job.key))
+    await edge.start(job)
+    await edge.apply(job.key, e.Succeeded(Output(), log=log))
+    report = await edge.intake.delete(job.key)
+    assert report.assets == (log,)
+    assert await edge.assets.check("ann", [kept, log]) == ((kept,), (log,))
+    await refused("not_found", edge.intake.read(job.key))
+    assert await edge.bus.feed.last_progress(job.key) is None

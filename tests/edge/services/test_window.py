@@ -1,0 +1,102 @@
+"""At most a window of each owner's jobs stands in JOBS (DESIGN 3, "Window and quotas")."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bus.port import Unreachable
+from schemas import events as e
+from schemas.job import Job
+from schemas.words import Priority
+from tests.edge.services.world import World, until, world
+
+
+async def submit_many(edge: World, owner: str, count: int, **fields: str) -> list[Job]:
+    return [await edge.submit(owner, f"{owner} {number}", **fields) for number in range(count)]
+
+
+async def test_eight_of_an_owner_stand_in_the_queue(edge: World) -> None:
+    jobs = await submit_many(edge, "ann", 12)
+    assert await edge.waiting() == sorted(job.id for job in jobs[:8])
+
+
+async def test_four_to_a_slot_when_there_are_many_slots(edge: World) -> None:
+    await edge.offer(slots=3)
+    await submit_many(edge, "ann", 15)
+    assert len(await edge.waiting()) == 12
+
+
+async def test_each_priority_and_owner_has_a_window_of_its_own(edge: World) -> None:
+    for owner in ("ann", "bob"):
+        for priority in Priority:
+            await submit_many(edge, owner, 9, priority=priority)
+    assert len(await edge.waiting()) == 2 * 3 * 8
+
+
+async def test_one_that_ends_lets_the_next_one_up_at_once(edge: World) -> None:
+    jobs = await submit_many(edge, "ann", 10)
+    await edge.finish(jobs[0])
+
+    async def moved_up() -> bool:
+        return await edge.waiting() == sorted(job.id for job in jobs[1:9])
+
+    await until(moved_up)
+
+
+async def test_a_thousand_of_one_owner_do_not_stand_before_another(edge: World) -> None:
+    await submit_many(edge, "ann", 1000)
+    job = await edge.submit("bob")
+    await edge.settled()
+    assert edge.index.position(job, edge.window.span("echo")) == 8
+    assert job.id in await edge.waiting("bob")
+    taken = [await edge.runner_bus.queue.take("echo", Priority.NORMAL) for _ in range(9)]
+    assert [delivery.pointer.owner for delivery in taken if delivery] == ["ann"] * 8 + ["bob"]
+
+
+async def test_a_job_that_waits_out_a_back_off_does_not_count(edge: World) -> None:
+    jobs = await submit_many(edge, "ann", 9)
+    await edge.start(jobs[0])
+    assert jobs[8].id not in await edge.waiting()
+    later = edge.time() + timedelta(minutes=5)
+    await edge.apply(jobs[0].key, e.Released("internal", charged=True, not_before=later))
+
+    async def nine() -> bool:
+        return len(await edge.waiting()) == 9
+
+    await until(nine)
+    assert edge.window.holds((await edge.read(jobs[0])).pointer)
+
+
+async def test_submits_at_once_do_not_overfill_it(edge: World) -> None:
+    async with anyio.create_task_group() as tasks:
+        for number in range(30):
+            tasks.start_soon(edge.submit, "ann", str(number))
+    assert len(await edge.waiting()) == 8
+
+
+async def test_a_failed_publish_leaves_its_place_free(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise Unreachable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edge.bus.queue, "publish", away)
+        lost = await edge.submit("ann", "lost")
+    assert not edge.window.holds(lost.pointer)
+    await submit_many(edge, "ann", 8)
+    assert len(await edge.waiting()) == 8
+
+
+async def test_a_new_edge_takes_over_what_stands_there(edge: World, tmp_path: Path) -> None:
+    jobs = await submit_many(edge, "ann", 12)
+    async with world(tmp_path / "second", edge.broker, edge.time) as second:
+        assert second.window.holds(jobs[0].pointer)
+        assert not second.window.holds(jobs[11].pointer)
+        assert len(await second.waiting()) == 8
+        await second.finish(jobs[0])
+
+        async def eight() -> bool:
+            return len(await second.waiting()) == 8
+
+        await until(eight)

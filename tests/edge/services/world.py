@@ -1,0 +1,199 @@
+"""All services over the memory bus, with one clock that tests move by hand."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from bus.memory import MemoryBroker, MemoryBus
+from edge.services.assets import Assets
+from edge.services.catalog import Catalog
+from edge.services.follow import Follower
+from edge.services.gate import Gate
+from edge.services.hosts import HostWatch
+from edge.services.index import Index
+from edge.services.intake import Intake
+from edge.services.reconciler import Reconciler
+from edge.services.scene import Hourly, Powered, Rules, Scene
+from edge.services.view import Viewer
+from edge.services.window import Window
+from edge.store.memory import MemoryStore
+from schemas import events as e
+from schemas.endpoint import Endpoint
+from schemas.feed import LogEnd, Place
+from schemas.host import Offer, Presence
+from schemas.job import Claim, Job, JobKey, Output
+from schemas.lifecycle import step
+
+START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+ASSET = {"type": "string", "format": "asset"}
+ECHO = Endpoint(
+    name="echo",
+    image="echo",
+    input={
+        "type": "object",
+        "properties": {"text": {"type": "string"}, "file": ASSET, "seconds": {"type": "number", "default": 0}},
+        "additionalProperties": False,
+    },
+)
+
+
+class Time:
+    """The only clock there is."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(microseconds=1)  # no two moments are the same
+        return self.now
+
+    def seconds(self) -> float:
+        return (self.now - START).total_seconds()
+
+    def pass_by(self, **amount: float) -> None:
+        self.now += timedelta(**amount)
+
+
+class Dice:
+    """Entropy without chance: every call gives other bytes."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self, count: int) -> bytes:
+        self._calls += 1
+        return hashlib.sha256(str(self._calls).encode()).digest()[:count]
+
+
+class Switch(Powered):
+    """A driver that says what the test says."""
+
+    def __init__(self) -> None:
+        self.off: bool | None = None
+
+    async def is_off(self, host: str) -> bool | None:
+        return self.off
+
+
+class World:
+    """The edge without HTTP, and a runner's hands to move jobs with."""
+
+    def __init__(self, folder: Path, broker: MemoryBroker, time: Time) -> None:
+        self.time = time
+        self.broker = broker
+        self.bus: MemoryBus = broker.connect()
+        self.runner_bus: MemoryBus = broker.connect()
+        self.store = MemoryStore()
+        self.switch = Switch()
+        self.catalog = Catalog(self.bus, (ECHO,))
+        self.index = Index(folder / "index.db", self.bus.records)
+        self.window = Window(self.bus.queue, self.bus.records, self.index, self.catalog.slots, time)
+        self.assets = Assets(self.bus, self.store, self.index, time, limit=1 << 20)
+        self.hosts = HostWatch(self.bus, self.catalog, time)
+        self.gate = Gate(self.bus.link, time)
+        self.intake = Intake(self.bus, self.gate, self.catalog, self.assets, self.index, self.window, time, Dice())
+        self.viewer = Viewer(self.bus.feed, self.index, self.window, self.hosts)
+        self.follower = Follower(self.bus, self.viewer, self.hosts)
+        self.scene = Scene(
+            bus=self.bus,
+            index=self.index,
+            window=self.window,
+            hosts=self.hosts,
+            assets=self.assets,
+            now=time,
+            hourly=Hourly(Rules().check_every, time()),
+            power=self.switch,
+        )
+        self.reconciler = Reconciler(self.scene)
+
+    async def submit(self, owner: str = "ann", text: str = "hello", **named: Any) -> Job:
+        fields = {name: named.pop(name) for name in ("priority", "not_before", "deadline", "tags") if name in named}
+        body = {"endpoint": "echo", "input": {"text": text}, **fields}
+        return (await self.intake.submit(owner, body, **named)).entry.recorded.job
+
+    async def read(self, job: Job) -> Job:
+        return (await self.intake.read(job.key)).recorded.job
+
+    async def put(self, owner: str, body: bytes, name: str = "file") -> str:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield body
+
+        _, sha256, _ = await self.assets.put(owner, chunks(), None, name, "video/mp4")
+        return sha256
+
+    async def apply(self, key: JobKey, *events: e.Event) -> Job:
+        """What a runner writes."""
+        for event in events:
+            entry = await self.runner_bus.records.read(key)
+            assert entry is not None
+            recorded = step(entry.recorded.job, event, self.time())
+            revision = await self.runner_bus.records.update(key, recorded, entry.revision)
+        await self.settled(revision)
+        return recorded.job
+
+    async def start(self, job: Job, host: str = "gpu-1", incarnation: str = "i1") -> Job:
+        now = await self.read(job)
+        return await self.apply(job.key, e.Started(Claim(host, incarnation, now.attempt + 1)))
+
+    async def finish(self, job: Job) -> Job:
+        """Run the job to its end and take its message away, as a runner does."""
+        running = await self.start(job)
+        note = LogEnd(Place(running.round, running.attempt, 10), self.time())
+        await self.runner_bus.feed.publish(job.key, note)
+        done = await self.apply(job.key, e.Succeeded(Output()))
+        await self.runner_bus.queue.withdraw(running.pointer)
+        return done
+
+    async def offer(self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None) -> None:
+        offered = Offer(host=host, incarnation="i1", at=at or self.time(), endpoints=(ECHO,), slots=slots)
+        await self.bus.offers.put(host, offered)
+        await self.catalog.refresh()
+
+    async def appear(self, host: str = "gpu-1", incarnation: str = "i1", **fields: Any) -> None:
+        at = self.time()
+        await self.bus.hosts.put(host, Presence(host=host, incarnation=incarnation, at=at, since=at, **fields))
+        await self.hosts.refresh()
+
+    async def settled(self, revision: int | None = None) -> None:
+        """The index has everything that was written."""
+        if revision is None:
+            revision = max([await self._revision(key) for key in await self.bus.records.keys()], default=0)
+        assert await self.index.reached(revision)
+
+    async def _revision(self, key: JobKey) -> int:
+        try:
+            entry = await self.bus.records.read(key)
+        except e.RecordUnreadable:
+            return 0
+        return entry.revision if entry else 0
+
+    async def waiting(self, owner: str | None = None) -> list[str]:
+        """Ids in JOBS."""
+        return sorted(pointer.id for pointer in await self.bus.queue.waiting(owner))
+
+
+async def until(true: Callable[[], Any], within_s: float = 5.0) -> None:
+    """Wait for a condition that no event announces."""
+    with anyio.fail_after(within_s):
+        while not await true():  # noqa: ASYNC110 - see above
+            await anyio.sleep(0.002)
+
+
+@asynccontextmanager
+async def world(folder: Path, broker: MemoryBroker | None = None, time: Time | None = None) -> AsyncIterator[World]:
+    """A running edge; JOBS compared once, as at a real start."""
+    time = time or Time()
+    made = World(folder, broker or MemoryBroker(time.seconds), time)
+    async with anyio.create_task_group() as tasks:
+        await made.catalog.refresh()
+        for run in (made.index.run, made.window.run, made.follower.run):
+            tasks.start_soon(run)
+        await made.index.ready()
+        await made.reconciler.sweep()
+        yield made
+        tasks.cancel_scope.cancel()
