@@ -1,0 +1,53 @@
+"""The command line, `lamplighter`. A command's module is imported when it is called: `--help` needs no server code."""
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "up": ("lamplighter.cli.up", "up", "Serve broker, edge and runner on this machine until stopped."),
+    "edge": ("lamplighter.cli.processes", "edge", "Serve the edge."),
+    "runner": ("lamplighter.cli.processes", "runner", "Run jobs on this host."),
+    "submit": ("lamplighter.cli.jobs", "submit", "Submit a job."),
+    "jobs": ("lamplighter.cli.jobs", "jobs", "List jobs."),
+    "job": ("lamplighter.cli.jobs", "job", "Show one job."),
+    "watch": ("lamplighter.cli.jobs", "watch_job", "Follow a job to its end."),
+    "history": ("lamplighter.cli.jobs", "history", "What happened to a job."),
+    "logs": ("lamplighter.cli.jobs", "logs", "Print a job's log."),
+    "cancel": ("lamplighter.cli.jobs", "cancel", "Stop a job."),
+    "retry": ("lamplighter.cli.jobs", "retry", "Run a job that ended badly again."),
+    "delete": ("lamplighter.cli.jobs", "delete", "Remove a job that has ended."),
+    "upload": ("lamplighter.cli.things", "upload", "Upload files."),
+    "assets": ("lamplighter.cli.things", "assets", "List files."),
+    "hosts": ("lamplighter.cli.things", "hosts", "List the GPU hosts."),
+    "endpoints": ("lamplighter.cli.things", "endpoints", "List what can run, or the fields of one endpoint."),
+    "keys": ("lamplighter.cli.things", "keys", "Make, list and revoke API keys."),
+    "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and say how to mend it."),
+}
+
+
+class Lazy(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _help = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_module, _attribute, text) in COMMANDS.items()])
+
+
+@click.command(cls=Lazy)
+@click.version_option(package_name="lamplighter")
+def main() -> None:
+    """A self-hosted GPU job runner: the edge is always on, the card only when there is work.
+
+    Exit codes: 0 done, 1 the job failed, 2 usage, 3 the server cannot be reached, 4 refused.
+    """

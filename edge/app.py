@@ -1,0 +1,98 @@
+"""The HTTP face of the edge: its routes, who may call them, and what OpenAPI says of them."""
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
+from edge.parts import Parts
+from edge.problems import answer
+from edge.routes import assets, events, health, jobs, keys, lists, read
+from edge.routes.bodies import JSON_BYTES
+from edge.services.messages import Language, choose_language
+
+VERSION = "0.1.0"
+
+ROUTES = (
+    jobs.submit_job,
+    jobs.put_job,
+    jobs.read_job,
+    jobs.job_history,
+    jobs.cancel_job,
+    jobs.retry_job,
+    jobs.delete_job,
+    jobs.job_logs,
+    jobs.job_file,
+    lists.list_jobs,
+    events.job_events,
+    events.owner_events,
+    events.job_socket,
+    events.owner_socket,
+    assets.put_asset,
+    assets.post_asset,
+    assets.get_asset,
+    assets.delete_asset,
+    assets.list_assets,
+    assets.check_assets,
+    read.list_endpoints,
+    read.read_endpoint,
+    read.list_hosts,
+    read.read_host,
+    keys.create_key,
+    keys.list_keys,
+    keys.revoke_key,
+    health.livez,
+    health.readyz,
+    health.metrics,
+)
+
+
+async def _owner(request: Connection) -> str:
+    return owner_of(request)
+
+
+async def _language(request: Connection) -> Language:
+    return choose_language(request.headers.get("accept-language"), request.auth.language)
+
+
+async def _parts(state: State) -> Parts:
+    parts: Parts = state.parts
+    return parts
+
+
+def _documented() -> OpenAPIConfig:
+    key = SecurityScheme(type="http", scheme="bearer", description="lamp_<id>_<secret>")
+    return OpenAPIConfig(
+        title="Lamplighter",
+        version=VERSION,
+        path="/schema",
+        render_plugins=[JsonRenderPlugin()],
+        components=Components(security_schemes={"key": key}),
+        security=[{"key": []}],
+    )
+
+
+def create_app(parts: Parts) -> Litestar:
+    """The app over the services of one edge. It starts and stops nothing: `edge.serve` does."""
+    return Litestar(
+        route_handlers=list(ROUTES),
+        state=State({"parts": parts}),
+        middleware=[DefineMiddleware(Authenticate, exclude_from_auth_key=OPEN)],
+        dependencies={
+            "parts": Provide(_parts),
+            "owner": Provide(_owner),
+            "language": Provide(_language),
+        },
+        exception_handlers={Exception: answer},
+        openapi_config=_documented(),
+        cors_config=CORSConfig(allow_origins=list(parts.settings.cors.origins))
+        if parts.settings.cors.origins
+        else None,
+        request_max_body_size=JSON_BYTES,
+        logging_config=None,
+    )

@@ -1,0 +1,35 @@
+"""What the routes work with: every service of one edge, wired by `edge.app`."""
+
+from msgspec import Struct
+
+from bus.port import Bus
+from edge.services.assets import Assets
+from edge.services.catalog import Catalog
+from edge.services.follow import Follower
+from edge.services.gate import Gate
+from edge.services.hosts import HostWatch
+from edge.services.index import Index
+from edge.services.intake import Intake
+from edge.services.keys import Keys
+from edge.services.view import Viewer
+from edge.services.window import Window
+from edge.settings import EdgeSettings
+from edge.store.port import Store
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """The services of one edge process."""
+
+    settings: EdgeSettings
+    bus: Bus
+    store: Store
+    assets: Assets
+    catalog: Catalog
+    index: Index
+    window: Window
+    gate: Gate
+    intake: Intake
+    follower: Follower
+    viewer: Viewer
+    hosts: HostWatch
+    keys: Keys

@@ -1,0 +1,67 @@
+"""The border: every exception that leaves a route becomes a problem document."""
+
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from edge.services.refusals import as_refused
+from schemas.errors import FieldError, Refused
+
+log = structlog.get_logger()
+
+# What Litestar itself refuses. A 405 keeps its status and its Allow header; the closed list has no code of its own.
+BY_STATUS = {
+    400: "input_invalid",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "not_found",
+    413: "body_too_large",
+    429: "rate_limited",
+}
+NOT_ALLOWED = 405
+
+
+def _of_http(error: HTTPException) -> Refused:
+    code = BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "body_malformed")
+    extra = error.extra if isinstance(error.extra, list) else []
+    fields = tuple(FieldError(f"$.{item.get('key', '')}", str(item.get("message", ""))) for item in extra)
+    return Refused(code, str(error.detail), errors=fields)
+
+
+def refusal_for(error: Exception) -> Refused:
+    """The refusal that `error` means to a client; what nothing names is our own fault."""
+    if isinstance(error, Refused):
+        return error
+    known = as_refused(error)
+    if known is not None:
+        return known
+    if isinstance(error, HTTPException):
+        return _of_http(error)
+    log.error("request_failed", exc_info=error)
+    return Refused("internal", "the server failed at this request; its log says why")
+
+
+def _headers(refused: Refused, error: Exception) -> dict[str, str]:
+    headers = {"Retry-After": str(refused.retry_after_s)} if refused.retry_after_s else {}
+    if refused.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    foreign = error.headers if isinstance(error, HTTPException) and error.headers else {}
+    return headers | {name: value for name, value in foreign.items() if name.lower() == "allow"}
+
+
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The exception handler of the whole app."""
+    refused = refusal_for(error)
+    not_allowed = isinstance(error, HTTPException) and error.status_code == NOT_ALLOWED
+    status = NOT_ALLOWED if not_allowed else refused.problem.status
+    problem = msgspec.structs.replace(refused.problem, instance=request.url.path, status=status)
+    return Response(
+        msgspec.json.encode(problem),
+        status_code=status,
+        headers=_headers(refused, error),
+        media_type="application/problem+json",
+    )

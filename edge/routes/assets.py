@@ -1,0 +1,178 @@
+"""`/v1/assets`: an owner's files by digest. Bytes are streamed; the digest is checked before the answer."""
+
+from typing import Annotated
+from urllib.parse import unquote
+
+import msgspec
+from litestar import Response, delete, get, post, put, route
+from litestar.datastructures import UploadFile
+from litestar.params import FromPath, QueryParameter
+from litestar.types import ASGIApp
+from msgspec import Struct
+
+from edge.auth.keys import needs
+from edge.routes.bodies import pieces, read_json
+from edge.routes.documents import DigestsBody, RawBody
+from edge.routes.files import download
+from edge.routes.given import AnyRequest, Owner, Services, Speech
+from edge.services.messages import DELETED
+from schemas.access import Scope
+from schemas.asset import SCHEME, InvalidDigest, Reference, is_digest, media_type, parse
+from schemas.errors import Refused
+
+MAX_DIGESTS = 1000
+_FILENAME = "x-filename"
+
+
+class AssetView(Struct, frozen=True):
+    """An asset on the wire."""
+
+    digest: str
+    sha256: str
+    bytes: int
+    name: str
+    media_type: str
+    created_at: str
+    url: str
+
+
+class AssetPage(Struct, frozen=True):
+    """One page of an owner's assets."""
+
+    assets: list[AssetView]
+    next_cursor: str | None = None
+
+
+class Presence(Struct, frozen=True):
+    """Which of the digests asked for the owner has."""
+
+    present: list[str]
+    missing: list[str]
+
+
+class _Digests(Struct, frozen=True, forbid_unknown_fields=True):
+    digests: list[str]
+
+
+def shown(sha256: str, reference: Reference) -> AssetView:
+    """The asset as clients see it."""
+    return AssetView(
+        digest=SCHEME + sha256,
+        sha256=sha256,
+        bytes=reference.bytes,
+        name=reference.name,
+        media_type=reference.media_type,
+        created_at=reference.created.isoformat().replace("+00:00", "Z"),
+        url=f"/v1/assets/{sha256}",
+    )
+
+
+def digest_of(text: str) -> str:
+    """The digest in a path, with or without `sha256:`. Refused input_invalid."""
+    bare = text.removeprefix(SCHEME).lower()
+    if not is_digest(bare):
+        raise Refused("input_invalid", "an asset is named by the 64 hex digits of its sha256")
+    return bare
+
+
+def _name(request: AnyRequest) -> str:
+    return unquote(request.headers.get(_FILENAME, "")) or request.query_params.get("name") or "file"
+
+
+def _created(stored: tuple[Reference, str, bool]) -> Response[AssetView]:
+    reference, sha256, created = stored
+    headers = {"Location": f"/v1/assets/{sha256}"}
+    return Response(shown(sha256, reference), status_code=201 if created else 200, headers=headers)
+
+
+@put(
+    "/v1/assets/{sha256:str}",
+    status_code=201,
+    guards=[needs(Scope.ASSETS_WRITE)],
+    operation_class=RawBody,
+    request_max_body_size=None,
+)
+async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: FromPath[str]) -> Response[AssetView]:
+    """Upload the file with this digest: 201 when new to the owner, 200 when there; 422 `digest_mismatch`."""
+    digest, name = digest_of(sha256), _name(request)
+    kind = request.headers.get("content-type") or media_type(name)
+    return _created(await parts.assets.put(owner, request.stream(), digest, name, kind))
+
+
+@post(
+    "/v1/assets",
+    status_code=201,
+    guards=[needs(Scope.ASSETS_WRITE)],
+    operation_class=RawBody,
+    request_max_body_size=None,
+)
+async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Response[AssetView]:
+    """Upload a file, raw or as the one file part of a form; the answer names its digest."""
+    if request.content_type[0].startswith("multipart/form-data"):
+        form = await request.form()
+        upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
+        if upload is None:
+            raise Refused("body_malformed", "the form has no file part")
+        name = upload.filename or "file"
+        stored = await parts.assets.put(owner, pieces(upload), None, name, upload.content_type or media_type(name))
+    else:
+        name = _name(request)
+        kind = request.headers.get("content-type") or media_type(name)
+        stored = await parts.assets.put(owner, request.stream(), None, name, kind)
+    return _created(stored)
+
+
+@route(
+    "/v1/assets/{sha256:str}",
+    http_method=["GET", "HEAD"],
+    guards=[needs(Scope.ASSETS_READ)],
+    media_type="application/octet-stream",
+)
+async def get_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: FromPath[str]) -> ASGIApp:
+    """The file, with Range and ETag. Asking for it keeps it: retention counts from the last use."""
+    digest = digest_of(sha256)
+    reference, _ = await parts.assets.head(owner, digest)
+    await parts.assets.touch(owner, digest)
+    return await download(request, parts, digest, reference.name, reference.media_type)
+
+
+class DeletedAsset(Struct, frozen=True):
+    """What `delete_asset` answers. `hosts_pending`: hosts that still have to drop it from their caches."""
+
+    sha256: str
+    message: str
+    hosts_pending: tuple[str, ...] = ()
+
+
+@delete("/v1/assets/{sha256:str}", status_code=202, guards=[needs(Scope.ASSETS_WRITE)])
+async def delete_asset(parts: Services, owner: Owner, language: Speech, sha256: FromPath[str]) -> DeletedAsset:
+    """Drop the owner's reference; 409 `asset_in_use` while a job that has not ended names it."""
+    digest = digest_of(sha256)
+    deleted = await parts.assets.delete(owner, digest)
+    return DeletedAsset(digest, DELETED.say(language), deleted.hosts_pending)
+
+
+@get("/v1/assets", guards=[needs(Scope.ASSETS_READ)])
+async def list_assets(
+    parts: Services,
+    owner: Owner,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
+) -> AssetPage:
+    """The owner's assets."""
+    page = await parts.assets.list(owner, limit, cursor)
+    return AssetPage([shown(row.sha256, row.reference) for row in page.assets], page.next_cursor)
+
+
+@post("/v1/assets/check", status_code=200, guards=[needs(Scope.ASSETS_READ)], operation_class=DigestsBody)
+async def check_assets(request: AnyRequest, parts: Services, owner: Owner) -> Presence:
+    """Which of at most 1000 digests the owner has: what is present need not be uploaded."""
+    try:
+        asked = msgspec.convert(await read_json(request), _Digests)
+        digests = [parse(text) if text.startswith(SCHEME) else parse(SCHEME + text) for text in asked.digests]
+    except (msgspec.ValidationError, InvalidDigest) as error:
+        raise Refused("input_invalid", str(error)) from error
+    if len(digests) > MAX_DIGESTS:
+        raise Refused("input_invalid", f"at most {MAX_DIGESTS} digests can be asked for at once")
+    present, missing = await parts.assets.check(owner, digests)
+    return Presence([SCHEME + digest for digest in present], [SCHEME + digest for digest in missing])

@@ -1,0 +1,88 @@
+"""What OpenAPI says of the routes that read their body themselves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+
+from schemas.job import Submission
+
+_REF = "#/components/schemas/{name}"
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """`schema` with every `$ref` replaced by what it names: the document stands alone."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    return {name: _inlined(value, definitions) for name, value in schema.items()}
+
+
+def _submission() -> dict[str, Any]:
+    (schema,), definitions = msgspec.json.schema_components([Submission], ref_template=_REF)
+    inlined: dict[str, Any] = _inlined(schema, definitions)
+    return inlined
+
+
+class _Verbatim(Schema):
+    """A JSON Schema that is written out as it is."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        super().__init__()
+        object.__setattr__(self, "verbatim", schema)
+
+    def to_schema(self) -> dict[str, Any]:
+        verbatim: dict[str, Any] = self.verbatim  # type: ignore[attr-defined]
+        return verbatim
+
+
+@dataclass
+class JobBody(Operation):
+    """A submit: JSON, or multipart with the field `job` and a file part per asset input."""
+
+    def __post_init__(self) -> None:
+        form = {
+            "type": "object",
+            "required": ["job"],
+            "properties": {"job": {"type": "string", "description": "the JSON of the job"}},
+            "additionalProperties": {"type": "string", "format": "binary"},
+        }
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "application/json": OpenAPIMediaType(schema=_Verbatim(_submission())),
+                "multipart/form-data": OpenAPIMediaType(schema=_Verbatim(form)),
+            },
+        )
+
+
+@dataclass
+class RawBody(Operation):
+    """A file: any bytes."""
+
+    def __post_init__(self) -> None:
+        raw = _Verbatim({"type": "string", "format": "binary"})
+        self.request_body = RequestBody(
+            required=True, content={"application/octet-stream": OpenAPIMediaType(schema=raw)}
+        )
+
+
+@dataclass
+class DigestsBody(Operation):
+    """`{"digests": ["sha256:…"]}`."""
+
+    def __post_init__(self) -> None:
+        digests = {"type": "array", "items": {"type": "string"}, "maxItems": 1000}
+        body = {
+            "type": "object",
+            "required": ["digests"],
+            "properties": {"digests": digests},
+            "additionalProperties": False,
+        }
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=_Verbatim(body))}
+        )

@@ -1,0 +1,130 @@
+"""`/v1/jobs/{id}/events` and `/v1/events`: following, as server-sent events or over a WebSocket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, TypeVar
+
+import anyio
+import msgspec
+from litestar import get, websocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.params import FromPath, HeaderParameter, QueryParameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from edge.auth.keys import needs, owner_of
+from edge.routes.given import AnySocket, Owner, Services, Speech
+from edge.routes.jobs import job_key
+from edge.services.stream import StreamItem
+from schemas.access import Scope
+from schemas.errors import Refused
+
+COMMENT_EVERY_S = 15.0
+NORMAL, NOT_FOUND = 1000, 4404
+
+T = TypeVar("T")
+
+
+async def with_silences(items: AsyncIterator[T], every_s: float) -> AsyncIterator[T | None]:
+    """`items`, and None for every `every_s` seconds in which none came: proxies close streams that say nothing."""
+    upcoming: asyncio.Future[T] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(items))
+            done, _ = await asyncio.wait({upcoming}, timeout=every_s)
+            if not done:
+                yield None
+                continue
+            finished, upcoming = upcoming, None
+            try:
+                yield finished.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+
+
+def _message(item: StreamItem | None) -> ServerSentEventMessage:
+    if item is None:
+        return ServerSentEventMessage(comment="still here")
+    return ServerSentEventMessage(id=item.id, event=item.kind, data=msgspec.json.encode(item.data).decode())
+
+
+async def _messages(items: AsyncIterator[StreamItem]) -> AsyncIterator[ServerSentEventMessage]:
+    async for item in with_silences(items, COMMENT_EVERY_S):
+        yield _message(item)
+
+
+def _sse(items: AsyncIterator[StreamItem]) -> ServerSentEvent:
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return ServerSentEvent(_messages(items), headers=headers)
+
+
+LastEventId = Annotated[str | None, HeaderParameter(name="Last-Event-ID", max_length=64)]
+After = Annotated[str | None, QueryParameter(max_length=64)]
+
+
+@get("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
+async def job_events(
+    parts: Services,
+    owner: Owner,
+    language: Speech,
+    job_id: FromPath[str],
+    last_event_id: LastEventId = None,
+    after: After = None,
+) -> ServerSentEvent:
+    """`state`, `progress` and `log` of one job; ends after the final `state`. `Last-Event-ID` or `?after=` resumes."""
+    key = job_key(owner, job_id)
+    await parts.intake.read(key)
+    return _sse(parts.follower.events(owner, key.id, last_event_id or after, language))
+
+
+@get("/v1/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
+async def owner_events(
+    parts: Services, owner: Owner, language: Speech, last_event_id: LastEventId = None, after: After = None
+) -> ServerSentEvent:
+    """The same for all jobs of the owner, with host notices; without an id it starts now."""
+    return _sse(parts.follower.events(owner, None, last_event_id or after, language))
+
+
+async def _push(socket: AnySocket, items: AsyncIterator[StreamItem]) -> None:
+    """Send `items` until they end or the client goes; what the client says is read and ignored."""
+    async with anyio.create_task_group() as tasks:
+
+        async def until_gone() -> None:
+            try:
+                while True:
+                    await socket.receive_data(mode="text")
+            except WebSocketDisconnect:
+                tasks.cancel_scope.cancel()
+
+        tasks.start_soon(until_gone)
+        async for item in items:
+            await socket.send_data(
+                msgspec.json.encode({"id": item.id, "event": item.kind, "data": item.data}), mode="text"
+            )
+        tasks.cancel_scope.cancel()
+    await socket.close(code=NORMAL)
+
+
+@websocket("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)])
+async def job_socket(
+    socket: AnySocket, parts: Services, job_id: FromPath[str], language: Speech, after: After = None
+) -> None:
+    """The same over a WebSocket, one JSON object a message: `{"id", "event", "data"}`."""
+    await socket.accept()
+    owner = owner_of(socket)
+    try:
+        await parts.intake.read(job_key(owner, job_id))
+    except Refused as refused:
+        await socket.close(code=NOT_FOUND, reason=refused.code)
+        return
+    await _push(socket, parts.follower.events(owner, job_id, after, language))
+
+
+@websocket("/v1/events", guards=[needs(Scope.JOBS_READ)])
+async def owner_socket(socket: AnySocket, parts: Services, language: Speech, after: After = None) -> None:
+    """All jobs of the owner over a WebSocket."""
+    await socket.accept()
+    await _push(socket, parts.follower.events(owner_of(socket), None, after, language))

@@ -1,0 +1,78 @@
+"""`/v1/endpoints` and `/v1/hosts`: what can run, and where."""
+
+from typing import Any
+
+from litestar import get
+from litestar.params import FromPath
+from msgspec import Struct
+
+from edge.auth.keys import needs
+from edge.parts import Parts
+from edge.routes.given import Owner, Services
+from schemas.access import Scope
+from schemas.endpoint import Endpoint
+from schemas.errors import Refused
+from schemas.host import HostView
+
+
+class EndpointView(Struct, frozen=True):
+    """An endpoint on the wire. `hosts` offer it, whether they are on or not."""
+
+    name: str
+    pool: str
+    description: str
+    input: dict[str, Any]
+    image: str
+    warm: bool
+    hosts: tuple[str, ...]
+
+
+class Endpoints(Struct, frozen=True):
+    """What can run."""
+
+    endpoints: list[EndpointView]
+
+
+class Hosts(Struct, frozen=True):
+    """Every host ever seen and not removed."""
+
+    hosts: list[HostView]
+
+
+def _shown(parts: Parts, endpoint: Endpoint) -> EndpointView:
+    return EndpointView(
+        name=endpoint.name,
+        pool=endpoint.queue,
+        description=endpoint.description,
+        input=endpoint.input,
+        image=endpoint.image,
+        warm=endpoint.warm,
+        hosts=tuple(sorted(parts.catalog.hosts_offering(endpoint.name))),
+    )
+
+
+@get("/v1/endpoints", guards=[needs(Scope.JOBS_READ)])
+async def list_endpoints(parts: Services) -> Endpoints:
+    """What can run, with the JSON Schema of each input."""
+    return Endpoints([_shown(parts, endpoint) for endpoint in parts.catalog.all()])
+
+
+@get("/v1/endpoints/{name:str}", guards=[needs(Scope.JOBS_READ)])
+async def read_endpoint(parts: Services, name: FromPath[str]) -> EndpointView:
+    """One endpoint."""
+    return _shown(parts, parts.catalog.get(name))
+
+
+@get("/v1/hosts", guards=[needs(Scope.HOSTS_READ)])
+async def list_hosts(parts: Services, owner: Owner) -> Hosts:
+    """The hosts and what they do."""
+    return Hosts(list(parts.hosts.views(owner)))
+
+
+@get("/v1/hosts/{host:str}", guards=[needs(Scope.HOSTS_READ)])
+async def read_host(parts: Services, owner: Owner, host: FromPath[str]) -> HostView:
+    """One host."""
+    found = parts.hosts.view(host, owner)
+    if found is None:
+        raise Refused("not_found", "no host of that id has ever come to this edge")
+    return found

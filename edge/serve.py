@@ -1,0 +1,127 @@
+"""One edge process: the composition root. Services are made, their tasks run, and HTTP is served until the signal."""
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import anyio
+import structlog
+import uvicorn
+from anyio.abc import TaskGroup
+
+from bus.connection import open_edge
+from bus.port import Bus
+from edge.app import create_app
+from edge.parts import Parts
+from edge.services.assets import Assets
+from edge.services.catalog import Catalog, load_folder
+from edge.services.clock import utc_now
+from edge.services.follow import Follower
+from edge.services.gate import Gate
+from edge.services.hosts import HostWatch
+from edge.services.index import Index
+from edge.services.intake import Intake
+from edge.services.keys import Keys
+from edge.services.reconciler import Reconciler
+from edge.services.scene import Hourly, Rules, Scene
+from edge.services.view import Viewer
+from edge.services.window import Window
+from edge.settings import EdgeSettings
+from edge.store.directory import open_directory
+from edge.store.port import Store
+
+GRACEFUL_S = 3  # open streams are cut after this: their clients resume
+
+log = structlog.get_logger()
+
+
+async def assemble(settings: EdgeSettings, bus: Bus, store: Store) -> tuple[Parts, Reconciler]:
+    """The services of one edge, wired. Nothing runs yet."""
+    catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
+    await catalog.refresh()
+    index = Index(settings.data / "index.sqlite", bus.records)
+    window = Window(bus.queue, bus.records, index, catalog.slots, utc_now)
+    assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes)
+    hosts = HostWatch(bus, catalog, utc_now)
+    viewer = Viewer(bus.feed, index, window, hosts)
+    gate = Gate(bus.link, utc_now, allow_unsynced=settings.broker.allow_unsynced)
+    parts = Parts(
+        settings=settings,
+        bus=bus,
+        store=store,
+        assets=assets,
+        catalog=catalog,
+        index=index,
+        window=window,
+        gate=gate,
+        intake=Intake(bus, gate, catalog, assets, index, window, utc_now, os.urandom),
+        follower=Follower(bus, viewer, hosts),
+        viewer=viewer,
+        hosts=hosts,
+        keys=Keys(bus.keys, utc_now, os.urandom, time.monotonic),
+    )
+    return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
+    rules = Rules(
+        low_max_wait=timedelta(seconds=settings.low_max_wait_s), retention=timedelta(days=settings.retention_days)
+    )
+    return Scene(
+        bus=parts.bus,
+        index=parts.index,
+        window=parts.window,
+        hosts=parts.hosts,
+        assets=parts.assets,
+        now=utc_now,
+        hourly=Hourly(rules.check_every, utc_now()),
+        rules=rules,
+    )
+
+
+def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
+    """Start everything that runs beside the requests."""
+    for run in (parts.index.run, parts.window.run, parts.hosts.run, parts.follower.run, reconciler.run):
+        tasks.start_soon(run)
+
+
+async def serve(settings: EdgeSettings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises bus errors when the broker cannot be reached at start."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    async with _services(settings) as parts:
+        first = await parts.keys.bootstrap()
+        if first is not None:
+            print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
+        await _http(settings, parts)
+
+
+@asynccontextmanager
+async def _services(settings: EdgeSettings) -> AsyncIterator[Parts]:
+    async with open_edge(settings.broker) as bus, open_directory(settings.data / "assets") as store:
+        parts, reconciler = await assemble(settings, bus, store)
+        async with anyio.create_task_group() as tasks:
+            start(tasks, parts, reconciler)
+            yield parts
+            tasks.cancel_scope.cancel()
+
+
+async def _http(settings: EdgeSettings, parts: Parts) -> None:
+    config = uvicorn.Config(
+        create_app(parts),
+        host=settings.bind,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACEFUL_S,
+        ws="websockets-sansio",
+        ws_max_size=1024 * 1024,
+        ws_ping_interval=20,
+        forwarded_allow_ips="",
+    )
+    sockets = [socket.socket(fileno=settings.fd)] if settings.fd is not None else None
+    log.info("serving", bind=settings.bind, port=settings.port, data=str(settings.data))
+    await uvicorn.Server(config).serve(sockets)

@@ -1,0 +1,102 @@
+"""What `doctor` looks at. Each check is one function that answers Findings; none changes anything."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import httpx
+from msgspec import Struct
+
+from lamplighter.cli.session import Address
+
+FREE_BYTES = 5 * 1000**3  # below this a video job may not find room for its frames
+SKEW_S = 30.0
+
+
+class Verdict(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(Struct, frozen=True):
+    """One thing checked; `mend` says what to do where it is not well."""
+
+    name: str
+    verdict: Verdict
+    what: str
+    mend: str = ""
+
+
+class Patient(Struct, frozen=True):
+    """What is looked at: an edge as a client sees it, and this machine."""
+
+    address: Address
+    data: Path
+    http: httpx.Client
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask the edge; httpx errors are the caller's."""
+        return self.http.get(path)
+
+
+def edge_answers(patient: Patient) -> Iterable[Finding]:
+    """The edge and the way to it, and that its clock is ours."""
+    reply = patient.get("/livez")
+    yield Finding("edge", Verdict.OK, f"answers at {patient.address.url}")
+    skew = abs((datetime.now(UTC) - parsedate_to_datetime(reply.headers["date"])).total_seconds())
+    verdict = Verdict.OK if skew < SKEW_S else Verdict.WARN
+    yield Finding("clock", verdict, f"{skew:.0f} s apart from the edge's", "set both clocks by NTP" if skew >= SKEW_S else "")
+
+
+def edge_takes_work(patient: Patient) -> Iterable[Finding]:
+    """Broker reachable and synced, index caught up, store not full: all that readyz asks."""
+    reply = patient.get("/readyz")
+    if reply.status_code == httpx.codes.OK:
+        yield Finding("broker", Verdict.OK, "reachable, synced, and its store has room")
+        return
+    for why in reply.json().get("why", ()):
+        yield Finding("broker", Verdict.FAIL, why, "see the edge's and the broker's log")
+
+
+def key_is_valid(patient: Patient) -> Iterable[Finding]:
+    """The key opens the jobs."""
+    reply = patient.get("/v1/jobs?limit=1")
+    if reply.status_code == httpx.codes.OK:
+        yield Finding("key", Verdict.OK, "valid")
+    else:
+        mend = "give --key or LAMPLIGHTER_KEY, or make one with: lamplighter keys create OWNER"
+        yield Finding("key", Verdict.FAIL, f"refused with {reply.status_code}", mend)
+
+
+def hosts_are_there(patient: Patient) -> Iterable[Finding]:
+    """Every host, its cards, and what it says it cannot start now."""
+    reply = patient.get("/v1/hosts")
+    hosts: list[dict[str, Any]] = reply.json().get("hosts", []) if reply.status_code == httpx.codes.OK else []
+    if not hosts:
+        yield Finding("hosts", Verdict.WARN, "none has come to this edge yet", "start one with: lamplighter runner")
+    for host in hosts:
+        well = Verdict.OK if host["state"] == "online" else Verdict.WARN
+        yield Finding(f"host {host['id']}", well, f"{host['state']}, offers {', '.join(host['endpoints']) or 'nothing'}")
+        for gpu in host["gpus"]:
+            fit = Verdict.OK if gpu["fitness"] == "fit" else Verdict.WARN
+            yield Finding(f"gpu {gpu['uuid']}", fit, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
+
+
+def disk_has_room(patient: Patient) -> Iterable[Finding]:
+    """The disk under the data folder."""
+    folder = next(place for place in (patient.data, *patient.data.resolve().parents) if place.exists())
+    free = shutil.disk_usage(folder).free
+    verdict = Verdict.OK if free > FREE_BYTES else Verdict.WARN
+    mend = "" if verdict is Verdict.OK else "free some space, or move the data folder with --data"
+    yield Finding("disk", verdict, f"{free / 1000**3:.0f} GB free under {folder}", mend)
+
+
+REMOTE: tuple[Callable[[Patient], Iterable[Finding]], ...] = (edge_answers, edge_takes_work, key_is_valid, hosts_are_there)
+LOCAL: tuple[Callable[[Patient], Iterable[Finding]], ...] = (disk_has_room,)

@@ -1,0 +1,44 @@
+"""`lamplighter doctor`: what is well, what is not, and how to mend it."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+
+import httpx
+
+import click
+
+from lamplighter.cli import show
+from lamplighter.cli.checks import LOCAL, REMOTE, Finding, Patient, Verdict
+from lamplighter.cli.machine import engine_findings, gpu_findings
+from lamplighter.cli.session import JOB_FAILED, UNREACHABLE, Session, client_command
+from lamplighter.shared import key_headers
+
+STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+TIMEOUT_S = 5.0
+
+
+def _examine(patient: Patient) -> Iterator[Finding]:
+    try:
+        for check in REMOTE:
+            yield from check(patient)
+    except httpx.HTTPError as error:
+        mend = "start it with: lamplighter up, or name another with --url"
+        yield Finding("edge", Verdict.FAIL, f"no answer from {patient.address.url}: {error}", mend)
+    for check in LOCAL:
+        yield from check(patient)
+    yield from asyncio.run(engine_findings())
+    yield from asyncio.run(gpu_findings())
+
+
+@click.command()
+@client_command
+def doctor(session: Session) -> None:
+    """Check the edge, the way to it, and this machine. Exit 0 when nothing failed, 3 without an edge, else 1."""
+    with httpx.Client(base_url=session.address.url, headers=key_headers(session.address.key), timeout=TIMEOUT_S) as http:
+        findings = list(_examine(Patient(session.address, session.data, http)))
+    rows = [(f.name, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.what.replace("[", r"\["), f.mend) for f in findings]
+    session.show(findings, lambda: show.table(session.out, ("CHECK", "", "FOUND", "MEND"), rows, "nothing checked"))
+    failed = {finding.name for finding in findings if finding.verdict is Verdict.FAIL}
+    if failed:
+        sys.exit(UNREACHABLE if "edge" in failed else JOB_FAILED)

@@ -1,0 +1,71 @@
+"""`--FIELD VALUE` of `submit`: read by the endpoint's own input schema."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from schemas.asset import SCHEME
+
+
+def pairs(arguments: Sequence[str]) -> dict[str, str]:
+    """`--name value` and `--name=value` in order; a usage error names what cannot be read."""
+    given: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise click.UsageError(f"{word!r} stands alone: give inputs as --FIELD VALUE")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise click.UsageError(f"--{name} has no value")
+            value = rest.pop(0)
+        given[name.replace("-", "_")] = value
+    return given
+
+
+def _truth(text: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    return words[text.lower()]
+
+
+READERS: Mapping[str, Any] = {
+    "integer": int,
+    "number": float,
+    "boolean": _truth,
+    "array": msgspec.json.decode,
+    "object": msgspec.json.decode,
+    "string": str,
+}
+
+
+def read(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+    """The value of `text` for a property of `schema`; an asset is a `sha256:…`, a URL, or a local file (a Path)."""
+    if schema.get("format") == "asset":
+        return text if text.startswith((SCHEME, "http://", "https://")) else _file(name, text)
+    kind = schema.get("type", "string")
+    try:
+        return READERS[kind if isinstance(kind, str) else "string"](text)
+    except (ValueError, KeyError, msgspec.DecodeError) as error:
+        raise click.UsageError(f"--{name} {text!r} is no {kind}") from error
+
+
+def _file(name: str, text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise click.UsageError(f"--{name} {text!r}: there is no such file")
+    return path
+
+
+def read_all(endpoint: str, arguments: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The input of a job from the command line."""
+    properties = schema.get("properties", {})
+    given = pairs(arguments)
+    unknown = sorted(given.keys() - properties.keys())
+    if unknown and schema.get("additionalProperties") is False:
+        takes = ", ".join(f"--{name}" for name in properties)
+        raise click.UsageError(f"{endpoint} has no --{unknown[0]}: it takes {takes}")
+    return {name: read(name, text, properties.get(name, {})) for name, text in given.items()}

@@ -1,0 +1,85 @@
+"""Watching a job from the terminal: a bar for a person, a line an event for a program."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from lamplighter.cli.session import INTERRUPTED, Session
+from lamplighter.shared import Advance, successful
+from schemas.view import JobView
+from schemas.words import FINAL
+
+
+@contextmanager
+def returnable(session: Session, job_id: str) -> Iterator[None]:
+    """Ctrl-C leaves the job as it is and says how to come back."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        session.err.print(f"\nThe job goes on. Come back with: lamplighter watch {job_id}", highlight=False)
+        sys.exit(INTERRUPTED)
+
+
+def watch(session: Session, job_id: str) -> JobView:
+    """Follow the job to its end; raises JobFailed unless it succeeded."""
+    with returnable(session, job_id):
+        return _lines(session, job_id) if session.as_json else _bar(session, job_id)
+
+
+def _lines(session: Session, job_id: str) -> JobView:
+    for event in session.client.follow(job_id):
+        sys.stdout.write(msgspec.json.encode({"id": event.id, "event": event.kind, "data": event.data}).decode() + "\n")
+        sys.stdout.flush()
+    return successful(session.client.job(job_id))
+
+
+def _bar(session: Session, job_id: str) -> JobView:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=session.err, transient=True) as progress:
+        task = progress.add_task("waiting", total=1.0)
+        for event in session.client.follow(job_id):
+            if event.kind == "progress":
+                progress.update(
+                    task, completed=event.data["fraction"], description=event.data.get("stage") or "running"
+                )
+            elif event.kind == "state":
+                state = event.job
+                progress.update(task, description=state.message if state.status not in FINAL else state.status.value)
+    return successful(session.client.job(job_id))
+
+
+@contextmanager
+def transfer(session: Session, verb: str, name: str, size: int) -> Iterator[Advance]:
+    """A bar for bytes going over the network; silent for a program."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=session.err, transient=True, disable=session.as_json) as progress:
+        task = progress.add_task(f"{verb} {name}", total=size)
+        yield lambda amount: progress.update(task, advance=amount)
+
+
+def upload(session: Session, path: Path) -> str:
+    """Upload `path` unless the edge has it; its `sha256:…`."""
+    with transfer(session, "uploading", path.name, path.stat().st_size) as advance:
+        return session.client.upload(path, advance).digest
+
+
+def save(session: Session, job: JobView, to: Path) -> list[Path]:
+    """Download the outputs: into the folder `to`, or as the file `to` when there is one output."""
+    files = job.output.files if job.output else ()
+    into_folder = to.is_dir() or len(files) != 1
+    if into_folder:
+        to.mkdir(parents=True, exist_ok=True)
+    saved = []
+    for file in files:
+        with transfer(session, "fetching", file.name, file.bytes) as advance:
+            saved.append(session.client.download(job, file.name, to / file.name if into_folder else to, advance))
+    return saved

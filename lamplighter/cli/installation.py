@@ -1,0 +1,94 @@
+"""What belongs to one data folder of `up`: its lock, its keys, its address."""
+
+import fcntl
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import click
+import msgspec
+from msgspec import Struct
+
+from bus.port import Bus
+from edge.services.clock import utc_now
+from edge.services.keys import Keys
+from lamplighter.cli.session import USAGE
+from schemas.access import Scope
+
+OWNER = "local"
+KEYS_FILE = "keys.json"
+
+
+class Keyring(Struct, frozen=True):
+    """The keys of this installation, in its data folder, readable by its user alone."""
+
+    admin: str
+    runner: str
+
+
+@contextmanager
+def sole(data: Path) -> Iterator[None]:
+    """Hold the data folder; a second `up` on it ends with exit 2."""
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            click.echo(f"lamplighter: another `up` serves {data}: stop it, or choose another --data", err=True)
+            sys.exit(USAGE)
+        yield
+
+
+def listen(port: int) -> socket.socket:
+    """A listening socket on loopback. It outlives the edge, so that a restart of the edge refuses no connection."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(("127.0.0.1", port))
+    except OSError as error:
+        click.echo(f"lamplighter: port {port} cannot be had ({error.strerror}): choose another with --port", err=True)
+        sys.exit(USAGE)
+    listening.listen(1024)
+    return listening
+
+
+def write_private(path: Path, value: object) -> None:
+    """`value` as JSON in a file that only this user can read, whole or not at all."""
+    part = path.with_suffix(".part")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(msgspec.json.encode(value))
+    part.replace(path)
+
+
+def installation_id(data: Path) -> str:
+    """The name of this data folder on its containers, made once: two installations may share one engine."""
+    file = data / "installation"
+    if not file.exists():
+        write_private(file, secrets.token_hex(8))
+    return msgspec.json.decode(file.read_bytes(), type=str)
+
+
+def _kept(data: Path) -> Keyring | None:
+    try:
+        return msgspec.json.decode((data / KEYS_FILE).read_bytes(), type=Keyring)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+async def ensure_keys(bus: Bus, data: Path) -> Keyring:
+    """The installation's keys; made anew when there are none here, or the broker does not know them."""
+    ring = Keys(bus.keys, utc_now, secrets.token_bytes, anyio.current_time)
+    kept = _kept(data)
+    if kept and await ring.authenticate(kept.admin) and await ring.authenticate(kept.runner):
+        return kept
+    admin = await ring.create(OWNER, (Scope.ADMIN,), name="up")
+    runner = await ring.create(OWNER, (Scope.RUNNER,), name="the runner of up")
+    made = Keyring(admin.text, runner.text)
+    write_private(data / KEYS_FILE, made)
+    return made

@@ -1,0 +1,147 @@
+"""Client verbs around jobs: submit, jobs, job, watch, logs, cancel, retry, delete."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lamplighter import wire
+from lamplighter.cli import fields, show
+from lamplighter.cli.following import save, upload, watch
+from lamplighter.cli.session import Session, client_command
+from schemas.words import Priority
+
+FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.command(context_settings=FREE)
+@click.argument("endpoint")
+@click.option("--wait", is_flag=True, help="Follow the job and leave when it has ended.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs there (implies --wait).")
+@click.option("--priority", type=click.Choice([priority.value for priority in Priority]))
+@click.option("--id", "job_id", help="Your own id for the job (unique per owner).")
+@click.option("--idempotency-key", help="The same key and inputs again answer the same job.")
+@click.option("--tag", "tags", multiple=True, metavar="NAME:VALUE")
+@click.option("--body", metavar="JSON", default="{}", help="Further fields of the request: policy, deadline, …")
+@click.argument("inputs", nargs=-1, type=click.UNPROCESSED, metavar="--FIELD VALUE…")
+@client_command
+def submit(session: Session, endpoint: str, inputs: tuple[str, ...], **options: Any) -> None:
+    """Submit a job. Inputs are --FIELD VALUE; a field that takes a file takes its path."""
+    schema = session.client.call(wire.fetch(f"/v1/endpoints/{endpoint}"))["input"]
+    given = fields.read_all(endpoint, inputs, schema)
+    ready = {name: upload(session, value) if isinstance(value, Path) else value for name, value in given.items()}
+    job = session.client.call(_request(endpoint, ready, options))
+    if not (options["wait"] or options["output"]):
+        session.show(job, lambda: _accepted(session, job.id))
+        return
+    session.err.print(f"job {job.id}", highlight=False)
+    ended = watch(session, job.id)
+    saved = save(session, ended, options["output"]) if options["output"] else []
+    session.show({"job": ended, "saved": [str(path) for path in saved]}, lambda: show.job(session.out, ended))
+    for path in saved:
+        session.err.print(f"saved {path}", highlight=False)
+
+
+def _accepted(session: Session, job_id: str) -> None:
+    session.out.print(f"accepted: job {job_id}\nfollow it with: lamplighter watch {job_id}", highlight=False)
+
+
+def _request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> wire.Call[Any]:
+    more = fields.read("body", options["body"], {"type": "object"})
+    if options["tags"]:
+        more["tags"] = dict(tag.partition(":")[::2] for tag in options["tags"])
+    return wire.submit(
+        endpoint,
+        given,
+        job_id=options["job_id"],
+        idempotency_key=options["idempotency_key"],
+        priority=options["priority"],
+        options=more,
+    )
+
+
+@click.command()
+@click.option("--status")
+@click.option("--endpoint")
+@click.option("--tag", metavar="NAME:VALUE")
+@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
+@client_command
+def jobs(session: Session, limit: int, **filters: str | None) -> None:
+    """List jobs, newest first."""
+    page = session.client.call(wire.jobs(limit, None, filters))
+    columns = ("JOB", "ENDPOINT", "STATUS", "CREATED", "WHAT")
+    session.show(page, lambda: show.table(session.out, columns, show.job_rows(page.jobs), "no jobs yet"))
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@client_command
+def job(session: Session, job_id: str) -> None:
+    """Show one job."""
+    found = session.client.job(job_id)
+    session.show(found, lambda: show.job(session.out, found))
+
+
+@click.command(name="watch")
+@click.argument("job_id", metavar="ID")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs there.")
+@client_command
+def watch_job(session: Session, job_id: str, output: Path | None) -> None:
+    """Follow a job to its end."""
+    ended = watch(session, job_id)
+    for path in save(session, ended, output) if output else []:
+        session.err.print(f"saved {path}", highlight=False)
+    if not session.as_json:
+        show.job(session.out, ended)
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@client_command
+def logs(session: Session, job_id: str) -> None:
+    """Print what the job's container said."""
+    text = session.client.logs(job_id)
+    session.show({"job": job_id, "text": text}, lambda: _write(text))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@client_command
+def cancel(session: Session, job_id: str) -> None:
+    """Stop a job, waiting or running."""
+    found = session.client.cancel(job_id)
+    session.show(found, lambda: session.out.print(f"job {job_id} {found.status}", highlight=False))
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@client_command
+def retry(session: Session, job_id: str) -> None:
+    """Run a failed, cancelled or expired job again, with the same inputs."""
+    found = session.client.retry(job_id)
+    session.show(found, lambda: session.out.print(f"job {job_id} {found.status}, round {found.round}", highlight=False))
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@client_command
+def delete(session: Session, job_id: str) -> None:
+    """Remove a job that has ended: its record, outputs and logs."""
+    session.client.delete(job_id)
+    session.show({"deleted": job_id}, lambda: session.out.print(f"job {job_id} deleted", highlight=False))
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@client_command
+def history(session: Session, job_id: str) -> None:
+    """What happened to a job, oldest first."""
+    rows = session.client.call(wire.fetch(f"/v1/jobs/{job_id}/history"))
+    shown = ((str(row["revision"]), row["at"], row["event"]["type"], row["status"]) for row in rows)
+    session.show(rows, lambda: show.table(session.out, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing"))

@@ -1,0 +1,36 @@
+"""Structured logging of the processes that the command line starts: one line an event, on stderr."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+SECRETS = frozenset({"key", "password", "secret", "token", "authorization"})
+
+
+def _without_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Nothing that is named like a secret is ever written."""
+    return {name: "***" if name in SECRETS else value for name, value in event.items()}
+
+
+def configure(level: str, form: str) -> None:
+    """Send every structlog event of this process to stderr, as JSON or as text; foreign loggers from WARNING up."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_secrets,
+    ]
+    plain = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    last: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json" else [plain]
+    )
+    structlog.configure(
+        processors=shared + last,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

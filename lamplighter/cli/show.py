@@ -1,0 +1,93 @@
+"""How answers look to a person: tables and one-line facts."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from schemas.view import JobView
+from schemas.words import FINAL, Status
+
+STYLES = {
+    Status.SUCCEEDED: "green",
+    Status.FAILED: "red",
+    Status.EXPIRED: "red",
+    Status.CANCELLED: "yellow",
+    Status.RUNNING: "cyan",
+    Status.CANCELLING: "yellow",
+}
+
+
+def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
+    """Print `rows` under `columns`, or `empty` when there are none."""
+    shown = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    if shown.row_count:
+        console.print(shown)
+    else:
+        console.print(empty)
+
+
+def moment(value: datetime | None) -> str:
+    """A time in the machine's own zone, to the second."""
+    return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value else "-"
+
+
+def size(value: int) -> str:
+    """Bytes in the unit that reads best."""
+    amount = float(value)
+    for unit in ("B", "KB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def standing(job: JobView) -> str:
+    """Where the job stands, in a few words."""
+    if job.error is not None:
+        return f"{job.error.code}: {job.error.message}"
+    if job.progress is not None and job.status not in FINAL:
+        return f"{job.progress.fraction:.0%} {job.progress.stage or ''}".strip()
+    return job.message or job.reason or ""
+
+
+def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str]]:
+    """One row a job."""
+    for job in jobs:
+        style = STYLES.get(job.status, "white")
+        yield (
+            job.id,
+            job.endpoint,
+            f"[{style}]{job.status}[/]",
+            moment(job.created_at),
+            standing(job).replace("[", r"\["),
+        )
+
+
+def job(console: Console, shown: JobView) -> None:
+    """Everything of one job that a person asks for."""
+    facts = {
+        "job": shown.id,
+        "endpoint": shown.endpoint,
+        "status": shown.status.value,
+        "what": standing(shown),
+        "position": "" if shown.queue_position is None else str(shown.queue_position),
+        "attempt": f"{shown.attempt} of {shown.max_attempts}, round {shown.round}",
+        "host": " ".join(filter(None, (shown.host, shown.gpu))),
+        "created": moment(shown.created_at),
+        "started": moment(shown.started_at),
+        "finished": moment(shown.finished_at),
+        "ran": f"{shown.usage.run_s:.1f} s" if shown.usage.run_s is not None else "",
+    }
+    for name, value in facts.items():
+        if value and value != "-":
+            console.print(f"{name:<9} {value}", markup=False, highlight=False)
+    for file in shown.output.files if shown.output else ():
+        console.print(
+            f"{'output':<9} {file.name}  {size(file.bytes)}  sha256:{file.sha256[:12]}…", markup=False, highlight=False
+        )
+    if shown.output and shown.output.data:
+        console.print_json(data=shown.output.data)

@@ -1,0 +1,126 @@
+"""Child processes that `up` keeps alive, and the ends of those that a killed `up` left behind."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+from msgspec import Struct
+
+log = structlog.get_logger()
+
+RESTART_LEAST_S, RESTART_MOST_S = 0.5, 30.0
+SETTLED_S = 60.0  # a child that lived this long is restarted at once again
+PIDS = "pids.json"
+END_S = 15.0
+POLL_S = 0.05
+
+
+class Born(Struct, frozen=True):
+    """A process that cannot be taken for another: its id and the time it was started, in clock ticks since boot."""
+
+    pid: int
+    started: int
+
+
+def born(pid: int) -> Born | None:
+    """The identity of a living process (proc(5), field 22 of stat), None where it is gone or there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else Born(pid, int(fields[19]))
+
+
+class Ledger:
+    """The file that names the children of this `up`, for the next one to end if this one is killed."""
+
+    def __init__(self, data: Path) -> None:
+        self._file = data / PIDS
+        self._children: dict[str, Born] = {}
+
+    def note(self, name: str, pid: int) -> None:
+        """Child `name` now is process `pid`."""
+        identity = born(pid)
+        if identity is not None:
+            self._children[name] = identity
+        self._file.write_bytes(msgspec.json.encode(self._children))
+
+    def clear(self) -> None:
+        """All children have ended."""
+        self._file.unlink(missing_ok=True)
+
+    async def end_leftovers(self) -> list[str]:
+        """SIGTERM what an earlier `up` left running, wait, SIGKILL; the names of those ended."""
+        try:
+            left = msgspec.json.decode(self._file.read_bytes(), type=dict[str, Born])
+        except (OSError, msgspec.DecodeError):
+            return []
+        living = {name: identity for name, identity in left.items() if born(identity.pid) == identity}
+        for how, patience in ((signal.SIGTERM, END_S), (signal.SIGKILL, END_S)):
+            for identity in living.values():
+                if born(identity.pid) == identity:
+                    os.kill(identity.pid, how)
+            with anyio.move_on_after(patience):
+                while any(born(one.pid) == one for one in living.values()):  # noqa: ASYNC110 - a process of another parent
+                    await anyio.sleep(POLL_S)
+        return list(living)
+
+
+class Child:
+    """One process of ours, started again when it ends by itself."""
+
+    def __init__(
+        self, name: str, environ: Mapping[str, str], logs: Path, ledger: Ledger, listening: socket.socket | None = None
+    ) -> None:
+        self.name = name
+        self._environ = dict(environ)
+        self._log_file = logs / f"{name}.log"
+        self._ledger = ledger
+        self._fds = (listening.fileno(),) if listening else ()
+        self._process: anyio.abc.Process | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Keep it alive until `stop`."""
+        wait = RESTART_LEAST_S
+        while not self._stopping:
+            began = anyio.current_time()
+            code = await self._once()
+            if self._stopping:
+                return
+            wait = RESTART_LEAST_S if anyio.current_time() - began > SETTLED_S else min(wait * 2, RESTART_MOST_S)
+            log.warning(
+                "process ended, starting it again", process=self.name, code=code, wait_s=wait, log=str(self._log_file)
+            )
+            await anyio.sleep(wait)
+
+    async def _once(self) -> int:
+        argv = [sys.executable, "-m", "lamplighter", self.name, "--config", os.devnull]
+        with self._log_file.open("ab") as out:
+            process = await anyio.open_process(
+                argv, env=os.environ | self._environ, stdin=None, stdout=out, stderr=out, pass_fds=self._fds
+            )
+        self._process = process
+        self._ledger.note(self.name, process.pid)
+        return await process.wait()
+
+    async def stop(self, patience_s: float) -> None:
+        """SIGTERM, then SIGKILL after `patience_s`."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        with anyio.move_on_after(patience_s) as waited:
+            await process.wait()
+        if waited.cancelled_caught:
+            log.warning("process did not end in time and is killed", process=self.name, patience_s=patience_s)
+            process.kill()
+            await process.wait()

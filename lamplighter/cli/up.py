@@ -1,0 +1,197 @@
+"""`lamplighter up`: broker, edge and runner together on this machine, on loopback, until stopped."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import anyio
+import click
+import httpx
+import msgspec
+import structlog
+from msgspec import Struct
+from rich.console import Console
+
+from bus.connection import open_edge
+from bus.port import Unreachable as BrokerUnreachable
+from bus.server import Server, serving
+from edge.settings import BrokerSettings
+from lamplighter.cli.installation import Keyring, ensure_keys, installation_id, listen, sole, write_private
+from lamplighter.cli.logs import configure
+from lamplighter.cli.session import ADDRESS_FILE, UNREACHABLE, Address
+from lamplighter.cli.supervisor import Child, Ledger
+
+IMAGES = Path(__file__).parents[2] / "images"
+READY_S = 60.0
+POLL_S = 0.05
+EDGE_PATIENCE_S = 10.0
+RUNNER_MARGIN_S = 15.0  # a drain that was given its grace also stops and releases what is left
+
+log = structlog.get_logger()
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What `up` was asked for."""
+
+    port: int
+    data: Path
+    engine: str
+    endpoints: tuple[Path, ...]
+    grace_s: float
+    slots: int
+    as_json: bool
+
+
+def _edge_environ(options: Options, server: Server, fd: int, url: str) -> dict[str, str]:
+    return _shared_environ(options, server, "edge") | {
+        "LAMPLIGHTER_FD": str(fd),
+        "LAMPLIGHTER_PUBLIC_URL": url,
+        "LAMPLIGHTER_DATA": str(options.data / "edge"),
+        "LAMPLIGHTER_BROKER__MONITOR": server.monitor,
+    }
+
+
+def _runner_environ(options: Options, server: Server, url: str, keys: Keyring) -> dict[str, str]:
+    return _shared_environ(options, server, "runner") | {
+        "LAMPLIGHTER_DATA": str(options.data / "runner"),
+        "LAMPLIGHTER_EDGE__URL": url,
+        "LAMPLIGHTER_EDGE__KEY": keys.runner,
+        "LAMPLIGHTER_ENGINE": options.engine,
+        "LAMPLIGHTER_GRACE_S": str(options.grace_s),
+        "LAMPLIGHTER_SLOTS": str(options.slots),
+        "LAMPLIGHTER_INSTALLATION": installation_id(options.data),
+    }
+
+
+def _shared_environ(options: Options, server: Server, user: str) -> dict[str, str]:
+    folders = [str(folder.resolve()) for folder in options.endpoints]
+    return {
+        "LAMPLIGHTER_BROKER__URL": server.url,
+        "LAMPLIGHTER_BROKER__USER": user,
+        "LAMPLIGHTER_BROKER__PASSWORD": server.passwords[user],
+        "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode(folders).decode(),
+    }
+
+
+async def _until_ready(url: str, keys: Keyring) -> None:
+    """Return when the edge takes work and a host is there for it; raises TimeoutError after READY_S."""
+    headers = {"Authorization": f"Bearer {keys.admin}"}
+    with anyio.fail_after(READY_S):
+        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+            while not await _serving(client):  # noqa: ASYNC110 - another process comes up
+                await anyio.sleep(POLL_S)
+
+
+async def _serving(client: httpx.AsyncClient) -> bool:
+    try:
+        if (await client.get("/readyz")).status_code != httpx.codes.OK:
+            return False
+        hosts = (await client.get("/v1/hosts")).json()["hosts"]
+    except httpx.HTTPError:
+        return False
+    return any(host["state"] == "online" for host in hosts)
+
+
+def _announce(options: Options, address: Address) -> None:
+    if options.as_json:
+        said = {"url": address.url, "key": address.key, "data": str(options.data)}
+        sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
+        sys.stdout.flush()
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold green]Lamplighter is lit.[/]  url {address.url}\nkey {address.key}", soft_wrap=True)
+    console.print(
+        f"Try: lamplighter submit echo --text hello --wait   (logs: {options.data / 'logs'}; stop with Ctrl-C)"
+    )
+
+
+async def _until_signalled() -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            return
+
+
+async def _keep_broker(server: Server, ledger: Ledger) -> None:
+    """Start the broker again whenever it ends by itself."""
+    while True:
+        if server.pid is not None:
+            ledger.note("broker", server.pid)
+        await server.ended()
+        log.warning("the broker ended, starting it again")
+        await server.start()
+
+
+async def _serve(options: Options) -> None:
+    ledger, logs = Ledger(options.data), options.data / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for name in await ledger.end_leftovers():
+        log.warning("ended what an earlier, killed `up` left running", process=name)
+    listening = listen(options.port)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    async with serving(Server(options.data / "broker")) as server, anyio.create_task_group() as tasks:
+        tasks.start_soon(_keep_broker, server, ledger)
+        async with open_edge(BrokerSettings(server.url, "edge", server.passwords["edge"], server.monitor)) as bus:
+            keys = await ensure_keys(bus, options.data)
+        edge = Child("edge", _edge_environ(options, server, listening.fileno(), url), logs, ledger, listening)
+        runner = Child("runner", _runner_environ(options, server, url, keys), logs, ledger)
+        tasks.start_soon(edge.run)
+        tasks.start_soon(runner.run)
+        try:
+            await _until_stopped(options, Address(url, keys.admin), keys)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await runner.stop(options.grace_s + RUNNER_MARGIN_S)
+                await edge.stop(EDGE_PATIENCE_S)
+        tasks.cancel_scope.cancel()
+    ledger.clear()
+
+
+async def _until_stopped(options: Options, address: Address, keys: Keyring) -> None:
+    """Announce once all is ready, then wait for the signal to stop; a signal before that stops too."""
+    async with anyio.create_task_group() as tasks:
+
+        async def ready() -> None:
+            await _until_ready(address.url, keys)
+            write_private(options.data / ADDRESS_FILE, address)
+            _announce(options, address)
+
+        tasks.start_soon(ready)
+        await _until_signalled()
+        tasks.cancel_scope.cancel()
+
+
+def _end(why: str) -> None:
+    click.echo(f"lamplighter: {why}", err=True)
+    sys.exit(UNREACHABLE)
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free one.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), default=Path(".lamplighter"), show_default=True
+)
+@click.option("--engine", type=click.Choice(["auto", "docker", "process"]), default="auto", show_default=True)
+@click.option(
+    "--endpoints",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path, file_okay=False),
+    help="Folder of image folders, each with an endpoint.toml [this project's images]. May be repeated.",
+)
+@click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs at once.")
+@click.option("--grace", "grace_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds of drain.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning")
+@click.option("--log-format", type=click.Choice(["json", "text"]), default="text")
+@click.option("--json", "as_json", is_flag=True, help="Once ready, print one line: url, key, data.")
+def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
+    """Serve broker, edge and runner on this machine until stopped (Ctrl-C). Listens on loopback only."""
+    configure(log_level, log_format)
+    folders = endpoints or (IMAGES,)
+    options = msgspec.convert({**given, "data": data.resolve(), "endpoints": folders}, Options, dec_hook=lambda _, v: v)
+    with sole(options.data):
+        try:
+            asyncio.run(_serve(options))
+        except* BrokerUnreachable as group:
+            _end(str(group.exceptions[0]))
+        except* TimeoutError:
+            _end(f"edge or runner did not come up within {READY_S:.0f} s: see {options.data / 'logs'}")

@@ -1,0 +1,54 @@
+"""What a call can raise.
+
+LamplighterError
+├── Unreachable      no answer from the server (exit 3 on the command line)
+├── Rejected         the server refused: `.problem` says why (exit 4)
+│   ├── NotFound     404
+│   └── Unauthorized 401 and 403
+└── JobFailed        the job ended, but not in success: `.job` has the error (exit 1)
+"""
+
+from schemas.errors import Problem
+from schemas.view import JobView
+
+
+class LamplighterError(Exception):
+    """Root of what the sdk raises."""
+
+
+class Unreachable(LamplighterError):
+    """The server did not answer. Whether a submit was accepted is unknown: submit again with the same key."""
+
+
+class Rejected(LamplighterError):
+    """The server refused the request; nothing was written."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        fields = "".join(f"; {error.path}: {error.message}" for error in problem.errors)
+        super().__init__(f"{problem.code}: {problem.detail}{fields}")
+
+
+class NotFound(Rejected):
+    """There is no such thing, or it is another owner's."""
+
+
+class Unauthorized(Rejected):
+    """The key is not valid, or lacks a scope."""
+
+
+class JobFailed(LamplighterError):
+    """The job ended as failed, cancelled or expired."""
+
+    def __init__(self, job: JobView) -> None:
+        self.job = job
+        why = f"{job.error.code}: {job.error.message}" if job.error else job.message or "no reason was recorded"
+        super().__init__(f"job {job.id} {job.status}: {why}")
+
+
+BY_STATUS: dict[int, type[Rejected]] = {401: Unauthorized, 403: Unauthorized, 404: NotFound}
+
+
+def rejected(problem: Problem) -> Rejected:
+    """The exception for a problem document."""
+    return BY_STATUS.get(problem.status, Rejected)(problem)

@@ -1,0 +1,168 @@
+"""Clients of an edge: `Client` blocks, `AsyncClient` (lamplighter.aio) awaits; the same names do the same.
+
+>>> from lamplighter import Client
+>>> with Client("http://127.0.0.1:8000", "lamp_…") as client:  # doctest: +SKIP
+...     job = client.submit("preview", video="face.mp4", audio="speech.wav", wait=True)
+...     client.download(job, "result.mp4", "out.mp4")
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from lamplighter import wire
+from lamplighter.digests import DigestCache
+from lamplighter.errors import Unreachable
+from lamplighter.shared import (
+    CACHE,
+    LONG_POLL_S,
+    PIECE,
+    RECONNECT_AFTER_S,
+    TIMEOUT,
+    Advance,
+    Following,
+    key_headers,
+    local_files,
+    reachable,
+    silent,
+    successful,
+)
+from schemas.asset import SCHEME
+from schemas.view import JobView
+from schemas.words import FINAL
+
+T = TypeVar("T")
+
+
+def _pieces(path: Path, advance: Advance) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
+            advance(len(piece))
+
+
+class Client:
+    """A connection to one edge. Use it in a `with`, or call `close`. Every call raises Rejected or Unreachable."""
+
+    def __init__(
+        self, url: str, key: str | None = None, *, cache: Path = CACHE, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._digests = DigestCache(cache.expanduser())
+        self._http = httpx.Client(base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def call(self, call: wire.Call[T]) -> T:
+        """Send one request of `lamplighter.wire`."""
+        with reachable(self.url):
+            reply = self._http.request(
+                call.method, call.path, params=list(call.params), json=call.body, headers=call.headers
+            )
+        return wire.answered(call, reply.status_code, reply.content)
+
+    def submit(
+        self, endpoint: str, *, wait: bool = False, options: dict[str, Any] | None = None, **given: Any
+    ) -> JobView:
+        """Submit a job; inputs that name local files are uploaded first.
+
+        `options` are those of `wire.submit`: job_id, idempotency_key, priority, and `options` for further fields of
+        the body. With `wait` the job has ended when this returns; raises JobFailed unless it succeeded.
+        """
+        inputs = given | {name: self.upload(path).digest for name, path in local_files(given).items()}
+        job = self.call(wire.submit(endpoint, inputs, **(options or {})))
+        return self.wait(job.id) if wait else job
+
+    def wait(self, job_id: str) -> JobView:
+        """The job once it has ended; raises JobFailed unless it succeeded."""
+        job = self.call(wire.job(job_id))
+        while job.status not in FINAL:
+            job = self.call(wire.job(job_id, LONG_POLL_S))
+        return successful(job)
+
+    def follow(self, job_id: str, after: str | None = None) -> Iterator[wire.Event]:
+        """What the job says, until its end; resumes behind the last event when the connection breaks."""
+        following = Following(after)
+        while not following.final:
+            try:
+                yield from self._stream(job_id, following)
+            except Unreachable:
+                time.sleep(RECONNECT_AFTER_S)
+
+    def _stream(self, job_id: str, following: Following) -> Iterator[wire.Event]:
+        path = f"/v1/jobs/{job_id}/events"
+        with reachable(self.url), self._http.stream("GET", path, headers=following.headers) as reply:
+            if reply.status_code >= 400:
+                raise wire.refusal(reply.status_code, reply.read())
+            for line in reply.iter_lines():
+                yield from following.feed(line)
+
+    def upload(self, path: str | Path, advance: Advance = silent, hashed: Advance = silent) -> wire.Asset:
+        """Upload a file unless it is there; `hashed` and `advance` are told the bytes read and sent."""
+        file = Path(path)
+        sha256 = self._digests.digest(file, hashed)
+        present = self.call(wire.check([SCHEME + sha256])).present
+        size = file.stat().st_size
+        if present:
+            advance(size)
+            return wire.already(sha256, file.name, size)
+        with reachable(self.url):
+            reply = self._http.put(
+                f"/v1/assets/{sha256}", content=_pieces(file, advance), headers=wire.upload_headers(file.name, size)
+            )
+        return wire.uploaded(reply.status_code, reply.content)
+
+    def download(self, job: JobView, name: str, to: str | Path, advance: Advance = silent) -> Path:
+        """Save output `name` of a job as file `to`, written beside it first and renamed when whole."""
+        target = Path(to)
+        part = target.with_name(target.name + ".part")
+        with reachable(self.url), self._http.stream("GET", f"/v1/jobs/{job.id}/files/{name}") as reply:
+            if reply.status_code >= 400:
+                raise wire.refusal(reply.status_code, reply.read())
+            with part.open("wb") as file:
+                for piece in reply.iter_bytes(PIECE):
+                    file.write(piece)
+                    advance(len(piece))
+        part.replace(target)
+        return target
+
+    def job(self, job_id: str) -> JobView:
+        """The job as it stands."""
+        return self.call(wire.job(job_id))
+
+    def jobs(self, *, limit: int = 50, **filters: str | None) -> Iterator[JobView]:
+        """Jobs, newest first, page after page; `filters`: status, endpoint, priority, tag (`k:v`)."""
+        cursor: str | None = None
+        while True:
+            page = self.call(wire.jobs(limit, cursor, filters))
+            yield from page.jobs
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def cancel(self, job_id: str) -> JobView:
+        """Stop a job, waiting or running."""
+        return self.call(wire.act(job_id, "cancel"))
+
+    def retry(self, job_id: str) -> JobView:
+        """Start a new round of a job that failed, was cancelled or expired."""
+        return self.call(wire.act(job_id, "retry"))
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its outputs and logs."""
+        self.call(wire.delete(f"/v1/jobs/{job_id}"))
+
+    def logs(self, job_id: str) -> str:
+        """The job's log."""
+        return self.call(wire.logs(job_id))

@@ -1,0 +1,79 @@
+"""What the blocking and the awaiting client have in common: settings, local files, and when following is over."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lamplighter.errors import JobFailed, Unreachable
+from lamplighter.wire import Event, EventReader
+from schemas.view import JobView
+from schemas.words import FINAL, Status
+
+LONG_POLL_S = 30.0
+RECONNECT_AFTER_S = 1.0
+TIMEOUT = httpx.Timeout(30.0, read=90.0)  # a stream says something every 15 s, a long poll answers within 60
+CACHE = Path("~/.cache/lamplighter/digests.json")
+PIECE = 1024 * 1024
+PATH_LENGTH = 4096
+
+Advance = Callable[[int], None]
+
+
+def silent(_: int) -> None:
+    """Nobody watches the progress."""
+
+
+@contextmanager
+def reachable(url: str) -> Iterator[None]:
+    """httpx's errors as ours."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        why = str(error) or type(error).__name__
+        raise Unreachable(f"no answer from {url} ({why}): is the edge running, and is the address right?") from error
+
+
+def key_headers(key: str | None) -> dict[str, str]:
+    """The header that carries the key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def local_files(given: Mapping[str, Any]) -> dict[str, Path]:
+    """The inputs that name a local file: a Path always, a text when a file of that name is there."""
+    found = {}
+    for name, value in given.items():
+        if isinstance(value, Path):
+            found[name] = value
+        elif isinstance(value, str) and len(value) < PATH_LENGTH and "\0" not in value and Path(value).is_file():
+            found[name] = Path(value)
+    return found
+
+
+def successful(job: JobView) -> JobView:
+    """`job`, or JobFailed when it ended otherwise."""
+    if job.status in FINAL and job.status is not Status.SUCCEEDED:
+        raise JobFailed(job)
+    return job
+
+
+class Following:
+    """One job followed over any number of connections: what to ask for next, and whether it is over."""
+
+    def __init__(self, after: str | None) -> None:
+        self.reader = EventReader(after)
+        self.final = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What resumes behind the last event seen."""
+        return {"Last-Event-ID": self.reader.last_id} if self.reader.last_id else {}
+
+    def feed(self, line: str) -> Iterator[Event]:
+        """The events that `line` completes."""
+        for event in self.reader.feed(line):
+            if event.kind == "state":
+                self.final = event.data["status"] in FINAL
+            yield event

@@ -1,0 +1,142 @@
+"""Keys, scopes, health, what can run, and the documents."""
+
+import httpx
+import pytest
+
+from schemas.access import Scope
+from schemas.host import GpuReport
+from tests.edge.routes.conftest import Face
+
+ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
+PROTECTED = [
+    "/v1/jobs",
+    "/v1/assets",
+    "/v1/endpoints",
+    "/v1/hosts",
+    "/v1/keys",
+    "/v1/events",
+    "/metrics",
+    "/schema/openapi.json",
+]
+
+
+@pytest.mark.parametrize("path", PROTECTED)
+async def test_nothing_is_shown_without_a_valid_key(face: Face, path):
+    secret = face.texts["ann"]
+    for headers in (
+        {},
+        {"Authorization": "Bearer nonsense"},
+        {"Authorization": f"Basic {secret}"},
+        {"X-API-Key": secret[:-1] + ("a" if secret[-1] != "a" else "b")},
+    ):
+        reply = await face.anyone.get(path, headers=headers)
+        assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized"), headers
+        assert reply.headers["www-authenticate"] == "Bearer"
+
+
+async def test_both_headers_carry_a_key(face: Face):
+    for headers in ({"X-API-Key": face.texts["ann"]}, {"Authorization": f"bearer {face.texts['ann']}"}):
+        assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 200
+
+
+async def test_a_missing_scope_is_named(face: Face):
+    made = await face.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:read"]})
+    reader = {"X-API-Key": made.json()["key"]}
+    refused = await face.anyone.post("/v1/jobs", json=ECHO, headers=reader)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert "jobs:write" in refused.json()["detail"]
+    assert (await face.anyone.get("/v1/jobs", headers=reader)).status_code == 200
+    assert not await face.world.bus.records.keys()
+
+
+async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(face: Face):
+    made = (await face.admin.post("/v1/keys", json={"owner": "carl", "name": "phone"})).json()
+    listed = (await face.admin.get("/v1/keys")).json()["keys"]
+    headers = {"X-API-Key": made["key"]}
+    assert next(key for key in listed if key["id"] == made["id"])["key"] is None
+    assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 200
+    assert (await face.admin.delete(f"/v1/keys/{made['id']}")).status_code == 204
+    assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 401
+    assert (await face.admin.delete(f"/v1/keys/{made['id']}")).json()["code"] == "not_found"
+    assert (await face.ann.post("/v1/keys", json={"owner": "ann"})).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({}, "input_invalid"),
+        ({"owner": "a.b"}, "input_invalid"),
+        ({"owner": "a", "scopes": ["everything"]}, "input_invalid"),
+        ({"owner": "a", "scopes": []}, "input_invalid"),
+        ({"owner": "a", "more": 1}, "field_unknown"),
+    ],
+)
+async def test_bad_keys_are_not_made(face: Face, body, code):
+    before = (await face.admin.get("/v1/keys")).json()
+    assert (await face.admin.post("/v1/keys", json=body)).json()["code"] == code
+    assert (await face.admin.get("/v1/keys")).json() == before
+
+
+async def test_health_needs_no_key_and_says_what_is_in_the_way(face: Face):
+    assert (await face.anyone.get("/livez")).json() == {"status": "ok"}
+    assert (await face.anyone.get("/readyz")).status_code == 200
+    face.world.bus.link.cut()
+    ready = await face.anyone.get("/readyz")
+    assert ready.status_code == 503
+    assert "broker" in ready.json()["why"][0]
+
+
+async def test_what_can_run_is_told_with_its_schema(face: Face):
+    await face.world.offer(slots=2)
+    endpoints = (await face.ann.get("/v1/endpoints")).json()["endpoints"]
+    one = (await face.ann.get("/v1/endpoints/echo")).json()
+    assert [(e["name"], e["pool"], e["hosts"]) for e in endpoints] == [("echo", "echo", ["gpu-1"])]
+    assert one["input"]["properties"]["file"]["format"] == "asset"
+    assert (await face.ann.get("/v1/endpoints/nowhere")).json()["code"] == "endpoint_unknown"
+
+
+async def test_hosts_are_told_while_on_and_while_off(face: Face):
+    await face.world.offer()
+    assert [(h["id"], h["state"]) for h in (await face.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
+    await face.world.appear(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
+    host = (await face.ann.get("/v1/hosts/gpu-1")).json()
+    assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
+    assert set(host) == {
+        *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history")
+    }
+    assert (await face.ann.get("/v1/hosts/none")).status_code == 404
+
+
+async def test_metrics_count_jobs_by_status(face: Face):
+    await face.ann.post("/v1/jobs", json=ECHO)
+    await face.world.settled()
+    text = (await face.ann.get("/metrics")).text
+    assert 'lamplighter_jobs{endpoint="echo",status="queued"} 1.0' in text
+    assert "lamplighter_broker_store_used_ratio" in text
+
+
+async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
+    document = (await face.ann.get("/schema/openapi.json")).json()
+    paths = {
+        *("/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/history", "/v1/jobs/{job_id}/cancel"),
+        *("/v1/jobs/{job_id}/retry", "/v1/jobs/{job_id}/events", "/v1/events", "/v1/jobs/{job_id}/logs"),
+        *("/v1/jobs/{job_id}/files/{name}", "/v1/assets", "/v1/assets/{sha256}", "/v1/assets/check"),
+        *("/v1/endpoints", "/v1/endpoints/{name}", "/v1/hosts", "/v1/hosts/{host}", "/v1/keys", "/v1/keys/{key_id}"),
+        *("/livez", "/readyz", "/metrics"),
+    }
+    assert set(document["paths"]) == paths
+    body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"}
+    assert body["application/json"]["schema"]["required"] == ["endpoint", "input"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PATCH", "/v1/jobs", 405)])
+async def test_what_is_not_there_is_a_problem_too(face: Face, method, path, status):
+    reply: httpx.Response = await face.ann.request(method, path)
+    assert (reply.status_code, reply.json()["status"], reply.json()["code"]) == (status, status, "not_found")
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+def test_scopes_are_those_of_the_protocol():
+    named = "jobs:read jobs:write assets:read assets:write hosts:read power relay runner admin"
+    assert {scope.value for scope in Scope} == set(named.split())

@@ -1,0 +1,97 @@
+"""`/v1/assets` as a client meets it."""
+
+import hashlib
+
+import pytest
+
+from tests.edge.routes.conftest import Face
+
+BODY = b"some bytes of a video"
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+async def test_put_is_201_then_200_and_each_owner_has_its_own(face: Face):
+    first = await face.ann.put(f"/v1/assets/{SHA}", content=BODY, headers={"X-Filename": "my%20face.mp4"})
+    again = await face.ann.put(f"/v1/assets/sha256:{SHA}", content=BODY)
+    assert [first.status_code, again.status_code] == [201, 200]
+    assert (first.json()["digest"], first.json()["bytes"], first.json()["name"]) == (f"sha256:{SHA}", 21, "my face.mp4")
+    assert (await face.bob.get(f"/v1/assets/{SHA}")).status_code == 404
+    assert (await face.bob.head(f"/v1/assets/{SHA}")).status_code == 404
+    assert (await face.bob.put(f"/v1/assets/{SHA}", content=BODY)).status_code == 201
+
+
+async def test_a_wrong_digest_leaves_nothing(face: Face):
+    reply = await face.ann.put(f"/v1/assets/{'0' * 64}", content=BODY)
+    assert (reply.status_code, reply.json()["code"]) == (422, "digest_mismatch")
+    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+    assert await face.world.store.stat(SHA) is None
+
+
+async def test_too_large_leaves_nothing(face: Face):
+    reply = await face.ann.post("/v1/assets", content=b"x" * ((1 << 20) + 1))
+    assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
+    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+
+
+async def test_post_computes_the_digest_raw_and_as_a_form(face: Face):
+    raw = await face.ann.post("/v1/assets?name=a.wav", content=BODY)
+    form = await face.ann.post("/v1/assets", files={"file": ("b.mp4", b"other", "video/mp4")})
+    assert (raw.status_code, raw.json()["sha256"], raw.json()["media_type"]) == (201, SHA, "audio/wav")
+    assert (form.status_code, form.json()["name"], form.json()["media_type"]) == (201, "b.mp4", "video/mp4")
+    listed = (await face.ann.get("/v1/assets?limit=1")).json()
+    rest = (await face.ann.get("/v1/assets", params={"cursor": listed["next_cursor"]})).json()
+    assert [a["name"] for a in listed["assets"] + rest["assets"]] == ["b.mp4", "a.wav"]
+
+
+async def test_names_cannot_leave_their_folder(face: Face):
+    for name in ("../../etc/passwd", "..\\..\\boot.ini", "a%2F..%2Fb", "\u202egnp.exe", "con"):
+        reply = await face.ann.post("/v1/assets", params={"name": name}, content=name.encode())
+        assert reply.status_code == 201
+        kept = reply.json()["name"]
+        assert not set(kept) & set('/\\\0\u202e"')
+        assert kept not in {"", ".", ".."}
+
+
+async def test_check_tells_present_from_missing(face: Face):
+    await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
+    asked = {"digests": [f"sha256:{SHA}", "f" * 64]}
+    reply = await face.ann.post("/v1/assets/check", json=asked)
+    assert reply.json() == {"present": [f"sha256:{SHA}"], "missing": ["sha256:" + "f" * 64]}
+    assert (await face.bob.post("/v1/assets/check", json=asked)).json()["present"] == []
+    for bad in ({}, {"digests": ["x"]}, {"digests": 5}, {"digests": [], "more": 1}, {"digests": ["f" * 64] * 1001}):
+        reply = await face.ann.post("/v1/assets/check", json=bad)
+        assert reply.status_code in {400, 422}, bad
+
+
+async def test_delete_drops_the_reference_and_says_so(face: Face):
+    await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
+    reply = await face.ann.delete(f"/v1/assets/{SHA}", headers={"Accept-Language": "zh"})
+    assert (reply.status_code, reply.json()["message"]) == (202, "删除成功")
+    assert (await face.ann.delete(f"/v1/assets/{SHA}")).json()["code"] == "not_found"
+    assert (await face.ann.get(f"/v1/assets/{SHA}")).status_code == 404
+
+
+async def test_an_asset_that_a_living_job_needs_stays(face: Face):
+    await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
+    job = {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}}
+    await face.ann.put("/v1/jobs/mine", json=job)
+    reply = await face.ann.delete(f"/v1/assets/{SHA}")
+    assert (reply.status_code, reply.json()["code"]) == (409, "asset_in_use")
+    await face.ann.post("/v1/jobs/mine/cancel")
+    assert (await face.ann.delete(f"/v1/assets/{SHA}")).status_code == 202
+
+
+@pytest.mark.parametrize("digest", ["x", "g" * 64, "a" * 63, "..%5Cx", "sha256:"])
+async def test_what_is_no_digest_is_refused(face: Face, digest):
+    for method in ("GET", "PUT", "DELETE"):
+        reply = await face.ann.request(method, f"/v1/assets/{digest}", content=b"x" if method == "PUT" else None)
+        assert (reply.status_code, reply.json()["code"]) == (422, "input_invalid")
+
+
+async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(face: Face):
+    reply = await face.runner.put(f"/v1/assets/{SHA}?owner=ann", content=BODY)
+    assert reply.status_code == 201
+    assert (await face.ann.get(f"/v1/assets/{SHA}")).content == BODY
+    assert (await face.runner.get(f"/v1/assets/{SHA}?owner=ann")).content == BODY
+    assert (await face.runner.put(f"/v1/assets/{SHA}?owner=a.b", content=BODY)).status_code == 422
+    assert (await face.bob.put(f"/v1/assets/{SHA}?owner=ann", content=BODY)).status_code == 403

@@ -1,0 +1,134 @@
+"""Following a job over SSE and over a WebSocket."""
+
+import json
+from collections.abc import AsyncIterator
+
+import anyio
+import httpx
+import pytest
+import websockets
+
+from edge.routes.events import with_silences
+from lamplighter.wire import Event, EventReader
+from schemas import events as e
+from schemas.feed import LogEnd, LogNote, Place, ProgressNote
+from schemas.job import Job, JobKey, Output
+from tests.edge.routes.conftest import Face
+
+ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
+
+
+async def read(client: httpx.AsyncClient, path: str, count: int | None = None, **headers: str) -> list[Event]:
+    """The events of a stream, to its end or until there are `count`."""
+    reader, found = EventReader(), []
+    async with client.stream("GET", path, headers=headers) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        async for line in reply.aiter_lines():
+            found += reader.feed(line)
+            if count is not None and len(found) >= count:
+                break
+    return found
+
+
+async def run(face: Face, job_id: str, owner: str = "ann") -> Job:
+    """Submit and play the runner: started, half way, a line of log, the end."""
+    await getattr(face, owner).put(f"/v1/jobs/{job_id}", json=ECHO)
+    key = JobKey(owner, job_id)
+    await face.world.start((await face.world.intake.read(key)).recorded.job)
+    feed, at = face.world.runner_bus.feed, face.world.time()
+    await feed.publish(key, ProgressNote(Place(1, 1, 10), at, 0.5, "render", 5, 10))
+    await feed.publish(key, LogNote(Place(1, 1, 20), at, "stdout", "half way\n"))
+    await feed.publish(key, LogEnd(Place(1, 1, 20), at))
+    return await face.world.apply(key, e.Succeeded(Output(data={"text": "hi"})))
+
+
+async def test_a_stream_tells_all_and_ends_behind_the_final_state(face: Face):
+    await run(face, "mine")
+    events = await read(face.ann, "/v1/jobs/mine/events")
+    states = [event.data["status"] for event in events if event.kind == "state"]
+    progress = next(event.data for event in events if event.kind == "progress")
+    log = next(event.data for event in events if event.kind == "log")
+    assert states == ["queued", "running", "succeeded"]
+    assert (progress["fraction"], progress["stage"], progress["offset"]) == (0.5, "render", 10)
+    assert (log["stream"], log["text"]) == ("stdout", "half way\n")
+    assert all(event.data["revision"] for event in events if event.kind == "state")
+
+
+async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(face: Face):
+    await run(face, "mine")
+    whole = await read(face.ann, "/v1/jobs/mine/events")
+    for cut in range(len(whole)):
+        after = whole[cut].id
+        rest = await read(face.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": after})
+        assert [(r.kind, r.data) for r in rest] == [(w.kind, w.data) for w in whole[cut + 1 :]]
+        by_query = await read(face.ann, f"/v1/jobs/mine/events?after={after}")
+        assert [r.data for r in by_query] == [r.data for r in rest]
+
+
+async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(face: Face):
+    await run(face, "one")
+    await run(face, "theirs", owner="bob")
+    await run(face, "two")
+    events = await read(face.ann, "/v1/events", count=10)
+    assert {event.data.get("id") or event.data.get("job_id") for event in events} == {"one", "two"}
+
+
+async def test_the_log_so_far_is_there_before_the_end(face: Face):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    key = JobKey("ann", "mine")
+    await face.world.start((await face.world.intake.read(key)).recorded.job)
+    await face.world.runner_bus.feed.publish(key, LogNote(Place(1, 1, 5), face.world.time(), "stderr", "so far\n"))
+    assert (await face.ann.get("/v1/jobs/mine/logs")).text == "so far\n"
+
+
+def socket_url(face: Face, path: str) -> str:
+    return face.url.replace("http", "ws") + path
+
+
+async def test_a_websocket_tells_the_same(face: Face):
+    await run(face, "mine")
+    headers = {"Authorization": f"Bearer {face.texts['ann']}"}
+    async with websockets.connect(socket_url(face, "/v1/jobs/mine/events"), additional_headers=headers) as socket:
+        said = [json.loads(message) async for message in socket]
+    events = await read(face.ann, "/v1/jobs/mine/events")
+    assert [(item["event"], item["id"], item["data"]) for item in said] == [(v.kind, v.id, v.data) for v in events]
+    assert socket.close_code == 1000
+
+
+@pytest.mark.parametrize(
+    ("owner", "path", "code"), [("bob", "/v1/jobs/mine/events", 4404), (None, "/v1/jobs/mine/events", 4401)]
+)
+async def test_a_websocket_is_closed_to_strangers(face: Face, owner, path, code):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    headers = {"Authorization": f"Bearer {face.texts[owner]}"} if owner else {}
+    with pytest.raises((websockets.ConnectionClosed, websockets.InvalidStatus)) as refused:
+        async with websockets.connect(socket_url(face, path), additional_headers=headers) as socket:
+            await socket.recv()
+    if isinstance(refused.value, websockets.ConnectionClosed):
+        assert refused.value.rcvd.code == code
+    else:
+        assert refused.value.response.status_code == 403
+
+
+async def test_silence_is_filled_and_the_source_is_closed():
+    closed = False
+
+    async def source() -> AsyncIterator[int]:
+        nonlocal closed
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed = True
+
+    assert [item async for item in with_silences(source(), 5)] == [1, 2]
+    assert closed
+    heard = [item async for item in with_silences(a_word_after_silence(), 0.001)]
+    assert heard[0] is None
+    assert heard[-1] == "word"
+
+
+async def a_word_after_silence() -> AsyncIterator[str]:
+    with anyio.move_on_after(0.05):
+        await anyio.sleep_forever()
+    yield "word"

@@ -1,0 +1,219 @@
+"""`/v1/jobs` as a client meets it."""
+
+import hashlib
+import json
+
+import anyio
+import pytest
+
+from schemas import events as e
+from schemas.job import Failure, File, JobKey, Output
+from tests.edge.routes.conftest import Face
+
+ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
+
+
+async def test_a_submit_is_accepted_and_can_be_read(face: Face):
+    reply = await face.ann.post("/v1/jobs", json=ECHO)
+    job = reply.json()
+    assert reply.status_code == 202
+    assert reply.headers["location"] == job["urls"]["self"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["reason"], job["queue_position"], job["owner"]) == ("queued", "host_off", 0, "ann")
+    assert (job["input"], job["attempt"], job["max_attempts"], job["round"]) == (
+        {"text": "hello", "seconds": 0},
+        0,
+        3,
+        1,
+    )
+    again = (await face.ann.get(f"/v1/jobs/{job['id']}")).json()
+    assert again == job
+
+
+async def test_the_message_speaks_the_clients_language(face: Face):
+    reply = await face.ann.post("/v1/jobs", json=ECHO, headers={"Accept-Language": "zh-CN,en;q=0.5"})
+    assert reply.json()["message"] == "任务已排队，请等待约2分钟"
+
+
+async def test_the_same_key_is_the_same_job_and_another_body_is_refused(face: Face):
+    key = {"Idempotency-Key": "once"}
+    first, second = [await face.ann.post("/v1/jobs", json=ECHO, headers=key) for _ in range(2)]
+    other = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {}}, headers=key)
+    assert first.json()["id"] == second.json()["id"]
+    assert "idempotent-replayed" not in first.headers
+    assert second.headers["idempotent-replayed"] == "true"
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
+async def test_two_submits_at_once_with_one_key_are_one_job(face: Face):
+    ids: list[str] = []
+
+    async def submit() -> None:
+        reply = await face.ann.post("/v1/jobs", json=ECHO, headers={"Idempotency-Key": "race"})
+        ids.append(reply.json()["id"])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(submit)
+    assert len(set(ids)) == 1
+    assert len(await face.world.bus.records.keys()) == 1
+
+
+async def test_put_is_202_then_200_then_409(face: Face):
+    replies = [
+        await face.ann.put("/v1/jobs/mine", json=body) for body in (ECHO, ECHO, {"endpoint": "echo", "input": {}})
+    ]
+    assert [reply.status_code for reply in replies] == [202, 200, 409]
+    assert replies[2].json()["code"] == "conflict"
+    assert (await face.bob.put("/v1/jobs/mine", json=ECHO)).status_code == 202
+
+
+async def test_another_owners_job_is_not_there(face: Face):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    for method, path in [
+        ("GET", "/v1/jobs/mine"),
+        ("GET", "/v1/jobs/mine/history"),
+        ("GET", "/v1/jobs/mine/events"),
+        ("GET", "/v1/jobs/mine/logs"),
+        ("GET", "/v1/jobs/mine/files/a"),
+        ("POST", "/v1/jobs/mine/cancel"),
+        ("POST", "/v1/jobs/mine/retry"),
+        ("DELETE", "/v1/jobs/mine"),
+    ]:
+        reply = await face.bob.request(method, path)
+        assert (reply.status_code, reply.json()["code"]) == (404, "not_found"), (method, path)
+    assert (await face.admin.get("/v1/jobs/mine?owner=ann")).json()["id"] == "mine"
+    assert (await face.bob.get("/v1/jobs/mine?owner=ann")).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "body_malformed"),
+        (b"[]", 400, "body_malformed"),
+        (b"\xff\xfe", 400, "body_malformed"),
+        (b"[" * 100_000, 400, "body_malformed"),
+        (b'{"endpoint":"echo","input":{},"surprise":1}', 400, "field_unknown"),
+        (b'{"endpoint":"echo","input":{},"policy":{"surprise":1}}', 400, "field_unknown"),
+        (b'{"endpoint":"echo"}', 422, "input_invalid"),
+        (b'{"endpoint":5,"input":{}}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{"text":5}}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{"nothing":5}}', 422, "input_invalid"),
+        (b'{"endpoint":"nowhere","input":{}}', 404, "endpoint_unknown"),
+        (b'{"endpoint":"echo","input":{"file":"sha256:' + b"a" * 64 + b'"}}', 422, "asset_missing"),
+        (b'{"endpoint":"echo","input":{"file":"../../etc/passwd"}}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{"text":"' + b"a" * 70_000 + b'"}}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{"text":"' + b"a" * 10_000_000 + b'"}}', 413, "body_too_large"),
+    ],
+)
+async def test_bad_bodies_are_named_and_nothing_is_written(face: Face, body, status, code):
+    reply = await face.ann.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    problem = reply.json()
+    assert (reply.status_code, problem["code"], problem["status"]) == (status, code, status)
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert not await face.world.bus.records.keys()
+
+
+async def test_input_errors_name_the_field(face: Face):
+    reply = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": 5}})
+    assert reply.json()["errors"][0]["path"] == "$.input.text"
+    missing = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"file": "sha256:" + "b" * 64}})
+    assert missing.json()["missing"] == ["sha256:" + "b" * 64]
+
+
+async def test_ids_that_are_no_token_are_refused(face: Face):
+    for job_id in ("a.b", "a%20b", "x" * 65, "a%0A", "%2A"):
+        reply = await face.ann.put(f"/v1/jobs/{job_id}", json=ECHO)
+        assert (reply.status_code, reply.json()["code"]) == (422, "input_invalid"), job_id
+
+
+async def test_multipart_carries_the_files(face: Face):
+    files = {"file": ("a.txt", b"content of a", "text/plain")}
+    reply = await face.ann.post("/v1/jobs", data={"job": json.dumps({"endpoint": "echo"})}, files=files)
+    digest = hashlib.sha256(b"content of a").hexdigest()
+    assert (reply.status_code, reply.json()["input"]["file"]) == (202, f"sha256:{digest}")
+    assert (await face.ann.get(f"/v1/assets/{digest}")).content == b"content of a"
+    assert (await face.bob.get(f"/v1/assets/{digest}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"), [({}, "body_malformed"), ({"job": "{"}, "body_malformed"), ({"job": "[]"}, "body_malformed")]
+)
+async def test_a_multipart_without_a_job_is_named(face: Face, fields, code):
+    reply = await face.ann.post("/v1/jobs", data=fields, files={"file": ("a", b"x")})
+    assert (reply.status_code, reply.json()["code"]) == (400, code)
+
+
+async def test_cancel_retry_and_delete_of_a_waiting_job(face: Face):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    refused = await face.ann.delete("/v1/jobs/mine")
+    cancelled = await face.ann.post("/v1/jobs/mine/cancel")
+    final = await face.ann.post("/v1/jobs/mine/cancel")
+    retried = await face.ann.post("/v1/jobs/mine/retry")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_not_final")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelled")
+    assert (final.status_code, final.json()["code"]) == (409, "job_final")
+    assert (retried.status_code, retried.json()["status"], retried.json()["round"]) == (202, "queued", 2)
+    await face.ann.post("/v1/jobs/mine/cancel")
+    assert (await face.ann.delete("/v1/jobs/mine")).status_code == 204
+    assert (await face.ann.get("/v1/jobs/mine")).status_code == 404
+
+
+async def test_a_finished_job_shows_output_files_log_and_history(face: Face):
+    job = (await face.ann.put("/v1/jobs/mine", json=ECHO)).json()
+    digest = await face.world.put("ann", b"0123456789", "result.txt")
+    record = (await face.world.intake.read(JobKey("ann", "mine"))).recorded.job
+    await face.world.start(record)
+    file = File("result.txt", digest, 10, "text/plain")
+    await face.world.apply(record.key, e.Succeeded(Output((file,), {"text": "hi"}), log=digest))
+    job = (await face.ann.get("/v1/jobs/mine")).json()
+    assert (job["status"], job["output"]["data"], job["output"]["files"][0]["sha256"]) == (
+        "succeeded",
+        {"text": "hi"},
+        digest,
+    )
+    ranged = await face.ann.get(job["output"]["files"][0]["url"], headers={"Range": "bytes=2-4"})
+    assert ranged.content in (b"234", b"0123456789")  # the memory store answers whole files
+    assert (await face.ann.get(job["urls"]["logs"])).text == "0123456789"
+    assert (await face.ann.get("/v1/jobs/mine/files/nothing")).status_code == 404
+    history = (await face.ann.get("/v1/jobs/mine/history")).json()
+    assert [row["event"]["type"] for row in history] == ["submitted", "started", "succeeded"]
+    assert [row["status"] for row in history] == ["queued", "running", "succeeded"]
+
+
+async def test_wait_holds_until_the_end(face: Face):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    record = (await face.world.intake.read(JobKey("ann", "mine"))).recorded.job
+    statuses: list[str] = []
+
+    async def wait() -> None:
+        statuses.append((await face.ann.get("/v1/jobs/mine", headers={"Prefer": "wait=20"})).json()["status"])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await face.world.start(record)
+        assert not statuses
+        await face.world.apply(record.key, e.Failed(Failure("no_face", "no face", "client", retryable=False)))
+    assert statuses == ["failed"]
+
+
+async def test_wait_that_runs_out_answers_the_job_as_it_stands(face: Face):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    assert (await face.ann.get("/v1/jobs/mine?wait=0.05")).json()["status"] == "queued"
+    assert (await face.ann.get("/v1/jobs/mine?wait=61")).status_code == 422
+
+
+async def test_the_list_is_newest_first_in_pages_and_filtered(face: Face):
+    for number in range(5):
+        body = {**ECHO, "tags": {"n": str(number)}, "priority": "high" if number == 3 else "normal"}
+        await face.ann.put(f"/v1/jobs/j{number}", json=body)
+    await face.ann.post("/v1/jobs/j1/cancel")
+    first = (await face.ann.get("/v1/jobs?limit=3")).json()
+    second = (await face.ann.get("/v1/jobs", params={"limit": 3, "cursor": first["next_cursor"]})).json()
+    assert [job["id"] for job in first["jobs"] + second["jobs"]] == ["j4", "j3", "j2", "j1", "j0"]
+    assert second["next_cursor"] is None
+    assert [j["id"] for j in (await face.ann.get("/v1/jobs?status=cancelled")).json()["jobs"]] == ["j1"]
+    assert [j["id"] for j in (await face.ann.get("/v1/jobs?tag=n:2")).json()["jobs"]] == ["j2"]
+    assert [j["id"] for j in (await face.ann.get("/v1/jobs?priority=high")).json()["jobs"]] == ["j3"]
+    assert (await face.bob.get("/v1/jobs")).json()["jobs"] == []
+    for query in ("status=nothing", "limit=0", "cursor=!", "tag=x", "priority=urgent"):
+        assert (await face.ann.get(f"/v1/jobs?{query}")).status_code == 422, query

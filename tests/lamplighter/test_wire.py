@@ -1,0 +1,63 @@
+"""Requests and answers without a network."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamplighter import wire
+from lamplighter.errors import NotFound, Rejected, Unauthorized
+from schemas.errors import Refused
+
+
+def test_submit_with_an_id_is_a_put_and_without_one_a_post_with_its_key():
+    named = wire.submit("echo", {"text": "a"}, job_id="mine", priority="high")
+    keyed = wire.submit("echo", {"text": "a"}, idempotency_key="k")
+    assert (named.method, named.path, named.body) == (
+        "PUT",
+        "/v1/jobs/mine",
+        {"endpoint": "echo", "input": {"text": "a"}, "priority": "high"},
+    )
+    assert (keyed.method, keyed.path, keyed.headers) == ("POST", "/v1/jobs", {"Idempotency-Key": "k"})
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("not_found", NotFound), ("forbidden", Unauthorized), ("input_invalid", Rejected)]
+)
+def test_a_problem_becomes_its_exception(code, kind):
+    problem = Refused(code, "because").problem
+    error = wire.refusal(problem.status, msgspec.json.encode(problem))
+    assert type(error) is kind
+    assert str(error) == f"{code}: because"
+
+
+def test_a_page_of_a_proxy_is_a_refusal_too():
+    error = wire.refusal(502, b"<html>Bad gateway</html>")
+    assert (error.problem.code, error.problem.status) == ("http_502", 502)
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(1, 10**9),
+        st.sampled_from(["state", "progress", "log"]),
+        st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3),
+    ),
+    max_size=20,
+)
+
+
+@given(EVENTS, st.booleans())
+def test_events_are_read_as_they_were_written_between_comments(events, chatty):
+    reader, read = wire.EventReader(), []
+    for number, kind, data in events:
+        lines = [f"id: 7-{number}", f"event: {kind}", f"data: {msgspec.json.encode(data).decode()}", ""]
+        for line in ([": still here", ""] if chatty else []) + lines:
+            read += reader.feed(line)
+    assert read == [wire.Event(f"7-{number}", kind, data) for number, kind, data in events]
+    assert reader.last_id == (f"7-{events[-1][0]}" if events else None)
+
+
+def test_an_event_cut_by_the_connection_is_not_given():
+    reader = wire.EventReader("7-1")
+    assert list(reader.feed("event: log")) + list(reader.feed('data: {"a":1}')) == []
+    assert reader.last_id == "7-1"
