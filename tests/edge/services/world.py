@@ -141,11 +141,14 @@ class World:
         return await self.apply(job.key, e.Started(Claim(host, incarnation, now.attempt + 1)))
 
     async def finish(self, job: Job) -> Job:
-        """Run the job to its end and take its message away, as a runner does."""
-        running = await self.start(job)
+        """Run the job to its end, as a runner does."""
+        return await self.finish_running(await self.start(job))
+
+    async def finish_running(self, running: Job) -> Job:
+        """The log's end, the final state, and the message is acknowledged."""
         note = LogEnd(Place(running.round, running.attempt, 10), self.time())
-        await self.runner_bus.feed.publish(job.key, note)
-        done = await self.apply(job.key, e.Succeeded(Output()))
+        await self.runner_bus.feed.publish(running.key, note)
+        done = await self.apply(running.key, e.Succeeded(Output()))
         await self.runner_bus.queue.withdraw(running.pointer)
         return done
 
