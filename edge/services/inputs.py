@@ -7,6 +7,7 @@ import msgspec
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from schemas.asset import InvalidDigest, asset_fields, parse
 from schemas.endpoint import Endpoint
@@ -47,7 +48,10 @@ def check_input(endpoint: Endpoint, given: dict[str, Any]) -> tuple[dict[str, An
     filled = _filled(endpoint.input, given)
     # An empty registry: a "$ref" to another host is never fetched.
     validator = Draft202012Validator(endpoint.input, registry=Registry(), format_checker=_formats)
-    faults = list(dict.fromkeys(fault for error in validator.iter_errors(filled) for fault in _faults(error)))
+    try:
+        faults = list(dict.fromkeys(fault for error in validator.iter_errors(filled) for fault in _faults(error)))
+    except Unresolvable as error:
+        raise Refused("internal", f"the schema of {endpoint.name} refers to what is not in it: {error}") from error
     if faults:
         raise invalid(*faults[:MAX_ERRORS])
     digests = [parse(field.value) for field in asset_fields(endpoint.input, filled)]

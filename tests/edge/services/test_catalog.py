@@ -1,0 +1,116 @@
+"""Which endpoints are known, and what their inputs must be."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from edge.services.catalog import load_folder
+from edge.services.inputs import check_input
+from schemas.endpoint import Endpoint, EndpointInvalid
+from schemas.errors import FieldError, Refused
+from schemas.host import Offer
+from schemas.words import Priority
+from tests.edge.services.world import ASSET, ECHO, START, World
+
+DIGEST = "ab" * 32
+
+
+def offer(host: str, hours: int, *endpoints: Endpoint, slots: int = 1) -> Offer:
+    return Offer(host=host, incarnation="i", at=START + timedelta(hours=hours), endpoints=endpoints, slots=slots)
+
+
+async def test_the_newest_offer_counts_and_any_offer_before_the_folder(edge: World) -> None:
+    old, new = structs.replace(ECHO, image="old"), structs.replace(ECHO, image="new")
+    assert edge.catalog.get("echo").image == "echo"
+    await edge.bus.offers.put("b", offer("b", 1, old, slots=2))
+    await edge.bus.offers.put("a", offer("a", 2, new))
+    assert await edge.catalog.refresh()
+    assert not await edge.catalog.refresh()
+    assert edge.catalog.get("echo").image == "new"
+    assert edge.catalog.slots("echo") == 3
+    assert edge.catalog.hosts_offering("echo") == {"a", "b"}
+    assert edge.catalog.all() == (new,)
+
+
+async def test_a_new_pool_gets_its_queue(edge: World) -> None:
+    shared = structs.replace(ECHO, name="other", pool="gpu")
+    await edge.bus.offers.put("a", offer("a", 1, shared))
+    await edge.catalog.refresh()
+    assert edge.catalog.pools() == {"echo", "gpu"}
+    job = await edge.intake.submit("ann", {"endpoint": "other", "input": {}})
+    delivery = await edge.runner_bus.queue.take("gpu", Priority.NORMAL)
+    assert delivery is not None
+    assert delivery.pointer.id == job.entry.recorded.job.id
+
+
+async def test_an_offer_with_a_broken_schema_is_left_out(edge: World) -> None:
+    broken = structs.replace(ECHO, name="broken", input={"type": "nonsense"})
+    await edge.bus.offers.put("a", offer("a", 1, broken, structs.replace(ECHO, name="fine")))
+    await edge.catalog.refresh()
+    assert [endpoint.name for endpoint in edge.catalog.all()] == ["echo", "fine"]
+
+
+def test_a_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text('name = "b"\nimage = "b"\n')
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "endpoint.toml").write_text('name = "a"\nimage = "a"\n')
+    assert [endpoint.name for endpoint in load_folder(tmp_path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["name = 1", 'name="a"\nimage="a"\n[input]\ntype="nonsense"', "]["])
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(EndpointInvalid, match=r"bad\.toml"):
+        load_folder(tmp_path)
+
+
+def checked(schema: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    return check_input(Endpoint(name="x", image="x", input=schema), given)
+
+
+def faults(schema: dict[str, Any], given: dict[str, Any]) -> list[FieldError]:
+    with pytest.raises(Refused) as caught:
+        checked(schema, given)
+    assert caught.value.code == "input_invalid"
+    return list(caught.value.errors)
+
+
+def test_defaults_are_filled_at_every_level() -> None:
+    inner = {"type": "object", "properties": {"n": {"default": 2}}}
+    schema = {"properties": {"a": {"default": 1}, "in": inner, "list": {"type": "array", "items": inner}}}
+    given = {"in": {}, "list": [{}, {"n": 5}]}
+    assert checked(schema, given)[0] == {"a": 1, "in": {"n": 2}, "list": [{"n": 2}, {"n": 5}]}
+    assert given == {"in": {}, "list": [{}, {"n": 5}]}
+
+
+def test_every_digest_is_found_once() -> None:
+    schema = {"properties": {"a": ASSET, "b": {"type": "array", "items": ASSET}}}
+    given = {"a": f"sha256:{DIGEST}", "b": [f"sha256:{DIGEST}", f"sha256:{'cd' * 32}"]}
+    assert checked(schema, given)[1] == (DIGEST, "cd" * 32)
+
+
+def test_all_faults_are_told_with_their_paths() -> None:
+    schema = {
+        "properties": {"clips": {"type": "array", "items": {"properties": {"video": ASSET}, "required": ["video"]}}},
+        "required": ["clips", "name"],
+    }
+    told = faults(schema, {"clips": [{}, {"video": 5}, {"video": "HTTP://x"}]})
+    assert {fault.path for fault in told} == {
+        "$.input.name",
+        "$.input.clips[0].video",
+        "$.input.clips[1].video",
+        "$.input.clips[2].video",
+    }
+    assert "URLs are not taken yet" in next(f.message for f in told if f.path == "$.input.clips[2].video")
+
+
+def test_long_values_are_not_quoted_back_whole() -> None:
+    assert len(faults({"properties": {"a": {"type": "number"}}}, {"a": "x" * 60_000})[0].message) <= 300
+
+
+def test_a_schema_elsewhere_is_never_fetched() -> None:
+    with pytest.raises(Refused, match="refers to what is not in it"):
+        checked({"properties": {"a": {"$ref": "http://example.invalid/x.json"}}}, {"a": 1})

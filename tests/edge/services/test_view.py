@@ -1,0 +1,130 @@
+"""A Job as clients see it, and what it says in both languages."""
+
+from datetime import timedelta
+
+import pytest
+
+from edge.services import messages
+from edge.services.messages import Language, Text, choose_language
+from schemas import events as e
+from schemas.failures import FAILURES
+from schemas.feed import Place, ProgressNote
+from schemas.job import Failure, File, Job, Output
+from schemas.reasons import Reason
+from schemas.view import FileView, JobUrls, JobView, ProgressView
+from schemas.words import Status
+from tests.edge.services.world import START, World
+
+
+async def seen(edge: World, job: Job, language: Language = Language.EN) -> JobView:
+    await edge.settled()
+    return await edge.viewer.job(await edge.intake.read(job.key), language)
+
+
+async def test_a_waiting_job_tells_position_reason_and_links(edge: World) -> None:
+    jobs = [await edge.submit(text=str(number)) for number in range(3)]
+    views = [await seen(edge, job) for job in jobs]
+    assert [view.queue_position for view in views] == [0, 1, 2]
+    assert views[0].reason == "host_off"
+    assert views[0].message == "GPU is off; the job waits about 2 minutes"
+    assert (await seen(edge, jobs[0], Language.ZH)).message == "任务已排队，请等待约2分钟"
+    base = f"/v1/jobs/{jobs[0].id}"
+    assert views[0].urls == JobUrls(base, f"{base}/events", f"{base}/cancel", f"{base}/retry", f"{base}/logs")
+    assert views[0].max_attempts == 3
+    assert views[0].revision > 0
+
+
+async def test_priorities_go_first(edge: World) -> None:
+    normal = await edge.submit()
+    high = await edge.submit(priority="high")
+    assert [(await seen(edge, job)).queue_position for job in (normal, high)] == [1, 0]
+
+
+async def test_a_scheduled_job_has_no_position(edge: World) -> None:
+    view = await seen(edge, await edge.submit(not_before=(START + timedelta(hours=1)).isoformat()))
+    assert (view.status, view.queue_position, view.reason) == ("scheduled", None, "not_before")
+
+
+async def test_a_running_job_tells_how_far_it_is(edge: World) -> None:
+    job = await edge.start(await edge.submit())
+    await edge.runner_bus.feed.publish(job.key, ProgressNote(Place(1, 1, 7), edge.time(), 0.5, "render", 1, 2))
+    view = await seen(edge, job, Language.ZH)
+    assert view.progress == ProgressView(0.5, "render", 1, 2)
+    assert (view.queue_position, view.reason, view.host) == (None, None, "gpu-1")
+    assert view.message == "任务处理中，请稍候..."
+
+
+async def test_progress_of_an_earlier_attempt_is_not_this_ones(edge: World) -> None:
+    job = await edge.start(await edge.submit())
+    await edge.runner_bus.feed.publish(job.key, ProgressNote(Place(1, 1, 7), edge.time(), 0.9))
+    await edge.apply(job.key, e.Released("host_lost"))
+    assert (await seen(edge, await edge.start(job))).progress is None
+
+
+async def test_without_the_broker_a_view_lacks_only_its_progress(edge: World) -> None:
+    job = await edge.start(await edge.submit())
+    entry = await edge.intake.read(job.key)
+    edge.bus.cut()
+    assert (await edge.viewer.job(entry)).progress is None
+
+
+async def test_outputs_have_their_links(edge: World) -> None:
+    job = await edge.start(await edge.submit())
+    await edge.apply(job.key, e.Succeeded(Output((File("a b?.mp4", "d" * 64, 5, "video/mp4"),), {"text": "x"})))
+    view = await seen(edge, job)
+    assert view.output is not None
+    assert view.output.data == {"text": "x"}
+    url = f"/v1/jobs/{job.id}/files/a%20b%3F.mp4"
+    assert view.output.files == (FileView("a b?.mp4", "d" * 64, 5, "video/mp4", url),)
+
+
+@pytest.mark.parametrize(("code", "zh"), [("no_face", "视频中未检测到人脸"), ("hand_hidden", "程序错误：hand_hidden")])
+async def test_a_failed_job_says_why(edge: World, code: str, zh: str) -> None:
+    job = await edge.start(await edge.submit())
+    await edge.apply(job.key, e.Failed(Failure(code, "{braces}", "client", retryable=False)))
+    assert (await seen(edge, job, Language.ZH)).message == zh
+
+
+def test_every_word_has_a_text_in_both_languages() -> None:
+    assert set(messages.STATUSES) == set(Status)
+    assert set(messages.REASONS) == set(Reason)
+    assert set(messages.FAILURES) == set(FAILURES)
+    tables: list[Text] = [
+        *messages.STATUSES.values(),
+        *messages.REASONS.values(),
+        *messages.FAILURES.values(),
+        *messages.NOTICES.values(),
+    ]
+    for text in tables:
+        english, chinese = (text.say(language, minutes=2, code="x") for language in Language)
+        assert english.isascii()
+        assert not chinese.isascii()
+
+
+def test_the_texts_of_the_protocol_are_exact() -> None:
+    zh = Language.ZH
+    assert messages.waiting(Reason.HOST_OFF, zh) == "任务已排队，请等待约2分钟"
+    assert messages.waiting(Reason.HOST_WAKING, zh, 200.0) == "任务已排队，请等待约4分钟"
+    assert messages.notice("host_online", zh) == "GPU服务器已上线，可以开始处理任务"
+    assert messages.status(Status.RUNNING, zh) == "任务处理中，请稍候..."
+    assert messages.DELETED.zh == "删除成功"
+    assert messages.DELETE_FAILED.zh == "删除失败：文件不存在"
+
+
+@pytest.mark.parametrize(
+    ("accept", "preferred", "expected"),
+    [
+        (None, None, "en"),
+        (None, "zh", "zh"),
+        ("", "zh-CN", "zh"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", None, "zh"),
+        ("en;q=0.5, zh;q=0.9", None, "zh"),
+        ("fr, en;q=0.1", "zh", "en"),
+        ("zh;q=0, en", "zh", "en"),
+        ("*", "zh", "zh"),
+        ("zh;q=nonsense", None, "en"),
+        ("zhx", None, "en"),
+    ],
+)
+def test_the_language_asked_for_is_spoken(accept: str | None, preferred: str | None, expected: str) -> None:
+    assert choose_language(accept, preferred) == expected
