@@ -47,7 +47,7 @@ async def assemble(settings: EdgeSettings, bus: Bus, store: Store) -> tuple[Part
     assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes)
     hosts = HostWatch(bus, catalog, utc_now)
     viewer = Viewer(bus.feed, index, window, hosts)
-    gate = Gate(bus.link, utc_now, allow_unsynced=settings.broker.allow_unsynced)
+    gate = Gate(bus.link, utc_now, allow_unsynced=settings.allow_unsynced)
     parts = Parts(
         settings=settings,
         bus=bus,

@@ -5,15 +5,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-
-class BrokerSettings(Struct, frozen=True):
-    """Where the broker is. `monitor` is its HTTP monitor port, the only place that tells whether writes are synced."""
-
-    url: str = "nats://127.0.0.1:4222"
-    user: str = "edge"
-    password: str = ""
-    monitor: str = "http://127.0.0.1:8222"
-    allow_unsynced: bool = False
+from bus.settings import BrokerSettings
 
 
 class CorsSettings(Struct, frozen=True):
@@ -25,6 +17,7 @@ class CorsSettings(Struct, frozen=True):
 class EdgeSettings(Struct, frozen=True):
     """One edge process. Bytes, seconds and days as the names say.
 
+    `allow_unsynced` takes jobs although the broker may lose them at a power cut.
     `fd`: an already listening socket that a parent process hands down; it wins over `bind` and `port`.
     """
 
@@ -34,7 +27,8 @@ class EdgeSettings(Struct, frozen=True):
     public_url: str | None = None
     data: Path = Path(".lamplighter")
     endpoints: tuple[Path, ...] = ()
-    broker: BrokerSettings = BrokerSettings()
+    broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
+    allow_unsynced: bool = False
     cors: CorsSettings = CorsSettings()
     max_asset_bytes: int = 20 * 1024**3
     reconcile_every_s: float = 15.0

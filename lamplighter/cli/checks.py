@@ -52,7 +52,8 @@ def edge_answers(patient: Patient) -> Iterable[Finding]:
     yield Finding("edge", Verdict.OK, f"answers at {patient.address.url}")
     skew = abs((datetime.now(UTC) - parsedate_to_datetime(reply.headers["date"])).total_seconds())
     verdict = Verdict.OK if skew < SKEW_S else Verdict.WARN
-    yield Finding("clock", verdict, f"{skew:.0f} s apart from the edge's", "set both clocks by NTP" if skew >= SKEW_S else "")
+    mend = "" if verdict is Verdict.OK else "set both clocks by NTP"
+    yield Finding("clock", verdict, f"{skew:.0f} s apart from the edge's", mend)
 
 
 def edge_takes_work(patient: Patient) -> Iterable[Finding]:
@@ -83,7 +84,8 @@ def hosts_are_there(patient: Patient) -> Iterable[Finding]:
         yield Finding("hosts", Verdict.WARN, "none has come to this edge yet", "start one with: lamplighter runner")
     for host in hosts:
         well = Verdict.OK if host["state"] == "online" else Verdict.WARN
-        yield Finding(f"host {host['id']}", well, f"{host['state']}, offers {', '.join(host['endpoints']) or 'nothing'}")
+        offered = ", ".join(host["endpoints"]) or "nothing"
+        yield Finding(f"host {host['id']}", well, f"{host['state']}, offers {offered}")
         for gpu in host["gpus"]:
             fit = Verdict.OK if gpu["fitness"] == "fit" else Verdict.WARN
             yield Finding(f"gpu {gpu['uuid']}", fit, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
@@ -98,5 +100,6 @@ def disk_has_room(patient: Patient) -> Iterable[Finding]:
     yield Finding("disk", verdict, f"{free / 1000**3:.0f} GB free under {folder}", mend)
 
 
-REMOTE: tuple[Callable[[Patient], Iterable[Finding]], ...] = (edge_answers, edge_takes_work, key_is_valid, hosts_are_there)
-LOCAL: tuple[Callable[[Patient], Iterable[Finding]], ...] = (disk_has_room,)
+Check = Callable[[Patient], Iterable[Finding]]
+REMOTE: tuple[Check, ...] = (edge_answers, edge_takes_work, key_is_valid, hosts_are_there)
+LOCAL: tuple[Check, ...] = (disk_has_room,)

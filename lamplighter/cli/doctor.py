@@ -4,9 +4,8 @@ import asyncio
 import sys
 from collections.abc import Iterator
 
-import httpx
-
 import click
+import httpx
 
 from lamplighter.cli import show
 from lamplighter.cli.checks import LOCAL, REMOTE, Finding, Patient, Verdict
@@ -35,7 +34,8 @@ def _examine(patient: Patient) -> Iterator[Finding]:
 @client_command
 def doctor(session: Session) -> None:
     """Check the edge, the way to it, and this machine. Exit 0 when nothing failed, 3 without an edge, else 1."""
-    with httpx.Client(base_url=session.address.url, headers=key_headers(session.address.key), timeout=TIMEOUT_S) as http:
+    headers = key_headers(session.address.key)
+    with httpx.Client(base_url=session.address.url, headers=headers, timeout=TIMEOUT_S) as http:
         findings = list(_examine(Patient(session.address, session.data, http)))
     rows = [(f.name, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.what.replace("[", r"\["), f.mend) for f in findings]
     session.show(findings, lambda: show.table(session.out, ("CHECK", "", "FOUND", "MEND"), rows, "nothing checked"))

@@ -16,7 +16,7 @@ from rich.console import Console
 from bus.connection import open_edge
 from bus.port import Unreachable as BrokerUnreachable
 from bus.server import Server, serving
-from edge.settings import BrokerSettings
+from bus.settings import BrokerSettings
 from lamplighter.cli.installation import Keyring, ensure_keys, installation_id, listen, sole, write_private
 from lamplighter.cli.logs import configure
 from lamplighter.cli.session import ADDRESS_FILE, UNREACHABLE, Address
@@ -72,6 +72,10 @@ def _shared_environ(options: Options, server: Server, user: str) -> dict[str, st
         "LAMPLIGHTER_BROKER__PASSWORD": server.passwords[user],
         "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode(folders).decode(),
     }
+
+
+def _broker(server: Server) -> BrokerSettings:
+    return BrokerSettings(url=server.url, user="edge", password=server.passwords["edge"], monitor=server.monitor)
 
 
 async def _until_ready(url: str, keys: Keyring) -> None:
@@ -131,7 +135,7 @@ async def _serve(options: Options) -> None:
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with serving(Server(options.data / "broker")) as server, anyio.create_task_group() as tasks:
         tasks.start_soon(_keep_broker, server, ledger)
-        async with open_edge(BrokerSettings(server.url, "edge", server.passwords["edge"], server.monitor)) as bus:
+        async with open_edge(_broker(server)) as bus:
             keys = await ensure_keys(bus, options.data)
         edge = Child("edge", _edge_environ(options, server, listening.fileno(), url), logs, ledger, listening)
         runner = Child("runner", _runner_environ(options, server, url, keys), logs, ledger)

@@ -1,0 +1,110 @@
+"""`./justw demo`: a face and a voice become a talking video, on this machine, from nothing.
+
+Starts broker, edge and runner in demo/data, builds the preview image where a Docker engine answers (else the process
+engine runs it, and this says so), fetches the sample clips, submits them and writes demo/result.mp4.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "demo"
+LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
+
+
+def say(text: str) -> None:
+    """One step, for the eyes."""
+    print(f"demo: {text}", flush=True)
+
+
+def run(*argv: str | Path, **environ: str) -> None:
+    """Run a step; a failing one ends the demo with what it said."""
+    done = subprocess.run([*map(str, argv)], cwd=ROOT, env=os.environ | environ, check=False)
+    if done.returncode:
+        step = " ".join(map(str, argv[:4]))
+        sys.exit(f"demo: {step} … failed with {done.returncode}: mend what is said above, then run it again")
+
+
+def docker_answers() -> bool:
+    """Whether a Docker engine answers the client on PATH."""
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "version"], capture_output=True, check=False, timeout=20).returncode == 0
+
+
+def choose_engine(asked: str) -> str:
+    """`docker` with the image built, or `process`."""
+    if asked == "process" or (asked == "auto" and not docker_answers()):
+        say("no Docker engine answers: the process engine runs the job, which isolates nothing")
+        return "process"
+    say("building the preview image")
+    built = subprocess.run([str(ROOT / "images/preview/build.sh")], cwd=ROOT, check=False).returncode == 0
+    if built:
+        return "docker"
+    if asked == "docker":
+        sys.exit("demo: the image could not be built: mend what is said above, then run it again")
+    say("the image could not be built: the process engine runs the job, which isolates nothing")
+    return "process"
+
+
+@contextmanager
+def lit(engine: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`lamplighter up`, ready; stopped at the end."""
+    data = DEMO / "data"
+    argv = [*LAMPLIGHTER, "up", "--port", str(port), "--data", str(data), "--engine", engine, "--json"]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as up:
+        line = up.stdout.readline() if up.stdout else ""
+        if not line:
+            sys.exit(f"demo: lamplighter up did not start: see {data / 'logs'}")
+        say(f"broker, edge and runner are up at {json.loads(line)['url']} (logs in {data / 'logs'})")
+        try:
+            yield up
+        finally:
+            up.send_signal(signal.SIGTERM)
+            up.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="./justw demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--video", type=Path, help="your own video of a face")
+    parser.add_argument("--audio", type=Path, help="your own speech")
+    parser.add_argument("--engine", choices=["auto", "docker", "process"], default="auto")
+    parser.add_argument("--port", type=int, default=0, help="of the edge; 0 picks a free one")
+    parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
+    asked = parser.parse_args()
+    samples, result = DEMO / "samples", DEMO / "result.mp4"
+    if asked.video is None or asked.audio is None:
+        say("fetching a sample face and voice")
+        run(sys.executable, "images/preview/samples.py", samples)
+    engine = choose_engine(asked.engine)
+    with lit(engine, asked.port) as up:
+        video, audio = asked.video or samples / "face.mp4", asked.audio or samples / "speech.wav"
+        say(f"submitting {video.name} and {audio.name}")
+        run(
+            *LAMPLIGHTER, "submit", "preview", "--data", DEMO / "data", "--video", video, "--audio", audio, "-o", result
+        )
+        say(f"the talking video is {result}")
+        say("your own: ./justw demo --video FACE.mp4 --audio SPEECH.wav")
+        if asked.keep:
+            say(f"serving until Ctrl-C; in another terminal: lamplighter --help, with --data {DEMO / 'data'}")
+            with_ctrl_c(up)
+
+
+def with_ctrl_c(up: subprocess.Popen[str]) -> None:
+    """Wait for the end of `up`; Ctrl-C is not an error."""
+    try:
+        up.wait()
+    except KeyboardInterrupt:
+        say("stopping")
+
+
+if __name__ == "__main__":
+    main()
