@@ -90,6 +90,11 @@ class Server:
         """End it in good order; kill it when that takes longer than 10 s."""
         await self._end(signal.SIGTERM)
 
+    async def ended(self) -> None:
+        """Return when the process has ended, by itself or by `stop` or `kill`."""
+        if self._process is not None:
+            await anyio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+
     async def kill(self) -> None:
         """SIGKILL, as a crash would."""
         await self._end(signal.SIGKILL)

@@ -1,0 +1,166 @@
+"""The few requests of the JetStream API that we make, as its own JSON: nats-py's objects drop unknown fields."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from bus.errors import Missing, answered
+from bus.port import Unreachable
+from bus.wire import Wire, status
+
+S = TypeVar("S", bound="Answer")
+
+
+class ApiError(Struct, frozen=True):
+    """`err_code` names the error; `description` is for people."""
+
+    err_code: int = 0
+    description: str = ""
+
+
+class Answer(Struct, frozen=True):
+    """Every answer of the API may be an error."""
+
+    error: ApiError | None = None
+
+
+class Stored(Struct, frozen=True):
+    """A message as the leader holds it; `data` and `hdrs` come in base64."""
+
+    subject: str
+    seq: int
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _Got(Answer, frozen=True):
+    message: Stored | None = None
+
+
+class _PubAck(Answer, frozen=True):
+    seq: int = 0
+
+
+class SourceInfo(Struct, frozen=True):
+    """How far a stream has come with one of its sources."""
+
+    name: str
+    seq: int = 0
+
+
+class State(Struct, frozen=True):
+    """What a stream holds; `subjects` only where they were asked for."""
+
+    first_seq: int = 0
+    last_seq: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class StreamInfo(Answer, frozen=True):
+    """The parts of STREAM.INFO that are used here. `created` names this life of the stream, to the nanosecond."""
+
+    created: str = ""
+    state: State = State()
+    sources: tuple[SourceInfo, ...] = ()
+    total: int = 0
+
+
+class JetStream:
+    """Raises the port's errors."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+
+    async def api(self, verb: str, body: Mapping[str, Any], kind: type[S]) -> S:
+        """Ask `$JS.API.<verb>`."""
+        subject = f"$JS.API.{verb}"
+        message = await self.wire.request(subject, msgspec.json.encode(body))
+        if status(message):
+            raise Unreachable(f"{subject}: JetStream does not answer yet")
+        answer = msgspec.json.decode(message.data, type=kind)
+        if answer.error is not None:
+            raise answered(subject, answer.error.err_code, answer.error.description)
+        return answer
+
+    async def write(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        expect: int | None = None,
+        message_id: str | None = None,
+        marker: bool = False,
+    ) -> int:
+        """Publish and return the sequence, once stored (and synced).
+
+        `expect`: the last sequence of the subject, 0 for none, else Conflict. `message_id` seen before: stored once.
+        """
+        headers = {
+            name: value
+            for name, value in (
+                ("Nats-Expected-Last-Subject-Sequence", None if expect is None else str(expect)),
+                ("Nats-Msg-Id", message_id),
+                ("KV-Operation", "DEL" if marker else None),
+            )
+            if value is not None
+        }
+        message = await self.wire.request(subject, data, headers)
+        if status(message):
+            raise Unreachable(f"{subject}: no stream takes it; the broker is starting, or the edge has not been there")
+        ack = msgspec.json.decode(message.data, type=_PubAck)
+        if ack.error is not None:
+            raise answered(subject, ack.error.err_code, ack.error.description)
+        return ack.seq
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The last message of a subject, from the leader; `subject` may hold wildcards."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def next(self, stream: str, subject: str, sequence: int) -> Stored | None:
+        """The first message of a subject at or behind `sequence`, from the leader."""
+        return await self._get(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def _get(self, stream: str, which: Mapping[str, Any]) -> Stored | None:
+        try:
+            return (await self.api(f"STREAM.MSG.GET.{stream}", which, _Got)).message
+        except Missing:
+            return None
+
+    async def info(self, stream: str) -> StreamInfo:
+        """The state of a stream."""
+        return await self.api(f"STREAM.INFO.{stream}", {}, StreamInfo)
+
+    async def subjects(self, stream: str, pattern: str) -> set[str]:
+        """Every subject that holds a message, page by page (the broker gives 100,000 at once)."""
+        found: set[str] = set()
+        while True:
+            page = await self.api(
+                f"STREAM.INFO.{stream}", {"subjects_filter": pattern, "offset": len(found)}, StreamInfo
+            )
+            held = page.state.subjects or {}
+            found.update(held)
+            if not held or len(found) >= page.total:
+                return found
+
+    async def erase(self, stream: str, subject: str, below: int | None = None) -> None:
+        """Overwrite and remove every message of `subject` (under `below`): a purge would leave the bytes on disk."""
+        at = 1
+        while (found := await self.next(stream, subject, at)) and (below is None or found.seq < below):
+            await self.overwrite(stream, found.seq)
+            at = found.seq + 1
+
+    async def overwrite(self, stream: str, sequence: int) -> None:
+        """Erase one message; nothing happens when it is gone."""
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence}, Answer)
+        except Missing:
+            return
+
+
+def moment_ns(created: str) -> int:
+    """The broker's `created` as one number: its digits, since nanoseconds do not fit a datetime."""
+    whole, _, fraction = created.rstrip("Z").partition(".")
+    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)

@@ -1,0 +1,105 @@
+"""JOBS: pointers, fetched without waiting from one durable consumer a pool and priority."""
+
+from collections import defaultdict
+from collections.abc import Collection
+
+import anyio
+import msgspec
+import structlog
+from nats.aio.msg import Msg
+
+from bus import subjects
+from bus.acks import handed
+from bus.jetstream import Answer, JetStream
+from bus.port import BusError, Delivery
+from bus.topology import JOBS, ensure_lanes
+from schemas.job import Pointer
+from schemas.words import Priority
+
+log = structlog.get_logger(__name__)
+
+
+class JobsDelivery:
+    """Every answer to the broker is itself answered: an acknowledgement that was lost raises."""
+
+    def __init__(self, js: JetStream, reply: str, pointer: Pointer, sequence: int) -> None:
+        self._js = js
+        self._reply = reply
+        self.pointer = pointer
+        self.sequence = sequence
+
+    async def extend(self) -> None:
+        """In progress."""
+        await self._js.wire.request(self._reply, b"+WPI")
+
+    async def done(self) -> None:
+        """Acknowledged, and that confirmed."""
+        await self._js.wire.request(self._reply, b"+ACK")
+
+    async def later(self, delay_s: float) -> None:
+        """Always with a delay: without one the broker hands it out again at once."""
+        await self._js.wire.request(self._reply, b'-NAK {"delay": %d}' % max(1, int(delay_s * 10**9)))
+
+
+class JobsQueue:
+    """`heard_wake` is to be given every message of `wake.*`."""
+
+    def __init__(self, js: JetStream) -> None:
+        self._js = js
+        self._pools: set[str] = set()
+        self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._woken: set[str] = set()
+        self._wake = anyio.Event()
+
+    async def ensure(self, pools: Collection[str]) -> None:
+        """Make the consumers, now and again on every reconnect."""
+        for pool in set(pools):
+            await ensure_lanes(self._js, pool)
+            self._pools.add(pool)
+
+    async def ensure_again(self) -> None:
+        """The consumers of every pool known so far."""
+        await self.ensure(frozenset(self._pools))
+
+    async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
+        """The broker's deduplication is a help, never the authority: hence the round in the subject."""
+        subject = subjects.pointer(pointer)
+        await self._js.write(subject, msgspec.json.encode(pointer), message_id=None if repair else subject)
+        await self._js.wire.say(subjects.wake(pointer.pool))
+
+    async def take(self, pool: str, priority: Priority) -> Delivery | None:
+        """One fetch a lane at a time, so that a message without a token can be given to its asker."""
+        lane = subjects.lane(pool, priority)
+        async with self._turns[lane]:
+            while (message := await self._js.wire.fetch(JOBS.name, lane)) is not None:
+                pointer, got = subjects.parse_pointer(message.subject), handed(message.reply)
+                if pointer is not None and got is not None:
+                    return JobsDelivery(self._js, message.reply, pointer, got.sequence)
+                log.error("removed a message that names no job", subject=message.subject)
+                await self._js.wire.request(message.reply, b"+TERM")
+        return None
+
+    async def withdraw(self, pointer: Pointer) -> None:
+        """By subject: it names one round."""
+        await self._js.api(f"STREAM.PURGE.{JOBS.name}", {"filter": subjects.pointer(pointer)}, Answer)
+
+    async def waiting(self, owner: str | None = None) -> set[Pointer]:
+        """From the subjects that hold a message."""
+        held = await self._js.subjects(JOBS.name, f"job.*.*.{owner}.>" if owner else "job.>")
+        return {pointer for subject in held if (pointer := subjects.parse_pointer(subject))}
+
+    def heard_wake(self, message: Msg | BusError) -> None:
+        """Remember it: a wake between a fetch that found nothing and `woken` must not be lost."""
+        if not isinstance(message, BusError):
+            self._woken.add(message.subject.removeprefix("wake."))
+            self._wake.set()
+            self._wake = anyio.Event()
+
+    async def woken(self, pools: Collection[str], timeout_s: float) -> bool:
+        """A wake since the last call counts."""
+        with anyio.move_on_after(timeout_s):
+            while not self._woken.intersection(pools):
+                await self._wake.wait()
+        heard = self._woken.intersection(pools)
+        self._woken -= heard
+        return bool(heard)

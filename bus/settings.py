@@ -1,0 +1,19 @@
+"""Where the broker is and who we are there."""
+
+from msgspec import Struct
+
+
+class BrokerSettings(Struct, frozen=True):
+    """`url`: one, or several with commas (a cluster); `tls://` asks for TLS, checked against `ca` (a file) if given.
+
+    `monitor`: the broker's HTTP monitor, the only place that tells whether writes are synced; empty: not asked.
+    `cert` and `key`: files, for mutual TLS.
+    """
+
+    url: str = "nats://127.0.0.1:4222"
+    user: str = ""
+    password: str = ""
+    monitor: str = ""
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None

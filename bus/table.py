@@ -1,0 +1,84 @@
+"""A bucket of rows of one type. Rows are read directly, without asking the leader."""
+
+import asyncio
+from itertools import islice
+from typing import Generic, TypeVar
+
+import msgspec
+
+from bus import subjects
+from bus.buckets import Bucket
+from bus.errors import answered
+from bus.jetstream import JetStream
+from bus.port import BusError, Row, Unreachable
+from bus.wire import status
+
+T = TypeVar("T")
+
+AT_ONCE = 64
+
+
+class BucketTable(Generic[T]):
+    """`may_erase`: the edge removes a row and its bytes; a runner, which may only write, leaves a delete marker."""
+
+    def __init__(self, js: JetStream, bucket: Bucket, kind: type[T], *, may_erase: bool) -> None:
+        self._js = js
+        self._bucket = bucket
+        self._decoder = msgspec.json.Decoder(kind)
+        self._may_erase = may_erase
+
+    async def get(self, key: str) -> Row[T] | None:
+        """One request."""
+        subject = subjects.row(self._bucket.name, key)
+        message = await self._js.wire.request(f"$JS.API.DIRECT.GET.{self._bucket.stream}.{subject}")
+        match status(message):
+            case "404":
+                return None
+            case "503":
+                raise Unreachable(f"{subject}: no bucket answers; the broker is starting")
+            case str(code):
+                raise answered(subject, 0, f"status {code}")
+        headers = message.headers or {}
+        if "KV-Operation" in headers:
+            return None
+        return Row(int(headers["Nats-Sequence"]), self._decode(subject, message.data))
+
+    def _decode(self, subject: str, data: bytes) -> T:
+        try:
+            return self._decoder.decode(data)
+        except msgspec.DecodeError as error:
+            raise BusError(f"{subject} holds no such row ({error}): delete it or write it anew") from error
+
+    async def put(self, key: str, value: T) -> int:
+        """Write over."""
+        return await self._write(key, value, None)
+
+    async def create(self, key: str, value: T) -> int:
+        """Write the first."""
+        return await self._write(key, value, 0)
+
+    async def update(self, key: str, value: T, revision: int) -> int:
+        """Write behind `revision`."""
+        return await self._write(key, value, revision)
+
+    async def _write(self, key: str, value: T, expect: int | None) -> int:
+        subject = subjects.row(self._bucket.name, key)
+        return await self._js.write(subject, msgspec.json.encode(value), expect=expect)
+
+    async def delete(self, key: str) -> None:
+        """Remove it."""
+        subject = subjects.row(self._bucket.name, key)
+        if self._may_erase:
+            await self._js.erase(self._bucket.stream, subject)
+        else:
+            await self._js.write(subject, b"", marker=True)
+
+    async def rows(self, prefix: str = "") -> dict[str, Row[T]]:
+        """The keys in one request, then the rows, 64 at once; one that goes meanwhile is left out."""
+        held = await self._js.subjects(self._bucket.stream, subjects.row(self._bucket.name, f"{prefix}>"))
+        keys = iter(sorted(subjects.row_key(self._bucket.name, subject) for subject in held))
+        found: dict[str, Row[T]] = {}
+        while some := list(islice(keys, AT_ONCE)):
+            rows = await asyncio.gather(*map(self.get, some))
+            found |= {key: row for key, row in zip(some, rows, strict=True) if row is not None}
+        return found

@@ -1,0 +1,132 @@
+"""Everything the broker holds, as data (DESIGN 3), and `ensure`, which makes it so. Only the edge has the rights.
+
+The configuration is owned here: `ensure` writes it whole and never takes it from the broker, where a round trip
+through a client drops what the client does not know.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from bus import subjects
+from bus.buckets import BUCKETS, Bucket
+from bus.errors import Different
+from bus.jetstream import Answer, JetStream
+from schemas.job import RECORD_BYTES
+from schemas.words import PRIORITIES, Priority
+
+SECOND = 10**9  # the API counts in nanoseconds
+DAY = 86_400 * SECOND
+MIB = 1024**2
+HEADERS_BYTES = 4096  # of room for headers beside a record
+ACK_WAIT_S = 30
+
+
+class Stream(Struct, frozen=True, kw_only=True):
+    """A stream in the words of the JetStream API. -1 and 0 there mean: no limit.
+
+    `allow_rollup_hdrs` is false everywhere: one such header on one key removed every record of the bucket.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: str = "limits"
+    discard: str = "old"
+    storage: str = "file"
+    num_replicas: int = 1
+    max_bytes: int = -1
+    max_age: int = 0
+    max_msgs_per_subject: int = -1
+    max_msg_size: int = -1
+    duplicate_window: int = 120 * SECOND
+    allow_direct: bool = True
+    allow_rollup_hdrs: bool = False
+    sources: tuple[dict[str, Any], ...] = field(default=())
+
+
+def _bucket(bucket: Bucket) -> Stream:
+    age = int(bucket.ttl_s * SECOND) if bucket.ttl_s else 0
+    return Stream(
+        name=bucket.stream,
+        subjects=(f"$KV.{bucket.name}.>",),
+        discard="new",
+        max_msgs_per_subject=bucket.history,
+        max_age=age,
+        duplicate_window=min(120 * SECOND, age or DAY),  # the broker refuses a window beyond the age
+    )
+
+
+STATE = Stream(
+    name="KV_STATE",
+    subjects=("$KV.STATE.*.*",),
+    discard="new",
+    max_msgs_per_subject=64,
+    max_msg_size=RECORD_BYTES + HEADERS_BYTES,
+)
+JOBS = Stream(
+    name="JOBS",
+    subjects=("job.*.*.*.*.*",),
+    retention="workqueue",
+    discard="new",
+    max_bytes=256 * MIB,
+    duplicate_window=600 * SECOND,
+)
+FEED = Stream(
+    name="FEED",
+    subjects=("feed.*.*.progress", "feed.*.*.log"),
+    max_bytes=1024 * MIB,
+    max_age=7 * DAY,
+    max_msgs_per_subject=2000,
+    sources=(
+        {
+            "name": STATE.name,
+            "subject_transforms": [{"src": "$KV.STATE.*.*", "dest": "feed.{{wildcard(1)}}.{{wildcard(2)}}.state"}],
+        },
+    ),
+)
+DELIVERIES = Stream(
+    name="DELIVERIES", subjects=("delivery.>",), retention="workqueue", discard="new", max_bytes=128 * MIB
+)
+USAGE = Stream(name="USAGE", subjects=("usage.>",), max_age=400 * DAY)
+
+# STATE before FEED, which sources it.
+STREAMS = (STATE, JOBS, FEED, DELIVERIES, USAGE, *(_bucket(bucket) for bucket in BUCKETS))
+
+
+class Lane(Struct, frozen=True, kw_only=True):
+    """The durable consumer of one pool and priority.
+
+    Any limit on deliveries or on what is unacknowledged wedges a lane whose jobs are in back-off, and a back-off list
+    would replace the ack_wait; the job's own count of attempts is the guard against poison.
+    """
+
+    durable_name: str
+    filter_subject: str
+    ack_policy: str = "explicit"
+    ack_wait: int = ACK_WAIT_S * SECOND
+    max_deliver: int = -1
+    max_ack_pending: int = -1
+
+
+def lane(pool: str, priority: Priority) -> Lane:
+    """The consumer that the runner fetches from."""
+    return Lane(durable_name=subjects.lane(pool, priority), filter_subject=f"job.{pool}.{priority}.>")
+
+
+async def ensure(js: JetStream, streams: tuple[Stream, ...] = STREAMS) -> None:
+    """Make every stream as it is written here. Raises Denied for a user other than the edge."""
+    for stream in streams:
+        config = msgspec.to_builtins(stream)
+        try:
+            await js.api(f"STREAM.CREATE.{stream.name}", config, Answer)
+        except Different:
+            await js.api(f"STREAM.UPDATE.{stream.name}", config, Answer)
+
+
+async def ensure_lanes(js: JetStream, pool: str) -> None:
+    """Make the consumers of a pool, or leave them as they are."""
+    for priority in PRIORITIES:
+        made = lane(pool, priority)
+        verb = f"CONSUMER.CREATE.{JOBS.name}.{made.durable_name}.{made.filter_subject}"
+        await js.api(verb, {"stream_name": JOBS.name, "config": msgspec.to_builtins(made)}, Answer)

@@ -1,0 +1,35 @@
+"""A real nats-server for a test, and a deadline for what a test waits for."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from bus.server import Server, serving
+from bus.settings import BrokerSettings
+
+PATIENCE_S = 20.0
+
+
+class Broker(Server):
+    """`kill` and `start` keep ports and data; so do `stop` and `start`."""
+
+    def settings(self, user: str) -> BrokerSettings:
+        """How `user` (edge, runner, runner-<host>, reader) reaches it."""
+        return BrokerSettings(self.url, user, self.passwords[user], self.monitor)
+
+
+@asynccontextmanager
+async def broker(folder: Path, *, hosts: tuple[str, ...] = ()) -> AsyncIterator[Broker]:
+    """A broker of the test's own, 25 ms from nothing to serving; stopped at the end."""
+    made = Broker(folder / "broker", hosts=hosts)
+    async with serving(made):
+        yield made
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float = PATIENCE_S) -> None:
+    """Ask until `condition` holds; TimeoutError when it does not in time."""
+    with anyio.fail_after(within_s):
+        while not await condition():  # noqa: ASYNC110 - what another process does raises no event here
+            await anyio.sleep(0.01)
