@@ -1,5 +1,6 @@
 """The engine that runs async functions instead of containers: the fake, for tests of everything above the port."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -10,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runner.engines.cut import whole
+from runner.engines.folders import prepare
 from runner.engines.port import (
     Chunk,
     EngineGone,
@@ -141,6 +143,7 @@ class MemoryEngine:
             raise refused
         if spec.image not in self._programs:
             raise StartFailed("image_missing", f"image {spec.image} is not here: add a program of that name")
+        prepare(spec.job_dir, (os.geteuid(), os.getegid()), warm=True)
         box = self.create(spec)
         box.begin()
         self._tasks.start_soon(self._run, box, self._programs[spec.image])
@@ -153,15 +156,12 @@ class MemoryEngine:
         return box
 
     async def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:
-        async for chunk in self._box(handle).follow(since):
+        async for chunk in self._begun(handle).follow(since):
             self._answer()
             yield chunk
 
     async def wait(self, handle: str) -> Exit:
-        box = self._box(handle)
-        if box.state == "created":
-            raise NoSuchContainer(f"{handle} was never started")
-        ended = await box.exited()
+        ended = await self._begun(handle).exited()
         self._answer()
         return ended
 
@@ -198,11 +198,12 @@ class MemoryEngine:
         if self.gone:
             raise EngineGone("the engine does not answer: the test said so")
 
-    def _box(self, handle: str) -> Box:
+    def _begun(self, handle: str) -> Box:
         self._answer()
-        if handle not in self.boxes:
-            raise NoSuchContainer(f"no container {handle}")
-        return self.boxes[handle]
+        box = self.boxes.get(handle)
+        if box is None or box.state == "created":
+            raise NoSuchContainer(f"{handle} is not here or was never started")
+        return box
 
     async def _run(self, box: Box, program: Program) -> None:
         with box.scope:

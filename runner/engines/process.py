@@ -60,7 +60,7 @@ class ProcessEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # what was cancelled is being undone there
 
     async def start(self, spec: Spec) -> str:
         return await started(self._pool, lambda: self._start(spec), self._discard)

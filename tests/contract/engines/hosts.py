@@ -1,0 +1,127 @@
+"""The three engines as the contract suite sees them: one way to make a job, to start it, to leave one half made."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.memory import MemoryEngine
+from runner.engines.port import Chunk, Engine, Identity, Limits, Mark, Spec
+from runner.engines.process import ProcessEngine
+from runner.engines.records import Kept, Records
+from runner.engines.sandbox import container_config
+from schemas.container import JobFile, JobTimeouts
+from tests.contract.engines.programs import COMMANDS, PLAYED
+from tests.engine_host import ROOT, docker
+
+IMAGES = ROOT / "images"
+INSTALLATION = "contract"
+MEMORY_MB = 96
+DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """An engine with what a test needs around it. `host` is a name of this test's own."""
+
+    engine: Engine
+    root: Path
+    host: str
+    images: dict[str, str]
+    create: Callable[[Spec], Awaitable[str]]  # what a crash between create and start leaves
+    another: Callable[[], AbstractAsyncContextManager[Engine]]  # the engine of the runner's next life
+
+    def spec(self, image: str = "echo", job: str = "j", **changes: Any) -> Spec:
+        """A job of `image` in a folder of its own."""
+        spec = Spec(
+            identity=Identity(installation=INSTALLATION, host=self.host, owner="ann", job=job, round=1, attempt=2),
+            image=self.images.get(image, image),
+            folder=str(IMAGES / "echo"),
+            command=COMMANDS.get(image, ("python3", "main.py")),
+            job_dir=self.root / job,
+            limits=Limits(memory_mb=MEMORY_MB, cpus=1.0),
+        )
+        return msgspec.structs.replace(spec, **changes)
+
+    async def start(self, spec: Spec, given: dict[str, Any] | None = None, **files: bytes) -> str:
+        """Start it with `given` as its input and `files` in in/."""
+        job_folder(spec.job_dir, given or {}, files)
+        return await self.engine.start(spec)
+
+    async def echo(self, **given: Any) -> str:
+        """An echo job that does as told."""
+        return await self.start(self.spec(), given)
+
+    async def read(self, handle: str, since: Mark | None = None) -> list[Chunk]:
+        """All of its output, to the end."""
+        async with asyncio.timeout(DEADLINE_S):
+            return [chunk async for chunk in self.engine.output(handle, since)]
+
+
+def job_folder(folder: Path, given: dict[str, Any], files: dict[str, bytes]) -> None:
+    """in/ and job.json, as the runner makes them."""
+    (folder / "in").mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / "in" / name).write_bytes(data)
+    job = JobFile(
+        id="j", owner="ann", endpoint="echo", round=1, attempt=2, input=given, timeouts=JobTimeouts(60.0, 20.0)
+    )
+    (folder / "job.json").write_bytes(msgspec.json.encode(job))
+
+
+@asynccontextmanager
+async def memory_host(root: Path, name: str) -> AsyncIterator[Host]:
+    async with MemoryEngine(PLAYED, lambda: datetime.now(UTC)) as engine:
+
+        async def create(spec: Spec) -> str:
+            return engine.create(spec).handle
+
+        yield Host(
+            engine, root, name, {}, create, lambda: MemoryEngine(PLAYED, lambda: datetime.now(UTC), engine.boxes)
+        )
+
+
+@asynccontextmanager
+async def process_host(root: Path, name: str) -> AsyncIterator[Host]:
+    async def create(spec: Spec) -> str:
+        (root / "state" / "half").mkdir(parents=True)
+        kept = Kept(spec.identity, spec.command, spec.folder, {}, 1)
+        Records(root / "state" / "half").keep(kept)
+        return "half"
+
+    def another() -> ProcessEngine:
+        return ProcessEngine(root / "state", IMAGES / "jobkit")
+
+    async with another() as engine:
+        yield Host(engine, root, name, {}, create, another)
+
+
+@asynccontextmanager
+async def docker_host(root: Path, name: str, url: str, images: dict[str, str]) -> AsyncIterator[Host]:
+    async def create(spec: Spec) -> str:
+        labels = container_config(spec, "0:0", "cdi")["Labels"]
+        arguments = [part for label in labels.items() for part in ("--label", "=".join(label))]
+        return docker(url, "create", *arguments, spec.image).stdout.strip()
+
+    def another() -> DockerEngine:
+        return DockerEngine(DockerSettings(base_url=url))
+
+    async with another() as engine:
+        yield Host(engine, root, name, images, create, another)
+
+
+def text(chunks: list[Chunk], stream: str = "stdout") -> bytes:
+    """What one stream said."""
+    return b"".join(chunk.data for chunk in chunks if chunk.stream == stream)
+
+
+def result(spec: Spec) -> Any:
+    """The job's output.json."""
+    return json.loads((spec.job_dir / "out" / "output.json").read_text())

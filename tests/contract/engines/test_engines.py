@@ -1,0 +1,261 @@
+"""What every engine keeps, the fake, the process engine and Docker alike."""
+
+import asyncio
+import itertools
+import resource
+import socket
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from runner.engines.port import Exit, Found, Mark, NoSuchContainer, StartFailed
+from schemas.container import LineParser, Log, Progress
+from tests.contract.engines.conftest import ENGINES
+from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, result, text
+from tests.contract.engines.programs import LONG
+
+pytestmark = pytest.mark.timeout(120)
+REAL = ENGINES[1:]  # where there are threads to lose and programs of jobkit's
+
+
+async def ended(host: Host, handle: str) -> Exit:
+    async with asyncio.timeout(DEADLINE_S):
+        return await host.engine.wait(handle)
+
+
+async def says(host: Host, handle: str, word: bytes, since: Mark | None = None) -> Mark:
+    """Follows until some output has `word`; the mark there."""
+    async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, since)) as chunks:
+        async for chunk in chunks:
+            if word in chunk.data:
+                return chunk.mark
+    raise AssertionError(f"it never said {word!r}")
+
+
+async def test_a_job_runs_and_ends(host: Host) -> None:
+    spec = host.spec()
+    handle = await host.start(spec, {"text": "灯", "steps": 3})
+    chunks = await host.read(handle)
+    exit_ = await ended(host, handle)
+    assert (exit_.code, exit_.oom_killed) == (0, False)
+    assert exit_.started_at is not None
+    assert exit_.finished_at is not None
+    assert exit_.started_at <= exit_.finished_at
+    assert result(spec) == {"text": "灯"}
+    assert b'"progress"' in text(chunks)
+    assert text(chunks, "stderr").count(b"step ") == 3
+
+
+ENDS = {
+    "done": ({"behave": "exit", "exit": 0}, 0, False),
+    "one": ({"behave": "exit", "exit": 1}, 1, False),
+    "bad_input": ({"behave": "exit", "exit": 65}, 65, False),
+    "highest": ({"behave": "exit", "exit": 255}, 255, False),
+    "segv": ({"behave": "segv"}, 139, False),
+    "oom": ({"behave": "oom"}, 137, True),
+    "child_oom_hidden": ({"behave": "child_oom"}, 0, True),
+    "child_oom_exit_9": ({"behave": "child_oom", "exit": 9}, 9, True),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+async def test_how_it_ended(host: Host, case: str) -> None:
+    given, code, oom_killed = ENDS[case]
+    exit_ = await ended(host, await host.echo(**given))
+    assert (exit_.code, exit_.oom_killed) == (code, oom_killed)
+
+
+async def test_stop_asks_first(host: Host) -> None:
+    handle = await host.echo(behave="hang")
+    await says(host, handle, b"progress")
+    async with asyncio.timeout(DEADLINE_S):
+        await host.engine.stop(handle, 30)
+    assert (await ended(host, handle)).code == 143
+
+
+async def test_stop_without_a_handler_takes_no_grace(host: Host) -> None:
+    handle = await host.start(host.spec("plain"))
+    async with asyncio.timeout(20):
+        await host.engine.stop(handle, 60)
+    assert (await ended(host, handle)).code == 143
+
+
+async def test_ignored_term_is_killed_after_the_grace(host: Host) -> None:
+    handle = await host.echo(behave="ignore_term")
+    await says(host, handle, b"ignoring" if host.engine.name != "memory" else b"progress")
+    async with asyncio.timeout(20):
+        await host.engine.stop(handle, 1)
+    exit_ = await ended(host, handle)
+    assert (exit_.code, exit_.oom_killed) == (137, False)
+
+
+async def test_stop_of_what_has_ended_or_never_was(host: Host) -> None:
+    handle = await host.echo(behave="exit", exit=3)
+    await ended(host, handle)
+    await host.engine.stop(handle, 5)
+    await host.engine.stop("nothing", 5)
+    assert (await ended(host, handle)).code == 3
+
+
+async def test_a_missing_image_leaves_nothing(host: Host) -> None:
+    with pytest.raises(StartFailed) as failed:
+        await host.start(host.spec("no-such-image", folder="/no/such/folder"))
+    assert failed.value.code == "image_missing"
+    assert await host.engine.find(INSTALLATION, host.host) == []
+
+
+async def test_a_missing_command_leaves_nothing(host: Host) -> None:
+    if host.engine.name == "memory":
+        host.engine.refuse = StartFailed("engine_error", "/no/such/program")  # type: ignore[attr-defined]
+    with pytest.raises(StartFailed, match="/no/such/program") as failed:
+        await host.start(host.spec("missing"))
+    assert failed.value.code == "engine_error"
+    assert await host.engine.find(INSTALLATION, host.host) == []
+
+
+async def test_a_flood_that_nobody_reads_blocks_nothing(host: Host) -> None:
+    handle = await host.echo(behave="flood")
+    async with aclosing(host.engine.output(handle, None)) as chunks:
+        first = await anext(chunks)
+        assert (await ended(host, handle)).code == 0
+        before, peak = rss_mb(), 0.0
+        offset = first.mark.offset
+        async for chunk in chunks:
+            assert chunk.mark.offset == offset + len(chunk.data)
+            offset = chunk.mark.offset
+            peak = max(peak, rss_mb())
+    assert offset > 1_000_000
+    assert peak - before < 50
+
+
+def rss_mb() -> float:
+    """Resident memory of this process, in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+async def test_megabytes_without_a_newline(host: Host) -> None:
+    handle = await host.echo(behave="no_newline")
+    chunks = await host.read(handle)
+    assert (await ended(host, handle)).code == 0
+    assert max(len(chunk.data) for chunk in chunks) < 1 << 20
+    assert text(chunks).count(b"x") == 8 << 20
+
+
+async def test_chunks_end_where_lines_end(host: Host) -> None:
+    handle = await host.start(host.spec("long"))
+    chunks = await host.read(handle)
+    assert all(chunk.data.endswith(b"\n") for chunk in chunks[:-1])
+    assert text(chunks).split(b"\n") == [b"a" * LONG, b"b", b"c" * LONG]
+
+
+async def test_output_is_taken_up_at_any_mark(host: Host) -> None:
+    handle = await host.echo(steps=40)
+    chunks = await host.read(handle)
+    offsets = [chunk.mark.offset for chunk in chunks]
+    assert offsets == list(itertools.accumulate(len(chunk.data) for chunk in chunks))
+    for index in {0, len(chunks) // 2, len(chunks) - 1}:
+        rest = await host.read(handle, chunks[index].mark)
+        for stream in ("stdout", "stderr"):
+            assert text(rest, stream) == text(chunks[index + 1 :], stream)
+        assert all(chunk.mark.offset > offsets[index] for chunk in rest)
+        assert not rest or rest[-1].mark.offset == offsets[-1]
+
+
+async def test_following_is_left_and_taken_up_while_it_runs(host: Host) -> None:
+    handle = await host.echo(steps=30, seconds=1.5)
+    mark = await says(host, handle, b"step 10" if host.engine.name == "memory" else b"step 10 of")
+    rest = text(await host.read(handle, mark), "stderr")
+    seen = text(await host.read(handle), "stderr")
+    assert seen.endswith(rest)
+    assert seen.count(b"\n") == 30
+    assert 0 < rest.count(b"\n") <= 20
+
+
+async def test_what_it_says_parses(host: Host) -> None:
+    handle = await host.echo(steps=2)
+    parsers = {stream: LineParser(stream) for stream in ("stdout", "stderr")}  # type: ignore[arg-type]
+    found = []
+    async for chunk in host.engine.output(handle, None):
+        found += parsers[chunk.stream].feed(chunk.data, chunk.mark.offset - len(chunk.data))
+    assert isinstance(found[0].message, Progress)
+    assert sum(isinstance(parsed.message, Log) for parsed in found) == 2
+    assert [parsed.end for parsed in found] == sorted({parsed.end for parsed in found})
+
+
+async def test_found_in_every_state_by_its_own_host_only(host: Host) -> None:
+    running = await host.start(host.spec("plain", "running"))
+    exited = await host.start(host.spec(job="exited"), {"behave": "exit"})
+    await ended(host, exited)
+    created = await host.create(host.spec("plain", "created"))
+    found = await host.engine.find(INSTALLATION, host.host)
+    wanted = {"running": running, "exited": exited, "created": created}
+    assert sorted(found, key=lambda one: one.state) == [
+        Found(wanted[state], host.spec(job=state).identity, state)  # type: ignore[arg-type]
+        for state in sorted(wanted)
+    ]
+    assert await host.engine.find(INSTALLATION, "another") == []
+    assert await host.engine.find("another", host.host) == []
+
+
+async def test_created_only_is_no_exit_0(host: Host) -> None:
+    handle = await host.create(host.spec("plain"))
+    with pytest.raises(NoSuchContainer):
+        await ended(host, handle)
+    with pytest.raises(NoSuchContainer):
+        await host.read(handle)
+    await host.engine.stop(handle, 1)
+    await host.engine.remove(handle)
+    assert await host.engine.find(INSTALLATION, host.host) == []
+
+
+async def test_remove_is_idempotent_and_ends_what_runs(host: Host) -> None:
+    handle = await host.start(host.spec("plain"))
+    await host.engine.remove(handle)
+    await host.engine.remove(handle)
+    assert await host.engine.find(INSTALLATION, host.host) == []
+    with pytest.raises(NoSuchContainer):
+        await ended(host, handle)
+    with pytest.raises(NoSuchContainer):
+        await host.read(handle)
+
+
+@pytest.mark.parametrize("host", REAL, indirect=True)
+async def test_a_cancelled_start_leaves_nothing(host: Host) -> None:
+    spec = host.spec("plain")
+    async with host.another() as engine:
+        starting = asyncio.ensure_future(engine.start(spec))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert await host.engine.find(INSTALLATION, host.host) == []
+
+
+async def test_cancelled_waiting_and_following_end(host: Host) -> None:
+    handle = await host.start(host.spec("plain"))
+    for waiting in (host.engine.wait(handle), host.read(handle)):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await waiting
+    async with asyncio.timeout(DEADLINE_S):
+        await host.engine.remove(handle)
+
+
+@pytest.mark.parametrize("host", REAL, indirect=True)
+async def test_a_warm_container_waits_for_its_job(host: Host) -> None:
+    spec = host.spec(env={"LAMPLIGHTER_WARM": "1"})
+    handle = await host.start(spec, {"text": "warm"})
+    await says(host, handle, b'"ready"')
+    with socket.socket(socket.AF_UNIX) as start:
+        start.connect(str(spec.job_dir / "start.sock"))
+        start.sendall(b"start\n")
+        assert (await ended(host, handle)).code == 0
+    assert result(spec) == {"text": "warm"}
+
+
+async def test_probe_says_what_it_is(host: Host) -> None:
+    info = await host.engine.probe()
+    assert info.name == host.engine.name
+    assert info.isolated == (info.name == "docker")
+    assert info.isolated or info.notes

@@ -1,0 +1,56 @@
+"""The Docker engine that tests use, and images on it: DOCKER_HOST, or the socket that deploy/docker/engine.sh is given.
+
+Put `from tests.engine_host import docker_url, echo_image` into a conftest.py to have the fixtures.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOCKET = "unix:///run/lamplighter-docker.sock"
+BASE = "lamplighter-base:bookworm"
+ECHO = "lamplighter-echo"
+
+
+def cannot(why: str) -> None:
+    """Skip with the reason, or fail where the machine promised an engine."""
+    if os.environ.get("REQUIRE_DOCKER") == "1":
+        pytest.fail(f"REQUIRE_DOCKER=1, but {why}")
+    pytest.skip(why)
+
+
+def docker(url: str, *args: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """One `docker` command on that engine."""
+    command = ["docker", "--host", url, *args]
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+
+def build(url: str, tag: str, *args: str, given: str = "") -> str:
+    """Build an image; its name. The base image must be there."""
+    done = docker(url, "build", "--quiet", "--tag", tag, *args, given=given)
+    assert done.returncode == 0, done.stderr
+    return tag
+
+
+@pytest.fixture(scope="session")
+def docker_url() -> str:
+    """An engine that answers and has the base image."""
+    url = os.environ.get("DOCKER_HOST") or SOCKET
+    if shutil.which("docker") is None:
+        cannot("there is no docker command: install Debian's docker.io")
+    if docker(url, "version").returncode != 0:
+        cannot(f"no Docker engine answers at {url}: deploy/docker/engine.sh starts one")
+    if docker(url, "image", "inspect", BASE).returncode != 0:
+        cannot(f"image {BASE} is not on {url}: deploy/docker/base.sh makes it")
+    return url
+
+
+@pytest.fixture(scope="session")
+def echo_image(docker_url: str) -> str:
+    """The echo image, built from this tree."""
+    images = ROOT / "images"
+    return build(docker_url, ECHO, "--file", str(images / "echo" / "Dockerfile"), str(images))
