@@ -71,12 +71,16 @@ class Adopter:
                 await self._life.insist("tidy", partial(self._tidy, folder))
 
     async def one(self, entry: Entry, delivery: Delivery | None) -> None:
-        """A job that this host claimed and no execution knows: take its container, or give the job back."""
+        """A job that this host claimed and no execution knows: take its container, or give the job back.
+
+        Raises Conflict in the second case: the record asks for something else now.
+        """
         job = entry.recorded.job
         for found in await self._of(job.key):
             await self._take(found, delivery)
         if job.round not in self._roster.rounds(job.key):
             await self._give_back(job.key, job.round, job.attempt)
+            raise Conflict("the attempt was given back")
 
     async def poisoned(self) -> None:
         """The slots that a dead task left: take its container over, or find that there is none any more."""

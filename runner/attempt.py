@@ -28,7 +28,7 @@ from runner.life import Life
 from runner.outputs import has_answer
 from runner.reporter import Reporter
 from runner.staging import BadInput, stage, timeouts
-from runner.supplies import AssetGone
+from runner.supplies import SuppliesError
 from runner.verdict import Facts, FailedAs, Intent, Verdict, failed, judge
 from schemas.container import ErrorLine
 from schemas.job import Job
@@ -91,7 +91,7 @@ class Attempt:
                 self.exit = await self._oversee(self.handle)
         except StartFailed as error:
             refused = error
-        except (AssetGone, BadInput, EngineError, OSError) as error:
+        except (SuppliesError, BadInput, EngineError, OSError) as error:
             self._over = True
             await self.reporter.close()
             return _unprepared(error)
@@ -191,7 +191,7 @@ def identity(life: Life, job: Job) -> Identity:
 
 def _unprepared(error: Exception) -> FailedAs:
     """What a failure before the start means."""
-    if isinstance(error, AssetGone):
+    if isinstance(error, SuppliesError):
         return failed("asset_gone", str(error))
     if isinstance(error, BadInput):
         return failed("bad_input", str(error))

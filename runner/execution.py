@@ -22,6 +22,7 @@ from runner.fence import ClaimLost, Fence
 from runner.journal import Diary
 from runner.life import Life
 from runner.outputs import OutputRefused, collect
+from runner.supplies import SuppliesError
 from runner.verdict import Done, FailedAs, Intent, Stopped, Verdict, failed
 from schemas.events import Cancelled, Failed, RecordUnreadable, Released, Succeeded
 from schemas.failures import settle
@@ -117,16 +118,26 @@ class Execution:
         usage = self._usage(attempt)
         if isinstance(verdict, FailedAs) and verdict.row.blame is Blame.GPU and verdict.code != "cuda_oom":
             self.ticket.holding.erred(verdict.message)
-        kept = await attempt.reporter.keep()
-        log = (await self._keep(kept, LOG_NAME)).sha256 if kept else None
+        log = await self._keep_log(attempt)
         if not isinstance(verdict, Done):
             return Result(verdict, usage, log)
         try:
             found = await anyio.to_thread.run_sync(collect, attempt.job_dir / "out")
+            files = [await self._keep(path, path.name) for path in found.files]
         except OutputRefused as refused:
             return Result(failed(refused.code, refused.message), usage, log)
-        files = [await self._keep(path, path.name) for path in found.files]
+        except SuppliesError as error:
+            return Result(failed("output_too_large", str(error)), usage, log)
         return Result(verdict, usage, log, Output(tuple(files), found.data))
+
+    async def _keep_log(self, attempt: Attempt) -> str | None:
+        """A log that the edge refuses is no reason to lose the result."""
+        kept = await attempt.reporter.keep()
+        try:
+            return (await self._keep(kept, LOG_NAME)).sha256 if kept else None
+        except SuppliesError as error:
+            self._log.warning("log not kept", why=str(error))
+            return None
 
     async def _keep(self, path: Path, name: str) -> File:
         return await self._life.insist("upload", partial(self._life.supplies.keep, self.ticket.job.owner, path, name))

@@ -17,12 +17,15 @@ BLOCK = 1 << 20
 
 
 class KeptLog:
-    """The log in `folder`. Blocking: call it in a thread. `share` bytes are kept of each end."""
+    """The log in `folder`. Blocking: call it in a thread.
 
-    def __init__(self, folder: Path, share: int = SHARE) -> None:
+    `end`: the bytes that an earlier life has written; `share`: the bytes kept of each end.
+    """
+
+    def __init__(self, folder: Path, end: int = 0, share: int = SHARE) -> None:
         self._folder = folder
         self._share = share
-        self._end = 0
+        self._end = end
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, data: bytes, offset: int) -> None:

@@ -13,9 +13,9 @@ Forget = Callable[[Collection[Digest]], Awaitable[None]]
 
 
 class Means(Struct, frozen=True, kw_only=True):
-    """`kinds` can run, on `cards`, as many at once as there are `slots`. `forget` drops deleted assets from the host's cache.
+    """`kinds` can run, on `cards`, as many at once as there are `slots`.
 
-    `leave`: whether the engine keeps containers running without us. Seconds: `grace_s` for jobs to end when drained,
+    `forget` drops deleted assets from the host's cache. `leave`: whether the engine keeps containers running without us. Seconds: `grace_s` for jobs to end when drained,
     `settle_s` for the records of those that were stopped then.
     """
 

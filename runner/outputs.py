@@ -44,7 +44,10 @@ def has_answer(out: Path) -> bool:
 
 def collect(out: Path) -> Found:
     """Everything in `out`; raises OutputRefused."""
-    folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise OutputRefused("output_invalid", f"out/ is no folder any more: {error.strerror}") from error
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith(PART_PREFIX))  # noqa: PTH208 - by descriptor
         if len(names) > MOST_FILES:

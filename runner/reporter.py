@@ -29,11 +29,11 @@ class Reporter:
         self._life = life
         self._job = job
         self._diary = diary
-        self._kept = KeptLog(folder)
         journal = diary.now
         self._mark = journal.mark
         self._said = journal.said
         self._offset = journal.mark.offset if journal.mark else 0
+        self._kept = KeptLog(folder, self._offset)
         self._parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
         said = Said(journal.log_offset, journal.progress_offset, journal.log_bytes)
         self._coalescer = Coalescer(job.round, job.attempt, said)

@@ -1,6 +1,7 @@
 """A job's folder before its container starts: the inputs under plain names, and job.json that tells them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ async def stage(job: Job, endpoint: Endpoint, job_dir: Path, supplies: Supplies)
     )
     await anyio.to_thread.run_sync(_write, job_dir, told)
     for digest, path in wanted:
+        await anyio.to_thread.run_sync(partial(path.unlink, missing_ok=True))  # of a try that the edge cut short
         await supplies.stage(job.owner, digest, path)
 
 

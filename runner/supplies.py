@@ -32,5 +32,8 @@ class Supplies(Protocol):
         ...
 
     async def keep(self, owner: str, path: Path, name: str) -> File:
-        """Bring the file at `path` to the owner's assets; durable when this returns. Raises EdgeAway."""
+        """Bring the file at `path` to the owner's assets; durable when this returns.
+
+        Raises EdgeAway, or another SuppliesError for a file that the edge will never take.
+        """
         ...

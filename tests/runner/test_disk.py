@@ -1,0 +1,180 @@
+"""What a job leaves on the host's disk: the kept log, the journal, out/."""
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from runner import journal
+from runner.engines.port import Mark
+from runner.journal import Diary, Journal
+from runner.keptlog import KeptLog
+from runner.outputs import OutputRefused, collect, has_answer
+from runner.verdict import Intent
+from schemas.container import ErrorLine
+from schemas.feed import LogNote, Place
+from schemas.job import OUTPUT_DATA_BYTES
+
+LINES = st.lists(st.sampled_from([b"a\n", b"bb\n", b"ccc\n", b"\n", b"long line of output\n"]), max_size=30)
+
+
+@given(LINES, st.integers(1, 7), st.integers(0, 100))
+def test_the_kept_log_is_the_first_and_the_last_of_it(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], chunk: int, again: int
+) -> None:
+    """Written in chunks of any size, a part of it twice, as a life that takes over does."""
+    share = 24
+    folder = tmp_path_factory.mktemp("log")
+    printed = b"".join(lines)
+    first = KeptLog(folder, share=share)
+    write(first, printed, 0, chunk)
+    back = max(0, len(printed) - again)
+    second = KeptLog(folder, back, share)
+    write(second, printed[back:], back, chunk)
+    whole = second.assemble()
+    if not printed:
+        assert whole is None
+        return
+    assert whole is not None
+    kept = whole.read_bytes()
+    if len(printed) <= 2 * share:
+        assert kept == printed
+    else:
+        assert kept.startswith(printed[:share])
+        assert kept.endswith(printed[-share:])
+        assert f"{len(printed) - 2 * share} bytes".encode() in kept
+
+
+def write(log: KeptLog, data: bytes, offset: int, size: int) -> None:
+    for start in range(0, len(data), size):
+        log.write(data[start : start + size], offset + start)
+
+
+def test_lines_for_the_runner_are_not_in_the_log(tmp_path: Path) -> None:
+    log = KeptLog(tmp_path)
+    log.write(b'hello\n{"type":"progress","fraction":0.5}\n{"type":"error","code":"a","message":"b"}\n{"own": 1}\n', 0)
+    whole = log.assemble()
+    assert whole is not None
+    assert whole.read_text() == 'hello\n{"type":"error","code":"a","message":"b"}\n{"own": 1}\n'
+
+
+def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    written = Journal(
+        started_at=at,
+        intent=Intent.STALL,
+        mark=Mark(7, "x"),
+        log_offset=7,
+        pending=(LogNote(Place(1, 2, 7), at, "stdout", "hello\n"),),
+        said=ErrorLine("no_face", "nobody"),
+    )
+    journal.write(tmp_path, written)
+    assert journal.read(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == [journal.FILE]
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{", b'{"mark": 1}'])
+def test_a_journal_that_cannot_be_read_is_blank(tmp_path: Path, rubbish: bytes) -> None:
+    (tmp_path / journal.FILE).write_bytes(rubbish)
+    assert journal.read(tmp_path) == Journal()
+
+
+async def test_a_diary_keeps_what_others_noted(tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "new")
+    await diary.open()
+    await diary.note(log_offset=3)
+    await diary.note(intent=Intent.CANCEL)
+    assert journal.read(tmp_path / "new") == Journal(log_offset=3, intent=Intent.CANCEL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "output.json").write_text('{"n": 1}')
+    return tmp_path
+
+
+def test_everything_in_out_is_an_output(folder: Path) -> None:
+    (folder / "b.txt").write_text("b")
+    (folder / "视频.mp4").write_text("v")
+    (folder / ".part-half").write_text("h")
+    found = collect(folder)
+    assert found.data == {"n": 1}
+    assert [path.name for path in found.files] == ["b.txt", "视频.mp4"]
+
+
+def _link(folder: Path) -> None:
+    (folder / "etc").symlink_to("/etc/passwd")
+
+
+def _linked_answer(folder: Path) -> None:
+    (folder / "output.json").unlink()
+    (folder / "output.json").symlink_to("/etc/passwd")
+
+
+def _folder(folder: Path) -> None:
+    (folder / "sub").mkdir()
+
+
+def _pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+
+def _evil_name(folder: Path) -> None:
+    (folder / "a\nb").write_text("")
+
+
+def _dashed(folder: Path) -> None:
+    (folder / "-rf").write_text("")
+
+
+def _list(folder: Path) -> None:
+    (folder / "output.json").write_text("[]")
+
+
+def _large(folder: Path) -> None:
+    (folder / "output.json").write_text('"' + "x" * OUTPUT_DATA_BYTES + '"')
+
+
+def _many(folder: Path) -> None:
+    for number in range(1000):
+        (folder / f"{number}").write_text("")
+
+
+REFUSED = [
+    (_link, "output_invalid"),
+    (_linked_answer, "output_invalid"),
+    (_folder, "output_invalid"),
+    (_pipe, "output_invalid"),
+    (_evil_name, "output_invalid"),
+    (_dashed, "output_invalid"),
+    (_list, "output_invalid"),
+    (_large, "output_too_large"),
+    (_many, "output_too_large"),
+]
+
+
+@pytest.mark.parametrize(("trick", "code"), REFUSED)
+def test_tricks_in_out_are_refused(folder: Path, trick: Callable[[Path], None], code: str) -> None:
+    trick(folder)
+    with pytest.raises(OutputRefused) as refused:
+        collect(folder)
+    assert refused.value.code == code
+
+
+def test_an_out_that_leads_elsewhere_is_refused(folder: Path) -> None:
+    (folder / "real").mkdir()
+    (folder / "out").symlink_to("real")
+    with pytest.raises(OutputRefused):
+        collect(folder / "out")
+
+
+def test_an_answer_that_is_a_dangling_link_is_there_and_refused(folder: Path) -> None:
+    (folder / "output.json").unlink()
+    (folder / "output.json").symlink_to("nowhere")
+    assert has_answer(folder)
+    with pytest.raises(OutputRefused):
+        collect(folder)

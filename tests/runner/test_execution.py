@@ -1,0 +1,251 @@
+"""One job, start to end, over the fakes: what is recorded, said, kept and cleared away."""
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from runner.engines.memory import Box, Program, Signalled
+from runner.engines.port import StartFailed
+from schemas.endpoint import Timeouts
+from schemas.events import Released
+from schemas.feed import LogEnd, ProgressNote
+from schemas.job import OUTPUT_DATA_BYTES, Policy
+from schemas.words import Status
+from tests.runner.world import World, out, within
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_job_succeeds_and_leaves_nothing_behind(world: World) -> None:
+    async def reads(box: Box) -> int:
+        given = (box.spec.job_dir / "in" / "file").read_bytes()
+        assert b'"input":{"file":"file"}' in (box.spec.job_dir / "job.json").read_bytes()
+        box.write(b'{"type":"progress","fraction":0.5}\nhello\n{"type":"progress","fraction":1}\nbye\n')
+        out(box, {"copy.bin": given}, {"text": "ok"})
+        return 0
+
+    world.programs["reads"] = reads
+    key = await world.submit("reads", input={"file": world.shop.add(b"content")})
+    async with world.life():
+        job = await world.ended(key)
+        await world.cleared()
+    assert job.status is Status.SUCCEEDED
+    assert job.output is not None
+    assert job.output.data == {"text": "ok"}
+    assert [(file.name, world.shop.held[file.sha256]) for file in job.output.files] == [("copy.bin", b"content")]
+    assert world.shop.text(job.log) == "hello\nbye\n"
+    assert await world.said(key) == "hello\nbye\n"
+    assert await world.facts(key) == ["Submitted", "Started", "Succeeded"]
+    assert job.usage.run_s is not None
+    assert job.usage.queued_s is not None
+    notes = await world.notes(key)
+    assert isinstance(notes[-1], LogEnd)
+    assert [note.fraction for note in notes if isinstance(note, ProgressNote)][-1] == 1
+
+
+async def says_no_face(box: Box) -> int:
+    box.write(b'{"type":"error","code":"no_face","message":"nobody is there"}\n')
+    return 65
+
+
+async def crashes(box: Box) -> int:
+    raise Signalled(139)
+
+
+async def runs_out(box: Box) -> int:
+    raise Signalled(0, oom_killed=True)
+
+
+async def answers_nothing(box: Box) -> int:
+    return 0
+
+
+async def answers_too_much(box: Box) -> int:
+    out(box, data={"text": "x" * OUTPUT_DATA_BYTES})
+    return 0
+
+
+async def answers_rubbish(box: Box) -> int:
+    out(box)
+    (box.spec.job_dir / "out" / "output.json").write_text("[1")
+    return 0
+
+
+async def links_away(box: Box) -> int:
+    out(box)
+    (box.spec.job_dir / "out" / "passwd").symlink_to("/etc/passwd")
+    return 0
+
+
+FAILING = [
+    (says_no_face, "no_face"),
+    (crashes, "internal"),
+    (runs_out, "out_of_memory"),
+    (answers_nothing, "output_missing"),
+    (answers_too_much, "output_too_large"),
+    (answers_rubbish, "output_invalid"),
+    (links_away, "output_invalid"),
+]
+
+
+@pytest.mark.parametrize(("program", "code"), FAILING)
+async def test_a_failure_is_told_by_its_code(world: World, program: Program, code: str) -> None:
+    world.programs["fails"] = program
+    key = await world.submit("fails", policy=Policy(max_attempts=1))
+    async with world.life():
+        job = await world.ended(key)
+        await world.cleared()
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.code == code
+    assert job.output is None
+
+
+async def test_a_retryable_failure_waits_and_starts_again(world: World) -> None:
+    tries = []
+
+    async def second_time_lucky(box: Box) -> int:
+        tries.append(box.spec.identity.attempt)
+        out(box)
+        return 0 if len(tries) > 1 else 75
+
+    world.programs["lucky"] = second_time_lucky
+    key = await world.submit("lucky")
+    async with world.life():
+        waiting = await world.heard(key, Released)
+        assert waiting.backoff_until is not None
+        world.clock.ahead += 60
+        job = await world.ended(key)
+    assert job.status is Status.SUCCEEDED
+    assert tries == [1, 2]
+    assert await world.facts(key) == ["Submitted", "Started", "Released", "Started", "Succeeded"]
+
+
+async def test_an_input_that_is_gone_fails_the_job_for_good(world: World) -> None:
+    key = await world.submit("well", input={"file": "sha256:" + "0" * 64})
+    async with world.life():
+        job = await world.ended(key)
+        await world.cleared()
+    assert job.error is not None
+    assert (job.error.code, job.error.blame) == ("asset_gone", "client")
+
+
+async def test_a_start_that_fails_costs_no_attempt(world: World) -> None:
+    key = await world.submit("well")
+    async with world.life() as life:
+        life.engine.refuse = StartFailed("engine_error", "the engine said no")
+        job = await world.heard(key, Released)
+    assert (job.status, job.charged, job.releases) == (Status.QUEUED, 0, {"engine_error": 1})
+
+
+async def test_too_long_is_an_execution_timeout(world: World) -> None:
+    world.timeouts = Timeouts(base_s=0.05, grace_s=0.1)
+    key = await world.submit("waits")
+    async with world.life():
+        job = await world.ended(key)
+        await world.cleared()
+    assert job.error is not None
+    assert job.error.code == "execution_timeout"
+
+
+async def test_no_progress_is_a_stall(world: World) -> None:
+    key = await world.submit("waits", policy=Policy(stall_timeout_s=0.05, max_attempts=1))
+    async with world.life():
+        job = await world.ended(key)
+    assert job.error is not None
+    assert job.error.code == "stalled"
+
+
+async def test_a_running_job_is_cancelled_by_the_record_alone(world: World) -> None:
+    key = await world.submit("waits")
+    async with world.life():
+        await world.running(key)
+        await world.boxed()
+        await world.cancel(key)
+        job = await world.ended(key)
+        await world.cleared()
+    assert job.status is Status.CANCELLED
+    assert await world.facts(key) == ["Submitted", "Started", "CancelRequested", "Cancelled"]
+
+
+async def test_cancelled_while_the_inputs_come(world: World) -> None:
+    world.shop.away = True
+    key = await world.submit("well", input={"file": "sha256:" + "0" * 64})
+    async with world.life():
+        await within(world.shop.asked.wait)
+        await world.cancel(key)
+        job = await world.ended(key)
+        await world.cleared()
+    assert job.status is Status.CANCELLED
+    assert not world.boxes
+
+
+async def test_cancelled_while_the_outputs_go_is_too_late(world: World) -> None:
+    """The job had ended: what came first counts."""
+
+    async def edge_goes(box: Box) -> int:
+        out(box, {"a.txt": b"a"})
+        world.shop.away = True
+        return 0
+
+    world.programs["quick"] = edge_goes
+    key = await world.submit("quick")
+    async with world.life():
+        await within(world.shop.asked.wait)
+        await world.cancel(key)
+        world.shop.away = False
+        job = await world.ended(key)
+    assert job.status is Status.SUCCEEDED
+
+
+async def test_a_nudge_is_heard_before_the_heartbeat(world: World) -> None:
+    world.pace = replace(world.pace, heartbeat_s=3600.0)
+    key = await world.submit("waits")
+    async with world.life():
+        await world.running(key)
+        await world.boxed()
+        await world.cancel(key)
+        await world.edge.control.nudge("gpu-1", key)
+        job = await world.ended(key)
+    assert job.status is Status.CANCELLED
+
+
+async def test_the_edge_away_at_the_upload_is_waited_for(world: World) -> None:
+    async def edge_goes(box: Box) -> int:
+        world.shop.away = True
+        out(box, {"a.txt": b"a"})
+        return 0
+
+    world.programs["edge_goes"] = edge_goes
+    key = await world.submit("edge_goes")
+    other = await world.submit("well", "j2")
+    async with world.life():
+        await within(world.shop.asked.wait)
+        assert (await world.job(key)).status is Status.RUNNING
+        assert (await world.job(other)).status is Status.QUEUED
+        world.shop.away = False
+        assert (await world.ended(key)).status is Status.SUCCEEDED
+        assert (await world.ended(other)).status is Status.SUCCEEDED
+
+
+async def test_a_result_that_no_record_holds_is_a_final_failure(world: World) -> None:
+    async def many(box: Box) -> int:
+        out(box, {"n" * 90 + f"{number}": b"" for number in range(999)}, {"text": "y" * 250_000})
+        return 0
+
+    async def wide(box: Box) -> int:
+        out(box, data={"text": "y" * 250_000})
+        return 0
+
+    world.programs |= {"many": many, "wide": wide}
+    fits = await world.submit("wide", "j1")
+    key = await world.submit("many", "j2", input={"pad": "z" * 100_000})
+    async with world.life():
+        assert (await world.ended(fits)).status is Status.SUCCEEDED
+        job = await world.ended(key)
+    assert job.error is not None
+    assert job.error.code == "output_too_large"

@@ -1,0 +1,255 @@
+"""Cuts, zombies and redeliveries: a job may run twice after a partition, it never ends twice."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from runner.engines.memory import Box
+from schemas.events import Adopted, Event, Recorded, Released, Started
+from schemas.feed import LogEnd, LogNote
+from schemas.job import Claim, JobKey
+from schemas.lifecycle import step
+from schemas.words import Status
+from tests.runner.world import World, eventually, out, within
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def write(world: World, key: JobKey, event: Event) -> None:
+    """Somebody else's step."""
+    entry = await world.edge.records.read(key)
+    assert entry is not None
+    await world.edge.records.update(key, step(entry.recorded.job, event, datetime.now(UTC)), entry.revision)
+
+
+class Gate:
+    """A job that prints a line at each push and ends when it is let go."""
+
+    def __init__(self) -> None:
+        self.pushed = anyio.Event()
+        self.started = anyio.Event()
+
+    async def __call__(self, box: Box) -> int:
+        box.write(b"before\n")
+        self.started.set()
+        await self.pushed.wait()
+        box.write(b"after\n")
+        out(box, {"a.txt": b"a"})
+        return 0
+
+
+async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: World) -> None:
+    gate = world.programs["gate"] = Gate()
+    key = await world.submit("gate")
+    async with world.life() as life:
+        await within(gate.started.wait)
+        life.bus.cut()
+        gate.pushed.set()
+
+        async def waits_for_it() -> bool:
+            return next(iter(world.boxes.values())).state == "exited"
+
+        await eventually(waits_for_it)
+        assert (await world.job(key)).status is Status.RUNNING
+        life.bus.heal()
+        assert (await world.ended(key)).status is Status.SUCCEEDED
+        await world.cleared()
+    assert await world.said(key) == "before\nafter\n"
+
+
+async def test_a_job_released_meanwhile_is_taken_back(world: World) -> None:
+    """The edge gave it up, nobody else has claimed it: the result counts."""
+    gate = world.programs["gate"] = Gate()
+    key = await world.submit("gate")
+    async with world.life() as life:
+        await within(gate.started.wait)
+        life.bus.cut()
+        await write(world, key, Released("host_lost"))
+        gate.pushed.set()
+        life.bus.heal()
+        job = await world.ended(key)
+        await world.cleared()
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+    assert await world.facts(key) == ["Submitted", "Started", "Released", "Adopted", "Succeeded"]
+
+
+async def test_a_zombie_ends_nothing_and_clears_up(world: World) -> None:
+    gate = world.programs["gate"] = Gate()
+    key = await world.submit("gate")
+    async with world.life() as life:
+        await within(gate.started.wait)
+        life.bus.cut()
+        await write(world, key, Released("host_lost"))
+        await write(world, key, Started(Claim("gpu-2", "x", 2)))
+        gate.pushed.set()
+        life.bus.heal()
+
+        async def no_container() -> bool:
+            return not world.boxes and not list((world.folder / "gpu-1").iterdir())
+
+        await eventually(no_container)
+        job = await world.job(key)
+    assert (job.status, job.attempt) == (Status.RUNNING, 2)
+    assert await world.facts(key) == ["Submitted", "Started", "Released", "Started"]
+    assert await world.edge.queue.waiting()
+
+
+async def test_a_job_deleted_under_the_runner_is_cleared_up(world: World) -> None:
+    key = await world.submit("waits")
+    async with world.life():
+        await world.boxed()
+        entry = await world.edge.records.read(key)
+        assert entry is not None
+        await world.edge.records.delete(key, entry.revision)
+
+        async def no_container() -> bool:
+            return not world.boxes
+
+        await eventually(no_container)
+    assert await world.edge.records.read(key) is None
+
+
+async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: World) -> None:
+    gate = world.programs["gate"] = Gate()
+    key = await world.submit("gate")
+    async with world.life("i1", "gpu-1") as cut_off:
+        await within(gate.started.wait)
+        cut_off.bus.cut()
+        async with world.life("i2", "gpu-2"):
+            world.clock.ahead += 31
+
+            async def judged() -> bool:
+                world.clock.ahead += 31
+                return (await world.job(key)).attempt == 2
+
+            await eventually(judged)
+            gate.pushed.set()
+            job = await world.ended(key)
+            cut_off.bus.heal()
+            await world.cleared()
+    assert job.claim is not None
+    assert (job.status, job.claim.host) == (Status.SUCCEEDED, "gpu-2")
+    assert (await world.facts(key)).count("Succeeded") == 1
+
+
+async def test_a_living_host_keeps_its_job(world: World) -> None:
+    """Its acks are lost, its heartbeat is not: another host gets the message and leaves the job alone."""
+    gate = world.programs["gate"] = Gate()
+    world.pace = replace(world.pace, heartbeat_s=3600.0)
+    key = await world.submit("gate")
+    async with world.life("i1", "gpu-1"):
+        await within(gate.started.wait)
+        async with world.life("i2", "gpu-2"):
+            await time_passes(world, 35, "gpu-1")
+
+            async def put_off() -> bool:
+                return world.broker._jobs.due[1] > world.clock() + 15
+
+            await eventually(put_off)
+            gate.pushed.set()
+            job = await world.ended(key)
+    assert job.claim is not None
+    assert (job.claim.host, job.attempt) == ("gpu-1", 1)
+
+
+async def time_passes(world: World, seconds: int, host: str) -> None:
+    """In steps that leave `host` time for its heartbeat."""
+    for _ in range(0, seconds, 5):
+        before = await world.edge.hosts.get(host)
+        world.clock.ahead += 5
+
+        async def said_again(seen: object = before) -> bool:
+            return await world.edge.hosts.get(host) != seen
+
+        await eventually(said_again)
+
+
+async def test_the_same_message_again_swaps_the_handle(world: World) -> None:
+    gate = world.programs["gate"] = Gate()
+    world.slots = 2
+    world.pace = replace(world.pace, heartbeat_s=3600.0)
+    key = await world.submit("gate")
+    async with world.life():
+        await within(gate.started.wait)
+        world.clock.ahead += 31
+        gate.pushed.set()
+        job = await world.ended(key)
+        await world.cleared()
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+
+
+async def test_another_message_of_the_same_round_goes(world: World) -> None:
+    gate = world.programs["gate"] = Gate()
+    world.slots = 2
+    key = await world.submit("gate")
+    async with world.life():
+        await within(gate.started.wait)
+        await world.edge.queue.publish((await world.job(key)).pointer, repair=True)
+        other = await world.submit("waits", "j2")
+        await world.running(other)
+        gate.pushed.set()
+        job = await world.ended(key)
+
+        async def one_left() -> bool:
+            return {pointer.id for pointer in await world.edge.queue.waiting()} == {"j2"}
+
+        await eventually(one_left)
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.CANCELLED])
+async def test_a_message_of_a_final_job_goes(world: World, status: Status) -> None:
+    key = await world.submit("well", "done")
+    entry = await world.edge.records.read(key)
+    assert entry is not None
+    over = Recorded(entry.recorded.at, entry.recorded.event, replace(entry.recorded.job, status=status))
+    await world.edge.records.update(key, over, entry.revision)
+    async with world.life():
+        await world.cleared()
+    assert await world.facts(key) == ["Submitted", "Submitted"]
+
+
+async def test_a_job_that_is_not_due_is_left_until_then(world: World) -> None:
+    key = await world.submit("well", "later", not_before=datetime(2999, 1, 1, tzinfo=UTC))
+    first = await world.submit("well", "now")
+    async with world.life():
+        assert (await world.ended(first)).status is Status.SUCCEEDED
+    assert (await world.job(key)).status is Status.QUEUED
+
+
+async def test_a_dead_task_is_adopted_by_its_own_life(world: World) -> None:
+    """An execution that fails by a bug poisons its slot; the sweep finds the container and takes it over."""
+    gate = world.programs["gate"] = Gate()
+    key = await world.submit("gate")
+    async with world.life():
+        await within(gate.started.wait)
+        world.shop.broken = True
+        gate.pushed.set()
+        await world.heard(key, Adopted)
+        world.shop.broken = False
+        world.clock.ahead += 31  # the message comes again, and is acknowledged by the record
+        job = await world.ended(key)
+        await world.cleared()
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+
+
+async def test_what_was_said_is_said_once_over_a_cut(world: World) -> None:
+    gate = world.programs["gate"] = Gate()
+    key = await world.submit("gate")
+    async with world.life() as life:
+        await within(gate.started.wait)
+        life.bus.cut()
+        gate.pushed.set()
+        life.bus.heal()
+        await world.ended(key)
+    notes = await world.notes(key)
+    offsets = [note.place.offset for note in notes if isinstance(note, LogNote)]
+    assert offsets == sorted(set(offsets))
+    assert isinstance(notes[-1], LogEnd)
+    assert notes[-1].place.offset == len("before\nafter\n")

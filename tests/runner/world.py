@@ -1,0 +1,299 @@
+"""A runner's world without a broker, an edge or an engine: the fakes of all three, quick, and broken on demand."""
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+
+from bus.memory import MemoryBroker, MemoryBus
+from runner.cards import Cards
+from runner.catalogue import Kind
+from runner.engines.memory import Box, MemoryEngine, Program
+from runner.life import Life, Outage
+from runner.living import live
+from runner.means import Means
+from runner.settings import GpuSettings, Pace
+from runner.slots import Slots
+from runner.supplies import AssetGone, EdgeAway
+from schemas.endpoint import Endpoint, Resources, Timeouts
+from schemas.events import CancelRequested, Fact, Recorded, Submitted
+from schemas.feed import LogNote, Note
+from schemas.job import File, Job, JobKey, Policy
+from schemas.lifecycle import step
+from schemas.words import FINAL, Status
+
+DEADLINE_S = 10.0
+QUICK = Pace(
+    heartbeat_s=0.03,
+    presence_s=0.02,
+    idle_s=0.02,
+    retry_least_s=0.01,
+    retry_most_s=0.05,
+    tick_s=0.02,
+    sweep_s=0.05,
+)
+SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
+
+
+class Clock:
+    """The broker's clock; tests move it on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class Shop:
+    """Assets by digest. `away` makes it unreachable, `broken` a bug."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self.away = False
+        self.broken = False
+        self.asked = anyio.Event()
+
+    def add(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        self.held[digest] = data
+        return f"sha256:{digest}"
+
+    async def stage(self, owner: str, sha256: str, to: Path) -> None:
+        self.asked.set()
+        if self.away:
+            raise EdgeAway("the edge is away: the test said so")
+        if sha256 not in self.held:
+            raise AssetGone(f"asset {sha256[:12]} is gone")
+        to.write_bytes(self.held[sha256])
+
+    async def keep(self, owner: str, path: Path, name: str) -> File:
+        self.asked.set()
+        if self.away:
+            raise EdgeAway("the edge is away: the test said so")
+        if self.broken:
+            raise RuntimeError("a bug: the test said so")
+        data = path.read_bytes()
+        return File(name, self.add(data).removeprefix("sha256:"), len(data), "application/octet-stream")
+
+    def text(self, sha256: str | None) -> str:
+        return self.held[sha256].decode() if sha256 else ""
+
+
+def out(box: Box, files: dict[str, bytes] | None = None, data: Any = None) -> None:
+    """What a program leaves behind: output.json and files."""
+    folder = box.spec.job_dir / "out"
+    folder.mkdir(exist_ok=True)
+    (folder / "output.json").write_bytes(msgspec.json.encode({} if data is None else data))
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
+
+
+async def well(box: Box) -> int:
+    """A job that does as it should."""
+    box.write(b'{"type":"progress","fraction":0.5}\nhalf way\n')
+    out(box, {"result.txt": b"made"}, {"text": "ok"})
+    box.write(b'{"type":"progress","fraction":1}\ndone\n')
+    return 0
+
+
+async def waits(box: Box) -> int:
+    """A job that goes on until it is stopped."""
+    box.write(b'{"type":"progress","fraction":0.1}\n')
+    await anyio.sleep_forever()
+    return 0
+
+
+class World:
+    """One broker, one shop, one set of containers; lives come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.broker = MemoryBroker(self.clock)
+        self.edge = self.broker.connect()
+        self.shop = Shop()
+        self.boxes: dict[str, Box] = {}
+        self.programs: dict[str, Program] = {"well": well, "waits": waits}
+        self.timeouts = Timeouts(grace_s=0.2)
+        self.pace = QUICK
+        self.slots = 1
+        self.leave = True
+        self.grace_s = 0.05
+        self.kinds: dict[str, Kind] | None = None
+
+    @asynccontextmanager
+    async def life(self, incarnation: str = "i1", host: str = "gpu-1") -> AsyncIterator["Running"]:
+        """A runner that claims and runs; leaving kills it, as kill -9 would, unless it was drained before."""
+        bus = self.broker.connect()
+        jobs = self.folder / host
+        jobs.mkdir(exist_ok=True)
+        async with MemoryEngine(self.programs, lambda: datetime.now(UTC), self.boxes) as engine:
+            life = Life(
+                installation="test",
+                host=host,
+                incarnation=incarnation,
+                jobs=jobs,
+                bus=bus,
+                engine=engine,
+                supplies=self.shop,
+                now=lambda: datetime.now(UTC),
+                jitter=lambda: 0.0,
+                pace=self.pace,
+                outage=Outage(),
+                log=structlog.get_logger("test"),
+            )
+            async with anyio.create_task_group() as tasks:
+                running = Running(self, life, bus, engine)
+                means = self._means()
+                tasks.start_soon(running.serve, means)
+                await within(running.ready.wait)
+                yield running
+                tasks.cancel_scope.cancel()
+
+    def _means(self) -> Means:
+        async def forget(digests: object) -> None:
+            return None
+
+        names = self.kinds or {
+            name: Kind(
+                Endpoint(name=name, image=name, input=SCHEMA, timeouts=self.timeouts, resources=Resources(disk_mb=0)),
+                self.folder,
+            )
+            for name in self.programs
+        }
+        return Means(
+            kinds=names,
+            cards=Cards(None, GpuSettings(), time.monotonic),
+            slots=Slots(self.slots),
+            forget=forget,
+            leave=self.leave,
+            grace_s=self.grace_s,
+            settle_s=2.0,
+        )
+
+    async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
+        """A queued job and its pointer."""
+        now = datetime.now(UTC)
+        base: dict[str, Any] = {"input": {}, "policy": Policy(max_attempts=2), "queued_at": now}
+        job = Job(
+            id=id_,
+            owner="ada",
+            endpoint=endpoint,
+            pool=endpoint,
+            status=Status.QUEUED,
+            digest="d",
+            created_at=now,
+            **(base | changes),
+        )
+        await self.edge.queue.ensure([job.pool])
+        await self.edge.records.create(job.key, Recorded(now, Submitted(), job))
+        await self.edge.queue.publish(job.pointer)
+        return job.key
+
+    async def job(self, key: JobKey) -> Job:
+        entry = await self.edge.records.read(key)
+        assert entry is not None
+        return entry.recorded.job
+
+    async def until(self, key: JobKey, *wanted: Status) -> Job:
+        """Wait for one of these states."""
+        async for change in self.edge.records.changes():
+            recorded = getattr(change, "recorded", None)
+            if recorded is not None and recorded.job.key == key and recorded.job.status in wanted:
+                return recorded.job
+        raise AssertionError("the changes ended")
+
+    async def ended(self, key: JobKey) -> Job:
+        with anyio.fail_after(DEADLINE_S):
+            return await self.until(key, *FINAL)
+
+    async def running(self, key: JobKey) -> Job:
+        with anyio.fail_after(DEADLINE_S):
+            return await self.until(key, Status.RUNNING)
+
+    async def boxed(self) -> Box:
+        """Wait for a container; the first there is."""
+
+        async def there() -> bool:
+            return bool(self.boxes)
+
+        await eventually(there)
+        return next(iter(self.boxes.values()))
+
+    async def heard(self, key: JobKey, kind: type[Fact]) -> Job:
+        """Wait for an event of this kind; the job as it became by it."""
+        with anyio.fail_after(DEADLINE_S):
+            async for change in self.edge.records.changes():
+                recorded = getattr(change, "recorded", None)
+                if recorded is not None and recorded.job.key == key and isinstance(recorded.event, kind):
+                    return recorded.job
+        raise AssertionError("the changes ended")
+
+    async def cancel(self, key: JobKey) -> None:
+        """As the edge does it, without the nudge."""
+        entry = await self.edge.records.read(key)
+        assert entry is not None
+        recorded = step(entry.recorded.job, CancelRequested(), datetime.now(UTC))
+        await self.edge.records.update(key, recorded, entry.revision)
+
+    async def facts(self, key: JobKey) -> list[str]:
+        """The types of all events, in order."""
+        return [type(entry.recorded.event).__name__ for entry in await self.edge.records.history(key)]
+
+    async def notes(self, key: JobKey) -> list[Note]:
+        return await self.edge.feed.notes(key)
+
+    async def said(self, key: JobKey) -> str:
+        """The log as followers saw it."""
+        return "".join(note.text for note in await self.notes(key) if isinstance(note, LogNote))
+
+    async def cleared(self) -> None:
+        """Wait until no container, no message and no job folder is left."""
+
+        async def clean() -> bool:
+            folders = [path for host in self.folder.iterdir() for path in host.iterdir()]
+            return not self.boxes and not folders and not await self.edge.queue.waiting()
+
+        await eventually(clean)
+
+
+class Running:
+    """One life under test."""
+
+    def __init__(self, world: World, life: Life, bus: MemoryBus, engine: MemoryEngine) -> None:
+        self.world = world
+        self.life = life
+        self.bus = bus
+        self.engine = engine
+        self.stop = anyio.Event()
+        self.ready = anyio.Event()
+        self.gone = anyio.Event()
+
+    async def serve(self, means: Means) -> None:
+        await live(self.life, means, self.stop, self.ready.set)
+        self.gone.set()
+
+    async def drained(self) -> None:
+        self.stop.set()
+        await within(self.gone.wait)
+
+
+async def within(wait: Callable[[], Any]) -> None:
+    """Wait for it, with the tests' deadline."""
+    with anyio.fail_after(DEADLINE_S):
+        await wait()
+
+
+async def eventually(holds: Callable[[], Any]) -> None:
+    """Ask until it holds, with the tests' deadline."""
+    with anyio.fail_after(DEADLINE_S):
+        while not await holds():
+            await anyio.sleep(0.005)
