@@ -33,6 +33,7 @@ class Clip:
             if first is None:
                 raise jobkit.BadInput(_CODE, f"{path.name} holds no frame that can be decoded; send another file")
             self.shape = Shape.of(first, stream.codec_context.sample_aspect_ratio, max_side)
+            self.source_pixels = first.width * first.height
             self._start = _time(first, 0.0)
 
     def pictures(self, first: int, stop: int) -> Iterator[Picture]:

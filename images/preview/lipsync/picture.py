@@ -58,11 +58,15 @@ class Picture:
     def rgb(self, side: int) -> Bytes:
         """H, W, 3, the longer side at most `side`."""
         shape = self._shape
-        scale = min(1.0, side / max(shape.width, shape.height))
-        width, height = _swapped(_even(shape.width * scale), _even(shape.height * scale), shape.turns)
+        width, height = _swapped(*self.size(side), shape.turns)
         frame = self._frame.reformat(width, height, "rgb24")
         flat = np.frombuffer(frame.planes[0], np.uint8).reshape(height, frame.planes[0].line_size)
         return np.rot90(flat[:, : 3 * width].reshape(height, width, 3), shape.turns).copy()
+
+    def size(self, side: int) -> tuple[int, int]:
+        """Width and height of `rgb(side)`."""
+        scale = min(1.0, side / max(self._shape.width, self._shape.height))
+        return _even(self._shape.width * scale), _even(self._shape.height * scale)
 
 
 def _samples(plane: av.video.plane.VideoPlane) -> Bytes:

@@ -17,10 +17,14 @@ OUT_RATE = 48_000
 _CODE = "unreadable_audio"
 
 
-def samples(path: Path) -> Iterator[torch.Tensor]:
-    """Blocks of the recording, mono at RATE, -1..1. Raises BadInput("unreadable_audio")."""
+def samples(path: Path, longest_s: float) -> Iterator[torch.Tensor]:
+    """Blocks of the recording, mono at RATE, -1..1. Raises BadInput: unreadable_audio, input_too_large."""
+    room = longest_s * RATE
     with _open(path) as (file, stream):
         for frame in _resampled(file, stream, av.AudioResampler("flt", "mono", RATE)):
+            room -= frame.samples
+            if room < 0:
+                raise jobkit.BadInput("input_too_large", f"the recording is longer than {longest_s / 3600:.0f} h; cut it")
             yield torch.from_numpy(frame.to_ndarray()[0])
 
 

@@ -1,5 +1,6 @@
-"""Follows one face through a clip: detection on some frames, MediaPipe's FaceMesh (arXiv 1907.06724) on all."""
+"""Finds one face in every frame of a clip: detection on some frames, MediaPipe's FaceMesh (arXiv 1907.06724) on all."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,15 +11,16 @@ import torch
 from .detector import Detector, Found, followed
 from .interpreter import Interpreter
 from .landmarks import MESH
+from .lanes import Lanes
 from .region import Regions, around, crop
 
 _NEAR, _FAR = "face_detection_short_range.tflite", "face_detection_back.tflite"
 _LANDMARKS = "face_landmark.tflite"
 _EYES = (33, 263)
-_MESH_MARGIN = 1.5
+_MARGIN = 1.5
 _EVERY = 5  # detection on every fifth frame; a head moves little in between
 _REACH = 6  # frames away from a detection beyond which the mesh is not believed
-_BATCH = 8  # crops a pass: more do not fit the processor's cache
+_SURE = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,68 +33,78 @@ class FaceModels:
 
     @classmethod
     def load(cls, device: torch.device) -> "FaceModels":
-        return cls(
-            Detector(_model(_NEAR), device), Detector(_model(_FAR), device), Interpreter(_model(_LANDMARKS), device)
-        )
+        near, far = (Detector(_model(name), device) for name in (_NEAR, _FAR))
+        return cls(near, far, Interpreter(_model(_LANDMARKS), device))
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """`points`: N, K, 3 in pixels of the frames given (z likewise, smaller is nearer); `found`: N, whether a face was there."""
+class Track:
+    """Of N frames: `points` N, K, 3 in their pixels (z likewise, smaller is nearer); `found` N, whether a face was there."""
 
     points: torch.Tensor
     found: torch.Tensor
 
 
-class Tracker:
-    """Follows one face: the largest at first, then the same one as long as it is seen. One per job."""
+@dataclass(frozen=True)
+class _Looked:
+    frames: torch.Tensor
+    faces: dict[int, list[Found]]
 
-    def __init__(self, models: FaceModels) -> None:
-        self._models = models
-        self._last: Found | None = None
 
-    def track(self, frames: torch.Tensor) -> Chunk:
-        """The face in N consecutive frames, N, 3, H, W in 0..1."""
-        with torch.inference_mode():
-            keys, seen = self._detections(frames)
-            if not keys:
-                nothing = torch.zeros(len(frames), len(MESH), 3, device=frames.device)
-                return Chunk(nothing, torch.zeros(len(frames), dtype=torch.bool, device=frames.device))
-            refined = self._refined(frames[keys], seen)
-            regions = Regions.of(_between(keys, refined.rows, len(frames)))
-            points, sure = self._mesh(frames, regions)
-            gap = torch.tensor([min(abs(key - i) for key in keys) for i in range(len(frames))], device=frames.device)
-            return Chunk(points[:, list(MESH)].clone(), ((sure > 0.5) & (gap <= _REACH)).clone())
+@dataclass(frozen=True)
+class _Followed:
+    frames: torch.Tensor
+    regions: dict[int, Regions]
 
-    def _detections(self, frames: torch.Tensor) -> tuple[list[int], Regions]:
-        """Frames in which the face was found, and where. The far detector costs four times the near one and is asked second."""
-        keys = sorted({*range(0, len(frames), _EVERY), len(frames) - 1})
-        for detector in (self._models.near, self._models.far):
-            hits = []
-            for key, faces in zip(keys, detector.faces(frames[keys]), strict=True):
-                face = followed(faces, self._last)
-                if face is not None:
-                    self._last = face
-                    hits.append((key, face.region().rows))
-            if hits:
-                return [key for key, _ in hits], Regions.of(torch.cat([rows for _, rows in hits]))
-        return [], Regions.of(torch.zeros(0, 4))
 
-    def _refined(self, frames: torch.Tensor, seen: Regions) -> Regions:
-        points, _ = self._mesh(frames, seen)
-        left, right = (points[:, eye, :2] for eye in _EYES)
-        return around(points[..., :2], left, right, _MESH_MARGIN)
+def tracks(models: FaceModels, lanes: Lanes, chunks: Iterable[torch.Tensor]) -> Iterator[Track]:
+    """For each chunk of frames (N, 3, H, W in 0..1) where the face is: the largest at first, then the same one while it is seen."""
+    looked = lanes.ordered(lambda frames: _look(models, frames), chunks)
+    return lanes.ordered(lambda chosen: _trace(models.mesh, chosen), _follow(looked))
 
-    def _mesh(self, frames: torch.Tensor, regions: Regions) -> tuple[torch.Tensor, torch.Tensor]:
-        """All 468 points, N, 468, 3 in frame pixels, and how sure the net is that this is a face, N."""
-        net, parts = self._models.mesh, []
-        for start in range(0, len(frames), _BATCH):
-            part = Regions.of(regions.rows[start : start + _BATCH])
-            flat, score = net(crop(frames[start : start + _BATCH], part, net.size))
-            marks = flat.reshape(-1, 468, 3)
-            depth = marks[..., 2:] * (part.side / net.size)[:, None, None]
-            parts.append((torch.cat([part.out_of(marks[..., :2], net.size), depth], -1), score.reshape(-1)))
-        return torch.cat([points for points, _ in parts]), torch.sigmoid(torch.cat([score for _, score in parts]))
+
+def _look(models: FaceModels, frames: torch.Tensor) -> _Looked:
+    """All faces in the key frames. The far detector costs four times the near one and is asked second."""
+    keys = sorted({*range(0, len(frames), _EVERY), len(frames) - 1})
+    faces: dict[int, list[Found]] = {}
+    for detector in (models.near, models.far):
+        faces = dict(zip(keys, detector.faces(frames[keys]), strict=True))
+        if any(faces.values()):
+            break
+    return _Looked(frames, faces)
+
+
+def _follow(looked: Iterable[_Looked]) -> Iterator[_Followed]:
+    last: Found | None = None
+    for chunk in looked:
+        regions: dict[int, Regions] = {}
+        for key, faces in chunk.faces.items():
+            face = followed(faces, last)
+            if face is not None:
+                last, regions[key] = face, face.region()
+        yield _Followed(chunk.frames, regions)
+
+
+def _trace(mesh: Interpreter, chunk: _Followed) -> Track:
+    frames, keys = chunk.frames, list(chunk.regions)
+    count, device = len(frames), frames.device
+    if not keys:
+        return Track(torch.zeros(count, len(MESH), 3, device=device), torch.zeros(count, dtype=torch.bool, device=device))
+    coarse = Regions.of(torch.cat([regions.rows for regions in chunk.regions.values()]))
+    marks, _ = _mesh(mesh, frames[keys], coarse)
+    left, right = (marks[:, eye, :2] for eye in _EYES)
+    refined = around(marks[..., :2], left, right, _MARGIN)
+    points, sure = _mesh(mesh, frames, Regions.of(_between(keys, refined.rows, count)))
+    away = torch.tensor([min(abs(key - i) for key in keys) for i in range(count)], device=device)
+    return Track(points[:, list(MESH)], (sure > _SURE) & (away <= _REACH))
+
+
+def _mesh(net: Interpreter, frames: torch.Tensor, regions: Regions) -> tuple[torch.Tensor, torch.Tensor]:
+    """All 468 points, N, 468, 3 in frame pixels, and how sure the net is that this is a face, N in 0..1."""
+    flat, score = net(crop(frames, regions, net.size))
+    marks = flat.reshape(-1, 468, 3)
+    depth = marks[..., 2:] * (regions.side / net.size)[:, None, None]
+    return torch.cat([regions.out_of(marks[..., :2], net.size), depth], -1), torch.sigmoid(score.reshape(-1))
 
 
 def _between(keys: list[int], rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,0 +1,111 @@
+"""The second pass: every picture of the result, its mouth drawn, handed to the writer. Only the box about the mouth is touched."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .encode import Writer
+from .engine import Engine
+from .landmarks import BELOW_LIP, LEFT_SIDE, RIGHT_SIDE
+from .picture import Bytes, Picture, Shape
+from .render import Boxes, Person, Scene, render
+from .scan import Scan
+
+_BOX, _WINDOW = 1.2, 1.6  # sides, in face widths and in mouth widths
+_USUAL = 0.98  # sized for this share of the pictures: one glitch of the tracker must not make all of them large
+_SMALLEST = 32
+_PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # of boxes in a batch: the processor's cache, the card's appetite
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Even pixels: side of the square box that moves, side of the window that is redrawn, top-left corners N, 2 (x, y)."""
+
+    box: int
+    window: int
+    corners: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, scan: Scan, shape: Shape) -> "Layout":
+        widths = (scan.points[:, RIGHT_SIDE] - scan.points[:, LEFT_SIDE]).norm(dim=-1)
+        face = float(widths.quantile(_USUAL))
+        box = min(_even(max(_BOX * face, _SMALLEST)), _even(shape.width), _even(shape.height))
+        mouth = face * float(scan.face.unit) / float((scan.face.skull[RIGHT_SIDE] - scan.face.skull[LEFT_SIDE]).norm())
+        middle = scan.points[:, BELOW_LIP, :2]
+        room = torch.tensor([shape.width - box, shape.height - box])
+        corners = torch.minimum(((middle - box / 2) / 2).round().clamp(min=0) * 2, room)
+        return cls(box, min(_even(_WINDOW * mouth), box), corners.long().numpy())
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Consecutive pictures of the result: their places in the scan, their planes, the curves N, 5."""
+
+    places: list[int]
+    planes: list[tuple[Bytes, Bytes]]
+    curves: torch.Tensor
+
+
+class Composer:
+    """Draws the pictures of one result."""
+
+    def __init__(self, scan: Scan, person: Person, layout: Layout, engine: Engine) -> None:
+        self._scan, self._person, self._layout, self._engine = scan, person, layout, engine
+        self._batch = max(1, _PIXELS[engine.device.type] // layout.box**2)
+
+    def compose(
+        self, shown: Iterator[tuple[int, Picture]], curves: torch.Tensor, writer: Writer, tell: Callable[[int], None]
+    ) -> None:
+        """Writes len(curves) pictures. `tell` hears how many are done."""
+        done = 0
+        for batch in self._engine.lanes.ordered(self._drawn, self._batches(shown, curves)):
+            for luma, chroma in batch:
+                writer.add(luma, chroma)
+            done += len(batch)
+            tell(done)
+
+    def _batches(self, shown: Iterator[tuple[int, Picture]], curves: torch.Tensor) -> Iterator[_Batch]:
+        start = 0
+        while batch := list(islice(shown, self._batch)):
+            places, pictures = zip(*batch, strict=True)
+            yield _Batch(list(places), [picture.planes() for picture in pictures], curves[start : start + len(batch)])
+            start += len(batch)
+
+    def _drawn(self, batch: _Batch) -> list[tuple[Bytes, Bytes]]:
+        """The batch's planes, drawn into."""
+        strength = self._scan.strength[batch.places]
+        if not strength.any():
+            return batch.planes
+        corners = self._layout.corners[batch.places]
+        cuts = [_cut(*planes, *corner, self._layout.box) for planes, corner in zip(batch.planes, corners, strict=True)]
+        points = self._scan.points[batch.places]
+        points[..., :2] -= torch.from_numpy(corners)[:, None]
+        boxes = Boxes(self._floats([luma[None] for luma, _ in cuts]), self._floats([chroma for _, chroma in cuts]))
+        device = self._engine.device
+        scene = Scene(boxes, points.to(device), batch.curves, strength.to(device))
+        drawn = render(scene, self._person, self._layout.window)
+        for i, (luma, chroma) in enumerate(cuts):
+            luma[:], chroma[:] = _bytes(drawn.luma[i, 0]), _bytes(drawn.chroma[i])
+        return batch.planes
+
+    def _floats(self, cuts: list[Bytes]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(cuts)).to(self._engine.device).float() / 255
+
+
+def _cut(luma: Bytes, chroma: Bytes, left: int, top: int, side: int) -> tuple[Bytes, Bytes]:
+    """Views of the box in both planes; its corner is even."""
+    x, y, half = left // 2, top // 2, side // 2
+    return luma[top : top + side, left : left + side], chroma[:, y : y + half, x : x + half]
+
+
+def _bytes(plane: torch.Tensor) -> Bytes:
+    rounded: Bytes = (plane * 255).round().clamp(0, 255).byte().cpu().numpy()
+    return rounded
+
+
+def _even(length: float) -> int:
+    return int(length) // 2 * 2

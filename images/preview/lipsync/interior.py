@@ -1,0 +1,87 @@
+"""What shows between open lips: the person's own teeth where the clip showed them, else painted ones; tongue; dark.
+
+Amounts are in mouth widths, chosen by eye.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .colour import to_yuv
+
+_EDGE, _EDGE_PIXELS = 0.012, 0.8  # softness of the lips' edge: this share of the mouth, but at least so many pixels
+_TOOTH = 0.085
+_TEETH_LENGTH = 0.105
+_LIP_SHADOW = 0.05
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The window's pixels in mouth coordinates: x, y, and the lips' edges above and below each of them. N, H, W each.
+
+    `left` and `right`: the corners' x, `teeth`: y of the upper teeth's roots; N, 1, 1. `unit`: pixels to a mouth width.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    upper: torch.Tensor
+    lower: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    teeth: torch.Tensor
+    unit: torch.Tensor
+
+    @property
+    def gap(self) -> torch.Tensor:
+        return self.lower - self.upper
+
+    @property
+    def edge(self) -> torch.Tensor:
+        return (_EDGE * self.unit).clamp(min=_EDGE_PIXELS)[:, None, None] / self.unit[:, None, None]
+
+    def mask(self) -> torch.Tensor:
+        """How much of each pixel lies between the lips, 0..1."""
+        between = _ramp((self.y - self.upper) / self.edge) * _ramp((self.lower - self.y) / self.edge)
+        ends = _ramp((self.x - self.left) / (2 * self.edge)) * _ramp((self.right - self.x) / (2 * self.edge))
+        return between * ends
+
+
+def painted(opening: Opening, lip: torch.Tensor, skin: torch.Tensor) -> torch.Tensor:
+    """Dark, tongue and upper teeth in colours after the person's lip and skin (R'G'B', N, 3). Y'CbCr, N, 3, H, W."""
+    across = (2 * opening.x).clamp(-1, 1)
+    depth = _ramp((opening.y - opening.upper) / opening.gap.clamp(min=0.02))
+    dark = _tinted(lip, (0.30, 0.18, 0.18)) * (0.50 + 0.50 * depth)[:, None]
+    tongue = _tinted(lip, (0.78, 0.52, 0.52)) * (0.75 + 0.25 * depth)[:, None]
+    raised = _ramp((opening.y - opening.lower + 0.45 * opening.gap) / (0.30 * opening.gap).clamp(min=0.02))
+    shows = raised * (1 - across.square()) * _ramp((opening.gap - 0.08) / 0.12) * 0.8
+    inside = dark + (tongue - dark) * shows[:, None]
+    return to_yuv(inside + (_teeth(opening, skin, across) - inside) * _bite(opening, across)[:, None])
+
+
+def shadow(opening: Opening) -> torch.Tensor:
+    """The upper lip's shadow on what is behind it: a factor, N, H, W."""
+    return 0.6 + 0.4 * _ramp((opening.y - opening.upper) / _LIP_SHADOW)
+
+
+def _teeth(opening: Opening, skin: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    light = skin.mean(1, keepdim=True)
+    ivory = (light * skin.new_tensor([1.16, 1.12, 1.02])).clamp(0, 0.92)[..., None, None]
+    phase = opening.x / _TOOTH  # a crack in the middle, between the front teeth
+    cracks = 1 - 0.14 * torch.exp(-(((phase - phase.round()).abs() / 0.07) ** 2))
+    round_off = 0.60 + 0.40 * (1 - across.square())
+    return ivory * (cracks * round_off * shadow(opening))[:, None]
+
+
+def _bite(opening: Opening, across: torch.Tensor) -> torch.Tensor:
+    """Where the upper teeth are: down to a line fixed to the skull, shorter towards the sides."""
+    end = opening.teeth + _TEETH_LENGTH * (1 - 0.5 * across.square())
+    above = _ramp((end - opening.y) / (1.5 * opening.edge))
+    return above * (1 - across.abs() ** 4) * _ramp((opening.gap - 0.03) / 0.05) * 0.9
+
+
+def _tinted(colour: torch.Tensor, factors: tuple[float, float, float]) -> torch.Tensor:
+    return (colour * colour.new_tensor(factors))[..., None, None]
+
+
+def _ramp(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(0, 1)

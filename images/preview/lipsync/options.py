@@ -1,0 +1,21 @@
+"""The job's settings, checked by the edge against endpoint.toml and read here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .encode import Coding
+
+
+@dataclass(frozen=True)
+class Options:
+    """`gain` scales how far the mouth opens; `max_side` bounds the result's longer side, in pixels."""
+
+    coding: Coding
+    gain: float
+    max_side: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Options":
+        coding = Coding(int(fields.get("fps", 25)), int(fields.get("crf", 20)), str(fields.get("preset", "superfast")))
+        return cls(coding, float(fields.get("gain", 1.0)), int(fields.get("max_side", 1920)))

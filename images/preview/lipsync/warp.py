@@ -1,0 +1,106 @@
+"""Where each pixel of a face comes from when its mouth moves: one field for the upper side of the lips, one for the lower."""
+
+from dataclasses import dataclass
+
+import torch
+
+from . import spline
+from .landmarks import (
+    CHEEKS,
+    CHIN_SKIN,
+    JAW_LINE,
+    LOWER_INNER,
+    LOWER_OUTER,
+    STILL,
+    UPPER_INNER,
+    UPPER_OUTER,
+)
+from .lips import Axes, Lips
+
+_NODES = 44  # of the fields' grid, a side: a cell is about a twentieth of a mouth
+_FADE = 0.12  # share of the box over which the movement dies away towards its border
+_SEAM, _SEAM_GROWS = 1.0, 0.6  # pixels over which one field passes into the other at the lips; wider beyond the corners
+_AROUND = JAW_LINE + CHEEKS + CHIN_SKIN
+_UPPER = _AROUND + UPPER_OUTER + UPPER_INNER[1:-1]
+_LOWER = _AROUND + LOWER_OUTER + LOWER_INNER[1:-1]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Displacements in shares of half the box (what grid_sample counts in), N, 2, nodes, nodes, edges included.
+
+    `upper` and `lower` hold on their side of the lips; `whole` joins them and is right everywhere but near the mouth.
+    """
+
+    upper: torch.Tensor
+    lower: torch.Tensor
+    whole: torch.Tensor
+
+
+def fields(source: torch.Tensor, target: torch.Tensor, axes: Axes, lips: Lips, side: int) -> Fields:
+    """Landmarks as filmed and as wanted, N, K, 2 in pixels of a box of `side`; lips as wanted."""
+    nodes = _nodes(side, source.device)
+    fade = _fade(nodes, side)
+    upper, lower = (_field(source, target, row, axes, nodes, side) * fade for row in (_UPPER, _LOWER))
+    x, y = axes.local(*nodes.expand(len(source), -1, -1, -1).unbind(-1))
+    share = below(x, y, lips, axes)[:, None]
+    to_half_box = 2 / side
+    return Fields(upper * to_half_box, lower * to_half_box, (upper + (lower - upper) * share) * to_half_box)
+
+
+def below(x: torch.Tensor, y: torch.Tensor, lips: Lips, axes: Axes) -> torch.Tensor:
+    """How much of the lower field each place takes, 0..1; x and y in mouth coordinates, N, H, W."""
+    left, right = (corner[:, None, None] for corner in lips.corners)
+    outside = torch.maximum(left - x, x - right).clamp(min=0)
+    width = _SEAM / axes.unit[:, None, None] + _SEAM_GROWS * outside
+    middle = (lips.upper.at(x) + lips.lower.at(x)) / 2
+    return ((y - middle) / width + 0.5).clamp(0, 1)
+
+
+def dense(field: torch.Tensor, size: int) -> torch.Tensor:
+    """A field's sampling positions for a size x size picture of the box, N, size, size, 2.
+
+    Drawing straight between nodes is two small matrix products, several times as fast as F.interpolate.
+    """
+    nodes = torch.linspace(-1, 1, _NODES, device=field.device)
+    positions = field + torch.stack(torch.meshgrid(nodes, nodes, indexing="xy"))
+    places = (torch.arange(size, device=field.device) + 0.5) * ((_NODES - 1) / size)
+    between = (1 - (places[:, None] - torch.arange(_NODES, device=field.device)).abs()).clamp(min=0)
+    return (between @ positions @ between.T).permute(0, 2, 3, 1)
+
+
+def _field(
+    source: torch.Tensor, target: torch.Tensor, moving: list[int], axes: Axes, nodes: torch.Tensor, side: int
+) -> torch.Tensor:
+    """N, 2, nodes, nodes in pixels: from a place in the result back to where it was filmed."""
+    border = _border(side, source.device).expand(len(source), -1, -1)
+    there = torch.cat([target[:, moving], source[:, STILL], border], 1)
+    here = torch.cat([source[:, moving], source[:, STILL], border], 1)
+
+    def scaled(points: torch.Tensor) -> torch.Tensor:
+        return (points - axes.middle[:, None]) / axes.unit[:, None, None]
+
+    where = scaled(nodes.reshape(1, -1, 2).expand(len(source), -1, -1))
+    moves = (here - there) / axes.unit[:, None, None]
+    found = spline.field(scaled(there), moves, where) * axes.unit[:, None, None]
+    return found.reshape(len(source), _NODES, _NODES, 2).permute(0, 3, 1, 2)
+
+
+def _nodes(side: int, device: torch.device) -> torch.Tensor:
+    axis = torch.linspace(0, side, _NODES, device=device)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+
+
+def _fade(nodes: torch.Tensor, side: int) -> torch.Tensor:
+    """1 inside, 0 on the border, smooth in between."""
+    inward = torch.minimum(nodes, side - nodes).amin(-1) / (_FADE * side)
+    ramp = inward.clamp(0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
+def _border(side: int, device: torch.device) -> torch.Tensor:
+    """Sixteen points around the box, which stay."""
+    steps = torch.arange(4, device=device) * (side / 4)
+    low, high = torch.zeros(4, device=device), torch.full((4,), float(side), device=device)
+    edges = ((steps, low), (high, steps), (side - steps, high), (low, side - steps))
+    return torch.cat([torch.stack(edge, -1) for edge in edges])

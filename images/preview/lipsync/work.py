@@ -1,0 +1,67 @@
+"""One job, a straight line: hear the speech, find the face, draw each picture, write the file."""
+
+import time
+from functools import partial
+from typing import Any
+
+import jobkit
+import torch
+
+from . import features, sound, voice
+from .clip import Clip
+from .compose import Composer, Layout
+from .encode import COMMENT, writing
+from .engine import Engine
+from .options import Options
+from .playback import back_and_forth
+from .render import Person
+from .scan import scan
+
+RESULT = "result.mp4"
+_LONGEST_S = 2 * 3600
+_SCANNING = 0.3  # share of the progress
+
+
+def work(job: jobkit.Job, engine: Engine) -> dict[str, Any]:
+    """Writes result.mp4 and returns what it is. Raises BadInput: see endpoint.toml for the codes."""
+    options = Options.of(job.input)
+    coding = options.coding
+    heard = _heard(job, engine)
+    total = max(1, round(heard.seconds * coding.fps))
+    curves = voice.curves(engine.mouth, heard, coding.fps, total)
+    clip = Clip(job.path("video"), coding.fps, options.max_side)
+    with torch.inference_mode():
+        began = time.monotonic()
+        seen = scan(clip, total, engine, partial(_tell, job, "track", 0.0, _SCANNING, total))
+        scanned = time.monotonic()
+        person = Person(seen.face, seen.teeth, options.gain)
+        layout = Layout.of(seen, clip.shape)
+        composer = Composer(seen, person, layout, engine)
+        shown = back_and_forth(clip, len(seen.points), total)
+        tell = partial(_tell, job, "render", _SCANNING, 1 - _SCANNING, total)
+        with job.output(RESULT) as path, writing(path, clip.shape, coding, job.path("audio")) as writer:
+            composer.compose(shown, curves, writer, tell)
+    job.metric("track_fps", len(seen.points) / (scanned - began), "1/s")
+    job.metric("render_fps", total / (time.monotonic() - scanned), "1/s")
+    return {
+        "engine": COMMENT,
+        "device": engine.device.type,
+        "width": clip.shape.width,
+        "height": clip.shape.height,
+        "fps": coding.fps,
+        "frames": total,
+        "seconds": round(heard.seconds, 3),
+        "face_box": layout.box,
+        "own_teeth": seen.teeth is not None,
+    }
+
+
+def _heard(job: jobkit.Job, engine: Engine) -> features.Features:
+    heard = features.extract(sound.samples(job.path("audio"), _LONGEST_S), engine.device)
+    if heard.samples <= 0:
+        raise jobkit.BadInput("unreadable_audio", "the recording holds no sound at all; send another file")
+    return heard
+
+
+def _tell(job: jobkit.Job, stage: str, start: float, share: float, total: int, done: int) -> None:
+    job.progress(start + share * done / total, stage, done, total)
