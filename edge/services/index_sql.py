@@ -1,12 +1,15 @@
 """The index's file: a mirror of STATE that SQLite can search. Thrown away and rebuilt at every start, so never synced.
 
-Blocking; the index calls it in a thread, one call at a time.
+Blocking; the index calls it in a thread, one call at a time. Whole batches go in and out as one JSON value: sqlite3
+lets go of the interpreter at every row, and a thread beside a busy event loop waits milliseconds to get it back.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from bus.port import Change, Entry
 from edge.services.clock import micros
@@ -16,14 +19,17 @@ from schemas.events import decode, encode
 from schemas.job import Job, JobKey, Pointer
 from schemas.words import FINAL, Priority, Status
 
+_Values = Sequence[object] | Mapping[str, object]
+
 _SCHEMA = """
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
-PRAGMA cache_size = -8192;
+PRAGMA cache_size = -32768;
 CREATE TABLE jobs (
+  job INTEGER PRIMARY KEY,
   owner TEXT NOT NULL, id TEXT NOT NULL, revision INTEGER NOT NULL, status TEXT NOT NULL, endpoint TEXT NOT NULL,
   pool TEXT NOT NULL, priority TEXT NOT NULL, round INTEGER NOT NULL, queued_us INTEGER NOT NULL, backoff_us INTEGER,
-  created_us INTEGER NOT NULL, due_us INTEGER, expires_us INTEGER, finished_us INTEGER, record BLOB NOT NULL);
+  created_us INTEGER NOT NULL, due_us INTEGER, expires_us INTEGER, finished_us INTEGER, record TEXT NOT NULL);
 CREATE UNIQUE INDEX job ON jobs (owner, id);
 CREATE INDEX newest ON jobs (owner, created_us, id);
 CREATE INDEX newest_in_status ON jobs (owner, status, created_us, id);
@@ -33,24 +39,24 @@ CREATE INDEX due ON jobs (due_us) WHERE status = 'scheduled';
 CREATE INDEX expires ON jobs (expires_us) WHERE expires_us IS NOT NULL;
 CREATE INDEX active ON jobs (status) WHERE status IN ('running', 'cancelling');
 CREATE INDEX finished ON jobs (finished_us) WHERE finished_us IS NOT NULL;
-CREATE TABLE tags (owner TEXT, name TEXT, value TEXT, id TEXT, PRIMARY KEY (owner, name, value, id)) WITHOUT ROWID;
-CREATE INDEX tags_of ON tags (owner, id);
-CREATE TABLE names (sha256 TEXT, owner TEXT, id TEXT, PRIMARY KEY (sha256, owner, id)) WITHOUT ROWID;
-CREATE INDEX names_of ON names (owner, id);
+CREATE TABLE tags (job INTEGER, name TEXT, value TEXT, PRIMARY KEY (job, name)) WITHOUT ROWID;
+CREATE TABLE names (sha256 TEXT, job INTEGER, PRIMARY KEY (sha256, job)) WITHOUT ROWID;
+CREATE INDEX names_of ON names (job);
 """
 
 _STANDING = "owner, id, revision, status, endpoint, pool, priority, round, queued_us, backoff_us"
+_COLUMNS = f"{_STANDING}, created_us, due_us, expires_us, finished_us, record"
+_KEYED = "json_each(?) given JOIN jobs ON jobs.owner = given.value ->> 0 AND jobs.id = given.value ->> 1"
 _UPSERT = f"""
-INSERT INTO jobs ({_STANDING}, created_us, due_us, expires_us, finished_us, record)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (owner, id) DO UPDATE SET revision = excluded.revision, status = excluded.status,
-  endpoint = excluded.endpoint, pool = excluded.pool, priority = excluded.priority, round = excluded.round,
-  queued_us = excluded.queued_us, backoff_us = excluded.backoff_us, created_us = excluded.created_us,
-  due_us = excluded.due_us, expires_us = excluded.expires_us, finished_us = excluded.finished_us,
-  record = excluded.record
+INSERT INTO jobs ({_COLUMNS})
+SELECT {", ".join(f"value ->> {n}" for n in range(15))} FROM json_each(?) WHERE true
+ON CONFLICT (owner, id) DO UPDATE SET
+  {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])}
 """  # noqa: S608 - made of constants
+_TAG = f"INSERT OR IGNORE INTO tags SELECT job, given.value ->> 2, given.value ->> 3 FROM {_KEYED}"  # noqa: S608 - likewise
+_NAME = f"INSERT OR IGNORE INTO names SELECT given.value ->> 2, job FROM {_KEYED}"  # noqa: S608 - likewise
 
-_TAGGED = "EXISTS (SELECT 1 FROM tags t WHERE t.owner = jobs.owner AND name = ? AND value = ? AND t.id = jobs.id)"
+_TAGGED = "EXISTS (SELECT 1 FROM tags t WHERE t.job = jobs.job AND name = ? AND value = ?)"
 
 # What the reconciler asks for: name to condition, with one parameter `:at` in microseconds.
 DUE = "status = 'scheduled' AND due_us <= :at"
@@ -84,28 +90,31 @@ def create(path: Path) -> sqlite3.Connection:
 
 
 def absorb(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Step]:
-    """Take `changes` over in one transaction; what is older than what is there already is left out."""
+    """Take `changes` over in one transaction: of each job the last one, unless what is there is newer."""
+    last = {change.key: change for change in changes}
+    before = find_all(db, last)
+    news = [change for key, change in last.items() if key not in before or change.revision > before[key].revision]
+    gone = [change.key for change in news if change.recorded is None and change.key in before]
+    entries = [Entry(change.revision, change.recorded) for change in news if change.recorded is not None]
     db.execute("BEGIN")
-    steps = [step for change in changes if (step := _absorb(db, change)) is not None]
+    _remove(db, gone)
+    _write(db, entries, before)
     db.execute("COMMIT")
-    return steps
+    places = [standing(entry) for entry in entries]
+    return [Step(before[key], None) for key in gone] + [Step(before.get(place.key), place) for place in places]
 
 
-def _absorb(db: sqlite3.Connection, change: Change) -> Step | None:
-    before = find(db, change.key)
-    if before is not None and change.revision <= before.revision:
-        return None
-    if change.recorded is None:
-        _remove(db, change.key)
-        return None if before is None else Step(before, None)
-    entry = Entry(change.revision, change.recorded)
-    after, job = standing(entry), change.recorded.job
-    db.execute(_UPSERT, (*after, *_times(job), encode(change.recorded)))
-    if before is None:
-        db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?, ?, ?)", _tags(job))
-    if before is None or job.status in FINAL:
-        db.executemany("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", _names(job))
-    return Step(before, after)
+def _write(db: sqlite3.Connection, entries: Sequence[Entry], before: Mapping[JobKey, Standing]) -> None:
+    jobs = [entry.recorded.job for entry in entries]
+    new = [job for job in jobs if job.key not in before]
+    ended = [job for job in jobs if job.status in FINAL]
+    rows = [(*standing(e), *_times(e.recorded.job), encode(e.recorded).decode()) for e in entries]
+    tags = [(*job.key, name, value) for job in new for name, value in job.tags.items()]
+    names = [(*job.key, sha256) for job in new for sha256 in input_digests(job)]
+    names += [(*job.key, sha256) for job in ended for sha256 in result_digests(job)]
+    for statement, values in ((_UPSERT, rows), (_TAG, tags), (_NAME, names)):
+        if values:
+            db.execute(statement, (_json(values),))
 
 
 def _times(job: Job) -> tuple[int, int | None, int | None, int | None]:
@@ -120,42 +129,37 @@ def _times(job: Job) -> tuple[int, int | None, int | None, int | None]:
     )
 
 
-def _tags(job: Job) -> list[tuple[str, str, str, str]]:
-    return [(job.owner, name, value, job.id) for name, value in job.tags.items()]
-
-
-def _names(job: Job) -> list[tuple[str, str, str]]:
-    return [(sha256, job.owner, job.id) for sha256 in input_digests(job) | result_digests(job)]
-
-
-def _remove(db: sqlite3.Connection, key: JobKey) -> None:
-    for table in ("jobs", "tags", "names"):
-        db.execute(f"DELETE FROM {table} WHERE owner = ? AND id = ?", key)  # noqa: S608 - the names above
-
-
-def find(db: sqlite3.Connection, key: JobKey) -> Standing | None:
-    """The place of one job."""
-    row = db.execute(f"SELECT {_STANDING} FROM jobs WHERE owner = ? AND id = ?", key).fetchone()  # noqa: S608
-    return None if row is None else _standing(row)
+def _remove(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
+    if keys:
+        for table in ("tags", "names", "jobs"):  # the jobs last: by them the others are found
+            query = f"DELETE FROM {table} WHERE job IN (SELECT job FROM {_KEYED})"  # noqa: S608 - the names above
+            db.execute(query, (_json(keys),))
 
 
 def find_all(db: sqlite3.Connection, keys: Iterable[JobKey]) -> dict[JobKey, Standing]:
     """The places of those of `keys` that are there."""
-    return {key: found for key in keys if (found := find(db, key)) is not None}
+    rows = _rows(db, _STANDING, f"SELECT jobs.* FROM {_KEYED}", (_json(list(keys)),))  # noqa: S608 - constants
+    places = [_standing(*row) for row in rows]
+    return {place.key: place for place in places}
+
+
+def find(db: sqlite3.Connection, key: JobKey) -> Standing | None:
+    """The place of one job."""
+    return find_all(db, [key]).get(key)
 
 
 def keys(db: sqlite3.Connection) -> set[JobKey]:
     """Every job there is."""
-    return {JobKey(*row) for row in db.execute("SELECT owner, id FROM jobs")}
+    return {JobKey(*row) for row in _rows(db, "owner, id", "SELECT owner, id FROM jobs", ())}
 
 
 def front(db: sqlite3.Connection, line: Line, limit: int) -> list[Pointer]:
     """The first `limit` queued jobs of a line."""
-    rows = db.execute(
+    query = (
         "SELECT id, round FROM jobs WHERE owner = ? AND pool = ? AND priority = ? AND status = 'queued' "
-        "ORDER BY queued_us, id LIMIT ?",
-        (*line, limit),
+        "ORDER BY queued_us, id LIMIT ?"
     )
+    rows = _rows(db, "id, round", query, (*line, limit))
     return [Pointer(line.pool, line.priority, line.owner, *row) for row in rows]
 
 
@@ -175,13 +179,13 @@ def page(db: sqlite3.Connection, asked: Asked) -> list[Entry]:
         where.append("(created_us, id) < (?, ?)")
         values += asked.before
     query = f"SELECT revision, record FROM jobs WHERE {' AND '.join(where)} ORDER BY created_us DESC, id DESC LIMIT ?"  # noqa: S608
-    return _entries(db.execute(query, (*values, asked.limit)))
+    return _entries(db, query, (*values, asked.limit))
 
 
 def matching(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> list[Entry]:
     """Up to `limit` jobs for which one of the conditions above holds at `at_us`."""
     query = f"SELECT revision, record FROM jobs WHERE {condition} LIMIT :limit"  # noqa: S608 - the constants above
-    return _entries(db.execute(query, {"at": at_us, "limit": limit}))
+    return _entries(db, query, {"at": at_us, "limit": limit})
 
 
 def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Iterable[Status]) -> list[JobKey]:
@@ -189,16 +193,29 @@ def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Ite
     wanted = list(statuses)
     marks = ", ".join("?" * len(wanted))
     query = (
-        "SELECT n.owner, n.id FROM names n JOIN jobs j ON j.owner = n.owner AND j.id = n.id "  # noqa: S608 - marks only
-        f"WHERE n.sha256 = ? AND (? IS NULL OR n.owner = ?) AND j.status IN ({marks})"
+        "SELECT owner, id FROM names JOIN jobs USING (job) "  # noqa: S608 - marks only
+        f"WHERE sha256 = ? AND (? IS NULL OR owner = ?) AND status IN ({marks})"
     )
-    return [JobKey(*row) for row in db.execute(query, (sha256, owner, owner, *wanted))]
+    return [JobKey(*row) for row in _rows(db, "owner, id", query, (sha256, owner, owner, *wanted))]
 
 
-def _entries(rows: Iterable[tuple[int, bytes]]) -> list[Entry]:
-    return [Entry(revision, decode(record)) for revision, record in rows]
+def _entries(db: sqlite3.Connection, query: str, values: _Values) -> list[Entry]:
+    return [
+        Entry(revision, decode(record.encode())) for revision, record in _rows(db, "revision, record", query, values)
+    ]
 
 
-def _standing(row: tuple[Any, ...]) -> Standing:
+def _rows(db: sqlite3.Connection, columns: str, query: str, values: _Values) -> list[list[Any]]:
+    """The rows of `query`, in its order, as one value."""
+    whole = f"SELECT json_group_array(json_array({columns})) FROM ({query})"  # noqa: S608 - the callers' constants
+    (text,) = db.execute(whole, values).fetchone()
+    return msgspec.json.decode(text, type=list[list[Any]])
+
+
+def _json(values: Sequence[object]) -> str:
+    return msgspec.json.encode(values).decode()
+
+
+def _standing(*row: Any) -> Standing:
     owner, id_, revision, status, endpoint, pool, priority, *rest = row
     return Standing(owner, id_, revision, Status(status), endpoint, pool, Priority(priority), *rest)

@@ -1,6 +1,5 @@
 """What the index keeps of a record to sort, count and find it by; the record itself lies beside it."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -93,11 +92,6 @@ def input_digests(job: Job) -> set[str]:
 
 def result_digests(job: Job) -> set[str]:
     """Digests of the assets that the job made: outputs and the kept log."""
-    return set(_result_digests(job))
-
-
-def _result_digests(job: Job) -> Iterator[str]:
-    if job.output is not None:
-        yield from (file.sha256 for file in job.output.files)
-    if job.log is not None:
-        yield job.log.removeprefix(SCHEME)
+    files = () if job.output is None else job.output.files
+    named = [*(file.sha256 for file in files), (job.log or "").removeprefix(SCHEME)]
+    return {digest for digest in named if is_digest(digest)}
