@@ -15,8 +15,8 @@ Forget = Callable[[Collection[Digest]], Awaitable[None]]
 class Means(Struct, frozen=True, kw_only=True):
     """`kinds` can run, on `cards`, as many at once as there are `slots`.
 
-    `forget` drops deleted assets from the host's cache. `leave`: whether the engine keeps containers running without us. Seconds: `grace_s` for jobs to end when drained,
-    `settle_s` for the records of those that were stopped then.
+    `forget` drops deleted assets from the host's cache; `leave`: the engine keeps containers running without us.
+    Seconds: `grace_s` for jobs to end when drained, `settle_s` for the records of those that were stopped then.
     """
 
     kinds: Mapping[str, Kind]

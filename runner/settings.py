@@ -5,21 +5,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from bus.settings import BrokerSettings
 from runner.gpu.fitness import FitnessPolicy
 from runner.gpu.meter import Price
 from runner.gpu.placement import PlacementPolicy
 from schemas.words import Token
-
-
-class BrokerSettings(Struct, frozen=True):
-    """Where the broker is and who the runner is there. `ca`, `cert` and `key` are files (TLS)."""
-
-    url: str = "nats://127.0.0.1:4222"
-    user: str = "runner"
-    password: str = ""
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
 
 
 class EdgeSettings(Struct, frozen=True):
@@ -61,7 +51,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     installation: Token = "lamplighter"
     data: Path = Path(".lamplighter/runner")
     endpoints: tuple[Path, ...] = (Path("images"),)
-    broker: BrokerSettings = BrokerSettings()
+    broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeSettings = EdgeSettings()
     engine: Literal["auto", "docker", "process"] = "auto"
     docker_socket: str | None = None

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,6 +47,13 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _read(kind: type, value: Any) -> Any:
+    """What msgspec cannot read by itself: paths."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"a setting of type {kind.__name__} cannot be read from {value!r}")
+
+
 def load(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
     """Settings of `kind` from TOML `text`, overridden by `environ`; raises SettingsInvalid.
 
@@ -53,6 +61,6 @@ def load(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
     the file is shared by the processes of one host.
     """
     try:
-        return msgspec.convert(_merged(tomllib.loads(text), _nested(environ)), kind, strict=False)
+        return msgspec.convert(_merged(tomllib.loads(text), _nested(environ)), kind, strict=False, dec_hook=_read)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise SettingsInvalid(f"{error}: correct it in lamplighter.toml or in its {PREFIX}* variable") from error

@@ -1,0 +1,164 @@
+"""One runner process: the composition root. Everything it works with is opened here, and closed in reverse."""
+
+import fcntl
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from bus.connection import open_runner
+from bus.port import Bus, Unreachable
+from runner.assets import asset_client
+from runner.cards import Cards
+from runner.catalogue import load
+from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.port import Engine, EngineError
+from runner.engines.process import ProcessEngine
+from runner.gpu.child import nvml
+from runner.gpu.watch import Watch
+from runner.inputs import Cache, EdgeSupplies
+from runner.life import Life, Outage
+from runner.living import live
+from runner.means import Means
+from runner.settings import RunnerSettings
+from runner.slots import MIB, Slots
+
+JOBKIT = Path(__file__).resolve().parents[1] / "images" / "jobkit"
+DOCKER = "unix:///var/run/docker.sock"
+PROBE_S = 20.0
+
+
+class CannotServe(Exception):
+    """The runner cannot start as it is set up; the message says what to change."""
+
+
+async def serve(settings: RunnerSettings, *, ready: Callable[[], None] | None = None) -> None:
+    """Run jobs until SIGTERM or SIGINT, then drain. `ready` is called when work is taken.
+
+    Raises CannotServe, EndpointInvalid, bus.port.Denied; a broker or an edge that is away is waited for.
+    """
+    incarnation = secrets.token_hex(8)
+    log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
+    kinds = load(settings.endpoints)
+    with _sole(settings.data):
+        jobs = settings.data / "jobs"
+        jobs.mkdir(exist_ok=True)
+        async with AsyncExitStack() as opened:
+            engine = await opened.enter_async_context(_engine(settings, log))
+            watch = Watch(nvml(), clock=time.time, random=random.random) if settings.gpu.watch else None
+            gpus = await opened.enter_async_context(watch) if watch else None
+            client = await opened.enter_async_context(asset_client(settings.edge.url, settings.edge.key))
+            reserve = settings.gpu.placement.disk_reserve_mb * MIB
+            cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
+            bus = await opened.enter_async_context(_bus(settings, log))
+            life = Life(
+                installation=settings.installation,
+                host=settings.host,
+                incarnation=incarnation,
+                jobs=jobs,
+                bus=bus,
+                engine=engine,
+                supplies=EdgeSupplies(cache, client),
+                now=_utc_now,
+                jitter=random.random,
+                pace=settings.pace,
+                outage=Outage(),
+                log=log,
+            )
+            means = Means(
+                kinds=kinds,
+                cards=Cards(gpus, settings.gpu, time.monotonic),
+                slots=Slots(settings.slots),
+                forget=cache.drop,
+                leave=engine.name != ProcessEngine.name,
+                grace_s=settings.grace_s,
+            )
+            log.info("serving", engine=engine.name, endpoints=sorted(kinds), slots=settings.slots)
+            await _until_signalled(life, means, ready or (lambda: None))
+
+
+async def _until_signalled(life: Life, means: Means, ready: Callable[[], None]) -> None:
+    stop = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+
+        async def hear() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    stop.set()
+
+        tasks.start_soon(hear)
+        await live(life, means, stop, ready)
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Bus]:
+    """The broker, waited for: a host may be up before it."""
+    wait = settings.pace.retry_least_s
+    async with AsyncExitStack() as opened:
+        while True:
+            try:
+                bus = await opened.enter_async_context(open_runner(settings.broker))
+                break
+            except Unreachable as error:
+                log.warning("waiting", what="broker", why=str(error))
+                await anyio.sleep(wait)
+                wait = min(2 * wait, settings.pace.retry_most_s)
+        yield bus
+
+
+@asynccontextmanager
+async def _engine(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Engine]:
+    """The engine asked for; with `auto` Docker where it answers, else processes."""
+    if settings.engine != "process":
+        address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER
+        url = address if "://" in address else f"unix://{address}"
+        async with DockerEngine(DockerSettings(base_url=url)) as docker:
+            why = await _silent(docker, log)
+            if why is None:
+                yield docker
+                return
+        if settings.engine == "docker":
+            raise CannotServe(f"no Docker engine answers at {url} ({why}): start it, or set engine = process")
+        log.info("no docker", why=why)
+    async with ProcessEngine(settings.data.resolve() / "processes", JOBKIT) as processes:
+        await _silent(processes, log)
+        yield processes
+
+
+async def _silent(engine: Engine, log: FilteringBoundLogger) -> str | None:
+    """Why the engine does not answer, or None when it does; what it does not keep is said aloud."""
+    try:
+        with anyio.fail_after(PROBE_S):
+            info = await engine.probe()
+    except (EngineError, TimeoutError) as error:
+        return str(error) or f"silent for {PROBE_S:.0f} s"
+    for note in info.notes:
+        log.warning("engine", engine=info.name, note=note)
+    return None
+
+
+@contextmanager
+def _sole(data: Path) -> Iterator[None]:
+    """Hold the data folder: two runners on it would adopt each other's jobs."""
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "runner.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotServe(f"another runner works in {data}: stop it, or choose another data folder") from error
+        yield
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
