@@ -6,8 +6,8 @@ import click
 
 COMMANDS = {
     "up": ("lamplighter.cli.up", "up", "Serve broker, edge and runner on this machine until stopped."),
-    "edge": ("lamplighter.cli.processes", "edge", "Serve the edge."),
-    "runner": ("lamplighter.cli.processes", "runner", "Run jobs on this host."),
+    "edge": ("lamplighter.cli.edge", "edge", "Serve the edge."),
+    "runner": ("lamplighter.cli.runner", "runner", "Run jobs on this host."),
     "submit": ("lamplighter.cli.jobs", "submit", "Submit a job."),
     "jobs": ("lamplighter.cli.jobs", "jobs", "List jobs."),
     "job": ("lamplighter.cli.jobs", "job", "Show one job."),

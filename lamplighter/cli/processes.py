@@ -1,22 +1,17 @@
-"""`lamplighter edge` and `lamplighter runner`: one process each, settings from lamplighter.toml and the environment."""
+"""What `lamplighter edge` and `lamplighter runner` share: settings from lamplighter.toml and the environment."""
 
-import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from edge.serve import serve as serve_edge
-from edge.settings import EdgeSettings
 from lamplighter.cli.logs import configure
 from lamplighter.cli.session import USAGE
-from runner.app import serve as serve_runner
-from runner.settings import RunnerSettings
 from schemas.settings import SettingsInvalid, load
 
-T = TypeVar("T", EdgeSettings, RunnerSettings)
+T = TypeVar("T")
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), default=Path("lamplighter.toml"), show_default=True
@@ -34,23 +29,6 @@ def read_settings(kind: type[T], config: Path, log_level: str | None, log_format
     except SettingsInvalid as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(USAGE)
-    configure(settings.log_level, settings.log_format)
+    said: Any = settings
+    configure(said.log_level, said.log_format)
     return settings
-
-
-@click.command()
-@config_option
-@level_option
-@format_option
-def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
-    """Serve the edge: HTTP and WebSocket for clients, in front of the broker."""
-    asyncio.run(serve_edge(read_settings(EdgeSettings, config, log_level, log_format)))
-
-
-@click.command()
-@config_option
-@level_option
-@format_option
-def runner(config: Path, log_level: str | None, log_format: str | None) -> None:
-    """Run jobs on this host."""
-    asyncio.run(serve_runner(read_settings(RunnerSettings, config, log_level, log_format)))

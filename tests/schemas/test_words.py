@@ -1,5 +1,7 @@
 """Tokens, ids, keys, reasons, settings and endpoint files: what is taken and what is refused."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -133,11 +135,11 @@ def test_settings_come_from_the_file_and_variables_win():
 
 
 class Listed(msgspec.Struct, frozen=True):
-    folders: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
 
 def test_a_list_in_a_variable_is_json():
-    assert load(Listed, "", {"LAMPLIGHTER_FOLDERS": '["a", "b"]'}).folders == ("a", "b")
+    assert load(Listed, "", {"LAMPLIGHTER_FOLDERS": '["a", "b"]'}).folders == (Path("a"), Path("b"))
     with pytest.raises(SettingsInvalid, match="LAMPLIGHTER_FOLDERS"):
         load(Listed, "", {"LAMPLIGHTER_FOLDERS": "[a"})
 

@@ -1,0 +1,27 @@
+"""`lamplighter edge`."""
+
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from bus.port import BusError
+from edge.serve import serve
+from edge.settings import EdgeSettings
+from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
+from lamplighter.cli.session import UNREACHABLE
+
+
+@click.command()
+@config_option
+@level_option
+@format_option
+def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
+    """Serve the edge: HTTP and WebSocket for clients, in front of the broker."""
+    settings = read_settings(EdgeSettings, config, log_level, log_format)
+    try:
+        uvloop.run(serve(settings))
+    except BusError as error:
+        click.echo(f"lamplighter: {error}", err=True)
+        sys.exit(UNREACHABLE)
