@@ -8,6 +8,7 @@ import av
 import av.container
 import av.error
 import av.video.stream
+
 import jobkit
 
 from .media import opened
@@ -37,7 +38,7 @@ class Clip:
             self._start = _time(first, 0.0)
 
     def pictures(self, first: int, stop: int) -> Iterator[Picture]:
-        """Pictures first..stop-1, fewer where the clip ends before. Raises BadInput where the file turns out cut off."""
+        """Pictures first..stop-1, fewer where the clip ends before. BadInput if the file is found cut off."""
         index = first
         with self._open() as (file, stream):
             for frame, until in self._shown(self._from(file, stream, first / self._fps)):
@@ -82,7 +83,9 @@ class Clip:
         told += [file.duration / av.time_base] if file.duration else []
         if told and ended_s < _WHOLE * min(told) - _SLACK_S:
             name, announced = self._path.name, min(told)
-            raise jobkit.BadInput(_CODE, f"{name} is cut off: {ended_s:.1f} s of {announced:.1f} s; send the whole file")
+            raise jobkit.BadInput(
+                _CODE, f"{name} is cut off: {ended_s:.1f} s of {announced:.1f} s; send the whole file"
+            )
 
     @contextmanager
     def _open(self) -> Iterator[tuple[File, Stream]]:

@@ -1,4 +1,4 @@
-"""The second pass: every picture of the result, its mouth drawn, handed to the writer. Only the box about the mouth is touched."""
+"""The second pass: draws the mouth of every picture, in a box about it, and hands the picture to the writer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # of boxes in a batch: the proces
 
 @dataclass(frozen=True)
 class Layout:
-    """Even pixels: side of the square box that moves, side of the window that is redrawn, top-left corners N, 2 (x, y)."""
+    """Even pixels: sides of the box that moves and the window that is redrawn; the boxes' corners, N, 2 (x, y)."""
 
     box: int
     window: int
@@ -81,7 +81,7 @@ class Composer:
         if not strength.any():
             return batch.planes
         corners = self._layout.corners[batch.places]
-        cuts = [_cut(*planes, *corner, self._layout.box) for planes, corner in zip(batch.planes, corners, strict=True)]
+        cuts = [_cut(planes, corner, self._layout.box) for planes, corner in zip(batch.planes, corners, strict=True)]
         points = self._scan.points[batch.places]
         points[..., :2] -= torch.from_numpy(corners)[:, None]
         boxes = Boxes(self._floats([luma[None] for luma, _ in cuts]), self._floats([chroma for _, chroma in cuts]))
@@ -96,9 +96,10 @@ class Composer:
         return torch.from_numpy(np.stack(cuts)).to(self._engine.device).float() / 255
 
 
-def _cut(luma: Bytes, chroma: Bytes, left: int, top: int, side: int) -> tuple[Bytes, Bytes]:
-    """Views of the box in both planes; its corner is even."""
-    x, y, half = left // 2, top // 2, side // 2
+def _cut(planes: tuple[Bytes, Bytes], corner: npt.NDArray[np.int64], side: int) -> tuple[Bytes, Bytes]:
+    """Views of the box in both planes."""
+    (luma, chroma), (left, top), half = planes, corner, side // 2
+    x, y = left // 2, top // 2
     return luma[top : top + side, left : left + side], chroma[:, y : y + half, x : x + half]
 
 

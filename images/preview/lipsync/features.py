@@ -33,7 +33,7 @@ class Features:
         return self.samples / RATE
 
     def normalised(self) -> torch.Tensor:
-        """The bands relative to the speaker's louder frames, so that recording gain does not matter. T, BANDS in -4..3."""
+        """The bands relative to the speaker's louder frames, so that gain does not matter. T, BANDS in -4..3."""
         energy = self.mel.mean(1)
         heard = energy[self.dbfs > _SPEECH_DBFS]
         if not len(heard):
@@ -43,7 +43,7 @@ class Features:
 
 
 def extract(blocks: Iterable[torch.Tensor], device: torch.device) -> Features:
-    """Features of a recording given in blocks of samples (float, -1..1). Keeps 16 kB per second, never the recording."""
+    """Features of a recording given in blocks of samples (float, -1..1). Keeps 16 kB a second, not the recording."""
     bank, window = mel_bank().to(device), _window(device)
     margin = torch.zeros(FFT // 2, device=device)  # centres the first frame on the first sample, the last on the last
     rest, samples = margin, -len(margin)

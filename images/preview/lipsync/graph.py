@@ -1,4 +1,4 @@
-"""Reads a TFLite file into constants and steps; `interpreter` runs them. Format: TensorFlow Lite's schema.fbs, version 3."""
+"""Reads a TFLite file (TensorFlow Lite's schema.fbs, version 3) into constants and steps; `interpreter` runs them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One operator. `options` is the operator's own options table (None where it has none), `shape` that of its output, N first."""
+    """One operator. `options`: its own options table, None where it has none. `shape`: of its output, N first."""
 
     kind: str
     inputs: tuple[int, ...]
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Graph:
-    """`size`: the side of the square RGB input. Constants are in TFLite's own layouts (NHWC, OHWI), half floats widened."""
+    """`size`: side of the square RGB input. Constants are in TFLite's layouts (NHWC, OHWI), half floats widened."""
 
     size: int
     input: int
@@ -43,7 +43,7 @@ class Graph:
 
 
 def read(path: Path) -> Graph:
-    """The graph of a single-subgraph float model. Widening half-precision weights happens here, so DEQUANTIZE is never a step."""
+    """The graph of a float model with one subgraph. Half-precision weights are widened: no step is DEQUANTIZE."""
     model = tflite.Model.GetRootAsModel(path.read_bytes(), 0)
     graph = model.Subgraphs(0)
     constants = dict(_constants(model, graph))

@@ -1,7 +1,7 @@
 """Work on several pieces at once, results in order.
 
-On the CPU every piece is computed by one thread and the cores share out pieces: torch's own way, all cores on every small
-operation, waits at each of them for the slowest core, and was up to ten times slower on a busy machine.
+On the CPU every piece is computed by one thread and the cores share out the pieces. Torch's own way, all cores on every
+small operation, waits at each of them for the slowest core, and was up to ten times slower on a busy machine.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""The mouth's own coordinates in a picture: x along the lips, y down, in mouth widths; and where the lips' edges run."""
+"""The mouth's own coordinates in a picture (x along the lips, y down, in mouth widths), and the edges of its lips."""
 
 from dataclasses import dataclass
 

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import av
 import av.container
+
 import jobkit
 
 # Demuxers for single files. Playlists and concat lists are left out: they would read other files of the machine.
-_FORMATS = "mov,mp4,matroska,webm,avi,flv,mpeg,mpegts,ogg,wav,w64,mp3,aac,flac,aiff,amr,asf,caf,gif,image2,jpeg_pipe,png_pipe,webp_pipe"
+_FORMATS = (
+    "mov,mp4,matroska,webm,avi,flv,asf,mpeg,mpegts,ogg,wav,w64,mp3,aac,flac,aiff,amr,caf,"
+    "gif,image2,jpeg_pipe,png_pipe,webp_pipe"
+)
 _OURS = (MemoryError, PermissionError)  # FFmpeg reports these too, and they are not the file's fault
 
 

@@ -53,7 +53,7 @@ class _Spoken:
 
 
 def speaking(face: Face, shapes: torch.Tensor, curves: torch.Tensor, gain: float) -> torch.Tensor:
-    """The shapes (N, K, 3), whatever their mouths did, with mouths after the curves (N, 5). `gain` scales the opening."""
+    """The shapes (N, K, 3), whatever their mouths did, saying the curves (N, 5). `gain` scales the opening."""
     spoken = _Spoken(*curves.T[..., None].clamp(0, 1))
     still = closed(face, shapes)
     moved = still.clone()

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
-import jobkit
 import numpy as np
 import numpy.typing as npt
+
+import jobkit
 
 Bytes = npt.NDArray[np.uint8]
 _LARGEST = 8192 * 4320
@@ -60,8 +61,8 @@ class Picture:
         shape = self._shape
         width, height = _swapped(*self.size(side), shape.turns)
         frame = self._frame.reformat(width, height, "rgb24")
-        flat = np.frombuffer(frame.planes[0], np.uint8).reshape(height, frame.planes[0].line_size)
-        return np.rot90(flat[:, : 3 * width].reshape(height, width, 3), shape.turns).copy()
+        rows = _samples(frame.planes[0], 3)
+        return np.rot90(rows.reshape(height, width, 3), shape.turns).copy()
 
     def size(self, side: int) -> tuple[int, int]:
         """Width and height of `rgb(side)`."""
@@ -69,8 +70,10 @@ class Picture:
         return _even(self._shape.width * scale), _even(self._shape.height * scale)
 
 
-def _samples(plane: av.video.plane.VideoPlane) -> Bytes:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+def _samples(plane: av.video.plane.VideoPlane, each: int = 1) -> Bytes:
+    """H, W * each: a plane's bytes without the padding at the end of its rows."""
+    flat: Bytes = np.frombuffer(memoryview(plane), np.uint8)
+    return flat.reshape(plane.height, plane.line_size)[:, : plane.width * each]
 
 
 def _even(length: float) -> int:

@@ -24,7 +24,7 @@ class Boxes:
 
     @property
     def side(self) -> int:
-        return self.luma.shape[-1]
+        return int(self.luma.shape[-1])
 
     def at(self, where: torch.Tensor) -> torch.Tensor:
         """Y'CbCr at N, H, W, 2 (grid_sample's coordinates): N, 3, H, W."""
@@ -42,7 +42,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Scene:
-    """One batch: its boxes, landmarks N, K, 3 in box pixels, the curves N, 5, and how much of it all to show, N in 0..1."""
+    """One batch: boxes, landmarks N, K, 3 in box pixels, curves N, 5, and how much of it all to show, N in 0..1."""
 
     boxes: Boxes
     points: torch.Tensor
@@ -93,8 +93,7 @@ def _redo_mouth(moved: Boxes, scene: Scene, person: Person, mouth: _Mouth, windo
     small = F.avg_pool2d(drawn[:, 1:], 2)
     for i, (left, top) in enumerate(corners.tolist()):
         moved.luma[i, :, top : top + window, left : left + window] = drawn[i, :1]
-        left, top, half = left // 2, top // 2, window // 2
-        moved.chroma[i, :, top : top + half, left : left + half] = small[i]
+        moved.chroma[i, :, top // 2 : (top + window) // 2, left // 2 : (left + window) // 2] = small[i]
 
 
 def _pixels(corners: torch.Tensor, window: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,9 +104,7 @@ def _pixels(corners: torch.Tensor, window: int, step: int) -> tuple[torch.Tensor
     return across, (corners[:, 1, None] + axis)[:, :, None].expand(-1, -1, size)
 
 
-def _inside(
-    scene: Scene, person: Person, mouth: _Mouth, pixels: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+def _inside(scene: Scene, person: Person, mouth: _Mouth, pixels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """The mouth's inside at these pixels, lips or not, N, 3, H, W."""
     opening = _opening(person.face, mouth, *mouth.axes.local(*pixels))
     lip, flesh = (colour.to_rgb(_colour(scene, row)) for row in (LIP_SKIN, FACE_SKIN))

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, tee
 
-import jobkit
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+import jobkit
 
 from .clip import Clip
 from .engine import Engine
@@ -26,7 +27,7 @@ _FADE = 2  # pictures before and after a loss of the face in which the drawing g
 
 @dataclass(frozen=True)
 class Scan:
-    """Per picture: `points` N, K, 3 in the result's pixels (of a neighbour where the face is lost), `strength` N, 0 there."""
+    """`points` N, K, 3 in the result's pixels (a neighbour's where the face is lost); `strength` N, 0 there, else 1."""
 
     points: torch.Tensor
     strength: torch.Tensor

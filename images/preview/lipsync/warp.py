@@ -1,4 +1,4 @@
-"""Where each pixel of a face comes from when its mouth moves: one field for the upper side of the lips, one for the lower."""
+"""Where each pixel of a face comes from when its mouth moves: one field above the lips' line, one below it."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ def fields(source: torch.Tensor, target: torch.Tensor, axes: Axes, lips: Lips, s
     """Landmarks as filmed and as wanted, N, K, 2 in pixels of a box of `side`; lips as wanted."""
     nodes = _nodes(side, source.device)
     fade = _fade(nodes, side)
-    upper, lower = (_field(source, target, row, axes, nodes, side) * fade for row in (_UPPER, _LOWER))
+    upper, lower = (_field(source, target, row, axes, side) * fade for row in (_UPPER, _LOWER))
     x, y = axes.local(*nodes.expand(len(source), -1, -1, -1).unbind(-1))
     share = below(x, y, lips, axes)[:, None]
     to_half_box = 2 / side
@@ -69,9 +69,7 @@ def dense(field: torch.Tensor, size: int) -> torch.Tensor:
     return (between @ positions @ between.T).permute(0, 2, 3, 1)
 
 
-def _field(
-    source: torch.Tensor, target: torch.Tensor, moving: list[int], axes: Axes, nodes: torch.Tensor, side: int
-) -> torch.Tensor:
+def _field(source: torch.Tensor, target: torch.Tensor, moving: list[int], axes: Axes, side: int) -> torch.Tensor:
     """N, 2, nodes, nodes in pixels: from a place in the result back to where it was filmed."""
     border = _border(side, source.device).expand(len(source), -1, -1)
     there = torch.cat([target[:, moving], source[:, STILL], border], 1)
@@ -80,7 +78,7 @@ def _field(
     def scaled(points: torch.Tensor) -> torch.Tensor:
         return (points - axes.middle[:, None]) / axes.unit[:, None, None]
 
-    where = scaled(nodes.reshape(1, -1, 2).expand(len(source), -1, -1))
+    where = scaled(_nodes(side, source.device).reshape(1, -1, 2).expand(len(source), -1, -1))
     moves = (here - there) / axes.unit[:, None, None]
     found = spline.field(scaled(there), moves, where) * axes.unit[:, None, None]
     return found.reshape(len(source), _NODES, _NODES, 2).permute(0, 3, 1, 2)

@@ -1,11 +1,12 @@
 """One job, a straight line: hear the speech, find the face, draw each picture, write the file."""
 
 import time
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import jobkit
 import torch
+
+import jobkit
 
 from . import features, sound, voice
 from .clip import Clip
@@ -19,7 +20,7 @@ from .scan import scan
 
 RESULT = "result.mp4"
 _LONGEST_S = 2 * 3600
-_SCANNING = 0.3  # share of the progress
+_SCANNED = 0.3  # of the progress, when every picture has been looked at
 
 
 def work(job: jobkit.Job, engine: Engine) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def work(job: jobkit.Job, engine: Engine) -> dict[str, Any]:
     clip = Clip(job.path("video"), coding.fps, options.max_side)
     with torch.inference_mode():
         began = time.monotonic()
-        seen = scan(clip, total, engine, partial(_tell, job, "track", 0.0, _SCANNING, total))
+        seen = scan(clip, total, engine, _teller(job, "track", (0.0, _SCANNED), total))
         scanned = time.monotonic()
         person = Person(seen.face, seen.teeth, options.gain)
         layout = Layout.of(seen, clip.shape)
         composer = Composer(seen, person, layout, engine)
         shown = back_and_forth(clip, len(seen.points), total)
-        tell = partial(_tell, job, "render", _SCANNING, 1 - _SCANNING, total)
+        tell = _teller(job, "render", (_SCANNED, 1.0), total)
         with job.output(RESULT) as path, writing(path, clip.shape, coding, job.path("audio")) as writer:
             composer.compose(shown, curves, writer, tell)
     job.metric("track_fps", len(seen.points) / (scanned - began), "1/s")
@@ -63,5 +64,7 @@ def _heard(job: jobkit.Job, engine: Engine) -> features.Features:
     return heard
 
 
-def _tell(job: jobkit.Job, stage: str, start: float, share: float, total: int, done: int) -> None:
-    job.progress(start + share * done / total, stage, done, total)
+def _teller(job: jobkit.Job, stage: str, span: tuple[float, float], total: int) -> Callable[[int], None]:
+    """Says how far a stage is that covers this span of the job."""
+    start, end = span
+    return lambda done: job.progress(start + (end - start) * done / total, stage, done, total)

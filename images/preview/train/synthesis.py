@@ -1,13 +1,14 @@
 """Speech with its phones' times: sentences spoken by flite, and what a microphone or a room would do to them."""
 
+import random
 import subprocess
 import wave
 from dataclasses import dataclass
 from pathlib import Path
-import random
 
 import torch
 import torch.nn.functional as F
+
 from lipsync.features import RATE
 
 VOICES = ("slt", "rms", "awb", "kal16")

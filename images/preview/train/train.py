@@ -16,11 +16,12 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lipsync.features import extract
-from lipsync.voice import CURVES, WEIGHTS, MouthNet
 from phones import curves
 from sentences import sentences
 from synthesis import VOICES, Utterance, roughened, speak, stretched, wordless
+
+from lipsync.features import extract
+from lipsync.voice import CURVES, WEIGHTS, MouthNet
 
 HELD_OUT = 60
 BATCH, CLIP = 32, 200  # utterances a step; mel frames of each

