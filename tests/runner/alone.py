@@ -1,0 +1,12 @@
+"""`python -m tests.runner.alone`: a runner process without the command line, for tests that kill it."""
+
+import os
+
+import anyio
+
+from runner.app import serve
+from runner.settings import RunnerSettings
+from schemas.settings import load
+
+if __name__ == "__main__":
+    anyio.run(serve, load(RunnerSettings, "", os.environ))

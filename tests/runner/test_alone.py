@@ -1,0 +1,229 @@
+"""A runner as a process of its own over a real broker, real HTTP and the process engine: killed, drained, adopted."""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+import pytest
+
+from bus.connection import open_edge
+from bus.port import Bus
+from edge.store.directory import open_directory
+from schemas.events import CancelRequested, Recorded, Submitted
+from schemas.feed import LogEnd, LogNote, Note, ProgressNote
+from schemas.job import Job, JobKey, Policy
+from schemas.lifecycle import step
+from schemas.words import FINAL, Status
+from tests.broker import Broker, broker, until
+from tests.edge.store.served import served
+from tests.runner.asset_server import KEY, AssetServer
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = {"HEARTBEAT_S": "1", "PRESENCE_S": "1", "IDLE_S": "0.2", "RETRY_MOST_S": "0.5"}
+
+
+class Installation:
+    """Broker, asset server, and runners that come and go."""
+
+    def __init__(self, folder: Path, server: Broker, bus: Bus, edge: AssetServer, url: str) -> None:
+        self.folder = folder
+        self.server = server
+        self.bus = bus
+        self.edge = edge
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("LAMPLIGHTER_")} | {
+            "LAMPLIGHTER_HOST": "gpu-1",
+            "LAMPLIGHTER_DATA": str(folder / "runner"),
+            "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode([str(ROOT / "images" / "echo")]).decode(),
+            "LAMPLIGHTER_BROKER__URL": server.url,
+            "LAMPLIGHTER_BROKER__USER": "runner",
+            "LAMPLIGHTER_BROKER__PASSWORD": server.passwords["runner"],
+            "LAMPLIGHTER_EDGE__URL": url,
+            "LAMPLIGHTER_EDGE__KEY": KEY,
+            "LAMPLIGHTER_ENGINE": "process",
+            "LAMPLIGHTER_GPU__WATCH": "0",
+            "LAMPLIGHTER_GRACE_S": "0.2",
+            **{f"LAMPLIGHTER_PACE__{name}": value for name, value in QUICK.items()},
+        }
+
+    @asynccontextmanager
+    async def runner(self) -> AsyncIterator[anyio.abc.Process]:
+        """One life; killed at the end if it lives still."""
+        with (self.folder / "runner.log").open("ab") as log:
+            argv = [sys.executable, "-m", "tests.runner.alone"]
+            process = await anyio.open_process(argv, cwd=ROOT, env=self.environ, stdout=log, stderr=log)
+            try:
+                yield process
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                with anyio.CancelScope(shield=True):
+                    await process.wait()
+
+    async def submit(self, **given: Any) -> JobKey:
+        now = datetime.now(UTC)
+        job = Job(
+            id="j1",
+            owner="ada",
+            endpoint="echo",
+            pool="echo",
+            status=Status.QUEUED,
+            digest="d",
+            input=given,
+            policy=Policy(max_attempts=1),
+            created_at=now,
+            queued_at=now,
+        )
+        await self.bus.queue.ensure(["echo"])
+        await self.bus.records.create(job.key, Recorded(now, Submitted(), job))
+        await self.bus.queue.publish(job.pointer)
+        return job.key
+
+    async def job(self, key: JobKey) -> Job:
+        entry = await self.bus.records.read(key)
+        assert entry is not None
+        return entry.recorded.job
+
+    async def notes(self, key: JobKey, kind: type[Note]) -> list[Any]:
+        return [note for note in await self.bus.feed.notes(key) if isinstance(note, kind)]
+
+    async def ended(self, key: JobKey) -> Job:
+        async def final() -> bool:
+            return (await self.job(key)).status in FINAL
+
+        try:
+            await until(final, within_s=40)
+        except TimeoutError:
+            pytest.fail((self.folder / "runner.log").read_text()[-6000:])
+        return await self.job(key)
+
+    async def steps(self, key: JobKey, count: int) -> None:
+        """Wait until followers have seen this many progress notes."""
+
+        async def seen() -> bool:
+            return len(await self.notes(key, ProgressNote)) >= count
+
+        try:
+            await until(seen)
+        except TimeoutError:
+            pytest.fail((self.folder / "runner.log").read_text()[-6000:])
+
+
+@pytest.fixture
+async def place(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Installation]:
+    async with (
+        broker(tmp_path, hosts=("gpu-1",)) as server,
+        open_edge(server.settings("edge")) as bus,
+        open_directory(tmp_path / "store") as store,
+    ):
+        edge = AssetServer(store)
+        async with served(edge.app()) as url:
+            yield Installation(tmp_path, server, bus, edge, url)
+
+
+def rising(notes: list[Any]) -> bool:
+    offsets = [note.place.offset for note in notes]
+    return len(offsets) > 0 and offsets == sorted(set(offsets))
+
+
+async def test_killed_while_the_job_runs_it_is_adopted(place: Installation) -> None:
+    content = os.urandom(100_000)
+    sha256 = await place.edge.add(content)
+    key = await place.submit(file=f"sha256:{sha256}", text="hello", seconds=3, steps=30)
+    async with place.runner() as first:
+        await place.steps(key, 3)
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+    async with place.runner():
+        job = await place.ended(key)
+    assert (job.status, job.attempt, job.releases) == (Status.SUCCEEDED, 1, {})
+    assert job.output is not None
+    assert job.output.data == {"text": "hello"}
+    assert [file.sha256 for file in job.output.files] == [sha256]
+    logs = await place.notes(key, LogNote)
+    assert rising(logs)
+    assert rising(await place.notes(key, ProgressNote))
+    said = "".join(note.text for note in logs)
+    assert [line for line in said.splitlines() if line.startswith("step")] == [
+        f"step {number} of 30" for number in range(1, 31)
+    ]
+    assert len(await place.notes(key, LogEnd)) == 1
+
+
+async def test_killed_and_back_after_the_job_has_exited_it_is_collected(place: Installation) -> None:
+    key = await place.submit(text="hello", seconds=1, steps=5)
+    async with place.runner() as first:
+        await place.steps(key, 1)
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+        ends = list((place.folder / "runner" / "jobs").glob("*/job/out"))
+
+        async def exited() -> bool:
+            return all((out / "output.json").exists() for out in ends)
+
+        await until(exited)
+    async with place.runner():
+        job = await place.ended(key)
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+    types = [type(entry.recorded.event).__name__ for entry in await place.bus.records.history(key)]
+    assert types == ["Submitted", "Started", "Adopted", "Succeeded"]
+
+
+async def test_a_drain_stops_the_child_process_and_gives_the_job_back(place: Installation) -> None:
+    key = await place.submit(seconds=600, steps=6000)
+    async with place.runner() as first:
+        await place.steps(key, 1)
+        first.send_signal(signal.SIGTERM)
+        with anyio.fail_after(20):
+            assert await first.wait() == 0
+    job = await place.job(key)
+    assert (job.status, job.charged, job.releases) == (Status.QUEUED, 0, {"drained": 1})
+    assert not list((place.folder / "runner" / "jobs").iterdir())
+    assert await place.bus.hosts.get("gpu-1") is None
+
+
+async def test_the_broker_killed_during_a_job_costs_nothing(place: Installation) -> None:
+    key = await place.submit(text="hello", seconds=3, steps=30)
+    async with place.runner():
+        await place.steps(key, 2)
+        await place.server.kill()
+        await place.server.start()
+
+        async def back() -> bool:
+            return place.bus.link.connected
+
+        await until(back)
+        job = await place.ended(key)
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+    logs = await place.notes(key, LogNote)
+    assert rising(logs)
+    assert "step 30 of 30" in logs[-1].text
+
+
+async def test_a_flood_of_output_is_cut_short_and_costs_no_memory(place: Installation) -> None:
+    key = await place.submit(behave="flood")
+    async with place.runner() as process:
+        job = await place.ended(key)
+        peak = int(Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    assert job.status in FINAL
+    assert peak < 200
+
+
+async def test_a_running_job_is_cancelled(place: Installation) -> None:
+    key = await place.submit(seconds=600, steps=6000)
+    async with place.runner():
+        await place.steps(key, 1)
+        entry = await place.bus.records.read(key)
+        assert entry is not None
+        wish = step(entry.recorded.job, CancelRequested(), datetime.now(UTC))
+        await place.bus.records.update(key, wish, entry.revision)
+        await place.bus.control.nudge("gpu-1", key)
+        job = await place.ended(key)
+    assert job.status is Status.CANCELLED
