@@ -1,0 +1,178 @@
+"""A whole installation out of real processes: broker, edge, runners. Each can be killed and started again."""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import httpx
+import msgspec
+
+from bus.connection import open_edge
+from bus.port import Bus
+from bus.server import Server
+from bus.settings import BrokerSettings
+from edge.services.clock import utc_now
+from edge.services.keys import Keys
+from lamplighter import AsyncClient
+from schemas.access import CLIENT_SCOPES, Scope
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "images"
+SOON_S = 60.0
+
+
+class Process:
+    """One `python -m lamplighter …` with its log."""
+
+    def __init__(self, verb: str, environ: dict[str, str], log: Path, fds: tuple[int, ...] = ()) -> None:
+        self._verb, self._environ, self._fds = verb, environ, fds
+        self.log = log
+        self._process: anyio.abc.Process | None = None
+
+    async def start(self) -> None:
+        argv = [sys.executable, "-m", "lamplighter", self._verb, "--config", os.devnull, "--log-format", "json"]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LAMPLIGHTER_")}
+        with self.log.open("ab") as out:
+            self._process = await anyio.open_process(
+                argv, env=inherited | self._environ, stdin=None, stdout=out, stderr=out, pass_fds=self._fds, cwd=ROOT
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """SIGTERM, and wait for the drain."""
+        await self._end(signal.SIGTERM)
+
+    async def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.send_signal(how)
+            with anyio.CancelScope(shield=True):
+                await process.wait()
+
+    def peak_rss_mb(self) -> float:
+        """VmHWM of proc(5)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+class Installation:
+    """Broker at `server`; `client` has every client scope as owner `ann`, `admin` is what its name says."""
+
+    def __init__(self, folder: Path, engine: str, docker_url: str | None) -> None:
+        self.folder = folder
+        self.engine = engine
+        self.docker_url = docker_url
+        self.name = secrets.token_hex(6)
+        self.server = Server(folder / "broker")
+        self.listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        self.runners: dict[str, Process] = {}
+        self.edge = Process("edge", {}, folder / "edge.log")
+        self.runner_key = ""
+
+    async def open(self) -> dict[str, str]:
+        """Start the broker and make the keys; the texts of those."""
+        await self.server.start()
+        async with self.bus() as bus:
+            ring = Keys(bus.keys, utc_now, secrets.token_bytes, time.monotonic)
+            made = {
+                "ann": (await ring.create("ann", CLIENT_SCOPES)).text,
+                "admin": (await ring.create("boss", (Scope.ADMIN,))).text,
+                "runner": (await ring.create("boss", (Scope.RUNNER,))).text,
+            }
+        self.runner_key = made["runner"]
+        return made
+
+    @asynccontextmanager
+    async def bus(self) -> AsyncIterator[Bus]:
+        """The broker with the edge's rights."""
+        password = self.server.passwords["edge"]
+        settings = BrokerSettings(url=self.server.url, user="edge", password=password, monitor=self.server.monitor)
+        async with open_edge(settings) as bus:
+            yield bus
+
+    async def start_edge(self, endpoints: Path = IMAGES, **more: str) -> None:
+        environ = {
+            "LAMPLIGHTER_BROKER__URL": self.server.url,
+            "LAMPLIGHTER_BROKER__USER": "edge",
+            "LAMPLIGHTER_BROKER__PASSWORD": self.server.passwords["edge"],
+            "LAMPLIGHTER_BROKER__MONITOR": self.server.monitor,
+            "LAMPLIGHTER_FD": str(self.listening.fileno()),
+            "LAMPLIGHTER_DATA": str(self.folder / "edge"),
+            "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode([str(endpoints)]).decode(),
+            "LAMPLIGHTER_RECONCILE_EVERY_S": "1",
+        } | more
+        self.edge = Process("edge", environ, self.folder / "edge.log", (self.listening.fileno(),))
+        await self.edge.start()
+
+    async def start_runner(self, host: str = "gpu-1", *, broker: str | None = None, **more: str) -> Process:
+        """Start the runner of `host`, anew when it was killed; `broker` goes through another address."""
+        environ = {
+            "LAMPLIGHTER_BROKER__URL": broker or self.server.url,
+            "LAMPLIGHTER_BROKER__USER": "runner",
+            "LAMPLIGHTER_BROKER__PASSWORD": self.server.passwords["runner"],
+            "LAMPLIGHTER_EDGE__URL": self.url,
+            "LAMPLIGHTER_EDGE__KEY": self.runner_key,
+            "LAMPLIGHTER_HOST": host,
+            "LAMPLIGHTER_INSTALLATION": self.name,
+            "LAMPLIGHTER_DATA": str(self.folder / host),
+            "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode([str(IMAGES)]).decode(),
+            "LAMPLIGHTER_ENGINE": self.engine,
+            "LAMPLIGHTER_GPU__WATCH": "0",
+            "LAMPLIGHTER_LOG_LEVEL": "debug",
+            "LAMPLIGHTER_GRACE_S": "2",
+        } | more
+        if self.docker_url:
+            environ["LAMPLIGHTER_DOCKER_SOCKET"] = self.docker_url
+        self.runners[host] = Process("runner", environ, self.folder / f"{host}.log")
+        await self.runners[host].start()
+        return self.runners[host]
+
+    async def close(self) -> None:
+        for process in (*self.runners.values(), self.edge):
+            await process.stop()
+        await self.server.stop()
+        self.listening.close()
+
+    def tail(self) -> str:
+        """The ends of all logs, for a failing test."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+
+async def until(true: Callable[[], Coroutine[Any, Any, Any]], within_s: float = 15, every_s: float = 0.05) -> Any:
+    """Wait for a condition that no event announces; its value."""
+    with anyio.fail_after(within_s):
+        while True:
+            if value := await true():
+                return value
+            await anyio.sleep(every_s)
+
+
+async def ready(client: AsyncClient) -> None:
+    """The edge takes work."""
+
+    async def healthy() -> bool:
+        try:
+            return (await client._http.get("/readyz")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    await until(healthy)
