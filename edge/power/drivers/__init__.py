@@ -1,0 +1,1 @@
+"""What can press a host's button, behind one port."""

@@ -1,0 +1,148 @@
+"""How a host is switched, as its owner declares it at the edge: `[hosts.gpu-1]` of lamplighter.toml (DESIGN 6)."""
+
+import re
+from datetime import datetime, time, tzinfo
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from msgspec import Meta, Struct
+
+from schemas.words import Token
+
+Positive = Annotated[float, Meta(gt=0)]
+Delay = Annotated[float, Meta(ge=0)]
+Argv = Annotated[tuple[str, ...], Meta(min_length=1)]
+Span = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+Mac = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$")]
+_WEBHOOK_SECRET = re.compile(r"^whsec_[A-Za-z0-9+/]+={0,2}$")
+
+
+class Price(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an hour with power costs."""
+
+    per_hour: Delay
+    currency: str = "CNY"
+
+
+class Budget(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a day may cost: hours with power, or money in the price's currency. The day is the host's."""
+
+    hours: Positive | None = None
+    money: Positive | None = None
+
+
+class Switched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="driver"):
+    """What every declared host has, whatever switches it. Durations are seconds.
+
+    `rank`: the lowest is woken first. `quiet`: spans of the host's day, `23:00-07:00`, in which it is not woken and is
+    let go when empty. `timezone`: an IANA name; without one the edge's own. `wake_delay`: how long work must wait
+    before the host is woken. `min_on`, `idle_after`: how long it stays on at least, and without work. `boot_timeout`,
+    `stop_timeout`: how long going on and off may take. `fallback_after`: how long it may be blocked before the next
+    host is called. `timeout`: how long one call of the switch may take.
+    """
+
+    rank: int = 1
+    price: Price | None = None
+    budget: Budget | None = None
+    quiet: tuple[Span, ...] = ()
+    timezone: str | None = None
+    wake_delay: Delay = 0.0
+    min_on: Delay = 600.0
+    idle_after: Delay = 900.0
+    boot_timeout: Positive = 600.0
+    stop_timeout: Positive = 600.0
+    fallback_after: Delay = 600.0
+    timeout: Positive = 60.0
+
+    def __post_init__(self) -> None:
+        if self.budget and self.budget.money is not None and self.price is None:
+            raise ValueError("a budget in money needs `price`: add price = { per_hour = … }")
+        if self.timezone is not None:
+            _zone(self.timezone)
+
+    @property
+    def own_poweroff(self) -> bool:
+        """Whether the host's runner switches the machine off, because the switch cannot."""
+        return False
+
+    def local(self, at: datetime) -> datetime:
+        """`at` on the host's clock."""
+        return at.astimezone(_zone(self.timezone) if self.timezone else None)
+
+    def is_quiet(self, at: datetime) -> bool:
+        """Whether `at` lies in one of the quiet spans; one may reach over midnight."""
+        clock = self.local(at).time()
+        return any(_within(clock, *map(time.fromisoformat, span.split("-"))) for span in self.quiet)
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{name!r} is no time zone that this machine knows: use a name like Asia/Shanghai") from error
+
+
+def _within(clock: time, start: time, end: time) -> bool:
+    return start <= clock < end if start <= end else clock >= start or clock < end
+
+
+class CommandHost(Switched, frozen=True, tag="command"):
+    """Switched by programs of the owner; their exit contract is in `edge.power.drivers.command`.
+
+    Without `off` the runner powers its own machine off; without `state` the host is off when it is silent.
+    """
+
+    on: Argv
+    off: Argv | None = None
+    state: Argv | None = None
+
+    @property
+    def own_poweroff(self) -> bool:
+        return self.off is None
+
+
+class HttpHost(Switched, frozen=True, tag="http"):
+    """Switched by a signed webhook to `url`; `secret` is `whsec_…`."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://")]
+    secret: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _WEBHOOK_SECRET.match(self.secret):
+            raise ValueError("`secret` must be whsec_ and base64, as Standard Webhooks writes it")
+
+
+class WolHost(Switched, frozen=True, tag="wol"):
+    """Woken by a magic packet to `mac`; its runner powers it off."""
+
+    mac: Mac
+    broadcast: str = "255.255.255.255"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 9
+
+    @property
+    def own_poweroff(self) -> bool:
+        return True
+
+
+class LibcloudHost(Switched, frozen=True, tag="libcloud"):
+    """A cloud's machine `node`, by apache-libcloud.
+
+    `provider` is libcloud's name, as in `ec2`. The credentials are read from the environment variables that `key_env`
+    and `secret_env` name, so that they stand in no file. `options` go to the provider's driver as they are.
+    """
+
+    provider: str
+    node: str
+    key_env: str
+    secret_env: str | None = None
+    options: dict[str, str | int | bool] = {}
+
+
+class RelayHost(Switched, frozen=True, tag="relay"):
+    """Switched by a relay on the host's own network, which knows it as `name`, or by its id."""
+
+    name: Token | None = None
+
+
+HostDeclaration = CommandHost | HttpHost | WolHost | LibcloudHost | RelayHost
