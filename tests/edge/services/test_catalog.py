@@ -13,7 +13,7 @@ from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.errors import FieldError, Refused
 from schemas.host import Offer
 from schemas.words import Priority
-from tests.edge.services.world import ASSET, ECHO, START, World
+from tests.edge.services.world import ASSET, ECHO, START, FakeWorld
 
 DIGEST = "ab" * 32
 
@@ -22,35 +22,35 @@ def offer(host: str, hours: int, *endpoints: Endpoint, slots: int = 1) -> Offer:
     return Offer(host=host, incarnation="i", at=START + timedelta(hours=hours), endpoints=endpoints, slots=slots)
 
 
-async def test_the_newest_offer_counts_and_any_offer_before_the_folder(edge: World) -> None:
+async def test_the_newest_offer_counts_and_any_offer_before_the_folder(fake: FakeWorld) -> None:
     old, new = structs.replace(ECHO, image="old"), structs.replace(ECHO, image="new")
-    assert edge.catalog.get("echo").image == "echo"
-    await edge.bus.offers.put("b", offer("b", 1, old, slots=2))
-    await edge.bus.offers.put("a", offer("a", 2, new))
-    assert await edge.catalog.refresh()
-    assert not await edge.catalog.refresh()
-    assert edge.catalog.get("echo").image == "new"
-    assert edge.catalog.slots("echo") == 3
-    assert edge.catalog.hosts_offering("echo") == {"a", "b"}
-    assert edge.catalog.all() == (new,)
+    assert fake.catalog.get("echo").image == "echo"
+    await fake.bus.offers.put("b", offer("b", 1, old, slots=2))
+    await fake.bus.offers.put("a", offer("a", 2, new))
+    assert await fake.catalog.refresh()
+    assert not await fake.catalog.refresh()
+    assert fake.catalog.get("echo").image == "new"
+    assert fake.catalog.slots("echo") == 3
+    assert fake.catalog.hosts_offering("echo") == {"a", "b"}
+    assert fake.catalog.all() == (new,)
 
 
-async def test_a_new_pool_gets_its_queue(edge: World) -> None:
+async def test_a_new_pool_gets_its_queue(fake: FakeWorld) -> None:
     shared = structs.replace(ECHO, name="other", pool="gpu")
-    await edge.bus.offers.put("a", offer("a", 1, shared))
-    await edge.catalog.refresh()
-    assert edge.catalog.pools() == {"echo", "gpu"}
-    job = await edge.intake.submit("ann", {"endpoint": "other", "input": {}})
-    delivery = await edge.runner_bus.queue.take("gpu", Priority.NORMAL)
+    await fake.bus.offers.put("a", offer("a", 1, shared))
+    await fake.catalog.refresh()
+    assert fake.catalog.pools() == {"echo", "gpu"}
+    job = await fake.intake.submit("ann", {"endpoint": "other", "input": {}})
+    delivery = await fake.runner_bus.queue.take("gpu", Priority.NORMAL)
     assert delivery is not None
     assert delivery.pointer.id == job.entry.recorded.job.id
 
 
-async def test_an_offer_with_a_broken_schema_is_left_out(edge: World) -> None:
+async def test_an_offer_with_a_broken_schema_is_left_out(fake: FakeWorld) -> None:
     broken = structs.replace(ECHO, name="broken", input={"type": "nonsense"})
-    await edge.bus.offers.put("a", offer("a", 1, broken, structs.replace(ECHO, name="fine")))
-    await edge.catalog.refresh()
-    assert [endpoint.name for endpoint in edge.catalog.all()] == ["echo", "fine"]
+    await fake.bus.offers.put("a", offer("a", 1, broken, structs.replace(ECHO, name="fine")))
+    await fake.catalog.refresh()
+    assert [endpoint.name for endpoint in fake.catalog.all()] == ["echo", "fine"]
 
 
 def test_a_folder_is_read(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from schemas.feed import LogEnd, LogNote, Place, ProgressNote
 from schemas.job import Claim, Job, Output
 from schemas.lifecycle import step
 from schemas.view import JobView
-from tests.edge.services.world import World
+from tests.edge.services.world import FakeWorld, World
 
 
 async def all_of(edge: World, job: Job, after: str | None = None) -> list[StreamItem]:
@@ -92,20 +92,20 @@ async def test_an_old_end_is_not_the_end_when_the_job_was_retried(edge: World) -
     assert states(await all_of(edge, job)) == ["queued", "cancelled", "queued", "running", "succeeded"]
 
 
-async def test_it_goes_on_over_a_cut_connection(edge: World) -> None:
-    job = await edge.submit()
+async def test_it_goes_on_over_a_cut_connection(fake: FakeWorld) -> None:
+    job = await fake.submit()
     seen = []
     with anyio.fail_after(10):
-        async for item in edge.follower.events("ann", job.id):
+        async for item in fake.follower.events("ann", job.id):
             seen.append(item)
             if len(seen) == 1:
-                edge.bus.cut()
+                fake.bus.cut()
                 for event in (e.Started(Claim("gpu-1", "i1", 1)), e.Succeeded(Output())):
-                    entry = await edge.runner_bus.records.read(job.key)
+                    entry = await fake.runner_bus.records.read(job.key)
                     assert entry
-                    recorded = step(entry.recorded.job, event, edge.time())
-                    await edge.runner_bus.records.update(job.key, recorded, entry.revision)
-                edge.bus.heal()
+                    recorded = step(entry.recorded.job, event, fake.time())
+                    await fake.runner_bus.records.update(job.key, recorded, entry.revision)
+                fake.bus.heal()
     assert states(seen) == ["queued", "running", "succeeded"]
 
 

@@ -9,23 +9,23 @@ from edge.services.hosts import HostNotice
 from schemas.host import GpuReport, Running
 from schemas.job import Claim
 from schemas.reasons import Reason
-from tests.edge.services.world import START, World
+from tests.edge.services.world import START, FakeWorld
 
 LATER = (START + timedelta(hours=1)).isoformat()
 
 
-async def reason(edge: World, **fields: Any) -> str | None:
-    job = await edge.submit(**fields)
-    return (await edge.viewer.job(await edge.intake.read(job.key))).reason
+async def reason(fake: FakeWorld, **fields: Any) -> str | None:
+    job = await fake.submit(**fields)
+    return (await fake.viewer.job(await fake.intake.read(job.key))).reason
 
 
-async def test_a_job_waits_for_its_host(edge: World) -> None:
-    assert await reason(edge) == Reason.HOST_OFF
-    await edge.offer()
-    assert await reason(edge) == Reason.HOST_OFF
-    await edge.appear()
-    assert await reason(edge) == Reason.BEHIND
-    assert await reason(edge, not_before=LATER) == Reason.NOT_BEFORE
+async def test_a_job_waits_for_its_host(fake: FakeWorld) -> None:
+    assert await reason(fake) == Reason.HOST_OFF
+    await fake.offer()
+    assert await reason(fake) == Reason.HOST_OFF
+    await fake.appear()
+    assert await reason(fake) == Reason.BEHIND
+    assert await reason(fake, not_before=LATER) == Reason.NOT_BEFORE
 
 
 @pytest.mark.parametrize(
@@ -37,76 +37,76 @@ async def test_a_job_waits_for_its_host(edge: World) -> None:
         ({"cannot": {"other": "vram_short"}}, Reason.BEHIND),
     ],
 )
-async def test_what_the_host_says_is_told(edge: World, fields: dict[str, Any], expected: Reason) -> None:
-    await edge.offer()
-    await edge.appear(**fields)
-    assert await reason(edge) == expected
+async def test_what_the_host_says_is_told(fake: FakeWorld, fields: dict[str, Any], expected: Reason) -> None:
+    await fake.offer()
+    await fake.appear(**fields)
+    assert await reason(fake) == expected
 
 
-async def test_one_able_host_is_enough_and_else_the_nearest_to_able_speaks(edge: World) -> None:
+async def test_one_able_host_is_enough_and_else_the_nearest_to_able_speaks(fake: FakeWorld) -> None:
     for host in ("gpu-1", "gpu-2", "gpu-3"):
-        await edge.offer(host=host)
-    await edge.appear("gpu-1", cannot={"echo": "gpu_unhealthy"})
-    assert await reason(edge) == Reason.GPU_UNHEALTHY
-    await edge.appear("gpu-2", cannot={"echo": "disk_short"})
-    assert await reason(edge) == Reason.DISK_SHORT
-    await edge.appear("gpu-3")
-    assert await reason(edge) == Reason.BEHIND
+        await fake.offer(host=host)
+    await fake.appear("gpu-1", cannot={"echo": "gpu_unhealthy"})
+    assert await reason(fake) == Reason.GPU_UNHEALTHY
+    await fake.appear("gpu-2", cannot={"echo": "disk_short"})
+    assert await reason(fake) == Reason.DISK_SHORT
+    await fake.appear("gpu-3")
+    assert await reason(fake) == Reason.BEHIND
 
 
-async def test_the_host_comes_before_the_quota_and_the_quota_before_the_others(edge: World) -> None:
+async def test_the_host_comes_before_the_quota_and_the_quota_before_the_others(fake: FakeWorld) -> None:
     for number in range(8):
-        await edge.submit(text=str(number))
-    assert await reason(edge) == Reason.HOST_OFF
-    await edge.offer()
-    await edge.appear()
-    assert await reason(edge) == Reason.QUOTA
-    assert await reason(edge, owner="bob") == Reason.BEHIND
+        await fake.submit(text=str(number))
+    assert await reason(fake) == Reason.HOST_OFF
+    await fake.offer()
+    await fake.appear()
+    assert await reason(fake) == Reason.QUOTA
+    assert await reason(fake, owner="bob") == Reason.BEHIND
 
 
-async def test_views_show_presence_over_offers_and_only_ones_own_jobs(edge: World) -> None:
+async def test_views_show_presence_over_offers_and_only_ones_own_jobs(fake: FakeWorld) -> None:
     gpu = GpuReport("GPU-1", "card")
-    await edge.offer()
-    await edge.offer(host="gpu-2")
+    await fake.offer()
+    await fake.offer(host="gpu-2")
     running = (Running("ann", "a", "echo", 1, 1), Running("bob", "b", "echo", 1, 1))
-    await edge.appear(gpus=(gpu,), running=running)
-    on, off = edge.hosts.views("ann")
+    await fake.appear(gpus=(gpu,), running=running)
+    on, off = fake.hosts.views("ann")
     assert (on.state, on.jobs, on.gpus, on.endpoints) == ("online", ("a",), (gpu,), ("echo",))
     assert (off.state, off.incarnation, off.jobs) == ("off", None, ())
-    assert edge.hosts.views()[0].jobs == ("a", "b")
-    await edge.appear(draining=True)
-    assert [view.state for view in edge.hosts.views()] == ["draining", "off"]
-    assert edge.hosts.view("nope") is None
+    assert fake.hosts.views()[0].jobs == ("a", "b")
+    await fake.appear(draining=True)
+    assert [view.state for view in fake.hosts.views()] == ["draining", "off"]
+    assert fake.hosts.view("nope") is None
 
 
-async def test_changes_are_told_once_and_not_those_before_the_first_look(edge: World) -> None:
+async def test_changes_are_told_once_and_not_those_before_the_first_look(fake: FakeWorld) -> None:
     heard: list[HostNotice] = []
-    unlisten = edge.hosts.listen(heard.append)
-    await edge.appear()
+    unlisten = fake.hosts.listen(heard.append)
+    await fake.appear()
     assert heard == []
-    await edge.appear(draining=True, gpus=(GpuReport("G", "card", fitness="lost"),))
-    await edge.appear()
-    edge.time.pass_by(seconds=16)
-    await edge.hosts.refresh()
-    await edge.hosts.refresh()
-    await edge.appear()
+    await fake.appear(draining=True, gpus=(GpuReport("G", "card", fitness="lost"),))
+    await fake.appear()
+    fake.time.pass_by(seconds=16)
+    await fake.hosts.refresh()
+    await fake.hosts.refresh()
+    await fake.appear()
     unlisten()
-    await edge.appear(draining=True)
+    await fake.appear(draining=True)
     kinds = [notice.kind for notice in heard]
     assert kinds == ["gpu_unhealthy", "paused", "gpu_recovered", "resumed", "host_offline", "host_online"]
 
 
-async def test_another_incarnation_is_gone_and_absence_counts_from_when_it_was_seen(edge: World) -> None:
+async def test_another_incarnation_is_gone_and_absence_counts_from_when_it_was_seen(fake: FakeWorld) -> None:
     old, new = Claim("gpu-1", "i1", 1), Claim("gpu-1", "i2", 1)
-    await edge.appear(incarnation="i2")
-    assert edge.hosts.gone_for(old) is None  # connected for no longer than a moment
-    edge.time.pass_by(seconds=10)
-    await edge.appear(incarnation="i2")
-    edge.time.pass_by(seconds=30)
-    await edge.appear(incarnation="i2")
-    assert edge.hosts.gone_for(new) is None
-    assert edge.hosts.gone_for(old) == timedelta(0)
-    edge.time.pass_by(seconds=7)
-    gone = edge.hosts.gone_for(old)
+    await fake.appear(incarnation="i2")
+    assert fake.hosts.gone_for(old) is None  # connected for no longer than a moment
+    fake.time.pass_by(seconds=10)
+    await fake.appear(incarnation="i2")
+    fake.time.pass_by(seconds=30)
+    await fake.appear(incarnation="i2")
+    assert fake.hosts.gone_for(new) is None
+    assert fake.hosts.gone_for(old) == timedelta(0)
+    fake.time.pass_by(seconds=7)
+    gone = fake.hosts.gone_for(old)
     assert gone is not None
     assert gone >= timedelta(seconds=7)

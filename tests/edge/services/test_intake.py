@@ -12,7 +12,7 @@ from schemas import events as e
 from schemas.errors import Refused
 from schemas.job import Job, JobKey, Output
 from schemas.words import Priority, Status
-from tests.edge.services.world import START, World
+from tests.edge.services.world import START, FakeWorld, World
 
 BODY: dict[str, Any] = {"endpoint": "echo", "input": {"text": "hello"}}
 
@@ -57,10 +57,10 @@ async def test_a_known_name_with_another_body_is_refused(edge: World) -> None:
     assert not (await edge.intake.submit("bob", other, job_id="mine")).replayed
 
 
-async def test_a_known_name_is_answered_before_anything_is_checked(edge: World) -> None:
-    first = await edge.intake.submit("ann", BODY, job_id="mine")
-    edge.broker.fill()
-    again = await edge.intake.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
+async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeWorld) -> None:
+    first = await fake.intake.submit("ann", BODY, job_id="mine")
+    fake.broker.fill()
+    again = await fake.intake.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
     assert again.replayed
     assert again.entry == first.entry
 
@@ -84,10 +84,10 @@ async def test_a_known_name_is_answered_before_anything_is_checked(edge: World) 
         ({"endpoint": "echo", "input": {"text": "x" * 70_000}}, "input_invalid", "$.input"),
     ],
 )
-async def test_what_is_wrong_is_named_by_its_path(edge: World, body: dict[str, Any], code: str, path: str) -> None:
-    error = await refused(code, edge.intake.submit("ann", body))
+async def test_what_is_wrong_is_named_by_its_path(fake: FakeWorld, body: dict[str, Any], code: str, path: str) -> None:
+    error = await refused(code, fake.intake.submit("ann", body))
     assert [fault.path for fault in error.errors] == [path]
-    assert await edge.bus.records.keys() == set()
+    assert await fake.bus.records.keys() == set()
 
 
 async def test_an_unknown_endpoint_says_which_are_known(edge: World) -> None:
@@ -113,15 +113,15 @@ async def test_a_job_for_later_is_scheduled_and_not_published(edge: World) -> No
     assert await edge.waiting() == []
 
 
-async def test_a_full_store_and_an_absent_broker_refuse_new_work(edge: World) -> None:
-    edge.broker.fill()
-    edge.time.pass_by(seconds=5)
-    await refused("store_full", edge.intake.submit("ann", BODY))
-    edge.broker.fill(False)
-    edge.bus.cut()
-    error = await refused("unavailable", edge.intake.submit("ann", BODY))
+async def test_a_full_store_and_an_absent_broker_refuse_new_work(fake: FakeWorld) -> None:
+    fake.broker.fill()
+    fake.time.pass_by(seconds=5)
+    await refused("store_full", fake.intake.submit("ann", BODY))
+    fake.broker.fill(False)
+    fake.bus.cut()
+    error = await refused("unavailable", fake.intake.submit("ann", BODY))
     assert error.retry_after_s
-    await refused("unavailable", edge.intake.submit("ann", BODY, job_id="mine"))
+    await refused("unavailable", fake.intake.submit("ann", BODY, job_id="mine"))
 
 
 async def test_a_crash_between_record_and_pointer_is_made_good(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,19 +178,19 @@ async def test_cancel_of_a_running_job_asks_its_host(edge: World) -> None:
     assert (await edge.intake.cancel(job.key)).recorded.job.status is Status.CANCELLING
 
 
-async def test_cancel_racing_the_finish_has_one_final_state(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = await edge.submit()
-    await edge.start(job)
-    update = edge.bus.records.update
+async def test_cancel_racing_the_finish_has_one_final_state(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = await fake.submit()
+    await fake.start(job)
+    update = fake.bus.records.update
 
     async def late(*args: Any) -> int:
-        monkeypatch.setattr(edge.bus.records, "update", update)
-        await edge.apply(job.key, e.Succeeded(Output()))
+        monkeypatch.setattr(fake.bus.records, "update", update)
+        await fake.apply(job.key, e.Succeeded(Output()))
         return await update(*args)
 
-    monkeypatch.setattr(edge.bus.records, "update", late)
-    await refused("job_final", edge.intake.cancel(job.key))
-    assert (await edge.read(job)).status is Status.SUCCEEDED
+    monkeypatch.setattr(fake.bus.records, "update", late)
+    await refused("job_final", fake.intake.cancel(job.key))
+    assert (await fake.read(job)).status is Status.SUCCEEDED
 
 
 async def test_retry_begins_a_round_and_cancel_ends_it(edge: World) -> None:

@@ -13,7 +13,7 @@ from schemas.job import Failure, File, Job, Output
 from schemas.reasons import Reason
 from schemas.view import FileView, JobUrls, JobView, ProgressView
 from schemas.words import Status
-from tests.edge.services.world import START, World
+from tests.edge.services.world import START, FakeWorld, World
 
 
 async def seen(edge: World, job: Job, language: Language = Language.EN) -> JobView:
@@ -21,57 +21,57 @@ async def seen(edge: World, job: Job, language: Language = Language.EN) -> JobVi
     return await edge.viewer.job(await edge.intake.read(job.key), language)
 
 
-async def test_a_waiting_job_tells_position_reason_and_links(edge: World) -> None:
-    jobs = [await edge.submit(text=str(number)) for number in range(3)]
-    views = [await seen(edge, job) for job in jobs]
+async def test_a_waiting_job_tells_position_reason_and_links(fake: FakeWorld) -> None:
+    jobs = [await fake.submit(text=str(number)) for number in range(3)]
+    views = [await seen(fake, job) for job in jobs]
     assert [view.queue_position for view in views] == [0, 1, 2]
     assert views[0].reason == "host_off"
     assert views[0].message == "GPU is off; the job waits about 2 minutes"
-    assert (await seen(edge, jobs[0], Language.ZH)).message == "任务已排队，请等待约2分钟"
+    assert (await seen(fake, jobs[0], Language.ZH)).message == "任务已排队，请等待约2分钟"
     base = f"/v1/jobs/{jobs[0].id}"
     assert views[0].urls == JobUrls(base, f"{base}/events", f"{base}/cancel", f"{base}/retry", f"{base}/logs")
     assert views[0].max_attempts == 3
     assert views[0].revision > 0
 
 
-async def test_priorities_go_first(edge: World) -> None:
-    normal = await edge.submit()
-    high = await edge.submit(priority="high")
-    assert [(await seen(edge, job)).queue_position for job in (normal, high)] == [1, 0]
+async def test_priorities_go_first(fake: FakeWorld) -> None:
+    normal = await fake.submit()
+    high = await fake.submit(priority="high")
+    assert [(await seen(fake, job)).queue_position for job in (normal, high)] == [1, 0]
 
 
-async def test_a_scheduled_job_has_no_position(edge: World) -> None:
-    view = await seen(edge, await edge.submit(not_before=(START + timedelta(hours=1)).isoformat()))
+async def test_a_scheduled_job_has_no_position(fake: FakeWorld) -> None:
+    view = await seen(fake, await fake.submit(not_before=(START + timedelta(hours=1)).isoformat()))
     assert (view.status, view.queue_position, view.reason) == ("scheduled", None, "not_before")
 
 
-async def test_a_running_job_tells_how_far_it_is(edge: World) -> None:
-    job = await edge.start(await edge.submit())
-    await edge.runner_bus.feed.publish(job.key, ProgressNote(Place(1, 1, 7), edge.time(), 0.5, "render", 1, 2))
-    view = await seen(edge, job, Language.ZH)
+async def test_a_running_job_tells_how_far_it_is(fake: FakeWorld) -> None:
+    job = await fake.start(await fake.submit())
+    await fake.runner_bus.feed.publish(job.key, ProgressNote(Place(1, 1, 7), fake.time(), 0.5, "render", 1, 2))
+    view = await seen(fake, job, Language.ZH)
     assert view.progress == ProgressView(0.5, "render", 1, 2)
     assert (view.queue_position, view.reason, view.host) == (None, None, "gpu-1")
     assert view.message == "任务处理中，请稍候..."
 
 
-async def test_progress_of_an_earlier_attempt_is_not_this_ones(edge: World) -> None:
-    job = await edge.start(await edge.submit())
-    await edge.runner_bus.feed.publish(job.key, ProgressNote(Place(1, 1, 7), edge.time(), 0.9))
-    await edge.apply(job.key, e.Released("host_lost"))
-    assert (await seen(edge, await edge.start(job))).progress is None
+async def test_progress_of_an_earlier_attempt_is_not_this_ones(fake: FakeWorld) -> None:
+    job = await fake.start(await fake.submit())
+    await fake.runner_bus.feed.publish(job.key, ProgressNote(Place(1, 1, 7), fake.time(), 0.9))
+    await fake.apply(job.key, e.Released("host_lost"))
+    assert (await seen(fake, await fake.start(job))).progress is None
 
 
-async def test_without_the_broker_a_view_lacks_only_its_progress(edge: World) -> None:
-    job = await edge.start(await edge.submit())
-    entry = await edge.intake.read(job.key)
-    edge.bus.cut()
-    assert (await edge.viewer.job(entry)).progress is None
+async def test_without_the_broker_a_view_lacks_only_its_progress(fake: FakeWorld) -> None:
+    job = await fake.start(await fake.submit())
+    entry = await fake.intake.read(job.key)
+    fake.bus.cut()
+    assert (await fake.viewer.job(entry)).progress is None
 
 
-async def test_outputs_have_their_links(edge: World) -> None:
-    job = await edge.start(await edge.submit())
-    await edge.apply(job.key, e.Succeeded(Output((File("a b?.mp4", "d" * 64, 5, "video/mp4"),), {"text": "x"})))
-    view = await seen(edge, job)
+async def test_outputs_have_their_links(fake: FakeWorld) -> None:
+    job = await fake.start(await fake.submit())
+    await fake.apply(job.key, e.Succeeded(Output((File("a b?.mp4", "d" * 64, 5, "video/mp4"),), {"text": "x"})))
+    view = await seen(fake, job)
     assert view.output is not None
     assert view.output.data == {"text": "x"}
     url = f"/v1/jobs/{job.id}/files/a%20b%3F.mp4"
@@ -79,10 +79,10 @@ async def test_outputs_have_their_links(edge: World) -> None:
 
 
 @pytest.mark.parametrize(("code", "zh"), [("no_face", "视频中未检测到人脸"), ("hand_hidden", "程序错误：hand_hidden")])
-async def test_a_failed_job_says_why(edge: World, code: str, zh: str) -> None:
-    job = await edge.start(await edge.submit())
-    await edge.apply(job.key, e.Failed(Failure(code, "{braces}", "client", retryable=False)))
-    assert (await seen(edge, job, Language.ZH)).message == zh
+async def test_a_failed_job_says_why(fake: FakeWorld, code: str, zh: str) -> None:
+    job = await fake.start(await fake.submit())
+    await fake.apply(job.key, e.Failed(Failure(code, "{braces}", "client", retryable=False)))
+    assert (await seen(fake, job, Language.ZH)).message == zh
 
 
 def test_every_word_has_a_text_in_both_languages() -> None:

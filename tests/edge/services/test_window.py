@@ -10,7 +10,8 @@ from bus.port import Unreachable
 from schemas import events as e
 from schemas.job import Job
 from schemas.words import Priority
-from tests.edge.services.world import World, until, world
+from tests.broker import until
+from tests.edge.services.world import FakeWorld, World, fake_world
 
 
 async def submit_many(edge: World, owner: str, count: int, **fields: str) -> list[Job]:
@@ -88,9 +89,9 @@ async def test_a_failed_publish_leaves_its_place_free(edge: World, monkeypatch: 
     assert len(await edge.waiting()) == 8
 
 
-async def test_a_new_edge_takes_over_what_stands_there(edge: World, tmp_path: Path) -> None:
-    jobs = await submit_many(edge, "ann", 12)
-    async with world(tmp_path / "second", edge.broker, edge.time) as second:
+async def test_a_new_edge_takes_over_what_stands_there(fake: FakeWorld, tmp_path: Path) -> None:
+    jobs = await submit_many(fake, "ann", 12)
+    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
         assert second.window.holds(jobs[0].pointer)
         assert not second.window.holds(jobs[11].pointer)
         assert len(await second.waiting()) == 8

@@ -1,7 +1,7 @@
-"""All services over the memory bus, with one clock that tests move by hand."""
+"""All services, over the memory bus or a real broker, with one clock that tests move by hand."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 
 import anyio
 
+from bus.connection import open_edge, open_runner
 from bus.memory import MemoryBroker, MemoryBus
+from bus.port import Bus
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
 from edge.services.follow import Follower
@@ -28,6 +30,7 @@ from schemas.feed import LogEnd, Place
 from schemas.host import Offer, Presence
 from schemas.job import Claim, Job, JobKey, Output
 from schemas.lifecycle import step
+from tests.broker import broker
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 ASSET = {"type": "string", "format": "asset"}
@@ -83,11 +86,10 @@ class Switch(Powered):
 class World:
     """The edge without HTTP, and a runner's hands to move jobs with."""
 
-    def __init__(self, folder: Path, broker: MemoryBroker, time: Time) -> None:
+    def __init__(self, folder: Path, bus: Bus, runner_bus: Bus, time: Time) -> None:
         self.time = time
-        self.broker = broker
-        self.bus: MemoryBus = broker.connect()
-        self.runner_bus: MemoryBus = broker.connect()
+        self.bus = bus
+        self.runner_bus = runner_bus
         self.store = MemoryStore()
         self.switch = Switch()
         self.catalog = Catalog(self.bus, (ECHO,))
@@ -149,7 +151,7 @@ class World:
         note = LogEnd(Place(running.round, running.attempt, 10), self.time())
         await self.runner_bus.feed.publish(running.key, note)
         done = await self.apply(running.key, e.Succeeded(Output()))
-        await self.runner_bus.queue.withdraw(running.pointer)
+        await self.bus.queue.withdraw(running.pointer)  # the edge may, a runner would acknowledge
         return done
 
     async def offer(self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None) -> None:
@@ -180,23 +182,48 @@ class World:
         return sorted(pointer.id for pointer in await self.bus.queue.waiting(owner))
 
 
-async def until(true: Callable[[], Any], within_s: float = 5.0) -> None:
-    """Wait for a condition that no event announces."""
-    with anyio.fail_after(within_s):
-        while not await true():  # noqa: ASYNC110 - see above
-            await anyio.sleep(0.002)
+class FakeWorld(World):
+    """A world whose broker can be cut off, filled and looked into."""
+
+    bus: MemoryBus
+
+    def __init__(self, folder: Path, broker: MemoryBroker, time: Time) -> None:
+        super().__init__(folder, broker.connect(), broker.connect(), time)
+        self.broker = broker
 
 
 @asynccontextmanager
-async def world(folder: Path, broker: MemoryBroker | None = None, time: Time | None = None) -> AsyncIterator[World]:
-    """A running edge; JOBS compared once, as at a real start."""
-    time = time or Time()
-    made = World(folder, broker or MemoryBroker(time.seconds), time)
+async def running(made: World) -> AsyncIterator[None]:
+    """The edge's tasks; JOBS compared once, as at a real start."""
     async with anyio.create_task_group() as tasks:
         await made.catalog.refresh()
         for run in (made.index.run, made.window.run, made.follower.run):
             tasks.start_soon(run)
         await made.index.ready()
         await made.reconciler.sweep()
-        yield made
+        yield
         tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def fake_world(
+    folder: Path, broker: MemoryBroker | None = None, time: Time | None = None
+) -> AsyncIterator[FakeWorld]:
+    """A running edge over the memory bus, or a second one beside it."""
+    time = time or Time()
+    made = FakeWorld(folder, broker or MemoryBroker(time.seconds), time)
+    async with running(made):
+        yield made
+
+
+@asynccontextmanager
+async def real_world(folder: Path) -> AsyncIterator[World]:
+    """A running edge over a nats-server of its own. What the broker times (presence, leases) goes by the real clock."""
+    async with (
+        broker(folder) as server,
+        open_edge(server.settings("edge")) as bus,
+        open_runner(server.settings("runner")) as runner_bus,
+    ):
+        made = World(folder, bus, runner_bus, Time())
+        async with running(made):
+            yield made
