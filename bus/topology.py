@@ -7,7 +7,7 @@ through a client drops what the client does not know.
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType
 
 from bus import subjects
 from bus.buckets import BUCKETS, Bucket
@@ -42,7 +42,7 @@ class Stream(Struct, frozen=True, kw_only=True):
     duplicate_window: int = 120 * SECOND
     allow_direct: bool = True
     allow_rollup_hdrs: bool = False
-    sources: tuple[dict[str, Any], ...] = field(default=())
+    sources: tuple[dict[str, Any], ...] | UnsetType = UNSET  # an empty list differs from none after a restart
 
 
 def _bucket(bucket: Bucket) -> Stream:

@@ -84,6 +84,8 @@ class Wire:
 
         async def on_close() -> None:
             closed.set()
+            if self._closed is closed:
+                self._drop()
 
         client = await dial(self._settings, self._inbox, self._erred, on_close)
         try:
@@ -93,6 +95,8 @@ class Wire:
             self._client, self._closed = client, closed
             for step in self.set_up:
                 await step()
+            if closed.is_set():
+                raise Unreachable("the connection to the broker broke while it was set up")
         except BaseException:
             self._drop()
             await hang_up(client)
@@ -106,7 +110,6 @@ class Wire:
         try:
             while True:
                 await self._closed.wait()
-                self._drop()
                 log.warning("the broker is away, dialling until it answers", url=self._settings.url)
                 await self._redial()
                 log.info("the broker is back", url=self._settings.url)

@@ -9,6 +9,7 @@ from bus.memory.link import MemoryLink
 from bus.memory.log import Clock, Log
 from bus.memory.queue import Jobs, MemoryQueue
 from bus.memory.records import MemoryRecords
+from bus.memory.streams import Streams
 from bus.memory.table import MemoryTable
 from bus.port import Bus, Health
 from schemas.access import ApiKey
@@ -39,11 +40,9 @@ class MemoryBroker:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._state = Log(clock, per_subject=HISTORY)
-        self._feed = Log(clock, per_subject=FEED_PER_SUBJECT)
+        self._streams = Streams(Log(clock, per_subject=HISTORY), Log(clock, per_subject=FEED_PER_SUBJECT), epoch="1")
         self._jobs = Jobs(clock, Log(clock))
         self._buckets = {b.name: Log(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in BUCKETS}
-        self._epoch = 1
         self._full = False
 
     def connect(self) -> MemoryBus:
@@ -52,9 +51,9 @@ class MemoryBroker:
         self._jobs.links.append(link)
         return MemoryBus(
             link=link,
-            records=MemoryRecords(link, self._state, self._feed),
+            records=MemoryRecords(link, self._streams),
             queue=MemoryQueue(link, self._jobs),
-            feed=MemoryFeed(link, self._feed, self._state, f"{self._epoch:x}"),
+            feed=MemoryFeed(link, self._streams),
             control=MemoryControl(link, self._jobs.links),
             hosts=MemoryTable(link, self._buckets[HOSTS.name], HOSTS.name, Presence),
             offers=MemoryTable(link, self._buckets[OFFERS.name], OFFERS.name, Offer),
@@ -70,7 +69,7 @@ class MemoryBroker:
         """The broker is away for everybody; what it stored stays, deduplication forgets what was removed."""
         for link in self._jobs.links:
             link.cut()
-        for log in (self._state, self._feed, self._jobs.log):
+        for log in (self._streams.state, self._streams.feed, self._jobs.log):
             log.forget_removed_ids()
 
     def start(self) -> None:
@@ -83,8 +82,16 @@ class MemoryBroker:
         self.stop()
         self.start()
 
+    def vandalise(self, subject: str, data: bytes) -> None:
+        """Write any bytes where another program could: to a record's subject, or to a stream's."""
+        if subject.startswith("$KV.STATE."):
+            self._streams.write(subject, data)
+        else:
+            log = self._jobs.log if subject.startswith("job.") else self._streams.feed
+            log.append(subject, data)
+
     def fill(self, full: bool = True) -> None:
         """Let the store be full: every write raises StoreFull until `fill(False)`."""
         self._full = full
-        for log in (self._state, self._feed, self._jobs.log, *self._buckets.values()):
+        for log in (self._streams.state, self._streams.feed, self._jobs.log, *self._buckets.values()):
             log.full = full

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from bus import notes, subjects
 from bus.following import Given, Held, item_id, resume_at
 from bus.memory.link import MemoryLink
-from bus.memory.log import Log, Message
+from bus.memory.log import Message
+from bus.memory.streams import Streams
 from bus.port import Change, FeedItem
 from bus.records import readable
 from schemas.feed import Note, ProgressNote
@@ -13,13 +14,11 @@ from schemas.job import JobKey
 
 
 class MemoryFeed:
-    """`epoch` names this life of FEED."""
+    """What one connection does with FEED."""
 
-    def __init__(self, link: MemoryLink, feed: Log, state: Log, epoch: str) -> None:
+    def __init__(self, link: MemoryLink, streams: Streams) -> None:
         self._link = link
-        self._feed = feed
-        self._state = state
-        self._epoch = epoch
+        self._state, self._feed, self._epoch = streams
 
     async def publish(self, key: JobKey, note: Note) -> None:
         """Say it once."""

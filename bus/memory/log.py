@@ -53,8 +53,8 @@ class Log:
         message_id: str | None = None,
         expect: int | None = None,
         source: int | None = None,
-    ) -> Message | None:
-        """The message as stored, None when its id is known; `expect` is the subject's last sequence (Conflict)."""
+    ) -> int | None:
+        """The sequence it got, None when its id is known. `expect`: the subject's last sequence, else Conflict."""
         now = self._clock()
         if message_id is not None and now - self._ids.get(message_id, (-DEDUPE_S, 0))[0] < DEDUPE_S:
             return None
@@ -62,15 +62,14 @@ class Log:
         self.last += 1
         if message_id is not None:
             self._ids[message_id] = (now, self.last)
-        message = Message(self.last, subject, data, now, source)
-        self._messages[self.last] = message
+        self._messages[self.last] = Message(self.last, subject, data, now, source)
         self._order.append(self.last)
         self._of[subject].append(self.last)
         if self._per_subject is not None and len(self._of[subject]) > self._per_subject:
             self.erase(self._of[subject][0])
         self.grown.set()
         self.grown = anyio.Event()
-        return message
+        return self.last
 
     def _admit(self, subject: str, data: bytes, expect: int | None) -> None:
         if len(data) > MAX_PAYLOAD:
@@ -85,10 +84,6 @@ class Log:
         """What is held of one subject, oldest first."""
         self._expire()
         return [self._messages[sequence] for sequence in self._of.get(subject, ())]
-
-    def get(self, sequence: int) -> Message | None:
-        """That message, if held."""
-        return self._messages.get(sequence)
 
     def behind(self, sequence: int, prefix: str) -> list[Message]:
         """What lies behind `sequence` under subjects that start with `prefix`, in order."""

@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 
 from bus import subjects
 from bus.memory.link import MemoryLink
-from bus.memory.log import Log, Message
+from bus.memory.log import Message
+from bus.memory.streams import Streams
 from bus.port import CaughtUp, Change, Conflict, Entry, TooLarge
 from bus.records import entry, readable
 from schemas.events import Recorded, encode
@@ -12,12 +13,12 @@ from schemas.job import RECORD_BYTES, JobKey
 
 
 class MemoryRecords:
-    """`append` writes to STATE and lets FEED source it."""
+    """An empty body is a delete marker, as in the broker."""
 
-    def __init__(self, link: MemoryLink, state: Log, feed: Log) -> None:
+    def __init__(self, link: MemoryLink, streams: Streams) -> None:
         self._link = link
-        self._state = state
-        self._feed = feed
+        self._streams = streams
+        self._state = streams.state
 
     async def read(self, key: JobKey) -> Entry | None:
         """The last record, unless deleted."""
@@ -41,16 +42,7 @@ class MemoryRecords:
     def _append(self, key: JobKey, data: bytes, expect: int) -> int:
         if len(data) > RECORD_BYTES:
             raise TooLarge(f"the record of {key.owner}/{key.id} has {len(data)} bytes, {RECORD_BYTES} are allowed")
-        return self.write(subjects.record(key), data, expect)
-
-    def write(self, subject: str, data: bytes, expect: int | None = None) -> int:
-        """Any bytes, as another program could write them; FEED sources them."""
-        message = self._state.append(subject, data, expect=expect)
-        if message is None:
-            raise AssertionError("STATE deduplicates nothing")
-        key = subjects.record_key(subject)
-        self._feed.append(f"feed.{key.owner}.{key.id}.state", data, source=message.sequence)
-        return message.sequence
+        return self._streams.write(subjects.record(key), data, expect)
 
     async def history(self, key: JobKey) -> list[Entry]:
         """The kept revisions."""
@@ -64,7 +56,7 @@ class MemoryRecords:
         """A marker, then nothing before it."""
         await self._link.reach()
         subject = subjects.record(key)
-        marker = self.write(subject, b"", revision)
+        marker = self._streams.write(subject, b"", revision)
         for message in self._state.of(subject):
             if message.sequence < marker:
                 self._state.erase(message.sequence)

@@ -7,7 +7,7 @@ import msgspec
 from bus import subjects
 from bus.memory.link import MemoryLink
 from bus.memory.log import Log
-from bus.port import Conflict, Row
+from bus.port import Row
 
 T = TypeVar("T")
 
@@ -41,10 +41,10 @@ class MemoryTable(Generic[T]):
 
     async def _write(self, key: str, value: T, expect: int | None) -> int:
         await self._link.reach()
-        message = self._log.append(subjects.row(self._bucket, key), msgspec.json.encode(value), expect=expect)
-        if message is None:
-            raise Conflict(f"{self._bucket} deduplicates nothing")
-        return message.sequence
+        revision = self._log.append(subjects.row(self._bucket, key), msgspec.json.encode(value), expect=expect)
+        if revision is None:
+            raise AssertionError("only a message with an id can be a duplicate")
+        return revision
 
     async def delete(self, key: str) -> None:
         """Remove it."""
