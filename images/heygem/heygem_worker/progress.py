@@ -1,0 +1,115 @@
+"""How far the job is, by what is really done: frames written, not the 20 % at which the vendor stays.
+
+The vendor's own figure gives the stage. Frames come from three places, whichever says most: a count that our wrapper
+of its writer keeps, its log, and the files in its working folder. Files of any kind show that it is alive.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from heygem_worker.vendor import Look
+
+FRAME = re.compile(r"frameId:(\d+)")
+TOTAL = re.compile(r"任务视频驱动队列启动.*?len:(\d+)")
+WRITTEN = "视频帧队列处理已结束"  # the last frame is written; sound and picture are being joined
+
+
+class Stage(NamedTuple):
+    """A part of the work, and the shares of the whole at which it begins and ends."""
+
+    name: str
+    begins: float
+    ends: float
+
+
+PREPARE = Stage("prepare", 0.0, 0.05)
+ANALYSE = Stage("analyse", 0.05, 0.10)
+RENDER = Stage("render", 0.10, 0.90)
+JOIN = Stage("join", 0.90, 0.98)
+CHECK = Stage("check", 0.98, 1.0)
+
+FRAMES_IN = frozenset({"avi", "png"})  # folders that hold a file for each frame
+JOINING = 90  # the vendor's figure from which its frames are done
+
+
+class Meter:
+    """`total`: frames expected, until the vendor says better. Frames never go back."""
+
+    def __init__(self, total: int, counter: Path, folders: Iterable[Path], results: Iterable[Path]) -> None:
+        self._total = total
+        self._counter = counter
+        self._folders = list(folders)
+        self._results = list(results)
+        self._frames = 0
+        self._files = 0
+        self._bytes = 0
+        self._stage = ANALYSE
+
+    def hear(self, line: str) -> None:
+        """A line of the vendor's log."""
+        total, frame = TOTAL.search(line), FRAME.search(line)
+        if total and int(total.group(1)):
+            self._total = int(total.group(1))
+        if frame:
+            self._see(int(frame.group(1)))
+        if WRITTEN in line:
+            self._stage = JOIN
+
+    def look(self, look: Look) -> None:
+        """What the vendor says of the job now, and what lies on the disk."""
+        self._see(_size(self._counter))
+        counts = {folder: _count(folder) for folder in self._folders}
+        self._see(max((count for folder, count in counts.items() if folder.name in FRAMES_IN), default=0))
+        self._files = sum(counts.values())
+        if look.progress >= JOINING:
+            self._stage = JOIN
+        self._bytes = max((_size(path) for path in self._results), default=0)
+
+    def _see(self, frames: int) -> None:
+        self._frames = max(self._frames, min(frames, self._total))
+        if self._frames and self._stage is ANALYSE:
+            self._stage = RENDER
+
+    @property
+    def sign(self) -> tuple[str, int, int, int]:
+        """Differs when something has been done."""
+        return (self._stage.name, self._frames, self._files, self._bytes)
+
+    def tell(self, say: Callable[..., None]) -> None:
+        """Say it with `say(fraction, stage, done, total)`: frames; before, files made; after, KiB of the result."""
+        stage = self._stage
+        if stage is RENDER:
+            say(
+                stage.begins + (stage.ends - stage.begins) * self._frames / self._total,
+                stage.name,
+                self._frames,
+                self._total,
+            )
+        elif stage is JOIN:
+            say(stage.begins, stage.name, self._bytes >> 10, None)
+        else:
+            say(stage.begins, stage.name, self._files, None)
+
+
+def preparing(say: Callable[..., None]) -> Callable[[float], None]:
+    """Tells of the seconds of media that have been made ready."""
+    return lambda seconds: say(PREPARE.begins, PREPARE.name, int(seconds), None)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _count(folder: Path) -> int:
+    try:
+        return len(os.listdir(folder))  # noqa: PTH208 - names are enough, and there may be 50,000
+    except OSError:
+        return 0

@@ -1,0 +1,99 @@
+"""Media by the package PyAV, where ffmpeg's programs are missing. It does not turn pictures that lie on their side."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from heygem_worker.tracks import CRF, WAV_RATE, Picture, Tell, Tracks, Unreadable, is_plain
+
+MICRO = 1_000_000  # of a second: the time base of a whole file
+
+
+class PyAV:
+    """See media.Tools."""
+
+    def probe(self, path: Path) -> Tracks:
+        with _open(path) as (av, file):
+            whole = (file.duration or 0) / MICRO
+            picture = next((stream for stream in file.streams.video), None)
+            sound = next((stream for stream in file.streams.audio), None)
+            found = _picture(av, picture, whole) if picture else None
+            return Tracks(found, _seconds(sound, whole) if sound else None)
+
+    def to_wav(self, source: Path, target: Path, limit_s: float, tell: Tell) -> None:
+        with _open(source) as (av, file), av.open(str(target), "w", format="wav") as out:
+            stream = out.add_stream("pcm_s16le", rate=WAV_RATE)
+            stream.layout = "mono"
+            resampler = av.AudioResampler(format="s16", layout="mono", rate=WAV_RATE)
+            for frame in _until(limit_s, _decoded(file, file.streams.audio, "sound"), tell):
+                for piece in resampler.resample(frame):
+                    out.mux(stream.encode(piece))
+            out.mux(stream.encode(None))
+
+    def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: Tell) -> None:
+        with _open(source) as (av, file), av.open(str(target), "w", format="mp4") as out:
+            shown = _decoded(file, file.streams.video, "picture")
+            size = file.streams.video[0].codec_context
+            stream = out.add_stream(
+                "libx264", rate=fps or file.streams.video[0].average_rate, options={"crf": str(CRF)}
+            )
+            stream.width, stream.height, stream.pix_fmt = size.width // 2 * 2, size.height // 2 * 2, "yuv420p"
+            rate = Fraction(stream.rate)
+            for number, frame in _evenly(_until(limit_s, shown, tell), rate):
+                picture = frame.reformat(width=stream.width, height=stream.height, format="yuv420p")
+                picture.pts, picture.time_base = number, 1 / rate
+                out.mux(stream.encode(picture))
+            out.mux(stream.encode(None))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The package, and the file open for reading; its errors become ours."""
+    av = importlib.import_module("av")
+    try:
+        with av.open(str(path)) as file:
+            yield av, file
+    except av.FFmpegError as error:
+        raise Unreadable(str(error)) from error
+
+
+def _picture(av: Any, stream: Any, whole: float) -> Picture:
+    rates = (stream.average_rate or Fraction(0), stream.base_rate or Fraction(0))
+    context = stream.codec_context
+    plain = is_plain(context.name, context.pix_fmt or "", rates, 0)
+    return Picture(_seconds(stream, whole), rates[0] or rates[1], context.width, context.height, plain)
+
+
+def _seconds(stream: Any, whole: float) -> float:
+    return float(stream.duration * stream.time_base) if stream.duration else whole
+
+
+def _decoded(file: Any, streams: Any, what: str) -> Iterator[Any]:
+    if not streams:
+        raise Unreadable(f"there is no {what} in it")
+    decoded: Iterator[Any] = file.decode(streams[0])
+    return decoded
+
+
+def _until(limit_s: float, frames: Iterator[Any], tell: Tell) -> Iterator[Any]:
+    for frame in frames:
+        at = frame.time or 0.0
+        if at >= limit_s:
+            return
+        tell(at)
+        yield frame
+
+
+def _evenly(frames: Iterator[Any], rate: Fraction) -> Iterator[tuple[int, Any]]:
+    """Frames at a constant rate, numbered: each again until the next one's time has come, or left out."""
+    number = 0
+    for frame in frames:
+        due = round((frame.time or 0.0) * rate)
+        while number <= due:
+            yield number, frame
+            number += 1

@@ -1,0 +1,45 @@
+"""The video: found, checked, handed over. The vendor ignores how its last ffmpeg ended, so nothing is believed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from heygem_worker.inputs import Inputs
+from heygem_worker.media import Tools
+from heygem_worker.tracks import Picture, Unreadable
+from jobkit import Job, JobError
+
+NAME = "result.mp4"
+FRAMES_OFF = 2  # its result was seen to be so much too short
+SECONDS_OFF = 0.5
+
+
+def find(places: Iterable[Path]) -> Path:
+    """The video. Raises output_missing."""
+    for path in places:
+        if path.is_file() and path.stat().st_size:
+            return path
+    raise JobError("output_missing", "HeyGem ended without a video: see the job's log")
+
+
+def check(path: Path, tools: Tools, given: Inputs) -> Picture:
+    """That it is a whole video with sound, as long as the speech. Raises output_invalid."""
+    try:
+        tracks = tools.probe(path)
+    except Unreadable as error:
+        raise JobError("output_invalid", f"HeyGem's video cannot be read: {error}") from error
+    if tracks.picture is None or tracks.sound_s is None:
+        raise JobError("output_invalid", "HeyGem's video lacks its " + ("sound" if tracks.picture else "picture"))
+    allowed = FRAMES_OFF / max(1.0, float(tracks.picture.fps)) + SECONDS_OFF
+    for what, seconds in (("picture", tracks.picture.seconds), ("sound", tracks.sound_s)):
+        if abs(seconds - given.audio_s) > allowed:
+            raise JobError("output_invalid", f"the {what} lasts {seconds:.2f} s and the speech {given.audio_s:.2f} s")
+    return tracks.picture
+
+
+def hand_over(job: Job, video: Path) -> None:
+    """Make it the job's output. tmp/ and out/ may be different mounts, so it may have to be copied, in pieces."""
+    with job.output(NAME) as path:
+        shutil.move(str(video), str(path))

@@ -1,0 +1,55 @@
+"""What the operator may set, by environment (`ENV` in a Dockerfile of one's own)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+JOB_ENV = "LAMPLIGHTER_JOB"
+
+
+class Settings(NamedTuple):
+    """Times in seconds. The environment's name of each is HEYGEM_ and the field's, upper case.
+
+    load_s: until the models are loaded (5 to 22 s were reported, plus the vendor's sleeps of 10 to 15 s).
+    stall_s: without a frame, a stage or a byte; below the runner's 180 s, so that we can still name the cause.
+    base_s + per_audio_s x seconds of audio: for the whole job. The slowest reported is 7.4 (RTX 50 with GFPGAN).
+    batch_size: frames that the card works on at once; less needs less memory.
+    """
+
+    home: Path = Path("/code")
+    mode: str = "auto"  # "http": run app_local.py even where the module is known
+    load_s: float = 120.0
+    stall_s: float = 150.0
+    base_s: float = 600.0
+    per_audio_s: float = 15.0
+    max_audio_s: float = 1800.0
+    batch_size: int = 4
+
+    @classmethod
+    def read(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """ValueError names the variable that is no number."""
+        given: dict[str, Any] = {}
+        for name, default in cls._field_defaults.items():
+            text = env.get("HEYGEM_" + name.upper())
+            if text:
+                given[name] = _as(Path if isinstance(default, Path) else type(default), "HEYGEM_" + name.upper(), text)
+        return cls(**given)
+
+    def deadline_s(self, audio_s: float) -> float:
+        """How long the vendor may take over `audio_s` seconds of speech."""
+        return self.base_s + self.per_audio_s * audio_s
+
+
+def _as(kind: Callable[[str], Any], name: str, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r} is no number: correct it or leave it out") from error
+
+
+def job_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """Where the job lies: needed before there is one, because a warm worker loads first."""
+    return Path(env.get(JOB_ENV, "/job"))

@@ -1,0 +1,47 @@
+"""What a media file holds."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+WAV_RATE = 16_000  # Hz: what its speech model hears
+CRF = 15  # x264's constant rate factor: the vendor's own, so that our copy is no worse than its
+MAX_FPS = 60
+
+
+class Tell(Protocol):
+    """Hears how many seconds of media are done."""
+
+    def __call__(self, seconds: float, /) -> None: ...
+
+
+class Unreadable(Exception):
+    """The file is no media that can be read; the message says why."""
+
+
+class Picture(NamedTuple):
+    """`plain`: H.264, yuv420p, upright, at a constant rate: what the vendor copies instead of coding it anew."""
+
+    seconds: float
+    fps: Fraction
+    width: int
+    height: int
+    plain: bool
+
+
+class Tracks(NamedTuple):
+    """`sound_s` in seconds; None for what is not there."""
+
+    picture: Picture | None
+    sound_s: float | None
+
+
+def is_plain(codec: str, pixels: str, rates: tuple[Fraction, Fraction], turned: float) -> bool:
+    """`rates`: the average and the lowest that all time stamps fit; equal where the rate is constant."""
+    return (codec, pixels) == ("h264", "yuv420p") and rates[0] == rates[1] and not turned
+
+
+def whole_fps(rate: Fraction) -> int:
+    """The rate that the vendor gives its result: the template's, rounded."""
+    return min(MAX_FPS, max(1, round(rate)))

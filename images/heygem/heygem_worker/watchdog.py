@@ -1,0 +1,48 @@
+"""Ends what will never end by itself: a blocked queue, a dead child, no progress, too late. Pure; times are given.
+
+Users report each of these as a job that hangs for ever, with every later one behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from heygem_worker import failures
+from jobkit import JobError, TryAgain
+
+
+class Limits(NamedTuple):
+    """Seconds: without a sign of progress, and in all."""
+
+    stall_s: float
+    deadline_s: float
+
+
+class Watchdog:
+    """Raises the failure as soon as one is certain."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._limits = limits
+        self._began = self._moved = now
+        self._sign: Hashable = None
+
+    def hear(self, line: str) -> None:
+        """A line of the vendor's log; raises when it says that nothing will come of it."""
+        failure = failures.at_once(line)
+        if failure is not None:
+            raise failure
+
+    def check(self, sign: Hashable, dead: str, now: float) -> None:
+        """`sign` differs when something has been done; `dead` names a process that has died."""
+        if sign != self._sign:
+            self._sign, self._moved = sign, now
+        if dead:
+            raise TryAgain("internal", f"HeyGem: {dead} while it was needed: see the job's log")
+        if now - self._moved > self._limits.stall_s:
+            raise TryAgain("stalled", f"HeyGem did nothing for {self._limits.stall_s:.0f} s: {failures.AGAIN}")
+        if now - self._began > self._limits.deadline_s:
+            raise JobError(
+                "execution_timeout",
+                f"HeyGem was not done after {self._limits.deadline_s:.0f} s: send less audio, or raise HEYGEM_BASE_S",
+            )
