@@ -11,8 +11,9 @@ from nats.aio.msg import Msg
 from bus import subjects
 from bus.acks import handed
 from bus.jetstream import Answer, JetStream
-from bus.port import BusError, Delivery
+from bus.port import BusError, Delivery, Unreachable
 from bus.topology import JOBS, ensure_lanes
+from bus.wire import status
 from schemas.job import Pointer
 from schemas.words import Priority
 
@@ -30,15 +31,19 @@ class JobsDelivery:
 
     async def extend(self) -> None:
         """In progress."""
-        await self._js.wire.request(self._reply, b"+WPI")
+        await self._say(b"+WPI")
 
     async def done(self) -> None:
         """Acknowledged, and that confirmed."""
-        await self._js.wire.request(self._reply, b"+ACK")
+        await self._say(b"+ACK")
 
     async def later(self, delay_s: float) -> None:
         """Always with a delay: without one the broker hands it out again at once."""
-        await self._js.wire.request(self._reply, b'-NAK {"delay": %d}' % max(1, int(delay_s * 10**9)))
+        await self._say(b'-NAK {"delay": %d}' % max(1, int(delay_s * 10**9)))
+
+    async def _say(self, answer: bytes) -> None:
+        if status(await self._js.wire.request(self._reply, answer)):
+            raise Unreachable(f"{self.pointer.id}: its consumer does not answer; the broker is starting")
 
 
 class JobsQueue:

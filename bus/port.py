@@ -117,7 +117,7 @@ class Delivery(Protocol):
         ...
 
     async def later(self, delay_s: float) -> None:
-        """Hand it out again in `delay_s`, over a broker restart too (after a crash within the same 0.3 s: within 30 s)."""
+        """Hand it out again in `delay_s`, over a restart of the broker too (a crash right after: within 30 s)."""
         ...
 
 

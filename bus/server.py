@@ -74,17 +74,24 @@ class Server:
 
     def _spawn(self) -> Path:
         self._data.mkdir(parents=True, exist_ok=True)
-        listen, monitor = self._ports
-        place = Place(listen, monitor, str(self._data / "jetstream"), self._store_bytes)
         # Listed for the server alone: it holds the passwords.
         config = os.open(self._data / CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(config, "w") as file:
-            file.write(f"ports_file_dir: {json.dumps(str(self._data))}\n{render(place, self.passwords, self._hosts)}")
+            file.write(f"ports_file_dir: {json.dumps(str(self._data))}\n{self.config()}")
         with (self._data / LOG).open("ab") as log:
             self._process = subprocess.Popen(
-                [program(), "--config", str(self._data / CONFIG)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [program(), "--config", str(self._data / CONFIG)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal goes to its whole group: we say ourselves when it ends
             )
         return self._data / f"nats-server_{self._process.pid}.ports"
+
+    def config(self) -> str:
+        """The nats.conf it runs with."""
+        place = Place(*self._ports, str(self._data / "jetstream"), self._store_bytes)
+        return render(place, self.passwords, self._hosts)
 
     async def stop(self) -> None:
         """End it in good order; kill it when that takes longer than 10 s."""

@@ -1,11 +1,8 @@
 """The connection: requests and their answers, subscriptions that outlive a break, and dialling again for ever."""
 
-import asyncio
-import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 
 import anyio
 import structlog
@@ -13,7 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from bus.acks import handed
+from bus.answers import Answers, Consumer
 from bus.dial import dial, hang_up
 from bus.errors import FOREIGN, raised
 from bus.port import BusError, Denied, Unreachable
@@ -32,11 +29,6 @@ _RIGHTS = {"publish": "publish to", "subscription": "subscribe to"}
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "(.+?)"')
 
 log = structlog.get_logger(__name__)
-
-
-class _Asked(NamedTuple):
-    subject: str
-    answer: asyncio.Future[Msg | BusError]
 
 
 class _Listener:
@@ -58,9 +50,7 @@ class Wire:
         self._settings = settings
         self._inbox = inbox
         self._prefix = f"{inbox}.{random_id}."
-        self._ids = itertools.count(1)
-        self._asked: dict[str, _Asked] = {}
-        self._fetching: dict[tuple[str, str], str] = {}
+        self._answers = Answers(self._prefix)
         self._listeners: list[_Listener] = []
         self._client: Client | None = None
         self._closed = anyio.Event()
@@ -89,14 +79,7 @@ class Wire:
 
         client = await dial(self._settings, self._inbox, self._erred, on_close)
         try:
-            await _subscribe(client, f"{self._prefix}*", self._answered)
-            for listener in self._listeners:
-                await _attach(client, listener)
-            self._client, self._closed = client, closed
-            for step in self.set_up:
-                await step()
-            if closed.is_set():
-                raise Unreachable("the connection to the broker broke while it was set up")
+            await self._set_up(client, closed)
         except BaseException:
             self._drop()
             await hang_up(client)
@@ -104,6 +87,16 @@ class Wire:
         self._up.set()
         for tell in self.went_up:
             tell()
+
+    async def _set_up(self, client: Client, closed: anyio.Event) -> None:
+        await _subscribe(client, f"{self._prefix}*", self._answered)
+        for listener in self._listeners:
+            await _attach(client, listener)
+        self._client, self._closed = client, closed
+        for step in self.set_up:
+            await step()
+        if closed.is_set():
+            raise Unreachable("the connection to the broker broke while it was set up")
 
     async def keep(self) -> None:
         """Dial again whenever the connection ends, without end; closes it when cancelled."""
@@ -140,8 +133,7 @@ class Wire:
             for tell in self.went_down:
                 tell()
         gone = Unreachable("the connection to the broker broke: whether the last request was done is unknown")
-        for asked in self._asked.values():
-            _settle(asked, gone)
+        self._answers.fail(gone)
         for listener in self._listeners:
             listener.heard(gone)
 
@@ -173,52 +165,35 @@ class Wire:
 
     def private_subject(self) -> str:
         """A new subject in our inbox for a consumer to deliver to; answers come one token higher."""
-        return f"{self._prefix}to.{next(self._ids):x}"
+        return f"{self._prefix}to.{self._answers.token()}"
 
     async def request(self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None) -> Msg:
         """The one answer. Raises Unreachable after 5 s without one, or Denied, TooLarge."""
-        return await self._ask(f"{next(self._ids):x}", subject, data, headers)
+        return await self._ask(subject, data, headers)
 
     async def fetch(self, stream: str, consumer: str) -> Msg | None:
-        """The next message of a pull consumer, None when there is none now. One call a consumer at a time.
-
-        The message comes under its own subject, so it is known by its consumer; a status by the asker's token.
-        """
-        token = f"{next(self._ids):x}"
-        self._fetching[stream, consumer] = token
-        try:
-            subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-            message = await self._ask(token, subject, b'{"batch":1,"no_wait":true}', None)
-        finally:
-            del self._fetching[stream, consumer]
+        """The next message of a pull consumer, None when there is none now. One call a consumer at a time."""
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        message = await self._ask(subject, b'{"batch":1,"no_wait":true}', None, (stream, consumer))
         return None if status(message) else message
 
-    async def _ask(self, token: str, subject: str, data: bytes, headers: Mapping[str, str] | None) -> Msg:
+    async def _ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, consumer: Consumer | None = None
+    ) -> Msg:
         client = self._standing()
-        answer: asyncio.Future[Msg | BusError] = asyncio.get_running_loop().create_future()
-        self._asked[token] = _Asked(subject.lower(), answer)
-        try:
-            with anyio.fail_after(ANSWER_S):
-                await client.publish(subject, data, self._prefix + token, dict(headers) if headers else None)
-                got = await answer
-        except FOREIGN as error:
-            raise raised(error, f"asking {subject}") from error
-        finally:
-            del self._asked[token]
+        with self._answers.expected(subject, consumer) as asked:
+            try:
+                with anyio.fail_after(ANSWER_S):
+                    await client.publish(subject, data, asked.reply, dict(headers) if headers else None)
+                    got = await asked.answer
+            except FOREIGN as error:
+                raise raised(error, f"asking {subject}") from error
         if isinstance(got, BusError):
             raise got
         return got
 
     async def _answered(self, message: Msg) -> None:
-        if message.subject.startswith(self._prefix):
-            token: str | None = message.subject.removeprefix(self._prefix)
-        else:
-            delivered = handed(message.reply)
-            token = self._fetching.get((delivered.stream, delivered.consumer)) if delivered else None
-        asked = self._asked.get(token) if token else None
-        if asked is not None:
-            _settle(asked, message)
-        elif message.reply:
+        if not self._answers.give(message) and message.reply:
             await self.say(message.reply, NOBODY_ASKED)
 
     async def _erred(self, error: Exception) -> None:
@@ -232,9 +207,8 @@ class Wire:
             f"broker user {self._settings.user!r} may not {_RIGHTS[verb]} {subject}: correct its permissions"
         )
         log.error("the broker denied a right", user=self._settings.user, verb=verb, subject=subject)
-        for asked in self._asked.values():
-            if asked.subject == subject or verb == "subscription":
-                _settle(asked, denied)
+        if verb == "publish" or subject.startswith(self._prefix.lower()):
+            self._answers.fail(denied, subject if verb == "publish" else None)
         for listener in self._listeners:
             if verb == "subscription" and listener.subject.lower() == subject:
                 listener.heard(denied)
@@ -243,11 +217,6 @@ class Wire:
 def status(message: Msg) -> str | None:
     """The status code of an answer that is no message: `404`, `408`, `503`."""
     return message.headers.get("Status") if message.headers else None
-
-
-def _settle(asked: _Asked, outcome: Msg | BusError) -> None:
-    if not asked.answer.done():
-        asked.answer.set_result(outcome)
 
 
 async def _subscribe(client: Client, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
