@@ -1,4 +1,4 @@
-"""The Docker engine that tests use, and images on it: DOCKER_HOST, or the socket that deploy/docker/engine.sh is given.
+"""Images for tests on the Docker engine at DOCKER_HOST, or Docker's own socket. Mark what uses them `docker`.
 
 Put `from tests.engine_host import docker_url, echo_image` into a conftest.py to have the fixtures.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOCKET = "unix:///run/lamplighter-docker.sock"
+SOCKET = "unix:///var/run/docker.sock"
 BASE = "lamplighter-base:bookworm"
 ECHO = "lamplighter-echo"
 
@@ -38,12 +38,10 @@ def build(url: str, tag: str, *args: str, given: str = "") -> str:
 
 @pytest.fixture(scope="session")
 def docker_url() -> str:
-    """An engine that answers and has the base image."""
+    """An engine that answers (tests/conftest.py has asked) and has the base image."""
     url = os.environ.get("DOCKER_HOST") or SOCKET
     if shutil.which("docker") is None:
         cannot("there is no docker command: install Debian's docker.io")
-    if docker(url, "version").returncode != 0:
-        cannot(f"no Docker engine answers at {url}: deploy/docker/engine.sh starts one")
     if docker(url, "image", "inspect", BASE).returncode != 0:
         cannot(f"image {BASE} is not on {url}: deploy/docker/base.sh makes it")
     return url

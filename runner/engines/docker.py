@@ -7,6 +7,7 @@ are answers to it.
 import asyncio
 import math
 import os
+import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,7 @@ class DockerEngine:
 
     def _client(self) -> docker.APIClient:
         """Connected on first use, for that asks the daemon for its version; from a thread only."""
+        _knock(self._settings.base_url)
         with self._connecting:
             if self._connected is None:
                 self._connected = docker.APIClient(
@@ -221,8 +223,18 @@ class DockerEngine:
         """A response whose body is still to come, however long that takes; docker-py's own would mix the streams."""
         client = self._client()
         url = f"{client.base_url}/v{client.api_version}{path}"
-        timeout = (self._settings.call_timeout_s, None)
+        timeout = self._settings.call_timeout_s
         response: requests.Response = client.request(method, url, params=params, stream=True, timeout=timeout)
         if not response.ok:
             docker.errors.create_api_error_from_http_exception(requests.HTTPError(response=response))
+        waiting = getattr(response.raw.connection, "sock", None)
+        if waiting is not None:
+            waiting.settimeout(None)  # it has answered; from here on silence is the job's
         return response
+
+
+def _knock(url: str) -> None:
+    """Raises OSError where nobody listens. docker-py finds out too, but then leaves its socket open."""
+    if url.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as door:
+            door.connect(url.removeprefix("unix://"))

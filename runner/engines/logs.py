@@ -20,6 +20,7 @@ from schemas.container import Stream
 HEADER = struct.Struct(">BxxxL")
 STREAMS: dict[int, Stream] = {1: "stdout", 2: "stderr"}
 SECOND = 1_000_000_000
+PIECE = 16_384  # bytes of an unfinished piece, exactly: moby daemon/logger/copier.go sends one when its buffer is full
 
 
 class BrokenLog(EngineGone):
@@ -69,6 +70,8 @@ def _frame(kind: int, payload: bytes) -> Frame:
     stamp, _, line = payload.partition(b" ")
     if kind not in STREAMS:
         raise BrokenLog(f"Docker broke off the log: {payload.decode(errors='replace')}")
+    if not line.endswith(b"\n") and len(line) != PIECE:
+        line += b"\n"  # driver `local` (20.10) drops the newline behind a long line's last piece
     return Frame(STREAMS[kind], nanoseconds(stamp.decode()), line)
 
 

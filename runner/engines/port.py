@@ -138,7 +138,10 @@ class Engine(Protocol):
     name: str
 
     async def start(self, spec: Spec) -> str:
-        """Create and start; the handle. Raises StartFailed, after removing what had been created."""
+        """Create and start; the handle. Raises StartFailed, after removing what had been created.
+
+        A program that is not in the image is StartFailed, or exit 127 where an init stands before it (Docker).
+        """
         ...
 
     def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:

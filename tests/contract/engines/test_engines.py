@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines.port import Exit, Found, Mark, NoSuchContainer, StartFailed
+from runner.engines.memory import MemoryEngine
+from runner.engines.port import Exit, Found, Mark, NoSuchContainer, Spec, StartFailed
 from schemas.container import LineParser, Log, Progress
 from tests.contract.engines.conftest import ENGINES
 from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, result, text
@@ -105,13 +106,22 @@ async def test_a_missing_image_leaves_nothing(host: Host) -> None:
     assert await host.engine.find(INSTALLATION, host.host) == []
 
 
-async def test_a_missing_command_leaves_nothing(host: Host) -> None:
-    if host.engine.name == "memory":
-        host.engine.refuse = StartFailed("engine_error", "/no/such/program")  # type: ignore[attr-defined]
-    with pytest.raises(StartFailed, match="/no/such/program") as failed:
-        await host.start(host.spec("missing"))
-    assert failed.value.code == "engine_error"
-    assert await host.engine.find(INSTALLATION, host.host) == []
+async def test_a_missing_command_does_not_start_or_exits_127(host: Host) -> None:
+    if isinstance(host.engine, MemoryEngine):
+        host.engine.refuse = StartFailed("engine_error", "/no/such/program")
+    ends, why = await fate(host, host.spec("missing"))
+    assert ends == (127 if host.engine.name == "docker" else "engine_error")
+    assert "/no/such/program" in why
+
+
+async def fate(host: Host, spec: Spec) -> tuple[int | str, str]:
+    """The exit code and stderr, or the failure code and message of a start that left nothing."""
+    try:
+        handle = await host.start(spec)
+    except StartFailed as failed:
+        left = await host.engine.find(INSTALLATION, host.host)
+        return failed.code, f"{failed.message}{left or ''}"
+    return (await ended(host, handle)).code, text(await host.read(handle), "stderr").decode()
 
 
 async def test_a_flood_that_nobody_reads_blocks_nothing(host: Host) -> None:
@@ -146,7 +156,7 @@ async def test_chunks_end_where_lines_end(host: Host) -> None:
     handle = await host.start(host.spec("long"))
     chunks = await host.read(handle)
     assert all(chunk.data.endswith(b"\n") for chunk in chunks[:-1])
-    assert text(chunks).split(b"\n") == [b"a" * LONG, b"b", b"c" * LONG]
+    assert text(chunks).splitlines() == [b"a" * LONG, b"b", b"c" * LONG]
 
 
 async def test_output_is_taken_up_at_any_mark(host: Host) -> None:

@@ -1,0 +1,29 @@
+"""A runner that is about to be killed: starts one echo job on a real engine, prints its handle, and follows it.
+
+python -m tests.contract.engines.starter ENGINE HOST FOLDER INPUT
+"""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.contract.engines.hosts import docker_host, process_host
+from tests.engine_host import ECHO
+
+
+async def main(engine: str, name: str, root: Path, given: str) -> None:
+    """Never returns by itself while the job runs."""
+    url = os.environ.get("DOCKER_HOST", "")
+    made = docker_host(root, name, url, {"echo": ECHO}) if engine == "docker" else process_host(root, name)
+    async with made as host:
+        handle = await host.echo(**json.loads(given))
+        async for chunk in host.engine.output(handle, None):
+            if b"step 3 " in chunk.data:
+                sys.stdout.write(f"{handle} {chunk.mark.offset} {chunk.mark.position}\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]))

@@ -1,0 +1,122 @@
+"""What only the process engine can get wrong: families that run away, a shim that is killed, a reused pid."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from runner.engines import shim
+from runner.engines.port import Exit
+from runner.engines.records import Records, Running
+from tests.contract.engines.conftest import ENGINES
+from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, text
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.parametrize("host", ENGINES[1:2], indirect=True)]
+
+# A grandchild that left session and parent behind, as daemons do.
+RUNAWAY = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+    print(child, flush=True)
+    os._exit(0)
+os.wait()
+time.sleep(float(sys.argv[1]))
+"""
+SHARING = """
+import os, time
+block = bytearray(b'x') * (60 << 20)
+children = [os.fork() for _ in range(3)]
+print('forked', flush=True)
+time.sleep(1.0)
+"""
+
+
+async def first_line(host: Host, handle: str) -> bytes:
+    async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, None)) as chunks:
+        return (await anext(chunks)).data
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Returns once it is so."""
+    async with asyncio.timeout(DEADLINE_S):
+        for _ in itertools.takewhile(lambda _: not true(), itertools.count()):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("seconds", ["600", "0"])
+async def test_nothing_of_a_job_outlives_it(host: Host, seconds: str) -> None:
+    handle = await host.start(host.spec(command=(sys.executable, "-c", RUNAWAY, seconds)))
+    runaway = int(await first_line(host, handle))
+    if seconds == "600":
+        await host.engine.stop(handle, 0.1)
+    await host.engine.wait(handle)
+    assert shim.started_at(runaway) == 0
+
+
+async def test_memory_that_forks_share_is_counted_once(host: Host) -> None:
+    handle = await host.start(host.spec(command=(sys.executable, "-c", SHARING)))
+    assert await host.engine.wait(handle) == Exit(0, False, *times(host, handle))
+
+
+def times(host: Host, handle: str) -> tuple[object, object]:
+    ended = records(host, handle).ended()
+    assert ended is not None
+    return ended.started_at, ended.finished_at
+
+
+def records(host: Host, handle: str) -> Records:
+    return Records(host.root / "state" / handle)
+
+
+async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: Host) -> None:
+    handle = await host.start(host.spec("plain"))
+    running = records(host, handle).running()
+    os.kill(running.shim[0], signal.SIGKILL)
+    await until(lambda: not shim.started_at(running.shim[0]))
+    [found] = await host.engine.find(INSTALLATION, host.host)
+    assert found.state == "running"
+    await host.engine.stop(handle, 0)
+    assert await host.engine.wait(handle) == Exit(137)
+
+
+async def test_a_pid_of_another_boot_is_no_job_of_ours(host: Host) -> None:
+    handle = await host.start(host.spec(), {"behave": "exit"})
+    await host.engine.wait(handle)
+    folder = host.root / "state" / handle
+    (folder / "exit.json").unlink()
+    me = (os.getpid(), shim.started_at(os.getpid()))
+    for boot, started, code in (("another", me[1], 137), (shim.boot(), me[1] + 1, 137)):
+        (folder / "running.json").write_bytes(msgspec.json.encode(Running(boot, (me[0], started), (me[0], started))))
+        await host.engine.stop(handle, 5)
+        assert (await host.engine.wait(handle)).code == code
+
+
+async def test_a_job_sees_little_of_ours(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMPLIGHTER_KEY", "secret")
+    code = "import os, json; print(json.dumps(dict(os.environ)))"
+    spec = host.spec(command=("python3", "-c", code), gpus=("GPU-a", "GPU-b"), env={"EXTRA": "1"})
+    env = json.loads(text(await host.read(await host.start(spec))))
+    assert set(env) - {"LC_CTYPE"} == {
+        "PATH", "LANG", "HOME", "TMPDIR", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES",
+        "LAMPLIGHTER_JOB", "EXTRA",
+    }  # fmt: skip
+    assert env["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    assert Path(env["PATH"].split(":")[0]) == Path(sys.executable).parent
+
+
+async def test_half_written_records_are_passed_over(host: Host) -> None:
+    (host.root / "state" / "broken").mkdir(parents=True)
+    (host.root / "state" / "broken" / "spec.json").write_text("{")
+    assert await host.engine.find(INSTALLATION, host.host) == []

@@ -1,0 +1,110 @@
+"""Docker's log stream: frames out of any chunking, and a cursor that loses and doubles nothing."""
+
+import struct
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.engines.logs import PIECE, SECOND, BrokenLog, Cursor, Frame, Frames, nanoseconds
+from runner.engines.port import Chunk, Mark
+
+START = 1_700_000_000 * SECOND
+
+
+def stamp(ns: int) -> str:
+    return f"{datetime.fromtimestamp(ns // SECOND, UTC):%Y-%m-%dT%H:%M:%S}.{ns % SECOND:09d}Z"
+
+
+def wire(kind: int, payload: bytes) -> bytes:
+    return struct.pack(">BxxxL", kind, len(payload)) + payload
+
+
+def encoded(frames: list[Frame]) -> bytes:
+    kinds = {"stdout": 1, "stderr": 2}
+    return b"".join(wire(kinds[f.stream], stamp(f.ns).encode() + b" " + f.data) for f in frames)
+
+
+STREAMS = st.sampled_from(["stdout", "stderr"])
+# Steps of time: most lines come in a burst, some overtake each other, some come seconds later.
+STEPS = st.sampled_from([0, 0, 1, 50_000, -30_000, SECOND // 3, 2 * SECOND, 70 * SECOND])
+LOGS = st.lists(st.tuples(STREAMS, STEPS, st.binary(max_size=6)), min_size=1, max_size=60)
+
+
+def frames_of(log: list[tuple[str, int, bytes]]) -> list[Frame]:
+    now, frames = START, []
+    for number, (stream, step, text) in enumerate(log):
+        now += step
+        frames.append(Frame(stream, now, b"%d %s\n" % (number, text.replace(b"\n", b""))))  # type: ignore[arg-type]
+    return frames
+
+
+@given(LOGS, st.lists(st.integers(1, 50), max_size=30))
+def test_frames_come_out_of_any_chunking(log: list[tuple[str, int, bytes]], sizes: list[int]) -> None:
+    frames = frames_of(log)
+    data, reader, found = encoded(frames), Frames(), []
+    for size in sizes:
+        found += reader.feed(data[:size])
+        data = data[size:]
+    assert found + reader.feed(data) == frames
+
+
+def asked(frames: list[Frame], cursor: Cursor) -> list[Frame]:
+    """What the daemon answers: all frames from that second on, in the order of the file."""
+    since = cursor.rewind() * SECOND
+    return [frame for frame in frames if frame.ns >= since]
+
+
+def by_stream(chunks: list[Chunk]) -> dict[str, bytes]:
+    return {name: b"".join(c.data for c in chunks if c.stream == name) for name in ("stdout", "stderr")}
+
+
+@given(LOGS, st.lists(st.integers(1, 60), max_size=6))
+def test_every_mark_takes_up_exactly_there(log: list[tuple[str, int, bytes]], stops: list[int]) -> None:
+    frames = frames_of(log)
+    seen: list[Chunk] = []
+    mark: Mark | None = None
+    for stop in [*stops, len(frames)]:
+        cursor = Cursor(mark)
+        for frame in asked(frames, cursor)[:stop] if stop != len(frames) else asked(frames, cursor):
+            seen += cursor.take([frame])
+        seen += cursor.close()
+        mark = seen[-1].mark if seen else None
+    whole = Cursor(None)
+    assert by_stream(seen) == by_stream([*whole.take(frames), *whole.close()])
+    offsets = [chunk.mark.offset for chunk in seen]
+    assert offsets == sorted(set(offsets))
+    assert offsets[-1] == sum(len(frame.data) for frame in frames)
+
+
+def test_what_rotation_took_is_lost_and_the_rest_is_not() -> None:
+    frames = [Frame("stdout", START + n, b"%d\n" % n) for n in range(1000)]
+    cursor = Cursor(None)
+    first = list(cursor.take(frames))
+    late = [Frame("stdout", START + 1000 + n, b"late %d\n" % n) for n in range(3)]
+    after = Cursor(first[-1].mark)
+    after.rewind()
+    rest = list(after.take(frames[900:] + late))  # 900 lines are gone from the file
+    assert b"".join(chunk.data for chunk in rest) == b"late 0\nlate 1\nlate 2\n"
+    assert rest[-1].mark.offset > first[-1].mark.offset
+
+
+def test_pieces_of_a_long_line_are_one_chunk_with_its_newline() -> None:
+    stamped = stamp(START).encode() + b" "
+    pieces = [b"a" * PIECE, b"a" * PIECE, b"a" * 10]  # as driver `local` of 20.10 sends it: no newline
+    frames = Frames().feed(b"".join(wire(1, stamped + piece) for piece in pieces) + wire(1, stamped + b"b\n"))
+    cursor = Cursor(None)
+    chunks = [chunk for frame in frames for chunk in cursor.take([frame])]
+    assert [chunk.data for chunk in chunks] == [b"a" * (2 * PIECE + 10) + b"\n", b"b\n"]
+
+
+def test_the_daemons_own_words_break_the_log() -> None:
+    with pytest.raises(BrokenLog, match="Error grabbing logs"):
+        Frames().feed(wire(3, b"Error grabbing logs: EOF"))
+
+
+@pytest.mark.parametrize("zone", ["Z", "+00:00"])
+def test_times_are_exact_in_every_zone(zone: str) -> None:
+    assert nanoseconds(f"2023-11-14T22:13:20.123456789{zone}") == START + 123456789
+    assert nanoseconds("2023-11-15T06:13:20.123456789+08:00") == START + 123456789

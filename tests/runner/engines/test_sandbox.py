@@ -1,0 +1,144 @@
+"""The create request, spelled out: a line that goes missing here is a door left open."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.engines.port import Identity, Limits, Spec
+from runner.engines.replies import engine_info, exit_of, start_failure, was_started
+from runner.engines.sandbox import Injection, container_config, identity_of, labels, owned_by
+
+IDENTITY = Identity(installation="i", host="h", owner="ann", job="j", round=2, attempt=3)
+
+
+def spec(**changes: Any) -> Spec:
+    limits = Limits(memory_mb=512, cpus=1.5, pids=99, shm_mb=128)
+    return Spec(**{"identity": IDENTITY, "image": "x", "job_dir": Path("/data/j"), "limits": limits, **changes})
+
+
+def test_the_whole_request() -> None:
+    config = container_config(spec(env={"A": "b"}), "1:2", "device_request")
+    env = dict(pair.split("=", 1) for pair in config.pop("Env"))
+    assert env["LAMPLIGHTER_JOB"] == "/job"
+    assert env["A"] == "b"
+    assert env["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert config == {
+        "Image": "x",
+        "User": "1:2",
+        "NetworkDisabled": True,
+        "Labels": {
+            "lamplighter.installation": "i",
+            "lamplighter.host": "h",
+            "lamplighter.owner": "ann",
+            "lamplighter.job": "j",
+            "lamplighter.round": "2",
+            "lamplighter.attempt": "3",
+        },
+        "HostConfig": {
+            "NetworkMode": "none",
+            "ReadonlyRootfs": True,
+            "Tmpfs": {
+                "/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=512m",
+                "/tmp/cache": "rw,exec,nosuid,nodev,mode=1777,size=512m",
+            },
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "IpcMode": "private",
+            "Init": True,
+            "OomScoreAdj": 500,
+            "LogConfig": {"Type": "local", "Config": {"max-size": "10m", "max-file": "2"}},
+            "RestartPolicy": {"Name": "no"},
+            "Memory": 512 << 20,
+            "MemorySwap": 512 << 20,
+            "CpuPeriod": 100_000,
+            "CpuQuota": 150_000,
+            "PidsLimit": 99,
+            "ShmSize": 128 << 20,
+            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            "Mounts": [
+                {"Type": "bind", "Source": "/data/j", "Target": "/job", "ReadOnly": True},
+                {"Type": "bind", "Source": "/data/j/in", "Target": "/job/in", "ReadOnly": True},
+                {"Type": "bind", "Source": "/data/j/out", "Target": "/job/out", "ReadOnly": False},
+                {"Type": "bind", "Source": "/data/j/tmp", "Target": "/job/tmp", "ReadOnly": False},
+            ],
+        },
+    }
+
+
+def test_a_warm_one_may_write_its_folder_but_not_in() -> None:
+    mounts = container_config(spec(env={"LAMPLIGHTER_WARM": "1"}), "1:2", "cdi")["HostConfig"]["Mounts"]
+    assert {mount["Target"]: mount["ReadOnly"] for mount in mounts} == {
+        "/job": False,
+        "/job/in": True,
+        "/job/out": False,
+        "/job/tmp": False,
+    }
+
+
+CARDS: dict[Injection, tuple[dict[str, Any], str]] = {
+    "cdi": ({"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-a"]}]}, "void"),
+    "device_request": (
+        {
+            "DeviceRequests": [
+                {
+                    "Driver": "nvidia",
+                    "DeviceIDs": ["GPU-a"],
+                    "Capabilities": [["gpu", "compute", "utility", "video"]],
+                }
+            ]
+        },
+        "GPU-a",
+    ),
+    "runtime": ({"Runtime": "nvidia"}, "GPU-a"),
+}
+
+
+@pytest.mark.parametrize("injection", CARDS)
+def test_a_card_is_given_by_uuid(injection: Injection) -> None:
+    config = container_config(spec(gpus=("GPU-a",)), "1:2", injection)
+    devices, visible = CARDS[injection]
+    assert {name: config["HostConfig"].get(name) for name in devices} == devices
+    assert f"NVIDIA_VISIBLE_DEVICES={visible}" in config["Env"]
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in config["Env"]
+
+
+def test_labels_round_trip() -> None:
+    assert identity_of(labels(IDENTITY)) == IDENTITY
+    assert owned_by("i", "h") == ["lamplighter.installation=i", "lamplighter.host=h"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("No such image: lamplighter-x:latest", "image_missing"),
+        ('could not select device driver "" with capabilities: [[gpu]]', "gpu_unsupported"),
+        ("Unknown runtime specified nvidia", "gpu_unsupported"),
+        ("nvidia-container-cli: device error: GPU-a: unknown device", "gpu_unsupported"),
+        ("no space left on device", "engine_error"),
+    ],
+)
+def test_why_a_container_did_not_start(text: str, code: str) -> None:
+    assert start_failure(text) == code
+
+
+def test_a_state_is_read_with_its_traps() -> None:
+    state = {
+        "ExitCode": 0,
+        "OOMKilled": True,
+        "StartedAt": "2026-11-21T18:39:39.276918123+08:00",
+        "FinishedAt": "0001-01-01T00:00:00Z",
+    }
+    found = exit_of(state)
+    assert (found.code, found.oom_killed, found.finished_at) == (0, True, None)
+    assert str(found.started_at) == "2026-11-21 10:39:39.276918+00:00"
+    assert was_started(state)
+    assert not was_started({**state, "StartedAt": "0001-01-01T00:00:00Z"})
+
+
+def test_what_an_engine_lacks_is_told() -> None:
+    able = {"LiveRestoreEnabled": True, "MemoryLimit": True, "SwapLimit": True, "PidsLimit": True}
+    assert engine_info({"ServerVersion": "1", **able}).notes == ()
+    assert engine_info({"ServerVersion": "1", **able, "LiveRestoreEnabled": False}).notes == (
+        "the daemon ends containers when it restarts: set live-restore",
+    )
