@@ -24,9 +24,11 @@ def returnable(session: Session, job_id: str) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def watch(session: Session, job_id: str) -> JobView:
-    """Follow the job to its end; raises JobFailed unless it succeeded."""
+def watch(session: Session, job_id: str, *, quietly: bool = False) -> JobView:
+    """Follow the job to its end; raises JobFailed unless it succeeded. `quietly`: nothing is shown on the way."""
     with returnable(session, job_id):
+        if quietly:
+            return session.client.wait(job_id)
         return _lines(session, job_id) if session.as_json else _bar(session, job_id)
 
 

@@ -36,9 +36,9 @@ def submit(session: Session, endpoint: str, inputs: tuple[str, ...], **options: 
         session.show(job, lambda: _accepted(session, job.id))
         return
     session.err.print(f"job {job.id}", highlight=False)
-    ended = watch(session, job.id)
+    ended = watch(session, job.id, quietly=session.as_json)
     saved = save(session, ended, options["output"]) if options["output"] else []
-    session.show({"job": ended, "saved": [str(path) for path in saved]}, lambda: show.job(session.out, ended))
+    session.show(ended, lambda: show.job(session.out, ended))
     for path in saved:
         session.err.print(f"saved {path}", highlight=False)
 

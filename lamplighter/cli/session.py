@@ -21,6 +21,7 @@ from lamplighter.sdk import Client
 JOB_FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 EXIT_CODES: dict[type[LamplighterError], int] = {JobFailed: JOB_FAILED, Unreachable: UNREACHABLE, Rejected: REFUSED}
 DEFAULT_URL = "http://127.0.0.1:8000"
+PIPE_WIDTH = 200  # columns of a table that goes to a file or another program
 ADDRESS_FILE = "client.json"  # what `up` leaves in its data folder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,7 +61,7 @@ class Session:
         self.address = address
         self.data = data
         self.as_json = as_json
-        self.out = Console(soft_wrap=True)
+        self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         self.err = Console(stderr=True)
 
     @functools.cached_property

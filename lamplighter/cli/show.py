@@ -21,7 +21,9 @@ STYLES = {
 
 def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
     """Print `rows` under `columns`, or `empty` when there are none."""
-    shown = Table(*columns, box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        shown.add_column(name, no_wrap=number == 0)  # an id that is cut cannot be copied
     for row in rows:
         shown.add_row(*row)
     if shown.row_count:

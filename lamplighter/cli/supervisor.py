@@ -105,15 +105,25 @@ class Child:
         argv = [sys.executable, "-m", "lamplighter", self.name, "--config", os.devnull]
         with self._log_file.open("ab") as out:
             process = await anyio.open_process(
-                argv, env=os.environ | self._environ, stdin=None, stdout=out, stderr=out, pass_fds=self._fds
+                argv,
+                env=os.environ | self._environ,
+                stdin=None,
+                stdout=out,
+                stderr=out,
+                pass_fds=self._fds,
+                start_new_session=True,  # Ctrl-C in a terminal goes to its whole group: the order of ending is ours
             )
         self._process = process
         self._ledger.note(self.name, process.pid)
         return await process.wait()
 
+    def retire(self) -> None:
+        """Do not start it again."""
+        self._stopping = True
+
     async def stop(self, patience_s: float) -> None:
         """SIGTERM, then SIGKILL after `patience_s`."""
-        self._stopping = True
+        self.retire()
         process = self._process
         if process is None or process.returncode is not None:
             return

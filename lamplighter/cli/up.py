@@ -145,6 +145,7 @@ async def _serve(options: Options) -> None:
             await _until_stopped(options, Address(url, keys.admin), keys)
         finally:
             with anyio.CancelScope(shield=True):
+                edge.retire()
                 await runner.stop(options.grace_s + RUNNER_MARGIN_S)
                 await edge.stop(EDGE_PATIENCE_S)
         tasks.cancel_scope.cancel()

@@ -1,0 +1,147 @@
+"""`lamplighter up` and the command line, as a person and as a program would use them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.installation import ROOT
+
+LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
+
+
+@contextmanager
+def up(data: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A ready `up` on the process engine and what it announced; it must end by itself at the end."""
+    argv = [*LAMPLIGHTER, "up", "--port", "0", "--data", str(data), "--engine", "process", "--json", *more]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        try:
+            yield process, json.loads(line)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def lamplighter(data: Path, *words: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    argv = [*LAMPLIGHTER, *map(str, words), "--data", str(data)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ | environ, cwd=ROOT)
+
+
+def children(pid: int) -> set[int]:
+    """The living descendants of a process."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    direct = {int(word) for word in found.stdout.split()}
+    return direct.union(*(children(child) for child in direct))
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+def test_a_newcomer_submits_watches_and_fetches(tmp_path):
+    data, file = tmp_path / "data", tmp_path / "in.txt"
+    file.write_text("content")
+    with up(data) as (process, said):
+        assert set(said) == {"url", "key", "data"}
+        family = children(process.pid)
+        done = lamplighter(data, "submit", "echo", "--text", "hi", "--file", file, "-o", tmp_path / "out", "--json")
+        job = json.loads(done.stdout)
+        assert (done.returncode, job["status"], job["output"]["data"]["text"]) == (0, "succeeded", "hi")
+        saved = tmp_path / "out"
+        assert (saved if saved.is_file() else next(saved.iterdir())).read_text() == "content"
+        assert job["id"] in lamplighter(data, "jobs").stdout
+        assert "step 10 of 10" in lamplighter(data, "logs", job["id"]).stdout
+        assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["id"] == job["id"]
+        assert "succeeded" in lamplighter(data, "history", job["id"]).stdout
+        events = [json.loads(row) for row in lamplighter(data, "watch", job["id"], "--json").stdout.splitlines()]
+        assert events[-1]["data"]["status"] == "succeeded"
+        assert lamplighter(data, "delete", job["id"]).returncode == 0
+    assert process.returncode == 0
+    assert not alive(family)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("job", "nothing"), 4, "not_found"),
+        (("submit", "echo", "--tex", "hi"), 2, "it takes --text"),
+        (("submit", "nothing"), 4, "endpoint_unknown"),
+        (("submit", "echo", "--behave", "exit", "--exit", "65", "--wait"), 1, "bad_input"),
+        (("jobs", "--key", "lamp_a_b"), 4, "unauthorized"),
+        (("jobs", "--url", "http://127.0.0.1:9"), 3, "is the edge running"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_one_line_with_its_exit_code(served_data, words, code, said):
+    done = lamplighter(served_data, *words)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def served_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    data = tmp_path_factory.mktemp("up")
+    with up(data):
+        yield data
+
+
+def test_keys_hosts_endpoints_assets_and_doctor_answer_people_and_programs(served_data, tmp_path):
+    made = json.loads(lamplighter(served_data, "keys", "create", "bob", "--json").stdout)
+    assert made["key"].startswith("lamp_")
+    assert made["id"] in lamplighter(served_data, "keys", "list").stdout
+    assert lamplighter(served_data, "jobs", "--key", made["key"]).stdout.strip() == "no jobs yet"
+    assert lamplighter(served_data, "keys", "revoke", made["id"]).returncode == 0
+    assert json.loads(lamplighter(served_data, "hosts", "--json").stdout)[0]["state"] == "online"
+    assert "--behave" in lamplighter(served_data, "endpoints", "echo").stdout
+    file = tmp_path / "a.txt"
+    file.write_text("x")
+    digest = json.loads(lamplighter(served_data, "upload", file, "--json").stdout)["digest"]
+    assert digest[7:15] in lamplighter(served_data, "assets").stdout
+    doctor = lamplighter(served_data, "doctor", "--json")
+    checks = {check["name"]: check["verdict"] for check in json.loads(doctor.stdout)}
+    assert (doctor.returncode, checks["broker"], checks["key"], checks["host local"]) == (0, "ok", "ok", "ok")
+
+
+def test_a_second_up_on_the_same_data_is_refused(served_data):
+    done = subprocess.run(
+        [*LAMPLIGHTER, "up", "--data", str(served_data), "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.returncode, "another `up` serves" in done.stderr) == (2, True)
+
+
+def test_ctrl_c_in_a_terminal_ends_all_in_order(tmp_path):
+    """A terminal sends SIGINT to the whole process group; the children must not notice."""
+    with up(tmp_path / "data") as (process, _):
+        family = children(process.pid)
+        assert all(os.getpgid(child) != os.getpgid(process.pid) for child in family)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert not alive(family)
+
+
+def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
+    data = tmp_path / "data"
+    with up(data) as (process, first):
+        family = children(process.pid)
+        job = json.loads(lamplighter(data, "submit", "echo", "--text", "hi", "--wait", "--json").stdout)
+        process.kill()
+        process.wait()
+    with up(data) as (_, second):
+        assert not alive(family)
+        assert second["key"] == first["key"]
+        assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["status"] == "succeeded"
+        assert json.loads(lamplighter(data, "submit", "echo", "--wait", "--json").stdout)["status"] == "succeeded"
