@@ -105,8 +105,7 @@ class Follower:
     async def _read(self, scope: CancelScope, mail: _Mail, owner: str, job_id: str | None, after: str) -> None:
         with scope:
             try:
-                async for item in self._bus.feed.follow(owner, job_id, after):
-                    await mail.put(item)
+                await mail.pour(self._bus.feed.follow(owner, job_id, after))
             except BusError as error:
                 _log.warning("feed_not_read", owner=owner, job_id=job_id, error=str(error))
                 await mail.put(None)

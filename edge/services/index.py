@@ -84,7 +84,7 @@ class Index:
         self._db = await to_thread.run_sync(sql.create, self._path)
         try:
             async with create_task_group() as tasks:
-                tasks.start_soon(self._read)
+                tasks.start_soon(self._changes.pour, self._records.changes())
                 while True:
                     await self._absorb(await self._changes.take(_BATCH))
         finally:
@@ -92,10 +92,6 @@ class Index:
             db, self._db = self._db, None
             with CancelScope(shield=True):
                 await to_thread.run_sync(db.close, limiter=self._one_at_a_time)
-
-    async def _read(self) -> None:
-        async for change in self._records.changes():
-            await self._changes.put(change)
 
     async def _absorb(self, items: Sequence[Change | CaughtUp | Mended]) -> None:
         streamed = [item for item in items if isinstance(item, Change)]

@@ -1,11 +1,13 @@
 """A bounded line of items between two tasks. Unlike a memory stream, a cancelled or timed-out `take` loses nothing."""
 
 from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Generic, TypeVar
 
-from anyio import Event
+from anyio import Event, move_on_after
 
 T = TypeVar("T")
+_CLOSE_S = 2.0
 
 
 class Mailbox(Generic[T]):
@@ -24,6 +26,16 @@ class Mailbox(Generic[T]):
             await self._emptied.wait()
         self._items.append(item)
         self._filled.set()
+
+    async def pour(self, items: AsyncIterator[T]) -> None:
+        """Put all of `items`, and close them however that ends: a reader cut off here would keep its connection."""
+        try:
+            async for item in items:
+                await self.put(item)
+        finally:
+            if isinstance(items, AsyncGenerator):
+                with move_on_after(_CLOSE_S, shield=True):
+                    await items.aclose()
 
     def offer(self, item: T) -> bool:
         """Add if there is room; whether there was."""
