@@ -1,46 +1,92 @@
-"""Installations out of real processes, on the process engine and on Docker."""
+"""Installations out of real processes, on the process engine and on Docker.
 
-from collections.abc import AsyncIterator
+A test that kills something takes `lit`, an installation of its own; one that only runs jobs takes `served`, which its
+whole file shares. What only one engine can show says so with `@docker_only`: it is then run once, not skipped.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from msgspec import Struct
 
+from bus.port import Bus
 from lamplighter import AsyncClient
 from tests.e2e.installation import Installation, ready
-from tests.engine_host import docker_url, echo_image
+from tests.engine_host import build, docker_url, echo_image
 
 __all__ = ["docker_url", "echo_image"]
 
+LARGE = Path(__file__).parent / "endpoints" / "large"
+SLOTS = 4
+
+DOCKER = pytest.param("docker", marks=pytest.mark.docker)
+docker_only = pytest.mark.parametrize("engine", [DOCKER], indirect=True, scope="module")
+
 
 class Lit(Struct, frozen=True):
-    """A running edge without a runner yet; `ann` is an ordinary client, `admin` sees everything."""
+    """A running edge; `ann` is an ordinary client, `admin` sees everything, `bus` has the edge's rights."""
 
     installation: Installation
     ann: AsyncClient
     admin: AsyncClient
+    bus: Bus
 
 
-@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+@asynccontextmanager
+async def lighted(folder: Path, engine: str, url: str | None) -> AsyncIterator[Lit]:
+    installation = Installation(folder, engine, url if engine == "docker" else None)
+    keys = await installation.open()
+    try:
+        await installation.start_edge()
+        async with (
+            AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
+            AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,
+            installation.bus() as bus,
+        ):
+            await ready(ann)
+            yield Lit(installation, ann, admin, bus)
+    finally:
+        await installation.close()
+
+
+@pytest.fixture(scope="session")
+def large_image(docker_url: str, echo_image: str) -> str:
+    return build(docker_url, "lamplighter-test-large", str(LARGE))
+
+
+@pytest.fixture(scope="module", params=["process", DOCKER])
 def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "docker":
         request.getfixturevalue("echo_image")
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def engine_url(engine: str, request: pytest.FixtureRequest) -> str | None:
+    return request.getfixturevalue("docker_url") if engine == "docker" else None
+
+
 @pytest.fixture
-async def lit(tmp_path: Path, engine: str, request: pytest.FixtureRequest) -> AsyncIterator[Lit]:
-    url = request.getfixturevalue("docker_url") if engine == "docker" else None
-    installation = Installation(tmp_path, engine, url)
-    keys = await installation.open()
-    try:
-        await installation.start_edge()
-        async with (
-            AsyncClient(installation.url, keys["ann"], cache=tmp_path / "ann.json") as ann,
-            AsyncClient(installation.url, keys["admin"], cache=tmp_path / "admin.json") as admin,
-        ):
-            await ready(ann)
-            yield Lit(installation, ann, admin)
-    finally:
-        await installation.close()
-        print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
+async def lit(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncIterator[Lit]:
+    """An edge of the test's own, without a runner yet."""
+    async with lighted(tmp_path, engine, engine_url) as lit:
+        yield lit
+        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+@pytest.fixture(scope="module")
+async def house(
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+) -> AsyncIterator[Lit]:
+    async with lighted(tmp_path_factory.mktemp(engine), engine, engine_url) as lit:
+        await lit.installation.start_runner(LAMPLIGHTER_SLOTS=str(SLOTS))
+        yield lit
+
+
+@pytest.fixture
+def served(house: Lit) -> Iterator[Lit]:
+    """The file's edge and its runner with four slots."""
+    yield house
+    print(house.installation.tail())  # noqa: T201

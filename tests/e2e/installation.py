@@ -1,12 +1,13 @@
 """A whole installation out of real processes: broker, edge, runners. Each can be killed and started again."""
 
+import json
 import os
 import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import anyio
 import anyio.abc
 import httpx
-import msgspec
 
 from bus.connection import open_edge
 from bus.port import Bus
@@ -23,11 +23,17 @@ from bus.settings import BrokerSettings
 from edge.services.clock import utc_now
 from edge.services.keys import Keys
 from lamplighter import AsyncClient
+from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.port import Engine, Found
+from runner.engines.process import ProcessEngine
 from schemas.access import CLIENT_SCOPES, Scope
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
-SOON_S = 60.0
+ENDPOINTS = (IMAGES / "echo", ROOT / "tests" / "e2e" / "endpoints")
+# Where PYTHONDONTWRITEBYTECODE is set, every start would compile all that it imports: 3 s, and there are many starts.
+NOT_INHERITED = ("LAMPLIGHTER_", "PYTHONDONTWRITEBYTECODE")
+COMPILED = {"PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode")}
 
 
 class Process:
@@ -40,10 +46,16 @@ class Process:
 
     async def start(self) -> None:
         argv = [sys.executable, "-m", "lamplighter", self._verb, "--config", os.devnull, "--log-format", "json"]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LAMPLIGHTER_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         with self.log.open("ab") as out:
             self._process = await anyio.open_process(
-                argv, env=inherited | self._environ, stdin=None, stdout=out, stderr=out, pass_fds=self._fds, cwd=ROOT
+                argv,
+                env=inherited | COMPILED | self._environ,
+                stdin=None,
+                stdout=out,
+                stderr=out,
+                pass_fds=self._fds,
+                cwd=ROOT,
             )
 
     @property
@@ -108,7 +120,7 @@ class Installation:
         async with open_edge(settings) as bus:
             yield bus
 
-    async def start_edge(self, endpoints: Path = IMAGES, **more: str) -> None:
+    async def start_edge(self, endpoints: Sequence[Path] = ENDPOINTS, **more: str) -> None:
         environ = {
             "LAMPLIGHTER_BROKER__URL": self.server.url,
             "LAMPLIGHTER_BROKER__USER": "edge",
@@ -116,13 +128,20 @@ class Installation:
             "LAMPLIGHTER_BROKER__MONITOR": self.server.monitor,
             "LAMPLIGHTER_FD": str(self.listening.fileno()),
             "LAMPLIGHTER_DATA": str(self.folder / "edge"),
-            "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode([str(endpoints)]).decode(),
+            "LAMPLIGHTER_ENDPOINTS": json.dumps([str(folder) for folder in endpoints]),
             "LAMPLIGHTER_RECONCILE_EVERY_S": "1",
         } | more
         self.edge = Process("edge", environ, self.folder / "edge.log", (self.listening.fileno(),))
         await self.edge.start()
 
-    async def start_runner(self, host: str = "gpu-1", *, broker: str | None = None, **more: str) -> Process:
+    async def start_runner(
+        self,
+        host: str = "gpu-1",
+        *,
+        broker: str | None = None,
+        endpoints: Sequence[Path] = ENDPOINTS,
+        **more: str,
+    ) -> Process:
         """Start the runner of `host`, anew when it was killed; `broker` goes through another address."""
         environ = {
             "LAMPLIGHTER_BROKER__URL": broker or self.server.url,
@@ -133,7 +152,7 @@ class Installation:
             "LAMPLIGHTER_HOST": host,
             "LAMPLIGHTER_INSTALLATION": self.name,
             "LAMPLIGHTER_DATA": str(self.folder / host),
-            "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode([str(IMAGES)]).decode(),
+            "LAMPLIGHTER_ENDPOINTS": json.dumps([str(folder) for folder in endpoints]),
             "LAMPLIGHTER_ENGINE": self.engine,
             "LAMPLIGHTER_GPU__WATCH": "0",
             "LAMPLIGHTER_LOG_LEVEL": "debug",
@@ -145,11 +164,31 @@ class Installation:
         await self.runners[host].start()
         return self.runners[host]
 
+    @asynccontextmanager
+    async def engine_of(self, host: str) -> AsyncIterator[Engine]:
+        """The engine that the host's runner works with: its containers, seen and ended past that runner."""
+        if self.docker_url:
+            async with DockerEngine(DockerSettings(base_url=self.docker_url)) as docker:
+                yield docker
+        else:
+            async with ProcessEngine(self.folder / host / "processes", IMAGES / "jobkit") as processes:
+                yield processes
+
+    async def containers(self, host: str = "gpu-1") -> list[Found]:
+        """What of this installation is on the host's engine, in any state."""
+        async with self.engine_of(host) as engine:
+            return await engine.find(self.name, host)
+
     async def close(self) -> None:
+        """Stop everything, and remove what a failed test left running."""
         for process in (*self.runners.values(), self.edge):
             await process.stop()
         await self.server.stop()
         self.listening.close()
+        for host in self.runners:
+            async with self.engine_of(host) as engine:
+                for found in await engine.find(self.name, host):
+                    await engine.remove(found.handle)
 
     def tail(self) -> str:
         """The ends of all logs, for a failing test."""

@@ -38,7 +38,7 @@ async def test_a_host_that_was_seen_once_is_known_while_it_is_off(lit: Lit, tmp_
     await lit.installation.runners["gpu-1"].stop()
     await lit.installation.edge.stop()
     (tmp_path / "nothing").mkdir()
-    await lit.installation.start_edge(tmp_path / "nothing")
+    await lit.installation.start_edge([tmp_path / "nothing"])
     job = await lit.ann.submit("echo", text="while off")
     assert (job.status, job.reason) == ("queued", "host_off")
     await lit.installation.start_runner()
