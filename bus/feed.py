@@ -1,6 +1,6 @@
 """FEED: notes from the runners, and states that the broker sources from STATE."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import anyio
 
@@ -15,6 +15,7 @@ from schemas.feed import Note, ProgressNote
 from schemas.job import JobKey
 
 SOURCED_S = 10.0
+LAG_S = 2.0  # sourcing is 0.6 ms behind; a broker that has just started takes longer
 LOOK_S = 0.02
 
 
@@ -51,7 +52,7 @@ class StreamFeed:
             while True:
                 if not pending and not looked and job_id:
                     looked = True
-                    unsaid = await self._unsaid(JobKey(owner, job_id), item_id(now.epoch, at), given)
+                    unsaid = await self._unsaid(JobKey(owner, job_id), item_id(now.epoch, at), behind, given)
                     if unsaid is not None:
                         yield unsaid
                 read = await consumer.next()
@@ -60,11 +61,26 @@ class StreamFeed:
                 if item is not None:
                     yield item
 
-    async def _unsaid(self, key: JobKey, name: str, given: Given) -> FeedItem | None:
+    async def _unsaid(self, key: JobKey, name: str, behind: int, given: Given) -> FeedItem | None:
+        """The last state of STATE, unless this consumer gave it or is about to.
+
+        Sourcing lags behind STATE. A state given from there too early would make those before it, which are still on
+        their way, look old; so FEED is asked only once it has caught up.
+        """
         found = await self._js.last(STATE.name, subjects.record(key))
         if found is None or found.seq <= given.revision(key):
             return None
+        with anyio.move_on_after(LAG_S):
+            await self._caught_up(found.seq)
+        held_state = await self._js.last(FEED.name, f"feed.{key.owner}.{key.id}.state")
+        if held_state is not None and held_state.seq > behind and _revision(held_state.headers) >= found.seq:
+            return None
         return FeedItem(name, key, change=Change(found.seq, key, readable(found.data)))
+
+    async def _caught_up(self, revision: int) -> None:
+        """Wait until FEED has what STATE held at `revision`."""
+        while await self._sourced() < revision:  # noqa: ASYNC110 - another server's work
+            await anyio.sleep(LOOK_S)
 
     async def _held(self) -> Held:
         info = await self._js.info(FEED.name)
@@ -91,8 +107,8 @@ class StreamFeed:
         last = await self._js.last(STATE.name, subjects.record(key))
         try:
             with anyio.fail_after(SOURCED_S):
-                while last is not None and await self._sourced() < last.seq:  # noqa: ASYNC110 - another server's work
-                    await anyio.sleep(LOOK_S)
+                if last is not None:
+                    await self._caught_up(last.seq)
         except TimeoutError as error:
             raise Unreachable(f"FEED has not caught up with STATE in {SOURCED_S} s: try again later") from error
         await self._js.erase(FEED.name, f"feed.{key.owner}.{key.id}.>")
@@ -110,5 +126,10 @@ def _item(epoch: str, read: Item) -> FeedItem | None:
         return FeedItem(name, key, note=note) if note else None
     if not read.data:
         return None
-    revision = int(read.headers["Nats-Stream-Source"].split(" ")[1])  # "<stream> <sequence> <filter> …"
-    return FeedItem(name, key, change=Change(revision, key, readable(read.data)))
+    return FeedItem(name, key, change=Change(_revision(read.headers), key, readable(read.data)))
+
+
+def _revision(headers: Mapping[str, str] | None) -> int:
+    """The revision of STATE that a sourced message was, from "<stream> <sequence> <filter> …"; 0 for none."""
+    source = (headers or {}).get("Nats-Stream-Source", "")
+    return int(source.split(" ")[1]) if source else 0

@@ -35,6 +35,12 @@ class Stored(Struct, frozen=True):
     data: bytes = b""
     hdrs: bytes = b""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Its headers; the first line is the protocol's own."""
+        lines = self.hdrs.decode(errors="replace").splitlines()[1:]
+        return {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
+
 
 class _Got(Answer, frozen=True):
     message: Stored | None = None

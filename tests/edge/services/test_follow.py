@@ -16,7 +16,6 @@ from tests.edge.services.world import FakeWorld, World
 
 async def all_of(edge: World, job: Job, after: str | None = None) -> list[StreamItem]:
     """The job's stream to its end."""
-    await edge.sourced(job.key)
     with anyio.fail_after(10):
         return [item async for item in edge.follower.events("ann", job.id, after)]
 

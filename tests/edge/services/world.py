@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -169,16 +169,6 @@ class World:
         if revision is None:
             revision = max([await self._revision(key) for key in await self.bus.records.keys()], default=0)
         assert await self.index.reached(revision)
-
-    async def sourced(self, key: JobKey) -> None:
-        """FEED has the job's last state: right after its start a broker takes a moment to source STATE."""
-        entry = await self.bus.records.read(key)
-        assert entry is not None
-        with anyio.fail_after(10):
-            async with aclosing(self.bus.feed.follow(key.owner)) as items:
-                async for item in items:
-                    if item.change is not None and item.change.revision >= entry.revision:
-                        return
 
     async def _revision(self, key: JobKey) -> int:
         try:
