@@ -1,0 +1,31 @@
+"""`python -m bench [NAME…]`: every bench, or those named; one JSON line and one table row a figure."""
+
+import argparse
+import importlib
+import sys
+
+import uvloop
+
+from bench.rows import show
+
+BENCHES = ("submit", "start", "assets", "waiting")
+
+
+async def run(names: list[str]) -> bool:
+    """Print the rows of `names`; whether every aim was met."""
+    met = True
+    for name in names:
+        async for row in importlib.import_module(f"bench.{name}").rows():
+            show(row)
+            met = met and row.met is not False
+    return met
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help=f"of {', '.join(BENCHES)}; all without")
+    asked = parser.parse_args().names or list(BENCHES)
+    sys.exit(0 if uvloop.run(run(asked)) else 1)
+
+
+main()

@@ -1,0 +1,58 @@
+"""202 → first line of job code: Docker cold beside a bare `docker run` of the same image, and the process engine.
+
+The first line is stamped by the job itself (CLOCK_REALTIME, one machine): echo says it in its log.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+
+from bench.rows import Row, p50
+from bench.scene import Scene, scene
+
+RUNS = 20
+AIM = 1.15
+IMAGE = "lamplighter-echo"
+STAMP = "import time; print(time.time(), flush=True)"
+
+
+async def _ours(made: Scene) -> float:
+    """Seconds from the 202 to the job's first line."""
+    job = await made.client.submit("echo", text="hello")
+    accepted = time.time()
+    await made.client.wait(job.id)
+    return float((await made.client.logs(job.id)).split("first line of job code at ")[1].split()[0]) - accepted
+
+
+def _bare() -> float:
+    """Seconds from calling `docker run`, hardened as ours, to the first line of Python in it."""
+    hardening = ["--network", "none", "--read-only", "--cap-drop", "ALL", "--init", "--tmpfs", "/tmp"]
+    argv = ["docker", "run", "--rm", *hardening, "--entrypoint", "python3", IMAGE, "-c", STAMP]
+    began = time.time()
+    said = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return float(said.stdout) - began
+
+
+async def rows() -> AsyncIterator[Row]:
+    """Medians; ours and the bare run in turn, so that a noisy machine hits both."""
+    async with scene("process") as made:
+        await made.installation.start_runner()
+        await _ours(made)
+        process = p50([await _ours(made) for _ in range(RUNS)])
+        yield Row("start", "202 → first line, process engine", process * 1e3, "ms")
+    if "DOCKER_HOST" not in os.environ or shutil.which("docker") is None:
+        yield Row("start", "docker", 0, "runs", note="skipped: no DOCKER_HOST")
+        return
+    async with scene("docker") as made:
+        await made.installation.start_runner()
+        await _ours(made)
+        ours, bare = [], []
+        for _ in range(RUNS):
+            ours.append(await _ours(made))
+            bare.append(await asyncio.to_thread(_bare))
+        note = f"bare docker run {p50(bare) * 1e3:.0f} ms"
+        yield Row("start", "202 → first line, docker cold", p50(ours) * 1e3, "ms", note=note)
+        yield Row("start", "docker cold against bare docker run", p50(ours) / p50(bare), "x", AIM)
