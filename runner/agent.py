@@ -11,6 +11,7 @@ from runner.adopt import Adopter, released
 from runner.attempt import Ticket
 from runner.catalogue import by_pool
 from runner.claims import UNSETTLED_S, Drop, Later, Ours, Start, Step, Theirs, judge
+from runner.execution import Phase
 from runner.fence import advance
 from runner.gpu.placement import Placed
 from runner.life import Life
@@ -24,7 +25,7 @@ from schemas.words import PRIORITIES
 
 ELSEWHERE_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host look
 THEIRS_S = 30.0  # another host is at it
-OTHER_ROUND_S = 1.0  # the container of the round before is being cleared away
+CLEARING_S = 1.0  # the container of the attempt or round before is being cleared away
 
 
 class Agent:
@@ -94,12 +95,14 @@ class Agent:
     async def _decide(self, delivery: Delivery) -> None:
         pointer = delivery.pointer
         execution = self._roster.there.get(Place(pointer.key, pointer.round))
-        if execution is not None and (execution.delivery is None or execution.delivery.sequence == delivery.sequence):
+        if execution is not None and execution.phase is Phase.CLEARING:
+            await delivery.later(CLEARING_S)
+        elif execution is not None and (execution.delivery is None or execution.delivery.sequence == delivery.sequence):
             execution.delivery = delivery
         elif execution is not None:
             await delivery.done()
         elif self._roster.rounds(pointer.key):
-            await delivery.later(OTHER_ROUND_S)
+            await delivery.later(CLEARING_S)
         else:
             await self._by_record(delivery)
 

@@ -25,6 +25,8 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import Engine, EngineError
 from runner.engines.process import ProcessEngine
 from runner.gpu.child import nvml
+from runner.gpu.memory import MemoryGpus
+from runner.gpu.port import Gpus
 from runner.gpu.watch import Watch
 from runner.inputs import Cache, EdgeSupplies
 from runner.life import Life, Outage
@@ -55,8 +57,7 @@ async def serve(settings: RunnerSettings, *, ready: Callable[[], None] | None = 
         jobs.mkdir(exist_ok=True)
         async with AsyncExitStack() as opened:
             engine = await opened.enter_async_context(_engine(settings, log))
-            watch = Watch(nvml(), clock=time.time, random=random.random) if settings.gpu.watch else None
-            gpus = await opened.enter_async_context(watch) if watch else None
+            gpus = await opened.enter_async_context(_gpus(settings))
             client = await opened.enter_async_context(asset_client(settings.edge.url, settings.edge.key))
             reserve = settings.gpu.placement.disk_reserve_mb * MIB
             cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
@@ -99,6 +100,10 @@ async def _until_signalled(life: Life, means: Means, ready: Callable[[], None]) 
         tasks.start_soon(hear)
         await live(life, means, stop, ready)
         tasks.cancel_scope.cancel()
+
+
+def _gpus(settings: RunnerSettings) -> Gpus:
+    return Watch(nvml(), clock=time.time, random=random.random) if settings.gpu.watch else MemoryGpus()
 
 
 @asynccontextmanager

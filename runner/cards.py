@@ -1,7 +1,4 @@
-"""The host's cards as its jobs use them: judged by every reading, promised to containers, metered while these run.
-
-Without a watch there are no cards: every question is answered as on a host that has none.
-"""
+"""The host's cards as its jobs use them: judged by every reading, promised to containers, metered while these run."""
 
 from collections.abc import Callable
 
@@ -14,11 +11,9 @@ from runner.gpu.port import Gpus
 from runner.gpu.report import reports
 from runner.settings import GpuSettings
 from schemas.endpoint import Endpoint
-from schemas.gpu import GpuSample, Judgement, Snapshot, WatchState, XidEvent
+from schemas.gpu import GpuSample, Judgement, Snapshot, XidEvent
 from schemas.host import GpuReport
 from schemas.job import Usage
-
-BLANK = Snapshot(state=WatchState.NONE)
 
 
 class Holding:
@@ -69,7 +64,7 @@ class Holding:
 class Cards:
     """`clock` is monotonic, in seconds."""
 
-    def __init__(self, gpus: Gpus | None, settings: GpuSettings, clock: Callable[[], float]) -> None:
+    def __init__(self, gpus: Gpus, settings: GpuSettings, clock: Callable[[], float]) -> None:
         self._gpus = gpus
         self._clock = clock
         self._judged: dict[str, Judgement] = {}
@@ -79,15 +74,13 @@ class Cards:
     @property
     def snapshot(self) -> Snapshot:
         """The latest reading."""
-        return self._gpus.snapshot() if self._gpus else BLANK
+        return self._gpus.snapshot()
 
     async def watch(self) -> None:
         """Judge every reading and every XID, without end."""
-        if self._gpus is None:
-            return
         with self._gpus.events() as events:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._readings, self._gpus)
+                tasks.start_soon(self._readings)
                 async for event in events:
                     self._struck(event)
 
@@ -120,11 +113,11 @@ class Cards:
         """The cards as `GET /v1/hosts` shows them."""
         return reports(self.snapshot, self._judged)
 
-    async def _readings(self, gpus: Gpus) -> None:
-        reading = gpus.snapshot()
+    async def _readings(self) -> None:
+        reading = self._gpus.snapshot()
         while True:
             self._read(reading)
-            reading = await gpus.changed(reading)
+            reading = await self._gpus.changed(reading)
 
     def _read(self, reading: Snapshot) -> None:
         now = self._clock()

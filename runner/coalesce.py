@@ -1,8 +1,8 @@
 """A job's messages, thinned to what followers can take: pure, time is a parameter.
 
-At most 4 progress notes a second, the latest wins; log pieces of at most 16 KiB, or one of each stream per 250 ms.
-Offsets rise strictly in each kind. Between the kinds they never fall: a progress that log pieces had to pass is said
-at their offset.
+Every 250 ms the latest progress and what was printed since, and log pieces at once when they reach 16 KiB. Offsets rise
+strictly in each kind. Between the kinds they never fall: a progress that full pieces had to pass is said at their
+offset.
 """
 
 from datetime import datetime
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from schemas.container import Log, Parsed, Progress, Stream
 from schemas.feed import LOG_EVERY_S, LOG_JOB_BYTES, LOG_PIECE_BYTES, PROGRESS_PER_S, LogNote, Note, Place, ProgressNote
 
-PROGRESS_EVERY_S = 1 / PROGRESS_PER_S
+EVERY_S = max(LOG_EVERY_S, 1 / PROGRESS_PER_S)
 
 
 class Said(NamedTuple):
@@ -47,7 +47,7 @@ class Coalescer:
         self._closed: list[_Piece] = []
         self._bytes = said.log_bytes
         self._progress: _Held | None = None
-        self._log_at = self._progress_at = float("-inf")
+        self._told_at = float("-inf")
 
     @property
     def empty(self) -> bool:
@@ -59,6 +59,11 @@ class Coalescer:
         """Whether a log piece has grown as large as it may: flush before more is taken in."""
         return bool(self._closed)
 
+    @property
+    def spent(self) -> bool:
+        """Whether the job's share of the feed is used up: no more of its log is said."""
+        return self._bytes >= LOG_JOB_BYTES
+
     def take(self, parsed: Parsed) -> None:
         """Take a message in; one that was said before, or is past the job's share of the feed, is dropped."""
         message, end = parsed
@@ -69,26 +74,27 @@ class Coalescer:
 
     def flush(self, clock: float, at: datetime, *, everything: bool = False) -> tuple[Note, ...]:
         """The notes whose time has come, in the order of their offsets; `everything` at the end of the output."""
-        passed = self.said.log_offset
-        notes: list[Note] = []
-        if everything or clock - self._log_at >= LOG_EVERY_S:
+        timely = everything or clock - self._told_at >= EVERY_S
+        if timely:
             self._close()
-        if self._closed:
-            self._log_at = clock
-            notes += [LogNote(self._place(piece.end), at, piece.stream, piece.text) for piece in self._closed]
-            size = sum(piece.size for piece in self._closed)
-            self.said = self.said._replace(log_offset=self._closed[-1].end, log_bytes=self.said.log_bytes + size)
-            self._closed = []
-        if self._progress and (everything or clock - self._progress_at >= PROGRESS_EVERY_S):
+        passed, notes = self.said.log_offset, self._logs(at)
+        if timely and self._progress:
             notes.append(self._progressed(self._progress, passed, at))
-            self._progress, self._progress_at = None, clock
+            self._progress = None
+        if timely and notes:
+            self._told_at = clock
         return tuple(sorted(notes, key=lambda note: note.place.offset))
 
+    def _logs(self, at: datetime) -> list[Note]:
+        pieces, self._closed = self._closed, []
+        for piece in pieces:
+            self.said = self.said._replace(log_offset=piece.end, log_bytes=self.said.log_bytes + piece.size)
+        return [LogNote(self._place(piece.end), at, piece.stream, piece.text) for piece in pieces]
+
     def _append(self, log: Log, end: int) -> None:
-        line = f"{log.text}\n".encode()
-        line = line[: min(LOG_PIECE_BYTES, LOG_JOB_BYTES - self._bytes)]
-        if not line:
+        if self.spent:
             return
+        line = f"{log.text}\n".encode()[: min(LOG_PIECE_BYTES, LOG_JOB_BYTES - self._bytes)]
         kept = self._open.get(log.stream, _Piece(log.stream, "", 0, 0))
         if kept.size + len(line) > LOG_PIECE_BYTES:
             self._close()

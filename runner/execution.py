@@ -39,7 +39,7 @@ class Phase(StrEnum):
     RUNNING = "running"
     DELIVERING = "delivering"
     RECORDING = "recording"  # from here on the record may be final: no more looking at the claim
-    ENDED = "ended"
+    CLEARING = "clearing"  # the message has its answer: another one of this job has to wait until we are gone
 
 
 class Result(Struct, frozen=True):
@@ -110,7 +110,6 @@ class Execution:
             await self._clear()
         except ClaimLost as lost:
             self._lose(lost)
-        self.phase = Phase.ENDED
 
     async def _deliver(self, attempt: Attempt, verdict: Verdict) -> Result:
         """Outputs and log to the asset store, for as long as that takes."""
@@ -179,6 +178,7 @@ class Execution:
 
     async def _acknowledge(self, job: Job) -> None:
         """A message that was never handed to this life comes again by itself, and is judged by the record."""
+        self.phase = Phase.CLEARING
         self._log.info("ended", status=job.status, round=job.round, attempt=job.attempt, why=_why(self.verdict))
         if self.delivery is None:
             return
@@ -210,17 +210,21 @@ class Execution:
                 await self._look.wait()
             self._look = anyio.Event()
             with suppress(BusError, RecordUnreadable):  # away: the container goes on, the next beat asks again
-                if self.delivery is not None:
-                    await self.delivery.extend()
+                await self._extend()
                 await self._see()
 
+    async def _extend(self) -> None:
+        """Not once the message has its answer: that would take the answer back."""
+        if self.delivery is not None and self.phase is not Phase.CLEARING:
+            await self.delivery.extend()
+
     async def _see(self) -> None:
-        if self.phase in {Phase.RECORDING, Phase.ENDED}:
+        if self.phase in {Phase.RECORDING, Phase.CLEARING}:
             return
         try:
             job = await self._fence.look()
         except ClaimLost as lost:
-            if self.phase not in {Phase.RECORDING, Phase.ENDED}:  # else it is our own record that was read
+            if self.phase not in {Phase.RECORDING, Phase.CLEARING}:  # else it is our own record that was read
                 self._lose(lost)
             return
         if job.status is Status.CANCELLING:
@@ -229,6 +233,7 @@ class Execution:
     def _lose(self, why: ClaimLost) -> None:
         self._log.warning("claim lost", why=str(why))
         self.lost = True
+        self.phase = Phase.CLEARING
         self._scope.cancel()
 
 

@@ -84,13 +84,20 @@ class Reporter:
     async def _take(self, chunk: Chunk) -> None:
         start = chunk.mark.offset - len(chunk.data)
         await anyio.to_thread.run_sync(self._kept.write, chunk.data, start)
-        for parsed in self._parsers[chunk.stream].feed(chunk.data, start):
-            self._hear(parsed)
-            if self._coalescer.full:
-                await self._say()
+        if not self._only_noise(chunk):
+            for parsed in self._parsers[chunk.stream].feed(chunk.data, start):
+                self._hear(parsed)
+                if self._coalescer.full:
+                    await self._say()
         self._offset = chunk.mark.offset
         if all(parser.at_line_start for parser in self._parsers.values()):
             self._mark = chunk.mark
+
+    def _only_noise(self, chunk: Chunk) -> bool:
+        """Whether whole lines came that nobody will be told: a flood must not cost the runner its time."""
+        if not self._coalescer.spent or not self._parsers[chunk.stream].at_line_start:
+            return False
+        return chunk.data.endswith(b"\n") and (chunk.stream == "stderr" or b"{" not in chunk.data)
 
     def _hear(self, parsed: Parsed) -> None:
         message = parsed.message

@@ -253,3 +253,37 @@ async def test_what_was_said_is_said_once_over_a_cut(world: World) -> None:
     assert offsets == sorted(set(offsets))
     assert isinstance(notes[-1], LogEnd)
     assert notes[-1].place.offset == len("before\nafter\n")
+
+
+async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_not_swallowed(world: World) -> None:
+    """The engine is slow to remove; the retry's message is there before it has."""
+    tries: list[int] = []
+
+    async def lucky(box: Box) -> int:
+        tries.append(box.spec.identity.attempt)
+        out(box)
+        return 0 if len(tries) > 1 else 75
+
+    world.slots = 2
+    world.programs["lucky"] = lucky
+    key = await world.submit("lucky")
+    async with world.life() as life:
+        slow, gate = life.engine.remove, anyio.Event()
+
+        async def remove(handle: str) -> None:
+            await gate.wait()
+            await slow(handle)
+
+        life.engine.remove = remove  # type: ignore[method-assign]
+        await world.heard(key, Released)
+
+        async def put_off() -> bool:
+            world.clock.ahead += 0.1
+            await anyio.sleep(0.01)
+            return world.broker._jobs.due[1] > world.clock() and world.clock.ahead > 5
+
+        await eventually(put_off)
+        gate.set()
+        world.clock.ahead += 1.5
+        job = await world.ended(key)
+    assert (job.status, tries) == (Status.SUCCEEDED, [1, 2])

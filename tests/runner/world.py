@@ -16,6 +16,7 @@ from bus.memory import MemoryBroker, MemoryBus
 from runner.cards import Cards
 from runner.catalogue import Kind
 from runner.engines.memory import Box, MemoryEngine, Program
+from runner.gpu.memory import MemoryGpus
 from runner.life import Life, Outage
 from runner.living import live
 from runner.means import Means
@@ -72,7 +73,7 @@ class Shop:
             raise EdgeAway("the edge is away: the test said so")
         if sha256 not in self.held:
             raise AssetGone(f"asset {sha256[:12]} is gone")
-        to.write_bytes(self.held[sha256])
+        await anyio.Path(to).write_bytes(self.held[sha256])
 
     async def keep(self, owner: str, path: Path, name: str) -> File:
         self.asked.set()
@@ -80,7 +81,7 @@ class Shop:
             raise EdgeAway("the edge is away: the test said so")
         if self.broken:
             raise RuntimeError("a bug: the test said so")
-        data = path.read_bytes()
+        data = await anyio.Path(path).read_bytes()
         return File(name, self.add(data).removeprefix("sha256:"), len(data), "application/octet-stream")
 
     def text(self, sha256: str | None) -> str:
@@ -171,7 +172,7 @@ class World:
         }
         return Means(
             kinds=names,
-            cards=Cards(None, GpuSettings(), time.monotonic),
+            cards=Cards(MemoryGpus(), GpuSettings(), time.monotonic),
             slots=Slots(self.slots),
             forget=forget,
             leave=self.leave,
@@ -182,12 +183,11 @@ class World:
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
         """A queued job and its pointer."""
         now = datetime.now(UTC)
-        base: dict[str, Any] = {"input": {}, "policy": Policy(max_attempts=2), "queued_at": now}
+        base: dict[str, Any] = {"input": {}, "pool": endpoint, "policy": Policy(max_attempts=2), "queued_at": now}
         job = Job(
             id=id_,
             owner="ada",
             endpoint=endpoint,
-            pool=endpoint,
             status=Status.QUEUED,
             digest="d",
             created_at=now,
@@ -295,5 +295,5 @@ async def within(wait: Callable[[], Any]) -> None:
 async def eventually(holds: Callable[[], Any]) -> None:
     """Ask until it holds, with the tests' deadline."""
     with anyio.fail_after(DEADLINE_S):
-        while not await holds():
+        while not await holds():  # noqa: ASYNC110 - asked of fakes that announce nothing
             await anyio.sleep(0.005)

@@ -1,0 +1,161 @@
+"""What a pointer comes to by its record: DESIGN 3's Claim, spelled out. And slots, staging, kinds."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bus.port import Entry
+from runner.catalogue import by_pool, load
+from runner.claims import Drop, Later, Ours, Start, Step, Theirs, judge
+from runner.slots import Slots
+from runner.staging import named, timeouts, with_names
+from schemas.asset import asset_fields
+from schemas.container import JobTimeouts
+from schemas.endpoint import Endpoint, EndpointInvalid, Timeouts
+from schemas.events import Recorded, Submitted
+from schemas.job import Job, JobKey, Pointer, Policy
+from schemas.words import Priority, Status
+from tests.schemas.make import NOW, claim, job
+
+HOST = "gpu-1"
+
+
+def entry(record: Job) -> Entry:
+    return Entry(7, Recorded(NOW, Submitted(), record))
+
+
+JUDGED: list[tuple[Job | None, int, type[Step]]] = [
+    # the record, the pointer's round, the step
+    (None, 1, Later),
+    (job(Status.QUEUED), 1, Start),
+    (job(Status.QUEUED), 2, Later),
+    (job(Status.QUEUED, round=2), 1, Drop),
+    (job(Status.SCHEDULED), 1, Later),
+    (job(Status.RUNNING), 1, Ours),
+    (job(Status.CANCELLING), 1, Ours),
+    (job(Status.RUNNING, claim=claim(1, host="gpu-2")), 1, Theirs),
+    (job(Status.CANCELLING, claim=claim(1, host="gpu-2")), 1, Theirs),
+    (job(Status.RUNNING, round=2), 1, Drop),
+    (job(Status.SUCCEEDED), 1, Drop),
+    (job(Status.FAILED), 1, Drop),
+    (job(Status.CANCELLED), 1, Drop),
+    (job(Status.EXPIRED), 1, Drop),
+    (job(Status.FAILED), 2, Later),
+]
+
+
+@pytest.mark.parametrize(("record", "round_", "step"), JUDGED)
+def test_a_pointer_is_judged_by_its_record(record: Job | None, round_: int, step: type[Step]) -> None:
+    pointer = Pointer("echo", Priority.NORMAL, "ada", "j1", round_)
+    assert type(judge(pointer, entry(record) if record else None, HOST, NOW)) is step
+
+
+@pytest.mark.parametrize("field", ["not_before", "backoff_until"])
+def test_what_is_not_due_comes_again_when_it_is(field: str) -> None:
+    waiting = job(Status.QUEUED, **{field: NOW + timedelta(seconds=90)})
+    assert judge(waiting.pointer, entry(waiting), HOST, NOW) == Later(90.0)
+    assert isinstance(judge(waiting.pointer, entry(waiting), HOST, NOW + timedelta(seconds=90)), Start)
+
+
+def test_a_permit_is_given_back_once() -> None:
+    slots = Slots(1)
+    permit = slots.take()
+    assert permit is not None
+    assert slots.take() is None
+    permit.idle()
+    assert slots.free == 1
+    with pytest.raises(RuntimeError):
+        permit.idle()
+
+
+def test_a_poisoned_slot_is_nobodys_until_it_heals() -> None:
+    slots, key = Slots(1), JobKey("ada", "j1")
+    permit = slots.take()
+    assert permit is not None
+    permit.poisoned(key)
+    assert slots.take() is None
+    assert slots.poisoned == {key}
+    slots.heal(key)
+    assert slots.take() is not None
+
+
+def test_an_adopted_job_takes_the_slot_that_it_poisoned() -> None:
+    slots, key = Slots(1), JobKey("ada", "j1")
+    permit = slots.take()
+    assert permit is not None
+    permit.poisoned(key)
+    slots.adopt(key).idle()
+    assert slots.free == 1
+
+
+async def test_whoever_waits_for_a_slot_is_told() -> None:
+    slots = Slots(1)
+    over = [slots.adopt(), slots.adopt()]
+    assert slots.free == -1
+    for permit in over:
+        permit.idle()
+    await slots.until_free()
+    assert slots.free == 1
+
+
+SCHEMA = {
+    "properties": {
+        "video": {"type": "string", "format": "asset"},
+        "clips": {"type": "array", "items": {"type": "string", "format": "asset"}},
+        "note": {"type": "string"},
+    }
+}
+
+
+def test_asset_fields_become_file_names() -> None:
+    given = {"video": "sha256:a", "clips": ["sha256:b", "sha256:a"], "note": "sha256:a", "n": 1}
+    names = named(asset_fields(SCHEMA, given))
+    assert with_names(given, names) == {"video": "video", "clips": ["clips", "clips-2"], "note": "sha256:a", "n": 1}
+
+
+LIMITS = [
+    (Policy(), {}, JobTimeouts(100.0, 180.0)),
+    (Policy(), {"length": 30}, JobTimeouts(160.0, 180.0)),
+    (Policy(), {"length": "long"}, JobTimeouts(100.0, 180.0)),
+    (Policy(execution_timeout_s=5.0, stall_timeout_s=7.0), {"length": 30}, JobTimeouts(5.0, 7.0)),
+]
+
+
+@pytest.mark.parametrize(("policy", "given", "expected"), LIMITS)
+def test_timeouts(policy: Policy, given: dict[str, object], expected: JobTimeouts) -> None:
+    endpoint = Endpoint(
+        name="e", image="e", input_seconds="length", timeouts=Timeouts(base_s=100.0, per_input_s=2.0, stall_s=1.0)
+    )
+    assert timeouts(job(input=given, policy=policy), endpoint) == expected
+
+
+def define(folder: Path, name: str, pool: str = "") -> None:
+    folder.mkdir(parents=True)
+    shared = f'pool = "{pool}"\n' if pool else ""
+    (folder / "endpoint.toml").write_text(f'name = "{name}"\nimage = "{name}"\n{shared}')
+
+
+def test_kinds_are_found_in_a_folder_and_one_level_below(tmp_path: Path) -> None:
+    define(tmp_path / "many" / "a", "a", "shared")
+    define(tmp_path / "many" / "b", "b", "shared")
+    define(tmp_path / "one", "c")
+    kinds = load([tmp_path / "many", tmp_path / "one"])
+    assert {name: kind.folder.name for name, kind in kinds.items()} == {"a": "a", "b": "b", "c": "one"}
+    assert {pool: [one.name for one in ends] for pool, ends in by_pool(kinds).items()} == {
+        "shared": ["a", "b"],
+        "c": ["c"],
+    }
+
+
+def test_two_folders_of_one_name_are_a_mistake(tmp_path: Path) -> None:
+    define(tmp_path / "a", "same")
+    define(tmp_path / "b", "same")
+    with pytest.raises(EndpointInvalid, match="rename one"):
+        load([tmp_path])
+
+
+def test_a_broken_endpoint_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "endpoint.toml").write_text("name = 1")
+    with pytest.raises(EndpointInvalid, match=r"endpoint\.toml"):
+        load([tmp_path])
