@@ -45,9 +45,9 @@ class Authenticate(AbstractAuthenticationMiddleware):
 
 
 def needs(scope: Scope) -> Guard:
-    """A guard that lets only keys with `scope` pass."""
+    """A guard that lets only keys with `scope` pass. Async, because Litestar runs others in a thread of their own."""
 
-    def guard(connection: Connection, _: BaseRouteHandler) -> None:
+    async def guard(connection: Connection, _: BaseRouteHandler) -> None:
         key: ApiKey = connection.auth
         if not key.allows(scope):
             raise Refused("forbidden", f"the key lacks the scope {scope}: use a key that has it")
