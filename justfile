@@ -38,6 +38,10 @@ up *args:
 bench *args:
     python -m bench {{ args }}
 
+# Write the pages that are made from tables
+docs:
+    python -m deploy.lifecycle_doc > docs/lifecycle.md
+
 # What a submission must pass, on a clean machine
 ci:
     bash .ci/run

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -39,10 +39,16 @@ def lamplighter(data: Path, *words: str | Path, **environ: str) -> subprocess.Co
 
 
 def children(pid: int) -> set[int]:
-    """The living descendants of a process."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    direct = {int(word) for word in found.stdout.split()}
-    return direct.union(*(children(child) for child in direct))
+    """The living descendants of a process (proc(5), field 4 of stat)."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, new = set[int](), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
 
 
 def alive(pids: set[int]) -> set[int]:

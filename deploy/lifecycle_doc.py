@@ -1,0 +1,61 @@
+"""Prints docs/lifecycle.md from the tables: `just docs` writes it, a test compares it."""
+
+from schemas.events import Fact
+from schemas.failures import FAILURES
+from schemas.lifecycle import TRANSITIONS
+from schemas.words import FINAL, Status
+
+HEAD = """# The life of a job
+
+Made from `schemas/lifecycle.py` and `schemas/failures.py` by `just docs`; a test compares.
+
+A job is made as `scheduled` (accepted, not yet ready) or `queued`. Every step is one compare-and-set on its record.
+The edge queues, reprioritises, expires, retries and asks to cancel; the runner that holds the claim starts, adopts,
+releases and ends. A final state accepts nothing but a retry, which begins the next round.
+"""
+
+
+def name(kind: type[Fact]) -> str:
+    """The event's name on the wire."""
+    return str(kind.__struct_config__.tag)
+
+
+def diagram() -> str:
+    """A Mermaid state diagram with one arrow a pair of states."""
+    arrows: dict[tuple[Status, Status], list[str]] = {}
+    for kind, steps in TRANSITIONS.items():
+        for before, after in steps.items():
+            arrows.setdefault((before, after), []).append(name(kind))
+    lines = [f"  {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items()]
+    starts = ["  [*] --> scheduled: submitted", "  [*] --> queued: submitted"]
+    return "\n".join(["```mermaid", "stateDiagram-v2", *starts, *lines, "```"])
+
+
+def table() -> str:
+    """The law as it stands: event by state, a blank is illegal."""
+    rows = [
+        f"| {name(kind)} | " + " | ".join(steps.get(status, "") for status in Status) + " |"
+        for kind, steps in TRANSITIONS.items()
+    ]
+    head = "| event | " + " | ".join(f"**{status}**" if status in FINAL else status for status in Status) + " |"
+    return "\n".join([head, "|---" * (len(Status) + 1) + "|", *rows])
+
+
+def failures() -> str:
+    """Every failure code, whose fault it is, and what it costs."""
+    rows = [f"| `{code}` | {row.blame} | {row.retry} |" for code, row in FAILURES.items()]
+    return "\n".join(["| code | blame | tried again |", "|---|---|---|", *rows])
+
+
+FAILURE_WORDS = """`never`: the job fails. `counted`: it costs an attempt. `once`: one retry, however many attempts
+are left. `free`: it costs nothing, but after three releases for GPU faults the job fails as `gpu_fault_repeated`, and
+after ten of all kinds as `host_fault_repeated`. An image's own code is kept and takes its class from the exit code."""
+
+
+def document() -> str:
+    """The whole page."""
+    return "\n\n".join([HEAD.strip(), diagram(), table(), "## Failures", FAILURE_WORDS, failures()]) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

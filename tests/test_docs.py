@@ -1,0 +1,69 @@
+"""Docs are run: what pages say is compared with the code, what they show is executed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.lifecycle_doc import document
+from lamplighter.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "images").rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for found, text in FENCE.findall(page.read_text()) if found == language]
+
+
+def test_the_lifecycle_page_is_what_the_tables_say():
+    assert (ROOT / "docs/lifecycle.md").read_text() == document(), "run: just docs"
+
+
+def test_the_readme_shows_its_two_commands_first():
+    assert [line.split("#")[0].strip() for line in blocks(ROOT / "README.md", "sh")[0].splitlines()] == [
+        "./justw demo",
+        "./justw test",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_pages_show_exist_with_their_options(page):
+    """Each `lamplighter VERB --option` in a shell block is one that the command line has."""
+    for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or not words[0].endswith("lamplighter") or len(words) == 1:
+            continue
+        verb = words[1]
+        assert verb in COMMANDS, line
+        command = main.get_command(None, verb)
+        known = {option for parameter in command.params for option in parameter.opts}
+        free = command.context_settings.get("ignore_unknown_options", False)
+        assert free or {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_just_verbs_that_pages_show_exist(page):
+    listed = subprocess.run(["just", "--summary"], cwd=ROOT, capture_output=True, text=True, check=True)
+    verbs = set(listed.stdout.split())
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0] in {"./justw", "just"} and len(words) > 1:
+            assert words[1] in verbs, line
+
+
+def test_python_in_the_readme_runs():
+    for text in blocks(ROOT / "README.md", "python"):
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
