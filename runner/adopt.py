@@ -4,6 +4,7 @@ At the start of a life all of it is looked at; later, one job at a time, when it
 """
 
 import shutil
+from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,7 @@ class Adopter:
                 entry = await self._life.bus.records.read(key) if mine.job != NO_JOB else None
             except RecordUnreadable as error:
                 self._life.log.warning("record unreadable", owner=mine.owner, job_id=mine.job, why=str(error))
-                return
+                return  # the container is kept: it may be the only proof of what happened
             verdict = fate(found, entry.recorded.job if entry else None, self._life.host)
             self._life.log.info("found", owner=mine.owner, job_id=mine.job, state=found.state, fate=verdict)
             try:
@@ -137,7 +138,8 @@ class Adopter:
 
     async def _tidy(self, folder: Path) -> None:
         owner, job, round_, attempt = folder.name.split(".")
-        await self._give_back(JobKey(owner, job), int(round_), int(attempt))
+        with suppress(RecordUnreadable):  # then nothing is left that could be given back
+            await self._give_back(JobKey(owner, job), int(round_), int(attempt))
         await anyio.to_thread.run_sync(_erase, folder)
 
     async def _give_back(self, key: JobKey, round_: int, attempt: int) -> None:

@@ -66,7 +66,7 @@ class Agent:
             if delivery is None:
                 await self._wake(pools)
         except BusError as error:
-            self._life.log.debug("not claiming", why=str(error))
+            self._life.away("claim", error)
             await anyio.sleep(self._life.pace.idle_s)
             return None
         return delivery

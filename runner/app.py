@@ -6,7 +6,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from bus.connection import open_runner
 from bus.port import Bus, Unreachable
 from runner.assets import asset_client
 from runner.cards import Cards
-from runner.catalogue import load
+from runner.catalogue import Kind, load
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import Engine, EngineError
 from runner.engines.process import ProcessEngine
@@ -53,39 +53,48 @@ async def serve(settings: RunnerSettings, *, ready: Callable[[], None] | None = 
     log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
     kinds = load(settings.endpoints)
     with _sole(settings.data):
-        jobs = settings.data / "jobs"
-        jobs.mkdir(exist_ok=True)
         async with AsyncExitStack() as opened:
-            engine = await opened.enter_async_context(_engine(settings, log))
-            gpus = await opened.enter_async_context(_gpus(settings))
-            client = await opened.enter_async_context(asset_client(settings.edge.url, settings.edge.key))
-            reserve = settings.gpu.placement.disk_reserve_mb * MIB
-            cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
-            bus = await opened.enter_async_context(_bus(settings, log))
-            life = Life(
-                installation=settings.installation,
-                host=settings.host,
-                incarnation=incarnation,
-                jobs=jobs,
-                bus=bus,
-                engine=engine,
-                supplies=EdgeSupplies(cache, client),
-                now=_utc_now,
-                jitter=random.random,
-                pace=settings.pace,
-                outage=Outage(),
-                log=log,
-            )
-            means = Means(
-                kinds=kinds,
-                cards=Cards(gpus, settings.gpu, time.monotonic),
-                slots=Slots(settings.slots),
-                forget=cache.drop,
-                leave=engine.name != ProcessEngine.name,
-                grace_s=settings.grace_s,
-            )
-            log.info("serving", engine=engine.name, endpoints=sorted(kinds), slots=settings.slots)
+            life, means = await _assembled(settings, kinds, incarnation, opened, log)
+            log.info("serving", engine=life.engine.name, endpoints=sorted(kinds), slots=settings.slots)
             await _until_signalled(life, means, ready or (lambda: None))
+
+
+async def _assembled(
+    settings: RunnerSettings,
+    kinds: Mapping[str, Kind],
+    incarnation: str,
+    opened: AsyncExitStack,
+    log: FilteringBoundLogger,
+) -> tuple[Life, Means]:
+    """Everything a life works with, opened on `opened`."""
+    engine = await opened.enter_async_context(_engine(settings, log))
+    gpus = await opened.enter_async_context(_gpus(settings))
+    client = await opened.enter_async_context(asset_client(settings.edge.url, settings.edge.key))
+    reserve = settings.gpu.placement.disk_reserve_mb * MIB
+    cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
+    life = Life(
+        installation=settings.installation,
+        host=settings.host,
+        incarnation=incarnation,
+        jobs=settings.data / "jobs",
+        bus=await opened.enter_async_context(_bus(settings, log)),
+        engine=engine,
+        supplies=EdgeSupplies(cache, client),
+        now=_utc_now,
+        jitter=random.random,
+        pace=settings.pace,
+        outage=Outage(),
+        log=log,
+    )
+    means = Means(
+        kinds=kinds,
+        cards=Cards(gpus, settings.gpu, time.monotonic),
+        slots=Slots(settings.slots),
+        forget=cache.drop,
+        leave=engine.name != ProcessEngine.name,
+        grace_s=settings.grace_s,
+    )
+    return life, means
 
 
 async def _until_signalled(life: Life, means: Means, ready: Callable[[], None]) -> None:
@@ -156,7 +165,7 @@ async def _silent(engine: Engine, log: FilteringBoundLogger) -> str | None:
 @contextmanager
 def _sole(data: Path) -> Iterator[None]:
     """Hold the data folder: two runners on it would adopt each other's jobs."""
-    data.mkdir(parents=True, exist_ok=True)
+    (data / "jobs").mkdir(parents=True, exist_ok=True)
     with (data / "runner.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import anyio
 from msgspec import Struct
 from structlog.typing import FilteringBoundLogger
 
-from bus.port import Bus, Denied, StoreFull, Unreachable
+from bus.port import Bus, BusError, Denied, StoreFull, Unreachable
 from runner.engines.port import Engine, EngineError, EngineGone
 from runner.settings import Pace
 from runner.supplies import EdgeAway, Supplies
@@ -72,6 +72,11 @@ class Life(Struct, frozen=True, kw_only=True):
     def log_of(self, job: Job) -> FilteringBoundLogger:
         """The log, with the job's name on every line."""
         return self.log.bind(owner=job.owner, job_id=job.id, trace_id=job.trace_id)
+
+    def away(self, what: str, error: BusError) -> None:
+        """Note that `what` did not happen and will be tried again. An outage is weather; the rest is told loudly."""
+        tell = self.log.debug if isinstance(error, Unreachable) else self.log.error
+        tell("not done", what=what, why=f"{type(error).__name__}: {error}")
 
     async def insist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """`ask` until it is answered: a result is never given up because somebody is away."""

@@ -31,7 +31,7 @@ class Announcer:
                 await self._life.bus.hosts.put(self._life.host, await self._presence())
                 await self._offer()
             except BusError as error:
-                self._life.log.debug("not announced", why=str(error))
+                self._life.away("announce", error)
             with anyio.move_on_after(self._life.pace.presence_s):
                 await self._hurried.wait()
             self._hurried = anyio.Event()

@@ -14,7 +14,8 @@ from schemas.events import Adopted, Recorded, Submitted
 from schemas.feed import LogNote, Note, ProgressNote
 from schemas.job import Claim, Job
 from schemas.words import Status
-from tests.runner.world import World, eventually, out, within
+from tests.broker import until
+from tests.runner.world import World, out, within
 from tests.schemas.make import claim, job
 
 HOST = "gpu-1"
@@ -174,7 +175,7 @@ async def test_killed_again_and_again_its_output_is_said_once(world: World) -> N
                 return text in await world.said(left.key)
 
             if number % 2:
-                await eventually(said)
+                await until(said)
     out(box)
     box.finish(0)
     async with world.life("last"):

@@ -13,7 +13,8 @@ from schemas.feed import LogEnd, LogNote
 from schemas.job import Claim, JobKey
 from schemas.lifecycle import step
 from schemas.words import Status
-from tests.runner.world import World, eventually, out, within
+from tests.broker import until
+from tests.runner.world import World, out, within
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: World) -
         async def waits_for_it() -> bool:
             return next(iter(world.boxes.values())).state == "exited"
 
-        await eventually(waits_for_it)
+        await until(waits_for_it)
         assert (await world.job(key)).status is Status.RUNNING
         life.bus.heal()
         assert (await world.ended(key)).status is Status.SUCCEEDED
@@ -93,7 +94,7 @@ async def test_a_zombie_ends_nothing_and_clears_up(world: World) -> None:
         async def no_container() -> bool:
             return not world.boxes and not list((world.folder / "gpu-1").iterdir())
 
-        await eventually(no_container)
+        await until(no_container)
         job = await world.job(key)
     assert (job.status, job.attempt) == (Status.RUNNING, 2)
     assert await world.facts(key) == ["Submitted", "Started", "Released", "Started"]
@@ -111,7 +112,7 @@ async def test_a_job_deleted_under_the_runner_is_cleared_up(world: World) -> Non
         async def no_container() -> bool:
             return not world.boxes
 
-        await eventually(no_container)
+        await until(no_container)
     assert await world.edge.records.read(key) is None
 
 
@@ -128,7 +129,7 @@ async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: Worl
                 world.clock.ahead += 31
                 return (await world.job(key)).attempt == 2
 
-            await eventually(judged)
+            await until(judged)
             gate.pushed.set()
             job = await world.ended(key)
             cut_off.bus.heal()
@@ -151,7 +152,7 @@ async def test_a_living_host_keeps_its_job(world: World) -> None:
             async def put_off() -> bool:
                 return world.broker._jobs.due[1] > world.clock() + 15
 
-            await eventually(put_off)
+            await until(put_off)
             gate.pushed.set()
             job = await world.ended(key)
     assert job.claim is not None
@@ -167,7 +168,7 @@ async def time_passes(world: World, seconds: int, host: str) -> None:
         async def said_again(seen: object = before) -> bool:
             return await world.edge.hosts.get(host) != seen
 
-        await eventually(said_again)
+        await until(said_again)
 
 
 async def test_the_same_message_again_swaps_the_handle(world: World) -> None:
@@ -199,7 +200,7 @@ async def test_another_message_of_the_same_round_goes(world: World) -> None:
         async def one_left() -> bool:
             return {pointer.id for pointer in await world.edge.queue.waiting()} == {"j2"}
 
-        await eventually(one_left)
+        await until(one_left)
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
@@ -279,10 +280,9 @@ async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_no
 
         async def put_off() -> bool:
             world.clock.ahead += 0.1
-            await anyio.sleep(0.01)
             return world.broker._jobs.due[1] > world.clock() and world.clock.ahead > 5
 
-        await eventually(put_off)
+        await until(put_off)
         gate.set()
         world.clock.ahead += 1.5
         job = await world.ended(key)

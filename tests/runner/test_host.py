@@ -18,7 +18,8 @@ from schemas.endpoint import Endpoint, Resources
 from schemas.gpu import GpuSample
 from schemas.reasons import Reason
 from schemas.words import Priority, Status
-from tests.runner.world import World, eventually, out
+from tests.broker import until
+from tests.runner.world import World, out
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def test_a_host_says_that_it_is_there_and_what_it_runs(world: World) -> No
             row = await world.edge.hosts.get("gpu-1")
             return row is not None and len(row.value.running) == 1
 
-        await eventually(told)
+        await until(told)
         row = await world.edge.hosts.get("gpu-1")
         offer = await world.edge.offers.get("gpu-1")
     assert row is not None
@@ -53,7 +54,7 @@ async def test_an_offer_is_written_once_while_it_says_the_same(world: World) -> 
         async def beaten() -> bool:
             return await world.edge.hosts.get("gpu-1") != seen
 
-        await eventually(beaten)
+        await until(beaten)
         assert await world.edge.offers.get("gpu-1") == first
 
 
@@ -85,7 +86,7 @@ async def test_a_kind_without_its_image_is_not_asked_for_again_at_once(world: Wo
             row = await world.edge.hosts.get("gpu-1")
             return row is not None and row.value.cannot == {"well": "image_missing"}
 
-        await eventually(told)
+        await until(told)
         other = await world.submit("waits", "j2")
         await world.running(other)
     job = await world.job(key)
@@ -119,7 +120,7 @@ async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
         async def judged() -> bool:
             return cards.place(NEEDS, PLENTY) == Placed((CARD,))
 
-        await eventually(judged)
+        await until(judged)
         holding = cards.hold((CARD,), NEEDS)
         holding.started("box", time.monotonic())
         assert isinstance(cards.place(NEEDS, PLENTY), Refused)
@@ -128,7 +129,7 @@ async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
         async def told() -> bool:
             return holding.xid == 79
 
-        await eventually(told)
+        await until(told)
         holding.release()
         refused = cards.place(NEEDS, PLENTY)
         tasks.cancel_scope.cancel()

@@ -29,6 +29,7 @@ from schemas.feed import LogNote, Note
 from schemas.job import File, Job, JobKey, Policy
 from schemas.lifecycle import step
 from schemas.words import FINAL, Status
+from tests.broker import until
 
 DEADLINE_S = 10.0
 QUICK = Pace(
@@ -225,7 +226,7 @@ class World:
         async def there() -> bool:
             return bool(self.boxes)
 
-        await eventually(there)
+        await until(there)
         return next(iter(self.boxes.values()))
 
     async def heard(self, key: JobKey, kind: type[Fact]) -> Job:
@@ -262,7 +263,7 @@ class World:
             folders = [path for host in self.folder.iterdir() for path in host.iterdir()]
             return not self.boxes and not folders and not await self.edge.queue.waiting()
 
-        await eventually(clean)
+        await until(clean)
 
 
 class Running:
@@ -290,10 +291,3 @@ async def within(wait: Callable[[], Any]) -> None:
     """Wait for it, with the tests' deadline."""
     with anyio.fail_after(DEADLINE_S):
         await wait()
-
-
-async def eventually(holds: Callable[[], Any]) -> None:
-    """Ask until it holds, with the tests' deadline."""
-    with anyio.fail_after(DEADLINE_S):
-        while not await holds():  # noqa: ASYNC110 - asked of fakes that announce nothing
-            await anyio.sleep(0.005)
