@@ -21,6 +21,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for found, text in FENCE.findall(page.read_text()) if found == language]
 
 
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command in the page's shell blocks."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
 def test_the_lifecycle_page_is_what_the_tables_say():
     assert (ROOT / "docs/lifecycle.md").read_text() == document(), "run: just docs"
 
@@ -41,26 +47,24 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_that_pages_show_exist_with_their_options(page):
     """Each `lamplighter VERB --option` in a shell block is one that the command line has."""
-    for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if not words or not words[0].endswith("lamplighter") or len(words) == 1:
+    for words in commands(page):
+        if not words[0].endswith("lamplighter") or len(words) == 1:
             continue
         verb = words[1]
-        assert verb in COMMANDS, line
+        assert verb in COMMANDS, words
         command = main.get_command(None, verb)
         known = {option for parameter in command.params for option in parameter.opts}
         free = command.context_settings.get("ignore_unknown_options", False)
-        assert free or {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
+        assert free or {word.split("=")[0] for word in words if word.startswith("--")} <= known, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_just_verbs_that_pages_show_exist(page):
     listed = subprocess.run(["just", "--summary"], cwd=ROOT, capture_output=True, text=True, check=True)
     verbs = set(listed.stdout.split())
-    for line in "\n".join(blocks(page, "sh")).splitlines():
-        words = shlex.split(line, comments=True)
-        if words and words[0] in {"./justw", "just"} and len(words) > 1:
-            assert words[1] in verbs, line
+    for words in commands(page):
+        if words[0] in {"./justw", "just"} and len(words) > 1:
+            assert words[1] in verbs, words
 
 
 def test_python_in_the_readme_runs():
