@@ -39,11 +39,9 @@ class PyAV:
         with _open(source) as (av, file), av.open(str(target), "w", format="mp4") as out:
             shown = _decoded(file, file.streams.video, "picture")
             size = file.streams.video[0].codec_context
-            stream = out.add_stream(
-                "libx264", rate=fps or file.streams.video[0].average_rate, options={"crf": str(CRF)}
-            )
+            rate = Fraction(fps or file.streams.video[0].average_rate)
+            stream = out.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
             stream.width, stream.height, stream.pix_fmt = size.width // 2 * 2, size.height // 2 * 2, "yuv420p"
-            rate = Fraction(stream.rate)
             for number, frame in _evenly(_until(limit_s, shown, tell), rate):
                 picture = frame.reformat(width=stream.width, height=stream.height, format="yuv420p")
                 picture.pts, picture.time_base = number, 1 / rate

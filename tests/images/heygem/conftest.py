@@ -1,10 +1,13 @@
-"""Media that all tests of the HeyGem image share."""
+"""What all tests of the HeyGem image share: media, and the worker's package, as it lies beside main.py."""
 
-from pathlib import Path
+import sys
 
 import pytest
 
 from tests.images.heygem.runs import Samples, make_samples
+from tests.images.job_process import IMAGES
+
+sys.path[:0] = [str(IMAGES / "jobkit"), str(IMAGES / "heygem")]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Runs the worker as the process engine would: main.py as a child, on a job folder, with a played vendor as its home."""
+"""Runs the worker as the process engine does: main.py as a child on a job folder, a played vendor as its home."""
 
 import json
 import os
@@ -41,6 +41,11 @@ class Ended:
     def error(self) -> tuple[int, str]:
         """Exit code and failure code."""
         return self.code, next(line.code for line in self.said if isinstance(line, ErrorLine))
+
+    @property
+    def message(self) -> str:
+        """What it says of its failure."""
+        return next(line.message for line in self.said if isinstance(line, ErrorLine))
 
     @property
     def progress(self) -> list[Progress]:

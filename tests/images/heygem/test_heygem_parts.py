@@ -1,0 +1,256 @@
+"""The worker's parts by themselves: what takes hours or a card in a job takes numbers here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heygem_worker import failures, http, interpreter
+from heygem_worker.config import make
+from heygem_worker.family import descendants
+from heygem_worker.progress import Meter
+from heygem_worker.readiness import Readiness
+from heygem_worker.settings import Settings
+from heygem_worker.vendor import FAILED, RUNNING, Look, look_of
+from heygem_worker.watchdog import Limits, Watchdog
+from heygem_worker.writer import Counted
+from jobkit import BadInput, GpuUnusable, JobError, TryAgain
+from schemas import endpoint
+from schemas.asset import asset_fields
+from tests.images.heygem.runs import MAIN, VENDORS
+
+# Spelled out by hand: what the vendor says in the end -> our code and the exception, whose exit code it is.
+SAYS = {
+    "": ("internal", TryAgain),
+    "存在多人脸": ("multiple_faces", BadInput),
+    "[x]预处理失败，异常信息:[format video error]": ("unreadable_video", BadInput),
+    "[x]视频下载失败，异常信息:[404]": ("unreadable_video", BadInput),
+    "[x]预处理失败，异常信息:[format audio error]": ("unreadable_audio", BadInput),
+    "[x]音频下载失败，异常信息:[404]": ("unreadable_audio", BadInput),
+    "[x]音频特征提取失败，异常信息:[?]": ("unreadable_audio", BadInput),
+    "[x]音频特征提取失败，异常信息:[CUDA out of memory. Tried to allocate]": ("cuda_oom", TryAgain),
+    "三次获取音频时长失败": ("unreadable_audio", BadInput),
+    "视频入参或音频入参下载处理异常": ("bad_input", BadInput),
+    "[x]视频帧队列处理异常结束，异常原因:[数字人处理失败，失败原因:[?]]": ("internal", TryAgain),
+    "[x]任务视频驱动队列满，严重阻塞，下游队列异常": ("stalled", TryAgain),
+    "no final result": ("stalled", TryAgain),
+    "[x]生成视频失败": ("output_missing", JobError),
+    "CUDA error: no kernel image is available for execution on the device": ("gpu_unsupported", GpuUnusable),
+    "EP Error /onnxruntime/…": ("gpu_unhealthy", GpuUnusable),
+    "OSError: [Errno 28] No space left on device": ("disk_full", TryAgain),
+    "[Errno 12] Cannot allocate memory": ("out_of_memory", JobError),
+    "忙碌中": ("internal", TryAgain),
+}
+AT_ONCE = ("queue", "视频驱动队列满"), ("blocked", "av_transfer maybe blocked, restart..."), ("card", "EP Error")
+
+
+@pytest.mark.parametrize("said", SAYS)
+def test_the_vendors_words_have_a_code(said: str) -> None:
+    failure = failures.of(said)
+    assert (failure.code, type(failure)) == SAYS[said]
+    assert failure.message.startswith("HeyGem: ")
+
+
+def test_every_row_of_the_table_is_spelled_out_here_or_seen_at_once() -> None:
+    seen = [*SAYS, *(line for _, line in AT_ONCE)]
+    assert [row.text for row in failures.TABLE if not any(row.text in said for said in seen)] == []
+
+
+@pytest.mark.parametrize("line", [line for _, line in AT_ONCE])
+def test_a_line_that_means_the_end_ends_it(line: str) -> None:
+    with pytest.raises(JobError):
+        Watchdog(Limits(1, 1), 0).hear(f"2025-06-01 12:00:00 [ERROR] {line}")
+
+
+@pytest.mark.parametrize("line", ["result info [] ,continue", "存在多人脸", "音频特征提取完成"])
+def test_other_lines_do_not(line: str) -> None:
+    Watchdog(Limits(1, 1), 0).hear(line)
+    assert failures.at_once(line) is None
+
+
+def test_a_job_of_hours_lives_as_long_as_it_moves() -> None:
+    """20 minutes of speech, 30,000 frames at the slowest rate reported: 2 h 28 min."""
+    settings = Settings()
+    watchdog = Watchdog(Limits(settings.stall_s, settings.deadline_s(1200)), 0)
+    for frame in range(0, 30_001, 100):
+        watchdog.check(("render", frame), "", frame * 7.4 * 1200 / 30_000)
+
+
+def test_no_default_kills_a_job_that_the_worker_lets_run() -> None:
+    """The runner's limit is above the worker's, its stall limit too: so the worker is first, and names the cause."""
+    heygem = endpoint.parse((MAIN.parent / "endpoint.toml").read_text())
+    settings = Settings()
+    longest = settings.load_s + settings.deadline_s(settings.max_audio_s)
+    assert settings.max_audio_s >= 1200
+    assert heygem.timeouts.base_s > longest
+    assert heygem.timeouts.stall_s > settings.stall_s
+
+
+@pytest.mark.parametrize(
+    ("sign", "dead", "now", "code"),
+    [
+        ("a", "", 10.1, "stalled"),
+        ("b", "", 100.1, "execution_timeout"),
+        ("b", "process 7 of the server has ended", 1.0, "internal"),
+    ],
+)
+def test_the_watchdog_bites(sign: str, dead: str, now: float, code: str) -> None:
+    watchdog = Watchdog(Limits(10, 100), 0)
+    watchdog.check("a", "", 0)
+    with pytest.raises(JobError) as caught:
+        watchdog.check(sign, dead, now)
+    assert caught.value.code == code
+
+
+def told(meter: Meter) -> tuple[Any, ...]:
+    said: list[tuple[Any, ...]] = []
+    meter.tell(lambda *what: said.append(what))
+    return said[0]
+
+
+def test_frames_are_heard_counted_and_never_go_back(tmp_path: Path) -> None:
+    counter, avi, result = tmp_path / "count", tmp_path / "avi", tmp_path / "x-r.mp4"
+    meter = Meter(100, counter, [avi], [result])
+    assert told(meter) == (0.05, "analyse", 0, None)
+    meter.hear("任务视频驱动队列启动 batch_size:4, len:200")
+    meter.hear("audio_transfer >>>>>>>>>>> 发送完成数据大小:4, frameId:50")
+    assert told(meter) == (pytest.approx(0.3), "render", 50, 200)
+    counter.write_bytes(b"." * 100)
+    meter.look(Look(RUNNING, 20))
+    assert told(meter) == (pytest.approx(0.5), "render", 100, 200)
+    meter.hear("frameId:60")
+    assert told(meter)[2] == 100
+    avi.mkdir()
+    for number in range(150):
+        (avi / f"{number}.avi").touch()
+    meter.look(Look(RUNNING, 20))
+    assert told(meter) == (pytest.approx(0.7), "render", 150, 200)
+    before = meter.sign
+    result.write_bytes(b"x" * 4096)
+    meter.look(Look(RUNNING, 90))
+    assert told(meter) == (0.9, "join", 4, None)
+    assert meter.sign != before
+
+
+def test_the_writers_queue_is_counted_by_frames(tmp_path: Path) -> None:
+    items = [(0, "", [b"a", b"b"]), (0, "", [b"c"]), (True, "", None)]
+
+    class Played:
+        def get(self) -> tuple[Any, ...]:
+            return items.pop(0)
+
+        def empty(self) -> bool:
+            return not items
+
+    counted = Counted(Played(), str(tmp_path / "count"))
+    while not counted.empty():
+        counted.get()
+    assert (tmp_path / "count").stat().st_size == 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "look"),
+    [
+        (None, Look()),
+        ("", Look()),
+        ((1, 20, "", "音频特征提取完成"), Look(RUNNING, 20, "", "音频特征提取完成")),
+        ((3, None, None, None), Look(FAILED)),
+        ((2, 100, "/x-r.mp4", "任务完成", 1.5, 2000, 64, 64), Look(2, 100, "/x-r.mp4", "任务完成")),
+    ],
+)
+def test_records_of_both_generations_are_read(entry: Any, look: Look) -> None:
+    assert look_of(entry) == look
+
+
+def test_ready_when_all_was_said_in_any_order() -> None:
+    ready = Readiness(("one loaded", "two loaded"))
+    ready.hear(["x two loaded, cost:1s"])
+    assert ready.missing == ["one loaded"]
+    ready.hear(["noise", "one loaded"])
+    assert ready.missing == []
+
+
+def test_settings_come_from_the_environment() -> None:
+    assert Settings.read({"HEYGEM_HOME": "/srv", "HEYGEM_BATCH_SIZE": "2", "HEYGEM_STALL_S": "9"}) == Settings(
+        home=Path("/srv"), batch_size=2, stall_s=9.0
+    )
+    with pytest.raises(ValueError, match="HEYGEM_LOAD_S='soon' is no number"):
+        Settings.read({"HEYGEM_LOAD_S": "soon"})
+
+
+def test_the_private_folder_has_the_code_by_links_and_all_else_by_itself(tmp_path: Path) -> None:
+    place = make(Settings(home=VENDORS / "gen1"), tmp_path / "heygem", 9999)
+    assert (place.root / "service").readlink() == VENDORS / "gen1" / "service"
+    config = (place.root / "config" / "config.ini").read_text()
+    assert "server_port = 9999" in config
+    assert "url = http://192.0.2.1/" in config, "a key of the vendor's that we do not set is kept"
+    assert "clean_switch = 1" not in config
+
+
+def test_the_image_keeps_the_vendors_config_under_another_name(tmp_path: Path) -> None:
+    """In the image /code/config leads into the job's folder; what was there is /code/config.vendor (Dockerfile)."""
+    home, root = tmp_path / "code", tmp_path / "job"
+    (home / "config.vendor").mkdir(parents=True)
+    (home / "config.vendor" / "config.ini").write_text("[digital]\nbatch_size = 1\nblend_dynamic = xseg\n")
+    (home / "config").symlink_to(root / "config")
+    place = make(Settings(home=home, batch_size=8), root, 1)
+    assert "batch_size = 8\nblend_dynamic = xseg" in (home / "config" / "config.ini").read_text()
+    assert [path.name for path in root.iterdir() if path.is_symlink()] == []
+    assert place.results_of("x")[0] == root / "data" / "result" / "x-r.mp4"
+
+
+def interpreter_at(path: Path, version: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_goes_on_under_the_python_that_the_modules_want(tmp_path: Path) -> None:
+    service = tmp_path / "code" / "service"
+    service.mkdir(parents=True)
+    assert interpreter.wanted(tmp_path / "code") is None
+    (service / "trans_dh_service.cpython-38-x86_64-linux-gnu.so").touch()
+    assert interpreter.wanted(tmp_path / "code") == "3.8"
+    interpreter_at(tmp_path / "runner" / "python3", "3.12")
+    theirs = interpreter_at(tmp_path / "vendor" / "python3", "3.8")
+    path = f"{tmp_path}/runner:{tmp_path}/vendor"
+    assert interpreter.matching("3.8", {"PATH": path}) == str(theirs)
+    named = interpreter_at(tmp_path / "mine", "3.8")
+    assert interpreter.matching("3.8", {"PATH": path, "HEYGEM_PYTHON": str(named)}) == str(named)
+
+
+@pytest.mark.parametrize(
+    ("ours", "first", "found"),
+    [
+        ({}, b"A=b\0LD_LIBRARY_PATH=/usr/local/cuda/lib64\0", {"LD_LIBRARY_PATH": "/usr/local/cuda/lib64"}),
+        ({"LD_LIBRARY_PATH": "/mine"}, b"LD_LIBRARY_PATH=/theirs\0", {}),
+        ({}, b"A=b\0", {}),
+    ],
+)
+def test_the_boxs_library_path_is_taken_where_ours_is_empty(
+    tmp_path: Path, ours: dict[str, str], first: bytes, found: dict[str, str]
+) -> None:
+    (tmp_path / "environ").write_bytes(first)
+    assert interpreter.missing_libraries(ours, tmp_path / "environ") == found
+
+
+def test_nothing_is_below_a_process_that_started_nothing() -> None:
+    assert descendants(2**22 + 1) == set()
+
+
+def test_a_free_port_is_free() -> None:
+    assert http.is_free(http.free_port())
+
+
+def test_the_form_offers_what_the_worker_reads() -> None:
+    heygem = endpoint.parse((MAIN.parent / "endpoint.toml").read_text())
+    assert (heygem.name, heygem.image, heygem.warm) == ("heygem", "lamplighter-heygem", True)
+    assert list(heygem.input["properties"]) == ["video", "audio", "pn", "chaofen", "watermark", "digital_auth"]
+    assert heygem.input["required"] == ["video", "audio"]
+    assert [field.name for field in asset_fields(heygem.input, {"video": "v", "audio": "a"})] == ["video", "audio"]
+    assert heygem.process is not None
+    assert heygem.process.command == ("python3", "main.py")
+    assert heygem.resources == endpoint.Resources(
+        vram_mb=10240, gpus=1, shm_mb=8192, memory_mb=32768, cpus=4.0, disk_mb=20480
+    )

@@ -1,0 +1,86 @@
+"""docs/images.md says what is so: its examples go through the contract, its tables are held against the code."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from runner.engines.port import JOB_ENV, WARM_ENV
+from runner.engines.sandbox import CACHE_ENV
+from schemas.container import (
+    EXIT_FAILURES,
+    MAX_LINE,
+    OUTPUT_FILE,
+    PART_PREFIX,
+    START_SOCKET,
+    ExitCode,
+    JobFile,
+    Log,
+    Message,
+    read_line,
+)
+from schemas.endpoint import Endpoint, ProcessCommand, Resources, RetryPolicy, Timeouts
+from schemas.failures import FAILURES, Retry
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "images.md").read_text()
+EXCERPTS = {"python": "main.py", "toml": "endpoint.toml", "dockerfile": "Dockerfile"}
+
+
+def block(language: str) -> list[str]:
+    """The lines of the page's one block in that language."""
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert len(found) == 1, language
+    return str(found[0]).splitlines()
+
+
+def rows(head: str) -> list[str]:
+    """The first cells of the table that begins with `head`."""
+    table = PAGE[PAGE.index(head) :].split("\n\n")[0]
+    return [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("language", EXCERPTS)
+def test_what_it_shows_of_echo_is_in_echo(language: str) -> None:
+    source = (ROOT / "images" / "echo" / EXCERPTS[language]).read_text().splitlines()
+    assert [line for line in block(language) if line not in source] == []
+
+
+def test_its_job_is_one() -> None:
+    job = msgspec.json.decode("\n".join(block("json")), type=JobFile)
+    assert msgspec.json.decode("\n".join(block("json"))).keys() == {*JobFile.__struct_fields__}
+    assert job.input["file"] == "a.txt"
+
+
+def test_its_lines_are_every_kind_of_message() -> None:
+    said = [read_line("stdout", line.encode()) for line in block("jsonl")]
+    assert {type(message) for message in said} == {*Message.__args__} - {Log}
+
+
+def test_its_exit_codes_are_all_there_are_and_retried_as_it_says() -> None:
+    assert [int(row) for row in rows("| exit |")] == sorted(ExitCode)
+    again = {ExitCode.BAD_JOB: "no", ExitCode.BAD_INPUT: "no", ExitCode.GPU_UNUSABLE: "free"}
+    for code, word in again.items():
+        retry = FAILURES[EXIT_FAILURES[code] or ""].retry
+        assert retry is {"no": Retry.NEVER, "free": Retry.FREE}[word]
+        assert re.search(rf"^\| {code.value} \|.*{word} \|$", PAGE, re.MULTILINE)
+
+
+def test_its_fields_are_all_of_endpoint_toml() -> None:
+    table = PAGE[PAGE.index("| field |") :].split("\n\n")[0]
+    named = set(re.findall(r"`\[?([a-z_]+)\]?`", table))
+    structs = (Endpoint, Resources, Timeouts, RetryPolicy, ProcessCommand)
+    assert named == {field for struct in structs for field in struct.__struct_fields__}
+
+
+def test_it_names_what_the_runner_sets_and_reads() -> None:
+    for word in (JOB_ENV, f"{WARM_ENV}=1", OUTPUT_FILE, PART_PREFIX, f"/job/{START_SOCKET}", f"{MAX_LINE >> 10} KiB"):
+        assert word in PAGE
+    assert "XDG_CACHE_HOME" in CACHE_ENV
+
+
+def test_its_commands_name_files_that_are_there() -> None:
+    for path in re.findall(r"(?<![\w/])images/[\w/.]+", PAGE):
+        assert (ROOT / path.rstrip(".")).exists(), path
+    assert block("sh")[0] == "docker build -f images/echo/Dockerfile -t lamplighter-echo images/"
