@@ -17,6 +17,8 @@ from .picture import Picture, Shape
 _CODE = "unreadable_video"
 _WHOLE, _SLACK_S = 0.9, 0.5  # a file that ends before this share of the length it announces was cut off
 
+_EARLY = 0.25  # of a picture's time: files that count in milliseconds would else show frames twice and skip others
+
 Frames = Iterator[av.VideoFrame]
 File = av.container.InputContainer
 Stream = av.video.stream.VideoStream
@@ -42,7 +44,7 @@ class Clip:
         index = first
         with self._open() as (file, stream):
             for frame, until in self._shown(self._from(file, stream, first / self._fps)):
-                while index < stop and index / self._fps < until - 1e-6:
+                while index < stop and (index + _EARLY) / self._fps < until:
                     yield Picture(frame, self.shape)
                     index += 1
                 if index >= stop:

@@ -19,6 +19,7 @@ _BOX, _WINDOW = 1.2, 1.6  # sides, in face widths and in mouth widths
 _USUAL = 0.98  # sized for this share of the pictures: one glitch of the tracker must not make all of them large
 _SMALLEST = 32
 _PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # of boxes in a batch: the processor's cache, the card's appetite
+_MOST = 24  # pictures in a batch, which are all in memory
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Composer:
 
     def __init__(self, scan: Scan, person: Person, layout: Layout, engine: Engine) -> None:
         self._scan, self._person, self._layout, self._engine = scan, person, layout, engine
-        self._batch = max(1, _PIXELS[engine.device.type] // layout.box**2)
+        self._batch = min(_MOST, max(1, _PIXELS[engine.device.type] // layout.box**2))
 
     def compose(
         self, shown: Iterator[tuple[int, Picture]], curves: torch.Tensor, writer: Writer, tell: Callable[[int], None]

@@ -10,9 +10,11 @@ import torch
 from .colour import to_yuv
 
 _EDGE, _EDGE_PIXELS = 0.012, 0.8  # softness of the lips' edge: this share of the mouth, but at least so many pixels
-_TOOTH = 0.085
-_TEETH_LENGTH = 0.105
-_LIP_SHADOW = 0.05
+_TOOTH = 0.105
+_TEETH_LENGTH = 0.075
+_LIP_SHADOW = 0.06
+_SCALLOP = 0.01
+_DEEP = 0.12  # a mouth less open than this shows no black: light falls in
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,19 @@ class Opening:
         return between * ends
 
 
-def painted(opening: Opening, lip: torch.Tensor, skin: torch.Tensor) -> torch.Tensor:
+def painted(opening: Opening, lip: torch.Tensor, skin: torch.Tensor, with_teeth: bool) -> torch.Tensor:
     """Dark, tongue and upper teeth in colours after the person's lip and skin (R'G'B', N, 3). Y'CbCr, N, 3, H, W."""
     across = (2 * opening.x).clamp(-1, 1)
     depth = _ramp((opening.y - opening.upper) / opening.gap.clamp(min=0.02))
-    dark = _tinted(lip, (0.30, 0.18, 0.18)) * (0.50 + 0.50 * depth)[:, None]
-    tongue = _tinted(lip, (0.78, 0.52, 0.52)) * (0.75 + 0.25 * depth)[:, None]
-    raised = _ramp((opening.y - opening.lower + 0.45 * opening.gap) / (0.30 * opening.gap).clamp(min=0.02))
+    shallow = 1 - _ramp(opening.gap / _DEEP)
+    dark = _tinted(lip, (0.32, 0.19, 0.19)) * (0.55 + 0.45 * depth + 0.7 * shallow)[:, None]
+    tongue = _tinted(lip, (0.74, 0.46, 0.46)) * (0.75 + 0.25 * depth)[:, None]
+    raised = _ramp((opening.y - opening.lower + 0.45 * opening.gap) / (0.35 * opening.gap).clamp(min=0.02))
     shows = raised * (1 - across.square()) * _ramp((opening.gap - 0.08) / 0.12) * 0.8
     inside = dark + (tongue - dark) * shows[:, None]
-    return to_yuv(inside + (_teeth(opening, skin, across) - inside) * _bite(opening, across)[:, None])
+    if with_teeth:
+        inside = inside + (_teeth(opening, skin, across) - inside) * _bite(opening, across)[:, None]
+    return to_yuv(inside)
 
 
 def shadow(opening: Opening) -> torch.Tensor:
@@ -65,18 +70,22 @@ def shadow(opening: Opening) -> torch.Tensor:
 
 def _teeth(opening: Opening, skin: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
     light = skin.mean(1, keepdim=True)
-    ivory = (light * skin.new_tensor([1.16, 1.12, 1.02])).clamp(0, 0.92)[..., None, None]
-    phase = opening.x / _TOOTH  # a crack in the middle, between the front teeth
-    cracks = 1 - 0.14 * torch.exp(-(((phase - phase.round()).abs() / 0.07) ** 2))
-    round_off = 0.60 + 0.40 * (1 - across.square())
-    return ivory * (cracks * round_off * shadow(opening))[:, None]
+    ivory = (light * skin.new_tensor([1.22, 1.09, 0.95])).clamp(0, 0.92)[..., None, None]
+    round_off = 0.70 + 0.30 * (1 - across.square())
+    return ivory * ((1 - 0.12 * _cracks(opening, 0.07)) * round_off * (0.5 + 0.5 * shadow(opening)))[:, None]
 
 
 def _bite(opening: Opening, across: torch.Tensor) -> torch.Tensor:
-    """Where the upper teeth are: down to a line fixed to the skull, shorter towards the sides."""
-    end = opening.teeth + _TEETH_LENGTH * (1 - 0.5 * across.square())
-    above = _ramp((end - opening.y) / (1.5 * opening.edge))
-    return above * (1 - across.abs() ** 4) * _ramp((opening.gap - 0.03) / 0.05) * 0.9
+    """Where the upper teeth are: down to a scalloped line fixed to the skull, shorter towards the sides."""
+    end = opening.teeth + _TEETH_LENGTH * (1 - 0.5 * across.square()) - _SCALLOP * _cracks(opening, 0.2)
+    above = _ramp((end - opening.y) / (2 * opening.edge) + 0.5)
+    return above * (1 - across.abs() ** 3) * _ramp((opening.gap - 0.03) / 0.06) * 0.9
+
+
+def _cracks(opening: Opening, width: float) -> torch.Tensor:
+    """1 between two teeth, the front ones' crack in the middle, falling to 0 within `width` of a tooth."""
+    phase = opening.x / _TOOTH
+    return torch.exp(-(((phase - phase.round()) / width) ** 2))
 
 
 def _tinted(colour: torch.Tensor, factors: tuple[float, float, float]) -> torch.Tensor:

@@ -108,7 +108,7 @@ def _inside(scene: Scene, person: Person, mouth: _Mouth, pixels: tuple[torch.Ten
     """The mouth's inside at these pixels, lips or not, N, 3, H, W."""
     opening = _opening(person.face, mouth, *mouth.axes.local(*pixels))
     lip, flesh = (colour.to_rgb(_colour(scene, row)) for row in (LIP_SKIN, FACE_SKIN))
-    inside = interior.painted(opening, lip, flesh)
+    inside = interior.painted(opening, lip, flesh, with_teeth=person.teeth is None)
     if person.teeth is not None:
         own, sure = person.teeth.shown(*skull_axes(person.face, mouth.pose).local(*pixels))
         dimmed = torch.cat([own[:, :1] * interior.shadow(opening)[:, None], own[:, 1:]], 1)

@@ -13,7 +13,7 @@ MIN_OPENNESS = 0.07
 """Of the frame that is cut from: below it there is nothing to see."""
 _ROWS, _COLUMNS = 96, 160
 _WIDTH, _ABOVE, _BELOW = 1.25, 0.30, 0.45  # of the cutting, in mouth widths about the middle of the lips at rest
-_INSET, _SOFT = 0.012, 0.02  # what is so near a lip is lip
+_INSET, _SOFT = 0.025, 0.03  # what is so near a lip is lip
 
 
 @dataclass(frozen=True)
