@@ -88,6 +88,8 @@ class DockerEngine:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # what was cancelled is being undone there
+        if self._connected is not None:
+            self._connected.close()
 
     async def start(self, spec: Spec) -> str:
         return await started(self._pool, lambda: self._start(spec), self._discard)
