@@ -31,6 +31,11 @@ def both(*questions: Question) -> Question:
     return lambda case: all(question(case) for question in questions)
 
 
+def either(*questions: Question) -> Question:
+    """Whether one of them holds."""
+    return lambda case: any(question(case) for question in questions)
+
+
 def unless(question: Question) -> Question:
     """Whether it does not hold."""
     return lambda case: not question(case)
@@ -161,11 +166,14 @@ def empty(case: Case) -> bool:
     return facts.held == 0 and (facts.heart is None or facts.heart.busy == 0)
 
 
+def quitting(case: Case) -> bool:
+    """The runner says that it takes nothing new, and nothing is left there."""
+    return case.facts.heart is not None and case.facts.heart.draining and empty(case)
+
+
 def drained(case: Case) -> bool:
-    """The runner says that it takes nothing new and holds nothing."""
-    heart = case.facts.heart
-    acknowledged = heart is not None and heart.draining and case.facts.in_state_s >= SETTLE_S
-    return acknowledged and case.facts.steady and empty(case)
+    """`quitting`, and said of this drain."""
+    return quitting(case) and case.facts.steady and case.facts.in_state_s >= SETTLE_S
 
 
 def pardoned(case: Case) -> bool:

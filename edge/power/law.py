@@ -13,7 +13,7 @@ from edge.power import cases
 from edge.power.cases import Case
 from edge.power.facts import Facts
 from edge.power.ledger import settled
-from edge.power.tables import TABLE, Row
+from edge.power.tables import IN_USE, TABLE, Row
 from schemas.power import HISTORY, WAKES, Answer, Call, Hold, Outcome, PowerChange, PowerRecord, PowerState, Provider
 from schemas.switch import Switched
 
@@ -124,6 +124,17 @@ ENTER: Mapping[PowerState, Callable[[Case], dict[str, Any]]] = {
     PowerState.BLOCKED: _blocked,
     PowerState.FAULT: _fault,
 }
+
+
+def withheld(record: PowerRecord, facts: Facts, rules: Switched) -> str | None:
+    """Why a stop that was decided must not be made after all, judged by facts gathered just before; None: make it.
+
+    Between the look and the write a runner may have come up, or work may have come in.
+    """
+    case = Case(record, facts, rules)
+    if IN_USE(case):
+        return "its runner answers and is in use"
+    return None if cases.empty(case) else "a job is recorded as running there"
 
 
 def answered(record: PowerRecord, call_id: str, answer: Answer, jitter: float) -> PowerRecord | None:

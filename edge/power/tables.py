@@ -28,10 +28,12 @@ class Row(NamedTuple):
 START, STOP = Verb.START, Verb.STOP
 ASKED = both(c.called, unless(c.barred))
 WORK = both(c.needed, unless(c.barred))
+IN_USE = both(c.beats, c.either(WORK, unless(c.quitting)))
 DONE, NO_CAPACITY, FAILED = (c.answered(outcome) for outcome in (Outcome.DONE, Outcome.NO_CAPACITY, Outcome.FAILED))
 ANSWERS = "its runner answers"
 SILENT = "its runner fell silent"
 IS_OFF = "it is off"
+BEFORE = "work came before the stop"
 UNWANTED = "nobody waits for it any more"
 CAUSE = "{cause}"
 BAR = "{bar}"
@@ -73,15 +75,17 @@ TABLE: Mapping[S, Sequence[Row]] = {
     ),
     S.DRAINING: (
         Row(c.told_off, S.OFF, "it went off by itself"),
-        Row(both(c.beats, WORK), S.ONLINE, "work came before the stop"),
+        Row(both(c.beats, WORK), S.ONLINE, BEFORE),
         Row(both(c.gone, WORK), S.WAKING, SILENT),
         Row(both(c.gone, c.empty), S.STOPPING, "it fell silent while it drained", STOP),
         Row(c.drained, S.STOPPING, "it is drained", STOP),
     ),
     S.STOPPING: (
-        Row(c.lost, S.STOPPING, order=STOP),
+        Row(both(c.lost, unless(IN_USE)), S.STOPPING, order=STOP),
         Row(c.open_call, None),
         Row(c.told_off, S.OFF, IS_OFF),
+        Row(both(unless(DONE), c.beats, WORK), S.ONLINE, BEFORE),
+        Row(both(unless(DONE), c.beats, unless(c.quitting)), S.DRAINING, "its runner has not let go"),
         Row(both(unless(DONE), c.exhausted_attempts), S.FAULT, "cannot be switched off: {said}"),
         Row(both(unless(DONE), c.rested), S.STOPPING, order=STOP),
         Row(unless(DONE), None),

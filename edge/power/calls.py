@@ -1,0 +1,30 @@
+"""A call of a switch, bounded in time, with every way it can end as a value."""
+
+import anyio
+
+from edge.power.drivers.port import Driver, NoCapacity, SwitchFailed
+from schemas.power import Answer, Outcome, Provider, Verb
+
+
+async def call(driver: Driver, verb: Verb, call_id: str, timeout_s: float) -> Answer:
+    """Have it done within `timeout_s`. A call that takes longer has failed, though it may still have its effect."""
+    press = {Verb.START: driver.start, Verb.STOP: driver.stop}[verb]
+    try:
+        with anyio.fail_after(timeout_s):
+            await press(call_id)
+    except NoCapacity as error:
+        return Answer(Outcome.NO_CAPACITY, str(error))
+    except SwitchFailed as error:
+        return Answer(Outcome.FAILED, str(error))
+    except TimeoutError:
+        return Answer(Outcome.FAILED, f"the switch did not answer in {timeout_s:g} s")
+    return Answer(Outcome.DONE)
+
+
+async def ask(driver: Driver, timeout_s: float) -> Provider:
+    """What the switch says, UNKNOWN when it says nothing in time."""
+    try:
+        with anyio.fail_after(timeout_s):
+            return await driver.state()
+    except (SwitchFailed, TimeoutError):
+        return Provider.UNKNOWN

@@ -1,0 +1,61 @@
+"""The switch as a signed webhook: `POST url` with `{"type": "power.start|stop|state", "timestamp", "data": {"host"}}`.
+
+Any 2xx is "taken", its body is as in `reply`. The call's id is the webhook's id: who receives it twice does it once.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+import httpx
+import msgspec
+
+from edge.power.drivers.port import Driver, SwitchFailed
+from edge.power.drivers.reply import SwitchReply, read_reply
+from edge.power.drivers.signature import sign
+from schemas.power import Provider
+from schemas.switch import HttpHost
+
+
+class HttpDriver(Driver):
+    """`client` is closed by who made it; `fresh_id` names questions, which have no call."""
+
+    def __init__(
+        self,
+        host: str,
+        declared: HttpHost,
+        client: httpx.AsyncClient,
+        now: Callable[[], datetime],
+        fresh_id: Callable[[], str],
+    ) -> None:
+        self._host = host
+        self._declared = declared
+        self._client = client
+        self._now = now
+        self._fresh_id = fresh_id
+
+    @property
+    def tells(self) -> bool:
+        return True
+
+    async def start(self, call_id: str) -> None:
+        await self._send("power.start", call_id)
+
+    async def stop(self, call_id: str) -> None:
+        await self._send("power.stop", call_id)
+
+    async def state(self) -> Provider:
+        return (await self._send("power.state", self._fresh_id())).state
+
+    async def _send(self, kind: str, call_id: str) -> SwitchReply:
+        at = self._now()
+        body = msgspec.json.encode(
+            {"type": kind, "timestamp": at, "data": {"host": self._host, "call_id": call_id}},
+        )
+        headers = {"content-type": "application/json", **sign(self._declared.secret, call_id, at, body)}
+        try:
+            response = await self._client.post(self._declared.url, content=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise SwitchFailed(f"{self._declared.url} does not answer ({type(error).__name__}): is it up?") from error
+        if not response.is_success:
+            raise SwitchFailed(f"{self._declared.url} answered {response.status_code}: see its log")
+        return read_reply(response.content)

@@ -1,0 +1,286 @@
+"""The table of a host's power, spelled out by hand: for each state what is done, and what is not."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from edge.power import law
+from edge.power.cases import SETTLE_S
+from edge.power.facts import Facts, Heart, Stopwatch
+from edge.power.tables import TABLE
+from schemas.power import Answer, Call, Hold, Outcome, PowerRecord, PowerState, Provider, Verb
+from schemas.switch import Budget, CommandHost, Price, WolHost
+from tests.edge.power.simulation import START
+
+S = PowerState
+RULES = CommandHost(on=("on",), off=("off",), state=("state",), timezone="UTC", wake_delay=5.0)
+BEATS = Heart("life-1")
+BUSY = Heart("life-1", busy=1)
+QUIT = Heart("life-1", draining=True)
+QUIT_BUSY = Heart("life-1", draining=True, busy=1)
+REBORN = Heart("life-2")
+
+ASKED = {"called": True, "called_s": 5.0, "queued": True}
+OFF = {"provider": Provider.OFF}
+ON = {"provider": Provider.ON}
+LONG = {"in_state_s": 600.0}
+DEAF: dict[str, Any] = {"steady": False}
+
+
+def call(verb: Verb, outcome: Outcome | None = None, wait_s: float = 15.0) -> Call:
+    answer = None if outcome is None else Answer(outcome, "sold out")
+    return Call("earlier", verb, START, answer, wait_s if outcome not in {None, Outcome.DONE} else 0.0)
+
+
+SENT = {"call": call(Verb.START)}
+DONE = {"call": call(Verb.START, Outcome.DONE)}
+NONE_LEFT = {"call": call(Verb.START, Outcome.NO_CAPACITY)}
+FAILED = {"call": call(Verb.START, Outcome.FAILED), "attempts": 1}
+THIRD = {"call": call(Verb.START, Outcome.FAILED), "attempts": 3}
+STOP_SENT = {"call": call(Verb.STOP)}
+STOPPED = {"call": call(Verb.STOP, Outcome.DONE)}
+STOP_FAILED = {"call": call(Verb.STOP, Outcome.FAILED), "attempts": 1}
+STOP_THIRD = {"call": call(Verb.STOP, Outcome.FAILED), "attempts": 3}
+HELD_ON = {"hold": Hold("on")}
+HELD_OFF = {"hold": Hold("off")}
+LOST = {"call_s": 90.0}
+RESTED = {"call_s": 15.0}
+MUTE = {"tells": False}
+IDLE = {"heart": BEATS, "idle_s": 900.0, "in_state_s": 600.0}
+SETTLED = {"in_state_s": SETTLE_S}
+
+START_IT, STOP_IT = Verb.START, Verb.STOP
+
+# state, what its record has, what is known → the next state (None: nothing changes), and the call that is made.
+SPELLED = [
+    (S.OFF, {}, {}, None, None),
+    (S.OFF, {}, {"heart": BEATS}, S.ONLINE, None),
+    (S.OFF, {}, ASKED, S.WAKING, START_IT),
+    (S.OFF, {}, {**ASKED, "called_s": 4.9}, None, None),
+    (S.OFF, {}, {"queued": True}, None, None),
+    (S.OFF, HELD_ON, {}, S.WAKING, START_IT),
+    (S.OFF, HELD_OFF, ASKED, S.BLOCKED, None),
+    (S.OFF, HELD_OFF, {}, None, None),
+    (S.OFF, SENT, ASKED, None, None),
+    (S.OFF, SENT, {**ASKED, **LOST}, S.WAKING, START_IT),
+    (S.WAKING, SENT, {"heart": BEATS}, S.ONLINE, None),
+    (S.WAKING, SENT, ASKED, None, None),
+    (S.WAKING, SENT, {**ASKED, **LOST}, S.WAKING, START_IT),
+    (S.WAKING, SENT | HELD_OFF, {**ASKED, **LOST}, None, None),
+    (S.WAKING, NONE_LEFT, ASKED, S.BLOCKED, None),
+    (S.WAKING, THIRD, ASKED, S.FAULT, None),
+    (S.WAKING, FAILED | HELD_OFF, ASKED, S.BLOCKED, None),
+    (S.WAKING, FAILED, OFF, S.OFF, None),
+    (S.WAKING, FAILED, ASKED, None, None),
+    (S.WAKING, FAILED, {**ASKED, **RESTED}, S.WAKING, START_IT),
+    (S.WAKING, DONE, {**ASKED, **OFF}, None, None),
+    (S.WAKING, {}, OFF, S.OFF, None),
+    (S.WAKING, {}, {**MUTE, **DEAF}, None, None),
+    (S.WAKING, DONE, {**ASKED, **LONG}, S.STOPPING, STOP_IT),
+    (S.WAKING, DONE, {**ASKED, **LONG, "held": 1}, None, None),
+    (S.WAKING, DONE, {**ASKED, **LONG, **DEAF}, None, None),
+    (S.WAKING, DONE | {"boots": 1}, {**ASKED, **LONG}, S.FAULT, None),
+    (S.WAKING, DONE | {"boots": 1}, {**ASKED, **LONG, "held": 1}, None, None),
+    (S.BLOCKED, NONE_LEFT, {"heart": BEATS}, S.ONLINE, None),
+    (S.BLOCKED, SENT, ASKED, None, None),
+    (S.BLOCKED, SENT, {**ASKED, **LOST}, S.BLOCKED, START_IT),
+    (S.BLOCKED, DONE, ASKED, S.WAKING, None),
+    (S.BLOCKED, NONE_LEFT, {**ASKED, **ON}, S.WAKING, None),
+    (S.BLOCKED, NONE_LEFT, OFF, S.OFF, None),
+    (S.BLOCKED, NONE_LEFT, MUTE, S.OFF, None),
+    (S.BLOCKED, NONE_LEFT, {**MUTE, **DEAF}, None, None),
+    (S.BLOCKED, NONE_LEFT, ASKED, None, None),
+    (S.BLOCKED, NONE_LEFT, {**ASKED, **RESTED}, S.BLOCKED, START_IT),
+    (S.BLOCKED, HELD_OFF, ASKED, None, None),
+    (S.BLOCKED, {}, ASKED, S.WAKING, START_IT),
+    (S.ONLINE, {}, {"heart": BEATS}, None, None),
+    (S.ONLINE, {}, OFF, S.OFF, None),
+    (S.ONLINE, {}, {"heart": BEATS, **OFF}, None, None),
+    (S.ONLINE, {}, MUTE, S.OFF, None),
+    (S.ONLINE, {}, {**MUTE, **DEAF}, None, None),
+    (S.ONLINE, {}, ON, S.WAKING, None),
+    (S.ONLINE, {}, {**ON, **DEAF}, None, None),
+    (S.ONLINE, HELD_OFF, {"heart": BUSY, "queued": True}, S.DRAINING, None),
+    (S.ONLINE, {}, IDLE, S.DRAINING, None),
+    (S.ONLINE, {}, {**IDLE, "in_state_s": 599.0}, None, None),
+    (S.ONLINE, {}, {**IDLE, "idle_s": 899.0}, None, None),
+    (S.ONLINE, {}, {**IDLE, "queued": True}, None, None),
+    (S.ONLINE, {}, {**IDLE, "held": 1}, None, None),
+    (S.ONLINE, {}, {**IDLE, "heart": BUSY}, None, None),
+    (S.ONLINE, {}, {**IDLE, **DEAF}, None, None),
+    (S.ONLINE, HELD_ON, IDLE, None, None),
+    (S.DRAINING, {}, OFF, S.OFF, None),
+    (S.DRAINING, {}, {"heart": BEATS, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heart": QUIT, **SETTLED}, S.STOPPING, STOP_IT),
+    (S.DRAINING, SENT, {"heart": QUIT, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heart": QUIT, "in_state_s": 5.0}, None, None),
+    (S.DRAINING, {}, {"heart": QUIT_BUSY, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heart": QUIT, "held": 1, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heart": QUIT, "queued": True, **SETTLED}, S.ONLINE, None),
+    (S.DRAINING, HELD_OFF, {"heart": QUIT, "queued": True, **SETTLED}, S.STOPPING, STOP_IT),
+    (S.DRAINING, HELD_ON, {"heart": QUIT, **SETTLED}, S.ONLINE, None),
+    (S.DRAINING, {}, {**ON, "queued": True}, S.WAKING, None),
+    (S.DRAINING, {}, ON, S.STOPPING, STOP_IT),
+    (S.DRAINING, {}, MUTE, S.STOPPING, STOP_IT),
+    (S.DRAINING, {}, {**ON, **DEAF}, None, None),
+    (S.DRAINING, {}, {**ON, "held": 1}, None, None),
+    (S.STOPPING, STOP_SENT, {**OFF, **ASKED}, None, None),
+    (S.STOPPING, STOP_SENT, {"heart": QUIT, **LOST}, S.STOPPING, STOP_IT),
+    (S.STOPPING, STOP_SENT, {"heart": BUSY, **LOST}, S.DRAINING, None),
+    (S.STOPPING, STOPPED, OFF, S.OFF, None),
+    (S.STOPPING, STOPPED, {**OFF, "heart": QUIT}, None, None),
+    (S.STOPPING, STOPPED, {"heart": QUIT, "queued": True}, None, None),
+    (S.STOPPING, STOPPED, MUTE, S.OFF, None),
+    (S.STOPPING, STOPPED, {**MUTE, **DEAF}, None, None),
+    (S.STOPPING, STOPPED, {**ON, **LONG}, S.FAULT, None),
+    (S.STOPPING, STOP_FAILED, {"heart": QUIT, "queued": True}, S.ONLINE, None),
+    (S.STOPPING, STOP_FAILED, {"heart": BEATS}, S.DRAINING, None),
+    (S.STOPPING, STOP_FAILED, {"heart": QUIT}, None, None),
+    (S.STOPPING, STOP_FAILED, {"heart": QUIT, **RESTED}, S.STOPPING, STOP_IT),
+    (S.STOPPING, STOP_FAILED, MUTE, None, None),
+    (S.STOPPING, STOP_THIRD, {"heart": QUIT}, S.FAULT, None),
+    (S.STOPPING, STOP_THIRD, OFF, S.OFF, None),
+    (S.FAULT, {}, {**ASKED, **OFF}, None, None),
+    (S.FAULT, {}, {"heart": BEATS}, None, None),
+    (S.FAULT, {}, {"heart": REBORN}, S.ONLINE, None),
+    (S.FAULT, {}, {"heart": BEATS, "queued": True}, S.ONLINE, None),
+    (S.FAULT, {"pardoned": True}, {"heart": BEATS}, S.ONLINE, None),
+    (S.FAULT, {"pardoned": True}, {**ASKED, **OFF}, S.WAKING, START_IT),
+    (S.FAULT, {"pardoned": True}, OFF, S.OFF, None),
+    (S.FAULT, {"pardoned": True}, ON, None, None),
+]
+
+
+def record(state: PowerState, **fields: Any) -> PowerRecord:
+    return PowerRecord(state=state, since=START, incarnation="life-1", **fields)
+
+
+@pytest.mark.parametrize(("state", "has", "known", "to", "order"), SPELLED)
+def test_the_table_is_this(
+    state: PowerState, has: dict[str, Any], known: dict[str, Any], to: PowerState | None, order: Verb | None
+) -> None:
+    before = record(state, **has)
+    after = law.advance(before, Facts(at=START, **known), RULES, "new")
+    if to is None:
+        assert after is None
+        return
+    assert after is not None
+    assert after.state is to
+    made = after.call.verb if after.call and after.call.id == "new" else None
+    assert made is order
+    assert (after.why != "") is (to is not state)
+
+
+def test_every_row_of_the_table_is_taken_by_a_spelled_case() -> None:
+    taken = set()
+    for state, has, known, _, _ in SPELLED:
+        case = law.Case(record(state, **has), Facts(at=START, **known), RULES)
+        taken |= {(state, n) for n, row in enumerate(TABLE[state]) if row.when(case)}
+    assert taken == {(state, n) for state, rows in TABLE.items() for n in range(len(rows))}
+
+
+def test_what_people_read_tells_the_cause() -> None:
+    def why(before: PowerRecord, **known: Any) -> str:
+        after = law.advance(before, Facts(at=START, **known), RULES, "new")
+        assert after is not None
+        return after.why
+
+    assert why(record(S.OFF), **ASKED) == "a job waits for it"
+    assert why(record(S.OFF, hold=Hold("on"))) == "its owner wants it on"
+    assert why(record(S.WAKING, **NONE_LEFT)) == "no capacity: sold out"
+    until = Hold("off", START + timedelta(hours=7))
+    assert why(record(S.OFF, hold=until), **ASKED) == "its owner wants it off until 2026-11-21 19:00 UTC"
+
+
+def test_a_hold_that_is_over_counts_no_more_and_leaves_the_record() -> None:
+    before = record(S.OFF, hold=Hold("off", START))
+    after = law.advance(before, Facts(at=START, **ASKED), RULES, "new")
+    assert after is not None
+    assert (after.state, after.hold) == (S.WAKING, None)
+
+
+@pytest.mark.parametrize(("hour", "quiet"), [(22, False), (23, True), (3, True), (7, False)])
+def test_quiet_hours_reach_over_midnight_and_a_wish_overrides_them(hour: int, quiet: bool) -> None:
+    rules = replace(RULES, quiet=("23:00-07:00",))
+    known = Facts(at=START.replace(hour=hour), **ASKED)
+    asked = law.advance(record(S.OFF), known, rules, "new")
+    wished = law.advance(record(S.OFF, hold=Hold("on")), known, rules, "new")
+    assert asked is not None
+    assert wished is not None
+    assert asked.state is (S.BLOCKED if quiet else S.WAKING)
+    assert wished.state is S.WAKING
+
+
+def test_a_budget_bars_after_its_hours_or_its_money_until_the_next_day() -> None:
+    hours = replace(RULES, budget=Budget(hours=2))
+    money = replace(RULES, budget=Budget(money=4.0), price=Price(per_hour=2.0))
+    lit = record(S.ONLINE, lit_since=START, hold=Hold("on"))
+    for rules in (hours, money):
+        for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
+            after = law.advance(lit, Facts(at=START + spent, heart=BUSY), rules, "new")
+            assert (after and after.state) == state
+    tomorrow = START + timedelta(hours=13)  # one hour of the new day
+    assert law.advance(lit, Facts(at=tomorrow, heart=BUSY), hours, "new") is None
+
+
+def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
+    lit = record(S.STOPPING, lit_since=START, **STOPPED)
+    out = law.advance(lit, Facts(at=START + timedelta(hours=1), **OFF), RULES, "new")
+    assert out is not None
+    assert (out.lit_since, out.spend.day, out.spend.on_s) == (None, "2026-11-21", 3600.0)
+    again = replace(out, state=S.STOPPING, lit_since=START + timedelta(hours=2), **STOPPED)
+    out = law.advance(again, Facts(at=START + timedelta(hours=3), **OFF), RULES, "new")
+    assert out is not None
+    assert out.spend.on_s == 7200.0
+
+
+def test_a_wake_is_measured_from_the_call_to_the_heartbeat() -> None:
+    after = law.advance(record(S.WAKING, **DONE), Facts(at=START + timedelta(seconds=41), heart=BEATS), RULES, "new")
+    silent = law.advance(record(S.WAKING), Facts(at=START + timedelta(seconds=41), heart=BEATS), RULES, "new")
+    assert after is not None
+    assert silent is not None
+    assert (after.wakes, silent.wakes) == ((41.0,), ())
+
+
+def test_an_answer_counts_once_and_only_for_its_own_call() -> None:
+    waiting = record(S.WAKING, **SENT)
+    answer = Answer(Outcome.FAILED, "no route")
+    heard = law.answered(waiting, "earlier", answer, jitter=0.5)
+    assert heard is not None
+    assert heard.call is not None
+    assert (heard.call.answer, heard.call.wait_s, heard.attempts) == (answer, 15.0, 1)
+    assert law.answered(waiting, "another", answer, 0.5) is None
+    assert law.answered(heard, "earlier", answer, 0.5) is None
+
+
+def test_the_back_off_doubles_to_ten_minutes_with_jitter_around_it() -> None:
+    assert [law.backoff_s(n, 0.5) for n in range(8)] == [15, 30, 60, 120, 240, 480, 600, 600]
+    assert (law.backoff_s(0, 0.0), law.backoff_s(99, 0.999)) == (7.5, pytest.approx(899.4))
+
+
+def test_a_stop_is_withheld_when_something_came_in_between() -> None:
+    stopping = record(S.STOPPING, **STOP_SENT)
+    for known in ({"heart": BUSY}, {"heart": BEATS}, {"heart": QUIT, "queued": True}, {"held": 1}):
+        assert law.withheld(stopping, Facts(at=START, **known), RULES)
+    assert law.withheld(stopping, Facts(at=START, heart=QUIT), RULES) is None
+    assert law.withheld(stopping, Facts(at=START), RULES) is None
+
+
+def test_a_host_without_an_off_switch_is_told_to_power_itself_off() -> None:
+    drained = Facts(at=START, heart=QUIT, in_state_s=SETTLE_S)
+    by_runner = law.advance(record(S.DRAINING), drained, WolHost(mac="a4:bb:6d:00:11:22"), "new")
+    by_switch = law.advance(record(S.DRAINING), drained, RULES, "new")
+    assert by_runner is not None
+    assert by_switch is not None
+    assert (by_runner.own_poweroff, by_switch.own_poweroff) == (True, False)
+
+
+def test_a_stopwatch_begins_anew_with_every_value() -> None:
+    now = 100.0
+    watch = Stopwatch(lambda: now)
+    seconds = [watch.seconds("call", "a")]
+    for now, value in ((103.0, "a"), (104.0, "b"), (109.0, "b"), (110.0, None), (111.0, None)):  # noqa: B007
+        seconds.append(watch.seconds("call", value))
+    assert seconds == [0.0, 3.0, 0.0, 5.0, 0.0, 1.0]

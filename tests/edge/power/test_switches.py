@@ -1,0 +1,145 @@
+"""What is particular to one driver: packets, signatures, programs that hang or leave something behind."""
+
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+from msgspec import ValidationError, convert
+
+from edge.power.calls import ask, call
+from edge.power.drivers.build import BUILDERS
+from edge.power.drivers.command import CommandDriver
+from edge.power.drivers.signature import sign
+from edge.power.drivers.wol import WolDriver, magic_packet
+from schemas.power import Answer, Outcome, Provider, Verb
+from schemas.switch import CommandHost, HostDeclaration, WolHost
+
+FOR_EVER = "import time; time.sleep(600)"
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def driver(**argv: tuple[str, ...]) -> CommandDriver:
+    return CommandDriver("gpu-1", CommandHost(**{"on": python("0"), **argv}), os.environ)
+
+
+async def test_a_magic_packet_goes_to_the_broadcast_address_three_times() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.settimeout(5)
+        wol = WolDriver(WolHost(mac="a4:bb:6d:00:11:22", broadcast="127.0.0.1", port=listening.getsockname()[1]))
+        assert await call(wol, Verb.START, "call-1", 5) == Answer(Outcome.DONE)
+        heard = {await anyio.to_thread.run_sync(listening.recv, 200) for _ in range(3)}
+    assert heard == {b"\xff" * 6 + b"\xa4\xbb\x6d\x00\x11\x22" * 16}
+    assert magic_packet("A4-BB-6D-00-11-22") in heard
+
+
+async def test_wake_on_lan_tells_nothing_and_leaves_off_to_the_runner() -> None:
+    wol = WolDriver(WolHost(mac="a4:bb:6d:00:11:22"))
+    assert not wol.tells
+    assert await ask(wol, 5) is Provider.UNKNOWN
+    assert await call(wol, Verb.STOP, "call-1", 5) == Answer(Outcome.DONE)
+
+
+def test_a_signature_is_that_of_the_specification() -> None:
+    headers = sign(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        datetime.fromtimestamp(1614265330, UTC),
+        b'{"test": 2432232314}',
+    )
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    born = tmp_path / "born"
+    code = f"import subprocess, sys, pathlib; c = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}]); "
+    code += f"pathlib.Path({str(born)!r}).write_text(str(c.pid)); c.wait()"
+    answer = await call(driver(on=python(code)), Verb.START, "call-1", 1.5)
+    assert answer == Answer(Outcome.FAILED, "the switch did not answer in 1.5 s")
+    assert await gone(int(born.read_text()))
+
+
+async def gone(pid: int, within_s: float = 5.0) -> bool:
+    """Whether the process has ended; init may take a moment to notice."""
+    with anyio.move_on_after(within_s) as waiting:
+        while _alive(pid):  # noqa: ASYNC110 - nothing announces the end of another's child
+            await anyio.sleep(0.01)
+    return not waiting.cancelled_caught
+
+
+def _alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+async def test_what_a_program_leaves_running_does_not_hold_the_call(tmp_path: Path) -> None:
+    born = tmp_path / "born"
+    code = f"import subprocess, sys, pathlib; c = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}]); "
+    code += f"pathlib.Path({str(born)!r}).write_text(str(c.pid))"
+    assert await call(driver(on=python(code)), Verb.START, "call-1", 20) == Answer(Outcome.DONE)
+    left = int(born.read_text())
+    assert _alive(left)
+    os.kill(left, 9)
+
+
+async def test_a_program_learns_the_host_and_the_call(tmp_path: Path) -> None:
+    names = ("LAMPLIGHTER_HOST", "LAMPLIGHTER_CALL")
+    code = f"import os; open({str(tmp_path / 'env')!r}, 'w').write(' '.join(os.environ[n] for n in {names!r}))"
+    assert await call(driver(on=python(code)), Verb.START, "call-7", 20) == Answer(Outcome.DONE)
+    assert (tmp_path / "env").read_text() == "gpu-1 call-7"
+
+
+async def test_a_program_that_is_not_there_is_a_failure_that_names_it() -> None:
+    answer = await call(driver(on=("no-such-program",)), Verb.START, "call-1", 5)
+    assert answer.outcome is Outcome.FAILED
+    assert "no-such-program cannot be run" in answer.why
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("0", Provider.ON),
+        ("raise SystemExit(1)", Provider.OFF),
+        ("raise SystemExit(2)", Provider.UNKNOWN),
+        ("print('Starting')", Provider.STARTING),
+        ("print('stopping'); raise SystemExit(1)", Provider.STOPPING),
+        ("print('on fire')", Provider.ON),
+    ],
+)
+async def test_the_state_is_the_last_word_or_the_exit(code: str, said: Provider) -> None:
+    assert await ask(driver(state=python(code)), 20) is said
+
+
+async def test_without_a_state_program_the_switch_tells_nothing() -> None:
+    assert not driver().tells
+    assert await ask(driver(), 5) is Provider.UNKNOWN
+
+
+def test_every_declaration_has_a_builder() -> None:
+    assert {kind.__struct_config__.tag for kind in BUILDERS} == {"command", "http", "wol", "libcloud", "relay"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "complaint"),
+    [
+        ({"driver": "command"}, "on"),
+        ({"driver": "command", "on": []}, "length"),
+        ({"driver": "command", "on": ["x"], "quiet": ["23-7"]}, "regex"),
+        ({"driver": "command", "on": ["x"], "idle": 3}, "idle"),
+        ({"driver": "command", "on": ["x"], "budget": {"money": 3}}, "price"),
+        ({"driver": "wol", "mac": "a4:bb"}, "regex"),
+        ({"driver": "wol", "mac": "a4:bb:6d:00:11:22", "timezone": "Mars/Olympus"}, "time zone"),
+        ({"driver": "http", "url": "http://x", "secret": "hush"}, "whsec_"),
+        ({"driver": "magic"}, "magic"),
+    ],
+)
+def test_a_mistake_in_a_declaration_is_named(declared: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        convert(declared, HostDeclaration, strict=False)

@@ -1,0 +1,161 @@
+"""The law in all weathers: gaps, suspends, jumping clocks, lost heartbeats, a switch that lies or fails, two edges."""
+
+from datetime import timedelta
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from edge.power import law
+from schemas.power import Hold, Outcome, PowerState, Provider, Verb
+from tests.edge.power.simulation import RULES, World, Written
+
+EDGES = st.integers(0, 1)
+GAPS = st.sampled_from([1.0, 5.0, 20.0, 60.0, 100.0, 300.0, 700.0, 1000.0])
+JUMPS = st.sampled_from([-86_400.0, -3600.0, -60.0, 60.0, 3600.0, 86_400.0])
+
+
+class Weather(RuleBasedStateMachine):
+    @initialize(tells=st.booleans())
+    def begin(self, tells: bool) -> None:
+        self.world = World(tells)
+
+    @rule(seconds=GAPS)
+    def time_passes(self, seconds: float) -> None:
+        self.world.live(seconds)
+
+    @rule(seconds=st.sampled_from([30.0, 300.0, 1200.0]), working=st.booleans())
+    def all_goes_well(self, seconds: float, working: bool) -> None:
+        self.world.run(seconds, working=working)
+
+    @rule()
+    def a_job_comes(self) -> None:
+        self.world.queue += 1
+
+    @rule()
+    def a_job_is_cancelled(self) -> None:
+        self.world.queue = max(0, self.world.queue - 1)
+
+    @rule()
+    def the_runner_claims(self) -> None:
+        self.world.claim()
+
+    @rule()
+    def a_job_ends(self) -> None:
+        self.world.finish()
+
+    @rule(edge=EDGES)
+    def an_edge_looks(self, edge: int) -> None:
+        self.world.look(self.world.edges[edge])
+
+    @rule(edge=EDGES)
+    def an_edge_writes(self, edge: int) -> None:
+        self.world.write(self.world.edges[edge])
+
+    @precondition(lambda self: self.world.flights)
+    @rule(outcome=st.sampled_from(Outcome), effect=st.booleans())
+    def a_call_lands(self, outcome: Outcome, effect: bool) -> None:
+        self.world.land(self.world.flights[0], outcome, effect=effect)
+
+    @rule(edge=EDGES)
+    def an_edge_restarts(self, edge: int) -> None:
+        self.world.leave(self.world.edges[edge])
+        self.world.edges[edge].restart()
+
+    @rule(edge=EDGES)
+    def an_edge_is_suspended_or_wakes(self, edge: int) -> None:
+        self.world.leave(self.world.edges[edge])
+        one = self.world.edges[edge]
+        one.suspended, one.connected_s = not one.suspended, 0.0
+
+    @rule(edge=EDGES, seconds=JUMPS)
+    def a_clock_jumps(self, edge: int, seconds: float) -> None:
+        self.world.edges[edge].jumped += timedelta(seconds=seconds)
+        self.world.edges[edge].connected_s = 0.0
+
+    @rule()
+    def the_broker_goes_or_comes(self) -> None:
+        self.world.broker_up = not self.world.broker_up
+        for edge in self.world.edges:
+            edge.connected_s = 0.0
+
+    @rule()
+    def the_runner_crashes_or_comes_back(self) -> None:
+        runner = self.world.runner
+        runner.crashed = not runner.crashed
+        if runner.crashed:
+            runner.up, runner.draining, runner.work = False, False, 0
+
+    @rule()
+    def somebody_presses_the_button(self) -> None:
+        machine = self.world.machine
+        (machine.start if machine.power is Provider.OFF else machine.stop)(self.world.now)
+
+    @rule(word=st.sampled_from([None, *Provider]))
+    def the_switch_lies(self, word: Provider | None) -> None:
+        self.world.lie = word
+
+    @rule(broken=st.booleans())
+    def the_machine_breaks(self, broken: bool) -> None:
+        self.world.machine.broken = broken
+
+    @rule(want=st.sampled_from(["on", "off", None]))
+    def the_owner_wishes(self, want: str | None) -> None:
+        if self.world.broker_up:
+            self.world._store(law.wished(self.world.record, None if want is None else Hold(want)))
+
+    @invariant()
+    def never_two_calls_are_on_their_way(self) -> None:
+        assert len(self.world.flights) <= 1
+
+    @invariant()
+    def never_a_stop_over_work(self) -> None:
+        assert not any(over_work for _, over_work in self.world.stops)
+
+    @invariant()
+    def every_change_has_its_ground(self) -> None:
+        for change in self.world.take_written():
+            self._grounded(change)
+            self._no_flapping(change)
+
+    def _grounded(self, change: Written) -> None:
+        """Online only by a heartbeat, off only by the switch's word or the gone rule, a stop only over nothing."""
+        before, after, facts, _ = change
+        if after.call != before.call and after.call is not None and after.call.verb is Verb.STOP:
+            assert not facts.held
+            assert facts.heart is None or (facts.heart.draining and not facts.heart.busy)
+        if after.state is before.state:
+            return
+        assert after.why
+        if after.state is PowerState.ONLINE:
+            assert facts.heart is not None
+        if after.state is PowerState.OFF:
+            assert facts.heart is None
+            assert facts.provider is Provider.OFF if facts.tells else facts.steady
+
+    def _no_flapping(self, change: Written) -> None:
+        """A host that came on stays on for `min_on`, unless its owner says otherwise."""
+        before, after, _, now = change
+        if after.state is before.state:
+            return
+        if after.state is PowerState.ONLINE:
+            self.came = now
+        if after.why == "nothing to do":
+            assert now - self.came >= RULES.min_on
+
+    def teardown(self) -> None:
+        """In fair weather everything waiting is done, and the light goes out again."""
+        if not hasattr(self, "world"):
+            return
+        for _ in range(2):  # a fault that was on its way is pardoned the second time
+            self.world.heal()
+            self.world.run(1.5 * 3600.0)
+        assert self.world.queue == 0
+        assert self.world.record.state is PowerState.OFF, self.world.record
+        assert self.world.machine.power is Provider.OFF
+
+
+Weather.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+test_all_weathers = Weather.TestCase
