@@ -1,7 +1,8 @@
 """Installations out of real processes, on the process engine and on Docker.
 
 A test that kills something takes `lit`, an installation of its own; one that only runs jobs takes `served`, which its
-whole file shares. What only one engine can show says so with `@docker_only`: it is then run once, not skipped.
+whole file shares. Both come on both engines; what needs one of them, or does not care which, names it with
+`@docker_only` or `@process_only`.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,7 @@ SLOTS = 4
 
 DOCKER = pytest.param("docker", marks=pytest.mark.docker)
 docker_only = pytest.mark.parametrize("engine", [DOCKER], indirect=True, scope="module")
+process_only = pytest.mark.parametrize("engine", ["process"], indirect=True, scope="module")
 
 
 class Lit(Struct, frozen=True):

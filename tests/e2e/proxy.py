@@ -37,17 +37,18 @@ class Proxy:
             await listener.serve(self._serve)
 
     async def _serve(self, near: SocketStream) -> None:
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                await self._open.wait()
-                async with near, await anyio.connect_tcp(*self._target) as far, anyio.create_task_group() as both:
-                    both.start_soon(self._pump, near, far, scope)
-                    both.start_soon(self._pump, far, near, scope)
-            except OSError:
-                scope.cancel()
-            finally:
-                self._scopes.discard(scope)
+        async with near:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                try:
+                    await self._open.wait()
+                    async with await anyio.connect_tcp(*self._target) as far, anyio.create_task_group() as both:
+                        both.start_soon(self._pump, near, far, scope)
+                        both.start_soon(self._pump, far, near, scope)
+                except OSError:
+                    scope.cancel()
+                finally:
+                    self._scopes.discard(scope)
 
     async def _pump(self, source: SocketStream, sink: SocketStream, scope: anyio.CancelScope) -> None:
         try:
