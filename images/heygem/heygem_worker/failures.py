@@ -67,4 +67,4 @@ def at_once(line: str) -> JobError | None:
 
 
 def _failure(row: Row, said: str) -> JobError:
-    return row.raises(row.code, f"HeyGem: {said[:500]}: {row.advice}")
+    return row.raises(row.code, f"HeyGem: {said[-500:]}: {row.advice}")

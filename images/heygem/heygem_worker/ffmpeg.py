@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from heygem_worker.tracks import CRF, WAV_RATE, Picture, Tell, Tracks, Unreadable, is_plain
+from jobkit import JobError
 
 PROBE = ("ffprobe", "-v", "error", "-show_streams", "-show_format", "-of", "json", "-i")
 CODE = ("ffmpeg", "-nostdin", "-y", "-v", "error", "-progress", "pipe:1", "-protocol_whitelist", "file", "-i")
@@ -56,6 +57,8 @@ def _code(source: Path, target: Path, limit_s: float, tell: Tell, *how: str) -> 
             raise
         code = process.wait()
         said.seek(0)
+        if code < 0:  # killed: out of memory, most likely, and not the file's fault
+            raise JobError("internal", f"ffmpeg was ended by signal {-code}: raise memory_mb")
         if code != 0:
             raise Unreadable(said.read().decode(errors="replace").strip()[-TAIL:] or f"ffmpeg ended with {code}")
 

@@ -46,6 +46,7 @@ class Ears:
         if self._kept is None:
             return
         self._flush()
+        self._read_files()
         os.write(2, b"\n" + END)
         self._reader.join()
         for descriptor, kept in enumerate(self._kept, 1):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from heygem_worker import failures
 from heygem_worker.media import Tools
 from heygem_worker.tracks import Picture, Tell, Unreadable, whole_fps
 from jobkit import BadInput, TryAgain
@@ -86,4 +87,6 @@ def _or_bad(code: str, what: str) -> Iterator[None]:
     try:
         yield
     except Unreadable as error:
+        if (hosts := failures.at_once(str(error))) is not None:  # a full disk is not the file's fault
+            raise hosts from error
         raise BadInput(code, f"the {what} cannot be read: {error}: send another file") from error

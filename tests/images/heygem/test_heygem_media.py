@@ -11,10 +11,13 @@ from heygem_worker.ffmpeg import FFmpeg
 from heygem_worker.inputs import Files, prepare
 from heygem_worker.media import Tools
 from heygem_worker.pyav import PyAV
-from heygem_worker.result import check, find
-from heygem_worker.tracks import Unreadable, is_plain, whole_fps
+from heygem_worker.result import check, find, hand_over
+from heygem_worker.tracks import Tell, Tracks, Unreadable, is_plain, whole_fps
 from jobkit import BadInput, JobError, TryAgain
+from jobkit.job import Job
+from jobkit.lines import Lines
 from tests.images.heygem.media import film, speech
+from tests.images.job_process import make_job
 
 
 @pytest.fixture(params=[FFmpeg, PyAV])
@@ -151,6 +154,46 @@ def test_a_result_cut_off_in_the_middle_is_refused(tools: Tools, tmp_path: Path)
     made.write_bytes(made.read_bytes()[:1500])
     with pytest.raises(JobError, match="cannot be read"):
         check(made, tools, given)
+
+
+class Failing:
+    """ffmpeg on a machine in trouble."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def probe(self, path: Path) -> Tracks:
+        raise self._error
+
+    def to_wav(self, source: Path, target: Path, limit_s: float, tell: Tell) -> None:
+        raise self._error
+
+    def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: Tell) -> None:
+        raise self._error
+
+
+def test_a_full_disk_is_not_the_clients_fault(tmp_path: Path) -> None:
+    tools = Failing(Unreadable("av_interleaved_write_frame(): No space left on device"))
+    with pytest.raises(TryAgain) as caught:
+        prepare(Files(tmp_path, tmp_path), tmp_path, tools, 100, nothing)
+    assert caught.value.code == "disk_full"
+
+
+def test_an_ffmpeg_that_is_killed_is_not_the_clients_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(JobError, match="ended by signal 9"):
+        FFmpeg().to_wav(tmp_path / "a", tmp_path / "b.wav", 1.0, nothing)
+
+
+def test_a_result_is_moved_and_never_read_into_memory(tmp_path: Path) -> None:
+    """On one disk it is renamed: half a terabyte would do."""
+    video, out = tmp_path / "x-r.mp4", make_job(tmp_path / "job", {}) / "out"
+    with video.open("wb") as file:
+        file.truncate(1 << 39)
+    hand_over(Job(tmp_path / "job", Lines(2)), video)
+    assert (out / "result.mp4").stat().st_size == 1 << 39
 
 
 def test_an_empty_result_is_none(tmp_path: Path) -> None:
