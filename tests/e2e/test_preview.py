@@ -24,7 +24,7 @@ def preview_image(docker_url: str) -> str:
     return "lamplighter-preview"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(preview_image: str) -> str:
     return "docker"
 
