@@ -48,7 +48,7 @@ class Answers:
         ask at a time. A status comes under the token, like every other answer.
         """
         token = self.token()
-        asked = Asked(subject.lower(), self._prefix + token, asyncio.get_running_loop().create_future())
+        asked = Asked(subject, self._prefix + token, asyncio.get_running_loop().create_future())
         self._asked[token] = asked
         if consumer is not None:
             self._fetching[consumer] = asked
@@ -74,5 +74,5 @@ class Answers:
     def fail(self, error: BusError, subject: str | None = None) -> None:
         """Nobody will answer what was sent to `subject` (in lower case; None: to any)."""
         for asked in self._asked.values():
-            if subject in (None, asked.subject):
+            if subject in (None, asked.subject.lower()):
                 asked.settle(error)

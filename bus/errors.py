@@ -42,8 +42,7 @@ CLIENT: tuple[tuple[type[Exception], type[BusError]], ...] = (
     (foreign.InvalidUserCredentialsError, Denied),
     (foreign.BadSubjectError, BusError),
     (foreign.Error, Unreachable),
-    (OSError, Unreachable),
-    (TimeoutError, Unreachable),
+    (OSError, Unreachable),  # TimeoutError is one
 )
 FOREIGN = tuple(kind for kind, _ in CLIENT)
 

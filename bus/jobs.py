@@ -13,15 +13,21 @@ from bus.acks import handed
 from bus.jetstream import Answer, JetStream
 from bus.port import BusError, Delivery, Unreachable
 from bus.topology import JOBS, ensure_lanes
-from bus.wire import status
+from bus.wire import Silent, status
 from schemas.job import Pointer
 from schemas.words import Priority
+
+ACK_S = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 class JobsDelivery:
-    """Every answer to the broker is itself answered: an acknowledgement that was lost raises."""
+    """Every answer to the broker is itself answered, so that one that was lost in a break raises Unreachable.
+
+    A broker that crashed right after handing a message out may have forgotten that it did; it then ignores what is said
+    of that delivery and hands the message out again. To wait for an acknowledgement would be to wait for ever.
+    """
 
     def __init__(self, js: JetStream, reply: str, pointer: Pointer, sequence: int) -> None:
         self._js = js
@@ -42,7 +48,13 @@ class JobsDelivery:
         await self._say(b'-NAK {"delay": %d}' % max(1, int(delay_s * 10**9)))
 
     async def _say(self, answer: bytes) -> None:
-        if status(await self._js.wire.request(self._reply, answer)):
+        try:
+            message = await self._js.wire.request(self._reply, answer, within_s=ACK_S)
+        except Silent:
+            await self._js.wire.ping()
+            log.warning("the broker forgot a delivery, the job comes again", job_id=self.pointer.id)
+            return
+        if status(message):
             raise Unreachable(f"{self.pointer.id}: its consumer does not answer; the broker is starting")
 
 

@@ -1,4 +1,4 @@
-"""What the edge and the runner may ask of the broker, in our words. Two make it true: `bus.nats` and `bus.memory`.
+"""What the edge and the runner may ask of the broker, in our words. `bus.connection` makes it true, `bus.memory` too.
 
 BusError
   Conflict      the record moved on: re-read
@@ -87,7 +87,10 @@ class Records(Protocol):
         ...
 
     async def delete(self, key: JobKey, revision: int) -> None:
-        """Leave a delete marker behind `revision` (Conflict when past it) and erase every revision before it."""
+        """Leave a delete marker behind `revision` (Conflict when past it) and erase every revision before it.
+
+        The marker goes by itself an hour later.
+        """
         ...
 
     def changes(self, after: int = 0) -> AsyncIterator[Change | CaughtUp]:
@@ -103,7 +106,10 @@ class Records(Protocol):
 
 
 class Delivery(Protocol):
-    """One pointer handed out. It comes again after 30 s unless it is extended, postponed or done."""
+    """One pointer handed out. It comes again after 30 s unless it is extended, postponed or done.
+
+    After a crash of the broker it may come again whatever was said of it: who takes it goes by the record.
+    """
 
     pointer: Pointer
     sequence: int
@@ -113,7 +119,7 @@ class Delivery(Protocol):
         ...
 
     async def done(self) -> None:
-        """Gone for good, acknowledged by the broker. Never before the record says so."""
+        """Gone for good, acknowledged by the broker unless it forgot the delivery. Never before the record says so."""
         ...
 
     async def later(self, delay_s: float) -> None:
@@ -171,7 +177,8 @@ class Feed(Protocol):
     def follow(self, owner: str, job_id: str | None = None, after: str | None = None) -> AsyncIterator[FeedItem]:
         """The owner's items (of one job, if named) behind id `after`, without end; from the start for None, an id of
         another epoch, or one outside what is held. Re-opens by itself when the broker comes back; what was given is not
-        given again."""
+        given again. Of one job, once all that is held was given, a state of STATE that was not among it is given too
+        (the last one after a resume at the end), so that a follower always learns of the end."""
         ...
 
     async def last_progress(self, key: JobKey) -> ProgressNote | None:

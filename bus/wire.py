@@ -5,24 +5,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
-from bus.answers import Answers, Consumer
+from bus.answers import Answers, Asked
 from bus.dial import dial, hang_up
 from bus.errors import FOREIGN, raised
+from bus.listeners import Heard, Listener, subscribe
 from bus.port import BusError, Denied, Unreachable
 from bus.settings import BrokerSettings
 
-ANSWER_S = 5.0
+ANSWER_S = 5
+LOOK_S = 0.5
 REDIAL_FIRST_S = 0.05
 REDIAL_MOST_S = 2.0
 # A message that came when its asker had gone: another may have it at once, not before its lease ends in 30 s.
 NOBODY_ASKED = b'-NAK {"delay": 1000000000}'
-
-Heard = Callable[[Msg | BusError], None]
 
 # nats-py gives the broker's words in lower case.
 _RIGHTS = {"publish": "publish to", "subscription": "subscribe to"}
@@ -31,13 +31,8 @@ _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "(
 log = structlog.get_logger(__name__)
 
 
-class _Listener:
-    """A subscription over all lives of the connection."""
-
-    def __init__(self, subject: str, heard: Heard) -> None:
-        self.subject = subject
-        self.heard = heard
-        self.now: Subscription | None = None
+class Silent(Unreachable):
+    """Nothing was answered in time, though the connection did not break. Never leaves this package."""
 
 
 class Wire:
@@ -51,7 +46,7 @@ class Wire:
         self._inbox = inbox
         self._prefix = f"{inbox}.{random_id}."
         self._answers = Answers(self._prefix)
-        self._listeners: list[_Listener] = []
+        self._listeners: list[Listener] = []
         self._client: Client | None = None
         self._closed = anyio.Event()
         self._up = anyio.Event()
@@ -89,9 +84,9 @@ class Wire:
             tell()
 
     async def _set_up(self, client: Client, closed: anyio.Event) -> None:
-        await _subscribe(client, f"{self._prefix}*", self._answered)
+        await subscribe(client, f"{self._prefix}*", self._answered)
         for listener in self._listeners:
-            await _attach(client, listener)
+            await listener.attach(client)
         self._client, self._closed = client, closed
         for step in self.set_up:
             await step()
@@ -102,7 +97,7 @@ class Wire:
         """Dial again whenever the connection ends, without end; closes it when cancelled."""
         try:
             while True:
-                await self._closed.wait()
+                await self._ended()
                 log.warning("the broker is away, dialling until it answers", url=self._settings.url)
                 await self._redial()
                 log.info("the broker is back", url=self._settings.url)
@@ -111,6 +106,17 @@ class Wire:
             self._drop()
             if client is not None:
                 await hang_up(client)
+
+    async def _ended(self) -> None:
+        """Return when the connection has ended. nats-py may fail while it closes, and then never says that it has."""
+        while not self._closed.is_set():
+            with anyio.move_on_after(LOOK_S):
+                await self._closed.wait()
+            client = self._client
+            if client is not None and not client.is_connected:
+                self._drop()
+                await hang_up(client)
+                return
 
     async def _redial(self) -> None:
         wait_s = REDIAL_FIRST_S
@@ -145,19 +151,20 @@ class Wire:
     @asynccontextmanager
     async def listening(self, subject: str, heard: Heard) -> AsyncIterator[None]:
         """`heard` gets every message of `subject`, Unreachable at each break, Denied where the user may not."""
-        listener = _Listener(subject, heard)
+        listener = Listener(subject, heard)
         self._listeners.append(listener)
         try:
             if self._client is not None:
-                await _attach(self._client, listener)
+                await listener.attach(self._client)
             yield
         finally:
             self._listeners.remove(listener)
-            if self._client is not None and listener.now is not None:
-                await _detach(listener.now)
+            if self._client is not None:
+                await listener.detach()
 
     async def say(self, subject: str, data: bytes = b"") -> None:
         """A core publish: nobody answers, it may be lost. Raises Unreachable while the broker is away."""
+        await anyio.lowlevel.checkpoint()  # nats-py only fills a buffer: a loop of these would starve all others
         try:
             await self._standing().publish(subject, data)
         except FOREIGN as error:
@@ -167,30 +174,28 @@ class Wire:
         """A new subject in our inbox for a consumer to deliver to; answers come one token higher."""
         return f"{self._prefix}to.{self._answers.token()}"
 
-    async def request(self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None) -> Msg:
-        """The one answer. Raises Unreachable after 5 s without one, or Denied, TooLarge."""
-        return await self._ask(subject, data, headers)
+    async def ping(self) -> None:
+        """Return when the broker has answered. Raises Unreachable."""
+        try:
+            await self._standing().flush(ANSWER_S)
+        except FOREIGN as error:
+            raise raised(error, "pinging the broker") from error
+
+    async def request(
+        self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None, within_s: float = ANSWER_S
+    ) -> Msg:
+        """The one answer. Raises Silent when none came in time, or Unreachable, Denied, TooLarge."""
+        client = self._standing()
+        with self._answers.expected(subject) as asked:
+            return await _ask(client, asked, data, headers, within_s)
 
     async def fetch(self, stream: str, consumer: str) -> Msg | None:
         """The next message of a pull consumer, None when there is none now. One call a consumer at a time."""
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        message = await self._ask(subject, b'{"batch":1,"no_wait":true}', None, (stream, consumer))
-        return None if status(message) else message
-
-    async def _ask(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None, consumer: Consumer | None = None
-    ) -> Msg:
         client = self._standing()
-        with self._answers.expected(subject, consumer) as asked:
-            try:
-                with anyio.fail_after(ANSWER_S):
-                    await client.publish(subject, data, asked.reply, dict(headers) if headers else None)
-                    got = await asked.answer
-            except FOREIGN as error:
-                raise raised(error, f"asking {subject}") from error
-        if isinstance(got, BusError):
-            raise got
-        return got
+        with self._answers.expected(subject, (stream, consumer)) as asked:
+            message = await _ask(client, asked, b'{"batch":1,"no_wait":true}')
+        return None if status(message) else message
 
     async def _answered(self, message: Msg) -> None:
         if not self._answers.give(message) and message.reply:
@@ -219,24 +224,18 @@ def status(message: Msg) -> str | None:
     return message.headers.get("Status") if message.headers else None
 
 
-async def _subscribe(client: Client, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
-    """Without limits: nats-py drops what is beyond them. A stream is bounded by the broker's flow control."""
+async def _ask(
+    client: Client, asked: Asked, data: bytes, headers: Mapping[str, str] | None = None, within_s: float = ANSWER_S
+) -> Msg:
     try:
-        return await client.subscribe(subject, cb=heard, pending_msgs_limit=0, pending_bytes_limit=0)
+        await client.publish(asked.subject, data, asked.reply, dict(headers) if headers else None)
     except FOREIGN as error:
-        raise raised(error, f"subscribing to {subject}") from error
-
-
-async def _attach(client: Client, listener: _Listener) -> None:
-    async def heard(message: Msg) -> None:
-        listener.heard(message)
-
-    listener.now = await _subscribe(client, listener.subject, heard)
-
-
-async def _detach(subscription: Subscription) -> None:
-    with anyio.CancelScope(shield=True):
-        try:
-            await subscription.unsubscribe()
-        except FOREIGN:
-            return
+        raise raised(error, f"asking {asked.subject}") from error
+    with anyio.move_on_after(within_s):
+        await asked.answer
+    if not asked.answer.done() or asked.answer.cancelled():
+        raise Silent(f"{asked.subject} was not answered in {within_s:.0f} s")
+    got = asked.answer.result()
+    if isinstance(got, BusError):
+        raise got
+    return got

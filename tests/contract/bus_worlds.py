@@ -15,7 +15,8 @@ from tests.broker import broker
 class World(NamedTuple):
     """An edge and a runner at one broker.
 
-    `restart` crashes the broker and starts it again, `reboot` ends it in good order before; `vandalise` writes any bytes to a subject.
+    `restart` crashes the broker and starts it again, `reboot` ends it in good order before; `vandalise` writes any
+    bytes to a subject.
     """
 
     edge: Bus

@@ -1,0 +1,110 @@
+"""The bus at a real broker on this machine, idle and synced: one JSON line, milliseconds.
+
+submit: create the record, publish the pointer, wake. take: sweep three priorities, read the record, claim it.
+follow: from a progress note's publish to a follower that has it. Run: .venv/bin/python -m bench.bus
+"""
+
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import structlog
+
+from bus.connection import open_edge, open_runner
+from bus.port import Bus
+from bus.server import Server, serving
+from bus.settings import BrokerSettings
+from schemas.events import Recorded, Started, Submitted
+from schemas.feed import Place, ProgressNote
+from schemas.job import Claim, Job, JobKey
+from schemas.lifecycle import step
+from schemas.words import PRIORITIES, Status
+
+JOBS = 300
+WARM_UP = 20
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def _recorded(job_id: str) -> Recorded:
+    job = Job(
+        id=job_id,
+        owner="bench",
+        endpoint="echo",
+        pool="echo",
+        status=Status.QUEUED,
+        digest="0" * 64,
+        input={"text": "x" * 1000},
+        created_at=NOW,
+    )
+    return Recorded(NOW, Submitted(), job)
+
+
+async def _submit(edge: Bus, job_id: str) -> None:
+    record = _recorded(job_id)
+    await edge.records.create(record.job.key, record)
+    await edge.queue.publish(record.job.pointer)
+
+
+async def _claim(runner: Bus) -> None:
+    for priority in PRIORITIES:
+        delivery = await runner.queue.take("echo", priority)
+        if delivery is not None:
+            break
+    else:
+        raise RuntimeError("a job that was submitted is not there")
+    entry = await runner.records.read(delivery.pointer.key)
+    if entry is None:
+        raise RuntimeError("a job in the queue has no record")
+    started = step(entry.recorded.job, Started(Claim("bench", "one", 1)), NOW)
+    await runner.records.update(delivery.pointer.key, started, entry.revision)
+
+
+async def _follow(edge: Bus, runner: Bus) -> list[float]:
+    key, took = JobKey("bench", "followed"), list[float]()
+    stream = edge.feed.follow(key.owner, key.id)
+    for offset in range(WARM_UP + JOBS):
+        began = time.perf_counter()
+        await runner.feed.publish(key, ProgressNote(Place(1, 1, offset), NOW, 0.5))
+        await anext(stream)
+        took.append(time.perf_counter() - began)
+    return took[WARM_UP:]
+
+
+def _row(name: str, took: list[float]) -> dict[str, float]:
+    ms = sorted(1000 * seconds for seconds in took)
+    return {f"{name}_p50_ms": round(statistics.median(ms), 3), f"{name}_p99_ms": round(ms[int(len(ms) * 0.99)], 3)}
+
+
+async def _timed(count: int, work: Callable[[int], Awaitable[None]]) -> list[float]:
+    took = []
+    for number in range(WARM_UP + count):
+        began = time.perf_counter()
+        await work(number)
+        took.append(time.perf_counter() - began)
+    return took[WARM_UP:]
+
+
+async def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    with tempfile.TemporaryDirectory() as folder:
+        async with serving(Server(Path(folder))) as server:
+            settings = {
+                user: BrokerSettings(server.url, user, server.passwords[user], server.monitor)
+                for user in ("edge", "runner")
+            }
+            async with open_edge(settings["edge"]) as edge, open_runner(settings["runner"]) as runner:
+                await edge.queue.ensure(["echo"])
+                submit = await _timed(JOBS, lambda number: _submit(edge, f"job-{number}"))
+                take = await _timed(JOBS, lambda _: _claim(runner))
+                follow = await _follow(edge, runner)
+    print(json.dumps(_row("submit", submit) | _row("take", take) | _row("follow", follow)))
+
+
+if __name__ == "__main__":
+    anyio.run(main)

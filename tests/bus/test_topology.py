@@ -1,0 +1,142 @@
+"""What a real broker holds after the edge has been there: the numbers of DESIGN 3, whatever was there before."""
+
+import pytest
+
+from bus.connection import open_edge
+from bus.port import Bus, StoreFull, TooLarge, Unreachable
+from bus.topology import STREAMS
+from schemas.job import Pointer
+from schemas.words import Priority
+from tests.broker import Broker, until
+from tests.bus.gathering import gathering
+from tests.bus.raw import raw
+from tests.bus.samples import key, piece, recorded
+
+SECOND = 10**9
+DAY = 86_400 * SECOND
+WRITTEN_OUT = {
+    "KV_STATE": {"max_msgs_per_subject": 64, "discard": "new", "max_age": 0, "retention": "limits"},
+    "JOBS": {"retention": "workqueue", "discard": "new", "max_age": 0},
+    "FEED": {"retention": "limits", "discard": "old", "max_age": 7 * DAY, "max_msgs_per_subject": 2000},
+    "KV_HOSTS": {"max_age": 15 * SECOND, "max_msgs_per_subject": 1},
+    "KV_OFFERS": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_POWER": {"max_age": 0, "max_msgs_per_subject": 64},
+    "KV_KEYS": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_ASSETS": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_TOMBSTONES": {"max_age": 0, "max_msgs_per_subject": 1},
+    "DELIVERIES": {"retention": "workqueue", "discard": "new"},
+    "USAGE": {"retention": "limits", "max_age": 400 * DAY},
+}
+ONE = Pointer("echo", Priority.NORMAL, "me", "one", 1)
+
+
+async def test_the_streams_are_those_of_the_design(server: Broker, edge: Bus):
+    assert {stream.name for stream in STREAMS} == set(WRITTEN_OUT)
+    async with raw(server) as broker:
+        names = (await broker.api("STREAM.NAMES"))["streams"]
+        configs = {name: (await broker.api(f"STREAM.INFO.{name}"))["config"] for name in names}
+    assert set(configs) == set(WRITTEN_OUT)
+    for name, written in WRITTEN_OUT.items():
+        made = configs[name]
+        assert {field: made[field] for field in written} == written, name
+        assert made["storage"] == "file", name
+        assert made["allow_rollup_hdrs"] is False, name
+    assert all(configs[name]["max_bytes"] > 0 for name in ("JOBS", "FEED", "DELIVERIES"))
+
+
+async def test_a_lane_never_gives_up_and_never_wedges(server: Broker, edge: Bus):
+    await edge.queue.ensure(["echo"])
+    async with raw(server) as broker:
+        config = (await broker.api("CONSUMER.INFO.JOBS.echo-low"))["config"]
+    wanted = {"ack_policy": "explicit", "ack_wait": 30 * SECOND, "max_deliver": -1, "max_ack_pending": -1}
+    assert {field: config[field] for field in wanted} == wanted
+    assert "backoff" not in config
+
+
+async def test_another_configuration_is_put_right_and_nothing_lost(server: Broker, edge: Bus):
+    await edge.records.create(key(), recorded())
+    async with raw(server) as broker:
+        assert "error" not in await broker.update("KV_STATE", allow_rollup_hdrs=True, max_msgs_per_subject=3)
+        async with open_edge(server.settings("edge")) as other:
+            config = (await broker.api("STREAM.INFO.KV_STATE"))["config"]
+            assert (config["allow_rollup_hdrs"], config["max_msgs_per_subject"]) == (False, 64)
+            assert await other.records.read(key()) is not None
+
+
+async def test_a_lane_that_was_deleted_is_back_after_a_reconnect(server: Broker, edge: Bus):
+    await edge.queue.ensure(["echo"])
+    await edge.queue.publish(ONE)
+    async with raw(server) as broker:
+        await broker.api("CONSUMER.DELETE.JOBS.echo-normal")
+    assert await edge.queue.take("echo", Priority.NORMAL) is None
+    async with gathering(edge.link.reconnects()) as reconnects:
+        await until(_stands(edge))
+        await server.kill()
+        await server.start()
+        await reconnects.count(1)
+    delivery = await edge.queue.take("echo", Priority.NORMAL)
+    assert delivery is not None
+    assert delivery.pointer == ONE
+
+
+async def test_no_header_can_roll_up_a_bucket(server: Broker, edge: Bus):
+    """One such header wiped every record."""
+    await edge.records.create(key("one"), recorded("one"))
+    await edge.records.create(key("two"), recorded("two"))
+    async with raw(server) as broker:
+        answer = await broker.publish("$KV.STATE.me.one", b"{}", {"Nats-Rollup": "all"})
+    assert answer["error"]["err_code"] == 10111
+    assert await edge.records.keys() == {key("one"), key("two")}
+
+
+async def test_the_broker_itself_refuses_a_record_that_is_too_large(server: Broker, edge: Bus):
+    async with raw(server) as broker:
+        answer = await broker.publish("$KV.STATE.me.one", b"x" * 600 * 1024)
+    assert answer["error"]["err_code"] == 10054
+
+
+async def test_a_note_beyond_what_the_broker_takes_is_too_large(edge: Bus):
+    with pytest.raises(TooLarge):
+        await edge.feed.publish(key(), piece(1, "x" * 3 * 1024 * 1024))
+
+
+async def test_a_full_queue_refuses_and_keeps_what_it_has(server: Broker, edge: Bus):
+    await edge.queue.ensure(["echo"])
+    await edge.queue.publish(ONE)
+    async with raw(server) as broker:
+        assert "error" not in await broker.update("JOBS", max_bytes=300)
+    refused = 0
+    for number in range(2, 10):
+        try:
+            await edge.queue.publish(ONE._replace(id=f"job-{number}"))
+        except StoreFull:
+            refused += 1
+    assert refused
+    assert len(await edge.queue.waiting()) == 9 - refused
+    assert ONE in await edge.queue.waiting()
+
+
+async def test_what_no_stream_takes_is_unreachable(server: Broker, edge: Bus):
+    async with raw(server) as broker:
+        await broker.api("STREAM.DELETE.JOBS")
+    with pytest.raises(Unreachable):
+        await edge.queue.publish(ONE)
+
+
+async def test_a_message_that_names_no_job_is_removed_not_delivered_for_ever(server: Broker, edge: Bus):
+    await edge.queue.ensure(["echo"])
+    async with raw(server) as broker:
+        await broker.publish("job.echo.normal.me.one.first")
+    await edge.queue.publish(ONE)
+    delivery = await edge.queue.take("echo", Priority.NORMAL)
+    assert delivery is not None
+    assert delivery.pointer == ONE
+    async with raw(server) as broker:
+        assert (await broker.api("STREAM.INFO.JOBS"))["state"]["messages"] == 1
+
+
+def _stands(edge: Bus):
+    async def stands() -> bool:
+        return edge.link.connected
+
+    return stands

@@ -1,0 +1,68 @@
+"""The gone rule's clock: what an observer could have slept through starts it anew."""
+
+import pytest
+
+from bus.unbroken import Now, Unbroken
+
+
+class Clocks:
+    """Three clocks that go together unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.now = Now(100.0, 100.0, 1_000_000.0)
+
+    def __call__(self) -> Now:
+        return self.now
+
+    def go(self, running: float = 0.0, real: float | None = None, wall: float | None = None) -> None:
+        now = self.now
+        self.now = Now(
+            now.running + running,
+            now.real + (running if real is None else real),
+            now.wall + (running if wall is None else wall),
+        )
+
+
+@pytest.fixture
+def clocks() -> Clocks:
+    return Clocks()
+
+
+def test_it_counts_from_up_and_not_while_down(clocks: Clocks):
+    unbroken = Unbroken(clocks)
+    clocks.go(50)
+    assert unbroken.seconds() == 0
+    unbroken.up()
+    clocks.go(30)
+    assert unbroken.seconds() == 30
+    unbroken.down()
+    clocks.go(5)
+    assert unbroken.seconds() == 0
+    unbroken.up()
+    clocks.go(1)
+    assert unbroken.seconds() == 1
+
+
+@pytest.mark.parametrize(
+    ("real", "wall"),
+    [(3600, 3600), (3600, 1), (1, 3600), (1, -3600)],
+    ids=["suspend", "suspend with the calendar set back", "clock set forward", "clock set back"],
+)
+def test_a_suspend_or_a_jump_starts_it_anew(clocks: Clocks, real: float, wall: float):
+    unbroken = Unbroken(clocks)
+    unbroken.up()
+    clocks.go(100)
+    assert unbroken.seconds() == 100
+    clocks.go(1, real, wall)
+    assert unbroken.seconds() == 0
+    clocks.go(7)
+    assert unbroken.seconds() == 7
+
+
+def test_a_clock_that_is_slewed_does_not(clocks: Clocks):
+    unbroken = Unbroken(clocks)
+    unbroken.up()
+    for _ in range(100):
+        clocks.go(10, wall=10.005)
+        assert unbroken.seconds() > 0
+    assert unbroken.seconds() == pytest.approx(1000)
