@@ -10,7 +10,7 @@ import anyio
 import httpx
 import structlog
 
-from bus.buckets import ASSETS, HOSTS, KEYS, OFFERS, TOMBSTONES
+from bus.buckets import ASSETS, HOSTS, KEYS, OFFERS, POWER, TOMBSTONES
 from bus.control import CoreControl
 from bus.feed import StreamFeed
 from bus.jetstream import JetStream
@@ -27,6 +27,7 @@ from bus.wire import Wire
 from schemas.access import ApiKey
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
+from schemas.power import PowerRecord
 
 MONITOR_S = 5.0
 SWEEP_EVERY_S = 600.0
@@ -57,6 +58,7 @@ class _Parts(NamedTuple):
             keys=BucketTable(js, KEYS, ApiKey, may_erase=may_erase),
             assets=BucketTable(js, ASSETS, Reference, may_erase=may_erase),
             tombstones=BucketTable(js, TOMBSTONES, Tombstone, may_erase=may_erase),
+            power=BucketTable(js, POWER, PowerRecord, may_erase=may_erase),
         )
 
 

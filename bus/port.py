@@ -19,6 +19,7 @@ from schemas.events import Recorded
 from schemas.feed import Note, ProgressNote
 from schemas.host import Offer, Presence, Tombstone
 from schemas.job import JobKey, Pointer
+from schemas.power import PowerRecord
 from schemas.words import Priority
 
 T = TypeVar("T")
@@ -287,3 +288,4 @@ class Bus(Struct, frozen=True, kw_only=True):
     keys: Table[ApiKey]
     assets: Table[Reference]
     tombstones: Table[Tombstone]
+    power: Table[PowerRecord]

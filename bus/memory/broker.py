@@ -2,7 +2,7 @@
 
 import time
 
-from bus.buckets import ASSETS, BUCKETS, HOSTS, KEYS, OFFERS, TOMBSTONES
+from bus.buckets import ASSETS, BUCKETS, HOSTS, KEYS, OFFERS, POWER, TOMBSTONES
 from bus.memory.control import MemoryControl
 from bus.memory.feed import MemoryFeed
 from bus.memory.link import MemoryLink
@@ -15,6 +15,7 @@ from bus.port import Bus, Health
 from schemas.access import ApiKey
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
+from schemas.power import PowerRecord
 
 HISTORY = 64
 FEED_PER_SUBJECT = 2000
@@ -60,6 +61,7 @@ class MemoryBroker:
             keys=MemoryTable(link, self._buckets[KEYS.name], KEYS.name, ApiKey),
             assets=MemoryTable(link, self._buckets[ASSETS.name], ASSETS.name, Reference),
             tombstones=MemoryTable(link, self._buckets[TOMBSTONES.name], TOMBSTONES.name, Tombstone),
+            power=MemoryTable(link, self._buckets[POWER.name], POWER.name, PowerRecord),
         )
 
     def _health(self) -> Health:
