@@ -11,7 +11,7 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from edge.auth.keys import needs
-from edge.routes.bodies import pieces, read_json
+from edge.routes.bodies import is_form, pieces, read_form, read_json
 from edge.routes.documents import DigestsBody, RawBody
 from edge.routes.files import download
 from edge.routes.given import AnyRequest, Owner, Services, Speech
@@ -108,8 +108,8 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
 )
 async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Response[AssetView]:
     """Upload a file, raw or as the one file part of a form; the answer names its digest."""
-    if request.content_type[0].startswith("multipart/form-data"):
-        form = await request.form()
+    if is_form(request):
+        form = await read_form(request)
         upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
         if upload is None:
             raise Refused("body_malformed", "the form has no file part")

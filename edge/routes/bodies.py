@@ -4,16 +4,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from litestar.datastructures import UploadFile
+from litestar.datastructures import FormMultiDict, UploadFile
 from litestar.exceptions import HTTPException
 
 from edge.parts import Parts
 from edge.routes.given import AnyRequest
+from edge.services.submission import read_body
 from schemas.asset import SCHEME, media_type
 from schemas.errors import Refused
 
 JSON_BYTES = 1024 * 1024
 PIECE = 1024 * 1024
+MALFORMED = 400
 
 
 async def read_json(request: AnyRequest) -> dict[str, Any]:
@@ -43,6 +45,23 @@ async def pieces(upload: UploadFile) -> AsyncIterator[bytes]:
         yield piece
 
 
+def is_form(request: AnyRequest) -> bool:
+    """Whether the body is multipart."""
+    return request.content_type[0].startswith("multipart/form-data")
+
+
+async def read_form(request: AnyRequest) -> FormMultiDict:
+    """The fields and files of a multipart body. Refused body_malformed, body_too_large."""
+    try:
+        return await request.form()
+    except HTTPException as error:
+        if error.status_code != MALFORMED:
+            raise
+        raise Refused("body_malformed", f"the multipart body cannot be read: {error.detail}") from error
+    except (ValueError, KeyError) as error:
+        raise Refused("body_malformed", f"the multipart body cannot be read: {error}") from error
+
+
 async def store_part(parts: Parts, owner: str, upload: UploadFile) -> str:
     """Keep a file part as the owner's asset; its `sha256:…`."""
     name = upload.filename or "file"
@@ -53,14 +72,9 @@ async def store_part(parts: Parts, owner: str, upload: UploadFile) -> str:
 
 async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict[str, Any]:
     """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input."""
-    if not request.content_type[0].startswith("multipart/form-data"):
+    if not is_form(request):
         return await read_json(request)
-    try:
-        form = await request.form()
-    except HTTPException:
-        raise
-    except (ValueError, KeyError) as error:
-        raise Refused("body_malformed", f"the multipart body cannot be read: {error}") from error
+    form = await read_form(request)
     described = form.get("job")
     if not isinstance(described, str):
         raise Refused("body_malformed", "a multipart submit needs the field 'job' with the JSON of the job")
@@ -70,6 +84,7 @@ async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict
     given = body.setdefault("input", {})
     if not isinstance(given, dict):
         raise Refused("body_malformed", "'input' in the field 'job' must be an object")
+    read_body(body)  # what no file can make acceptable is refused before one is kept
     for name, part in form.multi_items():
         if isinstance(part, UploadFile):
             given[name] = await store_part(parts, owner, part)
