@@ -37,11 +37,12 @@ class Lit(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def lighted(folder: Path, engine: str, url: str | None) -> AsyncIterator[Lit]:
+async def lighted(folder: Path, engine: str, url: str | None, **edge: str) -> AsyncIterator[Lit]:
+    """An installation in `folder`; `edge` is more of that process's environment."""
     installation = Installation(folder, engine, url if engine == "docker" else None)
     keys = await installation.open()
     try:
-        await installation.start_edge()
+        await installation.start_edge(**edge)
         async with (
             AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
             AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,

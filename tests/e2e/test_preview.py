@@ -1,16 +1,19 @@
 """A face and a voice go in over HTTP, a talking video comes out of a container."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import av
 import pytest
 
-from lamplighter import JobFailed
+from lamplighter import JobFailed, wire
 from tests.e2e.conftest import Lit
-from tests.e2e.installation import ROOT
+from tests.e2e.installation import IMAGES, ROOT, until
 from tests.images.preview.conftest import samples
 from tests.images.preview.sync import best, lips, loudness
+
+PREVIEW = (IMAGES / "preview",)
 
 __all__ = ["samples"]
 
@@ -29,6 +32,12 @@ def engine(preview_image: str) -> str:
     return "docker"
 
 
+async def offered(lit: Lit) -> bool:
+    """The edge has taken the runner's offer over."""
+    found = await lit.ann.call(wire.fetch("/v1/endpoints"))
+    return any(endpoint["name"] == "preview" for endpoint in found["endpoints"])
+
+
 def streams(mp4: Path) -> tuple[dict[str, str], float, str]:
     """Codecs by kind, the length in seconds, and the comment in the metadata."""
     with av.open(str(mp4)) as video:
@@ -38,7 +47,8 @@ def streams(mp4: Path) -> tuple[dict[str, str], float, str]:
 
 
 async def test_lips_follow_the_speech_and_bad_input_is_the_clients(lit: Lit, samples: Path, tmp_path: Path):
-    await lit.installation.start_runner(LAMPLIGHTER_SLOTS="1")
+    await lit.installation.start_runner(endpoints=PREVIEW)
+    await until(partial(offered, lit))
     speech, other = samples / "speech.wav", samples / "speech2.wav"
     done = await lit.ann.submit("preview", video=samples / "face.mp4", audio=speech, wait=True)
     result = await lit.ann.download(done, "result.mp4", tmp_path / "result.mp4")
