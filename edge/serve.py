@@ -33,6 +33,7 @@ from edge.settings import EdgeSettings
 from edge.store.directory import open_directory
 from edge.store.port import Store
 
+LAST_PUBLISHES_S = 2.0
 GRACEFUL_S = 3  # open streams are cut after this: their clients resume
 
 log = structlog.get_logger()
@@ -105,6 +106,8 @@ async def _services(settings: EdgeSettings) -> AsyncIterator[Parts]:
         async with anyio.create_task_group() as tasks:
             start(tasks, parts, reconciler)
             yield parts
+            with anyio.move_on_after(LAST_PUBLISHES_S):
+                await parts.window.idle()
             tasks.cancel_scope.cancel()
 
 

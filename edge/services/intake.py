@@ -23,7 +23,7 @@ from edge.services.submission import check_id, make_job, read_body
 from edge.services.window import Window
 from schemas.errors import Refused
 from schemas.events import Cancelled, CancelRequested, Event, Recorded, Retried, Submitted, as_json
-from schemas.job import Job, JobKey, request_digest
+from schemas.job import TRACE_CHARACTERS, Job, JobKey, request_digest
 from schemas.lifecycle import step
 from schemas.view import HistoryRow
 from schemas.words import FINAL, Status, derived_id, uuid7
@@ -95,8 +95,13 @@ class Intake:
                 # Somebody was faster with the same name: that request is the one to be compared with.
                 return await self.submit(owner, body, job_id=job_id, idempotency_key=idempotency_key, trace_id=trace_id)
         entry = Entry(revision, recorded)
-        await self._follow_up(entry)
+        self._follow_up(entry)
         return Accepted(entry, replayed=False)
+
+    def vet(self, body: dict[str, Any]) -> None:
+        """Raises Refused for what no uploaded file can make acceptable, so that none is kept for it."""
+        submission = read_body(body)
+        check_input(self._catalog.get(submission.endpoint), submission.input)
 
     def _id(self, owner: str, job_id: str | None, idempotency_key: str | None) -> str:
         if job_id is not None:
@@ -113,7 +118,7 @@ class Intake:
         missing = await self._assets.missing(key.owner, digests)
         if missing:
             raise assets_missing(missing)
-        trace = submission.trace_id or trace_id or self._entropy(16).hex()
+        trace = submission.trace_id or (trace_id or "")[:TRACE_CHARACTERS] or self._entropy(16).hex()
         return make_job(key, digest, endpoint, submission, given, trace_id=trace, at=self._clock())
 
     async def read(self, key: JobKey) -> Entry:
@@ -148,7 +153,7 @@ class Intake:
         """
         await self._gate.check()
         entry = await self._change(key, self._retrying)
-        await self._follow_up(entry)
+        self._follow_up(entry)
         return entry
 
     async def delete(self, key: JobKey) -> Deletion:
@@ -193,9 +198,9 @@ class Intake:
                 return Entry(revision, recorded)
             raise Conflict(f"{key.owner}/{key.id} changed {_TRIES} times meanwhile")
 
-    async def _follow_up(self, entry: Entry) -> None:
+    def _follow_up(self, entry: Entry) -> None:
         self._index.written(entry.recorded.job.owner, entry.revision)
-        await self._attempt(self._window.offer, entry.recorded.job)
+        self._window.send(entry.recorded.job)
 
     async def _attempt(self, call: Callable[..., Any], *about: object) -> None:
         """The record has been written, so what follows from it must not fail the request."""

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from itertools import zip_longest
 
 import structlog
-from anyio import Event
+from anyio import Event, create_task_group
+from anyio.abc import TaskGroup
 
 from bus.port import BusError, Queue, Records
 from edge.services.clock import Clock, micros
@@ -45,6 +46,9 @@ class Window:
         self._synced = False
         self._short: set[Line] = set()
         self._woken = Event()
+        self._tasks: TaskGroup | None = None
+        self._sending = 0
+        self._sent = Event()
         index.watch(self._see)
 
     def span(self, pool: str) -> int:
@@ -67,6 +71,29 @@ class Window:
         if job.status is not Status.QUEUED or not self._synced or not self._room(_line(pointer)):
             return False
         return await self._publish(pointer)
+
+    def send(self, job: Job) -> None:
+        """`offer` without waiting for it: a submit is answered as soon as the record is durable.
+
+        What is cut off between the two is found by the reconciler.
+        """
+        if self._tasks is not None:
+            self._sending += 1
+            self._tasks.start_soon(self._send, job)
+
+    async def _send(self, job: Job) -> None:
+        try:
+            await self.offer(job)
+        finally:
+            self._sending -= 1
+            if not self._sending:
+                self._sent.set()
+                self._sent = Event()
+
+    async def idle(self) -> None:
+        """Wait until everything sent has been published, or put off."""
+        while self._sending:
+            await self._sent.wait()
 
     def mark(self) -> int:
         """A point in time for `sync`: take it before JOBS is read."""
@@ -105,8 +132,12 @@ class Window:
                     await self._publish(pointer)
 
     async def run(self) -> None:
-        """Refill lines as soon as one of their jobs ends, without end."""
-        await self._index.ready()
+        """Publish what is sent, and refill lines as soon as one of their jobs ends, without end."""
+        async with create_task_group() as self._tasks:
+            await self._index.ready()
+            await self._refill()
+
+    async def _refill(self) -> None:
         while True:
             await self._woken.wait()
             self._woken = Event()

@@ -41,6 +41,7 @@ async def test_a_new_pool_gets_its_queue(fake: FakeWorld) -> None:
     await fake.catalog.refresh()
     assert fake.catalog.pools() == {"echo", "gpu"}
     job = await fake.intake.submit("ann", {"endpoint": "other", "input": {}})
+    await fake.window.idle()
     delivery = await fake.runner_bus.queue.take("gpu", Priority.NORMAL)
     assert delivery is not None
     assert delivery.pointer.id == job.entry.recorded.job.id

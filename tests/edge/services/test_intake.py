@@ -26,6 +26,7 @@ async def refused(code: str, coroutine: Any) -> Refused:
 
 async def test_a_submit_is_recorded_queued_and_published(edge: World) -> None:
     accepted = await edge.intake.submit("ann", BODY, trace_id="t1")
+    await edge.window.idle()
     job = accepted.entry.recorded.job
     assert (job.status, job.pool, job.round, job.trace_id) == (Status.QUEUED, "echo", 1, "t1")
     assert job.input == {"text": "hello", "seconds": 0}
@@ -198,6 +199,7 @@ async def test_retry_begins_a_round_and_cancel_ends_it(edge: World) -> None:
     await refused("job_not_final", edge.intake.retry(job.key))
     await edge.intake.cancel(job.key)
     again = (await edge.intake.retry(job.key)).recorded.job
+    await edge.window.idle()
     assert (again.status, again.round, again.input) == (Status.QUEUED, 2, job.input)
     assert await edge.bus.queue.waiting() == {again.pointer}
     outcomes: list[str] = []

@@ -116,7 +116,9 @@ class World:
     async def submit(self, owner: str = "ann", text: str = "hello", **named: Any) -> Job:
         fields = {name: named.pop(name) for name in ("priority", "not_before", "deadline", "tags") if name in named}
         body = {"endpoint": "echo", "input": {"text": text}, **fields}
-        return (await self.intake.submit(owner, body, **named)).entry.recorded.job
+        accepted = await self.intake.submit(owner, body, **named)
+        await self.window.idle()
+        return accepted.entry.recorded.job
 
     async def read(self, job: Job) -> Job:
         return (await self.intake.read(job.key)).recorded.job
@@ -179,6 +181,7 @@ class World:
 
     async def waiting(self, owner: str | None = None) -> list[str]:
         """Ids in JOBS."""
+        await self.window.idle()
         return sorted(pointer.id for pointer in await self.bus.queue.waiting(owner))
 
 
