@@ -14,7 +14,7 @@ from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from schemas.host import GONE_AFTER_S, Presence
 from schemas.reasons import Reason
-from schemas.words import ACTIVE, Priority, Status
+from schemas.words import ACTIVE, WAITING, Priority, Status
 
 _ALL = 1_000_000  # what runs is bounded by the slots there are, and each of it must be looked at
 _SOME = 500  # of what comes soon, enough to name its pools
@@ -67,18 +67,18 @@ class Sight:
         Raises BusError, Refused.
         """
         present = {host: row.value for host, row in (await self._bus.hosts.rows()).items()}
+        pointed = await self._pointed() if closely else set()
         soon, pressed, lost, held = await self._searched(lead_s)
         queued = {line.pool for line in self._index.lines.occupied()}
         unhurried = {line.pool for line in self._index.lines.occupied() if line.priority is not Priority.LOW}
-        unseen = await self._not_indexed() if closely else set()
-        waking = unhurried | soon | pressed | lost | unseen
+        waking = unhurried | soon | pressed | lost
         return Outlook(
             at=self._now(),
             steady=self._index.caught_up and self._bus.link.unbroken_s() >= GONE_AFTER_S,
             present=present,
             offered={offer.host: frozenset(e.queue for e in offer.endpoints) for offer in self._catalog.offers()},
             able={host: self._able(here) for host, here in present.items()},
-            waiting=frozenset(queued | waking),
+            waiting=frozenset(queued | waking | pointed),
             waking=frozenset(waking),
             held=held,
         )
@@ -110,11 +110,11 @@ class Sight:
                 lost.add(job.pool)
         return lost, held
 
-    async def _not_indexed(self) -> set[str]:
-        """Pools of pointers whose records have not reached the index yet: a stop waits for these."""
+    async def _pointed(self) -> set[str]:
+        """Pools of pointers that wait in JOBS, also of those whose records have not reached the index yet."""
         pointers = await self._bus.queue.waiting()
         known = await self._index.standings({pointer.key for pointer in pointers})
-        return {pointer.pool for pointer in pointers if pointer.key not in known}
+        return {p.pool for p in pointers if p.key not in known or known[p.key].status in WAITING}
 
     def _able(self, here: Presence) -> frozenset[str]:
         offer = next((offer for offer in self._catalog.offers() if offer.host == here.host), None)

@@ -1,0 +1,144 @@
+"""The controller as it runs: its own loop, real programs that start and stop a process, a clock that runs fast."""
+
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bus.memory import MemoryBroker
+from edge.power.caller import Means
+from edge.power.controller import PowerController
+from edge.power.drivers.command import CommandDriver
+from edge.power.sight import Sight
+from edge.services.hosts import HostNotice
+from schemas.host import Presence
+from schemas.power import PowerState as S
+from schemas.switch import CommandHost
+from tests.edge.services.world import START, FakeWorld, Time, fake_world
+
+SPEED = 100.0
+
+SWITCH = """
+import os, pathlib, signal, subprocess, sys
+pid_file, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
+pid = int(pid_file.read_text()) if pid_file.exists() else 0
+if verb == "on" and not pid:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    pid_file.write_text(str(child.pid))
+if verb == "off" and pid:
+    os.kill(pid, signal.SIGTERM)
+    pid_file.unlink()
+if verb == "state":
+    print("on" if pid else "off")
+"""
+
+
+class FastTime(Time):
+    """A hundred seconds a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = time.monotonic()
+
+    def __call__(self) -> datetime:
+        return START + timedelta(seconds=self.seconds())
+
+    def seconds(self) -> float:
+        return (time.monotonic() - self._began) * SPEED
+
+
+class Lamp:
+    """One host that is a process, and the controller that lights it."""
+
+    def __init__(self, made: FakeWorld, folder: Path) -> None:
+        self.world = made
+        self.pid_file = folder / "pid"
+        script = folder / "switch.py"
+        script.write_text(SWITCH)
+        argv = {verb: (sys.executable, str(script), str(self.pid_file), verb) for verb in ("on", "off", "state")}
+        declared = {"gpu-1": CommandHost(**argv, min_on=60.0, idle_after=60.0, boot_timeout=3600.0)}
+        drivers = {"gpu-1": CommandDriver("gpu-1", declared["gpu-1"], os.environ)}
+        ids = count()
+        means = Means(
+            now=made.time,
+            running=made.time.seconds,
+            fresh_id=lambda: f"call-{next(ids)}",
+            dice=lambda: 0.5,
+            tick_s=0.05,
+            poll_s=0.1,
+        )
+        sight = Sight(made.bus, made.index, made.hosts, made.catalog, made.time)
+        self.power = PowerController(made.bus.power, sight, declared, drivers, means)
+        self.notices: list[HostNotice] = []
+        self.power.listen(self.notices.append)
+
+    async def runner(self) -> None:
+        """Beats while the process lives, and obeys its record."""
+        while True:
+            at = self.world.time()
+            record = self.power.state("gpu-1")
+            if self.pid_file.exists():
+                draining = record is not None and record.state in {S.DRAINING, S.STOPPING}
+                here = Presence(host="gpu-1", incarnation="life-1", at=at, since=at, draining=draining)
+                await self.world.bus.hosts.put("gpu-1", here)
+            await self.world.hosts.refresh()
+            await anyio.sleep(0.02)
+
+    async def until(self, state: S) -> None:
+        with anyio.fail_after(20):
+            while (record := self.power.state("gpu-1")) is None or record.state is not state:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+
+
+@pytest.fixture
+async def lamp(tmp_path: Path) -> AsyncIterator[Lamp]:
+    fast = FastTime()
+    async with fake_world(tmp_path, MemoryBroker(fast.seconds), fast) as made, _running(Lamp(made, tmp_path)) as lamp:
+        yield lamp
+    if lamp.pid_file.exists():
+        with suppress(ProcessLookupError):
+            os.kill(int(lamp.pid_file.read_text()), 15)
+
+
+@asynccontextmanager
+async def _running(lamp: Lamp) -> AsyncIterator[Lamp]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lamp.power.run)
+        tasks.start_soon(lamp.runner)
+        await lamp.until(S.OFF)
+        yield lamp
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: Lamp) -> None:
+    job = await lamp.world.submit()
+    submitted = time.monotonic()
+    await lamp.until(S.WAKING)
+    assert time.monotonic() - submitted < 0.5  # a busy machine; the bench holds it to 100 ms
+    await lamp.until(S.ONLINE)
+    pid = int(lamp.pid_file.read_text())
+    os.kill(pid, 0)
+    await lamp.world.finish(job)
+    await lamp.until(S.OFF)
+    assert not lamp.pid_file.exists()
+    record = lamp.power.state("gpu-1")
+    assert record is not None
+    assert [change.state for change in record.history] == ["waking", "online", "draining", "stopping", "off"]
+    assert [notice.kind for notice in lamp.notices] == ["host_waking"]
+
+
+async def test_a_wish_lights_it_at_once_and_puts_it_out_by_a_drain(lamp: Lamp) -> None:
+    await lamp.power.hold("gpu-1", "on")
+    await lamp.until(S.ONLINE)
+    await lamp.power.hold("gpu-1", "off")
+    await lamp.until(S.OFF)
+    record = lamp.power.state("gpu-1")
+    assert record is not None
+    assert [change.state for change in record.history][-3:] == ["draining", "stopping", "off"]
