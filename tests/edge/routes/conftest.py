@@ -12,14 +12,14 @@ from edge.parts import Parts
 from edge.services.keys import Keys
 from edge.settings import EdgeSettings
 from schemas.access import CLIENT_SCOPES, Scope
-from tests.edge.services.world import Dice, World, world
+from tests.edge.services.world import Dice, FakeWorld, fake_world
 from tests.edge.store.served import served
 
 
 class Face(Struct, frozen=True, kw_only=True):
     """One edge. `ann` and `bob` are ordinary clients, `anyone` has no key."""
 
-    world: World
+    world: FakeWorld
     keys: Keys
     url: str
     texts: dict[str, str]
@@ -33,7 +33,7 @@ class Face(Struct, frozen=True, kw_only=True):
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
 
-def parts_of(made: World, keys: Keys) -> Parts:
+def parts_of(made: FakeWorld, keys: Keys) -> Parts:
     return Parts(
         settings=EdgeSettings(),
         bus=made.bus,
@@ -53,7 +53,7 @@ def parts_of(made: World, keys: Keys) -> Parts:
 
 @pytest.fixture
 async def face(tmp_path: Path) -> AsyncIterator[Face]:
-    async with world(tmp_path) as made:
+    async with fake_world(tmp_path) as made:
         keys = Keys(made.bus.keys, made.time, Dice(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
         async with served(create_app(parts_of(made, keys))) as url:
