@@ -31,7 +31,7 @@ def work(job: jobkit.Job) -> dict:
 
 
 def _steps(job: jobkit.Job) -> None:
-    steps, seconds = job.input.get("steps", 10), job.input.get("seconds", 0)
+    steps, seconds = int(job.input.get("steps", 10)), job.input.get("seconds", 0)  # JSON Schema: 10.0 is an integer
     started = time.monotonic()
     for step in range(1, steps + 1):
         time.sleep(max(0.0, started + seconds * step / steps - time.monotonic()))
@@ -40,7 +40,7 @@ def _steps(job: jobkit.Job) -> None:
 
 
 def _exit(job: jobkit.Job) -> None:
-    os._exit(job.input.get("exit", 0))
+    os._exit(int(job.input.get("exit", 0)))
 
 
 def _oom(_job: jobkit.Job) -> None:
