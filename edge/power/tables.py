@@ -1,7 +1,7 @@
 """The law of a host's power: for every state the rows that may be taken, the first that holds counts.
 
 Two truths are kept apart: online only by the runner's heartbeat, off only by the switch's word (or, where it has none,
-by silence under the gone rule). The diagram in docs/power.md is generated from this table.
+by silence under the gone rule).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,143 @@
+"""Switches a rented GPU box by its provider's API: `rented.py compshare|autodl on|off|state`. Standard library only.
+
+It keeps the exit contract of the `command` driver: `on` and `off` exit 0 when the order was taken or there was nothing to
+do, 75 when the provider has no card free, 1 otherwise with the reason as last line; `state` prints one word. It asks for the state before it gives an order, because neither provider promises that an order given twice is one.
+
+The box and the key come from the environment:
+  compshare   COMPSHARE_PUBLIC_KEY, COMPSHARE_PRIVATE_KEY, COMPSHARE_REGION, COMPSHARE_ZONE, COMPSHARE_HOST (uhost-…)
+  autodl      AUTODL_TOKEN, AUTODL_INSTANCE (pro-…): container instances "Pro", which alone have an API
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+TIMEOUT_S = 30
+NO_CAPACITY_EXIT = 75
+
+# Neither provider documents a code for "sold out"; these are words of their messages. Add the one that you meet.
+SOLD_OUT = ("资源不足", "库存不足", "无可用", "售罄", "insufficient", "not enough", "sold out", "no resource")
+
+COMPSHARE = os.environ.get("COMPSHARE_URL", "https://api.ucloud.cn")
+AUTODL = os.environ.get("AUTODL_URL", "https://api.autodl.com")
+
+COMPSHARE_STATES = {
+    "Initializing": "starting",
+    "Starting": "starting",
+    "Running": "on",
+    "Rebooting": "starting",
+    "Stopping": "stopping",
+    "Stopped": "off",
+    "Install Fail": "error",
+}
+AUTODL_STATES = {
+    "creating": "starting",
+    "starting": "starting",
+    "running": "on",
+    "shutting_down": "stopping",
+    "shutdown": "off",
+    "stopped": "off",
+    "error": "error",
+}
+
+
+class Refused(Exception):
+    """The provider did not do it; the message is its own."""
+
+
+def fetch(request: Request) -> Any:
+    """The JSON that the provider answers."""
+    with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - the URLs above
+        return json.load(response)
+
+
+def compshare(action: str, **parameters: str) -> Any:
+    """One signed call: SHA-1 over the sorted names and values and the private key (UCloud's API, "signature")."""
+    signed = {"Action": action, "PublicKey": os.environ["COMPSHARE_PUBLIC_KEY"], **parameters}
+    text = "".join(f"{name}{value}" for name, value in sorted(signed.items())) + os.environ["COMPSHARE_PRIVATE_KEY"]
+    signed["Signature"] = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - what the provider asks for
+    answer = fetch(Request(f"{COMPSHARE}/?{urlencode(signed)}"))  # noqa: S310
+    if answer.get("RetCode") != 0:
+        raise Refused(f"{action}: {answer.get('RetCode')} {answer.get('Message', '')}")
+    return answer
+
+
+def compshare_order(action: str) -> None:
+    """Start or stop the box."""
+    place = {name: os.environ[f"COMPSHARE_{name.upper()}"] for name in ("Region", "Zone")}
+    compshare(action, UHostId=os.environ["COMPSHARE_HOST"], **place)
+
+
+def compshare_state() -> str:
+    """The box as the provider sees it, in our words."""
+    boxes = compshare("DescribeCompShareInstance", **{"UHostIds.0": os.environ["COMPSHARE_HOST"]})["UHostSet"]
+    if not boxes:
+        raise Refused(f"there is no box {os.environ['COMPSHARE_HOST']}")
+    return COMPSHARE_STATES.get(boxes[0].get("State", ""), "unknown")
+
+
+def autodl(method: str, path: str, **parameters: str) -> Any:
+    """One call; GET takes its parameters in the query, whatever the provider's own example says."""
+    url = f"{AUTODL}/api/v1/dev/instance/pro/{path}"
+    meant = {"instance_uuid": os.environ["AUTODL_INSTANCE"], **parameters}
+    headers = {"Authorization": os.environ["AUTODL_TOKEN"], "Content-Type": "application/json"}
+    if method == "GET":
+        answer = fetch(Request(f"{url}?{urlencode(meant)}", headers=headers))  # noqa: S310
+    else:
+        answer = fetch(Request(url, data=json.dumps(meant).encode(), headers=headers, method=method))  # noqa: S310
+    if answer.get("code") != "Success":
+        raise Refused(f"{path}: {answer.get('code')} {answer.get('msg', '')}")
+    return answer.get("data")
+
+
+# provider -> what it is told for on and off, and how it is asked
+PROVIDERS: Mapping[str, tuple[Callable[[], object], Callable[[], object], Callable[[], str]]] = {
+    "compshare": (
+        lambda: compshare_order("StartCompShareInstance"),
+        lambda: compshare_order("StopCompShareInstance"),
+        compshare_state,
+    ),
+    "autodl": (
+        lambda: autodl("POST", "power_on", payload="gpu"),
+        lambda: autodl("POST", "power_off"),
+        lambda: AUTODL_STATES.get(autodl("GET", "status"), "unknown"),
+    ),
+}
+THERE = {"on": {"on", "starting"}, "off": {"off", "stopping"}}
+
+
+def switch(provider: str, verb: str) -> None:
+    """Do it, or print the state."""
+    on, off, state = PROVIDERS[provider]
+    now = state()
+    if verb == "state":
+        print(now)
+    elif now not in THERE[verb]:
+        (on if verb == "on" else off)()
+
+
+def main() -> int:
+    """The exit code of the contract."""
+    provider, verb = sys.argv[1:]
+    try:
+        switch(provider, verb)
+    except KeyError as error:
+        print(f"{error} is not set or not known: see the head of {sys.argv[0]}")
+        return 1
+    except Refused as error:
+        print(error)
+        return NO_CAPACITY_EXIT if any(word in str(error).lower() for word in SOLD_OUT) else 1
+    except (URLError, TimeoutError, ValueError) as error:
+        print(f"{provider} does not answer: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
