@@ -1,7 +1,8 @@
 """Switches a rented GPU box by its provider's API: `rented.py compshare|autodl on|off|state`. Standard library only.
 
-It keeps the exit contract of the `command` driver: `on` and `off` exit 0 when the order was taken or there was nothing to
-do, 75 when the provider has no card free, 1 otherwise with the reason as last line; `state` prints one word. It asks for the state before it gives an order, because neither provider promises that an order given twice is one.
+It keeps the exit contract of the `command` driver: `on` and `off` exit 0 when the order was taken or there was nothing
+to do, 75 when the provider has no card free, 1 otherwise with the reason as last line; `state` prints one word. It asks
+for the state before it gives an order, because neither provider promises that an order given twice is one.
 
 The box and the key come from the environment:
   compshare   COMPSHARE_PUBLIC_KEY, COMPSHARE_PRIVATE_KEY, COMPSHARE_REGION, COMPSHARE_ZONE, COMPSHARE_HOST (uhost-…)

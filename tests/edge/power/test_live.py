@@ -21,7 +21,7 @@ from edge.services.hosts import HostNotice
 from schemas.host import Presence
 from schemas.power import PowerState as S
 from schemas.switch import CommandHost
-from tests.edge.services.world import START, FakeWorld, Time, fake_world
+from tests.edge.services.world import START, FakeWorld, Time, fake_world, until
 
 SPEED = 100.0
 
@@ -92,9 +92,11 @@ class Lamp:
             await anyio.sleep(0.02)
 
     async def until(self, state: S) -> None:
-        with anyio.fail_after(20):
-            while (record := self.power.state("gpu-1")) is None or record.state is not state:  # noqa: ASYNC110
-                await anyio.sleep(0.005)
+        async def there() -> bool:
+            record = self.power.state("gpu-1")
+            return record is not None and record.state is state
+
+        await until(there, within_s=20)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from edge.power.drivers.signature import sign
 from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.power import Answer, Outcome, Provider, Verb
 from schemas.switch import CommandHost, HostDeclaration, WolHost
+from tests.edge.services.world import until
 
 FOR_EVER = "import time; time.sleep(600)"
 
@@ -63,15 +64,11 @@ async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Pat
     code += f"pathlib.Path({str(born)!r}).write_text(str(c.pid)); c.wait()"
     answer = await call(driver(on=python(code)), Verb.START, "call-1", 1.5)
     assert answer == Answer(Outcome.FAILED, "the switch did not answer in 1.5 s")
-    assert await gone(int(born.read_text()))
 
+    async def ended() -> bool:
+        return not _alive(int(born.read_text()))
 
-async def gone(pid: int, within_s: float = 5.0) -> bool:
-    """Whether the process has ended; init may take a moment to notice."""
-    with anyio.move_on_after(within_s) as waiting:
-        while _alive(pid):  # noqa: ASYNC110 - nothing announces the end of another's child
-            await anyio.sleep(0.01)
-    return not waiting.cancelled_caught
+    await until(ended)  # init may take a moment to notice
 
 
 def _alive(pid: int) -> bool:
