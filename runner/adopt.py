@@ -10,15 +10,17 @@ from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
+from msgspec.structs import replace
 
 from bus.port import Conflict, Delivery, Entry
 from runner.attempt import Ticket
 from runner.catalogue import Kind
-from runner.engines.port import NO_JOB, Found, Identity
+from runner.engines.port import NO_JOB, Found
 from runner.fence import advance
 from runner.life import Life
 from runner.means import Means
 from runner.roster import Roster
+from runner.spare import PREFIX, Spare, became, send_start
 from schemas.endpoint import Endpoint
 from schemas.events import Adopted, Event, RecordUnreadable
 from schemas.failures import FAILURES, settle
@@ -59,14 +61,14 @@ class Adopter:
     def __init__(self, life: Life, means: Means, roster: Roster) -> None:
         self._life = life
         self._means = means
-        self._roster = roster
+        self.roster = roster
 
     async def everything(self) -> None:
         """All containers of this installation and host, then the folders that none of them uses."""
         there = await self._find()
         for found in there:
             await self._life.insist("adopt", partial(self._take, found, None))
-        named = {_folder(found.identity) for found in there}
+        named = {found.identity.folder for found in there}
         for folder in await anyio.to_thread.run_sync(_folders, self._life.jobs):
             if folder.name not in named:
                 await self._life.insist("tidy", partial(self._tidy, folder))
@@ -79,7 +81,7 @@ class Adopter:
         job = entry.recorded.job
         for found in await self._of(job.key):
             await self._take(found, delivery)
-        if job.round not in self._roster.rounds(job.key):
+        if job.round not in self.roster.rounds(job.key):
             await self._give_back(job.key, job.round, job.attempt)
             raise Conflict("the attempt was given back")
 
@@ -96,13 +98,14 @@ class Adopter:
 
     async def _find(self) -> list[Found]:
         ask = partial(self._life.engine.find, self._life.installation, self._life.host)
-        return await self._life.steadily("find", ask)
+        found = await self._life.steadily("find", ask)
+        return await anyio.to_thread.run_sync(_claimed, self._life.jobs, found)
 
     async def _take(self, found: Found, delivery: Delivery | None) -> None:
         """Until the record and the container agree; a conflict means that the record has moved on."""
         mine = found.identity
         key = JobKey(mine.owner, mine.job)
-        if mine.round in self._roster.rounds(key):
+        if mine.round in self.roster.rounds(key):
             return
         while True:
             try:
@@ -125,21 +128,27 @@ class Adopter:
             await advance(self._life, entry, released(self._life, entry.recorded.job))
         if verdict in {Fate.FREE, Fate.REMOVE}:
             await self._life.steadily("remove", partial(self._life.engine.remove, found.handle))
-            await anyio.to_thread.run_sync(_erase, self._life.jobs / _folder(found.identity))
+            await anyio.to_thread.run_sync(_erase, self._life.jobs / found.identity.folder)
 
     async def _follow(self, found: Found, entry: Entry, delivery: Delivery | None) -> None:
         job = entry.recorded.job
-        gpu = job.claim.gpu if job.claim else None
-        taken = await advance(self._life, entry, Adopted(self._life.claim(job.attempt, gpu), job.round))
+        gpus = job.claim.gpus if job.claim else ()
+        taken = await advance(self._life, entry, Adopted(self._life.claim(job.attempt, gpus), job.round))
         kind = self._means.kinds.get(job.endpoint) or Kind(Endpoint(name=job.endpoint, image=""), Path())
-        holding = self._means.cards.hold((gpu,) if gpu else (), kind.endpoint)
-        ticket = Ticket(taken, kind, holding, found.handle)
-        self._roster.launch(ticket, self._means.slots.adopt(job.key), delivery)
+        holding = self._means.cards.hold(gpus, kind.endpoint)
+        spare = None
+        if found.identity.spare:
+            spare = Spare(found.identity.folder, kind, holding, found.handle)
+            # The life before may have been killed between its claim and the line; a second one starts nothing twice.
+            await anyio.to_thread.run_sync(send_start, self._life.jobs / spare.folder / "job")
+        ticket = Ticket(taken, kind, holding, found.handle, spare)
+        self.roster.launch(ticket, self._means.slots.adopt(job.key), delivery)
 
     async def _tidy(self, folder: Path) -> None:
-        owner, job, round_, attempt = folder.name.split(".")
+        place = await anyio.to_thread.run_sync(_place, folder)
         with suppress(RecordUnreadable):  # then nothing is left that could be given back
-            await self._give_back(JobKey(owner, job), int(round_), int(attempt))
+            if place is not None:
+                await self._give_back(*place)
         await anyio.to_thread.run_sync(_erase, folder)
 
     async def _give_back(self, key: JobKey, round_: int, attempt: int) -> None:
@@ -155,12 +164,29 @@ class Adopter:
                 continue
 
 
-def _folder(identity: Identity) -> str:
-    return f"{identity.owner}.{identity.job}.{identity.round}.{identity.attempt}"
+def _claimed(jobs: Path, there: list[Found]) -> list[Found]:
+    """The same, but what was started ahead as the container of the job that it was given, if it was."""
+    return [_as_claimed(jobs, found) for found in there]
+
+
+def _as_claimed(jobs: Path, found: Found) -> Found:
+    if found.identity.job != NO_JOB or not found.identity.spare:
+        return found
+    return replace(found, identity=became(jobs / found.identity.spare) or found.identity)
 
 
 def _folders(jobs: Path) -> list[Path]:
-    return sorted(path for path in jobs.iterdir() if path.is_dir() and path.name.count(".") == 3)
+    ours = (path for path in jobs.iterdir() if path.is_dir())
+    return sorted(path for path in ours if path.name.startswith(PREFIX) or path.name.count(".") == 3)
+
+
+def _place(folder: Path) -> tuple[JobKey, int, int] | None:
+    """The job, round and attempt that worked in `folder`; None: nobody's did."""
+    if not folder.name.startswith(PREFIX):
+        owner, job, round_, attempt = folder.name.split(".")
+        return JobKey(owner, job), int(round_), int(attempt)
+    mine = became(folder)
+    return (JobKey(mine.owner, mine.job), mine.round, mine.attempt) if mine else None
 
 
 def _erase(folder: Path) -> None:

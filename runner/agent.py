@@ -17,7 +17,8 @@ from runner.gpu.placement import Placed
 from runner.life import Life
 from runner.means import Means
 from runner.readiness import Readiness
-from runner.roster import Place, Roster
+from runner.roster import Place
+from runner.standby import Standby
 from schemas.events import RecordUnreadable, Started
 from schemas.host import GONE_AFTER_S
 from schemas.job import Job
@@ -31,12 +32,13 @@ CLEARING_S = 1.0  # the container of the attempt or round before is being cleare
 class Agent:
     """Claims for one life, what `ready` says can start."""
 
-    def __init__(self, life: Life, means: Means, ready: Readiness, roster: Roster, adopter: Adopter) -> None:
+    def __init__(self, life: Life, means: Means, ready: Readiness, standby: Standby, adopter: Adopter) -> None:
         self._life = life
         self._means = means
         self._ready = ready
-        self._roster = roster
+        self._roster = adopter.roster
         self._adopter = adopter
+        self._standby = standby
         self._pools = by_pool(means.kinds)
         self._turn = 0
         self._idle = anyio.CancelScope()
@@ -140,16 +142,18 @@ class Agent:
             if permit is not None:
                 permit.idle()
             return await delivery.later(ELSEWHERE_S)
-        holding = self._means.cards.hold(placed.uuids, kind.endpoint)
-        claim = self._life.claim(job.attempt + 1, next(iter(placed.uuids), None))
+        spare = self._standby.take(kind)
+        holding = spare.holding if spare else self._means.cards.hold(placed.uuids, kind.endpoint)
+        claim = self._life.claim(job.attempt + 1, holding.uuids)
         try:
+            await self._standby.give_way(holding)
             claimed = await advance(self._life, asked.entry, Started(claim))
         except BaseException:
-            holding.release()
             permit.idle()
+            await self._standby.put_away(spare) if spare else holding.release()
             raise
-        self._life.log_of(job).info("claimed", round=claimed.round, attempt=claimed.attempt)
-        return self._roster.launch(Ticket(claimed, kind, holding), permit, delivery)
+        self._life.log_of(job).info("claimed", round=claimed.round, attempt=claimed.attempt, warm=spare is not None)
+        return self._roster.launch(Ticket(claimed, kind, holding, spare=spare), permit, delivery)
 
     async def _theirs(self, asked: Theirs, delivery: Delivery) -> None:
         """Another host's: leave it to that one, unless it is gone; then the attempt is released, and may start here."""

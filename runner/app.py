@@ -92,6 +92,7 @@ async def _assembled(
         slots=Slots(settings.slots),
         forget=cache.drop,
         leave=engine.name != ProcessEngine.name,
+        warm=settings.warm,
         grace_s=settings.grace_s,
     )
     return life, means

@@ -6,6 +6,7 @@ container looks like one that crashed.
 
 import errno
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -27,6 +28,7 @@ from runner.journal import Diary
 from runner.life import Life
 from runner.outputs import has_answer
 from runner.reporter import Reporter
+from runner.spare import Spare, claim, send_start
 from runner.staging import BadInput, stage, timeouts
 from runner.supplies import SuppliesError
 from runner.verdict import Facts, FailedAs, Intent, Verdict, failed, judge
@@ -37,17 +39,28 @@ DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Ticket(Struct, frozen=True):
-    """What is to be run: the job as claimed, what kind it is, its cards, and its container if that is there already."""
+    """What is to be run: the job as claimed, what kind it is, its cards, and its container if that runs it already.
+
+    `spare`: the container that was started ahead and is the job's now.
+    """
 
     job: Job
     kind: Kind
     holding: Holding
     handle: str | None = None
+    spare: Spare | None = None
 
-    @property
-    def folder(self) -> str:
-        """The name of the attempt's folder; tokens hold no dots, so it can be taken apart again."""
-        return f"{self.job.owner}.{self.job.id}.{self.job.round}.{self.job.attempt}"
+    def identity(self, life: Life) -> Identity:
+        """Whose container it is."""
+        return Identity(
+            installation=life.installation,
+            host=life.host,
+            owner=self.job.owner,
+            job=self.job.id,
+            round=self.job.round,
+            attempt=self.job.attempt,
+            spare=self.spare.folder if self.spare else "",
+        )
 
 
 class Attempt:
@@ -57,7 +70,8 @@ class Attempt:
         self._life = life
         self._ticket = ticket
         self._diary = diary
-        self._folder = life.jobs / ticket.folder
+        self._identity = ticket.identity(life)
+        self._folder = life.jobs / self._identity.folder
         self._preparing = anyio.CancelScope()
         self._wanted = anyio.Event()
         self._over = False
@@ -88,6 +102,7 @@ class Attempt:
             if self.handle is None and self.intent is None:
                 self.handle = await self._start()
             if self.handle is not None:
+                await self._ticket.holding.started(self.handle, anyio.current_time())
                 self.exit = await self._oversee(self.handle)
         except StartFailed as error:
             refused = error
@@ -110,31 +125,37 @@ class Attempt:
         )
 
     async def _prepare(self) -> None:
-        job, kind = self._ticket.job, self._ticket.kind
+        job, kind, spare = self._ticket.job, self._ticket.kind, self._ticket.spare
         with self._preparing:
             ask = partial(stage, job, kind.endpoint, self.job_dir, self._life.supplies)
             await self._life.insist("stage", ask)
+            if spare is not None:
+                await spare.settled.wait()
 
     async def _start(self) -> str:
         """Shielded: a start that is cancelled half-way would leave a container that nobody knows."""
         with anyio.CancelScope(shield=True):
+            if (warm := await self._given_to_spare()) is not None:
+                return warm
             handle = await self._life.engine.start(self._spec())
             await self._diary.note(started_at=self._life.now())
-        self._ticket.holding.started(handle, anyio.current_time())
         return handle
 
+    async def _given_to_spare(self) -> str | None:
+        """The waiting container, if it has the job now; one that died meanwhile is removed, and the job starts cold."""
+        spare = self._ticket.spare
+        if spare is None or spare.handle is None:
+            return None
+        await self._diary.note(started_at=self._life.now())
+        await anyio.to_thread.run_sync(claim, self._folder, self._identity)
+        heard = await anyio.to_thread.run_sync(send_start, self.job_dir)
+        spare.over()
+        if not heard:
+            await self._life.engine.remove(spare.handle)
+        return spare.handle if heard else None
+
     def _spec(self) -> Spec:
-        job, kind = self._ticket.job, self._ticket.kind
-        wants = kind.endpoint.resources
-        return Spec(
-            identity=identity(self._life, job),
-            image=kind.endpoint.image,
-            folder=str(kind.folder),
-            command=kind.endpoint.process.command if kind.endpoint.process else (),
-            job_dir=self.job_dir.resolve(),
-            limits=Limits(wants.memory_mb, wants.cpus, shm_mb=wants.shm_mb),
-            gpus=self._ticket.holding.uuids,
-        )
+        return spec_of(self._ticket.kind, self._identity, self.job_dir.resolve(), self._ticket.holding.uuids)
 
     async def _oversee(self, handle: str) -> Exit | None:
         """Follow it to its end, under its limits; None when it is gone without one."""
@@ -177,15 +198,17 @@ class Attempt:
             await anyio.sleep(left_s)
 
 
-def identity(life: Life, job: Job) -> Identity:
-    """Whose container it is."""
-    return Identity(
-        installation=life.installation,
-        host=life.host,
-        owner=job.owner,
-        job=job.id,
-        round=job.round,
-        attempt=job.attempt,
+def spec_of(kind: Kind, identity: Identity, job_dir: Path, gpus: tuple[str, ...]) -> Spec:
+    """The container of this kind, on these cards."""
+    wants = kind.endpoint.resources
+    return Spec(
+        identity=identity,
+        image=kind.endpoint.image,
+        folder=str(kind.folder),
+        command=kind.endpoint.process.command if kind.endpoint.process else (),
+        job_dir=job_dir,
+        limits=Limits(wants.memory_mb, wants.cpus, shm_mb=wants.shm_mb),
+        gpus=gpus,
     )
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.port import BusError, Delivery, TooLarge
-from runner.attempt import Attempt, Ticket, identity
+from runner.attempt import Attempt, Ticket
 from runner.fence import ClaimLost, Fence
 from runner.journal import Diary
 from runner.life import Life
@@ -64,7 +64,8 @@ class Execution:
         self._life = life
         self._log = life.log_of(job)
         self._fence = Fence(life, job.key, job.round, job.claim)
-        self._folder = life.jobs / ticket.folder
+        self._identity = ticket.identity(life)
+        self._folder = life.jobs / self._identity.folder
         self._diary = Diary(self._folder)
         self._scope = anyio.CancelScope()
         self._look = anyio.Event()
@@ -145,7 +146,9 @@ class Execution:
         job, exit_ = self.ticket.job, attempt.exit
         usage = self.ticket.holding.usage(anyio.current_time())
         if exit_ is not None and exit_.started_at is not None and exit_.finished_at is not None:
-            usage = replace(usage, run_s=(exit_.finished_at - exit_.started_at).total_seconds())
+            waited_until = self._diary.now.started_at if self.ticket.spare else None  # before that it was nobody's
+            began = waited_until or exit_.started_at
+            usage = replace(usage, run_s=max(0.0, (exit_.finished_at - began).total_seconds()))
         if job.started_at is not None and job.queued_at is not None:
             usage = replace(usage, queued_s=(job.started_at - job.queued_at).total_seconds())
         return usage
@@ -195,12 +198,16 @@ class Execution:
 
     async def _remove(self) -> None:
         """By its handle, or, where a start was not answered, by its labels."""
-        engine = self._life.engine
+        engine, spare = self._life.engine, self.ticket.spare
         if self.handle is not None:
             return await engine.remove(self.handle)
-        mine = identity(self._life, self.ticket.job)
+        if spare is not None:
+            spare.over()
+            await spare.settled.wait()
+            if spare.handle is not None:
+                await engine.remove(spare.handle)
         for found in await engine.find(self._life.installation, self._life.host):
-            if found.identity == mine:
+            if found.identity == self._identity:
                 await engine.remove(found.handle)
         return None
 

@@ -1,6 +1,6 @@
 """One life of a runner: what it is called, whom it talks to, and how it waits for them when they are away."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -65,9 +65,9 @@ class Life(Struct, frozen=True, kw_only=True):
     outage: Outage
     log: FilteringBoundLogger
 
-    def claim(self, attempt: int, gpu: str | None = None) -> Claim:
-        """This life's claim on an attempt."""
-        return Claim(self.host, self.incarnation, attempt, gpu)
+    def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
+        """This life's claim on an attempt, which has these cards."""
+        return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None)
 
     def log_of(self, job: Job) -> FilteringBoundLogger:
         """The log, with the job's name on every line."""

@@ -5,35 +5,41 @@ from contextlib import suppress
 from functools import partial
 
 import anyio
+from anyio.abc import TaskGroup
 
 from bus.port import BusError
 from runner.adopt import Adopter
 from runner.agent import Agent
 from runner.drain import drain
+from runner.execution import Execution
 from runner.life import Life
 from runner.means import Forget, Means
 from runner.presence import Announcer
 from runner.readiness import Readiness
 from runner.roster import Roster
+from runner.standby import Standby
 
 
 async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], None]) -> None:
     """Adopt, then claim and run until `stop`, then drain. `ready` is called when work is taken."""
     readiness = Readiness(means.kinds, means.cards, life.jobs, life.pace.image_missing_s)
     async with anyio.create_task_group() as background, anyio.create_task_group() as jobs:
-        roster = Roster(life, jobs, readiness.ended)
+        standby = Standby(life, means, readiness)
+        roster = Roster(life, jobs, partial(_ended, readiness, standby))
         adopter = Adopter(life, means, roster)
-        agent = Agent(life, means, readiness, roster, adopter)
-        announcer = Announcer(life, means, readiness, roster)
+        agent = Agent(life, means, readiness, standby, adopter)
+        announcer = Announcer(life, means, readiness, roster, standby)
         background.start_soon(means.cards.watch)
         background.start_soon(announcer.run)
         background.start_soon(_listen, life, roster)
-        jobs.start_soon(_work, life, means, adopter, agent, ready)
+        jobs.start_soon(_work, life, means, adopter, agent, partial(_begun, background, standby, ready))
         await stop.wait()
         life.log.info("draining", running=len(roster.there))
         agent.stop()
         announcer.draining = True
         announcer.hurry()
+        with anyio.move_on_after(means.settle_s):
+            await standby.close()
         await drain(roster, grace_s=means.grace_s, settle_s=means.settle_s, leave=means.leave)
         left = len(roster.there)
         jobs.cancel_scope.cancel()
@@ -42,6 +48,17 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
     if not left:
         with suppress(BusError), anyio.move_on_after(life.pace.retry_most_s):
             await announcer.leave()
+
+
+def _begun(background: TaskGroup, standby: Standby, ready: Callable[[], None]) -> None:
+    """What earlier lives left is dealt with: only now may anything of our own wait beside it."""
+    background.start_soon(standby.run)
+    ready()
+
+
+def _ended(readiness: Readiness, standby: Standby, execution: Execution) -> None:
+    readiness.ended(execution)
+    standby.look()
 
 
 async def _work(life: Life, means: Means, adopter: Adopter, agent: Agent, ready: Callable[[], None]) -> None:

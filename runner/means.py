@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from runner.cards import Cards
 from runner.catalogue import Kind
+from runner.settings import WarmSettings
 from runner.slots import Slots
 from schemas.asset import Digest
 
@@ -24,5 +25,6 @@ class Means(Struct, frozen=True, kw_only=True):
     slots: Slots
     forget: Forget
     leave: bool
+    warm: WarmSettings = WarmSettings()
     grace_s: float = 10.0
     settle_s: float = 20.0

@@ -8,17 +8,19 @@ from runner.life import Life
 from runner.means import Means
 from runner.readiness import Readiness
 from runner.roster import Roster
+from runner.standby import Standby
 from schemas.host import Offer, Presence
 
 
 class Announcer:
     """Says what is true now, every few seconds and whenever `hurry` is called."""
 
-    def __init__(self, life: Life, means: Means, ready: Readiness, roster: Roster) -> None:
+    def __init__(self, life: Life, means: Means, ready: Readiness, roster: Roster, standby: Standby) -> None:
         self._life = life
         self._means = means
         self._ready = ready
         self._roster = roster
+        self._standby = standby
         self._since = life.now()
         self._hurried = anyio.Event()
         self._offered: Offer | None = None
@@ -57,6 +59,7 @@ class Announcer:
             gpu_state=self._means.cards.snapshot.state,
             gpus=self._means.cards.reports(),
             running=self._roster.running(),
+            warm=self._standby.reports(),
             cannot={name: str(reason) for name, reason in cannot.items()},
         )
 

@@ -31,9 +31,9 @@ class Readiness:
         placed = {name: self._place(kind, free) for name, kind in self._kinds.items()}
         return {name: one.reason for name, one in placed.items() if isinstance(one, Refused)}
 
-    async def place(self, kind: Kind) -> Placed | Refused:
-        """The cards that a container of this kind would get now."""
-        return self._place(kind, await anyio.to_thread.run_sync(disk_free_mb, self._disk))
+    async def place(self, kind: Kind, *, ahead: bool = False) -> Placed | Refused:
+        """The cards that a container of this kind would get now; `ahead`: one that is to wait for its job."""
+        return self._place(kind, await anyio.to_thread.run_sync(disk_free_mb, self._disk), ahead=ahead)
 
     def ended(self, execution: Execution) -> None:
         """Learn from an execution: without its image an endpoint is not asked for again for a while."""
@@ -41,7 +41,7 @@ class Readiness:
             until = anyio.current_time() + self._image_missing_s
             self._without_image[execution.ticket.job.endpoint] = until
 
-    def _place(self, kind: Kind, free_mb: int) -> Placed | Refused:
+    def _place(self, kind: Kind, free_mb: int, *, ahead: bool = False) -> Placed | Refused:
         if anyio.current_time() < self._without_image.get(kind.endpoint.name, 0.0):
             return Refused(Reason.IMAGE_MISSING, f"the engine has no image {kind.endpoint.image}")
-        return self._cards.place(kind.endpoint, free_mb)
+        return self._cards.place(kind.endpoint, free_mb, ahead=ahead)

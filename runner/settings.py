@@ -28,6 +28,23 @@ class GpuSettings(Struct, frozen=True):
     price: Price = Price()
 
 
+class WarmSettings(Struct, frozen=True):
+    """Containers started ahead of their jobs, for endpoints that say `warm = true`: `count` of each, at most.
+
+    `recycle_s`: one that waited so long makes room for a fresh one (a driver's device rules may change under it).
+    `ready_s`: how long loading may take. `memory_reserve_mb` of the host's memory stay free. One that dies is followed
+    by the next after `backoff_s`, then twice that, up to `backoff_most_s`.
+    """
+
+    on: bool = True
+    count: Annotated[int, Meta(ge=1, le=64)] = 1
+    recycle_s: Annotated[float, Meta(gt=0)] = 1800.0
+    ready_s: Annotated[float, Meta(gt=0)] = 900.0
+    memory_reserve_mb: Annotated[int, Meta(ge=0)] = 1024
+    backoff_s: Annotated[float, Meta(gt=0)] = 2.0
+    backoff_most_s: Annotated[float, Meta(gt=0)] = 300.0
+
+
 class Pace(Struct, frozen=True):
     """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries."""
 
@@ -59,6 +76,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
     grace_s: Annotated[float, Meta(ge=0)] = 10.0
     gpu: GpuSettings = GpuSettings()
+    warm: WarmSettings = WarmSettings()
     pace: Pace = Pace()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "text"

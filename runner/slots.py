@@ -83,6 +83,12 @@ class Slots:
         self._freed = anyio.Event()
 
 
+def memory_free_mb() -> int:
+    """MiB of the host's memory that could be used without swapping (MemAvailable of proc(5))."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) // 1024
+
+
 def disk_free_mb(folder: Path) -> int:
     """MiB left on the disk of `folder`."""
     return shutil.disk_usage(folder).free // MIB

@@ -75,5 +75,9 @@ def _digest(field: AssetField) -> Digest:
 
 
 def _write(job_dir: Path, told: JobFile) -> None:
+    """Made beside the folder and moved in: a warm container may write there, and must not point us somewhere else."""
     (job_dir / "in").mkdir(parents=True, exist_ok=True)
-    (job_dir / JOB_FILE).write_bytes(msgspec.json.encode(told))
+    new = job_dir.with_name(JOB_FILE)
+    new.write_bytes(msgspec.json.encode(told))
+    new.chmod(0o644)
+    new.replace(job_dir / JOB_FILE)

@@ -37,6 +37,18 @@ class Running(Struct, frozen=True):
     attempt: int
 
 
+class Warm(Struct, frozen=True):
+    """Containers of an endpoint that wait for their jobs: those that are `ready`, those that load.
+
+    `why` tells what became of the last one that died, until one is ready.
+    """
+
+    endpoint: Token
+    ready: int
+    loading: int
+    why: str | None = None
+
+
 class Presence(Struct, frozen=True, kw_only=True):
     """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason)."""
 
@@ -50,6 +62,7 @@ class Presence(Struct, frozen=True, kw_only=True):
     gpu_state: str = "none"
     gpus: tuple[GpuReport, ...] = ()
     running: tuple[Running, ...] = ()
+    warm: tuple[Warm, ...] = ()
     cannot: dict[str, str] = field(default_factory=dict)
 
 

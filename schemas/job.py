@@ -17,6 +17,7 @@ Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
 INPUT_BYTES = 64 * 1024  # `input`, as JSON; larger things are assets
 OUTPUT_DATA_BYTES = 256 * 1024  # `output.data`, as JSON
+TRACE_CHARACTERS = 128
 RECORD_BYTES = 512 * 1024  # one Recorded, as JSON; the broker's max_payload is 2 MB
 
 
@@ -86,7 +87,7 @@ class Submission(Struct, frozen=True, forbid_unknown_fields=True):
         dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=256)]],
         Meta(max_length=16),
     ] = field(default_factory=dict)
-    trace_id: Annotated[str, Meta(max_length=128)] | None = None
+    trace_id: Annotated[str, Meta(max_length=TRACE_CHARACTERS)] | None = None
 
 
 def request_digest(body: dict[str, Any]) -> str:
@@ -102,12 +103,18 @@ class Claim(Struct, frozen=True):
     """Who runs the job: the fence. Only its holder may end the attempt (compare-and-set on the record).
 
     `incarnation` is one life of a runner process; `attempt` names the container together with the job's round.
+    `gpu`: the UUIDs of its cards, with commas between them.
     """
 
     host: Token
     incarnation: Token
     attempt: int
     gpu: str | None = None
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The cards one by one."""
+        return tuple(self.gpu.split(",")) if self.gpu else ()
 
 
 class Failure(Struct, frozen=True):

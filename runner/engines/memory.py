@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
+from itertools import count
 from types import TracebackType
 from typing import Self
 
@@ -123,6 +124,7 @@ class MemoryEngine:
         self.gone = False
         self._programs = programs
         self._now = now
+        self._numbers = count(1)
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup
 
@@ -151,7 +153,8 @@ class MemoryEngine:
 
     def create(self, spec: Spec) -> Box:
         """A container that was created and never started, as a crash in between leaves one."""
-        box = Box(f"box-{len(self.boxes) + 1}", spec, self._now)
+        handle = next(name for number in self._numbers if (name := f"box-{number}") not in self.boxes)
+        box = Box(handle, spec, self._now)
         self.boxes[box.handle] = box
         return box
 

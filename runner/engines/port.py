@@ -29,7 +29,8 @@ JOB_ENV = "LAMPLIGHTER_JOB"  # the job's folder as the job sees it
 class Identity(Struct, frozen=True, kw_only=True):
     """Whose container it is; kept with the container, so that a later runner knows it again.
 
-    `job` is NO_JOB for a warm container that has not been given one: its (round, attempt) say nothing then.
+    `job` is NO_JOB for a container that was started ahead of its job: its (round, attempt) say nothing then, and
+    `spare` names its folder, in which is written whose it became.
     """
 
     installation: str
@@ -38,6 +39,12 @@ class Identity(Struct, frozen=True, kw_only=True):
     job: str = NO_JOB
     round: int = 0
     attempt: int = 0
+    spare: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder it works in; tokens hold no dots, so an attempt's can be taken apart again."""
+        return self.spare or f"{self.owner}.{self.job}.{self.round}.{self.attempt}"
 
 
 class Limits(Struct, frozen=True):

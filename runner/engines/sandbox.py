@@ -136,4 +136,5 @@ def identity_of(found: Mapping[str, str]) -> Identity:
         job=found[f"{LABEL}job"],
         round=int(found[f"{LABEL}round"]),
         attempt=int(found[f"{LABEL}attempt"]),
+        spare=found.get(f"{LABEL}spare", ""),  # absent where an older runner started it
     )

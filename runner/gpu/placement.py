@@ -18,12 +18,14 @@ class Reservation(Struct, frozen=True):
     """VRAM promised to one container on one card, from before it starts until it is removed.
 
     `container` and `pid` (process engine) name it once it runs: what it has taken already is not counted twice.
+    `idle`: it waits for a job, and gives way to any other.
     """
 
     uuid: str
     vram_mb: int
     container: str | None = None
     pid: int | None = None
+    idle: bool = False
 
 
 class Supply(Struct, frozen=True):
@@ -66,8 +68,11 @@ REFUSALS = {
 USUAL = PlacementPolicy()
 
 
-def place(supply: Supply, need: Resources, policy: PlacementPolicy = USUAL) -> Placed | Refused:
-    """The cards for one container: least crowded first, then the tightest fit, so that large gaps stay whole."""
+def place(supply: Supply, need: Resources, policy: PlacementPolicy = USUAL, *, ahead: bool = False) -> Placed | Refused:
+    """The cards for one container: least crowded first, then the tightest fit, so that large gaps stay whole.
+
+    `ahead`: it is started before its job, takes no job's place, and nothing gives way to it.
+    """
     snapshot = supply.snapshot
     if supply.disk_free_mb is not None and supply.disk_free_mb < need.disk_mb + policy.disk_reserve_mb:
         short = f"{supply.disk_free_mb} MB of disk are free, {need.disk_mb} + {policy.disk_reserve_mb} MB are needed"
@@ -79,8 +84,10 @@ def place(supply: Supply, need: Resources, policy: PlacementPolicy = USUAL) -> P
     offers, refusals = [], []
     for sample in snapshot.samples:
         here = [reservation for reservation in supply.reservations if reservation.uuid == sample.uuid]
-        free = free_mb(sample, here) - policy.reserve_mb
-        full = len(here) >= policy.containers_per_gpu
+        jobs = [reservation for reservation in here if not reservation.idle]
+        yielded = 0 if ahead else sum(_taken_mb(sample, one) for one in here if one.idle)
+        free = free_mb(sample, here if ahead else jobs) + yielded - policy.reserve_mb
+        full = not ahead and len(jobs) >= policy.containers_per_gpu
         refused = _refusal(supply.judgements.get(sample.uuid), sample.index, free, full, need)
         if refused is None:
             offers.append((len(here), free, sample.index, sample.uuid))

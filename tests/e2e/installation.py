@@ -155,6 +155,7 @@ class Installation:
             "LAMPLIGHTER_ENDPOINTS": json.dumps([str(folder) for folder in endpoints]),
             "LAMPLIGHTER_ENGINE": self.engine,
             "LAMPLIGHTER_GPU__WATCH": "0",
+            "LAMPLIGHTER_WARM__ON": "0",  # what waits for a job would stand among what a job left behind
             "LAMPLIGHTER_LOG_LEVEL": "debug",
             "LAMPLIGHTER_GRACE_S": "2",
         } | more

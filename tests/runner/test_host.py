@@ -122,7 +122,7 @@ async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
 
         await until(judged)
         holding = cards.hold((CARD,), NEEDS)
-        holding.started("box", time.monotonic())
+        await holding.started("box", time.monotonic())
         assert isinstance(cards.place(NEEDS, PLENTY), Refused)
         gpus.strike(CARD, 79)
 

@@ -17,12 +17,14 @@ from runner.cards import Cards
 from runner.catalogue import Kind
 from runner.engines.memory import Box, MemoryEngine, Program
 from runner.gpu.memory import MemoryGpus
+from runner.gpu.port import Gpus
 from runner.life import Life, Outage
 from runner.living import live
 from runner.means import Means
-from runner.settings import GpuSettings, Pace
+from runner.settings import GpuSettings, Pace, WarmSettings
 from runner.slots import Slots
 from runner.supplies import AssetGone, EdgeAway
+from schemas.container import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
 from schemas.events import CancelRequested, Fact, Recorded, Submitted
 from schemas.feed import LogNote, Note
@@ -130,6 +132,9 @@ class World:
         self.leave = True
         self.grace_s = 0.05
         self.kinds: dict[str, Kind] | None = None
+        self.gpus: Gpus = MemoryGpus()
+        self.gpu_settings = GpuSettings()
+        self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
 
     @asynccontextmanager
     async def life(self, incarnation: str = "i1", host: str = "gpu-1") -> AsyncIterator["Running"]:
@@ -153,9 +158,8 @@ class World:
                 log=structlog.get_logger("test"),
             )
             async with anyio.create_task_group() as tasks:
-                running = Running(self, life, bus, engine)
-                means = self._means()
-                tasks.start_soon(running.serve, means)
+                running = Running(self, life, bus, engine, self._means())
+                tasks.start_soon(running.serve)
                 await within(running.ready.wait)
                 yield running
                 tasks.cancel_scope.cancel()
@@ -173,10 +177,11 @@ class World:
         }
         return Means(
             kinds=names,
-            cards=Cards(MemoryGpus(), GpuSettings(), time.monotonic),
+            cards=Cards(self.gpus, self.gpu_settings, time.monotonic),
             slots=Slots(self.slots),
             forget=forget,
             leave=self.leave,
+            warm=self.warm,
             grace_s=self.grace_s,
             settle_s=2.0,
         )
@@ -256,6 +261,21 @@ class World:
         """The log as followers saw it."""
         return "".join(note.text for note in await self.notes(key) if isinstance(note, LogNote))
 
+    async def waiting(self, endpoint: str, count: int = 1) -> list[Box]:
+        """Wait until so many containers of it wait for a job, loaded: by the host's own word, and by their doors."""
+
+        async def told() -> bool:
+            row = await self.edge.hosts.get("gpu-1")
+            said = row is not None and any(one.endpoint == endpoint and one.ready == count for one in row.value.warm)
+            return said and len(self._doors(endpoint)) == count
+
+        await until(told)
+        return self._doors(endpoint)
+
+    def _doors(self, endpoint: str) -> list[Box]:
+        mine = [box for box in self.boxes.values() if box.spec.image == endpoint and box.state == "running"]
+        return [box for box in mine if (box.spec.job_dir / START_SOCKET).exists()]
+
     async def cleared(self) -> None:
         """Wait until no container, no message and no job folder is left."""
 
@@ -269,17 +289,18 @@ class World:
 class Running:
     """One life under test."""
 
-    def __init__(self, world: World, life: Life, bus: MemoryBus, engine: MemoryEngine) -> None:
+    def __init__(self, world: World, life: Life, bus: MemoryBus, engine: MemoryEngine, means: Means) -> None:
         self.world = world
         self.life = life
         self.bus = bus
         self.engine = engine
+        self.means = means
         self.stop = anyio.Event()
         self.ready = anyio.Event()
         self.gone = anyio.Event()
 
-    async def serve(self, means: Means) -> None:
-        await live(self.life, means, self.stop, self.ready.set)
+    async def serve(self) -> None:
+        await live(self.life, self.means, self.stop, self.ready.set)
         self.gone.set()
 
     async def drained(self) -> None:

@@ -34,6 +34,7 @@ def test_the_whole_request() -> None:
             "lamplighter.job": "j",
             "lamplighter.round": "2",
             "lamplighter.attempt": "3",
+            "lamplighter.spare": "",
         },
         "HostConfig": {
             "NetworkMode": "none",
