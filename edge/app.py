@@ -1,5 +1,7 @@
 """The HTTP face of the edge: its routes, who may call them, and what OpenAPI says of them."""
 
+from typing import cast
+
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
@@ -8,8 +10,11 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from starlette.types import ASGIApp
 
 from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
+from edge.draining import Draining
+from edge.handshake import Handshake, note_cause
 from edge.parts import Parts
 from edge.problems import answer
 from edge.routes import assets, events, health, jobs, keys, lists, read
@@ -77,8 +82,13 @@ def _documented() -> OpenAPIConfig:
     )
 
 
-def create_app(parts: Parts) -> Litestar:
+def create_app(parts: Parts) -> ASGIApp:
     """The app over the services of one edge. It starts and stops nothing: `edge.serve` does."""
+    routed = cast("ASGIApp", _routed(parts))  # the two libraries spell the same ASGI types differently
+    return Handshake(Draining(routed))
+
+
+def _routed(parts: Parts) -> Litestar:
     return Litestar(
         route_handlers=list(ROUTES),
         state=State({"parts": parts}),
@@ -89,6 +99,7 @@ def create_app(parts: Parts) -> Litestar:
             "language": Provide(_language),
         },
         exception_handlers={Exception: answer},
+        after_exception=[note_cause],
         openapi_config=_documented(),
         cors_config=CORSConfig(allow_origins=list(parts.settings.cors.origins))
         if parts.settings.cors.origins

@@ -1,6 +1,6 @@
 """The border: every exception that leaves a route becomes a problem document."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -29,7 +29,8 @@ def _of_http(error: HTTPException) -> Refused:
     code = BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "body_malformed")
     extra = error.extra if isinstance(error.extra, list) else []
     fields = tuple(FieldError(f"$.{item.get('key', '')}", str(item.get("message", ""))) for item in extra)
-    return Refused(code, str(error.detail), errors=fields)
+    said = f"{fields[0].path}: {fields[0].message}" if fields else str(error.detail)
+    return Refused(code, said, errors=fields)
 
 
 def refusal_for(error: Exception) -> Refused:
@@ -53,15 +54,25 @@ def _headers(refused: Refused, error: Exception) -> dict[str, str]:
     return headers | {name: value for name, value in foreign.items() if name.lower() == "allow"}
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The exception handler of the whole app."""
+class Explained(NamedTuple):
+    """An error as HTTP tells it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    media_type: str = "application/problem+json"
+
+
+def explain(error: Exception, path: str) -> Explained:
+    """What to answer where `error` came out of a request for `path`."""
     refused = refusal_for(error)
     not_allowed = isinstance(error, HTTPException) and error.status_code == NOT_ALLOWED
     status = NOT_ALLOWED if not_allowed else refused.problem.status
-    problem = msgspec.structs.replace(refused.problem, instance=request.url.path, status=status)
-    return Response(
-        msgspec.json.encode(problem),
-        status_code=status,
-        headers=_headers(refused, error),
-        media_type="application/problem+json",
-    )
+    problem = msgspec.structs.replace(refused.problem, instance=path, status=status)
+    return Explained(status, _headers(refused, error), msgspec.json.encode(problem))
+
+
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The exception handler of the whole app."""
+    said = explain(error, request.url.path)
+    return Response(said.body, status_code=said.status, headers=said.headers, media_type=said.media_type)

@@ -35,6 +35,9 @@ from edge.store.port import Store
 
 LAST_PUBLISHES_S = 2.0
 GRACEFUL_S = 3  # open streams are cut after this: their clients resume
+# Longer than clients and proxies keep an idle connection (httpx 5, aiohttp 15, load balancers 60): who closes first
+# is never the one that may be spoken to at that moment.
+KEEP_ALIVE_S = 75
 
 log = structlog.get_logger()
 
@@ -120,6 +123,7 @@ async def _http(settings: EdgeSettings, parts: Parts) -> None:
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACEFUL_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         ws="websockets-sansio",
         ws_max_size=1024 * 1024,
         ws_ping_interval=20,

@@ -21,6 +21,10 @@ _DIGEST = re.compile(DIGEST_PATTERN)
 _SPECIAL = re.compile(r'[<>:"|?*]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 
+# RFC 9110, section 8.3.1, in visible ASCII.
+_TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(\s*;[\x20-\x7e]{0,120})?\Z", re.ASCII)
+_EMPTY_TYPES = {BINARY, "application/x-www-form-urlencoded", "multipart/form-data"}
+
 # Ours and not the machine's /etc/mime.types: the answer must not depend on where the edge runs. HTML and SVG are
 # left out on purpose: a client's file must never be shown as a page of the edge's own origin.
 MEDIA_TYPES = {
@@ -149,6 +153,16 @@ def _shorten(name: str) -> str:
     room = NAME_BYTES - len(suffix.encode())
     stem = name.removesuffix(suffix).encode()[:room].decode(errors="ignore").rstrip(" .")
     return stem + suffix
+
+
+def declared_type(declared: str | None, name: str) -> str:
+    """The media type that a client declared; what the name promises where it declared none, or only that of a form.
+
+    Only what may stand in a header again: `curl --data-binary` and forms send types that say nothing of the file.
+    """
+    kind = (declared or "").strip()
+    known = _TYPE.match(kind) and kind.partition(";")[0].strip().lower() not in _EMPTY_TYPES
+    return kind if known else media_type(name)
 
 
 def media_type(name: str) -> str:

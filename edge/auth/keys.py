@@ -3,8 +3,6 @@
 from typing import Any
 
 from litestar.connection import ASGIConnection
-from litestar.enums import ScopeType
-from litestar.exceptions import WebSocketException
 from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 from litestar.types import Guard
@@ -18,7 +16,6 @@ from schemas.words import is_token
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 OPEN = "open"  # the opt of a route that asks for no key
-UNAUTHORIZED = 4401  # WebSocket close code, PROTOCOLS 2
 
 
 def presented(connection: Connection) -> str | None:
@@ -37,8 +34,6 @@ class Authenticate(AbstractAuthenticationMiddleware):
         text = presented(connection)
         with refusing():
             key = await ring.authenticate(text) if text else None
-        if key is None and connection.scope["type"] == ScopeType.WEBSOCKET:
-            raise WebSocketException(detail="a valid API key is needed", code=UNAUTHORIZED)
         if key is None:
             raise Refused("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")
         return AuthenticationResult(user=key.owner, auth=key)

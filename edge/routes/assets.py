@@ -3,21 +3,20 @@
 from typing import Annotated
 from urllib.parse import unquote
 
-import msgspec
-from litestar import Response, delete, get, post, put, route
+from litestar import Response, delete, post, put
 from litestar.datastructures import UploadFile
 from litestar.params import FromPath, QueryParameter
 from litestar.types import ASGIApp
 from msgspec import Struct
 
 from edge.auth.keys import needs
-from edge.routes.bodies import is_form, pieces, read_form, read_json
+from edge.routes.bodies import is_form, pieces, read_form, read_struct
 from edge.routes.documents import DigestsBody, RawBody
 from edge.routes.files import download
-from edge.routes.given import AnyRequest, Owner, Services, Speech
+from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
 from edge.services.messages import DELETED
 from schemas.access import Scope
-from schemas.asset import SCHEME, InvalidDigest, Reference, is_digest, media_type, parse
+from schemas.asset import SCHEME, InvalidDigest, Reference, declared_type, is_digest, parse
 from schemas.errors import Refused
 
 MAX_DIGESTS = 1000
@@ -95,7 +94,7 @@ def _created(stored: tuple[Reference, str, bool]) -> Response[AssetView]:
 async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: FromPath[str]) -> Response[AssetView]:
     """Upload the file with this digest: 201 when new to the owner, 200 when there; 422 `digest_mismatch`."""
     digest, name = digest_of(sha256), _name(request)
-    kind = request.headers.get("content-type") or media_type(name)
+    kind = declared_type(request.headers.get("content-type"), name)
     return _created(await parts.assets.put(owner, request.stream(), digest, name, kind))
 
 
@@ -114,17 +113,17 @@ async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Resp
         if upload is None:
             raise Refused("body_malformed", "the form has no file part")
         name = upload.filename or "file"
-        stored = await parts.assets.put(owner, pieces(upload), None, name, upload.content_type or media_type(name))
+        kind = declared_type(upload.content_type, name)
+        stored = await parts.assets.put(owner, pieces(upload), None, name, kind)
     else:
         name = _name(request)
-        kind = request.headers.get("content-type") or media_type(name)
+        kind = declared_type(request.headers.get("content-type"), name)
         stored = await parts.assets.put(owner, request.stream(), None, name, kind)
     return _created(stored)
 
 
-@route(
+@get_or_head(
     "/v1/assets/{sha256:str}",
-    http_method=["GET", "HEAD"],
     guards=[needs(Scope.ASSETS_READ)],
     media_type="application/octet-stream",
 )
@@ -152,7 +151,7 @@ async def delete_asset(parts: Services, owner: Owner, language: Speech, sha256: 
     return DeletedAsset(digest, DELETED.say(language), deleted.hosts_pending)
 
 
-@get("/v1/assets", guards=[needs(Scope.ASSETS_READ)])
+@get_or_head("/v1/assets", guards=[needs(Scope.ASSETS_READ)])
 async def list_assets(
     parts: Services,
     owner: Owner,
@@ -167,10 +166,10 @@ async def list_assets(
 @post("/v1/assets/check", status_code=200, guards=[needs(Scope.ASSETS_READ)], operation_class=DigestsBody)
 async def check_assets(request: AnyRequest, parts: Services, owner: Owner) -> Presence:
     """Which of at most 1000 digests the owner has: what is present need not be uploaded."""
+    asked = await read_struct(request, _Digests)
     try:
-        asked = msgspec.convert(await read_json(request), _Digests)
         digests = [parse(text) if text.startswith(SCHEME) else parse(SCHEME + text) for text in asked.digests]
-    except (msgspec.ValidationError, InvalidDigest) as error:
+    except InvalidDigest as error:
         raise Refused("input_invalid", str(error)) from error
     if len(digests) > MAX_DIGESTS:
         raise Refused("input_invalid", f"at most {MAX_DIGESTS} digests can be asked for at once")

@@ -8,18 +8,17 @@ import anyio
 import msgspec
 from litestar import get, websocket
 from litestar.exceptions import WebSocketDisconnect
-from litestar.params import FromPath, HeaderParameter, QueryParameter
+from litestar.params import FromPath, FromQuery, HeaderParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
-from edge.auth.keys import needs, owner_of
+from edge.auth.keys import needs
 from edge.routes.given import AnySocket, Owner, Services, Speech
 from edge.routes.jobs import job_key
 from edge.services.stream import StreamItem
 from schemas.access import Scope
-from schemas.errors import Refused
 
 COMMENT_EVERY_S = 15.0
-NORMAL, NOT_FOUND = 1000, 4404
+NORMAL = 1000
 
 T = TypeVar("T")
 
@@ -61,8 +60,9 @@ def _sse(items: AsyncIterator[StreamItem]) -> ServerSentEvent:
     return ServerSentEvent(_messages(items), headers=headers)
 
 
-LastEventId = Annotated[str | None, HeaderParameter(name="Last-Event-ID", max_length=64)]
-After = Annotated[str | None, QueryParameter(max_length=64)]
+# Of any length: what is no id of ours means the start, and a client that resumes must not be refused for it.
+LastEventId = Annotated[str | None, HeaderParameter(name="Last-Event-ID")]
+After = FromQuery[str | None]
 
 
 @get("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
@@ -84,7 +84,7 @@ async def job_events(
 async def owner_events(
     parts: Services, owner: Owner, language: Speech, last_event_id: LastEventId = None, after: After = None
 ) -> ServerSentEvent:
-    """The same for all jobs of the owner, with host notices; without an id it starts now."""
+    """The same for all jobs of the owner, with host notices, and without an end; without an id from the start."""
     return _sse(parts.follower.events(owner, None, last_event_id or after, language))
 
 
@@ -110,21 +110,16 @@ async def _push(socket: AnySocket, items: AsyncIterator[StreamItem]) -> None:
 
 @websocket("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)])
 async def job_socket(
-    socket: AnySocket, parts: Services, job_id: FromPath[str], language: Speech, after: After = None
+    socket: AnySocket, parts: Services, owner: Owner, job_id: FromPath[str], language: Speech, after: After = None
 ) -> None:
     """The same over a WebSocket, one JSON object a message: `{"id", "event", "data"}`."""
+    await parts.intake.read(job_key(owner, job_id))
     await socket.accept()
-    owner = owner_of(socket)
-    try:
-        await parts.intake.read(job_key(owner, job_id))
-    except Refused as refused:
-        await socket.close(code=NOT_FOUND, reason=refused.code)
-        return
     await _push(socket, parts.follower.events(owner, job_id, after, language))
 
 
 @websocket("/v1/events", guards=[needs(Scope.JOBS_READ)])
-async def owner_socket(socket: AnySocket, parts: Services, language: Speech, after: After = None) -> None:
+async def owner_socket(socket: AnySocket, parts: Services, owner: Owner, language: Speech, after: After = None) -> None:
     """All jobs of the owner over a WebSocket."""
     await socket.accept()
-    await _push(socket, parts.follower.events(owner_of(socket), None, after, language))
+    await _push(socket, parts.follower.events(owner, None, after, language))

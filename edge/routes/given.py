@@ -1,8 +1,9 @@
 """What routes are given: the request, the edge's services, whose things are meant, the language to answer in."""
 
+from functools import partial
 from typing import Any
 
-from litestar import Request, WebSocket
+from litestar import Request, WebSocket, route
 from litestar.di import NamedDependency
 
 from edge.parts import Parts
@@ -13,3 +14,6 @@ AnySocket = WebSocket[Any, Any, Any]
 Services = NamedDependency[Parts]
 Owner = NamedDependency[str]
 Speech = NamedDependency[Language]
+
+# RFC 9110, 9.1: whoever answers GET answers HEAD. Litestar does not do it by itself; streams are left out.
+get_or_head = partial(route, http_method=["GET", "HEAD"])

@@ -1,12 +1,12 @@
 """`/livez`, `/readyz` and `/metrics`."""
 
-from litestar import Response, get
+from litestar import Response
 from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from edge.auth.keys import OPEN, needs
 from edge.parts import Parts
-from edge.routes.given import Services
+from edge.routes.given import Services, get_or_head
 from edge.services.refusals import refusing
 from schemas.access import Scope
 from schemas.errors import Refused
@@ -25,7 +25,7 @@ class Ready(Struct, frozen=True):
     why: tuple[str, ...] = ()
 
 
-@get("/livez", opt={OPEN: True})
+@get_or_head("/livez", opt={OPEN: True})
 async def livez() -> Alive:
     """The process answers."""
     return Alive()
@@ -40,14 +40,14 @@ async def _obstacles(parts: Parts) -> tuple[str, ...]:
     return rebuilding
 
 
-@get("/readyz", opt={OPEN: True})
+@get_or_head("/readyz", opt={OPEN: True})
 async def readyz(parts: Services) -> Response[Ready]:
     """200 when new work is taken, 503 with the reasons when not."""
     why = await _obstacles(parts)
     return Response(Ready("refusing" if why else "ok", why), status_code=503 if why else 200)
 
 
-@get("/metrics", guards=[needs(Scope.HOSTS_READ)], media_type=CONTENT_TYPE_LATEST)
+@get_or_head("/metrics", guards=[needs(Scope.HOSTS_READ)], media_type=CONTENT_TYPE_LATEST)
 async def metrics(parts: Services) -> bytes:
     """Prometheus: jobs by status and endpoint, hosts by state, how full the broker's store is."""
     registry = CollectorRegistry()

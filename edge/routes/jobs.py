@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Annotated
 
 import anyio
-from litestar import MediaType, Response, delete, get, post, put, route
+from litestar import MediaType, Response, delete, post, put
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 from litestar.types import ASGIApp
 
@@ -15,7 +15,7 @@ from edge.parts import Parts
 from edge.routes.bodies import read_submission
 from edge.routes.documents import JobBody
 from edge.routes.files import download, plain
-from edge.routes.given import AnyRequest, Owner, Services, Speech
+from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
 from edge.services.intake import Accepted
 from edge.services.messages import Language
 from edge.services.refusals import refusing
@@ -104,7 +104,7 @@ async def _said_so_far(parts: Parts, key: JobKey) -> str:
     return "".join(note.text for note in notes if isinstance(note, LogNote))
 
 
-@get("/v1/jobs/{job_id:str}", guards=[needs(Scope.JOBS_READ)])
+@get_or_head("/v1/jobs/{job_id:str}", guards=[needs(Scope.JOBS_READ)])
 async def read_job(
     parts: Services,
     owner: Owner,
@@ -121,7 +121,7 @@ async def read_job(
     return await parts.viewer.job(entry, language)
 
 
-@get("/v1/jobs/{job_id:str}/history", guards=[needs(Scope.JOBS_READ)])
+@get_or_head("/v1/jobs/{job_id:str}/history", guards=[needs(Scope.JOBS_READ)])
 async def job_history(parts: Services, owner: Owner, job_id: FromPath[str]) -> list[HistoryRow]:
     """The last 64 events of the job, oldest first."""
     return await parts.intake.history(job_key(owner, job_id))
@@ -145,7 +145,7 @@ async def delete_job(parts: Services, owner: Owner, job_id: FromPath[str]) -> No
     await parts.intake.delete(job_key(owner, job_id))
 
 
-@get("/v1/jobs/{job_id:str}/logs", guards=[needs(Scope.JOBS_READ)], media_type=MediaType.TEXT)
+@get_or_head("/v1/jobs/{job_id:str}/logs", guards=[needs(Scope.JOBS_READ)], media_type=MediaType.TEXT)
 async def job_logs(request: AnyRequest, parts: Services, owner: Owner, job_id: FromPath[str]) -> ASGIApp:
     """The log as text: the kept one (first and last 5 MB) once the job has ended, until then what was said so far."""
     entry = await parts.intake.read(job_key(owner, job_id))
@@ -155,9 +155,8 @@ async def job_logs(request: AnyRequest, parts: Services, owner: Owner, job_id: F
     return plain(await _said_so_far(parts, entry.recorded.job.key))
 
 
-@route(
+@get_or_head(
     "/v1/jobs/{job_id:str}/files/{name:str}",
-    http_method=["GET", "HEAD"],
     guards=[needs(Scope.JOBS_READ)],
     media_type="application/octet-stream",
 )

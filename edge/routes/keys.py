@@ -2,17 +2,15 @@
 
 from typing import Annotated
 
-import msgspec
 from litestar import delete, get, post
 from litestar.params import FromPath
 from msgspec import Meta, Struct
 
 from edge.auth.keys import needs
-from edge.routes.bodies import read_json
+from edge.routes.bodies import read_struct
 from edge.routes.given import AnyRequest, Services
 from edge.services.refusals import refusing
 from schemas.access import CLIENT_SCOPES, ApiKey, Scope
-from schemas.errors import Refused
 from schemas.job import Moment
 from schemas.words import Token
 
@@ -60,11 +58,7 @@ def _shown(key: ApiKey, text: str | None = None) -> KeyView:
 @post("/v1/keys", status_code=201, guards=[needs(Scope.ADMIN)])
 async def create_key(request: AnyRequest, parts: Services) -> KeyView:
     """A new key: the whole text is in this answer and nowhere afterwards."""
-    try:
-        asked = msgspec.convert(await read_json(request), NewKey)
-    except msgspec.ValidationError as error:
-        code = "field_unknown" if "unknown field" in str(error) else "input_invalid"
-        raise Refused(code, str(error)) from error
+    asked = await read_struct(request, NewKey)
     with refusing():
         key, text = await parts.keys.create(
             asked.owner, asked.scopes, name=asked.name, expires_at=asked.expires_at, language=asked.language

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from litestar import get
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 
 from edge.auth.keys import needs
-from edge.routes.given import Owner, Services, Speech
+from edge.routes.given import Owner, Services, Speech, get_or_head
 from edge.services.pages import Filters
 from schemas.access import Scope
 from schemas.errors import FieldError, Refused
@@ -35,7 +34,7 @@ def _tags(given: list[str] | None) -> tuple[tuple[str, str], ...]:
     return tuple(tags)
 
 
-@get("/v1/jobs", guards=[needs(Scope.JOBS_READ)])
+@get_or_head("/v1/jobs", guards=[needs(Scope.JOBS_READ)])
 async def list_jobs(
     parts: Services,
     owner: Owner,

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from litestar import get
 from litestar.params import FromPath
 from msgspec import Struct
 
 from edge.auth.keys import needs
 from edge.parts import Parts
-from edge.routes.given import Owner, Services
+from edge.routes.given import Owner, Services, get_or_head
 from schemas.access import Scope
 from schemas.endpoint import Endpoint
 from schemas.errors import Refused
@@ -51,25 +50,25 @@ def _shown(parts: Parts, endpoint: Endpoint) -> EndpointView:
     )
 
 
-@get("/v1/endpoints", guards=[needs(Scope.JOBS_READ)])
+@get_or_head("/v1/endpoints", guards=[needs(Scope.JOBS_READ)])
 async def list_endpoints(parts: Services) -> Endpoints:
     """What can run, with the JSON Schema of each input."""
     return Endpoints([_shown(parts, endpoint) for endpoint in parts.catalog.all()])
 
 
-@get("/v1/endpoints/{name:str}", guards=[needs(Scope.JOBS_READ)])
+@get_or_head("/v1/endpoints/{name:str}", guards=[needs(Scope.JOBS_READ)])
 async def read_endpoint(parts: Services, name: FromPath[str]) -> EndpointView:
     """One endpoint."""
     return _shown(parts, parts.catalog.get(name))
 
 
-@get("/v1/hosts", guards=[needs(Scope.HOSTS_READ)])
+@get_or_head("/v1/hosts", guards=[needs(Scope.HOSTS_READ)])
 async def list_hosts(parts: Services, owner: Owner) -> Hosts:
     """The hosts and what they do."""
     return Hosts(list(parts.hosts.views(owner)))
 
 
-@get("/v1/hosts/{host:str}", guards=[needs(Scope.HOSTS_READ)])
+@get_or_head("/v1/hosts/{host:str}", guards=[needs(Scope.HOSTS_READ)])
 async def read_host(parts: Services, owner: Owner, host: FromPath[str]) -> HostView:
     """One host."""
     found = parts.hosts.view(host, owner)

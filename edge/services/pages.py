@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 
 from msgspec import Struct
 
@@ -14,6 +15,7 @@ from schemas.words import Priority, Status
 
 PAGE = 50
 PAGE_MAX = 500
+_CURSOR = re.compile(r"(?P<created_us>-?[0-9]{1,18})\.(?P<name>.+)\Z", re.DOTALL)  # what SQLite can compare with
 
 
 class Filters(Struct, frozen=True):
@@ -45,7 +47,10 @@ def job_cursor(job: Job) -> str:
 def read_cursor(text: str) -> tuple[int, str]:
     """Creation in microseconds and name of the last row given. Raises Refused `input_invalid`."""
     try:
-        created, _, name = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(".")
-        return int(created), name
-    except (binascii.Error, ValueError) as error:
-        raise invalid(FieldError("cursor", "is not one that this server gave: leave it out to start anew")) from error
+        decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+    except (binascii.Error, ValueError):
+        decoded = ""
+    match = _CURSOR.match(decoded)
+    if match is None:
+        raise invalid(FieldError("cursor", "is not one that this server gave: leave it out to start anew"))
+    return int(match["created_us"]), match["name"]

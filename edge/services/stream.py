@@ -1,5 +1,6 @@
 """What a stream of events carries, and the id by which a client resumes it (PROTOCOLS 1, `events`)."""
 
+import re
 from datetime import datetime
 from typing import Literal
 
@@ -74,9 +75,11 @@ class Bookmark(Struct, frozen=True):
         return f"{self.feed}-{self.revision}"
 
 
+# <epoch>-<FEED sequence>, and the revision behind it; both are counted in eight bytes.
+_ID = re.compile(r"(?P<feed>[^-]{1,64}-[0-9]{1,18})(?:-(?P<revision>[0-9]{1,18}))?\Z")
+
+
 def read_bookmark(text: str | None) -> Bookmark | None:
     """The bookmark that a client sent; an id it cannot have from us stands for the start."""
-    parts = (text or "").split("-")
-    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts[1:]):
-        return None
-    return Bookmark("-".join(parts[:2]), int(parts[2]) if len(parts) == 3 else 0)
+    match = _ID.match(text or "")
+    return Bookmark(match["feed"], int(match["revision"] or 0)) if match else None

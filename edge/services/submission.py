@@ -1,8 +1,8 @@
 """From the body of a submit to the record: wrong types and unknown fields named, limits resolved."""
 
 import re
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,15 +17,24 @@ _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$.*)`)?$
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
 
+T = TypeVar("T")
 
-def read_body(body: dict[str, Any]) -> Submission:
-    """The body as a Submission. Raises Refused `field_unknown` (400) or `input_invalid` (422), naming the path."""
+
+def read_as(body: dict[str, Any], kind: type[T]) -> T:
+    """`body` as a `kind`. Raises Refused `field_unknown` (400) or `input_invalid` (422), naming the path."""
     try:
-        submission = msgspec.convert(body, Submission)
+        return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from error
+
+
+def read_body(body: dict[str, Any]) -> Submission:
+    """The body as a Submission, as `read_as` does it. What cannot be kept yet is refused, never taken and forgotten."""
+    submission = read_as(body, Submission)
     if submission.await_input:
         raise invalid(FieldError("$.await_input", "not yet: upload the assets first, then submit"))
+    if submission.webhook is not None:
+        raise invalid(FieldError("$.webhook", "not yet: follow the job at its events, or ask with ?wait="))
     return submission
 
 
@@ -63,8 +72,9 @@ def make_job(  # noqa: PLR0913 - each is one fact of the request
     at: datetime,
 ) -> Job:
     """The record that `submission` makes, `given` being its validated input. Raises Refused `input_invalid`."""
-    _check_times(submission, at)
-    later = submission.not_before is not None and submission.not_before > at
+    start, deadline = _in_utc(submission.not_before, "not_before"), _in_utc(submission.deadline, "deadline")
+    _check_times(start, deadline, at)
+    later = start is not None and start > at
     return Job(
         id=key.id,
         owner=key.owner,
@@ -78,15 +88,22 @@ def make_job(  # noqa: PLR0913 - each is one fact of the request
         webhook=submission.webhook,
         tags=submission.tags,
         trace_id=trace_id,
-        not_before=submission.not_before,
-        deadline=submission.deadline,
+        not_before=start,
+        deadline=deadline,
         created_at=at,
         queued_at=None if later else at,
     )
 
 
-def _check_times(submission: Submission, at: datetime) -> None:
-    deadline, start = submission.deadline, submission.not_before
+def _in_utc(moment: datetime | None, name: str) -> datetime | None:
+    """Every time on the wire is UTC, whatever zone it came in."""
+    try:
+        return None if moment is None else moment.astimezone(UTC)
+    except OverflowError as error:  # the first or the last hours that a datetime can tell
+        raise invalid(FieldError(f"$.{name}", "is no time that can be told in UTC")) from error
+
+
+def _check_times(start: datetime | None, deadline: datetime | None, at: datetime) -> None:
     if deadline is not None and deadline <= at:
         raise invalid(FieldError("$.deadline", "lies in the past"))
     if deadline is not None and start is not None and deadline <= start:

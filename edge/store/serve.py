@@ -1,8 +1,10 @@
 """An asset as an HTTP answer: ranges, revalidation, and nothing a browser could mistake for a page of the edge."""
 
+import re
+
 from starlette.datastructures import Headers
 from starlette.responses import FileResponse, Response, StreamingResponse
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from edge.store.port import BLOCK, Store, Stored
 from schemas.asset import Digest, safe_name
@@ -10,9 +12,27 @@ from schemas.asset import Digest, safe_name
 # Shown in place; everything else is offered for saving. No HTML, no SVG: both can carry scripts.
 _SHOWN = ("video/", "audio/", "image/png", "image/jpeg", "image/gif", "image/webp", "text/plain", "application/json")
 
+# Eighteen digits are more than any file has.
+_RANGE = r"(\d{1,18}-\d{0,18}|-\d{1,18})"
+_RANGES = re.compile(rf"bytes=\s*{_RANGE}(\s*,\s*{_RANGE})*\s*\Z", re.ASCII | re.IGNORECASE)
+
 
 class _File(FileResponse):
     chunk_size = BLOCK  # a hop to a thread per 64 KiB halves the speed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """RFC 9110, 14.2: a Range that is malformed or of another unit is ignored, not refused."""
+        asked = Headers(scope=scope).get("range")
+        if asked is not None and not _usable(asked):
+            scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
+        await super().__call__(scope, receive, send)
+
+
+def _usable(asked: str) -> bool:
+    if not _RANGES.match(asked):
+        return False
+    ends = (one.strip().split("-") for one in asked.partition("=")[2].split(","))
+    return all(not (first and last) or int(first) <= int(last) for first, last in ends)
 
 
 async def answer(store: Store, sha256: Digest, name: str, media_type: str, scope: Scope) -> Response | None:

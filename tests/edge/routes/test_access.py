@@ -1,5 +1,6 @@
 """Keys, scopes, health, what can run, and the documents."""
 
+import anyio
 import httpx
 import pytest
 
@@ -84,6 +85,31 @@ async def test_health_needs_no_key_and_says_what_is_in_the_way(face: Face):
     ready = await face.anyone.get("/readyz")
     assert ready.status_code == 503
     assert "broker" in ready.json()["why"][0]
+
+
+async def test_what_answers_get_answers_head(face: Face):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    for path in ("/livez", "/readyz", "/v1/jobs", "/v1/jobs/mine", "/v1/jobs/mine/history", "/v1/jobs/mine/logs"):
+        reply = await face.ann.head(path)
+        assert (reply.status_code, reply.content) == (200, b""), path
+    assert (await face.ann.head("/v1/jobs/none")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [("/v1/jobs", "ann", 413), ("/v1/jobs", "none", 401), ("/v1/nothing", "ann", 404), ("/v1/keys", "ann", 403)],
+)
+async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(face: Face, path, key, status):
+    """A body larger than the socket's buffers, from a client that asks for the connection to be closed."""
+    body = b"x" * (16 << 20)
+    head = f"POST {path} HTTP/1.1\r\nHost: edge\r\nX-API-Key: {face.texts.get(key, key)}\r\n"
+    head += f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    url = httpx.URL(face.url)
+    async with await anyio.connect_tcp(url.host, url.port) as stream:
+        with anyio.fail_after(20):
+            await stream.send(head.encode() + body)
+            answer = await stream.receive()
+    assert answer.split(b" ", 2)[1] == str(status).encode()
 
 
 async def test_what_can_run_is_told_with_its_schema(face: Face):

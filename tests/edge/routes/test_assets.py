@@ -43,6 +43,27 @@ async def test_post_computes_the_digest_raw_and_as_a_form(face: Face):
     assert [a["name"] for a in listed["assets"] + rest["assets"]] == ["b.mp4", "a.wav"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("application/x-www-form-urlencoded", "video/mp4"),  # what `curl --data-binary` says of anything
+        ("application/octet-stream", "video/mp4"),
+        ("vid\xff/x", "video/mp4"),
+        ("nonsense", "video/mp4"),
+        ("video/webm", "video/webm"),
+    ],
+)
+async def test_a_type_that_says_nothing_gives_way_to_the_name(face: Face, sent, kept):
+    headers = {"Content-Type": sent.encode("latin-1")}
+    raw = await face.ann.post("/v1/assets?name=a.mp4", content=b"x", headers=headers)
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.mp4"\r\nContent-Type: '
+    form += sent.encode() + b"\r\n\r\ny\r\n--x--\r\n"
+    sent_form = {"Content-Type": "multipart/form-data; boundary=x"}
+    part = await face.bob.post("/v1/assets", content=form, headers=sent_form)
+    assert [raw.json()["media_type"], part.json()["media_type"]] == [kept, kept]
+    assert (await face.bob.get(part.json()["url"])).headers["content-type"] == kept
+
+
 async def test_names_cannot_leave_their_folder(face: Face):
     for name in ("../../etc/passwd", "..\\..\\boot.ini", "a%2F..%2Fb", "\u202egnp.exe", "con"):
         reply = await face.ann.post("/v1/assets", params={"name": name}, content=name.encode())
@@ -58,9 +79,10 @@ async def test_check_tells_present_from_missing(face: Face):
     reply = await face.ann.post("/v1/assets/check", json=asked)
     assert reply.json() == {"present": [f"sha256:{SHA}"], "missing": ["sha256:" + "f" * 64]}
     assert (await face.bob.post("/v1/assets/check", json=asked)).json()["present"] == []
-    for bad in ({}, {"digests": ["x"]}, {"digests": 5}, {"digests": [], "more": 1}, {"digests": ["f" * 64] * 1001}):
-        reply = await face.ann.post("/v1/assets/check", json=bad)
-        assert reply.status_code in {400, 422}, bad
+    for bad in ({}, {"digests": ["x"]}, {"digests": 5}, {"digests": ["f" * 64] * 1001}):
+        assert (await face.ann.post("/v1/assets/check", json=bad)).json()["code"] == "input_invalid", bad
+    unknown = await face.ann.post("/v1/assets/check", json={"digests": [], "more": 1})
+    assert (unknown.status_code, unknown.json()["errors"][0]["path"]) == (400, "$.more")
 
 
 async def test_delete_drops_the_reference_and_says_so(face: Face):

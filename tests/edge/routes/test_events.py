@@ -96,18 +96,38 @@ async def test_a_websocket_tells_the_same(face: Face):
 
 
 @pytest.mark.parametrize(
-    ("owner", "path", "code"), [("bob", "/v1/jobs/mine/events", 4404), (None, "/v1/jobs/mine/events", 4401)]
+    ("owner", "path", "status", "code"),
+    [
+        (None, "/v1/jobs/mine/events", 401, "unauthorized"),
+        ("runner", "/v1/jobs/mine/events", 403, "forbidden"),
+        ("bob", "/v1/jobs/mine/events", 404, "not_found"),
+        ("bob", "/v1/events?owner=ann", 403, "forbidden"),
+        ("admin", "/v1/events?owner=a.b", 422, "input_invalid"),
+        ("ann", "/v1/jobs/a.b/events", 422, "input_invalid"),
+        ("ann", "/v1/nothing", 404, "not_found"),
+    ],
 )
-async def test_a_websocket_is_closed_to_strangers(face: Face, owner, path, code):
+async def test_a_refused_websocket_is_answered_as_http_is(face: Face, owner, path, status, code):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     headers = {"Authorization": f"Bearer {face.texts[owner]}"} if owner else {}
-    with pytest.raises((websockets.ConnectionClosed, websockets.InvalidStatus)) as refused:
-        async with websockets.connect(socket_url(face, path), additional_headers=headers) as socket:
-            await socket.recv()
-    if isinstance(refused.value, websockets.ConnectionClosed):
-        assert refused.value.rcvd.code == code
-    else:
-        assert refused.value.response.status_code == 403
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with websockets.connect(socket_url(face, path), additional_headers=headers):
+            pass
+    reply = refused.value.response
+    assert (reply.status_code, json.loads(reply.body)["code"]) == (status, code)
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "after", ["nonsense", "x" * 300, "-", "e-", "e-1-", "0-99999999999999999999", "0-" + "9" * 5000]
+)
+async def test_an_id_that_is_none_of_ours_stands_for_the_start(face: Face, after):
+    await run(face, "mine")
+    whole = await read(face.ann, "/v1/jobs/mine/events")
+    epoch = whole[0].id.partition("-")[0]
+    for sent in (after, after.replace("0", epoch, 1)):
+        again = await read(face.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": sent})
+        assert [event.data for event in again] == [event.data for event in whole]
 
 
 async def test_silence_is_filled_and_the_source_is_closed():

@@ -1,5 +1,6 @@
 """`/v1/jobs` as a client meets it."""
 
+import base64
 import hashlib
 import json
 
@@ -98,6 +99,10 @@ async def test_another_owners_job_is_not_there(face: Face):
         (b'{"endpoint":5,"input":{}}', 422, "input_invalid"),
         (b'{"endpoint":"echo","input":{"text":5}}', 422, "input_invalid"),
         (b'{"endpoint":"echo","input":{"nothing":5}}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{},"await_input":true}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{},"webhook":{"url":"https://example.com"}}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{},"not_before":"0001-01-01T00:00:00+14:00"}', 422, "input_invalid"),
+        (b'{"endpoint":"echo","input":{},"deadline":"9999-12-31T23:59:59-14:00"}', 422, "input_invalid"),
         (b'{"endpoint":"nowhere","input":{}}', 404, "endpoint_unknown"),
         (b'{"endpoint":"echo","input":{"file":"sha256:' + b"a" * 64 + b'"}}', 422, "asset_missing"),
         (b'{"endpoint":"echo","input":{"file":"../../etc/passwd"}}', 422, "input_invalid"),
@@ -133,6 +138,67 @@ async def test_multipart_carries_the_files(face: Face):
     assert (reply.status_code, reply.json()["input"]["file"]) == (202, f"sha256:{digest}")
     assert (await face.ann.get(f"/v1/assets/{digest}")).content == b"content of a"
     assert (await face.bob.get(f"/v1/assets/{digest}")).status_code == 404
+
+
+async def test_times_are_told_in_utc_whatever_zone_they_came_in(face: Face):
+    times = {"not_before": "2030-01-01T08:00:00+08:00", "deadline": "2030-01-02T00:00:00-01:00"}
+    job = (await face.ann.post("/v1/jobs", json=ECHO | times)).json()
+    assert (job["not_before"], job["deadline"]) == ("2030-01-01T00:00:00Z", "2030-01-02T01:00:00Z")
+
+
+async def test_a_long_trace_id_is_cut_and_a_given_one_is_kept(face: Face):
+    long = await face.ann.post("/v1/jobs", json=ECHO, headers={"X-Trace-Id": "t" * 5000})
+    given = await face.ann.post("/v1/jobs", json=ECHO | {"trace_id": "mine"}, headers={"X-Trace-Id": "other"})
+    assert (long.json()["trace_id"], given.json()["trace_id"]) == ("t" * 128, "mine")
+
+
+async def test_a_form_may_carry_the_job_as_a_file(face: Face):
+    files = {"job": ("blob", json.dumps({"endpoint": "echo"}), "application/json"), "file": ("a.txt", b"a")}
+    reply = await face.ann.post("/v1/jobs", files=files)
+    assert (reply.status_code, reply.json()["input"]["file"][:7]) == (202, "sha256:")
+
+
+JOB = ("job", (None, json.dumps({"endpoint": "echo"})))
+FILE = ("file", ("../../etc/passwd", b"x"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        ([JOB, JOB, FILE], 400, "body_malformed"),
+        ([JOB, FILE, FILE], 422, "input_invalid"),
+        ([JOB, FILE, ("more", (None, "text"))], 400, "field_unknown"),
+        ([JOB, ("more", ("a", b"x"))], 422, "input_invalid"),
+        ([("job", (None, '{"endpoint":"nowhere"}')), FILE], 404, "endpoint_unknown"),
+        ([("job", (None, '{"endpoint":"echo","input":{"text":5}}')), FILE], 422, "input_invalid"),
+        (
+            [("job", (None, '{"endpoint":"echo","input":{"file":"twice"}}')), FILE],
+            422,
+            "input_invalid",
+        ),
+        ([("job", ("j", b" " * 1_100_000, "application/json"))], 413, "body_too_large"),
+    ],
+)
+async def test_a_bad_form_is_named_and_nothing_of_it_is_kept(face: Face, sent, status, code):
+    reply = await face.ann.post("/v1/jobs", files=sent)
+    assert (reply.status_code, reply.json()["code"]) == (status, code)
+    assert not await face.world.bus.records.keys()
+    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/assets"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        b'Content-Disposition: form-data; name="job"\r\nContent-Type: text/plain; charset=nope\r\n\r\n{}',
+        b'Content-Disposition: form-data; name="job"\r\n\r\n\xff\xfe',
+    ],
+)
+async def test_a_form_that_cannot_be_read_is_a_malformed_body(face: Face, path, part):
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"--x\r\n" + part + b"\r\n--x--\r\n", b"--x\r\n" + part):
+        reply = await face.ann.post(path, content=body, headers=headers)
+        assert (reply.status_code, reply.json()["code"]) == (400, "body_malformed"), reply.text
 
 
 @pytest.mark.parametrize(
@@ -215,5 +281,9 @@ async def test_the_list_is_newest_first_in_pages_and_filtered(face: Face):
     assert [j["id"] for j in (await face.ann.get("/v1/jobs?tag=n:2")).json()["jobs"]] == ["j2"]
     assert [j["id"] for j in (await face.ann.get("/v1/jobs?priority=high")).json()["jobs"]] == ["j3"]
     assert (await face.bob.get("/v1/jobs")).json()["jobs"] == []
-    for query in ("status=nothing", "limit=0", "cursor=!", "tag=x", "priority=urgent"):
+    huge = base64.urlsafe_b64encode(b"9" * 30 + b".x").decode()
+    for query in ("status=nothing", "limit=0", "cursor=!", "tag=x", "priority=urgent", f"cursor={huge}"):
         assert (await face.ann.get(f"/v1/jobs?{query}")).status_code == 422, query
+    named = (await face.ann.get("/v1/jobs?limit=0")).json()
+    assert named["errors"][0]["path"] == "$.limit"
+    assert named["detail"].startswith("$.limit: ")

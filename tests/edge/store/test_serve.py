@@ -95,6 +95,12 @@ async def test_a_range_past_the_end_is_416_with_the_size(url: str, client: httpx
     assert got.headers["content-range"] == f"bytes */{len(BODY)}"
 
 
+@pytest.mark.parametrize("asked", ["lines=1-2", "bytes=abc", "bytes=5-2", "bytes=", "bytes", "bytes=1-" + "9" * 5000])
+async def test_a_range_that_cannot_be_read_is_ignored(url: str, client: httpx.AsyncClient, asked: str) -> None:
+    got = await client.get(url, headers={"Range": asked})
+    assert (got.status_code, got.content) == (200, BODY)
+
+
 @pytest.mark.parametrize(("condition", "status"), [(ETAG, 206), ('"another"', 200)])
 async def test_a_resumed_download_gets_the_rest_of_the_same_file_only(
     url: str, client: httpx.AsyncClient, condition: str, status: int
