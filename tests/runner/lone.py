@@ -16,9 +16,10 @@ import pytest
 from bus.connection import open_edge
 from bus.port import Bus
 from edge.store.directory import open_directory
-from schemas.events import Recorded, Submitted
+from schemas.events import CancelRequested, Recorded, Submitted
 from schemas.feed import Note, ProgressNote
 from schemas.job import Job, JobKey, Policy
+from schemas.lifecycle import step
 from schemas.words import FINAL, Status
 from tests.broker import Broker, broker, until
 from tests.edge.store.served import served
@@ -84,6 +85,14 @@ class Installation:
         await self.bus.records.create(job.key, Recorded(now, Submitted(), job))
         await self.bus.queue.publish(job.pointer)
         return job.key
+
+    async def cancel(self, key: JobKey) -> None:
+        """As the edge does it."""
+        entry = await self.bus.records.read(key)
+        assert entry is not None
+        wish = step(entry.recorded.job, CancelRequested(), datetime.now(UTC))
+        await self.bus.records.update(key, wish, entry.revision)
+        await self.bus.control.nudge("gpu-1", key)
 
     async def job(self, key: JobKey) -> Job:
         entry = await self.bus.records.read(key)

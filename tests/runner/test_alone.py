@@ -2,16 +2,13 @@
 
 import os
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
 
-from schemas.events import CancelRequested
 from schemas.feed import LogEnd, LogNote, ProgressNote
-from schemas.lifecycle import step
 from schemas.words import FINAL, Status
 from tests.broker import until
 from tests.runner.lone import Installation, place
@@ -116,10 +113,6 @@ async def test_a_running_job_is_cancelled(place: Installation) -> None:
     key = await place.submit(seconds=600, steps=6000)
     async with place.runner():
         await place.steps(key, 1)
-        entry = await place.bus.records.read(key)
-        assert entry is not None
-        wish = step(entry.recorded.job, CancelRequested(), datetime.now(UTC))
-        await place.bus.records.update(key, wish, entry.revision)
-        await place.bus.control.nudge("gpu-1", key)
+        await place.cancel(key)
         job = await place.ended(key)
     assert job.status is Status.CANCELLED

@@ -1,0 +1,137 @@
+"""Warm slots on the engines themselves: runners killed around a container that took a job, drained, and refilled."""
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.port import NO_JOB, Engine, Found
+from runner.engines.process import ProcessEngine
+from schemas.words import Status
+from tests.broker import until
+from tests.engine_host import docker_url, echo_image
+from tests.runner.lone import ROOT, Installation, place
+
+__all__ = ["docker_url", "echo_image", "place"]
+
+NAME = "warm-lives"
+
+
+class Lives:
+    """Runners on one engine, and that engine seen past them."""
+
+    def __init__(self, place: Installation, engine: Callable[[], AbstractAsyncContextManager[Engine]]) -> None:
+        self.place = place
+        self._engine = engine
+
+    async def there(self) -> list[Found]:
+        async with self._engine() as engine:
+            return await engine.find(NAME, "gpu-1")
+
+    async def waiting(self, count: int = 1) -> list[Found]:
+        """Wait until so many containers wait, loaded, and nothing else is there."""
+
+        async def ready() -> bool:
+            row = await self.place.bus.hosts.get("gpu-1")
+            return row is not None and sum(one.ready for one in row.value.warm) == count
+
+        await until(ready, within_s=60)
+        return await self.there()
+
+    async def clear(self) -> None:
+        async with self._engine() as engine:
+            for found in await engine.find(NAME, "gpu-1"):
+                await engine.remove(found.handle)
+
+    def jobs(self) -> list[Path]:
+        return list((self.place.folder / "runner" / "jobs").iterdir())
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def lives(request: pytest.FixtureRequest, place: Installation) -> AsyncIterator[Lives]:
+    place.environ |= {"LAMPLIGHTER_WARM__ON": "1", "LAMPLIGHTER_INSTALLATION": NAME}
+
+    def processes() -> AbstractAsyncContextManager[Engine]:
+        return ProcessEngine(place.folder / "runner" / "processes", ROOT / "images" / "jobkit")
+
+    engine = processes
+    if request.param == "docker":
+        request.getfixturevalue("echo_image")
+        url = request.getfixturevalue("docker_url")
+        place.environ |= {"LAMPLIGHTER_ENGINE": "docker", "LAMPLIGHTER_DOCKER_SOCKET": url}
+
+        def engine() -> AbstractAsyncContextManager[Engine]:
+            return DockerEngine(DockerSettings(base_url=url))
+
+    made = Lives(place, engine)
+    yield made
+    await made.clear()
+
+
+async def test_killed_while_a_warm_container_works_it_is_adopted(lives: Lives) -> None:
+    content = b"through a folder that was mounted before"
+    sha256 = await lives.place.edge.add(content)
+    async with lives.place.runner() as first:
+        (warm,) = await lives.waiting()
+        assert warm.identity.job == NO_JOB
+        key = await lives.place.submit(file=f"sha256:{sha256}", text="hello", seconds=3, steps=30)
+        await lives.place.steps(key, 3)
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+    assert warm.handle in {found.handle for found in await lives.there()}
+    async with lives.place.runner() as second:
+        job = await lives.place.ended(key)
+        second.send_signal(signal.SIGTERM)
+        with anyio.fail_after(30):
+            assert await second.wait() == 0
+    assert (job.status, job.attempt, job.releases) == (Status.SUCCEEDED, 1, {})
+    assert job.output is not None
+    assert [file.sha256 for file in job.output.files] == [sha256]
+    types = [type(entry.recorded.event).__name__ for entry in await lives.place.bus.records.history(key)]
+    assert types == ["Submitted", "Started", "Adopted", "Succeeded"]
+    assert await lives.there() == []
+    assert lives.jobs() == []
+
+
+async def test_killed_while_it_waits_the_next_life_starts_its_own(lives: Lives) -> None:
+    async with lives.place.runner() as first:
+        (old,) = await lives.waiting()
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+    async with lives.place.runner():
+
+        async def fresh() -> bool:
+            there = await lives.there()
+            return len(there) == 1 and there[0].handle != old.handle
+
+        await until(fresh, within_s=60)
+        assert len(lives.jobs()) == 1
+
+
+async def test_a_drain_leaves_nothing_that_waits(lives: Lives) -> None:
+    async with lives.place.runner() as first:
+        await lives.waiting()
+        first.send_signal(signal.SIGTERM)
+        with anyio.fail_after(30):
+            assert await first.wait() == 0
+    assert await lives.there() == []
+    assert lives.jobs() == []
+
+
+async def test_a_running_warm_job_is_cancelled_and_the_next_one_waits(lives: Lives) -> None:
+    async with lives.place.runner():
+        (first,) = await lives.waiting()
+        key = await lives.place.submit(seconds=600, steps=6000)
+        await lives.place.steps(key, 1)
+        await lives.place.cancel(key)
+        assert (await lives.place.ended(key)).status is Status.CANCELLED
+
+        async def replaced() -> bool:
+            handles = [found.handle for found in await lives.there()]
+            return len(handles) == 1 and first.handle not in handles
+
+        await until(replaced, within_s=60)
