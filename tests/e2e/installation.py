@@ -67,6 +67,11 @@ class Process:
         """SIGKILL, as a crash would."""
         await self._end(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        assert self._process is not None
+        self._process.terminate()
+
     async def stop(self) -> None:
         """SIGTERM, and wait for the drain."""
         await self._end(signal.SIGTERM)

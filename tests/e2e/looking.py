@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
+import anyio
+
 from bus.port import Entry
 from lamplighter import AsyncClient
 from lamplighter.errors import JobFailed, Rejected
@@ -14,6 +16,7 @@ from schemas.words import FINAL
 from tests.e2e.conftest import Lit
 from tests.e2e.installation import until
 
+PATIENCE_S = 60.0
 UNHURRIED = {"execution_timeout_s": 600, "stall_timeout_s": 600}  # for jobs that the test itself ends
 
 
@@ -24,17 +27,19 @@ async def submit(lit: Lit, policy: dict[str, Any] | None = None, endpoint: str =
 
 async def ended(client: AsyncClient, job_id: str) -> JobView:
     """The job once it has ended, however it did."""
-    try:
-        return await client.wait(job_id)
-    except JobFailed as failed:
-        return failed.job
+    with anyio.fail_after(PATIENCE_S):
+        try:
+            return await client.wait(job_id)
+        except JobFailed as failed:
+            return failed.job
 
 
 async def working(lit: Lit, job_id: str) -> None:
     """Wait until its container is there and has said something."""
-    async for event in lit.ann.follow(job_id):
-        if event.kind == "progress":
-            return
+    with anyio.fail_after(PATIENCE_S):
+        async for event in lit.ann.follow(job_id):
+            if event.kind == "progress":
+                return
     raise AssertionError(f"{job_id} ended without a word")
 
 
@@ -67,16 +72,23 @@ def assert_one_end_a_round(entries: list[Entry]) -> None:
     assert set(lasts.values()) <= FINAL
 
 
+async def left(lit: Lit, hosts: tuple[str, ...]) -> list[str]:
+    """Messages in JOBS, containers in any state, folders of attempts."""
+    found = [str(pointer) for pointer in await lit.bus.queue.waiting()]
+    for host in hosts:
+        found += [str(one) for one in await lit.installation.containers(host)]
+        found += [str(folder) for folder in (lit.installation.folder / host / "jobs").iterdir()]
+    return found
+
+
 async def nothing_left(lit: Lit, *hosts: str, within_s: float = 20) -> None:
-    """Wait until nothing is in JOBS, no container is there in any state, and no folder of an attempt."""
+    """Wait until nothing is left of any job."""
+    places = hosts or ("gpu-1",)
 
     async def nothing() -> bool:
-        if await lit.bus.queue.waiting():
-            return False
-        for host in hosts or ("gpu-1",):
-            jobs = lit.installation.folder / host / "jobs"
-            if await lit.installation.containers(host) or any(jobs.iterdir()):
-                return False
-        return True
+        return not await left(lit, places)
 
-    await until(nothing, within_s)
+    try:
+        await until(nothing, within_s)
+    except TimeoutError:
+        raise AssertionError(f"still there after {within_s:.0f} s: {await left(lit, places)}") from None

@@ -12,7 +12,7 @@ from schemas.events import Adopted, Started, Succeeded
 from schemas.view import JobView
 from tests.e2e.conftest import Lit, process_only
 from tests.e2e.installation import until
-from tests.e2e.looking import assert_one_end_a_round, ended, events, history, nothing_left, submit
+from tests.e2e.looking import PATIENCE_S, assert_one_end_a_round, ended, events, history, nothing_left, submit
 
 STEPS = 60
 
@@ -60,7 +60,7 @@ class Watched:
 async def watching(lit: Lit, job: JobView) -> AsyncIterator[Watched]:
     """A client that follows the job; leaving waits for the job's end and for all that was said of it."""
     watched = Watched()
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watched.follow, lit, job.id)
             yield watched

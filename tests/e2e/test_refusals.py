@@ -109,6 +109,10 @@ BODIES = {
     "an unknown field": Case("POST", "/v1/jobs", 400, "field_unknown", job(prio="high")),
     "an unknown field further in": Case("POST", "/v1/jobs", 400, "field_unknown", job(policy={"timeout": 1})),
     "an unknown field in a form": Case("POST", "/v1/jobs", 400, "field_unknown", form({"endpoint": "echo", "x": 1})),
+    "an unknown endpoint in a form": Case("POST", "/v1/jobs", 404, "endpoint_unknown", form({"endpoint": "nothing"})),
+    "an unknown input in a form": Case(
+        "POST", "/v1/jobs", 422, "input_invalid", form({"endpoint": "echo", "input": {"sekonds": 1}})
+    ),
     "an unknown input": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"sekonds": 1})),
     "an input of a wrong type": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"seconds": "long"})),
     "an input out of its range": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"exit": 256})),
