@@ -10,6 +10,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from edge.power import law
+from edge.power.cases import bar
 from edge.power.facts import Facts, Heart, Stopwatch
 from schemas.host import GONE_AFTER_S, PRESENCE_TTL_S
 from schemas.power import Answer, Outcome, PowerRecord, PowerState, Provider, Verb
@@ -17,7 +18,7 @@ from schemas.switch import CommandHost
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 RULES = CommandHost(on=("on",), off=("off",), state=("state",), timezone="UTC")
-BOOT_S, SHUT_S = 60.0, 30.0
+BOOT_S, SHUT_S = 20.0, 30.0
 LOST_AFTER_S = 600.0  # the reconciler releases the jobs of a host that is gone for so long
 BEAT_S = 5.0
 
@@ -94,6 +95,7 @@ class Runner(Struct):
     up: bool = False
     crashed: bool = False
     draining: bool = False
+    deaf: bool = False
     work: int = 0
     last_beat: float = -1e9
 
@@ -113,6 +115,7 @@ class World:
         self.records_running = 0
         self.lie: Provider | None = None
         self.flights: list[Flight] = []
+        self.crowded = False
         self.calls = 0
         self._written: list[Written] = []
         self.stops: list[tuple[PowerRecord, bool]] = []
@@ -147,7 +150,8 @@ class World:
                 runner.greeted = runner.life
                 self.queue, self.records_running = self.queue + self.records_running, 0
             runner.last_beat = self.now
-            runner.draining = self.record.state in {PowerState.DRAINING, PowerState.STOPPING}
+            if not runner.deaf:
+                runner.draining = self.record.state in {PowerState.DRAINING, PowerState.STOPPING}
 
     def claim(self) -> None:
         """The runner takes a job, if it may."""
@@ -230,7 +234,9 @@ class World:
         if flight.verb is Verb.START:
             self.starts += 1
         else:
-            self.stops.append((self.record, self.beating() and self.runner.work > 0))
+            edge = self.edges[flight.edge]
+            wanted = self.queue > 0 and bar(self.record, self.at(edge), RULES) is None
+            self.stops.append((self.record, self.beating() and (self.runner.work > 0 or wanted)))
 
     def take_written(self) -> list[Written]:
         """What was written since the last call."""
@@ -271,19 +277,20 @@ class World:
 
     # ── honest weather ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def turn(self, edge: Edge) -> None:
-        """One honest tick of an edge."""
+    def turn(self, edge: Edge, *, landing: bool = True) -> None:
+        """One tick of an edge; its calls do what they should, or hang."""
         self.look(edge)
         self.write(edge)
-        for flight in tuple(self.flights):
+        for flight in tuple(self.flights) if landing else ():
             self.land(flight, Outcome.DONE, effect=True)
 
-    def run(self, seconds: float, *, working: bool = True) -> None:
-        """Both edges tick, calls do what they should, and the runner works."""
+    def run(self, seconds: float, *, working: bool = True, landing: bool = True) -> None:
+        """Both edges tick, and the runner works."""
         end = self.now + seconds
         while self.now < end:
             for edge in self.edges:
-                self.turn(edge)
+                self.turn(edge, landing=landing)
+                self.crowded = self.crowded or len(self.flights) > 1
             if working:
                 self.claim()
             self.live(BEAT_S)
@@ -293,6 +300,7 @@ class World:
     def heal(self) -> None:
         """Everything works again; the owner has looked."""
         self.broker_up, self.lie, self.machine.broken, self.runner.crashed = True, None, False, False
+        self.runner.deaf = False
         for edge in self.edges:
             edge.suspended = False
         self._store(law.wished(self.record, None))

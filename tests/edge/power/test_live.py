@@ -21,7 +21,8 @@ from edge.services.hosts import HostNotice
 from schemas.host import Presence
 from schemas.power import PowerState as S
 from schemas.switch import CommandHost
-from tests.edge.services.world import START, FakeWorld, Time, fake_world, until
+from tests.broker import until
+from tests.edge.services.world import START, FakeWorld, Time, fake_world
 
 SPEED = 100.0
 

@@ -17,7 +17,7 @@ from edge.power.drivers.signature import sign
 from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.power import Answer, Outcome, Provider, Verb
 from schemas.switch import CommandHost, HostDeclaration, WolHost
-from tests.edge.services.world import until
+from tests.broker import until
 
 FOR_EVER = "import time; time.sleep(600)"
 

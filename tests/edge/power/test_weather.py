@@ -29,6 +29,45 @@ class Weather(RuleBasedStateMachine):
         self.world.run(seconds, working=working)
 
     @rule()
+    def a_host_is_at_work(self) -> None:
+        """The ground on which the worst could happen."""
+        self.world.broker_up, self.world.machine.broken, self.world.runner.crashed = True, False, False
+        self.world.queue += 1
+        self.world.run(200.0, working=False)
+        self.world.claim()
+
+    @rule(seconds=st.sampled_from([10.0, 20.0, 100.0]), want=st.sampled_from(["on", "off"]), landing=st.booleans())
+    def the_owner_wishes_and_waits(self, seconds: float, want: str, landing: bool) -> None:
+        self.the_owner_wishes(want)
+        self.world.run(seconds, working=False, landing=landing)
+
+    @rule(seconds=st.sampled_from([10.0, 30.0, 100.0]))
+    def calls_hang(self, seconds: float) -> None:
+        self.world.run(seconds, landing=False)
+
+    @rule()
+    def the_runner_goes_deaf_or_hears(self) -> None:
+        self.world.runner.deaf = not self.world.runner.deaf
+
+    @rule(seconds=GAPS)
+    def the_broker_is_away(self, seconds: float) -> None:
+        """HOSTS forgets everybody meanwhile; the edges look before anybody has spoken."""
+        self.world.broker_up = False
+        self.world.live(seconds)
+        self.world.broker_up = True
+        for edge in self.world.edges:
+            edge.connected_s = 0.0
+            self.world.turn(edge)
+
+    @rule(edge=EDGES, seconds=GAPS)
+    def an_edge_writes_late(self, edge: int, seconds: float) -> None:
+        """What it saw is old by then."""
+        self.world.look(self.world.edges[edge])
+        self.world.live(seconds)
+        self.world.claim()
+        self.world.write(self.world.edges[edge])
+
+    @rule()
     def a_job_comes(self) -> None:
         self.world.queue += 1
 
@@ -107,6 +146,7 @@ class Weather(RuleBasedStateMachine):
     @invariant()
     def never_two_calls_are_on_their_way(self) -> None:
         assert len(self.world.flights) <= 1
+        assert not self.world.crowded
 
     @invariant()
     def never_a_stop_over_work(self) -> None:
@@ -156,6 +196,6 @@ class Weather(RuleBasedStateMachine):
 
 
 Weather.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_all_weathers = Weather.TestCase
