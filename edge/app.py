@@ -7,21 +7,17 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from starlette.types import ASGIApp
 
 from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
 from edge.draining import Draining
 from edge.handshake import Handshake, note_cause
+from edge.openapi import complete, config
 from edge.parts import Parts
 from edge.problems import answer
 from edge.routes import assets, events, health, jobs, keys, lists, read
 from edge.routes.bodies import JSON_BYTES
 from edge.services.messages import Language, choose_language
-
-VERSION = "0.1.0"
 
 ROUTES = (
     jobs.submit_job,
@@ -70,22 +66,11 @@ async def _parts(state: State) -> Parts:
     return parts
 
 
-def _documented() -> OpenAPIConfig:
-    key = SecurityScheme(type="http", scheme="bearer", description="lamp_<id>_<secret>")
-    return OpenAPIConfig(
-        title="Lamplighter",
-        version=VERSION,
-        path="/schema",
-        render_plugins=[JsonRenderPlugin()],
-        components=Components(security_schemes={"key": key}),
-        security=[{"key": []}],
-    )
-
-
 def create_app(parts: Parts) -> ASGIApp:
     """The app over the services of one edge. It starts and stops nothing: `edge.serve` does."""
-    routed = cast("ASGIApp", _routed(parts))  # the two libraries spell the same ASGI types differently
-    return Handshake(Draining(routed))
+    routed = _routed(parts)
+    complete(routed.openapi_schema)
+    return Handshake(Draining(cast("ASGIApp", routed)))  # the two libraries spell the same ASGI types differently
 
 
 def _routed(parts: Parts) -> Litestar:
@@ -100,7 +85,7 @@ def _routed(parts: Parts) -> Litestar:
         },
         exception_handlers={Exception: answer},
         after_exception=[note_cause],
-        openapi_config=_documented(),
+        openapi_config=config(),
         cors_config=CORSConfig(allow_origins=list(parts.settings.cors.origins))
         if parts.settings.cors.origins
         else None,

@@ -34,6 +34,7 @@ from edge.store.directory import open_directory
 from edge.store.port import Store
 
 LAST_PUBLISHES_S = 2.0
+BACKLOG = 1024  # connections that wait to be accepted
 GRACEFUL_S = 3  # open streams are cut after this: their clients resume
 # Longer than clients and proxies keep an idle connection (httpx 5, aiohttp 15, load balancers 60): who closes first
 # is never the one that may be spoken to at that moment.
@@ -92,14 +93,39 @@ def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
         tasks.start_soon(run)
 
 
+class CannotServe(Exception):
+    """The edge cannot start as it is set up; the message says what to change."""
+
+
 async def serve(settings: EdgeSettings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises bus errors when the broker cannot be reached at start."""
-    settings.data.mkdir(parents=True, exist_ok=True)
+    """Serve until SIGINT or SIGTERM.
+
+    Raises CannotServe, EndpointInvalid, StoreError, and BusError when the broker cannot be reached at start.
+    """
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotServe(
+            f"the data folder {settings.data} cannot be made ({error.strerror}): choose another"
+        ) from error
+    listening = _listen(settings)
     async with _services(settings) as parts:
         first = await parts.keys.bootstrap()
         if first is not None:
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
-        await _http(settings, parts)
+        await _http(settings, parts, listening)
+
+
+def _listen(settings: EdgeSettings) -> socket.socket:
+    """The socket a parent handed down, or our own. Taken before anything else is started."""
+    if settings.fd is not None:
+        return socket.socket(fileno=settings.fd)
+    family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+    try:
+        return socket.create_server((settings.bind, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        why = f"{settings.bind} port {settings.port} cannot be had ({error.strerror})"
+        raise CannotServe(f"{why}: choose another with LAMPLIGHTER_BIND or LAMPLIGHTER_PORT") from error
 
 
 @asynccontextmanager
@@ -114,11 +140,9 @@ async def _services(settings: EdgeSettings) -> AsyncIterator[Parts]:
             tasks.cancel_scope.cancel()
 
 
-async def _http(settings: EdgeSettings, parts: Parts) -> None:
+async def _http(settings: EdgeSettings, parts: Parts, listening: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(parts),
-        host=settings.bind,
-        port=settings.port,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -129,6 +153,6 @@ async def _http(settings: EdgeSettings, parts: Parts) -> None:
         ws_ping_interval=20,
         forwarded_allow_ips="",
     )
-    sockets = [socket.socket(fileno=settings.fd)] if settings.fd is not None else None
-    log.info("serving", bind=settings.bind, port=settings.port, data=str(settings.data))
-    await uvicorn.Server(config).serve(sockets)
+    address, port, *_ = listening.getsockname()
+    log.info("serving", bind=address, port=port, data=str(settings.data))
+    await uvicorn.Server(config).serve([listening])

@@ -54,13 +54,6 @@ def _read(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"a setting of type {kind.__name__} cannot be read from {value!r}")
 
 
-def _foreign(kind: type[Any], value: Any) -> Any:
-    """What msgspec does not read by itself."""
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"a setting of type {kind.__name__}")
-
-
 def load(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
     """Settings of `kind` from TOML `text`, overridden by `environ`; raises SettingsInvalid.
 

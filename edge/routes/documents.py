@@ -22,13 +22,14 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(value, definitions) for name, value in schema.items()}
 
 
-def _submission() -> dict[str, Any]:
-    (schema,), definitions = msgspec.json.schema_components([Submission], ref_template=_REF)
-    inlined: dict[str, Any] = _inlined(schema, definitions)
-    return inlined
+def inlined(kind: type) -> dict[str, Any]:
+    """The JSON Schema of `kind`, in one piece."""
+    (schema,), definitions = msgspec.json.schema_components([kind], ref_template=_REF)
+    whole: dict[str, Any] = _inlined(schema, definitions)
+    return whole
 
 
-class _Verbatim(Schema):
+class Verbatim(Schema):
     """A JSON Schema that is written out as it is."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
@@ -54,8 +55,8 @@ class JobBody(Operation):
         self.request_body = RequestBody(
             required=True,
             content={
-                "application/json": OpenAPIMediaType(schema=_Verbatim(_submission())),
-                "multipart/form-data": OpenAPIMediaType(schema=_Verbatim(form)),
+                "application/json": OpenAPIMediaType(schema=Verbatim(inlined(Submission))),
+                "multipart/form-data": OpenAPIMediaType(schema=Verbatim(form)),
             },
         )
 
@@ -65,7 +66,7 @@ class RawBody(Operation):
     """A file: any bytes."""
 
     def __post_init__(self) -> None:
-        raw = _Verbatim({"type": "string", "format": "binary"})
+        raw = Verbatim({"type": "string", "format": "binary"})
         self.request_body = RequestBody(
             required=True, content={"application/octet-stream": OpenAPIMediaType(schema=raw)}
         )
@@ -84,5 +85,5 @@ class DigestsBody(Operation):
             "additionalProperties": False,
         }
         self.request_body = RequestBody(
-            required=True, content={"application/json": OpenAPIMediaType(schema=_Verbatim(body))}
+            required=True, content={"application/json": OpenAPIMediaType(schema=Verbatim(body))}
         )

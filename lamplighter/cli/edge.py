@@ -7,10 +7,12 @@ import click
 import uvloop
 
 from bus.port import BusError
-from edge.serve import serve
+from edge.serve import CannotServe, serve
 from edge.settings import EdgeSettings
+from edge.store.port import StoreError
 from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
-from lamplighter.cli.session import UNREACHABLE
+from lamplighter.cli.session import UNREACHABLE, USAGE
+from schemas.endpoint import EndpointInvalid
 
 
 @click.command()
@@ -25,3 +27,6 @@ def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     except BusError as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(UNREACHABLE)
+    except (CannotServe, EndpointInvalid, StoreError) as error:
+        click.echo(f"lamplighter: {error}", err=True)
+        sys.exit(USAGE)

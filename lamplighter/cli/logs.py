@@ -22,7 +22,8 @@ def configure(level: str, form: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_secrets,
     ]
-    plain = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # The plain formatter: the others print local variables, and a key or a password may be among them.
+    plain = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
     last: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json" else [plain]
     )

@@ -13,11 +13,17 @@ from schemas.settings import SettingsInvalid, load
 
 T = TypeVar("T")
 
+DEFAULT = Path("lamplighter.toml")
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), default=Path("lamplighter.toml"), show_default=True
+    "--config", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT, show_default=True
 )
 level_option = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 format_option = click.option("--log-format", type=click.Choice(["json", "text"]))
+
+
+def _text(config: Path) -> str:
+    """The file's text. Only the file that nobody named may be missing."""
+    return "" if config == DEFAULT and not config.exists() else config.read_text()
 
 
 def read_settings(kind: type[T], config: Path, log_level: str | None, log_format: str | None) -> T:
@@ -25,8 +31,8 @@ def read_settings(kind: type[T], config: Path, log_level: str | None, log_format
     chosen = {"LAMPLIGHTER_LOG_LEVEL": log_level, "LAMPLIGHTER_LOG_FORMAT": log_format}
     environ = os.environ | {name: value for name, value in chosen.items() if value is not None}
     try:
-        settings = load(kind, config.read_text() if config.exists() else "", environ)
-    except SettingsInvalid as error:
+        settings = load(kind, _text(config), environ)
+    except (SettingsInvalid, OSError, UnicodeDecodeError) as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(USAGE)
     said: Any = settings

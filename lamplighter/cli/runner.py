@@ -8,9 +8,10 @@ import uvloop
 
 from bus.port import BusError
 from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
-from lamplighter.cli.session import UNREACHABLE
-from runner.app import serve
+from lamplighter.cli.session import UNREACHABLE, USAGE
+from runner.app import CannotServe, serve
 from runner.settings import RunnerSettings
+from schemas.endpoint import EndpointInvalid
 
 
 @click.command()
@@ -25,3 +26,6 @@ def runner(config: Path, log_level: str | None, log_format: str | None) -> None:
     except BusError as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(UNREACHABLE)
+    except (CannotServe, EndpointInvalid) as error:
+        click.echo(f"lamplighter: {error}", err=True)
+        sys.exit(USAGE)

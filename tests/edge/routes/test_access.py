@@ -154,6 +154,11 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
     assert body["application/json"]["schema"]["required"] == ["endpoint", "input"]
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            assert "application/problem+json" in operation["responses"]["default"]["content"], (path, method)
+    assert {"200", "202"} <= set(document["paths"]["/v1/jobs/{job_id}"]["put"]["responses"])
+    assert "*/*" in document["paths"]["/v1/assets/{sha256}"]["get"]["responses"]["206"]["content"]
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PATCH", "/v1/jobs", 405)])

@@ -1,0 +1,72 @@
+"""What keeps an edge or a runner from starting is said in one line, with exit 2 (3 where the broker is away)."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+
+from lamplighter.cli.logs import configure
+
+
+def start(verb: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    given = {f"LAMPLIGHTER_{name}": value for name, value in {"DATA": str(folder / "data"), **settings}.items()}
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith("LAMPLIGHTER_")}
+    command = [sys.executable, "-m", "lamplighter", verb, "--config", settings.get("CONFIG", os.devnull)]
+    return subprocess.run(command, env=quiet | given, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "code", "said"),
+    [
+        ("edge", {"PORT": "many"}, 2, "port"),
+        ("edge", {"CONFIG": "/nowhere/lamplighter.toml"}, 2, "/nowhere/lamplighter.toml"),
+        ("edge", {"DATA": "/proc/nowhere/data"}, 2, "/proc/nowhere/data"),
+        ("edge", {"BIND": "192.0.2.1", "PORT": "0"}, 2, "192.0.2.1"),
+        ("edge", {"PORT": "0", "BROKER__URL": "nats://127.0.0.1:1"}, 3, "nats://127.0.0.1:1"),
+        ("runner", {"ENGINE": "docker", "DOCKER_SOCKET": "/nowhere.sock"}, 2, "/nowhere.sock"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, verb: str, settings: dict[str, str], code: int, said: str) -> None:
+    done = start(verb, tmp_path, **settings)
+    last = done.stderr.strip().splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert last.startswith("lamplighter: ")
+    assert said in last
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = start("edge", tmp_path, PORT=port)
+    assert (done.returncode, f"port {port} cannot be had" in done.stderr) == (2, True)
+
+
+def test_an_endpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    image = tmp_path / "images" / "odd"
+    image.mkdir(parents=True)
+    (image / "endpoint.toml").write_text('name = "a name"\nimage = "odd"\n')
+    done = start(
+        "runner", tmp_path, ENGINE="process", ENDPOINTS=f'["{image.parent}"]', BROKER__URL="nats://127.0.0.1:1"
+    )
+    assert done.returncode == 2
+    assert "endpoint.toml" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_in_the_log_tells_no_local_variables(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", form)
+    try:
+        hidden = "a-secret-in-a-variable"
+        try:
+            int(f"{hidden[:1]} is no number")
+        except ValueError:
+            structlog.get_logger().exception("failed", key=hidden)
+    finally:
+        structlog.reset_defaults()
+    written = capsys.readouterr().err
+    assert "ValueError" in written
+    assert hidden not in written
