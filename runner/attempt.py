@@ -28,7 +28,7 @@ from runner.journal import Diary
 from runner.life import Life
 from runner.outputs import has_answer
 from runner.reporter import Reporter
-from runner.spare import Spare, claim, send_start
+from runner.spare import Spare, give
 from runner.staging import BadInput, stage, timeouts
 from runner.supplies import SuppliesError
 from runner.verdict import Facts, FailedAs, Intent, Verdict, failed, judge
@@ -147,8 +147,7 @@ class Attempt:
         if spare is None or spare.handle is None:
             return None
         await self._diary.note(started_at=self._life.now())
-        await anyio.to_thread.run_sync(claim, self._folder, self._identity)
-        heard = await anyio.to_thread.run_sync(send_start, self.job_dir)
+        heard = await anyio.to_thread.run_sync(give, self._folder, self._identity)
         spare.over()
         if not heard:
             await self._life.engine.remove(spare.handle)

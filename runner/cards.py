@@ -63,7 +63,7 @@ class Holding:
         self._cards.erred(self.uuids, why)
 
     def release(self) -> None:
-        """The container is gone."""
+        """The container has exited, or is gone. Once is enough."""
         self._cards.released(self)
 
     @property
@@ -161,7 +161,8 @@ class Cards:
 
     def released(self, holding: Holding) -> None:
         """Only holdings call this."""
-        self._held.remove(holding)
+        if holding in self._held:
+            self._held.remove(holding)
 
     def sharers(self, holding: Holding) -> int:
         """How many jobs use the cards of `holding`, itself included."""

@@ -5,6 +5,7 @@ Beside the line a heartbeat keeps the message, and looks whether the claim still
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
@@ -54,10 +55,11 @@ class Result(Struct, frozen=True):
 class Execution:
     """One attempt at one job. `delivery` is its message, None for one that was adopted before it was handed out again.
 
+    `freed` is called when the container has exited: what it had may be used while the result is brought home.
     `verdict` is known in the end; `lost` says that the claim went to somebody else.
     """
 
-    def __init__(self, life: Life, ticket: Ticket, delivery: Delivery | None) -> None:
+    def __init__(self, life: Life, ticket: Ticket, delivery: Delivery | None, freed: Callable[[], None]) -> None:
         job = ticket.job
         if job.claim is None:
             raise ValueError(f"job {job.id} is not claimed")
@@ -70,6 +72,7 @@ class Execution:
         self._scope = anyio.CancelScope()
         self._look = anyio.Event()
         self._attempt: Attempt | None = None
+        self._freed = freed
         self.ticket = ticket
         self.delivery = delivery
         self.phase = Phase.RUNNING
@@ -118,6 +121,8 @@ class Execution:
         usage = self._usage(attempt)
         if isinstance(verdict, FailedAs) and verdict.row.blame is Blame.GPU and verdict.code != "cuda_oom":
             self.ticket.holding.erred(verdict.message)
+        if attempt.exit is not None:
+            self._freed()
         log = await self._keep_log(attempt)
         if not isinstance(verdict, Done):
             return Result(verdict, usage, log)

@@ -1,6 +1,7 @@
 """The executions of this life, by job and round: launched here, found here, their slots and cards given back here."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import anyio
@@ -45,7 +46,7 @@ class Roster:
 
     def launch(self, ticket: Ticket, permit: Permit, delivery: Delivery | None) -> None:
         """Let it run. `permit` and the ticket's cards are given back when it has ended."""
-        execution = Execution(self._life, ticket, delivery)
+        execution = Execution(self._life, ticket, delivery, partial(self._free, ticket, permit))
         place = Place(ticket.job.key, ticket.job.round)
         if place in self._there:
             raise RuntimeError(f"{place} runs already")
@@ -56,6 +57,12 @@ class Roster:
         """As the host's presence shows them."""
         jobs = [execution.ticket.job for execution in self._there.values()]
         return tuple(Running(job.owner, job.id, job.endpoint, job.round, job.attempt) for job in jobs)
+
+    def _free(self, ticket: Ticket, permit: Permit) -> None:
+        """Give back what was not given back yet."""
+        ticket.holding.release()
+        if permit.held:
+            permit.idle()
 
     async def until(self, gone: Callable[[Mapping[Place, Execution]], bool]) -> None:
         """Wait until `gone` holds of what is there."""
@@ -70,10 +77,9 @@ class Roster:
             self._life.log_of(execution.ticket.job).exception("execution failed")
             permit.poisoned(place.key)
         else:
-            permit.idle()
             self._ended(execution)
         finally:
-            execution.ticket.holding.release()
+            self._free(execution.ticket, permit)
             del self._there[place]
             self._changed.set()
             self._changed = anyio.Event()

@@ -11,24 +11,30 @@ MIB = 1 << 20
 
 
 class Permit:
-    """One slot, held. Give it back exactly once, idle or poisoned."""
+    """One slot, held. Give it back idle, once, or poisoned."""
 
     def __init__(self, slots: "Slots") -> None:
         self._slots = slots
-        self._held = True
+        self.held = True
 
     def idle(self) -> None:
         """The container is gone; the slot may be used again."""
         self._release()
 
     def poisoned(self, key: JobKey) -> None:
-        """What became of the container of `key` is not known: nobody may use the slot until it is."""
+        """What became of the container of `key` is not known: nobody may use the slot until it is.
+
+        A slot that was given back before, when the container had exited, is taken again.
+        """
+        if not self.held:
+            self._slots.adopt()
+            self.held = True
         self._release(key)
 
     def _release(self, key: JobKey | None = None) -> None:
-        if not self._held:
+        if not self.held:
             raise RuntimeError("this permit was given back before")
-        self._held = False
+        self.held = False
         self._slots.returned(key)
 
 

@@ -65,6 +65,12 @@ def became(folder: Path) -> Identity | None:
         return None
 
 
+def give(folder: Path, identity: Identity) -> bool:
+    """Claim it, then send the line; whether somebody heard it. Blocking."""
+    claim(folder, identity)
+    return send_start(folder / "job")
+
+
 def send_start(job_dir: Path) -> bool:
     """Send the line; False when nobody waits for it there. Blocking.
 

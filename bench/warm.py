@@ -1,0 +1,147 @@
+"""Warm slots: 202 → first line of job code beside the cold start of the same run, the gap between two jobs on one slot,
+and many short jobs beside as many bare `docker run`.
+
+Echo stamps its first line itself (CLOCK_REALTIME, one machine).
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import msgspec
+
+from bench.load import load, post
+from bench.rows import Row, p50
+from bench.scene import Scene, scene
+from schemas.host import Presence
+from tests.e2e.installation import until
+
+RUNS = 20
+WRITES = 50
+PAIRED = 8
+LONG_S = 1.5  # of a job behind which the next container has loaded
+SHORT = 500
+SLOTS = 4
+WARM = {"LAMPLIGHTER_WARM__ON": "1"}
+BARE = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python3", "lamplighter-echo", "-c", "print()"]
+
+
+async def _stamp(made: Scene, job_id: str) -> float:
+    """Unix time of the job's first line, once it has ended."""
+    await made.client.wait(job_id)
+    return float((await made.client.logs(job_id)).split("first line of job code at ")[1].split()[0])
+
+
+async def _first_line(made: Scene) -> float:
+    """Seconds from the 202 to it."""
+    job = await made.client.submit("echo", text="hello")
+    accepted = time.time()
+    return await _stamp(made, job.id) - accepted
+
+
+async def _waiting(made: Scene, count: int = 1) -> None:
+    """Until so many containers of echo have loaded and wait, by a word of the host from now on."""
+    since = datetime.now(UTC)
+    async with made.installation.bus() as bus:
+
+        async def ready() -> bool:
+            row = await bus.hosts.get("gpu-1")
+            return row is not None and row.value.at > since and sum(one.ready for one in row.value.warm) >= count
+
+        await until(ready, within_s=60)
+
+
+async def _synced(made: Scene) -> float:
+    """Seconds of the two writes on the way from the 202 to the start: the pointer, and the claim in the record."""
+    took = []
+    async with made.installation.bus() as bus:
+        for _ in range(WRITES):
+            now = datetime.now(UTC)
+            began = time.perf_counter()
+            for host in ("bench-1", "bench-2"):
+                await bus.hosts.put(host, Presence(host=host, incarnation="b", at=now, since=now))
+            took.append(time.perf_counter() - began)
+    return p50(took)
+
+
+async def _gaps(made: Scene) -> list[float]:
+    """Seconds from the end of one job's code to the first line of the next, all queued from the start."""
+    jobs = [await made.client.submit("echo", seconds=LONG_S) for _ in range(PAIRED)]
+    stamps = sorted([await _stamp(made, job.id) for job in jobs])
+    return [later - before - LONG_S for before, later in pairwise(stamps)]
+
+
+async def _short(made: Scene) -> float:
+    """Seconds from the first submit to the last end of SHORT jobs."""
+    body = msgspec.json.encode({"endpoint": "echo", "input": {"text": "x", "steps": 1}})
+    began = time.perf_counter()
+    await load(made.port, [post("/v1/jobs", made.key, body)] * SHORT, SLOTS)
+
+    async def done() -> bool:
+        return [job async for job in made.client.jobs(limit=SHORT, status="succeeded")].__len__() >= SHORT
+
+    await until(done, within_s=1200, every_s=0.5)
+    return time.perf_counter() - began
+
+
+async def _bare() -> float:
+    """Seconds of as many bare containers, as many at once."""
+    left = iter(range(SHORT))
+
+    async def worker() -> None:
+        for _ in left:
+            await asyncio.to_thread(subprocess.run, BARE, check=True, stdout=subprocess.DEVNULL)
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(SLOTS):
+            tasks.create_task(worker())
+    return time.perf_counter() - began
+
+
+async def _starts(engine: str) -> AsyncIterator[Row]:
+    async with scene(engine) as made:
+        runner = await made.installation.start_runner(**WARM, LAMPLIGHTER_PACE__PRESENCE_S="0.5")
+        await _waiting(made)
+        await _first_line(made)
+        warm = []
+        for _ in range(RUNS):
+            await _waiting(made)
+            warm.append(await _first_line(made))
+        writes = await _synced(made)
+        await _waiting(made)
+        gaps = await _gaps(made)
+        await runner.stop()
+        await made.installation.start_runner()
+        await _first_line(made)
+        cold = p50([await _first_line(made) for _ in range(RUNS)])
+    start = p50(warm)
+    yield Row("warm", f"202 → first line, {engine}, warm", start * 1e3, "ms", note=f"cold {cold * 1e3:.0f} ms")
+    note = f"two synced writes {writes * 1e3:.1f} ms"
+    yield Row("warm", f"the same over the broker's writes, {engine}", (start - writes) * 1e3, "ms", 5, note=note)
+    yield Row("warm", f"cold against warm, {engine}", cold / start, "x", 50, least=True)
+    yield Row("warm", f"gap between two jobs on one slot, {engine}", p50(gaps) * 1e3, "ms", 60)
+
+
+async def rows() -> AsyncIterator[Row]:
+    """The process engine, then Docker where there is one."""
+    async for row in _starts("process"):
+        yield row
+    if "DOCKER_HOST" not in os.environ or shutil.which("docker") is None:
+        yield Row("warm", "docker", 0, "runs", note="skipped: no DOCKER_HOST")
+        return
+    async for row in _starts("docker"):
+        yield row
+    async with scene("docker") as made:
+        count = str(SLOTS)
+        await made.installation.start_runner(**WARM, LAMPLIGHTER_WARM__COUNT=count, LAMPLIGHTER_SLOTS=count)
+        await _waiting(made, SLOTS)
+        ours = await _short(made)
+    bare = await _bare()
+    note = f"{ours:.0f} s; bare docker run {bare:.0f} s"
+    yield Row("warm", f"{SHORT} short jobs on {SLOTS} slots against bare docker run", ours / bare, "x", 1.0, note=note)
