@@ -43,16 +43,22 @@ class Gate:
         task = asyncio.current_task()
         assert task is not None
         self._passing.add(task)
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            behind, onward = await asyncio.open_unix_connection(self._target)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(_copy(reader, onward))
-                    group.create_task(_copy(behind, writer))
-            finally:
-                onward.close()
-        writer.close()
-        self._passing.discard(task)
+        try:
+            await self._join(reader, writer)
+        except* (asyncio.CancelledError, OSError):
+            pass  # one side went away, or the gate was shut
+        finally:
+            writer.close()
+            self._passing.discard(task)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, onward = await asyncio.open_unix_connection(self._target)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_copy(reader, onward))
+                group.create_task(_copy(behind, writer))
+        finally:
+            onward.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
