@@ -16,7 +16,7 @@ NO_NEWLINE = 8 * MIB
 EAT = "held = []\nwhile True: held.append(bytearray(b'x') * (8 << 20))"
 
 
-def work(job: jobkit.Job) -> dict:
+def work(job: jobkit.Job) -> dict[str, object]:
     """Says how far it is, `steps` times over `seconds`, misbehaves if asked to, and gives back what it was given."""
     began = time.time()
     job.progress(0.0, "echo", 0, job.input.get("steps", 10))  # a sign of life before any misbehaviour
