@@ -21,6 +21,8 @@ from lamplighter.shared import (
     Following,
     key_headers,
     local_files,
+    meant,
+    named_as_text,
     reachable,
     silent,
     successful,
@@ -78,9 +80,16 @@ class AsyncClient:
         self, endpoint: str, *, wait: bool = False, options: dict[str, Any] | None = None, **given: Any
     ) -> JobView:
         """As `Client.submit`."""
-        inputs = given | {name: (await self.upload(path)).digest for name, path in local_files(given).items()}
+        files = await self._files(endpoint, given)
+        inputs = given | {name: (await self.upload(path)).digest for name, path in files.items()}
         job = await self.call(wire.submit(endpoint, inputs, **(options or {})))
         return await self.wait(job.id) if wait else job
+
+    async def _files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
+        files = local_files(given)
+        if not named_as_text(given, files):
+            return files
+        return meant(given, files, (await self.call(wire.fetch(f"/v1/endpoints/{endpoint}")))["input"])
 
     async def wait(self, job_id: str) -> JobView:
         """The job once it has ended; raises JobFailed unless it succeeded."""
@@ -96,17 +105,20 @@ class AsyncClient:
             try:
                 async for event in self._stream(job_id, following):
                     yield event
+                if not following.heard and (await self.job(job_id)).status in FINAL:
+                    return  # `after` was the end already
             except Unreachable:
                 await anyio.sleep(RECONNECT_AFTER_S)
 
     async def _stream(self, job_id: str, following: Following) -> AsyncIterator[wire.Event]:
-        path = f"/v1/jobs/{job_id}/events"
+        path = wire.job_path(job_id, "events")
         with reachable(self.url):
             async with self._http.stream("GET", path, headers=following.headers) as reply:
                 if reply.status_code >= 400:
                     raise wire.refusal(reply.status_code, await reply.aread())
-                async for line in reply.aiter_lines():
-                    for event in following.feed(line):
+                following.opened()
+                async for text in reply.aiter_text():
+                    for event in following.read(text):
                         yield event
 
     async def upload(self, path: str | Path, advance: Advance = silent) -> wire.Asset:
@@ -128,7 +140,7 @@ class AsyncClient:
         target = Path(to)
         part = target.with_name(target.name + ".part")
         with reachable(self.url):
-            async with self._http.stream("GET", f"/v1/jobs/{job.id}/files/{name}") as reply:
+            async with self._http.stream("GET", wire.job_path(job.id, "files", name)) as reply:
                 if reply.status_code >= 400:
                     raise wire.refusal(reply.status_code, await reply.aread())
                 async with await anyio.open_file(part, "wb") as file:
@@ -163,7 +175,7 @@ class AsyncClient:
 
     async def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its outputs and logs."""
-        await self.call(wire.delete(f"/v1/jobs/{job_id}"))
+        await self.call(wire.delete(wire.job_path(job_id)))
 
     async def logs(self, job_id: str) -> str:
         """The job's log."""

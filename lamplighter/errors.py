@@ -25,8 +25,9 @@ class Rejected(LamplighterError):
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        fields = "".join(f"; {error.path}: {error.message}" for error in problem.errors)
-        super().__init__(f"{problem.code}: {problem.detail}{fields}")
+        named = (f"{error.path}: {error.message}" for error in problem.errors)
+        more = "".join(f"; {field}" for field in named if field != problem.detail)
+        super().__init__(f"{problem.code}: {problem.detail}{more}")
 
 
 class NotFound(Rejected):

@@ -26,6 +26,8 @@ from lamplighter.shared import (
     Following,
     key_headers,
     local_files,
+    meant,
+    named_as_text,
     reachable,
     silent,
     successful,
@@ -75,14 +77,20 @@ class Client:
     def submit(
         self, endpoint: str, *, wait: bool = False, options: dict[str, Any] | None = None, **given: Any
     ) -> JobView:
-        """Submit a job; inputs that name local files are uploaded first.
+        """Submit a job. A Path is uploaded first, and so is a text that names a local file where a file is taken.
 
         `options` are those of `wire.submit`: job_id, idempotency_key, priority, and `options` for further fields of
         the body. With `wait` the job has ended when this returns; raises JobFailed unless it succeeded.
         """
-        inputs = given | {name: self.upload(path).digest for name, path in local_files(given).items()}
+        inputs = given | {name: self.upload(path).digest for name, path in self._files(endpoint, given).items()}
         job = self.call(wire.submit(endpoint, inputs, **(options or {})))
         return self.wait(job.id) if wait else job
+
+    def _files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
+        files = local_files(given)
+        if not named_as_text(given, files):
+            return files
+        return meant(given, files, self.call(wire.fetch(f"/v1/endpoints/{endpoint}"))["input"])
 
     def wait(self, job_id: str) -> JobView:
         """The job once it has ended; raises JobFailed unless it succeeded."""
@@ -97,16 +105,19 @@ class Client:
         while not following.final:
             try:
                 yield from self._stream(job_id, following)
+                if not following.heard and self.job(job_id).status in FINAL:
+                    return  # `after` was the end already
             except Unreachable:
                 time.sleep(RECONNECT_AFTER_S)
 
     def _stream(self, job_id: str, following: Following) -> Iterator[wire.Event]:
-        path = f"/v1/jobs/{job_id}/events"
+        path = wire.job_path(job_id, "events")
         with reachable(self.url), self._http.stream("GET", path, headers=following.headers) as reply:
             if reply.status_code >= 400:
                 raise wire.refusal(reply.status_code, reply.read())
-            for line in reply.iter_lines():
-                yield from following.feed(line)
+            following.opened()
+            for text in reply.iter_text():
+                yield from following.read(text)
 
     def upload(self, path: str | Path, advance: Advance = silent, hashed: Advance = silent) -> wire.Asset:
         """Upload a file unless it is there; `hashed` and `advance` are told the bytes read and sent."""
@@ -127,7 +138,7 @@ class Client:
         """Save output `name` of a job as file `to`, written beside it first and renamed when whole."""
         target = Path(to)
         part = target.with_name(target.name + ".part")
-        with reachable(self.url), self._http.stream("GET", f"/v1/jobs/{job.id}/files/{name}") as reply:
+        with reachable(self.url), self._http.stream("GET", wire.job_path(job.id, "files", name)) as reply:
             if reply.status_code >= 400:
                 raise wire.refusal(reply.status_code, reply.read())
             with part.open("wb") as file:
@@ -161,7 +172,7 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its outputs and logs."""
-        self.call(wire.delete(f"/v1/jobs/{job_id}"))
+        self.call(wire.delete(wire.job_path(job_id)))
 
     def logs(self, job_id: str) -> str:
         """The job's log."""

@@ -42,7 +42,7 @@ def key_headers(key: str | None) -> dict[str, str]:
 
 
 def local_files(given: Mapping[str, Any]) -> dict[str, Path]:
-    """The inputs that name a local file: a Path always, a text when a file of that name is there."""
+    """The inputs that may name a local file: a Path does, a text may when a file of that name is there."""
     found = {}
     for name, value in given.items():
         if isinstance(value, Path):
@@ -50,6 +50,24 @@ def local_files(given: Mapping[str, Any]) -> dict[str, Path]:
         elif isinstance(value, str) and len(value) < PATH_LENGTH and "\0" not in value and Path(value).is_file():
             found[name] = Path(value)
     return found
+
+
+def named_as_text(given: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
+    """Whether one of `files` is only a text: then the endpoint's schema must say that it is meant as a file."""
+    return any(isinstance(given[name], str) for name in files)
+
+
+def meant(given: Mapping[str, Any], files: Mapping[str, Path], schema: Mapping[str, Any]) -> dict[str, Path]:
+    """Those of `files` that are: a text in a field that takes no file is a text, whatever lies in this folder.
+
+    Otherwise a program that passes on what a stranger typed would upload the stranger's choice of its own files.
+    """
+    fields = schema.get("properties", {})
+    return {
+        name: path
+        for name, path in files.items()
+        if isinstance(given[name], Path) or fields.get(name, {}).get("format") == "asset"
+    }
 
 
 def successful(job: JobView) -> JobView:
@@ -65,15 +83,22 @@ class Following:
     def __init__(self, after: str | None) -> None:
         self.reader = EventReader(after)
         self.final = False
+        self.heard = False  # on this connection
 
     @property
     def headers(self) -> dict[str, str]:
         """What resumes behind the last event seen."""
         return {"Last-Event-ID": self.reader.last_id} if self.reader.last_id else {}
 
-    def feed(self, line: str) -> Iterator[Event]:
-        """The events that `line` completes."""
-        for event in self.reader.feed(line):
+    def opened(self) -> None:
+        """A new connection begins."""
+        self.reader.opened()
+        self.heard = False
+
+    def read(self, text: str) -> Iterator[Event]:
+        """The events that a piece of the stream completes."""
+        for event in self.reader.read(text):
+            self.heard = True
             if event.kind == "state":
                 self.final = event.data["status"] in FINAL
             yield event

@@ -92,6 +92,11 @@ read_job = reader(JobView)
 read_any: Callable[[bytes], Any] = msgspec.json.decode
 
 
+def job_path(job_id: str, *more: str) -> str:
+    """The path of a job, or of something of it, whatever is in the names."""
+    return "/".join(("/v1/jobs", *(quote(part, safe="") for part in (job_id, *more))))
+
+
 def submit(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
     endpoint: str,
     given: Mapping[str, Any],
@@ -106,14 +111,14 @@ def submit(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
     if priority is not None:
         body["priority"] = Priority(priority).value
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    method, path = ("PUT", f"/v1/jobs/{job_id}") if job_id else ("POST", "/v1/jobs")
+    method, path = ("PUT", job_path(job_id)) if job_id else ("POST", "/v1/jobs")
     return Call(method=method, path=path, read=read_job, body=body, headers=headers)
 
 
 def job(job_id: str, wait_s: float = 0.0) -> Call[JobView]:
     """Read a job, holding the answer up to `wait_s` (at most 60) for its end."""
     params = (("wait", f"{wait_s:g}"),) if wait_s else ()
-    return Call(method="GET", path=f"/v1/jobs/{job_id}", read=read_job, params=params)
+    return Call(method="GET", path=job_path(job_id), read=read_job, params=params)
 
 
 def jobs(limit: int, cursor: str | None, filters: Mapping[str, str | None]) -> Call[JobPage]:
@@ -125,7 +130,7 @@ def jobs(limit: int, cursor: str | None, filters: Mapping[str, str | None]) -> C
 
 def act(job_id: str, verb: str) -> Call[JobView]:
     """`cancel` or `retry`."""
-    return Call(method="POST", path=f"/v1/jobs/{job_id}/{verb}", read=read_job)
+    return Call(method="POST", path=job_path(job_id, verb), read=read_job)
 
 
 def delete(path: str) -> Call[None]:
@@ -140,7 +145,7 @@ def fetch(path: str, **params: str) -> Call[Any]:
 
 def logs(job_id: str) -> Call[str]:
     """The job's log."""
-    return Call(method="GET", path=f"/v1/jobs/{job_id}/logs", read=plain)
+    return Call(method="GET", path=job_path(job_id, "logs"), read=plain)
 
 
 def check(digests: list[str]) -> Call[Check]:
@@ -195,17 +200,32 @@ def refusal(status: int, body: bytes) -> LamplighterError:
 
 
 class EventReader:
-    """Server-sent events out of lines (WHATWG HTML, section 9.2.6); remembers the last id."""
+    """Server-sent events out of text (WHATWG HTML, section 9.2.6); `last_id` is that of the last whole event."""
 
     def __init__(self, last_id: str | None = None) -> None:
         self.last_id = last_id
+        self.opened()
+
+    def opened(self) -> None:
+        """A new connection: what the one before left half said is forgotten, its id too."""
+        self._rest, self._id = "", self.last_id
         self._kind, self._data = "message", list[str]()
+
+    def read(self, text: str) -> Iterator[Event]:
+        """The events that a piece of the stream completes.
+
+        Lines end at line feeds alone: `str.splitlines`, and httpx with it, would cut a log's text at U+2028 or U+0085.
+        """
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            yield from self.feed(line.removesuffix("\r"))
 
     def feed(self, line: str) -> Iterator[Event]:
         """One line without its end; an empty one completes an event."""
         if line:
             self._field(*line.partition(":")[::2])
             return
+        self.last_id = self._id
         if self._data:
             data = msgspec.json.decode("\n".join(self._data))
             yield Event(self.last_id or "", self._kind, data)
@@ -214,7 +234,7 @@ class EventReader:
     def _field(self, name: str, value: str) -> None:
         value = value.removeprefix(" ")
         if name == "id":
-            self.last_id = value
+            self._id = value
         elif name == "event":
             self._kind = value
         elif name == "data":

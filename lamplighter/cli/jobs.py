@@ -10,6 +10,8 @@ from lamplighter import wire
 from lamplighter.cli import fields, show
 from lamplighter.cli.following import save, upload, watch
 from lamplighter.cli.session import Session, client_command
+from lamplighter.errors import JobFailed
+from schemas.view import JobView
 from schemas.words import Priority
 
 FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -36,11 +38,21 @@ def submit(session: Session, endpoint: str, inputs: tuple[str, ...], **options: 
         session.show(job, lambda: _accepted(session, job.id))
         return
     session.err.print(f"job {job.id}", highlight=False)
-    ended = watch(session, job.id, quietly=session.as_json)
+    ended = _watched(session, job.id)
     saved = save(session, ended, options["output"]) if options["output"] else []
     session.show(ended, lambda: show.job(session.out, ended))
     for path in saved:
         session.err.print(f"saved {path}", highlight=False)
+
+
+def _watched(session: Session, job_id: str) -> JobView:
+    """The job once it has succeeded. A program is shown one that ended otherwise, too, before the exit code says it."""
+    try:
+        return watch(session, job_id, quietly=session.as_json)
+    except JobFailed as failed:
+        if session.as_json:
+            session.show(failed.job, lambda: None)
+        raise
 
 
 def _accepted(session: Session, job_id: str) -> None:
@@ -50,7 +62,7 @@ def _accepted(session: Session, job_id: str) -> None:
 def _request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> wire.Call[Any]:
     more = fields.read("body", options["body"], {"type": "object"})
     if options["tags"]:
-        more["tags"] = dict(tag.partition(":")[::2] for tag in options["tags"])
+        more["tags"] = dict(map(_tag, options["tags"]))
     return wire.submit(
         endpoint,
         given,
@@ -59,6 +71,13 @@ def _request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> w
         priority=options["priority"],
         options=more,
     )
+
+
+def _tag(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not (name and colon):
+        raise click.UsageError(f"--tag {text!r} is no NAME:VALUE")
+    return name, value
 
 
 @click.command()
@@ -142,6 +161,6 @@ def delete(session: Session, job_id: str) -> None:
 @client_command
 def history(session: Session, job_id: str) -> None:
     """What happened to a job, oldest first."""
-    rows = session.client.call(wire.fetch(f"/v1/jobs/{job_id}/history"))
+    rows = session.client.call(wire.fetch(wire.job_path(job_id, "history")))
     shown = ((str(row["revision"]), row["at"], row["event"]["type"], row["status"]) for row in rows)
     session.show(rows, lambda: show.table(session.out, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing"))

@@ -62,7 +62,7 @@ class Session:
         self.data = data
         self.as_json = as_json
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-        self.err = Console(stderr=True)
+        self.err = Console(stderr=True, soft_wrap=True)  # one line stays one line
 
     @functools.cached_property
     def client(self) -> Client:

@@ -101,6 +101,23 @@ async def test_following_goes_on_over_cuts_without_a_gap_or_a_double(face: Face,
     assert [event.job.status for event in events if event.kind == "state"] == ["queued", "running", "succeeded"]
 
 
+async def test_following_from_the_end_ends(face: Face, client: AsyncClient):
+    job = await client.submit("echo", text="hello")
+    await finish(face, job.id)
+    events = [event async for event in client.follow(job.id)]
+    with anyio.fail_after(10):
+        assert [event async for event in client.follow(job.id, after=events[-1].id)] == []
+
+
+async def test_a_text_is_a_file_only_where_a_file_is_taken(client: AsyncClient, tmp_path: Path):
+    secret = tmp_path / "passwords.txt"
+    secret.write_bytes(b"secret")
+    job = await client.submit("echo", text=str(secret))
+    assert job.input["text"] == str(secret)
+    assert (await client.call(wire.assets(10, None))).assets == []
+    assert (await client.submit("echo", file=str(secret))).input["file"].startswith("sha256:")
+
+
 async def test_refusals_and_silence_have_their_own_exceptions(face: Face, client: AsyncClient):
     with pytest.raises(NotFound):
         await client.job("nothing")

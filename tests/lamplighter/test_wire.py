@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lamplighter import wire
 from lamplighter.errors import NotFound, Rejected, Unauthorized
-from schemas.errors import Refused
+from schemas.errors import FieldError, Refused
 
 
 def test_submit_with_an_id_is_a_put_and_without_one_a_post_with_its_key():
@@ -57,7 +57,40 @@ def test_events_are_read_as_they_were_written_between_comments(events, chatty):
     assert reader.last_id == (f"7-{events[-1][0]}" if events else None)
 
 
-def test_an_event_cut_by_the_connection_is_not_given():
+def test_an_event_cut_by_the_connection_is_not_given_and_its_id_is_not_taken():
     reader = wire.EventReader("7-1")
-    assert list(reader.feed("event: log")) + list(reader.feed('data: {"a":1}')) == []
+    assert list(reader.read('id: 7-2\r\nevent: log\r\ndata: {"a":1}\r\n')) == []
     assert reader.last_id == "7-1"
+    reader.opened()
+    assert list(reader.read('data: {"b":2}\r\n\r\n')) == [wire.Event("7-1", "message", {"b": 2})]
+
+
+@given(EVENTS, st.randoms(use_true_random=False))
+def test_pieces_of_any_size_are_the_same_events(events, dice):
+    text = "".join(
+        f"id: 7-{number}\r\nevent: {kind}\r\ndata: {msgspec.json.encode(data).decode()}\r\n\r\n"
+        for number, kind, data in events
+    )
+    cuts = sorted(dice.randrange(len(text) + 1) for _ in range(5))
+    reader, read = wire.EventReader(), []
+    for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        read += reader.read(text[start:stop])
+    assert read == [wire.Event(f"7-{number}", kind, data) for number, kind, data in events]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_what_only_looks_like_the_end_of_a_line_is_text(separator):
+    line = msgspec.json.encode({"text": f"a{separator}b"}).decode()
+    (event,) = wire.EventReader().read(f"data: {line}\n\n")
+    assert event.data == {"text": f"a{separator}b"}
+
+
+def test_names_in_a_path_are_quoted():
+    assert wire.job("../keys").path == "/v1/jobs/..%2Fkeys"
+    assert wire.job_path("mine", "files", "a b?#%.png") == "/v1/jobs/mine/files/a%20b%3F%23%25.png"
+
+
+def test_a_refusal_names_each_field_once():
+    fields = (FieldError("$.a", "is wrong"), FieldError("$.b", "is too"))
+    problem = Refused("input_invalid", "$.a: is wrong", errors=fields).problem
+    assert str(wire.refusal(422, msgspec.json.encode(problem))) == "input_invalid: $.a: is wrong; $.b: is too"
