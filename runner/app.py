@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from bus.connection import open_runner
 from bus.port import Bus, Unreachable
 from runner.assets import asset_client
-from runner.cards import Cards
+from runner.cards import Cards, no_pid
 from runner.catalogue import Kind, load
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import Engine, EngineError
@@ -88,7 +88,7 @@ async def _assembled(
     )
     means = Means(
         kinds=kinds,
-        cards=Cards(gpus, settings.gpu, time.monotonic),
+        cards=Cards(gpus, settings.gpu, time.monotonic, engine.pid if isinstance(engine, ProcessEngine) else no_pid),
         slots=Slots(settings.slots),
         forget=cache.drop,
         leave=engine.name != ProcessEngine.name,

@@ -15,6 +15,7 @@ from runner.execution import Execution
 from runner.life import Life
 from runner.means import Forget, Means
 from runner.presence import Announcer
+from runner.proving import Prover
 from runner.readiness import Readiness
 from runner.roster import Roster
 from runner.standby import Standby
@@ -32,7 +33,8 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
         background.start_soon(means.cards.watch)
         background.start_soon(announcer.run)
         background.start_soon(_listen, life, roster)
-        jobs.start_soon(_work, life, means, adopter, agent, partial(_begun, background, standby, ready))
+        prover = Prover(life, means)
+        jobs.start_soon(_work, life, means, adopter, agent, partial(_begun, background, (standby, prover), ready))
         await stop.wait()
         life.log.info("draining", running=len(roster.there))
         agent.stop()
@@ -50,9 +52,10 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
             await announcer.leave()
 
 
-def _begun(background: TaskGroup, standby: Standby, ready: Callable[[], None]) -> None:
-    """What earlier lives left is dealt with: only now may anything of our own wait beside it."""
-    background.start_soon(standby.run)
+def _begun(background: TaskGroup, starters: tuple[Standby, Prover], ready: Callable[[], None]) -> None:
+    """What earlier lives left is dealt with: only now may anything that is no job's be started beside it."""
+    for starter in starters:
+        background.start_soon(starter.run)
     ready()
 
 

@@ -19,6 +19,14 @@ class EdgeSettings(Struct, frozen=True):
     key: str = ""
 
 
+class ProbeSettings(Struct, frozen=True):
+    """Seconds: how long a card's probe may take, and the pause after a failed one, doubled each time up to a most."""
+
+    patience_s: float = 300.0
+    first_s: float = 10.0
+    most_s: float = 600.0
+
+
 class GpuSettings(Struct, frozen=True):
     """`watch` off: the runner works as on a host without cards."""
 
@@ -26,6 +34,7 @@ class GpuSettings(Struct, frozen=True):
     fitness: FitnessPolicy = FitnessPolicy()
     placement: PlacementPolicy = PlacementPolicy()
     price: Price = Price()
+    probe: ProbeSettings = ProbeSettings()
 
 
 class WarmSettings(Struct, frozen=True):

@@ -143,12 +143,13 @@ class MemoryEngine:
         if self.refuse is not None:
             refused, self.refuse = self.refuse, None
             raise refused
-        if spec.image not in self._programs:
-            raise StartFailed("image_missing", f"image {spec.image} is not here: add a program of that name")
+        program = spec.instead[0] if spec.instead else spec.image
+        if program not in self._programs:
+            raise StartFailed("image_missing", f"image {program} is not here: add a program of that name")
         prepare(spec.job_dir, (os.geteuid(), os.getegid()), warm=True)
         box = self.create(spec)
         box.begin()
-        self._tasks.start_soon(self._run, box, self._programs[spec.image])
+        self._tasks.start_soon(self._run, box, self._programs[program])
         return box.handle
 
     def create(self, spec: Spec) -> Box:

@@ -63,6 +63,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     image: str
     folder: str = ""  # the image folder: the process engine's working directory
     command: tuple[str, ...] = ()  # argv in `folder`, for the process engine
+    instead: tuple[str, ...] = ()  # argv in place of the image's own program, on every engine
     job_dir: Path
     limits: Limits
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: those change over a reboot

@@ -83,7 +83,7 @@ class ProcessEngine:
         self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.identity.job or 'warm'}-", dir=self._state))
         Records(folder).keep(
-            Kept(spec.identity, spec.command, spec.folder, self._env(spec), spec.limits.memory_mb),
+            Kept(spec.identity, spec.instead or spec.command, spec.folder, self._env(spec), spec.limits.memory_mb),
         )
         return folder
 
@@ -167,6 +167,13 @@ class ProcessEngine:
     def _find(self) -> list[Found]:
         folders = sorted(path.parent for path in self._state.glob("*/spec.json"))
         return [found for folder in folders if (found := Records(folder).found())]
+
+    async def pid(self, handle: str) -> int | None:
+        """The process whose descendants are the job's: its shim. None where it is gone."""
+        try:
+            return (await asyncio.to_thread(Records(self._state / handle).running)).shim[0]
+        except NoSuchContainer:
+            return None
 
     async def probe(self) -> EngineInfo:
         if not await asyncio.to_thread(Path(f"/proc/self/task/{os.getpid()}/children").exists):

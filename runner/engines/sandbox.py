@@ -40,6 +40,7 @@ def container_config(spec: Spec, user: str, injection: Injection) -> dict[str, A
         "User": user,
         "Env": [f"{name}={value}" for name, value in given.items()],
         "Labels": labels(spec.identity),
+        **({"Entrypoint": [*spec.instead], "Cmd": []} if spec.instead else {}),
         "NetworkDisabled": True,
         "HostConfig": {**_hardening(spec), **_limits(spec), **devices, "Mounts": _mounts(spec)},
     }

@@ -143,3 +143,8 @@ def test_what_an_engine_lacks_is_told() -> None:
     assert engine_info({"ServerVersion": "1", **able, "LiveRestoreEnabled": False}).notes == (
         "the daemon ends containers when it restarts: set live-restore",
     )
+
+
+def test_a_probe_runs_its_own_program() -> None:
+    config = container_config(spec(instead=("nvidia-smi", "-L")), "1:1", "cdi")
+    assert (config["Entrypoint"], config["Cmd"]) == (["nvidia-smi", "-L"], [])

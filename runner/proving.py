@@ -1,0 +1,110 @@
+"""A card that erred takes no work until a container has run well on it: this starts that container.
+
+It is an endpoint's own image there. One that can be started ahead is: loading its model and saying `ready` proves
+more than a test of ours could. For the others nvidia-smi, which the container toolkit brings along, opens the card.
+"""
+
+import shutil
+from collections import defaultdict
+from contextlib import aclosing
+from functools import partial
+from itertools import count
+
+import anyio
+import anyio.to_thread
+from msgspec.structs import replace
+
+from runner.attempt import spec_of
+from runner.cards import Holding
+from runner.catalogue import Kind
+from runner.engines.port import WARM_ENV, EngineError, Identity, Spec
+from runner.life import Life
+from runner.means import Means
+from runner.pause import Pause
+from runner.spare import PREFIX
+from schemas.container import LineParser, Ready
+
+COMMAND = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
+
+
+class Prover:
+    """Looks for such cards, one at a time; after a failure each waits twice as long as before."""
+
+    def __init__(self, life: Life, means: Means) -> None:
+        self._life = life
+        self._means = means
+        self._kind = _probing(means)
+        self._pauses: defaultdict[str, Pause] = defaultdict(Pause)
+        self._numbers = count(1)
+
+    async def run(self) -> None:
+        """Without end; at once where no endpoint uses cards, as then nobody could tell."""
+        if self._kind is None:
+            return
+        while True:
+            for uuid in self._means.cards.suspects():
+                if not self._pauses[uuid].lasts(anyio.current_time()):
+                    await self._prove(uuid, self._kind)
+            await anyio.sleep(self._life.pace.idle_s)
+
+    async def _prove(self, uuid: str, kind: Kind) -> None:
+        cards, pause, policy = self._means.cards, self._pauses[uuid], self._means.cards.settings.probe
+        holding = cards.hold((uuid,), kind.endpoint)
+        try:
+            why = await self._probed(kind, holding)
+        finally:
+            holding.release()
+        if holding.xid is not None:
+            why = f"XID {holding.xid} while it was probed"
+        if not why:
+            pause.clear()
+            cards.proved(uuid)
+            self._life.log.info("card proved", gpu=uuid)
+            return
+        pause.fail(why, anyio.current_time(), policy.first_s, policy.most_s)
+        cards.erred((uuid,), f"its probe failed: {why}")
+        self._life.log.warning("card not proved", gpu=uuid, why=why)
+
+    async def _probed(self, kind: Kind, holding: Holding) -> str:
+        """Run one container on the card; why it did not do well, or ""."""
+        name = f"{PREFIX}{self._life.incarnation}-probe-{next(self._numbers)}"
+        folder = self._life.jobs / name
+        mine = Identity(installation=self._life.installation, host=self._life.host, spare=name)
+        spec = _probe(kind, spec_of(kind, mine, (folder / "job").resolve(), holding.uuids))
+        handle = None
+        try:
+            await anyio.to_thread.run_sync(partial((folder / "job").mkdir, parents=True))
+            handle = await self._life.engine.start(spec)
+            await holding.waits(handle)
+            with anyio.fail_after(self._means.cards.settings.probe.patience_s):
+                return await self._well(handle)
+        except TimeoutError:
+            return f"no answer within {self._means.cards.settings.probe.patience_s:.0f} s"
+        except (EngineError, OSError) as error:
+            return str(error)
+        finally:
+            if handle is not None:
+                await self._life.steadily("remove", partial(self._life.engine.remove, handle))
+            await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+
+    async def _well(self, handle: str) -> str:
+        """Ready, or ended with 0: ""."""
+        parser = LineParser("stdout")
+        async with aclosing(self._life.engine.output(handle, None)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                if chunk.stream == "stdout":
+                    for parsed in parser.feed(chunk.data, chunk.mark.offset - len(chunk.data)):
+                        if isinstance(parsed.message, Ready):
+                            return ""
+        ended = await self._life.engine.wait(handle)
+        return "" if ended.code == 0 else f"the container ended with code {ended.code}"
+
+
+def _probing(means: Means) -> Kind | None:
+    """The kind whose image probes: one that can be started ahead, if there is one."""
+    using = [kind for kind in means.kinds.values() if kind.endpoint.resources.gpus]
+    return max(using, key=lambda kind: kind.endpoint.warm, default=None)
+
+
+def _probe(kind: Kind, spec: Spec) -> Spec:
+    return replace(spec, env={WARM_ENV: "1"}) if kind.endpoint.warm else replace(spec, instead=COMMAND)
