@@ -44,6 +44,7 @@ ROUTES = (
     read.read_endpoint,
     read.list_hosts,
     read.read_host,
+    read.wish_power,
     keys.create_key,
     keys.list_keys,
     keys.revoke_key,

@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from bus.port import Bus
+from edge.power.controller import PowerController
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
 from edge.services.follow import Follower
@@ -33,3 +34,4 @@ class Parts(Struct, frozen=True, kw_only=True):
     viewer: Viewer
     hosts: HostWatch
     keys: Keys
+    power: PowerController

@@ -1,6 +1,7 @@
 """One edge process: the composition root. Services are made, their tasks run, and HTTP is served until the signal."""
 
 import os
+import random
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import anyio
+import httpx
 import structlog
 import uvicorn
 from anyio.abc import TaskGroup
@@ -16,6 +18,10 @@ from bus.connection import open_edge
 from bus.port import Bus
 from edge.app import create_app
 from edge.parts import Parts
+from edge.power.caller import Means
+from edge.power.controller import PowerController
+from edge.power.drivers import build as drivers
+from edge.power.sight import Sight
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog, load_folder
 from edge.services.clock import utc_now
@@ -43,7 +49,9 @@ KEEP_ALIVE_S = 75
 log = structlog.get_logger()
 
 
-async def assemble(settings: EdgeSettings, bus: Bus, store: Store) -> tuple[Parts, Reconciler]:
+async def assemble(
+    settings: EdgeSettings, bus: Bus, store: Store, client: httpx.AsyncClient
+) -> tuple[Parts, Reconciler]:
     """The services of one edge, wired. Nothing runs yet."""
     catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
     await catalog.refresh()
@@ -67,8 +75,22 @@ async def assemble(settings: EdgeSettings, bus: Bus, store: Store) -> tuple[Part
         viewer=viewer,
         hosts=hosts,
         keys=Keys(bus.keys, utc_now, os.urandom, time.monotonic),
+        power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client),
     )
+    parts.power.listen(hosts.tell)
+    hosts.ask_power(parts.power.prospect)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _power(settings: EdgeSettings, sight: Sight, bus: Bus, client: httpx.AsyncClient) -> PowerController:
+    """The controller of the declared hosts. Raises DriverMissing."""
+    means = drivers.Means(client=client, environ=os.environ, now=utc_now, fresh_id=_fresh_id)
+    chance = Means(now=utc_now, running=time.monotonic, fresh_id=_fresh_id, dice=random.random)
+    return PowerController(bus.power, sight, settings.hosts, drivers.build(settings.hosts, means), chance)
+
+
+def _fresh_id() -> str:
+    return os.urandom(8).hex()
 
 
 def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
@@ -83,13 +105,15 @@ def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
         assets=parts.assets,
         now=utc_now,
         hourly=Hourly(rules.check_every, utc_now()),
+        power=parts.power,
         rules=rules,
     )
 
 
 def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
     """Start everything that runs beside the requests."""
-    for run in (parts.index.run, parts.window.run, parts.hosts.run, parts.follower.run, reconciler.run):
+    runs = (parts.index.run, parts.window.run, parts.hosts.run, parts.follower.run, parts.power.run, reconciler.run)
+    for run in runs:
         tasks.start_soon(run)
 
 
@@ -130,8 +154,12 @@ def _listen(settings: EdgeSettings) -> socket.socket:
 
 @asynccontextmanager
 async def _services(settings: EdgeSettings) -> AsyncIterator[Parts]:
-    async with open_edge(settings.broker) as bus, open_directory(settings.data / "assets") as store:
-        parts, reconciler = await assemble(settings, bus, store)
+    async with (
+        open_edge(settings.broker) as bus,
+        open_directory(settings.data / "assets") as store,
+        httpx.AsyncClient() as client,
+    ):
+        parts, reconciler = await assemble(settings, bus, store, client)
         async with anyio.create_task_group() as tasks:
             start(tasks, parts, reconciler)
             yield parts

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from bus.settings import BrokerSettings
+from schemas.switch import HostDeclaration
+from schemas.words import Token
 
 
 class CorsSettings(Struct, frozen=True):
@@ -18,6 +20,7 @@ class EdgeSettings(Struct, frozen=True):
     """One edge process. Bytes, seconds and days as the names say.
 
     `allow_unsynced` takes jobs although the broker may lose them at a power cut.
+    `hosts` are those whose power the edge switches, as `[hosts.NAME]` in the file.
     `fd`: an already listening socket that a parent process hands down; it wins over `bind` and `port`.
     """
 
@@ -30,6 +33,7 @@ class EdgeSettings(Struct, frozen=True):
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
     allow_unsynced: bool = False
     cors: CorsSettings = CorsSettings()
+    hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
     max_asset_bytes: int = 20 * 1024**3
     reconcile_every_s: float = 15.0
     low_max_wait_s: float = 12 * 3600.0

@@ -159,6 +159,12 @@ def assets(limit: int, cursor: str | None) -> Call[AssetPage]:
     return Call(method="GET", path="/v1/assets", read=reader(AssetPage), params=params)
 
 
+def power(host: str, want: str, until: str | None) -> Call[Any]:
+    """Hold a host `on` or `off`, or leave it to the law: `auto`."""
+    body = {"want": want, **({"until": until} if until else {})}
+    return Call(method="POST", path=f"/v1/hosts/{host}/power", read=read_any, body=body)
+
+
 def create_key(owner: str, scopes: list[str], name: str) -> Call[Any]:
     """Make a key."""
     body: dict[str, Any] = {"owner": owner, "name": name, **({"scopes": scopes} if scopes else {})}

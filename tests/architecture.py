@@ -28,6 +28,7 @@ OWNERS = {
     "obstore": "edge/store/remote.py",
     "torch": "images/preview/",
     "litestar": "edge/",
+    "libcloud": "edge/power/drivers/libcloud.py",
 }
 
 # Folder -> all it may import from outside this project besides the standard library.

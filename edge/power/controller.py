@@ -100,7 +100,7 @@ class PowerController:
             row = await read_row(self._table, host, self._means.now)
             record = law.wished(row.value, hold)
             try:
-                await self._table.update(host, record, row.revision)
+                self._took(host, Row(await self._table.update(host, record, row.revision), record))
             except Conflict:
                 continue
             self.notify()

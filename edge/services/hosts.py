@@ -25,6 +25,10 @@ class HostNotice(Struct, frozen=True):
     at: datetime
 
 
+# What the power controller says of an endpoint: why its work waits, for which host, seconds of its usual wake.
+Prospect = Callable[[str], tuple[Reason, str, float | None] | None]
+
+
 class HostWatch:
     """The hosts as last polled, every `period_s` seconds."""
 
@@ -37,7 +41,12 @@ class HostWatch:
         self._left_at: dict[str, datetime] = {}
         self._missed: dict[tuple[str, str], datetime] = {}
         self._listeners: set[Callable[[HostNotice], object]] = set()
+        self._prospect: Prospect = _nobody_switches
         self._polled = False
+
+    def ask_power(self, prospect: Prospect) -> None:
+        """From now on `prospect` says why work waits for hosts that are not up."""
+        self._prospect = prospect
 
     async def run(self) -> None:
         """Poll without end; a broker that is away is asked again."""
@@ -58,7 +67,7 @@ class HostWatch:
             self._left_at[host] = at
         if self._polled:
             for kind, host in sorted(_changes(before, present)):
-                self._tell(HostNotice(kind, host, at))
+                self.tell(HostNotice(kind, host, at))
         self._polled = True
 
     def listen(self, listener: Callable[[HostNotice], object]) -> Callable[[], None]:
@@ -66,7 +75,8 @@ class HostWatch:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
-    def _tell(self, notice: HostNotice) -> None:
+    def tell(self, notice: HostNotice) -> None:
+        """Let every listener know."""
         for listener in tuple(self._listeners):
             listener(notice)
 
@@ -134,7 +144,19 @@ class HostWatch:
         if None in reasons:
             return None
         ranked = sorted((reason for reason in reasons if reason is not None), key=list(Reason).index)
-        return ranked[-1] if ranked else Reason.HOST_OFF
+        if ranked:
+            return ranked[-1]
+        power = self._prospect(endpoint)
+        return power[0] if power else Reason.HOST_OFF
+
+    def wake_s(self, endpoint: str) -> float | None:
+        """Seconds that the host which work for `endpoint` waits for usually takes to wake; None: not known."""
+        power = self._prospect(endpoint)
+        return power[2] if power else None
+
+
+def _nobody_switches(_: str) -> None:
+    """No host is declared."""
 
 
 def _obstacle(here: Presence, endpoint: str) -> Reason | None:

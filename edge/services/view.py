@@ -51,7 +51,7 @@ class Viewer:
             **{name: getattr(job, name) for name in _SAME},
             revision=entry.revision,
             reason=reason,
-            message=_message(job, reason, language),
+            message=_message(job, reason, language, self._hosts.wake_s(job.endpoint)),
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
             queue_position=self._index.position(job, self._window.span(job.pool)),
             progress=progress,
@@ -80,9 +80,9 @@ class Viewer:
         return ProgressView(note.fraction, note.stage, note.done, note.total)
 
 
-def _message(job: Job, reason: Reason | None, language: Language) -> str:
+def _message(job: Job, reason: Reason | None, language: Language, wake_s: float | None) -> str:
     if reason is not None:
-        return messages.waiting(reason, language)
+        return messages.waiting(reason, language, wake_s)
     if job.error is not None:
         return messages.failure(job.error, language)
     return messages.status(job.status, language)

@@ -20,6 +20,7 @@ COMMANDS = {
     "upload": ("lamplighter.cli.things", "upload", "Upload files."),
     "assets": ("lamplighter.cli.things", "assets", "List files."),
     "hosts": ("lamplighter.cli.things", "hosts", "List the GPU hosts."),
+    "power": ("lamplighter.cli.things", "power", "Hold a host on or off, or leave it to its work."),
     "endpoints": ("lamplighter.cli.things", "endpoints", "List what can run, or the fields of one endpoint."),
     "keys": ("lamplighter.cli.things", "keys", "Make, list and revoke API keys."),
     "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and say how to mend it."),

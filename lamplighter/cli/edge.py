@@ -7,6 +7,7 @@ import click
 import uvloop
 
 from bus.port import BusError
+from edge.power.drivers.build import DriverMissing
 from edge.serve import CannotServe, serve
 from edge.settings import EdgeSettings
 from edge.store.port import StoreError
@@ -27,6 +28,6 @@ def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     except BusError as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(UNREACHABLE)
-    except (CannotServe, EndpointInvalid, StoreError) as error:
+    except (CannotServe, DriverMissing, EndpointInvalid, StoreError) as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(USAGE)

@@ -53,6 +53,17 @@ def _host(host: dict[str, Any]) -> tuple[str, ...]:
 
 
 @click.command()
+@click.argument("host")
+@click.argument("want", type=click.Choice(["on", "off", "auto"]))
+@click.option("--until", metavar="TIME", help="Until when, as 2026-11-22T23:00:00Z; without it until `auto`.")
+@client_command
+def power(session: Session, host: str, want: str, until: str | None) -> None:
+    """Hold a declared host on or off, or leave it to its work again (off drains first)."""
+    found = session.client.call(wire.power(host, want, until))
+    session.show(found, lambda: session.out.print(f"host {host} {found['state']}, held {want}", highlight=False))
+
+
+@click.command()
 @click.argument("name", required=False)
 @client_command
 def endpoints(session: Session, name: str | None) -> None:

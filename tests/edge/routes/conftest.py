@@ -9,9 +9,14 @@ from msgspec import Struct
 
 from edge.app import create_app
 from edge.parts import Parts
+from edge.power.caller import Means
+from edge.power.controller import PowerController
+from edge.power.drivers import build as drivers
+from edge.power.sight import Sight
 from edge.services.keys import Keys
 from edge.settings import EdgeSettings
 from schemas.access import CLIENT_SCOPES, Scope
+from schemas.switch import CommandHost
 from tests.edge.services.world import Dice, FakeWorld, fake_world
 from tests.edge.store.served import served
 
@@ -33,6 +38,15 @@ class Face(Struct, frozen=True, kw_only=True):
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
 
+def switched(made: FakeWorld) -> PowerController:
+    """`gpu-9` is declared and stays dark: its switch answers, and nothing runs there."""
+    declared = {"gpu-9": CommandHost(on=("true",), off=("true",), state=("false",))}
+    tools = drivers.Means(client=httpx.AsyncClient(), environ={}, now=made.time, fresh_id=lambda: "id")
+    chance = Means(now=made.time, running=made.time.seconds, fresh_id=lambda: "id", dice=lambda: 0.0)
+    sight = Sight(made.bus, made.index, made.hosts, made.catalog, made.time)
+    return PowerController(made.bus.power, sight, declared, drivers.build(declared, tools), chance)
+
+
 def parts_of(made: FakeWorld, keys: Keys) -> Parts:
     return Parts(
         settings=EdgeSettings(),
@@ -48,6 +62,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         viewer=made.viewer,
         hosts=made.hosts,
         keys=keys,
+        power=switched(made),
     )
 
 

@@ -133,6 +133,28 @@ async def test_hosts_are_told_while_on_and_while_off(face: Face):
     assert (await face.ann.get("/v1/hosts/none")).status_code == 404
 
 
+async def test_an_owners_wish_is_taken_down_and_shown(face: Face):
+    held = await face.admin.post("/v1/hosts/gpu-9/power", json={"want": "on", "until": "2030-01-01T00:00:00Z"})
+    assert (held.status_code, held.json()["hold"]) == (202, {"want": "on", "until": "2030-01-01T00:00:00Z"})
+    assert (await face.ann.get("/v1/hosts/gpu-9")).json()["state"] == "off"
+    freed = await face.admin.post("/v1/hosts/gpu-9/power", json={"want": "auto"})
+    assert freed.json()["hold"] is None
+
+
+@pytest.mark.parametrize(
+    ("host", "body", "code"),
+    [
+        ("gpu-1", {"want": "on"}, "not_found"),
+        ("gpu-9", {"want": "perhaps"}, "input_invalid"),
+        ("gpu-9", {"want": "on", "more": 1}, "field_unknown"),
+        ("gpu-9", {"want": "on", "until": "tomorrow"}, "input_invalid"),
+    ],
+)
+async def test_wishes_that_are_refused(face: Face, host, body, code):
+    assert (await face.admin.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == code
+    assert (await face.ann.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == "forbidden"
+
+
 async def test_metrics_count_jobs_by_status(face: Face):
     await face.ann.post("/v1/jobs", json=ECHO)
     await face.world.settled()
@@ -147,7 +169,15 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
         *("/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/history", "/v1/jobs/{job_id}/cancel"),
         *("/v1/jobs/{job_id}/retry", "/v1/jobs/{job_id}/events", "/v1/events", "/v1/jobs/{job_id}/logs"),
         *("/v1/jobs/{job_id}/files/{name}", "/v1/assets", "/v1/assets/{sha256}", "/v1/assets/check"),
-        *("/v1/endpoints", "/v1/endpoints/{name}", "/v1/hosts", "/v1/hosts/{host}", "/v1/keys", "/v1/keys/{key_id}"),
+        *(
+            "/v1/endpoints",
+            "/v1/endpoints/{name}",
+            "/v1/hosts",
+            "/v1/hosts/{host}",
+            "/v1/hosts/{host}/power",
+            "/v1/keys",
+            "/v1/keys/{key_id}",
+        ),
         *("/livez", "/readyz", "/metrics"),
     }
     assert set(document["paths"]) == paths
