@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bus.buckets import HOSTS, TOMBSTONES
+from bus.buckets import HOSTS, POWER, TOMBSTONES
 
 ANY_HOST = "*"
 STORE_BYTES = 20 * 1024**3
@@ -61,7 +61,8 @@ def runner(host: str = ANY_HOST) -> User:
         "$JS.ACK.JOBS.>",
         "$KV.STATE.>",
         *(f"$JS.API.DIRECT.GET.{bucket.stream}.>" for bucket in (HOSTS, TOMBSTONES)),
-        *(f"$JS.API.STREAM.INFO.{bucket.stream}" for bucket in (HOSTS, TOMBSTONES)),
+        f"$JS.API.DIRECT.GET.{POWER.stream}.$KV.{POWER.name}.{host}",  # its own order, and nobody else's
+        *(f"$JS.API.STREAM.INFO.{bucket.stream}" for bucket in (HOSTS, POWER, TOMBSTONES)),
         "feed.*.*.progress",
         "feed.*.*.log",
         f"$KV.HOSTS.{host}",
