@@ -1,6 +1,7 @@
 """The claim loop: take what can start here now, highest priority first, and never more than there are slots for."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ import anyio
 
 from bus.port import BusError, Conflict, Delivery
 from runner.adopt import Adopter, released
+from runner.ahead import fetch_ahead
 from runner.attempt import Ticket
 from runner.catalogue import by_pool
 from runner.claims import UNSETTLED_S, Drop, Later, Ours, Start, Step, Theirs, judge
@@ -49,10 +51,26 @@ class Agent:
         while self._claiming:
             with anyio.CancelScope() as self._idle:
                 await self._life.outage.over()
-                await self._means.slots.until_free()
+                await self._until_free()
                 delivery = await self._next()
             if self._claiming and not self._idle.cancelled_caught and delivery is not None:
                 await self._consider(delivery)
+
+    async def _until_free(self) -> None:
+        """Wait for a slot; meanwhile bring the next job's inputs here. What is not here by then comes with the job."""
+        if self._means.slots.free > 0:
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look_ahead)
+            await self._means.slots.until_free()
+            tasks.cancel_scope.cancel()
+
+    async def _look_ahead(self) -> None:
+        """Once a job waits, look at the first; a look costs as much as an idle one."""
+        await anyio.sleep(self._life.pace.ahead_s)
+        with suppress(BusError):
+            while not await fetch_ahead(self._life, self._means.kinds, partial(self._sweep, list(self._pools))):
+                await anyio.sleep(self._life.pace.idle_s)
 
     def stop(self) -> None:
         """Take nothing more; what was taken is still considered."""

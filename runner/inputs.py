@@ -60,6 +60,12 @@ class Cache:
                 await self._download(owner, sha256)
             await to_thread.run_sync(self._shelf.lend, sha256, to)
 
+    async def fetch(self, owner: str, sha256: Digest) -> None:
+        """Have it here; it may be evicted again before anybody needs it. Raises as `stage` does."""
+        async with self._alone(sha256):
+            if not await to_thread.run_sync(self._shelf.holds, sha256):
+                await self._download(owner, sha256)
+
     async def drop(self, digests: Iterable[Digest]) -> None:
         """Forget deleted assets; waits for whoever is fetching one. A running job keeps what it has."""
         for sha256 in digests:
@@ -95,6 +101,9 @@ class EdgeSupplies(Supplies):
     def __init__(self, cache: Cache, client: AssetClient) -> None:
         self._cache = cache
         self._client = client
+
+    async def fetch(self, owner: str, sha256: Digest) -> None:
+        await self._cache.fetch(owner, sha256)
 
     async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
         await self._cache.stage(owner, sha256, to)

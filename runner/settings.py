@@ -55,7 +55,10 @@ class WarmSettings(Struct, frozen=True):
 
 
 class Pace(Struct, frozen=True):
-    """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries."""
+    """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries.
+
+    `ahead_s`: slots that are all busy for so long have time to look for the next job's inputs.
+    """
 
     heartbeat_s: float = 10.0
     presence_s: float = 3.0
@@ -65,6 +68,7 @@ class Pace(Struct, frozen=True):
     tick_s: float = 0.25
     sweep_s: float = 30.0
     image_missing_s: float = 60.0
+    ahead_s: float = 1.0
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,10 @@ class EdgeAway(SuppliesError):
 class Supplies(Protocol):
     """The input cache and the edge's asset routes together."""
 
+    async def fetch(self, owner: str, sha256: Digest) -> None:
+        """Have it at hand for a job that is to come. Raises as `stage` does; cancelled, it goes on there later."""
+        ...
+
     async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
         """Put the asset's bytes at `to`, from the cache or the edge. Raises AssetGone, EdgeAway; OSError (disk)."""
         ...

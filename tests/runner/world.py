@@ -42,6 +42,7 @@ QUICK = Pace(
     retry_most_s=0.05,
     tick_s=0.02,
     sweep_s=0.05,
+    ahead_s=0.02,
 )
 SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
 
@@ -61,6 +62,7 @@ class Shop:
 
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
+        self.fetched: list[str] = []
         self.away = False
         self.broken = False
         self.asked = anyio.Event()
@@ -69,6 +71,11 @@ class Shop:
         digest = hashlib.sha256(data).hexdigest()
         self.held[digest] = data
         return f"sha256:{digest}"
+
+    async def fetch(self, owner: str, sha256: str) -> None:
+        self.fetched.append(sha256)
+        if sha256 not in self.held:
+            raise AssetGone(f"asset {sha256[:12]} is gone")
 
     async def stage(self, owner: str, sha256: str, to: Path) -> None:
         self.asked.set()
