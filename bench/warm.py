@@ -19,7 +19,7 @@ from bench.load import load, post
 from bench.rows import Row, p50
 from bench.scene import Scene, scene
 from schemas.host import Presence
-from tests.e2e.installation import until
+from tests.e2e.installation import IMAGES, until
 
 RUNS = 20
 WRITES = 50
@@ -27,6 +27,7 @@ PAIRED = 8
 LONG_S = 1.5  # of a job behind which the next container has loaded
 SHORT = 500
 SLOTS = 4
+ECHO = (IMAGES / "echo",)
 WARM = {"LAMPLIGHTER_WARM__ON": "1"}
 BARE = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python3", "lamplighter-echo", "-c", "print()"]
 
@@ -83,7 +84,7 @@ async def _short(made: Scene) -> float:
     await load(made.port, [post("/v1/jobs", made.key, body)] * SHORT, SLOTS)
 
     async def done() -> bool:
-        return [job async for job in made.client.jobs(limit=SHORT, status="succeeded")].__len__() >= SHORT
+        return len([job.id async for job in made.client.jobs(limit=SHORT, status="succeeded")]) >= SHORT
 
     await until(done, within_s=1200, every_s=0.5)
     return time.perf_counter() - began
@@ -106,7 +107,7 @@ async def _bare() -> float:
 
 async def _starts(engine: str) -> AsyncIterator[Row]:
     async with scene(engine) as made:
-        runner = await made.installation.start_runner(**WARM, LAMPLIGHTER_PACE__PRESENCE_S="0.5")
+        runner = await made.installation.start_runner(endpoints=ECHO, **WARM, LAMPLIGHTER_PACE__PRESENCE_S="0.5")
         await _waiting(made)
         await _first_line(made)
         warm = []
@@ -117,7 +118,7 @@ async def _starts(engine: str) -> AsyncIterator[Row]:
         await _waiting(made)
         gaps = await _gaps(made)
         await runner.stop()
-        await made.installation.start_runner()
+        await made.installation.start_runner(endpoints=ECHO)
         await _first_line(made)
         cold = p50([await _first_line(made) for _ in range(RUNS)])
     start = p50(warm)
@@ -139,7 +140,8 @@ async def rows() -> AsyncIterator[Row]:
         yield row
     async with scene("docker") as made:
         count = str(SLOTS)
-        await made.installation.start_runner(**WARM, LAMPLIGHTER_WARM__COUNT=count, LAMPLIGHTER_SLOTS=count)
+        sizes = {"LAMPLIGHTER_WARM__COUNT": count, "LAMPLIGHTER_SLOTS": count}
+        await made.installation.start_runner(endpoints=ECHO, **WARM, **sizes)
         await _waiting(made, SLOTS)
         ours = await _short(made)
     bare = await _bare()

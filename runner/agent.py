@@ -66,11 +66,12 @@ class Agent:
             tasks.cancel_scope.cancel()
 
     async def _look_ahead(self) -> None:
-        """Once a job waits, look at the first; a look costs as much as an idle one."""
+        """Once a job waits, look at the first."""
+        pools = list(self._pools)
         await anyio.sleep(self._life.pace.ahead_s)
         with suppress(BusError):
-            while not await fetch_ahead(self._life, self._means.kinds, partial(self._sweep, list(self._pools))):
-                await anyio.sleep(self._life.pace.idle_s)
+            while not await fetch_ahead(self._life, self._means.kinds, partial(self._sweep, pools)):
+                await self._wake(pools)
 
     def stop(self) -> None:
         """Take nothing more; what was taken is still considered."""

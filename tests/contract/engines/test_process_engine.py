@@ -15,6 +15,7 @@ import pytest
 
 from runner.engines import shim
 from runner.engines.port import Exit
+from runner.engines.process import ProcessEngine
 from runner.engines.records import Records, Running
 from tests.contract.engines.conftest import ENGINES
 from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, text
@@ -120,3 +121,15 @@ async def test_half_written_records_are_passed_over(host: Host) -> None:
     (host.root / "state" / "broken").mkdir(parents=True)
     (host.root / "state" / "broken" / "spec.json").write_text("{")
     assert await host.engine.find(INSTALLATION, host.host) == []
+
+
+async def test_the_pid_of_a_handle_is_an_ancestor_of_all_that_the_job_runs(host: Host) -> None:
+    """By it a card's processes are known as ours."""
+    engine = host.engine
+    assert isinstance(engine, ProcessEngine)
+    handle = await host.echo(seconds=600)
+    pid = await engine.pid(handle)
+    assert pid is not None
+    assert shim.family(pid)
+    await engine.remove(handle)
+    assert await engine.pid(handle) is None
