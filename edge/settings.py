@@ -27,7 +27,6 @@ class EdgeSettings(Struct, frozen=True):
     bind: str = "127.0.0.1"
     port: int = 8000
     fd: int | None = None
-    public_url: str | None = None
     data: Path = Path(".lamplighter")
     endpoints: tuple[Path, ...] = ()
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")

@@ -43,10 +43,9 @@ class Options(Struct, frozen=True, kw_only=True):
     as_json: bool
 
 
-def _edge_environ(options: Options, server: Server, fd: int, url: str) -> dict[str, str]:
+def _edge_environ(options: Options, server: Server, fd: int) -> dict[str, str]:
     return _shared_environ(options, server, "edge") | {
         "LAMPLIGHTER_FD": str(fd),
-        "LAMPLIGHTER_PUBLIC_URL": url,
         "LAMPLIGHTER_DATA": str(options.data / "edge"),
         "LAMPLIGHTER_BROKER__MONITOR": server.monitor,
     }
@@ -137,7 +136,7 @@ async def _serve(options: Options) -> None:
         tasks.start_soon(_keep_broker, server, ledger)
         async with open_edge(_broker(server)) as bus:
             keys = await ensure_keys(bus, options.data)
-        edge = Child("edge", _edge_environ(options, server, listening.fileno(), url), logs, ledger, listening)
+        edge = Child("edge", _edge_environ(options, server, listening.fileno()), logs, ledger, listening)
         runner = Child("runner", _runner_environ(options, server, url, keys), logs, ledger)
         tasks.start_soon(edge.run)
         tasks.start_soon(runner.run)
