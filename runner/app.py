@@ -28,6 +28,7 @@ from runner.gpu.child import nvml
 from runner.gpu.memory import MemoryGpus
 from runner.gpu.port import Gpus
 from runner.gpu.watch import Watch
+from runner.injection import choose
 from runner.inputs import Cache, EdgeSupplies
 from runner.life import Life, Outage
 from runner.living import live
@@ -95,6 +96,8 @@ async def _assembled(
         warm=settings.warm,
         grace_s=settings.grace_s,
     )
+    if isinstance(engine, DockerEngine):
+        await choose(life, means, engine)
     return life, means
 
 

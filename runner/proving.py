@@ -6,6 +6,7 @@ more than a test of ours could. For the others nvidia-smi, which the container t
 
 import shutil
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from itertools import count
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 from runner.attempt import spec_of
 from runner.cards import Holding
 from runner.catalogue import Kind
-from runner.engines.port import WARM_ENV, EngineError, Identity, Spec
+from runner.engines.port import WARM_ENV, Engine, EngineError, Identity, Spec
 from runner.life import Life
 from runner.means import Means
 from runner.pause import Pause
@@ -33,7 +34,7 @@ class Prover:
     def __init__(self, life: Life, means: Means) -> None:
         self._life = life
         self._means = means
-        self._kind = _probing(means)
+        self._kind = probing(means)
         self._pauses: defaultdict[str, Pause] = defaultdict(Pause)
         self._numbers = count(1)
 
@@ -67,44 +68,51 @@ class Prover:
 
     async def _probed(self, kind: Kind, holding: Holding) -> str:
         """Run one container on the card; why it did not do well, or ""."""
-        name = f"{PREFIX}{self._life.incarnation}-probe-{next(self._numbers)}"
-        folder = self._life.jobs / name
-        mine = Identity(installation=self._life.installation, host=self._life.host, spare=name)
-        spec = _probe(kind, spec_of(kind, mine, (folder / "job").resolve(), holding.uuids))
-        handle = None
-        try:
-            await anyio.to_thread.run_sync(partial((folder / "job").mkdir, parents=True))
-            handle = await self._life.engine.start(spec)
-            await holding.waits(handle)
-            with anyio.fail_after(self._means.cards.settings.probe.patience_s):
-                return await self._well(handle)
-        except TimeoutError:
-            return f"no answer within {self._means.cards.settings.probe.patience_s:.0f} s"
-        except (EngineError, OSError) as error:
-            return str(error)
-        finally:
-            if handle is not None:
-                await self._life.steadily("remove", partial(self._life.engine.remove, handle))
-            await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
-
-    async def _well(self, handle: str) -> str:
-        """Ready, or ended with 0: ""."""
-        parser = LineParser("stdout")
-        async with aclosing(self._life.engine.output(handle, None)) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                if chunk.stream == "stdout":
-                    for parsed in parser.feed(chunk.data, chunk.mark.offset - len(chunk.data)):
-                        if isinstance(parsed.message, Ready):
-                            return ""
-        ended = await self._life.engine.wait(handle)
-        return "" if ended.code == 0 else f"the container ended with code {ended.code}"
+        spec = probe_spec(self._life, kind, holding.uuids, f"probe-{next(self._numbers)}")
+        spec = replace(spec, env={WARM_ENV: "1"}, instead=()) if kind.endpoint.warm else spec
+        return await probed(self._life, spec, holding.waits, self._means.cards.settings.probe.patience_s)
 
 
-def _probing(means: Means) -> Kind | None:
+async def probed(life: Life, spec: Spec, started: Callable[[str], Awaitable[object]], patience_s: float) -> str:
+    """Run this container until it is ready or ends; why it did not do well, or "". Nothing of it is left."""
+    folder, handle = life.jobs / spec.identity.folder, None
+    try:
+        await anyio.to_thread.run_sync(partial((folder / "job").mkdir, parents=True))
+        handle = await life.engine.start(spec)
+        await started(handle)
+        with anyio.fail_after(patience_s):
+            return await _well(life.engine, handle)
+    except TimeoutError:
+        return f"no answer within {patience_s:.0f} s"
+    except (EngineError, OSError) as error:
+        return str(error)
+    finally:
+        if handle is not None:
+            await life.steadily("remove", partial(life.engine.remove, handle))
+        await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+async def _well(engine: Engine, handle: str) -> str:
+    """Ready, or ended with 0: ""."""
+    parser = LineParser("stdout")
+    async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            if chunk.stream == "stdout":
+                for parsed in parser.feed(chunk.data, chunk.mark.offset - len(chunk.data)):
+                    if isinstance(parsed.message, Ready):
+                        return ""
+    ended = await engine.wait(handle)
+    return "" if ended.code == 0 else f"the container ended with code {ended.code}"
+
+
+def probing(means: Means) -> Kind | None:
     """The kind whose image probes: one that can be started ahead, if there is one."""
     using = [kind for kind in means.kinds.values() if kind.endpoint.resources.gpus]
     return max(using, key=lambda kind: kind.endpoint.warm, default=None)
 
 
-def _probe(kind: Kind, spec: Spec) -> Spec:
-    return replace(spec, env={WARM_ENV: "1"}) if kind.endpoint.warm else replace(spec, instead=COMMAND)
+def probe_spec(life: Life, kind: Kind, uuids: tuple[str, ...], name: str) -> Spec:
+    """A container of this kind's image that opens these cards and ends."""
+    folder = f"{PREFIX}{life.incarnation}-{name}"
+    mine = Identity(installation=life.installation, host=life.host, spare=folder)
+    return replace(spec_of(kind, mine, (life.jobs / folder / "job").resolve(), uuids), instead=COMMAND)

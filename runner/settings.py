@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from bus.settings import BrokerSettings
+from runner.engines.sandbox import Injection
 from runner.gpu.fitness import FitnessPolicy
 from runner.gpu.meter import Price
 from runner.gpu.placement import PlacementPolicy
@@ -28,9 +29,13 @@ class ProbeSettings(Struct, frozen=True):
 
 
 class GpuSettings(Struct, frozen=True):
-    """`watch` off: the runner works as on a host without cards."""
+    """`watch` off: the runner works as on a host without cards.
+
+    `injection`: how Docker gives cards to containers; auto tries each way at start.
+    """
 
     watch: bool = True
+    injection: Injection | Literal["auto"] = "auto"
     fitness: FitnessPolicy = FitnessPolicy()
     placement: PlacementPolicy = PlacementPolicy()
     price: Price = Price()

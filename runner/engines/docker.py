@@ -77,6 +77,7 @@ class DockerEngine:
 
     def __init__(self, settings: DockerSettings) -> None:
         self._settings = settings
+        self._injection = settings.injection
         self._threads = 2 * settings.streams + 8
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
         self._connected: docker.APIClient | None = None
@@ -91,6 +92,10 @@ class DockerEngine:
         if self._connected is not None:
             self._connected.close()
 
+    def inject(self, way: Injection) -> None:
+        """Give cards to containers in this way from now on."""
+        self._injection = way
+
     async def start(self, spec: Spec) -> str:
         return await started(self._pool, lambda: self._start(spec), self._discard)
 
@@ -100,7 +105,7 @@ class DockerEngine:
             prepare(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1")
         except OSError as error:
             raise StartFailed("engine_error", f"the job's folder cannot be made ready: {error}") from error
-        config = container_config(spec, "{}:{}".format(*self._owner), self._settings.injection)
+        config = container_config(spec, "{}:{}".format(*self._owner), self._injection)
         handle = ""
         try:
             with _border():
