@@ -1,8 +1,8 @@
 """Installations out of real processes, on the process engine and on Docker.
 
-A test that kills something takes `lit`, an installation of its own; one that only runs jobs takes `served`, which its
-whole file shares. Both come on both engines; what needs one of them, or does not care which, names it with
-`@docker_only` or `@process_only`.
+A test that kills edge or broker takes `lit`, an installation of its own. The others share one in each file: `alone`
+for those that start and end runners themselves, `served` for those that only run jobs. All of them come on both
+engines; what needs one of them, or does not care which, names it with `@docker_only` or `@process_only`.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from bus.port import Bus
 from lamplighter import AsyncClient
+from schemas.words import ACTIVE, WAITING
 from tests.e2e.installation import Installation, ready
 from tests.engine_host import build, docker_url, echo_image
 
@@ -80,16 +81,34 @@ async def lit(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncItera
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def home(
     tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
 ) -> AsyncIterator[Lit]:
+    """The edge that a file shares."""
     async with lighted(tmp_path_factory.mktemp(engine), engine, engine_url) as lit:
-        await lit.installation.start_runner(LAMPLIGHTER_SLOTS=str(SLOTS))
         yield lit
 
 
 @pytest.fixture
+async def alone(home: Lit) -> AsyncIterator[Lit]:
+    """The file's edge, for a test that starts and ends runners; they and their jobs are gone afterwards."""
+    yield home
+    print(home.installation.tail())  # noqa: T201
+    await home.installation.clear()
+    async for job in home.ann.jobs():
+        if job.status in WAITING | ACTIVE:
+            await home.ann.cancel(job.id)
+
+
+@pytest.fixture(scope="module")
+async def house(home: Lit) -> Lit:
+    """With a runner of four slots."""
+    await home.installation.start_runner(LAMPLIGHTER_SLOTS=str(SLOTS))
+    return home
+
+
+@pytest.fixture
 def served(house: Lit) -> Iterator[Lit]:
-    """The file's edge and its runner with four slots."""
+    """The file's edge and its runner."""
     yield house
     print(house.installation.tail())  # noqa: T201

@@ -185,16 +185,21 @@ class Installation:
         async with self.engine_of(host) as engine:
             return await engine.find(self.name, host)
 
-    async def close(self) -> None:
-        """Stop everything, and remove what a failed test left running."""
-        for process in (*self.runners.values(), self.edge):
+    async def clear(self) -> None:
+        """Stop all runners, and remove what they left running."""
+        for process in self.runners.values():
             await process.stop()
-        await self.server.stop()
-        self.listening.close()
         for host in self.runners:
             async with self.engine_of(host) as engine:
                 for found in await engine.find(self.name, host):
                     await engine.remove(found.handle)
+
+    async def close(self) -> None:
+        """Stop everything."""
+        await self.clear()
+        await self.edge.stop()
+        await self.server.stop()
+        self.listening.close()
 
     def tail(self) -> str:
         """The ends of all logs, for a failing test."""

@@ -83,45 +83,45 @@ async def started(lit: Lit, seconds: float = 5) -> JobView:
     return await submit(lit, text="hello", steps=STEPS, seconds=seconds)
 
 
-async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(lit: Lit):
-    job = await started(lit)
-    async with watching(lit, job) as watched:
+async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(alone: Lit):
+    job = await started(alone)
+    async with watching(alone, job) as watched:
         await watched.until_step(10)
-        (before,) = await lit.installation.containers()
-        await lit.installation.runners["gpu-1"].kill()
-        await lit.installation.start_runner()
+        (before,) = await alone.installation.containers()
+        await alone.installation.runners["gpu-1"].kill()
+        await alone.installation.start_runner()
 
         async def adopted() -> bool:
-            return bool(events(await history(lit, job.id), Adopted))
+            return bool(events(await history(alone, job.id), Adopted))
 
         await until(adopted)
-        assert [found.handle for found in await lit.installation.containers()] == [before.handle]
-    await assert_ran_once(lit, job, watched, adopted=1)
-    await nothing_left(lit, within_s=40)  # the message comes back when its lease ends
+        assert [found.handle for found in await alone.installation.containers()] == [before.handle]
+    await assert_ran_once(alone, job, watched, adopted=1)
+    await nothing_left(alone, within_s=40)  # the message comes back when its lease ends
 
 
-async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(lit: Lit):
-    job = await started(lit, seconds=2)
-    async with watching(lit, job) as watched:
+async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: Lit):
+    job = await started(alone, seconds=2)
+    async with watching(alone, job) as watched:
         await watched.until_step(10)
-        await lit.installation.runners["gpu-1"].kill()
+        await alone.installation.runners["gpu-1"].kill()
 
         async def exited() -> bool:
-            return [found.state for found in await lit.installation.containers()] == ["exited"]
+            return [found.state for found in await alone.installation.containers()] == ["exited"]
 
         await until(exited, 30)
-        await lit.installation.start_runner()
-    await assert_ran_once(lit, job, watched, adopted=1)
+        await alone.installation.start_runner()
+    await assert_ran_once(alone, job, watched, adopted=1)
 
 
-async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(lit: Lit):
-    job = await started(lit, seconds=12)
-    async with watching(lit, job) as watched:
-        for step in (5, 20, 35):
+async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(alone: Lit):
+    job = await started(alone, seconds=10)
+    async with watching(alone, job) as watched:
+        for step in (5, 30):
             await watched.until_step(step)
-            await lit.installation.runners["gpu-1"].kill()
-            await lit.installation.start_runner()
-    await assert_ran_once(lit, job, watched, adopted=3)
+            await alone.installation.runners["gpu-1"].kill()
+            await alone.installation.start_runner()
+    await assert_ran_once(alone, job, watched, adopted=2)
 
 
 @process_only  # the edge knows nothing of engines

@@ -36,72 +36,72 @@ async def waits_for_a_host(lit: Lit, job_id: str) -> None:
     await until(waits)
 
 
-async def test_an_idle_runner_goes_at_once_and_says_goodbye(lit: Lit):
-    await lit.installation.start_runner()
-    await ended(lit.ann, (await submit(lit, text="ran")).id)
-    assert await stopped(lit) < GRACE_S
-    assert await hosts(lit.bus) == {}
-    await waits_for_a_host(lit, (await submit(lit, text="waits")).id)
+async def test_an_idle_runner_goes_at_once_and_says_goodbye(alone: Lit):
+    await alone.installation.start_runner()
+    await ended(alone.ann, (await submit(alone, text="ran")).id)
+    assert await stopped(alone) < GRACE_S
+    assert await hosts(alone.bus) == {}
+    await waits_for_a_host(alone, (await submit(alone, text="waits")).id)
 
 
-async def test_a_job_that_ends_within_the_grace_is_ended(lit: Lit):
-    await lit.installation.start_runner(LAMPLIGHTER_GRACE_S="30")
-    job = await submit(lit, ONCE, text="in time", seconds=3)
-    await working(lit, job.id)
-    waiting = await submit(lit, text="not taken any more")
-    assert await stopped(lit) < 20
-    done = await ended(lit.ann, job.id)
+async def test_a_job_that_ends_within_the_grace_is_ended(alone: Lit):
+    await alone.installation.start_runner(LAMPLIGHTER_GRACE_S="30")
+    job = await submit(alone, ONCE, text="in time", seconds=3)
+    await working(alone, job.id)
+    waiting = await submit(alone, text="not taken any more")
+    assert await stopped(alone) < 20
+    done = await ended(alone.ann, job.id)
     assert (done.status, done.attempt) == ("succeeded", 1)
-    assert (await lit.ann.job(waiting.id)).status == "queued"
-    assert len(await history(lit, waiting.id)) == 1
-    assert await lit.installation.containers() == []
+    assert (await alone.ann.job(waiting.id)).status == "queued"
+    assert len(await history(alone, waiting.id)) == 1
+    assert await alone.installation.containers() == []
 
 
 @docker_only  # a container outlives its runner by design
-async def test_a_container_goes_on_and_is_adopted_by_the_next_life(lit: Lit):
-    await lit.installation.start_runner()
-    job = await submit(lit, ONCE, text="hello", seconds=8)
-    await working(lit, job.id)
-    (before,) = await lit.installation.containers()
-    assert GRACE_S <= await stopped(lit) < GRACE_S + MARGIN_S
-    (after,) = await lit.installation.containers()
+async def test_a_container_goes_on_and_is_adopted_by_the_next_life(alone: Lit):
+    await alone.installation.start_runner()
+    job = await submit(alone, ONCE, text="hello", seconds=6)
+    await working(alone, job.id)
+    (before,) = await alone.installation.containers()
+    assert GRACE_S <= await stopped(alone) < GRACE_S + MARGIN_S
+    (after,) = await alone.installation.containers()
     assert (after.handle, after.state) == (before.handle, "running")
-    assert (await lit.ann.job(job.id)).status == "running"
-    assert await hosts(lit.bus) == {"gpu-1": True}  # it still has a job there, so it does not say goodbye
-    await lit.installation.start_runner()
-    done = await ended(lit.ann, job.id)
+    assert (await alone.ann.job(job.id)).status == "running"
+    assert await hosts(alone.bus) == {"gpu-1": True}  # it still has a job there, so it does not say goodbye
+    await alone.installation.start_runner()
+    done = await ended(alone.ann, job.id)
     assert (done.status, done.attempt, done.output.data["text"]) == ("succeeded", 1, "hello")
-    entries = await history(lit, job.id)
+    entries = await history(alone, job.id)
     assert [len(events(entries, kind)) for kind in (Started, Adopted, Released, Succeeded)] == [1, 1, 0, 1]
     assert_one_end_a_round(entries)
-    await nothing_left(lit)
+    await nothing_left(alone)
 
 
 @process_only  # a child process would be left to nobody
-async def test_a_child_process_is_stopped_and_its_job_released_at_no_cost(lit: Lit):
-    await lit.installation.start_runner()
-    job = await submit(lit, ONCE, text="hello", seconds=6)
-    await working(lit, job.id)
-    assert GRACE_S <= await stopped(lit) < GRACE_S + MARGIN_S
-    assert await lit.installation.containers() == []
-    assert await hosts(lit.bus) == {}
-    await waits_for_a_host(lit, job.id)
-    await lit.installation.start_runner()
-    done = await ended(lit.ann, job.id)
+async def test_a_child_process_is_stopped_and_its_job_released_at_no_cost(alone: Lit):
+    await alone.installation.start_runner()
+    job = await submit(alone, ONCE, text="hello", seconds=5)
+    await working(alone, job.id)
+    assert GRACE_S <= await stopped(alone) < GRACE_S + MARGIN_S
+    assert await alone.installation.containers() == []
+    assert await hosts(alone.bus) == {}
+    await waits_for_a_host(alone, job.id)
+    await alone.installation.start_runner()
+    done = await ended(alone.ann, job.id)
     assert (done.status, done.output.data["text"]) == ("succeeded", "hello")
-    entries = await history(lit, job.id)
+    entries = await history(alone, job.id)
     (release,) = events(entries, Released)
     assert (release.code, release.charged, release.not_before) == ("drained", False, None)
     assert len(events(entries, Started)) == 2
     assert_one_end_a_round(entries)
-    await nothing_left(lit)
+    await nothing_left(alone)
 
 
-async def test_a_second_signal_changes_nothing(lit: Lit):
-    runner = await lit.installation.start_runner(LAMPLIGHTER_GRACE_S="30")
-    job = await submit(lit, ONCE, text="in time", seconds=2)
-    await working(lit, job.id)
+async def test_a_second_signal_changes_nothing(alone: Lit):
+    runner = await alone.installation.start_runner(LAMPLIGHTER_GRACE_S="30")
+    job = await submit(alone, ONCE, text="in time", seconds=2)
+    await working(alone, job.id)
     runner.terminate()
     runner.terminate()
-    assert await stopped(lit) < 20
-    assert (await ended(lit.ann, job.id)).status == "succeeded"
+    assert await stopped(alone) < 20
+    assert (await ended(alone.ann, job.id)).status == "succeeded"
