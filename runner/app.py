@@ -95,6 +95,7 @@ async def _assembled(
         leave=engine.name != ProcessEngine.name,
         warm=settings.warm,
         grace_s=settings.grace_s,
+        poweroff=settings.poweroff,
     )
     if isinstance(engine, DockerEngine):
         await choose(life, means, engine)

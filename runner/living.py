@@ -14,6 +14,7 @@ from runner.drain import drain
 from runner.execution import Execution
 from runner.life import Life
 from runner.means import Forget, Means
+from runner.orders import Orders
 from runner.presence import Announcer
 from runner.proving import Prover
 from runner.readiness import Readiness
@@ -31,9 +32,12 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
         agent = Agent(life, means, readiness, standby, adopter)
         announcer = Announcer(life, means, readiness, roster, standby)
         background.start_soon(means.cards.watch)
+        orders = Orders(life, readiness, announcer.hurry)
         background.start_soon(announcer.run)
+        background.start_soon(orders.run, lambda: not roster.there, means.poweroff)
         background.start_soon(_listen, life, roster)
         prover = Prover(life, means)
+        await orders.obey()
         jobs.start_soon(_work, life, means, adopter, agent, partial(_begun, background, (standby, prover), ready))
         await stop.wait()
         life.log.info("draining", running=len(roster.there))

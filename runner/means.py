@@ -17,6 +17,7 @@ class Means(Struct, frozen=True, kw_only=True):
     """`kinds` can run, on `cards`, as many at once as there are `slots`.
 
     `forget` drops deleted assets from the host's cache; `leave`: the engine keeps containers running without us.
+    `poweroff`: the owner's program that switches this machine off.
     Seconds: `grace_s` for jobs to end when drained, `settle_s` for the records of those that were stopped then.
     """
 
@@ -28,3 +29,4 @@ class Means(Struct, frozen=True, kw_only=True):
     warm: WarmSettings = WarmSettings()
     grace_s: float = 10.0
     settle_s: float = 20.0
+    poweroff: tuple[str, ...] = ()

@@ -4,65 +4,49 @@ The order is the host's row in POWER, read with every heartbeat: read again and 
 reads it before its first claim.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
-from anyio import Event
-from anyio.abc import Process
 
 from bus.port import BusError
 from runner.life import Life
+from runner.readiness import Readiness
 from schemas.power import PowerRecord, PowerState
 
 NOTHING_NEW = frozenset({PowerState.DRAINING, PowerState.STOPPING})
 
 
 class Orders:
-    """Follows the row. `draining` says whether nothing new may be taken; `changed` is called when that turns."""
+    """Follows the row. `hurry` is called when what may be taken changes, so that the edge hears of it at once."""
 
-    def __init__(self, life: Life, changed: Callable[[], None]) -> None:
+    def __init__(self, life: Life, ready: Readiness, hurry: Callable[[], None]) -> None:
         self._life = life
-        self._changed = changed
-        self._allowed = Event()
-        self._allowed.set()
-        self.draining = False
+        self._ready = ready
+        self._hurry = hurry
 
-    async def run(self, empty: Callable[[], bool], power_off: Callable[[], Awaitable[None]]) -> None:
-        """Without end. `power_off` is called once the order is to go dark and `empty` says that nothing is left."""
+    async def run(self, empty: Callable[[], bool], poweroff: Sequence[str]) -> None:
+        """Without end. The program `poweroff` is started once the order is to go dark and nothing is left here."""
         while True:
-            row = await self.read()
-            if row is not None and row.state is PowerState.STOPPING and row.own_poweroff and empty():
-                await power_off()
+            order = await self.obey()
+            if order is not None and poweroff and _go_dark(order) and empty():
+                self._life.log.warning("powering_off", program=poweroff[0])
+                await anyio.run_process(list(poweroff), check=False, start_new_session=True)
             await anyio.sleep(self._life.pace.presence_s)
 
-    async def read(self) -> PowerRecord | None:
-        """The order as it stands, obeyed; None where the host is not declared, or the broker is away."""
+    async def obey(self) -> PowerRecord | None:
+        """Read the order and keep to it; None where the host is not declared, or the broker is away."""
         try:
             row = await self._life.bus.power.get(self._life.host)
         except BusError as error:
             self._life.away("orders", error)
             return None
-        self._obey(row is not None and row.value.state in NOTHING_NEW)
+        paused = row is not None and row.value.state in NOTHING_NEW
+        if paused != self._ready.paused:
+            self._ready.paused = paused
+            self._life.log.info("ordered", paused=paused)
+            self._hurry()
         return None if row is None else row.value
 
-    async def allowed(self) -> None:
-        """Wait until work may be taken."""
-        await self._allowed.wait()
 
-    def _obey(self, draining: bool) -> None:
-        if draining == self.draining:
-            return
-        self.draining = draining
-        self._life.log.info("ordered", draining=draining)
-        if draining:
-            self._allowed = Event()
-        else:
-            self._allowed.set()
-        self._changed()
-
-
-async def run_poweroff(life: Life, argv: Sequence[str]) -> None:
-    """Start the owner's program that switches this machine off; it ends us with everything else."""
-    life.log.warning("powering_off", program=argv[0])
-    process: Process = await anyio.open_process(list(argv), start_new_session=True)
-    await process.wait()
+def _go_dark(order: PowerRecord) -> bool:
+    return order.state is PowerState.STOPPING and order.own_poweroff

@@ -53,7 +53,7 @@ class Announcer:
             incarnation=self._life.incarnation,
             at=self._life.now(),
             since=self._since,
-            draining=self.draining,
+            draining=self.draining or self._ready.paused,
             slots=self._means.slots.count,
             engine=self._life.engine.name,
             gpu_state=self._means.cards.snapshot.state,

@@ -24,6 +24,7 @@ class Readiness:
         self._disk = disk
         self._image_missing_s = image_missing_s
         self._without_image: dict[str, float] = {}
+        self.paused = False  # the edge's power law lets this host take nothing new
 
     async def cannot(self) -> dict[str, Reason]:
         """The reason of every endpoint that cannot start now."""
@@ -42,6 +43,8 @@ class Readiness:
             self._without_image[execution.ticket.job.endpoint] = until
 
     def _place(self, kind: Kind, free_mb: int, *, ahead: bool = False) -> Placed | Refused:
+        if self.paused:
+            return Refused(Reason.PAUSED, "the host is being put out")
         if anyio.current_time() < self._without_image.get(kind.endpoint.name, 0.0):
             return Refused(Reason.IMAGE_MISSING, f"the engine has no image {kind.endpoint.image}")
         return self._cards.place(kind.endpoint, free_mb, ahead=ahead)

@@ -93,6 +93,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
     grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    poweroff: tuple[str, ...] = ()
     gpu: GpuSettings = GpuSettings()
     warm: WarmSettings = WarmSettings()
     pace: Pace = Pace()

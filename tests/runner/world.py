@@ -138,6 +138,7 @@ class World:
         self.slots = 1
         self.leave = True
         self.grace_s = 0.05
+        self.poweroff: tuple[str, ...] = ()
         self.kinds: dict[str, Kind] | None = None
         self.gpus: Gpus = MemoryGpus()
         self.gpu_settings = GpuSettings()
@@ -191,6 +192,7 @@ class World:
             warm=self.warm,
             grace_s=self.grace_s,
             settle_s=2.0,
+            poweroff=self.poweroff,
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:

@@ -1,0 +1,78 @@
+"""The edge's power law is obeyed: nothing new while the host is put out, and it goes dark only when it is empty."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+
+from runner.engines.memory import Box
+from schemas.power import PowerRecord, PowerState
+from schemas.words import Status
+from tests.broker import until
+from tests.runner.world import World, out
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def order(world: World, state: PowerState, *, own_poweroff: bool = False) -> None:
+    await world.edge.power.put("gpu-1", PowerRecord(state=state, since=NOW, own_poweroff=own_poweroff))
+
+
+async def draining(world: World) -> bool:
+    row = await world.edge.hosts.get("gpu-1")
+    return row is not None and row.value.draining
+
+
+async def test_a_new_life_reads_its_order_before_it_claims(world: World) -> None:
+    await order(world, PowerState.DRAINING)
+    key = await world.submit("well")
+    async with world.life():
+        await until(lambda: draining(world))
+        assert (await world.job(key)).status is Status.QUEUED
+        row = await world.edge.hosts.get("gpu-1")
+        assert row is not None
+        assert set(row.value.cannot.values()) == {"paused"}
+        await order(world, PowerState.ONLINE)
+        assert (await world.ended(key)).status is Status.SUCCEEDED
+        assert not await draining(world)
+
+
+async def test_what_runs_goes_on_while_the_host_is_put_out(world: World) -> None:
+    key = await world.submit("waits")
+    async with world.life():
+        await world.boxed()
+        await order(world, PowerState.DRAINING)
+        await until(lambda: draining(world))
+        assert (await world.job(key)).status is Status.RUNNING
+
+
+async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: World, tmp_path: Path) -> None:
+    dark = tmp_path / "dark"
+    world.poweroff = ("touch", str(dark))
+    finish = anyio.Event()
+
+    async def gated(box: Box) -> int:
+        await finish.wait()
+        out(box)
+        return 0
+
+    world.programs["gated"] = gated
+    key = await world.submit("gated")
+    async with world.life():
+        await world.boxed()
+        await order(world, PowerState.STOPPING, own_poweroff=True)
+        await until(lambda: draining(world))
+        assert not dark.exists()
+        finish.set()
+        await world.ended(key)
+
+        async def switched_off() -> bool:
+            return dark.exists()
+
+        await until(switched_off)
