@@ -79,7 +79,8 @@ class Pace(Struct, frozen=True):
 class RunnerSettings(Struct, frozen=True, kw_only=True):
     """One runner. `data` holds its jobs and its cache; two runners never share it.
 
-    `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs.
+    `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs; `poweroff` is the program that
+    switches this machine off when the edge says so and nothing is left here.
     """
 
     host: Token = "local"
