@@ -39,7 +39,7 @@ def test_layers_are_these():
         "images/": ["jobkit"],
         "images/jobkit/": ["jobkit"],
     }
-    assert set(OWNERS) == {"nats", "docker", "pynvml", "obstore", "torch", "litestar"}
+    assert set(OWNERS) == {"nats", "docker", "pynvml", "obstore", "torch", "litestar", "libcloud"}
 
 
 def test_no_shipped_file_breaks_the_law():
