@@ -45,8 +45,9 @@ class Process:
         self._process: anyio.abc.Process | None = None
 
     async def start(self) -> None:
-        argv = [sys.executable, "-m", "lamplighter", self._verb, "--config", str(self.log.parent / "lamplighter.toml")]
-        argv += ["--log-format", "json"]
+        own = self.log.parent / "lamplighter.toml"
+        config = str(own if own.exists() else os.devnull)
+        argv = [sys.executable, "-m", "lamplighter", self._verb, "--config", config, "--log-format", "json"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         with self.log.open("ab") as out:
             self._process = await anyio.open_process(

@@ -72,9 +72,9 @@ def assert_one_end_a_round(entries: list[Entry]) -> None:
     assert set(lasts.values()) <= FINAL
 
 
-async def left(lit: Lit, hosts: tuple[str, ...]) -> list[str]:
+async def left(lit: Lit, hosts: tuple[str, ...], *, messages: bool = True) -> list[str]:
     """Messages in JOBS, containers in any state, folders of attempts."""
-    found = [str(pointer) for pointer in await lit.bus.queue.waiting()]
+    found = [str(pointer) for pointer in await lit.bus.queue.waiting()] if messages else []
     for host in hosts:
         found += [str(one) for one in await lit.installation.containers(host)]
         found += [str(folder) for folder in (lit.installation.folder / host / "jobs").iterdir()]
