@@ -55,7 +55,8 @@ class Result(Struct, frozen=True):
 class Execution:
     """One attempt at one job. `delivery` is its message, None for one that was adopted before it was handed out again.
 
-    `freed` is called when the container has exited: what it had may be used while the result is brought home.
+    `freed` is called when the container has exited and its outputs are safe: what it had may be used from then on.
+    Not before: while the edge is away nothing new is to be claimed.
     `verdict` is known in the end; `lost` says that the claim went to somebody else.
     """
 
@@ -109,6 +110,8 @@ class Execution:
         try:
             self.verdict = await attempt.run()
             result = await self._deliver(attempt, self.verdict)
+            if attempt.exit is not None:
+                self._freed()
             job = await self._record(result)
             await self._acknowledge(job)
             await self._clear()
@@ -121,8 +124,6 @@ class Execution:
         usage = self._usage(attempt)
         if isinstance(verdict, FailedAs) and verdict.row.blame is Blame.GPU and verdict.code != "cuda_oom":
             self.ticket.holding.erred(verdict.message)
-        if attempt.exit is not None:
-            self._freed()
         log = await self._keep_log(attempt)
         if not isinstance(verdict, Done):
             return Result(verdict, usage, log)
