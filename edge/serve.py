@@ -179,7 +179,7 @@ async def _http(settings: EdgeSettings, parts: Parts, listening: socket.socket) 
         ws="websockets-sansio",
         ws_max_size=1024 * 1024,
         ws_ping_interval=20,
-        forwarded_allow_ips="",
+        proxy_headers=False,  # nothing here goes by what a proxy says of its client
     )
     address, port, *_ = listening.getsockname()
     log.info("serving", bind=address, port=port, data=str(settings.data))

@@ -11,7 +11,7 @@ from sqlite3 import Connection
 from typing import NamedTuple, TypeVar
 
 import structlog
-from anyio import CancelScope, CapacityLimiter, Event, create_task_group, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, Event, create_task_group, move_on_after, sleep, to_thread
 
 from bus.port import CaughtUp, Change, Entry, Records
 from edge.services import index_sql as sql
@@ -29,6 +29,7 @@ Watcher = Callable[[Sequence[Step]], None]
 
 REACH_S = 5.0  # a list waits at most this long for the caller's own last change
 _BATCH = 500
+_REST_S = 0.01  # a burst is taken over in few steps: each costs a hop to a thread, and the loop waits for the GIL
 _LIVING = frozenset(Status) - FINAL
 
 _log = structlog.get_logger()
@@ -87,6 +88,7 @@ class Index:
                 tasks.start_soon(self._changes.pour, self._records.changes())
                 while True:
                     await self._absorb(await self._changes.take(_BATCH))
+                    await sleep(_REST_S)
         finally:
             # In turn behind the questions already asked: SQLite crashes when it is closed under one.
             db, self._db = self._db, None

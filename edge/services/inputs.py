@@ -37,6 +37,10 @@ _formats = FormatChecker(formats=())
 _formats.checks("asset")(_is_asset)
 
 
+_KEPT = 256  # validators; there are as many as endpoints, and a new offer brings new ones
+_validators: dict[int, tuple[dict[str, Any], Draft202012Validator]] = {}
+
+
 def check_input(endpoint: Endpoint, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The input with defaults filled in, and the digests it names (each once).
 
@@ -46,16 +50,27 @@ def check_input(endpoint: Endpoint, given: dict[str, Any]) -> tuple[dict[str, An
     if size > INPUT_BYTES:
         raise invalid(FieldError("$.input", f"{size} bytes of JSON, at most {INPUT_BYTES}: move data into assets"))
     filled = _filled(endpoint.input, given)
-    # An empty registry: a "$ref" to another host is never fetched.
-    validator = Draft202012Validator(endpoint.input, registry=Registry(), format_checker=_formats)
     try:
-        faults = list(dict.fromkeys(fault for error in validator.iter_errors(filled) for fault in _faults(error)))
+        errors = _validator(endpoint.input).iter_errors(filled)
+        faults = list(dict.fromkeys(fault for error in errors for fault in _faults(error)))
     except Unresolvable as error:
         raise Refused("internal", f"the schema of {endpoint.name} refers to what is not in it: {error}") from error
     if faults:
         raise invalid(*faults[:MAX_ERRORS])
     digests = [parse(field.value) for field in asset_fields(endpoint.input, filled)]
     return filled, tuple(dict.fromkeys(digests))
+
+
+def _validator(schema: dict[str, Any]) -> Draft202012Validator:
+    """The validator of a schema, made once: making it costs more than a check. Held with it, so no id names another."""
+    known = _validators.get(id(schema))
+    if known is None:
+        if len(_validators) >= _KEPT:
+            _validators.clear()
+        # An empty registry: a "$ref" to another host is never fetched.
+        made = Draft202012Validator(schema, registry=Registry(), format_checker=_formats)
+        known = _validators[id(schema)] = (schema, made)
+    return known[1]
 
 
 def invalid(*errors: FieldError) -> Refused:
