@@ -156,9 +156,10 @@ class Index:
                 await self._moved.wait()
         return self._revision >= revision
 
-    async def own_writes(self, owner: str) -> bool:
-        """`reached` for what this edge last wrote for `owner`."""
-        return await self.reached(self._written.get(owner, 0))
+    async def own_writes(self, owner: str | None = None) -> bool:
+        """`reached` for what this edge last wrote for `owner`, or for anybody."""
+        last = max(self._written.values(), default=0) if owner is None else self._written.get(owner, 0)
+        return await self.reached(last)
 
     async def vanished(self, key: JobKey) -> None:
         """Wait, at most REACH_S, until a deleted job is gone from here too."""

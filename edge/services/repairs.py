@@ -90,6 +90,7 @@ async def age_low(scene: Scene) -> int:
 
 async def settle_queue(scene: Scene) -> int:
     """JOBS against STATE: messages of no job, of an ended one, or of another round or queue go; missing ones come."""
+    await scene.index.own_writes()  # the steps before this one moved jobs: their old places would look wrong
     mark = scene.window.mark()
     seen = await scene.bus.queue.waiting()
     places = await scene.index.standings({pointer.key for pointer in seen})
