@@ -67,8 +67,8 @@ async def _language(request: Connection, owner: Owner) -> Language:
     return choose_language(request.headers.get("accept-language"), request.auth.language)
 
 
-async def _parts(state: State) -> Parts:
-    parts: Parts = state.parts
+async def _parts(request: Connection) -> Parts:
+    parts: Parts = request.app.state.parts  # a parameter `state` would be copied for every request
     return parts
 
 
