@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from lamplighter.cli.supervisor import Born, born
 from tests.e2e.installation import ROOT
 
 LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
@@ -51,8 +53,19 @@ def children(pid: int) -> set[int]:
     return found
 
 
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+def family_of(pid: int) -> set[Born]:
+    """The living descendants, each by what no later process can share."""
+    return {identity for child in children(pid) if (identity := born(child)) is not None}
+
+
+def gone(family: set[Born], within_s: float = 20.0) -> bool:
+    """Whether all have ended: a new life clears containers that waited for a job soon after it is there."""
+    ends = time.monotonic() + within_s
+    while time.monotonic() < ends:
+        if all(born(one.pid) != one for one in family):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_newcomer_submits_watches_and_fetches(tmp_path):
@@ -60,7 +73,7 @@ def test_a_newcomer_submits_watches_and_fetches(tmp_path):
     file.write_text("content")
     with up(data) as (process, said):
         assert set(said) == {"url", "key", "data"}
-        family = children(process.pid)
+        family = family_of(process.pid)
         done = lamplighter(data, "submit", "echo", "--text", "hi", "--file", file, "-o", tmp_path / "out", "--json")
         job = json.loads(done.stdout)
         assert (done.returncode, job["status"], job["output"]["data"]["text"]) == (0, "succeeded", "hi")
@@ -74,7 +87,7 @@ def test_a_newcomer_submits_watches_and_fetches(tmp_path):
         assert events[-1]["data"]["status"] == "succeeded"
         assert lamplighter(data, "delete", job["id"]).returncode == 0
     assert process.returncode == 0
-    assert not alive(family)
+    assert gone(family)
 
 
 @pytest.mark.parametrize(
@@ -132,22 +145,22 @@ def test_a_second_up_on_the_same_data_is_refused(served_data):
 def test_ctrl_c_in_a_terminal_ends_all_in_order(tmp_path):
     """A terminal sends SIGINT to the whole process group; the children must not notice."""
     with up(tmp_path / "data") as (process, _):
-        family = children(process.pid)
-        assert all(os.getpgid(child) != os.getpgid(process.pid) for child in family)
+        family = family_of(process.pid)
+        assert all(os.getpgid(child.pid) != os.getpgid(process.pid) for child in family)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert not alive(family)
+        assert gone(family)
 
 
 def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
     data = tmp_path / "data"
     with up(data) as (process, first):
-        family = children(process.pid)
+        family = family_of(process.pid)
         job = json.loads(lamplighter(data, "submit", "echo", "--text", "hi", "--wait", "--json").stdout)
         process.kill()
         process.wait()
     with up(data) as (_, second):
-        assert not alive(family)
+        assert gone(family)
         assert second["key"] == first["key"]
         assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["status"] == "succeeded"
         assert json.loads(lamplighter(data, "submit", "echo", "--wait", "--json").stdout)["status"] == "succeeded"
