@@ -20,39 +20,7 @@ from edge.routes.bodies import JSON_BYTES
 from edge.routes.given import Owner, Services
 from edge.services.messages import Language, choose_language
 
-ROUTES = (
-    jobs.submit_job,
-    jobs.put_job,
-    jobs.read_job,
-    jobs.job_history,
-    jobs.cancel_job,
-    jobs.retry_job,
-    jobs.delete_job,
-    jobs.job_logs,
-    jobs.job_file,
-    lists.list_jobs,
-    events.job_events,
-    events.owner_events,
-    events.job_socket,
-    events.owner_socket,
-    assets.put_asset,
-    assets.post_asset,
-    assets.get_asset,
-    assets.delete_asset,
-    assets.list_assets,
-    assets.check_assets,
-    read.list_endpoints,
-    read.read_endpoint,
-    read.list_hosts,
-    read.read_host,
-    read.wish_power,
-    keys.create_key,
-    keys.list_keys,
-    keys.revoke_key,
-    health.livez,
-    health.readyz,
-    health.metrics,
-)
+ROUTES = tuple(route for module in (jobs, lists, events, assets, read, keys, health) for route in module.ROUTES)
 
 
 # One after the other: Litestar opens a task group for dependencies that do not wait for each other, at every request,

@@ -175,3 +175,13 @@ async def check_assets(request: AnyRequest, parts: Services, owner: Owner) -> Pr
         raise Refused("input_invalid", f"at most {MAX_DIGESTS} digests can be asked for at once")
     present, missing = await parts.assets.check(owner, digests)
     return Presence([SCHEME + digest for digest in present], [SCHEME + digest for digest in missing])
+
+
+ROUTES = (
+    put_asset,
+    post_asset,
+    get_asset,
+    delete_asset,
+    list_assets,
+    check_assets,
+)

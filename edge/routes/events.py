@@ -123,3 +123,11 @@ async def owner_socket(socket: AnySocket, parts: Services, owner: Owner, languag
     """All jobs of the owner over a WebSocket."""
     await socket.accept()
     await _push(socket, parts.follower.events(owner, None, after, language))
+
+
+ROUTES = (
+    job_events,
+    owner_events,
+    job_socket,
+    owner_socket,
+)

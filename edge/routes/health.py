@@ -61,3 +61,10 @@ async def metrics(parts: Services) -> bytes:
     with refusing():
         used.set((await parts.bus.link.health()).used)
     return generate_latest(registry)
+
+
+ROUTES = (
+    livez,
+    readyz,
+    metrics,
+)

@@ -169,3 +169,16 @@ async def job_file(
     if file is None:
         raise Refused("not_found", f"the job has no output named {name[:100]!r}: its files are listed in output.files")
     return await download(request, parts, file.sha256, file.name, file.media_type)
+
+
+ROUTES = (
+    submit_job,
+    put_job,
+    read_job,
+    job_history,
+    cancel_job,
+    retry_job,
+    delete_job,
+    job_logs,
+    job_file,
+)

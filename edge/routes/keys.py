@@ -78,3 +78,10 @@ async def revoke_key(parts: Services, key_id: FromPath[str]) -> None:
     """Revoke a key: it is refused from now on (on another edge within 5 s)."""
     with refusing():
         await parts.keys.revoke(key_id)
+
+
+ROUTES = (
+    create_key,
+    list_keys,
+    revoke_key,
+)

@@ -50,3 +50,6 @@ async def list_jobs(
     filters = Filters(status=status, endpoint=endpoint, priority=priority, tags=_tags(tag))
     page = await parts.index.list(owner, filters, limit, cursor)
     return JobPage(await parts.viewer.jobs(page.entries, language), page.next_cursor)
+
+
+ROUTES = (list_jobs,)

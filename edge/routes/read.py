@@ -100,3 +100,12 @@ async def wish_power(request: AnyRequest, parts: Services, owner: Owner, host: F
     with refusing():
         await parts.power.hold(host, wish.want, wish.until)
     return _found(parts, owner, host)
+
+
+ROUTES = (
+    list_endpoints,
+    read_endpoint,
+    list_hosts,
+    read_host,
+    wish_power,
+)

@@ -1,0 +1,99 @@
+"""The services of one edge, wired to each other (the composition root); `edge.serve` gives them a process."""
+
+import os
+import random
+import time
+from datetime import timedelta
+
+import httpx
+from anyio.abc import TaskGroup
+
+from bus.port import Bus
+from edge.parts import Parts
+from edge.power.caller import Means
+from edge.power.controller import PowerController
+from edge.power.drivers import build as drivers
+from edge.power.sight import Sight
+from edge.services.assets import Assets
+from edge.services.catalog import Catalog, load_folder
+from edge.services.clock import utc_now
+from edge.services.follow import Follower
+from edge.services.gate import Gate
+from edge.services.hosts import HostWatch
+from edge.services.index import Index
+from edge.services.intake import Intake
+from edge.services.keys import Keys
+from edge.services.reconciler import Reconciler
+from edge.services.scene import Hourly, Rules, Scene
+from edge.services.view import Viewer
+from edge.services.window import Window
+from edge.settings import EdgeSettings
+from edge.store.port import Store
+
+
+async def assemble(
+    settings: EdgeSettings, bus: Bus, store: Store, client: httpx.AsyncClient
+) -> tuple[Parts, Reconciler]:
+    """The services of one edge, wired. Nothing runs yet."""
+    catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
+    await catalog.refresh()
+    index = Index(settings.data / "index.sqlite", bus.records)
+    window = Window(bus.queue, bus.records, index, catalog.slots, utc_now)
+    assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes)
+    hosts = HostWatch(bus, catalog, utc_now)
+    viewer = Viewer(bus.feed, index, window, hosts)
+    gate = Gate(bus.link, utc_now, allow_unsynced=settings.allow_unsynced)
+    parts = Parts(
+        settings=settings,
+        bus=bus,
+        store=store,
+        assets=assets,
+        catalog=catalog,
+        index=index,
+        window=window,
+        gate=gate,
+        intake=Intake(bus, gate, catalog, assets, index, window, utc_now, os.urandom),
+        follower=Follower(bus, viewer, hosts),
+        viewer=viewer,
+        hosts=hosts,
+        keys=Keys(bus.keys, utc_now, os.urandom, time.monotonic),
+        power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client),
+    )
+    parts.power.listen(hosts.tell)
+    hosts.ask_power(parts.power.prospect)
+    return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _power(settings: EdgeSettings, sight: Sight, bus: Bus, client: httpx.AsyncClient) -> PowerController:
+    """The controller of the declared hosts. Raises DriverMissing."""
+    means = drivers.Means(client=client, environ=os.environ, now=utc_now, fresh_id=_fresh_id)
+    chance = Means(now=utc_now, running=time.monotonic, fresh_id=_fresh_id, dice=random.random)
+    return PowerController(bus.power, sight, settings.hosts, drivers.build(settings.hosts, means), chance)
+
+
+def _fresh_id() -> str:
+    return os.urandom(8).hex()
+
+
+def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
+    rules = Rules(
+        low_max_wait=timedelta(seconds=settings.low_max_wait_s), retention=timedelta(days=settings.retention_days)
+    )
+    return Scene(
+        bus=parts.bus,
+        index=parts.index,
+        window=parts.window,
+        hosts=parts.hosts,
+        assets=parts.assets,
+        now=utc_now,
+        hourly=Hourly(rules.check_every, utc_now()),
+        power=parts.power,
+        rules=rules,
+    )
+
+
+def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
+    """Start everything that runs beside the requests."""
+    runs = (parts.index.run, parts.window.run, parts.hosts.run, parts.follower.run, parts.power.run, reconciler.run)
+    for run in runs:
+        tasks.start_soon(run)
