@@ -2,7 +2,7 @@
 
 from schemas.events import Fact
 from schemas.failures import FAILURES
-from schemas.lifecycle import TRANSITIONS
+from schemas.lifecycle import LACKING, TRANSITIONS
 from schemas.words import FINAL, Status
 
 HEAD = """# The life of a job
@@ -23,7 +23,7 @@ def name(kind: type[Fact]) -> str:
 def diagram() -> str:
     """A Mermaid state diagram with one arrow a pair of states."""
     arrows: dict[tuple[Status, Status], list[str]] = {}
-    for kind, steps in TRANSITIONS.items():
+    for kind, steps in (*TRANSITIONS.items(), *LACKING.items()):
         for before, after in steps.items():
             arrows.setdefault((before, after), []).append(name(kind))
     lines = [f"  {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items()]
@@ -33,10 +33,9 @@ def diagram() -> str:
 
 def table() -> str:
     """The law as it stands: event by state, a blank is illegal."""
-    rows = [
-        f"| {name(kind)} | " + " | ".join(steps.get(status, "") for status in Status) + " |"
-        for kind, steps in TRANSITIONS.items()
-    ]
+    named = [(name(kind), steps) for kind, steps in TRANSITIONS.items()]
+    named += [(f"{name(kind)}, while it lacks input", steps) for kind, steps in LACKING.items()]
+    rows = [f"| {event} | " + " | ".join(steps.get(status, "") for status in Status) + " |" for event, steps in named]
     head = "| event | " + " | ".join(f"**{status}**" if status in FINAL else status for status in Status) + " |"
     return "\n".join([head, "|---" * (len(Status) + 1) + "|", *rows])
 

@@ -2,10 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -129,6 +129,15 @@ def _in_object(schema: Mapping[str, object], given: Mapping[str, object], path: 
     ordered = [key for key in known if key in given] + [key for key in given if key not in known]
     for key in ordered:
         yield from _fields(known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key)
+
+
+def replaced(given: Any, paths: Collection[str], old: str, new: str, path: str = "$") -> Any:
+    """`given` with `new` for every `old` that stands at one of `paths`, as `asset_fields` writes them."""
+    if isinstance(given, dict):
+        return {key: replaced(value, paths, old, new, f"{path}.{key}") for key, value in given.items()}
+    if isinstance(given, list):
+        return [replaced(item, paths, old, new, f"{path}[{at}]") for at, item in enumerate(given)]
+    return new if given == old and path in paths else given
 
 
 def safe_name(name: str, fallback: str = "file") -> str:

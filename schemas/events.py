@@ -21,6 +21,13 @@ class Submitted(Fact, frozen=True, tag="submitted"):
     """The record was made; its status says whether it may start at once."""
 
 
+class Supplied(Fact, frozen=True, tag="supplied"):
+    """A file that the input lacked is there: uploaded, or fetched from `url`, whose place in the input it takes."""
+
+    sha256: str
+    url: str | None = None
+
+
 class Queued(Fact, frozen=True, tag="queued"):
     """A scheduled job came due, or its inputs are complete."""
 
@@ -101,6 +108,7 @@ class Unknown(Struct, frozen=True):
 
 Event = (
     Submitted
+    | Supplied
     | Queued
     | Started
     | Adopted

@@ -99,6 +99,13 @@ def request_digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(meant, order="sorted")).hexdigest()
 
 
+class Fetch(Struct, frozen=True):
+    """A file of the input that the edge fetches: `url` stands at `path` (`$.video`) of the input until it is there."""
+
+    path: str
+    url: str
+
+
 class Claim(Struct, frozen=True):
     """Who runs the job: the fence. Only its holder may end the attempt (compare-and-set on the record).
 
@@ -160,6 +167,7 @@ class Job(Struct, frozen=True, kw_only=True):
     `charged` counts the starts that cost an attempt; `releases` counts the free ones by code.
     `claim` is the last claim: it holds while `status` is running or cancelling.
     `backoff_until` comes from a release, `not_before` from the client.
+    `missing` (digests) and `fetching` are what the input still lacks; with either the job is `scheduled`.
     """
 
     id: Token
@@ -175,6 +183,7 @@ class Job(Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = field(default_factory=dict)
     trace_id: str = ""
     missing: tuple[str, ...] = ()
+    fetching: tuple[Fetch, ...] = ()
     round: int = 1
     attempt: int = 0
     charged: int = 0
@@ -201,6 +210,11 @@ class Job(Struct, frozen=True, kw_only=True):
     def pointer(self) -> Pointer:
         """The message of this round."""
         return Pointer(self.pool, self.priority, self.owner, self.id, self.round)
+
+    @property
+    def lacks_input(self) -> bool:
+        """Whether files of the input have still to be uploaded or fetched."""
+        return bool(self.missing or self.fetching)
 
     @property
     def due(self) -> datetime | None:

@@ -13,10 +13,12 @@ from typing import Any
 from msgspec import structs
 
 from schemas import events as e
+from schemas.asset import SCHEME, replaced
 from schemas.job import Job
 from schemas.words import Status as S  # noqa: N817 - the table reads as a table
 
 TRANSITIONS: Mapping[type[e.Fact], Mapping[S, S]] = {
+    e.Supplied: {S.SCHEDULED: S.SCHEDULED},
     e.Queued: {S.SCHEDULED: S.QUEUED},
     e.Started: {S.QUEUED: S.RUNNING},
     e.Adopted: {S.QUEUED: S.RUNNING, S.RUNNING: S.RUNNING, S.CANCELLING: S.CANCELLING},
@@ -28,6 +30,11 @@ TRANSITIONS: Mapping[type[e.Fact], Mapping[S, S]] = {
     e.Failed: {S.SCHEDULED: S.FAILED, S.QUEUED: S.FAILED, S.RUNNING: S.FAILED, S.CANCELLING: S.FAILED},
     e.Expired: {S.SCHEDULED: S.EXPIRED, S.QUEUED: S.EXPIRED},
     e.Retried: {S.FAILED: S.QUEUED, S.CANCELLED: S.QUEUED, S.EXPIRED: S.QUEUED},
+}
+
+# Where a job that lacks input goes instead: what would be queued waits for its files first.
+LACKING: Mapping[type[e.Fact], Mapping[S, S]] = {
+    e.Retried: {S.FAILED: S.SCHEDULED, S.CANCELLED: S.SCHEDULED, S.EXPIRED: S.SCHEDULED},
 }
 
 USED_UP = frozenset({"gpu_fault_repeated", "host_fault_repeated"})  # the only codes that fail a queued job
@@ -54,6 +61,15 @@ def _never_tried(job: Job, _: e.Expired) -> str | None:
     return "an attempt was made in this round" if job.attempt else None
 
 
+def _complete(job: Job, _: e.Queued) -> str | None:
+    return "its input is not complete" if job.lacks_input else None
+
+
+def _lacked(job: Job, event: e.Supplied) -> str | None:
+    known = event.sha256 in job.missing if event.url is None else any(f.url == event.url for f in job.fetching)
+    return None if known else "its input does not lack that file"
+
+
 def _used_up_if_queued(job: Job, event: e.Failed) -> str | None:
     if job.status is S.QUEUED and event.error.code not in USED_UP:
         return "a queued job fails only when its free releases are used up"
@@ -65,11 +81,23 @@ def _next_attempt(job: Job, event: e.Started) -> str | None:
 
 
 GUARDS: Mapping[type[e.Fact], Callable[[Job, Any], str | None]] = {
+    e.Supplied: _lacked,
+    e.Queued: _complete,
     e.Started: _next_attempt,
     e.Adopted: _own_last_claim,
     e.Expired: _never_tried,
     e.Failed: _used_up_if_queued,
 }
+
+
+def _supplied(job: Job, event: e.Supplied, _: datetime) -> dict[str, Any]:
+    if event.url is None:
+        return {"missing": tuple(digest for digest in job.missing if digest != event.sha256)}
+    places = {fetch.path for fetch in job.fetching if fetch.url == event.url}
+    return {
+        "input": replaced(job.input, places, event.url, f"{SCHEME}{event.sha256}"),
+        "fetching": tuple(fetch for fetch in job.fetching if fetch.url != event.url),
+    }
 
 
 def _released(job: Job, event: e.Released, at: datetime) -> dict[str, Any]:
@@ -100,12 +128,13 @@ def _retried(job: Job, _: e.Retried, at: datetime) -> dict[str, Any]:
     return {name: getattr(blank, name) for name in (*kept, "log", "usage")} | {
         "round": job.round + 1,
         "retried_at": at,
-        "queued_at": at,
+        "queued_at": None if job.lacks_input else at,
     }
 
 
 CHANGES: Mapping[type[e.Fact], Callable[[Job, Any, datetime], dict[str, Any]]] = {
-    e.Queued: lambda _job, _event, at: {"queued_at": at, "missing": ()},
+    e.Supplied: _supplied,
+    e.Queued: lambda _job, _event, at: {"queued_at": at},
     e.Started: lambda _job, event, at: {
         "claim": event.claim,
         "attempt": event.claim.attempt,
@@ -124,9 +153,13 @@ CHANGES: Mapping[type[e.Fact], Callable[[Job, Any, datetime], dict[str, Any]]] =
 }
 
 
+def _steps(job: Job, kind: type[e.Event]) -> Mapping[S, S]:
+    return LACKING[kind] if job.lacks_input and kind in LACKING else TRANSITIONS.get(kind, {})
+
+
 def refusal(job: Job, event: e.Event) -> str | None:
     """Why `event` is illegal for `job` now, or None when it is legal."""
-    if job.status not in TRANSITIONS.get(type(event), {}):
+    if job.status not in _steps(job, type(event)):
         return f"no such step from {job.status}"
     guard = GUARDS.get(type(event))
     return guard(job, event) if guard else None
@@ -138,7 +171,7 @@ def apply(job: Job, event: e.Event, at: datetime) -> Job:
     if why is not None:
         raise IllegalTransition(job, event, why)
     kind = type(event)
-    return structs.replace(job, status=TRANSITIONS[kind][job.status], **CHANGES[kind](job, event, at))
+    return structs.replace(job, status=_steps(job, kind)[job.status], **CHANGES[kind](job, event, at))
 
 
 def step(job: Job, event: e.Event, at: datetime) -> e.Recorded:

@@ -41,6 +41,7 @@ def event(kind: type[e.Fact], subject: Job) -> Any:
     """An event of `kind` that its guard lets pass for `subject` where any can."""
     made = {
         e.Submitted: e.Submitted(),
+        e.Supplied: e.Supplied(*subject.missing[:1] or ("",)),
         e.Queued: e.Queued(),
         e.Started: e.Started(claim(subject.attempt + 1)),
         e.Adopted: e.Adopted(claim(subject.attempt, incarnation="i2"), subject.round),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.job import Output, Policy, Usage
+from schemas.job import Fetch, Job, Output, Policy, Usage
 from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply, step
 from schemas.words import FINAL, WAITING, Priority, Status
 from tests.schemas.make import LATER, NOW, claim, event, failure, job
@@ -17,6 +17,7 @@ S = Status
 BY_HAND = {
     # event: scheduled, queued, running, cancelling, succeeded, failed, cancelled, expired
     e.Submitted: (None, None, None, None, None, None, None, None),
+    e.Supplied: (S.SCHEDULED, None, None, None, None, None, None, None),
     e.Queued: (S.QUEUED, None, None, None, None, None, None, None),
     e.Started: (None, S.RUNNING, None, None, None, None, None, None),
     e.Adopted: (None, S.RUNNING, S.RUNNING, S.CANCELLING, None, None, None, None),
@@ -29,6 +30,8 @@ BY_HAND = {
     e.Expired: (S.EXPIRED, S.EXPIRED, None, None, None, None, None, None),
     e.Retried: (None, None, None, None, None, S.QUEUED, S.QUEUED, S.QUEUED),
 }
+FILE = "a" * 64
+URL = "https://example.com/a.mp4"
 KINDS = typing.get_args(e.Event)
 
 
@@ -39,8 +42,10 @@ def test_the_table_by_hand_names_every_event_once():
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(("column", "status"), list(enumerate(Status)), ids=[status.value for status in Status])
 def test_every_step_is_as_the_design_says(kind, column, status):
-    # A queued job that can be adopted has a last claim of its own; the others are as they come.
-    subject = job(status, attempt=1, claim=claim(1)) if kind is e.Adopted else job(status)
+    # A queued job that can be adopted has a last claim of its own, one that is supplied lacks something; the others
+    # are as they come.
+    special = {e.Adopted: {"attempt": 1, "claim": claim(1)}, e.Supplied: {"missing": (FILE,)}}
+    subject = job(status, **special.get(kind, {}))
     expected = BY_HAND[kind][column]
     if expected is None:
         with pytest.raises(IllegalTransition):
@@ -74,6 +79,33 @@ def test_every_step_is_as_the_design_says(kind, column, status):
 def test_guards_refuse(subject, illegal):
     with pytest.raises(IllegalTransition, match=type(illegal).__name__):
         apply(subject, illegal, LATER)
+
+
+def lacking(status: Status) -> Job:
+    """A job with one file to be uploaded, and one URL in two places that a third place only looks like."""
+    places = ("$.clips[1].video", "$.cover")
+    given = {"clips": [{"video": URL}, {"video": URL}], "cover": URL, "text": URL}
+    return job(status, input=given, missing=(FILE,), fetching=tuple(Fetch(path, URL) for path in places))
+
+
+@pytest.mark.parametrize("ended", [S.FAILED, S.CANCELLED, S.EXPIRED])
+def test_a_job_that_lacks_input_is_scheduled_again_by_a_retry(ended):
+    again = apply(lacking(ended), e.Retried(), LATER)
+    assert (again.status, again.queued_at, again.round) == (S.SCHEDULED, None, 2)
+    assert (again.missing, again.fetching) == (lacking(ended).missing, lacking(ended).fetching)
+
+
+def test_a_job_is_queued_once_everything_it_lacked_is_there():
+    subject = lacking(S.SCHEDULED)
+    for supplied in (e.Supplied(FILE), e.Supplied("b" * 64, URL)):
+        with pytest.raises(IllegalTransition, match="not complete"):
+            apply(subject, e.Queued(), LATER)
+        subject = apply(subject, supplied, LATER)
+        with pytest.raises(IllegalTransition, match="does not lack"):
+            apply(subject, supplied, LATER)
+    fetched = f"sha256:{'b' * 64}"
+    assert subject.input == {"clips": [{"video": URL}, {"video": fetched}], "cover": fetched, "text": URL}
+    assert apply(subject, e.Queued(), LATER).status is S.QUEUED
 
 
 def test_a_free_release_is_counted_by_code_and_costs_no_attempt():
@@ -120,7 +152,8 @@ def test_reprioritised_moves_the_pointer_to_another_subject():
 
 @given(st.lists(st.sampled_from(KINDS), max_size=40), st.sampled_from([S.SCHEDULED, S.QUEUED]))
 def test_any_walk_keeps_the_counts_and_ends_each_round_once(kinds, first):
-    subject, finals = job(first, policy=Policy(max_attempts=3)), 0
+    lacked = (FILE,) if first is S.SCHEDULED else ()
+    subject, finals = job(first, policy=Policy(max_attempts=3), missing=lacked), 0
     for number, kind in enumerate(kinds):
         try:
             recorded = step(subject, event(kind, subject), NOW + timedelta(seconds=number))
