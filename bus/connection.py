@@ -10,7 +10,7 @@ import anyio
 import httpx
 import structlog
 
-from bus.buckets import ASSETS, HOSTS, KEYS, OFFERS, POWER, TOMBSTONES
+from bus.buckets import AGREED, ASSETS, HOSTS, JOINED, KEYS, OFFERS, POWER, TOMBSTONES
 from bus.control import CoreControl
 from bus.feed import StreamFeed
 from bus.jetstream import JetStream
@@ -24,9 +24,10 @@ from bus.topology import ensure
 from bus.unbroken import Unbroken
 from bus.users import inbox
 from bus.wire import Wire
-from schemas.access import ApiKey
+from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
+from schemas.joining import Joined
 from schemas.power import PowerRecord
 
 MONITOR_S = 5.0
@@ -59,6 +60,8 @@ class _Parts(NamedTuple):
             assets=BucketTable(js, ASSETS, Reference, may_erase=may_erase),
             tombstones=BucketTable(js, TOMBSTONES, Tombstone, may_erase=may_erase),
             power=BucketTable(js, POWER, PowerRecord, may_erase=may_erase),
+            agreed=BucketTable(js, AGREED, Agreed, may_erase=may_erase),
+            joined=BucketTable(js, JOINED, Joined, may_erase=may_erase),
         )
 
 

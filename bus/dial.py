@@ -6,12 +6,14 @@ it closes for good on any -ERR but a permission's. A new client for every life o
 
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import anyio
 from nats.aio.client import Client
 
 from bus.errors import FOREIGN, raised
-from bus.port import Unreachable
+from bus.pins import trusting
+from bus.port import Denied, Unreachable
 from bus.settings import BrokerSettings
 
 DIAL_S = 5.0
@@ -60,9 +62,9 @@ async def dial(
 
 
 def _tls(settings: BrokerSettings) -> ssl.SSLContext | None:
-    if not (settings.ca or settings.cert or "tls://" in settings.url):
+    if not (settings.ca or settings.pin or settings.cert or "tls://" in settings.url):
         return None
-    context = ssl.create_default_context(cafile=settings.ca)
+    context = trusting(Path(settings.pin)) if settings.pin else ssl.create_default_context(cafile=settings.ca)
     if settings.cert:
         context.load_cert_chain(settings.cert, settings.key)
     return context
@@ -75,3 +77,17 @@ async def hang_up(client: Client) -> None:
             await client.close()
         except FOREIGN:
             return
+
+
+async def admits(settings: BrokerSettings, inbox: str) -> bool:
+    """Whether the broker lets this user in now. Raises Unreachable."""
+
+    async def heard(*_: Exception) -> None:
+        """The connection is only tried."""
+
+    try:
+        client = await dial(settings, inbox, heard, heard)
+    except Denied:
+        return False
+    await hang_up(client)
+    return True

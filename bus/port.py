@@ -13,12 +13,13 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
-from schemas.access import ApiKey
+from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.events import Recorded
 from schemas.feed import Note, ProgressNote
 from schemas.host import Offer, Presence, Tombstone
 from schemas.job import JobKey, Pointer
+from schemas.joining import Joined
 from schemas.power import PowerRecord
 from schemas.words import Priority
 
@@ -106,6 +107,13 @@ class Records(Protocol):
         ...
 
 
+class Lane(NamedTuple):
+    """What one consumer hands out: the pointers of a pool that have one priority."""
+
+    pool: str
+    priority: Priority
+
+
 class Delivery(Protocol):
     """One pointer handed out. It comes again after 30 s unless it is extended, postponed or done.
 
@@ -136,7 +144,7 @@ class Queue(Protocol):
         ...
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """Let it wait and wake its pool. Twice is once (Msg-Id = subject), but `repair` publishes anew."""
+        """Let it wait and wake its lane. Twice is once (Msg-Id = subject), but `repair` publishes anew."""
         ...
 
     async def take(self, pool: str, priority: Priority) -> Delivery | None:
@@ -151,8 +159,8 @@ class Queue(Protocol):
         """Every pointer in JOBS, those handed out included."""
         ...
 
-    async def woken(self, pools: Collection[str], timeout_s: float) -> bool:
-        """Wait until one of `pools` is published to, at most `timeout_s`; whether it was."""
+    async def woken(self, pools: Collection[str], timeout_s: float) -> frozenset[Lane]:
+        """Wait until one of `pools` is published to, at most `timeout_s`; its lanes that were, since the last call."""
         ...
 
 
@@ -207,7 +215,7 @@ class Row(Struct, Generic[T], frozen=True):
 
 
 class Table(Protocol[T]):
-    """A small bucket of one type: HOSTS, OFFERS, KEYS, ASSETS, TOMBSTONES, POWER."""
+    """A small bucket of one type: HOSTS, OFFERS, KEYS, ASSETS, TOMBSTONES, POWER, AGREED, JOINED."""
 
     async def get(self, key: str) -> Row[T] | None:
         """The row, or None when there is none (or its time ran out)."""
@@ -289,3 +297,5 @@ class Bus(Struct, frozen=True, kw_only=True):
     assets: Table[Reference]
     tombstones: Table[Tombstone]
     power: Table[PowerRecord]
+    agreed: Table[Agreed]
+    joined: Table[Joined]

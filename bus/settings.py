@@ -7,7 +7,7 @@ class BrokerSettings(Struct, frozen=True):
     """`url`: one, or several with commas (a cluster); `tls://` asks for TLS, checked against `ca` (a file) if given.
 
     `monitor`: the broker's HTTP monitor, the only place that tells whether writes are synced; empty: not asked.
-    `cert` and `key`: files, for mutual TLS.
+    `cert` and `key`: files, for mutual TLS. `pin`: a file with the one certificate to trust, under whatever name.
     """
 
     url: str = "nats://127.0.0.1:4222"
@@ -15,5 +15,6 @@ class BrokerSettings(Struct, frozen=True):
     password: str = ""
     monitor: str = ""
     ca: str | None = None
+    pin: str | None = None
     cert: str | None = None
     key: str | None = None

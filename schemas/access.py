@@ -52,6 +52,13 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         return any(own is scope or scope in IMPLIED.get(own, frozenset()) for own in self.scopes)
 
 
+class Agreed(Struct, frozen=True):
+    """A row of AGREED: one thing that all edges of an installation hold to, written once by the first."""
+
+    value: str
+    at: Moment
+
+
 class Credential(NamedTuple):
     """A key as a client sends it."""
 

@@ -2,7 +2,7 @@
 
 import time
 
-from bus.buckets import ASSETS, BUCKETS, HOSTS, KEYS, OFFERS, POWER, TOMBSTONES
+from bus.buckets import AGREED, ASSETS, BUCKETS, HOSTS, JOINED, KEYS, OFFERS, POWER, TOMBSTONES
 from bus.memory.control import MemoryControl
 from bus.memory.feed import MemoryFeed
 from bus.memory.link import MemoryLink
@@ -12,9 +12,10 @@ from bus.memory.records import MemoryRecords
 from bus.memory.streams import Streams
 from bus.memory.table import MemoryTable
 from bus.port import Bus, Health
-from schemas.access import ApiKey
+from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
+from schemas.joining import Joined
 from schemas.power import PowerRecord
 
 HISTORY = 64
@@ -62,6 +63,8 @@ class MemoryBroker:
             assets=MemoryTable(link, self._buckets[ASSETS.name], ASSETS.name, Reference),
             tombstones=MemoryTable(link, self._buckets[TOMBSTONES.name], TOMBSTONES.name, Tombstone),
             power=MemoryTable(link, self._buckets[POWER.name], POWER.name, PowerRecord),
+            agreed=MemoryTable(link, self._buckets[AGREED.name], AGREED.name, Agreed),
+            joined=MemoryTable(link, self._buckets[JOINED.name], JOINED.name, Joined),
         )
 
     def _health(self) -> Health:

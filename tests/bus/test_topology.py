@@ -24,6 +24,8 @@ WRITTEN_OUT = {
     "KV_KEYS": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_ASSETS": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_TOMBSTONES": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_AGREED": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 1},
     "DELIVERIES": {"retention": "workqueue", "discard": "new"},
     "USAGE": {"retention": "limits", "max_age": 400 * DAY},
 }

@@ -1,0 +1,16 @@
+"""Files that hold secrets: readable by their owner alone, whole or not there."""
+
+import os
+from pathlib import Path
+
+
+def write_private(path: Path, content: bytes | str) -> None:
+    """Put `content` at `path` with mode 0600, by a rename: a reader sees the old file or the new one. Blocking."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # one left by a crash may have been made with another mode
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,60 @@
+"""How a second machine joins: the one line that `hosts add` prints, and what the edge keeps of it (DESIGN 6)."""
+
+import base64
+import binascii
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from schemas.asset import Digest
+from schemas.job import Moment
+from schemas.words import Token
+
+
+class TokenInvalid(ValueError):
+    """The text is no join token; the message says what to do."""
+
+
+class Invitation(Struct, frozen=True, kw_only=True):
+    """Everything a runner needs to come in, as the token carries it: whoever has it is that host.
+
+    `edge` and `broker` are URLs as the host sees them. `edge_pin`, `broker_pin`: sha256 of the one certificate that is
+    to be trusted there; None: whatever the machine trusts.
+    """
+
+    v: Literal[1] = 1
+    host: Token
+    edge: str
+    broker: str
+    user: str
+    password: str
+    key: str
+    edge_pin: Digest | None = None
+    broker_pin: Digest | None = None
+
+
+class Joined(Struct, frozen=True, kw_only=True):
+    """A row of JOINED, under the host's id: the broker user's password, the id of the asset key."""
+
+    host: Token
+    password: str
+    key_id: Token
+    at: Moment
+
+
+def encode(invitation: Invitation) -> str:
+    """The token: base64url of JSON, without padding."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(invitation)).rstrip(b"=").decode()
+
+
+def decode(token: str) -> Invitation:
+    """The invitation in a token. Raises TokenInvalid."""
+    text = token.strip()
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        return msgspec.json.decode(raw, type=Invitation)
+    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        raise TokenInvalid(
+            f"this is no join token ({error}): copy the whole line of `lamplighter hosts add`"
+        ) from error
