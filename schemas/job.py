@@ -166,6 +166,7 @@ class Job(Struct, frozen=True, kw_only=True):
     `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container;
     `charged` counts the starts that cost an attempt; `releases` counts the free ones by code.
     `claim` is the last claim: it holds while `status` is running or cancelling.
+    `request_id`: what the gateway's client called its submit; pushes carry it, from any edge and after any reconnect.
     `backoff_until` comes from a release, `not_before` from the client.
     `missing` (digests) and `fetching` are what the input still lacks; with either the job is `scheduled`.
     """
@@ -182,6 +183,7 @@ class Job(Struct, frozen=True, kw_only=True):
     webhook: Webhook | None = None
     tags: dict[str, str] = field(default_factory=dict)
     trace_id: str = ""
+    request_id: str = ""
     missing: tuple[str, ...] = ()
     fetching: tuple[Fetch, ...] = ()
     round: int = 1
