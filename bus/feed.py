@@ -61,6 +61,19 @@ class StreamFeed:
                 if item is not None:
                     yield item
 
+    async def held(self, owner: str, after: str | None = None) -> AsyncIterator[FeedItem]:
+        """Through a consumer of its own that ends once it has caught up."""
+        given, now = Given(), await self._held()
+        reading = Reading(FEED.name, f"feed.{owner}.*.>", behind=resume_at(after, now))
+        async with opened(self._js, reading) as consumer:
+            pending = consumer.pending
+            while pending:
+                read = await consumer.next()
+                pending = read.pending
+                item = _item(now.epoch, read)
+                if item is not None and given.take(item):
+                    yield item
+
     async def _unsaid(self, key: JobKey, name: str, behind: int, given: Given) -> FeedItem | None:
         """The last state of STATE, unless this consumer gave it or is about to.
 

@@ -190,6 +190,13 @@ class Feed(Protocol):
         (the last one after a resume at the end), so that a follower always learns of the end."""
         ...
 
+    def held(self, owner: str, after: str | None = None) -> AsyncIterator[FeedItem]:
+        """The owner's items behind `after` as in `follow`, up to what is there at the opening; then it ends.
+
+        Raises Unreachable when the broker goes away meanwhile.
+        """
+        ...
+
     async def last_progress(self, key: JobKey) -> ProgressNote | None:
         """The latest progress that was said."""
         ...

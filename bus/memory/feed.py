@@ -42,6 +42,16 @@ class MemoryFeed:
             if item is not None and given.take(item):
                 yield item
 
+    async def held(self, owner: str, after: str | None = None) -> AsyncIterator[FeedItem]:
+        """The owner's items behind `after` that are there now."""
+        await self._link.reach()
+        start, given = resume_at(after, Held(self._epoch, self._feed.first, self._feed.last)), Given()
+        for message in self._feed.behind(start, f"feed.{owner}."):
+            await self._link.reach()
+            item = self._item(message)
+            if item is not None and given.take(item):
+                yield item
+
     def _unsaid(self, key: JobKey, at: int, given: Given) -> FeedItem | None:
         """The state in STATE that FEED did not give."""
         held = self._state.of(subjects.record(key))

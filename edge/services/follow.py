@@ -81,6 +81,17 @@ class Follower:
         finally:
             close()
 
+    async def held(
+        self, owner: str, after: str | None = None, language: Language = Language.EN
+    ) -> AsyncGenerator[StreamItem, None]:
+        """What happened behind `after` to the owner's jobs, up to now; then it ends. Raises BusError."""
+        bookmark = await self._resumed(after)
+        stream = _Stream(self._viewer, language, bookmark)
+        async for item in self._bus.feed.held(owner, bookmark.feed):
+            said = stream.say(item)
+            if said is not None:
+                yield said
+
     async def _resumed(self, after: str | None) -> Bookmark:
         """The client's bookmark, or the start: what is of another epoch says nothing about this one."""
         epoch = (await self._bus.feed.position()).partition("-")[0]
@@ -142,7 +153,7 @@ class _Stream:
     def say(self, item: FeedItem | HostNotice) -> StreamItem | None:
         """The item as clients read it; None for what is not told, or was told before."""
         if isinstance(item, HostNotice):
-            text = messages.notice(item.kind, self._language)
+            text = messages.notice(item.kind, self._language, item.wake_s)
             return self._item("notice", NoticeEvent(item.kind, item.host, text, item.at))
         self._bookmark = structs.replace(self._bookmark, feed=item.id)
         if item.change is not None:

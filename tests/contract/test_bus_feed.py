@@ -191,3 +191,14 @@ def _reached(world: World):
         return True
 
     return reached
+
+
+async def test_what_is_held_is_given_and_then_it_ends(world: World):
+    await create(world, "two", owner="you")
+    await world.runner.feed.publish(key(), progress(10))
+    await create(world)
+    async with gathering(world.edge.feed.follow("me")) as feed:
+        followed = await feed.count(2)
+    assert [item async for item in world.edge.feed.held("me")] == followed
+    assert [item async for item in world.edge.feed.held("me", followed[0].id)] == followed[1:]
+    assert [item async for item in world.edge.feed.held("me", followed[1].id)] == []
