@@ -3,24 +3,24 @@
 from typing import cast
 
 from litestar import Litestar
-from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from starlette.types import ASGIApp
 
+from edge.auth.cors import cors
 from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
 from edge.draining import Draining
 from edge.handshake import Handshake, note_cause
 from edge.openapi import complete, config
 from edge.parts import Parts
 from edge.problems import answer
-from edge.routes import assets, events, health, jobs, keys, lists, read
+from edge.routes import assets, events, health, jobs, keys, lists, read, tokens
 from edge.routes.bodies import JSON_BYTES
 from edge.routes.given import Owner, Services
 from edge.services.messages import Language, choose_language
 
-ROUTES = tuple(route for module in (jobs, lists, events, assets, read, keys, health) for route in module.ROUTES)
+ROUTES = tuple(route for module in (jobs, lists, events, assets, read, keys, tokens, health) for route in module.ROUTES)
 
 
 # One after the other: Litestar opens a task group for dependencies that do not wait for each other, at every request,
@@ -60,9 +60,7 @@ def _routed(parts: Parts) -> Litestar:
         exception_handlers={Exception: answer},
         after_exception=[note_cause],
         openapi_config=config(),
-        cors_config=CORSConfig(allow_origins=list(parts.settings.cors.origins))
-        if parts.settings.cors.origins
-        else None,
+        cors_config=cors(parts.settings.cors.origins),
         request_max_body_size=JSON_BYTES,
         logging_config=None,
     )

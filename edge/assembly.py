@@ -14,6 +14,7 @@ from edge.power.caller import Means
 from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
+from edge.services.admission import Admission
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog, load_folder
 from edge.services.clock import utc_now
@@ -25,6 +26,9 @@ from edge.services.intake import Intake
 from edge.services.keys import Keys
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Rules, Scene
+from edge.services.signing import Signer, agree_secret
+from edge.services.supply import Supply
+from edge.services.tokens import Tokens
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
@@ -40,9 +44,14 @@ async def assemble(
     index = Index(settings.data / "index.sqlite", bus.records)
     window = Window(bus.queue, bus.records, index, catalog.slots, utc_now)
     assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes)
+    supply = Supply(bus.records, assets, index, window, utc_now)
     hosts = HostWatch(bus, catalog, utc_now)
-    viewer = Viewer(bus.feed, index, window, hosts)
+    secret = await agree_secret(bus.agreed, os.urandom, utc_now)
+    signer = Signer(secret, utc_now, settings.urls)
+    keys = Keys(bus.keys, utc_now, os.urandom, time.monotonic)
+    viewer = Viewer(bus.feed, index, window, hosts, signer.link)
     gate = Gate(bus.link, utc_now, allow_unsynced=settings.allow_unsynced)
+    admission = Admission(gate, catalog, assets, utc_now, os.urandom)
     parts = Parts(
         settings=settings,
         bus=bus,
@@ -52,15 +61,19 @@ async def assemble(
         index=index,
         window=window,
         gate=gate,
-        intake=Intake(bus, gate, catalog, assets, index, window, utc_now, os.urandom),
+        supply=supply,
+        intake=Intake(bus, gate, admission, assets, index, window, utc_now, os.urandom),
         follower=Follower(bus, viewer, hosts),
         viewer=viewer,
         hosts=hosts,
-        keys=Keys(bus.keys, utc_now, os.urandom, time.monotonic),
+        keys=keys,
+        tokens=Tokens(secret, keys.by_id, utc_now),
+        signer=signer,
         power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client),
     )
     parts.power.listen(hosts.tell)
     hosts.ask_power(parts.power.prospect)
+    hosts.count_by(index.lines.waiting)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
 
 
@@ -85,6 +98,7 @@ def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
         window=parts.window,
         hosts=parts.hosts,
         assets=parts.assets,
+        supply=parts.supply,
         now=utc_now,
         hourly=Hourly(rules.check_every, utc_now()),
         power=parts.power,
@@ -94,6 +108,14 @@ def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
 
 def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
     """Start everything that runs beside the requests."""
-    runs = (parts.index.run, parts.window.run, parts.hosts.run, parts.follower.run, parts.power.run, reconciler.run)
+    runs = (
+        parts.index.run,
+        parts.window.run,
+        parts.hosts.run,
+        parts.follower.run,
+        parts.supply.run,
+        parts.power.run,
+        reconciler.run,
+    )
     for run in runs:
         tasks.start_soon(run)

@@ -12,6 +12,9 @@ from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.intake import Intake
 from edge.services.keys import Keys
+from edge.services.signing import Signer
+from edge.services.supply import Supply
+from edge.services.tokens import Tokens
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
@@ -29,9 +32,12 @@ class Parts(Struct, frozen=True, kw_only=True):
     index: Index
     window: Window
     gate: Gate
+    supply: Supply
     intake: Intake
     follower: Follower
     viewer: Viewer
     hosts: HostWatch
     keys: Keys
+    tokens: Tokens
+    signer: Signer
     power: PowerController

@@ -6,6 +6,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from bus.settings import BrokerSettings
+from edge.services.signing import UrlSettings
 from schemas.switch import HostDeclaration
 from schemas.words import Token
 
@@ -14,6 +15,33 @@ class CorsSettings(Struct, frozen=True):
     """Which web pages may call the API: origins like `https://app.example.com`."""
 
     origins: tuple[str, ...] = ()
+
+
+class PublicSettings(Struct, frozen=True):
+    """How machines elsewhere reach this installation. Unset, nothing listens beyond `bind`.
+
+    `listen`: address:port where the edge answers with TLS too. `url` and `broker`: what a host that joins is told.
+    `cert` and `key`: PEM files; without them a certificate for `names` is made in `data`/tls and kept. `broker_cert`:
+    the broker's, where that is another one. `pin`: hosts trust exactly these certificates; off for those of a public
+    authority, which are renewed every few weeks.
+    """
+
+    listen: str = ""
+    url: str = ""
+    broker: str = ""
+    names: tuple[str, ...] = ()
+    cert: Path | None = None
+    key: Path | None = None
+    broker_cert: Path | None = None
+    pin: bool = True
+
+
+class JoiningSettings(Struct, frozen=True):
+    """`folder`: where nats.conf and the list of users lie that it includes (`bus.roster`); `reload`: the argv that makes
+    the broker read it anew."""
+
+    folder: Path | None = None
+    reload: tuple[str, ...] = ()
 
 
 class EdgeSettings(Struct, frozen=True):
@@ -31,7 +59,10 @@ class EdgeSettings(Struct, frozen=True):
     endpoints: tuple[Path, ...] = ()
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
     allow_unsynced: bool = False
+    public: PublicSettings = PublicSettings()
+    joining: JoiningSettings = JoiningSettings()
     cors: CorsSettings = CorsSettings()
+    urls: UrlSettings = UrlSettings()
     hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
     max_asset_bytes: int = 20 * 1024**3
     reconcile_every_s: float = 15.0

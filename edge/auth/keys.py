@@ -7,8 +7,10 @@ from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 from litestar.types import Guard
 
-from edge.services.keys import Keys
+from edge.parts import Parts
 from edge.services.refusals import refusing
+from edge.services.signing import SIGNATURE
+from edge.services.tokens import MARK
 from schemas.access import ApiKey, Scope
 from schemas.errors import Refused
 from schemas.words import is_token
@@ -16,24 +18,38 @@ from schemas.words import is_token
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 OPEN = "open"  # the opt of a route that asks for no key
+_READING = ("GET", "HEAD")
 
 
 def presented(connection: Connection) -> str | None:
-    """The key as sent: `Authorization: Bearer …` or `X-API-Key`."""
+    """The key or token as sent: `Authorization: Bearer …`, `X-API-Key` or `?token=`."""
     scheme, _, credential = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credential:
         return credential.strip()
-    return connection.headers.get("x-api-key")
+    return connection.headers.get("x-api-key") or connection.query_params.get("token")
+
+
+async def known(parts: Parts, text: str) -> ApiKey | None:
+    """The key that `text` is, or what of it the token `text` may do; None for a stranger's. Raises BusError."""
+    return await (parts.tokens.read(text) if text.startswith(MARK) else parts.keys.authenticate(text))
+
+
+def _signed(connection: Connection, parts: Parts) -> ApiKey | None:
+    """Whom a signed URL speaks for. Asked before the key: the URL works for whoever has it, with another's key too."""
+    if SIGNATURE not in connection.query_params or connection.scope.get("method") not in _READING:
+        return None
+    return parts.signer.bearer(connection.scope["path"], connection.query_params)
 
 
 class Authenticate(AbstractAuthenticationMiddleware):
-    """Refuses what carries no valid key; `request.auth` is the ApiKey afterwards."""
+    """Refuses what carries no valid key, token or signature; `request.auth` is the ApiKey afterwards."""
 
     async def authenticate_request(self, connection: Connection) -> AuthenticationResult:
-        ring: Keys = connection.app.state.parts.keys
-        text = presented(connection)
-        with refusing():
-            key = await ring.authenticate(text) if text else None
+        parts: Parts = connection.app.state.parts
+        key = _signed(connection, parts)
+        if key is None and (text := presented(connection)):
+            with refusing():
+                key = await known(parts, text)
         if key is None:
             raise Refused("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")
         return AuthenticationResult(user=key.owner, auth=key)

@@ -72,6 +72,18 @@ class RawBody(Operation):
         )
 
 
+def body_of(kind: type) -> type[Operation]:
+    """An operation whose body is a `kind` in JSON."""
+
+    @dataclass
+    class Body(Operation):
+        def __post_init__(self) -> None:
+            schema = OpenAPIMediaType(schema=Verbatim(inlined(kind)))
+            self.request_body = RequestBody(required=True, content={"application/json": schema})
+
+    return Body
+
+
 @dataclass
 class DigestsBody(Operation):
     """`{"digests": ["sha256:…"]}`."""

@@ -112,8 +112,15 @@ class Keys:
         expected = row.value.secret_sha256 if row else secret_digest("")
         if not compare_digest(secret_digest(credential.secret), expected) or row is None:
             return None
-        expires = row.value.expires_at
-        return row.value if expires is None or self._clock() < expires else None
+        return self._living(row.value)
+
+    async def by_id(self, key_id: str) -> ApiKey | None:
+        """The key of that id; None when there is none, or it was revoked or has expired. Raises BusError."""
+        row = await self._row(key_id)
+        return None if row is None else self._living(row.value)
+
+    def _living(self, key: ApiKey) -> ApiKey | None:
+        return key if key.expires_at is None or self._clock() < key.expires_at else None
 
     async def _row(self, key_id: str) -> Row[ApiKey] | None:
         now = self._monotonic()

@@ -10,6 +10,7 @@ from edge.services import messages
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.messages import Language
+from edge.services.signing import Link
 from edge.services.window import Window
 from schemas.job import Job, Output
 from schemas.reasons import Reason
@@ -26,11 +27,12 @@ _SAME = (
 class Viewer:
     """Makes views. The only thing it asks the broker for is the progress of a running job."""
 
-    def __init__(self, feed: Feed, index: Index, window: Window, hosts: HostWatch) -> None:
+    def __init__(self, feed: Feed, index: Index, window: Window, hosts: HostWatch, link: Link) -> None:
         self._feed = feed
         self._index = index
         self._window = window
         self._hosts = hosts
+        self._link = link
 
     async def job(self, entry: Entry, language: Language = Language.EN) -> JobView:
         """The job of `entry`. A progress that cannot be read now is left out."""
@@ -55,7 +57,7 @@ class Viewer:
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
             queue_position=self._index.position(job, self._window.span(job.pool)),
             progress=progress,
-            output=None if job.output is None else _output(job.id, job.output),
+            output=None if job.output is None else _output(job, job.output, self._link),
             max_attempts=job.policy.max_attempts,
             host=None if job.claim is None else job.claim.host,
             gpu=None if job.claim is None else job.claim.gpu,
@@ -88,9 +90,10 @@ def _message(job: Job, reason: Reason | None, language: Language, wake_s: float 
     return messages.status(job.status, language)
 
 
-def _output(job_id: str, output: Output) -> OutputView:
+def _output(job: Job, output: Output, link: Link) -> OutputView:
     files = tuple(
-        FileView(**structs.asdict(file), url=f"/v1/jobs/{job_id}/files/{quote(file.name)}") for file in output.files
+        FileView(**structs.asdict(file), url=link(job.owner, f"/v1/jobs/{job.id}/files/{quote(file.name)}"))
+        for file in output.files
     )
     return OutputView(files, output.data)
 

@@ -14,10 +14,11 @@ from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
 from edge.services.keys import Keys
+from edge.services.tokens import Tokens
 from edge.settings import EdgeSettings
 from schemas.access import CLIENT_SCOPES, Scope
 from schemas.switch import CommandHost
-from tests.edge.services.world import Dice, FakeWorld, fake_world
+from tests.edge.services.world import SECRET, Dice, FakeWorld, fake_world
 from tests.edge.store.served import served
 
 
@@ -57,11 +58,14 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         index=made.index,
         window=made.window,
         gate=made.gate,
+        supply=made.supply,
         intake=made.intake,
         follower=made.follower,
         viewer=made.viewer,
         hosts=made.hosts,
         keys=keys,
+        tokens=Tokens(SECRET, keys.by_id, made.time),
+        signer=made.signer,
         power=switched(made),
     )
 

@@ -12,6 +12,7 @@ import anyio
 from bus.connection import open_edge, open_runner
 from bus.memory import MemoryBroker, MemoryBus
 from bus.port import Bus
+from edge.services.admission import Admission
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
 from edge.services.follow import Follower
@@ -21,6 +22,8 @@ from edge.services.index import Index
 from edge.services.intake import Intake
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Powered, Rules, Scene
+from edge.services.signing import Signer, UrlSettings
+from edge.services.supply import Supply
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.store.memory import MemoryStore
@@ -32,6 +35,7 @@ from schemas.job import Claim, Job, JobKey, Output
 from schemas.lifecycle import step
 from tests.broker import broker
 
+SECRET = bytes(32)  # that the edges of a world sign with
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 ASSET = {"type": "string", "format": "asset"}
 ECHO = Endpoint(
@@ -39,7 +43,12 @@ ECHO = Endpoint(
     image="echo",
     input={
         "type": "object",
-        "properties": {"text": {"type": "string"}, "file": ASSET, "seconds": {"type": "number", "default": 0}},
+        "properties": {
+            "text": {"type": "string"},
+            "file": ASSET,
+            "second": ASSET,
+            "seconds": {"type": "number", "default": 0},
+        },
         "additionalProperties": False,
     },
 )
@@ -98,8 +107,12 @@ class World:
         self.assets = Assets(self.bus, self.store, self.index, time, limit=1 << 20)
         self.hosts = HostWatch(self.bus, self.catalog, time)
         self.gate = Gate(self.bus.link, time)
-        self.intake = Intake(self.bus, self.gate, self.catalog, self.assets, self.index, self.window, time, Dice())
-        self.viewer = Viewer(self.bus.feed, self.index, self.window, self.hosts)
+        self.supply = Supply(bus.records, self.assets, self.index, self.window, time)
+        dice = Dice()
+        admission = Admission(self.gate, self.catalog, self.assets, time, dice)
+        self.intake = Intake(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
+        self.signer = Signer(SECRET, time, UrlSettings())
+        self.viewer = Viewer(self.bus.feed, self.index, self.window, self.hosts, self.signer.link)
         self.follower = Follower(self.bus, self.viewer, self.hosts)
         self.scene = Scene(
             bus=self.bus,
@@ -107,6 +120,7 @@ class World:
             window=self.window,
             hosts=self.hosts,
             assets=self.assets,
+            supply=self.supply,
             now=time,
             hourly=Hourly(Rules().check_every, time()),
             power=self.switch,
@@ -200,7 +214,7 @@ async def running(made: World) -> AsyncIterator[None]:
     """The edge's tasks; JOBS compared once, as at a real start."""
     async with anyio.create_task_group() as tasks:
         await made.catalog.refresh()
-        for run in (made.index.run, made.window.run, made.follower.run):
+        for run in (made.index.run, made.window.run, made.follower.run, made.supply.run):
             tasks.start_soon(run)
         await made.index.ready()
         await made.reconciler.sweep()

@@ -1,0 +1,107 @@
+"""URLs that stand for themselves: an owner and a path, signed with the installation's secret, until a time."""
+
+import base64
+import hmac
+from collections.abc import Mapping
+from datetime import timedelta
+from math import ceil
+from typing import Annotated, NamedTuple, Protocol
+from urllib.parse import quote, urlencode
+
+from msgspec import Meta, Struct
+
+from bus.port import Table
+from edge.services.agreed import settle
+from edge.services.clock import Clock, Entropy
+from schemas.access import Agreed, ApiKey, Scope
+from schemas.words import is_token
+
+SECRET_BYTES = 32
+SIGNATURE = "signature"
+_NAME = "signing"  # the row of AGREED
+_STEPS = 4
+# What a signed URL's bearer may do, at the one path that was signed.
+_SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)
+
+
+class UrlSettings(Struct, frozen=True):
+    """`ttl_s`: how long the file URLs in a Job work, at least. `base`: what to put before them, `https://edge.example`;
+    without it they are paths of the edge that answered."""
+
+    ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
+    base: str = ""
+
+
+class Link(Protocol):
+    """Makes the URL under which an owner's thing at `path` can be fetched."""
+
+    def __call__(self, owner: str, path: str) -> str:
+        """`path` is percent-encoded already, as `/v1/jobs/…/files/…`."""
+        ...
+
+
+async def agree_secret(table: Table[Agreed], entropy: Entropy, clock: Clock) -> bytes:
+    """The secret that all edges sign with; made by the first. Raises BusError."""
+    return bytes.fromhex(await settle(table, _NAME, entropy(SECRET_BYTES).hex(), clock))
+
+
+class Seal:
+    """HMAC-SHA256 under the installation's secret, over texts of one purpose."""
+
+    def __init__(self, secret: bytes, purpose: str) -> None:
+        self._secret = secret
+        self._purpose = purpose
+
+    def sign(self, *texts: str) -> str:
+        """43 characters of base64url. No text may hold a line feed: it parts them."""
+        message = "\n".join((self._purpose, *texts)).encode()
+        return base64.urlsafe_b64encode(hmac.digest(self._secret, message, "sha256")).rstrip(b"=").decode()
+
+    def holds(self, signature: str, *texts: str) -> bool:
+        """Whether `signature` is that of `texts`; compared in constant time."""
+        return hmac.compare_digest(signature.encode(), self.sign(*texts).encode())
+
+
+class _Claim(NamedTuple):
+    owner: str
+    expires: int
+
+
+class Signer:
+    """Signs paths and tells whether a request's query was signed here, or by another edge with the same secret."""
+
+    def __init__(self, secret: bytes, clock: Clock, settings: UrlSettings) -> None:
+        self._seal = Seal(secret, "url")
+        self._clock = clock
+        self._settings = settings
+
+    def link(self, owner: str, path: str) -> str:
+        """`path` with owner, end and signature. It works from `ttl_s` to a quarter longer.
+
+        The end is rounded up, so that a page that asks for the job every second is given the same URL and a `<video>`
+        goes on playing.
+        """
+        step = self._settings.ttl_s / _STEPS
+        expires = ceil(ceil((self._clock().timestamp() + self._settings.ttl_s) / step) * step)
+        signature = self._seal.sign(path, owner, str(expires))
+        query = urlencode({"owner": owner, "expires": expires, SIGNATURE: signature})
+        return f"{self._settings.base.rstrip('/')}{path}?{query}"
+
+    def bearer(self, path: str, query: Mapping[str, str]) -> ApiKey | None:
+        """Who a GET of `path` (decoded) is made for, as a key that may read; None where the query is not signed for it,
+        or no longer."""
+        claim = _claim(query)
+        now = self._clock()
+        if claim is None or claim.expires <= now.timestamp():
+            return None
+        if not self._seal.holds(query.get(SIGNATURE, ""), quote(path), claim.owner, str(claim.expires)):
+            return None
+        ends = now + timedelta(seconds=claim.expires - now.timestamp())
+        return ApiKey(id=_NAME, owner=claim.owner, scopes=_SCOPES, secret_sha256="", created_at=now, expires_at=ends)
+
+
+def _claim(query: Mapping[str, str]) -> _Claim | None:
+    owner, expires = query.get("owner", ""), query.get("expires", "")
+    if not is_token(owner) or not (expires.isascii() and expires.isdigit() and len(expires) < 12):
+        return None
+    return _Claim(owner, int(expires))
