@@ -6,6 +6,7 @@ from msgspec import Struct, field
 
 from schemas.endpoint import Endpoint
 from schemas.job import Moment
+from schemas.power import UsedBy
 from schemas.words import Token
 
 PRESENCE_TTL_S = 15.0  # HOSTS forgets a host after this
@@ -49,6 +50,28 @@ class Warm(Struct, frozen=True):
     why: str | None = None
 
 
+class Busy(Struct, frozen=True):
+    """What else keeps a host busy, besides what it lists as running: counts.
+
+    `uploading`: of the listed executions those whose container has ended and whose outputs are on their way, or whose
+    message is not answered yet. `unsaved`: containers of ours that no execution looks after (yet), so that nobody
+    knows whether their outputs are safe. `programs`: cards that other people's programs compute on. `users`: people
+    logged in. `queued`: jobs that wait for this host's pools; the edge adds it.
+    """
+
+    uploading: int = 0
+    unsaved: int = 0
+    programs: int = 0
+    users: int = 0
+    queued: int = 0
+
+    @property
+    def used_by(self) -> frozenset[UsedBy]:
+        """Who but us uses the machine."""
+        counts: tuple[tuple[UsedBy, int], ...] = (("users", self.users), ("programs", self.programs))
+        return frozenset(name for name, count in counts if count)
+
+
 class Presence(Struct, frozen=True, kw_only=True):
     """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason)."""
 
@@ -62,6 +85,7 @@ class Presence(Struct, frozen=True, kw_only=True):
     gpu_state: str = "none"
     gpus: tuple[GpuReport, ...] = ()
     running: tuple[Running, ...] = ()
+    busy: Busy = Busy()
     warm: tuple[Warm, ...] = ()
     cannot: dict[str, str] = field(default_factory=dict)
 
@@ -78,7 +102,10 @@ class Offer(Struct, frozen=True, kw_only=True):
 
 
 class HostView(Struct, frozen=True, kw_only=True):
-    """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others."""
+    """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others.
+
+    `busy` null: it is not up.
+    """
 
     id: Token
     state: str
@@ -88,6 +115,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     endpoints: tuple[str, ...] = ()
     gpus: tuple[GpuReport, ...] = ()
     jobs: tuple[str, ...] = ()
+    busy: Busy | None = None
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
 

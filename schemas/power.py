@@ -15,6 +15,9 @@ from schemas.words import Token
 
 HISTORY = 64  # changes of state that a record keeps
 WAKES = 32  # measured wakes that a record keeps, for the median
+SPANS = 16  # ended spans with power that a record keeps, for the usage report to take over
+
+UsedBy = Literal["users", "programs"]  # who but us may use a host: people logged in, other programs on its cards
 
 
 class PowerState(StrEnum):
@@ -94,12 +97,21 @@ class Spend(Struct, frozen=True):
     on_s: float = 0.0
 
 
+class Lit(Struct, frozen=True):
+    """A span with power that has ended, and why it began."""
+
+    since: Moment
+    until: Moment
+    why: str
+
+
 class PowerRecord(Struct, frozen=True, kw_only=True):
     """One host in POWER.
 
     `attempts` counts calls of one kind that were not done, in a row; `boots` the boots that timed out since the host
-    was last online. `lit_since` is when it last got power, None while it has none. `wakes` are seconds from the start
-    call to the first heartbeat. `pardoned`: the owner has looked at the fault.
+    was last online. `lit_since` is when it last got power, None while it has none, `lit_why` what for; `spans` are
+    the last times that it had power. `wakes` are seconds from the start call to the first heartbeat. `pardoned`: the
+    owner has looked at the fault.
     """
 
     state: PowerState
@@ -113,6 +125,8 @@ class PowerRecord(Struct, frozen=True, kw_only=True):
     own_poweroff: bool = False
     incarnation: str | None = None
     lit_since: Moment | None = None
+    lit_why: str = ""
+    spans: tuple[Lit, ...] = ()
     spend: Spend = Spend()
     wakes: tuple[float, ...] = ()
     history: tuple[PowerChange, ...] = ()

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Meta, Struct
 
+from schemas.power import UsedBy
 from schemas.words import Token
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -18,10 +19,24 @@ _WEBHOOK_SECRET = re.compile(r"^whsec_[A-Za-z0-9+/]+={0,2}$")
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an hour with power costs."""
+    """What power costs: the rent of an hour, or the electricity of a machine that draws `watts` while it is on.
 
-    per_hour: Delay
-    currency: str = "CNY"
+    A card's own energy counter does not see the rest of the machine, so the draw is the owner's to measure.
+    """
+
+    per_hour: Delay = 0.0
+    per_kwh: Delay = 0.0
+    watts: Delay = 0.0
+    currency: Annotated[str, Meta(min_length=1, max_length=8)] = "CNY"
+
+    def __post_init__(self) -> None:
+        if bool(self.per_kwh) != bool(self.watts):
+            raise ValueError("`per_kwh` and `watts` make a price together: give both, or per_hour alone")
+
+    @property
+    def hour(self) -> float:
+        """Money for one hour with power."""
+        return self.per_hour + self.per_kwh * self.watts / 1000
 
 
 class Budget(Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +50,8 @@ class Switched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """What every declared host has, whatever switches it. Durations are seconds.
 
     `rank`: the lowest is woken first. `quiet`: spans of the host's day, `23:00-07:00`, in which it is not woken and is
-    let go when empty. `timezone`: an IANA name; without one the edge's own. `wake_delay`: how long work must wait
+    let go when empty. `stays_for`: who but us keeps it on, people who are logged in (`users`) and other people's
+    programs on its cards (`programs`); `[]` ignores both. `timezone`: an IANA name; without one the edge's own. `wake_delay`: how long work must wait
     before the host is woken. `min_on`, `idle_after`: how long it stays on at least, and without work. `boot_timeout`,
     `stop_timeout`: how long going on and off may take. `fallback_after`: how long it may be blocked before the next
     host is called. `timeout`: how long one call of the switch may take.
@@ -45,6 +61,7 @@ class Switched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     price: Price | None = None
     budget: Budget | None = None
     quiet: tuple[Span, ...] = ()
+    stays_for: tuple[UsedBy, ...] = ("users", "programs")
     timezone: str | None = None
     wake_delay: Delay = 0.0
     min_on: Delay = 600.0

@@ -12,6 +12,7 @@ from schemas.switch import Switched
 
 ATTEMPTS = 3  # calls that fail in a row before the host is at fault; no capacity is no failure
 SETTLE_S = 2 * PRESENCE_EVERY_S  # an acknowledgement sooner than this may be of an earlier drain
+QUIET = "quiet hours"
 ABANDONED_S = 30.0  # beyond the call's own timeout: whoever made the call is gone
 
 
@@ -54,11 +55,19 @@ def bar(record: PowerRecord, at: datetime, rules: Switched) -> str | None:
         return "its owner wants it off" + (f" until {hold.until:%Y-%m-%d %H:%M %Z}" if hold.until else "")
     if exhausted(record, at, rules):
         return "its daily budget is used up"
-    return "quiet hours" if rules.is_quiet(at) and not hold else None
+    return QUIET if rules.is_quiet(at) and not hold else None
 
 
 def barred(case: Case) -> bool:
-    return bar(case.record, case.facts.at, case.rules) is not None
+    """Quiet hours let a host go that is empty: while somebody uses it they do not bar it, a wish or a budget does."""
+    why = bar(case.record, case.facts.at, case.rules)
+    return why is not None and not (why == QUIET and used(case))
+
+
+def used(case: Case) -> bool:
+    """Somebody uses the machine for whom its owner keeps it on."""
+    heart = case.facts.heart
+    return heart is not None and not heart.used_by.isdisjoint(case.rules.stays_for)
 
 
 def wished_on(case: Case) -> bool:
@@ -73,7 +82,7 @@ def called(case: Case) -> bool:
 
 def needed(case: Case) -> bool:
     """While it is on, somebody wants it to stay."""
-    return wished_on(case) or case.facts.queued
+    return wished_on(case) or case.facts.queued or used(case)
 
 
 def beats(case: Case) -> bool:
@@ -181,8 +190,10 @@ def pardoned(case: Case) -> bool:
 
 
 def cause(case: Case) -> str:
-    """Why somebody wants it awake."""
-    return "its owner wants it on" if wished_on(case) else "a job waits for it"
+    """Why somebody wants it awake; a host that came on by itself has nobody."""
+    if wished_on(case):
+        return "its owner wants it on"
+    return "a job waits for it" if case.facts.called or case.facts.queued else "it came on by itself"
 
 
 def said(case: Case) -> str:

@@ -71,10 +71,12 @@ class PowerController:
 
     def prospect(self, endpoint: str) -> Prospect | None:
         """Why work for `endpoint` waits: the declared host that is nearest to taking it. None: no declared host may."""
-        hosts = self._sight.offering(endpoint, self._declared)
+        hosts, at = self._sight.offering(endpoint, self._declared), self._means.now()
         known = ((host, self.state(host), self.reason(host)) for host in hosts)
         return show.nearest(
-            Prospect(why, host, show.wake_median_s(record)) for host, record, why in known if record and why
+            Prospect(why, host, show.wake_median_s(record), show.wake_left_s(record, at))
+            for host, record, why in known
+            if record and why
         )
 
     async def is_off(self, host: str) -> bool | None:
@@ -167,7 +169,7 @@ class PowerController:
         _log.info("power", host=host, state=record.state, why=record.why)
         if (kind := show.NOTICES.get(record.state)) is not None:
             for listener in tuple(self._listeners):
-                listener(HostNotice(kind, host, record.since))
+                listener(HostNotice(kind, host, record.since, show.wake_median_s(record)))
 
     async def _step(self, host: str, row: Row[PowerRecord], outlook: Outlook, *, called: bool) -> Due | None:
         told = Told(self._drivers[host].tells, self._polls.word(host, row.value))

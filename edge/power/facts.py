@@ -10,15 +10,19 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from schemas.power import Provider
+from schemas.power import Provider, UsedBy
 
 
 class Heart(Struct, frozen=True):
-    """A host's heartbeat. `busy` counts its executions: what runs, uploads, or is not acknowledged yet."""
+    """A host's heartbeat. `busy` counts what runs, uploads, is not acknowledged yet, or may hold unsaved outputs.
+
+    `used_by`: who but us uses the machine.
+    """
 
     incarnation: str
     draining: bool = False
     busy: int = 0
+    used_by: frozenset[UsedBy] = frozenset()
 
 
 class Facts(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from edge.power import cases
 from edge.power.cases import Case
 from edge.power.facts import Facts
-from edge.power.ledger import settled
+from edge.power.ledger import settled, spans
 from edge.power.tables import IN_USE, TABLE, Row
 from schemas.power import HISTORY, WAKES, Answer, Call, Hold, Outcome, PowerChange, PowerRecord, PowerState, Provider
 from schemas.switch import Switched
@@ -64,26 +64,32 @@ def _open(case: Case) -> Call | None:
 
 
 def _put_out(case: Case) -> dict[str, Any]:
-    return {"spend": settled(case.record, case.facts.at, case.rules), "lit_since": None}
+    record, at = case.record, case.facts.at
+    return {"spend": settled(record, at, case.rules), "spans": spans(record, at), "lit_since": None}
 
 
 def _off(case: Case) -> dict[str, Any]:
     return {"call": _open(case), "attempts": 0, "own_poweroff": False, **_put_out(case)}
 
 
+def _lit(case: Case) -> dict[str, Any]:
+    """It has power from now on, if it had none."""
+    record, at = case.record, case.facts.at
+    return {} if record.lit_since else {"lit_since": at, "lit_why": cases.cause(case)}
+
+
 def _waking(case: Case) -> dict[str, Any]:
     silent = case.record.state in {PowerState.ONLINE, PowerState.DRAINING}
     forgotten = {"call": _open(case)} if silent else {}
-    return {"lit_since": case.record.lit_since or case.facts.at, **forgotten}
+    return _lit(case) | forgotten
 
 
 def _online(case: Case) -> dict[str, Any]:
     record, heart = case.record, case.facts.heart
-    return {
+    return _lit(case) | {
         "attempts": 0,
         "boots": 0,
         "incarnation": heart.incarnation if heart else None,
-        "lit_since": record.lit_since or case.facts.at,
         "wakes": (*record.wakes, *_wake(case))[-WAKES:],
     }
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from schemas.power import PowerRecord, Spend
+from schemas.power import SPANS, Lit, PowerRecord, Spend
 from schemas.switch import Switched
 
 HOUR_S = 3600.0
@@ -23,11 +23,18 @@ def settled(record: PowerRecord, at: datetime, rules: Switched) -> Spend:
     return Spend(rules.local(at).date().isoformat(), spent_s(record, at, rules))
 
 
+def spans(record: PowerRecord, at: datetime) -> tuple[Lit, ...]:
+    """The spans with power, the one that ends now included."""
+    if record.lit_since is None or at <= record.lit_since:
+        return record.spans
+    return (*record.spans, Lit(record.lit_since, at, record.lit_why))[-SPANS:]
+
+
 def exhausted(record: PowerRecord, at: datetime, rules: Switched) -> bool:
     """Whether the daily budget, in hours or in money, is used up."""
     if rules.budget is None:
         return False
     hours = spent_s(record, at, rules) / HOUR_S
-    money = hours * rules.price.per_hour if rules.price else 0.0
+    money = hours * rules.price.hour if rules.price else 0.0
     limits = ((rules.budget.hours, hours), (rules.budget.money, money))
     return any(limit is not None and spent >= limit for limit, spent in limits)

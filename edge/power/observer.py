@@ -6,7 +6,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from edge.power import demand
-from edge.power.cases import bar
+from edge.power.cases import Case, bar, empty, used
 from edge.power.facts import Facts, Heart, Stopwatch
 from edge.power.sight import Outlook
 from schemas.host import Presence
@@ -63,7 +63,8 @@ class Observer:
     def facts(self, host: str, record: PowerRecord, outlook: Outlook, *, called: bool, told: Told) -> Facts:
         """What the law may know of `host` now."""
         facts = glance(host, outlook)
-        idle = facts.steady and facts.heart is not None and not (facts.queued or facts.held or facts.heart.busy)
+        case = Case(record, facts, self._declared[host])
+        idle = facts.steady and facts.heart is not None and empty(case) and not (facts.queued or used(case))
         idle_s = self._watch.seconds((host, "idle"), idle)
         called_s = self._watch.seconds((host, "called"), called)
         call = record.call and (record.call.id, record.call.answer is None)
@@ -88,7 +89,12 @@ def glance(host: str, outlook: Outlook) -> Facts:
     return Facts(
         at=outlook.at,
         steady=outlook.steady,
-        heart=None if here is None else Heart(here.incarnation, here.draining, len(here.running)),
+        heart=None if here is None else _heart(here),
         queued=bool(outlook.waiting if pools is None else outlook.waiting & pools),
         held=outlook.held.get(host, 0),
     )
+
+
+def _heart(here: Presence) -> Heart:
+    busy = len(here.running) + here.busy.unsaved
+    return Heart(here.incarnation, here.draining, busy, here.busy.used_by)

@@ -32,11 +32,12 @@ NEAREST = (Reason.HOST_BOOTING, Reason.HOST_WAKING, Reason.HOST_OFF, Reason.HOST
 
 
 class Prospect(NamedTuple):
-    """Why work waits for a host, which, and the seconds it usually takes to wake (None: not measured yet)."""
+    """Why work waits for a host, which, the seconds it usually takes to wake (None: not measured yet), and those left."""
 
     reason: Reason
     host: str
     wake_s: float | None
+    left_s: float | None
 
 
 def reason(record: PowerRecord, word: Provider) -> Reason | None:
@@ -49,6 +50,14 @@ def reason(record: PowerRecord, word: Provider) -> Reason | None:
 def wake_median_s(record: PowerRecord) -> float | None:
     """Seconds from the start call to the first heartbeat, as measured."""
     return median(record.wakes) if record.wakes else None
+
+
+def wake_left_s(record: PowerRecord, at: datetime) -> float | None:
+    """Seconds until the first heartbeat: the usual wake, less what has passed since the start call."""
+    usual = wake_median_s(record)
+    if usual is None or record.state is not PowerState.WAKING or record.call is None:
+        return usual
+    return max(0.0, usual - (at - record.call.at).total_seconds())
 
 
 def nearest(prospects: Iterable[Prospect]) -> Prospect | None:

@@ -20,8 +20,8 @@ _ALL = 1_000_000  # what runs is bounded by the slots there are, and each of it 
 _SOME = 500  # of what comes soon, enough to name its pools
 
 # Asked of the index with `:at`, the time a host needs ahead of now.
-SOON = "status = 'scheduled' AND (due_us IS NULL OR due_us <= :at)"
-LOW_PRESSED = "status = 'queued' AND priority = 'low' AND expires_us <= :at"
+SOON = "status = 'scheduled' AND priority <> 'low' AND (due_us IS NULL OR due_us <= :at)"
+LOW_PRESSED = "status IN ('queued', 'scheduled') AND priority = 'low' AND expires_us <= :at"
 
 UNABLE = frozenset({Reason.GPU_UNHEALTHY, Reason.IMAGE_MISSING})  # what does not pass when the job before has ended
 
@@ -88,9 +88,10 @@ class Sight:
         counts = self._index.counts()
         statuses = {count.status for count in counts}
         low = any(line.priority is Priority.LOW for line in self._index.lines.occupied())
+        scheduled = Status.SCHEDULED in statuses
         at = micros(self._now() + timedelta(seconds=lead_s))
-        soon = await self._pools(SOON, at) if Status.SCHEDULED in statuses else set()
-        pressed = await self._pools(LOW_PRESSED, at) if low else set()
+        soon = await self._pools(SOON, at) if scheduled else set()
+        pressed = await self._pools(LOW_PRESSED, at) if low or scheduled else set()
         lost, held = await self._active() if statuses & ACTIVE else (set(), Counter())
         return soon, pressed, lost, held
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import structlog
 from anyio import sleep
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.port import Bus, BusError
 from edge.services.catalog import Catalog
@@ -18,15 +19,21 @@ _log = structlog.get_logger()
 
 
 class HostNotice(Struct, frozen=True):
-    """Something that followers are told of a host; `kind` is one of `messages.NOTICES`."""
+    """Something that followers are told of a host; `kind` is one of `messages.NOTICES`.
+
+    `wake_s`: seconds that the host usually takes to wake, None where that was not measured.
+    """
 
     kind: str
     host: str
     at: datetime
+    wake_s: float | None = None
 
 
-# What the power controller says of an endpoint: why its work waits, for which host, seconds of its usual wake.
-Prospect = Callable[[str], tuple[Reason, str, float | None] | None]
+# What the power controller says of an endpoint: why its work waits, for which host, seconds of its usual wake, and
+# those of them that are left.
+Prospect = Callable[[str], tuple[Reason, str, float | None, float | None] | None]
+Queued = Callable[[Iterable[str]], int]
 
 
 class HostWatch:
@@ -42,11 +49,16 @@ class HostWatch:
         self._missed: dict[tuple[str, str], datetime] = {}
         self._listeners: set[Callable[[HostNotice], object]] = set()
         self._prospect: Prospect = _nobody_switches
+        self._queued: Queued = _nothing_waits
         self._polled = False
 
     def ask_power(self, prospect: Prospect) -> None:
         """From now on `prospect` says why work waits for hosts that are not up."""
         self._prospect = prospect
+
+    def count_by(self, queued: Queued) -> None:
+        """From now on `queued` counts the jobs that wait in pools."""
+        self._queued = queued
 
     async def run(self) -> None:
         """Poll without end; a broker that is away is asked again."""
@@ -120,6 +132,7 @@ class HostWatch:
             endpoints=endpoints,
             gpus=here.gpus,
             jobs=tuple(run.id for run in here.running if owner in (None, run.owner)),
+            busy=replace(here.busy, queued=self._queued({e.queue for e in offer.endpoints} if offer else ())),
         )
 
     def waiting_reason(self, job: Job, *, in_window: bool) -> Reason:
@@ -127,6 +140,7 @@ class HostWatch:
         now = self._clock()
         own = {
             Reason.AWAITING_INPUT: bool(job.missing),
+            Reason.FETCHING_INPUT: bool(job.fetching),
             Reason.NOT_BEFORE: job.not_before is not None and job.not_before > now,
             Reason.BACKOFF: job.backoff_until is not None and job.backoff_until > now,
             Reason.QUOTA: not in_window,
@@ -149,14 +163,35 @@ class HostWatch:
         power = self._prospect(endpoint)
         return power[0] if power else Reason.HOST_OFF
 
+    def online(self, endpoint: str) -> bool:
+        """Whether a host that offers `endpoint` is up."""
+        return any(host in self._present for host in self._catalog.hosts_offering(endpoint))
+
     def wake_s(self, endpoint: str) -> float | None:
         """Seconds that the host which work for `endpoint` waits for usually takes to wake; None: not known."""
         power = self._prospect(endpoint)
         return power[2] if power else None
 
+    def wake_left_s(self, endpoint: str) -> float | None:
+        """Seconds of that wake which are still to come, as far as can be foretold; None: not known."""
+        power = self._prospect(endpoint)
+        return power[3] if power else None
+
+    def takers(self, endpoint: str) -> tuple[str, ...]:
+        """The hosts that will run work for `endpoint`: those that are up, else the one it waits for, else any."""
+        offering = sorted(self._catalog.hosts_offering(endpoint))
+        up = tuple(host for host in offering if host in self._present)
+        power = None if up else self._prospect(endpoint)
+        return up or ((power[1],) if power else tuple(offering))
+
 
 def _nobody_switches(_: str) -> None:
     """No host is declared."""
+
+
+def _nothing_waits(_: Iterable[str]) -> int:
+    """Nobody counts."""
+    return 0
 
 
 def _obstacle(here: Presence, endpoint: str) -> Reason | None:

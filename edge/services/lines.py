@@ -6,6 +6,7 @@ Eight bytes a job, and a rank by bisection: a submit behind 100,000 others costs
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from edge.services.clock import micros
@@ -50,6 +51,10 @@ class Lines:
     def length(self, line: Line) -> int:
         """Jobs in line."""
         return len(self._owners[line.pool, line.priority].get(line.owner, ()))
+
+    def waiting(self, pools: Iterable[str]) -> int:
+        """Jobs in the lines of these pools."""
+        return sum(self._totals.get((pool, priority), 0) for pool in pools for priority in PRIORITIES)
 
     def occupied(self) -> list[Line]:
         """The lines in which jobs stand."""

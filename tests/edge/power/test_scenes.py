@@ -297,6 +297,28 @@ async def test_work_for_later_wakes_the_host_in_time_and_input_under_way_at_once
         assert timedelta(minutes=3) < later - woken.since <= timedelta(minutes=4, seconds=5)
 
 
+async def _awaiting(made: Street, **more: str) -> None:
+    given = {"file": f"sha256:{'ab' * 32}"}
+    await made.edge.world.intake.submit("ann", {"endpoint": "echo", "input": given, "await_input": True, **more})
+
+
+async def test_a_job_whose_files_are_still_to_come_wakes_the_host(tmp_path: Path) -> None:
+    async with street(tmp_path, ONE) as made:
+        await _awaiting(made)
+        await made.until(S.WAKING, within_s=60)
+
+
+async def test_low_input_under_way_wakes_nobody_before_it_presses(tmp_path: Path) -> None:
+    async with street(tmp_path, ONE) as made:
+        soon = START + timedelta(minutes=20)
+        await _awaiting(made, priority="low", deadline=soon.isoformat())
+        await made.edge.world.submit(priority=Priority.LOW, not_before=(START + timedelta(minutes=2)).isoformat())
+        await made.pass_by(600)
+        assert calls(made) == []
+        woken = await made.until(S.WAKING, within_s=1200)
+        assert timedelta(minutes=3) < soon - woken.since <= timedelta(minutes=4, seconds=5)
+
+
 async def test_a_silent_host_with_work_on_it_is_neither_cycled_nor_forgotten(tmp_path: Path) -> None:
     async with street(tmp_path, ONE) as made:
         await made.edge.world.start(await made.edge.world.submit(), incarnation="life-1")
@@ -337,7 +359,7 @@ async def test_what_is_shown_of_a_host(tmp_path: Path) -> None:
         assert (never.id, never.state, never.wake_median_s, never.history) == ("gpu-1", "off", None, ())
         prospect = power.prospect("echo")
         assert prospect is not None
-        assert prospect == (Reason.HOST_OFF, "gpu-1", None)
+        assert prospect == (Reason.HOST_OFF, "gpu-1", None, None)
         await made.edge.world.submit()
         await made.edge.turn()
         assert power.reason("gpu-1") is Reason.HOST_WAKING
