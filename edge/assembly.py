@@ -9,6 +9,7 @@ import httpx
 from anyio.abc import TaskGroup
 
 from bus.port import Bus
+from bus.roster import Roster
 from edge.parts import Parts
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -23,6 +24,7 @@ from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.intake import Intake
+from edge.services.joining import Joining, Welcome
 from edge.services.keys import Keys
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Rules, Scene
@@ -36,9 +38,9 @@ from edge.store.port import Store
 
 
 async def assemble(
-    settings: EdgeSettings, bus: Bus, store: Store, client: httpx.AsyncClient
+    settings: EdgeSettings, bus: Bus, store: Store, client: httpx.AsyncClient, welcome: Welcome | None = None
 ) -> tuple[Parts, Reconciler]:
-    """The services of one edge, wired. Nothing runs yet."""
+    """The services of one edge, wired. Nothing runs yet. `welcome`: what hosts that join are told, if they may."""
     catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
     await catalog.refresh()
     index = Index(settings.data / "index.sqlite", bus.records)
@@ -69,12 +71,18 @@ async def assemble(
         keys=keys,
         tokens=Tokens(secret, keys.by_id, utc_now),
         signer=signer,
+        joining=Joining(bus, keys, _door(settings), welcome, utc_now),
         power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client),
     )
     parts.power.listen(hosts.tell)
     hosts.ask_power(parts.power.prospect)
     hosts.count_by(index.lines.waiting)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _door(settings: EdgeSettings) -> Roster | None:
+    joining = settings.joining
+    return Roster(settings.broker, joining.folder, joining.reload) if joining.folder and joining.reload else None
 
 
 def _power(settings: EdgeSettings, sight: Sight, bus: Bus, client: httpx.AsyncClient) -> PowerController:

@@ -11,6 +11,7 @@ from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.intake import Intake
+from edge.services.joining import Joining
 from edge.services.keys import Keys
 from edge.services.signing import Signer
 from edge.services.supply import Supply
@@ -40,4 +41,5 @@ class Parts(Struct, frozen=True, kw_only=True):
     keys: Keys
     tokens: Tokens
     signer: Signer
+    joining: Joining
     power: PowerController

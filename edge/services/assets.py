@@ -1,6 +1,6 @@
 """Assets as owners see them: references over the store's bytes, one store, none sees another's (DESIGN 7)."""
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
 from msgspec import Struct, structs
@@ -51,6 +51,11 @@ class Assets:
         self._index = index
         self._clock = clock
         self._limit = limit
+        self._watchers: list[Callable[[str, Digest], None]] = []
+
+    def watch(self, watcher: Callable[[str, Digest], None]) -> None:
+        """Call `watcher` with owner and digest of every upload that was taken here. It must not block."""
+        self._watchers.append(watcher)
 
     async def put(
         self, owner: str, chunks: AsyncIterator[bytes], expected: Digest | None, name: str, media_type: str
@@ -66,6 +71,8 @@ class Assets:
             if await self._store.stat(stored.sha256) is None:
                 await self._store.restore(stored.sha256)
             await self._bus.tombstones.delete(stored.sha256)
+        for watcher in self._watchers:
+            watcher(owner, stored.sha256)
         return reference, stored.sha256, created
 
     async def _refer(self, owner: str, stored: Stored, name: str, media_type: str) -> tuple[Reference, bool]:

@@ -14,7 +14,7 @@ import msgspec
 from bus.port import Change, Entry
 from edge.services.clock import micros
 from edge.services.lines import Line
-from edge.services.standing import Standing, Step, expires_at, input_digests, result_digests, standing
+from edge.services.standing import Standing, Step, expires_at, input_digests, input_due, result_digests, standing
 from schemas.events import decode, encode
 from schemas.job import Job, JobKey, Pointer
 from schemas.words import FINAL, Priority, Status
@@ -29,13 +29,15 @@ CREATE TABLE jobs (
   job INTEGER PRIMARY KEY,
   owner TEXT NOT NULL, id TEXT NOT NULL, revision INTEGER NOT NULL, status TEXT NOT NULL, endpoint TEXT NOT NULL,
   pool TEXT NOT NULL, priority TEXT NOT NULL, round INTEGER NOT NULL, queued_us INTEGER NOT NULL, backoff_us INTEGER,
-  created_us INTEGER NOT NULL, due_us INTEGER, expires_us INTEGER, finished_us INTEGER, record TEXT NOT NULL);
+  created_us INTEGER NOT NULL, due_us INTEGER, expires_us INTEGER, input_us INTEGER, finished_us INTEGER,
+  record TEXT NOT NULL);
 CREATE UNIQUE INDEX job ON jobs (owner, id);
 CREATE INDEX newest ON jobs (owner, created_us, id);
 CREATE INDEX newest_in_status ON jobs (owner, status, created_us, id);
 CREATE INDEX line ON jobs (owner, pool, priority, queued_us) WHERE status = 'queued';
 CREATE INDEX low ON jobs (queued_us) WHERE status = 'queued' AND priority = 'low';
 CREATE INDEX due ON jobs (due_us) WHERE status = 'scheduled';
+CREATE INDEX lacking ON jobs (input_us) WHERE input_us IS NOT NULL;
 CREATE INDEX expires ON jobs (expires_us) WHERE expires_us IS NOT NULL;
 CREATE INDEX active ON jobs (status) WHERE status IN ('running', 'cancelling');
 CREATE INDEX finished ON jobs (finished_us) WHERE finished_us IS NOT NULL;
@@ -45,11 +47,11 @@ CREATE INDEX names_of ON names (job);
 """
 
 _STANDING = "owner, id, revision, status, endpoint, pool, priority, round, queued_us, backoff_us"
-_COLUMNS = f"{_STANDING}, created_us, due_us, expires_us, finished_us, record"
+_COLUMNS = f"{_STANDING}, created_us, due_us, expires_us, input_us, finished_us, record"
 _KEYED = "json_each(?) given JOIN jobs ON jobs.owner = given.value ->> 0 AND jobs.id = given.value ->> 1"
 _UPSERT = f"""
 INSERT INTO jobs ({_COLUMNS})
-SELECT {", ".join(f"value ->> {n}" for n in range(15))} FROM json_each(?) WHERE true
+SELECT {", ".join(f"value ->> {n}" for n in range(16))} FROM json_each(?) WHERE true
 ON CONFLICT (owner, id) DO UPDATE SET
   {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])}
 """  # noqa: S608 - made of constants
@@ -59,7 +61,9 @@ _NAME = f"INSERT OR IGNORE INTO names SELECT given.value ->> 2, job FROM {_KEYED
 _TAGGED = "EXISTS (SELECT 1 FROM tags t WHERE t.job = jobs.job AND name = ? AND value = ?)"
 
 # What the reconciler asks for: name to condition, with one parameter `:at` in microseconds.
-DUE = "status = 'scheduled' AND due_us <= :at"
+DUE = "status = 'scheduled' AND input_us IS NULL AND (due_us IS NULL OR due_us <= :at)"
+LACKING = "input_us IS NOT NULL AND :at > 0"
+INPUT_LATE = "input_us <= :at"
 EXPIRED = "expires_us <= :at"
 ACTIVE = "status IN ('running', 'cancelling') AND :at > 0"
 AGED_LOW = "status = 'queued' AND priority = 'low' AND queued_us <= :at"
@@ -110,23 +114,19 @@ def _write(db: sqlite3.Connection, entries: Sequence[Entry], before: Mapping[Job
     ended = [job for job in jobs if job.status in FINAL]
     rows = [(*standing(e), *_times(e.recorded.job), encode(e.recorded).decode()) for e in entries]
     tags = [(*job.key, name, value) for job in new for name, value in job.tags.items()]
-    names = [(*job.key, sha256) for job in new for sha256 in input_digests(job)]
+    # A scheduled job's input still changes: a file that was fetched takes the place of its URL.
+    named = [job for job in jobs if job.key not in before or before[job.key].status is Status.SCHEDULED]
+    names = [(*job.key, sha256) for job in named for sha256 in input_digests(job)]
     names += [(*job.key, sha256) for job in ended for sha256 in result_digests(job)]
     for statement, values in ((_UPSERT, rows), (_TAG, tags), (_NAME, names)):
         if values:
             db.execute(statement, (_json(values),))
 
 
-def _times(job: Job) -> tuple[int, int | None, int | None, int | None]:
-    due = None if job.not_before is None else micros(job.not_before)
-    expires = expires_at(job)
+def _times(job: Job) -> tuple[int | None, ...]:
     finished = job.finished_at if job.status in FINAL else None
-    return (
-        micros(job.created_at),
-        due,
-        None if expires is None else micros(expires),
-        None if finished is None else micros(finished),
-    )
+    moments = (job.created_at, job.not_before, expires_at(job), input_due(job), finished)
+    return tuple(None if moment is None else micros(moment) for moment in moments)
 
 
 def _remove(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:

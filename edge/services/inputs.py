@@ -1,7 +1,7 @@
 """A job's `input` against its endpoint's JSON Schema (Draft 2020-12): defaults filled, each fault named by its path."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from jsonschema import Draft202012Validator, FormatChecker
@@ -41,8 +41,15 @@ _KEPT = 256  # validators; there are as many as endpoints, and a new offer bring
 _validators: dict[int, tuple[dict[str, Any], Draft202012Validator]] = {}
 
 
-def check_input(endpoint: Endpoint, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The input with defaults filled in, and the digests it names (each once).
+class Given(NamedTuple):
+    """An input that fits its endpoint: defaults filled in, and the digests it names, each once."""
+
+    input: dict[str, Any]
+    digests: tuple[str, ...]
+
+
+def check_input(endpoint: Endpoint, given: dict[str, Any]) -> Given:
+    """The input, checked.
 
     Raises Refused `input_invalid` with a FieldError for each fault, at most MAX_ERRORS of them.
     """
@@ -58,7 +65,7 @@ def check_input(endpoint: Endpoint, given: dict[str, Any]) -> tuple[dict[str, An
     if faults:
         raise invalid(*faults[:MAX_ERRORS])
     digests = [parse(field.value) for field in asset_fields(endpoint.input, filled)]
-    return filled, tuple(dict.fromkeys(digests))
+    return Given(filled, tuple(dict.fromkeys(digests)))
 
 
 def _validator(schema: dict[str, Any]) -> Draft202012Validator:

@@ -8,22 +8,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from bus.port import Bus, BusError, Conflict, Entry
+from edge.services.admission import Admission
 from edge.services.assets import Assets
-from edge.services.catalog import Catalog
 from edge.services.clock import Clock, Entropy
 from edge.services.gate import Gate
 from edge.services.index import Index
-from edge.services.inputs import assets_missing, check_input
+from edge.services.inputs import assets_missing
 from edge.services.refusals import refusing
 from edge.services.standing import input_digests, result_digests
-from edge.services.submission import check_id, make_job, read_body
+from edge.services.submission import check_id
 from edge.services.window import Window
 from schemas.errors import Refused
 from schemas.events import Cancelled, CancelRequested, Event, Recorded, Retried, Submitted, as_json
-from schemas.job import TRACE_CHARACTERS, Job, JobKey, request_digest
+from schemas.job import Job, JobKey, request_digest
 from schemas.lifecycle import step
 from schemas.view import HistoryRow
 from schemas.words import FINAL, Status, derived_id, uuid7
@@ -53,7 +53,7 @@ class Intake:
         self,
         bus: Bus,
         gate: Gate,
-        catalog: Catalog,
+        admission: Admission,
         assets: Assets,
         index: Index,
         window: Window,
@@ -62,14 +62,14 @@ class Intake:
     ) -> None:
         self._bus = bus
         self._gate = gate
-        self._catalog = catalog
+        self._admission = admission
         self._assets = assets
         self._index = index
         self._window = window
         self._clock = clock
         self._entropy = entropy
 
-    async def submit(
+    async def submit(  # noqa: PLR0913 - each is one fact of the request
         self,
         owner: str,
         body: dict[str, Any],
@@ -77,8 +77,12 @@ class Intake:
         job_id: str | None = None,
         idempotency_key: str | None = None,
         trace_id: str | None = None,
+        request_id: str = "",
     ) -> Accepted:
-        """Accept the job of `body`, durable when this returns; or the job that an equal request made before."""
+        """Accept the job of `body`, durable when this returns; or the job that an equal request made before.
+
+        `request_id` is kept with a job that is made: the gateway's pushes carry it.
+        """
         key = JobKey(owner, self._id(owner, job_id, idempotency_key))
         digest = request_digest(body)
         taken = "conflict" if job_id is not None else "idempotency_mismatch"
@@ -87,21 +91,28 @@ class Intake:
                 known = await self._bus.records.read(key)
                 if known is not None:
                     return _replayed(known, digest, taken)
-            job = await self._checked(key, digest, body, trace_id)
+            admitted = await self._admission.admit(key, digest, body, trace_id)
+            job = structs.replace(admitted, request_id=request_id)
             recorded = Recorded(job.created_at, Submitted(), job)
             try:
                 revision = await self._bus.records.create(key, recorded)
             except Conflict:
                 # Somebody was faster with the same name: that request is the one to be compared with.
-                return await self.submit(owner, body, job_id=job_id, idempotency_key=idempotency_key, trace_id=trace_id)
+                return await self.submit(
+                    owner,
+                    body,
+                    job_id=job_id,
+                    idempotency_key=idempotency_key,
+                    trace_id=trace_id,
+                    request_id=request_id,
+                )
         entry = Entry(revision, recorded)
         self._follow_up(entry)
         return Accepted(entry, replayed=False)
 
     def vet(self, body: dict[str, Any]) -> None:
         """Raises Refused for what no uploaded file can make acceptable, so that none is kept for it."""
-        submission = read_body(body)
-        check_input(self._catalog.get(submission.endpoint), submission.input)
+        self._admission.vet(body)
 
     def _id(self, owner: str, job_id: str | None, idempotency_key: str | None) -> str:
         if job_id is not None:
@@ -109,17 +120,6 @@ class Intake:
         if idempotency_key is not None:
             return derived_id(owner, idempotency_key)
         return uuid7(int(self._clock().timestamp() * 1000), self._entropy(10))
-
-    async def _checked(self, key: JobKey, digest: str, body: dict[str, Any], trace_id: str | None) -> Job:
-        await self._gate.check()
-        submission = read_body(body)
-        endpoint = self._catalog.get(submission.endpoint)
-        given, digests = check_input(endpoint, submission.input)
-        missing = await self._assets.missing(key.owner, digests)
-        if missing:
-            raise assets_missing(missing)
-        trace = submission.trace_id or (trace_id or "")[:TRACE_CHARACTERS] or self._entropy(16).hex()
-        return make_job(key, digest, endpoint, submission, given, trace_id=trace, at=self._clock())
 
     async def read(self, key: JobKey) -> Entry:
         """The job as it is. Refused `not_found`: there is none of that owner."""
@@ -176,7 +176,8 @@ class Intake:
             raise Refused("job_final", "the job has succeeded: submit a new one to run it again")
         if job.deadline is not None and job.deadline <= self._clock():
             raise Refused("deadline_passed", "the job's deadline has passed: submit a new one")
-        missing = await self._assets.missing(job.owner, input_digests(job))
+        # What it still waited for when it ended it waits for again.
+        missing = await self._assets.missing(job.owner, input_digests(job) - set(job.missing))
         if missing:
             raise assets_missing(missing)
         return Retried()

@@ -70,7 +70,7 @@ FAILURES: Mapping[str, Text] = {
     "multiple_faces": Text("More than one face was found in the video", "视频中检测到多张人脸"),
     "input_too_large": Text("The input is too large", "输入文件过大"),
     "input_fetch_failed": Text("The input could not be fetched from its URL", "输入文件下载失败"),
-    "asset_gone": Text("A file of the input was deleted", "输入文件已被删除"),
+    "asset_gone": Text("A file of the input is not there", "输入文件不存在"),
     "internal": Text("The program failed", "程序内部错误"),
     "output_missing": Text("The program made no result", "程序没有生成结果"),
     "output_invalid": Text("The program's result is not valid", "程序生成的结果无效"),

@@ -9,13 +9,15 @@ from datetime import datetime
 
 from edge.services import index_sql as sql
 from edge.services.scene import Scene
-from edge.services.standing import expires_at, input_digests, result_digests
+from edge.services.standing import expires_at, input_digests, input_due, result_digests
 from schemas.events import Cancelled, Event, Expired, Failed, Queued, RecordUnreadable, Released, Reprioritised
 from schemas.failures import FAILURES, settle
-from schemas.job import Job, Pointer
+from schemas.job import Failure, Job, Pointer
 from schemas.words import ACTIVE, FINAL, Priority, Status
 
 HOST_LOST = "host_lost"
+INPUT_FETCH_FAILED = "input_fetch_failed"
+ASSET_GONE = "asset_gone"
 _ALL = 1_000_000  # what runs is bounded by the slots there are, and each of it must be looked at
 
 Step = Callable[[Scene], Awaitable[int]]
@@ -25,11 +27,37 @@ async def queue_due(scene: Scene) -> int:
     """Scheduled jobs whose time has come are queued."""
 
     async def due(job: Job) -> Event | None:
-        ready = job.status is Status.SCHEDULED and not job.missing
-        return Queued() if ready and job.not_before is not None and job.not_before <= scene.now() else None
+        ready = job.status is Status.SCHEDULED and not job.lacks_input
+        return Queued() if ready and (job.not_before is None or job.not_before <= scene.now()) else None
 
     entries = await scene.find(sql.DUE)
     return await scene.change_all(entries, due, scene.window.offer)
+
+
+async def supply(scene: Scene) -> int:
+    """Files that have come for jobs which wait for them, and whose edge died before it said so."""
+    return sum([await scene.supply.settle(entry.recorded.job.key) for entry in await scene.find(sql.LACKING)])
+
+
+async def give_up_input(scene: Scene) -> int:
+    """Jobs whose files have not come in time fail."""
+
+    async def late(job: Job) -> Event | None:
+        ends = input_due(job)
+        return None if ends is None or ends > scene.now() else Failed(_not_supplied(job))
+
+    async def nothing(_: Job) -> None:
+        """It was never queued."""
+
+    return await scene.change_all(await scene.find(sql.INPUT_LATE), late, nothing)
+
+
+def _not_supplied(job: Job) -> Failure:
+    code = INPUT_FETCH_FAILED if job.fetching else ASSET_GONE
+    lacked = [*(f"sha256:{digest}" for digest in job.missing), *(fetch.url for fetch in job.fetching)]
+    more = f" and {len(lacked) - 1} more" if len(lacked) > 1 else ""
+    said = f"not there after {job.policy.input_timeout_s:g} s: {lacked[0][:200]}{more}; upload what is missing, retry"
+    return Failure(code, said, FAILURES[code].blame, retryable=False)
 
 
 async def expire(scene: Scene) -> int:
@@ -144,8 +172,10 @@ async def check_index(scene: Scene) -> int:
 
 # In this order: what ends or moves a job comes before JOBS is compared with what is wanted there.
 STEPS: Sequence[Step] = (
+    supply,
     queue_due,
     expire,
+    give_up_input,
     free_lost,
     age_low,
     settle_queue,

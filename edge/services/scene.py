@@ -12,6 +12,7 @@ from edge.services.assets import Assets
 from edge.services.clock import Clock, micros
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
+from edge.services.supply import Supply
 from edge.services.window import Window
 from schemas.events import Event, RecordUnreadable
 from schemas.job import Job, JobKey
@@ -67,6 +68,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     window: Window
     hosts: HostWatch
     assets: Assets
+    supply: Supply
     now: Clock
     hourly: Hourly
     power: Powered = field(default_factory=NoDriver)

@@ -75,6 +75,13 @@ def expires_at(job: Job) -> datetime | None:
     return started_by if job.deadline is None else min(started_by, job.deadline)
 
 
+def input_due(job: Job) -> datetime | None:
+    """When a job that lacks input fails, or None when it lacks none (`input_timeout_s`, from submit or retry)."""
+    if job.status is not Status.SCHEDULED or not job.lacks_input:
+        return None
+    return (job.retried_at or job.created_at) + timedelta(seconds=job.policy.input_timeout_s)
+
+
 def input_digests(job: Job) -> set[str]:
     """Digests of the assets in the input, found by their form: the endpoint may be long gone."""
     found: set[str] = set()

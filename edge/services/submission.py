@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge.services.inputs import invalid
+from edge.services.inputs import Given, invalid
 from schemas.endpoint import Endpoint
 from schemas.errors import FieldError, Refused
 from schemas.job import Job, JobKey, Policy, PolicyRequest, Submission
@@ -31,8 +31,6 @@ def read_as(body: dict[str, Any], kind: type[T]) -> T:
 def read_body(body: dict[str, Any]) -> Submission:
     """The body as a Submission, as `read_as` does it. What cannot be kept yet is refused, never taken and forgotten."""
     submission = read_as(body, Submission)
-    if submission.await_input:
-        raise invalid(FieldError("$.await_input", "not yet: upload the assets first, then submit"))
     if submission.webhook is not None:
         raise invalid(FieldError("$.webhook", "not yet: follow the job at its events, or ask with ?wait="))
     return submission
@@ -66,15 +64,19 @@ def make_job(  # noqa: PLR0913 - each is one fact of the request
     digest: str,
     endpoint: Endpoint,
     submission: Submission,
-    given: dict[str, Any],
+    given: Given,
     *,
+    missing: tuple[str, ...],
     trace_id: str,
     at: datetime,
 ) -> Job:
-    """The record that `submission` makes, `given` being its validated input. Raises Refused `input_invalid`."""
+    """The record that `submission` makes, `missing` the digests still to come.
+
+    Raises Refused `input_invalid`.
+    """
     start, deadline = _in_utc(submission.not_before, "not_before"), _in_utc(submission.deadline, "deadline")
     _check_times(start, deadline, at)
-    later = start is not None and start > at
+    later = bool(missing) or (start is not None and start > at)
     return Job(
         id=key.id,
         owner=key.owner,
@@ -82,7 +84,8 @@ def make_job(  # noqa: PLR0913 - each is one fact of the request
         pool=endpoint.queue,
         status=Status.SCHEDULED if later else Status.QUEUED,
         digest=digest,
-        input=given,
+        input=given.input,
+        missing=missing,
         policy=_resolved(submission.policy, endpoint),
         priority=submission.priority,
         webhook=submission.webhook,

@@ -13,6 +13,7 @@ from edge.power.caller import Means
 from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
+from edge.services.joining import Joining
 from edge.services.keys import Keys
 from edge.services.tokens import Tokens
 from edge.settings import EdgeSettings
@@ -66,6 +67,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         keys=keys,
         tokens=Tokens(SECRET, keys.by_id, made.time),
         signer=made.signer,
+        joining=Joining(made.bus, keys, None, None, made.time),
         power=switched(made),
     )
 

@@ -76,7 +76,6 @@ async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeWor
         ({**BODY, "foo": 1}, "field_unknown", "$.foo"),
         ({**BODY, "policy": {"foo": 1}}, "field_unknown", "$.policy.foo"),
         ({**BODY, "not_before": "2026-11-22T01:00:00"}, "input_invalid", "$.not_before"),
-        ({**BODY, "await_input": True}, "input_invalid", "$.await_input"),
         ({**BODY, "deadline": "2020-01-01T00:00:00Z"}, "input_invalid", "$.deadline"),
         ({"endpoint": "echo", "input": {"text": 5}}, "input_invalid", "$.input.text"),
         ({"endpoint": "echo", "input": {"nope": 5}}, "input_invalid", "$.input"),
