@@ -1,0 +1,166 @@
+"""The promises of docs/promises.md as a table of rules over evidence. Pure: each yields every violation, in words."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations, pairwise
+from typing import TypeVar
+
+from msgspec import Struct
+
+from schemas.words import FINAL
+from tests.chaos.evidence import Accepted, Closed, Evidence, Fetched, Read, Run, Told
+
+S = TypeVar("S")
+
+
+class Violation(Struct, frozen=True):
+    """A promise that was not kept, and how."""
+
+    rule: str
+    what: str
+
+
+def _of(kind: type[S], evidence: Evidence) -> list[S]:
+    return [one for one in evidence.seen if isinstance(one, kind)]
+
+
+def _streams(evidence: Evidence) -> dict[str, list[Told]]:
+    streams = defaultdict(list)
+    for told in _of(Told, evidence):
+        streams[told.stream].append(told)
+    return streams
+
+
+def accepted_jobs_end(evidence: Evidence) -> Iterator[str]:
+    """Every job that was answered 202 is in STATE, and its last event is an end."""
+    for job_id in sorted({accepted.job_id for accepted in _of(Accepted, evidence)}):
+        revisions = evidence.state.get(job_id)
+        if not revisions:
+            yield f"{job_id} was accepted and is not in STATE"
+        elif revisions[-1].status not in FINAL:
+            yield f"{job_id} was accepted and is {revisions[-1].status} for ever"
+
+
+def rounds_end_once(evidence: Evidence) -> Iterator[str]:
+    """In STATE nothing follows an end but the owner's retry, which begins the next round."""
+    for job_id, revisions in evidence.state.items():
+        for before, after in pairwise(revisions):
+            begins = after.event == "retried" and after.round == before.round + 1
+            if (before.status in FINAL) != begins or (not begins and after.round != before.round):
+                yield f"{job_id}: {after.event} (round {after.round}) after {before.status} (round {before.round})"
+
+
+def streams_end_with_the_end(evidence: Evidence) -> Iterator[str]:
+    """Behind a final state a stream has no other state of that round, nothing of a later attempt, and then it closes.
+
+    The attempt's last words may come behind its final state: order between the two is not promised.
+    """
+    closed = {one.stream for one in _of(Closed, evidence)}
+    for stream, told in _streams(evidence).items():
+        ends = [place for place, one in enumerate(told) if one.final]
+        for place in ends:
+            end = told[place]
+            for one in told[place + 1 :]:
+                if one.round == end.round and (one.kind == "state" or one.attempt > end.attempt):
+                    yield f"{stream}: {one.kind} {one.id} behind the end {end.id} of round {end.round}"
+        if stream in closed and not ends:
+            yield f"{stream} was closed without an end"
+        if ends and stream not in closed:
+            yield f"{stream} was told the end and not closed"
+
+
+def orders_hold(evidence: Evidence) -> Iterator[str]:
+    """What one reader is shown never goes back: revisions, and ids within an epoch; no message comes twice."""
+    shown: dict[tuple[str, str], int] = {}
+    for read in _of(Read, evidence):
+        last = shown.get((read.client, read.job_id), 0)
+        if read.revision < last:
+            yield f"{read.client}: {read.job_id} went back from revision {last} to {read.revision}"
+        shown[read.client, read.job_id] = max(last, read.revision)
+    for stream, told in _streams(evidence).items():
+        for before, after in pairwise(one for one in told if one.kind != "notice"):
+            if before.epoch == after.epoch and after.sequence < before.sequence:
+                yield f"{stream}: id {after.id} behind {before.id}"
+            if (before.kind, before.id) == (after.kind, after.id):
+                yield f"{stream}: {after.kind} {after.id} twice"
+        revisions = [one.revision for one in told if one.revision is not None]
+        for earlier, later in pairwise(revisions):
+            if later <= earlier:
+                yield f"{stream}: revision {later} behind {earlier}"
+
+
+def readers_agree_with_state(evidence: Evidence) -> Iterator[str]:
+    """What was shown as a revision is what STATE has under it, and an end that somebody saw stays."""
+    for one in evidence.seen:
+        if not isinstance(one, Read | Told) or one.revision is None:
+            continue
+        kept = evidence.state.get(one.job_id, ())
+        held = {revision.revision: revision for revision in kept}.get(one.revision)
+        if held is None and kept and one.revision > kept[0].revision:
+            yield f"{one.job_id}: revision {one.revision} was shown and is not in STATE"
+        elif held is not None and (held.status, held.round) != (one.status, one.round):
+            yield f"{one.job_id}: revision {one.revision} was shown as {one.status} and is {held.status}"
+
+
+def names_are_one_job(evidence: Evidence) -> Iterator[str]:
+    """One name (idempotency key, id) is one job, however often it was sent; STATE has no job that nobody named."""
+    jobs, names = defaultdict(set), defaultdict(set)
+    for accepted in _of(Accepted, evidence):
+        jobs[accepted.name].add(accepted.job_id)
+        names[accepted.job_id].add(accepted.name)
+    yield from (f"name {name} made {len(made)} jobs: {sorted(made)}" for name, made in jobs.items() if len(made) > 1)
+    yield from (f"{job_id} has names {sorted(given)}" for job_id, given in names.items() if len(given) > 1)
+    yield from (f"{job_id} is in STATE and nobody was told" for job_id in sorted(evidence.state.keys() - names.keys()))
+
+
+def attempts_do_not_overlap(evidence: Evidence) -> Iterator[str]:
+    """Two containers of a job are never at work at once, except while the host of one of them is cut off."""
+    runs = defaultdict(list)
+    for run in evidence.runs:
+        runs[run.job_id].append(run)
+    for job_id, several in runs.items():
+        for one, other in combinations(several, 2):
+            if one.first <= other.last and other.first <= one.last and not _excused(one, other, evidence):
+                yield (
+                    f"{job_id}: round {one.round} attempt {one.attempt} on {one.host} and round {other.round} attempt"
+                    f" {other.attempt} on {other.host} ran at once"
+                )
+
+
+def _excused(one: Run, other: Run, evidence: Evidence) -> bool:
+    since = max(one.first, other.first)
+    earlier = min(one, other, key=lambda run: run.first)
+    return any(cut.host == earlier.host and cut.since <= since <= cut.until for cut in evidence.cuts)
+
+
+def bytes_are_right(evidence: Evidence) -> Iterator[str]:
+    """What is downloaded has the digest that the job names, and is what the job should have made."""
+    for file in _of(Fetched, evidence):
+        if not file.got == file.promised == file.right:
+            yield f"{file.job_id}: {file.name} has {file.got[:12]}, promised {file.promised[:12]}, right {file.right[:12]}"
+
+
+def nothing_is_left(evidence: Evidence) -> Iterator[str]:
+    """When all is quiet no container, process, file, consumer or message of an ended job is there."""
+    yield from evidence.left
+
+
+RULES: Mapping[str, Callable[[Evidence], Iterator[str]]] = {
+    rule.__name__: rule
+    for rule in (
+        accepted_jobs_end,
+        rounds_end_once,
+        streams_end_with_the_end,
+        orders_hold,
+        readers_agree_with_state,
+        names_are_one_job,
+        attempts_do_not_overlap,
+        bytes_are_right,
+        nothing_is_left,
+    )
+}
+
+
+def check(evidence: Evidence) -> list[Violation]:
+    """Every violation of every rule."""
+    return [Violation(name, what) for name, rule in RULES.items() for what in rule(evidence)]

@@ -1,0 +1,45 @@
+"""stamped: writes down when it is at work, so that two attempts at one job that overlap give themselves away.
+
+The file is the test's (tests/chaos/stamps.py): it was put there before the start and has a second name that stays.
+"""
+
+import os
+import time
+
+import jobkit
+
+EVERY_S = 0.05
+BAD_INPUT, TRY_AGAIN = 65, 75
+BLOCKS = 4096
+
+
+def work(job: jobkit.Job) -> dict[str, object]:
+    """Stamps for `seconds`, then fails as it was told, or leaves `result.bin`: the text, BLOCKS times."""
+    until = time.monotonic() + job.input.get("seconds", 0)
+    with (job.tmp / "stamps").open("a") as stamps:
+        _stamp(stamps)
+        step = 0
+        while time.monotonic() < until:
+            step += 1
+            time.sleep(EVERY_S)
+            _stamp(stamps)
+            job.progress(0.0, "stamping", step)
+            job.log(f"step {step}")
+        if job.round <= job.input.get("refusals", 0):
+            os._exit(BAD_INPUT)
+        if job.attempt <= job.input.get("stumbles", 0):
+            os._exit(TRY_AGAIN)
+        with job.output("result.bin") as path:
+            path.write_bytes(job.input.get("text", "").encode() * BLOCKS)
+        _stamp(stamps)
+    return {"text": job.input.get("text", "")}
+
+
+def _stamp(stamps):
+    # The kernel's own clock, the same in every container of this machine.
+    stamps.write(f"{time.monotonic()}\n")
+    stamps.flush()
+
+
+if __name__ == "__main__":
+    jobkit.run(work)

@@ -1,0 +1,145 @@
+"""The checker against evidence that breaks each promise by itself: it says so, and nothing else."""
+
+import pytest
+from msgspec.structs import replace
+
+from schemas.words import Status
+from tests.chaos.checker import RULES, check
+from tests.chaos.evidence import Accepted, Closed, Cut, Evidence, Fetched, Read, Revision, Run, Told
+
+DIGEST = "ab" * 32
+OTHER = "cd" * 32
+
+SUBMITTED = Revision(1, "submitted", Status.QUEUED, 1, 0)
+STARTED = Revision(2, "started", Status.RUNNING, 1, 1)
+FAILED = Revision(3, "failed", Status.FAILED, 1, 1)
+RETRIED = Revision(4, "retried", Status.QUEUED, 2, 0)
+AGAIN = Revision(5, "started", Status.RUNNING, 2, 1)
+SUCCEEDED = Revision(6, "succeeded", Status.SUCCEEDED, 2, 1)
+STATE = (SUBMITTED, STARTED, FAILED, RETRIED, AGAIN, SUCCEEDED)
+
+
+def told(sequence: int, of: Revision, stream: str = "first", epoch: int = 7) -> Told:
+    return Told(stream, f"{epoch}-{sequence}-{of.revision}", "state", "j", of.round, of.attempt, of.revision, of.status)
+
+
+def said(sequence: int, of: Revision, kind: str = "progress", stream: str = "first") -> Told:
+    return Told(stream, f"7-{sequence}-{of.revision}", kind, "j", of.round, of.attempt)
+
+
+def read(of: Revision) -> Read:
+    return Read("ann", "j", of.revision, of.status, of.round)
+
+
+GOOD = Evidence(
+    seen=(
+        Accepted("ann", "key", "j"),
+        Accepted("ann", "key", "j"),
+        read(SUBMITTED),
+        told(1, SUBMITTED),
+        told(2, STARTED),
+        said(4, STARTED),
+        said(4, STARTED, "log"),
+        told(5, FAILED),
+        said(6, STARTED, "log"),
+        Closed("first"),
+        read(FAILED),
+        read(RETRIED),
+        told(7, RETRIED, "second"),
+        told(1, AGAIN, "second", epoch=8),
+        told(2, SUCCEEDED, "second", epoch=8),
+        Closed("second"),
+        Fetched("j", "result.bin", DIGEST, DIGEST, DIGEST),
+    ),
+    state={"j": STATE},
+    runs=(Run("gpu-1", "j", 1, 1, 10.0, 11.0), Run("gpu-1", "j", 2, 1, 12.0, 13.0)),
+)
+
+
+def test_evidence_of_a_good_run_breaks_nothing():
+    assert check(GOOD) == []
+
+
+def without(*gone: object) -> Evidence:
+    return replace(GOOD, seen=tuple(one for one in GOOD.seen if one not in gone))
+
+
+def also(*more: object) -> Evidence:
+    return replace(GOOD, seen=GOOD.seen + more)
+
+
+def recorded(*revisions: Revision) -> Evidence:
+    """Nobody looked; STATE says this."""
+    return Evidence(seen=(Accepted("ann", "key", "j"),), state={"j": revisions})
+
+
+def ran(*runs: Run) -> Evidence:
+    return replace(GOOD, runs=runs)
+
+
+ZOMBIE, SECOND = Run("cut", "j", 1, 1, 10.0, 50.0), Run("other", "j", 1, 2, 45.0, 60.0)
+
+BROKEN = {
+    "accepted_jobs_end": [
+        recorded(),
+        recorded(SUBMITTED),
+        recorded(SUBMITTED, STARTED),
+        recorded(SUBMITTED, STARTED, FAILED, RETRIED),
+    ],
+    "rounds_end_once": [
+        recorded(SUBMITTED, STARTED, FAILED, replace(FAILED, revision=4)),
+        recorded(SUBMITTED, STARTED, FAILED, replace(SUCCEEDED, round=1)),
+        recorded(SUBMITTED, STARTED, replace(SUCCEEDED, round=2)),
+        recorded(SUBMITTED, STARTED, RETRIED, AGAIN, SUCCEEDED),
+        recorded(SUBMITTED, FAILED, replace(RETRIED, round=1), SUCCEEDED),
+    ],
+    "streams_end_with_the_end": [
+        without(Closed("second")),
+        without(told(2, SUCCEEDED, "second", epoch=8)),
+        also(said(8, replace(STARTED, attempt=2), "log")),
+        also(said(8, replace(STARTED, attempt=2))),
+    ],
+    "orders_hold": [
+        also(read(STARTED)),
+        replace(GOOD, seen=(*GOOD.seen[:7], said(4, STARTED, "log"), *GOOD.seen[7:])),
+        replace(GOOD, seen=(*GOOD.seen[:7], said(3, STARTED), *GOOD.seen[7:])),
+        replace(GOOD, seen=(*GOOD.seen[:5], told(3, STARTED), *GOOD.seen[5:])),
+    ],
+    "readers_agree_with_state": [
+        also(replace(read(SUCCEEDED), revision=9)),
+        also(replace(read(SUCCEEDED), status=Status.FAILED)),
+        replace(GOOD, seen=(*GOOD.seen[:4], told(2, replace(STARTED, status=Status.QUEUED)), *GOOD.seen[5:])),
+    ],
+    "names_are_one_job": [
+        replace(also(Accepted("ann", "key", "k")), state={"j": STATE, "k": STATE}),
+        also(Accepted("ann", "other key", "j")),
+        replace(GOOD, state={"j": STATE, "k": STATE}),
+    ],
+    "attempts_do_not_overlap": [
+        ran(ZOMBIE, SECOND),
+        ran(SECOND, ZOMBIE),
+        ran(Run("gpu-1", "j", 1, 1, 10.0, 12.5), Run("gpu-1", "j", 2, 1, 12.0, 13.0)),
+        replace(ran(ZOMBIE, SECOND), cuts=(Cut("other", 40.0, 70.0),)),
+        replace(ran(ZOMBIE, SECOND), cuts=(Cut("cut", 12.0, 40.0),)),
+    ],
+    "bytes_are_right": [
+        also(Fetched("j", "result.bin", DIGEST, OTHER, DIGEST)),
+        also(Fetched("j", "result.bin", OTHER, OTHER, DIGEST)),
+        also(Fetched("j", "result.bin", OTHER, DIGEST, DIGEST)),
+    ],
+    "nothing_is_left": [replace(GOOD, left=("a container",))],
+}
+
+
+def test_every_rule_has_evidence_that_breaks_it():
+    assert BROKEN.keys() == RULES.keys()
+
+
+@pytest.mark.parametrize(("rule", "evidence"), [(rule, one) for rule, several in BROKEN.items() for one in several])
+def test_what_breaks_a_promise_is_caught_by_its_rule_and_no_other(rule: str, evidence: Evidence):
+    assert {violation.rule for violation in check(evidence)} == {rule}
+
+
+def test_a_host_that_was_cut_off_may_run_a_job_beside_its_successor():
+    assert check(replace(ran(ZOMBIE, SECOND), cuts=(Cut("cut", 12.0, 48.0),))) == []
+    assert check(ran(replace(ZOMBIE, last=44.0), SECOND)) == []
