@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,29 @@ IMAGES = ROOT / "images"
 ENDPOINTS = (IMAGES / "echo", ROOT / "tests" / "e2e" / "endpoints")
 # Where PYTHONDONTWRITEBYTECODE is set, every start would compile all that it imports: 3 s, and there are many starts.
 NOT_INHERITED = ("LAMPLIGHTER_", "PYTHONDONTWRITEBYTECODE")
+PROGRAM = "lamplighter"
 COMPILED = {"PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode")}
 
 
 class Process:
-    """One `python -m lamplighter …` with its log."""
+    """One `python -m lamplighter …` with its log; `module` is another program that takes the same words."""
 
-    def __init__(self, verb: str, environ: dict[str, str], log: Path, fds: tuple[int, ...] = ()) -> None:
-        self._verb, self._environ, self._fds = verb, environ, fds
+    def __init__(
+        self,
+        verb: str,
+        environ: dict[str, str],
+        log: Path,
+        fds: tuple[int, ...] = (),
+        module: str = PROGRAM,
+    ) -> None:
+        self._verb, self._environ, self._fds, self._module = verb, environ, fds, module
         self.log = log
         self._process: anyio.abc.Process | None = None
 
     async def start(self) -> None:
         own = self.log.parent / "lamplighter.toml"
         config = str(own if own.exists() else os.devnull)
-        argv = [sys.executable, "-m", "lamplighter", self._verb, "--config", config, "--log-format", "json"]
+        argv = [sys.executable, "-m", self._module, self._verb, "--config", config, "--log-format", "json"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         with self.log.open("ab") as out:
             self._process = await anyio.open_process(
@@ -92,9 +100,15 @@ class Process:
 
 
 class Installation:
-    """Broker at `server`; `client` has every client scope as owner `ann`, `admin` is what its name says."""
+    """Broker at `server`; `client` has every client scope as owner `ann`, `admin` is what its name says.
 
-    def __init__(self, folder: Path, engine: str, docker_url: str | None) -> None:
+    `modules`: what to start in place of `lamplighter`, by verb (tests/chaos has entry points of its own).
+    """
+
+    def __init__(
+        self, folder: Path, engine: str, docker_url: str | None, modules: Mapping[str, str] | None = None
+    ) -> None:
+        self._modules = modules or {}
         self.folder = folder
         self.engine = engine
         self.docker_url = docker_url
@@ -138,7 +152,8 @@ class Installation:
             "LAMPLIGHTER_ENDPOINTS": json.dumps([str(folder) for folder in endpoints]),
             "LAMPLIGHTER_RECONCILE_EVERY_S": "1",
         } | more
-        self.edge = Process("edge", environ, self.folder / "edge.log", (self.listening.fileno(),))
+        module = self._modules.get("edge", PROGRAM)
+        self.edge = Process("edge", environ, self.folder / "edge.log", (self.listening.fileno(),), module)
         await self.edge.start()
 
     async def start_runner(
@@ -168,7 +183,8 @@ class Installation:
         } | more
         if self.docker_url:
             environ["LAMPLIGHTER_DOCKER_SOCKET"] = self.docker_url
-        self.runners[host] = Process("runner", environ, self.folder / f"{host}.log")
+        module = self._modules.get("runner", PROGRAM)
+        self.runners[host] = Process("runner", environ, self.folder / f"{host}.log", module=module)
         await self.runners[host].start()
         return self.runners[host]
 
