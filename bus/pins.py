@@ -33,7 +33,7 @@ def fetch(url: str, expected: str) -> str:
 
     Raises Unreachable, and WrongCertificate when its sha256 is not `expected`. Nothing secret has been sent by then.
     """
-    place = urlsplit(url.split(",")[0])
+    place = urlsplit(url.split(",", maxsplit=1)[0])
     address = (place.hostname or "", place.port or PORTS.get(place.scheme, 0))
     try:
         der = _certificate(address, greeted=place.scheme in {"tls", "nats"})

@@ -1,7 +1,6 @@
 """A nats-server of our own as a child process: `lamplighter up` and the tests run the real broker with it."""
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -15,13 +14,20 @@ from types import MappingProxyType
 import anyio
 
 from bus.port import Unreachable
-from bus.users import STORE_BYTES, Place, render, users
+from bus.private import write_private
+from bus.users import STORE_BYTES, Place, Tls, blocks, listed, render, users
 
 READY_S = 30.0
 STOP_S = 10.0
 POLL_S = 0.01
+LOOPBACK = "127.0.0.1:-1"
 CONFIG = "nats.conf"
+PID = "nats-server.pid"
 LOG = "nats-server.log"
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - how an address that means all is reached
+# The users as nats.conf includes them, and what that list is made of: our own, and the hosts that have joined, whom the
+# edge writes down and whom a restart finds again.
+USERS, OURS, JOINED = "users.conf", "ours.conf", "joined.conf"
 
 
 def program() -> str:
@@ -34,20 +40,33 @@ def program() -> str:
 
 
 class Server:
-    """One broker in one data folder. It keeps its ports and passwords over `start` after `stop` or `kill`."""
+    """One broker in one data folder. It keeps its ports and passwords over `start` after `stop` or `kill`.
 
-    def __init__(self, data: Path, *, hosts: Sequence[str] = (), store_bytes: int = STORE_BYTES) -> None:
+    `listen`: host:port, by default a free port of loopback; with `tls` all its clients speak TLS.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        hosts: Sequence[str] = (),
+        store_bytes: int = STORE_BYTES,
+        listen: str = LOOPBACK,
+        tls: Tls | None = None,
+    ) -> None:
         self._data = data
         self._hosts = tuple(hosts)
         self._store_bytes = store_bytes
-        self._ports = ("127.0.0.1:-1", "127.0.0.1:-1")
+        self._ports = (listen, LOOPBACK)
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         self.passwords = MappingProxyType({user.name: secrets.token_urlsafe(24) for user in users(self._hosts)})
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
-        return f"nats://{self._ports[0]}"
+        """Where clients on this machine connect."""
+        host, _, port = self._ports[0].rpartition(":")
+        return f"{'tls' if self._tls else 'nats'}://{ANYWHERE.get(host, host)}:{port}"
 
     @property
     def monitor(self) -> str:
@@ -74,10 +93,15 @@ class Server:
 
     def _spawn(self) -> Path:
         self._data.mkdir(parents=True, exist_ok=True)
-        # Listed for the server alone: it holds the passwords.
-        config = os.open(self._data / CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(config, "w") as file:
-            file.write(f"ports_file_dir: {json.dumps(str(self._data))}\n{self.config()}")
+        ours, joined = blocks(self.passwords, self._hosts), self._data / JOINED
+        files = {
+            CONFIG: f"ports_file_dir: {json.dumps(str(self._data))}\n"
+            f"pid_file: {json.dumps(str(self._data / PID))}\n{self.config()}",
+            OURS: ours,
+            USERS: listed(ours, joined.read_text() if joined.exists() else ""),
+        }
+        for name, text in files.items():
+            write_private(self._data / name, text)
         with (self._data / LOG).open("ab") as log:
             self._process = subprocess.Popen(
                 [program(), "--config", str(self._data / CONFIG)],
@@ -90,8 +114,12 @@ class Server:
 
     def config(self) -> str:
         """The nats.conf it runs with."""
-        place = Place(*self._ports, str(self._data / "jetstream"), self._store_bytes)
-        return render(place, self.passwords, self._hosts)
+        return render(Place(*self._ports, str(self._data / "jetstream"), USERS, self._store_bytes, self._tls))
+
+    @property
+    def reload(self) -> tuple[str, ...]:
+        """The argv that makes it read its users anew."""
+        return program(), "--signal", f"reload={self._data / PID}"
 
     async def stop(self) -> None:
         """End it in good order; kill it when that takes longer than 10 s."""
@@ -129,7 +157,7 @@ def _read_ports(path: Path) -> tuple[str, str] | None:
         said = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return said["nats"][0].removeprefix("nats://"), said["monitoring"][0].removeprefix("http://")
+    return said["nats"][0].rpartition("/")[2], said["monitoring"][0].removeprefix("http://")
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ The list of the runner's rights is DESIGN 3's: it binds, it never creates. Whoev
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from bus.buckets import HOSTS, POWER, TOMBSTONES
@@ -89,19 +90,38 @@ def _block(user: User, password: str) -> str:
     )
 
 
-class Place(NamedTuple):
-    """Where the broker listens and stores."""
-
-    listen: str = "127.0.0.1:4222"
-    monitor: str = "127.0.0.1:8222"
-    store_dir: str = "jetstream"
-    store_bytes: int = STORE_BYTES
-
-
-def render(place: Place, passwords: Mapping[str, str], hosts: tuple[str, ...] = ()) -> str:
-    """nats.conf for users with a password in `passwords` (by user name); the others do not exist."""
+def blocks(passwords: Mapping[str, str], hosts: tuple[str, ...] = ()) -> str:
+    """The users with a password in `passwords` (by user name), as they stand in nats.conf; the others do not exist."""
     known = {user.name: user for user in users(hosts)}
-    blocks = "".join(_block(known[name], password) for name, password in passwords.items())
+    return "".join(_block(known[name], password) for name, password in passwords.items())
+
+
+def listed(*given: str) -> str:
+    """A file for `authorization { include … }` of the `blocks` given. nats-server includes no part of a list."""
+    return f"users: [\n{''.join(given)}]\n"
+
+
+class Tls(NamedTuple):
+    """Files in PEM."""
+
+    cert: Path
+    key: Path
+
+
+class Place(NamedTuple):
+    """Where the broker listens and stores, and the file of its users."""
+
+    listen: str
+    monitor: str
+    store_dir: str
+    users: str
+    store_bytes: int = STORE_BYTES
+    tls: Tls | None = None
+
+
+def render(place: Place) -> str:
+    """nats.conf. With `tls` every client has to speak it, the local ones too."""
+    paths = place.tls and [json.dumps(str(path.resolve())) for path in place.tls]
     return (
         f"listen: {json.dumps(place.listen)}\n"
         f"http: {json.dumps(place.monitor)}\n"
@@ -110,5 +130,6 @@ def render(place: Place, passwords: Mapping[str, str], hosts: tuple[str, ...] = 
         "    # The default syncs every two minutes: a power cut would take acknowledged jobs with it.\n"
         "    sync_interval: always\n"
         f"    max_file_store: {place.store_bytes}\n    max_memory_store: 64MB\n}}\n"
-        f"authorization {{\n  users: [\n{blocks}  ]\n}}\n"
+        f"authorization {{ include {json.dumps(place.users)} }}\n"
+        + (f"tls {{\n    cert_file: {paths[0]}\n    key_file: {paths[1]}\n    timeout: 5\n}}\n" if paths else "")
     )

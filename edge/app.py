@@ -15,12 +15,13 @@ from edge.handshake import Handshake, note_cause
 from edge.openapi import complete, config
 from edge.parts import Parts
 from edge.problems import answer
-from edge.routes import assets, events, health, jobs, keys, lists, read, tokens
+from edge.routes import assets, events, health, jobs, joining, keys, lists, read, tokens
 from edge.routes.bodies import JSON_BYTES
 from edge.routes.given import Owner, Services
 from edge.services.messages import Language, choose_language
 
-ROUTES = tuple(route for module in (jobs, lists, events, assets, read, keys, tokens, health) for route in module.ROUTES)
+MODULES = (jobs, lists, events, assets, read, keys, tokens, joining, health)
+ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 
 # One after the other: Litestar opens a task group for dependencies that do not wait for each other, at every request,

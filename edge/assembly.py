@@ -34,11 +34,11 @@ from edge.services.tokens import Tokens
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
-from edge.store.port import Store
+from edge.store.port import AssetStore
 
 
 async def assemble(
-    settings: EdgeSettings, bus: Bus, store: Store, client: httpx.AsyncClient, welcome: Welcome | None = None
+    settings: EdgeSettings, bus: Bus, store: AssetStore, client: httpx.AsyncClient, welcome: Welcome | None = None
 ) -> tuple[Parts, Reconciler]:
     """The services of one edge, wired. Nothing runs yet. `welcome`: what hosts that join are told, if they may."""
     catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))

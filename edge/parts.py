@@ -19,7 +19,7 @@ from edge.services.tokens import Tokens
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
-from edge.store.port import Store
+from edge.store.port import AssetStore
 
 
 class Parts(Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class Parts(Struct, frozen=True, kw_only=True):
 
     settings: EdgeSettings
     bus: Bus
-    store: Store
+    store: AssetStore
     assets: Assets
     catalog: Catalog
     index: Index

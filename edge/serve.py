@@ -1,18 +1,24 @@
 """One edge process: the services are made, their tasks run, and HTTP is served until the signal."""
 
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import httpx
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from bus.connection import open_edge
+from bus.users import Tls
 from edge.app import create_app
 from edge.assembly import assemble, start
 from edge.parts import Parts
+from edge.public import certificate, welcome
+from edge.services.clock import utc_now
+from edge.services.joining import Welcome
 from edge.settings import EdgeSettings
 from edge.store.directory import open_directory
 
@@ -42,33 +48,59 @@ async def serve(settings: EdgeSettings) -> None:
             f"the data folder {settings.data} cannot be made ({error.strerror}): choose another"
         ) from error
     listening = _listen(settings)
-    async with _services(settings) as parts:
+    tls, told = await anyio.to_thread.run_sync(_public, settings)
+    public = _listen_publicly(settings.public.listen) if settings.public.listen else None
+    async with _services(settings, told) as parts:
         first = await parts.keys.bootstrap()
         if first is not None:
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
-        await _http(settings, parts, listening)
+        app = create_app(parts)
+        servers = [(_server(app), listening)]
+        if public is not None:
+            servers.append((_server(app, tls), public))
+        await _http(servers, settings)
 
 
 def _listen(settings: EdgeSettings) -> socket.socket:
     """The socket a parent handed down, or our own. Taken before anything else is started."""
     if settings.fd is not None:
         return socket.socket(fileno=settings.fd)
-    family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+    return _bound(settings.bind, settings.port, "LAMPLIGHTER_BIND or LAMPLIGHTER_PORT")
+
+
+def _public(settings: EdgeSettings) -> tuple[Tls | None, Welcome | None]:
     try:
-        return socket.create_server((settings.bind, settings.port), family=family, backlog=BACKLOG)
+        tls = certificate(settings, utc_now())
+        return tls, welcome(settings, tls)
+    except (OSError, ValueError) as error:
+        raise CannotServe(f"the certificate cannot be read ({error}): correct cert and key under [public]") from error
+
+
+def _listen_publicly(place: str) -> socket.socket:
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal():
+        raise CannotServe(f"public.listen is {place!r}: write address:port, as in 0.0.0.0:8443")
+    return _bound(host.strip("[]"), int(port), "public.listen")
+
+
+def _bound(host: str, port: int, setting: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        why = f"{settings.bind} port {settings.port} cannot be had ({error.strerror})"
-        raise CannotServe(f"{why}: choose another with LAMPLIGHTER_BIND or LAMPLIGHTER_PORT") from error
+        why = f"{host} port {port} cannot be had ({error.strerror})"
+        raise CannotServe(f"{why}: choose another with {setting}") from error
 
 
 @asynccontextmanager
-async def _services(settings: EdgeSettings) -> AsyncIterator[Parts]:
+async def _services(settings: EdgeSettings, told: Welcome | None) -> AsyncIterator[Parts]:
     async with (
         open_edge(settings.broker) as bus,
         open_directory(settings.data / "assets") as store,
         httpx.AsyncClient() as client,
     ):
-        parts, reconciler = await assemble(settings, bus, store, client)
+        parts, reconciler = await assemble(settings, bus, store, client, told)
+        await parts.joining.start()
         async with anyio.create_task_group() as tasks:
             start(tasks, parts, reconciler)
             yield parts
@@ -77,9 +109,9 @@ async def _services(settings: EdgeSettings) -> AsyncIterator[Parts]:
             tasks.cancel_scope.cancel()
 
 
-async def _http(settings: EdgeSettings, parts: Parts, listening: socket.socket) -> None:
+def _server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(parts),
+        app,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -89,7 +121,36 @@ async def _http(settings: EdgeSettings, parts: Parts, listening: socket.socket) 
         ws_max_size=1024 * 1024,
         ws_ping_interval=20,
         proxy_headers=False,  # nothing here goes by what a proxy says of its client
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
-    address, port, *_ = listening.getsockname()
-    log.info("serving", bind=address, port=port, data=str(settings.data))
-    await uvicorn.Server(config).serve([listening])
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """One of several in this process: the signals are heard once, for all of them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _http(servers: Sequence[tuple[uvicorn.Server, socket.socket]], settings: EdgeSettings) -> None:
+    """Serve on every socket until the signal; a second one cuts what is still open."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(_stop_at, signals, [server for server, _ in servers])
+            async with anyio.create_task_group() as serving:
+                for server, listening in servers:
+                    address, port, *_ = listening.getsockname()
+                    tls = server.config.is_ssl
+                    log.info("serving", bind=address, port=port, data=str(settings.data), tls=tls)
+                    serving.start_soon(server.serve, [listening])
+            beside.cancel_scope.cancel()
+
+
+async def _stop_at(signals: AsyncIterator[signal.Signals], servers: Sequence[uvicorn.Server]) -> None:
+    async for _ in signals:
+        for server in servers:
+            server.force_exit = server.should_exit
+            server.should_exit = True

@@ -37,8 +37,11 @@ class PublicSettings(Struct, frozen=True):
 
 
 class JoiningSettings(Struct, frozen=True):
-    """`folder`: where nats.conf and the list of users lie that it includes (`bus.roster`); `reload`: the argv that makes
-    the broker read it anew."""
+    """How hosts are let in at the broker.
+
+    `folder`: where nats.conf lies, and the list of users that it includes (`bus.roster`). `reload`: the argv that makes
+    the broker read them anew.
+    """
 
     folder: Path | None = None
     reload: tuple[str, ...] = ()

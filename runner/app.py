@@ -17,8 +17,8 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from bus.connection import open_runner
-from bus.port import Bus, Unreachable
-from runner.assets import asset_client
+from bus.port import Bus, Denied, Unreachable
+from runner.assets import AssetClient, asset_client
 from runner.cards import Cards, no_pid
 from runner.catalogue import Kind, load
 from runner.engines.docker import DockerEngine, DockerSettings
@@ -30,9 +30,12 @@ from runner.gpu.port import Gpus
 from runner.gpu.watch import Watch
 from runner.injection import choose
 from runner.inputs import Cache, EdgeSupplies
+from runner.joining import has_joined, joined
 from runner.life import Life, Outage
 from runner.living import live
+from runner.logins import logged_in
 from runner.means import Means
+from runner.membership import Removed, until_removed
 from runner.settings import RunnerSettings
 from runner.slots import MIB, Slots
 
@@ -48,29 +51,34 @@ class CannotServe(Exception):
 async def serve(settings: RunnerSettings, *, ready: Callable[[], None] | None = None) -> None:
     """Run jobs until SIGTERM or SIGINT, then drain. `ready` is called when work is taken.
 
-    Raises CannotServe, EndpointInvalid, bus.port.Denied; a broker or an edge that is away is waited for.
+    What an earlier `--join` kept in the data folder says where broker and edge are; one that is away is waited for.
+    Raises CannotServe, CannotJoin, EndpointInvalid, Removed, bus.port.Denied.
     """
+    settings, member = joined(settings), has_joined(settings)
     incarnation = secrets.token_hex(8)
-    log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
     kinds = load(settings.endpoints)
     with _sole(settings.data):
         async with AsyncExitStack() as opened:
-            life, means = await _assembled(settings, kinds, incarnation, opened, log)
-            log.info("serving", engine=life.engine.name, endpoints=sorted(kinds), slots=settings.slots)
-            await _until_signalled(life, means, ready or (lambda: None))
+            edge = await opened.enter_async_context(_edge(settings))
+            try:
+                life, means = await _assembled(settings, kinds, incarnation, edge, opened)
+            except Denied as error:
+                raise (Removed(settings.host) if member else error) from error
+            life.log.info("serving", engine=life.engine.name, endpoints=sorted(kinds), slots=settings.slots)
+            await _until_stopped(life, means, ready or (lambda: None), edge if member else None)
 
 
 async def _assembled(
     settings: RunnerSettings,
     kinds: Mapping[str, Kind],
     incarnation: str,
+    client: AssetClient,
     opened: AsyncExitStack,
-    log: FilteringBoundLogger,
 ) -> tuple[Life, Means]:
     """Everything a life works with, opened on `opened`."""
+    log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
     engine = await opened.enter_async_context(_engine(settings, log))
     gpus = await opened.enter_async_context(_gpus(settings))
-    client = await opened.enter_async_context(asset_client(settings.edge.url, settings.edge.key))
     reserve = settings.gpu.placement.disk_reserve_mb * MIB
     cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
     life = Life(
@@ -96,14 +104,19 @@ async def _assembled(
         warm=settings.warm,
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
+        dead_man=settings.dead_man,
+        logins=logged_in,
+        answers=client.answers,
     )
     if isinstance(engine, DockerEngine):
         await choose(life, means, engine)
     return life, means
 
 
-async def _until_signalled(life: Life, means: Means, ready: Callable[[], None]) -> None:
+async def _until_stopped(life: Life, means: Means, ready: Callable[[], None], edge: AssetClient | None) -> None:
+    """Live until a signal, or until the `edge` of a host that joined does not know it any more: raises Removed."""
     stop = anyio.Event()
+    removed = False
     async with anyio.create_task_group() as tasks:
 
         async def hear() -> None:
@@ -111,9 +124,29 @@ async def _until_signalled(life: Life, means: Means, ready: Callable[[], None]) 
                 async for _ in signals:
                     stop.set()
 
+        async def watch(edge: AssetClient) -> None:
+            nonlocal removed
+            await until_removed(life.bus.link, edge)
+            removed = True
+            stop.set()
+
         tasks.start_soon(hear)
+        if edge is not None:
+            tasks.start_soon(watch, edge)
         await live(life, means, stop, ready)
         tasks.cancel_scope.cancel()
+    if removed:
+        raise Removed(life.host)
+
+
+@asynccontextmanager
+async def _edge(settings: RunnerSettings) -> AsyncIterator[AssetClient]:
+    edge = settings.edge
+    try:
+        async with asset_client(edge.url, edge.key, pin=edge.pin) as client:
+            yield client
+    except FileNotFoundError as error:
+        raise CannotServe(f"{edge.pin} is not there: join again with a new token, or correct edge.pin") from error
 
 
 def _gpus(settings: RunnerSettings) -> Gpus:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 from anyio import CancelScope, open_file, to_thread
 
+from bus.pins import trusting
 from runner.cache import BLOCK, digest_of
 from runner.supplies import AssetGone, EdgeAway, SuppliesError
 from schemas.asset import Digest, media_type
@@ -38,12 +39,24 @@ class AssetClient:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
+    async def answers(self) -> bool:
+        """Whether the edge gives a sign of life."""
+        try:
+            return (await self._client.get("/livez")).is_success
+        except httpx.HTTPError:
+            return False
+
     async def size(self, owner: str, sha256: Digest) -> int:
         """Bytes of the asset. Raises AssetGone, EdgeAway."""
         with _edge_errors():
             answer = await self._client.head(_path(sha256), params={"owner": owner})
             await _check(answer)
             return int(answer.headers["content-length"])
+
+    async def knows_us(self) -> bool:
+        """Whether our key is one: a host that was removed has none any more. Raises EdgeAway."""
+        with _edge_errors():
+            return (await self._client.post("/v1/assets/check", json={"digests": []})).status_code != 401
 
     async def get(self, owner: str, sha256: Digest, into: Path) -> None:
         """Bring the asset to `into`; what is there already is not asked for again.
@@ -141,10 +154,18 @@ async def _download(path: Path) -> AsyncIterator[_Download]:
 
 
 @asynccontextmanager
-async def asset_client(url: str, key: str, timeout_s: float = 30.0) -> AsyncIterator[AssetClient]:
-    """A client of the edge at `url` with the API key `key` (scope runner); `timeout_s` of silence is a cut."""
+async def asset_client(
+    url: str, key: str, timeout_s: float = 30.0, pin: str | None = None
+) -> AsyncIterator[AssetClient]:
+    """A client of the edge at `url` with the API key `key` (scope runner); `timeout_s` of silence is a cut.
+
+    `pin`: the file of the one certificate to trust. Redirects are not followed then: they lead to somebody else.
+    """
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, follow_redirects=True) as client:
+    verify = await to_thread.run_sync(trusting, Path(pin)) if pin else True
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=timeout_s, follow_redirects=pin is None, verify=verify
+    ) as client:
         yield AssetClient(client)
 
 

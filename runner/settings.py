@@ -10,14 +10,19 @@ from runner.engines.sandbox import Injection
 from runner.gpu.fitness import FitnessPolicy
 from runner.gpu.meter import Price
 from runner.gpu.placement import PlacementPolicy
+from schemas.power import UsedBy
 from schemas.words import Token
 
 
 class EdgeSettings(Struct, frozen=True):
-    """Where assets are fetched from and brought to; `key` is an API key with scope runner."""
+    """Where assets are fetched from and brought to; `key` is an API key with scope runner.
+
+    `pin`: a file with the one certificate to trust there, under whatever name.
+    """
 
     url: str = "http://127.0.0.1:8000"
     key: str = ""
+    pin: str | None = None
 
 
 class ProbeSettings(Struct, frozen=True):
@@ -59,6 +64,16 @@ class WarmSettings(Struct, frozen=True):
     backoff_most_s: Annotated[float, Meta(gt=0)] = 300.0
 
 
+class DeadManSettings(Struct, frozen=True):
+    """The dead-man timer: with `after_s` the machine runs `poweroff` when edge or broker were silent for so long.
+
+    Only while it holds nothing of any job, and while nobody uses it: `stays_for` as at the edge, `[]` for nobody.
+    """
+
+    after_s: Annotated[float, Meta(gt=0)] | None = None
+    stays_for: tuple[UsedBy, ...] = ("users", "programs")
+
+
 class Pace(Struct, frozen=True):
     """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries.
 
@@ -95,8 +110,13 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
     grace_s: Annotated[float, Meta(ge=0)] = 10.0
     poweroff: tuple[str, ...] = ()
+    dead_man: DeadManSettings = DeadManSettings()
     gpu: GpuSettings = GpuSettings()
     warm: WarmSettings = WarmSettings()
     pace: Pace = Pace()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.dead_man.after_s is not None and not self.poweroff:
+            raise ValueError("`dead_man` needs a program to run: set poweroff, as in [\"systemctl\", \"poweroff\"]")

@@ -6,26 +6,40 @@ from pathlib import Path
 import click
 import uvloop
 
+from bus.pins import WrongCertificate
 from bus.port import BusError
 from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
-from lamplighter.cli.session import UNREACHABLE, USAGE
+from lamplighter.cli.session import REFUSED, UNREACHABLE, USAGE
 from runner.app import CannotServe, serve
+from runner.joining import CannotJoin, join
+from runner.membership import Removed
 from runner.settings import RunnerSettings
 from schemas.endpoint import EndpointInvalid
+from schemas.joining import TokenInvalid
+
+EXITS: dict[type[Exception], int] = {
+    BusError: UNREACHABLE,
+    CannotServe: USAGE,
+    EndpointInvalid: USAGE,
+    CannotJoin: USAGE,
+    TokenInvalid: USAGE,
+    WrongCertificate: REFUSED,
+    Removed: REFUSED,
+}
 
 
 @click.command()
 @config_option
 @level_option
 @format_option
-def runner(config: Path, log_level: str | None, log_format: str | None) -> None:
+@click.option("--join", "token", metavar="TOKEN", help="What `lamplighter hosts add` printed; kept for later starts.")
+def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
     settings = read_settings(RunnerSettings, config, log_level, log_format)
     try:
+        if token is not None:
+            join(settings, token)
         uvloop.run(serve(settings))
-    except BusError as error:
+    except tuple(EXITS) as error:
         click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(UNREACHABLE)
-    except (CannotServe, EndpointInvalid) as error:
-        click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(USAGE)
+        sys.exit(next(code for kind, code in EXITS.items() if isinstance(error, kind)))
