@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from bus import subjects
 from bus.acks import handed
 from bus.jetstream import JetStream
-from bus.port import BusError, Delivery, Unreachable
+from bus.port import BusError, Delivery, Lane, Unreachable
 from bus.topology import JOBS, ensure_lanes
 from bus.wire import Silent, status
 from schemas.job import Pointer
@@ -65,7 +65,7 @@ class JobsQueue:
         self._js = js
         self._pools: set[str] = set()
         self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
-        self._woken: set[str] = set()
+        self._woken: set[Lane] = set()
         self._wake = anyio.Event()
 
     async def ensure(self, pools: Collection[str]) -> None:
@@ -82,7 +82,7 @@ class JobsQueue:
         """The broker's deduplication is a help, never the authority: hence the round in the subject."""
         subject = subjects.pointer(pointer)
         await self._js.write(subject, msgspec.json.encode(pointer), message_id=None if repair else subject)
-        await self._js.wire.say(subjects.wake(pointer.pool))
+        await self._js.wire.say(subjects.wake(pointer.pool, pointer.priority))
 
     async def take(self, pool: str, priority: Priority) -> Delivery | None:
         """One fetch a lane at a time, so that a message without a token can be given to its asker."""
@@ -111,16 +111,17 @@ class JobsQueue:
 
     def heard_wake(self, message: Msg | BusError) -> None:
         """Remember it: a wake between a fetch that found nothing and `woken` must not be lost."""
-        if not isinstance(message, BusError):
-            self._woken.add(message.subject.removeprefix("wake."))
+        lane = None if isinstance(message, BusError) else subjects.parse_wake(message.subject)
+        if lane is not None:
+            self._woken.add(lane)
             self._wake.set()
             self._wake = anyio.Event()
 
-    async def woken(self, pools: Collection[str], timeout_s: float) -> bool:
+    async def woken(self, pools: Collection[str], timeout_s: float) -> frozenset[Lane]:
         """A wake since the last call counts."""
         with anyio.move_on_after(timeout_s):
-            while not self._woken.intersection(pools):
+            while not any(lane.pool in pools for lane in self._woken):
                 await self._wake.wait()
-        heard = self._woken.intersection(pools)
+        heard = frozenset(lane for lane in self._woken if lane.pool in pools)
         self._woken -= heard
-        return bool(heard)
+        return heard

@@ -8,7 +8,7 @@ BusError
   Unreachable   the broker is away: try again
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
@@ -190,7 +190,7 @@ class Feed(Protocol):
         (the last one after a resume at the end), so that a follower always learns of the end."""
         ...
 
-    def held(self, owner: str, after: str | None = None) -> AsyncIterator[FeedItem]:
+    def held(self, owner: str, after: str | None = None) -> AsyncGenerator[FeedItem, None]:
         """The owner's items behind `after` as in `follow`, up to what is there at the opening; then it ends.
 
         Raises Unreachable when the broker goes away meanwhile.

@@ -1,5 +1,6 @@
 """Which subject means what: the names that the broker, its users' rights and both buses share."""
 
+from bus.port import Lane
 from schemas.feed import LogNote, Note, ProgressNote
 from schemas.job import JobKey, Pointer
 from schemas.words import Priority
@@ -69,9 +70,15 @@ def is_state(subject: str) -> bool:
     return subject.endswith(".state")
 
 
-def wake(pool: str) -> str:
-    """Core subject: something was published to the pool."""
-    return f"wake.{pool}"
+def wake(pool: str, priority: Priority) -> str:
+    """Core subject: something was published to the lane."""
+    return f"wake.{lane(pool, priority)}"
+
+
+def parse_wake(subject: str) -> Lane | None:
+    """The inverse of `wake`; None for what a stranger said, or an edge that named the pool alone."""
+    pool, _, priority = subject.removeprefix("wake.").rpartition("-")
+    return Lane(pool, Priority(priority)) if priority in set(Priority) else None
 
 
 def control(host: str) -> str:

@@ -1,13 +1,13 @@
 """The claim loop: take what can start here now, highest priority first, and never more than there are slots for."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import anyio
 
-from bus.port import BusError, Conflict, Delivery
+from bus.port import BusError, Conflict, Delivery, Lane
 from runner.adopt import Adopter, released
 from runner.ahead import fetch_ahead
 from runner.attempt import Ticket
@@ -43,6 +43,7 @@ class Agent:
         self._standby = standby
         self._pools = by_pool(means.kinds)
         self._turn = 0
+        self._woken: frozenset[Lane] = frozenset()
         self._idle = anyio.CancelScope()
         self._claiming = True
 
@@ -70,7 +71,7 @@ class Agent:
         pools = list(self._pools)
         await anyio.sleep(self._life.pace.ahead_s)
         with suppress(BusError):
-            while not await fetch_ahead(self._life, self._means.kinds, partial(self._sweep, pools)):
+            while not await fetch_ahead(self._life, self._means.kinds, partial(self._sweep, self._lanes(pools))):
                 await self._wake(pools)
 
     def stop(self) -> None:
@@ -79,35 +80,43 @@ class Agent:
         self._idle.cancel()
 
     async def _next(self) -> Delivery | None:
-        """One pointer, or None after the idle wait. A cut is waited out like idleness."""
+        """One pointer, or None after the idle wait. A cut is waited out like idleness.
+
+        What woke us is asked first: every other lane was empty before, and would have woken us too.
+        """
         cannot = await self._ready.cannot()
         pools = [name for name, kinds in self._pools.items() if any(kind.name not in cannot for kind in kinds)]
+        woken, self._woken = self._woken, frozenset()
         try:
-            delivery = await self._sweep(pools)
+            delivery = await self._sweep(lane for lane in _by_priority(woken) if lane.pool in pools)
             if delivery is None:
-                await self._wake(pools)
+                delivery = await self._sweep(self._lanes(pools))
+            if delivery is None:
+                self._woken = await self._wake(pools)
         except BusError as error:
             self._life.away("claim", error)
             await anyio.sleep(self._life.pace.idle_s)
             return None
         return delivery
 
-    async def _sweep(self, pools: list[str]) -> Delivery | None:
+    def _lanes(self, pools: list[str]) -> list[Lane]:
         """High, normal, low; within a priority another pool comes first each time."""
         self._turn += 1
         first = self._turn % len(pools) if pools else 0
-        for priority in PRIORITIES:
-            for pool in pools[first:] + pools[:first]:
-                delivery = await self._life.bus.queue.take(pool, priority)
-                if delivery is not None:
-                    return delivery
+        return [Lane(pool, priority) for priority in PRIORITIES for pool in pools[first:] + pools[:first]]
+
+    async def _sweep(self, lanes: Iterable[Lane]) -> Delivery | None:
+        for lane in lanes:
+            delivery = await self._life.bus.queue.take(lane.pool, lane.priority)
+            if delivery is not None:
+                return delivery
         return None
 
-    async def _wake(self, pools: list[str]) -> None:
+    async def _wake(self, pools: list[str]) -> frozenset[Lane]:
         if pools:
-            await self._life.bus.queue.woken(pools, self._life.pace.idle_s)
-        else:
-            await anyio.sleep(self._life.pace.idle_s)
+            return await self._life.bus.queue.woken(pools, self._life.pace.idle_s)
+        await anyio.sleep(self._life.pace.idle_s)
+        return frozenset()
 
     async def _consider(self, delivery: Delivery) -> None:
         """Do what the record says, however often the broker goes away meanwhile."""
@@ -169,10 +178,11 @@ class Agent:
             claimed = await advance(self._life, asked.entry, Started(claim))
         except BaseException:
             permit.idle()
-            await self._standby.put_away(spare) if spare else holding.release()
+            await self._standby.give_back(spare) if spare else holding.release()
             raise
+        self._roster.launch(Ticket(claimed, kind, holding, spare=spare), permit, delivery)
         self._life.log_of(job).info("claimed", round=claimed.round, attempt=claimed.attempt, warm=spare is not None)
-        return self._roster.launch(Ticket(claimed, kind, holding, spare=spare), permit, delivery)
+        return None
 
     async def _theirs(self, asked: Theirs, delivery: Delivery) -> None:
         """Another host's: leave it to that one, unless it is gone; then the attempt is released, and may start here."""
@@ -187,3 +197,7 @@ class Agent:
             return False
         row = await self._life.bus.hosts.get(job.claim.host)
         return row is None or row.value.incarnation != job.claim.incarnation
+
+
+def _by_priority(lanes: Iterable[Lane]) -> list[Lane]:
+    return sorted(lanes, key=lambda lane: PRIORITIES.index(lane.priority))

@@ -29,7 +29,7 @@ from runner.life import Life
 from runner.outputs import has_answer
 from runner.reporter import Reporter
 from runner.spare import Spare, give
-from runner.staging import BadInput, stage, timeouts
+from runner.staging import BadInput, stage, tell, timeouts
 from runner.supplies import SuppliesError
 from runner.verdict import Facts, FailedAs, Intent, Verdict, failed, judge
 from schemas.container import ErrorLine
@@ -137,21 +137,31 @@ class Attempt:
         with anyio.CancelScope(shield=True):
             if (warm := await self._given_to_spare()) is not None:
                 return warm
+            await anyio.to_thread.run_sync(self._tell)
             handle = await self._life.engine.start(self._spec())
             await self._diary.note(started_at=self._life.now())
         return handle
 
     async def _given_to_spare(self) -> str | None:
-        """The waiting container, if it has the job now; one that died meanwhile is removed, and the job starts cold."""
+        """The waiting container, if it has the job now; one that died meanwhile is removed, and the job starts cold.
+
+        All that must be written before the line is sent is written in one thread: each hop delays the job.
+        """
         spare = self._ticket.spare
         if spare is None or spare.handle is None:
             return None
-        await self._diary.note(started_at=self._life.now())
-        heard = await anyio.to_thread.run_sync(give, self._folder, self._identity)
+        heard = await self._diary.note_and(self._give, started_at=self._life.now())
         spare.over()
         if not heard:
             await self._life.engine.remove(spare.handle)
         return spare.handle if heard else None
+
+    def _give(self) -> bool:
+        self._tell()
+        return give(self._folder, self._identity)
+
+    def _tell(self) -> None:
+        tell(self._ticket.job, self._ticket.kind.endpoint, self.job_dir)
 
     def _spec(self) -> Spec:
         return spec_of(self._ticket.kind, self._identity, self.job_dir.resolve(), self._ticket.holding.uuids)

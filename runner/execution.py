@@ -83,7 +83,8 @@ class Execution:
     async def run(self) -> None:
         """Ends when nothing of the attempt is left here."""
         with self._scope:
-            await self._diary.open()
+            if self.ticket.handle is not None:
+                await self._diary.open()
             self._attempt = Attempt(self._life, self.ticket, self._diary)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._beat)

@@ -4,9 +4,10 @@ Notes are written down before they are published. The next life says exactly the
 the broker drops what it has: so nothing is lost between the writing and the publishing, and nothing is said twice.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -18,6 +19,8 @@ from runner.engines.port import Mark
 from runner.verdict import Intent
 from schemas.container import ErrorLine
 from schemas.feed import Note
+
+T = TypeVar("T")
 
 FILE = "journal.json"
 
@@ -51,7 +54,11 @@ def read(folder: Path) -> Journal:
 
 
 def write(folder: Path, journal: Journal) -> None:
-    """Replace the journal at once. Not synced: it is of use only while the host, and so the container, stays up."""
+    """Replace the journal at once, in a folder that may be new.
+
+    Not synced: it is of use only while the host, and so the container, stays up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     new = folder / f"{FILE}.new"
     new.write_bytes(msgspec.json.encode(journal))
     new.replace(folder / FILE)
@@ -66,15 +73,24 @@ class Diary:
         self.now = Journal()
 
     async def open(self) -> None:
-        """Make the folder, and take up what an earlier life wrote."""
-        self.now = await anyio.to_thread.run_sync(self._opened)
+        """Take up what an earlier life wrote. A new attempt has nothing to take up."""
+        self.now = await anyio.to_thread.run_sync(read, self._folder)
 
     async def note(self, **changes: Any) -> None:
         """Change fields of the journal; returns when the file says so."""
+        await self.note_and(_nothing, **changes)
+
+    async def note_and(self, then: Callable[[], T], **changes: Any) -> T:
+        """The same, then `then` in the same thread: what must not be done before it is written down. Its answer."""
         async with self._lock:
             self.now = replace(self.now, **changes)
-            await anyio.to_thread.run_sync(write, self._folder, self.now)
+            return await anyio.to_thread.run_sync(_write_and, self._folder, self.now, then)
 
-    def _opened(self) -> Journal:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return read(self._folder)
+
+def _write_and(folder: Path, journal: Journal, then: Callable[[], T]) -> T:
+    write(folder, journal)
+    return then()
+
+
+def _nothing() -> None:
+    """Nothing has to follow."""

@@ -4,10 +4,10 @@ import anyio
 from msgspec.structs import replace
 
 from bus.port import BusError
+from runner.idleness import Idleness
 from runner.life import Life
 from runner.means import Means
 from runner.readiness import Readiness
-from runner.roster import Roster
 from runner.standby import Standby
 from schemas.host import Offer, Presence
 
@@ -15,11 +15,11 @@ from schemas.host import Offer, Presence
 class Announcer:
     """Says what is true now, every few seconds and whenever `hurry` is called."""
 
-    def __init__(self, life: Life, means: Means, ready: Readiness, roster: Roster, standby: Standby) -> None:
+    def __init__(self, life: Life, means: Means, ready: Readiness, standby: Standby, idleness: Idleness) -> None:
         self._life = life
         self._means = means
         self._ready = ready
-        self._roster = roster
+        self._idleness = idleness
         self._standby = standby
         self._since = life.now()
         self._hurried = anyio.Event()
@@ -47,7 +47,7 @@ class Announcer:
         await self._life.bus.hosts.delete(self._life.host)
 
     async def _presence(self) -> Presence:
-        cannot = await self._ready.cannot()
+        cannot = await self._ready.cannot(anew=True)
         return Presence(
             host=self._life.host,
             incarnation=self._life.incarnation,
@@ -58,7 +58,8 @@ class Announcer:
             engine=self._life.engine.name,
             gpu_state=self._means.cards.snapshot.state,
             gpus=self._means.cards.reports(),
-            running=self._roster.running(),
+            running=self._idleness.running(),
+            busy=await self._idleness.busy(),
             warm=self._standby.reports(),
             cannot={name: str(reason) for name, reason in cannot.items()},
         )

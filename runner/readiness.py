@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -15,6 +16,16 @@ from runner.verdict import FailedAs
 from schemas.reasons import Reason
 
 
+class _Measure(NamedTuple):
+    """MiB free on the disk, and when that was (seconds of the loop's clock)."""
+
+    mb: int
+    at: float
+
+
+FRESH_S = 5.0  # a measure of the disk this old still counts: a claim waits for none, the heartbeat takes them
+
+
 class Readiness:
     """Asked before every claim and for every heartbeat. `disk` is the folder that jobs write to."""
 
@@ -23,24 +34,30 @@ class Readiness:
         self._cards = cards
         self._disk = disk
         self._image_missing_s = image_missing_s
+        self._free = _Measure(0, float("-inf"))
         self._without_image: dict[str, float] = {}
         self.paused = False  # the edge's power law lets this host take nothing new
 
-    async def cannot(self) -> dict[str, Reason]:
-        """The reason of every endpoint that cannot start now."""
-        free = await anyio.to_thread.run_sync(disk_free_mb, self._disk)
+    async def cannot(self, *, anew: bool = False) -> dict[str, Reason]:
+        """The reason of every endpoint that cannot start now; `anew`: by a new measure of the disk."""
+        free = await self._free_mb(0.0 if anew else FRESH_S)
         placed = {name: self._place(kind, free) for name, kind in self._kinds.items()}
         return {name: one.reason for name, one in placed.items() if isinstance(one, Refused)}
 
     async def place(self, kind: Kind, *, ahead: bool = False) -> Placed | Refused:
         """The cards that a container of this kind would get now; `ahead`: one that is to wait for its job."""
-        return self._place(kind, await anyio.to_thread.run_sync(disk_free_mb, self._disk), ahead=ahead)
+        return self._place(kind, await self._free_mb(FRESH_S), ahead=ahead)
 
     def ended(self, execution: Execution) -> None:
         """Learn from an execution: without its image an endpoint is not asked for again for a while."""
         if isinstance(execution.verdict, FailedAs) and execution.verdict.code == "image_missing":
             until = anyio.current_time() + self._image_missing_s
             self._without_image[execution.ticket.job.endpoint] = until
+
+    async def _free_mb(self, fresh_s: float) -> int:
+        if anyio.current_time() - self._free.at > fresh_s:
+            self._free = _Measure(await anyio.to_thread.run_sync(disk_free_mb, self._disk), anyio.current_time())
+        return self._free.mb
 
     def _place(self, kind: Kind, free_mb: int, *, ahead: bool = False) -> Placed | Refused:
         if self.paused:

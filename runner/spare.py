@@ -36,6 +36,7 @@ class Spare:
         self.handle = handle
         self.ready = False
         self.taken = False
+        self.unwatched = False  # nobody would see it die any more
         self.settled = anyio.Event()
         self.gone = anyio.Event()
         self.watched = anyio.CancelScope()

@@ -1,7 +1,6 @@
 """A job's folder before its container starts: the inputs under plain names, and job.json that tells them."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +47,33 @@ def with_names(given: Any, names: Mapping[str, str], path: str = "$") -> Any:
 
 
 async def stage(job: Job, endpoint: Endpoint, job_dir: Path, supplies: Supplies) -> None:
-    """Fill in/ and write job.json. Raises BadInput, AssetGone, EdgeAway, OSError (disk)."""
+    """Fill in/. Raises BadInput, AssetGone, EdgeAway, OSError (disk)."""
     fields = asset_fields(endpoint.input, job.input)
     names = named(fields)
-    wanted = [(_digest(field), job_dir / "in" / names[field.path]) for field in fields]
+    for digest, path in [(_digest(field), job_dir / "in" / names[field.path]) for field in fields]:
+        await anyio.to_thread.run_sync(_clear, path)
+        await supplies.stage(job.owner, digest, path)
+
+
+def tell(job: Job, endpoint: Endpoint, job_dir: Path) -> None:
+    """Write job.json. Blocking; raises OSError.
+
+    Made beside the folder and moved in: a warm container may write there, and must not point us somewhere else.
+    """
     told = JobFile(
         id=job.id,
         owner=job.owner,
         endpoint=job.endpoint,
         round=job.round,
         attempt=job.attempt,
-        input=with_names(job.input, names),
+        input=with_names(job.input, named(asset_fields(endpoint.input, job.input))),
         timeouts=timeouts(job, endpoint),
     )
-    await anyio.to_thread.run_sync(_write, job_dir, told)
-    for digest, path in wanted:
-        await anyio.to_thread.run_sync(partial(path.unlink, missing_ok=True))  # of a try that the edge cut short
-        await supplies.stage(job.owner, digest, path)
+    job_dir.mkdir(parents=True, exist_ok=True)
+    new = job_dir.with_name(JOB_FILE)
+    new.write_bytes(msgspec.json.encode(told))
+    new.chmod(0o644)
+    new.replace(job_dir / JOB_FILE)
 
 
 def _digest(field: AssetField) -> Digest:
@@ -74,10 +83,7 @@ def _digest(field: AssetField) -> Digest:
         raise BadInput(f"{field.path}: {error}") from error
 
 
-def _write(job_dir: Path, told: JobFile) -> None:
-    """Made beside the folder and moved in: a warm container may write there, and must not point us somewhere else."""
-    (job_dir / "in").mkdir(parents=True, exist_ok=True)
-    new = job_dir.with_name(JOB_FILE)
-    new.write_bytes(msgspec.json.encode(told))
-    new.chmod(0o644)
-    new.replace(job_dir / JOB_FILE)
+def _clear(path: Path) -> None:
+    """Make the folder, and take away what a try left that the edge cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)

@@ -69,8 +69,14 @@ class Standby:
                 return spare
         return None
 
-    async def put_away(self, spare: Spare) -> None:
-        """One that was taken got no job after all: it goes, for it cannot be told apart from one that has."""
+    async def give_back(self, spare: Spare) -> None:
+        """One that was taken got no job after all, and nothing was sent to it: it waits on, if it still can."""
+        there = sum(1 for one in self._spares if one.kind is spare.kind)
+        if self._open and not spare.unwatched and there < self._means.warm.count:
+            spare.taken = False
+            spare.holding.idle = True
+            self._spares.append(spare)
+            return
         spare.over()
         await spare.settled.wait()
         await self._discard(spare)
@@ -140,6 +146,7 @@ class Standby:
                 await self._wait(spare)
             except (EngineError, OSError) as error:
                 why = str(error) or type(error).__name__
+        spare.unwatched = True
         spare.settled.set()
         if why:
             pause.fail(why, anyio.current_time(), self._means.warm.backoff_s, self._means.warm.backoff_most_s)

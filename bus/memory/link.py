@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 
 from bus.memory.log import Clock, Log, Message
-from bus.port import Health, Unreachable
+from bus.port import Health, Lane, Unreachable
 from schemas.job import JobKey
 
 
@@ -22,7 +22,7 @@ class MemoryLink:
         self._up.set()
         self._changed = anyio.Event()
         self.comebacks = 0
-        self.woken: set[str] = set()
+        self.woken: set[Lane] = set()
         self.nudged: dict[str, deque[JobKey]] = {}
 
     @property

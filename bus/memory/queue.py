@@ -7,7 +7,7 @@ import anyio
 from bus import subjects
 from bus.memory.link import MemoryLink
 from bus.memory.log import Clock, Log
-from bus.port import Delivery
+from bus.port import Delivery, Lane
 from schemas.job import Pointer
 from schemas.words import PRIORITIES, Priority
 
@@ -70,13 +70,13 @@ class MemoryQueue:
         self._jobs.lanes.update(subjects.lane(pool, priority) for pool in pools for priority in PRIORITIES)
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """Let it wait, wake the pool."""
+        """Let it wait, wake its lane."""
         await self._link.reach()
         subject = subjects.pointer(pointer)
         self._jobs.log.append(subject, b"", message_id=None if repair else subject)
         for link in self._jobs.links:
             if link.connected:
-                link.woken.add(pointer.pool)
+                link.woken.add(Lane(pointer.pool, pointer.priority))
                 link.tell()
 
     async def take(self, pool: str, priority: Priority) -> Delivery | None:
@@ -108,11 +108,11 @@ class MemoryQueue:
         await self._link.reach()
         return {pointer for _, pointer in self._pointers("job.") if owner in (None, pointer.owner)}
 
-    async def woken(self, pools: Collection[str], timeout_s: float) -> bool:
+    async def woken(self, pools: Collection[str], timeout_s: float) -> frozenset[Lane]:
         """Wait for a wake of `pools`; one that came since the last call counts."""
         with anyio.move_on_after(timeout_s):
-            while not self._link.woken.intersection(pools):
+            while not any(lane.pool in pools for lane in self._link.woken):
                 await self._link.changed()
-        heard = self._link.woken.intersection(pools)
+        heard = frozenset(lane for lane in self._link.woken if lane.pool in pools)
         self._link.woken -= heard
-        return bool(heard)
+        return heard

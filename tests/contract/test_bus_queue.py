@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from bus.port import Delivery, Unreachable
+from bus.port import Delivery, Lane, Unreachable
 from schemas.job import Pointer
 from schemas.words import PRIORITIES, Priority
 from tests.broker import PATIENCE_S, until
@@ -173,10 +173,22 @@ async def test_waiting_may_be_asked_of_one_owner(world: World):
     assert await world.edge.queue.waiting() == {mine, yours}
 
 
-async def test_a_publish_wakes_its_pool_even_before_anybody_waits(world: World):
+async def test_a_publish_wakes_its_lane_even_before_anybody_waits(world: World):
     await world.edge.queue.publish(pointer())
-    assert await world.runner.queue.woken(["echo", "other"], PATIENCE_S)
+    assert await world.runner.queue.woken(["echo", "other"], PATIENCE_S) == {Lane("echo", Priority.NORMAL)}
     assert not await world.runner.queue.woken(["echo"], 0.01)
+
+
+async def test_a_wake_names_every_lane_that_was_published_to(world: World):
+    await world.edge.queue.ensure(["gpu-low"])
+    lanes = {Lane("gpu-low", Priority.HIGH), Lane("echo", Priority.LOW)}
+    for pool, priority in lanes:
+        await world.edge.queue.publish(pointer(pool=pool, priority=priority))
+    heard: set[Lane] = set()
+    while heard != lanes:
+        woken = await world.runner.queue.woken(["echo", "gpu-low"], PATIENCE_S)
+        assert woken
+        heard |= woken
 
 
 async def test_a_publish_wakes_whoever_waits_for_its_pool_only(world: World):

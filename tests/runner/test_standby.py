@@ -8,6 +8,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from bus.port import Conflict
 from runner.engines.memory import Box, Signalled
 from runner.engines.port import NO_JOB, Identity, Limits, Spec
 from runner.gpu.memory import MemoryGpus
@@ -98,6 +99,25 @@ async def test_inputs_are_staged_into_the_waiting_folder(world: World) -> None:
         ended = await world.ended(await world.submit("ready", input={"file": world.shop.add(b"given")}))
     assert ended.output is not None
     assert world.shop.held[ended.output.files[0].sha256] == b"given"
+
+
+async def test_one_whose_job_went_to_another_runner_waits_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runners hold one pointer, the other's claim is written first: nothing was sent to the container."""
+    async with world.life() as life:
+        (box,) = await world.waiting("ready")
+        with monkeypatch.context() as patched:
+            raced = anyio.Event()
+
+            async def first(*_: object) -> int:
+                raced.set()
+                patched.undo()
+                raise Conflict("the other was first")
+
+            patched.setattr(life.bus.records, "update", first)
+            key = await world.submit("ready")
+            assert (await world.ended(key)).status is Status.SUCCEEDED
+    assert raced.is_set()
+    assert (box.spec.identity.job, box.exit and box.exit.code) == (NO_JOB, 0)
 
 
 async def test_one_that_still_loads_is_taken_too(world: World) -> None:
