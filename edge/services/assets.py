@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from msgspec import Struct, structs
 
@@ -10,7 +11,7 @@ from edge.services.clock import Clock, micros
 from edge.services.index import Index
 from edge.services.pages import PAGE, PAGE_MAX, read_cursor, write_cursor
 from edge.services.refusals import refusing
-from edge.store.port import Store, Stored
+from edge.store.port import AssetStore, Stored
 from schemas.asset import Digest, Reference, is_digest, reference_key, safe_name
 from schemas.errors import Refused
 from schemas.host import Tombstone
@@ -45,7 +46,7 @@ class Deleted(Struct, frozen=True):
 class Assets:
     """Bytes, references and tombstones together. `limit`: the largest body taken, in bytes."""
 
-    def __init__(self, bus: Bus, store: Store, index: Index, clock: Clock, limit: int = LIMIT) -> None:
+    def __init__(self, bus: Bus, store: AssetStore, index: Index, clock: Clock, limit: int = LIMIT) -> None:
         self._bus = bus
         self._store = store
         self._index = index
@@ -66,6 +67,18 @@ class Assets:
         """
         with refusing():
             stored = await self._store.write(chunks, expected, self._limit)
+        return await self._kept(owner, stored, name, media_type)
+
+    async def adopt(
+        self, owner: str, path: Path, sha256: Digest, name: str, media_type: str
+    ) -> tuple[Reference, Digest, bool]:
+        """As `put`, of a durable file on this machine whose digest was computed as it came. The file stays."""
+        with refusing():
+            stored = await self._store.adopt(path, sha256)
+        return await self._kept(owner, stored, name, media_type)
+
+    async def _kept(self, owner: str, stored: Stored, name: str, media_type: str) -> tuple[Reference, Digest, bool]:
+        with refusing():
             reference, created = await self._refer(owner, stored, safe_name(name, stored.sha256[:12]), media_type)
             # A deletion may have moved the bytes away between the two lines above.
             if await self._store.stat(stored.sha256) is None:

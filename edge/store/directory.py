@@ -1,23 +1,29 @@
 """The store in a folder of a local disk, or of a network folder that keeps locks, renames and fsync."""
 
+import errno
 import hashlib
 import itertools
 import os
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 from anyio import CancelScope, to_thread
 
-from edge.store.pipeline import pour
-from edge.store.port import BLOCK, DigestMismatch, Store, StoreBroken, Stored, Survey
+from edge.store.pipeline import file_blocks, pour
+from edge.store.port import BLOCK, AssetStore, DigestMismatch, StoreBroken, Stored, Survey, checked
 from edge.store.spool import Spool, disk_errors, sync_folder
 from edge.store.tenancy import Tenancy
-from schemas.asset import SCHEME, Digest, InvalidDigest, is_digest
+from schemas.asset import Digest
+
+# No second name possible: another file system, one without links, or too many of them.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 
 
-class DirectoryStore(Store):
+class DirectoryStore(AssetStore):
     """Assets as files `sha256/ab/cdef…` below the tenancy's root. Made by `open_directory`."""
 
     def __init__(self, tenancy: Tenancy) -> None:
@@ -84,6 +90,16 @@ class DirectoryStore(Store):
     async def survey(self) -> Survey:
         return await to_thread.run_sync(self._survey)
 
+    async def adopt(self, path: Path, sha256: Digest) -> Stored:
+        place = self._place(sha256)
+        if await to_thread.run_sync(_linked, path, place):
+            return Stored(sha256, (await to_thread.run_sync(place.stat)).st_size, place)
+        return await self.write(file_blocks(path), sha256, sys.maxsize)
+
+    async def link(self, sha256: Digest, ttl: timedelta) -> str | None:
+        del sha256, ttl
+        return None
+
     def _survey(self) -> Survey:
         root = self._tenancy.root
         with disk_errors():
@@ -92,12 +108,11 @@ class DirectoryStore(Store):
         return Survey(self._tenancy.fingerprint, disk.f_bavail * disk.f_frsize, tuple(trashed))
 
     def _place(self, sha256: Digest) -> Path:
-        _check(sha256)
+        checked(sha256)
         return self._tenancy.root / "sha256" / sha256[:2] / sha256[2:]
 
     def _trashed(self, sha256: Digest) -> Path:
-        _check(sha256)
-        return self._tenancy.root / "trash" / sha256
+        return self._tenancy.root / "trash" / checked(sha256)
 
 
 def _random_id() -> str:
@@ -119,12 +134,6 @@ async def open_directory(root: Path, new_id: Callable[[], str] = _random_id) -> 
             await to_thread.run_sync(tenancy.end)
 
 
-def _check(sha256: Digest) -> None:
-    # It becomes part of a path, so it is looked at here again, whatever the callers promise.
-    if not is_digest(sha256):
-        raise InvalidDigest(SCHEME + sha256)
-
-
 def _open(place: Path) -> tuple[int, int]:
     with disk_errors():
         try:
@@ -140,6 +149,21 @@ def _read(handle: int, size: int, at: int) -> bytes:
     if not block:
         raise StoreBroken("an asset became shorter while it was read: check the store's disk")
     return block
+
+
+def _linked(path: Path, place: Path) -> bool:
+    """Give the file the name `place`; False where it lies on another file system, or links are not possible."""
+    with disk_errors():
+        try:
+            place.hardlink_to(path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+        sync_folder(place.parent)
+    return True
 
 
 def _move(source: Path, target: Path) -> bool:

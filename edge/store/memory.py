@@ -1,14 +1,17 @@
 """The store's fake: a dictionary that keeps the port's law and passes its suite; the edge's tests stand on it."""
 
 import hashlib
+import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
 
-from edge.store.pipeline import blocks
-from edge.store.port import BLOCK, DigestMismatch, Store, Stored, StoreFull, Survey, TooLarge
+from edge.store.pipeline import blocks, file_blocks
+from edge.store.port import BLOCK, AssetStore, DigestMismatch, Stored, StoreFull, Survey, TooLarge
 from schemas.asset import Digest
 
 
-class MemoryStore(Store):
+class MemoryStore(AssetStore):
     """Holds at most `capacity` bytes, trash included."""
 
     def __init__(self, fingerprint: str = "memory", capacity: int = 1 << 30) -> None:
@@ -51,6 +54,13 @@ class MemoryStore(Store):
 
     async def survey(self) -> Survey:
         return Survey(self._fingerprint, self._free(), tuple(sorted(self._trash)))
+
+    async def adopt(self, path: Path, sha256: Digest) -> Stored:
+        return await self.write(file_blocks(path), sha256, sys.maxsize)
+
+    async def link(self, sha256: Digest, ttl: timedelta) -> str | None:
+        del sha256, ttl
+        return None
 
     def _free(self) -> int:
         return self._capacity - sum(map(len, [*self._held.values(), *self._trash.values()]))

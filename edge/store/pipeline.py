@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from anyio import create_memory_object_stream, create_task_group, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -24,6 +25,16 @@ async def blocks(chunks: AsyncIterator[bytes], size: int = BLOCK) -> AsyncIterat
             held = 0
     if held:
         yield b"".join(waiting)
+
+
+async def file_blocks(path: Path) -> AsyncIterator[bytes]:
+    """A file of this machine, in blocks."""
+    file = await to_thread.run_sync(lambda: path.open("rb", buffering=0))
+    try:
+        while block := await to_thread.run_sync(file.read, BLOCK):
+            yield block
+    finally:
+        file.close()
 
 
 async def pour(chunks: AsyncIterator[bytes], limit: int, sinks: Sequence[Sink]) -> int:

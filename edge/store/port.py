@@ -10,12 +10,13 @@ Whatever is raised, a cancellation too, nothing of the body stays behind.
 """
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
-from schemas.asset import Digest
+from schemas.asset import SCHEME, Digest, InvalidDigest, is_digest
 
 BLOCK = 1024 * 1024  # bytes; below it the hop to a thread costs more than the work, above it only memory
 
@@ -71,6 +72,13 @@ class StoreBroken(StoreError):
     """The medium refused a call."""
 
 
+def checked(sha256: Digest) -> Digest:
+    """`sha256`, which is to become part of a path: looked at here again, whatever callers promise."""
+    if not is_digest(sha256):
+        raise InvalidDigest(SCHEME + sha256)
+    return sha256
+
+
 class Store(Protocol):
     """Seven verbs. Every digest given must be one (`schemas.asset.is_digest`): it becomes part of a path."""
 
@@ -105,3 +113,22 @@ class Store(Protocol):
     async def survey(self) -> Survey:
         """Fingerprint, free bytes, and what waits in the trash."""
         ...
+
+
+class Shortcuts(Protocol):
+    """How bytes pass a store by without going through the edge's hands once more."""
+
+    async def adopt(self, path: Path, sha256: Digest) -> Stored:
+        """Take a durable file of this machine whose digest is known to be right; `path` stays. Twice is once.
+
+        Raises StoreError.
+        """
+        ...
+
+    async def link(self, sha256: Digest, ttl: timedelta) -> str | None:
+        """A URL under which anybody can fetch the bytes for `ttl`; None where the store can make none."""
+        ...
+
+
+class AssetStore(Store, Shortcuts, Protocol):
+    """What the edge is given."""
