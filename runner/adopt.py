@@ -69,7 +69,7 @@ class Adopter:
         for found in there:
             await self._life.insist("adopt", partial(self._take, found, None))
         named = {found.identity.folder for found in there}
-        for folder in await anyio.to_thread.run_sync(_folders, self._life.jobs):
+        for folder in await anyio.to_thread.run_sync(folders, self._life.jobs):
             if folder.name not in named:
                 await self._life.insist("tidy", partial(self._tidy, folder))
 
@@ -99,7 +99,7 @@ class Adopter:
     async def _find(self) -> list[Found]:
         ask = partial(self._life.engine.find, self._life.installation, self._life.host)
         found = await self._life.steadily("find", ask)
-        return await anyio.to_thread.run_sync(_claimed, self._life.jobs, found)
+        return await anyio.to_thread.run_sync(claimed, self._life.jobs, found)
 
     async def _take(self, found: Found, delivery: Delivery | None) -> None:
         """Until the record and the container agree; a conflict means that the record has moved on."""
@@ -145,7 +145,7 @@ class Adopter:
         self.roster.launch(ticket, self._means.slots.adopt(job.key), delivery)
 
     async def _tidy(self, folder: Path) -> None:
-        place = await anyio.to_thread.run_sync(_place, folder)
+        place = await anyio.to_thread.run_sync(attempt_of, folder)
         with suppress(RecordUnreadable):  # then nothing is left that could be given back
             if place is not None:
                 await self._give_back(*place)
@@ -164,7 +164,7 @@ class Adopter:
                 continue
 
 
-def _claimed(jobs: Path, there: list[Found]) -> list[Found]:
+def claimed(jobs: Path, there: list[Found]) -> list[Found]:
     """The same, but what was started ahead as the container of the job that it was given, if it was."""
     return [_as_claimed(jobs, found) for found in there]
 
@@ -175,12 +175,13 @@ def _as_claimed(jobs: Path, found: Found) -> Found:
     return replace(found, identity=became(jobs / found.identity.spare) or found.identity)
 
 
-def _folders(jobs: Path) -> list[Path]:
+def folders(jobs: Path) -> list[Path]:
+    """The folders that attempts, and containers started ahead of one, work or worked in."""
     ours = (path for path in jobs.iterdir() if path.is_dir())
     return sorted(path for path in ours if path.name.startswith(PREFIX) or path.name.count(".") == 3)
 
 
-def _place(folder: Path) -> tuple[JobKey, int, int] | None:
+def attempt_of(folder: Path) -> tuple[JobKey, int, int] | None:
     """The job, round and attempt that worked in `folder`; None: nobody's did."""
     if not folder.name.startswith(PREFIX):
         owner, job, round_, attempt = folder.name.split(".")

@@ -147,6 +147,11 @@ class Cards:
         """Whether any container has this card."""
         return any(uuid in holding.uuids for holding in self._held)
 
+    def foreign(self) -> tuple[str, ...]:
+        """The cards that other people's programs use, or did a moment ago."""
+        now = self._clock()
+        return tuple(one.uuid for one in self._judged.values() if fitness.owner(one, now, self.settings.fitness))
+
     def suspects(self) -> tuple[str, ...]:
         """The cards that erred and may prove themselves now: nothing still shows, and nobody has them."""
         return tuple(

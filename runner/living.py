@@ -10,8 +10,10 @@ from anyio.abc import TaskGroup
 from bus.port import BusError
 from runner.adopt import Adopter
 from runner.agent import Agent
+from runner.deadman import DeadMan
 from runner.drain import drain
 from runner.execution import Execution
+from runner.idleness import Idleness
 from runner.life import Life
 from runner.means import Forget, Means
 from runner.orders import Orders
@@ -30,15 +32,18 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
         roster = Roster(life, jobs, partial(_ended, readiness, standby))
         adopter = Adopter(life, means, roster)
         agent = Agent(life, means, readiness, standby, adopter)
-        announcer = Announcer(life, means, readiness, roster, standby)
+        idleness = Idleness(means.slots, means.cards, means.logins, roster)
+        announcer = Announcer(life, means, readiness, standby, idleness)
         background.start_soon(means.cards.watch)
         orders = Orders(life, readiness, announcer.hurry)
         background.start_soon(announcer.run)
-        background.start_soon(orders.run, lambda: not roster.there, means.poweroff)
+        background.start_soon(orders.run, idleness.empty, means.poweroff)
+        background.start_soon(DeadMan(life, means.dead_man, idleness, means.answers).run, means.poweroff)
         background.start_soon(_listen, life, roster)
         prover = Prover(life, means)
         await orders.obey()
-        jobs.start_soon(_work, life, means, adopter, agent, partial(_begun, background, (standby, prover), ready))
+        begun = partial(_begun, background, (standby, prover), idleness, ready)
+        jobs.start_soon(_work, life, means, adopter, agent, begun)
         await stop.wait()
         life.log.info("draining", running=len(roster.there))
         agent.stop()
@@ -56,8 +61,11 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
             await announcer.leave()
 
 
-def _begun(background: TaskGroup, starters: tuple[Standby, Prover], ready: Callable[[], None]) -> None:
+def _begun(
+    background: TaskGroup, starters: tuple[Standby, Prover], idleness: Idleness, ready: Callable[[], None]
+) -> None:
     """What earlier lives left is dealt with: only now may anything that is no job's be started beside it."""
+    idleness.settled = True
     for starter in starters:
         background.start_soon(starter.run)
     ready()

@@ -6,18 +6,26 @@ from msgspec import Struct
 
 from runner.cards import Cards
 from runner.catalogue import Kind
-from runner.settings import WarmSettings
+from runner.logins import Logins, nobody
+from runner.settings import DeadManSettings, WarmSettings
 from runner.slots import Slots
 from schemas.asset import Digest
 
 Forget = Callable[[Collection[Digest]], Awaitable[None]]
+Answers = Callable[[], Awaitable[bool]]
+
+
+async def always() -> bool:
+    """An edge that is never away."""
+    return True
 
 
 class Means(Struct, frozen=True, kw_only=True):
     """`kinds` can run, on `cards`, as many at once as there are `slots`.
 
     `forget` drops deleted assets from the host's cache; `leave`: the engine keeps containers running without us.
-    `poweroff`: the owner's program that switches this machine off.
+    `poweroff`: the owner's program that switches this machine off. `logins`: who is logged in here. `answers`: asks
+    the edge for a sign of life.
     Seconds: `grace_s` for jobs to end when drained, `settle_s` for the records of those that were stopped then.
     """
 
@@ -30,3 +38,6 @@ class Means(Struct, frozen=True, kw_only=True):
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()
+    dead_man: DeadManSettings = DeadManSettings()
+    logins: Logins = nobody
+    answers: Answers = always

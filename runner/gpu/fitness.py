@@ -115,7 +115,7 @@ def _weighed(previous: Judgement, seen: Judgement, sample: GpuSample, now: float
     claims = (
         (Fitness.UNHEALTHY, seen.poison),
         (Fitness.HOT, _heat(previous, seen, sample, now, policy)),
-        (Fitness.BUSY_OWNER, _owner(seen, now, policy)),
+        (Fitness.BUSY_OWNER, owner(seen, now, policy)),
     )
     fitness, why = next(((fitness, why) for fitness, why in claims if why), (Fitness.FIT, ""))
     return _turned(seen, fitness, why, now)
@@ -132,7 +132,8 @@ def _heat(previous: Judgement, seen: Judgement, sample: GpuSample, now: float, p
     return f"{sample.temperature_c} °C, slows down at {limit} °C" if too_hot else ""
 
 
-def _owner(seen: Judgement, now: float, policy: FitnessPolicy) -> str:
+def owner(seen: Judgement, now: float, policy: FitnessPolicy) -> str:
+    """Who else uses the card, or did a moment ago, whatever else is wrong with it; "" for nobody."""
     recent = _recent(seen.owner_seen_at, now, policy.owner_quiet_s)
     return "another program uses the card" if recent else ""
 

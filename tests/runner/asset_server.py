@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from edge.store.port import DigestMismatch, Store, TooLarge
@@ -46,7 +46,10 @@ class AssetServer:
             response = await self._answer(request)
             await response(scope, receive, send if limit is None else _cut(send, limit))
 
-        return Starlette(routes=[Mount("/v1/assets", app=dispatch)])
+        async def live(_: Request) -> Response:
+            return Response()
+
+        return Starlette(routes=[Mount("/v1/assets", app=dispatch), Route("/livez", live)])
 
     async def _answer(self, request: Request) -> Response:
         if self.status or request.headers["authorization"] != f"Bearer {KEY}":

@@ -7,6 +7,8 @@ import anyio
 import pytest
 
 from runner.engines.memory import Box
+from runner.logins import nobody
+from schemas.host import Busy
 from schemas.power import PowerRecord, PowerState
 from schemas.words import Status
 from tests.broker import until
@@ -76,3 +78,24 @@ async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: Worl
             return dark.exists()
 
         await until(switched_off)
+
+
+async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: World) -> None:
+    """People from before the first claim, an upload that does not end, and nothing any more when it has."""
+    world.logins = lambda: frozenset({"ann", "bob"})
+    world.shop.away = True
+    key = await world.submit("well")
+
+    async def busy(expected: Busy) -> None:
+        async def told() -> bool:
+            row = await world.edge.hosts.get("gpu-1")
+            return row is not None and row.value.busy == expected
+
+        await until(told)
+
+    async with world.life():
+        await busy(Busy(uploading=1, users=2))
+        world.shop.away = False
+        await world.ended(key)
+        world.logins = nobody
+        await busy(Busy())

@@ -20,6 +20,7 @@ from runner.gpu.memory import MemoryGpus
 from runner.gpu.port import Gpus
 from runner.life import Life, Outage
 from runner.living import live
+from runner.logins import Logins, nobody
 from runner.means import Means
 from runner.settings import GpuSettings, Pace, WarmSettings
 from runner.slots import Slots
@@ -139,6 +140,7 @@ class World:
         self.leave = True
         self.grace_s = 0.05
         self.poweroff: tuple[str, ...] = ()
+        self.logins: Logins = nobody
         self.kinds: dict[str, Kind] | None = None
         self.gpus: Gpus = MemoryGpus()
         self.gpu_settings = GpuSettings()
@@ -193,6 +195,7 @@ class World:
             grace_s=self.grace_s,
             settle_s=2.0,
             poweroff=self.poweroff,
+            logins=lambda: self.logins(),
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
