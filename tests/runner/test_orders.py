@@ -7,7 +7,6 @@ import anyio
 import pytest
 
 from runner.engines.memory import Box
-from runner.logins import nobody
 from schemas.host import Busy
 from schemas.power import PowerRecord, PowerState
 from schemas.words import Status
@@ -82,7 +81,7 @@ async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: Worl
 
 async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: World) -> None:
     """People from before the first claim, an upload that does not end, and nothing any more when it has."""
-    world.logins = lambda: frozenset({"ann", "bob"})
+    world.people = frozenset({"ann", "bob"})
     world.shop.away = True
     key = await world.submit("well")
 
@@ -97,5 +96,5 @@ async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: World) -
         await busy(Busy(uploading=1, users=2))
         world.shop.away = False
         await world.ended(key)
-        world.logins = nobody
+        world.people = frozenset()
         await busy(Busy())

@@ -20,7 +20,6 @@ from runner.gpu.memory import MemoryGpus
 from runner.gpu.port import Gpus
 from runner.life import Life, Outage
 from runner.living import live
-from runner.logins import Logins, nobody
 from runner.means import Means
 from runner.settings import GpuSettings, Pace, WarmSettings
 from runner.slots import Slots
@@ -140,7 +139,7 @@ class World:
         self.leave = True
         self.grace_s = 0.05
         self.poweroff: tuple[str, ...] = ()
-        self.logins: Logins = nobody
+        self.people: frozenset[str] = frozenset()
         self.kinds: dict[str, Kind] | None = None
         self.gpus: Gpus = MemoryGpus()
         self.gpu_settings = GpuSettings()
@@ -195,7 +194,7 @@ class World:
             grace_s=self.grace_s,
             settle_s=2.0,
             poweroff=self.poweroff,
-            logins=lambda: self.logins(),
+            logins=lambda: self.people,
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
