@@ -165,6 +165,11 @@ def power(host: str, want: str, until: str | None) -> Call[Any]:
     return Call(method="POST", path=f"/v1/hosts/{host}/power", read=read_any, body=body)
 
 
+def add_host(host: str) -> Call[Any]:
+    """Let a machine join."""
+    return Call(method="POST", path="/v1/hosts", read=read_any, body={"id": host})
+
+
 def create_key(owner: str, scopes: list[str], name: str) -> Call[Any]:
     """Make a key."""
     body: dict[str, Any] = {"owner": owner, "name": name, **({"scopes": scopes} if scopes else {})}

@@ -19,7 +19,7 @@ COMMANDS = {
     "delete": ("lamplighter.cli.jobs", "delete", "Remove a job that has ended."),
     "upload": ("lamplighter.cli.things", "upload", "Upload files."),
     "assets": ("lamplighter.cli.things", "assets", "List files."),
-    "hosts": ("lamplighter.cli.things", "hosts", "List the GPU hosts."),
+    "hosts": ("lamplighter.cli.hosts", "hosts", "List the GPU hosts, let one join, put one out."),
     "power": ("lamplighter.cli.things", "power", "Hold a host on or off, or leave it to its work."),
     "endpoints": ("lamplighter.cli.things", "endpoints", "List what can run, or the fields of one endpoint."),
     "keys": ("lamplighter.cli.things", "keys", "Make, list and revoke API keys."),

@@ -1,7 +1,6 @@
 """What belongs to one data folder of `up`: its lock, its keys, its address."""
 
 import fcntl
-import os
 import secrets
 import socket
 import sys
@@ -14,6 +13,7 @@ import click
 import msgspec
 from msgspec import Struct
 
+from bus import private
 from bus.port import Bus
 from edge.services.clock import utc_now
 from edge.services.keys import Keys
@@ -59,11 +59,7 @@ def listen(port: int) -> socket.socket:
 
 def write_private(path: Path, value: object) -> None:
     """`value` as JSON in a file that only this user can read, whole or not at all."""
-    part = path.with_suffix(".part")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(msgspec.json.encode(value))
-    part.replace(path)
+    private.write_private(path, msgspec.json.encode(value))
 
 
 def installation_id(data: Path) -> str:

@@ -15,7 +15,11 @@ T = TypeVar("T")
 
 DEFAULT = Path("lamplighter.toml")
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT, show_default=True
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT,
+    show_default=True,
+    envvar="LAMPLIGHTER_CONFIG",
 )
 level_option = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 format_option = click.option("--log-format", type=click.Choice(["json", "text"]))

@@ -102,7 +102,7 @@ class Child:
             await anyio.sleep(wait)
 
     async def _once(self) -> int:
-        argv = [sys.executable, "-m", "lamplighter", self.name, "--config", os.devnull]
+        argv = [sys.executable, "-m", "lamplighter", self.name]
         with self._log_file.open("ab") as out:
             process = await anyio.open_process(
                 argv,

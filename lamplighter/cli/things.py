@@ -1,4 +1,4 @@
-"""Client verbs around everything else: upload, assets, hosts, endpoints, keys."""
+"""Client verbs around everything else: upload, assets, power, endpoints, keys."""
 
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,6 @@ def assets(session: Session, limit: int) -> None:
     page = session.client.call(wire.assets(limit, None))
     rows = ((f"{a.sha256[:16]}…", show.size(a.bytes), a.media_type, a.name) for a in page.assets)
     session.show(page, lambda: show.table(session.out, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet"))
-
-
-@click.command()
-@client_command
-def hosts(session: Session) -> None:
-    """List the GPU hosts."""
-    found = session.client.call(wire.fetch("/v1/hosts"))["hosts"]
-    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "JOBS")
-    session.show(
-        found, lambda: show.table(session.out, columns, map(_host, found), "no host has come yet: start a runner")
-    )
-
-
-def _host(host: dict[str, Any]) -> tuple[str, ...]:
-    cards = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or "none"
-    return host["id"], host["state"], host["since"] or "-", ", ".join(host["endpoints"]), cards, str(len(host["jobs"]))
 
 
 @click.command()

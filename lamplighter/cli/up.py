@@ -1,6 +1,7 @@
 """`lamplighter up`: broker, edge and runner together on this machine, on loopback, until stopped."""
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from bus.server import Server, serving
 from bus.settings import BrokerSettings
 from lamplighter.cli.installation import Keyring, ensure_keys, installation_id, listen, sole, write_private
 from lamplighter.cli.logs import configure
+from lamplighter.cli.public import Opened, PublicOptions, public_options
 from lamplighter.cli.session import ADDRESS_FILE, UNREACHABLE, Address
 from lamplighter.cli.supervisor import Child, Ledger
 
@@ -40,19 +42,23 @@ class Options(Struct, frozen=True, kw_only=True):
     endpoints: tuple[Path, ...]
     grace_s: float
     slots: int
+    with_runner: bool
+    config: Path | None
     as_json: bool
 
 
-def _edge_environ(options: Options, server: Server, fd: int) -> dict[str, str]:
-    return _shared_environ(options, server, "edge") | {
+def _edge_environ(options: Options, opened: Opened, fd: int) -> dict[str, str]:
+    return {
+        **_shared_environ(options, opened, "edge"),
+        **opened.edge(),
         "LAMPLIGHTER_FD": str(fd),
         "LAMPLIGHTER_DATA": str(options.data / "edge"),
-        "LAMPLIGHTER_BROKER__MONITOR": server.monitor,
+        "LAMPLIGHTER_BROKER__MONITOR": opened.server.monitor,
     }
 
 
-def _runner_environ(options: Options, server: Server, url: str, keys: Keyring) -> dict[str, str]:
-    return _shared_environ(options, server, "runner") | {
+def _runner_environ(options: Options, opened: Opened, url: str, keys: Keyring) -> dict[str, str]:
+    return _shared_environ(options, opened, "runner") | {
         "LAMPLIGHTER_DATA": str(options.data / "runner"),
         "LAMPLIGHTER_EDGE__URL": url,
         "LAMPLIGHTER_EDGE__KEY": keys.runner,
@@ -63,33 +69,36 @@ def _runner_environ(options: Options, server: Server, url: str, keys: Keyring) -
     }
 
 
-def _shared_environ(options: Options, server: Server, user: str) -> dict[str, str]:
+def _shared_environ(options: Options, opened: Opened, user: str) -> dict[str, str]:
     folders = [str(folder.resolve()) for folder in options.endpoints]
-    return {
-        "LAMPLIGHTER_BROKER__URL": server.url,
+    return opened.shared() | {
+        "LAMPLIGHTER_CONFIG": str(options.config.resolve()) if options.config else os.devnull,
+        "LAMPLIGHTER_BROKER__URL": opened.server.url,
         "LAMPLIGHTER_BROKER__USER": user,
-        "LAMPLIGHTER_BROKER__PASSWORD": server.passwords[user],
+        "LAMPLIGHTER_BROKER__PASSWORD": opened.server.passwords[user],
         "LAMPLIGHTER_ENDPOINTS": msgspec.json.encode(folders).decode(),
     }
 
 
-def _broker(server: Server) -> BrokerSettings:
-    return BrokerSettings(url=server.url, user="edge", password=server.passwords["edge"], monitor=server.monitor)
+def _broker(opened: Opened) -> BrokerSettings:
+    server, password = opened.server, opened.server.passwords["edge"]
+    return BrokerSettings(url=server.url, user="edge", password=password, monitor=server.monitor, pin=opened.pin)
 
 
-async def _until_ready(url: str, keys: Keyring) -> None:
-    """Return when the edge takes work and a host is there for it; raises TimeoutError after READY_S."""
+async def _until_ready(url: str, keys: Keyring, *, with_runner: bool) -> None:
+    """Return when the edge takes work and, if one is ours, a host is there for it; TimeoutError after READY_S."""
     headers = {"Authorization": f"Bearer {keys.admin}"}
     with anyio.fail_after(READY_S):
         async with httpx.AsyncClient(base_url=url, headers=headers) as client:
-            while not await _serving(client):  # noqa: ASYNC110 - another process comes up
+            while not await _serving(client, with_runner=with_runner):  # noqa: ASYNC110 - another process comes up
                 await anyio.sleep(POLL_S)
 
 
-async def _serving(client: httpx.AsyncClient) -> bool:
+async def _serving(client: httpx.AsyncClient, *, with_runner: bool) -> bool:
     try:
-        if (await client.get("/readyz")).status_code != httpx.codes.OK:
-            return False
+        ready = (await client.get("/readyz")).status_code == httpx.codes.OK
+        if not ready or not with_runner:
+            return ready
         hosts = (await client.get("/v1/hosts")).json()["hosts"]
     except httpx.HTTPError:
         return False
@@ -125,21 +134,22 @@ async def _keep_broker(server: Server, ledger: Ledger) -> None:
         await server.start()
 
 
-async def _serve(options: Options) -> None:
+async def _serve(options: Options, opened: Opened) -> None:
     ledger, logs = Ledger(options.data), options.data / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for name in await ledger.end_leftovers():
         log.warning("ended what an earlier, killed `up` left running", process=name)
     listening = listen(options.port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    async with serving(Server(options.data / "broker")) as server, anyio.create_task_group() as tasks:
+    async with serving(opened.server) as server, anyio.create_task_group() as tasks:
         tasks.start_soon(_keep_broker, server, ledger)
-        async with open_edge(_broker(server)) as bus:
+        async with open_edge(_broker(opened)) as bus:
             keys = await ensure_keys(bus, options.data)
-        edge = Child("edge", _edge_environ(options, server, listening.fileno()), logs, ledger, listening)
-        runner = Child("runner", _runner_environ(options, server, url, keys), logs, ledger)
+        edge = Child("edge", _edge_environ(options, opened, listening.fileno()), logs, ledger, listening)
+        runner = Child("runner", _runner_environ(options, opened, url, keys), logs, ledger)
         tasks.start_soon(edge.run)
-        tasks.start_soon(runner.run)
+        if options.with_runner:
+            tasks.start_soon(runner.run)
         try:
             await _until_stopped(options, Address(url, keys.admin), keys)
         finally:
@@ -156,7 +166,7 @@ async def _until_stopped(options: Options, address: Address, keys: Keyring) -> N
     async with anyio.create_task_group() as tasks:
 
         async def ready() -> None:
-            await _until_ready(address.url, keys)
+            await _until_ready(address.url, keys, with_runner=options.with_runner)
             write_private(options.data / ADDRESS_FILE, address)
             _announce(options, address)
 
@@ -184,17 +194,27 @@ def _end(why: str) -> None:
 )
 @click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs at once.")
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds of drain.")
+@click.option(
+    "--runner/--no-runner", "with_runner", default=True, show_default=True, help="Whether this machine runs jobs too."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A lamplighter.toml for edge and runner: [hosts.NAME], say. What `up` sets itself wins.",
+)
+@public_options
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning")
 @click.option("--log-format", type=click.Choice(["json", "text"]), default="text")
 @click.option("--json", "as_json", is_flag=True, help="Once ready, print one line: url, key, data.")
 def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
-    """Serve broker, edge and runner on this machine until stopped (Ctrl-C). Listens on loopback only."""
+    """Serve broker, edge and runner on this machine until stopped (Ctrl-C). On loopback only, unless --public."""
     configure(log_level, log_format)
     folders = endpoints or (IMAGES,)
     options = msgspec.convert({**given, "data": data.resolve(), "endpoints": folders}, Options, dec_hook=lambda _, v: v)
     with sole(options.data):
+        opened = Opened(msgspec.convert(given, PublicOptions), options.data)
         try:
-            asyncio.run(_serve(options))
+            asyncio.run(_serve(options, opened))
         except* BrokerUnreachable as group:
             _end(str(group.exceptions[0]))
         except* TimeoutError:

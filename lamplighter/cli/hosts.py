@@ -1,0 +1,54 @@
+"""`lamplighter hosts`: which hosts there are, letting one in, putting one out."""
+
+from typing import Any
+
+import click
+
+from lamplighter import wire
+from lamplighter.cli import show
+from lamplighter.cli.session import Session, client_command
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def hosts(context: click.Context, /, **given: Any) -> None:
+    """List the GPU hosts, let one join, or put one out."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_hosts, **given)
+
+
+@hosts.command("list")
+@client_command
+def list_hosts(session: Session) -> None:
+    """List the GPU hosts."""
+    found = session.client.call(wire.fetch("/v1/hosts"))["hosts"]
+    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "JOBS")
+    session.show(
+        found, lambda: show.table(session.out, columns, map(_host, found), "no host has come yet: start a runner")
+    )
+
+
+hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
+
+
+def _host(host: dict[str, Any]) -> tuple[str, ...]:
+    cards = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or "none"
+    return host["id"], host["state"], host["since"] or "-", ", ".join(host["endpoints"]), cards, str(len(host["jobs"]))
+
+
+@hosts.command("add")
+@click.argument("host", metavar="ID")
+@client_command
+def add_host(session: Session, host: str) -> None:
+    """Let machine ID join: prints the line to type there. Whoever has that line is this host."""
+    made = session.client.call(wire.add_host(host))
+    session.show(made, lambda: session.out.print(made["command"], markup=False, highlight=False))
+
+
+@hosts.command("remove")
+@click.argument("host", metavar="ID")
+@client_command
+def remove_host(session: Session, host: str) -> None:
+    """Put a host that joined out: its key and its connection to the broker end at once."""
+    session.client.call(wire.delete(f"/v1/hosts/{host}"))
+    session.show({"removed": host}, lambda: session.out.print(f"host {host} removed", highlight=False))
