@@ -1,6 +1,6 @@
 """FEED: notes from the runners, and states that the broker sources from STATE."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 import anyio
 
@@ -61,7 +61,7 @@ class StreamFeed:
                 if item is not None:
                     yield item
 
-    async def held(self, owner: str, after: str | None = None) -> AsyncIterator[FeedItem]:
+    async def held(self, owner: str, after: str | None = None) -> AsyncGenerator[FeedItem, None]:
         """Through a consumer of its own that ends once it has caught up."""
         given, now = Given(), await self._held()
         reading = Reading(FEED.name, f"feed.{owner}.*.>", behind=resume_at(after, now))

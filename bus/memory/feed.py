@@ -1,6 +1,6 @@
 """FEED in memory. States are appended by STATE itself, as the broker sources them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from bus import notes, subjects
 from bus.following import Given, Held, item_id, resume_at
@@ -42,7 +42,7 @@ class MemoryFeed:
             if item is not None and given.take(item):
                 yield item
 
-    async def held(self, owner: str, after: str | None = None) -> AsyncIterator[FeedItem]:
+    async def held(self, owner: str, after: str | None = None) -> AsyncGenerator[FeedItem, None]:
         """The owner's items behind `after` that are there now."""
         await self._link.reach()
         start, given = resume_at(after, Held(self._epoch, self._feed.first, self._feed.last)), Given()

@@ -68,8 +68,11 @@ def needs(scope: Scope) -> Guard:
 
 def owner_of(connection: Connection) -> str:
     """Whose things are meant: the key's owner, or `?owner=` for a key with admin or runner."""
-    key: ApiKey = connection.auth
-    asked: str | None = connection.query_params.get("owner")
+    return owner_for(connection.auth, connection.query_params.get("owner"))
+
+
+def owner_for(key: ApiKey, asked: str | None) -> str:
+    """The owner that a call with `key` means when it asks for `asked`. Raises Refused forbidden, input_invalid."""
     if asked is None or asked == key.owner:
         return key.owner
     if not key.scopes or not {Scope.ADMIN, Scope.RUNNER} & set(key.scopes):

@@ -5,6 +5,7 @@ what clients read, and a job's stream ends.
 """
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import structlog
 from anyio import CancelScope, create_task_group, move_on_after, sleep_forever
@@ -87,10 +88,11 @@ class Follower:
         """What happened behind `after` to the owner's jobs, up to now; then it ends. Raises BusError."""
         bookmark = await self._resumed(after)
         stream = _Stream(self._viewer, language, bookmark)
-        async for item in self._bus.feed.held(owner, bookmark.feed):
-            said = stream.say(item)
-            if said is not None:
-                yield said
+        async with aclosing(self._bus.feed.held(owner, bookmark.feed)) as items:
+            async for item in items:
+                said = stream.say(item)
+                if said is not None:
+                    yield said
 
     async def _resumed(self, after: str | None) -> Bookmark:
         """The client's bookmark, or the start: what is of another epoch says nothing about this one."""
