@@ -32,7 +32,7 @@ NEAREST = (Reason.HOST_BOOTING, Reason.HOST_WAKING, Reason.HOST_OFF, Reason.HOST
 
 
 class Prospect(NamedTuple):
-    """Why work waits for a host, which, the seconds it usually takes to wake (None: not measured yet), and those left."""
+    """Why work waits for a host, which, the seconds it usually takes to wake (None: not measured), and those left."""
 
     reason: Reason
     host: str

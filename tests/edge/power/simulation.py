@@ -13,7 +13,7 @@ from edge.power import law
 from edge.power.cases import bar
 from edge.power.facts import Facts, Heart, Stopwatch
 from schemas.host import GONE_AFTER_S, PRESENCE_TTL_S
-from schemas.power import Answer, Outcome, PowerRecord, PowerState, Provider, Verb
+from schemas.power import Answer, Outcome, PowerRecord, PowerState, Provider, UsedBy, Verb
 from schemas.switch import CommandHost
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -97,6 +97,7 @@ class Runner(Struct):
     draining: bool = False
     deaf: bool = False
     work: int = 0
+    used: bool = False
     last_beat: float = -1e9
 
 
@@ -142,7 +143,7 @@ class World:
     def _runner_lives(self) -> None:
         runner, on = self.runner, self.machine.power is Provider.ON
         if not on and runner.up:
-            runner.up, runner.draining, runner.work = False, False, 0
+            runner.up, runner.draining, runner.work, runner.used = False, False, 0, False
         if on and not runner.up and not runner.crashed:
             runner.up, runner.life, runner.draining = True, runner.life + 1, False
         if runner.up and self.broker_up:
@@ -175,10 +176,18 @@ class World:
 
     def facts(self, edge: Edge) -> Facts:
         record, runner = self.record, self.runner
-        heart = Heart(f"life-{runner.life}", runner.draining, runner.work) if self.beating() else None
+        people: frozenset[UsedBy] = frozenset({"users"}) if runner.used else frozenset()
+        heart = Heart(f"life-{runner.life}", runner.draining, runner.work, people) if self.beating() else None
         steady = edge.connected_s >= GONE_AFTER_S
         waiting = self.queue > 0 or (heart is None and steady and self.records_running > 0)
-        idle = heart is not None and not waiting and not self.records_running and not runner.work and steady
+        idle = (
+            heart is not None
+            and not runner.used
+            and not waiting
+            and not self.records_running
+            and not runner.work
+            and steady
+        )
         call = record.call and (record.call.id, record.call.answer is None)
         idle_s = edge.watch.seconds("idle", idle)
         called_s = edge.watch.seconds("called", waiting)
@@ -235,7 +244,7 @@ class World:
             self.starts += 1
         else:
             edge = self.edges[flight.edge]
-            wanted = self.queue > 0 and bar(self.record, self.at(edge), RULES) is None
+            wanted = (self.queue > 0 or self.runner.used) and bar(self.record, self.at(edge), RULES) is None
             self.stops.append((self.record, self.beating() and (self.runner.work > 0 or wanted)))
 
     def take_written(self) -> list[Written]:
@@ -300,7 +309,7 @@ class World:
     def heal(self) -> None:
         """Everything works again; the owner has looked."""
         self.broker_up, self.lie, self.machine.broken, self.runner.crashed = True, None, False, False
-        self.runner.deaf = False
+        self.runner.deaf, self.runner.used = False, False
         for edge in self.edges:
             edge.suspended = False
         self._store(law.wished(self.record, None))

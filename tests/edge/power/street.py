@@ -5,6 +5,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bus.memory import MemoryBroker, MemoryBus
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -12,7 +14,7 @@ from edge.power.drivers.memory import MemoryDriver
 from edge.power.drivers.port import Driver
 from edge.power.sight import Sight
 from edge.services.hosts import HostNotice
-from schemas.host import Offer, Presence, Running
+from schemas.host import Busy, Offer, Presence, Running
 from schemas.job import Job
 from schemas.power import PowerRecord, PowerState, Provider
 from schemas.switch import CommandHost, HostDeclaration
@@ -60,6 +62,7 @@ class Runner:
         self._life = ""
         self.crashed = False
         self.work: list[Job] = []
+        self.busy = Busy()
 
     async def beat(self) -> None:
         if self.driver.power is not Provider.ON or self.crashed:
@@ -72,10 +75,8 @@ class Runner:
         running = tuple(Running(job.owner, job.id, job.endpoint, job.round, 1) for job in self.work)
         offer = Offer(host=self.host, incarnation=self._life, at=at, endpoints=(ECHO,))
         await self._bus.offers.put(self.host, offer)
-        await self._bus.hosts.put(
-            self.host,
-            Presence(host=self.host, incarnation=self._life, at=at, since=at, draining=ordered, running=running),
-        )
+        here = Presence(host=self.host, incarnation=self._life, at=at, since=at, draining=ordered, running=running)
+        await self._bus.hosts.put(self.host, replace(here, busy=self.busy))
 
 
 class Street:

@@ -10,7 +10,7 @@ from edge.power import law
 from edge.power.cases import SETTLE_S
 from edge.power.facts import Facts, Heart, Stopwatch
 from edge.power.tables import TABLE
-from schemas.power import Answer, Call, Hold, Outcome, PowerRecord, PowerState, Provider, Verb
+from schemas.power import Answer, Call, Hold, Lit, Outcome, PowerRecord, PowerState, Provider, UsedBy, Verb
 from schemas.switch import Budget, CommandHost, Price, WolHost
 from tests.edge.power.simulation import START
 
@@ -21,6 +21,8 @@ BUSY = Heart("life-1", busy=1)
 QUIT = Heart("life-1", draining=True)
 QUIT_BUSY = Heart("life-1", draining=True, busy=1)
 REBORN = Heart("life-2")
+USED = Heart("life-1", used_by=frozenset({"users"}))
+QUIT_USED = Heart("life-1", draining=True, used_by=frozenset({"programs"}))
 
 ASKED = {"called": True, "called_s": 5.0, "queued": True}
 OFF = {"provider": Provider.OFF}
@@ -110,6 +112,8 @@ SPELLED = [
     (S.ONLINE, {}, {**IDLE, "held": 1}, None, None),
     (S.ONLINE, {}, {**IDLE, "heart": BUSY}, None, None),
     (S.ONLINE, {}, {**IDLE, **DEAF}, None, None),
+    (S.ONLINE, {}, {**IDLE, "heart": USED}, None, None),
+    (S.ONLINE, HELD_OFF, {"heart": USED}, S.DRAINING, None),
     (S.ONLINE, HELD_ON, IDLE, None, None),
     (S.DRAINING, {}, OFF, S.OFF, None),
     (S.DRAINING, {}, {"heart": BEATS, **SETTLED}, None, None),
@@ -120,6 +124,8 @@ SPELLED = [
     (S.DRAINING, {}, {"heart": QUIT, "held": 1, **SETTLED}, None, None),
     (S.DRAINING, {}, {"heart": QUIT, "queued": True, **SETTLED}, S.ONLINE, None),
     (S.DRAINING, HELD_OFF, {"heart": QUIT, "queued": True, **SETTLED}, S.STOPPING, STOP_IT),
+    (S.DRAINING, {}, {"heart": QUIT_USED, **SETTLED}, S.ONLINE, None),
+    (S.DRAINING, HELD_OFF, {"heart": QUIT_USED, **SETTLED}, S.STOPPING, STOP_IT),
     (S.DRAINING, HELD_ON, {"heart": QUIT, **SETTLED}, S.ONLINE, None),
     (S.DRAINING, {}, {**ON, "queued": True}, S.WAKING, None),
     (S.DRAINING, {}, ON, S.STOPPING, STOP_IT),
@@ -136,6 +142,7 @@ SPELLED = [
     (S.STOPPING, STOPPED, {**MUTE, **DEAF}, None, None),
     (S.STOPPING, STOPPED, {**ON, **LONG}, S.FAULT, None),
     (S.STOPPING, STOP_FAILED, {"heart": QUIT, "queued": True}, S.ONLINE, None),
+    (S.STOPPING, STOP_FAILED, {"heart": QUIT_USED}, S.ONLINE, None),
     (S.STOPPING, STOP_FAILED, {"heart": BEATS}, S.DRAINING, None),
     (S.STOPPING, STOP_FAILED, {"heart": QUIT}, None, None),
     (S.STOPPING, STOP_FAILED, {"heart": QUIT, **RESTED}, S.STOPPING, STOP_IT),
@@ -213,6 +220,28 @@ def test_quiet_hours_reach_over_midnight_and_a_wish_overrides_them(hour: int, qu
     assert wished.state is S.WAKING
 
 
+@pytest.mark.parametrize(("stays_for", "idle", "quiet"), [(("users",), None, None), ((), S.DRAINING, S.DRAINING)])
+def test_people_keep_it_on_in_quiet_hours_too_unless_its_owner_ignores_them(
+    stays_for: tuple[UsedBy, ...], idle: PowerState | None, quiet: PowerState | None
+) -> None:
+    rules = replace(RULES, stays_for=stays_for)
+    for known, ruled, to in ((IDLE, rules, idle), ({}, replace(rules, quiet=("00:00-23:59",)), quiet)):
+        after = law.advance(record(S.ONLINE), Facts(at=START, **{**known, "heart": USED}), ruled, "new")
+        assert (after and after.state) is to
+
+
+def test_electricity_is_a_price_too() -> None:
+    price = Price(per_hour=0.5, per_kwh=2.0, watts=250.0)
+    assert price.hour == pytest.approx(1.0)
+    rules = replace(RULES, budget=Budget(money=2.0), price=price)
+    lit = record(S.ONLINE, lit_since=START)
+    for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
+        after = law.advance(lit, Facts(at=START + spent, heart=BUSY), rules, "new")
+        assert (after and after.state) == state
+    with pytest.raises(ValueError, match="give both"):
+        Price(per_kwh=1.0)
+
+
 def test_a_budget_bars_after_its_hours_or_its_money_until_the_next_day() -> None:
     hours = replace(RULES, budget=Budget(hours=2))
     money = replace(RULES, budget=Budget(money=4.0), price=Price(per_hour=2.0))
@@ -234,6 +263,20 @@ def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
     out = law.advance(again, Facts(at=START + timedelta(hours=3), **OFF), RULES, "new")
     assert out is not None
     assert out.spend.on_s == 7200.0
+    hour = timedelta(hours=1)
+    assert out.spans == (Lit(START, START + hour, ""), Lit(START + 2 * hour, START + 3 * hour, ""))
+
+
+def test_what_it_got_power_for_is_kept_until_it_goes_out() -> None:
+    woken = law.advance(record(S.OFF), Facts(at=START, **ASKED), RULES, "new")
+    found = law.advance(record(S.OFF), Facts(at=START, heart=BEATS), RULES, "new")
+    assert woken is not None
+    assert found is not None
+    assert (woken.lit_since, woken.lit_why) == (START, "a job waits for it")
+    assert (found.lit_since, found.lit_why) == (START, "it came on by itself")
+    online = law.advance(woken, Facts(at=START + timedelta(minutes=1), heart=BEATS), RULES, "new")
+    assert online is not None
+    assert (online.lit_since, online.lit_why) == (START, "a job waits for it")
 
 
 def test_a_wake_is_measured_from_the_call_to_the_heartbeat() -> None:
@@ -262,7 +305,13 @@ def test_the_back_off_doubles_to_ten_minutes_with_jitter_around_it() -> None:
 
 def test_a_stop_is_withheld_when_something_came_in_between() -> None:
     stopping = record(S.STOPPING, **STOP_SENT)
-    for known in ({"heart": BUSY}, {"heart": BEATS}, {"heart": QUIT, "queued": True}, {"held": 1}):
+    for known in (
+        {"heart": BUSY},
+        {"heart": BEATS},
+        {"heart": QUIT, "queued": True},
+        {"heart": QUIT_USED},
+        {"held": 1},
+    ):
         assert law.withheld(stopping, Facts(at=START, **known), RULES)
     assert law.withheld(stopping, Facts(at=START, heart=QUIT), RULES) is None
     assert law.withheld(stopping, Facts(at=START), RULES) is None

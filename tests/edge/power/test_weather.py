@@ -68,6 +68,10 @@ class Weather(RuleBasedStateMachine):
         self.world.write(self.world.edges[edge])
 
     @rule()
+    def somebody_logs_in_or_out(self) -> None:
+        self.world.runner.used = self.world.runner.up and not self.world.runner.used
+
+    @rule()
     def a_job_comes(self) -> None:
         self.world.queue += 1
 

@@ -186,6 +186,9 @@ async def test_the_owner_comes_and_goes(world: World, gpu: Gpu, tmp_path: Path) 
             await cannot(world, None)
             cards.set(gpu0__compute=f"{os.getpid()}:1048576")
             await cannot(world, Reason.GPU_BUSY_OWNER)
+            row = await world.edge.hosts.get(HOST)
+            assert row is not None
+            assert row.value.busy.programs == 1
             key = await world.submit("gpu")
             cards.set(gpu0__compute=None)
             assert (await world.ended(key)).status is Status.SUCCEEDED
