@@ -5,6 +5,7 @@ from enum import StrEnum
 from math import ceil
 from typing import NamedTuple
 
+from schemas.errors import Refused
 from schemas.job import Failure
 from schemas.reasons import Reason
 from schemas.words import Status
@@ -106,6 +107,32 @@ NOTICES: Mapping[str, Text] = {
     "resumed": Text("The GPU host takes jobs again", "GPU服务器恢复接收任务"),
 }
 
+# What HTTP says in a problem's title and detail; on the gateway the English text is the detail itself.
+REFUSALS: Mapping[str, str] = {
+    "body_malformed": "消息格式错误",
+    "field_unknown": "包含未知字段",
+    "unauthorized": "密钥无效，请检查密钥",
+    "forbidden": "密钥没有此权限",
+    "not_found": "任务或文件不存在",
+    "endpoint_unknown": "没有服务器提供该任务类型",
+    "conflict": "任务已存在，且内容不同",
+    "job_final": "任务已结束",
+    "job_not_final": "任务尚未结束",
+    "deadline_passed": "任务的截止时间已过",
+    "asset_in_use": "文件正被未结束的任务使用，无法删除",
+    "body_too_large": "消息过大，文件请先上传",
+    "input_invalid": "参数无效",
+    "asset_missing": "文件尚未上传",
+    "digest_mismatch": "文件内容与摘要不符",
+    "idempotency_mismatch": "该请求编号已用于其他内容的任务",
+    "url_refused": "不允许访问该网址",
+    "rate_limited": "请求过于频繁，请稍后再试",
+    "quota_exceeded": "配额已用完",
+    "internal": "服务器内部错误",
+    "unavailable": "服务暂时不可用，请稍后再试",
+    "store_full": "服务器存储空间已满",
+}
+
 DELETED = Text("Deleted", "删除成功")
 DELETE_FAILED = Text("Not deleted: there is no such file", "删除失败：文件不存在")
 
@@ -123,6 +150,14 @@ def status(of: Status, language: Language) -> str:
 def failure(error: Failure, language: Language) -> str:
     """Why a job failed. An image's own code has no text of ours and is shown as it is."""
     return FAILURES.get(error.code, OTHER_FAILURE).say(language, code=error.code)
+
+
+def refusal(refused: Refused, language: Language) -> str:
+    """Why a request is not carried out. In Chinese the kind of refusal, and what exactly is wrong with an input."""
+    if language is not Language.ZH:
+        return refused.detail
+    paths = "".join(f" {error.path}" for error in refused.errors)
+    return f"{REFUSALS[refused.code]}{paths and '：' + paths.strip()}"
 
 
 def notice(kind: str, language: Language, wake_s: float | None = None) -> str:

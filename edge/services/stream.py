@@ -71,6 +71,11 @@ class Bookmark(Struct, frozen=True):
         """The life of FEED that the id belongs to."""
         return self.feed.partition("-")[0]
 
+    @property
+    def sequence(self) -> int:
+        """The place in that life."""
+        return int(self.feed.rpartition("-")[2])
+
     def __str__(self) -> str:
         return f"{self.feed}-{self.revision}"
 

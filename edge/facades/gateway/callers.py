@@ -1,0 +1,62 @@
+"""Who is at the other end of a socket, and how it proves that: with the handshake, or with its first message."""
+
+from anyio import fail_after
+from msgspec import Struct
+
+from edge.auth.keys import known, owner_for, presented
+from edge.facades.gateway.wire import AnySocket, next_frame
+from edge.parts import Parts
+from edge.services.messages import Language, choose_language
+from edge.services.refusals import refusing
+from edge.services.tokens import MARK
+from schemas.access import ApiKey, Scope
+from schemas.envelope import Kind, read
+from schemas.errors import Refused
+
+AUTH_WITHIN_S = 10.0
+
+
+class Caller(Struct, frozen=True):
+    """A client that was let in. `text`: its key or token as sent."""
+
+    text: str
+    key: ApiKey
+    owner: str
+    language: Language
+
+    def needs(self, scope: Scope) -> None:
+        """Pass, or raise Refused `forbidden`."""
+        if not self.key.allows(scope):
+            raise Refused("forbidden", f"the key lacks the scope {scope}: use a key that has it")
+
+    async def still_known(self, parts: Parts) -> bool:
+        """Whether the key has not been revoked since. A token opens a socket, and need not outlive it."""
+        if self.text.startswith(MARK):
+            return await parts.keys.by_id(self.key.id) is not None
+        return await known(parts, self.text) is not None
+
+
+async def admit(socket: AnySocket, parts: Parts, within_s: float) -> Caller:
+    """The caller. Raises Refused for a stranger, for one that says nothing in time, and while the broker is away."""
+    text = presented(socket) or socket.query_params.get("key") or await _first_message(socket, within_s)
+    with refusing():
+        key = await known(parts, text)
+    if key is None:
+        raise Refused("unauthorized", "no valid key: send one as a bearer header, ?key=, or a first message `auth`")
+    owner = owner_for(key, socket.query_params.get("owner"))
+    # Programs that speak this envelope compare the Chinese texts, and send no Accept-Language.
+    language = choose_language(socket.headers.get("accept-language"), key.language or Language.ZH)
+    return Caller(text, key, owner, language)
+
+
+async def _first_message(socket: AnySocket, within_s: float) -> str:
+    """The key in `{"type": "auth", "payload": {"license_key"}}`."""
+    try:
+        with fail_after(within_s):
+            message = read(await next_frame(socket))
+    except TimeoutError as error:
+        raise Refused("unauthorized", f"no key came within {within_s:.0f} s") from error
+    text = message.payload.get("license_key")
+    if message.type != Kind.AUTH or not isinstance(text, str):
+        raise Refused("unauthorized", "the first message must be `auth` with payload.license_key")
+    return text
