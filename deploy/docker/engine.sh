@@ -4,6 +4,7 @@
 # Everything it owns lives under DIR (data, run, log, pid files); SOCKET defaults to DIR/docker.sock. It has a
 # containerd of its own, so that it never shares containers with an engine that is there already, and no bridge
 # and no iptables rules: jobs run with `--network none`, builds that need a network say `--network host`.
+# LIVE_RESTORE=off: containers end with the daemon, as they do where live-restore is not set.
 set -eu
 
 usage() { echo "usage: engine.sh start|stop|status DIR [SOCKET]" >&2; exit 2; }
@@ -50,9 +51,11 @@ start() {
     --root "$dir/containerd" --state "$dir/run/containerd" --address "$shim_socket"
   until_true 30 test -S "$shim_socket" || fail "containerd did not start, see $dir/containerd.log"
   rm -f "$dir/docker-own.pid"
+  live_restore=--live-restore
+  [ "${LIVE_RESTORE:-on}" = on ] || live_restore=--live-restore=false
   launch dockerd --config-file "$dir/daemon.json" --host "unix://$socket" --containerd "$shim_socket" \
     --data-root "$dir/data" --exec-root "$dir/run/docker" --pidfile "$dir/docker-own.pid" \
-    --storage-driver overlay2 --live-restore --bridge none --iptables=false --ip6tables=false \
+    --storage-driver overlay2 "$live_restore" --bridge none --iptables=false --ip6tables=false \
     --ip-forward=false --ip-masq=false
   until_true 60 ours version || fail "dockerd did not start, see $dir/dockerd.log"
   echo "engine: up on unix://$socket"

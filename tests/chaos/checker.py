@@ -137,7 +137,7 @@ def bytes_are_right(evidence: Evidence) -> Iterator[str]:
     """What is downloaded has the digest that the job names, and is what the job should have made."""
     for file in _of(Fetched, evidence):
         if not file.got == file.promised == file.right:
-            yield f"{file.job_id}: {file.name} has {file.got[:12]}, promised {file.promised[:12]}, right {file.right[:12]}"
+            yield f"{file.job_id}: {file.name} is {file.got[:9]}, promised {file.promised[:9]}, right {file.right[:9]}"
 
 
 def nothing_is_left(evidence: Evidence) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Call = Callable[..., Awaitable[T]]
 
 FOLDER_ENV = "CHAOS_FAULTS"
 REACHED = ".reached"
@@ -54,7 +55,9 @@ class Faults:
             return
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    def around(self, point: str, call: Callable[..., Awaitable[T]], label: Label = plain) -> Callable[..., Awaitable[T]]:
+    def around(
+        self, point: str, call: Callable[..., Awaitable[T]], label: Label = plain
+    ) -> Callable[..., Awaitable[T]]:
         """`call` with a fault point on both sides."""
 
         async def armed(*args: Any, **named: Any) -> T:

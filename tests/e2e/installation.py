@@ -86,6 +86,11 @@ class Process:
         """SIGTERM, and wait for the drain."""
         await self._end(signal.SIGTERM)
 
+    async def ended(self) -> None:
+        """Return when it has ended, by itself or not."""
+        if self._process is not None:
+            await self._process.wait()
+
     async def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:

@@ -1,0 +1,118 @@
+"""A client that writes down everything it is answered, and asks again whenever it is not."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import httpx
+
+from lamplighter import AsyncClient, wire
+from lamplighter.errors import LamplighterError, Rejected, Unreachable
+from schemas.view import JobView
+from schemas.words import FINAL
+from tests.chaos.evidence import Accepted, Fetched, Read
+from tests.chaos.history import History
+
+T = TypeVar("T")
+
+AGAIN_S = 0.2
+LATER = frozenset({429, 502, 503, 507})  # the edge says so itself: not now
+HOLD_S = 5.0
+BLOCKS = 4096  # of the endpoint `stamped`
+ENDPOINT = "stamped"
+
+
+def right_bytes(text: str) -> str:
+    """The digest of what `stamped` makes of `text`."""
+    return hashlib.sha256(text.encode() * BLOCKS).hexdigest()
+
+
+class Client:
+    """One client, for `async with`. It does one thing after the other, so what it is shown may never go back."""
+
+    def __init__(self, name: str, url: str, key: str, history: History) -> None:
+        self.name, self.url, self.key = name, url, key
+        self.history = history
+        self._sdk = AsyncClient(url, key, cache=Path("/dev/null"))
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._sdk.close()
+
+    async def submit(self, name: str, given: dict[str, Any], *, impatient_s: float | None = None) -> str:
+        """Submit under the idempotency key `name` until it is accepted; the job's id.
+
+        `impatient_s`: the first request is dropped after that time, whatever became of it.
+        """
+        call = wire.submit(ENDPOINT, given, idempotency_key=name)
+        if impatient_s is not None:
+            with anyio.move_on_after(impatient_s):
+                self._accepted(name, await self._insist(call))
+        return self._accepted(name, await self._insist(call))
+
+    async def put(self, job_id: str, given: dict[str, Any]) -> str:
+        """The same under an id of the client's own."""
+        return self._accepted(job_id, await self._insist(wire.submit(ENDPOINT, given, job_id=job_id)))
+
+    async def see(self, job_id: str, wait_s: float = 0.0) -> JobView:
+        """The job as it stands, or as it ended within `wait_s`."""
+        return self._read(await self._insist(wire.job(job_id, wait_s)))
+
+    async def until(self, job_id: str, holds: Callable[[JobView], bool], wait_s: float = 0.0) -> JobView:
+        """The job as soon as `holds` of it."""
+        while not holds(job := await self.see(job_id, wait_s)):
+            await anyio.sleep(AGAIN_S)
+        return job
+
+    async def ended(self, job_id: str) -> JobView:
+        """The job once it has ended."""
+        return await self.until(job_id, lambda job: job.status in FINAL, HOLD_S)
+
+    async def ask(self, job_id: str, verb: str) -> JobView | None:
+        """`cancel` or `retry` it; None when it is too late, or too early, for that."""
+        try:
+            return self._read(await self._insist(wire.act(job_id, verb)))
+        except Rejected as refused:
+            if refused.problem.code not in {"job_final", "job_not_final"}:
+                raise
+            return None
+
+    async def fetch(self, job: JobView, text: str) -> None:
+        """Download what the job made out of `text`."""
+        for file in job.output.files if job.output else ():
+            got = hashlib.sha256(await self._steadily(lambda name=file.name: self._bytes(job.id, name))).hexdigest()
+            self.history.note(Fetched(job.id, file.name, file.sha256, got, right_bytes(text)))
+
+    async def _bytes(self, job_id: str, name: str) -> bytes:
+        try:
+            answer = await self._sdk._http.get(wire.job_path(job_id, "files", name))
+        except httpx.HTTPError as error:
+            raise Unreachable(str(error)) from error
+        if answer.status_code >= 400:
+            raise wire.refusal(answer.status_code, answer.content)
+        return answer.content
+
+    def _accepted(self, name: str, job: JobView) -> str:
+        self.history.note(Accepted(self.name, name, job.id))
+        self._read(job)
+        return job.id
+
+    def _read(self, job: JobView) -> JobView:
+        self.history.note(Read(self.name, job.id, job.revision, job.status, job.round))
+        return job
+
+    async def _insist(self, call: wire.Call[JobView]) -> JobView:
+        return await self._steadily(lambda: self._sdk.call(call))
+
+    async def _steadily(self, ask: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await ask()
+            except LamplighterError as error:
+                if isinstance(error, Rejected) and error.problem.status not in LATER:
+                    raise
+            await anyio.sleep(AGAIN_S)

@@ -1,0 +1,75 @@
+"""A Docker engine of the test's own, which may be killed: deploy/docker/engine.sh, with live-restore or without."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tests.engine_host import ROOT, SOCKET, docker
+
+SCRIPT = ROOT / "deploy" / "docker" / "engine.sh"
+IMAGES = ("lamplighter-echo", "lamplighter-test-stamped")
+
+
+def cannot() -> str | None:
+    """Why no engine can be started here, or None."""
+    if os.geteuid() != 0:
+        return "starting a Docker engine needs root"
+    missing = [program for program in ("docker", "dockerd", "containerd") if shutil.which(program) is None]
+    return f"{', '.join(missing)} not installed" if missing else None
+
+
+class OwnEngine:
+    """One engine in `folder`. Its containerd, and with it the containers, outlive a kill of the daemon."""
+
+    def __init__(self, folder: Path, *, live_restore: bool) -> None:
+        self._folder = folder
+        self._environ = os.environ | {"LIVE_RESTORE": "on" if live_restore else "off"}
+        self.url = f"unix://{folder}/docker.sock"
+
+    def call(self, verb: str) -> None:
+        """start, stop or status."""
+        done = subprocess.run(
+            ["/bin/sh", SCRIPT, verb, self._folder],
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"engine.sh {verb}: {done.stdout}{done.stderr}")
+
+    def kill(self) -> None:
+        """SIGKILL of the daemon, as a crash would."""
+        os.kill(int((self._folder / "dockerd.pid").read_text()), signal.SIGKILL)
+
+    def load(self) -> None:
+        """The images of the tests, from the engine that has them."""
+        giver = os.environ.get("DOCKER_HOST") or SOCKET
+        with subprocess.Popen(["docker", "--host", giver, "save", *IMAGES], stdout=subprocess.PIPE) as saved:
+            subprocess.run(
+                ["docker", "--host", self.url, "load", "--quiet"], stdin=saved.stdout, capture_output=True, check=True
+            )
+
+    def kill_container(self, handle: str) -> None:
+        """SIGKILL of its first process."""
+        docker(self.url, "kill", handle)
+
+
+@contextmanager
+def own_engine(*, live_restore: bool) -> Iterator[OwnEngine]:
+    """An engine with the images; everything of it is gone afterwards. Its path must be short: a socket lies there."""
+    folder = Path(mkdtemp(prefix="chaos-"))
+    engine = OwnEngine(folder, live_restore=live_restore)
+    try:
+        engine.call("start")
+        engine.load()
+        yield engine
+    finally:
+        engine.call("stop")
+        shutil.rmtree(folder, ignore_errors=True)

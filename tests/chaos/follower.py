@@ -1,0 +1,78 @@
+"""Followers that write down every message, resume behind the last one, and stop when the edge ends the stream."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+import anyio
+import httpx
+import websockets
+from websockets.asyncio.client import connect
+
+from lamplighter.wire import Event, EventReader, job_path
+from tests.chaos.client import Client
+from tests.chaos.evidence import Closed, Told
+from schemas.words import Status
+
+AGAIN_S = 0.3
+SILENCE = httpx.Timeout(10.0, read=20.0)  # the edge says something every 15 s
+
+Opened = AsyncIterator[Event]
+Open = Callable[[Client, str, str | None], Opened]
+
+
+class Broken(Exception):
+    """The connection ended, and not in good order."""
+
+
+async def by_sse(client: Client, job_id: str, after: str | None) -> Opened:
+    """One connection of server-sent events."""
+    headers = {"Authorization": f"Bearer {client.key}"} | ({"Last-Event-ID": after} if after else {})
+    reader = EventReader(after)
+    try:
+        async with (
+            httpx.AsyncClient(base_url=client.url, headers=headers, timeout=SILENCE) as http,
+            http.stream("GET", job_path(job_id, "events")) as answer,
+        ):
+            answer.raise_for_status()
+            async for text in answer.aiter_text():
+                for event in reader.read(text):
+                    yield event
+    except httpx.HTTPError as error:
+        raise Broken(str(error)) from error
+
+
+async def by_websocket(client: Client, job_id: str, after: str | None) -> Opened:
+    """One WebSocket."""
+    url = client.url.replace("http", "ws", 1) + job_path(job_id, "events") + (f"?after={after}" if after else "")
+    headers = {"Authorization": f"Bearer {client.key}"}
+    try:
+        async with connect(url, additional_headers=headers, open_timeout=10, close_timeout=2) as socket:
+            async for message in socket:
+                said = json.loads(message)
+                yield Event(said["id"], said["event"], said["data"])
+    except (OSError, TimeoutError, websockets.WebSocketException) as error:
+        raise Broken(str(error)) from error
+
+
+async def follow(client: Client, job_id: str, stream: str, by: Open) -> None:
+    """Until the edge ends it, over as many connections as that takes."""
+    after: str | None = None
+    while True:
+        try:
+            async with aclosing(by(client, job_id, after)) as events:
+                async for event in events:
+                    after = event.id
+                    client.history.note(_told(stream, job_id, event))
+        except Broken:
+            await anyio.sleep(AGAIN_S)
+            continue
+        client.history.note(Closed(stream))
+        return
+
+
+def _told(stream: str, job_id: str, event: Event) -> Told:
+    said = event.data
+    status = Status(said["status"]) if event.kind == "state" else None
+    where = (job_id, said.get("round", 0), said.get("attempt") or 0)
+    return Told(stream, event.id, event.kind, *where, said.get("revision"), status)

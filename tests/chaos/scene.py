@@ -1,0 +1,169 @@
+"""An installation that can be hurt: real processes with fault points, watched clients, and the evidence of it all."""
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from bus.port import Bus
+from lamplighter import AsyncClient
+from schemas.events import as_json
+from schemas.job import JobKey
+from tests.chaos.client import Client
+from tests.chaos.engines import OwnEngine
+from tests.chaos.evidence import Cut, Evidence, Revision
+from tests.chaos.faults import FOLDER_ENV, Faults
+from tests.chaos.history import History
+from tests.chaos.leftovers import leftovers
+from tests.chaos.stamps import NAME, runs
+from tests.e2e.installation import ROOT, Installation, Process, ready, until
+from tests.e2e.proxy import Proxy, proxied
+
+ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
+MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}
+HOST = "gpu-1"
+OWNER = "ann"
+CALM_S = 75.0  # a lease runs out in 30 s, a dead edge's consumers after 30 more
+
+
+class Scene:
+    """Broker, edge and the runner of one host. Clients go through `front`, the runner through the other two proxies."""
+
+    def __init__(
+        self,
+        installation: Installation,
+        keys: Mapping[str, str],
+        proxies: Mapping[str, Proxy],
+        bus: Bus,
+        docker: OwnEngine | None,
+    ) -> None:
+        self.installation = installation
+        self.proxies = proxies
+        self.bus = bus
+        self.docker = docker
+        self.history = History(installation.folder / "history.jsonl")
+        self._keys = keys
+        self._faults = {name: Faults(installation.folder / "faults" / name) for name in MODULES}
+
+    def client(self, name: str, *, direct: bool = False) -> Client:
+        """A client of ann's; `direct` does not go through the proxy."""
+        url = self.installation.url if direct else f"http://127.0.0.1:{self.proxies['front'].port}"
+        return Client(name, url, self._keys[OWNER], self.history)
+
+    def faults(self, process: str) -> Faults:
+        """The points of `edge` or `runner`."""
+        return self._faults[process]
+
+    def process(self, name: str) -> Process:
+        """`edge` or `runner`."""
+        return self.installation.edge if name == "edge" else self.installation.runners[HOST]
+
+    async def start_edge(self) -> None:
+        """Returns when it serves."""
+        await self.installation.start_edge(ENDPOINTS, **{FOLDER_ENV: str(self._folder("edge"))})
+        async with AsyncClient(self.installation.url, self._keys[OWNER]) as client:
+            await ready(client)
+
+    async def start_runner(self) -> None:
+        """Returns when the process has been started."""
+        await self.installation.start_runner(
+            HOST,
+            broker=f"nats://127.0.0.1:{self.proxies['broker'].port}",
+            endpoints=ENDPOINTS,
+            LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies['edge'].port}",
+            LAMPLIGHTER_SLOTS="4",
+            LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
+            **{FOLDER_ENV: str(self._folder("runner"))},
+        )
+
+    async def restart_runner(self) -> None:
+        """Once the one that is there has ended."""
+        await self.process("runner").ended()
+        await self.start_runner()
+
+    async def evidence(self) -> Evidence:
+        """Everything there is to judge, once all is calm or `CALM_S` has passed."""
+        found = await self._calm()
+        state = {key.id: await self._revisions(key) for key in await self.bus.records.keys()}
+        stamped = runs(HOST, self.installation.folder / HOST / NAME)
+        return Evidence(
+            seen=tuple(self.history.seen),
+            state=state,
+            runs=tuple(stamped),
+            cuts=tuple(self.history.cuts),
+            left=tuple(found),
+        )
+
+    async def _calm(self) -> list[str]:
+        deadline = time.monotonic() + CALM_S
+        while (found := await leftovers(self.installation, self.bus)) and time.monotonic() < deadline:
+            await anyio.sleep(1)
+        return found
+
+    async def _revisions(self, key: JobKey) -> tuple[Revision, ...]:
+        return tuple(
+            Revision(
+                entry.revision,
+                as_json(entry.recorded.event)["type"],
+                entry.recorded.job.status,
+                entry.recorded.job.round,
+                entry.recorded.job.attempt,
+            )
+            for entry in await self.bus.records.history(key)
+        )
+
+    async def revisions(self, job_id: str) -> tuple[Revision, ...]:
+        """The job's history in STATE."""
+        return await self._revisions(JobKey(OWNER, job_id))
+
+    async def settled(self, within_s: float = 60) -> None:
+        """Wait until no message, container or folder of a job is there: the next scene begins on a clean stage."""
+
+        async def clean() -> bool:
+            folders = list((self.installation.folder / HOST / "jobs").iterdir())
+            return not (folders or await self.bus.queue.waiting() or await self.installation.containers(HOST))
+
+        await until(clean, within_s)
+
+    @asynccontextmanager
+    async def deaf(self) -> AsyncIterator[None]:
+        """Nobody hears the host while the block runs: what is noted of it excuses a second attempt elsewhere."""
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.history.cut(Cut(HOST, since, time.monotonic()))
+
+    def _folder(self, process: str) -> Path:
+        return self.installation.folder / "faults" / process
+
+
+def resume(pid: int) -> None:
+    """Let a process that stands still go on."""
+    os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def staged(folder: Path, docker: OwnEngine | None = None) -> AsyncIterator[Scene]:
+    """A scene whose edge serves; its runner is not started yet. A `lamplighter.toml` in `folder` is the edge's."""
+    engine = "docker" if docker else "process"
+    installation = Installation(folder, engine, docker.url if docker else None, MODULES)
+    keys = await installation.open()
+    broker, _, broker_port = installation.server.url.removeprefix("nats://").partition(":")
+    edge_port = installation.listening.getsockname()[1]
+    try:
+        async with (
+            proxied(broker, int(broker_port)) as to_broker,
+            proxied("127.0.0.1", edge_port) as to_edge,
+            proxied("127.0.0.1", edge_port) as front,
+            installation.bus() as bus,
+        ):
+            scene = Scene(installation, keys, {"broker": to_broker, "edge": to_edge, "front": front}, bus, docker)
+            await scene.start_edge()
+            yield scene
+    finally:
+        await installation.close()
