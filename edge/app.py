@@ -11,16 +11,18 @@ from starlette.types import ASGIApp
 from edge.auth.cors import cors
 from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
 from edge.draining import Draining
+from edge.facades.gateway import route as gateway_route
+from edge.facades.gateway.gateway import Gateway
 from edge.handshake import Handshake, note_cause
 from edge.openapi import complete, config
 from edge.parts import Parts
 from edge.problems import answer
-from edge.routes import assets, events, health, jobs, joining, keys, lists, read, tokens
+from edge.routes import assets, events, health, jobs, joining, keys, lists, read, tokens, uploads
 from edge.routes.bodies import JSON_BYTES
 from edge.routes.given import Owner, Services
 from edge.services.messages import Language, choose_language
 
-MODULES = (jobs, lists, events, assets, read, keys, tokens, joining, health)
+MODULES = (jobs, lists, events, assets, read, keys, tokens, uploads, joining, health, gateway_route)
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 
@@ -41,22 +43,28 @@ async def _parts(request: Connection) -> Parts:
     return parts
 
 
-def create_app(parts: Parts) -> ASGIApp:
+async def _gateway(request: Connection) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def create_app(parts: Parts, gateway: Gateway) -> ASGIApp:
     """The app over the services of one edge. It starts and stops nothing: `edge.serve` does."""
-    routed = _routed(parts)
+    routed = _routed(parts, gateway)
     complete(routed.openapi_schema)
     return Handshake(Draining(cast("ASGIApp", routed)))  # the two libraries spell the same ASGI types differently
 
 
-def _routed(parts: Parts) -> Litestar:
+def _routed(parts: Parts, gateway: Gateway) -> Litestar:
     return Litestar(
         route_handlers=list(ROUTES),
-        state=State({"parts": parts}),
+        state=State({"parts": parts, "gateway": gateway}),
         middleware=[DefineMiddleware(Authenticate, exclude_from_auth_key=OPEN)],
         dependencies={
             "parts": Provide(_parts),
             "owner": Provide(_owner),
             "language": Provide(_language),
+            "gateway": Provide(_gateway),
         },
         exception_handlers={Exception: answer},
         after_exception=[note_cause],

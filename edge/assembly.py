@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from bus.port import Bus
 from bus.roster import Roster
+from edge.facades.gateway.relays import Relays
 from edge.parts import Parts
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -31,9 +32,11 @@ from edge.services.scene import Hourly, Rules, Scene
 from edge.services.signing import Signer, agree_secret
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
+from edge.services.uploads import Uploads
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
+from edge.store.partial import Partials
 from edge.store.port import AssetStore
 
 
@@ -54,11 +57,15 @@ async def assemble(
     viewer = Viewer(bus.feed, index, window, hosts, signer.link)
     gate = Gate(bus.link, utc_now, allow_unsynced=settings.allow_unsynced)
     admission = Admission(gate, catalog, assets, utc_now, os.urandom)
+    relays = Relays(_fresh_id)
     parts = Parts(
         settings=settings,
         bus=bus,
         store=store,
         assets=assets,
+        uploads=Uploads(
+            Partials(settings.data / "uploads"), assets, utc_now, os.urandom, settings.uploads, settings.max_asset_bytes
+        ),
         catalog=catalog,
         index=index,
         window=window,
@@ -72,7 +79,8 @@ async def assemble(
         tokens=Tokens(secret, keys.by_id, utc_now),
         signer=signer,
         joining=Joining(bus, keys, _door(settings), welcome, utc_now),
-        power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client),
+        power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client, relays),
+        relays=relays,
     )
     parts.power.listen(hosts.tell)
     hosts.ask_power(parts.power.prospect)
@@ -85,9 +93,11 @@ def _door(settings: EdgeSettings) -> Roster | None:
     return Roster(settings.broker, joining.folder, joining.reload) if joining.folder and joining.reload else None
 
 
-def _power(settings: EdgeSettings, sight: Sight, bus: Bus, client: httpx.AsyncClient) -> PowerController:
+def _power(
+    settings: EdgeSettings, sight: Sight, bus: Bus, client: httpx.AsyncClient, relays: Relays
+) -> PowerController:
     """The controller of the declared hosts. Raises DriverMissing."""
-    means = drivers.Means(client=client, environ=os.environ, now=utc_now, fresh_id=_fresh_id)
+    means = drivers.Means(client=client, environ=os.environ, now=utc_now, fresh_id=_fresh_id, relay=relays)
     chance = Means(now=utc_now, running=time.monotonic, fresh_id=_fresh_id, dice=random.random)
     return PowerController(bus.power, sight, settings.hosts, drivers.build(settings.hosts, means), chance)
 
@@ -118,6 +128,7 @@ def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
     """Start everything that runs beside the requests."""
     runs = (
         parts.index.run,
+        parts.uploads.run,
         parts.window.run,
         parts.hosts.run,
         parts.follower.run,

@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from bus.port import Bus
+from edge.facades.gateway.relays import Relays
 from edge.power.controller import PowerController
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
@@ -16,6 +17,7 @@ from edge.services.keys import Keys
 from edge.services.signing import Signer
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
+from edge.services.uploads import Uploads
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
@@ -29,6 +31,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     bus: Bus
     store: AssetStore
     assets: Assets
+    uploads: Uploads
     catalog: Catalog
     index: Index
     window: Window
@@ -43,3 +46,4 @@ class Parts(Struct, frozen=True, kw_only=True):
     signer: Signer
     joining: Joining
     power: PowerController
+    relays: Relays

@@ -7,6 +7,7 @@ from msgspec import Struct, field
 
 from bus.settings import BrokerSettings
 from edge.services.signing import UrlSettings
+from edge.services.uploads import UploadSettings
 from schemas.switch import HostDeclaration
 from schemas.words import Token
 
@@ -47,6 +48,21 @@ class JoiningSettings(Struct, frozen=True):
     reload: tuple[str, ...] = ()
 
 
+class HeygemSettings(Struct, frozen=True):
+    """Where the names that HeyGem's own clients use lead to. `enabled`: whether `/easy/…` is there.
+
+    `endpoint`: what runs their jobs; its input has the assets `video` and `audio`. `data_root`: the folder shared with
+    clients, which the vendor's container has at /code/data. Everybody who may submit can name every file in it, so it
+    is for clients that trust each other. `owner`: whose jobs those are that came without a key, as only a loopback edge
+    takes them.
+    """
+
+    enabled: bool = False
+    endpoint: Token = "heygem"
+    data_root: Path | None = None
+    owner: Token = "local"
+
+
 class EdgeSettings(Struct, frozen=True):
     """One edge process. Bytes, seconds and days as the names say.
 
@@ -65,7 +81,9 @@ class EdgeSettings(Struct, frozen=True):
     public: PublicSettings = PublicSettings()
     joining: JoiningSettings = JoiningSettings()
     cors: CorsSettings = CorsSettings()
+    heygem: HeygemSettings = HeygemSettings()
     urls: UrlSettings = UrlSettings()
+    uploads: UploadSettings = UploadSettings()
     hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
     max_asset_bytes: int = 20 * 1024**3
     reconcile_every_s: float = 15.0

@@ -8,6 +8,8 @@ import pytest
 from msgspec import Struct
 
 from edge.app import create_app
+from edge.facades.gateway.gateway import running_gateway
+from edge.facades.gateway.relays import Relays
 from edge.parts import Parts
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -55,6 +57,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         bus=made.bus,
         store=made.store,
         assets=made.assets,
+        uploads=made.uploads,
         catalog=made.catalog,
         index=made.index,
         window=made.window,
@@ -69,6 +72,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         signer=made.signer,
         joining=Joining(made.bus, keys, None, None, made.time),
         power=switched(made),
+        relays=Relays(lambda: Dice()(8).hex()),
     )
 
 
@@ -77,7 +81,8 @@ async def face(tmp_path: Path) -> AsyncIterator[Face]:
     async with fake_world(tmp_path) as made:
         keys = Keys(made.bus.keys, made.time, Dice(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
-        async with served(create_app(parts_of(made, keys))) as url:
+        parts = parts_of(made, keys)
+        async with running_gateway(parts) as gateway, served(create_app(parts, gateway)) as url:
             clients = {
                 name: httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
                 for name, text in texts.items()

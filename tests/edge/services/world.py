@@ -25,8 +25,10 @@ from edge.services.scene import Hourly, Powered, Rules, Scene
 from edge.services.signing import Signer, UrlSettings
 from edge.services.supply import Supply
 from edge.services.view import Viewer
+from edge.services.uploads import Uploads, UploadSettings
 from edge.services.window import Window
 from edge.store.memory import MemoryStore
+from edge.store.partial import Partials
 from schemas import events as e
 from schemas.endpoint import Endpoint
 from schemas.feed import LogEnd, Place
@@ -111,6 +113,8 @@ class World:
         dice = Dice()
         admission = Admission(self.gate, self.catalog, self.assets, time, dice)
         self.intake = Intake(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
+        self.partials = Partials(folder / "uploads")
+        self.uploads = Uploads(self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20)
         self.signer = Signer(SECRET, time, UrlSettings())
         self.viewer = Viewer(self.bus.feed, self.index, self.window, self.hosts, self.signer.link)
         self.follower = Follower(self.bus, self.viewer, self.hosts)

@@ -1,0 +1,131 @@
+"""The headers of tus 1.0.0 (tus.io, "Resumable Upload Protocol 1.0.x"): read here, written here."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import format_datetime
+from typing import Any
+
+from litestar import Request, Response
+
+from edge import problems
+from edge.routes.given import AnyRequest
+from edge.services.pieces import Checksum, Wanted
+from edge.store.partial import Upload
+from schemas.asset import SCHEME, declared_type, is_digest
+from schemas.errors import Refused
+
+VERSION = "1.0.0"
+EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,checksum,termination"
+ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
+PIECE_TYPE = "application/offset+octet-stream"
+ASSET = "Lamplighter-Asset"
+METADATA_BYTES = 4096
+_DIGITS = 18  # more than any file's length has
+
+
+def check_version(request: AnyRequest) -> None:
+    """Refused `tus_version` for a client that speaks another one, or none."""
+    if request.headers.get("tus-resumable") != VERSION:
+        raise Refused("tus_version", f"send the header Tus-Resumable: {VERSION}, which is what is spoken here")
+
+
+def check_piece_type(request: AnyRequest) -> None:
+    """Refused `media_type_unknown`."""
+    if request.headers.get("content-type") != PIECE_TYPE:
+        raise Refused("media_type_unknown", f"send the header Content-Type: {PIECE_TYPE}")
+
+
+def number(headers: Mapping[str, str], name: str) -> int | None:
+    """A count of bytes; None where the header is not there. Refused `input_invalid`."""
+    text = headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+        raise Refused("input_invalid", f"the header {name} must be a count of bytes")
+    return int(text)
+
+
+def wanted(headers: Mapping[str, str]) -> Wanted:
+    """What a creation asks for. Refused `input_invalid`."""
+    length = number(headers, "Upload-Length")
+    deferred = headers.get("upload-defer-length")
+    if (length is None) == (deferred is None) or deferred not in {None, "1"}:
+        raise Refused("input_invalid", "say either Upload-Length or Upload-Defer-Length: 1")
+    metadata = headers.get("upload-metadata", "")
+    told = _metadata(metadata)
+    name = told.get("filename") or told.get("name") or "file"
+    expected = told.get("sha256", "").removeprefix(SCHEME).lower() or None
+    if expected is not None and not is_digest(expected):
+        raise Refused("input_invalid", "sha256 in Upload-Metadata must be 64 hex digits, base64-encoded as all values")
+    kind = declared_type(told.get("filetype") or told.get("type"), name)
+    return Wanted(name=name, media_type=kind, length=length, expected=expected, metadata=metadata)
+
+
+def _metadata(header: str) -> dict[str, str]:
+    """Pairs of a name and a value in base64, or a name alone, parted by commas."""
+    if len(header) > METADATA_BYTES:
+        raise Refused("input_invalid", f"Upload-Metadata may have at most {METADATA_BYTES} bytes")
+    pairs = (pair.strip().partition(" ") for pair in header.split(",") if pair.strip())
+    try:
+        return {name: base64.b64decode(value, validate=True).decode() for name, _, value in pairs}
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise Refused("input_invalid", "a value in Upload-Metadata is no base64 of UTF-8") from error
+
+
+def checksum(headers: Mapping[str, str]) -> Checksum | None:
+    """What `Upload-Checksum: <algorithm> <base64>` says. Refused `input_invalid`."""
+    header = headers.get("upload-checksum")
+    if header is None:
+        return None
+    algorithm, _, value = header.strip().partition(" ")
+    try:
+        digest = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        digest = b""
+    if algorithm not in ALGORITHMS or len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
+        raise Refused("input_invalid", f"Upload-Checksum must be one of {', '.join(ALGORITHMS)}, and its base64")
+    return Checksum(algorithm, digest)
+
+
+def told(upload: Upload) -> dict[str, str]:
+    """The headers that say where an upload stands."""
+    headers = {
+        "Tus-Resumable": VERSION,
+        "Upload-Offset": str(upload.offset),
+        "Upload-Expires": format_datetime(upload.expires.astimezone(UTC), usegmt=True),
+        "Cache-Control": "no-store",
+    }
+    if upload.length is None:
+        headers["Upload-Defer-Length"] = "1"
+    else:
+        headers["Upload-Length"] = str(upload.length)
+    if upload.metadata:
+        headers["Upload-Metadata"] = upload.metadata
+    if upload.kept and upload.whole is not None:
+        headers[ASSET] = SCHEME + upload.whole
+    return headers
+
+
+def abilities(limit: int) -> dict[str, str]:
+    """What OPTIONS answers."""
+    return {
+        "Tus-Resumable": VERSION,
+        "Tus-Version": VERSION,
+        "Tus-Extension": EXTENSIONS,
+        "Tus-Max-Size": str(limit),
+        "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
+    }
+
+
+def refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The problem, with what tus wants in every answer."""
+    response = problems.answer(request, error)
+    return Response(
+        response.content,
+        status_code=response.status_code,
+        headers={**response.headers, "Tus-Resumable": VERSION, "Tus-Version": VERSION, "Cache-Control": "no-store"},
+        media_type=response.media_type,
+    )
