@@ -1,0 +1,143 @@
+"""What owners wish of their hosts, played over the memory bus: people, quiet hours, low priority, the next host."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from schemas.host import Busy
+from schemas.power import PowerState as S
+from schemas.power import UsedBy
+from schemas.reasons import Reason
+from schemas.switch import Budget, Price
+from schemas.words import Priority
+from tests.edge.power.street import HOST, Street, street
+from tests.edge.services.world import START
+
+BRISK = replace(HOST, min_on=30.0, idle_after=60.0)
+ONE = {"gpu-1": BRISK}
+
+
+def calls(made: Street, host: str = "gpu-1") -> list[str]:
+    return [verb for verb, _ in made.drivers[host].calls]
+
+
+@pytest.mark.parametrize("busy", [Busy(users=1), Busy(programs=2), Busy(unsaved=1)])
+async def test_the_light_stays_on_while_anything_keeps_the_host_busy(tmp_path: Path, busy: Busy) -> None:
+    async with street(tmp_path, ONE) as made:
+        await made.edge.world.submit()
+        await made.until(S.ONLINE)
+        await made.work_off()
+        made.runners["gpu-1"].busy = busy
+        await made.pass_by(300)
+        assert (await made.record()).state is S.ONLINE
+        [seen] = made.edge.power.views(made.edge.world.hosts.views())
+        assert seen.busy == busy
+        made.runners["gpu-1"].busy = Busy()
+        await made.until(S.OFF, within_s=300)
+
+
+@pytest.mark.parametrize(("ignored", "busy"), [("users", Busy(users=1)), ("programs", Busy(programs=1))])
+async def test_an_owner_may_ignore_the_people_or_their_programs(tmp_path: Path, ignored: UsedBy, busy: Busy) -> None:
+    kept: tuple[UsedBy, ...] = ("users", "programs")
+    rules = replace(BRISK, stays_for=tuple(one for one in kept if one != ignored))
+    async with street(tmp_path, {"gpu-1": rules}) as made:
+        await made.edge.world.submit()
+        await made.until(S.ONLINE)
+        await made.work_off()
+        made.runners["gpu-1"].busy = busy
+        await made.until(S.OFF, within_s=300)
+
+
+async def test_somebody_who_logs_in_while_it_drains_undoes_the_drain(tmp_path: Path) -> None:
+    async with street(tmp_path, ONE) as made:
+        await made.edge.world.submit()
+        await made.until(S.ONLINE)
+        await made.work_off()
+        await made.until(S.DRAINING)
+        made.runners["gpu-1"].busy = Busy(users=1)
+        await made.until(S.ONLINE, within_s=10)
+        assert calls(made) == ["start"]
+
+
+async def test_low_rides_along_when_other_work_wakes_the_host(tmp_path: Path) -> None:
+    async with street(tmp_path, ONE) as made:
+        low = await made.edge.world.submit(text="low", priority=Priority.LOW)
+        await made.pass_by(300)
+        assert calls(made) == []
+        await made.edge.world.submit(text="normal")
+        await made.until(S.ONLINE)
+        await made.pass_by(300)
+        assert (await made.record()).state is S.ONLINE  # what waits is done before the light goes out
+        await made.work_off()
+        assert (await made.edge.world.read(low)).status == "succeeded"
+        await made.until(S.OFF, within_s=300)
+
+
+async def test_low_that_waited_for_its_limit_wakes_the_host(tmp_path: Path) -> None:
+    async with street(tmp_path, ONE) as made:
+        await made.edge.world.submit(priority=Priority.LOW)
+        made.time.pass_by(hours=11)
+        await made.edge.world.reconciler.sweep()
+        await made.pass_by(60)
+        assert calls(made) == []
+        made.time.pass_by(hours=1)
+        await made.edge.world.reconciler.sweep()
+        await made.until(S.WAKING, within_s=60)
+
+
+async def test_quiet_hours_keep_it_dark_and_work_waits_for_their_end(tmp_path: Path) -> None:
+    assert START.hour == 12
+    async with street(tmp_path, {"gpu-1": replace(BRISK, quiet=("12:00-12:10",))}) as made:
+        job = await made.edge.world.submit()
+        blocked = await made.until(S.BLOCKED)
+        assert blocked.why == "quiet hours"
+        view = await made.edge.world.viewer.job(await made.edge.world.intake.read(job.key))
+        assert view.reason in {Reason.HOST_OFF, Reason.HOST_BLOCKED}
+        woken = await made.until(S.WAKING)
+        assert START + timedelta(minutes=10) <= woken.since < START + timedelta(minutes=11)
+
+
+async def test_quiet_hours_let_a_host_go_that_is_empty_and_never_one_that_works(tmp_path: Path) -> None:
+    async with street(tmp_path, {"gpu-1": replace(BRISK, quiet=("12:05-12:59",), min_on=7200.0)}) as made:
+        job = await made.edge.world.submit()
+        await made.until(S.ONLINE)
+        made.runners["gpu-1"].work = [job]
+        await made.until(S.DRAINING)
+        await made.pass_by(120)
+        assert (await made.record()).state is S.DRAINING
+        made.runners["gpu-1"].work = []
+        await made.work_off()
+        await made.until(S.OFF, within_s=300)
+
+
+async def test_a_budget_in_money_counts_electricity(tmp_path: Path) -> None:
+    price = Price(per_kwh=4.0, watts=500.0)
+    async with street(tmp_path, {"gpu-1": replace(BRISK, budget=Budget(money=0.1), price=price)}) as made:
+        job = await made.edge.world.submit()
+        on = await made.until(S.WAKING)
+        made.runners["gpu-1"].work = [job]
+        drained = await made.until(S.DRAINING)
+        assert 180 <= (drained.since - on.since).total_seconds() < 190
+
+
+async def test_the_next_host_is_called_at_once_when_the_first_is_at_fault(tmp_path: Path) -> None:
+    async with street(tmp_path, {"gpu-1": replace(BRISK, boot_timeout=60.0), "gpu-2": replace(BRISK, rank=2)}) as made:
+        made.runners["gpu-1"].crashed = True
+        await made.edge.world.submit()
+        fault = await made.until(S.FAULT)
+        woken = await made.until(S.WAKING, "gpu-2", within_s=30)
+        assert (woken.since - fault.since).total_seconds() < 10
+        assert "host_fault gpu-1" in made.edge.notices
+
+
+async def test_a_deadline_does_not_hurry_what_may_start_at_once_and_low_is_called_in_time(tmp_path: Path) -> None:
+    """Normal work wakes at once whatever its deadline; with `not_before` as well, in time for that."""
+    async with street(tmp_path, ONE) as made:
+        start, end = START + timedelta(minutes=15), START + timedelta(hours=2)
+        await made.edge.world.submit(not_before=start.isoformat(), deadline=end.isoformat())
+        await made.pass_by(300)
+        assert calls(made) == []
+        woken = await made.until(S.WAKING)
+        assert timedelta(minutes=3) < start - woken.since <= timedelta(minutes=4, seconds=5)
