@@ -1,0 +1,186 @@
+"""A second machine joins over TLS with one line, works from behind a firewall, and is put out at once.
+
+Between two network namespaces: `lamplighter up` on one side, `lamplighter runner --join` on the other.
+"""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bus.connection import open_runner
+from bus.port import Denied
+from bus.settings import BrokerSettings
+from schemas.host import Presence
+from schemas.joining import decode, encode
+from tests.bus.samples import NOW
+from tests.e2e.installation import COMPILED, ROOT
+from tests.e2e.network import EDGE, HOST, Network, network
+from tests.e2e.test_up import lamplighter, up
+
+pytestmark = pytest.mark.timeout(180)
+ENDED_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as made, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # every command here would compile all it imports
+        for name, value in COMPILED.items():
+            patch.setenv(name, value)
+        yield made
+
+
+class Home(Struct, frozen=True):
+    """An `up` that others may join: its data folder, and what it announced."""
+
+    data: Path
+    url: str
+
+    def add(self, host: str) -> str:
+        """The token that `hosts add` prints."""
+        said = lamplighter(self.data, "hosts", "add", host)
+        assert said.returncode == 0, said.stderr
+        command, option, token = said.stdout.split()[1:]
+        assert (command, option, len(said.stdout.splitlines())) == ("runner", "--join", 1)
+        return token
+
+    def broker(self, token: str) -> BrokerSettings:
+        """How the host of `token` reaches the broker."""
+        asked = decode(token)
+        return BrokerSettings(asked.broker, asked.user, asked.password, pin=str(self.data / "tls" / "cert.pem"))
+
+
+@pytest.fixture(scope="module")
+def home(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    data = tmp_path_factory.mktemp("home") / "data"
+    with up(data, "--no-runner", "--public", EDGE, "--listen", EDGE) as (_, said):
+        yield Home(data, said["url"])
+
+
+@contextmanager
+def runner(net: Network, data: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A runner on the other side of the wire; ended when the block is left."""
+    environ = {
+        "LAMPLIGHTER_CONFIG": os.devnull,
+        "LAMPLIGHTER_DATA": str(data),
+        "LAMPLIGHTER_ENDPOINTS": json.dumps([str(ROOT / "images" / "echo")]),
+        "LAMPLIGHTER_ENGINE": "process",
+        "LAMPLIGHTER_GPU__WATCH": "0",
+        "LAMPLIGHTER_WARM__ON": "0",
+        "LAMPLIGHTER_GRACE_S": "1",
+    }
+    argv = [*net.at_host, sys.executable, "-m", "lamplighter", "runner", *more]
+    with subprocess.Popen(
+        argv,
+        env=os.environ | environ,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            with suppress(ValueError):  # the test has read it to its end
+                process.communicate(timeout=ENDED_S)
+
+
+def refused(process: subprocess.Popen[str]) -> str:
+    """The one line with which it ended as refused."""
+    _, said = process.communicate(timeout=ENDED_S)
+    lines = [line for line in said.splitlines() if line.startswith("lamplighter: ")]
+    assert (process.returncode, len(lines)) == (4, 1), said
+    return lines[0]
+
+
+def echoed(home: Home, tmp_path: Path, text: str) -> None:
+    """A job with a file in and a file out, run by whoever has joined."""
+    file, out = tmp_path / "in.bin", tmp_path / "out"
+    file.write_bytes(os.urandom(3 << 20))
+    done = lamplighter(home.data, "submit", "echo", "--text", text, "--file", file, "-o", out, "--json")
+    job = json.loads(done.stdout)
+    assert (job["status"], job["output"]["data"]["text"]) == ("succeeded", text), done.stderr
+    (saved,) = [path for path in (out.rglob("*") if out.is_dir() else [out]) if path.is_file()]
+    assert saved.read_bytes() == file.read_bytes()
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def connects(host: str, port: int) -> None:
+    with socket.create_connection((host, port), timeout=1):
+        """That it was let in is all."""
+
+
+def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(net: Network, home: Home, tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError):  # nothing comes in at the host
+        connects(HOST, 80)
+    with pytest.raises(ConnectionRefusedError):  # and what is not meant for others stays on loopback
+        connects(EDGE, int(home.url.rsplit(":", 1)[1]))
+    token, data = home.add("gpu-1"), tmp_path / "host"
+    with runner(net, data, "--join", token):
+        echoed(home, tmp_path, "by its token")
+    assert {mode(data / name) for name in ("joined.json", "edge.pem", "broker.pem")} == {0o600}
+    assert mode(home.data / "tls" / "key.pem") == 0o600
+    with runner(net, data) as process:
+        echoed(home, tmp_path, "by what it kept")
+        said = lamplighter(home.data, "hosts", "remove", "gpu-1")
+        assert said.returncode == 0, said.stderr
+        assert "gpu-1 was removed" in refused(process)
+    with runner(net, tmp_path / "again", "--join", token) as process:
+        assert "gpu-1 was removed" in refused(process)
+    said = lamplighter(home.data, "hosts", "list", "--json")
+    assert json.loads(said.stdout) == []
+
+
+def test_it_speaks_to_nobody_whose_certificate_was_not_named(net: Network, home: Home, tmp_path: Path) -> None:
+    asked = decode(home.add("gpu-2"))
+    for pins in ({"edge_pin": "0" * 64}, {"broker_pin": "f" * 64}):
+        with runner(net, tmp_path / "host", "--join", encode(replace(asked, **pins))) as process:
+            assert "the token names" in refused(process)
+    assert not (tmp_path / "host" / "joined.json").exists()
+
+
+async def test_a_host_speaks_for_itself_alone(home: Home) -> None:
+    token, other = home.add("gpu-3"), home.add("gpu-4")
+    here = Presence(host="gpu-4", incarnation="a", at=NOW, since=NOW)
+    async with open_runner(home.broker(token)) as bus, open_runner(home.broker(other)) as neighbour:
+        await neighbour.hosts.put("gpu-4", here)
+        with pytest.raises(Denied):
+            await bus.hosts.put("gpu-4", here)
+        with pytest.raises(Denied, match=r"ctl\.gpu-4"):
+            await anext(aiter(bus.control.nudges("gpu-4")))
+        with pytest.raises(Denied):
+            await bus.joined.get("gpu-4")
+        assert lamplighter(home.data, "hosts", "remove", "gpu-3").returncode == 0
+        assert neighbour.link.connected  # who stays keeps its connection
+    with pytest.raises(Denied, match="user or password"):
+        async with open_runner(home.broker(token)):
+            raise AssertionError("it was let in")
+
+
+def test_a_host_joins_once_and_only_who_joined_is_removed(home: Home) -> None:
+    home.add("gpu-5")
+    for words, code in ((("add", "gpu-5"), "joined already"), (("remove", "gpu-6"), "has not joined")):
+        said = lamplighter(home.data, "hosts", *words)
+        assert said.returncode == 4
+        assert code in said.stderr
+
+
+def test_what_is_no_token_is_said_to_be_none(net: Network, tmp_path: Path) -> None:
+    with runner(net, tmp_path, "--join", "nonsense") as process:
+        _, said = process.communicate(timeout=ENDED_S)
+    assert process.returncode == 2
+    assert "no join token" in said
