@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
@@ -13,6 +13,8 @@ from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
 from edge.draining import Draining
 from edge.facades.gateway import route as gateway_route
 from edge.facades.gateway.gateway import Gateway
+from edge.facades.heygem import routes as heygem
+from edge.facades.runpod import routes as runpod
 from edge.handshake import Handshake, note_cause
 from edge.openapi import complete, config
 from edge.parts import Parts
@@ -55,9 +57,14 @@ def create_app(parts: Parts, gateway: Gateway) -> ASGIApp:
     return Handshake(Draining(cast("ASGIApp", routed)))  # the two libraries spell the same ASGI types differently
 
 
+def _facades(parts: Parts) -> list[Router]:
+    """Other people's protocols over HTTP."""
+    return [runpod.router(), *([heygem.router()] if parts.settings.heygem.enabled else [])]
+
+
 def _routed(parts: Parts, gateway: Gateway) -> Litestar:
     return Litestar(
-        route_handlers=list(ROUTES),
+        route_handlers=[*ROUTES, *_facades(parts)],
         state=State({"parts": parts, "gateway": gateway}),
         middleware=[DefineMiddleware(Authenticate, exclude_from_auth_key=OPEN)],
         dependencies={

@@ -4,6 +4,7 @@ import os
 import random
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 from anyio.abc import TaskGroup
@@ -11,6 +12,7 @@ from anyio.abc import TaskGroup
 from bus.port import Bus
 from bus.roster import Roster
 from edge.facades.gateway.relays import Relays
+from edge.facades.heygem.placing import Placing
 from edge.parts import Parts
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -20,6 +22,7 @@ from edge.services.admission import Admission
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog, load_folder
 from edge.services.clock import utc_now
+from edge.services.estimate import Estimator
 from edge.services.follow import Follower
 from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
@@ -78,6 +81,7 @@ async def assemble(
         keys=keys,
         tokens=Tokens(secret, keys.by_id, utc_now),
         signer=signer,
+        placing=Placing(_shared(settings), settings.data / "placing", bus.records, store, index),
         joining=Joining(bus, keys, _door(settings), welcome, utc_now),
         power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client, relays),
         relays=relays,
@@ -85,7 +89,12 @@ async def assemble(
     parts.power.listen(hosts.tell)
     hosts.ask_power(parts.power.prospect)
     hosts.count_by(index.lines.waiting)
+    viewer.foretell_by(Estimator(index, hosts, catalog, utc_now).eta)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _shared(settings: EdgeSettings) -> Path | None:
+    return settings.heygem.data_root if settings.heygem.enabled else None
 
 
 def _door(settings: EdgeSettings) -> Roster | None:
@@ -133,6 +142,7 @@ def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
         parts.hosts.run,
         parts.follower.run,
         parts.supply.run,
+        parts.placing.run,
         parts.power.run,
         reconciler.run,
     )

@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from bus.port import Bus
 from edge.facades.gateway.relays import Relays
+from edge.facades.heygem.placing import Placing
 from edge.power.controller import PowerController
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
@@ -45,5 +46,6 @@ class Parts(Struct, frozen=True, kw_only=True):
     tokens: Tokens
     signer: Signer
     joining: Joining
+    placing: Placing
     power: PowerController
     relays: Relays

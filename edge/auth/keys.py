@@ -11,7 +11,7 @@ from edge.parts import Parts
 from edge.services.refusals import refusing
 from edge.services.signing import SIGNATURE
 from edge.services.tokens import MARK
-from schemas.access import ApiKey, Scope
+from schemas.access import ApiKey, Scope, parse_key
 from schemas.errors import Refused
 from schemas.words import is_token
 
@@ -26,6 +26,8 @@ def presented(connection: Connection) -> str | None:
     scheme, _, credential = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credential:
         return credential.strip()
+    if not credential and parse_key(scheme):
+        return scheme  # the key alone, as RunPod's documents show it too
     return connection.headers.get("x-api-key") or connection.query_params.get("token")
 
 

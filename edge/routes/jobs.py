@@ -85,7 +85,7 @@ def _seconds_to_wait(asked: float | None, prefer: str | None) -> float:
     return min(MAX_WAIT_S, max(0.0, asked if asked is not None else float(match[1]) if match else 0.0))
 
 
-async def _once_final(parts: Parts, entry: Entry, wait_s: float) -> Entry:
+async def once_final(parts: Parts, entry: Entry, wait_s: float) -> Entry:
     """The entry once its job is final, or as it is after `wait_s`."""
     key = entry.recorded.job.key
     with refusing(), anyio.move_on_after(wait_s):
@@ -117,7 +117,7 @@ async def read_job(
     entry = await parts.intake.read(job_key(owner, job_id))
     seconds = _seconds_to_wait(wait, prefer)
     if seconds and entry.recorded.job.status not in FINAL:
-        entry = await _once_final(parts, entry, seconds)
+        entry = await once_final(parts, entry, seconds)
     return await parts.viewer.job(entry, language)
 
 

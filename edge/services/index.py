@@ -26,6 +26,7 @@ from schemas.words import FINAL, Status
 
 T = TypeVar("T")
 Watcher = Callable[[Sequence[Step]], None]
+Tap = Callable[[Sequence[Change]], None]
 
 REACH_S = 5.0  # a list waits at most this long for the caller's own last change
 _BATCH = 500
@@ -64,6 +65,7 @@ class Index:
         self._ready = Event()
         self._changes: Mailbox[Change | CaughtUp | Mended] = Mailbox(4 * _BATCH)
         self._watchers: list[Watcher] = []
+        self._taps: list[Tap] = []
         self._counts: Counter[Count] = Counter()
         self.lines = Lines()
 
@@ -79,6 +81,11 @@ class Index:
     def watch(self, watcher: Watcher) -> None:
         """Call `watcher` with every batch of steps, those of the rebuilding too. It must not block."""
         self._watchers.append(watcher)
+
+    def tap(self, tap: Tap) -> None:
+        """Call `tap` with every batch of changes as STATE gives them, records and all, in its order; at the start with
+        the last of every job. It must not block."""
+        self._taps.append(tap)
 
     async def run(self) -> None:
         """Make the file anew and follow STATE, without end."""
@@ -99,6 +106,8 @@ class Index:
         streamed = [item for item in items if isinstance(item, Change)]
         changes = [*streamed, *(item.change for item in items if isinstance(item, Mended))]
         if changes:
+            for tap in self._taps:
+                tap(changes)
             self._take_over(await self._ask(sql.absorb, changes))
         if streamed:
             self._revision = streamed[-1].revision
@@ -183,6 +192,10 @@ class Index:
     def counts(self) -> dict[Count, int]:
         """How many jobs there are, by owner, endpoint, pool and status."""
         return dict(self._counts)
+
+    async def retried(self, owner: str, endpoint: str) -> int:
+        """How many of the owner's jobs were given another round."""
+        return await self._answer(sql.retried, owner, endpoint)
 
     def position(self, job: Job, span: int) -> int | None:
         """Jobs that start before this one (0: next), None unless it is queued; `span` is the owner's window."""

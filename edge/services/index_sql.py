@@ -40,6 +40,7 @@ CREATE INDEX due ON jobs (due_us) WHERE status = 'scheduled';
 CREATE INDEX lacking ON jobs (input_us) WHERE input_us IS NOT NULL;
 CREATE INDEX expires ON jobs (expires_us) WHERE expires_us IS NOT NULL;
 CREATE INDEX active ON jobs (status) WHERE status IN ('running', 'cancelling');
+CREATE INDEX retried ON jobs (owner, endpoint) WHERE round > 1;
 CREATE INDEX finished ON jobs (finished_us) WHERE finished_us IS NOT NULL;
 CREATE TABLE tags (job INTEGER, name TEXT, value TEXT, PRIMARY KEY (job, name)) WITHOUT ROWID;
 CREATE TABLE names (sha256 TEXT, job INTEGER, PRIMARY KEY (sha256, job)) WITHOUT ROWID;
@@ -197,6 +198,13 @@ def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Ite
         f"WHERE sha256 = ? AND (? IS NULL OR owner = ?) AND status IN ({marks})"
     )
     return [JobKey(*row) for row in _rows(db, "owner, id", query, (sha256, owner, owner, *wanted))]
+
+
+def retried(db: sqlite3.Connection, owner: str, endpoint: str) -> int:
+    """How many jobs were given another round."""
+    query = "SELECT count(*) FROM jobs WHERE owner = ? AND endpoint = ? AND round > 1"
+    (count,) = db.execute(query, (owner, endpoint)).fetchone()
+    return int(count)
 
 
 def _entries(db: sqlite3.Connection, query: str, values: _Values) -> list[Entry]:

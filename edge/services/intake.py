@@ -26,7 +26,7 @@ from schemas.events import Cancelled, CancelRequested, Event, Recorded, Retried,
 from schemas.job import Job, JobKey, request_digest
 from schemas.lifecycle import step
 from schemas.view import HistoryRow
-from schemas.words import FINAL, Status, derived_id, uuid7
+from schemas.words import FINAL, WAITING, Status, derived_id, uuid7
 
 _TRIES = 50  # of a compare-and-set; each failure means that somebody else's write went through
 
@@ -136,9 +136,12 @@ class Intake:
             entries = await self._bus.records.history(key)
         return [_row(entry) for entry in entries]
 
-    async def cancel(self, key: JobKey) -> Entry:
-        """End a waiting job now, ask for the end of a running one. Refused `job_final`, `not_found`."""
-        entry = await self._change(key, _cancelling)
+    async def cancel(self, key: JobKey, *, only_waiting: bool = False) -> Entry:
+        """End a waiting job now, ask for the end of a running one. Refused `job_final`, `not_found`.
+
+        `only_waiting`: one that has started, or ended, is left as it is.
+        """
+        entry = await self._change(key, _withdrawing if only_waiting else _cancelling)
         job = entry.recorded.job
         if job.status is Status.CANCELLED:
             await self._attempt(self._bus.queue.withdraw, job.pointer)
@@ -217,6 +220,10 @@ async def _cancelling(job: Job) -> Event | None:
     if job.status is Status.CANCELLING:
         return None
     return CancelRequested() if job.status is Status.RUNNING else Cancelled()
+
+
+async def _withdrawing(job: Job) -> Event | None:
+    return Cancelled() if job.status in WAITING else None
 
 
 def _replayed(known: Entry, digest: str, taken: str) -> Accepted:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from edge.app import create_app
 from edge.facades.gateway.gateway import running_gateway
 from edge.facades.gateway.relays import Relays
+from edge.facades.heygem.placing import Placing
 from edge.parts import Parts
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -70,6 +71,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         keys=keys,
         tokens=Tokens(SECRET, keys.by_id, made.time),
         signer=made.signer,
+        placing=Placing(None, Path(), made.bus.records, made.store, made.index),
         joining=Joining(made.bus, keys, None, None, made.time),
         power=switched(made),
         relays=Relays(lambda: Dice()(8).hex()),
