@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import structlog
+from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from bus.connection import open_runner
@@ -109,7 +110,7 @@ async def _assembled(
         answers=client.answers,
     )
     if isinstance(engine, DockerEngine):
-        await choose(life, means, engine)
+        means = replace(means, injection=await choose(life, means, engine))
     return life, means
 
 

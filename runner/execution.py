@@ -24,11 +24,11 @@ from runner.journal import Diary
 from runner.life import Life
 from runner.outputs import OutputRefused, collect
 from runner.supplies import SuppliesError
-from runner.verdict import Done, FailedAs, Intent, Stopped, Verdict, failed
+from runner.verdict import Done, FailedAs, Intent, Stopped, Verdict, blames_card, failed
 from schemas.events import Cancelled, Failed, RecordUnreadable, Released, Succeeded
 from schemas.failures import settle
 from schemas.job import File, Job, Output, Usage
-from schemas.words import FINAL, Blame, Status
+from schemas.words import FINAL, Status
 
 LOG_NAME = "log.txt"
 AT_ONCE = timedelta(seconds=1)  # a nak without a delay skips the queue's own wait: never less than this
@@ -123,7 +123,7 @@ class Execution:
         """Outputs and log to the asset store, for as long as that takes."""
         self.phase = Phase.DELIVERING
         usage = self._usage(attempt)
-        if isinstance(verdict, FailedAs) and verdict.row.blame is Blame.GPU and verdict.code != "cuda_oom":
+        if isinstance(verdict, FailedAs) and blames_card(verdict, started=attempt.exit is not None):
             self.ticket.holding.erred(verdict.message)
         log = await self._keep_log(attempt)
         if not isinstance(verdict, Done):

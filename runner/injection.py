@@ -6,7 +6,7 @@ Which one works depends on the toolkit, its mode and Docker's age (research/runn
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from runner.engines.sandbox import Injection
+from runner.engines.sandbox import Injection, Way
 from runner.life import Life
 from runner.means import Means
 from runner.proving import probe_spec, probed, probing
@@ -28,8 +28,8 @@ class Injecting(Protocol):
         ...
 
 
-async def choose(life: Life, means: Means, engine: Injecting) -> Injection | None:
-    """Have `engine` use the first way that works, and say so; None where none does, or nothing here uses a card."""
+async def choose(life: Life, means: Means, engine: Injecting) -> Way | None:
+    """Have `engine` use the first way that works, and say so; None where there is no card, or nothing uses one."""
     kind = probing(means)
     uuids = tuple(sample.uuid for sample in means.cards.snapshot.samples)
     if kind is None or not uuids:
@@ -43,4 +43,4 @@ async def choose(life: Life, means: Means, engine: Injecting) -> Injection | Non
             return way
         failures[way] = why
     life.log.error("cards cannot be given to containers: install the NVIDIA container toolkit", **failures)
-    return None
+    return "none"

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from runner.cards import Cards
 from runner.catalogue import Kind
+from runner.engines.sandbox import Way
 from runner.logins import Logins, nobody
 from runner.settings import DeadManSettings, WarmSettings
 from runner.slots import Slots
@@ -25,7 +26,7 @@ class Means(Struct, frozen=True, kw_only=True):
 
     `forget` drops deleted assets from the host's cache; `leave`: the engine keeps containers running without us.
     `poweroff`: the owner's program that switches this machine off. `logins`: who is logged in here. `answers`: asks
-    the edge for a sign of life.
+    the edge for a sign of life. `injection`: how the engine gives cards to containers, None where it was not tried.
     Seconds: `grace_s` for jobs to end when drained, `settle_s` for the records of those that were stopped then.
     """
 
@@ -38,6 +39,7 @@ class Means(Struct, frozen=True, kw_only=True):
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()
+    injection: Way | None = None
     dead_man: DeadManSettings = DeadManSettings()
     logins: Logins = nobody
     answers: Answers = always

@@ -11,7 +11,11 @@ class Pause:
 
     def lasts(self, now: float) -> bool:
         """Whether it is too early to try again."""
-        return now < self._until
+        return self.left_s(now) > 0
+
+    def left_s(self, now: float) -> float:
+        """Seconds until the next try."""
+        return max(0.0, self._until - now)
 
     def fail(self, why: str, now: float, first_s: float, most_s: float) -> None:
         """It failed: wait `first_s`, twice that after the next failure, `most_s` at most."""

@@ -56,6 +56,7 @@ class Announcer:
             draining=self.draining or self._ready.paused,
             slots=self._means.slots.count,
             engine=self._life.engine.name,
+            injection=self._means.injection,
             gpu_state=self._means.cards.snapshot.state,
             gpus=self._means.cards.reports(),
             running=self._idleness.running(),

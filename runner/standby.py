@@ -26,6 +26,7 @@ from runner.pause import Pause
 from runner.readiness import Readiness
 from runner.slots import memory_free_mb
 from runner.spare import PREFIX, Spare
+from runner.verdict import OF_THE_IMAGE
 from schemas.container import ErrorLine, ExitCode, LineParser, Ready
 from schemas.host import Warm
 
@@ -108,7 +109,9 @@ class Standby:
     def _report(self, name: str) -> Warm:
         mine = [spare for spare in self._spares if spare.kind.endpoint.name == name]
         ready = sum(1 for spare in mine if spare.ready)
-        return Warm(name, ready, len(mine) - ready, self._pauses[name].why or None)
+        pause, now = self._pauses[name], anyio.current_time()
+        left_s = round(pause.left_s(now), 1) if pause.lasts(now) else None
+        return Warm(name, ready, len(mine) - ready, pause.why or None, left_s)
 
     def _retire(self) -> None:
         for spare in self._spares:
@@ -194,7 +197,7 @@ class Standby:
         if spare.taken and spare.ready:
             return  # the job's end, seen before we were told that it has its job
         why = f"{said.code}: {said.message}" if said else f"it exited with code {ended.code}"
-        if ended.code == ExitCode.GPU_UNUSABLE:
+        if ended.code == ExitCode.GPU_UNUSABLE and (said is None or said.code not in OF_THE_IMAGE):
             spare.holding.erred(why)
         raise EngineError(f"the container died while it waited: {why}")
 

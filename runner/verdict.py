@@ -63,6 +63,15 @@ def failed(code: str, message: str) -> FailedAs:
     return FailedAs(code, message, FAILURES[code])
 
 
+# Failures of the GPU's class by which a container says nothing against the card: too large, or not made for it.
+OF_THE_IMAGE = frozenset({"cuda_oom", "gpu_unsupported"})
+
+
+def blames_card(verdict: FailedAs, *, started: bool) -> bool:
+    """Whether the card has to prove itself before it takes more. A start that was refused is the host's affair."""
+    return verdict.row.blame is Blame.GPU and not (started and verdict.code in OF_THE_IMAGE)
+
+
 INTENTS: Mapping[Intent, Verdict] = {
     Intent.CANCEL: Stopped(),
     Intent.EXECUTION_TIMEOUT: failed("execution_timeout", "the job ran longer than it may: raise execution_timeout_s"),

@@ -41,13 +41,14 @@ class Running(Struct, frozen=True):
 class Warm(Struct, frozen=True):
     """Containers of an endpoint that wait for their jobs: those that are `ready`, those that load.
 
-    `why` tells what became of the last one that died, until one is ready.
+    `why` tells what became of the last one that died, until one is ready; `retry_in_s`: the next is not started sooner.
     """
 
     endpoint: Token
     ready: int
     loading: int
     why: str | None = None
+    retry_in_s: float | None = None
 
 
 class Busy(Struct, frozen=True):
@@ -73,7 +74,11 @@ class Busy(Struct, frozen=True):
 
 
 class Presence(Struct, frozen=True, kw_only=True):
-    """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason)."""
+    """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason).
+
+    `injection`: the way in which the engine gives cards to containers, as tried at start: cdi, device_request, runtime,
+    or none of them; null where there was nothing to try (no card, the process engine).
+    """
 
     host: Token
     incarnation: Token
@@ -82,6 +87,7 @@ class Presence(Struct, frozen=True, kw_only=True):
     draining: bool = False
     slots: int = 1
     engine: str = ""
+    injection: str | None = None
     gpu_state: str = "none"
     gpus: tuple[GpuReport, ...] = ()
     running: tuple[Running, ...] = ()
@@ -113,7 +119,10 @@ class HostView(Struct, frozen=True, kw_only=True):
     incarnation: str | None = None
     wake_median_s: float | None = None
     endpoints: tuple[str, ...] = ()
+    engine: str | None = None
+    injection: str | None = None
     gpus: tuple[GpuReport, ...] = ()
+    warm: tuple[Warm, ...] = ()
     jobs: tuple[str, ...] = ()
     busy: Busy | None = None
     hold: dict[str, Any] | None = None

@@ -130,7 +130,10 @@ class HostWatch:
             since=here.since,
             incarnation=here.incarnation,
             endpoints=endpoints,
+            engine=here.engine or None,
+            injection=here.injection,
             gpus=here.gpus,
+            warm=here.warm,
             jobs=tuple(run.id for run in here.running if owner in (None, run.owner)),
             busy=replace(here.busy, queued=self._queued({e.queue for e in offer.endpoints} if offer else ())),
         )

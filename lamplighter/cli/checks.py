@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 from msgspec import Struct
 
+from lamplighter.cli import show
 from lamplighter.cli.session import Address
 
 FREE_BYTES = 5 * 1000**3  # below this a video job may not find room for its frames
 SKEW_S = 30.0
+TOOLKIT = "install the NVIDIA container toolkit on that host and restart its runner"
 
 
 class Verdict(StrEnum):
@@ -89,6 +91,18 @@ def hosts_are_there(patient: Patient) -> Iterable[Finding]:
         for gpu in host["gpus"]:
             fit = Verdict.OK if gpu["fitness"] == "fit" else Verdict.WARN
             yield Finding(f"gpu {gpu['uuid']}", fit, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
+        yield from _containers(host)
+
+
+def _containers(host: dict[str, Any]) -> Iterable[Finding]:
+    """How the host's engine gives cards to containers, and the containers that wait there for their jobs."""
+    if way := host.get("injection"):
+        well, mend = (Verdict.FAIL, TOOLKIT) if way == "none" else (Verdict.OK, "")
+        yield Finding(f"cards of {host['id']}", well, f"given to containers by {way}", mend)
+    for slots in host.get("warm", ()):
+        well = Verdict.WARN if slots.get("why") else Verdict.OK
+        mend = "mend the image, or set warm = false in its endpoint.toml" if slots.get("why") else ""
+        yield Finding(f"warm slots of {host['id']}", well, show.warm(slots), mend)
 
 
 def disk_has_room(patient: Patient) -> Iterable[Finding]:

@@ -22,7 +22,7 @@ def hosts(context: click.Context, /, **given: Any) -> None:
 def list_hosts(session: Session) -> None:
     """List the GPU hosts."""
     found = session.client.call(wire.fetch("/v1/hosts"))["hosts"]
-    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "JOBS")
+    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "GIVEN BY", "WARM", "JOBS")
     session.show(
         found, lambda: show.table(session.out, columns, map(_host, found), "no host has come yet: start a runner")
     )
@@ -33,7 +33,16 @@ hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
 
 def _host(host: dict[str, Any]) -> tuple[str, ...]:
     cards = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or "none"
-    return host["id"], host["state"], host["since"] or "-", ", ".join(host["endpoints"]), cards, str(len(host["jobs"]))
+    return (
+        host["id"],
+        host["state"],
+        host["since"] or "-",
+        ", ".join(host["endpoints"]),
+        cards,
+        host.get("injection") or "-",
+        "; ".join(map(show.warm, host.get("warm", ()))).replace("[", r"\[") or "-",
+        str(len(host["jobs"])),
+    )
 
 
 @hosts.command("add")

@@ -1,7 +1,8 @@
 """How answers look to a person: tables and one-line facts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +46,16 @@ def size(value: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} GB"
+
+
+def warm(slots: Mapping[str, Any]) -> str:
+    """An endpoint's warm slots: how many wait, how many load, what became of the last one that died."""
+    counts = ((slots["ready"], "waiting"), (slots["loading"], "warming"))
+    parts = [f"{count} {word}" for count, word in counts if count] or ["none"]
+    if slots.get("why"):
+        rest = slots.get("retry_in_s")
+        parts.append(f"{f'next try in {rest:.0f} s' if rest else 'trying again'} ({slots['why']})")
+    return f"{slots['endpoint']}: {', '.join(parts)}"
 
 
 def standing(job: JobView) -> str:

@@ -10,6 +10,7 @@ from runner.engines.folders import PARTS, WRITABLE
 from runner.engines.port import JOB_ENV, WARM_ENV, Identity, Spec
 
 Injection = Literal["cdi", "device_request", "runtime"]
+Way = Injection | Literal["none"]  # what was found at start
 
 JOB = "/job"
 CACHE = "/tmp/cache"  # noqa: S108 - inside the container, a tmpfs of its own

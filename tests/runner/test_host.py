@@ -14,11 +14,14 @@ from runner.engines.port import StartFailed
 from runner.gpu.memory import MemoryGpus
 from runner.gpu.placement import Placed, Refused
 from runner.settings import GpuSettings
+from schemas.container import ExitCode
 from schemas.endpoint import Endpoint, Resources
+from schemas.events import Released
 from schemas.gpu import GpuSample
 from schemas.reasons import Reason
 from schemas.words import Priority, Status
 from tests.broker import until
+from tests.runner.warmed import kind
 from tests.runner.world import World, out
 
 
@@ -147,3 +150,23 @@ def test_on_a_host_without_cards_what_can_do_without_runs() -> None:
     short = cards.place(optional, 0)
     assert isinstance(short, Refused)
     assert short.reason is Reason.DISK_SHORT
+
+
+@pytest.mark.parametrize(("code", "fitness"), [("gpu_unsupported", "fit"), ("gpu_unhealthy", "unhealthy")])
+async def test_an_image_that_is_not_made_for_the_card_tells_nothing_against_it(
+    world: World, code: str, fitness: str
+) -> None:
+    """Exit 69 either way: the job goes back at no cost. Only a card that erred has to prove itself."""
+
+    async def fails(box: Box) -> int:
+        box.write(b'{"type":"error","code":"%s","message":"no kernel image"}\n' % code.encode())
+        return ExitCode.GPU_UNUSABLE
+
+    world.gpus = MemoryGpus(SAMPLE)
+    world.kinds = {"gpu": kind("gpu", world.folder, gpus=1)}
+    world.warm = replace(world.warm, on=False)
+    world.programs = {"gpu": fails}
+    async with world.life() as life:
+        job = await world.heard(await world.submit("gpu"), Released)
+        assert (job.charged, job.releases) == (0, {code: 1})
+        assert life.means.cards.reports()[0].fitness == fitness

@@ -60,7 +60,7 @@ def world(tmp_path: Path) -> World:
 async def test_the_first_way_that_works_is_taken(world: World, works: Injection | None) -> None:
     async with world.life() as life:
         toolkit = Toolkit(life.engine, works)
-        assert await choose(life.life, life.means, toolkit) == works
+        assert await choose(life.life, life.means, toolkit) == (works or "none")
         assert toolkit.way == (works or "runtime")
         assert world.boxes == {}
         assert list(life.life.jobs.iterdir()) == []
@@ -69,7 +69,7 @@ async def test_the_first_way_that_works_is_taken(world: World, works: Injection 
 async def test_a_way_that_was_set_is_the_only_one_tried(world: World) -> None:
     world.gpu_settings = GpuSettings(injection="runtime")
     async with world.life() as life:
-        assert await choose(life.life, life.means, Toolkit(life.engine, "cdi")) is None
+        assert await choose(life.life, life.means, Toolkit(life.engine, "cdi")) == "none"
 
 
 async def test_without_cards_nothing_is_tried(world: World) -> None:
@@ -86,5 +86,5 @@ async def test_a_docker_without_a_toolkit_knows_none(world: World, docker_url: s
     world.kinds = {"gpu": replace(gpu, endpoint=replace(gpu.endpoint, image=echo_image))}
     async with world.life() as life, DockerEngine(DockerSettings(base_url=docker_url)) as docker:
         over = replace(life.life, engine=docker, installation="injection")
-        assert await choose(over, life.means, docker) is None
+        assert await choose(over, life.means, docker) == "none"
         assert await docker.find("injection", over.host) == []

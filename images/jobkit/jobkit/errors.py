@@ -69,10 +69,14 @@ CUDA_TEXTS = (
     ("no cuda-capable device", "gpu_unhealthy", 69),
     ("no cuda gpus are available", "gpu_unhealthy", 69),
     ("devices are busy or unavailable", "gpu_unhealthy", 69),
-    ("driver version is insufficient", "gpu_unhealthy", 69),
     ("cuda unknown error", "gpu_unhealthy", 69),
     ("uncorrectable ecc error", "gpu_unhealthy", 69),
     ("gpu is lost", "gpu_lost", 69),
+    # The card is well, but this image and this card or driver do not go together.
+    ("no kernel image is available", "gpu_unsupported", 69),
+    ("unsupported toolchain", "gpu_unsupported", 69),
+    ("driver version is insufficient", "gpu_unsupported", 69),
+    ("forward compatibility was attempted", "gpu_unsupported", 69),
 )
 
 

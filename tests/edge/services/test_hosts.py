@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edge.services.hosts import HostNotice
-from schemas.host import GpuReport, Running
+from schemas.host import GpuReport, Running, Warm
 from schemas.job import Claim
 from schemas.reasons import Reason
 from tests.edge.services.world import START, FakeWorld
@@ -69,10 +69,12 @@ async def test_views_show_presence_over_offers_and_only_ones_own_jobs(fake: Fake
     await fake.offer()
     await fake.offer(host="gpu-2")
     running = (Running("ann", "a", "echo", 1, 1), Running("bob", "b", "echo", 1, 1))
-    await fake.appear(gpus=(gpu,), running=running)
+    warm = (Warm("echo", 0, 0, "it exited with code 1", 4.0),)
+    await fake.appear(gpus=(gpu,), running=running, warm=warm, engine="docker", injection="cdi")
     on, off = fake.hosts.views("ann")
     assert (on.state, on.jobs, on.gpus, on.endpoints) == ("online", ("a",), (gpu,), ("echo",))
-    assert (off.state, off.incarnation, off.jobs) == ("off", None, ())
+    assert (on.engine, on.injection, on.warm) == ("docker", "cdi", warm)
+    assert (off.state, off.incarnation, off.jobs, off.injection, off.warm) == ("off", None, (), None, ())
     assert fake.hosts.views()[0].jobs == ("a", "b")
     await fake.appear(draining=True)
     assert [view.state for view in fake.hosts.views()] == ["draining", "off"]

@@ -54,6 +54,11 @@ FAILURES = {
         "gpu_unhealthy",
         "No CUDA GPUs are available",
     ),
+    "raise RuntimeError('CUDA error: no kernel image is available for execution on the device')": (
+        ExitCode.GPU_UNUSABLE,
+        "gpu_unsupported",
+        "CUDA error: no kernel image is available for execution on the device",
+    ),
     "raise SystemExit(0)": (ExitCode.INTERNAL, "internal", "SystemExit: 0"),
     "return {'x': float('nan')}": (
         ExitCode.INTERNAL,

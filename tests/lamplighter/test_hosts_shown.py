@@ -1,0 +1,59 @@
+"""A host's warm slots and its way of giving cards to containers, as `hosts` and `doctor` tell them."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from lamplighter.cli import show
+from lamplighter.cli.checks import Finding, Patient, Verdict, hosts_are_there
+from lamplighter.cli.session import Address
+from schemas.host import HostView, Presence, Warm
+
+DIED = Warm("heygem", 0, 1, "the container died while it waited: no weights", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("slots", "told"),
+    [
+        (Warm("echo", 2, 0), "echo: 2 waiting"),
+        (Warm("echo", 1, 1), "echo: 1 waiting, 1 warming"),
+        (Warm("echo", 0, 0), "echo: none"),
+        (Warm("echo", 0, 0, "exit 1", 7.6), "echo: none, next try in 8 s (exit 1)"),
+        (Warm("echo", 0, 1, "exit 1"), "echo: 1 warming, trying again (exit 1)"),
+    ],
+)
+def test_warm_slots_in_words(slots: Warm, told: str):
+    assert show.warm(msgspec.to_builtins(slots)) == told
+
+
+def found(**host: Any) -> dict[str, Finding]:
+    """What doctor finds of a host that speaks like this."""
+    view = HostView(id="gpu-1", state="online", **host)
+    answer = msgspec.json.encode({"hosts": [view]})
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
+    with httpx.Client(base_url="http://edge", transport=transport) as http:
+        patient = Patient(Address("http://edge", "key"), Path(), http)
+        return {finding.name: finding for finding in hosts_are_there(patient)}
+
+
+def test_doctor_tells_the_way_of_injection_and_what_does_not_warm():
+    findings = found(injection="cdi", warm=(DIED, Warm("echo", 1, 0)))
+    assert findings["cards of gpu-1"].what == "given to containers by cdi"
+    slots = [finding for finding in found(warm=(DIED,)).values() if finding.name == "warm slots of gpu-1"]
+    assert [(one.verdict, "no weights" in one.what) for one in slots] == [(Verdict.WARN, True)]
+
+
+def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
+    assert found(injection="none")["cards of gpu-1"].verdict is Verdict.FAIL
+    assert "cards of gpu-1" not in found()
+
+
+def test_the_word_of_an_older_runner_is_still_understood():
+    """It knows nothing of `injection`, nor of when a slot is tried again."""
+    said = b'{"host":"gpu-1","incarnation":"a","at":"2026-11-21T00:00:00Z","since":"2026-11-21T00:00:00Z"'
+    said += b',"warm":[{"endpoint":"echo","ready":1,"loading":0}]}'
+    older = msgspec.json.decode(said, type=Presence)
+    assert (older.injection, older.warm) == (None, (Warm("echo", 1, 0),))
