@@ -1,6 +1,6 @@
 """A record as a client sees it: position, reason, message, progress and links added (PROTOCOLS 1, "Job")."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from msgspec import structs
@@ -14,7 +14,7 @@ from edge.services.signing import Link
 from edge.services.window import Window
 from schemas.job import Job, Output
 from schemas.reasons import Reason
-from schemas.view import FileView, JobUrls, JobView, OutputView, ProgressView
+from schemas.view import Eta, FileView, JobUrls, JobView, OutputView, ProgressView
 from schemas.words import ACTIVE, WAITING, Status
 
 # Fields of the record that the view shows under the same name.
@@ -22,6 +22,13 @@ _SAME = (
     *("id", "owner", "endpoint", "status", "input", "error", "round", "attempt", "priority", "tags", "trace_id"),
     *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage"),
 )
+
+# When a job should start and end, by why it waits and how many are ahead of it.
+Foretell = Callable[[Job, Reason | None, int | None], Eta | None]
+
+
+def _untold(_job: Job, _reason: Reason | None, _ahead: int | None) -> None:
+    """Nobody can tell."""
 
 
 class Viewer:
@@ -33,6 +40,11 @@ class Viewer:
         self._window = window
         self._hosts = hosts
         self._link = link
+        self._eta: Foretell = _untold
+
+    def foretell_by(self, eta: Foretell) -> None:
+        """From now on `eta` says when a job should start and end."""
+        self._eta = eta
 
     async def job(self, entry: Entry, language: Language = Language.EN) -> JobView:
         """The job of `entry`. A progress that cannot be read now is left out."""
@@ -49,13 +61,15 @@ class Viewer:
     def _view(self, entry: Entry, language: Language, progress: ProgressView | None) -> JobView:
         job = entry.recorded.job
         reason = self._reason(job)
+        position = self._index.position(job, self._window.span(job.pool))
         return JobView(
             **{name: getattr(job, name) for name in _SAME},
             revision=entry.revision,
             reason=reason,
             message=_message(job, reason, language, self._hosts.wake_s(job.endpoint)),
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
-            queue_position=self._index.position(job, self._window.span(job.pool)),
+            queue_position=position,
+            eta=self._eta(job, reason, position),
             progress=progress,
             output=None if job.output is None else _output(job, job.output, self._link),
             max_attempts=job.policy.max_attempts,
