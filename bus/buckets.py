@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 from schemas.host import PRESENCE_TTL_S
+from schemas.lease import LEASE_TTL_S
+
+DELIVERED_DAYS = 30
 
 
 class Bucket(NamedTuple):
@@ -25,6 +28,9 @@ KEYS = Bucket("KEYS")
 ASSETS = Bucket("ASSETS")
 TOMBSTONES = Bucket("TOMBSTONES")
 AGREED = Bucket("AGREED")
+HOOKS = Bucket("HOOKS")
+DELIVERED = Bucket("DELIVERED", ttl_s=DELIVERED_DAYS * 86_400)
+LEASES = Bucket("LEASES", ttl_s=LEASE_TTL_S)
 JOINED = Bucket("JOINED")
 
-BUCKETS = (HOSTS, OFFERS, POWER, KEYS, ASSETS, TOMBSTONES, AGREED, JOINED)
+BUCKETS = (HOSTS, OFFERS, POWER, KEYS, ASSETS, TOMBSTONES, AGREED, HOOKS, DELIVERED, LEASES, JOINED)

@@ -10,17 +10,18 @@ import anyio
 import httpx
 import structlog
 
-from bus.buckets import AGREED, ASSETS, HOSTS, JOINED, KEYS, OFFERS, POWER, TOMBSTONES
+from bus.buckets import AGREED, ASSETS, DELIVERED, HOOKS, HOSTS, JOINED, KEYS, LEASES, OFFERS, POWER, TOMBSTONES
 from bus.control import CoreControl
 from bus.feed import StreamFeed
 from bus.jetstream import JetStream
 from bus.jobs import JobsQueue
 from bus.link import WireLink
+from bus.outbox import StreamOutbox
 from bus.port import Bus, BusError
 from bus.settings import BrokerSettings
 from bus.state import StateRecords
 from bus.table import BucketTable
-from bus.topology import ensure
+from bus.topology import ensure, ensure_shared
 from bus.unbroken import Unbroken
 from bus.users import inbox
 from bus.wire import Wire
@@ -28,7 +29,9 @@ from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
 from schemas.joining import Joined
+from schemas.lease import Lease
 from schemas.power import PowerRecord
+from schemas.webhook import DeliveryRow, Hooks
 
 MONITOR_S = 5.0
 SWEEP_EVERY_S = 600.0
@@ -60,6 +63,10 @@ class _Parts(NamedTuple):
             assets=BucketTable(js, ASSETS, Reference, may_erase=may_erase),
             tombstones=BucketTable(js, TOMBSTONES, Tombstone, may_erase=may_erase),
             power=BucketTable(js, POWER, PowerRecord, may_erase=may_erase),
+            hooks=BucketTable(js, HOOKS, Hooks, may_erase=may_erase),
+            delivered=BucketTable(js, DELIVERED, DeliveryRow, may_erase=may_erase),
+            leases=BucketTable(js, LEASES, Lease, may_erase=may_erase),
+            outbox=StreamOutbox(js),
             agreed=BucketTable(js, AGREED, Agreed, may_erase=may_erase),
             joined=BucketTable(js, JOINED, Joined, may_erase=may_erase),
         )
@@ -75,6 +82,7 @@ async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
 
         async def set_up() -> None:
             await ensure(parts.js)
+            await ensure_shared(parts.js)
             await parts.queue.ensure_again()
 
         async def sweep() -> None:

@@ -10,52 +10,23 @@ from nats.aio.msg import Msg
 
 from bus import subjects
 from bus.acks import handed
+from bus.handing import Handing
 from bus.jetstream import JetStream
-from bus.port import BusError, Delivery, Lane, Unreachable
+from bus.port import BusError, Delivery, Lane
 from bus.topology import JOBS, ensure_lanes
-from bus.wire import Silent, status
 from schemas.job import Pointer
 from schemas.words import Priority
-
-ACK_S = 2.0
 
 log = structlog.get_logger(__name__)
 
 
-class JobsDelivery:
-    """Every answer to the broker is itself answered, so that one that was lost in a break raises Unreachable.
-
-    A broker that crashed right after handing a message out may have forgotten that it did; it then ignores what is said
-    of that delivery and hands the message out again. To wait for an acknowledgement would be to wait for ever.
-    """
+class JobsDelivery(Handing):
+    """A pointer in a runner's hands."""
 
     def __init__(self, js: JetStream, reply: str, pointer: Pointer, sequence: int) -> None:
-        self._js = js
-        self._reply = reply
+        super().__init__(js, reply, pointer.id)
         self.pointer = pointer
         self.sequence = sequence
-
-    async def extend(self) -> None:
-        """In progress."""
-        await self._say(b"+WPI")
-
-    async def done(self) -> None:
-        """Acknowledged, and that confirmed."""
-        await self._say(b"+ACK")
-
-    async def later(self, delay_s: float) -> None:
-        """Always with a delay: without one the broker hands it out again at once."""
-        await self._say(b'-NAK {"delay": %d}' % max(1, int(delay_s * 10**9)))
-
-    async def _say(self, answer: bytes) -> None:
-        try:
-            message = await self._js.wire.request(self._reply, answer, within_s=ACK_S)
-        except Silent:
-            await self._js.wire.ping()
-            log.warning("the broker forgot a delivery, the job comes again", job_id=self.pointer.id)
-            return
-        if status(message):
-            raise Unreachable(f"{self.pointer.id}: its consumer does not answer; the broker is starting")
 
 
 class JobsQueue:

@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
+from bus.outgoing import Outbox
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.events import Recorded
@@ -20,7 +21,9 @@ from schemas.feed import Note, ProgressNote
 from schemas.host import Offer, Presence, Tombstone
 from schemas.job import JobKey, Pointer
 from schemas.joining import Joined
+from schemas.lease import Lease
 from schemas.power import PowerRecord
+from schemas.webhook import DeliveryRow, Hooks
 from schemas.words import Priority
 
 T = TypeVar("T")
@@ -222,7 +225,7 @@ class Row(Struct, Generic[T], frozen=True):
 
 
 class Table(Protocol[T]):
-    """A small bucket of one type: HOSTS, OFFERS, KEYS, ASSETS, TOMBSTONES, POWER, AGREED, JOINED."""
+    """A small bucket of one type: HOSTS, OFFERS, KEYS, ASSETS, TOMBSTONES, POWER, AGREED, JOINED, HOOKS…"""
 
     async def get(self, key: str) -> Row[T] | None:
         """The row, or None when there is none (or its time ran out)."""
@@ -305,4 +308,8 @@ class Bus(Struct, frozen=True, kw_only=True):
     tombstones: Table[Tombstone]
     power: Table[PowerRecord]
     agreed: Table[Agreed]
+    hooks: Table[Hooks]
+    delivered: Table[DeliveryRow]
+    leases: Table[Lease]
+    outbox: Outbox
     joined: Table[Joined]

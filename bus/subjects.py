@@ -70,6 +70,24 @@ def is_state(subject: str) -> bool:
     return subject.endswith(".state")
 
 
+def letter(key: JobKey, revision: int, replay: int) -> str:
+    """A webhook's letter in DELIVERIES, and its Msg-Id."""
+    return f"delivery.{key.owner}.{key.id}.{revision}.{replay}"
+
+
+def parse_letter(subject: str) -> tuple[int, int] | None:
+    """Revision and replay of a letter; None for what a stranger published under `delivery.`."""
+    tokens = subject.split(".")
+    if len(tokens) != 5 or not all(token.isdecimal() for token in tokens[3:]):
+        return None
+    return int(tokens[3]), int(tokens[4])
+
+
+def letters(key: JobKey) -> str:
+    """All letters of a job."""
+    return f"delivery.{key.owner}.{key.id}.>"
+
+
 def wake(pool: str, priority: Priority) -> str:
     """Core subject: something was published to the lane."""
     return f"wake.{lane(pool, priority)}"

@@ -94,6 +94,26 @@ USAGE = Stream(name="USAGE", subjects=("usage.>",), max_age=400 * DAY)
 STREAMS = (STATE, JOBS, FEED, DELIVERIES, USAGE, *(_bucket(bucket) for bucket in BUCKETS))
 
 
+class Shared(Struct, frozen=True, kw_only=True):
+    """A durable consumer that all edges fetch from, so that each message is for one of them."""
+
+    durable_name: str
+    filter_subject: str
+    deliver_policy: str = "all"
+    ack_policy: str = "explicit"
+    ack_wait: int = 60 * SECOND
+    max_deliver: int = -1
+    max_ack_pending: int = -1
+
+
+JUDGING, DELIVERING = "judging", "delivering"
+SHARED = (
+    # From where the first edge began: made anew it must not send what was sent years ago.
+    (STATE, Shared(durable_name=JUDGING, filter_subject="$KV.STATE.*.*", deliver_policy="new")),
+    (DELIVERIES, Shared(durable_name=DELIVERING, filter_subject="delivery.>")),
+)
+
+
 class Lane(Struct, frozen=True, kw_only=True):
     """The durable consumer of one pool and priority.
 
@@ -124,9 +144,18 @@ async def ensure(js: JetStream, streams: tuple[Stream, ...] = STREAMS) -> None:
             await js.api(f"STREAM.UPDATE.{stream.name}", config, Answer)
 
 
+async def ensure_shared(js: JetStream) -> None:
+    """Make the consumers that edges share, or leave them as they are."""
+    for stream, made in SHARED:
+        await _ensure_consumer(js, stream.name, made)
+
+
 async def ensure_lanes(js: JetStream, pool: str) -> None:
     """Make the consumers of a pool, or leave them as they are."""
     for priority in PRIORITIES:
-        made = lane(pool, priority)
-        verb = f"CONSUMER.CREATE.{JOBS.name}.{made.durable_name}.{made.filter_subject}"
-        await js.api(verb, {"stream_name": JOBS.name, "config": msgspec.to_builtins(made)}, Answer)
+        await _ensure_consumer(js, JOBS.name, lane(pool, priority))
+
+
+async def _ensure_consumer(js: JetStream, stream: str, made: Lane | Shared) -> None:
+    verb = f"CONSUMER.CREATE.{stream}.{made.durable_name}.{made.filter_subject}"
+    await js.api(verb, {"stream_name": stream, "config": msgspec.to_builtins(made)}, Answer)

@@ -2,11 +2,25 @@
 
 import time
 
-from bus.buckets import AGREED, ASSETS, BUCKETS, HOSTS, JOINED, KEYS, OFFERS, POWER, TOMBSTONES
+from bus.buckets import (
+    AGREED,
+    ASSETS,
+    BUCKETS,
+    DELIVERED,
+    HOOKS,
+    HOSTS,
+    JOINED,
+    KEYS,
+    LEASES,
+    OFFERS,
+    POWER,
+    TOMBSTONES,
+)
 from bus.memory.control import MemoryControl
 from bus.memory.feed import MemoryFeed
 from bus.memory.link import MemoryLink
 from bus.memory.log import Clock, Log
+from bus.memory.outbox import Mail, MemoryOutbox
 from bus.memory.queue import Jobs, MemoryQueue
 from bus.memory.records import MemoryRecords
 from bus.memory.streams import Streams
@@ -16,7 +30,9 @@ from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
 from schemas.joining import Joined
+from schemas.lease import Lease
 from schemas.power import PowerRecord
+from schemas.webhook import DeliveryRow, Hooks
 
 HISTORY = 64
 FEED_PER_SUBJECT = 2000
@@ -44,6 +60,7 @@ class MemoryBroker:
         self._clock = clock
         self._streams = Streams(Log(clock, per_subject=HISTORY), Log(clock, per_subject=FEED_PER_SUBJECT), epoch="1")
         self._jobs = Jobs(clock, Log(clock))
+        self._mail = Mail(clock, self._streams.state, Log(clock))
         self._buckets = {b.name: Log(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in BUCKETS}
         self._full = False
 
@@ -63,6 +80,10 @@ class MemoryBroker:
             assets=MemoryTable(link, self._buckets[ASSETS.name], ASSETS.name, Reference),
             tombstones=MemoryTable(link, self._buckets[TOMBSTONES.name], TOMBSTONES.name, Tombstone),
             power=MemoryTable(link, self._buckets[POWER.name], POWER.name, PowerRecord),
+            hooks=MemoryTable(link, self._buckets[HOOKS.name], HOOKS.name, Hooks),
+            delivered=MemoryTable(link, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryRow),
+            leases=MemoryTable(link, self._buckets[LEASES.name], LEASES.name, Lease),
+            outbox=MemoryOutbox(link, self._mail),
             agreed=MemoryTable(link, self._buckets[AGREED.name], AGREED.name, Agreed),
             joined=MemoryTable(link, self._buckets[JOINED.name], JOINED.name, Joined),
         )
@@ -70,11 +91,14 @@ class MemoryBroker:
     def _health(self) -> Health:
         return Health(used=1.0 if self._full else 0.0, synced=True, version="memory")
 
+    def _streamed(self) -> tuple[Log, ...]:
+        return self._streams.state, self._streams.feed, self._jobs.log, self._mail.letters.log
+
     def stop(self) -> None:
         """The broker is away for everybody; what it stored stays, deduplication forgets what was removed."""
         for link in self._jobs.links:
             link.cut()
-        for log in (self._streams.state, self._streams.feed, self._jobs.log):
+        for log in self._streamed():
             log.forget_removed_ids()
 
     def start(self) -> None:
@@ -98,5 +122,5 @@ class MemoryBroker:
     def fill(self, full: bool = True) -> None:
         """Let the store be full: every write raises StoreFull until `fill(False)`."""
         self._full = full
-        for log in (self._streams.state, self._streams.feed, self._jobs.log, *self._buckets.values()):
+        for log in (*self._streamed(), *self._buckets.values()):
             log.full = full

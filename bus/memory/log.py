@@ -80,6 +80,10 @@ class Log:
         if expect is not None and expect != (last[-1].sequence if last else 0):
             raise Conflict(f"{subject} has moved past revision {expect}: read it again")
 
+    def get(self, sequence: int) -> Message | None:
+        """One message, None when it is not held any more."""
+        return self._messages.get(sequence)
+
     def of(self, subject: str) -> list[Message]:
         """What is held of one subject, oldest first."""
         self._expire()

@@ -24,6 +24,9 @@ WRITTEN_OUT = {
     "KV_KEYS": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_ASSETS": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_TOMBSTONES": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_HOOKS": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_DELIVERED": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
+    "KV_LEASES": {"max_age": 15 * SECOND, "max_msgs_per_subject": 1},
     "KV_AGREED": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 1},
     "DELIVERIES": {"retention": "workqueue", "discard": "new"},
@@ -53,6 +56,17 @@ async def test_a_lane_never_gives_up_and_never_wedges(server: Broker, edge: Bus)
     wanted = {"ack_policy": "explicit", "ack_wait": 30 * SECOND, "max_deliver": -1, "max_ack_pending": -1}
     assert {field: config[field] for field in wanted} == wanted
     assert "backoff" not in config
+
+
+async def test_what_edges_share_never_gives_up_and_reads_state_from_now_on(server: Broker, edge: Bus):
+    async with raw(server) as broker:
+        configs = [
+            (await broker.api(f"CONSUMER.INFO.{name}"))["config"]
+            for name in ("KV_STATE.judging", "DELIVERIES.delivering")
+        ]
+    assert [config["deliver_policy"] for config in configs] == ["new", "all"]
+    wanted = {"ack_policy": "explicit", "ack_wait": 60 * SECOND, "max_deliver": -1, "max_ack_pending": -1}
+    assert all({field: config[field] for field in wanted} == wanted for config in configs)
 
 
 async def test_another_configuration_is_put_right_and_nothing_lost(server: Broker, edge: Bus):

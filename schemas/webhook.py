@@ -1,0 +1,87 @@
+"""Webhooks (PROTOCOLS 5): what an owner's receivers are promised, and the log of what was sent to them."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from schemas.job import JobKey, Moment
+from schemas.words import Status
+
+KEPT_TRIES = 20  # of one delivery, in its log
+KEPT_DISABLED = 100  # URLs of one owner
+
+
+class Hooks(Struct, frozen=True, kw_only=True):
+    """A row of HOOKS, under the owner. Secrets are `whsec_` and base64.
+
+    `previous` signs too until `previous_until`. `disabled`: URLs that answered 410, and when.
+    """
+
+    secret: str
+    made_at: Moment
+    previous: str | None = None
+    previous_until: Moment | None = None
+    disabled: dict[str, Moment] = field(default_factory=dict)
+
+    def signing(self, now: datetime) -> tuple[str, ...]:
+        """The secrets to sign with at `now`, the newest first."""
+        rotating = self.previous is not None and self.previous_until is not None and now < self.previous_until
+        return (self.secret, self.previous) if rotating and self.previous else (self.secret,)
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"  # no try is left, or the URL is refused
+    DISABLED = "disabled"  # the receiver said 410, to this or to an earlier one
+
+
+class Try(Struct, frozen=True):
+    """One request. `status`: what the receiver answered; `error`: why there is no answer. `took_s` in seconds."""
+
+    at: Moment
+    took_s: float
+    status: int | None = None
+    error: str | None = None
+
+
+class DeliveryRow(Struct, frozen=True, kw_only=True):
+    """A row of DELIVERED: one state of a job for its webhook. `revision` names the state, in all of STATE.
+
+    `tries`: the last KEPT_TRIES. `failed` counts those since it was sent or replayed last, `replays` the replays.
+    """
+
+    job_id: str
+    revision: int
+    status: Status
+    url: str
+    created_at: Moment
+    state: DeliveryState = DeliveryState.PENDING
+    tries: tuple[Try, ...] = ()
+    failed: int = 0
+    next_at: Moment | None = None
+    replays: int = 0
+
+    @property
+    def id(self) -> str:
+        """The `webhook-id`: the same at every try and replay. Revisions are counted over all jobs."""
+        return delivery_id(self.job_id, self.revision)
+
+
+def delivery_id(job_id: str, revision: int) -> str:
+    """The id of a delivery."""
+    return f"{job_id}.{revision}"
+
+
+def parse_delivery_id(text: str) -> tuple[str, int] | None:
+    """Job id and revision in a delivery's id, None when it is none."""
+    job_id, _, revision = text.rpartition(".")
+    return (job_id, int(revision)) if job_id and revision.isdecimal() and len(revision) < 20 else None
+
+
+def delivery_key(key: JobKey, revision: int) -> str:
+    """The key in bucket DELIVERED."""
+    return f"{key.owner}.{key.id}.{revision}"
