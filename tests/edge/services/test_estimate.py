@@ -1,0 +1,183 @@
+"""When a job should start and end: the arithmetic spelled out, and estimates as clients see them."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from bus.port import Change
+from edge.services.estimate import REMEMBERED, Estimator
+from edge.services.messages import DEFAULT_WAKE_S
+from edge.services.runtimes import Run, Spread, pace, quantile, queue_s, spread
+from schemas import events as e
+from schemas.endpoint import Resources
+from schemas.host import GpuReport, Offer
+from schemas.job import Claim, Job, Output, Usage
+from schemas.reasons import Reason
+from schemas.view import Eta
+from schemas.words import Status
+from tests.edge.services.world import ECHO, FakeWorld
+
+TEN = pace(Run(float(seconds)) for seconds in (50, 10, 20, 30, 40))
+SIZED = pace(Run(seconds, size) for seconds, size in ((10.0, 5.0), (30.0, 10.0), (40.0, 10.0)))
+GPU_ECHO = replace(ECHO, input_seconds="seconds", resources=Resources(gpus=1))
+CARDS = (GpuReport("GPU-a", "A card"), GpuReport("GPU-b", "B card"))
+
+
+@pytest.mark.parametrize(
+    ("known", "size", "elapsed", "expected"),
+    [
+        (TEN, None, 0.0, Spread(30.0, 46.0, 5)),
+        (TEN, 7.0, 0.0, Spread(30.0, 46.0, 5)),  # nobody's size is known: the whole run tells
+        (pace([Run(1.0), Run(2.0)]), None, 0.0, None),
+        (SIZED, 20.0, 0.0, Spread(60.0, 76.0, 3)),
+        (SIZED, None, 0.0, Spread(30.0, 38.0, 3)),
+        (TEN, None, 35.0, Spread(45.0, 49.0, 5)),  # it has outlasted three of the five
+        (TEN, None, 60.0, Spread(60.0, 60.0, 5)),
+        (SIZED, 20.0, 70.0, Spread(80.0, 80.0, 3)),
+    ],
+)
+def test_how_long_a_run_takes(known: Any, size: float | None, elapsed: float, expected: Spread | None) -> None:
+    told = spread(known, size, elapsed)
+    assert told == (expected and pytest.approx(expected))
+
+
+def test_quantiles_lie_between_their_neighbours() -> None:
+    assert [quantile((1.0, 2.0, 4.0), q) for q in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1.0, 1.5, 2.0, 3.0, 4.0]
+    assert quantile((7.0,), 0.9) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("ahead", "running", "slots", "waits"),
+    [(0, 0, 1, 0.0), (0, 1, 1, 5.0), (2, 1, 1, 25.0), (0, 1, 2, 0.0), (1, 2, 2, 10.0), (3, 0, 0, 30.0)],
+)
+def test_how_long_the_queue_takes(ahead: int, running: int, slots: int, waits: float) -> None:
+    assert queue_s(ahead, running, slots, 10.0) == waits
+
+
+@pytest.fixture
+async def told(fake: FakeWorld) -> FakeWorld:
+    """A world whose views tell estimates."""
+    fake.viewer.foretell_by(Estimator(fake.index, fake.hosts, fake.catalog, fake.time).eta)
+    return fake
+
+
+async def ran(world: FakeWorld, seconds: float, gpu: str | None = None, **given: Any) -> Job:
+    """A job that ran for so long."""
+    job = await world.submit(**given)
+    await world.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, gpu)))
+    done = await world.apply(job.key, e.Succeeded(Output(), Usage(run_s=seconds)))
+    await world.bus.queue.withdraw(done.pointer)
+    return done
+
+
+async def eta(world: FakeWorld, job: Job) -> Eta | None:
+    await world.settled()
+    return (await world.viewer.job(await world.intake.read(job.key))).eta
+
+
+def after(moment: datetime | None, world: FakeWorld) -> float:
+    assert moment is not None
+    return round((moment - world.time.now).total_seconds(), 1)
+
+
+async def test_nothing_is_told_before_three_runs_have_ended(told: FakeWorld) -> None:
+    await told.offer()
+    await told.appear()
+    for seconds in (8.0, 10.0):
+        await ran(told, seconds)
+    assert await eta(told, await told.submit()) is None
+
+
+async def test_a_waiting_job_is_told_its_start_and_its_end(told: FakeWorld) -> None:
+    await told.offer()
+    await told.appear()
+    for seconds in (8.0, 10.0, 12.0):
+        await ran(told, seconds)
+    first, second = await told.submit(), await told.submit()
+    one, two = await eta(told, first), await eta(told, second)
+    assert one is not None
+    assert two is not None
+    assert (after(one.start_at, told), after(one.finish_at, told), after(one.p90_finish_at, told)) == (0.0, 10.0, 11.6)
+    assert one.samples == 3
+    assert (after(two.start_at, told), after(two.finish_at, told)) == (10.0, 20.0)
+    await told.start(first)
+    two = await eta(told, second)
+    assert two is not None
+    assert after(two.start_at, told) == 5.0  # what runs is half done on average
+
+
+async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(told: FakeWorld) -> None:
+    for seconds in (8.0, 10.0, 12.0):
+        await ran(told, seconds)
+    running = await told.start(await told.submit())
+    told.time.pass_by(seconds=9)
+    left = await eta(told, running)
+    assert left is not None
+    assert left.start_at == running.started_at
+    assert after(left.finish_at, told) == 2.0
+    told.time.pass_by(seconds=9)
+    overdue = await eta(told, running)
+    assert overdue is not None
+    assert after(overdue.finish_at, told) == 0.0
+    assert await eta(told, await told.finish_running(running)) is None
+
+
+async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: FakeWorld) -> None:
+    for seconds in (8.0, 10.0, 12.0):
+        await ran(told, seconds)
+    dark = await eta(told, await told.submit())
+    assert dark is not None
+    assert after(dark.start_at, told) == DEFAULT_WAKE_S
+    told.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-1", 90.0, 31.0))
+    waking = await eta(told, await told.submit("bob"))
+    assert waking is not None
+    assert after(waking.start_at, told) == 31.0 + 10.0
+    at = told.time() + timedelta(hours=1)
+    later = await eta(told, await told.submit(not_before=at.isoformat()))
+    assert later is not None
+    assert (later.start_at, later.finish_at) == (at, at + timedelta(seconds=10))
+
+
+@pytest.mark.parametrize("reason", [Reason.HOST_BLOCKED, Reason.HOST_FAULT])
+async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(told: FakeWorld, reason: Reason) -> None:
+    for seconds in (8.0, 10.0, 12.0):
+        await ran(told, seconds)
+    told.hosts.ask_power(lambda _: (reason, "gpu-1", 90.0, 90.0))
+    assert await eta(told, await told.submit()) is None
+
+
+async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(told: FakeWorld) -> None:
+    offer = Offer(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
+    await told.bus.offers.put("gpu-1", offer)
+    await told.bus.offers.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))
+    await told.appear()
+    for length in (1, 2, 4):
+        for card, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
+            body = {"endpoint": "echo", "input": {"text": "x", "seconds": length}}
+            job = (await told.intake.submit("ann", body)).entry.recorded.job
+            await told.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
+            await told.apply(job.key, e.Succeeded(Output(), Usage(run_s=rate * length)))
+            await told.bus.queue.withdraw(job.pointer)
+    body = {"endpoint": "echo", "input": {"text": "x", "seconds": 30}}
+    waiting = (await told.intake.submit("bob", body)).entry.recorded.job
+    found = await eta(told, waiting)
+    assert found is not None
+    assert after(found.finish_at, told) == 60.0
+    assert found.samples == 3
+    there = await told.apply(waiting.key, e.Started(Claim("gpu-2", "i1", 1, "GPU-b")))
+    slower = await eta(told, there)
+    assert slower is not None
+    assert slower.finish_at == (there.started_at or told.time.now) + timedelta(seconds=210)
+
+
+async def test_what_is_remembered_is_bounded_and_the_newest(told: FakeWorld) -> None:
+    estimator = Estimator(told.index, told.hosts, told.catalog, told.time)
+    job = await told.submit()
+    at = told.time()
+    for number in range(2 * REMEMBERED):
+        done = replace(job, status=Status.SUCCEEDED, usage=Usage(run_s=float(number + 1)))
+        estimator._ran([Change(number, done.key, e.Recorded(at, e.Queued(), done))])
+    assert [run.seconds for run in estimator._runs["echo"]][:1] == [REMEMBERED + 1.0]
+    assert len(estimator._runs["echo"]) == REMEMBERED
