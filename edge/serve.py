@@ -2,19 +2,23 @@
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import anyio
 import httpx
 import structlog
 import uvicorn
+from msgspec import structs
 from starlette.types import ASGIApp
 
 from bus.connection import open_edge
 from bus.users import Tls
 from edge.app import create_app
 from edge.assembly import assemble, start
+from edge.facades.gateway.gateway import running_gateway
+from edge.facades.gateway.wire import LARGEST_FRAME
 from edge.parts import Parts
 from edge.public import certificate, welcome
 from edge.services.clock import utc_now
@@ -28,6 +32,14 @@ GRACEFUL_S = 3  # open streams are cut after this: their clients resume
 # Longer than clients and proxies keep an idle connection (httpx 5, aiohttp 15, load balancers 60): who closes first
 # is never the one that may be spoken to at that moment.
 KEEP_ALIVE_S = 75
+
+# Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
+SOCKETS: Mapping[str, Any] = {
+    "ws": "websockets-sansio",
+    "ws_max_size": LARGEST_FRAME,
+    "ws_ping_interval": 20,
+    "ws_per_message_deflate": False,
+}
 
 log = structlog.get_logger()
 
@@ -48,13 +60,15 @@ async def serve(settings: EdgeSettings) -> None:
             f"the data folder {settings.data} cannot be made ({error.strerror}): choose another"
         ) from error
     listening = _listen(settings)
+    # What the socket says counts: one that was handed down may hear more than `bind`.
+    settings = structs.replace(settings, bind=listening.getsockname()[0])
     tls, told = await anyio.to_thread.run_sync(_public, settings)
     public = _listen_publicly(settings.public.listen) if settings.public.listen else None
-    async with _services(settings, told) as parts:
+    async with _services(settings, told) as parts, running_gateway(parts) as gateway:
         first = await parts.keys.bootstrap()
         if first is not None:
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
-        app = create_app(parts)
+        app = create_app(parts, gateway)
         servers = [(_server(app), listening)]
         if public is not None:
             servers.append((_server(app, tls), public))
@@ -117,9 +131,7 @@ def _server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
         lifespan="off",
         timeout_graceful_shutdown=GRACEFUL_S,
         timeout_keep_alive=KEEP_ALIVE_S,
-        ws="websockets-sansio",
-        ws_max_size=1024 * 1024,
-        ws_ping_interval=20,
+        **SOCKETS,
         proxy_headers=False,  # nothing here goes by what a proxy says of its client
         ssl_certfile=tls.cert if tls else None,
         ssl_keyfile=tls.key if tls else None,

@@ -37,18 +37,18 @@ async def _delete(hall: Hall, caller: Caller, message: Message) -> list[Envelope
     except Refused as refused:
         if refused.code != "not_found":
             raise
-        return [_not_there(caller, message, sha256, refused)]
+        return [_not_there(hall, caller, message, sha256)]
     said = messages.DELETED.say(caller.language)
     result = {"sha256": deleted.sha256, "hosts_pending": deleted.hosts_pending, "message": said}
-    return [answer(message, Kind.RESULT, DeletedPayload(sha256=deleted.sha256, message=said), result=result)]
+    return [answer(hall, message, Kind.RESULT, DeletedPayload(sha256=deleted.sha256, message=said), result=result)]
 
 
-def _not_there(caller: Caller, message: Message, sha256: str, refused: Refused) -> Envelope:
+def _not_there(hall: Hall, caller: Caller, message: Message, sha256: str) -> Envelope:
     """Clients compare the text."""
     said = messages.DELETE_FAILED.say(caller.language)
-    error = {"code": refused.code, "message": said, "detail": refused.detail}
+    error = {"code": "not_found", "message": said}
     payload = DeletedPayload(sha256=sha256, message=said)
-    return answer(message, Kind.RESULT, payload, error=True, error_msg=said, result={"error": error})
+    return answer(hall, message, Kind.RESULT, payload, error=True, error_msg=said, result={"error": error})
 
 
 def _key(caller: Caller, message: Message) -> JobKey:
@@ -63,7 +63,7 @@ async def _query(hall: Hall, caller: Caller, message: Message) -> list[Envelope]
     caller.needs(Scope.JOBS_READ)
     entry = await hall.parts.intake.read(_key(caller, message))
     view = await hall.parts.viewer.job(entry, caller.language)
-    return [answer(message, Kind.STATUS, job_payload(hall.parts, view), result=view)]
+    return [answer(hall, message, Kind.STATUS, job_payload(hall, view), result=view)]
 
 
 async def _cancel(hall: Hall, caller: Caller, message: Message) -> list[Envelope]:
@@ -71,7 +71,7 @@ async def _cancel(hall: Hall, caller: Caller, message: Message) -> list[Envelope
     caller.needs(Scope.JOBS_WRITE)
     entry = await hall.parts.intake.cancel(_key(caller, message))
     view = await hall.parts.viewer.job(entry, caller.language)
-    return [answer(message, Kind.STATUS, job_payload(hall.parts, view), result=view)]
+    return [answer(hall, message, Kind.STATUS, job_payload(hall, view), result=view)]
 
 
 async def _hosts(hall: Hall, caller: Caller, message: Message) -> list[Envelope]:
@@ -79,13 +79,13 @@ async def _hosts(hall: Hall, caller: Caller, message: Message) -> list[Envelope]
     caller.needs(Scope.HOSTS_READ)
     hosts = hall.parts.power.views(hall.parts.hosts.views(caller.owner))
     online = any(host.state == "online" for host in hosts)
-    return [answer(message, Kind.HOSTS, {"online": online}, result={"hosts": hosts})]
+    return [answer(hall, message, Kind.HOSTS, {"online": online}, result={"hosts": hosts})]
 
 
 async def _ping(hall: Hall, caller: Caller, message: Message) -> list[Envelope]:
     """The edge is there; what was sent along comes back."""
-    del hall, caller
-    return [answer(message, Kind.PONG, message.payload)]
+    del caller
+    return [answer(hall, message, Kind.PONG, message.payload)]
 
 
 _TASKS: Mapping[str, Command] = {DELETE_TASK: _delete}

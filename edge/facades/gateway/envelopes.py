@@ -5,10 +5,9 @@ from typing import Any
 
 from msgspec import structs
 
+from edge.facades.gateway.hall import Hall
 from edge.facades.gateway.wire import seconds
-from edge.parts import Parts
 from edge.services import messages
-from edge.services.clock import utc_now
 from edge.services.messages import DEFAULT_WAKE_S, Language
 from schemas.envelope import Envelope, JobPayload, Kind, Message
 from schemas.errors import Refused
@@ -20,13 +19,13 @@ HEYGEM_TASK = "heygem_submit"
 _ENDS = {Status.CANCELLED: "cancelled", Status.EXPIRED: "expired"}
 
 
-def answer(to: Message, kind: Kind, payload: Any = None, **fields: Any) -> Envelope:
+def answer(hall: Hall, to: Message, kind: Kind, payload: Any = None, **fields: Any) -> Envelope:
     """The answer to a message, with its `request_id` and `trace_id`."""
     said = {"request_id": to.request_id, "trace_id": to.trace_id, "task_type": to.task_type} | fields
-    return Envelope(type=kind, ts=seconds(utc_now()), payload={} if payload is None else payload, **said)
+    return Envelope(type=kind, ts=seconds(hall.now()), payload={} if payload is None else payload, **said)
 
 
-def refusal(refused: Refused, to: Message, language: Language) -> Envelope:
+def refusal(hall: Hall, refused: Refused, to: Message, language: Language) -> Envelope:
     """`error`: the code and what is wrong in `result.error`, as HTTP's problem document has it."""
     said = messages.refusal(refused, language)
     detail = {
@@ -37,30 +36,30 @@ def refusal(refused: Refused, to: Message, language: Language) -> Envelope:
         "missing": refused.missing,
         "retry_after_s": refused.retry_after_s,
     }
-    return answer(to, Kind.ERROR, error=True, error_msg=said, result={"error": detail})
+    return answer(hall, to, Kind.ERROR, error=True, error_msg=said, result={"error": detail})
 
 
-def wait_seconds(parts: Parts, view: JobView, now: datetime) -> int:
+def wait_seconds(hall: Hall, view: JobView, now: datetime) -> int:
     """How long until it starts, as far as is known: the estimate, or the usual wake of a host that is off; else 0."""
     if view.status not in WAITING:
         return 0
     if view.eta is not None and view.eta.start_at is not None:
         return max(0, round((view.eta.start_at - now).total_seconds()))
-    if parts.hosts.online(view.endpoint):
+    if hall.parts.hosts.online(view.endpoint):
         return 0
-    measured = parts.hosts.wake_s(view.endpoint)
+    measured = hall.parts.hosts.wake_s(view.endpoint)
     return round(DEFAULT_WAKE_S if measured is None else measured)
 
 
-def job_payload(parts: Parts, view: JobView, push_id: str = "") -> JobPayload:
+def job_payload(hall: Hall, view: JobView, push_id: str = "") -> JobPayload:
     """Where the job stands."""
-    now = utc_now()
+    now = hall.now()
     return JobPayload(
         id=push_id,
         job_id=view.id,
         status=view.status,
         queue_position=view.queue_position,
-        wait_seconds=wait_seconds(parts, view, now),
+        wait_seconds=wait_seconds(hall, view, now),
         waited_seconds=_waited(view, now) if view.status in WAITING else None,
         missing=view.missing,
         message=view.message or "",
@@ -89,6 +88,6 @@ def is_final(view: JobView) -> bool:
     return view.status in FINAL
 
 
-def task_of(parts: Parts, endpoint: str) -> str:
+def task_of(hall: Hall, endpoint: str) -> str:
     """The `task_type` of pushes about an endpoint's jobs: HeyGem's has a name of its own on this wire."""
-    return HEYGEM_TASK if endpoint == parts.settings.heygem.endpoint else endpoint
+    return HEYGEM_TASK if endpoint == hall.parts.settings.heygem.endpoint else endpoint

@@ -17,6 +17,7 @@ from edge.facades.gateway.outbox import BYTES, MESSAGES, Outbox
 from edge.facades.gateway.session import UNWELCOME, Session
 from edge.facades.gateway.wire import LOST, AnySocket, Gone
 from edge.parts import Parts
+from edge.services.clock import Clock, utc_now
 from edge.services.hosts import HostNotice
 from edge.services.messages import Language
 from schemas.access import Scope
@@ -41,10 +42,10 @@ class Limits(Struct, frozen=True):
 class Gateway:
     """`run` must be running before the first socket is served."""
 
-    def __init__(self, parts: Parts, limits: Limits | None = None) -> None:
+    def __init__(self, parts: Parts, limits: Limits | None = None, now: Clock = utc_now) -> None:
         self._parts = parts
         self._limits = limits or Limits()
-        self._hall = Hall(parts, Origins(parts.bus.records))
+        self._hall = Hall(parts, Origins(parts.bus.records), now)
         self._hubs: dict[tuple[str, Language], Hub] = {}
         self._sessions: set[Session] = set()
         self._tasks: TaskGroup | None = None
@@ -102,7 +103,7 @@ class Gateway:
         name = (caller.owner, caller.language)
         hub = self._hubs.get(name)
         if hub is None:
-            hub = self._hubs[name] = Hub(self._parts, self._hall.origins, *name)
+            hub = self._hubs[name] = Hub(self._hall, *name)
             self._tasks.start_soon(hub.run)
         hub.users += 1
         return hub
@@ -130,9 +131,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running_gateway(parts: Parts, limits: Limits | None = None) -> AsyncIterator[Gateway]:
+async def running_gateway(parts: Parts, limits: Limits | None = None, now: Clock = utc_now) -> AsyncIterator[Gateway]:
     """A gateway for as long as the block runs."""
-    gateway = Gateway(parts, limits)
+    gateway = Gateway(parts, limits, now)
     async with create_task_group() as tasks:
         tasks.start_soon(gateway.run)
         yield gateway

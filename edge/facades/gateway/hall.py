@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from edge.facades.gateway.origins import Origins
 from edge.parts import Parts
+from edge.services.clock import Clock
 
 
 class Hall(Struct, frozen=True):
@@ -11,3 +12,4 @@ class Hall(Struct, frozen=True):
 
     parts: Parts
     origins: Origins
+    now: Clock

@@ -7,9 +7,8 @@ import structlog
 from anyio import CancelScope, Event, sleep
 
 from bus.port import BusError
-from edge.facades.gateway.origins import Origins
+from edge.facades.gateway.hall import Hall
 from edge.facades.gateway.pushes import Push, Pushes
-from edge.parts import Parts
 from edge.services.messages import Language
 from edge.services.pages import Filters
 from schemas.view import JobView
@@ -36,15 +35,15 @@ class Listener(Protocol):
 class Hub:
     """Reads the stream from when it is first asked for. `last`: the id behind which its listeners are."""
 
-    def __init__(self, parts: Parts, origins: Origins, owner: str, language: Language) -> None:
+    def __init__(self, hall: Hall, owner: str, language: Language) -> None:
         self.owner = owner
-        self.pushes = Pushes(parts, origins, owner, language)
+        self.pushes = Pushes(hall, owner, language)
         self.last = ""
         self.ready = Event()
         self.scope = CancelScope()
         self.listeners: set[Listener] = set()
         self.users = 0
-        self._parts = parts
+        self._parts = hall.parts
         self._language = language
         self._newest: dict[str, int] = {}  # job id to the revision last told, of this round of waiting lines
         self._older: dict[str, int] = {}  # and of the one before

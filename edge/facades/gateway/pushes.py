@@ -4,11 +4,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from edge.facades.gateway.envelopes import ended, is_final, job_payload, task_of
-from edge.facades.gateway.origins import Origin, Origins
+from edge.facades.gateway.hall import Hall
+from edge.facades.gateway.origins import Origin
 from edge.facades.gateway.wire import seconds, text
-from edge.parts import Parts
 from edge.services import messages
-from edge.services.clock import utc_now
 from edge.services.hosts import HostNotice
 from edge.services.messages import Language
 from edge.services.stream import ProgressEvent, StreamItem
@@ -30,9 +29,8 @@ class Push(NamedTuple):
 class Pushes:
     """Makes frames for one owner in one language."""
 
-    def __init__(self, parts: Parts, origins: Origins, owner: str, language: Language) -> None:
-        self._parts = parts
-        self._origins = origins
+    def __init__(self, hall: Hall, owner: str, language: Language) -> None:
+        self._hall = hall
         self._owner = owner
         self._language = language
         self._kinds: Mapping[type, Callable[[str, Any], Awaitable[Envelope]]] = {
@@ -50,15 +48,15 @@ class Pushes:
         return Push(push_id, text(await self._state(push_id, view)))
 
     async def _state(self, push_id: str, view: JobView) -> Envelope:
-        origin = await self._origins.of_state(view)
-        payload = job_payload(self._parts, view, push_id)
+        origin = await self._hall.origins.of_state(view)
+        payload = job_payload(self._hall, view, push_id)
         if not is_final(view):
             return self._envelope(Kind.STATUS, origin, payload, result=view)
         said, result = ended(view)
         return self._envelope(Kind.RESULT, origin, payload, result=result, error=bool(said), error_msg=said)
 
     async def _progress(self, push_id: str, event: ProgressEvent) -> Envelope:
-        origin = await self._origins.of_note(JobKey(self._owner, event.job_id))
+        origin = await self._hall.origins.of_note(JobKey(self._owner, event.job_id))
         payload = ProgressPayload(
             id=push_id,
             job_id=event.job_id,
@@ -73,10 +71,10 @@ class Pushes:
     def _envelope(self, kind: Kind, origin: Origin, payload: Any, **fields: Any) -> Envelope:
         return Envelope(
             type=kind,
-            ts=seconds(utc_now()),
+            ts=seconds(self._hall.now()),
             request_id=origin.request_id,
             trace_id=origin.trace_id,
-            task_type=task_of(self._parts, origin.endpoint),
+            task_type=task_of(self._hall, origin.endpoint),
             payload=payload,
             **fields,
         )
@@ -89,4 +87,4 @@ def broadcast(notice: HostNotice, language: Language, push_id: str) -> str | Non
         return None
     said = messages.notice(notice.kind, language)
     payload = PowerPayload(id=push_id, host=notice.host, message=said, at=notice.at)
-    return text(Envelope(type=kind, ts=seconds(utc_now()), payload=payload))
+    return text(Envelope(type=kind, ts=seconds(notice.at), payload=payload))

@@ -15,7 +15,7 @@ from edge.facades.gateway.wire import seconds, text
 from edge.power.drivers.port import SwitchFailed
 from edge.power.drivers.relay import Relay, RelayAway
 from edge.power.drivers.reply import SwitchReply
-from edge.services.clock import utc_now
+from edge.services.clock import Clock, utc_now
 from schemas.envelope import Envelope, Kind, Message, RelayPayload
 
 KINDS: Mapping[str, Kind] = {kind.value: kind for kind in (Kind.START, Kind.STOP, Kind.STATE)}
@@ -42,7 +42,8 @@ class _Asked(Struct, eq=False):
 class Relays(Relay):
     """`fresh_id` names questions, so that answers find them."""
 
-    def __init__(self, fresh_id: Callable[[], str]) -> None:
+    def __init__(self, fresh_id: Callable[[], str], now: Clock = utc_now) -> None:
+        self._now = now
         self._fresh_id = fresh_id
         self._sockets: list[RelaySocket] = []
         self._asked: dict[str, _Asked] = {}
@@ -83,7 +84,7 @@ class Relays(Relay):
         payload = RelayPayload(host=host, call_id=call_id or request_id)
         asked = _Asked(kind, request_id, payload, socket, asyncio.get_running_loop().create_future())
         self._asked[request_id] = asked
-        socket.say(text(Envelope(type=kind, ts=seconds(utc_now()), request_id=request_id, payload=payload)))
+        socket.say(text(Envelope(type=kind, ts=seconds(self._now()), request_id=request_id, payload=payload)))
         return asked
 
     def answered(self, socket: RelaySocket, message: Message) -> None:

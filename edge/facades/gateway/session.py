@@ -126,13 +126,13 @@ class Session(Listener, RelaySocket):
         try:
             message = read(frame)
         except Unreadable as refused:
-            return [refusal(refused, Message(type="", request_id=refused.request_id), self.caller.language)]
+            return [refusal(self._hall, refused, Message(type="", request_id=refused.request_id), self.caller.language)]
         try:
             if not await self.caller.still_known(self._hall.parts):
                 self.end(UNWELCOME)
             return await self._act(message, tasks)
         except Exception as error:  # the border: whatever one request meets, the connection stays
-            return [refusal(refusal_for(error), message, self.caller.language)]
+            return [refusal(self._hall, refusal_for(error), message, self.caller.language)]
 
     async def _act(self, message: Message, tasks: TaskGroup) -> list[Envelope]:
         if message.type in COMMANDS:

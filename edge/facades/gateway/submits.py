@@ -13,12 +13,14 @@ from edge.parts import Parts
 from edge.problems import refusal_for
 from edge.services import messages
 from edge.services.inputs import invalid
+from edge.services.intake import Accepted
 from edge.services.messages import Language
+from edge.services.sameness import means_the_same
 from schemas.access import Scope
 from schemas.endpoint import Endpoint
 from schemas.envelope import BatchPayload, Envelope, JobPayload, Kind, Message, Rejected
 from schemas.errors import FieldError, Refused
-from schemas.job import Submission
+from schemas.job import JobKey, Submission
 from schemas.reasons import Reason
 from schemas.view import JobView
 
@@ -69,7 +71,7 @@ async def submit(hall: Hall, caller: Caller, message: Message) -> list[Envelope]
     online = hall.parts.hosts.online(made.view.endpoint)
     payload = made.payload if online else _offline(hall.parts, made, caller.language)
     kind = Kind.ACK if online else Kind.OFFLINE
-    return [answer(message, kind, payload, result=made.view, trace_id=made.trace_id)]
+    return [answer(hall, message, kind, payload, result=made.view, trace_id=made.trace_id)]
 
 
 async def _one(hall: Hall, caller: Caller, message: Message, payload: Mapping[str, Any], name: str) -> Made:
@@ -81,18 +83,34 @@ async def _one(hall: Hall, caller: Caller, message: Message, payload: Mapping[st
     task = payload.get("endpoint") if not message.task_type else message.task_type
     if not isinstance(task, str) or not task:
         raise invalid(FieldError("$.task_type", "names no endpoint: send an endpoint's name, or heygem_submit"))
-    accepted = await parts.intake.submit(
-        caller.owner,
-        body_of(named(parts, task), payload),
-        job_id=code,
-        idempotency_key=None if code is not None else name or None,
-        trace_id=message.trace_id or None,
-        request_id=message.request_id,
-    )
+    body = body_of(named(parts, task), payload)
+    accepted = await _accepted(parts, caller.owner, body, code, name, message)
     job = accepted.entry.recorded.job
     hall.origins.learn(job)
     view = await parts.viewer.job(accepted.entry, caller.language)
-    return Made(view, job_payload(parts, view), job.trace_id)
+    return Made(view, job_payload(hall, view), job.trace_id)
+
+
+async def _accepted(  # noqa: PLR0913, PLR0917 - each is one fact of the request
+    parts: Parts, owner: str, body: dict[str, Any], code: str | None, name: str, message: Message
+) -> Accepted:
+    """The job that is made, or that is there: by another door, a code may stand for the same work in other words."""
+    try:
+        return await parts.intake.submit(
+            owner,
+            body,
+            job_id=code,
+            idempotency_key=None if code is not None else name or None,
+            trace_id=message.trace_id or None,
+            request_id=message.request_id,
+        )
+    except Refused as refused:
+        if code is None or refused.code != "conflict":
+            raise
+        entries = await parts.bus.records.history(JobKey(owner, code))
+        if not entries or not means_the_same(parts.catalog, entries, body):
+            raise
+        return Accepted(entries[-1], replayed=True)
 
 
 def _offline(parts: Parts, made: Made, language: Language) -> JobPayload:
@@ -115,7 +133,7 @@ async def _batch(hall: Hall, caller: Caller, message: Message, jobs: Any) -> Env
     async with anyio.create_task_group() as tasks:
         for index, payload in enumerate(jobs):
             tasks.start_soon(one, index, payload)
-    return _batch_answer(hall.parts, caller, message, made)
+    return _batch_answer(hall, caller, message, made)
 
 
 async def _or_refused(hall: Hall, caller: Caller, message: Message, payload: Any, index: int) -> Made | Refused:
@@ -128,16 +146,16 @@ async def _or_refused(hall: Hall, caller: Caller, message: Message, payload: Any
         return refusal_for(error)
 
 
-def _batch_answer(parts: Parts, caller: Caller, message: Message, made: Sequence[Made | Refused]) -> Envelope:
+def _batch_answer(hall: Hall, caller: Caller, message: Message, made: Sequence[Made | Refused]) -> Envelope:
     refused = [(index, one) for index, one in enumerate(made) if isinstance(one, Refused)]
     accepted = [one for one in made if isinstance(one, Made)]
     rejected = tuple(Rejected(index=index, problem=one.problem) for index, one in refused)
     if not accepted:
-        envelope = refusal(refused[0][1], message, caller.language)
+        envelope = refusal(hall, refused[0][1], message, caller.language)
         return structs.replace(envelope, payload={"jobs": (), "rejected": rejected})
-    off = [one for one in accepted if not parts.hosts.online(one.view.endpoint)]
-    jobs = tuple(_offline(parts, one, caller.language) if one in off else one.payload for one in accepted)
+    off = [one for one in accepted if not hall.parts.hosts.online(one.view.endpoint)]
+    jobs = tuple(_offline(hall.parts, one, caller.language) if one in off else one.payload for one in accepted)
     first = {name: getattr(jobs[0], name) for name in BatchPayload.__struct_fields__ if hasattr(jobs[0], name)}
     payload = BatchPayload(**first, jobs=jobs, rejected=rejected)
     kind = Kind.OFFLINE if off else Kind.ACK
-    return answer(message, kind, payload, result={"jobs": [one.view for one in accepted]})
+    return answer(hall, message, kind, payload, result={"jobs": [one.view for one in accepted]})

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import uvicorn
@@ -20,9 +21,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[str]:
-    """The app's base URL for as long as the block runs."""
-    server = _Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5))
+async def served(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
+    """The app's base URL for as long as the block runs; `config` is more of uvicorn's."""
+    server = _Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5, **config))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])

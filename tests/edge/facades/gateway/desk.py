@@ -1,0 +1,78 @@
+"""A client of the gateway for tests: a real WebSocket, and everything it was told."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import websockets
+from websockets.asyncio.client import ClientConnection
+
+PATIENCE_S = 15.0
+FIELDS = {
+    *("type", "version", "source", "target", "ts", "request_id", "trace_id", "task_type"),
+    *("payload", "error", "error_msg", "result"),
+}
+PUSHED = {"gpu.job.progress", "gpu.power.online"}
+
+Said = dict[str, Any]
+
+
+class Desk:
+    """`said`: every message, in order."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.said: list[Said] = []
+
+    async def send(self, kind: str, payload: Said | None = None, **fields: Any) -> None:
+        await self.socket.send(json.dumps({"type": kind, "payload": payload or {}, **fields}))
+
+    async def next(self) -> Said:
+        with anyio.fail_after(PATIENCE_S):
+            message: Said = json.loads(await self.socket.recv())
+        assert set(message) == FIELDS
+        assert message["version"] == "1.0"
+        self.said.append(message)
+        return message
+
+    async def until(self, wanted: Callable[[Said], bool]) -> Said:
+        """The first message, of those that have come and those that will, of which `wanted` is true."""
+        for message in self.said:
+            if wanted(message):
+                return message
+        with anyio.fail_after(PATIENCE_S):
+            while not wanted(message := await self.next()):
+                pass
+        return message
+
+    async def hear(self, kind: str, **payload: Any) -> Said:
+        """The first message of that type whose payload has these fields."""
+        return await self.until(lambda said: said["type"] == kind and payload.items() <= said["payload"].items())
+
+    async def ask(self, kind: str, payload: Said | None = None, **fields: Any) -> Said:
+        """Send, and the first message that follows and is no push."""
+        await self.send(kind, payload, **fields)
+        while "id" in (said := await self.next())["payload"] and said["payload"]["id"]:
+            pass
+        return said
+
+    async def closed(self) -> int | None:
+        """The code it is closed with, after everything that comes before."""
+        try:
+            while True:
+                await self.next()
+        except websockets.ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else None
+
+
+@asynccontextmanager
+async def desk(url: str, key: str | None, path: str = "/ws", **headers: str) -> AsyncIterator[Desk]:
+    """A connection with the key as a bearer, speaking English unless `headers` say otherwise."""
+    sent = {"Accept-Language": "en", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    if key is not None:
+        sent["Authorization"] = f"Bearer {key}"
+    where = url.replace("http", "ws", 1) + path
+    async with websockets.connect(where, additional_headers=sent, max_size=None) as socket:
+        yield Desk(socket)
