@@ -1,16 +1,39 @@
-"""Whether another door's words for a job mean the job that is there: the same work, however it was asked for."""
+"""A job that came in other words, or by another door, under a code it already has: the same work is the same job."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from bus.port import Entry
+from bus.port import Entry, Records
 from edge.services.catalog import Catalog
 from edge.services.inputs import check_input
+from edge.services.intake import Accepted, Intake
+from edge.services.refusals import refusing
 from edge.services.submission import read_body
-from schemas.job import Job
+from schemas.errors import Refused
+from schemas.job import JobKey
 
 
-def means_the_same(catalog: Catalog, history: list[Entry], body: dict[str, Any]) -> bool:
-    """Whether `body` asks for what the job of `history` is.
+async def submit_under(
+    intake: Intake, records: Records, catalog: Catalog, key: JobKey, body: dict[str, Any], **named: str
+) -> Accepted:
+    """`Intake.submit` under a code that the client chose, `named` being more for it.
+
+    A job that is there under that code is answered when it is the same work. Raises Refused as `Intake.submit` does.
+    """
+    try:
+        return await intake.submit(key.owner, body, job_id=key.id, **named)
+    except Refused as refused:
+        if refused.code != "conflict":
+            raise
+        with refusing():
+            past = await records.history(key)
+        if not past or not means_the_same(catalog, past, body):
+            raise
+        return Accepted(past[-1], replayed=True)
+
+
+def means_the_same(catalog: Catalog, past: Sequence[Entry], body: dict[str, Any]) -> bool:
+    """Whether `body` asks for the work of the job whose revisions `past` holds.
 
     The endpoint and the input count, its defaults filled in, files by their digests; limits, priority and tags do not.
     The input as it ever was counts: a file that was fetched has taken the place of its URL. Raises Refused.
@@ -18,8 +41,5 @@ def means_the_same(catalog: Catalog, history: list[Entry], body: dict[str, Any])
     submission = read_body(body)
     endpoint = catalog.get(submission.endpoint)
     given = check_input(endpoint, submission.input).input
-
-    def same(job: Job) -> bool:
-        return job.endpoint == endpoint.name and job.input == given
-
-    return any(same(entry.recorded.job) for entry in history)
+    jobs = (entry.recorded.job for entry in past)
+    return any(job.endpoint == endpoint.name and job.input == given for job in jobs)

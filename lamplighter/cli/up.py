@@ -26,6 +26,7 @@ from lamplighter.cli.supervisor import Child, Ledger
 
 IMAGES = Path(__file__).parents[2] / "images"
 READY_S = 60.0
+HEYGEM = "LAMPLIGHTER_HEYGEM__ENABLED"  # on here unless it was switched off: there is no other HeyGem server to meet
 POLL_S = 0.05
 EDGE_PATIENCE_S = 10.0
 RUNNER_MARGIN_S = 15.0  # a drain that was given its grace also stops and releases what is left
@@ -54,6 +55,7 @@ def _edge_environ(options: Options, opened: Opened, fd: int) -> dict[str, str]:
         "LAMPLIGHTER_FD": str(fd),
         "LAMPLIGHTER_DATA": str(options.data / "edge"),
         "LAMPLIGHTER_BROKER__MONITOR": opened.server.monitor,
+        HEYGEM: os.environ.get(HEYGEM, "1"),
     }
 
 

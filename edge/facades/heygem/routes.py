@@ -21,7 +21,7 @@ from edge.routes.files import download
 from edge.routes.given import AnyRequest, Services
 from edge.services.messages import Language
 from edge.services.refusals import refusing
-from edge.services.sameness import means_the_same
+from edge.services.sameness import submit_under
 from schemas.access import Scope
 from schemas.asset import SCHEME, media_type
 from schemas.errors import Refused
@@ -47,7 +47,8 @@ async def submit(request: AnyRequest, parts: Services) -> Response[bytes]:
     video = await _named(parts, owner, asked.video)
     key = JobKey(owner, asked.code)
     await parts.placing.expect(key)
-    await _accept(parts, key, submission(endpoint, asked, audio, video))
+    body = submission(endpoint, asked, audio, video)
+    await submit_under(parts.intake, parts.bus.records, parts.catalog, key, body)
     return send(ACCEPTED)
 
 
@@ -61,19 +62,6 @@ async def _named(parts: Parts, owner: str, name: str) -> str:
     file = await to_thread.run_sync(open_named, root, name)
     _, sha256, _ = await parts.assets.put(owner, file.chunks(), None, file.name, media_type(file.name))
     return f"{SCHEME}{sha256}"
-
-
-async def _accept(parts: Parts, key: JobKey, body: dict[str, Any]) -> None:
-    """Durable when this returns. A job of that code that came in other words, or by another door, is the same one."""
-    try:
-        await parts.intake.submit(key.owner, body, job_id=key.id)
-    except Refused as refused:
-        if refused.code != "conflict":
-            raise
-        with refusing():
-            history = await parts.bus.records.history(key)
-        if not means_the_same(parts.catalog, history, body):
-            raise
 
 
 @_every("/query")
