@@ -237,9 +237,8 @@ class EventReader:
             self._field(*line.partition(":")[::2])
             return
         self.last_id = self._id
-        if self._data:
-            data = msgspec.json.decode("\n".join(self._data))
-            yield Event(self.last_id or "", self._kind, data)
+        if data := "\n".join(self._data):  # an event without data is none, says the standard
+            yield Event(self.last_id or "", self._kind, msgspec.json.decode(data))
         self._kind, self._data = "message", []
 
     def _field(self, name: str, value: str) -> None:

@@ -46,7 +46,7 @@ async def with_silences(items: AsyncIterator[T], every_s: float) -> AsyncIterato
 
 def _message(item: StreamItem | None) -> ServerSentEventMessage:
     if item is None:
-        return ServerSentEventMessage(comment="still here")
+        return ServerSentEventMessage(comment="still here", data=None)  # not its default, an empty line of data
     return ServerSentEventMessage(id=item.id, event=item.kind, data=msgspec.json.encode(item.data).decode())
 
 

@@ -57,6 +57,13 @@ def test_events_are_read_as_they_were_written_between_comments(events, chatty):
     assert reader.last_id == (f"7-{events[-1][0]}" if events else None)
 
 
+def test_an_event_without_data_is_none():
+    reader = wire.EventReader("7-1")
+    assert list(reader.read(': still here\r\ndata: \r\n\r\ndata: {"b":2}\r\n\r\n')) == [
+        wire.Event("7-1", "message", {"b": 2})
+    ]
+
+
 def test_an_event_cut_by_the_connection_is_not_given_and_its_id_is_not_taken():
     reader = wire.EventReader("7-1")
     assert list(reader.read('id: 7-2\r\nevent: log\r\ndata: {"a":1}\r\n')) == []

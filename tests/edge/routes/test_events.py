@@ -148,6 +148,19 @@ async def test_silence_is_filled_and_the_source_is_closed():
     assert heard[-1] == "word"
 
 
+async def test_what_fills_a_silence_is_a_comment_and_no_event(face: Face, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edge.routes.events.COMMENT_EVERY_S", 0.01)
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    blocks = []
+    with anyio.fail_after(10):
+        async with face.ann.stream("GET", "/v1/jobs/mine/events") as reply:
+            async for text in reply.aiter_text():
+                blocks += [block for block in text.split("\r\n\r\n") if block.startswith(":")]
+                if blocks:
+                    break
+    assert set(blocks) == {": still here"}
+
+
 async def a_word_after_silence() -> AsyncIterator[str]:
     with anyio.move_on_after(0.05):
         await anyio.sleep_forever()
