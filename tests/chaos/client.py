@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,8 +65,10 @@ class Client:
 
     async def until(self, job_id: str, holds: Callable[[JobView], bool], wait_s: float = 0.0) -> JobView:
         """The job as soon as `holds` of it."""
-        while not holds(job := await self.see(job_id, wait_s)):
+        job = await self.see(job_id, wait_s)
+        while not holds(job):
             await anyio.sleep(AGAIN_S)
+            job = await self.see(job_id, wait_s)
         return job
 
     async def ended(self, job_id: str) -> JobView:
@@ -84,8 +87,9 @@ class Client:
     async def fetch(self, job: JobView, text: str) -> None:
         """Download what the job made out of `text`."""
         for file in job.output.files if job.output else ():
-            got = hashlib.sha256(await self._steadily(lambda name=file.name: self._bytes(job.id, name))).hexdigest()
-            self.history.note(Fetched(job.id, file.name, file.sha256, got, right_bytes(text)))
+            got = await self._steadily(partial(self._bytes, job.id, file.name))
+            digest = hashlib.sha256(got).hexdigest()
+            self.history.note(Fetched(job.id, file.name, file.sha256, digest, right_bytes(text)))
 
     async def _bytes(self, job_id: str, name: str) -> bytes:
         try:

@@ -1,7 +1,7 @@
 """Followers that write down every message, resume behind the last one, and stop when the edge ends the stream."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import anyio
@@ -17,7 +17,7 @@ from schemas.words import Status
 AGAIN_S = 0.3
 SILENCE = httpx.Timeout(10.0, read=20.0)  # the edge says something every 15 s
 
-Opened = AsyncIterator[Event]
+Opened = AsyncGenerator[Event, None]
 Open = Callable[[Client, str, str | None], Opened]
 
 

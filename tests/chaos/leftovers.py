@@ -1,8 +1,10 @@
 """What must not be there any more once every job has ended, as one table of places to look."""
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from pathlib import Path
+
+import anyio.to_thread
 
 from bus import subjects
 from bus.jetstream import Answer, JetStream
@@ -49,15 +51,19 @@ async def _names(js: JetStream, stream: str) -> set[str]:
 
 async def _processes(installation: Installation, _: Bus) -> list[str]:
     """Whatever names this installation's folder and is not one of the processes that are meant to be there."""
-    meant = {os.getpid(), installation.edge.pid, installation.server.pid}
-    meant |= {process.pid for process in installation.runners.values()}
+    ours = (installation.edge, *installation.runners.values())
+    meant = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.started)}
+    return await anyio.to_thread.run_sync(_strangers, str(installation.folder).encode(), meant)
+
+
+def _strangers(folder: bytes, meant: Container[int]) -> list[str]:
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             said = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
         except OSError:
             continue  # it ended while we looked
-        if str(installation.folder).encode() in said and int(place.name) not in meant:
+        if folder in said and int(place.name) not in meant:
             found.append(f"process {place.name}: {said[:200]!r}")
     return found
 

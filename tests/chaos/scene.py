@@ -4,10 +4,8 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-
-import anyio
 
 from bus.port import Bus
 from lamplighter import AsyncClient
@@ -26,22 +24,28 @@ from tests.e2e.proxy import Proxy, proxied
 ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
 MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}
 HOST = "gpu-1"
+BACK_S = 25.0  # a host that is heard again may need so long to see that its jobs are somebody else's
 OWNER = "ann"
 CALM_S = 75.0  # a lease runs out in 30 s, a dead edge's consumers after 30 more
 
 
 class Scene:
-    """Broker, edge and the runner of one host. Clients go through `front`, the runner through the other two proxies."""
+    """Broker, edge and the runners of some hosts.
+
+    Clients go through the proxy `front`, a host through `<host> broker` and `<host> edge`.
+    """
 
     def __init__(
         self,
         installation: Installation,
         keys: Mapping[str, str],
+        hosts: tuple[str, ...],
         proxies: Mapping[str, Proxy],
         bus: Bus,
         docker: OwnEngine | None,
     ) -> None:
         self.installation = installation
+        self.hosts = hosts
         self.proxies = proxies
         self.bus = bus
         self.docker = docker
@@ -58,9 +62,9 @@ class Scene:
         """The points of `edge` or `runner`."""
         return self._faults[process]
 
-    def process(self, name: str) -> Process:
+    def process(self, name: str, host: str = HOST) -> Process:
         """`edge` or `runner`."""
-        return self.installation.edge if name == "edge" else self.installation.runners[HOST]
+        return self.installation.edge if name == "edge" else self.installation.runners[host]
 
     async def start_edge(self) -> None:
         """Returns when it serves."""
@@ -68,13 +72,13 @@ class Scene:
         async with AsyncClient(self.installation.url, self._keys[OWNER]) as client:
             await ready(client)
 
-    async def start_runner(self) -> None:
+    async def start_runner(self, host: str = HOST) -> None:
         """Returns when the process has been started."""
         await self.installation.start_runner(
-            HOST,
-            broker=f"nats://127.0.0.1:{self.proxies['broker'].port}",
+            host,
+            broker=f"nats://127.0.0.1:{self.proxies[f'{host} broker'].port}",
             endpoints=ENDPOINTS,
-            LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies['edge'].port}",
+            LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies[f'{host} edge'].port}",
             LAMPLIGHTER_SLOTS="4",
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
             **{FOLDER_ENV: str(self._folder("runner"))},
@@ -89,7 +93,7 @@ class Scene:
         """Everything there is to judge, once all is calm or `CALM_S` has passed."""
         found = await self._calm()
         state = {key.id: await self._revisions(key) for key in await self.bus.records.keys()}
-        stamped = runs(HOST, self.installation.folder / HOST / NAME)
+        stamped = [run for host in self.hosts for run in runs(host, self.installation.folder / host / NAME)]
         return Evidence(
             seen=tuple(self.history.seen),
             state=state,
@@ -99,9 +103,14 @@ class Scene:
         )
 
     async def _calm(self) -> list[str]:
-        deadline = time.monotonic() + CALM_S
-        while (found := await leftovers(self.installation, self.bus)) and time.monotonic() < deadline:
-            await anyio.sleep(1)
+        found: list[str] = []
+
+        async def calm() -> bool:
+            found[:] = await leftovers(self.installation, self.bus)
+            return not found
+
+        with suppress(TimeoutError):
+            await until(calm, CALM_S, every_s=1)
         return found
 
     async def _revisions(self, key: JobKey) -> tuple[Revision, ...]:
@@ -124,19 +133,20 @@ class Scene:
         """Wait until no message, container or folder of a job is there: the next scene begins on a clean stage."""
 
         async def clean() -> bool:
-            folders = list((self.installation.folder / HOST / "jobs").iterdir())
-            return not (folders or await self.bus.queue.waiting() or await self.installation.containers(HOST))
+            folders = [path for host in self.hosts for path in self.installation.folder.glob(f"{host}/jobs/*")]
+            there = [found for host in self.hosts for found in await self.installation.containers(host)]
+            return not (folders or there or await self.bus.queue.waiting())
 
         await until(clean, within_s)
 
     @asynccontextmanager
-    async def deaf(self) -> AsyncIterator[None]:
-        """Nobody hears the host while the block runs: what is noted of it excuses a second attempt elsewhere."""
+    async def deaf(self, host: str) -> AsyncIterator[None]:
+        """Nobody hears the host while the block runs: until it knows, a second attempt elsewhere is excused."""
         since = time.monotonic()
         try:
             yield
         finally:
-            self.history.cut(Cut(HOST, since, time.monotonic()))
+            self.history.cut(Cut(host, since, time.monotonic() + BACK_S))
 
     def _folder(self, process: str) -> Path:
         return self.installation.folder / "faults" / process
@@ -148,21 +158,23 @@ def resume(pid: int) -> None:
 
 
 @asynccontextmanager
-async def staged(folder: Path, docker: OwnEngine | None = None) -> AsyncIterator[Scene]:
-    """A scene whose edge serves; its runner is not started yet. A `lamplighter.toml` in `folder` is the edge's."""
+async def staged(
+    folder: Path, docker: OwnEngine | None = None, hosts: tuple[str, ...] = (HOST,)
+) -> AsyncIterator[Scene]:
+    """A scene whose edge serves; no runner is started yet. A `lamplighter.toml` in `folder` is the edge's."""
     engine = "docker" if docker else "process"
     installation = Installation(folder, engine, docker.url if docker else None, MODULES)
     keys = await installation.open()
-    broker, _, broker_port = installation.server.url.removeprefix("nats://").partition(":")
-    edge_port = installation.listening.getsockname()[1]
+    broker, _, port = installation.server.url.removeprefix("nats://").partition(":")
+    edge = ("127.0.0.1", installation.listening.getsockname()[1])
+    places = {"front": edge}
+    for host in hosts:
+        places |= {f"{host} broker": (broker, int(port)), f"{host} edge": edge}
     try:
-        async with (
-            proxied(broker, int(broker_port)) as to_broker,
-            proxied("127.0.0.1", edge_port) as to_edge,
-            proxied("127.0.0.1", edge_port) as front,
-            installation.bus() as bus,
-        ):
-            scene = Scene(installation, keys, {"broker": to_broker, "edge": to_edge, "front": front}, bus, docker)
+        async with AsyncExitStack() as opened:
+            proxies = {name: await opened.enter_async_context(proxied(*place)) for name, place in places.items()}
+            bus = await opened.enter_async_context(installation.bus())
+            scene = Scene(installation, keys, hosts, proxies, bus, docker)
             await scene.start_edge()
             yield scene
     finally:

@@ -1,4 +1,4 @@
-"""The steps of a job's life at which somebody is killed: which call of which port each is, and what is played for it."""
+"""The steps of a job's life at which somebody is killed: which call of which port each is, and what is played."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -7,15 +7,17 @@ import anyio
 from msgspec import Struct
 
 from schemas.words import ACTIVE, Status
+from tests.chaos import machine
 from tests.chaos.client import Client
 from tests.chaos.faults import Moment
 from tests.chaos.follower import by_sse, by_websocket, follow
 from tests.chaos.scene import Scene
 
-ON_PROCESSES = ("edge", "broker", "runner")
-ON_DOCKER = ("docker, live-restore", "docker, no live-restore")
-EVERYWHERE = (*ON_PROCESSES, *ON_DOCKER)
-WITH_CONTAINER = (*ON_PROCESSES, "container", *ON_DOCKER)
+PARTS = ("edge", "broker", "runner")
+DOCKER = ("docker, live-restore", "docker, no live-restore")
+JOB = ("process", "container")
+ALL = (*PARTS, *DOCKER)
+WITH_JOB = (*PARTS, *JOB, *DOCKER)
 LONG_S = 60.0
 
 
@@ -36,13 +38,17 @@ Play = Callable[[Scene, Client, Cell], Awaitable[str]]
 
 
 class Step(Struct, frozen=True):
-    """`process` stands still at `point`. `victims`: of whom anything can be killed there."""
+    """`process` stands still at `point`. `victims`: of whom anything can be killed there.
+
+    `switched`: the host has a switch, and a machine that starts its runner when it has power (tests/chaos/machine.py).
+    """
 
     name: str
     process: str
     point: str
     play: Play
-    victims: tuple[str, ...] = EVERYWHERE
+    victims: tuple[str, ...] = ALL
+    switched: bool = False
 
 
 async def plain(_: Scene, client: Client, cell: Cell) -> str:
@@ -105,6 +111,12 @@ async def drained(scene: Scene, client: Client, cell: Cell) -> str:
     return job_id
 
 
+async def relit(scene: Scene, client: Client, cell: Cell) -> str:
+    """A host that idles is put out, and lit again for a job."""
+    await machine.dark(scene)
+    return await plain(scene, client, cell)
+
+
 async def _watched(client: Client, job_id: str, cell: Cell) -> None:
     """Followed both ways to its end, and read until it has ended."""
     async with anyio.create_task_group() as tasks:
@@ -115,23 +127,25 @@ async def _watched(client: Client, job_id: str, cell: Cell) -> None:
 
 
 STEPS = (
-    Step("submit", "edge", "records.create.submitted", plain, ON_PROCESSES),
-    Step("publish", "edge", "queue.publish", plain, ON_PROCESSES),
+    Step("submit", "edge", "records.create.submitted", plain, PARTS),
+    Step("publish", "edge", "queue.publish", plain, PARTS),
     Step("claim", "runner", "records.update.started", plain),
     Step("stage and start", "runner", "engine.start", plain),
-    Step("progress", "runner", "feed.publish.progress", plain, WITH_CONTAINER),
+    Step("progress", "runner", "feed.publish.progress", plain, WITH_JOB),
     Step("upload", "runner", "supplies.keep", plain),
-    Step("store", "edge", "store.write", plain, ON_PROCESSES),
+    Step("store", "edge", "store.write", plain, PARTS),
     Step("record", "runner", "records.update.succeeded", plain),
     Step("ack", "runner", "delivery.done", plain),
     Step("remove", "runner", "engine.remove", plain),
     Step("release", "runner", "records.update.released", stumbled),
     Step("back-off", "runner", "delivery.later", stumbled),
     Step("cancel, waiting", "edge", "queue.withdraw", withdrawn, ("edge", "broker")),
-    Step("cancel, running", "edge", "records.update.cancel_requested", cancelled, WITH_CONTAINER),
-    Step("stop", "runner", "engine.stop", cancelled, WITH_CONTAINER),
-    Step("retry", "edge", "records.update.retried", retried, ON_PROCESSES),
-    Step("drain", "runner", "hosts.put.draining", drained, WITH_CONTAINER),
+    Step("cancel, running", "edge", "records.update.cancel_requested", cancelled, WITH_JOB),
+    Step("stop", "runner", "engine.stop", cancelled, WITH_JOB),
+    Step("retry", "edge", "records.update.retried", retried, PARTS),
+    Step("drain", "runner", "hosts.put.draining", drained, WITH_JOB),
+    Step("power off", "edge", "driver.stop", relit, PARTS, switched=True),
+    Step("power on", "edge", "driver.start", relit, ("edge", "broker"), switched=True),
 )
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import anyio.to_thread
@@ -40,19 +41,20 @@ async def _start_broker(scene: Scene) -> None:
     await scene.installation.server.start()
 
 
-async def _kill_containers(scene: Scene) -> None:
-    """Every job that runs, but not what watches over it: on processes that is the shim."""
-    async with scene.installation.engine_of(HOST) as engine:
-        for found in await engine.find(scene.installation.name, HOST):
+async def kill_jobs(scene: Scene, host: str = HOST) -> None:
+    """Every job that runs there, but not what watches over it: on processes that is the shim."""
+    async with scene.installation.engine_of(host) as engine:
+        for found in await engine.find(scene.installation.name, host):
             if scene.docker is not None:
                 await anyio.to_thread.run_sync(scene.docker.kill_container, found.handle)
             elif isinstance(engine, ProcessEngine) and (shim := await engine.pid(found.handle)):
-                _kill_children(shim)
+                await anyio.to_thread.run_sync(_kill_children, shim)
 
 
 def _kill_children(pid: int) -> None:
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended by itself
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
 
 
 async def _kill_docker(scene: Scene) -> None:
@@ -73,7 +75,8 @@ VICTIMS: Mapping[str, Victim] = {
     "edge": Victim(_kill_edge, Scene.start_edge, "edge"),
     "broker": Victim(_kill_broker, _start_broker),
     "runner": Victim(_kill_runner, Scene.start_runner, "runner"),
-    "container": Victim(_kill_containers, _nothing),
+    "process": Victim(kill_jobs, _nothing),
+    "container": Victim(kill_jobs, _nothing),
     "docker, live-restore": _DOCKER,
     "docker, no live-restore": _DOCKER,
 }

@@ -69,6 +69,11 @@ class Process:
             )
 
     @property
+    def started(self) -> bool:
+        """Whether there is one: started, and not killed or stopped by the test since."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
