@@ -42,7 +42,40 @@ async def play(scene: Scene, cell: Cell) -> Outcome:
     async with scene.client(cell.name) as client, anyio.create_task_group() as tasks:
         scene.faults(step.process).arm(step.point, cell.moment)
 
-        @asynccontextmanager
+        async def played() -> None:
+            jobs.append(await step.play(scene, client, cell))
+
+        tasks.start_soon(played)
+        pid = await _reached(scene, step, cell)
+        began = time.monotonic()
+        await victim.kill(scene)
+        if victim.frozen != step.process:
+            resume(pid)
+        if not (step.switched and victim.frozen == "runner"):  # there the machine does
+            await victim.revive(scene)
+        with anyio.move_on_after(OVER_S) as over:
+            while not jobs:  # noqa: ASYNC110 - the group's own task tells no event when it fails
+                await anyio.sleep(0.05)
+        assert not over.cancelled_caught, f"{cell.name}: not over after {OVER_S:g} s"
+    seconds = time.monotonic() - began
+    await scene.settled()
+    return Outcome(cell, await scene.revisions(jobs[0]), seconds)
+
+
+async def _reached(scene: Scene, step: Step, cell: Cell) -> int:
+    """The pid of the process that stands at the step."""
+
+    async def stands() -> int | None:
+        pid = scene.process(step.process).pid
+        return pid if scene.faults(step.process).reached(step.point, cell.moment, pid) else None
+
+    try:
+        return int(await until(stands, REACHED_S, every_s=0.01))
+    except TimeoutError:
+        raise AssertionError(f"{cell.name}: {step.point} was not reached in {REACHED_S:g} s") from None
+
+
+@asynccontextmanager
 async def stage(folder: Path, docker: OwnEngine | None = None, *, switched: bool = False) -> AsyncIterator[Scene]:
     """A scene with a runner, or with a machine that has one."""
     if switched:

@@ -10,9 +10,9 @@ import websockets
 from websockets.asyncio.client import connect
 
 from lamplighter.wire import Event, EventReader, job_path
+from schemas.words import Status
 from tests.chaos.client import Client
 from tests.chaos.evidence import Closed, Told
-from schemas.words import Status
 
 AGAIN_S = 0.3
 SILENCE = httpx.Timeout(10.0, read=20.0)  # the edge says something every 15 s
