@@ -8,7 +8,7 @@ from datetime import UTC
 from email.utils import format_datetime
 from typing import Any
 
-from litestar import Request, Response
+from litestar import Response
 
 from edge import problems
 from edge.routes.given import AnyRequest
@@ -120,7 +120,7 @@ def abilities(limit: int) -> dict[str, str]:
     }
 
 
-def refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def refused(request: AnyRequest, error: Any) -> Response[bytes]:
     """The problem, with what tus wants in every answer."""
     response = problems.answer(request, error)
     return Response(

@@ -6,6 +6,7 @@ from contextlib import suppress
 from litestar import Response, delete, patch, post, route
 from litestar.exceptions import InternalServerException
 from litestar.params import FromPath
+from litestar.types import ExceptionHandlersMap
 
 from edge.auth.keys import OPEN, needs
 from edge.parts import Parts
@@ -20,7 +21,7 @@ from schemas.errors import Refused
 PATH = "/v1/uploads"
 ONE = "/v1/uploads/{upload_id:str}"
 GUARDS = [needs(Scope.ASSETS_WRITE)]
-WRONG = {Exception: tus.refused}
+WRONG: ExceptionHandlersMap = {Exception: tus.refused}
 
 
 async def _until_cut(request: AnyRequest) -> AsyncIterator[bytes]:

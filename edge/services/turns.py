@@ -12,7 +12,8 @@ from anyio import CancelScope
 
 from schemas.errors import Refused
 
-SILENT_S = 2.0  # without a byte, and somebody else is at the door
+WAIT_S = 2.0  # for whoever is at it, before it is looked at again
+SILENT_S = 1.0  # without a byte at that moment: cut
 
 
 class Turn:
@@ -75,12 +76,10 @@ class Turns:
         turn = self._now
         if turn is None:
             return
-        with anyio.move_on_after(SILENT_S):
+        with anyio.move_on_after(WAIT_S):
             await turn.over.wait()
         if turn.silent:
-            turn.give_way()
-            with anyio.move_on_after(SILENT_S):
-                await turn.over.wait()
+            await self.end()
         if self._now is not None:
             raise Refused(
                 "upload_locked", "another request is sending to this upload: wait for it to end", retry_after_s=1
@@ -91,5 +90,5 @@ class Turns:
         turn = self._now
         if turn is not None:
             turn.give_way()
-            with anyio.move_on_after(SILENT_S):
+            with anyio.move_on_after(WAIT_S):
                 await turn.over.wait()
