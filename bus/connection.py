@@ -23,6 +23,7 @@ from bus.state import StateRecords
 from bus.table import BucketTable
 from bus.topology import ensure, ensure_shared
 from bus.unbroken import Unbroken
+from bus.usage import StreamLedger
 from bus.users import inbox
 from bus.wire import Wire
 from schemas.access import Agreed, ApiKey
@@ -69,6 +70,7 @@ class _Parts(NamedTuple):
             outbox=StreamOutbox(js),
             agreed=BucketTable(js, AGREED, Agreed, may_erase=may_erase),
             joined=BucketTable(js, JOINED, Joined, may_erase=may_erase),
+            usage=StreamLedger(js),
         )
 
 

@@ -7,6 +7,7 @@ what was given last: nats-py's ordered consumer stays silent after a restart of 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import anyio
@@ -29,13 +30,15 @@ class Broken(Unreachable):
 
 
 class Reading(NamedTuple):
-    """What to read: behind a sequence (0: from the start), or the last of every subject; bodies or headers only."""
+    """What to read: behind a sequence (0: from the start), or what was stored since a moment, or the last of every
+    subject; bodies or headers only."""
 
     stream: str
     subjects: str
     behind: int = 0
     last_per_subject: bool = False
     headers_only: bool = False
+    since: datetime | None = None
 
 
 class Item(NamedTuple):
@@ -116,6 +119,8 @@ def _config(reading: Reading, inbox: str) -> dict[str, Any]:
     }
     if reading.last_per_subject:
         config["deliver_policy"] = "last_per_subject"
+    elif reading.since:
+        config |= {"deliver_policy": "by_start_time", "opt_start_time": reading.since.astimezone(UTC).isoformat()}
     elif reading.behind:
         config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": reading.behind + 1}
     return config

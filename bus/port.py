@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
+from bus.ledger import Ledger
 from bus.outgoing import Outbox
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
@@ -313,3 +314,4 @@ class Bus(Struct, frozen=True, kw_only=True):
     leases: Table[Lease]
     outbox: Outbox
     joined: Table[Joined]
+    usage: Ledger

@@ -3,6 +3,7 @@
 from bus.port import Lane
 from schemas.feed import LogNote, Note, ProgressNote
 from schemas.job import JobKey, Pointer
+from schemas.usage import JobUse, PowerUse, Use
 from schemas.words import Priority
 
 
@@ -97,6 +98,24 @@ def parse_wake(subject: str) -> Lane | None:
     """The inverse of `wake`; None for what a stranger said, or an edge that named the pool alone."""
     pool, _, priority = subject.removeprefix("wake.").rpartition("-")
     return Lane(pool, Priority(priority)) if priority in set(Priority) else None
+
+
+def use(row: Use) -> str:
+    """The one subject of a row of USAGE. The revision tells a job from an earlier one that was deleted."""
+    match row:
+        case JobUse():
+            return f"usage.job.{row.owner}.{row.id}.{row.revision}"
+        case PowerUse():
+            return f"usage.power.{row.host}.{int(row.since.timestamp() * 1000)}"
+
+
+JOB_USES = "usage.job.>"
+POWER_USES = "usage.power.>"
+
+
+def uses_of(owner: str) -> str:
+    """The rows of an owner's jobs."""
+    return f"usage.job.{owner}.>"
 
 
 def control(host: str) -> str:

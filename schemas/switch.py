@@ -51,10 +51,10 @@ class Switched(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
     `rank`: the lowest is woken first. `quiet`: spans of the host's day, `23:00-07:00`, in which it is not woken and is
     let go when empty. `stays_for`: who but us keeps it on, people who are logged in (`users`) and other people's
-    programs on its cards (`programs`); `[]` ignores both. `timezone`: an IANA name; without one the edge's own. `wake_delay`: how long work must wait
-    before the host is woken. `min_on`, `idle_after`: how long it stays on at least, and without work. `boot_timeout`,
-    `stop_timeout`: how long going on and off may take. `fallback_after`: how long it may be blocked before the next
-    host is called. `timeout`: how long one call of the switch may take.
+    programs on its cards (`programs`); `[]` ignores both. `timezone`: an IANA name; without one the edge's own.
+    `wake_delay`: how long work must wait before the host is woken. `min_on`, `idle_after`: how long it stays on at
+    least, and without work. `boot_timeout`, `stop_timeout`: how long going on and off may take. `fallback_after`: how
+    long it may be blocked before the next host is called. `timeout`: how long one call of the switch may take.
     """
 
     rank: int = 1

@@ -25,6 +25,7 @@ from bus.memory.queue import Jobs, MemoryQueue
 from bus.memory.records import MemoryRecords
 from bus.memory.streams import Streams
 from bus.memory.table import MemoryTable
+from bus.memory.usage import MemoryLedger
 from bus.port import Bus, Health
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
@@ -60,6 +61,7 @@ class MemoryBroker:
         self._clock = clock
         self._streams = Streams(Log(clock, per_subject=HISTORY), Log(clock, per_subject=FEED_PER_SUBJECT), epoch="1")
         self._jobs = Jobs(clock, Log(clock))
+        self._usage = Log(clock)
         self._mail = Mail(clock, self._streams.state, Log(clock))
         self._buckets = {b.name: Log(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in BUCKETS}
         self._full = False
@@ -86,13 +88,14 @@ class MemoryBroker:
             outbox=MemoryOutbox(link, self._mail),
             agreed=MemoryTable(link, self._buckets[AGREED.name], AGREED.name, Agreed),
             joined=MemoryTable(link, self._buckets[JOINED.name], JOINED.name, Joined),
+            usage=MemoryLedger(link, self._usage),
         )
 
     def _health(self) -> Health:
         return Health(used=1.0 if self._full else 0.0, synced=True, version="memory")
 
     def _streamed(self) -> tuple[Log, ...]:
-        return self._streams.state, self._streams.feed, self._jobs.log, self._mail.letters.log
+        return self._streams.state, self._streams.feed, self._jobs.log, self._mail.letters.log, self._usage
 
     def stop(self) -> None:
         """The broker is away for everybody; what it stored stays, deduplication forgets what was removed."""
@@ -116,8 +119,8 @@ class MemoryBroker:
         if subject.startswith("$KV.STATE."):
             self._streams.write(subject, data)
         else:
-            log = self._jobs.log if subject.startswith("job.") else self._streams.feed
-            log.append(subject, data)
+            logs = {"job": self._jobs.log, "usage": self._usage}
+            logs.get(subject.partition(".")[0], self._streams.feed).append(subject, data)
 
     def fill(self, full: bool = True) -> None:
         """Let the store be full: every write raises StoreFull until `fill(False)`."""
