@@ -11,7 +11,7 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pynvml as nv
@@ -43,6 +43,7 @@ ABSENT = frozenset(
 )
 RECOVERIES = tuple(Recovery)[:-1]  # declared in NVML's order, from 0
 MEND = "{}: reset the card (nvidia-smi --gpu-reset) or reboot the host"
+UNSLICED = "MIG mode is on and the card has no slice: make some (nvidia-smi mig -cgi), or switch MIG off"
 SILENT_EVENTS = 10  # intervals without a turn of the event thread after which no Reading is sent: it hangs
 
 
@@ -128,17 +129,44 @@ FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
 }
 
 
-class Card:
-    """One card, by a handle that is good for the life of this process."""
+# Of a MIG slice NVML tells its own memory and these fields; the others are its card's, but for what the slices share:
+# nobody can tell whose part of the power it was.
+OF_A_SLICE = frozenset({"processes"})
+SHARED = frozenset({"utilization", "power_w", "energy_mj"})
+EVERY_INSTANCE = 0xFFFFFFFF  # an event's gpuInstanceId that names no slice (nvml.h, nvmlEventData_t)
 
-    def __init__(self, index: int) -> None:
-        self.uuid: str = nv.nvmlDeviceGetUUID(nv.nvmlDeviceGetHandleByIndex(index))
-        # By UUID, not by index: indices move when a card falls off the bus between two looks.
-        self.handle = nv.nvmlDeviceGetHandleByUUID(self.uuid)
+
+class Card:
+    """One card, or a MIG slice of one, by a handle that is good for the life of this process.
+
+    `whole` is the card's handle, of a slice too; `instance` the slice's number on it, None for a card that has none.
+    """
+
+    def __init__(self, handle: Handle, index: int, whole: Handle = None) -> None:
+        self.uuid: str = nv.nvmlDeviceGetUUID(handle)
+        self.handle = handle
+        self.whole = whole or handle
         self.index = index
-        self.name: str = nv.nvmlDeviceGetName(self.handle)
-        self._ways = dict(FIELDS)
+        self.name: str = nv.nvmlDeviceGetName(handle)
+        self.instance: int | None = nv.nvmlDeviceGetGpuInstanceId(handle) if whole else None
+        self._ways = {field: ways for field, ways in FIELDS.items() if not (whole and field in SHARED)}
         self._lost: LostGpu | None = None
+
+    def slices(self) -> list["Card"] | None:
+        """What takes work in place of a card in MIG mode; None where the card itself does."""
+        try:
+            sliced, _ = nv.nvmlDeviceGetMigMode(self.handle)
+        except nv.NVMLError as error:
+            if error.value not in ABSENT:
+                raise
+            return None
+        return list(self._slices()) if sliced else None
+
+    def _slices(self) -> Iterator["Card"]:
+        for number in range(nv.nvmlDeviceGetMaxMigDeviceCount(self.handle)):
+            with contextlib.suppress(nv.NVMLError_NotFound):  # numbers may have gaps
+                handle = nv.nvmlDeviceGetMigDeviceHandleByIndex(self.handle, number)
+                yield Card(handle, self.index, self.handle)
 
     def look(self) -> GpuSample | LostGpu:
         """A sample, or that the card does not answer."""
@@ -159,14 +187,15 @@ class Card:
             memory = _memory(self.handle)
         except nv.NVMLError_FunctionNotFound:
             memory = _memory_before_510(self.handle)
-        values: dict[str, Any] = {field: value for field in FIELDS if (value := self._ask(field)) is not None}
+        values: dict[str, Any] = {field: value for field in self._ways if (value := self._ask(field)) is not None}
         return GpuSample(index=self.index, uuid=self.uuid, name=self.name, **memory, **values)
 
     def _ask(self, field: str) -> Any:
         """The field's value; None where the card has none, or has none just now."""
+        handle = self.handle if field in OF_A_SLICE else self.whole
         while ways := self._ways[field]:
             try:
-                return ways[0](self.handle)
+                return ways[0](handle)
             except nv.NVMLError as error:
                 if error.value in GONE or error.value in ENDS:
                     raise
@@ -183,7 +212,7 @@ class Events(threading.Thread):
         super().__init__(name="nvml-events", daemon=True)  # daemon: it may be stuck in the driver when we must end
         self.turned = time.monotonic()
         self._cards, self._interval = cards, interval
-        self._set, self._uuids = self._register()
+        self._set = self._register()
 
     def run(self) -> None:
         while True:
@@ -196,7 +225,7 @@ class Events(threading.Thread):
                 # A lost card answers every wait at once, for all cards. The new set is registered before the pause,
                 # so that it keeps what the others report meanwhile.
                 old = self._set
-                self._set, self._uuids = self._register()
+                self._set = self._register()
                 _free(old)
                 time.sleep(self._interval)
 
@@ -204,26 +233,29 @@ class Events(threading.Thread):
         if self._set is None:
             raise nv.NVMLError(nv.NVML_ERROR_NOT_READY)
         event = nv.nvmlEventSetWait_v2(self._set, int(self._interval * 1000))
-        uuid = self._uuids.get(_address(event.device), "")
-        _emit(XidEvent(uuid, event.eventData, at=time.time()))
+        for uuid in self._struck(event.device, event.gpuInstanceId) or [""]:
+            _emit(XidEvent(uuid, event.eventData, at=time.time()))
 
-    def _register(self) -> tuple[Any, dict[int, str]]:
-        """An event set and the cards in it; no set where no card reports (WSL, all lost): the samples still tell."""
-        uuids: dict[int, str] = {}
+    def _struck(self, device: Handle, instance: int) -> list[str]:
+        """The card, or the slices that the event is about: one, or all of the card's."""
+        here = [card for card in self._cards if _address(card.whole) == _address(device)]
+        return [card.uuid for card in here if card.instance is None or instance in {EVERY_INSTANCE, card.instance}]
+
+    def _register(self) -> Any:
+        """An event set with the cards in it; None where no card reports (WSL, all lost): the samples still tell."""
         try:
             events = nv.nvmlEventSetCreate()
         except nv.NVMLError:
-            return None, uuids
-        for card in self._cards:
-            try:
-                nv.nvmlDeviceRegisterEvents(card.handle, nv.nvmlEventTypeXidCriticalError, events)
-            except nv.NVMLError:
-                continue
-            uuids[_address(card.handle)] = card.uuid
-        if not uuids:
-            _free(events)
-            return None, uuids
-        return events, uuids
+            return None
+        heard = False
+        for whole in {_address(card.whole): card.whole for card in self._cards}.values():
+            with contextlib.suppress(nv.NVMLError):
+                nv.nvmlDeviceRegisterEvents(whole, nv.nvmlEventTypeXidCriticalError, events)
+                heard = True
+        if heard:
+            return events
+        _free(events)
+        return None
 
 
 def _free(events: Any) -> None:
@@ -237,12 +269,23 @@ def _address(handle: Handle) -> int:
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
+def _card(index: int) -> Card:
+    """By UUID, not by index: indices move when a card falls off the bus between two looks."""
+    uuid = nv.nvmlDeviceGetUUID(nv.nvmlDeviceGetHandleByIndex(index))
+    return Card(nv.nvmlDeviceGetHandleByUUID(uuid), index)
+
+
 def _open() -> tuple[list[Card], tuple[LostGpu, ...]]:
-    """The cards that can be opened, and those that are listed and cannot."""
-    cards, shut = [], []
+    """The cards and slices that can be opened, and the cards that are listed and cannot take work."""
+    cards: list[Card] = []
+    shut = []
     for index in range(nv.nvmlDeviceGetCount()):
         try:
-            cards.append(Card(index))
+            card = _card(index)
+            slices = card.slices()
+            cards += [card] if slices is None else slices
+            if slices == []:
+                shut.append(LostGpu(card.uuid, UNSLICED, index, card.name))
         except nv.NVMLError as error:
             if error.value in ENDS:
                 raise

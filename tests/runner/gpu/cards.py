@@ -1,5 +1,6 @@
 """Cards for tests: a libnvidia-ml.so.1 built from stub/, and the state file that says what it answers."""
 
+import atexit
 import functools
 import os
 import shutil
@@ -19,7 +20,9 @@ def built(*defines: str) -> Path:
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("no gcc: the NVML stub cannot be built (install gcc)")
-    library = Path(tempfile.mkdtemp(prefix="nvml-stub-")) / "libnvidia-ml.so.1"
+    folder = tempfile.mkdtemp(prefix="nvml-stub-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "libnvidia-ml.so.1"
     sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
     subprocess.run([compiler, *FLAGS, *defines, *sources, "-o", str(library), "-lpthread"], check=True)
     return library
@@ -28,6 +31,11 @@ def built(*defines: str) -> Path:
 def uuid(index: int) -> str:
     """The UUID of the stub's card `index`."""
     return f"GPU-00000000-0000-4000-8000-{index:012}"
+
+
+def slice_uuid(card: int, number: int) -> str:
+    """The UUID of slice `number` of the stub's card `card`; its values are those of `gpu<100 + 16 x card + number>`."""
+    return f"MIG-00000000-0000-4000-8000-{100 + 16 * card + number:012}"
 
 
 class StubCards:
@@ -56,6 +64,7 @@ class StubCards:
         fresh.write_text("".join(lines))
         fresh.replace(self._state)
 
-    def xid(self, card: int, number: int) -> None:
+    def xid(self, card: int, number: int, instance: int = -1) -> None:
+        """The driver's report; `instance`: of that MIG slice alone."""
         with self._events.open("a") as events:
-            events.write(f"{card} {number}\n")
+            events.write(f"{card} {number} {instance}\n")

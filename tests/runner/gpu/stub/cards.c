@@ -10,6 +10,7 @@ Return nvmlInitWithFlags(u32 flags) {
     (void)flags;
     ENTER;
     for (u32 i = 0; i < CARDS; i++) cards[i].index = i;
+    for (u32 i = 0; i < CARDS * SLICES; i++) slices[i].index = FIRST_SLICE + i;
     initialised = 1;
     return OK;
 }
@@ -19,7 +20,8 @@ Return nvmlSystemGetDriverVersion(char *out, u32 size) { ENTER; return copy(out,
 
 /* identity */
 static void uuid_of(const Card *card, char *out, size_t size) {
-    if (!card_text(card, "uuid", out, size)) snprintf(out, size, "GPU-00000000-0000-4000-8000-%012u", card->index);
+    const char *kind = card->index < FIRST_SLICE ? "GPU" : "MIG";
+    if (!card_text(card, "uuid", out, size)) snprintf(out, size, "%s-00000000-0000-4000-8000-%012u", kind, card->index);
 }
 Return nvmlDeviceGetCount_v2(u32 *count) { ENTER; *count = (u32)state_number("count", 1); return OK; }
 Return nvmlDeviceGetHandleByIndex_v2(u32 index, Card **card) {
@@ -50,35 +52,59 @@ Return nvmlDeviceGetName(Card *card, char *out, u32 size) {
     return copy(out, size, name);
 }
 
+#ifndef OLD
+/* MIG: slices of a card, numbered without regard to which of them are there (gpu0.err.<symbol> makes gaps) */
+Return nvmlDeviceGetMigMode(Card *card, u32 *now, u32 *pending) {
+    ENTER_WHOLE;
+    char text[64];
+    if (!card_text(card, "mig", text, sizeof text)) return NOT_SUPPORTED;
+    *now = *pending = (u32)strtoul(text, 0, 10);
+    return OK;
+}
+Return nvmlDeviceGetMaxMigDeviceCount(Card *card, u32 *count) { ENTER_WHOLE; *count = 7; return OK; }
+Return nvmlDeviceGetMigDeviceHandleByIndex(Card *card, u32 number, Card **slice) {
+    ENTER_WHOLE;
+    if (number >= SLICES || number >= card_number(card, "slices", 0)) return NOT_FOUND;
+    *slice = &slices[card->index * SLICES + number];
+    return OK;
+}
+Return nvmlDeviceGetGpuInstanceId(Card *card, u32 *instance) {
+    ENTER_CARD;
+    if (whole(card) == card) return INVALID;
+    *instance = (u32)((card - slices) % SLICES) + 1;
+    return OK;
+}
+#endif
+
 /* readings that are one number: the call, its type, its key and default */
 #define NUMBER(call, type, key, otherwise) \
-    Return call(Card *card, type *out) { ENTER_CARD; *out = (type)card_number(card, key, otherwise); return OK; }
+    Return call(Card *card, type *out) { ENTER_WHOLE; *out = (type)card_number(card, key, otherwise); return OK; }
 NUMBER(nvmlDeviceGetPowerUsage, u32, "power_mw", 60000)
 NUMBER(nvmlDeviceGetTotalEnergyConsumption, u64, "energy_mj", 0)
 NUMBER(nvmlDeviceGetCurrentClocksThrottleReasons, u64, "reasons", 1)
 NUMBER(nvmlDeviceGetRetiredPagesPendingStatus, u32, "retired_pending", 0)
 
 Return nvmlDeviceGetUtilizationRates(Card *card, u32 *out) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     out[0] = (u32)card_number(card, "utilization", 0);
     out[1] = 0;
     return OK;
 }
 Return nvmlDeviceGetTemperature(Card *card, u32 sensor, u32 *out) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     if (sensor) return INVALID;
     *out = (u32)card_number(card, "temperature", 40);
     return OK;
 }
 Return nvmlDeviceGetTemperatureThreshold(Card *card, u32 kind, u32 *out) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     u64 slowdown = card_number(card, "slowdown", 95); /* 0: a card that publishes none */
     if (kind != 1 || !slowdown) return NOT_SUPPORTED;
     *out = (u32)slowdown;
     return OK;
 }
 Return nvmlDeviceGetMarginTemperature(Card *card, u32 *out) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     if (out[0] != 0x1000008) return VERSION_WRONG;
     out[1] = (u32)card_number(card, "margin", 50);
     return OK;
@@ -101,14 +127,14 @@ Return nvmlDeviceGetMemoryInfo(Card *card, u64 *out) {
 
 /* memory that errs: only cards with ECC (gpuN.ecc 1) have these */
 Return nvmlDeviceGetTotalEccErrors(Card *card, u32 uncorrected, u32 aggregate, u64 *out) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     (void)aggregate;
     if (!card_number(card, "ecc", 0)) return NOT_SUPPORTED;
     *out = card_number(card, uncorrected ? "ecc_uncorrected" : "ecc_corrected", 0);
     return OK;
 }
 Return nvmlDeviceGetRemappedRows(Card *card, u32 *correctable, u32 *uncorrectable, u32 *pending, u32 *failed) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     if (!card_number(card, "ecc", 0)) return NOT_SUPPORTED;
     *correctable = (u32)card_number(card, "rows_correctable", 0);
     *uncorrectable = (u32)card_number(card, "rows_uncorrectable", 0);
@@ -153,7 +179,7 @@ Return nvmlDeviceGetMemoryInfo_v2(Card *card, MemoryV2 *out) {
     return OK;
 }
 Return nvmlDeviceGetTemperatureV(Card *card, u32 *out) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     if (out[0] != 0x100000C) return VERSION_WRONG;
     out[2] = (u32)card_number(card, "temperature", 40);
     return OK;
@@ -170,7 +196,7 @@ Return nvmlDeviceGetGraphicsRunningProcesses_v3(Card *card, u32 *count, Process 
 /* field values: gpuN.field230 is the recovery action */
 typedef struct { u32 id, scope; int64_t at, latency; u32 type; Return result; u64 value; } Field;
 Return nvmlDeviceGetFieldValues(Card *card, int count, Field *fields) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     for (int i = 0; i < count; i++) {
         char key[32], text[64];
         snprintf(key, sizeof key, "field%u", fields[i].id);

@@ -44,7 +44,7 @@ Return nvmlEventSetCreate(Set **set) {
 }
 Return nvmlEventSetFree(Set *set) { ENTER; set->used = 0; return OK; }
 Return nvmlDeviceRegisterEvents(Card *card, u64 types, Set *set) {
-    ENTER_CARD;
+    ENTER_WHOLE;
     if (!card_number(card, "reports", 1) || types != XID_CRITICAL) return NOT_SUPPORTED;
     set->listens |= 1ull << card->index;
     return OK;
@@ -54,14 +54,14 @@ Return nvmlDeviceRegisterEvents(Card *card, u64 types, Set *set) {
 static int next(Set *set, Event *event) {
     FILE *file = events();
     if (!file) return 0;
-    int found = 0, xid;
+    int found = 0, xid, instance;
     u32 card;
     char newline;
     fseek(file, set->offset, SEEK_SET);
-    while (!found && fscanf(file, "%u %d%c", &card, &xid, &newline) == 3 && newline == '\n') {
+    while (!found && fscanf(file, "%u %d %d%c", &card, &xid, &instance, &newline) == 4 && newline == '\n') {
         set->offset = ftell(file);
         if (card >= CARDS || !(set->listens >> card & 1)) continue;
-        *event = (Event){&cards[card], XID_CRITICAL, (u64)xid, ~0u, ~0u};
+        *event = (Event){&cards[card], XID_CRITICAL, (u64)xid, (u32)instance, ~0u};
         found = 1;
     }
     fclose(file);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 Card cards[CARDS];
+Card slices[CARDS * SLICES];
 int initialised;
 
 int state_text(const char *key, char *out, size_t size) {
@@ -54,7 +55,12 @@ Return enter(const char *symbol) {
     return initialised || !strncmp(symbol, "nvmlInit", 8) ? OK : UNINITIALIZED;
 }
 
+Card *whole(Card *card) {
+    return card >= slices && card < slices + CARDS * SLICES ? &cards[(card - slices) / SLICES] : card;
+}
+
 int is_lost(Card *card) {
+    card = whole(card);
     if (card_number(card, "lost", 0)) card->lost = 1;
     return card->lost;
 }
@@ -62,7 +68,8 @@ int is_lost(Card *card) {
 Return enter_card(Card *card, const char *symbol) {
     Return result = enter(symbol);
     if (result) return result;
-    if (card < cards || card >= cards + CARDS || card->index >= state_number("count", 1)) return INVALID;
+    Card *own = whole(card);
+    if (own < cards || own >= cards + CARDS || own->index >= state_number("count", 1)) return INVALID;
     if (is_lost(card)) return LOST;
     char key[160];
     snprintf(key, sizeof key, "err.%s", symbol);

@@ -10,8 +10,9 @@
  *   gpu0.err.<symbol> 3    for that card only
  *   gpu0.lost 1            off the bus; sticky: stays lost for this process even if the key goes
  *   gpu0.<value> N         see cards.c for the names and defaults
+ *   gpu0.mig 1             MIG mode; gpu0.slices 2: slices, whose values are those of gpu100, gpu101 (gpu116 for gpu1, ...)
  *   gpu0.compute 12:1048576,13:?   pid:bytes; "?" is "not available"; gpu0.graphics likewise
- * <state>.events: appended lines "gpu xid". A set hears what is appended after it was made, each line once.
+ * <state>.events: appended lines "gpu xid instance" (-1: it names no slice). A set hears what is appended after it was made, each line once.
  *
  * -DVERSION="\"600.20\"" builds the library of another driver, -DOLD one without the calls that came after driver 470.
  */
@@ -28,12 +29,16 @@ enum {
     DRIVER_NOT_LOADED = 9, TIMEOUT = 10, LOST = 15, MISMATCH = 18, VERSION_WRONG = 25
 };
 #define CARDS 16
+#define SLICES 16     /* of one card */
+#define FIRST_SLICE 100
 #ifndef VERSION
 #define VERSION "595.10"
 #endif
 
 typedef struct { u32 index; int lost; } Card;
 extern Card cards[CARDS];
+extern Card slices[CARDS * SLICES];
+Card *whole(Card *card);                                        /* the card of a slice, or the card itself */
 extern int initialised;
 
 int state_text(const char *key, char *out, size_t size);        /* 0: no such key */
@@ -48,5 +53,6 @@ int is_lost(Card *card);
 Return copy(char *out, u32 size, const char *text);
 
 #define ENTER do { Return r_ = enter(__func__); if (r_) return r_; } while (0)
+#define ENTER_WHOLE do { ENTER_CARD; if (whole(card) != card) return INVALID; } while (0) /* not told of a slice */
 #define ENTER_CARD do { Return r_ = enter_card(card, __func__); if (r_) return r_; } while (0)
 #endif
