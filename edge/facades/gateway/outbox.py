@@ -39,7 +39,7 @@ class Outbox:
 
     def push(self, text: str) -> None:
         """Send behind what waits, if there is room."""
-        if len(self._pushes) >= self._messages or self._waiting + len(text) > self._size:
+        if self._pushes and (len(self._pushes) >= self._messages or self._waiting + len(text) > self._size):
             self._overflow()
             return
         self._pushes.append(text)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from socket import socket as Socket  # noqa: N812 - `socket` is the WebSocket here
 from typing import Any
 
 import anyio
@@ -14,7 +15,6 @@ FIELDS = {
     *("type", "version", "source", "target", "ts", "request_id", "trace_id", "task_type"),
     *("payload", "error", "error_msg", "result"),
 }
-PUSHED = {"gpu.job.progress", "gpu.power.online"}
 
 Said = dict[str, Any]
 
@@ -68,11 +68,14 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(url: str, key: str | None, path: str = "/ws", **headers: str) -> AsyncIterator[Desk]:
+async def desk(
+    url: str, key: str | None, path: str = "/ws", max_queue: int = 16, sock: Socket | None = None, **headers: str
+) -> AsyncIterator[Desk]:
     """A connection with the key as a bearer, speaking English unless `headers` say otherwise."""
     sent = {"Accept-Language": "en", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if key is not None:
         sent["Authorization"] = f"Bearer {key}"
     where = url.replace("http", "ws", 1) + path
-    async with websockets.connect(where, additional_headers=sent, max_size=None) as socket:
+    connecting = websockets.connect(where, additional_headers=sent, max_size=None, max_queue=max_queue, sock=sock)
+    async with connecting as socket:
         yield Desk(socket)

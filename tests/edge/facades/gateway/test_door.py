@@ -1,0 +1,195 @@
+"""Who is let in, and what becomes of frames that are no messages."""
+
+import json
+from contextlib import suppress
+
+import anyio
+import pytest
+import websockets
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.facades.gateway.gateway import Limits
+from schemas.access import Scope
+from schemas.envelope import FRAME_BYTES
+from tests.edge.facades.gateway.conftest import Door
+from tests.edge.facades.gateway.desk import Desk, desk
+
+SOON = pytest.mark.parametrize("limits", [Limits(auth_within_s=0.2, tell_every_s=0.2)])
+
+
+async def works(made: Desk) -> bool:
+    return (await made.ask("ping", request_id="p"))["type"] == "pong"
+
+
+@pytest.mark.parametrize("path", ["/ws", "/dsp"])
+async def test_a_key_comes_with_the_handshake(door: Door, path: str):
+    key = door.texts["ann"]
+    token = door.parts.tokens.make((await door.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
+    for query in (f"?key={key}", f"?token={token}"):
+        async with desk(door.url, None, path=path + query) as made:
+            assert await works(made)
+    async with desk(door.url, key, path=path) as made:
+        assert await works(made)
+    async with desk(door.url, None, path=path, X_API_Key=key) as made:
+        assert await works(made)
+
+
+async def test_a_key_comes_in_the_first_message(door: Door):
+    async with desk(door.url, None) as made:
+        await made.send("auth", {"license_key": door.texts["ann"]})
+        assert await works(made)
+        await made.send("auth", {"license_key": door.texts["ann"]})
+        assert await works(made)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        '{"type":"auth","payload":{"license_key":"lamp_x_0123456789abcdef"}}',
+        '{"type":"auth","payload":{"license_key":7}}',
+        '{"type":"auth"}',
+        '{"type":"ping"}',
+        "no json",
+        "x" * (FRAME_BYTES + 1),
+    ],
+)
+async def test_a_first_message_that_is_no_key_closes_4401(door: Door, first: str):
+    async with desk(door.url, None) as made:
+        await made.socket.send(first)
+        assert await made.closed() == 4401
+        assert made.said == []
+
+
+async def test_a_wrong_key_closes_4401(door: Door):
+    async with desk(door.url, "lamp_x_0123456789abcdef") as made:
+        assert await made.closed() == 4401
+    async with desk(door.url, door.texts["ann"], path="/ws?owner=bob") as made:
+        assert await made.closed() == 4401
+
+
+@SOON
+async def test_no_key_in_time_closes_4401(door: Door):
+    async with desk(door.url, None) as made:
+        assert await made.closed() == 4401
+
+
+@SOON
+async def test_a_revoked_key_closes_4401(door: Door):
+    (key,) = await door.keys.list("bob")
+    async with door.desk("bob") as made:
+        assert await works(made)
+        await door.keys.revoke(key.id)
+        assert await made.closed() == 4401
+
+
+async def test_a_broker_that_is_away_says_try_again_later(door: Door):
+    door.world.broker.stop()
+    async with desk(door.url, door.texts["ann"]) as made:
+        assert await made.closed() == 1013
+    door.world.broker.start()
+
+
+async def test_an_admin_may_speak_for_an_owner(door: Door):
+    async with door.desk("admin", path="/ws?owner=ann") as made:
+        said = await made.ask("gpu.job.submit", {"text": "a"}, task_type="echo")
+        assert said["result"]["owner"] == "ann"
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "echoed"),
+    [
+        ("no json", "body_malformed", ""),
+        ("[]", "input_invalid", ""),
+        ("{}", "input_invalid", ""),
+        ('{"type":"ping","version":"2.0","request_id":"r"}', "input_invalid", "r"),
+        ('{"type":7,"request_id":"r"}', "input_invalid", "r"),
+        ('{"type":"ping","payload":[],"request_id":"r"}', "input_invalid", "r"),
+        ('{"type":"ping","request_id":7}', "input_invalid", ""),
+        ('{"type":"what","request_id":"r"}', "input_invalid", "r"),
+        (json.dumps({"type": "ping", "request_id": "r" * 300}), "input_invalid", "r" * 300),
+        (json.dumps({"type": "ping", "request_id": "r", "payload": {"x": "y" * FRAME_BYTES}}), "body_too_large", "r"),
+        ("x" * (3 * FRAME_BYTES), "body_too_large", ""),
+        ('{"type":"ping","payload":{"a":' + "[" * 100_000, "body_malformed", ""),
+        (b"\xff\xfe", "body_malformed", ""),
+    ],
+)
+async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(door: Door, frame, code, echoed):
+    async with door.desk() as made:
+        await made.socket.send(frame)
+        said = await made.next()
+        assert (said["type"], said["error"], said["result"]["error"]["code"]) == ("error", True, code)
+        assert said["request_id"] == echoed
+        assert await works(made)
+
+
+async def test_nulls_unknown_fields_and_bytes_are_taken(door: Door):
+    sent = {
+        "type": "ping",
+        "version": "1.0",
+        "ts": "now",
+        "request_id": "r",
+        "payload": None,
+        "result": None,
+        "more": 1,
+    }
+    async with door.desk() as made:
+        await made.socket.send(json.dumps(sent).encode())
+        said = await made.next()
+    assert (said["type"], said["request_id"]) == ("pong", "r")
+
+
+def messages() -> st.SearchStrategy[str]:
+    """Anything at all, and messages with anything in their places."""
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=8,
+    )
+    kinds = st.sampled_from(
+        ["gpu.job.submit", "gpu.job.query", "gpu.job.cancel", "gpu.status", "ping", "resume", "auth", "gpu.power.state"]
+    )
+    payload = st.dictionaries(st.sampled_from(["text", "code", "jobs", "job_id", "after", "input", "tags"]), anything)
+    shaped = st.fixed_dictionaries(
+        {"type": kinds | anything},
+        optional={
+            "payload": payload | anything,
+            "task_type": st.sampled_from(["echo", "delete_asset", "heygem_submit"]) | anything,
+            "request_id": st.text(max_size=10) | anything,
+            "version": st.just("1.0") | anything,
+            "result": anything,
+        },
+    )
+    return st.text(max_size=50) | shaped.map(json.dumps)
+
+
+async def test_garbage_never_ends_the_connection(door: Door):
+    """All frames over one connection: a hang, or an end of it, fails."""
+    frames: list[str] = []
+
+    @settings(max_examples=300, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(messages())
+    def gather(frame: str) -> None:
+        frames.append(frame)
+
+    gather()
+    assert len(frames) >= 300
+    async with door.desk("admin") as made, anyio.create_task_group() as tasks:
+
+        async def pour() -> None:
+            for frame in frames:
+                await made.socket.send(frame)
+            await made.send("ping", request_id="the last")
+
+        tasks.start_soon(pour)
+        last = await made.until(lambda said: said["request_id"] == "the last")
+    assert last["type"] == "pong"
+    internal = [said for said in made.said if said["error"] and said["result"]["error"]["code"] == "internal"]
+    assert internal == []
+
+
+async def test_a_frame_beyond_all_bounds_closes_1009(door: Door):
+    async with door.desk() as made:
+        with suppress(websockets.ConnectionClosed):
+            await made.socket.send("x" * (17 * 1024 * 1024))
+        assert await made.closed() == 1009
