@@ -5,6 +5,7 @@ import random
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from anyio.abc import TaskGroup
@@ -13,6 +14,7 @@ from bus.port import Bus
 from bus.roster import Roster
 from edge.facades.gateway.relays import Relays
 from edge.facades.heygem.placing import Placing
+from edge.outbound.targets import Allowed
 from edge.parts import Parts
 from edge.power.caller import Means
 from edge.power.controller import PowerController
@@ -20,9 +22,11 @@ from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
 from edge.services.admission import Admission
 from edge.services.assets import Assets
+from edge.services.books import Books
 from edge.services.catalog import Catalog, load_folder
 from edge.services.clock import utc_now
 from edge.services.estimate import Estimator
+from edge.services.fetches import Chance, Fetches
 from edge.services.follow import Follower
 from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
@@ -30,12 +34,14 @@ from edge.services.index import Index
 from edge.services.intake import Intake
 from edge.services.joining import Joining, Welcome
 from edge.services.keys import Keys
+from edge.services.leases import Leases
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Rules, Scene
 from edge.services.signing import Signer, agree_secret
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
 from edge.services.uploads import Uploads
+from edge.services.usage import Accounts
 from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
@@ -43,8 +49,15 @@ from edge.store.partial import Partials
 from edge.store.port import AssetStore
 
 
+class Clients(NamedTuple):
+    """`own`: for what the operator names, power switches. `guarded`: for what clients name, under the guard."""
+
+    own: httpx.AsyncClient
+    guarded: httpx.AsyncClient
+
+
 async def assemble(
-    settings: EdgeSettings, bus: Bus, store: AssetStore, client: httpx.AsyncClient, welcome: Welcome | None = None
+    settings: EdgeSettings, bus: Bus, store: AssetStore, clients: Clients, welcome: Welcome | None = None
 ) -> tuple[Parts, Reconciler]:
     """The services of one edge, wired. Nothing runs yet. `welcome`: what hosts that join are told, if they may."""
     catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
@@ -52,15 +65,19 @@ async def assemble(
     index = Index(settings.data / "index.sqlite", bus.records)
     window = Window(bus.queue, bus.records, index, catalog.slots, utc_now)
     assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes)
-    supply = Supply(bus.records, assets, index, window, utc_now)
+    leases = Leases(bus.leases, _fresh_id(), utc_now)
+    fetches = Fetches(bus, assets, leases, clients.guarded, settings.outbound, utc_now, Chance(random.random))
+    supply = Supply(bus.records, assets, fetches, index, window, utc_now)
     hosts = HostWatch(bus, catalog, utc_now)
     secret = await agree_secret(bus.agreed, os.urandom, utc_now)
     signer = Signer(secret, utc_now, settings.urls)
     keys = Keys(bus.keys, utc_now, os.urandom, time.monotonic)
     viewer = Viewer(bus.feed, index, window, hosts, signer.link)
     gate = Gate(bus.link, utc_now, allow_unsynced=settings.allow_unsynced)
-    admission = Admission(gate, catalog, assets, utc_now, os.urandom)
+    admission = Admission(gate, catalog, assets, Allowed(settings.outbound.allow), utc_now, os.urandom)
     relays = Relays(_fresh_id)
+    power = _power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, clients.own, relays)
+    prices = {host: rules.price for host, rules in settings.hosts.items()}
     parts = Parts(
         settings=settings,
         bus=bus,
@@ -74,6 +91,7 @@ async def assemble(
         window=window,
         gate=gate,
         supply=supply,
+        fetches=fetches,
         intake=Intake(bus, gate, admission, assets, index, window, utc_now, os.urandom),
         follower=Follower(bus, viewer, hosts),
         viewer=viewer,
@@ -83,9 +101,12 @@ async def assemble(
         signer=signer,
         placing=Placing(_shared(settings), settings.data / "placing", bus.records, store, index),
         joining=Joining(bus, keys, _door(settings), welcome, utc_now),
-        power=_power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, client, relays),
+        power=power,
+        usage=Accounts(bus.usage, power.records, prices, utc_now),
+        books=Books(bus.usage, index, power.records, prices),
         relays=relays,
     )
+    await parts.books.open()
     parts.power.listen(hosts.tell)
     hosts.ask_power(parts.power.prospect)
     hosts.count_by(index.lines.waiting)
@@ -141,9 +162,11 @@ def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
         parts.window.run,
         parts.hosts.run,
         parts.follower.run,
+        parts.fetches.run,
         parts.supply.run,
         parts.placing.run,
         parts.power.run,
+        parts.books.run,
         reconciler.run,
     )
     for run in runs:

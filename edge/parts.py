@@ -7,7 +7,9 @@ from edge.facades.gateway.relays import Relays
 from edge.facades.heygem.placing import Placing
 from edge.power.controller import PowerController
 from edge.services.assets import Assets
+from edge.services.books import Books
 from edge.services.catalog import Catalog
+from edge.services.fetches import Fetches
 from edge.services.follow import Follower
 from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
@@ -20,6 +22,7 @@ from edge.services.supply import Supply
 from edge.services.tokens import Tokens
 from edge.services.uploads import Uploads
 from edge.services.view import Viewer
+from edge.services.usage import Accounts
 from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
@@ -38,6 +41,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     window: Window
     gate: Gate
     supply: Supply
+    fetches: Fetches
     intake: Intake
     follower: Follower
     viewer: Viewer
@@ -48,4 +52,6 @@ class Parts(Struct, frozen=True, kw_only=True):
     joining: Joining
     placing: Placing
     power: PowerController
+    usage: Accounts
+    books: Books
     relays: Relays

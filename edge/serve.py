@@ -16,9 +16,11 @@ from starlette.types import ASGIApp
 from bus.connection import open_edge
 from bus.users import Tls
 from edge.app import create_app
-from edge.assembly import assemble, start
+from edge.assembly import Clients, assemble, start
 from edge.facades.gateway.gateway import running_gateway
 from edge.facades.gateway.wire import LARGEST_FRAME
+from edge.outbound import guard
+from edge.outbound.targets import Allowed
 from edge.parts import Parts
 from edge.public import certificate, welcome
 from edge.services.clock import utc_now
@@ -112,8 +114,9 @@ async def _services(settings: EdgeSettings, told: Welcome | None) -> AsyncIterat
         open_edge(settings.broker) as bus,
         open_directory(settings.data / "assets") as store,
         httpx.AsyncClient() as client,
+        guard.client(Allowed(settings.outbound.allow)) as outside,
     ):
-        parts, reconciler = await assemble(settings, bus, store, client, told)
+        parts, reconciler = await assemble(settings, bus, store, Clients(client, outside), told)
         await parts.joining.start()
         async with anyio.create_task_group() as tasks:
             start(tasks, parts, reconciler)

@@ -6,6 +6,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from bus.settings import BrokerSettings
+from edge.outbound.settings import OutboundSettings
 from edge.services.signing import UrlSettings
 from edge.services.uploads import UploadSettings
 from schemas.switch import HostDeclaration
@@ -83,6 +84,7 @@ class EdgeSettings(Struct, frozen=True):
     cors: CorsSettings = CorsSettings()
     heygem: HeygemSettings = HeygemSettings()
     urls: UrlSettings = UrlSettings()
+    outbound: OutboundSettings = OutboundSettings()
     uploads: UploadSettings = UploadSettings()
     hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
     max_asset_bytes: int = 20 * 1024**3

@@ -79,7 +79,8 @@ def _pinned(request: httpx.Request, asked: Target, address: Address) -> httpx.Re
 
 def client(allowed: Allowed, resolver: Resolve = resolve) -> httpx.AsyncClient:
     """A client that goes through a Guard: no proxies or logins from the environment, no redirects by itself."""
-    inner = httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+    unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # who asks bounds what it asks
+    inner = httpx.AsyncHTTPTransport(trust_env=False, limits=unbounded)
     return httpx.AsyncClient(
         transport=Guard(allowed, resolver, inner),
         timeout=TIMEOUT,

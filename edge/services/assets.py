@@ -51,7 +51,7 @@ class Assets:
         self._store = store
         self._index = index
         self._clock = clock
-        self._limit = limit
+        self.limit = limit
         self._watchers: list[Callable[[str, Digest], None]] = []
 
     def watch(self, watcher: Callable[[str, Digest], None]) -> None:
@@ -66,7 +66,7 @@ class Assets:
         Raises Refused `digest_mismatch`, `body_too_large`, `store_full`, `unavailable`.
         """
         with refusing():
-            stored = await self._store.write(chunks, expected, self._limit)
+            stored = await self._store.write(chunks, expected, self.limit)
         return await self._kept(owner, stored, name, media_type)
 
     async def adopt(

@@ -9,10 +9,11 @@ from jsonschema.exceptions import ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from edge.outbound.targets import IS_URL
 from schemas.asset import InvalidDigest, asset_fields, parse
 from schemas.endpoint import Endpoint
 from schemas.errors import FieldError, Refused
-from schemas.job import INPUT_BYTES
+from schemas.job import INPUT_BYTES, Fetch
 
 MAX_ERRORS = 20
 _MESSAGE = 300  # characters; jsonschema quotes the value, which may be all of the input
@@ -24,8 +25,8 @@ def _is_asset(value: object) -> bool:
 
 
 def _asset_fault(value: str) -> str | None:
-    if value.lower().startswith(("http://", "https://")):
-        return "URLs are not taken yet: upload the file to /v1/assets and name it sha256:<hex>"
+    if IS_URL.match(value):
+        return None  # whether it may be fetched is not for the schema to say
     try:
         parse(value)
     except InvalidDigest as error:
@@ -42,10 +43,11 @@ _validators: dict[int, tuple[dict[str, Any], Draft202012Validator]] = {}
 
 
 class Given(NamedTuple):
-    """An input that fits its endpoint: defaults filled in, and the digests it names, each once."""
+    """An input that fits its endpoint, defaults filled in: the digests it names, each once, and where it has URLs."""
 
     input: dict[str, Any]
     digests: tuple[str, ...]
+    remote: tuple[Fetch, ...] = ()
 
 
 def check_input(endpoint: Endpoint, given: dict[str, Any]) -> Given:
@@ -64,8 +66,10 @@ def check_input(endpoint: Endpoint, given: dict[str, Any]) -> Given:
         raise Refused("internal", f"the schema of {endpoint.name} refers to what is not in it: {error}") from error
     if faults:
         raise invalid(*faults[:MAX_ERRORS])
-    digests = [parse(field.value) for field in asset_fields(endpoint.input, filled)]
-    return Given(filled, tuple(dict.fromkeys(digests)))
+    files = asset_fields(endpoint.input, filled)
+    remote = tuple(Fetch(field.path, field.value) for field in files if IS_URL.match(field.value))
+    digests = [parse(field.value) for field in files if not IS_URL.match(field.value)]
+    return Given(filled, tuple(dict.fromkeys(digests)), remote)
 
 
 def _validator(schema: dict[str, Any]) -> Draft202012Validator:

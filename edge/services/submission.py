@@ -76,7 +76,7 @@ def make_job(  # noqa: PLR0913 - each is one fact of the request
     """
     start, deadline = _in_utc(submission.not_before, "not_before"), _in_utc(submission.deadline, "deadline")
     _check_times(start, deadline, at)
-    later = bool(missing) or (start is not None and start > at)
+    later = bool(missing or given.remote) or (start is not None and start > at)
     return Job(
         id=key.id,
         owner=key.owner,
@@ -86,6 +86,7 @@ def make_job(  # noqa: PLR0913 - each is one fact of the request
         digest=digest,
         input=given.input,
         missing=missing,
+        fetching=given.remote,
         policy=_resolved(submission.policy, endpoint),
         priority=submission.priority,
         webhook=submission.webhook,

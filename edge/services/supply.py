@@ -13,6 +13,7 @@ from bus.port import BusError, Conflict, Entry, Records
 from edge.services import index_sql as sql
 from edge.services.assets import Assets
 from edge.services.clock import Clock, micros
+from edge.services.fetches import Fetches
 from edge.services.index import Index
 from edge.services.standing import Step
 from edge.services.window import Window
@@ -31,9 +32,12 @@ _log = structlog.get_logger()
 class Supply:
     """`run` looks at every job that begins to wait for input, over any edge, and at each that an upload is for."""
 
-    def __init__(self, records: Records, assets: Assets, index: Index, window: Window, clock: Clock) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the services it works with
+        self, records: Records, assets: Assets, fetches: Fetches, index: Index, window: Window, clock: Clock
+    ) -> None:
         self._records = records
         self._assets = assets
+        self._fetches = fetches
         self._index = index
         self._window = window
         self._clock = clock
@@ -64,11 +68,11 @@ class Supply:
         if not self._index.caught_up:
             return
         for before, after in steps:
-            waits = after is not None and after.status is Status.SCHEDULED
-            if after is not None and waits and (before is None or before.status is not Status.SCHEDULED):
+            if after is not None and after.status is Status.SCHEDULED:
                 self._look_at(after.key)
-            elif before is not None and not waits:
+            elif before is not None and before.status is Status.SCHEDULED:
                 self._forget(before.key)
+                self._fetches.stop(before.key)
 
     def _uploaded(self, owner: str, sha256: str) -> None:
         for key in self._waiting.get((owner, sha256), ()):
@@ -95,6 +99,8 @@ class Supply:
             self._remember(job)
             fact = await self._next(job)
             if fact is None:
+                if job.status is Status.SCHEDULED:
+                    self._fetches.want(job)
                 break
             written = await self._write(entry, fact) or written
         else:
@@ -108,7 +114,8 @@ class Supply:
         if job.missing:
             lacking = await self._assets.missing(job.owner, job.missing)
             arrived = next((digest for digest in job.missing if digest not in lacking), None)
-            return None if arrived is None else Supplied(arrived)
+            if arrived is not None:
+                return Supplied(arrived)
         later = job.not_before is not None and job.not_before > self._clock()
         return None if job.lacks_input or later else Queued()
 

@@ -88,6 +88,7 @@ class Names:
     """A DNS of the test's own. A name with several answers gives one after the other, the last for ever."""
 
     def __init__(self, **answers: Sequence[Sequence[str]]) -> None:
+        answers = {"files_test": [["127.0.0.1"]]} | answers
         self._answers = {name.replace("_", "."): list(given) for name, given in answers.items()}
         self.asked: list[str] = []
 

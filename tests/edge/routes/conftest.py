@@ -17,11 +17,13 @@ from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
 from edge.services.joining import Joining
+from edge.services.books import Books
 from edge.services.keys import Keys
 from edge.services.tokens import Tokens
+from edge.services.usage import Accounts
 from edge.settings import EdgeSettings
 from schemas.access import CLIENT_SCOPES, Scope
-from schemas.switch import CommandHost
+from schemas.switch import CommandHost, Price
 from tests.edge.services.world import SECRET, Dice, FakeWorld, fake_world
 from tests.edge.store.served import served
 
@@ -53,6 +55,8 @@ def switched(made: FakeWorld) -> PowerController:
 
 
 def parts_of(made: FakeWorld, keys: Keys) -> Parts:
+    power = switched(made)
+    prices = {"gpu-9": Price(per_hour=2.0)}
     return Parts(
         settings=EdgeSettings(),
         bus=made.bus,
@@ -64,6 +68,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         window=made.window,
         gate=made.gate,
         supply=made.supply,
+        fetches=made.fetches,
         intake=made.intake,
         follower=made.follower,
         viewer=made.viewer,
@@ -73,7 +78,9 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         signer=made.signer,
         placing=Placing(None, Path(), made.bus.records, made.store, made.index),
         joining=Joining(made.bus, keys, None, None, made.time),
-        power=switched(made),
+        power=power,
+        usage=Accounts(made.bus.usage, power.records, prices, made.time),
+        books=Books(made.bus.usage, made.index, power.records, prices),
         relays=Relays(lambda: Dice()(8).hex()),
     )
 

@@ -12,6 +12,7 @@ from edge.services.inputs import check_input
 from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.errors import FieldError, Refused
 from schemas.host import Offer
+from schemas.job import Fetch
 from schemas.words import Priority
 from tests.edge.services.world import ASSET, ECHO, START, FakeWorld
 
@@ -93,19 +94,27 @@ def test_every_digest_is_found_once() -> None:
     assert checked(schema, given)[1] == (DIGEST, "cd" * 32)
 
 
+def test_urls_are_found_with_their_places() -> None:
+    schema = {"properties": {"a": ASSET, "b": {"type": "array", "items": ASSET}, "text": {"type": "string"}}}
+    given = {"a": "HTTPS://x.example/a", "b": ["http://y.example/b", f"sha256:{DIGEST}"], "text": "http://z.example/"}
+    found = check_input(Endpoint(name="x", image="x", input=schema), given)
+    assert found.remote == (Fetch("$.a", "HTTPS://x.example/a"), Fetch("$.b[0]", "http://y.example/b"))
+    assert found.digests == (DIGEST,)
+
+
 def test_all_faults_are_told_with_their_paths() -> None:
     schema = {
         "properties": {"clips": {"type": "array", "items": {"properties": {"video": ASSET}, "required": ["video"]}}},
         "required": ["clips", "name"],
     }
-    told = faults(schema, {"clips": [{}, {"video": 5}, {"video": "HTTP://x"}]})
+    told = faults(schema, {"clips": [{}, {"video": 5}, {"video": "a.mp4"}]})
     assert {fault.path for fault in told} == {
         "$.input.name",
         "$.input.clips[0].video",
         "$.input.clips[1].video",
         "$.input.clips[2].video",
     }
-    assert "URLs are not taken yet" in next(f.message for f in told if f.path == "$.input.clips[2].video")
+    assert "names no asset" in next(f.message for f in told if f.path == "$.input.clips[2].video")
 
 
 def test_long_values_are_not_quoted_back_whole() -> None:

@@ -12,20 +12,25 @@ import anyio
 from bus.connection import open_edge, open_runner
 from bus.memory import MemoryBroker, MemoryBus
 from bus.port import Bus
+from edge.outbound.guard import client
+from edge.outbound.settings import OutboundSettings
+from edge.outbound.targets import Allowed
 from edge.services.admission import Admission
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
+from edge.services.fetches import Chance, Fetches
 from edge.services.follow import Follower
 from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.intake import Intake
+from edge.services.leases import Leases
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Powered, Rules, Scene
 from edge.services.signing import Signer, UrlSettings
 from edge.services.supply import Supply
-from edge.services.view import Viewer
 from edge.services.uploads import Uploads, UploadSettings
+from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.store.memory import MemoryStore
 from edge.store.partial import Partials
@@ -36,6 +41,7 @@ from schemas.host import Offer, Presence
 from schemas.job import Claim, Job, JobKey, Output
 from schemas.lifecycle import step
 from tests.broker import broker
+from tests.edge.outbound.wild import Names
 
 SECRET = bytes(32)  # that the edges of a world sign with
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -109,9 +115,21 @@ class World:
         self.assets = Assets(self.bus, self.store, self.index, time, limit=1 << 20)
         self.hosts = HostWatch(self.bus, self.catalog, time)
         self.gate = Gate(self.bus.link, time)
-        self.supply = Supply(bus.records, self.assets, self.index, self.window, time)
+        self.names = Names()
+        allowed = Allowed(["files.test"])
+        self.outside = client(allowed, self.names)
+        self.fetches = Fetches(
+            bus,
+            self.assets,
+            Leases(bus.leases, str(folder), time),
+            self.outside,
+            OutboundSettings(fetch_timeout_s=5),
+            time,
+            Chance(lambda: 0.0, (0.01, 0.02)),
+        )
+        self.supply = Supply(bus.records, self.assets, self.fetches, self.index, self.window, time)
         dice = Dice()
-        admission = Admission(self.gate, self.catalog, self.assets, time, dice)
+        admission = Admission(self.gate, self.catalog, self.assets, allowed, time, dice)
         self.intake = Intake(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
         self.partials = Partials(folder / "uploads")
         self.uploads = Uploads(self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20)
@@ -216,9 +234,9 @@ class FakeWorld(World):
 @asynccontextmanager
 async def running(made: World) -> AsyncIterator[None]:
     """The edge's tasks; JOBS compared once, as at a real start."""
-    async with anyio.create_task_group() as tasks:
+    async with made.outside, anyio.create_task_group() as tasks:
         await made.catalog.refresh()
-        for run in (made.index.run, made.window.run, made.follower.run, made.supply.run):
+        for run in (made.index.run, made.window.run, made.follower.run, made.fetches.run, made.supply.run):
             tasks.start_soon(run)
         await made.index.ready()
         await made.reconciler.sweep()

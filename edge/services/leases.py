@@ -1,0 +1,61 @@
+"""Who does what two edges need not both do. A lease that its holder stops renewing runs out."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from anyio import create_task_group, move_on_after, sleep
+
+from bus.port import BusError, Conflict, Table
+from edge.services.clock import Clock
+from schemas.lease import LEASE_TTL_S, Lease
+
+_RENEW_S = LEASE_TTL_S / 4
+_RETURN_S = 2.0
+
+_log = structlog.get_logger()
+
+
+class Leases:
+    """`holder` names this life of this edge."""
+
+    def __init__(self, table: Table[Lease], holder: str, clock: Clock) -> None:
+        self._table = table
+        self._holder = holder
+        self._clock = clock
+
+    @asynccontextmanager
+    async def held(self, place: str, what: str) -> AsyncIterator[bool]:
+        """Whether `what` is ours to do, for as long as the block runs; `place` is dotted tokens. Raises BusError."""
+        key = f"{place}.{hashlib.sha256(what.encode()).hexdigest()[:32]}"
+        try:
+            await self._table.create(key, self._lease())
+        except Conflict:
+            yield False
+            return
+        try:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._renew, key)
+                yield True
+                tasks.cancel_scope.cancel()
+        finally:
+            with move_on_after(_RETURN_S, shield=True):
+                await self._give_back(key)
+
+    async def _renew(self, key: str) -> None:
+        while True:
+            await sleep(_RENEW_S)
+            try:
+                await self._table.put(key, self._lease())
+            except BusError as error:
+                _log.warning("lease_not_renewed", key=key, error=str(error))
+
+    async def _give_back(self, key: str) -> None:
+        try:
+            await self._table.delete(key)
+        except BusError as error:
+            _log.warning("lease_left_to_run_out", key=key, error=str(error))
+
+    def _lease(self) -> Lease:
+        return Lease(self._holder, self._clock())

@@ -1,0 +1,271 @@
+"""Inputs given as URLs: fetched after the 202, into the owner's assets (PROTOCOLS 1 and 6)."""
+
+import gzip
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+
+from edge.outbound.turns import Turns
+from edge.services.messages import Language
+from schemas.errors import Refused
+from schemas.job import Job
+from schemas.reasons import Reason
+from schemas.words import Status
+from tests.broker import until
+from tests.edge.outbound.wild import Play, answer, drip, endless, redirect, says, silent, wild
+from tests.edge.services.test_supply import FILM, VOICE, became, digest
+from tests.edge.services.world import FakeWorld, World, fake_world
+
+
+def request(url: str, **more: Any) -> dict[str, Any]:
+    return {"endpoint": "echo", "input": {"file": url, "text": url}, **more}
+
+
+async def submitted(edge: World, url: str, **more: Any) -> Job:
+    accepted = await edge.intake.submit("ann", request(url, **more))
+    return accepted.entry.recorded.job
+
+
+def at(port: int, path: str = "/a%20film.mp4") -> str:
+    return f"http://files.test:{port}{path}"
+
+
+async def failed(edge: World, play: Play, **more: Any) -> Job:
+    """The job that asked for what `play` answers, once it has failed."""
+    async with wild(play) as server:
+        return await became(edge, await submitted(edge, at(server.port), **more), Status.FAILED)
+
+
+async def test_a_url_is_fetched_after_the_answer_and_becomes_the_owners_asset(edge: World) -> None:
+    gate = anyio.Event()
+
+    async def slow(stream: anyio.abc.ByteStream) -> None:
+        await gate.wait()
+        await answer(FILM)(stream)
+
+    async with wild(slow) as server:
+        url = at(server.port)
+        job = await submitted(edge, url)
+        assert (job.status, job.input["file"]) == (Status.SCHEDULED, url)
+        view = await edge.viewer.job(await edge.intake.read(job.key), Language.EN)
+        assert view.reason == Reason.FETCHING_INPUT
+        gate.set()
+        queued = await became(edge, job, Status.QUEUED)
+    assert queued.input == {"file": f"sha256:{digest(FILM)}", "text": url, "seconds": 0}
+    reference, _ = await edge.assets.head("ann", digest(FILM))
+    assert (reference.name, reference.media_type) == ("a film.mp4", "video/mp4")
+    rows = await edge.intake.history(job.key)
+    assert [row.event["type"] for row in rows] == ["submitted", "supplied", "queued"]
+    assert rows[1].event["url"] == url
+    await edge.window.idle()
+    assert await edge.waiting() == [job.id]
+
+
+async def test_the_fetched_asset_is_in_use_as_one_named_by_its_digest(edge: World) -> None:
+    async with wild(answer(FILM)) as server:
+        await became(edge, await submitted(edge, at(server.port)), Status.QUEUED)
+    with pytest.raises(Refused, match="asset_in_use"):
+        await edge.assets.delete("ann", digest(FILM))
+
+
+async def test_a_url_in_two_places_is_fetched_once_and_a_job_may_wait_for_both_kinds(edge: World) -> None:
+    async with wild(answer(FILM)) as server:
+        url = at(server.port)
+        body = {"endpoint": "echo", "input": {"file": url, "second": url}}
+        both = (await edge.intake.submit("ann", body)).entry.recorded.job
+        await became(edge, both, Status.QUEUED)
+        assert len(server.requests) == 1
+        mixed = {"endpoint": "echo", "input": {"file": url, "second": f"sha256:{digest(VOICE)}"}, "await_input": True}
+        job = (await edge.intake.submit("ann", mixed)).entry.recorded.job
+
+        async def fetched() -> bool:
+            return not (await edge.read(job)).fetching
+
+        await until(fetched)
+        assert (await edge.read(job)).status is Status.SCHEDULED
+        await edge.put("ann", VOICE)
+        await became(edge, job, Status.QUEUED)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("ftp://example.com/a", "$.input.file"),
+        ("http://127.0.0.1/a", "$.input.file"),
+        ("http://169.254.169.254/latest", "$.input.file"),
+        ("http://user:pw@example.com/", "$.input.file"),
+        ("http://0x7f.1/", "$.input.file"),
+    ],
+)
+async def test_a_url_that_may_never_be_fetched_is_refused_at_once(fake: FakeWorld, url: str, path: str) -> None:
+    with pytest.raises(Refused) as refused:
+        await fake.intake.submit("ann", request(url))
+    assert (refused.value.code, [fault.path for fault in refused.value.errors]) == ("url_refused", [path])
+    assert await fake.bus.records.keys() == set()
+
+
+async def test_a_name_that_stands_for_the_inside_fails_the_job(fake: FakeWorld) -> None:
+    fake.names._answers["evil.test"] = [["10.0.0.1"]]
+    job = await became(fake, await submitted(fake, "http://evil.test/a"), Status.FAILED)
+    assert job.error is not None
+    assert (job.error.code, job.error.blame) == ("input_fetch_failed", "client")
+    assert "private address" in job.error.message
+
+
+@pytest.mark.parametrize(
+    ("play", "code", "said"),
+    [
+        (answer(status="404 Not Found"), "input_fetch_failed", "404"),
+        (answer(gzip.compress(bytes(9_000_000)), Content_Encoding="gzip"), "input_fetch_failed", "gzip"),
+        (redirect("http://127.0.0.1:1/"), "input_fetch_failed", "loopback"),
+        (answer(bytes(3_000_000)), "input_too_large", "3000000 bytes"),
+        (endless, "input_too_large", "1048576"),
+        (answer(status="503 Busy"), "input_fetch_failed", "503"),
+        (says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"), "input_fetch_failed", "closed"),
+    ],
+    ids=["404", "gzip bomb", "redirect inwards", "too large and says so", "endless", "503 for ever", "cut short"],
+)
+async def test_what_cannot_be_had_fails_the_job_and_leaves_nothing(
+    fake: FakeWorld, play: Play, code: str, said: str
+) -> None:
+    job = await failed(fake, play)
+    assert job.error is not None
+    assert (job.error.code, said in job.error.message) == (code, True), job.error
+    assert (await fake.assets.list("ann")).assets == ()
+    assert fake.store._held == {}
+
+
+@pytest.mark.parametrize("play", [drip, silent], ids=["drip", "silent"])
+async def test_a_server_that_takes_its_time_is_left_when_the_time_is_up(fake: FakeWorld, play: Play) -> None:
+    job = await failed(fake, play, policy={"input_timeout_s": 1})
+    assert job.error is not None
+    assert (job.error.code, "longer than" in job.error.message) == ("input_fetch_failed", True)
+
+
+async def test_a_server_that_is_busy_is_asked_again(fake: FakeWorld) -> None:
+    calls = 0
+
+    async def play(stream: anyio.abc.ByteStream) -> None:
+        nonlocal calls
+        calls += 1
+        await (answer(FILM) if calls == 3 else answer(status="503 Busy"))(stream)
+
+    async with wild(play) as server:
+        await became(fake, await submitted(fake, at(server.port)), Status.QUEUED)
+    assert calls == 3
+
+
+async def test_a_retry_fetches_again(fake: FakeWorld) -> None:
+    plays: list[Play] = [answer(status="404 Not Found"), answer(FILM)]
+
+    async def play(stream: anyio.abc.ByteStream) -> None:
+        await plays.pop(0)(stream)
+
+    async with wild(play) as server:
+        job = await became(fake, await submitted(fake, at(server.port)), Status.FAILED)
+        again = (await fake.intake.retry(job.key)).recorded.job
+        assert (again.status, again.round) == (Status.SCHEDULED, 2)
+        await became(fake, job, Status.QUEUED)
+
+
+async def _asked(server: Any) -> Callable[[], Awaitable[bool]]:
+    async def asked() -> bool:
+        return bool(server.requests)
+
+    return asked
+
+
+async def test_a_cancelled_job_ends_its_fetch(fake: FakeWorld) -> None:
+    left = anyio.Event()
+
+    async def play(stream: anyio.abc.ByteStream) -> None:
+        try:
+            await silent(stream)
+        finally:
+            left.set()
+
+    async with wild(play) as server:
+        job = await submitted(fake, at(server.port))
+        await until(await _asked(server))
+        await fake.intake.cancel(job.key)
+        with anyio.fail_after(10):
+            await left.wait()
+    await fake.settled()
+    assert (await fake.read(job)).status is Status.CANCELLED
+    assert fake.fetches._under_way == {}
+    assert await fake.bus.leases.rows() == {}
+
+
+async def test_two_edges_fetch_once(fake: FakeWorld, tmp_path: Path) -> None:
+    gate = anyio.Event()
+
+    async def slow(stream: anyio.abc.ByteStream) -> None:
+        await gate.wait()
+        await answer(FILM)(stream)
+
+    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second, wild(slow) as server:
+        job = await submitted(fake, at(server.port))
+        await second.settled()
+        await until(await _asked(server))
+        for edge in (fake, second):
+            await edge.reconciler.sweep()
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+        await became(fake, job, Status.QUEUED)
+        assert len(server.requests) == 1
+
+
+async def test_what_a_dead_edge_was_fetching_another_fetches(fake: FakeWorld, tmp_path: Path) -> None:
+    """The lease of the dead runs out by itself; until then nobody fetches twice."""
+    async with wild(answer(FILM)) as server:
+        url = at(server.port)
+        async with fake.supply._fetches._leases.held("ann.mine", url):
+            accepted = await fake.intake.submit("ann", request(url), job_id="mine")
+            await fake.settled()
+            await fake.reconciler.sweep()
+            await anyio.wait_all_tasks_blocked()
+            assert server.requests == []
+        async with fake_world(tmp_path / "second", fake.broker, fake.time):
+            await became(fake, accepted.entry.recorded.job, Status.QUEUED)
+
+
+async def test_a_lease_that_is_not_renewed_runs_out(fake: FakeWorld) -> None:
+    leases = fake.fetches._leases
+    async with leases.held("ann.one", "x") as first:
+        async with leases.held("ann.one", "x") as second:
+            assert (first, second) == (True, False)
+        fake.time.pass_by(seconds=16)
+        async with leases.held("ann.one", "x") as third:
+            assert third
+
+
+async def test_an_owner_with_many_slow_urls_leaves_room_for_another(fake: FakeWorld) -> None:
+    async with wild(silent) as slow, wild(answer(FILM)) as quick:
+        for number in range(12):
+            await submitted(fake, at(slow.port, f"/{number}"))
+        body = request(at(quick.port))
+        bobs = (await fake.intake.submit("bob", body)).entry.recorded.job
+        await became(fake, bobs, Status.QUEUED)
+        assert len(slow.requests) == 2
+
+
+async def test_turns_are_bounded_in_all_and_for_each() -> None:
+    turns, running, most = Turns(total=3, each=2), {"a": 0, "b": 0, "c": 0}, []
+
+    async def work(owner: str) -> None:
+        async with turns.turn(owner):
+            running[owner] += 1
+            most.append((sum(running.values()), running[owner]))
+            await anyio.lowlevel.checkpoint()
+            running[owner] -= 1
+
+    async with anyio.create_task_group() as tasks:
+        for owner in "aaaaabbbcc":
+            tasks.start_soon(work, owner)
+    assert (max(total for total, _ in most), max(each for _, each in most)) == (3, 2)
+    assert turns._own == {}
