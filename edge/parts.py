@@ -21,8 +21,8 @@ from edge.services.signing import Signer
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
 from edge.services.uploads import Uploads
-from edge.services.view import Viewer
 from edge.services.usage import Accounts
+from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore

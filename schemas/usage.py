@@ -1,6 +1,6 @@
 """What was used: the rows that USAGE keeps for 400 days, and the report that `GET /v1/usage` makes of them."""
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from schemas.job import Moment
 from schemas.words import Status, Token
@@ -63,12 +63,12 @@ class Share(Struct, frozen=True, kw_only=True):
 class UsageReport(Struct, frozen=True, kw_only=True):
     """The answer of `GET /v1/usage`. How time and money are shared out is said in `edge.services.shares`.
 
-    `since` and `until` are the range. `cost` is in the currency that most was spent in, `costs` has all of them.
+    `owner` null: everybody's. `cost` is in the currency that most was spent in, `costs` has all of them.
     `hours_saved`: the hours in which declared hosts were dark, against hosts that are always on.
     """
 
-    since: Moment
-    until: Moment
+    since: Moment = field(name="from")
+    until: Moment = field(name="to")
     owner: str | None
     jobs: int
     gpu_s: float

@@ -64,6 +64,10 @@ class PowerController:
         row = self._rows.get(host)
         return row.value if row else None
 
+    def records(self) -> dict[str, PowerRecord]:
+        """The records of all declared hosts, as last read."""
+        return {host: row.value for host, row in self._rows.items()}
+
     def reason(self, host: str) -> Reason | None:
         """Why a job waits for this host; None while it is up, or when it is not declared."""
         record = self.state(host)

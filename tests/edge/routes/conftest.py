@@ -16,8 +16,8 @@ from edge.power.caller import Means
 from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
-from edge.services.joining import Joining
 from edge.services.books import Books
+from edge.services.joining import Joining
 from edge.services.keys import Keys
 from edge.services.tokens import Tokens
 from edge.services.usage import Accounts
