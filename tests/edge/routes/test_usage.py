@@ -1,0 +1,62 @@
+"""`GET /v1/usage`: who sees whose, and the range."""
+
+from datetime import timedelta
+
+import pytest
+
+from edge.services.books import use_of
+from schemas import events as e
+from schemas.job import Claim, JobKey, Output, Usage
+from tests.edge.routes.conftest import Face
+from tests.edge.services.world import START
+
+ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
+
+
+@pytest.fixture
+async def used(face: Face) -> Face:
+    """One job of ann, two of bob, 10 s on a card each."""
+    for owner, name in (("ann", "a"), ("bob", "b"), ("bob", "c")):
+        await getattr(face, owner).put(f"/v1/jobs/{name}", json=ECHO)
+        key = JobKey(owner, name)
+        await face.world.apply(key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
+        done = await face.world.apply(key, e.Succeeded(Output(), Usage(run_s=10.0, gpu_energy_j=500.0, cost=0.25)))
+        await face.world.bus.usage.put(use_of(done, 7))
+    return face
+
+
+async def test_an_owner_sees_its_own(used: Face):
+    reply = await used.ann.get("/v1/usage")
+    assert reply.status_code == 200
+    found = reply.json()
+    assert {name: found[name] for name in ("owner", "jobs", "gpu_s", "energy_j", "hours_on", "hours_saved")} == {
+        "owner": "ann",
+        "jobs": 1,
+        "gpu_s": 10.0,
+        "energy_j": 500.0,
+        "hours_on": 0.0,
+        "hours_saved": 0.0,
+    }
+    assert found["cost"] == {"amount": 0.25, "currency": "CNY"}
+    [row] = found["by"]
+    assert (row["endpoint"], row["jobs"], row["gpu_s"], row["cost"]["amount"]) == ("echo", 1, 10.0, 0.25)
+    assert found["from"] < found["to"]
+
+
+async def test_an_admin_sees_everybody_or_whom_it_names(used: Face):
+    assert (await used.admin.get("/v1/usage")).json()["jobs"] == 3
+    bob = (await used.admin.get("/v1/usage", params={"owner": "bob"})).json()
+    assert (bob["owner"], bob["jobs"], bob["cost"]["amount"]) == ("bob", 2, 0.5)
+    assert (await used.ann.get("/v1/usage", params={"owner": "bob"})).status_code == 403
+    assert (await used.anyone.get("/v1/usage")).status_code == 401
+
+
+async def test_a_range_narrows_it(used: Face):
+    day = timedelta(days=1)
+    before = {"from": (START - 2 * day).isoformat(), "to": (START - day).isoformat()}
+    around = {"from": (START - day).isoformat(), "to": (START + day).isoformat()}
+    assert (await used.ann.get("/v1/usage", params=before)).json()["jobs"] == 0
+    assert (await used.ann.get("/v1/usage", params=around)).json()["jobs"] == 1
+    refused = await used.ann.get("/v1/usage", params={"from": around["to"], "to": around["from"]})
+    assert (refused.status_code, refused.json()["code"]) == (422, "input_invalid")
+    assert (await used.ann.get("/v1/usage", params={"from": "yesterday"})).status_code in {400, 422}
