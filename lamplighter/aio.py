@@ -11,12 +11,15 @@ import httpx
 from lamplighter import wire
 from lamplighter.digests import DigestCache
 from lamplighter.errors import Unreachable
+from lamplighter.notes import Notes
+from lamplighter.sending import Sending, Sent, note_of
 from lamplighter.shared import (
     CACHE,
     LONG_POLL_S,
     PIECE,
     RECONNECT_AFTER_S,
     TIMEOUT,
+    UPLOADS,
     Advance,
     Following,
     key_headers,
@@ -34,8 +37,9 @@ from schemas.words import FINAL
 T = TypeVar("T")
 
 
-async def _pieces(path: Path, advance: Advance) -> AsyncIterator[bytes]:
+async def _pieces(path: Path, start: int, advance: Advance) -> AsyncIterator[bytes]:
     async with await anyio.open_file(path, "rb") as file:
+        await file.seek(start)
         while piece := await file.read(PIECE):
             yield piece
             advance(len(piece))
@@ -54,6 +58,7 @@ class AsyncClient:
     ) -> None:
         self.url = url.rstrip("/")
         self._digests = DigestCache(cache.expanduser())
+        self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
         self._http = httpx.AsyncClient(
             base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport
         )
@@ -129,11 +134,27 @@ class AsyncClient:
         if (await self.call(wire.check([SCHEME + sha256]))).present:
             advance(size)
             return wire.already(sha256, file.name, size)
-        with reachable(self.url):
-            reply = await self._http.put(
-                f"/v1/assets/{sha256}", content=_pieces(file, advance), headers=wire.upload_headers(file.name, size)
-            )
-        return wire.uploaded(reply.status_code, reply.content)
+        note = note_of(self.url, sha256)
+        sending = Sending(file.name, sha256, size, await anyio.to_thread.run_sync(self._uploads.get, note))
+        sent = Sent(advance)
+        while sending.asset is None:
+            await self._send(sending, file, sent)
+            if sending.resumable and sending.place:
+                await anyio.to_thread.run_sync(self._uploads.put, note, sending.place)
+            await anyio.sleep(sending.pause_s)
+        await anyio.to_thread.run_sync(self._uploads.drop, note)
+        return sending.asset
+
+    async def _send(self, sending: Sending, file: Path, sent: Sent) -> None:
+        request = sending.next()
+        body = None if request.start is None else _pieces(file, request.start, sent.from_(request.start))
+        try:
+            with reachable(self.url):
+                reply = await self._http.request(request.method, request.path, headers=request.headers, content=body)
+        except Unreachable as error:
+            sending.cut(error)
+        else:
+            sending.answered(reply.status_code, reply.headers, reply.content)
 
     async def download(self, job: JobView, name: str, to: str | Path, advance: Advance = silent) -> Path:
         """As `Client.download`."""

@@ -16,12 +16,15 @@ import httpx
 from lamplighter import wire
 from lamplighter.digests import DigestCache
 from lamplighter.errors import Unreachable
+from lamplighter.notes import Notes
+from lamplighter.sending import Sending, Sent, note_of
 from lamplighter.shared import (
     CACHE,
     LONG_POLL_S,
     PIECE,
     RECONNECT_AFTER_S,
     TIMEOUT,
+    UPLOADS,
     Advance,
     Following,
     key_headers,
@@ -39,8 +42,9 @@ from schemas.words import FINAL
 T = TypeVar("T")
 
 
-def _pieces(path: Path, advance: Advance) -> Iterator[bytes]:
+def _pieces(path: Path, start: int, advance: Advance) -> Iterator[bytes]:
     with path.open("rb") as file:
+        file.seek(start)
         while piece := file.read(PIECE):
             yield piece
             advance(len(piece))
@@ -54,6 +58,7 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         self._digests = DigestCache(cache.expanduser())
+        self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
         self._http = httpx.Client(base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport)
 
     def __enter__(self) -> Self:
@@ -120,7 +125,11 @@ class Client:
                 yield from following.read(text)
 
     def upload(self, path: str | Path, advance: Advance = silent, hashed: Advance = silent) -> wire.Asset:
-        """Upload a file unless it is there; `hashed` and `advance` are told the bytes read and sent."""
+        """Upload a file unless it is there; `hashed` and `advance` are told the bytes read and sent.
+
+        It goes on by itself over cuts and restarts of the edge, and over one of this program; `advance` is told a
+        negative number for bytes that must be sent again.
+        """
         file = Path(path)
         sha256 = self._digests.digest(file, hashed)
         present = self.call(wire.check([SCHEME + sha256])).present
@@ -128,11 +137,27 @@ class Client:
         if present:
             advance(size)
             return wire.already(sha256, file.name, size)
-        with reachable(self.url):
-            reply = self._http.put(
-                f"/v1/assets/{sha256}", content=_pieces(file, advance), headers=wire.upload_headers(file.name, size)
-            )
-        return wire.uploaded(reply.status_code, reply.content)
+        note = note_of(self.url, sha256)
+        sending = Sending(file.name, sha256, size, self._uploads.get(note))
+        sent = Sent(advance)
+        while sending.asset is None:
+            self._send(sending, file, sent)
+            if sending.resumable and sending.place:
+                self._uploads.put(note, sending.place)
+            time.sleep(sending.pause_s)
+        self._uploads.drop(note)
+        return sending.asset
+
+    def _send(self, sending: Sending, file: Path, sent: Sent) -> None:
+        request = sending.next()
+        body = None if request.start is None else _pieces(file, request.start, sent.from_(request.start))
+        try:
+            with reachable(self.url):
+                reply = self._http.request(request.method, request.path, headers=request.headers, content=body)
+        except Unreachable as error:
+            sending.cut(error)
+        else:
+            sending.answered(reply.status_code, reply.headers, reply.content)
 
     def download(self, job: JobView, name: str, to: str | Path, advance: Advance = silent) -> Path:
         """Save output `name` of a job as file `to`, written beside it first and renamed when whole."""

@@ -16,6 +16,7 @@ LONG_POLL_S = 30.0
 RECONNECT_AFTER_S = 1.0
 TIMEOUT = httpx.Timeout(30.0, read=90.0)  # a stream says something every 15 s, a long poll answers within 60
 CACHE = Path("~/.cache/lamplighter/digests.json")
+UPLOADS = "uploads.json"  # beside it: uploads that were begun
 PIECE = 1024 * 1024
 PATH_LENGTH = 4096
 

@@ -89,6 +89,7 @@ def plain(body: bytes) -> str:
 
 
 read_job = reader(JobView)
+read_asset = reader(Asset)
 read_any: Callable[[bytes], Any] = msgspec.json.decode
 
 
@@ -184,13 +185,6 @@ def upload_headers(name: str, size: int) -> dict[str, str]:
 def already(sha256: str, name: str, size: int) -> Asset:
     """The asset that need not be uploaded."""
     return Asset(SCHEME + sha256, sha256, size, name, guess(name), None, f"/v1/assets/{sha256}")
-
-
-def uploaded(status: int, body: bytes) -> Asset:
-    """The asset that an upload made; raises Rejected."""
-    if status >= 400:
-        raise refusal(status, body)
-    return reader(Asset)(body)
 
 
 def answered(call: Call[T], status: int, body: bytes) -> T:
