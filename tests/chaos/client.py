@@ -49,15 +49,16 @@ class Client:
 
         `impatient_s`: the first request is dropped after that time, whatever became of it.
         """
-        call = wire.submit(ENDPOINT, given, idempotency_key=name)
-        if impatient_s is not None:
-            with anyio.move_on_after(impatient_s):
-                self._accepted(name, await self._insist(call))
-        return self._accepted(name, await self._insist(call))
+        return await self._named(name, wire.submit(ENDPOINT, given, idempotency_key=name), impatient_s)
 
-    async def put(self, job_id: str, given: dict[str, Any]) -> str:
+    async def put(self, job_id: str, given: dict[str, Any], *, impatient_s: float | None = None) -> str:
         """The same under an id of the client's own."""
-        return self._accepted(job_id, await self._insist(wire.submit(ENDPOINT, given, job_id=job_id)))
+        return await self._named(job_id, wire.submit(ENDPOINT, given, job_id=job_id), impatient_s)
+
+    async def _named(self, name: str, call: wire.Call[JobView], impatient_s: float | None) -> str:
+        with anyio.move_on_after(impatient_s or 0):
+            self._accepted(name, await self._insist(call))
+        return self._accepted(name, await self._insist(call))
 
     async def see(self, job_id: str, wait_s: float = 0.0) -> JobView:
         """The job as it stands, or as it ended within `wait_s`."""

@@ -1,0 +1,40 @@
+"""Disks small enough to be filled: a tmpfs each. Needs root."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BLOCK = bytes(64 * 1024)
+BALLAST = ".ballast"
+
+
+def cannot() -> str | None:
+    """Why no disk can be mounted here, or None."""
+    return None if os.geteuid() == 0 else "a disk of one's own needs root"
+
+
+@contextmanager
+def small(folder: Path, mebibytes: int) -> Iterator[None]:
+    """`folder` (made) is a disk of that size while the block runs; what is on it is lost afterwards."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "chaos", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave not a byte free; the file to remove afterwards. Blocking."""
+    ballast = folder / BALLAST
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(BLOCK)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+    return ballast

@@ -1,0 +1,146 @@
+"""The whole crash matrix, and its table for docs/promises.md: `python -m tests.chaos.matrix [--write] [--only WORD]`.
+
+Four stages, since not everybody can be killed on each: real processes, Docker with live-restore and without, and a host
+with a switch. A stage plays its cells one after the other, the stages run side by side.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import anyio
+import click
+import structlog
+from msgspec import Struct
+
+from tests.chaos.checker import Violation, check
+from tests.chaos.crash import BY_NAME, Outcome, play, stage
+from tests.chaos.engines import OwnEngine, own_engine
+from tests.chaos.faults import Moment
+from tests.chaos.steps import DOCKER, STEPS, Cell, cells
+from tests.chaos.victims import VICTIMS
+from tests.e2e.installation import ROOT
+
+PAGE = ROOT / "docs" / "promises.md"
+BEGIN, END = "<!-- matrix: just chaos-matrix -->\n", "<!-- end of matrix -->\n"
+
+
+class Stage(Struct, frozen=True):
+    """`live_restore` None: no Docker. `switched`: the host has a switch."""
+
+    live_restore: bool | None = None
+    switched: bool = False
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the cell is played here."""
+        if BY_NAME[cell.step].switched or self.switched:
+            return self.switched and BY_NAME[cell.step].switched
+        here = {None: ("edge", "broker", "runner", "process"), True: ("container", DOCKER[0]), False: (DOCKER[1],)}
+        return cell.victim in here[self.live_restore]
+
+    @contextmanager
+    def engine(self) -> Iterator[OwnEngine | None]:
+        """Its Docker engine, if it has one."""
+        with nullcontext() if self.live_restore is None else own_engine(live_restore=self.live_restore) as engine:
+            yield engine
+
+
+STAGES: Mapping[str, Stage] = {
+    "processes": Stage(),
+    "docker": Stage(live_restore=True),
+    "docker, no live-restore": Stage(live_restore=False),
+    "switch": Stage(switched=True),
+}
+
+
+class Report(Struct, frozen=True):
+    """What a stage's cells came to, and every promise that was not kept."""
+
+    outcomes: tuple[Outcome, ...]
+    violations: tuple[Violation, ...]
+
+
+async def run(name: str, chosen: Sequence[Cell], folder: Path) -> Report:
+    """Play the cells on that stage, in `folder`, and judge. Its logs are printed when a cell breaks off."""
+    outcomes = []
+    with STAGES[name].engine() as docker:
+        async with stage(folder, docker, switched=STAGES[name].switched) as scene:
+            try:
+                for cell in chosen:
+                    outcomes.append(await play(scene, cell))
+                    click.echo(f"{cell.name}: {outcomes[-1].told} ({outcomes[-1].seconds:.1f} s)", err=True)
+                return Report(tuple(outcomes), tuple(check(await scene.evidence())))
+            except BaseException:
+                click.echo(scene.installation.tail(), err=True)
+                raise
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Step by victim: the events behind `submitted`, and the seconds from the kill to a stage as empty as before."""
+    told: dict[tuple[str, str], dict[Moment, str]] = defaultdict(dict)
+    for outcome in outcomes:
+        cell = outcome.cell
+        told[cell.step, cell.victim][cell.moment] = f"{outcome.told} ({outcome.seconds:.0f} s)"
+    lines = [f"| step | {' | '.join(VICTIMS)} |", "|---" * (len(VICTIMS) + 1) + "|"]
+    for step in STEPS:
+        row = [_cell(told.get((step.name, victim), {})) for victim in VICTIMS]
+        lines.append(f"| {step.name} | {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(said: Mapping[Moment, str]) -> str:
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "<br>".join(f"{moment}: {said[moment]}" for moment in Moment if moment in said) or "–"
+
+
+def written(page: str, text: str) -> str:
+    """The page with its table replaced."""
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}{text}{END}{tail}"
+
+
+async def everything(chosen: Sequence[Cell], top: Path) -> Report:
+    """Each of the cells on its stage, the stages side by side, in folders below `top`."""
+    reports = []
+
+    async def one(name: str, here: Sequence[Cell], folder: Path) -> None:
+        await anyio.Path(folder).mkdir()
+        reports.append(await run(name, here, folder))
+
+    async with anyio.create_task_group() as tasks:
+        for number, (name, stage_) in enumerate(STAGES.items()):
+            if here := [cell for cell in chosen if stage_.has(cell)]:
+                tasks.start_soon(one, name, here, top / str(number))
+    outcomes = tuple(outcome for report in reports for outcome in report.outcomes)
+    return Report(outcomes, tuple(violation for report in reports for violation in report.violations))
+
+
+def main() -> int:
+    """Print the table, or write it into the page; 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(description="Kill everybody at every step of a job's life.")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/promises.md")
+    parser.add_argument("--only", default="", metavar="WORD", help="only cells whose name has it")
+    given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    os.environ.setdefault("DOCKER_BUILDKIT", "0")
+    with TemporaryDirectory(prefix="matrix-") as top:
+        report = anyio.run(everything, [cell for cell in cells() if given.only in cell.name], Path(top))
+    for violation in report.violations:
+        click.echo(f"BROKEN {violation.rule}: {violation.what}", err=True)
+    if given.write:
+        PAGE.write_text(written(PAGE.read_text(), table(report.outcomes)))
+    else:
+        click.echo(table(report.outcomes))
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

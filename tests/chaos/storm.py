@@ -1,0 +1,117 @@
+"""A run through bad weather, then calm, then judgement: `python -m tests.chaos.storm --minutes N [--seed S]`."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import anyio
+import click
+import structlog
+from msgspec import Struct
+
+from tests.chaos import disk
+from tests.chaos.checker import Violation, check
+from tests.chaos.load import EVERY_S, live, plan
+from tests.chaos.scene import Scene, staged
+from tests.chaos.weather import ON_SMALL_DISKS, TROUBLES, forecast, strike
+
+HOSTS = ("gpu-1", "gpu-2")
+DISK_MB = 96
+LONG_RUN_S = 300.0  # from here on there are partitions that outlast a lease
+PATIENCE_S = 240.0  # for the last job to end once all is calm
+AT_ONCE = 24
+
+
+class Report(Struct, frozen=True):
+    """What there was of each, and every promise that was not kept."""
+
+    jobs: int
+    blows: dict[str, int]
+    violations: Sequence[Violation]
+
+
+@contextmanager
+def small_disks(folder: Path) -> Iterator[tuple[str, ...]]:
+    """The troubles that there can be: where disks cannot be mounted none runs full, and that is said."""
+    with ExitStack() as mounted:
+        if why := disk.cannot():
+            click.echo(f"storm: no disk runs full: {why}", err=True)
+            yield tuple(TROUBLES)
+            return
+        for name in ("edge", *HOSTS):
+            mounted.enter_context(disk.small(folder / name, DISK_MB))
+        yield (*TROUBLES, *ON_SMALL_DISKS)
+
+
+async def storm(folder: Path, seconds: float, seed: int) -> Report:
+    """Jobs and blows for `seconds`, in `folder`, then everybody's end, then the checker."""
+    with small_disks(folder) as kinds:
+        async with staged(folder, hosts=HOSTS) as scene:
+            for host in HOSTS:
+                await scene.start_runner(host)
+            try:
+                jobs, blows = await _through(scene, seconds, seed, kinds)
+                return Report(jobs, blows, check(await scene.evidence()))
+            except BaseException:
+                click.echo(scene.installation.tail(), err=True)
+                raise
+
+
+async def _through(scene: Scene, seconds: float, seed: int, kinds: tuple[str, ...]) -> tuple[int, dict[str, int]]:
+    until = time.monotonic() + seconds
+    blows = dict.fromkeys(kinds, 0)
+    jobs = 0
+
+    async def blow() -> None:
+        dice = Random(f"{seed} weather")
+        while time.monotonic() < until:
+            coming = forecast(dice, kinds, HOSTS, long=seconds >= LONG_RUN_S)
+            await strike(scene, coming)
+            blows[coming.kind] += 1
+
+    async with anyio.create_task_group() as owners:
+        dice = Random(f"{seed} jobs")
+        room = anyio.Semaphore(AT_ONCE)
+
+        async def owner(number: int) -> None:
+            async with room:
+                await live(scene, plan(Random(f"{seed} job {number}"), number))
+
+        async with anyio.create_task_group() as weather:
+            weather.start_soon(blow)
+            while time.monotonic() < until:
+                jobs += 1
+                owners.start_soon(owner, jobs)
+                await anyio.sleep(dice.uniform(*EVERY_S))
+        owners.cancel_scope.deadline = anyio.current_time() + PATIENCE_S
+    if owners.cancel_scope.cancelled_caught:
+        click.echo(f"storm: somebody still waited {PATIENCE_S:g} s after it", err=True)
+    return jobs, blows
+
+
+def main() -> int:
+    """Say what there was; 1 when a promise was broken, with the seed that shows it again."""
+    parser = argparse.ArgumentParser(description="Jobs in bad weather, and what became of the promises.")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    click.echo(f"storm: seed {given.seed}, {given.minutes:g} minutes")
+    with TemporaryDirectory(prefix="storm-") as folder:
+        report = anyio.run(storm, Path(folder), given.minutes * 60, given.seed)
+    click.echo(f"storm: {report.jobs} jobs; " + ", ".join(f"{kind} {count}" for kind, count in report.blows.items()))
+    for violation in report.violations:
+        click.echo(f"BROKEN {violation.rule}: {violation.what}")
+    if report.violations:
+        click.echo(f"see it again: just chaos --minutes {given.minutes:g} --seed {given.seed}")
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

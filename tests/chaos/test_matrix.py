@@ -1,0 +1,66 @@
+"""The crash matrix, as much of it as fits into CI: a seed chooses the cells; `just chaos-matrix` plays them all."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.chaos.matrix import PAGE, STAGES, everything, table, written
+from tests.chaos.steps import STEPS, Cell, cells
+from tests.chaos.victims import VICTIMS
+from tests.e2e.installation import ROOT
+
+CHOSEN = {"processes": 9, "docker": 3, "docker, no live-restore": 3, "switch": 1}
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def chosen(seed: int, *stages: str) -> list[Cell]:
+    """So many of the cells of these stages as CI has time for."""
+    return [
+        cell
+        for stage in stages
+        for cell in Random(f"{seed} {stage}").sample([c for c in cells() if STAGES[stage].has(c)], CHOSEN[stage])
+    ]
+
+
+async def assert_kept(given: list[Cell], folder: Path, seed: int) -> None:
+    """Every promise, whoever is killed at those steps; a failure says how to see it again."""
+    report = await everything(given, folder)
+    assert report.violations == (), f"CHAOS_SEED={seed} shows it again: {report.violations}"
+    assert {outcome.cell for outcome in report.outcomes} == set(given)
+
+
+async def test_no_promise_is_broken_by_a_kill_at_any_step(tmp_path: Path, seed: int):
+    await assert_kept(chosen(seed, "processes", "switch"), tmp_path, seed)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("stamped_image")
+async def test_no_promise_is_broken_by_a_kill_of_a_container_or_its_engine(tmp_path: Path, seed: int):
+    await assert_kept(chosen(seed, "docker", "docker, no live-restore"), tmp_path, seed)
+
+
+def test_every_cell_is_played_on_one_stage():
+    for cell in cells():
+        assert sum(stage.has(cell) for stage in STAGES.values()) == 1, cell
+
+
+def test_the_page_shows_every_cell_of_the_matrix():
+    lines = PAGE.read_text().splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("| step |"))
+    assert lines[head].strip("| ").split(" | ") == ["step", *VICTIMS]
+    rows = {
+        row[0]: row[1:] for line in lines[head + 2 : head + 2 + len(STEPS)] if (row := line.strip("| ").split(" | "))
+    }
+    for step in STEPS:
+        shown = {victim for victim, text in zip(VICTIMS, rows[step.name], strict=True) if text != "–"}
+        assert shown == set(step.victims), step.name
+
+
+def test_a_table_is_put_in_the_place_of_the_one_before():
+    page = (ROOT / "docs" / "promises.md").read_text()
+    once = written(page, table([]))
+    assert written(once, table([])) == once
+    assert once.count("| step |") == 1
+    assert once.startswith(page[:200])
