@@ -42,6 +42,10 @@ bench *args:
 docs:
     python -m deploy.lifecycle_doc > docs/lifecycle.md
 
+# Run the tests that need an NVIDIA card and keep what they said in docs/gpu.md
+gpu-page:
+    @python -m deploy.gpu_page
+
 # What a submission must pass, on a clean machine
 ci:
     bash .ci/run

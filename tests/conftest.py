@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import os
+import shutil
 import socket
+import subprocess
 
 import docker
 import pytest
@@ -27,8 +29,22 @@ def engine_missing() -> str | None:
     return None
 
 
+@functools.cache
+def card_missing() -> str | None:
+    """Why there is no NVIDIA card, in one line; None where there is one."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "no nvidia-smi: this machine has no NVIDIA card"
+    asked = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    return None if asked.returncode == 0 else f"nvidia-smi lists no card: {(asked.stdout + asked.stderr).strip()}"
+
+
+NEEDS = (("docker", engine_missing, "REQUIRE_DOCKER"), ("gpu", card_missing, "REQUIRE_GPU"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("docker") and (why := engine_missing()):
-        if os.environ.get("REQUIRE_DOCKER") == "1":
-            pytest.fail(f"REQUIRE_DOCKER=1, but {why}", pytrace=False)
-        pytest.skip(why)
+    for marker, missing, required in NEEDS:
+        if item.get_closest_marker(marker) and (why := missing()):
+            if os.environ.get(required) == "1":
+                pytest.fail(f"{required}=1, but {why}", pytrace=False)
+            pytest.skip(why)

@@ -1,8 +1,6 @@
 """On a real card: what we read is what nvidia-smi prints."""
 
-import os
 import random
-import shutil
 import subprocess
 import time
 
@@ -19,12 +17,7 @@ QUERY = "index,uuid,name,driver_version,memory.total,memory.reserved,memory.used
 
 @pytest.fixture
 def printed() -> list[list[str]]:
-    """nvidia-smi's lines; without a card the test is skipped, or fails where a card is required."""
-    if shutil.which("nvidia-smi") is None:
-        missing = "no nvidia-smi: this machine has no NVIDIA card"
-        if os.environ.get("REQUIRE_GPU"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+    """nvidia-smi's lines."""
     argv = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
     lines = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
     return [[value.strip() for value in line.split(",")] for line in lines]
@@ -39,6 +32,7 @@ async def test_our_readings_are_nvidia_smis(printed: list[list[str]]) -> None:
     for line, sample in zip(printed, snapshot.samples, strict=True):
         assert line[:4] == [str(sample.index), sample.uuid, sample.name, snapshot.driver]
         _assert_near(line[4:], sample)
+        print(f"nvidia-smi: {', '.join(line)}\nours: {sample}")  # noqa: T201 - docs/gpu.md keeps it
 
 
 def _assert_near(line: list[str], sample: GpuSample) -> None:

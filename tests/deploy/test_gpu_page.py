@@ -1,0 +1,33 @@
+"""The page about the card: its section of output is written by one command."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from deploy import gpu_page
+from deploy.gpu_page import MARK, PAGE, with_output
+
+AT = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def test_output_takes_the_place_of_the_one_before():
+    page = PAGE.read_text()
+    once = with_output(page, AT, "name\nNVIDIA A100\n", "1 passed\n")
+    twice = with_output(once, AT, "name\nNVIDIA H200\n", "2 passed\n")
+    assert once.startswith(page.partition(MARK)[0])
+    assert "On 2026-11-22" in once
+    assert ("NVIDIA A100" in once, "1 passed" in once) == (True, True)
+    assert ("NVIDIA A100" in twice, "1 passed" in twice, "2 passed" in twice) == (False, False, True)
+
+
+def test_a_page_without_its_mark_is_left_alone():
+    with pytest.raises(ValueError, match="has lost its mark"):
+        with_output("# another page", AT, "", "")
+
+
+def test_without_a_card_nothing_is_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(gpu_page, "CARDS", ["nvidia-smi-that-is-not-there"])
+    before = PAGE.read_text()
+    assert gpu_page.main() == 2
+    assert PAGE.read_text() == before
+    assert "no card to write about" in capsys.readouterr().out

@@ -1,0 +1,124 @@
+"""What a job took of its card, from NVML's counters to `usage` in the API: real processes on the stub library."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from lamplighter import wire
+from runner.engines.process import ProcessEngine
+from schemas.view import JobView
+from tests.e2e.conftest import Lit, process_only
+from tests.e2e.installation import IMAGES, until
+from tests.runner.gpu.cards import StubCards
+
+pytestmark = process_only
+
+SECONDS = 5.0  # of a job: a few readings, one a second
+VRAM_MB = 3072
+STEP_S, STEP_MJ = 0.1, 20_000  # 200 W
+PER_HOUR, PER_KWH = 3.6, 1000.0
+PRICED = {"LAMPLIGHTER_GPU__PRICE__PER_HOUR": str(PER_HOUR), "LAMPLIGHTER_GPU__PRICE__PER_KWH": str(PER_KWH)}
+SHARED = {"LAMPLIGHTER_SLOTS": "2", "LAMPLIGHTER_GPU__PLACEMENT__CONTAINERS_PER_GPU": "2"}
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Path:
+    """Echo on a card."""
+    folder = tmp_path / "card"
+    shutil.copytree(IMAGES / "echo", folder)
+    settings = folder / "endpoint.toml"
+    text = settings.read_text().replace('name = "echo"', 'name = "card"').replace("warm = true", "")
+    settings.write_text(text.replace("[resources]", "[resources]\ngpus = 1\nvram_mb = 4000"))
+    return folder
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> StubCards:
+    folder = tmp_path / "nvml"
+    folder.mkdir()
+    return StubCards(folder, gpu0__utilization=50)
+
+
+@asynccontextmanager
+async def drawing(cards: StubCards) -> AsyncIterator[None]:
+    """The card's energy counter rises meanwhile."""
+
+    async def draw() -> None:
+        counted = 1_000_000
+        while True:
+            counted += STEP_MJ
+            cards.set(gpu0__energy_mj=counted)
+            await anyio.sleep(STEP_S)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(draw)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def started(lit: Lit, endpoint: Path, cards: StubCards, **more: str) -> None:
+    """A runner that sees these cards."""
+    env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVML_STUB_STATE")}
+    watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
+    await lit.installation.start_runner(endpoints=[endpoint], **env, **watched, **PRICED, **more)
+
+    async def offered() -> bool:
+        row = await lit.bus.hosts.get("gpu-1")
+        known = {one["name"] for one in (await lit.ann.call(wire.fetch("/v1/endpoints")))["endpoints"]}
+        return row is not None and not row.value.cannot and bool(row.value.gpus) and "card" in known
+
+    await until(offered)
+
+
+async def run(lit: Lit, cards: StubCards, count: int) -> list[JobView]:
+    """So many jobs at once, each of which has VRAM_MB of the card; as they ended."""
+    jobs = [await lit.ann.submit("card", seconds=SECONDS) for _ in range(count)]
+    async with lit.installation.engine_of("gpu-1") as engine:
+        assert isinstance(engine, ProcessEngine)
+        pids: list[int] = []
+
+        async def there() -> bool:
+            found = await engine.find(lit.installation.name, "gpu-1")
+            pids[:] = [pid for one in found if one.state == "running" and (pid := await engine.pid(one.handle))]
+            return len(pids) == count
+
+        await until(there)
+    held = ",".join(f"{pid}:{VRAM_MB << 20}" for pid in pids)
+    cards.set(gpu0__compute=held, gpu0__used_mb=count * VRAM_MB)
+    ended = [await lit.ann.wait(job.id) for job in jobs]
+    cards.set(gpu0__compute=None, gpu0__used_mb=0)
+    return ended
+
+
+async def test_a_job_is_billed_for_what_it_took_of_its_card(lit: Lit, endpoint: Path, cards: StubCards):
+    async with drawing(cards):
+        await started(lit, endpoint, cards)
+        (job,) = await run(lit, cards, 1)
+    took = job.usage
+    assert job.status == "succeeded"
+    assert (took.vram_peak_mb, took.gpu_utilization) == (VRAM_MB, 50)
+    assert took.run_s is not None
+    assert SECONDS <= took.run_s < SECONDS + 5
+    assert took.queued_s is not None
+    assert took.gpu_energy_j is not None
+    assert took.gpu_energy_j % (STEP_MJ / 1000) == 0
+    watts = took.gpu_energy_j / took.run_s
+    assert 0.2 < watts / (STEP_MJ / 1000 / STEP_S) <= 1.2  # a loaded machine turns the counter more slowly
+    rent, power = PER_HOUR * took.run_s / 3600, PER_KWH * took.gpu_energy_j / 3_600_000
+    assert took.cost == pytest.approx(rent + power, rel=0.2)
+    assert (await lit.ann.job(job.id)).usage == took
+
+
+async def test_energy_that_two_jobs_took_together_is_nobodys(lit: Lit, endpoint: Path, cards: StubCards):
+    """Each is told its own memory; a price by the kWh cannot be told, so no cost is."""
+    async with drawing(cards):
+        await started(lit, endpoint, cards, **SHARED)
+        jobs = await run(lit, cards, 2)
+    for job in jobs:
+        assert (job.status, job.usage.gpu_energy_j, job.usage.cost) == ("succeeded", None, None)
+        assert (job.usage.vram_peak_mb, job.usage.gpu_utilization) == (VRAM_MB, 50)
+        assert job.usage.run_s is not None
