@@ -1,0 +1,41 @@
+"""`lamplighter usage` against a served edge."""
+
+import json
+import sys
+from subprocess import CompletedProcess
+
+import anyio
+
+from edge.services.books import use_of
+from schemas import events as e
+from schemas.job import Claim, JobKey, Output, Usage
+from tests.edge.routes.conftest import Face
+
+
+async def lamplighter(face: Face, owner: str, *words: str) -> CompletedProcess[bytes]:
+    argv = [sys.executable, "-m", "lamplighter", "usage", *words, "--url", face.url, "--key", face.texts[owner]]
+    return await anyio.run_process(argv, check=False)
+
+
+async def test_what_was_used_is_told_to_people_and_to_programs(face: Face) -> None:
+    nothing = await lamplighter(face, "ann")
+    assert "no job has ended in this time" in nothing.stdout.decode()
+    await face.ann.put("/v1/jobs/a", json={"endpoint": "echo", "input": {"text": "hello"}})
+    key = JobKey("ann", "a")
+    await face.world.apply(key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
+    done = await face.world.apply(key, e.Succeeded(Output(), Usage(run_s=90.0, gpu_energy_j=36_000.0, cost=0.25)))
+    await face.world.bus.usage.put(use_of(done, 7))
+    told = await lamplighter(face, "ann")
+    assert told.returncode == 0
+    lines = [line.split() for line in told.stdout.decode().splitlines()]
+    assert ["echo", "1", "90", "s", "0.010", "kWh", "0.25", "CNY", "0.00"] in lines
+    assert ["in", "all", "1", "90", "s", "0.010", "kWh", "0.25", "CNY", "0.00"] in lines
+    shown = json.loads((await lamplighter(face, "admin", "--owner", "ann", "--json")).stdout)
+    assert (shown["owner"], shown["jobs"], shown["gpu_s"]) == ("ann", 1, 90.0)
+
+
+async def test_a_time_that_is_none_and_anothers_usage_are_refused_in_one_line(face: Face) -> None:
+    for words in (("--from", "yesterday"), ("--owner", "bob")):
+        refused = await lamplighter(face, "ann", *words)
+        assert refused.returncode == 4
+        assert len(refused.stderr.strip().splitlines()) == 1
