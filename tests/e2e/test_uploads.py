@@ -1,0 +1,61 @@
+"""An upload over a network that breaks, and over an edge that is killed: the client goes on by itself."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from edge.store.partial import CHECKPOINT
+from lamplighter import AsyncClient
+from tests.e2e.conftest import Lit, process_only
+from tests.e2e.proxy import Proxy, proxied
+
+MIB = 1024 * 1024
+SIZE = CHECKPOINT + 24 * MIB
+
+
+class Cutting:
+    """Cuts the network once `at` bytes have been sent. What is sent again comes as a negative number first."""
+
+    def __init__(self, proxy: Proxy, at: int) -> None:
+        self._proxy, self._at = proxy, at
+        self.cut = anyio.Event()
+        self.place, self.least = 0, 0
+
+    def __call__(self, amount: int) -> None:
+        self.place += amount
+        if self.cut.is_set():
+            self.least = min(self.least or self.place, self.place)
+        elif self.place >= self._at:
+            self._proxy.cut()
+            self.cut.set()
+
+
+@process_only
+@pytest.mark.parametrize("killed", [False, True], ids=["cut", "edge killed"])
+async def test_it_goes_on_by_itself(lit: Lit, tmp_path: Path, killed: bool):
+    port = urlsplit(lit.installation.url).port
+    assert port is not None
+    file, at = tmp_path / "face.mp4", CHECKPOINT + 16 * MIB
+    piece = os.urandom(MIB)
+    file.write_bytes(b"".join(number.to_bytes(4, "big") + piece[4:] for number in range(SIZE // MIB)))
+    key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")
+    async with proxied("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
+        cutting = Cutting(proxy, at)
+        async with AsyncClient(f"http://127.0.0.1:{proxy.port}", key, cache=tmp_path / "own.json") as client:
+
+            async def trouble() -> None:
+                await cutting.cut.wait()
+                if killed:
+                    await lit.installation.edge.kill()
+                    await lit.installation.start_edge()
+                proxy.heal()
+
+            tasks.start_soon(trouble)
+            asset = await client.upload(file, cutting)
+    assert cutting.place == SIZE
+    assert cutting.least >= (CHECKPOINT if killed else 1), "it began anew"
+    got = await lit.ann._http.get(asset.url)
+    assert got.content == file.read_bytes()
