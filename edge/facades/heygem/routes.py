@@ -92,10 +92,11 @@ async def _told(parts: Parts, entry: Entry, view: JobView) -> dict[str, Any]:
     return described(view)
 
 
-@get("/download/{name:str}", status_code=200)
-async def fetch(request: AnyRequest, parts: Services, name: FromPath[str]) -> ASGIApp:
+@get("/download/{path:path}", status_code=200)
+async def fetch(request: AnyRequest, parts: Services, path: FromPath[str]) -> ASGIApp:
     """The result, with Range."""
     owner = await caller(request, parts, Scope.JOBS_READ)
+    name = path.removeprefix("/")
     entry = await _found(parts, owner, name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else "")
     file = result_of(entry.recorded.job)
     if file is None:

@@ -1,0 +1,113 @@
+"""The HeyGem facade over the memory bus, served by a real uvicorn, with a folder shared with its clients."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from msgspec import Struct, structs
+
+from edge.app import create_app
+from edge.facades.gateway.gateway import running_gateway
+from edge.facades.heygem.placing import Placing
+from edge.services.keys import Keys
+from edge.settings import EdgeSettings, HeygemSettings
+from schemas import events as e
+from schemas.access import CLIENT_SCOPES
+from schemas.endpoint import parse
+from schemas.host import Offer
+from schemas.job import File, Job, JobKey, Output
+from tests.edge.routes.conftest import parts_of
+from tests.edge.services.world import Dice, FakeWorld, fake_world
+from tests.edge.store.served import served
+
+HEYGEM = parse((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
+OWNER = "local"
+AUDIO, VIDEO = b"speech" * 100, b"a face" * 1000
+
+
+class Desk(Struct, frozen=True):
+    """A client's desk: `root` is the folder it shares with the edge, `local` sends no key, `key` is one of `ann`'s."""
+
+    world: FakeWorld
+    placing: Placing
+    url: str
+    root: Path
+    local: httpx.AsyncClient
+    key: str
+
+    async def submit(self, **fields: Any) -> dict[str, Any]:
+        """As the vendor's desktop client sends it (its src/main/service/video.js)."""
+        body = {
+            "audio_url": "speech.wav",
+            "video_url": "face.mp4",
+            "code": "code-1",
+            "chaofen": 0,
+            "watermark_switch": 0,
+            "pn": 1,
+        }
+        return said(await self.local.post("/easy/submit", json=body | fields))
+
+    async def query(self, code: str = "code-1") -> dict[str, Any]:
+        return said(await self.local.get("/easy/query", params={"code": code}))
+
+    async def job(self, code: str = "code-1", owner: str = OWNER) -> Job:
+        return (await self.world.intake.read(JobKey(owner, code))).recorded.job
+
+    async def finish(self, code: str = "code-1", body: bytes = b"the video") -> Job:
+        """What a runner does: the result into the store, the end into the record."""
+        job = await self.world.start(await self.job(code))
+        sha256 = await self.world.put(job.owner, body, "result.mp4")
+        data = {"width": 1280, "height": 720, "seconds": 9.92, "cost_s": 27.1}
+        output = Output((File("result.mp4", sha256, len(body), "video/mp4"),), data)
+        return await self.world.apply(job.key, e.Succeeded(output))
+
+
+def said(reply: httpx.Response) -> dict[str, Any]:
+    """The body of an answer, which is always 200 and always text."""
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    told = reply.json()
+    assert set(told) == {"code", "data", "msg", "success"}
+    assert isinstance(told["data"], dict)
+    return dict(told)
+
+
+@asynccontextmanager
+async def desk_at(folder: Path, root: Path | None, **settings: Any) -> AsyncIterator[Desk]:
+    async with fake_world(folder) as made:
+        await made.bus.offers.put("gpu-1", Offer(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,)))
+        await made.catalog.refresh()
+        keys = Keys(made.bus.keys, made.time, Dice(), made.time.seconds)
+        key = (await keys.create("ann", CLIENT_SCOPES)).text
+        placing = Placing(root, folder / "placing", made.bus.records, made.store, made.index)
+        heygem = HeygemSettings(enabled=True, data_root=root)
+        ours = structs.replace(EdgeSettings(), heygem=heygem, **settings)
+        parts = structs.replace(parts_of(made, keys), settings=ours, placing=placing)
+        async with (
+            anyio.create_task_group() as tasks,
+            running_gateway(parts) as gateway,
+            served(create_app(parts, gateway)) as url,
+            httpx.AsyncClient(base_url=url, timeout=20) as local,
+        ):
+            tasks.start_soon(placing.run)
+            yield Desk(made, placing, url, root or folder, local, key)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "shared"
+    (folder / "temp").mkdir(parents=True)
+    (folder / "temp" / "speech.wav").write_bytes(AUDIO)
+    (folder / "temp" / "face.mp4").write_bytes(VIDEO)
+    return folder
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, root: Path) -> AsyncIterator[Desk]:
+    async with desk_at(tmp_path / "edge", root) as made:
+        yield made

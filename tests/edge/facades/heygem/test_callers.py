@@ -1,0 +1,78 @@
+"""Who needs a key at `/easy/…`."""
+
+import pytest
+from msgspec import structs
+
+from edge.settings import PublicSettings
+from schemas.access import Scope
+from tests.edge.facades.heygem.conftest import Desk, desk_at, said
+
+BODY = {"audio_url": "speech.wav", "video_url": "face.mp4", "code": "mine"}
+FAULT = {"code": 9999, "data": {}, "msg": "系统异常", "success": False}
+
+
+ELSEWHERE = [
+    {"Forwarded": "for=192.0.2.1"},
+    {"X-Forwarded-For": "192.0.2.1"},
+    {"X-Forwarded-Proto": "https"},
+    {"X-Real-IP": "192.0.2.1"},
+    {"Host": "evil.example"},
+    {"Host": "127.0.0.1.evil.example:80"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"X-API-Key": "nonsense"},
+    {"Authorization": "Bearer lamp_nobody_aaaaaaaaaaaaaaaaaaaaaaaa"},
+]
+
+
+async def test_what_may_come_from_elsewhere_needs_a_valid_key(desk: Desk):
+    for headers in ELSEWHERE:
+        for reply in (
+            await desk.local.post("/easy/submit", json=BODY, headers=headers),
+            await desk.local.get("/easy/query?code=x", headers=headers),
+            await desk.local.get("/easy/download/x-r.mp4", headers=headers),
+        ):
+            assert said(reply) == FAULT, headers
+            assert reply.headers["lamplighter-error"].startswith("unauthorized")
+    assert not await desk.world.bus.records.keys()
+
+
+async def test_programs_of_this_machine_need_none(desk: Desk):
+    for headers in ({}, {"Host": "localhost:8383"}, {"Host": "[::1]"}, {"Origin": "http://localhost:3000"}):
+        assert said(await desk.local.post("/easy/submit", json=BODY, headers=headers))["code"] == 10000, headers
+
+
+async def test_a_key_counts_wherever_it_is_sent_and_owns_the_job(desk: Desk):
+    passed = {"X-Forwarded-For": "192.0.2.1"}
+    for headers, query in [
+        ({"Authorization": f"Bearer {desk.key}"}, ""),
+        ({"X-API-Key": desk.key}, ""),
+        ({}, f"?key={desk.key}"),
+    ]:
+        reply = await desk.local.post(f"/easy/submit{query}", json=BODY, headers=passed | headers)
+        assert said(reply)["code"] == 10000
+    assert (await desk.job("mine", "ann")).owner == "ann"
+    assert (await desk.query("mine"))["code"] == 10004  # nobody's key sees nothing of ann's
+
+
+async def test_a_key_without_the_scope_is_refused(desk: Desk):
+    reader = structs.replace(await key_of(desk), scopes=(Scope.JOBS_READ,))
+    await desk.world.bus.keys.put(reader.id, reader)
+    headers = {"X-API-Key": desk.key}
+    assert said(await desk.local.post("/easy/submit", json=BODY, headers=headers)) == FAULT
+    assert said(await desk.local.get("/easy/query?code=mine", headers=headers))["code"] == 10004
+
+
+async def key_of(desk: Desk):
+    (row,) = (await desk.world.bus.keys.rows()).values()
+    return row.value
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bind": "0.0.0.0"}, {"bind": "::"}, {"public": PublicSettings(listen="0.0.0.0:8443")}]
+)
+async def test_an_edge_that_others_can_reach_asks_everybody(tmp_path, root, settings):
+    async with desk_at(tmp_path / "edge", root, **settings) as desk:
+        assert said(await desk.local.post("/easy/submit", json=BODY)) == FAULT
+        reply = await desk.local.post("/easy/submit", json=BODY, headers={"X-API-Key": desk.key})
+        assert said(reply)["code"] == 10000

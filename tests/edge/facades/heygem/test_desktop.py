@@ -1,0 +1,166 @@
+"""The request sequence of the vendor's desktop client, and what its answers must look like to it."""
+
+import hashlib
+
+import anyio
+
+from bus.port import Health
+from schemas import events as e
+from schemas.feed import Place, ProgressNote
+from schemas.job import Failure
+from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, Desk, desk_at
+
+ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
+WAITING = {"code": "code-1", "msg": "任务已排队，请等待约2分钟", "progress": 0, "result": "", "status": 1}
+
+
+def sha(body: bytes) -> str:
+    return "sha256:" + hashlib.sha256(body).hexdigest()
+
+
+async def test_submit_poll_and_read_the_result_from_disk(desk: Desk):
+    assert await desk.submit() == ACCEPTED
+    assert await desk.query() == {"code": 10000, "data": WAITING, "msg": "", "success": True}
+    job = await desk.world.start(await desk.job())
+    note = ProgressNote(Place(1, 1, 10), desk.world.time(), 0.2049, "face")
+    await desk.world.runner_bus.feed.publish(job.key, note)
+    running = (await desk.query())["data"]
+    assert running == WAITING | {"msg": "任务处理中，请稍候...", "progress": 20}
+    assert isinstance(running["progress"], int)
+
+
+async def test_a_result_is_on_the_disk_when_a_query_says_done_and_stays_said(desk: Desk):
+    await desk.submit()
+    done = await desk.finish()
+    answer = {
+        "code": "code-1",
+        "msg": "任务完成",
+        "progress": 100,
+        "result": "/code-1-r.mp4",
+        "status": 2,
+        "cost": 27.1,
+        "video_duration": 9920,
+        "width": 1280,
+        "height": 720,
+    }
+    for _ in range(3):
+        assert await desk.query() == {"code": 10000, "data": answer, "msg": "", "success": True}
+        assert (desk.root / "temp" / "code-1-r.mp4").read_bytes() == b"the video"
+    fetched = await desk.local.get("/easy/download/code-1-r.mp4")
+    assert (fetched.status_code, fetched.content, fetched.headers["content-type"]) == (200, b"the video", "video/mp4")
+    assert done.input == {
+        "audio": sha(AUDIO),
+        "video": sha(VIDEO),
+        "pn": 1,
+        "chaofen": 0,
+        "watermark": 0,
+        "digital_auth": 0,
+    }
+    assert sorted(path.name for path in (desk.root / "temp").iterdir()) == ["code-1-r.mp4", "face.mp4", "speech.wav"]
+
+
+async def test_a_result_comes_to_the_disk_without_a_query(desk: Desk):
+    await desk.submit()
+    await desk.finish()
+    place = anyio.Path(desk.root / "temp" / "code-1-r.mp4")
+    with anyio.fail_after(20):
+        while not await place.exists():  # noqa: ASYNC110 - the folder tells nobody
+            await anyio.sleep(0.02)
+    assert await place.read_bytes() == b"the video"
+
+
+async def test_a_failure_is_told_with_its_reason_and_stays_told(desk: Desk):
+    await desk.submit()
+    job = await desk.world.start(await desk.job())
+    await desk.world.apply(job.key, e.Failed(Failure("multiple_faces", "2 faces", "client", retryable=False)))
+    told = WAITING | {"msg": "视频中检测到多张人脸", "status": 3}
+    for _ in range(3):
+        assert (await desk.query())["data"] == told
+    assert await desk.submit() == ACCEPTED  # what has ended is not begun again
+    assert (await desk.query())["data"] == told
+
+
+async def test_the_same_code_again_is_the_same_job_and_other_content_is_refused(desk: Desk):
+    taken = {"code": 10005, "data": {}, "msg": "任务已存在", "success": False}
+    assert await desk.submit() == ACCEPTED
+    assert await desk.submit() == ACCEPTED
+    assert await desk.submit(audio_url=sha(AUDIO), video_url="/code/data/temp/face.mp4") == ACCEPTED
+    assert await desk.submit(sign="unknown keys are ignored", chaofen="") == ACCEPTED
+    assert await desk.submit(chaofen="1") == taken
+    assert await desk.submit(audio_url="face.mp4") == taken
+    assert len(await desk.world.bus.records.keys()) == 1
+
+
+async def test_two_submits_of_a_code_at_once_are_one_job(desk: Desk):
+    answers = []
+
+    async def one() -> None:
+        answers.append(await desk.submit())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(one)
+    assert answers == [ACCEPTED] * 8
+    assert len(await desk.world.bus.records.keys()) == 1
+
+
+async def test_a_missing_field_is_named(desk: Desk):
+    for fields, missing in [
+        ({"audio_url": None, "video_url": "", "code": None}, "audio_url"),
+        ({"video_url": ""}, "video_url"),
+        ({"code": None}, "code"),
+    ]:
+        told = {"code": 10002, "data": {}, "msg": f"{missing}参数缺失", "success": False}
+        assert await desk.submit(**fields) == told
+
+
+async def test_unknown_codes_and_probes_are_answered_as_the_vendor_does(desk: Desk):
+    for code in ("__ping__", "_health_", "not-exist", "null", "a/b", "x" * 500):
+        assert await desk.query(code) == {"code": 10004, "data": {}, "msg": "任务不存在", "success": True}, code
+    nothing = await desk.local.get("/easy/query")
+    assert nothing.json() == {"code": 10002, "data": {}, "msg": "code参数缺失", "success": False}
+    assert (await desk.local.get("/easy/download/nobody-r.mp4")).json()["code"] == 10004
+
+
+async def test_a_full_store_is_busy_and_a_broker_that_is_away_is_a_fault(desk: Desk, monkeypatch):
+    async def full() -> Health:
+        return Health(0.95, synced=True, version="")
+
+    monkeypatch.setattr(desk.world.bus.link, "health", full)
+    assert await desk.submit() == {"code": 10001, "data": {}, "msg": "忙碌中", "success": True}
+    desk.world.bus.link.cut()
+    fault = {"code": 9999, "data": {}, "msg": "系统异常", "success": False}
+    assert await desk.submit() == fault
+    assert await desk.query() == fault
+
+
+async def test_switches_mean_what_they_mean_to_the_vendor(desk: Desk):
+    await desk.submit(code="a", chaofen="1", watermark_switch=1, digital_auth="1", pn="0")
+    await desk.submit(code="b", chaofen="", watermark_switch=None, digital_auth=2, pn="")
+    first, second = [(await desk.job(code)).input for code in "ab"]
+    names = ("chaofen", "watermark", "digital_auth", "pn")
+    assert [first[name] for name in names] == [1, 1, 1, 0]
+    assert [second[name] for name in names] == [0, 0, 0, 1]
+
+
+async def test_a_job_whose_file_follows_waits_for_it(desk: Desk):
+    assert await desk.submit(audio_url=sha(b"later")) == ACCEPTED
+    assert (await desk.query())["data"] == WAITING | {"msg": "等待上传输入文件"}
+
+
+async def test_without_a_shared_folder_files_are_named_otherwise(tmp_path):
+    async with desk_at(tmp_path, None) as desk:
+        assert (await desk.submit())["code"] == 9999
+        await desk.world.put("local", AUDIO)
+        await desk.world.put("local", VIDEO)
+        assert await desk.submit(audio_url=sha(AUDIO), video_url=sha(VIDEO)) == ACCEPTED
+        await desk.finish()
+        assert (await desk.query())["data"]["status"] == 2
+        assert (await desk.local.get("/easy/download/code-1-r.mp4")).content == b"the video"
+
+
+async def test_a_result_without_bytes_is_told_as_lost(desk: Desk):
+    await desk.submit(code="none")
+    job = await desk.world.start(await desk.job("none"))
+    await desk.world.apply(job.key, e.Succeeded(e.Output()))
+    assert (await desk.query("none"))["data"]["status"] == 3

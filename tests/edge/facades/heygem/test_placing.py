@@ -1,0 +1,132 @@
+"""The result in the shared folder: whole, of this job, and not forgotten over a restart."""
+
+import os
+from pathlib import Path
+
+import anyio
+
+from edge.facades.heygem import placing as module
+from edge.facades.heygem.placing import Place, Placing
+from schemas.job import JobKey
+from tests.edge.facades.heygem.conftest import OWNER, Desk
+
+KEY = JobKey(OWNER, "code-1")
+
+
+def lies_at(place: Path) -> bool:
+    return place.is_file() and place.read_bytes() == b"the video"
+
+
+async def until_there(place: Path) -> None:
+    with anyio.fail_after(20):
+        while not lies_at(place):  # noqa: ASYNC110 - the folder tells nobody
+            await anyio.sleep(0.02)
+
+
+def anew(desk: Desk) -> Placing:
+    """Another life of the edge, with the notes of the one before."""
+    world = desk.world
+    return Placing(desk.root, world.index._path.parent / "placing", world.bus.records, world.store, world.index)
+
+
+async def test_what_an_earlier_life_accepted_is_placed_by_the_next(desk: Desk, monkeypatch):
+    """The edge dies after the submit: this desk's placing is told of nothing any more."""
+    await desk.submit()
+    monkeypatch.setattr(desk.placing, "_see", lambda steps: None)
+    desk.placing._expected.clear()
+    await desk.finish()
+    place = desk.root / "temp" / "code-1-r.mp4"
+    assert not place.exists()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anew(desk).run)
+        await until_there(place)
+        tasks.cancel_scope.cancel()
+
+
+async def test_notes_go_when_the_result_is_there_or_the_job_is_not(desk: Desk):
+    notes = desk.world.index._path.parent / "placing"
+    await desk.placing.expect(JobKey(OWNER, "never-made"))
+    await desk.submit()
+    assert sorted(path.name for path in notes.iterdir()) == ["local.code-1", "local.never-made"]
+    await desk.finish()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anew(desk).run)
+        with anyio.fail_after(20):
+            while list(notes.iterdir()):  # noqa: ASYNC110 - the folder tells nobody
+                await anyio.sleep(0.02)
+        tasks.cancel_scope.cancel()
+    assert (desk.root / "temp" / "code-1-r.mp4").read_bytes() == b"the video"
+
+
+async def test_an_older_file_of_the_name_is_replaced_and_a_newer_is_the_clients(desk: Desk):
+    place = desk.root / "temp" / "code-1-r.mp4"
+    place.write_bytes(b"of an earlier job")
+    os.utime(place, (1, 1))
+    await desk.submit()
+    done = await desk.finish()
+    assert (await desk.query())["data"]["status"] == 2
+    assert place.read_bytes() == b"the video"
+    assert place.stat().st_mtime_ns == module._ended_ns(done)
+    place.write_bytes(b"edited")
+    later = done.finished_at.timestamp() + 60
+    os.utime(place, (later, later))
+    assert (await desk.query())["data"]["status"] == 2
+    assert place.read_bytes() == b"edited"
+
+
+async def test_a_folder_that_cannot_be_written_keeps_the_job_from_being_told_as_done(desk: Desk, monkeypatch):
+    """A folder stands where the file should: as good as a full or absent disk, and root is not kept out by rights."""
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(module, "RETRY_S", 0.1)
+    in_the_way = desk.root / "temp" / "code-1-r.mp4"
+    in_the_way.mkdir()
+    os.utime(in_the_way, (1, 1))
+    await desk.submit()
+    await desk.finish()
+    storing = (await desk.query())["data"]
+    assert (storing["status"], storing["progress"], storing["result"]) == (1, 99, "")
+    in_the_way.rmdir()
+    await until_there(in_the_way)
+    assert (await desk.query())["data"]["status"] == 2
+
+
+async def test_a_temp_that_leads_out_is_not_written_through(desk: Desk, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    await desk.submit()
+    outside = tmp_path / "outside"
+    (desk.root / "temp").rename(outside)
+    (desk.root / "temp").symlink_to(outside)
+    await desk.finish()
+    assert (await desk.query())["data"]["status"] == 1
+    assert not (outside / "code-1-r.mp4").exists()
+
+
+async def test_a_link_at_the_place_is_replaced_not_written_through(desk: Desk, tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    os.utime(victim, (1, 1))
+    (desk.root / "temp" / "code-1-r.mp4").symlink_to(victim)
+    await desk.submit()
+    await desk.finish()
+    assert (await desk.query())["data"]["status"] == 2
+    assert victim.read_bytes() == b"precious"
+
+
+async def test_bytes_that_were_deleted_are_told_as_lost_unless_they_lie_there(desk: Desk):
+    await desk.submit()
+    job = await desk.finish()
+    assert (await desk.query())["data"]["status"] == 2
+    assert job.output is not None
+    await desk.world.store.trash(job.output.files[0].sha256)
+    assert (await desk.query())["data"]["status"] == 2
+    (desk.root / "temp" / "code-1-r.mp4").unlink()
+    assert await desk.placing.where(job) is Place.GONE
+    assert (await desk.query())["data"]["status"] == 3
+
+
+async def test_every_code_makes_a_name(desk: Desk):
+    for code in ("a", "-", "_", "x" * 64):
+        await desk.submit(code=code)
+        await desk.finish(code)
+        assert (await desk.query(code))["data"]["result"] == f"/{code}-r.mp4"
+        assert lies_at(desk.root / "temp" / f"{code}-r.mp4")
