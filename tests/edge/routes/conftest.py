@@ -1,6 +1,7 @@
 """The HTTP face over the memory bus, served by a real uvicorn."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -54,6 +55,10 @@ def switched(made: FakeWorld) -> PowerController:
     return PowerController(made.bus.power, sight, declared, drivers.build(declared, tools), chance)
 
 
+def _hex(dice: Dice) -> str:
+    return dice(8).hex()
+
+
 def parts_of(made: FakeWorld, keys: Keys) -> Parts:
     power = switched(made)
     prices = {"gpu-9": Price(per_hour=2.0)}
@@ -69,6 +74,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         gate=made.gate,
         supply=made.supply,
         fetches=made.fetches,
+        webhooks=made.webhooks,
         intake=made.intake,
         follower=made.follower,
         viewer=made.viewer,
@@ -81,7 +87,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         power=power,
         usage=Accounts(made.bus.usage, power.records, prices, made.time),
         books=Books(made.bus.usage, made.index, power.records, prices),
-        relays=Relays(lambda: Dice()(8).hex()),
+        relays=Relays(partial(_hex, Dice()), made.time),
     )
 
 
