@@ -1,0 +1,79 @@
+"""What owners hear of hosts: every notice of PROTOCOLS 1, over SSE and over a WebSocket, in both languages."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+import websockets
+
+from edge.services.hosts import HostNotice
+from edge.services.messages import NOTICES, Language, notice
+from lamplighter.wire import EventReader
+from tests.broker import until
+from tests.edge.routes.conftest import Face
+from tests.edge.routes.test_events import socket_url
+
+KINDS = (
+    *("host_waking", "host_online", "host_offline", "host_blocked", "host_fault"),
+    *("gpu_unhealthy", "gpu_recovered", "paused", "resumed"),
+)
+WAKE_S = 290.0
+
+Take = Callable[[], Awaitable[dict[str, str]]]
+
+
+@asynccontextmanager
+async def by_sse(face: Face, language: str) -> AsyncIterator[Take]:
+    reader, found = EventReader(), []
+    headers = {"Accept-Language": language}
+    async with face.ann.stream("GET", "/v1/events", headers=headers) as reply:
+        lines = reply.aiter_lines()
+
+        async def take() -> dict[str, str]:
+            while not found:
+                found.extend(reader.feed(await anext(lines)))
+            event = found.pop(0)
+            assert event.kind == "notice"
+            return event.data
+
+        yield take
+
+
+@asynccontextmanager
+async def by_websocket(face: Face, language: str) -> AsyncIterator[Take]:
+    headers = {"Authorization": f"Bearer {face.texts['ann']}", "Accept-Language": language}
+    async with websockets.connect(socket_url(face, "/v1/events"), additional_headers=headers) as socket:
+
+        async def take() -> dict[str, str]:
+            said = json.loads(await socket.recv())
+            assert said["event"] == "notice"
+            data: dict[str, str] = said["data"]
+            return data
+
+        yield take
+
+
+def test_these_are_all_the_notices_there_are() -> None:
+    assert set(NOTICES) == set(KINDS)
+
+
+@pytest.mark.parametrize("language", list(Language))
+@pytest.mark.parametrize("opened", [by_sse, by_websocket])
+async def test_every_notice_reaches_the_owners_who_listen(face: Face, opened, language: Language) -> None:  # type: ignore[no-untyped-def]
+    before = len(face.world.hosts._listeners)
+    async with opened(face, language.value) as take:
+        at = face.world.time()
+
+        async def listening() -> bool:
+            return len(face.world.hosts._listeners) > before
+
+        await until(listening)
+        for kind in KINDS:
+            face.world.hosts.tell(HostNotice(kind, "gpu-1", at, WAKE_S))
+        with anyio.fail_after(20):
+            heard = [await take() for _ in KINDS]
+    assert [(one["kind"], one["host"]) for one in heard] == [(kind, "gpu-1") for kind in KINDS]
+    assert [one["message"] for one in heard] == [notice(kind, language, WAKE_S) for kind in KINDS]
+    assert "5" in heard[0]["message"]  # minutes, by the host's measured median wake
