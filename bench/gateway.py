@@ -1,0 +1,164 @@
+"""A submit over the gateway at 1,000 open sockets, and one job's progress at 500 followers at once."""
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from bench.rows import Row, p50, p99
+from bench.scene import Scene, scene
+from bus.port import Bus
+from edge.services.clock import utc_now
+from edge.services.keys import Keys
+from schemas.access import CLIENT_SCOPES
+from schemas.feed import Place, ProgressNote
+from schemas.job import JobKey
+
+SOCKETS = 1000
+SUBMITS = 500
+FOLLOWERS = 500
+NOTES = 40
+EVERY_S = 0.25  # the rate at which a runner publishes progress
+FAN_OUT_AIM_MS = 50.0
+_OFFSET = re.compile(rb'"offset":(\d+)')
+
+
+async def _keys(made: Scene, owners: int) -> list[str]:
+    async with made.installation.bus() as bus:
+        ring = Keys(bus.keys, utc_now, secrets.token_bytes, time.monotonic)
+        return [(await ring.create(f"bench-{number}", CLIENT_SCOPES)).text for number in range(owners)]
+
+
+def _rss_mb(made: Scene) -> float:
+    """VmRSS of proc(5)."""
+    status = Path(f"/proc/{made.installation.edge.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+async def _drain(socket: ClientConnection) -> None:
+    async for _ in socket:
+        pass
+
+
+async def _open(made: Scene, keys: list[str], stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+    """SOCKETS sockets that read and say nothing, some at a time."""
+    gate = asyncio.Semaphore(32)
+    where = made.installation.url.replace("http", "ws", 1) + "/ws?key="
+
+    async def one(number: int) -> None:
+        async with gate:
+            socket = await stack.enter_async_context(connect(where + keys[number % len(keys)], compression=None))
+            tasks.create_task(_drain(socket))
+
+    async with asyncio.TaskGroup() as opening:
+        for number in range(SOCKETS):
+            opening.create_task(one(number))
+
+
+async def _submits(made: Scene, key: str) -> list[float]:
+    """Seconds from each submit to its answer, one after the other on one socket."""
+    took = []
+    async with connect(made.installation.url.replace("http", "ws", 1) + f"/ws?key={key}", compression=None) as socket:
+        for number in range(SUBMITS):
+            name = f"r-{number}-{secrets.token_hex(4)}"
+            message = {"type": "gpu.job.submit", "task_type": "echo", "request_id": name, "payload": {"text": "hello"}}
+            began = time.perf_counter()
+            await socket.send(json.dumps(message))
+            while '"type":"gpu.power.offline"' not in (said := str(await socket.recv())) or name not in said:
+                pass
+            took.append(time.perf_counter() - began)
+    return took
+
+
+async def _at(owners: int) -> AsyncIterator[Row]:
+    async with scene() as made, AsyncExitStack() as stack:
+        keys = await _keys(made, owners)
+        await _submits(made, made.key)
+        empty = p50(await _submits(made, made.key))
+        before = _rss_mb(made)
+        async with asyncio.TaskGroup() as tasks:
+            began = time.perf_counter()
+            await _open(made, keys, stack, tasks)
+            opened = time.perf_counter() - began
+            per_socket = (_rss_mb(made) - before) * 1024 / SOCKETS
+            took = await _submits(made, keys[0])
+            what = f"submit to answer, {SOCKETS} sockets of {owners} owner{'s' * (owners > 1)}"
+            note = f"{empty * 1e3:.2f} ms with no other socket; opened in {opened:.1f} s"
+            yield Row("gateway", f"{what}, p50", p50(took) * 1e3, "ms", note=note)
+            yield Row("gateway", f"{what}, p99", p99(took) * 1e3, "ms")
+            yield Row("gateway", f"edge memory a socket, {owners} owner{'s' * (owners > 1)}", per_socket, "KiB")
+            await stack.aclose()
+
+
+class _Follower(asyncio.Protocol):
+    """Reads a stream of server-sent events, and notes when each progress came, by its offset."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self.ready = asyncio.Event()
+        self.came: dict[int, float] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        transport.write(self._request)  # type: ignore[attr-defined]  # what create_connection makes can write
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        self.ready.set()
+        for found in _OFFSET.findall(data):
+            self.came.setdefault(int(found), now)
+
+
+async def _fan_out(made: Scene, bus: Bus) -> AsyncIterator[Row]:
+    job = await made.client.submit("echo", text="followed")
+    path = f"/v1/jobs/{job.id}/events"
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {made.key}\r\n\r\n".encode()
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    followers = []
+    for _ in range(FOLLOWERS):
+        _, follower = await loop.create_connection(lambda: _Follower(request), "127.0.0.1", made.port)
+        followers.append(follower)
+    for follower in followers:
+        await follower.ready.wait()
+    opened = time.perf_counter() - began
+    said = await _publish(bus, JobKey("ann", job.id))
+    async with asyncio.timeout(60):
+        while any(len(follower.came) < NOTES for follower in followers):
+            await asyncio.sleep(0.05)
+    times = [[follower.came[offset] for follower in followers] for offset in said]
+    spreads = [(max(came) - min(came)) * 1e3 for came in times]
+    late = [(max(came) - at) * 1e3 for came, at in zip(times, said.values(), strict=True)]
+    note = f"p99 {p99(spreads):.0f} ms; publish to the last {p50(late):.0f} ms; opened in {opened:.1f} s"
+    what = f"progress to {FOLLOWERS} SSE clients, first to last, p50"
+    yield Row("gateway", what, p50(spreads), "ms", FAN_OUT_AIM_MS, note=note)
+    for follower in followers:
+        follower.transport.close()
+
+
+async def _publish(bus: Bus, key: JobKey) -> dict[int, float]:
+    """Progress as a runner says it; when each offset was said."""
+    said = {}
+    for number in range(1, NOTES + 1):
+        said[number] = time.perf_counter()
+        await bus.feed.publish(
+            key, ProgressNote(Place(1, 1, number), utc_now(), number / NOTES, "render", number, NOTES)
+        )
+        await asyncio.sleep(EVERY_S)
+    return said
+
+
+async def rows() -> AsyncIterator[Row]:
+    """Each on an installation of its own."""
+    for owners in (100, 1):
+        async for row in _at(owners):
+            yield row
+    async with scene() as made, made.installation.bus() as bus:
+        async for row in _fan_out(made, bus):
+            yield row

@@ -1,0 +1,77 @@
+"""docs/examples/ws_flow.py against real processes: the desktop flow of a GPU that is off at first."""
+
+import hashlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.abc import Process
+from anyio.streams.text import TextReceiveStream
+
+from schemas.job import JobKey
+from tests.e2e.conftest import Lit, lighted
+from tests.e2e.installation import ROOT
+
+FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Lines:
+    """What the example prints, line by line."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdout is not None
+        self._text = TextReceiveStream(process.stdout)
+        self._rest = ""
+        self.seen: list[str] = []
+
+    async def next(self) -> str:
+        with anyio.fail_after(60):
+            while "\n" not in self._rest:
+                self._rest += await self._text.receive()
+        line, _, self._rest = self._rest.partition("\n")
+        self.seen.append(line)
+        return line
+
+    async def until(self, start: str) -> str:
+        while not (line := await self.next()).startswith(start):
+            pass
+        return line
+
+
+def results(folder: Path) -> list[bytes]:
+    """What the example downloaded, but for the job's own answer."""
+    return [path.read_bytes() for path in folder.glob("talk-1-*") if path.name != "talk-1-output.json"]
+
+
+@pytest.fixture
+async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
+    """HeyGem's clients are served by echo."""
+    async with lighted(tmp_path, "process", None, LAMPLIGHTER_HEYGEM__ENDPOINT="echo") as lit:
+        yield lit
+        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+async def test_hash_submit_offline_online_upload_progress_result_download(lit: Lit, tmp_path: Path):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(os.urandom(300_000))
+    digest = hashlib.sha256(film.read_bytes()).hexdigest()
+    key = lit.ann._http.headers["Authorization"].removeprefix("Bearer ")
+    argv = [sys.executable, str(FLOW), lit.installation.url, key, "heygem_submit", "talk-1", f"file={film}"]
+    async with await anyio.open_process(argv, cwd=tmp_path, stderr=sys.stderr) as example:
+        lines = Lines(example)
+        assert (await lines.next()).startswith("offline: 任务已排队，请等待约2分钟")
+        waiting = await lit.ann.job("talk-1")
+        assert (waiting.status, waiting.missing) == ("scheduled", (f"sha256:{digest}",))
+        await lit.installation.start_runner()
+        await lines.until("uploaded film.mp4")
+        await lines.until("100%")
+        await lines.until("result talk-1-")
+        assert await example.wait() == 0
+    assert results(tmp_path) == [film.read_bytes()]
+    history = await lit.bus.records.history(JobKey("ann", "talk-1"))
+    assert history[-1].recorded.job.status == "succeeded"
