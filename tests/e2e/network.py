@@ -26,12 +26,17 @@ class Network(Struct, frozen=True):
 
     at_host: tuple[str, ...]
 
-    def cut(self) -> None:
-        """From now on nothing passes between the two, in either direction."""
-        run(*self.at_host, "iptables", "-I", "OUTPUT", "!", "-o", "lo", "-j", "DROP")
+    def cut(self, port: int) -> None:
+        """From now on the host reaches nothing at `port`: it is refused at once."""
+        run(*self.at_host, "iptables", "-I", *_refusal(port))
 
-    def heal(self) -> None:
-        run(*self.at_host, "iptables", "-D", "OUTPUT", "!", "-o", "lo", "-j", "DROP")
+    def heal(self, port: int) -> None:
+        """It does again."""
+        run(*self.at_host, "iptables", "-D", *_refusal(port))
+
+
+def _refusal(port: int) -> list[str]:
+    return f"OUTPUT -p tcp --dport {port} -j REJECT --reject-with tcp-reset".split()
 
 
 def run(*argv: str) -> None:

@@ -1,0 +1,88 @@
+"""Scenes with two hosts, and with two edges: who is woken when the first has nothing free, and by whom."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from lamplighter import AsyncClient
+from schemas.power import PowerState as S
+from tests.e2e.installation import ready
+from tests.e2e.network import Network, network
+from tests.e2e.power.boxes import Box, Scene, street
+
+pytestmark = pytest.mark.timeout(180)
+SECONDS_A_DAY = 6
+BUDGET = f"{{ hours = {SECONDS_A_DAY / 3600} }}"
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Scene]:
+    """`near` is called first and may be on for a few seconds a day, `far` when that one cannot."""
+    boxes = [("near", {"rank": 1, "budget": BUDGET}), ("far", {"rank": 2})]
+    async with street(tmp_path_factory.mktemp("pair"), net, boxes) as made:
+        yield made
+
+
+@pytest.fixture
+async def scene(home: Scene) -> AsyncIterator[Scene]:
+    await home.dark()
+    yield home
+    print(home.street.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+def boxes(scene: Scene) -> tuple[Box, Box]:
+    near, far = scene.street.boxes.values()
+    return near, far
+
+
+async def test_the_second_host_is_called_when_the_first_has_no_capacity(scene: Scene) -> None:
+    near, far = boxes(scene)
+    near.plan(no_capacity=1000)
+    job = await scene.submit()
+    assert "none in stock" in (await scene.stands(S.BLOCKED, box=near)).why
+    (done,) = await scene.done(job)
+    assert done.host == "far"
+    assert set(near.pressed) == {"on"}
+    assert far.pressed[0] == "on"
+    await scene.stands(S.OFF, box=near)
+
+
+@asynccontextmanager
+async def second_edge(scene: Scene) -> AsyncIterator[AsyncClient]:
+    """Ann at another edge of the same broker, which judges and switches as the first does."""
+    street = scene.street
+    async with street.another() as url, AsyncClient(url, street.keys["ann"], cache=street.folder / "two.json") as ann:
+        await ready(ann)
+        yield ann
+
+
+async def test_two_edges_start_a_host_once(scene: Scene) -> None:
+    near, far = boxes(scene)
+    async with second_edge(scene) as there:
+        near.plan(boot_s=0.5)
+        jobs = [await client.submit("echo", text="x") for client in (scene.lit.ann, there, scene.lit.ann, there)]
+        await scene.done(*jobs)
+        await scene.stands(S.OFF, box=near)
+        assert near.pressed == ["on", "off"]
+        assert far.pressed == []
+
+
+async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called(scene: Scene) -> None:
+    near, far = boxes(scene)
+    job = await scene.submit(seconds=2 * SECONDS_A_DAY)
+    await scene.stands(S.DRAINING, box=near)  # it may not be on any longer, but what runs is never cut off
+    (done,) = await scene.done(job)
+    assert done.host == "near"
+    dark = await scene.stands(S.OFF, box=near)
+    assert "its daily budget is used up" in {change.why for change in dark.history}
+    (next_,) = await scene.done(await scene.submit())
+    assert next_.host == "far"
+    assert (await scene.record(near)).why == "its daily budget is used up"
+    assert (near.pressed, far.pressed[0]) == (["on", "off"], "on")
