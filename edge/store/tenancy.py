@@ -70,13 +70,14 @@ def _alive(folder: Path) -> bool:
 
 
 def _lay_out(root: Path) -> None:
+    fresh = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in ("sha256", "trash", "tmp"):
         (root / name).mkdir(exist_ok=True)
     # All 256 at once: a write then never has to make a folder durable.
     for prefix in PREFIXES:
         (root / "sha256" / prefix).mkdir(exist_ok=True)
-    for folder in (root / "sha256", root):
+    for folder in (root / "sha256", root, *(made.parent for made in fresh)):
         sync_folder(folder)
 
 

@@ -1,0 +1,100 @@
+"""The power of the broker's disk is cut: what it acknowledged is there afterwards, but only with our sync setting."""
+
+import os
+import signal
+from pathlib import Path
+
+import anyio
+
+from bus.connection import open_edge
+from bus.port import Bus, BusError
+from bus.server import serving
+from schemas.job import Pointer
+from schemas.words import Priority
+from tests.broker import Broker
+from tests.bus.samples import key, recorded
+from tests.powercut.disk import Names
+from tests.powercut.plug import plugged, require_fuse
+
+ACKNOWLEDGED = 150  # of each kind, before the power goes
+WRITERS = 8
+
+
+class DefaultBroker(Broker):
+    """As nats-server comes: it syncs every two minutes."""
+
+    def config(self) -> str:
+        made = super().config()
+        assert "sync_interval: always" in made
+        return made.replace("sync_interval: always", "")
+
+
+class Acknowledged:
+    """What the broker said it has: records, and pointers in the queue."""
+
+    def __init__(self) -> None:
+        self.records: set[str] = set()
+        self.pointers: set[str] = set()
+        self.enough = anyio.Event()
+
+    async def write(self, bus: Bus, writer: int) -> None:
+        """Jobs one after the other until the broker no longer answers."""
+        number = 0
+        try:
+            while True:
+                name = f"job-{writer}-{number}"
+                await bus.records.create(key(name), recorded(name))
+                self.records.add(name)
+                await bus.queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1))
+                self.pointers.add(name)
+                number += 1
+                if len(self.pointers) >= ACKNOWLEDGED:
+                    self.enough.set()
+        except BusError:
+            return
+
+
+async def cut_under_load(where: Path, kind: type[Broker], names: Names) -> tuple[Acknowledged, Acknowledged]:
+    """What was acknowledged before the cut, and what is there of it after the restart."""
+    said, there = Acknowledged(), Acknowledged()
+    broker = kind(where / "disk" / "broker")
+    async with (
+        plugged(where, names) as plug,
+        serving(broker),
+        open_edge(broker.settings("edge")) as bus,
+        anyio.create_task_group() as tasks,
+    ):
+        await bus.queue.ensure(["echo"])
+        for writer in range(WRITERS):
+            tasks.start_soon(said.write, bus, writer)
+        await said.enough.wait()
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGSTOP)
+        await plug.cut()
+        await broker.kill()
+        tasks.cancel_scope.cancel()
+    async with plugged(where, names), serving(broker), open_edge(broker.settings("edge")) as bus:
+        there.records = {found.id for found in await bus.records.keys()}
+        there.pointers = {pointer.id for pointer in await bus.queue.waiting()}
+    return said, there
+
+
+async def test_with_our_setting_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    require_fuse()
+    said, there = await cut_under_load(tmp_path, Broker, Names.JOURNAL)
+    assert len(said.records) >= ACKNOWLEDGED
+    assert said.records <= there.records
+    assert said.pointers <= there.pointers
+
+
+async def test_with_the_default_setting_acknowledged_jobs_are_lost(tmp_path: Path) -> None:
+    require_fuse()
+    said, there = await cut_under_load(tmp_path, DefaultBroker, Names.JOURNAL)
+    assert said.records - there.records, "the default kept everything: then this disk forgets nothing"
+
+
+async def test_the_broker_syncs_no_folders_so_its_file_system_must(tmp_path: Path) -> None:
+    """Why docs/promises.md asks for a file system with a journal (ext4, XFS, ZFS, Btrfs) under the broker."""
+    require_fuse()
+    said, there = await cut_under_load(tmp_path, Broker, Names.FOLDER)
+    assert said.records - there.records, "nats-server syncs its folders now: take the demand out of docs/promises.md"
