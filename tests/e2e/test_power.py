@@ -71,7 +71,7 @@ async def state(lit: Lit, wanted: str) -> dict[str, Any]:
 @pytest.fixture
 async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
     verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
-    rules = "min_on = 0.5\nidle_after = 1.0\n"
+    rules = "min_on = 0.5\nidle_after = 1.0\nprice = { per_hour = 36.0 }\n"
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (tmp_path / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}{rules}')
     async with lighted(tmp_path, "process", None) as lit:
@@ -100,6 +100,14 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_p
     states = [change["state"] for change in dark["history"]]
     assert states[-6:] == ["off", "waking", "online", "draining", "stopping", "off"]
     assert dark["wake_median_s"] > 0
+
+    async def counted() -> dict[str, Any] | None:
+        found: dict[str, Any] = await lit.admin.call(wire.fetch("/v1/usage"))
+        return found if found["jobs"] == 3 else None
+
+    used = await until(counted)
+    assert 0 < used["hours_on"] == pytest.approx(used["cost"]["amount"] / 36.0)
+    assert [share["endpoint"] for share in used["by"]] == ["echo"]
 
 
 async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: Lit, tmp_path: Path) -> None:
