@@ -47,6 +47,9 @@ from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.partial import Partials
 from edge.store.port import AssetStore
+from edge.webhooks import build as webhooks
+
+CHANCES = webhooks.Chances(now=utc_now, running=time.monotonic, entropy=os.urandom, dice=random.random)
 
 
 class Clients(NamedTuple):
@@ -92,6 +95,7 @@ async def assemble(
         gate=gate,
         supply=supply,
         fetches=fetches,
+        webhooks=webhooks.build(bus, index, viewer, clients.guarded, settings.webhooks, CHANCES),
         intake=Intake(bus, gate, admission, assets, index, window, utc_now, os.urandom),
         follower=Follower(bus, viewer, hosts),
         viewer=viewer,
@@ -164,6 +168,7 @@ def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
         parts.follower.run,
         parts.fetches.run,
         parts.supply.run,
+        parts.webhooks.courier.run,
         parts.placing.run,
         parts.power.run,
         parts.books.run,

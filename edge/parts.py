@@ -26,6 +26,7 @@ from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
+from edge.webhooks.build import Webhooks
 
 
 class Parts(Struct, frozen=True, kw_only=True):
@@ -41,6 +42,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     window: Window
     gate: Gate
     supply: Supply
+    webhooks: Webhooks
     fetches: Fetches
     intake: Intake
     follower: Follower

@@ -9,6 +9,8 @@ from bus.settings import BrokerSettings
 from edge.outbound.settings import OutboundSettings
 from edge.services.signing import UrlSettings
 from edge.services.uploads import UploadSettings
+from edge.webhooks.settings import WebhookSettings
+from edge.store.opening import StoreSettings
 from schemas.switch import HostDeclaration
 from schemas.words import Token
 
@@ -85,7 +87,9 @@ class EdgeSettings(Struct, frozen=True):
     heygem: HeygemSettings = HeygemSettings()
     urls: UrlSettings = UrlSettings()
     outbound: OutboundSettings = OutboundSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     uploads: UploadSettings = UploadSettings()
+    store: StoreSettings = StoreSettings()
     hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
     max_asset_bytes: int = 20 * 1024**3
     reconcile_every_s: float = 15.0

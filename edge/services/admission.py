@@ -10,7 +10,7 @@ from edge.services.gate import Gate
 from edge.services.inputs import Given, assets_missing, check_input
 from edge.services.submission import make_job, read_body
 from schemas.errors import FieldError, Refused
-from schemas.job import TRACE_CHARACTERS, Job, JobKey
+from schemas.job import TRACE_CHARACTERS, Job, JobKey, Submission
 
 
 def check_url(url: str, path: str, allowed: Allowed) -> None:
@@ -38,9 +38,11 @@ class Admission:
     def vet(self, body: dict[str, Any]) -> None:
         """What no uploaded file can make acceptable is refused, so that none is kept for it."""
         submission = read_body(body)
-        self._check_urls(check_input(self._catalog.get(submission.endpoint), submission.input))
+        self._check_urls(submission, check_input(self._catalog.get(submission.endpoint), submission.input))
 
-    def _check_urls(self, given: Given) -> None:
+    def _check_urls(self, submission: Submission, given: Given) -> None:
+        if submission.webhook is not None:
+            check_url(submission.webhook.url, "$.webhook.url", self._allowed)
         for fetch in given.remote:
             check_url(fetch.url, f"$.input{fetch.path.removeprefix('$')}", self._allowed)
 
@@ -50,7 +52,7 @@ class Admission:
         submission = read_body(body)
         endpoint = self._catalog.get(submission.endpoint)
         given = check_input(endpoint, submission.input)
-        self._check_urls(given)
+        self._check_urls(submission, given)
         missing = await self._assets.missing(key.owner, given.digests)
         if missing and not submission.await_input:
             raise assets_missing(missing)

@@ -21,6 +21,7 @@ from edge.services.refusals import refusing
 from edge.services.standing import input_digests, result_digests
 from edge.services.submission import check_id
 from edge.services.window import Window
+from edge.webhooks.ledger import forget_deliveries
 from schemas.errors import Refused
 from schemas.events import Cancelled, CancelRequested, Event, Recorded, Retried, Submitted, as_json
 from schemas.job import Job, JobKey, request_digest
@@ -169,6 +170,7 @@ class Intake:
             made = {digest for past in kept for digest in result_digests(past.recorded.job)}
             await self._bus.records.delete(key, entry.revision)
             await self._bus.feed.erase(key)
+            await forget_deliveries(self._bus, key)
             await self._index.vanished(key)
             return Deletion(tuple(await self._assets.release(key.owner, made)))
 

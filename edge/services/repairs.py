@@ -10,6 +10,7 @@ from datetime import datetime
 from edge.services import index_sql as sql
 from edge.services.scene import Scene
 from edge.services.standing import expires_at, input_digests, input_due, result_digests
+from edge.webhooks.ledger import forget_deliveries
 from schemas.events import Cancelled, Event, Expired, Failed, Queued, RecordUnreadable, Released, Reprioritised
 from schemas.failures import FAILURES, settle
 from schemas.job import Failure, Job, Pointer
@@ -152,6 +153,7 @@ async def forget(scene: Scene) -> int:
         if not await scene.delete(entry):
             continue
         await scene.bus.feed.erase(job.key)
+        await forget_deliveries(scene.bus, job.key)
         await scene.index.vanished(job.key)
         await scene.assets.release(job.owner, input_digests(job) | result_digests(job), touched_before=True)
         forgotten += 1

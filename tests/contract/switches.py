@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from werkzeug.serving import make_server
 
+from edge.outbound.signature import sign
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.libcloud import LibcloudDriver
@@ -29,7 +30,6 @@ from edge.power.drivers.memory import MemoryDriver
 from edge.power.drivers.port import Driver
 from edge.power.drivers.relay import Relay, RelayAway, RelayDriver
 from edge.power.drivers.reply import SwitchReply
-from edge.power.drivers.signature import sign
 from schemas.power import Provider
 from schemas.switch import CommandHost, HttpHost, LibcloudHost
 from tests.edge.store.served import served
@@ -152,7 +152,7 @@ async def http(_: Path) -> AsyncIterator[Rig]:
 
     async def receive(request: Request) -> Response:
         body = await request.body()
-        expected = sign(SECRET, request.headers["webhook-id"], NOW, body)
+        expected = sign(request.headers["webhook-id"], NOW, body, SECRET)
         if box.away or any(request.headers[name] != value for name, value in expected.items()):
             return Response(status_code=503 if box.away else 401)
         said: dict[str, Any] = msgspec.json.decode(body)

@@ -9,9 +9,9 @@ from datetime import datetime
 import httpx
 import msgspec
 
+from edge.outbound.signature import sign
 from edge.power.drivers.port import Driver, SwitchFailed
 from edge.power.drivers.reply import SwitchReply, read_reply
-from edge.power.drivers.signature import sign
 from schemas.power import Provider
 from schemas.switch import HttpHost
 
@@ -51,7 +51,7 @@ class HttpDriver(Driver):
         body = msgspec.json.encode(
             {"type": kind, "timestamp": at, "data": {"host": self._host, "call_id": call_id}},
         )
-        headers = {"content-type": "application/json", **sign(self._declared.secret, call_id, at, body)}
+        headers = {"content-type": "application/json", **sign(call_id, at, body, self._declared.secret)}
         try:
             response = await self._client.post(self._declared.url, content=body, headers=headers)
         except httpx.HTTPError as error:

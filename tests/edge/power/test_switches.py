@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -13,7 +12,6 @@ from msgspec import ValidationError, convert
 from edge.power.calls import ask, call
 from edge.power.drivers.build import BUILDERS
 from edge.power.drivers.command import CommandDriver
-from edge.power.drivers.signature import sign
 from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.power import Answer, Outcome, Provider, Verb
 from schemas.switch import CommandHost, HostDeclaration, WolHost
@@ -46,16 +44,6 @@ async def test_wake_on_lan_tells_nothing_and_leaves_off_to_the_runner() -> None:
     assert not wol.tells
     assert await ask(wol, 5) is Provider.UNKNOWN
     assert await call(wol, Verb.STOP, "call-1", 5) == Answer(Outcome.DONE)
-
-
-def test_a_signature_is_that_of_the_specification() -> None:
-    headers = sign(
-        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-        "msg_p5jXN8AQM9LWM0D4loKWxJek",
-        datetime.fromtimestamp(1614265330, UTC),
-        b'{"test": 2432232314}',
-    )
-    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:

@@ -99,7 +99,6 @@ async def test_another_owners_job_is_not_there(face: Face):
         (b'{"endpoint":5,"input":{}}', 422, "input_invalid"),
         (b'{"endpoint":"echo","input":{"text":5}}', 422, "input_invalid"),
         (b'{"endpoint":"echo","input":{"nothing":5}}', 422, "input_invalid"),
-        (b'{"endpoint":"echo","input":{},"webhook":{"url":"https://example.com"}}', 422, "input_invalid"),
         (b'{"endpoint":"echo","input":{},"not_before":"0001-01-01T00:00:00+14:00"}', 422, "input_invalid"),
         (b'{"endpoint":"echo","input":{},"deadline":"9999-12-31T23:59:59-14:00"}', 422, "input_invalid"),
         (b'{"endpoint":"nowhere","input":{}}', 404, "endpoint_unknown"),

@@ -34,6 +34,8 @@ from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.store.memory import MemoryStore
 from edge.store.partial import Partials
+from edge.webhooks import build as webhooks
+from edge.webhooks.settings import WebhookSettings
 from schemas import events as e
 from schemas.endpoint import Endpoint
 from schemas.feed import LogEnd, Place
@@ -135,6 +137,14 @@ class World:
         self.uploads = Uploads(self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20)
         self.signer = Signer(SECRET, time, UrlSettings())
         self.viewer = Viewer(self.bus.feed, self.index, self.window, self.hosts, self.signer.link)
+        self.webhooks = webhooks.build(
+            bus,
+            self.index,
+            self.viewer,
+            self.outside,
+            WebhookSettings(timeout_s=2),
+            webhooks.Chances(now=time, running=time.seconds, entropy=Dice(), dice=lambda: 0.0),
+        )
         self.follower = Follower(self.bus, self.viewer, self.hosts)
         self.scene = Scene(
             bus=self.bus,
@@ -236,7 +246,14 @@ async def running(made: World) -> AsyncIterator[None]:
     """The edge's tasks; JOBS compared once, as at a real start."""
     async with made.outside, anyio.create_task_group() as tasks:
         await made.catalog.refresh()
-        for run in (made.index.run, made.window.run, made.follower.run, made.fetches.run, made.supply.run):
+        for run in (
+            made.index.run,
+            made.window.run,
+            made.follower.run,
+            made.fetches.run,
+            made.supply.run,
+            made.webhooks.courier.run,
+        ):
             tasks.start_soon(run)
         await made.index.ready()
         await made.reconciler.sweep()

@@ -1,0 +1,37 @@
+"""Standard Webhooks signatures: HMAC-SHA256 over id, timestamp and body (the specification of that name, version 1)."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import datetime
+
+PREFIX = "whsec_"
+SECRET_BYTES = range(24, 65)  # what the specification asks for
+
+
+def make_secret(entropy: bytes) -> str:
+    """`entropy`, 24 to 64 bytes of it, as a secret is written."""
+    return PREFIX + base64.b64encode(entropy).decode()
+
+
+def is_secret(text: str) -> bool:
+    """Whether `text` is `whsec_` and 24 to 64 bytes in base64."""
+    try:
+        return text.startswith(PREFIX) and len(base64.b64decode(text[len(PREFIX) :], validate=True)) in SECRET_BYTES
+    except binascii.Error:
+        return False
+
+
+def sign(message_id: str, at: datetime, body: bytes, *secrets: str) -> Mapping[str, str]:
+    """The three headers that prove who sent `body`: one signature for each secret. A timestamp in whole seconds."""
+    timestamp = str(int(at.timestamp()))
+    signed = b".".join((message_id.encode(), timestamp.encode(), body))
+    signatures = " ".join(f"v1,{_digest(secret, signed)}" for secret in secrets)
+    return {"webhook-id": message_id, "webhook-timestamp": timestamp, "webhook-signature": signatures}
+
+
+def _digest(secret: str, signed: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix(PREFIX))
+    return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

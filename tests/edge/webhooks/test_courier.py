@@ -1,0 +1,242 @@
+"""Webhooks from state to receiver (PROTOCOLS 5): signed, tried again, logged, replayed, once over two edges."""
+
+import base64
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import WebhookVerificationError
+from starlette.responses import Response
+
+from bus.port import StoreFull
+from edge.services.clock import utc_now
+from edge.webhooks.schedule import RETRIES_S
+from schemas.errors import Refused
+from schemas.job import Job
+from schemas.webhook import DeliveryRow, DeliveryState
+from tests.broker import until
+from tests.edge.outbound.wild import silent, wild
+from tests.edge.services.world import FakeWorld, World, fake_world
+from tests.edge.webhooks.receiver import in_turn, receiving
+
+
+async def hooked(edge: World, url: str, owner: str = "ann", **more: Any) -> Job:
+    body = {"endpoint": "echo", "input": {"text": "hello"}, "webhook": {"url": url}}
+    accepted = await edge.intake.submit(owner, body, **more)
+    await edge.window.idle()
+    return accepted.entry.recorded.job
+
+
+async def rows(edge: World, job: Job, *states: DeliveryState) -> list[DeliveryRow]:
+    """The job's deliveries, once they are in these states."""
+
+    async def so() -> bool:
+        return [row.state for row in await edge.webhooks.ledger.of(job.key)] == list(states)
+
+    await until(so)
+    return list(await edge.webhooks.ledger.of(job.key))
+
+
+async def tried(edge: World, job: Job, times: int) -> DeliveryRow:
+    """The job's only delivery, once it has been tried that often."""
+
+    async def so() -> bool:
+        return [len(row.tries) for row in await edge.webhooks.ledger.of(job.key)] == [times]
+
+    await until(so)
+    return (await edge.webhooks.ledger.of(job.key))[0]
+
+
+async def test_every_state_is_delivered_and_its_signature_holds(edge: World) -> None:
+    edge.time.now = utc_now()  # whoever verifies goes by the clock
+    async with receiving() as receiver:
+        job = await hooked(edge, receiver.url)
+        await edge.finish(job)
+        await rows(edge, job, *[DeliveryState.DELIVERED] * 3)
+        secret = (await edge.webhooks.secrets.of("ann")).secret
+        told = sorted((got.job["revision"], got.verified(secret)["data"]["status"]) for got in receiver.got)
+    assert [status for _, status in told] == ["queued", "running", "succeeded"]
+    assert len({got.id for got in receiver.got}) == 3
+    assert receiver.got[0].headers["content-type"] == "application/json"
+    with pytest.raises(WebhookVerificationError):
+        receiver.got[0].verified("whsec_" + base64.b64encode(b"x" * 24).decode())
+
+
+async def test_a_job_without_a_webhook_leaves_nothing(edge: World) -> None:
+    job = await edge.submit()
+    async with receiving() as receiver:
+        await rows(edge, await hooked(edge, receiver.url), DeliveryState.DELIVERED)
+    assert await edge.webhooks.ledger.of(job.key) == []
+
+
+async def test_retries_keep_their_id_and_their_times(fake: FakeWorld) -> None:
+    async with receiving(in_turn(500)) as receiver:
+        job = await hooked(fake, receiver.url)
+        for failed, pause in enumerate(RETRIES_S, start=1):
+            row = await tried(fake, job, failed)
+            assert row.next_at is not None
+            assert abs((row.next_at - row.tries[-1].at).total_seconds() - pause) < 1
+            fake.time.pass_by(seconds=pause + 1)
+        (row,) = await rows(fake, job, DeliveryState.FAILED)
+        assert [one.status for one in row.tries] == [500] * 9
+        assert row.next_at is None
+        assert {got.id for got in receiver.got} == {row.id}
+        assert len({got.body for got in receiver.got}) == 1 or len({got.job["revision"] for got in receiver.got}) == 1
+
+
+async def test_what_is_delivered_at_last_is_not_sent_again(fake: FakeWorld) -> None:
+    async with receiving(in_turn(500, 302, 200)) as receiver:
+        job = await hooked(fake, receiver.url)
+        for failed in (1, 2):
+            await tried(fake, job, failed)
+            fake.time.pass_by(hours=1)
+        (row,) = await rows(fake, job, DeliveryState.DELIVERED)
+        assert [one.status for one in row.tries] == [500, 302, 200]
+        assert await fake.bus.outbox.take() is None
+
+
+async def test_a_redirect_is_not_followed(fake: FakeWorld) -> None:
+    async with receiving() as other, receiving(in_turn(307, Location=other.url)) as receiver:
+        await tried(fake, await hooked(fake, receiver.url), 1)
+        assert other.got == []
+
+
+async def test_a_receiver_that_asks_for_time_gets_it(fake: FakeWorld) -> None:
+    async with receiving(in_turn(429, Retry_After="600")) as receiver:
+        row = await tried(fake, await hooked(fake, receiver.url), 1)
+    assert row.next_at is not None
+    assert row.next_at - row.tries[0].at >= timedelta(seconds=600)
+
+
+async def test_gone_disables_the_url_for_its_owner_until_a_replay(fake: FakeWorld) -> None:
+    async with receiving(in_turn(410, 204)) as receiver:
+        first = await hooked(fake, receiver.url)
+        (row,) = await rows(fake, first, DeliveryState.DISABLED)
+        second = await hooked(fake, receiver.url)
+        await rows(fake, second, DeliveryState.DISABLED)
+        assert len(receiver.got) == 1
+        bobs = await hooked(fake, receiver.url, "bob")
+        await rows(fake, bobs, DeliveryState.DELIVERED)
+        again = await fake.webhooks.ledger.replay("ann", row.id)
+        assert (again.replays, again.state) == (1, DeliveryState.PENDING)
+        await rows(fake, first, DeliveryState.DELIVERED)
+        assert [got.id for got in receiver.got].count(row.id) == 2
+        await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
+
+
+@pytest.mark.parametrize("delivery", ["nonsense", "a.b", ".1", "never.7", "one.99999999999999999999999"])
+async def test_a_replay_of_nothing_is_not_found(fake: FakeWorld, delivery: str) -> None:
+    with pytest.raises(Refused, match="not_found"):
+        await fake.webhooks.ledger.replay("ann", delivery)
+
+
+async def test_another_owners_delivery_is_not_found(fake: FakeWorld) -> None:
+    async with receiving() as receiver:
+        (row,) = await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
+    with pytest.raises(Refused, match="not_found"):
+        await fake.webhooks.ledger.replay("bob", row.id)
+
+
+async def test_a_name_that_stands_for_the_inside_is_never_asked(fake: FakeWorld) -> None:
+    fake.names._answers["evil.test"] = [["127.0.0.1"]]
+    async with receiving() as receiver:
+        job = await hooked(fake, receiver.url.replace("files.test", "evil.test"))
+        (row,) = await rows(fake, job, DeliveryState.FAILED)
+        assert "loopback" in (row.tries[0].error or "")
+        assert receiver.got == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/hook", "http://user:pw@example.com/", "http://[::1]/"])
+async def test_a_url_that_may_never_be_asked_is_refused_at_submit(fake: FakeWorld, url: str) -> None:
+    with pytest.raises(Refused) as refused:
+        await hooked(fake, url)
+    assert (refused.value.code, refused.value.errors[0].path) == ("url_refused", "$.webhook.url")
+
+
+async def test_a_dead_receiver_holds_up_no_other(fake: FakeWorld) -> None:
+    async with wild(silent) as dead, receiving() as receiver:
+        for number in range(100):
+            await hooked(fake, f"http://files.test:{dead.port}/{number}")
+        job = await hooked(fake, receiver.url)
+        await rows(fake, job, DeliveryState.DELIVERED)
+        assert len(dead.requests) <= 4 * 2
+
+
+async def test_while_a_secret_rotates_both_signatures_hold(fake: FakeWorld) -> None:
+    fake.time.now = utc_now()
+    old = (await fake.webhooks.secrets.of("ann")).secret
+    new = (await fake.webhooks.secrets.rotate("ann")).secret
+    async with receiving() as receiver:
+        await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
+        assert receiver.got[0].verified(old) == receiver.got[0].verified(new)
+        assert receiver.got[0].headers["webhook-signature"].count("v1,") == 2
+        fake.time.pass_by(hours=24)
+        await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
+        assert receiver.got[1].headers["webhook-signature"].count("v1,") == 1
+
+
+async def test_two_edges_send_one(fake: FakeWorld, tmp_path: Path) -> None:
+    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second, receiving() as receiver:
+        jobs = [await hooked(edge, receiver.url) for edge in (fake, second) for _ in range(10)]
+
+        async def all_there() -> bool:
+            fake.time.pass_by(seconds=1)  # what is over the receiver's bound is put off
+            return len({got.id for got in receiver.got}) == len(jobs)
+
+        await until(all_there)
+        for job in jobs:
+            await rows(second, job, DeliveryState.DELIVERED)
+        assert len(receiver.got) == len({got.id for got in receiver.got}) == 20
+
+
+async def test_what_waits_survives_the_broker_and_the_edge(fake: FakeWorld, tmp_path: Path) -> None:
+    async with receiving(in_turn(500, 204)) as receiver:
+        async with fake_world(tmp_path / "first", fake.broker, fake.time) as first:
+            job = await hooked(first, receiver.url)
+            row = await tried(first, job, 1)
+        fake.broker.restart()
+        fake.time.pass_by(seconds=10)
+        await rows(fake, job, DeliveryState.DELIVERED)
+        assert [got.id for got in receiver.got] == [row.id] * 2
+
+
+async def test_a_full_store_puts_letters_off_and_loses_none(fake: FakeWorld) -> None:
+    async with receiving() as receiver:
+        fake.broker._mail.letters.log.full = True
+        job = await hooked(fake, receiver.url)
+
+        async def refused() -> bool:
+            return bool(await fake.webhooks.ledger.of(job.key))
+
+        await until(refused)
+        with pytest.raises(StoreFull):
+            await fake.bus.outbox.post(await _letter(fake, job))
+        fake.broker._mail.letters.log.full = False
+        fake.time.pass_by(seconds=10)
+        await rows(fake, job, DeliveryState.DELIVERED)
+
+
+async def _letter(fake: FakeWorld, job: Job) -> Any:
+    from bus.outgoing import Letter
+
+    entry = await fake.intake.read(job.key)
+    return Letter(entry.revision, entry.recorded)
+
+
+async def test_a_deleted_job_takes_its_letters_and_their_log_along(fake: FakeWorld) -> None:
+    async with receiving(in_turn(500)) as receiver:
+        job = await hooked(fake, receiver.url)
+        await tried(fake, job, 1)
+        await fake.intake.cancel(job.key)
+        await rows(fake, job, *[DeliveryState.PENDING] * 2)
+        await fake.settled()
+        await fake.intake.delete(job.key)
+    assert await fake.bus.delivered.rows() == {}
+    fake.time.pass_by(hours=1)
+    assert await fake.bus.outbox.take() is None
+
+
+async def test_a_receiver_that_says_too_much_is_not_read(fake: FakeWorld) -> None:
+    async with receiving(lambda _: Response(bytes(5_000_000))) as receiver:
+        await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
