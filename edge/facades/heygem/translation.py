@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from schemas.container import OUTPUT_FILE
 from schemas.endpoint import Endpoint
 from schemas.errors import FieldError, Refused
 from schemas.job import File
@@ -91,14 +92,15 @@ def result_name(code: str) -> str:
 
 
 def the_video(files: Sequence[F]) -> F | None:
-    """The output that clients are given: the first that says it is a video, else the first."""
-    return next((file for file in files if file.media_type.startswith("video/")), files[0] if files else None)
+    """The output that clients are given: the first that says it is a video, else the first that is a file of its own."""
+    own = [file for file in files if file.name != OUTPUT_FILE]
+    return next((file for file in own if file.media_type.startswith("video/")), own[0] if own else None)
 
 
 def described(job: JobView) -> dict[str, Any]:
     """`data` of a query. Whole numbers only: clients read them into integers."""
     if job.status is Status.SUCCEEDED:
-        return _done(job) if job.output and job.output.files else lost(job)
+        return _done(job) if job.output and the_video(job.output.files) else lost(job)
     if job.status in WAITING:
         return _said(job, RUNNING, 0, job.message or "")
     if job.status in ACTIVE:

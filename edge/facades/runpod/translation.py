@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from edge.services.submission import read_as
+from schemas.container import OUTPUT_FILE
 from schemas.view import JobView, OutputView
 from schemas.words import FINAL, Status
 
@@ -84,8 +85,8 @@ def shown(job: JobView) -> dict[str, Any]:
 
 
 def output_of(output: OutputView) -> dict[str, Any]:
-    """What the image answered, and its files where there are any."""
-    files = [structs.asdict(file) for file in output.files]
+    """What the image answered, and its files where there are any: that answer as a file is none of them."""
+    files = [structs.asdict(file) for file in output.files if file.name != OUTPUT_FILE]
     return output.data | {"files": files} if files else output.data
 
 

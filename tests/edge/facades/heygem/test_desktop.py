@@ -6,8 +6,9 @@ import anyio
 
 from bus.port import Health
 from schemas import events as e
+from schemas.container import OUTPUT_FILE
 from schemas.feed import Place, ProgressNote
-from schemas.job import Failure
+from schemas.job import Failure, File, Output
 from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, Desk, desk_at
 
 ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
@@ -162,5 +163,6 @@ async def test_without_a_shared_folder_files_are_named_otherwise(tmp_path):
 async def test_a_result_without_bytes_is_told_as_lost(desk: Desk):
     await desk.submit(code="none")
     job = await desk.world.start(await desk.job("none"))
-    await desk.world.apply(job.key, e.Succeeded(e.Output()))
+    said = File(OUTPUT_FILE, "a" * 64, 2, "application/json")
+    await desk.world.apply(job.key, e.Succeeded(Output((said,))))
     assert (await desk.query("none"))["data"]["status"] == 3

@@ -1,0 +1,196 @@
+"""Programs written for other servers, against real processes: HeyGem's desktop sequence, RunPod's client, the page."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import runpod
+from anyio import to_thread
+from msgspec import Struct
+
+from tests.e2e.conftest import Lit, lighted, process_only
+from tests.e2e.installation import ROOT, until
+
+PAGE = ROOT / "docs" / "facades.md"
+FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
+NAMES = ("face.mp4", "speech.wav")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+pytestmark = process_only
+
+
+class Doors(Struct, frozen=True):
+    """An installation with the HeyGem door open on `root`; `local` sends no key."""
+
+    lit: Lit
+    root: Path
+    local: httpx.AsyncClient
+
+    async def easy(self, **fields: Any) -> dict[str, Any]:
+        body = {"audio_url": "speech.wav", "video_url": "face.mp4", "chaofen": 0, "watermark_switch": 0, "pn": 1}
+        return dict((await self.local.post("/easy/submit", json=body | fields)).json())
+
+    async def query(self, code: str) -> dict[str, Any]:
+        return dict((await self.local.get("/easy/query", params={"code": code})).json()["data"])
+
+    async def done(self, code: str) -> dict[str, Any]:
+        async def ended() -> dict[str, Any] | None:
+            told = await self.query(code)
+            return told if told["status"] != 1 else None
+
+        return dict(await until(ended, 60))
+
+
+def opened(root: Path) -> dict[str, str]:
+    return {
+        "LAMPLIGHTER_HEYGEM__ENABLED": "1",
+        "LAMPLIGHTER_HEYGEM__ENDPOINT": "dub",
+        "LAMPLIGHTER_HEYGEM__DATA_ROOT": str(root),
+    }
+
+
+@pytest.fixture(scope="module")
+async def doors(
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+) -> AsyncIterator[Doors]:
+    root = tmp_path_factory.mktemp("shared")
+    (root / "temp").mkdir()
+    (root / "temp" / "speech.wav").write_bytes(b"speech")
+    (root / "temp" / "face.mp4").write_bytes(b"face ")
+    async with (
+        lighted(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root)) as lit,
+        httpx.AsyncClient(base_url=lit.installation.url, timeout=20) as local,
+    ):
+        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        yield Doors(lit, root, local)
+
+
+@pytest.fixture
+def said(doors: Doors) -> Any:
+    yield doors
+    print(doors.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+async def test_the_desktop_sequence_ends_with_the_file_on_disk(said: Doors):
+    assert (await said.easy(code="one"))["msg"] == 10000
+    done = await said.done("one")
+    assert (done["status"], done["progress"], done["result"], done["video_duration"]) == (2, 100, "/one-r.mp4", 1500)
+    assert (said.root / "temp" / "one-r.mp4").read_bytes() == b"face speech"
+    assert (await said.easy(code="one"))["code"] == 10000
+    assert (await said.easy(code="one", video_url="speech.wav"))["code"] == 10005
+
+
+async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_edge(said: Doors):
+    installation = said.lit.installation
+    (said.root / "temp").rename(said.root / "elsewhere")  # the disk is away, then the edge dies
+    assert (await said.easy(code="two", audio_url="../elsewhere/speech.wav", video_url="../elsewhere/face.mp4"))[
+        "code"
+    ] == 10000
+    (said.root / "temp").write_text("in the way")
+
+    async def ran() -> bool:
+        job = await said.lit.admin._http.get("/v1/jobs/two?owner=local")
+        return bool(job.json()["status"] == "succeeded")
+
+    await until(ran, 60)
+    await installation.edge.kill()
+    (said.root / "temp").unlink()
+    (said.root / "elsewhere").rename(said.root / "temp")
+    await installation.start_edge(**opened(said.root))
+
+    async def there() -> bool:
+        return await anyio.Path(said.root / "temp" / "two-r.mp4").exists()
+
+    await until(there, 60)
+    assert (said.root / "temp" / "two-r.mp4").read_bytes() == b"face speech"
+    assert (await said.query("two"))["status"] == 2
+
+
+async def test_a_stranger_behind_a_proxy_needs_a_key(said: Doors):
+    reply = await said.local.get("/easy/query?code=one", headers={"X-Forwarded-For": "192.0.2.7"})
+    assert (reply.status_code, reply.json()["code"]) == (200, 9999)
+
+
+async def test_runpods_client_runs_streams_and_cancels(said: Doors, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runpod, "endpoint_url_base", f"{said.lit.installation.url}/v2")
+    endpoint = runpod.Endpoint("echo", api_key=said.lit.ann._http.headers["authorization"].partition(" ")[2])
+    try:
+        output = await to_thread.run_sync(endpoint.run_sync, {"input": {"text": "hi", "steps": 1}}, 60)
+        assert output == {"text": "hi"}
+        handle = await to_thread.run_sync(endpoint.run, {"input": {"text": "streamed", "seconds": 2.5, "steps": 5}})
+        pieces = await to_thread.run_sync(lambda: list(handle.stream()))
+        fractions = [piece["fraction"] for piece in pieces if "fraction" in piece]
+        assert fractions
+        assert fractions == sorted(set(fractions))
+        assert [piece["text"] for piece in pieces if "text" in piece] == ["streamed"]
+        long = await to_thread.run_sync(endpoint.run, {"input": {"seconds": 50, "steps": 500}})
+
+        async def started() -> bool:
+            return bool(await to_thread.run_sync(long.status) == "IN_PROGRESS")
+
+        await until(started, 60)
+        assert (await to_thread.run_sync(long.cancel))["status"] == "CANCELLED"
+
+        async def stopped() -> bool:
+            return bool(await to_thread.run_sync(long.status) == "CANCELLED")
+
+        await until(stopped, 60)
+        health = await to_thread.run_sync(endpoint.health)
+        assert health["workers"]["idle"] + health["workers"]["running"] == 1
+    finally:
+        endpoint.rp_client.rp_session.close()
+
+
+def blocks() -> list[tuple[str, str]]:
+    return [(kind, text) for kind, text in FENCE.findall(PAGE.read_text()) if kind in {"sh", "python"}]
+
+
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
+async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str]):
+    kind, text = block
+    key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
+    argv = [sys.executable, "-W", "error", "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
+    environ = os.environ | {"URL": said.lit.installation.url, "KEY": key}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, env=environ)
+
+    done = await to_thread.run_sync(run)
+    assert done.returncode == 0, done.stderr
+    assert "9999" not in done.stdout
+    assert "problem" not in done.stdout
+
+
+async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_path: Path):
+    """The desktop flow of docs/examples, and then the old program beside it sends the same code."""
+    key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
+    files = [f"video={said.root}/temp/face.mp4", f"audio={said.root}/temp/speech.wav"]
+    argv = [sys.executable, str(FLOW), said.lit.installation.url, key, "heygem_submit", "talk", *files]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=tmp_path)
+
+    done = await to_thread.run_sync(run)
+    assert done.returncode == 0, done.stderr
+    said.local.headers["X-API-Key"] = key
+    try:
+        hashes = {name: f"sha256:{sha256((said.root / 'temp' / name).read_bytes()).hexdigest()}" for name in NAMES}
+        by_name = {"video_url": "face.mp4", "audio_url": "speech.wav"}
+        by_hash = {"video_url": hashes["face.mp4"], "audio_url": hashes["speech.wav"]}
+        for ways in (by_name, by_hash):
+            assert (await said.easy(code="talk", **ways))["code"] == 10000
+        assert (await said.easy(code="talk", pn=0))["code"] == 10005
+        assert (await said.query("talk"))["status"] == 2
+        assert (said.root / "temp" / "talk-r.mp4").read_bytes() == b"face speech"
+        history = await said.local.get("/v1/jobs/talk/history")
+        assert [row["event"]["type"] for row in history.json()].count("submitted") == 1
+    finally:
+        del said.local.headers["X-API-Key"]

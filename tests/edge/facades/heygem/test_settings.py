@@ -1,0 +1,22 @@
+"""The settings that docs/facades.md shows are ones that the edge reads."""
+
+import re
+from pathlib import Path
+
+from edge.settings import EdgeSettings
+from schemas.settings import load
+
+PAGE = Path(__file__).parents[4] / "docs" / "facades.md"
+
+
+def test_the_settings_that_the_page_shows_are_read():
+    (text,) = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    heygem = load(EdgeSettings, text, {}).heygem
+    assert (heygem.enabled, heygem.endpoint, heygem.owner) == (True, "heygem", "local")
+    assert heygem.data_root == Path("/srv/heygem/face2face")
+
+
+def test_variables_win_over_the_file():
+    told = load(EdgeSettings, "", {"LAMPLIGHTER_HEYGEM__ENABLED": "1", "LAMPLIGHTER_HEYGEM__DATA_ROOT": "/srv/x"})
+    assert (told.heygem.enabled, told.heygem.data_root) == (True, Path("/srv/x"))
+    assert load(EdgeSettings, "", {}).heygem.enabled is False
