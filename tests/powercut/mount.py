@@ -21,6 +21,8 @@ from tests.powercut.disk import Disk, Names
 
 _SYNCED = os.O_SYNC | os.O_DSYNC
 _BLOCK = 4096
+# A file that is removed while it is open goes at once, as on a disk, instead of getting a hidden name.
+_OPTIONS = {"hard_remove": True}
 _FREE = 1 << 22  # blocks; what a program that asks for the free space is told
 
 
@@ -178,7 +180,7 @@ def main(folder: Path, mountpoint: Path, names: Names) -> None:
             sys.stdout.flush()
 
     threading.Thread(target=wait_for_cut, daemon=True).start()
-    mfusepy.FUSE(Mount(disk, lock), str(mountpoint), foreground=True, nothreads=True, fsname="powercut")
+    mfusepy.FUSE(Mount(disk, lock), str(mountpoint), foreground=True, nothreads=True, fsname="powercut", **_OPTIONS)
     if not cut.is_set():
         disk.sync_all()
         empty_out(disk.cut(), folder)

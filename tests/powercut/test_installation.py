@@ -24,7 +24,7 @@ from tests.e2e.looking import ended
 from tests.powercut.disk import Names
 from tests.powercut.plug import Plug, plugged, require_fuse
 
-CUTS = 3
+CUTS = 2
 JOBS_A_CUT = 8  # accepted before the power goes
 CLIENTS = 3
 FILE_BYTES = 60_000
@@ -82,12 +82,12 @@ class Power:
             await made.start_edge(LAMPLIGHTER_DATA=str(plug.folder / "edge"))
             try:
                 yield plug
+                assert made.server.pid is not None
+                for pid in (made.edge.pid, made.server.pid):
+                    os.kill(pid, signal.SIGSTOP)
+                await plug.cut()
             finally:
                 with anyio.CancelScope(shield=True):
-                    assert made.server.pid is not None
-                    for pid in (made.edge.pid, made.server.pid):
-                        os.kill(pid, signal.SIGSTOP)
-                    await plug.cut()
                     await made.edge.kill()
                     await made.server.kill()
 
