@@ -6,8 +6,9 @@ them costs more when more jobs wait.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from sqlite3 import Connection
+from sqlite3 import Connection, OperationalError
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -18,6 +19,7 @@ from edge.services import index_sql as sql
 from edge.services.lines import Line, Lines
 from edge.services.mailbox import Mailbox
 from edge.services.pages import PAGE, PAGE_MAX, Filters, Page, job_cursor, read_cursor
+from edge.services.room import until_there_is_room
 from edge.services.standing import Standing, Step
 from schemas.errors import Refused
 from schemas.events import RecordUnreadable
@@ -89,7 +91,7 @@ class Index:
 
     async def run(self) -> None:
         """Make the file anew and follow STATE, without end."""
-        self._db = await to_thread.run_sync(sql.create, self._path)
+        self._db = await until_there_is_room(partial(to_thread.run_sync, sql.create, self._path))
         try:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._changes.pour, self._records.changes())
@@ -108,7 +110,7 @@ class Index:
         if changes:
             for tap in self._taps:
                 tap(changes)
-            self._take_over(await self._ask(sql.absorb, changes))
+            self._take_over(await until_there_is_room(partial(self._in_turn, sql.absorb, changes)))
         if streamed:
             self._revision = streamed[-1].revision
         if any(isinstance(item, CaughtUp) for item in items):
@@ -142,6 +144,12 @@ class Index:
     async def _ask(self, question: Callable[..., T], *about: object) -> T:
         if self._db is None:
             raise Refused("unavailable", "the edge is starting or stopping: try again", retry_after_s=5)
+        try:
+            return await self._in_turn(question, *about)
+        except OperationalError as error:
+            raise Refused("unavailable", f"the edge's disk fails ({error}): give it room", retry_after_s=5) from error
+
+    async def _in_turn(self, question: Callable[..., T], *about: object) -> T:
         return await to_thread.run_sync(question, self._db, *about, limiter=self._one_at_a_time)
 
     async def _answer(self, question: Callable[..., T], *about: object) -> T:

@@ -95,16 +95,24 @@ def create(path: Path) -> sqlite3.Connection:
 
 
 def absorb(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Step]:
-    """Take `changes` over in one transaction: of each job the last one, unless what is there is newer."""
+    """Take `changes` over in one transaction: of each job the last one, unless what is there is newer.
+
+    Nothing of it is done when it raises sqlite3.OperationalError (the disk is full, say).
+    """
     last = {change.key: change for change in changes}
     before = find_all(db, last)
     news = [change for key, change in last.items() if key not in before or change.revision > before[key].revision]
     gone = [change.key for change in news if change.recorded is None and change.key in before]
     entries = [Entry(change.revision, change.recorded) for change in news if change.recorded is not None]
     db.execute("BEGIN")
-    _remove(db, gone)
-    _write(db, entries, before)
-    db.execute("COMMIT")
+    try:
+        _remove(db, gone)
+        _write(db, entries, before)
+        db.execute("COMMIT")
+    except sqlite3.OperationalError:
+        if db.in_transaction:  # some errors have rolled back already
+            db.execute("ROLLBACK")
+        raise
     places = [standing(entry) for entry in entries]
     return [Step(before[key], None) for key in gone] + [Step(before.get(place.key), place) for place in places]
 

@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from sqlite3 import OperationalError
 from tempfile import TemporaryDirectory
 
 import anyio
@@ -210,6 +211,25 @@ async def test_a_start_over_a_full_state_gives_the_same(edge: World, tmp_path: P
         assert again.counts() == edge.index.counts()
         assert await again.list("ann", Filters()) == await edge.index.list("ann", Filters())
         tasks.cancel_scope.cancel()
+
+
+async def test_a_full_disk_makes_the_index_wait_and_not_the_edge(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.services.room.AGAIN_S", 0.01)
+    monkeypatch.setattr("edge.services.index.REACH_S", 0.5)
+    db = edge.index._db
+    assert db is not None
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    db.execute(f"PRAGMA max_page_count = {pages}")
+    jobs = [await edge.submit(text="x" * 60_000) for _ in range(5)]
+    assert not await edge.index.own_writes("ann")
+    record = await edge.intake.read(jobs[0].key)
+    with pytest.raises(OperationalError, match="full"):
+        await edge.index._in_turn(sql.absorb, [Change(record.revision, jobs[0].key, record.recorded)])
+    assert not db.in_transaction
+    db.execute("PRAGMA max_page_count = 1000000")
+    assert await edge.index.own_writes("ann")
+    page = await edge.index.list("ann", Filters())
+    assert [entry.recorded.job.id for entry in page.entries] == [job.id for job in reversed(jobs)]
 
 
 async def test_filters_narrow_a_list(edge: World) -> None:
