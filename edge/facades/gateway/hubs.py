@@ -5,17 +5,19 @@ from typing import Protocol
 
 import structlog
 from anyio import CancelScope, Event, sleep
+from anyio.lowlevel import checkpoint
 
-from bus.port import BusError
+from bus.port import BusError, Entry
 from edge.facades.gateway.hall import Hall
 from edge.facades.gateway.pushes import Push, Pushes
 from edge.services.messages import Language
 from edge.services.pages import Filters
 from schemas.view import JobView
-from schemas.words import WAITING
+from schemas.words import WAITING, Status
 
 AGAIN_S = 1.0
-LINES = 500  # waiting jobs of a status that are told of every ten seconds, newest first
+LINES = 500  # waiting jobs of a status that are told of at once, newest first
+FRAMES = 5000  # and to how many sockets in all
 
 _log = structlog.get_logger()
 
@@ -45,6 +47,7 @@ class Hub:
         self.users = 0
         self._parts = hall.parts
         self._language = language
+        self._cursors: dict[Status, str | None] = {}
         self._newest: dict[str, int] = {}  # job id to the revision last told, of this round of waiting lines
         self._older: dict[str, int] = {}  # and of the one before
 
@@ -73,15 +76,23 @@ class Hub:
                         listener.hear(push)
 
     async def tell_waiting(self) -> None:
-        """Say of every waiting job that it still waits. Raises BusError, Refused."""
+        """Say of every waiting job that it still waits; of some, and next time of others, where that would be too many
+        frames. Raises BusError, Refused.
+        """
+        at_most = max(1, min(LINES, FRAMES // max(1, len(self.listeners))))
         for status in WAITING:
-            page = await self._parts.index.list(self.owner, Filters(status=status), LINES)
+            page = await self._parts.index.list(self.owner, Filters(status=status), at_most, self._cursors.get(status))
+            self._cursors[status] = page.next_cursor
             for entry in page.entries:
-                push = await self.pushes.state(self.last, self._parts.viewer.state(entry, self._language))
-                if entry.revision >= self._told(entry.recorded.job.id):
-                    for listener in tuple(self.listeners):
-                        listener.hear_if_relaxed(push)
+                await self._tell(entry)
         self._older, self._newest = self._newest, {}
+
+    async def _tell(self, entry: Entry) -> None:
+        await checkpoint()  # a line to a thousand sockets takes its time, and there may be hundreds of lines
+        push = await self.pushes.state(self.last, self._parts.viewer.state(entry, self._language))
+        if entry.revision >= self._told(entry.recorded.job.id):
+            for listener in tuple(self.listeners):
+                listener.hear_if_relaxed(push)
 
     def _told(self, job_id: str) -> int:
         """The newest revision told lately: the index is a little behind, and must not take a word back."""
