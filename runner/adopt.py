@@ -22,10 +22,12 @@ from runner.means import Means
 from runner.roster import Roster
 from runner.spare import PREFIX, Spare, became, send_start
 from schemas.endpoint import Endpoint
-from schemas.events import Adopted, Event, RecordUnreadable
+from schemas.events import Adopted, Event, Recorded, RecordUnreadable, Released, Unknown
 from schemas.failures import FAILURES, settle
 from schemas.job import Job, JobKey
 from schemas.words import ACTIVE, FINAL
+
+HOST_LOST = "host_lost"
 
 
 class Fate(StrEnum):
@@ -37,11 +39,12 @@ class Fate(StrEnum):
     LEAVE = "leave"  # an execution has it, or it is nothing we know: touch nothing
 
 
-def fate(found: Found, job: Job | None, host: str) -> Fate:
+def fate(found: Found, recorded: Recorded | None, host: str) -> Fate:
     """What to do with a container, by the record of its job (None: there is none)."""
     mine = found.identity
-    if mine.job == NO_JOB or job is None:
+    if mine.job == NO_JOB or recorded is None or _judged(recorded.event):
         return Fate.REMOVE
+    job = recorded.job
     if (mine.round, mine.attempt) != (job.round, job.attempt):
         return Fate.REMOVE if (mine.round, mine.attempt) < (job.round, job.attempt) else Fate.LEAVE
     if job.status in FINAL or job.claim is None or job.claim.host != host:
@@ -49,10 +52,18 @@ def fate(found: Found, job: Job | None, host: str) -> Fate:
     return Fate.FREE if found.state == "created" else Fate.FOLLOW
 
 
+def _judged(event: Event | Unknown) -> bool:
+    """Whether the attempt was ended by the life that ran it, killed before it cleared away: it counts once.
+
+    What was released because nobody heard of its host is another thing: its container is still worth something.
+    """
+    return isinstance(event, Released) and event.code != HOST_LOST
+
+
 def released(life: Life, job: Job) -> Event:
     """The event for an attempt whose host or container is gone."""
     why = "the host of this attempt is gone, or its container is"
-    return settle(job, "host_lost", why, FAILURES["host_lost"], at=life.now(), jitter=life.jitter())
+    return settle(job, HOST_LOST, why, FAILURES[HOST_LOST], at=life.now(), jitter=life.jitter())
 
 
 class Adopter:
@@ -113,7 +124,7 @@ class Adopter:
             except RecordUnreadable as error:
                 self._life.log.warning("record unreadable", owner=mine.owner, job_id=mine.job, why=str(error))
                 return  # the container is kept: it may be the only proof of what happened
-            verdict = fate(found, entry.recorded.job if entry else None, self._life.host)
+            verdict = fate(found, entry.recorded if entry else None, self._life.host)
             self._life.log.info("found", owner=mine.owner, job_id=mine.job, state=found.state, fate=verdict)
             try:
                 await self._carry_out(verdict, found, entry, delivery)

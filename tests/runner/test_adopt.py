@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from runner.adopt import Fate, fate
 from runner.engines.memory import Box
 from runner.engines.port import NO_JOB, Found, Identity, Limits, Spec, State
-from schemas.events import Adopted, Recorded, Submitted
+from schemas.events import Adopted, Recorded, Released, Started, Submitted
 from schemas.feed import LogNote, Note, ProgressNote
 from schemas.job import Claim, Job
 from schemas.words import Status
@@ -19,14 +19,25 @@ from tests.runner.world import World, out, within
 from tests.schemas.make import claim, job
 
 HOST = "gpu-1"
+
+
+def gave_back(code: str) -> Recorded:
+    """The attempt was released for that reason, and nobody has claimed the job since."""
+    queued = job(Status.QUEUED, attempt=1, claim=claim(1))
+    return Recorded(datetime.now(UTC), Released(code, charged=code == "internal"), queued)
+
+
 ADOPTING = [
     # state, round and attempt of the container, the record, what becomes of it
     ("running", (1, 1), job(Status.RUNNING), Fate.FOLLOW),
     ("exited", (1, 1), job(Status.RUNNING), Fate.FOLLOW),
     ("exited", (1, 1), job(Status.CANCELLING), Fate.FOLLOW),
-    ("running", (1, 1), job(Status.QUEUED, attempt=1, claim=claim(1)), Fate.FOLLOW),
+    ("running", (1, 1), gave_back("host_lost"), Fate.FOLLOW),
+    ("exited", (1, 1), gave_back("internal"), Fate.REMOVE),
+    ("exited", (1, 1), gave_back("drained"), Fate.REMOVE),
+    ("running", (1, 1), gave_back("engine_error"), Fate.REMOVE),
     ("created", (1, 1), job(Status.RUNNING), Fate.FREE),
-    ("created", (1, 1), job(Status.QUEUED, attempt=1, claim=claim(1)), Fate.FREE),
+    ("created", (1, 1), gave_back("host_lost"), Fate.FREE),
     ("running", (1, 1), job(Status.RUNNING, attempt=2, claim=claim(2)), Fate.REMOVE),
     ("running", (1, 3), job(Status.RUNNING, round=2), Fate.REMOVE),
     ("running", (1, 1), job(Status.RUNNING, claim=claim(1, host="other")), Fate.REMOVE),
@@ -42,8 +53,11 @@ def found(state: State, round_: int = 1, attempt: int = 1, name: str = "j1") -> 
 
 
 @pytest.mark.parametrize(("state", "place", "record", "becomes"), ADOPTING)
-def test_the_fate_of_a_container(state: State, place: tuple[int, int], record: Job | None, becomes: Fate) -> None:
-    assert fate(found(state, *place), record, HOST) is becomes
+def test_the_fate_of_a_container(
+    state: State, place: tuple[int, int], record: Job | Recorded | None, becomes: Fate
+) -> None:
+    recorded = Recorded(datetime.now(UTC), Started(record.claim), record) if isinstance(record, Job) else record
+    assert fate(found(state, *place), recorded, HOST) is becomes
 
 
 def test_a_warm_container_without_a_job_goes() -> None:
