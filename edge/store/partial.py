@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from edge.store.port import BLOCK, StoreBroken
-from edge.store.spool import WRITEBACK, disk_errors, sync_folder
+from edge.store.spool import WRITEBACK, disk_errors, durable_folder, sync_folder
 from schemas.asset import Digest
 from schemas.job import Moment
 from schemas.words import Token, is_token
@@ -62,7 +62,7 @@ class Partials:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with disk_errors():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            durable_folder(folder)
 
     def load(self, key: UploadKey) -> Upload | None:
         """The state, or None where there is no such upload. Raises StoreError."""

@@ -103,3 +103,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def durable_folder(folder: Path) -> None:
+    """Make it, for nobody else's eyes, and what is missing above it; all their names are durable then."""
+    fresh = [made for made in (folder, *folder.parents) if not made.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for made in fresh:
+        sync_folder(made.parent)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edge.store.spool import disk_errors, sync_folder
+from edge.store.spool import disk_errors, durable_folder, sync_folder
 
 PREFIXES = tuple(f"{n:02x}" for n in range(256))
 
@@ -70,14 +70,13 @@ def _alive(folder: Path) -> bool:
 
 
 def _lay_out(root: Path) -> None:
-    fresh = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable_folder(root)
     for name in ("sha256", "trash", "tmp"):
         (root / name).mkdir(exist_ok=True)
     # All 256 at once: a write then never has to make a folder durable.
     for prefix in PREFIXES:
         (root / "sha256" / prefix).mkdir(exist_ok=True)
-    for folder in (root / "sha256", root, *(made.parent for made in fresh)):
+    for folder in (root / "sha256", root):
         sync_folder(folder)
 
 

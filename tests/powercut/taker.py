@@ -1,22 +1,28 @@
-"""A process that takes files into an asset store: `python -m tests.powercut.taker FOLDER [files|folders]`.
+"""A process that takes files on a disk: `python -m tests.powercut.taker assets|uploads FOLDER [files|folders]`.
 
-It prints the digest of each file the store has taken, one a line. The second word names what its fsync leaves out.
+What has been taken it prints, one a line: the digest of an asset; id and durable offset of an upload. The third word
+names what its fsync leaves out.
 """
 
 import hashlib
+import itertools
 import os
 import random
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 
 from edge.store.directory import open_directory
+from edge.store.partial import Appending, Partials, Upload
 from edge.store.port import AssetStore
 
 WRITERS = 4
 BYTES = 50_000
+PIECES = 3
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
@@ -33,12 +39,34 @@ async def _take(store: AssetStore, dice: random.Random) -> None:
         sys.stdout.flush()
 
 
-async def main(folder: Path) -> None:
-    """Until it is killed."""
+async def assets(folder: Path) -> None:
+    """Files into a store, several at a time, until it is killed."""
     dice = random.Random(20261121)
     async with open_directory(folder) as store, anyio.create_task_group() as tasks:
         for _ in range(WRITERS):
             tasks.start_soon(_take, store, dice)
+
+
+async def uploads(folder: Path) -> None:
+    """Uploads that get a piece each in turn, until it is killed."""
+    partials = Partials(folder)
+    for number in itertools.count():
+        begun = Upload(
+            id=f"upload-{number}", owner="ann", name="a", media_type="b", expires=datetime.max.replace(tzinfo=UTC)
+        )
+        partials.begin(begun)
+        appending = Appending(partials, begun, None)
+        for _ in range(PIECES):
+            appending.write(piece(begun.id))
+            saved = appending.save()
+            sys.stdout.write(f"{saved.id} {saved.offset}\n")
+            sys.stdout.flush()
+        appending.close()
+
+
+def piece(upload_id: str) -> bytes:
+    """What an upload is made of, over and over."""
+    return hashlib.sha256(upload_id.encode()).digest() * 100
 
 
 def leave_out(what: str) -> None:
@@ -53,6 +81,7 @@ def leave_out(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        leave_out(sys.argv[2])
-    anyio.run(main, Path(sys.argv[1]))
+    what, where, *left_out = sys.argv[1:]
+    for word in left_out:
+        leave_out(word)
+    anyio.run({"assets": assets, "uploads": uploads}[what], Path(where))

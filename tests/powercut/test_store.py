@@ -10,17 +10,20 @@ import pytest
 from anyio.streams.text import TextReceiveStream
 
 from edge.store.directory import DirectoryStore, open_directory
+from edge.store.partial import Partials, UploadKey
+from edge.store.port import StoreBroken
 from tests.powercut.disk import Names
 from tests.powercut.plug import ROOT, plugged, require_fuse
+from tests.powercut.taker import piece
 
 TAKEN = 25  # before the power goes
 
 
-async def cut_while_taking(where: Path, names: Names, *left_out: str) -> tuple[set[str], set[str]]:
-    """What was taken before the cut, and what the store has of it afterwards, whole."""
+async def cut_while_taking(where: Path, names: Names, what: str, *left_out: str) -> list[str]:
+    """The lines of a taker that were told before the cut; `where / "kept" / what` is what its folder has kept."""
     said = ""
     async with plugged(where, names) as plug:
-        argv = [sys.executable, "-m", "tests.powercut.taker", str(plug.folder / "assets"), *left_out]
+        argv = [sys.executable, "-m", "tests.powercut.taker", what, str(plug.folder / what), *left_out]
         async with await anyio.open_process(argv, stdin=None, stderr=None, cwd=ROOT) as taker:
             assert taker.stdout is not None
             async for text in TextReceiveStream(taker.stdout):
@@ -30,9 +33,14 @@ async def cut_while_taking(where: Path, names: Names, *left_out: str) -> tuple[s
             taker.send_signal(signal.SIGSTOP)
             await plug.cut()
             taker.kill()
-    taken = {line.rstrip("\n") for line in said.splitlines(keepends=True) if line.endswith("\n")}
+    assert said.count("\n") >= TAKEN
+    return said[: said.rindex("\n")].splitlines()
+
+
+async def left(where: Path, taken: list[str]) -> list[str]:
+    """Those of the assets taken that are there, whole."""
     async with open_directory(where / "kept" / "assets") as store:
-        return taken, {digest for digest in taken if await holds(store, digest)}
+        return [digest for digest in taken if await holds(store, digest)]
 
 
 async def holds(store: DirectoryStore, digest: str) -> bool:
@@ -42,16 +50,49 @@ async def holds(store: DirectoryStore, digest: str) -> bool:
     return hashlib.sha256(b"".join([block async for block in store.read(digest)])).hexdigest() == digest
 
 
-@pytest.mark.parametrize("names", list(Names))
+ON_ANY_DISK = pytest.mark.parametrize("names", list(Names))
+WITHOUT = pytest.mark.parametrize("left_out", ["files", "folders"])
+
+
+@ON_ANY_DISK
 async def test_what_was_taken_is_whole(tmp_path: Path, names: Names) -> None:
     require_fuse()
-    taken, there = await cut_while_taking(tmp_path, names)
-    assert len(taken) >= TAKEN
-    assert there == taken
+    taken = await cut_while_taking(tmp_path, names, "assets")
+    assert await left(tmp_path, taken) == taken
 
 
-@pytest.mark.parametrize("left_out", ["files", "folders"])
+@WITHOUT
 async def test_each_sync_of_the_store_is_needed(tmp_path: Path, left_out: str) -> None:
     require_fuse()
-    taken, there = await cut_while_taking(tmp_path, Names.FOLDER, left_out)
-    assert there != taken
+    taken = await cut_while_taking(tmp_path, Names.FOLDER, "assets", left_out)
+    assert await left(tmp_path, taken) != taken
+
+
+def lost(where: Path, told: list[str]) -> list[str]:
+    """Offsets of uploads that were told and are not there, or not with the bytes that were sent."""
+    partials = Partials(where / "kept" / "uploads")
+    return [line for line in told if not _reaches(partials, *line.split())]
+
+
+def _reaches(partials: Partials, upload_id: str, offset: str) -> bool:
+    key = UploadKey("ann", upload_id)
+    try:
+        upload = partials.load(key)
+    except StoreBroken:
+        return False
+    if upload is None or upload.offset < int(offset):
+        return False
+    sent = piece(upload_id) * (upload.offset // len(piece(upload_id)))
+    return partials.bytes_of(key).read_bytes()[: upload.offset] == sent
+
+
+@ON_ANY_DISK
+async def test_an_upload_goes_on_from_the_offset_that_was_told(tmp_path: Path, names: Names) -> None:
+    require_fuse()
+    assert lost(tmp_path, await cut_while_taking(tmp_path, names, "uploads")) == []
+
+
+@WITHOUT
+async def test_each_sync_of_an_upload_is_needed(tmp_path: Path, left_out: str) -> None:
+    require_fuse()
+    assert lost(tmp_path, await cut_while_taking(tmp_path, Names.FOLDER, "uploads", left_out))
