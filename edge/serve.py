@@ -23,10 +23,11 @@ from edge.outbound import guard
 from edge.outbound.targets import Allowed
 from edge.parts import Parts
 from edge.public import certificate, welcome
+from edge.services.agreed import agree_on_store
 from edge.services.clock import utc_now
 from edge.services.joining import Welcome
 from edge.settings import EdgeSettings
-from edge.store.directory import open_directory
+from edge.store.opening import open_store
 
 LAST_PUBLISHES_S = 2.0
 BACKLOG = 1024  # connections that wait to be accepted
@@ -112,10 +113,12 @@ def _bound(host: str, port: int, setting: str) -> socket.socket:
 async def _services(settings: EdgeSettings, told: Welcome | None) -> AsyncIterator[Parts]:
     async with (
         open_edge(settings.broker) as bus,
-        open_directory(settings.data / "assets") as store,
+        open_store(settings.store, settings.data) as store,
         httpx.AsyncClient() as client,
         guard.client(Allowed(settings.outbound.allow)) as outside,
     ):
+        survey = await store.survey()
+        await agree_on_store(bus.agreed, survey.fingerprint, utc_now, replace=settings.store.replace)
         parts, reconciler = await assemble(settings, bus, store, Clients(client, outside), told)
         await parts.joining.start()
         async with anyio.create_task_group() as tasks:

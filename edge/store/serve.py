@@ -1,20 +1,20 @@
 """An asset as an HTTP answer: ranges, revalidation, and nothing a browser could mistake for a page of the edge."""
 
-import re
+from datetime import timedelta
 
 from starlette.datastructures import Headers
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from edge.store.port import BLOCK, Store, Stored
+from edge.store.port import BLOCK, AssetStore, Store, Stored
+from edge.store.ranges import Span, Unsatisfiable, one_span, usable
 from schemas.asset import Digest, safe_name
 
 # Shown in place; everything else is offered for saving. No HTML, no SVG: both can carry scripts.
 _SHOWN = ("video/", "audio/", "image/png", "image/jpeg", "image/gif", "image/webp", "text/plain", "application/json")
 
-# Eighteen digits are more than any file has.
-_RANGE = r"(\d{1,18}-\d{0,18}|-\d{1,18})"
-_RANGES = re.compile(rf"bytes=\s*{_RANGE}(\s*,\s*{_RANGE})*\s*\Z", re.ASCII | re.IGNORECASE)
+# How long a store's own URL works: a player comes back to it for every jump.
+LINK_FOR = timedelta(hours=1)
 
 
 class _File(FileResponse):
@@ -23,23 +23,17 @@ class _File(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """RFC 9110, 14.2: a Range that is malformed or of another unit is ignored, not refused."""
         asked = Headers(scope=scope).get("range")
-        if asked is not None and not _usable(asked):
+        if asked is not None and not usable(asked):
             scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
         await super().__call__(scope, receive, send)
 
 
-def _usable(asked: str) -> bool:
-    if not _RANGES.match(asked):
-        return False
-    ends = (one.strip().split("-") for one in asked.partition("=")[2].split(","))
-    return all(not (first and last) or int(first) <= int(last) for first, last in ends)
-
-
-async def answer(store: Store, sha256: Digest, name: str, media_type: str, scope: Scope) -> Response | None:
+async def answer(store: AssetStore, sha256: Digest, name: str, media_type: str, scope: Scope) -> Response | None:
     """The response to the GET or HEAD in `scope`; None where the store has no such file (the caller says 404).
 
     200, 206 (one range or several), 304 on If-None-Match, 416. The ETag is the digest, so a cut download may be
-    resumed with If-Range whatever happened to the edge meanwhile. Stores without local files answer the whole file.
+    resumed with If-Range whatever happened to the edge meanwhile. A GET of what the store has a URL of its own for is
+    led there (307); what is neither there nor a local file is passed through, whole or one range of it.
     """
     stored = await store.stat(sha256)
     if stored is None:
@@ -59,15 +53,30 @@ async def answer(store: Store, sha256: Digest, name: str, media_type: str, scope
         filename=safe_name(name),
         content_disposition_type="inline" if media_type.startswith(_SHOWN) else "attachment",
     )
-    return file if stored.path else _stream(store, stored, file, scope["method"])
+    if stored.path:
+        return file
+    link = await store.link(sha256, LINK_FOR) if scope["method"] == "GET" else None
+    if link is not None:
+        return RedirectResponse(link, 307, {"cache-control": "no-store"})
+    return _passed_through(store, stored, file, scope)
 
 
-def _stream(store: Store, stored: Stored, like: FileResponse, method: str) -> Response:
-    like.headers["accept-ranges"] = "none"
-    like.headers["content-length"] = str(stored.bytes)
-    if method == "HEAD":
-        return Response(headers=like.headers)
-    return StreamingResponse(store.read(stored.sha256), headers=like.headers)
+def _passed_through(store: Store, stored: Stored, like: FileResponse, scope: Scope) -> Response:
+    asked = Headers(scope=scope)
+    fresh = asked.get("if-range") in {None, like.headers["etag"]}
+    like.headers["accept-ranges"] = "bytes"
+    try:
+        span = one_span(asked.get("range") if fresh else None, stored.bytes)
+    except Unsatisfiable:
+        return Response(status_code=416, headers={**like.headers, "content-range": f"bytes */{stored.bytes}"})
+    start, stop = span or Span(0, stored.bytes)
+    like.headers["content-length"] = str(stop - start)
+    if span is not None:
+        like.headers["content-range"] = f"bytes {start}-{stop - 1}/{stored.bytes}"
+    status = 200 if span is None else 206
+    if scope["method"] == "HEAD":
+        return Response(status_code=status, headers=like.headers)
+    return StreamingResponse(store.read(stored.sha256, start, stop), status, like.headers)
 
 
 def _matches(condition: str | None, etag: str) -> bool:

@@ -3,15 +3,19 @@
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 
 from edge.store.directory import open_directory
 from edge.store.memory import MemoryStore
-from edge.store.port import BLOCK, DigestMismatch, Store, TooLarge
+from edge.store.port import BLOCK, AssetStore, DigestMismatch, TooLarge
+from edge.store.remote import open_remote
 from schemas.asset import Digest
+from tests.s3 import buckets
 
 BODY = b"a face and a voice " * 200_000  # 3.8 MB: several blocks and a rest
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -25,39 +29,48 @@ async def body(data: bytes = BODY, chunk: int = 65536) -> AsyncIterator[bytes]:
         yield data[at : at + chunk]
 
 
-async def whole(store: Store, sha256: Digest = SHA, start: int = 0, stop: int | None = None) -> bytes:
+async def whole(store: AssetStore, sha256: Digest = SHA, start: int = 0, stop: int | None = None) -> bytes:
     return b"".join([block async for block in store.read(sha256, start, stop)])
 
 
 @asynccontextmanager
-async def memory(_: Path) -> AsyncIterator[Store]:
+async def memory(_: Path) -> AsyncIterator[AssetStore]:
     yield MemoryStore()
 
 
 @asynccontextmanager
-async def directory(root: Path) -> AsyncIterator[Store]:
+async def directory(root: Path) -> AsyncIterator[AssetStore]:
     async with open_directory(root) as store:
         yield store
         left = [path for path in (root / "tmp").rglob("*") if path.is_file() and path.name != "lock"]
         assert left == [], "a write left something in the temporary folder"
 
 
-@pytest.fixture(params=[memory, directory], ids=["memory", "directory"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Store]:
-    opened: Callable[[Path], AbstractAsyncContextManager[Store]] = request.param
+@asynccontextmanager
+async def remote(scratch: Path) -> AsyncIterator[AssetStore]:
+    with buckets() as url:
+        async with open_remote(url, scratch) as store:
+            yield store
+    left = [path async for path in anyio.Path(scratch).iterdir()]
+    assert left == [], "a write left something in the scratch folder"
+
+
+@pytest.fixture(params=[memory, directory, remote], ids=["memory", "directory", "remote"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[AssetStore]:
+    opened: Callable[[Path], AbstractAsyncContextManager[AssetStore]] = request.param
     async with opened(tmp_path / "store") as store:
         yield store
 
 
 @pytest.mark.parametrize("expected", [SHA, None])
-async def test_a_body_is_kept_under_its_digest(store: Store, expected: Digest | None) -> None:
+async def test_a_body_is_kept_under_its_digest(store: AssetStore, expected: Digest | None) -> None:
     stored = await store.write(body(), expected, LIMIT)
     assert (stored.sha256, stored.bytes) == (SHA, len(BODY))
     assert await store.stat(SHA) == stored
     assert await whole(store) == BODY
 
 
-async def test_an_empty_body_is_a_file_too(store: Store) -> None:
+async def test_an_empty_body_is_a_file_too(store: AssetStore) -> None:
     assert (await store.write(body(b""), EMPTY, 0)).bytes == 0
     assert await whole(store, EMPTY) == b""
 
@@ -65,19 +78,19 @@ async def test_an_empty_body_is_a_file_too(store: Store) -> None:
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, 1), (5, 5), (BLOCK - 1, BLOCK + 1), (len(BODY) - 3, None), (10, len(BODY) + 99), (99, 9)]
 )
-async def test_a_range_is_cut_as_python_cuts(store: Store, start: int, stop: int | None) -> None:
+async def test_a_range_is_cut_as_python_cuts(store: AssetStore, start: int, stop: int | None) -> None:
     await store.write(body(), SHA, LIMIT)
     assert await whole(store, SHA, start, stop) == BODY[start:stop]
 
 
-async def test_what_is_not_there_is_said_so(store: Store) -> None:
+async def test_what_is_not_there_is_said_so(store: AssetStore) -> None:
     assert await store.stat(OTHER) is None
     assert [await store.trash(OTHER), await store.restore(OTHER), await store.erase(OTHER)] == [False] * 3
     with pytest.raises(KeyError):
         await whole(store, OTHER)
 
 
-async def test_a_wrong_digest_leaves_nothing(store: Store) -> None:
+async def test_a_wrong_digest_leaves_nothing(store: AssetStore) -> None:
     with pytest.raises(DigestMismatch) as raised:
         await store.write(body(), OTHER, LIMIT)
     assert (raised.value.expected, raised.value.got) == (OTHER, SHA)
@@ -85,14 +98,14 @@ async def test_a_wrong_digest_leaves_nothing(store: Store) -> None:
     assert await store.stat(SHA) is None
 
 
-async def test_a_known_digest_does_not_excuse_a_wrong_body(store: Store) -> None:
+async def test_a_known_digest_does_not_excuse_a_wrong_body(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
     with pytest.raises(DigestMismatch):
         await store.write(body(b"something else"), SHA, LIMIT)
     assert await whole(store) == BODY
 
 
-async def test_a_body_over_its_limit_is_not_read_to_the_end(store: Store) -> None:
+async def test_a_body_over_its_limit_is_not_read_to_the_end(store: AssetStore) -> None:
     given = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -106,13 +119,13 @@ async def test_a_body_over_its_limit_is_not_read_to_the_end(store: Store) -> Non
     assert given <= 5 * BLOCK
 
 
-async def test_a_body_of_exactly_the_limit_passes(store: Store) -> None:
+async def test_a_body_of_exactly_the_limit_passes(store: AssetStore) -> None:
     assert (await store.write(body(), SHA, len(BODY))).bytes == len(BODY)
     with pytest.raises(TooLarge):
         await store.write(body(), SHA, len(BODY) - 1)
 
 
-async def test_a_cut_body_leaves_nothing_and_is_told_as_it_was(store: Store) -> None:
+async def test_a_cut_body_leaves_nothing_and_is_told_as_it_was(store: AssetStore) -> None:
     async def cut() -> AsyncIterator[bytes]:
         yield BODY[: 2 * BLOCK]
         raise ConnectionResetError("the client went away")
@@ -122,7 +135,7 @@ async def test_a_cut_body_leaves_nothing_and_is_told_as_it_was(store: Store) -> 
     assert await store.stat(SHA) is None
 
 
-async def test_a_cancelled_write_leaves_nothing(store: Store) -> None:
+async def test_a_cancelled_write_leaves_nothing(store: AssetStore) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def stalls() -> AsyncIterator[bytes]:
@@ -134,14 +147,14 @@ async def test_a_cancelled_write_leaves_nothing(store: Store) -> None:
     assert await store.stat(SHA) is None
 
 
-async def test_writers_of_one_digest_do_not_meet(store: Store) -> None:
+async def test_writers_of_one_digest_do_not_meet(store: AssetStore) -> None:
     async with anyio.create_task_group() as tasks:
         for chunk in (1000, 65536, BLOCK, len(BODY)):
             tasks.start_soon(store.write, body(chunk=chunk), SHA, LIMIT)
     assert await whole(store) == BODY
 
 
-async def test_trash_hides_restore_brings_back_erase_ends(store: Store) -> None:
+async def test_trash_hides_restore_brings_back_erase_ends(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
     assert await store.trash(SHA)
     assert await store.stat(SHA) is None
@@ -154,13 +167,13 @@ async def test_trash_hides_restore_brings_back_erase_ends(store: Store) -> None:
     assert (await store.survey()).trashed == ()
 
 
-async def test_erase_never_touches_what_is_not_in_the_trash(store: Store) -> None:
+async def test_erase_never_touches_what_is_not_in_the_trash(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
     assert not await store.erase(SHA)
     assert await whole(store) == BODY
 
 
-async def test_bytes_in_the_trash_are_written_again(store: Store) -> None:
+async def test_bytes_in_the_trash_are_written_again(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
     await store.trash(SHA)
     await store.write(body(), SHA, LIMIT)
@@ -170,7 +183,9 @@ async def test_bytes_in_the_trash_are_written_again(store: Store) -> None:
 
 
 @pytest.mark.parametrize("then_erase", [False, True])
-async def test_a_body_verified_while_its_file_is_deleted_is_there_afterwards(store: Store, then_erase: bool) -> None:
+async def test_a_body_verified_while_its_file_is_deleted_is_there_afterwards(
+    store: AssetStore, then_erase: bool
+) -> None:
     await store.write(body(), SHA, LIMIT)
 
     async def deleted_meanwhile() -> AsyncIterator[bytes]:
@@ -184,7 +199,7 @@ async def test_a_body_verified_while_its_file_is_deleted_is_there_afterwards(sto
     assert await whole(store) == BODY
 
 
-async def test_a_reader_finishes_what_it_began(store: Store) -> None:
+async def test_a_reader_finishes_what_it_began(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
     reading = store.read(SHA)
     first = await anext(reading)
@@ -193,9 +208,33 @@ async def test_a_reader_finishes_what_it_began(store: Store) -> None:
     assert first + b"".join([block async for block in reading]) == BODY
 
 
-async def test_the_fingerprint_stays_and_free_space_is_known(store: Store) -> None:
+async def test_the_fingerprint_stays_and_free_space_is_known(store: AssetStore) -> None:
     before = await store.survey()
     await store.write(body(), SHA, LIMIT)
     after = await store.survey()
     assert before.fingerprint == after.fingerprint != ""
     assert after.free_bytes > 0
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_file_of_this_machine_is_taken_over_and_stays(store: AssetStore, tmp_path: Path, held: bool) -> None:
+    path = tmp_path / "whole"
+    path.write_bytes(BODY)
+    if held:
+        await store.write(body(), SHA, LIMIT)
+    for _ in range(2):
+        assert (await store.adopt(path, SHA)).bytes == len(BODY)
+    assert path.read_bytes() == BODY
+    path.unlink()
+    assert await whole(store) == BODY
+
+
+async def test_a_link_is_where_the_bytes_are(store: AssetStore) -> None:
+    await store.write(body(), SHA, LIMIT)
+    link = await store.link(SHA, timedelta(minutes=5))
+    if link is None:  # the edge passes the bytes through itself
+        assert await whole(store) == BODY
+        return
+    async with httpx.AsyncClient(trust_env=False) as client:
+        part = await client.get(link, headers={"Range": "bytes=5-9"})
+    assert (part.status_code, part.content) == (206, BODY[5:10])

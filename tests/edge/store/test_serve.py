@@ -11,9 +11,11 @@ from litestar.types import Receive, Scope, Send
 
 from edge.store.directory import open_directory
 from edge.store.memory import MemoryStore
-from edge.store.port import Store
+from edge.store.port import AssetStore
+from edge.store.remote import open_remote
 from edge.store.serve import answer
 from tests.edge.store.served import served
+from tests.s3 import buckets, environment
 
 BODY = bytes(range(256)) * 10_000  # 2.56 MB
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -25,7 +27,7 @@ async def body(data: bytes = BODY) -> AsyncIterator[bytes]:
     yield data
 
 
-def app_over(store: Store, name: str = NAME, media_type: str = "video/mp4") -> Litestar:
+def app_over(store: AssetStore, name: str = NAME, media_type: str = "video/mp4") -> Litestar:
     @asgi("/a", is_mount=True, copy_scope=True)
     async def download(scope: Scope, receive: Receive, send: Send) -> None:
         response = await answer(store, scope["path"].strip("/")[-64:], name, media_type, scope)
@@ -134,14 +136,42 @@ async def test_only_what_cannot_run_is_shown_in_place(client: httpx.AsyncClient,
     assert ".." not in got.headers["content-disposition"]
 
 
-async def test_a_store_without_local_files_answers_whole(client: httpx.AsyncClient) -> None:
+async def test_a_store_without_local_files_passes_the_bytes_through(client: httpx.AsyncClient) -> None:
     store = MemoryStore()
     await store.write(body(), SHA, len(BODY))
     async with served(app_over(store)) as base:
-        got = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=5-"})
-        head = await client.head(f"{base}/a/{SHA}")
-    assert (got.status_code, got.content, got.headers["accept-ranges"]) == (200, BODY, "none")
+        url, resumed = f"{base}/a/{SHA}", {"Range": "bytes=5-", "If-Range": ETAG}
+        whole, head = await client.get(url), await client.head(url)
+        part = await client.get(url, headers=resumed)
+        other = await client.get(url, headers=resumed | {"If-Range": '"another"'})
+        beyond = await client.get(url, headers={"Range": f"bytes={len(BODY)}-"})
+    assert (whole.status_code, whole.content, whole.headers["etag"]) == (200, BODY, ETAG)
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(BODY)))
+    assert (part.status_code, part.content) == (206, BODY[5:])
+    assert part.headers["content-range"] == f"bytes 5-{len(BODY) - 1}/{len(BODY)}"
+    assert (other.status_code, other.content) == (200, BODY)
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(BODY)}")
+
+
+async def test_a_bucket_serves_its_bytes_itself(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    with buckets() as url:
+        async with open_remote(url, tmp_path) as store, served(app_over(store)) as base:
+            await store.write(body(), SHA, len(BODY))
+            led = await client.get(f"{base}/a/{SHA}")
+            assert (led.status_code, led.headers["cache-control"]) == (307, "no-store")
+            assert led.headers["location"].startswith(environment()["AWS_ENDPOINT_URL"])
+            part = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=5-9"}, follow_redirects=True)
+            assert (part.status_code, part.content) == (206, BODY[5:10])
+            head = await client.head(f"{base}/a/{SHA}")  # what is signed for GET answers no HEAD
+            assert (head.status_code, head.headers["content-length"]) == (200, str(len(BODY)))
+
+
+async def test_a_bucket_that_may_not_be_seen_is_read_by_the_edge(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    with buckets() as url:
+        async with open_remote(url, tmp_path, presign=False) as store, served(app_over(store)) as base:
+            await store.write(body(), SHA, len(BODY))
+            part = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=-4"})
+            assert (part.status_code, part.content) == (206, BODY[-4:])
 
 
 async def test_what_the_store_lacks_is_left_to_the_caller() -> None:
