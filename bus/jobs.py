@@ -12,7 +12,7 @@ from bus import subjects
 from bus.acks import handed
 from bus.handing import Handing
 from bus.jetstream import JetStream
-from bus.port import BusError, Delivery, Lane
+from bus.port import WOKEN_S, BusError, Delivery, Lane
 from bus.topology import JOBS, ensure_lanes
 from schemas.job import Pointer
 from schemas.words import Priority
@@ -51,15 +51,18 @@ class JobsQueue:
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
         """The broker's deduplication is a help, never the authority: hence the round in the subject."""
-        subject = subjects.pointer(pointer)
+        subject, wake = subjects.pointer(pointer), subjects.wake(pointer.pool, pointer.priority)
+        began = anyio.current_time()
+        await self._js.wire.say(wake)
         await self._js.write(subject, msgspec.json.encode(pointer), message_id=None if repair else subject)
-        await self._js.wire.say(subjects.wake(pointer.pool, pointer.priority))
+        if anyio.current_time() - began > WOKEN_S / 2:
+            await self._js.wire.say(wake)
 
-    async def take(self, pool: str, priority: Priority) -> Delivery | None:
+    async def take(self, pool: str, priority: Priority, wait_s: float = 0.0) -> Delivery | None:
         """One fetch a lane at a time, so that a message without a token can be given to its asker."""
         lane = subjects.lane(pool, priority)
         async with self._turns[lane]:
-            while (message := await self._js.wire.fetch(JOBS.name, lane)) is not None:
+            while (message := await self._js.wire.fetch(JOBS.name, lane, wait_s)) is not None:
                 pointer, got = subjects.parse_pointer(message.subject), handed(message.reply)
                 if pointer is not None and got is not None:
                     return JobsDelivery(self._js, message.reply, pointer, got.sequence)

@@ -140,6 +140,9 @@ class Delivery(Protocol):
         ...
 
 
+WOKEN_S = 0.05  # a wake is said before what it tells of is stored; a store that takes longer is told of again
+
+
 class Queue(Protocol):
     """JOBS: the pointers that wait, one consumer a pool and priority."""
 
@@ -148,11 +151,14 @@ class Queue(Protocol):
         ...
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """Let it wait and wake its lane. Twice is once (Msg-Id = subject), but `repair` publishes anew."""
+        """Wake its lane and let it wait: whoever is woken takes it within WOKEN_S.
+
+        Twice is once (Msg-Id = subject), but `repair` publishes anew.
+        """
         ...
 
-    async def take(self, pool: str, priority: Priority) -> Delivery | None:
-        """The next one, at once or None; None also when the consumer is not there yet."""
+    async def take(self, pool: str, priority: Priority, wait_s: float = 0.0) -> Delivery | None:
+        """The next one, at once, or one that comes within `wait_s`; None also when the consumer is not there yet."""
         ...
 
     async def withdraw(self, pointer: Pointer) -> None:

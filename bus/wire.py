@@ -189,12 +189,13 @@ class Wire:
         with self._answers.expected(subject) as asked:
             return await _ask(client, asked, data, headers, within_s)
 
-    async def fetch(self, stream: str, consumer: str) -> Msg | None:
-        """The next message of a pull consumer, None when there is none now. One call a consumer at a time."""
+    async def fetch(self, stream: str, consumer: str, wait_s: float = 0.0) -> Msg | None:
+        """The next message of a pull consumer, None when none comes within `wait_s`. One call a consumer at a time."""
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         client = self._standing()
         with self._answers.expected(subject, (stream, consumer)) as asked:
-            message = await _ask(client, asked, b'{"batch":1,"no_wait":true}')
+            how = b'"expires":%d' % int(wait_s * 10**9) if wait_s else b'"no_wait":true'
+            message = await _ask(client, asked, b'{"batch":1,%b}' % how, within_s=ANSWER_S + wait_s)
         return None if status(message) else message
 
     async def _answered(self, message: Msg) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from bus.port import BusError, Conflict, Delivery, Lane
+from bus.port import WOKEN_S, BusError, Conflict, Delivery, Lane
 from runner.adopt import Adopter, released
 from runner.ahead import fetch_ahead
 from runner.attempt import Ticket
@@ -88,7 +88,7 @@ class Agent:
         pools = [name for name, kinds in self._pools.items() if any(kind.name not in cannot for kind in kinds)]
         woken, self._woken = self._woken, frozenset()
         try:
-            delivery = await self._sweep(lane for lane in _by_priority(woken) if lane.pool in pools)
+            delivery = await self._sweep([lane for lane in _by_priority(woken) if lane.pool in pools], WOKEN_S)
             if delivery is None:
                 delivery = await self._sweep(self._lanes(pools))
             if delivery is None:
@@ -105,9 +105,9 @@ class Agent:
         first = self._turn % len(pools) if pools else 0
         return [Lane(pool, priority) for priority in PRIORITIES for pool in pools[first:] + pools[:first]]
 
-    async def _sweep(self, lanes: Iterable[Lane]) -> Delivery | None:
+    async def _sweep(self, lanes: Iterable[Lane], wait_s: float = 0.0) -> Delivery | None:
         for lane in lanes:
-            delivery = await self._life.bus.queue.take(lane.pool, lane.priority)
+            delivery = await self._life.bus.queue.take(lane.pool, lane.priority, wait_s)
             if delivery is not None:
                 return delivery
         return None

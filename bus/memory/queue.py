@@ -79,9 +79,18 @@ class MemoryQueue:
                 link.woken.add(Lane(pointer.pool, pointer.priority))
                 link.tell()
 
-    async def take(self, pool: str, priority: Priority) -> Delivery | None:
+    async def take(self, pool: str, priority: Priority, wait_s: float = 0.0) -> Delivery | None:
         """The oldest that nobody holds."""
         await self._link.reach()
+        found = self._take(pool, priority)
+        with anyio.move_on_after(wait_s):
+            while found is None:
+                await self._link.changed()
+                await self._link.reach()
+                found = self._take(pool, priority)
+        return found
+
+    def _take(self, pool: str, priority: Priority) -> Delivery | None:
         if subjects.lane(pool, priority) not in self._jobs.lanes:
             return None
         now = self._jobs.clock()

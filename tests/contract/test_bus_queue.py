@@ -54,6 +54,22 @@ async def test_nothing_waits_in_an_empty_lane_or_in_one_that_is_not_there(world:
     assert await take(world, pool="nowhere") is None
 
 
+async def test_a_taker_may_wait_for_what_is_just_being_published(world: World):
+    took: list[Delivery | None] = []
+
+    async def wait() -> None:
+        took.append(await world.runner.queue.take("echo", Priority.NORMAL, PATIENCE_S))
+        await took[0].done() if took[0] else None
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        await world.edge.queue.publish(pointer())
+    assert [delivery and delivery.pointer for delivery in took] == [pointer()]
+    assert await world.runner.queue.take("echo", Priority.NORMAL, 0.01) is None
+    assert await world.runner.queue.take("nowhere", Priority.NORMAL, 0.01) is None
+
+
 async def test_lanes_do_not_mix(world: World):
     await world.edge.queue.ensure(["echo-high", "other"])
     everything = [pointer(priority=p, pool=pool) for p in PRIORITIES for pool in ("echo", "echo-high", "other")]

@@ -22,7 +22,7 @@ from schemas.reasons import Reason
 from schemas.words import Priority, Status
 from tests.broker import until
 from tests.runner.warmed import kind
-from tests.runner.world import World, out
+from tests.runner.world import DEADLINE_S, World, out
 
 
 @pytest.fixture
@@ -70,6 +70,7 @@ async def test_high_before_normal_before_low(world: World) -> None:
         return 0
 
     world.programs["order"] = notes_itself
+    world.pace = replace(world.pace, ahead_s=DEADLINE_S)  # what is looked at ahead is given back for a moment
     keys = [
         await world.submit("order", name, priority=priority)
         for name, priority in [("low", Priority.LOW), ("normal", Priority.NORMAL), ("high", Priority.HIGH)]
