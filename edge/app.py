@@ -19,12 +19,29 @@ from edge.handshake import Handshake, note_cause
 from edge.openapi import complete, config
 from edge.parts import Parts
 from edge.problems import answer
-from edge.routes import assets, events, health, jobs, joining, keys, lists, read, tokens, uploads, usage, webhooks
+from edge.routes import (
+    assets,
+    batches,
+    events,
+    health,
+    jobs,
+    joining,
+    keys,
+    lists,
+    read,
+    tokens,
+    uploads,
+    usage,
+    webhooks,
+)
 from edge.routes.bodies import JSON_BYTES
 from edge.routes.given import Owner, Services
 from edge.services.messages import Language, choose_language
 
-MODULES = (jobs, lists, events, assets, read, keys, tokens, uploads, usage, webhooks, joining, health, gateway_route)
+MODULES = (
+    *(jobs, batches, lists, events, assets, uploads, webhooks),
+    *(read, keys, tokens, usage, joining, health, gateway_route),
+)
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 

@@ -9,8 +9,8 @@ from bus.settings import BrokerSettings
 from edge.outbound.settings import OutboundSettings
 from edge.services.signing import UrlSettings
 from edge.services.uploads import UploadSettings
-from edge.webhooks.settings import WebhookSettings
 from edge.store.opening import StoreSettings
+from edge.webhooks.settings import WebhookSettings
 from schemas.switch import HostDeclaration
 from schemas.words import Token
 

@@ -1,6 +1,6 @@
 """`AsyncClient`: `lamplighter.sdk.Client` for programs that await."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -9,6 +9,7 @@ import anyio.to_thread
 import httpx
 
 from lamplighter import wire
+from lamplighter.batches import Batch, batch
 from lamplighter.digests import DigestCache
 from lamplighter.errors import Unreachable
 from lamplighter.notes import Notes
@@ -22,6 +23,7 @@ from lamplighter.shared import (
     UPLOADS,
     Advance,
     Following,
+    asked,
     key_headers,
     local_files,
     meant,
@@ -82,13 +84,30 @@ class AsyncClient:
         return wire.answered(call, reply.status_code, reply.content)
 
     async def submit(
-        self, endpoint: str, *, wait: bool = False, options: dict[str, Any] | None = None, **given: Any
+        self,
+        endpoint: str,
+        *,
+        wait: bool = False,
+        await_input: bool = False,
+        webhook: str | None = None,
+        options: dict[str, Any] | None = None,
+        **given: Any,
     ) -> JobView:
         """As `Client.submit`."""
         files = await self._files(endpoint, given)
-        inputs = given | {name: (await self.upload(path)).digest for name, path in files.items()}
-        job = await self.call(wire.submit(endpoint, inputs, **(options or {})))
+        if await_input:
+            digest, run = self._digests.digest, anyio.to_thread.run_sync
+            named = {name: SCHEME + await run(digest, path) for name, path in files.items()}
+        else:
+            named = {name: (await self.upload(path)).digest for name, path in files.items()}
+        job = await self.call(wire.submit(endpoint, given | named, **asked(options, await_input, webhook)))
+        for path in files.values() if await_input else ():
+            await self.upload(path)
         return await self.wait(job.id) if wait else job
+
+    async def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
+        """As `Client.batch`."""
+        return await self.call(batch(jobs, idempotency_key))
 
     async def _files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
         files = local_files(given)

@@ -7,13 +7,14 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from lamplighter import wire
+from lamplighter.batches import Batch, batch
 from lamplighter.digests import DigestCache
 from lamplighter.errors import Unreachable
 from lamplighter.notes import Notes
@@ -27,6 +28,7 @@ from lamplighter.shared import (
     UPLOADS,
     Advance,
     Following,
+    asked,
     key_headers,
     local_files,
     meant,
@@ -80,16 +82,38 @@ class Client:
         return wire.answered(call, reply.status_code, reply.content)
 
     def submit(
-        self, endpoint: str, *, wait: bool = False, options: dict[str, Any] | None = None, **given: Any
+        self,
+        endpoint: str,
+        *,
+        wait: bool = False,
+        await_input: bool = False,
+        webhook: str | None = None,
+        options: dict[str, Any] | None = None,
+        **given: Any,
     ) -> JobView:
         """Submit a job. A Path is uploaded first, and so is a text that names a local file where a file is taken.
 
-        `options` are those of `wire.submit`: job_id, idempotency_key, priority, and `options` for further fields of
-        the body. With `wait` the job has ended when this returns; raises JobFailed unless it succeeded.
+        With `await_input` the job is accepted first and the files follow, so that a dark host wakes meanwhile.
+        `webhook` is the URL that its states are delivered to. `options` are those of `wire.submit`: job_id,
+        idempotency_key, priority, and `options` for further fields of the body. With `wait` the job has ended when this
+        returns; raises JobFailed unless it succeeded.
         """
-        inputs = given | {name: self.upload(path).digest for name, path in self._files(endpoint, given).items()}
-        job = self.call(wire.submit(endpoint, inputs, **(options or {})))
+        files = self._files(endpoint, given)
+        if await_input:
+            named = {name: SCHEME + self._digests.digest(path) for name, path in files.items()}
+        else:
+            named = {name: self.upload(path).digest for name, path in files.items()}
+        job = self.call(wire.submit(endpoint, given | named, **asked(options, await_input, webhook)))
+        for path in files.values() if await_input else ():
+            self.upload(path)
         return self.wait(job.id) if wait else job
+
+    def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
+        """Submit up to 1000 jobs, each a body as `POST /v1/jobs` takes it; what is wrong with one rejects no other.
+
+        >>> client.batch([{"endpoint": "echo", "input": {"text": "a"}}]).accepted[0].status  # doctest: +SKIP
+        """
+        return self.call(batch(jobs, idempotency_key))
 
     def _files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
         files = local_files(given)

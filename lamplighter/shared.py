@@ -71,6 +71,17 @@ def meant(given: Mapping[str, Any], files: Mapping[str, Path], schema: Mapping[s
     }
 
 
+def asked(options: Mapping[str, Any] | None, await_input: bool, webhook: str | None) -> dict[str, Any]:
+    """`options` of `wire.submit`, with what `submit` takes by name."""
+    named = dict(options or {})
+    body = dict(named.pop("options", None) or {})
+    if await_input:
+        body["await_input"] = True
+    if webhook is not None:
+        body["webhook"] = {"url": webhook}
+    return named | {"options": body}
+
+
 def successful(job: JobView) -> JobView:
     """`job`, or JobFailed when it ended otherwise."""
     if job.status in FINAL and job.status is not Status.SUCCEEDED:

@@ -54,12 +54,19 @@ async def submit_job(
     owner: Owner,
     language: Speech,
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=255)] = None,
+    prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> Response[JobView]:
-    """Accept a job durably. The same `Idempotency-Key` and body answer the same job."""
+    """Accept a job durably. The same `Idempotency-Key` and body answer the same job.
+
+    `Prefer: wait=S` holds the answer until the job is final, at most 60 s; it is 202 all the same.
+    """
     body = await read_submission(request, parts, owner)
     accepted = await parts.intake.submit(
         owner, body, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
+    seconds = _seconds_to_wait(None, prefer)
+    if seconds and accepted.entry.recorded.job.status not in FINAL:
+        accepted = Accepted(await once_final(parts, accepted.entry, seconds), accepted.replayed)
     return await _accepted(parts, accepted, language, 202)
 
 

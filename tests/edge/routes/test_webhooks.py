@@ -1,0 +1,78 @@
+"""Webhooks, inputs to come and inputs by URL, as a client meets them over HTTP."""
+
+from typing import Any
+
+import httpx
+
+from tests.broker import until
+from tests.edge.routes.conftest import Face
+from tests.edge.webhooks.receiver import in_turn, receiving
+
+
+async def submit(face: Face, **more: Any) -> dict[str, Any]:
+    reply = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {}, **more})
+    assert reply.status_code == 202, reply.text
+    answer: dict[str, Any] = reply.json()
+    return answer
+
+
+async def deliveries(client: httpx.AsyncClient, job_id: str, state: str) -> list[dict[str, Any]]:
+    """The job's deliveries, once all of them are in `state`."""
+    found: list[dict[str, Any]] = []
+
+    async def so() -> bool:
+        found[:] = (await client.get(f"/v1/jobs/{job_id}/deliveries")).json()["deliveries"]
+        return bool(found) and all(one["state"] == state for one in found)
+
+    await until(so)
+    return found
+
+
+async def test_deliveries_are_listed_and_replayed(face: Face):
+    async with receiving(in_turn(410, 200)) as receiver:
+        job = await submit(face, webhook={"url": receiver.url})
+        (one,) = await deliveries(face.ann, job["id"], "disabled")
+        assert (one["job_status"], one["url"], one["tries"][0]["status"]) == ("queued", receiver.url, 410)
+        again = await face.ann.post(f"/v1/deliveries/{one['id']}/replay")
+        assert (again.status_code, again.json()["state"], again.json()["replays"]) == (202, "pending", 1)
+        (one,) = await deliveries(face.ann, job["id"], "delivered")
+        assert [got.id for got in receiver.got] == [one["id"]] * 2
+        assert (await face.bob.get(f"/v1/jobs/{job['id']}/deliveries")).status_code == 404
+        assert (await face.bob.post(f"/v1/deliveries/{one['id']}/replay")).status_code == 404
+    assert (await face.ann.post("/v1/deliveries/nothing/replay")).status_code == 404
+
+
+async def test_a_secret_is_read_and_rotated(face: Face):
+    first = (await face.ann.get("/v1/webhooks/secret")).json()
+    assert first["secret"].startswith("whsec_")
+    assert first["previous_until"] is None
+    second = (await face.ann.post("/v1/webhooks/secret", json={})).json()
+    assert second["secret"] != first["secret"]
+    assert second["previous_until"] is not None
+    assert (await face.ann.get("/v1/webhooks/secret")).json() == second
+    assert (await face.bob.get("/v1/webhooks/secret")).json()["secret"] != second["secret"]
+    bad = await face.ann.post("/v1/webhooks/secret", json={"secret": "whsec_short"})
+    assert (bad.status_code, bad.json()["errors"][0]["path"]) == (422, "$.secret")
+    assert (await face.anyone.get("/v1/webhooks/secret")).status_code == 401
+
+
+async def test_a_job_that_lacks_input_says_what_and_why(face: Face):
+    digest = "sha256:" + "ab" * 32
+    job = await submit(face, input={"file": digest}, await_input=True)
+    assert (job["status"], job["reason"], job["missing"]) == ("scheduled", "awaiting_input", [digest])
+    refused = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"file": digest}})
+    assert (refused.status_code, refused.json()["missing"]) == (422, [digest])
+
+
+async def test_an_input_by_url_is_accepted_or_refused_by_what_it_says(face: Face):
+    async with receiving() as server:
+        job = await submit(face, input={"file": server.url})
+        assert (job["status"], job["reason"], job["input"]["file"]) == ("scheduled", "fetching_input", server.url)
+    for field, body in (
+        ("$.input.file", {"input": {"file": "http://10.0.0.1/a"}}),
+        ("$.webhook.url", {"input": {}, "webhook": {"url": "http://localhost.:0/"}}),
+        ("$.webhook.url", {"input": {}, "webhook": {"url": "http://[::1]/"}}),
+    ):
+        refused = await face.ann.post("/v1/jobs", json={"endpoint": "echo", **body})
+        problem = refused.json()
+        assert (refused.status_code, problem["code"], problem["errors"][0]["path"]) == (422, "url_refused", field)

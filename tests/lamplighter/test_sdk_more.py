@@ -1,0 +1,47 @@
+"""What the clients can do beside uploading first: files that follow the job, webhooks, batches."""
+
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from lamplighter import AsyncClient, Client
+from tests.broker import until
+from tests.edge.routes.conftest import Face
+from tests.edge.webhooks.receiver import receiving
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_job_may_go_ahead_of_its_files(face: Face, tmp_path: Path, blocking: bool):
+    file = tmp_path / "film.mp4"
+    file.write_bytes(b"a film")
+    key, cache = face.texts["ann"], tmp_path / "cache.json"
+    async with receiving() as receiver, AsyncClient(face.url, key, cache=cache) as client:
+        if blocking:
+            with Client(face.url, key, cache=cache) as other:
+                job = await anyio.to_thread.run_sync(
+                    lambda: other.submit("echo", file=file, await_input=True, webhook=receiver.url)
+                )
+        else:
+            job = await client.submit("echo", file=file, await_input=True, webhook=receiver.url)
+        assert (job.status, job.missing) == ("scheduled", (job.input["file"],))
+
+        async def queued() -> bool:
+            return (await client.job(job.id)).status == "queued"
+
+        await until(queued)
+        assert {got.job["id"] for got in await receiver.came(1)} == {job.id}
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_batch_tells_which_were_taken(face: Face, tmp_path: Path, blocking: bool):
+    bodies = [{"endpoint": "echo", "input": {"text": "a"}}, {"endpoint": "nowhere", "input": {}}]
+    key, cache = face.texts["ann"], tmp_path / "cache.json"
+    async with AsyncClient(face.url, key, cache=cache) as client:
+        if blocking:
+            with Client(face.url, key, cache=cache) as other:
+                made = await anyio.to_thread.run_sync(lambda: other.batch(bodies, "k"))
+        else:
+            made = await client.batch(bodies, "k")
+    assert [job.input["text"] for job in made.accepted] == ["a"]
+    assert [(row.index, row.problem.code) for row in made.rejected] == [(1, "endpoint_unknown")]
