@@ -1,0 +1,36 @@
+"""docs/power.md is run: its settings are read by the processes they are for, and say what the defaults are."""
+
+import re
+from pathlib import Path
+
+import pytest
+from msgspec.structs import asdict
+
+from edge.settings import EdgeSettings
+from runner.settings import RunnerSettings
+from schemas.settings import load
+from schemas.switch import CommandHost
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "power.md").read_text()
+EDGE, RUNNER = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
+    host = load(EdgeSettings, EDGE, {}).hosts["gpu-1"]
+    plain = asdict(CommandHost(on=("on",)))
+    chosen = {"on", "state", "timezone", "quiet", "budget", "price"}
+    assert {name: value for name, value in asdict(host).items() if name not in chosen} == {
+        name: value for name, value in plain.items() if name not in chosen
+    }
+    told = {line.split(" =")[0] for line in EDGE.splitlines()[1:]} - {"driver"}
+    assert told == set(plain) - {"off", "timeout"}
+
+
+def test_the_runner_of_the_page_is_read() -> None:
+    runner = load(RunnerSettings, RUNNER, {})
+    assert (runner.dead_man.after_s, runner.poweroff) == (1800, ("systemctl", "poweroff"))
+
+
+@pytest.mark.parametrize("word", ["queued", "uploading", "unsaved", "users", "programs"])
+def test_the_page_names_what_the_host_tells(word: str) -> None:
+    assert f"`{word}`" in PAGE
