@@ -1,16 +1,14 @@
 """What the chaos tests need of the machine, and the seed that chooses what they play."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from tests.chaos.engines import cannot as no_engine
-from tests.engine_host import build, cannot, docker_url, echo_image
+from tests.engine_host import cannot, docker_url, echo_image
 
 __all__ = ["docker_url", "echo_image"]
 
-STAMPED = Path(__file__).parent / "endpoints" / "stamped"
 SEED = 27
 
 
@@ -21,8 +19,7 @@ def seed() -> int:
 
 
 @pytest.fixture(scope="session")
-def stamped_image(docker_url: str, echo_image: str) -> str:
-    """The image that the test's own engines are given."""
+def own_engines(echo_image: str) -> None:
+    """Docker engines of the test's own can be started, and be given what they run."""
     if why := no_engine():
         cannot(why)
-    return build(docker_url, "lamplighter-test-stamped", str(STAMPED))

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from tests.engine_host import ROOT, SOCKET, docker
+from tests.engine_host import ROOT, SOCKET, build, docker
 
 SCRIPT = ROOT / "deploy" / "docker" / "engine.sh"
-IMAGES = ("lamplighter-echo", "lamplighter-test-stamped")
+STAMPED = ROOT / "tests" / "chaos" / "endpoints" / "stamped"
+IMAGE = "lamplighter-test-stamped"
 
 
 def cannot() -> str | None:
@@ -49,9 +50,10 @@ class OwnEngine:
         os.kill(int((self._folder / "dockerd.pid").read_text()), signal.SIGKILL)
 
     def load(self) -> None:
-        """The images of the tests, from the engine that has them."""
+        """The tests' image, made on the engine that has echo's, and brought here."""
         giver = os.environ.get("DOCKER_HOST") or SOCKET
-        with subprocess.Popen(["docker", "--host", giver, "save", *IMAGES], stdout=subprocess.PIPE) as saved:
+        build(giver, IMAGE, str(STAMPED))
+        with subprocess.Popen(["docker", "--host", giver, "save", IMAGE], stdout=subprocess.PIPE) as saved:
             subprocess.run(
                 ["docker", "--host", self.url, "load", "--quiet"], stdin=saved.stdout, capture_output=True, check=True
             )

@@ -26,6 +26,7 @@ MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner
 HOST = "gpu-1"
 BACK_S = 25.0  # a host that is heard again may need so long to see that its jobs are somebody else's
 OWNER = "ann"
+STARTED_S = 60.0  # on a machine that has other things to do
 CALM_S = 75.0  # a lease runs out in 30 s, a dead edge's consumers after 30 more
 
 
@@ -70,7 +71,7 @@ class Scene:
         """Returns when it serves."""
         await self.installation.start_edge(ENDPOINTS, **{FOLDER_ENV: str(self._folder("edge"))})
         async with AsyncClient(self.installation.url, self._keys[OWNER]) as client:
-            await ready(client)
+            await ready(client, STARTED_S)
 
     async def start_runner(self, host: str = HOST) -> None:
         """Returns when the process has been started."""

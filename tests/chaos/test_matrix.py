@@ -36,7 +36,7 @@ async def test_no_promise_is_broken_by_a_kill_at_any_step(tmp_path: Path, seed: 
 
 
 @pytest.mark.docker
-@pytest.mark.usefixtures("stamped_image")
+@pytest.mark.usefixtures("own_engines")
 async def test_no_promise_is_broken_by_a_kill_of_a_container_or_its_engine(tmp_path: Path, seed: int):
     await assert_kept(chosen(seed, "docker", "docker, no live-restore"), tmp_path, seed)
 

@@ -244,7 +244,7 @@ async def until(true: Callable[[], Coroutine[Any, Any, Any]], within_s: float = 
             await anyio.sleep(every_s)
 
 
-async def ready(client: AsyncClient) -> None:
+async def ready(client: AsyncClient, within_s: float = 15) -> None:
     """The edge takes work."""
 
     async def healthy() -> bool:
@@ -253,4 +253,4 @@ async def ready(client: AsyncClient) -> None:
         except httpx.HTTPError:
             return False
 
-    await until(healthy)
+    await until(healthy, within_s)
