@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -11,9 +12,12 @@ from anyio import CancelScope, open_file, to_thread
 
 from bus.pins import trusting
 from runner.cache import BLOCK, digest_of
-from runner.supplies import AssetGone, EdgeAway, SuppliesError
+from runner.supplies import About, AssetGone, EdgeAway, SuppliesError
 from schemas.asset import Digest, media_type
 from schemas.job import File
+
+# RFC 6266: filename="a.mp4" or filename*=utf-8''a.mp4, percent-encoded.
+_SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", re.ASCII)
 
 
 class WrongDigest(AssetGone):
@@ -46,12 +50,12 @@ class AssetClient:
         except httpx.HTTPError:
             return False
 
-    async def size(self, owner: str, sha256: Digest) -> int:
-        """Bytes of the asset. Raises AssetGone, EdgeAway."""
+    async def about(self, owner: str, sha256: Digest) -> About:
+        """What the asset is. Raises AssetGone, EdgeAway."""
         with _edge_errors():
             answer = await self._client.head(_path(sha256), params={"owner": owner})
             await _check(answer)
-            return int(answer.headers["content-length"])
+        return About(int(answer.headers["content-length"]), suffix_of(answer.headers.get("content-disposition", "")))
 
     async def knows_us(self) -> bool:
         """Whether our key is one: a host that was removed has none any more. Raises EdgeAway."""
@@ -99,7 +103,9 @@ class AssetClient:
     async def _attempt(self, owner: str, sha256: Digest, download: "_Download") -> None:
         headers = {"Accept-Encoding": "identity"}
         if download.size:
-            headers |= {"Range": f"bytes={download.size}-", "If-Range": f'"{sha256}"'}
+            # Without If-Range: the bytes of a digest never change, and a bucket to which the edge leads tags them in
+            # its own way.
+            headers |= {"Range": f"bytes={download.size}-"}
         async with self._client.stream("GET", _path(sha256), params={"owner": owner}, headers=headers) as answer:
             if answer.status_code == 416:
                 return  # nothing is left to ask for: the digest will tell whether that is right
@@ -167,6 +173,13 @@ async def asset_client(
         base_url=url, headers=headers, timeout=timeout_s, follow_redirects=pin is None, verify=verify
     ) as client:
         yield AssetClient(client)
+
+
+def suffix_of(disposition: str) -> str:
+    """The ending of the file's name in a Content-Disposition, where it is a safe one: nothing else of what a client
+    chose becomes part of a path here."""
+    found = _SUFFIX.search(disposition)
+    return found[1] if found else ""
 
 
 def _path(sha256: Digest) -> str:

@@ -5,6 +5,7 @@ container looks like one that crashed.
 """
 
 import errno
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class Attempt:
         self._preparing = anyio.CancelScope()
         self._wanted = anyio.Event()
         self._over = False
+        self._names: Mapping[str, str] = {}  # of its files in in/, once they are there
         self.job_dir = self._folder / "job"
         self.intent = diary.now.intent
         self.handle = ticket.handle
@@ -128,7 +130,7 @@ class Attempt:
         job, kind, spare = self._ticket.job, self._ticket.kind, self._ticket.spare
         with self._preparing:
             ask = partial(stage, job, kind.endpoint, self.job_dir, self._life.supplies)
-            await self._life.insist("stage", ask)
+            self._names = await self._life.insist("stage", ask)
             if spare is not None:
                 await spare.settled.wait()
 
@@ -161,7 +163,7 @@ class Attempt:
         return give(self._folder, self._identity)
 
     def _tell(self) -> None:
-        tell(self._ticket.job, self._ticket.kind.endpoint, self.job_dir)
+        tell(self._ticket.job, self._names, self._limits, self.job_dir)
 
     def _spec(self) -> Spec:
         return spec_of(self._ticket.kind, self._identity, self.job_dir.resolve(), self._ticket.holding.uuids)

@@ -11,16 +11,18 @@ from anyio import Lock, to_thread
 
 from runner.assets import AssetClient
 from runner.cache import Shelf
-from runner.supplies import Supplies
+from runner.supplies import About, Supplies
 from schemas.asset import Digest
 from schemas.job import File
+
+_KNOWN = 10_000  # assets of which is remembered what they are
 
 
 class Fetch(Protocol):
     """Where assets come from. Both raise runner.supplies.SuppliesError."""
 
-    async def size(self, owner: str, sha256: Digest) -> int:
-        """How many bytes it has."""
+    async def about(self, owner: str, sha256: Digest) -> About:
+        """What it is."""
         ...
 
     async def get(self, owner: str, sha256: Digest, into: Path) -> None:
@@ -47,6 +49,7 @@ class Cache:
         self._fetch = fetch
         self._locks: dict[Digest, Lock] = {}
         self._pins: Counter[Digest] = Counter()  # how many tasks are at a digest: it is not evicted meanwhile
+        self._known: dict[tuple[str, Digest], About] = {}
         self._coming: dict[Digest, int] = {}  # downloads under way, and their sizes in bytes
         self._room = Lock()
 
@@ -71,10 +74,23 @@ class Cache:
         for sha256 in digests:
             async with self._alone(sha256):
                 await to_thread.run_sync(self._shelf.drop, sha256)
+                self._known = {key: about for key, about in self._known.items() if key[1] != sha256}
+
+    async def suffix(self, owner: str, sha256: Digest) -> str:
+        """Of the asset's name at this owner. Raises what Fetch raises."""
+        return (await self._about(owner, sha256)).suffix
+
+    async def _about(self, owner: str, sha256: Digest) -> About:
+        """Asked for once: a name is given with the first upload, and stays."""
+        known = self._known.get((owner, sha256))
+        if known is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            known = self._known[owner, sha256] = await self._fetch.about(owner, sha256)
+        return known
 
     async def _download(self, owner: str, sha256: Digest) -> None:
-        size = await self._fetch.size(owner, sha256)
-        self._coming[sha256] = size
+        self._coming[sha256] = (await self._about(owner, sha256)).bytes
         try:
             async with self._room:
                 await to_thread.run_sync(self._shelf.make_room, dict(self._coming), set(self._pins))
@@ -107,6 +123,9 @@ class EdgeSupplies(Supplies):
 
     async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
         await self._cache.stage(owner, sha256, to)
+
+    async def suffix(self, owner: str, sha256: Digest) -> str:
+        return await self._cache.suffix(owner, sha256)
 
     async def keep(self, owner: str, path: Path, name: str) -> File:
         return await self._client.put(owner, path, name)

@@ -1,5 +1,6 @@
 """A job's folder before its container starts: the inputs under plain names, and job.json that tells them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ def timeouts(job: Job, endpoint: Endpoint) -> JobTimeouts:
     return JobTimeouts(job.policy.execution_timeout_s or by_input, job.policy.stall_timeout_s)
 
 
-def named(fields: list[AssetField]) -> Mapping[str, str]:
-    """The file name of every asset field, by the field's path; the same file in two fields has two names."""
+def named(fields: list[AssetField], suffixes: Mapping[str, str]) -> Mapping[str, str]:
+    """The file name of every asset field, by the field's path: `video.mp4` for the field `video` of an asset with the
+    suffix `.mp4` (`suffixes` by the field's value). The same file in two fields has two names."""
     names: dict[str, str] = {}
+    taken: Counter[str] = Counter()
     for field in fields:
-        name = safe_name(field.name)
-        count = sum(1 for taken in names.values() if taken == name or taken.startswith(f"{name}-"))
-        names[field.path] = f"{name}-{count + 1}" if count else name
+        stem = safe_name(field.name)
+        taken[stem] += 1
+        number = f"-{taken[stem]}" if taken[stem] > 1 else ""
+        names[field.path] = f"{stem}{number}{suffixes.get(field.value, '')}"
     return names
 
 
@@ -46,17 +50,20 @@ def with_names(given: Any, names: Mapping[str, str], path: str = "$") -> Any:
     return names.get(path, given) if isinstance(given, str) else given
 
 
-async def stage(job: Job, endpoint: Endpoint, job_dir: Path, supplies: Supplies) -> None:
-    """Fill in/. Raises BadInput, AssetGone, EdgeAway, OSError (disk)."""
+async def stage(job: Job, endpoint: Endpoint, job_dir: Path, supplies: Supplies) -> Mapping[str, str]:
+    """Fill in/; the files' names by field, as `named`. Raises BadInput, AssetGone, EdgeAway, OSError (disk)."""
     fields = asset_fields(endpoint.input, job.input)
-    names = named(fields)
-    for digest, path in [(_digest(field), job_dir / "in" / names[field.path]) for field in fields]:
+    digests = {field.value: _digest(field) for field in fields}
+    names = named(fields, {value: await supplies.suffix(job.owner, digest) for value, digest in digests.items()})
+    for field in fields:
+        path = job_dir / "in" / names[field.path]
         await anyio.to_thread.run_sync(_clear, path)
-        await supplies.stage(job.owner, digest, path)
+        await supplies.stage(job.owner, digests[field.value], path)
+    return names
 
 
-def tell(job: Job, endpoint: Endpoint, job_dir: Path) -> None:
-    """Write job.json. Blocking; raises OSError.
+def tell(job: Job, names: Mapping[str, str], limits: JobTimeouts, job_dir: Path) -> None:
+    """Write job.json, in which every asset field has its file's name. Blocking; raises OSError.
 
     Made beside the folder and moved in: a warm container may write there, and must not point us somewhere else.
     """
@@ -66,8 +73,8 @@ def tell(job: Job, endpoint: Endpoint, job_dir: Path) -> None:
         endpoint=job.endpoint,
         round=job.round,
         attempt=job.attempt,
-        input=with_names(job.input, named(asset_fields(endpoint.input, job.input))),
-        timeouts=timeouts(job, endpoint),
+        input=with_names(job.input, names),
+        timeouts=limits,
     )
     job_dir.mkdir(parents=True, exist_ok=True)
     new = job_dir.with_name(JOB_FILE)

@@ -6,7 +6,7 @@ SuppliesError
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schemas.asset import Digest
 from schemas.job import File
@@ -24,6 +24,13 @@ class EdgeAway(SuppliesError):
     """The edge cannot be reached, or cannot answer now."""
 
 
+class About(NamedTuple):
+    """What the edge says of an asset before any byte. `suffix`: the ending of its name at this owner, as `.mp4`."""
+
+    bytes: int
+    suffix: str = ""
+
+
 class Supplies(Protocol):
     """The input cache and the edge's asset routes together."""
 
@@ -33,6 +40,11 @@ class Supplies(Protocol):
 
     async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
         """Put the asset's bytes at `to`, from the cache or the edge. Raises AssetGone, EdgeAway; OSError (disk)."""
+        ...
+
+    async def suffix(self, owner: str, sha256: Digest) -> str:
+        """The ending of the asset's name at this owner, as `.mp4`; empty where it has none that is safe. Raises as
+        `stage` does."""
         ...
 
     async def keep(self, owner: str, path: Path, name: str) -> File:

@@ -40,8 +40,8 @@ async def fetch(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: s
 
 
 @pytest.mark.parametrize("body", [BODY, b""])
-async def test_the_size_is_known_before_the_bytes(fetch: Fetch, tmp_path: Path, body: bytes) -> None:
-    assert await fetch.size("ann", sha(body)) == len(body)
+async def test_size_and_suffix_are_known_before_the_bytes(fetch: Fetch, tmp_path: Path, body: bytes) -> None:
+    assert await fetch.about("ann", sha(body)) == (len(body), ".mp4")
     await fetch.get("ann", sha(body), tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == body
 
@@ -55,6 +55,6 @@ async def test_what_lies_there_already_does_no_harm(fetch: Fetch, tmp_path: Path
 
 async def test_what_is_not_there_is_gone(fetch: Fetch, tmp_path: Path) -> None:
     with pytest.raises(AssetGone):
-        await fetch.size("ann", sha(b"never uploaded"))
+        await fetch.about("ann", sha(b"never uploaded"))
     with pytest.raises(AssetGone):
         await fetch.get("ann", sha(b"never uploaded"), tmp_path / "got")

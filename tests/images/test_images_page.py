@@ -50,7 +50,7 @@ def test_what_it_shows_of_echo_is_in_echo(language: str) -> None:
 def test_its_job_is_one() -> None:
     job = msgspec.json.decode("\n".join(block("json")), type=JobFile)
     assert msgspec.json.decode("\n".join(block("json"))).keys() == {*JobFile.__struct_fields__}
-    assert job.input["file"] == "a.txt"
+    assert job.input["file"] == "file.txt"
 
 
 def test_its_lines_are_every_kind_of_message() -> None:

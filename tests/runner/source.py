@@ -5,7 +5,7 @@ from pathlib import Path
 import anyio
 
 from runner.inputs import Fetch
-from runner.supplies import AssetGone
+from runner.supplies import About, AssetGone
 from schemas.asset import Digest
 from tests.runner.asset_server import sha
 
@@ -16,13 +16,15 @@ class Source(Fetch):
     def __init__(self, *bodies: bytes) -> None:
         self.bodies = {sha(body): body for body in bodies}
         self.fetched: list[Digest] = []
+        self.asked_about: list[tuple[str, Digest]] = []
         self.asked = anyio.Event()
         self.gate = anyio.Event()
         self.gate.set()
         self.fault: Exception | None = None
 
-    async def size(self, owner: str, sha256: Digest) -> int:
-        return len(self._body(sha256))
+    async def about(self, owner: str, sha256: Digest) -> About:
+        self.asked_about.append((owner, sha256))
+        return About(len(self._body(sha256)), ".mp4")
 
     async def get(self, owner: str, sha256: Digest, into: Path) -> None:
         self.fetched.append(sha256)

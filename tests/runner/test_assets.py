@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge.store.directory import open_directory
-from runner.assets import AssetClient, AssetRefused, WrongDigest, asset_client
+from runner.assets import AssetClient, AssetRefused, WrongDigest, asset_client, suffix_of
 from runner.inputs import Cache, EdgeSupplies
 from runner.supplies import AssetGone, EdgeAway
 from tests.edge.store.served import served
@@ -29,7 +29,7 @@ async def client(edge: AssetServer) -> AsyncIterator[AssetClient]:
 
 async def test_an_asset_is_asked_for_in_its_owners_name(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
     sha256 = await edge.add(BODY)
-    assert await client.size("ann", sha256) == len(BODY)
+    assert (await client.about("ann", sha256)).bytes == len(BODY)
     await client.get("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     assert edge.asked == [("HEAD", "ann", None), ("GET", "ann", None)]
@@ -91,7 +91,7 @@ async def test_answers_become_our_words(
 ) -> None:
     edge.status = status
     with pytest.raises(error, match=str(status)):
-        await client.size("ann", sha(BODY))
+        await client.about("ann", sha(BODY))
     with pytest.raises(error, match=str(status)):
         await client.get("ann", sha(BODY), tmp_path / "got")
 
@@ -100,7 +100,7 @@ async def test_an_edge_that_is_not_there_is_away(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(BODY)
     async with asset_client("http://127.0.0.1:1", KEY, 5.0) as client:
         with pytest.raises(EdgeAway):
-            await client.size("ann", sha(BODY))
+            await client.about("ann", sha(BODY))
         with pytest.raises(EdgeAway):
             await client.get("ann", sha(BODY), tmp_path / "got")
         with pytest.raises(EdgeAway):
@@ -148,3 +148,20 @@ async def test_a_jobs_files_come_through_the_cache_and_go_to_the_edge(
     assert (tmp_path / "2").read_bytes() == BODY
     assert file.sha256 == sha256
     assert [method for method, _, _ in edge.asked] == ["HEAD", "GET", "PUT"]
+
+
+@pytest.mark.parametrize(
+    ("disposition", "suffix"),
+    [
+        ('inline; filename="a.mp4"', ".mp4"),
+        ("inline; filename*=utf-8''%E6%BC%94%20.tar.gz", ".gz"),
+        ('attachment; filename="a.WAV"; size=3', ".WAV"),
+        ('inline; filename="noname"', ""),
+        ('inline; filename="a.toolongforthis"', ""),
+        ("inline; filename*=utf-8''a.m%2Fp", ""),
+        ('inline; filename="a./x"', ""),
+        ("", ""),
+    ],
+)
+def test_only_a_safe_suffix_is_taken(disposition: str, suffix: str) -> None:
+    assert suffix_of(disposition) == suffix

@@ -110,8 +110,13 @@ SCHEMA = {
 
 def test_asset_fields_become_file_names() -> None:
     given = {"video": "sha256:a", "clips": ["sha256:b", "sha256:a"], "note": "sha256:a", "n": 1}
-    names = named(asset_fields(SCHEMA, given))
-    assert with_names(given, names) == {"video": "video", "clips": ["clips", "clips-2"], "note": "sha256:a", "n": 1}
+    names = named(asset_fields(SCHEMA, given), {"sha256:a": ".mp4"})
+    assert with_names(given, names) == {
+        "video": "video.mp4",
+        "clips": ["clips", "clips-2.mp4"],
+        "note": "sha256:a",
+        "n": 1,
+    }
 
 
 LIMITS = [

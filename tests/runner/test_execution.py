@@ -22,14 +22,16 @@ def world(tmp_path: Path) -> World:
 
 async def test_a_job_succeeds_and_leaves_nothing_behind(world: World) -> None:
     async def reads(box: Box) -> int:
-        given = (box.spec.job_dir / "in" / "file").read_bytes()
-        assert b'"input":{"file":"file"}' in (box.spec.job_dir / "job.json").read_bytes()
+        given = (box.spec.job_dir / "in" / "file.mp4").read_bytes()
+        assert b'"input":{"file":"file.mp4"}' in (box.spec.job_dir / "job.json").read_bytes()
         box.write(b'{"type":"progress","fraction":0.5}\nhello\n{"type":"progress","fraction":1}\nbye\n')
         out(box, {"copy.bin": given}, {"text": "ok"})
         return 0
 
     world.programs["reads"] = reads
-    key = await world.submit("reads", input={"file": world.shop.add(b"content")})
+    file = world.shop.add(b"content")
+    world.shop.suffixes[file.removeprefix("sha256:")] = ".mp4"
+    key = await world.submit("reads", input={"file": file})
     async with world.life():
         job = await world.ended(key)
         await world.cleared()

@@ -199,3 +199,14 @@ def test_an_unfinished_download_makes_room_too_unless_it_is_under_way(tmp_path: 
     shelf.make_room({sha(B): 6000}, {sha(B)})
     assert not shelf.part(sha(A)).exists()
     assert shelf.part(sha(B)).exists()
+
+
+async def test_a_name_is_asked_for_once_and_anew_when_the_asset_was_deleted(tmp_path: Path) -> None:
+    source = Source(A)
+    cache = cache_of(tmp_path, source)
+    await cache.fetch("ann", sha(A))
+    assert [await cache.suffix("ann", sha(A)), await cache.suffix("bob", sha(A))] == [".mp4"] * 2
+    assert source.asked_about == [("ann", sha(A)), ("bob", sha(A))]
+    await cache.drop([sha(A)])
+    await cache.suffix("ann", sha(A))
+    assert len(source.asked_about) == 3

@@ -63,6 +63,7 @@ class Shop:
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
         self.fetched: list[str] = []
+        self.suffixes: dict[str, str] = {}
         self.away = False
         self.broken = False
         self.asked = anyio.Event()
@@ -76,6 +77,9 @@ class Shop:
         self.fetched.append(sha256)
         if sha256 not in self.held:
             raise AssetGone(f"asset {sha256[:12]} is gone")
+
+    async def suffix(self, owner: str, sha256: str) -> str:
+        return self.suffixes.get(sha256, "")
 
     async def stage(self, owner: str, sha256: str, to: Path) -> None:
         self.asked.set()
