@@ -26,14 +26,14 @@ class Scene(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def scene(engine: str = "process") -> AsyncIterator[Scene]:
-    """A ready edge; start runners as needed. Writes are synced, as always."""
+async def scene(engine: str = "process", **edge: str) -> AsyncIterator[Scene]:
+    """A ready edge, with `edge` in its environment; start runners as needed. Writes are synced, as always."""
     url = os.environ.get("DOCKER_HOST") if engine == "docker" else None
     with tempfile.TemporaryDirectory() as folder:
         installation = Installation(Path(folder), engine, url)
         keys = await installation.open()
         try:
-            await installation.start_edge(LAMPLIGHTER_RECONCILE_EVERY_S="15")
+            await installation.start_edge(LAMPLIGHTER_RECONCILE_EVERY_S="15", **edge)
             async with AsyncClient(installation.url, keys["ann"], cache=Path(folder) / "digests.json") as client:
                 await ready(client)
                 yield Scene(installation, client, keys["ann"])

@@ -27,7 +27,7 @@ from schemas.power import Hold, PowerRecord, PowerState
 from schemas.reasons import Reason
 from schemas.switch import HostDeclaration
 
-GAP_S = 0.05  # between two looks, however much happens
+GAP_S = 0.05  # from one look to the next at least, however much happens
 
 _log = structlog.get_logger()
 
@@ -130,11 +130,12 @@ class PowerController:
         async with anyio.create_task_group() as tasks:
             self._polls.start(tasks)
             while True:
+                began = anyio.current_time()
                 await self._turn(tasks)
                 with anyio.move_on_after(self._means.tick_s):
                     await self._nudged.wait()
+                await anyio.sleep_until(began + GAP_S)  # what comes after a quiet time is looked at now
                 self._nudged = anyio.Event()
-                await anyio.sleep(GAP_S)
 
     async def _turn(self, tasks: TaskGroup) -> None:
         try:

@@ -1,4 +1,7 @@
-"""Scenes with two hosts, and with two edges: who is woken when the first has nothing free, and by whom."""
+"""Scenes with two hosts, and with two edges: who is woken when the first has nothing free, and by whom.
+
+They follow each other: what one of them has spent of its day stays spent.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -54,6 +57,21 @@ async def test_the_second_host_is_called_when_the_first_has_no_capacity(scene: S
     await scene.stands(S.OFF, box=near)
 
 
+async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called(scene: Scene) -> None:
+    near, far = boxes(scene)
+    job = await scene.submit(seconds=2 * SECONDS_A_DAY)
+    await scene.stands(S.DRAINING, box=near)  # it may not be on any longer, but what runs is never cut off
+    (done,) = await scene.done(job)
+    assert done.host == "near"
+    dark = await scene.stands(S.OFF, box=near)
+    assert "its daily budget is used up" in {change.why for change in dark.history}
+    (next_,) = await scene.done(await scene.submit())
+    assert next_.host == "far"
+    blocked = [change.why for change in (await scene.record(near)).history if change.state is S.BLOCKED]
+    assert blocked[-1] == "its daily budget is used up"
+    assert (near.pressed, far.pressed[0]) == (["on", "off"], "on")
+
+
 @asynccontextmanager
 async def second_edge(scene: Scene) -> AsyncIterator[AsyncClient]:
     """Ann at another edge of the same broker, which judges and switches as the first does."""
@@ -66,23 +84,9 @@ async def second_edge(scene: Scene) -> AsyncIterator[AsyncClient]:
 async def test_two_edges_start_a_host_once(scene: Scene) -> None:
     near, far = boxes(scene)
     async with second_edge(scene) as there:
-        near.plan(boot_s=0.5)
+        far.plan(boot_s=0.5)
         jobs = [await client.submit("echo", text="x") for client in (scene.lit.ann, there, scene.lit.ann, there)]
         await scene.done(*jobs)
-        await scene.stands(S.OFF, box=near)
-        assert near.pressed == ["on", "off"]
-        assert far.pressed == []
-
-
-async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called(scene: Scene) -> None:
-    near, far = boxes(scene)
-    job = await scene.submit(seconds=2 * SECONDS_A_DAY)
-    await scene.stands(S.DRAINING, box=near)  # it may not be on any longer, but what runs is never cut off
-    (done,) = await scene.done(job)
-    assert done.host == "near"
-    dark = await scene.stands(S.OFF, box=near)
-    assert "its daily budget is used up" in {change.why for change in dark.history}
-    (next_,) = await scene.done(await scene.submit())
-    assert next_.host == "far"
-    assert (await scene.record(near)).why == "its daily budget is used up"
-    assert (near.pressed, far.pressed[0]) == (["on", "off"], "on")
+        await scene.stands(S.OFF, box=far)
+        assert far.pressed == ["on", "off"]
+        assert near.pressed == []  # its day is used up

@@ -1,0 +1,110 @@
+"""202 → the switch is pressed, and a host's first heartbeat → claim → first line of job code: real processes.
+
+The switch is a program that writes down when it was started, so the spawn of a program is in that figure. Heartbeat and
+claim are stamped by the runner, the first line by the job itself: one clock.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from typing import NamedTuple
+
+from bench.rows import Row, p50, p99
+from bench.scene import Scene, scene
+from bus.port import Bus
+from schemas.power import PowerRecord, PowerState
+from tests.e2e.installation import IMAGES, until
+
+STARTS, BOOTS = 100, 10
+HOST = "gpu-1"
+ECHO = (IMAGES / "echo",)
+
+
+def _declared(pressed: Path) -> dict[str, str]:
+    """The edge's environment that declares a host whose `on` only notes the time."""
+    argv = {"on": ["/bin/sh", "-c", f"date +%s.%N >> {pressed}"], "off": ["true"], "state": ["false"]}
+    words = {"driver": "command"} | {verb: json.dumps(argv[verb]) for verb in argv}
+    return {f"LAMPLIGHTER_HOSTS__{HOST}__{name}".upper(): value for name, value in words.items()}
+
+
+def _stamps(log: Path) -> list[float]:
+    return [float(line) for line in log.read_text().splitlines()]
+
+
+async def _pressed(made: Scene, bus: Bus, log: Path) -> float:
+    """Seconds from a 202 to the start of the switch's program; the host is off again afterwards."""
+    before = len(_stamps(log))
+    job = await made.client.submit("echo", text="wake up")
+    accepted = time()
+
+    async def came() -> bool:
+        return len(_stamps(log)) > before
+
+    await until(came, within_s=30, every_s=0.01)
+    await made.client.cancel(job.id)
+    await bus.power.put(HOST, PowerRecord(state=PowerState.OFF, since=datetime.now(UTC)))
+    return _stamps(log)[before] - accepted
+
+
+class _Woken(NamedTuple):
+    """Seconds from the first heartbeat."""
+
+    claim: float
+    line: float
+
+
+async def _woken(made: Scene, bus: Bus) -> _Woken:
+    """A job waits; the runner comes up, takes it, and goes."""
+    job = await made.client.submit("echo", text="waiting")
+    await made.installation.start_runner(HOST, endpoints=ECHO)
+
+    async def beats() -> float | None:
+        row = await bus.hosts.get(HOST)
+        return row.value.at.timestamp() if row else None
+
+    heartbeat: float = await until(beats, within_s=60, every_s=0.01)
+    done = await made.client.wait(job.id)
+    said = await made.client.logs(job.id)
+    await made.installation.runners[HOST].stop()
+    assert done.started_at is not None
+    line = float(said.split("first line of job code at ")[1].split()[0])
+    return _Woken(done.started_at.timestamp() - heartbeat, line - heartbeat)
+
+
+async def _starts() -> AsyncIterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "pressed"
+        log.touch()
+        async with scene(**_declared(log)) as made, made.installation.bus() as bus:
+            taken = [await _pressed(made, bus, log) for _ in range(STARTS)]
+    yield Row("power", "202 → switch pressed, p50", p50(taken) * 1e3, "ms")
+    yield Row("power", "202 → switch pressed, p99", p99(taken) * 1e3, "ms", 100)
+
+
+async def _boots(engine: str) -> AsyncIterator[Row]:
+    async with scene(engine) as made, made.installation.bus() as bus:
+        woken = [await _woken(made, bus) for _ in range(BOOTS)]
+    most = max(one.claim for one in woken)
+    note = f"longest of {BOOTS}: {most * 1e3:.0f} ms"
+    yield Row("power", f"heartbeat → claim, {engine}", p50([one.claim for one in woken]) * 1e3, "ms", 200, note=note)
+    note = f"longest of {BOOTS}: {max(one.line for one in woken) * 1e3:.0f} ms"
+    line = p50([one.line for one in woken])
+    yield Row("power", f"heartbeat → first line, {engine} cold", line * 1e3, "ms", 1000, note=note)
+
+
+async def rows() -> AsyncIterator[Row]:
+    """The switch first, then a waking host with each engine that is here."""
+    async for row in _starts():
+        yield row
+    async for row in _boots("process"):
+        yield row
+    if "DOCKER_HOST" not in os.environ or shutil.which("docker") is None:
+        yield Row("power", "docker", 0, "runs", note="skipped: no DOCKER_HOST")
+        return
+    async for row in _boots("docker"):
+        yield row
