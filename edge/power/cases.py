@@ -140,6 +140,11 @@ def _answer(case: Case) -> Answer | None:
     return case.record.call.answer if case.record.call else None
 
 
+def done(case: Case) -> bool:
+    """The last call ended as it should."""
+    return answered(Outcome.DONE)(case)
+
+
 def rested(case: Case) -> bool:
     """The back-off after the last answer is over."""
     return case.record.call is not None and case.facts.call_s >= case.record.call.wait_s

@@ -64,7 +64,9 @@ def _open(case: Case) -> Call | None:
 
 
 def _put_out(case: Case) -> dict[str, Any]:
-    record, at = case.record, case.facts.at
+    """The account of the time with power; a start that was not done gave none."""
+    never = case.record.state is PowerState.WAKING and cases.is_start(case) and not cases.done(case)
+    record, at = replace(case.record, lit_since=None) if never else case.record, case.facts.at
     return {"spend": settled(record, at, case.rules), "spans": spans(record, at), "lit_since": None}
 
 

@@ -267,6 +267,18 @@ def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
     assert out.spans == (Lit(START, START + hour, ""), Lit(START + 2 * hour, START + 3 * hour, ""))
 
 
+@pytest.mark.parametrize(("has", "spent_s"), [(NONE_LEFT, 0.0), (FAILED, 0.0), (DONE, 60.0), ({}, 60.0)])
+def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: float) -> None:
+    waking = record(S.WAKING, lit_since=START, **{**has, "hold": Hold("off")})
+    known = {"heart": None, **OFF}
+    after = law.advance(waking, Facts(at=START + timedelta(minutes=1), **known, **LONG), RULES, "new")
+    assert after is not None
+    if after.state is S.STOPPING:  # a boot that took too long had power all the while
+        after = law.advance(replace(after, **STOPPED), Facts(at=START + timedelta(minutes=1), **OFF), RULES, "new")
+    assert after is not None
+    assert (after.lit_since, after.spend.on_s, len(after.spans)) == (None, spent_s, int(spent_s > 0))
+
+
 def test_what_it_got_power_for_is_kept_until_it_goes_out() -> None:
     woken = law.advance(record(S.OFF), Facts(at=START, **ASKED), RULES, "new")
     found = law.advance(record(S.OFF), Facts(at=START, heart=BEATS), RULES, "new")
