@@ -43,7 +43,7 @@ class Options(Struct, frozen=True, kw_only=True):
     endpoints: tuple[Path, ...]
     grace_s: float
     slots: int
-    with_runner: bool
+    no_runner: bool
     config: Path | None
     as_json: bool
 
@@ -150,7 +150,7 @@ async def _serve(options: Options, opened: Opened) -> None:
         edge = Child("edge", _edge_environ(options, opened, listening.fileno()), logs, ledger, listening)
         runner = Child("runner", _runner_environ(options, opened, url, keys), logs, ledger)
         tasks.start_soon(edge.run)
-        if options.with_runner:
+        if not options.no_runner:
             tasks.start_soon(runner.run)
         try:
             await _until_stopped(options, Address(url, keys.admin), keys)
@@ -168,7 +168,7 @@ async def _until_stopped(options: Options, address: Address, keys: Keyring) -> N
     async with anyio.create_task_group() as tasks:
 
         async def ready() -> None:
-            await _until_ready(address.url, keys, with_runner=options.with_runner)
+            await _until_ready(address.url, keys, with_runner=not options.no_runner)
             write_private(options.data / ADDRESS_FILE, address)
             _announce(options, address)
 
@@ -196,9 +196,7 @@ def _end(why: str) -> None:
 )
 @click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs at once.")
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds of drain.")
-@click.option(
-    "--runner/--no-runner", "with_runner", default=True, show_default=True, help="Whether this machine runs jobs too."
-)
+@click.option("--no-runner", is_flag=True, help="Run no jobs on this machine: hosts join.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
