@@ -18,13 +18,12 @@ from msgspec import Struct
 
 from tests.e2e.conftest import Lit, lighted, process_only
 from tests.e2e.installation import ROOT, until
+from tests.e2e.test_up import up
 
 PAGE = ROOT / "docs" / "facades.md"
 FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
 NAMES = ("face.mp4", "speech.wav")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-pytestmark = process_only
 
 
 class Doors(Struct, frozen=True):
@@ -79,6 +78,7 @@ def said(doors: Doors) -> Any:
     print(doors.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
+@process_only
 async def test_the_desktop_sequence_ends_with_the_file_on_disk(said: Doors):
     assert (await said.easy(code="one"))["msg"] == 10000
     done = await said.done("one")
@@ -88,6 +88,7 @@ async def test_the_desktop_sequence_ends_with_the_file_on_disk(said: Doors):
     assert (await said.easy(code="one", video_url="speech.wav"))["code"] == 10005
 
 
+@process_only
 async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_edge(said: Doors):
     installation = said.lit.installation
     (said.root / "temp").rename(said.root / "elsewhere")  # the disk is away, then the edge dies
@@ -114,11 +115,13 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
     assert (await said.query("two"))["status"] == 2
 
 
+@process_only
 async def test_a_stranger_behind_a_proxy_needs_a_key(said: Doors):
     reply = await said.local.get("/easy/query?code=one", headers={"X-Forwarded-For": "192.0.2.7"})
     assert (reply.status_code, reply.json()["code"]) == (200, 9999)
 
 
+@process_only
 async def test_runpods_client_runs_streams_and_cancels(said: Doors, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runpod, "endpoint_url_base", f"{said.lit.installation.url}/v2")
     endpoint = runpod.Endpoint("echo", api_key=said.lit.ann._http.headers["authorization"].partition(" ")[2])
@@ -153,6 +156,7 @@ def blocks() -> list[tuple[str, str]]:
     return [(kind, text) for kind, text in FENCE.findall(PAGE.read_text()) if kind in {"sh", "python"}]
 
 
+@process_only
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
 async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str]):
     kind, text = block
@@ -169,6 +173,7 @@ async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str]):
     assert "problem" not in done.stdout
 
 
+@process_only
 async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_path: Path):
     """The desktop flow of docs/examples, and then the old program beside it sends the same code."""
     key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
@@ -194,3 +199,10 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_pa
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 1
     finally:
         del said.local.headers["X-API-Key"]
+
+
+def test_up_opens_both_doors(tmp_path: Path):
+    with up(tmp_path / "data") as (_, told), httpx.Client(base_url=told["url"]) as local:
+        assert local.get("/easy/query", params={"code": "__ping__"}).json()["code"] == 10004
+        workers = local.get("/v2/echo/health", headers={"Authorization": told["key"]}).json()["workers"]
+        assert workers["idle"] == 1

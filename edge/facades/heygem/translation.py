@@ -92,7 +92,7 @@ def result_name(code: str) -> str:
 
 
 def the_video(files: Sequence[F]) -> F | None:
-    """The output that clients are given: the first that says it is a video, else the first that is a file of its own."""
+    """The output that clients are given: the first that says it is a video, else the first besides output.json."""
     own = [file for file in files if file.name != OUTPUT_FILE]
     return next((file for file in own if file.media_type.startswith("video/")), own[0] if own else None)
 

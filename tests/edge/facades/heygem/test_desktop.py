@@ -3,13 +3,17 @@
 import hashlib
 
 import anyio
+import anyio.abc
 
 from bus.port import Health
 from schemas import events as e
 from schemas.container import OUTPUT_FILE
 from schemas.feed import Place, ProgressNote
-from schemas.job import Failure, File, Output
+from schemas.job import Failure, File, JobKey, Output
+from schemas.words import Status
 from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, Desk, desk_at
+from tests.edge.outbound.wild import answer, wild
+from tests.edge.services.test_supply import became
 
 ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
 WAITING = {"code": "code-1", "msg": "任务已排队，请等待约2分钟", "progress": 0, "result": "", "status": 1}
@@ -166,3 +170,31 @@ async def test_a_result_without_bytes_is_told_as_lost(desk: Desk):
     said = File(OUTPUT_FILE, "a" * 64, 2, "application/json")
     await desk.world.apply(job.key, e.Succeeded(Output((said,))))
     assert (await desk.query("none"))["data"]["status"] == 3
+
+
+async def test_a_file_by_url_is_the_same_by_its_url_and_by_what_was_fetched(desk: Desk):
+    gate = anyio.Event()
+
+    async def slow(stream: anyio.abc.ByteStream) -> None:
+        await gate.wait()
+        await answer(b"fetched")(stream)
+
+    async with wild(slow) as server:
+        url = f"http://files.test:{server.port}/speech.wav"
+        assert await desk.submit(audio_url=url) == ACCEPTED
+        assert await desk.submit(audio_url=url) == ACCEPTED
+        told = (await desk.query())["data"]
+        assert (told["status"], told["progress"], told["msg"]) == (1, 0, "正在下载输入文件")
+        gate.set()
+        await became(desk.world, await desk.job(), Status.QUEUED)
+    assert (await desk.job()).input["audio"] == sha(b"fetched")
+    assert await desk.submit(audio_url=url) == ACCEPTED
+    assert await desk.submit(audio_url=sha(b"fetched")) == ACCEPTED
+    assert (await desk.submit(audio_url="https://files.example/other.wav"))["code"] == 10005
+
+
+async def test_an_address_of_the_inside_is_not_fetched(desk: Desk):
+    for url in ("http://127.0.0.1/x", "http://169.254.169.254/latest", "HTTP://[::1]/x", "http://"):
+        await desk.submit(audio_url=url, code="inside")
+        job = await desk.world.bus.records.read(JobKey("local", "inside"))
+        assert job is None, url

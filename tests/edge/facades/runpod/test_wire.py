@@ -135,3 +135,10 @@ async def test_bad_bodies_are_named(cloud: Cloud):
 async def test_a_wait_that_is_no_number_is_named(cloud: Cloud):
     reply = await cloud.face.ann.post("/v2/echo/runsync?wait=soon", json={"input": {}})
     assert (reply.status_code, reply.json()["code"]) == (422, "input_invalid")
+
+
+async def test_a_webhook_is_kept_with_the_job(cloud: Cloud):
+    said = (await post(cloud, "run", input={}, webhook="https://hooks.example/runpod")).json()
+    job = await cloud.job(said["id"])
+    assert job.webhook is not None
+    assert (job.webhook.url, job.webhook.events) == ("https://hooks.example/runpod", ("state",))
