@@ -190,6 +190,8 @@ class _Stream:
 
 async def _next(mail: _Mail, timeout_s: float | None) -> list[FeedItem | HostNotice | None]:
     """What has come, at least one item; nothing when none came within `timeout_s`."""
+    if timeout_s is None:
+        return await mail.take(_BUFFER)
     with move_on_after(timeout_s):
         return await mail.take(_BUFFER)
     return []
