@@ -15,7 +15,7 @@ from edge.services.clock import Clock
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.messages import DEFAULT_WAKE_S
-from edge.services.runtimes import Pace, Run, pace, queue_s, spread
+from edge.services.runtimes import Pace, Run, Spread, pace, queue_s, spread
 from edge.services.standing import Step
 from schemas.endpoint import Endpoint
 from schemas.errors import Refused
@@ -46,7 +46,7 @@ class Estimator:
         self._catalog = catalog
         self._now = now
         self._runs: defaultdict[str, deque[Run]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
-        self._paces: dict[tuple[str, frozenset[str]], Pace] = {}
+        self._paces: dict[tuple[str, frozenset[str]], tuple[Pace, Spread | None]] = {}
         self._running: Counter[str] = Counter()
         index.tap(self._ran)
         index.watch(self._moved)
@@ -60,8 +60,10 @@ class Estimator:
         return self._starts(job, reason, ahead or 0)
 
     def _starts(self, job: Job, reason: Reason, ahead: int) -> Eta | None:
-        known = self._pace(job.endpoint, self._models(job.endpoint))
-        usual, mine = spread(known), spread(known, _size(job, self._endpoint(job.endpoint)))
+        endpoint = self._endpoint(job.endpoint)
+        known, usual = self._pace(job.endpoint, self._models(endpoint))
+        size = _size(job, endpoint)
+        mine = usual if size is None else spread(known, size)
         if usual is None or mine is None:
             return None
         wake_s = self._wake_s(job.endpoint) if WAKES[reason] else 0.0
@@ -73,7 +75,7 @@ class Estimator:
     def _ends(self, job: Job, start: datetime) -> Eta | None:
         card = job.claim.gpus[:1] if job.claim else ()
         names = self._names() if card else {}
-        known = self._pace(job.endpoint, frozenset(names.get(uuid, uuid) for uuid in card))
+        known, _ = self._pace(job.endpoint, frozenset(names.get(uuid, uuid) for uuid in card))
         elapsed = max(0.0, (self._now() - start).total_seconds())
         left = spread(known, _size(job, self._endpoint(job.endpoint)), elapsed)
         return None if left is None else _eta(start, left.p50, left.p90, left.samples)
@@ -82,21 +84,21 @@ class Estimator:
         left = self._hosts.wake_left_s(endpoint)
         return DEFAULT_WAKE_S if left is None else left
 
-    def _pace(self, endpoint: str, models: frozenset[str]) -> Pace:
-        """Of the endpoint's runs on cards of these models (none: without a card)."""
+    def _pace(self, endpoint: str, models: frozenset[str]) -> tuple[Pace, Spread | None]:
+        """Of the endpoint's runs on cards of these models (none: without a card), and how long those take."""
         name = (endpoint, models)
         if name not in self._paces:
             names = self._names()
             runs = (run for run in self._runs[endpoint] if _model(run, names) in (models or {""}))
-            self._paces[name] = pace(runs)
+            known = pace(runs)
+            self._paces[name] = known, spread(known)
         return self._paces[name]
 
-    def _models(self, endpoint: str) -> frozenset[str]:
+    def _models(self, endpoint: Endpoint | None) -> frozenset[str]:
         """The models of the cards that work for the endpoint will have."""
-        known = self._endpoint(endpoint)
-        if known is None or not known.resources.gpus:
+        if endpoint is None or not endpoint.resources.gpus:
             return frozenset()
-        takers = self._hosts.takers(endpoint)
+        takers = self._hosts.takers(endpoint.name)
         return frozenset(gpu.name for offer in self._catalog.offers() if offer.host in takers for gpu in offer.gpus)
 
     def _names(self) -> Mapping[str, str]:
