@@ -1,0 +1,95 @@
+"""The certificate that is made here, and hosts that trust it alone."""
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from socket import create_connection, create_server
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bus.pins import WrongCertificate, fetch, fingerprint, trusting
+from bus.port import Unreachable
+from bus.users import Tls
+from edge.certificates import provide
+
+NAMES = ("gpu.example.com", "192.0.2.7", "2001:db8::7")
+
+
+def made(folder: Path) -> Tls:
+    return provide(folder, NAMES, datetime.now(UTC))
+
+
+@contextmanager
+def answering(tls: Tls | None, greeting: bytes = b"") -> Iterator[int]:
+    """A port that greets, speaks TLS under `tls` and hangs up, as often as it is asked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if tls:
+        context.load_cert_chain(*tls)
+    with create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    plain, _ = listening.accept()
+                except OSError:
+                    return
+                with plain:
+                    plain.sendall(greeting)
+                    if tls:
+                        try:
+                            context.wrap_socket(plain, server_side=True).close()
+                        except OSError:
+                            continue  # whoever trusts another certificate hangs up
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(2)
+            thread.join()
+
+
+def test_it_is_made_once_for_its_names_and_its_key_is_its_owners(tmp_path: Path):
+    tls = made(tmp_path / "tls")
+    certificate = x509.load_pem_x509_certificate(tls.cert.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {str(name.value) for name in names} == set(NAMES)
+    assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert tls.key.stat().st_mode & 0o077 == 0
+    before = tls.cert.read_bytes()
+    assert made(tmp_path / "tls").cert.read_bytes() == before
+
+
+@pytest.mark.parametrize(("scheme", "greeting"), [("https", b""), ("tls", b'INFO {"tls_required":true}\r\n')])
+def test_whoever_answers_must_have_the_certificate_that_was_named(tmp_path: Path, scheme: str, greeting: bytes):
+    tls = made(tmp_path)
+    pin = fingerprint(tls.cert.read_text())
+    with answering(tls, greeting) as port:
+        assert fingerprint(fetch(f"{scheme}://127.0.0.1:{port}", pin)) == pin
+        with pytest.raises(WrongCertificate, match="the token names 0000000000000000"):
+            fetch(f"{scheme}://127.0.0.1:{port}", "0" * 64)
+
+
+@pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+@pytest.mark.parametrize("scheme", ["https", "tls"])
+def test_who_does_not_speak_tls_is_not_reached(scheme: str, greeting: bytes):
+    with answering(None, greeting) as port, pytest.raises(Unreachable, match="does not answer with TLS"):
+        fetch(f"{scheme}://127.0.0.1:{port}", "0" * 64)
+
+
+def test_a_pin_trusts_that_certificate_and_no_other(tmp_path: Path):
+    ours, theirs = made(tmp_path / "ours"), made(tmp_path / "theirs")
+    context = trusting(ours.cert)
+    with answering(ours) as port, create_connection(("127.0.0.1", port)) as plain:
+        with context.wrap_socket(plain, server_hostname="any.name") as secured:
+            assert secured.version() == "TLSv1.3"
+    with answering(theirs) as port, create_connection(("127.0.0.1", port)) as plain:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            context.wrap_socket(plain, server_hostname="any.name")
