@@ -46,6 +46,14 @@ docs:
 gpu-page:
     @python -m deploy.gpu_page
 
+# A storm over a stream of jobs, then the checker: --minutes N [--seed S]
+chaos *args:
+    python -m tests.chaos.storm {{ args }}
+
+# Kill everybody at every step, and put the table into docs/promises.md (a quarter of an hour)
+chaos-matrix *args:
+    python -m tests.chaos.matrix --write {{ args }}
+
 # What a submission must pass, on a clean machine
 ci:
     bash .ci/run

@@ -1,4 +1,4 @@
-"""The whole crash matrix, and its table for docs/promises.md: `python -m tests.chaos.matrix [--write] [--only WORD]`.
+"""The whole crash matrix, and its table for docs/promises.md: `python -m tests.chaos.matrix [--write | --only WORD]`.
 
 Four stages, since not everybody can be killed on each: real processes, Docker with live-restore and without, and a host
 with a switch. A stage plays its cells one after the other, the stages run side by side.
@@ -126,8 +126,9 @@ async def everything(chosen: Sequence[Cell], top: Path) -> Report:
 def main() -> int:
     """Print the table, or write it into the page; 1 when a promise was broken."""
     parser = argparse.ArgumentParser(description="Kill everybody at every step of a job's life.")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/promises.md")
-    parser.add_argument("--only", default="", metavar="WORD", help="only cells whose name has it")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--write", action="store_true", help="put the table into docs/promises.md")
+    part.add_argument("--only", default="", metavar="WORD", help="only cells whose name has it")
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     os.environ.setdefault("DOCKER_BUILDKIT", "0")
