@@ -87,9 +87,15 @@ def test_who_does_not_speak_tls_is_not_reached(scheme: str, greeting: bytes):
 def test_a_pin_trusts_that_certificate_and_no_other(tmp_path: Path):
     ours, theirs = made(tmp_path / "ours"), made(tmp_path / "theirs")
     context = trusting(ours.cert)
-    with answering(ours) as port, create_connection(("127.0.0.1", port)) as plain:
-        with context.wrap_socket(plain, server_hostname="any.name") as secured:
-            assert secured.version() == "TLSv1.3"
-    with answering(theirs) as port, create_connection(("127.0.0.1", port)) as plain:
-        with pytest.raises(ssl.SSLCertVerificationError):
-            context.wrap_socket(plain, server_hostname="any.name")
+    with (
+        answering(ours) as port,
+        create_connection(("127.0.0.1", port)) as plain,
+        context.wrap_socket(plain, server_hostname="any.name") as secured,
+    ):
+        assert secured.version() == "TLSv1.3"
+    with (
+        answering(theirs) as port,
+        create_connection(("127.0.0.1", port)) as plain,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        context.wrap_socket(plain, server_hostname="any.name")
