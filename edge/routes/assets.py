@@ -10,9 +10,10 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from edge.auth.keys import needs
-from edge.routes.bodies import is_form, pieces, read_form, read_struct
+from edge.routes.bodies import is_form, pieces, read_struct
 from edge.routes.documents import DigestsBody, RawBody
 from edge.routes.files import download
+from edge.routes.forms import read_form
 from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
 from edge.services.messages import DELETED
 from schemas.access import Scope
@@ -108,13 +109,13 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
 async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Response[AssetView]:
     """Upload a file, raw or as the one file part of a form; the answer names its digest."""
     if is_form(request):
-        form = await read_form(request)
-        upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
-        if upload is None:
-            raise Refused("body_malformed", "the form has no file part")
-        name = upload.filename or "file"
-        kind = declared_type(upload.content_type, name)
-        stored = await parts.assets.put(owner, pieces(upload), None, name, kind)
+        async with read_form(request) as form:
+            upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
+            if upload is None:
+                raise Refused("body_malformed", "the form has no file part")
+            name = upload.filename or "file"
+            kind = declared_type(upload.content_type, name)
+            stored = await parts.assets.put(owner, pieces(upload), None, name, kind)
     else:
         name = _name(request)
         kind = declared_type(request.headers.get("content-type"), name)

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import msgspec
 from litestar.datastructures import FormMultiDict, UploadFile
-from litestar.exceptions import HTTPException
 
 from edge.parts import Parts
+from edge.routes.forms import read_form
 from edge.routes.given import AnyRequest
 from edge.services.inputs import invalid
 from edge.services.submission import read_as
@@ -64,18 +64,6 @@ def is_form(request: AnyRequest) -> bool:
     return request.content_type[0].startswith("multipart/form-data")
 
 
-async def read_form(request: AnyRequest) -> FormMultiDict:
-    """The fields and files of a multipart body. Refused body_malformed, body_too_large."""
-    try:
-        return await request.form()
-    except HTTPException as error:
-        if error.status_code != MALFORMED:
-            raise
-        raise Refused("body_malformed", f"the multipart body cannot be read: {error.detail}") from error
-    except (ValueError, LookupError) as error:  # text that is not of its charset; a charset that nobody knows
-        raise Refused("body_malformed", f"the multipart body cannot be read: {error}") from error
-
-
 async def store_part(parts: Parts, owner: str, upload: UploadFile) -> str:
     """Keep a file part as the owner's asset; its `sha256:…`."""
     name = upload.filename or "file"
@@ -88,15 +76,15 @@ async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict
     """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input."""
     if not is_form(request):
         return await read_json(request)
-    form = await read_form(request)
-    body = await _described(form.getall(JOB, []))
-    given = body.setdefault("input", {})
-    if not isinstance(given, dict):
-        raise Refused("body_malformed", "'input' in the field 'job' must be an object")
-    files = _files(form, given)
-    parts.intake.vet(body | {"input": given | dict.fromkeys(files, NOT_YET)})
-    for name, upload in files.items():
-        given[name] = await store_part(parts, owner, upload)
+    async with read_form(request) as form:
+        body = await _described(form.getall(JOB, []))
+        given = body.setdefault("input", {})
+        if not isinstance(given, dict):
+            raise Refused("body_malformed", "'input' in the field 'job' must be an object")
+        files = _files(form, given)
+        parts.intake.vet(body | {"input": given | dict.fromkeys(files, NOT_YET)})
+        for name, upload in files.items():
+            given[name] = await store_part(parts, owner, upload)
     return body
 
 
@@ -107,8 +95,6 @@ async def _described(fields: list[Any]) -> dict[str, Any]:
     (job,) = fields
     if isinstance(job, UploadFile):
         return parse_object(await _at_most(pieces(job)))
-    if len(job) > JSON_BYTES:
-        raise Refused("body_too_large", "the field 'job' may have at most 1 MiB")
     return parse_object(job.encode())
 
 

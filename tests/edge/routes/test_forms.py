@@ -1,0 +1,54 @@
+"""What a form may hold in memory."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from edge.routes.forms import TEXT_BYTES
+from tests.edge.routes.conftest import Face
+
+HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
+END = b"\r\n--x--\r\n"
+
+
+def text(name: str) -> bytes:
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/assets"])
+@pytest.mark.parametrize("fields", [1, 300])
+async def test_texts_are_bounded_however_many_there_are(face: Face, path: str, fields: int):
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        for number in range(fields):
+            yield text(f"field{number}")
+            for _ in range(300 // fields):
+                given += 65536
+                yield b"a" * 65536
+            yield b"\r\n"
+        yield END
+
+    reply = await face.ann.post(path, content=endless(), headers=HEADERS)
+    assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
+    assert given > TEXT_BYTES
+    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+
+
+async def test_a_text_of_the_most_that_may_be_is_read(face: Face):
+    job = json.dumps({"endpoint": "echo", "input": {"text": "hi"}})
+    body = text("job") + job.encode() + b" " * (TEXT_BYTES - len(job)) + END
+    assert (await face.ann.post("/v1/jobs", content=body, headers=HEADERS)).status_code == 202
+
+
+@pytest.mark.parametrize("body", [b"", b"--x", text("job"), b"nonsense", text("job") + b"{}"])
+async def test_what_breaks_off_or_is_no_form_is_malformed(face: Face, body: bytes):
+    reply = await face.ann.post("/v1/jobs", content=body, headers=HEADERS)
+    assert (reply.status_code, reply.json()["code"]) == (400, "body_malformed")
+
+
+async def test_a_form_without_a_boundary_says_so(face: Face):
+    reply = await face.ann.post("/v1/jobs", content=b"x", headers={"Content-Type": "multipart/form-data"})
+    assert "boundary" in reply.json()["detail"]
