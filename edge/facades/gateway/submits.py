@@ -15,7 +15,7 @@ from edge.services import messages
 from edge.services.inputs import invalid
 from edge.services.intake import Accepted
 from edge.services.messages import Language
-from edge.services.sameness import means_the_same
+from edge.services.sameness import submit_under
 from schemas.access import Scope
 from schemas.endpoint import Endpoint
 from schemas.envelope import BatchPayload, Envelope, JobPayload, Kind, Message, Rejected
@@ -95,22 +95,10 @@ async def _accepted(  # noqa: PLR0913, PLR0917 - each is one fact of the request
     parts: Parts, owner: str, body: dict[str, Any], code: str | None, name: str, message: Message
 ) -> Accepted:
     """The job that is made, or that is there: by another door, a code may stand for the same work in other words."""
-    try:
-        return await parts.intake.submit(
-            owner,
-            body,
-            job_id=code,
-            idempotency_key=None if code is not None else name or None,
-            trace_id=message.trace_id or None,
-            request_id=message.request_id,
-        )
-    except Refused as refused:
-        if code is None or refused.code != "conflict":
-            raise
-        entries = await parts.bus.records.history(JobKey(owner, code))
-        if not entries or not means_the_same(parts.catalog, entries, body):
-            raise
-        return Accepted(entries[-1], replayed=True)
+    about = {"trace_id": message.trace_id, "request_id": message.request_id}
+    if code is not None:
+        return await submit_under(parts.intake, parts.bus.records, parts.catalog, JobKey(owner, code), body, **about)
+    return await parts.intake.submit(owner, body, idempotency_key=name or None, **about)
 
 
 def _offline(parts: Parts, made: Made, language: Language) -> JobPayload:
