@@ -51,12 +51,17 @@ class Step(Struct, frozen=True):
     switched: bool = False
 
 
-async def plain(_: Scene, client: Client, cell: Cell) -> str:
+async def plain(_: Scene, client: Client, cell: Cell, seconds: float = 0.6) -> str:
     """A job from its submit to its result."""
-    job_id = await client.submit(cell.name, {"text": cell.name, "seconds": 0.6})
+    job_id = await client.submit(cell.name, {"text": cell.name, "seconds": seconds})
     await _watched(client, job_id, cell)
     await client.fetch(await client.see(job_id), cell.name)
     return job_id
+
+
+async def lasting(scene: Scene, client: Client, cell: Cell) -> str:
+    """The same, still at work when a daemon that was killed has started again."""
+    return await plain(scene, client, cell, seconds=5)
 
 
 async def cancelled(_: Scene, client: Client, cell: Cell) -> str:
@@ -131,7 +136,7 @@ STEPS = (
     Step("publish", "edge", "queue.publish", plain, PARTS),
     Step("claim", "runner", "records.update.started", plain),
     Step("stage and start", "runner", "engine.start", plain),
-    Step("progress", "runner", "feed.publish.progress", plain, WITH_JOB),
+    Step("progress", "runner", "feed.publish.progress", lasting, WITH_JOB),
     Step("upload", "runner", "supplies.keep", plain),
     Step("store", "edge", "store.write", plain, PARTS),
     Step("record", "runner", "records.update.succeeded", plain),
