@@ -22,7 +22,7 @@ from edge.services.joining import Joining
 from edge.services.keys import Keys
 from edge.services.tokens import Tokens
 from edge.services.usage import Accounts
-from edge.settings import EdgeSettings
+from edge.settings import CorsSettings, EdgeSettings
 from schemas.access import CLIENT_SCOPES, Scope
 from schemas.switch import CommandHost, Price
 from tests.edge.services.world import SECRET, Dice, FakeWorld, fake_world
@@ -43,6 +43,7 @@ class Face(Struct, frozen=True, kw_only=True):
     anyone: httpx.AsyncClient
 
 
+ORIGIN = "https://app.example.com"  # whose pages may call
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
 
@@ -63,7 +64,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
     power = switched(made)
     prices = {"gpu-9": Price(per_hour=2.0)}
     return Parts(
-        settings=EdgeSettings(),
+        settings=EdgeSettings(cors=CorsSettings(origins=(ORIGIN,))),
         bus=made.bus,
         store=made.store,
         assets=made.assets,

@@ -1,0 +1,67 @@
+"""Pages of other origins: what a browser asks before it lets them call, and what it lets them see."""
+
+import httpx
+import pytest
+
+from edge.auth.cors import SEEN, SENT
+from tests.edge.routes.conftest import ORIGIN, Face
+
+TUS = {"Tus-Resumable": "1.0.0"}
+
+
+def preflight(method: str, *headers: str, origin: str = ORIGIN) -> dict[str, str]:
+    asked = ", ".join(headers).lower()
+    return {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": asked}
+
+
+def listed(reply: httpx.Response, name: str) -> set[str]:
+    return {word.strip().lower() for word in reply.headers[name].split(",")}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/jobs"),
+        ("PUT", f"/v1/assets/{'a' * 64}"),
+        ("POST", "/v1/uploads"),
+        ("PATCH", "/v1/uploads/abc"),
+        ("HEAD", "/v1/uploads/abc"),
+        ("DELETE", "/v1/uploads/abc"),
+        ("GET", "/v1/jobs/mine/files/a.mp4"),
+    ],
+)
+async def test_a_page_of_a_named_origin_may_call_with_every_header(face: Face, method: str, path: str):
+    reply = await face.anyone.options(path, headers=preflight(method, *SENT))
+    assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, ORIGIN)
+    assert method.lower() in listed(reply, "access-control-allow-methods")
+    assert {name.lower() for name in SENT} <= listed(reply, "access-control-allow-headers")
+    assert {"authorization", "upload-offset", "idempotency-key", "last-event-id"} <= {name.lower() for name in SENT}
+
+
+async def test_another_origin_is_told_no(face: Face):
+    for origin in ("https://evil.example", f"{ORIGIN}.evil.example", "null"):
+        reply = await face.anyone.options("/v1/jobs", headers=preflight("POST", origin=origin))
+        assert reply.status_code == 400
+        answer = await face.ann.get("/v1/jobs", headers={"Origin": origin})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_what_is_answered_may_be_seen_refusals_too(face: Face):
+    origin = {"Origin": ORIGIN}
+    made = await face.ann.post("/v1/uploads", headers=origin | TUS | {"Upload-Length": "0"})
+    assert made.headers["lamplighter-asset"].startswith("sha256:")
+    missing = await face.ann.get("/v1/jobs/none", headers=origin)
+    stranger = await face.anyone.get("/v1/jobs", headers=origin)
+    assert [missing.status_code, stranger.status_code] == [404, 401]
+    for reply in (made, missing, stranger):
+        assert reply.headers["access-control-allow-origin"] == ORIGIN
+        assert listed(reply, "access-control-expose-headers") == {name.lower() for name in SEEN}
+    promised = (
+        "Upload-Offset Location Tus-Resumable Lamplighter-Asset ETag Content-Range Idempotent-Replayed Retry-After"
+    )
+    assert set(promised.split()) <= set(SEEN)
+
+
+async def test_without_an_origin_nothing_is_said_of_it(face: Face):
+    reply = await face.ann.get("/v1/jobs")
+    assert not [name for name in reply.headers if name.startswith("access-control")]
