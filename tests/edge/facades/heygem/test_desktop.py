@@ -11,6 +11,7 @@ from schemas.container import OUTPUT_FILE
 from schemas.feed import Place, ProgressNote
 from schemas.job import Failure, File, JobKey, Output
 from schemas.words import Status
+from tests.broker import until
 from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, Desk, desk_at
 from tests.edge.outbound.wild import answer, wild
 from tests.edge.services.test_supply import became
@@ -68,9 +69,7 @@ async def test_a_result_comes_to_the_disk_without_a_query(desk: Desk):
     await desk.submit()
     await desk.finish()
     place = anyio.Path(desk.root / "temp" / "code-1-r.mp4")
-    with anyio.fail_after(20):
-        while not await place.exists():  # noqa: ASYNC110 - the folder tells nobody
-            await anyio.sleep(0.02)
+    await until(place.exists)
     assert await place.read_bytes() == b"the video"
 
 

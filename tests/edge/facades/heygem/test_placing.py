@@ -8,6 +8,7 @@ import anyio
 from edge.facades.heygem import placing as module
 from edge.facades.heygem.placing import Place, Placing
 from schemas.job import JobKey
+from tests.broker import until
 from tests.edge.facades.heygem.conftest import OWNER, Desk
 
 KEY = JobKey(OWNER, "code-1")
@@ -18,9 +19,10 @@ def lies_at(place: Path) -> bool:
 
 
 async def until_there(place: Path) -> None:
-    with anyio.fail_after(20):
-        while not lies_at(place):  # noqa: ASYNC110 - the folder tells nobody
-            await anyio.sleep(0.02)
+    async def there() -> bool:
+        return lies_at(place)
+
+    await until(there)
 
 
 def anew(desk: Desk) -> Placing:
@@ -45,15 +47,17 @@ async def test_what_an_earlier_life_accepted_is_placed_by_the_next(desk: Desk, m
 
 async def test_notes_go_when_the_result_is_there_or_the_job_is_not(desk: Desk):
     notes = desk.world.index._path.parent / "placing"
+
+    async def empty() -> bool:
+        return not list(notes.iterdir())
+
     await desk.placing.expect(JobKey(OWNER, "never-made"))
     await desk.submit()
     assert sorted(path.name for path in notes.iterdir()) == ["local.code-1", "local.never-made"]
     await desk.finish()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anew(desk).run)
-        with anyio.fail_after(20):
-            while list(notes.iterdir()):  # noqa: ASYNC110 - the folder tells nobody
-                await anyio.sleep(0.02)
+        await until(empty)
         tasks.cancel_scope.cancel()
     assert (desk.root / "temp" / "code-1-r.mp4").read_bytes() == b"the video"
 

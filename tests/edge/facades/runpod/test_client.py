@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from schemas import events as e
 from schemas.job import Failure
+from tests.broker import until
 from tests.edge.facades.runpod.conftest import Cloud
 
 
@@ -55,12 +56,13 @@ async def test_run_sync_holds_until_the_end(cloud: Cloud):
     async def wait() -> None:
         outputs.append(await cloud.call(cloud.endpoint.run_sync, {"input": {"text": "hello"}}, 20))
 
+    async def sent() -> bool:
+        return bool(await cloud.face.world.bus.records.keys())
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        with anyio.fail_after(20):
-            while not (keys := await cloud.face.world.bus.records.keys()):  # noqa: ASYNC110 - the client tells nobody
-                await anyio.sleep(0.02)
-        (key,) = keys
+        await until(sent)
+        (key,) = await cloud.face.world.bus.records.keys()
         await cloud.finish(await cloud.face.world.start(await cloud.job(key.id)))
     assert outputs[0]["text"] == "hello"
 
@@ -103,11 +105,12 @@ async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(cloud: Cloud):
     async def cancel() -> None:
         told.append(await cloud.call(handle.cancel))
 
+    async def asked() -> bool:
+        return (await cloud.job(job.id)).status == "cancelling"
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel)
-        with anyio.fail_after(20):
-            while (await cloud.job(job.id)).status != "cancelling":  # noqa: ASYNC110 - likewise
-                await anyio.sleep(0.02)
+        await until(asked)
         await cloud.face.world.apply(job.key, e.Cancelled())
     assert told == [{"id": job.id, "status": "CANCELLED"}]
 
