@@ -14,6 +14,7 @@ from msgspec import structs
 
 from bus.port import Bus, BusError, Change, Entry, FeedItem
 from edge.services import messages
+from edge.services.crowds import Crowds
 from edge.services.hosts import HostNotice, HostWatch
 from edge.services.mailbox import Mailbox
 from edge.services.messages import Language
@@ -48,6 +49,7 @@ class Follower:
         self._bus = bus
         self._viewer = viewer
         self._hosts = hosts
+        self._crowds = Crowds(bus.feed)
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
@@ -105,7 +107,7 @@ class Follower:
         if self._tasks is None:
             raise RuntimeError("Follower.run must be running before a stream is opened")
         scope = CancelScope()
-        self._tasks.start_soon(self._read, scope, mail, owner, job_id, after)
+        self._tasks.start_soon(self._read, self._tasks, scope, mail, owner, job_id, after)
         unlisten = self._hosts.listen(mail.offer) if job_id is None else None
 
         def close() -> None:
@@ -115,10 +117,15 @@ class Follower:
 
         return close
 
-    async def _read(self, scope: CancelScope, mail: _Mail, owner: str, job_id: str | None, after: str) -> None:
+    async def _read(  # noqa: PLR0913, PLR0917 - what is read, for whom, and how that ends
+        self, tasks: TaskGroup, scope: CancelScope, mail: _Mail, owner: str, job_id: str | None, after: str
+    ) -> None:
         with scope:
             try:
-                await mail.pour(self._bus.feed.follow(owner, job_id, after))
+                if job_id is None:
+                    await mail.pour(self._bus.feed.follow(owner, None, after))
+                else:
+                    await self._crowds.pour(tasks, JobKey(owner, job_id), after, mail)
             except BusError as error:
                 _log.warning("feed_not_read", owner=owner, job_id=job_id, error=str(error))
                 await mail.put(None)

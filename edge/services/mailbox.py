@@ -2,12 +2,24 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from anyio import Event, move_on_after
 
 T = TypeVar("T")
 _CLOSE_S = 2.0
+
+
+@asynccontextmanager
+async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """`items`, closed however the block ends."""
+    try:
+        yield items
+    finally:
+        if isinstance(items, AsyncGenerator):
+            with move_on_after(_CLOSE_S, shield=True):
+                await items.aclose()
 
 
 class Mailbox(Generic[T]):
@@ -29,13 +41,9 @@ class Mailbox(Generic[T]):
 
     async def pour(self, items: AsyncIterator[T]) -> None:
         """Put all of `items`, and close them however that ends: a reader cut off here would keep its connection."""
-        try:
+        async with closing(items):
             async for item in items:
                 await self.put(item)
-        finally:
-            if isinstance(items, AsyncGenerator):
-                with move_on_after(_CLOSE_S, shield=True):
-                    await items.aclose()
 
     def offer(self, item: T) -> bool:
         """Add if there is room; whether there was."""
