@@ -5,15 +5,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import msgspec
 import pytest
 
-from edge.store.partial import CHECKPOINT
+from edge.store.partial import CHECKPOINT, Upload
 from lamplighter import AsyncClient
 from tests.e2e.conftest import Lit, process_only
+from tests.e2e.installation import until
 from tests.e2e.proxy import Proxy, proxied
 
 MIB = 1024 * 1024
-SIZE = CHECKPOINT + 24 * MIB
+SIZE = CHECKPOINT + 48 * MIB
 
 
 class Cutting:
@@ -38,7 +40,7 @@ class Cutting:
 async def test_it_goes_on_by_itself(lit: Lit, tmp_path: Path, killed: bool):
     port = urlsplit(lit.installation.url).port
     assert port is not None
-    file, at = tmp_path / "face.mp4", CHECKPOINT + 16 * MIB
+    file, at = tmp_path / "face.mp4", CHECKPOINT + 40 * MIB  # sockets and proxy hold some
     piece = os.urandom(MIB)
     file.write_bytes(b"".join(number.to_bytes(4, "big") + piece[4:] for number in range(SIZE // MIB)))
     key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")
@@ -46,9 +48,14 @@ async def test_it_goes_on_by_itself(lit: Lit, tmp_path: Path, killed: bool):
         cutting = Cutting(proxy, at)
         async with AsyncClient(f"http://127.0.0.1:{proxy.port}", key, cache=tmp_path / "own.json") as client:
 
+            async def durable() -> bool:
+                (state,) = (tmp_path / "edge" / "uploads").glob("*.json")
+                return msgspec.json.decode(state.read_bytes(), type=Upload).offset >= CHECKPOINT
+
             async def trouble() -> None:
                 await cutting.cut.wait()
                 if killed:
+                    await until(durable)
                     await lit.installation.edge.kill()
                     await lit.installation.start_edge()
                 proxy.heal()

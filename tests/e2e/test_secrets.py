@@ -1,0 +1,34 @@
+"""No log ever holds a key, a token or a signature, at any level and whatever goes wrong."""
+
+from pathlib import Path
+
+import pytest
+import websockets
+from websockets.exceptions import InvalidStatus
+
+from lamplighter.wire import Call, read_any
+from tests.e2e.conftest import lighted
+
+WRONG = "lamp_nobody_" + "s3cr3t" * 6
+
+
+async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: str):
+    async with lighted(tmp_path, "process", None, LAMPLIGHTER_LOG_LEVEL="debug") as lit:
+        made = await lit.ann.call(Call(method="POST", path="/v1/tokens", read=read_any, body={}))
+        key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")
+        http, bare = lit.ann._http, {"Authorization": ""}
+        sockets = lit.installation.url.replace("http", "ws") + "/v1/events"
+        assert (await http.get("/v1/jobs", params={"token": made["token"]}, headers=bare)).status_code == 200
+        assert (await http.get("/v1/jobs", params={"token": made["token"] + "x"}, headers=bare)).status_code == 401
+        assert (await http.get("/v1/jobs", params={"token": WRONG}, headers=bare)).status_code == 401
+        assert (await http.get("/v1/jobs?signature=s1gn&owner=ann&expires=1", headers=bare)).status_code == 401
+        async with websockets.connect(f"{sockets}?token={made['token']}"):
+            pass
+        with pytest.raises(InvalidStatus):
+            async with websockets.connect(f"{sockets}?token={WRONG}"):
+                pass
+        await lit.installation.edge.stop()
+        log = (tmp_path / "edge.log").read_text()
+    assert "serving" in log
+    for secret in (made["token"], key, WRONG, "s1gn"):
+        assert secret not in log
