@@ -31,13 +31,13 @@ from tests.e2e.network import EDGE, Network
 from tests.e2e.power.machine import lives, power
 
 BRISK = "tests.e2e.power.brisk"
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 TLS_PORT = 8443
 RULES = {
     "min_on": 0.5,
     "idle_after": 0.8,
     "boot_timeout": 8.0,
-    "stop_timeout": 5.0,
+    "stop_timeout": 3.0,
     "fallback_after": 1.0,
     "timeout": 10.0,
 }
@@ -219,7 +219,7 @@ class Scene(Struct, frozen=True):
             record = await self.record(box)
             return record if record.state in states else None
 
-        found: PowerRecord = await until(there, within_s, every_s=0.02)
+        found: PowerRecord = await until(there, within_s, every_s=0.04)
         return found
 
     async def presence(self) -> Presence:

@@ -9,13 +9,13 @@ from functools import partial
 
 from schemas import host
 
-host.PRESENCE_TTL_S, host.PRESENCE_EVERY_S, host.GONE_AFTER_S = 4.0, 0.5, 8.0
+host.PRESENCE_TTL_S, host.PRESENCE_EVERY_S, host.GONE_AFTER_S = 5.0, 0.5, 10.0
 
 if sys.argv[1] == "edge":
     from edge import assembly
     from edge.power import cases, law
 
-    cases.ABANDONED_S = 2.0
+    cases.ABANDONED_S, cases.SETTLE_S = 2.0, 2.0
     law.BACKOFF_FIRST_S = 0.4
     assembly.Means = partial(assembly.Means, tick_s=0.5, poll_s=0.3)  # type: ignore[misc, assignment]
 

@@ -14,7 +14,7 @@ from tests.e2e.installation import ready
 from tests.e2e.network import Network, network
 from tests.e2e.power.boxes import Box, Scene, street
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 SECONDS_A_DAY = 6
 BUDGET = f"{{ hours = {SECONDS_A_DAY / 3600} }}"
 
@@ -84,7 +84,7 @@ async def second_edge(scene: Scene) -> AsyncIterator[AsyncClient]:
 async def test_two_edges_start_a_host_once(scene: Scene) -> None:
     near, far = boxes(scene)
     async with second_edge(scene) as there:
-        far.plan(boot_s=0.5)
+        far.plan(boot_s=2.0)  # all of them wait by then
         jobs = [await client.submit("echo", text="x") for client in (scene.lit.ann, there, scene.lit.ann, there)]
         await scene.done(*jobs)
         await scene.stands(S.OFF, box=far)

@@ -18,7 +18,7 @@ from tests.e2e.looking import events, history, working
 from tests.e2e.network import Network, network
 from tests.e2e.power.boxes import TLS_PORT, Scene, street
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 ROUND = [S.WAKING, S.ONLINE, S.DRAINING, S.STOPPING, S.OFF]
 
 
@@ -87,15 +87,17 @@ async def test_a_boot_that_fails_gets_one_power_cycle(scene: Scene) -> None:
 
 
 async def test_a_job_that_comes_while_it_drains_keeps_it_on(scene: Scene) -> None:
+    """Its runner may take the job before it has read its order, or after the order was taken back: no stop before."""
     first = await scene.submit("first")
     await scene.done(first)
     await scene.stands(S.DRAINING)
-    second = await scene.submit("second")
-    await scene.stands(S.ONLINE)
-    await scene.done(second)
+    second = await scene.submit("second", seconds=1.0)
+    (done,) = await scene.done(second)
     dark = await scene.stands(S.OFF)
-    assert since(dark, first.created_at) == [S.WAKING, S.ONLINE, S.DRAINING, *ROUND[1:]]
+    assert since(dark, first.created_at) in (ROUND, [S.WAKING, S.ONLINE, S.DRAINING, *ROUND[1:]])
     assert scene.box.pressed == ["on", "off"]
+    assert done.finished_at is not None
+    assert scene.box.presses[-1][1] > done.finished_at.timestamp()
 
 
 async def test_a_job_that_comes_while_it_stops_waits_until_it_is_off(scene: Scene) -> None:
