@@ -10,7 +10,20 @@ import anyio
 import httpx
 import structlog
 
-from bus.buckets import AGREED, ASSETS, DELIVERED, HOOKS, HOSTS, JOINED, KEYS, LEASES, OFFERS, POWER, TOMBSTONES
+from bus.buckets import (
+    AGREED,
+    ASSETS,
+    DELIVERED,
+    ERASURES,
+    HOOKS,
+    HOSTS,
+    JOINED,
+    KEYS,
+    LEASES,
+    OFFERS,
+    POWER,
+    TOMBSTONES,
+)
 from bus.control import CoreControl
 from bus.feed import StreamFeed
 from bus.jetstream import JetStream
@@ -28,6 +41,7 @@ from bus.users import inbox
 from bus.wire import Wire
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
+from schemas.erasure import Erasure
 from schemas.host import Offer, Presence, Tombstone
 from schemas.joining import Joined
 from schemas.lease import Lease
@@ -70,6 +84,7 @@ class _Parts(NamedTuple):
             outbox=StreamOutbox(js),
             agreed=BucketTable(js, AGREED, Agreed, may_erase=may_erase),
             joined=BucketTable(js, JOINED, Joined, may_erase=may_erase),
+            erasures=BucketTable(js, ERASURES, Erasure, may_erase=may_erase),
             usage=StreamLedger(js),
         )
 
@@ -83,7 +98,7 @@ async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
     async with _parts(settings) as parts:
 
         async def set_up() -> None:
-            await ensure(parts.js)
+            await ensure(parts.js, settings.replicas)
             await ensure_shared(parts.js)
             await parts.queue.ensure_again()
 
@@ -142,5 +157,6 @@ async def _kept(parts: _Parts, *tasks: Callable[[], Coroutine[Any, Any, None]]) 
 async def _sweep(records: StateRecords) -> None:
     try:
         await records.sweep(datetime.now(UTC), MARKER_AGE)
+        await records.trim()
     except BusError as error:
-        log.warning("old delete markers stay for now", error=str(error))
+        log.warning("old delete markers and revisions stay for now", error=str(error))

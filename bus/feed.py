@@ -115,16 +115,16 @@ class StreamFeed:
         now = await self._held()
         return item_id(now.epoch, now.last)
 
-    async def erase(self, key: JobKey) -> None:
+    async def erase(self, owner: str, job_id: str | None = None) -> int:
         """Waits for what STATE said last to be sourced: it would come after us otherwise. Raises Unreachable."""
-        last = await self._js.last(STATE.name, subjects.record(key))
+        last = await self._js.last(STATE.name, subjects.record(JobKey(owner, job_id or "*")))
         try:
             with anyio.fail_after(SOURCED_S):
                 if last is not None:
                     await self._caught_up(last.seq)
         except TimeoutError as error:
             raise Unreachable(f"FEED has not caught up with STATE in {SOURCED_S} s: try again later") from error
-        await self._js.erase(FEED.name, f"feed.{key.owner}.{key.id}.>")
+        return await self._js.erase(FEED.name, f"feed.{owner}.{job_id or '*'}.>")
 
     async def _sourced(self) -> int:
         sources = (await self._js.info(FEED.name)).sources

@@ -65,9 +65,16 @@ class State(Struct, frozen=True):
     subjects: dict[str, int] | None = None
 
 
+class Kept(Struct, frozen=True):
+    """The part of a stream's configuration that the installation chooses: on how many servers it is kept."""
+
+    num_replicas: int = 1
+
+
 class StreamInfo(Answer, frozen=True):
     """The parts of STREAM.INFO that are used here. `created` names this life of the stream, to the nanosecond."""
 
+    config: Kept = Kept()
     created: str = ""
     state: State = State()
     sources: tuple[SourceInfo, ...] = ()
@@ -140,8 +147,12 @@ class JetStream:
         return await self.api(f"STREAM.INFO.{stream}", {}, StreamInfo)
 
     async def subjects(self, stream: str, pattern: str) -> set[str]:
-        """Every subject that holds a message, page by page (the broker gives 100,000 at once)."""
-        found: set[str] = set()
+        """Every subject that holds a message."""
+        return set(await self.counts(stream, pattern))
+
+    async def counts(self, stream: str, pattern: str) -> dict[str, int]:
+        """How many messages each subject holds that holds one, page by page (the broker gives 100,000 at once)."""
+        found: dict[str, int] = {}
         while True:
             page = await self.api(
                 f"STREAM.INFO.{stream}", {"subjects_filter": pattern, "offset": len(found)}, StreamInfo
@@ -151,12 +162,16 @@ class JetStream:
             if not held or len(found) >= page.total:
                 return found
 
-    async def erase(self, stream: str, subject: str, below: int | None = None) -> None:
-        """Overwrite and remove every message of `subject` (under `below`): a purge would leave the bytes on disk."""
-        at = 1
+    async def erase(self, stream: str, subject: str, below: int | None = None) -> int:
+        """Overwrite and remove every message of `subject` (under `below`); how many there were.
+
+        A purge would leave the bytes on disk, and so does an acknowledgement, or a limit of the stream.
+        """
+        at, erased = 1, 0
         while (found := await self.next(stream, subject, at)) and (below is None or found.seq < below):
             await self.overwrite(stream, found.seq)
-            at = found.seq + 1
+            at, erased = found.seq + 1, erased + 1
+        return erased
 
     async def overwrite(self, stream: str, sequence: int) -> None:
         """Erase one message; nothing happens when it is gone."""

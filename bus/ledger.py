@@ -25,6 +25,6 @@ class Ledger(Protocol):
         """The row of a job that was written last; None when there is none."""
         ...
 
-    async def erase(self, owner: str) -> None:
-        """Erase every row of the owner's jobs, so that no byte stays."""
+    async def erase(self, owner: str) -> int:
+        """Erase every row of the owner's jobs, so that no byte stays; how many there were."""
         ...

@@ -15,7 +15,6 @@ from bus.outgoing import Held, Letter
 from bus.records import read_letter, readable
 from bus.topology import DELIVERIES, DELIVERING, JUDGING, STATE
 from schemas.events import encode
-from schemas.job import JobKey
 
 T = TypeVar("T")
 
@@ -33,6 +32,17 @@ class HeldMessage(Handing, Generic[T]):
     def value(self) -> T:
         """What it says."""
         return self._value
+
+
+class HeldLetter(HeldMessage[Letter]):
+    """A letter; it holds all that the job was given."""
+
+    async def done(self) -> None:
+        """Erased first: what is only acknowledged stays on the broker's disk."""
+        got = handed(self._reply)
+        if got is not None:
+            await self._js.overwrite(DELIVERIES.name, got.sequence)
+        await super().done()
 
 
 class StreamOutbox:
@@ -63,14 +73,14 @@ class StreamOutbox:
             message, _ = found
             letter = read_letter(message.subject, message.data)
             if letter is not None:
-                return HeldMessage(self._js, message.reply, message.subject, letter)
+                return HeldLetter(self._js, message.reply, message.subject, letter)
             log.error("removed a message that is no letter", subject=message.subject)
             await self._js.wire.request(message.reply, b"+TERM")
         return None
 
-    async def withdraw(self, key: JobKey) -> None:
+    async def withdraw(self, owner: str, job_id: str | None = None) -> int:
         """By sequence, so that no byte stays."""
-        await self._js.erase(DELIVERIES.name, subjects.letters(key))
+        return await self._js.erase(DELIVERIES.name, subjects.letters(owner, job_id))
 
     async def _fetch(self, stream: str, consumer: str) -> tuple[Msg, Handed] | None:
         async with self._turns[consumer]:

@@ -5,7 +5,6 @@ from typing import Protocol, TypeVar
 from msgspec import Struct
 
 from schemas.events import Recorded
-from schemas.job import JobKey
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -53,6 +52,6 @@ class Outbox(Protocol):
         """The next letter that is due, at once or None."""
         ...
 
-    async def withdraw(self, key: JobKey) -> None:
-        """Erase every letter of the job, whoever holds it."""
+    async def withdraw(self, owner: str, job_id: str | None = None) -> int:
+        """Erase every letter of the job, or of all the owner's, whoever holds it; how many there were."""
         ...

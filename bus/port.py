@@ -17,6 +17,7 @@ from bus.ledger import Ledger
 from bus.outgoing import Outbox
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
+from schemas.erasure import Erasure
 from schemas.events import Recorded
 from schemas.feed import Note, ProgressNote
 from schemas.host import Offer, Presence, Tombstone
@@ -219,8 +220,9 @@ class Feed(Protocol):
         """The id behind which nothing is yet."""
         ...
 
-    async def erase(self, key: JobKey) -> None:
-        """Erase every message of the job, the sourced states too, so that no byte stays."""
+    async def erase(self, owner: str, job_id: str | None = None) -> int:
+        """Erase every message of the job, or of all the owner's, the sourced states too, so that no byte stays; how
+        many there were."""
         ...
 
 
@@ -320,4 +322,5 @@ class Bus(Struct, frozen=True, kw_only=True):
     leases: Table[Lease]
     outbox: Outbox
     joined: Table[Joined]
+    erasures: Table[Erasure]
     usage: Ledger

@@ -13,6 +13,7 @@ from schemas.events import Recorded, encode
 from schemas.job import RECORD_BYTES, JobKey
 
 ALL = "$KV.STATE.>"
+HISTORY = 64  # revisions of a key that are told
 
 
 class StateRecords:
@@ -51,7 +52,7 @@ class StateRecords:
         items = await held(self._js, Reading(STATE.name, subjects.record(key)))
         if not items or not items[-1].data:
             return []
-        return [Entry(item.sequence, recorded) for item in items if (recorded := readable(item.data))]
+        return [Entry(item.sequence, recorded) for item in items[-HISTORY:] if (recorded := readable(item.data))]
 
     async def delete(self, key: JobKey, revision: int) -> None:
         """The marker first: it is the compare-and-set, and it tells every reader of `changes`."""
@@ -67,6 +68,17 @@ class StateRecords:
             await self._js.erase(STATE.name, item.subject, below=item.sequence)
             await self._js.overwrite(STATE.name, item.sequence)
         return len(markers)
+
+    async def trim(self) -> int:
+        """Erase revisions beyond the last HISTORY, before the stream's own limit drops them and leaves their bytes on
+        the disk; of how many keys."""
+        held_of = await self._js.counts(STATE.name, ALL)
+        long = [subject for subject, count in held_of.items() if count > HISTORY]
+        for subject in long:
+            items = await held(self._js, Reading(STATE.name, subject, headers_only=True))
+            for item in items[:-HISTORY]:
+                await self._js.overwrite(STATE.name, item.sequence)
+        return len(long)
 
     async def keys(self) -> set[JobKey]:
         """From the headers of the last message of every key; no body travels."""

@@ -84,9 +84,9 @@ def parse_letter(subject: str) -> tuple[int, int] | None:
     return int(tokens[3]), int(tokens[4])
 
 
-def letters(key: JobKey) -> str:
-    """All letters of a job."""
-    return f"delivery.{key.owner}.{key.id}.>"
+def letters(owner: str, job_id: str | None = None) -> str:
+    """All letters of a job, or of an owner."""
+    return f"delivery.{owner}.{job_id or '*'}.>"
 
 
 def wake(pool: str, priority: Priority) -> str:

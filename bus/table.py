@@ -51,7 +51,10 @@ class BucketTable(Generic[T]):
 
     async def put(self, key: str, value: T) -> int:
         """Write over."""
-        return await self._write(key, value, None)
+        revision = await self._write(key, value, None)
+        if self._bucket.personal:
+            await self._js.erase(self._bucket.stream, subjects.row(self._bucket.name, key), below=revision)
+        return revision
 
     async def create(self, key: str, value: T) -> int:
         """Write the first."""
@@ -59,7 +62,10 @@ class BucketTable(Generic[T]):
 
     async def update(self, key: str, value: T, revision: int) -> int:
         """Write behind `revision`."""
-        return await self._write(key, value, revision)
+        written = await self._write(key, value, revision)
+        if self._bucket.personal:
+            await self._js.overwrite(self._bucket.stream, revision)
+        return written
 
     async def _write(self, key: str, value: T, expect: int | None) -> int:
         subject = subjects.row(self._bucket.name, key)

@@ -11,8 +11,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 from bus import subjects
 from bus.buckets import BUCKETS, Bucket
-from bus.errors import Different
+from bus.errors import Different, FewServers
 from bus.jetstream import Answer, JetStream
+from bus.port import BusError
 from schemas.job import RECORD_BYTES
 from schemas.words import PRIORITIES, Priority
 
@@ -34,7 +35,6 @@ class Stream(Struct, frozen=True, kw_only=True):
     retention: str = "limits"
     discard: str = "old"
     storage: str = "file"
-    num_replicas: int = 1
     max_bytes: int = -1
     max_age: int = 0
     max_msgs_per_subject: int = -1
@@ -61,7 +61,7 @@ STATE = Stream(
     name="KV_STATE",
     subjects=("$KV.STATE.*.*",),
     discard="new",
-    max_msgs_per_subject=64,
+    max_msgs_per_subject=128,  # 64 are told; the edge erases those before, see `StateRecords.trim`
     max_msg_size=RECORD_BYTES + HEADERS_BYTES,
 )
 JOBS = Stream(
@@ -134,14 +134,29 @@ def lane(pool: str, priority: Priority) -> Lane:
     return Lane(durable_name=subjects.lane(pool, priority), filter_subject=f"job.{pool}.{priority}.>")
 
 
-async def ensure(js: JetStream, streams: tuple[Stream, ...] = STREAMS) -> None:
-    """Make every stream as it is written here. Raises Denied for a user other than the edge."""
-    for stream in streams:
-        config = msgspec.to_builtins(stream)
+async def ensure(js: JetStream, replicas: int | None = None) -> None:
+    """Make every stream as it is written here, kept on `replicas` servers (None: on as many as it is).
+
+    Raises Denied for a user other than the edge, BusError where the cluster has fewer servers.
+    """
+    for stream in STREAMS:
         try:
-            await js.api(f"STREAM.CREATE.{stream.name}", config, Answer)
-        except Different:
-            await js.api(f"STREAM.UPDATE.{stream.name}", config, Answer)
+            await _ensure_stream(js, stream, replicas)
+        except FewServers as error:
+            raise BusError(
+                f"{stream.name} cannot be kept on {replicas} servers ({error}): lower [broker] replicas, or bring up "
+                "more servers of the cluster"
+            ) from error
+
+
+async def _ensure_stream(js: JetStream, stream: Stream, replicas: int | None) -> None:
+    config = msgspec.to_builtins(stream) | {"num_replicas": replicas or 1}
+    try:
+        await js.api(f"STREAM.CREATE.{stream.name}", config, Answer)
+    except Different:
+        if replicas is None:
+            config["num_replicas"] = (await js.info(stream.name)).config.num_replicas
+        await js.api(f"STREAM.UPDATE.{stream.name}", config, Answer)
 
 
 async def ensure_shared(js: JetStream) -> None:

@@ -39,9 +39,9 @@ class StreamLedger:
         found = await self._js.last(USAGE.name, subjects.JOB_USES)
         return uses.of_job(found.data) if found else None
 
-    async def erase(self, owner: str) -> None:
+    async def erase(self, owner: str) -> int:
         """One by one."""
-        await self._js.erase(USAGE.name, subjects.uses_of(owner))
+        return await self._js.erase(USAGE.name, subjects.uses_of(owner))
 
     async def _held(self, pattern: str, since: datetime) -> list[bytes]:
         return [item.data for item in await held(self._js, Reading(USAGE.name, pattern, since=since))]

@@ -7,6 +7,7 @@ from bus.buckets import (
     ASSETS,
     BUCKETS,
     DELIVERED,
+    ERASURES,
     HOOKS,
     HOSTS,
     JOINED,
@@ -29,6 +30,7 @@ from bus.memory.usage import MemoryLedger
 from bus.port import Bus, Health
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
+from schemas.erasure import Erasure
 from schemas.host import Offer, Presence, Tombstone
 from schemas.joining import Joined
 from schemas.lease import Lease
@@ -88,6 +90,7 @@ class MemoryBroker:
             outbox=MemoryOutbox(link, self._mail),
             agreed=MemoryTable(link, self._buckets[AGREED.name], AGREED.name, Agreed),
             joined=MemoryTable(link, self._buckets[JOINED.name], JOINED.name, Joined),
+            erasures=MemoryTable(link, self._buckets[ERASURES.name], ERASURES.name, Erasure),
             usage=MemoryLedger(link, self._usage),
         )
 

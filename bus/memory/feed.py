@@ -86,8 +86,10 @@ class MemoryFeed:
         await self._link.reach()
         return item_id(self._epoch, self._feed.last)
 
-    async def erase(self, key: JobKey) -> None:
-        """Nothing of the job stays."""
+    async def erase(self, owner: str, job_id: str | None = None) -> int:
+        """Nothing of it stays."""
         await self._link.reach()
-        for message in self._feed.behind(0, f"feed.{key.owner}.{key.id}."):
+        found = self._feed.behind(0, f"feed.{owner}.{job_id}." if job_id else f"feed.{owner}.")
+        for message in found:
             self._feed.erase(message.sequence)
+        return len(found)

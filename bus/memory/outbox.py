@@ -121,9 +121,11 @@ class MemoryOutbox:
             tray.due.pop(sequence, None)  # rolled out of the log, or withdrawn
         return None
 
-    async def withdraw(self, key: JobKey) -> None:
-        """Erase what lies there of the job."""
+    async def withdraw(self, owner: str, job_id: str | None = None) -> int:
+        """Erase what lies there of it."""
         await self._link.reach()
-        prefix = subjects.letters(key).removesuffix(">")
-        for message in self._mail.letters.log.behind(0, prefix):
+        prefix = subjects.letters(owner, job_id).removesuffix(">").removesuffix("*.")
+        found = self._mail.letters.log.behind(0, prefix)
+        for message in found:
             self._mail.letters.log.erase(message.sequence)
+        return len(found)

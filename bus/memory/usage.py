@@ -40,11 +40,13 @@ class MemoryLedger:
         held = await self._held(subjects.JOB_USES)
         return uses.of_job(held[-1]) if held else None
 
-    async def erase(self, owner: str) -> None:
+    async def erase(self, owner: str) -> int:
         """One by one."""
         await self._link.reach()
-        for message in self._log.behind(0, subjects.uses_of(owner).removesuffix(">")):
+        found = self._log.behind(0, subjects.uses_of(owner).removesuffix(">"))
+        for message in found:
             self._log.erase(message.sequence)
+        return len(found)
 
     async def _held(self, pattern: str) -> list[bytes]:
         await self._link.reach()

@@ -169,7 +169,7 @@ class Intake:
             kept = [*await self._bus.records.history(key), entry]
             made = {digest for past in kept for digest in result_digests(past.recorded.job)}
             await self._bus.records.delete(key, entry.revision)
-            await self._bus.feed.erase(key)
+            await self._bus.feed.erase(*key)
             await forget_deliveries(self._bus, key)
             await self._index.vanished(key)
             return Deletion(tuple(await self._assets.release(key.owner, made)))

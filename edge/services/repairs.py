@@ -152,7 +152,7 @@ async def forget(scene: Scene) -> int:
         job = entry.recorded.job
         if not await scene.delete(entry):
             continue
-        await scene.bus.feed.erase(job.key)
+        await scene.bus.feed.erase(*job.key)
         await forget_deliveries(scene.bus, job.key)
         await scene.index.vanished(job.key)
         await scene.assets.release(job.owner, input_digests(job) | result_digests(job), touched_before=True)

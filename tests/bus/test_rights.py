@@ -69,7 +69,7 @@ async def test_a_runner_is_denied_the_rest_at_once(server: Broker, edge: Bus):
             "an asset": lambda: runner.assets.put("me.ab", reference),
             "the keys": lambda: runner.keys.get("k"),
             "reading FEED": runner.feed.position,
-            "erasing FEED": lambda: runner.feed.erase(key()),
+            "erasing FEED": lambda: runner.feed.erase(*key()),
         }
         for what, ask in denied.items():
             with pytest.raises(Denied) as caught:

@@ -57,6 +57,6 @@ async def test_no_byte_of_a_deleted_job_stays_on_disk(server: Broker, edge: Bus)
     revision = await edge.records.update(key(), recorded(text=SECRET + "!"), revision)
     assert bytes_on_disk(server, SECRET)
     await edge.records.delete(key(), revision)
-    await edge.feed.erase(key())
+    await edge.feed.erase(*key())
     assert await messages(server, "FEED") == 0
     assert not bytes_on_disk(server, SECRET)

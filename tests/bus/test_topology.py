@@ -15,20 +15,21 @@ from tests.bus.samples import key, piece, recorded
 SECOND = 10**9
 DAY = 86_400 * SECOND
 WRITTEN_OUT = {
-    "KV_STATE": {"max_msgs_per_subject": 64, "discard": "new", "max_age": 0, "retention": "limits"},
+    "KV_STATE": {"max_msgs_per_subject": 128, "discard": "new", "max_age": 0, "retention": "limits"},
     "JOBS": {"retention": "workqueue", "discard": "new", "max_age": 0},
     "FEED": {"retention": "limits", "discard": "old", "max_age": 7 * DAY, "max_msgs_per_subject": 2000},
     "KV_HOSTS": {"max_age": 15 * SECOND, "max_msgs_per_subject": 1},
     "KV_OFFERS": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_POWER": {"max_age": 0, "max_msgs_per_subject": 64},
-    "KV_KEYS": {"max_age": 0, "max_msgs_per_subject": 1},
-    "KV_ASSETS": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_KEYS": {"max_age": 0, "max_msgs_per_subject": 4},
+    "KV_ASSETS": {"max_age": 0, "max_msgs_per_subject": 4},
     "KV_TOMBSTONES": {"max_age": 0, "max_msgs_per_subject": 1},
-    "KV_HOOKS": {"max_age": 0, "max_msgs_per_subject": 1},
-    "KV_DELIVERED": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
+    "KV_HOOKS": {"max_age": 0, "max_msgs_per_subject": 4},
+    "KV_DELIVERED": {"max_age": 30 * DAY, "max_msgs_per_subject": 4},
     "KV_LEASES": {"max_age": 15 * SECOND, "max_msgs_per_subject": 1},
     "KV_AGREED": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_ERASURES": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
     "DELIVERIES": {"retention": "workqueue", "discard": "new"},
     "USAGE": {"retention": "limits", "max_age": 400 * DAY},
 }
@@ -75,7 +76,7 @@ async def test_another_configuration_is_put_right_and_nothing_lost(server: Broke
         assert "error" not in await broker.update("KV_STATE", allow_rollup_hdrs=True, max_msgs_per_subject=3)
         async with open_edge(server.settings("edge")) as other:
             config = (await broker.api("STREAM.INFO.KV_STATE"))["config"]
-            assert (config["allow_rollup_hdrs"], config["max_msgs_per_subject"]) == (False, 64)
+            assert (config["allow_rollup_hdrs"], config["max_msgs_per_subject"]) == (False, 128)
             assert await other.records.read(key()) is not None
 
 

@@ -156,7 +156,7 @@ async def test_a_deleted_job_leaves_nothing(world: World):
         await world.runner.feed.publish(key(), note)
         await world.runner.feed.publish(key("two"), note)
     await world.edge.records.delete(key(), revision)
-    await world.edge.feed.erase(key())
+    await world.edge.feed.erase(*key())
     assert await world.edge.feed.notes(key()) == []
     assert await world.edge.feed.notes(key("two")) == [progress(10), piece(20), end(30)]
     async with gathering(world.edge.feed.follow("me")) as feed:

@@ -132,8 +132,8 @@ async def test_a_letter_that_is_done_is_gone_and_one_put_off_comes_over_a_restar
 async def test_withdrawn_letters_of_a_job_are_gone_and_no_others(world: World):
     for one in (letter("one"), letter("one", 8), letter("one", 8, 1), letter("onerous"), letter("two")):
         await world.edge.outbox.post(one)
-    await world.edge.outbox.withdraw(key("one"))
-    await world.edge.outbox.withdraw(JobKey("me", "never"))
+    await world.edge.outbox.withdraw(*key("one"))
+    await world.edge.outbox.withdraw("me", "never")
     assert [(await taken(world)).value.recorded.job.id for _ in range(2)] == ["onerous", "two"]
     assert await world.edge.outbox.take() is None
 
