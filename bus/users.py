@@ -35,14 +35,19 @@ def _user(name: str, publish: tuple[str, ...], subscribe: tuple[str, ...]) -> Us
 
 EDGE = User("edge", (">",), (">",), inbox("edge"))
 
+# For what client libraries do by themselves: a consumer without a name, asking how it stands, flow control. It cannot
+# be held to reading: the broker checks neither where a consumer delivers to nor where an answer goes.
 READER = _user(
     "reader",
     (
         "$JS.API.STREAM.INFO.FEED",
+        "$JS.API.CONSUMER.CREATE.FEED",
         "$JS.API.CONSUMER.CREATE.FEED.>",
+        "$JS.API.CONSUMER.INFO.FEED.>",
         "$JS.API.CONSUMER.MSG.NEXT.FEED.>",
         "$JS.API.CONSUMER.DELETE.FEED.>",
         "$JS.ACK.FEED.>",
+        "$JS.FC.FEED.>",
     ),
     (),
 )
