@@ -9,7 +9,7 @@ import msgspec
 from litestar import get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, HeaderParameter
-from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.response import Stream
 
 from edge.auth.keys import needs
 from edge.routes.given import AnySocket, Owner, Services, Speech
@@ -44,20 +44,21 @@ async def with_silences(items: AsyncIterator[T], every_s: float) -> AsyncIterato
             await asyncio.gather(upcoming, return_exceptions=True)
 
 
-def _message(item: StreamItem | None) -> ServerSentEventMessage:
+def _text(item: StreamItem | None) -> bytes:
+    """One event as the stream has it; JSON holds no line break."""
     if item is None:
-        return ServerSentEventMessage(comment="still here", data=None)  # not its default, an empty line of data
-    return ServerSentEventMessage(id=item.id, event=item.kind, data=msgspec.json.encode(item.data).decode())
+        return b": still here\r\n\r\n"
+    return f"id: {item.id}\r\nevent: {item.kind}\r\ndata: ".encode() + msgspec.json.encode(item.data) + b"\r\n\r\n"
 
 
-async def _messages(items: AsyncIterator[StreamItem]) -> AsyncIterator[ServerSentEventMessage]:
+async def _texts(items: AsyncIterator[StreamItem]) -> AsyncIterator[bytes]:
     async for item in with_silences(items, COMMENT_EVERY_S):
-        yield _message(item)
+        yield _text(item)
 
 
-def _sse(items: AsyncIterator[StreamItem]) -> ServerSentEvent:
+def _sse(items: AsyncIterator[StreamItem]) -> Stream:
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return ServerSentEvent(_messages(items), headers=headers)
+    return Stream(_texts(items), media_type="text/event-stream", headers=headers)
 
 
 # Of any length: what is no id of ours means the start, and a client that resumes must not be refused for it.
@@ -73,7 +74,7 @@ async def job_events(
     job_id: FromPath[str],
     last_event_id: LastEventId = None,
     after: After = None,
-) -> ServerSentEvent:
+) -> Stream:
     """`state`, `progress` and `log` of one job; ends after the final `state`. `Last-Event-ID` or `?after=` resumes."""
     key = job_key(owner, job_id)
     await parts.intake.read(key)
@@ -83,7 +84,7 @@ async def job_events(
 @get("/v1/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
 async def owner_events(
     parts: Services, owner: Owner, language: Speech, last_event_id: LastEventId = None, after: After = None
-) -> ServerSentEvent:
+) -> Stream:
     """The same for all jobs of the owner, with host notices, and without an end; without an id from the start."""
     return _sse(parts.follower.events(owner, None, last_event_id or after, language))
 

@@ -1,11 +1,12 @@
 """A bounded line of items between two tasks. Unlike a memory stream, a cancelled or timed-out `take` loses nothing."""
 
+from asyncio import Event  # of asyncio, because it can be cleared: one is waited for with every item
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-from anyio import Event, move_on_after
+from anyio import move_on_after
 
 T = TypeVar("T")
 _CLOSE_S = 2.0
@@ -34,7 +35,7 @@ class Mailbox(Generic[T]):
     async def put(self, item: T) -> None:
         """Add behind the others; waits while there is no room."""
         while len(self._items) >= self._capacity:
-            self._emptied = Event()
+            self._emptied.clear()
             await self._emptied.wait()
         self._items.append(item)
         self._filled.set()
@@ -56,7 +57,7 @@ class Mailbox(Generic[T]):
     async def take(self, limit: int) -> list[T]:
         """At least one and at most `limit` items, oldest first; waits for the first."""
         while not self._items:
-            self._filled = Event()
+            self._filled.clear()
             await self._filled.wait()
         taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
         self._emptied.set()
