@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from bus.feed import StreamFeed
 from bus.jetstream import JetStream
 from bus.jobs import JobsQueue
 from bus.link import WireLink
+from bus.monitor import Monitors
 from bus.outbox import StreamOutbox
 from bus.port import Bus, BusError
 from bus.settings import BrokerSettings
@@ -48,7 +49,7 @@ from schemas.lease import Lease
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryRow, Hooks
 
-MONITOR_S = 5.0
+MONITOR = httpx.Timeout(5.0, connect=1.0)
 SWEEP_EVERY_S = 600.0
 MARKER_AGE = timedelta(hours=1)
 
@@ -63,7 +64,7 @@ class _Parts(NamedTuple):
     records: StateRecords
     queue: JobsQueue
 
-    def bus(self, *, may_erase: bool) -> Bus:
+    def bus(self, *, as_edge: bool) -> Bus:
         """All of it."""
         js = self.js
         return Bus(
@@ -72,19 +73,19 @@ class _Parts(NamedTuple):
             queue=self.queue,
             feed=StreamFeed(js),
             control=CoreControl(js.wire),
-            hosts=BucketTable(js, HOSTS, Presence, may_erase=may_erase),
-            offers=BucketTable(js, OFFERS, Offer, may_erase=may_erase),
-            keys=BucketTable(js, KEYS, ApiKey, may_erase=may_erase),
-            assets=BucketTable(js, ASSETS, Reference, may_erase=may_erase),
-            tombstones=BucketTable(js, TOMBSTONES, Tombstone, may_erase=may_erase),
-            power=BucketTable(js, POWER, PowerRecord, may_erase=may_erase),
-            hooks=BucketTable(js, HOOKS, Hooks, may_erase=may_erase),
-            delivered=BucketTable(js, DELIVERED, DeliveryRow, may_erase=may_erase),
-            leases=BucketTable(js, LEASES, Lease, may_erase=may_erase),
+            hosts=BucketTable(js, HOSTS, Presence, as_edge=as_edge),
+            offers=BucketTable(js, OFFERS, Offer, as_edge=as_edge),
+            keys=BucketTable(js, KEYS, ApiKey, as_edge=as_edge),
+            assets=BucketTable(js, ASSETS, Reference, as_edge=as_edge),
+            tombstones=BucketTable(js, TOMBSTONES, Tombstone, as_edge=as_edge),
+            power=BucketTable(js, POWER, PowerRecord, as_edge=as_edge),
+            hooks=BucketTable(js, HOOKS, Hooks, as_edge=as_edge),
+            delivered=BucketTable(js, DELIVERED, DeliveryRow, as_edge=as_edge),
+            leases=BucketTable(js, LEASES, Lease, as_edge=as_edge),
             outbox=StreamOutbox(js),
-            agreed=BucketTable(js, AGREED, Agreed, may_erase=may_erase),
-            joined=BucketTable(js, JOINED, Joined, may_erase=may_erase),
-            erasures=BucketTable(js, ERASURES, Erasure, may_erase=may_erase),
+            agreed=BucketTable(js, AGREED, Agreed, as_edge=as_edge),
+            joined=BucketTable(js, JOINED, Joined, as_edge=as_edge),
+            erasures=BucketTable(js, ERASURES, Erasure, as_edge=as_edge),
             usage=StreamLedger(js),
         )
 
@@ -109,24 +110,28 @@ async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
 
         parts.js.wire.set_up.append(set_up)
         async with _kept(parts, sweep):
-            yield parts.bus(may_erase=True)
+            yield parts.bus(as_edge=True)
 
 
 @asynccontextmanager
 async def open_runner(settings: BrokerSettings) -> AsyncIterator[Bus]:
     """A runner's bus: needs exactly the rights of `bus.users.runner`. Raises as `open_edge` does."""
     async with _parts(settings) as parts, _kept(parts):
-        yield parts.bus(may_erase=False)
+        yield parts.bus(as_edge=False)
 
 
 @asynccontextmanager
 async def _parts(settings: BrokerSettings) -> AsyncIterator[_Parts]:
-    # Reading the system's certificates takes longer than all the rest of opening.
-    secure = settings.monitor.startswith("https:")
-    async with httpx.AsyncClient(base_url=settings.monitor, timeout=MONITOR_S, verify=secure) as monitor:
+    async with AsyncExitStack() as opened:
+        clients = [await opened.enter_async_context(_monitor(url)) for url in settings.monitor.split(",") if url]
         js = JetStream(Wire(settings, inbox(settings.user), secrets.token_hex(8)))
-        link = WireLink(js, monitor if settings.monitor else None, Unbroken())
+        link = WireLink(js, Monitors(clients, anyio.current_time) if clients else None, Unbroken())
         yield _Parts(js, link, StateRecords(js), JobsQueue(js))
+
+
+def _monitor(url: str) -> httpx.AsyncClient:
+    # Reading the system's certificates takes longer than all the rest of opening.
+    return httpx.AsyncClient(base_url=url, timeout=MONITOR, verify=url.startswith("https:"))
 
 
 @asynccontextmanager

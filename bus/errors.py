@@ -16,6 +16,10 @@ class Different(BusError):
     """The stream exists with another configuration. Never leaves this package."""
 
 
+class FewServers(BusError):
+    """The cluster has fewer servers than a stream is to be kept on. Never leaves this package."""
+
+
 # err_code of the JetStream API (server/errors.json of nats-server 2.15).
 API: Mapping[int, type[BusError]] = MappingProxyType(
     {
@@ -30,6 +34,11 @@ API: Mapping[int, type[BusError]] = MappingProxyType(
         10043: Missing,  # sequence not found
         10057: Missing,  # stream message delete failed: the sequence is gone
         10058: Different,  # stream name already in use with a different configuration
+        10005: FewServers,  # no suitable peers for placement
+        10074: FewServers,  # replicas > 1 not supported in non-clustered mode
+        10009: Unreachable,  # JetStream cluster can not handle request: between two leaders
+        10118: Unreachable,  # stream is offline: too few of its servers are there
+        10119: Unreachable,  # consumer is offline
         10008: Unreachable,  # JetStream system temporarily unavailable
         10039: Unreachable,  # JetStream not enabled for account: the broker is still starting
         10076: Unreachable,  # JetStream not enabled

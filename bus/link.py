@@ -3,32 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import httpx
-import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from bus.jetstream import Answer, JetStream
-from bus.port import Health, Unreachable
+from bus.monitor import Monitors
+from bus.port import Health
 from bus.unbroken import Unbroken
-
-
-class _Config(Struct, frozen=True):
-    max_storage: int = 0
-    sync_always: bool = False  # absent when writes are synced now and then
-
-
-class _Stats(Struct, frozen=True):
-    storage: int = 0
-
-
-class _JetStreamVarz(Struct, frozen=True):
-    config: _Config = _Config()
-    stats: _Stats = _Stats()
-
-
-class _Varz(Struct, frozen=True):
-    version: str = ""
-    jetstream: _JetStreamVarz = field(default_factory=_JetStreamVarz)
 
 
 class _Limits(Struct, frozen=True):
@@ -41,11 +21,11 @@ class _Account(Answer, frozen=True):
 
 
 class WireLink:
-    """`monitor`: a client of the broker's HTTP monitor; None: not asked, so nobody knows whether writes are synced."""
+    """`monitors`: of the servers that the broker is; None: not asked, so nobody knows whether writes are synced."""
 
-    def __init__(self, js: JetStream, monitor: httpx.AsyncClient | None, unbroken: Unbroken) -> None:
+    def __init__(self, js: JetStream, monitors: Monitors | None, unbroken: Unbroken) -> None:
         self._js = js
-        self._monitor = monitor
+        self._monitors = monitors
         self._unbroken = unbroken
         self._listeners: set[asyncio.Queue[None]] = set()
 
@@ -55,15 +35,13 @@ class WireLink:
         return self._js.wire.connected
 
     async def health(self) -> Health:
-        """Over the connection first (is it there?), then over the monitor (how is it?)."""
+        """Over the connection first (is it there?), then over the monitors (how is it?): the worst of the servers."""
         account = await self._js.api("INFO", {}, _Account)
-        if self._monitor is None:
+        if self._monitors is None:
             limit = account.limits.max_storage
             return Health(account.storage / limit if limit > 0 else 0.0, None, "")
-        varz = await _varz(self._monitor)
-        store = varz.jetstream
-        used = store.stats.storage / store.config.max_storage if store.config.max_storage > 0 else 0.0
-        return Health(used, store.config.sync_always, varz.version)
+        said = await self._monitors.ask()
+        return Health(max(one.used for one in said), all(one.synced for one in said), said[0].version)
 
     def unbroken_s(self) -> float:
         """Counts anew after a break, a suspend or a clock jump."""
@@ -89,11 +67,3 @@ class WireLink:
                 yield
         finally:
             self._listeners.discard(mine)
-
-
-async def _varz(monitor: httpx.AsyncClient) -> _Varz:
-    try:
-        return msgspec.json.decode((await monitor.get("/varz")).content, type=_Varz)
-    except (httpx.HTTPError, msgspec.DecodeError) as error:
-        what = f"the broker's monitor {monitor.base_url} does not answer ({error or type(error).__name__})"
-        raise Unreachable(f"{what}: set broker.monitor to the `http` address of nats.conf") from error

@@ -1,4 +1,4 @@
-"""A bucket of rows of one type. Rows are read directly, without asking the leader."""
+"""A bucket of rows of one type. The edge reads them from the leader, a runner from whichever server answers first."""
 
 import asyncio
 from itertools import islice
@@ -19,17 +19,28 @@ AT_ONCE = 64
 
 
 class BucketTable(Generic[T]):
-    """`may_erase`: the edge removes a row and its bytes; a runner, which may only write, leaves a delete marker."""
+    """`as_edge`: it removes a row and its bytes, and reads what was just written, also of a cluster whose other servers
+    lag behind. A runner, which may only write, leaves a delete marker, and reads without asking the leader.
+    """
 
-    def __init__(self, js: JetStream, bucket: Bucket, kind: type[T], *, may_erase: bool) -> None:
+    def __init__(self, js: JetStream, bucket: Bucket, kind: type[T], *, as_edge: bool) -> None:
         self._js = js
         self._bucket = bucket
         self._decoder = msgspec.json.Decoder(kind)
-        self._may_erase = may_erase
+        self._as_edge = as_edge
 
     async def get(self, key: str) -> Row[T] | None:
         """One request."""
         subject = subjects.row(self._bucket.name, key)
+        return await (self._lead(subject) if self._as_edge else self._near(subject))
+
+    async def _lead(self, subject: str) -> Row[T] | None:
+        found = await self._js.last(self._bucket.stream, subject)
+        if found is None or "KV-Operation" in found.headers:
+            return None
+        return Row(found.seq, self._decode(subject, found.data))
+
+    async def _near(self, subject: str) -> Row[T] | None:
         message = await self._js.wire.request(f"$JS.API.DIRECT.GET.{self._bucket.stream}.{subject}")
         match status(message):
             case "404":
@@ -74,7 +85,7 @@ class BucketTable(Generic[T]):
     async def delete(self, key: str) -> None:
         """Remove it."""
         subject = subjects.row(self._bucket.name, key)
-        if self._may_erase:
+        if self._as_edge:
             await self._js.erase(self._bucket.stream, subject)
         else:
             await self._js.write(subject, b"", marker=True)

@@ -4,7 +4,7 @@ import pytest
 from nats import errors as foreign
 
 from bus.acks import Handed, handed
-from bus.errors import CLIENT, FOREIGN, Different, Missing, answered, raised
+from bus.errors import CLIENT, FOREIGN, Different, FewServers, Missing, answered, raised
 from bus.jetstream import moment_ns
 from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable
 
@@ -23,7 +23,12 @@ from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachabl
         (10043, Missing),
         (10057, Missing),
         (10058, Different),
+        (10005, FewServers),
+        (10074, FewServers),
         (10008, Unreachable),
+        (10009, Unreachable),
+        (10118, Unreachable),
+        (10119, Unreachable),
         (10039, Unreachable),
         (10076, Unreachable),
         (10111, BusError),
