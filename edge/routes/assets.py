@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from edge.auth.keys import needs
 from edge.routes.bodies import is_form, pieces, read_struct
-from edge.routes.documents import DigestsBody, RawBody
+from edge.routes.documents import DigestsBody, FileBody, RawBody
 from edge.routes.files import download
 from edge.routes.forms import read_form
 from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
@@ -103,7 +103,7 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
     "/v1/assets",
     status_code=201,
     guards=[needs(Scope.ASSETS_WRITE)],
-    operation_class=RawBody,
+    operation_class=FileBody,
     request_max_body_size=None,
 )
 async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Response[AssetView]:

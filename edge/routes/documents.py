@@ -8,6 +8,7 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Sche
 
 from schemas.job import Submission
 
+PIECE_TYPE = "application/offset+octet-stream"  # tus 1.0.0, "PATCH"
 _REF = "#/components/schemas/{name}"
 
 
@@ -61,15 +62,40 @@ class JobBody(Operation):
         )
 
 
+_BYTES = Verbatim({"type": "string", "format": "binary"})
+
+
 @dataclass
 class RawBody(Operation):
     """A file: any bytes."""
 
     def __post_init__(self) -> None:
-        raw = Verbatim({"type": "string", "format": "binary"})
         self.request_body = RequestBody(
-            required=True, content={"application/octet-stream": OpenAPIMediaType(schema=raw)}
+            required=True, content={"application/octet-stream": OpenAPIMediaType(schema=_BYTES)}
         )
+
+
+@dataclass
+class FileBody(Operation):
+    """A file: any bytes, or the one file part of a form."""
+
+    def __post_init__(self) -> None:
+        form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "application/octet-stream": OpenAPIMediaType(schema=_BYTES),
+                "multipart/form-data": OpenAPIMediaType(schema=Verbatim(form)),
+            },
+        )
+
+
+@dataclass
+class PieceBody(Operation):
+    """A piece of a file, as tus sends it."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(content={PIECE_TYPE: OpenAPIMediaType(schema=_BYTES)})
 
 
 def body_of(kind: type) -> type[Operation]:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from edge.auth.keys import needs
 from edge.routes.bodies import read_struct
+from edge.routes.documents import body_of
 from edge.routes.given import AnyRequest, Services
 from edge.services.refusals import refusing
 from schemas.access import Scope
@@ -28,7 +29,7 @@ class Welcomed(Struct, frozen=True):
     command: str
 
 
-@post("/v1/hosts", status_code=201, guards=[needs(Scope.ADMIN)])
+@post("/v1/hosts", status_code=201, guards=[needs(Scope.ADMIN)], operation_class=body_of(NewHost))
 async def add_host(request: AnyRequest, parts: Services) -> Welcomed:
     """Let a machine join: broker credentials and an asset key of its own."""
     asked = await read_struct(request, NewHost)

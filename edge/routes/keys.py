@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from edge.auth.keys import needs
 from edge.routes.bodies import read_struct
+from edge.routes.documents import body_of
 from edge.routes.given import AnyRequest, Services
 from edge.services.refusals import refusing
 from schemas.access import CLIENT_SCOPES, ApiKey, Scope
@@ -55,7 +56,7 @@ def _shown(key: ApiKey, text: str | None = None) -> KeyView:
     )
 
 
-@post("/v1/keys", status_code=201, guards=[needs(Scope.ADMIN)])
+@post("/v1/keys", status_code=201, guards=[needs(Scope.ADMIN)], operation_class=body_of(NewKey))
 async def create_key(request: AnyRequest, parts: Services) -> KeyView:
     """A new key: the whole text is in this answer and nowhere afterwards."""
     asked = await read_struct(request, NewKey)

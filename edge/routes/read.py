@@ -9,6 +9,7 @@ from msgspec import Struct
 from edge.auth.keys import needs
 from edge.parts import Parts
 from edge.routes.bodies import read_struct
+from edge.routes.documents import body_of
 from edge.routes.given import AnyRequest, Owner, Services, get_or_head
 from edge.services.refusals import refusing
 from schemas.access import Scope
@@ -93,7 +94,7 @@ class PowerWish(Struct, frozen=True, forbid_unknown_fields=True):
     until: Moment | None = None
 
 
-@post("/v1/hosts/{host:str}/power", status_code=202, guards=[needs(Scope.POWER)])
+@post("/v1/hosts/{host:str}/power", status_code=202, guards=[needs(Scope.POWER)], operation_class=body_of(PowerWish))
 async def wish_power(request: AnyRequest, parts: Services, owner: Owner, host: FromPath[str]) -> HostView:
     """Hold a declared host on or off, or leave it to the law again. Off drains first, it never cuts a job."""
     wish = await read_struct(request, PowerWish)

@@ -11,6 +11,7 @@ from typing import Any
 from litestar import Response
 
 from edge import problems
+from edge.routes.documents import PIECE_TYPE
 from edge.routes.given import AnyRequest
 from edge.services.pieces import Checksum, Wanted
 from edge.store.partial import Upload
@@ -20,7 +21,6 @@ from schemas.errors import Refused
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,checksum,termination"
 ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
-PIECE_TYPE = "application/offset+octet-stream"
 ASSET = "Lamplighter-Asset"
 METADATA_BYTES = 4096
 _DIGITS = 18  # more than any file's length has

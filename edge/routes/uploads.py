@@ -11,7 +11,7 @@ from litestar.types import ExceptionHandlersMap
 from edge.auth.keys import OPEN, needs
 from edge.parts import Parts
 from edge.routes import tus
-from edge.routes.documents import RawBody
+from edge.routes.documents import PIECE_TYPE, PieceBody
 from edge.routes.given import AnyRequest, Owner, Services
 from edge.services.pieces import Piece
 from edge.store.partial import Upload
@@ -53,7 +53,7 @@ async def upload_abilities(parts: Services) -> Response[None]:
     status_code=201,
     guards=GUARDS,
     exception_handlers=WRONG,
-    operation_class=RawBody,
+    operation_class=PieceBody,
     request_max_body_size=None,
 )
 async def create_upload(request: AnyRequest, parts: Services, owner: Owner) -> Response[None]:
@@ -61,7 +61,7 @@ async def create_upload(request: AnyRequest, parts: Services, owner: Owner) -> R
     tus.check_version(request)
     upload = await parts.uploads.create(owner, tus.wanted(request.headers))
     location = f"{PATH}/{upload.id}"
-    if upload.length == 0 or request.headers.get("content-type") == tus.PIECE_TYPE:
+    if upload.length == 0 or request.headers.get("content-type") == PIECE_TYPE:
         upload = await parts.uploads.append(owner, upload.id, _piece(request, 0, None))
     return Response(None, status_code=201, headers={**tus.told(upload), "Location": location})
 
@@ -78,7 +78,7 @@ async def read_upload(request: AnyRequest, parts: Services, owner: Owner, upload
     status_code=204,
     guards=GUARDS,
     exception_handlers=WRONG,
-    operation_class=RawBody,
+    operation_class=PieceBody,
     request_max_body_size=None,
 )
 async def append_upload(request: AnyRequest, parts: Services, owner: Owner, upload_id: FromPath[str]) -> Response[None]:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from edge.auth.keys import needs
 from edge.routes.bodies import read_struct
+from edge.routes.documents import body_of
 from edge.routes.given import AnyRequest, Owner, Services, get_or_head
 from edge.routes.jobs import job_key
 from edge.services.refusals import refusing
@@ -90,7 +91,7 @@ async def read_secret(parts: Services, owner: Owner) -> SecretView:
         return _secret(await parts.webhooks.secrets.of(owner))
 
 
-@post("/v1/webhooks/secret", status_code=200, guards=[needs(Scope.JOBS_WRITE)])
+@post("/v1/webhooks/secret", status_code=200, guards=[needs(Scope.JOBS_WRITE)], operation_class=body_of(Rotation))
 async def rotate_secret(request: AnyRequest, parts: Services, owner: Owner) -> SecretView:
     """A new secret, given or made; for 24 h deliveries carry a signature by the old one too."""
     asked = await read_struct(request, Rotation)
