@@ -1,6 +1,7 @@
 """The HTTP face over the memory bus, served by a real uvicorn."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -92,9 +93,10 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
     )
 
 
-@pytest.fixture
-async def face(tmp_path: Path) -> AsyncIterator[Face]:
-    async with fake_world(tmp_path) as made:
+@asynccontextmanager
+async def face_at(folder: Path) -> AsyncIterator[Face]:
+    """A served edge that keeps its files in `folder`."""
+    async with fake_world(folder) as made:
         keys = Keys(made.bus.keys, made.time, Dice(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
         parts = parts_of(made, keys)
@@ -107,3 +109,9 @@ async def face(tmp_path: Path) -> AsyncIterator[Face]:
             yield Face(world=made, keys=keys, url=url, texts=texts, **clients)
             for client in clients.values():
                 await client.aclose()
+
+
+@pytest.fixture
+async def face(tmp_path: Path) -> AsyncIterator[Face]:
+    async with face_at(tmp_path) as made:
+        yield made
