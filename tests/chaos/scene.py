@@ -3,11 +3,13 @@
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from bus.port import Bus
+from bus.port import Bus, Unreachable
 from lamplighter import AsyncClient
 from schemas.events import as_json
 from schemas.job import JobKey
@@ -20,6 +22,8 @@ from tests.chaos.leftovers import leftovers
 from tests.chaos.stamps import NAME, runs
 from tests.e2e.installation import ROOT, Installation, Process, ready, until
 from tests.e2e.proxy import Proxy, proxied
+
+T = TypeVar("T")
 
 ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
 MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}
@@ -93,7 +97,8 @@ class Scene:
     async def evidence(self) -> Evidence:
         """Everything there is to judge, once all is calm or `CALM_S` has passed."""
         found = await self._calm()
-        state = {key.id: await self._revisions(key) for key in await self.bus.records.keys()}
+        keys = await self._steadily(self.bus.records.keys)
+        state = {key.id: await self._revisions(key) for key in keys}
         stamped = [run for host in self.hosts for run in runs(host, self.installation.folder / host / NAME)]
         return Evidence(
             seen=tuple(self.history.seen),
@@ -107,7 +112,7 @@ class Scene:
         found: list[str] = []
 
         async def calm() -> bool:
-            found[:] = await leftovers(self.installation, self.bus)
+            found[:] = await self._steadily(partial(leftovers, self.installation, self.bus))
             return not found
 
         with suppress(TimeoutError):
@@ -115,6 +120,7 @@ class Scene:
         return found
 
     async def _revisions(self, key: JobKey) -> tuple[Revision, ...]:
+        entries = await self._steadily(partial(self.bus.records.history, key))
         return tuple(
             Revision(
                 entry.revision,
@@ -123,7 +129,7 @@ class Scene:
                 entry.recorded.job.round,
                 entry.recorded.job.attempt,
             )
-            for entry in await self.bus.records.history(key)
+            for entry in entries
         )
 
     async def revisions(self, job_id: str) -> tuple[Revision, ...]:
@@ -136,9 +142,21 @@ class Scene:
         async def clean() -> bool:
             folders = [path for host in self.hosts for path in self.installation.folder.glob(f"{host}/jobs/*")]
             there = [found for host in self.hosts for found in await self.installation.containers(host)]
-            return not (folders or there or await self.bus.queue.waiting())
+            return not (folders or there or await self._steadily(self.bus.queue.waiting))
 
         await until(clean, within_s)
+
+    async def _steadily(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Asked of a broker that was killed a moment ago, too."""
+        answers: list[T] = []
+
+        async def answered() -> bool:
+            with suppress(Unreachable):
+                answers.append(await ask())
+            return bool(answers)
+
+        await until(answered, STARTED_S)
+        return answers[0]
 
     @asynccontextmanager
     async def deaf(self, host: str) -> AsyncIterator[None]:

@@ -38,7 +38,10 @@ COMPILED = {"PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode")}
 
 
 class Process:
-    """One `python -m lamplighter …` with its log; `module` is another program that takes the same words."""
+    """One `python -m lamplighter …` with its log; `module` is another program that takes the same words.
+
+    `before`: what stands in front of its argv. `tree`: where the code lies that it runs.
+    """
 
     def __init__(
         self,
@@ -47,15 +50,19 @@ class Process:
         log: Path,
         fds: tuple[int, ...] = (),
         module: str = PROGRAM,
+        *,
+        before: Sequence[str] = (),
+        tree: Path = ROOT,
     ) -> None:
         self._verb, self._environ, self._fds, self._module = verb, environ, fds, module
+        self._before, self._tree = before, tree
         self.log = log
         self._process: anyio.abc.Process | None = None
 
     async def start(self) -> None:
         own = self.log.parent / "lamplighter.toml"
         config = str(own if own.exists() else os.devnull)
-        argv = [sys.executable, "-m", self._module, self._verb, "--config", config, "--log-format", "json"]
+        argv = [*self._before, sys.executable, "-m", self._module, self._verb, "--config", config, "--log-format", "json"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         with self.log.open("ab") as out:
             self._process = await anyio.open_process(
@@ -65,7 +72,7 @@ class Process:
                 stdout=out,
                 stderr=out,
                 pass_fds=self._fds,
-                cwd=ROOT,
+                cwd=self._tree,
             )
 
     @property
