@@ -5,6 +5,8 @@ All of it is plain data, so that the checker is a pure function and a failing ru
 
 from msgspec import Struct
 
+from bus.port import Entry
+from schemas.events import as_json
 from schemas.words import FINAL, Status
 
 
@@ -84,6 +86,12 @@ class Revision(Struct, frozen=True):
     status: Status
     round: int
     attempt: int
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Revision":
+        """As the bus gives it."""
+        job = entry.recorded.job
+        return cls(entry.revision, as_json(entry.recorded.event)["type"], job.status, job.round, job.attempt)
 
 
 class Run(Struct, frozen=True):

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from bus.port import Bus, Unreachable
 from lamplighter import AsyncClient
-from schemas.events import as_json
 from schemas.job import JobKey
 from tests.chaos.client import Client
 from tests.chaos.engines import OwnEngine
@@ -121,16 +120,7 @@ class Scene:
 
     async def _revisions(self, key: JobKey) -> tuple[Revision, ...]:
         entries = await self._steadily(partial(self.bus.records.history, key))
-        return tuple(
-            Revision(
-                entry.revision,
-                as_json(entry.recorded.event)["type"],
-                entry.recorded.job.status,
-                entry.recorded.job.round,
-                entry.recorded.job.attempt,
-            )
-            for entry in entries
-        )
+        return tuple(map(Revision.of, entries))
 
     async def revisions(self, job_id: str) -> tuple[Revision, ...]:
         """The job's history in STATE."""

@@ -62,7 +62,8 @@ class Process:
     async def start(self) -> None:
         own = self.log.parent / "lamplighter.toml"
         config = str(own if own.exists() else os.devnull)
-        argv = [*self._before, sys.executable, "-m", self._module, self._verb, "--config", config, "--log-format", "json"]
+        program = [*self._before, sys.executable, "-m", self._module]
+        argv = [*program, self._verb, "--config", config, "--log-format", "json"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         with self.log.open("ab") as out:
             self._process = await anyio.open_process(
