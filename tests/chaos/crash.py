@@ -39,11 +39,13 @@ async def play(scene: Scene, cell: Cell) -> Outcome:
     """One cell. TimeoutError says where: the point was never reached, or the job never ended."""
     step, victim = BY_NAME[cell.step], VICTIMS[cell.victim]
     jobs: list[str] = []
+    over = anyio.Event()
     async with scene.client(cell.name) as client, anyio.create_task_group() as tasks:
         scene.faults(step.process).arm(step.point, cell.moment)
 
         async def played() -> None:
             jobs.append(await step.play(scene, client, cell))
+            over.set()
 
         tasks.start_soon(played)
         pid = await _reached(scene, step, cell)
@@ -53,10 +55,9 @@ async def play(scene: Scene, cell: Cell) -> Outcome:
             resume(pid)
         if not (step.switched and victim.frozen == "runner"):  # there the machine does
             await victim.revive(scene)
-        with anyio.move_on_after(OVER_S) as over:
-            while not jobs:  # noqa: ASYNC110 - the group's own task tells no event when it fails
-                await anyio.sleep(0.05)
-        assert not over.cancelled_caught, f"{cell.name}: not over after {OVER_S:g} s"
+        with anyio.move_on_after(OVER_S) as late:
+            await over.wait()
+        assert not late.cancelled_caught, f"{cell.name}: not over after {OVER_S:g} s"
     seconds = time.monotonic() - began
     await scene.settled()
     return Outcome(cell, await scene.revisions(jobs[0]), seconds)

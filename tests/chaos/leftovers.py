@@ -74,7 +74,7 @@ async def _processes(installation: Installation, _: Bus) -> list[str]:
     return await anyio.to_thread.run_sync(_strangers, str(installation.folder).encode(), meant)
 
 
-def _strangers(folder: bytes, meant: Container[int]) -> list[str]:
+def _strangers(folder: bytes, meant: Container[int | None]) -> list[str]:
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:

@@ -68,4 +68,5 @@ async def _watched(client: Client, job: Plan, job_id: str, round_: int) -> Statu
         if job.cancel_s is not None and round_ == 1:
             await anyio.sleep(job.cancel_s)
             await client.ask(job_id, "cancel")
-        return (await client.ended(job_id)).status
+        ended = await client.ended(job_id)
+    return ended.status

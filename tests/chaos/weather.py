@@ -128,4 +128,4 @@ def forecast(dice: Random, kinds: tuple[str, ...], hosts: tuple[str, ...], *, lo
 async def strike(scene: Scene, blow: Blow) -> None:
     """Let it come and pass."""
     await anyio.sleep(blow.pause_s)
-    await (TROUBLES | ON_SMALL_DISKS)[blow.kind](scene, blow)
+    await {**TROUBLES, **ON_SMALL_DISKS}[blow.kind](scene, blow)

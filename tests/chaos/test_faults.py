@@ -1,0 +1,81 @@
+"""A process stands still exactly where it is told to, once, and goes on."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.faults import FOLDER_ENV, Faults, Moment, stands_still
+from tests.chaos.scene import resume
+from tests.e2e.installation import ROOT, until
+
+# Says what it did, so that what comes before and behind a point can be told apart.
+PROGRAM = """
+import asyncio
+from tests.chaos.faults import Faults
+
+class Port:
+    async def write(self, what):
+        print(what, flush=True)
+
+async def main():
+    port = Port()
+    Faults.of_this_process().over(port, "port", {"write": lambda what: what})
+    for what in ("one", "two", "two"):
+        await port.write(what)
+
+input()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Waits for a line before it begins."""
+    environ = {FOLDER_ENV: str(tmp_path), "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(argv, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(("moment", "said"), [(Moment.BEFORE, "one\n"), (Moment.AFTER, "one\ntwo\n")])
+async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
+    tmp_path: Path, program: subprocess.Popen[str], moment: Moment, said: str
+):
+    faults = Faults(tmp_path)
+    faults.arm("port.write.two", moment)
+    assert not faults.reached("port.write.two", moment, program.pid)
+    assert program.stdin is not None
+    assert program.stdout is not None
+    program.stdin.write("\n")
+    program.stdin.flush()
+
+    async def stands() -> bool:
+        return faults.reached("port.write.two", moment, program.pid)
+
+    await until(stands)
+    heard = [program.stdout.readline() for _ in said.splitlines()]
+    assert "".join(heard) == said
+    resume(program.pid)
+    rest, _ = program.communicate(timeout=20)
+    assert said + rest == "one\ntwo\ntwo\n"
+    assert program.returncode == 0
+    assert not faults.reached("port.write.two", moment, program.pid)
+
+
+async def test_a_process_that_was_killed_where_it_stood_stands_there_no_more(
+    tmp_path: Path, program: subprocess.Popen[str]
+):
+    program.send_signal(signal.SIGSTOP)
+
+    async def stands() -> bool:
+        return stands_still(program.pid)
+
+    await until(stands)
+    program.kill()
+    program.wait()
+    assert not stands_still(program.pid)
