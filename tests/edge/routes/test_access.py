@@ -128,7 +128,8 @@ async def test_hosts_are_told_while_on_and_while_off(face: Face):
     host = (await face.ann.get("/v1/hosts/gpu-1")).json()
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
     assert set(host) == {
-        *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history")
+        *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
+        *("busy", "engine", "injection", "warm"),
     }
     assert (await face.ann.get("/v1/hosts/none")).status_code == 404
 
@@ -178,6 +179,9 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
             "/v1/keys",
             "/v1/keys/{key_id}",
         ),
+        *("/v1/uploads", "/v1/uploads/{upload_id}", "/v1/tokens"),
+        *("/v1/jobs/{job_id}/deliveries", "/v1/deliveries/{delivery_id}/replay", "/v1/webhooks/secret"),
+        *("/v1/batches", "/v1/usage"),
         *("/livez", "/readyz", "/metrics"),
     }
     assert set(document["paths"]) == paths

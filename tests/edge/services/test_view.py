@@ -74,7 +74,7 @@ async def test_outputs_have_their_links(fake: FakeWorld) -> None:
     view = await seen(fake, job)
     assert view.output is not None
     assert view.output.data == {"text": "x"}
-    url = f"/v1/jobs/{job.id}/files/a%20b%3F.mp4"
+    url = fake.signer.link("ann", f"/v1/jobs/{job.id}/files/a%20b%3F.mp4")
     assert view.output.files == (FileView("a b?.mp4", "d" * 64, 5, "video/mp4", url),)
 
 
