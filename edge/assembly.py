@@ -35,6 +35,7 @@ from edge.services.intake import Intake
 from edge.services.joining import Joining, Welcome
 from edge.services.keys import Keys
 from edge.services.leases import Leases
+from edge.services.quotas import Quotas
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Rules, Scene
 from edge.services.signing import Signer, agree_secret
@@ -66,8 +67,10 @@ async def assemble(
     catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
     await catalog.refresh()
     index = Index(settings.data / "index.sqlite", bus.records)
-    window = Window(bus.queue, bus.records, index, catalog.slots, utc_now)
-    assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes)
+    quotas = _quotas(settings, bus, index)
+    window = Window(bus.queue, bus.records, index, catalog.slots, utc_now, quotas.running)
+    trash = timedelta(seconds=settings.trash_s)
+    assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes, quotas, trash)
     leases = Leases(bus.leases, _fresh_id(), utc_now)
     fetches = Fetches(bus, assets, leases, clients.guarded, settings.outbound, utc_now, Chance(random.random))
     supply = Supply(bus.records, assets, fetches, index, window, utc_now)
@@ -77,7 +80,7 @@ async def assemble(
     keys = Keys(bus.keys, utc_now, os.urandom, time.monotonic)
     viewer = Viewer(bus.feed, index, window, hosts, signer.link)
     gate = Gate(bus.link, utc_now, allow_unsynced=settings.allow_unsynced)
-    admission = Admission(gate, catalog, assets, Allowed(settings.outbound.allow), utc_now, os.urandom)
+    admission = Admission(gate, catalog, assets, Allowed(settings.outbound.allow), utc_now, os.urandom, quotas)
     relays = Relays(_fresh_id)
     power = _power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, clients.own, relays)
     prices = {host: rules.price for host, rules in settings.hosts.items()}
@@ -86,9 +89,7 @@ async def assemble(
         bus=bus,
         store=store,
         assets=assets,
-        uploads=Uploads(
-            Partials(settings.data / "uploads"), assets, utc_now, os.urandom, settings.uploads, settings.max_asset_bytes
-        ),
+        uploads=_uploads(settings, assets, quotas),
         catalog=catalog,
         index=index,
         window=window,
@@ -116,6 +117,19 @@ async def assemble(
     hosts.count_by(index.lines.waiting)
     viewer.foretell_by(Estimator(index, hosts, catalog, utc_now).eta)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _quotas(settings: EdgeSettings, bus: Bus, index: Index) -> Quotas:
+    own = {owner: one.quotas for owner, one in settings.owners.items()}
+    return Quotas(settings.quotas, own, index, bus.assets, time.monotonic)
+
+
+def _uploads(settings: EdgeSettings, assets: Assets, quotas: Quotas) -> Uploads:
+    partials = Partials(settings.data / "uploads")
+    limit = settings.max_asset_bytes
+    uploads = Uploads(partials, assets, utc_now, os.urandom, settings.uploads, limit, quotas.allow)
+    quotas.count(uploads.promised)
+    return uploads
 
 
 def _shared(settings: EdgeSettings) -> Path | None:

@@ -7,6 +7,7 @@ from msgspec import Struct, field
 
 from bus.settings import BrokerSettings
 from edge.outbound.settings import OutboundSettings
+from edge.services.quotas import Limits, OwnLimits
 from edge.services.signing import UrlSettings
 from edge.services.uploads import UploadSettings
 from edge.store.opening import StoreSettings
@@ -66,11 +67,19 @@ class HeygemSettings(Struct, frozen=True):
     owner: Token = "local"
 
 
+class OwnerSettings(Struct, frozen=True):
+    """What holds for one owner, as `[owners.NAME.quotas]` in the file."""
+
+    quotas: OwnLimits = OwnLimits()
+
+
 class EdgeSettings(Struct, frozen=True):
     """One edge process. Bytes, seconds and days as the names say.
 
     `allow_unsynced` takes jobs although the broker may lose them at a power cut.
     `hosts` are those whose power the edge switches, as `[hosts.NAME]` in the file.
+    `quotas` hold for every owner, but for what one of `owners` has of its own.
+    `trash_s`: how long deleted bytes are still looked after, should something name them at that very moment.
     `fd`: an already listening socket that a parent process hands down; it wins over `bind` and `port`.
     """
 
@@ -91,6 +100,9 @@ class EdgeSettings(Struct, frozen=True):
     uploads: UploadSettings = UploadSettings()
     store: StoreSettings = StoreSettings()
     hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
+    quotas: Limits = Limits()
+    owners: dict[Token, OwnerSettings] = field(default_factory=dict)
+    trash_s: float = 60.0
     max_asset_bytes: int = 20 * 1024**3
     reconcile_every_s: float = 15.0
     low_max_wait_s: float = 12 * 3600.0

@@ -25,6 +25,7 @@ PROBLEMS: Mapping[str, Row] = {
     "job_not_final": Row(409, "The job has not ended yet"),
     "deadline_passed": Row(409, "The job's deadline has passed"),
     "asset_in_use": Row(409, "A job that has not ended needs the asset"),
+    "owner_deleting": Row(409, "The owner is being deleted"),
     "offset_mismatch": Row(409, "The upload stands elsewhere"),
     "tus_version": Row(412, "Another version of tus is spoken here"),
     "body_too_large": Row(413, "The body is too large"),

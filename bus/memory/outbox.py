@@ -8,7 +8,6 @@ from bus.memory.log import Clock, Log, Message
 from bus.outgoing import Held, Letter
 from bus.records import read_letter, readable
 from schemas.events import encode
-from schemas.job import JobKey
 
 HELD_S = 60.0
 

@@ -16,7 +16,7 @@ from edge.routes.files import download
 from edge.routes.forms import read_form
 from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
 from edge.services.messages import DELETED
-from schemas.access import Scope
+from schemas.access import ApiKey, Scope
 from schemas.asset import SCHEME, InvalidDigest, Reference, declared_type, is_digest, parse
 from schemas.errors import Refused
 
@@ -79,6 +79,12 @@ def _name(request: AnyRequest) -> str:
     return unquote(request.headers.get(_FILENAME, "")) or request.query_params.get("name") or "file"
 
 
+def _is_runner(request: AnyRequest) -> bool:
+    """Whether what comes was made by a job."""
+    key: ApiKey = request.auth
+    return Scope.RUNNER in key.scopes
+
+
 def _created(stored: tuple[Reference, str, bool]) -> Response[AssetView]:
     reference, sha256, created = stored
     headers = {"Location": f"/v1/assets/{sha256}"}
@@ -96,7 +102,7 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
     """Upload the file with this digest: 201 when new to the owner, 200 when there; 422 `digest_mismatch`."""
     digest, name = digest_of(sha256), _name(request)
     kind = declared_type(request.headers.get("content-type"), name)
-    return _created(await parts.assets.put(owner, request.stream(), digest, name, kind))
+    return _created(await parts.assets.put(owner, request.stream(), digest, name, kind, result=_is_runner(request)))
 
 
 @post(

@@ -8,6 +8,7 @@ from edge.services.catalog import Catalog
 from edge.services.clock import Clock, Entropy
 from edge.services.gate import Gate
 from edge.services.inputs import Given, assets_missing, check_input
+from edge.services.quotas import Quotas
 from edge.services.submission import make_job, read_body
 from schemas.errors import FieldError, Refused
 from schemas.job import TRACE_CHARACTERS, Job, JobKey, Submission
@@ -26,7 +27,14 @@ class Admission:
     """Checks bodies. Every method raises Refused."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - the services it asks
-        self, gate: Gate, catalog: Catalog, assets: Assets, allowed: Allowed, clock: Clock, entropy: Entropy
+        self,
+        gate: Gate,
+        catalog: Catalog,
+        assets: Assets,
+        allowed: Allowed,
+        clock: Clock,
+        entropy: Entropy,
+        quotas: Quotas,
     ) -> None:
         self._gate = gate
         self._catalog = catalog
@@ -34,6 +42,7 @@ class Admission:
         self._allowed = allowed
         self._clock = clock
         self._entropy = entropy
+        self.quotas = quotas
 
     def vet(self, body: dict[str, Any]) -> None:
         """What no uploaded file can make acceptable is refused, so that none is kept for it."""

@@ -10,6 +10,7 @@ from bus.port import Bus, Conflict, Row
 from edge.services.clock import Clock, micros
 from edge.services.index import Index
 from edge.services.pages import PAGE, PAGE_MAX, read_cursor, write_cursor
+from edge.services.quotas import Quotas, metered
 from edge.services.refusals import refusing
 from edge.store.port import AssetStore, Stored
 from schemas.asset import Digest, Reference, is_digest, reference_key, safe_name
@@ -46,26 +47,49 @@ class Deleted(Struct, frozen=True):
 class Assets:
     """Bytes, references and tombstones together. `limit`: the largest body taken, in bytes."""
 
-    def __init__(self, bus: Bus, store: AssetStore, index: Index, clock: Clock, limit: int = LIMIT) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three bounds
+        self,
+        bus: Bus,
+        store: AssetStore,
+        index: Index,
+        clock: Clock,
+        limit: int = LIMIT,
+        quotas: Quotas | None = None,
+        trash_for: timedelta = TRASH_FOR,
+    ) -> None:
         self._bus = bus
         self._store = store
         self._index = index
         self._clock = clock
         self.limit = limit
+        self._quotas = quotas
+        self._trash_for = trash_for
         self._watchers: list[Callable[[str, Digest], None]] = []
 
     def watch(self, watcher: Callable[[str, Digest], None]) -> None:
         """Call `watcher` with owner and digest of every upload that was taken here. It must not block."""
         self._watchers.append(watcher)
 
-    async def put(
-        self, owner: str, chunks: AsyncIterator[bytes], expected: Digest | None, name: str, media_type: str
+    async def put(  # noqa: PLR0913 - each is one fact of the file
+        self,
+        owner: str,
+        chunks: AsyncIterator[bytes],
+        expected: Digest | None,
+        name: str,
+        media_type: str,
+        *,
+        result: bool = False,
     ) -> tuple[Reference, Digest, bool]:
         """Take a body; the reference, its digest, and whether it is new to the owner.
 
-        Raises Refused `digest_mismatch`, `body_too_large`, `store_full`, `unavailable`.
+        `result`: a job made it, so no quota keeps it out. Raises Refused `digest_mismatch`, `body_too_large`,
+        `quota_exceeded`, `owner_deleting`, `store_full`, `unavailable`.
         """
         with refusing():
+            room = None if result or self._quotas is None else await self._quotas.room(owner)
+            # What the owner has already takes none.
+            if room is not None and (expected is None or await self._row(owner, expected) is None):
+                chunks = metered(chunks, room)
             stored = await self._store.write(chunks, expected, self.limit)
         return await self._kept(owner, stored, name, media_type)
 
@@ -84,6 +108,8 @@ class Assets:
             if await self._store.stat(stored.sha256) is None:
                 await self._store.restore(stored.sha256)
             await self._bus.tombstones.delete(stored.sha256)
+        if created and self._quotas is not None:
+            self._quotas.changed(owner, stored.bytes)
         for watcher in self._watchers:
             watcher(owner, stored.sha256)
         return reference, stored.sha256, created
@@ -163,7 +189,7 @@ class Assets:
                 raise Refused(
                     "asset_in_use", f"{len(jobs)} job(s) still need it ({named}): cancel them or let them end"
                 )
-            return await self._drop(owner, sha256)
+            return await self.drop(owner, sha256)
 
     async def release(
         self, owner: str, digests: Collection[Digest], *, touched_before: bool = False
@@ -177,12 +203,12 @@ class Assets:
             row = await self._row(owner, sha256)
             young = row is not None and touched_before and self._clock() - row.value.touched < UNTOUCHED
             if row is not None and not young and not await self._index.jobs_naming(owner, sha256):
-                await self._drop(owner, sha256)
+                await self.drop(owner, sha256)
                 dropped.append(sha256)
         return dropped
 
     async def sweep(self) -> int:
-        """Judge what lies in the trash: back when something names it, gone after TRASH_FOR; how many were moved."""
+        """Judge what lies in the trash: back when something names it, else gone after a minute; how many were moved."""
         moved = 0
         for sha256 in (await self._store.survey()).trashed:
             if await self._named(sha256):
@@ -192,12 +218,15 @@ class Assets:
             row = await self._bus.tombstones.get(sha256)
             if row is None:  # the edge that trashed it died before it wrote the tombstone
                 await self._bus.tombstones.put(sha256, Tombstone(sha256, self._clock()))
-            elif self._clock() - row.value.at >= TRASH_FOR:
+            elif self._clock() - row.value.at >= self._trash_for:
                 moved += await self._store.erase(sha256)
         return moved
 
-    async def _drop(self, owner: str, sha256: Digest) -> Deleted:
+    async def drop(self, owner: str, sha256: Digest) -> Deleted:
+        """Drop a reference, whoever of its owner's jobs still names it. Raises BusError, StoreError."""
         await self._bus.assets.delete(reference_key(owner, sha256))
+        if self._quotas is not None:
+            self._quotas.forget(owner)
         if await self._named(sha256):
             return Deleted(sha256, ())
         # The tombstone first: should the edge die in between, caches drop bytes that are fetched again if still wanted.

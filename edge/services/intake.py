@@ -92,11 +92,12 @@ class Intake:
                 known = await self._bus.records.read(key)
                 if known is not None:
                     return _replayed(known, digest, taken)
-            admitted = await self._admission.admit(key, digest, body, trace_id)
-            job = structs.replace(admitted, request_id=request_id)
-            recorded = Recorded(job.created_at, Submitted(), job)
             try:
-                revision = await self._bus.records.create(key, recorded)
+                with self._admission.quotas.submitting(key):
+                    admitted = await self._admission.admit(key, digest, body, trace_id)
+                    job = structs.replace(admitted, request_id=request_id)
+                    recorded = Recorded(job.created_at, Submitted(), job)
+                    revision = await self._bus.records.create(key, recorded)
             except Conflict:
                 # Somebody was faster with the same name: that request is the one to be compared with.
                 return await self.submit(
@@ -153,10 +154,12 @@ class Intake:
     async def retry(self, key: JobKey) -> Entry:
         """Begin another round with the same inputs.
 
-        Refused `job_not_final`, `job_final` (it succeeded), `deadline_passed`, `asset_missing`, `not_found`.
+        Refused `job_not_final`, `job_final` (it succeeded), `deadline_passed`, `asset_missing`, `not_found`,
+        `quota_exceeded`.
         """
         await self._gate.check()
-        entry = await self._change(key, self._retrying)
+        with self._admission.quotas.submitting(key, anew=False):
+            entry = await self._change(key, self._retrying)
         self._follow_up(entry)
         return entry
 

@@ -120,6 +120,7 @@ REFUSALS: Mapping[str, str] = {
     "job_not_final": "任务尚未结束",
     "deadline_passed": "任务的截止时间已过",
     "asset_in_use": "文件正被未结束的任务使用，无法删除",
+    "owner_deleting": "该用户的数据正在删除",
     "body_too_large": "消息过大，文件请先上传",
     "input_invalid": "参数无效",
     "asset_missing": "文件尚未上传",

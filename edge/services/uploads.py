@@ -80,6 +80,10 @@ class Uploads:
         self._known[upload.key] = _Held(upload)
         return upload
 
+    async def promised(self, owner: str) -> int:
+        """How many bytes the owner's uploads here have, or are to have, that are no assets yet. Raises StoreError."""
+        return await to_thread.run_sync(self._partials.promised, owner)
+
     async def look(self, owner: str, upload_id: str) -> Upload:
         """How far it is. Raises Refused `not_found`.
 
@@ -159,7 +163,8 @@ class Uploads:
             return
         if length > self.limit:
             raise Refused("body_too_large", f"an upload may have at most {self.limit} bytes: make the file smaller")
-        await self._allowance(owner, length)
+        with refusing():
+            await self._allowance(owner, length)
 
     async def _held(self, owner: str, upload_id: str) -> _Held:
         key = UploadKey(owner, upload_id)

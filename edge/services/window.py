@@ -18,7 +18,7 @@ from edge.services.standing import Standing, Step
 from schemas.errors import Refused
 from schemas.events import RecordUnreadable
 from schemas.job import Job, JobKey, Pointer
-from schemas.words import FINAL, Status
+from schemas.words import ACTIVE, FINAL, PRIORITIES, Status
 
 LEAST = 8
 PER_SLOT = 4
@@ -26,19 +26,35 @@ PER_SLOT = 4
 _log = structlog.get_logger()
 
 
+def _any_number(_: str) -> int:
+    """No owner is limited."""
+    return 0
+
+
 class Window:
     """Counts the pointers in JOBS, its own publishes at once, and moves jobs up when one ends.
 
-    `slots` tells the slots last offered to a pool. Until the first `sync` it publishes nothing: it cannot know yet what
-    is there. A publish that fails is not tried again here; the reconciler's next `sync` finds it missing.
+    `slots` tells the slots last offered to a pool; `running` how many of an owner's jobs may run (0: any number): no
+    more of them stand in JOBS, over all lines, those in back-off too. Until the first `sync` it publishes nothing: it
+    cannot know yet what is there. A publish that fails is not tried again here; the reconciler's next `sync` finds it
+    missing.
     """
 
-    def __init__(self, queue: Queue, records: Records, index: Index, slots: Callable[[str], int], clock: Clock) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and two bounds
+        self,
+        queue: Queue,
+        records: Records,
+        index: Index,
+        slots: Callable[[str], int],
+        clock: Clock,
+        running: Callable[[str], int] = _any_number,
+    ) -> None:
         self._queue = queue
         self._records = records
         self._index = index
         self._slots = slots
         self._clock = clock
+        self._running = running
         self._held: defaultdict[Line, dict[Pointer, int | None]] = defaultdict(dict)  # None: its publish is under way
         self._resting: set[Pointer] = set()
         self._lost: set[Pointer] = set()
@@ -124,7 +140,8 @@ class Window:
         """Move jobs up wherever there is room: in `lines`, or in every line where jobs are queued."""
         if not self._synced:
             return
-        waiting = [await self._candidates(line) for line in (self._index.lines.occupied() if lines is None else lines)]
+        short = self._index.lines.occupied() if lines is None else lines
+        waiting = [await self._candidates(line) for line in sorted(short, key=_urgency)]
         # One of each owner in turn, so that a long line does not fill JOBS before a short one has had its first.
         for turn in zip_longest(*waiting):
             for pointer in turn:
@@ -168,6 +185,8 @@ class Window:
         elif pointer in self._resting:
             self._resting.discard(pointer)
             self._held[line][pointer] = self._published
+        elif place.status in ACTIVE and not self.holds(pointer):
+            self._held[line][pointer] = self._published  # another edge put it there
         elif place.status is Status.QUEUED and not self.holds(pointer) and self._room(line):
             self._short.add(line)
 
@@ -176,6 +195,8 @@ class Window:
         self._lost.discard(pointer)
         self._uncount(pointer)
         self._short.add(line)
+        if self._running(line.owner):  # the place that is free now may be another line's
+            self._short.update(other for other in self._index.lines.occupied() if other.owner == line.owner)
 
     def _uncount(self, pointer: Pointer) -> None:
         line = _line(pointer)
@@ -184,7 +205,14 @@ class Window:
             del self._held[line]
 
     def _room(self, line: Line) -> int:
-        return max(0, self.span(line.pool) - len(self._held.get(line, ())))
+        room = self.span(line.pool) - len(self._held.get(line, ()))
+        most = self._running(line.owner)
+        return max(0, min(room, most - self._standing(line.owner)) if most else room)
+
+    def _standing(self, owner: str) -> int:
+        """The owner's pointers in JOBS."""
+        held = sum(len(pointers) for line, pointers in self._held.items() if line.owner == owner)
+        return held + sum(pointer.owner == owner for pointer in self._resting)
 
     async def _candidates(self, line: Line) -> list[Pointer]:
         room = self._room(line)
@@ -229,6 +257,10 @@ class Window:
             # Looked up anew: a sync may have made new dictionaries, and the job may have ended, meanwhile.
             if pointer in self._held.get(_line(pointer), ()):
                 self._held[_line(pointer)][pointer] = self._published
+
+
+def _urgency(line: Line) -> int:
+    return PRIORITIES.index(line.priority)
 
 
 def _line(pointer: Pointer) -> Line:

@@ -117,6 +117,13 @@ class Partials:
         with disk_errors():
             return sum(1 for _ in self._folder.glob(f"{owner}.*{_BYTES}"))
 
+    def promised(self, owner: Token) -> int:
+        """How many bytes the owner's unfinished uploads have, or are to have."""
+        with disk_errors():
+            places = list(self._folder.glob(f"{owner}.*{_BYTES}"))
+        uploads = [self.load(UploadKey(*place.stem.split("."))) for place in places]
+        return sum(upload.length or upload.offset for upload in uploads if upload is not None)
+
     def keys(self, owner: Token | None = None) -> list[UploadKey]:
         """Every upload (of `owner`), those too of which a crash left bytes without a state."""
         with disk_errors():

@@ -25,6 +25,7 @@ from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.intake import Intake
 from edge.services.leases import Leases
+from edge.services.quotas import Limits, OwnLimits, Quotas
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Powered, Rules, Scene
 from edge.services.signing import Signer, UrlSettings
@@ -42,6 +43,7 @@ from schemas.feed import LogEnd, Place
 from schemas.host import Offer, Presence
 from schemas.job import Claim, Job, JobKey, Output
 from schemas.lifecycle import step
+from schemas.reasons import Reason
 from tests.broker import broker
 from tests.edge.outbound.wild import Names
 
@@ -113,8 +115,12 @@ class World:
         self.switch = Switch()
         self.catalog = Catalog(self.bus, (ECHO,))
         self.index = Index(folder / "index.db", self.bus.records)
-        self.window = Window(self.bus.queue, self.bus.records, self.index, self.catalog.slots, time)
-        self.assets = Assets(self.bus, self.store, self.index, time, limit=1 << 20)
+        self.limits: dict[str, OwnLimits] = {}
+        self.quotas = Quotas(Limits(), self.limits, self.index, bus.assets, time.seconds)
+        self.window = Window(
+            self.bus.queue, self.bus.records, self.index, self.catalog.slots, time, self.quotas.running
+        )
+        self.assets = Assets(self.bus, self.store, self.index, time, 1 << 20, self.quotas)
         self.hosts = HostWatch(self.bus, self.catalog, time)
         self.gate = Gate(self.bus.link, time)
         self.names = Names()
@@ -131,10 +137,13 @@ class World:
         )
         self.supply = Supply(bus.records, self.assets, self.fetches, self.index, self.window, time)
         dice = Dice()
-        admission = Admission(self.gate, self.catalog, self.assets, allowed, time, dice)
+        admission = Admission(self.gate, self.catalog, self.assets, allowed, time, dice, self.quotas)
         self.intake = Intake(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
         self.partials = Partials(folder / "uploads")
-        self.uploads = Uploads(self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20)
+        self.uploads = Uploads(
+            self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20, allowance=self.quotas.allow
+        )
+        self.quotas.count(self.uploads.promised)
         self.signer = Signer(SECRET, time, UrlSettings())
         self.viewer = Viewer(self.bus.feed, self.index, self.window, self.hosts, self.signer.link)
         self.webhooks = webhooks.build(
@@ -168,6 +177,10 @@ class World:
 
     async def read(self, job: Job) -> Job:
         return (await self.intake.read(job.key)).recorded.job
+
+    async def reason(self, job: Job) -> Reason | None:
+        """Why it waits, as a client is told."""
+        return (await self.viewer.job(await self.intake.read(job.key))).reason
 
     async def put(self, owner: str, body: bytes, name: str = "file") -> str:
         async def chunks() -> AsyncIterator[bytes]:

@@ -1,0 +1,223 @@
+"""What one owner may have at once, and that no other owner notices."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from edge.services.pieces import Piece, Wanted
+from edge.services.quotas import OwnLimits
+from schemas import events as e
+from schemas.errors import Refused
+from schemas.job import Job
+from schemas.reasons import Reason
+from schemas.words import Priority, Status
+from tests.broker import until
+from tests.edge.services.world import START, FakeWorld, World, fake_world
+
+
+def limited(edge: World, **limits: int) -> None:
+    """What holds for ann."""
+    edge.limits["ann"] = OwnLimits(**limits)
+
+
+async def refused(coroutine: Any) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await coroutine
+    return caught.value
+
+
+async def body(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), 10):
+        yield data[at : at + 10]
+
+
+async def put(edge: World, data: bytes, expected: str | None = None, **named: bool) -> str:
+    return (await edge.assets.put("ann", body(data), expected, "x", "video/mp4", **named))[1]
+
+
+async def test_no_more_wait_than_may(edge: World) -> None:
+    limited(edge, waiting=3)
+    first = await edge.submit(job_id="first")
+    for _ in range(2):
+        await edge.submit()
+    error = await refused(edge.submit())
+    assert (error.code, error.problem.status) == ("quota_exceeded", 429)
+    assert error.retry_after_s
+    assert (await edge.submit(job_id="first")).id == first.id, "what was accepted is answered for ever"
+    await edge.submit("bob")
+    await edge.intake.cancel(first.key)
+    await edge.settled()
+    await edge.submit()
+    assert (await refused(edge.intake.retry(first.key))).code == "quota_exceeded"
+
+
+async def test_submits_at_once_do_not_pass_the_quota(edge: World) -> None:
+    limited(edge, waiting=5)
+    made: list[Job] = []
+    refusals: list[str] = []
+
+    async def submit(number: int) -> None:
+        try:
+            made.append(await edge.submit(text=str(number)))
+        except Refused as refusal:
+            refusals.append(refusal.code)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(submit, number)
+    assert len(made) == 5
+    assert refusals == ["quota_exceeded"] * 15
+    assert len(await edge.bus.records.keys()) == 5
+
+
+async def test_one_that_was_not_accepted_takes_no_place(fake: FakeWorld) -> None:
+    limited(fake, waiting=1)
+    for _ in range(3):
+        assert (await refused(fake.submit(deadline=START.isoformat()))).code == "input_invalid"
+    await fake.submit()
+
+
+async def test_a_scheduled_job_waits_too_and_one_that_runs_does_not(fake: FakeWorld) -> None:
+    limited(fake, waiting=2)
+    await fake.submit(not_before="2027-01-01T00:00:00Z")
+    running = await fake.submit()
+    assert (await refused(fake.submit())).code == "quota_exceeded"
+    await fake.start(running)
+    await fake.submit()
+
+
+async def test_submits_come_back_by_the_minute(fake: FakeWorld) -> None:
+    limited(fake, submits_per_minute=6)
+    for _ in range(6):
+        await fake.submit()
+    error = await refused(fake.submit())
+    assert (error.code, error.retry_after_s) == ("rate_limited", 10)
+    await fake.submit("bob")
+    fake.time.pass_by(seconds=10)
+    await fake.submit()
+    assert (await refused(fake.submit())).code == "rate_limited"
+
+
+async def test_a_replay_is_answered_however_many_there_were(fake: FakeWorld) -> None:
+    limited(fake, submits_per_minute=1, waiting=1)
+    job = await fake.submit(idempotency_key="k")
+    for _ in range(5):
+        assert (await fake.submit(idempotency_key="k")).id == job.id
+
+
+async def test_only_so_many_are_handed_to_hosts(edge: World) -> None:
+    limited(edge, running=3)
+    await edge.offer(slots=10)
+    jobs = [await edge.submit(text=str(number)) for number in range(6)]
+    high = await edge.submit(text="high", priority="high")
+    low = await edge.submit(text="low", priority="low")
+    await edge.submit("bob")
+    assert await edge.waiting("ann") == sorted(job.id for job in jobs[:3])
+    assert len(await edge.waiting("bob")) == 1
+    await edge.appear()
+    assert (await edge.reason(jobs[3]), await edge.reason(jobs[0])) == (Reason.QUOTA, Reason.BEHIND)
+    await edge.finish(jobs[0])
+
+    async def next_one() -> bool:
+        return await edge.waiting("ann") == sorted([jobs[1].id, jobs[2].id, high.id])
+
+    await until(next_one)
+    assert low.id not in await edge.waiting("ann")
+
+
+async def test_jobs_in_back_off_keep_their_place_among_those_that_may_run(fake: FakeWorld) -> None:
+    limited(fake, running=1)
+    first, second = await fake.submit(text="1"), await fake.submit(text="2")
+    await fake.start(first)
+    later = fake.time.now.replace(hour=23)
+    await fake.apply(first.key, e.Released("internal", charged=True, not_before=later))
+    assert await fake.waiting() == [first.id]
+    await fake.intake.cancel(first.key)
+
+    async def moved_up() -> bool:
+        return await fake.waiting() == [second.id]
+
+    await until(moved_up)
+
+
+async def test_what_another_edge_handed_out_counts_once_it_runs(fake: FakeWorld, tmp_path: Path) -> None:
+    limited(fake, running=1)
+    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
+        limited(second, running=1)
+        job = await second.submit()
+        await second.start(job)
+        await fake.settled()
+        later = await fake.submit(text="later")
+        assert not fake.window.holds(later.pointer)
+        assert (await fake.read(later)).status is Status.QUEUED
+
+
+async def test_bytes_are_counted_over_all_ways_in(fake: FakeWorld) -> None:
+    limited(fake, bytes=100)
+    first = await put(fake, b"a" * 60)
+    assert (await refused(put(fake, b"b" * 41))).code == "quota_exceeded"
+    await put(fake, b"a" * 60, first)
+    upload = await fake.uploads.create("ann", Wanted(name="x", media_type="video/mp4", length=30))
+    wanted = Wanted(name="x", media_type="video/mp4", length=11)
+    assert (await refused(fake.uploads.create("ann", wanted))).code == "quota_exceeded"
+    assert (await refused(put(fake, b"c" * 11))).code == "quota_exceeded"
+    done = await fake.uploads.append("ann", upload.id, Piece(offset=0, chunks=body(b"d" * 30)))
+    assert done.kept
+    await put(fake, b"e" * 10)
+    assert (await refused(put(fake, b"f"))).code == "quota_exceeded"
+    await fake.assets.delete("ann", first)
+    await put(fake, b"g" * 60)
+    await fake.put("bob", b"h" * 500)
+
+
+async def test_a_result_is_never_refused(fake: FakeWorld) -> None:
+    limited(fake, bytes=10)
+    await put(fake, b"r" * 500, result=True)
+    assert (await refused(put(fake, b"x"))).code == "quota_exceeded"
+
+
+async def test_what_is_refused_leaves_nothing(fake: FakeWorld) -> None:
+    limited(fake, bytes=50)
+    data = b"n" * 60
+    assert (await refused(put(fake, data))).code == "quota_exceeded"
+    assert await fake.store.stat(hashlib.sha256(data).hexdigest()) is None
+    assert (await fake.assets.list("ann")).assets == ()
+
+
+async def test_what_another_edge_took_in_is_seen_after_half_a_minute(fake: FakeWorld, tmp_path: Path) -> None:
+    limited(fake, bytes=100)
+    await put(fake, b"a" * 50)
+    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
+        await second.put("ann", b"b" * 50)
+    fake.time.pass_by(seconds=31)
+    assert (await refused(put(fake, b"c"))).code == "quota_exceeded"
+
+
+async def test_what_is_left_out_for_an_owner_is_as_for_everybody(fake: FakeWorld) -> None:
+    limited(fake, running=7)
+    assert fake.quotas.of("ann") == fake.quotas.of("bob").__class__(running=7)
+    assert fake.quotas.of("bob").running == 0
+
+
+async def test_a_thousand_of_one_owner_start_at_most_a_window_ahead_of_another(edge: World) -> None:
+    """Counted in what STATE says of starts and ends, with a runner that takes what is handed out, one at a time."""
+    for number in range(1000):
+        await edge.submit("ann", str(number))
+    bobs = await edge.submit("bob")
+    started: list[str] = []
+    while "bob" not in started:
+        delivery = await edge.runner_bus.queue.take("echo", Priority.NORMAL, wait_s=1.0)
+        assert delivery is not None
+        entry = await edge.runner_bus.records.read(delivery.pointer.key)
+        assert entry is not None
+        started.append(delivery.pointer.owner)
+        await edge.finish_running(await edge.start(entry.recorded.job))
+    entries = [await edge.bus.records.read(key) for key in await edge.bus.records.keys()]
+    since = (await edge.read(bobs)).started_at
+    assert since is not None
+    before = [e for e in entries if e and e.recorded.job.started_at and e.recorded.job.started_at < since]
+    assert len(before) == started.count("ann") <= edge.window.span("echo")
