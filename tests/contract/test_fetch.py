@@ -1,4 +1,4 @@
-"""What the input cache may rely on wherever assets come from: the fake and the edge over HTTP."""
+"""What the input cache may rely on wherever assets come from: the fake, the edge, a bucket to which the edge leads."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from edge.store.directory import open_directory
+from edge.store.port import AssetStore
+from edge.store.remote import open_remote
 from runner.assets import asset_client
 from runner.inputs import Fetch
 from runner.supplies import AssetGone
 from tests.edge.store.served import served
 from tests.runner.asset_server import KEY, AssetServer, sha
 from tests.runner.source import Source
+from tests.s3 import buckets
 
 BODY = bytes(range(253)) * 10_000
 
@@ -24,15 +27,28 @@ async def fake(_: Path) -> AsyncIterator[Fetch]:
 
 @asynccontextmanager
 async def over_http(folder: Path) -> AsyncIterator[Fetch]:
-    async with open_directory(folder) as store:
-        server = AssetServer(store)
-        await server.add(BODY)
-        await server.add(b"")
-        async with served(server.app()) as url, asset_client(url, KEY) as client:
+    async with open_directory(folder) as store, _client_of(store) as client:
+        yield client
+
+
+@asynccontextmanager
+async def from_a_bucket(scratch: Path) -> AsyncIterator[Fetch]:
+    """The edge leads to the bucket, and the key stays with the edge: a bucket refuses who brings another's."""
+    with buckets() as url:
+        async with open_remote(url, scratch) as store, _client_of(store) as client:
             yield client
 
 
-@pytest.fixture(params=[fake, over_http])
+@asynccontextmanager
+async def _client_of(store: AssetStore) -> AsyncIterator[Fetch]:
+    server = AssetServer(store)
+    await server.add(BODY)
+    await server.add(b"")
+    async with served(server.app()) as url, asset_client(url, KEY) as client:
+        yield client
+
+
+@pytest.fixture(params=[fake, over_http, from_a_bucket])
 async def fetch(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Fetch]:
     opened: Callable[[Path], AbstractAsyncContextManager[Fetch]] = request.param
     async with opened(tmp_path / "store") as fetch:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from edge.store.port import DigestMismatch, Store, TooLarge
+from edge.store.port import AssetStore, DigestMismatch, TooLarge
 from edge.store.serve import answer
 from schemas.asset import Digest
 
@@ -20,7 +20,7 @@ LIMIT = 64 << 20
 class AssetServer:
     """`cuts`: after how many bytes each of the next answers breaks off. `status`: what every request is answered."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: AssetStore) -> None:
         self.store = store
         self.cuts: list[int] = []
         self.status = 0
