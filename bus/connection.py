@@ -10,6 +10,7 @@ import anyio
 import httpx
 import structlog
 
+from bus.backup import Snapshots
 from bus.buckets import (
     AGREED,
     ASSETS,
@@ -118,6 +119,13 @@ async def open_runner(settings: BrokerSettings) -> AsyncIterator[Bus]:
     """A runner's bus: needs exactly the rights of `bus.users.runner`. Raises as `open_edge` does."""
     async with _parts(settings) as parts, _kept(parts):
         yield parts.bus(as_edge=False)
+
+
+@asynccontextmanager
+async def open_keeper(settings: BrokerSettings) -> AsyncIterator[tuple[Bus, Snapshots]]:
+    """The edge's bus as it finds the broker: nothing is made. For backup and restore; raises as `open_edge` does."""
+    async with _parts(settings) as parts, _kept(parts):
+        yield parts.bus(as_edge=True), Snapshots(parts.js)
 
 
 @asynccontextmanager

@@ -12,6 +12,10 @@ class Missing(BusError):
     """There is no such message. Never leaves this package."""
 
 
+class NoStream(Unreachable):
+    """There is no such stream yet: no edge has been there, or the cluster is between two leaders."""
+
+
 class Different(BusError):
     """The stream exists with another configuration. Never leaves this package."""
 
@@ -32,6 +36,7 @@ API: Mapping[int, type[BusError]] = MappingProxyType(
         10077: StoreFull,  # maximum messages, bytes exceeded
         10037: Missing,  # no message found
         10043: Missing,  # sequence not found
+        10059: NoStream,  # stream not found
         10057: Missing,  # stream message delete failed: the sequence is gone
         10058: Different,  # stream name already in use with a different configuration
         10005: FewServers,  # no suitable peers for placement

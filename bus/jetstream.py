@@ -98,6 +98,13 @@ class JetStream:
             raise answered(subject, answer.error.err_code, answer.error.description)
         return answer
 
+    async def finish(self, verb: str, subject: str, within_s: float) -> None:
+        """Say to `subject` that all was sent of what `verb` asked for; return when the broker has taken it in."""
+        message = await self.wire.request(subject, within_s=within_s)
+        error = msgspec.json.decode(message.data, type=Answer).error
+        if error is not None:
+            raise answered(verb, error.err_code, error.description)
+
     async def write(
         self,
         subject: str,

@@ -113,8 +113,21 @@ class Tls(NamedTuple):
     key: Path
 
 
+class Cluster(NamedTuple):
+    """One server's part in a cluster. `server`: its name, no other's. `secret`: what all servers know.
+
+    `listen`, and each of `routes`, its own too: address:port between the servers, where nothing is encrypted.
+    """
+
+    server: str
+    listen: str
+    routes: tuple[str, ...]
+    secret: str
+    name: str = "lamplighter"
+
+
 class Place(NamedTuple):
-    """Where the broker listens and stores, and the file of its users."""
+    """Where the broker listens and stores, and the file of its users, which is the same on all servers of a cluster."""
 
     listen: str
     monitor: str
@@ -122,6 +135,7 @@ class Place(NamedTuple):
     users: str
     store_bytes: int = STORE_BYTES
     tls: Tls | None = None
+    cluster: Cluster | None = None
 
 
 def render(place: Place) -> str:
@@ -137,4 +151,15 @@ def render(place: Place) -> str:
         f"    max_file_store: {place.store_bytes}\n    max_memory_store: 64MB\n}}\n"
         f"authorization {{ include {json.dumps(place.users)} }}\n"
         + (f"tls {{\n    cert_file: {paths[0]}\n    key_file: {paths[1]}\n    timeout: 5\n}}\n" if paths else "")
+        + (_cluster(place.cluster) if place.cluster else "")
+    )
+
+
+def _cluster(part: Cluster) -> str:
+    routes = [f"nats://route:{part.secret}@{route}" for route in part.routes]
+    return (
+        f"server_name: {json.dumps(part.server)}\n"
+        f"cluster {{\n    name: {json.dumps(part.name)}\n    listen: {json.dumps(part.listen)}\n"
+        f"    authorization {{ user: route, password: {json.dumps(part.secret)}, timeout: 2 }}\n"
+        f"    routes: {json.dumps(routes)}\n}}\n"
     )

@@ -4,7 +4,7 @@ import pytest
 from nats import errors as foreign
 
 from bus.acks import Handed, handed
-from bus.errors import CLIENT, FOREIGN, Different, FewServers, Missing, answered, raised
+from bus.errors import CLIENT, FOREIGN, Different, FewServers, Missing, NoStream, answered, raised
 from bus.jetstream import moment_ns
 from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable
 
@@ -22,6 +22,7 @@ from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachabl
         (10037, Missing),
         (10043, Missing),
         (10057, Missing),
+        (10059, NoStream),
         (10058, Different),
         (10005, FewServers),
         (10074, FewServers),

@@ -1,0 +1,133 @@
+"""Streams as one piece of bytes each and back, by the broker's own snapshots: sequences, times, headers as they were.
+
+What is kept is what nothing else could give back. FEED comes again from STATE, under another epoch, so that whoever
+follows reads from its start; JOBS comes again from the records, by the reconciler; presence and leases are of now.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from msgspec import Struct, field
+from nats.aio.msg import Msg
+
+from bus.buckets import BUCKETS, HOSTS, LEASES
+from bus.errors import NoStream
+from bus.jetstream import Answer, JetStream
+from bus.port import BusError, Unreachable
+from bus.topology import DELIVERIES, STATE, STREAMS, USAGE
+from bus.wire import status
+
+CHUNK = 128 * 1024
+SILENCE_S = 30.0  # the broker checks every message of a stream before the first byte of it comes
+TAKEN_IN_S = 300.0  # and writes all of them anew before it says that they are there
+
+# In this order. The bills before the jobs: the edge writes again what they lack, never takes back what is too much.
+# What records name (files, letters, keys) behind them: more than is named does no harm.
+KEPT = (
+    USAGE.name,
+    STATE.name,
+    DELIVERIES.name,
+    *(bucket.stream for bucket in BUCKETS if bucket not in {HOSTS, LEASES}),
+)
+
+
+class Snapshot(Struct, frozen=True):
+    """What the broker says of a stream beside its bytes, in the words of the JetStream API."""
+
+    config: dict[str, Any]
+    state: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The stream's."""
+        return str(self.config["name"])
+
+    @property
+    def messages(self) -> int:
+        """How many it holds."""
+        return int(self.state.get("messages", 0))
+
+    @property
+    def subjects(self) -> int:
+        """How many keys a bucket holds."""
+        return int(self.state.get("num_subjects", 0))
+
+
+class _Begun(Answer, frozen=True):
+    config: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    deliver_subject: str = ""
+
+
+class _State(Struct, frozen=True):
+    messages: int = 0
+    consumer_count: int = 0
+
+
+class _Info(Answer, frozen=True):
+    state: _State = _State()
+
+
+class Snapshots:
+    """The streams of one installation, with the edge's rights."""
+
+    def __init__(self, js: JetStream) -> None:
+        self._js = js
+
+    async def take(self, stream: str, write: Callable[[bytes], Awaitable[None]]) -> Snapshot:
+        """Give all of it to `write`, as it is at this moment, while others go on writing to it. Raises BusError."""
+        chunks: asyncio.Queue[Msg | BusError] = asyncio.Queue()
+        inbox = self._js.wire.private_subject()
+        asked = {"deliver_subject": inbox, "no_consumers": False, "jsck": True, "chunk_size": CHUNK}
+        async with self._js.wire.listening(inbox, chunks.put_nowait):
+            begun = await self._js.api(f"STREAM.SNAPSHOT.{stream}", asked, _Begun)
+            while chunk := await _next(stream, chunks):
+                await write(chunk.data)
+                if chunk.reply:
+                    await self._js.wire.say(chunk.reply)
+        return Snapshot(begun.config, begun.state)
+
+    async def put(self, kept: Snapshot, chunks: AsyncIterator[bytes], replicas: int | None) -> None:
+        """Make the stream of what was taken, on `replicas` servers (None: one). There must be none. Raises BusError."""
+        config = kept.config | {"num_replicas": replicas or 1}
+        verb = f"STREAM.RESTORE.{kept.name}"
+        begun = await self._js.api(verb, {"config": config, "state": kept.state}, _Begun)
+        async for chunk in chunks:
+            await self._js.wire.request(begun.deliver_subject, chunk)
+        await self._js.finish(verb, begun.deliver_subject, TAKEN_IN_S)
+
+    async def held(self) -> dict[str, int]:
+        """How many messages each stream of ours holds; those that are not there are left out."""
+        found = {stream.name: await self._info(stream.name) for stream in STREAMS}
+        return {name: info.state.messages for name, info in found.items() if info is not None}
+
+    async def at_work(self) -> bool:
+        """Whether an edge is there: it reads STATE through a consumer of its own, beside the one that all share."""
+        info = await self._info(STATE.name)
+        return info is not None and info.state.consumer_count > 1
+
+    async def clear(self) -> None:
+        """Remove every stream of ours, with all that is in it."""
+        for name in await self.held():
+            await self._js.api(f"STREAM.DELETE.{name}", {}, Answer)
+
+    async def _info(self, name: str) -> _Info | None:
+        try:
+            return await self._js.api(f"STREAM.INFO.{name}", {}, _Info)
+        except NoStream:
+            return None
+
+
+async def _next(stream: str, chunks: asyncio.Queue[Msg | BusError]) -> Msg | None:
+    """The next piece, None at the end of the stream."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            chunk = await chunks.get()
+    except TimeoutError as error:
+        raise Unreachable(f"the broker sends no more of {stream}: try again") from error
+    if isinstance(chunk, BusError):
+        raise chunk
+    if status(chunk) not in {None, "204"}:
+        raise BusError(f"the broker ends the snapshot of {stream}: {dict(chunk.headers or {})}")
+    return chunk if chunk.data else None

@@ -1,0 +1,133 @@
+"""What befalls the cluster under load, one after the other, and how long its clients heard nothing meanwhile."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+
+import anyio
+import anyio.abc
+from msgspec import Struct
+
+from bus.port import Bus
+from tests.chaos.evidence import Cut
+from tests.cluster.cluster import EDGES, Cluster
+from tests.cluster.pulse import Pulse
+from tests.e2e.installation import until
+
+GOES_ON = 6  # so many jobs are accepted and end before what was broken is mended
+AT_ONCE = 6
+SECONDS = (0.1, 0.8)
+WHOLE_S = 90.0
+BEHIND_S = 30.0  # a machine that had no power learns that its jobs are others' within that time
+
+
+class Heard(Struct, frozen=True):
+    """The longest gaps, in seconds, between two 202s and between two ends of jobs, from one blow to the next."""
+
+    blow: str
+    accepted_s: float
+    ended_s: float
+
+
+class Load:
+    """Owners that submit a job, wait for its end, download it and go on, until told to stop."""
+
+    def __init__(self, cluster: Cluster, dice: Random) -> None:
+        self._cluster = cluster
+        self._dice = dice
+        self._stop = False
+        self.accepted = Pulse()
+        self.ended = Pulse()
+
+    def start(self, tasks: anyio.abc.TaskGroup) -> None:
+        for number in range(AT_ONCE):
+            tasks.start_soon(self._owner, number)
+
+    def stop(self) -> None:
+        """No new jobs."""
+        self._stop = True
+
+    async def _owner(self, number: int) -> None:
+        turn = 0
+        async with self._cluster.client(f"owner-{number}") as client:
+            while not self._stop:
+                turn += 1
+                name = f"job-{number}-{turn}"
+                seconds = round(self._dice.uniform(*SECONDS), 2)
+                job_id = await client.submit(name, {"text": name, "seconds": seconds})
+                self.accepted.beat()
+                job = await client.ended(job_id)
+                self.ended.beat()
+                await client.fetch(job, name)
+
+    async def goes_on(self) -> None:
+        """Return when new jobs were accepted and have ended."""
+        accepted, ended = self.accepted.count + GOES_ON, self.ended.count + GOES_ON
+
+        async def on() -> bool:
+            return self.accepted.count >= accepted and self.ended.count >= ended
+
+        await until(on, WHOLE_S)
+
+
+Blow = Callable[[Cluster, Bus, Load, Random], Awaitable[None]]
+
+
+async def leader_killed(cluster: Cluster, bus: Bus, load: Load, _: Random) -> None:
+    """The server that leads STATE."""
+    name = await cluster.brokers.leader(bus)
+    await cluster.brokers.kill(name)
+    await load.goes_on()
+    cluster.brokers.start(name)
+
+
+async def edge_killed(cluster: Cluster, _: Bus, load: Load, dice: Random) -> None:
+    """One of the two."""
+    name = dice.choice(EDGES)
+    await cluster.edges[name].kill()
+    await load.goes_on()
+    await cluster.start_edge(name)
+    await cluster.taken(*EDGES)
+
+
+async def runner_killed(cluster: Cluster, bus: Bus, load: Load, dice: Random) -> None:
+    """Its jobs go on and are taken over by its next life."""
+    host = dice.choice(sorted(cluster.runners))
+    await cluster.runners[host].kill()
+    await load.goes_on()
+    await cluster.start_runner(host)
+    await cluster.online(bus, host)
+
+
+async def power_cut(cluster: Cluster, bus: Bus, load: Load, dice: Random) -> None:
+    """A machine with a broker, a runner and perhaps an edge is gone without a word, its jobs with it."""
+    machine = dice.choice(cluster.machines)
+    since = anyio.current_time()
+    await cluster.cut_power(machine)
+    await load.goes_on()
+    await cluster.give_power(machine)
+    cluster.history.cut(Cut(f"gpu-{machine.number}", since, anyio.current_time() + BEHIND_S))
+    await cluster.online(bus, f"gpu-{machine.number}")
+    await cluster.taken(*EDGES)
+
+
+BLOWS: Mapping[str, Blow] = {
+    "stream leader killed": leader_killed,
+    "edge killed": edge_killed,
+    "runner killed": runner_killed,
+    "machine without power": power_cut,
+}
+
+
+async def strike(name: str, cluster: Cluster, bus: Bus, load: Load, dice: Random) -> Heard:
+    """Let it come, see the work go on, mend it, and wait until the cluster is whole."""
+    await load.goes_on()
+    load.accepted.rest()
+    load.ended.rest()
+    await BLOWS[name](cluster, bus, load, dice)
+
+    async def whole() -> bool:
+        return await cluster.brokers.whole(bus)
+
+    await until(whole, WHOLE_S)
+    await load.goes_on()
+    return Heard(name, load.accepted.rest(), load.ended.rest())

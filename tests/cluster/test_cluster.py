@@ -1,0 +1,26 @@
+"""One of each: the stream's leader, an edge, a runner and a whole machine go, under load, and no promise is broken."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.cluster.__main__ import play
+from tests.cluster.blows import BLOWS
+from tests.cluster.cluster import COUNT
+from tests.cluster.machines import machines
+
+SEED = 6
+
+
+@pytest.mark.timeout(500)
+async def test_a_cluster_loses_and_doubles_nothing_whoever_of_it_goes(tmp_path: Path):
+    coming = list(BLOWS)
+
+    def blows(_: Random) -> str | None:
+        return coming.pop(0) if coming else None
+
+    with machines(COUNT) as there:
+        report = await play(tmp_path, there, blows, SEED)
+    assert report.violations == []
+    assert [heard.blow for heard in report.heard] == list(BLOWS)
