@@ -93,8 +93,10 @@ class Records(Protocol):
         """The revisions that are kept (the last 64), oldest first. Empty when there is no job."""
         ...
 
-    async def delete(self, key: JobKey, revision: int) -> None:
+    async def delete(self, key: JobKey, revision: int | None) -> None:
         """Leave a delete marker behind `revision` (Conflict when past it) and erase every revision before it.
+
+        None: whatever it is at, an unreadable one too.
 
         The marker goes by itself an hour later.
         """

@@ -54,7 +54,7 @@ class StateRecords:
             return []
         return [Entry(item.sequence, recorded) for item in items[-HISTORY:] if (recorded := readable(item.data))]
 
-    async def delete(self, key: JobKey, revision: int) -> None:
+    async def delete(self, key: JobKey, revision: int | None) -> None:
         """The marker first: it is the compare-and-set, and it tells every reader of `changes`."""
         subject = subjects.record(key)
         marker = await self._js.write(subject, b"", expect=revision, marker=True)

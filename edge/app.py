@@ -28,6 +28,7 @@ from edge.routes import (
     joining,
     keys,
     lists,
+    owners,
     read,
     tokens,
     uploads,
@@ -40,7 +41,7 @@ from edge.services.messages import Language, choose_language
 
 MODULES = (
     *(jobs, batches, lists, events, assets, uploads, webhooks),
-    *(read, keys, tokens, usage, joining, health, gateway_route),
+    *(read, keys, owners, tokens, usage, joining, health, gateway_route),
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 

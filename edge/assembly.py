@@ -25,6 +25,7 @@ from edge.services.assets import Assets
 from edge.services.books import Books
 from edge.services.catalog import Catalog, load_folder
 from edge.services.clock import utc_now
+from edge.services.erasures import Erasures, Reach
 from edge.services.estimate import Estimator
 from edge.services.fetches import Chance, Fetches
 from edge.services.follow import Follower
@@ -84,12 +85,15 @@ async def assemble(
     relays = Relays(_fresh_id)
     power = _power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, clients.own, relays)
     prices = {host: rules.price for host, rules in settings.hosts.items()}
+    intake = Intake(bus, gate, admission, assets, index, window, utc_now, os.urandom)
+    uploads = _uploads(settings, assets, quotas)
+    reach = Reach(bus=bus, intake=intake, assets=assets, uploads=uploads, keys=keys, index=index, quotas=quotas)
     parts = Parts(
         settings=settings,
         bus=bus,
         store=store,
         assets=assets,
-        uploads=_uploads(settings, assets, quotas),
+        uploads=uploads,
         catalog=catalog,
         index=index,
         window=window,
@@ -97,7 +101,7 @@ async def assemble(
         supply=supply,
         fetches=fetches,
         webhooks=webhooks.build(bus, index, viewer, clients.guarded, settings.webhooks, CHANCES),
-        intake=Intake(bus, gate, admission, assets, index, window, utc_now, os.urandom),
+        intake=intake,
         follower=Follower(bus, viewer, hosts),
         viewer=viewer,
         hosts=hosts,
@@ -106,6 +110,8 @@ async def assemble(
         signer=signer,
         placing=Placing(_shared(settings), settings.data / "placing", bus.records, store, index),
         joining=Joining(bus, keys, _door(settings), welcome, utc_now),
+        erasures=Erasures(reach, leases, utc_now, trash),
+        quotas=quotas,
         power=power,
         usage=Accounts(bus.usage, power.records, prices, utc_now),
         books=Books(bus.usage, index, power.records, prices),
@@ -167,6 +173,7 @@ def _scene(settings: EdgeSettings, parts: Parts) -> Scene:
         supply=parts.supply,
         now=utc_now,
         hourly=Hourly(rules.check_every, utc_now()),
+        orphans=Hourly(rules.check_every, utc_now()),
         power=parts.power,
         rules=rules,
     )
@@ -186,6 +193,8 @@ def start(tasks: TaskGroup, parts: Parts, reconciler: Reconciler) -> None:
         parts.placing.run,
         parts.power.run,
         parts.books.run,
+        parts.keys.run,
+        parts.erasures.run,
         reconciler.run,
     )
     for run in runs:

@@ -9,6 +9,7 @@ from edge.power.controller import PowerController
 from edge.services.assets import Assets
 from edge.services.books import Books
 from edge.services.catalog import Catalog
+from edge.services.erasures import Erasures
 from edge.services.fetches import Fetches
 from edge.services.follow import Follower
 from edge.services.gate import Gate
@@ -17,6 +18,7 @@ from edge.services.index import Index
 from edge.services.intake import Intake
 from edge.services.joining import Joining
 from edge.services.keys import Keys
+from edge.services.quotas import Quotas
 from edge.services.signing import Signer
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
@@ -53,6 +55,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     signer: Signer
     joining: Joining
     placing: Placing
+    erasures: Erasures
+    quotas: Quotas
     power: PowerController
     usage: Accounts
     books: Books

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -36,7 +37,10 @@ IMPLIED: dict[Scope, frozenset[Scope]] = {
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
-    """A row of KEYS, under the key's id. The secret itself is never stored."""
+    """A row of KEYS, under the key's id. The secret itself is never stored.
+
+    `previous_sha256` opens too until `previous_until`. `used_at` is minutes behind.
+    """
 
     id: Token
     owner: Token
@@ -46,6 +50,16 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     expires_at: Moment | None = None
     name: str = ""
     language: str | None = None
+    previous_sha256: str | None = None
+    previous_until: Moment | None = None
+    used_at: Moment | None = None
+
+    def opened_by(self, now: datetime) -> tuple[str, ...]:
+        """The digests of the secrets that open it at `now`."""
+        rotating = self.previous_sha256 and self.previous_until and now < self.previous_until
+        return (
+            (self.secret_sha256, self.previous_sha256) if rotating and self.previous_sha256 else (self.secret_sha256,)
+        )
 
     def allows(self, scope: Scope) -> bool:
         """Whether one of the key's scopes is, or implies, `scope`."""

@@ -52,7 +52,7 @@ class MemoryRecords:
             return []
         return [Entry(m.sequence, recorded) for m in held if (recorded := readable(m.data))]
 
-    async def delete(self, key: JobKey, revision: int) -> None:
+    async def delete(self, key: JobKey, revision: int | None) -> None:
         """A marker, then nothing before it."""
         await self._link.reach()
         subject = subjects.record(key)

@@ -1,5 +1,6 @@
 """`/v1/keys`: who may do what. Scope admin; a secret is shown once."""
 
+from datetime import timedelta
 from typing import Annotated
 
 from litestar import delete, get, post
@@ -10,10 +11,13 @@ from edge.auth.keys import needs
 from edge.routes.bodies import read_struct
 from edge.routes.documents import body_of
 from edge.routes.given import AnyRequest, Services
+from edge.services.keys import ROTATION
 from edge.services.refusals import refusing
 from schemas.access import CLIENT_SCOPES, ApiKey, Scope
 from schemas.job import Moment
 from schemas.words import Token
+
+LONGEST_GRACE_S = 30 * 86_400.0
 
 
 class NewKey(Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,8 +30,17 @@ class NewKey(Struct, frozen=True, forbid_unknown_fields=True):
     language: Annotated[str, Meta(pattern="^(zh|en)$")] | None = None
 
 
+class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many seconds the secret before is to open too: none for one that was given away."""
+
+    grace_s: Annotated[float, Meta(ge=0, le=LONGEST_GRACE_S)] = ROTATION.total_seconds()
+
+
 class KeyView(Struct, frozen=True, kw_only=True):
-    """A key on the wire; `key` only in the answer that creates it."""
+    """A key on the wire; `key` only in the answer that makes or rotates it.
+
+    `used_at`: its last use, some minutes behind. `previous_until`: until then the secret before this one opens too.
+    """
 
     id: str
     owner: str
@@ -35,6 +48,9 @@ class KeyView(Struct, frozen=True, kw_only=True):
     name: str
     created_at: Moment
     expires_at: Moment | None
+    language: str | None = None
+    used_at: Moment | None = None
+    previous_until: Moment | None = None
     key: str | None = None
 
 
@@ -52,6 +68,9 @@ def _shown(key: ApiKey, text: str | None = None) -> KeyView:
         name=key.name,
         created_at=key.created_at,
         expires_at=key.expires_at,
+        language=key.language,
+        used_at=key.used_at,
+        previous_until=key.previous_until,
         key=text,
     )
 
@@ -60,6 +79,7 @@ def _shown(key: ApiKey, text: str | None = None) -> KeyView:
 async def create_key(request: AnyRequest, parts: Services) -> KeyView:
     """A new key: the whole text is in this answer and nowhere afterwards."""
     asked = await read_struct(request, NewKey)
+    parts.quotas.check_open(asked.owner)
     with refusing():
         key, text = await parts.keys.create(
             asked.owner, asked.scopes, name=asked.name, expires_at=asked.expires_at, language=asked.language
@@ -81,8 +101,18 @@ async def revoke_key(parts: Services, key_id: FromPath[str]) -> None:
         await parts.keys.revoke(key_id)
 
 
+@post("/v1/keys/{key_id:str}/rotate", status_code=200, guards=[needs(Scope.ADMIN)], operation_class=body_of(Rotation))
+async def rotate_key(request: AnyRequest, parts: Services, key_id: FromPath[str]) -> KeyView:
+    """A new secret for a key, shown once; the one before opens too for `grace_s`, a day unless told otherwise."""
+    asked = await read_struct(request, Rotation)
+    with refusing():
+        key, text = await parts.keys.rotate(key_id, timedelta(seconds=asked.grace_s))
+    return _shown(key, text)
+
+
 ROUTES = (
     create_key,
+    rotate_key,
     list_keys,
     revoke_key,
 )

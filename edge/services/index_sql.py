@@ -24,6 +24,7 @@ _Values = Sequence[object] | Mapping[str, object]
 _SCHEMA = """
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
+PRAGMA secure_delete = ON; -- what a deleted job said is overwritten in the file
 PRAGMA cache_size = -32768;
 CREATE TABLE jobs (
   job INTEGER PRIMARY KEY,

@@ -1,22 +1,33 @@
-"""API keys: made, listed, revoked, and told from a stranger's at every request (PROTOCOLS 1)."""
+"""API keys: made, listed, rotated, revoked, and told from a stranger's at every request (PROTOCOLS 1)."""
 
 import base64
 from collections.abc import Callable, Collection
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 from hmac import compare_digest
 from typing import NamedTuple
 
-from bus.port import Conflict, Row, Table
+import structlog
+from anyio import sleep
+from msgspec import structs
+
+from bus.port import BusError, Conflict, Row, Table
 from edge.services.clock import Clock, Entropy
 from schemas.access import ApiKey, Scope, parse_key, secret_digest
 from schemas.errors import Refused
 from schemas.words import is_token
 
 CACHE_S = 5.0  # a revoked key works at most this long
+ROTATION = timedelta(hours=24)  # how long the secret before opens too, unless told otherwise
+USED_EVERY = timedelta(minutes=5)  # a key's last use is written no more often
+_WRITE_EVERY_S = 60.0
+_TRIES = 20
 _CACHED = 10_000  # ids; a stranger who tries many must not fill the memory
 _ID_BYTES = 6
 _SECRET_BYTES = 32
 _ADMIN = "admin"  # owner and id of the first key
+
+_log = structlog.get_logger()
 
 
 class NewKey(NamedTuple):
@@ -40,6 +51,7 @@ class Keys:
         self._entropy = entropy
         self._monotonic = monotonic
         self._cache: dict[str, _Seen] = {}
+        self._used: dict[str, datetime] = {}
 
     async def create(
         self,
@@ -62,7 +74,7 @@ class Keys:
         expires_at: datetime | None,
         language: str | None,
     ) -> NewKey:
-        secret = base64.urlsafe_b64encode(self._entropy(_SECRET_BYTES)).rstrip(b"=").decode()
+        secret = self._secret()
         key = ApiKey(
             id=key_id,
             owner=owner,
@@ -76,6 +88,28 @@ class Keys:
         await self._table.create(key_id, key)
         self._cache.pop(key_id, None)
         return NewKey(key, f"lamp_{key_id}_{secret}")
+
+    def _secret(self) -> str:
+        return base64.urlsafe_b64encode(self._entropy(_SECRET_BYTES)).rstrip(b"=").decode()
+
+    async def rotate(self, key_id: str, grace: timedelta = ROTATION) -> NewKey:
+        """A new secret for the key; the one before opens too for `grace`. Raises Refused `not_found`; BusError."""
+        for _ in range(_TRIES):
+            row = await self._table.get(key_id) if is_token(key_id) else None
+            if row is None:
+                raise _unknown(key_id)
+            secret = self._secret()
+            key = structs.replace(
+                row.value,
+                secret_sha256=secret_digest(secret),
+                previous_sha256=row.value.secret_sha256 if grace else None,
+                previous_until=self._clock() + grace if grace else None,
+            )
+            with suppress(Conflict):
+                await self._table.update(key_id, key, row.revision)
+                self._cache.pop(key_id, None)
+                return NewKey(key, f"lamp_{key_id}_{secret}")
+        raise Conflict(f"the key {key_id} changed {_TRIES} times meanwhile")
 
     async def bootstrap(self) -> NewKey | None:
         """The first admin key where there is no key at all, else None.
@@ -98,7 +132,7 @@ class Keys:
     async def revoke(self, key_id: str) -> None:
         """Remove the key: here at once, at other edges within CACHE_S. Raises Refused `not_found`."""
         if not is_token(key_id) or await self._table.get(key_id) is None:
-            raise Refused("not_found", f"there is no key {key_id!r}")
+            raise _unknown(key_id)
         await self._table.delete(key_id)
         self._cache.pop(key_id, None)
 
@@ -109,8 +143,9 @@ class Keys:
             return None
         row = await self._row(credential.id)
         # The same work for an unknown id, so that the time tells nothing.
-        expected = row.value.secret_sha256 if row else secret_digest("")
-        if not compare_digest(secret_digest(credential.secret), expected) or row is None:
+        given = secret_digest(credential.secret)
+        opening = row.value.opened_by(self._clock()) if row else (secret_digest(""),)
+        if not any([compare_digest(given, digest) for digest in opening]) or row is None:
             return None
         return self._living(row.value)
 
@@ -120,7 +155,30 @@ class Keys:
         return None if row is None else self._living(row.value)
 
     def _living(self, key: ApiKey) -> ApiKey | None:
-        return key if key.expires_at is None or self._clock() < key.expires_at else None
+        now = self._clock()
+        if key.expires_at is not None and now >= key.expires_at:
+            return None
+        self._used[key.id] = now
+        return key
+
+    async def run(self) -> None:
+        """Write down when keys were last used, beside the requests, without end."""
+        while True:
+            await sleep(_WRITE_EVERY_S)
+            try:
+                await self.write_uses()
+            except BusError as error:
+                _log.warning("uses_not_written", error=str(error))
+
+    async def write_uses(self) -> None:
+        """The last use of every key that was used here, unless one about as late is written. Raises BusError."""
+        used, self._used = self._used, {}
+        for key_id, at in used.items():
+            row = await self._table.get(key_id)
+            if row is None or (row.value.used_at is not None and at - row.value.used_at < USED_EVERY):
+                continue
+            with suppress(Conflict):  # it was rotated, or another edge has written its use
+                await self._table.update(key_id, structs.replace(row.value, used_at=at), row.revision)
 
     async def _row(self, key_id: str) -> Row[ApiKey] | None:
         now = self._monotonic()
@@ -130,3 +188,7 @@ class Keys:
                 self._cache.clear()
             seen = self._cache[key_id] = _Seen(await self._table.get(key_id), now)
         return seen.row
+
+
+def _unknown(key_id: str) -> Refused:
+    return Refused("not_found", f"there is no key {key_id!r}")

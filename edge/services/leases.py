@@ -34,14 +34,20 @@ class Leases:
         except Conflict:
             yield False
             return
+        raised: Exception | None = None
         try:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._renew, key)
-                yield True
+                try:
+                    yield True
+                except Exception as error:  # it leaves as itself, not in the group's ExceptionGroup
+                    raised = error
                 tasks.cancel_scope.cancel()
         finally:
             with move_on_after(_RETURN_S, shield=True):
                 await self._give_back(key)
+        if raised is not None:
+            raise raised
 
     async def _renew(self, key: str) -> None:
         while True:

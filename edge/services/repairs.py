@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from edge.services import index_sql as sql
+from edge.services.orphans import drop_orphans
 from edge.services.scene import Scene
 from edge.services.standing import expires_at, input_digests, input_due, result_digests
 from edge.webhooks.ledger import forget_deliveries
@@ -182,6 +183,7 @@ STEPS: Sequence[Step] = (
     age_low,
     settle_queue,
     forget,
+    drop_orphans,
     sweep_trash,
     check_index,
 )

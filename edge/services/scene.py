@@ -71,6 +71,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     supply: Supply
     now: Clock
     hourly: Hourly
+    orphans: Hourly
     power: Powered = field(default_factory=NoDriver)
     rules: Rules = Rules()
 

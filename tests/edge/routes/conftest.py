@@ -86,6 +86,8 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         signer=made.signer,
         placing=Placing(None, Path(), made.bus.records, made.store, made.index),
         joining=Joining(made.bus, keys, None, None, made.time),
+        erasures=made.erasures(keys),
+        quotas=made.quotas,
         power=power,
         usage=Accounts(made.bus.usage, power.records, prices, made.time),
         books=Books(made.bus.usage, made.index, power.records, prices),

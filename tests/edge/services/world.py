@@ -18,12 +18,14 @@ from edge.outbound.targets import Allowed
 from edge.services.admission import Admission
 from edge.services.assets import Assets
 from edge.services.catalog import Catalog
+from edge.services.erasures import Erasures, Reach
 from edge.services.fetches import Chance, Fetches
 from edge.services.follow import Follower
 from edge.services.gate import Gate
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.intake import Intake
+from edge.services.keys import Keys
 from edge.services.leases import Leases
 from edge.services.quotas import Limits, OwnLimits, Quotas
 from edge.services.reconciler import Reconciler
@@ -135,6 +137,7 @@ class World:
             time,
             Chance(lambda: 0.0, (0.01, 0.02)),
         )
+        self.leases = Leases(bus.leases, f"{folder} erasing", time)
         self.supply = Supply(bus.records, self.assets, self.fetches, self.index, self.window, time)
         dice = Dice()
         admission = Admission(self.gate, self.catalog, self.assets, allowed, time, dice, self.quotas)
@@ -164,9 +167,23 @@ class World:
             supply=self.supply,
             now=time,
             hourly=Hourly(Rules().check_every, time()),
+            orphans=Hourly(Rules().check_every, time()),
             power=self.switch,
         )
         self.reconciler = Reconciler(self.scene)
+
+    def erasures(self, keys: Keys) -> Erasures:
+        """Deleting owners, over keys that a test has."""
+        reach = Reach(
+            bus=self.bus,
+            intake=self.intake,
+            assets=self.assets,
+            uploads=self.uploads,
+            keys=keys,
+            index=self.index,
+            quotas=self.quotas,
+        )
+        return Erasures(reach, self.leases, self.time)
 
     async def submit(self, owner: str = "ann", text: str = "hello", **named: Any) -> Job:
         fields = {name: named.pop(name) for name in ("priority", "not_before", "deadline", "tags") if name in named}
