@@ -56,10 +56,9 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
     def opened_by(self, now: datetime) -> tuple[str, ...]:
         """The digests of the secrets that open it at `now`."""
-        rotating = self.previous_sha256 and self.previous_until and now < self.previous_until
-        return (
-            (self.secret_sha256, self.previous_sha256) if rotating and self.previous_sha256 else (self.secret_sha256,)
-        )
+        if self.previous_sha256 is None or self.previous_until is None or now >= self.previous_until:
+            return (self.secret_sha256,)
+        return self.secret_sha256, self.previous_sha256
 
     def allows(self, scope: Scope) -> bool:
         """Whether one of the key's scopes is, or implies, `scope`."""

@@ -145,7 +145,7 @@ class Keys:
         # The same work for an unknown id, so that the time tells nothing.
         given = secret_digest(credential.secret)
         opening = row.value.opened_by(self._clock()) if row else (secret_digest(""),)
-        if not any([compare_digest(given, digest) for digest in opening]) or row is None:
+        if not any(compare_digest(given, digest) for digest in opening) or row is None:
             return None
         return self._living(row.value)
 
