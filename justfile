@@ -41,6 +41,7 @@ bench *args:
 # Write the pages that are made from tables
 docs:
     python -m deploy.lifecycle_doc > docs/lifecycle.md
+    python -m deploy.errors_doc > docs/errors.md
 
 # Run the tests that need an NVIDIA card and keep what they said in docs/gpu.md
 gpu-page:

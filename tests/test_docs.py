@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lifecycle_doc import document
+from deploy import errors_doc, lifecycle_doc
+from edge.services import messages
 from lamplighter.cli import COMMANDS, main
+from schemas.errors import PROBLEMS
+from schemas.failures import FAILURES
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -27,8 +30,14 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
-def test_the_lifecycle_page_is_what_the_tables_say():
-    assert (ROOT / "docs/lifecycle.md").read_text() == document(), "run: just docs"
+@pytest.mark.parametrize(("page", "made"), [("lifecycle", lifecycle_doc), ("errors", errors_doc)])
+def test_a_page_that_is_made_is_what_the_tables_say(page, made):
+    assert (ROOT / f"docs/{page}.md").read_text() == made.document(), "run: just docs"
+
+
+def test_every_code_has_a_text_and_says_what_to_do():
+    assert set(errors_doc.PROBLEM_ADVICE) == set(messages.REFUSALS) == set(PROBLEMS)
+    assert set(errors_doc.FAILURE_ADVICE) == set(messages.FAILURES) == set(FAILURES)
 
 
 def test_the_readme_shows_its_two_commands_first():
