@@ -134,6 +134,22 @@ async def settle_queue(scene: Scene) -> int:
     return len(removed) + scene.window.mark() - before
 
 
+async def resend_active(scene: Scene) -> int:
+    """Messages of jobs that are at work come again where JOBS lost them: with a restored STATE it begins empty.
+
+    Whoever is handed one settles the job by the usual law. Looked up before JOBS is: what ends meanwhile is not meant.
+    """
+    active = await scene.find(sql.ACTIVE, limit=_ALL)
+    seen = await scene.bus.queue.waiting() if active else set()
+    sent = 0
+    for found in active:
+        entry = None if found.recorded.job.pointer in seen else await scene.read(found.recorded.job.key)
+        if entry is not None and entry.recorded.job.status in ACTIVE and entry.recorded.job.pointer not in seen:
+            await scene.bus.queue.publish(entry.recorded.job.pointer, repair=True)
+            sent += 1
+    return sent
+
+
 async def _is_stale(scene: Scene, pointer: Pointer) -> bool:
     """Whether the record wants no such message. An unreadable one is left to the runner, which postpones it."""
     try:
@@ -181,6 +197,7 @@ STEPS: Sequence[Step] = (
     give_up_input,
     free_lost,
     age_low,
+    resend_active,
     settle_queue,
     forget,
     drop_orphans,

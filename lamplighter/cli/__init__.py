@@ -25,6 +25,8 @@ COMMANDS = {
     "usage": ("lamplighter.cli.usage", "usage", "What was used, and what it cost."),
     "endpoints": ("lamplighter.cli.things", "endpoints", "List what can run, or the fields of one endpoint."),
     "keys": ("lamplighter.cli.things", "keys", "Make, list and revoke API keys."),
+    "backup": ("lamplighter.cli.backup", "backup", "Keep everything in one file."),
+    "restore": ("lamplighter.cli.restore", "restore", "Put an installation back out of a backup."),
     "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and say how to mend it."),
 }
 

@@ -22,6 +22,7 @@ from schemas.access import Scope
 
 OWNER = "local"
 KEYS_FILE = "keys.json"
+BROKER_FILE = "broker.json"  # where the broker is, with the edge's rights: for `backup` while `up` runs
 
 
 class Keyring(Struct, frozen=True):
@@ -32,13 +33,23 @@ class Keyring(Struct, frozen=True):
 
 
 @contextmanager
-def sole(data: Path) -> Iterator[None]:
-    """Hold the data folder; a second `up` on it ends with exit 2."""
+def alone(data: Path) -> Iterator[bool]:
+    """Hold the data folder, made if missing, for as long as the block runs; False where an `up` holds it."""
     data.mkdir(parents=True, exist_ok=True)
     with (data / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def sole(data: Path) -> Iterator[None]:
+    """Hold the data folder; a second `up` on it ends with exit 2."""
+    with alone(data) as free:
+        if not free:
             click.echo(f"lamplighter: another `up` serves {data}: stop it, or choose another --data", err=True)
             sys.exit(USAGE)
         yield

@@ -18,7 +18,7 @@ from bus.connection import open_edge
 from bus.port import Unreachable as BrokerUnreachable
 from bus.server import Server, serving
 from bus.settings import BrokerSettings
-from lamplighter.cli.installation import Keyring, ensure_keys, installation_id, listen, sole, write_private
+from lamplighter.cli.installation import BROKER_FILE, Keyring, ensure_keys, installation_id, listen, sole, write_private
 from lamplighter.cli.logs import configure
 from lamplighter.cli.public import Opened, PublicOptions, public_options
 from lamplighter.cli.session import ADDRESS_FILE, UNREACHABLE, Address
@@ -145,6 +145,7 @@ async def _serve(options: Options, opened: Opened) -> None:
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with serving(opened.server) as server, anyio.create_task_group() as tasks:
         tasks.start_soon(_keep_broker, server, ledger)
+        write_private(options.data / BROKER_FILE, _broker(opened))
         async with open_edge(_broker(opened)) as bus:
             keys = await ensure_keys(bus, options.data)
         edge = Child("edge", _edge_environ(options, opened, listening.fileno()), logs, ledger, listening)

@@ -56,6 +56,20 @@ async def test_a_message_that_was_lost_comes_again(fake: FakeWorld) -> None:
     assert await fake.waiting() == [job.id]
 
 
+async def test_the_message_of_a_job_at_work_comes_again_too(fake: FakeWorld) -> None:
+    """As after a restore: STATE says that it runs, and JOBS is empty."""
+    running, ending = await fake.submit(), await fake.submit()
+    for job in (running, ending):
+        await fake.start(job)
+        await fake.bus.queue.withdraw(job.pointer)
+    await fake.intake.cancel(ending.key)
+    done = await fake.finish(await fake.submit())
+    assert await swept(fake) == {"resend_active": 2}
+    assert await fake.bus.queue.waiting() == {running.pointer, ending.pointer}
+    assert done.pointer not in await fake.bus.queue.waiting()
+    assert await swept(fake) == {}
+
+
 async def test_messages_that_nobody_wants_go(fake: FakeWorld) -> None:
     done = await fake.finish(await fake.submit())
     living = await fake.submit()
