@@ -82,22 +82,23 @@ async def run(name: str, chosen: Sequence[Cell], folder: Path) -> Report:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Step by victim: the events behind `submitted`, and the seconds from the kill to a stage as empty as before."""
-    told: dict[tuple[str, str], dict[Moment, str]] = defaultdict(dict)
+    """Step by victim: the events behind `submitted`, and the seconds from the kill to the job's end."""
+    of: dict[tuple[str, str], dict[Moment, Outcome]] = defaultdict(dict)
     for outcome in outcomes:
-        cell = outcome.cell
-        told[cell.step, cell.victim][cell.moment] = f"{outcome.told} ({outcome.seconds:.0f} s)"
+        of[outcome.cell.step, outcome.cell.victim][outcome.cell.moment] = outcome
     lines = [f"| step | {' | '.join(VICTIMS)} |", "|---" * (len(VICTIMS) + 1) + "|"]
     for step in STEPS:
-        row = [_cell(told.get((step.name, victim), {})) for victim in VICTIMS]
+        row = [_cell(of.get((step.name, victim), {})) for victim in VICTIMS]
         lines.append(f"| {step.name} | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(said: Mapping[Moment, str]) -> str:
-    if len(set(said.values())) == 1:
-        return next(iter(said.values()))
-    return "<br>".join(f"{moment}: {said[moment]}" for moment in Moment if moment in said) or "–"
+def _cell(of: Mapping[Moment, Outcome]) -> str:
+    if len({outcome.told for outcome in of.values()}) == 1:
+        seconds = " and ".join(f"{of[moment].seconds:.0f}" for moment in Moment if moment in of)
+        return f"{next(iter(of.values())).told} ({seconds} s)"
+    told = (f"{moment}: {of[moment].told} ({of[moment].seconds:.0f} s)" for moment in Moment if moment in of)
+    return "<br>".join(told) or "–"
 
 
 def written(page: str, text: str) -> str:
