@@ -43,7 +43,7 @@ async def _containers(installation: Installation, _: Bus) -> list[str]:
 async def _files(installation: Installation, _: Bus) -> list[str]:
     """Folders of attempts, half downloads and half uploads."""
     folder = installation.folder
-    patterns = ("*/jobs/*", "*/cache/*.part", "*/processes/*", "edge/assets/tmp/*/*")
+    patterns = ("*/jobs/*", "*/cache/*.part", "*/processes/*", "edge/assets/tmp/*/*", "edge/uploads/*")
     found = [path for pattern in patterns for path in folder.glob(pattern)]
     return [str(path.relative_to(folder)) for path in found if path.name != "lock"]
 
