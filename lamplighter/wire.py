@@ -93,9 +93,14 @@ read_asset = reader(Asset)
 read_any: Callable[[bytes], Any] = msgspec.json.decode
 
 
+def quoted(part: str) -> str:
+    """One part of a path, whatever is in it."""
+    return quote(part, safe="")
+
+
 def job_path(job_id: str, *more: str) -> str:
     """The path of a job, or of something of it, whatever is in the names."""
-    return "/".join(("/v1/jobs", *(quote(part, safe="") for part in (job_id, *more))))
+    return "/".join(("/v1/jobs", *map(quoted, (job_id, *more))))
 
 
 def submit(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
@@ -171,10 +176,9 @@ def add_host(host: str) -> Call[Any]:
     return Call(method="POST", path="/v1/hosts", read=read_any, body={"id": host})
 
 
-def create_key(owner: str, scopes: list[str], name: str) -> Call[Any]:
-    """Make a key."""
-    body: dict[str, Any] = {"owner": owner, "name": name, **({"scopes": scopes} if scopes else {})}
-    return Call(method="POST", path="/v1/keys", read=read_any, body=body)
+def delete_asset(digest: str) -> Call[Any]:
+    """Delete a file."""
+    return Call(method="DELETE", path=f"/v1/assets/{quoted(digest)}", read=read_any)
 
 
 def upload_headers(name: str, size: int) -> dict[str, str]:

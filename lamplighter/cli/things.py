@@ -1,4 +1,4 @@
-"""Client verbs around everything else: upload, assets, power, endpoints, keys."""
+"""Client verbs around everything else: upload, power, endpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from lamplighter import wire
 from lamplighter.cli import show
 from lamplighter.cli.following import upload as upload_file
 from lamplighter.cli.session import Session, client_command
-from schemas.access import Scope
 
 
 @click.command()
@@ -24,16 +23,6 @@ def upload(session: Session, files: tuple[Path, ...]) -> None:
 def _uploaded(session: Session, path: Path, digest: str) -> None:
     line = f"{digest}  {path}"
     session.show({"file": str(path), "digest": digest}, lambda: session.out.print(line, markup=False, highlight=False))
-
-
-@click.command()
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@client_command
-def assets(session: Session, limit: int) -> None:
-    """List your uploaded files and outputs."""
-    page = session.client.call(wire.assets(limit, None))
-    rows = ((f"{a.sha256[:16]}…", show.size(a.bytes), a.media_type, a.name) for a in page.assets)
-    session.show(page, lambda: show.table(session.out, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet"))
 
 
 @click.command()
@@ -83,37 +72,3 @@ def _about(field: dict[str, Any]) -> str:
     default = f" (default {field['default']})" if "default" in field else ""
     choices = f" one of {', '.join(map(str, field['enum']))}" if "enum" in field else ""
     return f"{field.get('description', '')}{choices}{default}".strip().replace("[", r"\[")
-
-
-@click.group()
-def keys() -> None:
-    """Make, list and revoke API keys (needs a key with the scope admin)."""
-
-
-@keys.command("create")
-@click.argument("owner")
-@click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]))
-@click.option("--name", default="", help="What the key is for.")
-@client_command
-def create_key(session: Session, owner: str, scopes: tuple[str, ...], name: str) -> None:
-    """Make a key for OWNER; it is shown once."""
-    made = session.client.call(wire.create_key(owner, list(scopes), name))
-    session.show(made, lambda: session.out.print(made["key"], markup=False, highlight=False))
-
-
-@keys.command("list")
-@client_command
-def list_keys(session: Session) -> None:
-    """List the keys."""
-    found = session.client.call(wire.fetch("/v1/keys"))["keys"]
-    rows = ((k["id"], k["owner"], " ".join(k["scopes"]), k["created_at"], k["name"]) for k in found)
-    session.show(found, lambda: show.table(session.out, ("KEY", "OWNER", "SCOPES", "CREATED", "NAME"), rows, "no keys"))
-
-
-@keys.command("revoke")
-@click.argument("key_id", metavar="ID")
-@client_command
-def revoke_key(session: Session, key_id: str) -> None:
-    """Revoke a key at once."""
-    session.client.call(wire.delete(f"/v1/keys/{key_id}"))
-    session.show({"revoked": key_id}, lambda: session.out.print(f"key {key_id} revoked", highlight=False))
