@@ -6,7 +6,6 @@ import pytest
 from bus.outgoing import Held, Letter
 from bus.port import Unreachable
 from schemas import events as e
-from schemas.job import JobKey
 from tests.broker import until
 from tests.bus.samples import key, recorded
 from tests.contract.bus_worlds import World
