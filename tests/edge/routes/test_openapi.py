@@ -1,0 +1,155 @@
+"""Requests made from our own OpenAPI, valid and broken: answered soon and as it says, and a refusal wrote nothing."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import hypothesis
+import msgspec
+import pytest
+import requests
+import schemathesis
+from anyio import from_thread, to_thread
+from hypothesis import HealthCheck, Phase, Verbosity
+from hypothesis import strategies as st
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi import checks as said
+
+from edge.app import ROUTES
+from edge.routes.documents import PIECE_TYPE
+from schemas import events as e
+from schemas.asset import SCHEME
+from schemas.errors import PROBLEMS, Problem
+from schemas.job import File, JobKey, Output
+from tests.edge.routes.conftest import Face, face_at
+
+CHECKS = [
+    said.status_code_conformance,
+    said.content_type_conformance,
+    said.response_headers_conformance,
+    said.response_schema_conformance,
+]
+EXAMPLES = 10
+SOON_S = 20.0
+WAIT_S = 0.05  # what a long poll may ask for here
+STREAMS = ("/v1/events", "/v1/jobs/{job_id}/events")
+NOT_ALLOWED = 405
+RANGE = 416
+NOT_SET_UP = "/v1/hosts"  # nobody may join the edge of these tests: 503 is what it says
+TUS = {"Tus-Resumable": "1.0.0"}
+
+
+schemathesis.serializer.alias(PIECE_TYPE, "application/octet-stream")
+
+
+def operations() -> list[tuple[str, str]]:
+    """Every method and path that the document has, without the streams: those are not over when they are answered."""
+    found = {
+        (method, path.replace(":str}", "}"))
+        for route in ROUTES
+        if getattr(route, "include_in_schema", False) is not False and hasattr(route, "http_methods")
+        for method in route.http_methods
+        for path in route.paths
+    }
+    return sorted((method, path) for method, path in found if path not in STREAMS and method != "OPTIONS")
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A served edge with one of everything, its document, and the names of what is there by path parameter."""
+
+    face: Face
+    document: Any
+    there: dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Prepared]:
+    async with face_at(tmp_path_factory.mktemp("openapi")) as face:
+        ann = face.ann
+        digest = await face.world.put("ann", b"0123456789", "out.txt")
+        hook = {"url": "https://files.test/hook"}
+        for name in ("waiting", "done"):
+            await ann.put(f"/v1/jobs/{name}", json={"endpoint": "echo", "input": {"text": name}, "webhook": hook})
+        key = JobKey("ann", "done")
+        await face.world.start((await face.world.intake.read(key)).recorded.job)
+        await face.world.apply(key, e.Succeeded(Output((File("out.txt", digest, 10, "text/plain"),)), log=digest))
+        begun = await ann.post("/v1/uploads", headers=TUS | {"Upload-Length": "10"})
+        deliveries = (await ann.get("/v1/jobs/waiting/deliveries")).json()["deliveries"]
+        there = {
+            "job_id": ["waiting", "done"],
+            "name": ["out.txt", "echo"],
+            "sha256": [digest, SCHEME + digest],
+            "upload_id": [begun.headers["location"].rsplit("/", 1)[1]],
+            "host": ["gpu-9"],
+            "delivery_id": [row["id"] for row in deliveries] or ["none"],
+        }
+        yield Prepared(face, (await ann.get("/schema/openapi.json")).json(), there)
+
+
+async def written(face: Face) -> object:
+    """All that a request may leave behind."""
+    world = face.world
+    bus, uploads = world.bus, world.partials._folder
+    tables = (bus.assets, bus.tombstones, bus.keys, bus.power, bus.agreed)
+    rows = [sorted((key, row.revision) for key, row in (await table.rows()).items()) for table in tables]
+    records = sorted([(key, (await bus.records.read(key)).revision) for key in await bus.records.keys()], key=str)
+    pieces = sorted((path.name, path.stat().st_size) for path in uploads.rglob("*") if path.is_file())
+    return rows, records, sorted(world.store._held), pieces
+
+
+def refused(reply: schemathesis.Response) -> bool:
+    """Whether it is a refusal; then it is a problem document with the status of its code, where it has a body."""
+    if reply.status_code < 400:
+        return False
+    if reply.request.method != "HEAD" and reply.status_code != RANGE:
+        problem = msgspec.json.decode(reply.content, type=Problem)
+        assert reply.status_code == problem.status
+        assert problem.status in {PROBLEMS[problem.code].status, NOT_ALLOWED}
+    return True
+
+
+@pytest.mark.parametrize(("method", "path"), operations(), ids=lambda part: part)
+async def test_it_keeps_to_its_document(prepared: Prepared, method: str, path: str):
+    face = prepared.face
+    operation = schemathesis.openapi.from_dict(prepared.document)[path][method]
+    keys = {name: {"Authorization": f"Bearer {face.texts[name]}"} for name in ("ann", "admin")}
+    session = requests.Session()
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+        verbosity=Verbosity.quiet,
+    )
+    @hypothesis.given(
+        case=st.one_of(
+            operation.as_strategy(),
+            operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE),
+        ),
+        who=st.sampled_from(["ann", "admin", "nobody"]),
+        known=st.fixed_dictionaries({name: st.sampled_from(names) for name, names in prepared.there.items()}),
+        real=st.booleans(),
+    )
+    def each(case: schemathesis.Case, who: str, known: dict[str, str], real: bool) -> None:
+        if real and case.path_parameters:
+            case.path_parameters = {name: known.get(name, value) for name, value in case.path_parameters.items()}
+        query = dict(case.query or {})
+        if "wait" in query:
+            query["wait"] = WAIT_S if isinstance(query["wait"], int | float) else query["wait"]
+        case.query = query
+        before = from_thread.run(written, face)
+        reply = case.call(face.url, session=session, headers=keys.get(who), timeout=SOON_S)
+        try:
+            case.validate_response(reply, checks=CHECKS)
+        except FailureGroup as failures:  # anyio's runner does not outlive a group that leaves a test
+            raise AssertionError(str(failures)) from None
+        assert reply.status_code < 500 or (reply.status_code == 503 and path.startswith(NOT_SET_UP)), reply.text
+        if refused(reply):
+            assert from_thread.run(written, face) == before, "a refusal wrote something"
+
+    with contextlib.closing(session), anyio.fail_after(100):
+        await to_thread.run_sync(each)
