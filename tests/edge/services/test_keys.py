@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from bus.memory import MemoryBroker
-from edge.services.keys import CACHE_S, Keys
+from edge.services.keys import CACHE_S, ROTATION, Keys
 from schemas.access import Scope
 from schemas.errors import Refused
 from tests.edge.services.world import Dice, Time
@@ -87,3 +87,66 @@ async def test_the_first_admin_key_is_made_once(desk: Desk) -> None:
     assert await desk.keys.authenticate(made.text) == made.key
     assert await desk.keys.bootstrap() is None
     assert await desk.another().bootstrap() is None
+
+
+async def test_a_rotated_key_opens_with_both_secrets_for_a_while(desk: Desk) -> None:
+    key, old = await desk.keys.create("ann", [Scope.ADMIN], name="laptop")
+    other = desk.another()
+    assert await other.authenticate(old)
+    rotated, new = await desk.keys.rotate(key.id)
+    assert (rotated.id, rotated.name, rotated.scopes) == (key.id, key.name, key.scopes)
+    assert await desk.keys.authenticate(old)
+    assert await desk.keys.authenticate(new)
+    desk.time.pass_by(seconds=CACHE_S + 1)
+    assert await other.authenticate(new)
+    desk.time.now += ROTATION
+    assert await desk.keys.authenticate(old) is None
+    assert await desk.keys.authenticate(new)
+
+
+async def test_without_grace_the_old_secret_is_dead_at_once(desk: Desk) -> None:
+    key, old = await desk.keys.create("ann", [Scope.ADMIN])
+    _, new = await desk.keys.rotate(key.id, timedelta(0))
+    assert await desk.keys.authenticate(old) is None
+    assert await desk.keys.authenticate(new)
+    _, newest = await desk.keys.rotate(key.id)
+    assert await desk.keys.authenticate(old) is None
+    assert await desk.keys.authenticate(new)
+    assert await desk.keys.authenticate(newest)
+
+
+async def test_only_what_is_there_is_rotated(desk: Desk) -> None:
+    for name in ("nope", "a.b", "*"):
+        with pytest.raises(Refused) as caught:
+            await desk.keys.rotate(name)
+        assert caught.value.code == "not_found"
+
+
+async def test_the_last_use_is_written_now_and_then_and_never_by_a_request(desk: Desk) -> None:
+    key, text = await desk.keys.create("ann", [Scope.ADMIN])
+
+    async def used() -> float | None:
+        at = (await desk.keys.list())[0].used_at
+        return None if at is None else (at - key.created_at).total_seconds()
+
+    for _ in range(3):
+        await desk.keys.authenticate(text)
+    assert await used() is None
+    await desk.keys.write_uses()
+    first = await used()
+    assert first is not None
+    assert first < 1
+    desk.time.pass_by(minutes=4)
+    await desk.keys.authenticate(text)
+    await desk.keys.write_uses()
+    assert await used() == first, "minutes behind is near enough"
+    desk.time.pass_by(minutes=2)
+    await desk.keys.authenticate(text)
+    await desk.keys.write_uses()
+    assert (await used() or 0) > 300
+    rotated, _ = await desk.keys.rotate(key.id)
+    assert rotated.used_at is not None
+    await desk.keys.authenticate(text)
+    await desk.keys.revoke(key.id)
+    await desk.keys.write_uses()
+    assert await desk.keys.list() == []

@@ -178,6 +178,21 @@ async def test_an_asset_touched_today_outlives_its_job(fake: FakeWorld) -> None:
     assert await fake.assets.check("ann", [kept]) == ((kept,), ())
 
 
+async def test_files_that_nobody_ever_named_go_when_they_are_old(fake: FakeWorld) -> None:
+    never, waits, touched = await fake.put("ann", b"1"), await fake.put("ann", b"2"), await fake.put("ann", b"3")
+    body = {"endpoint": "echo", "input": {"file": f"sha256:{waits}"}, "not_before": "2027-06-01T00:00:00Z"}
+    body["policy"] = {"start_timeout_s": 86400}
+    await fake.intake.submit("ann", body)
+    fake.time.pass_by(days=29, hours=23)
+    assert await swept(fake) == {}
+    await fake.assets.touch("ann", touched)
+    fake.time.pass_by(hours=2)
+    assert await swept(fake) == {"drop_orphans": 1}
+    assert await fake.assets.check("ann", [never, waits, touched]) == ((waits, touched), (never,))
+    fake.time.pass_by(seconds=61)
+    assert await swept(fake) == {"sweep_trash": 1}
+
+
 async def test_one_step_that_fails_does_not_keep_the_others(fake: FakeWorld) -> None:
     async def broken(_: Scene) -> int:
         raise Unreachable("away")
