@@ -1,6 +1,11 @@
-"""A kind of job, as an image folder's `endpoint.toml` defines it (DESIGN 4)."""
+"""A kind of job, as an image folder's `endpoint.toml` defines it (DESIGN 4).
+
+The file is read strictly, for a slip of the pen; what a host of a newer release offers is not: what this release does
+not know of it is passed over.
+"""
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -11,7 +16,7 @@ from schemas.words import Token
 Positive = Annotated[float, Meta(gt=0)]
 
 
-class Resources(Struct, frozen=True, forbid_unknown_fields=True):
+class Resources(Struct, frozen=True):
     """What one container needs. MB are MiB. `gpu_optional`: it runs on the CPU where the host has no card."""
 
     vram_mb: Annotated[int, Meta(ge=0)] = 0
@@ -23,7 +28,7 @@ class Resources(Struct, frozen=True, forbid_unknown_fields=True):
     disk_mb: Annotated[int, Meta(ge=0)] = 256
 
 
-class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
+class Timeouts(Struct, frozen=True):
     """Seconds. A job may run `base_s + per_input_s` x its seconds of input, and stand still for `stall_s`."""
 
     base_s: Positive = 600.0
@@ -32,19 +37,19 @@ class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
     grace_s: Positive = 10.0
 
 
-class RetryPolicy(Struct, frozen=True, forbid_unknown_fields=True):
+class RetryPolicy(Struct, frozen=True):
     """How many attempts a round has when the job does not say."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
 
 
-class ProcessCommand(Struct, frozen=True, forbid_unknown_fields=True):
+class ProcessCommand(Struct, frozen=True):
     """How the process engine starts the image folder: argv, run inside that folder."""
 
     command: tuple[str, ...]
 
 
-class Endpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Endpoint(Struct, frozen=True, kw_only=True):
     """One kind of job. `input` is a JSON Schema; `"format": "asset"` marks a field that names a file.
 
     `input_seconds` names the number field that tells the seconds of input, where there is one.
@@ -75,6 +80,19 @@ class EndpointInvalid(ValueError):
 def parse(text: str) -> Endpoint:
     """Read an `endpoint.toml`; raises EndpointInvalid."""
     try:
-        return msgspec.convert(tomllib.loads(text), Endpoint)
+        said = tomllib.loads(text)
+        endpoint = msgspec.convert(said, Endpoint)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise EndpointInvalid(str(error)) from error
+    for place, name in _strays(said, endpoint, "$"):
+        raise EndpointInvalid(f"Object contains unknown field `{name}` - at `{place}`")
+    return endpoint
+
+
+def _strays(said: Mapping[str, Any], read: Struct, place: str) -> Iterator[tuple[str, str]]:
+    """What was said and not read: where, and the name."""
+    for name, value in said.items():
+        if name not in read.__struct_fields__:
+            yield place, name
+        elif isinstance(inner := getattr(read, name), Struct):
+            yield from _strays(value, inner, f"{place}.{name}")

@@ -65,11 +65,15 @@ class Policy(Struct, frozen=True):
     input_timeout_s: float = 1800.0
 
 
-class Webhook(Struct, frozen=True, forbid_unknown_fields=True):
+class Webhook(Struct, frozen=True):
     """Where a job's states are delivered (PROTOCOLS 5)."""
 
     url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")]
     events: tuple[Annotated[str, Meta(pattern="^state$")], ...] = ("state",)
+
+
+class WebhookRequest(Webhook, frozen=True, forbid_unknown_fields=True):
+    """The same as a client asks for it."""
 
 
 class Submission(Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +86,7 @@ class Submission(Struct, frozen=True, forbid_unknown_fields=True):
     deadline: Moment | None = None
     await_input: bool = False
     policy: PolicyRequest = PolicyRequest()
-    webhook: Webhook | None = None
+    webhook: WebhookRequest | None = None
     tags: Annotated[
         dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=256)]],
         Meta(max_length=16),
