@@ -120,13 +120,20 @@ class Process:
 class Installation:
     """Broker at `server`; `client` has every client scope as owner `ann`, `admin` is what its name says.
 
-    `modules`: what to start in place of `lamplighter`, by verb (tests/chaos has entry points of its own).
+    `modules`: what to start in place of `lamplighter`, by verb (tests/chaos has entry points of its own). `trees`:
+    where the code lies that runs, by verb, where it is not ours (tests/upgrade has another release).
     """
 
     def __init__(
-        self, folder: Path, engine: str, docker_url: str | None, modules: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        engine: str,
+        docker_url: str | None,
+        modules: Mapping[str, str] | None = None,
+        trees: Mapping[str, Path] | None = None,
     ) -> None:
         self._modules = modules or {}
+        self._trees = trees or {}
         self.folder = folder
         self.engine = engine
         self.docker_url = docker_url
@@ -171,7 +178,8 @@ class Installation:
             "LAMPLIGHTER_RECONCILE_EVERY_S": "1",
         } | more
         module = self._modules.get("edge", PROGRAM)
-        self.edge = Process("edge", environ, self.folder / "edge.log", (self.listening.fileno(),), module)
+        tree = self._trees.get("edge", ROOT)
+        self.edge = Process("edge", environ, self.folder / "edge.log", (self.listening.fileno(),), module, tree=tree)
         await self.edge.start()
 
     async def start_runner(
@@ -180,6 +188,7 @@ class Installation:
         *,
         broker: str | None = None,
         endpoints: Sequence[Path] = ENDPOINTS,
+        before: Sequence[str] = (),
         **more: str,
     ) -> Process:
         """Start the runner of `host`, anew when it was killed; `broker` goes through another address."""
@@ -202,7 +211,8 @@ class Installation:
         if self.docker_url:
             environ["LAMPLIGHTER_DOCKER_SOCKET"] = self.docker_url
         module = self._modules.get("runner", PROGRAM)
-        self.runners[host] = Process("runner", environ, self.folder / f"{host}.log", module=module)
+        log = self.folder / f"{host}.log"
+        self.runners[host] = Process("runner", environ, log, module=module, before=before)
         await self.runners[host].start()
         return self.runners[host]
 
