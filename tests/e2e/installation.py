@@ -212,7 +212,8 @@ class Installation:
             environ["LAMPLIGHTER_DOCKER_SOCKET"] = self.docker_url
         module = self._modules.get("runner", PROGRAM)
         log = self.folder / f"{host}.log"
-        self.runners[host] = Process("runner", environ, log, module=module, before=before)
+        tree = self._trees.get("runner", ROOT)
+        self.runners[host] = Process("runner", environ, log, module=module, before=before, tree=tree)
         await self.runners[host].start()
         return self.runners[host]
 

@@ -19,10 +19,13 @@ LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 
 @contextmanager
-def up(data: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """A ready `up` on the process engine and what it announced; it must end by itself at the end."""
+def up(data: Path, *more: str, tree: Path = ROOT) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A ready `up` on the process engine and what it announced; it must end by itself at the end.
+
+    `tree`: where the code lies that it runs.
+    """
     argv = [*LAMPLIGHTER, "up", "--port", "0", "--data", str(data), "--engine", "process", "--json", *more]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tree) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         line = process.stdout.readline()
