@@ -1,0 +1,67 @@
+"""Broker and edge on one machine, the runner on another: two namespaces with a wire between them."""
+
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec import Struct
+
+from bus.server import Server
+from lamplighter import AsyncClient
+from tests.e2e.conftest import Lit
+from tests.e2e.installation import IMAGES, Installation, ready
+from tests.e2e.network import EDGE, Network, network
+from tests.network.faults import Ports
+
+
+class Apart(Struct, frozen=True):
+    """The installation with its runner, and the wire between them."""
+
+    lit: Lit
+    net: Network
+    ports: Ports
+
+
+class Separate(Installation):
+    """Broker and edge listen where the other machine reaches them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "process", None)
+        self.listening.close()
+        self.listening = socket.create_server((EDGE, 0), backlog=256)
+        self.url = f"http://{EDGE}:{self.listening.getsockname()[1]}"
+        self.server = Server(folder / "broker", listen=f"{EDGE}:-1")
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Apart]:
+    folder = tmp_path_factory.mktemp(f"apart-{secrets.token_hex(2)}")
+    installation = Separate(folder)
+    keys = await installation.open()
+    try:
+        await installation.start_edge((IMAGES / "echo",))
+        async with (
+            AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
+            AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,
+            installation.bus() as bus,
+        ):
+            await ready(ann)
+            await installation.start_runner(endpoints=(IMAGES / "echo",), before=net.at_host, LAMPLIGHTER_SLOTS="3")
+            broker, edge = (int(url.rpartition(":")[2]) for url in (installation.server.url, installation.url))
+            yield Apart(Lit(installation, ann, admin, bus), net, Ports(broker, edge))
+    finally:
+        await installation.close()
+
+
+@pytest.fixture
+def apart(home: Apart) -> Iterator[Apart]:
+    yield home
+    print(home.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
