@@ -4,7 +4,9 @@ LamplighterError
 ├── Unreachable      no answer from the server (exit 3 on the command line)
 ├── Rejected         the server refused: `.problem` says why (exit 4)
 │   ├── NotFound     404
-│   └── Unauthorized 401 and 403
+│   ├── Unauthorized 401 and 403
+│   ├── Conflict     409: it is not as the request takes it to be
+│   └── Busy         429, 503 and 507: later it may be taken
 └── JobFailed        the job ended, but not in success: `.job` has the error (exit 1)
 """
 
@@ -38,6 +40,14 @@ class Unauthorized(Rejected):
     """The key is not valid, or lacks a scope."""
 
 
+class Conflict(Rejected):
+    """The thing is not as the request takes it to be: it has ended, is in use, or is another one."""
+
+
+class Busy(Rejected):
+    """A limit is reached or something is full or away: the same request may be taken later."""
+
+
 class JobFailed(LamplighterError):
     """The job ended as failed, cancelled or expired."""
 
@@ -47,7 +57,15 @@ class JobFailed(LamplighterError):
         super().__init__(f"job {job.id} {job.status}: {why}")
 
 
-BY_STATUS: dict[int, type[Rejected]] = {401: Unauthorized, 403: Unauthorized, 404: NotFound}
+BY_STATUS: dict[int, type[Rejected]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    404: NotFound,
+    409: Conflict,
+    429: Busy,
+    503: Busy,
+    507: Busy,
+}
 
 
 def rejected(problem: Problem) -> Rejected:

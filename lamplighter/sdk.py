@@ -1,85 +1,43 @@
 """Clients of an edge: `Client` blocks, `AsyncClient` (lamplighter.aio) awaits; the same names do the same.
 
 >>> from lamplighter import Client
->>> with Client("http://127.0.0.1:8000", "lamp_…") as client:  # doctest: +SKIP
-...     job = client.submit("preview", video="face.mp4", audio="speech.wav", wait=True)
-...     client.download(job, "result.mp4", "out.mp4")
+>>> with Client(url, key) as client:
+...     job = client.submit("echo", text="hello", wait=True)
+>>> job.output.data
+{'text': 'hello'}
+
+The examples are run against a real edge by tests/e2e/test_examples.py.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal
 
-import httpx
-
-from lamplighter import wire
+from lamplighter import things, wire
 from lamplighter.batches import Batch, batch
-from lamplighter.digests import DigestCache
+from lamplighter.connection import Connection
 from lamplighter.errors import Unreachable
-from lamplighter.notes import Notes
-from lamplighter.sending import Sending, Sent, note_of
 from lamplighter.shared import (
-    CACHE,
     LONG_POLL_S,
-    PIECE,
     RECONNECT_AFTER_S,
-    TIMEOUT,
-    UPLOADS,
-    Advance,
     Following,
     asked,
-    key_headers,
     local_files,
     meant,
     named_as_text,
     reachable,
-    silent,
     successful,
 )
 from schemas.asset import SCHEME
+from schemas.host import HostView
+from schemas.usage import UsageReport
 from schemas.view import JobView
 from schemas.words import FINAL
 
-T = TypeVar("T")
 
-
-def _pieces(path: Path, start: int, advance: Advance) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while piece := file.read(PIECE):
-            yield piece
-            advance(len(piece))
-
-
-class Client:
-    """A connection to one edge. Use it in a `with`, or call `close`. Every call raises Rejected or Unreachable."""
-
-    def __init__(
-        self, url: str, key: str | None = None, *, cache: Path = CACHE, transport: httpx.BaseTransport | None = None
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._digests = DigestCache(cache.expanduser())
-        self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
-        self._http = httpx.Client(base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
-
-    def call(self, call: wire.Call[T]) -> T:
-        """Send one request of `lamplighter.wire`."""
-        with reachable(self.url):
-            reply = self._http.request(
-                call.method, call.path, params=list(call.params), json=call.body, headers=call.headers
-            )
-        return wire.answered(call, reply.status_code, reply.content)
+class Client(Connection):
+    """One edge. Use it in a `with`, or call `close`. Every call raises Rejected or Unreachable."""
 
     def submit(
         self,
@@ -97,6 +55,10 @@ class Client:
         `webhook` is the URL that its states are delivered to. `options` are those of `wire.submit`: job_id,
         idempotency_key, priority, and `options` for further fields of the body. With `wait` the job has ended when this
         returns; raises JobFailed unless it succeeded.
+
+        >>> job = client.submit("echo", text="hello", file="hello.txt", wait=True)
+        >>> job.output.data, job.output.files[0].bytes
+        ({'text': 'hello'}, 6)
         """
         files = self._files(endpoint, given)
         if await_input:
@@ -111,7 +73,9 @@ class Client:
     def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
         """Submit up to 1000 jobs, each a body as `POST /v1/jobs` takes it; what is wrong with one rejects no other.
 
-        >>> client.batch([{"endpoint": "echo", "input": {"text": "a"}}]).accepted[0].status  # doctest: +SKIP
+        >>> made = client.batch([{"endpoint": "echo", "input": {}}, {"endpoint": "nowhere", "input": {}}])
+        >>> len(made.accepted), made.rejected[0].problem.code
+        (1, 'endpoint_unknown')
         """
         return self.call(batch(jobs, idempotency_key))
 
@@ -122,14 +86,36 @@ class Client:
         return meant(given, files, self.call(wire.fetch(f"/v1/endpoints/{endpoint}"))["input"])
 
     def wait(self, job_id: str) -> JobView:
-        """The job once it has ended; raises JobFailed unless it succeeded."""
+        """The job once it has ended; raises JobFailed unless it succeeded.
+
+        >>> job = client.submit("echo", behave="exit", exit=65)
+        >>> try:
+        ...     client.wait(job.id)
+        ... except JobFailed as failed:
+        ...     print(failed.job.error.code, failed.job.error.blame)
+        bad_input client
+        """
         job = self.call(wire.job(job_id))
         while job.status not in FINAL:
             job = self.call(wire.job(job_id, LONG_POLL_S))
         return successful(job)
 
     def follow(self, job_id: str, after: str | None = None) -> Iterator[wire.Event]:
-        """What the job says, until its end; resumes behind the last event when the connection breaks."""
+        """What the job says, until its end; resumes behind the last event when the connection breaks.
+
+        Give the `id` of the last event that was seen as `after` to go on behind it in another process.
+
+        >>> job = client.submit("echo", text="hello", steps=3)
+        >>> for event in client.follow(job.id):
+        ...     if event.kind == "log":
+        ...         print(event.data["text"], end="")
+        first line of job code...
+        step 1 of 3
+        step 2 of 3
+        step 3 of 3
+        >>> event.job.status.value
+        'succeeded'
+        """
         following = Following(after)
         while not following.final:
             try:
@@ -148,61 +134,22 @@ class Client:
             for text in reply.iter_text():
                 yield from following.read(text)
 
-    def upload(self, path: str | Path, advance: Advance = silent, hashed: Advance = silent) -> wire.Asset:
-        """Upload a file unless it is there; `hashed` and `advance` are told the bytes read and sent.
-
-        It goes on by itself over cuts and restarts of the edge, and over one of this program; `advance` is told a
-        negative number for bytes that must be sent again.
-        """
-        file = Path(path)
-        sha256 = self._digests.digest(file, hashed)
-        present = self.call(wire.check([SCHEME + sha256])).present
-        size = file.stat().st_size
-        if present:
-            advance(size)
-            return wire.already(sha256, file.name, size)
-        note = note_of(self.url, sha256)
-        sending = Sending(file.name, sha256, size, self._uploads.get(note))
-        sent = Sent(advance)
-        while sending.asset is None:
-            self._send(sending, file, sent)
-            if sending.resumable and sending.place:
-                self._uploads.put(note, sending.place)
-            time.sleep(sending.pause_s)
-        self._uploads.drop(note)
-        return sending.asset
-
-    def _send(self, sending: Sending, file: Path, sent: Sent) -> None:
-        request = sending.next()
-        body = None if request.start is None else _pieces(file, request.start, sent.from_(request.start))
-        try:
-            with reachable(self.url):
-                reply = self._http.request(request.method, request.path, headers=request.headers, content=body)
-        except Unreachable as error:
-            sending.cut(error)
-        else:
-            sending.answered(reply.status_code, reply.headers, reply.content)
-
-    def download(self, job: JobView, name: str, to: str | Path, advance: Advance = silent) -> Path:
-        """Save output `name` of a job as file `to`, written beside it first and renamed when whole."""
-        target = Path(to)
-        part = target.with_name(target.name + ".part")
-        with reachable(self.url), self._http.stream("GET", wire.job_path(job.id, "files", name)) as reply:
-            if reply.status_code >= 400:
-                raise wire.refusal(reply.status_code, reply.read())
-            with part.open("wb") as file:
-                for piece in reply.iter_bytes(PIECE):
-                    file.write(piece)
-                    advance(len(piece))
-        part.replace(target)
-        return target
-
     def job(self, job_id: str) -> JobView:
-        """The job as it stands."""
+        """The job as it stands. Raises NotFound.
+
+        >>> job = client.submit("echo", text="hello")
+        >>> client.job(job.id).input["text"]
+        'hello'
+        """
         return self.call(wire.job(job_id))
 
     def jobs(self, *, limit: int = 50, **filters: str | None) -> Iterator[JobView]:
-        """Jobs, newest first, page after page; `filters`: status, endpoint, priority, tag (`k:v`)."""
+        """Jobs, newest first, page after page; `filters`: status, endpoint, priority, tag (`k:v`).
+
+        >>> job = client.submit("echo", text="hello", options={"options": {"tags": {"project": "x"}}})
+        >>> [found.id for found in client.jobs(tag="project:x")] == [job.id]
+        True
+        """
         cursor: str | None = None
         while True:
             page = self.call(wire.jobs(limit, cursor, filters))
@@ -212,17 +159,75 @@ class Client:
                 return
 
     def cancel(self, job_id: str) -> JobView:
-        """Stop a job, waiting or running."""
+        """Stop a job, waiting or running; raises Conflict when it has ended.
+
+        >>> job = client.submit("echo", seconds=60)
+        >>> client.cancel(job.id).status.value
+        'cancel...'
+        """
         return self.call(wire.act(job_id, "cancel"))
 
     def retry(self, job_id: str) -> JobView:
-        """Start a new round of a job that failed, was cancelled or expired."""
+        """Start a new round of a job that failed, was cancelled or expired, with the same id and inputs.
+
+        >>> job = client.submit("echo", behave="exit", exit=65)
+        >>> with contextlib.suppress(JobFailed):
+        ...     client.wait(job.id)
+        >>> client.retry(job.id).round
+        2
+        """
         return self.call(wire.act(job_id, "retry"))
 
     def delete(self, job_id: str) -> None:
-        """Remove a job that has ended, with its outputs and logs."""
+        """Remove a job that has ended, with its outputs and logs.
+
+        >>> job = client.submit("echo", text="hello", wait=True)
+        >>> client.delete(job.id)
+        >>> try:
+        ...     client.job(job.id)
+        ... except NotFound as refused:
+        ...     print(refused.problem.code)
+        not_found
+        """
         self.call(wire.delete(wire.job_path(job_id)))
 
     def logs(self, job_id: str) -> str:
-        """The job's log."""
+        """The job's log.
+
+        >>> job = client.submit("echo", text="hello", steps=1, wait=True)
+        >>> print(client.logs(job.id))
+        first line of job code...
+        step 1 of 1
+        <BLANKLINE>
+        """
         return self.call(wire.logs(job_id))
+
+    def usage(self, since: str | None = None, until: str | None = None, owner: str | None = None) -> UsageReport:
+        """Jobs, GPU seconds, energy and money between two times (RFC 3339), of the last 30 days if left out.
+
+        Of the key's owner; with an admin key of everybody, or of `owner`.
+
+        >>> report = client.usage(since="2026-11-01T00:00:00Z")
+        >>> report.jobs > 0, report.cost.currency
+        (True, '...')
+        """
+        return self.call(things.usage(since, until, owner))
+
+    def hosts(self) -> list[HostView]:
+        """The hosts and what they do.
+
+        >>> [host.state for host in client.hosts() if host.id == "gpu-1"]
+        ['online']
+        """
+        return self.call(things.hosts()).hosts
+
+    def power(self, host: str, want: Literal["on", "off", "auto"], until: str | None = None) -> HostView:
+        """Hold a declared host on or off, until a time or until `auto` leaves it to the law again.
+
+        Off drains first, it never cuts a job. Needs the scope `power`.
+
+        >>> client.power("gpu-9", "off").hold["want"]
+        'off'
+        >>> client.power("gpu-9", "auto").hold
+        """
+        return self.call(things.power(host, want, until))

@@ -5,6 +5,7 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
+import lamplighter
 from lamplighter import AsyncClient, Client
 from tests.broker import until
 from tests.edge.routes.conftest import Face
@@ -45,3 +46,9 @@ async def test_a_batch_tells_which_were_taken(face: Face, tmp_path: Path, blocki
             made = await client.batch(bodies, "k")
     assert [job.input["text"] for job in made.accepted] == ["a"]
     assert [(row.index, row.problem.code) for row in made.rejected] == [(1, "endpoint_unknown")]
+
+
+def test_what_is_public_is_exported_and_typed():
+    assert all(hasattr(lamplighter, name) for name in lamplighter.__all__)
+    for package in ("lamplighter", "schemas"):
+        assert (Path(lamplighter.__file__).parents[1] / package / "py.typed").exists()

@@ -122,7 +122,7 @@ def stop_after(limit: int):
 async def test_the_next_run_goes_on_where_the_last_was_stopped(
     face: Face, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lamplighter.sdk.PIECE", 100_000)
+    monkeypatch.setattr("lamplighter.connection.PIECE", 100_000)
     file, asked = tmp_path / "face.mp4", list[tuple[str, str | None]]()
     file.write_bytes(bytes(range(250)) * 4000)
 
