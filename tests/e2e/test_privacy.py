@@ -1,0 +1,123 @@
+"""A whole owner is deleted out of a running installation, and every file of it is searched for what he gave it.
+
+Broker, edge and host keep their files in one folder: streams and buckets, the index, assets, uploads, caches, logs.
+Another owner's things lie in between, so that no block or page goes as a whole.
+"""
+
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lamplighter import AsyncClient
+from schemas.view import JobView
+from tests.e2e.conftest import Lit, lighted
+from tests.e2e.installation import ready, until
+from tests.e2e.looking import UNHURRIED, working
+from tests.edge.webhooks.receiver import in_turn, receiving
+from tests.searching import found
+
+QUICK = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]', "LAMPLIGHTER_TRASH_S": "1"}
+CONTENT, TEXT, TAG, NAME = "m4rk-content", "m4rk-text", "m4rk-tag", "m4rk-name"
+HOOK, PART, PART_NAME, KEY_NAME = "m4rk-hook", "m4rk-part", "m4rk-partname", "m4rk-keyname"
+MARKS = (CONTENT, TEXT, TAG, NAME, HOOK, PART, PART_NAME, KEY_NAME)
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Lit]:
+    async with lighted(tmp_path, "process", None, **QUICK) as lit:
+        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="2", LAMPLIGHTER_PACE__SWEEP_S="1")
+        yield lit
+        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+async def submitted(client: AsyncClient, digest: str, text: str, *, seconds: float = 0, **more: Any) -> JobView:
+    tags = {"project": TAG if text.startswith(TEXT) else "none"}
+    options = {"options": {"tags": tags, "policy": UNHURRIED}}
+    return await client.submit("echo", text=text, file=digest, seconds=seconds, options=options, **more)
+
+
+async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
+    """What an owner leaves behind who uploads, runs jobs and is told of them; the digest of a file."""
+    file = folder / f"{NAME if mark else 'bob'}.bin"
+    file.write_bytes((f"{CONTENT if mark else 'bob'} " * 5000).encode())
+    asset = await client.upload(file)
+    for _ in range(2):  # which touches its row
+        named = {"X-Filename": file.name}
+        await client._http.put(f"/v1/assets/{asset.sha256}", content=file.read_bytes(), headers=named)
+    for number in range(2):
+        await submitted(client, asset.digest, f"{mark}{number}", webhook=url, wait=True)
+    part = {"Upload-Length": "1000", "Tus-Resumable": "1.0.0"}
+    named = {"Upload-Metadata": f"filename {b64encode(PART_NAME.encode()).decode()}"} if mark else {}
+    begun = await client._http.post("/v1/uploads", headers=part | named)
+    headers = {"Upload-Offset": "0", "Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+    await client._http.patch(begun.headers["location"], content=(PART if mark else "bobs").encode(), headers=headers)
+    return asset.digest
+
+
+def there(lit: Lit) -> dict[str, int]:
+    """What of the marks is found where; but for what ann's own client remembers of her files."""
+    places = found(lit.installation.folder, MARKS)
+    return {place: count for place, count in places.items() if not place.startswith("ann.json")}
+
+
+async def report(lit: Lit) -> dict[str, Any]:
+    return dict((await lit.admin._http.get("/v1/owners/ann/deletion")).json())
+
+
+async def finished(lit: Lit) -> dict[str, Any]:
+    async def done() -> dict[str, Any] | None:
+        try:
+            told = await report(lit)
+        except httpx.HTTPError:
+            return None
+        return told if told.get("state") == "done" else None
+
+    return dict(await until(done, within_s=90, every_s=0.5))
+
+
+async def test_no_byte_of_a_deleted_owner_is_left_anywhere(home: Lit, tmp_path_factory: pytest.TempPathFactory):
+    lit, folder = home, tmp_path_factory.mktemp("mine")
+    made = await lit.admin._http.post("/v1/keys", json={"owner": "bob"})
+    await lit.admin._http.post("/v1/keys", json={"owner": "ann", "name": KEY_NAME})
+    async with (
+        receiving(in_turn(*[204] * 3, *[503] * 1000)) as receiver,
+        AsyncClient(lit.installation.url, made.json()["key"], cache=folder / "bob.json") as bob,
+    ):
+        url = receiver.url.replace("files.test", "127.0.0.1")
+        anns, bobs = await used(lit.ann, folder, f"{url}/{HOOK}", TEXT), await used(bob, folder, url, "")
+        runs = await submitted(lit.ann, anns, f"{TEXT}runs", seconds=300)
+        await working(lit, runs.id)
+        for number in range(3):
+            await submitted(bob, bobs, f"waits {number}", seconds=300)
+            await submitted(lit.ann, anns, f"{TEXT}waits {number}", seconds=300)
+        before = there(lit)
+        assert {mark for mark in MARKS if any(place.endswith(mark) for place in before)} == set(MARKS)
+        (begun := await lit.admin._http.delete("/v1/owners/ann")).raise_for_status()
+        assert (begun.status_code, begun.json()["state"]) == (202, "running")
+        await lit.installation.edge.kill()
+        await lit.installation.start_edge(**QUICK)
+        await ready(bob)
+        told = await finished(lit)
+    assert told["erased"]["jobs"] == 6
+    assert (told["erased"]["keys"], told["erased"]["uploads"], told["hosts_pending"]) == (2, 1, ["gpu-1"])
+    assert (await lit.ann._http.get("/v1/jobs")).status_code == 401
+
+    async def clean() -> bool:  # the host drops its copies by itself, within sweep_s
+        return not there(lit)
+
+    try:
+        await until(clean, within_s=20, every_s=1)
+    except TimeoutError:
+        raise AssertionError(there(lit)) from None
+    assert found(lit.installation.folder, ["bob "])
+    async with AsyncClient(lit.installation.url, made.json()["key"], cache=folder / "bob.json") as bob:
+        mine = [job async for job in bob.jobs()]
+        assert len(mine) == 5
+        ended = next(job for job in mine if job.status == "succeeded")
+        assert ended.output is not None
+        saved = await bob.download(ended, ended.output.files[0].name, folder / "saved")
+        assert saved.read_bytes().startswith(b"bob ")
