@@ -1,0 +1,55 @@
+"""The examples in the docstrings of both clients, against a real edge and a real runner."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from lamplighter import AsyncClient, Client, JobFailed, NotFound, aio, sdk, wire
+from tests.e2e.conftest import Lit, lighted, process_only
+from tests.e2e.examples import documented, examples_of, run
+
+pytestmark = process_only
+SWITCH = '[hosts.gpu-9]\ndriver = "command"\non = ["true"]\noff = ["true"]\nstate = ["echo", "off"]\n'
+CLIENTS = (Client, AsyncClient)
+SHOWN = [thing for thing in documented(sdk, aio, *CLIENTS) if thing not in CLIENTS]
+NAMES = {"contextlib": contextlib, "wire": wire, "JobFailed": JobFailed, "NotFound": NotFound}
+
+
+@pytest.fixture(scope="module")
+async def lit(
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+) -> AsyncIterator[Lit]:
+    """`gpu-1` serves, `gpu-9` is declared and dark."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "lamplighter.toml").write_text(SWITCH)
+    async with lighted(folder, engine, engine_url) as lit:
+        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        yield lit
+
+
+@pytest.mark.parametrize("thing", SHOWN, ids=lambda thing: getattr(thing, "__qualname__", thing.__name__))
+async def test_it_does_what_its_docstring_shows(lit: Lit, thing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    examples = examples_of(thing)
+    assert examples, "a public method has an example"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hello.txt").write_text("hello\n")
+    key = lit.admin._http.headers["authorization"].partition(" ")[2]
+    names = NAMES | {"url": lit.installation.url, "key": key, "Client": Client, "AsyncClient": AsyncClient}
+    awaiting = any("await" in example.source or "async" in example.source for example in examples)
+    each = partial(all_of, examples, names, awaiting, tmp_path / "digests.json")
+    await (each() if awaiting else to_thread.run_sync(partial(anyio.run, each)))
+
+
+async def all_of(examples: list[Any], names: dict[str, Any], awaiting: bool, cache: Path) -> None:
+    """With `client` the one that the examples are for; the blocking one has a loop of its own to block."""
+    async with AsyncClient(names["url"], names["key"], cache=cache) as other:
+        with Client(names["url"], names["key"], cache=cache) as client:
+            given = names | {"client": other if awaiting else client}
+            for example in examples:
+                await run(example, given)
