@@ -118,11 +118,16 @@ async def assemble(
         relays=relays,
     )
     await parts.books.open()
-    parts.power.listen(hosts.tell)
-    hosts.ask_power(parts.power.prospect)
-    hosts.count_by(index.lines.waiting)
-    viewer.foretell_by(Estimator(index, hosts, catalog, utc_now).eta)
+    _introduce(parts)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
+
+
+def _introduce(parts: Parts) -> None:
+    """Who is asked, or told, once all are there."""
+    parts.power.listen(parts.hosts.tell)
+    parts.hosts.ask_power(parts.power.prospect)
+    parts.hosts.count_by(parts.index.lines.waiting)
+    parts.viewer.foretell_by(Estimator(parts.index, parts.hosts, parts.catalog, utc_now).eta)
 
 
 def _quotas(settings: EdgeSettings, bus: Bus, index: Index) -> Quotas:
