@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from bus.errors import Missing, answered
 from bus.port import Unreachable
-from bus.wire import Wire, status
+from bus.wire import ANSWER_S, Wire, status
 
 S = TypeVar("S", bound="Answer")
 
@@ -87,10 +87,10 @@ class JetStream:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
 
-    async def api(self, verb: str, body: Mapping[str, Any], kind: type[S]) -> S:
+    async def api(self, verb: str, body: Mapping[str, Any], kind: type[S], within_s: float = ANSWER_S) -> S:
         """Ask `$JS.API.<verb>`."""
         subject = f"$JS.API.{verb}"
-        message = await self.wire.request(subject, msgspec.json.encode(body))
+        message = await self.wire.request(subject, msgspec.json.encode(body), within_s=within_s)
         if status(message):
             raise Unreachable(f"{subject}: JetStream does not answer yet")
         answer = msgspec.json.decode(message.data, type=kind)

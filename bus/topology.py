@@ -22,6 +22,7 @@ DAY = 86_400 * SECOND
 MIB = 1024**2
 HEADERS_BYTES = 4096  # of room for headers beside a record
 ACK_WAIT_S = 30
+CHANGED_S = 45.0  # to be kept on more servers a stream, and its consumers, first elect a leader
 
 
 class Stream(Struct, frozen=True, kw_only=True):
@@ -156,7 +157,7 @@ async def _ensure_stream(js: JetStream, stream: Stream, replicas: int | None) ->
     except Different:
         if replicas is None:
             config["num_replicas"] = (await js.info(stream.name)).config.num_replicas
-        await js.api(f"STREAM.UPDATE.{stream.name}", config, Answer)
+        await js.api(f"STREAM.UPDATE.{stream.name}", config, Answer, CHANGED_S)
 
 
 async def ensure_shared(js: JetStream) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bus.backup import KEPT, Snapshot, Snapshots
+from bus.backup import KEPT, Snapshot
 from bus.connection import open_edge, open_keeper
 from bus.port import Bus, BusError
 from bus.topology import STATE, STREAMS

@@ -1,9 +1,10 @@
 """What a real broker holds after the edge has been there: the numbers of DESIGN 3, whatever was there before."""
 
 import pytest
+from msgspec.structs import replace
 
 from bus.connection import open_edge
-from bus.port import Bus, StoreFull, TooLarge, Unreachable
+from bus.port import Bus, BusError, StoreFull, TooLarge, Unreachable
 from bus.topology import STREAMS
 from schemas.job import Pointer
 from schemas.words import Priority
@@ -78,6 +79,12 @@ async def test_another_configuration_is_put_right_and_nothing_lost(server: Broke
             config = (await broker.api("STREAM.INFO.KV_STATE"))["config"]
             assert (config["allow_rollup_hdrs"], config["max_msgs_per_subject"]) == (False, 128)
             assert await other.records.read(key()) is not None
+
+
+async def test_more_replicas_than_servers_is_said_with_what_to_do(server: Broker, edge: Bus):
+    with pytest.raises(BusError, match=r"lower \[broker\] replicas"):
+        async with open_edge(replace(server.settings("edge"), replicas=3)):
+            """It does not come so far."""
 
 
 async def test_a_lane_that_was_deleted_is_back_after_a_reconnect(server: Broker, edge: Bus):
