@@ -53,8 +53,8 @@ class Hourly:
         self._last = started
 
     def due(self, now: datetime) -> bool:
-        """Whether it is time; if so, the next time is one `every` later."""
-        time = now - self._last >= self._every
+        """Whether it is time; if so, the next time is one `every` later. So it is behind a clock set back."""
+        time = not timedelta(0) <= now - self._last < self._every
         if time:
             self._last = now
         return time
