@@ -90,10 +90,17 @@ class Writer:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
+        self._sink: IO[bytes] | None = None
 
     def begin(self, name: str) -> Member:
         """The next member; close it before the one behind it."""
-        return Member(name, self._archive.open(name, "w", force_zip64=True))
+        self._sink = self._archive.open(name, "w", force_zip64=True)
+        return Member(name, self._sink)
+
+    def close(self) -> None:
+        """A member that was broken off keeps the archive from being closed."""
+        if self._sink is not None:
+            self._sink.close()
 
     def end(self, manifest: Manifest) -> None:
         """Last of all: a file without it is no backup."""
@@ -109,7 +116,11 @@ def writing(file: Path) -> Iterator[Writer]:
         with os.fdopen(handle, "w+b") as raw:
             # Snapshots are compressed and assets are videos: to compress them again would only cost time.
             with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
-                yield Writer(archive)
+                writer = Writer(archive)
+                try:
+                    yield writer
+                finally:
+                    writer.close()
             raw.flush()
             os.fsync(raw.fileno())
         part.replace(file)
