@@ -1,0 +1,53 @@
+"""docs/api.md and docs/migrating.md: what they show runs, against real processes."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+
+from tests.e2e.conftest import Lit, lighted, process_only
+from tests.e2e.test_facades import opened
+from tests.pages import DOCS, blocks, run
+
+pytestmark = [process_only, pytest.mark.timeout(150)]
+
+
+@pytest.fixture(scope="module")
+async def lit(
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+) -> AsyncIterator[Lit]:
+    """All doors are open, and a runner serves."""
+    shared = tmp_path_factory.mktemp("shared")
+    (shared / "temp").mkdir()
+    for name in ("speech.wav", "face.mp4"):
+        (shared / "temp" / name).write_bytes(name.encode())
+    async with lighted(tmp_path_factory.mktemp("pages"), engine, engine_url, **opened(shared)) as lit:
+        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        yield lit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader of the pages would be."""
+    return tmp_path_factory.mktemp("reader")
+
+
+# The commands of api.md are one script; the programs of migrating.md stand by themselves.
+SHOWN = [
+    ("sh", "\n".join(blocks(DOCS / "api.md", "sh"))),
+    *(("python", text) for text in blocks(DOCS / "api.md", "python")),
+    *((language, text) for language in ("python", "sh") for text in blocks(DOCS / "migrating.md", language)),
+]
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: f"{shown[0]}: {shown[1].strip()[:30]}")
+async def test_what_the_pages_show_runs(lit: Lit, folder: Path, shown: tuple[str, str]):
+    (folder / "hello.txt").write_text("hello\n")
+    keys = {
+        name: client._http.headers["authorization"].partition(" ")[2]
+        for name, client in (("KEY", lit.ann), ("ADMIN", lit.admin))
+    }
+    done = await to_thread.run_sync(partial(run, *shown, folder, URL=lit.installation.url, **keys))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
