@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
+import structlog
+
 from bus import subjects
 from bus.jetstream import JetStream
 from bus.ordered import Item, Reading, held, opened, until_back
@@ -14,6 +16,8 @@ from schemas.job import RECORD_BYTES, JobKey
 
 ALL = "$KV.STATE.>"
 HISTORY = 64  # revisions of a key that are told
+
+log = structlog.get_logger(__name__)
 
 
 class StateRecords:
@@ -113,7 +117,10 @@ class StateRecords:
                 yield CaughtUp()
             while True:
                 item = await consumer.next()
-                yield Change(item.sequence, subjects.record_key(item.subject), readable(item.data))
+                recorded = readable(item.data)
+                if item.data and recorded is None:
+                    log.error("a record cannot be read, it is set aside", subject=item.subject, revision=item.sequence)
+                yield Change(item.sequence, subjects.record_key(item.subject), recorded)
                 if not item.pending or item.sequence >= last:
                     yield CaughtUp()
 

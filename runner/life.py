@@ -1,6 +1,7 @@
 """One life of a runner: what it is called, whom it talks to, and how it waits for them when they are away."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,8 @@ from schemas.job import Claim, Job
 
 T = TypeVar("T")
 
-# What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault.
+# What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault. A record that cannot
+# be read is one job's trouble, so that one waits alone; the rest is everybody's.
 AWAY = (Unreachable, StoreFull, Denied, RecordUnreadable, EdgeAway, EngineGone)
 
 
@@ -34,16 +36,25 @@ class Outage:
         while self._waiting:
             await self._over.wait()
 
-    def began(self) -> None:
-        """One more waits."""
-        self._waiting += 1
+    @contextmanager
+    def asking(self) -> Iterator[Callable[[bool], None]]:
+        """For one who asks again and again: what it is given to say is whether it waits now for what all need."""
+        waits = False
 
-    def ended(self) -> None:
-        """One has been answered, or has given up."""
-        self._waiting -= 1
-        if not self._waiting:
-            self._over.set()
-            self._over = anyio.Event()
+        def say(now: bool) -> None:
+            nonlocal waits
+            if now == waits:
+                return
+            self._waiting += now - waits
+            waits = now
+            if not self._waiting:
+                self._over.set()
+                self._over = anyio.Event()
+
+        try:
+            yield say
+        finally:
+            say(False)
 
 
 class Life(Struct, frozen=True, kw_only=True):
@@ -80,15 +91,17 @@ class Life(Struct, frozen=True, kw_only=True):
 
     async def insist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """`ask` until it is answered: a result is never given up because somebody is away."""
-        try:
-            return await ask()
-        except AWAY as error:
-            self.log.warning("waiting", what=what, why=str(error))
-        self.outage.began()
-        try:
-            return await self._again(ask)
-        finally:
-            self.outage.ended()
+        wait = 0.0
+        with self.outage.asking() as waits:
+            while True:
+                try:
+                    return await ask()
+                except AWAY as error:
+                    if not wait:
+                        self.log.warning("waiting", what=what, why=str(error))
+                    waits(not isinstance(error, RecordUnreadable))
+                wait = min(wait * 2, self.pace.retry_most_s) or self.pace.retry_least_s
+                await anyio.sleep(wait)
 
     async def steadily(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """The same for a call to the engine that has to succeed in the end, whatever it answers meanwhile."""
@@ -100,12 +113,3 @@ class Life(Struct, frozen=True, kw_only=True):
                 raise EngineGone(str(error)) from error
 
         return await self.insist(what, once)
-
-    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
-        wait = self.pace.retry_least_s
-        while True:
-            await anyio.sleep(wait)
-            try:
-                return await ask()
-            except AWAY:
-                wait = min(wait * 2, self.pace.retry_most_s)
