@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,17 @@ from edge.services import messages
 from lamplighter.cli import COMMANDS, main
 from schemas.errors import PROBLEMS
 from schemas.failures import FAILURES
+from tests.pages import DOCS, ROOT, blocks, run
 
-ROOT = Path(__file__).resolve().parents[1]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OURS = re.compile(r"(\S*/)?(lamplighter|justw|just) ")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "images").rglob("*.md"))]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return [text for found, text in FENCE.findall(page.read_text()) if found == language]
-
-
 def commands(page: Path) -> list[list[str]]:
-    """The words of every command in the page's shell blocks."""
+    """The words of every command of ours in the page's shell blocks."""
     text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+    return [shlex.split(line, comments=True) for line in text.splitlines() if OURS.match(line)]
 
 
 @pytest.mark.parametrize(("page", "made"), [("lifecycle", lifecycle_doc), ("errors", errors_doc)])
@@ -76,7 +71,14 @@ def test_just_verbs_that_pages_show_exist(page):
             assert words[1] in verbs, words
 
 
-def test_python_in_the_readme_runs():
+def test_python_in_the_readme_runs(tmp_path):
     for text in blocks(ROOT / "README.md", "python"):
-        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd=ROOT)
+        done = run("python", text, tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_every_page_is_in_the_list_of_pages_and_the_readme_leads_there():
+    listed = set(LINK.findall((DOCS / "README.md").read_text()))
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.glob("*.md")} - {"README.md"}
+    assert pages <= listed
+    assert "docs/README.md" in LINK.findall((ROOT / "README.md").read_text())

@@ -1,9 +1,6 @@
 """The page for JetStream consumers of others, run as they would run it."""
 
-import os
-import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +10,11 @@ from bus.port import Bus
 from tests.broker import PATIENCE_S, Broker, until
 from tests.bus.raw import raw
 from tests.bus.samples import key, piece, recorded
+from tests.pages import DOCS, blocks, run
 
-PAGE = Path(__file__).parents[2] / "docs" / "following.md"
 
-
-async def test_the_example_of_the_page_reads_states_as_the_reader(server: Broker, edge: Bus):
-    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+async def test_the_example_of_the_page_reads_states_as_the_reader(server: Broker, edge: Bus, tmp_path: Path):
+    (example,) = blocks(DOCS / "following.md", "python")
     for name in ("one", "two"):
         await edge.records.create(key(name), recorded(name))
 
@@ -28,16 +24,7 @@ async def test_the_example_of_the_page_reads_states_as_the_reader(server: Broker
 
     await until(sourced)
     where = {"NATS_URL": server.url, "READER_PASSWORD": server.passwords["reader"]}
-    done = await to_thread.run_sync(
-        lambda: subprocess.run(
-            [sys.executable, "-c", example],
-            env=os.environ | where,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    )
+    done = await to_thread.run_sync(partial(run, "python", example, tmp_path, **where))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["feed.me.one.state submitted queued", "feed.me.two.state submitted queued"]
 

@@ -1,10 +1,9 @@
 """Programs written for other servers, against real processes: HeyGem's desktop sequence, RunPod's client, the page."""
 
-import os
-import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from msgspec import Struct
 from tests.e2e.conftest import Lit, lighted, process_only
 from tests.e2e.installation import ROOT, until
 from tests.e2e.test_up import up
+from tests.pages import fences, run
 
 PAGE = ROOT / "docs" / "facades.md"
 FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
 NAMES = ("face.mp4", "speech.wav")
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 class Doors(Struct, frozen=True):
@@ -152,22 +151,14 @@ async def test_runpods_client_runs_streams_and_cancels(said: Doors, monkeypatch:
         endpoint.rp_client.rp_session.close()
 
 
-def blocks() -> list[tuple[str, str]]:
-    return [(kind, text) for kind, text in FENCE.findall(PAGE.read_text()) if kind in {"sh", "python"}]
+SHOWN = [(kind, text) for kind, text in fences(PAGE) if kind in {"sh", "python"}]
 
 
 @process_only
-@pytest.mark.parametrize("block", blocks(), ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
-async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str]):
-    kind, text = block
+@pytest.mark.parametrize("block", SHOWN, ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
+async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp_path: Path):
     key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
-    argv = [sys.executable, "-W", "error", "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
-    environ = os.environ | {"URL": said.lit.installation.url, "KEY": key}
-
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, env=environ)
-
-    done = await to_thread.run_sync(run)
+    done = await to_thread.run_sync(partial(run, *block, tmp_path, URL=said.lit.installation.url, KEY=key))
     assert done.returncode == 0, done.stderr
     assert "9999" not in done.stdout
     assert "problem" not in done.stdout
@@ -180,10 +171,10 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_pa
     files = [f"video={said.root}/temp/face.mp4", f"audio={said.root}/temp/speech.wav"]
     argv = [sys.executable, str(FLOW), said.lit.installation.url, key, "heygem_submit", "talk", *files]
 
-    def run() -> subprocess.CompletedProcess[str]:
+    def flow() -> subprocess.CompletedProcess[str]:
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=tmp_path)
 
-    done = await to_thread.run_sync(run)
+    done = await to_thread.run_sync(flow)
     assert done.returncode == 0, done.stderr
     said.local.headers["X-API-Key"] = key
     try:
