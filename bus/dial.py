@@ -53,11 +53,15 @@ async def dial(
                 error_cb=erred,
                 closed_cb=closed,
             )
+    except ssl.SSLError as error:  # an OSError, too
+        await hang_up(client)
+        raise Unreachable(f"{doing}: {error}: check pin, ca, cert and key of the broker settings") from error
     except FOREIGN as error:
         await hang_up(client)
         raise raised(error, doing) from error
-    except ssl.SSLError as error:
-        raise Unreachable(f"{doing}: {error}: check ca, cert and key of the broker settings") from error
+    except anyio.get_cancelled_exc_class():
+        await hang_up(client)
+        raise
     return client
 
 
@@ -76,7 +80,11 @@ async def hang_up(client: Client) -> None:
         try:
             await client.close()
         except FOREIGN:
-            return
+            pass  # its goodbye failed
+        finally:
+            # One whose goodbye fails, or who is refused while it connects, leaves its socket open.
+            if (transport := client._transport) is not None:  # noqa: SLF001 - nats-py has no other word for it
+                transport.close()  # type: ignore[no-untyped-call]
 
 
 async def admits(settings: BrokerSettings, inbox: str) -> bool:

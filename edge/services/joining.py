@@ -7,7 +7,7 @@ import structlog
 from anyio import fail_after, sleep
 from msgspec import Struct
 
-from bus.port import Bus, BusError, Conflict
+from bus.port import Bus, BusError, Conflict, Unreachable
 from bus.roster import new_password
 from bus.users import runner_name
 from edge.services.clock import Clock
@@ -119,9 +119,17 @@ class Joining:
         try:
             with fail_after(TAKEN_S):
                 await door.write(await self._passwords())
-                while await door.admits(joined.host, joined.password) is not admitted:
+                while await self._admits(door, joined) is not admitted:
                     await sleep(AGAIN_S)
                     await door.write(await self._passwords())
         except TimeoutError as error:
             why = f"the broker has not taken over its new list of users in {TAKEN_S:.0f} s"
             raise Refused("unavailable", f"{why}: check its log, and that nats.conf includes users.conf") from error
+
+    @staticmethod
+    async def _admits(door: Door, joined: Joined) -> bool | None:
+        """None: it hung up, before it had read who was there or before it was heard what it said. Ask again."""
+        try:
+            return await door.admits(joined.host, joined.password)
+        except Unreachable:
+            return None

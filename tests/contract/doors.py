@@ -4,17 +4,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bus.port import Unreachable
 from bus.roster import Roster
 from edge.services.joining import Door
 from tests.broker import broker
 
 
 class FakeDoor(Door):
-    """`deaf`: so many lists are not taken over. `lists` are all that were written."""
+    """`deaf`: so many lists are not taken over; `hung_up`: so often it does not say. `lists`: all that were written."""
 
     def __init__(self) -> None:
         self.lists: list[dict[str, str]] = []
-        self.deaf = 0
+        self.deaf = self.hung_up = 0
         self._in: dict[str, str] = {}
 
     async def write(self, passwords: Mapping[str, str]) -> None:
@@ -25,6 +26,9 @@ class FakeDoor(Door):
             self._in = dict(passwords)
 
     async def admits(self, host: str, password: str) -> bool:
+        if self.hung_up:
+            self.hung_up -= 1
+            raise Unreachable("connection lost")
         return self._in.get(host) == password
 
 

@@ -43,7 +43,7 @@ async def test_a_host_gets_a_user_and_a_key_of_its_own_and_loses_both(fake: Fake
 
 async def test_a_list_that_an_edge_missed_is_written_again(fake: FakeWorld):
     door = FakeDoor()
-    door.deaf = 2
+    door.deaf, door.hung_up = 2, 1
     asked = await Edge(fake, door).joining.add("gpu-1")
     assert await door.admits("gpu-1", asked.password)
     assert len(door.lists) == 3
