@@ -1,0 +1,42 @@
+"""docs/scaling.md shows a configuration that the broker takes, and it is what our own code writes."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from bus.server import program
+from bus.users import Cluster, Place, blocks, listed, render
+from edge.settings import EdgeSettings
+from schemas.settings import load
+from tests.test_docs import blocks as shown
+
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
+
+
+def words(conf: Path) -> set[str]:
+    """Everything that a configuration says, whatever its order, spaces and comments; sizes aside."""
+    text = "\n".join(line.split("#")[0] for line in conf.read_text().splitlines())
+    said = {word.strip(":") for word in re.findall(r'[^\s,\[\]{}"]+', text)}
+    return {word for word in said if not re.fullmatch(r"\d+(GB)?", word)}
+
+
+def test_the_broker_takes_what_the_page_shows_and_we_write_the_same(tmp_path: Path):
+    (text,) = [block for block in shown(PAGE, "text") if "cluster {" in block]
+    (tmp_path / "users.conf").write_text(listed(blocks({"edge": "a", "runner": "b"})))
+    page, ours = tmp_path / "page.conf", tmp_path / "ours.conf"
+    page.write_text(text)
+    routes = tuple(f"192.0.2.{number}:6222" for number in (1, 2, 3))
+    cluster = Cluster("n1", routes[0], routes, "a-long-secret-of-the-routes")
+    store = "/var/lib/lamplighter/broker"
+    ours.write_text(render(Place("192.0.2.1:4222", "192.0.2.1:8222", store, "users.conf", 20 * 10**9, cluster=cluster)))
+    for conf in (page, ours):
+        done = subprocess.run([program(), "-t", "-c", conf], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert words(page) == words(ours)
+
+
+def test_the_settings_that_the_page_shows_are_settings():
+    text = "\n".join(shown(PAGE, "toml"))
+    settings = load(EdgeSettings, text, {})
+    assert (settings.broker.replicas, settings.store.url) == (3, "s3://bucket/prefix")
+    assert len(settings.broker.url.split(",")) == len(settings.broker.monitor.split(",")) == 3
