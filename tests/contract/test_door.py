@@ -54,8 +54,8 @@ async def test_a_real_one_cuts_the_connection_and_spares_the_others(tmp_path: Pa
 
         async def admitted() -> bool:
             with suppress(Unreachable):
-            return await roster.admits("gpu-2", passwords["gpu-2"])
-        return False
+                return await roster.admits("gpu-2", passwords["gpu-2"])
+            return False
 
         await until(admitted)
         async with open_edge(server.settings("edge")) as edge, open_runner(one) as first, open_runner(two) as second:
