@@ -1,8 +1,5 @@
 """docs/power.md is run: its settings are read by the processes they are for, and say what the defaults are."""
 
-import re
-from pathlib import Path
-
 import pytest
 from msgspec.structs import asdict
 
@@ -10,9 +7,10 @@ from edge.settings import EdgeSettings
 from runner.settings import RunnerSettings
 from schemas.settings import load
 from schemas.switch import CommandHost
+from tests.pages import DOCS, blocks
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "power.md").read_text()
-EDGE, RUNNER = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+PAGE = DOCS / "power.md"
+EDGE, RUNNER = blocks(PAGE, "toml")
 
 
 def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
@@ -33,4 +31,4 @@ def test_the_runner_of_the_page_is_read() -> None:
 
 @pytest.mark.parametrize("word", ["queued", "uploading", "unsaved", "users", "programs"])
 def test_the_page_names_what_the_host_tells(word: str) -> None:
-    assert f"`{word}`" in PAGE
+    assert f"`{word}`" in PAGE.read_text()

@@ -36,6 +36,7 @@ WAIT_S = 0.05  # what a long poll may ask for here
 STREAMS = ("/v1/events", "/v1/jobs/{job_id}/events")
 NOT_ALLOWED = 405
 RANGE = 416
+WITHOUT_BODY = {"/v1/jobs/{job_id}/cancel", "/v1/jobs/{job_id}/retry", "/v1/deliveries/{delivery_id}/replay"}
 NOT_SET_UP = "/v1/hosts"  # nobody may join the edge of these tests: 503 is what it says
 TUS = {"Tus-Resumable": "1.0.0"}
 
@@ -85,6 +86,16 @@ async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str)
             "delivery_id": [row["id"] for row in deliveries] or ["none"],
         }
         yield Prepared(face, (await ann.get("/schema/openapi.json")).json(), there)
+
+
+async def test_every_body_is_in_the_document(prepared: Prepared):
+    without = {
+        path
+        for path, item in prepared.document["paths"].items()
+        for method in ("post", "put", "patch")
+        if method in item and "requestBody" not in item[method]
+    }
+    assert without == WITHOUT_BODY
 
 
 async def written(face: Face) -> object:

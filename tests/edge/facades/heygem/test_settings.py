@@ -1,16 +1,14 @@
 """The settings that docs/facades.md shows are ones that the edge reads."""
 
-import re
 from pathlib import Path
 
 from edge.settings import EdgeSettings
 from schemas.settings import load
-
-PAGE = Path(__file__).parents[4] / "docs" / "facades.md"
+from tests.pages import DOCS, blocks
 
 
 def test_the_settings_that_the_page_shows_are_read():
-    (text,) = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = blocks(DOCS / "facades.md", "toml")
     heygem = load(EdgeSettings, text, {}).heygem
     assert (heygem.enabled, heygem.endpoint, heygem.owner) == (True, "heygem", "local")
     assert heygem.data_root == Path("/srv/heygem/face2face")
