@@ -4,38 +4,19 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from bus.dial import dial, hang_up
-from bus.settings import BrokerSettings
 from lamplighter import AsyncClient
 from lamplighter.errors import Rejected
 from schemas.job import JobKey
+from tests.broken.vandal import put
 from tests.e2e.conftest import Lit, process_only
 from tests.e2e.installation import ready, until
 from tests.e2e.looking import ended, nothing_left, submit, working
 
 pytestmark = process_only
+REFUSED = b'"error"'
 LATER = "2099-01-01T00:00:00Z"
 RUBBISH = (b"\x00\xff\xfe", b"{half", b"null", b"[]", b'{"at":"2026-11-21T00:00:00Z"}', b'{"v":99,"event":{},"job":{}}')
 STRANGE = ("job.echo.normal.ann.x.first", "job.echo.normal.ann.x.-1", "job.echo.soon.ann.x.1", "job.echo.normal.a.b.9")
-
-
-async def hung_up(*_: Exception) -> None:
-    """A vandal does not listen."""
-
-
-async def put(lit: Lit, subject: str, data: bytes) -> None:
-    """Past everything of ours, with the edge's rights."""
-    server = lit.installation.server
-    client = await dial(settings_of(server.url, server.passwords["edge"]), "_INBOX_edge", hung_up, hung_up)
-    try:
-        answer = await client.request(subject, data)
-        assert b'"error"' not in answer.data, answer.data
-    finally:
-        await hang_up(client)
-
-
-def settings_of(url: str, password: str) -> BrokerSettings:
-    return BrokerSettings(url, "edge", password)
 
 
 async def listed(client: AsyncClient) -> set[str]:
@@ -51,7 +32,7 @@ def logged(lit: Lit, name: str, words: str) -> Callable[[], Awaitable[bool]]:
 
 async def test_rubbish_among_the_messages_of_jobs_is_set_aside(served: Lit):
     for subject in STRANGE:
-        await put(served, subject, b"\x00rubbish")
+        assert REFUSED not in await put(served, subject, b"\x00rubbish")
     jobs = [await submit(served, text=str(number)) for number in range(4)]
     assert {(await ended(served.ann, job.id)).status for job in jobs} == {"succeeded"}
     await until(logged(served, "gpu-1", "removed a message that names no job"))
@@ -62,8 +43,8 @@ async def test_rubbish_among_the_records_is_set_aside_and_lists_go_on(served: Li
     before = await submit(served, text="before")
     spoiled = await served.ann.submit("echo", text="spoiled", options={"options": {"not_before": LATER}})
     for number, data in enumerate(RUBBISH):
-        await put(served, f"$KV.STATE.ann.rubbish-{number}", data)
-    await put(served, f"$KV.STATE.ann.{spoiled.id}", b"{half a record")
+        assert REFUSED not in await put(served, f"$KV.STATE.ann.rubbish-{number}", data)
+    assert REFUSED not in await put(served, f"$KV.STATE.ann.{spoiled.id}", b"{half a record")
     await until(logged(served, "edge", "a record cannot be read"))
     after = await submit(served, text="after")
     for job in (before, after):
@@ -87,7 +68,7 @@ async def test_rubbish_among_the_records_is_set_aside_and_lists_go_on(served: Li
 async def test_a_record_that_is_spoiled_under_its_running_job_takes_nobody_with_it(served: Lit):
     spoiled = await submit(served, seconds=2)
     await working(served, spoiled.id)
-    await put(served, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
+    assert REFUSED not in await put(served, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
     await until(logged(served, "gpu-1", '"what": "record"'))  # its result is there, and cannot be recorded
     others = [await submit(served, text=str(number)) for number in range(8)]
     for job in others:
