@@ -56,7 +56,9 @@ PROBLEM_ADVICE: Mapping[str, Text] = {
     "not_found": Text("Check the id; what belongs to another owner is not there either", "请检查编号是否属于您"),
     "endpoint_unknown": Text("Take a name from `GET /v1/endpoints`", "请从接口列表中选择任务类型"),
     "conflict": Text("Take another id, or send the same body", "请更换任务编号"),
-    "job_final": Text("Nothing is left to stop; `retry` begins anew what did not succeed", "任务已结束，未成功的可以重试"),
+    "job_final": Text(
+        "Nothing is left to stop; `retry` begins anew what did not succeed", "任务已结束，未成功的可以重试"
+    ),
     "job_not_final": Text("Cancel it, or wait for its end", "请先取消或等待任务结束"),
     "deadline_passed": Text("Submit anew with a later deadline", "请设置新的截止时间后重新提交"),
     "asset_in_use": Text("Delete it once the jobs that name it have ended", "请等待相关任务结束后再删除"),
