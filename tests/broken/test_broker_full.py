@@ -1,0 +1,84 @@
+"""A broker whose store is small: new work is refused while there is still room for the results of the old."""
+
+from collections.abc import AsyncIterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from bus import topology
+from bus.server import Server
+from edge.services.gate import FULL_AT
+from lamplighter import AsyncClient
+from schemas.events import Released, Started, Succeeded
+from tests.broken import small
+from tests.broken.vandal import put
+from tests.e2e.conftest import Lit
+from tests.e2e.installation import IMAGES, Installation, ready, until
+from tests.e2e.looking import UNHURRIED, ended, events, history, nothing_left, submit, working
+
+MIB = 1 << 20
+STORE = 24 * MIB
+BALLAST = "usage.job.ballast.{}.1"
+
+
+@pytest.fixture
+def shrunken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "STREAMS", small.shrunken())
+
+
+@pytest.fixture
+async def tight(tmp_path: Path, shrunken: None) -> AsyncIterator[Lit]:
+    installation = Installation(tmp_path, "process", None, {"edge": "tests.broken.small"})
+    installation.server = Server(tmp_path / "broker", store_bytes=STORE)
+    keys = await installation.open()
+    try:
+        await installation.start_edge((IMAGES / "echo",))
+        async with (
+            AsyncClient(installation.url, keys["ann"], cache=tmp_path / "ann.json") as ann,
+            AsyncClient(installation.url, keys["admin"], cache=tmp_path / "admin.json") as admin,
+            installation.bus() as bus,
+        ):
+            await ready(ann)
+            await installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
+            yield Lit(installation, ann, admin, bus)
+            print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    finally:
+        await installation.close()
+
+
+async def fill(lit: Lit, share: float) -> None:
+    """Up to `share` of the store."""
+    names = count()
+    while (await lit.bus.link.health()).used < share:
+        assert b'"error"' not in await put(lit, BALLAST.format(next(names)), bytes(MIB))
+
+
+async def refused(lit: Lit) -> bool:
+    """Whether new work is, with 507."""
+    answer = await lit.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}})
+    assert answer.status_code in {202, 507}, answer.text
+    assert answer.status_code == 202 or answer.json()["code"] == "store_full"
+    return answer.status_code == 507
+
+
+@pytest.mark.timeout(80)
+async def test_a_full_broker_refuses_new_work_and_records_the_results_of_what_was_begun(tight: Lit):
+    early, late = await submit(tight, UNHURRIED, seconds=3), await submit(tight, UNHURRIED, seconds=6)
+    for job in (early, late):
+        await working(tight, job.id)
+    await fill(tight, FULL_AT)
+    await until(lambda: refused(tight), 20)
+    assert (await ended(tight.ann, early.id)).status == "succeeded"  # there is room for what was begun
+
+    assert (await ended(tight.ann, late.id)).status == "succeeded"
+    for job in (early, late):
+        entries = await history(tight, job.id)
+        assert [len(events(entries, kind)) for kind in (Started, Released, Succeeded)] == [1, 0, 1]
+    assert await tight.bus.usage.erase("ballast")
+
+    async def taken() -> bool:
+        return not await refused(tight)
+
+    await until(taken, 10)
+    await nothing_left(tight)
