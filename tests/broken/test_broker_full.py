@@ -1,6 +1,6 @@
 """A broker whose store is small: new work is refused while there is still room for the results of the old."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -47,11 +47,15 @@ async def tight(tmp_path: Path, shrunken: None) -> AsyncIterator[Lit]:
         await installation.close()
 
 
-async def fill(lit: Lit, share: float) -> None:
-    """Up to `share` of the store."""
-    names = count()
-    while (await lit.bus.link.health()).used < share:
-        assert b'"error"' not in await put(lit, BALLAST.format(next(names)), bytes(MIB))
+async def used(lit: Lit) -> float:
+    return (await lit.bus.link.health()).used
+
+
+async def fill(lit: Lit, names: Iterator[int], share: float, size: int = MIB) -> None:
+    """Up to `share` of the store, or until the broker takes no more."""
+    while await used(lit) < share:
+        if b'"error"' in await put(lit, BALLAST.format(next(names)), bytes(size)):
+            return
 
 
 async def refused(lit: Lit) -> bool:
@@ -63,22 +67,32 @@ async def refused(lit: Lit) -> bool:
 
 
 @pytest.mark.timeout(80)
-async def test_a_full_broker_refuses_new_work_and_records_the_results_of_what_was_begun(tight: Lit):
-    early, late = await submit(tight, UNHURRIED, seconds=3), await submit(tight, UNHURRIED, seconds=6)
+async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Lit):
+    early, late = await submit(tight, UNHURRIED, seconds=3), await submit(tight, UNHURRIED, seconds=8)
     for job in (early, late):
         await working(tight, job.id)
-    await fill(tight, FULL_AT)
+    names = count()
+    await fill(tight, names, FULL_AT)
     await until(lambda: refused(tight), 20)
     assert (await ended(tight.ann, early.id)).status == "succeeded"  # there is room for what was begun
 
+    for size in (MIB, 1 << 14, 1 << 8):
+        await fill(tight, names, 2.0, size)
+
+    async def exited() -> bool:
+        found = [one for one in await tight.installation.containers() if one.identity.job == late.id]
+        return [one.state for one in found] == ["exited"]
+
+    await until(exited, 40)
+    assert await refused(tight)
+    assert await tight.bus.usage.erase("ballast")
     assert (await ended(tight.ann, late.id)).status == "succeeded"
     for job in (early, late):
         entries = await history(tight, job.id)
         assert [len(events(entries, kind)) for kind in (Started, Released, Succeeded)] == [1, 0, 1]
-    assert await tight.bus.usage.erase("ballast")
 
     async def taken() -> bool:
         return not await refused(tight)
 
-    await until(taken, 10)
+    await until(taken, 20)
     await nothing_left(tight)
