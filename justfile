@@ -51,6 +51,10 @@ gpu-page:
 chaos *args:
     python -m tests.chaos.storm {{ args }}
 
+# Mixed load in fair weather, and whether memory, descriptors, consumers or the index grow: --minutes N
+soak *args:
+    python -m tests.chaos.soak {{ args }}
+
 # Kill everybody at every step, and put the table into docs/promises.md (a quarter of an hour)
 chaos-matrix *args:
     python -m tests.chaos.matrix --write {{ args }}

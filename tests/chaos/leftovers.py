@@ -62,6 +62,13 @@ async def _consumers(_: Installation, bus: Bus) -> list[str]:
     return found
 
 
+async def passing_consumers(bus: Bus) -> int:
+    """How many consumers there are that are not durable, of every stream."""
+    js = _jetstream(bus)
+    lists = [(await js.api(f"CONSUMER.LIST.{stream.name}", {}, _Consumers)).consumers or () for stream in STREAMS]
+    return sum(not one.config.durable_name for listed in lists for one in listed)
+
+
 def _jetstream(bus: Bus) -> JetStream:
     """What the bus is made of: there is no port for what only a test asks."""
     return bus.queue._js  # type: ignore[attr-defined,no-any-return]

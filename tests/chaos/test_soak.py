@@ -1,0 +1,52 @@
+"""A few minutes of mixed load in fair weather; `just soak --minutes 60` is the long run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from tests.chaos.soak import Sample, leaks, soak
+
+SECONDS = 45
+FIRST = Sample(
+    jobs=24,
+    rss_mb={"edge": 100.0, "broker": 30.0},
+    handles={"edge": 40, "broker": 20},
+    consumers=2,
+    containers=0,
+    index_kb=200.0,
+)
+
+
+def after(jobs: int, **grown: Any) -> Sample:
+    return structs.replace(FIRST, jobs=jobs, **grown)
+
+
+GROWN = {
+    "edge RSS": {"rss_mb": {"edge": 140.0, "broker": 30.0}},
+    "broker RSS": {"rss_mb": {"edge": 100.0, "broker": 60.0}},
+    "edge descriptors": {"handles": {"edge": 60, "broker": 20}},
+    "broker descriptors": {"handles": {"edge": 40, "broker": 200}},
+    "consumers": {"consumers": 3},
+    "containers": {"containers": 1},
+    "index": {"index_kb": 20_000.0},
+}
+
+
+@pytest.mark.parametrize("what", GROWN)
+def test_what_grows_is_named_and_nothing_else(what: str) -> None:
+    (named,) = leaks([FIRST, after(48), after(72), after(96, **GROWN[what])])
+    assert named.startswith(what)
+
+
+def test_what_wanders_is_no_leak() -> None:
+    last = after(96, rss_mb={"edge": 108.0, "broker": 35.0}, handles={"edge": 44, "broker": 22}, index_kb=700.0)
+    assert leaks([FIRST, after(48), after(72), last]) == []
+
+
+@pytest.mark.timeout(400)
+async def test_nothing_grows_under_load(tmp_path: Path, seed: int) -> None:
+    report = await soak(tmp_path, SECONDS, seed)
+    assert report.violations == []
+    assert report.leaks == []
