@@ -93,6 +93,22 @@ async def test_a_full_store_refuses_what_does_not_fit_keeps_no_half_of_it_and_ru
     await done(lit, await submit(lit, text="and is used", file=f"sha256:{fits.json()['sha256']}"))
 
 
+async def test_a_store_that_cannot_be_written_refuses_files_and_is_read_as_before(cramped: Cramped):
+    lit = cramped.lit
+    taken = await put(lit, b"was here before")
+    before = cramped.files()
+    with disk.read_only(cramped.store / "tmp"):  # where every file begins
+        refused = await put(lit, b"comes too late")
+        assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+        assert "check its disk" in refused.json()["detail"]
+        kept = await lit.ann._http.get(f"/v1/assets/{taken.json()['sha256']}")
+        assert kept.content == b"was here before"
+        job = await submit(lit, text="its log waits for the store")
+    assert cramped.files() >= before
+    await done(lit, job)
+    assert (await put(lit, b"comes too late")).is_success
+
+
 async def test_a_result_waits_for_room_in_the_store_and_is_not_computed_again(cramped: Cramped):
     lit = cramped.lit
     taken = await put(lit, b"a film")
