@@ -32,11 +32,11 @@ def _nested(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
-    """A list is written as JSON; anything else is text until the Struct says what it is."""
+    """A list or a table is written as JSON; anything else is text until the Struct says what it is."""
     try:
-        return msgspec.json.decode(text) if text.startswith("[") else text
+        return msgspec.json.decode(text) if text.startswith(("[", "{")) else text
     except msgspec.DecodeError as error:
-        raise SettingsInvalid(f"{name} starts like a JSON list and is none: {error}") from error
+        raise SettingsInvalid(f"{name} starts like JSON and is none: {error}") from error
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""Quotas as an operator writes them."""
+"""Settings as an operator writes them."""
+
+import pytest
 
 from edge.services.quotas import Limits, OwnLimits
 from edge.settings import EdgeSettings
-from schemas.settings import load
+from schemas.settings import SettingsInvalid, load
+from schemas.switch import CommandHost
 
 FILE = """
 [quotas]
@@ -20,3 +23,10 @@ def test_quotas_hold_for_everybody_but_for_whom_others_do():
     assert settings.quotas == Limits(waiting=100, bytes=1_000_000, submits_per_minute=60)
     assert settings.owners["studio"].quotas == OwnLimits(running=4, waiting=0)
     assert load(EdgeSettings, "", {}).quotas == Limits()
+
+
+def test_a_table_fits_in_one_variable():
+    told = {"LAMPLIGHTER_HOSTS": '{"gpu-1": {"driver": "command", "on": ["a"], "off": ["b"], "state": ["c"]}}'}
+    assert load(EdgeSettings, "", told).hosts["gpu-1"] == CommandHost(on=("a",), off=("b",), state=("c",))
+    with pytest.raises(SettingsInvalid, match="LAMPLIGHTER_HOSTS starts like JSON"):
+        load(EdgeSettings, "", {"LAMPLIGHTER_HOSTS": "{gpu-1}"})
