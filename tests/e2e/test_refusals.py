@@ -163,7 +163,7 @@ FILES = {
         "POST", "/v1/jobs", 422, "asset_missing", job(input={"file": f"sha256:{OTHER}"})
     ),
     "a path for an asset": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"file": "../../etc/passwd"})),
-    "a file URL": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"file": "file:///etc/passwd"})),
+    "a file URL": Case("POST", "/v1/jobs", 422, "url_refused", job(input={"file": "file:///etc/passwd"})),
     "an asset in use": Case("DELETE", f"/v1/assets/{SHA}", 409, "asset_in_use"),
     "no digests": Case("POST", "/v1/assets/check", 422, "input_invalid", {"json": {"digests": ["x"]}}),
 }
