@@ -5,8 +5,6 @@ claim are stamped by the runner, the first line by the job itself: one clock.
 """
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ from time import time
 from typing import NamedTuple
 
 from bench.rows import Row, p50, p99
-from bench.scene import Scene, scene
+from bench.scene import Scene, scene, without_docker
 from bus.port import Bus
 from schemas.power import PowerRecord, PowerState
 from tests.e2e.installation import IMAGES, until
@@ -103,8 +101,8 @@ async def rows() -> AsyncIterator[Row]:
         yield row
     async for row in _boots("process"):
         yield row
-    if "DOCKER_HOST" not in os.environ or shutil.which("docker") is None:
-        yield Row("power", "docker", 0, "runs", note="skipped: no DOCKER_HOST")
+    if left_out := without_docker("power"):
+        yield left_out
         return
     async for row in _boots("docker"):
         yield row

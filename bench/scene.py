@@ -1,6 +1,7 @@
 """A whole installation for a bench: real broker, edge and runner processes."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bench.rows import Row
 from lamplighter import AsyncClient
 from tests.e2e.installation import Installation, ready
 
@@ -39,3 +41,10 @@ async def scene(engine: str = "process", **edge: str) -> AsyncIterator[Scene]:
                 yield Scene(installation, client, keys["ann"])
         finally:
             await installation.close()
+
+
+def without_docker(bench: str) -> Row | None:
+    """The row that says why a bench leaves Docker out, or None where there is an engine to ask."""
+    if "DOCKER_HOST" in os.environ and shutil.which("docker"):
+        return None
+    return Row(bench, "docker", 0, "runs", note="skipped: no DOCKER_HOST")

@@ -4,14 +4,12 @@ The first line is stamped by the job itself (CLOCK_REALTIME, one machine): echo 
 """
 
 import asyncio
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator
 
 from bench.rows import Row, p50
-from bench.scene import Scene, scene
+from bench.scene import Scene, scene, without_docker
 
 RUNS = 20
 AIM = 1.15
@@ -43,8 +41,8 @@ async def rows() -> AsyncIterator[Row]:
         await _ours(made)
         process = p50([await _ours(made) for _ in range(RUNS)])
         yield Row("start", "202 → first line, process engine", process * 1e3, "ms")
-    if "DOCKER_HOST" not in os.environ or shutil.which("docker") is None:
-        yield Row("start", "docker", 0, "runs", note="skipped: no DOCKER_HOST")
+    if left_out := without_docker("start"):
+        yield left_out
         return
     async with scene("docker") as made:
         await made.installation.start_runner()

@@ -5,8 +5,6 @@ Echo stamps its first line itself (CLOCK_REALTIME, one machine).
 """
 
 import asyncio
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +15,7 @@ import msgspec
 
 from bench.load import load, post
 from bench.rows import Row, p50
-from bench.scene import Scene, scene
+from bench.scene import Scene, scene, without_docker
 from schemas.host import Presence
 from tests.e2e.installation import IMAGES, until
 
@@ -133,8 +131,8 @@ async def rows() -> AsyncIterator[Row]:
     """The process engine, then Docker where there is one."""
     async for row in _starts("process"):
         yield row
-    if "DOCKER_HOST" not in os.environ or shutil.which("docker") is None:
-        yield Row("warm", "docker", 0, "runs", note="skipped: no DOCKER_HOST")
+    if left_out := without_docker("warm"):
+        yield left_out
         return
     async for row in _starts("docker"):
         yield row

@@ -9,12 +9,11 @@ import pytest
 from bus import topology
 from bus.server import Server
 from edge.services.gate import FULL_AT
-from lamplighter import AsyncClient
 from schemas.events import Released, Started, Succeeded
 from tests.broken import small
 from tests.broken.vandal import put
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import IMAGES, Installation, ready, until
+from tests.e2e.conftest import Lit, lighting
+from tests.e2e.installation import IMAGES, Installation, until
 from tests.e2e.looking import UNHURRIED, ended, events, history, nothing_left, submit, working
 
 MIB = 1 << 20
@@ -31,20 +30,10 @@ def shrunken(monkeypatch: pytest.MonkeyPatch) -> None:
 async def tight(tmp_path: Path, shrunken: None) -> AsyncIterator[Lit]:
     installation = Installation(tmp_path, "process", None, {"edge": "tests.broken.small"})
     installation.server = Server(tmp_path / "broker", store_bytes=STORE)
-    keys = await installation.open()
-    try:
-        await installation.start_edge((IMAGES / "echo",))
-        async with (
-            AsyncClient(installation.url, keys["ann"], cache=tmp_path / "ann.json") as ann,
-            AsyncClient(installation.url, keys["admin"], cache=tmp_path / "admin.json") as admin,
-            installation.bus() as bus,
-        ):
-            await ready(ann)
-            await installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
-            yield Lit(installation, ann, admin, bus)
-            print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
-    finally:
-        await installation.close()
+    async with lighting(installation, (IMAGES / "echo",)) as lit:
+        await installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
+        yield lit
+        print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 async def used(lit: Lit) -> float:

@@ -4,8 +4,6 @@ Rounds of jobs as in the storm, each to its last end; between them, when all is 
 the first third of the rounds takes is warming up (caches, pools, the last runs that estimates remember).
 """
 
-import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -16,10 +14,10 @@ from tempfile import TemporaryDirectory
 
 import anyio
 import click
-import structlog
 from msgspec import Struct
 
 from tests.chaos.checker import Violation, check
+from tests.chaos.command import asked
 from tests.chaos.leftovers import passing_consumers
 from tests.chaos.load import live, plan
 from tests.chaos.scene import Scene, staged
@@ -121,14 +119,9 @@ def _handles(pid: int) -> int:
 
 def main() -> int:
     """Say what there was; 1 when something grew or a promise was broken."""
-    parser = argparse.ArgumentParser(description="Mixed load for a long time, and whether anything grows.")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    given = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    click.echo(f"soak: seed {given.seed}, {given.minutes:g} minutes")
+    given = asked("soak", "Mixed load for a long time, and whether anything grows.", 60)
     with TemporaryDirectory(prefix="soak-") as folder:
-        report = anyio.run(soak, Path(folder), given.minutes * 60, given.seed)
+        report = anyio.run(soak, Path(folder), given.seconds, given.seed)
     for line in (*report.leaks, *(f"{violation.rule}: {violation.what}" for violation in report.violations)):
         click.echo(f"BROKEN {line}")
     click.echo(f"soak: {report.samples[-1].jobs} jobs in {len(report.samples)} rounds")

@@ -1,7 +1,5 @@
 """A run through bad weather, then calm, then judgement: `python -m tests.chaos.storm --minutes N [--seed S]`."""
 
-import argparse
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 import anyio
 import click
-import structlog
 from msgspec import Struct
 
 from tests.chaos import disk
 from tests.chaos.checker import Violation, check
+from tests.chaos.command import asked
 from tests.chaos.load import EVERY_S, live, plan
 from tests.chaos.scene import Scene, staged
 from tests.chaos.weather import ON_SMALL_DISKS, TROUBLES, forecast, strike
@@ -97,14 +95,9 @@ async def _through(scene: Scene, seconds: float, seed: int, kinds: tuple[str, ..
 
 def main() -> int:
     """Say what there was; 1 when a promise was broken, with the seed that shows it again."""
-    parser = argparse.ArgumentParser(description="Jobs in bad weather, and what became of the promises.")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    given = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    click.echo(f"storm: seed {given.seed}, {given.minutes:g} minutes")
+    given = asked("storm", "Jobs in bad weather, and what became of the promises.", 10)
     with TemporaryDirectory(prefix="storm-") as folder:
-        report = anyio.run(storm, Path(folder), given.minutes * 60, given.seed)
+        report = anyio.run(storm, Path(folder), given.seconds, given.seed)
     click.echo(f"storm: {report.jobs} jobs; " + ", ".join(f"{kind} {count}" for kind, count in report.blows.items()))
     for violation in report.violations:
         click.echo(f"BROKEN {violation.rule}: {violation.what}")

@@ -1,7 +1,5 @@
 """Blows upon a cluster for as long as you like: `python -m tests.cluster --minutes N [--seed S]`."""
 
-import argparse
-import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 import anyio
 import click
-import structlog
 from msgspec import Struct
 
 from tests.chaos.checker import Violation, check
+from tests.chaos.command import asked
 from tests.cluster.blows import BLOWS, Heard, Load, strike
 from tests.cluster.cluster import COUNT, lit
 from tests.cluster.machines import Machine, machines
@@ -57,13 +55,8 @@ def said(heard: Heard) -> str:
 
 def main() -> int:
     """Say what there was; 1 when a promise was broken."""
-    parser = argparse.ArgumentParser(description="Three brokers, two edges, three runners, and what befalls them.")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    given = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    click.echo(f"cluster: seed {given.seed}, {given.minutes:g} minutes")
-    ends = time.monotonic() + given.minutes * 60
+    given = asked("cluster", "Three brokers, two edges, three runners, and what befalls them.", 10)
+    ends = time.monotonic() + given.seconds
 
     def blows(dice: Random) -> str | None:
         return dice.choice(sorted(BLOWS)) if time.monotonic() < ends else None

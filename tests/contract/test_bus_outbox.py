@@ -1,5 +1,8 @@
 """The contract of Outbox (bus/outgoing.py), on the fake and on a real broker."""
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import anyio
 import pytest
 
@@ -10,18 +13,20 @@ from tests.broker import until
 from tests.bus.samples import key, recorded
 from tests.contract.bus_worlds import World
 
+T = TypeVar("T")
+
 
 def letter(job_id: str = "one", revision: int = 7, replay: int = 0) -> Letter:
     return Letter(revision, recorded(job_id), replay)
 
 
-async def judged(world: World) -> Held[Letter | None]:
-    """The next state, waited for."""
-    found: list[Held[Letter | None]] = []
+async def waited(ask: Callable[[], Awaitable[Held[T] | None]]) -> Held[T]:
+    """The next one, from a broker that may be away for a moment."""
+    found: list[Held[T]] = []
 
     async def there() -> bool:
         try:
-            held = await world.edge.outbox.judge()
+            held = await ask()
         except Unreachable:
             return False
         found.extend([held] if held else [])
@@ -29,22 +34,16 @@ async def judged(world: World) -> Held[Letter | None]:
 
     await until(there)
     return found[0]
+
+
+async def judged(world: World) -> Held[Letter | None]:
+    """The next state."""
+    return await waited(world.edge.outbox.judge)
 
 
 async def taken(world: World) -> Held[Letter]:
-    """The next letter, waited for."""
-    found: list[Held[Letter]] = []
-
-    async def there() -> bool:
-        try:
-            held = await world.edge.outbox.take()
-        except Unreachable:
-            return False
-        found.extend([held] if held else [])
-        return bool(found)
-
-    await until(there)
-    return found[0]
+    """The next letter."""
+    return await waited(world.edge.outbox.take)
 
 
 async def test_every_state_is_judged_once_in_its_order(world: World):

@@ -5,7 +5,7 @@ for those that start and end runners themselves, `served` for those that only ru
 engines; what needs one of them, or does not care which, names it with `@docker_only` or `@process_only`.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 from bus.port import Bus
 from lamplighter import AsyncClient
 from schemas.words import ACTIVE, WAITING
-from tests.e2e.installation import Installation, ready
+from tests.e2e.installation import ENDPOINTS, Installation, ready
 from tests.engine_host import build, docker_url, echo_image
 
 __all__ = ["docker_url", "echo_image"]
@@ -40,10 +40,19 @@ class Lit(Struct, frozen=True):
 @asynccontextmanager
 async def lighted(folder: Path, engine: str, url: str | None, **edge: str) -> AsyncIterator[Lit]:
     """An installation in `folder`; `edge` is more of that process's environment."""
-    installation = Installation(folder, engine, url if engine == "docker" else None)
+    async with lighting(Installation(folder, engine, url if engine == "docker" else None), **edge) as lit:
+        yield lit
+
+
+@asynccontextmanager
+async def lighting(
+    installation: Installation, endpoints: Sequence[Path] = ENDPOINTS, **edge: str
+) -> AsyncIterator[Lit]:
+    """An installation that was made already, with its edge started; it is closed at the end."""
     keys = await installation.open()
+    folder = installation.folder
     try:
-        await installation.start_edge(**edge)
+        await installation.start_edge(endpoints, **edge)
         async with (
             AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
             AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,

@@ -9,9 +9,8 @@ import pytest
 from msgspec import Struct
 
 from bus.server import Server
-from lamplighter import AsyncClient
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import IMAGES, Installation, ready
+from tests.e2e.conftest import Lit, lighting
+from tests.e2e.installation import IMAGES, Installation
 from tests.e2e.network import EDGE, Network, network
 from tests.network.faults import Ports
 
@@ -45,20 +44,10 @@ def net() -> Iterator[Network]:
 async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Apart]:
     folder = tmp_path_factory.mktemp(f"apart-{secrets.token_hex(2)}")
     installation = Separate(folder)
-    keys = await installation.open()
-    try:
-        await installation.start_edge((IMAGES / "echo",))
-        async with (
-            AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
-            AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,
-            installation.bus() as bus,
-        ):
-            await ready(ann)
-            await installation.start_runner(endpoints=(IMAGES / "echo",), before=net.at_host, LAMPLIGHTER_SLOTS="3")
-            broker, edge = (int(url.rpartition(":")[2]) for url in (installation.server.url, installation.url))
-            yield Apart(Lit(installation, ann, admin, bus), net, Ports(broker, edge))
-    finally:
-        await installation.close()
+    async with lighting(installation, (IMAGES / "echo",)) as lit:
+        await installation.start_runner(endpoints=(IMAGES / "echo",), before=net.at_host, LAMPLIGHTER_SLOTS="3")
+        broker, edge = (int(url.rpartition(":")[2]) for url in (installation.server.url, installation.url))
+        yield Apart(lit, net, Ports(broker, edge))
 
 
 @pytest.fixture
