@@ -8,7 +8,7 @@ import uvloop
 
 from bench.rows import show
 
-BENCHES = ("submit", "start", "assets", "waiting", "warm", "gateway", "power", "uploads")
+BENCHES = ("submit", "start", "assets", "waiting", "warm", "gateway", "power", "uploads", "replicas")
 
 
 async def run(names: list[str]) -> bool:

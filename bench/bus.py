@@ -31,7 +31,8 @@ WARM_UP = 20
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
-def _recorded(job_id: str) -> Recorded:
+def recorded(job_id: str) -> Recorded:
+    """A job as submit records it: 1.2 KB."""
     job = Job(
         id=job_id,
         owner="bench",
@@ -46,7 +47,7 @@ def _recorded(job_id: str) -> Recorded:
 
 
 async def _submit(edge: Bus, job_id: str) -> None:
-    record = _recorded(job_id)
+    record = recorded(job_id)
     await edge.records.create(record.job.key, record)
     await edge.queue.publish(record.job.pointer)
 
