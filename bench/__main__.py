@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import logging
 import sys
 
+import structlog
 import uvloop
 
 from bench.rows import show
@@ -24,6 +26,7 @@ async def run(names: list[str]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help=f"of {', '.join(BENCHES)}; all without")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     asked = parser.parse_args().names or list(BENCHES)
     sys.exit(0 if uvloop.run(run(asked)) else 1)
 

@@ -5,6 +5,7 @@ succeeded at their first, and nothing may be left.
 """
 
 import argparse
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -65,9 +66,10 @@ async def play(lit: Lit, jobs: int) -> Tally:
 
     async def over() -> list[JobView]:
         found = [job async for job in lit.ann.jobs(limit=200)]
+        print(f"{sum(job.status in FINAL for job in found)} of {len(found)} have ended", file=sys.stderr)  # noqa: T201
         return found if len(found) == jobs and all(job.status in FINAL for job in found) else []
 
-    found = await until(over, 60 + jobs * JOB_S, every_s=max(0.5, jobs / 1000))
+    found = await until(over, 60 + jobs * JOB_S, every_s=max(0.5, jobs / 300))
     await nothing_left(lit, within_s=60)
     return Tally(Counter(end_of(job, crashes=crashing[job.id]) for job in found))
 
