@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import httpx
 from msgspec import Struct
 
-from edge.outbound.targets import UrlRefused
+from edge.outbound.guard import send
 
 REDIRECTS = 3
 REDIRECTING = {301, 302, 303, 307, 308}
@@ -45,8 +45,6 @@ async def download(client: httpx.AsyncClient, url: str) -> AsyncIterator[Downloa
                 length=_length(response),
                 chunks=_chunks(response),
             )
-    except httpx.InvalidURL as error:
-        raise UrlRefused(f"a redirect leads nowhere: {error}") from error
     except httpx.HTTPError as error:
         raise DownloadFailed(_said(error), passing=True) from error
 
@@ -56,7 +54,7 @@ async def _answer(client: httpx.AsyncClient, url: str) -> AsyncIterator[httpx.Re
     """The first answer that is no redirect."""
     request = client.build_request("GET", url)
     for _ in range(REDIRECTS + 1):
-        response = await client.send(request, stream=True)
+        response = await send(client, request)
         try:
             if response.status_code not in REDIRECTING or response.next_request is None:
                 yield response

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import anyio
 import httpx
@@ -78,7 +79,10 @@ def _pinned(request: httpx.Request, asked: Target, address: Address) -> httpx.Re
 
 
 def client(allowed: Allowed, resolver: Resolve = resolve) -> httpx.AsyncClient:
-    """A client that goes through a Guard: no proxies or logins from the environment, no redirects by itself."""
+    """A client that goes through a Guard: no proxies or logins from the environment, no redirects by itself.
+
+    It keeps no cookies: what one owner's server set would go out with another owner's request, and never be forgotten.
+    """
     unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # who asks bounds what it asks
     inner = httpx.AsyncHTTPTransport(trust_env=False, limits=unbounded)
     return httpx.AsyncClient(
@@ -87,4 +91,16 @@ def client(allowed: Allowed, resolver: Resolve = resolve) -> httpx.AsyncClient:
         trust_env=False,
         follow_redirects=False,
         headers={"User-Agent": "lamplighter", "Accept-Encoding": "identity"},
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
+
+
+async def send(asked: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """The answer, its body not read yet. Raises UrlRefused, httpx.HTTPError and nothing else.
+
+    httpx reads where a redirect leads although nobody follows it, and lets what idna says of such a name through.
+    """
+    try:
+        return await asked.send(request, stream=True)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise httpx.RemoteProtocolError(f"a redirect leads nowhere: {error}", request=request) from error

@@ -53,6 +53,14 @@ def _place(entry: str) -> tuple[str, int | None]:
     return bare, None
 
 
+def _decodes(url: httpx.URL) -> bool:
+    """Whether what `xn--` stands for in the host can be read; httpx reads it at every request, and fails where not."""
+    try:
+        return bool(url.host)
+    except ValueError:  # idna's errors are UnicodeErrors
+        return False
+
+
 def target(text: str, allowed: Allowed) -> Target:
     """Whom `text` asks. Raises UrlRefused for what needs no DNS to be refused."""
     if len(text) > URL_CHARACTERS or _UNSEEN.search(text):
@@ -76,7 +84,7 @@ def read(url: httpx.URL, allowed: Allowed) -> Target:
         raise UrlRefused("the URL names no host, or no port of one")
     opened = allowed.opens(host, port)
     address = literal(host)
-    if address is None and not _NAME.match(host):
+    if address is None and not (_NAME.match(host) and _decodes(url)):
         raise UrlRefused("the URL's host is neither a name nor an address")
     if address is None and _NUMERIC.match(host.rpartition(".")[2]):
         raise UrlRefused(f"{host} is no name and no address: write an address as four decimal numbers")

@@ -8,6 +8,7 @@ from anyio import fail_after
 
 from bus.outgoing import Letter
 from bus.port import Entry
+from edge.outbound.guard import send
 from edge.outbound.signature import sign
 from edge.outbound.targets import UrlRefused
 from edge.services.clock import Clock
@@ -54,7 +55,7 @@ class Post:
             error, refused = str(why), True
         except TimeoutError:
             error = f"no answer within {self._timeout_s:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as why:
+        except httpx.HTTPError as why:
             error = f"{type(why).__name__}: {why}"
         tried = Try(at, round(self._running() - began, 3), status, None if error is None else error[:_SAID])
         if refused:
@@ -68,7 +69,7 @@ class Post:
         request = self._client.build_request(
             "POST", row.url, content=body, headers={"content-type": "application/json", **signed}
         )
-        response = await self._client.send(request, stream=True)  # what it says beside its status is not read
+        response = await send(self._client, request)  # what it says beside its status is not read
         await response.aclose()
         return response.status_code, response.headers.get("retry-after")
 

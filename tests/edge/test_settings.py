@@ -25,6 +25,12 @@ def test_quotas_hold_for_everybody_but_for_whom_others_do():
     assert load(EdgeSettings, "", {}).quotas == Limits()
 
 
+@pytest.mark.parametrize("secret", ["hush", "whsec_abc", "whsec_" + "A" * 31])
+def test_a_webhook_secret_that_cannot_sign_is_refused_at_the_start(secret: str):
+    with pytest.raises(SettingsInvalid, match="whsec_"):
+        load(EdgeSettings, "", {"LAMPLIGHTER_WEBHOOKS__SECRET": secret})
+
+
 def test_a_table_fits_in_one_variable():
     told = {"LAMPLIGHTER_HOSTS": '{"gpu-1": {"driver": "command", "on": ["a"], "off": ["b"], "state": ["c"]}}'}
     assert load(EdgeSettings, "", told).hosts["gpu-1"] == CommandHost(on=("a",), off=("b",), state=("c",))

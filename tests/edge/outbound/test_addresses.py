@@ -44,7 +44,7 @@ def test_what_is_public_is_not(address: str) -> None:
         *("http://[2606:4700::1%25eth0]/", "http://127.0.0.1%00.example.com/", "http://ex%61mple.com/"),
         *("http://exam ple.com/", "http://example.com\\@127.0.0.1/", "http://example.com:99999/", "http://[::1"),
         *("http://\uff11\uff12\uff17.0.0.1/", "http://example.com/\n", "http://169.254.169.254/latest/meta-data/"),
-        *("http://example.com/" + "a" * 2048,),
+        *("http://example.com/" + "a" * 2048, "http://xn--/", "http://XN--a.com/", "http://xn--a_b.com/"),
     ],
 )
 def test_a_url_that_no_dns_could_make_good_is_refused(url: str) -> None:

@@ -165,6 +165,24 @@ async def test_nothing_of_the_first_request_goes_on_to_where_it_is_sent() -> Non
         assert f"host: other.test:{end.port}".encode() in end.requests[0].lower()
 
 
+async def test_cookies_are_neither_kept_nor_sent() -> None:
+    """One owner's request must not carry what another owner's server said."""
+    said = answer(Set_Cookie="session=ann; Path=/")
+    async with wild(said) as server, client(Allowed(["files.test"]), Names()) as asked:
+        for _ in range(2):
+            await fetched(asked, f"http://files.test:{server.port}/")
+        assert not asked.cookies
+    assert len(server.requests) == 2
+    assert not any(b"cookie" in head.lower() for head in server.requests)
+
+
+@pytest.mark.parametrize("location", ["http://xn--/", "http://xn--a.com/", "http://[", "http://files.test:70000/"])
+async def test_a_redirect_to_what_is_no_name_is_a_failure(location: str) -> None:
+    async with site(redirect(location)) as (asked, url):
+        with pytest.raises((DownloadFailed, UrlRefused)):
+            await fetched(asked, url)
+
+
 async def test_proxies_and_logins_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with wild(answer(b"proxy")) as proxy, site(answer(b"straight")) as (asked, url):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):

@@ -100,6 +100,8 @@ async def test_a_url_in_two_places_is_fetched_once_and_a_job_may_wait_for_both_k
         ("http://169.254.169.254/latest", "$.input.file"),
         ("http://user:pw@example.com/", "$.input.file"),
         ("http://0x7f.1/", "$.input.file"),
+        ("http://xn--/", "$.input.file"),
+        ("http://xn--a.com/", "$.input.file"),
     ],
 )
 async def test_a_url_that_may_never_be_fetched_is_refused_at_once(fake: FakeWorld, url: str, path: str) -> None:
@@ -123,12 +125,22 @@ async def test_a_name_that_stands_for_the_inside_fails_the_job(fake: FakeWorld) 
         (answer(status="404 Not Found"), "input_fetch_failed", "404"),
         (answer(gzip.compress(bytes(9_000_000)), Content_Encoding="gzip"), "input_fetch_failed", "gzip"),
         (redirect("http://127.0.0.1:1/"), "input_fetch_failed", "loopback"),
+        (redirect("http://xn--a.com/"), "input_fetch_failed", "nowhere"),
         (answer(bytes(3_000_000)), "input_too_large", "3000000 bytes"),
         (endless, "input_too_large", "1048576"),
         (answer(status="503 Busy"), "input_fetch_failed", "503"),
         (says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"), "input_fetch_failed", "closed"),
     ],
-    ids=["404", "gzip bomb", "redirect inwards", "too large and says so", "endless", "503 for ever", "cut short"],
+    ids=[
+        "404",
+        "gzip bomb",
+        "redirect inwards",
+        "redirect to no name",
+        "too large and says so",
+        "endless",
+        "503 for ever",
+        "cut short",
+    ],
 )
 async def test_what_cannot_be_had_fails_the_job_and_leaves_nothing(
     fake: FakeWorld, play: Play, code: str, said: str

@@ -102,6 +102,19 @@ async def test_a_redirect_is_not_followed(fake: FakeWorld) -> None:
         assert other.got == []
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"Location": "http://xn--/"}, {"Location": "http://["}, {"Retry-After": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}],
+)
+async def test_a_receiver_that_answers_nonsense_is_tried_again_and_harms_nobody(
+    fake: FakeWorld, headers: dict[str, str]
+) -> None:
+    async with receiving(in_turn(302, **headers)) as odd, receiving() as other:
+        row = await tried(fake, await hooked(fake, odd.url), 1)
+        await rows(fake, await hooked(fake, other.url), DeliveryState.DELIVERED)
+    assert row.state is DeliveryState.PENDING
+
+
 async def test_a_receiver_that_asks_for_time_gets_it(fake: FakeWorld) -> None:
     async with receiving(in_turn(429, Retry_After="600")) as receiver:
         row = await tried(fake, await hooked(fake, receiver.url), 1)

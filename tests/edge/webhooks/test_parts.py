@@ -35,6 +35,7 @@ def test_the_retries_are_those_of_the_protocol() -> None:
         ("", 0),
         (None, 0),
         ("9" * 40, 999999999),
+        (f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", 0),
     ],
 )
 def test_retry_after_is_read(header: str | None, seconds: float) -> None:
@@ -50,6 +51,7 @@ def test_retry_after_is_read(header: str | None, seconds: float) -> None:
         (make_secret(b"x" * 65), False),
         (base64.b64encode(b"x" * 32).decode(), False),
         ("whsec_!!!", False),
+        ("whsec_\u00fc", False),
         ("", False),
     ],
 )
