@@ -54,7 +54,7 @@ class HttpDriver(Driver):
         headers = {"content-type": "application/json", **sign(call_id, at, body, self._declared.secret)}
         try:
             response = await self._client.post(self._declared.url, content=body, headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: a name that idna cannot read
             raise SwitchFailed(f"{self._declared.url} does not answer ({type(error).__name__}): is it up?") from error
         if not response.is_success:
             raise SwitchFailed(f"{self._declared.url} answered {response.status_code}: see its log")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from anyio import to_thread
-from libcloud.common.exceptions import BaseHTTPError
-from libcloud.common.types import InvalidCredsError, LibcloudError
+from libcloud.common.types import InvalidCredsError
 from libcloud.compute.base import Node, NodeDriver
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState
@@ -92,10 +91,12 @@ class LibcloudDriver(Driver):
     def _asked(self, ask: Callable[[NodeDriver], T]) -> T:
         try:
             return ask(self._cloud())
+        except SwitchFailed:
+            raise
         except InvalidCredsError as error:
             raise SwitchFailed(f"{self._declared.provider} refuses the key in {self._declared.key_env}") from error
-        except (BaseHTTPError, LibcloudError, OSError) as error:
-            raise self._failure(str(error)) from error
+        except Exception as error:  # the border: ValueError for a region, AttributeError for a provider, and so on
+            raise self._failure(str(error) or type(error).__name__) from error
 
     def _failure(self, message: str) -> SwitchFailed:
         said = f"{self._declared.provider}: {' '.join(message.split())}"

@@ -4,18 +4,23 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx
 import pytest
 from msgspec import ValidationError, convert
 
 from edge.power.calls import ask, call
 from edge.power.drivers.build import BUILDERS
 from edge.power.drivers.command import CommandDriver
+from edge.power.drivers.http import HttpDriver
+from edge.power.drivers.libcloud import LibcloudDriver
 from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.power import Answer, Outcome, Provider, Verb
-from schemas.switch import CommandHost, HostDeclaration, WolHost
+from schemas.switch import CommandHost, HostDeclaration, HttpHost, LibcloudHost, WolHost
 from tests.broker import until
+from tests.contract.switches import NOW, SECRET
 
 FOR_EVER = "import time; time.sleep(600)"
 
@@ -107,6 +112,33 @@ async def test_without_a_state_program_the_switch_tells_nothing() -> None:
     assert await ask(driver(), 5) is Provider.UNKNOWN
 
 
+@pytest.mark.parametrize("url", ["http://[", "http://xn--/", "http://a:99999/"])
+async def test_a_url_that_nobody_can_ask_is_a_failure_that_names_it(url: str) -> None:
+    async with httpx.AsyncClient() as client:
+        declared = HttpHost(url=url, secret=SECRET)
+        http = HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "call-1")
+        assert await ask(http, 5) is Provider.UNKNOWN
+        answer = await call(http, Verb.START, "call-1", 5)
+    assert (answer.outcome, url in answer.why) == (Outcome.FAILED, True)
+
+
+@pytest.mark.parametrize(
+    ("declared", "why"),
+    [
+        ({"provider": "nonsense"}, "nonsense does not exist"),
+        ({"provider": "ec2", "options": {"region": "nowhere"}}, "Invalid region: nowhere"),
+    ],
+)
+async def test_a_mistake_that_only_the_cloud_knows_is_a_failure_that_names_it(
+    declared: dict[str, Any], why: str
+) -> None:
+    host = LibcloudHost(node="i-1", key_env="CLOUD_KEY", **declared)
+    cloud = LibcloudDriver(host, {"CLOUD_KEY": "key"})
+    assert await ask(cloud, 5) is Provider.UNKNOWN
+    answer = await call(cloud, Verb.START, "call-1", 5)
+    assert (answer.outcome, why in answer.why) == (Outcome.FAILED, True)
+
+
 def test_every_declaration_has_a_builder() -> None:
     assert {kind.__struct_config__.tag for kind in BUILDERS} == {"command", "http", "wol", "libcloud", "relay"}
 
@@ -122,6 +154,7 @@ def test_every_declaration_has_a_builder() -> None:
         ({"driver": "wol", "mac": "a4:bb"}, "regex"),
         ({"driver": "wol", "mac": "a4:bb:6d:00:11:22", "timezone": "Mars/Olympus"}, "time zone"),
         ({"driver": "http", "url": "http://x", "secret": "hush"}, "whsec_"),
+        ({"driver": "http", "url": "http://x", "secret": "whsec_abcde"}, "base64"),
         ({"driver": "magic"}, "magic"),
     ],
 )
