@@ -8,6 +8,7 @@ from anyio import sleep
 from bus.port import BusError
 from edge.services.repairs import STEPS, Step
 from edge.services.scene import Scene
+from edge.store.port import StoreError
 from schemas.errors import Refused
 from schemas.events import RecordUnreadable
 from schemas.lifecycle import IllegalTransition
@@ -15,7 +16,7 @@ from schemas.lifecycle import IllegalTransition
 PERIOD_S = 15.0
 
 # What one step may meet without keeping the others from their work; anything else is a bug and stays loud.
-_WEATHER = (BusError, Refused, RecordUnreadable, IllegalTransition)
+_WEATHER = (BusError, StoreError, Refused, RecordUnreadable, IllegalTransition)
 
 _log = structlog.get_logger()
 

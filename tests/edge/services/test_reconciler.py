@@ -3,10 +3,13 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from bus.port import Pointer, Unreachable
 from edge.services.reconciler import Reconciler
 from edge.services.repairs import STEPS
 from edge.services.scene import Scene
+from edge.store.port import StoreBroken
 from schemas import events as e
 from schemas.job import File, Job, Output
 from schemas.words import Priority, Status
@@ -193,9 +196,10 @@ async def test_files_that_nobody_ever_named_go_when_they_are_old(fake: FakeWorld
     assert await swept(fake) == {"sweep_trash": 1}
 
 
-async def test_one_step_that_fails_does_not_keep_the_others(fake: FakeWorld) -> None:
+@pytest.mark.parametrize("error", [Unreachable("away"), StoreBroken("the bucket is away")])
+async def test_one_step_that_fails_does_not_keep_the_others(fake: FakeWorld, error: Exception) -> None:
     async def broken(_: Scene) -> int:
-        raise Unreachable("away")
+        raise error
 
     job = await fake.submit()
     await fake.bus.queue.withdraw(job.pointer)
