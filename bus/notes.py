@@ -2,6 +2,7 @@
 
 import msgspec
 
+from schemas.events import RUBBISH
 from schemas.feed import Note
 
 encode = msgspec.json.encode
@@ -12,5 +13,5 @@ def readable(data: bytes) -> Note | None:
     """The note, None for what is none: a follower must not die of one bad message."""
     try:
         return _decoder.decode(data)
-    except msgspec.DecodeError:
+    except RUBBISH:
         return None

@@ -9,7 +9,7 @@ import anyio
 
 from bus.port import WOKEN_S, BusError, Conflict, Delivery, Lane
 from runner.adopt import Adopter, released
-from runner.ahead import fetch_ahead
+from runner.ahead import GIVEN_BACK_S, fetch_ahead
 from runner.attempt import Ticket
 from runner.catalogue import by_pool
 from runner.claims import UNSETTLED_S, Drop, Later, Ours, Start, Step, Theirs, judge
@@ -54,8 +54,12 @@ class Agent:
                 await self._life.outage.over()
                 await self._until_free()
                 delivery = await self._next()
-            if self._claiming and not self._idle.cancelled_caught and delivery is not None:
+            if self._idle.cancelled_caught or delivery is None:
+                continue
+            if self._claiming:
                 await self._consider(delivery)
+            else:  # it came with the word to stop: without an answer it would be nobody's for half a minute
+                await self._life.insist("give back", partial(delivery.later, GIVEN_BACK_S))
 
     async def _until_free(self) -> None:
         """Wait for a slot; meanwhile bring the next job's inputs here. What is not here by then comes with the job."""
@@ -75,7 +79,7 @@ class Agent:
                 await self._wake(pools)
 
     def stop(self) -> None:
-        """Take nothing more; what was taken is still considered."""
+        """Take nothing more; what was taken is given back."""
         self._claiming = False
         self._idle.cancel()
 

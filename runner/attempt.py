@@ -26,8 +26,8 @@ from runner.engines.port import (
     StartFailed,
 )
 from runner.journal import Diary
-from runner.life import Life
-from runner.outputs import has_answer
+from runner.life import Life, Stuck
+from runner.outputs import has_result
 from runner.reporter import Reporter
 from runner.spare import Spare, give
 from runner.staging import BadInput, stage, tell, timeouts
@@ -123,7 +123,7 @@ class Attempt:
             refused=refused,
             xid=self._ticket.holding.xid,
             said=said,
-            has_output=await anyio.to_thread.run_sync(has_answer, self.job_dir / "out"),
+            has_output=await anyio.to_thread.run_sync(has_result, self.job_dir / "out"),
         )
 
     async def _prepare(self) -> None:
@@ -184,8 +184,10 @@ class Attempt:
             return await self._life.engine.wait(handle)
         except NoSuchContainer:
             return None
+        except EngineGone:
+            raise
         except EngineError as error:
-            raise EngineGone(str(error)) from error
+            raise Stuck(str(error)) from error
 
     async def _stop_when_wanted(self, handle: str) -> None:
         await self._wanted.wait()
@@ -193,9 +195,9 @@ class Attempt:
         await self._life.steadily("stop", partial(self._life.engine.stop, handle, grace_s))
 
     async def _limit_execution(self) -> None:
-        """Counted from the container's start, also by the next life."""
+        """Counted from the container's start, also by the next life; a clock that was set back counts from now."""
         since = self._diary.now.started_at or self._life.now()
-        ran_s = (self._life.now() - since).total_seconds()
+        ran_s = max(0.0, (self._life.now() - since).total_seconds())
         await anyio.sleep(max(0.0, self._limits.execution_s - ran_s))
         await self.intend(Intent.EXECUTION_TIMEOUT)
 

@@ -69,7 +69,7 @@ class Execution:
         self._fence = Fence(life, job.key, job.round, job.claim)
         self._identity = ticket.identity(life)
         self._folder = life.jobs / self._identity.folder
-        self._diary = Diary(self._folder)
+        self._diary = Diary(self._folder, self._log)
         self._scope = anyio.CancelScope()
         self._look = anyio.Event()
         self._attempt: Attempt | None = None

@@ -14,6 +14,7 @@ import anyio.to_thread
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
+from structlog.typing import FilteringBoundLogger
 
 from runner.engines.port import Mark
 from runner.verdict import Intent
@@ -65,10 +66,15 @@ def write(folder: Path, journal: Journal) -> None:
 
 
 class Diary:
-    """The journal of a job that this life runs: what it says now, and the one way to change it."""
+    """The journal of a job that this life runs: what it says now, and the one way to change it.
 
-    def __init__(self, folder: Path) -> None:
+    A file that cannot be written is told in `log`, and no reason to give a job up: should this life end before the disk
+    has room, the next one reads some output again.
+    """
+
+    def __init__(self, folder: Path, log: FilteringBoundLogger) -> None:
         self._folder = folder
+        self._log = log
         self._lock = anyio.Lock()
         self.now = Journal()
 
@@ -77,11 +83,17 @@ class Diary:
         self.now = await anyio.to_thread.run_sync(read, self._folder)
 
     async def note(self, **changes: Any) -> None:
-        """Change fields of the journal; returns when the file says so."""
-        await self.note_and(_nothing, **changes)
+        """Change fields of the journal; returns when the file says so, or cannot."""
+        try:
+            await self.note_and(_nothing, **changes)
+        except OSError as error:
+            self._log.warning("journal not written", why=str(error))
 
     async def note_and(self, then: Callable[[], T], **changes: Any) -> T:
-        """The same, then `then` in the same thread: what must not be done before it is written down. Its answer."""
+        """The same, then `then` in the same thread: what must not be done before it is written down. Its answer.
+
+        Raises OSError when it cannot be written; `then` was not called.
+        """
         async with self._lock:
             self.now = replace(self.now, **changes)
             return await anyio.to_thread.run_sync(_write_and, self._folder, self.now, then)

@@ -47,9 +47,7 @@ class KeptLog:
         whole = self._folder / WHOLE
         with whole.open("wb") as file:
             for line in self._lines():
-                if not line.startswith(b"{") or not isinstance(
-                    read_line("stdout", line.rstrip(b"\n")), Progress | Ready
-                ):
+                if not _only_for_the_runner(line):
                     file.write(line)
         return whole
 

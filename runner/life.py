@@ -19,9 +19,15 @@ from schemas.job import Claim, Job
 
 T = TypeVar("T")
 
-# What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault. A record that cannot
-# be read is one job's trouble, so that one waits alone; the rest is everybody's.
+
+class Stuck(EngineGone):
+    """The engine is there, and does not do this for this container."""
+
+
+# What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault. ALONE is one job's
+# trouble, so that one waits alone; the rest is everybody's.
 AWAY = (Unreachable, StoreFull, Denied, RecordUnreadable, EdgeAway, EngineGone)
+ALONE = (RecordUnreadable, Stuck)
 
 
 class Outage:
@@ -99,7 +105,7 @@ class Life(Struct, frozen=True, kw_only=True):
                 except AWAY as error:
                     if not wait:
                         self.log.warning("waiting", what=what, why=str(error))
-                    waits(not isinstance(error, RecordUnreadable))
+                    waits(not isinstance(error, ALONE))
                 wait = min(wait * 2, self.pace.retry_most_s) or self.pace.retry_least_s
                 await anyio.sleep(wait)
 
@@ -109,7 +115,9 @@ class Life(Struct, frozen=True, kw_only=True):
         async def once() -> T:
             try:
                 return await ask()
+            except EngineGone:
+                raise
             except EngineError as error:
-                raise EngineGone(str(error)) from error
+                raise Stuck(str(error)) from error
 
         return await self.insist(what, once)

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from schemas.asset import safe_name
 from schemas.container import OUTPUT_FILE, PART_PREFIX
-from schemas.job import OUTPUT_DATA_BYTES
+from schemas.events import RUBBISH
+from schemas.job import DEPTH, OUTPUT_DATA_BYTES, too_deep
 
 MOST_FILES = 1000  # more could not be recorded
 
@@ -28,7 +29,7 @@ class OutputRefused(Exception):
 
 
 class Found(Struct, frozen=True):
-    """What is there: the object the image answered, and the paths of the files beside it, by name."""
+    """What is there: the object the image answered, if it did, and the paths of the files beside it, by name."""
 
     data: dict[str, Any]
     files: tuple[Path, ...]
@@ -37,9 +38,12 @@ class Found(Struct, frozen=True):
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def has_answer(out: Path) -> bool:
-    """Whether out/output.json is there at all."""
-    return os.path.lexists(out / OUTPUT_FILE)
+def has_result(out: Path) -> bool:
+    """Whether anything finished lies in `out`; what else than a folder stands there is for `collect` to refuse."""
+    try:
+        return any(map(_finished, os.listdir(out)))  # noqa: PTH208 - names are wanted
+    except OSError:
+        return os.path.lexists(out)
 
 
 def collect(out: Path) -> Found:
@@ -49,15 +53,19 @@ def collect(out: Path) -> Found:
     except OSError as error:
         raise OutputRefused("output_invalid", f"out/ is no folder any more: {error.strerror}") from error
     try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith(PART_PREFIX))  # noqa: PTH208 - by descriptor
+        names = sorted(filter(_finished, os.listdir(folder)))  # noqa: PTH208 - by descriptor
         if len(names) > MOST_FILES:
             raise OutputRefused("output_too_large", f"{len(names)} files in out/, {MOST_FILES} are the most")
         for name in names:
             _check(folder, name)
         files = tuple(out / name for name in names if name != OUTPUT_FILE)
-        return Found(_answer(folder), files)
+        return Found(_answer(folder) if OUTPUT_FILE in names else {}, files)
     finally:
         os.close(folder)
+
+
+def _finished(name: str) -> bool:
+    return not name.startswith(PART_PREFIX)
 
 
 def _check(folder: int, name: str) -> None:
@@ -66,6 +74,10 @@ def _check(folder: int, name: str) -> None:
         raise OutputRefused("output_invalid", f"out/{name!r} is no regular file: write plain files into out/")
     if safe_name(name) != name:
         raise OutputRefused("output_invalid", f"out/{name!r} has no safe name: use letters, digits, dots and dashes")
+    try:
+        os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder))
+    except OSError as error:
+        raise OutputRefused("output_invalid", f"out/{name!r} cannot be read: {error.strerror}") from error
 
 
 def _answer(folder: int) -> dict[str, Any]:
@@ -75,6 +87,9 @@ def _answer(folder: int) -> dict[str, Any]:
     if len(text) > OUTPUT_DATA_BYTES:
         raise OutputRefused("output_too_large", f"output.json is over {OUTPUT_DATA_BYTES} bytes: put it into a file")
     try:
-        return _decode(text)
-    except msgspec.DecodeError as error:
+        answer = _decode(text)
+    except RUBBISH as error:
         raise OutputRefused("output_invalid", f"output.json is no JSON object: {error}") from error
+    if too_deep(answer):
+        raise OutputRefused("output_invalid", f"output.json is nested deeper than {DEPTH} levels: put it into a file")
+    return answer

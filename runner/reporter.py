@@ -1,7 +1,7 @@
 """A job's output on its way out: read in chunks, kept on disk, thinned, written down, published. Never gathered.
 
 What has been said survives the runner: see `runner.journal`. While the broker is away reading stops, the engine keeps
-the output, and the job does not count as stalled.
+the output, and the job does not count as stalled. A disk that takes no log costs the log, never the job.
 """
 
 from contextlib import aclosing
@@ -34,6 +34,7 @@ class Reporter:
         self._said = journal.said
         self._offset = journal.mark.offset if journal.mark else 0
         self._kept = KeptLog(folder, self._offset)
+        self._unkept = False
         self._parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
         said = Said(journal.log_offset, journal.progress_offset, journal.log_bytes)
         self._coalescer = Coalescer(job.round, job.attempt, said)
@@ -78,12 +79,19 @@ class Reporter:
         return self._said
 
     async def keep(self) -> Path | None:
-        """The log to keep, as one file; None when nothing was printed."""
-        return await anyio.to_thread.run_sync(self._kept.assemble)
+        """The log to keep, as one file; None when nothing was printed, or the disk does not take it."""
+        try:
+            return await anyio.to_thread.run_sync(self._kept.assemble)
+        except OSError as error:
+            self._cannot_keep(error)
+            return None
 
     async def _take(self, chunk: Chunk) -> None:
         start = chunk.mark.offset - len(chunk.data)
-        await anyio.to_thread.run_sync(self._kept.write, chunk.data, start)
+        try:
+            await anyio.to_thread.run_sync(self._kept.write, chunk.data, start)
+        except OSError as error:
+            self._cannot_keep(error)
         if not self._only_noise(chunk):
             for parsed in self._parsers[chunk.stream].feed(chunk.data, start):
                 self._hear(parsed)
@@ -92,6 +100,12 @@ class Reporter:
         self._offset = chunk.mark.offset
         if all(parser.at_line_start for parser in self._parsers.values()):
             self._mark = chunk.mark
+
+    def _cannot_keep(self, error: OSError) -> None:
+        """Told once: every chunk meets the same disk."""
+        if not self._unkept:
+            self._unkept = True
+            self._life.log_of(self._job).warning("log not kept", why=str(error))
 
     def _only_noise(self, chunk: Chunk) -> bool:
         """Whether whole lines came that nobody will be told: a flood must not cost the runner its time."""

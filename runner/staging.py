@@ -14,6 +14,8 @@ from schemas.container import JOB_FILE, JobFile, JobTimeouts
 from schemas.endpoint import Endpoint
 from schemas.job import Job
 
+LONGEST_S = 30 * 86400.0  # of input; what a client names may be any number
+
 
 class BadInput(Exception):
     """The input cannot be staged, whoever tries: the message says why."""
@@ -23,8 +25,8 @@ def timeouts(job: Job, endpoint: Endpoint) -> JobTimeouts:
     """Seconds: what the policy says, else base_s + per_input_s x the seconds of input that the job names."""
     limits = endpoint.timeouts
     named = job.input.get(endpoint.input_seconds) if endpoint.input_seconds else None
-    length = float(named) if isinstance(named, int | float) else 0.0
-    by_input = limits.base_s + limits.per_input_s * max(0.0, length)
+    length = min(max(0.0, named), LONGEST_S) if isinstance(named, int | float) else 0.0
+    by_input = limits.base_s + limits.per_input_s * length
     return JobTimeouts(job.policy.execution_timeout_s or by_input, job.policy.stall_timeout_s)
 
 
@@ -34,10 +36,12 @@ def named(fields: list[AssetField], suffixes: Mapping[str, str]) -> Mapping[str,
     names: dict[str, str] = {}
     taken: Counter[str] = Counter()
     for field in fields:
-        stem = safe_name(field.name)
-        taken[stem] += 1
-        number = f"-{taken[stem]}" if taken[stem] > 1 else ""
-        names[field.path] = f"{stem}{number}{suffixes.get(field.value, '')}"
+        stem = free = safe_name(field.name)
+        while free in taken:
+            taken[stem] += 1
+            free = f"{stem}-{taken[stem]}"
+        taken[free] = 1
+        names[field.path] = f"{free}{suffixes.get(field.value, '')}"
     return names
 
 

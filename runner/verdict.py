@@ -28,7 +28,7 @@ class Intent(StrEnum):
 class Facts(Struct, frozen=True, kw_only=True):
     """All that is known. `refused`: the container did not start; `xid`: the first card fault during the run.
 
-    `exit` is None when nothing ran to an end; `said` is the last error line; `has_output`: out/output.json is there.
+    `exit` is None when nothing ran to an end; `said` is the last error line; `has_output`: something lies in out/.
     """
 
     intent: Intent | None = None
@@ -119,7 +119,7 @@ def _silent(facts: Facts) -> Verdict | None:
     if facts.has_output:
         return None
     because = f": {facts.said.message}" if facts.said else ""
-    return failed("output_missing", f"the job exited with 0 and left no output.json{because}")
+    return failed("output_missing", f"the job exited with 0 and left nothing in out/{because}")
 
 
 def _done(_: Facts) -> Verdict | None:

@@ -17,6 +17,7 @@ Stream = Literal["stdout", "stderr"]
 MAX_LINE = 65_536  # bytes of one line; what is longer is cut and never read as a message
 MAX_WORD = 200  # characters of a stage, a metric's name, a unit
 MAX_MESSAGE = 4_000  # characters of an error's message
+MAX_COUNT = 2**53  # of done and total: what every reader of JSON takes as an integer
 
 JOB_FILE = "job.json"
 OUTPUT_FILE = "output.json"  # in out/: the job's `output.data`, an object
@@ -69,7 +70,7 @@ class ErrorLine(Struct, frozen=True, tag="error"):
     """Why the job is about to fail; the exit code says what follows from it."""
 
     code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}(?![\s\S])")]
-    message: str
+    message: str = ""
 
 
 class Log(Struct, frozen=True):
@@ -127,7 +128,7 @@ _decode = msgspec.json.Decoder(Ready | _Progress | Metric | ErrorLine).decode
 
 
 def _count(value: float | None) -> int | None:
-    return None if value is None else max(0, int(value))
+    return None if value is None else min(max(0, int(value)), MAX_COUNT)
 
 
 def _progress(said: _Progress) -> Progress | None:
@@ -148,17 +149,21 @@ _TIDY: Mapping[type, Callable[[Any], Message | None]] = {_Progress: _progress, E
 
 
 def read_line(stream: Stream, line: bytes) -> Message:
-    """What one line without its newline says. Never fails: what is no message is Log."""
+    """What one line without its newline says. Never fails: what is no message is Log.
+
+    Bytes that are no UTF-8 are replaced: an error in another encoding keeps its code.
+    """
+    text = line.decode(errors="replace")
     if stream == "stdout" and line.lstrip().startswith(b"{"):
         try:
-            said = _decode(line)
-        except msgspec.MsgspecError:
+            said = _decode(text)
+        except (msgspec.MsgspecError, RecursionError):  # deeply nested brackets
             said = None
         tidy = _TIDY.get(type(said))
         message = tidy(said) if tidy else said
         if message is not None:
             return message
-    return Log(stream, line.decode(errors="replace").rstrip("\r"))
+    return Log(stream, text.rstrip("\r"))
 
 
 class LineParser:

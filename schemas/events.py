@@ -147,6 +147,9 @@ class RecordUnreadable(ValueError):
     """The bytes in STATE are no record. The caller decides; nothing is guessed."""
 
 
+# What msgspec raises for bytes that are no record: no JSON, no UTF-8 inside a text, brackets nested without end.
+RUBBISH = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _strict = msgspec.json.Decoder(_Strict)
 _tolerant = msgspec.json.Decoder(_Tolerant)
 
@@ -163,11 +166,11 @@ def decode(data: bytes) -> Recorded:
         return Recorded(known.at, known.event, known.job)
     except msgspec.ValidationError:
         pass  # perhaps a fact of a newer writer: the second reading tells
-    except msgspec.DecodeError as error:
+    except RUBBISH as error:
         raise RecordUnreadable(str(error)) from error
     try:
         newer = _tolerant.decode(data)
-    except msgspec.DecodeError as error:
+    except RUBBISH as error:
         raise RecordUnreadable(str(error)) from error
     return Recorded(newer.at, newer.event, newer.job)
 

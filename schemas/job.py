@@ -17,6 +17,7 @@ Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
 INPUT_BYTES = 64 * 1024  # `input`, as JSON; larger things are assets
 OUTPUT_DATA_BYTES = 256 * 1024  # `output.data`, as JSON
+DEPTH = 64  # lists and objects in one another, in either of them
 TRACE_CHARACTERS = 128
 RECORD_BYTES = 512 * 1024  # one Recorded, as JSON; the broker's max_payload is 2 MB
 
@@ -101,6 +102,17 @@ def request_digest(body: dict[str, Any]) -> str:
     """
     meant = {name: value for name, value in body.items() if name != "trace_id"}
     return hashlib.sha256(msgspec.json.encode(meant, order="sorted")).hexdigest()
+
+
+def too_deep(given: Any) -> bool:
+    """Whether `given` is nested deeper than DEPTH. Whoever walks or decodes a record does so by recursion."""
+    level = [given]
+    for _ in range(DEPTH + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [value for values in inner for value in values]
+        if not level:
+            return False
+    return True
 
 
 class Fetch(Struct, frozen=True):

@@ -13,7 +13,7 @@ from edge.outbound.targets import IS_URL
 from schemas.asset import InvalidDigest, asset_fields, parse
 from schemas.endpoint import Endpoint
 from schemas.errors import FieldError, Refused
-from schemas.job import INPUT_BYTES, Fetch
+from schemas.job import DEPTH, INPUT_BYTES, Fetch, too_deep
 
 MAX_ERRORS = 20
 _MESSAGE = 300  # characters; jsonschema quotes the value, which may be all of the input
@@ -55,6 +55,8 @@ def check_input(endpoint: Endpoint, given: dict[str, Any]) -> Given:
 
     Raises Refused `input_invalid` with a FieldError for each fault, at most MAX_ERRORS of them.
     """
+    if too_deep(given):
+        raise invalid(FieldError("$.input", f"nested deeper than {DEPTH} levels: move data into assets"))
     size = len(msgspec.json.encode(given))
     if size > INPUT_BYTES:
         raise invalid(FieldError("$.input", f"{size} bytes of JSON, at most {INPUT_BYTES}: move data into assets"))

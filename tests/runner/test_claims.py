@@ -9,7 +9,7 @@ from bus.port import Entry
 from runner.catalogue import by_pool, load
 from runner.claims import Drop, Later, Ours, Start, Step, Theirs, judge
 from runner.slots import Slots
-from runner.staging import named, timeouts, with_names
+from runner.staging import LONGEST_S, named, timeouts, with_names
 from schemas.asset import asset_fields
 from schemas.container import JobTimeouts
 from schemas.endpoint import Endpoint, EndpointInvalid, Timeouts
@@ -119,10 +119,18 @@ def test_asset_fields_become_file_names() -> None:
     }
 
 
+def test_a_field_that_is_called_as_another_one_is_numbered_has_a_file_of_its_own() -> None:
+    schema = {"properties": {"clip": {"items": {"format": "asset"}}, "clip-2": {"format": "asset"}}}
+    fields = asset_fields(schema, {"clip": ["sha256:a", "sha256:b"], "clip-2": "sha256:c"})
+    assert list(named(fields, {}).values()) == ["clip", "clip-2", "clip-2-2"]
+
+
 LIMITS = [
     (Policy(), {}, JobTimeouts(100.0, 180.0)),
     (Policy(), {"length": 30}, JobTimeouts(160.0, 180.0)),
     (Policy(), {"length": "long"}, JobTimeouts(100.0, 180.0)),
+    (Policy(), {"length": -30}, JobTimeouts(100.0, 180.0)),
+    (Policy(), {"length": 10**400}, JobTimeouts(100.0 + 2 * LONGEST_S, 180.0)),
     (Policy(execution_timeout_s=5.0, stall_timeout_s=7.0), {"length": 30}, JobTimeouts(5.0, 7.0)),
 ]
 

@@ -1,24 +1,27 @@
 """What a job leaves on the host's disk: the kept log, the journal, out/."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hypothesis.strategies as st
 import pytest
+import structlog
 from hypothesis import given
 
 from runner import journal
 from runner.engines.port import Mark
 from runner.journal import Diary, Journal
 from runner.keptlog import KeptLog
-from runner.outputs import OutputRefused, collect, has_answer
+from runner.outputs import Found, OutputRefused, collect, has_result
 from runner.verdict import Intent
 from schemas.container import ErrorLine
 from schemas.feed import LogNote, Place
-from schemas.job import OUTPUT_DATA_BYTES
+from schemas.job import DEPTH, OUTPUT_DATA_BYTES
 
+NOBODY = 65534
 LINES = st.lists(st.sampled_from([b"a\n", b"bb\n", b"ccc\n", b"\n", b"long line of output\n"]), max_size=30)
 
 
@@ -84,11 +87,20 @@ def test_a_journal_that_cannot_be_read_is_blank(tmp_path: Path, rubbish: bytes) 
 
 
 async def test_a_diary_keeps_what_others_noted(tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "new")
+    diary = Diary(tmp_path / "new", structlog.get_logger("test"))
     await diary.open()
     await diary.note(log_offset=3)
     await diary.note(intent=Intent.CANCEL)
     assert journal.read(tmp_path / "new") == Journal(log_offset=3, intent=Intent.CANCEL)
+
+
+async def test_a_journal_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+    diary = Diary(tmp_path, structlog.get_logger("test"))
+    (tmp_path / journal.FILE).mkdir()
+    await diary.note(intent=Intent.CANCEL)
+    assert diary.now.intent is Intent.CANCEL
+    with pytest.raises(OSError, match="directory"):
+        await diary.note_and(lambda: None, log_offset=3)
 
 
 @pytest.fixture
@@ -135,6 +147,18 @@ def _list(folder: Path) -> None:
     (folder / "output.json").write_text("[]")
 
 
+def _not_utf8(folder: Path) -> None:
+    (folder / "output.json").write_bytes(b'{"text": "\xce\xde"}')
+
+
+def _nested(folder: Path) -> None:
+    (folder / "output.json").write_text('{"a": ' + "[" * DEPTH + "0" + "]" * DEPTH + "}")
+
+
+def _endless(folder: Path) -> None:
+    (folder / "output.json").write_text('{"a": ' + "[" * 100_000)
+
+
 def _large(folder: Path) -> None:
     (folder / "output.json").write_text('"' + "x" * OUTPUT_DATA_BYTES + '"')
 
@@ -152,6 +176,9 @@ REFUSED = [
     (_evil_name, "output_invalid"),
     (_dashed, "output_invalid"),
     (_list, "output_invalid"),
+    (_not_utf8, "output_invalid"),
+    (_nested, "output_invalid"),
+    (_endless, "output_invalid"),
     (_large, "output_too_large"),
     (_many, "output_too_large"),
 ]
@@ -172,9 +199,40 @@ def test_an_out_that_leads_elsewhere_is_refused(folder: Path) -> None:
         collect(folder / "out")
 
 
+def test_files_are_a_result_without_an_answer(folder: Path) -> None:
+    (folder / "output.json").unlink()
+    (folder / ".part-a.mp4").write_text("half")
+    assert not has_result(folder)
+    (folder / "a.mp4").write_text("whole")
+    assert has_result(folder)
+    assert collect(folder) == Found({}, (folder / "a.mp4",))
+
+
+@pytest.fixture
+def forbidden() -> Iterator[Path]:
+    """A folder of nobody's, and nobody is who looks: to root every file is readable."""
+    with TemporaryDirectory(dir="/tmp") as made:
+        folder, me = Path(made), os.geteuid()
+        if me == 0:
+            os.chown(folder, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield folder
+        finally:
+            os.seteuid(me)
+
+
+@pytest.mark.parametrize("name", ["output.json", "a.mp4"])
+def test_a_file_that_cannot_be_read_is_refused(forbidden: Path, name: str) -> None:
+    (forbidden / name).write_text("{}")
+    (forbidden / name).chmod(0)
+    with pytest.raises(OutputRefused, match="cannot be read"):
+        collect(forbidden)
+
+
 def test_an_answer_that_is_a_dangling_link_is_there_and_refused(folder: Path) -> None:
     (folder / "output.json").unlink()
     (folder / "output.json").symlink_to("nowhere")
-    assert has_answer(folder)
+    assert has_result(folder)
     with pytest.raises(OutputRefused):
         collect(folder)

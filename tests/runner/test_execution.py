@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -12,6 +13,7 @@ from schemas.events import Released
 from schemas.feed import LogEnd, ProgressNote
 from schemas.job import OUTPUT_DATA_BYTES, Policy
 from schemas.words import Status
+from tests.broker import until
 from tests.runner.world import World, out, within
 
 
@@ -83,7 +85,21 @@ async def links_away(box: Box) -> int:
     return 0
 
 
+async def says_it_in_gbk(box: Box) -> int:
+    box.write('{"type":"error","code":"no_face","message":"没有人脸"}\n'.encode("gbk"))
+    return 65
+
+
+async def nests(box: Box) -> int:
+    box.write(b'{"type":"progress","fraction":' + b"[" * 60_000 + b"\n")
+    out(box)
+    (box.spec.job_dir / "out" / "output.json").write_text('{"a":' + "[" * 500 + "]" * 500 + "}")
+    return 0
+
+
 FAILING = [
+    (says_it_in_gbk, "no_face"),
+    (nests, "output_invalid"),
     (says_no_face, "no_face"),
     (crashes, "internal"),
     (runs_out, "out_of_memory"),
@@ -105,6 +121,40 @@ async def test_a_failure_is_told_by_its_code(world: World, program: Program, cod
     assert job.error is not None
     assert job.error.code == code
     assert job.output is None
+
+
+async def test_files_alone_are_a_result(world: World) -> None:
+    async def only_a_file(box: Box) -> int:
+        (box.spec.job_dir / "out" / "made.txt").write_bytes(b"made")
+        return 0
+
+    world.programs["plain"] = only_a_file
+    key = await world.submit("plain")
+    async with world.life():
+        job = await world.ended(key)
+    assert job.output is not None
+    assert ([file.name for file in job.output.files], job.output.data) == (["made.txt"], {})
+
+
+async def test_a_disk_that_takes_no_log_and_no_journal_costs_the_log(world: World) -> None:
+    async def on_a_bad_disk(box: Box) -> int:
+        beside = box.spec.job_dir.parent
+        (beside / "log.head").mkdir()
+        await until(anyio.Path(beside / "journal.json").exists)
+        (beside / "journal.json").unlink()
+        (beside / "journal.json").mkdir()
+        box.write(b"said anyway\n")
+        out(box, {"made.txt": b"made"})
+        return 0
+
+    world.programs["spoilt"] = on_a_bad_disk
+    key = await world.submit("spoilt")
+    async with world.life():
+        job = await world.ended(key)
+        await world.cleared()
+    assert (job.status, job.log) == (Status.SUCCEEDED, None)
+    assert await world.said(key) == "said anyway\n"
+    assert await world.facts(key) == ["Submitted", "Started", "Succeeded"]
 
 
 async def test_a_retryable_failure_waits_and_starts_again(world: World) -> None:

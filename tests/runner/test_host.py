@@ -7,10 +7,12 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from bus.port import Delivery
+from runner.agent import Agent
 from runner.cards import Cards
 from runner.catalogue import Kind
 from runner.engines.memory import Box
-from runner.engines.port import StartFailed
+from runner.engines.port import EngineError, StartFailed
 from runner.gpu.memory import MemoryGpus
 from runner.gpu.placement import Placed, Refused
 from runner.settings import GpuSettings
@@ -47,6 +49,48 @@ async def test_a_host_says_that_it_is_there_and_what_it_runs(world: World) -> No
     assert (row.value.running[0].owner, row.value.running[0].id) == key
     assert offer is not None
     assert {endpoint.name for endpoint in offer.value.endpoints} == {"well", "waits"}
+
+
+async def test_a_container_that_cannot_be_removed_stops_nobody_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker says "device or resource busy" of one container for as long as something on the host holds its files."""
+    first, second = await world.submit("well", "j1"), await world.submit("well", "j2")
+    async with world.life() as running:
+        remove, tried = running.engine.remove, list[str]()
+
+        async def busy(handle: str) -> None:
+            tried.append(handle)
+            if handle == tried[0]:
+                raise EngineError("device or resource busy")
+            await remove(handle)
+
+        monkeypatch.setattr(running.engine, "remove", busy)
+        assert (await world.ended(first)).status is Status.SUCCEEDED
+        assert (await world.ended(second)).status is Status.SUCCEEDED
+
+        async def tried_again() -> bool:
+            return tried.count(tried[0]) > 1
+
+        await until(tried_again)
+
+
+async def test_what_comes_with_the_word_to_stop_is_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody would be offered it for the half minute in which it is thought to be in our hands."""
+    next_one, stopped = Agent._next, list[Agent]()
+
+    async def with_the_word(agent: Agent) -> Delivery | None:
+        delivery = await next_one(agent)
+        if delivery is not None and not stopped:
+            stopped.append(agent)
+            agent.stop()
+        return delivery
+
+    monkeypatch.setattr(Agent, "_next", with_the_word)
+    key = await world.submit("well")
+    async with world.life("i1"), world.life("i2", host="gpu-2"):
+        assert (await world.ended(key)).status is Status.SUCCEEDED
+    assert len(stopped) == 1
 
 
 async def test_an_offer_is_written_once_while_it_says_the_same(world: World) -> None:

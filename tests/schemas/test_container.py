@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.container import (
     EXIT_FAILURES,
+    MAX_COUNT,
     MAX_LINE,
     MAX_MESSAGE,
     MAX_WORD,
@@ -37,6 +38,10 @@ SPELLED = {
     b'  {"type":"metric","name":"fps","value":24.5,"unit":"1/s"}\r': Metric("fps", 24.5, "1/s"),
     b'{"type":"metric","name":"frames","value":3,"new":1}': Metric("frames", 3.0),
     b'{"type":"error","code":"no_face","message":"no face in frame 0"}': ErrorLine("no_face", "no face in frame 0"),
+    b'{"type":"error","code":"no_face"}': ErrorLine("no_face", ""),
+    b'{"type":"error","code":"no_face","message":"\xc3\xbb"}': ErrorLine("no_face", "\u00fb"),
+    b'{"type":"error","code":"no_face","message":"\xce\xde"}': ErrorLine("no_face", "\ufffd\ufffd"),  # GBK
+    b'{"type":"progress","fraction":0,"done":1e300}': Progress(0.0, None, MAX_COUNT),
 }
 LOGS = [
     b"hello",
@@ -56,6 +61,8 @@ LOGS = [
     b'{"type":"result"}',
     b'{"fraction":0.5}',
     b'{"type":"ready"}{"type":"ready"}',
+    b'{"type":"progress","fraction":0.5,"more":' + b"[" * 60_000,
+    b'{"type":"\xff"}',
     b"\xff\xfe{",
 ]
 

@@ -83,7 +83,11 @@ def test_a_fact_of_a_newer_writer_is_shown_and_the_job_still_counts():
 NO_JOB = b'{"at":"2026-11-21T12:00:00Z","event":{"type":"queued"},"job":{}}'
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b"\xff", b'{"at":1}', NO_JOB])
+NO_TEXT = b'{"at":"2026-11-21T12:00:00Z","event":{"type":"queued"},"job":{"id":"\xff"}}'
+NESTED = b'{"at":"2026-11-21T12:00:00Z","event":{"type":"queued"},"job":{"input":{"a":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b"\xff", b'{"at":1}', NO_JOB, NO_TEXT, NESTED])
 def test_rubbish_in_a_record_is_named_and_nothing_is_guessed(rubbish):
     with pytest.raises(RecordUnreadable):
         decode(rubbish)

@@ -107,6 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadJob("bad_job", f"{path.name} cannot be read: {error}") from error
-    if not isinstance(said, dict) or not isinstance(said.get("input"), dict) or "id" not in said:
+    named = isinstance(said, dict) and {"id", "endpoint"} <= said.keys()
+    if not named or not isinstance(said.get("input"), dict):
         raise BadJob("bad_job", f"{path.name} is no job: it needs id, endpoint and input")
     return said

@@ -12,7 +12,7 @@ from edge.services.inputs import check_input
 from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.errors import FieldError, Refused
 from schemas.host import Offer
-from schemas.job import Fetch
+from schemas.job import DEPTH, Fetch
 from schemas.words import Priority
 from tests.edge.services.world import ASSET, ECHO, START, FakeWorld
 
@@ -86,6 +86,14 @@ def test_defaults_are_filled_at_every_level() -> None:
     given = {"in": {}, "list": [{}, {"n": 5}]}
     assert checked(schema, given)[0] == {"a": 1, "in": {"n": 2}, "list": [{"n": 2}, {"n": 5}]}
     assert given == {"in": {}, "list": [{}, {"n": 5}]}
+
+
+def test_what_nobody_could_walk_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(DEPTH - 1):
+        deep = [deep]
+    assert checked({}, {"a": deep})[0] == {"a": deep}
+    assert "nested deeper" in faults({}, {"a": [deep]})[0].message
 
 
 def test_every_digest_is_found_once() -> None:

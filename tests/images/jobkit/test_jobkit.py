@@ -96,7 +96,7 @@ def test_load_that_fails_is_the_models_fault_unless_it_is_the_cards(tmp_path: Pa
     assert run(tmp_path, code.format("RuntimeError('no CUDA-capable device is detected')"))[0] == 69
 
 
-@pytest.mark.parametrize("text", [None, "no json", "[]", '{"id": "x"}'])
+@pytest.mark.parametrize("text", [None, "no json", "[]", '{"id": "x"}', '{"id": "x", "input": {}}'])
 def test_a_job_that_cannot_be_read_is_a_bad_job(tmp_path: Path, text: str | None) -> None:
     make_job(tmp_path, {})
     (tmp_path / "job.json").unlink() if text is None else (tmp_path / "job.json").write_text(text)
