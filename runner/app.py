@@ -40,6 +40,7 @@ from runner.membership import Removed, until_removed
 from runner.settings import RunnerSettings
 from runner.slots import MIB, Slots
 
+BESIDE = 32  # containers that are followed and run no job: they wait for one, or try a card
 JOBKIT = Path(__file__).resolve().parents[1] / "images" / "jobkit"
 DOCKER = "unix:///var/run/docker.sock"
 PROBE_S = 20.0
@@ -174,19 +175,27 @@ async def _bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIter
 async def _engine(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Engine]:
     """The engine asked for; with `auto` Docker where it answers, else processes."""
     if settings.engine != "process":
-        address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER
-        url = address if "://" in address else f"unix://{address}"
-        async with DockerEngine(DockerSettings(base_url=url)) as docker:
+        chosen = docker_settings(settings)
+        async with DockerEngine(chosen) as docker:
             why = await _silent(docker, log)
             if why is None:
                 yield docker
                 return
         if settings.engine == "docker":
-            raise CannotServe(f"no Docker engine answers at {url} ({why}): start it, or set engine = process")
+            raise CannotServe(
+                f"no Docker engine answers at {chosen.base_url} ({why}): start it, or set engine = process"
+            )
         log.info("no docker", why=why)
     async with ProcessEngine(settings.data.resolve() / "processes", JOBKIT) as processes:
         await _silent(processes, log)
         yield processes
+
+
+def docker_settings(settings: RunnerSettings) -> DockerSettings:
+    """Where the Docker engine is, with room for as many containers as there are slots."""
+    address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER
+    url = address if "://" in address else f"unix://{address}"
+    return DockerSettings(base_url=url, streams=settings.slots + BESIDE)
 
 
 async def _silent(engine: Engine, log: FilteringBoundLogger) -> str | None:

@@ -16,6 +16,7 @@ from runner.adopt import attempt_of, claimed, folders
 from runner.engines.port import NO_JOB, EngineError
 from runner.idleness import Idleness
 from runner.life import Life
+from runner.poweroff import power_off
 from runner.settings import DeadManSettings
 from schemas.power import UsedBy
 
@@ -62,7 +63,7 @@ class DeadMan:
             since = alone_since(since, await self.look(), self._rules, anyio.current_time())
             if due(since, self._rules, anyio.current_time()):
                 self._life.log.warning("dead_man", program=poweroff[0], silent_s=self._rules.after_s)
-                await anyio.run_process(list(poweroff), check=False, start_new_session=True)
+                await power_off(poweroff, self._life.log)
                 since = None
             await anyio.sleep(self._life.pace.presence_s)
 

@@ -10,6 +10,7 @@ import anyio
 
 from bus.port import BusError
 from runner.life import Life
+from runner.poweroff import power_off
 from runner.readiness import Readiness
 from schemas.power import PowerRecord, PowerState
 
@@ -30,7 +31,7 @@ class Orders:
             order = await self.obey()
             if order is not None and poweroff and _go_dark(order) and empty():
                 self._life.log.warning("powering_off", program=poweroff[0])
-                await anyio.run_process(list(poweroff), check=False, start_new_session=True)
+                await power_off(poweroff, self._life.log)
             await anyio.sleep(self._life.pace.presence_s)
 
     async def obey(self) -> PowerRecord | None:

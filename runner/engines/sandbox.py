@@ -43,6 +43,7 @@ def container_config(spec: Spec, user: str, injection: Injection) -> dict[str, A
         "Labels": labels(spec.identity),
         **({"Entrypoint": [*spec.instead], "Cmd": []} if spec.instead else {}),
         "NetworkDisabled": True,
+        "StopSignal": "SIGTERM",  # whatever the image says: the contract's word for "stop"
         "HostConfig": {**_hardening(spec), **_limits(spec), **devices, "Mounts": _mounts(spec)},
     }
 

@@ -53,6 +53,16 @@ async def test_what_runs_goes_on_while_the_host_is_put_out(world: World) -> None
         assert (await world.job(key)).status is Status.RUNNING
 
 
+@pytest.mark.parametrize("program", [("/no/such/program",), ("false",)])
+async def test_a_program_that_switches_nothing_off_ends_no_runner(world: World, program: tuple[str, ...]) -> None:
+    world.poweroff = program
+    await order(world, PowerState.STOPPING, own_poweroff=True)
+    async with world.life():
+        await until(lambda: draining(world))
+        await order(world, PowerState.ONLINE)
+        assert (await world.ended(await world.submit("well"))).status is Status.SUCCEEDED
+
+
 async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: World, tmp_path: Path) -> None:
     dark = tmp_path / "dark"
     world.poweroff = ("touch", str(dark))

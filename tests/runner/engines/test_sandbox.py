@@ -27,6 +27,7 @@ def test_the_whole_request() -> None:
         "Image": "x",
         "User": "1:2",
         "NetworkDisabled": True,
+        "StopSignal": "SIGTERM",
         "Labels": {
             "lamplighter.installation": "i",
             "lamplighter.host": "h",
