@@ -17,11 +17,12 @@ import anyio.to_thread
 from lamplighter import things, wire
 from lamplighter.aio_connection import AsyncConnection
 from lamplighter.batches import Batch, batch
-from lamplighter.errors import Unreachable
+from lamplighter.errors import Busy, Unreachable
 from lamplighter.shared import (
     LONG_POLL_S,
     RECONNECT_AFTER_S,
     Following,
+    Patience,
     asked,
     local_files,
     meant,
@@ -79,22 +80,31 @@ class AsyncClient(AsyncConnection):
         files = local_files(given)
         if not named_as_text(given, files):
             return files
-        return meant(given, files, (await self.call(wire.fetch(f"/v1/endpoints/{endpoint}")))["input"])
+        return meant(given, files, (await self.call(things.endpoint(endpoint)))["input"])
 
     async def wait(self, job_id: str) -> JobView:
-        """The job once it has ended; raises JobFailed unless it succeeded.
+        """As `Client.wait`.
 
         >>> job = await client.submit("echo", text="hello")
         >>> (await client.wait(job.id)).output.data
         {'text': 'hello'}
         """
-        job = await self.call(wire.job(job_id))
+        job, patience = await self.call(wire.job(job_id)), Patience()
         while job.status not in FINAL:
-            job = await self.call(wire.job(job_id, LONG_POLL_S))
+            patience.heard()
+            job = await self._changed(job, patience)
         return successful(job)
 
+    async def _changed(self, job: JobView, patience: Patience) -> JobView:
+        while True:
+            try:
+                return await self.call(wire.job(job.id, LONG_POLL_S))
+            except (Busy, Unreachable) as error:
+                patience.spend(error)
+                await anyio.sleep(RECONNECT_AFTER_S)
+
     async def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[wire.Event]:
-        """What the job says, until its end; resumes behind the last event when the connection breaks.
+        """As `Client.follow`.
 
         >>> job = await client.submit("echo", text="hello", steps=3)
         >>> async for event in client.follow(job.id):
@@ -112,7 +122,9 @@ class AsyncClient(AsyncConnection):
                     yield event
                 if not following.heard and (await self.job(job_id)).status in FINAL:
                     return  # `after` was the end already
-            except Unreachable:
+            except (Busy, Unreachable) as error:
+                following.patience.spend(error)
+            if not following.final:
                 await anyio.sleep(RECONNECT_AFTER_S)
 
     async def _stream(self, job_id: str, following: Following) -> AsyncIterator[wire.Event]:

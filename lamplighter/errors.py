@@ -6,7 +6,7 @@ LamplighterError
 │   ├── NotFound     404
 │   ├── Unauthorized 401 and 403
 │   ├── Conflict     409: it is not as the request takes it to be
-│   └── Busy         429, 503 and 507: later it may be taken
+│   └── Busy         429, 502, 503, 504 and 507: later it may be taken
 └── JobFailed        the job ended, but not in success: `.job` has the error (exit 1)
 """
 
@@ -63,7 +63,9 @@ BY_STATUS: dict[int, type[Rejected]] = {
     404: NotFound,
     409: Conflict,
     429: Busy,
+    502: Busy,
     503: Busy,
+    504: Busy,
     507: Busy,
 }
 

@@ -17,11 +17,12 @@ from typing import Any, Literal
 from lamplighter import things, wire
 from lamplighter.batches import Batch, batch
 from lamplighter.connection import Connection
-from lamplighter.errors import Unreachable
+from lamplighter.errors import Busy, Unreachable
 from lamplighter.shared import (
     LONG_POLL_S,
     RECONNECT_AFTER_S,
     Following,
+    Patience,
     asked,
     local_files,
     meant,
@@ -83,10 +84,10 @@ class Client(Connection):
         files = local_files(given)
         if not named_as_text(given, files):
             return files
-        return meant(given, files, self.call(wire.fetch(f"/v1/endpoints/{endpoint}"))["input"])
+        return meant(given, files, self.call(things.endpoint(endpoint))["input"])
 
     def wait(self, job_id: str) -> JobView:
-        """The job once it has ended; raises JobFailed unless it succeeded.
+        """The job once it has ended; raises JobFailed unless it succeeded. A restart of the edge is waited out.
 
         >>> job = client.submit("echo", behave="exit", exit=65)
         >>> try:
@@ -95,14 +96,25 @@ class Client(Connection):
         ...     print(failed.job.error.code, failed.job.error.blame)
         bad_input client
         """
-        job = self.call(wire.job(job_id))
+        job, patience = self.call(wire.job(job_id)), Patience()
         while job.status not in FINAL:
-            job = self.call(wire.job(job_id, LONG_POLL_S))
+            patience.heard()
+            job = self._changed(job, patience)
         return successful(job)
+
+    def _changed(self, job: JobView, patience: Patience) -> JobView:
+        """The job when it has ended, or a while later."""
+        while True:
+            try:
+                return self.call(wire.job(job.id, LONG_POLL_S))
+            except (Busy, Unreachable) as error:
+                patience.spend(error)
+                time.sleep(RECONNECT_AFTER_S)
 
     def follow(self, job_id: str, after: str | None = None) -> Iterator[wire.Event]:
         """What the job says, until its end; resumes behind the last event when the connection breaks.
 
+        An edge that was never there, or is silent for five minutes, is Unreachable.
         Give the `id` of the last event that was seen as `after` to go on behind it in another process.
 
         >>> job = client.submit("echo", text="hello", steps=3)
@@ -122,7 +134,9 @@ class Client(Connection):
                 yield from self._stream(job_id, following)
                 if not following.heard and self.job(job_id).status in FINAL:
                     return  # `after` was the end already
-            except Unreachable:
+            except (Busy, Unreachable) as error:
+                following.patience.spend(error)
+            if not following.final:
                 time.sleep(RECONNECT_AFTER_S)
 
     def _stream(self, job_id: str, following: Following) -> Iterator[wire.Event]:

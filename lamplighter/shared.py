@@ -1,5 +1,7 @@
 """What the blocking and the awaiting client have in common: settings, local files, and when following is over."""
 
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,18 +9,18 @@ from typing import Any
 
 import httpx
 
-from lamplighter.errors import JobFailed, Unreachable
+from lamplighter.errors import JobFailed, LamplighterError, Unreachable
 from lamplighter.wire import Event, EventReader
 from schemas.view import JobView
 from schemas.words import FINAL, Status
 
 LONG_POLL_S = 30.0
 RECONNECT_AFTER_S = 1.0
+PATIENCE_S = 300.0  # with an edge that was there and is silent, or that a proxy does not reach
 TIMEOUT = httpx.Timeout(30.0, read=90.0)  # a stream says something every 15 s, a long poll answers within 60
 CACHE = Path("~/.cache/lamplighter/digests.json")
 UPLOADS = "uploads.json"  # beside it: uploads that were begun
 PIECE = 1024 * 1024
-PATH_LENGTH = 4096
 
 Advance = Callable[[int], None]
 
@@ -48,9 +50,14 @@ def local_files(given: Mapping[str, Any]) -> dict[str, Path]:
     for name, value in given.items():
         if isinstance(value, Path):
             found[name] = value
-        elif isinstance(value, str) and len(value) < PATH_LENGTH and "\0" not in value and Path(value).is_file():
+        elif isinstance(value, str) and names_file(value):
             found[name] = Path(value)
     return found
+
+
+def names_file(text: str) -> bool:
+    """Whether a file of that name is there; any text may be asked about, also one that no file can be called."""
+    return os.path.isfile(text)  # noqa: PTH113 - Path.is_file raises for a text of over 255 bytes
 
 
 def named_as_text(given: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
@@ -89,11 +96,32 @@ def successful(job: JobView) -> JobView:
     return job
 
 
+class Patience:
+    """How long an edge is waited for: not at all before it has answered once, then PATIENCE_S of silence in a row."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._met = False
+        self._silent_since: float | None = None
+
+    def heard(self) -> None:
+        """It has answered."""
+        self._met, self._silent_since = True, None
+
+    def spend(self, error: LamplighterError) -> None:
+        """It has not. Raises `error` when that is no more to be waited out."""
+        now = self._clock()
+        self._silent_since = now if self._silent_since is None else self._silent_since
+        if not self._met or now - self._silent_since >= PATIENCE_S:
+            raise error
+
+
 class Following:
     """One job followed over any number of connections: what to ask for next, and whether it is over."""
 
     def __init__(self, after: str | None) -> None:
         self.reader = EventReader(after)
+        self.patience = Patience()
         self.final = False
         self.heard = False  # on this connection
 
@@ -104,6 +132,7 @@ class Following:
 
     def opened(self) -> None:
         """A new connection begins."""
+        self.patience.heard()
         self.reader.opened()
         self.heard = False
 

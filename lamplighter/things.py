@@ -1,10 +1,10 @@
-"""What there is beside jobs: hosts, their power, and what was used."""
+"""What there is beside jobs: endpoints, hosts, their power, and what was used."""
 
-from urllib.parse import quote
+from typing import Any
 
 from msgspec import Struct
 
-from lamplighter.wire import Call, reader
+from lamplighter.wire import Call, fetch, quoted, reader
 from schemas.host import HostView
 from schemas.usage import UsageReport
 
@@ -15,6 +15,11 @@ class Hosts(Struct, frozen=True):
     hosts: list[HostView]
 
 
+def endpoint(name: str) -> Call[Any]:
+    """One endpoint, its input schema with it."""
+    return fetch(f"/v1/endpoints/{quoted(name)}")
+
+
 def hosts() -> Call[Hosts]:
     """List hosts."""
     return Call(method="GET", path="/v1/hosts", read=reader(Hosts))
@@ -23,7 +28,7 @@ def hosts() -> Call[Hosts]:
 def power(host: str, want: str, until: str | None) -> Call[HostView]:
     """Hold a host `on` or `off`, or leave it to the law: `auto`."""
     body = {"want": want, **({"until": until} if until else {})}
-    return Call(method="POST", path=f"/v1/hosts/{quote(host, safe='')}/power", read=reader(HostView), body=body)
+    return Call(method="POST", path=f"/v1/hosts/{quoted(host)}/power", read=reader(HostView), body=body)
 
 
 def usage(since: str | None, until: str | None, owner: str | None) -> Call[UsageReport]:

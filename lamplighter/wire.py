@@ -7,7 +7,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from lamplighter.errors import LamplighterError, rejected
+from lamplighter.errors import LamplighterError, Unreachable, rejected
 from schemas.asset import SCHEME
 from schemas.asset import media_type as guess
 from schemas.errors import Problem
@@ -165,12 +165,6 @@ def assets(limit: int, cursor: str | None) -> Call[AssetPage]:
     return Call(method="GET", path="/v1/assets", read=reader(AssetPage), params=params)
 
 
-def power(host: str, want: str, until: str | None) -> Call[Any]:
-    """Hold a host `on` or `off`, or leave it to the law: `auto`."""
-    body = {"want": want, **({"until": until} if until else {})}
-    return Call(method="POST", path=f"/v1/hosts/{host}/power", read=read_any, body=body)
-
-
 def add_host(host: str) -> Call[Any]:
     """Let a machine join."""
     return Call(method="POST", path="/v1/hosts", read=read_any, body={"id": host})
@@ -192,10 +186,15 @@ def already(sha256: str, name: str, size: int) -> Asset:
 
 
 def answered(call: Call[T], status: int, body: bytes) -> T:
-    """The value of an answer; raises Rejected for a refusal."""
-    if status < 400:
+    """The value of an answer. Raises Rejected for a refusal, Unreachable where it is no edge that answers."""
+    if status >= 400:
+        raise refusal(status, body)
+    if status >= 300:
+        raise Unreachable(f"{call.path} is elsewhere ({status}): give the address that it leads to, https and all")
+    try:
         return call.read(body)
-    raise refusal(status, body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreachable(f"what answers {call.path} is no edge ({error}): is the address right?") from error
 
 
 def refusal(status: int, body: bytes) -> LamplighterError:

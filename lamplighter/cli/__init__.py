@@ -28,6 +28,7 @@ COMMANDS = {
     "owners": ("lamplighter.cli.owners", "owners", "Delete everything of an owner."),
     "backup": ("lamplighter.cli.backup", "backup", "Keep everything in one file."),
     "restore": ("lamplighter.cli.restore", "restore", "Put an installation back out of a backup."),
+    "top": ("lamplighter.cli.top", "top", "Watch hosts and jobs."),
     "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and say how to mend it."),
 }
 

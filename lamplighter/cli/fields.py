@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from lamplighter.shared import names_file
 from schemas.asset import SCHEME
 
 
@@ -54,10 +55,9 @@ def read(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _file(name: str, text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
+    if not names_file(text):
         raise click.UsageError(f"--{name} {text!r}: there is no such file")
-    return path
+    return Path(text)
 
 
 def read_all(endpoint: str, arguments: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,16 @@ def hosts(context: click.Context, /, **given: Any) -> None:
 def list_hosts(session: Session) -> None:
     """List the GPU hosts."""
     found = session.client.call(wire.fetch("/v1/hosts"))["hosts"]
-    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "GIVEN BY", "WARM", "JOBS")
-    session.show(
-        found, lambda: show.table(session.out, columns, map(_host, found), "no host has come yet: start a runner")
-    )
+    session.show(found, lambda: print_hosts(session, found))
 
 
 hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
+
+
+def print_hosts(session: Session, found: list[dict[str, Any]]) -> None:
+    """As a table."""
+    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "GIVEN BY", "WARM", "JOBS")
+    show.table(session.out, columns, map(_host, found), "no host has come yet: start a runner")
 
 
 def _host(host: dict[str, Any]) -> tuple[str, ...]:
@@ -59,5 +62,5 @@ def add_host(session: Session, host: str) -> None:
 @client_command
 def remove_host(session: Session, host: str) -> None:
     """Put a host that joined out: its key and its connection to the broker end at once."""
-    session.client.call(wire.delete(f"/v1/hosts/{host}"))
+    session.client.call(wire.delete(f"/v1/hosts/{wire.quoted(host)}"))
     session.show({"removed": host}, lambda: session.out.print(f"host {host} removed", highlight=False))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lamplighter import wire
+from lamplighter import things, wire
 from lamplighter.cli import fields, show
 from lamplighter.cli.following import save, upload, watch
 from lamplighter.cli.session import Session, client_command
@@ -30,7 +30,7 @@ FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 @client_command
 def submit(session: Session, endpoint: str, inputs: tuple[str, ...], **options: Any) -> None:
     """Submit a job. Inputs are --FIELD VALUE; a field that takes a file takes its path."""
-    schema = session.client.call(wire.fetch(f"/v1/endpoints/{endpoint}"))["input"]
+    schema = session.client.call(things.endpoint(endpoint))["input"]
     given = fields.read_all(endpoint, inputs, schema)
     ready = {name: upload(session, value) if isinstance(value, Path) else value for name, value in given.items()}
     job = session.client.call(_request(endpoint, ready, options))
@@ -89,8 +89,7 @@ def _tag(text: str) -> tuple[str, str]:
 def jobs(session: Session, limit: int, **filters: str | None) -> None:
     """List jobs, newest first."""
     page = session.client.call(wire.jobs(limit, None, filters))
-    columns = ("JOB", "ENDPOINT", "STATUS", "CREATED", "WHAT")
-    session.show(page, lambda: show.table(session.out, columns, show.job_rows(page.jobs), "no jobs yet"))
+    session.show(page, lambda: show.table(session.out, show.JOB_COLUMNS, show.job_rows(page.jobs), "no jobs yet"))
 
 
 @click.command()

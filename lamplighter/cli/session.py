@@ -19,7 +19,12 @@ from lamplighter.errors import JobFailed, LamplighterError, Rejected, Unreachabl
 from lamplighter.sdk import Client
 
 JOB_FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
-EXIT_CODES: dict[type[LamplighterError], int] = {JobFailed: JOB_FAILED, Unreachable: UNREACHABLE, Rejected: REFUSED}
+EXIT_CODES: dict[type[Exception], int] = {
+    JobFailed: JOB_FAILED,
+    Unreachable: UNREACHABLE,
+    Rejected: REFUSED,
+    OSError: USAGE,  # a file of this machine that was named and cannot be read or written
+}
 DEFAULT_URL = "http://127.0.0.1:8000"
 PIPE_WIDTH = 200  # columns of a table that goes to a file or another program
 ADDRESS_FILE = "client.json"  # what `up` leaves in its data folder
@@ -77,7 +82,7 @@ class Session:
         else:
             human()
 
-    def fail(self, error: LamplighterError) -> NoReturn:
+    def fail(self, error: LamplighterError | OSError) -> NoReturn:
         """Say what went wrong and leave with its exit code."""
         if self.as_json:
             sys.stderr.write(msgspec.json.encode({"error": str(error), "kind": type(error).__name__}).decode() + "\n")
@@ -98,10 +103,10 @@ def client_command(function: F) -> F:
         session = Session(find_address(url, key, data), data, as_json=as_json)
         try:
             function(session, **given)
-        except LamplighterError as error:
-            session.fail(error)
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output went away: nothing is left to say
             sys.exit(0)
+        except (LamplighterError, OSError) as error:
+            session.fail(error)
 
     return command  # type: ignore[return-value]

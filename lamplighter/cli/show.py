@@ -48,6 +48,11 @@ def size(value: int) -> str:
     return f"{amount:.1f} GB"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 job`, `2 jobs`; `many` where it is not `one` with an s."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def warm(slots: Mapping[str, Any]) -> str:
     """An endpoint's warm slots: how many wait, how many load, what became of the last one that died."""
     counts = ((slots["ready"], "waiting"), (slots["loading"], "warming"))
@@ -67,8 +72,11 @@ def standing(job: JobView) -> str:
     return job.message or job.reason or ""
 
 
+JOB_COLUMNS = ("JOB", "ENDPOINT", "STATUS", "CREATED", "WHAT")
+
+
 def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str]]:
-    """One row a job."""
+    """One row a job, under JOB_COLUMNS."""
     for job in jobs:
         style = STYLES.get(job.status, "white")
         yield (

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lamplighter import wire
+from lamplighter import things, wire
 from lamplighter.cli import show
 from lamplighter.cli.following import upload as upload_file
 from lamplighter.cli.session import Session, client_command
@@ -32,8 +32,8 @@ def _uploaded(session: Session, path: Path, digest: str) -> None:
 @client_command
 def power(session: Session, host: str, want: str, until: str | None) -> None:
     """Hold a declared host on or off, or leave it to its work again (off drains first)."""
-    found = session.client.call(wire.power(host, want, until))
-    session.show(found, lambda: session.out.print(f"host {host} {found['state']}, held {want}", highlight=False))
+    found = session.client.call(things.power(host, want, until))
+    session.show(found, lambda: session.out.print(f"host {host} {found.state}, held {want}", highlight=False))
 
 
 @click.command()
@@ -42,7 +42,7 @@ def power(session: Session, host: str, want: str, until: str | None) -> None:
 def endpoints(session: Session, name: str | None) -> None:
     """List what can run; with a name, the fields it takes."""
     if name:
-        one = session.client.call(wire.fetch(f"/v1/endpoints/{name}"))
+        one = session.client.call(things.endpoint(name))
         session.show(one, lambda: _fields(session, one))
         return
     found = session.client.call(wire.fetch("/v1/endpoints"))["endpoints"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lamplighter import wire
+from lamplighter import things, wire
 from tests.e2e.conftest import Lit, lighted
 from tests.e2e.installation import until
 
@@ -112,20 +112,20 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_p
 
 async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: Lit, tmp_path: Path) -> None:
     machine = Machine(lit, tmp_path)
-    await lit.admin.call(wire.power("gpu-1", "on", None))
+    await lit.admin.call(things.power("gpu-1", "on", None))
     await machine.press_comes(["on"])
     await machine.boot()
     assert (await state(lit, "online"))["hold"] == {"want": "on", "until": None}
     done = await lit.ann.submit("echo", text="held on", wait=True)
     assert done.status == "succeeded"
-    await lit.admin.call(wire.power("gpu-1", "off", None))
+    await lit.admin.call(things.power("gpu-1", "off", None))
     await machine.press_comes(["on", "off"])
     await machine.go_dark()
     await state(lit, "off")
     job = await lit.ann.submit("echo", text="while held off")
     assert (await lit.ann.job(job.id)).reason in {"host_blocked", "host_off"}
     assert machine.pressed == ["on", "off"]
-    await lit.admin.call(wire.power("gpu-1", "auto", None))
+    await lit.admin.call(things.power("gpu-1", "auto", None))
     await machine.press_comes(["on", "off", "on"])
     await machine.boot()
     assert (await lit.ann.wait(job.id)).status == "succeeded"

@@ -11,7 +11,7 @@ import pytest
 
 from edge.services.clock import utc_now
 from edge.services.keys import Keys
-from lamplighter import wire
+from lamplighter import things
 from schemas.access import Scope
 from tests.e2e.conftest import Lit, lighted
 from tests.e2e.installation import Process, ready
@@ -52,14 +52,14 @@ async def test_a_relay_lights_a_host_and_puts_it_out(lit: Lit, relay: Process, t
     await relay.start()  # and dials until an edge is there
     await lit.installation.start_edge()
     await ready(lit.ann)
-    assert (await lit.admin.call(wire.power("gpu-1", "on", None)))["hold"]["want"] == "on"
+    assert (await lit.admin.call(things.power("gpu-1", "on", None))).hold["want"] == "on"
     await machine.press_comes(["on"])
     await machine.boot()
     await state(lit, "online")
     assert (await lit.ann.submit("echo", text="by relay", wait=True)).status == "succeeded"
     await relay.kill()
     await relay.start()
-    await lit.admin.call(wire.power("gpu-1", "off", None))
+    await lit.admin.call(things.power("gpu-1", "off", None))
     await machine.press_comes(["on", "off"])
     await machine.go_dark()
     await state(lit, "off")

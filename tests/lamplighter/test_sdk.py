@@ -118,6 +118,11 @@ async def test_a_text_is_a_file_only_where_a_file_is_taken(client: AsyncClient, 
     assert (await client.submit("echo", file=str(secret))).input["file"].startswith("sha256:")
 
 
+@pytest.mark.parametrize("text", ["字" * 1000, "a\0b", "\n", "a/" * 3000], ids=["long", "null", "line", "deep"])
+async def test_a_text_that_no_file_can_be_called_is_a_text(client: AsyncClient, text: str):
+    assert (await client.submit("echo", text=text)).input["text"] == text
+
+
 async def test_refusals_and_silence_have_their_own_exceptions(face: Face, client: AsyncClient):
     with pytest.raises(NotFound):
         await client.job("nothing")

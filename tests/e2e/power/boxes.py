@@ -20,7 +20,7 @@ from bus.server import Server
 from bus.settings import BrokerSettings
 from edge.certificates import provide
 from edge.services.clock import utc_now
-from lamplighter import AsyncClient, wire
+from lamplighter import AsyncClient, things, wire
 from schemas.host import Presence
 from schemas.power import PowerRecord
 from schemas.view import JobView
@@ -253,7 +253,7 @@ class Scene(Struct, frozen=True):
         for box in self.street.boxes.values():
             box.plan()
             if (await self.record(box)).state == "fault":
-                await self.lit.admin.call(wire.power(box.host, "auto", None))
+                await self.lit.admin.call(things.power(box.host, "auto", None))
             await self.stands("off", box=box)
             box.plan()
 

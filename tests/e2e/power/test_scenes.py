@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lamplighter import wire
+from lamplighter import things
 from schemas.events import Released, Started
 from schemas.power import PowerRecord
 from schemas.power import PowerState as S
@@ -123,7 +123,7 @@ async def test_a_host_that_hangs_while_it_stops_is_a_fault_until_its_owner_looks
     scene.box.plan()
     assert (await scene.lit.ann.job(job.id)).reason == "host_fault"
     assert scene.box.pressed == []
-    await scene.lit.admin.call(wire.power("gpu-1", "auto", None))
+    await scene.lit.admin.call(things.power("gpu-1", "auto", None))
     await scene.done(job)
     await scene.stands(S.OFF)
 
@@ -189,16 +189,16 @@ async def test_an_edge_that_restarts_while_a_host_wakes_goes_on(scene: Scene) ->
 
 
 async def test_its_owner_keeps_it_dark_and_keeps_it_on(scene: Scene) -> None:
-    await scene.lit.admin.call(wire.power("gpu-1", "off", None))
+    await scene.lit.admin.call(things.power("gpu-1", "off", None))
     job = await scene.submit()
     blocked = await scene.stands(S.BLOCKED)
     assert "owner wants it off" in blocked.why
     assert (await scene.lit.ann.job(job.id)).reason == "host_blocked"
     assert scene.box.pressed == []
-    await scene.lit.admin.call(wire.power("gpu-1", "on", None))
+    await scene.lit.admin.call(things.power("gpu-1", "on", None))
     await scene.done(job)
     await scene.beats(3.0)
     assert (await scene.record()).state is S.ONLINE
     assert scene.box.pressed == ["on"]
-    await scene.lit.admin.call(wire.power("gpu-1", "auto", None))
+    await scene.lit.admin.call(things.power("gpu-1", "auto", None))
     await scene.stands(S.OFF)
