@@ -96,7 +96,7 @@ class AssetClient:
             before = download.size
             try:
                 return await self._attempt(owner, sha256, download)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if download.size == before:
                     raise _away(error) from error
 
@@ -202,12 +202,12 @@ async def _check(answer: httpx.Response) -> None:
 
 @contextmanager
 def _edge_errors() -> Iterator[None]:
-    """The border to httpx: whatever happened on the way is EdgeAway."""
+    """The border to httpx: whatever happened on the way is EdgeAway, a redirect that no upload can follow too."""
     try:
         yield
-    except httpx.TransportError as error:
+    except (httpx.RequestError, httpx.StreamError) as error:
         raise _away(error) from error
 
 
-def _away(error: httpx.TransportError) -> EdgeAway:
+def _away(error: httpx.RequestError | httpx.StreamError) -> EdgeAway:
     return EdgeAway(f"the edge is not reachable ({type(error).__name__} {error}): check its address and the network")

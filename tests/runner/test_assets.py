@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from edge.store.directory import open_directory
@@ -33,6 +34,34 @@ async def test_an_asset_is_asked_for_in_its_owners_name(edge: AssetServer, clien
     await client.get("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     assert edge.asked == [("HEAD", "ann", None), ("GET", "ann", None)]
+
+
+class Elsewhere(httpx.AsyncBaseTransport):
+    """Redirects to `location`, after it has read the request, as a server does."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        async for _ in request.stream:
+            continue
+        there = request.url.path == self._location == "/there"
+        return httpx.Response(404 if there else 308, headers={"Location": self._location})
+
+
+@pytest.mark.parametrize("location", ["/here/", "/there"])
+async def test_an_edge_that_leads_elsewhere_is_away(tmp_path: Path, location: str) -> None:
+    """In a circle; or, as a proxy does that wants https, to a place where an upload would have to begin anew."""
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"film")
+    leads = Elsewhere(location)
+    async with httpx.AsyncClient(base_url="http://edge", follow_redirects=True, transport=leads) as http:
+        with pytest.raises(EdgeAway):
+            await AssetClient(http).put("ann", film, "film.mp4")
+        if location == "/here/":
+            with pytest.raises(EdgeAway):
+                await AssetClient(http).get("ann", sha(b"film"), tmp_path / "got")
 
 
 async def test_a_cut_download_goes_on_where_it_was(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
