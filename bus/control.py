@@ -4,12 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
+import structlog
 from nats.aio.msg import Msg
 
 from bus import subjects
 from bus.port import BusError, Unreachable
 from bus.wire import Wire
+from schemas.events import RUBBISH
 from schemas.job import JobKey
+
+log = structlog.get_logger(__name__)
 
 
 class CoreControl:
@@ -32,4 +36,9 @@ class CoreControl:
                     continue
                 if isinstance(message, BusError):
                     raise message
-                yield msgspec.json.decode(message.data, type=JobKey)
+                try:
+                    key = msgspec.json.decode(message.data, type=JobKey)
+                except RUBBISH as error:
+                    log.warning("a nudge that names no job", subject=message.subject, error=str(error))
+                    continue
+                yield key

@@ -1,6 +1,6 @@
 """Subscriptions over all lives of a connection, and what a nats-py subscription needs."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 from nats.aio.client import Client
@@ -38,6 +38,16 @@ class Listener:
                 await self._now.unsubscribe()
             except FOREIGN:
                 return
+
+
+async def attach_all(there: Sequence[Listener], client: Client) -> None:
+    """Attach them, and those who join them meanwhile; not those who leave."""
+    attached: set[Listener] = set()
+    while (waiting := next((one for one in there if one not in attached), None)) is not None:
+        await waiting.attach(client)
+        attached.add(waiting)
+        if waiting not in there:
+            await waiting.detach()
 
 
 async def subscribe(client: Client, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:

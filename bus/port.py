@@ -262,6 +262,13 @@ class Table(Protocol[T]):
         """Every row whose key starts with `prefix` (whole tokens: `owner.`)."""
         ...
 
+    async def keys(self, pattern: str = ">") -> set[str]:
+        """The keys that match, in one request: `*` is any one token, a last `>` all that follow.
+
+        One that a runner deleted may still be among them.
+        """
+        ...
+
 
 class Control(Protocol):
     """Core subjects `ctl.<host>`: a nudge that may be lost, because the runner re-reads STATE anyway."""

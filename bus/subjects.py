@@ -41,6 +41,14 @@ def parse_pointer(subject: str) -> Pointer | None:
     return Pointer(tokens[1], Priority(tokens[2]), tokens[3], tokens[4], int(tokens[5]))
 
 
+def matches(pattern: str, subject: str) -> bool:
+    """Whether `subject` is one of those that `pattern` names: `*` is any one token, a last `>` one or more."""
+    wanted, given = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted, given = wanted[:-1], given[: len(wanted) - 1] if len(given) >= len(wanted) else []
+    return len(wanted) == len(given) and all(one in ("*", token) for one, token in zip(wanted, given, strict=True))
+
+
 def lane(pool: str, priority: Priority) -> str:
     """The durable consumer of a pool and priority. No priority holds a dash, so no two lanes share a name."""
     return f"{pool}-{priority}"

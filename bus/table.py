@@ -92,10 +92,14 @@ class BucketTable(Generic[T]):
 
     async def rows(self, prefix: str = "") -> dict[str, Row[T]]:
         """The keys in one request, then the rows, 64 at once; one that goes meanwhile is left out."""
-        held = await self._js.subjects(self._bucket.stream, subjects.row(self._bucket.name, f"{prefix}>"))
-        keys = iter(sorted(subjects.row_key(self._bucket.name, subject) for subject in held))
+        keys = iter(sorted(await self.keys(f"{prefix}>")))
         found: dict[str, Row[T]] = {}
         while some := list(islice(keys, AT_ONCE)):
             rows = await asyncio.gather(*map(self.get, some))
             found |= {key: row for key, row in zip(some, rows, strict=True) if row is not None}
         return found
+
+    async def keys(self, pattern: str = ">") -> set[str]:
+        """From the subjects that hold a message."""
+        held = await self._js.subjects(self._bucket.stream, subjects.row(self._bucket.name, pattern))
+        return {subjects.row_key(self._bucket.name, subject) for subject in held}

@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from bus.answers import Answers, Asked
 from bus.dial import dial, hang_up
 from bus.errors import FOREIGN, raised
-from bus.listeners import Heard, Listener, subscribe
+from bus.listeners import Heard, Listener, attach_all, subscribe
 from bus.port import BusError, Denied, Unreachable
 from bus.settings import BrokerSettings
 
@@ -85,8 +85,7 @@ class Wire:
 
     async def _set_up(self, client: Client, closed: anyio.Event) -> None:
         await subscribe(client, f"{self._prefix}*", self._answered)
-        for listener in self._listeners:
-            await listener.attach(client)
+        await attach_all(self._listeners, client)
         self._client, self._closed = client, closed
         for step in self.set_up:
             await step()
@@ -159,8 +158,7 @@ class Wire:
             yield
         finally:
             self._listeners.remove(listener)
-            if self._client is not None:
-                await listener.detach()
+            await listener.detach()
 
     async def say(self, subject: str, data: bytes = b"") -> None:
         """A core publish: nobody answers, it may be lost. Raises Unreachable while the broker is away."""

@@ -92,6 +92,10 @@ class Shelf:
             shutil.copyfile(path, to)
             to.chmod(MODE)
 
+    def digests(self) -> set[Digest]:
+        """Of everything here, the halves of downloads too."""
+        return {path.name.removesuffix(PART) for path in self._folder.iterdir()}
+
     def drop(self, sha256: Digest) -> None:
         """Forget it; a job that has it lent keeps its own name."""
         self._path(sha256).unlink(missing_ok=True)
@@ -112,7 +116,7 @@ class Shelf:
         for entry in sorted(evictable, key=lambda entry: entry.used_ns):
             if max(over, short) <= 0:
                 break
-            entry.path.unlink()
+            entry.path.unlink(missing_ok=True)  # it may be dropped by another thread this moment
             over -= entry.bytes
             short -= entry.bytes
         if short > 0:

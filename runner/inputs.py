@@ -70,8 +70,13 @@ class Cache:
                 await self._download(owner, sha256)
 
     async def drop(self, digests: Iterable[Digest]) -> None:
-        """Forget deleted assets; waits for whoever is fetching one. A running job keeps what it has."""
-        for sha256 in digests:
+        """Forget deleted assets; waits for whoever is fetching one. A running job keeps what it has.
+
+        All that were ever deleted come here again and again: what is not here costs nothing.
+        """
+        here = await to_thread.run_sync(self._shelf.digests)
+        here |= self._locks.keys() | {known for _, known in self._known}
+        for sha256 in here.intersection(digests):
             async with self._alone(sha256):
                 await to_thread.run_sync(self._shelf.drop, sha256)
                 self._known = {key: about for key, about in self._known.items() if key[1] != sha256}

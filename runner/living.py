@@ -96,7 +96,7 @@ async def _sweep(life: Life, means: Means, adopter: Adopter) -> None:
 
 
 async def _bury(life: Life, forget: Forget) -> None:
-    await forget(sorted(await life.bus.tombstones.rows()))
+    await forget(sorted(await life.bus.tombstones.keys()))
 
 
 async def _listen(life: Life, roster: Roster) -> None:

@@ -57,3 +57,7 @@ class MemoryTable(Generic[T]):
         await self._link.reach()
         held = self._log.behind(0, subjects.row(self._bucket, prefix))
         return {subjects.row_key(self._bucket, m.subject): Row(m.sequence, self._decoder.decode(m.data)) for m in held}
+
+    async def keys(self, pattern: str = ">") -> set[str]:
+        """Those of the rows."""
+        return {key for key in await self.rows() if subjects.matches(pattern, key)}

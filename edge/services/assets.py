@@ -242,7 +242,7 @@ class Assets:
         """Whether any owner's reference or living job names the bytes."""
         if await self._index.living_jobs_naming(None, sha256):
             return True
-        return any(key.endswith(f".{sha256}") for key in await self._bus.assets.rows())
+        return bool(await self._bus.assets.keys(f"*.{sha256}"))
 
     async def _row(self, owner: str, sha256: Digest) -> Row[Reference] | None:
         return await self._bus.assets.get(reference_key(owner, sha256)) if is_digest(sha256) else None

@@ -68,6 +68,32 @@ async def test_rows_start_with_a_prefix_of_whole_tokens(world: World):
     assert set(await table.rows()) == {"me.ab", "me.cd", "me2.ab", "you.ab"}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        (">", {"me.ab", "me.cd", "you.ab"}),
+        ("*.ab", {"me.ab", "you.ab"}),
+        ("me.*", {"me.ab", "me.cd"}),
+        ("me.>", {"me.ab", "me.cd"}),
+        ("me.ab", {"me.ab"}),
+        ("me.ab.>", set()),
+        ("*", set()),
+    ],
+)
+async def test_keys_are_found_by_their_tokens(world: World, pattern: str, named: set[str]):
+    reference = Reference("a.mp4", 1, "video/mp4", NOW, NOW)
+    for name in ("me.ab", "me.cd", "you.ab"):
+        await world.edge.assets.put(name, reference)
+    assert await world.edge.assets.keys(pattern) == named
+
+
+async def test_a_runner_learns_of_every_deleted_asset_in_one_go(world: World):
+    for name in ("ab", "cd"):
+        await world.edge.tombstones.put(name, tombstone(name))
+    await world.edge.tombstones.delete("cd")
+    assert await world.runner.tombstones.keys() == {"ab"}
+
+
 async def test_rows_are_given_however_many_there_are(world: World):
     names = [f"{number:064x}" for number in range(200)]
     for name in names:
