@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import anyio
-import httpx
 import structlog
 
 from bus.backup import Snapshots
@@ -30,7 +29,7 @@ from bus.feed import StreamFeed
 from bus.jetstream import JetStream
 from bus.jobs import JobsQueue
 from bus.link import WireLink
-from bus.monitor import Monitors
+from bus.monitor import Monitors, monitor
 from bus.outbox import StreamOutbox
 from bus.port import Bus, BusError
 from bus.settings import BrokerSettings
@@ -50,7 +49,6 @@ from schemas.lease import Lease
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryRow, Hooks
 
-MONITOR = httpx.Timeout(5.0, connect=1.0)
 SWEEP_EVERY_S = 600.0
 MARKER_AGE = timedelta(hours=1)
 
@@ -131,15 +129,10 @@ async def open_keeper(settings: BrokerSettings) -> AsyncIterator[tuple[Bus, Snap
 @asynccontextmanager
 async def _parts(settings: BrokerSettings) -> AsyncIterator[_Parts]:
     async with AsyncExitStack() as opened:
-        clients = [await opened.enter_async_context(_monitor(url)) for url in settings.monitor.split(",") if url]
+        clients = [await opened.enter_async_context(monitor(url)) for url in settings.monitor.split(",") if url]
         js = JetStream(Wire(settings, inbox(settings.user), secrets.token_hex(8)))
         link = WireLink(js, Monitors(clients, anyio.current_time) if clients else None, Unbroken())
         yield _Parts(js, link, StateRecords(js), JobsQueue(js))
-
-
-def _monitor(url: str) -> httpx.AsyncClient:
-    # Reading the system's certificates takes longer than all the rest of opening.
-    return httpx.AsyncClient(base_url=url, timeout=MONITOR, verify=url.startswith("https:"))
 
 
 @asynccontextmanager

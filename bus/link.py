@@ -1,12 +1,12 @@
 """The connection as its users see it: how it is, how long it has stood, when it came back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from msgspec import Struct
 
 from bus.jetstream import Answer, JetStream
-from bus.monitor import Monitors
+from bus.monitor import Monitors, Seen, outvoted
 from bus.port import Health
 from bus.unbroken import Unbroken
 
@@ -34,14 +34,22 @@ class WireLink:
         """Whether the connection stands now."""
         return self._js.wire.connected
 
+    @property
+    def trouble(self) -> str:
+        """Why a broker that answers cannot be used."""
+        return self._js.wire.trouble
+
     async def health(self) -> Health:
-        """Over the connection first (is it there?), then over the monitors (how is it?): the worst of the servers."""
+        """Over the monitors (how is it? the worst of the servers) and over the connection (is it there?).
+
+        The monitors first: a broker that has switched its store off answers nothing else, and only they say why.
+        """
+        worst = None if self._monitors is None else _worst(await self._monitors.ask())
+        if worst is not None and worst.halted:
+            return worst
         account = await self._js.api("INFO", {}, _Account)
-        if self._monitors is None:
-            limit = account.limits.max_storage
-            return Health(account.storage / limit if limit > 0 else 0.0, None, "")
-        said = await self._monitors.ask()
-        return Health(max(one.used for one in said), all(one.synced for one in said), said[0].version)
+        limit = account.limits.max_storage
+        return worst or Health(account.storage / limit if limit > 0 else 0.0, None, "")
 
     def unbroken_s(self) -> float:
         """Counts anew after a break, a suspend or a clock jump."""
@@ -67,3 +75,9 @@ class WireLink:
                 yield
         finally:
             self._listeners.discard(mine)
+
+
+def _worst(said: Sequence[Seen]) -> Health:
+    return Health(
+        max(one.used for one in said), all(one.synced for one in said), said[0].version, halted=outvoted(said)
+    )

@@ -1,7 +1,8 @@
-"""The brokers' HTTP monitors: the only place that tells whether writes are synced, and how full a disk is."""
+"""The brokers' HTTP monitors: the only place that tells whether writes are synced, and whether a disk is full."""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import httpx
 import msgspec
@@ -9,7 +10,11 @@ from msgspec import Struct, field
 
 from bus.port import Unreachable
 
+TIMEOUT = httpx.Timeout(5.0, connect=1.0)
 DEAF_S = 30.0  # a server that is switched off answers nothing at all: not every submit waits to find that out again
+# What /healthz says of a stream that could not be written: nats-server 2.15 answers nothing for it any more, also when
+# there is room again, until it is started anew. "Not enabled" is the same for all streams at once.
+HALTED = ("write error", "not enabled")
 
 
 class _Config(Struct, frozen=True):
@@ -26,22 +31,44 @@ class _JetStream(Struct, frozen=True):
     stats: _Stats = _Stats()
 
 
-class Varz(Struct, frozen=True):
+class _Varz(Struct, frozen=True):
     """The parts of `/varz` that are used here."""
 
     version: str = ""
     jetstream: _JetStream = field(default_factory=_JetStream)
 
-    @property
-    def used(self) -> float:
-        """The share of the store in use."""
-        store = self.jetstream
-        return store.stats.storage / store.config.max_storage if store.config.max_storage > 0 else 0.0
 
-    @property
-    def synced(self) -> bool:
-        """Whether every acknowledged write is on disk."""
-        return self.jetstream.config.sync_always
+class _Ill(Struct, frozen=True):
+    error: str = ""
+
+
+class _Healthz(Struct, frozen=True):
+    """What `/healthz` complains of."""
+
+    errors: tuple[_Ill, ...] = ()
+
+
+class Seen(NamedTuple):
+    """How one server is. `used`: the share of its store in use. `synced`: every acknowledged write is on disk.
+
+    `halted`: what its disk did not take, in the broker's words; empty where it writes.
+    """
+
+    version: str
+    used: float
+    synced: bool
+    halted: str
+
+
+def monitor(url: str) -> httpx.AsyncClient:
+    """A client of one server's monitor."""
+    # Reading the system's certificates takes longer than all the rest of opening.
+    return httpx.AsyncClient(base_url=url, timeout=TIMEOUT, verify=url.startswith("https:"))
+
+
+def outvoted(said: Sequence[Seen]) -> bool:
+    """Whether so many of them have stopped writing that nothing is stored any more: of one that one, of three two."""
+    return 2 * sum(bool(one.halted) for one in said) >= len(said)
 
 
 class Monitors:
@@ -52,7 +79,7 @@ class Monitors:
         self._running = running
         self._deaf_until = [0.0] * len(clients)
 
-    async def ask(self) -> list[Varz]:
+    async def ask(self) -> list[Seen]:
         """What those that answer say; one that did not is not asked again for DEAF_S, as long as another answers.
 
         Raises Unreachable when none does.
@@ -61,19 +88,27 @@ class Monitors:
         hearing = [place for place, until in enumerate(self._deaf_until) if until <= now]
         for asked in (hearing, range(len(self._clients))):
             said = await asyncio.gather(*(self._ask(place) for place in asked))
-            if answers := [one for one in said if isinstance(one, Varz)]:
+            if answers := [one for one in said if isinstance(one, Seen)]:
                 return answers
         urls = ", ".join(str(client.base_url) for client in self._clients)
-        why = next((str(one) for one in said if not isinstance(one, Varz)), "")
+        why = next((str(one) for one in said if not isinstance(one, Seen)), "")
         what = f"the broker's monitor {urls} does not answer ({why})"
         raise Unreachable(f"{what}: set broker.monitor to the `http` address of nats.conf")
 
-    async def _ask(self, place: int) -> Varz | str:
+    async def _ask(self, place: int) -> Seen | str:
         """What it says, or why it says nothing."""
+        client = self._clients[place]
         try:
-            said = msgspec.json.decode((await self._clients[place].get("/varz")).content, type=Varz)
+            varz = msgspec.json.decode((await client.get("/varz")).content, type=_Varz)
+            healthz = msgspec.json.decode((await client.get("/healthz?details=true")).content, type=_Healthz)
         except (httpx.HTTPError, msgspec.DecodeError) as error:
             self._deaf_until[place] = self._running() + DEAF_S
             return str(error) or type(error).__name__
         self._deaf_until[place] = 0.0
-        return said
+        store = varz.jetstream
+        used = store.stats.storage / store.config.max_storage if store.config.max_storage > 0 else 0.0
+        return Seen(varz.version, used, store.config.sync_always, _halted(healthz))
+
+
+def _halted(healthz: _Healthz) -> str:
+    return next((ill.error for ill in healthz.errors if any(word in ill.error.lower() for word in HALTED)), "")

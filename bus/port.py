@@ -283,11 +283,15 @@ class Control(Protocol):
 
 
 class Health(NamedTuple):
-    """The broker as the edge sees it. `used` is the share of the store in use, 0 to 1; `synced` None: unknown."""
+    """The broker as the edge sees it. `used` is the share of the store in use, 0 to 1; `synced` None: unknown.
+
+    `halted`: its disk did not take a write, and it stores nothing until it is started anew.
+    """
 
     used: float
     synced: bool | None
     version: str
+    halted: bool = False
 
 
 class Link(Protocol):
@@ -300,6 +304,11 @@ class Link(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the connection stands now."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """What keeps a broker that is there from being used, and what to do; empty where it is well, or just away."""
         ...
 
     def unbroken_s(self) -> float:

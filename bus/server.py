@@ -80,7 +80,11 @@ class Server:
 
     async def start(self) -> None:
         """Start and wait until clients are served. Raises Unreachable with the end of the broker's log."""
-        ports_file = await anyio.to_thread.run_sync(self._spawn)
+        try:
+            ports_file = await anyio.to_thread.run_sync(self._spawn)
+        except OSError as error:
+            why = f"nats-server cannot be set up in {self._data} ({error.strerror})"
+            raise Unreachable(f"{why}: make room there, or choose another folder") from error
         with anyio.move_on_after(READY_S):
             while self._process is not None and self._process.poll() is None:
                 if (ports := _read_ports(ports_file)) is not None:

@@ -13,7 +13,7 @@ from bus import subjects
 from bus.buckets import BUCKETS, Bucket
 from bus.errors import Different, FewServers
 from bus.jetstream import Answer, JetStream
-from bus.port import BusError
+from bus.port import BusError, StoreFull
 from schemas.job import RECORD_BYTES
 from schemas.words import PRIORITIES, Priority
 
@@ -22,6 +22,7 @@ DAY = 86_400 * SECOND
 MIB = 1024**2
 HEADERS_BYTES = 4096  # of room for headers beside a record
 ACK_WAIT_S = 30
+NO_ROOM = "insufficient storage"
 CHANGED_S = 45.0  # to be kept on more servers a stream, and its consumers, first elect a leader
 
 
@@ -138,16 +139,27 @@ def lane(pool: str, priority: Priority) -> Lane:
 async def ensure(js: JetStream, replicas: int | None = None) -> None:
     """Make every stream as it is written here, kept on `replicas` servers (None: on as many as it is).
 
-    Raises Denied for a user other than the edge, BusError where the cluster has fewer servers.
+    Raises Denied for a user other than the edge, BusError where the cluster has fewer servers or the store no room.
     """
     for stream in STREAMS:
         try:
             await _ensure_stream(js, stream, replicas)
-        except FewServers as error:
-            raise BusError(
-                f"{stream.name} cannot be kept on {replicas} servers ({error}): lower [broker] replicas, or bring up "
-                "more servers of the cluster"
-            ) from error
+        except (FewServers, StoreFull) as error:
+            raise _cannot(stream, replicas, error) from error
+
+
+def _cannot(stream: Stream, replicas: int | None, error: BusError) -> BusError:
+    """What is wrong with the broker for `stream`, and what to do. A cluster calls both reasons a lack of peers."""
+    if isinstance(error, FewServers) and NO_ROOM not in str(error):
+        return BusError(
+            f"{stream.name} cannot be kept on {replicas} servers ({error}): lower [broker] replicas, or bring up "
+            "more servers of the cluster"
+        )
+    reserved = sum(max(one.max_bytes, 0) for one in STREAMS) // MIB
+    return BusError(
+        f"the broker's store is too small, the streams reserve {reserved} MB of it and {stream.name} found no room "
+        f"({error}): set max_file_store in nats.conf to 2GB or more (20GB is usual) and restart nats-server"
+    )
 
 
 async def _ensure_stream(js: JetStream, stream: Stream, replicas: int | None) -> None:

@@ -38,7 +38,8 @@ class Silent(Unreachable):
 class Wire:
     """`set_up` is awaited on every new life of the connection before `went_up` and anybody else hears of it.
 
-    `random_id`: what makes this connection's inbox its own.
+    `random_id`: what makes this connection's inbox its own. `trouble`: what keeps a broker that is there from being
+    used, until somebody puts it right; empty while it is merely away.
     """
 
     def __init__(self, settings: BrokerSettings, inbox: str, random_id: str) -> None:
@@ -50,6 +51,7 @@ class Wire:
         self._client: Client | None = None
         self._closed = anyio.Event()
         self._up = anyio.Event()
+        self.trouble = ""
         self.set_up: list[Callable[[], Awaitable[None]]] = []
         self.went_up: list[Callable[[], None]] = []
         self.went_down: list[Callable[[], None]] = []
@@ -124,11 +126,17 @@ class Wire:
                 await self.open()
             except BusError as error:
                 # Denied, too: a broker that is being set up anew may take us again.
-                log.debug("dialling failed", error=str(error))
+                self._failed(error)
                 await anyio.sleep(wait_s)
                 wait_s = min(2 * wait_s, REDIAL_MOST_S)
             else:
+                self.trouble = ""
                 return
+
+    def _failed(self, error: BusError) -> None:
+        before, self.trouble = self.trouble, "" if isinstance(error, Unreachable) else str(error)
+        tell = log.error if self.trouble not in {"", before} else log.debug
+        tell("dialling failed", error=str(error))
 
     def _drop(self) -> None:
         """Nothing stands any more: whoever waits for an answer or a message is told."""

@@ -21,6 +21,7 @@ class MemoryLink:
         self._up = anyio.Event()
         self._up.set()
         self._changed = anyio.Event()
+        self.trouble = ""
         self.comebacks = 0
         self.woken: set[Lane] = set()
         self.nudged: dict[str, deque[JobKey]] = {}

@@ -1,4 +1,4 @@
-"""Whether new work may be taken at all: the broker is there, writes are synced to disk, and its store has room."""
+"""Whether new work may be taken at all: the broker is there and can write, writes are synced, its store has room."""
 
 from bus.port import Health, Link, Unreachable
 from edge.services.clock import Clock
@@ -22,6 +22,12 @@ class Gate:
     async def check(self) -> None:
         """Raises Refused `unavailable` (broker away or unsynced) or `store_full`."""
         health = await self._current()
+        if health.halted:
+            raise Refused(
+                "store_full",
+                "the broker could not write, its disk is full or broken, and it stores nothing until it is restarted: "
+                "make room on that disk, then restart nats-server (`lamplighter up` then does it by itself)",
+            )
         if health.synced is not True and not self._allow_unsynced:
             raise Refused(
                 "unavailable",
@@ -38,7 +44,7 @@ class Gate:
 
     async def _current(self) -> Health:
         if not self._link.connected:
-            raise _away()
+            raise _away(self._link.trouble)
         age = (self._clock() - self._asked_at).total_seconds()
         if self._health is None or not 0 <= age < _HEALTH_AGE_S:
             try:
@@ -49,5 +55,6 @@ class Gate:
         return self._health
 
 
-def _away() -> Refused:
-    return Refused("unavailable", "the broker is away: try again in a few seconds", retry_after_s=_RETRY_AFTER_S)
+def _away(trouble: str = "") -> Refused:
+    why = trouble or "the broker is away: try again in a few seconds"
+    return Refused("unavailable", why, retry_after_s=_RETRY_AFTER_S)

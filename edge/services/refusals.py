@@ -13,7 +13,10 @@ RETRY_AFTER_S = 5
 # First match wins. The text None: the error's own words are meant for the client.
 _TABLE: Mapping[type[Exception], tuple[str, str | None]] = {
     bus.StoreFull: ("store_full", "the broker's store is full: delete jobs or give it more space, then try again"),
-    bus.Unreachable: ("unavailable", "the broker does not answer: try again; with the same key or id nothing doubles"),
+    bus.Unreachable: (
+        "unavailable",
+        "the broker does not answer: try again, with the same key or id nothing doubles; /readyz says what is wrong",
+    ),
     bus.Conflict: ("unavailable", "others keep changing this at the same time: try again"),
     bus.TooLarge: ("body_too_large", "the request is larger than the broker takes: move data into assets"),
     bus.Denied: ("internal", "the broker user of the edge lacks a right: check nats.conf"),

@@ -1,7 +1,7 @@
 """What `doctor` looks at. Each check is one function that answers Findings; none changes anything."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -59,13 +59,14 @@ def edge_answers(patient: Patient) -> Iterable[Finding]:
 
 
 def edge_takes_work(patient: Patient) -> Iterable[Finding]:
-    """Broker reachable and synced, index caught up, store not full: all that readyz asks."""
+    """Broker reachable, writing and synced, index caught up, store not full: all that readyz asks."""
     reply = patient.get("/readyz")
     if reply.status_code == httpx.codes.OK:
         yield Finding("broker", Verdict.OK, "reachable, synced, and its store has room")
         return
     for why in reply.json().get("why", ()):
-        yield Finding("broker", Verdict.FAIL, why, "see the edge's and the broker's log")
+        what, _, mend = why.partition(": ")
+        yield Finding("broker", Verdict.FAIL, what, mend or "see the edge's and the broker's log")
 
 
 def key_is_valid(patient: Patient) -> Iterable[Finding]:
@@ -115,5 +116,5 @@ def disk_has_room(patient: Patient) -> Iterable[Finding]:
 
 
 Check = Callable[[Patient], Iterable[Finding]]
-REMOTE: tuple[Check, ...] = (edge_answers, edge_takes_work, key_is_valid, hosts_are_there)
+REMOTE: Mapping[str, Check] = {"broker": edge_takes_work, "key": key_is_valid, "hosts": hosts_are_there}
 LOCAL: tuple[Check, ...] = (disk_has_room,)

@@ -8,7 +8,7 @@ import click
 import httpx
 
 from lamplighter.cli import show
-from lamplighter.cli.checks import LOCAL, REMOTE, Finding, Patient, Verdict
+from lamplighter.cli.checks import LOCAL, REMOTE, Check, Finding, Patient, Verdict, edge_answers
 from lamplighter.cli.machine import engine_findings, gpu_findings
 from lamplighter.cli.session import JOB_FAILED, UNREACHABLE, Session, client_command
 from lamplighter.shared import key_headers
@@ -19,15 +19,25 @@ TIMEOUT_S = 5.0
 
 def _examine(patient: Patient) -> Iterator[Finding]:
     try:
-        for check in REMOTE:
-            yield from check(patient)
+        yield from edge_answers(patient)
     except httpx.HTTPError as error:
         mend = "start it with: lamplighter up, or name another with --url"
         yield Finding("edge", Verdict.FAIL, f"no answer from {patient.address.url}: {error}", mend)
+    else:
+        for name, check in REMOTE.items():
+            yield from _asked(name, check, patient)
     for check in LOCAL:
         yield from check(patient)
     yield from asyncio.run(engine_findings())
     yield from asyncio.run(gpu_findings())
+
+
+def _asked(name: str, check: Check, patient: Patient) -> Iterator[Finding]:
+    """What `check` finds; one that the edge does not answer in time keeps no other from being made."""
+    try:
+        yield from check(patient)
+    except httpx.HTTPError as error:
+        yield Finding(name, Verdict.FAIL, f"the edge did not answer in time ({error})", "see what failed before it")
 
 
 @click.command()

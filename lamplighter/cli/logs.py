@@ -2,11 +2,23 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
 SECRETS = frozenset({"key", "password", "secret", "token", "authorization"})
+
+
+class _Stderr(structlog.WriteLogger):
+    """It loses a line rather than end its writer: the log lies on a disk that may be full."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def _without_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +42,7 @@ def configure(level: str, form: str) -> None:
     structlog.configure(
         processors=shared + last,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Stderr(sys.stderr),
     )
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -13,6 +13,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from bus.private import write_private
+
 log = structlog.get_logger()
 
 RESTART_LEAST_S, RESTART_MOST_S = 0.5, 30.0
@@ -46,11 +48,14 @@ class Ledger:
         self._children: dict[str, Born] = {}
 
     def note(self, name: str, pid: int) -> None:
-        """Child `name` now is process `pid`."""
+        """Child `name` now is process `pid`. On a full disk the file stays as it was: nobody ends for it."""
         identity = born(pid)
         if identity is not None:
             self._children[name] = identity
-        self._file.write_bytes(msgspec.json.encode(self._children))
+        try:
+            write_private(self._file, msgspec.json.encode(self._children))
+        except OSError as error:
+            log.warning("should this `up` be killed, the next one will not end it", process=name, error=str(error))
 
     def clear(self) -> None:
         """All children have ended."""

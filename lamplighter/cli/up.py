@@ -16,8 +16,9 @@ from rich.console import Console
 
 from bus.connection import open_edge
 from bus.port import Unreachable as BrokerUnreachable
-from bus.server import Server, serving
+from bus.server import serving
 from bus.settings import BrokerSettings
+from lamplighter.cli.broker import KeptBroker
 from lamplighter.cli.installation import BROKER_FILE, Keyring, ensure_keys, installation_id, listen, sole, write_private
 from lamplighter.cli.logs import configure
 from lamplighter.cli.public import Opened, PublicOptions, public_options
@@ -126,16 +127,6 @@ async def _until_signalled() -> None:
             return
 
 
-async def _keep_broker(server: Server, ledger: Ledger) -> None:
-    """Start the broker again whenever it ends by itself."""
-    while True:
-        if server.pid is not None:
-            ledger.note("broker", server.pid)
-        await server.ended()
-        log.warning("the broker ended, starting it again")
-        await server.start()
-
-
 async def _serve(options: Options, opened: Opened) -> None:
     ledger, logs = Ledger(options.data), options.data / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -144,7 +135,7 @@ async def _serve(options: Options, opened: Opened) -> None:
     listening = listen(options.port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with serving(opened.server) as server, anyio.create_task_group() as tasks:
-        tasks.start_soon(_keep_broker, server, ledger)
+        tasks.start_soon(KeptBroker(server, ledger, options.data).run)
         write_private(options.data / BROKER_FILE, _broker(opened))
         async with open_edge(_broker(opened)) as bus:
             keys = await ensure_keys(bus, options.data)
@@ -220,3 +211,5 @@ def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path,
             _end(str(group.exceptions[0]))
         except* TimeoutError:
             _end(f"edge or runner did not come up within {READY_S:.0f} s: see {options.data / 'logs'}")
+        except* OSError as group:
+            _end(f"the data folder cannot be written ({group.exceptions[0]}): make room there, or choose another")

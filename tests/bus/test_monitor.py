@@ -3,20 +3,23 @@
 import httpx
 import pytest
 
-from bus.monitor import DEAF_S, Monitors
+from bus.monitor import DEAF_S, Monitors, outvoted
 from bus.port import Unreachable
 
 
 class Server:
     """A monitor that can be switched off; `asked` counts."""
 
-    def __init__(self, *, synced: bool = True, storage: int = 10) -> None:
-        self.synced, self.storage, self.on, self.asked = synced, storage, True, 0
+    def __init__(self, *, synced: bool = True, storage: int = 10, complaint: str = "") -> None:
+        self.synced, self.storage, self.complaint, self.on, self.asked = synced, storage, complaint, True, 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked += 1
+        self.asked += request.url.path == "/varz"
         if not self.on:
             raise httpx.ConnectTimeout("nobody there", request=request)
+        if request.url.path == "/healthz":
+            errors = [{"type": "STREAM", "error": self.complaint}] if self.complaint else []
+            return httpx.Response(503 if errors else 200, json={"status": "ok", "errors": errors})
         config = {"max_storage": 100} | ({"sync_always": True} if self.synced else {})
         return httpx.Response(200, json={"jetstream": {"config": config, "stats": {"storage": self.storage}}})
 
@@ -62,3 +65,29 @@ async def test_when_the_last_one_falls_silent_all_are_asked_again():
     away.on = False
     with pytest.raises(Unreachable, match=r"broker\.monitor"):
         await asking.ask()
+
+
+FULL = "JetStream stream '$G > KV_STATE' write error: write 1.blk: no space left on device"
+ELSE = "JetStream stream '$G > KV_STATE' is not current: stream catching up"
+
+
+@pytest.mark.parametrize(
+    ("complaints", "halted"),
+    [
+        (("",), False),
+        ((ELSE,), False),
+        ((FULL,), True),
+        (("jetstream not enabled",), True),
+        ((FULL, "", ""), False),
+        ((FULL, FULL, ""), True),
+    ],
+)
+async def test_what_stopped_writing_stores_nothing_once_it_is_no_minority(complaints: tuple[str, ...], halted: bool):
+    said = await monitors(*(Server(complaint=complaint) for complaint in complaints)).ask()
+    assert outvoted(said) is halted
+
+
+async def test_of_three_with_one_away_and_one_full_nothing_is_stored():
+    away = Server()
+    away.on = False
+    assert outvoted(await monitors(Server(), Server(complaint=FULL), away).ask())

@@ -1,10 +1,14 @@
 """What a real broker holds after the edge has been there: the numbers of DESIGN 3, whatever was there before."""
 
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
+from bus import topology
 from bus.connection import open_edge
 from bus.port import Bus, BusError, StoreFull, TooLarge, Unreachable
+from bus.server import serving
 from bus.topology import STREAMS
 from schemas.job import Pointer
 from schemas.words import Priority
@@ -164,3 +168,33 @@ def _stands(edge: Bus):
         return edge.link.connected
 
     return stands
+
+
+async def test_a_store_that_is_too_small_is_said_with_what_to_do(tmp_path: Path):
+    async with serving(Broker(tmp_path / "broker", store_bytes=1 << 30)) as server:
+        with pytest.raises(BusError, match=r"reserve 1408 MB .* set max_file_store in nats\.conf to 2GB or more"):
+            async with open_edge(server.settings("edge")):
+                """It does not come so far."""
+
+
+async def test_what_two_gigabytes_must_hold_they_hold(tmp_path: Path):
+    server = Broker(tmp_path / "broker", store_bytes=2 * 10**9)
+    async with serving(server), open_edge(server.settings("edge")) as edge:
+        await edge.records.create(key(), recorded())
+        assert await edge.records.read(key()) is not None
+
+
+async def test_a_broker_that_comes_back_too_small_is_named_until_it_is_not(
+    server: Broker, edge: Bus, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as grown:
+        grown.setattr(topology, "STREAMS", tuple(replace(one, max_bytes=8 << 30) for one in STREAMS))
+        await server.kill()
+        await server.start()
+
+        async def said() -> bool:
+            return not edge.link.connected and "max_file_store" in edge.link.trouble
+
+        await until(said)
+    await until(_stands(edge))
+    assert edge.link.trouble == ""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 BLOCK = bytes(64 * 1024)
 BALLAST = ".ballast"
 
@@ -14,6 +16,14 @@ BALLAST = ".ballast"
 def cannot() -> str | None:
     """Why no disk can be mounted here, or None."""
     return None if os.geteuid() == 0 else "a disk of one's own needs root"
+
+
+def needed() -> None:
+    """Skip the test where no disk can be mounted; fail it where REQUIRE_NETNS=1, which asks for the same right."""
+    if why := cannot():
+        if os.environ.get("REQUIRE_NETNS") == "1":
+            pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)
+        pytest.skip(why)
 
 
 @contextmanager

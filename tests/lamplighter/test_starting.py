@@ -4,12 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 import structlog
 
+from bus.server import serving
 from lamplighter.cli.logs import configure
+from tests.broker import Broker
 
 
 def start(verb: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +47,17 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         done = start("edge", tmp_path, PORT=port)
     assert (done.returncode, f"port {port} cannot be had" in done.stderr) == (2, True)
+
+
+async def test_a_store_that_is_too_small_for_the_streams_is_named(tmp_path: Path) -> None:
+    async with serving(Broker(tmp_path / "broker", store_bytes=1 << 30)) as server:
+        broker = server.settings("edge")
+        given = {"PORT": "0", "BROKER__URL": broker.url, "BROKER__USER": "edge", "BROKER__PASSWORD": broker.password}
+        done = await anyio.to_thread.run_sync(partial(start, "edge", tmp_path, **given))
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("lamplighter: the broker's store is too small")
+    assert "set max_file_store in nats.conf to 2GB or more (20GB is usual) and restart nats-server" in last
 
 
 def test_an_endpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:

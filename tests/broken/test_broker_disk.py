@@ -1,0 +1,146 @@
+"""A broker whose disk is full below its own limit: what was accepted waits, and goes on once the broker is restarted.
+
+nats-server stores nothing more after a write that found no room, until it is started again (tests/bus/test_full_disk.py
+shows it). Under `up` that is done by itself; elsewhere by whoever runs the broker, whom /readyz and `doctor` tell.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio.to_thread
+import httpx
+import pytest
+
+from lamplighter import Client
+from lamplighter.errors import Busy
+from schemas.events import Released, Started, Succeeded
+from schemas.view import JobView
+from tests.backup.place import lamplighter
+from tests.backup.test_drill import until as soon_or_not
+from tests.chaos import disk
+from tests.e2e.conftest import Lit, lighting
+from tests.e2e.installation import IMAGES, Installation, ready, until
+from tests.e2e.looking import UNHURRIED, ended, events, history, nothing_left, submit, working
+from tests.e2e.test_up import up
+
+BROKER_MB, DATA_MB = 48, 256
+SPACIOUS = {"LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB": "0"}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Where a broker's store is to be, a disk of its own."""
+    disk.needed()
+    with disk.small(tmp_path / "broker", BROKER_MB):
+        yield tmp_path
+
+
+@pytest.fixture
+async def tight(small: Path) -> AsyncIterator[Lit]:
+    async with lighting(Installation(small, "process", None), (IMAGES / "echo",)) as lit:
+        await lit.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
+        yield lit
+        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+async def asked(lit: Lit, accepted: list[str]) -> httpx.Response:
+    """The answer to one more job; its id is noted where it is a 202."""
+    answer = await lit.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}}, timeout=30)
+    assert answer.status_code in {202, 503, 507}, answer.text
+    if answer.status_code == 202:
+        accepted.append(answer.json()["id"])
+    return answer
+
+
+async def refused(lit: Lit, accepted: list[str]) -> None:
+    """Wait until the edge takes no more, and says why or where that is said."""
+
+    async def full() -> bool:
+        answer = await asked(lit, accepted)
+        return answer.status_code != 202 and any(word in answer.json()["detail"] for word in ("restart", "/readyz"))
+
+    await until(full, 60)
+
+
+async def exited(lit: Lit, job: JobView) -> None:
+    async def over() -> bool:
+        found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
+        return [one.state for one in found] == ["exited"]
+
+    await until(over, 60)
+
+
+async def told_what_to_do(lit: Lit) -> None:
+    """By /readyz, and by `doctor` in one line."""
+
+    async def said() -> bool:
+        answer = await lit.ann._http.get("/readyz", timeout=30)
+        return answer.status_code == 503 and any("restart nats-server" in one for one in answer.json()["why"])
+
+    await until(said, 30)
+    folder = str(lit.installation.folder)
+    done = await lamplighter("doctor", "--json", "--url", lit.installation.url, "--data", folder)
+    (broker,) = [one for one in json.loads(done.stdout) if one["name"] == "broker"]
+    assert (done.returncode, broker["verdict"]) == (1, "fail")
+    assert broker["mend"].startswith("make room on that disk, then restart nats-server")
+
+
+@pytest.mark.timeout(240)
+async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Lit):
+    running, waiting = await submit(tight, UNHURRIED, seconds=6), await submit(tight, UNHURRIED, seconds=6)
+    for job in (running, waiting):
+        await working(tight, job.id)
+    behind = await submit(tight, text="behind them")
+    ballast = disk.fill(tight.installation.folder / "broker")
+    accepted = [running.id, waiting.id, behind.id]
+    await refused(tight, accepted)
+    await exited(tight, running)
+    await told_what_to_do(tight)
+    ballast.unlink()
+    await refused(tight, accepted)  # room alone does not help it
+    await tight.installation.server.stop()
+    await tight.installation.server.start()
+    await ready(tight.ann, 60)
+    for job_id in accepted:
+        assert (await ended(tight.ann, job_id)).status == "succeeded"
+    for job in (running, waiting):
+        entries = await history(tight, job.id)
+        assert [len(events(entries, kind)) for kind in (Started, Released, Succeeded)] == [1, 0, 1]
+    assert (await asked(tight, accepted)).status_code == 202
+    assert (await ended(tight.ann, accepted[-1])).status == "succeeded"
+    await nothing_left(tight)
+
+
+@pytest.mark.timeout(240)
+async def test_up_on_a_disk_that_was_full_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    disk.needed()
+    data = tmp_path / "data"
+    for name, value in SPACIOUS.items():
+        monkeypatch.setenv(name, value)
+    with disk.small(data, DATA_MB):
+        await anyio.to_thread.run_sync(_filled_and_emptied, data)
+
+
+def _filled_and_emptied(data: Path) -> None:
+    """With everything of an `up` on one disk: broker, index, logs, jobs."""
+    with up(data) as (process, said), Client(said["url"], said["key"], cache=data.parent / "digests.json") as client:
+        soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
+        accepted = [client.submit("echo", text="before", options={"options": {"not_before": soon}}).id]
+        ballast = disk.fill(data)
+
+        def full() -> bool:
+            try:
+                accepted.append(client.submit("echo", text="more").id)
+            except Busy as busy:
+                return busy.problem.code == "store_full"
+            return False
+
+        soon_or_not(full)
+        assert httpx.get(f"{said['url']}/readyz").status_code == 503
+        ballast.unlink()
+        soon_or_not(lambda: httpx.get(f"{said['url']}/readyz").status_code == 200)
+        accepted.append(client.submit("echo", text="after").id)
+        assert {client.wait(job_id).status for job_id in accepted} == {"succeeded"}
+        assert process.poll() is None
