@@ -19,6 +19,7 @@ from bus.port import Bus, BusError
 from edge.services.clock import utc_now
 from edge.store.opening import open_store
 from edge.store.port import AssetStore, StoreError
+from lamplighter.cli import show
 from lamplighter.cli.backup_file import ASSETS, FILES, FORMAT, STREAMS, Kept, Manifest, Part, Writer, writing
 from lamplighter.cli.backup_place import Chosen, Place, Refusal, chosen, leave, place_options
 
@@ -124,8 +125,9 @@ def say(manifest: Manifest, file: Path, verb: str, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
         return
-    assets = "without the files' bytes" if manifest.assets is None else f"{facts['assets']} files"
-    click.echo(f"{verb} {facts['jobs']} jobs, {assets} ({facts['bytes']} bytes, of {manifest.made_at:%Y-%m-%d %H:%M})")
+    jobs = show.counted(manifest.jobs, "job")
+    assets = "without the files' bytes" if manifest.assets is None else show.counted(len(manifest.assets), "file")
+    click.echo(f"{verb} {jobs}, {assets} ({facts['bytes']} bytes, of {manifest.made_at:%Y-%m-%d %H:%M})")
 
 
 @click.command()

@@ -6,6 +6,7 @@ import time
 
 import anyio
 
+from lamplighter.cli import show
 from lamplighter.cli.checks import Finding, Verdict
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import EngineError
@@ -42,7 +43,7 @@ async def gpu_findings() -> list[Finding]:
                 "GPU endpoints cannot run here",
             )
         ]
-    cards = [Finding("nvml", Verdict.OK, f"driver {seen.driver}, {len(seen.samples)} card(s)")]
+    cards = [Finding("nvml", Verdict.OK, f"driver {seen.driver}, {show.counted(len(seen.samples), 'card')}")]
     return cards + [
         Finding(f"card {one.uuid}", Verdict.OK, f"{one.name}, {one.memory_free_mb} MB free") for one in seen.samples
     ]

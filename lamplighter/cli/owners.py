@@ -12,14 +12,14 @@ from lamplighter.cli.session import INTERRUPTED, Session, client_command
 
 LOOK_EVERY_S = 1.0
 WORDS = {
-    "jobs": "jobs",
-    "cancelled": "of them stopped first",
-    "assets": "files",
-    "uploads": "unfinished uploads",
-    "keys": "keys",
-    "deliveries": "webhook deliveries",
-    "feed": "messages to followers",
-    "usage_rows": "rows of usage",
+    "jobs": ("job", "jobs"),
+    "cancelled": ("of them stopped first", "of them stopped first"),
+    "assets": ("file", "files"),
+    "uploads": ("unfinished upload", "unfinished uploads"),
+    "keys": ("key", "keys"),
+    "deliveries": ("webhook delivery", "webhook deliveries"),
+    "feed": ("message to followers", "messages to followers"),
+    "usage_rows": ("row of usage", "rows of usage"),
 }
 
 
@@ -66,11 +66,12 @@ def show_deletion(session: Session, owner: str) -> None:
 
 
 def _standing(told: dict[str, Any]) -> str:
+    jobs = show.counted(told["erased"]["jobs"], "job")
     if told["waiting_for"]:
-        return f"{told['erased']['jobs']} jobs gone, {told['waiting_for']} are being stopped"
+        return f"{jobs} gone, {told['waiting_for']} to be stopped first"
     if told["state"] == "settling":
         return "nothing is left; looking for what was on its way meanwhile"
-    return f"{told['erased']['jobs']} jobs and {told['erased']['assets']} files gone"
+    return f"{jobs} and {show.counted(told['erased']['assets'], 'file')} gone"
 
 
 def _report(session: Session, told: dict[str, Any]) -> None:
@@ -82,7 +83,8 @@ def _lines(session: Session, told: dict[str, Any]) -> None:
     session.out.print(f"{told['owner']}: {told['state']}", markup=False, highlight=False)
     for name, words in WORDS.items():
         size = f" ({show.size(erased['bytes'])})" if name == "assets" else ""
-        session.out.print(f"{erased[name]:>8} {words}{size}", markup=False, highlight=False)
+        count, what = show.counted(erased[name], *words).split(" ", 1)
+        session.out.print(f"{count:>8} {what}{size}", markup=False, highlight=False)
     if told["hosts_pending"]:
         hosts = ", ".join(told["hosts_pending"])
         session.out.print(f"{hosts}: copies go within a minute, or before the next job once it is on", highlight=False)

@@ -16,6 +16,7 @@ from edge.services.agreed import agree_on_store
 from edge.services.clock import utc_now
 from edge.store.opening import open_store
 from edge.store.port import StoreError
+from lamplighter.cli import show
 from lamplighter.cli.backup import progress, say
 from lamplighter.cli.backup_file import ASSETS, FILES, Manifest, Part, Reader, Unusable, reading
 from lamplighter.cli.backup_place import Chosen, Place, Refusal, chosen, leave, place_options
@@ -71,8 +72,8 @@ async def _empty(snapshots: Snapshots, *, replace: bool) -> None:
     held = sum((await snapshots.held()).values())
     if held and not replace:
         raise Refusal(
-            f"this installation is not empty ({held} messages): restore into a new one, or give --replace to lose what "
-            "is there"
+            f"this installation is not empty ({show.counted(held, 'message')}): restore into a new one, or give "
+            "--replace to lose what is there"
         )
     await snapshots.clear()
 

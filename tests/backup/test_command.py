@@ -1,15 +1,11 @@
 """`backup` and `restore` against a broker that a settings file names, and files that are not what they should be."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import anyio.to_thread
 import msgspec
 import pytest
 
@@ -18,9 +14,9 @@ from bus.port import Bus
 from edge.store.directory import open_directory
 from lamplighter.cli.backup_file import FORMAT, MANIFEST, Manifest, Part, Unusable, reading, writing
 from schemas.asset import Reference, reference_key
+from tests.backup.place import installed, lamplighter
 from tests.broker import Broker, broker
 from tests.bus.samples import NOW, key, recorded
-from tests.e2e.installation import ROOT
 
 CONTENT = b"the bytes of a file" * 1000
 
@@ -34,22 +30,12 @@ class There(NamedTuple):
     store: Path
 
 
-async def installed(folder: Path, server: Broker) -> Path:
-    settings = server.settings("edge")
-    config = folder / "lamplighter.toml"
-    config.write_text(
-        f'data = "{folder / "edge"}"\n[store]\nurl = "{(folder / "assets").as_uri()}"\n[broker]\n'
-        + "".join(f'{name} = "{getattr(settings, name)}"\n' for name in ("url", "user", "password", "monitor"))
-    )
-    return config
-
-
 @pytest.fixture
 async def there(tmp_path: Path) -> AsyncIterator[There]:
     folder = tmp_path / "there"
     folder.mkdir()
     async with broker(folder) as server, open_edge(server.settings("edge")) as bus:
-        config = await installed(folder, server)
+        config = installed(folder, server.settings("edge"))
         await bus.records.create(key(), recorded())
         async with open_directory(folder / "assets") as store:
 
@@ -62,13 +48,6 @@ async def there(tmp_path: Path) -> AsyncIterator[There]:
         yield There(server, bus, config, folder / "assets")
 
 
-async def lamplighter(*words: object) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "lamplighter", *map(str, words)]
-    return await anyio.to_thread.run_sync(
-        partial(subprocess.run, argv, capture_output=True, text=True, check=False, cwd=ROOT)
-    )
-
-
 async def test_what_a_settings_file_names_is_kept_and_put_elsewhere(there: There, tmp_path: Path):
     file, elsewhere = tmp_path / "kept.zip", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -76,9 +55,9 @@ async def test_what_a_settings_file_names_is_kept_and_put_elsewhere(there: There
     assert kept.returncode == 0, kept.stderr
     assert {name: json.loads(kept.stdout)[name] for name in ("jobs", "assets")} == {"jobs": 1, "assets": 1}
     async with broker(elsewhere) as server:
-        config = await installed(elsewhere, server)
+        config = installed(elsewhere, server.settings("edge"))
         done = await lamplighter("restore", file, "--config", config)
-        assert (done.returncode, "restored 1 jobs, 1 files" in done.stdout) == (0, True), done.stderr
+        assert (done.returncode, "restored 1 job, 1 file (" in done.stdout) == (0, True), done.stderr
         async with open_edge(server.settings("edge")) as bus:
             assert (await bus.records.read(key())).recorded == recorded()
             (reference,) = await bus.assets.rows()
@@ -105,7 +84,7 @@ async def test_an_edge_at_work_is_not_written_over(there: There, tmp_path: Path)
 
 async def test_no_broker_is_exit_3_and_an_empty_one_is_exit_4(tmp_path: Path):
     async with broker(tmp_path) as server:
-        config = await installed(tmp_path, server)
+        config = installed(tmp_path, server.settings("edge"))
         empty = await lamplighter("backup", tmp_path / "kept.zip", "--config", config)
         assert (empty.returncode, "nothing to back up" in empty.stderr) == (4, True)
     away = await lamplighter("backup", tmp_path / "kept.zip", "--config", config)
@@ -198,6 +177,7 @@ async def test_a_part_that_names_a_place_outside_the_data_folder_is_not_written(
     file = written(tmp_path / "kept.zip", outside)
     (tmp_path / "new").mkdir()
     async with broker(tmp_path / "new") as server:
-        done = await lamplighter("restore", file, "--config", await installed(tmp_path / "new", server))
+        config = installed(tmp_path / "new", server.settings("edge"))
+        done = await lamplighter("restore", file, "--config", config)
     assert done.returncode == 4
     assert not (tmp_path / "outside").exists()
