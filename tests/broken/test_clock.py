@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from bus.memory import MemoryBroker
 from bus.unbroken import Now, Unbroken
+from schemas.errors import Refused
 from schemas.job import Job
 from schemas.words import Status
 from tests.edge.services.world import START, FakeWorld, Time, fake_world
@@ -102,3 +103,23 @@ async def test_what_is_due_waits_for_a_clock_that_was_set_back_and_is_not_forgot
 async def test_the_hourly_check_goes_on_behind_a_clock_that_was_set_back(skewed: Skewed) -> None:
     skewed.jump(days=-1)
     assert skewed.edge.scene.hourly.due(skewed.edge.time())
+
+
+async def test_a_wrong_calendar_is_believed_where_a_date_was_promised(skewed: Skewed) -> None:
+    """By a clock that runs ahead deadlines, start timeouts and retention come early, and nobody takes it back."""
+    due = await skewed.edge.submit(deadline=(START + timedelta(hours=5)).isoformat())
+    patient, ended = await skewed.edge.submit(text="patient"), await skewed.edge.submit(text="ended")
+    await skewed.edge.finish(ended)
+    skewed.jump(hours=20)
+    assert await skewed.swept() == {"expire": 1}
+    assert (await skewed.edge.read(due)).status is Status.EXPIRED
+    assert (await skewed.edge.read(patient)).status is Status.QUEUED
+    skewed.jump(hours=-20)
+    assert (await skewed.edge.read(due)).status is Status.EXPIRED
+    skewed.jump(days=31)
+    swept = await skewed.swept()
+    assert (swept["expire"], swept["forget"]) == (1, 2)
+    assert (await skewed.edge.read(patient)).status is Status.EXPIRED
+    for job in (due, ended):
+        with pytest.raises(Refused):
+            await skewed.edge.read(job)
