@@ -25,6 +25,8 @@ from schemas.view import Eta
 from schemas.words import ACTIVE, WAITING, Status
 
 REMEMBERED = 100  # runs of each endpoint
+SIZES_S = (0.001, 30 * 86_400.0)  # seconds of input that can be believed: clients write what they like
+FARTHEST = timedelta(days=3650)  # whatever the numbers say, calendars end
 
 # The reasons whose end can be foretold, and whether a wake is still to come. Of any other nobody knows when it passes.
 WAKES: Mapping[Reason, bool] = {
@@ -69,7 +71,7 @@ class Estimator:
         wake_s = self._wake_s(job.endpoint) if WAKES[reason] else 0.0
         slots = self._catalog.slots(job.pool)
         wait_s = wake_s + queue_s(ahead, self._running[job.pool], slots, usual.p50)
-        start = max(filter(None, (self._now() + timedelta(seconds=wait_s), job.due)))
+        start = max(filter(None, (self._now() + _span(wait_s), job.due)))
         return _eta(start, mine.p50, mine.p90, mine.samples)
 
     def _ends(self, job: Job, start: datetime) -> Eta | None:
@@ -135,8 +137,15 @@ def _model(run: Run, names: Mapping[str, str]) -> str:
 def _size(job: Job, endpoint: Endpoint | None) -> float | None:
     """The seconds of input, where the endpoint names the number field that tells them and the job has it."""
     named = job.input.get(endpoint.input_seconds) if endpoint and endpoint.input_seconds else None
-    return float(named) if isinstance(named, int | float) and not isinstance(named, bool) and named > 0 else None
+    if isinstance(named, bool) or not isinstance(named, int | float):
+        return None
+    least, most = SIZES_S
+    return float(named) if least <= named <= most else None
 
 
 def _eta(start: datetime, p50_s: float, p90_s: float, samples: int) -> Eta:
-    return Eta(start, start + timedelta(seconds=p50_s), start + timedelta(seconds=p90_s), samples)
+    return Eta(start, start + _span(p50_s), start + _span(p90_s), samples)
+
+
+def _span(seconds: float) -> timedelta:
+    return timedelta(seconds=min(seconds, FARTHEST.total_seconds()))

@@ -1,7 +1,7 @@
 """From the body of a submit to the record: wrong types and unknown fields named, limits resolved."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +16,9 @@ from schemas.words import TOKEN_PATTERN, Status, is_token
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+
+# How far ahead `not_before` may lie. A calendar ends in 9999, and limits are counted from there on.
+FARTHEST = timedelta(days=100 * 365)
 
 T = TypeVar("T")
 
@@ -105,6 +108,8 @@ def _in_utc(moment: datetime | None, name: str) -> datetime | None:
 
 
 def _check_times(start: datetime | None, deadline: datetime | None, at: datetime) -> None:
+    if start is not None and start - at > FARTHEST:
+        raise invalid(FieldError("$.not_before", "lies more than a hundred years ahead"))
     if deadline is not None and deadline <= at:
         raise invalid(FieldError("$.deadline", "lies in the past"))
     if deadline is not None and start is not None and deadline <= start:

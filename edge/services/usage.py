@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from bus.ledger import Ledger
 from edge.services.books import span_use
@@ -15,6 +15,7 @@ from schemas.switch import Price
 from schemas.usage import Cost, PowerUse, Share, UsageReport
 
 USUAL = timedelta(days=30)
+FIRST = datetime(1970, 1, 1, tzinfo=UTC)  # nothing is older, and calendars end a little before the year 1
 SKEW = timedelta(hours=1)  # a row is stored after what it tells has ended, give or take the clocks
 
 
@@ -52,8 +53,8 @@ class Accounts:
 
     def _range(self, since: datetime | None, until: datetime | None) -> Range:
         now = self._now()
-        end = now if until is None else min(until, now)
-        start = end - USUAL if since is None else since
+        end = now if until is None else min(max(until, FIRST), now)
+        start = end - USUAL if since is None else max(since, FIRST)
         if start >= end:
             raise invalid(FieldError("from", "must be before `to`, and in the past"))
         return Range(start, end)

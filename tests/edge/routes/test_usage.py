@@ -51,6 +51,13 @@ async def test_an_admin_sees_everybody_or_whom_it_names(used: Face):
     assert (await used.anyone.get("/v1/usage")).status_code == 401
 
 
+@pytest.mark.parametrize("day", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00%2B14:00", "9999-12-31T23:00:00-14:00"])
+async def test_a_range_may_reach_to_the_ends_of_the_calendar(used: Face, day: str):
+    assert (await used.ann.get(f"/v1/usage?from={day}")).status_code in {200, 422}
+    assert (await used.ann.get(f"/v1/usage?to={day}")).status_code in {200, 422}
+    assert (await used.ann.get("/v1/usage?from=0001-01-01T00:00:00Z")).json()["jobs"] == 1
+
+
 async def test_a_range_narrows_it(used: Face):
     day = timedelta(days=1)
     before = {"from": (START - 2 * day).isoformat(), "to": (START - day).isoformat()}

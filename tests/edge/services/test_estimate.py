@@ -174,6 +174,38 @@ async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(told: FakeW
     assert slower.finish_at == (there.started_at or told.time.now) + timedelta(seconds=210)
 
 
+@pytest.mark.parametrize("length", [1e308, 10**400, 1e-300])
+async def test_an_absurd_length_is_none(told: FakeWorld, length: float) -> None:
+    """A client's number must end neither its own request nor what runs for everybody."""
+    sized = replace(ECHO, input_seconds="seconds")
+    offer = Offer(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(sized,))
+    await told.bus.offers.put("gpu-1", offer)
+    await told.appear()
+
+    async def submitted(seconds: float) -> Job:
+        body = {"endpoint": "echo", "input": {"seconds": seconds}}
+        return (await told.intake.submit("ann", body)).entry.recorded.job
+
+    for _ in range(3):
+        job = await submitted(length)
+        await told.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, None)))
+        await told.apply(job.key, e.Succeeded(Output(), Usage(run_s=10.0)))
+    for seconds in (length, 86_400):
+        found = await eta(told, await submitted(seconds))
+        assert found is not None
+        assert found.finish_at is not None
+        assert found.finish_at - told.time.now < timedelta(hours=1)
+
+
+async def test_calendars_end(told: FakeWorld) -> None:
+    await told.offer()
+    for _ in range(3):
+        await ran(told, 1e15)
+    found = await eta(told, await told.submit())
+    assert found is not None
+    assert after(found.finish_at, told) > 1e6
+
+
 async def test_what_is_remembered_is_bounded_and_the_newest(told: FakeWorld) -> None:
     estimator = Estimator(told.index, told.hosts, told.catalog, told.time)
     job = await told.submit()
