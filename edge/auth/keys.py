@@ -18,6 +18,7 @@ from schemas.words import is_token
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 OPEN = "open"  # the opt of a route that asks for no key
+UNWELCOME = 4401  # the close code of a WebSocket whose key is none, or none any more
 _READING = ("GET", "HEAD")
 
 
@@ -34,6 +35,16 @@ def presented(connection: Connection) -> str | None:
 async def known(parts: Parts, text: str) -> ApiKey | None:
     """The key that `text` is, or what of it the token `text` may do; None for a stranger's. Raises BusError."""
     return await (parts.tokens.read(text) if text.startswith(MARK) else parts.keys.authenticate(text))
+
+
+async def still_known(parts: Parts, key: ApiKey, text: str) -> bool:
+    """Whether what was sent as `text`, and then was `key`, has not been revoked since. Raises BusError.
+
+    For streams and sockets, which outlive their request. A token opens them, and need not outlive them.
+    """
+    if text.startswith(MARK):
+        return await parts.keys.by_id(key.id) is not None
+    return await known(parts, text) is not None
 
 
 def _signed(connection: Connection, parts: Parts) -> ApiKey | None:

@@ -11,11 +11,14 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, HeaderParameter
 from litestar.response import Stream
 
-from edge.auth.keys import needs
-from edge.routes.given import AnySocket, Owner, Services, Speech
+from bus.port import BusError
+from edge.auth.keys import UNWELCOME, Connection, needs, presented, still_known
+from edge.parts import Parts
+from edge.routes.given import AnyRequest, AnySocket, Owner, Services, Speech
 from edge.routes.jobs import job_key
+from edge.services.refusals import refusing
 from edge.services.stream import StreamItem
-from schemas.access import Scope
+from schemas.access import ApiKey, Scope
 
 COMMENT_EVERY_S = 15.0
 NORMAL = 1000
@@ -51,14 +54,42 @@ def _text(item: StreamItem | None) -> bytes:
     return f"id: {item.id}\r\nevent: {item.kind}\r\ndata: ".encode() + msgspec.json.encode(item.data) + b"\r\n\r\n"
 
 
-async def _texts(items: AsyncIterator[StreamItem]) -> AsyncIterator[bytes]:
+class _Opened:
+    """Who opened a stream: looked at again and again, because a key may be revoked while its stream is open."""
+
+    def __init__(self, connection: Connection, parts: Parts) -> None:
+        self._parts = parts
+        self._key: ApiKey = connection.auth
+        self._text = presented(connection) or ""
+        self._looked_at = anyio.current_time()
+
+    async def revoked(self, *, idle: bool) -> bool:
+        """Whether the key is none any more, asked when nothing comes and every COMMENT_EVERY_S while something does."""
+        if not idle and anyio.current_time() - self._looked_at < COMMENT_EVERY_S:
+            return False
+        self._looked_at = anyio.current_time()
+        try:
+            return not await still_known(self._parts, self._key, self._text)
+        except BusError:
+            return False  # it is asked again once the broker is back
+
+
+async def _reached(parts: Parts) -> None:
+    """Refused `unavailable` while there is nothing to follow: an answer, where a stream would only break off."""
+    with refusing():
+        await parts.bus.feed.position()
+
+
+async def _texts(items: AsyncIterator[StreamItem], opened: _Opened) -> AsyncIterator[bytes]:
     async for item in with_silences(items, COMMENT_EVERY_S):
+        if await opened.revoked(idle=item is None):
+            return
         yield _text(item)
 
 
-def _sse(items: AsyncIterator[StreamItem]) -> Stream:
+def _sse(items: AsyncIterator[StreamItem], opened: _Opened) -> Stream:
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return Stream(_texts(items), media_type="text/event-stream", headers=headers)
+    return Stream(_texts(items, opened), media_type="text/event-stream", headers=headers)
 
 
 # Of any length: what is no id of ours means the start, and a client that resumes must not be refused for it.
@@ -68,6 +99,7 @@ After = FromQuery[str | None]
 
 @get("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
 async def job_events(
+    request: AnyRequest,
     parts: Services,
     owner: Owner,
     language: Speech,
@@ -78,19 +110,26 @@ async def job_events(
     """`state`, `progress` and `log` of one job; ends after the final `state`. `Last-Event-ID` or `?after=` resumes."""
     key = job_key(owner, job_id)
     await parts.intake.read(key)
-    return _sse(parts.follower.events(owner, key.id, last_event_id or after, language))
+    return _sse(parts.follower.events(owner, key.id, last_event_id or after, language), _Opened(request, parts))
 
 
 @get("/v1/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
 async def owner_events(
-    parts: Services, owner: Owner, language: Speech, last_event_id: LastEventId = None, after: After = None
+    request: AnyRequest,
+    parts: Services,
+    owner: Owner,
+    language: Speech,
+    last_event_id: LastEventId = None,
+    after: After = None,
 ) -> Stream:
     """The same for all jobs of the owner, with host notices, and without an end; without an id from the start."""
-    return _sse(parts.follower.events(owner, None, last_event_id or after, language))
+    await _reached(parts)
+    return _sse(parts.follower.events(owner, None, last_event_id or after, language), _Opened(request, parts))
 
 
-async def _push(socket: AnySocket, items: AsyncIterator[StreamItem]) -> None:
-    """Send `items` until they end or the client goes; what the client says is read and ignored."""
+async def _push(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _Opened) -> None:
+    """Send `items` until they end, the client goes or its key does; what the client says is read and ignored."""
+    code = NORMAL
     async with anyio.create_task_group() as tasks:
 
         async def until_gone() -> None:
@@ -101,12 +140,15 @@ async def _push(socket: AnySocket, items: AsyncIterator[StreamItem]) -> None:
                 tasks.cancel_scope.cancel()
 
         tasks.start_soon(until_gone)
-        async for item in items:
-            await socket.send_data(
-                msgspec.json.encode({"id": item.id, "event": item.kind, "data": item.data}), mode="text"
-            )
+        async for item in with_silences(items, COMMENT_EVERY_S):
+            if await opened.revoked(idle=item is None):
+                code = UNWELCOME
+                break
+            if item is not None:
+                said = {"id": item.id, "event": item.kind, "data": item.data}
+                await socket.send_data(msgspec.json.encode(said), mode="text")
         tasks.cancel_scope.cancel()
-    await socket.close(code=NORMAL)
+    await socket.close(code=code)
 
 
 @websocket("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)])
@@ -116,14 +158,15 @@ async def job_socket(
     """The same over a WebSocket, one JSON object a message: `{"id", "event", "data"}`."""
     await parts.intake.read(job_key(owner, job_id))
     await socket.accept()
-    await _push(socket, parts.follower.events(owner, job_id, after, language))
+    await _push(socket, parts.follower.events(owner, job_id, after, language), _Opened(socket, parts))
 
 
 @websocket("/v1/events", guards=[needs(Scope.JOBS_READ)])
 async def owner_socket(socket: AnySocket, parts: Services, owner: Owner, language: Speech, after: After = None) -> None:
     """All jobs of the owner over a WebSocket."""
+    await _reached(parts)
     await socket.accept()
-    await _push(socket, parts.follower.events(owner, None, after, language))
+    await _push(socket, parts.follower.events(owner, None, after, language), _Opened(socket, parts))
 
 
 ROUTES = (

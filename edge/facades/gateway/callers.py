@@ -3,12 +3,11 @@
 from anyio import fail_after
 from msgspec import Struct
 
-from edge.auth.keys import known, owner_for, presented
+from edge.auth.keys import known, owner_for, presented, still_known
 from edge.facades.gateway.wire import AnySocket, next_frame
 from edge.parts import Parts
 from edge.services.messages import Language, choose_language
 from edge.services.refusals import refusing
-from edge.services.tokens import MARK
 from schemas.access import ApiKey, Scope
 from schemas.envelope import Kind, read
 from schemas.errors import Refused
@@ -30,10 +29,8 @@ class Caller(Struct, frozen=True):
             raise Refused("forbidden", f"the key lacks the scope {scope}: use a key that has it")
 
     async def still_known(self, parts: Parts) -> bool:
-        """Whether the key has not been revoked since. A token opens a socket, and need not outlive it."""
-        if self.text.startswith(MARK):
-            return await parts.keys.by_id(self.key.id) is not None
-        return await known(parts, self.text) is not None
+        """Whether the key has not been revoked since."""
+        return await still_known(parts, self.key, self.text)
 
 
 async def admit(socket: AnySocket, parts: Parts, within_s: float) -> Caller:

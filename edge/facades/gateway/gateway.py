@@ -9,12 +9,13 @@ from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from bus.port import BusError
+from edge.auth.keys import UNWELCOME
 from edge.facades.gateway.callers import AUTH_WITHIN_S, Caller, admit
 from edge.facades.gateway.hall import Hall
 from edge.facades.gateway.hubs import Hub
 from edge.facades.gateway.origins import Origins
 from edge.facades.gateway.outbox import BYTES, MESSAGES, Outbox
-from edge.facades.gateway.session import UNWELCOME, Session
+from edge.facades.gateway.session import Session
 from edge.facades.gateway.wire import LOST, AnySocket, Gone
 from edge.parts import Parts
 from edge.services.clock import Clock, utc_now

@@ -7,6 +7,7 @@ from anyio import CancelScope, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from bus.port import BusError
+from edge.auth.keys import UNWELCOME
 from edge.facades.gateway.callers import Caller
 from edge.facades.gateway.commands import COMMANDS
 from edge.facades.gateway.envelopes import is_final, refusal
@@ -25,7 +26,6 @@ from schemas.envelope import Envelope, Kind, Message, Unreadable, read
 from schemas.errors import FieldError
 from schemas.view import JobView
 
-UNWELCOME = 4401
 SLOW = 4408
 CLOSE_S = 30.0  # a client that did not read gets this long to read what the kernel holds, and then why it was closed
 
@@ -130,6 +130,7 @@ class Session(Listener, RelaySocket):
         try:
             if not await self.caller.still_known(self._hall.parts):
                 self.end(UNWELCOME)
+                return []
             return await self._act(message, tasks)
         except Exception as error:  # the border: whatever one request meets, the connection stays
             return [refusal(self._hall, refusal_for(error), message, self.caller.language)]

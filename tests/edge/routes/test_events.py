@@ -161,6 +161,43 @@ async def test_what_fills_a_silence_is_a_comment_and_no_event(face: Face, monkey
     assert set(blocks) == {": still here"}
 
 
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
+async def test_while_the_broker_is_away_no_stream_is_opened(face: Face, path: str):
+    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    face.world.broker.stop()
+    headers = {"Authorization": f"Bearer {face.texts['ann']}"}
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with websockets.connect(socket_url(face, path), additional_headers=headers):
+            pass
+    assert refused.value.response.status_code == 503
+    reply = await face.ann.get(path)
+    assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
+    face.world.broker.start()
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
+async def test_a_stream_ends_with_its_key(face: Face, monkeypatch: pytest.MonkeyPatch, path: str):
+    monkeypatch.setattr("edge.routes.events.COMMENT_EVERY_S", 0.01)
+    await face.bob.put("/v1/jobs/mine", json=ECHO)
+    (key,) = await face.keys.list("bob")
+    token = (await face.bob.post("/v1/tokens", json={})).json()["token"]
+    headers = {"Authorization": f"Bearer {face.texts['bob']}"}
+    with anyio.fail_after(10):
+        async with (
+            face.anyone.stream("GET", path, params={"token": token}) as reply,
+            websockets.connect(socket_url(face, path), additional_headers=headers) as socket,
+        ):
+            texts = reply.aiter_text()
+            while "event: state" not in await anext(texts):
+                pass
+            assert json.loads(await socket.recv())["event"] == "state"
+            await face.admin.delete(f"/v1/keys/{key.id}")
+            assert {text.strip() async for text in texts} <= {": still here"}
+            with pytest.raises(websockets.ConnectionClosedError):
+                await socket.recv()
+    assert socket.close_code == 4401
+
+
 async def a_word_after_silence() -> AsyncIterator[str]:
     with anyio.move_on_after(0.05):
         await anyio.sleep_forever()

@@ -109,3 +109,18 @@ async def test_what_nobody_asked_is_dropped(door: Door):
     async with door.desk("relay") as made:
         await made.send("gpu.power.state", {"host": "gpu-1"}, result={"state": "on"})
         assert (await made.ask("ping"))["type"] == "pong"
+
+
+async def test_a_relay_whose_key_was_revoked_is_not_believed(door: Door):
+    (key,) = await door.keys.list("relay")
+
+    async def answer_too_late(made: Desk) -> None:
+        await made.hear("gpu.power.state")
+        await door.keys.revoke(key.id)
+        await made.send("gpu.power.state", result={"state": "off"})
+
+    async with door.desk("relay") as made, anyio.create_task_group() as tasks:
+        await entered(made)
+        tasks.start_soon(answer_too_late, made)
+        with pytest.raises(RelayAway):
+            await ask(door)
