@@ -115,7 +115,7 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
 async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Response[AssetView]:
     """Upload a file, raw or as the one file part of a form; the answer names its digest."""
     if is_form(request):
-        async with read_form(request) as form:
+        async with read_form(request, parts.assets.limit) as form:
             upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
             if upload is None:
                 raise Refused("body_malformed", "the form has no file part")

@@ -76,7 +76,7 @@ async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict
     """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input."""
     if not is_form(request):
         return await read_json(request)
-    async with read_form(request) as form:
+    async with read_form(request, parts.assets.limit) as form:
         body = await _described(form.getall(JOB, []))
         given = body.setdefault("input", {})
         if not isinstance(given, dict):

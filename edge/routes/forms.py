@@ -1,4 +1,4 @@
-"""Multipart bodies: file parts go to temporary files as they come, texts are held in memory and therefore bounded.
+"""Multipart bodies: file parts go to temporary files as they come, texts are held in memory; both are bounded.
 
 The framework's own reader holds a text of any length: a part without a file name is enough to fill the memory.
 """
@@ -17,9 +17,11 @@ PARTS = 1000
 
 
 class _Form:
-    """The parts so far, and the one that is coming in."""
+    """The parts so far, and the one that is coming in. `limit`: bytes of the largest file."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0  # of the file that is coming in
         self.fields: list[tuple[str, str | UploadFile]] = []
         self._segment: MultipartSegment | None = None
         self._file: UploadFile | None = None
@@ -40,6 +42,9 @@ class _Form:
 
     async def _piece(self, piece: bytearray) -> None:
         if self._file is not None:
+            self._bytes += len(piece)
+            if self._bytes > self._limit:
+                raise Refused("body_too_large", f"a file may have at most {self._limit} bytes: make it smaller")
             await self._file.write(piece)
             return
         self._texts += len(piece)
@@ -50,7 +55,7 @@ class _Form:
     def _end(self, segment: MultipartSegment) -> None:
         value = self._file or self._text.decode(segment.charset or "utf-8")
         self.fields.append((segment.name, value))
-        self._segment, self._file, self._text = None, None, bytearray()
+        self._segment, self._file, self._text, self._bytes = None, None, bytearray(), 0
 
     async def close(self) -> None:
         """Let go of the files."""
@@ -60,12 +65,12 @@ class _Form:
 
 
 @asynccontextmanager
-async def read_form(request: AnyRequest) -> AsyncIterator[FormMultiDict]:
-    """The fields and files of a multipart body; the files are there while the block runs.
+async def read_form(request: AnyRequest, limit: int) -> AsyncIterator[FormMultiDict]:
+    """The fields of a multipart body, and its files of at most `limit` bytes each, there while the block runs.
 
     Refused body_malformed, body_too_large.
     """
-    form = _Form()
+    form = _Form(limit)
     try:
         await _read(request, form)
         for _, value in form.fields:

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 
-from edge.routes.forms import TEXT_BYTES
+from edge.routes.forms import TEXT_BYTES, read_form
+from schemas.errors import Refused
 from tests.edge.routes.conftest import Face
 
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -52,3 +54,26 @@ async def test_what_breaks_off_or_is_no_form_is_malformed(face: Face, body: byte
 async def test_a_form_without_a_boundary_says_so(face: Face):
     reply = await face.ann.post("/v1/jobs", content=b"x", headers={"Content-Type": "multipart/form-data"})
     assert "boundary" in reply.json()["detail"]
+
+
+class Endless:
+    """A request whose body is a file without an end; `given` bytes were taken of it."""
+
+    content_type = ("multipart/form-data", {"boundary": "x"})
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        yield text("film").replace(b'"film"', b'"film"; filename="a.mp4"')
+        while True:
+            self.given += 1000
+            yield b"a" * 1000
+
+
+async def test_a_file_is_bounded_while_it_comes():
+    request = Endless()
+    with pytest.raises(Refused, match="at most 10000 bytes"):
+        async with read_form(cast("Any", request), 10_000):
+            pass
+    assert request.given < 20_000
