@@ -138,7 +138,7 @@ def _quotas(settings: EdgeSettings, bus: Bus, index: Index) -> Quotas:
 def _uploads(settings: EdgeSettings, assets: Assets, quotas: Quotas) -> Uploads:
     partials = Partials(settings.data / "uploads")
     limit = settings.max_asset_bytes
-    uploads = Uploads(partials, assets, utc_now, os.urandom, settings.uploads, limit, quotas.allow)
+    uploads = Uploads(partials, assets, utc_now, os.urandom, settings.uploads, limit, quotas.room)
     quotas.count(uploads.promised)
     return uploads
 

@@ -6,12 +6,12 @@ from msgspec import Struct
 
 from schemas.asset import Digest
 
-Allowance = Callable[[str, int], Awaitable[None]]
+Allowance = Callable[[str], Awaitable[int | None]]  # how many more bytes an owner may have, None: any number
 
 
-async def unlimited(owner: str, size: int) -> None:
+async def unlimited(owner: str) -> None:
     """The allowance of an edge without quotas."""
-    del owner, size
+    del owner
 
 
 class Wanted(Struct, frozen=True, kw_only=True):

@@ -189,12 +189,6 @@ class Quotas:
         """The owner has less: it is read anew when it is asked for."""
         self._held.pop(owner, None)
 
-    async def allow(self, owner: str, size: int) -> None:
-        """An `Allowance` for uploads: raises Refused `quota_exceeded` for more than there is room for."""
-        room = await self.room(owner)
-        if room is not None and size > room:
-            raise _no_room(room)
-
 
 async def metered(chunks: AsyncIterator[bytes], room: int) -> AsyncIterator[bytes]:
     """`chunks`, up to `room` bytes. Raises Refused `quota_exceeded` at the first byte past them."""
@@ -202,12 +196,12 @@ async def metered(chunks: AsyncIterator[bytes], room: int) -> AsyncIterator[byte
     async for chunk in chunks:
         left -= len(chunk)
         if left < 0:
-            raise _no_room(room)
+            raise no_room(room)
         yield chunk
 
 
-def _no_room(room: int) -> Refused:
-    """There is less room than is asked for."""
+def no_room(room: int) -> Refused:
+    """The refusal of more than `room` bytes."""
     said = f"{room} bytes are left of your quota: delete assets or jobs that you need no more"
     return Refused("quota_exceeded", said, retry_after_s=BYTES_AGAIN_S)
 

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, structs
 from edge.services.assets import Assets
 from edge.services.clock import Clock, Entropy
 from edge.services.pieces import Allowance, Piece, Wanted, unlimited
+from edge.services.quotas import metered, no_room
 from edge.services.refusals import refusing
 from edge.services.turns import Turn, Turns
 from edge.store.partial import Appending, Partials, Upload, UploadKey
@@ -44,8 +45,7 @@ class _Held:
 
 
 class Uploads:
-    """All uploads of one edge. `limit`: bytes of the largest. `allowance` raises Refused for bytes an owner may not
-    have."""
+    """All uploads of one edge. `limit`: bytes of the largest."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three bounds
         self,
@@ -69,7 +69,7 @@ class Uploads:
 
     async def create(self, owner: str, wanted: Wanted) -> Upload:
         """A new upload, durable. Raises Refused `body_too_large`, `quota_exceeded`, `store_full`."""
-        await self._vet(owner, wanted.length)
+        await self._room(owner, wanted.length)
         with refusing():
             if await to_thread.run_sync(self._partials.unfinished, owner) >= self._max_open:
                 raise Refused("quota_exceeded", f"{self._max_open} uploads are open: end or delete some of them first")
@@ -158,13 +158,16 @@ class Uploads:
             async with self._at(*key) as (held, _):
                 await self._finished(held)
 
-    async def _vet(self, owner: str, length: int | None) -> None:
-        if length is None:
-            return
-        if length > self.limit:
+    async def _room(self, owner: str, length: int | None, had: int = 0) -> int | None:
+        """How many more bytes may come, None: any number. Raises Refused for a `length`, of which `had` are here, that
+        is too much."""
+        if length is not None and length > self.limit:
             raise Refused("body_too_large", f"an upload may have at most {self.limit} bytes: make the file smaller")
         with refusing():
-            await self._allowance(owner, length)
+            room = await self._allowance(owner)
+        if room is not None and length is not None and length - had > room:
+            raise no_room(room)
+        return room
 
     async def _held(self, owner: str, upload_id: str) -> _Held:
         key = UploadKey(owner, upload_id)
@@ -193,7 +196,8 @@ class Uploads:
     async def _lengthen(self, held: _Held, length: int) -> None:
         if held.upload.length not in {None, length} or length < held.upload.offset:
             raise Refused("input_invalid", "the length of this upload was said already, and was another")
-        await self._vet(held.upload.owner, length)
+        if held.upload.length is None:
+            await self._room(held.upload.owner, length, held.upload.offset)
         held.upload = structs.replace(held.upload, length=length)
 
     async def _receive(self, held: _Held, piece: Piece, turn: Turn) -> None:
@@ -201,10 +205,13 @@ class Uploads:
         room = (self.limit if upload.length is None else upload.length) - upload.offset
         if piece.size is not None and piece.size > room:
             raise Refused("body_too_large", f"{piece.size} bytes are sent, {room} are missing to the upload's length")
+        chunks = turn.heard(piece.chunks)
+        if upload.length is None and (left := await self._room(upload.owner, None)) is not None:
+            chunks = metered(chunks, left)
         checking = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
         async with self._appending(held) as part:
             sinks = [part.hasher.update, *([checking.update, part.write] if checking else [part.checkpoint])]
-            await pour(turn.heard(piece.chunks), room, sinks)
+            await pour(chunks, room, sinks)
             if checking and checksum and checking.digest() != checksum.digest:
                 raise Refused("checksum_mismatch", "the bytes do not have the checksum named: send them again")
             await to_thread.run_sync(self._save, part)

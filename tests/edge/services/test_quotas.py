@@ -174,6 +174,21 @@ async def test_bytes_are_counted_over_all_ways_in(fake: FakeWorld) -> None:
     await fake.put("bob", b"h" * 500)
 
 
+async def test_an_upload_of_unknown_length_is_counted_as_it_comes_and_once(fake: FakeWorld) -> None:
+    limited(fake, bytes=100)
+    wanted = Wanted(name="x", media_type="video/mp4")
+    upload = await fake.uploads.create("ann", wanted)
+    came = await fake.uploads.append("ann", upload.id, Piece(offset=0, chunks=body(b"a" * 70)))
+    assert came.offset == 70
+    other = await fake.uploads.create("ann", wanted)
+    error = await refused(fake.uploads.append("ann", other.id, Piece(offset=0, chunks=body(b"b" * 31))))
+    assert (error.code, "30 bytes are left" in error.detail) == ("quota_exceeded", True)
+    too_long = Piece(offset=70, chunks=body(b"a" * 31), length=101)
+    assert (await refused(fake.uploads.append("ann", upload.id, too_long))).code == "quota_exceeded"
+    done = await fake.uploads.append("ann", upload.id, Piece(offset=70, chunks=body(b"a" * 30), length=100))
+    assert done.kept
+
+
 async def test_a_result_is_never_refused(fake: FakeWorld) -> None:
     limited(fake, bytes=10)
     await put(fake, b"r" * 500, result=True)
