@@ -169,10 +169,11 @@ def _part(root: Path, job: Job) -> Path:
 def _commit(part: Path, ended_ns: int) -> None:
     """The whole file under its name, in one step and safe from a power cut; its time is the job's end."""
     part.chmod(0o644)
+    os.utime(part, ns=(ended_ns, ended_ns))
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    os.utime(part, ns=(ended_ns, ended_ns))
     part.replace(part.with_name(part.name.split(".", 3)[3]))
+    sync_folder(part.parent)
 
 
 def _noted(notes: Path) -> set[JobKey]:

@@ -134,3 +134,22 @@ async def test_every_code_makes_a_name(desk: Desk):
         await desk.finish(code)
         assert (await desk.query(code))["data"]["result"] == f"/{code}-r.mp4"
         assert lies_at(desk.root / "temp" / f"{code}-r.mp4")
+
+
+async def test_the_name_is_as_durable_as_the_bytes(desk: Desk, monkeypatch):
+    """Before the note goes that would have it placed again."""
+    synced: list[str] = []
+    monkeypatch.setattr(
+        module.os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+    )
+    await desk.submit()
+    await desk.finish()
+    await until_there(desk.root / "temp" / "code-1-r.mp4")
+
+    async def settled() -> bool:
+        return JobKey(OWNER, "code-1") not in desk.placing._expected
+
+    await until(settled)
+    folder = str((desk.root / "temp").resolve())
+    assert [Path(name).name.startswith(".local.") for name in synced if name.startswith(folder)] == [True, False]
+    assert folder in synced
