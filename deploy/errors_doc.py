@@ -22,7 +22,7 @@ same code:
 ```
 
 `title` is of the code, `detail` says what is wrong this time and what to do, `errors` names the fields, `missing` the
-digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds where it is known. A wrong method is 405 with
+digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds. A wrong method is 405 with
 `Allow`.
 """
 

@@ -23,6 +23,8 @@ BY_STATUS = {
     429: "rate_limited",
 }
 NOT_ALLOWED = 405
+AGAIN_S = 5  # what 429 and 503 say of when to come again, where nobody knows better
+LATER = frozenset({429, 503})
 
 
 def _of_http(error: HTTPException) -> Refused:
@@ -47,7 +49,8 @@ def refusal_for(error: Exception) -> Refused:
 
 
 def _headers(refused: Refused, error: Exception) -> dict[str, str]:
-    headers = {"Retry-After": str(refused.retry_after_s)} if refused.retry_after_s else {}
+    later = refused.retry_after_s or (AGAIN_S if refused.problem.status in LATER else None)
+    headers = {"Retry-After": str(later)} if later else {}
     if refused.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     foreign = error.headers if isinstance(error, HTTPException) and error.headers else {}

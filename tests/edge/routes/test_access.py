@@ -87,6 +87,12 @@ async def test_health_needs_no_key_and_says_what_is_in_the_way(face: Face):
     assert "broker" in ready.json()["why"][0]
 
 
+async def test_what_may_be_tried_later_says_when(face: Face):
+    reply = await face.admin.post("/v1/hosts", json={"id": "gpu-7"})
+    assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
+    assert int(reply.headers["retry-after"]) > 0
+
+
 async def test_what_answers_get_answers_head(face: Face):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     for path in ("/livez", "/readyz", "/v1/jobs", "/v1/jobs/mine", "/v1/jobs/mine/history", "/v1/jobs/mine/logs"):
