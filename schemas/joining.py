@@ -35,12 +35,16 @@ class Invitation(Struct, frozen=True, kw_only=True):
 
 
 class Joined(Struct, frozen=True, kw_only=True):
-    """A row of JOINED, under the host's id: the broker user's password, the id of the asset key."""
+    """A row of JOINED, under the host's id: the broker user's password, the id of the asset key.
+
+    `leaving`: it is being put out, and the broker may not have heard of that yet.
+    """
 
     host: Token
     password: str
     key_id: Token
     at: Moment
+    leaving: bool = False
 
 
 def encode(invitation: Invitation) -> str:

@@ -6,6 +6,7 @@ from typing import Protocol
 import structlog
 from anyio import fail_after, sleep
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.port import Bus, BusError, Conflict, Unreachable
 from bus.roster import new_password
@@ -61,9 +62,9 @@ class Joining:
 
     async def start(self) -> None:
         """Make the broker's list what JOINED says: an edge may have died between the two."""
-        if self._door is not None and (passwords := await self._passwords()):
+        if self._door is not None and await self._bus.joined.rows():
             try:
-                await self._door.write(passwords)
+                await self._door.write(await self._passwords())
             except BusError as error:
                 _log.error("hosts_not_let_in", error=str(error))
 
@@ -101,18 +102,25 @@ class Joining:
         row = await self._bus.joined.get(host)
         if row is None:
             raise Refused("not_found", f"{host} has not joined")
-        await self._forget(row.value)
+        await self._revoke(row.value)
+        # The row goes last: a broker that does not listen now is told again when this is asked for again.
+        await self._bus.joined.put(host, replace(row.value, leaving=True))
         await self._until(door, row.value, admitted=False)
         await self._bus.hosts.delete(host)
         await self._bus.offers.delete(host)
+        await self._bus.joined.delete(host)
 
     async def _forget(self, joined: Joined) -> None:
-        with suppress(Refused):  # an earlier try may have come as far as this
-            await self._keys.revoke(joined.key_id)
+        await self._revoke(joined)
         await self._bus.joined.delete(joined.host)
 
+    async def _revoke(self, joined: Joined) -> None:
+        with suppress(Refused):  # an earlier try may have come as far as this
+            await self._keys.revoke(joined.key_id)
+
     async def _passwords(self) -> dict[str, str]:
-        return {host: row.value.password for host, row in (await self._bus.joined.rows()).items()}
+        rows = await self._bus.joined.rows()
+        return {host: row.value.password for host, row in rows.items() if not row.value.leaving}
 
     async def _until(self, door: Door, joined: Joined, *, admitted: bool) -> None:
         """Have the list read until the broker acts on it: of two edges that write at once one may have missed a row."""

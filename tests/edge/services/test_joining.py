@@ -60,6 +60,29 @@ async def test_a_broker_that_never_takes_it_leaves_nothing_behind(fake: FakeWorl
     assert not [key for key in await edge.keys.list() if key.name == "host gpu-1"]
 
 
+async def test_putting_out_is_tried_again_until_the_broker_has_heard(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch):
+    door = FakeDoor()
+    edge = Edge(fake, door)
+    asked = await edge.joining.add("gpu-1")
+    await fake.offer(host="gpu-1")
+    with monkeypatch.context() as patience:
+        patience.setattr(joining, "TAKEN_S", 0.2)
+        door.deaf = 1_000_000
+        with pytest.raises(Refused, match="not taken over"):
+            await edge.joining.remove("gpu-1")
+    assert await edge.keys.authenticate(asked.key) is None
+    with pytest.raises(Refused, match="joined already"):
+        await edge.joining.add("gpu-1")
+    assert await door.admits("gpu-1", asked.password)
+    door.deaf = 0
+    await Edge(fake, door).joining.start()  # an edge that comes up meanwhile does it as well
+    assert not await door.admits("gpu-1", asked.password)
+    await edge.joining.remove("gpu-1")
+    assert not await door.admits("gpu-1", asked.password)
+    assert not await fake.bus.joined.rows()
+    assert not await fake.bus.offers.rows()
+
+
 async def test_an_edge_that_died_half_way_is_made_good_by_the_next(fake: FakeWorld):
     door = FakeDoor()
     asked = await Edge(fake, door).joining.add("gpu-1")
