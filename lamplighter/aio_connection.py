@@ -13,7 +13,7 @@ from lamplighter.digests import DigestCache
 from lamplighter.errors import Unreachable
 from lamplighter.notes import Notes
 from lamplighter.sending import Sending, Sent, note_of
-from lamplighter.shared import CACHE, PIECE, TIMEOUT, UPLOADS, Advance, key_headers, reachable, silent
+from lamplighter.shared import CACHE, PIECE, TIMEOUT, UPLOADS, Advance, key_headers, reachable, silent, whole
 from schemas.asset import SCHEME
 from schemas.view import JobView
 
@@ -42,9 +42,10 @@ class AsyncConnection:
         self.url = url.rstrip("/")
         self._digests = DigestCache(cache.expanduser())
         self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
-        self._http = httpx.AsyncClient(
-            base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport
-        )
+        with reachable(self.url):
+            self._http = httpx.AsyncClient(
+                base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,14 +116,13 @@ class AsyncConnection:
         'copy.txt'
         """
         target = Path(to)
-        part = target.with_name(target.name + ".part")
         with reachable(self.url):
             async with self._http.stream("GET", wire.job_path(job.id, "files", name)) as reply:
                 if reply.status_code >= 400:
                     raise wire.refusal(reply.status_code, await reply.aread())
-                async with await anyio.open_file(part, "wb") as file:
-                    async for piece in reply.aiter_bytes(PIECE):
-                        await file.write(piece)
-                        advance(len(piece))
-        part.replace(target)
+                with whole(target) as part:
+                    async with await anyio.open_file(part, "wb") as file:
+                        async for piece in reply.aiter_bytes(PIECE):
+                            await file.write(piece)
+                            advance(len(piece))
         return target

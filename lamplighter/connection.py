@@ -12,7 +12,7 @@ from lamplighter.digests import DigestCache
 from lamplighter.errors import Unreachable
 from lamplighter.notes import Notes
 from lamplighter.sending import Sending, Sent, note_of
-from lamplighter.shared import CACHE, PIECE, TIMEOUT, UPLOADS, Advance, key_headers, reachable, silent
+from lamplighter.shared import CACHE, PIECE, TIMEOUT, UPLOADS, Advance, key_headers, reachable, silent, whole
 from schemas.asset import SCHEME
 from schemas.view import JobView
 
@@ -36,7 +36,8 @@ class Connection:
         self.url = url.rstrip("/")
         self._digests = DigestCache(cache.expanduser())
         self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
-        self._http = httpx.Client(base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport)
+        with reachable(self.url):
+            self._http = httpx.Client(base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -110,13 +111,11 @@ class Connection:
         'hello\\n'
         """
         target = Path(to)
-        part = target.with_name(target.name + ".part")
         with reachable(self.url), self._http.stream("GET", wire.job_path(job.id, "files", name)) as reply:
             if reply.status_code >= 400:
                 raise wire.refusal(reply.status_code, reply.read())
-            with part.open("wb") as file:
+            with whole(target) as part, part.open("wb") as file:
                 for piece in reply.iter_bytes(PIECE):
                     file.write(piece)
                     advance(len(piece))
-        part.replace(target)
         return target

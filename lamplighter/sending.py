@@ -53,7 +53,8 @@ class Sending:
     def next(self) -> Request:
         """The request to make now, `pause_s` after the last."""
         if not self.resumable:
-            headers = wire.upload_headers(self._name, self._size)
+            # a name in another script travels percent-encoded
+            headers = {"Content-Length": str(self._size), "X-Filename": quote(self._name)}
             return Request("PUT", f"/v1/assets/{self._sha256}", headers, 0)
         if self.place is None:
             return Request("POST", "/v1/uploads", self._creation())

@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 
-from lamplighter.errors import JobFailed, LamplighterError, Unreachable
+from lamplighter.errors import JobFailed, LamplighterError, Unreachable, rejected
 from lamplighter.wire import Event, EventReader
+from schemas.errors import Refused
 from schemas.view import JobView
 from schemas.words import FINAL, Status
 
@@ -34,14 +35,28 @@ def reachable(url: str) -> Iterator[None]:
     """httpx's errors as ours."""
     try:
         yield
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = str(error) or type(error).__name__
         raise Unreachable(f"no answer from {url} ({why}): is the edge running, and is the address right?") from error
 
 
 def key_headers(key: str | None) -> dict[str, str]:
-    """The header that carries the key."""
+    """The header that carries the key. Raises Unauthorized for a text that no header can carry."""
+    if key and not (key.isascii() and key.isprintable()):
+        why = "the key holds a character that no key has, a line end perhaps: copy it anew"
+        raise rejected(Refused("unauthorized", why).problem)
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A file to write beside `target`, which becomes `target` at the end of the block; if that fails, none is left."""
+    part = target.with_name(target.name + ".part")
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def local_files(given: Mapping[str, Any]) -> dict[str, Path]:

@@ -202,7 +202,7 @@ def refusal(status: int, body: bytes) -> LamplighterError:
     try:
         return rejected(msgspec.json.decode(body, type=Problem))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        text = body[:200].decode(errors="replace").strip()
+        text = " ".join(body[:200].decode(errors="replace").split())
         shown = Problem(type="about:blank", title="", status=status, detail=text or "no text", code=f"http_{status}")
         return rejected(shown)
 

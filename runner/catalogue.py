@@ -18,10 +18,13 @@ class Kind(Struct, frozen=True):
 
 
 def load(places: Iterable[Path]) -> Mapping[str, Kind]:
-    """Kinds by name. Raises EndpointInvalid naming the file, also when two folders define one name."""
+    """Kinds by name. Raises EndpointInvalid naming the file, also when two folders define one name or one has none."""
     kinds: dict[str, Kind] = {}
     for place in places:
-        for path in sorted([*place.glob(FILE), *place.glob(f"*/{FILE}")]):
+        files = sorted([*place.glob(FILE), *place.glob(f"*/{FILE}")])
+        if not files:
+            raise EndpointInvalid(f"no {FILE} lies in {place} or a folder of it: set `endpoints` to folders of images")
+        for path in files:
             kind = _read(path)
             if kind.endpoint.name in kinds:
                 other = kinds[kind.endpoint.name].folder

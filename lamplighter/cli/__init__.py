@@ -56,5 +56,6 @@ class Lazy(click.Group):
 def main() -> None:
     """A self-hosted GPU job runner: the edge is always on, the card only when there is work.
 
-    Exit codes: 0 done, 1 the job failed, 2 usage, 3 the server cannot be reached, 4 refused.
+    Exit codes: 0 done, 1 the job failed, 2 usage or a file that cannot be used, 3 the server cannot be reached,
+    4 refused, 130 stopped by Ctrl-C.
     """

@@ -6,23 +6,23 @@ import click
 
 from lamplighter import wire
 from lamplighter.cli import show
-from lamplighter.cli.session import Session, client_command
+from lamplighter.cli.session import Session, client_command, list_or_verb
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def assets(context: click.Context, /, **given: Any) -> None:
     """List your files, or delete some."""
-    if context.invoked_subcommand is None:
-        context.invoke(list_assets, **given)
+    list_or_verb(context, list_assets, given)
 
 
 @assets.command("list")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
+@click.option("--cursor", help="Further ones: `next_cursor` of the page before, as --json shows it.")
 @client_command
-def list_assets(session: Session, limit: int) -> None:
+def list_assets(session: Session, limit: int, cursor: str | None) -> None:
     """List your uploaded files and outputs."""
-    page = session.client.call(wire.assets(limit, None))
+    page = session.client.call(wire.assets(limit, cursor))
     rows = ((a.sha256, show.size(a.bytes), a.media_type, a.name.replace("[", r"\[")) for a in page.assets)
     session.show(page, lambda: show.table(session.out, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet"))
 

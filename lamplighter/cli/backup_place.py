@@ -18,11 +18,11 @@ from edge.settings import EdgeSettings
 from edge.store.opening import StoreSettings
 from lamplighter.cli.backup_file import Unusable
 from lamplighter.cli.installation import BROKER_FILE, KEYS_FILE, alone
+from lamplighter.cli.logs import hush
 from lamplighter.cli.processes import read_settings
-from lamplighter.cli.session import REFUSED, UNREACHABLE
+from lamplighter.cli.session import DATA, FAILED, REFUSED, UNREACHABLE, told
 
 F = TypeVar("F", bound=Callable[..., Any])
-FAILED = 1
 CERTIFICATES = "tls/*"
 
 
@@ -59,6 +59,8 @@ class Chosen(Struct, frozen=True):
             settings = read_settings(EdgeSettings, self.config, "warning", "text")
             yield Place(settings.broker, settings.store, settings.data, settings.data, (CERTIFICATES,))
             return
+        if not stopped and not (self.data / "broker").exists():
+            raise Refusal(f"there is nothing to back up in {self.data}: name the folder of an `up`, or give --config")
         with alone(self.data) as free:
             if not free:
                 if stopped:
@@ -89,12 +91,13 @@ def place_options(command: F) -> F:
         help="The edge's lamplighter.toml, where broker and edge were not started by `up`.",
     )(command)
     return click.option(
-        "--data", type=click.Path(path_type=Path, file_okay=False), default=Path(".lamplighter"), show_default=True
+        "--data", type=click.Path(path_type=Path, file_okay=False), default=DATA, show_default=True, help="Of an `up`."
     )(command)
 
 
 def chosen(data: Path, config: Path | None) -> Chosen:
     """What was named."""
+    hush()
     return Chosen(data.resolve(), config)
 
 
@@ -108,7 +111,7 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
 
 def leave(error: Exception, *, as_json: bool) -> None:
     """Say what went wrong in one line, and end with its exit code."""
-    said = str(error) or type(error).__name__
+    said = told(error)
     if as_json:
         sys.stderr.write(msgspec.json.encode({"error": said, "kind": type(error).__name__}).decode() + os.linesep)
     else:

@@ -16,6 +16,7 @@ from lamplighter.cli.session import Address
 
 FREE_BYTES = 5 * 1000**3  # below this a video job may not find room for its frames
 SKEW_S = 30.0
+EDGE = "edge"  # without it there is nothing to ask it
 TOOLKIT = "install the NVIDIA container toolkit on that host and restart its runner"
 
 
@@ -51,7 +52,11 @@ class Patient(Struct, frozen=True):
 def edge_answers(patient: Patient) -> Iterable[Finding]:
     """The edge and the way to it, and that its clock is ours."""
     reply = patient.get("/livez")
-    yield Finding("edge", Verdict.OK, f"answers at {patient.address.url}")
+    if reply.status_code != httpx.codes.OK or reply.headers.get("content-type") != "application/json":
+        what = f"what answers at {patient.address.url} is none (HTTP {reply.status_code})"
+        yield Finding(EDGE, Verdict.FAIL, what, "name the right address with --url")
+        return
+    yield Finding(EDGE, Verdict.OK, f"answers at {patient.address.url}")
     skew = abs((datetime.now(UTC) - parsedate_to_datetime(reply.headers["date"])).total_seconds())
     verdict = Verdict.OK if skew < SKEW_S else Verdict.WARN
     mend = "" if verdict is Verdict.OK else "set both clocks by NTP"
@@ -82,7 +87,10 @@ def key_is_valid(patient: Patient) -> Iterable[Finding]:
 def hosts_are_there(patient: Patient) -> Iterable[Finding]:
     """Every host, its cards, and what it says it cannot start now."""
     reply = patient.get("/v1/hosts")
-    hosts: list[dict[str, Any]] = reply.json().get("hosts", []) if reply.status_code == httpx.codes.OK else []
+    if reply.status_code != httpx.codes.OK:
+        yield Finding("hosts", Verdict.WARN, "this key may not see them", "give a key with the scope hosts:read")
+        return
+    hosts: list[dict[str, Any]] = reply.json()["hosts"]
     if not hosts:
         yield Finding("hosts", Verdict.WARN, "none has come to this edge yet", "start one with: lamplighter runner")
     for host in hosts:

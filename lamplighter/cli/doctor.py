@@ -8,10 +8,10 @@ import click
 import httpx
 
 from lamplighter.cli import show
-from lamplighter.cli.checks import LOCAL, REMOTE, Check, Finding, Patient, Verdict, edge_answers
+from lamplighter.cli.checks import EDGE, LOCAL, REMOTE, Check, Finding, Patient, Verdict, edge_answers
 from lamplighter.cli.machine import engine_findings, gpu_findings
-from lamplighter.cli.session import JOB_FAILED, UNREACHABLE, Session, client_command
-from lamplighter.shared import key_headers
+from lamplighter.cli.session import FAILED, UNREACHABLE, Session, client_command
+from lamplighter.shared import key_headers, reachable
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 TIMEOUT_S = 5.0
@@ -19,11 +19,12 @@ TIMEOUT_S = 5.0
 
 def _examine(patient: Patient) -> Iterator[Finding]:
     try:
-        yield from edge_answers(patient)
+        found = list(edge_answers(patient))
     except httpx.HTTPError as error:
         mend = "start it with: lamplighter up, or name another with --url"
-        yield Finding("edge", Verdict.FAIL, f"no answer from {patient.address.url}: {error}", mend)
-    else:
+        found = [Finding(EDGE, Verdict.FAIL, f"no answer from {patient.address.url}: {error}", mend)]
+    yield from found
+    if all(finding.verdict is not Verdict.FAIL for finding in found):
         for name, check in REMOTE.items():
             yield from _asked(name, check, patient)
     for check in LOCAL:
@@ -45,10 +46,12 @@ def _asked(name: str, check: Check, patient: Patient) -> Iterator[Finding]:
 def doctor(session: Session) -> None:
     """Check the edge, the way to it, and this machine. Exit 0 when nothing failed, 3 without an edge, else 1."""
     headers = key_headers(session.address.key)
-    with httpx.Client(base_url=session.address.url, headers=headers, timeout=TIMEOUT_S) as http:
+    with reachable(session.address.url):
+        http = httpx.Client(base_url=session.address.url, headers=headers, timeout=TIMEOUT_S)
+    with http:
         findings = list(_examine(Patient(session.address, session.data, http)))
     rows = [(f.name, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.what.replace("[", r"\["), f.mend) for f in findings]
     session.show(findings, lambda: show.table(session.out, ("CHECK", "", "FOUND", "MEND"), rows, "nothing checked"))
     failed = {finding.name for finding in findings if finding.verdict is Verdict.FAIL}
     if failed:
-        sys.exit(UNREACHABLE if "edge" in failed else JOB_FAILED)
+        sys.exit(UNREACHABLE if EDGE in failed else FAILED)

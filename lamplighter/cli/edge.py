@@ -1,6 +1,5 @@
 """`lamplighter edge`."""
 
-import sys
 from pathlib import Path
 
 import click
@@ -11,9 +10,17 @@ from edge.power.drivers.build import DriverMissing
 from edge.serve import CannotServe, serve
 from edge.settings import EdgeSettings
 from edge.store.port import StoreError
-from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
+from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
 from lamplighter.cli.session import UNREACHABLE, USAGE
 from schemas.endpoint import EndpointInvalid
+
+EXITS: dict[type[Exception], int] = {
+    BusError: UNREACHABLE,
+    CannotServe: USAGE,
+    DriverMissing: USAGE,
+    EndpointInvalid: USAGE,
+    StoreError: USAGE,
+}
 
 
 @click.command()
@@ -23,11 +30,5 @@ from schemas.endpoint import EndpointInvalid
 def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     """Serve the edge: HTTP and WebSocket for clients, in front of the broker."""
     settings = read_settings(EdgeSettings, config, log_level, log_format)
-    try:
+    with one_line(EXITS):
         uvloop.run(serve(settings))
-    except BusError as error:
-        click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(UNREACHABLE)
-    except (CannotServe, DriverMissing, EndpointInvalid, StoreError) as error:
-        click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(USAGE)

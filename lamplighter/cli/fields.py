@@ -1,5 +1,6 @@
 """`--FIELD VALUE` of `submit`: read by the endpoint's own input schema."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,25 @@ def _truth(text: str) -> bool:
     return words[text.lower()]
 
 
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("JSON has no such number")
+    return value
+
+
+def _text(text: str) -> str:
+    text.encode()  # bytes that are no UTF-8 come from the shell as lone surrogates, which JSON cannot carry
+    return text
+
+
 READERS: Mapping[str, Any] = {
     "integer": int,
-    "number": float,
+    "number": _number,
     "boolean": _truth,
-    "array": msgspec.json.decode,
-    "object": msgspec.json.decode,
-    "string": str,
+    "array": msgspec.json.Decoder(list[Any]).decode,
+    "object": msgspec.json.Decoder(dict[str, Any]).decode,
+    "string": _text,
 }
 
 

@@ -1,5 +1,6 @@
 """Watching a job from the terminal: a bar for a person, a line an event for a program."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +16,21 @@ from schemas.words import FINAL
 
 
 @contextmanager
-def returnable(session: Session, job_id: str) -> Iterator[None]:
-    """Ctrl-C leaves the job as it is and says how to come back."""
+def returnable(session: Session, job_id: str, output: str | None) -> Iterator[None]:
+    """Ctrl-C leaves the job as it is and says how to come back, for its outputs too where they were asked for."""
     try:
         yield
     except KeyboardInterrupt:
-        session.err.print(f"\nThe job goes on. Come back with: lamplighter watch {job_id}", highlight=False)
+        back = session.again("watch", job_id, *(("-o", output) if output else ()))
+        session.err.print(f"\nThis stops no job. Come back with: {back}", markup=False, highlight=False)
         sys.exit(INTERRUPTED)
 
 
 def watch(session: Session, job_id: str, *, quietly: bool = False) -> JobView:
     """Follow the job to its end; raises JobFailed unless it succeeded. `quietly`: nothing is shown on the way."""
-    with returnable(session, job_id):
-        if quietly:
-            return session.client.wait(job_id)
-        return _lines(session, job_id) if session.as_json else _bar(session, job_id)
+    if quietly:
+        return session.client.wait(job_id)
+    return _lines(session, job_id) if session.as_json else _bar(session, job_id)
 
 
 def _lines(session: Session, job_id: str) -> JobView:
@@ -46,7 +47,7 @@ def _bar(session: Session, job_id: str) -> JobView:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=session.err, transient=True) as progress:
+    with Progress(*columns, console=session.err, transient=True, disable=not session.err.is_terminal) as progress:
         task = progress.add_task("waiting", total=1.0)
         for event in session.client.follow(job_id):
             if event.kind == "progress":
@@ -61,9 +62,10 @@ def _bar(session: Session, job_id: str) -> JobView:
 
 @contextmanager
 def transfer(session: Session, verb: str, name: str, size: int) -> Iterator[Advance]:
-    """A bar for bytes going over the network; silent for a program."""
+    """A bar for bytes going over the network; silent where nobody looks on."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=session.err, transient=True, disable=session.as_json) as progress:
+    silent = session.as_json or not session.err.is_terminal
+    with Progress(*columns, console=session.err, transient=True, disable=silent) as progress:
         task = progress.add_task(f"{verb} {name}", total=size)
         yield lambda amount: progress.update(task, advance=amount)
 
@@ -74,12 +76,14 @@ def upload(session: Session, path: Path) -> str:
         return session.client.upload(path, advance).digest
 
 
-def save(session: Session, job: JobView, to: Path) -> list[Path]:
-    """Download the outputs: into the folder `to`, or as the file `to` when there is one output."""
-    files = job.output.files if job.output else ()
-    into_folder = to.is_dir() or len(files) != 1
-    if into_folder:
-        to.mkdir(parents=True, exist_ok=True)
+def save(session: Session, job: JobView, output: str) -> list[Path]:
+    """Download the outputs: into the folder `output`, or as that file when there is one output and no folder is named.
+
+    What is missing of the path is made. A name that ends with a slash is a folder's.
+    """
+    files, to = job.output.files if job.output else (), Path(output)
+    into_folder = output.endswith(os.sep) or to.is_dir() or len(files) != 1
+    (to if into_folder else to.parent).mkdir(parents=True, exist_ok=True)
     saved = []
     for file in files:
         with transfer(session, "fetching", file.name, file.bytes) as advance:

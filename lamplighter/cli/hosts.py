@@ -6,15 +6,14 @@ import click
 
 from lamplighter import wire
 from lamplighter.cli import show
-from lamplighter.cli.session import Session, client_command
+from lamplighter.cli.session import Session, client_command, list_or_verb
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def hosts(context: click.Context, /, **given: Any) -> None:
     """List the GPU hosts, let one join, or put one out."""
-    if context.invoked_subcommand is None:
-        context.invoke(list_hosts, **given)
+    list_or_verb(context, list_hosts, given)
 
 
 @hosts.command("list")

@@ -5,8 +5,9 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import click
@@ -47,12 +48,20 @@ def alone(data: Path) -> Iterator[bool]:
 
 @contextmanager
 def sole(data: Path) -> Iterator[None]:
-    """Hold the data folder; a second `up` on it ends with exit 2."""
-    with alone(data) as free:
+    """Hold the data folder; a second `up` on it ends with exit 2, and so does one that cannot have it."""
+    with ExitStack() as held:
+        try:
+            free = held.enter_context(alone(data))
+        except OSError as error:
+            _refuse(f"the data folder {data} cannot be used ({error.strerror}): choose another with --data")
         if not free:
-            click.echo(f"lamplighter: another `up` serves {data}: stop it, or choose another --data", err=True)
-            sys.exit(USAGE)
+            _refuse(f"another `up` serves {data}: stop it, or choose another --data")
         yield
+
+
+def _refuse(why: str) -> NoReturn:
+    click.echo(f"lamplighter: {why}", err=True)
+    sys.exit(USAGE)
 
 
 def listen(port: int) -> socket.socket:
@@ -62,8 +71,7 @@ def listen(port: int) -> socket.socket:
     try:
         listening.bind(("127.0.0.1", port))
     except OSError as error:
-        click.echo(f"lamplighter: port {port} cannot be had ({error.strerror}): choose another with --port", err=True)
-        sys.exit(USAGE)
+        _refuse(f"port {port} cannot be had ({error.strerror}): choose another with --port")
     listening.listen(1024)
     return listening
 

@@ -8,23 +8,31 @@ import click
 
 from lamplighter import things, wire
 from lamplighter.cli import fields, show
-from lamplighter.cli.following import save, upload, watch
+from lamplighter.cli.following import returnable, save, upload, watch
 from lamplighter.cli.session import Session, client_command
 from lamplighter.errors import JobFailed
 from schemas.view import JobView
-from schemas.words import Priority
+from schemas.words import Priority, Status
 
+
+def _named(_: click.Context, __: click.Parameter, job_id: str) -> str:
+    if not job_id:  # an empty variable of a script: the path of no job is that of all
+        raise click.BadParameter("it is empty")
+    return job_id
+
+
+job_argument = click.argument("job_id", metavar="ID", callback=_named)
 FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 @click.command(context_settings=FREE)
 @click.argument("endpoint")
 @click.option("--wait", is_flag=True, help="Follow the job and leave when it has ended.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs there (implies --wait).")
-@click.option("--priority", type=click.Choice([priority.value for priority in Priority]))
+@click.option("-o", "--output", type=click.Path(), help="Save the outputs there (implies --wait).")
+@click.option("--priority", type=click.Choice([priority.value for priority in Priority]), help="Of the waiting jobs.")
 @click.option("--id", "job_id", help="Your own id for the job (unique per owner).")
 @click.option("--idempotency-key", help="The same key and inputs again answer the same job.")
-@click.option("--tag", "tags", multiple=True, metavar="NAME:VALUE")
+@click.option("--tag", "tags", multiple=True, metavar="NAME:VALUE", help="To find it by. May be repeated.")
 @click.option("--body", metavar="JSON", default="{}", help="Further fields of the request: policy, deadline, …")
 @click.argument("inputs", nargs=-1, type=click.UNPROCESSED, metavar="--FIELD VALUE…")
 @client_command
@@ -38,8 +46,9 @@ def submit(session: Session, endpoint: str, inputs: tuple[str, ...], **options: 
         session.show(job, lambda: _accepted(session, job.id))
         return
     session.err.print(f"job {job.id}", highlight=False)
-    ended = _watched(session, job.id)
-    saved = save(session, ended, options["output"]) if options["output"] else []
+    with returnable(session, job.id, options["output"]):
+        ended = _watched(session, job.id)
+        saved = save(session, ended, options["output"]) if options["output"] else []
     session.show(ended, lambda: show.job(session.out, ended))
     for path in saved:
         session.err.print(f"saved {path}", highlight=False)
@@ -56,7 +65,7 @@ def _watched(session: Session, job_id: str) -> JobView:
 
 
 def _accepted(session: Session, job_id: str) -> None:
-    session.out.print(f"accepted: job {job_id}\nfollow it with: lamplighter watch {job_id}", highlight=False)
+    session.out.print(f"accepted: job {job_id}\nfollow it with: {session.again('watch', job_id)}", highlight=False)
 
 
 def _request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> wire.Call[Any]:
@@ -81,19 +90,20 @@ def _tag(text: str) -> tuple[str, str]:
 
 
 @click.command()
-@click.option("--status")
-@click.option("--endpoint")
-@click.option("--tag", metavar="NAME:VALUE")
-@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
+@click.option("--status", type=click.Choice([status.value for status in Status]), help="Only those.")
+@click.option("--endpoint", help="Only its jobs.")
+@click.option("--tag", metavar="NAME:VALUE", help="Only those with it.")
+@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many.")
+@click.option("--cursor", help="Older ones: `next_cursor` of the page before, as --json shows it.")
 @client_command
-def jobs(session: Session, limit: int, **filters: str | None) -> None:
+def jobs(session: Session, limit: int, cursor: str | None, **filters: str | None) -> None:
     """List jobs, newest first."""
-    page = session.client.call(wire.jobs(limit, None, filters))
+    page = session.client.call(wire.jobs(limit, cursor, filters))
     session.show(page, lambda: show.table(session.out, show.JOB_COLUMNS, show.job_rows(page.jobs), "no jobs yet"))
 
 
 @click.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @client_command
 def job(session: Session, job_id: str) -> None:
     """Show one job."""
@@ -102,20 +112,22 @@ def job(session: Session, job_id: str) -> None:
 
 
 @click.command(name="watch")
-@click.argument("job_id", metavar="ID")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs there.")
+@job_argument
+@click.option("-o", "--output", type=click.Path(), help="Save the outputs there.")
 @client_command
-def watch_job(session: Session, job_id: str, output: Path | None) -> None:
+def watch_job(session: Session, job_id: str, output: str | None) -> None:
     """Follow a job to its end."""
-    ended = watch(session, job_id)
-    for path in save(session, ended, output) if output else []:
+    with returnable(session, job_id, output):
+        ended = watch(session, job_id)
+        saved = save(session, ended, output) if output else []
+    for path in saved:
         session.err.print(f"saved {path}", highlight=False)
     if not session.as_json:
         show.job(session.out, ended)
 
 
 @click.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @client_command
 def logs(session: Session, job_id: str) -> None:
     """Print what the job's container said."""
@@ -129,7 +141,7 @@ def _write(text: str) -> None:
 
 
 @click.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @client_command
 def cancel(session: Session, job_id: str) -> None:
     """Stop a job, waiting or running."""
@@ -138,7 +150,7 @@ def cancel(session: Session, job_id: str) -> None:
 
 
 @click.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @client_command
 def retry(session: Session, job_id: str) -> None:
     """Run a failed, cancelled or expired job again, with the same inputs."""
@@ -147,7 +159,7 @@ def retry(session: Session, job_id: str) -> None:
 
 
 @click.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @client_command
 def delete(session: Session, job_id: str) -> None:
     """Remove a job that has ended: its record, outputs and logs."""
@@ -156,7 +168,7 @@ def delete(session: Session, job_id: str) -> None:
 
 
 @click.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @client_command
 def history(session: Session, job_id: str) -> None:
     """What happened to a job, oldest first."""

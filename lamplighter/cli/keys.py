@@ -8,7 +8,9 @@ import click
 from lamplighter import operating, wire
 from lamplighter.cli import show
 from lamplighter.cli.session import Session, client_command
-from schemas.access import Scope
+from schemas.access import CLIENT_SCOPES, Scope
+
+SCOPES = f"May be repeated [{' '.join(CLIENT_SCOPES)}]."
 
 
 @click.group()
@@ -18,10 +20,10 @@ def keys() -> None:
 
 @keys.command("create")
 @click.argument("owner")
-@click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]))
+@click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]), help=SCOPES)
 @click.option("--name", default="", help="What the key is for.")
 @click.option("--language", type=click.Choice(["zh", "en"]), help="Of the messages, where a client asks for none.")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="How long it is good for.")
+@click.option("--days", type=click.FloatRange(0, 36500, min_open=True), help="How long it is good for.")
 @client_command
 def create_key(session: Session, owner: str, scopes: tuple[str, ...], days: float | None, **fields: str | None) -> None:
     """Make a key for OWNER; it is shown once."""
@@ -46,7 +48,14 @@ def _row(key: dict[str, Any]) -> tuple[str, ...]:
 
 @keys.command("rotate")
 @click.argument("key_id", metavar="ID")
-@click.option("--grace", metavar="HOURS", type=click.FloatRange(0, 720), default=24.0, show_default=True)
+@click.option(
+    "--grace",
+    metavar="HOURS",
+    type=click.FloatRange(0, 720),
+    default=24.0,
+    show_default=True,
+    help="How long the one before still opens.",
+)
 @client_command
 def rotate_key(session: Session, key_id: str, grace: float) -> None:
     """Give a key a new secret, shown once. The one before opens for --grace hours too; 0 ends it at once."""

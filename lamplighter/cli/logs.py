@@ -26,6 +26,15 @@ def _without_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     return {name: "***" if name in SECRETS else value for name, value in event.items()}
 
 
+def hush() -> None:
+    """Keep from the terminal what asyncio says whenever nats-py ends a TLS connection: it is nothing to anybody."""
+    logging.getLogger("asyncio").addFilter(_of_use)
+
+
+def _of_use(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("returning true from eof_received()")
+
+
 def configure(level: str, form: str) -> None:
     """Send every structlog event of this process to stderr, as JSON or as text; foreign loggers from WARNING up."""
     shared: list[Any] = [
@@ -44,6 +53,7 @@ def configure(level: str, form: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: _Stderr(sys.stderr),
     )
+    hush()
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -2,16 +2,35 @@
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from lamplighter.cli.logs import configure
-from lamplighter.cli.session import USAGE
+from lamplighter.cli.session import USAGE, told
 from schemas.settings import SettingsInvalid, load
 
 T = TypeVar("T")
+
+
+@contextmanager
+def one_line(exits: Mapping[type[Exception], int]) -> Iterator[None]:
+    """An error named in `exits` ends the command in one line, with its code, whatever task groups it came through."""
+    try:
+        yield
+    except* tuple(exits) as group:
+        error = _first(group)
+        click.echo(f"lamplighter: {told(error)}", err=True)
+        sys.exit(next(code for kind, code in exits.items() if isinstance(error, kind)))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
 
 DEFAULT = Path("lamplighter.toml")
 config_option = click.option(
@@ -20,9 +39,12 @@ config_option = click.option(
     default=DEFAULT,
     show_default=True,
     envvar="LAMPLIGHTER_CONFIG",
+    help="The settings, beside LAMPLIGHTER_* variables, which win.",
 )
-level_option = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-format_option = click.option("--log-format", type=click.Choice(["json", "text"]))
+level_option = click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What to log from [info]."
+)
+format_option = click.option("--log-format", type=click.Choice(["json", "text"]), help="How to log [text].")
 
 
 def _text(config: Path) -> str:

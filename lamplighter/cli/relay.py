@@ -11,7 +11,7 @@ import uvloop
 
 from edge.power.drivers.build import DriverMissing, Means, build
 from edge.services.clock import utc_now
-from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
+from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
 from lamplighter.cli.relaying import RelaySettings, Switch, Unwelcome, keep
 from lamplighter.cli.session import REFUSED, USAGE
 
@@ -26,14 +26,8 @@ def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
     if not settings.relay.urls or not settings.relay.key or not settings.hosts:
         click.echo("lamplighter: a relay needs urls and key under [relay], and [hosts.NAME] with a driver", err=True)
         sys.exit(USAGE)
-    try:
+    with one_line({Unwelcome: REFUSED, DriverMissing: USAGE}):
         uvloop.run(_run(settings))
-    except* Unwelcome as refused:
-        click.echo(f"lamplighter: {refused.exceptions[0]}", err=True)
-        sys.exit(REFUSED)
-    except* DriverMissing as missing:
-        click.echo(f"lamplighter: {missing.exceptions[0]}", err=True)
-        sys.exit(USAGE)
 
 
 async def _run(settings: RelaySettings) -> None:

@@ -1,6 +1,5 @@
 """`lamplighter runner`."""
 
-import sys
 from pathlib import Path
 
 import click
@@ -8,7 +7,7 @@ import uvloop
 
 from bus.pins import WrongCertificate
 from bus.port import BusError
-from lamplighter.cli.processes import config_option, format_option, level_option, read_settings
+from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
 from lamplighter.cli.session import REFUSED, UNREACHABLE, USAGE
 from runner.app import CannotServe, serve
 from runner.joining import CannotJoin, join
@@ -36,10 +35,7 @@ EXITS: dict[type[Exception], int] = {
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
     settings = read_settings(RunnerSettings, config, log_level, log_format)
-    try:
+    with one_line(EXITS):
         if token is not None:
             join(settings, token)
         uvloop.run(serve(settings))
-    except tuple(EXITS) as error:
-        click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(next(code for kind, code in EXITS.items() if isinstance(error, kind)))

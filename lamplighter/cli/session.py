@@ -1,33 +1,39 @@
 """What every client command shares: where the edge is, who asks, how answers look, and what exit codes mean.
 
-0 done, 1 the job failed, 2 usage, 3 the server cannot be reached, 4 refused.
+0 done, 1 the job failed, 2 usage or a file that cannot be used, 3 the server cannot be reached, 4 refused, 130 Ctrl-C.
 """
 
 import functools
 import os
+import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 from msgspec import Struct
 from rich.console import Console
 
 from lamplighter.errors import JobFailed, LamplighterError, Rejected, Unreachable
 from lamplighter.sdk import Client
 
-JOB_FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
-EXIT_CODES: dict[type[Exception], int] = {
-    JobFailed: JOB_FAILED,
+FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_CODES: dict[type[BaseException], int] = {
+    JobFailed: FAILED,
     Unreachable: UNREACHABLE,
     Rejected: REFUSED,
     OSError: USAGE,  # a file of this machine that was named and cannot be read or written
+    KeyboardInterrupt: INTERRUPTED,
 }
 DEFAULT_URL = "http://127.0.0.1:8000"
 PIPE_WIDTH = 200  # columns of a table that goes to a file or another program
 ADDRESS_FILE = "client.json"  # what `up` leaves in its data folder
+DATA = Path(".lamplighter")
+PROGRAM = "lamplighter"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,12 +65,32 @@ def find_address(url: str | None, key: str | None, data: Path) -> Address:
     return Address(chosen or DEFAULT_URL, secret)
 
 
-class Session:
-    """One command's view of the edge and of the terminal. Answers go to stdout, everything else to stderr."""
+def typed(*words: str) -> str:
+    """A command of ours as it is typed from here: by its name where PATH leads to it, else as this one was called."""
+    called = sys.argv[0]
+    known = Path(called).name != PROGRAM or shutil.which(PROGRAM) is not None
+    return shlex.join([PROGRAM if known else called, *words])
 
-    def __init__(self, address: Address, data: Path, *, as_json: bool) -> None:
+
+def told(error: BaseException) -> str:
+    """An error in one line; one of the system names the file and says what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be used ({error.strerror}): name another, or see to its rights and its room"
+    return str(error) or type(error).__name__
+
+
+class Session:
+    """One command's view of the edge and of the terminal. Answers go to stdout, everything else to stderr.
+
+    `place`: the options that led it to its edge, for those who come back. The key is not among them.
+    """
+
+    def __init__(self, address: Address, data: Path, *, as_json: bool, place: Sequence[str] = ()) -> None:
         self.address = address
         self.data = data
+        self.place = place
         self.as_json = as_json
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         self.err = Console(stderr=True, soft_wrap=True)  # one line stays one line
@@ -82,13 +108,27 @@ class Session:
         else:
             human()
 
-    def fail(self, error: LamplighterError | OSError) -> NoReturn:
+    def again(self, *words: str) -> str:
+        """What to type to look at the same edge again."""
+        return typed(*words, *self.place)
+
+    def fail(self, error: LamplighterError | OSError | KeyboardInterrupt) -> NoReturn:
         """Say what went wrong and leave with its exit code."""
+        why = told(error)
         if self.as_json:
-            sys.stderr.write(msgspec.json.encode({"error": str(error), "kind": type(error).__name__}).decode() + "\n")
+            sys.stderr.write(msgspec.json.encode({"error": why, "kind": type(error).__name__}).decode() + "\n")
         else:
-            self.err.print(f"lamplighter: {error}", style="red", markup=False, highlight=False)
+            self.err.print(f"lamplighter: {why}", style="red", markup=False, highlight=False)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+
+
+def list_or_verb(context: click.Context, command: click.Command, given: Mapping[str, Any]) -> None:
+    """A group without a verb does `command`. Options before a verb would not reach it: they are refused."""
+    verb = context.invoked_subcommand
+    if verb is None:
+        context.invoke(command, **given)
+    elif any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in given):
+        raise click.UsageError(f"give the options behind {verb}, not before it")
 
 
 def client_command(function: F) -> F:
@@ -96,17 +136,18 @@ def client_command(function: F) -> F:
 
     @click.option("--url", help="Address of the edge [LAMPLIGHTER_URL, or what `up` left in --data].")
     @click.option("--key", help="API key [LAMPLIGHTER_KEY, or what `up` left in --data].")
-    @click.option("--data", type=click.Path(path_type=Path), default=Path(".lamplighter"), help="Data folder of `up`.")
+    @click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Data folder of `up`.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a value.")
     @functools.wraps(function)
     def command(url: str | None, key: str | None, data: Path, as_json: bool, **given: Any) -> None:
-        session = Session(find_address(url, key, data), data, as_json=as_json)
+        place = [*(("--url", url) if url else ()), *(("--data", str(data)) if data != DATA else ())]
+        session = Session(find_address(url, key, data), data, as_json=as_json, place=place)
         try:
             function(session, **given)
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output went away: nothing is left to say
             sys.exit(0)
-        except (LamplighterError, OSError) as error:
+        except (LamplighterError, OSError, KeyboardInterrupt) as error:
             session.fail(error)
 
     return command  # type: ignore[return-value]

@@ -14,6 +14,7 @@ import structlog
 from msgspec import Struct
 
 from bus.private import write_private
+from lamplighter.cli.session import USAGE
 
 log = structlog.get_logger()
 
@@ -78,6 +79,10 @@ class Ledger:
         return list(living)
 
 
+class Misconfigured(Exception):
+    """A child cannot start as it is set up; the message is its own."""
+
+
 class Child:
     """One process of ours, started again when it ends by itself."""
 
@@ -91,15 +96,22 @@ class Child:
         self._fds = (listening.fileno(),) if listening else ()
         self._process: anyio.abc.Process | None = None
         self._stopping = False
+        self._settled = False
+
+    def settle(self) -> None:
+        """It has come up: from now on whatever ends it may pass."""
+        self._settled = True
 
     async def run(self) -> None:
-        """Keep it alive until `stop`."""
+        """Keep it alive until `stop`. Raises Misconfigured where it never came up and says that it cannot."""
         wait = RESTART_LEAST_S
         while not self._stopping:
             began = anyio.current_time()
             code = await self._once()
             if self._stopping:
                 return
+            if code == USAGE and not self._settled:
+                raise Misconfigured(self._last_word())
             wait = RESTART_LEAST_S if anyio.current_time() - began > SETTLED_S else min(wait * 2, RESTART_MOST_S)
             log.warning(
                 "process ended, starting it again", process=self.name, code=code, wait_s=wait, log=str(self._log_file)
@@ -121,6 +133,11 @@ class Child:
         self._process = process
         self._ledger.note(self.name, process.pid)
         return await process.wait()
+
+    def _last_word(self) -> str:
+        """What it said last, without the name of the program."""
+        lines = self._log_file.read_text(errors="replace").rstrip().splitlines()
+        return lines[-1].removeprefix("lamplighter: ") if lines else f"{self.name} ended without a word"
 
     def retire(self) -> None:
         """Do not start it again."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import anyio
@@ -21,9 +22,10 @@ from bus.settings import BrokerSettings
 from lamplighter.cli.broker import KeptBroker
 from lamplighter.cli.installation import BROKER_FILE, Keyring, ensure_keys, installation_id, listen, sole, write_private
 from lamplighter.cli.logs import configure
+from lamplighter.cli.processes import one_line
 from lamplighter.cli.public import Opened, PublicOptions, public_options
-from lamplighter.cli.session import ADDRESS_FILE, UNREACHABLE, Address
-from lamplighter.cli.supervisor import Child, Ledger
+from lamplighter.cli.session import ADDRESS_FILE, DATA, UNREACHABLE, USAGE, Address, typed
+from lamplighter.cli.supervisor import Child, Ledger, Misconfigured
 
 IMAGES = Path(__file__).parents[2] / "images"
 READY_S = 60.0
@@ -88,6 +90,18 @@ def _broker(opened: Opened) -> BrokerSettings:
     return BrokerSettings(url=server.url, user="edge", password=password, monitor=server.monitor, pin=opened.pin)
 
 
+class TooLate(Exception):
+    """Something did not come up; the message says where to look."""
+
+
+EXITS: dict[type[Exception], int] = {
+    BrokerUnreachable: UNREACHABLE,
+    TooLate: UNREACHABLE,
+    Misconfigured: USAGE,
+    OSError: USAGE,
+}
+
+
 async def _until_ready(url: str, keys: Keyring, *, with_runner: bool) -> None:
     """Return when the edge takes work and, if one is ours, a host is there for it; TimeoutError after READY_S."""
     headers = {"Authorization": f"Bearer {keys.admin}"}
@@ -114,20 +128,20 @@ def _announce(options: Options, address: Address) -> None:
         sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
         sys.stdout.flush()
         return
-    console = Console(highlight=False)
-    console.print(f"[bold green]Lamplighter is lit.[/]  url {address.url}\nkey {address.key}", soft_wrap=True)
-    console.print(
-        f"Try: lamplighter submit echo --text hello --wait   (logs: {options.data / 'logs'}; stop with Ctrl-C)"
-    )
-
-
-async def _until_signalled() -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            return
+    elsewhere = () if options.data == DATA.resolve() else ("--data", str(options.data))
+    first = typed("submit", "echo", "--text", "hello", "--wait", *elsewhere)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold green]Lamplighter is lit.[/]  url {address.url}\nkey {address.key}")
+    console.print(f"Try: {first}   (logs: {options.data / 'logs'}; stop with Ctrl-C)", markup=False)
 
 
 async def _serve(options: Options, opened: Opened) -> None:
+    # Heard from the first moment to the last: no signal leaves a child behind, nor cuts a drain that has begun.
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        await _until_signalled(options, opened, signals)
+
+
+async def _until_signalled(options: Options, opened: Opened, signals: AsyncIterator[signal.Signals]) -> None:
     ledger, logs = Ledger(options.data), options.data / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for name in await ledger.end_leftovers():
@@ -145,7 +159,10 @@ async def _serve(options: Options, opened: Opened) -> None:
         if not options.no_runner:
             tasks.start_soon(runner.run)
         try:
-            await _until_stopped(options, Address(url, keys.admin), keys)
+            async with anyio.create_task_group() as coming:
+                coming.start_soon(_ready, options, Address(url, keys.admin), keys, (edge, runner))
+                await anext(signals)
+                coming.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 edge.retire()
@@ -155,36 +172,39 @@ async def _serve(options: Options, opened: Opened) -> None:
     ledger.clear()
 
 
-async def _until_stopped(options: Options, address: Address, keys: Keyring) -> None:
-    """Announce once all is ready, then wait for the signal to stop; a signal before that stops too."""
-    async with anyio.create_task_group() as tasks:
-
-        async def ready() -> None:
-            await _until_ready(address.url, keys, with_runner=not options.no_runner)
-            write_private(options.data / ADDRESS_FILE, address)
-            _announce(options, address)
-
-        tasks.start_soon(ready)
-        await _until_signalled()
-        tasks.cancel_scope.cancel()
-
-
-def _end(why: str) -> None:
-    click.echo(f"lamplighter: {why}", err=True)
-    sys.exit(UNREACHABLE)
+async def _ready(options: Options, address: Address, keys: Keyring, children: Iterable[Child]) -> None:
+    """Announce once all is ready."""
+    try:
+        await _until_ready(address.url, keys, with_runner=not options.no_runner)
+    except TimeoutError as error:
+        raise TooLate(f"edge or runner did not come up within {READY_S:.0f} s: see {options.data / 'logs'}") from error
+    for child in children:
+        child.settle()
+    write_private(options.data / ADDRESS_FILE, address)
+    _announce(options, address)
 
 
 @click.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free one.")
 @click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), default=Path(".lamplighter"), show_default=True
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DATA,
+    show_default=True,
+    help="Everything that is kept.",
 )
-@click.option("--engine", type=click.Choice(["auto", "docker", "process"]), default="auto", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "docker", "process"]),
+    default="auto",
+    show_default=True,
+    help="What runs jobs; auto: Docker where it answers.",
+)
 @click.option(
     "--endpoints",
     multiple=True,
     type=click.Path(exists=True, path_type=Path, file_okay=False),
-    help="Folder of image folders, each with an endpoint.toml [this project's images]. May be repeated.",
+    help="Folder of an image (its endpoint.toml), or of several [this project's images]. May be repeated.",
 )
 @click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs at once.")
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds of drain.")
@@ -195,8 +215,10 @@ def _end(why: str) -> None:
     help="A lamplighter.toml for edge and runner: [hosts.NAME], say. What `up` sets itself wins.",
 )
 @public_options
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning")
-@click.option("--log-format", type=click.Choice(["json", "text"]), default="text")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", help="Of `up` itself."
+)
+@click.option("--log-format", type=click.Choice(["json", "text"]), default="text", help="Of `up` itself.")
 @click.option("--json", "as_json", is_flag=True, help="Once ready, print one line: url, key, data.")
 def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
     """Serve broker, edge and runner on this machine until stopped (Ctrl-C). On loopback only, unless --public."""
@@ -205,11 +227,5 @@ def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path,
     options = msgspec.convert({**given, "data": data.resolve(), "endpoints": folders}, Options, dec_hook=lambda _, v: v)
     with sole(options.data):
         opened = Opened(msgspec.convert(given, PublicOptions), options.data)
-        try:
+        with one_line(EXITS):
             asyncio.run(_serve(options, opened))
-        except* BrokerUnreachable as group:
-            _end(str(group.exceptions[0]))
-        except* TimeoutError:
-            _end(f"edge or runner did not come up within {READY_S:.0f} s: see {options.data / 'logs'}")
-        except* OSError as group:
-            _end(f"the data folder cannot be written ({group.exceptions[0]}): make room there, or choose another")

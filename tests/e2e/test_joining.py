@@ -75,7 +75,6 @@ def runner(net: Network, data: Path, *more: str) -> Iterator[subprocess.Popen[st
         "LAMPLIGHTER_DATA": str(data),
         "LAMPLIGHTER_ENDPOINTS": json.dumps([str(ROOT / "images" / "echo")]),
         "LAMPLIGHTER_ENGINE": "process",
-        "LAMPLIGHTER_GPU__WATCH": "0",
         "LAMPLIGHTER_WARM__ON": "0",
         "LAMPLIGHTER_GRACE_S": "1",
     }

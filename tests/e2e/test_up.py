@@ -2,11 +2,12 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,14 +62,19 @@ def family_of(pid: int) -> set[Born]:
     return {identity for child in children(pid) if (identity := born(child)) is not None}
 
 
-def gone(family: set[Born], within_s: float = 20.0) -> bool:
-    """Whether all have ended: a new life clears containers that waited for a job soon after it is there."""
+def comes(true: Callable[[], bool], within_s: float = 20.0) -> bool:
+    """Whether it becomes true in time."""
     ends = time.monotonic() + within_s
     while time.monotonic() < ends:
-        if all(born(one.pid) != one for one in family):
+        if true():
             return True
         time.sleep(0.05)
     return False
+
+
+def gone(family: set[Born]) -> bool:
+    """Whether all have ended: a new life clears containers that waited for a job soon after it is there."""
+    return comes(lambda: all(born(one.pid) != one for one in family))
 
 
 def test_a_newcomer_submits_watches_and_fetches(tmp_path):
@@ -77,11 +83,14 @@ def test_a_newcomer_submits_watches_and_fetches(tmp_path):
     with up(data) as (process, said):
         assert set(said) == {"url", "key", "data"}
         family = family_of(process.pid)
-        done = lamplighter(data, "submit", "echo", "--text", "hi", "--file", file, "-o", tmp_path / "out", "--json")
+        saved = tmp_path / "made" / "out.txt"
+        done = lamplighter(data, "submit", "echo", "--text", "hi", "--file", file, "-o", saved, "--json")
         job = json.loads(done.stdout)
         assert (done.returncode, job["status"], job["output"]["data"]["text"]) == (0, "succeeded", "hi")
-        saved = tmp_path / "out"
-        assert (saved if saved.is_file() else next(saved.iterdir())).read_text() == "content"
+        assert saved.read_text() == "content"
+        job_id, folder = job["id"], tmp_path / "folder"
+        assert lamplighter(data, "watch", job_id, "-o", f"{folder}/").returncode == 0
+        assert [file.read_text() for file in folder.iterdir()] == ["content"]
         assert job["id"] in lamplighter(data, "jobs").stdout
         assert "step 10 of 10" in lamplighter(data, "logs", job["id"]).stdout
         assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["id"] == job["id"]
@@ -102,6 +111,9 @@ def test_a_newcomer_submits_watches_and_fetches(tmp_path):
         (("submit", "echo", "--behave", "exit", "--exit", "65", "--wait"), 1, "bad_input"),
         (("jobs", "--key", "lamp_a_b"), 4, "unauthorized"),
         (("jobs", "--url", "http://127.0.0.1:9"), 3, "is the edge running"),
+        (("submit", "../jobs"), 4, "not_found"),
+        (("delete", ""), 2, "it is empty"),
+        (("submit", "echo", "-o", "/proc/nowhere/out"), 2, "/proc/nowhere cannot be used"),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line_with_its_exit_code(served_data, words, code, said):
@@ -143,6 +155,51 @@ def test_a_second_up_on_the_same_data_is_refused(served_data):
         cwd=ROOT,
     )
     assert (done.returncode, "another `up` serves" in done.stderr) == (2, True)
+
+
+@pytest.mark.timeout(50)  # less than `up` waits for processes that may come yet
+@pytest.mark.parametrize(
+    ("words", "config", "said"),
+    [
+        (("--engine", "docker"), "", "/nowhere.sock"),
+        ((), "port = ", "Invalid value"),
+        ((), '[hosts.gpu-1]\ndriver = "magic"', "magic"),
+        (("--data", "/proc/nowhere/data"), "", "/proc/nowhere/data cannot be used"),
+    ],
+)
+def test_what_keeps_it_from_coming_up_is_said_at_once(tmp_path, words, config, said):
+    file = tmp_path / "lamplighter.toml"
+    file.write_text(config)
+    argv = [*LAMPLIGHTER, "up", "--port", "0", "--data", str(tmp_path / "data"), "--config", str(file), *words]
+    environ = os.environ | {"DOCKER_HOST": "unix:///nowhere.sock"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, env=environ)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("lamplighter: ")]
+    assert said in line
+
+
+def test_what_it_says_to_try_can_be_typed(tmp_path):
+    argv = [*LAMPLIGHTER, "up", "--port", "0", "--engine", "process", "--data", str(tmp_path / "data")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        hint = next(line for line in process.stdout if line.startswith("Try: "))
+        program, *words = shlex.split(hint.removeprefix("Try: ").split("   (")[0])
+        done = subprocess.run([*LAMPLIGHTER, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+        process.send_signal(signal.SIGTERM)
+    assert (program, done.returncode, process.returncode) == ("lamplighter", 0, 0), done.stderr
+
+
+def test_a_second_ctrl_c_cuts_no_drain_and_leaves_nobody_behind(tmp_path):
+    data = tmp_path / "data"
+    with up(data, "--grace", "8") as (process, _):
+        lamplighter(data, "submit", "echo", "--seconds", "60", "--id", "long")
+        assert comes(lambda: json.loads(lamplighter(data, "job", "long", "--json").stdout)["status"] == "running")
+        family = family_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert comes(lambda: "draining" in lamplighter(data, "hosts").stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert gone(family)
 
 
 def test_ctrl_c_in_a_terminal_ends_all_in_order(tmp_path):

@@ -43,6 +43,9 @@ def test_values_are_read_by_their_type(tmp_path):
     ("words", "said"),
     [
         (["--steps", "many"], "no integer"),
+        (["--seconds", "nan"], "no number"),
+        (["--box", "{}"], "no array"),
+        (["--text", "\udcff"], "no string"),
         (["--loud", "perhaps"], "no boolean"),
         (["--in_file", "/no/such/file"], "no such file"),
         (["--nothing", "1"], "it takes --text, --steps"),
@@ -53,6 +56,11 @@ def test_values_are_read_by_their_type(tmp_path):
 def test_mistakes_are_named(words, said):
     with pytest.raises(click.UsageError, match=said):
         fields.read_all("echo", words, SCHEMA)
+
+
+def test_a_body_is_an_object():
+    with pytest.raises(click.UsageError, match="no object"):
+        fields.read("body", "[1]", {"type": "object"})
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path):

@@ -1,5 +1,6 @@
 """What keeps an edge or a runner from starting is said in one line, with exit 2 (3 where the broker is away)."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 import structlog
 
 from bus.server import serving
-from lamplighter.cli.logs import configure
+from lamplighter.cli.logs import configure, hush
+from lamplighter.cli.processes import one_line
 from tests.broker import Broker
 
 
@@ -69,6 +71,27 @@ def test_an_endpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "endpoint.toml" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_folder_without_an_endpoint_is_no_host(tmp_path: Path) -> None:
+    done = start("runner", tmp_path, ENGINE="process", ENDPOINTS=f'["{tmp_path}"]', BROKER__URL="nats://127.0.0.1:1")
+    assert (done.returncode, f"no endpoint.toml lies in {tmp_path}" in done.stderr) == (2, True)
+
+
+def test_an_error_is_one_line_through_whatever_task_groups_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    inner = ExceptionGroup("of the watch", [ExceptionGroup("of the tasks", [RuntimeError("put out")])])
+    with pytest.raises(SystemExit) as left, one_line({ValueError: 2, RuntimeError: 4}):
+        raise inner
+    assert (left.value.code, capsys.readouterr().err) == (4, "lamplighter: put out\n")
+    with pytest.raises(KeyError), one_line({OSError: 4}):
+        raise KeyError
+
+
+def test_what_asyncio_says_of_tls_stays_away(caplog: pytest.LogCaptureFixture) -> None:
+    hush()
+    for said in ("returning true from eof_received() has no effect when using ssl", "another warning"):
+        logging.getLogger("asyncio").warning(said)
+    assert caplog.messages == ["another warning"]
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -36,6 +36,10 @@ def test_a_page_of_a_proxy_is_a_refusal_too():
     assert (error.problem.code, error.problem.status) == ("http_502", 502)
 
 
+def test_a_page_is_told_in_one_line():
+    assert str(wire.refusal(404, b"<html>\nNot here</html>\n")) == "http_404: <html> Not here</html>"
+
+
 EVENTS = st.lists(
     st.tuples(
         st.integers(1, 10**9),
