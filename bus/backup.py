@@ -6,6 +6,7 @@ follows reads from its start; JOBS comes again from the records, by the reconcil
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Struct, field
@@ -15,11 +16,12 @@ from bus.buckets import BUCKETS, HOSTS, LEASES
 from bus.errors import NoStream
 from bus.jetstream import Answer, JetStream
 from bus.port import BusError, Unreachable
-from bus.topology import DELIVERIES, STATE, STREAMS, USAGE
+from bus.topology import CHANGED_S, DELIVERIES, STATE, STREAMS, USAGE
 from bus.wire import status
 
 CHUNK = 128 * 1024
 SILENCE_S = 30.0  # the broker checks every message of a stream before the first byte of it comes
+LOOK_S = 0.1
 TAKEN_IN_S = 300.0  # and writes all of them anew before it says that they are there
 
 # In this order. The bills before the jobs: the edge writes again what they lack, never takes back what is too much.
@@ -65,8 +67,18 @@ class _State(Struct, frozen=True):
     consumer_count: int = 0
 
 
+class _Copy(Struct, frozen=True):
+    current: bool = False
+
+
+class _Raft(Struct, frozen=True):
+    leader: str = ""
+    replicas: tuple[_Copy, ...] = ()
+
+
 class _Info(Answer, frozen=True):
     state: _State = _State()
+    cluster: _Raft = _Raft()
 
 
 class Snapshots:
@@ -89,13 +101,32 @@ class Snapshots:
         return Snapshot(begun.config, begun.state)
 
     async def put(self, kept: Snapshot, chunks: AsyncIterator[bytes], replicas: int | None) -> None:
-        """Make the stream of what was taken, on `replicas` servers (None: one). There must be none. Raises BusError."""
-        config = kept.config | {"num_replicas": replicas or 1}
+        """Make the stream of what was taken, on `replicas` servers (None: one). There must be none. Raises BusError.
+
+        On one server first, and from there on the others: restored on three at once, a stream was found empty for its
+        readers (nats-server 2.15.1). Returns when every server has all of it.
+        """
+        config = kept.config | {"num_replicas": 1}
         verb = f"STREAM.RESTORE.{kept.name}"
-        begun = await self._js.api(verb, {"config": config, "state": kept.state}, _Begun)
+        begun = await self._js.api(verb, {"config": config, "state": kept.state}, _Begun, CHANGED_S)
         async for chunk in chunks:
             await self._js.wire.request(begun.deliver_subject, chunk)
         await self._js.finish(verb, begun.deliver_subject, TAKEN_IN_S)
+        if replicas is not None and replicas > 1:
+            more = config | {"num_replicas": replicas}
+            await self._js.api(f"STREAM.UPDATE.{kept.name}", more, Answer, CHANGED_S)
+            await self._copied(kept.name, replicas - 1)
+
+    async def _copied(self, name: str, others: int) -> None:
+        """Return when so many other servers have all that the leader has."""
+        ends = asyncio.get_running_loop().time() + TAKEN_IN_S
+        while asyncio.get_running_loop().time() < ends:
+            with suppress(Unreachable):  # it elects a leader
+                raft = (await self._js.api(f"STREAM.INFO.{name}", {}, _Info)).cluster
+                if raft.leader and sum(one.current for one in raft.replicas) >= others:
+                    return
+            await asyncio.sleep(LOOK_S)
+        raise Unreachable(f"the other servers do not catch up with {name}: bring them up, then restore with --replace")
 
     async def held(self) -> dict[str, int]:
         """How many messages each stream of ours holds; those that are not there are left out."""
@@ -110,7 +141,7 @@ class Snapshots:
     async def clear(self) -> None:
         """Remove every stream of ours, with all that is in it."""
         for name in await self.held():
-            await self._js.api(f"STREAM.DELETE.{name}", {}, Answer)
+            await self._js.api(f"STREAM.DELETE.{name}", {}, Answer, CHANGED_S)
 
     async def _info(self, name: str) -> _Info | None:
         try:
@@ -129,5 +160,7 @@ async def _next(stream: str, chunks: asyncio.Queue[Msg | BusError]) -> Msg | Non
     if isinstance(chunk, BusError):
         raise chunk
     if status(chunk) not in {None, "204"}:
-        raise BusError(f"the broker ends the snapshot of {stream}: {dict(chunk.headers or {})}")
+        # A cluster asks whoever leads each consumer, and one that was an edge's may have been on a server that is away.
+        why = (chunk.headers or {}).get("Description", "it does not say why")
+        raise Unreachable(f"the broker ends the snapshot of {stream} ({why}): bring up all its servers, then try again")
     return chunk if chunk.data else None

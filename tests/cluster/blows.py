@@ -1,6 +1,7 @@
 """What befalls the cluster under load, one after the other, and how long its clients heard nothing meanwhile."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from random import Random
 
 import anyio
@@ -9,6 +10,7 @@ from msgspec import Struct
 
 from bus.port import Bus
 from tests.chaos.evidence import Cut
+from tests.cluster.brokers import leader, whole
 from tests.cluster.cluster import EDGES, Cluster
 from tests.cluster.pulse import Pulse
 from tests.e2e.installation import until
@@ -74,7 +76,7 @@ Blow = Callable[[Cluster, Bus, Load, Random], Awaitable[None]]
 
 async def leader_killed(cluster: Cluster, bus: Bus, load: Load, _: Random) -> None:
     """The server that leads STATE."""
-    name = await cluster.brokers.leader(bus)
+    name = await leader(bus)
     await cluster.brokers.kill(name)
     await load.goes_on()
     cluster.brokers.start(name)
@@ -125,9 +127,6 @@ async def strike(name: str, cluster: Cluster, bus: Bus, load: Load, dice: Random
     load.ended.rest()
     await BLOWS[name](cluster, bus, load, dice)
 
-    async def whole() -> bool:
-        return await cluster.brokers.whole(bus)
-
-    await until(whole, WHOLE_S)
+    await until(partial(whole, bus), WHOLE_S)
     await load.goes_on()
     return Heard(name, load.accepted.rest(), load.ended.rest())

@@ -103,21 +103,23 @@ class Brokers:
 
         await until(formed, UP_S)
 
-    async def leader(self, bus: Bus) -> str:
-        """The server that leads STATE."""
-        return (await _led(bus, STATE.name)).leader
-
-    async def whole(self, bus: Bus) -> bool:
-        """Whether all servers hold all of every stream."""
-        try:
-            led = [await _led(bus, stream.name) for stream in STREAMS]
-        except BusError:
-            return False
-        return all(one.leader and len(one.replicas) == 2 and all(peer.current for peer in one.replicas) for one in led)
-
     async def close(self) -> None:
         for name in self.names:
             await self.kill(name)
+
+
+async def leader(bus: Bus) -> str:
+    """The server that leads STATE."""
+    return (await _led(bus, STATE.name)).leader
+
+
+async def whole(bus: Bus) -> bool:
+    """Whether three servers hold all of every stream."""
+    try:
+        led = [await _led(bus, stream.name) for stream in STREAMS]
+    except BusError:
+        return False
+    return all(one.leader and len(one.replicas) == 2 and all(peer.current for peer in one.replicas) for one in led)
 
 
 async def _led(bus: Bus, stream: str) -> _Raft:

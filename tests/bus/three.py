@@ -1,0 +1,103 @@
+"""Three brokers on loopback that are one, each with a port of its own; any of them can be killed."""
+
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio.to_thread
+from msgspec import Struct
+
+from bus.connection import open_keeper
+from bus.port import BusError
+from bus.server import program
+from bus.settings import BrokerSettings
+from bus.users import Cluster, Place, blocks, listed, render
+from tests.broker import until
+
+NAMES = ("n1", "n2", "n3")
+PASSWORDS = {"edge": "of-the-edge", "runner": "of-the-runner"}
+FORMED_S = 60.0
+
+
+class Three(Struct, frozen=True):
+    """`settings`: how the edge reaches all three, which keep their data over `kill` and `start`."""
+
+    folder: Path
+    settings: BrokerSettings
+    running: dict[str, subprocess.Popen[bytes]]
+
+    def start(self, name: str) -> None:
+        """It finds the others by itself. Blocking."""
+        argv = [program(), "--config", str(self.folder / name / "nats.conf")]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(argv, stdout=log, stderr=log)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL."""
+        process = self.running.pop(name)
+        process.kill()
+        await anyio.to_thread.run_sync(process.wait)
+
+
+def free_ports(count: int) -> list[int]:
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in listening]
+    for one in listening:
+        one.close()
+    return ports
+
+
+def _places(folder: Path) -> dict[str, Place]:
+    clients, monitors, routes = (free_ports(len(NAMES)) for _ in range(3))
+    ways = tuple(f"127.0.0.1:{port}" for port in routes)
+    return {
+        name: Place(
+            f"127.0.0.1:{clients[number]}",
+            f"127.0.0.1:{monitors[number]}",
+            str(folder / name / "jetstream"),
+            "users.conf",
+            cluster=Cluster(name, ways[number], ways, "between-us"),
+        )
+        for number, name in enumerate(NAMES)
+    }
+
+
+def _set_up(home: Path, place: Place) -> None:
+    home.mkdir(parents=True)
+    (home / "users.conf").write_text(listed(blocks(PASSWORDS)))
+    (home / "nats.conf").write_text(render(place))
+
+
+@asynccontextmanager
+async def three(folder: Path) -> AsyncIterator[Three]:
+    """Nothing is in them yet; they have found each other."""
+    places = _places(folder)
+    settings = BrokerSettings(
+        url=",".join(f"nats://{place.listen}" for place in places.values()),
+        user="edge",
+        password=PASSWORDS["edge"],
+        monitor=",".join(f"http://{place.monitor}" for place in places.values()),
+    )
+    made = Three(folder, settings, {})
+    try:
+        for name, place in places.items():
+            _set_up(folder / name, place)
+            made.start(name)
+        await until(_formed(settings), within_s=FORMED_S)
+        yield made
+    finally:
+        for name in list(made.running):
+            await made.kill(name)
+
+
+def _formed(settings: BrokerSettings):
+    async def formed() -> bool:
+        try:
+            async with open_keeper(settings) as (_, snapshots):
+                return await snapshots.held() == {}
+        except BusError:
+            return False
+
+    return formed
