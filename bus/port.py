@@ -1,180 +1,56 @@
 """What the edge and the runner may ask of the broker, in our words. `bus.connection` makes it true, `bus.memory` too.
 
-BusError
-  Conflict      the record moved on: re-read
-  TooLarge      never recordable
-  StoreFull     refuse new work
-  Denied        the broker user lacks a right: a mistake of set-up, loud
-  Unreachable   the broker is away: try again
+The ports with ideas of their own stand beside it, and are named here for those who use them: errors (`bus.refusals`),
+STATE (`bus.recorded`), JOBS (`bus.waiting`), DELIVERIES (`bus.outgoing`), USAGE (`bus.ledger`).
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
 from bus.ledger import Ledger
 from bus.outgoing import Outbox
+from bus.recorded import CaughtUp, Change, Entry, Records
+from bus.refusals import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable
+from bus.waiting import WOKEN_S, Delivery, Lane, Queue
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.erasure import Erasure
-from schemas.events import Recorded
 from schemas.feed import Note, ProgressNote
 from schemas.host import Offer, Presence, Tombstone
-from schemas.job import JobKey, Pointer
+from schemas.job import JobKey
 from schemas.joining import Joined
 from schemas.lease import Lease
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryRow, Hooks
-from schemas.words import Priority
+
+__all__ = [
+    "WOKEN_S",
+    "Bus",
+    "BusError",
+    "CaughtUp",
+    "Change",
+    "Conflict",
+    "Control",
+    "Delivery",
+    "Denied",
+    "Entry",
+    "Feed",
+    "FeedItem",
+    "Health",
+    "Lane",
+    "Link",
+    "Queue",
+    "Records",
+    "Row",
+    "StoreFull",
+    "Table",
+    "TooLarge",
+    "Unreachable",
+]
 
 T = TypeVar("T")
-
-
-class BusError(Exception):
-    """Root of what the broker can answer instead of doing as told."""
-
-
-class Conflict(BusError):
-    """The compare-and-set failed: somebody wrote first. Re-read and decide again."""
-
-
-class TooLarge(BusError):
-    """The message is larger than the broker takes, now and for ever."""
-
-
-class StoreFull(BusError):
-    """The stream or the store has no room. What was asked did not happen."""
-
-
-class Denied(BusError):
-    """The broker user has no right to this subject: a mistake of set-up, never of a job."""
-
-
-class Unreachable(BusError):
-    """The broker does not answer. Whether the last write happened is unknown: read before writing again."""
-
-
-class Entry(Struct, frozen=True):
-    """A record and the revision of STATE it was read at."""
-
-    revision: int
-    recorded: Recorded
-
-
-class Change(Struct, frozen=True):
-    """One step of STATE's own stream; `recorded` None: the record was deleted, or its bytes are unreadable."""
-
-    revision: int
-    key: JobKey
-    recorded: Recorded | None
-
-
-class CaughtUp(Struct, frozen=True):
-    """Everything that was there when the stream was opened has been given."""
-
-
-class Records(Protocol):
-    """STATE: what happened, and each job as it became. The last revision of a key is the truth."""
-
-    async def read(self, key: JobKey) -> Entry | None:
-        """The last record, from the leader; None when there is none or it was deleted. RecordUnreadable on rubbish."""
-        ...
-
-    async def create(self, key: JobKey, recorded: Recorded) -> int:
-        """Write the first record, return its revision; Conflict when there is one."""
-        ...
-
-    async def update(self, key: JobKey, recorded: Recorded, revision: int) -> int:
-        """Write behind `revision`, return the new one; Conflict when the record is past it."""
-        ...
-
-    async def history(self, key: JobKey) -> list[Entry]:
-        """The revisions that are kept (the last 64), oldest first. Empty when there is no job."""
-        ...
-
-    async def delete(self, key: JobKey, revision: int | None) -> None:
-        """Leave a delete marker behind `revision` (Conflict when past it) and erase every revision before it.
-
-        None: whatever it is at, an unreadable one too.
-
-        The marker goes by itself an hour later.
-        """
-        ...
-
-    def changes(self, after: int = 0) -> AsyncIterator[Change | CaughtUp]:
-        """Every change behind revision `after`, without end; from 0: the last of every key, CaughtUp, then live.
-
-        Re-opens by itself behind the last change given when the broker comes back.
-        """
-        ...
-
-    async def keys(self) -> set[JobKey]:
-        """Every key with a living record; deleted ones left out."""
-        ...
-
-
-class Lane(NamedTuple):
-    """What one consumer hands out: the pointers of a pool that have one priority."""
-
-    pool: str
-    priority: Priority
-
-
-class Delivery(Protocol):
-    """One pointer handed out. It comes again after 30 s unless it is extended, postponed or done.
-
-    After a crash of the broker it may come again whatever was said of it: who takes it goes by the record.
-    """
-
-    pointer: Pointer
-    sequence: int
-
-    async def extend(self) -> None:
-        """Still at it: 30 s from now."""
-        ...
-
-    async def done(self) -> None:
-        """Gone for good, acknowledged by the broker unless it forgot the delivery. Never before the record says so."""
-        ...
-
-    async def later(self, delay_s: float) -> None:
-        """Hand it out again in `delay_s`, over a restart of the broker too (a crash right after: within 30 s)."""
-        ...
-
-
-WOKEN_S = 0.05  # a wake is said before what it tells of is stored; a store that takes longer is told of again
-
-
-class Queue(Protocol):
-    """JOBS: the pointers that wait, one consumer a pool and priority."""
-
-    async def ensure(self, pools: Collection[str]) -> None:
-        """Make the consumers of `pools` (the edge's right; the runner only binds)."""
-        ...
-
-    async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """Wake its lane and let it wait: whoever is woken takes it within WOKEN_S.
-
-        Twice is once (Msg-Id = subject), but `repair` publishes anew.
-        """
-        ...
-
-    async def take(self, pool: str, priority: Priority, wait_s: float = 0.0) -> Delivery | None:
-        """The next one, at once, or one that comes within `wait_s`; None also when the consumer is not there yet."""
-        ...
-
-    async def withdraw(self, pointer: Pointer) -> None:
-        """Remove that round's message, whoever holds it. Nothing happens when it is gone."""
-        ...
-
-    async def waiting(self, owner: str | None = None) -> set[Pointer]:
-        """Every pointer in JOBS, those handed out included."""
-        ...
-
-    async def woken(self, pools: Collection[str], timeout_s: float) -> frozenset[Lane]:
-        """Wait until one of `pools` is published to, at most `timeout_s`; its lanes that were, since the last call."""
-        ...
 
 
 class FeedItem(Struct, frozen=True):

@@ -7,10 +7,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bus.port import Pointer, StoreFull
+from bus.port import StoreFull
 from schemas import events as e
 from schemas.errors import Refused
-from schemas.job import Job, JobKey, Output
+from schemas.job import Job, JobKey, Output, Pointer
 from schemas.words import Priority, Status
 from tests.edge.services.world import START, FakeWorld, World
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from bus.port import Pointer, Unreachable
+from bus.port import Unreachable
 from edge.services.reconciler import Reconciler
 from edge.services.repairs import STEPS
 from edge.services.scene import Scene
 from edge.store.port import StoreBroken
 from schemas import events as e
-from schemas.job import File, Job, Output
+from schemas.job import File, Job, Output, Pointer
 from schemas.words import Priority, Status
 from tests.broker import until
 from tests.edge.services.world import START, FakeWorld
