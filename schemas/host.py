@@ -110,7 +110,7 @@ class Offer(Struct, frozen=True, kw_only=True):
 class HostView(Struct, frozen=True, kw_only=True):
     """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others.
 
-    `busy` null: it is not up.
+    `busy` null: it is not up. `cannot` says why an endpoint cannot start there now.
     """
 
     id: Token
@@ -125,6 +125,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     warm: tuple[Warm, ...] = ()
     jobs: tuple[str, ...] = ()
     busy: Busy | None = None
+    cannot: dict[str, str] = field(default_factory=dict)
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
 

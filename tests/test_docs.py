@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from deploy import errors_doc, lifecycle_doc
@@ -57,6 +58,8 @@ def test_commands_that_pages_show_exist_with_their_options(page):
         verb = words[1]
         assert verb in COMMANDS, words
         command = main.get_command(None, verb)
+        if isinstance(command, click.Group) and len(words) > 2:
+            command = command.commands.get(words[2], command)
         known = {option for parameter in command.params for option in parameter.opts}
         free = command.context_settings.get("ignore_unknown_options", False)
         assert free or {word.split("=")[0] for word in words if word.startswith("--")} <= known, words

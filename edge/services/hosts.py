@@ -134,6 +134,7 @@ class HostWatch:
             injection=here.injection,
             gpus=here.gpus,
             warm=here.warm,
+            cannot=here.cannot,
             jobs=tuple(run.id for run in here.running if owner in (None, run.owner)),
             busy=replace(here.busy, queued=self._queued({e.queue for e in offer.endpoints} if offer else ())),
         )

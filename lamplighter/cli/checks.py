@@ -17,6 +17,10 @@ from lamplighter.cli.session import Address
 FREE_BYTES = 5 * 1000**3  # below this a video job may not find room for its frames
 SKEW_S = 30.0
 EDGE = "edge"  # without it there is nothing to ask it
+HINDRANCES = {
+    "image_missing": "build or pull its image on that host, under the name that its endpoint.toml gives",
+    "disk_short": "free some space on that host",
+}
 TOOLKIT = "install the NVIDIA container toolkit on that host and restart its runner"
 
 
@@ -100,7 +104,14 @@ def hosts_are_there(patient: Patient) -> Iterable[Finding]:
         for gpu in host["gpus"]:
             fit = Verdict.OK if gpu["fitness"] == "fit" else Verdict.WARN
             yield Finding(f"gpu {gpu['uuid']}", fit, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
+        yield from _hindered(host)
         yield from _containers(host)
+
+
+def _hindered(host: dict[str, Any]) -> Iterable[Finding]:
+    """The endpoints that cannot start there now."""
+    for endpoint, why in host.get("cannot", {}).items():
+        yield Finding(f"{endpoint} on {host['id']}", Verdict.WARN, f"cannot start now: {why}", HINDRANCES.get(why, ""))
 
 
 def _containers(host: dict[str, Any]) -> Iterable[Finding]:

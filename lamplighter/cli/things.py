@@ -10,6 +10,8 @@ from lamplighter.cli import show
 from lamplighter.cli.following import upload as upload_file
 from lamplighter.cli.session import Session, client_command
 
+HELD = {"on": "held on", "off": "held off", "auto": "left to its work"}
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -27,13 +29,13 @@ def _uploaded(session: Session, path: Path, digest: str) -> None:
 
 @click.command()
 @click.argument("host")
-@click.argument("want", type=click.Choice(["on", "off", "auto"]))
+@click.argument("want", type=click.Choice([*HELD]))
 @click.option("--until", metavar="TIME", help="Until when, as 2026-11-22T23:00:00Z; without it until `auto`.")
 @client_command
 def power(session: Session, host: str, want: str, until: str | None) -> None:
     """Hold a declared host on or off, or leave it to its work again (off drains first)."""
     found = session.client.call(things.power(host, want, until))
-    session.show(found, lambda: session.out.print(f"host {host} {found.state}, held {want}", highlight=False))
+    session.show(found, lambda: session.out.print(f"host {host} {found.state}, {HELD[want]}", highlight=False))
 
 
 @click.command()

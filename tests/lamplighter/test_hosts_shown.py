@@ -51,6 +51,11 @@ def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
     assert "cards of gpu-1" not in found()
 
 
+def test_doctor_tells_which_endpoint_cannot_start_and_how_to_mend_it():
+    seen = found(cannot={"echo": "image_missing"})["echo on gpu-1"]
+    assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.mend) == (Verdict.WARN, True, True)
+
+
 def test_the_word_of_an_older_runner_is_still_understood():
     """It knows nothing of `injection`, nor of when a slot is tried again."""
     said = b'{"host":"gpu-1","incarnation":"a","at":"2026-11-21T00:00:00Z","since":"2026-11-21T00:00:00Z"'

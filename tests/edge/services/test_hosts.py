@@ -11,6 +11,7 @@ from schemas.job import Claim
 from schemas.reasons import Reason
 from tests.edge.services.world import START, FakeWorld
 
+CANNOT = {"echo": "image_missing"}
 LATER = (START + timedelta(hours=1)).isoformat()
 
 
@@ -70,10 +71,10 @@ async def test_views_show_presence_over_offers_and_only_ones_own_jobs(fake: Fake
     await fake.offer(host="gpu-2")
     running = (Running("ann", "a", "echo", 1, 1), Running("bob", "b", "echo", 1, 1))
     warm = (Warm("echo", 0, 0, "it exited with code 1", 4.0),)
-    await fake.appear(gpus=(gpu,), running=running, warm=warm, engine="docker", injection="cdi")
+    await fake.appear(gpus=(gpu,), running=running, warm=warm, engine="docker", injection="cdi", cannot=CANNOT)
     on, off = fake.hosts.views("ann")
     assert (on.state, on.jobs, on.gpus, on.endpoints) == ("online", ("a",), (gpu,), ("echo",))
-    assert (on.engine, on.injection, on.warm) == ("docker", "cdi", warm)
+    assert (on.engine, on.injection, on.warm, on.cannot) == ("docker", "cdi", warm, CANNOT)
     assert (off.state, off.incarnation, off.jobs, off.injection, off.warm) == ("off", None, (), None, ())
     assert fake.hosts.views()[0].jobs == ("a", "b")
     await fake.appear(draining=True)
