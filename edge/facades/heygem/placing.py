@@ -77,6 +77,11 @@ class Placing:
             await to_thread.run_sync(_note, self._notes, key)
             self._expected.add(key)
 
+    def reconsider(self, key: JobKey) -> None:
+        """Its submit was refused: when there is no such job, nothing is to be placed."""
+        if key in self._expected:
+            self._look_at(key)
+
     async def where(self, job: Job) -> Place:
         """Where the result of a job that succeeded is, waiting PATIENCE_S for one that is on its way."""
         file = result_of(job)

@@ -48,7 +48,11 @@ async def submit(request: AnyRequest, parts: Services) -> Response[bytes]:
     key = JobKey(owner, asked.code)
     await parts.placing.expect(key)
     body = submission(endpoint, asked, audio, video)
-    await submit_under(parts.intake, parts.bus.records, parts.catalog, key, body)
+    try:
+        await submit_under(parts.intake, parts.bus.records, parts.catalog, key, body)
+    except Refused:
+        parts.placing.reconsider(key)
+        raise
     return send(ACCEPTED)
 
 

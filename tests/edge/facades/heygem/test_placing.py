@@ -7,6 +7,7 @@ import anyio
 
 from edge.facades.heygem import placing as module
 from edge.facades.heygem.placing import Place, Placing
+from edge.services.quotas import OwnLimits
 from schemas.job import JobKey
 from tests.broker import until
 from tests.edge.facades.heygem.conftest import OWNER, Desk
@@ -60,6 +61,18 @@ async def test_notes_go_when_the_result_is_there_or_the_job_is_not(desk: Desk):
         await until(empty)
         tasks.cancel_scope.cancel()
     assert (desk.root / "temp" / "code-1-r.mp4").read_bytes() == b"the video"
+
+
+async def test_a_submit_that_is_refused_leaves_no_note(desk: Desk):
+    desk.world.limits[OWNER] = OwnLimits(waiting=1)
+    await desk.submit(code="one")
+    assert (await desk.submit(code="two"))["code"] == 10001
+    notes = desk.world.index._path.parent / "placing"
+
+    async def only_the_first() -> bool:
+        return [path.name for path in notes.iterdir()] == ["local.one"]
+
+    await until(only_the_first)
 
 
 async def test_an_older_file_of_the_name_is_replaced_and_a_newer_is_the_clients(desk: Desk):
