@@ -104,10 +104,9 @@ def _count(number: float | None) -> int | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadJob("bad_job", f"{path.name} cannot be read: {error}") from error
-    named = isinstance(said, dict) and {"id", "endpoint"} <= said.keys()
-    if not named or not isinstance(said.get("input"), dict):
+    if not isinstance(said, dict) or not {"id", "endpoint"} <= said.keys() or not isinstance(said.get("input"), dict):
         raise BadJob("bad_job", f"{path.name} is no job: it needs id, endpoint and input")
     return said
