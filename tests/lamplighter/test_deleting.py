@@ -68,8 +68,8 @@ async def test_an_owner_is_deleted_with_a_report(face: Face):
     lines = [line.split() for line in done[0].stdout.decode().splitlines()]
     assert done[0].returncode == 0
     assert lines[0] == ["bob:", "done"]
-    assert ["1", "jobs"] in lines
-    assert ["1", "files", "(4", "B)"] in lines
+    assert ["1", "job"] in lines
+    assert ["1", "file", "(4", "B)"] in lines
     shown = json.loads((await lamplighter(face, "admin", "owners", "show", "bob", "--json")).stdout)
     assert (shown["state"], shown["erased"]["keys"], shown["erased"]["cancelled"]) == ("done", 1, 1)
 
