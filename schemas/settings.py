@@ -1,11 +1,12 @@
 """Settings of a process: one frozen Struct, read once from a TOML file and `LAMPLIGHTER_*` variables."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 T = TypeVar("T")
 PREFIX = "LAMPLIGHTER_"
@@ -64,3 +65,54 @@ def load(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
         return msgspec.convert(_merged(tomllib.loads(text), _nested(environ)), kind, strict=False, dec_hook=_read)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise SettingsInvalid(f"{error}: correct it in lamplighter.toml or in its {PREFIX}* variable") from error
+
+
+def unknown(kinds: Iterable[type], text: str) -> list[str]:
+    """The names in TOML `text`, with dots, that none of the Structs `kinds` has: probably misspelt."""
+    return list(_unknown(tomllib.loads(text), [inspect.type_info(kind) for kind in kinds], ""))
+
+
+def _unknown(table: dict[str, Any], kinds: Iterable[inspect.Type], path: str) -> Iterator[str]:
+    known, open_ended = _fields(kinds)
+    for name, value in table.items():
+        if name not in known and open_ended is None:
+            yield path + name
+            continue
+        below = [*known.get(name, ()), *(open_ended or ())]
+        tables = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
+        for inner in tables:
+            if isinstance(inner, dict):
+                yield from _unknown(inner, below, f"{path}{name}.")
+
+
+def _fields(kinds: Iterable[inspect.Type]) -> tuple[dict[str, list[inspect.Type]], list[inspect.Type] | None]:
+    """What each name may be; and what any name may be where one of the kinds takes any, else None."""
+    known: dict[str, list[inspect.Type]] = {}
+    open_ended: list[inspect.Type] | None = None
+    for kind in kinds:
+        match kind:
+            case inspect.StructType(fields=fields, tag_field=tag):
+                known |= {tag: []} if tag else {}
+                for field in fields:
+                    known.setdefault(field.encode_name, []).extend(_inside(field.type))
+            case inspect.DictType(value_type=value):
+                open_ended = [*(open_ended or ()), *_inside(value)]
+            case inspect.AnyType():
+                open_ended = [*(open_ended or ()), kind]
+            case _:
+                pass
+    return known, open_ended
+
+
+def _inside(kind: inspect.Type) -> Iterator[inspect.Type]:
+    """The kinds that a value may have, of a list its items'."""
+    match kind:
+        case inspect.UnionType(types=types):
+            for one in types:
+                yield from _inside(one)
+        case inspect.Metadata(type=inner):
+            yield from _inside(inner)
+        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
+            yield from _inside(item)
+        case _:
+            yield kind

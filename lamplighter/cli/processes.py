@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import structlog
 
+from edge.settings import EdgeSettings
 from lamplighter.cli.logs import configure
+from lamplighter.cli.relaying import RelaySettings
 from lamplighter.cli.session import USAGE, told
-from schemas.settings import SettingsInvalid, load
+from runner.settings import RunnerSettings
+from schemas.settings import SettingsInvalid, load, unknown
 
 T = TypeVar("T")
+KINDS = (EdgeSettings, RunnerSettings, RelaySettings)  # who shares one lamplighter.toml
+
+_log = structlog.get_logger()
 
 
 @contextmanager
@@ -57,10 +64,13 @@ def read_settings(kind: type[T], config: Path, log_level: str | None, log_format
     chosen = {"LAMPLIGHTER_LOG_LEVEL": log_level, "LAMPLIGHTER_LOG_FORMAT": log_format}
     environ = os.environ | {name: value for name, value in chosen.items() if value is not None}
     try:
-        settings = load(kind, _text(config), environ)
+        text = _text(config)
+        settings = load(kind, text, environ)
     except (SettingsInvalid, OSError, UnicodeDecodeError) as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(USAGE)
     said: Any = settings
     configure(said.log_level, said.log_format)
+    for name in unknown(KINDS, text):
+        _log.warning("setting_unknown", name=name, file=str(config), mend="correct its spelling, or take it out")
     return settings

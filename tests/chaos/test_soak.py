@@ -45,6 +45,14 @@ def test_what_wanders_is_no_leak() -> None:
     assert leaks([FIRST, after(48), after(72), last]) == []
 
 
+def test_one_high_moment_of_a_collected_heap_is_no_leak_and_a_risen_floor_is() -> None:
+    def series(*broker_mb: float) -> list[Sample]:
+        return [after(24 * (at + 1), rss_mb={"edge": 100.0, "broker": mb}) for at, mb in enumerate(broker_mb)]
+
+    assert leaks(series(*[30.0] * 11, 90.0)) == []
+    assert leaks(series(*[30.0] * 10, 90.0, 90.0)) == ["broker RSS, MB: 30, then 90"]
+
+
 @pytest.mark.timeout(400)
 async def test_nothing_grows_under_load(tmp_path: Path, seed: int) -> None:
     report = await soak(tmp_path, SECONDS, seed)
