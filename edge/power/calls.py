@@ -1,9 +1,12 @@
 """A call of a switch, bounded in time, with every way it can end as a value."""
 
 import anyio
+import structlog
 
 from edge.power.drivers.port import Driver, NoCapacity, SwitchFailed
 from schemas.power import Answer, Outcome, Provider, Verb
+
+_log = structlog.get_logger()
 
 
 async def call(driver: Driver, verb: Verb, call_id: str, timeout_s: float) -> Answer:
@@ -18,6 +21,9 @@ async def call(driver: Driver, verb: Verb, call_id: str, timeout_s: float) -> An
         return Answer(Outcome.FAILED, str(error))
     except TimeoutError:
         return Answer(Outcome.FAILED, f"the switch did not answer in {timeout_s:g} s")
+    except Exception as error:  # the border to programs and clouds of others: see edge.services.fenced
+        _log.exception("switch_broke", verb=verb)
+        return Answer(Outcome.FAILED, f"{type(error).__name__}: {error}")
     return Answer(Outcome.DONE)
 
 
@@ -27,4 +33,7 @@ async def ask(driver: Driver, timeout_s: float) -> Provider:
         with anyio.fail_after(timeout_s):
             return await driver.state()
     except (SwitchFailed, TimeoutError):
+        return Provider.UNKNOWN
+    except Exception:
+        _log.exception("switch_broke", verb="state")
         return Provider.UNKNOWN

@@ -128,6 +128,11 @@ class Fetches:
                     last = error.detail
                     if error.code not in PASSING or pause is None:
                         return _failed(url, last, "input_too_large" if error.code == "body_too_large" else None)
+                except BusError:
+                    raise
+                except Exception:  # the border to whatever strangers serve: see edge.services.fenced
+                    _log.exception("fetch_broke", owner=job.owner, job_id=job.id)
+                    return _failed(url, "the edge cannot take what is served there: its log says why")
                 _log.info("fetch_again", owner=job.owner, job_id=job.id, error=last, after_s=pause)
                 await sleep(pause * (1 + self._chance.dice() / 2))
         return _failed(url, f"it took longer than {limit_s:g} s{f'; at last {last}' if last else ''}")

@@ -5,18 +5,11 @@ from collections.abc import Sequence
 import structlog
 from anyio import sleep
 
-from bus.port import BusError
+from edge.services.fenced import fenced
 from edge.services.repairs import STEPS, Step
-from edge.services.scene import Scene
-from edge.store.port import StoreError
-from schemas.errors import Refused
-from schemas.events import RecordUnreadable
-from schemas.lifecycle import IllegalTransition
+from edge.services.scene import WEATHER, Scene
 
 PERIOD_S = 15.0
-
-# What one step may meet without keeping the others from their work; anything else is a bug and stays loud.
-_WEATHER = (BusError, StoreError, Refused, RecordUnreadable, IllegalTransition)
 
 _log = structlog.get_logger()
 
@@ -41,8 +34,9 @@ class Reconciler:
         mended = {}
         for step in self._steps:
             try:
-                mended[step.__name__] = await step(self._scene)
-            except _WEATHER as error:
+                with fenced("step_broke", *WEATHER, step=step.__name__):
+                    mended[step.__name__] = await step(self._scene)
+            except WEATHER as error:
                 _log.warning("step_put_off", step=step.__name__, error=str(error))
         if any(mended.values()):
             _log.info("reconciled", **{name: count for name, count in mended.items() if count})

@@ -10,13 +10,19 @@ from msgspec import Struct, field
 from bus.port import Bus, BusError, Conflict, Entry
 from edge.services.assets import Assets
 from edge.services.clock import Clock, micros
+from edge.services.fenced import fenced
 from edge.services.hosts import HostWatch
 from edge.services.index import Index
 from edge.services.supply import Supply
 from edge.services.window import Window
+from edge.store.port import StoreError
+from schemas.errors import Refused
 from schemas.events import Event, RecordUnreadable
 from schemas.job import Job, JobKey
-from schemas.lifecycle import step
+from schemas.lifecycle import IllegalTransition, step
+
+# What a step may meet: it is put off as a whole. Anything else is a bug that one job brings out.
+WEATHER = (BusError, StoreError, Refused, RecordUnreadable, IllegalTransition)
 
 _log = structlog.get_logger()
 
@@ -94,7 +100,11 @@ class Scene(Struct, frozen=True, kw_only=True):
         then: Callable[[Job], Awaitable[object]],
     ) -> int:
         """Apply to every job what `decide` says for its record as it is now, then `then`; how many were changed."""
-        return sum([await self._change(entry.recorded.job.key, decide, then) for entry in entries])
+        changed = 0
+        for key in (entry.recorded.job.key for entry in entries):
+            with fenced("job_not_mended", *WEATHER, owner=key.owner, job_id=key.id):
+                changed += await self._change(key, decide, then)
+        return changed
 
     async def _change(
         self, key: JobKey, decide: Callable[[Job], Awaitable[Event | None]], then: Callable[[Job], Awaitable[object]]

@@ -13,6 +13,7 @@ from bus.port import BusError, Conflict, Entry, Records
 from edge.services import index_sql as sql
 from edge.services.assets import Assets
 from edge.services.clock import Clock, micros
+from edge.services.fenced import fenced
 from edge.services.fetches import Fetches
 from edge.services.index import Index
 from edge.services.standing import Step
@@ -25,6 +26,7 @@ from schemas.words import Status
 
 _ALL = 1_000_000
 _AT_ONCE = 16
+_PASSING = (BusError, RecordUnreadable)
 
 _log = structlog.get_logger()
 
@@ -84,8 +86,9 @@ class Supply:
 
     async def _settle(self, key: JobKey) -> None:
         try:
-            await self.settle(key)
-        except (BusError, RecordUnreadable) as error:
+            with fenced("job_not_supplied", *_PASSING, owner=key.owner, job_id=key.id):
+                await self.settle(key)
+        except _PASSING as error:
             _log.warning("left_to_reconciler", owner=key.owner, job_id=key.id, error=str(error))
 
     async def settle(self, key: JobKey) -> bool:

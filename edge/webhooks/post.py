@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import httpx
 import msgspec
+import structlog
 from anyio import fail_after
 
 from bus.outgoing import Letter
@@ -17,6 +18,8 @@ from edge.webhooks.schedule import retry_after_s
 from schemas.webhook import DeliveryRow, DeliveryState, Hooks, Try
 
 _SAID = 300  # characters of an error
+
+_log = structlog.get_logger()
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -56,6 +59,9 @@ class Post:
         except TimeoutError:
             error = f"no answer within {self._timeout_s:g} s"
         except httpx.HTTPError as why:
+            error = f"{type(why).__name__}: {why}"
+        except Exception as why:  # the border to whatever strangers answer: see edge.services.fenced
+            _log.exception("delivery_broke", delivery=row.id)
             error = f"{type(why).__name__}: {why}"
         tried = Try(at, round(self._running() - began, 3), status, None if error is None else error[:_SAID])
         if refused:

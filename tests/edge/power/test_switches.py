@@ -51,6 +51,19 @@ async def test_wake_on_lan_tells_nothing_and_leaves_off_to_the_runner() -> None:
     assert await call(wol, Verb.STOP, "call-1", 5) == Answer(Outcome.DONE)
 
 
+async def test_a_driver_that_breaks_has_failed_and_nothing_else() -> None:
+    class Broken(WolDriver):
+        async def start(self, call_id: str) -> None:
+            raise KeyError(call_id)
+
+        async def state(self) -> Provider:
+            raise KeyError("state")
+
+    broken = Broken(WolHost(mac="a4:bb:6d:00:11:22"))
+    assert await call(broken, Verb.START, "call-1", 5) == Answer(Outcome.FAILED, "KeyError: 'call-1'")
+    assert await ask(broken, 5) is Provider.UNKNOWN
+
+
 async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     born = tmp_path / "born"
     code = f"import subprocess, sys, pathlib; c = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}]); "

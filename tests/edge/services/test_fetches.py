@@ -159,6 +159,21 @@ async def test_a_server_that_takes_its_time_is_left_when_the_time_is_up(fake: Fa
     assert (job.error.code, "longer than" in job.error.message) == ("input_fetch_failed", True)
 
 
+async def test_what_we_cannot_take_fails_its_job_and_the_next_is_fetched(fake: FakeWorld, monkeypatch) -> None:
+    put = fake.assets.put
+
+    async def once_odd(*given: Any) -> Any:
+        monkeypatch.setattr(fake.assets, "put", put)
+        raise KeyError("a bug of ours")
+
+    monkeypatch.setattr(fake.assets, "put", once_odd)
+    async with wild(answer(FILM)) as server:
+        job = await became(fake, await submitted(fake, at(server.port)), Status.FAILED)
+        assert job.error is not None
+        assert (job.error.code, "its log says why" in job.error.message) == ("input_fetch_failed", True)
+        await became(fake, await submitted(fake, at(server.port)), Status.QUEUED)
+
+
 async def test_a_server_that_is_busy_is_asked_again(fake: FakeWorld) -> None:
     calls = 0
 

@@ -196,7 +196,7 @@ async def test_files_that_nobody_ever_named_go_when_they_are_old(fake: FakeWorld
     assert await swept(fake) == {"sweep_trash": 1}
 
 
-@pytest.mark.parametrize("error", [Unreachable("away"), StoreBroken("the bucket is away")])
+@pytest.mark.parametrize("error", [Unreachable("away"), StoreBroken("the bucket is away"), KeyError("a bug of ours")])
 async def test_one_step_that_fails_does_not_keep_the_others(fake: FakeWorld, error: Exception) -> None:
     async def broken(_: Scene) -> int:
         raise error
@@ -206,6 +206,23 @@ async def test_one_step_that_fails_does_not_keep_the_others(fake: FakeWorld, err
     await fake.settled()
     assert "broken" not in await Reconciler(fake.scene, (broken, *STEPS)).sweep()
     assert await fake.waiting() == [job.id]
+
+
+async def test_one_job_that_brings_out_a_bug_does_not_keep_the_others(fake: FakeWorld) -> None:
+    odd, sound = await fake.submit(), await fake.submit()
+    await fake.settled()
+
+    async def decide(job: Job) -> e.Event:
+        if job.id == odd.id:
+            raise KeyError("a bug of ours")
+        return e.Cancelled()
+
+    async def nothing(_: Job) -> None:
+        """It was only to be cancelled."""
+
+    entries = [await fake.intake.read(job.key) for job in (odd, sound)]
+    assert await fake.scene.change_all(entries, decide, nothing) == 1
+    assert [(await fake.read(job)).status for job in (odd, sound)] == [Status.QUEUED, Status.CANCELLED]
 
 
 async def test_unreadable_records_and_messages_are_left_alone(fake: FakeWorld) -> None:

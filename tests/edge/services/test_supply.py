@@ -13,7 +13,7 @@ from edge.services.messages import Language
 from edge.services.pages import Filters
 from schemas import events as e
 from schemas.errors import Refused
-from schemas.job import Job
+from schemas.job import Job, JobKey
 from schemas.reasons import Reason
 from schemas.words import Status
 from tests.broker import until
@@ -221,6 +221,23 @@ async def test_a_broker_that_is_away_leaves_it_to_the_sweep(fake: FakeWorld) -> 
     assert (await fake.read(job)).status is Status.SCHEDULED
     await fake.reconciler.sweep()
     assert (await fake.read(job)).status is Status.QUEUED
+
+
+async def test_a_job_that_brings_out_a_bug_keeps_no_other_from_its_files(fake: FakeWorld, monkeypatch) -> None:
+    odd = await awaiting(fake, FILM)
+    sound = await awaiting(fake, VOICE)
+    settle = fake.supply.settle
+
+    async def broken(key: JobKey) -> bool:
+        if key == odd.key:
+            raise KeyError("a bug of ours")
+        return await settle(key)
+
+    monkeypatch.setattr(fake.supply, "settle", broken)
+    await fake.put("ann", FILM)
+    await fake.put("ann", VOICE)
+    await became(fake, sound, Status.QUEUED)
+    assert (await fake.read(odd)).status is Status.SCHEDULED
 
 
 async def test_events_the_job_lacks_are_never_written(fake: FakeWorld) -> None:

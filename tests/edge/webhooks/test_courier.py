@@ -115,6 +115,20 @@ async def test_a_receiver_that_answers_nonsense_is_tried_again_and_harms_nobody(
     assert row.state is DeliveryState.PENDING
 
 
+async def test_an_answer_that_we_cannot_take_is_a_try_like_any_other(fake: FakeWorld, monkeypatch) -> None:
+    ask = fake.webhooks.courier._post._ask
+
+    async def once_odd(*_: Any) -> Any:
+        monkeypatch.setattr(fake.webhooks.courier._post, "_ask", ask)
+        raise KeyError("a bug of ours")
+
+    monkeypatch.setattr(fake.webhooks.courier._post, "_ask", once_odd)
+    async with receiving() as receiver:
+        row = await tried(fake, await hooked(fake, receiver.url), 1)
+        await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
+    assert (row.state, row.tries[0].error) == (DeliveryState.PENDING, "KeyError: 'a bug of ours'")
+
+
 async def test_a_receiver_that_asks_for_time_gets_it(fake: FakeWorld) -> None:
     async with receiving(in_turn(429, Retry_After="600")) as receiver:
         row = await tried(fake, await hooked(fake, receiver.url), 1)
