@@ -16,6 +16,7 @@ from threading import Event, Thread
 import pytest
 
 from lamplighter import Client
+from lamplighter.cli.supervisor import Born, born
 from schemas.view import JobView
 from schemas.words import Status
 from tests.e2e.test_up import family_of, gone, lamplighter, up
@@ -98,15 +99,28 @@ def bytes_of(client: Client, job_id: str, folder: Path) -> dict[str, bool]:
     return found
 
 
+def containers_at(data: Path) -> list[Born]:
+    """The process engine's containers of that data folder, which nobody's descendants are."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if str(data).encode() in (place / "cmdline").read_bytes():
+                found.append(born(int(place.name)))
+    return [one for one in found if one is not None]
+
+
 def destroy(process: subprocess.Popen[str], data: Path) -> None:
     """As a fire does it: all at once, with everything that was there."""
     family = family_of(process.pid)
     process.kill()
     process.wait()
+    for container in containers_at(data):  # they outlive their runner; no new one can start now
+        family |= {container, *family_of(container.pid)}
     for one in family:
         with suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGKILL)
     assert gone(family)
+    assert containers_at(data) == []
     shutil.rmtree(data)
 
 
