@@ -1,5 +1,6 @@
 """The border: every exception that leaves a route becomes a problem document."""
 
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +24,15 @@ BY_STATUS = {
     429: "rate_limited",
 }
 NOT_ALLOWED = 405
+# What to do, where Litestar says no more than the status does.
+TO_DO = {
+    400: "the request does not fit this path: GET /schema/openapi.json tells what each takes",
+    404: "there is no such path: GET /schema/openapi.json lists all",
+    405: "this path takes other methods: the header Allow names them",
+    413: "the body is larger than this path takes: upload large things as assets, send many jobs in several batches",
+}
+# Parameters whose names in a request are no names for Python.
+NAMED = {"since": "from", "until": "to", "idempotency_key": "Idempotency-Key"}
 AGAIN_S = 5  # what 429 and 503 say of when to come again, where nobody knows better
 LATER = frozenset({429, 503})
 
@@ -30,9 +40,17 @@ LATER = frozenset({429, 503})
 def _of_http(error: HTTPException) -> Refused:
     code = BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "body_malformed")
     extra = error.extra if isinstance(error.extra, list) else []
-    fields = tuple(FieldError(f"$.{item.get('key', '')}", str(item.get("message", ""))) for item in extra)
-    said = f"{fields[0].path}: {fields[0].message}" if fields else str(error.detail)
-    return Refused(code, said, errors=fields)
+    fields = tuple(FieldError(f"$.{_name(item)}", str(item.get("message", ""))) for item in extra)
+    if fields:
+        return Refused(code, f"{fields[0].path}: {fields[0].message}", errors=fields)
+    if error.status_code in TO_DO and error.detail == HTTPStatus(error.status_code).phrase:
+        return Refused(code, TO_DO[error.status_code])
+    return Refused(code, str(error.detail))
+
+
+def _name(item: dict[str, Any]) -> str:
+    key = str(item.get("key", ""))
+    return key if item.get("source") == "body" else NAMED.get(key, key)
 
 
 def refusal_for(error: Exception) -> Refused:

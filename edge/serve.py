@@ -1,5 +1,6 @@
 """One edge process: the services are made, their tasks run, and HTTP is served until the signal."""
 
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from edge.app import create_app
 from edge.assembly import Clients, assemble, start
 from edge.facades.gateway.gateway import running_gateway
 from edge.facades.gateway.wire import LARGEST_FRAME
+from edge.handshake import no_false_alarm
 from edge.outbound import guard
 from edge.outbound.targets import Allowed
 from edge.parts import Parts
@@ -142,6 +144,7 @@ def _server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
         ssl_certfile=tls.cert if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )
+    logging.getLogger("uvicorn.error").addFilter(no_false_alarm)
     return _Server(config)
 
 

@@ -15,14 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from websockets import ConnectionClosed
+from websockets import ConnectionClosed, WebSocketException
 from websockets.asyncio.client import connect
+
+UNWELCOME = 4401  # the close code of a key that is not valid
+
+
+class Failed(Exception):
+    """There is no result, and coming again would not help."""
 
 
 async def main(url: str, key: str, task: str, code: str, *named: str) -> None:
     files = {field: Path(path) for field, _, path in (name.partition("=") for name in named)}
-    hashes = {f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}": path for path in files.values()}
-    given = dict(zip(files, hashes, strict=True))
+    given = {field: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for field, path in files.items()}
+    hashes = {given[field]: path for field, path in files.items()}
     submit = {"type": "gpu.job.submit", "task_type": task, "request_id": code, "payload": {"code": code, **given}}
     headers = {"Authorization": f"Bearer {key}"}
     last = ""
@@ -38,15 +44,17 @@ async def main(url: str, key: str, task: str, code: str, *named: str) -> None:
                     last = message["payload"].get("id") or last
                     if await finished(message, code, hashes, http):
                         return
-            except ConnectionClosed:
-                continue
+            except ConnectionClosed as closed:
+                if closed.rcvd and closed.rcvd.code == UNWELCOME:
+                    raise Failed(closed.rcvd.reason) from closed
+                await asyncio.sleep(1)
 
 
 async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], http: httpx.AsyncClient) -> bool:
     """Do what the message calls for; whether it was the last one about the job."""
     kind, payload = message["type"], message["payload"]
     if kind == "error" and message["request_id"] == code:
-        sys.exit(message["error_msg"])
+        raise Failed(message["error_msg"])
     if kind == "ack" or (kind == "gpu.power.offline" and message["request_id"]):
         print(f"{'online' if kind == 'ack' else 'offline'}: {payload['message']}", flush=True)
     if kind in {"ack", "gpu.power.online"}:
@@ -56,7 +64,7 @@ async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], 
     if kind != "gpu.job.result" or payload["job_id"] != code:
         return False
     if message["error"]:
-        sys.exit(message["error_msg"])
+        raise Failed(message["error_msg"])
     await download(message["result"], http)
     return True
 
@@ -84,4 +92,9 @@ def keep(path: Path, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except (Failed, OSError, httpx.HTTPError, WebSocketException) as error:
+        sys.exit(str(error))

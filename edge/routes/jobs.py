@@ -64,9 +64,7 @@ async def submit_job(
     accepted = await parts.intake.submit(
         owner, body, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
-    seconds = _seconds_to_wait(None, prefer)
-    if seconds and accepted.entry.recorded.job.status not in FINAL:
-        accepted = Accepted(await once_final(parts, accepted.entry, seconds), accepted.replayed)
+    accepted = await _held(parts, accepted, prefer)
     return await _accepted(parts, accepted, language, 202)
 
 
@@ -78,18 +76,35 @@ async def submit_job(
     request_max_body_size=None,
 )
 async def put_job(
-    request: AnyRequest, parts: Services, owner: Owner, language: Speech, job_id: FromPath[str]
+    request: AnyRequest,
+    parts: Services,
+    owner: Owner,
+    language: Speech,
+    job_id: FromPath[str],
+    prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> Response[JobView]:
-    """Accept a job under the client's id: 202 when new, 200 when there and equal, 409 when there and different."""
+    """Accept a job under the client's id: 202 when new, 200 when there and equal, 409 when there and different.
+
+    `Prefer: wait=S` holds the answer as it does for `POST /v1/jobs`.
+    """
     key = job_key(owner, job_id)
     body = await read_submission(request, parts, owner)
     accepted = await parts.intake.submit(owner, body, job_id=key.id, trace_id=request.headers.get("x-trace-id"))
+    accepted = await _held(parts, accepted, prefer)
     return await _accepted(parts, accepted, language, 200 if accepted.replayed else 202)
 
 
 def _seconds_to_wait(asked: float | None, prefer: str | None) -> float:
     match = _PREFER_WAIT.search(prefer or "")
     return min(MAX_WAIT_S, max(0.0, asked if asked is not None else float(match[1]) if match else 0.0))
+
+
+async def _held(parts: Parts, accepted: Accepted, prefer: str | None) -> Accepted:
+    """The same, once its job is final or what `Prefer` grants has passed."""
+    seconds = _seconds_to_wait(None, prefer)
+    if not seconds or accepted.entry.recorded.job.status in FINAL:
+        return accepted
+    return Accepted(await once_final(parts, accepted.entry, seconds), accepted.replayed)
 
 
 async def once_final(parts: Parts, entry: Entry, wait_s: float) -> Entry:

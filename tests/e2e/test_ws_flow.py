@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import websockets
 from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
@@ -75,3 +76,34 @@ async def test_hash_submit_offline_online_upload_progress_result_download(lit: L
     assert results(tmp_path) == [film.read_bytes()]
     history = await lit.bus.records.history(JobKey("ann", "talk-1"))
     assert history[-1].recorded.job.status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "said"),
+    [
+        ("lamp_wrong", ("echo", "talk-2", "file={file}"), "no valid key"),
+        ("", ("echo", "talk-3", "nofield={file}"), "参数无效"),
+        ("", ("echo", "talk-4", "file={file}.gone"), "No such file"),
+        ("", (), "python ws_flow.py URL KEY"),
+    ],
+)
+async def test_what_cannot_be_done_ends_it_with_words_and_no_traceback(
+    lit: Lit, tmp_path: Path, key: str, words: tuple[str, ...], said: str
+):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"film")
+    key = key or lit.ann._http.headers["Authorization"].removeprefix("Bearer ")
+    argv = [sys.executable, str(FLOW), lit.installation.url, key, *(word.format(file=film) for word in words)]
+    with anyio.fail_after(30):
+        ended = await anyio.run_process(argv, cwd=tmp_path, check=False)
+    assert ended.returncode == 1
+    assert said in ended.stderr.decode()
+    assert "Traceback" not in ended.stderr.decode()
+
+
+async def test_a_refused_handshake_is_no_error_in_the_log(lit: Lit):
+    with pytest.raises(websockets.InvalidStatus):
+        async with websockets.connect(lit.installation.url.replace("http", "ws", 1) + "/v1/events"):
+            pass
+    await lit.installation.edge.stop()
+    assert "ERROR" not in lit.installation.edge.log.read_text()

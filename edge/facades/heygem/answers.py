@@ -69,4 +69,5 @@ def explained(request: AnyRequest, error: Exception) -> Response[bytes]:
 
 def _one_line(text: str) -> str:
     """What may stand in a header: printable ASCII."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:_WHY_CHARACTERS]
+    spelt = text.replace("…", "...")
+    return "".join(c if " " <= c <= "~" else "?" for c in spelt)[:_WHY_CHARACTERS]

@@ -212,3 +212,20 @@ async def test_what_is_not_there_is_a_problem_too(face: Face, method, path, stat
 def test_scopes_are_those_of_the_protocol():
     named = "jobs:read jobs:write assets:read assets:write hosts:read power relay runner admin"
     assert {scope.value for scope in Scope} == set(named.split())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "what_to_do"),
+    [
+        ("GET", "/v1/nothing", 404, "openapi.json lists all"),
+        ("PUT", "/v1/jobs/a%2Fb", 404, "openapi.json lists all"),
+        ("PATCH", "/v1/jobs", 405, "the header Allow"),
+        ("POST", "/v1/batches", 413, "in several batches"),
+    ],
+)
+async def test_what_no_route_takes_is_refused_with_what_to_do(
+    face: Face, method: str, path: str, status: int, what_to_do: str
+):
+    reply = await face.ann.request(method, path, content=b" " * (2 << 20) if status == 413 else b"{}")
+    assert reply.status_code == status
+    assert what_to_do in reply.json()["detail"]

@@ -1,6 +1,7 @@
 """`/v1/batches`, and a submit that waits."""
 
 import anyio
+import pytest
 
 from schemas.job import JobKey
 from tests.broker import until
@@ -42,12 +43,12 @@ async def test_a_thousand_are_taken_and_one_more_is_not(face: Face):
         assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "$.jobs")
 
 
-async def test_a_submit_may_wait_for_the_end(face: Face):
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/jobs"), ("PUT", "/v1/jobs/mine")])
+async def test_a_submit_may_wait_for_the_end(face: Face, method: str, path: str):
     answers = []
 
     async def submit() -> None:
-        headers = {"Prefer": "wait=30", "Idempotency-Key": "k"}
-        answers.append(await face.ann.post("/v1/jobs", json=ECHO, headers=headers, timeout=40))
+        answers.append(await face.ann.request(method, path, json=ECHO, headers={"Prefer": "wait=30"}, timeout=40))
 
     async def recorded() -> bool:
         return bool(await face.world.bus.records.keys())

@@ -67,3 +67,9 @@ async def test_a_range_narrows_it(used: Face):
     refused = await used.ann.get("/v1/usage", params={"from": around["to"], "to": around["from"]})
     assert (refused.status_code, refused.json()["code"]) == (422, "input_invalid")
     assert (await used.ann.get("/v1/usage", params={"from": "yesterday"})).status_code in {400, 422}
+
+
+@pytest.mark.parametrize("name", ["from", "to"])
+async def test_a_bound_that_is_no_time_is_named_as_it_was_sent(used: Face, name: str):
+    refused = (await used.ann.get("/v1/usage", params={name: "yesterday"})).json()
+    assert refused["errors"][0]["path"] == f"$.{name}"

@@ -34,6 +34,7 @@ async def test_what_may_come_from_elsewhere_needs_a_valid_key(desk: Desk):
         ):
             assert said(reply) == FAULT, headers
             assert reply.headers["lamplighter-error"].startswith("unauthorized")
+            assert "lamp_?" not in reply.headers["lamplighter-error"]
     assert not await desk.world.bus.records.keys()
 
 
