@@ -19,6 +19,7 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 OPEN = "open"  # the opt of a route that asks for no key
 UNWELCOME = 4401  # the close code of a WebSocket whose key is none, or none any more
+REVOKED = "the key is no longer valid: come again with another"  # the reason beside it, where it was valid before
 _READING = ("GET", "HEAD")
 
 

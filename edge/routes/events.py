@@ -12,7 +12,7 @@ from litestar.params import FromPath, FromQuery, HeaderParameter
 from litestar.response import Stream
 
 from bus.port import BusError
-from edge.auth.keys import UNWELCOME, Connection, needs, presented, still_known
+from edge.auth.keys import REVOKED, UNWELCOME, Connection, needs, presented, still_known
 from edge.parts import Parts
 from edge.routes.given import AnyRequest, AnySocket, Owner, Services, Speech
 from edge.routes.jobs import job_key
@@ -129,7 +129,7 @@ async def owner_events(
 
 async def _push(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _Opened) -> None:
     """Send `items` until they end, the client goes or its key does; what the client says is read and ignored."""
-    code = NORMAL
+    code, reason = NORMAL, ""
     async with anyio.create_task_group() as tasks:
 
         async def until_gone() -> None:
@@ -142,13 +142,13 @@ async def _push(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _Op
         tasks.start_soon(until_gone)
         async for item in with_silences(items, COMMENT_EVERY_S):
             if await opened.revoked(idle=item is None):
-                code = UNWELCOME
+                code, reason = UNWELCOME, REVOKED
                 break
             if item is not None:
                 said = {"id": item.id, "event": item.kind, "data": item.data}
                 await socket.send_data(msgspec.json.encode(said), mode="text")
         tasks.cancel_scope.cancel()
-    await socket.close(code=code)
+    await socket.close(code=code, reason=reason)
 
 
 @websocket("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)])

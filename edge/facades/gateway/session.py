@@ -7,7 +7,7 @@ from anyio import CancelScope, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from bus.port import BusError
-from edge.auth.keys import UNWELCOME
+from edge.auth.keys import REVOKED, UNWELCOME
 from edge.facades.gateway.callers import Caller
 from edge.facades.gateway.commands import COMMANDS
 from edge.facades.gateway.envelopes import is_final, refusal
@@ -27,6 +27,10 @@ from schemas.errors import FieldError
 from schemas.view import JobView
 
 SLOW = 4408
+WHY = {
+    UNWELCOME: REVOKED,
+    SLOW: "too much waits unread here: come again, and resume",
+}
 CLOSE_S = 30.0  # a client that did not read gets this long to read what the kernel holds, and then why it was closed
 
 MakeOutbox = Callable[[Callable[[], object]], Outbox]
@@ -62,7 +66,7 @@ class Session(Listener, RelaySocket):
                 self.hub.listeners.discard(self)
         if self._ended is not None:
             with move_on_after(CLOSE_S):
-                await self._socket.close(code=self._ended)
+                await self._socket.close(code=self._ended, reason=WHY[self._ended])
 
     def end(self, code: int) -> None:
         """Close with `code`."""

@@ -8,6 +8,7 @@ import httpx
 import pytest
 import websockets
 
+from edge.auth.keys import REVOKED
 from edge.routes.events import with_silences
 from lamplighter.wire import Event, EventReader
 from schemas import events as e
@@ -195,7 +196,7 @@ async def test_a_stream_ends_with_its_key(face: Face, monkeypatch: pytest.Monkey
             assert {text.strip() async for text in texts} <= {": still here"}
             with pytest.raises(websockets.ConnectionClosedError):
                 await socket.recv()
-    assert socket.close_code == 4401
+    assert (socket.close_code, socket.close_reason) == (4401, REVOKED)
 
 
 async def a_word_after_silence() -> AsyncIterator[str]:

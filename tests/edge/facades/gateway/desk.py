@@ -20,11 +20,12 @@ Said = dict[str, Any]
 
 
 class Desk:
-    """`said`: every message, in order."""
+    """`said`: every message, in order. `why`: the reason it was closed with."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.said: list[Said] = []
+        self.why = ""
 
     async def send(self, kind: str, payload: Said | None = None, **fields: Any) -> None:
         await self.socket.send(json.dumps({"type": kind, "payload": payload or {}, **fields}))
@@ -64,6 +65,7 @@ class Desk:
             while True:
                 await self.next()
         except websockets.ConnectionClosed as closed:
+            self.why = closed.rcvd.reason if closed.rcvd else ""
             return closed.rcvd.code if closed.rcvd else None
 
 

@@ -9,6 +9,7 @@ import websockets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge.auth.keys import REVOKED
 from edge.facades.gateway.gateway import Limits
 from schemas.access import Scope
 from schemas.envelope import FRAME_BYTES
@@ -81,6 +82,7 @@ async def test_a_revoked_key_closes_4401(door: Door):
         assert await works(made)
         await door.keys.revoke(key.id)
         assert await made.closed() == 4401
+        assert made.why == REVOKED
 
 
 async def test_a_broker_that_is_away_says_try_again_later(door: Door):

@@ -223,6 +223,7 @@ async def test_a_slow_reader_is_closed_4408_and_resumes_to_the_end(door: Door):
         await run(door, "c-1")
         await quick.hear("gpu.job.result")
         assert await slow.closed() == 4408
+        assert slow.why.endswith("and resume")
     assert not any(said["type"] == "gpu.job.result" for said in slow.said)
     last = [said["payload"]["id"] for said in slow.said if said["payload"].get("id")][-1]
     assert last != first["payload"]["id"]
