@@ -117,12 +117,16 @@ async def test_a_runner_whose_broker_is_gone_switches_its_machine_off(place: Ins
         "LAMPLIGHTER_PACE__PRESENCE_S": "0.1",
     }
     key = await place.submit(text="hello")
+
+    async def put_away() -> bool:
+        return not list((place.folder / "runner" / "jobs").iterdir())
+
+    async def switched_off() -> bool:
+        return dark.exists()
+
     async with place.runner():
         await place.ended(key)
+        await until(put_away)  # a message without its answer keeps the machine on, for ever if need be
         assert not dark.exists()
         await place.server.kill()
-
-        async def switched_off() -> bool:
-            return dark.exists()
-
         await until(switched_off)

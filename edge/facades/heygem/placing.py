@@ -5,6 +5,7 @@ none; a query waits for the result of its job, whoever submitted that.
 """
 
 import os
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum, auto
@@ -161,14 +162,12 @@ def _ended_ns(job: Job) -> int:
 
 
 def _part(root: Path, job: Job) -> Path:
-    """Where the file grows, in no other job's way; `temp` is made if need be. OSError when that leads out."""
+    """Where the file grows, in no other copy's way; `temp` is made if need be. OSError when that leads out."""
     folder = root / TEMP
     folder.mkdir(exist_ok=True)
     if not folder.resolve().is_relative_to(root.resolve()):
         raise OSError(f"{folder} leads out of the shared folder: make it a folder of its own")
-    part = folder / f".{job.owner}.{os.getpid()}.{result_name(job.id)}"
-    part.unlink(missing_ok=True)
-    return part
+    return folder / f".{job.owner}.{secrets.token_hex(8)}.{result_name(job.id)}"  # in containers every edge is pid 1
 
 
 def _commit(part: Path, ended_ns: int) -> None:
@@ -177,7 +176,10 @@ def _commit(part: Path, ended_ns: int) -> None:
     os.utime(part, ns=(ended_ns, ended_ns))
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    part.replace(part.with_name(part.name.split(".", 3)[3]))
+    _, owner, _, name = part.name.split(".", 3)
+    part.replace(part.with_name(name))
+    for left in part.parent.glob(f".{owner}.*.{name}"):  # of an edge that died; one that copies now finds it done
+        left.unlink(missing_ok=True)
     sync_folder(part.parent)
 
 

@@ -91,6 +91,34 @@ async def test_an_older_file_of_the_name_is_replaced_and_a_newer_is_the_clients(
     assert place.read_bytes() == b"edited"
 
 
+async def test_halves_that_dead_edges_left_are_in_nobodys_way_and_go(desk: Desk):
+    half = desk.root / "temp" / f".{OWNER}.{os.getpid()}.code-1-r.mp4"
+    half.write_bytes(b"half")
+    neighbour = desk.root / "temp" / f".{OWNER}.1.code-10-r.mp4"
+    neighbour.write_bytes(b"of another job")
+    await desk.submit()
+    await desk.finish()
+    assert (await desk.query())["data"]["status"] == 2
+    assert (desk.root / "temp" / "code-1-r.mp4").read_bytes() == b"the video"
+    assert (half.exists(), neighbour.exists()) == (False, True)
+
+
+async def test_two_edges_that_place_the_same_result_do_not_keep_each_other_from_it(desk: Desk):
+    async with anyio.create_task_group() as tasks:
+        other = anew(desk)
+        tasks.start_soon(other.run)
+        await desk.submit()
+        await other.expect(KEY)
+        await desk.finish()
+        await until_there(desk.root / "temp" / "code-1-r.mp4")
+
+        async def no_halves() -> bool:
+            return not list((desk.root / "temp").glob(".*"))
+
+        await until(no_halves)
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_folder_that_cannot_be_written_keeps_the_job_from_being_told_as_done(desk: Desk, monkeypatch):
     """A folder stands where the file should: as good as a full or absent disk, and root is not kept out by rights."""
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
