@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct
 
@@ -26,6 +26,23 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
         raise SystemExit(f"the edge answered {head[:200]!r}")
     length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
     return await reader.readexactly(length)
+
+
+async def timed(ask: Callable[[int], Awaitable[object]], count: int, at_once: int) -> Load:
+    """Await `ask` of each number below `count`, `at_once` beside one another."""
+    waiting, latencies = iter(range(count)), list[float]()
+
+    async def worker() -> None:
+        for number in waiting:
+            began = time.perf_counter()
+            await ask(number)
+            latencies.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(at_once):
+            tasks.create_task(worker())
+    return Load(latencies, time.perf_counter() - began)
 
 
 async def load(port: int, requests: Sequence[bytes], connections: int, expected: bytes = b" 202 ") -> Load:

@@ -3,15 +3,13 @@
 All servers are on this machine's disk and cores, each at a loopback address of its own.
 """
 
-import asyncio
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench.bus import recorded
-from bench.load import Load
+from bench.load import Load, timed
 from bench.rows import Row, p50
 from bus.connection import open_edge
 from bus.port import Bus
@@ -25,20 +23,11 @@ COUNTS = {1: 500, 64: 6000}
 
 
 async def _writes(bus: Bus, count: int, at_once: int) -> Load:
-    waiting, latencies = iter(range(count)), list[float]()
+    async def write(number: int) -> None:
+        record = recorded(f"at-{at_once}-{number}")
+        await bus.records.create(record.job.key, record)
 
-    async def worker() -> None:
-        for number in waiting:
-            record = recorded(f"at-{at_once}-{number}")
-            began = time.perf_counter()
-            await bus.records.create(record.job.key, record)
-            latencies.append(time.perf_counter() - began)
-
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(at_once):
-            tasks.create_task(worker())
-    return Load(latencies, time.perf_counter() - began)
+    return await timed(write, count, at_once)
 
 
 async def _rows(servers: int, settings: BrokerSettings) -> AsyncIterator[Row]:

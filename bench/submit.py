@@ -1,10 +1,8 @@
 """submit → 202 with every write synced, at 1, 16 and 64 connections, beside a bare JetStream publish with ack."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 
-from bench.load import Load, load, post
+from bench.load import Load, load, post, timed
 from bench.rows import Row, p50, p99
 from bench.scene import Scene, scene
 from schemas.job import Pointer
@@ -18,19 +16,11 @@ AIM_AT_16 = 1200.0
 async def _bare(scene_: Scene, count: int, tasks_at_once: int) -> Load:
     """Publish pointers alone, each awaited to its ack."""
     async with scene_.installation.bus() as bus:
-        waiting, latencies = iter(range(count)), list[float]()
 
-        async def worker() -> None:
-            for number in waiting:
-                began = time.perf_counter()
-                await bus.queue.publish(Pointer("echo", Priority.LOW, "bench", f"bare-{tasks_at_once}-{number}", 1))
-                latencies.append(time.perf_counter() - began)
+        async def publish(number: int) -> None:
+            await bus.queue.publish(Pointer("echo", Priority.LOW, "bench", f"bare-{tasks_at_once}-{number}", 1))
 
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(tasks_at_once):
-                tasks.create_task(worker())
-        return Load(latencies, time.perf_counter() - began)
+        return await timed(publish, count, tasks_at_once)
 
 
 async def rows() -> AsyncIterator[Row]:

@@ -1,6 +1,5 @@
 """How a host is switched, as its owner declares it at the edge: `[hosts.gpu-1]` of lamplighter.toml (DESIGN 6)."""
 
-import base64
 from datetime import datetime, time, tzinfo
 from typing import Annotated
 from zoneinfo import ZoneInfo
@@ -8,6 +7,7 @@ from zoneinfo import ZoneInfo
 from msgspec import Meta, Struct
 
 from schemas.power import UsedBy
+from schemas.webhook import secret_bytes
 from schemas.words import Token
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -15,7 +15,6 @@ Delay = Annotated[float, Meta(ge=0)]
 Argv = Annotated[tuple[str, ...], Meta(min_length=1)]
 Span = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 Mac = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$")]
-_SIGNING = "whsec_"  # what a secret of Standard Webhooks begins with
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,13 +102,6 @@ def _within(clock: time, start: time, end: time) -> bool:
     return start <= clock < end if start <= end else clock >= start or clock < end
 
 
-def _is_webhook_secret(text: str) -> bool:
-    try:
-        return text.startswith(_SIGNING) and bool(base64.b64decode(text[len(_SIGNING) :], validate=True))
-    except ValueError:  # binascii.Error is one, and so is what lies beyond ASCII
-        return False
-
-
 class CommandHost(Switched, frozen=True, tag="command"):
     """Switched by programs of the owner; their exit contract is in `edge.power.drivers.command`.
 
@@ -133,7 +125,7 @@ class HttpHost(Switched, frozen=True, tag="http"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _is_webhook_secret(self.secret):
+        if not secret_bytes(self.secret):
             raise ValueError("`secret` must be whsec_ and base64, as Standard Webhooks writes it")
 
 

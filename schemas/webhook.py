@@ -1,5 +1,6 @@
 """Webhooks (PROTOCOLS 5): what an owner's receivers are promised, and the log of what was sent to them."""
 
+import base64
 from datetime import datetime
 from enum import StrEnum
 
@@ -10,6 +11,17 @@ from schemas.words import Status
 
 KEPT_TRIES = 20  # of one delivery, in its log
 KEPT_DISABLED = 100  # URLs of one owner
+WHSEC = "whsec_"
+
+
+def secret_bytes(text: str) -> bytes:
+    """What a secret as Standard Webhooks writes it stands for: base64 behind `whsec_`. Empty where `text` is none."""
+    if not text.startswith(WHSEC):
+        return b""
+    try:
+        return base64.b64decode(text[len(WHSEC) :], validate=True)
+    except ValueError:  # binascii.Error is one, and so is what lies beyond ASCII
+        return b""
 
 
 class Hooks(Struct, frozen=True, kw_only=True):

@@ -33,11 +33,11 @@ class Reconciler:
         """How much each step mended; a step that could not be done is left for the next time."""
         mended = {}
         for step in self._steps:
-            try:
-                with fenced("step_broke", *WEATHER, step=step.__name__):
+            with fenced("step_broke", step=step.__name__):
+                try:
                     mended[step.__name__] = await step(self._scene)
-            except WEATHER as error:
-                _log.warning("step_put_off", step=step.__name__, error=str(error))
+                except WEATHER as error:
+                    _log.warning("step_put_off", step=step.__name__, error=str(error))
         if any(mended.values()):
             _log.info("reconciled", **{name: count for name, count in mended.items() if count})
         return mended

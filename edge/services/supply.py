@@ -26,7 +26,6 @@ from schemas.words import Status
 
 _ALL = 1_000_000
 _AT_ONCE = 16
-_PASSING = (BusError, RecordUnreadable)
 
 _log = structlog.get_logger()
 
@@ -85,11 +84,11 @@ class Supply:
         self._woken.set()
 
     async def _settle(self, key: JobKey) -> None:
-        try:
-            with fenced("job_not_supplied", *_PASSING, owner=key.owner, job_id=key.id):
+        with fenced("job_not_supplied", owner=key.owner, job_id=key.id):
+            try:
                 await self.settle(key)
-        except _PASSING as error:
-            _log.warning("left_to_reconciler", owner=key.owner, job_id=key.id, error=str(error))
+            except (BusError, RecordUnreadable) as error:
+                _log.warning("left_to_reconciler", owner=key.owner, job_id=key.id, error=str(error))
 
     async def settle(self, key: JobKey) -> bool:
         """Write what has come for the job, and queue it when nothing is lacking; whether anything was written.
