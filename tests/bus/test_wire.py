@@ -1,11 +1,13 @@
-"""The connection while it is set up anew: who listens then, and who no longer does."""
+"""The connection while it is set up anew: who listens then, who no longer does, and what has arrived when it stands."""
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from bus.port import BusError
 from bus.settings import BrokerSettings
@@ -36,6 +38,9 @@ class Client:
             await self._meanwhile[subject]()
         self.heard.add(subject)
         return Subscribed(self, subject)
+
+    async def flush(self, timeout: int) -> None:
+        """It has sent all of it."""
 
 
 class Crowd:
@@ -81,3 +86,54 @@ async def test_exactly_those_who_listen_are_heard(during: str, verb: str, who: s
     assert client.heard == {"_INBOX_x.id.*", *heard}
     await crowd.all_go()
     assert client.heard == {"_INBOX_x.id.*"}
+
+
+class Ears:
+    """A broker as far as a greeting and PING go; `read`: the lines that it had read, in their order."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def read_before_answering(self) -> list[str]:
+        """What came before the last PING."""
+        return self.read[: len(self.read) - self.read[::-1].index("PING")]
+
+    async def serve(self, stream: SocketStream) -> None:
+        lines = BufferedByteReceiveStream(stream)
+        async with stream:
+            await stream.send(b'INFO {"max_payload":1048576}\r\n')
+            while True:
+                line = (await lines.receive_until(b"\r\n", 4096)).decode()
+                self.read.append(line.split(" {")[0])
+                if line == "PING":
+                    await stream.send(b"PONG\r\n")
+
+
+@asynccontextmanager
+async def listened() -> AsyncIterator[tuple[Ears, Wire]]:
+    """A connection that stands, to such a broker, with one that listens to `a`."""
+    ears = Ears()
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, ears.serve)
+        port = listener.extra(SocketAttribute.local_port)
+        wire = Wire(BrokerSettings(f"nats://127.0.0.1:{port}"), "_INBOX_x", "id")
+        async with wire.listening("a", _ignore):
+            await wire.open()
+            tasks.start_soon(wire.keep)
+            yield ears, wire
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_connection_that_stands_is_heard():
+    async with listened() as (ears, _):
+        assert {"SUB _INBOX_x.id.*  1", "SUB a  2"} <= set(ears.read_before_answering())
+
+
+async def test_a_ping_is_answered_behind_all_that_was_said():
+    async with listened() as (ears, wire):
+        await wire.say("b")
+        await wire.ping()
+        assert "PUB b  0" in ears.read_before_answering()
