@@ -7,7 +7,8 @@ follows reads from its start; JOBS comes again from the records, by the reconcil
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from msgspec import Struct, field
 from nats.aio.msg import Msg
@@ -16,12 +17,15 @@ from bus.buckets import BUCKETS, HOSTS, LEASES
 from bus.errors import NoStream
 from bus.jetstream import Answer, JetStream
 from bus.port import BusError, Unreachable
-from bus.topology import CHANGED_S, DELIVERIES, STATE, STREAMS, USAGE
+from bus.topology import CHANGED_S, DELIVERIES, STATE, STREAMS, USAGE, judge_behind, judged
 from bus.wire import status
+
+T = TypeVar("T")
 
 CHUNK = 128 * 1024
 SILENCE_S = 30.0  # the broker checks every message of a stream before the first byte of it comes
 LOOK_S = 0.1
+ELECTED_S = 20.0
 TAKEN_IN_S = 300.0  # and writes all of them anew before it says that they are there
 
 # In this order. The bills before the jobs: the edge writes again what they lack, never takes back what is too much.
@@ -35,10 +39,14 @@ KEPT = (
 
 
 class Snapshot(Struct, frozen=True):
-    """What the broker says of a stream beside its bytes, in the words of the JetStream API."""
+    """What the broker says of a stream beside its bytes, in the words of the JetStream API.
+
+    `judged`, of STATE: up to which sequence the edges had judged it.
+    """
 
     config: dict[str, Any]
     state: dict[str, Any]
+    judged: int | None = None
 
     @property
     def name(self) -> str:
@@ -88,17 +96,22 @@ class Snapshots:
         self._js = js
 
     async def take(self, stream: str, write: Callable[[bytes], Awaitable[None]]) -> Snapshot:
-        """Give all of it to `write`, as it is at this moment, while others go on writing to it. Raises BusError."""
+        """Give all of it to `write`, as it is at this moment, while others go on writing to it. Raises BusError.
+
+        Without its consumers: of a cluster the broker asks whoever leads each of them, and ends the snapshot when an
+        edge's reader was on a server that is away.
+        """
+        until = await _patiently(partial(judged, self._js)) if stream == STATE.name else None
         chunks: asyncio.Queue[Msg | BusError] = asyncio.Queue()
         inbox = self._js.wire.private_subject()
-        asked = {"deliver_subject": inbox, "no_consumers": False, "jsck": True, "chunk_size": CHUNK}
+        asked = {"deliver_subject": inbox, "no_consumers": True, "jsck": True, "chunk_size": CHUNK}
         async with self._js.wire.listening(inbox, chunks.put_nowait):
             begun = await self._js.api(f"STREAM.SNAPSHOT.{stream}", asked, _Begun)
             while chunk := await _next(stream, chunks):
                 await write(chunk.data)
                 if chunk.reply:
                     await self._js.wire.say(chunk.reply)
-        return Snapshot(begun.config, begun.state)
+        return Snapshot(begun.config, begun.state, until)
 
     async def put(self, kept: Snapshot, chunks: AsyncIterator[bytes], replicas: int | None) -> None:
         """Make the stream of what was taken, on `replicas` servers (None: one). There must be none. Raises BusError.
@@ -116,6 +129,8 @@ class Snapshots:
             more = config | {"num_replicas": replicas}
             await self._js.api(f"STREAM.UPDATE.{kept.name}", more, Answer, CHANGED_S)
             await self._copied(kept.name, replicas - 1)
+        if kept.judged is not None:
+            await judge_behind(self._js, kept.judged)
 
     async def _copied(self, name: str, others: int) -> None:
         """Return when so many other servers have all that the leader has."""
@@ -144,10 +159,27 @@ class Snapshots:
             await self._js.api(f"STREAM.DELETE.{name}", {}, Answer, CHANGED_S)
 
     async def _info(self, name: str) -> _Info | None:
-        try:
+        async def ask() -> _Info:
             return await self._js.api(f"STREAM.INFO.{name}", {}, _Info)
+
+        try:
+            return await _patiently(ask)
         except NoStream:
             return None
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """What `ask` gives, asked again while a cluster has no leader to answer. Raises BusError."""
+    ends = asyncio.get_running_loop().time() + ELECTED_S
+    while True:
+        try:
+            return await ask()
+        except NoStream:
+            raise
+        except Unreachable:
+            if asyncio.get_running_loop().time() > ends:
+                raise
+            await asyncio.sleep(LOOK_S)
 
 
 async def _next(stream: str, chunks: asyncio.Queue[Msg | BusError]) -> Msg | None:
@@ -160,7 +192,6 @@ async def _next(stream: str, chunks: asyncio.Queue[Msg | BusError]) -> Msg | Non
     if isinstance(chunk, BusError):
         raise chunk
     if status(chunk) not in {None, "204"}:
-        # A cluster asks whoever leads each consumer, and one that was an edge's may have been on a server that is away.
         why = (chunk.headers or {}).get("Description", "it does not say why")
         raise Unreachable(f"the broker ends the snapshot of {stream} ({why}): bring up all its servers, then try again")
     return chunk if chunk.data else None

@@ -36,6 +36,7 @@ API: Mapping[int, type[BusError]] = MappingProxyType(
         10077: StoreFull,  # maximum messages, bytes exceeded
         10037: Missing,  # no message found
         10043: Missing,  # sequence not found
+        10014: Missing,  # consumer not found
         10059: NoStream,  # stream not found
         10057: Missing,  # stream message delete failed: the sequence is gone
         10058: Different,  # stream name already in use with a different configuration

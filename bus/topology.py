@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from bus import subjects
 from bus.buckets import BUCKETS, Bucket
-from bus.errors import Different, FewServers
+from bus.errors import Different, FewServers, Missing
 from bus.jetstream import Answer, JetStream
 from bus.port import BusError, StoreFull
 from schemas.job import RECORD_BYTES
@@ -102,16 +102,34 @@ class Shared(Struct, frozen=True, kw_only=True):
     durable_name: str
     filter_subject: str
     deliver_policy: str = "all"
+    opt_start_seq: int | UnsetType = UNSET
     ack_policy: str = "explicit"
     ack_wait: int = 60 * SECOND
     max_deliver: int = -1
     max_ack_pending: int = -1
 
 
+class _Start(Struct, frozen=True):
+    """Where a consumer began, which no update can change."""
+
+    deliver_policy: str = "all"
+    opt_start_seq: int | UnsetType = UNSET
+
+
+class _Floor(Struct, frozen=True):
+    stream_seq: int = 0
+
+
+class _Consumer(Answer, frozen=True):
+    config: _Start = _Start()
+    ack_floor: _Floor = _Floor()
+
+
 JUDGING, DELIVERING = "judging", "delivering"
+_JUDGING = Shared(durable_name=JUDGING, filter_subject="$KV.STATE.*.*", deliver_policy="new")
 SHARED = (
     # From where the first edge began: made anew it must not send what was sent years ago.
-    (STATE, Shared(durable_name=JUDGING, filter_subject="$KV.STATE.*.*", deliver_policy="new")),
+    (STATE, _JUDGING),
     (DELIVERIES, Shared(durable_name=DELIVERING, filter_subject="delivery.>")),
 )
 
@@ -175,7 +193,28 @@ async def _ensure_stream(js: JetStream, stream: Stream, replicas: int | None) ->
 async def ensure_shared(js: JetStream) -> None:
     """Make the consumers that edges share, or leave them as they are."""
     for stream, made in SHARED:
-        await _ensure_consumer(js, stream.name, made)
+        there = await _consumer(js, stream.name, made.durable_name)
+        began = msgspec.structs.asdict(there.config) if there else {}
+        await _ensure_consumer(js, stream.name, msgspec.structs.replace(made, **began))
+
+
+async def judged(js: JetStream) -> int | None:
+    """Up to which sequence of STATE the edges have judged all; None while no edge has been there."""
+    there = await _consumer(js, STATE.name, JUDGING)
+    return there.ack_floor.stream_seq if there else None
+
+
+async def judge_behind(js: JetStream, sequence: int) -> None:
+    """Make the consumer by which edges judge STATE, from behind `sequence` on."""
+    made = msgspec.structs.replace(_JUDGING, deliver_policy="by_start_sequence", opt_start_seq=sequence + 1)
+    await _ensure_consumer(js, STATE.name, made)
+
+
+async def _consumer(js: JetStream, stream: str, name: str) -> _Consumer | None:
+    try:
+        return await js.api(f"CONSUMER.INFO.{stream}.{name}", {}, _Consumer)
+    except Missing:
+        return None
 
 
 async def ensure_lanes(js: JetStream, pool: str) -> None:

@@ -1,5 +1,6 @@
 """Snapshots on a real broker: what comes back is what was there, to the revision, and nobody is kept from writing."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -69,6 +70,22 @@ async def test_records_come_back_with_their_history_and_their_revisions(server: 
             assert after == before
             last = max(entry.revision for entries in before.values() for entry in entries)
             assert await restored.records.create(key("next"), recorded("next")) > last
+
+
+async def test_what_was_judged_is_not_judged_again_and_the_rest_is(server: Broker, edge: Bus, tmp_path: Path):
+    for number in range(5):
+        await edge.records.create(key(f"job-{number}"), recorded(f"job-{number}"))
+    for _ in range(3):
+        await (await edge.outbox.judge()).done()
+    taken = await take(server.settings("edge"))
+    for _ in "twice":
+        async with broker(tmp_path / "other") as other:
+            await put(other.settings("edge"), taken)
+            taken = await take(other.settings("edge"))
+            async with open_edge(other.settings("edge")) as restored:
+                judged = [(await restored.outbox.judge()).value.recorded.job.key for _ in range(2)]
+                assert judged == [key("job-3"), key("job-4")]
+        shutil.rmtree(tmp_path / "other")
 
 
 async def test_a_restored_feed_is_another_epoch_and_has_the_states(server: Broker, edge: Bus, tmp_path: Path):
