@@ -6,7 +6,7 @@ follows reads from its start; JOBS comes again from the records, by the reconcil
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from bus.topology import CHANGED_S, DELIVERIES, STATE, STREAMS, USAGE, judge_beh
 from bus.wire import status
 
 T = TypeVar("T")
+Chunks = asyncio.Queue[Msg | BusError]
 
 CHUNK = 128 * 1024
 SILENCE_S = 30.0  # the broker checks every message of a stream before the first byte of it comes
@@ -102,16 +103,21 @@ class Snapshots:
         edge's reader was on a server that is away.
         """
         until = await _patiently(partial(judged, self._js)) if stream == STATE.name else None
-        chunks: asyncio.Queue[Msg | BusError] = asyncio.Queue()
-        inbox = self._js.wire.private_subject()
-        asked = {"deliver_subject": inbox, "no_consumers": True, "jsck": True, "chunk_size": CHUNK}
-        async with self._js.wire.listening(inbox, chunks.put_nowait):
-            begun = await self._js.api(f"STREAM.SNAPSHOT.{stream}", asked, _Begun)
+        async with AsyncExitStack() as listening:
+            begun, chunks = await _patiently(partial(self._begin, stream, listening))
             while chunk := await _next(stream, chunks):
                 await write(chunk.data)
                 if chunk.reply:
                     await self._js.wire.say(chunk.reply)
         return Snapshot(begun.config, begun.state, until)
+
+    async def _begin(self, stream: str, listening: AsyncExitStack) -> tuple[_Begun, Chunks]:
+        """Each try has a subject of its own: what a late answer to the one before sends must not mix with it."""
+        chunks = Chunks()
+        inbox = self._js.wire.private_subject()
+        asked = {"deliver_subject": inbox, "no_consumers": True, "jsck": True, "chunk_size": CHUNK}
+        await listening.enter_async_context(self._js.wire.listening(inbox, chunks.put_nowait))
+        return await self._js.api(f"STREAM.SNAPSHOT.{stream}", asked, _Begun), chunks
 
     async def put(self, kept: Snapshot, chunks: AsyncIterator[bytes], replicas: int | None) -> None:
         """Make the stream of what was taken, on `replicas` servers (None: one). There must be none. Raises BusError.
@@ -182,7 +188,7 @@ async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(LOOK_S)
 
 
-async def _next(stream: str, chunks: asyncio.Queue[Msg | BusError]) -> Msg | None:
+async def _next(stream: str, chunks: Chunks) -> Msg | None:
     """The next piece, None at the end of the stream."""
     try:
         async with asyncio.timeout(SILENCE_S):

@@ -129,11 +129,11 @@ async def test_a_fetch_in_flight_ends_with_the_connection(server: Broker, edge: 
     async def fetch() -> None:
         while not outcomes:
             try:
-                await edge.queue.take("echo", Priority.NORMAL)
+                await edge.queue.take("echo", Priority.NORMAL, wait_s=100)
             except Unreachable as error:
                 outcomes.append(error)
 
-    with anyio.fail_after(4):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(fetch)
             await server.kill()
