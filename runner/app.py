@@ -39,6 +39,7 @@ from runner.means import Means
 from runner.membership import Removed, until_removed
 from runner.settings import RunnerSettings
 from runner.slots import MIB, Slots
+from runner.uptime import of_this_boot
 
 BESIDE = 32  # containers that are followed and run no job: they wait for one, or try a card
 JOBKIT = Path(__file__).resolve().parents[1] / "images" / "jobkit"
@@ -92,6 +93,7 @@ async def _assembled(
         engine=engine,
         supplies=EdgeSupplies(cache, client),
         now=_utc_now,
+        up=of_this_boot(),
         jitter=random.random,
         pace=settings.pace,
         outage=Outage(),

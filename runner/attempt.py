@@ -8,6 +8,7 @@ import errno
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -32,6 +33,7 @@ from runner.reporter import Reporter
 from runner.spare import Spare, give
 from runner.staging import BadInput, stage, tell, timeouts
 from runner.supplies import SuppliesError
+from runner.uptime import passed_s, ran_s
 from runner.verdict import Facts, FailedAs, Intent, Verdict, failed, judge
 from schemas.container import ErrorLine
 from schemas.job import Job
@@ -65,7 +67,7 @@ class Ticket(Struct, frozen=True):
 
 
 class Attempt:
-    """`handle` and `exit` are known once there is a container, and once it has ended."""
+    """`handle` is known once there is a container, `exit` and `ran_s` once it has ended."""
 
     def __init__(self, life: Life, ticket: Ticket, diary: Diary) -> None:
         self._life = life
@@ -81,6 +83,7 @@ class Attempt:
         self.intent = diary.now.intent
         self.handle = ticket.handle
         self.exit: Exit | None = None
+        self.ran_s: float | None = None
         self.reporter = Reporter(life, ticket.job, diary, self._folder)
         self._limits = timeouts(ticket.job, ticket.kind.endpoint)
         if self.intent is not None:
@@ -106,6 +109,7 @@ class Attempt:
             if self.handle is not None:
                 await self._ticket.holding.started(self.handle, anyio.current_time())
                 self.exit = await self._oversee(self.handle)
+                self.ran_s = self._ran_s()
         except StartFailed as error:
             refused = error
         except (SuppliesError, BadInput, EngineError, OSError) as error:
@@ -141,7 +145,7 @@ class Attempt:
                 return warm
             await anyio.to_thread.run_sync(self._tell)
             handle = await self._life.engine.start(self._spec())
-            await self._diary.note(started_at=self._life.now())
+            await self._diary.note(**self._begins())
         return handle
 
     async def _given_to_spare(self) -> str | None:
@@ -152,11 +156,15 @@ class Attempt:
         spare = self._ticket.spare
         if spare is None or spare.handle is None:
             return None
-        heard = await self._diary.note_and(self._give, started_at=self._life.now())
+        heard = await self._diary.note_and(self._give, **self._begins())
         spare.over()
         if not heard:
             await self._life.engine.remove(spare.handle)
         return spare.handle if heard else None
+
+    def _begins(self) -> dict[str, Any]:
+        now = self._life.moment()
+        return {"started_at": now.at, "started_up": now.up}
 
     def _give(self) -> bool:
         self._tell()
@@ -178,6 +186,10 @@ class Attempt:
             watch.cancel_scope.cancel()
         return ended
 
+    def _ran_s(self) -> float | None:
+        ahead = self._ticket.spare is not None
+        return ran_s(self.exit, self._diary.now.begun, self._life.moment(), ahead=ahead) if self.exit else None
+
     async def _to_the_end(self, handle: str) -> Exit | None:
         try:
             await self.reporter.follow(handle)
@@ -195,10 +207,9 @@ class Attempt:
         await self._life.steadily("stop", partial(self._life.engine.stop, handle, grace_s))
 
     async def _limit_execution(self) -> None:
-        """Counted from the container's start, also by the next life; a clock that was set back counts from now."""
-        since = self._diary.now.started_at or self._life.now()
-        ran_s = max(0.0, (self._life.now() - since).total_seconds())
-        await anyio.sleep(max(0.0, self._limits.execution_s - ran_s))
+        """Counted from the container's start, also by the next life, whatever the calendar says by then."""
+        begun, now = self._diary.now.begun, self._life.moment()
+        await anyio.sleep(max(0.0, self._limits.execution_s - (passed_s(begun, now) if begun else 0.0)))
         await self.intend(Intent.EXECUTION_TIMEOUT)
 
     async def _limit_stall(self) -> None:

@@ -1,14 +1,16 @@
 """What to do with a pointer that was handed out, by the record it points to (DESIGN 3, Claim and Gone). Pure."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
 from bus.port import Entry
+from schemas.failures import LONGEST_BACKOFF
 from schemas.job import Job, Pointer
 from schemas.words import FINAL, Status
 
+LOOK_S = 600.0  # a message that is put off is nobody's: not for longer than the longest back-off
 UNSETTLED_S = 2.0  # the record is not there or behind: the edge's reconciler judges
 
 
@@ -43,9 +45,20 @@ class Theirs(Struct, frozen=True):
 Step = Drop | Later | Start | Ours | Theirs
 
 
+def wait_s(job: Job, now: datetime) -> float:
+    """Seconds until the queued job may start, 0 when it may; LOOK_S at most, for calendars are set.
+
+    A back-off that ends later than any does was noted by a calendar that has been set back since: it is over.
+    """
+    left = [moment - now for moment in (job.not_before,) if moment is not None]
+    if job.backoff_until is not None and job.backoff_until - now <= LONGEST_BACKOFF:
+        left.append(job.backoff_until - now)
+    return min(LOOK_S, max(0.0, max(left, default=timedelta(0)).total_seconds()))
+
+
 def _waiting(entry: Entry, _: str, now: datetime) -> Step:
-    due = entry.recorded.job.due
-    return Later((due - now).total_seconds()) if due is not None and due > now else Start(entry)
+    left_s = wait_s(entry.recorded.job, now)
+    return Later(left_s) if left_s else Start(entry)
 
 
 def _running(entry: Entry, host: str, _: datetime) -> Step:

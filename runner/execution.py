@@ -7,7 +7,6 @@ Beside the line a heartbeat keeps the message, and looks whether the claim still
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from msgspec.structs import replace
 
 from bus.port import BusError, Delivery, TooLarge
 from runner.attempt import Attempt, Ticket
+from runner.claims import wait_s
 from runner.fence import ClaimLost, Fence
 from runner.journal import Diary
 from runner.life import Life
@@ -31,7 +31,7 @@ from schemas.job import File, Job, Output, Usage
 from schemas.words import FINAL, Status
 
 LOG_NAME = "log.txt"
-AT_ONCE = timedelta(seconds=1)  # a nak without a delay skips the queue's own wait: never less than this
+AT_ONCE_S = 1.0  # a nak without a delay skips the queue's own wait: never less than this
 
 
 class Phase(StrEnum):
@@ -150,14 +150,12 @@ class Execution:
         return await self._life.insist("upload", partial(self._life.supplies.keep, self.ticket.job.owner, path, name))
 
     def _usage(self, attempt: Attempt) -> Usage:
-        job, exit_ = self.ticket.job, attempt.exit
+        job = self.ticket.job
         usage = self.ticket.holding.usage(anyio.current_time())
-        if exit_ is not None and exit_.started_at is not None and exit_.finished_at is not None:
-            waited_until = self._diary.now.started_at if self.ticket.spare else None  # before that it was nobody's
-            began = waited_until or exit_.started_at
-            usage = replace(usage, run_s=max(0.0, (exit_.finished_at - began).total_seconds()))
+        if attempt.ran_s is not None:
+            usage = replace(usage, run_s=attempt.ran_s)
         if job.started_at is not None and job.queued_at is not None:
-            usage = replace(usage, queued_s=(job.started_at - job.queued_at).total_seconds())
+            usage = replace(usage, queued_s=max(0.0, (job.started_at - job.queued_at).total_seconds()))
         return usage
 
     async def _record(self, result: Result) -> Job:
@@ -195,8 +193,8 @@ class Execution:
         if job.status in FINAL:
             await self._life.insist("acknowledge", self.delivery.done)
         else:
-            wait = max(AT_ONCE, (job.due or self._life.now()) - self._life.now())
-            await self._life.insist("postpone", partial(self.delivery.later, wait.total_seconds()))
+            wait = max(AT_ONCE_S, wait_s(job, self._life.now()))
+            await self._life.insist("postpone", partial(self.delivery.later, wait))
 
     async def _clear(self) -> None:
         """Container and folder go."""

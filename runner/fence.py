@@ -5,6 +5,7 @@ revision; on a conflict the record is read again: still ours → decide again, e
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 
 from bus.port import Conflict, Entry, TooLarge, Unreachable
@@ -24,7 +25,7 @@ async def advance(life: Life, entry: Entry, event: Event) -> Job:
 
     A write whose answer got lost is looked for when the broker is back: it is done, or it is a Conflict.
     """
-    recorded = step(entry.recorded.job, event, life.now())
+    recorded = step(entry.recorded.job, event, _moment(life, entry.recorded.job))
     data = encode(recorded)
     if len(data) > RECORD_BYTES:
         raise TooLarge(f"the record would have {len(data)} bytes, {RECORD_BYTES} are the most")
@@ -36,6 +37,15 @@ async def advance(life: Life, entry: Entry, event: Event) -> Job:
         if after is None or encode(after.recorded) != data:
             raise Conflict("the broker went away and did not write it") from error
     return recorded.job
+
+
+def _moment(life: Life, job: Job) -> datetime:
+    """Now by the host's calendar, and never before what the record tells: a host may have been booted into 1970.
+
+    The edge would take such a result for one that has been kept long enough, and forget it.
+    """
+    told = (job.created_at, job.retried_at, job.queued_at, job.started_at)
+    return max(at for at in (life.now(), *told) if at is not None)
 
 
 class Fence:

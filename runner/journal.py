@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from runner.engines.port import Mark
+from runner.uptime import Begun, Uptime
 from runner.verdict import Intent
 from schemas.container import ErrorLine
 from schemas.feed import Note
@@ -27,13 +28,16 @@ FILE = "journal.json"
 
 
 class Journal(Struct, frozen=True, kw_only=True):
-    """`mark`: where to take the output up again; lines before it are wholly dealt with.
+    """`started_at` and `started_up`: when the container began its job, on two clocks.
+
+    `mark`: where to take the output up again; lines before it are wholly dealt with.
 
     Of the lines behind it, those up to `log_offset` and `progress_offset` have been said. `log_bytes` counts what was
     published of the log. `pending` are the notes that may not have reached the broker. `said` is the last error line.
     """
 
     started_at: datetime | None = None
+    started_up: Uptime | None = None
     intent: Intent | None = None
     mark: Mark | None = None
     log_offset: int = 0
@@ -41,6 +45,11 @@ class Journal(Struct, frozen=True, kw_only=True):
     log_bytes: int = 0
     pending: tuple[Note, ...] = ()
     said: ErrorLine | None = None
+
+    @property
+    def begun(self) -> Begun | None:
+        """When the container began its job."""
+        return None if self.started_at is None else Begun(self.started_at, self.started_up)
 
 
 _decode = msgspec.json.Decoder(Journal).decode

@@ -14,6 +14,7 @@ from bus.port import Bus, BusError, Denied, StoreFull, Unreachable
 from runner.engines.port import Engine, EngineError, EngineGone
 from runner.settings import Pace
 from runner.supplies import EdgeAway, Supplies
+from runner.uptime import Begun, Uptime
 from schemas.events import RecordUnreadable
 from schemas.job import Claim, Job
 
@@ -64,7 +65,7 @@ class Outage:
 
 
 class Life(Struct, frozen=True, kw_only=True):
-    """Everything an execution needs of its host. `now` is UTC; `jitter` draws from [0, 1).
+    """Everything an execution needs of its host. `now` is UTC; `up` no calendar moves; `jitter` draws from [0, 1).
 
     `jobs` is the folder that holds a folder for every container.
     """
@@ -77,6 +78,7 @@ class Life(Struct, frozen=True, kw_only=True):
     engine: Engine
     supplies: Supplies
     now: Callable[[], datetime]
+    up: Callable[[], Uptime]
     jitter: Callable[[], float]
     pace: Pace
     outage: Outage
@@ -85,6 +87,10 @@ class Life(Struct, frozen=True, kw_only=True):
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
         """This life's claim on an attempt, which has these cards."""
         return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None)
+
+    def moment(self) -> Begun:
+        """This moment, on both clocks."""
+        return Begun(self.now(), self.up())
 
     def log_of(self, job: Job) -> FilteringBoundLogger:
         """The log, with the job's name on every line."""

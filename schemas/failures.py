@@ -33,6 +33,8 @@ class Class(NamedTuple):
 FREE_OF_GPU = 3  # free releases a job for GPU faults, then gpu_fault_repeated
 FREE_IN_ALL = 10  # free releases a job of every kind, then host_fault_repeated
 DRAINED = "drained"
+BACKOFF_MOST_S = 300.0  # before the jitter
+LONGEST_BACKOFF = timedelta(seconds=2 * BACKOFF_MOST_S)
 
 FAILURES: Mapping[str, Class] = {
     "bad_job": Class(Blame.CLIENT, Retry.NEVER),
@@ -73,7 +75,7 @@ def classify(code: str, otherwise: Class) -> Class:
 
 def backoff(tries: int, jitter: float) -> timedelta:
     """How long a released job waits: 2 s x 2^tries, at most 5 minutes, x (1 + jitter); jitter in [0, 1)."""
-    return timedelta(seconds=min(2.0 * 2 ** min(tries, 20), 300.0) * (1 + jitter))
+    return timedelta(seconds=min(2.0 * 2 ** min(tries, 20), BACKOFF_MOST_S) * (1 + jitter))
 
 
 def _free(job: Job, code: str, row: Class) -> str | None:

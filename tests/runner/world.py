@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from runner.means import Means
 from runner.settings import GpuSettings, Pace, WarmSettings
 from runner.slots import Slots
 from runner.supplies import AssetGone, EdgeAway
+from runner.uptime import of_this_boot
 from schemas.container import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
 from schemas.events import CancelRequested, Fact, Recorded, Submitted
@@ -132,6 +133,8 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = Clock()
+        self.calendar = timedelta(0)
+        self.uptime = of_this_boot()
         self.broker = MemoryBroker(self.clock)
         self.edge = self.broker.connect()
         self.shop = Shop()
@@ -155,7 +158,7 @@ class World:
         bus = self.broker.connect()
         jobs = self.folder / host
         jobs.mkdir(exist_ok=True)
-        async with MemoryEngine(self.programs, lambda: datetime.now(UTC), self.boxes) as engine:
+        async with MemoryEngine(self.programs, self.now, self.boxes) as engine:
             life = Life(
                 installation="test",
                 host=host,
@@ -164,7 +167,8 @@ class World:
                 bus=bus,
                 engine=engine,
                 supplies=self.shop,
-                now=lambda: datetime.now(UTC),
+                now=self.now,
+                up=self.uptime,
                 jitter=lambda: 0.0,
                 pace=self.pace,
                 outage=Outage(),
@@ -176,6 +180,10 @@ class World:
                 await within(running.ready.wait)
                 yield running
                 tasks.cancel_scope.cancel()
+
+    def now(self) -> datetime:
+        """By the hosts' calendar, which tests set."""
+        return datetime.now(UTC) + self.calendar
 
     def _means(self) -> Means:
         async def forget(digests: object) -> None:
