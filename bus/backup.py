@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 from bus.buckets import BUCKETS, HOSTS, LEASES
 from bus.errors import NoStream
-from bus.jetstream import Answer, JetStream
+from bus.jetstream import Answer, JetStream, accepted
 from bus.port import BusError, Unreachable
 from bus.topology import CHANGED_S, DELIVERIES, STATE, STREAMS, USAGE, judge_behind, judged
 from bus.wire import status
@@ -129,7 +129,7 @@ class Snapshots:
         verb = f"STREAM.RESTORE.{kept.name}"
         begun = await self._js.api(verb, {"config": config, "state": kept.state}, _Begun, CHANGED_S)
         async for chunk in chunks:
-            await self._js.wire.request(begun.deliver_subject, chunk)
+            await self._give(begun.deliver_subject, chunk)
         await self._js.finish(verb, begun.deliver_subject, TAKEN_IN_S)
         if replicas is not None and replicas > 1:
             more = config | {"num_replicas": replicas}
@@ -137,6 +137,16 @@ class Snapshots:
             await self._copied(kept.name, replicas - 1)
         if kept.judged is not None:
             await judge_behind(self._js, kept.judged)
+
+    async def _give(self, subject: str, chunk: bytes) -> None:
+        """Of a cluster a server may answer that nobody listens: it has not heard yet of the one that does."""
+        ends = asyncio.get_running_loop().time() + ELECTED_S
+        while status(taken := await self._js.wire.request(subject, chunk)):
+            if asyncio.get_running_loop().time() > ends:
+                raise Unreachable("the broker takes in no more of the backup: restore it again with --replace")
+            await asyncio.sleep(LOOK_S)
+        if taken.data:  # it says something only of what went wrong
+            accepted(subject, taken, Answer)
 
     async def _copied(self, name: str, others: int) -> None:
         """Return when so many other servers have all that the leader has."""

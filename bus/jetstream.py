@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
+from nats.aio.msg import Msg
 
 from bus.errors import Missing, answered
 from bus.port import Unreachable
@@ -90,20 +91,11 @@ class JetStream:
     async def api(self, verb: str, body: Mapping[str, Any], kind: type[S], within_s: float = ANSWER_S) -> S:
         """Ask `$JS.API.<verb>`."""
         subject = f"$JS.API.{verb}"
-        message = await self.wire.request(subject, msgspec.json.encode(body), within_s=within_s)
-        if status(message):
-            raise Unreachable(f"{subject}: JetStream does not answer yet")
-        answer = msgspec.json.decode(message.data, type=kind)
-        if answer.error is not None:
-            raise answered(subject, answer.error.err_code, answer.error.description)
-        return answer
+        return accepted(subject, await self.wire.request(subject, msgspec.json.encode(body), within_s=within_s), kind)
 
     async def finish(self, verb: str, subject: str, within_s: float) -> None:
         """Say to `subject` that all was sent of what `verb` asked for; return when the broker has taken it in."""
-        message = await self.wire.request(subject, within_s=within_s)
-        error = msgspec.json.decode(message.data, type=Answer).error
-        if error is not None:
-            raise answered(verb, error.err_code, error.description)
+        accepted(verb, await self.wire.request(subject, within_s=within_s), Answer)
 
     async def write(
         self,
@@ -186,6 +178,16 @@ class JetStream:
             await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence}, Answer)
         except Missing:
             return
+
+
+def accepted(subject: str, message: Msg, kind: type[S]) -> S:
+    """What JetStream answered. Raises Unreachable where nobody did, and the port's error for its error."""
+    if status(message):
+        raise Unreachable(f"{subject}: JetStream does not answer yet")
+    answer = msgspec.json.decode(message.data, type=kind)
+    if answer.error is not None:
+        raise answered(subject, answer.error.err_code, answer.error.description)
+    return answer
 
 
 def moment_ns(created: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from nats.aio.msg import Msg
 
 from bus.backup import KEPT, Snapshot
 from bus.connection import open_edge, open_keeper
@@ -135,6 +136,31 @@ async def test_a_stream_that_is_there_is_not_written_over(server: Broker, edge: 
         with pytest.raises(BusError, match="already"):
             await snapshots.put(snapshot, taken.read(), None)
         assert await bus.records.read(key()) is not None
+
+
+@pytest.mark.parametrize("missed", [0, 1, 3])
+async def test_a_piece_that_nobody_heard_is_sent_again(
+    server: Broker, edge: Bus, tmp_path: Path, monkeypatch, missed: int
+):
+    """Of a cluster a server may not have heard yet which other one takes the pieces in."""
+    await edge.records.create(key(), recorded())
+    taken = Taken()
+    async with open_keeper(server.settings("edge")) as (_, snapshots):
+        snapshot = await snapshots.take(STATE.name, taken.write)
+    async with broker(tmp_path / "other") as other, open_keeper(other.settings("edge")) as (bus, snapshots):
+        wire, left = snapshots._js.wire, [Msg(None, headers={"Status": "503"})] * missed
+        ask = wire.request
+
+        async def request(subject: str, *words, **more) -> Msg:
+            return (
+                left.pop()
+                if left and "RESTORE" in subject and "API" not in subject
+                else await ask(subject, *words, **more)
+            )
+
+        monkeypatch.setattr(wire, "request", request)
+        await snapshots.put(snapshot, taken.read(), None)
+        assert (await bus.records.read(key()), left) == (await edge.records.read(key()), [])
 
 
 async def test_what_is_no_snapshot_makes_no_stream(server: Broker, edge: Bus, tmp_path: Path):
