@@ -57,7 +57,8 @@ def wake_left_s(record: PowerRecord, at: datetime) -> float | None:
     usual = wake_median_s(record)
     if usual is None or record.state is not PowerState.WAKING or record.call is None:
         return usual
-    return max(0.0, usual - (at - record.call.at).total_seconds())
+    passed_s = max(0.0, (at - record.call.at).total_seconds())  # the calendar may have been set back since
+    return max(0.0, usual - passed_s)
 
 
 def nearest(prospects: Iterable[Prospect]) -> Prospect | None:

@@ -135,7 +135,7 @@ class Courier:
         if row is None or row.value.state is not DeliveryState.PENDING or row.value.replays != letter.replay:
             await held.done()  # it was delivered, forgotten, or sent anew meanwhile
             return
-        early = 0.0 if row.value.next_at is None else (row.value.next_at - self._clock()).total_seconds()
+        early = self._early_s(row.value)
         if early > 0:  # the edge that tried died before it put the letter off
             await held.later(early)
             return
@@ -145,6 +145,13 @@ class Courier:
             await held.later(busy)
             return
         await self._note(held, row, await self._try(letter, row.value, name))
+
+    def _early_s(self, row: DeliveryRow) -> float:
+        """Seconds until it is due. By a calendar that stands before the last try, and so was set back, it is."""
+        now = self._clock()
+        if row.next_at is None or (row.tries and now < row.tries[-1].at):
+            return 0.0
+        return (row.next_at - now).total_seconds()
 
     async def _try(self, letter: Letter, row: DeliveryRow, name: str) -> Outcome | None:
         """None: the URL wants nothing any more."""

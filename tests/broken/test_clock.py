@@ -13,11 +13,17 @@ from msgspec import Struct
 
 from bus.memory import MemoryBroker
 from bus.unbroken import Now, Unbroken
+from edge.power.show import wake_left_s
 from schemas.errors import Refused
 from schemas.job import Job
+from schemas.power import Call, PowerRecord, PowerState, Verb
 from schemas.words import Status
+from tests.broker import until
 from tests.edge.services.world import START, FakeWorld, Time, fake_world
+from tests.edge.webhooks.receiver import in_turn, receiving
+from tests.edge.webhooks.test_courier import hooked, tried
 
+DAY = timedelta(days=1)
 JUMPS = {"20 hours forward": {"hours": 20}, "a day back": {"days": -1}, "a minute back": {"minutes": -1}}
 
 
@@ -54,6 +60,7 @@ async def skewed(tmp_path: Path) -> AsyncIterator[Skewed]:
         unbroken = Unbroken(made.clocks)
         unbroken.up()
         edge.bus.link.unbroken_s = unbroken.seconds  # type: ignore[method-assign]
+        edge.webhooks.courier._receivers._clock = passed.seconds  # as the assembly has it
         yield made
 
 
@@ -103,6 +110,25 @@ async def test_what_is_due_waits_for_a_clock_that_was_set_back_and_is_not_forgot
 async def test_the_hourly_check_goes_on_behind_a_clock_that_was_set_back(skewed: Skewed) -> None:
     skewed.jump(days=-1)
     assert skewed.edge.scene.hourly.due(skewed.edge.time())
+
+
+async def test_a_webhook_s_next_try_does_not_wait_for_a_calendar_that_was_set_back(skewed: Skewed) -> None:
+    async with receiving(in_turn(500, 204)) as receiver:
+        await tried(skewed.edge, await hooked(skewed.edge, receiver.url), 1)
+        skewed.jump(days=-1)
+
+        async def came_again() -> bool:
+            skewed.go(seconds=1)
+            return len(receiver.got) == 2
+
+        await until(came_again)
+
+
+@pytest.mark.parametrize(("jump", "left_s"), [(-DAY, 120.0), (timedelta(seconds=30), 90.0), (DAY, 0.0)])
+def test_a_wake_takes_no_longer_than_it_usually_does(jump: timedelta, left_s: float) -> None:
+    call = Call("c1", Verb.START, START)
+    waking = PowerRecord(state=PowerState.WAKING, since=START, call=call, wakes=(120.0,))
+    assert wake_left_s(waking, START + jump) == left_s
 
 
 async def test_a_wrong_calendar_is_believed_where_a_date_was_promised(skewed: Skewed) -> None:
