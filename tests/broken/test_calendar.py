@@ -1,0 +1,90 @@
+"""The calendar of edge, runner and host is set back and forward under running jobs; the broker's is not.
+
+Real processes, killed and adopted with it. What the parts do by such a calendar is in test_clock.py and in
+tests/runner/test_calendar.py.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from schemas.view import JobView
+from tests.e2e.conftest import Lit, lighting
+from tests.e2e.installation import Installation
+from tests.e2e.looking import ended, nothing_left, submit
+from tests.e2e.test_crash import STEPS, assert_ran_once, watching
+
+HOUR_S, DAY_S = 3600.0, 86_400.0
+LIMITS = {"execution_timeout_s": 300, "stall_timeout_s": 300}  # more than this takes, and less than any jump
+
+
+class Set(Lit, frozen=True):
+    """An installation whose calendar stands in `calendar`."""
+
+    calendar: Path
+
+    def to(self, ahead_s: float) -> None:
+        """It is set: by so much ahead of the broker's."""
+        new = self.calendar.with_suffix(".new")
+        new.write_text(str(ahead_s))
+        new.replace(self.calendar)
+
+    async def start_runner(self) -> None:
+        await self.installation.start_runner(LAMPLIGHTER_SLOTS="3", CALENDAR=str(self.calendar))
+
+
+@pytest.fixture
+async def there(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncIterator[Set]:
+    calendar = tmp_path / "calendar"
+    calendar.write_text("0")
+    modules = dict.fromkeys(("edge", "runner"), "tests.broken.elsewhen")
+    async with lighting(Installation(tmp_path, engine, engine_url, modules), CALENDAR=str(calendar)) as lit:
+        made = Set(lit.installation, lit.ann, lit.admin, lit.bus, calendar)
+        await made.start_runner()
+        yield made
+        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+
+
+def assert_lasted(job: JobView, passed_s: float) -> None:
+    """No time that is told is negative, and none longer than what passed."""
+    assert job.queued_at is not None
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    assert job.queued_at <= job.started_at <= job.finished_at
+    assert job.usage.run_s is not None
+    assert job.usage.queued_s is not None
+    assert 0 <= job.usage.run_s <= passed_s
+    assert job.usage.queued_s >= 0
+
+
+@pytest.mark.timeout(180)
+async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there: Set, tmp_path: Path) -> None:
+    """A runner that is killed and started anew counts the job's time as its life before did."""
+    given, began = tmp_path / "given.txt", time.monotonic()
+    given.write_text("as it was given")
+    job = await submit(there, LIMITS, text="hello", steps=STEPS, seconds=10, file=given)
+    async with watching(there, job) as watched:
+        await watched.until_step(3)
+        astride = await submit(there, LIMITS, steps=4, seconds=1)
+        there.to(-DAY_S)
+        behind = await submit(there, LIMITS)
+        await watched.until_step(12)
+        there.to(-HOUR_S)
+        await watched.until_step(18)
+        there.to(HOUR_S)
+        await watched.until_step(24)
+        there.to(DAY_S)
+        await there.installation.runners["gpu-1"].kill()
+        await there.start_runner()
+    await assert_ran_once(there, job, watched, adopted=1)
+    jobs = [await ended(there.ann, one.id) for one in (job, astride, behind)]
+    for one in jobs:
+        assert one.status == "succeeded"
+        assert_lasted(one, time.monotonic() - began)
+    assert jobs[0].output is not None
+    (file,) = jobs[0].output.files
+    assert (await there.ann.download(jobs[0], file.name, tmp_path / "got.txt")).read_text() == "as it was given"
+    assert (await there.admin.usage()).jobs == 3
+    await nothing_left(there, within_s=60)  # the message comes back when its lease ends
