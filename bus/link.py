@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from msgspec import Struct
 
 from bus.jetstream import Answer, JetStream
-from bus.monitor import Monitors, Seen, outvoted
+from bus.monitor import Monitors, Seen, ailing, outvoted
 from bus.port import Health
 from bus.unbroken import Unbroken
 
@@ -44,7 +44,7 @@ class WireLink:
 
         The monitors first: a broker that has switched its store off answers nothing else, and only they say why.
         """
-        worst = None if self._monitors is None else _worst(await self._monitors.ask())
+        worst = None if self._monitors is None else _worst(await self._monitors.ask(), len(self._monitors))
         if worst is not None and worst.halted:
             return worst
         account = await self._js.api("INFO", {}, _Account)
@@ -77,7 +77,9 @@ class WireLink:
             self._listeners.discard(mine)
 
 
-def _worst(said: Sequence[Seen]) -> Health:
-    return Health(
-        max(one.used for one in said), all(one.synced for one in said), said[0].version, halted=outvoted(said)
-    )
+def _worst(said: Sequence[Seen], servers: int) -> Health:
+    """Of those that write, as long as they are enough: what the others say of themselves is nobody's hindrance."""
+    halted = outvoted(said)
+    asked = said if halted else [one for one in said if not one.halted]
+    used, synced = max(one.used for one in asked), all(one.synced for one in asked)
+    return Health(used, synced, asked[0].version, halted, () if halted else ailing(said, servers))

@@ -35,6 +35,7 @@ class _Varz(Struct, frozen=True):
     """The parts of `/varz` that are used here."""
 
     version: str = ""
+    server_name: str = ""
     jetstream: _JetStream = field(default_factory=_JetStream)
 
 
@@ -51,9 +52,11 @@ class _Healthz(Struct, frozen=True):
 class Seen(NamedTuple):
     """How one server is. `used`: the share of its store in use. `synced`: every acknowledged write is on disk.
 
-    `halted`: what its disk did not take, in the broker's words; empty where it writes.
+    `halted`: what its disk did not take, in the broker's words; empty where it writes. The rest may then be untrue:
+    nats-server 2.15 that had halted before it was first asked calls itself unsynced.
     """
 
+    name: str
     version: str
     used: float
     synced: bool
@@ -71,6 +74,19 @@ def outvoted(said: Sequence[Seen]) -> bool:
     return 2 * sum(bool(one.halted) for one in said) >= len(said)
 
 
+def ailing(said: Sequence[Seen], servers: int) -> tuple[str, ...]:
+    """What befell some of the `servers`, of which `said` answer, while the others do the work; a line each."""
+    full = (
+        f"server {one.name} of the broker could not write, its disk is full or broken, and the others work without it: "
+        "make room on that disk, then restart that nats-server"
+        for one in said
+        if one.halted
+    )
+    silent = servers - len(said)
+    away = (f"{silent} of the broker's {servers} servers do not answer at their monitors: start them anew",)
+    return (*full, *(away if silent else ()))
+
+
 class Monitors:
     """One a server. `running`: a clock that never goes back, in seconds."""
 
@@ -78,6 +94,9 @@ class Monitors:
         self._clients = clients
         self._running = running
         self._deaf_until = [0.0] * len(clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
 
     async def ask(self) -> list[Seen]:
         """What those that answer say; one that did not is not asked again for DEAF_S, as long as another answers.
@@ -107,7 +126,7 @@ class Monitors:
         self._deaf_until[place] = 0.0
         store = varz.jetstream
         used = store.stats.storage / store.config.max_storage if store.config.max_storage > 0 else 0.0
-        return Seen(varz.version, used, store.config.sync_always, _halted(healthz))
+        return Seen(varz.server_name, varz.version, used, store.config.sync_always, _halted(healthz))
 
 
 def _halted(healthz: _Healthz) -> str:

@@ -161,13 +161,15 @@ class Control(Protocol):
 class Health(NamedTuple):
     """The broker as the edge sees it. `used` is the share of the store in use, 0 to 1; `synced` None: unknown.
 
-    `halted`: its disk did not take a write, and it stores nothing until it is started anew.
+    `halted`: its disk did not take a write, and it stores nothing until it is started anew. `ailing`: what befell some
+    servers of a cluster while the others do the work, and what to do, a line each.
     """
 
     used: float
     synced: bool | None
     version: str
     halted: bool = False
+    ailing: tuple[str, ...] = ()
 
 
 class Link(Protocol):

@@ -19,10 +19,14 @@ class Alive(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """Whether work is taken, and what is in the way when it is not."""
+    """Whether work is taken, and what is in the way when it is not.
+
+    `ailing`: what is broken and in nobody's way yet, such as one server of a broker that is several.
+    """
 
     status: str
     why: tuple[str, ...] = ()
+    ailing: tuple[str, ...] = ()
 
 
 @get_or_head("/livez", opt={OPEN: True})
@@ -44,7 +48,8 @@ async def _obstacles(parts: Parts) -> tuple[str, ...]:
 async def readyz(parts: Services) -> Response[Ready]:
     """200 when new work is taken, 503 with the reasons when not."""
     why = await _obstacles(parts)
-    return Response(Ready("refusing" if why else "ok", why), status_code=503 if why else 200)
+    ready = Ready("refusing", why) if why else Ready("ok", ailing=parts.gate.ailing)
+    return Response(ready, status_code=503 if why else 200)
 
 
 @get_or_head("/metrics", guards=[needs(Scope.HOSTS_READ)], media_type=CONTENT_TYPE_LATEST)

@@ -19,6 +19,11 @@ class Gate:
         self._health: Health | None = None
         self._asked_at = clock()
 
+    @property
+    def ailing(self) -> tuple[str, ...]:
+        """What had befallen some servers of the broker when it was last asked, while the others do the work."""
+        return self._health.ailing if self._health else ()
+
     async def check(self) -> None:
         """Raises Refused `unavailable` (broker away or unsynced) or `store_full`."""
         health = await self._current()

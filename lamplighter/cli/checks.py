@@ -72,10 +72,11 @@ def edge_takes_work(patient: Patient) -> Iterable[Finding]:
     reply = patient.get("/readyz")
     if reply.status_code == httpx.codes.OK:
         yield Finding("broker", Verdict.OK, "reachable, synced, and its store has room")
-        return
-    for why in reply.json().get("why", ()):
-        what, _, mend = why.partition(": ")
-        yield Finding("broker", Verdict.FAIL, what, mend or "see the edge's and the broker's log")
+    said = reply.json()
+    for key, verdict in (("why", Verdict.FAIL), ("ailing", Verdict.WARN)):
+        for line in said.get(key, ()):
+            what, _, mend = line.partition(": ")
+            yield Finding("broker", verdict, what, mend or "see the edge's and the broker's log")
 
 
 def key_is_valid(patient: Patient) -> Iterable[Finding]:

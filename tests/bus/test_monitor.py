@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from bus.monitor import DEAF_S, Monitors, outvoted
+from bus.monitor import DEAF_S, Monitors, ailing, outvoted
 from bus.port import Unreachable
 
 
@@ -21,7 +21,8 @@ class Server:
             errors = [{"type": "STREAM", "error": self.complaint}] if self.complaint else []
             return httpx.Response(503 if errors else 200, json={"status": "ok", "errors": errors})
         config = {"max_storage": 100} | ({"sync_always": True} if self.synced else {})
-        return httpx.Response(200, json={"jetstream": {"config": config, "stats": {"storage": self.storage}}})
+        said = {"config": config, "stats": {"storage": self.storage}}
+        return httpx.Response(200, json={"server_name": "n", "jetstream": said})
 
 
 class Running:
@@ -91,3 +92,13 @@ async def test_of_three_with_one_away_and_one_full_nothing_is_stored():
     away = Server()
     away.on = False
     assert outvoted(await monitors(Server(), Server(complaint=FULL), away).ask())
+
+
+async def test_who_is_ill_while_the_others_work_is_told_with_what_to_do():
+    away = Server()
+    away.on = False
+    asking = monitors(Server(), Server(complaint=FULL), Server(), Server(), away)
+    full, silent = ailing(await asking.ask(), len(asking))
+    assert full.startswith("server n of the broker could not write")
+    assert full.endswith(": make room on that disk, then restart that nats-server")
+    assert silent == "1 of the broker's 5 servers do not answer at their monitors: start them anew"

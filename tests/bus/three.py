@@ -1,5 +1,6 @@
 """Three brokers on loopback that are one, each with a port of its own; any of them can be killed."""
 
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -36,8 +37,15 @@ class Three(Struct, frozen=True):
 
     async def kill(self, name: str) -> None:
         """SIGKILL."""
+        await self._end(name, signal.SIGKILL)
+
+    async def stop(self, name: str) -> None:
+        """In good order."""
+        await self._end(name, signal.SIGTERM)
+
+    async def _end(self, name: str, how: signal.Signals) -> None:
         process = self.running.pop(name)
-        process.kill()
+        process.send_signal(how)
         await anyio.to_thread.run_sync(process.wait)
 
 
@@ -65,7 +73,7 @@ def _places(folder: Path) -> dict[str, Place]:
 
 
 def _set_up(home: Path, place: Place) -> None:
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     (home / "users.conf").write_text(listed(blocks(PASSWORDS)))
     (home / "nats.conf").write_text(render(place))
 

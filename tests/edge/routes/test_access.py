@@ -4,6 +4,7 @@ import anyio
 import httpx
 import pytest
 
+from bus.port import Health
 from schemas.access import Scope
 from schemas.host import GpuReport
 from tests.edge.routes.conftest import Face
@@ -85,6 +86,16 @@ async def test_health_needs_no_key_and_says_what_is_in_the_way(face: Face):
     ready = await face.anyone.get("/readyz")
     assert ready.status_code == 503
     assert "broker" in ready.json()["why"][0]
+
+
+async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(face: Face, monkeypatch):
+    async def limping() -> Health:
+        return Health(0.1, synced=True, version="", ailing=("server n1 could not write: make room",))
+
+    monkeypatch.setattr(face.world.bus.link, "health", limping)
+    ready = await face.anyone.get("/readyz")
+    assert (ready.status_code, ready.json()["why"]) == (200, [])
+    assert ready.json()["ailing"] == ["server n1 could not write: make room"]
 
 
 async def test_what_may_be_tried_later_says_when(face: Face):

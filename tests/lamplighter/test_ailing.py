@@ -1,0 +1,31 @@
+"""`doctor` tells of a broker's server that is ill while the others work, and calls nothing broken."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lamplighter.cli.checks import Finding, Patient, Verdict, edge_takes_work
+from lamplighter.cli.session import Address
+
+WELL = Finding("broker", Verdict.OK, "reachable, synced, and its store has room")
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "found"),
+    [
+        (200, {"status": "ok"}, [WELL]),
+        (
+            200,
+            {"ailing": ["n1 is full: make room"]},
+            [WELL, Finding("broker", Verdict.WARN, "n1 is full", "make room")],
+        ),
+        (503, {"why": ["it is full: make room"]}, [Finding("broker", Verdict.FAIL, "it is full", "make room")]),
+    ],
+)
+def test_what_is_broken_fails_and_what_is_ill_warns(status: int, said: dict, found: list[Finding]):
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json=said)
+
+    with httpx.Client(base_url="http://edge", transport=httpx.MockTransport(answer)) as client:
+        assert list(edge_takes_work(Patient(Address("http://edge", None), Path(), client))) == found
