@@ -91,10 +91,12 @@ class _Info(Answer, frozen=True):
 
 
 class Snapshots:
-    """The streams of one installation, with the edge's rights."""
+    """The streams of one installation, with the edge's rights. `copied_in_s`: how long a cluster's other servers may
+    take to have a stream that was restored."""
 
-    def __init__(self, js: JetStream) -> None:
+    def __init__(self, js: JetStream, copied_in_s: float = TAKEN_IN_S) -> None:
         self._js = js
+        self._copied_in_s = copied_in_s
 
     async def take(self, stream: str, write: Callable[[bytes], Awaitable[None]]) -> Snapshot:
         """Give all of it to `write`, as it is at this moment, while others go on writing to it. Raises BusError.
@@ -150,7 +152,7 @@ class Snapshots:
 
     async def _copied(self, name: str, others: int) -> None:
         """Return when so many other servers have all that the leader has."""
-        ends = asyncio.get_running_loop().time() + TAKEN_IN_S
+        ends = asyncio.get_running_loop().time() + self._copied_in_s
         while asyncio.get_running_loop().time() < ends:
             with suppress(Unreachable):  # it elects a leader
                 raft = (await self._js.api(f"STREAM.INFO.{name}", {}, _Info)).cluster
