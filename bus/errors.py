@@ -24,6 +24,10 @@ class FewServers(BusError):
     """The cluster has fewer servers than a stream is to be kept on. Never leaves this package."""
 
 
+class InProcess(Unreachable):
+    """The same message was said before, and the servers of a cluster have not agreed on it yet."""
+
+
 # err_code of the JetStream API (server/errors.json of nats-server 2.15).
 API: Mapping[int, type[BusError]] = MappingProxyType(
     {
@@ -45,6 +49,11 @@ API: Mapping[int, type[BusError]] = MappingProxyType(
         10009: Unreachable,  # JetStream cluster can not handle request: between two leaders
         10118: Unreachable,  # stream is offline: too few of its servers are there
         10119: Unreachable,  # consumer is offline
+        10158: InProcess,  # duplicate message id is in process
+        10163: Unreachable,  # expected last sequence per subject temporarily unavailable: between two leaders
+        10167: Unreachable,  # too many requests
+        10194: Unreachable,  # stream is offline, with the reason
+        10195: Unreachable,  # consumer is offline, with the reason
         10008: Unreachable,  # JetStream system temporarily unavailable
         10039: Unreachable,  # JetStream not enabled for account: the broker is still starting
         10076: Unreachable,  # JetStream not enabled

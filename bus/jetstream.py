@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from bus.errors import Missing, answered
+from bus.errors import InProcess, Missing, answered
 from bus.port import Unreachable
 from bus.wire import ANSWER_S, Wire, status
+
+AGREED_S = 0.01  # three servers agree on a write in 2 to 3 ms
 
 S = TypeVar("S", bound="Answer")
 
@@ -108,6 +111,7 @@ class JetStream:
     ) -> int:
         """Publish and return the sequence, once stored (and synced).
 
+        Said again while a cluster still agrees on it, it is asked for until that is over, 5 s at most.
         `expect`: the last sequence of the subject, 0 for none, else Conflict. `message_id` seen before: stored once.
         """
         headers = {
@@ -119,6 +123,16 @@ class JetStream:
             )
             if value is not None
         }
+        ends = anyio.current_time() + ANSWER_S
+        while True:
+            try:
+                return await self._store(subject, data, headers)
+            except InProcess:
+                if anyio.current_time() >= ends:
+                    raise
+            await anyio.sleep(AGREED_S)
+
+    async def _store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
         message = await self.wire.request(subject, data, headers)
         if status(message):
             raise Unreachable(f"{subject}: no stream takes it; the broker is starting, or the edge has not been there")

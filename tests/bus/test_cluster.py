@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -10,7 +11,9 @@ from bus.connection import open_edge
 from bus.port import BusError
 from bus.settings import BrokerSettings
 from bus.topology import STREAMS
-from tests.bus.samples import key, recorded
+from schemas.job import Pointer
+from schemas.words import Priority
+from tests.bus.samples import key, progress, recorded
 from tests.bus.three import three
 
 
@@ -40,3 +43,19 @@ async def test_replicas_are_raised_kept_and_lowered_as_the_setting_says(settings
     assert await replicas(replace(settings, replicas=1)) == {1}
     async with open_edge(settings) as bus:
         assert await bus.records.read(key()) is not None
+
+
+async def test_what_is_said_again_while_servers_agree_on_it_is_stored_once(settings: BrokerSettings):
+    """A runner whose answer was lost, two edges that offer the same job: a cluster calls the second a conflict."""
+    pointer = Pointer("echo", Priority.NORMAL, "me", "one", 1)
+    async with open_edge(replace(settings, replicas=3)) as one, open_edge(settings) as other:
+        await one.queue.ensure(["echo"])
+        for number in range(10):
+            async with anyio.create_task_group() as tasks:
+                for bus in (one, other, one, other):
+                    tasks.start_soon(bus.feed.publish, key(), progress(number))
+                    tasks.start_soon(bus.queue.publish, pointer._replace(id=f"job-{number}"))
+        assert len(await one.feed.notes(key())) == 10
+        delivered = [await one.queue.take("echo", Priority.NORMAL) for _ in range(11)]
+        assert {one.pointer.id for one in delivered if one} == {f"job-{number}" for number in range(10)}
+        assert delivered[-1] is None

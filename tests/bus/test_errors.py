@@ -4,7 +4,7 @@ import pytest
 from nats import errors as foreign
 
 from bus.acks import Handed, handed
-from bus.errors import CLIENT, FOREIGN, Different, FewServers, Missing, NoStream, answered, raised
+from bus.errors import CLIENT, FOREIGN, Different, FewServers, InProcess, Missing, NoStream, answered, raised
 from bus.jetstream import moment_ns
 from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable
 
@@ -32,6 +32,11 @@ from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachabl
         (10119, Unreachable),
         (10039, Unreachable),
         (10076, Unreachable),
+        (10158, InProcess),
+        (10163, Unreachable),
+        (10167, Unreachable),
+        (10194, Unreachable),
+        (10195, Unreachable),
         (10111, BusError),
     ],
 )
