@@ -1,13 +1,17 @@
 """The border: every exception that leaves a route becomes a problem document."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
 
+from edge.services.choices import with_choices
 from edge.services.refusals import as_refused
 from schemas.errors import FieldError, Refused
 
@@ -37,10 +41,10 @@ AGAIN_S = 5  # what 429 and 503 say of when to come again, where nobody knows be
 LATER = frozenset({429, 503})
 
 
-def _of_http(error: HTTPException) -> Refused:
+def _of_http(error: HTTPException, kinds: Mapping[str, Any]) -> Refused:
     code = BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "body_malformed")
     extra = error.extra if isinstance(error.extra, list) else []
-    fields = tuple(FieldError(f"$.{_name(item)}", str(item.get("message", ""))) for item in extra)
+    fields = tuple(FieldError(f"$.{_name(item)}", _told(item, kinds)) for item in extra)
     if fields:
         return Refused(code, f"{fields[0].path}: {fields[0].message}", errors=fields)
     if error.status_code in TO_DO and error.detail == HTTPStatus(error.status_code).phrase:
@@ -53,15 +57,23 @@ def _name(item: dict[str, Any]) -> str:
     return key if item.get("source") == "body" else NAMED.get(key, key)
 
 
-def refusal_for(error: Exception) -> Refused:
-    """The refusal that `error` means to a client; what nothing names is our own fault."""
+def _told(item: dict[str, Any], kinds: Mapping[str, Any]) -> str:
+    said, kind = str(item.get("message", "")), kinds.get(str(item.get("key")))
+    return said if kind is None else with_choices(said, kind)
+
+
+def refusal_for(error: Exception, kinds: Mapping[str, Any] = MappingProxyType({})) -> Refused:
+    """The refusal that `error` means to a client; what nothing names is our own fault.
+
+    `kinds`: the types of the parameters that the request could have, by name.
+    """
     if isinstance(error, Refused):
         return error
     known = as_refused(error)
     if known is not None:
         return known
     if isinstance(error, HTTPException):
-        return _of_http(error)
+        return _of_http(error, kinds)
     log.error("request_failed", exc_info=error)
     return Refused("internal", "the server failed at this request; its log says why")
 
@@ -84,9 +96,9 @@ class Explained(NamedTuple):
     media_type: str = "application/problem+json"
 
 
-def explain(error: Exception, path: str) -> Explained:
-    """What to answer where `error` came out of a request for `path`."""
-    refused = refusal_for(error)
+def explain(error: Exception, path: str, kinds: Mapping[str, Any] = MappingProxyType({})) -> Explained:
+    """What to answer where `error` came out of a request for `path`; `kinds` as `refusal_for` takes them."""
+    refused = refusal_for(error, kinds)
     not_allowed = isinstance(error, HTTPException) and error.status_code == NOT_ALLOWED
     status = NOT_ALLOWED if not_allowed else refused.problem.status
     problem = msgspec.structs.replace(refused.problem, instance=path, status=status)
@@ -95,5 +107,7 @@ def explain(error: Exception, path: str) -> Explained:
 
 def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The exception handler of the whole app."""
-    said = explain(error, request.url.path)
+    handler = request.scope.get("route_handler")  # none where no path fits
+    given = handler.parsed_fn_signature.parameters if isinstance(handler, HTTPRouteHandler) else {}
+    said = explain(error, request.url.path, {name: one.annotation for name, one in given.items()})
     return Response(said.body, status_code=said.status, headers=said.headers, media_type=said.media_type)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edge.services.choices import with_choices
 from edge.services.inputs import Given, invalid
 from schemas.endpoint import Endpoint
 from schemas.errors import FieldError, Refused
@@ -28,7 +29,7 @@ def read_as(body: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from error
+        raise _refusal(str(error), kind) from error
 
 
 def read_body(body: dict[str, Any]) -> Submission:
@@ -36,7 +37,7 @@ def read_body(body: dict[str, Any]) -> Submission:
     return read_as(body, Submission)
 
 
-def _refusal(text: str) -> Refused:
+def _refusal(text: str, kind: Any) -> Refused:
     parts = _AT.match(text)
     if parts is None:
         raise ValueError(f"msgspec words its errors in a new way: {text}")
@@ -49,6 +50,7 @@ def _refusal(text: str) -> Refused:
     if missing:
         return invalid(FieldError(f"{path}.{missing['name']}", "is required"))
     said = what.replace(f"matching regex {TOKEN_PATTERN!r}", "of 1 to 64 characters A-Z a-z 0-9 _ -")
+    said = with_choices(said, kind, path)
     return invalid(FieldError(path, f"a name in it: {said}" if parts["key"] else said))
 
 

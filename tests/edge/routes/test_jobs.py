@@ -9,6 +9,7 @@ import pytest
 
 from schemas import events as e
 from schemas.job import Failure, File, JobKey, Output
+from schemas.words import Status
 from tests.edge.routes.conftest import Face
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
@@ -282,6 +283,8 @@ async def test_the_list_is_newest_first_in_pages_and_filtered(face: Face):
     huge = base64.urlsafe_b64encode(b"9" * 30 + b".x").decode()
     for query in ("status=nothing", "limit=0", "cursor=!", "tag=x", "priority=urgent", f"cursor={huge}"):
         assert (await face.ann.get(f"/v1/jobs?{query}")).status_code == 422, query
+    (unknown,) = (await face.ann.get("/v1/jobs?status=nothing")).json()["errors"]
+    assert unknown == {"path": "$.status", "message": f"Invalid enum value 'nothing': it is one of {', '.join(Status)}"}
     named = (await face.ann.get("/v1/jobs?limit=0")).json()
     assert named["errors"][0]["path"] == "$.limit"
     assert named["detail"].startswith("$.limit: ")
