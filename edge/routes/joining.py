@@ -1,9 +1,12 @@
 """`POST /v1/hosts` and `DELETE /v1/hosts/{id}`: who may come in as a host. Scope admin; a token is shown once."""
 
+from contextlib import suppress
+
 from litestar import delete, post
 from litestar.params import FromPath
 from msgspec import Struct
 
+from bus.port import BusError
 from edge.auth.keys import needs
 from edge.routes.bodies import read_struct
 from edge.routes.documents import body_of
@@ -45,6 +48,8 @@ async def remove_host(parts: Services, host: FromPath[str]) -> None:
         raise Refused("not_found", "there is no such host")
     with refusing():
         await parts.joining.remove(host)
+    with suppress(BusError):  # out it is; who is still there is read again soon
+        await parts.hosts.refresh()
 
 
 ROUTES = (add_host, remove_host)

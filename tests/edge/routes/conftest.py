@@ -19,7 +19,7 @@ from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
 from edge.services.books import Books
-from edge.services.joining import Joining
+from edge.services.joining import Door, Joining, Welcome
 from edge.services.keys import Keys
 from edge.services.tokens import Tokens
 from edge.services.usage import Accounts
@@ -44,6 +44,7 @@ class Face(Struct, frozen=True, kw_only=True):
     anyone: httpx.AsyncClient
 
 
+WELCOME = Welcome(edge="https://e:8443", broker="tls://e:4222")
 ORIGIN = "https://app.example.com"  # whose pages may call
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
@@ -61,7 +62,7 @@ def _hex(dice: Dice) -> str:
     return dice(8).hex()
 
 
-def parts_of(made: FakeWorld, keys: Keys) -> Parts:
+def parts_of(made: FakeWorld, keys: Keys, door: Door | None = None) -> Parts:
     power = switched(made)
     prices = {"gpu-9": Price(per_hour=2.0)}
     return Parts(
@@ -85,7 +86,7 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
         tokens=Tokens(SECRET, keys.by_id, made.time),
         signer=made.signer,
         placing=Placing(None, Path(), made.bus.records, made.store, made.index),
-        joining=Joining(made.bus, keys, None, None, made.time),
+        joining=Joining(made.bus, keys, door, WELCOME, made.time),
         erasures=made.erasures(keys),
         quotas=made.quotas,
         power=power,
@@ -96,12 +97,12 @@ def parts_of(made: FakeWorld, keys: Keys) -> Parts:
 
 
 @asynccontextmanager
-async def face_at(folder: Path) -> AsyncIterator[Face]:
-    """A served edge that keeps its files in `folder`."""
+async def face_at(folder: Path, door: Door | None = None) -> AsyncIterator[Face]:
+    """A served edge that keeps its files in `folder`; hosts may join by `door`."""
     async with fake_world(folder) as made:
         keys = Keys(made.bus.keys, made.time, Dice(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
-        parts = parts_of(made, keys)
+        parts = parts_of(made, keys, door)
         async with running_gateway(parts) as gateway, served(create_app(parts, gateway)) as url:
             clients = {
                 name: httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {text}"}, timeout=20)

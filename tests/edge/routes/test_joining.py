@@ -1,0 +1,15 @@
+"""A host that was put out, as the answers after it see it."""
+
+from pathlib import Path
+
+from tests.contract.doors import FakeDoor
+from tests.edge.routes.conftest import face_at
+
+
+async def test_a_host_that_was_removed_is_not_listed_any_more(tmp_path: Path):
+    async with face_at(tmp_path, FakeDoor()) as face:
+        assert (await face.admin.post("/v1/hosts", json={"id": "gpu-1"})).status_code == 201
+        await face.world.appear("gpu-1")
+        assert [host["id"] for host in (await face.admin.get("/v1/hosts")).json()["hosts"]] == ["gpu-1"]
+        assert (await face.admin.delete("/v1/hosts/gpu-1")).status_code == 204
+        assert (await face.admin.get("/v1/hosts")).json()["hosts"] == []
