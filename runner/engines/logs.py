@@ -128,7 +128,7 @@ class Cursor:
     def _count(self, frame: Frame) -> None:
         self._newest = max(self._newest, frame.ns)
         self._seen += 1
-        self._next_seen += frame.ns >= self._next * SECOND
+        self._next_seen += self._next_seen > 0 or frame.ns >= self._next * SECOND  # the calendar may be set back
         if self._newest >= (self._next + 1) * SECOND:
             self.base, self._seen = self._next, self._next_seen
             self._next, self._next_seen = self._newest // SECOND + 1, 0

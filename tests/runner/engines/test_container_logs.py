@@ -30,6 +30,9 @@ STREAMS = st.sampled_from(["stdout", "stderr"])
 # Steps of time: most lines come in a burst, some overtake each other, some come seconds later.
 STEPS = st.sampled_from([0, 0, 1, 50_000, -30_000, SECOND // 3, 2 * SECOND, 70 * SECOND])
 LOGS = st.lists(st.tuples(STREAMS, STEPS, st.binary(max_size=6)), min_size=1, max_size=60)
+# And the host's calendar is set forward and back meanwhile.
+SET = st.sampled_from([0, SECOND // 3, SECOND, 2 * SECOND, -40 * SECOND, 40 * SECOND])
+LOGS_WHILE_SET = st.lists(st.tuples(STREAMS, SET, st.binary(max_size=6)), min_size=1, max_size=60)
 
 
 def frames_of(log: list[tuple[str, int, bytes]]) -> list[Frame]:
@@ -51,16 +54,19 @@ def test_frames_come_out_of_any_chunking(log: list[tuple[str, int, bytes]], size
 
 
 def asked(frames: list[Frame], cursor: Cursor) -> list[Frame]:
-    """What the daemon answers: all frames from that second on, in the order of the file."""
+    """What the daemon answers: the first frame from that second on, and all behind it in the file, whatever their time.
+
+    Source: moby daemon/logger/loggerutils/logfile.go, forwarder.Do.
+    """
     since = cursor.rewind() * SECOND
-    return [frame for frame in frames if frame.ns >= since]
+    return frames[next((number for number, frame in enumerate(frames) if frame.ns >= since), len(frames)) :]
 
 
 def by_stream(chunks: list[Chunk]) -> dict[str, bytes]:
     return {name: b"".join(c.data for c in chunks if c.stream == name) for name in ("stdout", "stderr")}
 
 
-@given(LOGS, st.lists(st.integers(1, 60), max_size=6))
+@given(LOGS | LOGS_WHILE_SET, st.lists(st.integers(1, 60), max_size=6))
 def test_every_mark_takes_up_exactly_there(log: list[tuple[str, int, bytes]], stops: list[int]) -> None:
     frames = frames_of(log)
     seen: list[Chunk] = []
@@ -76,6 +82,17 @@ def test_every_mark_takes_up_exactly_there(log: list[tuple[str, int, bytes]], st
     offsets = [chunk.mark.offset for chunk in seen]
     assert offsets == sorted(set(offsets))
     assert offsets[-1] == sum(len(frame.data) for frame in frames)
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_calendar_that_is_set_back_and_forward_again_doubles_no_line(stop: int) -> None:
+    times = (100.0, 101.2, 41.0, 42.0, 102.5, 103.5)
+    frames = [Frame("stdout", START + int(at * SECOND), b"at %.1f\n" % at) for at in times]
+    before = Cursor(None)
+    seen = [chunk for frame in frames[:stop] for chunk in before.take([frame])]
+    after = Cursor(seen[-1].mark)
+    seen += after.take(asked(frames, after))
+    assert b"".join(chunk.data for chunk in seen) == b"".join(frame.data for frame in frames)
 
 
 def test_what_rotation_took_is_lost_and_the_rest_is_not() -> None:
