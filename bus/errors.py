@@ -17,7 +17,7 @@ class NoStream(Unreachable):
 
 
 class Different(BusError):
-    """The stream exists with another configuration. Never leaves this package."""
+    """The stream or consumer is there with another configuration. Never leaves this package."""
 
 
 class FewServers(BusError):
@@ -43,6 +43,7 @@ API: Mapping[int, type[BusError]] = MappingProxyType(
         10014: Missing,  # consumer not found
         10059: NoStream,  # stream not found
         10057: Missing,  # stream message delete failed: the sequence is gone
+        10012: Different,  # consumer create failed: what it is now cannot become what it shall be
         10058: Different,  # stream name already in use with a different configuration
         10005: FewServers,  # no suitable peers for placement
         10074: FewServers,  # replicas > 1 not supported in non-clustered mode

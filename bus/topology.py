@@ -193,9 +193,14 @@ async def _ensure_stream(js: JetStream, stream: Stream, replicas: int | None) ->
 async def ensure_shared(js: JetStream) -> None:
     """Make the consumers that edges share, or leave them as they are."""
     for stream, made in SHARED:
-        there = await _consumer(js, stream.name, made.durable_name)
-        began = msgspec.structs.asdict(there.config) if there else {}
-        await _ensure_consumer(js, stream.name, msgspec.structs.replace(made, **began))
+        try:
+            await _ensure_consumer(js, stream.name, made)
+        except Different:
+            there = await _consumer(js, stream.name, made.durable_name)
+            if there is None:
+                raise
+            began = msgspec.structs.asdict(there.config)
+            await _ensure_consumer(js, stream.name, msgspec.structs.replace(made, **began))
 
 
 async def judged(js: JetStream) -> int | None:

@@ -135,15 +135,18 @@ async def cramped(small: Path) -> AsyncIterator[Cramped]:
 
 
 async def started_anew(cramped: Cramped, *names: str) -> None:
-    """Return when all three do the work again. Their monitors are asked past the bus: what it finds away it leaves for
-    half a minute."""
+    """Return when all three do the work again, and the edge is back at one of them.
+
+    Their monitors are asked past the bus: what it finds away it leaves for half a minute.
+    """
     for name in names:
         await cramped.there.stop(name)
         cramped.there.start(name)
 
     async def well() -> bool:
         with suppress(httpx.HTTPError):
-            return all([(await asked.get(f"{url}/healthz")).is_success for url in cramped.monitors])
+            sound = all([(await asked.get(f"{url}/healthz")).is_success for url in cramped.monitors])
+            return sound and cramped.bus.link.connected
         return False
 
     async with httpx.AsyncClient() as asked:
