@@ -114,14 +114,17 @@ def destroy(process: subprocess.Popen[str], data: Path) -> None:
     family = family_of(process.pid)
     process.kill()
     process.wait()
-    for container in containers_at(data):  # they outlive their runner; no new one can start now
-        family |= {container, *family_of(container.pid)}
+    burn(family)
+    while containers := containers_at(data):  # they outlive the runner, which started some until its end
+        burn({one for container in containers for one in (container, *family_of(container.pid))})
+    shutil.rmtree(data)
+
+
+def burn(family: set[Born]) -> None:
     for one in family:
         with suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGKILL)
     assert gone(family)
-    assert containers_at(data) == []
-    shutil.rmtree(data)
 
 
 @pytest.mark.timeout(400)
