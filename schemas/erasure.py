@@ -17,7 +17,8 @@ class ErasureState(StrEnum):
 
 
 class Erased(Struct, frozen=True, kw_only=True):
-    """What went. `cancelled`: of the jobs those that had not ended. `bytes`: of the assets, each file once.
+    """What went, but for what did in the moment before an edge was killed. `cancelled`: of the jobs those that had not
+    ended. `bytes`: of the assets, each file once.
 
     `deliveries`: of webhooks, sent or not. `feed`: messages that followers could have read.
     """

