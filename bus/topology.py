@@ -126,9 +126,9 @@ class _Consumer(Answer, frozen=True):
 
 
 JUDGING, DELIVERING = "judging", "delivering"
+# From where the first edge began: made anew it must not send what was sent years ago.
 _JUDGING = Shared(durable_name=JUDGING, filter_subject="$KV.STATE.*.*", deliver_policy="new")
 SHARED = (
-    # From where the first edge began: made anew it must not send what was sent years ago.
     (STATE, _JUDGING),
     (DELIVERIES, Shared(durable_name=DELIVERING, filter_subject="delivery.>")),
 )

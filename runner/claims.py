@@ -10,7 +10,7 @@ from schemas.failures import LONGEST_BACKOFF
 from schemas.job import Job, Pointer
 from schemas.words import FINAL, Status
 
-LOOK_S = 600.0  # a message that is put off is nobody's: not for longer than the longest back-off
+LOOK_S = LONGEST_BACKOFF.total_seconds()  # a message that is put off is nobody's: for no longer than that
 UNSETTLED_S = 2.0  # the record is not there or behind: the edge's reconciler judges
 
 
@@ -50,7 +50,7 @@ def wait_s(job: Job, now: datetime) -> float:
 
     A back-off that ends later than any does was noted by a calendar that has been set back since: it is over.
     """
-    left = [moment - now for moment in (job.not_before,) if moment is not None]
+    left = [] if job.not_before is None else [job.not_before - now]
     if job.backoff_until is not None and job.backoff_until - now <= LONGEST_BACKOFF:
         left.append(job.backoff_until - now)
     return min(LOOK_S, max(0.0, max(left, default=timedelta(0)).total_seconds()))

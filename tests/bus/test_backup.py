@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 
 from bus.backup import KEPT, Snapshot
 from bus.connection import open_edge, open_keeper
-from bus.port import Bus, BusError
+from bus.port import Bus, BusError, Unreachable
 from bus.topology import STATE, STREAMS
 from tests.broker import Broker, broker
 from tests.bus.samples import key, recorded
@@ -161,6 +161,33 @@ async def test_a_piece_that_nobody_heard_is_sent_again(
         monkeypatch.setattr(wire, "request", request)
         await snapshots.put(snapshot, taken.read(), None)
         assert (await bus.records.read(key()), left) == (await edge.records.read(key()), [])
+
+
+async def test_a_stream_is_asked_for_again_and_a_late_answer_does_not_mix_with_it(
+    server: Broker, edge: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The broker took the first request and sends, but its answer comes too late."""
+    await edge.records.create(key(), recorded(text="x" * 2000))
+    taken, subjects = Taken(), []
+    async with open_keeper(server.settings("edge")) as (_, snapshots):
+        wire = snapshots._js.wire
+        ask = wire.request
+
+        async def request(subject: str, *words, **more) -> Msg:
+            answer = await ask(subject, *words, **more)
+            if "STREAM.SNAPSHOT" in subject:
+                subjects.append(subject)
+                if len(subjects) == 1:
+                    raise Unreachable("not answered")
+            return answer
+
+        monkeypatch.setattr(wire, "request", request)
+        snapshot = await snapshots.take(STATE.name, taken.write)
+    assert len(subjects) == 2
+    async with broker(tmp_path / "other") as other:
+        await put(other.settings("edge"), [(snapshot, taken)])
+        async with open_edge(other.settings("edge")) as restored:
+            assert await restored.records.read(key()) == await edge.records.read(key())
 
 
 async def test_what_is_no_snapshot_makes_no_stream(server: Broker, edge: Bus, tmp_path: Path):
