@@ -11,6 +11,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+pytest_plugins = ["tests.event_loop", "tests.parallel"]
+
 HOW = "start one (deploy/docker/engine.sh) or set DOCKER_HOST"
 
 

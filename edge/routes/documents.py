@@ -1,6 +1,7 @@
 """What OpenAPI says of the routes that read their body themselves."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -23,8 +24,9 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(value, definitions) for name, value in schema.items()}
 
 
+@cache
 def inlined(kind: type) -> dict[str, Any]:
-    """The JSON Schema of `kind`, in one piece."""
+    """The JSON Schema of `kind`, in one piece. It is made once, for all who write it out; nobody may change it."""
     (schema,), definitions = msgspec.json.schema_components([kind], ref_template=_REF)
     whole: dict[str, Any] = _inlined(schema, definitions)
     return whole

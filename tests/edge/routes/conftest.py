@@ -27,7 +27,7 @@ from edge.settings import CorsSettings, EdgeSettings
 from schemas.access import CLIENT_SCOPES, Scope
 from schemas.switch import CommandHost, Price
 from tests.edge.services.world import SECRET, Dice, FakeWorld, fake_world
-from tests.edge.store.served import served
+from tests.edge.store.served import open_client, served
 
 
 class Face(Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "
 def switched(made: FakeWorld) -> PowerController:
     """`gpu-9` is declared and stays dark: its switch answers, and nothing runs there."""
     declared = {"gpu-9": CommandHost(on=("true",), off=("true",), state=("false",))}
-    tools = drivers.Means(client=httpx.AsyncClient(), environ={}, now=made.time, fresh_id=lambda: "id")
+    tools = drivers.Means(client=httpx.AsyncClient(verify=False), environ={}, now=made.time, fresh_id=lambda: "id")
     chance = Means(now=made.time, running=made.time.seconds, fresh_id=lambda: "id", dice=lambda: 0.0)
     sight = Sight(made.bus, made.index, made.hosts, made.catalog, made.time)
     return PowerController(made.bus.power, sight, declared, drivers.build(declared, tools), chance)
@@ -105,10 +105,10 @@ async def face_at(folder: Path, door: Door | None = None) -> AsyncIterator[Face]
         parts = parts_of(made, keys, door)
         async with running_gateway(parts) as gateway, served(create_app(parts, gateway)) as url:
             clients = {
-                name: httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
+                name: open_client(url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
                 for name, text in texts.items()
             }
-            clients["anyone"] = httpx.AsyncClient(base_url=url, timeout=20)
+            clients["anyone"] = open_client(url, timeout=20)
             yield Face(world=made, keys=keys, url=url, texts=texts, **clients)
             for client in clients.values():
                 await client.aclose()

@@ -22,7 +22,7 @@ from schemas.host import Offer
 from schemas.job import File, Job, JobKey, Output
 from tests.edge.routes.conftest import parts_of
 from tests.edge.services.world import Dice, FakeWorld, fake_world
-from tests.edge.store.served import served
+from tests.edge.store.served import open_client, served
 
 HEYGEM = parse((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
 OWNER = "local"
@@ -88,10 +88,10 @@ async def desk_at(folder: Path, root: Path | None, **settings: Any) -> AsyncIter
         ours = structs.replace(EdgeSettings(), heygem=heygem, **settings)
         parts = structs.replace(parts_of(made, keys), settings=ours, placing=placing)
         async with (
-            anyio.create_task_group() as tasks,
             running_gateway(parts) as gateway,
             served(create_app(parts, gateway)) as url,
-            httpx.AsyncClient(base_url=url, timeout=20) as local,
+            open_client(url, timeout=20) as local,
+            anyio.create_task_group() as tasks,  # the innermost: what serves is stopped, not cancelled
         ):
             tasks.start_soon(placing.run)
             yield Desk(made, placing, url, root or folder, local, key)
