@@ -14,9 +14,10 @@ setup:
 demo *args:
     @python deploy/demo.py {{ args }}
 
-# Everything that this machine can check: lint, types, tests
+# Lint, types and the quick tests; `test all`: every test; `test PATH…`: what pytest would run
+[positional-arguments]
 test *args: lint types
-    pytest {{ args }}
+    @python -m tests "$@"
 
 # Style and format
 lint:

@@ -74,6 +74,7 @@ async def dies_before_it_has_anything(there: Three) -> str:
     return gone[0]
 
 
+@pytest.mark.long(25)
 @pytest.mark.timeout(240)
 async def test_a_server_that_never_catches_up_is_told_of_and_the_restore_done_again(tmp_path: Path) -> None:
     async with three(tmp_path / "three") as there:

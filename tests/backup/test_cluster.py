@@ -117,6 +117,7 @@ async def outlives_its_leader(there: Three, before: History, file: Path) -> None
         await until(partial(whole, bus), within_s=WHOLE_S)
 
 
+@pytest.mark.long(41)
 @pytest.mark.timeout(240)
 async def test_a_backup_goes_from_one_broker_into_three_and_from_three_into_one(tmp_path: Path):
     up, down = tmp_path / "up.zip", tmp_path / "down.zip"

@@ -127,6 +127,7 @@ def burn(family: set[Born]) -> None:
     assert gone(family)
 
 
+@pytest.mark.long(39)
 @pytest.mark.timeout(400)
 def test_everything_accepted_before_a_backup_is_there_after_a_fire(tmp_path: Path):
     first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "kept.zip"

@@ -87,6 +87,7 @@ async def told_what_to_do(lit: Lit) -> None:
     assert broker["mend"].startswith("make room on that disk, then restart nats-server")
 
 
+@pytest.mark.long(26)
 @pytest.mark.timeout(240)
 async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Lit):
     running, waiting = await submit(tight, UNHURRIED, seconds=6), await submit(tight, UNHURRIED, seconds=6)
@@ -113,6 +114,7 @@ async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Lit
     await nothing_left(tight)
 
 
+@pytest.mark.long(20)
 @pytest.mark.timeout(240)
 async def test_up_on_a_disk_that_was_full_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     disk.needed()

@@ -55,6 +55,7 @@ async def refused(lit: Lit) -> bool:
     return answer.status_code == 507
 
 
+@pytest.mark.long(19)
 @pytest.mark.timeout(80)
 async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Lit):
     early, late = await submit(tight, UNHURRIED, seconds=3), await submit(tight, UNHURRIED, seconds=8)

@@ -59,6 +59,7 @@ def assert_lasted(job: JobView, passed_s: float) -> None:
     assert job.usage.queued_s >= 0
 
 
+@pytest.mark.long(20)
 @pytest.mark.timeout(180)
 async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there: Set, tmp_path: Path) -> None:
     """A runner that is killed and started anew counts the job's time as its life before did."""

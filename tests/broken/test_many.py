@@ -19,6 +19,7 @@ async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lit]:
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
+@pytest.mark.long(44)
 @pytest.mark.timeout(600)
 async def test_of_300_jobs_the_crashing_twentieth_fails_and_all_others_succeed(busy: Lit):
     assert (await play(busy, JOBS)).wrong(JOBS) == {}

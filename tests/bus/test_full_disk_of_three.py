@@ -161,6 +161,7 @@ async def every_one_holds_all(cramped: Cramped) -> None:
         assert cramped.stored.items() <= (await cramped.holds()).items(), name
 
 
+@pytest.mark.long(22)
 @pytest.mark.timeout(300)
 async def test_a_full_disk_under_the_leader_costs_an_election_and_no_record(cramped: Cramped):
     full = await cramped.first_of_all()
@@ -178,6 +179,7 @@ async def test_a_full_disk_under_the_leader_costs_an_election_and_no_record(cram
     await every_one_holds_all(cramped)
 
 
+@pytest.mark.long(17)
 @pytest.mark.timeout(300)
 async def test_of_three_servers_one_with_a_full_disk_stops_nobody_and_two_stop_all(cramped: Cramped):
     first = await cramped.first_of_all()

@@ -31,10 +31,12 @@ async def assert_kept(given: list[Cell], folder: Path, seed: int) -> None:
     assert {outcome.cell for outcome in report.outcomes} == set(given)
 
 
+@pytest.mark.long(84)
 async def test_no_promise_is_broken_by_a_kill_at_any_step(tmp_path: Path, seed: int):
     await assert_kept(chosen(seed, "processes", "switch"), tmp_path, seed)
 
 
+@pytest.mark.long(90)
 @pytest.mark.docker
 @pytest.mark.usefixtures("own_engines")
 async def test_no_promise_is_broken_by_a_kill_of_a_container_or_its_engine(tmp_path: Path, seed: int):

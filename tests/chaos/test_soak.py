@@ -53,6 +53,7 @@ def test_one_high_moment_of_a_collected_heap_is_no_leak_and_a_risen_floor_is() -
     assert leaks(series(*[30.0] * 10, 90.0, 90.0)) == ["broker RSS, MB: 30, then 90"]
 
 
+@pytest.mark.long(63)
 @pytest.mark.timeout(400)
 async def test_nothing_grows_under_load(tmp_path: Path, seed: int) -> None:
     report = await soak(tmp_path, SECONDS, seed)

@@ -9,6 +9,7 @@ from tests.chaos.storm import storm
 SECONDS = 30
 
 
+@pytest.mark.long(50)
 @pytest.mark.timeout(400)
 async def test_no_promise_is_broken_by_bad_weather(tmp_path: Path, seed: int):
     report = await storm(tmp_path, SECONDS, seed)

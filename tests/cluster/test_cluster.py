@@ -13,6 +13,7 @@ from tests.cluster.machines import machines
 SEED = 6
 
 
+@pytest.mark.long(66)
 @pytest.mark.timeout(500)
 async def test_a_cluster_loses_and_doubles_nothing_whoever_of_it_goes(tmp_path: Path):
     coming = list(BLOWS)

@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.installation import ROOT
 
 
+@pytest.mark.long(13)
 @pytest.mark.preview
 @pytest.mark.timeout(600)
 def test_the_demo_writes_a_talking_video_without_a_docker_engine(tmp_path: Path):

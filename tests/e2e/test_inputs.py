@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.abc
+import pytest
 
 from schemas.view import JobView
 from tests.e2e.conftest import Lit, process_only
@@ -52,6 +53,7 @@ async def test_what_waits_for_its_files_waits_on_over_the_death_of_edge_and_brok
     await status_of(lit, job, "queued")
 
 
+@pytest.mark.long(22)
 async def test_a_fetch_that_an_edge_died_of_is_done_by_the_next(lit: Lit):
     plays = [silent, answer(FILM)]
 

@@ -79,6 +79,7 @@ async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
+@pytest.mark.long(68)
 async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_path: Path) -> None:
     machine = Machine(lit, tmp_path)
     await machine.boot()  # it was here once, so that the edge knows what it offers
@@ -110,6 +111,7 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_p
     assert [share["endpoint"] for share in used["by"]] == ["echo"]
 
 
+@pytest.mark.long(39)
 async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: Lit, tmp_path: Path) -> None:
     machine = Machine(lit, tmp_path)
     await lit.admin.call(things.power("gpu-1", "on", None))

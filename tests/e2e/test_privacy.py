@@ -79,6 +79,7 @@ async def finished(lit: Lit) -> dict[str, Any]:
     return dict(await until(done, within_s=90, every_s=0.5))
 
 
+@pytest.mark.long(24)
 async def test_no_byte_of_a_deleted_owner_is_left_anywhere(home: Lit, tmp_path_factory: pytest.TempPathFactory):
     lit, folder = home, tmp_path_factory.mktemp("mine")
     made = await lit.admin._http.post("/v1/keys", json={"owner": "bob"})

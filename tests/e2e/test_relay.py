@@ -46,6 +46,7 @@ async def relay(lit: Lit, tmp_path: Path) -> AsyncIterator[Process]:
     print((place / "relay.log").read_text())  # noqa: T201
 
 
+@pytest.mark.long(39)
 async def test_a_relay_lights_a_host_and_puts_it_out(lit: Lit, relay: Process, tmp_path: Path) -> None:
     machine = Machine(lit, tmp_path)
     await lit.installation.edge.kill()

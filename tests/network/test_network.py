@@ -27,7 +27,7 @@ GIVEN_UP_S = 600.0  # a host that is silent for so long loses its claim; it take
 PATIENCE_S = 90.0
 ROUND_TRIP_S = float(os.environ.get("NETWORK_ROUND_TRIP_S", "0.3"))
 POLICY = {"execution_timeout_s": CUT_S + 600, "stall_timeout_s": CUT_S + 600}
-pytestmark = pytest.mark.timeout(CUT_S + 200)
+pytestmark = [pytest.mark.long(11), pytest.mark.timeout(CUT_S + 200)]
 
 
 async def sent(lit: Lit, folder: Path, seconds: float) -> JobView:

@@ -111,6 +111,7 @@ async def powered(folder: Path) -> AsyncIterator[tuple[Installation, Power, dict
         made.listening.close()
 
 
+@pytest.mark.long(33)
 @pytest.mark.timeout(300)
 async def test_what_was_answered_outlives_the_power(tmp_path: Path) -> None:
     require_fuse()

@@ -75,6 +75,7 @@ async def apart(folder: Path, verb: str, previous: Path) -> AsyncIterator[AsyncC
         await installation.close()
 
 
+@pytest.mark.long(10)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("verb", ["edge", "runner"])
 async def test_an_edge_and_a_runner_one_release_apart_work_together(verb: str, previous: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from tests.e2e.installation import ready
 from tests.e2e.network import Network, network
 from tests.e2e.power.boxes import Box, Scene, street
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.long(13), pytest.mark.timeout(240)]
 SECONDS_A_DAY = 6
 BUDGET = f"{{ hours = {SECONDS_A_DAY / 3600} }}"
 

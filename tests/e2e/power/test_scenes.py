@@ -18,7 +18,7 @@ from tests.e2e.looking import events, history, working
 from tests.e2e.network import Network, network
 from tests.e2e.power.boxes import TLS_PORT, Scene, street
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.long(13), pytest.mark.timeout(240)]
 ROUND = [S.WAKING, S.ONLINE, S.DRAINING, S.STOPPING, S.OFF]
 
 

@@ -137,6 +137,7 @@ def cost(folder: Path) -> tuple[float, float]:
     return float(seconds), float(peak)
 
 
+@pytest.mark.long(8)
 @pytest.mark.parametrize(("size", "least_fps"), [((640, 360), 20), ((1920, 1080), 10)])
 def test_cost_of_a_picture_is_bounded(samples: Path, tmp_path: Path, size: tuple[int, int], least_fps: int) -> None:
     """In two cores' processor time: a shared machine's clock tells nothing. At 1080p the face is 700 pixels high."""
@@ -147,6 +148,7 @@ def test_cost_of_a_picture_is_bounded(samples: Path, tmp_path: Path, size: tuple
     assert peak < 1500
 
 
+@pytest.mark.long(13)
 def test_memory_does_not_grow_with_the_length(samples: Path, tmp_path: Path) -> None:
     video = resized(samples / "face.mp4", tmp_path / "v.mp4", 320, 180).read_bytes()
     peaks = []
