@@ -48,6 +48,10 @@ docs:
 gpu-page:
     @python -m deploy.gpu_page
 
+# Feed random changes of valid inputs to every parser of foreign bytes: --minutes N [--target NAME] [--seed S]
+fuzz *args:
+    python -m tests.fuzz {{ args }}
+
 # A storm over a stream of jobs, then the checker: --minutes N [--seed S]
 chaos *args:
     python -m tests.chaos.storm {{ args }}

@@ -10,8 +10,9 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from bus.errors import InProcess, Missing, answered
-from bus.port import Unreachable
+from bus.port import BusError, Unreachable
 from bus.wire import ANSWER_S, Wire, status
+from schemas.events import RUBBISH
 
 AGREED_S = 0.01  # three servers agree on a write in 2 to 3 ms
 
@@ -136,7 +137,7 @@ class JetStream:
         message = await self.wire.request(subject, data, headers)
         if status(message):
             raise Unreachable(f"{subject}: no stream takes it; the broker is starting, or the edge has not been there")
-        ack = msgspec.json.decode(message.data, type=_PubAck)
+        ack = _read(subject, message, _PubAck)
         if ack.error is not None:
             raise answered(subject, ack.error.err_code, ack.error.description)
         return ack.seq
@@ -198,13 +199,25 @@ def accepted(subject: str, message: Msg, kind: type[S]) -> S:
     """What JetStream answered. Raises Unreachable where nobody did, and the port's error for its error."""
     if status(message):
         raise Unreachable(f"{subject}: JetStream does not answer yet")
-    answer = msgspec.json.decode(message.data, type=kind)
+    answer = _read(subject, message, kind)
     if answer.error is not None:
         raise answered(subject, answer.error.err_code, answer.error.description)
     return answer
 
 
+def _read(subject: str, message: Msg, kind: type[S]) -> S:
+    """Return the decoded answer. Raises BusError where the bytes are not an answer of this kind."""
+    try:
+        return msgspec.json.decode(message.data, type=kind)
+    except RUBBISH as error:
+        raise BusError(f"{subject}: the broker answered something that is not JetStream's JSON ({error})") from error
+
+
 def moment_ns(created: str) -> int:
-    """The broker's `created` as one number: its digits, since nanoseconds do not fit a datetime."""
+    """The broker's `created` as one number: its digits, since nanoseconds do not fit a datetime. Raises BusError."""
     whole, _, fraction = created.rstrip("Z").partition(".")
-    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
+    try:
+        seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
+        return seconds * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
+    except (ValueError, OverflowError) as error:
+        raise BusError(f"the broker says that a stream was created at {created[:40]!r}, which is not a time") from error

@@ -4,6 +4,8 @@ The file is read strictly, for a slip of the pen; what a host of a newer release
 not know of it is passed over.
 """
 
+import datetime
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -82,10 +84,12 @@ def parse(text: str) -> Endpoint:
     try:
         said = tomllib.loads(text)
         endpoint = msgspec.convert(said, Endpoint)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # also a number of 5,000 digits
         raise EndpointInvalid(str(error)) from error
     for place, name in _strays(said, endpoint, "$"):
         raise EndpointInvalid(f"Object contains unknown field `{name}` - at `{place}`")
+    for place, why in _not_json(endpoint.input, "$.input"):
+        raise EndpointInvalid(f"{why}, which JSON Schema cannot hold: write it as text or leave it out - at `{place}`")
     return endpoint
 
 
@@ -96,3 +100,17 @@ def _strays(said: Mapping[str, Any], read: Struct, place: str) -> Iterator[tuple
             yield place, name
         elif isinstance(inner := getattr(read, name), Struct):
             yield from _strays(value, inner, f"{place}.{name}")
+
+
+def _not_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield each value of TOML that JSON does not have: where it is, and what it is."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_json(inner, f"{place}.{name}")
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _not_json(inner, f"{place}[{position}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, f"{value} is not a number"
+    elif isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        yield place, f"{value} is a date or a time"

@@ -1,7 +1,6 @@
 """The headers of tus 1.0.0 (tus.io, "Resumable Upload Protocol 1.0.x"): read here, written here."""
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC
@@ -71,8 +70,8 @@ def _metadata(header: str) -> dict[str, str]:
     pairs = (pair.strip().partition(" ") for pair in header.split(",") if pair.strip())
     try:
         return {name: base64.b64decode(value, validate=True).decode() for name, _, value in pairs}
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise Refused("input_invalid", "a value in Upload-Metadata is no base64 of UTF-8") from error
+    except ValueError as error:  # not ASCII, not base64, or not UTF-8
+        raise Refused("input_invalid", "a value in Upload-Metadata is not base64 of UTF-8") from error
 
 
 def checksum(headers: Mapping[str, str]) -> Checksum | None:
@@ -83,7 +82,7 @@ def checksum(headers: Mapping[str, str]) -> Checksum | None:
     algorithm, _, value = header.strip().partition(" ")
     try:
         digest = base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except ValueError:  # not ASCII or not base64
         digest = b""
     if algorithm not in ALGORITHMS or len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
         raise Refused("input_invalid", f"Upload-Checksum must be one of {', '.join(ALGORITHMS)}, and its base64")

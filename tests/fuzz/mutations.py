@@ -1,0 +1,48 @@
+"""Inputs for the fuzz targets: valid examples, changed at random places, and bytes that never were valid."""
+
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+MOST_CHANGES = 6
+MOST_BYTES = 400
+
+# Bytes that parsers treat in a special way: separators, terminators, numbers at limits, broken UTF-8.
+SPECIAL = (
+    b"",
+    b"\0",
+    b"\r\n",
+    b"\n",
+    b'"',
+    b"\\",
+    b"\\ud800",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"[" * 2000,
+    b'{"a":' * 2000,
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"9" * 5000,
+    b"null",
+    b"true",
+    b",",
+    b";",
+    b".",
+    b" ",
+    b"*",
+    b">",
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, seeds: Sequence[bytes], words: Sequence[bytes]) -> bytes:
+    """Return a seed in which up to MOST_CHANGES slices are replaced, removed or repeated, or bytes of no seed."""
+    data = draw(st.sampled_from(seeds) | st.binary(max_size=MOST_BYTES))
+    pieces = st.sampled_from((*SPECIAL, *words, *seeds)) | st.binary(max_size=8)
+    for _ in range(draw(st.integers(0, MOST_CHANGES))):
+        start = draw(st.integers(0, len(data)))
+        stop = draw(st.integers(start, min(len(data), start + 16)))
+        piece = draw(pieces | st.just(data[start:stop] * 2))
+        data = data[:start] + piece + data[stop:]
+    return data
