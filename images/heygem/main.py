@@ -4,8 +4,8 @@ if __name__ == "__main__":
     # Here and not above: each child that the vendor spawns runs this file again, and needs none of it.
     import jobkit
     from heygem_worker import interpreter
-    from heygem_worker.settings import Settings
+    from heygem_worker.settings import home
     from heygem_worker.work import load, work
 
-    interpreter.become(Settings.read().home, __file__)
+    interpreter.become(home(), __file__)
     jobkit.run(work, load=load)

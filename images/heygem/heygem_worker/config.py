@@ -12,9 +12,17 @@ from typing import NamedTuple
 
 from heygem_worker.settings import Settings
 
-PRIVATE = ("config", "data", "log", "result", "temp")  # in the image, links to here (Dockerfile)
+# Paths that the vendor writes to. In the image each is a link to the same path in the job's scratch (Dockerfile).
+# landmark2face_wy/checkpoints/test: its option parser writes opt.txt there whenever the model is loaded.
+PRIVATE = ("cache_trt", "config", "data", "log", "result", "temp", "landmark2face_wy/checkpoints/test")
+LEADS_TO_PRIVATE = {str(folder) for name in PRIVATE for folder in Path(name).parents}
 KEPT = ".vendor"  # what the Dockerfile appends to those it replaced
 PORT = 8383  # the vendor's, where its config is not ours to write
+
+# What settings.sharpen writes to [model]. The vendor's defaults are chaofen_before = 1 and blur_threshold = 0.3: it
+# sharpens a face whose blur (0 to 1) is above the threshold. It hands chaofen_before on as text, and "0" may count as
+# true, so the threshold is put out of reach too.
+SHARPEN: dict[str, dict[str, object]] = {"auto": {}, "never": {"chaofen_before": 0, "blur_threshold": 2.0}}
 
 
 class Place(NamedTuple):
@@ -39,9 +47,19 @@ class Place(NamedTuple):
         return self.root / "log"
 
     @property
+    def config(self) -> Path:
+        """The config.ini that it reads."""
+        return self.root / "config" / "config.ini"
+
+    @property
     def inputs(self) -> Path:
         """Ours; never inside temp, which it sweeps."""
         return self.root / "inputs"
+
+    @property
+    def labelled(self) -> Path:
+        """The video with our label."""
+        return self.root / "labelled.mp4"
 
     @property
     def frames(self) -> Path:
@@ -63,22 +81,27 @@ class Place(NamedTuple):
 def make(settings: Settings, root: Path, port: int) -> Place:
     """Lay out `root` for one job; a server, if one is started, shall listen on `port`."""
     place = Place(settings.home, root)
-    for name in PRIVATE:
-        (root / name).mkdir(parents=True, exist_ok=True)
-    for folder in (place.temp, place.result, place.inputs):
+    for folder in (*(root / name for name in PRIVATE), place.temp, place.result, place.inputs):
         folder.mkdir(parents=True, exist_ok=True)
-    for entry in settings.home.iterdir() if settings.home.is_dir() else ():
-        if entry.name not in PRIVATE and entry.suffix != KEPT:
-            (root / entry.name).symlink_to(entry)
+    _link_code(place, Path())
     _write_config(place, settings, port)
     return place
 
 
+def _link_code(place: Place, folder: Path) -> None:
+    """Link each entry of the vendor's `folder` (relative) into ours; make a folder that holds a private path."""
+    theirs = place.home / folder
+    for entry in theirs.iterdir() if theirs.is_dir() else ():
+        path = folder / entry.name
+        if str(path) in LEADS_TO_PRIVATE:
+            _link_code(place, path)
+        elif str(path) not in PRIVATE and entry.suffix != KEPT:
+            (place.root / path).symlink_to(entry)
+
+
 def _write_config(place: Place, settings: Settings, port: int) -> None:
     """The vendor's own file with ours on top: it may have keys that we do not know."""
-    config = configparser.ConfigParser(interpolation=None, strict=False)
-    originals = (place.home / ("config" + KEPT), place.home / "config")
-    config.read([str(folder / "config.ini") for folder in originals], encoding="utf-8")
+    config = vendors_own(place.home)
     ours: dict[str, dict[str, object]] = {
         "log": {"log_dir": place.log, "log_file": "dh.log"},
         "http_server": {"server_ip": "127.0.0.1", "server_port": port},
@@ -86,11 +109,30 @@ def _write_config(place: Place, settings: Settings, port: int) -> None:
         "result": {"result_dir": place.result, "clean_switch": 0},
         "digital": {"batch_size": settings.batch_size},
         "register": {"enable": 0},
+        "model": SHARPEN[settings.sharpen],
     }
     for section, values in ours.items():
-        if not config.has_section(section):
+        if values and not config.has_section(section):
             config.add_section(section)
         for key, value in values.items():
             config.set(section, key, str(value))
-    with (place.root / "config" / "config.ini").open("w", encoding="utf-8") as file:
+    with place.config.open("w", encoding="utf-8") as file:
         config.write(file)
+
+
+def read(place: Place) -> configparser.ConfigParser:
+    """The config.ini that the vendor is given."""
+    config = _parser()
+    config.read(str(place.config), encoding="utf-8")
+    return config
+
+
+def vendors_own(home: Path) -> configparser.ConfigParser:
+    """The config.ini that came with the vendor's code; empty where there is none."""
+    config = _parser()
+    config.read([str(home / name / "config.ini") for name in ("config" + KEPT, "config")], encoding="utf-8")
+    return config
+
+
+def _parser() -> configparser.ConfigParser:
+    return configparser.ConfigParser(interpolation=None, strict=False)

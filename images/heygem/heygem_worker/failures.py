@@ -20,36 +20,44 @@ class Row(NamedTuple):
     advice: str
 
 
-LESS = "lower HEYGEM_BATCH_SIZE or chaofen, or use a card with more memory"
+LESS = "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a card with more memory"
 DRIVER = "the card, its driver and this image do not fit together: see README.md"
 OTHER_BASE = "this image has no code for the card: build on the base for its generation, see README.md"
-FACE = "send a video that shows one face only"
-VIDEO = "send another video file"
-AUDIO = "send another audio file"
+FACE = "send a video that shows one face only; if it does, build with the larger detector: see DETECTOR in README.md"
+OUR_FILE = "it could not use a file that this worker wrote for it: the disk may be full, or its ffmpeg or ffprobe fail"
 AGAIN = "HeyGem blocked; a new container usually gets past it"
+RIGHTS = "it writes where the job may not write: run images/heygem/selfcheck on this image and report what it prints"
 
+# The client's own files never reach the vendor: it gets what this worker has rewritten. So only what it says of the
+# content, the faces, is the client's fault.
 TABLE = (
     Row("out of memory", "cuda_oom", TryAgain, True, LESS),
     Row("no kernel image", "gpu_unsupported", GpuUnusable, True, OTHER_BASE),
+    Row("CUDA driver version is insufficient", "gpu_unsupported", GpuUnusable, True, DRIVER),
+    Row("cudaGetDeviceCount", "gpu_unhealthy", GpuUnusable, True, DRIVER),
     Row("EP Error", "gpu_unhealthy", GpuUnusable, True, DRIVER),
+    Row("Failed to create CUDAExecutionProvider", "gpu_unhealthy", GpuUnusable, True, DRIVER),
     Row("Cannot allocate memory", "out_of_memory", JobError, True, "raise memory_mb"),
     Row("No space left on device", "disk_full", TryAgain, True, "the host needs more disk: see disk_mb"),
     Row("视频驱动队列满", "stalled", TryAgain, True, AGAIN),
     Row("av_transfer maybe blocked", "stalled", TryAgain, True, AGAIN),
     Row("no final result", "stalled", TryAgain, False, AGAIN),
     Row("存在多人脸", "multiple_faces", BadInput, False, FACE),
-    Row("format video error", "unreadable_video", BadInput, False, VIDEO),
-    Row("视频下载失败", "unreadable_video", BadInput, False, VIDEO),
-    Row("format audio error", "unreadable_audio", BadInput, False, AUDIO),
-    Row("三次获取音频时长失败", "unreadable_audio", BadInput, False, AUDIO),
-    Row("音频下载失败", "unreadable_audio", BadInput, False, AUDIO),
-    Row("音频特征提取失败", "unreadable_audio", BadInput, False, AUDIO),
-    Row("视频入参或音频入参下载处理异常", "bad_input", BadInput, False, "send other files"),
+    Row("Permission denied", "internal", JobError, False, RIGHTS),
+    Row("Read-only file system", "internal", JobError, False, RIGHTS),
+    Row("file create failed:", "internal", TryAgain, False, "the disk may be full: see disk_mb"),
+    Row("format video error", "internal", TryAgain, False, OUR_FILE),
+    Row("视频下载失败", "internal", TryAgain, False, OUR_FILE),
+    Row("format audio error", "internal", TryAgain, False, OUR_FILE),
+    Row("三次获取音频时长失败", "internal", TryAgain, False, OUR_FILE),
+    Row("音频下载失败", "internal", TryAgain, False, OUR_FILE),
+    Row("音频特征提取失败", "internal", TryAgain, False, OUR_FILE),
+    Row("视频入参或音频入参下载处理异常", "internal", TryAgain, False, OUR_FILE),
     Row("生成视频失败", "output_missing", JobError, False, "look into the job's log for ffmpeg's words"),
     Row("忙碌中", "internal", TryAgain, False, "another program uses this HeyGem"),
 )
 
-# An error without a text is its face detector, which did not answer within the 10 s that it is given.
+# An error without a text is its face detection, which did not answer within the time that it is given (patience.py).
 SILENT = Row("", "internal", TryAgain, False, "its face detection did not answer in time; a new container may")
 UNKNOWN = Row("", "internal", TryAgain, False, "look into the job's log")
 
@@ -58,6 +66,23 @@ def of(said: str) -> JobError:
     """The failure that the vendor's final words come to."""
     row = next((row for row in TABLE if row.text in said), UNKNOWN if said.strip() else SILENT)
     return _failure(row, said.strip() or "an error without a text")
+
+
+class Clue:
+    """The last line that tells why a process may have died, though by itself it does not mean a failure."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def hear(self, line: str) -> None:
+        """A line of the vendor's log."""
+        row = next((row for row in TABLE if row.text in line), None)
+        if row is not None and not row.at_once:
+            self._said = f"; it said: {line.strip()[-500:]}: {row.advice}"
+
+    def __str__(self) -> str:
+        """To be put behind what happened; empty while there is none."""
+        return self._said
 
 
 def at_once(line: str) -> JobError | None:

@@ -14,9 +14,10 @@ from heygem_worker.tracks import CRF, WAV_RATE, Picture, Tell, Tracks, Unreadabl
 from jobkit import JobError
 
 PROBE = ("ffprobe", "-v", "error", "-show_streams", "-show_format", "-of", "json", "-i")
-CODE = ("ffmpeg", "-nostdin", "-y", "-v", "error", "-progress", "pipe:1", "-protocol_whitelist", "file", "-i")
+ENCODE = ("ffmpeg", "-nostdin", "-y", "-v", "error", "-progress", "pipe:1", "-protocol_whitelist", "file", "-i")
 PROBE_S = 60.0
 TAIL = 400  # characters of what it says that reach the user
+H264 = ("-c:v", "libx264", "-crf", str(CRF), "-preset", "veryfast", "-pix_fmt", "yuv420p")
 
 
 class FFmpeg:
@@ -36,16 +37,17 @@ class FFmpeg:
         return Tracks(_picture(streams.get("video"), whole), _seconds(sound, whole) if sound else None)
 
     def to_wav(self, source: Path, target: Path, limit_s: float, tell: Tell) -> None:
-        _code(source, target, limit_s, tell, "-vn", "-ac", "1", "-ar", str(WAV_RATE), "-c:a", "pcm_s16le")
+        encode(source, target, limit_s, tell, "-vn", "-ac", "1", "-ar", str(WAV_RATE), "-c:a", "pcm_s16le")
 
     def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: Tell) -> None:
-        anew = ("-c:v", "libx264", "-crf", str(CRF), "-preset", "veryfast", "-pix_fmt", "yuv420p", "-r", str(fps))
+        anew = (*H264, "-r", str(fps))
         even = ("-vf", "scale=trunc(iw/2)*2:trunc(ih/2)*2")  # yuv420p has no odd sizes
-        _code(source, target, limit_s, tell, "-an", "-map", "0:v:0", *((*anew, *even) if fps else ("-c:v", "copy")))
+        encode(source, target, limit_s, tell, "-an", "-map", "0:v:0", *((*anew, *even) if fps else ("-c:v", "copy")))
 
 
-def _code(source: Path, target: Path, limit_s: float, tell: Tell, *how: str) -> None:
-    argv = [*CODE, str(source), "-t", f"{limit_s:.3f}", *how, str(target)]
+def encode(source: Path, target: Path, limit_s: float, tell: Tell, *how: str) -> None:
+    """Run ffmpeg with the arguments `how` on the first `limit_s` seconds. Raises Unreadable, JobError."""
+    argv = [*ENCODE, str(source), "-t", f"{limit_s:.3f}", *how, str(target)]
     with tempfile.TemporaryFile() as said, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said) as process:
         try:
             for line in process.stdout or ():

@@ -1,20 +1,25 @@
 """What the vendor says: stdout and stderr of it and its children, and its log files, line by line.
 
-Everything still goes to the job's log. A file's line that came by a stream already is not logged twice.
+Everything still goes to the job's log. The vendor's logger writes a line to stderr and to a file, with milliseconds in
+the one and without in the other: it is passed on once, from wherever it comes first.
 """
 
 from __future__ import annotations
 
 import collections
 import os
+import re
 import sys
 import threading
 from pathlib import Path
 
 MAX_LINE = 65_536  # bytes
 KEPT = 10_000  # lines waiting to be looked at: a warm worker may wait for its job for hours
-RECENT = 500  # lines among which a file's line is looked for
+RECENT = 500  # lines of the one source among which a line of the other is looked for
+STAMP = re.compile(rb"^\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?\]?[ -]*")
 READ = 65_536
+WORDS_S = 0.2  # of silence that end the last words
+MANY = 1_000  # lines that end them too: others may go on talking
 END = b"lamplighter: that was all\n"
 
 
@@ -24,7 +29,8 @@ class Ears:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._heard: collections.deque[str] = collections.deque(maxlen=KEPT)
-        self._recent: collections.deque[bytes] = collections.deque(maxlen=RECENT)
+        self._streamed: collections.deque[bytes] = collections.deque(maxlen=RECENT)
+        self._filed: collections.deque[bytes] = collections.deque(maxlen=RECENT)
         self._news = threading.Condition()
         self._nudged = False
         self._files: dict[Path, _Tail] = {}
@@ -72,6 +78,13 @@ class Ears:
             self._heard.clear()
         return lines
 
+    def last_words(self) -> list[str]:
+        """What somebody who has just died had said; it may still be on its way."""
+        said: list[str] = []
+        while len(said) < MANY and (more := self.wait(WORDS_S)):
+            said += more
+        return said
+
     @staticmethod
     def _flush() -> None:
         sys.stdout.flush()
@@ -84,11 +97,21 @@ class Ears:
             for line in lines:
                 if line + b"\n" == END:
                     return
-                self._pass_on(line)
-                self._recent.append(line.strip())
+                self._pass_on_once(line, self._streamed, self._filed)
             if len(part) > MAX_LINE:
                 self._pass_on(part)
                 part = b""
+
+    def _pass_on_once(self, line: bytes, own: collections.deque[bytes], others: collections.deque[bytes]) -> None:
+        """Pass `line` on unless the other source has brought it already; each line there stands for one here."""
+        text = STAMP.sub(b"", line.strip())
+        with self._news:
+            if known := text in others:
+                others.remove(text)
+            else:
+                own.append(text)
+        if not known:
+            self._pass_on(line)
 
     def _pass_on(self, line: bytes) -> None:
         if self._kept is not None and line.strip():
@@ -101,8 +124,7 @@ class Ears:
         for path in self._logs.rglob("*.log*"):
             tail = self._files.setdefault(path, _Tail(path))
             for line in tail.lines():
-                if line.strip() not in self._recent:
-                    self._pass_on(line)
+                self._pass_on_once(line, self._filed, self._streamed)
 
 
 class _Tail:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -29,19 +30,22 @@ _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class Server:
-    """Starts the program in `folder`, where its config names the first of `ports`; the others are tried as well."""
+    """Starts the program of `home` in `folder`, whose config names the first of `ports`; it may listen on another."""
 
     name = "http"
     ready: tuple[str, ...] = ()  # it answers only when it is: see start
 
-    def __init__(self, folder: Path, ports: tuple[int, ...]) -> None:
+    def __init__(self, home: Path, folder: Path, ports: tuple[int, ...]) -> None:
+        self._home = home
         self._folder = folder
         self._ports = ports
         self._tick = threading.Event()  # never set: a wait that needs no sleep
         self._look = Look()
 
     def start(self) -> None:
-        self._process = subprocess.Popen([sys.executable, PROGRAM], cwd=str(self._folder), stdin=subprocess.DEVNULL)
+        argv = [sys.executable, PROGRAM]
+        env = _environment(self._home, self._folder)
+        self._process = subprocess.Popen(argv, cwd=str(self._folder), env=env, stdin=subprocess.DEVNULL)
         self._family = Descendants(self._process.pid)
         while True:
             for port in self._ports:
@@ -92,6 +96,14 @@ class Server:
         except (OSError, ValueError):
             return None
         return said if isinstance(said, dict) else None
+
+
+def _environment(home: Path, folder: Path) -> dict[str, str]:
+    """Ours, and what server_site/sitecustomize.py needs."""
+    package = Path(__file__).resolve().parent
+    paths = [str(package / "server_site"), str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "HEYGEM_NOT_IN": str(home), "HEYGEM_BUT_IN": str(folder)}
+    return {**os.environ, **ours, "HEYGEM_SERVER": "1"}
 
 
 def _ended(code: int | None) -> str:

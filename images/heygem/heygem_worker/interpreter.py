@@ -1,14 +1,16 @@
 """The right Python: the vendor's modules are compiled for one version (cp38 or cp39), whoever starts us.
 
-In the vendor's image that is its own. Under the process engine the runner's Python starts us, with little in the
-environment, on a box that is itself the vendor's image: so go on under the interpreter that the modules want, and
-with the library path that the image gave to the box's first process.
+In the vendor's image that is the one that its own command calls, `python`; a distribution's python3 may be of the same
+version and lack torch. Under the process engine the runner's Python starts us, with little in the environment, on a box
+that is itself the vendor's image: so go on under the interpreter that the modules want, and with the library path that
+the image gave to the box's first process.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,8 +20,8 @@ TAG = re.compile(r"\.cpython-(\d)(\d+)[^.]*\.so$")
 LIBRARIES = "LD_LIBRARY_PATH"
 DONE = "HEYGEM_INTERPRETER_CHOSEN"
 PLACES = ("/usr/local/python3/bin", "/opt/conda/bin", "/usr/local/bin", "/usr/bin")
-ASK = "import sys; print('%d.%d' % sys.version_info[:2])"
-OURS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+NAMED = "HEYGEM_PYTHON"
+ASK = "import sys, importlib.util as u; print('%d.%d' % sys.version_info[:2], u.find_spec('torch') is not None)"
 
 
 def become(home: Path, main: str) -> None:
@@ -27,7 +29,7 @@ def become(home: Path, main: str) -> None:
     if os.environ.get(DONE):
         return
     env = {**os.environ, **missing_libraries(os.environ), DONE: "1"}
-    python = matching(wanted(home), os.environ)
+    python = chosen(wanted(home), os.environ)
     if python != sys.executable or env.get(LIBRARIES) != os.environ.get(LIBRARIES):
         os.execve(python, [python, main], env)  # noqa: S606 - our own file, no shell
 
@@ -38,25 +40,44 @@ def wanted(home: Path) -> str | None:
     return next((".".join(tag.groups()) for tag in found if tag), None)
 
 
-def matching(version: str | None, env: Mapping[str, str]) -> str:
-    """An interpreter of that version; our own where none is asked for or found (the import then says what is wrong)."""
-    if version in {None, OURS}:
-        return sys.executable
-    return next((path for path in _candidates(str(version), env) if _version(path) == version), sys.executable)
+def chosen(version: str | None, env: Mapping[str, str]) -> str:
+    """HEYGEM_PYTHON where it names a program; else one of that version, if possible with torch; else our own.
+
+    Our own stays where the modules name no version, and where nothing fits: the import then says what is wrong.
+    """
+    named = shutil.which(env.get(NAMED, ""))
+    if named or version is None:
+        return named or sys.executable
+    fitting = []
+    for path in (sys.executable, *_candidates(version, env)):
+        said, _, with_torch = _about(path).partition(" ")
+        if said == version and with_torch == "True":
+            return path
+        if said == version:
+            fitting.append(path)
+    return fitting[0] if fitting else sys.executable
+
+
+def unusable(env: Mapping[str, str]) -> str:
+    """What is wrong with HEYGEM_PYTHON, or nothing."""
+    named = env.get(NAMED)
+    if not named or shutil.which(named):
+        return ""
+    return f"{NAMED}={named!r} is not a program that can be run: correct it or leave it out"
 
 
 def _candidates(version: str, env: Mapping[str, str]) -> Iterator[str]:
-    if env.get("HEYGEM_PYTHON"):
-        yield env["HEYGEM_PYTHON"]
-    for folder in [*env.get("PATH", os.defpath).split(os.pathsep), *PLACES]:
-        for name in ("python" + version, "python3", "python"):
+    """`python` before `python3`, as the vendor calls it."""
+    for name in ("python", "python3", "python" + version):
+        for folder in [*env.get("PATH", os.defpath).split(os.pathsep), *PLACES]:
             if Path(folder, name).exists():
                 yield str(Path(folder, name))
 
 
-def _version(python: str) -> str:
+def _about(python: str) -> str:
+    """Its version and whether it finds torch, as "3.8 True"; empty where it cannot be asked."""
     try:
-        said = subprocess.run([python, "-I", "-S", "-c", ASK], capture_output=True, timeout=20, check=False)
+        said = subprocess.run([python, "-c", ASK], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return said.stdout.decode(errors="replace").strip()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from heygem_worker import config, failures, family, http, writer
+from heygem_worker import config, failures, family, http, interpreter, label, patience, writer
 from heygem_worker.calling import Call
 from heygem_worker.generations import MODULE, First, Second
 from heygem_worker.hearing import Ears
@@ -43,11 +43,15 @@ class Loaded(NamedTuple):
 def load() -> Loaded:
     """Raises JobError `model_load_failed`, TryAgain, GpuUnusable; anything of the vendor's own."""
     settings = Settings.read()
+    if wrong := interpreter.unusable(os.environ):
+        raise JobError("model_load_failed", wrong)
     ports = (http.free_port(), *filter(http.is_free, (config.PORT,)))
     place = config.make(settings, job_folder() / "tmp" / FOLDER, ports[0])
     os.environ[writer.COUNTER] = str(place.frames)
     os.chdir(place.root)
+    label.check(settings)
     quiet_arguments()
+    patience.stretch()
     ears = Ears(place.log)
     ears.open()
     try:
@@ -70,18 +74,24 @@ def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
     ears: Ears, deadline: float, load_s: float, call: Call[T], ready: Readiness, dead: Callable[[], str]
 ) -> T:
     """Until the call has ended and all lines were said; `deadline` is on the monotonic clock."""
+    clue = failures.Clue()
     while not call.ended or ready.missing:
-        lines = ears.wait(TICK_S)
+        died = dead()
+        lines = ears.last_words() if died else ears.wait(TICK_S)
         ready.hear(lines)
-        for failure in filter(None, map(failures.at_once, lines)):
-            raise failure
+        for line in lines:
+            clue.hear(line)
+            if failure := failures.at_once(line):
+                raise failure
         if call.ended:
             call.result()  # raises now what it raised
-        if died := dead():
-            raise TryAgain("model_load_failed", f"HeyGem: {died} while loading: see the job's log")
+        if died:
+            raise TryAgain("model_load_failed", f"HeyGem: {died} while loading{clue}: see the job's log")
         if time.monotonic() > deadline:
             unsaid = ", ".join(ready.missing) or "anything"
-            raise JobError("model_load_failed", f"HeyGem was not ready after {load_s:.0f} s; it did not say: {unsaid}")
+            raise JobError(
+                "model_load_failed", f"HeyGem was not ready after {load_s:.0f} s{clue}; it did not say: {unsaid}"
+            )
     return call.result()
 
 
@@ -92,7 +102,7 @@ def find(place: config.Place, settings: Settings, ports: tuple[int, ...]) -> Ven
         if module is not None and generation.fits(module):
             return generation(module)
     if (place.home / http.PROGRAM).exists():
-        return http.Server(place.root, ports)
+        return http.Server(place.home, place.root, ports)
     raise JobError("model_load_failed", f"no HeyGem in {place.home}: build on the vendor's image, see README.md")
 
 

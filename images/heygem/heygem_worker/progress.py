@@ -1,7 +1,8 @@
 """How far the job is, by what is really done: frames written, not the 20 % at which the vendor stays.
 
 The vendor's own figure gives the stage. Frames come from three places, whichever says most: a count that our wrapper
-of its writer keeps, its log, and the files in its working folder. Files of any kind show that it is alive.
+of its writer keeps, its log, and the avi files in its working folder. Its png files are frames of the template, which
+it unpacks before it makes the first frame, so they do not count. Files of any kind show that it is alive.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RENDER = Stage("render", 0.10, 0.90)
 JOIN = Stage("join", 0.90, 0.98)
 CHECK = Stage("check", 0.98, 1.0)
 
-FRAMES_IN = frozenset({"avi", "png"})  # folders that hold a file for each frame
+FRAMES_IN = "avi"  # the folder with a file for each part that was rendered
 JOINING = 90  # the vendor's figure from which its frames are done
 
 
@@ -64,7 +65,7 @@ class Meter:
         """What the vendor says of the job now, and what lies on the disk."""
         self._see(_size(self._counter))
         counts = {folder: _count(folder) for folder in self._folders}
-        self._see(max((count for folder, count in counts.items() if folder.name in FRAMES_IN), default=0))
+        self._see(max((count for folder, count in counts.items() if folder.name == FRAMES_IN), default=0))
         self._files = sum(counts.values())
         if look.progress >= JOINING:
             self._stage = JOIN
@@ -99,6 +100,12 @@ class Meter:
 def preparing(say: Callable[..., None]) -> Callable[[float], None]:
     """Tells of the seconds of media that have been made ready."""
     return lambda seconds: say(PREPARE.begins, PREPARE.name, int(seconds), None)
+
+
+def labelling(say: Callable[..., None], total_s: float) -> Callable[[float], None]:
+    """Tells of the seconds of the result that have got the operator's label."""
+    share = (CHECK.ends - CHECK.begins) / max(total_s, 1.0)
+    return lambda seconds: say(CHECK.begins + share * min(seconds, total_s), "label", int(seconds), int(total_s))
 
 
 def _size(path: Path) -> int:

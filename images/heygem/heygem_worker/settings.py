@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 JOB_ENV = "LAMPLIGHTER_JOB"
+CHOICES = {"mode": ("auto", "http"), "sharpen": ("auto", "never")}
 
 
 class Settings(NamedTuple):
@@ -17,6 +18,8 @@ class Settings(NamedTuple):
     stall_s: without a frame, a stage or a byte; below the runner's 180 s, so that we can still name the cause.
     base_s + per_audio_s x seconds of audio: for the whole job. The slowest reported is 7.4 (RTX 50 with GFPGAN).
     batch_size: frames that the card works on at once; less needs less memory.
+    sharpen: "never" keeps the vendor from sharpening blurred faces (GFPGAN), which it does by itself with "auto".
+    label: text that is burnt into the picture of every result; empty: none. label_font: a font file for it.
     """
 
     home: Path = Path("/code")
@@ -27,15 +30,21 @@ class Settings(NamedTuple):
     per_audio_s: float = 15.0
     max_audio_s: float = 1800.0
     batch_size: int = 4
+    sharpen: str = "auto"
+    label: str = ""
+    label_font: str = ""
 
     @classmethod
     def read(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """ValueError names the variable that is no number."""
+        """Raises ValueError, which names the variable whose value cannot be used."""
         given: dict[str, Any] = {}
         for name, default in cls._field_defaults.items():
             text = env.get("HEYGEM_" + name.upper())
             if text:
                 given[name] = _as(Path if isinstance(default, Path) else type(default), "HEYGEM_" + name.upper(), text)
+        for name, allowed in CHOICES.items():
+            if given.get(name, allowed[0]) not in allowed:
+                raise ValueError(f"HEYGEM_{name.upper()}={given[name]!r} is not one of {', '.join(allowed)}")
         return cls(**given)
 
     def deadline_s(self, audio_s: float) -> float:
@@ -48,6 +57,11 @@ def _as(kind: Callable[[str], Any], name: str, text: str) -> Any:
         return kind(text)
     except ValueError as error:
         raise ValueError(f"{name}={text!r} is no number: correct it or leave it out") from error
+
+
+def home(env: Mapping[str, str] = os.environ) -> Path:
+    """Where the vendor's code is."""
+    return Path(env.get("HEYGEM_HOME") or Settings().home)
 
 
 def job_folder(env: Mapping[str, str] = os.environ) -> Path:

@@ -21,7 +21,7 @@ class Unreadable(Exception):
 
 
 class Picture(NamedTuple):
-    """`plain`: H.264, yuv420p, upright, at a constant rate: what the vendor copies instead of coding it anew."""
+    """`plain`: H.264, yuv420p, upright, at a constant whole rate: what can be copied instead of encoded again."""
 
     seconds: float
     fps: Fraction
@@ -38,8 +38,13 @@ class Tracks(NamedTuple):
 
 
 def is_plain(codec: str, pixels: str, rates: tuple[Fraction, Fraction], turned: float) -> bool:
-    """`rates`: the average and the lowest that all time stamps fit; equal where the rate is constant."""
-    return (codec, pixels) == ("h264", "yuv420p") and rates[0] == rates[1] and not turned
+    """`rates`: the average and the lowest that all time stamps fit; equal where the rate is constant.
+
+    The vendor works with whole rates: at 29.97 frames a second its result would be 0.1 % too short, so only whole
+    rates pass.
+    """
+    constant = rates[0] == rates[1] and rates[0].denominator == 1 and rates[0] <= MAX_FPS
+    return (codec, pixels) == ("h264", "yuv420p") and constant and not turned
 
 
 def whole_fps(rate: Fraction) -> int:

@@ -26,9 +26,11 @@ class Watchdog:
         self._limits = limits
         self._began = self._moved = now
         self._sign: Hashable = None
+        self._clue = failures.Clue()
 
     def hear(self, line: str) -> None:
         """A line of the vendor's log; raises when it says that nothing will come of it."""
+        self._clue.hear(line)
         failure = failures.at_once(line)
         if failure is not None:
             raise failure
@@ -38,7 +40,7 @@ class Watchdog:
         if sign != self._sign:
             self._sign, self._moved = sign, now
         if dead:
-            raise TryAgain("internal", f"HeyGem: {dead} while it was needed: see the job's log")
+            raise TryAgain("internal", f"HeyGem: {dead} while it was needed{self._clue}: see the job's log")
         if now - self._moved > self._limits.stall_s:
             raise TryAgain("stalled", f"HeyGem did nothing for {self._limits.stall_s:.0f} s: {failures.AGAIN}")
         if now - self._began > self._limits.deadline_s:

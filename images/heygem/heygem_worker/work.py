@@ -6,7 +6,7 @@ import hashlib
 import time
 from typing import Any
 
-from heygem_worker import failures, inputs, media, progress, result
+from heygem_worker import failures, inputs, label, marks, media, progress, result
 from heygem_worker.calling import Call
 from heygem_worker.loading import TICK_S, Loaded, load
 from heygem_worker.vendor import FAILED, RUNNING, Task
@@ -29,14 +29,20 @@ def work(job: Job, loaded: Loaded) -> dict[str, Any]:
 def _done(job: Job, loaded: Loaded) -> dict[str, Any]:
     began = time.monotonic()
     tools, place = media.tools(), loaded.place
+    switches = {name: int(job.input.get(name, default)) for name, default in SWITCHES.items()}
+    marks.check(switches, place)
     tell, longest_s = progress.preparing(job.progress), loaded.settings.max_audio_s
     files = inputs.Files(job.path("video"), job.path("audio"))
     given = inputs.prepare(files, place.inputs, tools, longest_s, tell)
-    task = _task(job, given)
+    task = Task(_code(job), given.audio, given.video, **switches)
     _follow(job, loaded, task, given)
     job.progress(progress.CHECK.begins, progress.CHECK.name)
     video = result.find(place.results_of(task.code))
     picture = result.check(video, tools, given)
+    if loaded.settings.label:
+        video, made = place.labelled, video
+        label.burn(made, video, picture.seconds, progress.labelling(job.progress, picture.seconds))
+        picture = result.check(video, tools, given)
     result.hand_over(job, video)
     return {
         "engine": loaded.vendor.name,
@@ -48,11 +54,9 @@ def _done(job: Job, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _task(job: Job, given: inputs.Inputs) -> Task:
-    """The code is one of ours, unlike any other attempt's: it becomes file names and part of shell commands."""
-    code = "job" + hashlib.sha256(f"{job.id}/{job.round}/{job.attempt}".encode()).hexdigest()[:16]
-    switches = {name: int(job.input.get(name, default)) for name, default in SWITCHES.items()}
-    return Task(code, given.audio, given.video, **switches)
+def _code(job: Job) -> str:
+    """One of ours, unlike any other attempt's: it becomes file names and part of shell commands."""
+    return "job" + hashlib.sha256(f"{job.id}/{job.round}/{job.attempt}".encode()).hexdigest()[:16]
 
 
 def _follow(job: Job, loaded: Loaded, task: Task, given: inputs.Inputs) -> None:
@@ -76,4 +80,7 @@ def _follow(job: Job, loaded: Loaded, task: Task, given: inputs.Inputs) -> None:
             call.result()
         if ended or look.status != RUNNING:
             return
-        watchdog.check(meter.sign, vendor.dead(), time.monotonic())
+        dead = vendor.dead()
+        for line in ears.last_words() if dead else ():
+            watchdog.hear(line)
+        watchdog.check(meter.sign, dead, time.monotonic())

@@ -11,18 +11,25 @@ from typing import Any
 
 MODULE = "service.trans_dh_service"
 NAME = "write_video"
+ORIGINAL = "write_video_of_the_vendor"  # where the module keeps its own function
 COUNTER = "HEYGEM_FRAMES"  # environment: the file to count in
 
 
 def count_frames_of(module: Any) -> None:
     """Put `write_video` before the vendor's, where it has one."""
-    if hasattr(module, NAME):
+    if hasattr(module, NAME) and not hasattr(module, ORIGINAL):
+        setattr(module, ORIGINAL, getattr(module, NAME))
         setattr(module, NAME, write_video)
 
 
 def write_video(frames: Any, *rest: Any, **named: Any) -> Any:
-    """The vendor's own, fed through a counter. In the child its module is fresh, so this name is its own again."""
-    original = getattr(importlib.import_module(MODULE), NAME)
+    """The vendor's own, fed through a counter.
+
+    In a spawned child the vendor's module is fresh and NAME is its own function again. In a forked one NAME would be
+    this function, which would then call itself for ever: there ORIGINAL is set.
+    """
+    module = importlib.import_module(MODULE)
+    original = getattr(module, ORIGINAL, None) or getattr(module, NAME)
     return original(Counted(frames, os.environ[COUNTER]), *rest, **named)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,16 +17,18 @@ from tests.images.job_process import IMAGES, make_job, messages
 
 MAIN = IMAGES / "heygem" / "main.py"
 VENDORS = Path(__file__).parent / "vendors"
+PLAYED = ("gen1", "gen2", "unknown")
 NEVER_S = 100  # a test that gets here has failed
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Files to send, and what the played vendor gives back for them."""
+    """Files to send, what the played vendor gives back for them, and where each played vendor's code lies."""
 
     video: Path
     audio: Path
     made: Path
+    homes: Path
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,28 @@ class Ended:
 def make_samples(folder: Path) -> Samples:
     """Two seconds each."""
     made = film(folder / "made.mp4", sound=True)
-    return Samples(film(folder / "video.mp4"), speech(folder / "audio.wav"), made)
+    for vendor in PLAYED:
+        lay_out(vendor, folder / "homes" / vendor)
+    return Samples(film(folder / "video.mp4"), speech(folder / "audio.wav"), made, folder / "homes")
 
 
-def environment(folder: Path, vendor: str, fake: str, result: Path, **env: str) -> dict[str, str]:
+def lay_out(vendor: str, home: Path) -> Path:
+    """The played vendor's /code, as in its image: what all share, and its own on top."""
+    for part in ("base", vendor):
+        shutil.copytree(VENDORS / part, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return home
+
+
+def environment(folder: Path, samples: Samples, vendor: str, fake: str = "ok", **env: str) -> dict[str, str]:
     """What the worker finds around it."""
     return {
         "PATH": os.environ["PATH"],
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(IMAGES / "jobkit"),
         "LAMPLIGHTER_JOB": str(folder),
-        "HEYGEM_HOME": str(VENDORS / vendor),
+        "HEYGEM_HOME": str(samples.homes / vendor),
         "HEYGEM_FAKE": fake,
-        "HEYGEM_FAKE_RESULT": str(result),
+        "HEYGEM_FAKE_RESULT": str(samples.made),
         **env,
     }
 
@@ -104,5 +116,5 @@ def finish(process: "subprocess.Popen[bytes]", folder: Path, before: bytes = b""
 def run(folder: Path, samples: Samples, vendor: str, fake: str = "ok", **env: str) -> Ended:
     """One job from start to end."""
     job_folder(folder, samples)
-    with worker(environment(folder, vendor, fake, samples.made, **env)) as process:
+    with worker(environment(folder, samples, vendor, fake, **env)) as process:
         return finish(process, folder)

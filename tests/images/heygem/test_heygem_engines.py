@@ -15,7 +15,7 @@ from runner.engines.port import Engine, Identity, Limits, Spec
 from runner.engines.process import ProcessEngine
 from schemas.container import LineParser, Progress
 from tests.engine_host import BASE, ROOT, build, docker, docker_url
-from tests.images.heygem.runs import VENDORS, Samples, job_folder
+from tests.images.heygem.runs import PLAYED, VENDORS, Samples, job_folder, lay_out
 from tests.images.job_process import IMAGES
 
 __all__ = ["docker_url"]
@@ -23,10 +23,22 @@ __all__ = ["docker_url"]
 BASE_OF_OURS = "lamplighter-test-heygem-base"
 OURS = "lamplighter-test-heygem"
 MADE = "made.mp4"
+SMALL = "scrfd_500m_bnkps_shape640x640.onnx"
 
-# What stands in for the vendor's image: our base with PyAV, which needs no other package, and the played vendor.
+# What stands in for the vendor's image: our base with PyAV, which needs no other package, and the played vendor. Like
+# the vendor's it has libraries of somebody's driver in it, and CUDA's beside them.
+LIBRARIES = "/usr/lib/x86_64-linux-gnu"
+OF_A_DRIVER = ("libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1", "libnvcuvid.so.1")
+OF_CUDA = ("libcudart.so.11.0", "libcudnn.so.8", "libnvrtc.so.11.2", "libcublas.so.11")
 WITH_PYAV = f"FROM {BASE}\nCOPY packages /usr/lib/python3/dist-packages\n"
-PLAYED = f"FROM {BASE_OF_OURS}\nCOPY . /code\nENV HEYGEM_FAKE=ok HEYGEM_FAKE_RESULT=/job/in/{MADE}\n"
+STANDS_IN = f"""
+FROM {BASE_OF_OURS}
+COPY base {{vendor}} /code/
+ENV HEYGEM_FAKE=ok HEYGEM_FAKE_RESULT=/job/in/{MADE}
+RUN cd {LIBRARIES} && touch {" ".join(OF_A_DRIVER)} {" ".join(OF_CUDA)} && mkdir -p /usr/lib/wsl/drivers
+WORKDIR /code/face_detect_utils/resources
+RUN echo small > {SMALL} && echo large > large.onnx
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +54,25 @@ def with_pyav(docker_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return build(docker_url, BASE_OF_OURS, str(folder))
 
 
-@pytest.fixture(scope="module", params=["gen1", "gen2"])
-def image(docker_url: str, with_pyav: str, request: pytest.FixtureRequest) -> str:
-    """Built as a user builds it, by the README's command, on the image that plays the vendor's."""
-    folder = str(VENDORS / request.param)
-    base = build(docker_url, f"{with_pyav}:{request.param}", "--file", "-", folder, given=PLAYED)
-    tag = f"{OURS}:{request.param}"
+def vendors_image(docker_url: str, with_pyav: str, vendor: str) -> str:
+    """An image that plays the vendor's; its name."""
+    given = STANDS_IN.format(vendor=vendor)
+    return build(docker_url, f"{with_pyav}:{vendor}", "--file", "-", str(VENDORS), given=given)
+
+
+def ours(docker_url: str, base: str, tag: str, *more: str) -> "subprocess.CompletedProcess[str]":
+    """Build as a user builds it, by the README's command, on `base`."""
     command = next(line for line in commands() if line.startswith("docker build"))
     env = {"PATH": os.environ["PATH"], "DOCKER_HOST": docker_url, "DOCKER_BUILDKIT": "0", "BASE": base}
-    here = command.replace("-t lamplighter-heygem ", f"-t {tag} ")
+    here = command.replace("-t lamplighter-heygem ", f"-t {tag} {' '.join(more)} ")
     assert here != command
-    done = subprocess.run(["/bin/sh", "-c", here], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(["/bin/sh", "-c", here], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", params=PLAYED)
+def image(docker_url: str, with_pyav: str, request: pytest.FixtureRequest) -> str:
+    tag = f"{OURS}:{request.param}"
+    done = ours(docker_url, vendors_image(docker_url, with_pyav, request.param), tag)
     assert done.returncode == 0, done.stderr
     return tag
 
@@ -110,8 +130,46 @@ async def test_a_container_makes_a_video(tmp_path: Path, samples: Samples, docke
     engine = DockerEngine(DockerSettings(base_url=docker_url))
     code, said, log = await follow(engine, spec(tmp_path, samples, image))
     assert code == 0, log
+    private = tmp_path / "tmp" / "heygem"
+    assert "Options" in (private / "landmark2face_wy" / "checkpoints" / "test" / "opt.txt").read_text()
+    assert (private / "cache_trt" / "played.engine").exists()
     assert (tmp_path / "out" / "result.mp4").read_bytes() == samples.made.read_bytes()
     assert [line for line in said if isinstance(line, Progress)][-1].stage == "check"
+
+
+def inside(docker_url: str, image: str, command: str) -> str:
+    """What a command prints in a container of the image."""
+    done = docker(docker_url, "run", "--rm", "--network", "none", image, "sh", "-c", command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.docker
+def test_the_drivers_libraries_are_left_to_the_host(docker_url: str, image: str) -> None:
+    """Those in the vendor's image are of the machine on which it was made; CUDA's own stay."""
+    found = inside(docker_url, image, f"cd {LIBRARIES}; ls -1; ls /usr/lib").split()
+    assert not {"wsl", *OF_A_DRIVER} & {*found}
+    assert {*OF_CUDA} <= {*found}
+
+
+@pytest.mark.docker
+def test_each_process_has_as_many_threads_as_the_job_has_cpus(docker_url: str, image: str) -> None:
+    said = inside(docker_url, image, "env").splitlines()
+    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
+        assert f"{name}_NUM_THREADS=4" in said
+
+
+@pytest.mark.docker
+def test_another_face_detector_takes_the_place_of_the_small_one(docker_url: str, with_pyav: str) -> None:
+    """As the README of the published run.py says: under the name of the small one."""
+    base, tag = vendors_image(docker_url, with_pyav, "gen1"), f"{OURS}:detector"
+    large = "/code/face_detect_utils/resources/large.onnx"
+    done = ours(docker_url, base, tag, f"--build-arg DETECTOR={large}")
+    assert done.returncode == 0, done.stderr
+    assert inside(docker_url, tag, f"cat /code/face_detect_utils/resources/{SMALL}") == "large\n"
+    refused = ours(docker_url, base, f"{tag}-gone", "--build-arg DETECTOR=/code/gone.onnx")
+    assert refused.returncode != 0
+    assert "DETECTOR=/code/gone.onnx is not a file in BASE" in refused.stdout + refused.stderr
 
 
 @pytest.mark.docker
@@ -122,12 +180,14 @@ def test_no_base_is_chosen_for_the_user(docker_url: str) -> None:
     assert "base name" in refused.stderr
 
 
-@pytest.mark.parametrize("vendor", ["gen1", "unknown"])
+@pytest.mark.parametrize("vendor", PLAYED)
 async def test_a_process_on_the_vendors_own_box_makes_a_video(tmp_path: Path, samples: Samples, vendor: str) -> None:
     """Nothing of its image was changed: its code is only read."""
-    folder = tmp_path / "job"
-    env = {"HEYGEM_HOME": str(VENDORS / vendor), "HEYGEM_FAKE_RESULT": str(folder / "in" / MADE)}
+    folder, home = tmp_path / "job", lay_out(vendor, tmp_path / "code")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    env = {"HEYGEM_HOME": str(home), "HEYGEM_FAKE_RESULT": str(folder / "in" / MADE)}
     engine = ProcessEngine(tmp_path / "state", ROOT / "images" / "jobkit")
     code, _, log = await follow(engine, spec(folder, samples, "", **env))
     assert code == 0, log
     assert (folder / "out" / "result.mp4").read_bytes() == samples.made.read_bytes()
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before

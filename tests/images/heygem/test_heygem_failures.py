@@ -15,8 +15,10 @@ IMPATIENT = {"HEYGEM_LOAD_S": "1"}
 # Vendor, what goes wrong, settings -> exit code, failure code, a part of the message.
 ENDS = {
     ("gen1", "faces"): ({}, 65, "multiple_faces", "one face only"),
-    ("gen1", "bad_video"): ({}, 65, "unreadable_video", "format video error"),
-    ("gen1", "bad_audio"): ({}, 65, "unreadable_audio", "format audio error"),
+    ("gen1", "bad_video"): ({}, 75, "internal", "format video error"),
+    ("gen1", "bad_audio"): ({}, 75, "internal", "format audio error"),
+    ("gen1", "forbidden"): ({}, 75, "model_load_failed", "Permission denied: './somewhere/new.txt': it writes where"),
+    ("gen1", "no_cuda"): ({}, 69, "gpu_unhealthy", "Failed to create CUDAExecutionProvider"),
     ("gen1", "odd"): ({}, 75, "internal", "视频帧队列处理异常结束"),
     ("gen1", "silent_error"): ({}, 75, "internal", "an error without a text"),
     ("gen1", "no_file"): ({}, 70, "output_missing", "without a video"),
@@ -27,7 +29,8 @@ ENDS = {
     ("gen1", "dies"): ({}, 75, "internal", "ended with exit code 9 while it was needed"),
     ("gen1", "dies_loading"): ({}, 75, "model_load_failed", "ended with exit code 3 while loading"),
     ("gen1", "never_ready"): (IMPATIENT, 70, "model_load_failed", "数字人图片处理进程启动"),
-    ("gen2", "no_audio"): ({}, 65, "unreadable_audio", "三次获取音频时长失败"),
+    ("gen2", "no_audio"): ({}, 75, "internal", "三次获取音频时长失败"),
+    ("gen2", "no_folder"): ({}, 75, "internal", "file create failed:"),
     ("gen2", "no_final"): ({}, 75, "stalled", "no final result"),
     ("gen2", "no_file"): ({}, 70, "output_missing", "without a video"),
     ("gen2", "blocked"): ({}, 75, "stalled", "av_transfer maybe blocked"),

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.container import Message, Progress, Ready
 from tests.images.heygem.media import film
-from tests.images.heygem.runs import Ended, Samples, environment, finish, job_folder, run, worker
+from tests.images.heygem.runs import PLAYED, Ended, Samples, environment, finish, job_folder, lay_out, run, worker
 from tests.images.job_process import make_job, messages
 
 GENERATIONS = ("gen1", "gen2")
@@ -51,7 +51,7 @@ def test_progress_is_the_frames_written(tmp_path: Path, samples: Samples, vendor
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     folder = job_folder(tmp_path / "job", samples)
-    env = environment(folder, vendor, "ok", samples.made, HEYGEM_FAKE_GATE=str(gate))
+    env = environment(folder, samples, vendor, HEYGEM_FAKE_GATE=str(gate))
     with worker(env) as process:
         said = lines_until(process, Progress(0.5, "render", 25, 50))
         gate.write_bytes(b"go on")
@@ -60,8 +60,12 @@ def test_progress_is_the_frames_written(tmp_path: Path, samples: Samples, vendor
 
 def test_switches_reach_the_vendor(tmp_path: Path, samples: Samples) -> None:
     """In the order of its logs: watermark, digital_auth, chaofen, pn. The default of pn is 1, as app_local.py's."""
+    home = lay_out("gen2", tmp_path / "code")
+    (home / "mark.png").touch()
+    with (home / "config" / "config.ini").open("a") as file:
+        file.write("[watermark]\nwatermark_path = ./mark.png\n")
     folder = job_folder(tmp_path, samples, pn=0, watermark=1, digital_auth=0, chaofen=1)
-    with worker(environment(folder, "gen2", "ok", samples.made)) as process:
+    with worker(environment(folder, samples, "gen2", HEYGEM_HOME=str(home))) as process:
         assert "switches 1010" in finish(process, folder).log
     assert "switches 0001" in run(tmp_path / "silent", samples, "gen2").log
 
@@ -79,7 +83,7 @@ def test_a_result_of_another_length_is_refused(tmp_path: Path, samples: Samples)
 def test_a_file_that_is_no_media_is_the_clients_fault(tmp_path: Path, samples: Samples, field: str) -> None:
     files = {"video": samples.video.read_bytes(), "audio": samples.audio.read_bytes(), field: b"no media at all"}
     folder = make_job(tmp_path, {"video": "video", "audio": "audio"}, **files)
-    with worker(environment(folder, "gen2", "ok", samples.made)) as process:
+    with worker(environment(folder, samples, "gen2")) as process:
         assert finish(process, folder).error == (65, f"unreadable_{field}")
 
 
@@ -98,7 +102,7 @@ def ready(process: "subprocess.Popen[bytes]") -> list[Message]:
 def test_a_warm_worker_has_loaded_before_its_job_comes(tmp_path: Path, samples: Samples, vendor: str) -> None:
     for part in ("in", "out", "tmp"):
         (tmp_path / part).mkdir()
-    with worker(environment(tmp_path, vendor, "ok", samples.made, LAMPLIGHTER_WARM="1")) as process:
+    with worker(environment(tmp_path, samples, vendor, LAMPLIGHTER_WARM="1")) as process:
         assert ready(process) == [Ready()]
         job_folder(tmp_path, samples)
         with socket.socket(socket.AF_UNIX) as runner:
@@ -118,7 +122,7 @@ def test_sigterm_ends_it_and_all_that_the_vendor_started(tmp_path: Path, samples
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     folder = job_folder(tmp_path / "job", samples)
-    with worker(environment(folder, "gen1", "ok", samples.made, HEYGEM_FAKE_GATE=str(gate))) as process:
+    with worker(environment(folder, samples, "gen1", HEYGEM_FAKE_GATE=str(gate))) as process:
         said = lines_until(process, Progress(0.5, "render", 25, 50))
         process.terminate()
         # Its children hold stderr: that it ends means that they have.
@@ -138,12 +142,65 @@ def test_works_with_pyav_where_ffmpeg_is_missing(tmp_path: Path, samples: Sample
     assert run(tmp_path, samples, "gen1", PATH=str(tmp_path)).code == 0
 
 
-def test_nothing_is_written_outside_the_jobs_folder(tmp_path: Path, samples: Samples) -> None:
-    """The vendor's files are only read: its config.ini asks for other folders and a report to somebody."""
-    home = Path(environment(tmp_path, "gen1", "ok", samples.made)["HEYGEM_HOME"])
-    before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if "__pycache__" not in path.parts}
-    assert run(tmp_path, samples, "gen1").code == 0
-    assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if "__pycache__" not in path.parts} == before
-    written = (tmp_path / "tmp" / "heygem" / "config" / "config.ini").read_text()
-    for line in ("enable = 0", f"temp_dir = {tmp_path}/tmp/heygem/data/temp", "watermark_path = ./watermark.png"):
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file there with its time and what is in it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("vendor", PLAYED)
+def test_nothing_is_written_outside_the_jobs_folder(tmp_path: Path, samples: Samples, vendor: str) -> None:
+    """The vendor's files are only read, though its config.ini names other folders and its model writes its options.
+
+    Nor by app_local.py, which changes to the vendor's folder, and whose children do so again.
+    """
+    home = lay_out(vendor, tmp_path / "code")
+    before = contents(home)
+    folder = tmp_path / "job"
+    env = {"HEYGEM_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(folder / "tmp")}
+    ended = run(folder, samples, vendor, **env)
+    assert ended.code == 0, ended.log
+    assert contents(home) == before
+    private = folder / "tmp" / "heygem"
+    written = (private / "config" / "config.ini").read_text()
+    for line in ("enable = 0", f"temp_dir = {private}/data/temp", "report_interval = 10"):
         assert line in written
+    assert "Options" in (private / "landmark2face_wy" / "checkpoints" / "test" / "opt.txt").read_text()
+
+
+def test_a_line_of_the_vendors_logger_is_in_the_log_once(tmp_path: Path, samples: Samples) -> None:
+    """It writes each to stderr and to a file, with different time stamps."""
+    ended = run(tmp_path, samples, "gen1")
+    assert ended.log.count("数字人图片处理进程启动") == 1
+    assert ended.log.count("-> need chaofen .") == 10, "one for each batch"
+
+
+@pytest.mark.parametrize(("sharpen", "sharpened"), [("auto", True), ("never", False)])
+def test_sharpening_can_be_switched_off(tmp_path: Path, samples: Samples, sharpen: str, sharpened: bool) -> None:
+    """The vendor does it by itself, whatever chaofen says, where the face is blurred."""
+    ended = run(tmp_path, samples, "gen1", HEYGEM_SHARPEN=sharpen)
+    assert ended.code == 0, ended.log
+    assert ("need chaofen" in ended.log) is sharpened
+
+
+def test_face_detection_may_take_longer_than_the_vendor_waits(tmp_path: Path, samples: Samples) -> None:
+    """The vendor's parent gives it 10 s and then fails with an empty text; here it takes half a second more."""
+    ended = run(tmp_path, samples, "gen1", "late_faces")
+    assert ended.code == 0, ended.log
+
+
+def test_a_setting_that_cannot_be_used_is_said(tmp_path: Path, samples: Samples) -> None:
+    for name, value in (("HEYGEM_SHARPEN", "no"), ("HEYGEM_PYTHON", "/nowhere/python"), ("HEYGEM_LOAD_S", "soon")):
+        ended = run(tmp_path / name, samples, "gen1", **{name: value})
+        assert ended.error == (70, "model_load_failed")
+        assert f"{name}={value!r} is" in ended.message
+
+
+def test_a_mark_without_a_picture_ends_the_job_before_the_work(tmp_path: Path, samples: Samples) -> None:
+    """Neither of the published config.ini names one."""
+    folder = job_folder(tmp_path, samples, watermark=1)
+    with worker(environment(folder, samples, "gen1")) as process:
+        ended = finish(process, folder)
+    assert ended.error == (65, "bad_input")
+    assert "watermark cannot be had" in ended.message
+    assert "switches 1001" not in ended.log

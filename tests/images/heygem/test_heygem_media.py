@@ -210,6 +210,10 @@ def test_plain_is_what_the_vendor_copies() -> None:
     assert not is_plain("h264", "yuv420p10le", same, 0)
     assert not is_plain("h264", "yuv420p", (Fraction(24), Fraction(30)), 0), "a phone's changing rate"
     assert not is_plain("h264", "yuv420p", same, -90), "a phone held upright"
+    ntsc = Fraction(30000, 1001)
+    assert not is_plain("h264", "yuv420p", (ntsc, ntsc), 0), "the vendor counts in whole frames a second"
+    assert is_plain("h264", "yuv420p", (Fraction(60), Fraction(60)), 0)
+    assert not is_plain("h264", "yuv420p", (Fraction(120), Fraction(120)), 0), "above what we ask of it"
 
 
 @pytest.mark.parametrize(("rate", "whole"), [("30000/1001", 30), ("25", 25), ("120", 60), ("1/10", 1)])

@@ -1,12 +1,14 @@
 """The worker's parts by themselves: what takes hours or a card in a job takes numbers here."""
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from heygem_worker import failures, http, interpreter
-from heygem_worker.config import make
+from heygem_worker import config, failures, http, interpreter, loading, marks, patience, writer
+from heygem_worker.config import make, read
 from heygem_worker.family import descendants
 from heygem_worker.progress import Meter
 from heygem_worker.readiness import Readiness
@@ -17,20 +19,20 @@ from heygem_worker.writer import Counted
 from jobkit import BadInput, GpuUnusable, JobError, TryAgain
 from schemas import endpoint
 from schemas.asset import asset_fields
-from tests.images.heygem.runs import MAIN, VENDORS
+from tests.images.heygem.runs import MAIN, lay_out
 
 # Spelled out by hand: what the vendor says in the end -> our code and the exception, whose exit code it is.
 SAYS = {
     "": ("internal", TryAgain),
     "存在多人脸": ("multiple_faces", BadInput),
-    "[x]预处理失败，异常信息:[format video error]": ("unreadable_video", BadInput),
-    "[x]视频下载失败，异常信息:[404]": ("unreadable_video", BadInput),
-    "[x]预处理失败，异常信息:[format audio error]": ("unreadable_audio", BadInput),
-    "[x]音频下载失败，异常信息:[404]": ("unreadable_audio", BadInput),
-    "[x]音频特征提取失败，异常信息:[?]": ("unreadable_audio", BadInput),
+    "[x]预处理失败，异常信息:[format video error]": ("internal", TryAgain),
+    "[x]视频下载失败，异常信息:[404]": ("internal", TryAgain),
+    "[x]预处理失败，异常信息:[format audio error]": ("internal", TryAgain),
+    "[x]音频下载失败，异常信息:[404]": ("internal", TryAgain),
+    "[x]音频特征提取失败，异常信息:[?]": ("internal", TryAgain),
     "[x]音频特征提取失败，异常信息:[CUDA out of memory. Tried to allocate]": ("cuda_oom", TryAgain),
-    "三次获取音频时长失败": ("unreadable_audio", BadInput),
-    "视频入参或音频入参下载处理异常": ("bad_input", BadInput),
+    "三次获取音频时长失败": ("internal", TryAgain),
+    "视频入参或音频入参下载处理异常": ("internal", TryAgain),
     "[x]视频帧队列处理异常结束，异常原因:[数字人处理失败，失败原因:[?]]": ("internal", TryAgain),
     "[x]任务视频驱动队列满，严重阻塞，下游队列异常": ("stalled", TryAgain),
     "no final result": ("stalled", TryAgain),
@@ -40,8 +42,21 @@ SAYS = {
     "OSError: [Errno 28] No space left on device": ("disk_full", TryAgain),
     "[Errno 12] Cannot allocate memory": ("out_of_memory", JobError),
     "忙碌中": ("internal", TryAgain),
+    "CUDA error: CUDA driver version is insufficient for CUDA runtime version": ("gpu_unsupported", GpuUnusable),
+    "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 500": ("gpu_unhealthy", GpuUnusable),
+    "[W:onnxruntime] Failed to create CUDAExecutionProvider. Please reference": ("gpu_unhealthy", GpuUnusable),
+    "file create failed:/code/data/temp/x/result.avi": ("internal", TryAgain),
+    "[Errno 13] Permission denied: './landmark2face_wy/checkpoints/test/opt.txt'": ("internal", JobError),
+    "[Errno 30] Read-only file system: './cache'": ("internal", JobError),
 }
-AT_ONCE = ("queue", "视频驱动队列满"), ("blocked", "av_transfer maybe blocked, restart..."), ("card", "EP Error")
+AT_ONCE = (
+    ("queue", "视频驱动队列满"),
+    ("blocked", "av_transfer maybe blocked, restart..."),
+    ("card", "EP Error"),
+    ("provider", "Failed to create CUDAExecutionProvider"),
+    ("driver", "CUDA driver version is insufficient"),
+    ("count", "cudaGetDeviceCount"),
+)
 
 
 @pytest.mark.parametrize("said", SAYS)
@@ -62,10 +77,23 @@ def test_a_line_that_means_the_end_ends_it(line: str) -> None:
         Watchdog(Limits(1, 1), 0).hear(f"2025-06-01 12:00:00 [ERROR] {line}")
 
 
-@pytest.mark.parametrize("line", ["result info [] ,continue", "存在多人脸", "音频特征提取完成"])
+@pytest.mark.parametrize("line", ["result info [] ,continue", "存在多人脸", "音频特征提取完成", "Permission denied"])
 def test_other_lines_do_not(line: str) -> None:
     Watchdog(Limits(1, 1), 0).hear(line)
     assert failures.at_once(line) is None
+
+
+def test_only_what_is_said_of_the_faces_is_the_clients_fault() -> None:
+    """The vendor never sees the client's files, only those that this worker has made of them."""
+    assert [row.text for row in failures.TABLE if row.raises is BadInput] == ["存在多人脸"]
+
+
+def test_a_death_is_told_with_the_last_line_that_may_explain_it() -> None:
+    watchdog = Watchdog(Limits(10, 100), 0)
+    for line in ("PermissionError: [Errno 13] Permission denied: './x'", "音频特征提取完成"):
+        watchdog.hear(line)
+    with pytest.raises(JobError, match=r"has died while it was needed; it said: .*Permission denied: './x': it writes"):
+        watchdog.check("a", "process 7 has died", 1.0)
 
 
 def test_a_job_of_hours_lives_as_long_as_it_moves() -> None:
@@ -109,8 +137,8 @@ def told(meter: Meter) -> tuple[Any, ...]:
 
 
 def test_frames_are_heard_counted_and_never_go_back(tmp_path: Path) -> None:
-    counter, avi, result = tmp_path / "count", tmp_path / "avi", tmp_path / "x-r.mp4"
-    meter = Meter(100, counter, [avi], [result])
+    counter, avi, png, result = tmp_path / "count", tmp_path / "avi", tmp_path / "png", tmp_path / "x-r.mp4"
+    meter = Meter(100, counter, [avi, png], [result])
     assert told(meter) == (0.05, "analyse", 0, None)
     meter.hear("任务视频驱动队列启动 batch_size:4, len:200")
     meter.hear("audio_transfer >>>>>>>>>>> 发送完成数据大小:4, frameId:50")
@@ -121,6 +149,13 @@ def test_frames_are_heard_counted_and_never_go_back(tmp_path: Path) -> None:
     meter.hear("frameId:60")
     assert told(meter)[2] == 100
     avi.mkdir()
+    png.mkdir()
+    unmoved = meter.sign
+    for number in range(200):
+        (png / f"{number}.png").touch()
+    meter.look(Look(RUNNING, 20))
+    assert told(meter)[2] == 100, "the template's frames are none of the result's"
+    assert meter.sign != unmoved, "but they show that it is alive"
     for number in range(150):
         (avi / f"{number}.avi").touch()
     meter.look(Look(RUNNING, 20))
@@ -146,6 +181,41 @@ def test_the_writers_queue_is_counted_by_frames(tmp_path: Path) -> None:
     while not counted.empty():
         counted.get()
     assert (tmp_path / "count").stat().st_size == 3
+
+
+@pytest.mark.parametrize("child", ["spawned", "forked"])
+def test_the_vendors_writer_is_called_once_in_either_kind_of_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str
+) -> None:
+    """A spawned child has a fresh module; in a forked one our function is in the place of the vendor's."""
+    calls: list[Any] = []
+    module = types.ModuleType(writer.MODULE)
+    vars(module)["write_video"] = lambda frames, code: calls.append((type(frames), code))
+    if child == "forked":
+        writer.count_frames_of(module)
+        writer.count_frames_of(module)
+        assert vars(module)["write_video"] is writer.write_video
+    monkeypatch.setitem(sys.modules, writer.MODULE, module)
+    monkeypatch.setenv(writer.COUNTER, str(tmp_path / "count"))
+    writer.write_video("queue", "x")
+    assert calls == [(Counted, "x")]
+
+
+def test_the_vendors_wait_for_faces_is_stretched_and_no_other() -> None:
+    asked: list[float | None] = []
+
+    class Queue:
+        def get(self, block: bool = True, timeout: float | None = None) -> None:
+            asked.append(timeout if block else -1)
+
+    patience.stretch(Queue)
+    patience.stretch(Queue)
+    for timeout in (10, 10.0, 1, 60, None):
+        Queue().get(timeout=timeout)
+    Queue().get(True, 10)
+    Queue().get(False)
+    assert asked == [120.0, 120.0, 1, 60, None, 120.0, -1]
+    assert Settings().stall_s > patience.STRETCHED_S
 
 
 @pytest.mark.parametrize(
@@ -176,15 +246,57 @@ def test_settings_come_from_the_environment() -> None:
     )
     with pytest.raises(ValueError, match="HEYGEM_LOAD_S='soon' is no number"):
         Settings.read({"HEYGEM_LOAD_S": "soon"})
+    with pytest.raises(ValueError, match="HEYGEM_SHARPEN='no' is not one of auto, never"):
+        Settings.read({"HEYGEM_SHARPEN": "no"})
 
 
 def test_the_private_folder_has_the_code_by_links_and_all_else_by_itself(tmp_path: Path) -> None:
-    place = make(Settings(home=VENDORS / "gen1"), tmp_path / "heygem", 9999)
-    assert (place.root / "service").readlink() == VENDORS / "gen1" / "service"
-    config = (place.root / "config" / "config.ini").read_text()
-    assert "server_port = 9999" in config
-    assert "url = http://192.0.2.1/" in config, "a key of the vendor's that we do not set is kept"
-    assert "clean_switch = 1" not in config
+    home = lay_out("gen1", tmp_path / "code")
+    place = make(Settings(home=home), tmp_path / "heygem", 9999)
+    assert (place.root / "service").readlink() == home / "service"
+    checkpoints = Path("landmark2face_wy/checkpoints")
+    assert (place.root / checkpoints / "anylang").readlink() == home / checkpoints / "anylang"
+    assert (place.root / checkpoints / "test").is_dir()
+    assert not any((place.root / checkpoints / "test").iterdir()), "what the vendor left there is not ours"
+    written = place.config.read_text()
+    assert "server_port = 9999" in written
+    assert "url = http://192.0.2.1/" in written, "a key of the vendor's that we do not set is kept"
+    assert "clean_switch = 1" not in written
+    assert "[model]" not in written
+
+
+def test_never_sharpening_is_both_of_its_keys(tmp_path: Path) -> None:
+    home = lay_out("gen1", tmp_path / "code")
+    place = make(Settings(home=home, sharpen="never"), tmp_path / "heygem", 1)
+    assert dict(read(place)["model"]) == {"chaofen_before": "0", "blur_threshold": "2.0"}
+
+
+def test_the_image_links_what_the_worker_lays_out() -> None:
+    dockerfile = (MAIN.parent / "Dockerfile").read_text()
+    names = dockerfile.split("for name in ")[1].split(";")[0].split()
+    assert names == list(config.PRIVATE)
+    assert f'"/job/tmp/{loading.FOLDER}/$name"' in dockerfile
+
+
+SAMPLE_CONFIG = """
+[watermark]
+watermark_path = ./marks/there.png
+[digital_human_authentication]
+digital_auth_path = {path}
+"""
+
+
+@pytest.mark.parametrize("path", ["", "None", "./marks/gone.png"])
+def test_a_mark_without_its_picture_is_refused(tmp_path: Path, path: str) -> None:
+    home = lay_out("gen1", tmp_path / "code")
+    (home / "marks").mkdir()
+    (home / "marks" / "there.png").touch()
+    with (home / "config" / "config.ini").open("a") as file:
+        file.write(SAMPLE_CONFIG.format(path=path))
+    place = make(Settings(home=home), tmp_path / "heygem", 1)
+    marks.check({"watermark": 1, "digital_auth": 0}, place)
+    with pytest.raises(BadInput, match=r"digital_auth cannot be had: .* in HeyGem's config.ini names"):
+        marks.check({"watermark": 0, "digital_auth": 1}, place)
 
 
 def test_the_image_keeps_the_vendors_config_under_another_name(tmp_path: Path) -> None:
@@ -199,25 +311,51 @@ def test_the_image_keeps_the_vendors_config_under_another_name(tmp_path: Path) -
     assert place.results_of("x")[0] == root / "data" / "result" / "x-r.mp4"
 
 
-def interpreter_at(path: Path, version: str) -> Path:
+def interpreter_at(path: Path, version: str, torch: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.write_text(f"#!/bin/sh\necho {version} {torch}\n")
     path.chmod(0o755)
     return path
 
 
-def test_goes_on_under_the_python_that_the_modules_want(tmp_path: Path) -> None:
+def test_the_modules_name_their_python(tmp_path: Path) -> None:
     service = tmp_path / "code" / "service"
     service.mkdir(parents=True)
     assert interpreter.wanted(tmp_path / "code") is None
     (service / "trans_dh_service.cpython-38-x86_64-linux-gnu.so").touch()
     assert interpreter.wanted(tmp_path / "code") == "3.8"
+
+
+def test_goes_on_under_the_python_that_the_modules_want_and_that_has_torch(tmp_path: Path) -> None:
+    """The distribution's python3 is of the same version, and first on the PATH, but lacks the vendor's packages."""
     interpreter_at(tmp_path / "runner" / "python3", "3.12")
+    bare = interpreter_at(tmp_path / "distribution" / "python3", "3.8", torch=False)
+    path = f"{tmp_path}/runner:{tmp_path}/distribution"
+    assert interpreter.chosen("3.8", {"PATH": path}) == str(bare), "better than ours: the import says what it lacks"
     theirs = interpreter_at(tmp_path / "vendor" / "python3", "3.8")
-    path = f"{tmp_path}/runner:{tmp_path}/vendor"
-    assert interpreter.matching("3.8", {"PATH": path}) == str(theirs)
-    named = interpreter_at(tmp_path / "mine", "3.8")
-    assert interpreter.matching("3.8", {"PATH": path, "HEYGEM_PYTHON": str(named)}) == str(named)
+    assert interpreter.chosen("3.8", {"PATH": f"{path}:{tmp_path}/vendor"}) == str(theirs)
+    called = interpreter_at(tmp_path / "vendor" / "python", "3.8")
+    assert interpreter.chosen("3.8", {"PATH": f"{path}:{tmp_path}/vendor"}) == str(called), "the vendor calls python"
+
+
+OURS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.mark.parametrize("version", [None, OURS, "3.8"])
+def test_the_named_python_is_taken_whatever_the_modules_say(tmp_path: Path, version: str | None) -> None:
+    named = interpreter_at(tmp_path / "mine", "3.8", torch=False)
+    assert interpreter.chosen(version, {"PATH": "", "HEYGEM_PYTHON": str(named)}) == str(named)
+    assert interpreter.unusable({"HEYGEM_PYTHON": str(named)}) == ""
+
+
+def test_without_a_reason_to_change_it_stays_under_ours(tmp_path: Path) -> None:
+    interpreter_at(tmp_path / "python", "3.8")
+    assert interpreter.chosen(None, {"PATH": str(tmp_path)}) == sys.executable
+    assert interpreter.chosen("2.1", {"PATH": str(tmp_path)}) == sys.executable
+
+
+def test_a_named_python_that_is_not_there_is_said(tmp_path: Path) -> None:
+    assert "correct it or leave it out" in interpreter.unusable({"HEYGEM_PYTHON": str(tmp_path / "gone")})
 
 
 @pytest.mark.parametrize(

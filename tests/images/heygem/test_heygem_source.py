@@ -10,13 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.heygem.runs import Samples, environment, finish, job_folder, worker
+from tests.images.heygem.runs import Samples, environment, finish, job_folder, lay_out, worker
 from tests.images.job_process import IMAGES
 
 HEYGEM = IMAGES / "heygem"
-SOURCES = sorted([HEYGEM / "main.py", *HEYGEM.glob("heygem_worker/*.py"), *IMAGES.glob("jobkit/jobkit/*.py")])
+SOURCES = sorted([*HEYGEM.glob("*.py"), *HEYGEM.glob("heygem_worker/**/*.py"), *IMAGES.glob("jobkit/jobkit/*.py")])
 OWN = {"heygem_worker", "jobkit"}
-SINCE_39 = ("removeprefix", "removesuffix", "to_thread", "functools.cache\n", "functools import cache", "math.lcm")
+SINCE_39 = (
+    "removeprefix",
+    "removesuffix",
+    "to_thread",
+    "functools.cache\n",
+    "functools import cache",
+    "math.lcm",
+    ".readlink()",
+)
 VENDORS_FILES = re.compile(r"\.(so|pth|onnx|pt|engine|pyc|bin|whl)$")
 
 NEEDS_FFMPEG = pytest.mark.skipif(
@@ -69,7 +77,7 @@ def python(version: str) -> str:
 def test_runs_a_job_under_that_python(tmp_path: Path, samples: Samples, vendor: str, version: str) -> None:
     interpreter = python(version)
     folder = job_folder(tmp_path, samples)
-    with worker(environment(folder, vendor, "ok", samples.made), interpreter) as process:
+    with worker(environment(folder, samples, vendor), interpreter) as process:
         ended = finish(process, folder)
     assert ended.code == 0, ended.log
 
@@ -79,13 +87,13 @@ def test_goes_on_under_the_vendors_python(tmp_path: Path, samples: Samples) -> N
     """Started by ours, as the process engine does, on a box whose HeyGem is compiled for 3.8."""
     theirs = python("3.8")
     home = tmp_path / "code"
-    shutil.copytree(Path(__file__).parent / "vendors" / "gen2", home)
+    lay_out("gen2", home)
     (home / "service" / "more.cpython-38-x86_64-linux-gnu.so").touch()
     with (home / "service" / "trans_dh_service.py").open("a") as module:
         module.write("\nimport sys\nsay('python %d.%d' % sys.version_info[:2])\n")
     folder = job_folder(tmp_path / "job", samples)
     path = os.pathsep.join([str(Path(sys.executable).parent), str(Path(theirs).parent), os.environ["PATH"]])
-    env = environment(folder, "gen2", "ok", samples.made, HEYGEM_HOME=str(home), PATH=path)
+    env = environment(folder, samples, "gen2", HEYGEM_HOME=str(home), PATH=path)
     with worker(env) as process:
         ended = finish(process, folder)
     assert ended.code == 0, ended.log

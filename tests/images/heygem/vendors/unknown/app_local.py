@@ -1,28 +1,44 @@
 """Plays app_local.py of an image whose modules nobody knows: two routes, a final answer once. See gen1 for the rest."""
 
-import configparser
-import json
+# ruff: noqa: E402
+
 import os
-import shutil
+
+os.chdir(os.environ.get("HEYGEM_HOME", "/code"))  # in the vendor's file it is always /code, and in its children too
+
+import json
+import multiprocessing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from landmark2face_wy import digitalhuman_interface
+from y_utils import movie
+from y_utils.config import GlobalConfig
+from y_utils.logger import logger
+
 FAKE = os.environ.get("HEYGEM_FAKE", "ok")
-config = configparser.ConfigParser()
-config.read("config/config.ini", encoding="utf-8")
+FACES_S = 10
+config = GlobalConfig()
 jobs = {}
+
+
+def load(answered):
+    """A child, in which this file is imported again."""
+    digitalhuman_interface.load()
+    logger.info("loaded in %s", Path.cwd())
+    answered.put(1)
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        os.write(1, f"submitted {sorted(given)}\n".encode())
+        logger.info("submitted %s", sorted(given))
         if FAKE == "busy":
             return self.answer(10001, "忙碌中", {})
-        result = Path(config.get("result", "result_dir"), given["code"] + "-r.mp4")
+        result = Path(config.result_dir, given["code"] + "-r.mp4")
         if FAKE not in ("forgets", "stuck", "dies"):
-            shutil.copyfile(os.environ["HEYGEM_FAKE_RESULT"], result)
+            movie.make(given["audio_url"], given["video_url"], 0, str(result))
         jobs[given["code"]] = ["running", "final"]
         return self.answer(10000, 10000, {})
 
@@ -56,4 +72,8 @@ ANSWERS = {
 }
 
 if __name__ == "__main__":
-    HTTPServer(("127.0.0.1", int(config.get("http_server", "server_port"))), Handler).serve_forever()
+    context = multiprocessing.get_context("spawn")
+    answered = context.Queue()
+    context.Process(target=load, args=(answered,), daemon=True).start()
+    answered.get(timeout=FACES_S)
+    HTTPServer(("127.0.0.1", config.server_port), Handler).serve_forever()

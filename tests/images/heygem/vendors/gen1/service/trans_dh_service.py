@@ -1,10 +1,9 @@
 """Plays Gen-1: one object with its children, a job's record in its dictionary, and each failure that users reported.
 
-HEYGEM_FAKE names what goes wrong; HEYGEM_FAKE_RESULT is the video that it "makes"; HEYGEM_FAKE_GATE, a fifo, holds the
-writer after half of its frames until somebody opens it.
+HEYGEM_FAKE names what goes wrong; HEYGEM_FAKE_RESULT is the video that it "makes" (without it, it makes one:
+y_utils/movie.py); HEYGEM_FAKE_GATE, a fifo, holds the writer after half of its frames until somebody opens it.
 """
 
-import configparser
 import multiprocessing
 import os
 import queue
@@ -14,8 +13,15 @@ import threading
 from enum import Enum
 from pathlib import Path
 
+from landmark2face_wy import digitalhuman_interface
+from y_utils import movie
+from y_utils.config import GlobalConfig
+from y_utils.logger import logger
+
 FRAMES, BATCH = 50, 5
 FAKE = os.environ.get("HEYGEM_FAKE", "ok")
+FACES_S = 10  # how long the parent waits for the detection of faces
+BLURRED = 0.969
 
 
 class Status(Enum):
@@ -25,31 +31,34 @@ class Status(Enum):
 
 
 def say(text):
-    os.write(1, (text + "\n").encode())
+    logger.info(text)
 
 
 def for_ever():
     threading.Event().wait()
 
 
-def setting(section, key):
-    config = configparser.ConfigParser()
-    config.read("config/config.ini", encoding="utf-8")
-    return config.get(section, key)
-
-
 def init_wh_process(asked, answered):
     say(">>> init_wh_process进程启动")
     while True:
         asked.get()
+        if FAKE == "late_faces":
+            threading.Event().wait(FACES_S + 0.5)
         answered.put(2 if FAKE == "faces" else 1)
 
 
 def audio_transfer(batches, images):
+    if FAKE == "forbidden":
+        raise PermissionError(13, "Permission denied", "./somewhere/new.txt")
+    digitalhuman_interface.load()
     if FAKE == "dies_loading":
         os._exit(3)
+    if FAKE == "no_cuda":
+        say("[W:onnxruntime] Failed to create CUDAExecutionProvider. Please reference the documentation")
+        for_ever()
     if FAKE != "never_ready":
         say(">>> 数字人图片处理进程启动")
+    config = GlobalConfig()
     while True:
         batch = batches.get()
         if FAKE == "dies":
@@ -59,26 +68,31 @@ def audio_transfer(batches, images):
             for_ever()
         if FAKE in ("stuck", "queue_full"):
             for_ever()
+        if batch is not None and config.chaofen_before and config.blur_threshold < BLURRED:
+            say(f"模糊置信度:[{BLURRED}]")
+            say("-> need chaofen .")
         images.put((True, "", None) if batch is None else (0, "", [b"frame"] * batch))
 
 
 def write_video(
     images, temp_dir, result_dir, work_id, audio_path, result, width, height, fps, watermark_switch=0, digital_auth=0
 ):
+    total, video, audio = width, height, audio_path  # what it is told of the picture means nothing here
+    Path(temp_dir, work_id + "-t.mp4").touch()
     written = 0
     while True:
         state, _, frames = images.get()
         if isinstance(state, bool):
             break
         written += len(frames)
-        if written == FRAMES // 2 and "HEYGEM_FAKE_GATE" in os.environ:
+        if written == total // 2 and "HEYGEM_FAKE_GATE" in os.environ:
             Path(os.environ["HEYGEM_FAKE_GATE"]).read_bytes()
     say(f"[{work_id}]视频帧队列处理已结束")
     if FAKE == "writer_exits":
         sys.exit(0)
     path = str(Path(result_dir, work_id + "-r.mp4"))
     if FAKE != "no_file":
-        shutil.copyfile(os.environ["HEYGEM_FAKE_RESULT"], path)
+        movie.make(audio, video, written, path)
     result.put([True, path])
 
 
@@ -118,6 +132,9 @@ class TransDhTask:
             self.task_dic[code] = said
 
     def steps(self, audio, video, code):
+        config = GlobalConfig()
+        for source, end in ((video, "_format.mp4"), (audio, "_format.wav")):
+            shutil.copyfile(source, Path(config.temp_dir, code + end))
         self.tell(code, Status.run, 10, "", "文件下载完成")
         if FAKE in SAID:
             raise RuntimeError(SAID[FAKE])
@@ -125,17 +142,18 @@ class TransDhTask:
         if FAKE == "silent_error":
             raise queue.Empty
         self.asked.put(video)
-        if self.answered.get() > 1:
+        if self.answered.get(timeout=FACES_S) > 1:
             raise RuntimeError("存在多人脸")
         result = multiprocessing.Queue(1)
-        folders = (setting("temp", "temp_dir"), setting("result", "result_dir"))
-        writer = multiprocessing.Process(
-            target=write_video, args=(self.images, *folders, code, audio, result, 64, 64, 25)
-        )
+        total = movie.length(audio, video, FRAMES)
+        batch = BATCH if total == FRAMES else total // 50
+        told = (config.temp_dir, config.result_dir, code, audio, result, total, video, 25)
+        writer = multiprocessing.Process(target=write_video, args=(self.images, *told))
         writer.start()
-        say(f"任务视频驱动队列启动 batch_size:{BATCH}, len:{FRAMES}")
-        for _ in range(FRAMES // BATCH):
-            self.batches.put(BATCH)
+        say(f"[{code}]任务视频驱动队列启动 batch_size:{batch}, len:{total}")
+        for start in range(0, total, batch):
+            Path(config.temp_dir, f"{start}.png").touch()
+            self.batches.put(min(batch, total - start))
         self.batches.put(None)
         if FAKE == "queue_full":
             say("任务视频驱动队列满，严重阻塞，下游队列异常")

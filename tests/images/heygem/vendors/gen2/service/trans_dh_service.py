@@ -1,6 +1,5 @@
 """Plays Gen-2: functions that load, a dictionary of the module, a task for each job. See gen1 for the environment."""
 
-import configparser
 import logging
 import multiprocessing
 import os
@@ -8,6 +7,10 @@ import shutil
 import threading
 from enum import Enum
 from pathlib import Path
+
+from landmark2face_wy import digitalhuman_interface
+from y_utils import movie
+from y_utils.config import GlobalConfig
 
 FRAMES = 50
 FAKE = os.environ.get("HEYGEM_FAKE", "ok")
@@ -26,10 +29,9 @@ class Status(Enum):
 
 def say(text):
     """To its log file only."""
-    config = configparser.ConfigParser()
-    config.read("config/config.ini", encoding="utf-8")
-    path = Path(config.get("log", "log_dir"), config.get("log", "log_file"))
-    handler = logging.FileHandler(path, encoding="utf-8")
+    config = GlobalConfig()
+    handler = logging.FileHandler(Path(config.log_dir, config.log_file), encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s-[service.self_logger]-process.py[line:108]-INFO: %(message)s"))
     handler.emit(logging.LogRecord("dh", logging.INFO, __file__, 1, text, None, None))
     handler.close()
 
@@ -39,7 +41,8 @@ def for_ever():
 
 
 def av_transfer(asked, answered):
-    say("av_transfer load success, cost:4.453s")
+    digitalhuman_interface.load()
+    say("system ->av_transfer load success ..., cost:4.453s")
     while True:
         job = asked.get()
         if FAKE == "dies":
@@ -85,7 +88,9 @@ class TransDhTask:
         say("switches " + "".join(map(str, self.switches)))
         task_dic[self.code] = (Status.run, 5, "", "文件下载完成")
         folder = Path(HARD_WIRED, self.code)
-        (folder / "avi").mkdir(parents=True)
+        for part in ("avi", "png"):
+            (folder / part).mkdir(parents=True)
+        Path("data/result/param.json").write_text("{}")
         _asked.put(self.code)
         _answered.get()
         try:
@@ -97,14 +102,21 @@ class TransDhTask:
     def render(self, folder):
         if FAKE in SAID:
             raise RuntimeError(SAID[FAKE])
-        for number in range(FRAMES):
+        total = movie.length(self.audio, self.video, FRAMES)
+        for number in range(total):  # the whole template, before the first frame is made
+            (folder / "png" / f"{number}.png").touch()
+        for number in range(total):
             (folder / "avi" / f"{number}.avi").touch()
-            if number == FRAMES // 2 - 1 and "HEYGEM_FAKE_GATE" in os.environ:
+            if number == total // 2 - 1 and "HEYGEM_FAKE_GATE" in os.environ:
                 Path(os.environ["HEYGEM_FAKE_GATE"]).read_bytes()
         result = Path(HARD_WIRED, self.code + "-r.mp4")
         if FAKE != "no_file":
-            shutil.copyfile(os.environ["HEYGEM_FAKE_RESULT"], result)
+            movie.make(self.audio, self.video, total, str(result))
         task_dic[self.code] = (Status.success, 100, "/" + self.code + "-r.mp4", "任务完成", 1.5, 2000, 64, 64)
 
 
-SAID = {"no_audio": "三次获取音频时长失败", "no_final": "no final result"}
+SAID = {
+    "no_audio": "三次获取音频时长失败",
+    "no_final": "no final result",
+    "no_folder": "file create failed:/code/data/temp/x/result.avi",
+}

@@ -1,0 +1,159 @@
+"""What is so in this image of all that the worker assumes of the vendor: a line of JSON for each fact, in the log.
+
+Each is told as soon as it is known, so that an image that fails half-way has still told what came before. The selfcheck
+(survey.py, deploy/heygem_check.py) runs one job this way and reads the lines.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from heygem_worker import config, interpreter, loading, marks, patience
+from heygem_worker import work as worker
+from heygem_worker.generations import MODULE
+from heygem_worker.loading import Loaded
+from heygem_worker.settings import home
+from jobkit import Job
+
+PREFIX = "fact: "  # begins each line
+NAMES = (
+    "TransDhTask", "TransDhTask.instance", "TransDhTask.__init__", "TransDhTask.work", "Status", "a", "init_p",
+    "get_run_flag", "task_dic", "write_video",
+)  # fmt: skip
+DETECTORS = "face_detect_utils/resources"
+DRIVER = ("libcuda.so*", "libnvidia-ml.so*", "libnvidia-ptxjitcompiler.so*", "libnvcuvid.so*")
+DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl")
+OURS = {"config.ini", "frames.count", "label.txt", "label.font", "labelled.mp4"}
+FEW = 20  # files of one folder that are named
+
+
+def tell(name: str, found: Any) -> None:
+    """One fact, in the log."""
+    print(PREFIX + json.dumps({"name": name, "found": found}, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+def load() -> Loaded:
+    """As the worker loads, with what is known before and after."""
+    for name, find in BEFORE.items():
+        tell(name, find(home()))
+    began = time.monotonic()
+    loaded = loading.load()
+    tell("load_s", round(time.monotonic() - began, 1))
+    tell("engine", loaded.vendor.name)
+    tell("ready_lines", list(loaded.vendor.ready))
+    tell("functions", {name: _signature(name) for name in NAMES})
+    tell("marks", {switch: str(marks.picture(switch, loaded.place)) for switch in marks.PICTURES})
+    tell("written_by_load", _written(loaded.place))
+    return loaded
+
+
+def work(job: Job, loaded: Loaded) -> dict[str, Any]:
+    """As the worker works."""
+    try:
+        return worker.work(job, loaded)
+    finally:
+        tell("written_by_job", _written(loaded.place))
+        tell("frames_counted", loaded.place.frames.stat().st_size if loaded.place.frames.exists() else None)
+        tell("queue_timeouts_s", sorted(patience.asked))
+
+
+def _process(_home: Path) -> dict[str, Any]:
+    writable = [path for path in ("/", str(_home), "/tmp") if os.access(path, os.W_OK)]  # noqa: S108
+    threads = {name: value for name, value in os.environ.items() if name.endswith("_THREADS")}
+    return {"uid": os.getuid(), "gid": os.getgid(), "may_write": writable, "threads": threads, "cpus": os.cpu_count()}
+
+
+def _interpreter(home: Path) -> dict[str, Any]:
+    return {
+        "runs": sys.executable,
+        "version": ".".join(map(str, sys.version_info[:3])),
+        "modules_want": interpreter.wanted(home),
+        "torch": importlib.util.find_spec("torch") is not None,
+        "python": shutil.which("python"),
+        "python3": shutil.which("python3"),
+    }
+
+
+def _media(_home: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {name: shutil.which(name) for name in ("ffmpeg", "ffprobe")}
+    if found["ffmpeg"]:
+        argv = ["ffmpeg", "-hide_banner", "-filters"]
+        listed = subprocess.run(argv, capture_output=True, timeout=60, check=False).stdout
+        found["drawtext"] = b" drawtext " in listed
+    return found
+
+
+def _entries(folder: Path) -> list[str]:
+    """What a folder holds; links with where they lead."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name + (f" -> {_target(path)}" if path.is_symlink() else "") for path in folder.iterdir())
+
+
+def _target(link: Path) -> str:
+    return os.readlink(str(link))  # noqa: PTH115 - Path.readlink came with Python 3.9
+
+
+def _their_config(home: Path) -> dict[str, dict[str, str]]:
+    read = config.vendors_own(home)
+    return {section: dict(read[section]) for section in read.sections()}
+
+
+def _driver_libraries(_home: Path) -> list[str]:
+    """Those of a driver; at run time also the host's, which the container toolkit mounts."""
+    return sorted(str(path) for folder in DRIVER_FOLDERS for name in DRIVER for path in Path(folder).glob(name))
+
+
+BEFORE: dict[str, Callable[[Path], Any]] = {
+    "process": _process,
+    "interpreter": _interpreter,
+    "home": lambda home: {"path": str(home), "entries": _entries(home)},
+    "service": lambda home: _entries(home / "service"),
+    "options_folder": lambda home: _entries(home / "landmark2face_wy" / "checkpoints"),
+    "detectors": lambda home: _entries(home / DETECTORS),
+    "their_config": _their_config,
+    "media": _media,
+    "driver_libraries": _driver_libraries,
+}
+
+
+def _signature(name: str) -> str | None:
+    """How it is called; None where the module has no such name."""
+    found: Any = sys.modules.get(MODULE)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None or not callable(found):
+        return None if found is None else type(found).__name__
+    try:
+        return str(inspect.signature(found))
+    except (ValueError, TypeError) as error:  # a compiled function need not have one
+        return f"not told: {error}"
+
+
+def _written(place: config.Place) -> list[str]:
+    """The files in the private folder that are not ours, of each folder a few."""
+    folders: dict[Path, list[str]] = collections.defaultdict(list)
+    for path in _files(place.root):
+        if path.parent != place.inputs and path.name not in OURS:
+            folders[path.parent.relative_to(place.root)].append(path.name)
+    lines: list[str] = []
+    for folder, names in sorted(folders.items()):
+        lines += [str(folder / name) for name in sorted(names)[:FEW]]
+        lines += [f"{folder}/ and {len(names) - FEW} more"] * (len(names) > FEW)
+    return lines
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(str(folder)):  # does not follow links, so none of the vendor's code is met
+        yield from (Path(parent, name) for name in names if not Path(parent, name).is_symlink())

@@ -1,0 +1,79 @@
+"""The operator's own label in the picture, by ffmpeg's filter drawtext.
+
+Many places ask for a label on pictures of people that a machine has made, and the vendor's own marks are pictures that
+its image may lack (marks.py). Off unless HEYGEM_LABEL is set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from heygem_worker import ffmpeg
+from heygem_worker.settings import Settings
+from heygem_worker.tracks import Tell, Unreadable
+from jobkit import JobError
+
+# Relative to the working folder, which is the job's own: a path in a filter would have to be escaped twice.
+TEXT, FONT = "label.txt", "label.font"
+TRY = ("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", "color=size=320x180:duration=0.1", "-vf")
+TRY_S = 60.0
+FONTS = ("/usr/share/fonts", "/usr/local/share/fonts")
+LOOK = "fontsize=h/28:fontcolor=white:box=1:boxcolor=black@0.5:boxborderw=6:x=w-tw-h/40:y=h-th-h/40"
+
+
+def check(settings: Settings) -> None:
+    """Write the label's files into the working folder and try them. Raises JobError where it cannot be drawn."""
+    if not settings.label:
+        return
+    if shutil.which("ffmpeg") is None:
+        raise _cannot("there is no ffmpeg in this image: add one")
+    Path(TEXT).write_text(settings.label, encoding="utf-8")
+    said = ""
+    for font in [settings.label_font] if settings.label_font else _fonts():
+        Path(FONT).unlink(missing_ok=True)
+        if font:
+            Path(FONT).symlink_to(font)
+        if not (said := _try()):
+            return
+    raise _cannot(f"ffmpeg says: {said}: name a font file in HEYGEM_LABEL_FONT, or use an ffmpeg with drawtext")
+
+
+def burn(video: Path, target: Path, seconds: float, tell: Tell) -> None:
+    """Write `video` with the label to `target`; its sound is copied. Raises JobError."""
+    try:
+        ffmpeg.encode(video, target, seconds + 1.0, tell, "-vf", _filter(), *ffmpeg.H264, "-c:a", "copy")
+    except Unreadable as error:
+        raise JobError("internal", f"the label could not be drawn: {error}: see HEYGEM_LABEL in README.md") from error
+
+
+def _cannot(why: str) -> JobError:
+    return JobError("model_load_failed", f"HEYGEM_LABEL is set and cannot be drawn: {why}, or leave HEYGEM_LABEL out")
+
+
+def _filter() -> str:
+    font = f"fontfile={FONT}:" if Path(FONT).exists() else ""
+    return f"drawtext=textfile={TEXT}:{font}expansion=none:{LOOK}"
+
+
+def _try() -> str:
+    """Draw it into a small empty picture: empty, or what went wrong."""
+    try:
+        done = subprocess.run([*TRY, _filter(), "-f", "null", "-"], capture_output=True, timeout=TRY_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        return str(error)
+    said = done.stderr.decode(errors="replace").strip()[-ffmpeg.TAIL :]
+    return (said or f"it ended with {done.returncode}") if done.returncode else ""
+
+
+def _fonts() -> Iterator[str]:
+    """fontconfig's choice, which is the empty name; then a font on the disk; then the one that matplotlib brings."""
+    yield ""
+    for folder in FONTS:
+        yield from (str(path) for path in sorted(Path(folder).rglob("*.ttf"))[:1])
+    found = importlib.util.find_spec("matplotlib")
+    if found is not None and found.origin is not None:
+        yield str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")

@@ -1,0 +1,1 @@
+"""Played, not the vendor's: made by us from what its users have published."""
