@@ -31,6 +31,8 @@ def check(settings: Settings) -> None:
         return
     if shutil.which("ffmpeg") is None:
         raise _cannot("there is no ffmpeg in this image: add one")
+    if settings.label_font and not Path(settings.label_font).is_file():  # ffmpeg would take another font
+        raise _cannot(f"HEYGEM_LABEL_FONT={settings.label_font!r} is not a file: name a font file")
     Path(TEXT).write_text(settings.label, encoding="utf-8")
     said = ""
     for font in [settings.label_font] if settings.label_font else _fonts():
@@ -55,7 +57,7 @@ def _cannot(why: str) -> JobError:
 
 
 def _filter() -> str:
-    font = f"fontfile={FONT}:" if Path(FONT).exists() else ""
+    font = f"fontfile={FONT}:" if Path(FONT).is_symlink() else ""
     return f"drawtext=textfile={TEXT}:{font}expansion=none:{LOOK}"
 
 

@@ -146,7 +146,7 @@ class TransDhTask:
             raise RuntimeError("存在多人脸")
         result = multiprocessing.Queue(1)
         total = movie.length(audio, video, FRAMES)
-        batch = BATCH if total == FRAMES else total // 50
+        batch = BATCH if total == FRAMES else max(1, total // 50)
         told = (config.temp_dir, config.result_dir, code, audio, result, total, video, 25)
         writer = multiprocessing.Process(target=write_video, args=(self.images, *told))
         writer.start()
