@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from heygem_worker import config, interpreter, loading, marks, patience
+from heygem_worker import config, interpreter, loading, marks, media, patience
 from heygem_worker import work as worker
 from heygem_worker.generations import MODULE
 from heygem_worker.loading import Loaded
@@ -91,6 +91,7 @@ def _media(_home: Path) -> dict[str, Any]:
         argv = ["ffmpeg", "-hide_banner", "-filters"]
         listed = subprocess.run(argv, capture_output=True, timeout=60, check=False).stdout
         found["drawtext"] = b" drawtext " in listed
+    found["tools"] = next((kind.made.__name__ for kind in media.KINDS if kind.there()), "")
     return found
 
 

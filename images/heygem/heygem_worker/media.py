@@ -31,7 +31,7 @@ class Tools(Protocol):
 
 
 class _Kind(NamedTuple):
-    made: Callable[[], Tools]
+    made: type[Tools]
     there: Callable[[], bool]
 
 

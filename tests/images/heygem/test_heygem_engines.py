@@ -1,9 +1,5 @@
 """One job by each engine as the runner starts it: a container hardened as always, and a process on the box itself."""
 
-import importlib.metadata
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,59 +10,23 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import Engine, Identity, Limits, Spec
 from runner.engines.process import ProcessEngine
 from schemas.container import LineParser, Progress
-from tests.engine_host import BASE, ROOT, build, docker, docker_url
-from tests.images.heygem.runs import PLAYED, VENDORS, Samples, job_folder, lay_out
+from tests.engine_host import ROOT, docker, docker_url
+from tests.images.heygem.played_images import (
+    LIBRARIES,
+    MADE,
+    OF_A_DRIVER,
+    OF_CUDA,
+    OURS,
+    SMALL,
+    commands,
+    ours,
+    vendors_image,
+    with_pyav,
+)
+from tests.images.heygem.runs import PLAYED, Samples, job_folder, lay_out
 from tests.images.job_process import IMAGES
 
-__all__ = ["docker_url"]
-
-BASE_OF_OURS = "lamplighter-test-heygem-base"
-OURS = "lamplighter-test-heygem"
-MADE = "made.mp4"
-SMALL = "scrfd_500m_bnkps_shape640x640.onnx"
-
-# What stands in for the vendor's image: our base with PyAV, which needs no other package, and the played vendor. Like
-# the vendor's it has libraries of somebody's driver in it, and CUDA's beside them.
-LIBRARIES = "/usr/lib/x86_64-linux-gnu"
-OF_A_DRIVER = ("libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1", "libnvcuvid.so.1")
-OF_CUDA = ("libcudart.so.11.0", "libcudnn.so.8", "libnvrtc.so.11.2", "libcublas.so.11")
-WITH_PYAV = f"FROM {BASE}\nCOPY packages /usr/lib/python3/dist-packages\n"
-STANDS_IN = f"""
-FROM {BASE_OF_OURS}
-COPY base {{vendor}} /code/
-ENV HEYGEM_FAKE=ok HEYGEM_FAKE_RESULT=/job/in/{MADE}
-RUN cd {LIBRARIES} && touch {" ".join(OF_A_DRIVER)} {" ".join(OF_CUDA)} && mkdir -p /usr/lib/wsl/drivers
-WORKDIR /code/face_detect_utils/resources
-RUN echo small > {SMALL} && echo large > large.onnx
-"""
-
-
-@pytest.fixture(scope="module")
-def with_pyav(docker_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("pyav")
-    wheel = importlib.metadata.distribution("av")
-    for file in wheel.files or ():
-        if ".." not in file.parts and "__pycache__" not in file.parts:
-            target = folder / "packages" / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(str(wheel.locate_file(file)), target)
-    (folder / "Dockerfile").write_text(WITH_PYAV)
-    return build(docker_url, BASE_OF_OURS, str(folder))
-
-
-def vendors_image(docker_url: str, with_pyav: str, vendor: str) -> str:
-    """An image that plays the vendor's; its name."""
-    given = STANDS_IN.format(vendor=vendor)
-    return build(docker_url, f"{with_pyav}:{vendor}", "--file", "-", str(VENDORS), given=given)
-
-
-def ours(docker_url: str, base: str, tag: str, *more: str) -> "subprocess.CompletedProcess[str]":
-    """Build as a user builds it, by the README's command, on `base`."""
-    command = next(line for line in commands() if line.startswith("docker build"))
-    env = {"PATH": os.environ["PATH"], "DOCKER_HOST": docker_url, "DOCKER_BUILDKIT": "0", "BASE": base}
-    here = command.replace("-t lamplighter-heygem ", f"-t {tag} {' '.join(more)} ")
-    assert here != command
-    return subprocess.run(["/bin/sh", "-c", here], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+__all__ = ["docker_url", "with_pyav"]
 
 
 @pytest.fixture(scope="module", params=PLAYED)
@@ -75,11 +35,6 @@ def image(docker_url: str, with_pyav: str, request: pytest.FixtureRequest) -> st
     done = ours(docker_url, vendors_image(docker_url, with_pyav, request.param), tag)
     assert done.returncode == 0, done.stderr
     return tag
-
-
-def commands() -> list[str]:
-    """The README's commands, to build and apply it."""
-    return (IMAGES / "heygem" / "README.md").read_text().split("```sh\n")[1].split("```")[0].splitlines()
 
 
 def test_four_commands_build_and_apply_it() -> None:

@@ -1,0 +1,345 @@
+"""`images/heygem/selfcheck BASE`: what is assumed of the vendor's image, against the image itself, and one job in it.
+
+Builds our layer on BASE, starts a container with the runner's own engine (read-only root, not root, no network, no
+capabilities, the limits of endpoint.toml, one card where there is one) whose program is survey.py instead of main.py,
+and reads the facts that it tells.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.port import EngineError, Identity, Limits, Spec
+from runner.injection import WAYS
+from runner.proving import COMMAND as LIST_CARDS
+from schemas import endpoint
+from schemas.container import JOB_FILE, OUTPUT_FILE, ErrorLine, JobFile, JobTimeouts, LineParser, Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "images"
+TAG = "lamplighter-heygem-selfcheck"
+SURVEY = ("sh", "-c", 'exec "$(command -v python || command -v python3)" survey.py')
+FACT = "fact: "  # begins a line of heygem_worker/facts.py
+PRIVATE = "/job/tmp/heygem"
+OPTIONS = "landmark2face_wy/checkpoints/test"
+SCRATCH = "/tmp"  # noqa: S108 - inside the container, a tmpfs of its own
+TAIL_LINES = 40  # of a failed job's log that are shown
+OK, BAD, CANNOT = 0, 1, 2
+
+
+class CannotCheck(Exception):
+    """Nothing was learnt of the image; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One job in the image, and what was told meanwhile."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    code: int | None = None
+    failure: str = ""
+    stages: tuple[str, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+    log: str = ""
+    seconds: float = 0.0
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One assumption: `judge` gives what was found and whether that is as assumed; None where it is only told."""
+
+    name: str
+    assumed: str
+    judge: Callable[[Ran], tuple[Any, bool | None]]
+
+
+def _fact(name: str, judge: Callable[[Any], bool | None] = lambda _: None) -> Callable[[Ran], tuple[Any, bool | None]]:
+    """A row's judge from one fact; an image that did not get so far has not told it."""
+
+    def judged(ran: Ran) -> tuple[Any, bool | None]:
+        if name not in ran.facts:
+            return "not told: see why the job failed", False
+        return ran.facts[name], judge(ran.facts[name])
+
+    return judged
+
+
+def _holds(*entries: str) -> Callable[[Any], bool]:
+    return lambda found: {*entries} <= {*(found["entries"] if isinstance(found, dict) else found)}
+
+
+def _job(ran: Ran) -> tuple[Any, bool | None]:
+    return ran.failure or ran.data or f"exit code {ran.code}", ran.code == 0
+
+
+def _counted(ran: Ran) -> tuple[Any, bool | None]:
+    """Only Gen-1 has a writer of frames that can be replaced."""
+    found = ran.facts.get("frames_counted")
+    return found, bool(found) if ran.facts.get("engine") == "gen1" else None
+
+
+def _drivers(ran: Ran) -> tuple[Any, bool | None]:
+    """The container toolkit mounts the host's beside a card; without one there is no reason for any."""
+    found = ran.facts.get("driver_libraries", [])
+    return found, None if ran.gpus else not found
+
+
+LINKS = [f"{name} -> {PRIVATE}/{name}" for name in ("config", "data", "log", "result", "temp")]
+ROWS = (
+    Row("process", "not root, and may write to /tmp alone", _fact("process", lambda it: it["may_write"] == [SCRATCH])),
+    Row(
+        "interpreter",
+        "the Python that the modules are compiled for, with torch",
+        _fact("interpreter", lambda it: it["torch"] and it["version"].startswith(it["modules_want"] or "3.")),
+    ),
+    Row("home", "what it writes beside its code leads to the job's scratch", _fact("home", _holds(*LINKS))),
+    Row("options_folder", "so does its options file", _fact("options_folder", _holds(f"test -> {PRIVATE}/{OPTIONS}"))),
+    Row("service", "service/trans_dh_service is there", _fact("service", lambda it: "trans_dh" in " ".join(it))),
+    Row("detectors", "which face detectors there are", _fact("detectors")),
+    Row("their_config", "what its own config.ini says", _fact("their_config")),
+    Row("media", "ffmpeg and ffprobe, or PyAV", _fact("media", lambda it: bool(it["tools"]))),
+    Row("driver_libraries", "none but the host's", _drivers),
+    Row("load_s", "below HEYGEM_LOAD_S", _fact("load_s")),
+    Row("engine", "a generation of its module that is known", _fact("engine", lambda it: it in {"gen1", "gen2"})),
+    Row("ready_lines", "were said", _fact("ready_lines")),
+    Row("functions", "how the module is called", _fact("functions")),
+    Row("marks", "pictures for watermark and digital_auth", _fact("marks")),
+    Row("written_by_load", "its options file", _fact("written_by_load", _holds(f"{OPTIONS}/opt.txt"))),
+    Row("written_by_job", "what the job left in its scratch", _fact("written_by_job")),
+    Row("frames_counted", "the writer of Gen-1 is replaced by ours", _counted),
+    Row("queue_timeouts_s", "10 s for the face detection, which is stretched", _fact("queue_timeouts_s")),
+    Row("job", "one job ends with a video as long as its speech", _job),
+)
+
+
+def build(base: str, detector: str, docker: Sequence[str] = ("docker",)) -> str:
+    """Our layer on `base`; its name. Raises CannotCheck."""
+    argv = [*docker, "build", "--quiet", "--build-arg", f"BASE={base}", "--build-arg", f"DETECTOR={detector}"]
+    dockerfile = IMAGES / "heygem" / "Dockerfile"
+    try:
+        done = subprocess.run(
+            [*argv, "--file", str(dockerfile), "--tag", TAG, str(IMAGES)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise CannotCheck(f"docker cannot be run: {error}: install Docker's command line") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise CannotCheck(f"our layer cannot be built on {base}: {said[-600:]}: is the image here, and the engine up?")
+    return TAG
+
+
+def samples(folder: Path) -> tuple[Path, Path]:
+    """A face and a voice, fetched as the demo does. Raises CannotCheck."""
+    done = subprocess.run([sys.executable, str(IMAGES / "preview" / "samples.py"), str(folder)], check=False)
+    if done.returncode:
+        raise CannotCheck("no sample face and voice could be fetched: give your own with --video and --audio")
+    return folder / "face.mp4", folder / "speech2.wav"
+
+
+def cards() -> tuple[str, ...]:
+    """UUIDs of the host's cards; none where there is no driver."""
+    if shutil.which(LIST_CARDS[0]) is None:
+        return ()
+    done = subprocess.run(LIST_CARDS, capture_output=True, text=True, check=False)
+    return tuple(done.stdout.split()) if done.returncode == 0 else ()
+
+
+def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str, ...]) -> Spec:
+    """The job as the runner would start it, but for its program."""
+    heygem = endpoint.parse((IMAGES / "heygem" / "endpoint.toml").read_text())
+    names = {"video": f"video{video.suffix}", "audio": f"audio{audio.suffix}"}
+    (work / "in").mkdir(parents=True)
+    for name, source in (("video", video), ("audio", audio)):
+        try:
+            shutil.copyfile(source, work / "in" / names[name])
+        except OSError as error:
+            raise CannotCheck(f"the {name} cannot be read: {error}") from error
+    timeouts = JobTimeouts(heygem.timeouts.base_s, heygem.timeouts.stall_s)
+    job = JobFile(id="selfcheck", owner="me", endpoint="heygem", round=1, attempt=1, input=names, timeouts=timeouts)
+    (work / JOB_FILE).write_bytes(msgspec.json.encode(job))
+    needs = heygem.resources
+    return Spec(
+        identity=Identity(installation="selfcheck", host="selfcheck", owner="me", job="selfcheck", round=1, attempt=1),
+        image=image,
+        instead=SURVEY,
+        job_dir=work,
+        limits=Limits(memory_mb=needs.memory_mb, cpus=needs.cpus, shm_mb=needs.shm_mb),
+        gpus=gpus[: needs.gpus],
+    )
+
+
+async def run(url: str, spec: Spec) -> Ran:
+    """The job from start to end. Raises CannotCheck."""
+    try:
+        async with DockerEngine(DockerSettings(base_url=url)) as engine:
+            if spec.gpus:
+                await choose_injection(engine, spec)
+            return await follow(engine, spec)
+    except EngineError as error:
+        raise CannotCheck(f"the container could not be run: {error}") from error
+
+
+async def choose_injection(engine: DockerEngine, spec: Spec) -> None:
+    """Give the container its card in the first way that works, as the runner does."""
+    for way in WAYS["auto"]:
+        engine.inject(way)
+        try:
+            if (await follow(engine, replace_program(spec))).code == 0:
+                return
+        except EngineError as error:
+            print(f"selfcheck: {way}: {error}", file=sys.stderr)
+    raise CannotCheck("containers do not get the card: install the NVIDIA container toolkit")
+
+
+def replace_program(spec: Spec) -> Spec:
+    """The same container, which only lists its cards."""
+    return msgspec.structs.replace(spec, instead=tuple(LIST_CARDS))
+
+
+async def follow(engine: DockerEngine, spec: Spec) -> Ran:
+    """One container from start to end; removed then."""
+    began, ran, log = time.monotonic(), Ran(), b""
+    parser = LineParser("stdout")
+    handle = await engine.start(spec)
+    try:
+        async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                if chunk.stream == "stderr":
+                    log += chunk.data
+                    continue
+                for found in parser.feed(chunk.data, chunk.mark.offset - len(chunk.data)):
+                    ran = heard(ran, found.message)
+        code = (await engine.wait(handle)).code
+    finally:
+        await engine.remove(handle)
+    text = log.decode(errors="replace")
+    output = spec.job_dir / "out" / OUTPUT_FILE
+    data = json.loads(output.read_text()) if output.is_file() else {}
+    took = round(time.monotonic() - began, 1)
+    return replace(ran, facts=facts_in(text), code=code, data=data, log=text, seconds=took, gpus=len(spec.gpus))
+
+
+def heard(ran: Ran, message: object) -> Ran:
+    """`ran` with one more message of the job."""
+    if isinstance(message, ErrorLine):
+        return replace(ran, failure=f"{message.code}: {message.message}")
+    if isinstance(message, Progress) and message.stage and message.stage not in ran.stages:
+        return replace(ran, stages=(*ran.stages, message.stage))
+    return ran
+
+
+def facts_in(log: str) -> dict[str, Any]:
+    """What survey.py has told; a name told twice counts as it was told last."""
+    facts = {}
+    for line in log.splitlines():
+        if line.startswith(FACT):
+            try:
+                fact = json.loads(line.removeprefix(FACT))
+                facts[fact["name"]] = fact["found"]
+            except (ValueError, KeyError):  # cut by a line of somebody else's
+                continue
+    return facts
+
+
+def verdicts(ran: Ran) -> list[dict[str, Any]]:
+    """Each row with what was found and whether it is as assumed: yes, no, or only told."""
+    words = {True: "yes", False: "no", None: "told"}
+    judged = [(row, *row.judge(ran)) for row in ROWS]
+    return [
+        {
+            "name": row.name,
+            "assumed": row.assumed,
+            "found": found,
+            "as_assumed": words[None if as_it is None else bool(as_it)],
+        }
+        for row, found, as_it in judged
+    ]
+
+
+def report(base: str, ran: Ran) -> dict[str, Any]:
+    """All of it, for --json."""
+    rows = verdicts(ran)
+    job = {
+        "exit_code": ran.code,
+        "failure": ran.failure,
+        "data": ran.data,
+        "stages": ran.stages,
+        "seconds": ran.seconds,
+    }
+    tail = [line for line in ran.log.splitlines() if not line.startswith(FACT)][-TAIL_LINES:] if ran.code else []
+    return {"base": base, "ok": all(row["as_assumed"] != "no" for row in rows), "rows": rows, "job": job, "log": tail}
+
+
+def as_text(said: dict[str, Any]) -> str:
+    """The same for the eyes."""
+    lines = [f"{said['base']}:"]
+    for row in said["rows"]:
+        lines.append(f"  [{row['as_assumed']:4}] {row['name']}: {row['assumed']}")
+        lines += [f"         {line}" for line in _found(row["found"])]
+    lines += [f"  stages of the job: {', '.join(said['job']['stages'])}; {said['job']['seconds']} s in all"]
+    lines += ["  the end of its log:", *(f"    {line}" for line in said["log"])] if said["log"] else []
+    return "\n".join([*lines, "all is as assumed" if said["ok"] else "not all is as assumed: see the rows with [no]"])
+
+
+def _found(found: Any) -> list[str]:
+    if isinstance(found, dict):
+        return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items()] or ["nothing"]
+    if isinstance(found, list):
+        return [str(one) for one in found] or ["nothing"]
+    return [str(found)]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="selfcheck", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("base", help="the vendor's image, for instance guiji2025/duix.avatar")
+    parser.add_argument("--video", type=Path, help="a video of a face; with --audio, else samples are fetched")
+    parser.add_argument("--audio", type=Path, help="speech")
+    parser.add_argument("--detector", default="", help="build argument DETECTOR, see README.md")
+    parser.add_argument("-o", "--output", type=Path, help="keep the video here")
+    parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
+    return parser.parse_args(argv)
+
+
+def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Build, run and judge, in the folder `work`. Raises CannotCheck."""
+    if (asked.video is None) != (asked.audio is None):
+        raise CannotCheck("--video and --audio go together: give both or neither")
+    image = build(asked.base, asked.detector)
+    video, audio = (asked.video, asked.audio) if asked.video else samples(work / "samples")
+    spec = make_spec(image, work / "job", video, audio, cards())
+    ran = asyncio.run(run(os.environ.get("DOCKER_HOST") or DockerSettings().base_url, spec))
+    result = spec.job_dir / "out" / "result.mp4"
+    if asked.output and result.is_file():
+        shutil.copyfile(result, asked.output)
+    return report(asked.base, ran)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    asked = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="heygem-selfcheck-") as work:
+        try:
+            said = check(asked, Path(work))
+        except CannotCheck as error:
+            print(f"selfcheck: {error}", file=sys.stderr)
+            return CANNOT
+    print(json.dumps(said, ensure_ascii=False, indent=2) if asked.json else as_text(said))
+    return OK if said["ok"] else BAD
+
+
+if __name__ == "__main__":
+    sys.exit(main())
