@@ -1,4 +1,7 @@
-"""Writes what `pytest -m gpu` says on this machine into docs/gpu.md: date, card, driver, output. Run: just gpu-page."""
+"""Writes what `pytest -m gpu` says on this machine into docs/gpu.md: date, card, driver, output. Run: just gpu-page.
+
+Where the image of HeyGem's vendor is on this machine, what the selfcheck says of it too.
+"""
 
 import os
 import subprocess
@@ -13,13 +16,34 @@ CARDS = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,vbios_versi
 TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rA", "--color=no", "-p", "no:cacheprovider"]
 
 
-def with_output(page: str, at: datetime, cards: str, output: str) -> str:
-    """The page with this output below the mark, in place of what was there."""
+HEYGEM_BASES = ("guiji2025/duix.avatar", "guiji2025/duix.avatar-5090")  # HEYGEM_BASE names another
+
+
+def with_output(page: str, at: datetime, cards: str, output: str, heygem: str = "") -> str:
+    """The page with this output below the mark, in place of what was there; `heygem`: a section after it."""
     head, mark, _ = page.partition(MARK)
     if not mark:
         raise ValueError(f"{PAGE.name} has lost its mark: {MARK.strip()}")
     said = f"On {at:%Y-%m-%d}, with:\n\n```text\n{cards.strip()}\n```\n\n`pytest -m gpu` said:\n\n```text\n"
-    return f"{head}{mark}\n{said}{output.strip()}\n```\n"
+    return f"{head}{mark}\n{said}{output.strip()}\n```\n{heygem}"
+
+
+def heygem_section(environ: Mapping[str, str]) -> str:
+    """What images/heygem/selfcheck says of the vendor's image; empty where that is not on this machine."""
+    base = environ.get("HEYGEM_BASE") or next(filter(_is_here, HEYGEM_BASES), None)
+    if base is None:
+        return ""
+    argv = [sys.executable, "-m", "deploy.heygem_check", base]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=PAGE.parents[1])
+    said = (done.stdout + done.stderr).strip()
+    return f"\n`images/heygem/selfcheck {base}` ended with {done.returncode} and said:\n\n```text\n{said}\n```\n"
+
+
+def _is_here(image: str) -> bool:
+    try:
+        return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
+    except OSError:  # no docker command
+        return False
 
 
 def main() -> int:
@@ -32,7 +56,7 @@ def main() -> int:
     environ: Mapping[str, str] = os.environ | {"REQUIRE_GPU": "1"}
     done = subprocess.run(TESTS, capture_output=True, text=True, check=False, env=environ, cwd=PAGE.parents[1])
     output = done.stdout.replace(str(PAGE.parents[1]), ".")
-    PAGE.write_text(with_output(PAGE.read_text(), datetime.now(UTC), cards, output))
+    PAGE.write_text(with_output(PAGE.read_text(), datetime.now(UTC), cards, output, heygem_section(environ)))
     print(f"{PAGE.name} says now what the tests said (exit {done.returncode})")
     return done.returncode
 

@@ -31,3 +31,13 @@ def test_without_a_card_nothing_is_written(monkeypatch: pytest.MonkeyPatch, caps
     assert gpu_page.main() == 2
     assert PAGE.read_text() == before
     assert "no card to write about" in capsys.readouterr().out
+
+
+def test_heygems_selfcheck_is_on_the_page_where_its_image_is(monkeypatch: pytest.MonkeyPatch):
+    """An image that is not there is said as well: whoever names one wants to know."""
+    monkeypatch.setattr(gpu_page, "HEYGEM_BASES", ("lamplighter-test-nowhere:gone",))
+    assert gpu_page.heygem_section({}) == ""
+    said = gpu_page.heygem_section({"HEYGEM_BASE": "lamplighter-test-nowhere:gone"})
+    assert "`images/heygem/selfcheck lamplighter-test-nowhere:gone` ended with 2 and said:" in said
+    page = with_output(PAGE.read_text(), AT, "name\nNVIDIA H200\n", "1 passed\n", said)
+    assert page.endswith(said)

@@ -35,7 +35,7 @@ DETECTORS = "face_detect_utils/resources"
 DRIVER = ("libcuda.so*", "libnvidia-ml.so*", "libnvidia-ptxjitcompiler.so*", "libnvcuvid.so*")
 DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl")
 OURS = {"config.ini", "frames.count", "label.txt", "label.font", "labelled.mp4"}
-FEW = 20  # files of one folder that are named
+FEW = 5  # files of one folder that are named
 
 
 def tell(name: str, found: Any) -> None:
