@@ -11,7 +11,8 @@ Made from `schemas/lifecycle.py` and `schemas/failures.py` by `just docs`; a tes
 
 A job is made as `scheduled` (accepted, not yet ready) or `queued`. Every step is one compare-and-set on its record.
 The edge queues, reprioritises, expires, retries and asks to cancel; the runner that holds the claim starts, adopts,
-releases and ends. A final state accepts nothing but a retry, which begins the next round.
+releases and ends. A final state accepts nothing but a retry, which begins the next round, and over `/easy/submit`
+([facades.md](facades.md)) a new submit of the same code, which begins the next round with its own request.
 """
 
 

@@ -18,7 +18,7 @@ class Fact(Struct, frozen=True, tag_field="type"):
 
 
 class Submitted(Fact, frozen=True, tag="submitted"):
-    """The record was made; its status says whether it may start at once."""
+    """The record was made, or made again for the next round; its status says whether it may start at once."""
 
 
 class Supplied(Fact, frozen=True, tag="supplied"):

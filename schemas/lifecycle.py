@@ -2,7 +2,8 @@
 
 Who moves a job, in words: the edge submits, queues, reprioritises, expires, retries and asks to cancel; the runner that
 holds the claim starts, adopts, releases, succeeds, fails and cancels. A blank in the table is illegal. Terminal states
-accept only `Retried`. The writer is strict (`apply` raises), the reader tolerant (it shows what is recorded).
+accept only `Retried`, and `Submitted` from `submitted_again`, which replaces the whole record.
+The writer is strict (`apply` raises), the reader tolerant (it shows what is recorded).
 The diagram in docs/lifecycle.md is generated from this table.
 """
 
@@ -15,6 +16,7 @@ from msgspec import structs
 from schemas import events as e
 from schemas.asset import SCHEME, replaced
 from schemas.job import Job
+from schemas.words import FINAL
 from schemas.words import Status as S  # noqa: N817 - the table reads as a table
 
 TRANSITIONS: Mapping[type[e.Fact], Mapping[S, S]] = {
@@ -177,3 +179,14 @@ def apply(job: Job, event: e.Event, at: datetime) -> Job:
 def step(job: Job, event: e.Event, at: datetime) -> e.Recorded:
     """The record to write next: `apply`, with the event beside it."""
     return e.Recorded(at, event, apply(job, event, at))
+
+
+def submitted_again(ended: Job, admitted: Job) -> e.Recorded:
+    """The record to write next where the owner submits another request under the id of a job that has ended.
+
+    `admitted` is the job that the request makes. It begins a round of its own, so that nothing of an earlier round
+    (message, container, note, row of usage) is taken for its own. Raises IllegalTransition.
+    """
+    if ended.status not in FINAL:
+        raise IllegalTransition(ended, e.Submitted(), f"no such step from {ended.status}")
+    return e.Recorded(admitted.created_at, e.Submitted(), structs.replace(admitted, round=ended.round + 1))

@@ -120,14 +120,15 @@ def absorb(db: sqlite3.Connection, changes: Sequence[Change]) -> list[Step]:
 
 def _write(db: sqlite3.Connection, entries: Sequence[Entry], before: Mapping[JobKey, Standing]) -> None:
     jobs = [entry.recorded.job for entry in entries]
-    new = [job for job in jobs if job.key not in before]
+    new = [job for job in jobs if job.key not in before or before[job.key].round != job.round]
     ended = [job for job in jobs if job.status in FINAL]
     rows = [(*standing(e), *_times(e.recorded.job), encode(e.recorded).decode()) for e in entries]
     tags = [(*job.key, name, value) for job in new for name, value in job.tags.items()]
     # A scheduled job's input still changes: a file that was fetched takes the place of its URL.
-    named = [job for job in jobs if job.key not in before or before[job.key].status is Status.SCHEDULED]
+    named = [*new, *(job for job in jobs if job.key in before and before[job.key].status is Status.SCHEDULED)]
     names = [(*job.key, sha256) for job in named for sha256 in input_digests(job)]
     names += [(*job.key, sha256) for job in ended for sha256 in result_digests(job)]
+    _unname(db, [job.key for job in new if job.key in before])  # the next round may be of another request
     for statement, values in ((_UPSERT, rows), (_TAG, tags), (_NAME, names)):
         if values:
             db.execute(statement, (_json(values),))
@@ -140,9 +141,17 @@ def _times(job: Job) -> tuple[int | None, ...]:
 
 
 def _remove(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
+    _delete_from(db, ("tags", "names", "jobs"), keys)  # the jobs last: by them the others are found
+
+
+def _unname(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
+    _delete_from(db, ("tags", "names"), keys)
+
+
+def _delete_from(db: sqlite3.Connection, tables: Sequence[str], keys: Sequence[JobKey]) -> None:
     if keys:
-        for table in ("tags", "names", "jobs"):  # the jobs last: by them the others are found
-            query = f"DELETE FROM {table} WHERE job IN (SELECT job FROM {_KEYED})"  # noqa: S608 - the names above
+        for table in tables:
+            query = f"DELETE FROM {table} WHERE job IN (SELECT job FROM {_KEYED})"  # noqa: S608 - names of this file
             db.execute(query, (_json(keys),))
 
 

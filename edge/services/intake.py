@@ -25,7 +25,7 @@ from edge.webhooks.ledger import forget_deliveries
 from schemas.errors import Refused
 from schemas.events import Cancelled, CancelRequested, Event, Recorded, Retried, Submitted, as_json
 from schemas.job import Job, JobKey, request_digest
-from schemas.lifecycle import step
+from schemas.lifecycle import step, submitted_again
 from schemas.view import HistoryRow
 from schemas.words import FINAL, WAITING, Status, derived_id, uuid7
 
@@ -111,6 +111,23 @@ class Intake:
         entry = Entry(revision, recorded)
         self._follow_up(entry)
         return Accepted(entry, replayed=False)
+
+    async def submit_again(self, ended: Entry, body: dict[str, Any]) -> bool:
+        """Begin the next round of a job that has ended, with `body` in place of the request that made it.
+
+        False: the job was changed since `ended` was read. It is one write, so a crash leaves the old round or the new.
+        """
+        key = ended.recorded.job.key
+        with refusing():
+            try:
+                with self._admission.quotas.submitting(key):
+                    admitted = await self._admission.admit(key, request_digest(body), body, None)
+                    recorded = submitted_again(ended.recorded.job, admitted)
+                    revision = await self._bus.records.update(key, recorded, ended.revision)
+            except Conflict:
+                return False
+        self._follow_up(Entry(revision, recorded))
+        return True
 
     def vet(self, body: dict[str, Any]) -> None:
         """Raises Refused for what no uploaded file can make acceptable, so that none is kept for it."""

@@ -10,6 +10,7 @@ from edge.services.intake import Accepted, Intake
 from edge.services.refusals import refusing
 from edge.services.submission import read_body
 from schemas.errors import Refused
+from schemas.events import Submitted
 from schemas.job import JobKey
 
 
@@ -36,10 +37,12 @@ def means_the_same(catalog: Catalog, past: Sequence[Entry], body: dict[str, Any]
     """Whether `body` asks for the work of the job whose revisions `past` holds.
 
     The endpoint and the input count, its defaults filled in, files by their digests; limits, priority and tags do not.
-    The input as it ever was counts: a file that was fetched has taken the place of its URL. Raises Refused.
+    The input as it was since the last submit counts: a file that was fetched has taken the place of its URL. Raises
+    Refused.
     """
     submission = read_body(body)
     endpoint = catalog.get(submission.endpoint)
     given = check_input(endpoint, submission.input).input
-    jobs = (entry.recorded.job for entry in past)
+    begun = max((n for n, entry in enumerate(past) if isinstance(entry.recorded.event, Submitted)), default=0)
+    jobs = (entry.recorded.job for entry in past[begun:])
     return any(job.endpoint == endpoint.name and job.input == given for job in jobs)

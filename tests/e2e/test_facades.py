@@ -84,7 +84,9 @@ async def test_the_desktop_sequence_ends_with_the_file_on_disk(said: Doors):
     assert (done["status"], done["progress"], done["result"], done["video_duration"]) == (2, 100, "/one-r.mp4", 1500)
     assert (said.root / "temp" / "one-r.mp4").read_bytes() == b"face speech"
     assert (await said.easy(code="one"))["code"] == 10000
-    assert (await said.easy(code="one", video_url="speech.wav"))["code"] == 10005
+    assert (await said.easy(code="one", video_url="speech.wav"))["code"] == 10000
+    assert (await said.done("one"))["status"] == 2
+    assert (said.root / "temp" / "one-r.mp4").read_bytes() == b"speechspeech"
 
 
 @process_only
@@ -188,11 +190,14 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_pa
         by_hash = {"video_url": hashes["face.mp4"], "audio_url": hashes["speech.wav"]}
         for ways in (by_name, by_hash):
             assert (await said.easy(code="talk", **ways))["code"] == 10000
-        assert (await said.easy(code="talk", pn=0))["code"] == 10005
         assert (await said.query("talk"))["status"] == 2
         assert (said.root / "temp" / "talk-r.mp4").read_bytes() == b"face speech"
         history = await said.local.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 1
+        assert (await said.easy(code="talk", pn=0))["code"] == 10000
+        assert (await said.done("talk"))["status"] == 2
+        history = await said.local.get("/v1/jobs/talk/history")
+        assert [row["event"]["type"] for row in history.json()].count("submitted") == 2
     finally:
         del said.local.headers["X-API-Key"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemas import events as e
 from schemas.job import Fetch, Job, Output, Policy, Usage
-from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply, step
+from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply, step, submitted_again
 from schemas.words import FINAL, WAITING, Priority, Status
 from tests.schemas.make import LATER, NOW, claim, event, failure, job
 
@@ -93,6 +93,19 @@ def test_a_job_that_lacks_input_is_scheduled_again_by_a_retry(ended):
     again = apply(lacking(ended), e.Retried(), LATER)
     assert (again.status, again.queued_at, again.round) == (S.SCHEDULED, None, 2)
     assert (again.missing, again.fetching) == (lacking(ended).missing, lacking(ended).fetching)
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_another_submit_replaces_only_what_has_ended_and_begins_a_round(status):
+    there = job(status, round=3, attempt=2, input={"text": "old"}, error=failure(), tags={"of": "the old"})
+    admitted = job(S.QUEUED, input={"text": "new"}, created_at=LATER, queued_at=LATER)
+    if status not in FINAL:
+        with pytest.raises(IllegalTransition, match="Submitted"):
+            submitted_again(there, admitted)
+        return
+    recorded = submitted_again(there, admitted)
+    assert (recorded.at, recorded.event) == (LATER, e.Submitted())
+    assert recorded.job == job(S.QUEUED, round=4, input={"text": "new"}, created_at=LATER, queued_at=LATER)
 
 
 def test_a_job_is_queued_once_everything_it_lacked_is_there():

@@ -38,6 +38,7 @@ BY_CODE: Mapping[str, Answer] = {
     "quota_exceeded": BUSY,
     "rate_limited": BUSY,
     "store_full": BUSY,
+    "unavailable": BUSY,  # it passes; at FAULT clients give the job up, though it goes on
 }
 
 

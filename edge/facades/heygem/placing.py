@@ -6,14 +6,15 @@ none; a query waits for the result of its job, whoever submitted that.
 
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
 import structlog
-from anyio import CancelScope, Event, move_on_after, open_file, to_thread
+from anyio import CancelScope, Event, Lock, move_on_after, open_file, to_thread
 
 from bus.port import BusError, Records
 from edge.facades.heygem.folder import TEMP
@@ -23,6 +24,7 @@ from edge.services.index import Index
 from edge.services.standing import Step
 from edge.store.port import Store, StoreError
 from edge.store.spool import sync_folder
+from schemas.errors import Refused
 from schemas.events import RecordUnreadable
 from schemas.job import File, Job, JobKey
 from schemas.words import FINAL, Status
@@ -50,7 +52,9 @@ class Placing:
         self._records = records
         self._store = store
         self._index = index
-        self._expected: set[JobKey] = set()
+        self._expected: Counter[JobKey] = Counter()  # how many submits each note stands for
+        self._submitting: Counter[JobKey] = Counter()
+        self._noting = Lock()
         self._due: dict[JobKey, Event] = {}  # in the order in which they are looked at
         self._woken = Event()
         index.watch(self._see)
@@ -59,7 +63,7 @@ class Placing:
         """Without end; beginning with what an earlier life left undone."""
         if self._root is None:
             return
-        self._expected |= await to_thread.run_sync(_noted, self._notes)
+        self._expected.update(await to_thread.run_sync(_noted, self._notes))
         await self._index.ready()
         for key in self._expected:
             self._look_at(key)
@@ -67,32 +71,68 @@ class Placing:
             with move_on_after(RETRY_S if self._due else None):
                 await self._woken.wait()
             self._woken = Event()
-            for key, settled in list(self._due.items()):
-                if await self._settle(key):
-                    self._due.pop(key, None)
-                    settled.set()
+            for key, looked_at in list(self._due.items()):
+                del self._due[key]  # what happens from here on is another reason to look at it
+                if not await self._settle(key):
+                    self._due.setdefault(key, Event())
+                looked_at.set()
 
-    async def expect(self, key: JobKey) -> None:
-        """The result of this job is to be placed, whatever happens to this process. Before the job is made."""
-        if self._root is not None and key not in self._expected:
-            await to_thread.run_sync(_note, self._notes, key)
-            self._expected.add(key)
+    @asynccontextmanager
+    async def expecting(self, key: JobKey) -> AsyncIterator[None]:
+        """Submit the job in this block: its result will be placed, even if this process dies in the block or later.
 
-    def reconsider(self, key: JobKey) -> None:
-        """Its submit was refused: when there is no such job, nothing is to be placed."""
-        if key in self._expected:
-            self._look_at(key)
+        Raises Refused `unavailable` when the note cannot be written.
+        """
+        if self._root is None:
+            yield
+            return
+        await self._expect(key)
+        self._submitting[key] += 1
+        try:
+            yield
+        except BaseException:
+            self._due.setdefault(key, Event())  # there may be no such job, and then nothing is to be placed
+            raise
+        finally:
+            self._submitting[key] -= 1
+            if not self._submitting[key]:
+                del self._submitting[key]
+            self._woken.set()
+
+    async def _expect(self, key: JobKey) -> None:
+        async with self._noting:
+            try:
+                if key not in self._expected:
+                    await to_thread.run_sync(_note, self._notes, key)
+            except OSError as error:
+                why = f"the edge's data folder cannot be written ({error.strerror}): give it room"
+                raise Refused("unavailable", why, retry_after_s=5) from error
+            self._expected[key] += 1
+
+    async def _forget(self, key: JobKey, submits: int) -> None:
+        """Remove the note, unless there was another submit since it stood for `submits`."""
+        async with self._noting:
+            if self._expected[key] == submits:
+                del self._expected[key]
+                await to_thread.run_sync(_forget, self._notes, key)
+
+    async def is_gone(self, job: Job) -> bool:
+        """Whether the result of a job that succeeded cannot be had any more, or the job made none."""
+        file = result_of(job)
+        if file is None:
+            return True
+        kept = self._root is not None and await self._there(job)
+        return not kept and await self._store.stat(file.sha256) is None
 
     async def where(self, job: Job) -> Place:
         """Where the result of a job that succeeded is, waiting PATIENCE_S for one that is on its way."""
-        file = result_of(job)
-        if self._root is None or file is None or await self._there(job):
-            return Place.THERE
-        if await self._store.stat(file.sha256) is None:
+        if await self.is_gone(job):
             return Place.GONE
-        settled = self._look_at(job.key)
+        if await self._there(job):
+            return Place.THERE
+        looked_at = self._look_at(job.key)
         with move_on_after(PATIENCE_S):
-            await settled.wait()
+            await looked_at.wait()
         return Place.THERE if await self._there(job) else Place.COMING
 
     def _see(self, steps: Sequence[Step]) -> None:
@@ -108,14 +148,16 @@ class Placing:
 
     async def _settle(self, key: JobKey) -> bool:
         """Do for the job what can be done now; whether nothing is left to be tried again soon."""
+        if key in self._submitting:
+            return False  # the record may still tell of the round before
+        submits = self._expected[key]
         try:
             entry = await self._records.read(key)
             job = None if entry is None else entry.recorded.job
             if job is not None and job.status is Status.SUCCEEDED:
                 await self._place(job)
             if job is None or job.status is Status.SUCCEEDED:
-                self._expected.discard(key)
-                await to_thread.run_sync(_forget, self._notes, key)
+                await self._forget(key, submits)
         except (BusError, RecordUnreadable, StoreError, OSError) as error:
             _log.warning("result_not_placed", owner=key.owner, job_id=key.id, error=str(error))
             return False

@@ -13,8 +13,18 @@ from edge.auth.keys import OPEN
 from edge.facades.heygem.answers import ACCEPTED, explained, found, send
 from edge.facades.heygem.callers import caller
 from edge.facades.heygem.folder import open_named
+from edge.facades.heygem.holding import hold
 from edge.facades.heygem.placing import Place, result_of
-from edge.facades.heygem.translation import FieldMissing, described, lost, read, result_name, storing, submission
+from edge.facades.heygem.translation import (
+    Asked,
+    FieldMissing,
+    described,
+    lost,
+    read,
+    result_name,
+    storing,
+    submission,
+)
 from edge.parts import Parts
 from edge.routes.bodies import NOT_YET, read_json
 from edge.routes.files import download
@@ -25,13 +35,14 @@ from edge.services.sameness import submit_under
 from schemas.access import Scope
 from schemas.asset import SCHEME, media_type
 from schemas.errors import Refused
-from schemas.job import JobKey
+from schemas.job import Job, JobKey
 from schemas.view import JobView
-from schemas.words import Status, is_token
+from schemas.words import FINAL, Status, is_token
 
 # Whatever the method, the answer is 200 and says by its code what is wrong.
 _every = partial(route, http_method=["GET", "POST", "PUT", "PATCH", "DELETE"], status_code=200)
 _SUFFIX = result_name("")
+_TRIES = 10  # of a submit that others are faster than
 
 
 @_every("/submit")
@@ -39,21 +50,61 @@ async def submit(request: AnyRequest, parts: Services) -> Response[bytes]:
     """Accept a job under the client's code."""
     if request.method != "POST":
         raise Refused("input_invalid", "a submit is a POST with a JSON body")
-    owner = await caller(request, parts, Scope.JOBS_WRITE)
     asked = read(await read_json(request))
+    await hold(request, partial(_place, request, parts, asked))
+    return send(ACCEPTED)
+
+
+async def _place(request: AnyRequest, parts: Parts, asked: Asked) -> None:
+    owner = await caller(request, parts, Scope.JOBS_WRITE)
     endpoint = parts.catalog.get(parts.settings.heygem.endpoint)
     parts.intake.vet(submission(endpoint, asked, NOT_YET, NOT_YET))
+    await parts.gate.check()  # before files are copied
     audio = await _named(parts, owner, asked.audio)
     video = await _named(parts, owner, asked.video)
     key = JobKey(owner, asked.code)
-    await parts.placing.expect(key)
-    body = submission(endpoint, asked, audio, video)
-    try:
-        await submit_under(parts.intake, parts.bus.records, parts.catalog, key, body)
-    except Refused:
-        parts.placing.reconsider(key)
-        raise
-    return send(ACCEPTED)
+    async with parts.placing.expecting(key):
+        await _submit(parts, key, submission(endpoint, asked, audio, video))
+
+
+async def _submit(parts: Parts, key: JobKey, body: dict[str, Any]) -> None:
+    """Accept `body`: as a new job, as the job that is there, or as the next round of one that has ended."""
+    for _ in range(_TRIES):
+        taken: Refused | None = None
+        known: Entry | None
+        try:
+            accepted = await submit_under(parts.intake, parts.bus.records, parts.catalog, key, body)
+        except Refused as refused:
+            if refused.code != "conflict":
+                raise
+            taken = refused
+            with refusing():
+                known = await parts.bus.records.read(key)
+        else:
+            if not accepted.replayed:
+                return
+            known = accepted.entry
+        if known is not None and not await _is_over(parts, known.recorded.job, same=taken is None):
+            if taken is not None:
+                raise taken
+            return
+        if known is not None and await parts.intake.submit_again(known, body):
+            return
+    raise Refused("unavailable", "others keep submitting under this code at the same time: try again")
+
+
+async def _is_over(parts: Parts, job: Job, *, same: bool) -> bool:
+    """Whether a submit begins the job again; `same`: it asks for the same content.
+
+    What a query tells as done is done when the content is the same. Raises Refused `unavailable` while the job is
+    being cancelled: it can be begun again in a moment.
+    """
+    if job.status is Status.CANCELLING:
+        raise Refused("unavailable", "the job of this code is being cancelled: try again")
+    if same and job.status is Status.SUCCEEDED:
+        with refusing():
+            return await parts.placing.is_gone(job)
+    return job.status in FINAL
 
 
 async def _named(parts: Parts, owner: str, name: str) -> str:
@@ -73,7 +124,7 @@ async def query(request: AnyRequest, parts: Services) -> Response[bytes]:
     """How a job stands; what has ended is told for as long as the job is kept."""
     owner = await caller(request, parts, Scope.JOBS_READ)
     code = request.query_params.get("code")
-    if not code:
+    if code is None:
         raise FieldMissing("code")
     entry = await _found(parts, owner, code)
     view = await parts.viewer.job(entry, Language.ZH)

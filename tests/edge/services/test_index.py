@@ -22,7 +22,7 @@ from edge.services.standing import input_digests
 from schemas import events as e
 from schemas.errors import Refused
 from schemas.job import Claim, Job, JobKey, Output
-from schemas.lifecycle import IllegalTransition, step
+from schemas.lifecycle import IllegalTransition, step, submitted_again
 from schemas.words import FINAL, Priority, Status
 from tests.edge.services.world import START, World
 
@@ -63,7 +63,8 @@ class IndexMachine(RuleBasedStateMachine):
     )
     def submit(self, owner: str, number: int, priority: Priority, later: bool, digest: str, tag: str) -> None:
         key = JobKey(owner, f"j{number}")
-        if key in self.jobs:
+        there = self.jobs.get(key)
+        if there is not None and there.recorded.job.status not in FINAL:
             return
         self.now += timedelta(seconds=1)
         job = Job(
@@ -80,7 +81,8 @@ class IndexMachine(RuleBasedStateMachine):
             queued_at=None if later else self.now,
             created_at=self.now,
         )
-        self.write(e.Recorded(self.now, e.Submitted(), job))
+        recorded = e.Recorded(self.now, e.Submitted(), job)
+        self.write(recorded if there is None else submitted_again(there.recorded.job, job))
 
     @rule(
         which=st.integers(0, 30),

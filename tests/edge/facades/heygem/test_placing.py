@@ -52,7 +52,8 @@ async def test_notes_go_when_the_result_is_there_or_the_job_is_not(desk: Desk):
     async def empty() -> bool:
         return not list(notes.iterdir())
 
-    await desk.placing.expect(JobKey(OWNER, "never-made"))
+    async with desk.placing.expecting(JobKey(OWNER, "never-made")):
+        pass
     await desk.submit()
     assert "local.code-1" in {path.name for path in notes.iterdir()}  # the other's may be looked into already
     await desk.finish()
@@ -107,8 +108,8 @@ async def test_two_edges_that_place_the_same_result_do_not_keep_each_other_from_
     async with anyio.create_task_group() as tasks:
         other = anew(desk)
         tasks.start_soon(other.run)
-        await desk.submit()
-        await other.expect(KEY)
+        async with other.expecting(KEY):
+            await desk.submit()
         await desk.finish()
         await until_there(desk.root / "temp" / "code-1-r.mp4")
 
