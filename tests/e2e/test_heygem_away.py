@@ -1,0 +1,123 @@
+"""The HeyGem facade while the broker is away, and a code used again while the edge is killed: real processes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from bus.port import Entry
+from edge.facades.heygem.holding import HOLD_S
+from schemas import events as e
+from schemas.job import JobKey
+from schemas.lifecycle import step
+from schemas.words import Status
+from tests.chaos.faults import FOLDER_ENV, Faults, Moment
+from tests.e2e.conftest import lighting
+from tests.e2e.installation import Installation, ready, until
+from tests.e2e.test_facades import Doors, opened
+
+KEY = JobKey("local", "code-1")
+ACCEPTED, BUSY = 10000, 10001
+AT = "records.update.submitted"
+
+
+@asynccontextmanager
+async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, Faults, dict[str, str]]]:
+    """An edge that stands still where it is told to, its points, and its environment. There is no runner."""
+    root = folder / "shared"
+    (root / "temp").mkdir(parents=True)
+    (root / "temp" / "speech.wav").write_bytes(b"speech")
+    (root / "temp" / "face.mp4").write_bytes(b"face ")
+    faults = Faults(folder / "faults")
+    environ = opened(root) | {FOLDER_ENV: str(folder / "faults")}
+    installation = Installation(folder, "process", None, {"edge": "tests.chaos.entry_edge"})
+    async with (
+        lighting(installation, **environ) as lit,
+        httpx.AsyncClient(base_url=installation.url, timeout=30) as local,
+    ):
+        yield Doors(lit, root, local), faults, environ
+
+
+async def expire(doors: Doors) -> Entry:
+    """The job ends, as when no host came in time."""
+    entry = await doors.lit.bus.records.read(KEY)
+    assert entry is not None
+    recorded = step(entry.recorded.job, e.Expired("start_timeout"), entry.recorded.at)
+    return Entry(await doors.lit.bus.records.update(KEY, recorded, entry.revision), recorded)
+
+
+async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_it(tmp_path: Path):
+    async with doors_at(tmp_path) as (doors, _, _):
+        server = doors.lit.installation.server
+        assert (await doors.easy(code="code-1"))["code"] == ACCEPTED
+        await server.stop()
+        answers: dict[str, Any] = {}
+
+        async def submit(code: str) -> None:
+            answers[code] = (await doors.easy(code=code))["code"]
+
+        async def query() -> dict[str, Any]:
+            return dict((await doors.local.get("/easy/query", params={"code": "code-1"})).json())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit, "code-1")
+            tasks.start_soon(submit, "code-2")
+            for _ in range(20):
+                assert await query() == {"code": BUSY, "data": {}, "msg": "忙碌中", "success": True}
+            assert not answers
+            await server.start()
+        assert answers == {"code-1": ACCEPTED, "code-2": ACCEPTED}
+        assert (await query())["data"]["status"] == 1
+        assert await doors.lit.bus.records.keys() == {KEY, JobKey("local", "code-2")}
+        await server.kill()
+        with anyio.fail_after(HOLD_S + 20):
+            assert (await doors.easy(code="code-3"))["code"] == BUSY
+        await server.start()
+
+        async def known() -> bool:
+            return bool((await query())["code"] == 10000)
+
+        await until(known, 30)
+        assert (await doors.easy(code="code-3"))["code"] == ACCEPTED
+
+
+@pytest.mark.parametrize("moment", list(Moment))
+async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_old_round_or_the_new(
+    tmp_path: Path, moment: Moment
+):
+    async with doors_at(tmp_path) as (doors, faults, environ):
+        installation = doors.lit.installation
+        assert (await doors.easy(code="code-1"))["code"] == ACCEPTED
+        ended = await expire(doors)
+        faults.arm(AT, moment)
+
+        async def submit() -> None:
+            with pytest.raises(httpx.HTTPError):
+                await doors.easy(code="code-1", audio_url="face.mp4")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+
+            async def stands() -> bool:
+                return faults.reached(AT, moment, installation.edge.pid)
+
+            await until(stands, 30)
+            await installation.edge.kill()
+        left = await doors.lit.bus.records.read(KEY)
+        assert left is not None
+        if moment is Moment.BEFORE:
+            assert left == ended
+        else:
+            assert (left.recorded.job.round, left.recorded.job.status) == (2, Status.QUEUED)
+        await installation.start_edge(**environ)
+        await ready(doors.lit.ann, 30)
+        assert (await doors.easy(code="code-1", audio_url="face.mp4"))["code"] == ACCEPTED
+        history = await doors.lit.bus.records.history(KEY)
+        assert [type(entry.recorded.event) for entry in history] == [e.Submitted, e.Expired, e.Submitted]
+        await installation.start_runner()
+        assert (await doors.done("code-1"))["status"] == 2
+        assert (doors.root / "temp" / "code-1-r.mp4").read_bytes() == b"face face "
