@@ -1,5 +1,6 @@
 """One edge process: the services are made, their tasks run, and HTTP is served until the signal."""
 
+import gc
 import logging
 import signal
 import socket
@@ -77,6 +78,8 @@ async def serve(settings: EdgeSettings) -> None:
         servers = [(_server(app), listening)]
         if public is not None:
             servers.append((_server(app, tls), public))
+        gc.collect()
+        gc.freeze()  # full collections pass over what the start made: they took 0.1 to 0.2 s, while nobody was served
         await _http(servers, settings)
 
 

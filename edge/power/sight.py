@@ -90,13 +90,10 @@ class Sight:
         low = any(line.priority is Priority.LOW for line in self._index.lines.occupied())
         scheduled = Status.SCHEDULED in statuses
         at = micros(self._now() + timedelta(seconds=lead_s))
-        soon = await self._pools(SOON, at) if scheduled else set()
-        pressed = await self._pools(LOW_PRESSED, at) if low or scheduled else set()
+        soon = await self._index.pools(SOON, at, _SOME) if scheduled else set()
+        pressed = await self._index.pools(LOW_PRESSED, at, _SOME) if low or scheduled else set()
         lost, held = await self._active() if statuses & ACTIVE else (set(), Counter())
         return soon, pressed, lost, held
-
-    async def _pools(self, condition: str, at_us: int) -> set[str]:
-        return {entry.recorded.job.pool for entry in await self._index.matching(condition, at_us, _SOME)}
 
     async def _active(self) -> tuple[set[str], Counter[str]]:
         """Pools of jobs whose host is gone, and how many jobs each host holds."""

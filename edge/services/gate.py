@@ -1,11 +1,14 @@
 """Whether new work may be taken at all: the broker is there and can write, writes are synced, its store has room."""
 
+from anyio import Lock
+
 from bus.port import Health, Link, Unreachable
 from edge.services.clock import Clock
 from schemas.errors import Refused
 
 FULL_AT = 0.8  # share of the broker's store above which new work is refused, so that results can still be recorded
 _HEALTH_AGE_S = 2.0
+_USABLE_S = 4.0  # while it is asked again
 _RETRY_AFTER_S = 5
 
 
@@ -18,6 +21,7 @@ class Gate:
         self._allow_unsynced = allow_unsynced
         self._health: Health | None = None
         self._asked_at = clock()
+        self._asking = Lock()
 
     @property
     def ailing(self) -> tuple[str, ...]:
@@ -50,14 +54,25 @@ class Gate:
     async def _current(self) -> Health:
         if not self._link.connected:
             raise _away(self._link.trouble)
+        known = self._known(_USABLE_S if self._asking.locked() else _HEALTH_AGE_S)
+        if known is not None:
+            return known
+        async with self._asking:
+            known = self._known(_HEALTH_AGE_S)
+            return known if known is not None else await self._ask()
+
+    def _known(self, within_s: float) -> Health | None:
+        """What the broker said, unless that is `within_s` or longer ago."""
         age = (self._clock() - self._asked_at).total_seconds()
-        if self._health is None or not 0 <= age < _HEALTH_AGE_S:
-            try:
-                self._health = await self._link.health()
-            except Unreachable as error:
-                raise _away() from error
-            self._asked_at = self._clock()
-        return self._health
+        return self._health if 0 <= age < within_s else None
+
+    async def _ask(self) -> Health:
+        try:
+            self._health = health = await self._link.health()
+        except Unreachable as error:
+            raise _away() from error
+        self._asked_at = self._clock()
+        return health
 
 
 def _away(trouble: str = "") -> Refused:

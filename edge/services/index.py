@@ -221,6 +221,14 @@ class Index:
         """Up to `limit` jobs that one of the conditions of `index_sql` holds for."""
         return await self._answer(sql.matching, condition, at_us, limit)
 
+    async def keys_matching(self, condition: str, at_us: int, limit: int) -> Sequence[JobKey]:
+        """The keys of what `matching` finds: no record is read."""
+        return await self._answer(sql.keys_matching, condition, at_us, limit)
+
+    async def pools(self, condition: str, at_us: int, limit: int) -> set[str]:
+        """The pools of what `matching` finds."""
+        return await self._answer(sql.pools, condition, at_us, limit)
+
     async def living_jobs_naming(self, owner: str | None, sha256: str) -> Sequence[JobKey]:
         """Jobs that have not ended and name the asset; `owner` None: anybody's."""
         return await self._answer(sql.naming, sha256, owner, _LIVING)

@@ -207,6 +207,18 @@ def matching(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> 
     return _entries(db, query, {"at": at_us, "limit": limit})
 
 
+def keys_matching(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> list[JobKey]:
+    """The keys of what `matching` finds."""
+    query = f"SELECT owner, id FROM jobs WHERE {condition} LIMIT :limit"  # noqa: S608 - the constants above
+    return [JobKey(*row) for row in _rows(db, "owner, id", query, {"at": at_us, "limit": limit})]
+
+
+def pools(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> set[str]:
+    """The pools of what `matching` finds."""
+    query = f"SELECT DISTINCT pool FROM (SELECT pool FROM jobs WHERE {condition} LIMIT :limit)"  # noqa: S608 - likewise
+    return {pool for (pool,) in _rows(db, "pool", query, {"at": at_us, "limit": limit})}
+
+
 def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Iterable[Status]) -> list[JobKey]:
     """Jobs (of one owner, or of all) in one of `statuses` whose input, output or log is that asset."""
     wanted = list(statuses)

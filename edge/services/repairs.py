@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from edge.services import index_sql as sql
+from edge.services.clock import micros
 from edge.services.orphans import drop_orphans
-from edge.services.scene import Scene
+from edge.services.scene import SOME, Scene
 from edge.services.standing import expires_at, input_digests, input_due, result_digests
 from edge.webhooks.ledger import forget_deliveries
 from schemas.events import Cancelled, Event, Expired, Failed, Queued, RecordUnreadable, Released, Reprioritised
@@ -38,7 +39,8 @@ async def queue_due(scene: Scene) -> int:
 
 async def supply(scene: Scene) -> int:
     """Files that have come for jobs which wait for them, and whose edge died before it said so."""
-    return sum([await scene.supply.settle(entry.recorded.job.key) for entry in await scene.find(sql.LACKING)])
+    keys = await scene.index.keys_matching(sql.LACKING, micros(scene.now()), SOME)
+    return sum([await scene.supply.settle(key) for key in keys])
 
 
 async def give_up_input(scene: Scene) -> int:

@@ -24,6 +24,8 @@ from schemas.lifecycle import IllegalTransition, step
 # What a step may meet: it is put off as a whole. Anything else is a bug that one job brings out.
 WEATHER = (BusError, StoreError, Refused, RecordUnreadable, IllegalTransition)
 
+SOME = 500  # jobs that a step looks at in one sweep
+
 _log = structlog.get_logger()
 
 
@@ -81,7 +83,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     power: Powered = field(default_factory=NoDriver)
     rules: Rules = Rules()
 
-    async def find(self, condition: str, ago: timedelta = timedelta(0), limit: int = 500) -> Sequence[Entry]:
+    async def find(self, condition: str, ago: timedelta = timedelta(0), limit: int = SOME) -> Sequence[Entry]:
         """Up to `limit` jobs for which a condition of `index_sql` holds at `ago` before now."""
         return await self.index.matching(condition, micros(self.now() - ago), limit)
 

@@ -3,7 +3,7 @@
 What is cut off in between is found again: by every edge when it starts, and by the reconciler.
 """
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 
 import structlog
@@ -44,7 +44,7 @@ class Supply:
         self._clock = clock
         self._waiting: defaultdict[tuple[str, str], set[JobKey]] = defaultdict(set)  # by owner and digest
         self._wants: dict[JobKey, tuple[str, ...]] = {}
-        self._due: dict[JobKey, None] = {}  # in the order in which they are looked at
+        self._due: OrderedDict[JobKey, None] = OrderedDict()  # a dict is slow to take the first of
         self._woken = Event()
         index.watch(self._see)
         assets.watch(self._uploaded)
@@ -52,14 +52,13 @@ class Supply:
     async def run(self) -> None:
         """Without end, from when the index has caught up."""
         await self._index.ready()
-        for entry in await self._index.matching(sql.LACKING, micros(self._clock()), _ALL):
-            self._look_at(entry.recorded.job.key)
+        for key in await self._index.keys_matching(sql.LACKING, micros(self._clock()), _ALL):
+            self._look_at(key)
         while True:
             await self._woken.wait()
             self._woken = Event()
             while self._due:
-                batch = [key for key, _ in zip(self._due, range(_AT_ONCE), strict=False)]
-                self._due = {key: None for key in self._due if key not in batch}
+                batch = [self._due.popitem(last=False)[0] for _ in range(min(_AT_ONCE, len(self._due)))]
                 async with create_task_group() as tasks:
                     for key in batch:
                         tasks.start_soon(self._settle, key)

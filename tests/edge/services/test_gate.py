@@ -1,8 +1,9 @@
 """What keeps new work out, and what whoever is refused is told to do about it."""
 
+import anyio
 import pytest
 
-from bus.port import Health
+from bus.port import Health, Unreachable
 from schemas.errors import Refused
 from tests.edge.services.world import FakeWorld
 
@@ -38,4 +39,47 @@ async def test_a_broker_that_is_there_and_cannot_be_used_is_not_called_away(fake
     with pytest.raises(Refused, match="set max_file_store"):
         await fake.gate.check()
     fake.bus.link.heal()
+    await fake.gate.check()
+
+
+async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
+    fake: FakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answered = anyio.Event(), anyio.Event()
+    asks = 0
+
+    async def slow() -> Health:
+        nonlocal asks
+        asks += 1
+        asked.set()
+        await answered.wait()
+        return WELL
+
+    await fake.gate.check()
+    monkeypatch.setattr(fake.bus.link, "health", slow)
+    fake.time.pass_by(seconds=2)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fake.gate.check)
+        await asked.wait()
+        for _ in range(64):
+            await fake.gate.check()  # by what it said 2 s ago
+        fake.time.pass_by(seconds=2)
+        for _ in range(64):
+            tasks.start_soon(fake.gate.check)
+        await anyio.wait_all_tasks_blocked()
+        answered.set()
+    assert asks == 1
+
+
+async def test_who_waits_for_an_answer_that_does_not_come_asks_again(
+    fake: FakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent() -> Health:
+        raise Unreachable("no answer")
+
+    monkeypatch.setattr(fake.bus.link, "health", silent)
+    fake.time.pass_by(seconds=5)
+    with pytest.raises(Refused, match="is away"):
+        await fake.gate.check()
+    monkeypatch.undo()
     await fake.gate.check()

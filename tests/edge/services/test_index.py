@@ -172,6 +172,20 @@ TestIndexMachine = IndexMachine.TestCase
 TestIndexMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
+async def test_keys_and_pools_are_those_of_the_jobs_that_match(edge: World) -> None:
+    later = (START + timedelta(hours=1)).isoformat()
+    jobs = [await edge.submit(text=str(number), not_before=later) for number in range(3)]
+    await edge.submit()
+    await edge.settled()
+    due = int((START + timedelta(hours=2)).timestamp() * 1_000_000)
+    matching = await edge.index.matching(sql.DUE, due, 10)
+    keys = await edge.index.keys_matching(sql.DUE, due, 10)
+    assert sorted(keys) == sorted(entry.recorded.job.key for entry in matching) == sorted(job.key for job in jobs)
+    assert len(await edge.index.keys_matching(sql.DUE, due, 2)) == 2
+    assert await edge.index.pools(sql.DUE, due, 10) == {"echo"}
+    assert await edge.index.pools(sql.DUE, 1, 10) == set()
+
+
 async def test_pages_do_not_shift_when_jobs_arrive(edge: World) -> None:
     jobs = [await edge.submit(text=str(number)) for number in range(7)]
     first = await edge.index.list("ann", Filters(), limit=3)

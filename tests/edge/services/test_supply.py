@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from edge.services.messages import Language
@@ -209,6 +210,24 @@ async def test_an_edge_that_starts_goes_on_with_what_it_finds(fake: FakeWorld, t
     await fake.bus.assets.create(f"ann.{digest(VOICE)}", await reference(fake))
     async with fake_world(tmp_path / "second", fake.broker, fake.time):
         await became(fake, job, Status.QUEUED)
+
+
+async def test_jobs_are_looked_at_once_each_and_in_the_order_in_which_they_came(fake: FakeWorld, monkeypatch) -> None:
+    jobs = [await awaiting(fake, FILM, VOICE) for _ in range(40)]
+    await fake.settled()
+    await anyio.wait_all_tasks_blocked()
+    looked: list[JobKey] = []
+
+    async def noted(key: JobKey) -> bool:
+        looked.append(key)
+        await anyio.lowlevel.checkpoint()
+        return False
+
+    monkeypatch.setattr(fake.supply, "settle", noted)
+    for job in (*jobs, *jobs):
+        fake.supply._look_at(job.key)
+    await anyio.wait_all_tasks_blocked()
+    assert looked == [job.key for job in jobs]
 
 
 async def test_a_broker_that_is_away_leaves_it_to_the_sweep(fake: FakeWorld) -> None:
