@@ -13,7 +13,7 @@ from time import time
 from typing import NamedTuple
 
 from bench.rows import Row, p50, p99
-from bench.scene import Scene, scene, without_docker
+from bench.scene import Scene, ended, expected, scene, without_docker
 from bus.port import Bus
 from schemas.power import PowerRecord, PowerState
 from tests.e2e.installation import IMAGES, until
@@ -65,8 +65,8 @@ async def _woken(made: Scene, bus: Bus) -> _Woken:
         row = await bus.hosts.get(HOST)
         return row.value.at.timestamp() if row else None
 
-    heartbeat: float = await until(beats, within_s=60, every_s=0.01)
-    done = await made.client.wait(job.id)
+    heartbeat: float = await expected(made, beats, "the first heartbeat of the host is", every_s=0.01)
+    done = await ended(made, job.id)
     said = await made.client.logs(job.id)
     await made.installation.runners[HOST].stop()
     assert done.started_at is not None

@@ -1,26 +1,41 @@
-"""A whole installation for a bench: real broker, edge and runner processes."""
+"""A whole installation for a bench: real broker, edge and runner processes, and the image that its jobs run in."""
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
+import msgspec
 from msgspec import Struct
 
 from bench.rows import Row
-from lamplighter import AsyncClient
-from lamplighter.wire import Call, plain
+from lamplighter import AsyncClient, wire
 from schemas.events import Recorded, Submitted
 from schemas.job import Job
-from schemas.words import Status
-from tests.e2e.installation import Installation, ready, until
+from schemas.reasons import Reason
+from schemas.view import JobView
+from schemas.words import WAITING, Status
+from tests.e2e.installation import IMAGES, ROOT, Installation, ready, until
+
+IMAGE = "lamplighter-echo"
+STARTS_WITHIN_S = 20.0  # a job that nothing keeps from starting: a cold container takes 0.2 s
+SAID_BYTES = 300
+TO_DO: Mapping[str, str] = {
+    Reason.IMAGE_MISSING: "build the image that its endpoint.toml names, as docs/images.md shows",
+    Reason.HOST_OFF: "no runner beats: see what it said last",
+    Reason.DISK_SHORT: "make room on the disk of this machine, or set TMPDIR to a larger one",
+}
+SEE = "see what the host said last, and what `lamplighter doctor` says where a host runs"
 
 AT_ONCE = 64
-METRICS = Call(method="GET", path="/metrics", read=plain)
+METRICS = wire.Call(method="GET", path="/metrics", read=wire.plain)
 
 
 class Scene(Struct, frozen=True):
@@ -38,7 +53,12 @@ class Scene(Struct, frozen=True):
 
 @asynccontextmanager
 async def scene(engine: str = "process", **edge: str) -> AsyncIterator[Scene]:
-    """A ready edge, with `edge` in its environment; start runners as needed. Writes are synced, as always."""
+    """A ready edge, with `edge` in its environment; start runners as needed. Writes are synced, as always.
+
+    On Docker the image of echo is built first. SystemExit says why it cannot be.
+    """
+    if engine == "docker":
+        await anyio.to_thread.run_sync(build)
     url = os.environ.get("DOCKER_HOST") if engine == "docker" else None
     with tempfile.TemporaryDirectory() as folder:
         installation = Installation(Path(folder), engine, url)
@@ -50,6 +70,65 @@ async def scene(engine: str = "process", **edge: str) -> AsyncIterator[Scene]:
                 yield Scene(installation, client, keys["ann"])
         finally:
             await installation.close()
+
+
+def build() -> None:
+    """Build the image of echo, and its base image where there is none. SystemExit says why it cannot be built."""
+    print(f"bench: building {IMAGE}", file=sys.stderr)
+    dockerfile = str(IMAGES / "echo" / "Dockerfile")
+    for argv in (
+        [str(ROOT / "deploy" / "docker" / "base.sh")],
+        ["docker", "build", "--quiet", "--tag", IMAGE, "--file", dockerfile, str(IMAGES)],
+    ):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1]
+            raise SystemExit(f"bench: {IMAGE} cannot be built: {last} (or unset DOCKER_HOST to leave Docker out)")
+
+
+async def ended(made: Scene, job_id: str) -> JobView:
+    """The job once it has succeeded. SystemExit says why it has not run after STARTS_WITHIN_S, and what to do."""
+    with anyio.move_on_after(STARTS_WITHIN_S):
+        return await made.client.wait(job_id)
+    job = await made.client.job(job_id)
+    if job.status not in WAITING:
+        return await made.client.wait(job_id)
+    why, said = await _attempted(made, job_id) or (str(job.reason), job.message)
+    what = f"job {job_id} of {job.endpoint} has not run after {STARTS_WITHIN_S:g} s"
+    raise SystemExit(f"bench: {what} ({why}: {said}): {TO_DO.get(why, SEE)}{_last_words(made)}")
+
+
+async def _attempted(made: Scene, job_id: str) -> tuple[str, str] | None:
+    """Code and message of the last attempt that came to nothing: the job's own reason is then that it is put off."""
+    rows = await made.client.call(wire.fetch(wire.job_path(job_id, "history")))
+    tries = [row["event"] for row in rows if row["event"]["type"] == "released"]
+    return (tries[-1]["code"], tries[-1]["message"]) if tries else None
+
+
+async def expected(
+    made: Scene, condition: Callable[[], Coroutine[Any, Any, Any]], what: str, *, every_s: float = 0.05
+) -> Any:
+    """What `condition` gives once it holds. SystemExit says that `what` was waited for longer than STARTS_WITHIN_S."""
+    try:
+        return await until(condition, STARTS_WITHIN_S, every_s)
+    except TimeoutError:
+        raise SystemExit(f"bench: {what} not there after {STARTS_WITHIN_S:g} s: {SEE}{_last_words(made)}") from None
+
+
+def _last_words(made: Scene) -> str:
+    """The last warning or error in the log of each host."""
+    return "".join(f"; {host}: {_complaint(process.log)}" for host, process in made.installation.runners.items())
+
+
+def _complaint(log: Path) -> str:
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        try:
+            told = msgspec.json.decode(line, type=dict[str, Any])
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            return line[:SAID_BYTES]  # a program that dies writes plain lines
+        if told.get("level") in {"warning", "error", "critical"}:
+            return line[:SAID_BYTES]
+    return "nothing is wrong, by its log"
 
 
 async def fill(made: Scene, jobs: Iterable[Job]) -> None:

@@ -9,11 +9,10 @@ import time
 from collections.abc import AsyncIterator
 
 from bench.rows import Row, p50
-from bench.scene import Scene, scene, without_docker
+from bench.scene import IMAGE, Scene, ended, scene, without_docker
 
 RUNS = 20
 AIM = 1.15
-IMAGE = "lamplighter-echo"
 STAMP = "import time; print(time.time(), flush=True)"
 
 
@@ -21,7 +20,7 @@ async def _ours(made: Scene) -> float:
     """Seconds from the 202 to the job's first line."""
     job = await made.client.submit("echo", text="hello")
     accepted = time.time()
-    await made.client.wait(job.id)
+    await ended(made, job.id)
     return float((await made.client.logs(job.id)).split("first line of job code at ")[1].split()[0]) - accepted
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from bench.load import load, post
 from bench.rows import Row, p50
-from bench.scene import Scene, scene, without_docker
+from bench.scene import IMAGE, Scene, ended, expected, scene, without_docker
 from schemas.host import Presence
 from tests.e2e.installation import IMAGES, until
 
@@ -27,12 +27,12 @@ SHORT = 500
 SLOTS = 4
 ECHO = (IMAGES / "echo",)
 WARM = {"LAMPLIGHTER_WARM__ON": "1"}
-BARE = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python3", "lamplighter-echo", "-c", "print()"]
+BARE = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python3", IMAGE, "-c", "print()"]
 
 
 async def _stamp(made: Scene, job_id: str) -> float:
     """Unix time of the job's first line, once it has ended."""
-    await made.client.wait(job_id)
+    await ended(made, job_id)
     return float((await made.client.logs(job_id)).split("first line of job code at ")[1].split()[0])
 
 
@@ -52,7 +52,7 @@ async def _waiting(made: Scene, count: int = 1) -> None:
             row = await bus.hosts.get("gpu-1")
             return row is not None and row.value.at > since and sum(one.ready for one in row.value.warm) >= count
 
-        await until(ready, within_s=60)
+        await expected(made, ready, "a container that waits for its job is")
 
 
 async def _synced(made: Scene) -> float:
@@ -106,7 +106,6 @@ async def _bare() -> float:
 async def _starts(engine: str) -> AsyncIterator[Row]:
     async with scene(engine) as made:
         runner = await made.installation.start_runner(endpoints=ECHO, **WARM, LAMPLIGHTER_PACE__PRESENCE_S="0.5")
-        await _waiting(made)
         await _first_line(made)
         warm = []
         for _ in range(RUNS):
@@ -140,6 +139,7 @@ async def rows() -> AsyncIterator[Row]:
         count = str(SLOTS)
         sizes = {"LAMPLIGHTER_WARM__COUNT": count, "LAMPLIGHTER_SLOTS": count}
         await made.installation.start_runner(endpoints=ECHO, **WARM, **sizes)
+        await _first_line(made)
         await _waiting(made, SLOTS)
         ours = await _short(made)
     bare = await _bare()
