@@ -10,7 +10,7 @@ import uvloop
 
 from bench.rows import show
 
-BENCHES = ("submit", "start", "assets", "waiting", "warm", "gateway", "power", "uploads", "replicas")
+BENCHES = ("submit", "start", "assets", "waiting", "warm", "gateway", "power", "uploads", "replicas", "strangers")
 
 
 async def run(names: list[str]) -> bool:

@@ -26,10 +26,13 @@ FOLLOWERS = 500
 NOTES = 40
 EVERY_S = 0.25  # the rate at which a runner publishes progress
 FAN_OUT_AIM_MS = 50.0
+# More than one key may hold open by default.
+LIMITS = {"LAMPLIGHTER_SERVER__STREAMS_PER_KEY": "1000", "LAMPLIGHTER_SERVER__SOCKETS_PER_KEY": "2000"}
 _OFFSET = re.compile(rb'"offset":(\d+)')
 
 
-async def _keys(made: Scene, owners: int) -> list[str]:
+async def make_keys(made: Scene, owners: int) -> list[str]:
+    """A client's key for each of so many owners."""
     async with made.installation.bus() as bus:
         ring = Keys(bus.keys, utc_now, secrets.token_bytes, time.monotonic)
         return [(await ring.create(f"bench-{number}", CLIENT_SCOPES)).text for number in range(owners)]
@@ -82,8 +85,8 @@ async def _submits(made: Scene, key: str, count: int = SUBMITS) -> list[float]:
 
 
 async def _at(owners: int) -> AsyncIterator[Row]:
-    async with scene() as made, AsyncExitStack() as stack:
-        keys = await _keys(made, owners)
+    async with scene(**LIMITS) as made, AsyncExitStack() as stack:
+        keys = await make_keys(made, owners)
         await _submits(made, made.key, 100)
         empty = p50(await _submits(made, made.key))
         before = _rss_mb(made)
@@ -167,6 +170,6 @@ async def rows() -> AsyncIterator[Row]:
     for owners in (100, 1):
         async for row in _at(owners):
             yield row
-    async with scene() as made, made.installation.bus() as bus:
+    async with scene(**LIMITS) as made, made.installation.bus() as bus:
         async for row in _fan_out(made, bus):
             yield row

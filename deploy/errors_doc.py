@@ -55,6 +55,7 @@ PROBLEM_ADVICE: Mapping[str, Text] = {
     "forbidden": Text("Use a key with the scope that `detail` names", "请使用有该权限的密钥"),
     "not_found": Text("Check the id; what belongs to another owner is not there either", "请检查编号是否属于您"),
     "endpoint_unknown": Text("Take a name from `GET /v1/endpoints`", "请从接口列表中选择任务类型"),
+    "head_timeout": Text("Send the request again, its line and headers at once", "请重新发送请求"),
     "conflict": Text("Take another id, or send the same body", "请更换任务编号"),
     "job_final": Text(
         "Nothing is left to stop; `retry` begins anew what did not succeed", "任务已结束，未成功的可以重试"
@@ -75,6 +76,11 @@ PROBLEM_ADVICE: Mapping[str, Text] = {
     "upload_locked": Text("Try again in a second", "请一秒后重试"),
     "rate_limited": Text("Wait for `Retry-After` seconds", "请等待 Retry-After 秒后重试"),
     "quota_exceeded": Text("Let jobs end or delete files; the operator sets the quotas", "请等待任务结束或删除文件"),
+    "too_many_connections": Text(
+        "Close streams, sockets or connections that you need no more; the operator sets the limits (`[server]`)",
+        "请关闭不再使用的连接",
+    ),
+    "head_too_large": Text("Send fewer or shorter headers, or a shorter URL", "请减少请求头或缩短网址"),
     "checksum_mismatch": Text("Send the piece again", "请重新发送该片段"),
     "internal": REPORT,
     "unavailable": AGAIN,

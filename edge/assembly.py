@@ -40,6 +40,7 @@ from edge.services.quotas import Quotas
 from edge.services.reconciler import Reconciler
 from edge.services.scene import Hourly, Rules, Scene
 from edge.services.signing import Signer, agree_secret
+from edge.services.stream_limits import StreamLimits
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
 from edge.services.uploads import Uploads
@@ -116,6 +117,8 @@ async def assemble(
         usage=Accounts(bus.usage, power.records, prices, utc_now),
         books=Books(bus.usage, index, power.records, prices),
         relays=relays,
+        streams=StreamLimits("event streams", settings.server.streams_per_key, settings.server.streams_per_owner),
+        sockets=StreamLimits("gateway sockets", settings.server.sockets_per_key, settings.server.sockets_per_owner),
     )
     await parts.books.open()
     _introduce(parts)

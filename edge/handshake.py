@@ -11,13 +11,19 @@ from edge.problems import explain
 _CAUSE = "lamplighter.refused"
 _ANSWERS = "websocket.http.response"  # the ASGI extension by which a server lets a handshake be answered
 
-_FALSE_ALARM = "ASGI callable returned without completing handshake."
+# uvicorn reports a fault of the application wherever a handshake was answered, and each request that is not HTTP.
+_FALSE_ALARMS = frozenset(
+    {
+        "ASGI callable returned without completing handshake.",
+        "Invalid HTTP request received.",
+        "Unsupported upgrade request.",
+    }
+)
 
 
 def no_false_alarm(record: logging.LogRecord) -> bool:
-    """A filter for the server's log: uvicorn reports a fault of the application wherever a handshake was answered, so
-    that every stranger with a wrong key would leave an error there."""
-    return record.getMessage() != _FALSE_ALARM
+    """Return whether a line of the server's log is more than a stranger's mistake, which `StrangerLog` counts."""
+    return record.getMessage() not in _FALSE_ALARMS
 
 
 async def note_cause(error: Exception, scope: LitestarScope) -> None:

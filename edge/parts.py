@@ -1,6 +1,6 @@
 """What the routes work with: every service of one edge, wired by `edge.app`."""
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from bus.port import Bus
 from edge.facades.gateway.relays import Relays
@@ -20,6 +20,7 @@ from edge.services.joining import Joining
 from edge.services.keys import Keys
 from edge.services.quotas import Quotas
 from edge.services.signing import Signer
+from edge.services.stream_limits import StreamLimits
 from edge.services.supply import Supply
 from edge.services.tokens import Tokens
 from edge.services.uploads import Uploads
@@ -28,6 +29,7 @@ from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
+from edge.strangers import StrangerLog
 from edge.webhooks.build import Webhooks
 
 
@@ -61,3 +63,6 @@ class Parts(Struct, frozen=True, kw_only=True):
     usage: Accounts
     books: Books
     relays: Relays
+    streams: StreamLimits
+    sockets: StreamLimits
+    strangers: StrangerLog = field(default_factory=StrangerLog)

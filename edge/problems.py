@@ -95,6 +95,11 @@ class Explained(NamedTuple):
     body: bytes
     media_type: str = "application/problem+json"
 
+    @property
+    def title(self) -> str:
+        """The phrase of a status line."""
+        return HTTPStatus(self.status).phrase
+
 
 def explain(error: Exception, path: str, kinds: Mapping[str, Any] = MappingProxyType({})) -> Explained:
     """What to answer where `error` came out of a request for `path`; `kinds` as `refusal_for` takes them."""

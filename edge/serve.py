@@ -1,31 +1,27 @@
 """One edge process: the services are made, their tasks run, and HTTP is served until the signal."""
 
 import gc
-import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
 import httpx
 import structlog
 import uvicorn
 from msgspec import structs
-from starlette.types import ASGIApp
 
 from bus.connection import open_edge
 from bus.users import Tls
 from edge.app import create_app
 from edge.assembly import Clients, assemble, start
 from edge.facades.gateway.gateway import running_gateway
-from edge.facades.gateway.wire import LARGEST_FRAME
-from edge.handshake import no_false_alarm
 from edge.outbound import guard
 from edge.outbound.targets import Allowed
 from edge.parts import Parts
 from edge.public import certificate, welcome
+from edge.server.server import server, share
 from edge.services.agreed import agree_on_store
 from edge.services.clock import utc_now
 from edge.services.joining import Welcome
@@ -34,19 +30,6 @@ from edge.store.opening import open_store
 
 LAST_PUBLISHES_S = 2.0
 BACKLOG = 1024  # connections that wait to be accepted
-GRACEFUL_S = 3  # open streams are cut after this: their clients resume
-# Longer than clients and proxies keep an idle connection (httpx 5, aiohttp 15, load balancers 60): who closes first
-# is never the one that may be spoken to at that moment.
-KEEP_ALIVE_S = 75
-
-# Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
-SOCKETS: Mapping[str, Any] = {
-    "ws": "websockets-sansio",
-    "ws_max_size": LARGEST_FRAME,
-    "ws_ping_interval": 20,
-    "ws_per_message_deflate": False,
-}
-
 log = structlog.get_logger()
 
 
@@ -75,9 +58,10 @@ async def serve(settings: EdgeSettings) -> None:
         if first is not None:
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
         app = create_app(parts, gateway)
-        servers = [(_server(app), listening)]
+        shared = share(settings.server, parts.strangers)
+        servers = [(server(app, shared), listening)]
         if public is not None:
-            servers.append((_server(app, tls), public))
+            servers.append((server(app, shared, tls), public))
         gc.collect()
         gc.freeze()  # full collections pass over what the start made: they took 0.1 to 0.2 s, while nobody was served
         await _http(servers, settings)
@@ -134,47 +118,22 @@ async def _services(settings: EdgeSettings, told: Welcome | None) -> AsyncIterat
             tasks.cancel_scope.cancel()
 
 
-def _server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=GRACEFUL_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        **SOCKETS,
-        proxy_headers=False,  # nothing here goes by what a proxy says of its client
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-    logging.getLogger("uvicorn.error").addFilter(no_false_alarm)
-    return _Server(config)
-
-
-class _Server(uvicorn.Server):
-    """One of several in this process: the signals are heard once, for all of them."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _http(servers: Sequence[tuple[uvicorn.Server, socket.socket]], settings: EdgeSettings) -> None:
     """Serve on every socket until the signal; a second one cuts what is still open."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as beside:
-            beside.start_soon(_stop_at, signals, [server for server, _ in servers])
+            beside.start_soon(_stop_at, signals, [one for one, _ in servers])
             async with anyio.create_task_group() as serving:
-                for server, listening in servers:
+                for one, listening in servers:
                     address, port, *_ = listening.getsockname()
-                    tls = server.config.is_ssl
+                    tls = one.config.is_ssl
                     log.info("serving", bind=address, port=port, data=str(settings.data), tls=tls)
-                    serving.start_soon(server.serve, [listening])
+                    serving.start_soon(one.serve, [listening])
             beside.cancel_scope.cancel()
 
 
 async def _stop_at(signals: AsyncIterator[signal.Signals], servers: Sequence[uvicorn.Server]) -> None:
     async for _ in signals:
-        for server in servers:
-            server.force_exit = server.should_exit
-            server.should_exit = True
+        for one in servers:
+            one.force_exit = one.should_exit
+            one.should_exit = True

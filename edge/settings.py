@@ -7,6 +7,7 @@ from msgspec import Struct, field
 
 from bus.settings import BrokerSettings
 from edge.outbound.settings import OutboundSettings
+from edge.server.settings import ServerSettings
 from edge.services.quotas import Limits, OwnLimits
 from edge.services.signing import UrlSettings
 from edge.services.uploads import UploadSettings
@@ -92,6 +93,7 @@ class EdgeSettings(Struct, frozen=True):
     allow_unsynced: bool = False
     public: PublicSettings = PublicSettings()
     joining: JoiningSettings = JoiningSettings()
+    server: ServerSettings = ServerSettings()
     cors: CorsSettings = CorsSettings()
     heygem: HeygemSettings = HeygemSettings()
     urls: UrlSettings = UrlSettings()

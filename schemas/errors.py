@@ -20,6 +20,7 @@ PROBLEMS: Mapping[str, Row] = {
     "forbidden": Row(403, "The key lacks a scope"),
     "not_found": Row(404, "There is no such thing"),
     "endpoint_unknown": Row(404, "No host offers this endpoint"),
+    "head_timeout": Row(408, "The head of the request came too slowly"),
     "conflict": Row(409, "The id is taken by another request"),
     "job_final": Row(409, "The job has already ended"),
     "job_not_final": Row(409, "The job has not ended yet"),
@@ -38,6 +39,8 @@ PROBLEMS: Mapping[str, Row] = {
     "upload_locked": Row(423, "Another request is at this upload"),
     "rate_limited": Row(429, "Too many requests"),
     "quota_exceeded": Row(429, "A quota is used up"),
+    "too_many_connections": Row(429, "Too many connections are open"),
+    "head_too_large": Row(431, "The head of the request is too large"),
     "checksum_mismatch": Row(460, "The bytes do not have the checksum named"),  # tus 1.0, "Checksum"
     "internal": Row(500, "The server failed"),
     "unavailable": Row(503, "The server cannot take this now"),

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from functools import partial
+from typing import Annotated, Any, TypeVar, cast
 
 import anyio
 import msgspec
@@ -10,6 +11,9 @@ from litestar import get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, HeaderParameter
 from litestar.response import Stream
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Send
+from litestar.types import Scope as AsgiScope
 
 from bus.port import BusError
 from edge.auth.keys import REVOKED, UNWELCOME, Connection, needs, presented, still_known
@@ -87,9 +91,26 @@ async def _texts(items: AsyncIterator[StreamItem], opened: _Opened) -> AsyncIter
         yield _text(item)
 
 
-def _sse(items: AsyncIterator[StreamItem], opened: _Opened) -> Stream:
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return Stream(_texts(items, opened), media_type="text/event-stream", headers=headers)
+class _CountedStream(Stream):
+    """A stream that counts among those of its key from before its head is sent until it ends."""
+
+    def __init__(self, texts: AsyncIterator[bytes], request: AnyRequest, parts: Parts) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(texts, media_type="text/event-stream", headers=headers)
+        self._counted = partial(parts.streams.opened, request.auth)
+
+    def to_asgi_response(self, *given: Any, **named: Any) -> ASGIResponse:
+        response = super().to_asgi_response(*given, **named)
+
+        async def respond(scope: AsgiScope, receive: Receive, send: Send) -> None:
+            with self._counted():
+                await response(scope, receive, send)
+
+        return cast("ASGIResponse", respond)  # it is only ever called
+
+
+def _sse(items: AsyncIterator[StreamItem], request: AnyRequest, parts: Parts) -> Stream:
+    return _CountedStream(_texts(items, _Opened(request, parts)), request, parts)
 
 
 # Of any length: what is no id of ours means the start, and a client that resumes must not be refused for it.
@@ -110,7 +131,7 @@ async def job_events(
     """`state`, `progress` and `log` of one job; ends after the final `state`. `Last-Event-ID` or `?after=` resumes."""
     key = job_key(owner, job_id)
     await parts.intake.read(key)
-    return _sse(parts.follower.events(owner, key.id, last_event_id or after, language), _Opened(request, parts))
+    return _sse(parts.follower.events(owner, key.id, last_event_id or after, language), request, parts)
 
 
 @get("/v1/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
@@ -124,7 +145,7 @@ async def owner_events(
 ) -> Stream:
     """The same for all jobs of the owner, with host notices, and without an end; without an id from the start."""
     await _reached(parts)
-    return _sse(parts.follower.events(owner, None, last_event_id or after, language), _Opened(request, parts))
+    return _sse(parts.follower.events(owner, None, last_event_id or after, language), request, parts)
 
 
 async def _push(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _Opened) -> None:
@@ -157,16 +178,18 @@ async def job_socket(
 ) -> None:
     """The same over a WebSocket, one JSON object a message: `{"id", "event", "data"}`."""
     await parts.intake.read(job_key(owner, job_id))
-    await socket.accept()
-    await _push(socket, parts.follower.events(owner, job_id, after, language), _Opened(socket, parts))
+    with parts.streams.opened(socket.auth):
+        await socket.accept()
+        await _push(socket, parts.follower.events(owner, job_id, after, language), _Opened(socket, parts))
 
 
 @websocket("/v1/events", guards=[needs(Scope.JOBS_READ)])
 async def owner_socket(socket: AnySocket, parts: Services, owner: Owner, language: Speech, after: After = None) -> None:
     """All jobs of the owner over a WebSocket."""
     await _reached(parts)
-    await socket.accept()
-    await _push(socket, parts.follower.events(owner, None, after, language), _Opened(socket, parts))
+    with parts.streams.opened(socket.auth):
+        await socket.accept()
+        await _push(socket, parts.follower.events(owner, None, after, language), _Opened(socket, parts))
 
 
 ROUTES = (

@@ -10,7 +10,14 @@ from edge.power.drivers.build import DriverMissing
 from edge.serve import CannotServe, serve
 from edge.settings import EdgeSettings
 from edge.store.port import StoreError
-from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
+from lamplighter.cli.processes import (
+    config_option,
+    format_option,
+    level_option,
+    one_line,
+    raise_open_files,
+    read_settings,
+)
 from lamplighter.cli.session import UNREACHABLE, USAGE
 from schemas.endpoint import EndpointInvalid
 
@@ -30,5 +37,6 @@ EXITS: dict[type[Exception], int] = {
 def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     """Serve the edge: HTTP and WebSocket for clients, in front of the broker."""
     settings = read_settings(EdgeSettings, config, log_level, log_format)
+    raise_open_files()
     with one_line(EXITS):
         uvloop.run(serve(settings))

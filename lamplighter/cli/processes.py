@@ -1,6 +1,7 @@
 """What `lamplighter edge` and `lamplighter runner` share: settings from lamplighter.toml and the environment."""
 
 import os
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,15 @@ level_option = click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What to log from [info]."
 )
 format_option = click.option("--log-format", type=click.Choice(["json", "text"]), help="How to log [text].")
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard one. The usual 1,024 would be the number of connections too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # a hard limit above what the kernel itself allows
+        _log.warning("open_files_not_raised", soft=soft, hard=hard, error=str(error))
 
 
 def _text(config: Path) -> str:

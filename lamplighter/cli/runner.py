@@ -7,7 +7,14 @@ import uvloop
 
 from bus.pins import WrongCertificate
 from bus.port import BusError
-from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
+from lamplighter.cli.processes import (
+    config_option,
+    format_option,
+    level_option,
+    one_line,
+    raise_open_files,
+    read_settings,
+)
 from lamplighter.cli.session import REFUSED, UNREACHABLE, USAGE
 from runner.app import CannotServe, serve
 from runner.joining import CannotJoin, join
@@ -35,6 +42,7 @@ EXITS: dict[type[Exception], int] = {
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
     settings = read_settings(RunnerSettings, config, log_level, log_format)
+    raise_open_files()
     with one_line(EXITS):
         if token is not None:
             join(settings, token)

@@ -116,7 +116,8 @@ def test_every_refusal_has_a_status_and_makes_its_document():
         "body_malformed field_unknown unauthorized forbidden not_found endpoint_unknown conflict job_final "
         "job_not_final deadline_passed asset_in_use body_too_large input_invalid asset_missing digest_mismatch "
         "idempotency_mismatch url_refused rate_limited quota_exceeded internal unavailable store_full "
-        "owner_deleting offset_mismatch tus_version media_type_unknown upload_locked checksum_mismatch"
+        "owner_deleting offset_mismatch tus_version media_type_unknown upload_locked checksum_mismatch "
+        "head_timeout head_too_large too_many_connections"
     )
     assert set(PROBLEMS) == set(codes.split())
     problem = Refused("asset_missing", "upload it first", missing=("sha256:ab",)).problem

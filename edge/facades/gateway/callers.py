@@ -33,9 +33,13 @@ class Caller(Struct, frozen=True):
         return await still_known(parts, self.key, self.text)
 
 
-async def admit(socket: AnySocket, parts: Parts, within_s: float) -> Caller:
-    """The caller. Raises Refused for a stranger, for one that says nothing in time, and while the broker is away."""
-    text = presented(socket) or socket.query_params.get("key") or await _first_message(socket, within_s)
+def carried(socket: AnySocket) -> str | None:
+    """The key or token that came with the handshake."""
+    return presented(socket) or socket.query_params.get("key")
+
+
+async def admit(socket: AnySocket, parts: Parts, text: str) -> Caller:
+    """The caller whose key or token is `text`. Raises Refused for a stranger's, and while the broker is away."""
     with refusing():
         key = await known(parts, text)
     if key is None:
@@ -46,8 +50,8 @@ async def admit(socket: AnySocket, parts: Parts, within_s: float) -> Caller:
     return Caller(text, key, owner, language)
 
 
-async def _first_message(socket: AnySocket, within_s: float) -> str:
-    """The key in `{"type": "auth", "payload": {"license_key"}}`."""
+async def first_message(socket: AnySocket, within_s: float) -> str:
+    """The key in `{"type": "auth", "payload": {"license_key"}}`. Raises Refused, also when none comes in time; Gone."""
     try:
         with fail_after(within_s):
             message = read(await next_frame(socket))

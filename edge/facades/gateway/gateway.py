@@ -1,7 +1,7 @@
 """Every socket of this edge, and what runs for all of them together."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import structlog
 from anyio import create_task_group, move_on_after, sleep
@@ -10,13 +10,13 @@ from msgspec import Struct
 
 from bus.port import BusError
 from edge.auth.keys import UNWELCOME
-from edge.facades.gateway.callers import AUTH_WITHIN_S, Caller, admit
+from edge.facades.gateway.callers import AUTH_WITHIN_S, Caller, admit, carried, first_message
 from edge.facades.gateway.hall import Hall
 from edge.facades.gateway.hubs import Hub
 from edge.facades.gateway.origins import Origins
 from edge.facades.gateway.outbox import BYTES, MESSAGES, Outbox
 from edge.facades.gateway.session import Session
-from edge.facades.gateway.wire import LOST, AnySocket, Gone
+from edge.facades.gateway.wire import LOST, AnySocket, Gone, widen
 from edge.parts import Parts
 from edge.services.clock import Clock, utc_now
 from edge.services.hosts import HostNotice
@@ -27,6 +27,7 @@ from schemas.words import WAITING
 
 READY_S = 5.0  # how long a socket waits for its owner's stream; with a broker that is away it goes on without
 AWAY = 1013  # RFC 6455's registry: try again later
+LATER = frozenset({"unavailable", "too_many_connections"})  # refusals that pass by themselves
 
 _log = structlog.get_logger()
 
@@ -65,14 +66,37 @@ class Gateway:
 
     async def serve(self, socket: AnySocket) -> None:
         """One connection, to its end."""
-        await socket.accept()
+        with ExitStack() as counted:
+            try:
+                caller = await self._admitted(socket)
+                counted.enter_context(self._parts.sockets.opened(caller.key))
+            except Refused as refused:
+                await _close(socket, AWAY if refused.code in LATER else UNWELCOME, refused.detail)
+                return
+            except (Gone, *LOST):
+                return
+            await self._converse(socket, caller)
+
+    async def _admitted(self, socket: AnySocket) -> Caller:
+        """The caller on the accepted socket.
+
+        A key in the handshake is looked at before the socket is accepted: from then on the client may send frames of
+        any size, and the server takes large ones only where the client is known. Raises Refused, Gone.
+        """
+        text = carried(socket)
+        caller = None
         try:
-            caller = await admit(socket, self._parts, self._limits.auth_within_s)
-        except Refused as refused:
-            await _close(socket, AWAY if refused.code == "unavailable" else UNWELCOME, refused.detail)
-            return
-        except (Gone, *LOST):
-            return
+            if text:
+                caller = await admit(socket, self._parts, text)
+        finally:
+            await socket.accept()  # also for a stranger: the close code tells why
+        if caller is None:
+            text = await first_message(socket, self._limits.auth_within_s)
+            caller = await admit(socket, self._parts, text)
+        widen(socket)
+        return caller
+
+    async def _converse(self, socket: AnySocket, caller: Caller) -> None:
         hub = self._hub(caller) if caller.key.allows(Scope.JOBS_READ) else None
         with self._joined(Session(socket, self._hall, caller, hub, self._outbox)) as session:
             if hub is not None:

@@ -21,6 +21,7 @@ from edge.power.sight import Sight
 from edge.services.books import Books
 from edge.services.joining import Door, Joining, Welcome
 from edge.services.keys import Keys
+from edge.services.stream_limits import StreamLimits
 from edge.services.tokens import Tokens
 from edge.services.usage import Accounts
 from edge.settings import CorsSettings, EdgeSettings
@@ -46,6 +47,7 @@ class Face(Struct, frozen=True, kw_only=True):
 
 WELCOME = Welcome(edge="https://e:8443", broker="tls://e:4222")
 ORIGIN = "https://app.example.com"  # whose pages may call
+STREAMS_PER_KEY, STREAMS_PER_OWNER = 20, 30
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
 
@@ -93,6 +95,8 @@ def parts_of(made: FakeWorld, keys: Keys, door: Door | None = None) -> Parts:
         usage=Accounts(made.bus.usage, power.records, prices, made.time),
         books=Books(made.bus.usage, made.index, power.records, prices),
         relays=Relays(partial(_hex, Dice()), made.time),
+        streams=StreamLimits("event streams", STREAMS_PER_KEY, STREAMS_PER_OWNER),
+        sockets=StreamLimits("gateway sockets", STREAMS_PER_KEY, STREAMS_PER_OWNER),
     )
 
 

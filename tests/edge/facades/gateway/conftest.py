@@ -11,7 +11,7 @@ from msgspec import Struct, structs
 from edge.app import create_app
 from edge.facades.gateway.gateway import Limits, running_gateway
 from edge.parts import Parts
-from edge.serve import SOCKETS
+from edge.server.server import SOCKETS
 from edge.services.keys import Keys
 from edge.settings import HeygemSettings
 from schemas.access import CLIENT_SCOPES, Scope

@@ -52,7 +52,6 @@ async def test_a_key_comes_in_the_first_message(door: Door):
         '{"type":"auth"}',
         '{"type":"ping"}',
         "no json",
-        "x" * (FRAME_BYTES + 1),
     ],
 )
 async def test_a_first_message_that_is_no_key_closes_4401(door: Door, first: str):

@@ -1,0 +1,69 @@
+"""What 2,000 idle, 200 slow and 1,000 streaming connections cost another tenant's submits, and the edge's memory.
+
+They come from a process of their own, and from loopback, where no limit per address holds: the other limits are
+measured.
+"""
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.streams.text import TextReceiveStream
+
+from bench.crowd import IDLE, SLOW, STREAMS
+from bench.gateway import make_keys
+from bench.load import Load, load, post
+from bench.rows import Row, p50, p99
+from bench.scene import Scene, scene
+from bench.submit import BODY
+
+SUBMITS = 2000
+CONNECTIONS = 4
+SLOWER_AIM = 2.0
+MEMORY_AIM_MB = 200.0
+ROOT = Path(__file__).parents[1]
+
+
+@asynccontextmanager
+async def _crowd(made: Scene, key: str) -> AsyncIterator[str]:
+    """The crowd is there while the block runs; how its streams were answered."""
+    argv = [sys.executable, "-m", "bench.crowd", str(made.port), key]
+    async with await anyio.open_process(argv, stderr=None, cwd=ROOT) as process:
+        assert process.stdout is not None
+        try:
+            said = ""
+            with anyio.fail_after(120):
+                async for text in TextReceiveStream(process.stdout):
+                    said += text
+                    if "\n" in said:
+                        break
+            counts = json.loads(said)
+            yield ", ".join(f"{count} x {line}" for line, count in counts.items())
+        finally:
+            process.kill()
+
+
+async def _submits(made: Scene) -> Load:
+    return await load(made.port, [post("/v1/jobs", made.key, BODY)] * SUBMITS, CONNECTIONS)
+
+
+async def rows() -> AsyncIterator[Row]:
+    """The same submits without and with the crowd, on one edge."""
+    async with scene() as made:
+        (key,) = await make_keys(made, 1)
+        await _submits(made)
+        alone = await _submits(made)
+        async with _crowd(made, key) as answers:
+            beside = await _submits(made)
+            memory = made.installation.edge.peak_rss_mb()
+        times = p99(beside.latencies) / p99(alone.latencies)
+        what = f"{IDLE} idle, {SLOW} slow, {STREAMS} streams"
+        note = (
+            f"p99 {p99(alone.latencies) * 1e3:.1f} ms alone, {p99(beside.latencies) * 1e3:.1f} ms beside them; "
+            f"p50 {p50(alone.latencies) * 1e3:.1f} and {p50(beside.latencies) * 1e3:.1f} ms; {answers}"
+        )
+        yield Row("strangers", f"submit p99 beside {what}", times, "x", SLOWER_AIM, note=note)
+        yield Row("strangers", f"edge peak memory beside {what}", memory, "MB", MEMORY_AIM_MB)

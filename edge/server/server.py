@@ -1,0 +1,94 @@
+"""A uvicorn server with the bounds of `[server]`, one of several in a process."""
+
+import asyncio
+import logging
+import resource
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from bus.users import Tls
+from edge.facades.gateway.wire import LARGEST_FRAME
+from edge.handshake import no_false_alarm
+from edge.server.connections import Connections, Shared, Slot
+from edge.server.listener import Listener
+from edge.server.protocol import BoundedHttp, BoundedState, BoundedWebSocket
+from edge.server.settings import ServerSettings
+from edge.strangers import StrangerLog
+
+GRACEFUL_S = 3  # open streams are cut after this: their clients resume
+# Longer than clients and proxies keep an idle connection (httpx 5, aiohttp 15, load balancers 60): who closes first
+# is never the one that may be spoken to at that moment.
+KEEP_ALIVE_S = 75
+OTHER_FILES = 256  # descriptors for the broker, stored files, webhooks and fetches
+SWEEP_TICKS = 10  # uvicorn ticks ten times a second
+
+# Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
+SOCKETS: Mapping[str, Any] = {
+    "ws": BoundedWebSocket,
+    "ws_max_size": LARGEST_FRAME,
+    "ws_ping_interval": 20,
+    "ws_per_message_deflate": False,
+}
+
+
+def share(bounds: ServerSettings, strangers: StrangerLog) -> Shared:
+    """The connections of a process, as many as `bounds` and the limit of open files allow."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = bounds.connections if files == resource.RLIM_INFINITY else max(1, files - OTHER_FILES)
+    return Shared(bounds, Connections(bounds, min(bounds.connections, allowed)), strangers)
+
+
+class BoundedServer(uvicorn.Server):
+    """Serves on sockets that listen already. Signals are heard by whoever starts it."""
+
+    def __init__(self, config: uvicorn.Config, shared: Shared) -> None:
+        super().__init__(config)
+        self._shared = shared
+        self.server_state: BoundedState = BoundedState(shared.bounds, shared.strangers)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        listeners = [self._listener(listening) for listening in sockets or ()]
+        self.servers = cast("list[asyncio.base_events.Server]", listeners)  # uvicorn closes them, and waits for it
+        self.started = True
+
+    def _listener(self, listening: socket.socket) -> Listener:
+        return Listener(listening, self._protocol, self._shared, self.config.ssl)
+
+    def _protocol(self, slot: Slot) -> BoundedHttp:
+        return BoundedHttp(self.config, self.server_state, self.lifespan.state, slot)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, BoundedHttp):
+                    connection.sweep(now)
+        return await super().on_tick(counter)
+
+
+def server(app: ASGIApp, shared: Shared, tls: Tls | None = None) -> BoundedServer:
+    """A server of `app` that has not started."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACEFUL_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        **SOCKETS,
+        proxy_headers=False,  # nothing here goes by what a proxy says of its client
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    logging.getLogger("uvicorn.error").addFilter(no_false_alarm)
+    return BoundedServer(config, shared)

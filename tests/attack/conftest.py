@@ -1,0 +1,125 @@
+"""What attacks need: a small app behind the edge's own server, and clients that do not speak HTTP as they should.
+
+Each attack is bounded in bytes, connections and seconds, and goes to loopback only.
+"""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+from msgspec import Struct
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edge.certificates import provide
+from edge.server.server import server, share
+from edge.server.settings import ServerSettings
+from edge.strangers import StrangerLog
+
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Target(Struct, frozen=True):
+    """A server on 127.0.0.1. `tls`: whether it speaks TLS."""
+
+    port: int
+    tls: bool
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[ByteStream]:
+        """A connection, after the TLS handshake where there is one."""
+        async with await anyio.connect_tcp("127.0.0.1", self.port) as plain:
+            yield await self._secured(plain) if self.tls else plain
+
+    async def _secured(self, plain: ByteStream) -> ByteStream:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return await TLSStream.wrap(plain, server_side=False, ssl_context=context, standard_compatible=False)
+
+    async def ask(self, request: bytes = GET) -> bytes:
+        """The whole answer to `request`, on a connection of its own, to its end."""
+        async with self.connected() as stream:
+            await stream.send(request)
+            return await answer(stream)
+
+
+async def answer(stream: ByteStream, within_s: float = 10) -> bytes:
+    """What comes until the other side closes, or until one response with a Content-Length is whole."""
+    said = b""
+    with anyio.fail_after(within_s):
+        while True:
+            try:
+                said += await stream.receive()
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                return said
+            head, _, body = said.partition(b"\r\n\r\n")
+            length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            if length and len(body) >= int(length[0].split(b":")[1]):
+                return said
+
+
+async def closed(stream: ByteStream, within_s: float) -> bool:
+    """Whether the other side closes within `within_s`; what it says before is dropped."""
+    with anyio.move_on_after(within_s):
+        while True:
+            try:
+                await stream.receive()
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                return True
+    return False
+
+
+async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the path and the size of the body; nothing is kept of it."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = f"{scope['path']} {size}".encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Target]]
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, app: ASGIApp = _echo, tls: bool = False, **bounds: object) -> AsyncIterator[Target]:
+    """The edge's server of `app`, with `bounds` in place of the defaults."""
+    certificate = provide(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
+    shared = share(ServerSettings(**bounds), StrangerLog())  # type: ignore[arg-type]
+    made = server(app, shared, certificate)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)  # the server closes it
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(made.serve, [listening])
+        with anyio.fail_after(10):
+            while not made.started:  # noqa: ASYNC110 - uvicorn announces it with a flag
+                await anyio.sleep(0.01)
+        try:
+            yield Target(listening.getsockname()[1], tls)
+        finally:
+            made.should_exit = True
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """`serving` in a folder of the test's own."""
+
+    def within(**how: object) -> AbstractAsyncContextManager[Target]:
+        return serving(tmp_path, **how)  # type: ignore[arg-type]
+
+    return within
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def tls(request: pytest.FixtureRequest) -> bool:
+    """Both ways in."""
+    return bool(request.param)
