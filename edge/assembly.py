@@ -117,9 +117,11 @@ async def assemble(
         usage=Accounts(bus.usage, power.records, prices, utc_now),
         books=Books(bus.usage, index, power.records, prices),
         relays=relays,
+        forms=settings.data / "forms",
         streams=StreamLimits("event streams", settings.server.streams_per_key, settings.server.streams_per_owner),
         sockets=StreamLimits("gateway sockets", settings.server.sockets_per_key, settings.server.sockets_per_owner),
     )
+    parts.forms.mkdir(mode=0o700, exist_ok=True)
     await parts.books.open()
     _introduce(parts)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)

@@ -1,5 +1,7 @@
 """What the routes work with: every service of one edge, wired by `edge.app`."""
 
+from pathlib import Path
+
 from msgspec import Struct, field
 
 from bus.port import Bus
@@ -34,7 +36,7 @@ from edge.webhooks.build import Webhooks
 
 
 class Parts(Struct, frozen=True, kw_only=True):
-    """The services of one edge process."""
+    """The services of one edge process. `forms`: the folder for files of forms that are being read."""
 
     settings: EdgeSettings
     bus: Bus
@@ -63,6 +65,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     usage: Accounts
     books: Books
     relays: Relays
+    forms: Path
     streams: StreamLimits
     sockets: StreamLimits
     strangers: StrangerLog = field(default_factory=StrangerLog)

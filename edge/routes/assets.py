@@ -13,8 +13,8 @@ from edge.auth.keys import needs
 from edge.routes.bodies import is_form, pieces, read_struct
 from edge.routes.documents import DigestsBody, FileBody, RawBody
 from edge.routes.files import download
-from edge.routes.forms import read_form
-from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
+from edge.routes.forms import owners_form
+from edge.routes.given import AnyRequest, Owner, Services, Speech, content_length, get_or_head
 from edge.services.messages import DELETED
 from schemas.access import ApiKey, Scope
 from schemas.asset import SCHEME, InvalidDigest, Reference, declared_type, is_digest, parse
@@ -102,7 +102,8 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
     """Upload the file with this digest: 201 when new to the owner, 200 when there; 422 `digest_mismatch`."""
     digest, name = digest_of(sha256), _name(request)
     kind = declared_type(request.headers.get("content-type"), name)
-    return _created(await parts.assets.put(owner, request.stream(), digest, name, kind, result=_is_runner(request)))
+    size, result = content_length(request), _is_runner(request)
+    return _created(await parts.assets.put(owner, request.stream(), digest, name, kind, result=result, size=size))
 
 
 @post(
@@ -115,17 +116,18 @@ async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: 
 async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Response[AssetView]:
     """Upload a file, raw or as the one file part of a form; the answer names its digest."""
     if is_form(request):
-        async with read_form(request, parts.assets.limit) as form:
+        async with owners_form(request, parts, owner) as form:
             upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
             if upload is None:
                 raise Refused("body_malformed", "the form has no file part")
             name = upload.filename or "file"
             kind = declared_type(upload.content_type, name)
-            stored = await parts.assets.put(owner, pieces(upload), None, name, kind)
+            stored = await parts.assets.put(owner, pieces(upload), None, name, kind, reserved=True)
     else:
         name = _name(request)
         kind = declared_type(request.headers.get("content-type"), name)
-        stored = await parts.assets.put(owner, request.stream(), None, name, kind)
+        size = content_length(request)
+        stored = await parts.assets.put(owner, request.stream(), None, name, kind, size=size)
     return _created(stored)
 
 

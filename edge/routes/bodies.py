@@ -7,7 +7,7 @@ import msgspec
 from litestar.datastructures import FormMultiDict, UploadFile
 
 from edge.parts import Parts
-from edge.routes.forms import read_form
+from edge.routes.forms import owners_form
 from edge.routes.given import AnyRequest
 from edge.services.inputs import invalid
 from edge.services.submission import read_as
@@ -65,10 +65,10 @@ def is_form(request: AnyRequest) -> bool:
 
 
 async def store_part(parts: Parts, owner: str, upload: UploadFile) -> str:
-    """Keep a file part as the owner's asset; its `sha256:…`."""
+    """Keep a file part of an `owners_form` as the owner's asset; its `sha256:…`."""
     name = upload.filename or "file"
     kind = declared_type(upload.content_type, name)
-    _, sha256, _ = await parts.assets.put(owner, pieces(upload), None, name, kind)
+    _, sha256, _ = await parts.assets.put(owner, pieces(upload), None, name, kind, reserved=True)
     return f"{SCHEME}{sha256}"
 
 
@@ -76,7 +76,7 @@ async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict
     """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input."""
     if not is_form(request):
         return await read_json(request)
-    async with read_form(request, parts.assets.limit) as form:
+    async with owners_form(request, parts, owner) as form:
         body = await _described(form.getall(JOB, []))
         given = body.setdefault("input", {})
         if not isinstance(given, dict):

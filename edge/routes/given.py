@@ -17,3 +17,9 @@ Speech = NamedDependency[Language]
 
 # RFC 9110, 9.1: whoever answers GET answers HEAD. Litestar does not do it by itself; streams are left out.
 get_or_head = partial(route, http_method=["GET", "HEAD"])
+
+
+def content_length(request: AnyRequest) -> int | None:
+    """The size of the body where the request says it; the server lets no more through."""
+    said = request.headers.get("content-length", "")
+    return int(said) if said.isascii() and said.isdecimal() else None

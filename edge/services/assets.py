@@ -1,6 +1,7 @@
 """Assets as owners see them: references over the store's bytes, one store, none sees another's (DESIGN 7)."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from bus.port import Bus, Conflict, Row
 from edge.services.clock import Clock, micros
 from edge.services.index import Index
 from edge.services.pages import PAGE, PAGE_MAX, read_cursor, write_cursor
-from edge.services.quotas import Quotas, metered
+from edge.services.quotas import Quotas, Reservation
 from edge.services.refusals import refusing
 from edge.store.port import AssetStore, Stored
 from schemas.asset import Digest, Reference, is_digest, reference_key, safe_name
@@ -79,19 +80,32 @@ class Assets:
         media_type: str,
         *,
         result: bool = False,
+        size: int | None = None,
+        reserved: bool = False,
     ) -> tuple[Reference, Digest, bool]:
         """Take a body; the reference, its digest, and whether it is new to the owner.
 
-        `result`: a job made it, so no quota keeps it out. Raises Refused `digest_mismatch`, `body_too_large`,
+        `result`: a job made it, so no quota keeps it out. `size`: what the client says it is. `reserved`: its room was
+        reserved before it came. Raises Refused `digest_mismatch`, `body_too_large`,
         `quota_exceeded`, `owner_deleting`, `store_full`, `unavailable`.
         """
         with refusing():
-            room = None if result or self._quotas is None else await self._quotas.room(owner)
-            # What the owner has already takes none.
-            if room is not None and (expected is None or await self._row(owner, expected) is None):
-                chunks = metered(chunks, room)
-            stored = await self._store.write(chunks, expected, self.limit)
-        return await self._kept(owner, stored, name, media_type)
+            async with self._reserving(owner, expected, size, free=result or reserved) as room:
+                taken = chunks if room is None else room.metered(chunks)
+                stored = await self._store.write(taken, expected, self.limit)
+                return await self._kept(owner, stored, name, media_type)
+
+    @asynccontextmanager
+    async def _reserving(
+        self, owner: str, expected: Digest | None, size: int | None, *, free: bool
+    ) -> AsyncIterator[Reservation | None]:
+        """The room of a body; None where it needs none: what the owner has already takes none."""
+        quotas = None if free else self._quotas
+        if quotas is None or (expected is not None and await self._row(owner, expected) is not None):
+            yield None
+            return
+        async with quotas.reserving(owner, size) as room:
+            yield room
 
     async def adopt(
         self, owner: str, path: Path, sha256: Digest, name: str, media_type: str

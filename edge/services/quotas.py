@@ -1,12 +1,13 @@
 """What one owner may have at once: jobs that wait, jobs that run, bytes, and submits a minute (429 beyond).
 
-One edge keeps them exactly, but for uploads that come at the same moment. Several edges: waiting jobs are those that
-STATE has told of (milliseconds), bytes are read anew every 30 s, and each edge gives out the submits of a minute anew.
+One edge keeps them exactly: an upload reserves its bytes before they are read. The exception are resumable uploads that
+do not say their length and come at the same moment. Several edges: waiting jobs are those that STATE has told of
+(milliseconds), bytes are read again every 30 s, and each edge has its own submits of a minute.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from math import ceil
 from typing import Annotated
 
@@ -23,6 +24,8 @@ from schemas.words import WAITING
 BYTES_AGE_S = 30.0
 WAITING_AGAIN_S = 10
 BYTES_AGAIN_S = 60
+AHEAD_BYTES = 1024 * 1024  # reserved at a time, where nobody said how much comes
+_SHARE = 8  # of what is left, no more than the eighth is reserved ahead
 _MINUTE_S = 60.0
 
 Promised = Callable[[str], Awaitable[int]]
@@ -65,6 +68,27 @@ class _Held(Struct):
     at: float
 
 
+class Reservation:
+    """Bytes of an owner's quota that an upload under way has, so that no other upload counts on them."""
+
+    def __init__(self, owner: str, extend: Callable[["Reservation", int], Awaitable[None]], reserved: int) -> None:
+        self.owner, self.reserved = owner, reserved
+        self._extend = extend
+        self._taken = 0
+
+    async def take(self, size: int) -> None:
+        """Use `size` bytes more. Raises Refused `quota_exceeded`; BusError."""
+        if self._taken + size > self.reserved:
+            await self._extend(self, self._taken + size - self.reserved)
+        self._taken += size
+
+    async def metered(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """`chunks`, each of them taken before it is passed on."""
+        async for chunk in chunks:
+            await self.take(len(chunk))
+            yield chunk
+
+
 async def _nothing(_: str) -> int:
     """Nothing is promised to anybody."""
     return 0
@@ -88,6 +112,7 @@ class Quotas:
         self._monotonic = monotonic
         self._buckets: dict[str, _Bucket] = {}
         self._held: dict[str, _Held] = {}
+        self._reserved: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
         self._coming: defaultdict[str, set[JobKey]] = defaultdict(set)
         self._promised: Promised = _nothing
@@ -174,7 +199,40 @@ class Quotas:
         if held is None or now - held.at > BYTES_AGE_S:
             rows = await self._references.rows(f"{owner}.")
             held = self._held[owner] = _Held(sum(row.value.bytes for row in rows.values()), now)
-        return max(0, most - held.total - await self._promised(owner))
+        promised = await self._promised(owner)
+        return max(0, most - held.total - promised - self._reserved[owner])
+
+    @asynccontextmanager
+    async def reserving(self, owner: str, size: int | None) -> AsyncIterator[Reservation | None]:
+        """Room for an upload, kept from all others while the block runs; None where there is no limit.
+
+        `size`: what will come at least, reserved at once; None: nobody knows. Call `changed` inside the block.
+        Raises Refused `quota_exceeded`, `owner_deleting`; BusError.
+        """
+        room = await self.room(owner)
+        if room is None:
+            yield None
+            return
+        reservation = Reservation(owner, self._extend, 0)
+        self._add(reservation, size or 0, room)
+        try:
+            yield reservation
+        finally:
+            self._reserved[owner] -= reservation.reserved
+            if not self._reserved[owner]:
+                del self._reserved[owner]
+
+    async def _extend(self, reservation: Reservation, size: int) -> None:
+        room = await self.room(reservation.owner)
+        if room is not None:
+            self._add(reservation, max(size, min(AHEAD_BYTES, room // _SHARE)), room)
+
+    def _add(self, reservation: Reservation, size: int, room: int) -> None:
+        """There must be no wait between the look at `room` and this."""
+        if size > room:
+            raise no_room(room)
+        reservation.reserved += size
+        self._reserved[reservation.owner] += size
 
     def count(self, promised: Promised) -> None:
         """From now on what is `promised` to an owner's uploads takes room too."""

@@ -66,9 +66,17 @@ class Uploads:
         self.limit = limit
         self._allowance = allowance
         self._known: dict[UploadKey, _Held] = {}
+        self._creating = anyio.Lock()
 
     async def create(self, owner: str, wanted: Wanted) -> Upload:
-        """A new upload, durable. Raises Refused `body_too_large`, `quota_exceeded`, `store_full`."""
+        """A new upload, durable. Raises Refused `body_too_large`, `quota_exceeded`, `store_full`.
+
+        One after the other: what one of them is promised must be written before the next is measured.
+        """
+        async with self._creating:
+            return await self._create(owner, wanted)
+
+    async def _create(self, owner: str, wanted: Wanted) -> Upload:
         await self._room(owner, wanted.length)
         with refusing():
             if await to_thread.run_sync(self._partials.unfinished, owner) >= self._max_open:

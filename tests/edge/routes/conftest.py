@@ -94,6 +94,7 @@ def parts_of(made: FakeWorld, keys: Keys, door: Door | None = None) -> Parts:
         power=power,
         usage=Accounts(made.bus.usage, power.records, prices, made.time),
         books=Books(made.bus.usage, made.index, power.records, prices),
+        forms=made.folder,
         relays=Relays(partial(_hex, Dice()), made.time),
         streams=StreamLimits("event streams", STREAMS_PER_KEY, STREAMS_PER_OWNER),
         sockets=StreamLimits("gateway sockets", STREAMS_PER_KEY, STREAMS_PER_OWNER),

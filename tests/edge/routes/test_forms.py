@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from edge.routes.forms import TEXT_BYTES, read_form
+from edge.routes.forms import TEXT_BYTES, Room, read_form
 from schemas.errors import Refused
 from tests.edge.routes.conftest import Face
 
@@ -71,9 +72,9 @@ class Endless:
             yield b"a" * 1000
 
 
-async def test_a_file_is_bounded_while_it_comes():
+async def test_a_file_is_bounded_while_it_comes(tmp_path: Path):
     request = Endless()
     with pytest.raises(Refused, match="at most 10000 bytes"):
-        async with read_form(cast("Any", request), 10_000):
+        async with read_form(cast("Any", request), Room(10_000, tmp_path)):
             pass
     assert request.given < 20_000

@@ -116,6 +116,7 @@ class World:
         self.store = MemoryStore()
         self.switch = Switch()
         self.catalog = Catalog(self.bus, (ECHO,))
+        self.folder = folder
         self.index = Index(folder / "index.db", self.bus.records)
         self.limits: dict[str, OwnLimits] = {}
         self.quotas = Quotas(Limits(), self.limits, self.index, bus.assets, time.seconds)

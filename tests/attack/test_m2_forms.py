@@ -1,0 +1,126 @@
+"""M2: a form must not hold its files in memory, nor put more onto the disk than its owner may have.
+
+900 files of 1 MiB made 1 GB of memory; ten of 100 MiB made 1 GB in the machine's own /tmp, of which one was kept.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from litestar.datastructures import UploadFile
+
+from edge.routes.forms import FILES, MEMORY_BYTES, SPOOL_BYTES, Room, read_form
+from edge.services.quotas import OwnLimits
+from schemas.errors import Refused
+from tests.attack.conftest import Target
+from tests.edge.routes.conftest import Face, face
+
+__all__ = ["face"]
+
+HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
+END = b"\r\n--x--\r\n"
+MIB = 1024 * 1024
+
+
+def part(number: int) -> bytes:
+    return f'\r\n--x\r\nContent-Disposition: form-data; name="f{number}"; filename="{number}.mp4"\r\n\r\n'.encode()
+
+
+class Form:
+    """A request with so many files of so many bytes; `given` bytes were taken of it."""
+
+    content_type = ("multipart/form-data", {"boundary": "x"})
+
+    def __init__(self, files: int, size: int) -> None:
+        self._files, self._size = files, size
+        self.given = 0
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for number in range(self._files):
+            yield part(number)
+            for _ in range(self._size // 65536):
+                self.given += 65536
+                yield b"a" * 65536
+        yield END
+
+
+def place(file: UploadFile) -> Path:
+    """Where the open file lies."""
+    return Path(f"/proc/self/fd/{file.file.fileno()}").readlink()
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_files_lie_in_the_folder_and_not_in_memory(tmp_path: Path):
+    form = Form(files=40, size=2 * SPOOL_BYTES)
+    async with read_form(cast("Any", form), Room(100 * MIB, tmp_path)) as fields:
+        files = [value for value in fields.values() if isinstance(value, UploadFile)]
+        assert len(files) == 40
+        assert all(file.rolled_to_disk for file in files)
+        assert all(place(file).is_relative_to(tmp_path) for file in files)
+    assert names(tmp_path) == []
+
+
+async def test_many_small_files_are_no_more_in_memory_than_a_large_one(tmp_path: Path):
+    async with read_form(cast("Any", Form(files=90, size=SPOOL_BYTES)), Room(100 * MIB, tmp_path)) as fields:
+        files = [value for value in fields.values() if isinstance(value, UploadFile)]
+        held = sum(SPOOL_BYTES for file in files if not file.rolled_to_disk)
+    assert 0 < held <= MEMORY_BYTES
+
+
+async def test_files_are_bounded_together(tmp_path: Path):
+    form = Form(files=10, size=MIB)
+    with pytest.raises(Refused, match="the files of a form may have at most"):
+        async with read_form(cast("Any", form), Room(2 * MIB, tmp_path)):
+            pass
+    assert form.given < 3 * MIB
+    assert names(tmp_path) == []
+
+
+async def test_no_form_opens_files_without_end(tmp_path: Path):
+    with pytest.raises(Refused, match=f"at most {FILES} files"):
+        async with read_form(cast("Any", Form(files=900, size=65536)), Room(2000 * MIB, tmp_path)):
+            pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["/v1/assets", "/v1/jobs"])
+async def test_the_quota_stops_a_form_while_it_comes(face: Face, path: str):
+    """Without a length, so that nothing can be said before; the edge takes what is left of the quota and no more."""
+    face.world.limits["ann"] = OwnLimits(bytes=300_000)
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        yield part(0)
+        while given < 32 * MIB:
+            given += 65536
+            yield b"a" * 65536
+        yield END
+
+    reply = await face.ann.post(path, content=endless(), headers=HEADERS)
+    assert (reply.status_code, reply.json()["code"]) == (429, "quota_exceeded")
+    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+    assert (await face.ann.post("/v1/assets", content=b"a" * 300_000)).status_code == 201, "nothing stays reserved"
+
+
+async def test_a_form_that_says_its_length_is_refused_before_it_is_read(face: Face):
+    face.world.limits["ann"] = OwnLimits(bytes=300_000)
+    target = Target(int(face.url.rsplit(":", 1)[1]), tls=False)
+
+    def head(size: int) -> bytes:
+        return (
+            "POST /v1/assets HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            f"X-API-Key: {face.texts['ann']}\r\nContent-Type: {HEADERS['Content-Type']}\r\n"
+            f"Content-Length: {size}\r\n\r\n"
+        ).encode()
+
+    said = await target.ask(head(500 * MIB))
+    assert said.startswith(b"HTTP/1.1 413 ")
+    face.world.assets.limit = 10 * MIB
+    said = await target.ask(head(3_000_000))  # within what the edge takes at all, beyond the quota
+    assert said.startswith(b"HTTP/1.1 429 ")
+    assert b'"code":"quota_exceeded"' in said

@@ -1,0 +1,105 @@
+"""M3: uploads that come at the same time must not each have what is left of the quota.
+
+40 interleaved POSTs stored 40 MB where 5 MB were allowed.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.abc import ByteStream
+
+from edge.services.quotas import OwnLimits
+from tests.attack.conftest import Target, answer
+from tests.edge.routes.conftest import Face, face
+
+__all__ = ["face"]
+
+QUOTA = 1_000_000
+SIZE = 400_000
+COUNT = 20
+
+
+def post(face: Face, *, chunked: bool) -> bytes:
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {SIZE}"
+    return f"POST /v1/assets HTTP/1.1\r\nHost: x\r\nX-API-Key: {face.texts['ann']}\r\n{length}\r\n\r\n".encode()
+
+
+def halves(number: int, *, chunked: bool) -> tuple[bytes, bytes]:
+    """A file of its own, in two pieces."""
+    half = f"{number:04}".encode() * (SIZE // 8)
+    if not chunked:
+        return half, half
+    framed = f"{len(half):x}\r\n".encode() + half + b"\r\n"
+    return framed, framed + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_interleaved_uploads_store_no_more_than_is_left(face: Face, *, chunked: bool):
+    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+    target = Target(int(face.url.rsplit(":", 1)[1]), tls=False)
+    said: list[bytes] = []
+
+    async def talk(stream: ByteStream, number: int, begun: anyio.Event) -> None:
+        first, second = halves(number, chunked=chunked)
+        try:
+            await stream.send(post(face, chunked=chunked) + first)
+            await begun.wait()
+            await stream.send(second)
+        except anyio.BrokenResourceError:  # it was refused, and the answer waits
+            pass
+        said.append(await answer(stream, within_s=30))
+
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(target.connected()) for _ in range(COUNT)]
+        begun = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for number, stream in enumerate(streams):
+                tasks.start_soon(talk, stream, number, begun)
+            await anyio.wait_all_tasks_blocked()
+            begun.set()
+    stored = (await face.ann.get("/v1/assets")).json()["assets"]
+    assert sum(asset["bytes"] for asset in stored) <= QUOTA
+    assert sum(b"HTTP/1.1 201 " in one for one in said) == len(stored)
+    # Whoever was refused left nothing reserved: what is left can be used to the last byte.
+    left = QUOTA - sum(asset["bytes"] for asset in stored)
+    assert (await face.ann.post("/v1/assets", content=b"z" * left)).status_code == 201
+    assert (await face.ann.post("/v1/assets", content=b"y")).status_code == 429
+
+
+async def test_with_their_length_said_as_many_are_stored_as_fit(face: Face):
+    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+
+    async def slowly(number: int) -> AsyncIterator[bytes]:
+        for piece in halves(number, chunked=False):
+            yield piece
+            await anyio.lowlevel.checkpoint()
+
+    codes = []
+
+    async def upload(number: int) -> None:
+        reply = await face.ann.post("/v1/assets", content=slowly(number), headers={"Content-Length": str(SIZE)})
+        codes.append(reply.status_code)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(COUNT):
+            tasks.start_soon(upload, number)
+    assert codes.count(201) == QUOTA // SIZE
+    assert set(codes) == {201, 429}
+
+
+async def test_resumable_uploads_begun_at_once_are_promised_no_more_than_is_left(face: Face):
+    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(QUOTA)}
+    codes = []
+
+    async def begin() -> None:
+        codes.append((await face.ann.post("/v1/uploads", headers=headers)).status_code)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(COUNT):
+            tasks.start_soon(begin)
+    assert codes.count(201) == 1
+    assert set(codes) == {201, 429}
