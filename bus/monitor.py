@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct, field
 
 from bus.port import Unreachable
+from schemas.loopback import past_proxies
 
 TIMEOUT = httpx.Timeout(5.0, connect=1.0)
 DEAF_S = 30.0  # a server that is switched off answers nothing at all: not every submit waits to find that out again
@@ -66,7 +67,8 @@ class Seen(NamedTuple):
 def monitor(url: str) -> httpx.AsyncClient:
     """A client of one server's monitor."""
     # Reading the system's certificates takes longer than all the rest of opening.
-    return httpx.AsyncClient(base_url=url, timeout=TIMEOUT, verify=url.startswith("https:"))
+    verify = url.startswith("https:")
+    return httpx.AsyncClient(base_url=url, timeout=TIMEOUT, verify=verify, mounts=past_proxies(url))
 
 
 def outvoted(said: Sequence[Seen]) -> bool:

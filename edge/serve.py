@@ -27,6 +27,7 @@ from edge.services.clock import utc_now
 from edge.services.joining import Welcome
 from edge.settings import EdgeSettings
 from edge.store.opening import open_store
+from schemas.loopback import past_proxies
 
 LAST_PUBLISHES_S = 2.0
 BACKLOG = 1024  # connections that wait to be accepted
@@ -103,7 +104,7 @@ async def _services(settings: EdgeSettings, told: Welcome | None) -> AsyncIterat
     async with (
         open_edge(settings.broker) as bus,
         open_store(settings.store, settings.data) as store,
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(mounts=past_proxies()) as client,
         guard.client(Allowed(settings.outbound.allow)) as outside,
     ):
         survey = await store.survey()

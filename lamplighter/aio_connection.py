@@ -15,6 +15,7 @@ from lamplighter.notes import Notes
 from lamplighter.sending import Sending, Sent, note_of
 from lamplighter.shared import CACHE, PIECE, TIMEOUT, UPLOADS, Advance, key_headers, reachable, silent, whole
 from schemas.asset import SCHEME
+from schemas.loopback import past_proxies
 from schemas.view import JobView
 
 T = TypeVar("T")
@@ -44,7 +45,11 @@ class AsyncConnection:
         self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
         with reachable(self.url):
             self._http = httpx.AsyncClient(
-                base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport
+                base_url=self.url,
+                headers=key_headers(key),
+                timeout=TIMEOUT,
+                transport=transport,
+                mounts=past_proxies(self.url),
             )
 
     async def __aenter__(self) -> Self:

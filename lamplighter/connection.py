@@ -14,6 +14,7 @@ from lamplighter.notes import Notes
 from lamplighter.sending import Sending, Sent, note_of
 from lamplighter.shared import CACHE, PIECE, TIMEOUT, UPLOADS, Advance, key_headers, reachable, silent, whole
 from schemas.asset import SCHEME
+from schemas.loopback import past_proxies
 from schemas.view import JobView
 
 T = TypeVar("T")
@@ -37,7 +38,13 @@ class Connection:
         self._digests = DigestCache(cache.expanduser())
         self._uploads = Notes(cache.expanduser().with_name(UPLOADS))
         with reachable(self.url):
-            self._http = httpx.Client(base_url=self.url, headers=key_headers(key), timeout=TIMEOUT, transport=transport)
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers=key_headers(key),
+                timeout=TIMEOUT,
+                transport=transport,
+                mounts=past_proxies(self.url),
+            )
 
     def __enter__(self) -> Self:
         return self

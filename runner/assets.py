@@ -15,6 +15,7 @@ from runner.cache import BLOCK, digest_of
 from runner.supplies import About, AssetGone, EdgeAway, SuppliesError
 from schemas.asset import Digest, media_type
 from schemas.job import File
+from schemas.loopback import past_proxies
 
 # RFC 6266: filename="a.mp4" or filename*=utf-8''a.mp4, percent-encoded.
 _SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", re.ASCII)
@@ -170,7 +171,12 @@ async def asset_client(
     headers = {"Authorization": f"Bearer {key}"}
     verify = await to_thread.run_sync(trusting, Path(pin)) if pin else True
     async with httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=timeout_s, follow_redirects=pin is None, verify=verify
+        base_url=url,
+        headers=headers,
+        timeout=timeout_s,
+        follow_redirects=pin is None,
+        verify=verify,
+        mounts=past_proxies(url),
     ) as client:
         yield AssetClient(client)
 

@@ -12,6 +12,7 @@ from lamplighter.cli.checks import EDGE, LOCAL, REMOTE, Check, Finding, Patient,
 from lamplighter.cli.machine import engine_findings, gpu_findings
 from lamplighter.cli.session import FAILED, UNREACHABLE, Session, client_command
 from lamplighter.shared import key_headers, reachable
+from schemas.loopback import past_proxies
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 TIMEOUT_S = 5.0
@@ -47,7 +48,8 @@ def doctor(session: Session) -> None:
     """Check the edge, the way to it, and this machine. Exit 0 when nothing failed, 3 without an edge, else 1."""
     headers = key_headers(session.address.key)
     with reachable(session.address.url):
-        http = httpx.Client(base_url=session.address.url, headers=headers, timeout=TIMEOUT_S)
+        url = session.address.url
+        http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, mounts=past_proxies(url))
     with http:
         findings = list(_examine(Patient(session.address, session.data, http)))
     rows = [(f.name, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.what.replace("[", r"\["), f.mend) for f in findings]

@@ -14,6 +14,7 @@ from edge.services.clock import utc_now
 from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
 from lamplighter.cli.relaying import RelaySettings, Switch, Unwelcome, keep
 from lamplighter.cli.session import REFUSED, USAGE
+from schemas.loopback import past_proxies
 
 
 @click.command()
@@ -31,7 +32,7 @@ def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
 
 
 async def _run(settings: RelaySettings) -> None:
-    async with httpx.AsyncClient() as client, anyio.create_task_group() as tasks:
+    async with httpx.AsyncClient(mounts=past_proxies()) as client, anyio.create_task_group() as tasks:
         means = Means(client=client, environ=os.environ, now=utc_now, fresh_id=lambda: os.urandom(8).hex())
         drivers = build(settings.hosts, means)
         switches = {host: Switch(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}

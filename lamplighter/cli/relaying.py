@@ -3,7 +3,7 @@
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import msgspec
@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from edge.power.drivers.port import Driver, NoCapacity, SwitchFailed
 from schemas.envelope import Kind, Message, Unreadable, read
+from schemas.loopback import leads_here
 from schemas.power import Provider
 from schemas.switch import HostDeclaration
 from schemas.words import Token
@@ -75,10 +76,12 @@ ACTIONS: Mapping[str, Callable[[Driver, str], Awaitable[Provider]]] = {
 async def keep(url: str, key: str, switches: Mapping[str, Switch]) -> None:
     """Serve the edge at `url` without end, connecting anew whenever the connection ends. Raises Unwelcome."""
     where = url.rstrip("/").replace("http", "ws", 1) + "/ws"
+    headers = {"Authorization": f"Bearer {key}"}
+    proxy: Literal[True] | None = None if leads_here(url) else True  # True: the one that the environment names
     wait_s = FIRST_S
     while True:
         try:
-            async with connect(where, additional_headers={"Authorization": f"Bearer {key}"}) as socket:
+            async with connect(where, additional_headers=headers, proxy=proxy) as socket:
                 _log.info("relay_connected", url=url)
                 code = await _serve(socket, switches)
             wait_s = FIRST_S

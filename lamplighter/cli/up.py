@@ -26,6 +26,7 @@ from lamplighter.cli.processes import one_line
 from lamplighter.cli.public import Opened, PublicOptions, public_options
 from lamplighter.cli.session import ADDRESS_FILE, DATA, UNREACHABLE, USAGE, Address, typed
 from lamplighter.cli.supervisor import Child, Ledger, Misconfigured
+from schemas.loopback import past_proxies
 
 IMAGES = Path(__file__).parents[2] / "images"
 READY_S = 60.0
@@ -106,7 +107,7 @@ async def _until_ready(url: str, keys: Keyring, *, with_runner: bool) -> None:
     """Return when the edge takes work and, if one is ours, a host is there for it; TimeoutError after READY_S."""
     headers = {"Authorization": f"Bearer {keys.admin}"}
     with anyio.fail_after(READY_S):
-        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, mounts=past_proxies(url)) as client:
             while not await _serving(client, with_runner=with_runner):  # noqa: ASYNC110 - another process comes up
                 await anyio.sleep(POLL_S)
 

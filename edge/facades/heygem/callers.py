@@ -1,7 +1,5 @@
 """Who calls `/easy/…`: whoever has a key, and on a loopback edge this machine's own programs without one."""
 
-from ipaddress import ip_address
-
 import httpx
 
 from edge.auth.keys import known, presented
@@ -11,6 +9,7 @@ from edge.services.refusals import refusing
 from edge.settings import EdgeSettings
 from schemas.access import Scope
 from schemas.errors import Refused
+from schemas.loopback import is_loopback
 
 # A request that carries one of these came through a proxy, so that from loopback says nothing of who sent it.
 _PASSED_ON = ("forwarded", "x-forwarded-", "x-real-ip", "via")
@@ -42,12 +41,12 @@ def at_home(request: AnyRequest, settings: EdgeSettings) -> bool:
     it came from, if any, are this machine: a name of somebody else's that leads to 127.0.0.1 is not.
     """
     headers = request.headers
-    if settings.public.listen or not _is_loopback(settings.bind):
+    if settings.public.listen or not is_loopback(settings.bind):
         return False
     if any(name.lower().startswith(_PASSED_ON) for name in headers):
         return False
     places = [f"//{headers.get('host', '')}", *([headers["origin"]] if "origin" in headers else [])]
-    return all(_is_loopback(_host_of(place)) for place in places)
+    return all(is_loopback(_host_of(place)) for place in places)
 
 
 def _host_of(place: str) -> str:
@@ -55,12 +54,3 @@ def _host_of(place: str) -> str:
         return httpx.URL(place).host
     except httpx.InvalidURL:
         return ""
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

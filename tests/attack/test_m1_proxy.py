@@ -1,0 +1,107 @@
+"""M1: no proxy that the environment names may see what goes to this machine itself, keys above all.
+
+With HTTP_PROXY set, `lamplighter up` sent its admin key there 777 times and did not come up.
+"""
+
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bus.monitor import monitor
+from lamplighter import AsyncClient
+from lamplighter.cli.installation import Keyring
+from lamplighter.cli.up import _until_ready
+from runner.assets import asset_client
+from schemas.loopback import is_loopback, leads_here, past_proxies
+from tests.attack.conftest import Serve
+from tests.e2e.test_up import lamplighter, up
+
+NAMES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A proxy that the environment names, and that nobody may connect to."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        for name in NAMES:
+            monkeypatch.setenv(name, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        yield listening
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+async def _client(url: str) -> None:
+    async with AsyncClient(url, "lamp_x_0123456789abcdef") as client:
+        await client._http.get("/")
+
+
+async def _assets(url: str) -> None:
+    async with asset_client(url, "lamp_x_0123456789abcdef") as client:
+        await client._client.get("/")
+
+
+async def _monitor(url: str) -> None:
+    async with monitor(url) as client:
+        await client.get("/varz")
+
+
+async def _ready(url: str) -> None:
+    await _until_ready(url, Keyring(admin="lamp_x_0123456789abcdef", runner=""), with_runner=False)
+
+
+@pytest.mark.parametrize("ask", [_client, _assets, _monitor, _ready])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_client_of_this_machine_goes_past_it(
+    serve: Serve, proxy: socket.socket, ask: Callable[[str], Awaitable[None]], host: str
+):
+    async with serve() as target:
+        await ask(f"http://{host}:{target.port}")
+
+
+def test_up_comes_up_and_the_command_line_reaches_it(tmp_path: Path, proxy: socket.socket):
+    data = tmp_path / "data"
+    with up(data):
+        done = lamplighter(data, "submit", "echo", "--text", "hi", "--wait")
+        assert done.returncode == 0, done.stderr
+        assert "127.0.0.1" in lamplighter(data, "doctor").stdout
+
+
+async def test_what_is_elsewhere_still_takes_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    async with httpx.AsyncClient(mounts=past_proxies("http://192.0.2.1"), timeout=5) as client:
+        with pytest.raises(httpx.ConnectError):  # the proxy's port is closed: it was asked
+            await client.get("http://192.0.2.1/")
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://127.8.9.1", True),
+        ("https://localhost:1", True),
+        ("http://LOCALHOST", True),
+        ("http://[::1]:80/x", True),
+        ("http://localhost.example.com", False),
+        ("http://127.0.0.1.example.com", False),
+        ("http://user@192.0.2.1", False),
+        ("http://127.0.0.1@192.0.2.1/", False),
+        ("http://[::1", False),
+        ("", False),
+    ],
+)
+def test_which_urls_lead_here(url: str, *, here: bool):
+    assert leads_here(url) is here
+    if here:
+        client = httpx.Client(mounts=past_proxies(url))
+        assert any(pattern.matches(httpx.URL(url)) for pattern in client._mounts)
+
+
+def test_a_name_that_only_looks_like_it_is_not():
+    assert not is_loopback("127.0.0.1.")
+    assert not is_loopback("")
