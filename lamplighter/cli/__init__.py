@@ -1,8 +1,11 @@
 """The command line, `lamplighter`. A command's module is imported when it is called: `--help` needs no server code."""
 
 import importlib
+import sys
 
 import click
+
+from lamplighter.cli.join_token import hide
 
 COMMANDS = {
     "up": ("lamplighter.cli.up", "up", "Serve broker, edge and runner on this machine until stopped."),
@@ -42,6 +45,8 @@ class Lazy(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if name == "runner":
+            hide(sys.argv)  # before the imports, which take half a second
         module, attribute, _help = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command

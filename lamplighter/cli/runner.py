@@ -7,6 +7,7 @@ import uvloop
 
 from bus.pins import WrongCertificate
 from bus.port import BusError
+from lamplighter.cli.join_token import OPTION, VARIABLE, read_token
 from lamplighter.cli.processes import (
     config_option,
     format_option,
@@ -38,12 +39,18 @@ EXITS: dict[type[Exception], int] = {
 @config_option
 @level_option
 @format_option
-@click.option("--join", "token", metavar="TOKEN", help="What `lamplighter hosts add` printed; kept for later starts.")
+@click.option(
+    OPTION,
+    "token",
+    metavar="TOKEN",
+    envvar=VARIABLE,
+    help="What `lamplighter hosts add` printed, kept for later starts; -: from standard input; @FILE: from a file.",
+)
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
     settings = read_settings(RunnerSettings, config, log_level, log_format)
     raise_open_files()
     with one_line(EXITS):
         if token is not None:
-            join(settings, token)
+            join(settings, read_token(token))
         uvloop.run(serve(settings))
