@@ -3,7 +3,7 @@
 At the start of a life all of it is looked at; later, one job at a time, when its message comes and no execution knows.
 """
 
-import shutil
+import re
 from contextlib import suppress
 from enum import StrEnum
 from functools import partial
@@ -25,9 +25,10 @@ from schemas.endpoint import Endpoint
 from schemas.events import Adopted, Event, Recorded, RecordUnreadable, Released, Unknown
 from schemas.failures import FAILURES, settle
 from schemas.job import Job, JobKey
-from schemas.words import ACTIVE, FINAL
+from schemas.words import ACTIVE, FINAL, is_token
 
 HOST_LOST = "host_lost"
+_NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 class Fate(StrEnum):
@@ -139,7 +140,7 @@ class Adopter:
             await advance(self._life, entry, released(self._life, entry.recorded.job))
         if verdict in {Fate.FREE, Fate.REMOVE}:
             await self._life.steadily("remove", partial(self._life.engine.remove, found.handle))
-            await anyio.to_thread.run_sync(_erase, self._life.jobs / found.identity.folder)
+            await self._life.erase(self._life.jobs / found.identity.folder)
 
     async def _follow(self, found: Found, entry: Entry, delivery: Delivery | None) -> None:
         job = entry.recorded.job
@@ -160,7 +161,7 @@ class Adopter:
         with suppress(RecordUnreadable):  # then nothing is left that could be given back
             if place is not None:
                 await self._give_back(*place)
-        await anyio.to_thread.run_sync(_erase, folder)
+        await self._life.erase(folder)
 
     async def _give_back(self, key: JobKey, round_: int, attempt: int) -> None:
         """Release the attempt if the record still says that this host is at it."""
@@ -188,18 +189,15 @@ def _as_claimed(jobs: Path, found: Found) -> Found:
 
 def folders(jobs: Path) -> list[Path]:
     """The folders that attempts, and containers started ahead of one, work or worked in."""
-    ours = (path for path in jobs.iterdir() if path.is_dir())
-    return sorted(path for path in ours if path.name.startswith(PREFIX) or path.name.count(".") == 3)
+    return sorted(path for path in jobs.iterdir() if path.name.startswith(PREFIX) or path.name.count(".") == 3)
 
 
 def attempt_of(folder: Path) -> tuple[JobKey, int, int] | None:
-    """The job, round and attempt that worked in `folder`; None: nobody's did."""
+    """The job, round and attempt that worked in `folder`; None: nobody's did, or the name is none of ours."""
     if not folder.name.startswith(PREFIX):
-        owner, job, round_, attempt = folder.name.split(".")
-        return JobKey(owner, job), int(round_), int(attempt)
+        owner, job, *numbers = folder.name.split(".")
+        if not all(map(is_token, (owner, job))) or not all(map(_NUMBER.fullmatch, numbers)):
+            return None
+        return JobKey(owner, job), int(numbers[0]), int(numbers[1])
     mine = became(folder)
     return (JobKey(mine.owner, mine.job), mine.round, mine.attempt) if mine else None
-
-
-def _erase(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

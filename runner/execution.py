@@ -4,7 +4,6 @@ Ack last but one, and the container goes last of all: until the record says how 
 Beside the line a heartbeat keeps the message, and looks whether the claim still holds and nobody wants it cancelled.
 """
 
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
@@ -199,7 +198,7 @@ class Execution:
     async def _clear(self) -> None:
         """Container and folder go."""
         await self._life.steadily("remove", self._remove)
-        await anyio.to_thread.run_sync(partial(shutil.rmtree, self._folder, ignore_errors=True))
+        await self._life.erase(self._folder)
 
     async def _remove(self) -> None:
         """By its handle, or, where a start was not answered, by its labels."""

@@ -59,7 +59,7 @@ def read(folder: Path) -> Journal:
     """The journal in `folder`; a blank one where there is none or it cannot be read (the output is then re-read)."""
     try:
         return _decode((folder / FILE).read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return Journal()
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 from msgspec import Struct
 from structlog.typing import FilteringBoundLogger
 
 from bus.port import Bus, BusError, Denied, StoreFull, Unreachable
 from runner.engines.port import Engine, EngineError, EngineGone
+from runner.removal import remove_tree
 from runner.settings import Pace
 from runner.supplies import EdgeAway, Supplies
 from runner.uptime import Begun, Uptime
@@ -100,6 +102,13 @@ class Life(Struct, frozen=True, kw_only=True):
         """Note that `what` did not happen and will be tried again. An outage is weather; the rest is told loudly."""
         tell = self.log.debug if isinstance(error, Unreachable) else self.log.error
         tell("not done", what=what, why=f"{type(error).__name__}: {error}")
+
+    async def erase(self, folder: Path) -> None:
+        """Remove a container's folder. What cannot be removed is logged, and is tried again by the next life."""
+        try:
+            await anyio.to_thread.run_sync(remove_tree, folder)
+        except OSError as error:
+            self.log.warning("folder not removed", folder=str(folder), why=str(error))
 
     async def insist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """`ask` until it is answered: a result is never given up because somebody is away."""

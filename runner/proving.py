@@ -4,7 +4,6 @@ It is an endpoint's own image there. One that can be started ahead is: loading i
 more than a test of ours could. For the others nvidia-smi, which the container toolkit brings along, opens the card.
 """
 
-import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -89,7 +88,7 @@ async def probed(life: Life, spec: Spec, started: Callable[[str], Awaitable[obje
     finally:
         if handle is not None:
             await life.steadily("remove", partial(life.engine.remove, handle))
-        await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+        await life.erase(folder)
 
 
 async def _well(engine: Engine, handle: str) -> str:

@@ -62,7 +62,7 @@ def became(folder: Path) -> Identity | None:
     """Whose the container in `folder` became; None: nobody's."""
     try:
         return _decode((folder / CLAIM).read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 

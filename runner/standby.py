@@ -5,7 +5,6 @@ dies while it warms is followed by the next after a pause that doubles, and the 
 a job of another kind that needs its room, and to the card's owner.
 """
 
-import shutil
 from contextlib import aclosing
 from functools import partial
 from itertools import count
@@ -206,7 +205,7 @@ class Standby:
         if spare in self._spares:
             self._spares.remove(spare)
         await self._life.steadily("remove", partial(self._remove, spare))
-        await anyio.to_thread.run_sync(partial(shutil.rmtree, self._life.jobs / spare.folder, ignore_errors=True))
+        await self._life.erase(self._life.jobs / spare.folder)
         spare.holding.release()
         spare.gone.set()
 

@@ -7,7 +7,6 @@ survives the runner and is adopted by the next one.
 import asyncio
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+import structlog
 
 from runner.engines import shim
 from runner.engines.cut import whole
@@ -36,10 +37,12 @@ from runner.engines.port import (
 )
 from runner.engines.records import READ, STREAMS, Kept, Records
 from runner.engines.starting import started
+from runner.removal import remove_tree
 
 POLL_S = 0.02
 HANG_S = 10.0  # how long a KILL may take
 STARTS = 4  # at once
+GONE = ".gone-"  # of the name of a state folder that is being removed
 NOTES = (
     "isolates nothing: jobs run as this user, with its files and network; run only images you trust",
     "memory is watched, not fenced; CPUs, processes and disk are not limited",
@@ -57,6 +60,7 @@ class ProcessEngine:
         self._pool = ThreadPoolExecutor(STARTS, thread_name_prefix="start")
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._sweep)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -74,7 +78,7 @@ class ProcessEngine:
         except OSError as error:
             raise StartFailed("engine_error", f"the job cannot be started: {error}") from error
         if said:
-            shutil.rmtree(folder, ignore_errors=True)
+            _forget(folder)
             raise StartFailed("engine_error", said)
         return folder.name
 
@@ -109,7 +113,7 @@ class ProcessEngine:
             records.running().kill()
             while records.ended() is None and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-        shutil.rmtree(records.folder, ignore_errors=True)
+        _forget(records.folder)
 
     async def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:
         records = Records(self._state / handle)
@@ -158,7 +162,7 @@ class ProcessEngine:
 
     async def remove(self, handle: str) -> None:
         await self.stop(handle, 0)
-        await asyncio.to_thread(shutil.rmtree, self._state / handle, ignore_errors=True)
+        await asyncio.to_thread(_forget, self._state / handle)
 
     async def find(self, installation: str, host: str) -> list[Found]:
         found = await asyncio.to_thread(self._find)
@@ -166,7 +170,13 @@ class ProcessEngine:
 
     def _find(self) -> list[Found]:
         folders = sorted(path.parent for path in self._state.glob("*/spec.json"))
-        return [found for folder in folders if (found := Records(folder).found())]
+        there = (folder for folder in folders if not folder.name.startswith(GONE))
+        return [found for folder in there if (found := Records(folder).found())]
+
+    def _sweep(self) -> None:
+        """Remove what an earlier life could not."""
+        for folder in self._state.glob(f"{GONE}*"):
+            _remove(folder)
 
     async def pid(self, handle: str) -> int | None:
         """The process whose descendants are the job's: its shim. None where it is gone."""
@@ -179,6 +189,21 @@ class ProcessEngine:
         if not await asyncio.to_thread(Path(f"/proc/self/task/{os.getpid()}/children").exists):
             raise EngineGone("the process engine needs Linux with /proc: use Docker here")
         return EngineInfo(self.name, platform.python_version(), isolated=False, notes=NOTES)
+
+
+def _forget(folder: Path) -> None:
+    """Take the state folder out of `find` at once, then remove it: a removal that fails keeps no job from ending."""
+    gone = folder.with_name(GONE + folder.name)
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+        _remove(gone)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        remove_tree(folder)
+    except OSError as error:
+        structlog.get_logger("runner").warning("folder not removed", folder=str(folder), why=str(error))
 
 
 def _launch(folder: Path) -> str:

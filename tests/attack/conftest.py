@@ -1,11 +1,13 @@
-"""What attacks need: a small app behind the edge's own server, and clients that do not speak HTTP as they should.
+"""What attacks need: a small app behind the edge's own server, clients that do not speak HTTP as they should, and the
+installations of tests/e2e, with an endpoint that runs whatever code it is given, as an image may.
 
 Each attack is bounded in bytes, connections and seconds, and goes to loopback only.
 """
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,11 @@ from edge.certificates import provide
 from edge.server.server import server, share
 from edge.server.settings import ServerSettings
 from edge.strangers import StrangerLog
+from tests.e2e.conftest import Lit, alone, docker_url, echo_image, engine_url, lighting
+from tests.e2e.installation import ENDPOINTS, IMAGES, Installation
+from tests.engine_host import build
+
+__all__ = ["alone", "docker_url", "echo_image", "engine_url", "hostile_image"]
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -123,3 +130,47 @@ def serve(tmp_path: Path) -> Serve:
 def tls(request: pytest.FixtureRequest) -> bool:
     """Both ways in."""
     return bool(request.param)
+
+
+HOSTILE = Path(__file__).parent / "endpoints" / "hostile"
+OFFERED = (IMAGES / "echo", HOSTILE)
+DOCKER = pytest.param("docker", marks=pytest.mark.docker)
+
+
+@pytest.fixture(scope="session")
+def hostile_image(docker_url: str, echo_image: str) -> str:
+    return build(docker_url, "lamplighter-test-hostile", str(HOSTILE))
+
+
+@pytest.fixture(scope="module", params=["process", DOCKER])
+def engine(request: pytest.FixtureRequest) -> str:
+    if request.param == "docker":
+        request.getfixturevalue("hostile_image")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+async def home(
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+) -> AsyncIterator[Lit]:
+    """The edge that a file shares; it starts its runners itself."""
+    folder = tmp_path_factory.mktemp(engine)
+    try:
+        async with lighting(Installation(folder, engine, engine_url), (*ENDPOINTS, HOSTILE)) as lit:
+            yield lit
+    finally:
+        clear(folder)
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Emptied afterwards, also where the test failed: pytest removes its old folders recursively, and would fail."""
+    yield tmp_path
+    clear(tmp_path)
+
+
+def clear(folder: Path) -> None:
+    """By `rm`, which does not recurse: what is tested here is not to clear up after itself."""
+    subprocess.run(
+        ["find", str(folder), "-mindepth", "1", "-maxdepth", "1", "-exec", "rm", "-rf", "{}", "+"], check=True
+    )
