@@ -97,6 +97,10 @@ FAILURE_ADVICE: Mapping[str, Text] = {
     "input_too_large": Text("Shorten or shrink the input", "请缩短或压缩输入文件"),
     "input_fetch_failed": Text("Check the URL from outside, or upload the file", "请检查网址或直接上传文件"),
     "asset_gone": Text("Upload the file again, then `retry`", "请重新上传文件后重试"),
+    "disk_exceeded": Text(
+        "Submit a smaller input, or give the endpoint more `disk_mb`; the message has the figures",
+        "请减小输入或增大磁盘限额",
+    ),
     "internal": IMAGE_LOG,
     "output_missing": IMAGE_LOG,
     "output_invalid": IMAGE_LOG,

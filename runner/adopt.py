@@ -21,7 +21,7 @@ from runner.life import Life
 from runner.means import Means
 from runner.roster import Roster
 from runner.spare import PREFIX, Spare, became, send_start
-from schemas.endpoint import Endpoint
+from schemas.endpoint import Endpoint, Resources
 from schemas.events import Adopted, Event, Recorded, RecordUnreadable, Released, Unknown
 from schemas.failures import FAILURES, settle
 from schemas.job import Job, JobKey
@@ -146,7 +146,7 @@ class Adopter:
         job = entry.recorded.job
         gpus = job.claim.gpus if job.claim else ()
         taken = await advance(self._life, entry, Adopted(self._life.claim(job.attempt, gpus), job.round))
-        kind = self._means.kinds.get(job.endpoint) or Kind(Endpoint(name=job.endpoint, image=""), Path())
+        kind = self._means.kinds.get(job.endpoint) or _unknown(job.endpoint)
         holding = self._means.cards.hold(gpus, kind.endpoint)
         spare = None
         if found.identity.spare:
@@ -174,6 +174,11 @@ class Adopter:
                 await advance(self._life, entry, released(self._life, job))
             except Conflict:
                 continue
+
+
+def _unknown(endpoint: str) -> Kind:
+    """A kind that this life was not given: it cannot tell how much disk such a job may use."""
+    return Kind(Endpoint(name=endpoint, image="", resources=Resources(disk_mb=0)), Path())
 
 
 def claimed(jobs: Path, there: list[Found]) -> list[Found]:

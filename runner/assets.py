@@ -6,12 +6,13 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 from anyio import CancelScope, open_file, to_thread
 
 from bus.pins import trusting
-from runner.cache import BLOCK, digest_of
+from runner.cache import BLOCK
 from runner.supplies import About, AssetGone, EdgeAway, SuppliesError
 from schemas.asset import Digest, media_type
 from schemas.job import File
@@ -19,6 +20,10 @@ from schemas.loopback import past_proxies
 
 # RFC 6266: filename="a.mp4" or filename*=utf-8''a.mp4, percent-encoded.
 _SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", re.ASCII)
+
+
+HASHED_BYTES = 32 * BLOCK  # in one thread call: some 20 ms, after which a cancellation is noticed
+UNASKED_BYTES = 32 * BLOCK  # a file up to this size is hashed and sent without asking: the edge refuses it at once
 
 
 class WrongDigest(AssetGone):
@@ -78,9 +83,14 @@ class AssetClient:
         raise WrongDigest(f"asset {sha256[:12]} is damaged at the edge: delete it there and upload it again")
 
     async def put(self, owner: str, path: Path, name: str) -> File:
-        """Upload the file as an asset of `owner`; durable when this returns. Raises EdgeAway, AssetRefused."""
-        sha256 = await to_thread.run_sync(digest_of, path)
+        """Upload the file as an asset of `owner`; durable when this returns. Raises EdgeAway, AssetRefused.
+
+        Its size is compared before it is hashed, and the hashing can be cancelled: both may be a job's choice.
+        """
         size = (await to_thread.run_sync(path.stat)).st_size
+        if size > UNASKED_BYTES:
+            await self._refuse_over_limit(name, size)
+        sha256 = await _hashed(path)
         kind = media_type(name)
         with _edge_errors():
             answer = await self._client.put(
@@ -91,6 +101,14 @@ class AssetClient:
             )
             await _check(answer)
         return File(name=name, sha256=sha256, bytes=size, media_type=kind)
+
+    async def _refuse_over_limit(self, name: str, size: int) -> None:
+        """Raises AssetRefused where the edge takes no file of this size, which it tells those who upload by tus."""
+        with _edge_errors():
+            answer = await self._client.options("/v1/uploads")
+        most = answer.headers.get("Tus-Max-Size", "")
+        if answer.is_success and most.isdecimal() and size > int(most):
+            raise AssetRefused(f"{name} has {size} bytes, the edge takes {most}: write smaller files")
 
     async def _fill(self, owner: str, sha256: Digest, download: "_Download") -> None:
         while True:
@@ -190,6 +208,23 @@ def suffix_of(disposition: str) -> str:
 
 def _path(sha256: Digest) -> str:
     return f"/v1/assets/{sha256}"
+
+
+async def _hashed(path: Path) -> Digest:
+    """The sha256 of the file's bytes."""
+    made = hashlib.sha256()
+    async with await open_file(path, "rb", buffering=0) as file:
+        while await to_thread.run_sync(_hash_some, file.wrapped, made):
+            pass
+    return made.hexdigest()
+
+
+def _hash_some(file: IO[bytes], made: "hashlib._Hash") -> bool:
+    """Hash the next part of the file; whether there was any."""
+    end = file.tell() + HASHED_BYTES
+    while (left := end - file.tell()) > 0 and (block := file.read(min(left, BLOCK))):
+        made.update(block)
+    return left <= 0
 
 
 async def _blocks(path: Path) -> AsyncIterator[bytes]:

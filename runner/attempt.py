@@ -5,6 +5,7 @@ container looks like one that crashed.
 """
 
 import errno
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from runner.cards import Holding
 from runner.catalogue import Kind
+from runner.disk import DiskWatch, limit_of, measure
 from runner.engines.port import (
     EngineError,
     EngineGone,
@@ -81,6 +83,8 @@ class Attempt:
         self._names: Mapping[str, str] = {}  # of its files in in/, once they are there
         self.job_dir = self._folder / "job"
         self.intent = diary.now.intent
+        self._overrun = diary.now.disk
+        self.disk_limit = limit_of(ticket.kind.endpoint.resources.disk_mb)
         self.handle = ticket.handle
         self.exit: Exit | None = None
         self.ran_s: float | None = None
@@ -89,12 +93,15 @@ class Attempt:
         if self.intent is not None:
             self._wanted.set()
 
-    async def intend(self, intent: Intent) -> None:
-        """Have it stopped, for this reason. The first reason counts; once it has ended, none does."""
+    async def intend(self, intent: Intent, disk: str | None = None) -> None:
+        """Have it stopped, for this reason. The first reason counts; once it has ended, none does.
+
+        `disk`: why it used too much of that.
+        """
         if self.intent is not None or self._over:
             return
-        self.intent = intent
-        await self._diary.note(intent=intent)
+        self.intent, self._overrun = intent, disk
+        await self._diary.note(intent=intent, disk=disk)
         self._preparing.cancel()
         self._wanted.set()
 
@@ -128,7 +135,16 @@ class Attempt:
             xid=self._ticket.holding.xid,
             said=said,
             has_output=await anyio.to_thread.run_sync(has_result, self.job_dir / "out"),
+            disk=self._overrun or await self._counted(),
         )
+
+    async def _counted(self) -> str | None:
+        """Why what an ended job left is too much, or None: it may have ended before the watch looked."""
+        limit = self.disk_limit
+        if self.exit is None or self.intent is not None or limit is None:
+            return None
+        use = await anyio.to_thread.run_sync(measure, self.job_dir, limit.entries, limiter=self._life.walks)
+        return limit.exceeded(use)
 
     async def _prepare(self) -> None:
         job, kind, spare = self._ticket.job, self._ticket.kind, self._ticket.spare
@@ -182,6 +198,7 @@ class Attempt:
             watch.start_soon(self._stop_when_wanted, handle)
             watch.start_soon(self._limit_execution)
             watch.start_soon(self._limit_stall)
+            watch.start_soon(self._limit_disk)
             ended = await self._life.insist("follow", partial(self._to_the_end, handle))
             watch.cancel_scope.cancel()
         return ended
@@ -203,7 +220,8 @@ class Attempt:
 
     async def _stop_when_wanted(self, handle: str) -> None:
         await self._wanted.wait()
-        grace_s = self._ticket.kind.endpoint.timeouts.grace_s
+        # A job that uses too much disk would go on with that for as long as it is waited for.
+        grace_s = 0.0 if self.intent is Intent.DISK else self._ticket.kind.endpoint.timeouts.grace_s
         await self._life.steadily("stop", partial(self._life.engine.stop, handle, grace_s))
 
     async def _limit_execution(self) -> None:
@@ -220,6 +238,16 @@ class Attempt:
             if left_s <= 0:
                 return await self.intend(Intent.STALL)
             await anyio.sleep(left_s)
+
+    async def _limit_disk(self) -> None:
+        if self.disk_limit is None:
+            return
+        watch = DiskWatch(self.job_dir, self.disk_limit, self._life.pace.disk_walk_s, time.monotonic)
+        why = None
+        while why is None:
+            await anyio.sleep(self._life.pace.disk_s)
+            why = await anyio.to_thread.run_sync(watch.look, limiter=self._life.walks)
+        await self.intend(Intent.DISK, why)
 
 
 def spec_of(kind: Kind, identity: Identity, job_dir: Path, gpus: tuple[str, ...]) -> Spec:

@@ -72,6 +72,7 @@ class Execution:
         self._scope = anyio.CancelScope()
         self._look = anyio.Event()
         self._attempt: Attempt | None = None
+        self._collecting = anyio.CancelScope()
         self._freed = freed
         self.ticket = ticket
         self.delivery = delivery
@@ -93,7 +94,12 @@ class Execution:
             await self._clear()
 
     async def stop(self, intent: Intent) -> None:
-        """Have the container stopped and the job ended, or released, for this reason."""
+        """Have the container stopped and the job ended, or released, for this reason.
+
+        Its owner may still cancel it while its outputs are read and stored, as that may take long.
+        """
+        if intent is Intent.CANCEL:
+            self._collecting.cancel()
         if self._attempt is not None:
             await self._attempt.intend(intent)
 
@@ -108,8 +114,8 @@ class Execution:
 
     async def _line(self, attempt: Attempt) -> None:
         try:
-            self.verdict = await attempt.run()
-            result = await self._deliver(attempt, self.verdict)
+            result = await self._deliver(attempt, await attempt.run())
+            self.verdict = result.verdict
             if attempt.exit is not None:
                 self._freed()
             job = await self._record(result)
@@ -127,14 +133,22 @@ class Execution:
         log = await self._keep_log(attempt)
         if not isinstance(verdict, Done):
             return Result(verdict, usage, log)
+        with self._collecting:
+            return await self._collect(attempt, Result(verdict, usage, log))
+        return Result(Stopped(), usage, log)
+
+    async def _collect(self, attempt: Attempt, result: Result) -> Result:
+        """With the outputs, once they are in the asset store; or that they cannot be taken."""
+        usage, log = result.usage, result.log
+        most_bytes = attempt.disk_limit.bytes if attempt.disk_limit else None
         try:
-            found = await anyio.to_thread.run_sync(collect, attempt.job_dir / "out")
+            found = await anyio.to_thread.run_sync(collect, attempt.job_dir / "out", most_bytes)
             files = [await self._keep(path, path.name) for path in found.files]
         except OutputRefused as refused:
             return Result(failed(refused.code, refused.message), usage, log)
         except SuppliesError as error:
             return Result(failed("output_too_large", str(error)), usage, log)
-        return Result(verdict, usage, log, Output(tuple(files), found.data))
+        return replace(result, output=Output(tuple(files), found.data))
 
     async def _keep_log(self, attempt: Attempt) -> str | None:
         """A log that the edge refuses is no reason to lose the result."""

@@ -34,6 +34,7 @@ class Journal(Struct, frozen=True, kw_only=True):
 
     Of the lines behind it, those up to `log_offset` and `progress_offset` have been said. `log_bytes` counts what was
     published of the log. `pending` are the notes that may not have reached the broker. `said` is the last error line.
+    `disk` is why the job used too much disk, where that is the intent.
     """
 
     started_at: datetime | None = None
@@ -45,6 +46,7 @@ class Journal(Struct, frozen=True, kw_only=True):
     log_bytes: int = 0
     pending: tuple[Note, ...] = ()
     said: ErrorLine | None = None
+    disk: str | None = None
 
     @property
     def begun(self) -> Begun | None:

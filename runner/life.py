@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-from msgspec import Struct
+from msgspec import Struct, field
 from structlog.typing import FilteringBoundLogger
 
 from bus.port import Bus, BusError, Denied, StoreFull, Unreachable
@@ -31,6 +31,7 @@ class Stuck(EngineGone):
 # trouble, so that one waits alone; the rest is everybody's.
 AWAY = (Unreachable, StoreFull, Denied, RecordUnreadable, EdgeAway, EngineGone)
 ALONE = (RecordUnreadable, Stuck)
+WALKS = 2  # more would keep a slow disk from the jobs, and each may hold runner.disk.DEPTH_LIMIT descriptors
 
 
 class Outage:
@@ -69,7 +70,7 @@ class Outage:
 class Life(Struct, frozen=True, kw_only=True):
     """Everything an execution needs of its host. `now` is UTC; `up` no calendar moves; `jitter` draws from [0, 1).
 
-    `jobs` is the folder that holds a folder for every container.
+    `jobs` is the folder that holds a folder for every container. `walks` bounds how many of these are counted at once.
     """
 
     installation: str
@@ -85,6 +86,7 @@ class Life(Struct, frozen=True, kw_only=True):
     pace: Pace
     outage: Outage
     log: FilteringBoundLogger
+    walks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WALKS))
 
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
         """This life's claim on an attempt, which has these cards."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from runner.disk import MEND, mib
 from schemas.asset import safe_name
 from schemas.container import OUTPUT_FILE, PART_PREFIX
 from schemas.events import RUBBISH
@@ -20,7 +21,7 @@ MOST_FILES = 1000  # more could not be recorded
 
 
 class OutputRefused(Exception):
-    """The outputs cannot be taken; `code` is output_invalid or output_too_large."""
+    """The outputs cannot be taken; `code` is output_invalid, output_too_large or disk_exceeded."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -46,8 +47,11 @@ def has_result(out: Path) -> bool:
         return os.path.lexists(out)
 
 
-def collect(out: Path) -> Found:
-    """Everything in `out`; raises OutputRefused."""
+def collect(out: Path, most_bytes: int | None = None) -> Found:
+    """Everything in `out`; raises OutputRefused.
+
+    Sizes are compared with `most_bytes` before anything is read, holes included: the store would keep them as zeros.
+    """
     try:
         folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
@@ -56,8 +60,10 @@ def collect(out: Path) -> Found:
         names = sorted(filter(_finished, os.listdir(folder)))  # noqa: PTH208 - by descriptor
         if len(names) > MOST_FILES:
             raise OutputRefused("output_too_large", f"{len(names)} files in out/, {MOST_FILES} are the most")
-        for name in names:
-            _check(folder, name)
+        size = sum(_checked_size(folder, name) for name in names)
+        if most_bytes is not None and size > most_bytes:
+            told = f"the outputs are {mib(size)} MiB, holes included, and the job may use {mib(most_bytes)} of disk"
+            raise OutputRefused("disk_exceeded", f"{told}: {MEND}")
         files = tuple(out / name for name in names if name != OUTPUT_FILE)
         return Found(_answer(folder) if OUTPUT_FILE in names else {}, files)
     finally:
@@ -68,9 +74,10 @@ def _finished(name: str) -> bool:
     return not name.startswith(PART_PREFIX)
 
 
-def _check(folder: int, name: str) -> None:
-    kind = os.lstat(name, dir_fd=folder).st_mode
-    if not stat.S_ISREG(kind):
+def _checked_size(folder: int, name: str) -> int:
+    """The file's apparent size in bytes, where it is one that can be taken."""
+    found = os.lstat(name, dir_fd=folder)
+    if not stat.S_ISREG(found.st_mode):
         raise OutputRefused("output_invalid", f"out/{name!r} is no regular file: write plain files into out/")
     if safe_name(name) != name:
         raise OutputRefused("output_invalid", f"out/{name!r} has no safe name: use letters, digits, dots and dashes")
@@ -78,6 +85,7 @@ def _check(folder: int, name: str) -> None:
         os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder))
     except OSError as error:
         raise OutputRefused("output_invalid", f"out/{name!r} cannot be read: {error.strerror}") from error
+    return found.st_size
 
 
 def _answer(folder: int) -> dict[str, Any]:

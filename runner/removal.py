@@ -20,7 +20,7 @@ def remove_tree(folder: Path) -> None:
     Goes on past what cannot be removed, and raises the first OSError once nothing more can be.
     """
     try:
-        top = _enter(str(folder))
+        top = enter(str(folder))
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -70,14 +70,14 @@ class _Emptying:
                 os.rmdir(entry.name, dir_fd=parent)
             else:
                 # To move a directory, its owner needs the right to write to it: its ".." changes.
-                os.close(_enter(entry.name, parent))
+                os.close(enter(entry.name, parent))
                 os.rename(entry.name, f".{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
         except FileNotFoundError:
             return  # somebody else removes the same folder
         self._changed = True
 
     def _dissolve(self, name: str) -> None:
-        place = _enter(name, self._top)
+        place = enter(name, self._top)
         try:
             if os.fstat(place).st_dev != self._device:
                 raise OSError(errno.EXDEV, "another file system is mounted there: unmount it", name)
@@ -96,7 +96,7 @@ class _Emptying:
             self._error = error
 
 
-def _enter(name: str, parent: int | None = None) -> int:
+def enter(name: str, parent: int | None = None) -> int:
     """A descriptor of the directory `name`, with the rights to empty it. Raises NotADirectoryError for anything else.
 
     Through O_PATH and /proc, as the mode of a directory can only be changed by a path or a descriptor, and opening one

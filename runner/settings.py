@@ -77,7 +77,8 @@ class DeadManSettings(Struct, frozen=True):
 class Pace(Struct, frozen=True):
     """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries.
 
-    `ahead_s`: slots that are all busy for so long have time to look for the next job's inputs.
+    `ahead_s`: slots that are all busy for so long have time to look for the next job's inputs. `disk_s`: between two
+    looks at what a job uses of the disk; `disk_walk_s`: the longest time in which its files are not counted.
     """
 
     heartbeat_s: float = 10.0
@@ -89,6 +90,8 @@ class Pace(Struct, frozen=True):
     sweep_s: float = 30.0
     image_missing_s: float = 60.0
     ahead_s: float = 1.0
+    disk_s: float = 0.5
+    disk_walk_s: float = 10.0
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):

@@ -23,12 +23,14 @@ class Intent(StrEnum):
     EXECUTION_TIMEOUT = "execution_timeout"
     STALL = "stall"
     DRAIN = "drain"
+    DISK = "disk"
 
 
 class Facts(Struct, frozen=True, kw_only=True):
     """All that is known. `refused`: the container did not start; `xid`: the first card fault during the run.
 
     `exit` is None when nothing ran to an end; `said` is the last error line; `has_output`: something lies in out/.
+    `disk`: why it used too much disk, in figures, where it did.
     """
 
     intent: Intent | None = None
@@ -37,6 +39,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     xid: int | None = None
     said: ErrorLine | None = None
     has_output: bool = False
+    disk: str | None = None
 
 
 class Done(Struct, frozen=True):
@@ -77,12 +80,15 @@ INTENTS: Mapping[Intent, Verdict] = {
     Intent.EXECUTION_TIMEOUT: failed("execution_timeout", "the job ran longer than it may: raise execution_timeout_s"),
     Intent.STALL: failed("stalled", "the job made no progress for longer than it may: raise stall_timeout_s"),
     Intent.DRAIN: failed(DRAINED, "the host is shutting down"),
+    Intent.DISK: failed("disk_exceeded", "the job used more disk than its endpoint's disk_mb"),
 }
 OFF_THE_BUS = 79
 SIGNALS = {6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
 def _intended(facts: Facts) -> Verdict | None:
+    if facts.intent is Intent.DISK and facts.disk is not None:
+        return _overran(facts)  # with the figures
     return INTENTS[facts.intent] if facts.intent is not None else None
 
 
@@ -106,6 +112,11 @@ def _card_erred(facts: Facts) -> Verdict | None:
 
 def _vanished(facts: Facts) -> Verdict | None:
     return failed("host_lost", "the container is gone") if facts.exit is None else None
+
+
+def _overran(facts: Facts) -> Verdict | None:
+    """Before the exit code: a job that has no room fails in some way of its own."""
+    return failed("disk_exceeded", facts.disk) if facts.disk is not None else None
 
 
 def _exited(facts: Facts) -> Verdict | None:
@@ -132,6 +143,7 @@ ORDER: tuple[Callable[[Facts], Verdict | None], ...] = (
     _not_started,
     _card_erred,
     _vanished,
+    _overran,
     _exited,
     _silent,
     _done,

@@ -46,6 +46,7 @@ FAILURES: Mapping[str, Class] = {
     "input_too_large": Class(Blame.CLIENT, Retry.NEVER),
     "input_fetch_failed": Class(Blame.CLIENT, Retry.NEVER),
     "asset_gone": Class(Blame.CLIENT, Retry.NEVER),
+    "disk_exceeded": Class(Blame.CLIENT, Retry.NEVER),
     "internal": Class(Blame.IMAGE, Retry.COUNTED),
     "output_missing": Class(Blame.IMAGE, Retry.COUNTED),
     "output_invalid": Class(Blame.IMAGE, Retry.COUNTED),

@@ -72,6 +72,7 @@ FAILURES: Mapping[str, Text] = {
     "input_too_large": Text("The input is too large", "输入文件过大"),
     "input_fetch_failed": Text("The input could not be fetched from its URL", "输入文件下载失败"),
     "asset_gone": Text("A file of the input is not there", "输入文件不存在"),
+    "disk_exceeded": Text("The job used more disk than it may", "任务使用的磁盘超出限制"),
     "internal": Text("The program failed", "程序内部错误"),
     "output_missing": Text("The program made no result", "程序没有生成结果"),
     "output_invalid": Text("The program's result is not valid", "程序生成的结果无效"),

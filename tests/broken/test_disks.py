@@ -20,7 +20,7 @@ from tests.e2e.looking import ended, events, history, nothing_left, submit
 
 MIB = 1 << 20
 STORE_MB, HOST_MB = 4, 96
-FRUGAL = "frugal"  # echo, and content with a disk of 1 MB
+FRUGAL = "frugal"  # echo, and content with whatever disk there is
 
 
 class Cramped(Struct, frozen=True):
@@ -42,7 +42,7 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cramped")
     shutil.copytree(IMAGES / "echo", folder / FRUGAL)
     declared = folder / FRUGAL / "endpoint.toml"
-    text = declared.read_text().replace('name = "echo"', f'name = "{FRUGAL}"').replace("disk_mb = 64", "disk_mb = 1")
+    text = declared.read_text().replace('name = "echo"', f'name = "{FRUGAL}"').replace("disk_mb = 64", "disk_mb = 0")
     declared.write_text(text)
     with ExitStack() as mounted:
         mounted.enter_context(disk.small(folder / "edge" / "assets", STORE_MB))

@@ -44,6 +44,8 @@ QUICK = Pace(
     tick_s=0.02,
     sweep_s=0.05,
     ahead_s=0.02,
+    disk_s=0.02,
+    disk_walk_s=0.05,
 )
 SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
 
@@ -143,6 +145,7 @@ class World:
         self.timeouts = Timeouts(grace_s=0.2)
         self.pace = QUICK
         self.slots = 1
+        self.disk_mb = 0
         self.leave = True
         self.grace_s = 0.05
         self.poweroff: tuple[str, ...] = ()
@@ -189,10 +192,10 @@ class World:
         async def forget(digests: object) -> None:
             return None
 
+        wants = Resources(disk_mb=self.disk_mb)
         names = self.kinds or {
             name: Kind(
-                Endpoint(name=name, image=name, input=SCHEMA, timeouts=self.timeouts, resources=Resources(disk_mb=0)),
-                self.folder,
+                Endpoint(name=name, image=name, input=SCHEMA, timeouts=self.timeouts, resources=wants), self.folder
             )
             for name in self.programs
         }

@@ -13,7 +13,7 @@ from tests.schemas.make import LATER, NOW, job
 
 BY_HAND = """
 client never   bad_job bad_input unreadable_video unreadable_audio no_face multiple_faces input_too_large
-client never   input_fetch_failed asset_gone
+client never   input_fetch_failed asset_gone disk_exceeded
 image  counted internal output_missing output_invalid model_load_failed stalled
 image  never   output_too_large execution_timeout
 image  once    out_of_memory
