@@ -83,8 +83,9 @@ class Server:
         return self._look
 
     def dead(self) -> str:
-        code = self._process.poll() if hasattr(self, "_process") else None
-        return self._family.dead() if code is None and hasattr(self, "_family") else _ended(code)
+        gone = self._family.dead() if hasattr(self, "_family") else ""
+        code = self._process.poll() if hasattr(self, "_process") else None  # asked last: its end is the cause of others
+        return gone if code is None else _ended(code)
 
     def _call(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """The answer; None when there is none."""

@@ -24,10 +24,11 @@ jobs = {}
 
 
 def load(answered):
-    """A child, in which this file is imported again."""
+    """A child, in which this file is imported again; it stays as long as the server."""
     digitalhuman_interface.load()
     logger.info("loaded in %s", Path.cwd())
     answered.put(1)
+    multiprocessing.parent_process().join()
 
 
 class Handler(BaseHTTPRequestHandler):
