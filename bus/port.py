@@ -12,7 +12,7 @@ from msgspec import Struct
 from bus.ledger import Ledger
 from bus.outgoing import Outbox
 from bus.recorded import CaughtUp, Change, Entry, Records
-from bus.refusals import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable
+from bus.refusals import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable, Unreadable
 from bus.waiting import WOKEN_S, Delivery, Lane, Queue
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
@@ -48,6 +48,7 @@ __all__ = [
     "Table",
     "TooLarge",
     "Unreachable",
+    "Unreadable",
 ]
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class Table(Protocol[T]):
     """A small bucket of one type: HOSTS, OFFERS, KEYS, ASSETS, TOMBSTONES, POWER, AGREED, JOINED, HOOKS…"""
 
     async def get(self, key: str) -> Row[T] | None:
-        """The row, or None when there is none (or its time ran out)."""
+        """The row, or None when there is none (or its time ran out). Raises Unreadable."""
         ...
 
     async def put(self, key: str, value: T) -> int:
@@ -135,13 +136,13 @@ class Table(Protocol[T]):
         ...
 
     async def rows(self, prefix: str = "") -> dict[str, Row[T]]:
-        """Every row whose key starts with `prefix` (whole tokens: `owner.`)."""
+        """Every row whose key starts with `prefix` (whole tokens: `owner.`). Leaves out, and logs, unreadable rows."""
         ...
 
     async def keys(self, pattern: str = ">") -> set[str]:
         """The keys that match, in one request: `*` is any one token, a last `>` all that follow.
 
-        One that a runner deleted may still be among them.
+        One that a runner deleted may still be among them, and so are unreadable rows.
         """
         ...
 

@@ -6,6 +6,7 @@ BusError
   StoreFull     refuse new work
   Denied        the broker user lacks a right: a mistake of set-up, loud
   Unreachable   the broker is away: try again
+  Unreadable    a stored row is not one: set it aside
 """
 
 
@@ -31,3 +32,7 @@ class Denied(BusError):
 
 class Unreachable(BusError):
     """The broker does not answer. Whether the last write happened is unknown: read before writing again."""
+
+
+class Unreadable(BusError):
+    """The bytes stored under this key are not a row of the table. Everything else in the table can be used."""

@@ -10,7 +10,8 @@ from bus import subjects
 from bus.buckets import Bucket
 from bus.errors import answered
 from bus.jetstream import JetStream
-from bus.port import BusError, Row, Unreachable
+from bus.port import Row, Unreachable, Unreadable
+from bus.rows import read_row, set_aside
 from bus.wire import status
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class BucketTable(Generic[T]):
         found = await self._js.last(self._bucket.stream, subject)
         if found is None or "KV-Operation" in found.headers:
             return None
-        return Row(found.seq, self._decode(subject, found.data))
+        return Row(found.seq, read_row(self._decoder, subject, found.data))
 
     async def _near(self, subject: str) -> Row[T] | None:
         message = await self._js.wire.request(f"$JS.API.DIRECT.GET.{self._bucket.stream}.{subject}")
@@ -52,13 +53,7 @@ class BucketTable(Generic[T]):
         headers = message.headers or {}
         if "KV-Operation" in headers:
             return None
-        return Row(int(headers["Nats-Sequence"]), self._decode(subject, message.data))
-
-    def _decode(self, subject: str, data: bytes) -> T:
-        try:
-            return self._decoder.decode(data)
-        except msgspec.DecodeError as error:
-            raise BusError(f"{subject} holds no such row ({error}): delete it or write it anew") from error
+        return Row(int(headers["Nats-Sequence"]), read_row(self._decoder, subject, message.data))
 
     async def put(self, key: str, value: T) -> int:
         """Write over."""
@@ -95,9 +90,17 @@ class BucketTable(Generic[T]):
         keys = iter(sorted(await self.keys(f"{prefix}>")))
         found: dict[str, Row[T]] = {}
         while some := list(islice(keys, AT_ONCE)):
-            rows = await asyncio.gather(*map(self.get, some))
+            rows = await asyncio.gather(*map(self._readable, some))
             found |= {key: row for key, row in zip(some, rows, strict=True) if row is not None}
         return found
+
+    async def _readable(self, key: str) -> Row[T] | None:
+        """The row; None also for one that cannot be read."""
+        try:
+            return await self.get(key)
+        except Unreadable as error:
+            set_aside(error)
+            return None
 
     async def keys(self, pattern: str = ">") -> set[str]:
         """From the subjects that hold a message."""

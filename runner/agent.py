@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from bus.port import WOKEN_S, BusError, Conflict, Delivery, Lane
+from bus.port import WOKEN_S, BusError, Conflict, Delivery, Lane, Unreadable
 from runner.adopt import Adopter, released
 from runner.ahead import GIVEN_BACK_S, fetch_ahead
 from runner.attempt import Ticket
@@ -199,7 +199,11 @@ class Agent:
         """Whether the life that claimed `job` is over; nobody may say so who was not connected long enough."""
         if job.claim is None or self._life.bus.link.unbroken_s() < GONE_AFTER_S:
             return False
-        row = await self._life.bus.hosts.get(job.claim.host)
+        try:
+            row = await self._life.bus.hosts.get(job.claim.host)
+        except Unreadable as error:
+            self._life.log.warning("presence unreadable", claimed_by=job.claim.host, error=str(error))
+            return True  # a living host writes it again every few seconds
         return row is None or row.value.incarnation != job.claim.incarnation
 
 

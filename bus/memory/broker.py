@@ -118,9 +118,12 @@ class MemoryBroker:
         self.start()
 
     def vandalise(self, subject: str, data: bytes) -> None:
-        """Write any bytes where another program could: to a record's subject, or to a stream's."""
+        """Write any bytes where another program could: to the subject of a record or a row, or of a stream."""
+        _, _, bucket = subject.rpartition("$KV.")
         if subject.startswith("$KV.STATE."):
             self._streams.write(subject, data)
+        elif subject.startswith("$KV."):
+            self._buckets[bucket.partition(".")[0]].append(subject, data)
         else:
             logs = {"job": self._jobs.log, "usage": self._usage}
             logs.get(subject.partition(".")[0], self._streams.feed).append(subject, data)

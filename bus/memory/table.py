@@ -6,8 +6,9 @@ import msgspec
 
 from bus import subjects
 from bus.memory.link import MemoryLink
-from bus.memory.log import Log
-from bus.port import Row
+from bus.memory.log import Log, Message
+from bus.port import Row, Unreadable
+from bus.rows import read_row, set_aside
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class MemoryTable(Generic[T]):
         """The row."""
         await self._link.reach()
         held = self._log.of(subjects.row(self._bucket, key))
-        return Row(held[-1].sequence, self._decoder.decode(held[-1].data)) if held else None
+        return self._row(held[-1]) if held else None
 
     async def put(self, key: str, value: T) -> int:
         """Write over."""
@@ -56,8 +57,22 @@ class MemoryTable(Generic[T]):
         """All that start with `prefix`."""
         await self._link.reach()
         held = self._log.behind(0, subjects.row(self._bucket, prefix))
-        return {subjects.row_key(self._bucket, m.subject): Row(m.sequence, self._decoder.decode(m.data)) for m in held}
+        found: dict[str, Row[T]] = {}
+        for message in held:
+            key = subjects.row_key(self._bucket, message.subject)
+            found.pop(key, None)  # an earlier revision
+            try:
+                found[key] = self._row(message)
+            except Unreadable as error:
+                set_aside(error)
+        return found
+
+    def _row(self, message: Message) -> Row[T]:
+        return Row(message.sequence, read_row(self._decoder, message.subject, message.data))
 
     async def keys(self, pattern: str = ">") -> set[str]:
         """Those of the rows."""
-        return {key for key in await self.rows() if subjects.matches(pattern, key)}
+        await self._link.reach()
+        held = self._log.behind(0, subjects.row(self._bucket, ""))
+        keys = {subjects.row_key(self._bucket, message.subject) for message in held}
+        return {key for key in keys if subjects.matches(pattern, key)}

@@ -13,7 +13,7 @@ import structlog
 from anyio import CapacityLimiter, Event, create_task_group, move_on_after
 from msgspec import Struct, structs
 
-from bus.port import Bus, BusError, Conflict
+from bus.port import Bus, BusError, Conflict, Unreadable
 from edge.services.assets import TRASH_FOR, Assets
 from edge.services.clock import Clock
 from edge.services.index import Index
@@ -95,7 +95,7 @@ class Erasures:
 
     async def _anything(self, owner: str) -> bool:
         jobs = {count.owner for count in self._reach.index.counts()}
-        return owner in jobs or bool(await self._bus.assets.rows(f"{owner}.") or await self._reach.keys.list(owner))
+        return owner in jobs or bool(await self._bus.assets.keys(f"{owner}.>") or await self._reach.keys.list(owner))
 
     async def run(self) -> None:
         """Without end, from when the index has caught up."""
@@ -134,7 +134,7 @@ class Erasures:
         found += await self._tell(owner, await self._said(owner), waiting_for=0)
         if any(count.owner == owner for count in self._reach.index.counts()):
             return  # the index is behind: it would still find jobs that name the files
-        dropped = [await self._drop(owner, name) for name in await self._bus.assets.rows(f"{owner}.")]
+        dropped = [await self._drop(owner, name) for name in await self._bus.assets.keys(f"{owner}.>")]
         gone = Erased(assets=len(dropped), bytes=sum(size for size, _ in dropped))
         found += await self._tell(owner, gone, hosts={host for _, hosts in dropped for host in hosts})
         await self._judge(owner, found)
@@ -197,7 +197,7 @@ class Erasures:
             await bus.queue.withdraw(pointer)
         feed = await bus.feed.erase(owner)
         letters = await bus.outbox.withdraw(owner)
-        rows = await bus.delivered.rows(f"{owner}.")
+        rows = await bus.delivered.keys(f"{owner}.>")
         for name in rows:
             await bus.delivered.delete(name)
         await bus.hooks.delete(owner)
@@ -205,7 +205,10 @@ class Erasures:
 
     async def _drop(self, owner: str, name: str) -> tuple[int, tuple[str, ...]]:
         """Bytes of the file, and the hosts that may have it."""
-        row = await self._bus.assets.get(name)
+        try:
+            row = await self._bus.assets.get(name)
+        except Unreadable:
+            row = None
         deleted = await self._reach.assets.drop(owner, name.partition(".")[2])
         return row.value.bytes if row else 0, deleted.hosts_pending
 

@@ -11,7 +11,7 @@ import structlog
 from anyio import sleep
 from msgspec import structs
 
-from bus.port import BusError, Conflict, Row, Table
+from bus.port import BusError, Conflict, Row, Table, Unreadable
 from edge.services.clock import Clock, Entropy
 from schemas.access import ApiKey, Scope, parse_key, secret_digest
 from schemas.errors import Refused
@@ -116,7 +116,7 @@ class Keys:
 
         Under a fixed id, so that of two edges starting at once one makes it and the other stays silent.
         """
-        if await self._table.rows():
+        if await self._table.keys():
             return None
         try:
             return await self._create(_ADMIN, _ADMIN, (Scope.ADMIN,), "first key", None, None)
@@ -131,7 +131,7 @@ class Keys:
 
     async def revoke(self, key_id: str) -> None:
         """Remove the key: here at once, at other edges within CACHE_S. Raises Refused `not_found`."""
-        if not is_token(key_id) or await self._table.get(key_id) is None:
+        if not is_token(key_id) or not await self._table.keys(key_id):
             raise _unknown(key_id)
         await self._table.delete(key_id)
         self._cache.pop(key_id, None)
@@ -186,8 +186,16 @@ class Keys:
         if seen is None or now - seen.at > CACHE_S:
             if len(self._cache) >= _CACHED:
                 self._cache.clear()
-            seen = self._cache[key_id] = _Seen(await self._table.get(key_id), now)
+            seen = self._cache[key_id] = _Seen(await self._readable(key_id), now)
         return seen.row
+
+    async def _readable(self, key_id: str) -> Row[ApiKey] | None:
+        """The row; None also for one that cannot be read: it opens nothing."""
+        try:
+            return await self._table.get(key_id)
+        except Unreadable as error:
+            _log.error("key_unreadable", key=key_id, error=str(error))
+            return None
 
 
 def _unknown(key_id: str) -> Refused:

@@ -20,6 +20,7 @@ _TABLE: Mapping[type[Exception], tuple[str, str | None]] = {
     bus.Conflict: ("unavailable", "others keep changing this at the same time: try again"),
     bus.TooLarge: ("body_too_large", "the request is larger than the broker takes: move data into assets"),
     bus.Denied: ("internal", "the broker user of the edge lacks a right: check nats.conf"),
+    bus.Unreadable: ("internal", "a stored row cannot be read: the edge's log names it; delete it or write it again"),
     RecordUnreadable: ("internal", "the stored record cannot be read: a newer version may have written it"),
     store.DigestMismatch: ("digest_mismatch", None),
     store.TooLarge: ("body_too_large", None),

@@ -69,5 +69,5 @@ class Ledger:
 async def forget_deliveries(bus: Bus, key: JobKey) -> None:
     """Erase the job's letters and their log. Raises BusError."""
     await bus.outbox.withdraw(*key)
-    for name in await bus.delivered.rows(f"{key.owner}.{key.id}."):
+    for name in await bus.delivered.keys(f"{key.owner}.{key.id}.>"):
         await bus.delivered.delete(name)

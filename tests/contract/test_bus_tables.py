@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from bus.port import Conflict, Unreachable
+from bus.port import Conflict, Unreachable, Unreadable
 from schemas.access import ApiKey, Scope
 from schemas.asset import Reference
 from schemas.host import Offer, Presence, Tombstone
@@ -175,3 +175,18 @@ async def _nudge_until(world: World, host: str, heard: list[JobKey]) -> None:
         return bool(heard)
 
     await until(nudged)
+
+
+@pytest.mark.parametrize("rubbish", [b"\x00\xff", b"{half", b"[]", b'{"host": 1}', b"[" * 100_000])
+async def test_a_row_that_cannot_be_read_is_set_aside_and_can_be_removed(world: World, rubbish: bytes):
+    here = Presence(host="gpu-1", incarnation="a", at=NOW, since=NOW)
+    await world.edge.hosts.put("gpu-1", here)
+    await world.vandalise("$KV.HOSTS.ghost", rubbish)
+    for bus in (world.edge, world.runner):
+        assert set(await bus.hosts.rows()) == {"gpu-1"}
+        assert await bus.hosts.keys() == {"gpu-1", "ghost"}
+        with pytest.raises(Unreadable, match=r"\$KV\.HOSTS\.ghost"):
+            await bus.hosts.get("ghost")
+    await world.edge.hosts.delete("ghost")
+    assert await world.edge.hosts.get("ghost") is None
+    assert await world.edge.hosts.keys() == {"gpu-1"}

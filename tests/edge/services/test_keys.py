@@ -150,3 +150,19 @@ async def test_the_last_use_is_written_now_and_then_and_never_by_a_request(desk:
     await desk.keys.revoke(key.id)
     await desk.keys.write_uses()
     assert await desk.keys.list() == []
+
+
+async def test_a_key_whose_row_cannot_be_read_opens_nothing_and_stops_nobody(desk: Desk) -> None:
+    kept = await desk.keys.create("ann", [Scope.JOBS_READ])
+    _, spoiled = await desk.keys.create("ann", [Scope.ADMIN])
+    key_id = spoiled.split("_")[1]
+    desk.broker.vandalise(f"$KV.KEYS.{key_id}", b"{half")
+    assert await desk.another().authenticate(spoiled) is None
+    assert await desk.keys.list("ann") == [kept.key]
+    await desk.keys.revoke(key_id)
+    assert await desk.broker.connect().keys.keys() == {kept.key.id}
+
+
+async def test_no_first_key_is_made_beside_keys_that_cannot_be_read(desk: Desk) -> None:
+    desk.broker.vandalise("$KV.KEYS.admin", b"\x00")
+    assert await desk.keys.bootstrap() is None
