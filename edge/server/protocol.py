@@ -135,7 +135,7 @@ class BoundedHttp(HttpToolsProtocol):
                 self._moved, self._since = False, now
             case _Owed.BODY if now - self._since > self._bounds.stall_s:
                 self._note("body_stalled", seconds=self._bounds.stall_s)
-                self.transport.close()
+                self._end()
             case _Owed.DROPPED if now - self._since > LINGER_S:
                 self.transport.abort()
             case _:
@@ -147,7 +147,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _late(self) -> None:
         if not self._pending:  # a browser opens connections ahead of time, and shows an answer that it did not ask for
             self._note("connection_idle", seconds=self._bounds.head_s)
-            self.transport.close()
+            self._end()
             return
         self._refuse("head_timeout", f"a request's head must come within {self._bounds.head_s:g} s: send it again")
 
@@ -169,14 +169,21 @@ class BoundedHttp(HttpToolsProtocol):
         self._note("request_refused", code=code)
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # the answer of the request before would be taken for this one's
+            self._end()  # the answer of the request before would be taken for this one's
             return
         self.transport.write(response(Refused(code, detail)))
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # TLS: `_end` would lose the refusal
+            self.flow.pause_reading()
         self._owe(_Owed.DROPPED)
+
+    def _end(self) -> None:
+        """Close the connection. With TLS, uvloop's `close` would read on for 30 s, until the client agrees to close."""
+        if self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.abort()
 
     def _drop(self, size: int) -> None:
         self._dropped += size
