@@ -44,7 +44,7 @@ class Server:
 
     def start(self) -> None:
         argv = [sys.executable, PROGRAM]
-        env = _environment(self._home, self._folder)
+        env = environment(self._home, self._folder)
         self._process = subprocess.Popen(argv, cwd=str(self._folder), env=env, stdin=subprocess.DEVNULL)
         self._family = Descendants(self._process.pid)
         while True:
@@ -99,7 +99,7 @@ class Server:
         return said if isinstance(said, dict) else None
 
 
-def _environment(home: Path, folder: Path) -> dict[str, str]:
+def environment(home: Path, folder: Path) -> dict[str, str]:
     """Ours, and what server_site/sitecustomize.py needs."""
     package = Path(__file__).resolve().parent
     paths = [str(package / "server_site"), str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -97,9 +97,11 @@ def job_folder(folder: Path, samples: Samples, **given: int) -> Path:
 
 
 @contextmanager
-def worker(env: dict[str, str], python: str = sys.executable) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(
+    env: dict[str, str], python: str = sys.executable, program: Path = MAIN
+) -> Iterator["subprocess.Popen[bytes]"]:
     """The worker, running; killed at the end."""
-    argv = [python, str(MAIN)]
+    argv = [python, str(program)]
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield process

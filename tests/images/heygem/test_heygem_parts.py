@@ -1,5 +1,6 @@
 """The worker's parts by themselves: what takes hours or a card in a job takes numbers here."""
 
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -375,6 +376,24 @@ def test_the_boxs_library_path_is_taken_where_ours_is_empty(
 
 def test_nothing_is_below_a_process_that_started_nothing() -> None:
     assert descendants(2**22 + 1) == set()
+
+
+ASK = "import os, multiprocessing.queues as q; os.chdir({!r}); print(os.getcwd(), hasattr(q.Queue.get, 'stretched'))"
+
+
+@pytest.mark.parametrize("child", [False, True])
+def test_the_server_and_its_children_stay_in_the_private_folder(tmp_path: Path, child: bool) -> None:
+    """Only the server itself waits longer: its children keep the vendor's timeouts, as in our own process."""
+    home, private = tmp_path / "code", tmp_path / "private"
+    for folder in (home, private):
+        folder.mkdir()
+    env = http.environment(home, private)
+    if child:
+        del env["HEYGEM_SERVER"]
+    for asked, found in ((home, private), (home / "..", tmp_path)):
+        argv = [sys.executable, "-c", ASK.format(str(asked))]
+        said = subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout
+        assert said == f"{found} {not child}\n"
 
 
 def test_a_free_port_is_free() -> None:

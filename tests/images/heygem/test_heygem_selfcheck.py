@@ -13,7 +13,8 @@ from deploy.heygem_check import ROWS, Ran, as_text, facts_in, report, verdicts
 from heygem_worker import facts
 from tests.engine_host import ROOT, build, docker_url
 from tests.images.heygem.played_images import vendors_image, with_pyav
-from tests.images.heygem.runs import PLAYED, Samples
+from tests.images.heygem.runs import PLAYED, Samples, environment, finish, job_folder, worker
+from tests.images.heygem.test_heygem_source import NEEDS_FFMPEG, python
 
 __all__ = ["docker_url", "with_pyav"]
 
@@ -107,6 +108,18 @@ def test_the_facts_are_read_from_between_other_lines(capsys: pytest.CaptureFixtu
     told = capsys.readouterr().err
     assert facts_in(f"noise\n{told}fact: cut\n[2026] more\n") == {"engine": "gen1"}
     assert heygem_check.FACT == facts.PREFIX
+
+
+@NEEDS_FFMPEG
+def test_the_survey_tells_every_fact_under_the_vendors_python(tmp_path: Path, samples: Samples) -> None:
+    folder = job_folder(tmp_path, samples)
+    program = ROOT / "images" / "heygem" / "survey.py"
+    with worker(environment(folder, samples, "gen1"), python("3.8"), program) as process:
+        ended = finish(process, folder)
+    assert ended.code == 0, ended.log
+    told = facts_in(ended.log)
+    assert {row.name for row in ROWS} - {"job"} == told.keys()
+    assert told["interpreter"]["version"].startswith("3.8.")
 
 
 def test_what_was_not_told_is_not_as_assumed() -> None:
