@@ -11,6 +11,9 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from tests.bytecode import compile_once, keep_bytecode
+
+keep_bytecode()
 pytest_plugins = ["tests.event_loop", "tests.parallel"]
 
 HOW = "start one (deploy/docker/engine.sh) or set DOCKER_HOST"
@@ -42,6 +45,10 @@ def card_missing() -> str | None:
 
 
 NEEDS = (("docker", engine_missing, "REQUIRE_DOCKER"), ("gpu", card_missing, "REQUIRE_GPU"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    compile_once(config)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

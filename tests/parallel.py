@@ -1,42 +1,15 @@
-"""Tests in several processes at once: what is done before the workers start, and which file goes to which of them."""
+"""Tests in several processes at once: which file starts first, and what becomes of a test that ends its process."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from xdist import is_xdist_controller
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-ROOT = Path(__file__).resolve().parents[1]
-BYTECODE = str(ROOT / ".cache" / "bytecode")  # as in tests/e2e/installation.py
-COMMANDS = "import lamplighter.cli.edge, lamplighter.cli.runner, lamplighter.cli.up"
 # Files that start processes take longer than others of as many tests.
 HEAVY = {"e2e": 3.0, "powercut": 3.0, "upgrade": 3.0, "broken": 3.0, "chaos": 3.0, "images": 1.0}
 LIGHT = 0.1
-
-
-def keep_bytecode() -> None:
-    """Where PYTHONDONTWRITEBYTECODE is set, keep compiled modules in a folder of their own.
-
-    Without any, each worker compiles all tests, and each process that a test starts compiles all that it imports: 3 s.
-    """
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = BYTECODE
-        sys.dont_write_bytecode = False
-
-
-keep_bytecode()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile once what the tests of several workers are about to start at the same time."""
-    if is_xdist_controller(session) and session.config.getoption("dist") != "no":
-        subprocess.run([sys.executable, "-X", f"pycache_prefix={BYTECODE}", "-c", COMMANDS], cwd=ROOT, check=True)
 
 
 @pytest.hookimpl(trylast=True)
@@ -54,7 +27,7 @@ def _seconds(item: pytest.Item) -> float:
     mark = item.get_closest_marker("long")
     if mark is not None:
         return mark.args[0]
-    return HEAVY.get(item.path.relative_to(ROOT / "tests").parts[0], LIGHT)
+    return next((seconds for folder, seconds in HEAVY.items() if folder in item.path.parts), LIGHT)
 
 
 class _Files(LoadFileScheduling):

@@ -1,5 +1,6 @@
 """What hangs fails by its name, and what comes after it still runs: pytest on two files of a few tests."""
 
+import os
 import subprocess
 import sys
 
@@ -84,7 +85,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
         (folder / f"{name}.py").write_text(text)
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-n", "2", "--dist", "loadfile"]
     options = [f"--timeout={TIMEOUT_S}", "-o", "anyio_mode=auto", "-c", "/dev/null", "--rootdir", folder, folder]
-    done = subprocess.run([*argv, *options], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    for name in ("xdist", "pytest_timeout", "anyio"):  # and none of those that take seconds to import
+        argv += ["-p", name]
+    environ = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [*argv, *options], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.partition("short test summary info")[2].splitlines()
     return sorted((line.split()[1].rpartition("::")[2], line.split()[0]) for line in lines if "::" in line)

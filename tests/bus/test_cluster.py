@@ -30,6 +30,7 @@ async def replicas(settings: BrokerSettings) -> set[int]:
         return {(await js.info(stream.name)).config.num_replicas for stream in STREAMS}
 
 
+@pytest.mark.long(16)
 async def test_replicas_are_raised_kept_and_lowered_as_the_setting_says(settings: BrokerSettings):
     assert await replicas(settings) == {1}
     async with open_edge(settings) as bus:

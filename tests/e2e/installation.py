@@ -27,6 +27,7 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import Engine, Found
 from runner.engines.process import ProcessEngine
 from schemas.access import CLIENT_SCOPES, Scope
+from tests.bytecode import COMPILED
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
@@ -34,7 +35,6 @@ ENDPOINTS = (IMAGES / "echo", ROOT / "tests" / "e2e" / "endpoints")
 # Where PYTHONDONTWRITEBYTECODE is set, every start would compile all that it imports: 3 s, and there are many starts.
 NOT_INHERITED = ("LAMPLIGHTER_", "PYTHONDONTWRITEBYTECODE")
 PROGRAM = "lamplighter"
-COMPILED = {"PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode")}
 
 
 class Process:

@@ -189,6 +189,7 @@ def test_what_it_says_to_try_can_be_typed(tmp_path):
     assert (program, done.returncode, process.returncode) == ("lamplighter", 0, 0), done.stderr
 
 
+@pytest.mark.long(16)
 def test_a_second_ctrl_c_cuts_no_drain_and_leaves_nobody_behind(tmp_path):
     data = tmp_path / "data"
     with up(data, "--grace", "8") as (process, _):

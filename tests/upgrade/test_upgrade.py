@@ -33,6 +33,7 @@ def left_by_the_previous(client: Client, file: Path) -> dict[Status, JobView]:
     return made
 
 
+@pytest.mark.long(13)
 @pytest.mark.timeout(300)
 def test_what_the_previous_release_left_is_there_and_goes_on(previous: Path, tmp_path: Path):
     data, file = tmp_path / "data", tmp_path / "given.txt"
