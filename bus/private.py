@@ -1,4 +1,4 @@
-"""Files that hold secrets: readable by their owner alone, whole or not there."""
+"""Files and folders that hold secrets: for their owner alone, a file whole or not there."""
 
 import os
 from pathlib import Path
@@ -14,3 +14,9 @@ def write_private(path: Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def private_folder(path: Path) -> None:
+    """Make the folder, or close one that is there, so that only its owner enters it. Blocking."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)

@@ -1,7 +1,7 @@
 """`./justw demo`: a face and a voice become a talking video, on this machine, from nothing.
 
-Starts broker, edge and runner in demo/data, builds the preview image where a Docker engine answers (else the process
-engine runs it, and this says so), fetches the sample clips, submits them and writes demo/result.mp4.
+Starts broker, edge and runner in demo/data, builds the preview image where a Docker engine answers (else it asks for
+the process engine by name, and says so), fetches the sample clips, submits them and writes demo/result.mp4.
 """
 
 import argparse
@@ -14,6 +14,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from runner.engines.jobuser import NoSuchUser, job_user
+from runner.engines.process import CannotRunJobs, ProcessEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"
@@ -43,7 +46,7 @@ def docker_answers() -> bool:
 def choose_engine(asked: str) -> str:
     """`docker` with the image built, or `process`."""
     if asked == "process" or (asked == "auto" and not docker_answers()):
-        say("no Docker engine answers: the process engine runs the job, which isolates nothing")
+        say("no Docker engine answers: the job runs as a plain process, not in a container")
         return "process"
     say("building the preview image")
     built = subprocess.run([str(ROOT / "images/preview/build.sh")], cwd=ROOT, check=False).returncode == 0
@@ -51,16 +54,29 @@ def choose_engine(asked: str) -> str:
         return "docker"
     if asked == "docker":
         sys.exit("demo: the image could not be built: mend what is said above, then run it again")
-    say("the image could not be built: the process engine runs the job, which isolates nothing")
+    say("the image could not be built: the job runs as a plain process, not in a container")
     return "process"
+
+
+def choose_user() -> dict[str, str]:
+    """Settings for jobs as plain processes: as another user than root where this machine can do that."""
+    try:
+        user = job_user(None)
+        ProcessEngine(DEMO / "none", ROOT / "images" / "jobkit", user).try_out(DEMO, [ROOT / "images" / "preview"])
+    except (NoSuchUser, CannotRunJobs) as error:
+        say(f"{error}")
+        say("the demo runs only its own program: it does so as root")
+        return {"LAMPLIGHTER_PROCESS__USER": ""}
+    return {}
 
 
 @contextmanager
 def lit(engine: str, port: int) -> Iterator[subprocess.Popen[str]]:
     """`lamplighter up`, ready; stopped at the end."""
+    environ = os.environ | (choose_user() if engine == "process" else {})
     data = DEMO / "data"
     argv = [*LAMPLIGHTER, "up", "--port", str(port), "--data", str(data), "--engine", engine, "--json"]
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as up:
+    with subprocess.Popen(argv, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as up:
         line = up.stdout.readline() if up.stdout else ""
         if not line:
             sys.exit(f"demo: lamplighter up did not start: see {data / 'logs'}")
@@ -81,6 +97,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
     asked = parser.parse_args()
     samples, result = DEMO / "samples", DEMO / "result.mp4"
+    DEMO.mkdir(exist_ok=True)
     if asked.video is None or asked.audio is None:
         say("fetching a sample face and voice")
         run(sys.executable, "images/preview/samples.py", samples)

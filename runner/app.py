@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
 import structlog
-from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from bus.connection import open_runner
@@ -22,20 +23,22 @@ from bus.port import Bus, Denied, Unreachable
 from runner.assets import AssetClient, asset_client
 from runner.cards import Cards, no_pid
 from runner.catalogue import Kind, load
+from runner.engines.choice import SOCKET, Decision, DecisionUnreadable, Name, choose, docker_client
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import Engine, EngineError
-from runner.engines.process import ProcessEngine
+from runner.engines.jobuser import NoSuchUser, job_user, own_name
+from runner.engines.port import EngineError
+from runner.engines.process import CannotRunJobs, ProcessEngine
 from runner.gpu.child import nvml
 from runner.gpu.memory import MemoryGpus
 from runner.gpu.port import Gpus
 from runner.gpu.watch import Watch
-from runner.injection import choose
+from runner.injection import choose as choose_way
 from runner.inputs import Cache, EdgeSupplies
 from runner.joining import has_joined, joined
 from runner.life import Life, Outage
 from runner.living import live
 from runner.logins import logged_in
-from runner.means import Means
+from runner.means import Means, nothing_to_try
 from runner.membership import Removed, until_removed
 from runner.settings import RunnerSettings
 from runner.slots import MIB, Slots
@@ -43,18 +46,22 @@ from runner.uptime import of_this_boot
 
 BESIDE = 32  # containers that are followed and run no job: they wait for one, or try a card
 JOBKIT = Path(__file__).resolve().parents[1] / "images" / "jobkit"
-DOCKER = "unix:///var/run/docker.sock"
 PROBE_S = 20.0
+
+_log = structlog.get_logger("runner")
 
 
 class CannotServe(Exception):
     """The runner cannot start as it is set up; the message says what to change."""
 
 
-async def serve(settings: RunnerSettings, *, ready: Callable[[], None] | None = None) -> None:
+async def serve(
+    settings: RunnerSettings, *, say: Callable[[str], None], ready: Callable[[], None] | None = None
+) -> None:
     """Run jobs until SIGTERM or SIGINT, then drain. `ready` is called when work is taken.
 
-    What an earlier `--join` kept in the data folder says where broker and edge are; one that is away is waited for.
+    `say` is told what runs the jobs, in a line for people. What an earlier `--join` kept in the data folder says where
+    broker and edge are; one that is away is waited for, and so is Docker.
     Raises CannotServe, CannotJoin, EndpointInvalid, Removed, bus.port.Denied.
     """
     settings, member = joined(settings), has_joined(settings)
@@ -63,24 +70,34 @@ async def serve(settings: RunnerSettings, *, ready: Callable[[], None] | None = 
     with _sole(settings.data):
         async with AsyncExitStack() as opened:
             edge = await opened.enter_async_context(_edge(settings))
+            chosen = await _chosen(settings, kinds, say)
             try:
-                life, means = await _assembled(settings, kinds, incarnation, edge, opened)
+                life, means = await _assembled(settings, kinds, incarnation, edge, chosen, opened)
             except Denied as error:
                 raise (Removed(settings.host) if member else error) from error
             life.log.info("serving", engine=life.engine.name, endpoints=sorted(kinds), slots=settings.slots)
             await _until_stopped(life, means, ready or (lambda: None), edge if member else None)
 
 
-async def _assembled(
+class _Chosen(NamedTuple):
+    """`run_as`: the user that jobs of the process engine run as."""
+
+    engine: DockerEngine | ProcessEngine
+    run_as: str | None
+
+
+async def _assembled(  # noqa: PLR0913, PLR0917 - what was read and opened before
     settings: RunnerSettings,
     kinds: Mapping[str, Kind],
     incarnation: str,
     client: AssetClient,
+    chosen: _Chosen,
     opened: AsyncExitStack,
 ) -> tuple[Life, Means]:
     """Everything a life works with, opened on `opened`."""
     log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
-    engine = await opened.enter_async_context(_engine(settings, log))
+    engine = chosen.engine
+    await opened.enter_async_context(engine)
     gpus = await opened.enter_async_context(_gpus(settings))
     reserve = settings.gpu.placement.disk_reserve_mb * MIB
     cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
@@ -105,6 +122,8 @@ async def _assembled(
         slots=Slots(settings.slots),
         forget=cache.drop,
         leave=engine.name != ProcessEngine.name,
+        try_injection=partial(choose_way, engine=engine) if isinstance(engine, DockerEngine) else nothing_to_try,
+        run_as=chosen.run_as,
         warm=settings.warm,
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
@@ -112,8 +131,6 @@ async def _assembled(
         logins=logged_in,
         answers=client.answers,
     )
-    if isinstance(engine, DockerEngine):
-        means = replace(means, injection=await choose(life, means, engine))
     return life, means
 
 
@@ -173,49 +190,66 @@ async def _bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIter
         yield bus
 
 
-@asynccontextmanager
-async def _engine(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Engine]:
-    """The engine asked for; with `auto` Docker where it answers, else processes."""
-    if settings.engine != "process":
-        chosen = docker_settings(settings)
-        async with DockerEngine(chosen) as docker:
-            why = await _silent(docker, log)
-            if why is None:
-                yield docker
-                return
-        if settings.engine == "docker":
-            raise CannotServe(
-                f"no Docker engine answers at {chosen.base_url} ({why}): start it, or set engine = process"
-            )
-        log.info("no docker", why=why)
-    async with ProcessEngine(settings.data.resolve() / "processes", JOBKIT) as processes:
-        await _silent(processes, log)
-        yield processes
+async def _chosen(settings: RunnerSettings, kinds: Mapping[str, Kind], say: Callable[[str], None]) -> _Chosen:
+    """The engine that was decided on; what that means is said aloud. Raises CannotServe."""
+    client = docker_client(settings.docker_socket, os.environ)
+    try:
+        choice = await anyio.to_thread.run_sync(choose, settings.data, settings.engine, client, _utc_now())
+        chosen = _engine(settings, choice.decision.engine)
+        if isinstance(chosen.engine, ProcessEngine):
+            folders = [kind.folder for kind in kinds.values() if kind.endpoint.process is not None]
+            await anyio.to_thread.run_sync(chosen.engine.try_out, settings.data.resolve() / "jobs", folders)
+    except (DecisionUnreadable, NoSuchUser, CannotRunJobs, OSError) as error:
+        raise CannotServe(str(error)) from error
+    if choice.before is not None:
+        say(f"{choice.decision.why}; until now it was {choice.before}, and what that still runs is started again")
+        await _end_all(settings, choice.before)
+    say(_how(settings, choice.decision, chosen.run_as))
+    return chosen
+
+
+def _engine(settings: RunnerSettings, name: Name) -> _Chosen:
+    """Raises NoSuchUser."""
+    if name == DockerEngine.name:
+        return _Chosen(DockerEngine(docker_settings(settings)), None)
+    user = job_user(settings.process.user)
+    engine = ProcessEngine(settings.data.resolve() / "processes", JOBKIT, user)
+    return _Chosen(engine, user.name if user else own_name())
+
+
+def _how(settings: RunnerSettings, decision: Decision, run_as: str | None) -> str:
+    if run_as is None:
+        return f"jobs run in Docker containers ({decision.why}; engine at {docker_settings(settings).base_url})"
+    return (
+        f"jobs run as plain processes of the user {run_as}, not in containers ({decision.why}): "
+        "they see this machine and its network as that user does. engine = docker runs them in containers"
+    )
+
+
+async def _end_all(settings: RunnerSettings, former: Name) -> None:
+    """End what the engine before still runs: nobody would follow it. One that does not answer keeps it."""
+    try:
+        engine = _engine(settings, former).engine
+        async with engine:
+            with anyio.fail_after(PROBE_S):
+                for found in await engine.find(settings.installation, settings.host):
+                    await engine.remove(found.handle)
+    except (EngineError, TimeoutError, NoSuchUser) as error:
+        _log.warning("engine before left as it is", engine=former, why=str(error))
 
 
 def docker_settings(settings: RunnerSettings) -> DockerSettings:
     """Where the Docker engine is, with room for as many containers as there are slots."""
-    address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER
+    address = settings.docker_socket or os.environ.get("DOCKER_HOST") or SOCKET
     url = address if "://" in address else f"unix://{address}"
     return DockerSettings(base_url=url, streams=settings.slots + BESIDE)
-
-
-async def _silent(engine: Engine, log: FilteringBoundLogger) -> str | None:
-    """Why the engine does not answer, or None when it does; what it does not keep is said aloud."""
-    try:
-        with anyio.fail_after(PROBE_S):
-            info = await engine.probe()
-    except (EngineError, TimeoutError) as error:
-        return str(error) or f"silent for {PROBE_S:.0f} s"
-    for note in info.notes:
-        log.warning("engine", engine=info.name, note=note)
-    return None
 
 
 @contextmanager
 def _sole(data: Path) -> Iterator[None]:
     """Hold the data folder: two runners on it would adopt each other's jobs."""
     (data / "jobs").mkdir(parents=True, exist_ok=True)
+    (data / "jobs").chmod(0o711)  # a job's user passes through, and nobody lists the jobs
     with (data / "runner.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -121,6 +121,8 @@ class Attempt:
             refused = error
         except (SuppliesError, BadInput, EngineError, OSError) as error:
             self._over = True
+            if isinstance(error, EngineGone):
+                self._life.outage.suspected.set()
             await self.reporter.close()
             return _unprepared(error)
         self._over = True

@@ -35,11 +35,15 @@ WALKS = 2  # more would keep a slow disk from the jobs, and each may hold runner
 
 
 class Outage:
-    """Who waits for the edge, the broker or the engine. While anybody does, the runner claims nothing new."""
+    """Who waits for the edge, the broker or the engine. While anybody does, the runner claims nothing new.
+
+    `suspected` is set when the engine left a call unanswered; runner.enginewatch takes it from there.
+    """
 
     def __init__(self) -> None:
         self._waiting = 0
         self._over = anyio.Event()
+        self.suspected = anyio.Event()
 
     async def over(self) -> None:
         """Wait until nobody waits."""
@@ -90,7 +94,7 @@ class Life(Struct, frozen=True, kw_only=True):
 
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
         """This life's claim on an attempt, which has these cards."""
-        return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None)
+        return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None, self.engine.name)
 
     def moment(self) -> Begun:
         """This moment, on both clocks."""
@@ -123,6 +127,8 @@ class Life(Struct, frozen=True, kw_only=True):
                     if not wait:
                         self.log.warning("waiting", what=what, why=str(error))
                     waits(not isinstance(error, ALONE))
+                    if isinstance(error, EngineGone) and not isinstance(error, Stuck):
+                        self.outage.suspected.set()
                 wait = min(wait * 2, self.pace.retry_most_s) or self.pace.retry_least_s
                 await anyio.sleep(wait)
 

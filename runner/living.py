@@ -1,6 +1,6 @@
 """One life from its first look around to its drain: the parts of a runner, put together and kept going."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -12,6 +12,7 @@ from runner.adopt import Adopter
 from runner.agent import Agent
 from runner.deadman import DeadMan
 from runner.drain import drain
+from runner.enginewatch import EngineWatch
 from runner.execution import Execution
 from runner.idleness import Idleness
 from runner.life import Life
@@ -23,6 +24,8 @@ from runner.readiness import Readiness
 from runner.roster import Roster
 from runner.standby import Standby
 
+AWAY_SETTLE_S = 2.0
+
 
 async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], None]) -> None:
     """Adopt, then claim and run until `stop`, then drain. `ready` is called when work is taken."""
@@ -33,9 +36,12 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
         adopter = Adopter(life, means, roster)
         agent = Agent(life, means, readiness, standby, adopter)
         idleness = Idleness(means.slots, means.cards, means.logins, roster)
-        announcer = Announcer(life, means, readiness, standby, idleness)
+        engine = EngineWatch(life, readiness, partial(means.try_injection, life, means))
+        announcer = Announcer(life, means, readiness, standby, idleness, engine)
         background.start_soon(means.cards.watch)
         orders = Orders(life, readiness, announcer.hurry)
+        await engine.begin()
+        background.start_soon(engine.run, announcer.hurry)
         background.start_soon(announcer.run)
         background.start_soon(orders.run, idleness.empty, means.poweroff)
         background.start_soon(DeadMan(life, means.dead_man, idleness, means.answers).run, means.poweroff)
@@ -43,20 +49,22 @@ async def live(life: Life, means: Means, stop: anyio.Event, ready: Callable[[], 
         prover = Prover(life, means)
         await orders.obey()
         begun = partial(_begun, background, (standby, prover), idleness, ready)
-        jobs.start_soon(_work, life, means, adopter, agent, begun)
+        jobs.start_soon(_once_answered, engine, partial(_work, life, means, adopter, agent, begun))
         await stop.wait()
         life.log.info("draining", running=len(roster.there))
         agent.stop()
         announcer.draining = True
         announcer.hurry()
-        with anyio.move_on_after(means.settle_s):
+        # An engine that is away stops and removes nothing: the next life finds what is left.
+        settle_s = means.settle_s if readiness.engine_away is None else min(means.settle_s, AWAY_SETTLE_S)
+        with anyio.move_on_after(settle_s):
             await standby.close()
-        await drain(roster, grace_s=means.grace_s, settle_s=means.settle_s, leave=means.leave)
+        await drain(roster, grace_s=means.grace_s, settle_s=settle_s, leave=means.leave)
         left = len(roster.there)
         jobs.cancel_scope.cancel()
         background.cancel_scope.cancel()
     life.log.info("stopped", left=left)
-    if not left:
+    if not left and idleness.settled:
         with suppress(BusError), anyio.move_on_after(life.pace.retry_most_s):
             await announcer.leave()
 
@@ -74,6 +82,12 @@ def _begun(
 def _ended(readiness: Readiness, standby: Standby, execution: Execution) -> None:
     readiness.ended(execution)
     standby.look()
+
+
+async def _once_answered(engine: EngineWatch, work: Callable[[], Awaitable[None]]) -> None:
+    """Nobody knows what earlier lives left here, nor can anything be started, before the engine has answered."""
+    await engine.answered()
+    await work()
 
 
 async def _work(life: Life, means: Means, adopter: Adopter, agent: Agent, ready: Callable[[], None]) -> None:

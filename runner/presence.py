@@ -4,6 +4,7 @@ import anyio
 from msgspec.structs import replace
 
 from bus.port import BusError
+from runner.enginewatch import EngineWatch
 from runner.idleness import Idleness
 from runner.life import Life
 from runner.means import Means
@@ -15,9 +16,12 @@ from schemas.host import Offer, Presence
 class Announcer:
     """Says what is true now, every few seconds and whenever `hurry` is called."""
 
-    def __init__(self, life: Life, means: Means, ready: Readiness, standby: Standby, idleness: Idleness) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - each knows one part of what is said
+        self, life: Life, means: Means, ready: Readiness, standby: Standby, idleness: Idleness, engine: EngineWatch
+    ) -> None:
         self._life = life
         self._means = means
+        self._engine = engine
         self._ready = ready
         self._idleness = idleness
         self._standby = standby
@@ -56,7 +60,9 @@ class Announcer:
             draining=self.draining or self._ready.paused,
             slots=self._means.slots.count,
             engine=self._life.engine.name,
-            injection=self._means.injection,
+            engine_away=self._ready.engine_away,
+            run_as=self._means.run_as,
+            injection=self._engine.injection,
             gpu_state=self._means.cards.snapshot.state,
             gpus=self._means.cards.reports(),
             running=self._idleness.running(),

@@ -37,6 +37,7 @@ class Readiness:
         self._free = _Measure(0, float("-inf"))
         self._without_image: dict[str, float] = {}
         self.paused = False  # the edge's power law lets this host take nothing new
+        self.engine_away: str | None = None  # why the engine does not answer, None while it does
 
     async def cannot(self, *, anew: bool = False) -> dict[str, Reason]:
         """The reason of every endpoint that cannot start now; `anew`: by a new measure of the disk."""
@@ -62,6 +63,8 @@ class Readiness:
     def _place(self, kind: Kind, free_mb: int, *, ahead: bool = False) -> Placed | Refused:
         if self.paused:
             return Refused(Reason.PAUSED, "the host is being put out")
+        if self.engine_away is not None:
+            return Refused(Reason.ENGINE_AWAY, self.engine_away)
         if anyio.current_time() < self._without_image.get(kind.endpoint.name, 0.0):
             return Refused(Reason.IMAGE_MISSING, f"the engine has no image {kind.endpoint.image}")
         return self._cards.place(kind.endpoint, free_mb, ahead=ahead)

@@ -64,6 +64,12 @@ class WarmSettings(Struct, frozen=True):
     backoff_most_s: Annotated[float, Meta(gt=0)] = 300.0
 
 
+class ProcessSettings(Struct, frozen=True):
+    """The process engine. `user`: whom jobs run as; "" for the runner's own user; unset: nobody where that is root."""
+
+    user: str | None = None
+
+
 class DeadManSettings(Struct, frozen=True):
     """The dead-man timer: with `after_s` the machine runs `poweroff` when edge or broker were silent for so long.
 
@@ -77,8 +83,9 @@ class DeadManSettings(Struct, frozen=True):
 class Pace(Struct, frozen=True):
     """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries.
 
-    `ahead_s`: slots that are all busy for so long have time to look for the next job's inputs. `disk_s`: between two
-    looks at what a job uses of the disk; `disk_walk_s`: the longest time in which its files are not counted.
+    `engine_s`: how often an engine that answers is asked whether it still does. `ahead_s`: slots that are all busy for
+    so long have time to look for the next job's inputs. `disk_s`: between two looks at what a job uses of the disk;
+    `disk_walk_s`: the longest time in which its files are not counted.
     """
 
     heartbeat_s: float = 10.0
@@ -89,6 +96,7 @@ class Pace(Struct, frozen=True):
     tick_s: float = 0.25
     sweep_s: float = 30.0
     image_missing_s: float = 60.0
+    engine_s: float = 10.0
     ahead_s: float = 1.0
     disk_s: float = 0.5
     disk_walk_s: float = 10.0
@@ -98,7 +106,8 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     """One runner. `data` holds its jobs and its cache; two runners never share it.
 
     `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs; `poweroff` is the program that
-    switches this machine off when the edge says so and nothing is left here.
+    switches this machine off when the edge says so and nothing is left here. `engine`: auto decides once for a data
+    folder (runner.engines.choice).
     """
 
     host: Token = "local"
@@ -109,6 +118,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     edge: EdgeSettings = EdgeSettings()
     engine: Literal["auto", "docker", "process"] = "auto"
     docker_socket: str | None = None
+    process: ProcessSettings = ProcessSettings()
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
     grace_s: Annotated[float, Meta(ge=0)] = 10.0

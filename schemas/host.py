@@ -78,6 +78,8 @@ class Presence(Struct, frozen=True, kw_only=True):
 
     `injection`: the way in which the engine gives cards to containers, as tried at start: cdi, device_request, runtime,
     or none of them; null where there was nothing to try (no card, the process engine).
+    `engine_away`: why the engine does not answer, null while it does; nothing starts there until it answers again.
+    `run_as`: the user that jobs run as under the process engine.
     """
 
     host: Token
@@ -87,6 +89,8 @@ class Presence(Struct, frozen=True, kw_only=True):
     draining: bool = False
     slots: int = 1
     engine: str = ""
+    engine_away: str | None = None
+    run_as: str | None = None
     injection: str | None = None
     gpu_state: str = "none"
     gpus: tuple[GpuReport, ...] = ()
@@ -110,7 +114,8 @@ class Offer(Struct, frozen=True, kw_only=True):
 class HostView(Struct, frozen=True, kw_only=True):
     """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others.
 
-    `busy` null: it is not up. `cannot` says why an endpoint cannot start there now.
+    `busy` null: it is not up. `cannot` says why an endpoint cannot start there now. `engine`: docker or process;
+    `engine_away`: why it does not answer now; `run_as`: the user that jobs run as under the process engine.
     """
 
     id: Token
@@ -120,6 +125,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     wake_median_s: float | None = None
     endpoints: tuple[str, ...] = ()
     engine: str | None = None
+    engine_away: str | None = None
+    run_as: str | None = None
     injection: str | None = None
     gpus: tuple[GpuReport, ...] = ()
     warm: tuple[Warm, ...] = ()

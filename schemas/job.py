@@ -126,13 +126,15 @@ class Claim(Struct, frozen=True):
     """Who runs the job: the fence. Only its holder may end the attempt (compare-and-set on the record).
 
     `incarnation` is one life of a runner process; `attempt` names the container together with the job's round.
-    `gpu`: the UUIDs of its cards, with commas between them.
+    `gpu`: the UUIDs of its cards, with commas between them. `engine`: what runs it, `docker` or `process`; None in
+    records of a runner that did not say.
     """
 
     host: Token
     incarnation: Token
     attempt: int
     gpu: str | None = None
+    engine: str | None = None
 
     @property
     def gpus(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     HOST_WAKING = "host_waking"
     HOST_OFF = "host_off"
     PAUSED = "paused"
+    ENGINE_AWAY = "engine_away"
     IMAGE_MISSING = "image_missing"
     GPU_UNHEALTHY = "gpu_unhealthy"
     GPU_BUSY_OWNER = "gpu_busy_owner"

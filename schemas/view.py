@@ -54,7 +54,10 @@ class JobUrls(Struct, frozen=True):
 
 
 class JobView(Struct, frozen=True, kw_only=True):
-    """A Job on the wire. `queue_position` 0 is next to start, null when not waiting; `reason` only while waiting."""
+    """A Job on the wire. `queue_position` 0 is next to start, null when not waiting; `reason` only while waiting.
+
+    `engine`: what runs or ran the last attempt on its host: `docker`, a container, or `process`, a plain process.
+    """
 
     id: str
     owner: str
@@ -78,6 +81,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     trace_id: str
     host: str | None = None
     gpu: str | None = None
+    engine: str | None = None
     created_at: Moment
     queued_at: Moment | None = None
     started_at: Moment | None = None

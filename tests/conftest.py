@@ -11,6 +11,7 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from tests import job_user
 from tests.bytecode import compile_once, keep_bytecode
 
 keep_bytecode()
@@ -48,6 +49,8 @@ NEEDS = (("docker", engine_missing, "REQUIRE_DOCKER"), ("gpu", card_missing, "RE
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Compile once; where root cannot run jobs as another user, tell what the tests start to run them as root."""
+    os.environ.update(job_user.settings())
     compile_once(config)
 
 

@@ -23,7 +23,8 @@ _SOME = 500  # of what comes soon, enough to name its pools
 SOON = "status = 'scheduled' AND priority <> 'low' AND (due_us IS NULL OR due_us <= :at)"
 LOW_PRESSED = "status IN ('queued', 'scheduled') AND priority = 'low' AND expires_us <= :at"
 
-UNABLE = frozenset({Reason.GPU_UNHEALTHY, Reason.IMAGE_MISSING})  # what does not pass when the job before has ended
+# What does not pass when the job before has ended.
+UNABLE = frozenset({Reason.ENGINE_AWAY, Reason.GPU_UNHEALTHY, Reason.IMAGE_MISSING})
 
 
 class Outlook(Struct, frozen=True, kw_only=True):

@@ -131,6 +131,8 @@ class HostWatch:
             incarnation=here.incarnation,
             endpoints=endpoints,
             engine=here.engine or None,
+            engine_away=here.engine_away,
+            run_as=here.run_as,
             injection=here.injection,
             gpus=here.gpus,
             warm=here.warm,

@@ -53,6 +53,9 @@ REASONS: Mapping[Reason, Text] = {
     Reason.HOST_WAKING: Text("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
     Reason.HOST_OFF: Text("GPU is off; the job waits about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
     Reason.PAUSED: Text("The GPU host takes no new jobs at the moment", "GPU服务器暂停接收新任务"),
+    Reason.ENGINE_AWAY: Text(
+        "Docker does not answer on the GPU host; the job waits until it does", "GPU服务器上的Docker没有响应，任务等待中"
+    ),
     Reason.IMAGE_MISSING: Text("The GPU host does not have the program yet", "GPU服务器正在准备程序镜像"),
     Reason.GPU_UNHEALTHY: Text("The GPU is not healthy; the job waits", "GPU状态异常，任务等待中"),
     Reason.GPU_BUSY_OWNER: Text("The GPU is in use by its owner", "GPU正被机主使用，任务等待中"),

@@ -75,6 +75,7 @@ class Viewer:
             max_attempts=job.policy.max_attempts,
             host=None if job.claim is None else job.claim.host,
             gpu=None if job.claim is None else job.claim.gpu,
+            engine=None if job.claim is None else job.claim.engine,
             urls=_urls(job.id),
         )
 

@@ -17,10 +17,12 @@ from lamplighter.cli.session import Address
 FREE_BYTES = 5 * 1000**3  # below this a video job may not find room for its frames
 SKEW_S = 30.0
 EDGE = "edge"  # without it there is nothing to ask it
+ENGINE_AWAY = "start Docker on that host; its runner goes on by itself"
 HINDRANCES = {
     "image_missing": "build or pull its image on that host, under the name that its endpoint.toml gives",
     "disk_short": "free some space on that host",
 }
+PROCESSES = "install Docker on that host and set engine = docker, or run only images that you trust"
 TOOLKIT = "install the NVIDIA container toolkit on that host and restart its runner"
 
 
@@ -105,13 +107,28 @@ def hosts_are_there(patient: Patient) -> Iterable[Finding]:
         for gpu in host["gpus"]:
             fit = Verdict.OK if gpu["fitness"] == "fit" else Verdict.WARN
             yield Finding(f"gpu {gpu['uuid']}", fit, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
+        yield from _engine(host)
         yield from _hindered(host)
         yield from _containers(host)
+
+
+def _engine(host: dict[str, Any]) -> Iterable[Finding]:
+    """What runs jobs there: whether it answers, and whether it keeps jobs apart from the machine."""
+    name, engine = f"engine of {host['id']}", host.get("engine")
+    if why := host.get("engine_away"):
+        yield Finding(name, Verdict.FAIL, f"{engine} does not answer, its jobs wait: {why}", ENGINE_AWAY)
+    elif engine == "process":
+        who = host.get("run_as") or "the runner's user"
+        yield Finding(name, Verdict.WARN, f"jobs run as plain processes of {who}, not in containers", PROCESSES)
+    elif engine:
+        yield Finding(name, Verdict.OK, f"jobs run by {engine}")
 
 
 def _hindered(host: dict[str, Any]) -> Iterable[Finding]:
     """The endpoints that cannot start there now."""
     for endpoint, why in host.get("cannot", {}).items():
+        if why == "engine_away":  # told once, of the host
+            continue
         yield Finding(f"{endpoint} on {host['id']}", Verdict.WARN, f"cannot start now: {why}", HINDRANCES.get(why, ""))
 
 

@@ -29,7 +29,7 @@ hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
 
 def print_hosts(session: Session, found: list[dict[str, Any]]) -> None:
     """As a table."""
-    columns = ("HOST", "STATE", "SINCE", "ENDPOINTS", "GPUS", "GIVEN BY", "WARM", "JOBS")
+    columns = ("HOST", "STATE", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GIVEN BY", "WARM", "JOBS")
     show.table(session.out, columns, map(_host, found), "no host has come yet: start a runner")
 
 
@@ -39,6 +39,7 @@ def _host(host: dict[str, Any]) -> tuple[str, ...]:
         host["id"],
         host["state"],
         host["since"] or "-",
+        show.engine(host),
         ", ".join(host["endpoints"]),
         cards,
         host.get("injection") or "-",

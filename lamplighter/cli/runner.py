@@ -53,4 +53,4 @@ def runner(config: Path, log_level: str | None, log_format: str | None, token: s
     with one_line(EXITS):
         if token is not None:
             join(settings, read_token(token))
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, say=lambda line: click.echo(f"lamplighter: {line}")))

@@ -63,6 +63,26 @@ def warm(slots: Mapping[str, Any]) -> str:
     return f"{slots['endpoint']}: {', '.join(parts)}"
 
 
+def engine(host: Mapping[str, Any]) -> str:
+    """What runs jobs on a host, and whether it answers."""
+    if not host.get("engine"):
+        return "-"
+    user = f" as {host['run_as']}" if host.get("run_as") else ""
+    return f"{host['engine']}{user}{', away' if host.get('engine_away') else ''}"
+
+
+def engine_in_words(host: Mapping[str, Any]) -> str:
+    """What runs jobs on a host that is up, and what that means for them, in a sentence."""
+    if why := host.get("engine_away"):
+        choice = "start it, or choose --engine process, which runs jobs without containers"
+        return f"{host['id']} starts no jobs until {host['engine']} answers there ({why}): {choice}"
+    if host.get("engine") == "process":
+        who = f"the user {host['run_as']}" if host.get("run_as") else "the runner's user"
+        seen = "they see that machine and its network as that user does"
+        return f"{host['id']} runs jobs as plain processes of {who}, not in containers: {seen}"
+    return f"{host['id']} runs jobs in containers, by {host['engine']}"
+
+
 def standing(job: JobView) -> str:
     """Where the job stands, in a few words."""
     if job.error is not None:
@@ -98,6 +118,7 @@ def job(console: Console, shown: JobView) -> None:
         "position": "" if shown.queue_position is None else str(shown.queue_position),
         "attempt": f"{shown.attempt} of {shown.max_attempts}, round {shown.round}",
         "host": " ".join(filter(None, (shown.host, shown.gpu))),
+        "engine": shown.engine or "",
         "created": moment(shown.created_at),
         "started": moment(shown.started_at),
         "finished": moment(shown.finished_at),

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import click
@@ -17,8 +18,10 @@ from rich.console import Console
 
 from bus.connection import open_edge
 from bus.port import Unreachable as BrokerUnreachable
+from bus.private import private_folder
 from bus.server import serving
 from bus.settings import BrokerSettings
+from lamplighter.cli import show
 from lamplighter.cli.broker import KeptBroker
 from lamplighter.cli.installation import BROKER_FILE, Keyring, ensure_keys, installation_id, listen, sole, write_private
 from lamplighter.cli.logs import configure
@@ -103,27 +106,32 @@ EXITS: dict[type[Exception], int] = {
 }
 
 
-async def _until_ready(url: str, keys: Keyring, *, with_runner: bool) -> None:
-    """Return when the edge takes work and, if one is ours, a host is there for it; TimeoutError after READY_S."""
+async def _until_ready(url: str, keys: Keyring, *, with_runner: bool) -> list[dict[str, Any]]:
+    """The hosts that are up, once the edge takes work and, if one is ours, there is one; TimeoutError after READY_S."""
     headers = {"Authorization": f"Bearer {keys.admin}"}
     with anyio.fail_after(READY_S):
         async with httpx.AsyncClient(base_url=url, headers=headers, mounts=past_proxies(url)) as client:
-            while not await _serving(client, with_runner=with_runner):  # noqa: ASYNC110 - another process comes up
+            while True:
+                hosts = await _up(client)
+                if hosts is not None and (hosts or not with_runner):
+                    return hosts
                 await anyio.sleep(POLL_S)
 
 
-async def _serving(client: httpx.AsyncClient, *, with_runner: bool) -> bool:
+async def _up(client: httpx.AsyncClient) -> list[dict[str, Any]] | None:
+    """The hosts that are up; None while the edge takes no work."""
     try:
-        ready = (await client.get("/readyz")).status_code == httpx.codes.OK
-        if not ready or not with_runner:
-            return ready
+        if (await client.get("/readyz")).status_code != httpx.codes.OK:
+            return None
         hosts = (await client.get("/v1/hosts")).json()["hosts"]
     except httpx.HTTPError:
-        return False
-    return any(host["state"] == "online" for host in hosts)
+        return None
+    return [host for host in hosts if host["state"] == "online"]
 
 
-def _announce(options: Options, address: Address) -> None:
+def _announce(options: Options, address: Address, hosts: Iterable[dict[str, Any]]) -> None:
+    for host in hosts:  # beside the line of JSON, which is for a program
+        click.echo(f"lamplighter: {show.engine_in_words(host)}", err=options.as_json)
     if options.as_json:
         said = {"url": address.url, "key": address.key, "data": str(options.data)}
         sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
@@ -144,7 +152,8 @@ async def _serve(options: Options, opened: Opened) -> None:
 
 async def _until_signalled(options: Options, opened: Opened, signals: AsyncIterator[signal.Signals]) -> None:
     ledger, logs = Ledger(options.data), options.data / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    for folder in (logs, options.data / "edge", options.data / "broker"):  # what jobs of all owners are about
+        private_folder(folder)
     for name in await ledger.end_leftovers():
         log.warning("ended what an earlier, killed `up` left running", process=name)
     listening = listen(options.port)
@@ -176,13 +185,13 @@ async def _until_signalled(options: Options, opened: Opened, signals: AsyncItera
 async def _ready(options: Options, address: Address, keys: Keyring, children: Iterable[Child]) -> None:
     """Announce once all is ready."""
     try:
-        await _until_ready(address.url, keys, with_runner=not options.no_runner)
+        hosts = await _until_ready(address.url, keys, with_runner=not options.no_runner)
     except TimeoutError as error:
         raise TooLate(f"edge or runner did not come up within {READY_S:.0f} s: see {options.data / 'logs'}") from error
     for child in children:
         child.settle()
     write_private(options.data / ADDRESS_FILE, address)
-    _announce(options, address)
+    _announce(options, address, hosts)
 
 
 @click.command()
@@ -199,7 +208,7 @@ async def _ready(options: Options, address: Address, keys: Keyring, children: It
     type=click.Choice(["auto", "docker", "process"]),
     default="auto",
     show_default=True,
-    help="What runs jobs; auto: Docker where it answers.",
+    help="What runs jobs. auto decides at the first start, for good: Docker where this machine has it.",
 )
 @click.option(
     "--endpoints",

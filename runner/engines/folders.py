@@ -12,8 +12,9 @@ WRITABLE = ("out", "tmp")
 def prepare(job_dir: Path, owner: tuple[int, int], *, warm: bool) -> None:
     """Make in/, out/ and tmp/, and let (uid, gid) `owner` write the last two; blocking.
 
-    A warm container also makes its socket in the folder itself, so there the folder must be its own too. What a job
-    leaves behind may be symlinks and worse: open it with O_NOFOLLOW.
+    A warm container also makes its socket in the folder itself. That stays ours, with the sticky bit, and so does out/:
+    no job can put a link in the place of a part that we write to or read from later. What a job leaves in them may be
+    symlinks and worse: open it with O_NOFOLLOW.
     """
     for part in PARTS:
         (job_dir / part).mkdir(parents=True, exist_ok=True)
@@ -22,5 +23,7 @@ def prepare(job_dir: Path, owner: tuple[int, int], *, warm: bool) -> None:
     if (job_dir / JOB_FILE).exists():
         (job_dir / JOB_FILE).chmod(0o644)
     if os.geteuid() != owner[0]:
-        for path in [job_dir / part for part in WRITABLE] + [job_dir] * warm:
-            os.chown(path, *owner)
+        os.chown(job_dir / "tmp", *owner)
+        for path, mode in ((job_dir / "out", 0o775), *(((job_dir, 0o1775),) if warm else ())):
+            os.chown(path, -1, owner[1])
+            path.chmod(mode)

@@ -1,4 +1,6 @@
-"""Jobs as plain child processes: the same image folders where there is no container engine. It isolates nothing.
+"""Jobs as plain child processes: the same image folders where there is no container engine.
+
+Where the runner is root a job runs as another user, and that is all that is between it and the machine.
 
 A shim beside each job (shim.py) keeps its output and exit code in a state folder (records.py), so that the job
 survives the runner and is adopted by the next one.
@@ -11,25 +13,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import structlog
 
 from runner.engines import shim
 from runner.engines.cut import whole
 from runner.engines.folders import prepare
+from runner.engines.jobuser import JobUser, own_name
 from runner.engines.port import (
     JOB_ENV,
+    WARM_ENV,
     Chunk,
     EngineError,
     EngineGone,
     EngineInfo,
     Exit,
     Found,
+    Identity,
     Mark,
     NoSuchContainer,
     Spec,
@@ -43,20 +49,30 @@ POLL_S = 0.02
 HANG_S = 10.0  # how long a KILL may take
 STARTS = 4  # at once
 GONE = ".gone-"  # of the name of a state folder that is being removed
-NOTES = (
-    "isolates nothing: jobs run as this user, with its files and network; run only images you trust",
-    "memory is watched, not fenced; CPUs, processes and disk are not limited",
+_NOBODYS = Identity(installation="", host="")
+LIMITS_NOTE = "memory is watched, not fenced; CPUs, processes and disk are not limited"
+WAYS_OUT = (
+    "let that user enter it, keep Python and the images where it may, "
+    'or set [process] user = "" to run jobs as the runner\'s own user, who sees all that it sees'
 )
 
 
+class CannotRunJobs(Exception):
+    """Jobs cannot run as the user that they should: the message says why and what to do."""
+
+
 class ProcessEngine:
-    """Runs image folders; keeps its records in `state`. `jobkit` is the folder that holds the package of that name."""
+    """Runs image folders; keeps its records in `state`. `jobkit` is the folder that holds the package of that name.
+
+    `user`: whom jobs run as, None for the runner's own user.
+    """
 
     name = "process"
 
-    def __init__(self, state: Path, jobkit: Path) -> None:
+    def __init__(self, state: Path, jobkit: Path, user: JobUser | None = None) -> None:
         self._state = state
         self._jobkit = jobkit
+        self._user = user
         self._pool = ThreadPoolExecutor(STARTS, thread_name_prefix="start")
 
     async def __aenter__(self) -> Self:
@@ -82,20 +98,51 @@ class ProcessEngine:
             raise StartFailed("engine_error", said)
         return folder.name
 
+    def try_out(self, jobs: Path, images: Iterable[Path]) -> None:
+        """Start Python once as jobs will, with a way to all `images` and to a folder made in `jobs`. Blocking.
+
+        Raises CannotRunJobs, OSError.
+        """
+        if self._user is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="try-", dir=jobs) as made:
+            job_dir = Path(made)
+            prepare(job_dir, (self._user.uid, self._user.gid), warm=False)
+            code = f"import json, zlib; open({str(job_dir / 'out' / 'tried')!r}, 'w').close()"
+            command, env = (sys.executable, "-c", code), {"PYTHONPATH": str(self._jobkit)}
+            places = self._places([str(image) for image in images], job_dir)
+            tried = Kept(_NOBODYS, command, str(job_dir), env, 0, self._user, places)
+            said = _shim(shim.TRY, msgspec.json.encode(tried).decode())
+        if said.returncode:
+            lines = said.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {said.returncode}"]
+            raise CannotRunJobs(f"jobs cannot run as {self._user.name}: {lines[-1]}: {WAYS_OUT}")
+
+    def _places(self, images: Iterable[str], job_dir: Path) -> tuple[tuple[str, bool], ...]:
+        """What a job has to reach, its own folder last."""
+        read = dict.fromkeys((sys.base_prefix, sys.prefix, str(self._jobkit), *images))
+        return (*((path, False) for path in read), (str(job_dir), True))
+
     def _create(self, spec: Spec) -> Path:
-        prepare(spec.job_dir, (os.geteuid(), os.getegid()), warm=True)
+        owner = (self._user.uid, self._user.gid) if self._user else (os.geteuid(), os.getegid())
+        prepare(spec.job_dir, owner, warm=spec.env.get(WARM_ENV) == "1")
         self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.identity.job or 'warm'}-", dir=self._state))
+        command, places = spec.instead or spec.command, self._places([spec.folder], spec.job_dir)
         Records(folder).keep(
-            Kept(spec.identity, spec.instead or spec.command, spec.folder, self._env(spec), spec.limits.memory_mb),
+            Kept(spec.identity, command, spec.folder, self._env(spec), spec.limits.memory_mb, self._user, places)
         )
         return folder
 
+    @staticmethod
+    def _path() -> str:
+        """The runner's own Python comes first, with the packages beside it."""
+        return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
     def _env(self, spec: Spec) -> dict[str, str]:
-        """Little of ours: no keys, no proxies. The runner's own Python comes first, with the packages beside it."""
+        """Little of ours: no keys, no proxies."""
         scratch = str(spec.job_dir / "tmp")
         ours = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": self._path(),
             "LANG": "C.UTF-8",
             "HOME": scratch,
             "TMPDIR": scratch,
@@ -188,7 +235,17 @@ class ProcessEngine:
     async def probe(self) -> EngineInfo:
         if not await asyncio.to_thread(Path(f"/proc/self/task/{os.getpid()}/children").exists):
             raise EngineGone("the process engine needs Linux with /proc: use Docker here")
-        return EngineInfo(self.name, platform.python_version(), isolated=False, notes=NOTES)
+        return EngineInfo(self.name, platform.python_version(), isolated=False, notes=(self._note(), LIMITS_NOTE))
+
+    def _note(self) -> str:
+        who = f"the user {self._user.name}" if self._user else f"{own_name()}, the runner's own user"
+        return f"no containers: jobs run as {who}, with its files and the network; run only images you trust"
+
+
+def _shim(*words: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run it; it inherits nothing of our environment."""
+    argv = [sys.executable, "-I", "-S", shim.__file__, *words]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, env={})
 
 
 def _forget(folder: Path) -> None:
@@ -208,8 +265,7 @@ def _remove(folder: Path) -> None:
 
 def _launch(folder: Path) -> str:
     """Start shim and job; empty, or why it does not run."""
-    shim_command = [sys.executable, "-I", "-S", shim.__file__, str(folder)]
-    said = subprocess.run(shim_command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    said = _shim(str(folder))
     if said.stdout.startswith(b"running"):
         return ""
     return said.stderr.decode(errors="replace").strip() or "the shim did not start"

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from runner.engines.jobuser import JobUser
 from runner.engines.port import Exit, Found, Identity, NoSuchContainer, State
 from runner.engines.shim import boot, started_at
 from schemas.container import MAX_LINE, Stream
@@ -26,13 +27,18 @@ KILLED = 137
 
 
 class Kept(Struct, frozen=True):
-    """spec.json: what the shim runs, and for whom."""
+    """spec.json: what the shim runs, and for whom. `user`: whom it becomes for that, None for the runner's own.
+
+    `places` are the folders that this user has to reach, and whether it may write there.
+    """
 
     identity: Identity
     command: tuple[str, ...]
     folder: str
     env: dict[str, str]
     memory_mb: int
+    user: JobUser | None = None
+    places: tuple[tuple[str, bool], ...] = ()
 
 
 class Running(Struct, frozen=True):

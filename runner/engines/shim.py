@@ -1,14 +1,18 @@
 """Stands beside one job of the process engine: outlives the runner, keeps the exit code, ends the job's whole family.
 
-Run as a script with the state folder as its argument; standard library only, so that it starts in milliseconds.
+Run as a script with the state folder as its argument; standard library only, so that it starts in milliseconds. With
+TRY and a spec as JSON it runs that program once, to see whether it can.
 It answers on stdout with one line once the job runs, or on stderr with why it does not, and then goes on by itself.
 
 It is the reaper of everything the job starts (PR_SET_CHILD_SUBREAPER), so nothing escapes it by forking away.
 SIGTERM to the shim means: kill them all now. The asking nicely before that is the engine's.
+
+Where jobs run as another user, the shim stays the runner's and only the job becomes that user (`become`).
 """
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -17,13 +21,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_NO_NEW_PRIVS = 38
+CLONE_NEWNS = 0x00020000  # linux/sched.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32  # linux/mount.h
+MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19
+LIBC = ctypes.CDLL(None, use_errno=True)
+MOST_LINKS = 40  # on the way to one folder, as the kernel has it
 POLL_S = 0.05  # memory is looked at this often: a fast job may overshoot its limit for so long
 PAGE = os.sysconf("SC_PAGE_SIZE")
 OOM_SCORE = 500  # as the Docker engine's
+TRY = "--try"
 
 
 def started_at(pid: int) -> int:
@@ -103,6 +115,134 @@ def reap_adopted(job: int) -> None:
             os.waitpid(ended.si_pid, 0)
 
 
+class Way:
+    """The way to a folder, one step at a time, links followed: the folders passed, the links met, where it ends."""
+
+    def __init__(self, path: str) -> None:
+        self.folders, self.links, self.end = [Path("/")], dict[Path, str](), Path("/")
+        left = _parts(path)
+        while left:
+            part = left.pop()
+            step = self.end.parent if part == ".." else self.end / part
+            if step.is_symlink() and len(self.links) < MOST_LINKS:
+                self.links[step] = os.readlink(step)  # noqa: PTH115 - as text
+                left += _parts(self.links[step])
+                self.end = Path("/") if self.links[step].startswith("/") else self.end
+            else:
+                self.end = step
+                self.folders.append(step)
+
+    def barrier(self) -> "Path | None":
+        """The first folder on it that the effective user may not enter."""
+        return next((folder for folder in self.folders if not os.access(folder, os.X_OK, effective_ids=True)), None)
+
+
+def _parts(path: str) -> "list[str]":
+    return [part for part in reversed(path.split("/")) if part not in {"", "."}]
+
+
+def become(user: "dict[str, Any]", places: "list[tuple[str, bool]]") -> None:
+    """Be `user` for ever, with a way to each folder of `places` (path, whether it may be written). OSError if not.
+
+    A folder that lies behind one which the user may not enter (a checkout or a Python below a private home, say) is
+    shown in a mount namespace of this process alone: there the private folder is empty but for the ways to `places`.
+    """
+    os.setgroups(user["groups"])
+    ways = {path: Way(path) for path, _ in places}
+    with _as(user):
+        barriers = {path: way.barrier() for path, way in ways.items()}
+    hidden = [(ways[path], writable) for path, writable in places if barriers[path] is not None]
+    if hidden:
+        above = {barrier for barrier in barriers.values() if barrier is not None}
+        try:
+            _show(hidden, above)
+        except OSError as error:
+            raise OSError(error.errno, f"{_closed(min(above), user)}, and {error.strerror}") from error
+    with _as(user):
+        for path, _ in places:
+            if (barrier := ways[path].barrier()) is not None or not os.access(path, os.R_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, _closed(barrier or Path(path), user))
+    os.setresgid(user["gid"], user["gid"], user["gid"])
+    os.setresuid(user["uid"], user["uid"], user["uid"])
+    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no setuid program gives anything back
+
+
+@contextlib.contextmanager
+def _as(user: "dict[str, Any]") -> "Iterator[None]":
+    """Be judged as `user`; what root may do is there again afterwards."""
+    gid = os.getegid()
+    os.setegid(user["gid"])
+    os.seteuid(user["uid"])
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+
+
+def _closed(folder: Path, user: "dict[str, Any]") -> str:
+    found = folder.stat()
+    return f"{user['name']} may not enter {folder} (mode {found.st_mode & 0o7777:04o}, owner {found.st_uid})"
+
+
+def _show(ways: "list[tuple[Way, bool]]", barriers: "set[Path]") -> None:
+    """Put an empty folder over each barrier, and in it what leads to the ends of `ways`."""
+    if LIBC.unshare(CLONE_NEWNS):
+        why = os.strerror(ctypes.get_errno())
+        raise OSError(ctypes.get_errno(), f"no mount namespace can be made here to show what is behind it ({why})")
+    umask = os.umask(0o022)
+    _mount(None, Path("/"), None, MS_REC | MS_SLAVE)
+    sources = [(way, writable, os.open(way.end, os.O_PATH | os.O_DIRECTORY)) for way, writable in ways]
+    for barrier in barriers:
+        _mount("lamplighter", barrier, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+    for way, writable, source in sorted(sources, key=lambda one: len(one[0].folders)):  # a folder before its parts
+        way.end.mkdir(parents=True, exist_ok=True)
+        _mount(f"/proc/self/fd/{source}", way.end, None, MS_BIND | MS_REC)
+        if not writable:
+            _mount(None, way.end, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
+        os.close(source)
+    for link, target in ((link, target) for way, _, _ in sources for link, target in way.links.items()):
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
+    os.umask(umask)
+
+
+def _mount(source: "str | None", target: Path, kind: "str | None", flags: int, options: "str | None" = None) -> None:
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    if LIBC.mount(*texts[:3], ctypes.c_ulong(flags), texts[3]):
+        raise OSError(ctypes.get_errno(), f"{target} cannot be mounted ({os.strerror(ctypes.get_errno())})")
+
+
+def started(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[bytes]":
+    """Start the program of `spec` in a session of its own, as its user. OSError if it cannot be."""
+    told, tell = os.pipe()  # why the child could not become what it should: Popen itself would not say
+
+    def enter() -> None:
+        try:
+            if spec.get("user"):
+                become(spec["user"], spec["places"])
+            os.chdir(spec["folder"])
+        except OSError as error:
+            os.write(tell, str(error if error.filename else error.strerror).encode())
+            raise
+
+    try:
+        return subprocess.Popen(
+            spec["command"],
+            env=spec["env"],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=enter,  # noqa: PLW1509 - no threads here
+            **streams,
+        )
+    except subprocess.SubprocessError as error:
+        raise OSError(os.read(told, 4096).decode()) from error
+    finally:
+        os.close(told)
+        os.close(tell)
+
+
 class Shim:
     """One job's watch, from start to exit code."""
 
@@ -117,15 +257,10 @@ class Shim:
     def start(self) -> "subprocess.Popen[bytes]":
         """The job, in a session of its own. OSError if it cannot be."""
         with (self.state / "stdout").open("ab") as out, (self.state / "stderr").open("ab") as err:
-            job = subprocess.Popen(
-                self.spec["command"],
-                cwd=self.spec["folder"],
-                env=self.spec["env"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+            if user := self.spec.get("user"):  # so that a program may open /dev/stderr
+                os.fchown(out.fileno(), user["uid"], user["gid"])
+                os.fchown(err.fileno(), user["uid"], user["gid"])
+            job = started(self.spec, stdout=out, stderr=err)
         me = [os.getpid(), started_at(os.getpid())]
         write(
             self.state / "running.json",
@@ -147,6 +282,8 @@ class Shim:
             if self.stopping:
                 self.end_family()
         self.end_family()
+        if self.spec.get("user"):  # another job of that user must not change what is collected now
+            (Path(self.spec["places"][-1][0]) / "out").chmod(0o700)
         code = job.returncode if job.returncode >= 0 else 128 - job.returncode
         write(
             self.state / "exit.json",
@@ -171,15 +308,25 @@ class Shim:
             time.sleep(0.005)
 
 
+def attempt(spec: "dict[str, Any]") -> NoReturn:
+    """Run the program of `spec` and exit as it does; on stderr why it cannot be."""
+    try:
+        sys.exit(started(spec).wait())
+    except OSError as error:
+        sys.exit(str(error))
+
+
 def main() -> NoReturn:
     """Start the job, detach from the runner, watch."""
+    if sys.argv[1] == TRY:
+        attempt(json.loads(sys.argv[2]))
     state = Path(sys.argv[1])
     if os.fork():
         # The runner waits for the pipe of this process, not for it: stdout closes once the job runs or cannot.
         os._exit(0)
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     shim = Shim(state)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: setattr(shim, "stopping", True))

@@ -49,11 +49,12 @@ class OwnEngine:
         """SIGKILL of the daemon, as a crash would."""
         os.kill(int((self._folder / "dockerd.pid").read_text()), signal.SIGKILL)
 
-    def load(self) -> None:
-        """The tests' image, made on the engine that has echo's, and brought here."""
+    def load(self, image: str) -> None:
+        """An image of the engine that has echo's: the tests' own is made there first."""
         giver = os.environ.get("DOCKER_HOST") or SOCKET
-        build(giver, IMAGE, str(STAMPED))
-        with subprocess.Popen(["docker", "--host", giver, "save", IMAGE], stdout=subprocess.PIPE) as saved:
+        if image == IMAGE:
+            build(giver, IMAGE, str(STAMPED))
+        with subprocess.Popen(["docker", "--host", giver, "save", image], stdout=subprocess.PIPE) as saved:
             subprocess.run(
                 ["docker", "--host", self.url, "load", "--quiet"], stdin=saved.stdout, capture_output=True, check=True
             )
@@ -64,13 +65,13 @@ class OwnEngine:
 
 
 @contextmanager
-def own_engine(*, live_restore: bool) -> Iterator[OwnEngine]:
-    """An engine with the images; everything of it is gone afterwards. Its path must be short: a socket lies there."""
+def own_engine(*, live_restore: bool, image: str = IMAGE) -> Iterator[OwnEngine]:
+    """An engine with the image; everything of it is gone afterwards. Its path must be short: a socket lies there."""
     folder = Path(mkdtemp(prefix="chaos-"))
     engine = OwnEngine(folder, live_restore=live_restore)
     try:
         engine.call("start")
-        engine.load()
+        engine.load(image)
         yield engine
     finally:
         engine.call("stop")

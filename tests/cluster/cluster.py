@@ -16,6 +16,7 @@ from lamplighter import AsyncClient
 from runner.engines.port import Found
 from runner.engines.process import ProcessEngine
 from schemas.access import CLIENT_SCOPES, Scope
+from tests import job_user
 from tests.chaos.client import Client
 from tests.chaos.evidence import Evidence, Revision
 from tests.chaos.faults import FOLDER_ENV
@@ -84,6 +85,7 @@ class Cluster:
             "LAMPLIGHTER_SLOTS": str(SLOTS),
             "LAMPLIGHTER_GPU__WATCH": "0",
             "LAMPLIGHTER_WARM__ON": "0",
+            **job_user.settings(),
         }
         self.runners[host] = await self._start("runner", host, environ, machine)
 

@@ -27,6 +27,7 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import Engine, Found
 from runner.engines.process import ProcessEngine
 from schemas.access import CLIENT_SCOPES, Scope
+from tests import job_user
 from tests.bytecode import COMPILED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +208,7 @@ class Installation:
             "LAMPLIGHTER_WARM__ON": "0",  # what waits for a job would stand among what a job left behind
             "LAMPLIGHTER_LOG_LEVEL": "debug",
             "LAMPLIGHTER_GRACE_S": "2",
+            **job_user.settings(),
         } | more
         if self.docker_url:
             environ["LAMPLIGHTER_DOCKER_SOCKET"] = self.docker_url

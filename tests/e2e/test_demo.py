@@ -23,7 +23,7 @@ def test_the_demo_writes_a_talking_video_without_a_docker_engine(tmp_path: Path)
         argv, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | {"TERM": "dumb"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "isolates nothing" in done.stdout
+    assert "not in a container" in done.stdout
     assert f"the talking video is {result}" in done.stdout
     with av.open(str(result)) as video:
         assert video.duration is not None

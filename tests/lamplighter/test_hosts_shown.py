@@ -51,6 +51,44 @@ def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
     assert "cards of gpu-1" not in found()
 
 
+@pytest.mark.parametrize(
+    ("host", "shown", "words", "verdict", "found_as"),
+    [
+        ({}, "-", None, None, None),
+        ({"engine": "docker"}, "docker", "gpu-1 runs jobs in containers, by docker", Verdict.OK, "jobs run by docker"),
+        (
+            {"engine": "docker", "engine_away": "no socket"},
+            "docker, away",
+            "gpu-1 starts no jobs until docker answers there (no socket): start it",
+            Verdict.FAIL,
+            "docker does not answer, its jobs wait: no socket",
+        ),
+        (
+            {"engine": "process", "run_as": "nobody"},
+            "process as nobody",
+            "gpu-1 runs jobs as plain processes of the user nobody, not in containers",
+            Verdict.WARN,
+            "jobs run as plain processes of nobody, not in containers",
+        ),
+        ({"engine": "process"}, "process", "plain processes of the runner's user", Verdict.WARN, "the runner's user"),
+    ],
+)
+def test_what_runs_jobs_is_told_by_hosts_up_and_doctor(
+    host: dict[str, str], shown: str, words: str | None, verdict: Verdict | None, found_as: str | None
+):
+    view = msgspec.to_builtins(HostView(id="gpu-1", state="online", **host))
+    assert show.engine(view) == shown
+    assert words is None or words in show.engine_in_words(view)
+    finding = found(**host).get("engine of gpu-1")
+    assert (finding and finding.verdict) == verdict
+    assert finding is None or found_as in finding.what
+
+
+def test_doctor_tells_of_an_engine_that_is_away_once():
+    rows = found(engine="docker", engine_away="no socket", cannot={"echo": "engine_away", "heygem": "engine_away"})
+    assert [name for name, row in rows.items() if row.verdict is not Verdict.OK] == ["engine of gpu-1"]
+
+
 def test_doctor_tells_which_endpoint_cannot_start_and_how_to_mend_it():
     seen = found(cannot={"echo": "image_missing"})["echo on gpu-1"]
     assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.mend) == (Verdict.WARN, True, True)
@@ -62,3 +100,4 @@ def test_the_word_of_an_older_runner_is_still_understood():
     said += b',"warm":[{"endpoint":"echo","ready":1,"loading":0}]}'
     older = msgspec.json.decode(said, type=Presence)
     assert (older.injection, older.warm) == (None, (Warm("echo", 1, 0),))
+    assert (older.engine_away, older.run_as) == (None, None)

@@ -33,7 +33,7 @@ def start(verb: str, folder: Path, **settings: str) -> subprocess.CompletedProce
         ("edge", {"DATA": "/proc/nowhere/data"}, 2, "/proc/nowhere/data"),
         ("edge", {"BIND": "192.0.2.1", "PORT": "0"}, 2, "192.0.2.1"),
         ("edge", {"PORT": "0", "BROKER__URL": "nats://127.0.0.1:1"}, 3, "nats://127.0.0.1:1"),
-        ("runner", {"ENGINE": "docker", "DOCKER_SOCKET": "/nowhere.sock"}, 2, "/nowhere.sock"),
+        ("runner", {"ENGINE": "process", "PROCESS__USER": "no-such-user"}, 2, "no user no-such-user on this machine"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, verb: str, settings: dict[str, str], code: int, said: str) -> None:
@@ -42,6 +42,16 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, verb: str, settings: dict[str
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert last.startswith("lamplighter: ")
     assert said in last
+
+
+def test_a_decision_on_the_engine_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """It is not made again: that might be another one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "engine.json").write_text("{")
+    done = start("runner", tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "engine.json, which says what runs this host's jobs, cannot be read" in done.stderr.strip().splitlines()[-1]
+    assert (tmp_path / "data" / "engine.json").read_text() == "{"
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

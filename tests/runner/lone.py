@@ -21,6 +21,7 @@ from schemas.feed import Note, ProgressNote
 from schemas.job import Job, JobKey, Policy
 from schemas.lifecycle import step
 from schemas.words import FINAL, Status
+from tests import job_user
 from tests.broker import Broker, broker, until
 from tests.edge.store.served import served
 from tests.runner.asset_server import KEY, AssetServer
@@ -50,6 +51,7 @@ class Installation:
             "LAMPLIGHTER_GPU__WATCH": "0",
             "LAMPLIGHTER_GRACE_S": "0.2",
             "LAMPLIGHTER_WARM__ON": "0",
+            **job_user.settings(),
             **{f"LAMPLIGHTER_PACE__{name}": value for name, value in QUICK.items()},
         }
 

@@ -46,6 +46,7 @@ QUICK = Pace(
     ahead_s=0.02,
     disk_s=0.02,
     disk_walk_s=0.05,
+    engine_s=0.05,
 )
 SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
 
@@ -146,6 +147,7 @@ class World:
         self.pace = QUICK
         self.slots = 1
         self.disk_mb = 0
+        self.engine_gone = False  # when a life begins
         self.leave = True
         self.grace_s = 0.05
         self.poweroff: tuple[str, ...] = ()
@@ -157,11 +159,15 @@ class World:
 
     @asynccontextmanager
     async def life(self, incarnation: str = "i1", host: str = "gpu-1") -> AsyncIterator["Running"]:
-        """A runner that claims and runs; leaving kills it, as kill -9 would, unless it was drained before."""
+        """A runner that claims and runs; leaving kills it, as kill -9 would, unless it was drained before.
+
+        Where its engine is gone it does not come so far: `ready` is not waited for then.
+        """
         bus = self.broker.connect()
         jobs = self.folder / host
         jobs.mkdir(exist_ok=True)
         async with MemoryEngine(self.programs, self.now, self.boxes) as engine:
+            engine.gone = self.engine_gone
             life = Life(
                 installation="test",
                 host=host,
@@ -180,7 +186,8 @@ class World:
             async with anyio.create_task_group() as tasks:
                 running = Running(self, life, bus, engine, self._means())
                 tasks.start_soon(running.serve)
-                await within(running.ready.wait)
+                if not self.engine_gone:
+                    await within(running.ready.wait)
                 yield running
                 tasks.cancel_scope.cancel()
 

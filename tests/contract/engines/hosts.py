@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.jobuser import JobUser
 from runner.engines.memory import MemoryEngine
 from runner.engines.port import Chunk, Engine, Identity, Limits, Mark, Spec
 from runner.engines.process import ProcessEngine
@@ -20,6 +21,7 @@ from runner.engines.sandbox import container_config
 from schemas.container import JobFile, JobTimeouts
 from tests.contract.engines.programs import COMMANDS, PLAYED
 from tests.engine_host import ROOT, docker
+from tests.job_user import nobody
 
 IMAGES = ROOT / "images"
 INSTALLATION = "contract"
@@ -37,6 +39,7 @@ class Host:
     images: dict[str, str]
     create: Callable[[Spec], Awaitable[str]]  # what a crash between create and start leaves
     another: Callable[[], AbstractAsyncContextManager[Engine]]  # the engine of the runner's next life
+    kind: str = ""  # which of the suite's engines it is
 
     def spec(self, image: str = "echo", job: str = "j", **changes: Any) -> Spec:
         """A job of `image` in a folder of its own."""
@@ -88,8 +91,13 @@ async def memory_host(root: Path, name: str) -> AsyncIterator[Host]:
         )
 
 
+def nobody_host(root: Path, name: str) -> AbstractAsyncContextManager[Host]:
+    """The process engine of a runner that is root."""
+    return process_host(root, name, nobody())
+
+
 @asynccontextmanager
-async def process_host(root: Path, name: str) -> AsyncIterator[Host]:
+async def process_host(root: Path, name: str, user: JobUser | None = None) -> AsyncIterator[Host]:
     async def create(spec: Spec) -> str:
         (root / "state" / "half").mkdir(parents=True)
         kept = Kept(spec.identity, spec.command, spec.folder, {}, 1)
@@ -97,10 +105,10 @@ async def process_host(root: Path, name: str) -> AsyncIterator[Host]:
         return "half"
 
     def another() -> ProcessEngine:
-        return ProcessEngine(root / "state", IMAGES / "jobkit")
+        return ProcessEngine(root / "state", IMAGES / "jobkit", user)
 
     async with another() as engine:
-        yield Host(engine, root, name, {}, create, another)
+        yield Host(engine, root, name, {}, create, another, "nobody" if user else "process")
 
 
 @asynccontextmanager
@@ -114,7 +122,7 @@ async def docker_host(root: Path, name: str, url: str, images: dict[str, str]) -
         return DockerEngine(DockerSettings(base_url=url))
 
     async with another() as engine:
-        yield Host(engine, root, name, images, create, another)
+        yield Host(engine, root, name, images, create, another, "docker")
 
 
 def text(chunks: list[Chunk], stream: str = "stdout") -> bytes:

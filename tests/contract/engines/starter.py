@@ -9,14 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-from tests.contract.engines.hosts import docker_host, process_host
+from tests.contract.engines.hosts import docker_host, nobody_host, process_host
 from tests.engine_host import ECHO
 
 
 async def main(engine: str, name: str, root: Path, given: str) -> None:
     """Never returns by itself while the job runs."""
     url = os.environ.get("DOCKER_HOST", "")
-    made = docker_host(root, name, url, {"echo": ECHO}) if engine == "docker" else process_host(root, name)
+    makers = {"process": process_host, "nobody": nobody_host}
+    made = docker_host(root, name, url, {"echo": ECHO}) if engine == "docker" else makers[engine](root, name)
     async with made as host:
         handle = await host.echo(**json.loads(given))
         async for chunk in host.engine.output(handle, None):

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.parametrize("host", ENGINES[
 async def killed_after_three_steps(host: Host, url: str, **given: Any) -> tuple[str, Mark]:
     """Start in a process of its own, kill -9 that; the handle, and the mark that it had come to."""
     runner = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.contract.engines.starter", host.engine.name, host.host, str(host.root),
+        sys.executable, "-m", "tests.contract.engines.starter", host.kind, host.host, str(host.root),
         json.dumps(given), cwd=ROOT, env={**os.environ, "DOCKER_HOST": url}, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert runner.stdout is not None

@@ -1,5 +1,6 @@
 """What only the process engine can get wrong: families that run away, a shim that is killed, a reused pid."""
 
+import ast
 import asyncio
 import itertools
 import json
@@ -17,10 +18,12 @@ from runner.engines import shim
 from runner.engines.port import Exit
 from runner.engines.process import ProcessEngine
 from runner.engines.records import Records, Running
-from tests.contract.engines.conftest import ENGINES
+from tests.contract.engines.conftest import PROCESSES
 from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, text
+from tests.job_user import nobody
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.parametrize("host", ENGINES[1:2], indirect=True)]
+pytestmark = pytest.mark.timeout(60)
+either = pytest.mark.parametrize("host", PROCESSES, indirect=True)
 
 # A grandchild that left session and parent behind, as daemons do.
 RUNAWAY = """
@@ -56,6 +59,86 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+as_nobody = pytest.mark.parametrize("host", ["nobody"], indirect=True)
+LOOKS = """
+import json, os, sys
+from pathlib import Path
+
+def tried(what):
+    try:
+        return what() or "done"
+    except OSError as error:
+        return type(error).__name__
+
+job, secret, parent = Path(os.environ["LAMPLIGHTER_JOB"]), Path(sys.argv[1]), os.getppid()
+print(json.dumps({
+    "ids": [os.getuid(), os.getgid(), os.getgroups()],
+    "no_new_privs": "NoNewPrivs:\\t1" in Path("/proc/self/status").read_text(),
+    "no_capabilities": "CapPrm:\\t0000000000000000" in Path("/proc/self/status").read_text(),
+    "secret": tried(secret.read_text),
+    "records": tried(lambda: os.listdir(secret.parent / "state")),
+    "environ": tried(Path(f"/proc/{parent}/environ").read_text),
+    "kill": tried(lambda: os.kill(parent, 0)),
+    "image": tried(lambda: Path("planted").touch()),
+    "given": tried(lambda: (job / "in" / "planted").touch()),
+    "swap_in": tried(lambda: (job / "in").rename(job / "other")),
+    "swap_out": tried(lambda: (job / "out").rename(job / "other")),
+    "job": tried(lambda: (job / "job.json").unlink()),
+    "out": tried(lambda: (job / "out" / "mine").touch()),
+    "home": tried(lambda: (Path.home() / "mine").touch()),
+    "stderr": tried(lambda: Path("/dev/stderr").open("a").close()),
+}))
+"""
+
+
+@as_nobody
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_job_of_another_user_reaches_its_own_folder_and_nothing_of_ours(host: Host, warm: bool) -> None:
+    secret = host.root / "secret"
+    secret.write_text("a key")
+    secret.chmod(0o600)
+    env = {"LAMPLIGHTER_WARM": "1"} if warm else {}
+    spec = host.spec(command=(sys.executable, "-c", LOOKS, str(secret)), env=env)
+    handle = await host.start(spec, {})
+    seen = json.loads(text(await host.read(handle)))
+    user = nobody()
+    assert seen == {
+        "ids": [user.uid, user.gid, list(user.groups)],
+        "no_new_privs": True,
+        "no_capabilities": True,
+        "out": "done",
+        "home": "done",
+        "stderr": "done",
+        "swap_in": "PermissionError",
+        "swap_out": "PermissionError",
+        "job": "PermissionError",
+        "given": "PermissionError",
+        "image": seen["image"],
+        "secret": seen["secret"],
+        "records": seen["records"],
+        "environ": "PermissionError",
+        "kill": "PermissionError",
+    }
+    assert seen["image"] in {"PermissionError", "OSError"}  # OSError: it is shown read-only
+    assert {seen["secret"], seen["records"]} <= {"PermissionError", "FileNotFoundError"}  # not found: it is not shown
+    assert (spec.job_dir / "out").stat().st_mode & 0o777 == 0o700  # nobody changes what is collected now
+    await host.engine.remove(handle)
+
+
+@as_nobody
+async def test_what_lies_behind_a_private_folder_is_shown_and_nothing_else_there(host: Host) -> None:
+    private = host.root / "home"
+    (private / "images" / "mine").mkdir(parents=True)
+    (private / "images" / "mine" / "main.py").write_text("import os; print(os.listdir(os.environ['ABOVE']))")
+    (private / "link").symlink_to("images")
+    (private / "key").write_text("secret")
+    private.chmod(0o700)
+    spec = host.spec(folder=str(private / "link" / "mine"), env={"ABOVE": str(private)})
+    said = text(await host.read(await host.start(spec)))
+    assert sorted(ast.literal_eval(said.decode())) == ["images", "link"]
+
+
+@either
 @pytest.mark.parametrize("seconds", ["600", "0"])
 async def test_nothing_of_a_job_outlives_it(host: Host, seconds: str) -> None:
     handle = await host.start(host.spec(command=(sys.executable, "-c", RUNAWAY, seconds)))
@@ -66,6 +149,7 @@ async def test_nothing_of_a_job_outlives_it(host: Host, seconds: str) -> None:
     assert shim.started_at(runaway) == 0
 
 
+@either
 async def test_memory_that_forks_share_is_counted_once(host: Host) -> None:
     handle = await host.start(host.spec(command=(sys.executable, "-c", SHARING)))
     assert await host.engine.wait(handle) == Exit(0, False, *times(host, handle))
@@ -81,6 +165,7 @@ def records(host: Host, handle: str) -> Records:
     return Records(host.root / "state" / handle)
 
 
+@either
 async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: Host) -> None:
     handle = await host.start(host.spec("plain"))
     running = records(host, handle).running()
@@ -92,6 +177,7 @@ async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: Host) -> None:
     assert await host.engine.wait(handle) == Exit(137)
 
 
+@either
 async def test_a_pid_of_another_boot_is_no_job_of_ours(host: Host) -> None:
     handle = await host.start(host.spec(), {"behave": "exit"})
     await host.engine.wait(handle)
@@ -104,6 +190,7 @@ async def test_a_pid_of_another_boot_is_no_job_of_ours(host: Host) -> None:
         assert (await host.engine.wait(handle)).code == code
 
 
+@either
 async def test_a_job_sees_little_of_ours(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMPLIGHTER_KEY", "secret")
     code = "import os, json; print(json.dumps(dict(os.environ)))"
@@ -117,12 +204,14 @@ async def test_a_job_sees_little_of_ours(host: Host, monkeypatch: pytest.MonkeyP
     assert Path(env["PATH"].split(":")[0]) == Path(sys.executable).parent
 
 
+@either
 async def test_half_written_records_are_passed_over(host: Host) -> None:
     (host.root / "state" / "broken").mkdir(parents=True)
     (host.root / "state" / "broken" / "spec.json").write_text("{")
     assert await host.engine.find(INSTALLATION, host.host) == []
 
 
+@either
 async def test_the_pid_of_a_handle_is_an_ancestor_of_all_that_the_job_runs(host: Host) -> None:
     """By it a card's processes are known as ours."""
     engine = host.engine

@@ -25,6 +25,7 @@ from schemas.host import Presence
 from schemas.power import PowerRecord
 from schemas.view import JobView
 from schemas.words import ACTIVE, WAITING
+from tests import job_user
 from tests.e2e.conftest import Lit
 from tests.e2e.installation import COMPILED, IMAGES, ROOT, Installation, Process, ready, until
 from tests.e2e.network import EDGE, Network
@@ -180,6 +181,7 @@ class Street(Installation):
                 "LAMPLIGHTER_GRACE_S": "2",
                 "LAMPLIGHTER_PACE__PRESENCE_S": "0.5",
                 "LAMPLIGHTER_LOG_FORMAT": "json",
+                **job_user.settings(),
             }
             argv = (*self.net.at_host, sys.executable, "-m", BRISK, "runner", "--join", token)
             box.build(Plan(argv, environ, str(ROOT)))

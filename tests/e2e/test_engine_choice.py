@@ -1,0 +1,141 @@
+"""Whether Docker answers when a runner starts decides nothing: a real runner waits for it, and never takes another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamplighter import AsyncClient
+from schemas.view import JobView
+from schemas.words import Status
+from tests.chaos.engines import OwnEngine, cannot, own_engine
+from tests.e2e.conftest import lighted
+from tests.e2e.installation import ROOT, until
+from tests.engine_host import ECHO
+
+LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
+
+
+@pytest.fixture(scope="module")
+def own(echo_image: str) -> Iterator[OwnEngine]:
+    """An engine that has echo's image, and can be stopped."""
+    if why := cannot():
+        pytest.skip(why)
+    with own_engine(live_restore=True, image=ECHO) as engine:
+        yield engine
+
+
+async def host(client: AsyncClient) -> dict[str, Any] | None:
+    hosts = (await client._http.get("/v1/hosts")).json()["hosts"]
+    return next((one for one in hosts if one["state"] == "online"), None)
+
+
+async def told(client: AsyncClient, *, away: bool) -> dict[str, Any]:
+    """The host once it says that its engine is away, or there."""
+
+    async def says() -> dict[str, Any] | None:
+        found = await host(client)
+        return found if found and (found["engine_away"] is not None) == away else None
+
+    found: dict[str, Any] = await until(says, within_s=40)
+    return found
+
+
+async def waits_for(client: AsyncClient, job_id: str, reason: str) -> JobView:
+    async def waiting() -> JobView | None:
+        job = await client.job(job_id)
+        return job if job.reason == reason else None
+
+    job: JobView = await until(waiting, within_s=40)
+    return job
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("asked", ["auto", "docker"])
+async def test_a_runner_that_starts_before_docker_waits_for_it(tmp_path: Path, own: OwnEngine, asked: str) -> None:
+    own.call("stop")
+    async with lighted(tmp_path, asked, None) as lit:
+        lit.installation.docker_url = own.url
+        await lit.installation.start_runner(LAMPLIGHTER_ENGINE=asked, LAMPLIGHTER_DOCKER_SOCKET=own.url)
+        seen = await told(lit.admin, away=True)
+        assert (seen["engine"], set(seen["cannot"].values())) == ("docker", {"engine_away"})
+        job = await lit.ann.submit("echo", text="patience")
+        await waits_for(lit.ann, job.id, "engine_away")
+        own.call("start")
+        done = await lit.ann.wait(job.id)
+        assert (done.status, done.engine, done.attempt) == (Status.SUCCEEDED, "docker", 1)
+        assert (await told(lit.admin, away=False))["cannot"] == {}
+        assert json.loads((tmp_path / "gpu-1" / "engine.json").read_text())["engine"] == "docker"
+        print(lit.installation.tail())  # noqa: T201
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(240)
+async def test_docker_that_goes_away_and_comes_back_costs_a_waiting_job_nothing(tmp_path: Path, own: OwnEngine) -> None:
+    own.call("start")
+    async with lighted(tmp_path, "auto", None) as lit:
+        lit.installation.docker_url = own.url
+        runner = await lit.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
+        first = await lit.ann.submit("echo", text="before", wait=True)
+        own.call("stop")
+        await told(lit.admin, away=True)
+        job = await lit.ann.submit("echo", text="meanwhile")
+        await waits_for(lit.ann, job.id, "engine_away")
+        await runner.kill()  # a new life while it is away takes no other engine either
+        await lit.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
+        await told(lit.admin, away=True)
+        own.call("start")
+        done = await lit.ann.wait(job.id)
+        assert (first.engine, done.engine, done.attempt) == ("docker", "docker", 1)
+        assert (await lit.ann.job(job.id)).status is Status.SUCCEEDED
+        print(lit.installation.tail())  # noqa: T201
+
+
+def up(data: Path, environ: dict[str, str], *words: str) -> tuple[list[str], dict[str, Any]]:
+    """What `up` says before it is ready, and the host that it then has."""
+    argv = [*LAMPLIGHTER, "up", "--port", "0", "--data", str(data), "--endpoints", str(ROOT / "images" / "echo")]
+    kept = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
+    with subprocess.Popen([*argv, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=kept | environ) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("Try: "):
+                break
+        try:
+            listed = [*LAMPLIGHTER, "hosts", "--json", "--data", str(data)]
+            hosts = subprocess.run(listed, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        finally:
+            process.send_signal(signal.SIGTERM)
+    return said, json.loads(hosts)[0]
+
+
+def test_up_decides_once_and_says_what_runs_the_jobs(tmp_path: Path) -> None:
+    bare = {"PATH": os.defpath if not Path("/usr/bin/docker").exists() else str(tmp_path)}
+    if Path("/var/run/docker.sock").exists():
+        pytest.skip("this machine has a Docker engine of its own: it is taken at a first start")
+    said, first = up(tmp_path / "a", bare)
+    assert (first["engine"], first["engine_away"]) == ("process", None)
+    assert any("runs jobs as plain processes of the user" in line for line in said)
+    _, later = up(tmp_path / "a", {"DOCKER_HOST": "unix:///nowhere.sock"})
+    assert (later["engine"], later["run_as"]) == ("process", first["run_as"])
+
+
+def test_up_waits_for_a_docker_that_is_there_and_does_not_answer(tmp_path: Path) -> None:
+    away = {"DOCKER_HOST": "unix:///nowhere.sock"}
+    said, seen = up(tmp_path / "a", away)
+    assert (seen["engine"], seen["cannot"]) == ("docker", {"echo": "engine_away"})
+    assert any("starts no jobs until docker answers" in line for line in said)
+    said, seen = up(tmp_path / "a", away, "--engine", "process")
+    assert (seen["engine"], seen["engine_away"]) == ("process", None)
+    log = (tmp_path / "a" / "logs" / "runner.log").read_text()
+    assert "asked for by name: engine = process; until now it was docker" in log
+    _, seen = up(tmp_path / "a", away)
+    assert seen["engine"] == "process"

@@ -1,0 +1,74 @@
+"""Whom jobs of the process engine run as."""
+
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from runner.engines.jobuser import JobUser, NoSuchUser, job_user, own_name
+from tests.engine_host import ROOT
+from tests.job_user import cannot_run_as_nobody
+
+NOBODY = pwd.getpwnam("nobody")
+
+
+def running_as(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+
+
+@pytest.mark.parametrize("asked", [None, "nobody"])
+def test_root_runs_them_as_nobody(monkeypatch: pytest.MonkeyPatch, asked: str | None) -> None:
+    running_as(monkeypatch, 0)
+    user = job_user(asked)
+    assert isinstance(user, JobUser)
+    assert (user.name, user.uid, user.gid) == ("nobody", NOBODY.pw_uid, NOBODY.pw_gid)
+    assert NOBODY.pw_gid in user.groups
+
+
+@pytest.mark.parametrize(("uid", "asked"), [(0, ""), (0, "root"), (1234, None), (1234, ""), (NOBODY.pw_uid, "nobody")])
+def test_or_as_itself(monkeypatch: pytest.MonkeyPatch, uid: int, asked: str | None) -> None:
+    running_as(monkeypatch, uid)
+    assert job_user(asked) is None
+
+
+def test_only_root_can_become_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    running_as(monkeypatch, 1234)
+    with pytest.raises(NoSuchUser, match="only root can run jobs as nobody: start the runner as root, or set"):
+        job_user("nobody")
+    assert own_name() == "1234"
+
+
+def test_a_user_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    running_as(monkeypatch, 0)
+    with pytest.raises(NoSuchUser, match=r"there is no user no-one-at-all on this machine.*useradd"):
+        job_user("no-one-at-all")
+
+
+@pytest.mark.skipif(cannot_run_as_nobody() is not None, reason=cannot_run_as_nobody() or "")
+@pytest.mark.parametrize("hidden", ["image", "jobs"])
+def test_where_a_folder_cannot_be_shown_it_is_named_with_what_to_do(hidden: str) -> None:
+    """As in a rented container, whose root may make no mount namespace."""
+    with TemporaryDirectory() as made:
+        image, jobs, closed = Path(made, "image", "inner"), Path(made, "jobs", "inner"), Path(made, hidden)
+        for folder in (image, jobs):
+            folder.mkdir(parents=True)
+        Path(made).chmod(0o711)
+        closed.chmod(0o700)
+        program = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from tests.job_user import engine, nobody\n"
+            "sys.base_prefix = sys.prefix = '/usr'\n"  # where the real one lies may be closed, too
+            f"tried = engine(Path({made!r}), nobody())\n"
+            f"tried._jobkit = '/usr'\n"
+            f"tried.try_out(Path({str(jobs)!r}), [Path({str(image)!r})])\n"
+        )
+        argv = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", program]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
+    said = done.stderr.strip().splitlines()[-1]
+    assert f"jobs cannot run as nobody: nobody may not enter {closed} (mode 0700, owner 0)" in said
+    assert 'or set [process] user = ""' in said
