@@ -23,7 +23,7 @@ def assets(context: click.Context, /, **given: Any) -> None:
 def list_assets(session: Session, limit: int, cursor: str | None) -> None:
     """List your uploaded files and outputs."""
     page = session.client.call(wire.assets(limit, cursor))
-    rows = ((a.sha256, show.size(a.bytes), a.media_type, a.name.replace("[", r"\[")) for a in page.assets)
+    rows = ((a.sha256, show.size(a.bytes), a.media_type, a.name) for a in page.assets)
     session.show(page, lambda: show.table(session.out, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet"))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 import httpx
+from rich.text import Text
 
 from lamplighter.cli import show
 from lamplighter.cli.checks import EDGE, LOCAL, REMOTE, Check, Finding, Patient, Verdict, edge_answers
@@ -52,7 +53,7 @@ def doctor(session: Session) -> None:
         http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, mounts=past_proxies(url))
     with http:
         findings = list(_examine(Patient(session.address, session.data, http)))
-    rows = [(f.name, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.what.replace("[", r"\["), f.mend) for f in findings]
+    rows = [(f.name, Text(f.verdict, STYLES[f.verdict]), f.what, f.mend) for f in findings]
     session.show(findings, lambda: show.table(session.out, ("CHECK", "", "FOUND", "MEND"), rows, "nothing checked"))
     failed = {finding.name for finding in findings if finding.verdict is Verdict.FAIL}
     if failed:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from lamplighter.cli.session import INTERRUPTED, Session
+from lamplighter.cli.terminal import json_line
 from lamplighter.shared import Advance, successful
 from schemas.view import JobView
 from schemas.words import FINAL
@@ -35,14 +35,14 @@ def watch(session: Session, job_id: str, *, quietly: bool = False) -> JobView:
 
 def _lines(session: Session, job_id: str) -> JobView:
     for event in session.client.follow(job_id):
-        sys.stdout.write(msgspec.json.encode({"id": event.id, "event": event.kind, "data": event.data}).decode() + "\n")
+        sys.stdout.write(json_line({"id": event.id, "event": event.kind, "data": event.data}))
         sys.stdout.flush()
     return successful(session.client.job(job_id))
 
 
 def _bar(session: Session, job_id: str) -> JobView:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
@@ -63,7 +63,7 @@ def _bar(session: Session, job_id: str) -> JobView:
 @contextmanager
 def transfer(session: Session, verb: str, name: str, size: int) -> Iterator[Advance]:
     """A bar for bytes going over the network; silent where nobody looks on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     silent = session.as_json or not session.err.is_terminal
     with Progress(*columns, console=session.err, transient=True, disable=silent) as progress:
         task = progress.add_task(f"{verb} {name}", total=size)

@@ -43,7 +43,7 @@ def _host(host: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(host["endpoints"]),
         cards,
         host.get("injection") or "-",
-        "; ".join(map(show.warm, host.get("warm", ()))).replace("[", r"\[") or "-",
+        "; ".join(map(show.warm, host.get("warm", ()))) or "-",
         str(len(host["jobs"])),
     )
 

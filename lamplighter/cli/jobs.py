@@ -10,6 +10,7 @@ from lamplighter import things, wire
 from lamplighter.cli import fields, show
 from lamplighter.cli.following import returnable, save, upload, watch
 from lamplighter.cli.session import Session, client_command
+from lamplighter.cli.terminal import visible
 from lamplighter.errors import JobFailed
 from schemas.view import JobView
 from schemas.words import Priority, Status
@@ -136,7 +137,7 @@ def logs(session: Session, job_id: str) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(visible(text))
     sys.stdout.flush()
 
 

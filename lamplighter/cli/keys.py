@@ -43,7 +43,7 @@ def list_keys(session: Session) -> None:
 
 def _row(key: dict[str, Any]) -> tuple[str, ...]:
     times = (key[name] or "-" for name in ("created_at", "expires_at", "used_at"))
-    return key["id"], key["owner"], " ".join(key["scopes"]), *(at[:19] for at in times), key["name"].replace("[", r"\[")
+    return key["id"], key["owner"], " ".join(key["scopes"]), *(at[:19] for at in times), key["name"]
 
 
 @keys.command("rotate")

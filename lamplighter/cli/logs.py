@@ -7,6 +7,8 @@ from typing import Any
 
 import structlog
 
+from lamplighter.cli.terminal import visible
+
 SECRETS = frozenset({"key", "password", "secret", "token", "authorization"})
 
 
@@ -24,6 +26,11 @@ class _Stderr(structlog.WriteLogger):
 def _without_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     """Nothing that is named like a secret is ever written."""
     return {name: "***" if name in SECRETS else value for name, value in event.items()}
+
+
+def _visible(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """What others sent is not obeyed by the terminal that shows the log."""
+    return {name: visible(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def hush() -> None:
@@ -46,7 +53,9 @@ def configure(level: str, form: str) -> None:
     # The plain formatter: the others print local variables, and a key or a password may be among them.
     plain = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
     last: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json" else [plain]
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [_visible, plain]
     )
     structlog.configure(
         processors=shared + last,

@@ -15,6 +15,7 @@ from edge.settings import EdgeSettings
 from lamplighter.cli.logs import configure
 from lamplighter.cli.relaying import RelaySettings
 from lamplighter.cli.session import USAGE, told
+from lamplighter.cli.terminal import visible
 from runner.settings import RunnerSettings
 from schemas.settings import SettingsInvalid, load, unknown
 
@@ -31,7 +32,7 @@ def one_line(exits: Mapping[type[Exception], int]) -> Iterator[None]:
         yield
     except* tuple(exits) as group:
         error = _first(group)
-        click.echo(f"lamplighter: {told(error)}", err=True)
+        click.echo(f"lamplighter: {visible(told(error))}", err=True)
         sys.exit(next(code for kind, code in exits.items() if isinstance(error, kind)))
 
 

@@ -16,8 +16,8 @@ import click
 import msgspec
 from click.core import ParameterSource
 from msgspec import Struct
-from rich.console import Console
 
+from lamplighter.cli.terminal import SafeConsole, json_line
 from lamplighter.errors import JobFailed, LamplighterError, Rejected, Unreachable
 from lamplighter.sdk import Client
 
@@ -92,8 +92,8 @@ class Session:
         self.data = data
         self.place = place
         self.as_json = as_json
-        self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-        self.err = Console(stderr=True, soft_wrap=True)  # one line stays one line
+        self.out = SafeConsole(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        self.err = SafeConsole(markup=False, stderr=True, soft_wrap=True)  # one line stays one line
 
     @functools.cached_property
     def client(self) -> Client:
@@ -103,7 +103,7 @@ class Session:
     def show(self, value: Any, human: Callable[[], None]) -> None:
         """Print `value` as one line of JSON, or let `human` print it."""
         if self.as_json:
-            sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+            sys.stdout.write(json_line(value))
             sys.stdout.flush()
         else:
             human()
@@ -116,7 +116,7 @@ class Session:
         """Say what went wrong and leave with its exit code."""
         why = told(error)
         if self.as_json:
-            sys.stderr.write(msgspec.json.encode({"error": why, "kind": type(error).__name__}).decode() + "\n")
+            sys.stderr.write(json_line({"error": why, "kind": type(error).__name__}))
         else:
             self.err.print(f"lamplighter: {why}", style="red", markup=False, highlight=False)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

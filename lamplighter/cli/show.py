@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas.view import JobView
 from schemas.words import FINAL, Status
@@ -20,13 +21,13 @@ STYLES = {
 }
 
 
-def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Print `rows` under `columns`, or `empty` when there are none."""
+def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], empty: str) -> None:
+    """Print `rows` under `columns`, or `empty` when there are none. A string in a row is no markup."""
     shown = Table(box=None, pad_edge=False)
     for number, name in enumerate(columns):
         shown.add_column(name, no_wrap=number == 0)  # an id that is cut cannot be copied
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     if shown.row_count:
         console.print(shown)
     else:
@@ -95,16 +96,16 @@ def standing(job: JobView) -> str:
 JOB_COLUMNS = ("JOB", "ENDPOINT", "STATUS", "CREATED", "WHAT")
 
 
-def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str]]:
+def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str | Text]]:
     """One row a job, under JOB_COLUMNS."""
     for job in jobs:
         style = STYLES.get(job.status, "white")
         yield (
             job.id,
             job.endpoint,
-            f"[{style}]{job.status}[/]",
+            Text(job.status, style),
             moment(job.created_at),
-            standing(job).replace("[", r"\["),
+            standing(job),
         )
 
 

@@ -73,4 +73,4 @@ def _fields(session: Session, endpoint: dict[str, Any]) -> None:
 def _about(field: dict[str, Any]) -> str:
     choices = f"one of {', '.join(map(str, field['enum']))}" if "enum" in field else ""
     default = f"default {field['default']}" if "default" in field else ""
-    return "; ".join(filter(None, (field.get("description"), choices, default))).replace("[", r"\[")
+    return "; ".join(filter(None, (field.get("description"), choices, default)))
