@@ -1,7 +1,11 @@
-"""Files and folders that hold secrets: for their owner alone, a file whole or not there."""
+"""Files and folders that are for their owner alone; a file is whole or not there."""
 
 import os
+import stat
 from pathlib import Path
+
+UMASK = 0o077  # of edge, runner and `up`: what they and their children make is for their own user
+PASSAGE = 0o711  # of a folder through which another user reaches one of its own, without seeing what else is there
 
 
 def write_private(path: Path, content: bytes | str) -> None:
@@ -16,7 +20,16 @@ def write_private(path: Path, content: bytes | str) -> None:
     part.replace(path)
 
 
-def private_folder(path: Path) -> None:
-    """Make the folder, or close one that is there, so that only its owner enters it. Blocking."""
+def private_folder(path: Path, mode: int = 0o700) -> None:
+    """Make the folder, or close one that is there, so that only its owner enters it. Blocking.
+
+    `mode` may be PASSAGE. One that is there is never opened further, and is left as it is where it belongs to another
+    user or everybody writes there, as in /tmp: it is not ours to close.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
+    for folder in made:
+        folder.chmod(PASSAGE)
+    found = path.stat()
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
+        path.chmod(stat.S_IMODE(found.st_mode) & mode)

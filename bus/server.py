@@ -14,7 +14,7 @@ from types import MappingProxyType
 import anyio
 
 from bus.port import Unreachable
-from bus.private import write_private
+from bus.private import private_folder, write_private
 from bus.users import STORE_BYTES, Place, Tls, blocks, listed, render, users
 
 READY_S = 30.0
@@ -96,7 +96,7 @@ class Server:
         raise Unreachable(f"nats-server did not start in {self._data}: {tail}")
 
     def _spawn(self) -> Path:
-        self._data.mkdir(parents=True, exist_ok=True)
+        private_folder(self._data)
         ours, joined = blocks(self.passwords, self._hosts), self._data / JOINED
         files = {
             CONFIG: f"ports_file_dir: {json.dumps(str(self._data))}\n"

@@ -13,6 +13,7 @@ import uvicorn
 from msgspec import structs
 
 from bus.connection import open_edge
+from bus.private import private_folder
 from bus.users import Tls
 from edge.app import create_app
 from edge.assembly import Clients, assemble, start
@@ -44,7 +45,7 @@ async def serve(settings: EdgeSettings) -> None:
     Raises CannotServe, EndpointInvalid, StoreError, and BusError when the broker cannot be reached at start.
     """
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        private_folder(settings.data)
     except OSError as error:
         raise CannotServe(
             f"the data folder {settings.data} cannot be made ({error.strerror}): choose another"

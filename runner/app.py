@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bus.connection import open_runner
 from bus.port import Bus, Denied, Unreachable
+from bus.private import PASSAGE, private_folder
 from runner.assets import AssetClient, asset_client
 from runner.cards import Cards, no_pid
 from runner.catalogue import Kind, load
@@ -248,8 +249,8 @@ def docker_settings(settings: RunnerSettings) -> DockerSettings:
 @contextmanager
 def _sole(data: Path) -> Iterator[None]:
     """Hold the data folder: two runners on it would adopt each other's jobs."""
-    (data / "jobs").mkdir(parents=True, exist_ok=True)
-    (data / "jobs").chmod(0o711)  # a job's user passes through, and nobody lists the jobs
+    for folder in (data, data / "jobs"):
+        private_folder(folder, PASSAGE)
     with (data / "runner.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bus.private import private_folder
 from schemas.asset import SCHEME, Digest, InvalidDigest, is_digest
 
 BLOCK = 1 << 20
@@ -55,7 +56,7 @@ class Shelf:
         self._max = max_bytes
         self._reserve = reserve
         self._now_ns = now_ns
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
 
     def part(self, sha256: Digest) -> Path:
         """Where a download of it goes, and goes on."""

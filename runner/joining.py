@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bus.pins import fetch
-from bus.private import write_private
+from bus.private import PASSAGE, private_folder, write_private
 from runner.settings import RunnerSettings
 from schemas.joining import Invitation, decode
 
@@ -32,7 +32,7 @@ def join(settings: RunnerSettings, token: str) -> None:
         )
         if pin is not None
     }
-    settings.data.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.data, PASSAGE)
     for name, certificate in met.items():
         write_private(settings.data / name, certificate)
     write_private(settings.data / KEPT, msgspec.json.encode(invitation))

@@ -89,6 +89,7 @@ def create(path: Path) -> sqlite3.Connection:
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)  # SQLite gives the same mode to the files that it makes beside it
     # Calls come from the threads of a pool, one at a time.
     db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     db.executescript(_SCHEMA)

@@ -1,11 +1,13 @@
 """`lamplighter edge`."""
 
+import os
 from pathlib import Path
 
 import click
 import uvloop
 
 from bus.port import BusError
+from bus.private import UMASK
 from edge.power.drivers.build import DriverMissing
 from edge.serve import CannotServe, serve
 from edge.settings import EdgeSettings
@@ -36,6 +38,7 @@ EXITS: dict[type[Exception], int] = {
 @format_option
 def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     """Serve the edge: HTTP and WebSocket for clients, in front of the broker."""
+    os.umask(UMASK)
     settings = read_settings(EdgeSettings, config, log_level, log_format)
     raise_open_files()
     with one_line(EXITS):

@@ -36,7 +36,7 @@ class Keyring(Struct, frozen=True):
 @contextmanager
 def alone(data: Path) -> Iterator[bool]:
     """Hold the data folder, made if missing, for as long as the block runs; False where an `up` holds it."""
-    data.mkdir(parents=True, exist_ok=True, mode=0o711)  # a job's user passes through to its job, and lists nothing
+    private.private_folder(data, private.PASSAGE)
     with (data / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,6 @@
 """`lamplighter runner`."""
 
+import os
 from pathlib import Path
 
 import click
@@ -7,6 +8,7 @@ import uvloop
 
 from bus.pins import WrongCertificate
 from bus.port import BusError
+from bus.private import UMASK
 from lamplighter.cli.join_token import OPTION, VARIABLE, read_token
 from lamplighter.cli.processes import (
     config_option,
@@ -48,6 +50,7 @@ EXITS: dict[type[Exception], int] = {
 )
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
+    os.umask(UMASK)
     settings = read_settings(RunnerSettings, config, log_level, log_format)
     raise_open_files()
     with one_line(EXITS):

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bus.connection import open_edge
 from bus.port import Unreachable as BrokerUnreachable
-from bus.private import private_folder
+from bus.private import UMASK, private_folder
 from bus.server import serving
 from bus.settings import BrokerSettings
 from lamplighter.cli import show
@@ -232,6 +232,7 @@ async def _ready(options: Options, address: Address, keys: Keyring, children: It
 @click.option("--json", "as_json", is_flag=True, help="Once ready, print one line: url, key, data.")
 def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
     """Serve broker, edge and runner on this machine until stopped (Ctrl-C). On loopback only, unless --public."""
+    os.umask(UMASK)
     configure(log_level, log_format)
     folders = endpoints or (IMAGES,)
     options = msgspec.convert({**given, "data": data.resolve(), "endpoints": folders}, Options, dec_hook=lambda _, v: v)

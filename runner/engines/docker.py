@@ -102,7 +102,7 @@ class DockerEngine:
     def _start(self, spec: Spec) -> str:
         """Create and start in one thread, so that a cancellation cannot come between them."""
         try:
-            prepare(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1")
+            prepare(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1", mounted=True)
         except OSError as error:
             raise StartFailed("engine_error", f"the job's folder cannot be made ready: {error}") from error
         config = container_config(spec, "{}:{}".format(*self._owner), self._injection)

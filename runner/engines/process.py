@@ -22,6 +22,7 @@ from typing import Self
 import msgspec
 import structlog
 
+from bus.private import private_folder
 from runner.engines import shim
 from runner.engines.cut import whole
 from runner.engines.folders import prepare
@@ -125,7 +126,7 @@ class ProcessEngine:
     def _create(self, spec: Spec) -> Path:
         owner = (self._user.uid, self._user.gid) if self._user else (os.geteuid(), os.getegid())
         prepare(spec.job_dir, owner, warm=spec.env.get(WARM_ENV) == "1")
-        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._state)
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.identity.job or 'warm'}-", dir=self._state))
         command, places = spec.instead or spec.command, self._places([spec.folder], spec.job_dir)
         Records(folder).keep(

@@ -206,7 +206,9 @@ def _ended_ns(job: Job) -> int:
 def _part(root: Path, job: Job) -> Path:
     """Where the file grows, in no other copy's way; `temp` is made if need be. OSError when that leads out."""
     folder = root / TEMP
-    folder.mkdir(exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)  # whoever shares it with us may be another user
     if not folder.resolve().is_relative_to(root.resolve()):
         raise OSError(f"{folder} leads out of the shared folder: make it a folder of its own")
     return folder / f".{job.owner}.{secrets.token_hex(8)}.{result_name(job.id)}"  # in containers every edge is pid 1

@@ -1,0 +1,186 @@
+"""Another user of the machine looks for what jobs and owners left readable, and for programs that run as somebody else.
+
+The judgement is made from modes, so that it can be made by any user; where the test runs as root, another user tries.
+"""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bus.private import PASSAGE, private_folder
+from edge.facades.heygem import placing
+from edge.services import index_sql
+from runner.engines.folders import PARTS, prepare
+from tests.attack.conftest import OFFERED
+from tests.e2e.conftest import Lit
+from tests.e2e.installation import ready
+from tests.e2e.looking import ended, nothing_left, submit, working
+from tests.schemas.make import job
+
+GAMES = 5  # a user of every Debian who has nothing to do with us
+SECRET = "what ann says to her job"
+SETUID = """
+import os, shutil, time
+shutil.copy('/bin/true', home / 'tmp' / 'become')
+os.chmod(home / 'tmp' / 'become', 0o6755)
+(home / 'out' / 'made').write_text(job.input['code'])
+job.progress(0.5)
+time.sleep(600)
+"""
+
+
+def open_to_others(folder: Path, group: int | None = None) -> Iterator[Path]:
+    """The files below it that a user can read or run who is not their owner; `group`: one that this user is in.
+
+    That takes the right to enter every folder on the way, from `folder` on.
+    """
+    for entry in os.scandir(folder):
+        found = entry.stat(follow_symlinks=False)
+        rights = found.st_mode >> (3 if found.st_gid == group else 0) & 0o7
+        if stat.S_ISDIR(found.st_mode):
+            yield from open_to_others(Path(entry.path), group) if rights & 1 else ()
+        elif rights & 5 and stat.S_ISREG(found.st_mode) and found.st_size:
+            yield Path(entry.path)
+
+
+def tried_by_another(paths: list[Path]) -> list[str]:
+    """Those that a user of another id could open or run, as that user found out."""
+    program = f"""
+import os, subprocess, sys
+os.setgroups([]); os.setgid({GAMES}); os.setuid({GAMES})
+for path in sys.argv[1:]:
+    for act in (lambda: os.close(os.open(path, os.O_RDONLY)), lambda: subprocess.run([path], check=False)):
+        try: act()
+        except OSError: continue
+        print(path)
+"""
+    told = [sys.executable, "-c", program, *map(str, paths)]
+    return subprocess.run(told, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def data_of(lit: Lit) -> list[Path]:
+    """The data folders of its processes; beside them lie logs that the test writes."""
+    return [lit.installation.folder / name for name in ("edge", "gpu-1", "broker")]
+
+
+def exposed(lit: Lit) -> list[Path]:
+    """What another user could read in there."""
+    found = []
+    for folder in data_of(lit):
+        if folder.stat().st_mode & 1:
+            found += list(open_to_others(folder))
+    return found
+
+
+async def test_nobody_else_reads_what_owners_and_jobs_have(alone: Lit) -> None:
+    """While a job runs, and after it has ended: texts, inputs, outputs, the index."""
+    files = alone.installation.folder
+    await alone.installation.start_runner(endpoints=OFFERED)
+    given = files / "given.txt"
+    given.write_text(SECRET)
+    runs = await submit(alone, endpoint="hostile", code=SETUID, file=given)
+    over = await submit(alone, text=SECRET)
+    await working(alone, runs.id)
+    assert exposed(alone) == []
+    theirs = next(files.glob("gpu-1/jobs/*/job"))
+    become, made = theirs / "tmp" / "become", theirs / "out" / "made"
+    assert stat.S_IMODE(become.stat().st_mode) == 0o6755
+    assert made.read_text() == SETUID
+    if os.geteuid() == 0:
+        inside = [path for folder in data_of(alone) for path in folder.rglob("*") if path.is_file()]
+        assert {become, made, files / "edge" / "index.sqlite"} <= set(inside)
+        for folder in (files, *files.parents):  # pytest closes its folders, and would prove anything
+            await opened(folder)
+        assert tried_by_another(inside) == []
+    await alone.ann.cancel(runs.id)
+    await ended(alone.ann, over.id)
+    await nothing_left(alone)
+    assert exposed(alone) == []
+
+
+async def opened(folder: Path) -> None:
+    """Let others enter it, as far as it is pytest's."""
+    if "pytest" in str(folder):
+        await anyio.Path(folder).chmod(0o755)
+
+
+async def test_an_installation_that_is_there_is_closed_at_its_next_start(alone: Lit) -> None:
+    """As an earlier release left it: everything 0755 and 0644."""
+    (alone.installation.folder / "gpu-1" / "jobs").mkdir(parents=True, exist_ok=True)
+    await alone.installation.edge.stop()
+    await alone.installation.server.stop()
+    await anyio.run_process(["chmod", "-R", "a+rX", *map(str, data_of(alone))])
+    assert exposed(alone)
+    await alone.installation.server.start()
+    await alone.installation.start_edge(OFFERED)
+    await alone.installation.start_runner(endpoints=OFFERED)
+    await ready(alone.ann)
+    await ended(alone.ann, (await submit(alone, text=SECRET)).id)
+    assert exposed(alone) == []
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {name: stat.S_IMODE((folder / name).stat().st_mode) for name in (".", *PARTS)}
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_job_s_folder_is_its_own(tmp_path: Path, warm: bool) -> None:
+    prepare(tmp_path / "a" / "job", (os.geteuid(), os.getegid()), warm=warm, mounted=True)
+    assert modes(tmp_path / "a" / "job")["."] == 0o700
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_folder_of_another_user_s_job_is_that_user_s(tmp_path: Path, warm: bool) -> None:
+    job = tmp_path / "a" / "job"
+    prepare(job, (GAMES, GAMES), warm=warm)
+    assert modes(job)["."] == (0o1770 if warm else 0o750)
+    assert modes(job)["out"] == 0o770
+    assert [folder.stat().st_gid for folder in (job, job / "out")] == [GAMES, GAMES]
+    assert {part: (job / part).stat().st_uid for part in PARTS} == {"in": 0, "out": 0, "tmp": GAMES}
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == PASSAGE
+    assert list(open_to_others(tmp_path)) == []
+
+
+def test_a_folder_is_closed_and_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "closed").mkdir(mode=0o700)
+    for name in ("open", "closed", "new/inner"):
+        private_folder(tmp_path / name, PASSAGE)
+    found = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "closed", "new", "new/inner")}
+    assert found["open"] == PASSAGE
+    assert found["closed"] == 0o700
+    assert found["new/inner"] & ~PASSAGE == 0
+    private_folder(tmp_path / "open")
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o700
+
+
+def test_a_folder_of_everybody_is_left_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    private_folder(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
+def test_the_index_is_for_its_owner(tmp_path: Path) -> None:
+    index = tmp_path / "index.sqlite"
+    index.write_bytes(b"of before")
+    index.chmod(0o644)
+    index_sql.create(index).close()
+    assert stat.S_IMODE(index.stat().st_mode) == 0o600
+
+
+def test_a_shared_folder_stays_shared(tmp_path: Path) -> None:
+    """The results that HeyGem's door puts there are for programs of other users."""
+    before = os.umask(0o077)
+    try:
+        made = placing._part(tmp_path, job())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.parent.stat().st_mode) == 0o755
