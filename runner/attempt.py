@@ -5,7 +5,6 @@ container looks like one that crashed.
 """
 
 import errno
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -244,7 +243,7 @@ class Attempt:
     async def _limit_disk(self) -> None:
         if self.disk_limit is None:
             return
-        watch = DiskWatch(self.job_dir, self.disk_limit, self._life.pace.disk_walk_s, time.monotonic)
+        watch = DiskWatch(self.job_dir, self.disk_limit, self._life.pace.disk_walk_s)
         why = None
         while why is None:
             await anyio.sleep(self._life.pace.disk_s)

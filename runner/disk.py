@@ -7,6 +7,7 @@ and a tree deeper than DEPTH_LIMIT counts as too much.
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ MOST_ENTRIES = 1_000_000  # bounds the time of one walk, to seconds
 DEPTH_LIMIT = 100  # folders inside each other; as many descriptors are open while a walk is down there
 INPUTS = "in"
 MEND = "write less, or raise disk_mb in the image's endpoint.toml"
-WALK_SHARE = 20  # a walk is followed by a pause of at least so many times its own duration
+WALK_SHARE = 20  # a walk is followed by a pause of so many times the processor time that it took
 
 
 class DiskUse(Struct, frozen=True):
@@ -130,34 +131,45 @@ def measure(job_dir: Path, most_entries: int = MOST_ENTRIES) -> DiskUse:
 
 
 class DiskWatch:
-    """Looks at one running job's folder. `now` is in seconds, monotonic; `walk_s` is the longest time between walks.
+    """Looks at one running job's folder. `walk_s` is the longest time between two walks.
+
+    `now` is in seconds, monotonic; `spent` is the processor time of the thread that looks. Not the time that passed: a
+    job that keeps the host busy would be looked at less often.
 
     A look is one statvfs, as long as the whole file system has not grown by what the job has left. Others may free
     room at the same moment and hide its growth, so a walk follows after `walk_s` in any case.
     """
 
-    def __init__(self, job_dir: Path, limit: DiskLimit, walk_s: float, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        job_dir: Path,
+        limit: DiskLimit,
+        walk_s: float,
+        now: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._folder = job_dir
         self._limit = limit
         self._walk_s = walk_s
         self._now = now
+        self._spent = spent
         self._use = DiskUse()
         self._free: tuple[int, int] | None = None  # bytes and inodes, at the last walk
         self._walked_at = 0.0
-        self._took_s = 0.0
+        self._pause_s = 0.0
 
     def look(self) -> str | None:
         """Why the job uses too much, or None."""
-        free, began = self._left(), self._now()
-        if self._free is not None and not self._is_due(self._free, free, began - self._walked_at):
+        free, began = self._left(), self._spent()
+        if self._free is not None and not self._is_due(self._free, free, self._now() - self._walked_at):
             return None
         self._use = measure(self._folder, self._limit.entries)
         self._free, self._walked_at = free, self._now()
-        self._took_s = self._walked_at - began
+        self._pause_s = min(WALK_SHARE * (self._spent() - began), self._walk_s)
         return self._limit.exceeded(self._use)
 
     def _is_due(self, before: tuple[int, int], free: tuple[int, int], passed_s: float) -> bool:
-        if passed_s < WALK_SHARE * self._took_s:
+        if passed_s < self._pause_s:
             return False
         grown_bytes, grown_entries = before[0] - free[0], before[1] - free[1]
         may_be_over = (

@@ -99,7 +99,7 @@ class Pace(Struct, frozen=True):
     engine_s: float = 10.0
     ahead_s: float = 1.0
     disk_s: float = 0.5
-    disk_walk_s: float = 10.0
+    disk_walk_s: float = 5.0
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):

@@ -93,13 +93,14 @@ class Counted:
         self.now = 1000.0
         self.took_s = 0.0
         self.walks = 0
-        self.watch = DiskWatch(Path(), DiskLimit(10 * MIB, 1000), 10.0, lambda: self.now)
+        self.spent = 0.0
+        self.watch = DiskWatch(Path(), DiskLimit(10 * MIB, 1000), 10.0, lambda: self.now, lambda: self.spent)
         monkeypatch.setattr(disk, "measure", self._measure)
         monkeypatch.setattr(self.watch, "_left", lambda: self.free)
 
     def _measure(self, folder: Path, most_entries: int) -> DiskUse:
         self.walks += 1
-        self.now += self.took_s
+        self.spent += self.took_s
         return self.use
 
     def look(self, after_s: float = 0.5) -> str | None:
@@ -135,13 +136,14 @@ def test_growth_that_others_hide_is_found_after_a_while(counted: Counted) -> Non
     assert counted.walks == 2
 
 
-def test_a_slow_walk_is_not_repeated_at_once(counted: Counted) -> None:
-    counted.took_s = 2.0
+@pytest.mark.parametrize(("took_s", "pause_s"), [(0.1, 2.0), (60.0, 10.0)])
+def test_a_walk_that_took_long_is_not_repeated_at_once(counted: Counted, took_s: float, pause_s: float) -> None:
+    counted.took_s = took_s
     counted.look()
     counted.free = (0, 0)
-    assert counted.look(39.0) is None
+    counted.look(pause_s - 0.1)
     assert counted.walks == 1
-    counted.look(1.0)
+    counted.look(0.2)
     assert counted.walks == 2
 
 

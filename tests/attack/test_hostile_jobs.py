@@ -1,0 +1,80 @@
+"""All hostile jobs on one host, beside jobs that behave: those notice nothing, and nothing of the others is left."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from msgspec import Struct
+
+from schemas.view import JobView
+from tests.attack.conftest import OFFERED
+from tests.attack.hostile_jobs import ATTACKS, OK
+from tests.e2e.conftest import Lit
+from tests.e2e.installation import Process
+from tests.e2e.looking import ended, nothing_left, submit
+
+SLOTS = 6
+EVERY = 8  # a job that behaves is submitted after so many that do not
+PATIENCE_S = 240.0
+
+pytestmark = pytest.mark.timeout(PATIENCE_S + 60)
+
+
+class Aftermath(Struct, frozen=True):
+    """How every job ended; `runner` is the process that ran them all."""
+
+    lit: Lit
+    hostile: dict[str, JobView]
+    good: list[JobView]
+    runner: Process
+
+
+@pytest.fixture(scope="module")
+async def aftermath(home: Lit) -> AsyncIterator[Aftermath]:
+    """All of them run once."""
+    runner = await home.installation.start_runner(endpoints=OFFERED, LAMPLIGHTER_SLOTS=str(SLOTS))
+    given = home.installation.folder / "given.txt"
+    given.write_text("what a job that behaves gives back")
+    hostile, good = {}, []
+    for number, (name, attack) in enumerate(ATTACKS.items()):
+        hostile[name] = await submit(home, dict(attack.policy), "hostile", code=attack.code)
+        if number % EVERY == 0:
+            good.append(await submit(home, text=name, file=given))
+    good.append(await submit(home, text="last", file=given))
+    try:
+        yield Aftermath(
+            home,
+            {name: await ended(home.ann, job.id) for name, job in hostile.items()},
+            [await ended(home.ann, job.id) for job in good],
+            runner,
+        )
+    finally:
+        print(home.installation.tail())  # noqa: T201 - shown by pytest when a test failed
+
+
+def test_there_are_thirty_at_least() -> None:
+    assert len(ATTACKS) >= 30
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_a_hostile_job_ends_as_it_should(aftermath: Aftermath, name: str) -> None:
+    job = aftermath.hostile[name]
+    assert (job.error.code if job.error else str(job.status)) in ATTACKS[name].ends, job.error
+
+
+async def test_jobs_that_behave_notice_nothing(aftermath: Aftermath) -> None:
+    assert [(job.status, job.attempt, len(job.output.files) if job.output else 0) for job in aftermath.good] == [
+        (OK, 1, 1)
+    ] * len(aftermath.good)
+
+
+async def test_the_runner_that_ran_them_is_alive_and_nothing_is_left(aftermath: Aftermath) -> None:
+    await nothing_left(aftermath.lit)
+    assert aftermath.runner.is_running
+    log = aftermath.runner.log.read_text(errors="replace")
+    assert "execution failed" not in log
+    assert "not removed" not in log
+
+
+async def test_no_job_is_blamed_on_the_host(aftermath: Aftermath) -> None:
+    blamed = {name: job.error.blame for name, job in aftermath.hostile.items() if job.error}
+    assert set(blamed.values()) <= {"client", "image"}
