@@ -251,6 +251,9 @@ def _sole(data: Path) -> Iterator[None]:
     """Hold the data folder: two runners on it would adopt each other's jobs."""
     for folder in (data, data / "jobs"):
         private_folder(folder, PASSAGE)
+    for file in data.iterdir():  # another user may pass through the folder, so each file is closed by itself
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o600)
     with (data / "runner.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

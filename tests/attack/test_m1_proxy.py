@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from bus.monitor import monitor
 from lamplighter import AsyncClient
@@ -55,12 +56,19 @@ async def _ready(url: str) -> None:
     await _until_ready(url, Keyring(admin="lamp_x_0123456789abcdef", runner=""), with_runner=False)
 
 
+async def _hosts(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every request with the JSON of `GET /v1/hosts`."""
+    body = b'{"hosts":[]}'
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
 @pytest.mark.parametrize("ask", [_client, _assets, _monitor, _ready])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_client_of_this_machine_goes_past_it(
     serve: Serve, proxy: socket.socket, ask: Callable[[str], Awaitable[None]], host: str
 ):
-    async with serve() as target:
+    async with serve(app=_hosts) as target:
         await ask(f"http://{host}:{target.port}")
 
 
