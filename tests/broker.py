@@ -8,6 +8,7 @@ import anyio
 
 from bus.server import Server, serving
 from bus.settings import BrokerSettings
+from tests.ports import reserved_ports
 
 PATIENCE_S = 20.0
 
@@ -23,9 +24,11 @@ class Broker(Server):
 @asynccontextmanager
 async def broker(folder: Path, *, hosts: tuple[str, ...] = ()) -> AsyncIterator[Broker]:
     """A broker of the test's own, 25 ms from nothing to serving; stopped at the end."""
-    made = Broker(folder / "broker", hosts=hosts)
-    async with serving(made):
-        yield made
+    with reserved_ports(2) as (client, monitor):
+        made = Broker(folder / "broker", hosts=hosts)
+        made._ports = (f"127.0.0.1:{client}", f"127.0.0.1:{monitor}")
+        async with serving(made):
+            yield made
 
 
 async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float = PATIENCE_S) -> None:

@@ -15,22 +15,23 @@ import pytest
 from nats.aio.client import Client
 
 from bus import users
+from tests.ports import reserved_ports
 
 ROOT = Path(__file__).parent.parent
 SERVER = ROOT / ".venv/bin/nats-server"
 PASSWORDS = {f"LAMPLIGHTER_{user.upper()}_PASSWORD": f"pass-{user}" for user in ("edge", "runner", "reader")}
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture(scope="module")
+def ports() -> Iterator[list[int]]:
+    with reserved_ports(2) as held:
+        yield held
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+def broker(ports: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
     """The ports of a server that runs this nats.conf, for clients and for its monitor."""
-    client, monitor = free_port(), free_port()
+    client, monitor = ports
     text = (ROOT / "nats.conf").read_text()
     conf = tmp_path_factory.mktemp("broker") / "nats.conf"
     conf.write_text(text.replace(":4222", f":{client}").replace(":8222", f":{monitor}"))

@@ -1,9 +1,8 @@
 """Three brokers on loopback that are one, each with a port of its own; any of them can be killed."""
 
 import signal
-import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from bus.server import program
 from bus.settings import BrokerSettings
 from bus.users import Cluster, Place, blocks, listed, render
 from tests.broker import until
+from tests.ports import reserved_ports
 
 NAMES = ("n1", "n2", "n3")
 PASSWORDS = {"edge": "of-the-edge", "runner": "of-the-runner"}
@@ -49,24 +49,17 @@ class Three(Struct, frozen=True):
         await anyio.to_thread.run_sync(process.wait)
 
 
-def free_ports(count: int) -> list[int]:
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in listening]
-    for one in listening:
-        one.close()
-    return ports
-
-
-def _places(folder: Path) -> dict[str, Place]:
-    clients, monitors, routes = (free_ports(len(NAMES)) for _ in range(3))
-    ways = tuple(f"127.0.0.1:{port}" for port in routes)
+def _places(folder: Path, ports: Sequence[int]) -> dict[str, Place]:
+    """`ports`: three of each, for clients, for monitors and for routes."""
+    places = tuple(f"127.0.0.1:{port}" for port in ports)
+    clients, monitors, routes = places[0::3], places[1::3], places[2::3]
     return {
         name: Place(
-            f"127.0.0.1:{clients[number]}",
-            f"127.0.0.1:{monitors[number]}",
+            clients[number],
+            monitors[number],
             str(folder / name / "jetstream"),
             "users.conf",
-            cluster=Cluster(name, ways[number], ways, "between-us"),
+            cluster=Cluster(name, routes[number], routes, "between-us"),
         )
         for number, name in enumerate(NAMES)
     }
@@ -81,7 +74,13 @@ def _set_up(home: Path, place: Place) -> None:
 @asynccontextmanager
 async def three(folder: Path) -> AsyncIterator[Three]:
     """Nothing is in them yet; they have found each other."""
-    places = _places(folder)
+    with reserved_ports(3 * len(NAMES)) as ports:
+        async with _three(folder, _places(folder, ports)) as made:
+            yield made
+
+
+@asynccontextmanager
+async def _three(folder: Path, places: dict[str, Place]) -> AsyncIterator[Three]:
     settings = BrokerSettings(
         url=",".join(f"nats://{place.listen}" for place in places.values()),
         user="edge",

@@ -29,6 +29,7 @@ from runner.engines.process import ProcessEngine
 from schemas.access import CLIENT_SCOPES, Scope
 from tests import job_user
 from tests.bytecode import COMPILED
+from tests.ports import place, reserve
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
@@ -145,6 +146,8 @@ class Installation:
         self.docker_url = docker_url
         self.name = secrets.token_hex(6)
         self.server = Server(folder / "broker")
+        self._reserved = (reserve(), reserve())  # for the broker, which is killed and comes back where it was
+        self.server._ports = (place(self._reserved[0]), place(self._reserved[1]))
         self.listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.runners: dict[str, Process] = {}
@@ -253,7 +256,8 @@ class Installation:
         await self.clear()
         await self.edge.stop()
         await self.server.stop()
-        self.listening.close()
+        for held in (self.listening, *self._reserved):
+            held.close()
 
     def tail(self) -> str:
         """The ends of all logs, for a failing test."""

@@ -1,6 +1,5 @@
 """A TCP proxy whose far side is far away: every byte arrives, each `delay_s` after it was sent."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
@@ -56,4 +55,4 @@ async def _hand_on(receive: MemoryObjectReceiveStream[Timed], sink: SocketStream
         async for due, piece in receive:
             await anyio.sleep_until(due)
             await sink.send(piece)
-    sink.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_WR)
+    await sink.send_eof()
