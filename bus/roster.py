@@ -5,6 +5,7 @@ written for a broker that starts anew, `users.conf` is what nats.conf includes. 
 server needs the list, so there `reload` has to bring it to each of them before it makes it read.
 """
 
+import os
 import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from bus.private import write_private
 from bus.server import JOINED, OURS, USERS
 from bus.settings import BrokerSettings
 from bus.users import blocks, inbox, listed, runner_name
+from schemas.environ import handed_on
 
 RELOAD_S = 20.0
 
@@ -45,7 +47,7 @@ class Roster:
         await anyio.to_thread.run_sync(self._write, passwords)
         try:
             with anyio.fail_after(RELOAD_S):
-                await anyio.run_process(self._reload, stderr=subprocess.STDOUT)
+                await anyio.run_process(self._reload, stderr=subprocess.STDOUT, env=handed_on(os.environ))
         except (OSError, subprocess.CalledProcessError, TimeoutError) as error:
             said = (
                 error.output.decode(errors="replace").strip()

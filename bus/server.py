@@ -1,6 +1,7 @@
 """A nats-server of our own as a child process: `lamplighter up` and the tests run the real broker with it."""
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -16,6 +17,7 @@ import anyio
 from bus.port import Unreachable
 from bus.private import private_folder, write_private
 from bus.users import STORE_BYTES, Place, Tls, blocks, listed, render, users
+from schemas.environ import handed_on
 
 READY_S = 30.0
 STOP_S = 10.0
@@ -112,6 +114,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                env=handed_on(os.environ, prefixes=("GO",)),  # how much memory and how many cores it uses
                 start_new_session=True,  # Ctrl-C in a terminal goes to its whole group: we say ourselves when it ends
             )
         return self._data / f"nats-server_{self._process.pid}.ports"

@@ -1,9 +1,12 @@
 """Switching the own machine off: the owner's program, in a session of its own so that it outlives us."""
 
+import os
 from collections.abc import Sequence
 
 import anyio
 from structlog.typing import FilteringBoundLogger
+
+from schemas.environ import handed_on
 
 
 async def power_off(program: Sequence[str], log: FilteringBoundLogger) -> None:
@@ -15,7 +18,7 @@ async def power_off(program: Sequence[str], log: FilteringBoundLogger) -> None:
 async def _failure(program: Sequence[str]) -> str:
     """Why it did not do as told, or ""."""
     try:
-        done = await anyio.run_process(list(program), check=False, start_new_session=True)
+        done = await anyio.run_process(list(program), check=False, env=handed_on(os.environ), start_new_session=True)
     except OSError as error:
         return str(error)
     said = done.stderr.decode(errors="replace").strip()[-200:]

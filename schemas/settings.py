@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import inspect
+from msgspec import Struct, inspect
 
 T = TypeVar("T")
 PREFIX = "LAMPLIGHTER_"
@@ -65,6 +65,12 @@ def load(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
         return msgspec.convert(_merged(tomllib.loads(text), _nested(environ)), kind, strict=False, dec_hook=_read)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise SettingsInvalid(f"{error}: correct it in lamplighter.toml or in its {PREFIX}* variable") from error
+
+
+def concerning(kind: type[Struct], environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environ` that are settings of `kind`: what its process is given, and no other one's."""
+    heads = {name: name.removeprefix(PREFIX).lower().partition("__")[0] for name in environ if name.startswith(PREFIX)}
+    return {name: environ[name] for name, head in heads.items() if head in kind.__struct_fields__}
 
 
 def unknown(kinds: Iterable[type], text: str) -> list[str]:

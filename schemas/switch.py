@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 from msgspec import Meta, Struct
 
 from schemas.power import UsedBy
+from schemas.settings import PREFIX
 from schemas.webhook import secret_bytes
 from schemas.words import Token
 
@@ -14,6 +15,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Delay = Annotated[float, Meta(ge=0)]
 Argv = Annotated[tuple[str, ...], Meta(min_length=1)]
 Span = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?![\s\S])")]
 Mac = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$")]
 
 
@@ -105,12 +107,21 @@ def _within(clock: time, start: time, end: time) -> bool:
 class CommandHost(Switched, frozen=True, tag="command"):
     """Switched by programs of the owner; their exit contract is in `edge.power.drivers.command`.
 
-    Without `off` the runner powers its own machine off; without `state` the host is off when it is silent.
+    Without `off` the runner powers its own machine off; without `state` the host is off when it is silent. The programs
+    inherit little (`schemas.environ`): `inherit` names more variables of the edge's environment, `env` sets some.
     """
 
     on: Argv
     off: Argv | None = None
     state: Argv | None = None
+    env: dict[EnvName, str] = {}
+    inherit: tuple[EnvName, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ours = [name for name in self.inherit if name.startswith(PREFIX)]
+        if ours:
+            raise ValueError(f"`inherit` names {ours[0]}: that is a setting of the edge, which no program is given")
 
     @property
     def own_poweroff(self) -> bool:

@@ -4,7 +4,7 @@ It keeps the exit contract of the `command` driver: `on` and `off` exit 0 when t
 to do, 75 when the provider has no card free, 1 otherwise with the reason as last line; `state` prints one word. It asks
 for the state before it gives an order, because neither provider promises that an order given twice is one.
 
-The box and the key come from the environment:
+The box and the key come from the environment, that is from `env` and `inherit` of the host's declaration:
   compshare   COMPSHARE_PUBLIC_KEY, COMPSHARE_PRIVATE_KEY, COMPSHARE_REGION, COMPSHARE_ZONE, COMPSHARE_HOST (uhost-…)
   autodl      AUTODL_TOKEN, AUTODL_INSTANCE (pro-…): container instances "Pro", which alone have an API
 """

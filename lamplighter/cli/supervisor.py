@@ -84,7 +84,7 @@ class Misconfigured(Exception):
 
 
 class Child:
-    """One process of ours, started again when it ends by itself."""
+    """One process of ours, started again when it ends by itself. `environ` is all that it gets."""
 
     def __init__(
         self, name: str, environ: Mapping[str, str], logs: Path, ledger: Ledger, listening: socket.socket | None = None
@@ -123,7 +123,7 @@ class Child:
         with self._log_file.open("ab") as out:
             process = await anyio.open_process(
                 argv,
-                env=os.environ | self._environ,
+                env=self._environ,
                 stdin=None,
                 stdout=out,
                 stderr=out,

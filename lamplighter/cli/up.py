@@ -21,6 +21,7 @@ from bus.port import Unreachable as BrokerUnreachable
 from bus.private import UMASK, private_folder
 from bus.server import serving
 from bus.settings import BrokerSettings
+from edge.settings import EdgeSettings
 from lamplighter.cli import show
 from lamplighter.cli.broker import KeptBroker
 from lamplighter.cli.installation import BROKER_FILE, Keyring, ensure_keys, installation_id, listen, sole, write_private
@@ -29,7 +30,10 @@ from lamplighter.cli.processes import one_line
 from lamplighter.cli.public import Opened, PublicOptions, public_options
 from lamplighter.cli.session import ADDRESS_FILE, DATA, UNREACHABLE, USAGE, Address, typed
 from lamplighter.cli.supervisor import Child, Ledger, Misconfigured
+from runner.settings import RunnerSettings
+from schemas.environ import CARDS, DOCKER, handed_on
 from schemas.loopback import past_proxies
+from schemas.settings import PREFIX, concerning
 
 IMAGES = Path(__file__).parents[2] / "images"
 READY_S = 60.0
@@ -56,7 +60,10 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 def _edge_environ(options: Options, opened: Opened, fd: int) -> dict[str, str]:
+    """All of ours that is no setting: switches and stores take their credentials from variables of any name."""
     return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+        **concerning(EdgeSettings, os.environ),
         **_shared_environ(options, opened, "edge"),
         **opened.edge(),
         "LAMPLIGHTER_FD": str(fd),
@@ -67,7 +74,10 @@ def _edge_environ(options: Options, opened: Opened, fd: int) -> dict[str, str]:
 
 
 def _runner_environ(options: Options, opened: Opened, url: str, keys: Keyring) -> dict[str, str]:
-    return _shared_environ(options, opened, "runner") | {
+    return {
+        **handed_on(os.environ, prefixes=CARDS + DOCKER),
+        **concerning(RunnerSettings, os.environ),
+        **_shared_environ(options, opened, "runner"),
         "LAMPLIGHTER_DATA": str(options.data / "runner"),
         "LAMPLIGHTER_EDGE__URL": url,
         "LAMPLIGHTER_EDGE__KEY": keys.runner,

@@ -1,5 +1,6 @@
 """A running NVML child, as the watch needs it."""
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from subprocess import DEVNULL, PIPE
@@ -10,6 +11,7 @@ from anyio.abc import ByteReceiveStream, Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from runner.gpu.wire import LINE_BYTES
+from schemas.environ import CARDS, handed_on
 
 
 class Child(Protocol):
@@ -55,14 +57,15 @@ class NvmlProcess:
 def nvml(interval_s: float = 1.0, renew_s: float = 60.0, env: Mapping[str, str] | None = None) -> Spawn:
     """Start children that read all cards every `interval_s`, and end `renew_s` after a card was lost.
 
-    `env` replaces the runner's environment.
+    `env` replaces what they inherit of the runner's environment.
     """
+    inherited = handed_on(os.environ, prefixes=CARDS) if env is None else env
 
     async def spawn() -> Child:
         argv = [sys.executable, "-m", "runner.gpu.nvml", str(interval_s), str(renew_s)]
         # Its own session: Ctrl-C in the runner's terminal must drain the runner, not blind it first.
         process = await anyio.open_process(
-            argv, stdin=DEVNULL, stdout=PIPE, stderr=None, env=env, start_new_session=True
+            argv, stdin=DEVNULL, stdout=PIPE, stderr=None, env=inherited, start_new_session=True
         )
         return NvmlProcess(process, cast(ByteReceiveStream, process.stdout))  # there, for it was opened with PIPE
 

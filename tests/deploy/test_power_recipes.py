@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec import convert
@@ -46,6 +45,17 @@ def test_a_recipe_can_be_read_and_never_deletes(recipe: Path) -> None:
         for argv in filter(None, argvs):
             assert not DELETING.search(" ".join(argv))
             assert all((ROOT / word).is_file() for word in argv if word.startswith("deploy/"))
+
+
+@pytest.mark.parametrize("recipe", ["autodl", "compshare"])
+def test_a_rented_box_is_given_all_that_its_program_reads(recipe: str) -> None:
+    """Which box in `env`, so that there may be two of one provider; the keys, which stand in no file, by `inherit`."""
+    head = (FOLDER / "rented.py").read_text().split('"""')[1]
+    read = set(re.findall(rf"{recipe.upper()}_[A-Z_]+", head))
+    (host,) = hosts(FOLDER / f"{recipe}.toml").values()
+    assert isinstance(host, CommandHost)
+    assert set(host.env) | set(host.inherit) == read
+    assert all(name.endswith(("_KEY", "_TOKEN")) for name in host.inherit)
 
 
 def test_all_recipes_fit_into_one_file() -> None:
@@ -96,8 +106,7 @@ async def rented(name: str) -> AsyncIterator[tuple[RentedBox, CommandDriver]]:
         Route("/api/v1/dev/instance/pro/{verb}", provider.autodl, methods=["GET", "POST"]),
     ]
     async with served(Starlette(routes=routes)) as url:
-        environ: dict[str, Any] = {
-            **os.environ,
+        given = {
             "COMPSHARE_URL": url,
             "AUTODL_URL": url,
             "COMPSHARE_PUBLIC_KEY": "public",
@@ -109,7 +118,7 @@ async def rented(name: str) -> AsyncIterator[tuple[RentedBox, CommandDriver]]:
             "AUTODL_INSTANCE": "pro-1",
         }
         argv = {verb: (sys.executable, str(FOLDER / "rented.py"), name, verb) for verb in ("on", "off", "state")}
-        yield provider, CommandDriver("gpu-1", CommandHost(**argv), environ)
+        yield provider, CommandDriver("gpu-1", CommandHost(**argv, env=given), os.environ)
 
 
 @pytest.mark.parametrize("name", ["compshare", "autodl"])

@@ -223,3 +223,50 @@ def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
         assert second["key"] == first["key"]
         assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["status"] == "succeeded"
         assert json.loads(lamplighter(data, "submit", "echo", "--wait", "--json").stdout)["status"] == "succeeded"
+
+
+SWITCH = """
+[hosts.gpu-1]
+driver = "command"
+on = [{python!r}, "-c", {dump!r}]
+env = {{ BOX = "uhost-1" }}
+inherit = ["CLOUD_TOKEN"]
+"""
+
+
+def environ_of(pid: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+def test_each_process_is_given_what_it_needs_and_no_secret_of_another(tmp_path, monkeypatch):
+    written, config = tmp_path / "environ", tmp_path / "lamplighter.toml"
+    dump = f"import json, os, pathlib; pathlib.Path({str(written)!r}).write_text(json.dumps(dict(os.environ)))"
+    config.write_text(SWITCH.format(python=sys.executable, dump=dump))
+    monkeypatch.setenv("CLOUD_TOKEN", "of the cloud")
+    monkeypatch.setenv("LAMPLIGHTER_KEY", "of a client")
+    monkeypatch.setenv("LAMPLIGHTER_STORE__OPTIONS", '{"secret": "of the store"}')
+    with up(tmp_path / "data", "--config", str(config)) as (process, _):
+        assert lamplighter(tmp_path / "data", "power", "gpu-1", "on", LAMPLIGHTER_KEY="").returncode == 0
+        assert comes(written.exists)
+        switch = json.loads(written.read_text())
+        given = {name_of(pid): environ_of(pid) for pid in children(process.pid) if name_of(pid)}
+    ours = {name for name in switch if name.startswith("LAMPLIGHTER_")}
+    assert (ours, switch["BOX"], switch["CLOUD_TOKEN"]) == (
+        {"LAMPLIGHTER_HOST", "LAMPLIGHTER_CALL"},
+        "uhost-1",
+        "of the cloud",
+    )
+    assert given.keys() == {"edge", "runner", "nats-server"}
+    assert not [name for name in given["nats-server"] if name.startswith("LAMPLIGHTER_")]
+    assert not {"CLOUD_TOKEN", "LAMPLIGHTER_KEY", "LAMPLIGHTER_STORE__OPTIONS"} & given["runner"].keys()
+    assert given["edge"]["CLOUD_TOKEN"] == "of the cloud"
+    assert "LAMPLIGHTER_KEY" not in given["edge"]
+
+
+def name_of(pid: int) -> str | None:
+    """Which of the three processes of `up` it is."""
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return next((name for name in ("edge", "runner") if argv[1:4] == ["-m", "lamplighter", name]), None) or (
+        "nats-server" if argv[0].endswith("nats-server") else None
+    )

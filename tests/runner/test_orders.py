@@ -1,13 +1,16 @@
 """The edge's power law is obeyed: nothing new while the host is put out, and it goes dark only when it is empty."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from runner.engines.memory import Box
+from runner.poweroff import power_off
 from schemas.host import Busy
 from schemas.power import PowerRecord, PowerState
 from schemas.words import Status
@@ -52,6 +55,17 @@ async def test_what_runs_goes_on_while_the_host_is_put_out(world: World) -> None
         await order(world, PowerState.DRAINING)
         await until(lambda: draining(world))
         assert (await world.job(key)).status is Status.RUNNING
+
+
+async def test_the_program_inherits_none_of_the_runners_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMPLIGHTER_BROKER__PASSWORD", "secret")
+    written = tmp_path / "environ"
+    await power_off(("sh", "-c", f"env > {written}"), structlog.get_logger("test"))
+    given = (await anyio.Path(written).read_text()).splitlines()
+    assert not [line for line in given if line.startswith("LAMPLIGHTER_")]
+    assert f"PATH={os.environ['PATH']}" in given
 
 
 @pytest.mark.parametrize("program", [("/no/such/program",), ("false",)])

@@ -3,6 +3,7 @@
 The contract, which the recipes in deploy/power keep:
 
 - every program gets the host's id in `LAMPLIGHTER_HOST` and the call's in `LAMPLIGHTER_CALL` and no standard input;
+- of the edge's environment it inherits what any program needs (`schemas.environ`) and what the declaration names;
 - `on` and `off` exit 0 when the order was taken, or there was nothing to do; 75 (EX_TEMPFAIL) when there is no
   capacity; anything else is a failure, of which the last line they wrote is told;
 - `state` writes one word on its last line: off, starting, on, stopping, error or unknown. Without such a word its exit
@@ -23,6 +24,7 @@ from anyio import CancelScope, to_thread
 from anyio.abc import Process
 
 from edge.power.drivers.port import Driver, NoCapacity, SwitchFailed
+from schemas.environ import handed_on
 from schemas.power import Provider
 from schemas.switch import CommandHost
 
@@ -37,12 +39,12 @@ class _Ended(NamedTuple):
 
 
 class CommandDriver(Driver):
-    """Runs the argv of a declaration; `environ` is what the programs inherit."""
+    """Runs the argv of a declaration; `environ` is what the programs inherit a part of."""
 
     def __init__(self, host: str, declared: CommandHost, environ: Mapping[str, str]) -> None:
         self._host = host
         self._declared = declared
-        self._environ = dict(environ)
+        self._environ = handed_on(environ, *declared.inherit) | declared.env
 
     @property
     def tells(self) -> bool:

@@ -1,5 +1,6 @@
 """What is particular to one driver: packets, signatures, programs that hang or leave something behind."""
 
+import json
 import os
 import socket
 import sys
@@ -62,6 +63,29 @@ async def test_a_driver_that_breaks_has_failed_and_nothing_else() -> None:
     broken = Broken(WolHost(mac="a4:bb:6d:00:11:22"))
     assert await call(broken, Verb.START, "call-1", 5) == Answer(Outcome.FAILED, "KeyError: 'call-1'")
     assert await ask(broken, 5) is Provider.UNKNOWN
+
+
+async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> None:
+    """They hold the broker's password, with which it may do everything."""
+    written = tmp_path / "environ"
+    dump = f"import json, os, pathlib; pathlib.Path({str(written)!r}).write_text(json.dumps(dict(os.environ)))"
+    edge = {**os.environ, "LAMPLIGHTER_BROKER__PASSWORD": "p", "LAMPLIGHTER_DATA": "d", "TOKEN": "t", "OTHER": "o"}
+    declared = CommandHost(on=python(dump), env={"BOX": "uhost-1", "LANG": "C"}, inherit=("TOKEN", "ABSENT"))
+    assert await call(CommandDriver("gpu-1", declared, edge), Verb.START, "call-1", 20) == Answer(Outcome.DONE)
+    given = json.loads(await anyio.Path(written).read_text())
+    ours = {name: value for name, value in given.items() if name.startswith("LAMPLIGHTER_")}
+    assert ours == {"LAMPLIGHTER_HOST": "gpu-1", "LAMPLIGHTER_CALL": "call-1"}
+    assert (given["BOX"], given["LANG"], given["TOKEN"], given["PATH"]) == ("uhost-1", "C", "t", os.environ["PATH"])
+    assert not {"OTHER", "ABSENT"} & given.keys()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"inherit": ["LAMPLIGHTER_BROKER__PASSWORD"]}, {"inherit": ["A=B"]}, {"env": {"A B": "c"}}, {"env": {"A": 1}}],
+)
+def test_what_is_handed_over_is_named_well(more: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        convert({"driver": "command", "on": ["true"], **more}, HostDeclaration)
 
 
 async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
