@@ -13,6 +13,7 @@ from bus.backup import Snapshots
 from bus.buckets import (
     AGREED,
     ASSETS,
+    AUDIT,
     DELIVERED,
     ERASURES,
     HOOKS,
@@ -42,6 +43,7 @@ from bus.users import inbox
 from bus.wire import Wire
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
+from schemas.audit import AuditEvent
 from schemas.erasure import Erasure
 from schemas.host import Offer, Presence, Tombstone
 from schemas.joining import Joined
@@ -85,6 +87,7 @@ class _Parts(NamedTuple):
             agreed=BucketTable(js, AGREED, Agreed, as_edge=as_edge),
             joined=BucketTable(js, JOINED, Joined, as_edge=as_edge),
             erasures=BucketTable(js, ERASURES, Erasure, as_edge=as_edge),
+            audit=BucketTable(js, AUDIT, AuditEvent, as_edge=as_edge),
             usage=StreamLedger(js),
         )
 

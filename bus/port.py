@@ -16,6 +16,7 @@ from bus.refusals import BusError, Conflict, Denied, StoreFull, TooLarge, Unreac
 from bus.waiting import WOKEN_S, Delivery, Lane, Queue
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
+from schemas.audit import AuditEvent
 from schemas.erasure import Erasure
 from schemas.feed import Note, ProgressNote
 from schemas.host import Offer, Presence, Tombstone
@@ -220,4 +221,5 @@ class Bus(Struct, frozen=True, kw_only=True):
     outbox: Outbox
     joined: Table[Joined]
     erasures: Table[Erasure]
+    audit: Table[AuditEvent]
     usage: Ledger

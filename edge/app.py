@@ -21,6 +21,7 @@ from edge.parts import Parts
 from edge.problems import answer
 from edge.routes import (
     assets,
+    audit,
     batches,
     events,
     health,
@@ -41,7 +42,7 @@ from edge.services.messages import Language, choose_language
 
 MODULES = (
     *(jobs, batches, lists, events, assets, uploads, webhooks),
-    *(read, keys, owners, tokens, usage, joining, health, gateway_route),
+    *(read, keys, owners, audit, tokens, usage, joining, health, gateway_route),
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 

@@ -22,6 +22,7 @@ from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
 from edge.services.admission import Admission
 from edge.services.assets import Assets
+from edge.services.audit import Audit
 from edge.services.books import Books
 from edge.services.catalog import Catalog, load_folder
 from edge.services.clock import utc_now
@@ -50,6 +51,7 @@ from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.partial import Partials
 from edge.store.port import AssetStore
+from edge.strangers import Proxies
 from edge.webhooks import build as webhooks
 
 CHANCES = webhooks.Chances(now=utc_now, running=time.monotonic, entropy=os.urandom, dice=random.random)
@@ -117,6 +119,8 @@ async def assemble(
         usage=Accounts(bus.usage, power.records, prices, utc_now),
         books=Books(bus.usage, index, power.records, prices),
         relays=relays,
+        audit=Audit(bus.audit, utc_now, os.urandom),
+        proxies=Proxies(settings.server.proxies),
         forms=settings.data / "forms",
         streams=StreamLimits("event streams", settings.server.streams_per_key, settings.server.streams_per_owner),
         sockets=StreamLimits("gateway sockets", settings.server.sockets_per_key, settings.server.sockets_per_owner),

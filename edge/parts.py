@@ -9,6 +9,7 @@ from edge.facades.gateway.relays import Relays
 from edge.facades.heygem.placing import Placing
 from edge.power.controller import PowerController
 from edge.services.assets import Assets
+from edge.services.audit import Audit
 from edge.services.books import Books
 from edge.services.catalog import Catalog
 from edge.services.erasures import Erasures
@@ -31,7 +32,7 @@ from edge.services.view import Viewer
 from edge.services.window import Window
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
-from edge.strangers import StrangerLog
+from edge.strangers import Failures, Proxies, StrangerLog
 from edge.webhooks.build import Webhooks
 
 
@@ -65,7 +66,10 @@ class Parts(Struct, frozen=True, kw_only=True):
     usage: Accounts
     books: Books
     relays: Relays
+    audit: Audit
     forms: Path
     streams: StreamLimits
     sockets: StreamLimits
+    proxies: Proxies
     strangers: StrangerLog = field(default_factory=StrangerLog)
+    failures: Failures = field(default_factory=Failures)

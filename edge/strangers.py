@@ -1,6 +1,7 @@
 """Clients that are not known: how their addresses are counted, and a log that they cannot fill."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -9,6 +10,8 @@ from msgspec import Struct
 
 EVERY_S = 60.0
 REMEMBERED = 4096  # addresses; what is forgotten is logged again
+FREE = 10  # failures of an address within EVERY_S that are answered at once
+PAUSE_S = 2.0  # before each further failure is answered: a connection tries 30 keys a minute
 _IPV6_PREFIX = 64  # one customer of a provider has at least a /64
 
 _log = structlog.get_logger()
@@ -52,6 +55,23 @@ class Proxies:
             if named not in self:
                 return named
         return peer
+
+
+class Failures:
+    """How often each address failed to authenticate lately, and how long its next answer waits for that."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic, pause_s: float = PAUSE_S) -> None:
+        self._monotonic, self._pause_s = monotonic, pause_s
+        self._failed: dict[str, deque[float]] = {}
+
+    def pause(self, address: str) -> float:
+        """Count a failure; seconds to wait before it is answered: none for the first FREE of a minute."""
+        now, client = self._monotonic(), client_of(address)
+        if client not in self._failed and len(self._failed) >= REMEMBERED:
+            del self._failed[next(iter(self._failed))]
+        failed = self._failed.setdefault(client, deque(maxlen=FREE + 1))
+        failed.append(now)
+        return self._pause_s if len(failed) > FREE and now - failed[0] < EVERY_S else 0.0
 
 
 class _Noted(Struct):

@@ -5,6 +5,7 @@ import time
 from bus.buckets import (
     AGREED,
     ASSETS,
+    AUDIT,
     BUCKETS,
     DELIVERED,
     ERASURES,
@@ -30,6 +31,7 @@ from bus.memory.usage import MemoryLedger
 from bus.port import Bus, Health
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
+from schemas.audit import AuditEvent
 from schemas.erasure import Erasure
 from schemas.host import Offer, Presence, Tombstone
 from schemas.joining import Joined
@@ -91,6 +93,7 @@ class MemoryBroker:
             agreed=MemoryTable(link, self._buckets[AGREED.name], AGREED.name, Agreed),
             joined=MemoryTable(link, self._buckets[JOINED.name], JOINED.name, Joined),
             erasures=MemoryTable(link, self._buckets[ERASURES.name], ERASURES.name, Erasure),
+            audit=MemoryTable(link, self._buckets[AUDIT.name], AUDIT.name, AuditEvent),
             usage=MemoryLedger(link, self._usage),
         )
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from anyio import sleep
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
@@ -12,6 +13,7 @@ from edge.services.refusals import refusing
 from edge.services.signing import SIGNATURE
 from edge.services.tokens import MARK
 from schemas.access import ApiKey, Scope, parse_key
+from schemas.audit import Action
 from schemas.errors import Refused
 from schemas.words import is_token
 
@@ -48,6 +50,29 @@ async def still_known(parts: Parts, key: ApiKey, text: str) -> bool:
     return await known(parts, text) is not None
 
 
+def client_address(connection: Connection, parts: Parts) -> str:
+    """The address that the request came from, as a trusted proxy says it or as the connection has it."""
+    peer = connection.client.host if connection.client else ""
+    return parts.proxies.client(peer, connection.headers.get("x-forwarded-for"))
+
+
+async def recognised(connection: Connection, parts: Parts, text: str) -> ApiKey | None:
+    """As `known`. A failure is logged, and an address that fails often waits for its answer. Raises BusError."""
+    key = await known(parts, text)
+    if key is None:
+        client = client_address(connection, parts)
+        credential = parse_key(text)
+        parts.strangers.note("authentication_failed", client, key_id=credential.id if credential else "")
+        if client not in parts.proxies:
+            await sleep(parts.failures.pause(client))
+    return key
+
+
+async def audited(request: Connection, parts: Parts, action: Action, subject: str, **of_key: Any) -> None:
+    """Keep in the audit trail what the request's key did to `subject`; `of_key`: owner and scopes of a key."""
+    await parts.audit.note(action, subject, by=request.auth.id, client=client_address(request, parts), **of_key)
+
+
 def _signed(connection: Connection, parts: Parts) -> ApiKey | None:
     """Whom a signed URL speaks for. Asked before the key: the URL works for whoever has it, with another's key too."""
     if SIGNATURE not in connection.query_params or connection.scope.get("method") not in _READING:
@@ -63,7 +88,7 @@ class Authenticate(AbstractAuthenticationMiddleware):
         key = _signed(connection, parts)
         if key is None and (text := presented(connection)):
             with refusing():
-                key = await known(parts, text)
+                key = await recognised(connection, parts, text)
         if key is None:
             raise Refused("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")
         return AuthenticationResult(user=key.owner, auth=key)

@@ -7,13 +7,14 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from msgspec import Meta, Struct
 
-from edge.auth.keys import needs
+from edge.auth.keys import audited, needs
 from edge.routes.bodies import read_struct
 from edge.routes.documents import body_of
 from edge.routes.given import AnyRequest, Services
 from edge.services.keys import ROTATION
 from edge.services.refusals import refusing
 from schemas.access import CLIENT_SCOPES, ApiKey, Scope
+from schemas.audit import Action
 from schemas.job import Moment
 from schemas.words import Token
 
@@ -84,6 +85,7 @@ async def create_key(request: AnyRequest, parts: Services) -> KeyView:
         key, text = await parts.keys.create(
             asked.owner, asked.scopes, name=asked.name, expires_at=asked.expires_at, language=asked.language
         )
+    await audited(request, parts, Action.KEY_CREATED, key.id, owner=key.owner, scopes=key.scopes)
     return _shown(key, text)
 
 
@@ -95,10 +97,11 @@ async def list_keys(parts: Services) -> Keys:
 
 
 @delete("/v1/keys/{key_id:str}", status_code=204, guards=[needs(Scope.ADMIN)])
-async def revoke_key(parts: Services, key_id: FromPath[str]) -> None:
+async def revoke_key(request: AnyRequest, parts: Services, key_id: FromPath[str]) -> None:
     """Revoke a key: it is refused from now on (on another edge within 5 s)."""
     with refusing():
         await parts.keys.revoke(key_id)
+    await audited(request, parts, Action.KEY_REVOKED, key_id)
 
 
 @post("/v1/keys/{key_id:str}/rotate", status_code=200, guards=[needs(Scope.ADMIN)], operation_class=body_of(Rotation))
@@ -107,6 +110,7 @@ async def rotate_key(request: AnyRequest, parts: Services, key_id: FromPath[str]
     asked = await read_struct(request, Rotation)
     with refusing():
         key, text = await parts.keys.rotate(key_id, timedelta(seconds=asked.grace_s))
+    await audited(request, parts, Action.KEY_ROTATED, key.id, owner=key.owner, scopes=key.scopes)
     return _shown(key, text)
 
 

@@ -3,9 +3,10 @@
 from litestar import delete, get
 from litestar.params import FromPath
 
-from edge.auth.keys import needs
+from edge.auth.keys import audited, needs
 from edge.routes.given import AnyRequest, Services
 from schemas.access import ApiKey, Scope
+from schemas.audit import Action
 from schemas.erasure import Erasure
 from schemas.errors import Refused
 from schemas.words import is_token
@@ -26,7 +27,9 @@ async def delete_owner(request: AnyRequest, parts: Services, owner_id: FromPath[
     key: ApiKey = request.auth
     if key.owner == _owner(owner_id):
         raise Refused("conflict", "this key is that owner's own: use another owner's admin key")
-    return await parts.erasures.begin(owner_id, by=key.id)
+    begun = await parts.erasures.begin(owner_id, by=key.id)
+    await audited(request, parts, Action.OWNER_DELETED, owner_id)
+    return begun
 
 
 @get("/v1/owners/{owner_id:str}/deletion", guards=[needs(Scope.ADMIN)])

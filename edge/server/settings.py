@@ -15,7 +15,7 @@ class ServerSettings(Struct, frozen=True):
     `head_bytes` and `head_s`: a request line with its headers, and the trailers of a chunked body. `handshake_s`: a TLS
     handshake. `stall_s`: how long the body of a request may bring nothing. `connections`: in all, less where the
     process may open fewer files. `connections_per_address`: for IPv6, per /64. `proxies`: networks whose connections
-    carry many clients, so that no limit per address holds for them.
+    carry many clients, so that no limit per address holds for them; their `X-Forwarded-For` names the client.
     `streams_per_key` and `streams_per_owner`: event streams, over HTTP or a WebSocket, that are open at the same time.
     `sockets_per_key` and `sockets_per_owner`: the same of the gateway, where all sockets of an owner share one stream.
     """

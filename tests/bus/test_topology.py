@@ -35,6 +35,7 @@ WRITTEN_OUT = {
     "KV_AGREED": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_ERASURES": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
+    "KV_AUDIT": {"max_age": 400 * DAY, "max_msgs_per_subject": 1},
     "DELIVERIES": {"retention": "workqueue", "discard": "new"},
     "USAGE": {"retention": "limits", "max_age": 400 * DAY},
 }

@@ -3,7 +3,7 @@
 from anyio import fail_after
 from msgspec import Struct
 
-from edge.auth.keys import known, owner_for, presented, still_known
+from edge.auth.keys import owner_for, presented, recognised, still_known
 from edge.facades.gateway.wire import AnySocket, next_frame
 from edge.parts import Parts
 from edge.services.messages import Language, choose_language
@@ -41,7 +41,7 @@ def carried(socket: AnySocket) -> str | None:
 async def admit(socket: AnySocket, parts: Parts, text: str) -> Caller:
     """The caller whose key or token is `text`. Raises Refused for a stranger's, and while the broker is away."""
     with refusing():
-        key = await known(parts, text)
+        key = await recognised(socket, parts, text)
     if key is None:
         raise Refused("unauthorized", "no valid key: send one as a bearer header, ?key=, or a first message `auth`")
     owner = owner_for(key, socket.query_params.get("owner"))

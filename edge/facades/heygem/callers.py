@@ -2,7 +2,7 @@
 
 import httpx
 
-from edge.auth.keys import known, presented
+from edge.auth.keys import presented, recognised
 from edge.parts import Parts
 from edge.routes.given import AnyRequest
 from edge.services.refusals import refusing
@@ -26,7 +26,7 @@ async def caller(request: AnyRequest, parts: Parts, scope: Scope) -> str:
             return parts.settings.heygem.owner
         raise Refused("unauthorized", "send a key: as 'Authorization: Bearer lamp_…', 'X-API-Key' or '?key='")
     with refusing():
-        key = await known(parts, text)
+        key = await recognised(request, parts, text)
     if key is None:
         raise Refused("unauthorized", "the key is not (or no longer) valid: send another")
     if not key.allows(scope):

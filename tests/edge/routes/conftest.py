@@ -18,6 +18,7 @@ from edge.power.caller import Means
 from edge.power.controller import PowerController
 from edge.power.drivers import build as drivers
 from edge.power.sight import Sight
+from edge.services.audit import Audit
 from edge.services.books import Books
 from edge.services.joining import Door, Joining, Welcome
 from edge.services.keys import Keys
@@ -25,6 +26,7 @@ from edge.services.stream_limits import StreamLimits
 from edge.services.tokens import Tokens
 from edge.services.usage import Accounts
 from edge.settings import CorsSettings, EdgeSettings
+from edge.strangers import Proxies
 from schemas.access import CLIENT_SCOPES, Scope
 from schemas.switch import CommandHost, Price
 from tests.edge.services.world import SECRET, Dice, FakeWorld, fake_world
@@ -94,7 +96,9 @@ def parts_of(made: FakeWorld, keys: Keys, door: Door | None = None) -> Parts:
         power=power,
         usage=Accounts(made.bus.usage, power.records, prices, made.time),
         books=Books(made.bus.usage, made.index, power.records, prices),
+        audit=Audit(made.bus.audit, made.time, Dice()),
         forms=made.folder,
+        proxies=Proxies(("127.0.0.1",)),
         relays=Relays(partial(_hex, Dice()), made.time),
         streams=StreamLimits("event streams", STREAMS_PER_KEY, STREAMS_PER_OWNER),
         sockets=StreamLimits("gateway sockets", STREAMS_PER_KEY, STREAMS_PER_OWNER),

@@ -199,7 +199,7 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
         *("/v1/uploads", "/v1/uploads/{upload_id}", "/v1/tokens"),
         *("/v1/jobs/{job_id}/deliveries", "/v1/deliveries/{delivery_id}/replay", "/v1/webhooks/secret"),
         *("/v1/batches", "/v1/usage", "/v1/keys/{key_id}/rotate"),
-        *("/v1/owners/{owner_id}", "/v1/owners/{owner_id}/deletion"),
+        *("/v1/owners/{owner_id}", "/v1/owners/{owner_id}/deletion", "/v1/audit"),
         *("/livez", "/readyz", "/metrics"),
     }
     assert set(document["paths"]) == paths

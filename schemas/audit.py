@@ -1,0 +1,35 @@
+"""What was done to who may come in: keys, hosts, owners (bucket AUDIT)."""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from schemas.access import Scope
+from schemas.job import Moment
+
+
+class Action(StrEnum):
+    """What was done."""
+
+    KEY_CREATED = "key_created"
+    KEY_ROTATED = "key_rotated"
+    KEY_REVOKED = "key_revoked"
+    HOST_ADDED = "host_added"
+    HOST_REMOVED = "host_removed"
+    OWNER_DELETED = "owner_deleted"
+
+
+class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One action, of `Action` or of a newer edge's.
+
+    `subject`: the id of the key, host or owner. `by`: the id of the key that asked for it.
+    `client`: the address that it was asked from. `owner` and `scopes`: of a key that was made.
+    """
+
+    at: Moment
+    action: str
+    subject: str
+    by: str
+    client: str
+    owner: str = ""
+    scopes: tuple[Scope, ...] = ()
