@@ -13,7 +13,8 @@ AUDIT_DAYS = 400
 class Bucket(NamedTuple):
     """A bucket and how many revisions of a key it keeps, for how many seconds (None: for ever).
 
-    `personal`: it holds what clients say of themselves, so what a row said before is erased when it is written anew.
+    `personal`: it holds what clients say of themselves, or a secret of an earlier release, so what a row said before is
+    erased when it is written anew.
     What the broker itself lets go, because `history` is full, it leaves on its disk: so such a bucket keeps a few, and
     the edge erases all but the last.
     """
@@ -41,7 +42,7 @@ AGREED = Bucket("AGREED")
 HOOKS = Bucket("HOOKS", _FEW, personal=True)
 DELIVERED = Bucket("DELIVERED", _FEW, DELIVERED_DAYS * 86_400, personal=True)
 LEASES = Bucket("LEASES", ttl_s=LEASE_TTL_S)
-JOINED = Bucket("JOINED")
+JOINED = Bucket("JOINED", _FEW, personal=True)
 ERASURES = Bucket("ERASURES", ttl_s=REPORT_DAYS * 86_400)
 AUDIT = Bucket("AUDIT", ttl_s=AUDIT_DAYS * 86_400)
 

@@ -7,8 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import anyio
+import msgspec
 import structlog
+from msgspec import Struct
 
+from bus.accounts import GLOBAL
 from bus.backup import Snapshots
 from bus.buckets import (
     AGREED,
@@ -33,6 +36,7 @@ from bus.link import WireLink
 from bus.monitor import Monitors, monitor
 from bus.outbox import StreamOutbox
 from bus.port import Bus, BusError
+from bus.readers import ReaderDesk
 from bus.settings import BrokerSettings
 from bus.state import StateRecords
 from bus.table import BucketTable
@@ -40,7 +44,7 @@ from bus.topology import ensure, ensure_shared
 from bus.unbroken import Unbroken
 from bus.usage import StreamLedger
 from bus.users import inbox
-from bus.wire import Wire
+from bus.wire import Wire, status
 from schemas.access import Agreed, ApiKey
 from schemas.asset import Reference
 from schemas.audit import AuditEvent
@@ -94,13 +98,14 @@ class _Parts(NamedTuple):
 
 @asynccontextmanager
 async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
-    """The edge's bus: makes the topology on every new connection, and removes old delete markers.
+    """The edge's bus: makes the topology on every new connection, removes old delete markers, serves readers.
 
     Raises Unreachable when no broker answers, Denied when it refuses the user. Afterwards it dials for ever.
     """
     async with _parts(settings) as parts:
 
         async def set_up() -> None:
+            await _warn_of_one_account(parts.js.wire)
             await ensure(parts.js, settings.replicas)
             await ensure_shared(parts.js)
             await parts.queue.ensure_again()
@@ -111,7 +116,7 @@ async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
                 await anyio.sleep(SWEEP_EVERY_S)
 
         parts.js.wire.set_up.append(set_up)
-        async with _kept(parts, sweep):
+        async with _kept(parts, sweep, ReaderDesk(parts.js.wire).serve):
             yield parts.bus(as_edge=True)
 
 
@@ -161,6 +166,26 @@ async def _kept(parts: _Parts, *tasks: Callable[[], Coroutine[Any, Any, None]]) 
             group.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+class _Who(Struct, frozen=True):
+    account: str = ""
+
+
+class _UserInfo(Struct, frozen=True):
+    """What the broker says of a connection's user."""
+
+    data: _Who = _Who()
+
+
+async def _warn_of_one_account(wire: Wire) -> None:
+    """Say that a broker set up for an earlier release, without accounts, protects nothing from its hosts."""
+    said = await wire.request("$SYS.REQ.USER.INFO")
+    if not status(said) and msgspec.json.decode(said.data, type=_UserInfo).data.account == GLOBAL:
+        log.warning(
+            "the broker has no accounts: whoever has the broker password of a host or a reader can write anything; "
+            "move it as docs/hosts.md says"
+        )
 
 
 async def _sweep(records: StateRecords) -> None:

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import anyio
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
 
 from bus.errors import FOREIGN, raised
 from bus.pins import trusting
-from bus.port import Denied, Unreachable
+from bus.port import Unreachable
 from bus.settings import BrokerSettings
 
 DIAL_S = 5.0
 PING_S = 5
 PINGS_LOST = 2
 CLOSE_S = 2.0
+ANSWER_S = 2.0
 
 
 async def dial(
@@ -87,15 +89,19 @@ async def hang_up(client: Client) -> None:
                 transport.close()  # type: ignore[no-untyped-call]
 
 
-async def admits(settings: BrokerSettings, inbox: str) -> bool:
-    """Whether the broker lets this user in now. Raises Unreachable."""
+async def answered(settings: BrokerSettings, inbox: str, subject: str) -> bool:
+    """Whether anybody answers what this user asks of `subject`. Raises Denied where it is not let in; Unreachable."""
 
     async def heard(*_: Exception) -> None:
         """The connection is only tried."""
 
+    client = await dial(settings, inbox, heard, heard)
     try:
-        client = await dial(settings, inbox, heard, heard)
-    except Denied:
+        await client.request(subject, timeout=ANSWER_S)
+    except NoRespondersError:
         return False
-    await hang_up(client)
+    except FOREIGN as error:
+        raise raised(error, f"asking {subject}") from error
+    finally:
+        await hang_up(client)
     return True

@@ -16,9 +16,10 @@ Heard = Callable[[Msg | BusError], None]
 class Listener:
     """`heard` gets messages, Unreachable at each break, Denied where the user may not listen."""
 
-    def __init__(self, subject: str, heard: Heard) -> None:
+    def __init__(self, subject: str, heard: Heard, queue: str = "") -> None:
         self.subject = subject
         self.heard = heard
+        self._queue = queue
         self._now: Subscription | None = None
 
     async def attach(self, client: Client) -> None:
@@ -27,7 +28,7 @@ class Listener:
         async def heard(message: Msg) -> None:
             self.heard(message)
 
-        self._now = await subscribe(client, self.subject, heard)
+        self._now = await subscribe(client, self.subject, heard, self._queue)
 
     async def detach(self) -> None:
         """Listen no more, also when cancelled."""
@@ -50,9 +51,11 @@ async def attach_all(there: Sequence[Listener], client: Client) -> None:
             await waiting.detach()
 
 
-async def subscribe(client: Client, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Subscription:
+async def subscribe(
+    client: Client, subject: str, heard: Callable[[Msg], Awaitable[None]], queue: str = ""
+) -> Subscription:
     """Without limits: nats-py drops what is beyond them. A stream is bounded by the broker's flow control."""
     try:
-        return await client.subscribe(subject, cb=heard, pending_msgs_limit=0, pending_bytes_limit=0)
+        return await client.subscribe(subject, queue=queue, cb=heard, pending_msgs_limit=0, pending_bytes_limit=0)
     except FOREIGN as error:
         raise raised(error, f"subscribing to {subject}") from error

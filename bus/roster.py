@@ -1,10 +1,16 @@
-"""The broker's list of users, as far as hosts that have joined are on it: written beside its nats.conf and read anew.
+"""The broker's list of hosts that have joined: a file beside its nats.conf that holds an account for each of them.
 
-The folder is the one of `bus.server`: `ours.conf` has the blocks of everybody else and is only read, `joined.conf` is
-written for a broker that starts anew, `users.conf` is what nats.conf includes. One broker reads it; of a cluster every
-server needs the list, so there `reload` has to bring it to each of them before it makes it read.
+The folder is the one of `bus.server`: `hosts.conf` is written here, and nats.conf includes it among its accounts. One
+broker reads it; of a cluster every server needs it, so there `reload` has to bring it to each server before it makes
+that server read it.
+
+Which list a server has read is seen by logging in: each list has one more account, named after the list's content. An
+account that a reload adds cannot call anything before the next reload (nats-server 2.15.1: its imports are dead). So
+that account is also asked to call something, and the server is reloaded again until the call is answered: then all
+accounts of this list work.
 """
 
+import hmac
 import os
 import secrets
 import subprocess
@@ -12,17 +18,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
+import bcrypt
 from msgspec.structs import replace
 
-from bus.dial import admits
-from bus.port import BusError
+from bus.accounts import account
+from bus.dial import answered
+from bus.port import BusError, Denied, Unreachable
 from bus.private import write_private
-from bus.server import JOINED, OURS, USERS
+from bus.server import HOSTS
 from bus.settings import BrokerSettings
-from bus.users import blocks, inbox, listed, runner_name
+from bus.users import mark, runner
 from schemas.environ import handed_on
 
 RELOAD_S = 20.0
+TAKEN_S = 10.0
+AGAIN_FIRST_S = 0.05
+AGAIN_MOST_S = 0.5
+# The fewest rounds there are, 1 ms: the passwords are 256 random bits, which nobody guesses however fast the hash is.
+# A reload compares the password of every connection again, one after the other.
+HASH_COST = 4
 
 
 class NotReloaded(BusError):
@@ -30,21 +44,62 @@ class NotReloaded(BusError):
 
 
 def new_password() -> str:
-    """256 random bits: nothing slow has to guard them. The letter in front keeps nats.conf from seeing a number."""
-    return f"p{secrets.token_urlsafe(32)}"
+    """256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def hashed(password: str) -> str:
+    """The password as the broker checks it and as it is stored."""
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(HASH_COST)).decode()
+
+
+def is_hashed(password: str) -> bool:
+    """Whether this is what `hashed` makes, and not a password."""
+    return password.startswith("$2")
 
 
 class Roster:
-    """The hosts' users at the broker of `settings`, kept in `folder`; `reload` is the argv that makes it read them."""
+    """The hosts' accounts at the broker of `settings`, kept in `folder`.
+
+    `reload`: the argv that makes the broker read them.
+    """
 
     def __init__(self, settings: BrokerSettings, folder: Path, reload: Sequence[str]) -> None:
         self._settings = settings
         self._folder = folder
         self._reload = tuple(reload)
 
-    async def write(self, passwords: Mapping[str, str]) -> None:
-        """Let in exactly the hosts in `passwords`; the connections of others are cut. Raises NotReloaded."""
-        await anyio.to_thread.run_sync(self._write, passwords)
+    async def write(self, hashes: Mapping[str, str]) -> None:
+        """Let in exactly the hosts in `hashes`, each with its hashed password; the connections of others are cut.
+
+        Returns when every server of the broker that answers does so. Raises NotReloaded.
+        """
+        listed = "".join(account(runner(host), hashes[host]) for host in sorted(hashes))
+        digest = hmac.new(self._settings.password.encode(), listed.encode(), "sha256").hexdigest()
+        seen = replace(self._settings, user=mark(digest[:16]).name, password=f"p{digest[16:]}")
+        await anyio.to_thread.run_sync(self._write, listed + account(mark(digest[:16]), seen.password))
+        with anyio.move_on_after(TAKEN_S):
+            await self._told(seen, digest[:16])
+            return
+        raise NotReloaded(
+            f"the broker has not taken over its list of hosts in {TAKEN_S:.0f} s: check its log, and that nats.conf "
+            f"includes {HOSTS} among its accounts (docs/hosts.md, also for a broker set up for an earlier release)"
+        )
+
+    async def _told(self, seen: BrokerSettings, name: str) -> None:
+        """Reload until all servers that answer have this list."""
+        wait_s = AGAIN_FIRST_S
+        servers = [replace(seen, url=url) for url in seen.url.split(",")]
+        while True:
+            taken = {await _has_taken(server, name) for server in servers}
+            if True in taken and False not in taken:
+                return
+            if False in taken:
+                await self._read()
+            await anyio.sleep(wait_s)
+            wait_s = min(2 * wait_s, AGAIN_MOST_S)
+
+    async def _read(self) -> None:
         try:
             with anyio.fail_after(RELOAD_S):
                 await anyio.run_process(self._reload, stderr=subprocess.STDOUT, env=handed_on(os.environ))
@@ -57,18 +112,20 @@ class Roster:
             why = said.splitlines()[-1] if said else str(error) or f"no answer in {RELOAD_S:.0f} s"
             raise NotReloaded(f"{self._reload[0]} did not reload the broker ({why}): correct joining.reload") from error
 
-    def _write(self, passwords: Mapping[str, str]) -> None:
+    def _write(self, listed: str) -> None:
         try:
-            ours = (self._folder / OURS).read_text()
-            named = {runner_name(host): password for host, password in passwords.items()}
-            joined = blocks(named, tuple(passwords))
-            write_private(self._folder / JOINED, joined)
-            write_private(self._folder / USERS, listed(ours, joined))
+            write_private(self._folder / HOSTS, listed)
         except OSError as error:
-            why = f"the broker's users in {self._folder} cannot be written ({error})"
+            why = f"the broker's list of hosts in {self._folder} cannot be written ({error})"
             raise NotReloaded(f"{why}: set joining.folder to the folder of nats.conf") from error
 
-    async def admits(self, host: str, password: str) -> bool:
-        """Whether the broker lets the host in with this password, tried out. Raises Unreachable."""
-        user = runner_name(host)
-        return await admits(replace(self._settings, user=user, password=password), inbox(user))
+
+async def _has_taken(server: BrokerSettings, name: str) -> bool | None:
+    """Whether the server lets the list's own account in, and answers it; None where it does not answer anybody."""
+    one = mark(name)
+    try:
+        return await answered(server, one.inbox, one.publish[0])
+    except Denied:
+        return False
+    except Unreachable:
+        return None

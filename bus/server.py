@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -14,9 +15,10 @@ from types import MappingProxyType
 
 import anyio
 
+from bus.accounts import GLOBAL, account, accounts
 from bus.port import Unreachable
 from bus.private import private_folder, write_private
-from bus.users import STORE_BYTES, Place, Tls, blocks, listed, render, users
+from bus.users import HOME, STORE_BYTES, Place, Tls, render, runner, users
 from schemas.environ import handed_on
 
 READY_S = 30.0
@@ -27,9 +29,13 @@ CONFIG = "nats.conf"
 PID = "nats-server.pid"
 LOG = "nats-server.log"
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - how an address that means all is reached
-# The users as nats.conf includes them, and what that list is made of: our own, and the hosts that have joined, whom the
-# edge writes down and whom a restart finds again.
-USERS, OURS, JOINED = "users.conf", "ours.conf", "joined.conf"
+# What nats.conf includes: our own accounts, and those of hosts that have joined, which the edge writes and a restart
+# finds again.
+ACCOUNTS, HOSTS = "accounts.conf", "hosts.conf"
+# What releases without accounts had in their place; in the last one, the users of hosts that had joined.
+BEFORE_ACCOUNTS = ("users.conf", "ours.conf", "joined.conf")
+_JOINED_BEFORE = re.compile(r'user: "runner-([\w-]+)", password: "([\w-]+)"')
+STORE = "jetstream"
 
 
 def program() -> str:
@@ -99,15 +105,18 @@ class Server:
 
     def _spawn(self) -> Path:
         private_folder(self._data)
-        ours, joined = blocks(self.passwords, self._hosts), self._data / JOINED
+        _move_home(self._data / STORE / "jetstream")
         files = {
             CONFIG: f"ports_file_dir: {json.dumps(str(self._data))}\n"
             f"pid_file: {json.dumps(str(self._data / PID))}\n{self.config()}",
-            OURS: ours,
-            USERS: listed(ours, joined.read_text() if joined.exists() else ""),
+            ACCOUNTS: accounts(self.passwords, self._hosts),
         }
+        if not (self._data / HOSTS).exists():
+            files[HOSTS] = _joined_before(self._data)
         for name, text in files.items():
             write_private(self._data / name, text)
+        for name in BEFORE_ACCOUNTS:
+            (self._data / name).unlink(missing_ok=True)
         with (self._data / LOG).open("ab") as log:
             self._process = subprocess.Popen(
                 [program(), "--config", str(self._data / CONFIG)],
@@ -121,7 +130,8 @@ class Server:
 
     def config(self) -> str:
         """The nats.conf it runs with."""
-        return render(Place(*self._ports, str(self._data / "jetstream"), USERS, self._store_bytes, self._tls))
+        included = (ACCOUNTS, HOSTS)
+        return render(Place(*self._ports, str(self._data / STORE), included, self._store_bytes, self._tls))
 
     @property
     def reload(self) -> tuple[str, ...]:
@@ -148,6 +158,33 @@ class Server:
         process.send_signal(how)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(_reap, process)
+
+
+def _joined_before(folder: Path) -> str:
+    """The accounts of hosts that had joined a release without accounts: without them they were told that they are out.
+
+    An edge writes them again when it starts, with hashes for passwords.
+    """
+    file = folder / BEFORE_ACCOUNTS[-1]
+    found = _JOINED_BEFORE.findall(file.read_text()) if file.exists() else []
+    return "".join(account(runner(host), password) for host, password in found)
+
+
+def _move_home(streams: Path) -> None:
+    """Give the streams of an earlier release, which had no accounts, to the edge's account. Raises Unreachable.
+
+    The broker must not run. It keeps each account's streams in a folder with the account's name, which stands nowhere
+    in the files.
+    """
+    before, after = streams / GLOBAL, streams / HOME
+    if not before.exists():
+        return
+    if after.exists():
+        raise Unreachable(
+            f"{streams} holds two sets of streams, since an earlier release ran here after this one: move away the one "
+            f"that you do not want to keep, {GLOBAL} (what that release did) or {HOME} (what was there before)"
+        )
+    before.rename(after)
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

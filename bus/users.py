@@ -1,24 +1,33 @@
-"""The broker's users and exactly what each may do, as data; and the nats.conf that is made from it.
+"""The broker's users and exactly what each may do, as data; and the nats.conf around them.
 
-The list of the runner's rights is DESIGN 3's: it binds, it never creates. Whoever holds them can still end any job
-(the claim in the record is a fence against accidents, not against a hostile runner).
+A runner binds to what is there, it never creates. Each user but the edge's has an account of its own (`bus.accounts`),
+so that the answer to a call is not a way to write. What a runner's password still allows, beside running jobs:
+
+- read the record of any job, and write any record: end a job, or give it a result (the claim in the record is a fence
+  against accidents, not against a hostile runner)
+- acknowledge or postpone any message of JOBS, so that its job waits until the edge offers it again
+- say progress and log of any job
+
+It cannot read or write a key, a webhook's secret, another host's presence, offer, orders or messages, or a stream.
+The reader's password allows to read what is said of any owner's job, and to make and delete readers' consumers.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from bus.buckets import HOSTS, POWER, TOMBSTONES
 
 ANY_HOST = "*"
+HOME = "LAMPLIGHTER"  # the account of the edge, which holds the streams
 STORE_BYTES = 20 * 1024**3
 
 
 class User(NamedTuple):
-    """A broker user. Every inbox of its connection starts with `inbox`, so users cannot read each other's answers."""
+    """A broker user, the only one in its account. Every inbox of its connection starts with `inbox`."""
 
     name: str
+    account: str
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     inbox: str
@@ -29,16 +38,20 @@ def inbox(name: str) -> str:
     return f"_INBOX_{name}"
 
 
-def _user(name: str, publish: tuple[str, ...], subscribe: tuple[str, ...]) -> User:
-    return User(name, publish, (f"{inbox(name)}.>", *subscribe), inbox(name))
+def _user(name: str, account: str, publish: tuple[str, ...], subscribe: tuple[str, ...]) -> User:
+    return User(name, account, publish, (f"{inbox(name)}.>", *subscribe), inbox(name))
 
 
-EDGE = User("edge", (">",), (">",), inbox("edge"))
+EDGE = User("edge", HOME, (">",), (">",), inbox("edge"))
 
-# For what client libraries do by themselves: a consumer without a name, asking how it stands, flow control. It cannot
-# be held to reading: the broker checks neither where a consumer delivers to nor where an answer goes.
+# Where an edge makes and deletes consumers for readers (`bus.readers`): a consumer of their own making could deliver to
+# any subject of the edge's account.
+READER_DESK = "readers."
+
+# For what client libraries do by themselves: a consumer without a name, asking how it stands.
 READER = _user(
     "reader",
+    "READERS",
     (
         "$JS.API.STREAM.INFO.FEED",
         "$JS.API.CONSUMER.CREATE.FEED",
@@ -47,7 +60,6 @@ READER = _user(
         "$JS.API.CONSUMER.MSG.NEXT.FEED.>",
         "$JS.API.CONSUMER.DELETE.FEED.>",
         "$JS.ACK.FEED.>",
-        "$JS.FC.FEED.>",
     ),
     (),
 )
@@ -74,36 +86,18 @@ def runner(host: str = ANY_HOST) -> User:
         f"$KV.HOSTS.{host}",
         f"$KV.OFFERS.{host}",
     )
-    return _user(runner_name(host), publish, (f"ctl.{host}", "wake.*"))
+    account = "RUNNERS" if host == ANY_HOST else f"HOST_{host}"
+    return _user(runner_name(host), account, publish, (f"ctl.{host}", "wake.*"))
+
+
+def mark(name: str) -> User:
+    """Nobody's user: whoever is let in as it knows which list of hosts the broker has read (`bus.roster`)."""
+    return _user(f"roster-{name}", f"ROSTER_{name}", (f"$JS.API.DIRECT.GET.{TOMBSTONES.stream}.roster",), ())
 
 
 def users(hosts: tuple[str, ...] = ()) -> tuple[User, ...]:
     """Everybody: the edge, the runner of any host, one runner for each of `hosts`, the outside reader."""
     return (EDGE, runner(), *(runner(host) for host in hosts), READER)
-
-
-def _secret(password: str) -> str:
-    """A value that starts with `$` names a variable of the broker's environment and stays unquoted."""
-    return password if password.startswith("$") else json.dumps(password)
-
-
-def _block(user: User, password: str) -> str:
-    return (
-        f"    {{ user: {json.dumps(user.name)}, password: {_secret(password)}, permissions: {{\n"
-        f"        publish: {json.dumps(user.publish)}\n"
-        f"        subscribe: {json.dumps(user.subscribe)} }} }}\n"
-    )
-
-
-def blocks(passwords: Mapping[str, str], hosts: tuple[str, ...] = ()) -> str:
-    """The users with a password in `passwords` (by user name), as they stand in nats.conf; the others do not exist."""
-    known = {user.name: user for user in users(hosts)}
-    return "".join(_block(known[name], password) for name, password in passwords.items())
-
-
-def listed(*given: str) -> str:
-    """A file for `authorization { include … }` of the `blocks` given. nats-server includes no part of a list."""
-    return f"users: [\n{''.join(given)}]\n"
 
 
 class Tls(NamedTuple):
@@ -127,12 +121,12 @@ class Cluster(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the broker listens and stores, and the file of its users, which is the same on all servers of a cluster."""
+    """Where the broker listens and stores, and the files of its accounts, the same on all servers of a cluster."""
 
     listen: str
     monitor: str
     store_dir: str
-    users: str
+    accounts: tuple[str, ...]
     store_bytes: int = STORE_BYTES
     tls: Tls | None = None
     cluster: Cluster | None = None
@@ -140,6 +134,7 @@ class Place(NamedTuple):
 
 def render(place: Place) -> str:
     """nats.conf. With `tls` every client has to speak it, the local ones too."""
+    included = "".join(f"    include {json.dumps(file)}\n" for file in place.accounts)
     paths = place.tls and [json.dumps(str(path.resolve())) for path in place.tls]
     return (
         f"listen: {json.dumps(place.listen)}\n"
@@ -149,7 +144,7 @@ def render(place: Place) -> str:
         "    # The default syncs every two minutes: a power cut would take acknowledged jobs with it.\n"
         "    sync_interval: always\n"
         f"    max_file_store: {place.store_bytes}\n    max_memory_store: 64MB\n}}\n"
-        f"authorization {{ include {json.dumps(place.users)} }}\n"
+        f"accounts {{\n{included}}}\n"
         + (f"tls {{\n    cert_file: {paths[0]}\n    key_file: {paths[1]}\n    timeout: 5\n}}\n" if paths else "")
         + (_cluster(place.cluster) if place.cluster else "")
     )

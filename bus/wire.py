@@ -157,9 +157,12 @@ class Wire:
         return self._client
 
     @asynccontextmanager
-    async def listening(self, subject: str, heard: Heard) -> AsyncIterator[None]:
-        """`heard` gets every message of `subject`, Unreachable at each break, Denied where the user may not."""
-        listener = Listener(subject, heard)
+    async def listening(self, subject: str, heard: Heard, queue: str = "") -> AsyncIterator[None]:
+        """`heard` gets every message of `subject`, Unreachable at each break, Denied where the user may not.
+
+        Of all who listen with the same `queue`, one gets each message.
+        """
+        listener = Listener(subject, heard, queue)
         self._listeners.append(listener)
         try:
             if self._client is not None:

@@ -45,7 +45,7 @@ class PublicSettings(Struct, frozen=True):
 class JoiningSettings(Struct, frozen=True):
     """How hosts are let in at the broker.
 
-    `folder`: where nats.conf lies, and the list of users that it includes (`bus.roster`). `reload`: the argv that makes
+    `folder`: where nats.conf lies, and the list of hosts that it includes (`bus.roster`). `reload`: the argv that makes
     the broker read them anew.
     """
 

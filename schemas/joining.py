@@ -35,8 +35,9 @@ class Invitation(Struct, frozen=True, kw_only=True):
 
 
 class Joined(Struct, frozen=True, kw_only=True):
-    """A row of JOINED, under the host's id: the broker user's password, the id of the asset key.
+    """A row of JOINED, under the host's id: the broker user's password as bcrypt hash, the id of the asset key.
 
+    Earlier releases wrote the password itself. An edge puts the hash in its place when it starts.
     `leaving`: it is being put out, and the broker may not have heard of that yet.
     """
 

@@ -4,12 +4,12 @@ from contextlib import suppress
 from typing import Protocol
 
 import structlog
-from anyio import fail_after, sleep
+from anyio import Lock
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.port import Bus, BusError, Conflict, Unreachable
-from bus.roster import new_password
+from bus.port import Bus, BusError, Conflict, Unreadable
+from bus.roster import NotReloaded, hashed, is_hashed, new_password
 from bus.users import runner_name
 from edge.services.clock import Clock
 from edge.services.keys import Keys
@@ -17,21 +17,14 @@ from schemas.access import Scope
 from schemas.errors import Refused
 from schemas.joining import Invitation, Joined
 
-TAKEN_S = 10.0
-AGAIN_S = 0.05
-
 _log = structlog.get_logger()
 
 
 class Door(Protocol):
     """The broker's list of hosts. `bus.roster.Roster` is one."""
 
-    async def write(self, passwords: dict[str, str]) -> None:
-        """Let in exactly these hosts. Raises NotReloaded."""
-        ...
-
-    async def admits(self, host: str, password: str) -> bool:
-        """Whether the broker does. Raises Unreachable."""
+    async def write(self, hashes: dict[str, str]) -> None:
+        """Let in exactly these hosts, each with its hashed password, and return when that is so. Raises NotReloaded."""
         ...
 
 
@@ -53,6 +46,7 @@ class Joining:
         self._door = door
         self._welcome = welcome
         self._clock = clock
+        self._turn = Lock()
 
     def _open(self) -> tuple[Door, Welcome]:
         if self._door is None or self._welcome is None:
@@ -61,83 +55,103 @@ class Joining:
         return self._door, self._welcome
 
     async def start(self) -> None:
-        """Make the broker's list what JOINED says: an edge may have died between the two."""
-        if self._door is not None and await self._bus.joined.rows():
+        """Make the broker's list what JOINED says: an edge may have died between the two.
+
+        Rows of an earlier release hold passwords; they hold hashes afterwards.
+        """
+        rows = await self._bus.joined.rows()
+        for host, row in rows.items():
+            if not is_hashed(row.value.password):
+                with suppress(Conflict):  # another edge did it
+                    joined = replace(row.value, password=hashed(row.value.password))
+                    await self._bus.joined.update(host, joined, row.revision)
+        if self._door is not None and rows:
             try:
-                await self._door.write(await self._passwords())
-            except BusError as error:
+                await self._tell(self._door)
+            except (BusError, Refused) as error:
                 _log.error("hosts_not_let_in", error=str(error))
 
     async def add(self, host: str) -> Invitation:
         """Let `host` in; its token's content. Raises Refused `conflict`, `unavailable`; BusError."""
         door, welcome = self._open()
-        if await self._bus.joined.get(host) is not None:
+        if await self._bus.joined.keys(host):
             raise Refused("conflict", f"{host} has joined already: `lamplighter hosts remove {host}` first")
         made = await self._keys.create(host, (Scope.RUNNER,), name=f"host {host}")
-        joined = Joined(host=host, password=new_password(), key_id=made.key.id, at=self._clock())
+        password = new_password()
+        joined = Joined(host=host, password=hashed(password), key_id=made.key.id, at=self._clock())
         try:
             await self._bus.joined.create(host, joined)
         except Conflict as error:
             await self._keys.revoke(made.key.id)
             raise Refused("conflict", f"{host} is joining at this moment: try again") from error
         try:
-            await self._until(door, joined, admitted=True)
+            await self._tell(door)
         except (BusError, Refused):
-            await self._forget(joined)
+            await self._revoke(joined)
+            await self._bus.joined.delete(host)
             raise
         return Invitation(
             host=host,
             edge=welcome.edge,
             broker=welcome.broker,
             user=runner_name(host),
-            password=joined.password,
+            password=password,
             key=made.text,
             edge_pin=welcome.edge_pin,
             broker_pin=welcome.broker_pin,
         )
 
     async def remove(self, host: str) -> None:
-        """Put `host` out: its key, its broker user and every connection of it. Raises Refused `not_found`; BusError."""
+        """Put `host` out, with everything that it has or said as a host. Raises Refused `not_found`; BusError.
+
+        These are its key, its broker account and every connection of it, its presence, its offer, and a standing wish
+        for its power.
+        """
         door, _ = self._open()
-        row = await self._bus.joined.get(host)
-        if row is None:
+        try:
+            row = await self._bus.joined.get(host)
+        except Unreadable:
+            row = None
+        if row is not None:
+            await self._revoke(row.value)
+            # The row goes last: a broker that does not listen now is told again when this is asked for again.
+            await self._bus.joined.put(host, replace(row.value, leaving=True))
+        elif not await self._bus.joined.keys(host):
             raise Refused("not_found", f"{host} has not joined")
-        await self._revoke(row.value)
-        # The row goes last: a broker that does not listen now is told again when this is asked for again.
-        await self._bus.joined.put(host, replace(row.value, leaving=True))
-        await self._until(door, row.value, admitted=False)
+        await self._tell(door)
         await self._bus.hosts.delete(host)
         await self._bus.offers.delete(host)
+        await self._release(host)
         await self._bus.joined.delete(host)
 
-    async def _forget(self, joined: Joined) -> None:
-        await self._revoke(joined)
-        await self._bus.joined.delete(joined.host)
+    async def _release(self, host: str) -> None:
+        """Take back a wish to keep its power on or off: nobody would ever ask for that machine's power again."""
+        while True:
+            row = (await self._bus.power.rows()).get(host)
+            if row is None or row.value.hold is None:
+                return
+            with suppress(Conflict):
+                await self._bus.power.update(host, replace(row.value, hold=None), row.revision)
 
     async def _revoke(self, joined: Joined) -> None:
         with suppress(Refused):  # an earlier try may have come as far as this
             await self._keys.revoke(joined.key_id)
 
-    async def _passwords(self) -> dict[str, str]:
+    async def _hashes(self) -> dict[str, str]:
         rows = await self._bus.joined.rows()
-        return {host: row.value.password for host, row in rows.items() if not row.value.leaving}
+        return {
+            host: row.value.password
+            for host, row in rows.items()
+            if not row.value.leaving and is_hashed(row.value.password)
+        }
 
-    async def _until(self, door: Door, joined: Joined, *, admitted: bool) -> None:
-        """Have the list read until the broker acts on it: of two edges that write at once one may have missed a row."""
-        try:
-            with fail_after(TAKEN_S):
-                await door.write(await self._passwords())
-                while await self._admits(door, joined) is not admitted:
-                    await sleep(AGAIN_S)
-                    await door.write(await self._passwords())
-        except TimeoutError as error:
-            why = f"the broker has not taken over its new list of users in {TAKEN_S:.0f} s"
-            raise Refused("unavailable", f"{why}: check its log, and that nats.conf includes users.conf") from error
-
-    @staticmethod
-    async def _admits(door: Door, joined: Joined) -> bool | None:
-        """None: it hung up, before it had read who was there or before it was heard what it said. Ask again."""
-        try:
-            return await door.admits(joined.host, joined.password)
-        except Unreachable:
-            return None
+    async def _tell(self, door: Door) -> None:
+        """Make the broker's list what JOINED says, and what it says by then: of two edges one may have missed a row."""
+        async with self._turn:
+            told = None
+            while told != (hashes := await self._hashes()):
+                try:
+                    await door.write(hashes)
+                except NotReloaded as error:
+                    raise Refused("unavailable", str(error)) from error
+                told = hashes

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 from anyio import to_thread
+from nats.js.errors import BadRequestError, NotFoundError
 
+from bus.connection import open_edge
 from bus.port import Bus
 from tests.broker import PATIENCE_S, Broker, until
+from tests.bus.gathering import gathering
 from tests.bus.raw import raw
 from tests.bus.samples import key, piece, recorded
 from tests.pages import DOCS, blocks, run
@@ -34,35 +37,73 @@ async def test_the_consumers_that_nats_py_makes_by_itself_work(server: Broker, e
         await edge.feed.publish(key(), piece(number))
     async with raw(server, "reader") as reader:
         jetstream = reader.client.jetstream()
-        ordered = await jetstream.subscribe("feed.me.>", stream="FEED", ordered_consumer=True)
-        got = [await ordered.next_msg(timeout=PATIENCE_S) for _ in range(3)]
-        assert [message.metadata.sequence.stream for message in got] == [1, 2, 3]
-        assert (await ordered.consumer_info()).stream_name == "FEED"
         pulled = await jetstream.pull_subscribe("feed.me.>", stream="FEED")
-        assert len(await pulled.fetch(3, timeout=PATIENCE_S)) == 3
+        got = await pulled.fetch(3, timeout=PATIENCE_S)
+        assert [message.metadata.sequence.stream for message in got] == [1, 2, 3]
+        assert (await pulled.consumer_info()).stream_name == "FEED"
+        for message in got:
+            await message.ack_sync()
+        durable = await jetstream.pull_subscribe("feed.me.>", durable="kept", stream="FEED")
+        assert len(await durable.fetch(3, timeout=PATIENCE_S)) == 3
+        assert await jetstream.delete_consumer("FEED", "kept")
+        with pytest.raises(NotFoundError):
+            await jetstream.consumer_info("FEED", "kept")
 
 
 @pytest.mark.parametrize("stream", ["KV_STATE", "JOBS", "KV_KEYS"])
 async def test_a_consumer_of_another_stream_cannot_be_made(server: Broker, edge: Bus, stream: str):
     async with raw(server, "reader") as reader:
-        config = {"deliver_subject": "_INBOX_reader.x", "ack_policy": "none"}
+        config = {"ack_policy": "explicit"}
         said = await reader.api("CONSUMER.CREATE.FEED", {"stream_name": stream, "config": config})
         assert "does not match" in said["error"]["description"]
 
 
-async def test_its_password_is_not_for_strangers_as_the_page_says(server: Broker, edge: Bus):
-    """What the broker cannot forbid. If this fails, the broker has learnt it: mend docs/following.md."""
-    await edge.feed.publish(key(), piece(1))
-    async with raw(server) as other, raw(server, "reader") as reader:
-        heard = await other.client.subscribe("ctl.gpu-1")
-        await other.client.flush()
-        config = {"name": "x", "deliver_subject": "ctl.gpu-1", "ack_policy": "none", "filter_subject": "feed.me.>"}
-        said = await reader.api("CONSUMER.CREATE.FEED.x.feed.me.>", {"stream_name": "FEED", "config": config})
-        assert "error" not in said
-        assert (await heard.next_msg(timeout=PATIENCE_S)).subject == "feed.me.one.log"
-        await reader.client.publish("$JS.API.STREAM.INFO.FEED", b"", reply="$KV.STATE.me.one")
+async def test_a_consumer_that_pushes_is_refused_with_what_to_do(server: Broker, edge: Bus):
+    async with raw(server, "reader") as reader:
+        jetstream = reader.client.jetstream()
+        with pytest.raises(BadRequestError, match="pulled from: leave deliver_subject out"):
+            await jetstream.subscribe("feed.me.>", stream="FEED", ordered_consumer=True)
 
-        async def written() -> bool:
-            return (await other.api("STREAM.INFO.KV_STATE"))["state"]["messages"] == 1
 
-        await until(written)
+@pytest.mark.parametrize("body", [b"", b"{half", b"[]", b'{"config": 1}', b"[" * 100_000])
+async def test_what_is_not_a_configuration_is_refused_and_the_next_is_served(server: Broker, edge: Bus, body: bytes):
+    async with raw(server, "reader") as reader:
+        said = await reader.client.request("$JS.API.CONSUMER.CREATE.FEED.mine", body)
+        assert b"not a consumer's configuration" in said.data
+        made = {"stream_name": "FEED", "config": {"name": "mine", "ack_policy": "explicit"}}
+        assert "error" not in await reader.api("CONSUMER.CREATE.FEED.mine", made)
+
+
+async def test_the_consumers_of_edges_are_not_a_readers(server: Broker, edge: Bus):
+    async with gathering(edge.feed.follow("me")) as followed, raw(server) as other, raw(server, "reader") as reader:
+
+        async def opened() -> list[str]:
+            return (await other.api("CONSUMER.NAMES.FEED"))["consumers"]
+
+        async def there() -> bool:
+            return bool(await opened())
+
+        await until(there)
+        (name,) = await opened()
+        config = {"name": name, "ack_policy": "none", "deliver_subject": "_INBOX_reader.x"}
+        for verb, body in (
+            (f"CONSUMER.DELETE.FEED.{name}", {}),
+            (f"CONSUMER.CREATE.FEED.{name}.feed.>", {"stream_name": "FEED", "config": config}),
+            ("CONSUMER.CREATE.FEED", {"stream_name": "FEED", "config": config}),
+        ):
+            assert "are the edges'" in (await reader.api(verb, body))["error"]["description"]
+        await edge.feed.publish(key(), piece(1))
+
+        async def told() -> bool:
+            return len(followed.items) == 1
+
+        await until(told)
+        assert await opened() == [name]
+
+
+async def test_of_two_edges_one_answers_a_reader(server: Broker, edge: Bus):
+    async with open_edge(server.settings("edge")), raw(server) as other, raw(server, "reader") as reader:
+        body = {"stream_name": "FEED", "config": {"ack_policy": "explicit", "inactive_threshold": 60 * 10**9}}
+        for made in range(1, 6):
+            assert "error" not in await reader.api("CONSUMER.CREATE.FEED", body)
+            assert len((await other.api("CONSUMER.NAMES.FEED"))["consumers"]) == made

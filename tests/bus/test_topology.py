@@ -33,7 +33,7 @@ WRITTEN_OUT = {
     "KV_DELIVERED": {"max_age": 30 * DAY, "max_msgs_per_subject": 4},
     "KV_LEASES": {"max_age": 15 * SECOND, "max_msgs_per_subject": 1},
     "KV_AGREED": {"max_age": 0, "max_msgs_per_subject": 1},
-    "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 1},
+    "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 4},
     "KV_ERASURES": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
     "KV_AUDIT": {"max_age": 400 * DAY, "max_msgs_per_subject": 1},
     "DELIVERIES": {"retention": "workqueue", "discard": "new"},

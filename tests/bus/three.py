@@ -9,11 +9,12 @@ from pathlib import Path
 import anyio.to_thread
 from msgspec import Struct
 
+from bus.accounts import accounts
 from bus.connection import open_keeper
 from bus.port import BusError
 from bus.server import program
 from bus.settings import BrokerSettings
-from bus.users import Cluster, Place, blocks, listed, render
+from bus.users import Cluster, Place, render
 from tests.broker import until
 from tests.ports import reserved_ports
 
@@ -58,7 +59,7 @@ def _places(folder: Path, ports: Sequence[int]) -> dict[str, Place]:
             clients[number],
             monitors[number],
             str(folder / name / "jetstream"),
-            "users.conf",
+            ("accounts.conf",),
             cluster=Cluster(name, routes[number], routes, "between-us"),
         )
         for number, name in enumerate(NAMES)
@@ -67,7 +68,7 @@ def _places(folder: Path, ports: Sequence[int]) -> dict[str, Place]:
 
 def _set_up(home: Path, place: Place) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    (home / "users.conf").write_text(listed(blocks(PASSWORDS)))
+    (home / "accounts.conf").write_text(accounts(PASSWORDS))
     (home / "nats.conf").write_text(render(place))
 
 

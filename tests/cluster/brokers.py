@@ -9,13 +9,14 @@ import anyio
 import anyio.to_thread
 from msgspec import Struct
 
+from bus.accounts import accounts
 from bus.connection import open_edge
 from bus.jetstream import Answer, JetStream
 from bus.port import Bus, BusError
 from bus.server import program
 from bus.settings import BrokerSettings
 from bus.topology import STATE, STREAMS
-from bus.users import Cluster, Place, blocks, listed, render, users
+from bus.users import Cluster, Place, render, users
 from tests.cluster.machines import Machine
 from tests.e2e.installation import until
 
@@ -68,7 +69,7 @@ class Brokers:
             listen=f"{address}:{CLIENTS}",
             monitor=f"{address}:{MONITOR}",
             store_dir=str(folder / "jetstream"),
-            users="users.conf",
+            accounts=("accounts.conf",),
             cluster=Cluster(name, f"{address}:{ROUTES}", routes, self._secret),
         )
 
@@ -76,7 +77,7 @@ class Brokers:
         """It finds the others by itself."""
         folder = self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "users.conf").write_text(listed(blocks(self.passwords)))
+        (folder / "accounts.conf").write_text(accounts(self.passwords))
         (folder / "nats.conf").write_text(render(self._place(name, folder)))
         argv = [*self._machines[name].inside, program(), "--config", str(folder / "nats.conf")]
         with (self._folder / f"{name}.log").open("ab") as log:

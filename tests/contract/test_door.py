@@ -1,66 +1,57 @@
 """Who is on the broker's list comes in, who is not does not: the same for the fake and for a real nats-server."""
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import anyio
 import pytest
 
+from bus import roster
 from bus.connection import open_edge, open_runner
-from bus.port import Unreachable
-from bus.roster import NotReloaded, Roster, new_password
+from bus.port import Bus
+from bus.roster import NotReloaded, Roster, hashed, new_password
 from bus.settings import BrokerSettings
-from edge.services.joining import Door
+from schemas.words import Priority
 from tests.broker import broker, until
-from tests.contract.doors import DOORS
+from tests.bus.samples import key, recorded
+from tests.bus.test_rights import ONE
+from tests.contract.doors import DOORS, FakeDoor, RealDoor
 
 
 @pytest.fixture(params=DOORS)
-async def door(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Door]:
+async def door(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FakeDoor | RealDoor]:
     async with DOORS[request.param](tmp_path) as made:
         yield made
 
 
-async def test_exactly_those_on_the_list_come_in(door: Door):
+def hashes(passwords: Mapping[str, str]) -> dict[str, str]:
+    return {host: hashed(password) for host, password in passwords.items()}
+
+
+async def test_exactly_those_on_the_list_come_in(door: FakeDoor | RealDoor):
     passwords = {"gpu-1": new_password(), "gpu-2": new_password()}
-    await door.write(passwords)
-
-    async def admitted() -> bool:
-        with suppress(Unreachable):  # while it reads its list it may hang up
-            return [await door.admits(*one) for one in passwords.items()] == [True, True]
-        return False
-
-    await until(admitted)
-    for host, password in (("gpu-1", passwords["gpu-2"]), ("gpu-3", passwords["gpu-1"])):
-        with suppress(Unreachable):
-            assert not await door.admits(host, password)
-    await door.write({"gpu-2": passwords["gpu-2"]})
-
-    async def put_out() -> bool:
-        with suppress(Unreachable):  # one that hangs up before it says why
-            return not await door.admits("gpu-1", passwords["gpu-1"])
-        return False
-
-    await until(put_out)
+    listed = hashes(passwords)
+    await door.write(listed)
+    assert [await door.admits(*one) for one in passwords.items()] == [True, True]
+    for host, password in (("gpu-1", passwords["gpu-2"]), ("gpu-3", passwords["gpu-1"]), ("gpu-1", listed["gpu-1"])):
+        assert not await door.admits(host, password)
+    await door.write({"gpu-2": listed["gpu-2"]})
+    assert not await door.admits("gpu-1", passwords["gpu-1"])
     assert await door.admits("gpu-2", passwords["gpu-2"])
+    await door.write({})
+    assert not await door.admits("gpu-2", passwords["gpu-2"])
 
 
 async def test_a_real_one_cuts_the_connection_and_spares_the_others(tmp_path: Path):
-    async with broker(tmp_path) as server:
-        roster = Roster(server.settings("edge"), tmp_path / "broker", server.reload)
+    async with broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
+        listing = Roster(server.settings("edge"), tmp_path / "broker", server.reload)
         passwords = {"gpu-1": new_password(), "gpu-2": new_password()}
-        await roster.write(passwords)
+        listed = hashes(passwords)
+        await listing.write(listed)
         one, two = (BrokerSettings(server.url, f"runner-{host}", passwords[host]) for host in passwords)
-
-        async def admitted() -> bool:
-            with suppress(Unreachable):
-                return await roster.admits("gpu-2", passwords["gpu-2"])
-            return False
-
-        await until(admitted)
-        async with open_edge(server.settings("edge")) as edge, open_runner(one) as first, open_runner(two) as second:
+        async with open_runner(one) as first, open_runner(two) as second:
             since = second.link.unbroken_s()
-            await roster.write({"gpu-2": passwords["gpu-2"]})
+            await listing.write({"gpu-2": listed["gpu-2"]})
 
             async def cut() -> bool:
                 return not first.link.connected
@@ -71,27 +62,67 @@ async def test_a_real_one_cuts_the_connection_and_spares_the_others(tmp_path: Pa
             assert second.link.unbroken_s() >= since
 
 
+async def waiting_take(bus: Bus) -> str | None:
+    """Wait for a message, longer than a reload takes."""
+    delivery = await bus.queue.take("echo", Priority.NORMAL, 10.0)
+    if delivery is None:
+        return None
+    await delivery.done()
+    return delivery.pointer.id
+
+
+async def test_a_message_that_is_waited_for_while_hosts_join_arrives(tmp_path: Path):
+    async with broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
+        await edge.queue.ensure(["echo"])
+        listing = Roster(server.settings("edge"), tmp_path / "broker", server.reload)
+        passwords = {f"gpu-{number}": new_password() for number in range(4)}
+        listed = hashes(passwords)
+        await listing.write({"gpu-0": listed["gpu-0"]})
+        got: list[str | None] = []
+        async with open_runner(BrokerSettings(server.url, "runner-gpu-0", passwords["gpu-0"])) as runner:
+
+            async def work() -> None:
+                got.append(await waiting_take(runner))
+
+            for joined in range(1, len(passwords)):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(work)
+                    await listing.write(dict(list(listed.items())[: joined + 1]))
+                    await edge.queue.publish(ONE._replace(id=f"job-{joined}"))
+        assert got == ["job-1", "job-2", "job-3"]
+
+
 async def test_the_list_outlives_the_broker_and_is_for_its_owner_only(tmp_path: Path):
-    async with broker(tmp_path) as server:
-        roster = Roster(server.settings("edge"), tmp_path / "broker", server.reload)
+    async with DOORS["real"](tmp_path) as door:
         password = new_password()
-        await roster.write({"gpu-1": password})
-        await server.kill()
-        await server.start()
-        assert await roster.admits("gpu-1", password)
-    for name in ("users.conf", "ours.conf", "joined.conf", "nats.conf"):
+        await door.write(hashes({"gpu-1": password}))
+        text = (tmp_path / "broker" / "hosts.conf").read_text()
+        assert password not in text
+    async with broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
+        await edge.records.create(key(), recorded())
+        async with open_runner(BrokerSettings(server.url, "runner-gpu-1", password)) as runner:
+            assert await runner.records.read(key()) is not None
+    for name in ("accounts.conf", "hosts.conf", "nats.conf"):
         assert (tmp_path / "broker" / name).stat().st_mode & 0o077 == 0, name
 
 
 @pytest.mark.parametrize(("argv", "said"), [(("false",), "exit"), (("no-such-program",), "No such file")])
 async def test_a_reload_that_fails_is_said(tmp_path: Path, argv: tuple[str, ...], said: str):
     async with broker(tmp_path) as server:
-        roster = Roster(server.settings("edge"), tmp_path / "broker", argv)
+        listing = Roster(server.settings("edge"), tmp_path / "broker", argv)
         with pytest.raises(NotReloaded, match=said):
-            await roster.write({"gpu-1": new_password()})
+            await listing.write(hashes({"gpu-1": new_password()}))
+
+
+async def test_a_broker_that_does_not_read_the_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roster, "TAKEN_S", 0.3)
+    async with broker(tmp_path) as server:
+        listing = Roster(server.settings("edge"), tmp_path, server.reload)
+        with pytest.raises(NotReloaded, match=r"includes hosts\.conf among its accounts"):
+            await listing.write(hashes({"gpu-1": new_password()}))
 
 
 async def test_a_folder_that_is_not_the_brokers_is_said(tmp_path: Path):
-    roster = Roster(BrokerSettings(), tmp_path / "nowhere", ("true",))
+    listing = Roster(BrokerSettings(), tmp_path / "nowhere", ("true",))
     with pytest.raises(NotReloaded, match=r"joining\.folder"):
-        await roster.write({})
+        await listing.write({})

@@ -1,4 +1,4 @@
-"""The previous release, out of git's history, run with this one's environment."""
+"""Earlier releases, out of git's history, run with this one's environment."""
 
 import subprocess
 from pathlib import Path
@@ -8,15 +8,26 @@ import pytest
 from tests.e2e.installation import ROOT
 
 PREVIOUS = "984f97cc4886a23a2f807a51b79afc29e8b1b4a3"
+BEFORE_ACCOUNTS = "d231d4eefe7f7a38f3ec962acd788caff2f1e100"  # the last whose broker kept everything in one account
 
 
 @pytest.fixture(scope="session")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its tree. Skips where git has not the whole history: in a shallow clone, or outside a repository."""
-    tree = tmp_path_factory.mktemp("previous")
-    archived = subprocess.run(["git", "archive", PREVIOUS], cwd=ROOT, capture_output=True, check=False)
+    """The previous release's tree."""
+    return _tree(PREVIOUS, tmp_path_factory.mktemp("previous"))
+
+
+@pytest.fixture(scope="session")
+def before_accounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of the last release without accounts at the broker."""
+    return _tree(BEFORE_ACCOUNTS, tmp_path_factory.mktemp("before"))
+
+
+def _tree(commit: str, tree: Path) -> Path:
+    """Skips where git has not the whole history: in a shallow clone, or outside a repository."""
+    archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:
-        why = f"the previous release {PREVIOUS[:7]} is not in git's history: {archived.stderr.decode().strip()}"
+        why = f"the release {commit[:7]} is not in git's history: {archived.stderr.decode().strip()}"
         if _git("rev-parse", "--is-shallow-repository") == "false":
             pytest.fail(why, pytrace=False)
         pytest.skip(why)
