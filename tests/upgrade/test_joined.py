@@ -14,9 +14,9 @@ from lamplighter import Client
 from schemas.joining import decode
 from schemas.words import Status
 from tests.backup.test_drill import client_of, reached
-from tests.bus.three import free_ports
 from tests.e2e.installation import ROOT
 from tests.e2e.test_up import lamplighter, up
+from tests.ports import reserved_ports
 
 HERE = "127.0.0.1"
 ENDED_S = 60.0
@@ -50,7 +50,12 @@ def works(client: Client, text: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_host_that_joined_before_there_were_accounts_goes_on(before_accounts: Path, tmp_path: Path):
-    data, tls, broker = tmp_path / "data", *map(str, free_ports(2))
+    with reserved_ports(2) as ports:
+        _goes_on(before_accounts, tmp_path, *map(str, ports))
+
+
+def _goes_on(before_accounts: Path, tmp_path: Path, tls: str, broker: str) -> None:
+    data = tmp_path / "data"
     public = ("--no-runner", "--public", HERE, "--listen", HERE, "--tls-port", tls, "--broker-port", broker)
     with up(data, *public, tree=before_accounts) as (_, said), client_of(said, tmp_path) as client:
         made = lamplighter(data, "hosts", "add", "gpu-1")

@@ -226,7 +226,11 @@ async def test_jobs_are_looked_at_once_each_and_in_the_order_in_which_they_came(
     monkeypatch.setattr(fake.supply, "settle", noted)
     for job in (*jobs, *jobs):
         fake.supply._look_at(job.key)
-    await anyio.wait_all_tasks_blocked()
+
+    async def all_looked_at() -> bool:
+        return len(looked) >= len(jobs) and not fake.supply._due
+
+    await until(all_looked_at)
     assert looked == [job.key for job in jobs]
 
 
