@@ -36,8 +36,9 @@ from runner.engines.port import (
     StartFailed,
 )
 from runner.engines.reading import Patience, Read, reading
-from runner.engines.replies import engine_info, exit_of, found, start_failure, was_started
+from runner.engines.replies import engine_info, exit_of, found, start_failure, takes_profile, was_started
 from runner.engines.sandbox import Injection, container_config, owned_by
+from runner.engines.seccomp import profile
 from runner.engines.starting import started
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ class DockerEngine:
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
         self._connected: docker.APIClient | None = None
         self._connecting = threading.Lock()
+        self._profiled: bool | None = None  # whether the daemon takes our seccomp profile, once it was asked
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY, NOBODY)
 
     async def __aenter__(self) -> Self:
@@ -105,11 +107,12 @@ class DockerEngine:
             prepare(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1", mounted=True)
         except OSError as error:
             raise StartFailed("engine_error", f"the job's folder cannot be made ready: {error}") from error
-        config = container_config(spec, "{}:{}".format(*self._owner), self._injection)
         handle = ""
         try:
             with _border():
                 client = self._client()
+                ours = profile() if self._takes_profile(client) else None
+                config = container_config(spec, "{}:{}".format(*self._owner), self._injection, ours)
                 handle = str(client.create_container_from_config(config)["Id"])
                 client.start(handle)
         except EngineGone:
@@ -119,6 +122,12 @@ class DockerEngine:
                 self._remove(handle)
             raise StartFailed(start_failure(str(error)), str(error)) from error
         return handle
+
+    def _takes_profile(self, client: docker.APIClient) -> bool:
+        """Asked once, as the version of its API is: a runner that outlives an update goes on as before it."""
+        if self._profiled is None:
+            self._profiled = takes_profile(client.info())
+        return self._profiled
 
     def _discard(self, handle: str) -> None:
         with suppress(EngineError):

@@ -1,5 +1,7 @@
 """What a Docker daemon's replies mean in our words. Pure; the measured facts behind it: research/runner.md 1.4, 1.5."""
 
+import re
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -8,6 +10,8 @@ from runner.engines.port import EngineInfo, Exit, Found, StartFailure, State
 from runner.engines.sandbox import identity_of
 
 NEVER = "0001-01-01"  # how the daemon writes a time that has not come
+
+_NUMBERS = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
 
 STATES: Mapping[str, State] = {"created": "created", "exited": "exited", "dead": "exited", "removing": "exited"}
 
@@ -28,6 +32,35 @@ LACKING = {
     "SwapLimit": "the kernel keeps no limit on swap",
     "PidsLimit": "the kernel keeps no limit on processes",
 }
+
+
+OLDEST = (20, 10, 10)  # the first that passes an errno of our profile on (clone3); before, no thread would start
+SECCOMP = "name=seccomp"
+
+
+def takes_profile(info: Mapping[str, Any]) -> bool:
+    """Whether the daemon can run containers under our own seccomp profile."""
+    return _filters(info) and _version(info) >= OLDEST
+
+
+def _filters(info: Mapping[str, Any]) -> bool:
+    return any(option.startswith(SECCOMP) for option in info.get("SecurityOptions") or ())
+
+
+def _version(info: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of the daemon, as three numbers; of one that says something else, the newest."""
+    found = _NUMBERS.match(info["ServerVersion"])
+    return tuple(map(int, found.groups())) if found else (sys.maxsize,)
+
+
+def _unfiltered(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is missing of the filter of system calls."""
+    if not _filters(info):
+        return ("the daemon filters no system calls (no seccomp): a job may attack the kernel; use one that does",)
+    if _version(info) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return (f"the daemon is older than {oldest} and filters system calls by its own profile: update it",)
+    return ()
 
 
 def start_failure(text: str) -> StartFailure:
@@ -52,7 +85,7 @@ def found(row: Mapping[str, Any]) -> Found:
 
 def engine_info(info: Mapping[str, Any]) -> EngineInfo:
     """The daemon's word about itself."""
-    notes = tuple(note for name, note in LACKING.items() if not info.get(name))
+    notes = *(note for name, note in LACKING.items() if not info.get(name)), *_unfiltered(info)
     return EngineInfo("docker", info["ServerVersion"], isolated=True, notes=notes)
 
 

@@ -32,8 +32,11 @@ CACHE_ENV = {
 }
 
 
-def container_config(spec: Spec, user: str, injection: Injection) -> dict[str, Any]:
-    """The body of `POST /containers/create` for `spec`, run as `user` ("uid:gid")."""
+def container_config(spec: Spec, user: str, injection: Injection, profile: str | None) -> dict[str, Any]:
+    """The body of `POST /containers/create` for `spec`, run as `user` ("uid:gid").
+
+    `profile`: the seccomp profile, None where the engine cannot take ours.
+    """
     devices, env = _gpus(spec.gpus, injection)
     given = {**CACHE_ENV, JOB_ENV: JOB, **env, **spec.env}
     return {
@@ -44,11 +47,11 @@ def container_config(spec: Spec, user: str, injection: Injection) -> dict[str, A
         **({"Entrypoint": [*spec.instead], "Cmd": []} if spec.instead else {}),
         "NetworkDisabled": True,
         "StopSignal": "SIGTERM",  # whatever the image says: the contract's word for "stop"
-        "HostConfig": {**_hardening(spec), **_limits(spec), **devices, "Mounts": _mounts(spec)},
+        "HostConfig": {**_hardening(spec, profile), **_limits(spec), **devices, "Mounts": _mounts(spec)},
     }
 
 
-def _hardening(spec: Spec) -> dict[str, Any]:
+def _hardening(spec: Spec, profile: str | None) -> dict[str, Any]:
     size = f"size={spec.limits.memory_mb}m"  # a tmpfs counts against the memory limit anyway
     return {
         "NetworkMode": "none",
@@ -58,8 +61,11 @@ def _hardening(spec: Spec) -> dict[str, Any]:
             CACHE: f"rw,exec,nosuid,nodev,mode=1777,{size}",
         },
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", *([f"seccomp={profile}"] if profile is not None else [])],
         "IpcMode": "private",
+        # With cards it is the engine's choice, which is private on cgroup v2: on v1, NVIDIA's toolkit refuses the paths
+        # that it finds in a namespace ("relative path in mount prefix").
+        **({} if spec.gpus else {"CgroupnsMode": "private"}),
         "Init": True,  # without, a PID 1 that handles no signals waits out the whole grace
         "OomScoreAdj": 500,  # the kernel shall pick jobs before the runner
         "LogConfig": {"Type": "local", "Config": {"max-size": "10m", "max-file": "2"}},

@@ -114,7 +114,7 @@ async def process_host(root: Path, name: str, user: JobUser | None = None) -> As
 @asynccontextmanager
 async def docker_host(root: Path, name: str, url: str, images: dict[str, str]) -> AsyncIterator[Host]:
     async def create(spec: Spec) -> str:
-        labels = container_config(spec, "0:0", "cdi")["Labels"]
+        labels = container_config(spec, "0:0", "cdi", None)["Labels"]
         arguments = [part for label in labels.items() for part in ("--label", "=".join(label))]
         return docker(url, "create", *arguments, spec.image).stdout.strip()
 

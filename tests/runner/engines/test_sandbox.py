@@ -18,7 +18,7 @@ def spec(**changes: Any) -> Spec:
 
 
 def test_the_whole_request() -> None:
-    config = container_config(spec(env={"A": "b"}), "1:2", "device_request")
+    config = container_config(spec(env={"A": "b"}), "1:2", "device_request", "{}")
     env = dict(pair.split("=", 1) for pair in config.pop("Env"))
     assert env["LAMPLIGHTER_JOB"] == "/job"
     assert env["A"] == "b"
@@ -45,8 +45,9 @@ def test_the_whole_request() -> None:
                 "/tmp/cache": "rw,exec,nosuid,nodev,mode=1777,size=512m",
             },
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
+            "SecurityOpt": ["no-new-privileges", "seccomp={}"],
             "IpcMode": "private",
+            "CgroupnsMode": "private",
             "Init": True,
             "OomScoreAdj": 500,
             "LogConfig": {"Type": "local", "Config": {"max-size": "10m", "max-file": "2"}},
@@ -69,7 +70,7 @@ def test_the_whole_request() -> None:
 
 
 def test_a_warm_one_may_write_its_folder_but_not_in() -> None:
-    mounts = container_config(spec(env={"LAMPLIGHTER_WARM": "1"}), "1:2", "cdi")["HostConfig"]["Mounts"]
+    mounts = container_config(spec(env={"LAMPLIGHTER_WARM": "1"}), "1:2", "cdi", "{}")["HostConfig"]["Mounts"]
     assert {mount["Target"]: mount["ReadOnly"] for mount in mounts} == {
         "/job": False,
         "/job/in": True,
@@ -98,7 +99,7 @@ CARDS: dict[Injection, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("injection", CARDS)
 def test_a_card_is_given_by_uuid(injection: Injection) -> None:
-    config = container_config(spec(gpus=("GPU-a",)), "1:2", injection)
+    config = container_config(spec(gpus=("GPU-a",)), "1:2", injection, "{}")
     devices, visible = CARDS[injection]
     assert {name: config["HostConfig"].get(name) for name in devices} == devices
     assert f"NVIDIA_VISIBLE_DEVICES={visible}" in config["Env"]
@@ -140,12 +141,13 @@ def test_a_state_is_read_with_its_traps() -> None:
 
 def test_what_an_engine_lacks_is_told() -> None:
     able = {"LiveRestoreEnabled": True, "MemoryLimit": True, "SwapLimit": True, "PidsLimit": True}
-    assert engine_info({"ServerVersion": "1", **able}).notes == ()
-    assert engine_info({"ServerVersion": "1", **able, "LiveRestoreEnabled": False}).notes == (
+    able |= {"ServerVersion": "28.2.2", "SecurityOptions": ["name=seccomp,profile=default"]}
+    assert engine_info(able).notes == ()
+    assert engine_info({**able, "LiveRestoreEnabled": False}).notes == (
         "the daemon ends containers when it restarts: set live-restore",
     )
 
 
 def test_a_probe_runs_its_own_program() -> None:
-    config = container_config(spec(instead=("nvidia-smi", "-L")), "1:1", "cdi")
+    config = container_config(spec(instead=("nvidia-smi", "-L")), "1:1", "cdi", "{}")
     assert (config["Entrypoint"], config["Cmd"]) == (["nvidia-smi", "-L"], [])
