@@ -19,8 +19,8 @@ from litestar.openapi.spec import (
 
 from edge.routes.documents import Verbatim, inlined
 from schemas.errors import Problem
+from schemas.version import VERSION
 
-VERSION = "0.1.0"
 METHODS = ("get", "head", "put", "post", "patch", "delete")
 
 # The second status under which a route sends the body of its first.

@@ -6,6 +6,7 @@ import sys
 import click
 
 from lamplighter.cli.join_token import hide
+from schemas.version import VERSION
 
 COMMANDS = {
     "up": ("lamplighter.cli.up", "up", "Serve broker, edge and runner on this machine until stopped."),
@@ -57,7 +58,7 @@ class Lazy(click.Group):
 
 
 @click.command(cls=Lazy)
-@click.version_option(package_name="lamplighter")
+@click.version_option(VERSION, prog_name="lamplighter")
 def main() -> None:
     """A self-hosted GPU job runner: the edge is always on, the card only when there is work.
 

@@ -4,7 +4,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -22,6 +21,7 @@ from edge.store.port import AssetStore, StoreError
 from lamplighter.cli import show
 from lamplighter.cli.backup_file import ASSETS, FILES, FORMAT, STREAMS, Kept, Manifest, Part, Writer, writing
 from lamplighter.cli.backup_place import Chosen, Place, Refusal, chosen, leave, place_options
+from schemas.version import VERSION
 
 
 def progress(*, quiet: bool) -> Progress:
@@ -46,7 +46,7 @@ class Taking:
         assets = None if store is None else await self._assets(bus, store)
         manifest = Manifest(
             format=FORMAT,
-            release=version("lamplighter"),
+            release=VERSION,
             made_at=utc_now(),
             streams=streams,
             files=await to_thread.run_sync(self._files),
