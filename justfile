@@ -6,9 +6,9 @@ export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 help:
     @just --list --unsorted
 
-# Make or renew the environment, .venv
-setup:
-    @./justw setup
+# Install everything into the environment, .venv, or what one verb needs
+setup *verb:
+    @./justw setup {{ verb }}
 
 # Submit a sample face and voice, get a talking video: demo/result.mp4
 demo *args:
@@ -34,6 +34,10 @@ fmt:
 # Serve broker, edge and runner until stopped
 up *args:
     @lamplighter up {{ args }}
+
+# Serve the edge alone, as its settings say
+edge *args:
+    @lamplighter edge {{ args }}
 
 # The figures of docs/performance.md
 bench *args:

@@ -1,7 +1,7 @@
 """`./justw demo`: a face and a voice become a talking video, on this machine, from nothing.
 
 Starts broker, edge and runner in demo/data, builds the preview image where a Docker engine answers (else it asks for
-the process engine by name, and says so), fetches the sample clips, submits them and writes demo/result.mp4.
+the process engine by name, and says so), takes the sample clips, submits them and writes demo/result.mp4.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main() -> None:
     samples, result = DEMO / "samples", DEMO / "result.mp4"
     DEMO.mkdir(exist_ok=True)
     if asked.video is None or asked.audio is None:
-        say("fetching a sample face and voice")
+        say("taking a sample face and voice")
         run(sys.executable, "images/preview/samples.py", samples)
     engine = choose_engine(asked.engine)
     with lit(engine, asked.port) as up:

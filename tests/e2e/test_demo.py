@@ -27,4 +27,4 @@ def test_the_demo_writes_a_talking_video_without_a_docker_engine(tmp_path: Path)
     assert f"the talking video is {result}" in done.stdout
     with av.open(str(result)) as video:
         assert video.duration is not None
-        assert 7.0 <= video.duration / av.time_base <= 7.3
+        assert 6.7 <= video.duration / av.time_base <= 7.0  # the sample recording lasts 6.7 s

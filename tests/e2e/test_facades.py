@@ -11,10 +11,10 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-import runpod
 from anyio import to_thread
 from msgspec import Struct
 
+from tests import runpod_client
 from tests.e2e.conftest import Lit, lighted, process_only
 from tests.e2e.installation import ROOT, until
 from tests.e2e.test_up import up
@@ -128,10 +128,10 @@ async def test_a_stranger_behind_a_proxy_needs_a_key(said: Doors):
 
 
 @process_only
-async def test_runpods_client_runs_streams_and_cancels(said: Doors, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runpod, "endpoint_url_base", f"{said.lit.installation.url}/v2")
-    endpoint = runpod.Endpoint("echo", api_key=said.lit.ann._http.headers["authorization"].partition(" ")[2])
-    try:
+async def test_runpods_client_runs_streams_and_cancels(said: Doors):
+    with runpod_client.running() as clients:
+        key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
+        endpoint = await to_thread.run_sync(clients.Endpoint, f"{said.lit.installation.url}/v2", key, "echo")
         output = await to_thread.run_sync(endpoint.run_sync, {"input": {"text": "hi", "steps": 1}}, 60)
         assert output == {"text": "hi"}
         handle = await to_thread.run_sync(endpoint.run, {"input": {"text": "streamed", "seconds": 2.5, "steps": 5}})
@@ -154,8 +154,6 @@ async def test_runpods_client_runs_streams_and_cancels(said: Doors, monkeypatch:
         await until(stopped, 60)
         health = await to_thread.run_sync(endpoint.health)
         assert health["workers"]["idle"] + health["workers"]["running"] == 1
-    finally:
-        endpoint.rp_client.rp_session.close()
 
 
 SHOWN = [(kind, text) for kind, text in fences(PAGE) if kind in {"sh", "python"}]

@@ -1,16 +1,16 @@
-"""The official `runpod` client, with nothing of it changed but the base URL, against an edge over the memory bus."""
+"""The official `runpod` client, its base URL changed and nothing else, against an edge over the memory bus."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
-import runpod
 from anyio import to_thread
 from msgspec import Struct
 
 from schemas import events as e
 from schemas.feed import Place, ProgressNote
 from schemas.job import File, Job, JobKey, Output
+from tests import runpod_client
 from tests.edge.routes.conftest import Face, face
 
 __all__ = ["face"]
@@ -19,17 +19,9 @@ T = TypeVar("T")
 
 
 class Cloud(Struct, frozen=True):
-    """`endpoint` is the client's handle on `echo`, with a key of `ann`'s."""
+    """An edge, and what its runner does with a job."""
 
     face: Face
-    endpoint: Any
-
-    async def call(self, function: Callable[..., T], *about: Any) -> T:
-        """One of the client's blocking calls."""
-        return await to_thread.run_sync(function, *about)
-
-    async def run(self, text: str = "hello", **more: Any) -> Any:
-        return await self.call(self.endpoint.run, {"input": {"text": text}, **more})
 
     async def job(self, job_id: str) -> Job:
         return (await self.face.world.intake.read(JobKey("ann", job_id))).recorded.job
@@ -45,10 +37,35 @@ class Cloud(Struct, frozen=True):
         await self.face.world.apply(job.key, e.Succeeded(output))
 
 
+class Rented(Cloud, frozen=True):
+    """The same, as its client sees it. `endpoint` is the client's handle on `echo`, with a key of `ann`'s."""
+
+    clients: Any
+    endpoint: Any
+
+    async def call(self, function: Callable[..., T], *about: Any) -> T:
+        """One of the client's blocking calls."""
+        return await to_thread.run_sync(function, *about)
+
+    async def run(self, text: str = "hello", **more: Any) -> Any:
+        return await self.call(self.endpoint.run, {"input": {"text": text}, **more})
+
+    async def job_of(self, handle: Any) -> Job:
+        return await self.job(await self.call(handle.id))
+
+
+@pytest.fixture(scope="session")
+def clients() -> Iterator[Any]:
+    with runpod_client.running() as clients:
+        yield clients
+
+
 @pytest.fixture
-async def cloud(face: Face, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cloud]:
-    monkeypatch.setattr(runpod, "endpoint_url_base", f"{face.url}/v2")
-    monkeypatch.setattr(runpod, "api_key", face.texts["ann"])
-    endpoint = runpod.Endpoint("echo")
-    yield Cloud(face, endpoint)
-    endpoint.rp_client.rp_session.close()
+def cloud(face: Face) -> Cloud:
+    return Cloud(face)
+
+
+@pytest.fixture
+async def rented(face: Face, clients: Any) -> Rented:
+    endpoint = await to_thread.run_sync(clients.Endpoint, f"{face.url}/v2", face.texts["ann"], "echo")
+    return Rented(face, clients, endpoint)

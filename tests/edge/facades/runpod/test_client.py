@@ -2,43 +2,41 @@
 
 from typing import Any
 
-import aiohttp
 import anyio
 import pytest
 import requests
-import runpod
 from anyio import to_thread
 
 from schemas import events as e
 from schemas.job import Failure
 from tests.broker import until
-from tests.edge.facades.runpod.conftest import Cloud
+from tests.edge.facades.runpod.conftest import Rented
 
 
-async def test_run_status_and_output(cloud: Cloud):
-    handle = await cloud.run()
-    assert await cloud.call(handle.status) == "IN_QUEUE"
-    job = await cloud.face.world.start(await cloud.job(handle.job_id))
-    assert await cloud.call(handle.status) == "IN_PROGRESS"
-    assert await cloud.call(handle.output) is None
-    await cloud.say(job, 0.25, 10)
-    assert await cloud.call(handle.output) == {"fraction": 0.25, "stage": "render", "done": 1, "total": 4}
-    await cloud.finish(job)
-    assert await cloud.call(handle.status) == "COMPLETED"
-    output = await cloud.call(handle.output)
+async def test_run_status_and_output(rented: Rented):
+    handle = await rented.run()
+    assert await rented.call(handle.status) == "IN_QUEUE"
+    job = await rented.face.world.start(await rented.job_of(handle))
+    assert await rented.call(handle.status) == "IN_PROGRESS"
+    assert await rented.call(handle.output) is None
+    await rented.say(job, 0.25, 10)
+    assert await rented.call(handle.output) == {"fraction": 0.25, "stage": "render", "done": 1, "total": 4}
+    await rented.finish(job)
+    assert await rented.call(handle.status) == "COMPLETED"
+    output = await rented.call(handle.output)
     assert output["text"] == "hello"
     (file,) = output["files"]
     assert (file["name"], file["bytes"]) == ("result.mp4", 6)
-    assert (await cloud.face.ann.get(file["url"])).content == b"result"
+    assert (await rented.face.ann.get(file["url"])).content == b"result"
 
 
-async def test_run_wraps_a_bare_input(cloud: Cloud):
-    handle = await cloud.call(cloud.endpoint.run, {"text": "bare"})
-    assert (await cloud.job(handle.job_id)).input["text"] == "bare"
+async def test_run_wraps_a_bare_input(rented: Rented):
+    handle = await rented.call(rented.endpoint.run, {"text": "bare"})
+    assert (await rented.job_of(handle)).input["text"] == "bare"
 
 
-async def test_output_waits(cloud: Cloud):
-    handle = await cloud.run()
+async def test_output_waits(rented: Rented):
+    handle = await rented.run()
     outputs: list[Any] = []
 
     async def wait() -> None:
@@ -46,36 +44,36 @@ async def test_output_waits(cloud: Cloud):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await cloud.finish(await cloud.face.world.start(await cloud.job(handle.job_id)))
+        await rented.finish(await rented.face.world.start(await rented.job_of(handle)))
     assert outputs[0]["text"] == "hello"
 
 
-async def test_run_sync_holds_until_the_end(cloud: Cloud):
+async def test_run_sync_holds_until_the_end(rented: Rented):
     outputs: list[Any] = []
 
     async def wait() -> None:
-        outputs.append(await cloud.call(cloud.endpoint.run_sync, {"input": {"text": "hello"}}, 20))
+        outputs.append(await rented.call(rented.endpoint.run_sync, {"input": {"text": "hello"}}, 20))
 
     async def sent() -> bool:
-        return bool(await cloud.face.world.bus.records.keys())
+        return bool(await rented.face.world.bus.records.keys())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await until(sent)
-        (key,) = await cloud.face.world.bus.records.keys()
-        await cloud.finish(await cloud.face.world.start(await cloud.job(key.id)))
+        (key,) = await rented.face.world.bus.records.keys()
+        await rented.finish(await rented.face.world.start(await rented.job(key.id)))
     assert outputs[0]["text"] == "hello"
 
 
-async def test_stream_gives_progress_and_the_output_each_once_and_ends(cloud: Cloud):
-    handle = await cloud.run()
-    job = await cloud.face.world.start(await cloud.job(handle.job_id))
-    await cloud.say(job, 0.25, 10)
+async def test_stream_gives_progress_and_the_output_each_once_and_ends(rented: Rented):
+    handle = await rented.run()
+    job = await rented.face.world.start(await rented.job_of(handle))
+    await rented.say(job, 0.25, 10)
     pieces: list[Any] = []
     seen = anyio.Event()
 
     async def read() -> None:
-        stream = handle.stream()
+        stream = await rented.call(handle.stream)
         pieces.append(await to_thread.run_sync(next, stream))
         seen.set()
         pieces.extend(await to_thread.run_sync(list, stream))
@@ -83,101 +81,102 @@ async def test_stream_gives_progress_and_the_output_each_once_and_ends(cloud: Cl
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)
         await seen.wait()
-        await cloud.say(job, 0.75, 20)
-        await cloud.finish(job)
+        await rented.say(job, 0.75, 20)
+        await rented.finish(job)
     assert [piece["fraction"] for piece in pieces[:-1]] == [0.25, 0.75]
     assert pieces[-1]["text"] == "hello"
-    assert (await cloud.call(handle.output))["text"] == "hello"
+    assert (await rented.call(handle.output))["text"] == "hello"
 
 
-async def test_cancel(cloud: Cloud):
-    handle = await cloud.run()
-    assert await cloud.call(handle.cancel) == {"id": handle.job_id, "status": "CANCELLED"}
-    assert await cloud.call(handle.status) == "CANCELLED"
-    assert await cloud.call(handle.cancel) == {"id": handle.job_id, "status": "CANCELLED"}
+async def test_cancel(rented: Rented):
+    handle = await rented.run()
+    job_id = await rented.call(handle.id)
+    assert await rented.call(handle.cancel) == {"id": job_id, "status": "CANCELLED"}
+    assert await rented.call(handle.status) == "CANCELLED"
+    assert await rented.call(handle.cancel) == {"id": job_id, "status": "CANCELLED"}
 
 
-async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(cloud: Cloud):
-    handle = await cloud.run()
-    job = await cloud.face.world.start(await cloud.job(handle.job_id))
+async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: Rented):
+    handle = await rented.run()
+    job = await rented.face.world.start(await rented.job_of(handle))
     told: list[Any] = []
 
     async def cancel() -> None:
-        told.append(await cloud.call(handle.cancel))
+        told.append(await rented.call(handle.cancel))
 
     async def asked() -> bool:
-        return (await cloud.job(job.id)).status == "cancelling"
+        return (await rented.job(job.id)).status == "cancelling"
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel)
         await until(asked)
-        await cloud.face.world.apply(job.key, e.Cancelled())
+        await rented.face.world.apply(job.key, e.Cancelled())
     assert told == [{"id": job.id, "status": "CANCELLED"}]
 
 
-async def test_a_job_that_has_ended_is_not_cancelled_any_more(cloud: Cloud):
-    handle = await cloud.run()
-    await cloud.finish(await cloud.face.world.start(await cloud.job(handle.job_id)))
-    assert (await cloud.call(handle.cancel))["status"] == "COMPLETED"
+async def test_a_job_that_has_ended_is_not_cancelled_any_more(rented: Rented):
+    handle = await rented.run()
+    await rented.finish(await rented.face.world.start(await rented.job_of(handle)))
+    assert (await rented.call(handle.cancel))["status"] == "COMPLETED"
 
 
-async def test_health_and_purge(cloud: Cloud):
-    world = cloud.face.world
+async def test_health_and_purge(rented: Rented):
+    world = rented.face.world
     await world.offer()
     await world.appear()
-    done, running, waiting, other = [await cloud.run(name) for name in ("done", "running", "waiting", "other")]
-    await cloud.finish(await world.start(await cloud.job(done.job_id)))
-    await world.start(await cloud.job(running.job_id))
-    await cloud.face.ann.post(f"/v1/jobs/{other.job_id}/cancel")
-    await cloud.face.ann.post(f"/v1/jobs/{other.job_id}/retry")
-    await cloud.face.bob.post("/v1/jobs", json={"endpoint": "echo", "input": {}})
-    assert await cloud.call(cloud.endpoint.health) == {
+    done, running, waiting, other = [await rented.run(name) for name in ("done", "running", "waiting", "other")]
+    await rented.finish(await world.start(await rented.job_of(done)))
+    await world.start(await rented.job_of(running))
+    other_id = await rented.call(other.id)
+    await rented.face.ann.post(f"/v1/jobs/{other_id}/cancel")
+    await rented.face.ann.post(f"/v1/jobs/{other_id}/retry")
+    await rented.face.bob.post("/v1/jobs", json={"endpoint": "echo", "input": {}})
+    assert await rented.call(rented.endpoint.health) == {
         "jobs": {"completed": 1, "failed": 0, "inProgress": 1, "inQueue": 2, "retried": 1},
         "workers": {"idle": 1, "running": 0, "initializing": 0, "throttled": 0, "unhealthy": 0},
     }
-    assert await cloud.call(cloud.endpoint.purge_queue) == {"removed": 2, "status": "completed"}
-    left = (await cloud.call(cloud.endpoint.health))["jobs"]
+    assert await rented.call(rented.endpoint.purge_queue) == {"removed": 2, "status": "completed"}
+    left = (await rented.call(rented.endpoint.health))["jobs"]
     assert (left["inQueue"], left["inProgress"]) == (0, 1)
-    assert await cloud.call(waiting.status) == "CANCELLED"
-    assert await cloud.call(running.status) == "IN_PROGRESS"
-    assert (await cloud.face.bob.get("/v1/jobs")).json()["jobs"][0]["status"] == "queued"
+    assert await rented.call(waiting.status) == "CANCELLED"
+    assert await rented.call(running.status) == "IN_PROGRESS"
+    assert (await rented.face.bob.get("/v1/jobs")).json()["jobs"][0]["status"] == "queued"
 
 
-async def test_a_failed_job(cloud: Cloud):
-    handle = await cloud.run()
-    job = await cloud.face.world.start(await cloud.job(handle.job_id))
-    await cloud.face.world.apply(job.key, e.Failed(Failure("no_face", "no face", "client", retryable=False)))
-    assert await cloud.call(handle.status) == "FAILED"
-    assert await cloud.call(handle.output) is None
+async def test_a_failed_job(rented: Rented):
+    handle = await rented.run()
+    job = await rented.face.world.start(await rented.job_of(handle))
+    await rented.face.world.apply(job.key, e.Failed(Failure("no_face", "no face", "client", retryable=False)))
+    assert await rented.call(handle.status) == "FAILED"
+    assert await rented.call(handle.output) is None
 
 
-async def test_a_wrong_key_is_what_the_client_says_of_it(cloud: Cloud):
-    stranger = runpod.Endpoint("echo", api_key="nonsense")
+async def test_a_wrong_key_is_what_the_client_says_of_it(rented: Rented):
+    stranger = await rented.call(rented.clients.Endpoint, f"{rented.face.url}/v2", "nonsense", "echo")
     with pytest.raises(RuntimeError, match="401 Unauthorized"):
-        await cloud.call(stranger.run, {"input": {"text": "x"}})
-    stranger.rp_client.rp_session.close()
+        await rented.call(stranger.run, {"input": {"text": "x"}})
 
 
-async def test_an_endpoint_that_is_not_there(cloud: Cloud):
-    nowhere = runpod.Endpoint("nowhere")
+async def test_an_endpoint_that_is_not_there(rented: Rented):
+    nowhere = await rented.call(rented.clients.Endpoint, f"{rented.face.url}/v2", rented.face.texts["ann"], "nowhere")
     for call in (nowhere.health, nowhere.purge_queue, lambda: nowhere.run({"input": {"text": "x"}})):
         with pytest.raises(requests.HTTPError, match="404"):
-            await cloud.call(call)
-    nowhere.rp_client.rp_session.close()
+            await rented.call(call)
 
 
-async def test_the_async_client(cloud: Cloud):
-    async with aiohttp.ClientSession() as session:
-        endpoint = runpod.AsyncioEndpoint("echo", session)
-        handle = await endpoint.run({"text": "hello"})
-        assert await handle.status() == "IN_QUEUE"
-        job = await cloud.face.world.start(await cloud.job(handle.job_id))
-        await cloud.say(job, 0.5, 10)
-        await cloud.finish(job)
-        pieces = [piece async for piece in handle.stream()]
-        assert [piece.get("fraction") for piece in pieces] == [0.5, None]
-        assert (await handle.output(timeout=10))["text"] == "hello"
-        assert (await endpoint.health())["jobs"]["completed"] == 1
-        second = await endpoint.run({"text": "again"})
-        assert (await second.cancel())["status"] == "CANCELLED"
-        assert await endpoint.purge_queue() == {"removed": 0, "status": "completed"}
+async def test_the_async_client(rented: Rented):
+    endpoint = await rented.call(
+        rented.clients.AsyncEndpoint, f"{rented.face.url}/v2", rented.face.texts["ann"], "echo"
+    )
+    handle = await rented.call(endpoint.run, {"text": "hello"})
+    assert await rented.call(handle.status) == "IN_QUEUE"
+    job = await rented.face.world.start(await rented.job_of(handle))
+    await rented.say(job, 0.5, 10)
+    await rented.finish(job)
+    pieces = await rented.call(lambda: list(handle.stream()))
+    assert [piece.get("fraction") for piece in pieces] == [0.5, None]
+    assert (await rented.call(handle.output, 10))["text"] == "hello"
+    assert (await rented.call(endpoint.health))["jobs"]["completed"] == 1
+    second = await rented.call(endpoint.run, {"text": "again"})
+    assert (await rented.call(second.cancel))["status"] == "CANCELLED"
+    assert await rented.call(endpoint.purge_queue) == {"removed": 0, "status": "completed"}
