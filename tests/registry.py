@@ -2,20 +2,44 @@
 
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+KEPT = Path(__file__).parents[1] / ".cache/wheels"
+
 
 def fetch(argv: Sequence[str | Path]) -> None:
     """Run a command that downloads; REQUIRE_REGISTRY=1 makes its failure the test's."""
+    if why := _failure(argv):
+        _missing(why)
+
+
+def wheel(requirement: str) -> Path:
+    """Return a downloaded wheel, kept for the day on which no registry answers."""
+    kept = KEPT / requirement
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept) as scratch:
+        why = _failure([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, requirement])
+        for new in Path(scratch).glob("*.whl"):
+            return new.replace(kept / new.name)
+    latest = sorted(kept.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    if not latest:
+        _missing(why)
+    return latest[-1]
+
+
+def _failure(argv: Sequence[str | Path]) -> str:
+    """Run it; return why it failed, or nothing."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        missing(f"{' '.join(map(str, argv[-2:]))} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+    what = " ".join(map(str, argv[-2:]))
+    return f"{what} failed: {(done.stderr or done.stdout).strip()[-300:]}" if done.returncode else ""
 
 
-def missing(why: str) -> None:
+def _missing(why: str) -> None:
     if os.environ.get("REQUIRE_REGISTRY") == "1":
         pytest.fail(f"REQUIRE_REGISTRY=1, but {why}", pytrace=False)
     pytest.skip(why)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deploy import install
+from tests import registry
 from tests.local_index import BACKEND, BUILD_SYSTEM, Index
-from tests.registry import fetch
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = (
@@ -36,12 +36,9 @@ EVERYTHING = DEMO | {"tester": "1.0", "from-source": "1.0"}
 @pytest.fixture(scope="session")
 def pips(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """An environment with nothing in it but the oldest pip that justw works with, and one with the newest."""
-    kept = ROOT / ".cache/pips"
     environments = {}
     for age, wanted in (("oldest", "pip==23.0"), ("newest", "pip")):
-        wheels = kept / age
-        fetch([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, wanted])
-        wheel = max(wheels.glob("pip-*.whl"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)[:3]])
+        wheel = registry.wheel(wanted)
         environments[age] = tmp_path_factory.mktemp(age) / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environments[age]], check=True)
         python = environments[age] / "bin/python"
