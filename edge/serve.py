@@ -18,6 +18,7 @@ from bus.users import Tls
 from edge.app import create_app
 from edge.assembly import Clients, assemble, start
 from edge.facades.gateway.gateway import running_gateway
+from edge.facades.heygem.keyless import KeylessPort
 from edge.outbound import guard
 from edge.outbound.targets import Allowed
 from edge.parts import Parts
@@ -26,7 +27,7 @@ from edge.server.server import server, share
 from edge.services.agreed import agree_on_store
 from edge.services.clock import utc_now
 from edge.services.joining import Welcome
-from edge.settings import EdgeSettings
+from edge.settings import EdgeSettings, HeygemSettings
 from edge.store.opening import open_store
 from schemas.loopback import past_proxies
 
@@ -55,6 +56,7 @@ async def serve(settings: EdgeSettings) -> None:
     settings = structs.replace(settings, bind=listening.getsockname()[0])
     tls, told = await anyio.to_thread.run_sync(_public, settings)
     public = _listen_publicly(settings.public.listen) if settings.public.listen else None
+    keyless = _listen_keyless(settings.heygem)
     async with _services(settings, told) as parts, running_gateway(parts) as gateway:
         first = await parts.keys.bootstrap()
         if first is not None:
@@ -64,6 +66,8 @@ async def serve(settings: EdgeSettings) -> None:
         servers = [(server(app, shared), listening)]
         if public is not None:
             servers.append((server(app, shared, tls), public))
+        if keyless is not None:
+            servers.append((server(KeylessPort(app), shared), keyless))
         gc.collect()
         gc.freeze()  # full collections pass over what the start made: they took 0.1 to 0.2 s, while nobody was served
         await _http(servers, settings)
@@ -89,6 +93,11 @@ def _listen_publicly(place: str) -> socket.socket:
     if not port.isdecimal():
         raise CannotServe(f"public.listen is {place!r}: write address:port, as in 0.0.0.0:8443")
     return _bound(host.strip("[]"), int(port), "public.listen")
+
+
+def _listen_keyless(heygem: HeygemSettings) -> socket.socket | None:
+    wanted = heygem.keyless_port if heygem.enabled else 0
+    return _bound("127.0.0.1", wanted, "heygem.keyless_port") if wanted else None
 
 
 def _bound(host: str, port: int, setting: str) -> socket.socket:

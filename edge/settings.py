@@ -1,9 +1,9 @@
 """What the edge can be told, read once at start (`lamplighter.toml`, `LAMPLIGHTER_*`)."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
 from edge.outbound.settings import OutboundSettings
@@ -58,14 +58,16 @@ class HeygemSettings(Struct, frozen=True):
 
     `endpoint`: what runs their jobs; its input has the assets `video` and `audio`. `data_root`: the folder shared with
     clients, which the vendor's container has at /code/data. Everybody who may submit can name every file in it, so it
-    is for clients that trust each other. `owner`: whose jobs those are that came without a key, as only a loopback edge
-    takes them.
+    is for clients that trust each other. `keyless_port`: a port of 127.0.0.1 where `/easy/…` asks for no key, 0: none.
+    Every program and user of this machine may then submit jobs there and read those of `owner`, and so may whoever
+    reaches the port through a proxy or a tunnel that does not show itself.
     """
 
     enabled: bool = False
     endpoint: Token = "heygem"
     data_root: Path | None = None
-    owner: Token = "local"
+    owner: Token = "easy"
+    keyless_port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class OwnerSettings(Struct, frozen=True):

@@ -38,6 +38,7 @@ from schemas.settings import PREFIX, concerning
 IMAGES = Path(__file__).parents[2] / "images"
 READY_S = 60.0
 HEYGEM = "LAMPLIGHTER_HEYGEM__ENABLED"  # on here unless it was switched off: there is no other HeyGem server to meet
+KEYLESS = "LAMPLIGHTER_HEYGEM__KEYLESS_PORT"
 POLL_S = 0.05
 EDGE_PATIENCE_S = 10.0
 RUNNER_MARGIN_S = 15.0  # a drain that was given its grace also stops and releases what is left
@@ -57,6 +58,7 @@ class Options(Struct, frozen=True, kw_only=True):
     no_runner: bool
     config: Path | None
     as_json: bool
+    easy_port: int | None = None
 
 
 def _edge_environ(options: Options, opened: Opened, fd: int) -> dict[str, str]:
@@ -70,6 +72,7 @@ def _edge_environ(options: Options, opened: Opened, fd: int) -> dict[str, str]:
         "LAMPLIGHTER_DATA": str(options.data / "edge"),
         "LAMPLIGHTER_BROKER__MONITOR": opened.server.monitor,
         HEYGEM: os.environ.get(HEYGEM, "1"),
+        **({KEYLESS: str(options.easy_port)} if options.easy_port else {}),
     }
 
 
@@ -142,6 +145,12 @@ async def _up(client: httpx.AsyncClient) -> list[dict[str, Any]] | None:
 def _announce(options: Options, address: Address, hosts: Iterable[dict[str, Any]]) -> None:
     for host in hosts:  # beside the line of JSON, which is for a program
         click.echo(f"lamplighter: {show.engine_in_words(host)}", err=options.as_json)
+    if options.easy_port:
+        click.echo(
+            f"lamplighter: http://127.0.0.1:{options.easy_port}/easy/ asks for no key: every program and user of this "
+            "machine may submit jobs there; let no proxy or tunnel lead to it",
+            err=True,
+        )
     if options.as_json:
         said = {"url": address.url, "key": address.key, "data": str(options.data)}
         sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
@@ -228,6 +237,12 @@ async def _ready(options: Options, address: Address, keys: Keyring, children: It
 )
 @click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs at once.")
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds of drain.")
+@click.option(
+    "--easy-port",
+    type=click.IntRange(1, 65535),
+    help="Answer HeyGem's /easy/ calls without a key on this port of 127.0.0.1. Opens them to every program and user "
+    "of this machine: they submit jobs, and read all jobs that came in this way.",
+)
 @click.option("--no-runner", is_flag=True, help="Run no jobs on this machine: hosts join.")
 @click.option(
     "--config",

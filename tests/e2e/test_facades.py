@@ -1,5 +1,7 @@
 """Programs written for other servers, against real processes: HeyGem's desktop sequence, RunPod's client, the page."""
 
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -25,8 +27,13 @@ FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
 NAMES = ("face.mp4", "speech.wav")
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
 class Doors(Struct, frozen=True):
-    """An installation with the HeyGem door open on `root`; `local` sends no key."""
+    """An installation with the HeyGem door open on `root`; `local` sends no key, to the port that asks for none."""
 
     lit: Lit
     root: Path
@@ -47,8 +54,10 @@ class Doors(Struct, frozen=True):
         return dict(await until(ended, 60))
 
 
-def opened(root: Path) -> dict[str, str]:
+def opened(root: Path, keyless: int = 0) -> dict[str, str]:
+    """The settings; `keyless`: the port that asks for no key."""
     return {
+        "LAMPLIGHTER_HEYGEM__KEYLESS_PORT": str(keyless),
         "LAMPLIGHTER_HEYGEM__ENABLED": "1",
         "LAMPLIGHTER_HEYGEM__ENDPOINT": "dub",
         "LAMPLIGHTER_HEYGEM__DATA_ROOT": str(root),
@@ -63,9 +72,10 @@ async def doors(
     (root / "temp").mkdir()
     (root / "temp" / "speech.wav").write_bytes(b"speech")
     (root / "temp" / "face.mp4").write_bytes(b"face ")
+    keyless = free_port()
     async with (
-        lighted(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root)) as lit,
-        httpx.AsyncClient(base_url=lit.installation.url, timeout=20) as local,
+        lighted(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root, keyless)) as lit,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=20) as local,
     ):
         await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
         yield Doors(lit, root, local)
@@ -104,14 +114,14 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
     (said.root / "temp").write_text("in the way")
 
     async def ran() -> bool:
-        job = await said.lit.admin._http.get("/v1/jobs/two?owner=local")
+        job = await said.lit.admin._http.get("/v1/jobs/two?owner=easy")
         return bool(job.json()["status"] == "succeeded")
 
     await until(ran, 60)
     await installation.edge.kill()
     (said.root / "temp").unlink()
     (said.root / "elsewhere").rename(said.root / "temp")
-    await installation.start_edge(**opened(said.root))
+    await installation.start_edge(**opened(said.root, said.local.base_url.port or 0))
 
     async def there() -> bool:
         return await anyio.Path(said.root / "temp" / "two-r.mp4").exists()
@@ -163,7 +173,8 @@ SHOWN = [(kind, text) for kind, text in fences(PAGE) if kind in {"sh", "python"}
 @pytest.mark.parametrize("block", SHOWN, ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
 async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp_path: Path):
     key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
-    done = await to_thread.run_sync(partial(run, *block, tmp_path, URL=said.lit.installation.url, KEY=key))
+    easy = str(said.local.base_url).rstrip("/")
+    done = await to_thread.run_sync(partial(run, *block, tmp_path, URL=said.lit.installation.url, KEY=key, EASY=easy))
     assert done.returncode == 0, done.stderr
     assert "9999" not in done.stdout
     assert "problem" not in done.stdout
@@ -190,11 +201,11 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_pa
             assert (await said.easy(code="talk", **ways))["code"] == 10000
         assert (await said.query("talk"))["status"] == 2
         assert (said.root / "temp" / "talk-r.mp4").read_bytes() == b"face speech"
-        history = await said.local.get("/v1/jobs/talk/history")
+        history = await said.lit.ann._http.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 1
         assert (await said.easy(code="talk", pn=0))["code"] == 10000
         assert (await said.done("talk"))["status"] == 2
-        history = await said.local.get("/v1/jobs/talk/history")
+        history = await said.lit.ann._http.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 2
     finally:
         del said.local.headers["X-API-Key"]
@@ -202,6 +213,21 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_pa
 
 def test_up_opens_both_doors(tmp_path: Path):
     with up(tmp_path / "data") as (_, told), httpx.Client(base_url=told["url"]) as local:
-        assert local.get("/easy/query", params={"code": "__ping__"}).json()["code"] == 10004
+        asked = {"code": "__ping__"}
+        assert local.get("/easy/query", params=asked | {"key": told["key"]}).json()["code"] == 10004
+        assert local.get("/easy/query", params=asked).json()["code"] == 9999, "nobody is let in without a key"
         workers = local.get("/v2/echo/health", headers={"Authorization": told["key"]}).json()["workers"]
         assert workers["idle"] == 1
+
+
+def test_up_opens_a_port_without_keys_where_it_is_told_to_and_says_what_it_opens(tmp_path: Path):
+    port = free_port()
+    with up(tmp_path / "data", "--easy-port", str(port)) as (process, told):
+        base = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{base}/easy/query?code=__ping__").json()["code"] == 10004
+        assert httpx.get(f"{base}/v1/jobs").status_code == 404
+        assert httpx.get(f"{told['url']}/easy/query?code=__ping__").json()["code"] == 9999
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert f"{base}/easy/ asks for no key" in said
+    assert "no proxy or tunnel" in said

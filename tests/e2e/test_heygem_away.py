@@ -18,9 +18,9 @@ from schemas.words import Status
 from tests.chaos.faults import FOLDER_ENV, Faults, Moment
 from tests.e2e.conftest import lighting
 from tests.e2e.installation import Installation, ready, until
-from tests.e2e.test_facades import Doors, opened
+from tests.e2e.test_facades import Doors, free_port, opened
 
-KEY = JobKey("local", "code-1")
+KEY = JobKey("easy", "code-1")
 ACCEPTED, BUSY = 10000, 10001
 AT = "records.update.submitted"
 
@@ -33,11 +33,12 @@ async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, Faults, dict[str,
     (root / "temp" / "speech.wav").write_bytes(b"speech")
     (root / "temp" / "face.mp4").write_bytes(b"face ")
     faults = Faults(folder / "faults")
-    environ = opened(root) | {FOLDER_ENV: str(folder / "faults")}
+    keyless = free_port()
+    environ = opened(root, keyless) | {FOLDER_ENV: str(folder / "faults")}
     installation = Installation(folder, "process", None, {"edge": "tests.chaos.entry_edge"})
     async with (
         lighting(installation, **environ) as lit,
-        httpx.AsyncClient(base_url=installation.url, timeout=30) as local,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=30) as local,
     ):
         yield Doors(lit, root, local), faults, environ
 
@@ -72,7 +73,7 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
             await server.start()
         assert answers == {"code-1": ACCEPTED, "code-2": ACCEPTED}
         assert (await query())["data"]["status"] == 1
-        assert await doors.lit.bus.records.keys() == {KEY, JobKey("local", "code-2")}
+        assert await doors.lit.bus.records.keys() == {KEY, JobKey(KEY.owner, "code-2")}
         await server.kill()
         with anyio.fail_after(HOLD_S + 20):
             assert (await doors.easy(code="code-3"))["code"] == BUSY

@@ -1,18 +1,18 @@
-"""Who calls `/easy/…`: whoever has a key, and on a loopback edge this machine's own programs without one."""
+"""Who calls `/easy/…`: whoever has a key, and by a port of its own this machine's programs without one."""
 
 import httpx
 
 from edge.auth.keys import presented, recognised
+from edge.facades.heygem.keyless import came_in_keyless
 from edge.parts import Parts
 from edge.routes.given import AnyRequest
 from edge.services.refusals import refusing
-from edge.settings import EdgeSettings
 from schemas.access import Scope
 from schemas.errors import Refused
 from schemas.loopback import is_loopback
 
 # A request that carries one of these came through a proxy, so that from loopback says nothing of who sent it.
-_PASSED_ON = ("forwarded", "x-forwarded-", "x-real-ip", "via")
+_PASSED_ON = ("forwarded", "x-forwarded-", "x-real-ip", "via", "true-client-ip", "cf-")
 
 
 async def caller(request: AnyRequest, parts: Parts, scope: Scope) -> str:
@@ -22,7 +22,7 @@ async def caller(request: AnyRequest, parts: Parts, scope: Scope) -> str:
     """
     text = presented(request) or request.query_params.get("key")
     if not text:
-        if at_home(request, parts.settings):
+        if at_home(request):
             return parts.settings.heygem.owner
         raise Refused("unauthorized", "send a key: as 'Authorization: Bearer lamp_…', 'X-API-Key' or '?key='")
     with refusing():
@@ -34,23 +34,26 @@ async def caller(request: AnyRequest, parts: Parts, scope: Scope) -> str:
     return key.owner
 
 
-def at_home(request: AnyRequest, settings: EdgeSettings) -> bool:
+def at_home(request: AnyRequest) -> bool:
     """Whether the request can only come from a program on this machine, and none that a web page in a browser made.
 
-    The edge hears nothing but loopback, no proxy passed the request on, and both the name it was sent to and the page
-    it came from, if any, are this machine: a name of somebody else's that leads to 127.0.0.1 is not.
+    It came in by the port that asks for no key, no proxy or tunnel shows in it, and both the place it was sent to and
+    the page it came from, if any, are this machine: a name of somebody else's that leads to 127.0.0.1 is not, nor is
+    another port than the one that was opened. A TCP tunnel to the very port cannot be told from a program here.
     """
     headers = request.headers
-    if settings.public.listen or not is_loopback(settings.bind):
+    if not came_in_keyless(request.scope) or any(name.lower().startswith(_PASSED_ON) for name in headers):
         return False
-    if any(name.lower().startswith(_PASSED_ON) for name in headers):
+    sent_to = _url(f"//{headers.get('host', '')}")
+    _, own_port = request.scope.get("server") or ("", None)
+    if sent_to is None or not is_loopback(sent_to.host) or sent_to.port != own_port:
         return False
-    places = [f"//{headers.get('host', '')}", *([headers["origin"]] if "origin" in headers else [])]
-    return all(is_loopback(_host_of(place)) for place in places)
+    page = _url(headers["origin"]) if "origin" in headers else sent_to
+    return page is not None and is_loopback(page.host)
 
 
-def _host_of(place: str) -> str:
+def _url(place: str) -> httpx.URL | None:
     try:
-        return httpx.URL(place).host
+        return httpx.URL(place)
     except httpx.InvalidURL:
-        return ""
+        return None

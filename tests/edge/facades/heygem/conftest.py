@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 
 from edge.app import create_app
 from edge.facades.gateway.gateway import running_gateway
+from edge.facades.heygem.keyless import KeylessPort
 from edge.facades.heygem.placing import Placing
 from edge.services.keys import Keys
 from edge.settings import EdgeSettings, HeygemSettings
@@ -25,7 +26,7 @@ from tests.edge.services.world import Dice, FakeWorld, fake_world
 from tests.edge.store.served import open_client, served
 
 HEYGEM = parse((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
-OWNER = "local"
+OWNER = "easy"
 AUDIO, VIDEO = b"speech" * 100, b"a face" * 1000
 
 
@@ -90,7 +91,8 @@ async def desk_at(folder: Path, root: Path | None, **settings: Any) -> AsyncIter
         async with (
             running_gateway(parts) as gateway,
             served(create_app(parts, gateway)) as url,
-            open_client(url, timeout=20) as local,
+            served(KeylessPort(create_app(parts, gateway))) as keyless,
+            open_client(keyless, timeout=20) as local,
             anyio.create_task_group() as tasks,  # the innermost: what serves is stopped, not cancelled
         ):
             tasks.start_soon(placing.run)

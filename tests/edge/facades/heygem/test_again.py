@@ -11,7 +11,7 @@ from schemas.errors import Refused
 from schemas.job import Failure, Job
 from schemas.words import FINAL, Status
 from tests.broker import until
-from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, Desk, desk_at
+from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, Desk, desk_at
 from tests.edge.facades.heygem.test_desktop import ACCEPTED, sha
 
 TAKEN = {"code": 10005, "data": {}, "msg": "任务已存在", "success": False}
@@ -84,7 +84,7 @@ async def test_a_result_that_is_lost_is_made_again(desk: Desk, tmp_path, shared)
     async with desk_at(tmp_path / "other", desk.root if shared else None) as other:
         files = {"audio_url": sha(AUDIO), "video_url": sha(VIDEO)}
         for body in (AUDIO, VIDEO):
-            await other.world.put("local", body)
+            await other.world.put(OWNER, body)
         await other.submit(**files)
         done = await other.finish()
         assert await shown(other) == 2
@@ -145,8 +145,8 @@ async def test_the_files_of_the_new_round_are_guarded_and_those_of_the_old_are_n
     await desk.submit(audio_url="face.mp4")
     await desk.world.settled()
     with pytest.raises(Refused, match="asset_in_use"):
-        await desk.world.assets.delete("local", sha(VIDEO).removeprefix(SCHEME))
-    await desk.world.assets.delete("local", sha(AUDIO).removeprefix(SCHEME))
+        await desk.world.assets.delete(OWNER, sha(VIDEO).removeprefix(SCHEME))
+    await desk.world.assets.delete(OWNER, sha(AUDIO).removeprefix(SCHEME))
 
 
 async def test_a_refused_submit_leaves_the_job_that_has_ended(desk: Desk):

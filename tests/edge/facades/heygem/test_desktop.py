@@ -12,7 +12,7 @@ from schemas.feed import Place, ProgressNote
 from schemas.job import Failure, File, JobKey, Output
 from schemas.words import Status
 from tests.broker import until
-from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, Desk, desk_at
+from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, Desk, desk_at
 from tests.edge.outbound.wild import answer, wild
 from tests.edge.services.test_supply import became
 
@@ -149,8 +149,8 @@ async def test_a_job_whose_file_follows_waits_for_it(desk: Desk):
 async def test_without_a_shared_folder_files_are_named_otherwise(tmp_path):
     async with desk_at(tmp_path, None) as desk:
         assert (await desk.submit())["code"] == 9999
-        await desk.world.put("local", AUDIO)
-        await desk.world.put("local", VIDEO)
+        await desk.world.put(OWNER, AUDIO)
+        await desk.world.put(OWNER, VIDEO)
         assert await desk.submit(audio_url=sha(AUDIO), video_url=sha(VIDEO)) == ACCEPTED
         await desk.finish()
         assert (await desk.query())["data"]["status"] == 2
@@ -189,5 +189,5 @@ async def test_a_file_by_url_is_the_same_by_its_url_and_by_what_was_fetched(desk
 async def test_an_address_of_the_inside_is_not_fetched(desk: Desk):
     for url in ("http://127.0.0.1/x", "http://169.254.169.254/latest", "HTTP://[::1]/x", "http://"):
         await desk.submit(audio_url=url, code="inside")
-        job = await desk.world.bus.records.read(JobKey("local", "inside"))
+        job = await desk.world.bus.records.read(JobKey(OWNER, "inside"))
         assert job is None, url

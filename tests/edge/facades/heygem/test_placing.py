@@ -55,7 +55,7 @@ async def test_notes_go_when_the_result_is_there_or_the_job_is_not(desk: Desk):
     async with desk.placing.expecting(JobKey(OWNER, "never-made")):
         pass
     await desk.submit()
-    assert "local.code-1" in {path.name for path in notes.iterdir()}  # the other's may be looked into already
+    assert f"{OWNER}.code-1" in {path.name for path in notes.iterdir()}  # the other's may be looked into already
     await desk.finish()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anew(desk).run)
@@ -71,7 +71,7 @@ async def test_a_submit_that_is_refused_leaves_no_note(desk: Desk):
     notes = desk.world.index._path.parent / "placing"
 
     async def only_the_first() -> bool:
-        return [path.name for path in notes.iterdir()] == ["local.one"]
+        return [path.name for path in notes.iterdir()] == [f"{OWNER}.one"]
 
     await until(only_the_first)
 
@@ -193,5 +193,5 @@ async def test_the_name_is_as_durable_as_the_bytes(desk: Desk, monkeypatch):
 
     await until(settled)
     folder = str((desk.root / "temp").resolve())
-    assert [Path(name).name.startswith(".local.") for name in synced if name.startswith(folder)] == [True, False]
+    assert [Path(name).name.startswith(f".{OWNER}.") for name in synced if name.startswith(folder)] == [True, False]
     assert folder in synced

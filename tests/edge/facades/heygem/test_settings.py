@@ -10,7 +10,7 @@ from tests.pages import DOCS, blocks
 def test_the_settings_that_the_page_shows_are_read():
     (text,) = blocks(DOCS / "facades.md", "toml")
     heygem = load(EdgeSettings, text, {}).heygem
-    assert (heygem.enabled, heygem.endpoint, heygem.owner) == (True, "heygem", "local")
+    assert (heygem.enabled, heygem.endpoint, heygem.owner) == (True, "heygem", "easy")
     assert heygem.data_root == Path("/srv/heygem/face2face")
 
 
