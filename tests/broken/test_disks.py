@@ -51,13 +51,18 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-async def home(disks: Path, anyio_backend: str) -> AsyncIterator[Cramped]:
+async def home(disks: Path, anyio_backend: object) -> AsyncIterator[Cramped]:
     async with lighted(disks, "process", None) as lit:
         await lit.installation.start_runner(
             endpoints=(IMAGES / "echo", disks / FRUGAL),
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
             LAMPLIGHTER_SLOTS="2",
         )
+
+        async def offered() -> bool:
+            return f'"{FRUGAL}"' in (await lit.ann._http.get("/v1/endpoints")).text
+
+        await until(offered, 30)
         yield Cramped(lit, disks / "edge" / "assets", disks / "gpu-1")
 
 

@@ -49,7 +49,7 @@ async def _client_of(store: AssetStore) -> AsyncIterator[Fetch]:
 
 
 @pytest.fixture(params=[fake, over_http, from_a_bucket])
-async def fetch(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Fetch]:
+async def fetch(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object) -> AsyncIterator[Fetch]:
     opened: Callable[[Path], AbstractAsyncContextManager[Fetch]] = request.param
     async with opened(tmp_path / "store") as fetch:
         yield fetch

@@ -18,7 +18,7 @@ TIMEOUT_S = 20.0
 
 
 @pytest.fixture(params=sorted(RIGS))
-async def rig(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Rig]:
+async def rig(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object) -> AsyncIterator[Rig]:
     async with RIGS[request.param](tmp_path) as made:
         yield made
 

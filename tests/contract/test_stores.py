@@ -56,7 +56,7 @@ async def remote(scratch: Path) -> AsyncIterator[AssetStore]:
 
 
 @pytest.fixture(params=[memory, directory, remote], ids=["memory", "directory", "remote"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[AssetStore]:
+async def store(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object) -> AsyncIterator[AssetStore]:
     opened: Callable[[Path], AbstractAsyncContextManager[AssetStore]] = request.param
     async with opened(tmp_path / "store") as store:
         yield store

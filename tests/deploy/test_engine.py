@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -16,16 +18,24 @@ def engine(*args: str | Path, path: str = os.environ["PATH"]) -> subprocess.Comp
     )
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path leaves room for the sockets of an engine; a worker's tmp_path may be too long."""
+    folder = Path(mkdtemp(prefix="engine-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.docker
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("dockerd"), reason="starting an engine needs root and dockerd"
 )
-def test_an_engine_of_its_own_starts_works_and_leaves_nothing(tmp_path: Path):
-    where = f"unix://{tmp_path}/docker.sock"
+def test_an_engine_of_its_own_starts_works_and_leaves_nothing(short: Path):
+    where = f"unix://{short}/docker.sock"
     try:
-        assert engine("start", tmp_path).stdout == f"engine: up on {where}\n"
-        assert engine("start", tmp_path).stdout == f"engine: already up on {where}\n"
-        assert engine("status", tmp_path).stdout.startswith(f"engine: up on {where}, pid ")
+        assert engine("start", short).stdout == f"engine: up on {where}\n"
+        assert engine("start", short).stdout == f"engine: already up on {where}\n"
+        assert engine("status", short).stdout.startswith(f"engine: up on {where}, pid ")
         docker = ["docker", "--host", where]
         info = subprocess.run(
             [*docker, "info", "--format", "{{.LiveRestoreEnabled}} {{.Driver}}"],
@@ -39,11 +49,11 @@ def test_an_engine_of_its_own_starts_works_and_leaves_nothing(tmp_path: Path):
         )
         assert sorted(networks.stdout.split()) == ["host", "none"]
     finally:
-        stopped = engine("stop", tmp_path)
+        stopped = engine("stop", short)
     assert stopped.stdout == "engine: stopped\n"
-    assert engine("status", tmp_path).returncode == 1
-    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
-    assert not [pid for pid in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in read(pid)]
+    assert engine("status", short).returncode == 1
+    assert str(short) not in Path("/proc/self/mounts").read_text()
+    assert not [pid for pid in Path("/proc").glob("[0-9]*/cmdline") if str(short).encode() in read(pid)]
 
 
 def read(path: Path) -> bytes:

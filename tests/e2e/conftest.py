@@ -91,7 +91,7 @@ async def lit(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncItera
 
 @pytest.fixture(scope="module")
 async def home(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
 ) -> AsyncIterator[Lit]:
     """The edge that a file shares."""
     async with lighted(tmp_path_factory.mktemp(engine), engine, engine_url) as lit:

@@ -265,7 +265,7 @@ class Installation:
         return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
 
 
-async def until(true: Callable[[], Coroutine[Any, Any, Any]], within_s: float = 15, every_s: float = 0.05) -> Any:
+async def until(true: Callable[[], Coroutine[Any, Any, Any]], within_s: float = 30, every_s: float = 0.05) -> Any:
     """Wait for a condition that no event announces; its value."""
     with anyio.fail_after(within_s):
         while True:
@@ -274,8 +274,8 @@ async def until(true: Callable[[], Coroutine[Any, Any, Any]], within_s: float = 
             await anyio.sleep(every_s)
 
 
-async def ready(client: AsyncClient, within_s: float = 15) -> None:
-    """The edge takes work."""
+async def ready(client: AsyncClient, within_s: float = 60) -> None:
+    """Wait until the edge takes work; several edges that start at once on two cores take a while."""
 
     async def healthy() -> bool:
         try:

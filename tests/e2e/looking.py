@@ -43,6 +43,15 @@ async def working(lit: Lit, job_id: str) -> None:
     raise AssertionError(f"{job_id} ended without a word")
 
 
+async def waits_for(lit: Lit, job_id: str, *reasons: str) -> None:
+    """Wait until the job gives one of `reasons` for its waiting: what the edge knows of hosts follows their records."""
+
+    async def says_so() -> bool:
+        return (await lit.ann.job(job_id)).reason in reasons
+
+    await until(says_so)
+
+
 async def unless_refused(call: Awaitable[object], *codes: str) -> None:
     """Let it be done, or refused for one of `codes`."""
     try:

@@ -23,7 +23,7 @@ NAMES = {"contextlib": contextlib, "wire": wire, "JobFailed": JobFailed, "NotFou
 
 @pytest.fixture(scope="module")
 async def lit(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
 ) -> AsyncIterator[Lit]:
     """`gpu-1` serves, `gpu-9` is declared and dark."""
     folder = tmp_path_factory.mktemp("examples")

@@ -66,7 +66,7 @@ def opened(root: Path, keyless: int = 0) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 async def doors(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
 ) -> AsyncIterator[Doors]:
     root = tmp_path_factory.mktemp("shared")
     (root / "temp").mkdir()

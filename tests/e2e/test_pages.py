@@ -16,7 +16,7 @@ pytestmark = [process_only, pytest.mark.timeout(150)]
 
 @pytest.fixture(scope="module")
 async def lit(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
+    tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
 ) -> AsyncIterator[Lit]:
     """All doors are open, and a runner serves."""
     shared = tmp_path_factory.mktemp("shared")

@@ -33,6 +33,7 @@ async def on_host(lit: Lit, job_id: str) -> str | None:
 
 
 @docker_only  # the fence is not the engine's; once is enough for something so slow
+@pytest.mark.long(60)
 @pytest.mark.timeout(240)
 async def test_a_runner_that_was_cut_off_ends_nothing_and_clears_away_when_it_is_back(lit: Lit):
     address, _, port = lit.installation.server.url.removeprefix("nats://").partition(":")

@@ -11,6 +11,7 @@ import pytest
 from lamplighter import things, wire
 from tests.e2e.conftest import Lit, lighted
 from tests.e2e.installation import until
+from tests.e2e.looking import waits_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -90,8 +91,7 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_p
 
     jobs = [await lit.ann.submit("echo", text=str(number)) for number in range(3)]
     await machine.press_comes(["off", "on"])
-    waking = await lit.ann.job(jobs[0].id)
-    assert waking.reason in {"host_waking", "host_booting"}
+    await waits_for(lit, jobs[0].id, "host_waking", "host_booting")
     await machine.boot()
     done = [await lit.ann.wait(job.id) for job in jobs]
     assert [job.output.data["text"] for job in done if job.output] == ["0", "1", "2"]
@@ -125,7 +125,7 @@ async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: Lit, tmp_path: Pa
     await machine.go_dark()
     await state(lit, "off")
     job = await lit.ann.submit("echo", text="while held off")
-    assert (await lit.ann.job(job.id)).reason in {"host_blocked", "host_off"}
+    await waits_for(lit, job.id, "host_blocked", "host_off")
     assert machine.pressed == ["on", "off"]
     await lit.admin.call(things.power("gpu-1", "auto", None))
     await machine.press_comes(["on", "off", "on"])

@@ -17,7 +17,7 @@ PREVIEW = (IMAGES / "preview",)
 
 __all__ = ["samples"]
 
-pytestmark = [pytest.mark.preview, pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long(90), pytest.mark.preview, pytest.mark.docker, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ async def new_key(lit: Lit, owner: str, *scopes: Scope) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Stage]:
+async def stage(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Stage]:
     """Without a runner: nothing but requests changes anything."""
     folder = tmp_path_factory.mktemp("refusals")
     async with lighted(folder, "process", None, LAMPLIGHTER_MAX_ASSET_BYTES=str(LARGEST)) as lit:

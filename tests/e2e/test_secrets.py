@@ -12,7 +12,7 @@ from tests.e2e.conftest import lighted
 WRONG = "lamp_nobody_" + "s3cr3t" * 6
 
 
-async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: str):
+async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: object):
     async with lighted(tmp_path, "process", None, LAMPLIGHTER_LOG_LEVEL="debug") as lit:
         made = await lit.ann.call(Call(method="POST", path="/v1/tokens", read=read_any, body={}))
         key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")

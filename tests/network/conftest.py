@@ -41,7 +41,7 @@ def net() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Apart]:
+async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Apart]:
     folder = tmp_path_factory.mktemp(f"apart-{secrets.token_hex(2)}")
     installation = Separate(folder)
     async with lighting(installation, (IMAGES / "echo",)) as lit:

@@ -127,7 +127,7 @@ class Installation:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Installation]:
+async def place(tmp_path: Path, anyio_backend: object) -> AsyncIterator[Installation]:
     async with (
         broker(tmp_path, hosts=("gpu-1",)) as server,
         open_edge(server.settings("edge")) as bus,

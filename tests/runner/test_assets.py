@@ -17,7 +17,7 @@ BODY = bytes(range(251)) * 20_000  # 5 MB
 
 
 @pytest.fixture
-async def edge(tmp_path: Path, anyio_backend: str) -> AsyncIterator[AssetServer]:
+async def edge(tmp_path: Path, anyio_backend: object) -> AsyncIterator[AssetServer]:
     async with open_directory(tmp_path / "store") as store:
         yield AssetServer(store)
 

@@ -26,7 +26,7 @@ def net() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Scene]:
+async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Scene]:
     """`near` is called first and may be on for a few seconds a day, `far` when that one cannot."""
     boxes = [("near", {"rank": 1, "budget": BUDGET}), ("far", {"rank": 2})]
     async with street(tmp_path_factory.mktemp("pair"), net, boxes) as made:

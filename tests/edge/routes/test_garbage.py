@@ -71,7 +71,7 @@ LONG = b"x" * 5000
 
 
 @pytest.fixture(scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Face]:
+async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Face]:
     async with face_at(tmp_path_factory.mktemp("garbage")) as face:
         yield face
 

@@ -65,7 +65,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
 
 @pytest.fixture(scope="module")
-async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Prepared]:
+async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Prepared]:
     async with face_at(tmp_path_factory.mktemp("openapi")) as face:
         ann = face.ann
         digest = await face.world.put("ann", b"0123456789", "out.txt")

@@ -38,7 +38,7 @@ def app_over(store: AssetStore, name: str = NAME, media_type: str = "video/mp4")
 
 
 @pytest.fixture
-async def url(tmp_path: Path, anyio_backend: str) -> AsyncIterator[str]:
+async def url(tmp_path: Path, anyio_backend: object) -> AsyncIterator[str]:
     async with open_directory(tmp_path) as store:
         await store.write(body(), SHA, len(BODY))
         async with served(app_over(store)) as base:
@@ -46,7 +46,7 @@ async def url(tmp_path: Path, anyio_backend: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def client(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
+async def client(anyio_backend: object) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(trust_env=False) as client:
         yield client
 

@@ -31,7 +31,7 @@ async def send(desk: Desk, method: str, path: str, **request: object) -> int:
 
 
 @pytest.fixture(scope="module")
-async def shared_desk(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str):
+async def shared_desk(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object):
     root = tmp_path_factory.mktemp("shared")
     (root / "temp").mkdir()
     for name in ("speech.wav", "face.mp4"):
