@@ -166,15 +166,16 @@ class ProcessEngine:
     async def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:
         records = Records(self._state / handle)
         at = [int(part) for part in since.position.split(":")] if since else [0, 0]
+        offset = since.offset if since else 0
         while True:
             look = await asyncio.to_thread(records.look, (at[0], at[1]))
             quiet = True
-            for which, data in enumerate(look.output):
+            for which, (start, data) in enumerate(look.output):
                 size = whole(data, ended=look.exit is not None and len(data) < READ)
                 if size:
-                    at[which] += size
+                    at[which], offset = start + size, offset + size
                     quiet = False
-                    yield Chunk(STREAMS[which], data[:size], Mark(sum(at), f"{at[0]}:{at[1]}"))
+                    yield Chunk(STREAMS[which], data[:size], Mark(offset, f"{at[0]}:{at[1]}"))
             if quiet and look.exit is not None:
                 return
             if quiet:

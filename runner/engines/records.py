@@ -3,6 +3,7 @@
 The shim writes running.json, stdout, stderr and exit.json. All calls here block.
 """
 
+import os
 import signal
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -75,11 +76,18 @@ class Ended(Struct, frozen=True):
     finished: float
 
 
+class Part(NamedTuple):
+    """Some bytes of a stream, and the offset that they begin at: the shim may have given up what was before."""
+
+    start: int
+    data: bytes
+
+
 class Look(NamedTuple):
     """`exit` was looked for before the output was read: with it, the output is all there is."""
 
     exit: Exit | None
-    output: tuple[bytes, bytes]
+    output: tuple[Part, Part]
 
 
 class Records:
@@ -124,10 +132,12 @@ class Records:
             state = "created"
         return Found(self.folder.name, kept.identity, state)
 
-    def _read(self, stream: Stream, at: int) -> bytes:
+    def _read(self, stream: Stream, at: int) -> Part:
         with (self.folder / stream).open("rb") as file:
+            with suppress(OSError):  # nothing follows, or the file system knows no holes
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
             file.seek(at)
-            return file.read(READ)
+            return Part(at, file.read(READ))
 
     def _load(self, name: str, kind: type[T]) -> T | None:
         try:

@@ -36,6 +36,8 @@ POLL_S = 0.05  # memory is looked at this often: a fast job may overshoot its li
 PAGE = os.sysconf("SC_PAGE_SIZE")
 OOM_SCORE = 500  # as the Docker engine's
 TRY = "--try"
+LOG_BYTES = 128 << 20  # the most of a stream that stays on the disk, half of it at least; Docker keeps 20 MB of both
+PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE of linux/falloc.h
 
 
 def started_at(pid: int) -> int:
@@ -243,6 +245,18 @@ def started(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[bytes]"
         os.close(tell)
 
 
+def forget_start(path: Path, kept: int) -> None:
+    """Give back the room of all but the last `kept` bytes of a file that grows; what is there keeps its offsets.
+
+    On a file system without holes the file stays as it is.
+    """
+    with path.open("r+b") as file:
+        found = os.fstat(file.fileno())
+        if found.st_blocks * 512 > 2 * kept:
+            end = ctypes.c_long(found.st_size - kept)
+            ctypes.CDLL(None).fallocate(file.fileno(), PUNCH_HOLE, ctypes.c_long(0), end)
+
+
 class Shim:
     """One job's watch, from start to exit code."""
 
@@ -279,6 +293,8 @@ class Shim:
                 os.read(woken, 512)
             reap_adopted(job.pid)
             self.keep_limit()
+            for stream in ("stdout", "stderr"):
+                forget_start(self.state / stream, LOG_BYTES // 2)
             if self.stopping:
                 self.end_family()
         self.end_family()

@@ -1,6 +1,7 @@
 """A job uses more disk than its endpoint says: by bytes, by files, by holes in outputs; and is cancelled meanwhile."""
 
 import re
+import sys
 from pathlib import Path
 
 import anyio
@@ -12,11 +13,14 @@ from runner import disk
 from runner.assets import AssetClient, AssetRefused, asset_client
 from runner.disk import DEPTH_LIMIT, ENTRIES_PER_MIB, MIB, DiskLimit, DiskUse, DiskWatch, limit_of, measure
 from runner.engines.memory import Box
+from runner.engines.port import Identity, Limits, Spec
+from runner.engines.process import ProcessEngine
 from runner.outputs import OutputRefused, collect
 from schemas.endpoint import Timeouts
 from schemas.words import Blame
 from tests.attack.conftest import OFFERED
 from tests.e2e.conftest import Lit
+from tests.e2e.installation import IMAGES
 from tests.e2e.looking import ended, nothing_left, submit
 from tests.runner.world import World, out, within
 
@@ -311,3 +315,34 @@ async def test_the_edge_tells_a_runner_what_it_takes(home: Lit, tmp_path: Path) 
     async with asset_client(at.url, at.runner_key) as client:
         with anyio.fail_after(10), pytest.raises(AssetRefused):
             await client.put("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
+
+
+FLOOD = """
+import os
+for _ in range(600): os.write(1, b'all work and no play\\n' * 50_000)
+print('the end')
+"""
+
+
+async def test_a_log_that_nobody_reads_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """600 MB under the process engine; Docker keeps 20 MB by itself. What is left is whole lines, up to the last."""
+    async with ProcessEngine(tmp_path / "state", IMAGES / "jobkit") as engine:
+        mine = Identity(installation="attack", host="here", owner="ann", job="j", round=1, attempt=1)
+        spec = Spec(
+            identity=mine,
+            image="",
+            folder="/",
+            command=(sys.executable, "-c", FLOOD),
+            job_dir=tmp_path / "jobs" / "job",
+            limits=Limits(memory_mb=128, cpus=1.0),
+        )
+        handle = await engine.start(spec)
+        with anyio.fail_after(60):
+            assert (await engine.wait(handle)).code == 0
+            used = measure(tmp_path / "state").bytes
+            said = b"".join([chunk.data async for chunk in engine.output(handle, None)])
+        await engine.remove(handle)
+    assert used < 400 * MIB
+    lines = said.splitlines()
+    assert lines[-1] == b"the end"
+    assert set(lines[1:-1]) == {b"all work and no play"}
