@@ -51,7 +51,7 @@ HANG_S = 10.0  # how long a KILL may take
 STARTS = 4  # at once
 GONE = ".gone-"  # of the name of a state folder that is being removed
 _NOBODYS = Identity(installation="", host="")
-LIMITS_NOTE = "memory is watched, not fenced; CPUs, processes and disk are not limited"
+LIMITS_NOTE = "memory and disk are watched, not fenced; CPUs and processes are not limited"
 WAYS_OUT = (
     "let that user enter it, keep Python and the images where it may, "
     'or set [process] user = "" to run jobs as the runner\'s own user, who sees all that it sees'
