@@ -10,7 +10,19 @@ import uvloop
 
 from bench.rows import show
 
-BENCHES = ("submit", "start", "assets", "waiting", "warm", "gateway", "power", "uploads", "replicas", "strangers")
+BENCHES = (
+    "submit",
+    "start",
+    "assets",
+    "waiting",
+    "warm",
+    "gateway",
+    "power",
+    "uploads",
+    "replicas",
+    "strangers",
+    "hosts",
+)
 
 
 async def run(names: list[str]) -> bool:

@@ -46,13 +46,13 @@ def recorded(job_id: str) -> Recorded:
     return Recorded(NOW, Submitted(), job)
 
 
-async def _submit(edge: Bus, job_id: str) -> None:
+async def submit_one(edge: Bus, job_id: str) -> None:
     record = recorded(job_id)
     await edge.records.create(record.job.key, record)
     await edge.queue.publish(record.job.pointer)
 
 
-async def _claim(runner: Bus) -> None:
+async def claim_one(runner: Bus) -> None:
     for priority in PRIORITIES:
         delivery = await runner.queue.take("echo", priority)
         if delivery is not None:
@@ -101,8 +101,8 @@ async def main() -> None:
             }
             async with open_edge(settings["edge"]) as edge, open_runner(settings["runner"]) as runner:
                 await edge.queue.ensure(["echo"])
-                submit = await _timed(JOBS, lambda number: _submit(edge, f"job-{number}"))
-                take = await _timed(JOBS, lambda _: _claim(runner))
+                submit = await _timed(JOBS, lambda number: submit_one(edge, f"job-{number}"))
+                take = await _timed(JOBS, lambda _: claim_one(runner))
                 follow = await _follow(edge, runner)
     print(json.dumps(_row("submit", submit) | _row("take", take) | _row("follow", follow)))
 

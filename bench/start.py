@@ -16,7 +16,7 @@ AIM = 1.15
 STAMP = "import time; print(time.time(), flush=True)"
 
 
-async def _ours(made: Scene) -> float:
+async def first_line_s(made: Scene) -> float:
     """Seconds from the 202 to the job's first line."""
     job = await made.client.submit("echo", text="hello")
     accepted = time.time()
@@ -37,18 +37,18 @@ async def rows() -> AsyncIterator[Row]:
     """Medians; ours and the bare run in turn, so that a noisy machine hits both."""
     async with scene("process") as made:
         await made.installation.start_runner()
-        await _ours(made)
-        process = p50([await _ours(made) for _ in range(RUNS)])
+        await first_line_s(made)
+        process = p50([await first_line_s(made) for _ in range(RUNS)])
         yield Row("start", "202 → first line, process engine", process * 1e3, "ms")
     if left_out := without_docker("start"):
         yield left_out
         return
     async with scene("docker") as made:
         await made.installation.start_runner()
-        await _ours(made)
+        await first_line_s(made)
         ours, bare = [], []
         for _ in range(RUNS):
-            ours.append(await _ours(made))
+            ours.append(await first_line_s(made))
             bare.append(await asyncio.to_thread(_bare))
         note = f"bare docker run {p50(bare) * 1e3:.0f} ms"
         yield Row("start", "202 → first line, docker cold", p50(ours) * 1e3, "ms", note=note)

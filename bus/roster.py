@@ -11,10 +11,12 @@ accounts of this list work.
 """
 
 import hmac
+import math
 import os
 import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 
 import anyio
@@ -32,8 +34,8 @@ from schemas.environ import handed_on
 
 RELOAD_S = 20.0
 TAKEN_S = 10.0
-AGAIN_FIRST_S = 0.05
-AGAIN_MOST_S = 0.5
+LOOK_S = 0.05
+RELOADED_S = 2.0  # a reload with 200 connected hosts takes half a second
 # The fewest rounds there are, 1 ms: the passwords are 256 random bits, which nobody guesses however fast the hash is.
 # A reload compares the password of every connection again, one after the other.
 HASH_COST = 4
@@ -87,17 +89,21 @@ class Roster:
         )
 
     async def _told(self, seen: BrokerSettings, name: str) -> None:
-        """Reload until all servers that answer have this list."""
-        wait_s = AGAIN_FIRST_S
+        """Reload until all servers that answer have this list.
+
+        No more often than needed: while a server reloads, a call may find nobody who answers (its caller asks again).
+        """
         servers = [replace(seen, url=url) for url in seen.url.split(",")]
+        before, reloaded_at = list[_Taken](), -math.inf
         while True:
-            taken = {await _has_taken(server, name) for server in servers}
-            if True in taken and False not in taken:
+            taken = [await _taken(server, name) for server in servers]
+            there = {one for one in taken if one is not _Taken.AWAY}
+            if there == {_Taken.WHOLE}:
                 return
-            if False in taken:
+            if there and (taken != before or anyio.current_time() - reloaded_at > RELOADED_S):
                 await self._read()
-            await anyio.sleep(wait_s)
-            wait_s = min(2 * wait_s, AGAIN_MOST_S)
+                before, reloaded_at = taken, anyio.current_time()
+            await anyio.sleep(LOOK_S)
 
     async def _read(self) -> None:
         try:
@@ -120,12 +126,20 @@ class Roster:
             raise NotReloaded(f"{why}: set joining.folder to the folder of nats.conf") from error
 
 
-async def _has_taken(server: BrokerSettings, name: str) -> bool | None:
-    """Whether the server lets the list's own account in, and answers it; None where it does not answer anybody."""
+class _Taken(Enum):
+    """How far a server is with a list."""
+
+    AWAY = "it does not answer, or not now"
+    NOT = "it does not know the list's own account"
+    DEAD = "it knows it, and the account cannot call anything yet"
+    WHOLE = "all accounts of the list work"
+
+
+async def _taken(server: BrokerSettings, name: str) -> _Taken:
     one = mark(name)
     try:
-        return await answered(server, one.inbox, one.publish[0])
+        return _Taken.WHOLE if await answered(server, one.inbox, one.publish[0]) else _Taken.DEAD
     except Denied:
-        return False
+        return _Taken.NOT
     except Unreachable:
-        return None
+        return _Taken.AWAY

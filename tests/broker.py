@@ -21,6 +21,15 @@ class Broker(Server):
         return BrokerSettings(self.url, user, self.passwords[user], self.monitor)
 
 
+class OneAccount(Broker):
+    """As a release without accounts set it up: everybody is in one account."""
+
+    def config(self) -> str:
+        users = "".join(f"{{ user: {user}, password: {password!r} }}\n" for user, password in self.passwords.items())
+        head, _, tail = super().config().partition("accounts {")
+        return f"{head}authorization {{ users: [\n{users}] }}{tail.partition('}')[2]}"
+
+
 @asynccontextmanager
 async def broker(folder: Path, *, hosts: tuple[str, ...] = ()) -> AsyncIterator[Broker]:
     """A broker of the test's own, 25 ms from nothing to serving; stopped at the end."""

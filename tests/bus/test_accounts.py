@@ -11,24 +11,15 @@ from bus.connection import open_edge, open_runner
 from bus.port import Unreachable
 from bus.server import Server, serving
 from schemas.words import Priority
-from tests.broker import PATIENCE_S, Broker
+from tests.broker import PATIENCE_S, Broker, OneAccount
 from tests.bus.samples import key, piece, recorded
 from tests.bus.test_rights import ONE
-
-
-class Before(Broker):
-    """As a release without accounts set it up."""
-
-    def config(self) -> str:
-        users = "".join(f"{{ user: {user}, password: {password!r} }}\n" for user, password in self.passwords.items())
-        head, _, tail = super().config().partition("accounts {")
-        return f"{head}authorization {{ users: [\n{users}] }}{tail.partition('}')[2]}"
 
 
 @asynccontextmanager
 async def of_before(folder: Path) -> AsyncIterator[Broker]:
     """With a job in it that a reader of FEED was told of."""
-    async with serving(Before(folder)) as server:
+    async with serving(OneAccount(folder)) as server:
         async with open_edge(server.settings("edge")) as edge:
             await edge.queue.ensure(["echo"])
             await edge.records.create(key(), recorded())

@@ -1,0 +1,176 @@
+"""Accounts at the broker: what a claim and a start cost beside a broker without them, and what 200 hosts cost a reload.
+
+Both brokers run at once and are asked in turn, so that a noisy machine hits both.
+"""
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from bench.bus import claim_one, submit_one
+from bench.rows import Row, p50, p99
+from bench.scene import Scene
+from bench.start import first_line_s
+from bus.connection import open_edge, open_runner
+from bus.port import Bus, Unreachable
+from bus.roster import Roster, hashed, new_password
+from bus.server import serving
+from bus.settings import BrokerSettings
+from lamplighter import AsyncClient
+from schemas.words import Priority
+from tests.broker import Broker, OneAccount
+from tests.e2e.installation import Installation, ready
+
+CLAIMS = 400
+STARTS = 25
+HOSTS = 200
+WORKERS = 8
+JOBS = 1500
+EVERY = 50  # jobs between two reloads under load
+AIM = 1.1
+
+
+@asynccontextmanager
+async def _buses(server: Broker) -> AsyncIterator[tuple[Bus, Bus]]:
+    async with (
+        serving(server),
+        open_edge(server.settings("edge")) as edge,
+        open_runner(server.settings("runner")) as runner,
+    ):
+        await edge.queue.ensure(["echo"])
+        yield edge, runner
+
+
+async def _claims(folder: Path) -> AsyncIterator[Row]:
+    async with (
+        _buses(OneAccount(folder / "one")) as one,
+        _buses(Broker(folder / "apart")) as apart,
+    ):
+        took: dict[str, list[float]] = {"one": [], "apart": []}
+        for number in range(CLAIMS):
+            for edge, _ in (one, apart):
+                await submit_one(edge, f"job-{number}")
+        for _ in range(CLAIMS):
+            for name, (_, runner) in (("one", one), ("apart", apart)):
+                began = time.perf_counter()
+                await claim_one(runner)
+                took[name].append(time.perf_counter() - began)
+        before, now = (p50(took[name]) * 1e3 for name in ("one", "apart"))
+        note = (
+            f"p99 {p99(took['apart']) * 1e3:.2f} ms; in one account p50 {before:.2f}, p99 {p99(took['one']) * 1e3:.2f}"
+        )
+        yield Row("hosts", "a claim by a runner in an account of its own, p50", now, "ms", note=note)
+        yield Row("hosts", "a claim, against one account", now / before, "x", AIM)
+
+
+@asynccontextmanager
+async def _scene(folder: Path, server: Broker) -> AsyncIterator[Scene]:
+    installation = Installation(folder, "process", None)
+    installation.server = server
+    keys = await installation.open()
+    try:
+        await installation.start_edge(LAMPLIGHTER_RECONCILE_EVERY_S="15")
+        async with AsyncClient(installation.url, keys["ann"], cache=folder / "digests.json") as client:
+            await ready(client)
+            await installation.start_runner()
+            yield Scene(installation, client, keys["ann"])
+    finally:
+        await installation.close()
+
+
+async def _starts(folder: Path) -> AsyncIterator[Row]:
+    one, apart = folder / "first", folder / "second"
+    for place in (one, apart):
+        place.mkdir()
+    async with _scene(one, OneAccount(one / "broker")) as before, _scene(apart, Broker(apart / "broker")) as now:
+        took: tuple[list[float], list[float]] = ([], [])
+        for number in range(STARTS + 1):
+            for made, seconds in zip((before, now), took, strict=True):
+                took_s = await first_line_s(made)
+                if number:  # the first of each warms up
+                    seconds.append(took_s)
+        note = f"in one account {p50(took[0]) * 1e3:.0f} ms"
+        yield Row("hosts", "202 → first line, accounts, process engine", p50(took[1]) * 1e3, "ms", note=note)
+        yield Row("hosts", "202 → first line, against one account", p50(took[1]) / p50(took[0]), "x", AIM)
+
+
+def _rss_mb(server: Broker) -> float:
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+async def _work(bus: Bus, done: list[str], ended: anyio.Event) -> None:
+    """As a runner does: wait for a pointer, take it, acknowledge it."""
+    while not ended.is_set():
+        delivery = await bus.queue.take("echo", Priority.NORMAL, 0.3)
+        if delivery is not None:
+            done.append(delivery.pointer.id)
+            await _surely(delivery.done)
+
+
+async def _surely(ask: Callable[[], Awaitable[None]]) -> None:
+    """Ask again until it is answered, as a runner does."""
+    while True:
+        try:
+            return await ask()
+        except Unreachable:
+            await anyio.sleep(0.05)
+
+
+async def _crowd(folder: Path) -> AsyncIterator[Row]:
+    """200 hosts join, all connected; then one more joins every 50 jobs, while 8 of them work."""
+    passwords = {f"h{number}": new_password() for number in range(HOSTS + JOBS // EVERY)}
+    hashes = {host: hashed(password) for host, password in passwords.items()}
+    first = dict(list(hashes.items())[:HOSTS])
+    server = Broker(folder / "crowd")
+    async with AsyncExitStack() as stack:
+        edge, _ = await stack.enter_async_context(_buses(server))
+        roster = Roster(server.settings("edge"), folder / "crowd", server.reload)
+        empty_mb = _rss_mb(server)
+        began = time.perf_counter()
+        await roster.write(first)
+        yield Row("hosts", f"{HOSTS} hosts let in at once", (time.perf_counter() - began) * 1e3, "ms")
+        runners = [
+            await stack.enter_async_context(open_runner(BrokerSettings(server.url, f"runner-{host}", passwords[host])))
+            for host in first
+        ]
+        yield Row("hosts", f"memory of the broker for {HOSTS} connected hosts", _rss_mb(server) - empty_mb, "MB")
+        joined, lost, twice = await _busy(edge, runners[:WORKERS], roster, hashes)
+        note = f"p99 {p99(joined) * 1e3:.0f} ms, {len(joined)} times, while {WORKERS} runners work"
+        yield Row("hosts", f"one more host beside {HOSTS} connected ones, p50", p50(joined) * 1e3, "ms", note=note)
+        note = f"{len(joined)} hosts joined meanwhile, at least two reloads each; taken twice: {twice}"
+        yield Row("hosts", f"of {JOBS} jobs not taken", lost, "jobs", 0, note=note)
+
+
+async def _busy(
+    edge: Bus, runners: list[Bus], roster: Roster, hashes: Mapping[str, str]
+) -> tuple[list[float], int, int]:
+    """Seconds for each host that joined; how many jobs nobody took; how many were taken again."""
+    done, joined, ended = list[str](), list[float](), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for runner in runners:
+            tasks.start_soon(_work, runner, done, ended)
+        for number in range(JOBS):
+            await submit_one(edge, f"job-{number}")
+            if number % EVERY == 0:
+                listed = dict(list(hashes.items())[: HOSTS + 1 + number // EVERY])
+                began = time.perf_counter()
+                await roster.write(listed)
+                joined.append(time.perf_counter() - began)
+        with anyio.move_on_after(5.0):
+            while len(set(done)) < JOBS:  # noqa: ASYNC110 - the runners take them, over the broker
+                await anyio.sleep(0.05)
+        ended.set()
+    return joined, JOBS - len(set(done)), len(done) - len(set(done))
+
+
+async def rows() -> AsyncIterator[Row]:
+    """Claims and starts beside a broker without accounts; then a crowd of hosts."""
+    with tempfile.TemporaryDirectory(prefix="lamplighter-hosts-") as folder:
+        for bench in (_claims, _starts, _crowd):
+            async for row in bench(Path(folder)):
+                yield row
