@@ -59,7 +59,7 @@ def _places(folder: Path, ports: Sequence[int]) -> dict[str, Place]:
             clients[number],
             monitors[number],
             str(folder / name / "jetstream"),
-            ("accounts.conf",),
+            ("accounts.conf", "hosts.conf"),
             cluster=Cluster(name, routes[number], routes, "between-us"),
         )
         for number, name in enumerate(NAMES)
@@ -69,6 +69,7 @@ def _places(folder: Path, ports: Sequence[int]) -> dict[str, Place]:
 def _set_up(home: Path, place: Place) -> None:
     home.mkdir(parents=True, exist_ok=True)
     (home / "accounts.conf").write_text(accounts(PASSWORDS))
+    (home / "hosts.conf").touch()
     (home / "nats.conf").write_text(render(place))
 
 
