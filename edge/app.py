@@ -16,6 +16,7 @@ from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem
 from edge.facades.runpod import routes as runpod
 from edge.handshake import Handshake, note_cause
+from edge.headers import DefaultHeaders
 from edge.openapi import complete, config
 from edge.parts import Parts
 from edge.problems import answer
@@ -73,7 +74,8 @@ def create_app(parts: Parts, gateway: Gateway) -> ASGIApp:
     """The app over the services of one edge. It starts and stops nothing: `edge.serve` does."""
     routed = _routed(parts, gateway)
     complete(routed.openapi_schema)
-    return Handshake(Draining(cast("ASGIApp", routed)))  # the two libraries spell the same ASGI types differently
+    app = cast("ASGIApp", routed)  # the two libraries spell the same ASGI types differently
+    return Handshake(Draining(DefaultHeaders(app)))
 
 
 def _facades(parts: Parts) -> list[Router]:

@@ -11,6 +11,7 @@ from edge.routes.forms import owners_form
 from edge.routes.given import AnyRequest
 from edge.services.inputs import invalid
 from edge.services.submission import read_as
+from schemas.access import ApiKey, Scope
 from schemas.asset import SCHEME, declared_type
 from schemas.errors import FieldError, Refused
 
@@ -73,15 +74,21 @@ async def store_part(parts: Parts, owner: str, upload: UploadFile) -> str:
 
 
 async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict[str, Any]:
-    """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input."""
+    """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input.
+
+    Refused `forbidden` where files come with a key that may not store any.
+    """
     if not is_form(request):
         return await read_json(request)
+    key: ApiKey = request.auth
     async with owners_form(request, parts, owner) as form:
         body = await _described(form.getall(JOB, []))
         given = body.setdefault("input", {})
         if not isinstance(given, dict):
             raise Refused("body_malformed", "'input' in the field 'job' must be an object")
         files = _files(form, given)
+        if files and not key.allows(Scope.ASSETS_WRITE):
+            raise Refused("forbidden", f"the key lacks the scope {Scope.ASSETS_WRITE}, which files in a form need")
         parts.intake.vet(body | {"input": given | dict.fromkeys(files, NOT_YET)})
         for name, upload in files.items():
             given[name] = await store_part(parts, owner, upload)

@@ -6,9 +6,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 
 from edge.auth.keys import OPEN, needs
 from edge.parts import Parts
-from edge.routes.given import Services, get_or_head
+from edge.routes.given import AnyRequest, Services, get_or_head
 from edge.services.refusals import refusing
-from schemas.access import Scope
+from schemas.access import ApiKey, Scope
 from schemas.errors import Refused
 
 
@@ -53,12 +53,18 @@ async def readyz(parts: Services) -> Response[Ready]:
 
 
 @get_or_head("/metrics", guards=[needs(Scope.HOSTS_READ)], media_type=CONTENT_TYPE_LATEST)
-async def metrics(parts: Services) -> bytes:
-    """Prometheus: jobs by status and endpoint, hosts by state, how full the broker's store is."""
+async def metrics(request: AnyRequest, parts: Services) -> bytes:
+    """Prometheus: jobs by status and endpoint, hosts by state, how full the broker's store is.
+
+    A key with `power` or `admin` sees the jobs of all owners, another those of its own.
+    """
+    caller: ApiKey = request.auth
+    every = caller.allows(Scope.POWER)
     registry = CollectorRegistry()
     jobs = Gauge("lamplighter_jobs", "Jobs in the index", ["endpoint", "status"], registry=registry)
     for key, count in parts.index.counts().items():
-        jobs.labels(key.endpoint, key.status).inc(count)
+        if every or key.owner == caller.owner:
+            jobs.labels(key.endpoint, key.status).inc(count)
     hosts = Gauge("lamplighter_hosts", "Hosts by state", ["state"], registry=registry)
     for view in parts.hosts.views():
         hosts.labels(view.state).inc()

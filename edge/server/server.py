@@ -25,6 +25,7 @@ GRACEFUL_S = 3  # open streams are cut after this: their clients resume
 # is never the one that may be spoken to at that moment.
 KEEP_ALIVE_S = 75
 OTHER_FILES = 256  # descriptors for the broker, stored files, webhooks and fetches
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2: forward secrecy, and none with CBC; TLS 1.3 has its own
 SWEEP_TICKS = 10  # uvicorn ticks ten times a second
 
 # Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
@@ -87,6 +88,8 @@ def server(app: ASGIApp, shared: Shared, tls: Tls | None = None) -> BoundedServe
         timeout_keep_alive=KEEP_ALIVE_S,
         **SOCKETS,
         proxy_headers=False,  # nothing here goes by what a proxy says of its client
+        server_header=False,
+        ssl_ciphers=CIPHERS,
         ssl_certfile=tls.cert if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )

@@ -159,7 +159,9 @@ def _announce(options: Options, address: Address, hosts: Iterable[dict[str, Any]
     elsewhere = () if options.data == DATA.resolve() else ("--data", str(options.data))
     first = typed("submit", "echo", "--text", "hello", "--wait", *elsewhere)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold green]Lamplighter is lit.[/]  url {address.url}\nkey {address.key}")
+    # Whoever keeps what goes elsewhere than to a terminal, journald say, keeps it for long and shows it to others.
+    key = address.key if console.is_terminal else f"in {options.data / ADDRESS_FILE}"
+    console.print(f"[bold green]Lamplighter is lit.[/]  url {address.url}\nkey {key}")
     console.print(f"Try: {first}   (logs: {options.data / 'logs'}; stop with Ctrl-C)", markup=False)
 
 

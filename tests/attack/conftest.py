@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import ByteStream
-from anyio.streams.tls import TLSStream
+from anyio.streams.tls import TLSAttribute, TLSStream
 from msgspec import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -48,6 +48,16 @@ class Target(Struct, frozen=True):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return await TLSStream.wrap(plain, server_side=False, ssl_context=context, standard_compatible=False)
+
+    async def handshake(self, ciphers: str) -> str:
+        """The suite that a client of TLS 1.2 with these `ciphers` ends up with. Raises ssl.SSLError, EndOfStream."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(ciphers)
+        async with await anyio.connect_tcp("127.0.0.1", self.port) as plain:
+            secured = await TLSStream.wrap(plain, server_side=False, ssl_context=context, standard_compatible=False)
+            return str(secured.extra(TLSAttribute.cipher)[0])
 
     async def ask(self, request: bytes = GET) -> bytes:
         """The whole answer to `request`, on a connection of its own, to its end."""
