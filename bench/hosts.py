@@ -77,7 +77,7 @@ async def _scene(folder: Path, server: Broker) -> AsyncIterator[Scene]:
         async with AsyncClient(installation.url, keys["ann"], cache=folder / "digests.json") as client:
             await ready(client)
             await installation.start_runner()
-            yield Scene(installation, client, keys["ann"])
+            yield Scene(installation, client, keys["ann"], keys["admin"])
     finally:
         await installation.close()
 

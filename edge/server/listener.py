@@ -10,7 +10,7 @@ from edge.server.connections import Shared, Slot
 from edge.server.protocol import BoundedHttp, response
 from schemas.errors import Refused
 
-AT_ONCE = 64  # connections accepted in one turn of the loop
+AT_ONCE = 16  # connections accepted in one turn of the loop: some 2 ms, in which others wait
 EXHAUSTED_S = 0.5  # without descriptors the kernel reports a waiting connection over and over
 
 Make = Callable[[Slot], BoundedHttp]

@@ -126,20 +126,25 @@ class BoundedHttp(HttpToolsProtocol):
 
     # ── what does not come ───────────────────────────────────────────────────────────────────────────────────────
 
-    def sweep(self, now: float) -> None:
-        """Close the connection where what is owed is overdue. Called about once a second."""
+    def sweep(self, now: float) -> bool:
+        """Close the connection where what is owed is overdue; whether it was. Called about once a second."""
+        if self.transport.is_closing():
+            return False
+        waited = now - self._since
         match self._owed:
-            case _Owed.HEAD if now - self._since > self._bounds.head_s:
+            case _Owed.HEAD if waited > self._bounds.head_s:
                 self._late()
             case _Owed.BODY if self._moved or self._waits_for_us():
                 self._moved, self._since = False, now
-            case _Owed.BODY if now - self._since > self._bounds.stall_s:
+                return False
+            case _Owed.BODY if waited > self._bounds.stall_s:
                 self._note("body_stalled", seconds=self._bounds.stall_s)
                 self._end()
-            case _Owed.DROPPED if now - self._since > LINGER_S:
+            case _Owed.DROPPED if waited > LINGER_S:
                 self.transport.abort()
             case _:
-                pass
+                return False
+        return True
 
     def _waits_for_us(self) -> bool:
         return self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue)

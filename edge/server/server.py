@@ -27,6 +27,7 @@ KEEP_ALIVE_S = 75
 OTHER_FILES = 256  # descriptors for the broker, stored files, webhooks and fetches
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2: forward secrecy, and none with CBC; TLS 1.3 has its own
 SWEEP_TICKS = 10  # uvicorn ticks ten times a second
+CLOSED_AT_ONCE = 100  # overdue connections; the rest are closed at the next tick, so that a crowd holds up nobody
 
 # Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
 SOCKETS: Mapping[str, Any] = {
@@ -50,6 +51,7 @@ class BoundedServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, shared: Shared) -> None:
         super().__init__(config)
         self._shared = shared
+        self._overdue = False
         self.server_state: BoundedState = BoundedState(shared.bounds, shared.strangers)
 
     @contextmanager
@@ -69,12 +71,19 @@ class BoundedServer(uvicorn.Server):
         return BoundedHttp(self.config, self.server_state, self.lifespan.state, slot)
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % SWEEP_TICKS == 0:
-            now = asyncio.get_running_loop().time()
-            for connection in tuple(self.server_state.connections):
-                if isinstance(connection, BoundedHttp):
-                    connection.sweep(now)
+        if counter % SWEEP_TICKS == 0 or self._overdue:
+            self._overdue = self._sweep()
         return await super().on_tick(counter)
+
+    def _sweep(self) -> bool:
+        """Close what is overdue; whether there may be more of it."""
+        now, closed = asyncio.get_running_loop().time(), 0
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, BoundedHttp):
+                closed += connection.sweep(now)
+            if closed == CLOSED_AT_ONCE:
+                return True
+        return False
 
 
 def server(app: ASGIApp, shared: Shared, tls: Tls | None = None) -> BoundedServer:
