@@ -84,6 +84,19 @@ def test_no_face_is_the_clients_fault(run: Run, samples: Path) -> None:
     assert list(done.out.iterdir()) == []
 
 
+def test_without_its_packages_it_says_how_to_install_them(samples: Path, tmp_path: Path) -> None:
+    """As after `./justw up` alone; an empty `torch` stands for none."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
+    files = {"v.mp4": (samples / "face.mp4").read_bytes(), "a.wav": (samples / "speech2.wav").read_bytes()}
+    job = make_job(tmp_path / "job", {"video": "v.mp4", "audio": "a.wav"}, **files)
+    with started(MAIN, job, PYTHONPATH=f"{tmp_path}:{IMAGES / 'jobkit'}") as process:
+        out, _ = process.communicate(timeout=60)
+    failed = [message for message in messages(out) if isinstance(message, ErrorLine)]
+    assert [(one.code, one.message.split(":")[0]) for one in failed] == [
+        ("model_load_failed", "torch is not installed for preview")
+    ]
+
+
 def test_a_truncated_video_is_unreadable(run: Run, samples: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.mp4"
     cut.write_bytes((samples / "face.mp4").read_bytes()[:50_000])
