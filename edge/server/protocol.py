@@ -4,6 +4,7 @@ httptools has no limit of its own: it copies an unfinished header at each read, 
 event loop ever more time. Here the bytes are counted before they are parsed, and a server-wide sweep looks at the time.
 """
 
+import asyncio
 from enum import Enum, auto
 from typing import Any, cast
 
@@ -71,6 +72,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._pending = 0  # bytes since the parser last completed something
         self._dropped = 0
         slot.occupant = self
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._since = self.loop.time()  # a TLS handshake has a limit of its own
 
     # ── what comes ───────────────────────────────────────────────────────────────────────────────────────────────
 
