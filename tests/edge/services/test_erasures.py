@@ -22,7 +22,7 @@ from schemas.words import Status
 from tests.broker import until
 from tests.edge.services.world import Dice, FakeWorld, World, fake_world
 
-SAID_OF_ANN = 7  # four changes and a line of the job that ended, and that the two others were submitted
+SAID_OF_ANN = 6  # three changes and a line of the job that ended, and that the two others were submitted
 
 
 def keys_of(edge: World) -> Keys:
@@ -99,7 +99,7 @@ async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: World) 
     scheduled = await edge.submit("ann", "later", not_before="2027-01-01T00:00:00Z")
 
     async def all_said() -> bool:  # FEED follows the records by itself
-        return len([item async for item in edge.bus.feed.held("ann")]) == SAID_OF_ANN
+        return len([item async for item in edge.bus.feed.held("ann")]) >= SAID_OF_ANN
 
     await until(all_said)
     assert (await erasures.begin("ann", by="k")).state is ErasureState.RUNNING
