@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import runpod_client
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PATIENCE_S = 110
 
+_RUNPOD = re.compile(r"^import .*\brunpod\b", re.MULTILINE)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -24,10 +27,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def run(language: str, text: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a block (python: a program with warnings as errors; sh: bash that ends at the first error) in `folder`."""
-    argv = {"python": [sys.executable, "-W", "error", "-c", text], "sh": ["bash", "-euo", "pipefail", "-c", text]}
+    """Run a block in `folder`: sh by bash, to the first error; python with warnings as errors, except for runpod's."""
+    if language == "sh":
+        argv = ["bash", "-euo", "pipefail", "-c", text]
+    elif _RUNPOD.search(text):
+        argv = [str(runpod_client.installed()), "-c", text]
+    else:
+        argv = [sys.executable, "-W", "error", "-c", text]
     return subprocess.run(
-        argv[language],
+        argv,
         capture_output=True,
         text=True,
         check=False,
