@@ -52,6 +52,10 @@ docs:
 gpu-page:
     @python -m deploy.gpu_page
 
+# Play the attacks of the penetration test, and print which were held off
+attack *args:
+    @python -m tests.attack {{ args }}
+
 # Feed random changes of valid inputs to every parser of foreign bytes: --minutes N [--target NAME] [--seed S]
 fuzz *args:
     python -m tests.fuzz {{ args }}

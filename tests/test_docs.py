@@ -17,7 +17,12 @@ from tests.pages import DOCS, ROOT, blocks, run
 
 OURS = re.compile(r"(\S*/)?(lamplighter|justw|just) ")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "images").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "images").rglob("*.md")),
+]
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Whoever has the broker password of one host, or of a reader, tries to write elsewhere by having answers sent there.
+"""C1: whoever has the broker password of a host, or of a reader, tries to write elsewhere by where answers are sent.
 
 The broker checks the subject of a publish, not the subject that it names for the answer. Every right with an answer is
 tried with every subject that is worth it, against a real nats-server, and an eavesdropper in the edge's account

@@ -1,4 +1,4 @@
-"""A job leaves a tree that a recursive removal cannot take: nested 3,000 deep, of mode 000, with links out of it."""
+"""H2: a job leaves a tree that a recursive removal cannot take: 3,000 folders deep, of mode 000, with links."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""All hostile jobs on one host, beside jobs that behave: those notice nothing, and nothing of the others is left."""
+"""H2, M4: all hostile jobs on one host, beside jobs that behave and must not notice; nothing of them is left."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""A job in a container asks the kernel for what no job needs: the hypervisor, io_uring, keys, namespaces, old calls."""
+"""L4: a job in a container asks the kernel for what no job needs: the hypervisor, io_uring, keys, namespaces."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""A job uses more disk than its endpoint says: by bytes, by files, by holes in outputs; and is cancelled meanwhile."""
+"""M4: a job uses more disk than its endpoint says, by bytes, files or holes in outputs, and is cancelled meanwhile."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Another user of the machine looks for what jobs and owners left readable, and for programs that run as somebody else.
+"""M5: another user looks for what jobs and owners left readable, and for programs that run as somebody else.
 
 The judgement is made from modes, so that it can be made by any user; where the test runs as root, another user tries.
 """

@@ -1,18 +1,22 @@
-"""docs/promises.md promises nothing that no test attacks."""
+"""docs/promises.md and SECURITY.md promise nothing that no test attacks."""
 
 import re
+from pathlib import Path
+
+import pytest
 
 from tests.chaos.checker import RULES
-from tests.chaos.matrix import PAGE
+from tests.chaos.matrix import PAGE, ROOT
 
 LINK = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
 
 
-def test_every_test_that_the_page_names_exists():
-    links = LINK.findall(PAGE.read_text())
+@pytest.mark.parametrize("page", [PAGE, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_every_test_that_the_page_names_exists(page: Path):
+    links = LINK.findall(page.read_text())
     assert links
     for name, path in links:
-        assert re.search(rf"^(async )?def {name}\(", (PAGE.parent / path).read_text(), re.MULTILINE), (
+        assert re.search(rf"^(async )?def {name}\(", (page.parent / path).read_text(), re.MULTILINE), (
             f"{name} in {path}"
         )
 

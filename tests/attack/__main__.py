@@ -1,0 +1,70 @@
+"""`just attack`: play every attack of the penetration test against this checkout, and print a table.
+
+    python -m tests.attack [--json] [PYTEST ARGS…]
+
+A row is a finding: how many attacks were played, and how many got through. Attacks that need what this machine lacks (a
+Docker engine, root) are counted as skipped. Exits 1 where one got through.
+"""
+
+import ast
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+FOLDER = Path(__file__).parent
+WORKERS = "4"
+HELD, THROUGH, SKIPPED = "held", "through", "skipped"
+
+
+def finding(module: Path) -> str:
+    """Return what a module attacks: the first line of its docstring."""
+    return (ast.get_docstring(ast.parse(module.read_text())) or module.stem).splitlines()[0]
+
+
+class Counts:
+    """A pytest plugin that counts the outcomes of each module."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Counter[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped:
+            outcome = SKIPPED
+        elif report.failed:
+            outcome = THROUGH
+        elif report.when == "call":
+            outcome = HELD
+        else:
+            return
+        self.of.setdefault(report.nodeid.partition("::")[0], Counter())[outcome] += 1
+
+
+def main() -> int:
+    as_json = "--json" in sys.argv
+    more = [word for word in sys.argv[1:] if word != "--json"]
+    counts = Counts()
+    how = ["-q", "-n", WORKERS, "--dist", "loadfile", "--no-header", "--no-summary", "-p", "no:cacheprovider"]
+    if as_json:
+        how += ["-p", "no:terminal"]
+    code = pytest.main([*how, str(FOLDER), *more], plugins=[counts])
+    rows = {finding(FOLDER.parents[1] / name): counted for name, counted in sorted(counts.of.items())}
+    if as_json:
+        words = (HELD, THROUGH, SKIPPED)
+        told = [{"finding": name} | {word: counted[word] for word in words} for name, counted in rows.items()]
+        sys.stdout.write(json.dumps(told) + "\n")
+        return int(code)
+    table = Table("finding", "attacks", THROUGH, SKIPPED, "result")
+    for name, counted in rows.items():
+        result = "[red]got through[/]" if counted[THROUGH] else "held" if counted[HELD] else "not played"
+        table.add_row(name, str(counted[HELD] + counted[THROUGH]), str(counted[THROUGH]), str(counted[SKIPPED]), result)
+    Console().print(table)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
