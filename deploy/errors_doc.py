@@ -28,9 +28,11 @@ digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds. A wrong 
 
 FAILURE_HEAD = """## A job that failed
 
-`error` of a Job: `{"code","message","blame","retryable"}`; `message` is the image's or the host's own, `Job.message`
-one of the texts here, in the language of `Accept-Language`. `blame` says whose it is: the client's, the image's, the
-card's, the host's. By itself a job is tried again `never`; `counted`, up to `policy.max_attempts`; `once`; or for
+`error` of a Job: `{"code","message","blame","retryable","log_tail"}`; `message` is the image's or the host's own,
+`Job.message` one of the texts here, in the language of `Accept-Language`. `log_tail` has the last five lines that the
+attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it. `blame` says whose it
+is: the client's, the image's, the card's, the host's. By itself a job is tried again `never`; `counted`, up to
+`policy.max_attempts`; `once`; or for
 `free`, three times for a card, ten times in all. What ended can be begun anew with `retry`. An image's own code is
 kept, and classed by its exit code.
 """
@@ -49,7 +51,7 @@ OPERATOR = Text("The operator looks at the host (`lamplighter doctor`), then `re
 
 # What to do about it.
 PROBLEM_ADVICE: Mapping[str, Text] = {
-    "body_malformed": Text("Send a JSON object, or a form as docs/api.md shows it", "请发送JSON对象或规定的表单"),
+    "body_malformed": Text("Send a JSON object, or a form as docs/api.md shows it", "请发送 JSON 或文档所示的表单"),
     "field_unknown": Text("Leave the named field out: it is misspelt or of another API", "请去掉未知字段"),
     "unauthorized": Text("Send a key that exists and has not ended", "请使用有效的密钥"),
     "forbidden": Text("Use a key with the scope that `detail` names", "请使用有该权限的密钥"),
@@ -67,7 +69,7 @@ PROBLEM_ADVICE: Mapping[str, Text] = {
     "offset_mismatch": Text("Ask with HEAD and go on at `Upload-Offset`", "请用HEAD查询后从返回的位置继续"),
     "tus_version": Text("Send the header `Tus-Resumable: 1.0.0`", "请发送请求头 Tus-Resumable: 1.0.0"),
     "body_too_large": Text("Upload large things as assets and name their digest", "请先上传文件再引用摘要"),
-    "media_type_unknown": Text("Send the `Content-Type` that `detail` names", "请使用规定的内容类型"),
+    "media_type_unknown": Text("Send the `Content-Type` that `detail` names", "请使用 detail 中写明的 Content-Type"),
     "input_invalid": Text("Mend the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`", "请修改所列字段"),
     "asset_missing": Text("Upload the digests in `missing`, or submit with `await_input`", "请先上传所列文件"),
     "digest_mismatch": Text("Hash the file anew and upload it again", "请重新计算摘要并上传"),
@@ -105,9 +107,14 @@ FAILURE_ADVICE: Mapping[str, Text] = {
     "output_missing": IMAGE_LOG,
     "output_invalid": IMAGE_LOG,
     "model_load_failed": IMAGE_LOG,
-    "stalled": Text("Raise `policy.stall_timeout_s` if it works in silence; else read the log", "可增大停滞超时时间"),
+    "stalled": Text(
+        "Raise `policy.stall_timeout_s` if it works in silence; else read the log",
+        "如程序本来就很久没有输出，请调大 stall_timeout_s；否则请查看日志",
+    ),
     "output_too_large": Text("Put large results into files, not into `data`", "请将大结果写入文件"),
-    "out_of_memory": Text("Submit a smaller input, or give the endpoint more memory", "请减小输入或增加内存"),
+    "out_of_memory": Text(
+        "Submit a smaller input, or give the endpoint more memory", "请缩短或压缩输入，或为该任务类型分配更多内存"
+    ),
     "execution_timeout": Text("Raise `policy.execution_timeout_s` or shorten the input", "请增大超时时间或缩短输入"),
     "gpu_lost": OPERATOR,
     "gpu_unhealthy": OPERATOR,
@@ -141,8 +148,11 @@ def failures() -> str:
 
 def waiting() -> str:
     """Every reason to wait; the minutes are the host's measured median."""
-    rows = [f"| `{reason}` | {text.en} | {text.zh} |" for reason, text in messages.REASONS.items()]
-    return "\n".join(["| reason | en | zh |", "|---|---|---|", *rows]).replace("{minutes}", "N")
+    texts = [(f"`{reason}`", text) for reason, text in messages.REASONS.items()]
+    texts.append(("`behind`, `queue_position` 0", messages.NEXT))
+    rows = [f"| {reason} | {text.en} | {text.zh} |" for reason, text in texts]
+    table = "\n".join(["| reason | en | zh |", "|---|---|---|", *rows])
+    return table.replace("{minutes}", "N").replace("{host}", "gpu-1")
 
 
 def _both(text: Text) -> str:

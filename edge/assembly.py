@@ -134,7 +134,7 @@ async def assemble(
 def _introduce(parts: Parts) -> None:
     """Who is asked, or told, once all are there."""
     parts.power.listen(parts.hosts.tell)
-    parts.hosts.ask_power(parts.power.prospect)
+    parts.hosts.ask_power(parts.power.prospect, parts.power.switches)
     parts.hosts.count_by(parts.index.lines.waiting)
     parts.viewer.foretell_by(Estimator(parts.index, parts.hosts, parts.catalog, utc_now).eta)
 

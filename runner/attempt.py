@@ -30,6 +30,7 @@ from runner.engines.port import (
 from runner.journal import Diary
 from runner.life import Life, Stuck
 from runner.outputs import has_result
+from runner.prelude import Prelude
 from runner.reporter import Reporter
 from runner.spare import Spare, give
 from runner.staging import BadInput, stage, tell, timeouts
@@ -150,10 +151,27 @@ class Attempt:
     async def _prepare(self) -> None:
         job, kind, spare = self._ticket.job, self._ticket.kind, self._ticket.spare
         with self._preparing:
-            ask = partial(stage, job, kind.endpoint, self.job_dir, self._life.supplies)
-            self._names = await self._life.insist("stage", ask)
+            self._names = await self._staged(job, kind)
             if spare is not None:
                 await spare.settled.wait()
+
+    async def _staged(self, job: Job, kind: Kind) -> Mapping[str, str]:
+        """Fetch the inputs, for as long as that takes; the job's followers are told what keeps them."""
+        prelude = Prelude(self._life, job)
+        ask = partial(stage, job, kind.endpoint, self.job_dir, self._life.supplies)
+        failed: SuppliesError | BadInput | OSError | None = None
+        names: Mapping[str, str] = {}
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(prelude.run)
+            try:
+                names = await self._life.insist("fetch input", ask, prelude.why)
+            except (SuppliesError, BadInput, OSError) as error:
+                failed = error  # not through the task group, which would wrap it
+            tasks.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        await prelude.over()
+        return names
 
     async def _start(self) -> str:
         """Shielded: a start that is cancelled half-way would leave a container that nobody knows."""

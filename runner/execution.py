@@ -49,6 +49,7 @@ class Result(Struct, frozen=True):
     usage: Usage
     log: str | None = None
     output: Output = Output()
+    log_tail: tuple[str, ...] = ()
 
 
 class Execution:
@@ -131,24 +132,25 @@ class Execution:
         if isinstance(verdict, FailedAs) and blames_card(verdict, started=attempt.exit is not None):
             self.ticket.holding.erred(verdict.message)
         log = await self._keep_log(attempt)
+        tail = attempt.reporter.tail.lines
         if not isinstance(verdict, Done):
-            return Result(verdict, usage, log)
+            return Result(verdict, usage, log, log_tail=tail)
         with self._collecting:
-            return await self._collect(attempt, Result(verdict, usage, log))
+            return await self._collect(attempt, Result(verdict, usage, log, log_tail=tail))
         return Result(Stopped(), usage, log)
 
     async def _collect(self, attempt: Attempt, result: Result) -> Result:
         """With the outputs, once they are in the asset store; or that they cannot be taken."""
-        usage, log = result.usage, result.log
+        usage, log, tail = result.usage, result.log, result.log_tail
         most_bytes = attempt.disk_limit.bytes if attempt.disk_limit else None
         try:
             found = await anyio.to_thread.run_sync(collect, attempt.job_dir / "out", most_bytes)
             files = [await self._keep(path, path.name) for path in found.files]
         except OutputRefused as refused:
-            return Result(failed(refused.code, refused.message), usage, log)
+            return Result(failed(refused.code, refused.message), usage, log, log_tail=tail)
         except SuppliesError as error:
-            return Result(failed("output_too_large", str(error)), usage, log)
-        return replace(result, output=Output(tuple(files), found.data))
+            return Result(failed("output_too_large", str(error)), usage, log, log_tail=tail)
+        return replace(result, output=Output(tuple(files), found.data), log_tail=())
 
     async def _keep_log(self, attempt: Attempt) -> str | None:
         """A log that the edge refuses is no reason to lose the result."""
@@ -195,6 +197,7 @@ class Execution:
             jitter=self._life.jitter(),
             usage=result.usage,
             log=result.log,
+            log_tail=result.log_tail,
         )
 
     async def _acknowledge(self, job: Job) -> None:

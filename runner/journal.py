@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from runner.engines.port import Mark
+from runner.logtail import Tail
 from runner.uptime import Begun, Uptime
 from runner.verdict import Intent
 from schemas.container import ErrorLine
@@ -33,8 +34,8 @@ class Journal(Struct, frozen=True, kw_only=True):
     `mark`: where to take the output up again; lines before it are wholly dealt with.
 
     Of the lines behind it, those up to `log_offset` and `progress_offset` have been said. `log_bytes` counts what was
-    published of the log. `pending` are the notes that may not have reached the broker. `said` is the last error line.
-    `disk` is why the job used too much disk, where that is the intent.
+    published of the log. `pending` are the notes that may not have reached the broker. `said` is the last error line,
+    `tail` the last lines of stderr. `disk` is why the job used too much disk, where that is the intent.
     """
 
     started_at: datetime | None = None
@@ -47,6 +48,7 @@ class Journal(Struct, frozen=True, kw_only=True):
     pending: tuple[Note, ...] = ()
     said: ErrorLine | None = None
     disk: str | None = None
+    tail: Tail = Tail()
 
     @property
     def begun(self) -> Begun | None:

@@ -42,6 +42,7 @@ class Outage:
 
     def __init__(self) -> None:
         self._waiting = 0
+        self._whys: dict[object, str] = {}
         self._over = anyio.Event()
         self.suspected = anyio.Event()
 
@@ -50,13 +51,21 @@ class Outage:
         while self._waiting:
             await self._over.wait()
 
-    @contextmanager
-    def asking(self) -> Iterator[Callable[[bool], None]]:
-        """For one who asks again and again: what it is given to say is whether it waits now for what all need."""
-        waits = False
+    @property
+    def whys(self) -> tuple[str, ...]:
+        """What is not done yet and tried again, each with the reason, once."""
+        return tuple(sorted(set(self._whys.values())))
 
-        def say(now: bool) -> None:
+    @contextmanager
+    def asking(self) -> Iterator[Callable[[bool, str], None]]:
+        """For one who asks again and again: what it is given to say is whether it waits now for what all need, and why
+        it asks again.
+        """
+        waits, mine = False, object()
+
+        def say(now: bool, why: str) -> None:
             nonlocal waits
+            self._whys[mine] = why
             if now == waits:
                 return
             self._waiting += now - waits
@@ -68,7 +77,8 @@ class Outage:
         try:
             yield say
         finally:
-            say(False)
+            say(False, "")
+            del self._whys[mine]
 
 
 class Life(Struct, frozen=True, kw_only=True):
@@ -116,8 +126,13 @@ class Life(Struct, frozen=True, kw_only=True):
         except OSError as error:
             self.log.warning("folder not removed", folder=str(folder), why=str(error))
 
-    async def insist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """`ask` until it is answered: a result is never given up because somebody is away."""
+    async def insist(
+        self, what: str, ask: Callable[[], Awaitable[T]], told: Callable[[str], None] = lambda _: None
+    ) -> T:
+        """`ask` until it is answered: a result is never given up because somebody is away.
+
+        `told` hears why it is asked again.
+        """
         wait = 0.0
         with self.outage.asking() as waits:
             while True:
@@ -126,7 +141,8 @@ class Life(Struct, frozen=True, kw_only=True):
                 except AWAY as error:
                     if not wait:
                         self.log.warning("waiting", what=what, why=str(error))
-                    waits(not isinstance(error, ALONE))
+                    waits(not isinstance(error, ALONE), f"{what}: {error}")
+                    told(str(error))
                     if isinstance(error, EngineGone) and not isinstance(error, Stuck):
                         self.outage.suspected.set()
                 wait = min(wait * 2, self.pace.retry_most_s) or self.pace.retry_least_s

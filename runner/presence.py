@@ -12,6 +12,8 @@ from runner.readiness import Readiness
 from runner.standby import Standby
 from schemas.host import Offer, Presence
 
+WHYS, WHY_CHARACTERS = 5, 300  # of what the runner waits for
+
 
 class Announcer:
     """Says what is true now, every few seconds and whenever `hurry` is called."""
@@ -68,6 +70,7 @@ class Announcer:
             running=self._idleness.running(),
             busy=await self._idleness.busy(),
             warm=self._standby.reports(),
+            waits=tuple(why[:WHY_CHARACTERS] for why in self._life.outage.whys[:WHYS]),
             cannot={name: str(reason) for name, reason in cannot.items()},
         )
 

@@ -32,6 +32,7 @@ class Reporter:
         journal = diary.now
         self._mark = journal.mark
         self._said = journal.said
+        self.tail = journal.tail
         self._offset = journal.mark.offset if journal.mark else 0
         self._kept = KeptLog(folder, self._offset)
         self._unkept = False
@@ -92,6 +93,7 @@ class Reporter:
             await anyio.to_thread.run_sync(self._kept.write, chunk.data, start)
         except OSError as error:
             self._cannot_keep(error)
+        self.tail = self.tail.after(chunk)
         if not self._only_noise(chunk):
             for parsed in self._parsers[chunk.stream].feed(chunk.data, start):
                 self._hear(parsed)
@@ -147,6 +149,7 @@ class Reporter:
             log_bytes=said.log_bytes,
             mark=self._mark if self._coalescer.empty else self._diary.now.mark,
             said=self._said,
+            tail=self.tail,
         )
 
     async def _publish(self) -> None:

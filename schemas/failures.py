@@ -99,20 +99,21 @@ def settle(  # noqa: PLR0913 - each is one fact about the attempt that failed
     jitter: float,
     usage: Usage | None = None,
     log: str | None = None,
+    log_tail: tuple[str, ...] = (),
 ) -> Released | Failed:
-    """What to record when an attempt of `job` failed with `code`, classified as `row`.
+    """What to record when an attempt of `job` failed with `code`, classified as `row`; `log_tail`: its last words.
 
     `jitter` in [0, 1) spreads the retries. A drain and a lost host wait no time: nothing is wrong with the job.
     """
-    final = Failed(Failure(code, message, row.blame, retryable=False), usage=usage, log=log)
+    final = Failed(Failure(code, message, row.blame, retryable=False, log_tail=log_tail), usage=usage, log=log)
     if row.retry is Retry.NEVER:
         return final
     if row.retry is Retry.FREE:
         ended = _free(job, code, row)
         if ended is not None:
-            return Failed(
-                Failure(ended, f"{code}: {message}", FAILURES[ended].blame, retryable=False), usage=usage, log=log
-            )
+            blame = FAILURES[ended].blame
+            error = Failure(ended, f"{code}: {message}", blame, retryable=False, log_tail=log_tail)
+            return Failed(error, usage=usage, log=log)
         at_once = code in {DRAINED, "host_lost"}
         wait = None if at_once else at + backoff(sum(job.releases.values()), jitter)
         return Released(code, message, charged=False, not_before=wait)

@@ -79,7 +79,8 @@ class Presence(Struct, frozen=True, kw_only=True):
     `injection`: the way in which the engine gives cards to containers, as tried at start: cdi, device_request, runtime,
     or none of them; null where there was nothing to try (no card, the process engine).
     `engine_away`: why the engine does not answer, null while it does; nothing starts there until it answers again.
-    `run_as`: the user that jobs run as under the process engine.
+    `run_as`: the user that jobs run as under the process engine. `waits`: what the runner has to do and cannot now,
+    each with the reason: `fetch input: the edge is not reachable`.
     """
 
     host: Token
@@ -97,6 +98,7 @@ class Presence(Struct, frozen=True, kw_only=True):
     running: tuple[Running, ...] = ()
     busy: Busy = Busy()
     warm: tuple[Warm, ...] = ()
+    waits: tuple[str, ...] = ()
     cannot: dict[str, str] = field(default_factory=dict)
 
 
@@ -115,7 +117,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others.
 
     `busy` null: it is not up. `cannot` says why an endpoint cannot start there now. `engine`: docker or process;
-    `engine_away`: why it does not answer now; `run_as`: the user that jobs run as under the process engine.
+    `engine_away`: why it does not answer now; `run_as`: the user that jobs run as under the process engine. `waits`:
+    what its runner has to do and cannot now, each with the reason.
     """
 
     id: Token
@@ -132,6 +135,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     warm: tuple[Warm, ...] = ()
     jobs: tuple[str, ...] = ()
     busy: Busy | None = None
+    waits: tuple[str, ...] = ()
     cannot: dict[str, str] = field(default_factory=dict)
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()

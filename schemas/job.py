@@ -143,12 +143,16 @@ class Claim(Struct, frozen=True):
 
 
 class Failure(Struct, frozen=True):
-    """Why a job failed. `code` is of `failures.FAILURES` or the image's own."""
+    """Why a job failed. `code` is of `failures.FAILURES` or the image's own.
+
+    `log_tail`: the last lines that the attempt wrote to stderr, safe to print; the whole log is kept beside them.
+    """
 
     code: str
     message: str
     blame: str
     retryable: bool
+    log_tail: tuple[str, ...] = ()
 
 
 class File(Struct, frozen=True):

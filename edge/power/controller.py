@@ -83,6 +83,10 @@ class PowerController:
             if record and why
         )
 
+    def switches(self, host: str) -> bool:
+        """Whether the host is declared, so that it can be woken."""
+        return host in self._declared
+
     async def is_off(self, host: str) -> bool | None:
         """Whether the host's switch reports it off; None when it has none, or one that cannot tell."""
         record = self.state(host)

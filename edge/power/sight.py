@@ -24,7 +24,7 @@ SOON = "status = 'scheduled' AND priority <> 'low' AND (due_us IS NULL OR due_us
 LOW_PRESSED = "status IN ('queued', 'scheduled') AND priority = 'low' AND expires_us <= :at"
 
 # What does not pass when the job before has ended.
-UNABLE = frozenset({Reason.ENGINE_AWAY, Reason.GPU_UNHEALTHY, Reason.IMAGE_MISSING})
+UNABLE = frozenset({Reason.ENGINE_AWAY, Reason.GPU_NONE, Reason.GPU_UNHEALTHY, Reason.IMAGE_MISSING})
 
 
 class Outlook(Struct, frozen=True, kw_only=True):

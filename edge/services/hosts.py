@@ -34,6 +34,7 @@ class HostNotice(Struct, frozen=True):
 # those of them that are left.
 Prospect = Callable[[str], tuple[Reason, str, float | None, float | None] | None]
 Queued = Callable[[Iterable[str]], int]
+Switched = Callable[[str], bool]
 
 
 class HostWatch:
@@ -49,12 +50,14 @@ class HostWatch:
         self._missed: dict[tuple[str, str], datetime] = {}
         self._listeners: set[Callable[[HostNotice], object]] = set()
         self._prospect: Prospect = _nobody_switches
+        self._switched: Switched = _without_switch
         self._queued: Queued = _nothing_waits
         self._polled = False
 
-    def ask_power(self, prospect: Prospect) -> None:
-        """From now on `prospect` says why work waits for hosts that are not up."""
+    def ask_power(self, prospect: Prospect, switched: Switched) -> None:
+        """From now on `prospect` says why work waits for hosts that are not up, `switched` which have a switch."""
         self._prospect = prospect
+        self._switched = switched
 
     def count_by(self, queued: Queued) -> None:
         """From now on `queued` counts the jobs that wait in pools."""
@@ -136,6 +139,7 @@ class HostWatch:
             injection=here.injection,
             gpus=here.gpus,
             warm=here.warm,
+            waits=here.waits,
             cannot=here.cannot,
             jobs=tuple(run.id for run in here.running if owner in (None, run.owner)),
             busy=replace(here.busy, queued=self._queued({e.queue for e in offer.endpoints} if offer else ())),
@@ -157,17 +161,27 @@ class HostWatch:
         return foremost(true | ({host} if host else set())) or Reason.BEHIND
 
     def _host_side(self, endpoint: str) -> Reason | None:
-        """Why no host can start the endpoint now, None when one can. Of several hosts the nearest to able speaks."""
+        """Why no host can start the endpoint now, None when one can. Of several hosts the nearest to able speaks.
+
+        One that is up and has no card for it speaks only where no other host could do better.
+        """
         offering = self._catalog.hosts_offering(endpoint)
-        present = [self._present[host] for host in sorted(offering) if host in self._present]
-        reasons = [_obstacle(here, endpoint) for here in present]
-        if None in reasons:
+        reasons = {host: _obstacle(self._present[host], endpoint) for host in offering if host in self._present}
+        if None in reasons.values():
             return None
-        ranked = sorted((reason for reason in reasons if reason is not None), key=list(Reason).index)
-        if ranked:
-            return ranked[-1]
-        power = self._prospect(endpoint)
-        return power[0] if power else Reason.HOST_OFF
+        able = [reason for reason in reasons.values() if reason not in {None, Reason.GPU_NONE}]
+        if able:
+            return max((reason for reason in able if reason is not None), key=list(Reason).index)
+        power, away = self._prospect(endpoint), offering - reasons.keys()
+        if power is not None:
+            return power[0]
+        if not away:
+            return Reason.GPU_NONE if reasons else Reason.NO_HOST
+        return Reason.HOST_OFF if any(map(self._switched, away)) else Reason.HOST_OFF_UNSWITCHED
+
+    def absent(self, endpoint: str) -> str:
+        """The hosts that offer `endpoint` and are not up, as a message names them."""
+        return ", ".join(sorted(self._catalog.hosts_offering(endpoint) - self._present.keys()))
 
     def online(self, endpoint: str) -> bool:
         """Whether a host that offers `endpoint` is up."""
@@ -193,6 +207,11 @@ class HostWatch:
 
 def _nobody_switches(_: str) -> None:
     """No host is declared."""
+
+
+def _without_switch(_: str) -> bool:
+    """No host is declared."""
+    return False
 
 
 def _nothing_waits(_: Iterable[str]) -> int:

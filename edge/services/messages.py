@@ -21,7 +21,7 @@ class Language(StrEnum):
 
 
 class Text(NamedTuple):
-    """One message in every language. `{minutes}` is the host's median wake, `{code}` a failure's code."""
+    """One message in every language. `{minutes}` is the host's median wake, `{host}` its id, `{code}` a failure's."""
 
     en: str
     zh: str
@@ -47,16 +47,24 @@ REASONS: Mapping[Reason, Text] = {
     Reason.FETCHING_INPUT: Text("Its input is being fetched", "正在下载输入文件"),
     Reason.NOT_BEFORE: Text("Waiting for the time it was scheduled for", "等待预定时间"),
     Reason.BACKOFF: Text("An attempt failed; the next one follows shortly", "上次尝试失败，稍后自动重试"),
+    Reason.NO_HOST: Text("No host that can run it has joined yet", "还没有可运行该任务的服务器接入"),
+    Reason.GPU_NONE: Text("No host has the GPU that it needs", "没有服务器具备该任务所需的GPU"),
     Reason.HOST_FAULT: Text("The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"),
     Reason.HOST_BLOCKED: Text("The GPU host may not be switched on now", "GPU服务器暂时无法开机，任务继续排队"),
     Reason.HOST_BOOTING: Text("GPU is booting, about {minutes} minutes", "GPU服务器正在启动，请等待约{minutes}分钟"),
     Reason.HOST_WAKING: Text("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
-    Reason.HOST_OFF: Text("GPU is off; the job waits about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
+    Reason.HOST_OFF: Text("GPU is off; the job waits about {minutes} minutes", "GPU已关机，正在等待开机"),
+    Reason.HOST_OFF_UNSWITCHED: Text(
+        "Nobody can switch {host} on from here: start its runner",
+        "{host}已关机，且无法远程开机：请在该机器上启动runner",
+    ),
     Reason.PAUSED: Text("The GPU host takes no new jobs at the moment", "GPU服务器暂停接收新任务"),
     Reason.ENGINE_AWAY: Text(
         "Docker does not answer on the GPU host; the job waits until it does", "GPU服务器上的Docker没有响应，任务等待中"
     ),
-    Reason.IMAGE_MISSING: Text("The GPU host does not have the program yet", "GPU服务器正在准备程序镜像"),
+    Reason.IMAGE_MISSING: Text(
+        "The GPU host does not have the program's image", "GPU服务器上没有该程序的镜像，任务等待中"
+    ),
     Reason.GPU_UNHEALTHY: Text("The GPU is not healthy; the job waits", "GPU状态异常，任务等待中"),
     Reason.GPU_BUSY_OWNER: Text("The GPU is in use by its owner", "GPU正被机主使用，任务等待中"),
     Reason.VRAM_SHORT: Text("Waiting for free GPU memory", "等待可用显存"),
@@ -64,6 +72,8 @@ REASONS: Mapping[Reason, Text] = {
     Reason.QUOTA: Text("Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
     Reason.BEHIND: Text("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
 }
+
+NEXT = Text("Next in line", "马上开始")  # BEHIND, with nobody ahead
 
 FAILURES: Mapping[str, Text] = {
     "bad_job": Text("The job cannot be carried out as asked", "任务参数无效"),
@@ -99,6 +109,9 @@ FAILURES: Mapping[str, Text] = {
 
 OTHER_FAILURE = Text("The program failed: {code}", "程序错误：{code}")
 
+# What the gateway says of a job whose hosts are all off.
+OFFLINE = Text("GPU is off; the job waits about {minutes} minutes", "任务已排队，请等待约{minutes}分钟")
+
 NOTICES: Mapping[str, Text] = {
     "host_waking": Text("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
     "host_online": Text("The GPU host is online and takes jobs", "GPU服务器已上线，可以开始处理任务"),
@@ -132,7 +145,7 @@ REFUSALS: Mapping[str, str] = {
     "media_type_unknown": "不支持该内容类型",
     "input_invalid": "参数无效",
     "asset_missing": "文件尚未上传",
-    "digest_mismatch": "文件内容与摘要不符",
+    "digest_mismatch": "文件内容与哈希值不符",
     "idempotency_mismatch": "该请求编号已用于其他内容的任务",
     "url_refused": "不允许访问该网址",
     "upload_locked": "另一请求正在上传该文件",
@@ -150,9 +163,24 @@ DELETED = Text("Deleted", "删除成功")
 DELETE_FAILED = Text("Not deleted: there is no such file", "删除失败：文件不存在")
 
 
-def waiting(reason: Reason, language: Language, wake_s: float | None = None) -> str:
-    """Why a job waits; `wake_s` is the host's measured median wake in seconds."""
-    return REASONS[reason].say(language, minutes=minutes(wake_s))
+class Wait(NamedTuple):
+    """What a job waits for. `wake_s`: the host's measured median wake; `host`: the one to start; `ahead`: how many."""
+
+    reason: Reason
+    wake_s: float | None = None
+    host: str = ""
+    ahead: int | None = None
+
+
+def waiting(wait: Wait, language: Language) -> str:
+    """Why a job waits."""
+    text = NEXT if wait.reason is Reason.BEHIND and wait.ahead == 0 else REASONS[wait.reason]
+    return text.say(language, minutes=minutes(wait.wake_s), host=wait.host)
+
+
+def offline(language: Language, wake_s: float | None = None) -> str:
+    """What the gateway says of a job whose hosts are all off."""
+    return OFFLINE.say(language, minutes=minutes(wake_s))
 
 
 def status(of: Status, language: Language) -> str:

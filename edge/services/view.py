@@ -66,7 +66,7 @@ class Viewer:
             **{name: getattr(job, name) for name in _SAME},
             revision=entry.revision,
             reason=reason,
-            message=_message(job, reason, language, self._hosts.wake_s(job.endpoint)),
+            message=self._message(job, reason, position, language),
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
             queue_position=position,
             eta=self._eta(job, reason, position),
@@ -85,6 +85,15 @@ class Viewer:
         in_window = job.status is Status.SCHEDULED or self._window.holds(job.pointer) or self._window.has_room(job)
         return self._hosts.waiting_reason(job, in_window=in_window)
 
+    def _message(self, job: Job, reason: Reason | None, ahead: int | None, language: Language) -> str:
+        if reason is not None:
+            hosts, endpoint = self._hosts, job.endpoint
+            wait = messages.Wait(reason, hosts.wake_s(endpoint), hosts.absent(endpoint), ahead)
+            return messages.waiting(wait, language)
+        if job.error is not None:
+            return messages.failure(job.error, language)
+        return messages.status(job.status, language)
+
     async def _progress(self, job: Job) -> ProgressView | None:
         if job.status not in ACTIVE:
             return None
@@ -95,14 +104,6 @@ class Viewer:
         if note is None or (note.place.round, note.place.attempt) != (job.round, job.attempt):
             return None
         return ProgressView(note.fraction, note.stage, note.done, note.total)
-
-
-def _message(job: Job, reason: Reason | None, language: Language, wake_s: float | None) -> str:
-    if reason is not None:
-        return messages.waiting(reason, language, wake_s)
-    if job.error is not None:
-        return messages.failure(job.error, language)
-    return messages.status(job.status, language)
 
 
 def _output(job: Job, output: Output, link: Link) -> OutputView:

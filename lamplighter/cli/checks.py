@@ -108,6 +108,7 @@ def hosts_are_there(patient: Patient) -> Iterable[Finding]:
             fit = Verdict.OK if gpu["fitness"] == "fit" else Verdict.WARN
             yield Finding(f"gpu {gpu['uuid']}", fit, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
         yield from _engine(host)
+        yield from _waiting(host)
         yield from _hindered(host)
         yield from _containers(host)
 
@@ -122,6 +123,14 @@ def _engine(host: dict[str, Any]) -> Iterable[Finding]:
         yield Finding(name, Verdict.WARN, f"jobs run as plain processes of {who}, not in containers", PROCESSES)
     elif engine:
         yield Finding(name, Verdict.OK, f"jobs run by {engine}")
+
+
+def _waiting(host: dict[str, Any]) -> Iterable[Finding]:
+    """What its runner has to do and cannot now."""
+    for what in host.get("waits", ()):
+        why, _, mend = what.partition("): ")  # our own errors say behind their cause what to do
+        shown = f"{why})" if mend else why
+        yield Finding(f"runner of {host['id']}", Verdict.WARN, f"cannot {shown}", mend or "see that runner's log")
 
 
 def _hindered(host: dict[str, Any]) -> Iterable[Finding]:

@@ -109,7 +109,12 @@ def jobs(session: Session, limit: int, cursor: str | None, **filters: str | None
 def job(session: Session, job_id: str) -> None:
     """Show one job."""
     found = session.client.job(job_id)
-    session.show(found, lambda: show.job(session.out, found))
+    session.show(found, lambda: _all_of(session, found))
+
+
+def _all_of(session: Session, found: JobView) -> None:
+    show.job(session.out, found)
+    show.last_words(session.out, found, session.again("logs", found.id))
 
 
 @click.command(name="watch")

@@ -17,6 +17,7 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import Struct
 
+from lamplighter.cli import show
 from lamplighter.cli.terminal import SafeConsole, json_line
 from lamplighter.errors import JobFailed, LamplighterError, Rejected, Unreachable
 from lamplighter.sdk import Client
@@ -118,6 +119,8 @@ class Session:
         if self.as_json:
             sys.stderr.write(json_line({"error": why, "kind": type(error).__name__}))
         else:
+            if isinstance(error, JobFailed):
+                show.last_words(self.err, error.job, self.again("logs", error.job.id))
             self.err.print(f"lamplighter: {why}", style="red", markup=False, highlight=False)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 

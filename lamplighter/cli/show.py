@@ -109,6 +109,15 @@ def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str | Text]]:
         )
 
 
+def last_words(console: Console, shown: JobView, logs: str) -> None:
+    """The end of a failed job's log, and the command `logs` for all of it."""
+    if shown.error is None or not shown.error.log_tail:
+        return
+    for line in shown.error.log_tail:
+        console.print(f"  {line}", markup=False, highlight=False)
+    console.print(f"the whole log: {logs}", markup=False, highlight=False)
+
+
 def job(console: Console, shown: JobView) -> None:
     """Everything of one job that a person asks for."""
     facts = {

@@ -79,6 +79,8 @@ def place(supply: Supply, need: Resources, policy: PlacementPolicy = USUAL, *, a
         return Refused(Reason.DISK_SHORT, short)
     if need.gpus == 0 or (need.gpu_optional and snapshot.state in WITHOUT_CARDS and not snapshot.lost):
         return Placed()
+    if snapshot.state is WatchState.NONE and not snapshot.lost:
+        return Refused(Reason.GPU_NONE, snapshot.why)
     if snapshot.state is not WatchState.OK:
         return Refused(Reason.GPU_UNHEALTHY, snapshot.why)
     offers, refusals = [], []
@@ -130,5 +132,8 @@ def _nearest(refusals: list[Refused], snapshot: Snapshot, need: Resources) -> Re
     """The card that is nearest to taking it tells why it does not: a lost card beside a full one is not the news."""
     if refusals and len(snapshot.samples) >= need.gpus:
         return max(refusals, key=lambda refused: ORDER.index(refused.reason))
-    lost = "; ".join(f"GPU {card.uuid or card.index}: {card.why}" for card in snapshot.lost)
-    return Refused(Reason.GPU_UNHEALTHY, lost or f"{need.gpus} GPUs are needed, this host has {len(snapshot.samples)}")
+    if not snapshot.lost:
+        return Refused(Reason.GPU_NONE, f"{need.gpus} GPUs are needed, this host has {len(snapshot.samples)}")
+    return Refused(
+        Reason.GPU_UNHEALTHY, "; ".join(f"GPU {card.uuid or card.index}: {card.why}" for card in snapshot.lost)
+    )

@@ -31,7 +31,7 @@ async def waits_for_a_host(lit: Lit, job_id: str) -> None:
     async def waits() -> bool:
         job = await lit.ann.job(job_id)
         assert job.status == "queued"
-        return job.reason == "host_off"
+        return job.reason == "host_off_unswitched"
 
     await until(waits)
 

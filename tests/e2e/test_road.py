@@ -26,7 +26,7 @@ async def test_jobs_wait_for_a_host_that_is_off_and_run_by_themselves(lit: Lit):
     jobs = [await lit.ann.submit("echo", text=str(number)) for number in range(3)]
     listed = {job.id: job async for job in lit.ann.jobs()}
     shown = [(listed[job.id].status, listed[job.id].reason, listed[job.id].queue_position) for job in jobs]
-    assert shown == [("queued", "host_off", position) for position in range(3)]
+    assert shown == [("queued", "no_host", position) for position in range(3)]
     await lit.installation.start_runner()
     done = [await lit.ann.wait(job.id) for job in jobs]
     assert [job.output.data["text"] for job in done] == ["0", "1", "2"]
@@ -40,7 +40,7 @@ async def test_a_host_that_was_seen_once_is_known_while_it_is_off(lit: Lit, tmp_
     (tmp_path / "nothing").mkdir()
     await lit.installation.start_edge([tmp_path / "nothing"])
     job = await lit.ann.submit("echo", text="while off")
-    assert (job.status, job.reason) == ("queued", "host_off")
+    assert (job.status, job.reason) == ("queued", "host_off_unswitched")
     await lit.installation.start_runner()
     assert (await lit.ann.wait(job.id)).output.data["text"] == "while off"
 

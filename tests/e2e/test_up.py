@@ -129,6 +129,22 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield data
 
 
+def test_a_failed_job_shows_its_last_words_and_the_command_for_all_of_them(served_data):
+    wanted = ("submit", "echo", "--behave", "exit", "--exit", "65", "--steps", "3", "--wait", "--id", "failing")
+    done = lamplighter(served_data, *wanted)
+    assert done.returncode == 1
+    *tail, command, _ = done.stderr.splitlines()[1:]
+    shown = lamplighter(served_data, "job", "failing")
+    job = json.loads(lamplighter(served_data, "job", "failing", "--json").stdout)
+    assert job["error"]["log_tail"]
+    assert tail == [f"  {line}" for line in job["error"]["log_tail"]]
+    assert shown.stdout.splitlines()[-len(tail) - 1 :] == [*tail, command]
+    _, *words = shlex.split(command.removeprefix("the whole log: "))
+    assert words[:2] == ["logs", "failing"]
+    log = subprocess.run([*LAMPLIGHTER, *words], capture_output=True, text=True, check=False, cwd=ROOT).stdout
+    assert [line.strip() for line in tail] == [line.strip() for line in log.splitlines() if line.strip()][-len(tail) :]
+
+
 def test_keys_hosts_endpoints_assets_and_doctor_answer_people_and_programs(served_data, tmp_path):
     made = json.loads(lamplighter(served_data, "keys", "create", "bob", "--json").stdout)
     assert made["key"].startswith("lamp_")

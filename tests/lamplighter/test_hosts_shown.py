@@ -89,6 +89,26 @@ def test_doctor_tells_of_an_engine_that_is_away_once():
     assert [name for name, row in rows.items() if row.verdict is not Verdict.OK] == ["engine of gpu-1"]
 
 
+def test_doctor_tells_what_a_runner_waits_for():
+    waits = ("fetch input: the edge is not reachable (ConnectError): check its address and the network", "remove: busy")
+    view = HostView(id="gpu-1", state="online", waits=waits)
+    answer = msgspec.json.encode({"hosts": [view]})
+    with httpx.Client(
+        base_url="http://edge", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
+    ) as http:
+        rows = [
+            row for row in hosts_are_there(Patient(Address("http://edge", "k"), Path(), http)) if "runner" in row.name
+        ]
+    assert [(row.verdict, row.what, row.mend) for row in rows if row.name == "runner of gpu-1"] == [
+        (
+            Verdict.WARN,
+            "cannot fetch input: the edge is not reachable (ConnectError)",
+            "check its address and the network",
+        ),
+        (Verdict.WARN, "cannot remove: busy", "see that runner's log"),
+    ]
+
+
 def test_doctor_tells_which_endpoint_cannot_start_and_how_to_mend_it():
     seen = found(cannot={"echo": "image_missing"})["echo on gpu-1"]
     assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.mend) == (Verdict.WARN, True, True)

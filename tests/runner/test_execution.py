@@ -301,3 +301,22 @@ async def test_a_result_that_no_record_holds_is_a_final_failure(world: World) ->
         job = await world.ended(key)
     assert job.error is not None
     assert job.error.code == "output_too_large"
+
+
+async def test_a_failed_job_keeps_its_last_words(world: World) -> None:
+    async def raises(box: Box) -> int:
+        box.write(b'Traceback (most recent call last):\n  File "main.py", line 1\n', "stderr")
+        box.write(b"ModuleNotFoundError: No module named \x1b[31mnumpy\n", "stderr")
+        return 1
+
+    world.programs["raises"] = raises
+    key = await world.submit("raises", policy=Policy(max_attempts=1))
+    async with world.life():
+        job = await world.ended(key)
+    assert job.error is not None
+    assert (job.error.code, job.error.message) == ("internal", "the job exited with code 1")
+    assert job.error.log_tail == (
+        "Traceback (most recent call last):",
+        '  File "main.py", line 1',
+        "ModuleNotFoundError: No module named \\x1b[31mnumpy",
+    )

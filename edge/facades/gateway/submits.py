@@ -21,7 +21,6 @@ from schemas.endpoint import Endpoint
 from schemas.envelope import BatchPayload, Envelope, JobPayload, Kind, Message, Rejected
 from schemas.errors import FieldError, Refused
 from schemas.job import JobKey, Submission
-from schemas.reasons import Reason
 from schemas.view import JobView
 
 BATCH = 1000  # jobs of one message
@@ -103,7 +102,7 @@ async def _accepted(  # noqa: PLR0913, PLR0917 - each is one fact of the request
 
 def _offline(parts: Parts, made: Made, language: Language) -> JobPayload:
     """The same, told by the host's absence, whatever else the job waits for."""
-    said = messages.waiting(Reason.HOST_OFF, language, parts.hosts.wake_s(made.view.endpoint))
+    said = messages.offline(language, parts.hosts.wake_s(made.view.endpoint))
     return structs.replace(made.payload, message=said)
 
 

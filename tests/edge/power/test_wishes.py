@@ -93,8 +93,9 @@ async def test_quiet_hours_keep_it_dark_and_work_waits_for_their_end(tmp_path: P
         job = await made.edge.world.submit()
         blocked = await made.until(S.BLOCKED)
         assert blocked.why == "quiet hours"
+        made.edge.world.hosts.ask_power(made.edge.power.prospect, made.edge.power.switches)
         view = await made.edge.world.viewer.job(await made.edge.world.intake.read(job.key))
-        assert view.reason in {Reason.HOST_OFF, Reason.HOST_BLOCKED}
+        assert view.reason == Reason.HOST_BLOCKED
         woken = await made.until(S.WAKING)
         assert START + timedelta(minutes=10) <= woken.since < START + timedelta(minutes=11)
 

@@ -146,7 +146,7 @@ async def test_hosts_are_told_while_on_and_while_off(face: Face):
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
-        *("busy", "cannot", "engine", "engine_away", "run_as", "injection", "warm"),
+        *("busy", "cannot", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
     }
     assert (await face.ann.get("/v1/hosts/none")).status_code == 404
 

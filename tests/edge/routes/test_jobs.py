@@ -20,7 +20,7 @@ async def test_a_submit_is_accepted_and_can_be_read(face: Face):
     job = reply.json()
     assert reply.status_code == 202
     assert reply.headers["location"] == job["urls"]["self"] == f"/v1/jobs/{job['id']}"
-    assert (job["status"], job["reason"], job["queue_position"], job["owner"]) == ("queued", "host_off", 0, "ann")
+    assert (job["status"], job["reason"], job["queue_position"], job["owner"]) == ("queued", "no_host", 0, "ann")
     assert (job["input"], job["attempt"], job["max_attempts"], job["round"]) == (
         {"text": "hello", "seconds": 0},
         0,
@@ -33,7 +33,21 @@ async def test_a_submit_is_accepted_and_can_be_read(face: Face):
 
 async def test_the_message_speaks_the_clients_language(face: Face):
     reply = await face.ann.post("/v1/jobs", json=ECHO, headers={"Accept-Language": "zh-CN,en;q=0.5"})
-    assert reply.json()["message"] == "任务已排队，请等待约2分钟"
+    assert reply.json()["message"] == "还没有可运行该任务的服务器接入"
+
+
+async def test_a_job_with_nobody_ahead_is_next_in_line_from_its_first_answer(face: Face):
+    await face.world.offer()
+    await face.world.appear()
+    first = (await face.ann.post("/v1/jobs", json=ECHO)).json()
+    assert (first["reason"], first["queue_position"], first["message"]) == ("behind", 0, "Next in line")
+    second = (await face.ann.post("/v1/jobs", json=ECHO)).json()
+    await face.world.settled()
+    views = [
+        (await face.ann.get(job["urls"]["self"], headers={"Accept-Language": "zh"})).json() for job in (first, second)
+    ]
+    told = [(view["queue_position"], view["message"]) for view in views]
+    assert told == [(0, "马上开始"), (1, "前面还有任务，正在排队")]
 
 
 async def test_the_same_key_is_the_same_job_and_another_body_is_refused(face: Face):

@@ -127,10 +127,13 @@ async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(told: Fake
 async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: FakeWorld) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
-    dark = await eta(told, await told.submit())
+    job = await told.submit()
+    assert await eta(told, job) is None  # no host has joined: nobody knows when one will
+    told.hosts.ask_power(lambda _: (Reason.HOST_OFF, "gpu-1", None, None), lambda _: True)
+    dark = await eta(told, job)
     assert dark is not None
     assert after(dark.start_at, told) == DEFAULT_WAKE_S
-    told.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-1", 90.0, 31.0))
+    told.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
     bobs = await told.submit("bob")
     assert (await told.viewer.job(await told.intake.read(bobs.key), Language.ZH)).message == "任务已排队，请等待约2分钟"
     waking = await eta(told, bobs)
@@ -146,7 +149,7 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: Fake
 async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(told: FakeWorld, reason: Reason) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
-    told.hosts.ask_power(lambda _: (reason, "gpu-1", 90.0, 90.0))
+    told.hosts.ask_power(lambda _: (reason, "gpu-1", 90.0, 90.0), lambda _: True)
     assert await eta(told, await told.submit()) is None
 
 
@@ -199,6 +202,7 @@ async def test_an_absurd_length_is_none(told: FakeWorld, length: float) -> None:
 
 async def test_calendars_end(told: FakeWorld) -> None:
     await told.offer()
+    await told.appear()
     for _ in range(3):
         await ran(told, 1e15)
     found = await eta(told, await told.submit())

@@ -21,9 +21,13 @@ async def reason(fake: FakeWorld, **fields: Any) -> str | None:
 
 
 async def test_a_job_waits_for_its_host(fake: FakeWorld) -> None:
-    assert await reason(fake) == Reason.HOST_OFF
+    assert await reason(fake) == Reason.NO_HOST
     await fake.offer()
+    assert await reason(fake) == Reason.HOST_OFF_UNSWITCHED
+    fake.hosts.ask_power(lambda _: None, lambda host: host == "gpu-1")  # its switch has nothing to say just now
     assert await reason(fake) == Reason.HOST_OFF
+    fake.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-1", None, None), lambda host: host == "gpu-1")
+    assert await reason(fake) == Reason.HOST_WAKING
     await fake.appear()
     assert await reason(fake) == Reason.BEHIND
     assert await reason(fake, not_before=LATER) == Reason.NOT_BEFORE
@@ -36,12 +40,28 @@ async def test_a_job_waits_for_its_host(fake: FakeWorld) -> None:
         ({"cannot": {"echo": "vram_short"}}, Reason.VRAM_SHORT),
         ({"cannot": {"echo": "of a newer version"}}, Reason.PAUSED),
         ({"cannot": {"other": "vram_short"}}, Reason.BEHIND),
+        ({"cannot": {"echo": "engine_away"}}, Reason.ENGINE_AWAY),
+        ({"cannot": {"echo": "gpu_none"}}, Reason.GPU_NONE),
     ],
 )
 async def test_what_the_host_says_is_told(fake: FakeWorld, fields: dict[str, Any], expected: Reason) -> None:
     await fake.offer()
     await fake.appear(**fields)
     assert await reason(fake) == expected
+
+
+async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(fake: FakeWorld) -> None:
+    await fake.offer(host="gpu-1")
+    await fake.appear("gpu-1", cannot={"echo": "gpu_none"})
+    await fake.offer(host="gpu-2")
+    assert await reason(fake) == Reason.HOST_OFF_UNSWITCHED
+    job = await fake.submit()
+    told = (await fake.viewer.job(await fake.intake.read(job.key))).message
+    assert told == "Nobody can switch gpu-2 on from here: start its runner"
+    fake.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-2", None, None), lambda host: host == "gpu-2")
+    assert await reason(fake) == Reason.HOST_WAKING
+    await fake.appear("gpu-2", cannot={"echo": "vram_short"})
+    assert await reason(fake) == Reason.VRAM_SHORT
 
 
 async def test_one_able_host_is_enough_and_else_the_nearest_to_able_speaks(fake: FakeWorld) -> None:
@@ -58,7 +78,7 @@ async def test_one_able_host_is_enough_and_else_the_nearest_to_able_speaks(fake:
 async def test_the_host_comes_before_the_quota_and_the_quota_before_the_others(fake: FakeWorld) -> None:
     for number in range(8):
         await fake.submit(text=str(number))
-    assert await reason(fake) == Reason.HOST_OFF
+    assert await reason(fake) == Reason.NO_HOST
     await fake.offer()
     await fake.appear()
     assert await reason(fake) == Reason.QUOTA

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from edge.services import messages
-from edge.services.messages import Language, Text, choose_language
+from edge.services.messages import Language, Text, Wait, choose_language
 from schemas import events as e
 from schemas.failures import FAILURES
 from schemas.feed import Place, ProgressNote
@@ -25,9 +25,9 @@ async def test_a_waiting_job_tells_position_reason_and_links(fake: FakeWorld) ->
     jobs = [await fake.submit(text=str(number)) for number in range(3)]
     views = [await seen(fake, job) for job in jobs]
     assert [view.queue_position for view in views] == [0, 1, 2]
-    assert views[0].reason == "host_off"
-    assert views[0].message == "GPU is off; the job waits about 2 minutes"
-    assert (await seen(fake, jobs[0], Language.ZH)).message == "任务已排队，请等待约2分钟"
+    assert views[0].reason == "no_host"
+    assert views[0].message == "No host that can run it has joined yet"
+    assert (await seen(fake, jobs[0], Language.ZH)).message == "还没有可运行该任务的服务器接入"
     base = f"/v1/jobs/{jobs[0].id}"
     assert views[0].urls == JobUrls(base, f"{base}/events", f"{base}/cancel", f"{base}/retry", f"{base}/logs")
     assert views[0].max_attempts == 3
@@ -94,21 +94,46 @@ def test_every_word_has_a_text_in_both_languages() -> None:
         *messages.REASONS.values(),
         *messages.FAILURES.values(),
         *messages.NOTICES.values(),
+        messages.NEXT,
+        messages.OFFLINE,
     ]
     for text in tables:
-        english, chinese = (text.say(language, minutes=2, code="x") for language in Language)
+        english, chinese = (text.say(language, minutes=2, code="x", host="y") for language in Language)
         assert english.isascii()
         assert not chinese.isascii()
 
 
 def test_the_texts_of_the_protocol_are_exact() -> None:
     zh = Language.ZH
-    assert messages.waiting(Reason.HOST_OFF, zh) == "任务已排队，请等待约2分钟"
-    assert messages.waiting(Reason.HOST_WAKING, zh, 200.0) == "任务已排队，请等待约4分钟"
+    assert messages.offline(zh) == "任务已排队，请等待约2分钟"
+    assert messages.waiting(Wait(Reason.HOST_WAKING, 200.0), zh) == "任务已排队，请等待约4分钟"
     assert messages.notice("host_online", zh) == "GPU服务器已上线，可以开始处理任务"
     assert messages.status(Status.RUNNING, zh) == "任务处理中，请稍候..."
     assert messages.DELETED.zh == "删除成功"
     assert messages.DELETE_FAILED.zh == "删除失败：文件不存在"
+
+
+@pytest.mark.parametrize(
+    ("wait", "en", "zh"),
+    [
+        (Wait(Reason.BEHIND, ahead=0), "Next in line", "马上开始"),
+        (Wait(Reason.BEHIND, ahead=1), "Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
+        (Wait(Reason.QUOTA, ahead=0), "Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
+        (Wait(Reason.HOST_OFF, 61.0), "GPU is off; the job waits about 2 minutes", "GPU已关机，正在等待开机"),
+        (
+            Wait(Reason.HOST_OFF_UNSWITCHED, host="gpu-1"),
+            "Nobody can switch gpu-1 on from here: start its runner",
+            "gpu-1已关机，且无法远程开机：请在该机器上启动runner",
+        ),
+        (
+            Wait(Reason.IMAGE_MISSING),
+            "The GPU host does not have the program's image",
+            "GPU服务器上没有该程序的镜像，任务等待中",
+        ),
+    ],
+)
+def test_why_it_waits_in_words(wait: Wait, en: str, zh: str) -> None:
+    assert (messages.waiting(wait, Language.EN), messages.waiting(wait, Language.ZH)) == (en, zh)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def test_work_without_a_card_runs_whatever_the_cards_do(state: WatchState) -> No
 )
 def test_a_watch_that_is_not_ok(state: WatchState, need: Resources, runs: bool) -> None:
     placed = place(Supply(snapshot(sample(0), state=state, why="told"), fit(0)), need)
-    assert placed == (Placed() if runs else Refused(Reason.GPU_UNHEALTHY, "told"))
+    why = Reason.GPU_NONE if state is WatchState.NONE else Reason.GPU_UNHEALTHY
+    assert placed == (Placed() if runs else Refused(why, "told"))
 
 
 def test_an_optional_card_is_used_where_there_is_one_and_waited_for_when_it_is_busy() -> None:
@@ -142,7 +143,7 @@ def test_several_cards_or_none() -> None:
 
 def test_a_host_with_too_few_cards_says_so() -> None:
     assert place(Supply(snapshot(sample(0)), fit(0)), TWO) == Refused(
-        Reason.GPU_UNHEALTHY, "2 GPUs are needed, this host has 1"
+        Reason.GPU_NONE, "2 GPUs are needed, this host has 1"
     )
     lost = Snapshot(WatchState.OK, samples=(sample(0),), lost=(LostGpu("GPU-1", "fell off"),))
     assert place(Supply(lost, fit(0)), TWO) == Refused(Reason.GPU_UNHEALTHY, "GPU GPU-1: fell off")
@@ -174,7 +175,7 @@ def test_what_is_given_is_really_there(free: list[int], vram: int, gpus: int, pr
         for card in (card for card in cards if card.uuid in placed.uuids):
             assert left(card, held) >= vram + SHARED.reserve_mb
     else:
-        assert placed.reason in {Reason.VRAM_SHORT, Reason.BEHIND, Reason.GPU_UNHEALTHY}
+        assert placed.reason in {Reason.VRAM_SHORT, Reason.BEHIND, Reason.GPU_NONE}
 
 
 def left(card: GpuSample, held: tuple[Reservation, ...]) -> int:

@@ -17,7 +17,13 @@ from tests.edge.outbound.wild import answer, wild
 from tests.edge.services.test_supply import became
 
 ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
-WAITING = {"code": "code-1", "msg": "任务已排队，请等待约2分钟", "progress": 0, "result": "", "status": 1}
+WAITING = {
+    "code": "code-1",
+    "msg": "gpu-1已关机，且无法远程开机：请在该机器上启动runner",
+    "progress": 0,
+    "result": "",
+    "status": 1,
+}
 
 
 def sha(body: bytes) -> str:
