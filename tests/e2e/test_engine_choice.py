@@ -84,6 +84,11 @@ async def test_docker_that_goes_away_and_comes_back_costs_a_waiting_job_nothing(
         lit.installation.docker_url = own.url
         runner = await lit.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
         first = await lit.ann.submit("echo", text="before", wait=True)
+
+        async def cleared() -> bool:
+            return not await lit.installation.containers()
+
+        await until(cleared)
         own.call("stop")
         await told(lit.admin, away=True)
         job = await lit.ann.submit("echo", text="meanwhile")
