@@ -50,6 +50,7 @@ POLL_S = 0.02
 HANG_S = 10.0  # how long a KILL may take
 STARTS = 4  # at once
 GONE = ".gone-"  # of the name of a state folder that is being removed
+TRIED = "warm-try-"  # a name under which runner.adopt clears it away, should this process be killed
 _NOBODYS = Identity(installation="", host="")
 LIMITS_NOTE = "memory and disk are watched, not fenced; CPUs and processes are not limited"
 WAYS_OUT = (
@@ -106,7 +107,7 @@ class ProcessEngine:
         """
         if self._user is None:
             return
-        with tempfile.TemporaryDirectory(prefix="try-", dir=jobs) as made:
+        with tempfile.TemporaryDirectory(prefix=TRIED, dir=jobs) as made:
             job_dir = Path(made)
             prepare(job_dir, (self._user.uid, self._user.gid), warm=False)
             code = f"import json, zlib; open({str(job_dir / 'out' / 'tried')!r}, 'w').close()"

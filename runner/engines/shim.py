@@ -239,7 +239,10 @@ def started(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[bytes]"
             **streams,
         )
     except subprocess.SubprocessError as error:
-        raise OSError(os.read(told, 4096).decode()) from error
+        os.set_blocking(told, False)  # what was no OSError is not told
+        with contextlib.suppress(BlockingIOError):
+            raise OSError(os.read(told, 4096).decode()) from error
+        raise OSError(str(error)) from error
     finally:
         os.close(told)
         os.close(tell)
