@@ -68,6 +68,7 @@ CLIENT: tuple[tuple[type[Exception], type[BusError]], ...] = (
     (foreign.BadSubjectError, BusError),
     (foreign.Error, Unreachable),
     (OSError, Unreachable),  # TimeoutError is one
+    (RuntimeError, Unreachable),  # uvloop's, for a write to a connection that has just been lost
 )
 FOREIGN = tuple(kind for kind, _ in CLIENT)
 

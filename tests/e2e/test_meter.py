@@ -62,7 +62,7 @@ async def drawing(cards: StubCards) -> AsyncIterator[None]:
 
 async def started(lit: Lit, endpoint: Path, cards: StubCards, **more: str) -> None:
     """A runner that sees these cards."""
-    env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVML_STUB_STATE")}
+    env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
     watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
     await lit.installation.start_runner(endpoints=[endpoint], **env, **watched, **PRICED, **more)
 

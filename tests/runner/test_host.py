@@ -95,6 +95,11 @@ async def test_what_comes_with_the_word_to_stop_is_given_back(world: World, monk
 
 async def test_an_offer_is_written_once_while_it_says_the_same(world: World) -> None:
     async with world.life():
+
+        async def offered() -> bool:
+            return await world.edge.offers.get("gpu-1") is not None
+
+        await until(offered)
         first = await world.edge.offers.get("gpu-1")
         seen = await world.edge.hosts.get("gpu-1")
 

@@ -158,7 +158,7 @@ HEADERS = st.sampled_from(
         "Content-Type",
     ]
 )
-TEXTS = st.binary(max_size=60).map(bytes.strip).filter(lambda text: not set(text) & set(b"\r\n\0"))
+TEXTS = st.binary(max_size=60).map(bytes.strip).filter(lambda text: not set(text) & set(b"\r\n\0\v\f"))
 
 
 @QUICK

@@ -46,7 +46,7 @@ class StubCards:
         self._state = folder / "state"
         self._events = folder / "state.events"
         self._values: dict[str, object] = {}
-        self.env = {**os.environ, "LD_LIBRARY_PATH": str(folder), "NVML_STUB_STATE": str(self._state)}
+        self.env = {**os.environ, "LD_LIBRARY_PATH": str(folder), "NVIDIA_STUB_STATE": str(self._state)}
         self.install(*defines)
         self.set(**values)
 

@@ -15,7 +15,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static FILE *events(void) {
     char path[512];
-    const char *state = getenv("NVML_STUB_STATE");
+    const char *state = getenv("NVIDIA_STUB_STATE");
     snprintf(path, sizeof path, "%s.events", state ? state : "nvml.state");
     return fopen(path, "re");
 }

@@ -10,7 +10,7 @@ Card slices[CARDS * SLICES];
 int initialised;
 
 int state_text(const char *key, char *out, size_t size) {
-    const char *path = getenv("NVML_STUB_STATE");
+    const char *path = getenv("NVIDIA_STUB_STATE");
     FILE *file = fopen(path ? path : "nvml.state", "re");
     if (!file) return 0;
     char line[4096];

@@ -1,6 +1,6 @@
 /* A libnvidia-ml.so.1 for tests: cards, driver and faults are what a text file says.
  *
- * $NVML_STUB_STATE names the file: one "key value" a line, the last of a key wins, read anew on every call. Replace it
+ * $NVIDIA_STUB_STATE names the file: one "key value" a line, the last of a key wins, read anew on every call. Replace it
  * by rename, so that no call sees half of it. Keys:
  *   driver 595.10          the kernel module's version; differs from this library's own: every call answers 18
  *   unloaded 1             the kernel module is not there: init answers 9
