@@ -4,6 +4,7 @@ The clock of a machine is everybody's, and a time namespace has no calendar. So 
 modules their dates, everybody `time.time`, and the shim beside a job, which is a program of its own, likewise.
 """
 
+import os
 import time
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
@@ -26,11 +27,22 @@ class Elsewhen(datetime):
         return datetime.now(tz) + timedelta(seconds=elsewhen_shim.off_s())
 
 
+def _shim() -> Path:
+    """A shim that knows the calendar: it inherits nothing of our environment."""
+    calendar = os.environ["CALENDAR"]
+    made = Path(calendar).with_name(f"shim-{os.getpid()}.py")
+    told = (
+        f"import os, runpy\nos.environ['CALENDAR'] = {calendar!r}\nrunpy.run_path({str(SHIM)!r}, run_name='__main__')\n"
+    )
+    made.write_text(told)
+    return made
+
+
 if __name__ == "__main__":
     for module in DATED:
         module.datetime = Elsewhen  # type: ignore[attr-defined]
     time.time = elsewhen_shim.now
-    shim.__file__ = str(SHIM)
+    shim.__file__ = str(_shim())
     from lamplighter.cli import main
 
     main()

@@ -154,6 +154,11 @@ class Installation:
         self.edge = Process("edge", {}, folder / "edge.log")
         self.runner_key = ""
 
+    def give_back_ports(self) -> None:
+        """Close the sockets that hold the ports."""
+        for held in (self.listening, *self._reserved):
+            held.close()
+
     async def open(self) -> dict[str, str]:
         """Start the broker and make the keys; the texts of those."""
         await self.server.start()
@@ -256,8 +261,7 @@ class Installation:
         await self.clear()
         await self.edge.stop()
         await self.server.stop()
-        for held in (self.listening, *self._reserved):
-            held.close()
+        self.give_back_ports()
 
     def tail(self) -> str:
         """The ends of all logs, for a failing test."""

@@ -108,7 +108,7 @@ async def powered(folder: Path) -> AsyncIterator[tuple[Installation, Power, dict
         for process in made.runners.values():
             await process.kill()
         await made.clear()
-        made.listening.close()
+        made.give_back_ports()
 
 
 @pytest.mark.long(33)
