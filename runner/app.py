@@ -29,8 +29,8 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.jobuser import NoSuchUser, job_user, own_name
 from runner.engines.port import EngineError
 from runner.engines.process import CannotRunJobs, ProcessEngine
+from runner.gpu.board import NoGpuMonitor
 from runner.gpu.child import nvml
-from runner.gpu.memory import MemoryGpus
 from runner.gpu.port import Gpus
 from runner.gpu.watch import Watch
 from runner.injection import choose as choose_way
@@ -172,7 +172,7 @@ async def _edge(settings: RunnerSettings) -> AsyncIterator[AssetClient]:
 
 
 def _gpus(settings: RunnerSettings) -> Gpus:
-    return Watch(nvml(), clock=time.time, random=random.random) if settings.gpu.watch else MemoryGpus()
+    return Watch(nvml(), clock=time.time, random=random.random) if settings.gpu.watch else NoGpuMonitor()
 
 
 @asynccontextmanager

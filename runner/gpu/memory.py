@@ -1,4 +1,4 @@
-"""Cards made of nothing: the fake behind `Gpus`, for tests and for hosts whose owner switched the watch off."""
+"""A fake GPU monitor for tests. `NoGpuMonitor` is what hosts without a watch use."""
 
 from types import TracebackType
 from typing import Self

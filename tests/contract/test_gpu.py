@@ -9,6 +9,7 @@ from typing import Protocol
 import anyio
 import pytest
 
+from runner.gpu.board import NoGpuMonitor
 from runner.gpu.child import nvml
 from runner.gpu.memory import MemoryGpus
 from runner.gpu.port import Gpus
@@ -156,3 +157,11 @@ async def test_a_hang_is_a_state_with_the_last_samples_as_history(bench: Bench) 
     bench.thaw()
     back = await until(bench.gpus, lambda now: now.state is WatchState.OK)
     assert back.at > hung.at
+
+
+async def test_a_host_without_a_watch_has_no_gpu_and_no_error() -> None:
+    async with NoGpuMonitor() as gpus:
+        snapshot = gpus.snapshot()
+        assert (snapshot.state, snapshot.samples, snapshot.lost, snapshot.why) == (WatchState.NONE, (), (), "")
+        with gpus.events() as events, pytest.raises(anyio.WouldBlock):
+            events.receive_nowait()
