@@ -55,7 +55,7 @@ def _query(name: str, schema: Mapping[str, Any], description: str) -> Parameter:
     return Parameter(name, "query", schema=Verbatim(dict(schema)), description=description)
 
 
-OWNER = _query("owner", TEXT, "Whose things are meant; another's with a key of scope admin or runner alone")
+OWNER = _query("owner", TEXT, "Another owner than the key's: needs scope admin, or runner for the files of its jobs")
 LANGUAGE = _header("Accept-Language", TEXT, "zh or en, for the texts that people read")
 TRACE = _header("X-Trace-Id", {"type": "string", "maxLength": 128}, "The job's trace_id, where the body names none")
 RANGES = (

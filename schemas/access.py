@@ -32,14 +32,14 @@ CLIENT_SCOPES = (Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.ASSETS_READ, Scope.ASS
 
 IMPLIED: dict[Scope, frozenset[Scope]] = {
     Scope.ADMIN: frozenset({*CLIENT_SCOPES, Scope.POWER}),
-    Scope.RUNNER: frozenset({Scope.ASSETS_READ, Scope.ASSETS_WRITE}),
 }
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
     """A row of KEYS, under the key's id. The secret itself is never stored.
 
-    `previous_sha256` opens too until `previous_until`. `used_at` is minutes behind.
+    `previous_sha256` opens too until `previous_until`. `used_at` is minutes behind. `host`: with the scope runner, the
+    host whose jobs the key is for; None: the jobs of all hosts.
     """
 
     id: Token
@@ -53,6 +53,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     previous_sha256: str | None = None
     previous_until: Moment | None = None
     used_at: Moment | None = None
+    host: Token | None = None
 
     def opened_by(self, now: datetime) -> tuple[str, ...]:
         """The digests of the secrets that open it at `now`."""

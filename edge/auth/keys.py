@@ -20,6 +20,7 @@ from schemas.words import is_token
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 OPEN = "open"  # the opt of a route that asks for no key
+FOR_JOBS = "for_jobs"  # the opt of a route where a key with the scope runner may name another owner
 UNWELCOME = 4401  # the close code of a WebSocket whose key is none, or none any more
 REVOKED = "the key is no longer valid: come again with another"  # the reason beside it, where it was valid before
 _READING = ("GET", "HEAD")
@@ -94,28 +95,32 @@ class Authenticate(AbstractAuthenticationMiddleware):
         return AuthenticationResult(user=key.owner, auth=key)
 
 
-def needs(scope: Scope) -> Guard:
-    """A guard that lets only keys with `scope` pass. Async, because Litestar runs others in a thread of their own."""
+def needs(scope: Scope, *, or_runner: bool = False) -> Guard:
+    """A guard that lets only keys with `scope` pass; with `or_runner`, keys with the scope runner too.
+
+    Async, because Litestar runs others in a thread of their own.
+    """
 
     async def guard(connection: Connection, _: BaseRouteHandler) -> None:
         key: ApiKey = connection.auth
-        if not key.allows(scope):
+        if not (key.allows(scope) or (or_runner and Scope.RUNNER in key.scopes)):
             raise Refused("forbidden", f"the key lacks the scope {scope}: use a key that has it")
 
     return guard
 
 
 def owner_of(connection: Connection) -> str:
-    """Whose things are meant: the key's owner, or `?owner=` for a key with admin or runner."""
-    return owner_for(connection.auth, connection.query_params.get("owner"))
+    """The owner that a request is about: the key's, or `?owner=`, which needs admin, or runner on a FOR_JOBS route."""
+    for_jobs = bool(connection.route_handler.opt.get(FOR_JOBS))
+    return owner_for(connection.auth, connection.query_params.get("owner"), for_jobs=for_jobs)
 
 
-def owner_for(key: ApiKey, asked: str | None) -> str:
+def owner_for(key: ApiKey, asked: str | None, *, for_jobs: bool = False) -> str:
     """The owner that a call with `key` means when it asks for `asked`. Raises Refused forbidden, input_invalid."""
     if asked is None or asked == key.owner:
         return key.owner
-    if not key.scopes or not {Scope.ADMIN, Scope.RUNNER} & set(key.scopes):
-        raise Refused("forbidden", "?owner= needs a key with the scope admin or runner")
+    if not {Scope.ADMIN, *((Scope.RUNNER,) if for_jobs else ())} & set(key.scopes):
+        raise Refused("forbidden", "?owner= needs a key with the scope admin, or runner for the files of its jobs")
     if not is_token(asked):
         raise Refused("input_invalid", "?owner= must be 1 to 64 of A-Z a-z 0-9 _ -")
     return asked

@@ -9,7 +9,8 @@ from litestar.params import FromPath, QueryParameter
 from litestar.types import ASGIApp
 from msgspec import Struct
 
-from edge.auth.keys import needs
+from edge.auth.keys import FOR_JOBS, needs
+from edge.parts import Parts
 from edge.routes.bodies import is_form, pieces, read_struct
 from edge.routes.documents import DigestsBody, FileBody, RawBody
 from edge.routes.files import download
@@ -85,6 +86,31 @@ def _is_runner(request: AnyRequest) -> bool:
     return Scope.RUNNER in key.scopes
 
 
+def _needs_job(key: ApiKey, scope: Scope, owner: str) -> bool:
+    """Whether the key gets this owner's files only through a job: it is a runner's, and they are not its own."""
+    return not (key.allows(scope) and (owner == key.owner or Scope.ADMIN in key.scopes))
+
+
+async def _check_may_store(parts: Parts, key: ApiKey, owner: str) -> None:
+    """Raises Refused `forbidden` for a runner's key whose host holds no job of the owner."""
+    if _needs_job(key, Scope.ASSETS_WRITE, owner) and not await parts.index.holds_job(owner, key.host):
+        why = f"this host holds no job of {owner} that has not ended"
+        raise Refused("forbidden", f"{why}: a runner's key stores only what such a job made")
+
+
+async def _check_may_fetch(parts: Parts, key: ApiKey, owner: str, digest: str) -> None:
+    """Raises Refused `forbidden` for a runner's key whose host neither holds a job with this input nor may get one.
+
+    Queued jobs count as well: a runner fetches the inputs of the next job while its slots are busy.
+    """
+    if not _needs_job(key, Scope.ASSETS_READ, owner):
+        return
+    offered = None if key.host is None else parts.catalog.offered_by(key.host)
+    if not await parts.index.may_need(owner, key.host, digest, offered):
+        why = f"no job of {owner} that this host holds, or could be given, has this file as input"
+        raise Refused("forbidden", f"{why}: a runner's key reads only such inputs")
+
+
 def _created(stored: tuple[Reference, str, bool]) -> Response[AssetView]:
     reference, sha256, created = stored
     headers = {"Location": f"/v1/assets/{sha256}"}
@@ -94,13 +120,15 @@ def _created(stored: tuple[Reference, str, bool]) -> Response[AssetView]:
 @put(
     "/v1/assets/{sha256:str}",
     status_code=201,
-    guards=[needs(Scope.ASSETS_WRITE)],
+    guards=[needs(Scope.ASSETS_WRITE, or_runner=True)],
     operation_class=RawBody,
     request_max_body_size=None,
+    opt={FOR_JOBS: True},
 )
 async def put_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: FromPath[str]) -> Response[AssetView]:
     """Upload the file with this digest: 201 when new to the owner, 200 when there; 422 `digest_mismatch`."""
     digest, name = digest_of(sha256), _name(request)
+    await _check_may_store(parts, request.auth, owner)
     kind = declared_type(request.headers.get("content-type"), name)
     size, result = content_length(request), _is_runner(request)
     return _created(await parts.assets.put(owner, request.stream(), digest, name, kind, result=result, size=size))
@@ -133,12 +161,14 @@ async def post_asset(request: AnyRequest, parts: Services, owner: Owner) -> Resp
 
 @get_or_head(
     "/v1/assets/{sha256:str}",
-    guards=[needs(Scope.ASSETS_READ)],
+    guards=[needs(Scope.ASSETS_READ, or_runner=True)],
     media_type="application/octet-stream",
+    opt={FOR_JOBS: True},
 )
 async def get_asset(request: AnyRequest, parts: Services, owner: Owner, sha256: FromPath[str]) -> ASGIApp:
     """The file, with Range and ETag. Asking for it keeps it: retention counts from the last use."""
     digest = digest_of(sha256)
+    await _check_may_fetch(parts, request.auth, owner, digest)
     reference, _ = await parts.assets.head(owner, digest)
     await parts.assets.touch(owner, digest)
     return await download(request, parts, digest, reference.name, reference.media_type)

@@ -87,6 +87,11 @@ class Catalog:
         """Slots that hosts last offered to `pool`, 0 when no host ever did."""
         return sum(offer.slots for offer in self._offers.values() if any(e.queue == pool for e in offer.endpoints))
 
+    def offered_by(self, host: str) -> tuple[str, ...]:
+        """The endpoints of the host's last offer, by name."""
+        offer = self._offers.get(host)
+        return tuple(sorted(endpoint.name for endpoint in offer.endpoints)) if offer else ()
+
     def hosts_offering(self, endpoint: str) -> frozenset[str]:
         """Hosts whose last offer has `endpoint`, alive or not."""
         return frozenset(

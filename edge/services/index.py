@@ -30,6 +30,7 @@ T = TypeVar("T")
 Watcher = Callable[[Sequence[Step]], None]
 Tap = Callable[[Sequence[Change]], None]
 
+LOOK_AGAIN_S = (0.05, 0.2, 0.75)  # a host that has just claimed a job is faster than the index; then it is refused
 REACH_S = 5.0  # a list waits at most this long for the caller's own last change
 _BATCH = 500
 _REST_S = 0.01  # a burst is taken over in few steps: each costs a hop to a thread, and the loop waits for the GIL
@@ -236,6 +237,24 @@ class Index:
     async def jobs_naming(self, owner: str, sha256: str) -> Sequence[JobKey]:
         """The owner's jobs, ended ones too, that name the asset."""
         return await self._answer(sql.naming, sha256, owner, tuple(Status))
+
+    async def holds_job(self, owner: str, host: str | None) -> bool:
+        """Whether `host` (None: any host) holds a job of the owner. Looks again for a moment before it says no."""
+        return await self._soon(sql.holds_job, owner, host)
+
+    async def may_need(self, owner: str, host: str | None, sha256: str, endpoints: Sequence[str] | None) -> bool:
+        """Whether a job of the owner names the asset, and is held by `host` (None: any host), or is queued for one of
+        `endpoints` (None: any endpoint). Looks again for a moment before it says no."""
+        return await self._soon(sql.may_need, owner, host, sha256, endpoints)
+
+    async def _soon(self, question: Callable[..., bool], *about: object) -> bool:
+        """Whether it is so now or after one of the waits of LOOK_AGAIN_S. A bounded number of looks: whoever is
+        refused must not keep the index busy."""
+        for wait_s in LOOK_AGAIN_S:
+            if await self._answer(question, *about):
+                return True
+            await sleep(wait_s)
+        return await self._answer(question, *about)
 
     async def check(self) -> int:
         """Compare with STATE's key list and mend; how many jobs differed. A purge sends no message."""

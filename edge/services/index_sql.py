@@ -14,7 +14,16 @@ import msgspec
 from bus.port import Change, Entry
 from edge.services.clock import micros
 from edge.services.lines import Line
-from edge.services.standing import Standing, Step, expires_at, input_digests, input_due, result_digests, standing
+from edge.services.standing import (
+    Standing,
+    Step,
+    expires_at,
+    holder,
+    input_digests,
+    input_due,
+    result_digests,
+    standing,
+)
 from schemas.events import decode, encode
 from schemas.job import Job, JobKey, Pointer
 from schemas.words import FINAL, Priority, Status
@@ -31,7 +40,7 @@ CREATE TABLE jobs (
   owner TEXT NOT NULL, id TEXT NOT NULL, revision INTEGER NOT NULL, status TEXT NOT NULL, endpoint TEXT NOT NULL,
   pool TEXT NOT NULL, priority TEXT NOT NULL, round INTEGER NOT NULL, queued_us INTEGER NOT NULL, backoff_us INTEGER,
   created_us INTEGER NOT NULL, due_us INTEGER, expires_us INTEGER, input_us INTEGER, finished_us INTEGER,
-  record TEXT NOT NULL);
+  holder TEXT, record TEXT NOT NULL);
 CREATE UNIQUE INDEX job ON jobs (owner, id);
 CREATE INDEX newest ON jobs (owner, created_us, id);
 CREATE INDEX newest_in_status ON jobs (owner, status, created_us, id);
@@ -42,6 +51,7 @@ CREATE INDEX lacking ON jobs (input_us) WHERE input_us IS NOT NULL;
 CREATE INDEX expires ON jobs (expires_us) WHERE expires_us IS NOT NULL;
 CREATE INDEX active ON jobs (status) WHERE status IN ('running', 'cancelling');
 CREATE INDEX retried ON jobs (owner, endpoint) WHERE round > 1;
+CREATE INDEX held ON jobs (holder, owner) WHERE holder IS NOT NULL;
 CREATE INDEX finished ON jobs (finished_us) WHERE finished_us IS NOT NULL;
 CREATE TABLE tags (job INTEGER, name TEXT, value TEXT, PRIMARY KEY (job, name)) WITHOUT ROWID;
 CREATE TABLE names (sha256 TEXT, job INTEGER, PRIMARY KEY (sha256, job)) WITHOUT ROWID;
@@ -49,11 +59,11 @@ CREATE INDEX names_of ON names (job);
 """
 
 _STANDING = "owner, id, revision, status, endpoint, pool, priority, round, queued_us, backoff_us"
-_COLUMNS = f"{_STANDING}, created_us, due_us, expires_us, input_us, finished_us, record"
+_COLUMNS = f"{_STANDING}, created_us, due_us, expires_us, input_us, finished_us, holder, record"
 _KEYED = "json_each(?) given JOIN jobs ON jobs.owner = given.value ->> 0 AND jobs.id = given.value ->> 1"
 _UPSERT = f"""
 INSERT INTO jobs ({_COLUMNS})
-SELECT {", ".join(f"value ->> {n}" for n in range(16))} FROM json_each(?) WHERE true
+SELECT {", ".join(f"value ->> {n}" for n in range(17))} FROM json_each(?) WHERE true
 ON CONFLICT (owner, id) DO UPDATE SET
   {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])}
 """  # noqa: S608 - made of constants
@@ -123,7 +133,9 @@ def _write(db: sqlite3.Connection, entries: Sequence[Entry], before: Mapping[Job
     jobs = [entry.recorded.job for entry in entries]
     new = [job for job in jobs if job.key not in before or before[job.key].round != job.round]
     ended = [job for job in jobs if job.status in FINAL]
-    rows = [(*standing(e), *_times(e.recorded.job), encode(e.recorded).decode()) for e in entries]
+    rows = [
+        (*standing(e), *_times(e.recorded.job), holder(e.recorded.job), encode(e.recorded).decode()) for e in entries
+    ]
     tags = [(*job.key, name, value) for job in new for name, value in job.tags.items()]
     # A scheduled job's input still changes: a file that was fetched takes the place of its URL.
     named = [*new, *(job for job in jobs if job.key in before and before[job.key].status is Status.SCHEDULED)]
@@ -229,6 +241,29 @@ def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Ite
         f"WHERE sha256 = ? AND (? IS NULL OR owner = ?) AND status IN ({marks})"
     )
     return [JobKey(*row) for row in _rows(db, "owner, id", query, (sha256, owner, owner, *wanted))]
+
+
+def holds_job(db: sqlite3.Connection, owner: str, host: str | None) -> bool:
+    """Whether `host` (None: any host) holds a job of the owner."""
+    query = (
+        "SELECT 1 FROM jobs WHERE holder IS NOT NULL AND (:host IS NULL OR holder = :host) AND owner = :owner LIMIT 1"
+    )
+    return db.execute(query, {"owner": owner, "host": host}).fetchone() is not None
+
+
+def may_need(
+    db: sqlite3.Connection, owner: str, host: str | None, sha256: str, endpoints: Sequence[str] | None
+) -> bool:
+    """Whether a job of the owner names the asset, and is held by `host` (None: any host), or is queued for one of
+    `endpoints` (None: any endpoint)."""
+    query = (
+        "SELECT 1 FROM names JOIN jobs USING (job) WHERE sha256 = :sha256 AND owner = :owner AND ("
+        "(holder IS NOT NULL AND (:host IS NULL OR holder = :host)) OR (status = 'queued' AND "
+        "(:endpoints IS NULL OR endpoint IN (SELECT value FROM json_each(:endpoints))))) LIMIT 1"
+    )
+    wanted = None if endpoints is None else _json(endpoints)
+    values = {"owner": owner, "host": host, "sha256": sha256, "endpoints": wanted}
+    return db.execute(query, values).fetchone() is not None
 
 
 def retried(db: sqlite3.Connection, owner: str, endpoint: str) -> int:

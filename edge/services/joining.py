@@ -57,10 +57,12 @@ class Joining:
     async def start(self) -> None:
         """Make the broker's list what JOINED says: an edge may have died between the two.
 
-        Rows of an earlier release hold passwords; they hold hashes afterwards.
+        Rows of an earlier release hold passwords, and their keys name no host. Afterwards the rows hold hashes, and
+        each key names its host.
         """
         rows = await self._bus.joined.rows()
         for host, row in rows.items():
+            await self._keys.bind(row.value.key_id, host)
             if not is_hashed(row.value.password):
                 with suppress(Conflict):  # another edge did it
                     joined = replace(row.value, password=hashed(row.value.password))
@@ -76,7 +78,7 @@ class Joining:
         door, welcome = self._open()
         if await self._bus.joined.keys(host):
             raise Refused("conflict", f"{host} has joined already: `lamplighter hosts remove {host}` first")
-        made = await self._keys.create(host, (Scope.RUNNER,), name=f"host {host}")
+        made = await self._keys.create(host, (Scope.RUNNER,), name=f"host {host}", host=host)
         password = new_password()
         joined = Joined(host=host, password=hashed(password), key_id=made.key.id, at=self._clock())
         try:

@@ -53,7 +53,7 @@ class Keys:
         self._cache: dict[str, _Seen] = {}
         self._used: dict[str, datetime] = {}
 
-    async def create(
+    async def create(  # noqa: PLR0913 - the fields of a key
         self,
         owner: str,
         scopes: Collection[Scope],
@@ -61,9 +61,10 @@ class Keys:
         name: str = "",
         expires_at: datetime | None = None,
         language: str | None = None,
+        host: str | None = None,
     ) -> NewKey:
         """A new key of `owner`, under a random id. Raises BusError."""
-        return await self._create(self._entropy(_ID_BYTES).hex(), owner, scopes, name, expires_at, language)
+        return await self._create(self._entropy(_ID_BYTES).hex(), owner, scopes, name, expires_at, language, host)
 
     async def _create(  # noqa: PLR0913, PLR0917 - the fields of a key
         self,
@@ -73,6 +74,7 @@ class Keys:
         name: str,
         expires_at: datetime | None,
         language: str | None,
+        host: str | None = None,
     ) -> NewKey:
         secret = self._secret()
         key = ApiKey(
@@ -84,6 +86,7 @@ class Keys:
             expires_at=expires_at,
             name=name,
             language=language,
+            host=host,
         )
         await self._table.create(key_id, key)
         self._cache.pop(key_id, None)
@@ -110,6 +113,14 @@ class Keys:
                 self._cache.pop(key_id, None)
                 return NewKey(key, f"lamp_{key_id}_{secret}")
         raise Conflict(f"the key {key_id} changed {_TRIES} times meanwhile")
+
+    async def bind(self, key_id: str, host: str) -> None:
+        """Restrict a host's key that an earlier release made to the jobs of `host`. Raises BusError."""
+        row = await self._readable(key_id)
+        if row is not None and row.value.host is None:
+            with suppress(Conflict):  # another edge wrote the key at this moment: the next start of an edge binds it
+                await self._table.update(key_id, structs.replace(row.value, host=host), row.revision)
+            self._cache.pop(key_id, None)
 
     async def bootstrap(self) -> NewKey | None:
         """The first admin key where there is no key at all, else None.

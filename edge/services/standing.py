@@ -8,7 +8,7 @@ from edge.services.clock import micros
 from edge.services.lines import Line
 from schemas.asset import SCHEME, is_digest
 from schemas.job import Job, JobKey, Pointer
-from schemas.words import WAITING, Priority, Status
+from schemas.words import FINAL, WAITING, Priority, Status
 
 
 class Standing(NamedTuple):
@@ -80,6 +80,11 @@ def input_due(job: Job) -> datetime | None:
     if job.status is not Status.SCHEDULED or not job.lacks_input:
         return None
     return (job.retried_at or job.created_at) + timedelta(seconds=job.policy.input_timeout_s)
+
+
+def holder(job: Job) -> str | None:
+    """The host that may still end the job: of its last claim, released or not. None once the job has ended."""
+    return job.claim.host if job.claim is not None and job.status not in FINAL else None
 
 
 def input_digests(job: Job) -> set[str]:

@@ -111,9 +111,14 @@ async def test_what_is_no_digest_is_refused(face: Face, digest):
 
 
 async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(face: Face):
-    reply = await face.runner.put(f"/v1/assets/{SHA}?owner=ann", content=BODY)
+    await face.world.offer()
+    await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
+    accepted = await face.world.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}})
+    await face.world.start(accepted.entry.recorded.job)
+    made = b"what the job made"
+    reply = await face.runner.put(f"/v1/assets/{hashlib.sha256(made).hexdigest()}?owner=ann", content=made)
     assert reply.status_code == 201
-    assert (await face.ann.get(f"/v1/assets/{SHA}")).content == BODY
+    assert (await face.ann.get(reply.headers["location"])).content == made
     assert (await face.runner.get(f"/v1/assets/{SHA}?owner=ann")).content == BODY
     assert (await face.runner.put(f"/v1/assets/{SHA}?owner=a.b", content=BODY)).status_code == 422
     assert (await face.bob.put(f"/v1/assets/{SHA}?owner=ann", content=BODY)).status_code == 403

@@ -43,6 +43,7 @@ async def test_bytes_are_refused_by_every_way_of_uploading_but_a_runners(face: F
     ):
         assert (reply.status_code, reply.json()["code"]) == (429, "quota_exceeded")
         assert reply.headers["retry-after"]
+    await face.world.start(await face.world.submit())
     result = await face.runner.put(f"/v1/assets/{hashlib.sha256(body).hexdigest()}?owner=ann", content=body)
     assert result.status_code == 201, "what a job made is kept"
     assert (await face.ann.post("/v1/assets", content=b"x")).status_code == 429

@@ -34,7 +34,7 @@ async def test_a_host_gets_a_user_and_a_key_of_its_own_and_loses_both(fake: Fake
     assert await door.admits("gpu-1", asked.password)
     key = await edge.keys.authenticate(asked.key)
     assert key is not None
-    assert key.scopes == (Scope.RUNNER,)
+    assert (key.scopes, key.host) == ((Scope.RUNNER,), "gpu-1")
     await fake.appear("gpu-1")
     await fake.offer(host="gpu-1")
     wished = PowerRecord(state=PowerState.ONLINE, since=fake.time(), hold=Hold("on"))
@@ -67,6 +67,18 @@ async def test_passwords_of_an_earlier_release_open_and_are_stored_hashed_from_t
     assert row.value == replace(before, password=door.lists[0]["gpu-1"])
     await Edge(fake, door).joining.start()
     assert door.lists[0] == door.lists[1]
+
+
+async def test_a_key_of_an_earlier_release_goes_on_and_names_its_host_from_then_on(fake: FakeWorld):
+    edge = Edge(fake, FakeDoor())
+    made = await edge.keys.create("gpu-1", (Scope.RUNNER,), name="host gpu-1")
+    await fake.bus.joined.put("gpu-1", Joined(host="gpu-1", password="p", key_id=made.key.id, at=fake.time()))
+    await fake.bus.joined.put("gpu-2", Joined(host="gpu-2", password="p", key_id="gone", at=fake.time()))
+    assert await edge.keys.authenticate(made.text) == made.key
+    await edge.joining.start()
+    assert await edge.keys.authenticate(made.text) == replace(made.key, host="gpu-1")
+    rotated = await edge.keys.rotate(made.key.id)
+    assert rotated.key.host == "gpu-1"
 
 
 async def test_a_broker_that_does_not_take_it_leaves_nothing_behind(fake: FakeWorld):
