@@ -28,6 +28,13 @@ def test_every_promise_names_the_test_that_attacks_it():
     assert [row for row in rows if not LINK.search(row)] == []
 
 
+def test_every_attack_of_the_threat_model_names_the_test_that_plays_it():
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")]
+    attacks = [row for row in rows if row not in {"| must not | test |", "| attacks | tests |"}]
+    assert len(attacks) >= 30
+    assert [row for row in attacks if not LINK.search(row)] == []
+
+
 def test_the_page_says_what_the_checker_checks():
     named = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
     assert named == list(RULES)
