@@ -29,6 +29,7 @@ from edge.services.clock import utc_now
 from edge.services.joining import Welcome
 from edge.settings import EdgeSettings, HeygemSettings
 from edge.store.opening import open_store
+from schemas.audit import BY_EDGE
 from schemas.loopback import past_proxies
 
 LAST_PUBLISHES_S = 2.0
@@ -60,6 +61,7 @@ async def serve(settings: EdgeSettings) -> None:
     async with _services(settings, told) as parts, running_gateway(parts) as gateway:
         first = await parts.keys.bootstrap()
         if first is not None:
+            await parts.audit.key_made_at_start(first.key, BY_EDGE)
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
         app = create_app(parts, gateway)
         shared = share(settings.server, parts.strangers)

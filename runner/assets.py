@@ -3,17 +3,18 @@
 import hashlib
 import os
 import re
+import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
 
 import httpx
-from anyio import CancelScope, open_file, to_thread
+from anyio import AsyncFile, CancelScope, to_thread, wrap_file
 
 from bus.pins import trusting
 from runner.cache import BLOCK
-from runner.supplies import About, AssetGone, EdgeAway, SuppliesError
+from runner.supplies import About, AssetGone, EdgeAway, NotPlainFile, SuppliesError
 from schemas.asset import Digest, media_type
 from schemas.job import File
 from schemas.loopback import past_proxies
@@ -83,23 +84,26 @@ class AssetClient:
         raise WrongDigest(f"asset {sha256[:12]} is damaged at the edge: delete it there and upload it again")
 
     async def put(self, owner: str, path: Path, name: str) -> File:
-        """Upload the file as an asset of `owner`; durable when this returns. Raises EdgeAway, AssetRefused.
+        """Upload the file as an asset of `owner`; durable when this returns.
 
-        Its size is compared before it is hashed, and the hashing can be cancelled: both may be a job's choice.
+        Raises EdgeAway, AssetRefused, NotPlainFile. Its size is compared before it is hashed, and the hashing can be
+        cancelled: both may be a job's choice. It is opened once, so that what is sent is what was hashed.
         """
-        size = (await to_thread.run_sync(path.stat)).st_size
-        if size > UNASKED_BYTES:
-            await self._refuse_over_limit(name, size)
-        sha256 = await _hashed(path)
-        kind = media_type(name)
-        with _edge_errors():
-            answer = await self._client.put(
-                _path(sha256),
-                params={"owner": owner, "name": name},
-                headers={"Content-Length": str(size), "Content-Type": kind},
-                content=_blocks(path),
-            )
-            await _check(answer)
+        async with wrap_file(await to_thread.run_sync(_open_plain, path)) as file:
+            size = os.fstat(file.wrapped.fileno()).st_size
+            if size > UNASKED_BYTES:
+                await self._refuse_over_limit(name, size)
+            sha256 = await _hashed(file)
+            kind = media_type(name)
+            await file.seek(0)
+            with _edge_errors():
+                answer = await self._client.put(
+                    _path(sha256),
+                    params={"owner": owner, "name": name},
+                    headers={"Content-Length": str(size), "Content-Type": kind},
+                    content=_blocks(file),
+                )
+                await _check(answer)
         return File(name=name, sha256=sha256, bytes=size, media_type=kind)
 
     async def _refuse_over_limit(self, name: str, size: int) -> None:
@@ -210,12 +214,23 @@ def _path(sha256: Digest) -> str:
     return f"/v1/assets/{sha256}"
 
 
-async def _hashed(path: Path) -> Digest:
+def _open_plain(path: Path) -> IO[bytes]:
+    """Open a regular file, and no link to one. Raises NotPlainFile."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise NotPlainFile(f"{path.name} cannot be read as a plain file: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise NotPlainFile(f"{path.name} is no regular file: write plain files into out/")
+    return os.fdopen(opened, "rb", buffering=0)
+
+
+async def _hashed(file: AsyncFile[bytes]) -> Digest:
     """The sha256 of the file's bytes."""
     made = hashlib.sha256()
-    async with await open_file(path, "rb", buffering=0) as file:
-        while await to_thread.run_sync(_hash_some, file.wrapped, made):
-            pass
+    while await to_thread.run_sync(_hash_some, file.wrapped, made):
+        pass
     return made.hexdigest()
 
 
@@ -227,10 +242,9 @@ def _hash_some(file: IO[bytes], made: "hashlib._Hash") -> bool:
     return left <= 0
 
 
-async def _blocks(path: Path) -> AsyncIterator[bytes]:
-    async with await open_file(path, "rb", buffering=0) as file:
-        while block := await file.read(BLOCK):
-            yield block
+async def _blocks(file: AsyncFile[bytes]) -> AsyncIterator[bytes]:
+    while block := await file.read(BLOCK):
+        yield block
 
 
 async def _check(answer: httpx.Response) -> None:

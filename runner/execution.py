@@ -22,7 +22,7 @@ from runner.fence import ClaimLost, Fence
 from runner.journal import Diary
 from runner.life import Life
 from runner.outputs import OutputRefused, collect
-from runner.supplies import SuppliesError
+from runner.supplies import NotPlainFile, SuppliesError
 from runner.verdict import Done, FailedAs, Intent, Stopped, Verdict, blames_card, failed
 from schemas.events import Cancelled, Failed, RecordUnreadable, Released, Succeeded
 from schemas.failures import settle
@@ -148,6 +148,8 @@ class Execution:
             files = [await self._keep(path, path.name) for path in found.files]
         except OutputRefused as refused:
             return Result(failed(refused.code, refused.message), usage, log, log_tail=tail)
+        except NotPlainFile as error:
+            return Result(failed("output_invalid", str(error)), usage, log, log_tail=tail)
         except SuppliesError as error:
             return Result(failed("output_too_large", str(error)), usage, log, log_tail=tail)
         return replace(result, output=Output(tuple(files), found.data), log_tail=())

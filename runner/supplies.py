@@ -2,6 +2,7 @@
 
 SuppliesError
 ├── AssetGone     the asset is not there (any more): the job cannot run
+├── NotPlainFile  what is to be brought there is a link, a device or gone: the job's outputs cannot be taken
 └── EdgeAway      the edge does not answer: try again, for as long as it takes
 """
 
@@ -18,6 +19,10 @@ class SuppliesError(Exception):
 
 class AssetGone(SuppliesError):
     """No such asset for this owner."""
+
+
+class NotPlainFile(SuppliesError):
+    """What is to be kept cannot be opened as a plain file, without following a link."""
 
 
 class EdgeAway(SuppliesError):
@@ -50,6 +55,6 @@ class Supplies(Protocol):
     async def keep(self, owner: str, path: Path, name: str) -> File:
         """Bring the file at `path` to the owner's assets; durable when this returns.
 
-        Raises EdgeAway, or another SuppliesError for a file that the edge will never take.
+        Raises EdgeAway, NotPlainFile, or another SuppliesError for a file that the edge will never take.
         """
         ...

@@ -7,6 +7,10 @@ from msgspec import Struct
 from schemas.access import Scope
 from schemas.job import Moment
 
+# In place of a key's id, which never has a dot.
+BY_UP = "lamplighter.up"
+BY_EDGE = "lamplighter.edge"
+
 
 class Action(StrEnum):
     """What was done."""
@@ -22,8 +26,9 @@ class Action(StrEnum):
 class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One action, of `Action` or of a newer edge's.
 
-    `subject`: the id of the key, host or owner. `by`: the id of the key that asked for it.
-    `client`: the address that it was asked from. `owner` and `scopes`: of a key that was made.
+    `subject`: the id of the key, host or owner. `by`: the id of the key that asked for it; BY_UP or BY_EDGE for what
+    `lamplighter up` or a first edge made at its start. `client`: the address that it was asked from, or empty.
+    `owner` and `scopes`: of a key that was made.
     """
 
     at: Moment

@@ -4,7 +4,7 @@ import structlog
 
 from bus.port import BusError, Table
 from edge.services.clock import Clock, Entropy, micros
-from schemas.access import Scope
+from schemas.access import ApiKey, Scope
 from schemas.audit import Action, AuditEvent
 
 _ID_BYTES = 4
@@ -33,10 +33,27 @@ class Audit:
             at=self._clock(), action=action, subject=subject, by=by, client=client, owner=owner, scopes=scopes
         )
         _log.warning("audit", action=action, subject=subject, by_key=by, client=client, owner=owner)
+        await self._keep(event)
+
+    async def key_made_at_start(self, key: ApiKey, by: str) -> None:
+        """Keep that `by` (BY_UP, BY_EDGE) made a key for itself. Not a warning: every new installation does this."""
+        event = AuditEvent(
+            at=self._clock(),
+            action=Action.KEY_CREATED,
+            subject=key.id,
+            by=by,
+            client="",
+            owner=key.owner,
+            scopes=key.scopes,
+        )
+        _log.info("audit", action=event.action, subject=key.id, by_key=by, client="", owner=key.owner)
+        await self._keep(event)
+
+    async def _keep(self, event: AuditEvent) -> None:
         try:
             await self._table.create(f"{micros(event.at)}-{self._entropy(_ID_BYTES).hex()}", event)
         except BusError as error:
-            _log.error("audit_not_written", action=action, subject=subject, error=str(error))
+            _log.error("audit_not_written", action=event.action, subject=event.subject, error=str(error))
 
     async def recent(self, limit: int) -> list[AuditEvent]:
         """The newest events, newest first. Raises BusError."""

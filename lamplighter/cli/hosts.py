@@ -8,6 +8,9 @@ from lamplighter import wire
 from lamplighter.cli import show
 from lamplighter.cli.session import Session, client_command, list_or_verb
 
+# What the edge takes from a host before it answers its removal (edge.services.joining).
+REVOKED = ("its key for files", "its broker account and connections", "its presence and offer", "a held power state")
+
 
 @click.group(invoke_without_command=True)
 @click.pass_context
@@ -63,4 +66,5 @@ def add_host(session: Session, host: str) -> None:
 def remove_host(session: Session, host: str) -> None:
     """Put a host that joined out: its key and its connection to the broker end at once."""
     session.client.call(wire.delete(f"/v1/hosts/{wire.quoted(host)}"))
-    session.show({"removed": host}, lambda: session.out.print(f"host {host} removed", highlight=False))
+    told = f"host {host} removed; revoked: {', '.join(REVOKED)}"
+    session.show({"removed": host, "revoked": REVOKED}, lambda: session.out.print(told, highlight=False))

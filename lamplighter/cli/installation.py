@@ -16,10 +16,12 @@ from msgspec import Struct
 
 from bus import private
 from bus.port import Bus
+from edge.services.audit import Audit
 from edge.services.clock import utc_now
 from edge.services.keys import Keys
 from lamplighter.cli.session import USAGE
 from schemas.access import Scope
+from schemas.audit import BY_UP
 
 OWNER = "local"
 KEYS_FILE = "keys.json"
@@ -104,6 +106,9 @@ async def ensure_keys(bus: Bus, data: Path) -> Keyring:
         return kept
     admin = await ring.create(OWNER, (Scope.ADMIN,), name="up")
     runner = await ring.create(OWNER, (Scope.RUNNER,), name="the runner of up")
+    audit = Audit(bus.audit, utc_now, secrets.token_bytes)
+    for new in (admin, runner):
+        await audit.key_made_at_start(new.key, BY_UP)
     made = Keyring(admin.text, runner.text)
     write_private(data / KEYS_FILE, made)
     return made

@@ -9,6 +9,7 @@ import pytest
 
 from lamplighter import Client, Unauthorized
 from lamplighter.wire import Call, read_any
+from schemas.audit import BY_UP
 from schemas.joining import decode
 from schemas.words import Status
 from tests.backup.test_drill import client_of, reached
@@ -45,6 +46,9 @@ def worked(client: Client, url: str) -> str:
     reached(client, client.submit("echo", text=INPUT), Status.SUCCEEDED)
     with Client(url, WRONG) as stranger, pytest.raises(Unauthorized):
         stranger.call(JOBS)
+    trail = client.call(Call(method="GET", path="/v1/audit", read=read_any))["events"]
+    made = [event["scopes"] for event in trail if (event["action"], event["by"]) == ("key_created", BY_UP)]
+    assert sorted(made) == [["admin"], ["runner"]], "the keys that up made for itself are in the trail"
     return str(client.call(Call(method="POST", path="/v1/tokens", read=read_any, body={}))["token"])
 
 

@@ -137,6 +137,7 @@ def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(net: Network
         echoed(home, tmp_path, "by what it kept")
         said = lamplighter(home.data, "hosts", "remove", "gpu-1")
         assert said.returncode == 0, said.stderr
+        assert "host gpu-1 removed; revoked: its key for files, its broker account" in said.stdout
         assert json.loads(lamplighter(home.data, "hosts", "list", "--json").stdout) == []
         assert "gpu-1 was removed" in refused(process)
     with runner(net, tmp_path / "again", "--join", token) as process:

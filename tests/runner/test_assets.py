@@ -1,6 +1,7 @@
 """The runner's asset client against a real server that cuts, lies and refuses."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 from edge.store.directory import open_directory
 from runner.assets import AssetClient, AssetRefused, WrongDigest, asset_client, suffix_of
 from runner.inputs import Cache, EdgeSupplies
-from runner.supplies import AssetGone, EdgeAway
+from runner.supplies import AssetGone, EdgeAway, NotPlainFile
 from tests.edge.store.served import served
 from tests.runner.asset_server import KEY, LIMIT, AssetServer, sha
 
@@ -34,6 +35,29 @@ async def test_an_asset_is_asked_for_in_its_owners_name(edge: AssetServer, clien
     await client.get("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     assert edge.asked == [("HEAD", "ann", None), ("GET", "ann", None)]
+
+
+def _link(path: Path) -> None:
+    (path.parent / "secret").write_bytes(b"not the job's")
+    path.symlink_to(path.parent / "secret")
+
+
+NOT_PLAIN: dict[str, Callable[[Path], None]] = {
+    "link": _link,
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+    "gone": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("make", NOT_PLAIN.values(), ids=NOT_PLAIN)
+async def test_only_a_plain_file_is_brought_and_no_link_is_followed(
+    edge: AssetServer, client: AssetClient, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(NotPlainFile, match="out"):
+        await client.put("ann", tmp_path / "out", "out.mp4")
+    assert edge.asked == []
 
 
 class Elsewhere(httpx.AsyncBaseTransport):
