@@ -1,5 +1,6 @@
 """The edge's asset routes as the runner uses them: downloads that go on after a cut, uploads that are durable."""
 
+import errno
 import hashlib
 import os
 import re
@@ -25,6 +26,10 @@ _SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", 
 
 HASHED_BYTES = 32 * BLOCK  # in one thread call: some 20 ms, after which a cancellation is noticed
 UNASKED_BYTES = 32 * BLOCK  # a file up to this size is hashed and sent without asking: the edge refuses it at once
+
+
+# What open(2) says of a link, a socket, and a name that is gone or not readable any more.
+_THE_FILE_S = frozenset({errno.ELOOP, errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.EACCES})
 
 
 class WrongDigest(AssetGone):
@@ -215,10 +220,12 @@ def _path(sha256: Digest) -> str:
 
 
 def _open_plain(path: Path) -> IO[bytes]:
-    """Open a regular file, and no link to one. Raises NotPlainFile."""
+    """Open a regular file, and no link to one. Raises NotPlainFile; OSError for what is not the file's fault."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
+        if error.errno not in _THE_FILE_S:
+            raise
         raise NotPlainFile(f"{path.name} cannot be read as a plain file: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)

@@ -51,7 +51,7 @@ CREATE INDEX lacking ON jobs (input_us) WHERE input_us IS NOT NULL;
 CREATE INDEX expires ON jobs (expires_us) WHERE expires_us IS NOT NULL;
 CREATE INDEX active ON jobs (status) WHERE status IN ('running', 'cancelling');
 CREATE INDEX retried ON jobs (owner, endpoint) WHERE round > 1;
-CREATE INDEX held ON jobs (holder, owner) WHERE holder IS NOT NULL;
+CREATE INDEX held ON jobs (owner, holder) WHERE holder IS NOT NULL;
 CREATE INDEX finished ON jobs (finished_us) WHERE finished_us IS NOT NULL;
 CREATE TABLE tags (job INTEGER, name TEXT, value TEXT, PRIMARY KEY (job, name)) WITHOUT ROWID;
 CREATE TABLE names (sha256 TEXT, job INTEGER, PRIMARY KEY (sha256, job)) WITHOUT ROWID;
@@ -245,8 +245,10 @@ def naming(db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Ite
 
 def holds_job(db: sqlite3.Connection, owner: str, host: str | None) -> bool:
     """Whether `host` (None: any host) holds a job of the owner."""
+    # Without INDEXED BY the planner may walk all jobs of the owner.
     query = (
-        "SELECT 1 FROM jobs WHERE holder IS NOT NULL AND (:host IS NULL OR holder = :host) AND owner = :owner LIMIT 1"
+        "SELECT 1 FROM jobs INDEXED BY held "
+        "WHERE owner = :owner AND holder IS NOT NULL AND (:host IS NULL OR holder = :host) LIMIT 1"
     )
     return db.execute(query, {"owner": owner, "host": host}).fetchone() is not None
 

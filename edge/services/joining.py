@@ -62,7 +62,10 @@ class Joining:
         """
         rows = await self._bus.joined.rows()
         for host, row in rows.items():
-            await self._keys.bind(row.value.key_id, host)
+            try:
+                await self._keys.bind(row.value.key_id, host)
+            except BusError as error:  # a full broker, say: the key works on, for the jobs of all hosts
+                _log.error("host_key_not_bound", host=host, error=str(error))
             if not is_hashed(row.value.password):
                 with suppress(Conflict):  # another edge did it
                     joined = replace(row.value, password=hashed(row.value.password))

@@ -118,7 +118,7 @@ class Keys:
         """Restrict a host's key that an earlier release made to the jobs of `host`. Raises BusError."""
         row = await self._readable(key_id)
         if row is not None and row.value.host is None:
-            with suppress(Conflict):  # another edge wrote the key at this moment: the next start of an edge binds it
+            with suppress(Conflict):  # another edge wrote the key at this moment: the next start binds it
                 await self._table.update(key_id, structs.replace(row.value, host=host), row.revision)
             self._cache.pop(key_id, None)
 

@@ -1,5 +1,6 @@
 """M6: wrong keys leave a line in the log and get slower; what is done to keys, hosts and owners leaves a trail."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,16 @@ from structlog.testing import capture_logs
 
 from edge.strangers import EVERY_S, FREE, Failures, StrangerLog
 from schemas.access import Scope
+from schemas.audit import BY_EDGE
 from tests.contract.doors import FakeDoor
+from tests.e2e.installation import Installation, until
 from tests.edge.facades.gateway.desk import desk
 from tests.edge.routes.conftest import Face, face, face_at
+from tests.edge.store.served import open_client
 
 __all__ = ["face"]
 
+FIRST_KEY = re.compile(r"first admin key \(shown once\): (\S+)")
 WRONG = "lamp_guess_0123456789abcdef"
 
 
@@ -108,6 +113,25 @@ async def test_what_is_done_to_keys_and_owners_is_kept(face: Face):
     assert made["key"].rpartition("_")[2] not in str(trail)
     assert len((await face.admin.get("/v1/audit?limit=2")).json()["events"]) == 2
     assert (await face.ann.get("/v1/audit")).status_code == 403
+
+
+async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path):
+    made = Installation(tmp_path, "process", None)
+    try:
+        await made.server.start()
+        await made.start_edge()
+
+        async def shown() -> str | None:
+            found = FIRST_KEY.search(made.edge.log.read_text())
+            return found[1] if found else None
+
+        key = await until(shown)
+        async with open_client(made.url, headers={"X-API-Key": key}, timeout=20) as client:
+            (event,) = (await client.get("/v1/audit")).json()["events"]
+    finally:
+        await made.close()
+        made.give_back_ports()
+    assert (event["action"], event["by"], event["scopes"]) == ("key_created", BY_EDGE, ["admin"])
 
 
 async def test_hosts_that_come_and_go_are_kept(tmp_path: Path):

@@ -6,6 +6,7 @@ import bcrypt
 import pytest
 from msgspec.structs import replace
 
+from bus.port import StoreFull
 from edge.services.joining import Joining, Welcome
 from edge.services.keys import Keys
 from schemas.access import Scope
@@ -79,6 +80,18 @@ async def test_a_key_of_an_earlier_release_goes_on_and_names_its_host_from_then_
     assert await edge.keys.authenticate(made.text) == replace(made.key, host="gpu-1")
     rotated = await edge.keys.rotate(made.key.id)
     assert rotated.key.host == "gpu-1"
+
+
+async def test_a_key_that_cannot_be_written_now_keeps_no_edge_from_starting(fake: FakeWorld, monkeypatch):
+    edge, door = Edge(fake, FakeDoor()), FakeDoor()
+    asked = await edge.joining.add("gpu-1")
+
+    async def full(key_id: str, host: str) -> None:
+        raise StoreFull("no room")
+
+    monkeypatch.setattr(edge.keys, "bind", full)
+    await Joining(fake.bus, edge.keys, door, WELCOME, fake.time).start()
+    assert await door.admits("gpu-1", asked.password)
 
 
 async def test_a_broker_that_does_not_take_it_leaves_nothing_behind(fake: FakeWorld):
