@@ -15,7 +15,7 @@ from anyio import AsyncFile, CancelScope, to_thread, wrap_file
 
 from bus.pins import trusting
 from runner.cache import BLOCK
-from runner.supplies import About, AssetGone, EdgeAway, NotPlainFile, SuppliesError
+from runner.supplies import About, AssetGone, EdgeAway, NotHeld, NotPlainFile, SuppliesError
 from schemas.asset import Digest, media_type
 from schemas.job import File
 from schemas.loopback import past_proxies
@@ -40,9 +40,10 @@ class AssetRefused(SuppliesError):
     """The edge will not take this file, now or later (too large, say)."""
 
 
-# Every other answer means: later. 401 and 403 too: a key that is mended lets the job go on.
+# Every other answer means: later. 401 too: a key that is mended lets the job go on.
 _STATUS: dict[int, type[SuppliesError]] = {
     400: AssetRefused,
+    403: NotHeld,
     404: AssetGone,
     410: AssetGone,
     413: AssetRefused,

@@ -15,7 +15,7 @@ from bus.port import Bus, BusError, Denied, StoreFull, Unreachable
 from runner.engines.port import Engine, EngineError, EngineGone
 from runner.removal import remove_tree
 from runner.settings import Pace
-from runner.supplies import EdgeAway, Supplies
+from runner.supplies import EdgeAway, NotHeld, Supplies
 from runner.uptime import Begun, Uptime
 from schemas.events import RecordUnreadable
 from schemas.job import Claim, Job
@@ -30,7 +30,7 @@ class Stuck(EngineGone):
 # What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault. ALONE is one job's
 # trouble, so that one waits alone; the rest is everybody's.
 AWAY = (Unreachable, StoreFull, Denied, RecordUnreadable, EdgeAway, EngineGone)
-ALONE = (RecordUnreadable, Stuck)
+ALONE = (RecordUnreadable, Stuck, NotHeld)
 WALKS = 2  # more would keep a slow disk from the jobs, and each may hold runner.disk.DEPTH_LIMIT descriptors
 
 

@@ -4,6 +4,7 @@ SuppliesError
 ├── AssetGone     the asset is not there (any more): the job cannot run
 ├── NotPlainFile  what is to be brought there is a link, a device or gone: the job's outputs cannot be taken
 └── EdgeAway      the edge does not answer: try again, for as long as it takes
+    └── NotHeld   the edge sees no job of this host that needs the file: as before, but it is this job's trouble alone
 """
 
 from pathlib import Path
@@ -27,6 +28,13 @@ class NotPlainFile(SuppliesError):
 
 class EdgeAway(SuppliesError):
     """The edge cannot be reached, or cannot answer now."""
+
+
+class NotHeld(EdgeAway):
+    """The edge sees no job of this host that needs the file, now: its index lags, or the record cannot be read.
+
+    A job that somebody else has taken over ends by its record.
+    """
 
 
 class About(NamedTuple):

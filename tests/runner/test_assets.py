@@ -10,7 +10,7 @@ import pytest
 from edge.store.directory import open_directory
 from runner.assets import AssetClient, AssetRefused, WrongDigest, asset_client, suffix_of
 from runner.inputs import Cache, EdgeSupplies
-from runner.supplies import AssetGone, EdgeAway, NotPlainFile
+from runner.supplies import AssetGone, EdgeAway, NotHeld, NotPlainFile
 from tests.edge.store.served import served
 from tests.runner.asset_server import KEY, LIMIT, AssetServer, sha
 
@@ -137,7 +137,8 @@ async def test_damaged_once_is_fetched_again_damaged_twice_is_told(
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(404, AssetGone), (410, AssetGone), (503, EdgeAway), (507, EdgeAway), (401, EdgeAway)]
+    ("status", "error"),
+    [(404, AssetGone), (410, AssetGone), (503, EdgeAway), (507, EdgeAway), (401, EdgeAway), (403, NotHeld)],
 )
 async def test_answers_become_our_words(
     edge: AssetServer, client: AssetClient, tmp_path: Path, status: int, error: type[Exception]
