@@ -69,9 +69,8 @@ async def test_a_record_that_is_spoiled_under_its_running_job_takes_nobody_with_
     spoiled = await submit(served, seconds=2)
     await working(served, spoiled.id)
     assert REFUSED not in await put(served, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
-    await until(
-        logged(served, "gpu-1", '"what": "upload"')
-    )  # its result is there; no readable record says that it is this host's
+    # Its result is there, and no readable record says that this host may store it.
+    await until(logged(served, "gpu-1", '"what": "upload"'))
     others = [await submit(served, text=str(number)) for number in range(8)]
     for job in others:
         assert (await ended(served.ann, job.id)).status == "succeeded"
