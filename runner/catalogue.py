@@ -5,6 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bus.input_schema import check_input_schema
 from schemas.endpoint import Endpoint, EndpointInvalid, parse
 
 FILE = "endpoint.toml"
@@ -35,7 +36,9 @@ def load(places: Iterable[Path]) -> Mapping[str, Kind]:
 
 def _read(path: Path) -> Kind:
     try:
-        return Kind(parse(path.read_text(encoding="utf-8")), path.parent.resolve())
+        endpoint = parse(path.read_text(encoding="utf-8"))
+        check_input_schema(endpoint.input)
+        return Kind(endpoint, path.parent.resolve())
     except (EndpointInvalid, OSError) as error:
         raise EndpointInvalid(f"{path}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -99,36 +99,43 @@ def reference_key(owner: str, sha256: Digest) -> str:
     return f"{owner}.{sha256}"
 
 
-def asset_fields(schema: Mapping[str, object], given: object) -> list[AssetField]:
+def asset_fields(
+    schema: Mapping[str, object], given: object, spend: Callable[[int], None] = lambda _: None
+) -> list[AssetField]:
     """Every string of `given` that stands where `schema` says `"format": "asset"`, in the order of the schema.
 
     Follows properties, items, additionalProperties and allOf/anyOf/oneOf; not `$ref`. Values of another type are
-    left to the validation.
+    left to the validation. `spend` is told the steps before they are taken, and may raise.
     """
-    return list(dict.fromkeys(_fields(schema, given, "$", "")))
+    return list(dict.fromkeys(_fields(schema, given, "$", "", spend)))
 
 
-def _fields(schema: object, given: object, path: str, name: str) -> Iterator[AssetField]:
+def _fields(schema: object, given: object, path: str, name: str, spend: Callable[[int], None]) -> Iterator[AssetField]:
     if not isinstance(schema, Mapping):
         return
+    spend(1)
     if schema.get("format") == "asset" and isinstance(given, str):
         yield AssetField(path, name, given)
     for word in ("allOf", "anyOf", "oneOf"):
         for choice in schema.get(word, ()):
-            yield from _fields(choice, given, path, name)
+            yield from _fields(choice, given, path, name, spend)
     if isinstance(given, Mapping):
-        yield from _in_object(schema, given, path)
-    elif isinstance(given, list):
+        yield from _in_object(schema, given, path, spend)
+    elif isinstance(given, list) and "items" in schema:
+        spend(len(given))
         for at, item in enumerate(given):
-            yield from _fields(schema.get("items"), item, f"{path}[{at}]", name)
+            yield from _fields(schema["items"], item, f"{path}[{at}]", name, spend)
 
 
-def _in_object(schema: Mapping[str, object], given: Mapping[str, object], path: str) -> Iterator[AssetField]:
+def _in_object(
+    schema: Mapping[str, object], given: Mapping[str, object], path: str, spend: Callable[[int], None]
+) -> Iterator[AssetField]:
+    spend(len(given))
     properties = schema.get("properties", {})
     known = properties if isinstance(properties, Mapping) else {}
     ordered = [key for key in known if key in given] + [key for key in given if key not in known]
     for key in ordered:
-        yield from _fields(known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key)
+        yield from _fields(known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key, spend)
 
 
 def replaced(given: Any, paths: Collection[str], old: str, new: str, path: str = "$") -> Any:

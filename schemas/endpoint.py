@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
+from schemas.job import DEPTH, too_deep
 from schemas.words import Token
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -88,6 +89,8 @@ def parse(text: str) -> Endpoint:
         raise EndpointInvalid(str(error)) from error
     for place, name in _strays(said, endpoint, "$"):
         raise EndpointInvalid(f"Object contains unknown field `{name}` - at `{place}`")
+    if too_deep(endpoint.input):
+        raise EndpointInvalid(f"Nested deeper than {DEPTH} levels: flatten it - at `$.input`")
     for place, why in _not_json(endpoint.input, "$.input"):
         raise EndpointInvalid(f"{why}, which JSON Schema cannot hold: write it as text or leave it out - at `{place}`")
     return endpoint

@@ -89,7 +89,7 @@ async def read_submission(request: AnyRequest, parts: Parts, owner: str) -> dict
         files = _files(form, given)
         if files and not key.allows(Scope.ASSETS_WRITE):
             raise Refused("forbidden", f"the key lacks the scope {Scope.ASSETS_WRITE}, which files in a form need")
-        parts.intake.vet(body | {"input": given | dict.fromkeys(files, NOT_YET)})
+        await parts.intake.vet(body | {"input": given | dict.fromkeys(files, NOT_YET)})
         for name, upload in files.items():
             given[name] = await store_part(parts, owner, upload)
     return body

@@ -44,10 +44,10 @@ class Admission:
         self._entropy = entropy
         self.quotas = quotas
 
-    def vet(self, body: dict[str, Any]) -> None:
+    async def vet(self, body: dict[str, Any]) -> None:
         """What no uploaded file can make acceptable is refused, so that none is kept for it."""
         submission = read_body(body)
-        self._check_urls(submission, check_input(self._catalog.get(submission.endpoint), submission.input))
+        self._check_urls(submission, await check_input(self._catalog.get(submission.endpoint), submission.input))
 
     def _check_urls(self, submission: Submission, given: Given) -> None:
         if submission.webhook is not None:
@@ -60,7 +60,7 @@ class Admission:
         await self._gate.check()
         submission = read_body(body)
         endpoint = self._catalog.get(submission.endpoint)
-        given = check_input(endpoint, submission.input)
+        given = await check_input(endpoint, submission.input)
         self._check_urls(submission, given)
         missing = await self._assets.missing(key.owner, given.digests)
         if missing and not submission.await_input:

@@ -1,16 +1,19 @@
 """What can be asked for: endpoints that hosts offer, or offered once, and those of the edge's own folder."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import structlog
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
+from anyio import to_thread
 
+from bus.input_schema import check_input_schema
 from bus.port import Bus
 from schemas.endpoint import Endpoint, EndpointInvalid, parse
 from schemas.errors import Refused
 from schemas.host import Offer
+from schemas.job import too_deep
 
 _log = structlog.get_logger()
 
@@ -24,17 +27,10 @@ def load_folder(path: Path) -> tuple[Endpoint, ...]:
 def _load(file: Path) -> Endpoint:
     try:
         endpoint = parse(file.read_text())
-        _check_schema(endpoint)
+        check_input_schema(endpoint.input)
     except EndpointInvalid as error:
         raise EndpointInvalid(f"{file}: {error}") from error
     return endpoint
-
-
-def _check_schema(endpoint: Endpoint) -> None:
-    try:
-        Draft202012Validator.check_schema(endpoint.input)
-    except SchemaError as error:
-        raise EndpointInvalid(f"input of {endpoint.name} is no JSON Schema: {error.message}") from error
 
 
 class Catalog:
@@ -47,6 +43,8 @@ class Catalog:
         self._revisions: dict[str, int] | None = None
         self._known: Mapping[str, Endpoint] = self._folder
         self._ensured: frozenset[str] = frozenset()
+        self._checked: Mapping[bytes, str | None] = {}  # schema as JSON -> why it is refused
+        self._set_aside: dict[str, str] = {}  # endpoint -> why no job can name it
 
     async def refresh(self) -> bool:
         """Read OFFERS and make the queues of new pools; whether anything changed. Raises BusError."""
@@ -55,7 +53,8 @@ class Catalog:
         changed = revisions != self._revisions
         if changed:
             self._offers = {host: row.value for host, row in rows.items()}
-            self._known = {**self._folder, **_newest(self._offers.values())}
+            newest = await self._newest()
+            self._known = {**self._folder, **newest}
         pools = self.pools()
         if pools - self._ensured:
             await self._bus.queue.ensure(pools)
@@ -63,10 +62,37 @@ class Catalog:
         self._revisions = revisions
         return changed
 
+    async def _newest(self) -> dict[str, Endpoint]:
+        """Return the endpoints of all offers, each as the newest offer says that has it with a schema that can be used.
+
+        Schemas are checked in a thread, each once for as long as it is offered.
+        """
+        known: dict[str, Endpoint] = {}
+        checked: dict[bytes, str | None] = {}
+        set_aside: dict[str, str] = {}
+        for offer in sorted(self._offers.values(), key=lambda offer: offer.at):
+            for endpoint in offer.endpoints:
+                schema = b"" if too_deep(endpoint.input) else msgspec.json.encode(endpoint.input)
+                if schema in self._checked:
+                    checked[schema] = self._checked[schema]
+                elif schema not in checked:
+                    checked[schema] = await to_thread.run_sync(_refusal, endpoint.input)
+                fault = checked[schema]
+                if fault is None:
+                    known[endpoint.name] = endpoint
+                else:
+                    set_aside[endpoint.name] = fault
+                    if schema not in self._checked:
+                        _log.warning("offer_ignored", host=offer.host, endpoint=endpoint.name, error=fault)
+        self._checked, self._set_aside = checked, set_aside
+        return known
+
     def get(self, name: str) -> Endpoint:
         """The endpoint of that name. Raises Refused `endpoint_unknown`."""
         endpoint = self._known.get(name)
         if endpoint is None:
+            if name in self._set_aside:
+                raise Refused("endpoint_unknown", f"a host offers {name!r}, and it is refused: {self._set_aside[name]}")
             known = ", ".join(sorted(self._known)) or "none yet"
             raise Refused("endpoint_unknown", f"no host offers the endpoint {name!r}; known: {known}")
         return endpoint
@@ -99,18 +125,10 @@ class Catalog:
         )
 
 
-def _newest(offers: Iterable[Offer]) -> dict[str, Endpoint]:
-    """The endpoints of all offers, each as the newest offer that has it says."""
-    known: dict[str, Endpoint] = {}
-    for offer in sorted(offers, key=lambda offer: offer.at):
-        known |= {endpoint.name: endpoint for endpoint in offer.endpoints if _usable(endpoint, offer.host)}
-    return known
-
-
-def _usable(endpoint: Endpoint, host: str) -> bool:
+def _refusal(schema: dict[str, Any]) -> str | None:
+    """Return why no endpoint may have `schema`; None where one may."""
     try:
-        _check_schema(endpoint)
+        check_input_schema(schema)
     except EndpointInvalid as error:
-        _log.warning("offer_ignored", host=host, endpoint=endpoint.name, error=str(error))
-        return False
-    return True
+        return str(error)
+    return None

@@ -129,9 +129,9 @@ class Intake:
         self._follow_up(Entry(revision, recorded))
         return True
 
-    def vet(self, body: dict[str, Any]) -> None:
+    async def vet(self, body: dict[str, Any]) -> None:
         """Raises Refused for what no uploaded file can make acceptable, so that none is kept for it."""
-        self._admission.vet(body)
+        await self._admission.vet(body)
 
     def _id(self, owner: str, job_id: str | None, idempotency_key: str | None) -> str:
         if job_id is not None:

@@ -28,12 +28,12 @@ async def submit_under(
             raise
         with refusing():
             past = await records.history(key)
-        if not past or not means_the_same(catalog, past, body):
+        if not past or not await means_the_same(catalog, past, body):
             raise
         return Accepted(past[-1], replayed=True)
 
 
-def means_the_same(catalog: Catalog, past: Sequence[Entry], body: dict[str, Any]) -> bool:
+async def means_the_same(catalog: Catalog, past: Sequence[Entry], body: dict[str, Any]) -> bool:
     """Whether `body` asks for the work of the job whose revisions `past` holds.
 
     The endpoint and the input count, its defaults filled in, files by their digests; limits, priority and tags do not.
@@ -42,7 +42,7 @@ def means_the_same(catalog: Catalog, past: Sequence[Entry], body: dict[str, Any]
     """
     submission = read_body(body)
     endpoint = catalog.get(submission.endpoint)
-    given = check_input(endpoint, submission.input).input
+    given = (await check_input(endpoint, submission.input)).input
     begun = max((n for n, entry in enumerate(past) if isinstance(entry.recorded.event, Submitted)), default=0)
     jobs = (entry.recorded.job for entry in past[begun:])
     return any(job.endpoint == endpoint.name and job.input == given for job in jobs)

@@ -58,7 +58,7 @@ async def submit(request: AnyRequest, parts: Services) -> Response[bytes]:
 async def _place(request: AnyRequest, parts: Parts, asked: Asked) -> None:
     owner = await caller(request, parts, Scope.JOBS_WRITE)
     endpoint = parts.catalog.get(parts.settings.heygem.endpoint)
-    parts.intake.vet(submission(endpoint, asked, NOT_YET, NOT_YET))
+    await parts.intake.vet(submission(endpoint, asked, NOT_YET, NOT_YET))
     await parts.gate.check()  # before files are copied
     audio = await _named(parts, owner, asked.audio)
     video = await _named(parts, owner, asked.video)

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from edge.services.catalog import load_folder
-from edge.services.inputs import check_input
+from edge.services.inputs import STEPS_LIMIT, check_within
 from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.errors import FieldError, Refused
 from schemas.host import Offer
@@ -70,7 +70,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def checked(schema: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    return check_input(Endpoint(name="x", image="x", input=schema), given)
+    return check_within(STEPS_LIMIT, Endpoint(name="x", image="x", input=schema), given)
 
 
 def faults(schema: dict[str, Any], given: dict[str, Any]) -> list[FieldError]:
@@ -105,7 +105,7 @@ def test_every_digest_is_found_once() -> None:
 def test_urls_are_found_with_their_places() -> None:
     schema = {"properties": {"a": ASSET, "b": {"type": "array", "items": ASSET}, "text": {"type": "string"}}}
     given = {"a": "HTTPS://x.example/a", "b": ["http://y.example/b", f"sha256:{DIGEST}"], "text": "http://z.example/"}
-    found = check_input(Endpoint(name="x", image="x", input=schema), given)
+    found = check_within(STEPS_LIMIT, Endpoint(name="x", image="x", input=schema), given)
     assert found.remote == (Fetch("$.a", "HTTPS://x.example/a"), Fetch("$.b[0]", "http://y.example/b"))
     assert found.digests == (DIGEST,)
 
