@@ -129,12 +129,16 @@ class _Chains:
                 f"the schema at #{place} refers to itself without end: refer to it for an inner value"
             )
         if len(before) >= CHAIN_LIMIT:
-            raise EndpointInvalid(f"more than {CHAIN_LIMIT} schemas apply to one value at #{before[0]}: flatten them")
+            raise EndpointInvalid(
+                f"more than {CHAIN_LIMIT} schemas lie in one another for one value at #{before[0]}: flatten them"
+            )
         if place not in self._lengths:
             below = [self._length(inner, (*before, place)) for inner in self._same_value(place)]
             self._lengths[place] = 1 + max(below, default=0)
         if len(before) + self._lengths[place] > CHAIN_LIMIT:
-            raise EndpointInvalid(f"more than {CHAIN_LIMIT} schemas apply to one value at #{place}: flatten them")
+            raise EndpointInvalid(
+                f"more than {CHAIN_LIMIT} schemas lie in one another for one value at #{place}: flatten them"
+            )
         return self._lengths[place]
 
     def _same_value(self, place: str) -> Iterator[str]:

@@ -106,7 +106,7 @@ def check_within(steps: int, endpoint: Endpoint, given: dict[str, Any]) -> Given
 
 
 def _all_faults(endpoint: Endpoint, filled: dict[str, Any]) -> list[FieldError]:
-    """The faults, each once, at most MAX_ERRORS."""
+    """The faults, each once, at most MAX_ERRORS. Raises OutOfSteps, also where the input is nested too deep."""
     found: dict[FieldError, None] = {}
     try:
         for error in _validator(endpoint.input).iter_errors(filled):
@@ -116,9 +116,7 @@ def _all_faults(endpoint: Endpoint, filled: dict[str, Any]) -> list[FieldError]:
     except (Unresolvable, EndpointInvalid) as error:
         raise Refused("internal", f"the schema of {endpoint.name} refers to what is not in it: {error}") from error
     except RecursionError as error:
-        raise invalid(
-            FieldError("$.input", f"nested too deep for the schema of {endpoint.name}: flatten it")
-        ) from error
+        raise OutOfSteps from error  # a thread has more of the stack to itself than an event loop
     return list(found)[:MAX_ERRORS]
 
 

@@ -1,0 +1,64 @@
+"""The validator that counts its steps finds what jsonschema finds, and stops where the steps are taken."""
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from edge.services.inputs import check_within
+from edge.services.steps import OutOfSteps, StepValidator, counting, spend
+from schemas.endpoint import Endpoint
+
+PATTERNS = {"properties": {"a": {}}, "patternProperties": {"^x-[a-z]+$": {"type": "string", "pattern": "^[0-9]{2}$"}}}
+CASES: list[tuple[dict[str, Any], Any]] = [
+    ({"pattern": "^[a-z]+$"}, "abc"),
+    ({"pattern": "^[a-z]+$"}, "ABC"),
+    ({"pattern": "b"}, "abc"),
+    ({"pattern": "^a"}, 5),
+    (PATTERNS, {"x-a": "12", "x-b": "1", "x-c": 5, "other": 1}),
+    (PATTERNS | {"additionalProperties": False}, {"a": 1, "x-a": "12"}),
+    (PATTERNS | {"additionalProperties": {"type": "integer"}}, {"a": 1, "x-a": "12", "b": "no", "c": 2}),
+    ({"additionalProperties": False}, {"b": 1, "a": 2}),
+    ({"additionalProperties": False}, [1]),
+    ({"uniqueItems": True}, [{"a": 1}, {"a": 1}]),
+    ({"uniqueItems": True}, [1, True, "1"]),
+    ({"uniqueItems": False}, [1, 1]),
+    ({"enum": [[1], {"a": 1}]}, {"a": 1}),
+    ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, 5),
+    ({"if": {"type": "integer"}, "then": {"minimum": 3}, "else": {"type": "string"}}, 1),
+    ({"dependentRequired": {"a": ["b"]}}, {"a": 1}),
+    ({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "null"}}}, {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("schema", "given"), CASES)
+def test_it_finds_what_jsonschema_finds(schema: dict[str, Any], given: Any) -> None:
+    with counting(1_000_000):
+        ours = [(error.json_path, error.message) for error in StepValidator(schema).iter_errors(given)]
+    assert ours == [(error.json_path, error.message) for error in Draft202012Validator(schema).iter_errors(given)]
+
+
+def test_names_that_are_not_allowed_are_told() -> None:
+    with counting(10_000):
+        (error,) = StepValidator(PATTERNS | {"additionalProperties": False}).iter_errors({"z": 1, "y": 2, "a": 3})
+    assert error.message == "Additional properties are not allowed ('y', 'z' were unexpected)"
+
+
+def test_the_end_of_a_pattern_is_the_end_of_the_text() -> None:
+    with counting(10_000):
+        assert not StepValidator({"pattern": "^a$"}).is_valid("a\n")
+
+
+def test_steps_are_taken_until_none_is_left() -> None:
+    with counting(5):
+        spend(5)
+        with pytest.raises(OutOfSteps):
+            spend(1)
+
+
+def test_steps_of_one_check_are_not_those_of_the_next() -> None:
+    endpoint = Endpoint(name="x", image="x", input={"required": ["a"]})
+    for _ in range(3):
+        assert check_within(10, endpoint, {"a": 1}).input == {"a": 1}
+    with pytest.raises(OutOfSteps):
+        check_within(1, endpoint, {"a": 1})
