@@ -68,13 +68,11 @@ async def assemble(
     settings: EdgeSettings, bus: Bus, store: AssetStore, clients: Clients, welcome: Welcome | None = None
 ) -> tuple[Parts, Reconciler]:
     """The services of one edge, wired. Nothing runs yet. `welcome`: what hosts that join are told, if they may."""
-    catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
-    await catalog.refresh()
+    catalog = await _catalog(settings, bus)
     index = Index(settings.data / "index.sqlite", bus.records)
     quotas = _quotas(settings, bus, index)
     window = Window(bus.queue, bus.records, index, catalog.slots, utc_now, quotas.running)
-    trash = timedelta(seconds=settings.trash_s)
-    assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes, quotas, trash)
+    assets = Assets(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
     leases = Leases(bus.leases, _fresh_id(), utc_now)
     fetches = Fetches(bus, assets, leases, clients.guarded, settings.outbound, utc_now, Chance(random.random))
     supply = Supply(bus.records, assets, fetches, index, window, utc_now)
@@ -87,7 +85,6 @@ async def assemble(
     admission = Admission(gate, catalog, assets, Allowed(settings.outbound.allow), utc_now, os.urandom, quotas)
     relays = Relays(_fresh_id)
     power = _power(settings, Sight(bus, index, hosts, catalog, utc_now), bus, clients.own, relays)
-    prices = {host: rules.price for host, rules in settings.hosts.items()}
     intake = Intake(bus, gate, admission, assets, index, window, utc_now, os.urandom)
     uploads = _uploads(settings, assets, quotas)
     reach = Reach(bus=bus, intake=intake, assets=assets, uploads=uploads, keys=keys, index=index, quotas=quotas)
@@ -113,11 +110,11 @@ async def assemble(
         signer=signer,
         placing=Placing(_shared(settings), settings.data / "placing", bus.records, store, index),
         joining=Joining(bus, keys, _door(settings), welcome, utc_now),
-        erasures=Erasures(reach, leases, utc_now, trash),
+        erasures=Erasures(reach, leases, utc_now, settings.trash),
         quotas=quotas,
         power=power,
-        usage=Accounts(bus.usage, power.records, prices, utc_now),
-        books=Books(bus.usage, index, power.records, prices),
+        usage=Accounts(bus.usage, power.records, settings.prices, utc_now),
+        books=Books(bus.usage, index, power.records, settings.prices),
         relays=relays,
         audit=Audit(bus.audit, utc_now, os.urandom),
         proxies=Proxies(settings.server.proxies),
@@ -125,14 +122,21 @@ async def assemble(
         streams=StreamLimits("event streams", settings.server.streams_per_key, settings.server.streams_per_owner),
         sockets=StreamLimits("gateway sockets", settings.server.sockets_per_key, settings.server.sockets_per_owner),
     )
-    parts.forms.mkdir(mode=0o700, exist_ok=True)
-    await parts.books.open()
-    _introduce(parts)
+    await _connect(parts)
     return parts, Reconciler(_scene(settings, parts), period_s=settings.reconcile_every_s)
 
 
-def _introduce(parts: Parts) -> None:
-    """Who is asked, or told, once all are there."""
+async def _catalog(settings: EdgeSettings, bus: Bus) -> Catalog:
+    """What the broker's bucket offers, and the endpoints that the settings name."""
+    catalog = Catalog(bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_folder(folder)))
+    await catalog.refresh()
+    return catalog
+
+
+async def _connect(parts: Parts) -> None:
+    """Make the folder of forms, read the books, and connect the services that ask or tell one another."""
+    parts.forms.mkdir(mode=0o700, exist_ok=True)
+    await parts.books.open()
     parts.power.listen(parts.hosts.tell)
     parts.hosts.ask_power(parts.power.prospect, parts.power.switches)
     parts.hosts.count_by(parts.index.lines.waiting)

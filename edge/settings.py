@@ -1,5 +1,6 @@
 """What the edge can be told, read once at start (`lamplighter.toml`, `LAMPLIGHTER_*`)."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from edge.services.signing import UrlSettings
 from edge.services.uploads import UploadSettings
 from edge.store.opening import StoreSettings
 from edge.webhooks.settings import WebhookSettings
-from schemas.switch import HostDeclaration
+from schemas.switch import HostDeclaration, Price
 from schemas.words import Token
 
 
@@ -113,3 +114,13 @@ class EdgeSettings(Struct, frozen=True):
     retention_days: float = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "text"
+
+    @property
+    def trash(self) -> timedelta:
+        """`trash_s` as a duration."""
+        return timedelta(seconds=self.trash_s)
+
+    @property
+    def prices(self) -> dict[Token, Price | None]:
+        """What each declared host costs, by host."""
+        return {host: rules.price for host, rules in self.hosts.items()}

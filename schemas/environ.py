@@ -16,7 +16,7 @@ NAMES = frozenset(
 PREFIXES = ("LC_",)
 # For our own Python programs, and for what loads an NVIDIA driver's libraries or speaks to Docker.
 PYTHON = ("PYTHON", "LD_LIBRARY_PATH")
-CARDS = (*PYTHON, "CUDA_", "NVIDIA_", "NVML_")
+CARDS = (*PYTHON, "CUDA_", "NVIDIA_")
 DOCKER = ("DOCKER_",)
 
 

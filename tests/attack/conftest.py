@@ -7,7 +7,7 @@ Each attack is bounded in bytes, connections and seconds, and goes to loopback o
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,11 @@ from edge.certificates import provide
 from edge.server.server import server, share
 from edge.server.settings import ServerSettings
 from edge.strangers import StrangerLog
-from tests.e2e.conftest import Lit, alone, docker_url, echo_image, engine_url, lighting
-from tests.e2e.installation import ENDPOINTS, IMAGES, Installation
+from tests.e2e.conftest import alone, docker_url, echo_image, engine, engine_url, home
+from tests.e2e.installation import ENDPOINTS, IMAGES
 from tests.engine_host import build
 
-__all__ = ["alone", "docker_url", "echo_image", "engine_url", "hostile_image"]
+__all__ = ["alone", "docker_url", "echo_image", "engine", "engine_url", "home", "hostile_image"]
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -152,24 +152,21 @@ def hostile_image(docker_url: str, echo_image: str) -> str:
     return build(docker_url, "lamplighter-test-hostile", str(HOSTILE))
 
 
-@pytest.fixture(scope="module", params=["process", DOCKER])
-def engine(request: pytest.FixtureRequest) -> str:
-    if request.param == "docker":
-        request.getfixturevalue("hostile_image")
-    return str(request.param)
+@pytest.fixture(scope="session")
+def endpoint_image(hostile_image: str) -> str:
+    return hostile_image
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Sequence[Path]:
+    return (*ENDPOINTS, HOSTILE)
 
 
 @pytest.fixture(scope="module")
-async def home(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str, engine: str, engine_url: str | None
-) -> AsyncIterator[Lit]:
-    """The edge that a file shares; it starts its runners itself."""
+def home_folder(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp(engine)
-    try:
-        async with lighting(Installation(folder, engine, engine_url), (*ENDPOINTS, HOSTILE)) as lit:
-            yield lit
-    finally:
-        clear(folder)
+    yield folder
+    clear(folder)
 
 
 @pytest.fixture

@@ -4,12 +4,28 @@ from tests.e2e.conftest import (
     alone,
     docker_url,
     echo_image,
+    endpoint_image,
+    endpoints,
     engine,
     engine_url,
     home,
+    home_folder,
     house,
     lit,
     served,
 )
 
-__all__ = ["alone", "docker_url", "echo_image", "engine", "engine_url", "home", "house", "lit", "served"]
+__all__ = [
+    "alone",
+    "docker_url",
+    "echo_image",
+    "endpoint_image",
+    "endpoints",
+    "engine",
+    "engine_url",
+    "home",
+    "home_folder",
+    "house",
+    "lit",
+    "served",
+]

@@ -69,10 +69,22 @@ def large_image(docker_url: str, echo_image: str) -> str:
     return build(docker_url, "lamplighter-test-large", str(LARGE))
 
 
+@pytest.fixture(scope="session")
+def endpoint_image(echo_image: str) -> str:
+    """The image that has to be there before an edge on Docker; a folder with endpoints of its own replaces it."""
+    return echo_image
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Sequence[Path]:
+    """What the shared edge offers; a folder with endpoints of its own replaces it."""
+    return ENDPOINTS
+
+
 @pytest.fixture(scope="module", params=["process", DOCKER])
 def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "docker":
-        request.getfixturevalue("echo_image")
+        request.getfixturevalue("endpoint_image")
     return str(request.param)
 
 
@@ -90,11 +102,16 @@ async def lit(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncItera
 
 
 @pytest.fixture(scope="module")
+def home_folder(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Path:
+    return tmp_path_factory.mktemp(engine)
+
+
+@pytest.fixture(scope="module")
 async def home(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
+    home_folder: Path, anyio_backend: object, engine: str, engine_url: str | None, endpoints: Sequence[Path]
 ) -> AsyncIterator[Lit]:
     """The edge that a file shares."""
-    async with lighted(tmp_path_factory.mktemp(engine), engine, engine_url) as lit:
+    async with lighting(Installation(home_folder, engine, engine_url), endpoints) as lit:
         yield lit
 
 

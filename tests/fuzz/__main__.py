@@ -11,9 +11,9 @@ import secrets
 import sys
 import time
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import Verbosity, given, seed
 
-from tests.fuzz.mutations import mutated
+from tests.fuzz.mutations import fuzzing, mutated
 from tests.fuzz.targets import BY_NAME, Target
 
 ROUND = 1000  # examples of one target before the next one has its turn
@@ -23,14 +23,7 @@ def run_round(target: Target, number: int) -> None:
     """Check ROUND inputs. Raises what the target raised for the smallest input that breaks it."""
 
     @seed(number)
-    @settings(
-        max_examples=ROUND,
-        deadline=None,
-        database=None,
-        verbosity=Verbosity.normal,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
+    @fuzzing(ROUND, verbosity=Verbosity.normal)
     @given(mutated(target.seeds, target.words))
     def over(data: bytes) -> None:
         target.check(data)

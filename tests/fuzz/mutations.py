@@ -1,7 +1,9 @@
 """Inputs for the fuzz targets: valid examples, changed at random places, and bytes that never were valid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 MOST_CHANGES = 6
@@ -33,6 +35,18 @@ SPECIAL = (
     b"*",
     b">",
 )
+
+
+def fuzzing(examples: int, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the decorator of a check that runs on `examples` inputs and shrinks one that breaks it."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+        **more,
+    )
 
 
 @st.composite

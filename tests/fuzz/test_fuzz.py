@@ -1,9 +1,9 @@
 """Every parser that reads what strangers, jobs or the broker send, over random changes of valid inputs."""
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
-from tests.fuzz.mutations import mutated
+from tests.fuzz.mutations import fuzzing, mutated
 from tests.fuzz.targets import TARGETS, Target
 
 EXAMPLES = 500  # about 2 s a target; `just fuzz` runs more
@@ -14,14 +14,7 @@ def test_no_input_breaks_a_parser(target: Target):
     for seed in target.seeds:
         target.check(seed)
 
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
+    @fuzzing(EXAMPLES, derandomize=True)
     @given(mutated(target.seeds, target.words))
     def over(data: bytes) -> None:
         target.check(data)
