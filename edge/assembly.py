@@ -151,7 +151,7 @@ def _quotas(settings: EdgeSettings, bus: Bus, index: Index) -> Quotas:
 def _uploads(settings: EdgeSettings, assets: Assets, quotas: Quotas) -> Uploads:
     partials = Partials(settings.data / "uploads")
     limit = settings.max_asset_bytes
-    uploads = Uploads(partials, assets, utc_now, os.urandom, settings.uploads, limit, quotas.room)
+    uploads = Uploads(partials, assets, utc_now, os.urandom, settings.uploads, limit, quotas)
     quotas.count(uploads.promised)
     return uploads
 

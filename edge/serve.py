@@ -67,7 +67,8 @@ async def serve(settings: EdgeSettings) -> None:
         shared = share(settings.server, parts.strangers)
         servers = [(server(app, shared), listening)]
         if public is not None:
-            servers.append((server(app, shared, tls), public))
+            pinned = told is not None and told.edge_pin is not None
+            servers.append((server(app, shared, tls, pinned=pinned), public))
         if keyless is not None:
             servers.append((server(KeylessPort(app), shared), keyless))
         gc.collect()

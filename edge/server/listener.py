@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable
 
+from edge.server.certificate import ServedCertificate
 from edge.server.connections import Shared, Slot
 from edge.server.protocol import BoundedHttp, response
 from schemas.errors import Refused
@@ -19,7 +19,7 @@ Make = Callable[[Slot], BoundedHttp]
 class Listener:
     """One listening socket. uvicorn ends it as it ends an asyncio.Server: `close`, then `wait_closed`."""
 
-    def __init__(self, listening: socket.socket, make: Make, shared: Shared, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, listening: socket.socket, make: Make, shared: Shared, tls: ServedCertificate | None) -> None:
         self._listening, self._make, self._tls = listening, make, tls
         self._handshake_s = shared.bounds.handshake_s
         self._connections, self._strangers = shared.connections, shared.strangers
@@ -72,7 +72,7 @@ class Listener:
             await self._loop.connect_accepted_socket(
                 lambda: self._make(slot),
                 connected,
-                ssl=self._tls,
+                ssl=self._tls.context if self._tls is not None else None,
                 ssl_handshake_timeout=self._handshake_s if self._tls is not None else None,
             )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError

@@ -8,6 +8,7 @@ import asyncio
 from enum import Enum, auto
 from typing import Any, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -23,6 +24,9 @@ from schemas.errors import Refused
 
 LINGER_BYTES = 1024 * 1024  # of a refused request's rest that is read and dropped, so that the refusal arrives
 LINGER_S = 2.0
+# Of which the application would see one and a proxy before it perhaps the other. httptools refuses a second
+# Content-Length itself.
+ONCE = (b"host", b"origin")
 STRANGER_FRAME_BYTES = 16 * 1024  # of one WebSocket message before the client is known
 
 
@@ -71,6 +75,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._moved = False  # whether bytes of the body came since the last sweep
         self._pending = 0  # bytes since the parser last completed something
         self._dropped = 0
+        self._fault = ""  # why the head was refused, where that is not the parser's doing
         slot.occupant = self
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
@@ -113,6 +118,11 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        names = [name for name, _ in self.headers]
+        for name in ONCE:
+            if names.count(name) > 1:
+                self._fault = f"the header {name.decode().title()} stands in it more than once"
+                raise httptools.HttpParserError(self._fault)  # no application sees the request
         self._owed, self._pending, self._moved = _Owed.BODY, 0, True
         super().on_headers_complete()
 
@@ -173,7 +183,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what cannot be parsed, as a problem document."""
-        self._refuse("body_malformed", f"this is not HTTP/1.1 as RFC 9112 has it ({msg})")
+        self._refuse("body_malformed", f"this is not HTTP/1.1 as RFC 9112 has it ({self._fault or msg})")
 
     def _refuse(self, code: str, detail: str) -> None:
         self._note("request_refused", code=code)

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
+import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
 from bus.users import Tls
 from edge.facades.gateway.wire import LARGEST_FRAME
 from edge.handshake import no_false_alarm
+from edge.server.certificate import ServedCertificate
 from edge.server.connections import Connections, Shared, Slot
 from edge.server.listener import Listener
 from edge.server.protocol import BoundedHttp, BoundedState, BoundedWebSocket
@@ -25,8 +27,8 @@ GRACEFUL_S = 3  # open streams are cut after this: their clients resume
 # is never the one that may be spoken to at that moment.
 KEEP_ALIVE_S = 75
 OTHER_FILES = 256  # descriptors for the broker, stored files, webhooks and fetches
-CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2: forward secrecy, and none with CBC; TLS 1.3 has its own
 SWEEP_TICKS = 10  # uvicorn ticks ten times a second
+RENEWAL_TICKS = 100  # between two looks at the certificate's files
 CLOSED_AT_ONCE = 100  # overdue connections; the rest are closed at the next tick, so that a crowd holds up nobody
 
 # Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
@@ -48,9 +50,13 @@ def share(bounds: ServerSettings, strangers: StrangerLog) -> Shared:
 class BoundedServer(uvicorn.Server):
     """Serves on sockets that listen already. Signals are heard by whoever starts it."""
 
-    def __init__(self, config: uvicorn.Config, shared: Shared) -> None:
+    def __init__(
+        self, config: uvicorn.Config, shared: Shared, certificate: ServedCertificate | None, *, pinned: bool
+    ) -> None:
         super().__init__(config)
         self._shared = shared
+        self._certificate = certificate
+        self._renewing = None if pinned else certificate
         self._overdue = False
         self.server_state: BoundedState = BoundedState(shared.bounds, shared.strangers)
 
@@ -65,7 +71,7 @@ class BoundedServer(uvicorn.Server):
         self.started = True
 
     def _listener(self, listening: socket.socket) -> Listener:
-        return Listener(listening, self._protocol, self._shared, self.config.ssl)
+        return Listener(listening, self._protocol, self._shared, self._certificate)
 
     def _protocol(self, slot: Slot) -> BoundedHttp:
         return BoundedHttp(self.config, self.server_state, self.lifespan.state, slot)
@@ -73,6 +79,8 @@ class BoundedServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_TICKS == 0 or self._overdue:
             self._overdue = self._sweep()
+        if self._renewing is not None and counter % RENEWAL_TICKS == 0:
+            await anyio.to_thread.run_sync(self._renewing.look)
         return await super().on_tick(counter)
 
     def _sweep(self) -> bool:
@@ -86,8 +94,10 @@ class BoundedServer(uvicorn.Server):
         return False
 
 
-def server(app: ASGIApp, shared: Shared, tls: Tls | None = None) -> BoundedServer:
-    """A server of `app` that has not started."""
+def server(app: ASGIApp, shared: Shared, tls: Tls | None = None, *, pinned: bool = False) -> BoundedServer:
+    """A server of `app` that has not started. `pinned`: clients trust this very certificate, so that another one in its
+    place is served only after a restart. Blocking; raises OSError for a certificate that cannot be used."""
+    certificate = None if tls is None else ServedCertificate(tls)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -98,9 +108,7 @@ def server(app: ASGIApp, shared: Shared, tls: Tls | None = None) -> BoundedServe
         **SOCKETS,
         proxy_headers=False,  # nothing here goes by what a proxy says of its client
         server_header=False,
-        ssl_ciphers=CIPHERS,
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
     logging.getLogger("uvicorn.error").addFilter(no_false_alarm)
-    return BoundedServer(config, shared)
+    return BoundedServer(config, shared, certificate, pinned=pinned)

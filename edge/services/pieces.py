@@ -1,17 +1,10 @@
 """What a resumable upload is asked for and brought in, as values."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 from msgspec import Struct
 
 from schemas.asset import Digest
-
-Allowance = Callable[[str], Awaitable[int | None]]  # how many more bytes an owner may have, None: any number
-
-
-async def unlimited(owner: str) -> None:
-    """The allowance of an edge without quotas."""
-    del owner
 
 
 class Wanted(Struct, frozen=True, kw_only=True):

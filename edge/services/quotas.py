@@ -1,8 +1,7 @@
 """What one owner may have at once: jobs that wait, jobs that run, bytes, and submits a minute (429 beyond).
 
-One edge keeps them exactly: an upload reserves its bytes before they are read. The exception are resumable uploads that
-do not say their length and come at the same moment. Several edges: waiting jobs are those that STATE has told of
-(milliseconds), bytes are read again every 30 s, and each edge has its own submits of a minute.
+One edge keeps them exactly: an upload reserves its bytes before they are read. Several edges: waiting jobs are those
+that STATE has told of (milliseconds), bytes are read again every 30 s, and each has its own submits of a minute.
 """
 
 from collections import Counter, defaultdict
@@ -246,16 +245,6 @@ class Quotas:
     def forget(self, owner: str) -> None:
         """The owner has less: it is read anew when it is asked for."""
         self._held.pop(owner, None)
-
-
-async def metered(chunks: AsyncIterator[bytes], room: int) -> AsyncIterator[bytes]:
-    """`chunks`, up to `room` bytes. Raises Refused `quota_exceeded` at the first byte past them."""
-    left = room
-    async for chunk in chunks:
-        left -= len(chunk)
-        if left < 0:
-            raise no_room(room)
-        yield chunk
 
 
 def no_room(room: int) -> Refused:

@@ -1,6 +1,7 @@
 """Uploads that go on where they were cut: over connections, and over restarts of the edge."""
 
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -13,8 +14,8 @@ from msgspec import Meta, Struct, structs
 
 from edge.services.assets import Assets
 from edge.services.clock import Clock, Entropy
-from edge.services.pieces import Allowance, Piece, Wanted, unlimited
-from edge.services.quotas import metered, no_room
+from edge.services.pieces import Piece, Wanted
+from edge.services.quotas import Quotas, Reservation, no_room
 from edge.services.refusals import refusing
 from edge.services.turns import Turn, Turns
 from edge.store.partial import Appending, Partials, Upload, UploadKey
@@ -55,7 +56,7 @@ class Uploads:
         entropy: Entropy,
         settings: UploadSettings,
         limit: int,
-        allowance: Allowance = unlimited,
+        quotas: Quotas | None = None,
     ) -> None:
         self._partials = partials
         self._assets = assets
@@ -64,20 +65,22 @@ class Uploads:
         self._ttl = timedelta(seconds=settings.ttl_s)
         self._max_open = settings.max_open
         self.limit = limit
-        self._allowance = allowance
+        self._quotas = quotas
         self._known: dict[UploadKey, _Held] = {}
-        self._creating = anyio.Lock()
+        self._promising = anyio.Lock()
+        self._growing: dict[UploadKey, int] = {}  # uploads without a length that are being sent, by their offset before
+        self._grown: Counter[str] = Counter()  # bytes that they brought in all, by owner
 
     async def create(self, owner: str, wanted: Wanted) -> Upload:
         """A new upload, durable. Raises Refused `body_too_large`, `quota_exceeded`, `store_full`.
 
         One after the other: what one of them is promised must be written before the next is measured.
         """
-        async with self._creating:
+        async with self._promising:
             return await self._create(owner, wanted)
 
     async def _create(self, owner: str, wanted: Wanted) -> Upload:
-        await self._room(owner, wanted.length)
+        await self._check_room(owner, wanted.length)
         with refusing():
             if await to_thread.run_sync(self._partials.unfinished, owner) >= self._max_open:
                 raise Refused("quota_exceeded", f"{self._max_open} uploads are open: end or delete some of them first")
@@ -89,8 +92,13 @@ class Uploads:
         return upload
 
     async def promised(self, owner: str) -> int:
-        """How many bytes the owner's uploads here have, or are to have, that are no assets yet. Raises StoreError."""
-        return await to_thread.run_sync(self._partials.promised, owner)
+        """How many bytes the owner's uploads here have, or are to have, that are no assets yet. Raises StoreError.
+
+        Bytes that have a reservation are not among them. Those whose reservation ends while the folder is read are.
+        """
+        grown, growing = self._grown[owner], dict(self._growing)
+        promised = await to_thread.run_sync(self._partials.promised, owner, growing)
+        return promised + self._grown[owner] - grown
 
     async def look(self, owner: str, upload_id: str) -> Upload:
         """How far it is. Raises Refused `not_found`.
@@ -166,16 +174,16 @@ class Uploads:
             async with self._at(*key) as (held, _):
                 await self._finished(held)
 
-    async def _room(self, owner: str, length: int | None, had: int = 0) -> int | None:
-        """How many more bytes may come, None: any number. Raises Refused for a `length`, of which `had` are here, that
-        is too much."""
+    async def _check_room(self, owner: str, length: int | None, had: int = 0) -> None:
+        """Raises Refused for a `length`, of which `had` are here, that is too much; for an owner that is deleted."""
         if length is not None and length > self.limit:
             raise Refused("body_too_large", f"an upload may have at most {self.limit} bytes: make the file smaller")
+        if self._quotas is None:
+            return
         with refusing():
-            room = await self._allowance(owner)
+            room = await self._quotas.room(owner)
         if room is not None and length is not None and length - had > room:
             raise no_room(room)
-        return room
 
     async def _held(self, owner: str, upload_id: str) -> _Held:
         key = UploadKey(owner, upload_id)
@@ -205,8 +213,12 @@ class Uploads:
         if held.upload.length not in {None, length} or length < held.upload.offset:
             raise Refused("input_invalid", "the length of this upload was said already, and was another")
         if held.upload.length is None:
-            await self._room(held.upload.owner, length, held.upload.offset)
-        held.upload = structs.replace(held.upload, length=length)
+            async with self._promising:
+                await self._check_room(held.upload.owner, length, held.upload.offset)
+                upload = structs.replace(held.upload, length=length)
+                with refusing():
+                    await to_thread.run_sync(self._partials.save, upload)
+                held.upload = upload
 
     async def _receive(self, held: _Held, piece: Piece, turn: Turn) -> None:
         upload, checksum = held.upload, piece.checksum
@@ -214,10 +226,10 @@ class Uploads:
         if piece.size is not None and piece.size > room:
             raise Refused("body_too_large", f"{piece.size} bytes are sent, {room} are missing to the upload's length")
         chunks = turn.heard(piece.chunks)
-        if upload.length is None and (left := await self._room(upload.owner, None)) is not None:
-            chunks = metered(chunks, left)
         checking = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
-        async with self._appending(held) as part:
+        async with self._reserving(held) as reservation, self._appending(held) as part:
+            if reservation is not None:
+                chunks = reservation.metered(chunks)
             sinks = [part.hasher.update, *([checking.update, part.write] if checking else [part.checkpoint])]
             await pour(chunks, room, sinks)
             if checking and checksum and checking.digest() != checksum.digest:
@@ -228,6 +240,25 @@ class Uploads:
     def _save(self, part: Appending) -> None:
         done = part.end == part.upload.length
         part.save(expires=self._expiry(), whole=part.hasher.hexdigest() if done else None)
+
+    @asynccontextmanager
+    async def _reserving(self, held: _Held) -> AsyncIterator[Reservation | None]:
+        """Room for the bytes of an upload without a length, reserved as they come; None where it needs no reservation.
+
+        Bytes that become durable in the block stay reserved to its end. `promised` counts them only then.
+        """
+        upload = held.upload
+        if self._quotas is None or upload.length is not None:
+            yield None
+            return
+        with refusing():
+            async with self._quotas.reserving(upload.owner, None) as reservation:
+                self._growing[upload.key] = upload.offset
+                try:
+                    yield reservation
+                finally:  # without a wait between this and the end of the reservation
+                    del self._growing[upload.key]
+                    self._grown[upload.owner] += held.upload.offset - upload.offset
 
     @asynccontextmanager
     async def _appending(self, held: _Held) -> AsyncIterator[Appending]:

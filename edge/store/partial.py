@@ -8,6 +8,7 @@ What the bytes have beyond `offset` may be anything after a power cut, so it is 
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,12 +118,12 @@ class Partials:
         with disk_errors():
             return sum(1 for _ in self._folder.glob(f"{owner}.*{_BYTES}"))
 
-    def promised(self, owner: Token) -> int:
-        """How many bytes the owner's unfinished uploads have, or are to have."""
+    def promised(self, owner: Token, growing: Mapping[UploadKey, int]) -> int:
+        """How many bytes the owner's unfinished uploads have, or are to have. One that is `growing` counts as said."""
         with disk_errors():
             places = list(self._folder.glob(f"{owner}.*{_BYTES}"))
         uploads = [self.load(UploadKey(*place.stem.split("."))) for place in places]
-        return sum(upload.length or upload.offset for upload in uploads if upload is not None)
+        return sum(growing.get(one.key, one.length or one.offset) for one in uploads if one is not None)
 
     def keys(self, owner: Token | None = None) -> list[UploadKey]:
         """Every upload (of `owner`), those too of which a crash left bytes without a state."""

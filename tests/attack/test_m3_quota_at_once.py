@@ -103,3 +103,56 @@ async def test_resumable_uploads_begun_at_once_are_promised_no_more_than_is_left
             tasks.start_soon(begin)
     assert codes.count(201) == 1
     assert set(codes) == {201, 429}
+
+
+async def begun_without_length(face: Face, count: int) -> list[str]:
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Defer-Length": "1"}
+    return [(await face.ann.post("/v1/uploads", headers=headers)).headers["Location"] for _ in range(count)]
+
+
+async def test_uploads_without_a_length_bring_no_more_than_is_left(face: Face):
+    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+    places = await begun_without_length(face, COUNT)
+    all_begun, waiting, codes = anyio.Event(), 0, []
+
+    async def pieces(number: int) -> AsyncIterator[bytes]:
+        nonlocal waiting
+        first, second = halves(number, chunked=False)
+        yield first
+        waiting += 1
+        if waiting == COUNT:
+            all_begun.set()
+        await all_begun.wait()
+        yield second
+
+    async def bring(number: int, place: str) -> None:
+        headers = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream", "Tus-Resumable": "1.0.0"}
+        codes.append((await face.ann.patch(place, content=pieces(number), headers=headers)).status_code)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for number, place in enumerate(places):
+                tasks.start_soon(bring, number, place)
+    heads = [await face.ann.head(place, headers={"Tus-Resumable": "1.0.0"}) for place in places]
+    brought = sum(int(head.headers["Upload-Offset"]) for head in heads)
+    assert brought <= QUOTA
+    assert set(codes) <= {204, 429}
+    # What was refused is not reserved any more: the rest can be used to the last byte.
+    assert (await face.ann.post("/v1/assets", content=b"z" * (QUOTA - brought))).status_code == 201
+    assert (await face.ann.post("/v1/assets", content=b"y")).status_code == 429
+
+
+async def test_lengths_that_are_said_later_and_at_once_are_promised_no_more_than_is_left(face: Face):
+    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+    places = await begun_without_length(face, COUNT)
+    codes = []
+
+    async def say(place: str) -> None:
+        headers = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream", "Tus-Resumable": "1.0.0"}
+        reply = await face.ann.patch(place, content=b"x", headers=headers | {"Upload-Length": str(QUOTA)})
+        codes.append(reply.status_code)
+
+    async with anyio.create_task_group() as tasks:
+        for place in places:
+            tasks.start_soon(say, place)
+    assert sorted(codes) == [204] + [429] * (COUNT - 1)

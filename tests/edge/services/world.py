@@ -145,7 +145,7 @@ class World:
         self.intake = Intake(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
         self.partials = Partials(folder / "uploads")
         self.uploads = Uploads(
-            self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20, allowance=self.quotas.room
+            self.partials, self.assets, time, Dice(), UploadSettings(), limit=1 << 20, quotas=self.quotas
         )
         self.quotas.count(self.uploads.promised)
         self.signer = Signer(SECRET, time, UrlSettings())
