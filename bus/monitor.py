@@ -111,10 +111,11 @@ class Monitors:
             said = await asyncio.gather(*(self._ask(place) for place in asked))
             if answers := [one for one in said if isinstance(one, Seen)]:
                 return answers
-        urls = ", ".join(str(client.base_url) for client in self._clients)
+        # Without the path, which nobody but the edge may know.
+        urls = ", ".join(f"{url.scheme}://{url.netloc.decode()}" for url in (one.base_url for one in self._clients))
         why = next((str(one) for one in said if not isinstance(one, Seen)), "")
         what = f"the broker's monitor {urls} does not answer ({why})"
-        raise Unreachable(f"{what}: set broker.monitor to the `http` address of nats.conf")
+        raise Unreachable(f"{what}: set broker.monitor to the `http` address of nats.conf, with its http_base_path")
 
     async def _ask(self, place: int) -> Seen | str:
         """What it says, or why it says nothing."""

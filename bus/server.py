@@ -67,6 +67,7 @@ class Server:
         self._store_bytes = store_bytes
         self._ports = (listen, LOOPBACK)
         self._tls = tls
+        self._monitor_path = f"/{secrets.token_urlsafe(24)}"
         self._process: subprocess.Popen[bytes] | None = None
         self.passwords = MappingProxyType({user.name: secrets.token_urlsafe(24) for user in users(self._hosts)})
 
@@ -78,8 +79,8 @@ class Server:
 
     @property
     def monitor(self) -> str:
-        """Where the monitor answers."""
-        return f"http://{self._ports[1]}"
+        """Where the monitor answers. The path is a secret: the monitor asks for no password."""
+        return f"http://{self._ports[1]}{self._monitor_path}"
 
     @property
     def pid(self) -> int | None:
@@ -131,7 +132,8 @@ class Server:
     def config(self) -> str:
         """The nats.conf it runs with."""
         included = (ACCOUNTS, HOSTS)
-        return render(Place(*self._ports, str(self._data / STORE), included, self._store_bytes, self._tls))
+        place = Place(*self._ports, str(self._data / STORE), included, self._store_bytes, self._tls)
+        return render(place._replace(monitor_path=self._monitor_path))
 
     @property
     def reload(self) -> tuple[str, ...]:

@@ -121,7 +121,11 @@ class Cluster(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the broker listens and stores, and the files of its accounts, the same on all servers of a cluster."""
+    """Where the broker listens and stores, and the files of its accounts, the same on all servers of a cluster.
+
+    `monitor_path`: what every path of the monitor begins with. The monitor asks for no password and answers web pages,
+    so a path that nobody can guess stands for one.
+    """
 
     listen: str
     monitor: str
@@ -130,6 +134,7 @@ class Place(NamedTuple):
     store_bytes: int = STORE_BYTES
     tls: Tls | None = None
     cluster: Cluster | None = None
+    monitor_path: str = ""
 
 
 def render(place: Place) -> str:
@@ -139,7 +144,8 @@ def render(place: Place) -> str:
     return (
         f"listen: {json.dumps(place.listen)}\n"
         f"http: {json.dumps(place.monitor)}\n"
-        "max_payload: 2MB\n"
+        + (f"http_base_path: {json.dumps(place.monitor_path)}\n" if place.monitor_path else "")
+        + "max_payload: 2MB\n"
         f"jetstream {{\n    store_dir: {json.dumps(place.store_dir)}\n"
         "    # The default syncs every two minutes: a power cut would take acknowledged jobs with it.\n"
         "    sync_interval: always\n"

@@ -5,6 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _DEFAULTS = (
     (b"x-content-type-options", b"nosniff"),  # what is not a page is not taken for one
     (b"cache-control", b"no-store"),  # keys, secrets and jobs lie in no cache
+    (b"referrer-policy", b"no-referrer"),  # a URL may hold a key or a signature: no page names it to another site
 )
 
 

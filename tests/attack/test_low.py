@@ -54,6 +54,7 @@ async def test_l8_answers_are_kept_in_no_cache_and_taken_for_no_page(face: Face,
     reply = await face.admin.get(path)
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["referrer-policy"] == "no-referrer"
 
 
 async def test_l8_a_file_says_for_itself_how_it_is_cached(face: Face):

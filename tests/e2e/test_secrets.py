@@ -1,6 +1,7 @@
 """No log ever holds a key, a token or a signature, at any level and whatever goes wrong."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import websockets
@@ -27,8 +28,14 @@ async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: object):
         with pytest.raises(InvalidStatus):
             async with websockets.connect(f"{sockets}?token={WRONG}"):
                 pass
+        for path in ("/easy/query", "/v1/ws"):
+            reply = await http.get(path, params={"key": WRONG, "code": "x"}, headers=bare)
+            assert reply.is_error
+            assert WRONG not in reply.text
+        async with websockets.connect(f"{lit.installation.url.replace('http', 'ws')}/v1/ws?key={key}"):
+            pass
         await lit.installation.edge.stop()
         log = (tmp_path / "edge.log").read_text()
     assert "serving" in log
-    for secret in (made["token"], key, WRONG, "s1gn"):
+    for secret in (made["token"], key, WRONG, "s1gn", urlsplit(lit.installation.server.monitor).path):
         assert secret not in log
