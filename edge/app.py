@@ -38,8 +38,9 @@ from edge.routes import (
     webhooks,
 )
 from edge.routes.bodies import JSON_BYTES
-from edge.routes.given import Owner, Services
+from edge.routes.given import Owner, Services, Speech
 from edge.services.messages import Language, choose_language
+from edge.services.view import Asker
 
 MODULES = (
     *(jobs, batches, lists, events, assets, uploads, webhooks),
@@ -58,6 +59,10 @@ async def _owner(request: Connection, parts: Services) -> str:
 async def _language(request: Connection, owner: Owner) -> Language:
     del owner
     return choose_language(request.headers.get("accept-language"), request.auth.language)
+
+
+async def _asker(request: Connection, language: Speech) -> Asker:
+    return Asker(language, request.auth.id)
 
 
 async def _parts(request: Connection) -> Parts:
@@ -92,6 +97,7 @@ def _routed(parts: Parts, gateway: Gateway) -> Litestar:
             "parts": Provide(_parts),
             "owner": Provide(_owner),
             "language": Provide(_language),
+            "asker": Provide(_asker),
             "gateway": Provide(_gateway),
         },
         exception_handlers={Exception: answer},

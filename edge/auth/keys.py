@@ -10,7 +10,7 @@ from litestar.types import Guard
 
 from edge.parts import Parts
 from edge.services.refusals import refusing
-from edge.services.signing import SIGNATURE
+from edge.services.signing import NO_KEY, SIGNATURE
 from edge.services.tokens import MARK
 from schemas.access import ApiKey, Scope, parse_key
 from schemas.audit import Action
@@ -74,11 +74,17 @@ async def audited(request: Connection, parts: Parts, action: Action, subject: st
     await parts.audit.note(action, subject, by=request.auth.id, client=client_address(request, parts), **of_key)
 
 
-def _signed(connection: Connection, parts: Parts) -> ApiKey | None:
-    """Whom a signed URL speaks for. Asked before the key: the URL works for whoever has it, with another's key too."""
+async def _signed(connection: Connection, parts: Parts) -> ApiKey | None:
+    """Whom a signed URL speaks for; None also where the key that it was made for is no more. Raises BusError.
+
+    Asked before the key: the URL works for whoever has it, with another's key too.
+    """
     if SIGNATURE not in connection.query_params or connection.scope.get("method") not in _READING:
         return None
-    return parts.signer.bearer(connection.scope["path"], connection.query_params)
+    bearer = parts.signer.bearer(connection.scope["path"], connection.query_params)
+    if bearer is None or bearer.id == NO_KEY:
+        return bearer
+    return bearer if await parts.keys.by_id(bearer.id) is not None else None
 
 
 class Authenticate(AbstractAuthenticationMiddleware):
@@ -86,9 +92,9 @@ class Authenticate(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: Connection) -> AuthenticationResult:
         parts: Parts = connection.app.state.parts
-        key = _signed(connection, parts)
-        if key is None and (text := presented(connection)):
-            with refusing():
+        with refusing():
+            key = await _signed(connection, parts)
+            if key is None and (text := presented(connection)):
                 key = await recognised(connection, parts, text)
         if key is None:
             raise Refused("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")

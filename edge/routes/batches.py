@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from edge.auth.keys import needs
 from edge.routes.bodies import read_struct
 from edge.routes.documents import body_of
-from edge.routes.given import AnyRequest, Owner, Services, Speech
+from edge.routes.given import AnyRequest, Asking, Owner, Services
 from edge.services.batches import BATCH, Rejected, submit_batch
 from schemas.access import Scope
 from schemas.job import Submission
@@ -38,7 +38,7 @@ async def submit_jobs(
     request: AnyRequest,
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=255)] = None,
 ) -> BatchView:
     """Accept up to 1000 jobs, each durably and by itself: what is wrong with one rejects no other."""
@@ -46,7 +46,7 @@ async def submit_jobs(
     batch = await submit_batch(
         parts.intake, owner, asked.jobs, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
-    views = await parts.viewer.jobs([accepted.entry for accepted in batch.accepted], language)
+    views = await parts.viewer.jobs([accepted.entry for accepted in batch.accepted], asker)
     return BatchView(views, list(batch.rejected))
 
 

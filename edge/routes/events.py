@@ -18,7 +18,7 @@ from litestar.types import Scope as AsgiScope
 from bus.port import BusError
 from edge.auth.keys import REVOKED, UNWELCOME, Connection, needs, presented, still_known
 from edge.parts import Parts
-from edge.routes.given import AnyRequest, AnySocket, Owner, Services, Speech
+from edge.routes.given import AnyRequest, AnySocket, Asking, Owner, Services
 from edge.routes.jobs import job_key
 from edge.services.refusals import refusing
 from edge.services.stream import StreamItem
@@ -123,7 +123,7 @@ async def job_events(
     request: AnyRequest,
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     job_id: FromPath[str],
     last_event_id: LastEventId = None,
     after: After = None,
@@ -131,7 +131,7 @@ async def job_events(
     """`state`, `progress` and `log` of one job; ends after the final `state`. `Last-Event-ID` or `?after=` resumes."""
     key = job_key(owner, job_id)
     await parts.intake.read(key)
-    return _sse(parts.follower.events(owner, key.id, last_event_id or after, language), request, parts)
+    return _sse(parts.follower.events(owner, key.id, last_event_id or after, asker), request, parts)
 
 
 @get("/v1/events", guards=[needs(Scope.JOBS_READ)], media_type="text/event-stream")
@@ -139,13 +139,13 @@ async def owner_events(
     request: AnyRequest,
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     last_event_id: LastEventId = None,
     after: After = None,
 ) -> Stream:
     """The same for all jobs of the owner, with host notices, and without an end; without an id from the start."""
     await _reached(parts)
-    return _sse(parts.follower.events(owner, None, last_event_id or after, language), request, parts)
+    return _sse(parts.follower.events(owner, None, last_event_id or after, asker), request, parts)
 
 
 async def _push(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _Opened) -> None:
@@ -174,22 +174,22 @@ async def _push(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _Op
 
 @websocket("/v1/jobs/{job_id:str}/events", guards=[needs(Scope.JOBS_READ)])
 async def job_socket(
-    socket: AnySocket, parts: Services, owner: Owner, job_id: FromPath[str], language: Speech, after: After = None
+    socket: AnySocket, parts: Services, owner: Owner, job_id: FromPath[str], asker: Asking, after: After = None
 ) -> None:
     """The same over a WebSocket, one JSON object a message: `{"id", "event", "data"}`."""
     await parts.intake.read(job_key(owner, job_id))
     with parts.streams.opened(socket.auth):
         await socket.accept()
-        await _push(socket, parts.follower.events(owner, job_id, after, language), _Opened(socket, parts))
+        await _push(socket, parts.follower.events(owner, job_id, after, asker), _Opened(socket, parts))
 
 
 @websocket("/v1/events", guards=[needs(Scope.JOBS_READ)])
-async def owner_socket(socket: AnySocket, parts: Services, owner: Owner, language: Speech, after: After = None) -> None:
+async def owner_socket(socket: AnySocket, parts: Services, owner: Owner, asker: Asking, after: After = None) -> None:
     """All jobs of the owner over a WebSocket."""
     await _reached(parts)
     with parts.streams.opened(socket.auth):
         await socket.accept()
-        await _push(socket, parts.follower.events(owner, None, after, language), _Opened(socket, parts))
+        await _push(socket, parts.follower.events(owner, None, after, asker), _Opened(socket, parts))
 
 
 ROUTES = (

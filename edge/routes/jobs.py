@@ -15,10 +15,10 @@ from edge.parts import Parts
 from edge.routes.bodies import read_submission
 from edge.routes.documents import JobBody
 from edge.routes.files import download, plain
-from edge.routes.given import AnyRequest, Owner, Services, Speech, get_or_head
+from edge.routes.given import AnyRequest, Asking, Owner, Services, get_or_head
 from edge.services.intake import Accepted
-from edge.services.messages import Language
 from edge.services.refusals import refusing
+from edge.services.view import Asker
 from schemas.access import Scope
 from schemas.errors import Refused
 from schemas.feed import LogNote
@@ -37,8 +37,8 @@ def job_key(owner: Owner, job_id: str) -> JobKey:
     return JobKey(owner, job_id)
 
 
-async def _accepted(parts: Parts, accepted: Accepted, language: Language, status: int) -> Response[JobView]:
-    view = await parts.viewer.job(accepted.entry, language)
+async def _accepted(parts: Parts, accepted: Accepted, asker: Asker, status: int) -> Response[JobView]:
+    view = await parts.viewer.job(accepted.entry, asker)
     headers = {"Location": view.urls.self}
     if accepted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -52,7 +52,7 @@ async def submit_job(
     request: AnyRequest,
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=255)] = None,
     prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> Response[JobView]:
@@ -65,7 +65,7 @@ async def submit_job(
         owner, body, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
     accepted = await _held(parts, accepted, prefer)
-    return await _accepted(parts, accepted, language, 202)
+    return await _accepted(parts, accepted, asker, 202)
 
 
 @put(
@@ -79,7 +79,7 @@ async def put_job(
     request: AnyRequest,
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     job_id: FromPath[str],
     prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> Response[JobView]:
@@ -91,7 +91,7 @@ async def put_job(
     body = await read_submission(request, parts, owner)
     accepted = await parts.intake.submit(owner, body, job_id=key.id, trace_id=request.headers.get("x-trace-id"))
     accepted = await _held(parts, accepted, prefer)
-    return await _accepted(parts, accepted, language, 200 if accepted.replayed else 202)
+    return await _accepted(parts, accepted, asker, 200 if accepted.replayed else 202)
 
 
 def _seconds_to_wait(asked: float | None, prefer: str | None) -> float:
@@ -130,7 +130,7 @@ async def _said_so_far(parts: Parts, key: JobKey) -> str:
 async def read_job(
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     job_id: FromPath[str],
     wait: Annotated[float | None, QueryParameter(ge=0, le=MAX_WAIT_S)] = None,
     prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
@@ -140,7 +140,7 @@ async def read_job(
     seconds = _seconds_to_wait(wait, prefer)
     if seconds and entry.recorded.job.status not in FINAL:
         entry = await once_final(parts, entry, seconds)
-    return await parts.viewer.job(entry, language)
+    return await parts.viewer.job(entry, asker)
 
 
 @get_or_head("/v1/jobs/{job_id:str}/history", guards=[needs(Scope.JOBS_READ)])
@@ -150,15 +150,15 @@ async def job_history(parts: Services, owner: Owner, job_id: FromPath[str]) -> l
 
 
 @post("/v1/jobs/{job_id:str}/cancel", status_code=202, guards=[needs(Scope.JOBS_WRITE)])
-async def cancel_job(parts: Services, owner: Owner, language: Speech, job_id: FromPath[str]) -> JobView:
+async def cancel_job(parts: Services, owner: Owner, asker: Asking, job_id: FromPath[str]) -> JobView:
     """Stop the job, waiting or running; 409 `job_final` when it has ended."""
-    return await parts.viewer.job(await parts.intake.cancel(job_key(owner, job_id)), language)
+    return await parts.viewer.job(await parts.intake.cancel(job_key(owner, job_id)), asker)
 
 
 @post("/v1/jobs/{job_id:str}/retry", status_code=202, guards=[needs(Scope.JOBS_WRITE)])
-async def retry_job(parts: Services, owner: Owner, language: Speech, job_id: FromPath[str]) -> JobView:
+async def retry_job(parts: Services, owner: Owner, asker: Asking, job_id: FromPath[str]) -> JobView:
     """A new round with the same id and inputs, from failed, cancelled or expired."""
-    return await parts.viewer.job(await parts.intake.retry(job_key(owner, job_id)), language)
+    return await parts.viewer.job(await parts.intake.retry(job_key(owner, job_id)), asker)
 
 
 @delete("/v1/jobs/{job_id:str}", status_code=204, guards=[needs(Scope.JOBS_WRITE)])

@@ -6,7 +6,7 @@ from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 
 from edge.auth.keys import needs
-from edge.routes.given import Owner, Services, Speech, get_or_head
+from edge.routes.given import Asking, Owner, Services, get_or_head
 from edge.services.pages import Filters
 from schemas.access import Scope
 from schemas.errors import FieldError, Refused
@@ -38,7 +38,7 @@ def _tags(given: list[str] | None) -> tuple[tuple[str, str], ...]:
 async def list_jobs(
     parts: Services,
     owner: Owner,
-    language: Speech,
+    asker: Asking,
     status: FromQuery[Status | None] = None,
     endpoint: Annotated[str | None, QueryParameter(max_length=64)] = None,
     priority: FromQuery[Priority | None] = None,
@@ -49,7 +49,7 @@ async def list_jobs(
     """The owner's jobs, newest first. Waits until the list holds what this edge wrote before."""
     filters = Filters(status=status, endpoint=endpoint, priority=priority, tags=_tags(tag))
     page = await parts.index.list(owner, filters, limit, cursor)
-    return JobPage(await parts.viewer.jobs(page.entries, language), page.next_cursor)
+    return JobPage(await parts.viewer.jobs(page.entries, asker), page.next_cursor)
 
 
 ROUTES = (list_jobs,)

@@ -17,7 +17,6 @@ from edge.services import messages
 from edge.services.crowds import Crowds
 from edge.services.hosts import HostNotice, HostWatch
 from edge.services.mailbox import Mailbox
-from edge.services.messages import Language
 from edge.services.stream import (
     Bookmark,
     EventData,
@@ -28,7 +27,7 @@ from edge.services.stream import (
     StreamItem,
     read_bookmark,
 )
-from edge.services.view import Viewer
+from edge.services.view import NOBODY, Asker, Viewer
 from schemas.events import RecordUnreadable
 from schemas.feed import LogEnd, LogNote, Note, ProgressNote
 from schemas.job import Job, JobKey
@@ -59,7 +58,7 @@ class Follower:
             tasks.start_soon(sleep_forever)
 
     async def events(
-        self, owner: str, job_id: str | None = None, after: str | None = None, language: Language = Language.EN
+        self, owner: str, job_id: str | None = None, after: str | None = None, asker: Asker = NOBODY
     ) -> AsyncGenerator[StreamItem, None]:
         """What happened behind `after` (None: from the start), then what happens.
 
@@ -67,7 +66,7 @@ class Follower:
         Raises BusError when the broker is away at the opening.
         """
         bookmark = await self._resumed(after)
-        stream = _Stream(self._viewer, language, bookmark)
+        stream = _Stream(self._viewer, asker, bookmark)
         mail: _Mail = Mailbox(_BUFFER)
         close = self._open(mail, owner, job_id, bookmark.feed)
         try:
@@ -85,11 +84,11 @@ class Follower:
             close()
 
     async def held(
-        self, owner: str, after: str | None = None, language: Language = Language.EN
+        self, owner: str, after: str | None = None, asker: Asker = NOBODY
     ) -> AsyncGenerator[StreamItem, None]:
         """What happened behind `after` to the owner's jobs, up to now; then it ends. Raises BusError."""
         bookmark = await self._resumed(after)
-        stream = _Stream(self._viewer, language, bookmark)
+        stream = _Stream(self._viewer, asker, bookmark)
         async with aclosing(self._bus.feed.held(owner, bookmark.feed)) as items:
             async for item in items:
                 said = stream.say(item)
@@ -148,9 +147,9 @@ class Follower:
 class _Stream:
     """Turns items into what clients read, and keeps what decides about the end."""
 
-    def __init__(self, viewer: Viewer, language: Language, bookmark: Bookmark) -> None:
+    def __init__(self, viewer: Viewer, asker: Asker, bookmark: Bookmark) -> None:
         self._viewer = viewer
-        self._language = language
+        self._asker = asker
         self._bookmark = bookmark
         self._ended: tuple[int, int] | None = None
         self.final: Job | None = None
@@ -162,7 +161,7 @@ class _Stream:
     def say(self, item: FeedItem | HostNotice) -> StreamItem | None:
         """The item as clients read it; None for what is not told, or was told before."""
         if isinstance(item, HostNotice):
-            text = messages.notice(item.kind, self._language, item.wake_s)
+            text = messages.notice(item.kind, self._asker.language, item.wake_s)
             return self._item("notice", NoticeEvent(item.kind, item.host, text, item.at))
         self._bookmark = structs.replace(self._bookmark, feed=item.id)
         if item.change is not None:
@@ -177,7 +176,7 @@ class _Stream:
         if change.revision <= self._bookmark.revision:
             return None
         self._bookmark = structs.replace(self._bookmark, revision=change.revision)
-        view = self._viewer.state(Entry(change.revision, change.recorded), self._language)
+        view = self._viewer.state(Entry(change.revision, change.recorded), self._asker)
         return self._item("state", view)
 
     def _note(self, key: JobKey, note: Note) -> StreamItem | None:

@@ -1,4 +1,8 @@
-"""URLs that stand for themselves: an owner and a path, signed with the installation's secret, until a time."""
+"""URLs that stand for themselves: an owner and a path, signed with the installation's secret, until a time.
+
+One that was made for a key names its id, and does not work once that key is revoked. Those in webhook deliveries and
+those of the keyless port name no key, and neither do those of earlier releases: they work until their time.
+"""
 
 import base64
 import hmac
@@ -18,7 +22,9 @@ from schemas.words import is_token
 
 SECRET_BYTES = 32
 SIGNATURE = "signature"
+NO_KEY = "signing"  # the id of whoever comes with a URL that names no key
 _NAME = "signing"  # the row of AGREED
+_KEY = "for"  # the parameter with the id of the key
 _STEPS = 4
 # What a signed URL's bearer may do, at the one path that was signed.
 _SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)
@@ -35,8 +41,8 @@ class UrlSettings(Struct, frozen=True):
 class Link(Protocol):
     """Makes the URL under which an owner's thing at `path` can be fetched."""
 
-    def __call__(self, owner: str, path: str) -> str:
-        """`path` is percent-encoded already, as `/v1/jobs/…/files/…`."""
+    def __call__(self, owner: str, path: str, key_id: str | None) -> str:
+        """`path` is percent-encoded already, as `/v1/jobs/…/files/…`. `key_id`: the key that must still be there."""
         ...
 
 
@@ -65,6 +71,12 @@ class Seal:
 class _Claim(NamedTuple):
     owner: str
     expires: int
+    key_id: str | None
+
+    def signed(self, path: str) -> tuple[str, ...]:
+        """What the signature is over."""
+        named = () if self.key_id is None else (self.key_id,)
+        return path, self.owner, str(self.expires), *named
 
 
 class Signer:
@@ -75,33 +87,36 @@ class Signer:
         self._clock = clock
         self._settings = settings
 
-    def link(self, owner: str, path: str) -> str:
-        """`path` with owner, end and signature. It works from `ttl_s` to a quarter longer.
+    def link(self, owner: str, path: str, key_id: str | None = None) -> str:
+        """`path` with owner, end, key and signature. It works from `ttl_s` to a quarter longer.
 
         The end is rounded up, so that a page that asks for the job every second is given the same URL and a `<video>`
         goes on playing.
         """
         step = self._settings.ttl_s / _STEPS
         expires = ceil(ceil((self._clock().timestamp() + self._settings.ttl_s) / step) * step)
-        signature = self._seal.sign(path, owner, str(expires))
-        query = urlencode({"owner": owner, "expires": expires, SIGNATURE: signature})
+        signature = self._seal.sign(*_Claim(owner, expires, key_id).signed(path))
+        named = {} if key_id is None else {_KEY: key_id}
+        query = urlencode({"owner": owner, "expires": expires, **named, SIGNATURE: signature})
         return f"{self._settings.base.rstrip('/')}{path}?{query}"
 
     def bearer(self, path: str, query: Mapping[str, str]) -> ApiKey | None:
         """Who a GET of `path` (decoded) is made for, as a key that may read; None where the query is not signed for it,
-        or no longer."""
+        or no longer. Its id is that of the key that the URL was made for, else NO_KEY."""
         claim = _claim(query)
         now = self._clock()
         if claim is None or claim.expires <= now.timestamp():
             return None
-        if not self._seal.holds(query.get(SIGNATURE, ""), quote(path), claim.owner, str(claim.expires)):
+        if not self._seal.holds(query.get(SIGNATURE, ""), *claim.signed(quote(path))):
             return None
         ends = now + timedelta(seconds=claim.expires - now.timestamp())
-        return ApiKey(id=_NAME, owner=claim.owner, scopes=_SCOPES, secret_sha256="", created_at=now, expires_at=ends)
+        key_id = claim.key_id or NO_KEY
+        return ApiKey(id=key_id, owner=claim.owner, scopes=_SCOPES, secret_sha256="", created_at=now, expires_at=ends)
 
 
 def _claim(query: Mapping[str, str]) -> _Claim | None:
     owner, expires = query.get("owner", ""), query.get("expires", "")
     if not is_token(owner) or not (expires.isascii() and expires.isdigit() and len(expires) < 12):
         return None
-    return _Claim(owner, int(expires))
+    key_id = query.get(_KEY)
+    return _Claim(owner, int(expires), key_id) if key_id is None or is_token(key_id) else None

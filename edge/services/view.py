@@ -1,6 +1,8 @@
 """A record as a client sees it: position, reason, message, progress and links added (PROTOCOLS 1, "Job")."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import quote
 
 from msgspec import structs
@@ -31,6 +33,16 @@ def _untold(_job: Job, _reason: Reason | None, _ahead: int | None) -> None:
     """Nobody can tell."""
 
 
+class Asker(NamedTuple):
+    """Whom a view is made for. `key_id`: the key that links in it work for; None: they work until their time."""
+
+    language: Language = Language.EN
+    key_id: str | None = None
+
+
+NOBODY = Asker()
+
+
 class Viewer:
     """Makes views. The only thing it asks the broker for is the progress of a running job."""
 
@@ -46,19 +58,19 @@ class Viewer:
         """From now on `eta` says when a job should start and end."""
         self._eta = eta
 
-    async def job(self, entry: Entry, language: Language = Language.EN) -> JobView:
+    async def job(self, entry: Entry, asker: Asker = NOBODY) -> JobView:
         """The job of `entry`. A progress that cannot be read now is left out."""
-        return self._view(entry, language, await self._progress(entry.recorded.job))
+        return self._view(entry, asker, await self._progress(entry.recorded.job))
 
-    async def jobs(self, entries: Sequence[Entry], language: Language = Language.EN) -> list[JobView]:
+    async def jobs(self, entries: Sequence[Entry], asker: Asker = NOBODY) -> list[JobView]:
         """A page of them, in their order."""
-        return [await self.job(entry, language) for entry in entries]
+        return [await self.job(entry, asker) for entry in entries]
 
-    def state(self, entry: Entry, language: Language = Language.EN) -> JobView:
+    def state(self, entry: Entry, asker: Asker = NOBODY) -> JobView:
         """The job without its progress, which a follower gets in messages of its own."""
-        return self._view(entry, language, None)
+        return self._view(entry, asker, None)
 
-    def _view(self, entry: Entry, language: Language, progress: ProgressView | None) -> JobView:
+    def _view(self, entry: Entry, asker: Asker, progress: ProgressView | None) -> JobView:
         job = entry.recorded.job
         reason = self._reason(job)
         position = self._index.position(job, self._window.span(job.pool))
@@ -66,12 +78,12 @@ class Viewer:
             **{name: getattr(job, name) for name in _SAME},
             revision=entry.revision,
             reason=reason,
-            message=self._message(job, reason, position, language),
+            message=self._message(job, reason, position, asker.language),
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
             queue_position=position,
             eta=self._eta(job, reason, position),
             progress=progress,
-            output=None if job.output is None else _output(job, job.output, self._link),
+            output=None if job.output is None else _output(job, job.output, partial(self._link, key_id=asker.key_id)),
             max_attempts=job.policy.max_attempts,
             host=None if job.claim is None else job.claim.host,
             gpu=None if job.claim is None else job.claim.gpu,
@@ -106,7 +118,7 @@ class Viewer:
         return ProgressView(note.fraction, note.stage, note.done, note.total)
 
 
-def _output(job: Job, output: Output, link: Link) -> OutputView:
+def _output(job: Job, output: Output, link: Callable[[str, str], str]) -> OutputView:
     files = tuple(
         FileView(**structs.asdict(file), url=link(job.owner, f"/v1/jobs/{job.id}/files/{quote(file.name)}"))
         for file in output.files

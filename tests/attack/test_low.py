@@ -1,13 +1,17 @@
 """L3, L6, L7, L8: smaller findings of the penetration test."""
 
+import io
 import ssl
+import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
+import httpx
 import pytest
 from anyio.streams.tls import TLSAttribute
 from structlog.testing import capture_logs
@@ -18,10 +22,13 @@ from edge.certificates import provide
 from edge.server import server
 from edge.services import keys as keys_module
 from edge.services.keys import Keys
+from lamplighter.cli.session import Address
+from lamplighter.cli.up import Options, _announce
 from schemas.access import ApiKey, Scope
 from tests.attack.conftest import GET, Serve, Target, answer
 from tests.e2e.installation import until
 from tests.edge.routes.conftest import Face, face
+from tests.edge.routes.test_tokens import finished
 
 __all__ = ["face"]
 
@@ -47,6 +54,70 @@ async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(face: Face):
     assert line in (await face.admin.get("/metrics")).text
     assert line in (await face.anyone.get("/metrics", headers={"X-API-Key": made["key"]})).text
     assert "lamplighter_jobs{" not in (await face.ann.get("/metrics")).text
+
+
+async def linked(face: Face, text: str) -> str:
+    """The URL of a finished job's file, as it is told to whoever asks with `text`."""
+    return str(
+        (await face.anyone.get("/v1/jobs/mine", headers={"X-API-Key": text})).json()["output"]["files"][0]["url"]
+    )
+
+
+async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(face: Face):
+    _, lost = await face.keys.create("ann", [Scope.JOBS_READ])
+    await finished(face)
+    url, others = await linked(face, lost), await linked(face, face.texts["ann"])
+    token = (await face.anyone.post("/v1/tokens", json={}, headers={"X-API-Key": lost})).json()["token"]
+    by_token = await linked(face, token)
+    for link in (url, others, by_token):
+        assert (await face.anyone.get(link)).status_code == 200
+    await face.admin.delete(f"/v1/keys/{lost.split('_')[1]}")
+    for link in (url, by_token, str(httpx.URL(url).copy_remove_param("for"))):
+        assert (await face.anyone.get(link)).status_code == 401
+    assert (await face.anyone.get(others)).status_code == 200
+
+
+async def test_l7_a_link_of_an_earlier_release_works_until_its_time(face: Face):
+    path = urlsplit(await finished(face)).path
+    before = face.world.signer.link("ann", path)
+    assert "for=" not in before
+    assert (await face.anyone.get(before)).status_code == 200
+    face.world.time.pass_by(seconds=3600 * 1.25 + 1)
+    assert (await face.anyone.get(before)).status_code == 401
+
+
+class Terminal(io.StringIO):
+    """A standard output that is a terminal, or is none."""
+
+    def __init__(self, is_one: bool) -> None:
+        super().__init__()
+        self._is_one = is_one
+
+    def isatty(self) -> bool:
+        return self._is_one
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_l7_up_prints_its_key_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool):
+    """journald keeps what goes elsewhere, and shows it to others."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # which make rich take everything for a terminal
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", said := Terminal(terminal))
+    options = Options(
+        port=0,
+        data=tmp_path,
+        engine="process",
+        endpoints=(),
+        grace_s=1,
+        slots=1,
+        no_runner=True,
+        config=None,
+        as_json=False,
+    )
+    _announce(options, Address("http://127.0.0.1:1", "lamp_x_0123456789abcdef"), ())
+    assert ("lamp_x_0123456789abcdef" in said.getvalue()) is terminal
+    assert "http://127.0.0.1:1" in said.getvalue()
 
 
 @pytest.mark.parametrize("path", ["/v1/keys", "/v1/jobs", "/v1/webhooks/secret", "/v1/nothing", "/livez"])

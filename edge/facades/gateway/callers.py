@@ -8,6 +8,7 @@ from edge.facades.gateway.wire import AnySocket, next_frame
 from edge.parts import Parts
 from edge.services.messages import Language, choose_language
 from edge.services.refusals import refusing
+from edge.services.view import Asker
 from schemas.access import ApiKey, Scope
 from schemas.envelope import Kind, read
 from schemas.errors import Refused
@@ -22,6 +23,11 @@ class Caller(Struct, frozen=True):
     key: ApiKey
     owner: str
     language: Language
+
+    @property
+    def asker(self) -> Asker:
+        """Whom views are made for."""
+        return Asker(self.language, self.key.id)
 
     def needs(self, scope: Scope) -> None:
         """Pass, or raise Refused `forbidden`."""

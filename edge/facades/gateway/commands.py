@@ -62,7 +62,7 @@ async def _query(hall: Hall, caller: Caller, message: Message) -> list[Envelope]
     """The job as it is."""
     caller.needs(Scope.JOBS_READ)
     entry = await hall.parts.intake.read(_key(caller, message))
-    view = await hall.parts.viewer.job(entry, caller.language)
+    view = await hall.parts.viewer.job(entry, caller.asker)
     return [answer(hall, message, Kind.STATUS, job_payload(hall, view), result=view)]
 
 
@@ -70,7 +70,7 @@ async def _cancel(hall: Hall, caller: Caller, message: Message) -> list[Envelope
     """Stop it, waiting or running."""
     caller.needs(Scope.JOBS_WRITE)
     entry = await hall.parts.intake.cancel(_key(caller, message))
-    view = await hall.parts.viewer.job(entry, caller.language)
+    view = await hall.parts.viewer.job(entry, caller.asker)
     return [answer(hall, message, Kind.STATUS, job_payload(hall, view), result=view)]
 
 

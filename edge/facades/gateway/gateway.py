@@ -20,7 +20,7 @@ from edge.facades.gateway.wire import LOST, AnySocket, Gone, widen
 from edge.parts import Parts
 from edge.services.clock import Clock, utc_now
 from edge.services.hosts import HostNotice
-from edge.services.messages import Language
+from edge.services.view import Asker
 from schemas.access import Scope
 from schemas.errors import Refused
 from schemas.words import WAITING
@@ -48,7 +48,7 @@ class Gateway:
         self._parts = parts
         self._limits = limits or Limits()
         self._hall = Hall(parts, Origins(parts.bus.records), now)
-        self._hubs: dict[tuple[str, Language], Hub] = {}
+        self._hubs: dict[tuple[str, Asker], Hub] = {}
         self._sessions: set[Session] = set()
         self._tasks: TaskGroup | None = None
 
@@ -125,7 +125,7 @@ class Gateway:
         """The owner's stream, opened for its first socket."""
         if self._tasks is None:
             raise RuntimeError("Gateway.run must be running before a socket is served")
-        name = (caller.owner, caller.language)
+        name = (caller.owner, caller.asker)
         hub = self._hubs.get(name)
         if hub is None:
             hub = self._hubs[name] = Hub(self._hall, *name)
@@ -137,7 +137,7 @@ class Gateway:
         """Close the stream behind its last socket."""
         hub.users -= 1
         if not hub.users:
-            del self._hubs[caller.owner, caller.language]
+            del self._hubs[caller.owner, caller.asker]
             hub.scope.cancel()
 
     def _notice(self, notice: HostNotice) -> None:

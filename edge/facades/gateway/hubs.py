@@ -1,4 +1,4 @@
-"""One stream an owner and language at this edge, however many sockets listen: each would cost a consumer."""
+"""One stream an owner, language and key at this edge, however many sockets listen: each would cost a consumer."""
 
 from contextlib import aclosing
 from typing import Protocol
@@ -10,8 +10,8 @@ from anyio.lowlevel import checkpoint
 from bus.port import BusError, Entry
 from edge.facades.gateway.hall import Hall
 from edge.facades.gateway.pushes import Push, Pushes
-from edge.services.messages import Language
 from edge.services.pages import Filters
+from edge.services.view import Asker
 from schemas.view import JobView
 from schemas.words import WAITING, Status
 
@@ -37,16 +37,16 @@ class Listener(Protocol):
 class Hub:
     """Reads the stream from when it is first asked for. `last`: the id behind which its listeners are."""
 
-    def __init__(self, hall: Hall, owner: str, language: Language) -> None:
+    def __init__(self, hall: Hall, owner: str, asker: Asker) -> None:
         self.owner = owner
-        self.pushes = Pushes(hall, owner, language)
+        self.pushes = Pushes(hall, owner, asker.language)
         self.last = ""
         self.ready = Event()
         self.scope = CancelScope()
         self.listeners: set[Listener] = set()
         self.users = 0
         self._parts = hall.parts
-        self._language = language
+        self._asker = asker
         self._cursors: dict[Status, str | None] = {}
         self._newest: dict[str, int] = {}  # job id to the revision last told, of this round of waiting lines
         self._older: dict[str, int] = {}  # and of the one before
@@ -64,7 +64,7 @@ class Hub:
     async def _read(self) -> None:
         self.last = self.last or await self._parts.bus.feed.position()
         self.ready.set()
-        async with aclosing(self._parts.follower.events(self.owner, None, self.last, self._language)) as items:
+        async with aclosing(self._parts.follower.events(self.owner, None, self.last, self._asker)) as items:
             async for item in items:
                 push = await self.pushes.push(item)
                 if isinstance(item.data, JobView):
@@ -89,7 +89,7 @@ class Hub:
 
     async def _tell(self, entry: Entry) -> None:
         await checkpoint()  # a line to a thousand sockets takes its time, and there may be hundreds of lines
-        push = await self.pushes.state(self.last, self._parts.viewer.state(entry, self._language))
+        push = await self.pushes.state(self.last, self._parts.viewer.state(entry, self._asker))
         if entry.revision >= self._told(entry.recorded.job.id):
             for listener in tuple(self.listeners):
                 listener.hear_if_relaxed(push)

@@ -185,7 +185,7 @@ class Session(Listener, RelaySocket):
                     return
 
     async def _replay_held(self, hub: Hub) -> None:
-        held = self._hall.parts.follower.held(hub.owner, self._place, self.caller.language)
+        held = self._hall.parts.follower.held(hub.owner, self._place, self.caller.asker)
         async with aclosing(held) as items:
             async for item in items:
                 await self._outbox.room()

@@ -86,7 +86,7 @@ async def _one(hall: Hall, caller: Caller, message: Message, payload: Mapping[st
     accepted = await _accepted(parts, caller.owner, body, code, name, message)
     job = accepted.entry.recorded.job
     hall.origins.learn(job)
-    view = await parts.viewer.job(accepted.entry, caller.language)
+    view = await parts.viewer.job(accepted.entry, caller.asker)
     return Made(view, job_payload(hall, view), job.trace_id)
 
 

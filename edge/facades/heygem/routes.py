@@ -32,6 +32,7 @@ from edge.routes.given import AnyRequest, Services
 from edge.services.messages import Language
 from edge.services.refusals import refusing
 from edge.services.sameness import submit_under
+from edge.services.view import Asker
 from schemas.access import Scope
 from schemas.asset import SCHEME, media_type
 from schemas.errors import Refused
@@ -127,7 +128,7 @@ async def query(request: AnyRequest, parts: Services) -> Response[bytes]:
     if code is None:
         raise FieldMissing("code")
     entry = await _found(parts, owner, code)
-    view = await parts.viewer.job(entry, Language.ZH)
+    view = await parts.viewer.job(entry, Asker(Language.ZH))
     return send(found(await _told(parts, entry, view)))
 
 

@@ -16,10 +16,11 @@ from edge.facades.runpod.translation import shown, submission, ticket
 from edge.parts import Parts
 from edge.problems import explain
 from edge.routes.bodies import read_json
-from edge.routes.given import AnyRequest, Owner, Services
+from edge.routes.given import AnyRequest, Asking, Owner, Services
 from edge.routes.jobs import once_final
 from edge.services.pages import PAGE_MAX, Filters
 from edge.services.refusals import refusing
+from edge.services.view import Asker
 from schemas.access import Scope
 from schemas.errors import Refused
 from schemas.job import JobKey
@@ -37,23 +38,24 @@ _reads, _writes = [needs(Scope.JOBS_READ)], [needs(Scope.JOBS_WRITE)]
 
 
 @post("/run", status_code=200, guards=_writes)
-async def run(request: AnyRequest, parts: Services, owner: Owner, endpoint: FromPath[str]) -> Said:
+async def run(request: AnyRequest, parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str]) -> Said:
     """Accept a job."""
-    return ticket(await _view(parts, await _submitted(request, parts, owner, endpoint)))
+    return ticket(await _view(parts, asker, await _submitted(request, parts, owner, endpoint)))
 
 
 @post("/runsync", status_code=200, guards=_writes)
-async def runsync(
+async def runsync(  # noqa: PLR0913, PLR0917 - what Litestar gives to it
     request: AnyRequest,
     parts: Services,
     owner: Owner,
+    asker: Asking,
     endpoint: FromPath[str],
     wait: Annotated[float, QueryParameter()] = WAIT_MS,
 ) -> Said:
     """Accept a job and hold the answer until it ends, or `wait` milliseconds: then it is told as it stands."""
     entry = await _submitted(request, parts, owner, endpoint)
     milliseconds = max(SHORTEST_MS, min(LONGEST_MS, wait))
-    return shown(await _view(parts, await once_final(parts, entry, milliseconds / 1000)))
+    return shown(await _view(parts, asker, await once_final(parts, entry, milliseconds / 1000)))
 
 
 async def _submitted(request: AnyRequest, parts: Parts, owner: str, endpoint: str) -> Entry:
@@ -62,23 +64,25 @@ async def _submitted(request: AnyRequest, parts: Parts, owner: str, endpoint: st
 
 
 @get("/status/{job_id:str}", guards=_reads)
-async def status(parts: Services, owner: Owner, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
+async def status(parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
     """How the job stands."""
-    return shown(await _view(parts, await _found(parts, owner, endpoint, job_id)))
+    return shown(await _view(parts, asker, await _found(parts, owner, endpoint, job_id)))
 
 
 @get("/stream/{job_id:str}", guards=_reads)
-async def stream(parts: Services, owner: Owner, endpoint: FromPath[str], job_id: FromPath[str], pieces: Given) -> Said:
+async def stream(  # noqa: PLR0913, PLR0917 - what Litestar gives to it
+    parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str], pieces: Given
+) -> Said:
     """The job as `status` tells it, and what is new of it since the last call."""
     entry = await _found(parts, owner, endpoint, job_id)
-    view = await _view(parts, entry)
+    view = await _view(parts, asker, entry)
     with refusing():
         note = await parts.bus.feed.last_progress(entry.recorded.job.key)
     return shown(view) | {"stream": pieces.take(view, note)}
 
 
 @post("/cancel/{job_id:str}", status_code=200, guards=_writes)
-async def cancel(parts: Services, owner: Owner, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
+async def cancel(parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
     """Stop the job. One that has ended is told as it ended."""
     entry = await _found(parts, owner, endpoint, job_id)
     try:
@@ -89,16 +93,16 @@ async def cancel(parts: Services, owner: Owner, endpoint: FromPath[str], job_id:
         entry = await _found(parts, owner, endpoint, job_id)
     if entry.recorded.job.status in ACTIVE:
         entry = await once_final(parts, entry, CANCEL_WAIT_S)
-    said = ticket(await _view(parts, entry))
+    said = ticket(await _view(parts, asker, entry))
     # The wish is on record; a job that is still being stopped is told as what it is about to be.
     return said | {"status": "CANCELLED"} if entry.recorded.job.status is Status.CANCELLING else said
 
 
 @post("/retry/{job_id:str}", status_code=200, guards=_writes)
-async def retry(parts: Services, owner: Owner, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
+async def retry(parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
     """Another round of a job that failed, timed out or was cancelled."""
     entry = await _found(parts, owner, endpoint, job_id)
-    return ticket(await _view(parts, await parts.intake.retry(entry.recorded.job.key)))
+    return ticket(await _view(parts, asker, await parts.intake.retry(entry.recorded.job.key)))
 
 
 @post("/purge-queue", status_code=200, guards=_writes)
@@ -154,8 +158,8 @@ async def _found(parts: Parts, owner: str, endpoint: str, job_id: str) -> Entry:
     return entry
 
 
-async def _view(parts: Parts, entry: Entry) -> JobView:
-    return await parts.viewer.job(entry)
+async def _view(parts: Parts, asker: Asker, entry: Entry) -> JobView:
+    return await parts.viewer.job(entry, Asker(key_id=asker.key_id))  # RunPod speaks English
 
 
 def problem(request: AnyRequest, error: Exception) -> Response[bytes]:

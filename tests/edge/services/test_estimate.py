@@ -10,6 +10,7 @@ from bus.port import Change
 from edge.services.estimate import REMEMBERED, Estimator
 from edge.services.messages import DEFAULT_WAKE_S, Language
 from edge.services.runtimes import Run, Spread, pace, quantile, queue_s, spread
+from edge.services.view import Asker
 from schemas import events as e
 from schemas.endpoint import Resources
 from schemas.host import GpuReport, Offer
@@ -135,7 +136,8 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: Fake
     assert after(dark.start_at, told) == DEFAULT_WAKE_S
     told.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
     bobs = await told.submit("bob")
-    assert (await told.viewer.job(await told.intake.read(bobs.key), Language.ZH)).message == "任务已排队，请等待约2分钟"
+    view = await told.viewer.job(await told.intake.read(bobs.key), Asker(Language.ZH))
+    assert view.message == "任务已排队，请等待约2分钟"
     waking = await eta(told, bobs)
     assert waking is not None
     assert after(waking.start_at, told) == 31.0 + 10.0

@@ -11,7 +11,6 @@ import anyio.lowlevel
 import pytest
 
 from edge.outbound.turns import Turns
-from edge.services.messages import Language
 from schemas.errors import Refused
 from schemas.job import Job
 from schemas.reasons import Reason
@@ -52,7 +51,7 @@ async def test_a_url_is_fetched_after_the_answer_and_becomes_the_owners_asset(ed
         url = at(server.port)
         job = await submitted(edge, url)
         assert (job.status, job.input["file"]) == (Status.SCHEDULED, url)
-        view = await edge.viewer.job(await edge.intake.read(job.key), Language.EN)
+        view = await edge.viewer.job(await edge.intake.read(job.key))
         assert view.reason == Reason.FETCHING_INPUT
         gate.set()
         queued = await became(edge, job, Status.QUEUED)

@@ -6,6 +6,7 @@ import pytest
 from edge.services.follow import Follower
 from edge.services.messages import Language
 from edge.services.stream import Bookmark, LogEvent, NoticeEvent, ProgressEvent, StreamItem, read_bookmark
+from edge.services.view import Asker
 from schemas import events as e
 from schemas.feed import LogEnd, LogNote, Place, ProgressNote
 from schemas.job import Claim, Job, Output
@@ -112,7 +113,7 @@ async def test_it_goes_on_over_a_cut_connection(fake: FakeWorld) -> None:
 async def test_an_owners_stream_has_his_jobs_and_the_hosts(edge: World) -> None:
     await edge.hosts.refresh()
     mine, _ = await edge.submit("ann"), await edge.submit("bob")
-    stream = edge.follower.events("ann", language=Language.ZH)
+    stream = edge.follower.events("ann", asker=Asker(Language.ZH))
     first = await anext(stream)
     assert isinstance(first.data, JobView)
     assert first.data.id == mine.id

@@ -10,7 +10,6 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from edge.services.messages import Language
 from edge.services.pages import Filters
 from schemas import events as e
 from schemas.errors import Refused
@@ -52,7 +51,7 @@ async def became(edge: World, job: Job, status: Status) -> Job:
 async def test_a_job_waits_for_its_files_and_the_last_one_queues_it(edge: World) -> None:
     job = await awaiting(edge, FILM, VOICE)
     assert (job.status, job.missing, job.queued_at) == (Status.SCHEDULED, (digest(FILM), digest(VOICE)), None)
-    view = await edge.viewer.job(await edge.intake.read(job.key), Language.EN)
+    view = await edge.viewer.job(await edge.intake.read(job.key))
     assert (view.reason, view.missing) == (Reason.AWAITING_INPUT, tuple(f"sha256:{d}" for d in job.missing))
     assert await edge.waiting() == []
     await edge.put("ann", FILM)

@@ -6,6 +6,7 @@ import pytest
 
 from edge.services import messages
 from edge.services.messages import Language, Text, Wait, choose_language
+from edge.services.view import Asker
 from schemas import events as e
 from schemas.failures import FAILURES
 from schemas.feed import Place, ProgressNote
@@ -18,7 +19,7 @@ from tests.edge.services.world import START, FakeWorld, World
 
 async def seen(edge: World, job: Job, language: Language = Language.EN) -> JobView:
     await edge.settled()
-    return await edge.viewer.job(await edge.intake.read(job.key), language)
+    return await edge.viewer.job(await edge.intake.read(job.key), Asker(language))
 
 
 async def test_a_waiting_job_tells_position_reason_and_links(fake: FakeWorld) -> None:
