@@ -229,7 +229,7 @@ class Quotas:
     def _add(self, reservation: Reservation, size: int, room: int) -> None:
         """There must be no wait between the look at `room` and this."""
         if size > room:
-            raise no_room(room)
+            raise no_room(room + reservation.reserved)
         reservation.reserved += size
         self._reserved[reservation.owner] += size
 
