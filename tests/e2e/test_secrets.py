@@ -28,11 +28,11 @@ async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: object):
         with pytest.raises(InvalidStatus):
             async with websockets.connect(f"{sockets}?token={WRONG}"):
                 pass
-        for path in ("/easy/query", "/v1/ws"):
+        for path in ("/easy/query", "/ws"):
             reply = await http.get(path, params={"key": WRONG, "code": "x"}, headers=bare)
             assert reply.is_error
             assert WRONG not in reply.text
-        async with websockets.connect(f"{lit.installation.url.replace('http', 'ws')}/v1/ws?key={key}"):
+        async with websockets.connect(f"{lit.installation.url.replace('http', 'ws')}/ws?key={key}"):
             pass
         await lit.installation.edge.stop()
         log = (tmp_path / "edge.log").read_text()
