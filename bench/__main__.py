@@ -8,7 +8,7 @@ import sys
 import structlog
 import uvloop
 
-from bench.rows import show
+from bench.figures import print_figure
 
 BENCHES = (
     "submit",
@@ -30,7 +30,7 @@ async def run(names: list[str]) -> bool:
     met = True
     for name in names:
         async for row in importlib.import_module(f"bench.{name}").rows():
-            show(row)
+            print_figure(row)
             met = met and row.met is not False
     return met
 

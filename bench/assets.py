@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from bench.load import load
-from bench.rows import Row, p50
-from bench.scene import scene
+from bench.figures import Figure, p50
+from bench.http_load import run_load
+from bench.installation import run_installation
 from bench.store import sha256sum
-from lamplighter.digests import hash_file
+from lamplighter.digest_cache import hash_file
 
 MIB = 1024 * 1024
 SIZE_MB = 1024
@@ -40,9 +40,9 @@ def _write(path: Path, seed: int) -> None:
             file.write(piece)
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Medians of runs taken in turn; every run uploads another file, since a known one is not stored again."""
-    async with scene() as made:
+    async with run_installation() as made:
         with tempfile.TemporaryDirectory() as folder:
             path, puts, sums = Path(folder) / "big", list[float](), list[float]()
             before = made.installation.edge.peak_rss_mb()
@@ -53,9 +53,9 @@ async def rows() -> AsyncIterator[Row]:
                 puts.append(await asyncio.to_thread(_put, made.port, made.key, path, sha256))
             grown = made.installation.edge.peak_rss_mb() - before
         note = f"{SIZE_MB / p50(puts):.0f} MB/s against {SIZE_MB / p50(sums):.0f} MB/s of sha256sum"
-        yield Row("assets", "PUT 1 GB against sha256sum", p50(sums) / p50(puts), "x", AIM, least=True, note=note)
-        yield Row("assets", "edge memory beyond its start", grown, "MB", 50)
+        yield Figure("assets", "PUT 1 GB against sha256sum", p50(sums) / p50(puts), "x", AIM, least=True, note=note)
+        yield Figure("assets", "edge memory beyond its start", grown, "MB", 50)
         head = f"GET /v1/assets/{sha256} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {made.key}\r\n"
         ask = f"{head}Range: bytes=536870912-537919487\r\n\r\n"
-        ranged = await load(made.port, [ask.encode()] * 200, 1, b" 206 ")
-        yield Row("assets", "GET of a 1 MB range in the middle", p50(ranged.latencies) * 1e3, "ms")
+        ranged = await run_load(made.port, [ask.encode()] * 200, 1, b" 206 ")
+        yield Figure("assets", "GET of a 1 MB range in the middle", p50(ranged.latencies) * 1e3, "ms")

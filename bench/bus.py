@@ -16,22 +16,23 @@ from pathlib import Path
 import anyio
 import structlog
 
-from bus.connection import open_edge, open_runner
-from bus.port import Bus
-from bus.server import Server, serving
+from bus.interface import Bus
+from bus.open import open_edge, open_runner
+from bus.server.process import NatsServer, run_server
 from bus.settings import BrokerSettings
-from schemas.events import Recorded, Started, Submitted
-from schemas.feed import Place, ProgressNote
-from schemas.job import Claim, Job, JobKey
-from schemas.lifecycle import step
-from schemas.words import PRIORITIES, Status
+from schemas.events import JobRecord, Started, Submitted
+from schemas.feed import FeedPosition, ProgressMessage
+from schemas.ids import JobKey
+from schemas.job import Claim, Job
+from schemas.lifecycle import next_record
+from schemas.status import PRIORITIES, Status
 
 JOBS = 300
 WARM_UP = 20
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
-def recorded(job_id: str) -> Recorded:
+def sample_record(job_id: str) -> JobRecord:
     """A job as submit records it: 1.2 KB."""
     job = Job(
         id=job_id,
@@ -39,31 +40,31 @@ def recorded(job_id: str) -> Recorded:
         endpoint="echo",
         pool="echo",
         status=Status.QUEUED,
-        digest="0" * 64,
+        request_digest="0" * 64,
         input={"text": "x" * 1000},
         created_at=NOW,
     )
-    return Recorded(NOW, Submitted(), job)
+    return JobRecord(NOW, Submitted(), job)
 
 
 async def submit_one(edge: Bus, job_id: str) -> None:
-    record = recorded(job_id)
-    await edge.records.create(record.job.key, record)
-    await edge.queue.publish(record.job.pointer)
+    record = sample_record(job_id)
+    await edge.job_store.create(record.job.key, record)
+    await edge.job_queue.publish(record.job.pointer)
 
 
 async def claim_one(runner: Bus) -> None:
     for priority in PRIORITIES:
-        delivery = await runner.queue.take("echo", priority)
+        delivery = await runner.job_queue.fetch("echo", priority)
         if delivery is not None:
             break
     else:
         raise RuntimeError("a job that was submitted is not there")
-    entry = await runner.records.read(delivery.pointer.key)
+    entry = await runner.job_store.read(delivery.pointer.key)
     if entry is None:
         raise RuntimeError("a job in the queue has no record")
-    started = step(entry.recorded.job, Started(Claim("bench", "one", 1)), NOW)
-    await runner.records.update(delivery.pointer.key, started, entry.revision)
+    started = next_record(entry.record.job, Started(Claim("bench", "one", 1)), NOW)
+    await runner.job_store.update(delivery.pointer.key, started, entry.revision)
 
 
 async def _follow(edge: Bus, runner: Bus) -> list[float]:
@@ -71,7 +72,7 @@ async def _follow(edge: Bus, runner: Bus) -> list[float]:
     stream = edge.feed.follow(key.owner, key.id)
     for offset in range(WARM_UP + JOBS):
         began = time.perf_counter()
-        await runner.feed.publish(key, ProgressNote(Place(1, 1, offset), NOW, 0.5))
+        await runner.feed.publish(key, ProgressMessage(FeedPosition(1, 1, offset), NOW, 0.5))
         await anext(stream)
         took.append(time.perf_counter() - began)
     return took[WARM_UP:]
@@ -94,13 +95,13 @@ async def _timed(count: int, work: Callable[[int], Awaitable[None]]) -> list[flo
 async def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Server(Path(folder))) as server:
+        async with run_server(NatsServer(Path(folder))) as server:
             settings = {
-                user: BrokerSettings(server.url, user, server.passwords[user], server.monitor)
+                user: BrokerSettings(server.url, user, server.passwords[user], server.monitor_url)
                 for user in ("edge", "runner")
             }
             async with open_edge(settings["edge"]) as edge, open_runner(settings["runner"]) as runner:
-                await edge.queue.ensure(["echo"])
+                await edge.job_queue.ensure_consumers(["echo"])
                 submit = await _timed(JOBS, lambda number: submit_one(edge, f"job-{number}"))
                 take = await _timed(JOBS, lambda _: claim_one(runner))
                 follow = await _follow(edge, runner)

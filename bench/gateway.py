@@ -11,19 +11,19 @@ from pathlib import Path
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from bench.rows import Row, p50, p99
-from bench.scene import Scene, scene
-from bus.port import Bus
-from edge.services.clock import utc_now
-from edge.services.keys import Keys
-from schemas.access import CLIENT_SCOPES
-from schemas.feed import Place, ProgressNote
-from schemas.job import JobKey
+from bench.figures import Figure, p50, p99
+from bench.installation import BenchInstallation, run_installation
+from bus.interface import Bus
+from edge.core.clock import utc_now
+from edge.owners.api_keys import ApiKeyStore
+from schemas.auth import CLIENT_SCOPES
+from schemas.feed import FeedPosition, ProgressMessage
+from schemas.ids import JobKey
 
 SOCKETS = 1000
 SUBMITS = 500
 FOLLOWERS = 500
-NOTES = 40
+MESSAGES = 40
 EVERY_S = 0.25  # the rate at which a runner publishes progress
 FAN_OUT_AIM_MS = 50.0
 # More than one key may hold open by default.
@@ -31,10 +31,10 @@ LIMITS = {"LAMPLIGHTER_SERVER__STREAMS_PER_KEY": "1000", "LAMPLIGHTER_SERVER__SO
 _OFFSET = re.compile(rb'"offset":(\d+)')
 
 
-async def make_keys(made: Scene, owners: int) -> list[str]:
+async def make_keys(made: BenchInstallation, owners: int) -> list[str]:
     """A client's key for each of so many owners."""
     async with made.installation.bus() as bus:
-        ring = Keys(bus.keys, utc_now, secrets.token_bytes, time.monotonic)
+        ring = ApiKeyStore(bus.api_keys, utc_now, secrets.token_bytes, time.monotonic)
         return [(await ring.create(f"bench-{number}", CLIENT_SCOPES)).text for number in range(owners)]
 
 
@@ -43,7 +43,7 @@ def _connect(where: str) -> connect:
     return connect(where, compression=None, ping_interval=None)
 
 
-def _rss_mb(made: Scene) -> float:
+def _rss_mb(made: BenchInstallation) -> float:
     """VmRSS of proc(5)."""
     status = Path(f"/proc/{made.installation.edge.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
@@ -54,7 +54,7 @@ async def _drain(socket: ClientConnection) -> None:
         pass
 
 
-async def _open(made: Scene, keys: list[str], stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+async def _open(made: BenchInstallation, keys: list[str], stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
     """SOCKETS sockets that read and say nothing, some at a time."""
     gate = asyncio.Semaphore(32)
     where = made.installation.url.replace("http", "ws", 1) + "/ws?key="
@@ -69,7 +69,7 @@ async def _open(made: Scene, keys: list[str], stack: AsyncExitStack, tasks: asyn
             opening.create_task(one(number))
 
 
-async def _submits(made: Scene, key: str, count: int = SUBMITS) -> list[float]:
+async def _submits(made: BenchInstallation, key: str, count: int = SUBMITS) -> list[float]:
     """Seconds from each submit to its answer, one after the other on one socket."""
     took = []
     async with _connect(made.installation.url.replace("http", "ws", 1) + f"/ws?key={key}") as socket:
@@ -84,8 +84,8 @@ async def _submits(made: Scene, key: str, count: int = SUBMITS) -> list[float]:
     return took
 
 
-async def _at(owners: int) -> AsyncIterator[Row]:
-    async with scene(**LIMITS) as made, AsyncExitStack() as stack:
+async def _owner_of(owners: int) -> AsyncIterator[Figure]:
+    async with run_installation(**LIMITS) as made, AsyncExitStack() as stack:
         keys = await make_keys(made, owners)
         await _submits(made, made.key, 100)
         empty = p50(await _submits(made, made.key))
@@ -98,9 +98,9 @@ async def _at(owners: int) -> AsyncIterator[Row]:
             took = await _submits(made, keys[0], SUBMITS if owners > 1 else SUBMITS // 5)
             what = f"submit to answer, {SOCKETS} sockets of {owners} owner{'s' * (owners > 1)}"
             note = f"{empty * 1e3:.2f} ms with no other socket; opened in {opened:.1f} s"
-            yield Row("gateway", f"{what}, p50", p50(took) * 1e3, "ms", note=note)
-            yield Row("gateway", f"{what}, p99", p99(took) * 1e3, "ms")
-            yield Row("gateway", f"edge memory a socket, {owners} owner{'s' * (owners > 1)}", per_socket, "KiB")
+            yield Figure("gateway", f"{what}, p50", p50(took) * 1e3, "ms", note=note)
+            yield Figure("gateway", f"{what}, p99", p99(took) * 1e3, "ms")
+            yield Figure("gateway", f"edge memory a socket, {owners} owner{'s' * (owners > 1)}", per_socket, "KiB")
             await stack.aclose()
 
 
@@ -122,11 +122,11 @@ class _Follower(asyncio.Protocol):
         self.ready.set()
         for found in _OFFSET.findall(data):
             self.came.setdefault(int(found), now)
-        if len(self.came) == NOTES:
+        if len(self.came) == MESSAGES:
             self.whole.set()
 
 
-async def _fan_out(made: Scene, bus: Bus) -> AsyncIterator[Row]:
+async def _fan_out(made: BenchInstallation, bus: Bus) -> AsyncIterator[Figure]:
     job = await made.client.submit("echo", text="followed")
     path = f"/v1/jobs/{job.id}/events"
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {made.key}\r\n\r\n".encode()
@@ -148,7 +148,7 @@ async def _fan_out(made: Scene, bus: Bus) -> AsyncIterator[Row]:
     late = [(max(came) - at) * 1e3 for came, at in zip(times, said.values(), strict=True)]
     note = f"p99 {p99(spreads):.0f} ms; publish to the last {p50(late):.0f} ms; opened in {opened:.1f} s"
     what = f"progress to {FOLLOWERS} SSE clients, first to last, p50"
-    yield Row("gateway", what, p50(spreads), "ms", FAN_OUT_AIM_MS, note=note)
+    yield Figure("gateway", what, p50(spreads), "ms", FAN_OUT_AIM_MS, note=note)
     for follower in followers:
         follower.transport.close()
 
@@ -156,20 +156,20 @@ async def _fan_out(made: Scene, bus: Bus) -> AsyncIterator[Row]:
 async def _publish(bus: Bus, key: JobKey) -> dict[int, float]:
     """Progress as a runner says it; when each offset was said."""
     said = {}
-    for number in range(1, NOTES + 1):
+    for number in range(1, MESSAGES + 1):
         said[number] = time.perf_counter()
         await bus.feed.publish(
-            key, ProgressNote(Place(1, 1, number), utc_now(), number / NOTES, "render", number, NOTES)
+            key, ProgressMessage(FeedPosition(1, 1, number), utc_now(), number / MESSAGES, "render", number, MESSAGES)
         )
         await asyncio.sleep(EVERY_S)
     return said
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Each on an installation of its own."""
     for owners in (100, 1):
-        async for row in _at(owners):
+        async for row in _owner_of(owners):
             yield row
-    async with scene(**LIMITS) as made, made.installation.bus() as bus:
+    async with run_installation(**LIMITS) as made, made.installation.bus() as bus:
         async for row in _fan_out(made, bus):
             yield row

@@ -12,18 +12,18 @@ from pathlib import Path
 import anyio
 
 from bench.bus import claim_one, submit_one
-from bench.rows import Row, p50, p99
-from bench.scene import Scene
+from bench.figures import Figure, p50, p99
+from bench.installation import BenchInstallation
 from bench.start import first_line_s
-from bus.connection import open_edge, open_runner
-from bus.port import Bus, Unreachable
-from bus.roster import Roster, hashed, new_password
-from bus.server import serving
+from bus.interface import BrokerUnreachable, Bus
+from bus.open import open_edge, open_runner
+from bus.server.host_accounts import HostAccounts, hash_password, new_password
+from bus.server.process import run_server
 from bus.settings import BrokerSettings
 from lamplighter import AsyncClient
-from schemas.words import Priority
-from tests.broker import Broker, OneAccount
-from tests.e2e.installation import Installation, ready
+from schemas.status import Priority
+from tests.support.installation import Installation, wait_until_ready
+from tests.support.nats_broker import BrokerProcess, SingleAccountBroker
 
 CLAIMS = 400
 STARTS = 25
@@ -35,20 +35,20 @@ AIM = 1.1
 
 
 @asynccontextmanager
-async def _buses(server: Broker) -> AsyncIterator[tuple[Bus, Bus]]:
+async def _buses(server: BrokerProcess) -> AsyncIterator[tuple[Bus, Bus]]:
     async with (
-        serving(server),
+        run_server(server),
         open_edge(server.settings("edge")) as edge,
         open_runner(server.settings("runner")) as runner,
     ):
-        await edge.queue.ensure(["echo"])
+        await edge.job_queue.ensure_consumers(["echo"])
         yield edge, runner
 
 
-async def _claims(folder: Path) -> AsyncIterator[Row]:
+async def _claims(folder: Path) -> AsyncIterator[Figure]:
     async with (
-        _buses(OneAccount(folder / "one")) as one,
-        _buses(Broker(folder / "apart")) as apart,
+        _buses(SingleAccountBroker(folder / "one")) as one,
+        _buses(BrokerProcess(folder / "apart")) as apart,
     ):
         took: dict[str, list[float]] = {"one": [], "apart": []}
         for number in range(CLAIMS):
@@ -63,30 +63,33 @@ async def _claims(folder: Path) -> AsyncIterator[Row]:
         note = (
             f"p99 {p99(took['apart']) * 1e3:.2f} ms; in one account p50 {before:.2f}, p99 {p99(took['one']) * 1e3:.2f}"
         )
-        yield Row("hosts", "a claim by a runner in an account of its own, p50", now, "ms", note=note)
-        yield Row("hosts", "a claim, against one account", now / before, "x", AIM)
+        yield Figure("hosts", "a claim by a runner in an account of its own, p50", now, "ms", note=note)
+        yield Figure("hosts", "a claim, against one account", now / before, "x", AIM)
 
 
 @asynccontextmanager
-async def _scene(folder: Path, server: Broker) -> AsyncIterator[Scene]:
+async def _bench_installation(folder: Path, server: BrokerProcess) -> AsyncIterator[BenchInstallation]:
     installation = Installation(folder, "process", None)
     installation.server = server
     keys = await installation.open()
     try:
         await installation.start_edge(LAMPLIGHTER_RECONCILE_EVERY_S="15")
         async with AsyncClient(installation.url, keys["ann"], cache=folder / "digests.json") as client:
-            await ready(client)
+            await wait_until_ready(client)
             await installation.start_runner()
-            yield Scene(installation, client, keys["ann"], keys["admin"])
+            yield BenchInstallation(installation, client, keys["ann"], keys["admin"])
     finally:
         await installation.close()
 
 
-async def _starts(folder: Path) -> AsyncIterator[Row]:
+async def _starts(folder: Path) -> AsyncIterator[Figure]:
     one, apart = folder / "first", folder / "second"
     for place in (one, apart):
         place.mkdir()
-    async with _scene(one, OneAccount(one / "broker")) as before, _scene(apart, Broker(apart / "broker")) as now:
+    async with (
+        _bench_installation(one, SingleAccountBroker(one / "broker")) as before,
+        _bench_installation(apart, BrokerProcess(apart / "broker")) as now,
+    ):
         took: tuple[list[float], list[float]] = ([], [])
         for number in range(STARTS + 1):
             for made, seconds in zip((before, now), took, strict=True):
@@ -94,11 +97,11 @@ async def _starts(folder: Path) -> AsyncIterator[Row]:
                 if number:  # the first of each warms up
                     seconds.append(took_s)
         note = f"in one account {p50(took[0]) * 1e3:.0f} ms"
-        yield Row("hosts", "202 → first line, accounts, process engine", p50(took[1]) * 1e3, "ms", note=note)
-        yield Row("hosts", "202 → first line, against one account", p50(took[1]) / p50(took[0]), "x", AIM)
+        yield Figure("hosts", "202 → first line, accounts, process engine", p50(took[1]) * 1e3, "ms", note=note)
+        yield Figure("hosts", "202 → first line, against one account", p50(took[1]) / p50(took[0]), "x", AIM)
 
 
-def _rss_mb(server: Broker) -> float:
+def _rss_mb(server: BrokerProcess) -> float:
     status = Path(f"/proc/{server.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -106,48 +109,48 @@ def _rss_mb(server: Broker) -> float:
 async def _work(bus: Bus, done: list[str], ended: anyio.Event) -> None:
     """As a runner does: wait for a pointer, take it, acknowledge it."""
     while not ended.is_set():
-        delivery = await bus.queue.take("echo", Priority.NORMAL, 0.3)
+        delivery = await bus.job_queue.fetch("echo", Priority.NORMAL, 0.3)
         if delivery is not None:
             done.append(delivery.pointer.id)
-            await _surely(delivery.done)
+            await _retry_until_answered(delivery.ack)
 
 
-async def _surely(ask: Callable[[], Awaitable[None]]) -> None:
+async def _retry_until_answered(ask: Callable[[], Awaitable[None]]) -> None:
     """Ask again until it is answered, as a runner does."""
     while True:
         try:
             return await ask()
-        except Unreachable:
+        except BrokerUnreachable:
             await anyio.sleep(0.05)
 
 
-async def _crowd(folder: Path) -> AsyncIterator[Row]:
+async def _join_many_hosts(folder: Path) -> AsyncIterator[Figure]:
     """200 hosts join, all connected; then one more joins every 50 jobs, while 8 of them work."""
     passwords = {f"h{number}": new_password() for number in range(HOSTS + JOBS // EVERY)}
-    hashes = {host: hashed(password) for host, password in passwords.items()}
+    hashes = {host: hash_password(password) for host, password in passwords.items()}
     first = dict(list(hashes.items())[:HOSTS])
-    server = Broker(folder / "crowd")
+    server = BrokerProcess(folder / "crowd")
     async with AsyncExitStack() as stack:
         edge, _ = await stack.enter_async_context(_buses(server))
-        roster = Roster(server.settings("edge"), folder / "crowd", server.reload)
+        roster = HostAccounts(server.settings("edge"), folder / "crowd", server.reload_command)
         empty_mb = _rss_mb(server)
         began = time.perf_counter()
-        await roster.write(first)
-        yield Row("hosts", f"{HOSTS} hosts let in at once", (time.perf_counter() - began) * 1e3, "ms")
+        await roster.replace_all(first)
+        yield Figure("hosts", f"{HOSTS} hosts let in at once", (time.perf_counter() - began) * 1e3, "ms")
         runners = [
             await stack.enter_async_context(open_runner(BrokerSettings(server.url, f"runner-{host}", passwords[host])))
             for host in first
         ]
-        yield Row("hosts", f"memory of the broker for {HOSTS} connected hosts", _rss_mb(server) - empty_mb, "MB")
-        joined, lost, twice = await _busy(edge, runners[:WORKERS], roster, hashes)
+        yield Figure("hosts", f"memory of the broker for {HOSTS} connected hosts", _rss_mb(server) - empty_mb, "MB")
+        joined, lost, twice = await _work_while_joining(edge, runners[:WORKERS], roster, hashes)
         note = f"p99 {p99(joined) * 1e3:.0f} ms, {len(joined)} times, while {WORKERS} runners work"
-        yield Row("hosts", f"one more host beside {HOSTS} connected ones, p50", p50(joined) * 1e3, "ms", note=note)
+        yield Figure("hosts", f"one more host beside {HOSTS} connected ones, p50", p50(joined) * 1e3, "ms", note=note)
         note = f"{len(joined)} hosts joined meanwhile, at least two reloads each; taken twice: {twice}"
-        yield Row("hosts", f"of {JOBS} jobs not taken", lost, "jobs", 0, note=note)
+        yield Figure("hosts", f"of {JOBS} jobs not taken", lost, "jobs", 0, note=note)
 
 
-async def _busy(
-    edge: Bus, runners: list[Bus], roster: Roster, hashes: Mapping[str, str]
+async def _work_while_joining(
+    edge: Bus, runners: list[Bus], roster: HostAccounts, hashes: Mapping[str, str]
 ) -> tuple[list[float], int, int]:
     """Seconds for each host that joined; how many jobs nobody took; how many were taken again."""
     done, joined, ended = list[str](), list[float](), anyio.Event()
@@ -159,7 +162,7 @@ async def _busy(
             if number % EVERY == 0:
                 listed = dict(list(hashes.items())[: HOSTS + 1 + number // EVERY])
                 began = time.perf_counter()
-                await roster.write(listed)
+                await roster.replace_all(listed)
                 joined.append(time.perf_counter() - began)
         with anyio.move_on_after(5.0):
             while len(set(done)) < JOBS:  # noqa: ASYNC110 - the runners take them, over the broker
@@ -168,9 +171,9 @@ async def _busy(
     return joined, JOBS - len(set(done)), len(done) - len(set(done))
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Claims and starts beside a broker without accounts; then a crowd of hosts."""
     with tempfile.TemporaryDirectory(prefix="lamplighter-hosts-") as folder:
-        for bench in (_claims, _starts, _crowd):
+        for bench in (_claims, _starts, _join_many_hosts):
             async for row in bench(Path(folder)):
                 yield row

@@ -12,18 +12,25 @@ from pathlib import Path
 from time import time
 from typing import NamedTuple
 
-from bench.rows import Row, p50, p99
-from bench.scene import Scene, ended, expected, scene, without_docker
-from bus.port import Bus
+from bench.figures import Figure, p50, p99
+from bench.installation import (
+    BenchInstallation,
+    docker_missing_figure,
+    run_installation,
+    wait_or_exit,
+    wait_until_succeeded,
+)
+from bus.interface import Bus
 from schemas.power import PowerRecord, PowerState
-from tests.e2e.installation import IMAGES, until
+from tests.support.installation import IMAGES
+from tests.support.wait import wait_for
 
 STARTS, BOOTS = 100, 10
 HOST = "gpu-1"
 ECHO = (IMAGES / "echo",)
 
 
-def _declared(pressed: Path) -> dict[str, str]:
+def _declare_host(pressed: Path) -> dict[str, str]:
     """The edge's environment that declares a host whose `on` only notes the time."""
     argv = {"on": ["/bin/sh", "-c", f"date +%s.%N >> {pressed}"], "off": ["true"], "state": ["false"]}
     words = {"driver": "command"} | {verb: json.dumps(argv[verb]) for verb in argv}
@@ -34,7 +41,7 @@ def _stamps(log: Path) -> list[float]:
     return [float(line) for line in log.read_text().splitlines()]
 
 
-async def _pressed(made: Scene, bus: Bus, log: Path) -> float:
+async def _measure_power_call(made: BenchInstallation, bus: Bus, log: Path) -> float:
     """Seconds from a 202 to the start of the switch's program; the host is off again afterwards."""
     before = len(_stamps(log))
     job = await made.client.submit("echo", text="wake up")
@@ -43,65 +50,65 @@ async def _pressed(made: Scene, bus: Bus, log: Path) -> float:
     async def came() -> bool:
         return len(_stamps(log)) > before
 
-    await until(came, within_s=30, every_s=0.01)
+    await wait_for(came, within_s=30, every_s=0.01)
     await made.client.cancel(job.id)
-    await bus.power.put(HOST, PowerRecord(state=PowerState.OFF, since=datetime.now(UTC)))
+    await bus.power_records.put(HOST, PowerRecord(state=PowerState.OFF, since=datetime.now(UTC)))
     return _stamps(log)[before] - accepted
 
 
-class _Woken(NamedTuple):
+class _WakeTimes(NamedTuple):
     """Seconds from the first heartbeat."""
 
     claim: float
     line: float
 
 
-async def _woken(made: Scene, bus: Bus) -> _Woken:
+async def _measure_wake(made: BenchInstallation, bus: Bus) -> _WakeTimes:
     """A job waits; the runner comes up, takes it, and goes."""
     job = await made.client.submit("echo", text="waiting")
     await made.installation.start_runner(HOST, endpoints=ECHO)
 
     async def beats() -> float | None:
-        row = await bus.hosts.get(HOST)
+        row = await bus.heartbeats.get(HOST)
         return row.value.at.timestamp() if row else None
 
-    heartbeat: float = await expected(made, beats, "the first heartbeat of the host is", every_s=0.01)
-    done = await ended(made, job.id)
+    heartbeat: float = await wait_or_exit(made, beats, "the first heartbeat of the host is", every_s=0.01)
+    done = await wait_until_succeeded(made, job.id)
     said = await made.client.logs(job.id)
     await made.installation.runners[HOST].stop()
     assert done.started_at is not None
     line = float(said.split("first line of job code at ")[1].split()[0])
-    return _Woken(done.started_at.timestamp() - heartbeat, line - heartbeat)
+    return _WakeTimes(done.started_at.timestamp() - heartbeat, line - heartbeat)
 
 
-async def _starts() -> AsyncIterator[Row]:
+async def _starts() -> AsyncIterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "pressed"
         log.touch()
-        async with scene(**_declared(log)) as made, made.installation.bus() as bus:
-            taken = [await _pressed(made, bus, log) for _ in range(STARTS)]
-    yield Row("power", "202 → switch pressed, p50", p50(taken) * 1e3, "ms")
-    yield Row("power", "202 → switch pressed, p99", p99(taken) * 1e3, "ms", 100)
+        async with run_installation(**_declare_host(log)) as made, made.installation.bus() as bus:
+            taken = [await _measure_power_call(made, bus, log) for _ in range(STARTS)]
+    yield Figure("power", "202 → switch pressed, p50", p50(taken) * 1e3, "ms")
+    yield Figure("power", "202 → switch pressed, p99", p99(taken) * 1e3, "ms", 100)
 
 
-async def _boots(engine: str) -> AsyncIterator[Row]:
-    async with scene(engine) as made, made.installation.bus() as bus:
-        woken = [await _woken(made, bus) for _ in range(BOOTS)]
+async def _boots(engine: str) -> AsyncIterator[Figure]:
+    async with run_installation(engine) as made, made.installation.bus() as bus:
+        woken = [await _measure_wake(made, bus) for _ in range(BOOTS)]
     most = max(one.claim for one in woken)
     note = f"longest of {BOOTS}: {most * 1e3:.0f} ms"
-    yield Row("power", f"heartbeat → claim, {engine}", p50([one.claim for one in woken]) * 1e3, "ms", 200, note=note)
+    yield Figure("power", f"heartbeat → claim, {engine}", p50([one.claim for one in woken]) * 1e3, "ms", 200, note=note)
     note = f"longest of {BOOTS}: {max(one.line for one in woken) * 1e3:.0f} ms"
     line = p50([one.line for one in woken])
-    yield Row("power", f"heartbeat → first line, {engine} cold", line * 1e3, "ms", 1000, note=note)
+    yield Figure("power", f"heartbeat → first line, {engine} cold", line * 1e3, "ms", 1000, note=note)
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """The switch first, then a waking host with each engine that is here."""
     async for row in _starts():
         yield row
     async for row in _boots("process"):
         yield row
-    if left_out := without_docker("power"):
+    if left_out := docker_missing_figure("power"):
         yield left_out
         return
     async for row in _boots("docker"):

@@ -8,23 +8,23 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 
-from bench.rows import Row, p50
-from bench.scene import IMAGE, Scene, ended, scene, without_docker
+from bench.figures import Figure, p50
+from bench.installation import IMAGE, BenchInstallation, docker_missing_figure, run_installation, wait_until_succeeded
 
 RUNS = 20
 AIM = 1.15
 STAMP = "import time; print(time.time(), flush=True)"
 
 
-async def first_line_s(made: Scene) -> float:
+async def first_line_s(made: BenchInstallation) -> float:
     """Seconds from the 202 to the job's first line."""
     job = await made.client.submit("echo", text="hello")
     accepted = time.time()
-    await ended(made, job.id)
+    await wait_until_succeeded(made, job.id)
     return float((await made.client.logs(job.id)).split("first line of job code at ")[1].split()[0]) - accepted
 
 
-def _bare() -> float:
+def _docker_run_s() -> float:
     """Seconds from calling `docker run`, hardened as ours, to the first line of Python in it."""
     hardening = ["--network", "none", "--read-only", "--cap-drop", "ALL", "--init", "--tmpfs", "/tmp"]
     argv = ["docker", "run", "--rm", *hardening, "--entrypoint", "python3", IMAGE, "-c", STAMP]
@@ -33,23 +33,23 @@ def _bare() -> float:
     return float(said.stdout) - began
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Medians; ours and the bare run in turn, so that a noisy machine hits both."""
-    async with scene("process") as made:
+    async with run_installation("process") as made:
         await made.installation.start_runner()
         await first_line_s(made)
         process = p50([await first_line_s(made) for _ in range(RUNS)])
-        yield Row("start", "202 → first line, process engine", process * 1e3, "ms")
-    if left_out := without_docker("start"):
+        yield Figure("start", "202 → first line, process engine", process * 1e3, "ms")
+    if left_out := docker_missing_figure("start"):
         yield left_out
         return
-    async with scene("docker") as made:
+    async with run_installation("docker") as made:
         await made.installation.start_runner()
         await first_line_s(made)
         ours, bare = [], []
         for _ in range(RUNS):
             ours.append(await first_line_s(made))
-            bare.append(await asyncio.to_thread(_bare))
+            bare.append(await asyncio.to_thread(_docker_run_s))
         note = f"bare docker run {p50(bare) * 1e3:.0f} ms"
-        yield Row("start", "202 → first line, docker cold", p50(ours) * 1e3, "ms", note=note)
-        yield Row("start", "docker cold against bare docker run", p50(ours) / p50(bare), "x", AIM)
+        yield Figure("start", "202 → first line, docker cold", p50(ours) * 1e3, "ms", note=note)
+        yield Figure("start", "docker cold against bare docker run", p50(ours) / p50(bare), "x", AIM)

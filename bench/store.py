@@ -25,7 +25,7 @@ import uvicorn
 from litestar import Litestar, Request, put
 
 from edge.store.directory import open_directory
-from edge.store.port import Store
+from edge.store.port import BlobStore
 
 MIB = 1024 * 1024
 
@@ -36,7 +36,7 @@ async def serve(folder: Path, handle: int) -> None:
         await uvicorn.Server(config).serve([socket.socket(fileno=handle)])
 
 
-def app_over(store: Store) -> Litestar:
+def app_over(store: BlobStore) -> Litestar:
     @put("/{sha256:str}", request_max_body_size=None, status_code=201)
     async def take(request: Request[None, None, object]) -> None:
         await store.write(request.stream(), request.path_params["sha256"], 1 << 40)

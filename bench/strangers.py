@@ -13,11 +13,11 @@ from pathlib import Path
 import anyio
 from anyio.streams.text import TextReceiveStream
 
-from bench.crowd import IDLE, SLOW, STREAMS
+from bench.figures import Figure, p50, p99
 from bench.gateway import make_keys
-from bench.load import load, post
-from bench.rows import Row, p50, p99
-from bench.scene import Scene, scene
+from bench.http_load import post_request, run_load
+from bench.installation import BenchInstallation, run_installation
+from bench.open_connections import IDLE, SLOW, STREAMS
 from bench.submit import BODY
 
 SUBMITS = 2000
@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @asynccontextmanager
-async def _crowd(made: Scene, key: str) -> AsyncIterator[str]:
+async def _hold_connections(made: BenchInstallation, key: str) -> AsyncIterator[str]:
     """The crowd is there while the block runs; how its streams were answered."""
-    argv = [sys.executable, "-m", "bench.crowd", str(made.port), key]
+    argv = [sys.executable, "-m", "bench.open_connections", str(made.port), key]
     async with await anyio.open_process(argv, stderr=None, cwd=ROOT) as process:
         assert process.stdout is not None
         try:
@@ -46,17 +46,17 @@ async def _crowd(made: Scene, key: str) -> AsyncIterator[str]:
             process.kill()
 
 
-async def _submits(made: Scene) -> list[float]:
-    return (await load(made.port, [post("/v1/jobs", made.key, BODY)] * SUBMITS, CONNECTIONS)).latencies
+async def _submits(made: BenchInstallation) -> list[float]:
+    return (await run_load(made.port, [post_request("/v1/jobs", made.key, BODY)] * SUBMITS, CONNECTIONS)).latencies
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """The same submits before, beside and after the crowd, on one edge: the machine may grow slower meanwhile."""
-    async with scene() as made:
+    async with run_installation() as made:
         (key,) = await make_keys(made, 1)
         await _submits(made)
         alone = await _submits(made)
-        async with _crowd(made, key) as answers:
+        async with _hold_connections(made, key) as answers:
             beside = await _submits(made) + await _submits(made)
             memory = made.installation.edge.peak_rss_mb()
         alone += await _submits(made)
@@ -66,5 +66,5 @@ async def rows() -> AsyncIterator[Row]:
             f"p99 {p99(alone) * 1e3:.1f} ms alone, {p99(beside) * 1e3:.1f} ms beside them; "
             f"p50 {p50(alone) * 1e3:.1f} and {p50(beside) * 1e3:.1f} ms; {answers}"
         )
-        yield Row("strangers", f"submit p99 beside {what}", times, "x", SLOWER_AIM, note=note)
-        yield Row("strangers", f"edge peak memory beside {what}", memory, "MB", MEMORY_AIM_MB)
+        yield Figure("strangers", f"submit p99 beside {what}", times, "x", SLOWER_AIM, note=note)
+        yield Figure("strangers", f"edge peak memory beside {what}", memory, "MB", MEMORY_AIM_MB)

@@ -6,11 +6,11 @@ Then at 64 connections while 20,000 jobs wait for a file that does not come, whi
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from bench.load import Load, load, post, timed
-from bench.rows import Row, p50, p99
-from bench.scene import Scene, fill, scene
+from bench.figures import Figure, p50, p99
+from bench.http_load import LoadResult, post_request, run_load, run_timed
+from bench.installation import BenchInstallation, create_jobs, run_installation
 from schemas.job import Job, Pointer
-from schemas.words import Priority, Status
+from schemas.status import Priority, Status
 
 BODY = b'{"endpoint":"echo","input":{"text":"hello"}}'
 COUNTS = {1: 1000, 16: 4000, 64: 4000}
@@ -21,14 +21,14 @@ AT_ONCE = 64
 AIM_P99_TO_P50 = 4.0
 
 
-async def _bare(scene_: Scene, count: int, tasks_at_once: int) -> Load:
+async def _publish_only(scene_: BenchInstallation, count: int, tasks_at_once: int) -> LoadResult:
     """Publish pointers alone, each awaited to its ack."""
     async with scene_.installation.bus() as bus:
 
         async def publish(number: int) -> None:
-            await bus.queue.publish(Pointer("echo", Priority.LOW, "bench", f"bare-{tasks_at_once}-{number}", 1))
+            await bus.job_queue.publish(Pointer("echo", Priority.LOW, "bench", f"bare-{tasks_at_once}-{number}", 1))
 
-        return await timed(publish, count, tasks_at_once)
+        return await run_timed(publish, count, tasks_at_once)
 
 
 def _scheduled(number: int) -> Job:
@@ -39,38 +39,38 @@ def _scheduled(number: int) -> Job:
         endpoint="echo",
         pool="echo",
         status=Status.SCHEDULED,
-        digest=f"{number:064x}",
+        request_digest=f"{number:064x}",
         input={"file": f"sha256:{number:064x}"},
         missing=(f"{number:064x}",),
         created_at=datetime.now(UTC),
     )
 
 
-async def _beside_scheduled() -> AsyncIterator[Row]:
+async def _load_with_scheduled_jobs() -> AsyncIterator[Figure]:
     """The load begins when the edge counts the jobs, and so while it still looks at each for its file."""
-    async with scene() as made:
-        request = post("/v1/jobs", made.key, BODY)
-        await load(made.port, [request] * 200, 8)
-        await fill(made, map(_scheduled, range(SCHEDULED)))
-        ours = await load(made.port, [request] * COUNTS[AT_ONCE], AT_ONCE)
+    async with run_installation() as made:
+        request = post_request("/v1/jobs", made.key, BODY)
+        await run_load(made.port, [request] * 200, 8)
+        await create_jobs(made, map(_scheduled, range(SCHEDULED)))
+        ours = await run_load(made.port, [request] * COUNTS[AT_ONCE], AT_ONCE)
     half, most = p50(ours.latencies), p99(ours.latencies)
     what = f"p99 against p50 at {AT_ONCE} connections, {SCHEDULED} scheduled"
     note = f"p50 {half * 1e3:.1f} ms, p99 {most * 1e3:.1f} ms; {ours.per_s:.0f} /s"
-    yield Row("submit", what, most / half, "x", AIM_P99_TO_P50, note=note)
+    yield Figure("submit", what, most / half, "x", AIM_P99_TO_P50, note=note)
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Rates and latencies, and each rate as a share of the bare publish measured right after it."""
-    async with scene() as made:
-        request = post("/v1/jobs", made.key, BODY)
-        await load(made.port, [request] * 200, 8)
+    async with run_installation() as made:
+        request = post_request("/v1/jobs", made.key, BODY)
+        await run_load(made.port, [request] * 200, 8)
         for connections, count in COUNTS.items():
-            ours = await load(made.port, [request] * count, connections)
-            bare = await _bare(made, count, connections)
+            ours = await run_load(made.port, [request] * count, connections)
+            bare = await _publish_only(made, count, connections)
             aim = AIM_AT_16 if connections == 16 else None
             note = f"p50 {p50(ours.latencies) * 1e3:.2f} ms, p99 {p99(ours.latencies) * 1e3:.2f} ms"
-            yield Row("submit", f"202s at {connections} connections", ours.per_s, "/s", aim, least=True, note=note)
+            yield Figure("submit", f"202s at {connections} connections", ours.per_s, "/s", aim, least=True, note=note)
             note = f"bare publish+ack {bare.per_s:.0f}/s, p50 {p50(bare.latencies) * 1e3:.2f} ms"
-            yield Row("submit", f"share of bare publish at {connections}", ours.per_s / bare.per_s, "x", note=note)
-    async for row in _beside_scheduled():
+            yield Figure("submit", f"share of bare publish at {connections}", ours.per_s / bare.per_s, "x", note=note)
+    async for row in _load_with_scheduled_jobs():
         yield row

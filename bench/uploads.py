@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from bench.rows import Row, p50
-from bench.scene import Scene, scene
-from lamplighter.digests import hash_file
+from bench.figures import Figure, p50
+from bench.installation import BenchInstallation, run_installation
+from lamplighter.digest_cache import hash_file
 
 MIB = 1024 * 1024
 SIZE_MB = 512
@@ -26,7 +26,7 @@ def _write(path: Path, seed: int) -> None:
             file.write(piece)
 
 
-def _send(made: Scene, head: str, path: Path, start: int = 0, count: int | None = None) -> dict[str, str]:
+def _send(made: BenchInstallation, head: str, path: Path, start: int = 0, count: int | None = None) -> dict[str, str]:
     """One request with `count` bytes of the file from `start` as its body; the answer's headers."""
     size = path.stat().st_size - start if count is None else count
     told = f"{head}\r\nHost: x\r\nAuthorization: Bearer {made.key}\r\nContent-Length: {size}\r\n"
@@ -40,13 +40,13 @@ def _send(made: Scene, head: str, path: Path, start: int = 0, count: int | None 
     return {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
 
 
-def _put(made: Scene, path: Path, sha256: str) -> float:
+def _put(made: BenchInstallation, path: Path, sha256: str) -> float:
     began = time.perf_counter()
     _send(made, f"PUT /v1/assets/{sha256} HTTP/1.1", path)
     return time.perf_counter() - began
 
 
-def _tus(made: Scene, path: Path, sha256: str, piece: int) -> float:
+def _tus(made: BenchInstallation, path: Path, sha256: str, piece: int) -> float:
     """Seconds from the creation to the answer that names the asset."""
     began, size, at = time.perf_counter(), path.stat().st_size, 0
     place = _send(made, f"POST /v1/uploads HTTP/1.1\r\nUpload-Length: {size}", path, count=0)["location"]
@@ -60,10 +60,10 @@ def _tus(made: Scene, path: Path, sha256: str, piece: int) -> float:
     return time.perf_counter() - began
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Medians of runs taken in turn, each with files of its own, since a known one is not stored again."""
     puts, whole, pieces = list[float](), list[float](), list[float]()
-    async with scene() as made:
+    async with run_installation() as made:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "big"
             for seed in range(RUNS):
@@ -74,6 +74,6 @@ async def rows() -> AsyncIterator[Row]:
                     send = (_put, made, path, sha256) if times is puts else (_tus, made, path, sha256, piece)
                     times.append(await asyncio.to_thread(*send))
     note = f"{SIZE_MB / p50(whole):.0f} MB/s against {SIZE_MB / p50(puts):.0f} MB/s"
-    yield Row("uploads", "tus, one request, against PUT", p50(puts) / p50(whole), "x", AIM, least=True, note=note)
+    yield Figure("uploads", "tus, one request, against PUT", p50(puts) / p50(whole), "x", AIM, least=True, note=note)
     note = f"{SIZE_MB / p50(pieces):.0f} MB/s"
-    yield Row("uploads", "tus, pieces of 16 MiB, against PUT", p50(puts) / p50(pieces), "x", note=note)
+    yield Figure("uploads", "tus, pieces of 16 MiB, against PUT", p50(puts) / p50(pieces), "x", note=note)

@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from bench.load import get, load, post
-from bench.rows import Row, p50
-from bench.scene import fill, scene
+from bench.figures import Figure, p50
+from bench.http_load import get_request, post_request, run_load
+from bench.installation import create_jobs, run_installation
 from bench.submit import BODY
 from schemas.job import Job
-from schemas.words import Status
+from schemas.status import Status
 
 JOBS = 100_000
 OWNERS = 100
@@ -23,24 +23,24 @@ def _job(number: int) -> Job:
         endpoint="echo",
         pool="echo",
         status=Status.QUEUED,
-        digest=f"{number:064x}",
+        request_digest=f"{number:064x}",
         input={"text": "hello"},
         created_at=now,
         queued_at=now,
     )
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """Medians over one connection."""
-    async with scene() as made:
-        submit, page = post("/v1/jobs", made.key, BODY), get("/v1/jobs?limit=50", made.key)
-        await load(made.port, [submit] * 100, 4)
-        empty = p50((await load(made.port, [submit] * SAMPLES, 1)).latencies)
-        listed = p50((await load(made.port, [page] * SAMPLES, 1, b" 200 ")).latencies)
-        await fill(made, map(_job, range(JOBS)))
-        full = p50((await load(made.port, [submit] * SAMPLES, 1)).latencies)
+    async with run_installation() as made:
+        submit, page = post_request("/v1/jobs", made.key, BODY), get_request("/v1/jobs?limit=50", made.key)
+        await run_load(made.port, [submit] * 100, 4)
+        empty = p50((await run_load(made.port, [submit] * SAMPLES, 1)).latencies)
+        listed = p50((await run_load(made.port, [page] * SAMPLES, 1, b" 200 ")).latencies)
+        await create_jobs(made, map(_job, range(JOBS)))
+        full = p50((await run_load(made.port, [submit] * SAMPLES, 1)).latencies)
         note = f"{empty * 1e3:.2f} ms empty, {full * 1e3:.2f} ms with {JOBS} waiting"
-        yield Row("waiting", "submit p50 against the empty edge", full / empty, "x", 1.3, note=note)
-        paged = p50((await load(made.port, [page] * SAMPLES, 1, b" 200 ")).latencies)
-        yield Row("waiting", "list page of 50", paged * 1e3, "ms", note=f"{listed * 1e3:.2f} ms empty")
-        yield Row("waiting", "edge peak RSS", made.installation.edge.peak_rss_mb(), "MB", 200)
+        yield Figure("waiting", "submit p50 against the empty edge", full / empty, "x", 1.3, note=note)
+        paged = p50((await run_load(made.port, [page] * SAMPLES, 1, b" 200 ")).latencies)
+        yield Figure("waiting", "list page of 50", paged * 1e3, "ms", note=f"{listed * 1e3:.2f} ms empty")
+        yield Figure("waiting", "edge peak RSS", made.installation.edge.peak_rss_mb(), "MB", 200)

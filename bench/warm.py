@@ -13,11 +13,19 @@ from itertools import pairwise
 
 import msgspec
 
-from bench.load import load, post
-from bench.rows import Row, p50
-from bench.scene import IMAGE, Scene, ended, expected, scene, without_docker
-from schemas.host import Presence
-from tests.e2e.installation import IMAGES, until
+from bench.figures import Figure, p50
+from bench.http_load import post_request, run_load
+from bench.installation import (
+    IMAGE,
+    BenchInstallation,
+    docker_missing_figure,
+    run_installation,
+    wait_or_exit,
+    wait_until_succeeded,
+)
+from schemas.host import HostHeartbeat
+from tests.support.installation import IMAGES
+from tests.support.wait import wait_for
 
 RUNS = 20
 WRITES = 50
@@ -30,32 +38,32 @@ WARM = {"LAMPLIGHTER_WARM__ON": "1"}
 BARE = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python3", IMAGE, "-c", "print()"]
 
 
-async def _stamp(made: Scene, job_id: str) -> float:
+async def _stamp(made: BenchInstallation, job_id: str) -> float:
     """Unix time of the job's first line, once it has ended."""
-    await ended(made, job_id)
+    await wait_until_succeeded(made, job_id)
     return float((await made.client.logs(job_id)).split("first line of job code at ")[1].split()[0])
 
 
-async def _first_line(made: Scene) -> float:
+async def _first_line(made: BenchInstallation) -> float:
     """Seconds from the 202 to it."""
     job = await made.client.submit("echo", text="hello")
     accepted = time.time()
     return await _stamp(made, job.id) - accepted
 
 
-async def _waiting(made: Scene, count: int = 1) -> None:
+async def _wait_for_warm(made: BenchInstallation, count: int = 1) -> None:
     """Until so many containers of echo have loaded and wait, by a word of the host from now on."""
     since = datetime.now(UTC)
     async with made.installation.bus() as bus:
 
         async def ready() -> bool:
-            row = await bus.hosts.get("gpu-1")
+            row = await bus.heartbeats.get("gpu-1")
             return row is not None and row.value.at > since and sum(one.ready for one in row.value.warm) >= count
 
-        await expected(made, ready, "a container that waits for its job is")
+        await wait_or_exit(made, ready, "a container that waits for its job is")
 
 
-async def _synced(made: Scene) -> float:
+async def _measure_synced_writes(made: BenchInstallation) -> float:
     """Seconds of the two writes on the way from the 202 to the start: the pointer, and the claim in the record."""
     took = []
     async with made.installation.bus() as bus:
@@ -63,32 +71,32 @@ async def _synced(made: Scene) -> float:
             now = datetime.now(UTC)
             began = time.perf_counter()
             for host in ("bench-1", "bench-2"):
-                await bus.hosts.put(host, Presence(host=host, incarnation="b", at=now, since=now))
+                await bus.heartbeats.put(host, HostHeartbeat(host=host, incarnation="b", at=now, since=now))
             took.append(time.perf_counter() - began)
     return p50(took)
 
 
-async def _gaps(made: Scene) -> list[float]:
+async def _measure_gaps(made: BenchInstallation) -> list[float]:
     """Seconds from the end of one job's code to the first line of the next, all queued from the start."""
     jobs = [await made.client.submit("echo", seconds=LONG_S) for _ in range(PAIRED)]
     stamps = sorted([await _stamp(made, job.id) for job in jobs])
     return [later - before - LONG_S for before, later in pairwise(stamps)]
 
 
-async def _short(made: Scene) -> float:
+async def _measure_short_jobs(made: BenchInstallation) -> float:
     """Seconds from the first submit to the last end of SHORT jobs."""
     body = msgspec.json.encode({"endpoint": "echo", "input": {"text": "x", "steps": 1}})
     began = time.perf_counter()
-    await load(made.port, [post("/v1/jobs", made.key, body)] * SHORT, SLOTS)
+    await run_load(made.port, [post_request("/v1/jobs", made.key, body)] * SHORT, SLOTS)
 
     async def done() -> bool:
         return len([job.id async for job in made.client.jobs(limit=SHORT, status="succeeded")]) >= SHORT
 
-    await until(done, within_s=1200, every_s=0.5)
+    await wait_for(done, within_s=1200, every_s=0.5)
     return time.perf_counter() - began
 
 
-async def _bare() -> float:
+async def _bare_containers_s() -> float:
     """Seconds of as many bare containers, as many at once."""
     left = iter(range(SHORT))
 
@@ -103,45 +111,47 @@ async def _bare() -> float:
     return time.perf_counter() - began
 
 
-async def _starts(engine: str) -> AsyncIterator[Row]:
-    async with scene(engine) as made:
+async def _starts(engine: str) -> AsyncIterator[Figure]:
+    async with run_installation(engine) as made:
         runner = await made.installation.start_runner(endpoints=ECHO, **WARM, LAMPLIGHTER_PACE__PRESENCE_S="0.5")
         await _first_line(made)
         warm = []
         for _ in range(RUNS):
-            await _waiting(made)
+            await _wait_for_warm(made)
             warm.append(await _first_line(made))
-        writes = await _synced(made)
-        await _waiting(made)
-        gaps = await _gaps(made)
+        writes = await _measure_synced_writes(made)
+        await _wait_for_warm(made)
+        gaps = await _measure_gaps(made)
         await runner.stop()
         await made.installation.start_runner(endpoints=ECHO)
         await _first_line(made)
         cold = p50([await _first_line(made) for _ in range(RUNS)])
     start = p50(warm)
-    yield Row("warm", f"202 → first line, {engine}, warm", start * 1e3, "ms", note=f"cold {cold * 1e3:.0f} ms")
+    yield Figure("warm", f"202 → first line, {engine}, warm", start * 1e3, "ms", note=f"cold {cold * 1e3:.0f} ms")
     note = f"two synced writes {writes * 1e3:.1f} ms"
-    yield Row("warm", f"the same over the broker's writes, {engine}", (start - writes) * 1e3, "ms", 5, note=note)
-    yield Row("warm", f"cold against warm, {engine}", cold / start, "x", 50, least=True)
-    yield Row("warm", f"gap between two jobs on one slot, {engine}", p50(gaps) * 1e3, "ms", 60)
+    yield Figure("warm", f"the same over the broker's writes, {engine}", (start - writes) * 1e3, "ms", 5, note=note)
+    yield Figure("warm", f"cold against warm, {engine}", cold / start, "x", 50, least=True)
+    yield Figure("warm", f"gap between two jobs on one slot, {engine}", p50(gaps) * 1e3, "ms", 60)
 
 
-async def rows() -> AsyncIterator[Row]:
+async def rows() -> AsyncIterator[Figure]:
     """The process engine, then Docker where there is one."""
     async for row in _starts("process"):
         yield row
-    if left_out := without_docker("warm"):
+    if left_out := docker_missing_figure("warm"):
         yield left_out
         return
     async for row in _starts("docker"):
         yield row
-    async with scene("docker") as made:
+    async with run_installation("docker") as made:
         count = str(SLOTS)
         sizes = {"LAMPLIGHTER_WARM__COUNT": count, "LAMPLIGHTER_SLOTS": count}
         await made.installation.start_runner(endpoints=ECHO, **WARM, **sizes)
         await _first_line(made)
-        await _waiting(made, SLOTS)
-        ours = await _short(made)
-    bare = await _bare()
+        await _wait_for_warm(made, SLOTS)
+        ours = await _measure_short_jobs(made)
+    bare = await _bare_containers_s()
     note = f"{ours:.0f} s; bare docker run {bare:.0f} s"
-    yield Row("warm", f"{SHORT} short jobs on {SLOTS} slots against bare docker run", ours / bare, "x", 1.0, note=note)
+    yield Figure(
+        "warm", f"{SHORT} short jobs on {SLOTS} slots against bare docker run", ours / bare, "x", 1.0, note=note
+    )

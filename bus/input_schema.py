@@ -1,7 +1,7 @@
 """The input schemas that a host may offer. A runner checks its own before it offers them, an edge those of every offer.
 
 What is refused here could stop an edge, or fail, while it checks a job's input. What remains is bounded by steps where
-an input is checked (edge/services/inputs.py). See docs/decisions/059-steps-bound-an-input-schema.md.
+an input is checked (edge/core/validation.py). See docs/decisions/059-steps-bound-an-input-schema.md.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from schemas.endpoint import EndpointInvalid
-from schemas.job import DEPTH, too_deep
+from schemas.job import NESTING_LIMIT, is_too_deep
 
 SCHEMA_BYTES = 64 * 1024  # as JSON
 SUBSCHEMAS_LIMIT = 500  # jsonschema checks one against the metaschema in 1.5 ms
@@ -22,12 +22,12 @@ PATTERNS_LIMIT = 64
 CHAIN_LIMIT = 16  # schemas in one another, or by `$ref`, that apply to the same value
 PATTERN_MEMORY_BYTES = 1024 * 1024  # of a compiled pattern and its automaton
 
-_ONE = ("additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then")
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_MAPS = ("$defs", "dependentSchemas", "patternProperties", "properties")
-_SAME_VALUE = frozenset({"allOf", "anyOf", "dependentSchemas", "else", "if", "not", "oneOf", "then"})
+_SCHEMA_KEYWORDS = ("additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then")
+_SCHEMA_LIST_KEYWORDS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SCHEMA_MAP_KEYWORDS = ("$defs", "dependentSchemas", "patternProperties", "properties")
+_SAME_VALUE_KEYWORDS = frozenset({"allOf", "anyOf", "dependentSchemas", "else", "if", "not", "oneOf", "then"})
 # jsonschema evaluates the first two by walks and searches that no step counts; the others move what a `$ref` means.
-_REFUSED = ("unevaluatedItems", "unevaluatedProperties", "$anchor", "$dynamicAnchor", "$dynamicRef")
+_REFUSED_KEYWORDS = ("unevaluatedItems", "unevaluatedProperties", "$anchor", "$dynamicAnchor", "$dynamicRef")
 
 
 def compile_pattern(pattern: str) -> Any:
@@ -47,15 +47,15 @@ def compile_pattern(pattern: str) -> Any:
 
 def check_input_schema(schema: dict[str, Any]) -> None:
     """Raises EndpointInvalid where no endpoint may have this schema. May take 1 s: not for an event loop."""
-    if too_deep(schema):
-        raise EndpointInvalid(f"input is nested deeper than {DEPTH} levels: flatten it")
+    if is_too_deep(schema):
+        raise EndpointInvalid(f"input is nested deeper than {NESTING_LIMIT} levels: flatten it")
     try:
         size = len(msgspec.json.encode(schema))
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
         raise EndpointInvalid(f"input cannot be written as JSON: {error}") from error
     if size > SCHEMA_BYTES:
         raise EndpointInvalid(f"input has {size} bytes of JSON, at most {SCHEMA_BYTES}: shorten it")
-    found = _subschemas(schema)
+    found = _find_subschemas(schema)
     try:
         Draft202012Validator.check_schema(schema, format_checker=None)  # a checker would compile patterns by `re`
     except RecursionError as error:
@@ -63,16 +63,16 @@ def check_input_schema(schema: dict[str, Any]) -> None:
     except SchemaError as error:
         raise EndpointInvalid(f"input is not a JSON Schema: {error.message[:300]}, at {error.json_path}") from error
     _check_patterns(found)
-    _Chains(found).check()
+    _ChainLimit(found).check()
 
 
-def _subschemas(schema: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _find_subschemas(schema: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return every schema in `schema` that is an object, by JSON Pointer. Raises EndpointInvalid for too many."""
     found: dict[str, Mapping[str, Any]] = {"": schema}
     left = [""]
     while left:
         at = left.pop()
-        for _, place, inner in _inner(found[at], at):
+        for _, place, inner in _iterate_subschemas(found[at], at):
             if isinstance(inner, Mapping):
                 found[place] = inner
                 left.append(place)
@@ -81,16 +81,16 @@ def _subschemas(schema: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _inner(schema: Mapping[str, Any], at: str) -> Iterator[tuple[str, str, object]]:
+def _iterate_subschemas(schema: Mapping[str, Any], at: str) -> Iterator[tuple[str, str, object]]:
     """Yield keyword, pointer and value of each schema directly in `schema`."""
-    for word in _ONE:
+    for word in _SCHEMA_KEYWORDS:
         if word in schema:
             yield word, f"{at}/{word}", schema[word]
-    for word in _LISTS:
+    for word in _SCHEMA_LIST_KEYWORDS:
         choices = schema.get(word)
         for number, inner in enumerate(choices if isinstance(choices, list) else ()):
             yield word, f"{at}/{word}/{number}", inner
-    for word in _MAPS:
+    for word in _SCHEMA_MAP_KEYWORDS:
         named = schema.get(word)
         for name, inner in (named if isinstance(named, Mapping) else {}).items():
             yield word, f"{at}/{word}/{name.replace('~', '~0').replace('/', '~1')}", inner
@@ -105,7 +105,7 @@ def _check_patterns(found: Mapping[str, Mapping[str, Any]]) -> None:
         compile_pattern(pattern)
 
 
-class _Chains:
+class _ChainLimit:
     """Follows the schemas that apply to one value, each once."""
 
     def __init__(self, found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -114,7 +114,7 @@ class _Chains:
 
     def check(self) -> None:
         for place, schema in self._found.items():
-            for word in _REFUSED:
+            for word in _REFUSED_KEYWORDS:
                 if word in schema:
                     raise EndpointInvalid(
                         f"{word} at #{place} is not supported: use additionalProperties, items, $defs"
@@ -143,8 +143,8 @@ class _Chains:
 
     def _same_value(self, place: str) -> Iterator[str]:
         schema = self._found[place]
-        for word, inner, value in _inner(schema, place):
-            if word in _SAME_VALUE and isinstance(value, Mapping):
+        for word, inner, value in _iterate_subschemas(schema, place):
+            if word in _SAME_VALUE_KEYWORDS and isinstance(value, Mapping):
                 yield inner
         reference = schema.get("$ref")
         if reference is not None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runner.engines.jobuser import NoSuchUser, job_user
+from runner.engines.job_user import NoSuchUser, resolve_job_user
 from runner.engines.process import CannotRunJobs, ProcessEngine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ DEMO = ROOT / "demo"
 LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 
-def say(text: str) -> None:
+def print_step(text: str) -> None:
     """One step, for the eyes."""
     print(f"demo: {text}", flush=True)
 
@@ -46,32 +46,34 @@ def docker_answers() -> bool:
 def choose_engine(asked: str) -> str:
     """`docker` with the image built, or `process`."""
     if asked == "process" or (asked == "auto" and not docker_answers()):
-        say("no Docker engine answers: the job runs as a plain process, not in a container")
+        print_step("no Docker engine answers: the job runs as a plain process, not in a container")
         return "process"
-    say("building the preview image")
+    print_step("building the preview image")
     built = subprocess.run([str(ROOT / "images/preview/build.sh")], cwd=ROOT, check=False).returncode == 0
     if built:
         return "docker"
     if asked == "docker":
         sys.exit("demo: the image could not be built: mend what is said above, then run it again")
-    say("the image could not be built: the job runs as a plain process, not in a container")
+    print_step("the image could not be built: the job runs as a plain process, not in a container")
     return "process"
 
 
 def choose_user() -> dict[str, str]:
     """Settings for jobs as plain processes: as another user than root where this machine can do that."""
     try:
-        user = job_user(None)
-        ProcessEngine(DEMO / "none", ROOT / "images" / "jobkit", user).try_out(DEMO, [ROOT / "images" / "preview"])
+        user = resolve_job_user(None)
+        ProcessEngine(DEMO / "none", ROOT / "images" / "jobkit", user).check_job_user(
+            DEMO, [ROOT / "images" / "preview"]
+        )
     except (NoSuchUser, CannotRunJobs) as error:
-        say(f"{error}")
-        say("the demo runs only its own program: it does so as root")
+        print_step(f"{error}")
+        print_step("the demo runs only its own program: it does so as root")
         return {"LAMPLIGHTER_PROCESS__USER": ""}
     return {}
 
 
 @contextmanager
-def lit(engine: str, port: int) -> Iterator[subprocess.Popen[str]]:
+def run_up(engine: str, port: int) -> Iterator[subprocess.Popen[str]]:
     """`lamplighter up`, ready; stopped at the end."""
     environ = os.environ | (choose_user() if engine == "process" else {})
     data = DEMO / "data"
@@ -80,7 +82,7 @@ def lit(engine: str, port: int) -> Iterator[subprocess.Popen[str]]:
         line = up.stdout.readline() if up.stdout else ""
         if not line:
             sys.exit(f"demo: lamplighter up did not start: see {data / 'logs'}")
-        say(f"broker, edge and runner are up at {json.loads(line)['url']} (logs in {data / 'logs'})")
+        print_step(f"broker, edge and runner are up at {json.loads(line)['url']} (logs in {data / 'logs'})")
         try:
             yield up
         finally:
@@ -99,19 +101,19 @@ def main() -> None:
     samples, result = DEMO / "samples", DEMO / "result.mp4"
     DEMO.mkdir(exist_ok=True)
     if asked.video is None or asked.audio is None:
-        say("taking a sample face and voice")
+        print_step("taking a sample face and voice")
         run(sys.executable, "images/preview/samples.py", samples)
     engine = choose_engine(asked.engine)
-    with lit(engine, asked.port) as up:
+    with run_up(engine, asked.port) as up:
         video, audio = asked.video or samples / "face.mp4", asked.audio or samples / "speech.wav"
-        say(f"submitting {video.name} and {audio.name}")
+        print_step(f"submitting {video.name} and {audio.name}")
         run(
             *LAMPLIGHTER, "submit", "preview", "--data", DEMO / "data", "--video", video, "--audio", audio, "-o", result
         )
-        say(f"the talking video is {result}")
-        say("your own: ./justw demo --video FACE.mp4 --audio SPEECH.wav")
+        print_step(f"the talking video is {result}")
+        print_step("your own: ./justw demo --video FACE.mp4 --audio SPEECH.wav")
         if asked.keep:
-            say(f"serving until Ctrl-C; in another terminal: lamplighter --help, with --data {DEMO / 'data'}")
+            print_step(f"serving until Ctrl-C; in another terminal: lamplighter --help, with --data {DEMO / 'data'}")
             with_ctrl_c(up)
 
 
@@ -120,7 +122,7 @@ def with_ctrl_c(up: subprocess.Popen[str]) -> None:
     try:
         up.wait()
     except KeyboardInterrupt:
-        say("stopping")
+        print_step("stopping")
 
 
 if __name__ == "__main__":

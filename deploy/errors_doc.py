@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from edge.services import messages
-from edge.services.messages import Text
-from schemas.errors import PROBLEMS
-from schemas.failures import FAILURES
+from edge.core import messages
+from edge.core.messages import LocalizedText
+from schemas.problems import PROBLEM_TYPES
+from schemas.retry_policy import FAILURES
 
 HEAD = """# Every error
 
-Made from `schemas/errors.py`, `schemas/failures.py`, `edge/services/messages.py` and `deploy/errors_doc.py` by
+Made from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and `deploy/errors_doc.py` by
 `just docs`; a test compares. Codes are a contract; texts are for people and may change.
 
 A request that is refused wrote nothing. HTTP answers a problem document (RFC 9457), the gateway an `error` with the
@@ -42,64 +42,80 @@ WAITING_HEAD = """## A job that waits
 `reason` of a Job that has not started. Nothing is wrong with the job, and none of these ends it.
 """
 
-AGAIN = Text("Try again later; with the same key or id nothing doubles", "请稍后重试；使用相同的编号不会重复提交")
-REPORT = Text("Tell the operator; the edge's log says why", "请联系管理员查看服务日志")
-OTHER_FILE = Text("Submit with another file", "请更换文件后重新提交")
-OTHER_INPUT = Text("Submit with another input", "请修改输入后重新提交")
-IMAGE_LOG = Text("Read the job's log; mend the image, then `retry`", "请查看任务日志并修复程序镜像后重试")
-OPERATOR = Text("The operator looks at the host (`lamplighter doctor`), then `retry`", "请管理员检查服务器后重试")
+RETRY_LATER = LocalizedText(
+    "Try again later; with the same key or id nothing doubles", "请稍后重试；使用相同的编号不会重复提交"
+)
+REPORT = LocalizedText("Tell the operator; the edge's log says why", "请联系管理员查看服务日志")
+OTHER_FILE = LocalizedText("Submit with another file", "请更换文件后重新提交")
+OTHER_INPUT = LocalizedText("Submit with another input", "请修改输入后重新提交")
+IMAGE_LOG = LocalizedText("Read the job's log; mend the image, then `retry`", "请查看任务日志并修复程序镜像后重试")
+OPERATOR = LocalizedText(
+    "The operator looks at the host (`lamplighter doctor`), then `retry`", "请管理员检查服务器后重试"
+)
 
 # What to do about it.
-PROBLEM_ADVICE: Mapping[str, Text] = {
-    "body_malformed": Text("Send a JSON object, or a form as docs/api.md shows it", "请发送 JSON 或文档所示的表单"),
-    "field_unknown": Text("Leave the named field out: it is misspelt or of another API", "请去掉未知字段"),
-    "unauthorized": Text("Send a key that exists and has not ended", "请使用有效的密钥"),
-    "forbidden": Text("Use a key with the scope that `detail` names", "请使用有该权限的密钥"),
-    "not_found": Text("Check the id; what belongs to another owner is not there either", "请检查编号是否属于您"),
-    "endpoint_unknown": Text("Take a name from `GET /v1/endpoints`", "请从接口列表中选择任务类型"),
-    "head_timeout": Text("Send the request again, its line and headers at once", "请重新发送请求"),
-    "conflict": Text("Take another id, or send the same body", "请更换任务编号"),
-    "job_final": Text(
+PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
+    "body_malformed": LocalizedText(
+        "Send a JSON object, or a form as docs/api.md shows it", "请发送 JSON 或文档所示的表单"
+    ),
+    "field_unknown": LocalizedText("Leave the named field out: it is misspelt or of another API", "请去掉未知字段"),
+    "unauthorized": LocalizedText("Send a key that exists and has not ended", "请使用有效的密钥"),
+    "forbidden": LocalizedText("Use a key with the scope that `detail` names", "请使用有该权限的密钥"),
+    "not_found": LocalizedText(
+        "Check the id; what belongs to another owner is not there either", "请检查编号是否属于您"
+    ),
+    "endpoint_unknown": LocalizedText("Take a name from `GET /v1/endpoints`", "请从接口列表中选择任务类型"),
+    "head_timeout": LocalizedText("Send the request again, its line and headers at once", "请重新发送请求"),
+    "conflict": LocalizedText("Take another id, or send the same body", "请更换任务编号"),
+    "job_final": LocalizedText(
         "Nothing is left to stop; `retry` begins anew what did not succeed", "任务已结束，未成功的可以重试"
     ),
-    "job_not_final": Text("Cancel it, or wait for its end", "请先取消或等待任务结束"),
-    "deadline_passed": Text("Submit anew with a later deadline", "请设置新的截止时间后重新提交"),
-    "asset_in_use": Text("Delete it once the jobs that name it have ended", "请等待相关任务结束后再删除"),
-    "owner_deleting": Text("Wait until the owner's deletion is done", "请等待该用户的删除完成"),
-    "offset_mismatch": Text("Ask with HEAD and go on at `Upload-Offset`", "请用HEAD查询后从返回的位置继续"),
-    "tus_version": Text("Send the header `Tus-Resumable: 1.0.0`", "请发送请求头 Tus-Resumable: 1.0.0"),
-    "body_too_large": Text("Upload large things as assets and name their digest", "请先上传文件再引用摘要"),
-    "media_type_unknown": Text("Send the `Content-Type` that `detail` names", "请使用 detail 中写明的 Content-Type"),
-    "input_invalid": Text("Mend the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`", "请修改所列字段"),
-    "asset_missing": Text("Upload the digests in `missing`, or submit with `await_input`", "请先上传所列文件"),
-    "digest_mismatch": Text("Hash the file anew and upload it again", "请重新计算摘要并上传"),
-    "idempotency_mismatch": Text("Take a new Idempotency-Key for a new job", "新任务请使用新的请求编号"),
-    "url_refused": Text("Upload the file, or ask the operator to allow the host (`outbound.allow`)", "请直接上传文件"),
-    "upload_locked": Text("Try again in a second", "请一秒后重试"),
-    "rate_limited": Text("Wait for `Retry-After` seconds", "请等待 Retry-After 秒后重试"),
-    "quota_exceeded": Text("Let jobs end or delete files; the operator sets the quotas", "请等待任务结束或删除文件"),
-    "too_many_connections": Text(
+    "job_not_final": LocalizedText("Cancel it, or wait for its end", "请先取消或等待任务结束"),
+    "deadline_passed": LocalizedText("Submit anew with a later deadline", "请设置新的截止时间后重新提交"),
+    "asset_in_use": LocalizedText("Delete it once the jobs that name it have ended", "请等待相关任务结束后再删除"),
+    "owner_deleting": LocalizedText("Wait until the owner's deletion is done", "请等待该用户的删除完成"),
+    "offset_mismatch": LocalizedText("Ask with HEAD and go on at `Upload-Offset`", "请用HEAD查询后从返回的位置继续"),
+    "tus_version": LocalizedText("Send the header `Tus-Resumable: 1.0.0`", "请发送请求头 Tus-Resumable: 1.0.0"),
+    "body_too_large": LocalizedText("Upload large things as assets and name their digest", "请先上传文件再引用摘要"),
+    "media_type_unknown": LocalizedText(
+        "Send the `Content-Type` that `detail` names", "请使用 detail 中写明的 Content-Type"
+    ),
+    "input_invalid": LocalizedText(
+        "Mend the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`", "请修改所列字段"
+    ),
+    "asset_missing": LocalizedText("Upload the digests in `missing`, or submit with `await_input`", "请先上传所列文件"),
+    "digest_mismatch": LocalizedText("Hash the file anew and upload it again", "请重新计算摘要并上传"),
+    "idempotency_mismatch": LocalizedText("Take a new Idempotency-Key for a new job", "新任务请使用新的请求编号"),
+    "url_refused": LocalizedText(
+        "Upload the file, or ask the operator to allow the host (`outbound.allow`)", "请直接上传文件"
+    ),
+    "upload_locked": LocalizedText("Try again in a second", "请一秒后重试"),
+    "rate_limited": LocalizedText("Wait for `Retry-After` seconds", "请等待 Retry-After 秒后重试"),
+    "quota_exceeded": LocalizedText(
+        "Let jobs end or delete files; the operator sets the quotas", "请等待任务结束或删除文件"
+    ),
+    "too_many_connections": LocalizedText(
         "Close streams, sockets or connections that you need no more; the operator sets the limits (`[server]`)",
         "请关闭不再使用的连接",
     ),
-    "head_too_large": Text("Send fewer or shorter headers, or a shorter URL", "请减少请求头或缩短网址"),
-    "checksum_mismatch": Text("Send the piece again", "请重新发送该片段"),
+    "head_too_large": LocalizedText("Send fewer or shorter headers, or a shorter URL", "请减少请求头或缩短网址"),
+    "checksum_mismatch": LocalizedText("Send the piece again", "请重新发送该片段"),
     "internal": REPORT,
-    "unavailable": AGAIN,
-    "store_full": Text("The operator gives it space; deleting files and jobs helps", "请联系管理员或删除文件"),
+    "unavailable": RETRY_LATER,
+    "store_full": LocalizedText("The operator gives it space; deleting files and jobs helps", "请联系管理员或删除文件"),
 }
 
-FAILURE_ADVICE: Mapping[str, Text] = {
+FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     "bad_job": OTHER_INPUT,
     "bad_input": OTHER_INPUT,
     "unreadable_video": OTHER_FILE,
     "unreadable_audio": OTHER_FILE,
-    "no_face": Text("Take a video in which a face is seen from the front", "请使用包含清晰正脸的视频"),
-    "multiple_faces": Text("Take a video with one face", "请使用只有一张人脸的视频"),
-    "input_too_large": Text("Shorten or shrink the input", "请缩短或压缩输入文件"),
-    "input_fetch_failed": Text("Check the URL from outside, or upload the file", "请检查网址或直接上传文件"),
-    "asset_gone": Text("Upload the file again, then `retry`", "请重新上传文件后重试"),
-    "disk_exceeded": Text(
+    "no_face": LocalizedText("Take a video in which a face is seen from the front", "请使用包含清晰正脸的视频"),
+    "multiple_faces": LocalizedText("Take a video with one face", "请使用只有一张人脸的视频"),
+    "input_too_large": LocalizedText("Shorten or shrink the input", "请缩短或压缩输入文件"),
+    "input_fetch_failed": LocalizedText("Check the URL from outside, or upload the file", "请检查网址或直接上传文件"),
+    "asset_gone": LocalizedText("Upload the file again, then `retry`", "请重新上传文件后重试"),
+    "disk_exceeded": LocalizedText(
         "Submit a smaller input, or give the endpoint more `disk_mb`; the message has the figures",
         "请减小输入或增大磁盘限额",
     ),
@@ -107,61 +123,75 @@ FAILURE_ADVICE: Mapping[str, Text] = {
     "output_missing": IMAGE_LOG,
     "output_invalid": IMAGE_LOG,
     "model_load_failed": IMAGE_LOG,
-    "stalled": Text(
+    "stalled": LocalizedText(
         "Raise `policy.stall_timeout_s` if it works in silence; else read the log",
         "如程序本来就很久没有输出，请调大 stall_timeout_s；否则请查看日志",
     ),
-    "output_too_large": Text("Put large results into files, not into `data`", "请将大结果写入文件"),
-    "out_of_memory": Text(
+    "output_too_large": LocalizedText("Put large results into files, not into `data`", "请将大结果写入文件"),
+    "out_of_memory": LocalizedText(
         "Submit a smaller input, or give the endpoint more memory", "请缩短或压缩输入，或为该任务类型分配更多内存"
     ),
-    "execution_timeout": Text("Raise `policy.execution_timeout_s` or shorten the input", "请增大超时时间或缩短输入"),
+    "execution_timeout": LocalizedText(
+        "Raise `policy.execution_timeout_s` or shorten the input", "请增大超时时间或缩短输入"
+    ),
     "gpu_lost": OPERATOR,
     "gpu_unhealthy": OPERATOR,
-    "gpu_unsupported": Text("The operator builds the image for this card", "请管理员提供适配该显卡的镜像"),
-    "cuda_oom": Text("Submit a smaller input; other programs may hold the card's memory", "请减小输入或释放显存"),
+    "gpu_unsupported": LocalizedText("The operator builds the image for this card", "请管理员提供适配该显卡的镜像"),
+    "cuda_oom": LocalizedText(
+        "Submit a smaller input; other programs may hold the card's memory", "请减小输入或释放显存"
+    ),
     "gpu_fault_repeated": OPERATOR,
     "host_lost": OPERATOR,
     "engine_error": OPERATOR,
-    "image_missing": Text("The operator pulls or builds the image on the host", "请管理员在服务器上准备镜像"),
-    "disk_full": Text("The operator frees disk space on the host", "请管理员清理磁盘"),
+    "image_missing": LocalizedText("The operator pulls or builds the image on the host", "请管理员在服务器上准备镜像"),
+    "disk_full": LocalizedText("The operator frees disk space on the host", "请管理员清理磁盘"),
     "host_fault_repeated": OPERATOR,
-    "drained": Text("Nothing: it runs again when the host is back", "无需处理，服务器恢复后自动重试"),
+    "drained": LocalizedText("Nothing: it runs again when the host is back", "无需处理，服务器恢复后自动重试"),
 }
 
 
-def problems() -> str:
+def problem_table() -> str:
     """Every code of a refusal."""
     rows = [
-        f"| `{code}` | {row.status} | {row.title}<br>{messages.REFUSALS[code]} | {_both(PROBLEM_ADVICE[code])} |"
-        for code, row in PROBLEMS.items()
+        f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TEXTS_ZH[code]} | {_bilingual(PROBLEM_ADVICE[code])} |"
+        for code, row in PROBLEM_TYPES.items()
     ]
     return "\n".join(["| code | HTTP | what it means | what to do |", "|---|---|---|---|", *rows])
 
 
-def failures() -> str:
+def failure_table() -> str:
     """Every code of a job that failed."""
-    said = {code: f"{_both(messages.FAILURES[code])} | {_both(FAILURE_ADVICE[code])}" for code in FAILURES}
+    said = {
+        code: f"{_bilingual(messages.FAILURE_TEXTS[code])} | {_bilingual(FAILURE_ADVICE[code])}" for code in FAILURES
+    }
     rows = [f"| `{code}` | {row.blame} | {row.retry} | {said[code]} |" for code, row in FAILURES.items()]
     return "\n".join(["| code | blame | tried again | what it means | what to do |", "|---|---|---|---|---|", *rows])
 
 
-def waiting() -> str:
+def wait_reason_table() -> str:
     """Every reason to wait; the minutes are the host's measured median."""
-    texts = [(f"`{reason}`", text) for reason, text in messages.REASONS.items()]
-    texts.append(("`behind`, `queue_position` 0", messages.NEXT))
+    texts = [(f"`{reason}`", text) for reason, text in messages.WAIT_REASON_TEXTS.items()]
+    texts.append(("`behind`, `queue_position` 0", messages.NEXT_IN_LINE_TEXT))
     rows = [f"| {reason} | {text.en} | {text.zh} |" for reason, text in texts]
     table = "\n".join(["| reason | en | zh |", "|---|---|---|", *rows])
     return table.replace("{minutes}", "N").replace("{host}", "gpu-1")
 
 
-def _both(text: Text) -> str:
+def _bilingual(text: LocalizedText) -> str:
     return f"{text.en}<br>{text.zh}"
 
 
 def document() -> str:
     """The whole page."""
-    parts = [HEAD, "## A request that is refused", problems(), FAILURE_HEAD, failures(), WAITING_HEAD, waiting()]
+    parts = [
+        HEAD,
+        "## A request that is refused",
+        problem_table(),
+        FAILURE_HEAD,
+        failure_table(),
+        WAITING_HEAD,
+        wait_reason_table(),
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

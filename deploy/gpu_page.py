@@ -12,7 +12,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 MARK = "<!-- what follows is written by `just gpu-page` -->\n"
-CARDS = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,vbios_version", "--format=csv"]
+GPU_QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,vbios_version", "--format=csv"]
 TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rA", "--color=no", "-p", "no:cacheprovider"]
 
 
@@ -30,7 +30,7 @@ def with_output(page: str, at: datetime, cards: str, output: str, heygem: str = 
 
 def heygem_section(environ: Mapping[str, str]) -> str:
     """What images/heygem/selfcheck says of the vendor's image; empty where that is not on this machine."""
-    base = environ.get("HEYGEM_BASE") or next(filter(_is_here, HEYGEM_BASES), None)
+    base = environ.get("HEYGEM_BASE") or next(filter(_has_image, HEYGEM_BASES), None)
     if base is None:
         return ""
     argv = [sys.executable, "-m", "deploy.heygem_check", base]
@@ -39,7 +39,7 @@ def heygem_section(environ: Mapping[str, str]) -> str:
     return f"\n`images/heygem/selfcheck {base}` ended with {done.returncode} and said:\n\n```text\n{said}\n```\n"
 
 
-def _is_here(image: str) -> bool:
+def _has_image(image: str) -> bool:
     try:
         return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
     except OSError:  # no docker command
@@ -49,7 +49,7 @@ def _is_here(image: str) -> bool:
 def main() -> int:
     """Run the tests, write the page; the tests' exit code, 2 where there is no card."""
     try:
-        cards = subprocess.run(CARDS, capture_output=True, text=True, check=True).stdout
+        cards = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"no card to write about: {error}; run this on a machine with an NVIDIA card and its driver")
         return 2

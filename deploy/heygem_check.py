@@ -23,17 +23,17 @@ from typing import Any
 import msgspec
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import EngineError, Identity, Limits, Spec
-from runner.injection import WAYS
-from runner.proving import COMMAND as LIST_CARDS
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, EngineError
+from runner.host.gpu_probe import INJECTION_MODES
+from runner.host.gpu_probe import LIST_GPUS_COMMAND as LIST_CARDS
 from schemas import endpoint
-from schemas.container import JOB_FILE, OUTPUT_FILE, ErrorLine, JobFile, JobTimeouts, LineParser, Progress
+from schemas.container_protocol import JOB_FILE, OUTPUT_FILE, ErrorLine, JobFile, JobTimeouts, LineParser, ProgressLine
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "images"
 TAG = "lamplighter-heygem-selfcheck"
-SURVEY = ("sh", "-c", 'exec "$(command -v python || command -v python3)" survey.py')
-FACT = "fact: "  # begins a line of heygem_worker/facts.py
+SURVEY_COMMAND = ("sh", "-c", 'exec "$(command -v python || command -v python3)" survey.py')
+FACT_PREFIX = "fact: "  # begins a line of heygem_worker/facts.py
 PRIVATE = "/job/tmp/heygem"
 OPTIONS = "landmark2face_wy/checkpoints/test"
 SCRATCH = "/tmp"  # noqa: S108 - inside the container, a tmpfs of its own
@@ -46,7 +46,7 @@ class CannotCheck(Exception):
 
 
 @dataclass(frozen=True)
-class Ran:
+class SelfcheckRun:
     """One job in the image, and what was told meanwhile."""
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -60,18 +60,20 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Row:
+class Assumption:
     """One assumption: `judge` gives what was found and whether that is as assumed; None where it is only told."""
 
     name: str
     assumed: str
-    judge: Callable[[Ran], tuple[Any, bool | None]]
+    judge: Callable[[SelfcheckRun], tuple[Any, bool | None]]
 
 
-def _fact(name: str, judge: Callable[[Any], bool | None] = lambda _: None) -> Callable[[Ran], tuple[Any, bool | None]]:
+def _judge_fact(
+    name: str, judge: Callable[[Any], bool | None] = lambda _: None
+) -> Callable[[SelfcheckRun], tuple[Any, bool | None]]:
     """A row's judge from one fact; an image that did not get so far has not told it."""
 
-    def judged(ran: Ran) -> tuple[Any, bool | None]:
+    def judged(ran: SelfcheckRun) -> tuple[Any, bool | None]:
         if name not in ran.facts:
             return "not told: see why the job failed", False
         return ran.facts[name], judge(ran.facts[name])
@@ -79,51 +81,65 @@ def _fact(name: str, judge: Callable[[Any], bool | None] = lambda _: None) -> Ca
     return judged
 
 
-def _holds(*entries: str) -> Callable[[Any], bool]:
+def _contains(*entries: str) -> Callable[[Any], bool]:
     return lambda found: {*entries} <= {*(found["entries"] if isinstance(found, dict) else found)}
 
 
-def _job(ran: Ran) -> tuple[Any, bool | None]:
+def _judge_job(ran: SelfcheckRun) -> tuple[Any, bool | None]:
     return ran.failure or ran.data or f"exit code {ran.code}", ran.code == 0
 
 
-def _counted(ran: Ran) -> tuple[Any, bool | None]:
+def _judge_frame_counter(ran: SelfcheckRun) -> tuple[Any, bool | None]:
     """Only Gen-1 has a writer of frames that can be replaced."""
     found = ran.facts.get("frames_counted")
     return found, bool(found) if ran.facts.get("engine") == "gen1" else None
 
 
-def _drivers(ran: Ran) -> tuple[Any, bool | None]:
+def _judge_driver_libraries(ran: SelfcheckRun) -> tuple[Any, bool | None]:
     """The container toolkit mounts the host's beside a card; without one there is no reason for any."""
     found = ran.facts.get("driver_libraries", [])
     return found, None if ran.gpus else not found
 
 
 LINKS = [f"{name} -> {PRIVATE}/{name}" for name in ("config", "data", "log", "result", "temp")]
-ROWS = (
-    Row("process", "not root, and may write to /tmp alone", _fact("process", lambda it: it["may_write"] == [SCRATCH])),
-    Row(
+ASSUMPTIONS = (
+    Assumption(
+        "process",
+        "not root, and may write to /tmp alone",
+        _judge_fact("process", lambda it: it["may_write"] == [SCRATCH]),
+    ),
+    Assumption(
         "interpreter",
         "the Python that the modules are compiled for, with torch",
-        _fact("interpreter", lambda it: it["torch"] and it["version"].startswith(it["modules_want"] or "3.")),
+        _judge_fact("interpreter", lambda it: it["torch"] and it["version"].startswith(it["modules_want"] or "3.")),
     ),
-    Row("home", "what it writes beside its code leads to the job's scratch", _fact("home", _holds(*LINKS))),
-    Row("options_folder", "so does its options file", _fact("options_folder", _holds(f"test -> {PRIVATE}/{OPTIONS}"))),
-    Row("service", "service/trans_dh_service is there", _fact("service", lambda it: "trans_dh" in " ".join(it))),
-    Row("detectors", "which face detectors there are", _fact("detectors")),
-    Row("their_config", "what its own config.ini says", _fact("their_config")),
-    Row("media", "ffmpeg and ffprobe, or PyAV", _fact("media", lambda it: bool(it["tools"]))),
-    Row("driver_libraries", "none but the host's", _drivers),
-    Row("load_s", "below HEYGEM_LOAD_S", _fact("load_s")),
-    Row("engine", "a generation of its module that is known", _fact("engine", lambda it: it in {"gen1", "gen2"})),
-    Row("ready_lines", "were said", _fact("ready_lines")),
-    Row("functions", "how the module is called", _fact("functions")),
-    Row("marks", "pictures for watermark and digital_auth", _fact("marks")),
-    Row("written_by_load", "its options file", _fact("written_by_load", _holds(f"{OPTIONS}/opt.txt"))),
-    Row("written_by_job", "what the job left in its scratch", _fact("written_by_job")),
-    Row("frames_counted", "the writer of Gen-1 is replaced by ours", _counted),
-    Row("queue_timeouts_s", "10 s for the face detection, which is stretched", _fact("queue_timeouts_s")),
-    Row("job", "one job ends with a video as long as its speech", _job),
+    Assumption(
+        "home", "what it writes beside its code leads to the job's scratch", _judge_fact("home", _contains(*LINKS))
+    ),
+    Assumption(
+        "options_folder",
+        "so does its options file",
+        _judge_fact("options_folder", _contains(f"test -> {PRIVATE}/{OPTIONS}")),
+    ),
+    Assumption(
+        "service", "service/trans_dh_service is there", _judge_fact("service", lambda it: "trans_dh" in " ".join(it))
+    ),
+    Assumption("detectors", "which face detectors there are", _judge_fact("detectors")),
+    Assumption("their_config", "what its own config.ini says", _judge_fact("their_config")),
+    Assumption("media", "ffmpeg and ffprobe, or PyAV", _judge_fact("media", lambda it: bool(it["tools"]))),
+    Assumption("driver_libraries", "none but the host's", _judge_driver_libraries),
+    Assumption("load_s", "below HEYGEM_LOAD_S", _judge_fact("load_s")),
+    Assumption(
+        "engine", "a generation of its module that is known", _judge_fact("engine", lambda it: it in {"gen1", "gen2"})
+    ),
+    Assumption("ready_lines", "were said", _judge_fact("ready_lines")),
+    Assumption("functions", "how the module is called", _judge_fact("functions")),
+    Assumption("marks", "pictures for watermark and digital_auth", _judge_fact("marks")),
+    Assumption("written_by_load", "its options file", _judge_fact("written_by_load", _contains(f"{OPTIONS}/opt.txt"))),
+    Assumption("written_by_job", "what the job left in its scratch", _judge_fact("written_by_job")),
+    Assumption("frames_counted", "the writer of Gen-1 is replaced by ours", _judge_frame_counter),
+    Assumption("queue_timeouts_s", "10 s for the face detection, which is stretched", _judge_fact("queue_timeouts_s")),
+    Assumption("job", "one job ends with a video as long as its speech", _judge_job),
 )
 
 
@@ -151,7 +167,7 @@ def samples(folder: Path) -> tuple[Path, Path]:
     return folder / "face.mp4", folder / "speech2.wav"
 
 
-def cards() -> tuple[str, ...]:
+def list_gpus() -> tuple[str, ...]:
     """UUIDs of the host's cards; none where there is no driver."""
     if shutil.which(LIST_CARDS[0]) is None:
         return ()
@@ -159,9 +175,9 @@ def cards() -> tuple[str, ...]:
     return tuple(done.stdout.split()) if done.returncode == 0 else ()
 
 
-def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str, ...]) -> Spec:
+def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str, ...]) -> ContainerSpec:
     """The job as the runner would start it, but for its program."""
-    heygem = endpoint.parse((IMAGES / "heygem" / "endpoint.toml").read_text())
+    heygem = endpoint.parse_endpoint((IMAGES / "heygem" / "endpoint.toml").read_text())
     names = {"video": f"video{video.suffix}", "audio": f"audio{audio.suffix}"}
     (work / "in").mkdir(parents=True)
     for name, source in (("video", video), ("audio", audio)):
@@ -173,17 +189,19 @@ def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str,
     job = JobFile(id="selfcheck", owner="me", endpoint="heygem", round=1, attempt=1, input=names, timeouts=timeouts)
     (work / JOB_FILE).write_bytes(msgspec.json.encode(job))
     needs = heygem.resources
-    return Spec(
-        identity=Identity(installation="selfcheck", host="selfcheck", owner="me", job="selfcheck", round=1, attempt=1),
+    return ContainerSpec(
+        identity=ContainerIdentity(
+            installation="selfcheck", host="selfcheck", owner="me", job="selfcheck", round=1, attempt=1
+        ),
         image=image,
-        instead=SURVEY,
+        instead=SURVEY_COMMAND,
         job_dir=work,
-        limits=Limits(memory_mb=needs.memory_mb, cpus=needs.cpus, shm_mb=needs.shm_mb),
+        limits=ContainerLimits(memory_mb=needs.memory_mb, cpus=needs.cpus, shm_mb=needs.shm_mb),
         gpus=gpus[: needs.gpus],
     )
 
 
-async def run(url: str, spec: Spec) -> Ran:
+async def run(url: str, spec: ContainerSpec) -> SelfcheckRun:
     """The job from start to end. Raises CannotCheck."""
     try:
         async with DockerEngine(DockerSettings(base_url=url)) as engine:
@@ -194,10 +212,10 @@ async def run(url: str, spec: Spec) -> Ran:
         raise CannotCheck(f"the container could not be run: {error}") from error
 
 
-async def choose_injection(engine: DockerEngine, spec: Spec) -> None:
+async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
     """Give the container its card in the first way that works, as the runner does."""
-    for way in WAYS["auto"]:
-        engine.inject(way)
+    for way in INJECTION_MODES["auto"]:
+        engine.set_injection(way)
         try:
             if (await follow(engine, replace_program(spec))).code == 0:
                 return
@@ -206,14 +224,14 @@ async def choose_injection(engine: DockerEngine, spec: Spec) -> None:
     raise CannotCheck("containers do not get the card: install the NVIDIA container toolkit")
 
 
-def replace_program(spec: Spec) -> Spec:
+def replace_program(spec: ContainerSpec) -> ContainerSpec:
     """The same container, which only lists its cards."""
     return msgspec.structs.replace(spec, instead=tuple(LIST_CARDS))
 
 
-async def follow(engine: DockerEngine, spec: Spec) -> Ran:
+async def follow(engine: DockerEngine, spec: ContainerSpec) -> SelfcheckRun:
     """One container from start to end; removed then."""
-    began, ran, log = time.monotonic(), Ran(), b""
+    began, ran, log = time.monotonic(), SelfcheckRun(), b""
     parser = LineParser("stdout")
     handle = await engine.start(spec)
     try:
@@ -222,8 +240,8 @@ async def follow(engine: DockerEngine, spec: Spec) -> Ran:
                 if chunk.stream == "stderr":
                     log += chunk.data
                     continue
-                for found in parser.feed(chunk.data, chunk.mark.offset - len(chunk.data)):
-                    ran = heard(ran, found.message)
+                for found in parser.feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
+                    ran = add_message(ran, found.message)
         code = (await engine.wait(handle)).code
     finally:
         await engine.remove(handle)
@@ -231,35 +249,35 @@ async def follow(engine: DockerEngine, spec: Spec) -> Ran:
     output = spec.job_dir / "out" / OUTPUT_FILE
     data = json.loads(output.read_text()) if output.is_file() else {}
     took = round(time.monotonic() - began, 1)
-    return replace(ran, facts=facts_in(text), code=code, data=data, log=text, seconds=took, gpus=len(spec.gpus))
+    return replace(ran, facts=parse_facts(text), code=code, data=data, log=text, seconds=took, gpus=len(spec.gpus))
 
 
-def heard(ran: Ran, message: object) -> Ran:
+def add_message(ran: SelfcheckRun, message: object) -> SelfcheckRun:
     """`ran` with one more message of the job."""
     if isinstance(message, ErrorLine):
         return replace(ran, failure=f"{message.code}: {message.message}")
-    if isinstance(message, Progress) and message.stage and message.stage not in ran.stages:
+    if isinstance(message, ProgressLine) and message.stage and message.stage not in ran.stages:
         return replace(ran, stages=(*ran.stages, message.stage))
     return ran
 
 
-def facts_in(log: str) -> dict[str, Any]:
+def parse_facts(log: str) -> dict[str, Any]:
     """What survey.py has told; a name told twice counts as it was told last."""
     facts = {}
     for line in log.splitlines():
-        if line.startswith(FACT):
+        if line.startswith(FACT_PREFIX):
             try:
-                fact = json.loads(line.removeprefix(FACT))
+                fact = json.loads(line.removeprefix(FACT_PREFIX))
                 facts[fact["name"]] = fact["found"]
             except (ValueError, KeyError):  # cut by a line of somebody else's
                 continue
     return facts
 
 
-def verdicts(ran: Ran) -> list[dict[str, Any]]:
+def judge_assumptions(ran: SelfcheckRun) -> list[dict[str, Any]]:
     """Each row with what was found and whether it is as assumed: yes, no, or only told."""
     words = {True: "yes", False: "no", None: "told"}
-    judged = [(row, *row.judge(ran)) for row in ROWS]
+    judged = [(row, *row.judge(ran)) for row in ASSUMPTIONS]
     return [
         {
             "name": row.name,
@@ -271,9 +289,9 @@ def verdicts(ran: Ran) -> list[dict[str, Any]]:
     ]
 
 
-def report(base: str, ran: Ran) -> dict[str, Any]:
+def report(base: str, ran: SelfcheckRun) -> dict[str, Any]:
     """All of it, for --json."""
-    rows = verdicts(ran)
+    rows = judge_assumptions(ran)
     job = {
         "exit_code": ran.code,
         "failure": ran.failure,
@@ -281,22 +299,22 @@ def report(base: str, ran: Ran) -> dict[str, Any]:
         "stages": ran.stages,
         "seconds": ran.seconds,
     }
-    tail = [line for line in ran.log.splitlines() if not line.startswith(FACT)][-TAIL_LINES:] if ran.code else []
+    tail = [line for line in ran.log.splitlines() if not line.startswith(FACT_PREFIX)][-TAIL_LINES:] if ran.code else []
     return {"base": base, "ok": all(row["as_assumed"] != "no" for row in rows), "rows": rows, "job": job, "log": tail}
 
 
-def as_text(said: dict[str, Any]) -> str:
+def format_report(said: dict[str, Any]) -> str:
     """The same for the eyes."""
     lines = [f"{said['base']}:"]
     for row in said["rows"]:
         lines.append(f"  [{row['as_assumed']:4}] {row['name']}: {row['assumed']}")
-        lines += [f"         {line}" for line in _found(row["found"])]
+        lines += [f"         {line}" for line in _format_found(row["found"])]
     lines += [f"  stages of the job: {', '.join(said['job']['stages'])}; {said['job']['seconds']} s in all"]
     lines += ["  the end of its log:", *(f"    {line}" for line in said["log"])] if said["log"] else []
     return "\n".join([*lines, "all is as assumed" if said["ok"] else "not all is as assumed: see the rows with [no]"])
 
 
-def _found(found: Any) -> list[str]:
+def _format_found(found: Any) -> list[str]:
     if isinstance(found, dict):
         return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items()] or ["nothing"]
     if isinstance(found, list):
@@ -321,7 +339,7 @@ def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         raise CannotCheck("--video and --audio go together: give both or neither")
     image = build(asked.base, asked.detector)
     video, audio = (asked.video, asked.audio) if asked.video else samples(work / "samples")
-    spec = make_spec(image, work / "job", video, audio, cards())
+    spec = make_spec(image, work / "job", video, audio, list_gpus())
     ran = asyncio.run(run(os.environ.get("DOCKER_HOST") or DockerSettings().base_url, spec))
     result = spec.job_dir / "out" / "result.mp4"
     if asked.output and result.is_file():
@@ -337,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except CannotCheck as error:
             print(f"selfcheck: {error}", file=sys.stderr)
             return CANNOT
-    print(json.dumps(said, ensure_ascii=False, indent=2) if asked.json else as_text(said))
+    print(json.dumps(said, ensure_ascii=False, indent=2) if asked.json else format_report(said))
     return OK if said["ok"] else BAD
 
 

@@ -90,7 +90,9 @@ LOCATIONS = frozenset(
 # Settings that hold several things, of which these are about reaching an index.
 LOCATION_VALUES = {"use-feature": {"truststore"}, "use-deprecated": {"legacy-certs"}}
 # What makes `pip config list` say everything: its own options are settings too, and these outrank those in files.
-TALKATIVE = {f"PIP_{name}": "0" for name in ("QUIET", "VERBOSE", "REQUIRE_VIRTUALENV", "USER", "GLOBAL", "SITE")}
+PIP_OUTPUT_VARIABLES = {
+    f"PIP_{name}": "0" for name in ("QUIET", "VERBOSE", "REQUIRE_VIRTUALENV", "USER", "GLOBAL", "SITE")
+}
 
 BATCH_BYTES = 25_000_000  # what an interruption may lose: pip unpacks nothing before all is downloaded
 TORCH_BYTES = {"cpu": 192_000_000, "cuda": 527_000_000}  # 2.13.0 for Linux on x86-64
@@ -106,7 +108,7 @@ class ToolFailed(InstallError):
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockEntry:
     """An entry of a lock file. `text` is what pip reads, without the marker."""
 
     name: str
@@ -122,7 +124,7 @@ ENTRY = re.compile(
 SIZE = re.compile(r"# (?P<bytes>\d+) bytes(?P<no_wheel>, no wheel)?")
 
 
-def read_lock(path: Path) -> list[Locked]:
+def read_lock(path: Path) -> list[LockEntry]:
     """Return the entries that are meant for this Python and this platform."""
     # pip's own reading of a marker; imported late, because the Python that makes the environment may have no pip.
     from pip._vendor.packaging.markers import Marker  # noqa: PLC0415
@@ -133,7 +135,7 @@ def read_lock(path: Path) -> list[Locked]:
             size = SIZE.search(pin["rest"])
             size_bytes, has_wheel = (int(size["bytes"]), size["no_wheel"] is None) if size else (0, True)
             text = f"{pin['pin']} {pin['rest']}"
-            entries.append(Locked(canonical(pin["name"]), pin["version"], size_bytes, has_wheel, text))
+            entries.append(LockEntry(canonical(pin["name"]), pin["version"], size_bytes, has_wheel, text))
     return entries
 
 
@@ -152,7 +154,7 @@ def amount(packages: int, size_bytes: float) -> str:
 # What is there
 
 
-def needs(words: list[str]) -> Environment:
+def required_environment(words: list[str]) -> Environment:
     """Return what the verb, or the verb after `setup`, runs in. `just` alone answers to one that it does not know."""
     verb = (words[1:2] if words[:1] == ["setup"] and words[1:] else words[:1] or [""])[0]
     known = re.search(rf"^@?{re.escape(verb)}\b[^:\n]*:(?!=)", (ROOT / "justfile").read_text(), re.MULTILINE)
@@ -188,7 +190,7 @@ def inputs_sum(part: str) -> str:
     return hashlib.sha256(b"\0".join(told)).hexdigest()
 
 
-def left(environment: Environment) -> list[str]:
+def missing_parts(environment: Environment) -> list[str]:
     """Return the parts that are not complete."""
 
     def complete(part: str) -> bool:
@@ -214,7 +216,7 @@ def installed() -> dict[str, str]:
     return versions
 
 
-def absent(lock: str) -> list[Locked]:
+def missing_entries(lock: str) -> list[LockEntry]:
     """Return the entries of a lock file that this environment does not have."""
     there = installed()
     return [entry for entry in read_lock(ROOT / lock) if there.get(entry.name) != entry.version]
@@ -232,7 +234,7 @@ def locations(python: Path) -> dict[str, str]:
     """Return the user's settings of pip that say where files come from, as variables of its environment."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     argv = [str(python), "-I", "-m", "pip", "config", "list"]
-    environ = without_settings(os.environ) | settings | TALKATIVE
+    environ = without_settings(os.environ) | settings | PIP_OUTPUT_VARIABLES
     listed = subprocess.run(argv, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         raise InstallError(f"pip cannot read its settings: {listed.stderr.strip()}")
@@ -286,7 +288,7 @@ class Pip:
                 raise ToolFailed(written.read().strip())
         self._done_bytes += size_bytes
 
-    def install_locked(self, entries: Iterable[Locked]) -> None:
+    def install_locked(self, entries: Iterable[LockEntry]) -> None:
         """Install entries of lock files, in portions that an interruption may lose."""
         wheels = [entry for entry in entries if entry.has_wheel]
         sources = [entry for entry in entries if not entry.has_wheel]
@@ -296,7 +298,7 @@ class Pip:
             names = ",".join(entry.name for entry in sources)
             self._install_file(sources, "--no-build-isolation", "--use-pep517", f"--no-binary={names}")
 
-    def _install_file(self, entries: list[Locked], *options: str) -> None:
+    def _install_file(self, entries: list[LockEntry], *options: str) -> None:
         names = self._scratch / "batch.txt"
         names.write_text("".join(entry.text for entry in entries))
         size_bytes = sum(entry.size_bytes for entry in entries)
@@ -317,8 +319,8 @@ class Pip:
         print("\r\x1b[K", end="", flush=True)
 
 
-def batches(entries: Iterable[Locked]) -> Iterator[list[Locked]]:
-    batch: list[Locked] = []
+def batches(entries: Iterable[LockEntry]) -> Iterator[list[LockEntry]]:
+    batch: list[LockEntry] = []
     for entry in entries:
         if batch and sum(one.size_bytes for one in batch) + entry.size_bytes > BATCH_BYTES:
             yield batch
@@ -345,7 +347,7 @@ def folder_bytes(folder: Path) -> int:
 def install_torch(pip: Pip) -> None:
     """Install torch as pyproject.toml pins it, the CPU build where pip can find one."""
     if torch_build() == "cuda" or not install_cpu_torch(pip):
-        pip.install_locked(absent(CUDA_LOCK))
+        pip.install_locked(missing_entries(CUDA_LOCK))
         # A CPU build counts as this version too: the one that is there, and one that pip finds beside the plain build.
         plain = f"torch=={torch_version()},!={torch_version()}+cpu"
         pip.install("--only-binary=:all:", plain, size_bytes=TORCH_BYTES["cuda"])
@@ -367,7 +369,7 @@ def install_cpu_torch(pip: Pip) -> bool:
             raise
     else:
         return True
-    libraries = absent(CUDA_LOCK)
+    libraries = missing_entries(CUDA_LOCK)
     size_bytes = sum(entry.size_bytes for entry in libraries) + TORCH_BYTES["cuda"]
     pip.total_bytes += size_bytes - TORCH_BYTES["cpu"]
     takes = amount(len(libraries) + 1, size_bytes)
@@ -384,7 +386,7 @@ def announce(parts: list[str], pip: Pip) -> None:
     locks = [LOCKS[part] for part in parts if part in LOCKS]
     if "torch" in parts and torch_build() == "cuda":
         locks.append(CUDA_LOCK)
-    entries = {entry.name: entry.size_bytes for lock in locks for entry in absent(lock)}
+    entries = {entry.name: entry.size_bytes for lock in locks for entry in missing_entries(lock)}
     if "torch" in parts and not installed().get("torch", "").startswith(torch_version()):
         entries["torch"] = TORCH_BYTES[torch_build()]
     pip.total_bytes = sum(entries.values())
@@ -394,7 +396,7 @@ def announce(parts: list[str], pip: Pip) -> None:
 
 def install(environment: Environment, lock: int) -> None:
     """Complete the environment whose Python this is. Called with the lock held."""
-    parts = left(environment)
+    parts = missing_parts(environment)
     if not parts:  # another run did it while this one waited
         return
     with scratch_folder(environment) as scratch:
@@ -406,7 +408,7 @@ def install(environment: Environment, lock: int) -> None:
             elif part == "lamplighter":
                 install_project(pip)
             else:
-                pip.install_locked(absent(LOCKS[part]))
+                pip.install_locked(missing_entries(LOCKS[part]))
             stamp = environment.stamp(part)
             stamp.parent.mkdir(exist_ok=True)
             new = stamp.with_suffix(".new")
@@ -443,7 +445,7 @@ def hold_lock(environment: Environment) -> int:
     return lock
 
 
-def works(environment: Environment) -> bool:
+def is_usable(environment: Environment) -> bool:
     """Whether the environment runs: it does not when half made, moved here, or without its Python."""
     try:
         pip = subprocess.run([environment.folder / "bin/pip", "--version"], capture_output=True, check=False)
@@ -452,7 +454,7 @@ def works(environment: Environment) -> bool:
     return pip.returncode == 0
 
 
-def make(environment: Environment) -> None:
+def create_environment(environment: Environment) -> None:
     say(f"making {environment.folder.relative_to(ROOT)} with Python {platform.python_version()}")
     argv = [sys.executable, "-m", "venv", "--clear", str(environment.folder)]
     if subprocess.run(argv, cwd=ROOT, env=without_settings(os.environ), check=False).returncode:
@@ -461,10 +463,10 @@ def make(environment: Environment) -> None:
 
 def prepare(words: list[str]) -> None:
     """Make the environment if need be, and go on in its own Python."""
-    environment = needs(words)
+    environment = required_environment(words)
     lock = hold_lock(environment)
-    if not works(environment):
-        make(environment)
+    if not is_usable(environment):
+        create_environment(environment)
     os.set_inheritable(lock, True)
     os.execv(environment.python, [str(environment.python), "-I", __file__, "--held", str(lock), *words])  # noqa: S606
 
@@ -474,9 +476,9 @@ def main(words: list[str]) -> int:
     try:
         match words:
             case ["--check", *verb]:
-                return 1 if left(needs(verb)) else 0
+                return 1 if missing_parts(required_environment(verb)) else 0
             case ["--held", lock, *verb]:
-                install(needs(verb), int(lock))
+                install(required_environment(verb), int(lock))
             case ["pip", *more]:
                 argv = [sys.executable, "-I", "-m", "pip", *more]
                 os.execve(argv[0], argv, pip_environ(Path(argv[0])))  # noqa: S606

@@ -1,13 +1,13 @@
 """Prints docs/lifecycle.md from the tables: `just docs` writes it, a test compares it."""
 
-from schemas.events import Fact
-from schemas.failures import FAILURES
-from schemas.lifecycle import LACKING, TRANSITIONS
-from schemas.words import FINAL, Status
+from schemas.events import JobEventBase
+from schemas.lifecycle import TRANSITIONS, TRANSITIONS_WITHOUT_INPUT
+from schemas.retry_policy import FAILURES
+from schemas.status import FINAL_STATUSES, Status
 
 HEAD = """# The life of a job
 
-Made from `schemas/lifecycle.py` and `schemas/failures.py` by `just docs`; a test compares.
+Made from `schemas/lifecycle.py` and `schemas/retry_policy.py` by `just docs`; a test compares.
 
 A job is made as `scheduled` (accepted, not yet ready) or `queued`. Every step is one compare-and-set on its record.
 The edge queues, reprioritises, expires, retries and asks to cancel; the runner that holds the claim starts, adopts,
@@ -16,32 +16,34 @@ releases and ends. A final state accepts nothing but a retry, which begins the n
 """
 
 
-def name(kind: type[Fact]) -> str:
+def event_name(kind: type[JobEventBase]) -> str:
     """The event's name on the wire."""
     return str(kind.__struct_config__.tag)
 
 
-def diagram() -> str:
+def state_diagram() -> str:
     """A Mermaid state diagram with one arrow a pair of states."""
     arrows: dict[tuple[Status, Status], list[str]] = {}
-    for kind, steps in (*TRANSITIONS.items(), *LACKING.items()):
+    for kind, steps in (*TRANSITIONS.items(), *TRANSITIONS_WITHOUT_INPUT.items()):
         for before, after in steps.items():
-            arrows.setdefault((before, after), []).append(name(kind))
+            arrows.setdefault((before, after), []).append(event_name(kind))
     lines = [f"  {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items()]
     starts = ["  [*] --> scheduled: submitted", "  [*] --> queued: submitted"]
     return "\n".join(["```mermaid", "stateDiagram-v2", *starts, *lines, "```"])
 
 
-def table() -> str:
+def transition_table() -> str:
     """The law as it stands: event by state, a blank is illegal."""
-    named = [(name(kind), steps) for kind, steps in TRANSITIONS.items()]
-    named += [(f"{name(kind)}, while it lacks input", steps) for kind, steps in LACKING.items()]
+    named = [(event_name(kind), steps) for kind, steps in TRANSITIONS.items()]
+    named += [(f"{event_name(kind)}, while it lacks input", steps) for kind, steps in TRANSITIONS_WITHOUT_INPUT.items()]
     rows = [f"| {event} | " + " | ".join(steps.get(status, "") for status in Status) + " |" for event, steps in named]
-    head = "| event | " + " | ".join(f"**{status}**" if status in FINAL else status for status in Status) + " |"
+    head = (
+        "| event | " + " | ".join(f"**{status}**" if status in FINAL_STATUSES else status for status in Status) + " |"
+    )
     return "\n".join([head, "|---" * (len(Status) + 1) + "|", *rows])
 
 
-def failures() -> str:
+def failure_table() -> str:
     """Every failure code, whose fault it is, and what it costs."""
     rows = [f"| `{code}` | {row.blame} | {row.retry} |" for code, row in FAILURES.items()]
     return "\n".join(["| code | blame | tried again |", "|---|---|---|", *rows])
@@ -54,7 +56,10 @@ after ten of all kinds as `host_fault_repeated`. An image's own code is kept and
 
 def document() -> str:
     """The whole page."""
-    return "\n\n".join([HEAD.strip(), diagram(), table(), "## Failures", FAILURE_WORDS, failures()]) + "\n"
+    return (
+        "\n\n".join([HEAD.strip(), state_diagram(), transition_table(), "## Failures", FAILURE_WORDS, failure_table()])
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

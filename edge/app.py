@@ -8,102 +8,85 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from starlette.types import ASGIApp
 
-from edge.auth.cors import cors
-from edge.auth.keys import OPEN, Authenticate, Connection, owner_of
-from edge.draining import Draining
-from edge.facades.gateway import route as gateway_route
+from edge.core.messages import Language, choose_language
+from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem
 from edge.facades.runpod import routes as runpod
-from edge.handshake import Handshake, note_cause
-from edge.headers import DefaultHeaders
-from edge.openapi import complete, config
-from edge.parts import Parts
-from edge.problems import answer
-from edge.routes import (
-    assets,
-    audit,
-    batches,
-    events,
-    health,
-    jobs,
-    joining,
-    keys,
-    lists,
-    owners,
-    read,
-    tokens,
-    uploads,
-    usage,
-    webhooks,
+from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, request_owner
+from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
+from edge.http.middleware import (
+    DefaultHeaders,
+    RequestBodyDrain,
+    WebSocketDenialResponse,
+    make_cors_config,
+    store_denial_cause,
 )
-from edge.routes.bodies import JSON_BYTES
-from edge.routes.given import Owner, Services, Speech
-from edge.services.messages import Language, choose_language
-from edge.services.view import Asker
+from edge.http.openapi import complete_document, make_openapi_config
+from edge.http.problems import handle_exception
+from edge.http.request_body import JSON_BODY_LIMIT_BYTES
+from edge.http.routes import assets, endpoints, events, health, hosts, jobs, keys, owners, uploads, webhooks
+from edge.jobs.view import Asker
 
-MODULES = (
-    *(jobs, batches, lists, events, assets, uploads, webhooks),
-    *(read, keys, owners, audit, tokens, usage, joining, health, gateway_route),
-)
+MODULES = (jobs, events, assets, uploads, webhooks, endpoints, hosts, keys, owners, health, gateway_route)
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 
 # One after the other: Litestar opens a task group for dependencies that do not wait for each other, at every request,
 # which costs more than all three together.
-async def _owner(request: Connection, parts: Services) -> str:
+async def _provide_owner(request: AnyConnection, parts: ServicesDep) -> str:
     del parts
-    return owner_of(request)
+    return request_owner(request)
 
 
-async def _language(request: Connection, owner: Owner) -> Language:
+async def _provide_language(request: AnyConnection, owner: OwnerDep) -> Language:
     del owner
     return choose_language(request.headers.get("accept-language"), request.auth.language)
 
 
-async def _asker(request: Connection, language: Speech) -> Asker:
+async def _asker(request: AnyConnection, language: LanguageDep) -> Asker:
     return Asker(language, request.auth.id)
 
 
-async def _parts(request: Connection) -> Parts:
-    parts: Parts = request.app.state.parts  # a parameter `state` would be copied for every request
+async def _provide_services(request: AnyConnection) -> EdgeServices:
+    parts: EdgeServices = request.app.state.parts  # a parameter `state` would be copied for every request
     return parts
 
 
-async def _gateway(request: Connection) -> Gateway:
+async def _provide_gateway(request: AnyConnection) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
-def create_app(parts: Parts, gateway: Gateway) -> ASGIApp:
-    """The app over the services of one edge. It starts and stops nothing: `edge.serve` does."""
-    routed = _routed(parts, gateway)
-    complete(routed.openapi_schema)
+def create_app(parts: EdgeServices, gateway: Gateway) -> ASGIApp:
+    """The app over the services of one edge. It starts and stops nothing: `edge.process` does."""
+    routed = _make_litestar(parts, gateway)
+    complete_document(routed.openapi_schema)
     app = cast("ASGIApp", routed)  # the two libraries spell the same ASGI types differently
-    return Handshake(Draining(DefaultHeaders(app)))
+    return WebSocketDenialResponse(RequestBodyDrain(DefaultHeaders(app)))
 
 
-def _facades(parts: Parts) -> list[Router]:
+def _facade_routers(parts: EdgeServices) -> list[Router]:
     """Other people's protocols over HTTP."""
     return [runpod.router(), *([heygem.router()] if parts.settings.heygem.enabled else [])]
 
 
-def _routed(parts: Parts, gateway: Gateway) -> Litestar:
+def _make_litestar(parts: EdgeServices, gateway: Gateway) -> Litestar:
     return Litestar(
-        route_handlers=[*ROUTES, *_facades(parts)],
+        route_handlers=[*ROUTES, *_facade_routers(parts)],
         state=State({"parts": parts, "gateway": gateway}),
-        middleware=[DefineMiddleware(Authenticate, exclude_from_auth_key=OPEN)],
+        middleware=[DefineMiddleware(AuthenticationMiddleware, exclude_from_auth_key=NO_AUTH)],
         dependencies={
-            "parts": Provide(_parts),
-            "owner": Provide(_owner),
-            "language": Provide(_language),
+            "parts": Provide(_provide_services),
+            "owner": Provide(_provide_owner),
+            "language": Provide(_provide_language),
             "asker": Provide(_asker),
-            "gateway": Provide(_gateway),
+            "gateway": Provide(_provide_gateway),
         },
-        exception_handlers={Exception: answer},
-        after_exception=[note_cause],
-        openapi_config=config(),
-        cors_config=cors(parts.settings.cors.origins),
-        request_max_body_size=JSON_BYTES,
+        exception_handlers={Exception: handle_exception},
+        after_exception=[store_denial_cause],
+        openapi_config=make_openapi_config(),
+        cors_config=make_cors_config(parts.settings.cors.origins),
+        request_max_body_size=JSON_BODY_LIMIT_BYTES,
         logging_config=None,
     )

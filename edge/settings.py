@@ -1,21 +1,55 @@
-"""What the edge can be told, read once at start (`lamplighter.toml`, `LAMPLIGHTER_*`)."""
+"""What the HTTP server takes from one connection, one address, one key, and from all together."""
 
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
-from edge.outbound.settings import OutboundSettings
-from edge.server.settings import ServerSettings
-from edge.services.quotas import Limits, OwnLimits
-from edge.services.signing import UrlSettings
-from edge.services.uploads import UploadSettings
-from edge.store.opening import StoreSettings
-from edge.webhooks.settings import WebhookSettings
-from schemas.switch import HostDeclaration, Price
-from schemas.words import Token
+from edge.assets.uploads import UploadSettings
+from edge.core.signed_urls import UrlSettings
+from edge.outbound.download import OutboundSettings
+from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
+from edge.store.factory import StoreSettings
+from edge.webhooks.secrets import WebhookSettings
+from schemas.host_config import AnyHostConfig, PowerPrice
+from schemas.ids import Token
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ServerSettings(Struct, frozen=True):
+    """Limits of the HTTP server, as `[server]` in the file.
+
+    `head_bytes` and `head_s`: a request line with its headers, and the trailers of a chunked body. `handshake_s`: a TLS
+    handshake. `stall_s`: how long the body of a request may bring nothing. `connections`: in all, less where the
+    process may open fewer files. `connections_per_address`: for IPv6, per /64. `proxies`: networks whose connections
+    carry many clients, so that no limit per address holds for them; their `X-Forwarded-For` names the client.
+    `streams_per_key` and `streams_per_owner`: event streams, over HTTP or a WebSocket, that are open at the same time.
+    `sockets_per_key` and `sockets_per_owner`: the same of the gateway, where all sockets of an owner share one stream.
+    """
+
+    head_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024
+    head_s: Seconds = 10.0
+    handshake_s: Seconds = 10.0
+    stall_s: Seconds = 120.0
+    connections: Count = 8192
+    connections_per_address: Count = 256
+    proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    streams_per_key: Count = 200
+    streams_per_owner: Count = 400
+    sockets_per_key: Count = 1000
+    sockets_per_owner: Count = 2000
+
+    def __post_init__(self) -> None:
+        for network in self.proxies:
+            ip_network(network)  # ValueError names it
+
+
+# MERGED edge/settings.py: What the edge can be told, read once at start (`lamplighter.toml`, `LAMPLIGHTER_*`).
 
 
 class CorsSettings(Struct, frozen=True):
@@ -46,7 +80,7 @@ class PublicSettings(Struct, frozen=True):
 class JoiningSettings(Struct, frozen=True):
     """How hosts are let in at the broker.
 
-    `folder`: where nats.conf lies, and the list of hosts that it includes (`bus.roster`). `reload`: the argv that makes
+    `folder`: where nats.conf lies, and the list of hosts that it includes (`bus.server.host_accounts`). `reload`: the argv that makes
     the broker read them anew.
     """
 
@@ -74,7 +108,7 @@ class HeygemSettings(Struct, frozen=True):
 class OwnerSettings(Struct, frozen=True):
     """What holds for one owner, as `[owners.NAME.quotas]` in the file."""
 
-    quotas: OwnLimits = OwnLimits()
+    quotas: OwnerQuotaOverride = OwnerQuotaOverride()
 
 
 class EdgeSettings(Struct, frozen=True):
@@ -104,8 +138,8 @@ class EdgeSettings(Struct, frozen=True):
     webhooks: WebhookSettings = WebhookSettings()
     uploads: UploadSettings = UploadSettings()
     store: StoreSettings = StoreSettings()
-    hosts: dict[Token, HostDeclaration] = field(default_factory=dict)
-    quotas: Limits = Limits()
+    hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
+    quotas: OwnerQuota = OwnerQuota()
     owners: dict[Token, OwnerSettings] = field(default_factory=dict)
     trash_s: float = 60.0
     max_asset_bytes: int = 20 * 1024**3
@@ -121,6 +155,6 @@ class EdgeSettings(Struct, frozen=True):
         return timedelta(seconds=self.trash_s)
 
     @property
-    def prices(self) -> dict[Token, Price | None]:
+    def prices(self) -> dict[Token, PowerPrice | None]:
         """What each declared host costs, by host."""
         return {host: rules.price for host, rules in self.hosts.items()}

@@ -1,7 +1,8 @@
 """Lamplighter for Python programs: submit jobs to an edge, follow them, fetch what they made."""
 
-from lamplighter.aio import AsyncClient
-from lamplighter.batches import Batch
+from lamplighter.api import Asset, Batch
+from lamplighter.async_client import AsyncClient
+from lamplighter.client import Client
 from lamplighter.errors import (
     Busy,
     Conflict,
@@ -12,11 +13,10 @@ from lamplighter.errors import (
     Unauthorized,
     Unreachable,
 )
-from lamplighter.sdk import Client
-from lamplighter.wire import Asset, Event
+from lamplighter.follow import Event
 from schemas.host import HostView
+from schemas.job_view import JobView
 from schemas.usage import UsageReport
-from schemas.view import JobView
 
 __all__ = [
     "Asset",

@@ -10,8 +10,8 @@ LamplighterError
 └── JobFailed        the job ended, but not in success: `.job` has the error (exit 1)
 """
 
-from schemas.errors import Problem
-from schemas.view import JobView
+from schemas.job_view import JobView
+from schemas.problems import Problem
 
 
 class LamplighterError(Exception):
@@ -57,7 +57,7 @@ class JobFailed(LamplighterError):
         super().__init__(f"job {job.id} {job.status}: {why}")
 
 
-BY_STATUS: dict[int, type[Rejected]] = {
+ERRORS_BY_STATUS: dict[int, type[Rejected]] = {
     401: Unauthorized,
     403: Unauthorized,
     404: NotFound,
@@ -70,6 +70,6 @@ BY_STATUS: dict[int, type[Rejected]] = {
 }
 
 
-def rejected(problem: Problem) -> Rejected:
+def error_from_problem(problem: Problem) -> Rejected:
     """The exception for a problem document."""
-    return BY_STATUS.get(problem.status, Rejected)(problem)
+    return ERRORS_BY_STATUS.get(problem.status, Rejected)(problem)

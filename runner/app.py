@@ -18,41 +18,46 @@ import anyio.to_thread
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from bus.connection import open_runner
-from bus.port import Bus, Denied, Unreachable
-from bus.private import PASSAGE, private_folder
-from runner.assets import AssetClient, asset_client
-from runner.cards import Cards, no_pid
-from runner.catalogue import Kind, load
-from runner.engines.choice import SOCKET, Decision, DecisionUnreadable, Name, choose, docker_client
+from bus.interface import BrokerDenied, BrokerUnreachable, Bus
+from bus.open import open_runner
+from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
+from runner.assets.cache import InputCache
+from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
+from runner.claiming.schedulability import MIB
+from runner.context import HostContext, RunnerContext, detect_nothing
+from runner.endpoints import LocalEndpoint, load_endpoints
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.jobuser import NoSuchUser, job_user, own_name
+from runner.engines.job_user import NoSuchUser, current_user_name, resolve_job_user
 from runner.engines.port import EngineError
 from runner.engines.process import CannotRunJobs, ProcessEngine
-from runner.gpu.board import NoGpuMonitor
-from runner.gpu.child import nvml
-from runner.gpu.port import Gpus
-from runner.gpu.watch import Watch
-from runner.injection import choose as choose_way
-from runner.inputs import Cache, EdgeSupplies
-from runner.joining import has_joined, joined
-from runner.life import Life, Outage
-from runner.living import live
-from runner.logins import logged_in
-from runner.means import Means, nothing_to_try
-from runner.membership import Removed, until_removed
+from runner.engines.selection import (
+    DOCKER_SOCKET,
+    EngineDecision,
+    EngineDecisionUnreadable,
+    EngineName,
+    choose_engine,
+    find_docker,
+)
+from runner.gpu.allocator import GpuAllocator, no_pid
+from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
+from runner.gpu.port import GpuMonitor
+from runner.host.enrollment import HostRemoved, apply_enrollment, is_enrolled, wait_until_removed
+from runner.host.gpu_probe import detect_injection as choose_way
+from runner.lifecycle import run_lifecycle
+from runner.login_sessions import find_logged_in_users
+from runner.outage import OutageGate
+from runner.run_clock import boot_clock
 from runner.settings import RunnerSettings
-from runner.slots import MIB, Slots
-from runner.uptime import of_this_boot
+from runner.slots import Slots
 
-BESIDE = 32  # containers that are followed and run no job: they wait for one, or try a card
-JOBKIT = Path(__file__).resolve().parents[1] / "images" / "jobkit"
-PROBE_S = 20.0
+EXTRA_STREAMS = 32  # containers that are followed and run no job: they wait for one, or try a card
+JOBKIT_DIR = Path(__file__).resolve().parents[1] / "images" / "jobkit"
+FORMER_ENGINE_TIMEOUT_S = 20.0
 
 _log = structlog.get_logger("runner")
 
 
-class CannotServe(Exception):
+class RunnerStartError(Exception):
     """The runner cannot start as it is set up; the message says what to change."""
 
 
@@ -65,77 +70,81 @@ async def serve(
     broker and edge are; one that is away is waited for, and so is Docker.
     Raises CannotServe, CannotJoin, EndpointInvalid, Removed, bus.port.Denied.
     """
-    settings, member = joined(settings), has_joined(settings)
+    settings, member = apply_enrollment(settings), is_enrolled(settings)
     incarnation = secrets.token_hex(8)
-    kinds = load(settings.endpoints)
-    with _sole(settings.data):
+    kinds = load_endpoints(settings.endpoints)
+    with _lock_data_dir(settings.data):
         async with AsyncExitStack() as opened:
-            edge = await opened.enter_async_context(_edge(settings))
-            chosen = await _chosen(settings, kinds, say)
+            edge = await opened.enter_async_context(_open_asset_client(settings))
+            chosen = await _select_engine(settings, kinds, say)
             try:
-                life, means = await _assembled(settings, kinds, incarnation, edge, chosen, opened)
-            except Denied as error:
-                raise (Removed(settings.host) if member else error) from error
+                life, means = await _build_contexts(settings, kinds, incarnation, edge, chosen, opened)
+            except BrokerDenied as error:
+                raise (HostRemoved(settings.host) if member else error) from error
             life.log.info("serving", engine=life.engine.name, endpoints=sorted(kinds), slots=settings.slots)
-            await _until_stopped(life, means, ready or (lambda: None), edge if member else None)
+            await _run_until_stopped(life, means, ready or (lambda: None), edge if member else None)
 
 
-class _Chosen(NamedTuple):
+class _SelectedEngine(NamedTuple):
     """`run_as`: the user that jobs of the process engine run as."""
 
     engine: DockerEngine | ProcessEngine
     run_as: str | None
 
 
-async def _assembled(  # noqa: PLR0913, PLR0917 - what was read and opened before
+async def _build_contexts(  # noqa: PLR0913, PLR0917 - what was read and opened before
     settings: RunnerSettings,
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, LocalEndpoint],
     incarnation: str,
     client: AssetClient,
-    chosen: _Chosen,
+    chosen: _SelectedEngine,
     opened: AsyncExitStack,
-) -> tuple[Life, Means]:
+) -> tuple[RunnerContext, HostContext]:
     """Everything a life works with, opened on `opened`."""
     log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
     engine = chosen.engine
     await opened.enter_async_context(engine)
-    gpus = await opened.enter_async_context(_gpus(settings))
+    gpus = await opened.enter_async_context(_open_gpu_monitor(settings))
     reserve = settings.gpu.placement.disk_reserve_mb * MIB
-    cache = Cache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
-    life = Life(
+    cache = InputCache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
+    life = RunnerContext(
         installation=settings.installation,
         host=settings.host,
         incarnation=incarnation,
-        jobs=settings.data / "jobs",
-        bus=await opened.enter_async_context(_bus(settings, log)),
+        jobs_dir=settings.data / "jobs",
+        bus=await opened.enter_async_context(_connect_bus(settings, log)),
         engine=engine,
-        supplies=EdgeSupplies(cache, client),
+        assets=EdgeAssetTransfer(cache, client),
         now=_utc_now,
-        up=of_this_boot(),
+        uptime=boot_clock(),
         jitter=random.random,
-        pace=settings.pace,
-        outage=Outage(),
+        intervals=settings.pace,
+        outage=OutageGate(),
         log=log,
     )
-    means = Means(
-        kinds=kinds,
-        cards=Cards(gpus, settings.gpu, time.monotonic, engine.pid if isinstance(engine, ProcessEngine) else no_pid),
+    means = HostContext(
+        endpoints=kinds,
+        gpu_allocator=GpuAllocator(
+            gpus, settings.gpu, time.monotonic, engine.pid if isinstance(engine, ProcessEngine) else no_pid
+        ),
         slots=Slots(settings.slots),
-        forget=cache.drop,
-        leave=engine.name != ProcessEngine.name,
-        try_injection=partial(choose_way, engine=engine) if isinstance(engine, DockerEngine) else nothing_to_try,
+        drop_assets=cache.drop,
+        containers_outlive_runner=engine.name != ProcessEngine.name,
+        detect_injection=partial(choose_way, engine=engine) if isinstance(engine, DockerEngine) else detect_nothing,
         run_as=chosen.run_as,
         warm=settings.warm,
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
         dead_man=settings.dead_man,
-        logins=logged_in,
-        answers=client.answers,
+        find_logged_in_users=find_logged_in_users,
+        is_edge_alive=client.is_alive,
     )
     return life, means
 
 
-async def _until_stopped(life: Life, means: Means, ready: Callable[[], None], edge: AssetClient | None) -> None:
+async def _run_until_stopped(
+    life: RunnerContext, means: HostContext, ready: Callable[[], None], edge: AssetClient | None
+) -> None:
     """Live until a signal, or until the `edge` of a host that joined does not know it any more: raises Removed."""
     stop = anyio.Event()
     removed = False
@@ -148,35 +157,35 @@ async def _until_stopped(life: Life, means: Means, ready: Callable[[], None], ed
 
         async def watch(edge: AssetClient) -> None:
             nonlocal removed
-            await until_removed(life.bus.link, edge)
+            await wait_until_removed(life.bus.health, edge)
             removed = True
             stop.set()
 
         tasks.start_soon(hear)
         if edge is not None:
             tasks.start_soon(watch, edge)
-        await live(life, means, stop, ready)
+        await run_lifecycle(life, means, stop, ready)
         tasks.cancel_scope.cancel()
     if removed:
-        raise Removed(life.host)
+        raise HostRemoved(life.host)
 
 
 @asynccontextmanager
-async def _edge(settings: RunnerSettings) -> AsyncIterator[AssetClient]:
+async def _open_asset_client(settings: RunnerSettings) -> AsyncIterator[AssetClient]:
     edge = settings.edge
     try:
         async with asset_client(edge.url, edge.key, pin=edge.pin) as client:
             yield client
     except FileNotFoundError as error:
-        raise CannotServe(f"{edge.pin} is not there: join again with a new token, or correct edge.pin") from error
+        raise RunnerStartError(f"{edge.pin} is not there: join again with a new token, or correct edge.pin") from error
 
 
-def _gpus(settings: RunnerSettings) -> Gpus:
-    return Watch(nvml(), clock=time.time, random=random.random) if settings.gpu.watch else NoGpuMonitor()
+def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:
+    return NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random) if settings.gpu.watch else NoGpuMonitor()
 
 
 @asynccontextmanager
-async def _bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Bus]:
+async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Bus]:
     """The broker, waited for: a host may be up before it."""
     wait = settings.pace.retry_least_s
     async with AsyncExitStack() as opened:
@@ -184,41 +193,43 @@ async def _bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIter
             try:
                 bus = await opened.enter_async_context(open_runner(settings.broker))
                 break
-            except Unreachable as error:
+            except BrokerUnreachable as error:
                 log.warning("waiting", what="broker", why=str(error))
                 await anyio.sleep(wait)
                 wait = min(2 * wait, settings.pace.retry_most_s)
         yield bus
 
 
-async def _chosen(settings: RunnerSettings, kinds: Mapping[str, Kind], say: Callable[[str], None]) -> _Chosen:
+async def _select_engine(
+    settings: RunnerSettings, kinds: Mapping[str, LocalEndpoint], say: Callable[[str], None]
+) -> _SelectedEngine:
     """The engine that was decided on; what that means is said aloud. Raises CannotServe."""
-    client = docker_client(settings.docker_socket, os.environ)
+    client = find_docker(settings.docker_socket, os.environ)
     try:
-        choice = await anyio.to_thread.run_sync(choose, settings.data, settings.engine, client, _utc_now())
-        chosen = _engine(settings, choice.decision.engine)
+        choice = await anyio.to_thread.run_sync(choose_engine, settings.data, settings.engine, client, _utc_now())
+        chosen = _build_engine(settings, choice.decision.engine)
         if isinstance(chosen.engine, ProcessEngine):
-            folders = [kind.folder for kind in kinds.values() if kind.endpoint.process is not None]
-            await anyio.to_thread.run_sync(chosen.engine.try_out, settings.data.resolve() / "jobs", folders)
-    except (DecisionUnreadable, NoSuchUser, CannotRunJobs, OSError) as error:
-        raise CannotServe(str(error)) from error
-    if choice.before is not None:
-        say(f"{choice.decision.why}; until now it was {choice.before}, and what that still runs is started again")
-        await _end_all(settings, choice.before)
-    say(_how(settings, choice.decision, chosen.run_as))
+            folders = [kind.folder for kind in kinds.values() if kind.config.process is not None]
+            await anyio.to_thread.run_sync(chosen.engine.check_job_user, settings.data.resolve() / "jobs", folders)
+    except (EngineDecisionUnreadable, NoSuchUser, CannotRunJobs, OSError) as error:
+        raise RunnerStartError(str(error)) from error
+    if choice.previous is not None:
+        say(f"{choice.decision.why}; until now it was {choice.previous}, and what that still runs is started again")
+        await _remove_all_containers(settings, choice.previous)
+    say(_describe_engine(settings, choice.decision, chosen.run_as))
     return chosen
 
 
-def _engine(settings: RunnerSettings, name: Name) -> _Chosen:
+def _build_engine(settings: RunnerSettings, name: EngineName) -> _SelectedEngine:
     """Raises NoSuchUser."""
     if name == DockerEngine.name:
-        return _Chosen(DockerEngine(docker_settings(settings)), None)
-    user = job_user(settings.process.user)
-    engine = ProcessEngine(settings.data.resolve() / "processes", JOBKIT, user)
-    return _Chosen(engine, user.name if user else own_name())
+        return _SelectedEngine(DockerEngine(docker_settings(settings)), None)
+    user = resolve_job_user(settings.process.user)
+    engine = ProcessEngine(settings.data.resolve() / "processes", JOBKIT_DIR, user)
+    return _SelectedEngine(engine, user.name if user else current_user_name())
 
 
-def _how(settings: RunnerSettings, decision: Decision, run_as: str | None) -> str:
+def _describe_engine(settings: RunnerSettings, decision: EngineDecision, run_as: str | None) -> str:
     if run_as is None:
         return f"jobs run in Docker containers ({decision.why}; engine at {docker_settings(settings).base_url})"
     return (
@@ -227,12 +238,12 @@ def _how(settings: RunnerSettings, decision: Decision, run_as: str | None) -> st
     )
 
 
-async def _end_all(settings: RunnerSettings, former: Name) -> None:
+async def _remove_all_containers(settings: RunnerSettings, former: EngineName) -> None:
     """End what the engine before still runs: nobody would follow it. One that does not answer keeps it."""
     try:
-        engine = _engine(settings, former).engine
+        engine = _build_engine(settings, former).engine
         async with engine:
-            with anyio.fail_after(PROBE_S):
+            with anyio.fail_after(FORMER_ENGINE_TIMEOUT_S):
                 for found in await engine.find(settings.installation, settings.host):
                     await engine.remove(found.handle)
     except (EngineError, TimeoutError, NoSuchUser) as error:
@@ -241,16 +252,16 @@ async def _end_all(settings: RunnerSettings, former: Name) -> None:
 
 def docker_settings(settings: RunnerSettings) -> DockerSettings:
     """Where the Docker engine is, with room for as many containers as there are slots."""
-    address = settings.docker_socket or os.environ.get("DOCKER_HOST") or SOCKET
+    address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
     url = address if "://" in address else f"unix://{address}"
-    return DockerSettings(base_url=url, streams=settings.slots + BESIDE)
+    return DockerSettings(base_url=url, streams=settings.slots + EXTRA_STREAMS)
 
 
 @contextmanager
-def _sole(data: Path) -> Iterator[None]:
+def _lock_data_dir(data: Path) -> Iterator[None]:
     """Hold the data folder: two runners on it would adopt each other's jobs."""
     for folder in (data, data / "jobs"):
-        private_folder(folder, PASSAGE)
+        make_private_folder(folder, TRAVERSE_ONLY_MODE)
     for file in data.iterdir():  # another user may pass through the folder, so each file is closed by itself
         if file.is_file() and not file.is_symlink():
             file.chmod(0o600)
@@ -258,7 +269,7 @@ def _sole(data: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CannotServe(f"another runner works in {data}: stop it, or choose another data folder") from error
+            raise RunnerStartError(f"another runner works in {data}: stop it, or choose another data folder") from error
         yield
 
 

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from bus.settings import BrokerSettings
-from runner.engines.sandbox import Injection
-from runner.gpu.fitness import FitnessPolicy
-from runner.gpu.meter import Price
+from runner.engines.port import GpuInjection
+from runner.gpu.health import GpuHealthPolicy
+from runner.gpu.metering import MeterPrice
 from runner.gpu.placement import PlacementPolicy
-from schemas.power import UsedBy
-from schemas.words import Token
+from schemas.ids import Token
+from schemas.power import ForeignUse
 
 
-class EdgeSettings(Struct, frozen=True):
+class EdgeConnectionSettings(Struct, frozen=True):
     """Where assets are fetched from and brought to; `key` is an API key with scope runner.
 
     `pin`: a file with the one certificate to trust there, under whatever name.
@@ -25,7 +25,7 @@ class EdgeSettings(Struct, frozen=True):
     pin: str | None = None
 
 
-class ProbeSettings(Struct, frozen=True):
+class GpuProbeSettings(Struct, frozen=True):
     """Seconds: how long a card's probe may take, and the pause after a failed one, doubled each time up to a most."""
 
     patience_s: float = 300.0
@@ -40,11 +40,11 @@ class GpuSettings(Struct, frozen=True):
     """
 
     watch: bool = True
-    injection: Injection | Literal["auto"] = "auto"
-    fitness: FitnessPolicy = FitnessPolicy()
+    injection: GpuInjection | Literal["auto"] = "auto"
+    fitness: GpuHealthPolicy = GpuHealthPolicy()
     placement: PlacementPolicy = PlacementPolicy()
-    price: Price = Price()
-    probe: ProbeSettings = ProbeSettings()
+    price: MeterPrice = MeterPrice()
+    probe: GpuProbeSettings = GpuProbeSettings()
 
 
 class WarmSettings(Struct, frozen=True):
@@ -77,10 +77,10 @@ class DeadManSettings(Struct, frozen=True):
     """
 
     after_s: Annotated[float, Meta(gt=0)] | None = None
-    stays_for: tuple[UsedBy, ...] = ("users", "programs")
+    stays_for: tuple[ForeignUse, ...] = ("users", "programs")
 
 
-class Pace(Struct, frozen=True):
+class RunnerIntervals(Struct, frozen=True):
     """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries.
 
     `engine_s`: how often an engine that answers is asked whether it still does. `ahead_s`: slots that are all busy for
@@ -107,7 +107,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
 
     `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs; `poweroff` is the program that
     switches this machine off when the edge says so and nothing is left here. `engine`: auto decides once for a data
-    folder (runner.engines.choice).
+    folder (runner.engines.selection).
     """
 
     host: Token = "local"
@@ -115,7 +115,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     data: Path = Path(".lamplighter/runner")
     endpoints: tuple[Path, ...] = (Path("images"),)
     broker: BrokerSettings = BrokerSettings(user="runner")
-    edge: EdgeSettings = EdgeSettings()
+    edge: EdgeConnectionSettings = EdgeConnectionSettings()
     engine: Literal["auto", "docker", "process"] = "auto"
     docker_socket: str | None = None
     process: ProcessSettings = ProcessSettings()
@@ -126,7 +126,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     dead_man: DeadManSettings = DeadManSettings()
     gpu: GpuSettings = GpuSettings()
     warm: WarmSettings = WarmSettings()
-    pace: Pace = Pace()
+    pace: RunnerIntervals = RunnerIntervals()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "text"
 

@@ -7,14 +7,14 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 # Not "$" at the end: it lets a trailing newline through.
 DIGEST_PATTERN = r"^[0-9a-f]{64}(?![\s\S])"
 Digest = Annotated[str, Meta(pattern=DIGEST_PATTERN, description="sha256 in 64 lower-case hex digits")]
-SCHEME = "sha256:"
-NAME_BYTES = 100
-BINARY = "application/octet-stream"
+DIGEST_SCHEME = "sha256:"
+NAME_LIMIT_BYTES = 100
+BINARY_MEDIA_TYPE = "application/octet-stream"
 
 _DIGEST = re.compile(DIGEST_PATTERN)
 # What Windows and shells give a meaning to; "/" and "\" have been cut at before.
@@ -23,7 +23,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE
 
 # RFC 9110, section 8.3.1, in visible ASCII.
 _TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(\s*;[\x20-\x7e]{0,120})?\Z", re.ASCII)
-_EMPTY_TYPES = {BINARY, "application/x-www-form-urlencoded", "multipart/form-data"}
+_EMPTY_TYPES = {BINARY_MEDIA_TYPE, "application/x-www-form-urlencoded", "multipart/form-data"}
 
 # Ours and not the machine's /etc/mime.types: the answer must not depend on where the edge runs. HTML and SVG are
 # left out on purpose: a client's file must never be shown as a page of the edge's own origin.
@@ -63,14 +63,16 @@ class InvalidDigest(ValueError):
         super().__init__(f"{text[:80]!r} names no asset: give sha256: and 64 lower-case hex digits")
 
 
-class Reference(Struct, frozen=True):
+class AssetReference(Struct, frozen=True):
     """An owner's claim on a file, the value of bucket ASSETS at `reference_key`."""
 
     name: str  # as `safe_name` made it
     bytes: int
     media_type: str
-    created: Annotated[datetime, Meta(tz=True)]
-    touched: Annotated[datetime, Meta(tz=True)]  # last upload or submit that named it; retention counts from here
+    created_at: Annotated[datetime, Meta(tz=True)] = field(name="created")
+    last_used_at: Annotated[datetime, Meta(tz=True)] = field(
+        name="touched"
+    )  # last upload or submit that named it; retention counts from here
 
 
 class AssetField(NamedTuple):
@@ -86,9 +88,9 @@ def is_digest(text: str) -> bool:
     return _DIGEST.match(text) is not None
 
 
-def parse(text: str) -> Digest:
+def parse_digest(text: str) -> Digest:
     """The digest in `sha256:<hex>`. Raises InvalidDigest."""
-    digest = text.removeprefix(SCHEME)
+    digest = text.removeprefix(DIGEST_SCHEME)
     if digest == text or not is_digest(digest):
         raise InvalidDigest(text)
     return digest
@@ -107,10 +109,12 @@ def asset_fields(
     Follows properties, items, additionalProperties and allOf/anyOf/oneOf; not `$ref`. Values of another type are
     left to the validation. `spend` is told the steps before they are taken, and may raise.
     """
-    return list(dict.fromkeys(_fields(schema, given, "$", "", spend)))
+    return list(dict.fromkeys(_walk_asset_fields(schema, given, "$", "", spend)))
 
 
-def _fields(schema: object, given: object, path: str, name: str, spend: Callable[[int], None]) -> Iterator[AssetField]:
+def _walk_asset_fields(
+    schema: object, given: object, path: str, name: str, spend: Callable[[int], None]
+) -> Iterator[AssetField]:
     if not isinstance(schema, Mapping):
         return
     spend(1)
@@ -118,16 +122,16 @@ def _fields(schema: object, given: object, path: str, name: str, spend: Callable
         yield AssetField(path, name, given)
     for word in ("allOf", "anyOf", "oneOf"):
         for choice in schema.get(word, ()):
-            yield from _fields(choice, given, path, name, spend)
+            yield from _walk_asset_fields(choice, given, path, name, spend)
     if isinstance(given, Mapping):
-        yield from _in_object(schema, given, path, spend)
+        yield from _walk_object(schema, given, path, spend)
     elif isinstance(given, list) and "items" in schema:
         spend(len(given))
         for at, item in enumerate(given):
-            yield from _fields(schema["items"], item, f"{path}[{at}]", name, spend)
+            yield from _walk_asset_fields(schema["items"], item, f"{path}[{at}]", name, spend)
 
 
-def _in_object(
+def _walk_object(
     schema: Mapping[str, object], given: Mapping[str, object], path: str, spend: Callable[[int], None]
 ) -> Iterator[AssetField]:
     spend(len(given))
@@ -135,15 +139,17 @@ def _in_object(
     known = properties if isinstance(properties, Mapping) else {}
     ordered = [key for key in known if key in given] + [key for key in given if key not in known]
     for key in ordered:
-        yield from _fields(known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key, spend)
+        yield from _walk_asset_fields(
+            known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key, spend
+        )
 
 
-def replaced(given: Any, paths: Collection[str], old: str, new: str, path: str = "$") -> Any:
+def replace_at_paths(given: Any, paths: Collection[str], old: str, new: str, path: str = "$") -> Any:
     """`given` with `new` for every `old` that stands at one of `paths`, as `asset_fields` writes them."""
     if isinstance(given, dict):
-        return {key: replaced(value, paths, old, new, f"{path}.{key}") for key, value in given.items()}
+        return {key: replace_at_paths(value, paths, old, new, f"{path}.{key}") for key, value in given.items()}
     if isinstance(given, list):
-        return [replaced(item, paths, old, new, f"{path}[{at}]") for at, item in enumerate(given)]
+        return [replace_at_paths(item, paths, old, new, f"{path}[{at}]") for at, item in enumerate(given)]
     return new if given == old and path in paths else given
 
 
@@ -158,29 +164,29 @@ def safe_name(name: str, fallback: str = "file") -> str:
     plain = _SPECIAL.sub("_", visible).strip(" .").lstrip("-. ")
     if not plain:
         return fallback
-    return _shorten(f"_{plain}" if _DEVICE.match(plain) else plain)
+    return _shorten_name(f"_{plain}" if _DEVICE.match(plain) else plain)
 
 
-def _shorten(name: str) -> str:
-    if len(name.encode()) <= NAME_BYTES:
+def _shorten_name(name: str) -> str:
+    if len(name.encode()) <= NAME_LIMIT_BYTES:
         return name
     suffix = PurePosixPath(name).suffix
-    suffix = suffix if len(suffix.encode()) <= NAME_BYTES // 4 else ""
-    room = NAME_BYTES - len(suffix.encode())
+    suffix = suffix if len(suffix.encode()) <= NAME_LIMIT_BYTES // 4 else ""
+    room = NAME_LIMIT_BYTES - len(suffix.encode())
     stem = name.removesuffix(suffix).encode()[:room].decode(errors="ignore").rstrip(" .")
     return stem + suffix
 
 
-def declared_type(declared: str | None, name: str) -> str:
+def choose_media_type(declared: str | None, name: str) -> str:
     """The media type that a client declared; what the name promises where it declared none, or only that of a form.
 
     Only what may stand in a header again: `curl --data-binary` and forms send types that say nothing of the file.
     """
     kind = (declared or "").strip()
     known = _TYPE.match(kind) and kind.partition(";")[0].strip().lower() not in _EMPTY_TYPES
-    return kind if known else media_type(name)
+    return kind if known else guess_media_type(name)
 
 
-def media_type(name: str) -> str:
+def guess_media_type(name: str) -> str:
     """What the extension of `name` promises; `application/octet-stream` when it promises nothing known."""
-    return MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), BINARY)
+    return MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), BINARY_MEDIA_TYPE)

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
-from schemas.job import DEPTH, too_deep
-from schemas.words import Token
+from schemas.ids import Token
+from schemas.job import NESTING_LIMIT, is_too_deep
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -40,7 +40,7 @@ class Timeouts(Struct, frozen=True):
     grace_s: Positive = 10.0
 
 
-class RetryPolicy(Struct, frozen=True):
+class EndpointRetry(Struct, frozen=True):
     """How many attempts a round has when the job does not say."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
@@ -66,12 +66,12 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     input_seconds: str | None = None
     resources: Resources = Resources()
     timeouts: Timeouts = Timeouts()
-    retry: RetryPolicy = RetryPolicy()
+    retry: EndpointRetry = EndpointRetry()
     warm: bool = False
     process: ProcessCommand | None = None
 
     @property
-    def queue(self) -> str:
+    def effective_pool(self) -> str:
         """The pool its jobs wait in: its own name unless it shares one."""
         return self.pool or self.name
 
@@ -80,39 +80,39 @@ class EndpointInvalid(ValueError):
     """The text is no endpoint.toml; the message names the field."""
 
 
-def parse(text: str) -> Endpoint:
+def parse_endpoint(text: str) -> Endpoint:
     """Read an `endpoint.toml`; raises EndpointInvalid."""
     try:
         said = tomllib.loads(text)
         endpoint = msgspec.convert(said, Endpoint)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:  # also a number of 5,000 digits
         raise EndpointInvalid(str(error)) from error
-    for place, name in _strays(said, endpoint, "$"):
+    for place, name in _unknown_fields(said, endpoint, "$"):
         raise EndpointInvalid(f"Object contains unknown field `{name}` - at `{place}`")
-    if too_deep(endpoint.input):
-        raise EndpointInvalid(f"Nested deeper than {DEPTH} levels: flatten it - at `$.input`")
-    for place, why in _not_json(endpoint.input, "$.input"):
+    if is_too_deep(endpoint.input):
+        raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
+    for place, why in _non_json_values(endpoint.input, "$.input"):
         raise EndpointInvalid(f"{why}, which JSON Schema cannot hold: write it as text or leave it out - at `{place}`")
     return endpoint
 
 
-def _strays(said: Mapping[str, Any], read: Struct, place: str) -> Iterator[tuple[str, str]]:
+def _unknown_fields(said: Mapping[str, Any], read: Struct, place: str) -> Iterator[tuple[str, str]]:
     """What was said and not read: where, and the name."""
     for name, value in said.items():
         if name not in read.__struct_fields__:
             yield place, name
         elif isinstance(inner := getattr(read, name), Struct):
-            yield from _strays(value, inner, f"{place}.{name}")
+            yield from _unknown_fields(value, inner, f"{place}.{name}")
 
 
-def _not_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
+def _non_json_values(value: Any, place: str) -> Iterator[tuple[str, str]]:
     """Yield each value of TOML that JSON does not have: where it is, and what it is."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _not_json(inner, f"{place}.{name}")
+            yield from _non_json_values(inner, f"{place}.{name}")
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            yield from _not_json(inner, f"{place}[{position}]")
+            yield from _non_json_values(inner, f"{place}[{position}]")
     elif isinstance(value, float) and not math.isfinite(value):
         yield place, f"{value} is not a number"
     elif isinstance(value, datetime.date | datetime.time):  # a datetime is a date

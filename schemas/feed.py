@@ -6,12 +6,12 @@ adopts the job continues behind the last one published and a client sees offsets
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from schemas.job import Moment
 
 
-class Place(Struct, frozen=True):
+class FeedPosition(Struct, frozen=True):
     """Where in the job's life: the container (round, attempt) and the bytes of output behind it."""
 
     round: int
@@ -19,10 +19,10 @@ class Place(Struct, frozen=True):
     offset: int
 
 
-class ProgressNote(Struct, frozen=True, tag_field="type", tag="progress"):
+class ProgressMessage(Struct, frozen=True, tag_field="type", tag="progress"):
     """How far the job is; `fraction` in [0, 1]. At most 4 a second a job."""
 
-    place: Place
+    position: FeedPosition = field(name="place")
     at: Moment
     fraction: float
     stage: str | None = None
@@ -30,25 +30,25 @@ class ProgressNote(Struct, frozen=True, tag_field="type", tag="progress"):
     total: int | None = None
 
 
-class LogNote(Struct, frozen=True, tag_field="type", tag="log"):
+class LogMessage(Struct, frozen=True, tag_field="type", tag="log"):
     """A piece of the job's output, at most 16 KiB or 250 ms of it."""
 
-    place: Place
+    position: FeedPosition = field(name="place")
     at: Moment
     stream: Literal["stdout", "stderr"]
     text: str
 
 
-class LogEnd(Struct, frozen=True, tag_field="type", tag="log_end"):
+class LogEndMessage(Struct, frozen=True, tag_field="type", tag="log_end"):
     """The last message of an attempt's output: nothing follows it."""
 
-    place: Place
+    position: FeedPosition = field(name="place")
     at: Moment
 
 
-Note = ProgressNote | LogNote | LogEnd
+FeedMessage = ProgressMessage | LogMessage | LogEndMessage
 
-PROGRESS_PER_S = 4
-LOG_EVERY_S = 0.25
-LOG_PIECE_BYTES = 16 * 1024
-LOG_JOB_BYTES = 4 * 1024 * 1024  # of one job's log that is published; the rest is only in the kept log
+PROGRESS_LIMIT_PER_S = 4
+LOG_INTERVAL_S = 0.25
+LOG_MESSAGE_LIMIT_BYTES = 16 * 1024
+JOB_LOG_LIMIT_BYTES = 4 * 1024 * 1024  # of one job's log that is published; the rest is only in the kept log

@@ -6,10 +6,10 @@ MB are MiB (2**20 bytes), as nvidia-smi prints them.
 
 from enum import IntFlag, StrEnum
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 
-class WatchState(StrEnum):
+class GpuMonitorState(StrEnum):
     """How much of the truth the GPU watch can tell just now."""
 
     OK = "ok"
@@ -20,7 +20,7 @@ class WatchState(StrEnum):
     FAILED = "failed"  # the watching process died
 
 
-class Recovery(StrEnum):
+class GpuRecoveryAction(StrEnum):
     """What the driver itself asks for (NVML field 230, driver 565 and newer), in the order of NVML's numbers."""
 
     NONE = "none"
@@ -91,12 +91,12 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     memory_reserved_mb: int | None = None
     temperature_c: int | None = None
     slowdown_c: int | None = None
-    reasons: int | None = None
+    clock_reasons: int | None = field(default=None, name="reasons")
     ecc_corrected: int | None = None
     ecc_uncorrected: int | None = None
     rows: RemappedRows | None = None
     retired_pending: bool | None = None
-    recovery: Recovery | None = None
+    recovery: GpuRecoveryAction | None = None
     utilization: int | None = None
     power_w: float | None = None
     energy_mj: int | None = None
@@ -120,14 +120,14 @@ class XidEvent(Struct, frozen=True, tag="xid"):
     at: float
 
 
-class Snapshot(Struct, frozen=True):
+class GpuSnapshot(Struct, frozen=True):
     """The latest word about all cards of this host.
 
     `at` is the Unix time of the reading that `samples` come from (seconds; 0: there was none yet). Unless `state`
     is ok the samples are history: good to show, not to place work by. `why` says what is wrong and what to do.
     """
 
-    state: WatchState
+    state: GpuMonitorState
     at: float = 0.0
     samples: tuple[GpuSample, ...] = ()
     lost: tuple[LostGpu, ...] = ()
@@ -135,7 +135,7 @@ class Snapshot(Struct, frozen=True):
     why: str = ""
 
 
-class Fitness(StrEnum):
+class GpuHealthStatus(StrEnum):
     """Whether a card may take work."""
 
     FIT = "fit"
@@ -145,8 +145,8 @@ class Fitness(StrEnum):
     LOST = "lost"  # off the bus, until a reset or reboot
 
 
-class Judgement(Struct, frozen=True):
-    """A card's fitness, and what must be remembered to judge it next time. Made only by `runner.gpu.fitness`.
+class GpuHealth(Struct, frozen=True):
+    """A card's fitness, and what must be remembered to judge it next time. Made only by `runner.gpu.health`.
 
     Times are on the clock of whoever judges, in seconds. `poison` says what it erred with, until it is proved;
     `standing` is true while that error still shows, so that a probe would prove nothing.
@@ -155,17 +155,17 @@ class Judgement(Struct, frozen=True):
     """
 
     uuid: str
-    fitness: Fitness = Fitness.FIT
+    status: GpuHealthStatus = field(default=GpuHealthStatus.FIT, name="fitness")
     why: str = ""
     since: float = 0.0
-    poison: str = ""
-    standing: bool = False
+    fault: str = field(default="", name="poison")
+    fault_persists: bool = field(default=False, name="standing")
     ecc_uncorrected: int | None = None
     slowed_at: float | None = None
-    stranger_since: float | None = None
-    owner_seen_at: float | None = None
+    foreign_since: float | None = field(default=None, name="stranger_since")
+    foreign_seen_at: float | None = field(default=None, name="owner_seen_at")
 
     @property
     def needs_probe(self) -> bool:
         """It erred, shows no error any more, and waits for a probe container."""
-        return bool(self.poison) and not self.standing
+        return bool(self.fault) and not self.fault_persists

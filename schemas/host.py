@@ -5,13 +5,13 @@ from typing import Any
 from msgspec import Struct, field
 
 from schemas.endpoint import Endpoint
+from schemas.ids import Token
 from schemas.job import Moment
-from schemas.power import UsedBy
-from schemas.words import Token
+from schemas.power import ForeignUse
 
-PRESENCE_TTL_S = 15.0  # HOSTS forgets a host after this
-PRESENCE_EVERY_S = 3.0
-GONE_AFTER_S = 2 * PRESENCE_TTL_S  # an observer must have been connected this long before absence counts
+HEARTBEAT_TTL_S = 15.0  # HOSTS forgets a host after this
+HEARTBEAT_INTERVAL_S = 3.0
+HOST_GONE_TIMEOUT_S = 2 * HEARTBEAT_TTL_S  # an observer must have been connected this long before absence counts
 
 
 class GpuReport(Struct, frozen=True):
@@ -28,7 +28,7 @@ class GpuReport(Struct, frozen=True):
     power_w: float | None = None
 
 
-class Running(Struct, frozen=True):
+class RunningExecution(Struct, frozen=True):
     """One execution on a host."""
 
     owner: Token
@@ -38,7 +38,7 @@ class Running(Struct, frozen=True):
     attempt: int
 
 
-class Warm(Struct, frozen=True):
+class WarmPoolStatus(Struct, frozen=True):
     """Containers of an endpoint that wait for their jobs: those that are `ready`, those that load.
 
     `why` tells what became of the last one that died, until one is ready; `retry_in_s`: the next is not started sooner.
@@ -51,7 +51,7 @@ class Warm(Struct, frozen=True):
     retry_in_s: float | None = None
 
 
-class Busy(Struct, frozen=True):
+class ActivityCounts(Struct, frozen=True):
     """What else keeps a host busy, besides what it lists as running: counts.
 
     `uploading`: of the listed executions those whose container has ended and whose outputs are on their way, or whose
@@ -61,19 +61,19 @@ class Busy(Struct, frozen=True):
     """
 
     uploading: int = 0
-    unsaved: int = 0
+    unrecovered: int = field(default=0, name="unsaved")
     programs: int = 0
     users: int = 0
     queued: int = 0
 
     @property
-    def used_by(self) -> frozenset[UsedBy]:
+    def foreign_uses(self) -> frozenset[ForeignUse]:
         """Who but us uses the machine."""
-        counts: tuple[tuple[UsedBy, int], ...] = (("users", self.users), ("programs", self.programs))
+        counts: tuple[tuple[ForeignUse, int], ...] = (("users", self.users), ("programs", self.programs))
         return frozenset(name for name, count in counts if count)
 
 
-class Presence(Struct, frozen=True, kw_only=True):
+class HostHeartbeat(Struct, frozen=True, kw_only=True):
     """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason).
 
     `injection`: the way in which the engine gives cards to containers, as tried at start: cdi, device_request, runtime,
@@ -95,14 +95,14 @@ class Presence(Struct, frozen=True, kw_only=True):
     injection: str | None = None
     gpu_state: str = "none"
     gpus: tuple[GpuReport, ...] = ()
-    running: tuple[Running, ...] = ()
-    busy: Busy = Busy()
-    warm: tuple[Warm, ...] = ()
-    waits: tuple[str, ...] = ()
-    cannot: dict[str, str] = field(default_factory=dict)
+    running: tuple[RunningExecution, ...] = ()
+    activity: ActivityCounts = field(default=ActivityCounts(), name="busy")
+    warm: tuple[WarmPoolStatus, ...] = ()
+    blocked_work: tuple[str, ...] = field(default=(), name="waits")
+    unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
 
 
-class Offer(Struct, frozen=True, kw_only=True):
+class HostCapabilities(Struct, frozen=True, kw_only=True):
     """What a host can run, kept in OFFERS while it is off. Of two offers that differ, the newest validates."""
 
     host: Token
@@ -132,16 +132,16 @@ class HostView(Struct, frozen=True, kw_only=True):
     run_as: str | None = None
     injection: str | None = None
     gpus: tuple[GpuReport, ...] = ()
-    warm: tuple[Warm, ...] = ()
+    warm: tuple[WarmPoolStatus, ...] = ()
     jobs: tuple[str, ...] = ()
-    busy: Busy | None = None
+    busy: ActivityCounts | None = None
     waits: tuple[str, ...] = ()
-    cannot: dict[str, str] = field(default_factory=dict)
+    unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
 
 
-class Tombstone(Struct, frozen=True):
+class AssetTombstone(Struct, frozen=True):
     """A deleted digest that hosts must drop from their caches before they next take work."""
 
     sha256: str

@@ -1,6 +1,6 @@
 """A job as it is stored in STATE, the request that made it, and the pointer that waits in JOBS.
 
-The stored job is the truth. What a client is shown (`schemas.view`) is made from it at the edge.
+The stored job is the truth. What a client is shown (`schemas.job_view`) is made from it at the edge.
 """
 
 import hashlib
@@ -10,23 +10,17 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct, field
 
-from schemas.words import Priority, Status, Token
+from schemas.ids import JobKey, Token
+from schemas.status import Priority, Status
 
 Moment = Annotated[datetime, Meta(tz=True)]
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
-INPUT_BYTES = 64 * 1024  # `input`, as JSON; larger things are assets
-OUTPUT_DATA_BYTES = 256 * 1024  # `output.data`, as JSON
-DEPTH = 64  # lists and objects in one another, in either of them
-TRACE_CHARACTERS = 128
-RECORD_BYTES = 512 * 1024  # one Recorded, as JSON; the broker's max_payload is 2 MB
-
-
-class JobKey(NamedTuple):
-    """A job's name everywhere: ids are unique per owner, never across owners."""
-
-    owner: str
-    id: str
+INPUT_LIMIT_BYTES = 64 * 1024  # `input`, as JSON; larger things are assets
+OUTPUT_DATA_LIMIT_BYTES = 256 * 1024  # `output.data`, as JSON
+NESTING_LIMIT = 64  # lists and objects in one another, in either of them
+TRACE_ID_LIMIT_CHARS = 128
+RECORD_LIMIT_BYTES = 512 * 1024  # one Recorded, as JSON; the broker's max_payload is 2 MB
 
 
 class Pointer(NamedTuple):
@@ -92,7 +86,7 @@ class Submission(Struct, frozen=True, forbid_unknown_fields=True):
         dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=256)]],
         Meta(max_length=16),
     ] = field(default_factory=dict)
-    trace_id: Annotated[str, Meta(max_length=TRACE_CHARACTERS)] | None = None
+    trace_id: Annotated[str, Meta(max_length=TRACE_ID_LIMIT_CHARS)] | None = None
 
 
 def request_digest(body: dict[str, Any]) -> str:
@@ -104,10 +98,10 @@ def request_digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(meant, order="sorted")).hexdigest()
 
 
-def too_deep(given: Any) -> bool:
+def is_too_deep(given: Any) -> bool:
     """Whether `given` is nested deeper than DEPTH. Whoever walks or decodes a record does so by recursion."""
     level = [given]
-    for _ in range(DEPTH + 1):
+    for _ in range(NESTING_LIMIT + 1):
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         level = [value for values in inner for value in values]
         if not level:
@@ -115,7 +109,7 @@ def too_deep(given: Any) -> bool:
     return True
 
 
-class Fetch(Struct, frozen=True):
+class PendingUrl(Struct, frozen=True):
     """A file of the input that the edge fetches: `url` stands at `path` (`$.video`) of the input until it is there."""
 
     path: str
@@ -133,16 +127,16 @@ class Claim(Struct, frozen=True):
     host: Token
     incarnation: Token
     attempt: int
-    gpu: str | None = None
+    gpu_uuids_joined: str | None = field(default=None, name="gpu")
     engine: str | None = None
 
     @property
-    def gpus(self) -> tuple[str, ...]:
+    def gpu_uuids(self) -> tuple[str, ...]:
         """The cards one by one."""
-        return tuple(self.gpu.split(",")) if self.gpu else ()
+        return tuple(self.gpu_uuids_joined.split(",")) if self.gpu_uuids_joined else ()
 
 
-class Failure(Struct, frozen=True):
+class JobFailure(Struct, frozen=True):
     """Why a job failed. `code` is of `failures.FAILURES` or the image's own.
 
     `log_tail`: the last lines that the attempt wrote to stderr, safe to print; the whole log is kept beside them.
@@ -155,7 +149,7 @@ class Failure(Struct, frozen=True):
     log_tail: tuple[str, ...] = ()
 
 
-class File(Struct, frozen=True):
+class OutputFile(Struct, frozen=True):
     """One output: its bytes lie in the asset store under `sha256`."""
 
     name: str
@@ -167,11 +161,11 @@ class File(Struct, frozen=True):
 class Output(Struct, frozen=True):
     """What a job made: the files of `out/` and the object that the image answered (at most OUTPUT_DATA_BYTES)."""
 
-    files: tuple[File, ...] = ()
+    files: tuple[OutputFile, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
 
-class Usage(Struct, frozen=True):
+class AttemptUsage(Struct, frozen=True):
     """What the last attempt took. Null where it was not measured (no card, or a card shared by two jobs)."""
 
     queued_s: float | None = None
@@ -198,7 +192,7 @@ class Job(Struct, frozen=True, kw_only=True):
     endpoint: Token
     pool: Token
     status: Status
-    digest: str
+    request_digest: str = field(name="digest")
     input: dict[str, Any]
     policy: Policy = Policy()
     priority: Priority = Priority.NORMAL
@@ -207,11 +201,11 @@ class Job(Struct, frozen=True, kw_only=True):
     trace_id: str = ""
     request_id: str = ""
     missing: tuple[str, ...] = ()
-    fetching: tuple[Fetch, ...] = ()
+    pending_urls: tuple[PendingUrl, ...] = field(default=(), name="fetching")
     round: int = 1
     attempt: int = 0
-    charged: int = 0
-    releases: dict[str, int] = field(default_factory=dict)
+    charged_attempts: int = field(default=0, name="charged")
+    free_releases: dict[str, int] = field(default_factory=dict, name="releases")
     claim: Claim | None = None
     not_before: Moment | None = None
     deadline: Moment | None = None
@@ -222,9 +216,9 @@ class Job(Struct, frozen=True, kw_only=True):
     started_at: Moment | None = None
     finished_at: Moment | None = None
     output: Output | None = None
-    error: Failure | None = None
+    error: JobFailure | None = None
     log: str | None = None
-    usage: Usage = Usage()
+    usage: AttemptUsage = AttemptUsage()
 
     @property
     def key(self) -> JobKey:
@@ -238,10 +232,10 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def lacks_input(self) -> bool:
         """Whether files of the input have still to be uploaded or fetched."""
-        return bool(self.missing or self.fetching)
+        return bool(self.missing or self.pending_urls)
 
     @property
-    def due(self) -> datetime | None:
+    def earliest_start(self) -> datetime | None:
         """The moment before which the job must not start, or None."""
         moments = [moment for moment in (self.not_before, self.backoff_until) if moment is not None]
         return max(moments, default=None)

@@ -8,20 +8,20 @@ cannot be lost.
 from enum import StrEnum
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from schemas.ids import Token
 from schemas.job import Moment
-from schemas.words import Token
 
-HISTORY = 64  # changes of state that a record keeps
-WAKES = 32  # measured wakes that a record keeps, for the median
-SPANS = 16  # ended spans with power that a record keeps, for the usage report to take over
+HISTORY_LIMIT = 64  # changes of state that a record keeps
+WAKE_DURATION_LIMIT = 32  # measured wakes that a record keeps, for the median
+ON_INTERVAL_LIMIT = 16  # ended spans with power that a record keeps, for the usage report to take over
 
-UsedBy = Literal["users", "programs"]  # who but us may use a host: people logged in, other programs on its cards
+ForeignUse = Literal["users", "programs"]  # who but us may use a host: people logged in, other programs on its cards
 
 
 class PowerState(StrEnum):
-    """Where a host stands. Who moves it is in `edge.power.tables`."""
+    """Where a host stands. Who moves it is in `edge.power.transitions`."""
 
     OFF = "off"
     WAKING = "waking"
@@ -32,7 +32,7 @@ class PowerState(StrEnum):
     FAULT = "fault"
 
 
-class Provider(StrEnum):
+class ReportedPower(StrEnum):
     """What a host's switch says of it. UNKNOWN: it was not asked, did not answer, or cannot tell."""
 
     OFF = "off"
@@ -43,14 +43,14 @@ class Provider(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Verb(StrEnum):
+class PowerVerb(StrEnum):
     """What a switch can be told. There is no third: a machine is never deleted."""
 
     START = "start"
     STOP = "stop"
 
 
-class Outcome(StrEnum):
+class PowerCallOutcome(StrEnum):
     """How a call ended. No capacity is an answer of its own: nothing is broken, and later it may work."""
 
     DONE = "done"
@@ -58,24 +58,24 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class Answer(Struct, frozen=True):
+class PowerCallResult(Struct, frozen=True):
     """What came of a call; `why` is for people."""
 
-    outcome: Outcome
+    outcome: PowerCallOutcome
     why: str = ""
 
 
-class Call(Struct, frozen=True):
+class PowerCall(Struct, frozen=True):
     """The one call that is out, or was last. `wait_s`: how long to rest before it is made again, once answered."""
 
     id: Token
-    verb: Verb
+    verb: PowerVerb
     at: Moment
-    answer: Answer | None = None
-    wait_s: float = 0.0
+    result: PowerCallResult | None = field(default=None, name="answer")
+    retry_after_s: float = field(default=0.0, name="wait_s")
 
 
-class Hold(Struct, frozen=True):
+class PowerOverride(Struct, frozen=True):
     """An owner's wish; without `until` it stands until it is taken back."""
 
     want: Literal["on", "off"]
@@ -90,14 +90,14 @@ class PowerChange(Struct, frozen=True):
     why: str
 
 
-class Spend(Struct, frozen=True):
+class DailyOnTime(Struct, frozen=True):
     """Seconds with power on one day (ISO date, in the host's time zone), intervals that have ended."""
 
     day: str = ""
     on_s: float = 0.0
 
 
-class Lit(Struct, frozen=True):
+class OnInterval(Struct, frozen=True):
     """A span with power that has ended, and why it began."""
 
     since: Moment
@@ -117,16 +117,16 @@ class PowerRecord(Struct, frozen=True, kw_only=True):
     state: PowerState
     since: Moment
     why: str = ""
-    call: Call | None = None
-    attempts: int = 0
-    boots: int = 0
-    hold: Hold | None = None
-    pardoned: bool = False
-    own_poweroff: bool = False
+    call: PowerCall | None = None
+    failed_calls: int = field(default=0, name="attempts")
+    failed_boots: int = field(default=0, name="boots")
+    override: PowerOverride | None = field(default=None, name="hold")
+    fault_acknowledged: bool = field(default=False, name="pardoned")
+    runner_powers_off: bool = field(default=False, name="own_poweroff")
     incarnation: str | None = None
-    lit_since: Moment | None = None
-    lit_why: str = ""
-    spans: tuple[Lit, ...] = ()
-    spend: Spend = Spend()
-    wakes: tuple[float, ...] = ()
+    on_since: Moment | None = field(default=None, name="lit_since")
+    on_reason: str = field(default="", name="lit_why")
+    on_intervals: tuple[OnInterval, ...] = field(default=(), name="spans")
+    daily_on_time: DailyOnTime = field(default=DailyOnTime(), name="spend")
+    wake_durations_s: tuple[float, ...] = field(default=(), name="wakes")
     history: tuple[PowerChange, ...] = ()

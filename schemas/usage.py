@@ -2,11 +2,12 @@
 
 from msgspec import Struct, field
 
+from schemas.ids import Token
 from schemas.job import Moment
-from schemas.words import Status, Token
+from schemas.status import Status
 
 
-class JobUse(Struct, frozen=True, kw_only=True):
+class JobUsage(Struct, frozen=True, kw_only=True):
     """One round of one job that has ended, as `revision` of its record tells it.
 
     `run_s`: seconds of its last attempt. `gpus`: how many cards that had. `cost`: what its host's runner reckoned, in
@@ -28,18 +29,18 @@ class JobUse(Struct, frozen=True, kw_only=True):
     cost: float | None = None
 
 
-class PowerUse(Struct, frozen=True, kw_only=True):
+class PowerUsage(Struct, frozen=True, kw_only=True):
     """One span with power of one host. `per_hour` is the price as it was then; None: nobody knows it."""
 
     host: Token
     since: Moment
     until: Moment
-    why: str = ""
+    on_reason: str = field(default="", name="why")
     per_hour: float | None = None
     currency: str = ""
 
 
-Use = JobUse | PowerUse
+UsageRow = JobUsage | PowerUsage
 
 
 class Cost(Struct, frozen=True):
@@ -49,7 +50,7 @@ class Cost(Struct, frozen=True):
     currency: str
 
 
-class Share(Struct, frozen=True, kw_only=True):
+class EndpointUsage(Struct, frozen=True, kw_only=True):
     """What one endpoint's jobs used. `hours_on` is their part of their hosts' time with power."""
 
     endpoint: str
@@ -61,7 +62,7 @@ class Share(Struct, frozen=True, kw_only=True):
 
 
 class UsageReport(Struct, frozen=True, kw_only=True):
-    """The answer of `GET /v1/usage`. How time and money are shared out is said in `edge.services.shares`.
+    """The answer of `GET /v1/usage`. How time and money are shared out is said in `edge.usage.cost_allocation`.
 
     `owner` null: everybody's. `cost` is in the currency that most was spent in, `costs` has all of them.
     `hours_saved`: the hours in which declared hosts were dark, against hosts that are always on.
@@ -77,4 +78,4 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     costs: tuple[Cost, ...]
     hours_on: float
     hours_saved: float
-    by: tuple[Share, ...]
+    by_endpoint: tuple[EndpointUsage, ...] = field(name="by")

@@ -6,37 +6,38 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
-from schemas.job import JobKey, Moment
-from schemas.words import Status
+from schemas.ids import JobKey
+from schemas.job import Moment
+from schemas.status import Status
 
-KEPT_TRIES = 20  # of one delivery, in its log
-KEPT_DISABLED = 100  # URLs of one owner
-WHSEC = "whsec_"
+LOGGED_ATTEMPT_LIMIT = 20  # of one delivery, in its log
+DISABLED_URL_LIMIT = 100  # URLs of one owner
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the public mark of a secret, no secret
 
 
-def secret_bytes(text: str) -> bytes:
+def decode_secret(text: str) -> bytes:
     """What a secret as Standard Webhooks writes it stands for: base64 behind `whsec_`. Empty where `text` is none."""
-    if not text.startswith(WHSEC):
+    if not text.startswith(SECRET_PREFIX):
         return b""
     try:
-        return base64.b64decode(text[len(WHSEC) :], validate=True)
+        return base64.b64decode(text[len(SECRET_PREFIX) :], validate=True)
     except ValueError:  # binascii.Error is one, and so is what lies beyond ASCII
         return b""
 
 
-class Hooks(Struct, frozen=True, kw_only=True):
+class WebhookConfig(Struct, frozen=True, kw_only=True):
     """A row of HOOKS, under the owner. Secrets are `whsec_` and base64.
 
     `previous` signs too until `previous_until`. `disabled`: URLs that answered 410, and when.
     """
 
     secret: str
-    made_at: Moment
+    created_at: Moment = field(name="made_at")
     previous: str | None = None
     previous_until: Moment | None = None
-    disabled: dict[str, Moment] = field(default_factory=dict)
+    disabled_urls: dict[str, Moment] = field(default_factory=dict, name="disabled")
 
-    def signing(self, now: datetime) -> tuple[str, ...]:
+    def signing_secrets(self, now: datetime) -> tuple[str, ...]:
         """The secrets to sign with at `now`, the newest first."""
         rotating = self.previous is not None and self.previous_until is not None and now < self.previous_until
         return (self.secret, self.previous) if rotating and self.previous else (self.secret,)
@@ -51,7 +52,7 @@ class DeliveryState(StrEnum):
     DISABLED = "disabled"  # the receiver said 410, to this or to an earlier one
 
 
-class Try(Struct, frozen=True):
+class DeliveryAttempt(Struct, frozen=True):
     """One request. `status`: what the receiver answered; `error`: why there is no answer. `took_s` in seconds."""
 
     at: Moment
@@ -60,7 +61,7 @@ class Try(Struct, frozen=True):
     error: str | None = None
 
 
-class DeliveryRow(Struct, frozen=True, kw_only=True):
+class DeliveryLogRow(Struct, frozen=True, kw_only=True):
     """A row of DELIVERED: one state of a job for its webhook. `revision` names the state, in all of STATE.
 
     `tries`: the last KEPT_TRIES. `failed` counts those since it was sent or replayed last, `replays` the replays.
@@ -72,18 +73,18 @@ class DeliveryRow(Struct, frozen=True, kw_only=True):
     url: str
     created_at: Moment
     state: DeliveryState = DeliveryState.PENDING
-    tries: tuple[Try, ...] = ()
-    failed: int = 0
-    next_at: Moment | None = None
+    attempts: tuple[DeliveryAttempt, ...] = field(default=(), name="tries")
+    failed_attempts: int = field(default=0, name="failed")
+    next_attempt_at: Moment | None = field(default=None, name="next_at")
     replays: int = 0
 
     @property
     def id(self) -> str:
         """The `webhook-id`: the same at every try and replay. Revisions are counted over all jobs."""
-        return delivery_id(self.job_id, self.revision)
+        return format_delivery_id(self.job_id, self.revision)
 
 
-def delivery_id(job_id: str, revision: int) -> str:
+def format_delivery_id(job_id: str, revision: int) -> str:
     """The id of a delivery."""
     return f"{job_id}.{revision}"
 

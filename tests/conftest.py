@@ -11,10 +11,10 @@ import docker
 import pytest
 from docker.errors import DockerException
 
-from tests import job_user
-from tests.bytecode import compile_once, keep_bytecode
+from tests.support import job_user
+from tests.support.bytecode import compile_commands, enable_bytecode_cache
 
-keep_bytecode()
+enable_bytecode_cache()
 pytest_plugins = ["tests.event_loop", "tests.parallel"]
 
 HOW = "start one (deploy/docker/engine.sh) or set DOCKER_HOST"
@@ -50,8 +50,8 @@ NEEDS = (("docker", engine_missing, "REQUIRE_DOCKER"), ("gpu", card_missing, "RE
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile once; where root cannot run jobs as another user, tell what the tests start to run them as root."""
-    os.environ.update(job_user.settings())
-    compile_once(config)
+    os.environ.update(job_user.runner_settings())
+    compile_commands(config)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,11 +9,11 @@ import click
 import pytest
 
 from deploy import errors_doc, lifecycle_doc
-from edge.services import messages
+from edge.core import messages
 from lamplighter.cli import COMMANDS, main
-from schemas.errors import PROBLEMS
-from schemas.failures import FAILURES
-from tests.pages import DOCS, ROOT, blocks, run
+from schemas.problems import PROBLEM_TYPES
+from schemas.retry_policy import FAILURES
+from tests.support.doc_pages import DOCS, ROOT, read_blocks, run_block
 
 OURS = re.compile(r"(\S*/)?(lamplighter|justw|just) ")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
@@ -27,7 +27,7 @@ PAGES = [
 
 def commands(page: Path) -> list[list[str]]:
     """The words of every command of ours in the page's shell blocks."""
-    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    text = "\n".join(read_blocks(page, "sh")).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in text.splitlines() if OURS.match(line)]
 
 
@@ -37,12 +37,12 @@ def test_a_page_that_is_made_is_what_the_tables_say(page, made):
 
 
 def test_every_code_has_a_text_and_says_what_to_do():
-    assert set(errors_doc.PROBLEM_ADVICE) == set(messages.REFUSALS) == set(PROBLEMS)
-    assert set(errors_doc.FAILURE_ADVICE) == set(messages.FAILURES) == set(FAILURES)
+    assert set(errors_doc.PROBLEM_ADVICE) == set(messages.PROBLEM_TEXTS_ZH) == set(PROBLEM_TYPES)
+    assert set(errors_doc.FAILURE_ADVICE) == set(messages.FAILURE_TEXTS) == set(FAILURES)
 
 
 def test_the_readme_shows_its_two_commands_first():
-    assert [line.split("#")[0].strip() for line in blocks(ROOT / "README.md", "sh")[0].splitlines()] == [
+    assert [line.split("#")[0].strip() for line in read_blocks(ROOT / "README.md", "sh")[0].splitlines()] == [
         "./justw demo",
         "./justw test",
     ]
@@ -80,8 +80,8 @@ def test_just_verbs_that_pages_show_exist(page):
 
 
 def test_python_in_the_readme_runs(tmp_path):
-    for text in blocks(ROOT / "README.md", "python"):
-        done = run("python", text, tmp_path)
+    for text in read_blocks(ROOT / "README.md", "python"):
+        done = run_block("python", text, tmp_path)
         assert done.returncode == 0, done.stderr
 
 

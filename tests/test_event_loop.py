@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.pages import ROOT
+from tests.support.doc_pages import ROOT
 
 TIMEOUT_S = 2
 HANGS = """

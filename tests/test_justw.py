@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deploy import install
-from tests import registry
-from tests.local_index import BACKEND, BUILD_SYSTEM, Index
+from tests.support import package_registry
+from tests.support.package_index import BACKEND, BUILD_SYSTEM, PackageIndex
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = (
@@ -38,7 +38,7 @@ def pips(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """An environment with nothing in it but the oldest pip that justw works with, and one with the newest."""
     environments = {}
     for age, wanted in (("oldest", "pip==23.0"), ("newest", "pip")):
-        wheel = registry.wheel(wanted)
+        wheel = package_registry.fetch_wheel(wanted)
         environments[age] = tmp_path_factory.mktemp(age) / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environments[age]], check=True)
         python = environments[age] / "bin/python"
@@ -50,7 +50,7 @@ def pips(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 class Project:
     """A copy of justw beside small locks, whose environment is there and empty."""
 
-    def __init__(self, folder: Path, index: Index, venv: Path) -> None:
+    def __init__(self, folder: Path, index: PackageIndex, venv: Path) -> None:
         self.folder = folder
         self.index = index
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHON": sys.executable}
@@ -98,7 +98,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, pips: Mapping[str, Path]) -> Project:
-    return Project(tmp_path, Index(tmp_path / "index"), pips["newest"])
+    return Project(tmp_path, PackageIndex(tmp_path / "index"), pips["newest"])
 
 
 HOSTILE = """\
@@ -126,7 +126,7 @@ def test_any_pip_installs_exactly_what_is_locked_whatever_its_settings(
     tmp_path: Path, pips: Mapping[str, Path], age: str
 ):
     """`asks` asks for an extra of `asked`, of which there is a newer release: to resolve is to refuse that one."""
-    project = Project(tmp_path, Index(tmp_path / "index"), pips[age])
+    project = Project(tmp_path, PackageIndex(tmp_path / "index"), pips[age])
     del project.environ["PIP_INDEX_URL"]
     settings = tmp_path / ".config/pip/pip.conf"
     settings.parent.mkdir(parents=True)

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from deploy import install
 from lamplighter.cli import main
 from schemas.version import VERSION
-from tests import runpod_client
+from tests.support import runpod_client
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,7 +49,7 @@ def unmet(roots: Iterable[str], pins: Mapping[str, str], site: Path) -> list[str
 @pytest.mark.parametrize("verb", ["help", "up", "demo", "setup", "runpod"])
 def test_what_is_locked_needs_nothing_else(verb: str):
     parts = [part for part in install.VERBS[verb].parts if part in ROOTS]
-    python = runpod_client.installed() if verb == "runpod" else install.VENV / "bin/python"
+    python = runpod_client.ensure_python() if verb == "runpod" else install.VENV / "bin/python"
     (site,) = python.parents[1].glob("lib/python3*/site-packages")
     pins = pinned(parts)
     if "preview" in parts:

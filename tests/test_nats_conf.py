@@ -14,8 +14,8 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from bus.accounts import accounts
-from tests.ports import reserved_ports
+from bus.server.config import render_accounts
+from tests.support.reserved_ports import reserve_ports
 
 ROOT = Path(__file__).parent.parent
 SERVER = ROOT / ".venv/bin/nats-server"
@@ -24,7 +24,7 @@ PASSWORDS = {f"LAMPLIGHTER_{user.upper()}_PASSWORD": f"pass-{user}" for user in 
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[list[int]]:
-    with reserved_ports(2) as held:
+    with reserve_ports(2) as held:
         yield held
 
 
@@ -85,9 +85,9 @@ def test_the_server_accepts_it_only_with_all_passwords():
 
 
 def test_it_gives_the_rights_that_bus_gives():
-    """`lamplighter up` makes its own file from bus/accounts.py: two texts, one law."""
+    """`lamplighter up` makes its own file from bus/server/config.py: two texts, one law."""
     text = re.sub(r"#.*", "", (ROOT / "nats.conf").read_text())
-    ours = accounts({user: f"$LAMPLIGHTER_{user.upper()}_PASSWORD" for user in ("edge", "runner", "reader")})
+    ours = render_accounts({user: f"$LAMPLIGHTER_{user.upper()}_PASSWORD" for user in ("edge", "runner", "reader")})
     assert text[text.index("accounts {") :].split() == ["accounts", "{", *ours.split(), "}"]
 
 

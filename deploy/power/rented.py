@@ -23,7 +23,7 @@ TIMEOUT_S = 30
 NO_CAPACITY_EXIT = 75
 
 # Neither provider documents a code for "sold out"; these are words of their messages. Add the one that you meet.
-SOLD_OUT = ("资源不足", "库存不足", "无可用", "售罄", "insufficient", "not enough", "sold out", "no resource")
+NO_CAPACITY_TEXTS = ("资源不足", "库存不足", "无可用", "售罄", "insufficient", "not enough", "sold out", "no resource")
 
 COMPSHARE = os.environ.get("COMPSHARE_URL", "https://api.ucloud.cn")
 AUTODL = os.environ.get("AUTODL_URL", "https://api.autodl.com")
@@ -48,7 +48,7 @@ AUTODL_STATES = {
 }
 
 
-class Refused(Exception):
+class ProviderRefused(Exception):
     """The provider did not do it; the message is its own."""
 
 
@@ -65,7 +65,7 @@ def compshare(action: str, **parameters: str) -> Any:
     signed["Signature"] = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - what the provider asks for
     answer = fetch(Request(f"{COMPSHARE}/?{urlencode(signed)}"))  # noqa: S310
     if answer.get("RetCode") != 0:
-        raise Refused(f"{action}: {answer.get('RetCode')} {answer.get('Message', '')}")
+        raise ProviderRefused(f"{action}: {answer.get('RetCode')} {answer.get('Message', '')}")
     return answer
 
 
@@ -79,7 +79,7 @@ def compshare_state() -> str:
     """The box as the provider sees it, in our words."""
     boxes = compshare("DescribeCompShareInstance", **{"UHostIds.0": os.environ["COMPSHARE_HOST"]})["UHostSet"]
     if not boxes:
-        raise Refused(f"there is no box {os.environ['COMPSHARE_HOST']}")
+        raise ProviderRefused(f"there is no box {os.environ['COMPSHARE_HOST']}")
     return COMPSHARE_STATES.get(boxes[0].get("State", ""), "unknown")
 
 
@@ -93,7 +93,7 @@ def autodl(method: str, path: str, **parameters: str) -> Any:
     else:
         answer = fetch(Request(url, data=json.dumps(meant).encode(), headers=headers, method=method))  # noqa: S310
     if answer.get("code") != "Success":
-        raise Refused(f"{path}: {answer.get('code')} {answer.get('msg', '')}")
+        raise ProviderRefused(f"{path}: {answer.get('code')} {answer.get('msg', '')}")
     return answer.get("data")
 
 
@@ -110,16 +110,16 @@ PROVIDERS: Mapping[str, tuple[Callable[[], object], Callable[[], object], Callab
         lambda: AUTODL_STATES.get(autodl("GET", "status"), "unknown"),
     ),
 }
-THERE = {"on": {"on", "starting"}, "off": {"off", "stopping"}}
+REACHED_STATES = {"on": {"on", "starting"}, "off": {"off", "stopping"}}
 
 
-def switch(provider: str, verb: str) -> None:
+def run_verb(provider: str, verb: str) -> None:
     """Do it, or print the state."""
     on, off, state = PROVIDERS[provider]
     now = state()
     if verb == "state":
         print(now)
-    elif now not in THERE[verb]:
+    elif now not in REACHED_STATES[verb]:
         (on if verb == "on" else off)()
 
 
@@ -127,13 +127,13 @@ def main() -> int:
     """The exit code of the contract."""
     provider, verb = sys.argv[1:]
     try:
-        switch(provider, verb)
+        run_verb(provider, verb)
     except KeyError as error:
         print(f"{error} is not set or not known: see the head of {sys.argv[0]}")
         return 1
-    except Refused as error:
+    except ProviderRefused as error:
         print(error)
-        return NO_CAPACITY_EXIT if any(word in str(error).lower() for word in SOLD_OUT) else 1
+        return NO_CAPACITY_EXIT if any(word in str(error).lower() for word in NO_CAPACITY_TEXTS) else 1
     except (URLError, TimeoutError, ValueError) as error:
         print(f"{provider} does not answer: {error}")
         return 1

@@ -6,22 +6,22 @@ import hmac
 from collections.abc import Mapping
 from datetime import datetime
 
-from schemas.webhook import WHSEC, secret_bytes
+from schemas.webhook import SECRET_PREFIX, decode_secret
 
-SECRET_BYTES = range(24, 65)  # what the specification asks for
+SECRET_LENGTHS_BYTES = range(24, 65)  # what the specification asks for
 
 
 def make_secret(entropy: bytes) -> str:
     """`entropy`, 24 to 64 bytes of it, as a secret is written."""
-    return WHSEC + base64.b64encode(entropy).decode()
+    return SECRET_PREFIX + base64.b64encode(entropy).decode()
 
 
 def is_secret(text: str) -> bool:
     """Whether `text` is `whsec_` and 24 to 64 bytes in base64."""
-    return len(secret_bytes(text)) in SECRET_BYTES
+    return len(decode_secret(text)) in SECRET_LENGTHS_BYTES
 
 
-def sign(message_id: str, at: datetime, body: bytes, *secrets: str) -> Mapping[str, str]:
+def signature_headers(message_id: str, at: datetime, body: bytes, *secrets: str) -> Mapping[str, str]:
     """The three headers that prove who sent `body`: one signature for each secret. A timestamp in whole seconds."""
     timestamp = str(int(at.timestamp()))
     signed = b".".join((message_id.encode(), timestamp.encode(), body))
@@ -30,5 +30,5 @@ def sign(message_id: str, at: datetime, body: bytes, *secrets: str) -> Mapping[s
 
 
 def _digest(secret: str, signed: bytes) -> str:
-    key = base64.b64decode(secret.removeprefix(WHSEC))
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

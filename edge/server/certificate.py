@@ -5,7 +5,7 @@ import ssl
 
 import structlog
 
-from bus.users import Tls
+from bus.server.config import TlsFiles
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2: forward secrecy, and none with CBC; TLS 1.3 has its own
 
@@ -17,7 +17,7 @@ _Stamp = tuple[tuple[int, int, int], ...] | None  # inode, size and time of each
 class ServedCertificate:
     """`context`: for handshakes from now on. Blocking; raises OSError where the files cannot be used at first."""
 
-    def __init__(self, files: Tls) -> None:
+    def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._seen = self._stamp()
         self.context = self._made()

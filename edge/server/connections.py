@@ -4,19 +4,19 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from edge.server.settings import ServerSettings
-from edge.strangers import Proxies, StrangerLog, client_of
-from schemas.errors import Refused
+from edge.core.client_throttle import ThrottledClientLog, TrustedProxies, client_network
+from edge.settings import ServerSettings
+from schemas.problems import ProblemError
 
-EVICTED = 64  # connections closed at once where all are taken
-ADDRESS_AGAIN_S = 10
-FULL_AGAIN_S = 5
+EVICTION_BATCH_LIMIT = 64  # connections closed at once where all are taken
+ADDRESS_RETRY_AFTER_S = 10
+FULL_RETRY_AFTER_S = 5
 
 
-class Occupant(Protocol):
+class SlotOccupant(Protocol):
     """The protocol that serves a connection."""
 
-    def waits_since(self) -> float | None:
+    def idle_since(self) -> float | None:
         """Since when the connection has been waiting for a request; None while it works on one."""
         ...
 
@@ -25,77 +25,77 @@ class Occupant(Protocol):
         ...
 
 
-class Slot:
+class ConnectionSlot:
     """The place of one connection, from accept to close. `release` may be called again."""
 
-    def __init__(self, address: str, leave: Callable[["Slot"], None]) -> None:
+    def __init__(self, address: str, leave: Callable[["ConnectionSlot"], None]) -> None:
         self.address = address
-        self.occupant: Occupant | None = None
-        self._leave = leave
+        self.occupant: SlotOccupant | None = None
+        self._on_release = leave
 
     def release(self) -> None:
         """Give the place back."""
-        self._leave(self)
+        self._on_release(self)
 
 
-class Connections:
+class ConnectionLimiter:
     """`most`: open at once in all. Where all places are taken, the connections that waited longest for a request go."""
 
     def __init__(self, settings: ServerSettings, most: int) -> None:
-        self._most = most
-        self._per_address = settings.connections_per_address
-        self._proxies = Proxies(settings.proxies)
-        self._slots: set[Slot] = set()
-        self._of: Counter[str] = Counter()
+        self._limit = most
+        self._limit_per_address = settings.connections_per_address
+        self._proxies = TrustedProxies(settings.proxies)
+        self._slots: set[ConnectionSlot] = set()
+        self._count_by_client: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def take(self, address: str) -> Slot:
+    def acquire_slot(self, address: str) -> ConnectionSlot:
         """A place for a connection from `address`. Raises Refused `too_many_connections`, `unavailable`."""
-        client = client_of(address)
-        if self._of[client] >= self._per_address and address not in self._proxies:
-            raise Refused(
+        client = client_network(address)
+        if self._count_by_client[client] >= self._limit_per_address and address not in self._proxies:
+            raise ProblemError(
                 "too_many_connections",
-                f"{self._per_address} connections of {client} are open, which is the most: close some",
-                retry_after_s=ADDRESS_AGAIN_S,
+                f"{self._limit_per_address} connections of {client} are open, which is the most: close some",
+                retry_after_s=ADDRESS_RETRY_AFTER_S,
             )
-        if len(self._slots) >= self._most:
-            self._evict()
-        if len(self._slots) >= self._most:
-            said = f"{self._most} connections are open, which is the most: try again"
-            raise Refused("unavailable", said, retry_after_s=FULL_AGAIN_S)
-        slot = Slot(address, self._left)
+        if len(self._slots) >= self._limit:
+            self._evict_idle()
+        if len(self._slots) >= self._limit:
+            said = f"{self._limit} connections are open, which is the most: try again"
+            raise ProblemError("unavailable", said, retry_after_s=FULL_RETRY_AFTER_S)
+        slot = ConnectionSlot(address, self._release_slot)
         self._slots.add(slot)
-        self._of[client] += 1
+        self._count_by_client[client] += 1
         return slot
 
-    def _left(self, slot: Slot) -> None:
+    def _release_slot(self, slot: ConnectionSlot) -> None:
         if slot not in self._slots:
             return
         self._slots.remove(slot)
-        client = client_of(slot.address)
-        self._of[client] -= 1
-        if not self._of[client]:
-            del self._of[client]
+        client = client_network(slot.address)
+        self._count_by_client[client] -= 1
+        if not self._count_by_client[client]:
+            del self._count_by_client[client]
 
-    def _evict(self) -> None:
+    def _evict_idle(self) -> None:
         """Close the connections that waited longest. Places are free at once, as closing takes a turn of the loop."""
         waiting = []
         for slot in self._slots:
-            since = slot.occupant.waits_since() if slot.occupant is not None else None
+            since = slot.occupant.idle_since() if slot.occupant is not None else None
             if since is not None:
                 waiting.append((since, slot))
         waiting.sort(key=lambda pair: pair[0])
-        for _, slot in waiting[:EVICTED]:
+        for _, slot in waiting[:EVICTION_BATCH_LIMIT]:
             if slot.occupant is not None:
                 slot.occupant.evict()
             slot.release()
 
 
-class Shared(NamedTuple):
+class ServerContext(NamedTuple):
     """What all servers of a process share."""
 
-    bounds: ServerSettings
-    connections: Connections
-    strangers: StrangerLog
+    limits: ServerSettings
+    connections: ConnectionLimiter
+    client_events: ThrottledClientLog

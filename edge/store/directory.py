@@ -1,54 +1,154 @@
-"""The store in a folder of a local disk, or of a network folder that keeps locks, renames and fsync."""
+"""Who writes in a store's folder: its layout, its fingerprint, and a lock by which living writers are told from dead.
+
+sha256/ab/cdef…    the assets
+trash/abcdef…      deleted, while it is checked that nothing names them
+tmp/<writer>/      bodies on their way; `lock` in it is held as long as that writer lives
+fingerprint lock
+"""
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
+import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 from anyio import CancelScope, to_thread
 
-from edge.store.pipeline import file_blocks, pour
-from edge.store.port import BLOCK, AssetStore, DigestMismatch, StoreBroken, Stored, Survey, checked
-from edge.store.spool import Spool, disk_errors, sync_folder
-from edge.store.tenancy import Tenancy
+from edge.store.atomic_write import AtomicFile, create_durable_folder, fsync_folder, map_disk_errors
+from edge.store.fanout import fan_out, read_file_blocks
+from edge.store.port import BLOCK_BYTES, AssetStore, DigestMismatch, StoreBroken, StoredAsset, Survey, require_digest
 from schemas.asset import Digest
 
+DIGEST_PREFIXES = tuple(f"{n:02x}" for n in range(256))
+
+
+class WriterLock:
+    """One writer's right to be in the folder `root`, from `begin` to `end`. Blocking: for a thread."""
+
+    def __init__(self, root: Path, new_id: Callable[[], str]) -> None:
+        self.root = root
+        self.fingerprint = ""
+        self.temp = root / "tmp" / new_id()
+        self._new_id = new_id
+        self._lock = -1
+
+    def acquire(self) -> None:
+        """Lay out the folder, sweep what dead writers left, and move in.
+
+        Under the folder's own lock, so that two edges starting at once agree on one fingerprint and no sweep meets a
+        writer that has its folder and not yet its lock. Raises StoreError.
+        """
+        with map_disk_errors():
+            _create_layout(self.root)
+            with _exclusive_lock(self.root / "lock"):
+                remove_dead_writers(self.root / "tmp")
+                self.fingerprint = _read_or_create_fingerprint(self.root, self._new_id)
+                self.temp.mkdir()
+                self._lock = os.open(self.temp / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Move out. Under the same lock: a sweep must not meet half a folder."""
+        with map_disk_errors(), _exclusive_lock(self.root / "lock"):
+            shutil.rmtree(self.temp)
+            os.close(self._lock)
+
+
+def remove_dead_writers(tmp: Path) -> None:
+    """Remove the folders of writers that have died; the kernel dropped their locks with them."""
+    for folder in tmp.iterdir():
+        if not _is_writer_alive(folder):
+            shutil.rmtree(folder)
+
+
+def _is_writer_alive(folder: Path) -> bool:
+    with suppress(FileNotFoundError):
+        handle = os.open(folder / "lock", os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+    return False
+
+
+def _create_layout(root: Path) -> None:
+    create_durable_folder(root)
+    for name in ("sha256", "trash", "tmp"):
+        (root / name).mkdir(exist_ok=True)
+    # All 256 at once: a write then never has to make a folder durable.
+    for prefix in DIGEST_PREFIXES:
+        (root / "sha256" / prefix).mkdir(exist_ok=True)
+    for folder in (root / "sha256", root):
+        fsync_folder(folder)
+
+
+def _read_or_create_fingerprint(root: Path, new_id: Callable[[], str]) -> str:
+    path = root / "fingerprint"
+    with suppress(FileNotFoundError):
+        return path.read_text()
+    fresh = path.with_suffix(".new")
+    with fresh.open("w") as file:
+        file.write(new_id())
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    fsync_folder(root)
+    return path.read_text()
+
+
+@contextmanager
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+# MERGED edge/store/directory.py: The store in a folder of a local disk, or of a network folder that keeps locks,
+# renames and fsync.
+
+
 # No second name possible: another file system, one without links, or too many of them.
-_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
+_LINK_UNSUPPORTED_ERRNOS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 
 
 class DirectoryStore(AssetStore):
     """Assets as files `sha256/ab/cdef…` below the tenancy's root. Made by `open_directory`."""
 
-    def __init__(self, tenancy: Tenancy) -> None:
-        self._tenancy = tenancy
+    def __init__(self, tenancy: WriterLock) -> None:
+        self._writer = tenancy
         self._serial = itertools.count()
 
-    async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> Stored:
+    async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> StoredAsset:
         hasher = hashlib.sha256()
-        async with self._spool(expected) as (spool, held):
+        async with self._temporary_file(expected) as (spool, held):
             sinks = [hasher.update] if held else [hasher.update, spool.write]
-            size = await pour(chunks, limit, sinks)
+            size = await fan_out(chunks, limit, sinks)
             got = hasher.hexdigest()
             if expected not in (None, got):
                 raise DigestMismatch(expected, got)
-            place = self._place(got)
+            place = self._asset_path(got)
             await to_thread.run_sync(spool.commit, place)
-        return Stored(got, size, place)
+        return StoredAsset(got, size, place)
 
     @asynccontextmanager
-    async def _spool(self, expected: Digest | None) -> AsyncIterator[tuple[Spool, bool]]:
+    async def _temporary_file(self, expected: Digest | None) -> AsyncIterator[tuple[AtomicFile, bool]]:
         """A spool, and whether it holds the expected bytes already; gone at the end, however it ends."""
-        place = None if expected is None else self._place(expected)
-        spool = Spool(self._tenancy.temp / str(next(self._serial)))
+        place = None if expected is None else self._asset_path(expected)
+        spool = AtomicFile(self._writer.temp / str(next(self._serial)))
         try:
-            held = place is not None and await to_thread.run_sync(spool.hold, place)
+            held = place is not None and await to_thread.run_sync(spool.link_existing, place)
             if not held:
                 await to_thread.run_sync(spool.open)
             yield spool, held
@@ -56,63 +156,63 @@ class DirectoryStore(AssetStore):
             with CancelScope(shield=True):
                 await to_thread.run_sync(spool.close)
 
-    async def stat(self, sha256: Digest) -> Stored | None:
-        place = self._place(sha256)
+    async def stat(self, sha256: Digest) -> StoredAsset | None:
+        place = self._asset_path(sha256)
 
-        def look() -> Stored | None:
-            with disk_errors(), suppress(FileNotFoundError):
-                return Stored(sha256, place.stat().st_size, place)
+        def look() -> StoredAsset | None:
+            with map_disk_errors(), suppress(FileNotFoundError):
+                return StoredAsset(sha256, place.stat().st_size, place)
             return None
 
         return await to_thread.run_sync(look)
 
     async def read(self, sha256: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
         # Opened once: a file that goes to the trash meanwhile is read to its end.
-        handle, size = await to_thread.run_sync(_open, self._place(sha256))
+        handle, size = await to_thread.run_sync(_open_for_read, self._asset_path(sha256))
         end = size if stop is None else min(stop, size)
         try:
             while start < end:
-                block = await to_thread.run_sync(_read, handle, min(BLOCK, end - start), start)
+                block = await to_thread.run_sync(_read_block, handle, min(BLOCK_BYTES, end - start), start)
                 start += len(block)
                 yield block
         finally:
             os.close(handle)
 
     async def trash(self, sha256: Digest) -> bool:
-        return await to_thread.run_sync(_move, self._place(sha256), self._trashed(sha256))
+        return await to_thread.run_sync(_rename_durably, self._asset_path(sha256), self._trash_path(sha256))
 
     async def restore(self, sha256: Digest) -> bool:
-        return await to_thread.run_sync(_move, self._trashed(sha256), self._place(sha256))
+        return await to_thread.run_sync(_rename_durably, self._trash_path(sha256), self._asset_path(sha256))
 
     async def erase(self, sha256: Digest) -> bool:
-        return await to_thread.run_sync(_erase, self._trashed(sha256))
+        return await to_thread.run_sync(_unlink, self._trash_path(sha256))
 
     async def survey(self) -> Survey:
-        return await to_thread.run_sync(self._survey)
+        return await to_thread.run_sync(self._read_survey)
 
-    async def adopt(self, path: Path, sha256: Digest) -> Stored:
-        place = self._place(sha256)
-        if await to_thread.run_sync(_linked, path, place):
-            return Stored(sha256, (await to_thread.run_sync(place.stat)).st_size, place)
-        return await self.write(file_blocks(path), sha256, sys.maxsize)
+    async def import_file(self, path: Path, sha256: Digest) -> StoredAsset:
+        place = self._asset_path(sha256)
+        if await to_thread.run_sync(_hardlink, path, place):
+            return StoredAsset(sha256, (await to_thread.run_sync(place.stat)).st_size, place)
+        return await self.write(read_file_blocks(path), sha256, sys.maxsize)
 
-    async def link(self, sha256: Digest, ttl: timedelta) -> str | None:
+    async def presign_url(self, sha256: Digest, ttl: timedelta) -> str | None:
         del sha256, ttl
         return None
 
-    def _survey(self) -> Survey:
-        root = self._tenancy.root
-        with disk_errors():
+    def _read_survey(self) -> Survey:
+        root = self._writer.root
+        with map_disk_errors():
             disk = os.statvfs(root)
             trashed = sorted(path.name for path in (root / "trash").iterdir())
-        return Survey(self._tenancy.fingerprint, disk.f_bavail * disk.f_frsize, tuple(trashed))
+        return Survey(self._writer.fingerprint, disk.f_bavail * disk.f_frsize, tuple(trashed))
 
-    def _place(self, sha256: Digest) -> Path:
-        checked(sha256)
-        return self._tenancy.root / "sha256" / sha256[:2] / sha256[2:]
+    def _asset_path(self, sha256: Digest) -> Path:
+        require_digest(sha256)
+        return self._writer.root / "sha256" / sha256[:2] / sha256[2:]
 
-    def _trashed(self, sha256: Digest) -> Path:
-        return self._tenancy.root / "trash" / checked(sha256)
+    def _trash_path(self, sha256: Digest) -> Path:
+        return self._writer.root / "trash" / require_digest(sha256)
 
 
 def _random_id() -> str:
@@ -125,17 +225,17 @@ async def open_directory(root: Path, new_id: Callable[[], str] = _random_id) -> 
 
     Other processes may have the same folder open. What writers that died left half-written is swept first.
     """
-    tenancy = Tenancy(root, new_id)
-    await to_thread.run_sync(tenancy.begin)
+    tenancy = WriterLock(root, new_id)
+    await to_thread.run_sync(tenancy.acquire)
     try:
         yield DirectoryStore(tenancy)
     finally:
         with CancelScope(shield=True):
-            await to_thread.run_sync(tenancy.end)
+            await to_thread.run_sync(tenancy.release)
 
 
-def _open(place: Path) -> tuple[int, int]:
-    with disk_errors():
+def _open_for_read(place: Path) -> tuple[int, int]:
+    with map_disk_errors():
         try:
             handle = os.open(place, os.O_RDONLY)
         except FileNotFoundError:
@@ -143,41 +243,41 @@ def _open(place: Path) -> tuple[int, int]:
         return handle, os.fstat(handle).st_size
 
 
-def _read(handle: int, size: int, at: int) -> bytes:
-    with disk_errors():
+def _read_block(handle: int, size: int, at: int) -> bytes:
+    with map_disk_errors():
         block = os.pread(handle, size, at)
     if not block:
         raise StoreBroken("an asset became shorter while it was read: check the store's disk")
     return block
 
 
-def _linked(path: Path, place: Path) -> bool:
+def _hardlink(path: Path, place: Path) -> bool:
     """Give the file the name `place`; False where it lies on another file system, or links are not possible."""
-    with disk_errors():
+    with map_disk_errors():
         try:
             place.hardlink_to(path)
         except FileExistsError:
             pass
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno not in _LINK_UNSUPPORTED_ERRNOS:
                 raise
             return False
-        sync_folder(place.parent)
+        fsync_folder(place.parent)
     return True
 
 
-def _move(source: Path, target: Path) -> bool:
-    with disk_errors(), suppress(FileNotFoundError):
+def _rename_durably(source: Path, target: Path) -> bool:
+    with map_disk_errors(), suppress(FileNotFoundError):
         source.replace(target)
         # The new name first: a power cut between the two may leave both, never none.
-        sync_folder(target.parent)
-        sync_folder(source.parent)
+        fsync_folder(target.parent)
+        fsync_folder(source.parent)
         return True
     return False
 
 
-def _erase(path: Path) -> bool:
-    with disk_errors(), suppress(FileNotFoundError):
+def _unlink(path: Path) -> bool:
+    with map_disk_errors(), suppress(FileNotFoundError):
         path.unlink()
         return True
     return False

@@ -16,12 +16,12 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from schemas.asset import SCHEME, Digest, InvalidDigest, is_digest
+from schemas.asset import DIGEST_SCHEME, Digest, InvalidDigest, is_digest
 
-BLOCK = 1024 * 1024  # bytes; below it the hop to a thread costs more than the work, above it only memory
+BLOCK_BYTES = 1024 * 1024  # bytes; below it the hop to a thread costs more than the work, above it only memory
 
 
-class Stored(Struct, frozen=True):
+class StoredAsset(Struct, frozen=True):
     """A file that is durable in the store. `path` is where this machine can open it, None where only `read` can."""
 
     sha256: Digest
@@ -53,7 +53,7 @@ class DigestMismatch(StoreError):
         self.expected, self.got = expected, got
 
 
-class TooLarge(StoreError):
+class AssetTooLarge(StoreError):
     """The body went past its limit."""
 
     def __init__(self, limit: int) -> None:
@@ -61,7 +61,7 @@ class TooLarge(StoreError):
         self.limit = limit
 
 
-class StoreFull(StoreError):
+class AssetStoreFull(StoreError):
     """No space is left for the body."""
 
     def __init__(self) -> None:
@@ -72,17 +72,17 @@ class StoreBroken(StoreError):
     """The medium refused a call."""
 
 
-def checked(sha256: Digest) -> Digest:
+def require_digest(sha256: Digest) -> Digest:
     """`sha256`, which is to become part of a path: looked at here again, whatever callers promise."""
     if not is_digest(sha256):
-        raise InvalidDigest(SCHEME + sha256)
+        raise InvalidDigest(DIGEST_SCHEME + sha256)
     return sha256
 
 
-class Store(Protocol):
+class BlobStore(Protocol):
     """Seven verbs. Every digest given must be one (`schemas.asset.is_digest`): it becomes part of a path."""
 
-    async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> Stored:
+    async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> StoredAsset:
         """Take a body of at most `limit` bytes and return when it is durable.
 
         A digest that is there already is verified to the last byte all the same and not stored twice; bytes in the
@@ -90,7 +90,7 @@ class Store(Protocol):
         """
         ...
 
-    async def stat(self, sha256: Digest) -> Stored | None:
+    async def stat(self, sha256: Digest) -> StoredAsset | None:
         """The file, or None where the store has none (or has it in the trash)."""
         ...
 
@@ -115,20 +115,20 @@ class Store(Protocol):
         ...
 
 
-class Shortcuts(Protocol):
+class DirectTransfer(Protocol):
     """How bytes pass a store by without going through the edge's hands once more."""
 
-    async def adopt(self, path: Path, sha256: Digest) -> Stored:
+    async def import_file(self, path: Path, sha256: Digest) -> StoredAsset:
         """Take a durable file of this machine whose digest is known to be right; `path` stays. Twice is once.
 
         Raises StoreError.
         """
         ...
 
-    async def link(self, sha256: Digest, ttl: timedelta) -> str | None:
+    async def presign_url(self, sha256: Digest, ttl: timedelta) -> str | None:
         """A URL under which anybody can fetch the bytes for `ttl`; None where the store can make none."""
         ...
 
 
-class AssetStore(Store, Shortcuts, Protocol):
+class AssetStore(BlobStore, DirectTransfer, Protocol):
     """What the edge is given."""

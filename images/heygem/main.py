@@ -7,5 +7,5 @@ if __name__ == "__main__":
     from heygem_worker.settings import home
     from heygem_worker.work import load, work
 
-    interpreter.become(home(), __file__)
+    interpreter.exec_vendor_python(home(), __file__)
     jobkit.run(work, load=load)

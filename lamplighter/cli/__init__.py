@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from lamplighter.cli.join_token import hide
+from lamplighter.cli.join_token import hide_token
 from schemas.version import VERSION
 
 COMMANDS = {
@@ -22,12 +22,12 @@ COMMANDS = {
     "cancel": ("lamplighter.cli.jobs", "cancel", "Stop a job."),
     "retry": ("lamplighter.cli.jobs", "retry", "Run a job that ended badly again."),
     "delete": ("lamplighter.cli.jobs", "delete", "Remove a job that has ended."),
-    "upload": ("lamplighter.cli.things", "upload", "Upload files."),
+    "upload": ("lamplighter.cli.endpoints", "upload", "Upload files."),
     "assets": ("lamplighter.cli.assets", "assets", "List files, delete some."),
     "hosts": ("lamplighter.cli.hosts", "hosts", "List the GPU hosts, let one join, put one out."),
-    "power": ("lamplighter.cli.things", "power", "Hold a host on or off, or leave it to its work."),
+    "power": ("lamplighter.cli.endpoints", "power", "Hold a host on or off, or leave it to its work."),
     "usage": ("lamplighter.cli.usage", "usage", "What was used, and what it cost."),
-    "endpoints": ("lamplighter.cli.things", "endpoints", "List what can run, or the fields of one endpoint."),
+    "endpoints": ("lamplighter.cli.endpoints", "endpoints", "List what can run, or the fields of one endpoint."),
     "keys": ("lamplighter.cli.keys", "keys", "Make, list, rotate and revoke API keys."),
     "owners": ("lamplighter.cli.owners", "owners", "Delete everything of an owner."),
     "backup": ("lamplighter.cli.backup", "backup", "Keep everything in one file."),
@@ -37,7 +37,7 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
+class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, _: click.Context) -> list[str]:
@@ -47,7 +47,7 @@ class Lazy(click.Group):
         if name not in COMMANDS:
             return None
         if name == "runner":
-            hide(sys.argv)  # before the imports, which take half a second
+            hide_token(sys.argv)  # before the imports, which take half a second
         module, attribute, _help = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -57,7 +57,7 @@ class Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_module, _attribute, text) in COMMANDS.items()])
 
 
-@click.command(cls=Lazy)
+@click.command(cls=LazyGroup)
 @click.version_option(VERSION, prog_name="lamplighter")
 def main() -> None:
     """A self-hosted GPU job runner: the edge is always on, the card only when there is work.

@@ -12,127 +12,151 @@ from anyio import to_thread
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bus.backup import KEPT, Snapshots
-from bus.connection import open_keeper
-from bus.port import Bus, BusError
-from edge.services.clock import utc_now
-from edge.store.opening import open_store
+from bus.interface import Bus, BusError
+from bus.nats.snapshots import BACKUP_STREAMS, SnapshotClient
+from bus.open import open_for_backup
+from edge.core.clock import utc_now
+from edge.store.factory import open_store
 from edge.store.port import AssetStore, StoreError
-from lamplighter.cli import show
-from lamplighter.cli.backup_file import ASSETS, FILES, FORMAT, STREAMS, Kept, Manifest, Part, Writer, writing
-from lamplighter.cli.backup_place import Chosen, Place, Refusal, chosen, leave, place_options
+from lamplighter.cli import display
+from lamplighter.cli.backup_archive import (
+    ASSETS_PREFIX,
+    FILES_PREFIX,
+    FORMAT_VERSION,
+    STREAMS_PREFIX,
+    ArchivePart,
+    ArchiveWriter,
+    BackupManifest,
+    StreamBackup,
+    create_archive,
+)
+from lamplighter.cli.backup_target import (
+    BackupRefused,
+    BackupTarget,
+    TargetSelection,
+    exit_with_error,
+    select_target,
+    target_options,
+)
 from schemas.version import VERSION
 
 
-def progress(*, quiet: bool) -> Progress:
+def progress_bar(*, quiet: bool) -> Progress:
     """A bar on stderr, where a person looks on."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-class Taking:
+class BackupWriter:
     """One backup on its way into its file."""
 
-    def __init__(self, place: Place, writer: Writer, bar: Progress) -> None:
-        self._place = place
+    def __init__(self, place: BackupTarget, writer: ArchiveWriter, bar: Progress) -> None:
+        self._target = place
         self._writer = writer
         self._bar = bar
-        self._task = bar.add_task("streams", total=len(KEPT))
+        self._task = bar.add_task("streams", total=len(BACKUP_STREAMS))
 
-    async def all(self, bus: Bus, snapshots: Snapshots, store: AssetStore | None) -> Manifest:
+    async def write_all(self, bus: Bus, snapshots: SnapshotClient, store: AssetStore | None) -> BackupManifest:
         """The streams, the files, and of the assets, if `store` is given, those that the streams name."""
-        streams = tuple([await self._stream(snapshots, name) for name in KEPT])
-        assets = None if store is None else await self._assets(bus, store)
-        manifest = Manifest(
-            format=FORMAT,
+        streams = tuple([await self._write_stream(snapshots, name) for name in BACKUP_STREAMS])
+        assets = None if store is None else await self._write_assets(bus, store)
+        manifest = BackupManifest(
+            format=FORMAT_VERSION,
             release=VERSION,
             made_at=utc_now(),
             streams=streams,
-            files=await to_thread.run_sync(self._files),
+            files=await to_thread.run_sync(self._write_files),
             assets=assets,
         )
-        await to_thread.run_sync(self._writer.end, manifest)
+        await to_thread.run_sync(self._writer.write_manifest, manifest)
         return manifest
 
-    async def _stream(self, snapshots: Snapshots, name: str) -> Kept:
-        member = await to_thread.run_sync(self._writer.begin, f"{STREAMS}{name}")
+    async def _write_stream(self, snapshots: SnapshotClient, name: str) -> StreamBackup:
+        member = await to_thread.run_sync(self._writer.start_part, f"{STREAMS_PREFIX}{name}")
 
         async def write(chunk: bytes) -> None:
             await to_thread.run_sync(member.write, chunk)
 
-        snapshot = await snapshots.take(name, write)
+        snapshot = await snapshots.save(name, write)
         part = await to_thread.run_sync(member.close)
         self._bar.advance(self._task)
-        return Kept(snapshot, part)
+        return StreamBackup(snapshot, part)
 
-    async def _assets(self, bus: Bus, store: AssetStore) -> tuple[Part, ...]:
-        digests = sorted({key.rpartition(".")[2] for key in await bus.assets.rows()})
-        self._bar.update(self._task, description="assets", total=len(KEPT) + len(digests))
-        return tuple([part for digest in digests if (part := await self._asset(store, digest))])
+    async def _write_assets(self, bus: Bus, store: AssetStore) -> tuple[ArchivePart, ...]:
+        digests = sorted({key.rpartition(".")[2] for key in await bus.asset_references.rows()})
+        self._bar.update(self._task, description="assets", total=len(BACKUP_STREAMS) + len(digests))
+        return tuple([part for digest in digests if (part := await self._write_asset(store, digest))])
 
-    async def _asset(self, store: AssetStore, digest: str) -> Part | None:
+    async def _write_asset(self, store: AssetStore, digest: str) -> ArchivePart | None:
         """None for one that was deleted meanwhile."""
         self._bar.advance(self._task)
         if await store.stat(digest) is None:
             return None
-        member = await to_thread.run_sync(self._writer.begin, f"{ASSETS}{digest}")
+        member = await to_thread.run_sync(self._writer.start_part, f"{ASSETS_PREFIX}{digest}")
         async for block in store.read(digest):
             await to_thread.run_sync(member.write, block)
         return await to_thread.run_sync(member.close)
 
-    def _files(self) -> tuple[Part, ...]:
-        found = (path for pattern in self._place.patterns for path in sorted(self._place.data.glob(pattern)))
-        return tuple(self._file(path) for path in found if path.is_file())
+    def _write_files(self) -> tuple[ArchivePart, ...]:
+        found = (path for pattern in self._target.patterns for path in sorted(self._target.data.glob(pattern)))
+        return tuple(self._write_file(path) for path in found if path.is_file())
 
-    def _file(self, path: Path) -> Part:
-        member = self._writer.begin(f"{FILES}{path.relative_to(self._place.data)}")
+    def _write_file(self, path: Path) -> ArchivePart:
+        member = self._writer.start_part(f"{FILES_PREFIX}{path.relative_to(self._target.data)}")
         member.write(path.read_bytes())
         return member.close()
 
 
 @asynccontextmanager
-async def _sources(place: Place, *, assets: bool) -> AsyncIterator[tuple[Bus, Snapshots, AssetStore | None]]:
+async def _open_sources(
+    place: BackupTarget, *, assets: bool
+) -> AsyncIterator[tuple[Bus, SnapshotClient, AssetStore | None]]:
     async with AsyncExitStack() as opened:
-        bus, snapshots = await opened.enter_async_context(open_keeper(place.broker))
-        if not await snapshots.held():
-            raise Refusal("there is nothing to back up: no edge has been at this broker yet")
+        bus, snapshots = await opened.enter_async_context(open_for_backup(place.broker))
+        if not await snapshots.message_counts():
+            raise BackupRefused("there is nothing to back up: no edge has been at this broker yet")
         store = await opened.enter_async_context(open_store(place.store, place.assets)) if assets else None
         yield bus, snapshots, store
 
 
-async def _run(where: Chosen, file: Path, bar: Progress, *, assets: bool) -> Manifest:
-    async with where.opened(stopped=False) as place, _sources(place, assets=assets) as (bus, snapshots, store):
-        with writing(file) as writer, bar:
-            return await Taking(place, writer, bar).all(bus, snapshots, store)
+async def _write_backup(where: TargetSelection, file: Path, bar: Progress, *, assets: bool) -> BackupManifest:
+    async with (
+        where.open_target(stopped=False) as place,
+        _open_sources(place, assets=assets) as (bus, snapshots, store),
+    ):
+        with create_archive(file) as writer, bar:
+            return await BackupWriter(place, writer, bar).write_all(bus, snapshots, store)
 
 
-def told(manifest: Manifest, file: Path) -> dict[str, object]:
+def summarize(manifest: BackupManifest, file: Path) -> dict[str, object]:
     """What `--json` prints."""
     return {
         "file": str(file),
         "made_at": manifest.made_at,
         "release": manifest.release,
-        "jobs": manifest.jobs,
+        "jobs": manifest.job_count,
         "assets": None if manifest.assets is None else len(manifest.assets),
         "bytes": sum(part.bytes for part in manifest.parts),
     }
 
 
-def say(manifest: Manifest, file: Path, verb: str, *, as_json: bool) -> None:
+def print_summary(manifest: BackupManifest, file: Path, verb: str, *, as_json: bool) -> None:
     """What was done, on stdout."""
-    facts = told(manifest, file)
+    facts = summarize(manifest, file)
     if as_json:
         sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
         return
-    jobs = show.counted(manifest.jobs, "job")
-    assets = "without the files' bytes" if manifest.assets is None else show.counted(len(manifest.assets), "file")
+    jobs = display.format_count(manifest.job_count, "job")
+    assets = (
+        "without the files' bytes" if manifest.assets is None else display.format_count(len(manifest.assets), "file")
+    )
     click.echo(f"{verb} {jobs}, {assets} ({facts['bytes']} bytes, of {manifest.made_at:%Y-%m-%d %H:%M})")
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@place_options
+@target_options
 @click.option("--assets", is_flag=True, help="The bytes of all files too. Leave it out where the store is a bucket.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, and no progress.")
 def backup(file: Path, data: Path, config: Path | None, assets: bool, as_json: bool) -> None:
@@ -142,8 +166,10 @@ def backup(file: Path, data: Path, config: Path | None, assets: bool, as_json: b
     back up, 1 when FILE cannot be written.
     """
     try:
-        manifest = asyncio.run(_run(chosen(data, config), file, progress(quiet=as_json), assets=assets))
-    except (BusError, Refusal, StoreError, OSError) as error:
-        leave(error, as_json=as_json)
+        manifest = asyncio.run(
+            _write_backup(select_target(data, config), file, progress_bar(quiet=as_json), assets=assets)
+        )
+    except (BusError, BackupRefused, StoreError, OSError) as error:
+        exit_with_error(error, as_json=as_json)
     else:
-        say(manifest, file, "kept", as_json=as_json)
+        print_summary(manifest, file, "kept", as_json=as_json)

@@ -6,27 +6,27 @@ from pathlib import Path
 import click
 import uvloop
 
-from bus.port import BusError
-from bus.private import UMASK
-from edge.power.drivers.build import DriverMissing
-from edge.serve import CannotServe, serve
+from bus.interface import BusError
+from bus.secret_files import PRIVATE_UMASK
+from edge.power.drivers.factory import DriverPackageMissing
+from edge.process import EdgeStartError, serve
 from edge.settings import EdgeSettings
 from edge.store.port import StoreError
-from lamplighter.cli.processes import (
+from lamplighter.cli.context import UNREACHABLE, USAGE
+from lamplighter.cli.process_setup import (
     config_option,
+    exit_on_error,
     format_option,
     level_option,
-    one_line,
-    raise_open_files,
+    raise_open_file_limit,
     read_settings,
 )
-from lamplighter.cli.session import UNREACHABLE, USAGE
 from schemas.endpoint import EndpointInvalid
 
-EXITS: dict[type[Exception], int] = {
+EXIT_CODES: dict[type[Exception], int] = {
     BusError: UNREACHABLE,
-    CannotServe: USAGE,
-    DriverMissing: USAGE,
+    EdgeStartError: USAGE,
+    DriverPackageMissing: USAGE,
     EndpointInvalid: USAGE,
     StoreError: USAGE,
 }
@@ -38,8 +38,8 @@ EXITS: dict[type[Exception], int] = {
 @format_option
 def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     """Serve the edge: HTTP and WebSocket for clients, in front of the broker."""
-    os.umask(UMASK)
+    os.umask(PRIVATE_UMASK)
     settings = read_settings(EdgeSettings, config, log_level, log_format)
-    raise_open_files()
-    with one_line(EXITS):
+    raise_open_file_limit()
+    with exit_on_error(EXIT_CODES):
         uvloop.run(serve(settings))

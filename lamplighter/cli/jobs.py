@@ -6,27 +6,27 @@ from typing import Any
 
 import click
 
-from lamplighter import things, wire
-from lamplighter.cli import fields, show
-from lamplighter.cli.following import returnable, save, upload, watch
-from lamplighter.cli.session import Session, client_command
-from lamplighter.cli.terminal import visible
+from lamplighter import api
+from lamplighter.cli import display, input_args
+from lamplighter.cli.context import CliContext, client_command
+from lamplighter.cli.display import escape_controls
+from lamplighter.cli.watch import print_resume_hint, save_outputs, upload_file, watch_to_end
 from lamplighter.errors import JobFailed
-from schemas.view import JobView
-from schemas.words import Priority, Status
+from schemas.job_view import JobView
+from schemas.status import Priority, Status
 
 
-def _named(_: click.Context, __: click.Parameter, job_id: str) -> str:
+def _require_id(_: click.Context, __: click.Parameter, job_id: str) -> str:
     if not job_id:  # an empty variable of a script: the path of no job is that of all
         raise click.BadParameter("it is empty")
     return job_id
 
 
-job_argument = click.argument("job_id", metavar="ID", callback=_named)
-FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
+job_argument = click.argument("job_id", metavar="ID", callback=_require_id)
+PASS_THROUGH_OPTIONS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@click.command(context_settings=FREE)
+@click.command(context_settings=PASS_THROUGH_OPTIONS)
 @click.argument("endpoint")
 @click.option("--wait", is_flag=True, help="Follow the job and leave when it has ended.")
 @click.option("-o", "--output", type=click.Path(), help="Save the outputs there (implies --wait).")
@@ -37,43 +37,45 @@ FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 @click.option("--body", metavar="JSON", default="{}", help="Further fields of the request: policy, deadline, …")
 @click.argument("inputs", nargs=-1, type=click.UNPROCESSED, metavar="--FIELD VALUE…")
 @client_command
-def submit(session: Session, endpoint: str, inputs: tuple[str, ...], **options: Any) -> None:
+def submit(session: CliContext, endpoint: str, inputs: tuple[str, ...], **options: Any) -> None:
     """Submit a job. Inputs are --FIELD VALUE; a field that takes a file takes its path."""
-    schema = session.client.call(things.endpoint(endpoint))["input"]
-    given = fields.read_all(endpoint, inputs, schema)
-    ready = {name: upload(session, value) if isinstance(value, Path) else value for name, value in given.items()}
-    job = session.client.call(_request(endpoint, ready, options))
+    schema = session.client.call(api.get_endpoint(endpoint))["input"]
+    given = input_args.parse_inputs(endpoint, inputs, schema)
+    ready = {name: upload_file(session, value) if isinstance(value, Path) else value for name, value in given.items()}
+    job = session.client.call(_submit_request(endpoint, ready, options))
     if not (options["wait"] or options["output"]):
-        session.show(job, lambda: _accepted(session, job.id))
+        session.show(job, lambda: _print_accepted(session, job.id))
         return
     session.err.print(f"job {job.id}", highlight=False)
-    with returnable(session, job.id, options["output"]):
-        ended = _watched(session, job.id)
-        saved = save(session, ended, options["output"]) if options["output"] else []
-    session.show(ended, lambda: show.job(session.out, ended))
+    with print_resume_hint(session, job.id, options["output"]):
+        ended = _watch_until_success(session, job.id)
+        saved = save_outputs(session, ended, options["output"]) if options["output"] else []
+    session.show(ended, lambda: display.print_job(session.out, ended))
     for path in saved:
         session.err.print(f"saved {path}", highlight=False)
 
 
-def _watched(session: Session, job_id: str) -> JobView:
+def _watch_until_success(session: CliContext, job_id: str) -> JobView:
     """The job once it has succeeded. A program is shown one that ended otherwise, too, before the exit code says it."""
     try:
-        return watch(session, job_id, quietly=session.as_json)
+        return watch_to_end(session, job_id, quietly=session.as_json)
     except JobFailed as failed:
         if session.as_json:
             session.show(failed.job, lambda: None)
         raise
 
 
-def _accepted(session: Session, job_id: str) -> None:
-    session.out.print(f"accepted: job {job_id}\nfollow it with: {session.again('watch', job_id)}", highlight=False)
+def _print_accepted(session: CliContext, job_id: str) -> None:
+    session.out.print(
+        f"accepted: job {job_id}\nfollow it with: {session.format_next_command('watch', job_id)}", highlight=False
+    )
 
 
-def _request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> wire.Call[Any]:
-    more = fields.read("body", options["body"], {"type": "object"})
+def _submit_request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> api.ApiRequest[Any]:
+    more = input_args.parse_value("body", options["body"], {"type": "object"})
     if options["tags"]:
-        more["tags"] = dict(map(_tag, options["tags"]))
-    return wire.submit(
+        more["tags"] = dict(map(_parse_tag, options["tags"]))
+    return api.submit_job(
         endpoint,
         given,
         job_id=options["job_id"],
@@ -83,7 +85,7 @@ def _request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> w
     )
 
 
-def _tag(text: str) -> tuple[str, str]:
+def _parse_tag(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not (name and colon):
         raise click.UsageError(f"--tag {text!r} is no NAME:VALUE")
@@ -97,59 +99,61 @@ def _tag(text: str) -> tuple[str, str]:
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many.")
 @click.option("--cursor", help="Older ones: `next_cursor` of the page before, as --json shows it.")
 @client_command
-def jobs(session: Session, limit: int, cursor: str | None, **filters: str | None) -> None:
+def jobs(session: CliContext, limit: int, cursor: str | None, **filters: str | None) -> None:
     """List jobs, newest first."""
-    page = session.client.call(wire.jobs(limit, cursor, filters))
-    session.show(page, lambda: show.table(session.out, show.JOB_COLUMNS, show.job_rows(page.jobs), "no jobs yet"))
+    page = session.client.call(api.list_jobs(limit, cursor, filters))
+    session.show(
+        page, lambda: display.print_table(session.out, display.JOB_COLUMNS, display.job_rows(page.jobs), "no jobs yet")
+    )
 
 
 @click.command()
 @job_argument
 @client_command
-def job(session: Session, job_id: str) -> None:
+def job(session: CliContext, job_id: str) -> None:
     """Show one job."""
     found = session.client.job(job_id)
-    session.show(found, lambda: _all_of(session, found))
+    session.show(found, lambda: _print_job_and_log_tail(session, found))
 
 
-def _all_of(session: Session, found: JobView) -> None:
-    show.job(session.out, found)
-    show.last_words(session.out, found, session.again("logs", found.id))
+def _print_job_and_log_tail(session: CliContext, found: JobView) -> None:
+    display.print_job(session.out, found)
+    display.print_log_tail(session.out, found, session.format_next_command("logs", found.id))
 
 
 @click.command(name="watch")
 @job_argument
 @click.option("-o", "--output", type=click.Path(), help="Save the outputs there.")
 @client_command
-def watch_job(session: Session, job_id: str, output: str | None) -> None:
+def watch_job(session: CliContext, job_id: str, output: str | None) -> None:
     """Follow a job to its end."""
-    with returnable(session, job_id, output):
-        ended = watch(session, job_id)
-        saved = save(session, ended, output) if output else []
+    with print_resume_hint(session, job_id, output):
+        ended = watch_to_end(session, job_id)
+        saved = save_outputs(session, ended, output) if output else []
     for path in saved:
         session.err.print(f"saved {path}", highlight=False)
     if not session.as_json:
-        show.job(session.out, ended)
+        display.print_job(session.out, ended)
 
 
 @click.command()
 @job_argument
 @client_command
-def logs(session: Session, job_id: str) -> None:
+def logs(session: CliContext, job_id: str) -> None:
     """Print what the job's container said."""
     text = session.client.logs(job_id)
-    session.show({"job": job_id, "text": text}, lambda: _write(text))
+    session.show({"job": job_id, "text": text}, lambda: _write_log(text))
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(visible(text))
+def _write_log(text: str) -> None:
+    sys.stdout.write(escape_controls(text))
     sys.stdout.flush()
 
 
 @click.command()
 @job_argument
 @client_command
-def cancel(session: Session, job_id: str) -> None:
+def cancel(session: CliContext, job_id: str) -> None:
     """Stop a job, waiting or running."""
     found = session.client.cancel(job_id)
     session.show(found, lambda: session.out.print(f"job {job_id} {found.status}", highlight=False))
@@ -158,7 +162,7 @@ def cancel(session: Session, job_id: str) -> None:
 @click.command()
 @job_argument
 @client_command
-def retry(session: Session, job_id: str) -> None:
+def retry(session: CliContext, job_id: str) -> None:
     """Run a failed, cancelled or expired job again, with the same inputs."""
     found = session.client.retry(job_id)
     session.show(found, lambda: session.out.print(f"job {job_id} {found.status}, round {found.round}", highlight=False))
@@ -167,7 +171,7 @@ def retry(session: Session, job_id: str) -> None:
 @click.command()
 @job_argument
 @client_command
-def delete(session: Session, job_id: str) -> None:
+def delete(session: CliContext, job_id: str) -> None:
     """Remove a job that has ended: its record, outputs and logs."""
     session.client.delete(job_id)
     session.show({"deleted": job_id}, lambda: session.out.print(f"job {job_id} deleted", highlight=False))
@@ -176,8 +180,10 @@ def delete(session: Session, job_id: str) -> None:
 @click.command()
 @job_argument
 @client_command
-def history(session: Session, job_id: str) -> None:
+def history(session: CliContext, job_id: str) -> None:
     """What happened to a job, oldest first."""
-    rows = session.client.call(wire.fetch(wire.job_path(job_id, "history")))
+    rows = session.client.call(api.get_json(api.job_path(job_id, "history")))
     shown = ((str(row["revision"]), row["at"], row["event"]["type"], row["status"]) for row in rows)
-    session.show(rows, lambda: show.table(session.out, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing"))
+    session.show(
+        rows, lambda: display.print_table(session.out, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing")
+    )

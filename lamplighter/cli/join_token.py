@@ -9,23 +9,23 @@ from pathlib import Path
 
 import click
 
-VARIABLE = "LAMPLIGHTER_JOIN"
-OPTION = "--join"
-_ARG_START = 48 - 3  # of proc(5)'s fields of stat, counted behind the command, which is the second
+JOIN_VARIABLE = "LAMPLIGHTER_JOIN"
+JOIN_OPTION = "--join"
+_ARG_START_FIELD = 48 - 3  # of proc(5)'s fields of stat, counted behind the command, which is the second
 
 
-def hide(argv: Sequence[str]) -> None:
+def hide_token(argv: Sequence[str]) -> None:
     """Overwrite the token among this process's arguments in the memory that `/proc/PID/cmdline` and `ps` read.
 
     Every user of the machine can read those for as long as the process lives. A token that is read from a file,
     standard input or the environment is never there.
     """
     for before, argument in pairwise(argv):
-        if before == OPTION and argument != "-" and not argument.startswith("@"):
+        if before == JOIN_OPTION and argument != "-" and not argument.startswith("@"):
             _overwrite(argument.encode())
     for argument in argv:
-        if argument.startswith(f"{OPTION}="):
-            _overwrite(argument.removeprefix(f"{OPTION}=").encode())
+        if argument.startswith(f"{JOIN_OPTION}="):
+            _overwrite(argument.removeprefix(f"{JOIN_OPTION}=").encode())
 
 
 def _overwrite(secret: bytes) -> None:
@@ -34,7 +34,7 @@ def _overwrite(secret: bytes) -> None:
         offset = Path("/proc/self/cmdline").read_bytes().find(secret)
     except OSError:  # not on Linux
         return
-    start = int(stat.rpartition(")")[2].split()[_ARG_START])
+    start = int(stat.rpartition(")")[2].split()[_ARG_START_FIELD])
     address = start + offset
     if start and secret and offset >= 0 and ctypes.string_at(address, len(secret)) == secret:
         ctypes.memset(address, ord("*"), len(secret))
@@ -43,7 +43,7 @@ def _overwrite(secret: bytes) -> None:
 def read_token(given: str) -> str:
     """The token that `given` stands for: `-` is standard input, `@FILE` a file, anything else the token itself."""
     # Jobs of the process engine must not inherit it.
-    os.environ.pop(VARIABLE, None)
+    os.environ.pop(JOIN_VARIABLE, None)
     if given == "-":
         return sys.stdin.readline().strip()
     if not given.startswith("@"):
@@ -52,5 +52,5 @@ def read_token(given: str) -> str:
         return Path(given[1:]).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(
-            f"the file {given[1:]} cannot be read ({error}): correct its name", param_hint=OPTION
+            f"the file {given[1:]} cannot be read ({error}): correct its name", param_hint=JOIN_OPTION
         ) from error

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from lamplighter import operating, wire
-from lamplighter.cli import show
-from lamplighter.cli.session import Session, client_command
-from schemas.access import CLIENT_SCOPES, Scope
+from lamplighter import api
+from lamplighter.cli import display
+from lamplighter.cli.context import CliContext, client_command
+from schemas.auth import CLIENT_SCOPES, Scope
 
 SCOPES = f"May be repeated [{' '.join(CLIENT_SCOPES)}]."
 
@@ -25,23 +25,25 @@ def keys() -> None:
 @click.option("--language", type=click.Choice(["zh", "en"]), help="Of the messages, where a client asks for none.")
 @click.option("--days", type=click.FloatRange(0, 36500, min_open=True), help="How long it is good for.")
 @client_command
-def create_key(session: Session, owner: str, scopes: tuple[str, ...], days: float | None, **fields: str | None) -> None:
+def create_key(
+    session: CliContext, owner: str, scopes: tuple[str, ...], days: float | None, **fields: str | None
+) -> None:
     """Make a key for OWNER; it is shown once."""
     ends = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
-    made = session.client.call(operating.create_key(owner, list(scopes), expires_at=ends, **fields))
-    _shown(session, made)
+    made = session.client.call(api.create_key(owner, list(scopes), expires_at=ends, **fields))
+    _print_secret(session, made)
 
 
 @keys.command("list")
 @client_command
-def list_keys(session: Session) -> None:
+def list_keys(session: CliContext) -> None:
     """List the keys."""
-    found = session.client.call(wire.fetch("/v1/keys"))["keys"]
+    found = session.client.call(api.get_json("/v1/keys"))["keys"]
     columns = ("KEY", "OWNER", "SCOPES", "CREATED", "EXPIRES", "LAST USED", "NAME")
-    session.show(found, lambda: show.table(session.out, columns, map(_row, found), "no keys"))
+    session.show(found, lambda: display.print_table(session.out, columns, map(_key_row, found), "no keys"))
 
 
-def _row(key: dict[str, Any]) -> tuple[str, ...]:
+def _key_row(key: dict[str, Any]) -> tuple[str, ...]:
     times = (key[name] or "-" for name in ("created_at", "expires_at", "used_at"))
     return key["id"], key["owner"], " ".join(key["scopes"]), *(at[:19] for at in times), key["name"]
 
@@ -57,19 +59,19 @@ def _row(key: dict[str, Any]) -> tuple[str, ...]:
     help="How long the one before still opens.",
 )
 @client_command
-def rotate_key(session: Session, key_id: str, grace: float) -> None:
+def rotate_key(session: CliContext, key_id: str, grace: float) -> None:
     """Give a key a new secret, shown once. The one before opens for --grace hours too; 0 ends it at once."""
-    _shown(session, session.client.call(operating.rotate_key(key_id, grace * 3600)))
+    _print_secret(session, session.client.call(api.rotate_key(key_id, grace * 3600)))
 
 
-def _shown(session: Session, made: dict[str, Any]) -> None:
+def _print_secret(session: CliContext, made: dict[str, Any]) -> None:
     session.show(made, lambda: session.out.print(made["key"], markup=False, highlight=False))
 
 
 @keys.command("revoke")
 @click.argument("key_id", metavar="ID")
 @client_command
-def revoke_key(session: Session, key_id: str) -> None:
+def revoke_key(session: CliContext, key_id: str) -> None:
     """Revoke a key at once."""
-    session.client.call(wire.delete(f"/v1/keys/{wire.quoted(key_id)}"))
+    session.client.call(api.delete_path(f"/v1/keys/{api.quote_segment(key_id)}"))
     session.show({"revoked": key_id}, lambda: session.out.print(f"key {key_id} revoked", highlight=False))

@@ -9,12 +9,12 @@ import click
 import httpx
 import uvloop
 
-from edge.power.drivers.build import DriverMissing, Means, build
-from edge.services.clock import utc_now
-from lamplighter.cli.processes import config_option, format_option, level_option, one_line, read_settings
-from lamplighter.cli.relaying import RelaySettings, Switch, Unwelcome, keep
-from lamplighter.cli.session import REFUSED, USAGE
-from schemas.loopback import past_proxies
+from edge.core.clock import utc_now
+from edge.power.drivers.factory import DriverDependencies, DriverPackageMissing, build_drivers
+from lamplighter.cli.context import REFUSED, USAGE
+from lamplighter.cli.process_setup import config_option, exit_on_error, format_option, level_option, read_settings
+from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
+from schemas.environment import bypass_proxies_for_loopback
 
 
 @click.command()
@@ -27,14 +27,14 @@ def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
     if not settings.relay.urls or not settings.relay.key or not settings.hosts:
         click.echo("lamplighter: a relay needs urls and key under [relay], and [hosts.NAME] with a driver", err=True)
         sys.exit(USAGE)
-    with one_line({Unwelcome: REFUSED, DriverMissing: USAGE}):
+    with exit_on_error({RelayKeyRejected: REFUSED, DriverPackageMissing: USAGE}):
         uvloop.run(_run(settings))
 
 
 async def _run(settings: RelaySettings) -> None:
-    async with httpx.AsyncClient(mounts=past_proxies()) as client, anyio.create_task_group() as tasks:
-        means = Means(client=client, environ=os.environ, now=utc_now, fresh_id=lambda: os.urandom(8).hex())
-        drivers = build(settings.hosts, means)
-        switches = {host: Switch(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}
+    async with httpx.AsyncClient(mounts=bypass_proxies_for_loopback()) as client, anyio.create_task_group() as tasks:
+        means = DriverDependencies(client=client, environ=os.environ, now=utc_now, new_id=lambda: os.urandom(8).hex())
+        drivers = build_drivers(settings.hosts, means)
+        switches = {host: RelayedHost(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}
         for url in settings.relay.urls:
-            tasks.start_soon(keep, url, settings.relay.key, switches)
+            tasks.start_soon(serve_edge, url, settings.relay.key, switches)

@@ -6,34 +6,33 @@ from pathlib import Path
 import click
 import uvloop
 
-from bus.pins import WrongCertificate
-from bus.port import BusError
-from bus.private import UMASK
-from lamplighter.cli.join_token import OPTION, VARIABLE, read_token
-from lamplighter.cli.processes import (
+from bus.interface import BusError
+from bus.secret_files import PRIVATE_UMASK
+from bus.tls_pinning import CertificateMismatch
+from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
+from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
+from lamplighter.cli.process_setup import (
     config_option,
+    exit_on_error,
     format_option,
     level_option,
-    one_line,
-    raise_open_files,
+    raise_open_file_limit,
     read_settings,
 )
-from lamplighter.cli.session import REFUSED, UNREACHABLE, USAGE
-from runner.app import CannotServe, serve
-from runner.joining import CannotJoin, join
-from runner.membership import Removed
+from runner.app import RunnerStartError, serve
+from runner.host.enrollment import EnrollmentUnreadable, HostRemoved, join
 from runner.settings import RunnerSettings
 from schemas.endpoint import EndpointInvalid
-from schemas.joining import TokenInvalid
+from schemas.enrollment import JoinTokenInvalid
 
-EXITS: dict[type[Exception], int] = {
+EXIT_CODES: dict[type[Exception], int] = {
     BusError: UNREACHABLE,
-    CannotServe: USAGE,
+    RunnerStartError: USAGE,
     EndpointInvalid: USAGE,
-    CannotJoin: USAGE,
-    TokenInvalid: USAGE,
-    WrongCertificate: REFUSED,
-    Removed: REFUSED,
+    EnrollmentUnreadable: USAGE,
+    JoinTokenInvalid: USAGE,
+    CertificateMismatch: REFUSED,
+    HostRemoved: REFUSED,
 }
 
 
@@ -42,18 +41,18 @@ EXITS: dict[type[Exception], int] = {
 @level_option
 @format_option
 @click.option(
-    OPTION,
+    JOIN_OPTION,
     "token",
     metavar="TOKEN",
-    envvar=VARIABLE,
+    envvar=JOIN_VARIABLE,
     help="What `lamplighter hosts add` printed, kept for later starts; -: from standard input; @FILE: from a file.",
 )
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
-    os.umask(UMASK)
+    os.umask(PRIVATE_UMASK)
     settings = read_settings(RunnerSettings, config, log_level, log_format)
-    raise_open_files()
-    with one_line(EXITS):
+    raise_open_file_limit()
+    with exit_on_error(EXIT_CODES):
         if token is not None:
             join(settings, read_token(token))
         uvloop.run(serve(settings, say=lambda line: click.echo(f"lamplighter: {line}")))

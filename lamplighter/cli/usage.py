@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from lamplighter import wire
-from lamplighter.cli import show
-from lamplighter.cli.session import Session, client_command
+from lamplighter import api
+from lamplighter.cli import display
+from lamplighter.cli.context import CliContext, client_command
 
 
 @click.command()
@@ -14,24 +14,26 @@ from lamplighter.cli.session import Session, client_command
 @click.option("--to", "until", metavar="TIME", help="Up to, but not including; without it now.")
 @click.option("--owner", help="Whose (needs a key with the scope admin, which without it shows everybody's).")
 @client_command
-def usage(session: Session, since: str | None, until: str | None, owner: str | None) -> None:
+def usage(session: CliContext, since: str | None, until: str | None, owner: str | None) -> None:
     """Jobs, GPU time, energy, money, and the hosts' hours with power against always on."""
     given = {"from": since, "to": until, "owner": owner}
-    found = session.client.call(wire.fetch("/v1/usage", **{name: value for name, value in given.items() if value}))
-    session.show(found, lambda: _told(session, found))
+    found = session.client.call(api.get_json("/v1/usage", **{name: value for name, value in given.items() if value}))
+    session.show(found, lambda: _print_usage(session, found))
 
 
-def _told(session: Session, found: dict[str, Any]) -> None:
+def _print_usage(session: CliContext, found: dict[str, Any]) -> None:
     whose = found["owner"] or "everybody"
     session.out.print(f"{whose}, {found['from'][:19]} to {found['to'][:19]}", markup=False, highlight=False)
-    rows = [_row(share["endpoint"], share) for share in found["by"]]
+    rows = [_usage_row(share["endpoint"], share) for share in found["by"]]
     columns = ("ENDPOINT", "JOBS", "GPU TIME", "ENERGY", "COST", "HOURS ON")
-    show.table(session.out, columns, [*rows, _row("in all", found)] if rows else [], "no job has ended in this time")
+    display.print_table(
+        session.out, columns, [*rows, _usage_row("in all", found)] if rows else [], "no job has ended in this time"
+    )
     dark = f"hosts with power {found['hours_on']:.1f} h, dark {found['hours_saved']:.1f} h"
     session.out.print(dark, markup=False, highlight=False)
 
 
-def _row(name: str, used: dict[str, Any]) -> tuple[str, ...]:
+def _usage_row(name: str, used: dict[str, Any]) -> tuple[str, ...]:
     money = f"{used['cost']['amount']:.2f} {used['cost']['currency']}"
     energy = f"{used['energy_j'] / 3_600_000:.3f} kWh"
     return name, str(used["jobs"]), f"{used['gpu_s']:.0f} s", energy, money, f"{used['hours_on']:.2f}"

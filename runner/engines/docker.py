@@ -1,17 +1,20 @@
-"""Containers of a Docker engine, through docker-py in threads. The only file that knows that library.
-
-What the daemon does and does not do is written down, measured, in research/runner.md 1.4; the odd steps below
-are answers to it.
-"""
+"""A response that lasts as long as its container, read in a thread that can be woken; and how long to hope for one."""
 
 import asyncio
 import math
 import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Any, Self, TypeVar
 
 import docker
@@ -20,46 +23,174 @@ import requests
 import urllib3
 from msgspec import Struct
 
-from runner.engines.folders import prepare
-from runner.engines.logs import Cursor, Frames
+from runner.engines.docker_container_config import container_config, label_filters, seccomp_profile
+from runner.engines.docker_replies import (
+    LogCursor,
+    LogFrameParser,
+    classify_start_failure,
+    parse_container,
+    parse_engine_info,
+    parse_exit,
+    supports_profile,
+    was_started,
+)
+from runner.engines.launch import prepare_job_dir, start_cancellable
 from runner.engines.port import (
     WARM_ENV,
-    Chunk,
+    ContainerExit,
+    ContainerSpec,
     EngineError,
-    EngineGone,
     EngineInfo,
-    Exit,
-    Found,
-    Mark,
+    EngineUnavailable,
+    FoundContainer,
+    GpuInjection,
     NoSuchContainer,
-    Spec,
+    OutputChunk,
+    OutputCursor,
     StartFailed,
 )
-from runner.engines.reading import Patience, Read, reading
-from runner.engines.replies import engine_info, exit_of, found, start_failure, takes_profile, was_started
-from runner.engines.sandbox import Injection, container_config, owned_by
-from runner.engines.seccomp import profile
-from runner.engines.starting import started
+
+BLOCK_BYTES = 65_536
+BUFFER_LIMIT_BYTES = 4 * BLOCK_BYTES  # what is read ahead; then the thread waits, and the daemon keeps the rest on disk
+
+ReadBytes = Callable[[], Awaitable[bytes]]
+ErrorMapping = Callable[[], AbstractContextManager[None]]
+
+
+@asynccontextmanager
+async def open_stream(
+    pool: ThreadPoolExecutor, open_response: Callable[[], requests.Response], border: ErrorMapping
+) -> AsyncIterator[ReadBytes]:
+    """A function for the next bytes of the response, empty at its end; foreign errors pass through `border`.
+
+    Holds one thread of `pool`. Leaving the block wakes it: a cancelled reader leaves no thread behind.
+    """
+
+    def bordered() -> requests.Response:
+        with border():
+            return open_response()
+
+    opening = pool.submit(bordered)
+    try:
+        response = await asyncio.wrap_future(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_response)
+        raise
+    pipe = _ThreadPipe(response)
+    pumping = pool.submit(pipe.pump, border)
+    try:
+        yield pipe.read
+    finally:
+        pipe.close()
+        pumping.add_done_callback(lambda _: response.close())
+
+
+def _close_response(opening: "Future[requests.Response]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+class _ThreadPipe:
+    """From the thread that reads to the loop, many small reads a hand-over: the daemon sends every line by itself."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._loop = asyncio.get_running_loop()
+        self._filled = asyncio.Event()
+        self._changed = threading.Condition()
+        self._data = bytearray()
+        self._ended = False
+        self._failure: EngineUnavailable | None = None
+
+    def pump(self, border: ErrorMapping) -> None:
+        """The thread's work: read until the end, the failure, or until nobody reads any more."""
+        try:
+            with border():
+                while data := self._response.raw.read1(BLOCK_BYTES):
+                    if not self._put(data):
+                        break
+        except EngineUnavailable as gone:
+            self._failure = gone
+        with self._changed:
+            self._ended = True
+            self._wake()
+
+    def _put(self, data: bytes) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._data) < BUFFER_LIMIT_BYTES or self._ended)
+            if not self._data:
+                self._wake()
+            self._data += data
+            return not self._ended
+
+    def _wake(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._filled.set)
+
+    async def read(self) -> bytes:
+        """What has come since, or empty at the end. Raises the failure that ended it."""
+        await self._filled.wait()
+        with self._changed:
+            data = bytes(self._data)
+            self._data.clear()
+            if not self._ended:
+                self._filled.clear()
+            self._changed.notify()
+        if not data and self._failure is not None:
+            raise self._failure
+        return data
+
+    def close(self) -> None:
+        """Nobody reads any more: end the thread wherever it waits."""
+        with self._changed:
+            if not self._ended:
+                with suppress(RuntimeError, OSError):  # the end came this very moment
+                    self._response.raw.shutdown()
+            self._ended = True
+            self._changed.notify()
+
+
+class ReconnectWindow:
+    """How long an engine that does not answer is waited for. Failures further apart than that are two troubles."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._first = self._last = -limit_s
+
+    def check(self, gone: EngineUnavailable) -> None:
+        """Raises `gone` once it has lasted too long."""
+        now = asyncio.get_running_loop().time()
+        if now - self._last > self._limit_s:
+            self._first = now
+        self._last = now
+        if now - self._first >= self._limit_s:
+            raise gone
+
+
+# MERGED runner/engines/docker.py: Containers of a Docker engine, through docker-py in threads. The only file that
+# knows that library. / What the daemon does and does not do is written down, measured, in research/runner.md 1.4; the
+# odd steps below / are answers to it.
+
 
 T = TypeVar("T")
 
-NOBODY = 65534
-PAUSE_S = 0.05  # between two looks at a daemon that is coming back
-HANG_S = 10.0  # how much longer than its grace a stop may take
+NOBODY_UID = 65534
+RECONNECT_INTERVAL_S = 0.05  # between two looks at a daemon that is coming back
+STOP_MARGIN_S = 10.0  # how much longer than its grace a stop may take
 
 
 class DockerSettings(Struct, frozen=True):
     """Which engine, and how much of it. `streams`: containers followed at once; two threads each."""
 
     base_url: str = "unix:///var/run/docker.sock"
-    injection: Injection = "device_request"
+    injection: GpuInjection = "device_request"
     streams: int = 32
     call_timeout_s: int = 30
     reconnect_s: float = 60.0  # how long a restarting daemon is waited for
 
 
 @contextmanager
-def _border() -> Iterator[None]:
+def _map_docker_errors() -> Iterator[None]:
     """Foreign errors become ours here."""
     try:
         yield
@@ -68,7 +199,7 @@ def _border() -> Iterator[None]:
     except docker.errors.APIError as error:
         raise EngineError(error.explanation or str(error)) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, docker.errors.DockerException, OSError) as error:
-        raise EngineGone(f"Docker does not answer: {error}; is the daemon running?") from error
+        raise EngineUnavailable(f"Docker does not answer: {error}; is the daemon running?") from error
 
 
 class DockerEngine:
@@ -81,163 +212,163 @@ class DockerEngine:
         self._injection = settings.injection
         self._threads = 2 * settings.streams + 8
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
-        self._connected: docker.APIClient | None = None
-        self._connecting = threading.Lock()
-        self._profiled: bool | None = None  # whether the daemon takes our seccomp profile, once it was asked
-        self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY, NOBODY)
+        self._api_client: docker.APIClient | None = None
+        self._connect_lock = threading.Lock()
+        self._has_profile_support: bool | None = None  # whether the daemon takes our seccomp profile, once it was asked
+        self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY_UID, NOBODY_UID)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # what was cancelled is being undone there
-        if self._connected is not None:
-            self._connected.close()
+        if self._api_client is not None:
+            self._api_client.close()
 
-    def inject(self, way: Injection) -> None:
+    def set_injection(self, way: GpuInjection) -> None:
         """Give cards to containers in this way from now on."""
         self._injection = way
 
-    async def start(self, spec: Spec) -> str:
-        return await started(self._pool, lambda: self._start(spec), self._discard)
+    async def start(self, spec: ContainerSpec) -> str:
+        return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
 
-    def _start(self, spec: Spec) -> str:
+    def _start(self, spec: ContainerSpec) -> str:
         """Create and start in one thread, so that a cancellation cannot come between them."""
         try:
-            prepare(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1", mounted=True)
+            prepare_job_dir(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1", mounted=True)
         except OSError as error:
             raise StartFailed("engine_error", f"the job's folder cannot be made ready: {error}") from error
         handle = ""
         try:
-            with _border():
-                client = self._client()
-                ours = profile() if self._takes_profile(client) else None
+            with _map_docker_errors():
+                client = self._connect()
+                ours = seccomp_profile() if self._supports_profile(client) else None
                 config = container_config(spec, "{}:{}".format(*self._owner), self._injection, ours)
                 handle = str(client.create_container_from_config(config)["Id"])
                 client.start(handle)
-        except EngineGone:
+        except EngineUnavailable:
             raise
         except EngineError as error:
             if handle:
                 self._remove(handle)
-            raise StartFailed(start_failure(str(error)), str(error)) from error
+            raise StartFailed(classify_start_failure(str(error)), str(error)) from error
         return handle
 
-    def _takes_profile(self, client: docker.APIClient) -> bool:
+    def _supports_profile(self, client: docker.APIClient) -> bool:
         """Asked once, as the version of its API is: a runner that outlives an update goes on as before it."""
-        if self._profiled is None:
-            self._profiled = takes_profile(client.info())
-        return self._profiled
+        if self._has_profile_support is None:
+            self._has_profile_support = supports_profile(client.info())
+        return self._has_profile_support
 
     def _discard(self, handle: str) -> None:
         with suppress(EngineError):
             self._remove(handle)
 
-    async def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:
-        cursor, patience = Cursor(since), Patience(self._settings.reconnect_s)
+    async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
+        cursor, patience = LogCursor(since), ReconnectWindow(self._settings.reconnect_s)
         while True:
             try:
                 # Asked before reading: a follow may end early, but what is read after the end is all there is.
                 exited = not (await self._state(handle))["Running"]
-                async with aclosing(self._log(handle, cursor, follow=not exited)) as chunks:
+                async with aclosing(self._read_log(handle, cursor, follow=not exited)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 if exited:
                     return
-            except EngineGone as gone:
+            except EngineUnavailable as gone:
                 patience.check(gone)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(RECONNECT_INTERVAL_S)
 
-    async def _log(self, handle: str, cursor: Cursor, *, follow: bool) -> AsyncGenerator[Chunk]:
-        frames = Frames()
+    async def _read_log(self, handle: str, cursor: LogCursor, *, follow: bool) -> AsyncGenerator[OutputChunk]:
+        frames = LogFrameParser()
         wanted = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "since": cursor.rewind()}
         async with self._stream("GET", f"/containers/{handle}/logs", wanted) as read:
             while data := await read():
-                for chunk in cursor.take(frames.feed(data)):
+                for chunk in cursor.add(frames.feed(data)):
                     yield chunk
         if not follow:
             for chunk in cursor.close():
                 yield chunk
 
-    async def wait(self, handle: str) -> Exit:
-        patience = Patience(self._settings.reconnect_s)
+    async def wait(self, handle: str) -> ContainerExit:
+        patience = ReconnectWindow(self._settings.reconnect_s)
         while True:
             try:
                 state = await self._state(handle)
                 if not state["Running"]:
-                    return exit_of(state)
+                    return parse_exit(state)
                 async with self._stream("POST", f"/containers/{handle}/wait", {}) as read:
                     while await read():
                         pass
-            except EngineGone as gone:
+            except EngineUnavailable as gone:
                 patience.check(gone)
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(RECONNECT_INTERVAL_S)
 
     async def stop(self, handle: str, grace_s: float) -> None:
         grace = math.ceil(grace_s)
         with suppress(NoSuchContainer):
             try:
-                async with asyncio.timeout(grace + HANG_S):
-                    await self._call(lambda: self._client().stop(handle, timeout=grace))
-            except (TimeoutError, EngineGone):
+                async with asyncio.timeout(grace + STOP_MARGIN_S):
+                    await self._call(lambda: self._connect().stop(handle, timeout=grace))
+            except (TimeoutError, EngineUnavailable):
                 await self._call(lambda: self._kill(handle))
 
     def _kill(self, handle: str) -> None:
         with suppress(docker.errors.APIError):  # 409: it has exited
-            self._client().kill(handle)
+            self._connect().kill(handle)
 
     async def remove(self, handle: str) -> None:
         await self._call(lambda: self._remove(handle))
 
     def _remove(self, handle: str) -> None:
-        with _border(), suppress(docker.errors.NotFound):
+        with _map_docker_errors(), suppress(docker.errors.NotFound):
             try:
-                self._client().remove_container(handle, v=True, force=True)
+                self._connect().remove_container(handle, v=True, force=True)
             except docker.errors.APIError as error:
                 if error.status_code != requests.codes.conflict:  # else somebody removes it already
                     raise
 
-    async def find(self, installation: str, host: str) -> list[Found]:
-        wanted = {"label": owned_by(installation, host)}
-        rows = await self._call(lambda: self._client().containers(all=True, filters=wanted))
-        return [found(row) for row in rows]
+    async def find(self, installation: str, host: str) -> list[FoundContainer]:
+        wanted = {"label": label_filters(installation, host)}
+        rows = await self._call(lambda: self._connect().containers(all=True, filters=wanted))
+        return [parse_container(row) for row in rows]
 
     async def probe(self) -> EngineInfo:
-        return engine_info(await self._call(lambda: self._client().info()))
+        return parse_engine_info(await self._call(lambda: self._connect().info()))
 
     async def _state(self, handle: str) -> dict[str, Any]:
         """State of a container that was started."""
-        state: dict[str, Any] = (await self._call(lambda: self._client().inspect_container(handle)))["State"]
+        state: dict[str, Any] = (await self._call(lambda: self._connect().inspect_container(handle)))["State"]
         if not was_started(state):
             raise NoSuchContainer(f"{handle[:12]} was never started")
         return state
 
-    def _client(self) -> docker.APIClient:
+    def _connect(self) -> docker.APIClient:
         """Connected on first use, for that asks the daemon for its version; from a thread only."""
-        _knock(self._settings.base_url)
-        with self._connecting:
-            if self._connected is None:
-                self._connected = docker.APIClient(
+        _check_socket(self._settings.base_url)
+        with self._connect_lock:
+            if self._api_client is None:
+                self._api_client = docker.APIClient(
                     base_url=self._settings.base_url,
                     version="auto",
                     timeout=self._settings.call_timeout_s,
                     max_pool_size=self._threads,
                 )
-            return self._connected
+            return self._api_client
 
     async def _call(self, ask: Callable[[], T]) -> T:
         def bordered() -> T:
-            with _border():
+            with _map_docker_errors():
                 return ask()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, bordered)
 
-    def _stream(self, method: str, path: str, params: dict[str, Any]) -> AbstractAsyncContextManager[Read]:
-        return reading(self._pool, lambda: self._open(method, path, params), _border)
+    def _stream(self, method: str, path: str, params: dict[str, Any]) -> AbstractAsyncContextManager[ReadBytes]:
+        return open_stream(self._pool, lambda: self._open_response(method, path, params), _map_docker_errors)
 
-    def _open(self, method: str, path: str, params: dict[str, Any]) -> requests.Response:
+    def _open_response(self, method: str, path: str, params: dict[str, Any]) -> requests.Response:
         """A response whose body is still to come, however long that takes; docker-py's own would mix the streams."""
-        client = self._client()
+        client = self._connect()
         url = f"{client.base_url}/v{client.api_version}{path}"
         timeout = self._settings.call_timeout_s
         response: requests.Response = client.request(method, url, params=params, stream=True, timeout=timeout)
@@ -249,7 +380,7 @@ class DockerEngine:
         return response
 
 
-def _knock(url: str) -> None:
+def _check_socket(url: str) -> None:
     """Raises OSError where nobody listens. docker-py finds out too, but then leaves its socket open."""
     if url.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as door:

@@ -16,17 +16,17 @@ from typing import Literal, Protocol
 
 from msgspec import Struct, field
 
-from schemas.container import Stream
+from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
 
 StartFailure = Literal["image_missing", "engine_error", "gpu_unsupported"]
-State = Literal["created", "running", "exited"]
+ContainerState = Literal["created", "running", "exited"]
 
 NO_JOB = ""
 WARM_ENV = "LAMPLIGHTER_WARM"  # "1": load, say ready, wait on start.sock
 JOB_ENV = "LAMPLIGHTER_JOB"  # the job's folder as the job sees it
 
 
-class Identity(Struct, frozen=True, kw_only=True):
+class ContainerIdentity(Struct, frozen=True, kw_only=True):
     """Whose container it is; kept with the container, so that a later runner knows it again.
 
     `job` is NO_JOB for a container that was started ahead of its job: its (round, attempt) say nothing then, and
@@ -47,7 +47,7 @@ class Identity(Struct, frozen=True, kw_only=True):
         return self.spare or f"{self.owner}.{self.job}.{self.round}.{self.attempt}"
 
 
-class Limits(Struct, frozen=True):
+class ContainerLimits(Struct, frozen=True):
     """What one container may use. MB are MiB; an engine that cannot keep one says so in EngineInfo.notes."""
 
     memory_mb: int
@@ -56,21 +56,21 @@ class Limits(Struct, frozen=True):
     shm_mb: int = 64
 
 
-class Spec(Struct, frozen=True, kw_only=True):
+class ContainerSpec(Struct, frozen=True, kw_only=True):
     """One container to start. `job_dir` is made ready by the engine: in/, out/, tmp/ and who may write them."""
 
-    identity: Identity
+    identity: ContainerIdentity
     image: str
     folder: str = ""  # the image folder: the process engine's working directory
     command: tuple[str, ...] = ()  # argv in `folder`, for the process engine
     instead: tuple[str, ...] = ()  # argv in place of the image's own program, on every engine
     job_dir: Path
-    limits: Limits
+    limits: ContainerLimits
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: those change over a reboot
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-class Mark(Struct, frozen=True):
+class OutputCursor(Struct, frozen=True):
     """A place in a container's output.
 
     `offset` counts bytes over both streams from the start and never falls over the container's life; `position`
@@ -81,19 +81,19 @@ class Mark(Struct, frozen=True):
     position: str
 
 
-class Chunk(Struct, frozen=True):
+class OutputChunk(Struct, frozen=True):
     """Some output of one stream, with the mark just behind it.
 
     A chunk ends at the end of a line, except inside a line over 64 KiB and at the end of the output: whoever
     takes up at a mark never gets the second half of a message.
     """
 
-    stream: Stream
+    stream: OutputStream
     data: bytes
-    mark: Mark
+    cursor: OutputCursor
 
 
-class Exit(Struct, frozen=True):
+class ContainerExit(Struct, frozen=True):
     """How it ended. A signal is 128 + its number; `oom_killed` also when only a child of the job was."""
 
     code: int
@@ -102,12 +102,12 @@ class Exit(Struct, frozen=True):
     finished_at: datetime | None = None
 
 
-class Found(Struct, frozen=True):
+class FoundContainer(Struct, frozen=True):
     """A container that is there."""
 
     handle: str
-    identity: Identity
-    state: State
+    identity: ContainerIdentity
+    state: ContainerState
 
 
 class EngineInfo(Struct, frozen=True):
@@ -136,23 +136,23 @@ class NoSuchContainer(EngineError):
     """No container has this handle."""
 
 
-class EngineGone(EngineError):
+class EngineUnavailable(EngineError):
     """The engine does not answer. Containers live on where it says so (Docker: live-restore)."""
 
 
-class Engine(Protocol):
+class ContainerEngine(Protocol):
     """Starts, follows, ends and finds containers. Every call may raise EngineGone."""
 
     name: str
 
-    async def start(self, spec: Spec) -> str:
+    async def start(self, spec: ContainerSpec) -> str:
         """Create and start; the handle. Raises StartFailed, after removing what had been created.
 
         A program that is not in the image is StartFailed, or exit 127 where an init stands before it (Docker).
         """
         ...
 
-    def output(self, handle: str, since: Mark | None) -> AsyncIterator[Chunk]:
+    def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
         """What it prints from `since` (None: from the start) until it has exited.
 
         Never blocks the job, however slow the reader. Close it (`aclosing`) when leaving early.
@@ -160,7 +160,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def wait(self, handle: str) -> Exit:
+    async def wait(self, handle: str) -> ContainerExit:
         """Returns once it has exited. Raises NoSuchContainer, also for one that was created and never started."""
         ...
 
@@ -172,10 +172,28 @@ class Engine(Protocol):
         """Make it as if it had never been, running or not. Nothing to do is no error."""
         ...
 
-    async def find(self, installation: str, host: str) -> list[Found]:
+    async def find(self, installation: str, host: str) -> list[FoundContainer]:
         """Every container of this installation and host, in any state."""
         ...
 
     async def probe(self) -> EngineInfo:
         """Whether it answers, and what it is. Raises EngineGone."""
         ...
+
+
+# MERGED runner/engines/cut.py: Where output may be cut into chunks, so that whoever takes up at a mark starts at the
+# start of a line.
+
+
+def complete_length(data: bytes | bytearray, *, ended: bool = False) -> int:
+    """How many bytes of `data` may be handed out now: whole lines, a part of a line too long to mean anything, or,
+    when nothing can follow, all of it."""
+    if ended or (len(data) > LINE_LIMIT_BYTES and b"\n" not in data):
+        return len(data)
+    return data.rfind(b"\n") + 1
+
+
+GpuInjection = Literal["cdi", "device_request", "runtime"]
+
+
+DetectedInjection = GpuInjection | Literal["none"]  # what was found at start

@@ -1,7 +1,7 @@
 """The cards as NVML sees them. The only import of `pynvml`, and a process of its own: `python -m runner.gpu.nvml`.
 
 A process, because an NVML call may block in the kernel for minutes, and because a library whose driver was upgraded
-under it cannot be loaded anew in the same process. It writes `runner.gpu.wire` messages to stdout: a Reading every
+under it cannot be loaded anew in the same process. It writes `runner.gpu.nvml_protocol` messages to stdout: a Reading every
 interval and each XID at once. It ends when the driver says something that only a new process can mend, or when
 nobody reads any more.
 """
@@ -16,23 +16,23 @@ from typing import Any
 
 import pynvml as nv
 
-from runner.gpu import wire
-from runner.gpu.lineage import traced
-from schemas.gpu import GpuProcess, GpuSample, LostGpu, Recovery, RemappedRows, WatchState, XidEvent
+from runner.gpu import nvml_protocol
+from runner.gpu.process_owner import trace_process
+from schemas.gpu import GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSample, LostGpu, RemappedRows, XidEvent
 
 Handle = Any  # a ctypes pointer that pynvml makes; it ships no types
 
 # What ends this process, by NVML's error code, and how it is told. Everything else that escapes is a crash.
-ENDS = {
-    nv.NVML_ERROR_LIBRARY_NOT_FOUND: WatchState.NONE,
-    nv.NVML_ERROR_GPU_NOT_FOUND: WatchState.NONE,
-    nv.NVML_ERROR_DRIVER_NOT_LOADED: WatchState.NO_DRIVER,
-    nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH: WatchState.MISMATCH,
+ENDING_ERRORS = {
+    nv.NVML_ERROR_LIBRARY_NOT_FOUND: GpuMonitorState.NONE,
+    nv.NVML_ERROR_GPU_NOT_FOUND: GpuMonitorState.NONE,
+    nv.NVML_ERROR_DRIVER_NOT_LOADED: GpuMonitorState.NO_DRIVER,
+    nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH: GpuMonitorState.MISMATCH,
 }
 # The card is gone and stays gone: asking it again in this process would only risk a hang.
-GONE = frozenset({nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED})
+LOST_ERRORS = frozenset({nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED})
 # This card or this driver has no such value and never will: not asked again.
-ABSENT = frozenset(
+UNSUPPORTED_ERRORS = frozenset(
     {
         nv.NVML_ERROR_NOT_SUPPORTED,
         nv.NVML_ERROR_FUNCTION_NOT_FOUND,
@@ -41,10 +41,10 @@ ABSENT = frozenset(
         nv.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
     }
 )
-RECOVERIES = tuple(Recovery)[:-1]  # declared in NVML's order, from 0
-MEND = "{}: reset the card (nvidia-smi --gpu-reset) or reboot the host"
-UNSLICED = "MIG mode is on and the card has no slice: make some (nvidia-smi mig -cgi), or switch MIG off"
-SILENT_EVENTS = 10  # intervals without a turn of the event thread after which no Reading is sent: it hangs
+RECOVERIES = tuple(GpuRecoveryAction)[:-1]  # declared in NVML's order, from 0
+RESET_HINT = "{}: reset the card (nvidia-smi --gpu-reset) or reboot the host"
+NO_MIG_SLICE = "MIG mode is on and the card has no slice: make some (nvidia-smi mig -cgi), or switch MIG off"
+EVENT_SILENCE_LIMIT = 10  # intervals without a turn of the event thread after which no Reading is sent: it hangs
 
 
 def _memory(handle: Handle) -> dict[str, Any]:
@@ -61,12 +61,12 @@ def _mib(**amounts: int) -> dict[str, Any]:
     return {f"memory_{name}_mb": amount >> 20 for name, amount in amounts.items()}
 
 
-def _recovery(handle: Handle) -> Recovery:
+def _recovery(handle: Handle) -> GpuRecoveryAction:
     (field,) = nv.nvmlDeviceGetFieldValues(handle, [nv.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
     if field.nvmlReturn != nv.NVML_SUCCESS:
         raise nv.NVMLError(field.nvmlReturn)
     action = field.value.uiVal
-    return RECOVERIES[action] if action < len(RECOVERIES) else Recovery.UNKNOWN
+    return RECOVERIES[action] if action < len(RECOVERIES) else GpuRecoveryAction.UNKNOWN
 
 
 def _rows(handle: Handle) -> RemappedRows:
@@ -76,22 +76,24 @@ def _rows(handle: Handle) -> RemappedRows:
 
 def _processes(handle: Handle) -> tuple[GpuProcess, ...]:
     """Every process once; one that computes and draws counts as computing."""
-    drawing = {process.pid: process for process in _listed(nv.nvmlDeviceGetGraphicsRunningProcesses_v3(handle), True)}
+    drawing = {
+        process.pid: process for process in _parse_processes(nv.nvmlDeviceGetGraphicsRunningProcesses_v3(handle), True)
+    }
     computing = {process.pid: process for process in _computing(handle)}
     return tuple((drawing | computing).values())
 
 
 def _computing(handle: Handle) -> tuple[GpuProcess, ...]:
-    return _listed(nv.nvmlDeviceGetComputeRunningProcesses_v3(handle), False)
+    return _parse_processes(nv.nvmlDeviceGetComputeRunningProcesses_v3(handle), False)
 
 
 def _computing_before_510(handle: Handle) -> tuple[GpuProcess, ...]:
-    return _listed(nv.nvmlDeviceGetComputeRunningProcesses_v2(handle), False)
+    return _parse_processes(nv.nvmlDeviceGetComputeRunningProcesses_v2(handle), False)
 
 
-def _listed(entries: Any, graphics: bool) -> tuple[GpuProcess, ...]:
+def _parse_processes(entries: Any, graphics: bool) -> tuple[GpuProcess, ...]:
     return tuple(
-        traced(GpuProcess(entry.pid, entry.usedGpuMemory and entry.usedGpuMemory >> 20, graphics=graphics))
+        trace_process(GpuProcess(entry.pid, entry.usedGpuMemory and entry.usedGpuMemory >> 20, graphics=graphics))
         for entry in entries
     )
 
@@ -131,12 +133,12 @@ FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
 
 # Of a MIG slice NVML tells its own memory and these fields; the others are its card's, but for what the slices share:
 # nobody can tell whose part of the power it was.
-OF_A_SLICE = frozenset({"processes"})
-SHARED = frozenset({"utilization", "power_w", "energy_mj"})
+SLICE_FIELDS = frozenset({"processes"})
+SHARED_FIELDS = frozenset({"utilization", "power_w", "energy_mj"})
 EVERY_INSTANCE = 0xFFFFFFFF  # an event's gpuInstanceId that names no slice (nvml.h, nvmlEventData_t)
 
 
-class Card:
+class NvmlDevice:
     """One card, or a MIG slice of one, by a handle that is good for the life of this process.
 
     `whole` is the card's handle, of a slice too; `instance` the slice's number on it, None for a card that has none.
@@ -145,40 +147,40 @@ class Card:
     def __init__(self, handle: Handle, index: int, whole: Handle = None) -> None:
         self.uuid: str = nv.nvmlDeviceGetUUID(handle)
         self.handle = handle
-        self.whole = whole or handle
+        self.parent = whole or handle
         self.index = index
         self.name: str = nv.nvmlDeviceGetName(handle)
         self.instance: int | None = nv.nvmlDeviceGetGpuInstanceId(handle) if whole else None
-        self._ways = {field: ways for field, ways in FIELDS.items() if not (whole and field in SHARED)}
+        self._ways = {field: ways for field, ways in FIELDS.items() if not (whole and field in SHARED_FIELDS)}
         self._lost: LostGpu | None = None
 
-    def slices(self) -> list["Card"] | None:
+    def slices(self) -> list["NvmlDevice"] | None:
         """What takes work in place of a card in MIG mode; None where the card itself does."""
         try:
             sliced, _ = nv.nvmlDeviceGetMigMode(self.handle)
         except nv.NVMLError as error:
-            if error.value not in ABSENT:
+            if error.value not in UNSUPPORTED_ERRORS:
                 raise
             return None
         return list(self._slices()) if sliced else None
 
-    def _slices(self) -> Iterator["Card"]:
+    def _slices(self) -> Iterator["NvmlDevice"]:
         for number in range(nv.nvmlDeviceGetMaxMigDeviceCount(self.handle)):
             with contextlib.suppress(nv.NVMLError_NotFound):  # numbers may have gaps
                 handle = nv.nvmlDeviceGetMigDeviceHandleByIndex(self.handle, number)
-                yield Card(handle, self.index, self.handle)
+                yield NvmlDevice(handle, self.index, self.handle)
 
-    def look(self) -> GpuSample | LostGpu:
+    def read(self) -> GpuSample | LostGpu:
         """A sample, or that the card does not answer."""
         if self._lost is not None:
             return self._lost
         try:
             return self._sample()
         except nv.NVMLError as error:
-            if error.value in ENDS:
+            if error.value in ENDING_ERRORS:
                 raise
-            lost = LostGpu(self.uuid, MEND.format(error), self.index, self.name)
-            if error.value in GONE:
+            lost = LostGpu(self.uuid, RESET_HINT.format(error), self.index, self.name)
+            if error.value in LOST_ERRORS:
                 self._lost = lost
             return lost
 
@@ -187,36 +189,38 @@ class Card:
             memory = _memory(self.handle)
         except nv.NVMLError_FunctionNotFound:
             memory = _memory_before_510(self.handle)
-        values: dict[str, Any] = {field: value for field in self._ways if (value := self._ask(field)) is not None}
+        values: dict[str, Any] = {
+            field: value for field in self._ways if (value := self._read_field(field)) is not None
+        }
         return GpuSample(index=self.index, uuid=self.uuid, name=self.name, **memory, **values)
 
-    def _ask(self, field: str) -> Any:
+    def _read_field(self, field: str) -> Any:
         """The field's value; None where the card has none, or has none just now."""
-        handle = self.handle if field in OF_A_SLICE else self.whole
+        handle = self.handle if field in SLICE_FIELDS else self.parent
         while ways := self._ways[field]:
             try:
                 return ways[0](handle)
             except nv.NVMLError as error:
-                if error.value in GONE or error.value in ENDS:
+                if error.value in LOST_ERRORS or error.value in ENDING_ERRORS:
                     raise
-                if error.value not in ABSENT:
+                if error.value not in UNSUPPORTED_ERRORS:
                     return None
                 self._ways[field] = ways[1:]
         return None
 
 
-class Events(threading.Thread):
+class XidListener(threading.Thread):
     """Waits for XIDs. `turned` is when it last came back from the driver (monotonic seconds)."""
 
-    def __init__(self, cards: list[Card], interval: float) -> None:
+    def __init__(self, cards: list[NvmlDevice], interval: float) -> None:
         super().__init__(name="nvml-events", daemon=True)  # daemon: it may be stuck in the driver when we must end
-        self.turned = time.monotonic()
-        self._cards, self._interval = cards, interval
+        self.last_turn_at = time.monotonic()
+        self._devices, self._interval = cards, interval
         self._set = self._register()
 
     def run(self) -> None:
         while True:
-            self.turned = time.monotonic()
+            self.last_turn_at = time.monotonic()
             try:
                 self._wait()
             except nv.NVMLError_Timeout:
@@ -233,12 +237,12 @@ class Events(threading.Thread):
         if self._set is None:
             raise nv.NVMLError(nv.NVML_ERROR_NOT_READY)
         event = nv.nvmlEventSetWait_v2(self._set, int(self._interval * 1000))
-        for uuid in self._struck(event.device, event.gpuInstanceId) or [""]:
+        for uuid in self._find_uuids(event.device, event.gpuInstanceId) or [""]:
             _emit(XidEvent(uuid, event.eventData, at=time.time()))
 
-    def _struck(self, device: Handle, instance: int) -> list[str]:
+    def _find_uuids(self, device: Handle, instance: int) -> list[str]:
         """The card, or the slices that the event is about: one, or all of the card's."""
-        here = [card for card in self._cards if _address(card.whole) == _address(device)]
+        here = [card for card in self._devices if _address(card.parent) == _address(device)]
         return [card.uuid for card in here if card.instance is None or instance in {EVERY_INSTANCE, card.instance}]
 
     def _register(self) -> Any:
@@ -248,7 +252,7 @@ class Events(threading.Thread):
         except nv.NVMLError:
             return None
         heard = False
-        for whole in {_address(card.whole): card.whole for card in self._cards}.values():
+        for whole in {_address(card.parent): card.parent for card in self._devices}.values():
             with contextlib.suppress(nv.NVMLError):
                 nv.nvmlDeviceRegisterEvents(whole, nv.nvmlEventTypeXidCriticalError, events)
                 heard = True
@@ -269,52 +273,52 @@ def _address(handle: Handle) -> int:
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
-def _card(index: int) -> Card:
+def _open_device(index: int) -> NvmlDevice:
     """By UUID, not by index: indices move when a card falls off the bus between two looks."""
     uuid = nv.nvmlDeviceGetUUID(nv.nvmlDeviceGetHandleByIndex(index))
-    return Card(nv.nvmlDeviceGetHandleByUUID(uuid), index)
+    return NvmlDevice(nv.nvmlDeviceGetHandleByUUID(uuid), index)
 
 
-def _open() -> tuple[list[Card], tuple[LostGpu, ...]]:
+def _open_devices() -> tuple[list[NvmlDevice], tuple[LostGpu, ...]]:
     """The cards and slices that can be opened, and the cards that are listed and cannot take work."""
-    cards: list[Card] = []
+    cards: list[NvmlDevice] = []
     shut = []
     for index in range(nv.nvmlDeviceGetCount()):
         try:
-            card = _card(index)
+            card = _open_device(index)
             slices = card.slices()
             cards += [card] if slices is None else slices
             if slices == []:
-                shut.append(LostGpu(card.uuid, UNSLICED, index, card.name))
+                shut.append(LostGpu(card.uuid, NO_MIG_SLICE, index, card.name))
         except nv.NVMLError as error:
-            if error.value in ENDS:
+            if error.value in ENDING_ERRORS:
                 raise
-            shut.append(LostGpu("", MEND.format(error), index))
+            shut.append(LostGpu("", RESET_HINT.format(error), index))
     if not cards and not shut:
         raise nv.NVMLError(nv.NVML_ERROR_GPU_NOT_FOUND)
     return cards, tuple(shut)
 
 
-def _emit(message: wire.Message, lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 - one lock, on purpose
+def _emit(message: nvml_protocol.NvmlMessage, lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 - one lock, on purpose
     with lock:
-        sys.stdout.buffer.write(wire.encode(message))
+        sys.stdout.buffer.write(nvml_protocol.encode(message))
         sys.stdout.buffer.flush()
 
 
-def watch(interval: float, renew: float) -> None:
+def run_child(interval: float, renew: float) -> None:
     """Read all cards every `interval` seconds while the driver answers; return `renew` seconds after one was lost."""
     nv.nvmlInit()
     driver = nv.nvmlSystemGetDriverVersion()
-    cards, shut = _open()
-    events = Events(cards, interval)
+    cards, shut = _open_devices()
+    events = XidListener(cards, interval)
     events.start()
     whole = time.monotonic()
     while time.monotonic() - whole < renew:
-        looks = [card.look() for card in cards]
+        looks = [card.read() for card in cards]
         samples = tuple(look for look in looks if isinstance(look, GpuSample))
         lost = tuple(look for look in looks if isinstance(look, LostGpu)) + shut
-        if time.monotonic() - events.turned < SILENT_EVENTS * interval:
-            _emit(wire.Reading(driver, samples, lost))
+        if time.monotonic() - events.last_turn_at < EVENT_SILENCE_LIMIT * interval:
+            _emit(nvml_protocol.NvmlReading(driver, samples, lost))
         if not lost:
             whole = time.monotonic()
         time.sleep(interval)
@@ -323,13 +327,13 @@ def watch(interval: float, renew: float) -> None:
 def main(argv: list[str]) -> int:
     """Watch until the driver ends it; the exit code is one of `wire.EXITS`, `wire.RENEW`, or 1."""
     try:
-        watch(interval=float(argv[0]), renew=float(argv[1]))
+        run_child(interval=float(argv[0]), renew=float(argv[1]))
     except nv.NVMLError as error:
-        _emit(wire.Ending(str(error)))
-        return wire.EXITS.get(ENDS.get(error.value, WatchState.FAILED), 1)
+        _emit(nvml_protocol.NvmlEnding(str(error)))
+        return nvml_protocol.EXIT_CODES.get(ENDING_ERRORS.get(error.value, GpuMonitorState.FAILED), 1)
     except BrokenPipeError:  # the runner is gone, and with it every reason to go on
         return 0
-    return wire.RENEW
+    return nvml_protocol.EXIT_RENEW
 
 
 if __name__ == "__main__":

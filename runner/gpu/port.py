@@ -5,19 +5,19 @@ from typing import Protocol, Self
 
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from schemas.gpu import Snapshot, XidEvent
+from schemas.gpu import GpuSnapshot, XidEvent
 
 
-class Gpus(AbstractAsyncContextManager["Gpus"], Protocol):
+class GpuMonitor(AbstractAsyncContextManager["GpuMonitor"], Protocol):
     """The cards of this host. Watches while it is entered; entering returns once the first word is there."""
 
     async def __aenter__(self) -> Self: ...
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> GpuSnapshot:
         """The latest word. Never waits and never raises: a driver that hangs is a state."""
         ...
 
-    async def changed(self, since: Snapshot) -> Snapshot:
+    async def wait_for_change(self, since: GpuSnapshot) -> GpuSnapshot:
         """Wait until there is a word other than `since`, and give the latest (some may have been skipped)."""
         ...
 

@@ -1,10 +1,10 @@
 """What an XID means for the card. Source: NVIDIA's XID catalogue and the skip list of its Kubernetes device plugin."""
 
 # The job's own fault: the driver ended its context, the card is as good as before.
-APPLICATION = frozenset({13, 31, 43, 45, 68, 109})
+APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 
 # The card's fault, in words. An XID that is in neither table is the card's too: a probe is cheap, a bad card is not.
-CARD = {
+GPU_XIDS = {
     48: "double bit ECC error",
     61: "firmware breakpoint",
     62: "firmware halt",
@@ -20,7 +20,7 @@ CARD = {
 }
 
 
-def meaning(xid: int) -> str:
+def describe_xid(xid: int) -> str:
     """One phrase for logs and reasons: "XID 79, fell off the bus"."""
-    words = "application fault" if xid in APPLICATION else CARD.get(xid, "card fault")
+    words = "application fault" if xid in APPLICATION_XIDS else GPU_XIDS.get(xid, "card fault")
     return f"XID {xid}, {words}"

@@ -18,7 +18,7 @@ from rich.table import Table
 
 FOLDER = Path(__file__).parent
 WORKERS = "4"
-HELD, THROUGH, SKIPPED = "held", "through", "skipped"
+DEFENDED, SUCCEEDED, SKIPPED = "held", "through", "skipped"
 
 
 def finding(module: Path) -> str:
@@ -26,7 +26,7 @@ def finding(module: Path) -> str:
     return (ast.get_docstring(ast.parse(module.read_text())) or module.stem).splitlines()[0]
 
 
-class Counts:
+class OutcomeCounter:
     """A pytest plugin that counts the outcomes of each module."""
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class Counts:
         if report.skipped:
             outcome = SKIPPED
         elif report.failed:
-            outcome = THROUGH
+            outcome = SUCCEEDED
         elif report.when == "call":
-            outcome = HELD
+            outcome = DEFENDED
         else:
             return
         self.of.setdefault(report.nodeid.partition("::")[0], Counter())[outcome] += 1
@@ -47,21 +47,23 @@ class Counts:
 def main() -> int:
     as_json = "--json" in sys.argv
     more = [word for word in sys.argv[1:] if word != "--json"]
-    counts = Counts()
+    counts = OutcomeCounter()
     how = ["-q", "-n", WORKERS, "--dist", "loadfile", "--no-header", "--no-summary", "-p", "no:cacheprovider"]
     if as_json:
         how += ["-p", "no:terminal"]
     code = pytest.main([*how, str(FOLDER), *more], plugins=[counts])
     rows = {finding(FOLDER.parents[1] / name): counted for name, counted in sorted(counts.of.items())}
     if as_json:
-        words = (HELD, THROUGH, SKIPPED)
+        words = (DEFENDED, SUCCEEDED, SKIPPED)
         told = [{"finding": name} | {word: counted[word] for word in words} for name, counted in rows.items()]
         sys.stdout.write(json.dumps(told) + "\n")
         return int(code)
-    table = Table("finding", "attacks", THROUGH, SKIPPED, "result")
+    table = Table("finding", "attacks", SUCCEEDED, SKIPPED, "result")
     for name, counted in rows.items():
-        result = "[red]got through[/]" if counted[THROUGH] else "held" if counted[HELD] else "not played"
-        table.add_row(name, str(counted[HELD] + counted[THROUGH]), str(counted[THROUGH]), str(counted[SKIPPED]), result)
+        result = "[red]got through[/]" if counted[SUCCEEDED] else "held" if counted[DEFENDED] else "not played"
+        table.add_row(
+            name, str(counted[DEFENDED] + counted[SUCCEEDED]), str(counted[SUCCEEDED]), str(counted[SKIPPED]), result
+        )
     Console().print(table)
     return int(code)
 

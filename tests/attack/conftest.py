@@ -19,20 +19,20 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from msgspec import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edge.certificates import provide
-from edge.server.server import server, share
-from edge.server.settings import ServerSettings
-from edge.strangers import StrangerLog
+from edge.core.client_throttle import ThrottledClientLog
+from edge.server.bounded_server import make_server, make_server_context
+from edge.settings import ServerSettings
+from edge.tls import load_or_create_certificate
 from tests.e2e.conftest import alone, docker_url, echo_image, engine, engine_url, home
-from tests.e2e.installation import ENDPOINTS, IMAGES
-from tests.engine_host import build
+from tests.support.docker_images import build_image
+from tests.support.installation import ENDPOINTS, IMAGES
 
 __all__ = ["alone", "docker_url", "echo_image", "engine", "engine_url", "home", "hostile_image"]
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Target(Struct, frozen=True):
+class AttackTarget(Struct, frozen=True):
     """A server on 127.0.0.1. `tls`: whether it speaks TLS."""
 
     port: int
@@ -63,10 +63,10 @@ class Target(Struct, frozen=True):
         """The whole answer to `request`, on a connection of its own, to its end."""
         async with self.connected() as stream:
             await stream.send(request)
-            return await answer(stream)
+            return await read_response(stream)
 
 
-async def answer(stream: ByteStream, within_s: float = 10) -> bytes:
+async def read_response(stream: ByteStream, within_s: float = 10) -> bytes:
     """What comes until the other side closes, or until one response with a Content-Length is whole."""
     said = b""
     with anyio.fail_after(within_s):
@@ -81,7 +81,7 @@ async def answer(stream: ByteStream, within_s: float = 10) -> bytes:
                 return said
 
 
-async def closed(stream: ByteStream, within_s: float) -> bool:
+async def is_closed(stream: ByteStream, within_s: float) -> bool:
     """Whether the other side closes within `within_s`; what it says before is dropped."""
     with anyio.move_on_after(within_s):
         while True:
@@ -105,15 +105,17 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-Serve = Callable[..., AbstractAsyncContextManager[Target]]
+ServeFunction = Callable[..., AbstractAsyncContextManager[AttackTarget]]
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, app: ASGIApp = _echo, tls: bool = False, **bounds: object) -> AsyncIterator[Target]:
+async def serve_target(
+    folder: Path, *, app: ASGIApp = _echo, tls: bool = False, **bounds: object
+) -> AsyncIterator[AttackTarget]:
     """The edge's server of `app`, with `bounds` in place of the defaults."""
-    certificate = provide(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
-    shared = share(ServerSettings(**bounds), StrangerLog())  # type: ignore[arg-type]
-    made = server(app, shared, certificate)
+    certificate = load_or_create_certificate(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
+    shared = make_server_context(ServerSettings(**bounds), ThrottledClientLog())  # type: ignore[arg-type]
+    made = make_server(app, shared, certificate)
     listening = socket.create_server(("127.0.0.1", 0), backlog=256)  # the server closes it
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.serve, [listening])
@@ -121,17 +123,17 @@ async def serving(folder: Path, *, app: ASGIApp = _echo, tls: bool = False, **bo
             while not made.started:  # noqa: ASYNC110 - uvicorn announces it with a flag
                 await anyio.sleep(0.01)
         try:
-            yield Target(listening.getsockname()[1], tls)
+            yield AttackTarget(listening.getsockname()[1], tls)
         finally:
             made.should_exit = True
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Serve:
+def serve(tmp_path: Path) -> ServeFunction:
     """`serving` in a folder of the test's own."""
 
-    def within(**how: object) -> AbstractAsyncContextManager[Target]:
-        return serving(tmp_path, **how)  # type: ignore[arg-type]
+    def within(**how: object) -> AbstractAsyncContextManager[AttackTarget]:
+        return serve_target(tmp_path, **how)  # type: ignore[arg-type]
 
     return within
 
@@ -143,13 +145,13 @@ def tls(request: pytest.FixtureRequest) -> bool:
 
 
 HOSTILE = Path(__file__).parent / "endpoints" / "hostile"
-OFFERED = (IMAGES / "echo", HOSTILE)
+ENDPOINT_DIRS = (IMAGES / "echo", HOSTILE)
 DOCKER = pytest.param("docker", marks=pytest.mark.docker)
 
 
 @pytest.fixture(scope="session")
 def hostile_image(docker_url: str, echo_image: str) -> str:
-    return build(docker_url, "lamplighter-test-hostile", str(HOSTILE))
+    return build_image(docker_url, "lamplighter-test-hostile", str(HOSTILE))
 
 
 @pytest.fixture(scope="session")
@@ -166,17 +168,17 @@ def endpoints() -> Sequence[Path]:
 def home_folder(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp(engine)
     yield folder
-    clear(folder)
+    remove_tree(folder)
 
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """Emptied afterwards, also where the test failed: pytest removes its old folders recursively, and would fail."""
     yield tmp_path
-    clear(tmp_path)
+    remove_tree(tmp_path)
 
 
-def clear(folder: Path) -> None:
+def remove_tree(folder: Path) -> None:
     """By `rm`, which does not recurse: what is tested here is not to clear up after itself."""
     subprocess.run(
         ["find", str(folder), "-mindepth", "1", "-maxdepth", "1", "-exec", "rm", "-rf", "{}", "+"], check=True

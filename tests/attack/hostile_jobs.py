@@ -19,7 +19,7 @@ MISSING = "output_missing"
 INTERNAL = "internal"
 
 
-class Attack(Struct, frozen=True):
+class HostileJob(Struct, frozen=True):
     """`ends`: OK, or codes of failure; `policy` is the job's."""
 
     code: str
@@ -27,19 +27,21 @@ class Attack(Struct, frozen=True):
     policy: Mapping[str, Any] = {}
 
 
-def attack(code: str, *ends: str, **policy: Any) -> Attack:
-    return Attack(IMPORTS + code, frozenset(ends), policy)
+def hostile_job(code: str, *ends: str, **policy: Any) -> HostileJob:
+    return HostileJob(IMPORTS + code, frozenset(ends), policy)
 
 
 LEAVE = "os._exit(0)\n"  # without what jobkit would write on its way out
 
-ATTACKS: Mapping[str, Attack] = {
+ATTACKS: Mapping[str, HostileJob] = {
     # Trees that are hard to remove.
-    "nests_3000_folders": attack("os.chdir(home / 'tmp')\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')", DISK),
-    "nests_90_folders_of_long_names": attack(
+    "nests_3000_folders": hostile_job(
+        "os.chdir(home / 'tmp')\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')", DISK
+    ),
+    "nests_90_folders_of_long_names": hostile_job(
         "os.chdir(home / 'tmp')\nfor _ in range(90): os.mkdir('n' * 255); os.chdir('n' * 255)", OK
     ),
-    "takes_all_rights_away": attack(
+    "takes_all_rights_away": hostile_job(
         """
 for name in ('a', 'b'):
     (home / 'tmp' / name / 'c' / 'd').mkdir(parents=True)
@@ -49,7 +51,7 @@ for name in ('a', 'b'):
 """,
         OK,
     ),
-    "names_in_every_encoding": attack(
+    "names_in_every_encoding": hostile_job(
         r"""
 for name in (
     b'\xff\xfe\x80', b'a\nb', b'-rf', b'--', b'\x1b[2J\x07', b'n' * 255, b' ', b'...', b'*', b'\xe2\x80\xae.mp4',
@@ -59,7 +61,7 @@ for name in (
 """,
         OK,
     ),
-    "links_out_of_its_folder": attack(
+    "links_out_of_its_folder": hostile_job(
         """
 for place in ('/', '/etc', '..', '../..', 'loop'):
     os.symlink(place, home / 'tmp' / ('l' + str(len(os.listdir(home / 'tmp')))))
@@ -67,7 +69,7 @@ os.symlink('loop', home / 'tmp' / 'loop')
 """,
         OK,
     ),
-    "times_and_attributes": attack(
+    "times_and_attributes": hostile_job(
         """
 (home / 'tmp' / 'a').write_text('x')
 os.utime(home / 'tmp' / 'a', (2 ** 33, 2 ** 33))
@@ -77,8 +79,10 @@ except OSError: pass
         OK,
     ),
     # Disk.
-    "writes_without_end": attack("f = open(home / 'tmp' / 'a', 'wb')\nwhile True: f.write(b'x' * (1 << 20))", DISK),
-    "hides_bytes_behind_a_folder_without_rights": attack(
+    "writes_without_end": hostile_job(
+        "f = open(home / 'tmp' / 'a', 'wb')\nwhile True: f.write(b'x' * (1 << 20))", DISK
+    ),
+    "hides_bytes_behind_a_folder_without_rights": hostile_job(
         """
 (home / 'tmp' / 'a').mkdir()
 f = open(home / 'tmp' / 'a' / 'f', 'wb')
@@ -87,60 +91,62 @@ f.write(b'x' * (32 << 20)); f.flush()
 """,
         DISK,
     ),
-    "makes_20000_files": attack("for n in range(20000): open(home / 'tmp' / str(n), 'w').close()", DISK),
-    "makes_20000_names_of_one_file": attack(
+    "makes_20000_files": hostile_job("for n in range(20000): open(home / 'tmp' / str(n), 'w').close()", DISK),
+    "makes_20000_names_of_one_file": hostile_job(
         "os.chdir(home / 'tmp'); open('f', 'w').close()\nfor n in range(20000): os.link('f', str(n))",
         DISK,
     ),
-    "a_hole_of_a_tebibyte_as_output": attack("open(home / 'out' / 'a', 'wb').truncate(1 << 40)", DISK),
-    "a_hole_of_a_tebibyte_as_scratch": attack("open(home / 'tmp' / 'a', 'wb').truncate(1 << 40)", OK),
+    "a_hole_of_a_tebibyte_as_output": hostile_job("open(home / 'out' / 'a', 'wb').truncate(1 << 40)", DISK),
+    "a_hole_of_a_tebibyte_as_scratch": hostile_job("open(home / 'tmp' / 'a', 'wb').truncate(1 << 40)", OK),
     # What lies in out/.
-    "a_fifo_as_output": attack("os.mkfifo(home / 'out' / 'a')", INVALID),
-    "a_socket_as_output": attack("os.chdir(home / 'out'); socket.socket(socket.AF_UNIX).bind('a')", INVALID),
-    "a_link_as_output": attack("os.symlink('/etc/passwd', home / 'out' / 'a')", INVALID),
-    "a_folder_as_output": attack("(home / 'out' / 'a').mkdir()", INVALID),
-    "a_device_as_output": attack(
+    "a_fifo_as_output": hostile_job("os.mkfifo(home / 'out' / 'a')", INVALID),
+    "a_socket_as_output": hostile_job("os.chdir(home / 'out'); socket.socket(socket.AF_UNIX).bind('a')", INVALID),
+    "a_link_as_output": hostile_job("os.symlink('/etc/passwd', home / 'out' / 'a')", INVALID),
+    "a_folder_as_output": hostile_job("(home / 'out' / 'a').mkdir()", INVALID),
+    "a_device_as_output": hostile_job(
         "os.mknod(home / 'out' / 'null', stat.S_IFCHR | 0o666, os.makedev(1, 3))", INVALID, INTERNAL
     ),
-    "two_names_of_one_output": attack(
+    "two_names_of_one_output": hostile_job(
         "(home / 'out' / 'a').write_text('x'); os.link(home / 'out' / 'a', home / 'out' / 'b')", OK
     ),
-    "an_output_that_is_no_text": attack(r"open(os.fsencode(home / 'out') + b'/\xff\xfe', 'w').close()", INVALID),
-    "an_output_of_two_lines": attack(r"(home / 'out' / 'a\nb').write_text('x')", INVALID),
-    "an_output_named_as_an_option": attack("(home / 'out' / '-rf').write_text('x')", INVALID, OK),
-    "an_output_named_as_a_device": attack(
+    "an_output_that_is_no_text": hostile_job(r"open(os.fsencode(home / 'out') + b'/\xff\xfe', 'w').close()", INVALID),
+    "an_output_of_two_lines": hostile_job(r"(home / 'out' / 'a\nb').write_text('x')", INVALID),
+    "an_output_named_as_an_option": hostile_job("(home / 'out' / '-rf').write_text('x')", INVALID, OK),
+    "an_output_named_as_a_device": hostile_job(
         "(home / 'out' / 'NUL').write_text('x'); (home / 'out' / 'COM1').touch()", OK, INVALID
     ),
-    "a_setuid_output": attack(
+    "a_setuid_output": hostile_job(
         "(home / 'out' / 'a').write_text('x'); os.chmod(home / 'out' / 'a', 0o6777)\n"
         "shutil.copy('/bin/true', home / 'tmp' / 'true'); os.chmod(home / 'tmp' / 'true', 0o6777)",
         OK,
     ),
-    "an_output_without_rights": attack(
+    "an_output_without_rights": hostile_job(
         "(home / 'out' / 'a').write_text('x'); os.chmod(home / 'out' / 'a', 0)", OK, INVALID
     ),
-    "1500_outputs": attack("for n in range(1500): open(home / 'out' / str(n), 'w').close()", LARGE),
-    "a_deep_answer": attack(
+    "1500_outputs": hostile_job("for n in range(1500): open(home / 'out' / str(n), 'w').close()", LARGE),
+    "a_deep_answer": hostile_job(
         "(home / 'out' / 'output.json').write_text('{\"a\":' * 5000 + '1' + '}' * 5000)\n" + LEAVE, INVALID
     ),
-    "a_huge_answer": attack(
+    "a_huge_answer": hostile_job(
         "(home / 'out' / 'output.json').write_text('{\"a\":\"' + 'x' * (2 << 20) + '\"}')\n" + LEAVE, LARGE
     ),
-    "a_link_as_answer": attack("os.symlink('/etc/passwd', home / 'out' / 'output.json')\n" + LEAVE, INVALID),
-    "a_fifo_as_answer": attack("os.mkfifo(home / 'out' / 'output.json')\n" + LEAVE, INVALID),
+    "a_link_as_answer": hostile_job("os.symlink('/etc/passwd', home / 'out' / 'output.json')\n" + LEAVE, INVALID),
+    "a_fifo_as_answer": hostile_job("os.mkfifo(home / 'out' / 'output.json')\n" + LEAVE, INVALID),
     # Its own folders.
-    "writes_to_its_inputs": attack(
+    "writes_to_its_inputs": hostile_job(
         "(home / 'in' / 'more').write_text('x')\n(home / 'job.json').write_text('{}')", OK, INTERNAL
     ),
-    "removes_its_own_folders": attack(
+    "removes_its_own_folders": hostile_job(
         "for part in ('tmp', 'out', 'in'): shutil.rmtree(home / part, ignore_errors=True)\n" + LEAVE, INVALID, MISSING
     ),
-    "puts_a_link_in_the_place_of_its_outputs": attack(
+    "puts_a_link_in_the_place_of_its_outputs": hostile_job(
         "os.rename(home / 'out', home / 'was'); os.symlink('/etc', home / 'out')\n" + LEAVE, INVALID, INTERNAL
     ),
     # Processes.
-    "forks_100_and_leaves": attack("for _ in range(100):\n    if not os.fork(): time.sleep(600)", OK, "out_of_memory"),
-    "leaves_a_deaf_daemon": attack(
+    "forks_100_and_leaves": hostile_job(
+        "for _ in range(100):\n    if not os.fork(): time.sleep(600)", OK, "out_of_memory"
+    ),
+    "leaves_a_deaf_daemon": hostile_job(
         """
 if not os.fork():
     os.setsid()
@@ -150,14 +156,14 @@ if not os.fork():
 """,
         OK,
     ),
-    "kills_its_parent": attack("os.kill(os.getppid(), signal.SIGKILL)", OK, INTERNAL),
-    "kills_all_it_may_of_its_group": attack("os.killpg(0, signal.SIGKILL)", INTERNAL),
-    "ignores_term": attack(
+    "kills_its_parent": hostile_job("os.kill(os.getppid(), signal.SIGKILL)", OK, INTERNAL),
+    "kills_all_it_may_of_its_group": hostile_job("os.killpg(0, signal.SIGKILL)", INTERNAL),
+    "ignores_term": hostile_job(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)", "execution_timeout", execution_timeout_s=2.0
     ),
-    "says_nothing": attack("time.sleep(600)", "stalled", stall_timeout_s=2.0),
-    "eats_memory": attack("held = []\nwhile True: held.append(bytearray(b'x') * (8 << 20))", "out_of_memory"),
-    "opens_all_descriptors": attack(
+    "says_nothing": hostile_job("time.sleep(600)", "stalled", stall_timeout_s=2.0),
+    "eats_memory": hostile_job("held = []\nwhile True: held.append(bytearray(b'x') * (8 << 20))", "out_of_memory"),
+    "opens_all_descriptors": hostile_job(
         """
 held = []
 try:
@@ -167,10 +173,10 @@ except OSError: held.clear()
         OK,
     ),
     # What it says.
-    "floods_its_log": attack("for _ in range(16): os.write(2, b'all work and no play\\n' * (1 << 16))", OK),
-    "says_one_line_of_16_mib": attack("for _ in range(16): os.write(2, b'x' * (1 << 20))", OK),
-    "says_control_characters": attack(r"os.write(2, bytes(range(256)) * 64 + b'\x1b[2J\x1b]52;c;eA==\x07\n')", OK),
-    "forges_lines": attack(
+    "floods_its_log": hostile_job("for _ in range(16): os.write(2, b'all work and no play\\n' * (1 << 16))", OK),
+    "says_one_line_of_16_mib": hostile_job("for _ in range(16): os.write(2, b'x' * (1 << 20))", OK),
+    "says_control_characters": hostile_job(r"os.write(2, bytes(range(256)) * 64 + b'\x1b[2J\x1b]52;c;eA==\x07\n')", OK),
+    "forges_lines": hostile_job(
         r"""
 for line in (
     b'{"type":"error","code":"host_lost","message":"the host is gone"}',

@@ -14,17 +14,18 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
-from bus.connection import open_edge, open_runner
-from bus.port import Bus
-from bus.topology import STREAMS
-from schemas.access import ApiKey, Scope, secret_digest
-from schemas.host import Presence
+from bus.interface import Bus
+from bus.nats.topology import STREAMS
+from bus.open import open_edge, open_runner
+from schemas.auth import ApiKey, Scope, hash_secret
+from schemas.host import HostHeartbeat
 from schemas.power import PowerRecord, PowerState
-from schemas.words import Priority
-from tests.broker import PATIENCE_S, Broker, broker, until
-from tests.bus.raw import Raw, raw
-from tests.bus.samples import NOW, key, piece, recorded
+from schemas.status import Priority
 from tests.bus.test_rights import ONE
+from tests.support.bus_samples import NOW, make_key, make_log_piece, make_record
+from tests.support.nats_broker import BrokerProcess, run_broker
+from tests.support.raw_nats import RawNats, connect_raw
+from tests.support.wait import WAIT_TIMEOUT_S, wait_until
 
 EVIL, GOOD = "runner-evil", "runner-good"
 OWN = "$JS.API.DIRECT.GET.KV_HOSTS.$KV.HOSTS.evil"
@@ -57,10 +58,10 @@ TARGETS = (
     "$JS.API.CONSUMER.DELETE.JOBS.echo-normal",
     "$SYS.REQ.ACCOUNT.LAMPLIGHTER.CONNZ",
 )
-ADMIN = ApiKey(id="pwn", owner="evil", scopes=(Scope.ADMIN,), secret_sha256=secret_digest("s"), created_at=NOW)
+ADMIN = ApiKey(id="pwn", owner="evil", scopes=(Scope.ADMIN,), secret_sha256=hash_secret("s"), created_at=NOW)
 
 
-class Way(NamedTuple):
+class HostRoute(NamedTuple):
     """A right with an answer: what to publish, and with which body."""
 
     subject: str
@@ -68,40 +69,40 @@ class Way(NamedTuple):
 
 
 HOST_WAYS = {
-    "a record of its own": Way(OWN, b""),
-    "no message": Way("$JS.API.CONSUMER.MSG.NEXT.JOBS.echo-high", NO_WAIT),
-    "a message": Way("$JS.API.CONSUMER.MSG.NEXT.JOBS.echo-normal", NO_WAIT),
-    "a job's record": Way("$JS.API.STREAM.MSG.GET.KV_STATE", b'{"last_by_subj":"$KV.STATE.me.one"}'),
-    "a stream's state": Way("$JS.API.STREAM.INFO.KV_HOSTS", b""),
-    "an acknowledged write": Way("$KV.HOSTS.evil", ADMIN.id.encode()),
-    "an order": Way("$JS.API.DIRECT.GET.KV_POWER.$KV.POWER.evil", b""),
+    "a record of its own": HostRoute(OWN, b""),
+    "no message": HostRoute("$JS.API.CONSUMER.MSG.NEXT.JOBS.echo-high", NO_WAIT),
+    "a message": HostRoute("$JS.API.CONSUMER.MSG.NEXT.JOBS.echo-normal", NO_WAIT),
+    "a job's record": HostRoute("$JS.API.STREAM.MSG.GET.KV_STATE", b'{"last_by_subj":"$KV.STATE.me.one"}'),
+    "a stream's state": HostRoute("$JS.API.STREAM.INFO.KV_HOSTS", b""),
+    "an acknowledged write": HostRoute("$KV.HOSTS.evil", ADMIN.id.encode()),
+    "an order": HostRoute("$JS.API.DIRECT.GET.KV_POWER.$KV.POWER.evil", b""),
 }
 READER_WAYS = {
-    "a message": Way("$JS.API.CONSUMER.MSG.NEXT.FEED.kept", NO_WAIT),
-    "a stream's state": Way("$JS.API.STREAM.INFO.FEED", b""),
-    "a consumer's state": Way("$JS.API.CONSUMER.INFO.FEED.kept", b""),
-    "a new consumer": Way(
+    "a message": HostRoute("$JS.API.CONSUMER.MSG.NEXT.FEED.kept", NO_WAIT),
+    "a stream's state": HostRoute("$JS.API.STREAM.INFO.FEED", b""),
+    "a consumer's state": HostRoute("$JS.API.CONSUMER.INFO.FEED.kept", b""),
+    "a new consumer": HostRoute(
         "$JS.API.CONSUMER.CREATE.FEED.kept",
         b'{"stream_name":"FEED","config":{"durable_name":"kept","ack_policy":"explicit"}}',
     ),
-    "no such consumer": Way("$JS.API.CONSUMER.DELETE.FEED.none", b""),
+    "no such consumer": HostRoute("$JS.API.CONSUMER.DELETE.FEED.none", b""),
 }
 
 
 @pytest.fixture
-async def server(tmp_path) -> AsyncIterator[Broker]:
-    async with broker(tmp_path, hosts=("evil", "good")) as made:
+async def server(tmp_path) -> AsyncIterator[BrokerProcess]:
+    async with run_broker(tmp_path, hosts=("evil", "good")) as made:
         yield made
 
 
 @pytest.fixture
-async def edge(server: Broker) -> AsyncIterator[Bus]:
+async def edge(server: BrokerProcess) -> AsyncIterator[Bus]:
     """An installation at work: a job that waits, one consumer of a reader."""
     async with open_edge(server.settings("edge")) as bus:
-        await bus.queue.ensure(["echo"])
-        await bus.records.create(key(), recorded())
-        await bus.feed.publish(key(), piece(1))
-        async with raw(server) as operator:
+        await bus.job_queue.ensure_consumers(["echo"])
+        await bus.job_store.create(make_key(), make_record())
+        await bus.feed.publish(make_key(), make_log_piece(1))
+        async with connect_raw(server) as operator:
             config = {"durable_name": "kept", "ack_policy": "explicit"}
             body = {"stream_name": "FEED", "config": config}
             assert "error" not in await operator.api("CONSUMER.CREATE.FEED.kept", body)
@@ -109,14 +110,14 @@ async def edge(server: Broker) -> AsyncIterator[Bus]:
             async def sourced() -> bool:
                 return (await operator.api("STREAM.INFO.FEED"))["state"]["messages"] == 2
 
-            await until(sourced)
+            await wait_until(sourced)
         yield bus
 
 
 @asynccontextmanager
-async def eavesdropper(server: Broker) -> AsyncIterator[tuple[Raw, list[str]]]:
+async def eavesdropper(server: BrokerProcess) -> AsyncIterator[tuple[RawNats, list[str]]]:
     """Somebody in the edge's account, and every subject that is said there."""
-    async with raw(server) as spy:
+    async with connect_raw(server) as spy:
         heard: list[str] = []
 
         async def hear(message: Msg) -> None:
@@ -127,7 +128,7 @@ async def eavesdropper(server: Broker) -> AsyncIterator[tuple[Raw, list[str]]]:
         yield spy, heard
 
 
-async def everything(spy: Raw) -> dict[str, tuple[int, int, int]]:
+async def everything(spy: RawNats) -> dict[str, tuple[int, int, int]]:
     """Of every stream: its messages, its last one, its consumers. A host's own presence does not count."""
     found = {}
     for stream in STREAMS:
@@ -139,20 +140,24 @@ async def everything(spy: Raw) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-async def attack(raider: Raw, way: Way, honest: str) -> None:
+async def attack(raider: RawNats, way: HostRoute, honest: str) -> None:
     """Have the answers sent to every target, then wait for one that was asked for honestly."""
     for _ in range(ROUNDS):
         for target in TARGETS:
             await raider.client.publish(way.subject, way.data, reply=target)
     inbox = await raider.client.subscribe(honest)
     await raider.client.publish(way.subject, way.data, reply=honest)
-    await inbox.next_msg(timeout=PATIENCE_S)
+    await inbox.next_msg(timeout=WAIT_TIMEOUT_S)
     await raider.client.flush()
 
 
-async def fruitless(server: Broker, user: str, ways: Mapping[str, Way], way: str) -> None:
+async def fruitless(server: BrokerProcess, user: str, ways: Mapping[str, HostRoute], way: str) -> None:
     """Nothing arrives at any target, in the edge's account or at the other host, and no stream changes."""
-    async with eavesdropper(server) as (spy, heard), raw(server, GOOD) as neighbour, raw(server, user) as raider:
+    async with (
+        eavesdropper(server) as (spy, heard),
+        connect_raw(server, GOOD) as neighbour,
+        connect_raw(server, user) as raider,
+    ):
         victim = await neighbour.client.subscribe("_INBOX_runner-good.x")
         ordered = await neighbour.client.subscribe("ctl.good")
         await neighbour.client.flush()
@@ -167,48 +172,50 @@ async def fruitless(server: Broker, user: str, ways: Mapping[str, Way], way: str
 
 
 @pytest.mark.parametrize("way", HOST_WAYS)
-async def test_a_host_cannot_have_an_answer_sent_elsewhere(server: Broker, edge: Bus, way: str):
-    await edge.queue.publish(ONE)
-    async with raw(server, EVIL) as host:
+async def test_a_host_cannot_have_an_answer_sent_elsewhere(server: BrokerProcess, edge: Bus, way: str):
+    await edge.job_queue.publish(ONE)
+    async with connect_raw(server, EVIL) as host:
         await host.publish("$KV.HOSTS.evil", json.dumps({"id": "pwn"}).encode())
     await fruitless(server, EVIL, HOST_WAYS, way)
 
 
 @pytest.mark.parametrize("way", READER_WAYS)
-async def test_a_reader_cannot_have_an_answer_sent_elsewhere(server: Broker, edge: Bus, way: str):
+async def test_a_reader_cannot_have_an_answer_sent_elsewhere(server: BrokerProcess, edge: Bus, way: str):
     await fruitless(server, "reader", READER_WAYS, way)
 
 
-async def planted(host: Raw, body: bytes, target: str) -> None:
+async def planted(host: RawNats, body: bytes, target: str) -> None:
     """A host writes `body` as its own presence, and has that read to `target`."""
     await host.publish("$KV.HOSTS.evil", body)
     await host.client.publish(OWN, b"", reply=target)
     inbox = await host.client.subscribe("_INBOX_runner-evil.honest")
     await host.client.publish(OWN, b"", reply="_INBOX_runner-evil.honest")
-    assert (await inbox.next_msg(timeout=PATIENCE_S)).data == body
+    assert (await inbox.next_msg(timeout=WAIT_TIMEOUT_S)).data == body
     await inbox.unsubscribe()
 
 
-async def test_a_host_cannot_plant_a_key(server: Broker, edge: Bus):
-    async with raw(server, EVIL) as host:
+async def test_a_host_cannot_plant_a_key(server: BrokerProcess, edge: Bus):
+    async with connect_raw(server, EVIL) as host:
         await planted(host, msgspec.json.encode(ADMIN), "$KV.KEYS.pwn")
-    assert await edge.keys.keys() == set()
+    assert await edge.api_keys.keys() == set()
 
 
-async def test_a_host_cannot_speak_for_another(server: Broker, edge: Bus):
-    forged = Presence(host="good", incarnation="forged", at=NOW, since=NOW)
-    async with raw(server, EVIL) as host:
+async def test_a_host_cannot_speak_for_another(server: BrokerProcess, edge: Bus):
+    forged = HostHeartbeat(host="good", incarnation="forged", at=NOW, since=NOW)
+    async with connect_raw(server, EVIL) as host:
         await planted(host, msgspec.json.encode(forged), "$KV.HOSTS.good")
         await planted(host, msgspec.json.encode(PowerRecord(state=PowerState.DRAINING, since=NOW)), "$KV.POWER.good")
-    assert await edge.hosts.keys() == {"evil"}
-    assert await edge.power.keys() == set()
+    assert await edge.heartbeats.keys() == {"evil"}
+    assert await edge.power_records.keys() == set()
 
 
 @pytest.mark.parametrize("stream", ["KV_KEYS", "KV_AGREED", "KV_JOINED"])
-async def test_a_host_cannot_read_secrets_by_a_consumer_of_its_own_making(server: Broker, edge: Bus, stream: str):
+async def test_a_host_cannot_read_secrets_by_a_consumer_of_its_own_making(
+    server: BrokerProcess, edge: Bus, stream: str
+):
     inbox = "_INBOX_runner-evil.stolen"
     body = json.dumps({"stream_name": stream, "config": {"deliver_subject": inbox, "ack_policy": "none"}}).encode()
-    async with raw(server, EVIL) as host, raw(server) as operator:
+    async with connect_raw(server, EVIL) as host, connect_raw(server) as operator:
         stolen = await host.client.subscribe(inbox)
         await planted(host, body, f"$JS.API.CONSUMER.CREATE.{stream}")
         control = {"stream_name": stream, "config": {"durable_name": "control", "ack_policy": "explicit"}}
@@ -217,8 +224,8 @@ async def test_a_host_cannot_read_secrets_by_a_consumer_of_its_own_making(server
         assert stolen.pending_msgs == 0
 
 
-async def test_a_host_cannot_delete_a_stream_by_an_empty_answer(server: Broker, edge: Bus):
-    async with raw(server, EVIL) as host, raw(server) as operator:
+async def test_a_host_cannot_delete_a_stream_by_an_empty_answer(server: BrokerProcess, edge: Bus):
+    async with connect_raw(server, EVIL) as host, connect_raw(server) as operator:
         for stream in ("USAGE", "DELIVERIES"):
             await host.client.publish(
                 "$JS.API.CONSUMER.MSG.NEXT.JOBS.echo-high", NO_WAIT, reply=f"$JS.API.STREAM.DELETE.{stream}"
@@ -227,15 +234,15 @@ async def test_a_host_cannot_delete_a_stream_by_an_empty_answer(server: Broker, 
         await host.client.publish(
             "$JS.API.CONSUMER.MSG.NEXT.JOBS.echo-high", NO_WAIT, reply="_INBOX_runner-evil.honest"
         )
-        assert (await inbox.next_msg(timeout=PATIENCE_S)).headers
+        assert (await inbox.next_msg(timeout=WAIT_TIMEOUT_S)).headers
         for stream in ("USAGE", "DELIVERIES"):
             assert "error" not in await operator.api(f"STREAM.INFO.{stream}")
 
 
-async def test_a_host_cannot_pass_for_the_edge_by_a_header(server: Broker, edge: Bus):
+async def test_a_host_cannot_pass_for_the_edge_by_a_header(server: BrokerProcess, edge: Bus):
     """The broker itself says in this header who asks its JetStream API."""
     forged = {"Nats-Request-Info": '{"acc":"LAMPLIGHTER","svc":"LAMPLIGHTER"}'}
-    async with raw(server, EVIL) as host, raw(server) as operator:
+    async with connect_raw(server, EVIL) as host, connect_raw(server) as operator:
         said = await host.publish("$JS.API.STREAM.INFO.KV_STATE", b"", forged)
         assert said["config"]["name"] == "KV_STATE"
         await host.publish("$KV.HOSTS.evil", b"{}", forged)
@@ -243,8 +250,8 @@ async def test_a_host_cannot_pass_for_the_edge_by_a_header(server: Broker, edge:
         assert "hdrs" not in got
 
 
-async def test_a_reader_cannot_have_messages_delivered_elsewhere(server: Broker, edge: Bus):
-    async with eavesdropper(server) as (spy, heard), raw(server, "reader") as reader:
+async def test_a_reader_cannot_have_messages_delivered_elsewhere(server: BrokerProcess, edge: Bus):
+    async with eavesdropper(server) as (spy, heard), connect_raw(server, "reader") as reader:
         for number, target in enumerate(TARGETS):
             config = {"name": f"c{number}", "deliver_subject": target, "ack_policy": "none", "headers_only": True}
             body = {"stream_name": "FEED", "config": config}
@@ -253,10 +260,10 @@ async def test_a_reader_cannot_have_messages_delivered_elsewhere(server: Broker,
         assert not set(heard) & set(TARGETS)
 
 
-async def test_a_host_still_does_its_work_after_all_that(server: Broker, edge: Bus):
+async def test_a_host_still_does_its_work_after_all_that(server: BrokerProcess, edge: Bus):
     async with open_runner(server.settings(EVIL)) as runner:
-        await edge.queue.publish(ONE)
-        delivery = await runner.queue.take("echo", Priority.NORMAL, PATIENCE_S)
+        await edge.job_queue.publish(ONE)
+        delivery = await runner.job_queue.fetch("echo", Priority.NORMAL, WAIT_TIMEOUT_S)
         assert delivery is not None
-        await delivery.done()
-        assert await edge.queue.waiting() == set()
+        await delivery.ack()
+        assert await edge.job_queue.list_pending() == set()

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.attack.conftest import GET, Serve, Target, answer
-from tests.e2e.conftest import lighted
+from tests.attack.conftest import GET, AttackTarget, ServeFunction, read_response
+from tests.support.installation import run_new_installation
 
 LIMIT = 32 * 1024
 SENT_MOST = 8 * 1024 * 1024  # far beyond what is taken, and little enough where nothing stops it
@@ -27,14 +27,14 @@ ENDLESS = {
 }
 
 
-async def flood(target: Target, start: bytes, piece: bytes) -> tuple[int, bytes]:
+async def flood(target: AttackTarget, start: bytes, piece: bytes) -> tuple[int, bytes]:
     """Send `piece` again and again until the server closes or SENT_MOST is sent; how much went, and what it said."""
     sent, said = 0, b""
     async with target.connected() as stream, anyio.create_task_group() as tasks:
 
         async def listen() -> None:
             nonlocal said
-            said = await answer(stream, within_s=20)
+            said = await read_response(stream, within_s=20)
 
         tasks.start_soon(listen)
         try:
@@ -50,7 +50,7 @@ async def flood(target: Target, start: bytes, piece: bytes) -> tuple[int, bytes]
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-async def test_a_head_that_never_ends_is_refused_after_its_bytes(serve: Serve, tls: bool, kind: str):
+async def test_a_head_that_never_ends_is_refused_after_its_bytes(serve: ServeFunction, tls: bool, kind: str):
     async with serve(tls=tls) as target:
         sent, said = await flood(target, *ENDLESS[kind])
         assert sent < SENT_MOST, "the server read on"
@@ -59,7 +59,7 @@ async def test_a_head_that_never_ends_is_refused_after_its_bytes(serve: Serve, t
         assert (await target.ask()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_the_refusal_is_a_problem_that_arrives(serve: Serve):
+async def test_the_refusal_is_a_problem_that_arrives(serve: ServeFunction):
     async with serve() as target:
         said = await target.ask(b"GET / HTTP/1.1\r\nX: " + b"a" * (LIMIT + 1) + b"\r\n\r\n")
     head, _, body = said.partition(b"\r\n\r\n")
@@ -69,7 +69,7 @@ async def test_the_refusal_is_a_problem_that_arrives(serve: Serve):
     assert "32768 bytes" in problem["detail"]
 
 
-async def test_a_head_that_comes_too_slowly_is_refused_after_its_time(serve: Serve, tls: bool):
+async def test_a_head_that_comes_too_slowly_is_refused_after_its_time(serve: ServeFunction, tls: bool):
     async with serve(tls=tls, head_s=0.5) as target, target.connected() as stream:
         said = b""
         async with anyio.create_task_group() as tasks:
@@ -84,19 +84,19 @@ async def test_a_head_that_comes_too_slowly_is_refused_after_its_time(serve: Ser
                     return
 
             tasks.start_soon(dribble)
-            said = await answer(stream)
+            said = await read_response(stream)
             tasks.cancel_scope.cancel()
     assert said.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"head_timeout"' in said
 
 
-async def test_empty_lines_after_a_response_do_not_keep_a_connection(serve: Serve):
+async def test_empty_lines_after_a_response_do_not_keep_a_connection(serve: ServeFunction):
     """uvicorn ends its own timer of an idle connection at any byte."""
     async with serve(head_s=0.5) as target, target.connected() as stream:
         await stream.send(GET)
-        assert (await answer(stream)).startswith(b"HTTP/1.1 200 ")
+        assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")
         await stream.send(b"\r\n")
-        assert (await answer(stream)).startswith(b"HTTP/1.1 408 ")
+        assert (await read_response(stream)).startswith(b"HTTP/1.1 408 ")
 
 
 ALLOWED = {
@@ -108,17 +108,17 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("kind", ALLOWED)
-async def test_what_is_within_the_limit_is_served_as_before(serve: Serve, tls: bool, kind: str):
+async def test_what_is_within_the_limit_is_served_as_before(serve: ServeFunction, tls: bool, kind: str):
     request, expected = ALLOWED[kind]
     async with serve(tls=tls) as target, target.connected() as stream:
         for _ in range(2):  # on one connection: each head has its own limit
             await stream.send(request)
-            said = await answer(stream)
+            said = await read_response(stream)
             assert said.startswith(b"HTTP/1.1 200 ")
             assert said.endswith(expected)
 
 
-async def test_requests_sent_at_once_are_answered_in_order(serve: Serve):
+async def test_requests_sent_at_once_are_answered_in_order(serve: ServeFunction):
     async with serve() as target, target.connected() as stream:
         heads = [f"GET /{number} HTTP/1.1\r\nX: {'a' * 5000}\r\n\r\n".encode() for number in range(20)]
         await stream.send(b"".join(heads))
@@ -130,8 +130,8 @@ async def test_requests_sent_at_once_are_answered_in_order(serve: Serve):
 
 
 async def test_the_whole_edge_refuses_it_and_may_open_as_many_files_as_it_is_allowed(tmp_path: Path):
-    async with lighted(tmp_path, "process", None) as lit:
-        target = Target(int(lit.installation.url.rsplit(":", 1)[1]), tls=False)
+    async with run_new_installation(tmp_path, "process", None) as lit:
+        target = AttackTarget(int(lit.installation.url.rsplit(":", 1)[1]), tls=False)
         sent, _ = await flood(target, *ENDLESS["header"])
         assert sent < SENT_MOST
         assert [job.id async for job in lit.ann.jobs()] == []

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
-from runner import life as runner_life
-from runner.adopt import attempt_of
-from runner.engines.port import Identity, Limits, Spec
-from runner.engines.process import GONE, ProcessEngine
-from runner.removal import remove_tree
-from tests.attack.conftest import OFFERED
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import IMAGES, ROOT
-from tests.e2e.looking import ended, nothing_left, submit
-from tests.runner.world import World
+from runner import context as runner_life
+from runner.claiming.recovery import parse_container_folder
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
+from runner.engines.process import REMOVED_PREFIX, ProcessEngine
+from runner.tree_removal import remove_tree
+from tests.attack.conftest import ENDPOINT_DIRS
+from tests.support.installation import IMAGES, ROOT, RunningInstallation
+from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
+from tests.support.runner_environment import RunnerEnvironment
 
 NOBODY = 65534
 DEEP = 3_000
@@ -149,7 +148,7 @@ async def test_a_leftover_that_cannot_be_removed_ends_no_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is logged, work goes on, and the next life removes it."""
-    world = World(tmp_path)
+    world = RunnerEnvironment(tmp_path)
     left = tmp_path / "gpu-1" / "ada.gone.1.1" / "job"
     left.mkdir(parents=True)
 
@@ -158,24 +157,24 @@ async def test_a_leftover_that_cannot_be_removed_ends_no_runner(
 
     with monkeypatch.context() as patched, structlog.testing.capture_logs() as logs:
         patched.setattr(runner_life, "remove_tree", refused)
-        async with world.life():
-            job = await world.ended(await world.submit("well"))
+        async with world.run_runner():
+            job = await world.wait_until_ended(await world.submit("well"))
     assert job.status == "succeeded"
     assert left.exists()
     assert any(line["event"] == "folder not removed" and line["folder"] == str(left.parent) for line in logs)
-    async with world.life("i2"):
-        await world.cleared()
+    async with world.run_runner("i2"):
+        await world.wait_until_clean()
 
 
 @pytest.mark.parametrize("name", ["a.b.c.d", "a.b.1.x", "...", "a..1.1", "a.b.1.1e9", "a.b.1.99999999999", "é.b.1.1"])
 def test_a_folder_with_a_name_of_somebody_else_s_is_nobody_s(tmp_path: Path, name: str) -> None:
-    assert attempt_of(tmp_path / name) is None
+    assert parse_container_folder(tmp_path / name) is None
 
 
 async def test_what_an_engine_could_not_remove_goes_with_its_next_life(tmp_path: Path) -> None:
     """The state folder of a process is out of sight at once."""
-    nest(tmp_path / f"{GONE}j-1")
-    (tmp_path / f"{GONE}j-1" / "spec.json").write_text("{}")
+    nest(tmp_path / f"{REMOVED_PREFIX}j-1")
+    (tmp_path / f"{REMOVED_PREFIX}j-1" / "spec.json").write_text("{}")
     async with ProcessEngine(tmp_path, IMAGES / "jobkit") as engine:
         assert await engine.find("lamplighter", "local") == []
     assert not os.listdir(tmp_path)  # noqa: PTH208 - names are enough
@@ -185,9 +184,11 @@ async def test_a_state_folder_that_a_job_filled_goes(tmp_path: Path) -> None:
     """Where jobs run as the runner's user, they can write there too."""
     state = tmp_path / "state"
     async with ProcessEngine(state, IMAGES / "jobkit") as engine:
-        mine = Identity(installation="test", host="here", owner="ann", job="j", round=1, attempt=1)
-        limits = Limits(memory_mb=64, cpus=1.0)
-        spec = Spec(identity=mine, image="", folder="/", command=("true",), job_dir=tmp_path / "job", limits=limits)
+        mine = ContainerIdentity(installation="test", host="here", owner="ann", job="j", round=1, attempt=1)
+        limits = ContainerLimits(memory_mb=64, cpus=1.0)
+        spec = ContainerSpec(
+            identity=mine, image="", folder="/", command=("true",), job_dir=tmp_path / "job", limits=limits
+        )
         handle = await engine.start(spec)
         await engine.wait(handle)
         nest(state / handle / "deep")
@@ -196,20 +197,20 @@ async def test_a_state_folder_that_a_job_filled_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["tmp", "out"])
-async def test_nested_folders_of_a_job_are_gone_with_it(alone: Lit, part: str) -> None:
-    await alone.installation.start_runner(endpoints=OFFERED)
-    job = await submit(alone, endpoint="hostile", code=NEST.replace("PART", repr(part)))
-    assert (await ended(alone.ann, job.id)).error is not None or part == "tmp"
-    await nothing_left(alone)
-    assert (await ended(alone.ann, (await submit(alone, text="next")).id)).status == "succeeded"
+async def test_nested_folders_of_a_job_are_gone_with_it(alone: RunningInstallation, part: str) -> None:
+    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    job = await submit_job(alone, endpoint="hostile", code=NEST.replace("PART", repr(part)))
+    assert (await wait_until_ended(alone.ann, job.id)).error is not None or part == "tmp"
+    await wait_until_clean(alone)
+    assert (await wait_until_ended(alone.ann, (await submit_job(alone, text="next")).id)).status == "succeeded"
 
 
-async def test_a_leftover_of_nested_folders_is_removed_at_the_next_start(alone: Lit) -> None:
+async def test_a_leftover_of_nested_folders_is_removed_at_the_next_start(alone: RunningInstallation) -> None:
     """As a runner leaves it that was killed, or an older one that could not remove it."""
     jobs = alone.installation.folder / "gpu-1" / "jobs"
     nest(jobs / "ann.gone.1.1" / "job" / "tmp")
     nest(jobs / "warm-i0-1" / "job" / "tmp")
     (jobs / "not.one.of.ours").mkdir()
-    await alone.installation.start_runner(endpoints=OFFERED)
-    assert (await ended(alone.ann, (await submit(alone, text="at work")).id)).status == "succeeded"
-    await nothing_left(alone)
+    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    assert (await wait_until_ended(alone.ann, (await submit_job(alone, text="at work")).id)).status == "succeeded"
+    await wait_until_clean(alone)

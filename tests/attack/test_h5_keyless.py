@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from edge.settings import EdgeSettings, HeygemSettings
-from lamplighter.cli.installation import OWNER as OF_UP
-from schemas.settings import load
-from tests.edge.facades.heygem.conftest import Desk, desk, root, said
+from lamplighter.cli.data_dir import LOCAL_OWNER as OF_UP
+from schemas.settings_loader import load_settings
+from tests.edge.facades.heygem.conftest import HeygemClient, desk, parse_body, root
 
 __all__ = ["desk", "root"]
 
@@ -19,12 +19,12 @@ FAULT = 9999
 
 
 def test_no_port_without_keys_is_there_unless_asked_for():
-    assert load(EdgeSettings, "[heygem]\nenabled = true", {}).heygem.keyless_port == 0
+    assert load_settings(EdgeSettings, "[heygem]\nenabled = true", {}).heygem.keyless_port == 0
     assert HeygemSettings().owner != OF_UP
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "localhost:8000", "[::1]:8000", "edge.example.com"])
-async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(desk: Desk, host: str):
+async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(desk: HeygemClient, host: str):
     port = str(httpx.URL(desk.url).port)
     async with httpx.AsyncClient(base_url=desk.url, headers={"Host": host.replace("8000", port)}) as stranger:
         for reply in (
@@ -32,18 +32,18 @@ async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(desk:
             await stranger.get("/easy/query?code=mine"),
             await stranger.get("/easy/download/mine-r.mp4"),
         ):
-            assert said(reply)["code"] == FAULT
-    assert not await desk.world.bus.records.keys()
+            assert parse_body(reply)["code"] == FAULT
+    assert not await desk.world.bus.job_store.keys()
 
 
-async def test_the_port_without_keys_shows_nothing_of_other_owners(desk: Desk):
+async def test_the_port_without_keys_shows_nothing_of_other_owners(desk: HeygemClient):
     async with httpx.AsyncClient(base_url=desk.url, headers={"X-API-Key": desk.key}) as ann:
-        assert said(await ann.post("/easy/submit", json=BODY))["code"] == 10000
+        assert parse_body(await ann.post("/easy/submit", json=BODY))["code"] == 10000
     assert (await desk.query("mine"))["code"] == 10004
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v2/echo/health", "/livez", "/easy", "/easyx/query", "//easy/query"])
-async def test_it_has_nothing_but_easy(desk: Desk, path: str):
+async def test_it_has_nothing_but_easy(desk: HeygemClient, path: str):
     reply = await desk.local.get(path, headers={"X-API-Key": desk.key})
     assert reply.status_code == 404
     assert reply.json()["code"] == "not_found"
@@ -60,5 +60,5 @@ async def test_it_has_nothing_but_easy(desk: Desk, path: str):
         {"CF-Ray": "1"},
     ],
 )
-async def test_a_proxy_or_tunnel_that_shows_is_refused_there(desk: Desk, headers: dict[str, str]):
-    assert said(await desk.local.get("/easy/query?code=mine", headers=headers))["code"] == FAULT
+async def test_a_proxy_or_tunnel_that_shows_is_refused_there(desk: HeygemClient, headers: dict[str, str]):
+    assert parse_body(await desk.local.get("/easy/query?code=mine", headers=headers))["code"] == FAULT

@@ -11,13 +11,14 @@ import httpx
 import pytest
 from msgspec import Struct
 
-from edge.openapi import METHODS, OPEN
-from edge.services import index
-from schemas.access import IMPLIED, Scope
-from tests.edge.routes.conftest import Face, face
+from edge.http.openapi import METHODS, PATHS_WITHOUT_KEY
+from edge.index import index
+from schemas.auth import IMPLIED_SCOPES, Scope
+from tests.edge.routes.conftest import face
 from tests.edge.routes.test_api_page import ROW
-from tests.edge.store.served import open_client
-from tests.pages import DOCS
+from tests.support.doc_pages import DOCS
+from tests.support.http_server import open_client
+from tests.support.served_edge import ServedEdge
 
 __all__ = ["face"]
 
@@ -44,21 +45,21 @@ class Operation(Struct, frozen=True):
         return await client.request(self.method, path, headers=headers, **more)
 
 
-async def operations(face: Face) -> list[Operation]:
+async def operations(face: ServedEdge) -> list[Operation]:
     """All that the document has and that need a key."""
     document = (await face.admin.get("/schema/openapi.json")).json()
     scopes = {(method, path): scope for method, path, scope in ROW.findall((DOCS / "api.md").read_text())}
     found = []
     for path, item in document["paths"].items():
         for method in sorted(item.keys() & set(METHODS)):
-            if path not in OPEN:
+            if path not in PATHS_WITHOUT_KEY:
                 row = method.upper() if (method.upper(), path) in scopes else "GET"  # a HEAD beside its GET
                 scope = scopes[row, path]
                 found.append(Operation(method, path, Scope(scope) if scope else None))
     return found
 
 
-async def test_without_a_key_and_with_a_wrong_one_nothing_answers(face: Face):
+async def test_without_a_key_and_with_a_wrong_one_nothing_answers(face: ServedEdge):
     key_id, secret = face.texts["ann"].removeprefix("lamp_").split("_", 1)
     wrong = [
         {},
@@ -75,7 +76,7 @@ async def test_without_a_key_and_with_a_wrong_one_nothing_answers(face: Face):
             assert reply.status_code == 401, (operation, headers)
 
 
-async def test_an_ordinary_key_names_no_other_owner_anywhere(face: Face):
+async def test_an_ordinary_key_names_no_other_owner_anywhere(face: ServedEdge):
     for operation in await operations(face):
         reply = await operation.ask(face.bob, params={"owner": "ann"})
         if operation.path in OF_NO_OWNER:
@@ -87,7 +88,7 @@ async def test_an_ordinary_key_names_no_other_owner_anywhere(face: Face):
 
 @pytest.mark.parametrize("own", KINDS_OF_SCOPE)
 async def test_a_key_with_one_scope_is_refused_wherever_another_is_asked_for(
-    face: Face, own: Scope, monkeypatch: pytest.MonkeyPatch
+    face: ServedEdge, own: Scope, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(index, "LOOK_AGAIN_S", ())
     made = await face.keys.create("ann", (own,))
@@ -100,11 +101,11 @@ async def test_a_key_with_one_scope_is_refused_wherever_another_is_asked_for(
 
 
 def test_only_admin_stands_for_other_scopes():
-    assert set(IMPLIED) == {Scope.ADMIN}
-    assert not {Scope.RUNNER, Scope.RELAY} & IMPLIED[Scope.ADMIN]
+    assert set(IMPLIED_SCOPES) == {Scope.ADMIN}
+    assert not {Scope.RUNNER, Scope.RELAY} & IMPLIED_SCOPES[Scope.ADMIN]
 
 
-async def test_what_another_owner_has_is_not_there_under_its_id(face: Face):
+async def test_what_another_owner_has_is_not_there_under_its_id(face: ServedEdge):
     job = (await face.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": "ann's"}})).json()
     sha256 = (await face.ann.post("/v1/assets", content=b"ann's file")).json()["sha256"]
     tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "10"}
@@ -126,7 +127,7 @@ async def test_what_another_owner_has_is_not_there_under_its_id(face: Face):
     assert (await face.ann.head(f"/v1/uploads/{upload}", headers=TUS)).headers["upload-offset"] == "0"
 
 
-async def test_the_document_is_for_keys_and_no_page_with_scripts_is_served(face: Face):
+async def test_the_document_is_for_keys_and_no_page_with_scripts_is_served(face: ServedEdge):
     assert (await face.anyone.get("/schema/openapi.json")).status_code == 401
     for page in ("", "/", "/swagger", "/redoc", "/elements", "/rapidoc", "/scalar", "/oauth2-redirect.html"):
         reply = await face.ann.get(f"/schema{page}")

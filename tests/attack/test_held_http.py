@@ -15,8 +15,9 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 from structlog.testing import capture_logs
 
-from tests.attack.conftest import Serve
-from tests.edge.routes.conftest import Face, face
+from tests.attack.conftest import ServeFunction
+from tests.edge.routes.conftest import face
+from tests.support.served_edge import ServedEdge
 
 __all__ = ["face"]
 
@@ -67,7 +68,9 @@ async def _everything(stream: ByteStream) -> bytes:
 
 
 @pytest.mark.parametrize("headers", AMBIGUOUS.values(), ids=AMBIGUOUS)
-async def test_a_request_whose_end_is_ambiguous_is_refused_and_hides_no_other(serve: Serve, headers: list[bytes]):
+async def test_a_request_whose_end_is_ambiguous_is_refused_and_hides_no_other(
+    serve: ServeFunction, headers: list[bytes]
+):
     head = b"\r\n".join([b"POST /first HTTP/1.1", b"Host: x", *headers])
     async with serve() as target, target.connected() as stream:
         await stream.send(head + b"\r\n\r\n" + SMUGGLED)
@@ -79,7 +82,7 @@ async def test_a_request_whose_end_is_ambiguous_is_refused_and_hides_no_other(se
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
-async def test_tls_before_1_2_is_refused_by_the_server(serve: Serve, version: ssl.TLSVersion):
+async def test_tls_before_1_2_is_refused_by_the_server(serve: ServeFunction, version: ssl.TLSVersion):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")  # or this client would refuse by itself
@@ -99,7 +102,7 @@ async def test_tls_before_1_2_is_refused_by_the_server(serve: Serve, version: ss
     [["0-"] * RANGES, [f"{at}-" for at in range(RANGES)], [f"-{at}" for at in range(1, RANGES)]],
     ids=["the same", "shorter and shorter", "longer and longer"],
 )
-async def test_overlapping_ranges_make_no_answer_larger_than_the_file(face: Face, ranges: list[str]):
+async def test_overlapping_ranges_make_no_answer_larger_than_the_file(face: ServedEdge, ranges: list[str]):
     stored = (await face.ann.post("/v1/assets", content=FILE)).json()
     reply = await face.ann.get(stored["url"], headers={"Range": f"bytes={','.join(ranges)}"})
     assert reply.status_code in {200, 206, 416}
@@ -137,7 +140,7 @@ async def _by_tus(client: httpx.AsyncClient, name: str, kind: str) -> httpx.Resp
 
 
 @pytest.mark.parametrize("upload", [_by_header, _by_query, _by_form, _by_tus], ids=["header", "query", "form", "tus"])
-async def test_no_name_or_type_becomes_a_path_a_header_or_a_page(face: Face, upload: Upload):
+async def test_no_name_or_type_becomes_a_path_a_header_or_a_page(face: ServedEdge, upload: Upload):
     for name, kind in product(NAMES, KINDS):
         made = await upload(face.ann, name, kind)
         assert made.status_code == 201, (name, kind, made.text)

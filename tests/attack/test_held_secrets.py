@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from lamplighter import Client, Unauthorized
-from lamplighter.wire import Call, read_any
-from schemas.audit import BY_UP
-from schemas.joining import decode
-from schemas.words import Status
+from lamplighter.api import ApiRequest, decode_json
+from schemas.enrollment import decode_join_token
+from schemas.installation import BY_UP
+from schemas.status import Status
 from tests.backup.test_drill import client_of, reached
 from tests.e2e.test_up import children, lamplighter, up
-from tests.ports import reserved_ports
+from tests.support.reserved_ports import reserve_ports
 
 HERE = "127.0.0.1"
 INPUT = "what ann wants nobody to read"
 WRONG = "lamp_nobody_" + "s3cr3t" * 6
-JOBS = Call(method="GET", path="/v1/jobs", read=read_any)
+JOBS = ApiRequest(method="GET", path="/v1/jobs", read=decode_json)
 LEAST = 16  # characters; shorter values in the files of secrets are names and numbers
 SECRET_FILES = ("keys.json", "broker.json")
 
@@ -46,19 +46,19 @@ def worked(client: Client, url: str) -> str:
     reached(client, client.submit("echo", text=INPUT), Status.SUCCEEDED)
     with Client(url, WRONG) as stranger, pytest.raises(Unauthorized):
         stranger.call(JOBS)
-    trail = client.call(Call(method="GET", path="/v1/audit", read=read_any))["events"]
+    trail = client.call(ApiRequest(method="GET", path="/v1/audit", read=decode_json))["events"]
     made = [event["scopes"] for event in trail if (event["action"], event["by"]) == ("key_created", BY_UP)]
     assert sorted(made) == [["admin"], ["runner"]], "the keys that up made for itself are in the trail"
-    return str(client.call(Call(method="POST", path="/v1/tokens", read=read_any, body={}))["token"])
+    return str(client.call(ApiRequest(method="POST", path="/v1/tokens", read=decode_json, body={}))["token"])
 
 
 def test_secrets_stay_in_files_of_their_user(tmp_path: Path):
     data = tmp_path / "data"
-    with reserved_ports(2) as (tls, broker):
+    with reserve_ports(2) as (tls, broker):
         public = ("--no-runner", "--public", HERE, "--listen", HERE)
         ports = ("--tls-port", str(tls), "--broker-port", str(broker))
         with up(data, *public, *ports) as (_, said):
-            invited = decode(lamplighter(data, "hosts", "add", "gpu-1").stdout.split()[-1])
+            invited = decode_join_token(lamplighter(data, "hosts", "add", "gpu-1").stdout.split()[-1])
             assert said["key"]
     with up(data) as (process, said), client_of(said, tmp_path) as client:
         token = worked(client, said["url"])

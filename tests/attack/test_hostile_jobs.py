@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec import Struct
 
-from schemas.view import JobView
-from tests.attack.conftest import OFFERED
+from schemas.job_view import JobView
+from tests.attack.conftest import ENDPOINT_DIRS
 from tests.attack.hostile_jobs import ATTACKS, OK
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import Process
-from tests.e2e.looking import ended, nothing_left, submit
+from tests.support.installation import RunningInstallation, ServiceProcess
+from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
 
 SLOTS = 6
 EVERY = 8  # a job that behaves is submitted after so many that do not
@@ -22,29 +21,29 @@ pytestmark = pytest.mark.timeout(PATIENCE_S + 60)
 class Aftermath(Struct, frozen=True):
     """How every job ended; `runner` is the process that ran them all."""
 
-    lit: Lit
+    lit: RunningInstallation
     hostile: dict[str, JobView]
     good: list[JobView]
-    runner: Process
+    runner: ServiceProcess
 
 
 @pytest.fixture(scope="module")
-async def aftermath(home: Lit) -> AsyncIterator[Aftermath]:
+async def aftermath(home: RunningInstallation) -> AsyncIterator[Aftermath]:
     """All of them run once."""
-    runner = await home.installation.start_runner(endpoints=OFFERED, LAMPLIGHTER_SLOTS=str(SLOTS))
+    runner = await home.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(SLOTS))
     given = home.installation.folder / "given.txt"
     given.write_text("what a job that behaves gives back")
     hostile, good = {}, []
     for number, (name, attack) in enumerate(ATTACKS.items()):
-        hostile[name] = await submit(home, dict(attack.policy), "hostile", code=attack.code)
+        hostile[name] = await submit_job(home, dict(attack.policy), "hostile", code=attack.code)
         if number % EVERY == 0:
-            good.append(await submit(home, text=name, file=given))
-    good.append(await submit(home, text="last", file=given))
+            good.append(await submit_job(home, text=name, file=given))
+    good.append(await submit_job(home, text="last", file=given))
     try:
         yield Aftermath(
             home,
-            {name: await ended(home.ann, job.id) for name, job in hostile.items()},
-            [await ended(home.ann, job.id) for job in good],
+            {name: await wait_until_ended(home.ann, job.id) for name, job in hostile.items()},
+            [await wait_until_ended(home.ann, job.id) for job in good],
             runner,
         )
     finally:
@@ -68,7 +67,7 @@ async def test_jobs_that_behave_notice_nothing(aftermath: Aftermath) -> None:
 
 
 async def test_the_runner_that_ran_them_is_alive_and_nothing_is_left(aftermath: Aftermath) -> None:
-    await nothing_left(aftermath.lit)
+    await wait_until_clean(aftermath.lit)
     assert aftermath.runner.is_running
     log = aftermath.runner.log.read_text(errors="replace")
     assert "execution failed" not in log

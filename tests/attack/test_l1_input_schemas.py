@@ -15,15 +15,16 @@ import anyio
 import pytest
 from msgspec import structs
 
-from edge.services.inputs import check_input
-from runner.catalogue import load
+from edge.core.validation import validate_input
+from runner.endpoints import load_endpoints
 from schemas.endpoint import Endpoint, EndpointInvalid
-from schemas.errors import Refused
-from schemas.host import Offer
-from tests.e2e.installation import ROOT
-from tests.edge.routes.conftest import Face, face
+from schemas.host import HostCapabilities
+from schemas.problems import ProblemError
+from tests.edge.routes.conftest import face
 from tests.edge.services.conftest import fake
-from tests.edge.services.world import ECHO, START, FakeWorld
+from tests.support.edge_services import ECHO_ENDPOINT, START, FakeBusServicesRig
+from tests.support.installation import ROOT
+from tests.support.served_edge import ServedEdge
 
 __all__ = ["face", "fake"]
 
@@ -91,12 +92,12 @@ COSTLY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def endpoint(schema: dict[str, Any], name: str = "hostile") -> Endpoint:
-    return structs.replace(ECHO, name=name, input=schema)
+    return structs.replace(ECHO_ENDPOINT, name=name, input=schema)
 
 
-async def offer(world: FakeWorld, *endpoints: Endpoint) -> None:
-    made = Offer(host="evil", incarnation="i", at=START + timedelta(hours=1), endpoints=endpoints, slots=1)
-    await world.bus.offers.put("evil", made)
+async def offer(world: FakeBusServicesRig, *endpoints: Endpoint) -> None:
+    made = HostCapabilities(host="evil", incarnation="i", at=START + timedelta(hours=1), endpoints=endpoints, slots=1)
+    await world.bus.capabilities.put("evil", made)
     await world.catalog.refresh()
 
 
@@ -134,7 +135,7 @@ NAMED = {
 def test_a_pattern_never_backtracks(schema: dict[str, Any], given: dict[str, Any]) -> None:
     """In a process of its own: `re` would hold this one until nobody waits any more."""
     program = (
-        "import anyio\nfrom edge.services.inputs import check_input\nfrom schemas.endpoint import Endpoint\n"
+        "import anyio\nfrom edge.core.validation import check_input\nfrom schemas.endpoint import Endpoint\n"
         "from schemas.errors import Refused\n"
         f"schema, given = {schema!r}, {given!r}\n"
         "try:\n    anyio.run(check_input, Endpoint(name='x', image='x', input=schema), given)\n"
@@ -147,18 +148,18 @@ def test_a_pattern_never_backtracks(schema: dict[str, Any], given: dict[str, Any
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_an_offer_of_it_is_set_aside_with_its_reason_and_others_work(fake: FakeWorld, name: str) -> None:
+async def test_an_offer_of_it_is_set_aside_with_its_reason_and_others_work(fake: FakeBusServicesRig, name: str) -> None:
     await offer(fake, endpoint(REFUSED[name]), endpoint({"type": "object"}, "fine"))
     assert [known.name for known in fake.catalog.all()] == ["echo", "fine"]
-    with pytest.raises(Refused, match="a host offers 'hostile', and it is refused: ") as refused:
+    with pytest.raises(ProblemError, match="a host offers 'hostile', and it is refused: ") as refused:
         await fake.intake.submit("ann", {"endpoint": "hostile", "input": {"a": "b"}})
     assert refused.value.code == "endpoint_unknown"
-    assert (await fake.intake.submit("ann", {"endpoint": "fine", "input": {}})).entry.recorded.job.endpoint == "fine"
+    assert (await fake.intake.submit("ann", {"endpoint": "fine", "input": {}})).record.record.job.endpoint == "fine"
 
 
-async def test_an_offer_that_is_refused_does_not_replace_the_endpoint(fake: FakeWorld) -> None:
+async def test_an_offer_that_is_refused_does_not_replace_the_endpoint(fake: FakeBusServicesRig) -> None:
     await offer(fake, endpoint(REFUSED["itself"], "echo"))
-    assert fake.catalog.get("echo") == ECHO
+    assert fake.catalog.get("echo") == ECHO_ENDPOINT
 
 
 @pytest.mark.parametrize("pattern", ["^(?=a)", r"(a)\\1", "("])
@@ -166,27 +167,27 @@ def test_the_author_is_told_by_the_runner(tmp_path: Path, pattern: str) -> None:
     text = f'name = "a"\nimage = "a"\n[input.properties.x]\npattern = "{pattern}"\n'
     (tmp_path / "endpoint.toml").write_text(text)
     with pytest.raises(EndpointInvalid, match=r"endpoint\.toml: the pattern .* cannot be used .*RE2"):
-        load([tmp_path])
+        load_endpoints([tmp_path])
 
 
 @pytest.mark.parametrize("name", COSTLY)
-async def test_what_costs_much_is_refused_while_others_have_their_turns(fake: FakeWorld, name: str) -> None:
+async def test_what_costs_much_is_refused_while_others_have_their_turns(fake: FakeBusServicesRig, name: str) -> None:
     schema, given = COSTLY[name]
     await offer(fake, endpoint(schema))
     async with turns() as counted:
-        with anyio.fail_after(WITHIN_S), pytest.raises(Refused, match="steps to check") as refused:
-            await check_input(fake.catalog.get("hostile"), given)  # its only wait is for the thread
+        with anyio.fail_after(WITHIN_S), pytest.raises(ProblemError, match="steps to check") as refused:
+            await validate_input(fake.catalog.get("hostile"), given)  # its only wait is for the thread
     assert refused.value.code == "input_invalid"
     assert counted[0] > 0
 
 
-async def test_a_large_input_that_fits_is_taken(fake: FakeWorld) -> None:
+async def test_a_large_input_that_fits_is_taken(fake: FakeBusServicesRig) -> None:
     schema = {"properties": {"x": {"items": {"type": "integer", "minimum": 0}}, "t": {"pattern": "^[a-z]+$"}}}
     given = {"x": [1] * 20_000, "t": "a" * 10_000}
-    assert (await check_input(endpoint(schema), given)).input == given
+    assert (await validate_input(endpoint(schema), given)).input == given
 
 
-async def test_over_http_it_is_an_error_of_the_input(face: Face) -> None:
+async def test_over_http_it_is_an_error_of_the_input(face: ServedEdge) -> None:
     await offer(face.world, endpoint(BACKTRACKS), endpoint(REFUSED["itself"], "loop"))
     with anyio.fail_after(WITHIN_S):
         body = {"endpoint": "hostile", "input": {"text": "a" * 27 + "b"}}

@@ -8,12 +8,12 @@ import httpx
 import pytest
 from msgspec import Struct
 
-from edge.services import index
+from edge.index import index
 from schemas import events as e
-from schemas.access import Scope
+from schemas.auth import Scope
 from schemas.job import Job
-from tests.edge.routes.conftest import Face, face_at
-from tests.edge.store.served import open_client
+from tests.support.http_server import open_client
+from tests.support.served_edge import ServedEdge, serve_edge
 
 FILM = b"the film of ann"
 OTHER = b"a film of ann that no job names"
@@ -27,7 +27,7 @@ def place(body: bytes) -> str:
 class Thief(Struct, frozen=True):
     """Has the key of gpu-1. Ann has two films; the jobs here are about the first. Bob has no job."""
 
-    face: Face
+    face: ServedEdge
     host: httpx.AsyncClient
 
     async def fetch(self, body: bytes = FILM, owner: str = "ann") -> int:
@@ -47,16 +47,16 @@ class Thief(Struct, frozen=True):
         """A queued job about the film."""
         body = {"endpoint": "echo", "input": {"file": f"sha256:{sha256(FILM).hexdigest()}"}}
         accepted = await self.face.world.intake.submit("ann", body)
-        await self.face.world.window.idle()
-        await self.face.world.settled()
-        return accepted.entry.recorded.job
+        await self.face.world.window.wait_until_idle()
+        await self.face.world.wait_until_indexed()
+        return accepted.record.record.job
 
 
 @pytest.fixture
 async def thief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thief]:
     monkeypatch.setattr(index, "LOOK_AGAIN_S", (0.0,))
-    async with face_at(tmp_path) as face:
-        await face.world.offer(host=HOST)
+    async with serve_edge(tmp_path) as face:
+        await face.world.announce_capabilities(host=HOST)
         for body in (FILM, OTHER):
             assert (await face.ann.put(place(body), content=body)).status_code == 201
         made = await face.keys.create(HOST, (Scope.RUNNER,), host=HOST)
@@ -82,8 +82,8 @@ async def test_it_reads_the_inputs_of_jobs_that_its_host_holds_or_may_be_given_a
 
 async def test_it_reads_no_input_of_a_job_that_waits_for_an_endpoint_of_others(thief: Thief):
     await thief.job()
-    await thief.face.world.bus.offers.delete(HOST)
-    await thief.face.world.offer(host="gpu-2")
+    await thief.face.world.bus.capabilities.delete(HOST)
+    await thief.face.world.announce_capabilities(host="gpu-2")
     assert await thief.fetch() == 403
 
 
@@ -104,7 +104,7 @@ async def test_it_stores_only_for_owners_whose_job_its_host_holds(thief: Thief):
 async def test_a_host_that_was_cut_off_stores_its_result_until_another_host_has_the_job(thief: Thief):
     world = thief.face.world
     running = await world.start(await thief.job(), host=HOST)
-    released = await world.apply(running.key, e.Released("host_gone"))
+    released = await world.write_event(running.key, e.AttemptReleased("host_gone"))
     assert await thief.store(b"made meanwhile") == 201, "it can still take the job back and end it"
     assert await thief.fetch() == 200
     await world.start(released, host="gpu-2")

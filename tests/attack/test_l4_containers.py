@@ -11,10 +11,9 @@ import anyio
 import pytest
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import Identity, Limits, Spec
-from runner.engines.replies import engine_info, takes_profile
-from runner.engines.sandbox import container_config
-from runner.engines.seccomp import ALLOWED, profile
+from runner.engines.docker_container_config import ALLOWED_CALLS, container_config, seccomp_profile
+from runner.engines.docker_replies import parse_engine_info, supports_profile
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 
 REFUSED = {errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT}
 
@@ -92,10 +91,10 @@ async def engine(docker_url: str) -> AsyncIterator[DockerEngine]:
 
 async def said(engine: DockerEngine, image: str, folder: Path, code: str) -> Any:
     """What `code` prints in a container of ours, as JSON."""
-    mine = Identity(installation="attack", host=folder.name, owner="ann", job="j", round=1, attempt=1)
-    limits = Limits(memory_mb=128, cpus=1.0)
+    mine = ContainerIdentity(installation="attack", host=folder.name, owner="ann", job="j", round=1, attempt=1)
+    limits = ContainerLimits(memory_mb=128, cpus=1.0)
     argv = ("python3", "-c", ASK + code)
-    spec = Spec(identity=mine, image=image, job_dir=folder / "job", limits=limits, instead=argv)
+    spec = ContainerSpec(identity=mine, image=image, job_dir=folder / "job", limits=limits, instead=argv)
     handle = await engine.start(spec)
     try:
         with anyio.fail_after(60):
@@ -196,13 +195,13 @@ async def test_a_container_sees_no_control_groups_but_its_own(
 
 
 def test_nothing_closed_is_in_the_table() -> None:
-    names = [name for calls in ALLOWED.values() for name in calls.split()]
+    names = [name for calls in ALLOWED_CALLS.values() for name in calls.split()]
     assert len(names) == len(set(names))
     assert not set(names) & (CLOSED.keys() | {"socket", "socketpair", "clone", "personality"})
 
 
 def test_the_profile_is_what_docker_reads() -> None:
-    made = json.loads(profile())
+    made = json.loads(seccomp_profile())
     assert made["defaultAction"] == "SCMP_ACT_ERRNO"
     assert {name["architecture"]: name["subArchitectures"] for name in made["archMap"]} == {
         "SCMP_ARCH_X86_64": [],
@@ -236,20 +235,20 @@ def test_an_engine_that_cannot_take_the_profile_says_so(
     version: str, options: list[str] | None, takes: bool, note: str | None
 ) -> None:
     info = {"ServerVersion": version, "SecurityOptions": options, **ABLE}
-    assert takes_profile(info) is takes
-    notes = engine_info(info).notes
+    assert supports_profile(info) is takes
+    notes = parse_engine_info(info).notes
     assert len(notes) == (0 if note is None else 1)
     assert all(note in one for one in notes if note)
 
 
 def test_an_engine_without_the_profile_is_not_sent_it(tmp_path: Path) -> None:
-    mine = Identity(installation="i", host="h")
-    spec = Spec(identity=mine, image="x", job_dir=tmp_path, limits=Limits(1, 1.0))
+    mine = ContainerIdentity(installation="i", host="h")
+    spec = ContainerSpec(identity=mine, image="x", job_dir=tmp_path, limits=ContainerLimits(1, 1.0))
     host = container_config(spec, "1:1", "cdi", None)["HostConfig"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
 
 
 def test_a_container_with_cards_has_the_engine_s_own_namespace(tmp_path: Path) -> None:
-    mine = Identity(installation="i", host="h")
-    spec = Spec(identity=mine, image="x", job_dir=tmp_path, limits=Limits(1, 1.0), gpus=("GPU-a",))
+    mine = ContainerIdentity(installation="i", host="h")
+    spec = ContainerSpec(identity=mine, image="x", job_dir=tmp_path, limits=ContainerLimits(1, 1.0), gpus=("GPU-a",))
     assert "CgroupnsMode" not in container_config(spec, "1:1", "cdi", None)["HostConfig"]

@@ -16,38 +16,39 @@ import pytest
 from anyio.streams.tls import TLSAttribute
 from structlog.testing import capture_logs
 
-from bus.memory import MemoryBroker
-from bus.users import Tls
-from edge.certificates import provide
-from edge.server import server
-from edge.services import keys as keys_module
-from edge.services.keys import Keys
-from lamplighter.cli.session import Address
-from lamplighter.cli.up import Options, _announce
-from schemas.access import ApiKey, Scope
-from tests.attack.conftest import GET, Serve, Target, answer
-from tests.e2e.installation import until
-from tests.edge.routes.conftest import Face, face
+from bus.server.config import TlsFiles
+from edge.owners import api_keys as keys_module
+from edge.owners.api_keys import ApiKeyStore
+from edge.server import bounded_server
+from edge.tls import load_or_create_certificate
+from lamplighter.cli.context import EdgeAddress
+from lamplighter.cli.up import UpOptions, _announce
+from schemas.auth import ApiKey, Scope
+from tests.attack.conftest import GET, AttackTarget, ServeFunction, read_response
+from tests.edge.routes.conftest import face
 from tests.edge.routes.test_tokens import finished
+from tests.support.fake_bus.broker import FakeBroker
+from tests.support.served_edge import ServedEdge
+from tests.support.wait import wait_for
 
 __all__ = ["face"]
 
 FORM = {"job": (None, '{"endpoint": "echo", "input": {"text": "hi"}}'), "file": ("a.txt", b"bytes")}
 
 
-async def test_l3_a_key_that_may_only_submit_stores_no_file(face: Face):
+async def test_l3_a_key_that_may_only_submit_stores_no_file(face: ServedEdge):
     made = (await face.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:write"]})).json()
     for method, path in (("POST", "/v1/jobs"), ("PUT", "/v1/jobs/mine")):
         reply = await face.anyone.request(method, path, files=FORM, headers={"X-API-Key": made["key"]})
         assert (reply.status_code, reply.json()["code"]) == (403, "forbidden")
         assert Scope.ASSETS_WRITE in reply.json()["detail"]
     assert (await face.ann.get("/v1/assets")).json()["assets"] == []
-    assert not await face.world.bus.records.keys()
+    assert not await face.world.bus.job_store.keys()
 
 
-async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(face: Face):
+async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(face: ServedEdge):
     await face.bob.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": "hi"}})
-    await face.world.settled()
+    await face.world.wait_until_indexed()
     line = 'lamplighter_jobs{endpoint="echo",status="queued"} 1.0'
     made = (await face.admin.post("/v1/keys", json={"owner": "ops", "scopes": ["hosts:read", "power"]})).json()
     assert line in (await face.bob.get("/metrics")).text
@@ -56,14 +57,14 @@ async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(face: Face):
     assert "lamplighter_jobs{" not in (await face.ann.get("/metrics")).text
 
 
-async def linked(face: Face, text: str) -> str:
+async def linked(face: ServedEdge, text: str) -> str:
     """The URL of a finished job's file, as it is told to whoever asks with `text`."""
     return str(
         (await face.anyone.get("/v1/jobs/mine", headers={"X-API-Key": text})).json()["output"]["files"][0]["url"]
     )
 
 
-async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(face: Face):
+async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(face: ServedEdge):
     _, lost = await face.keys.create("ann", [Scope.JOBS_READ])
     await finished(face)
     url, others = await linked(face, lost), await linked(face, face.texts["ann"])
@@ -77,12 +78,12 @@ async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(face: Face):
     assert (await face.anyone.get(others)).status_code == 200
 
 
-async def test_l7_a_link_of_an_earlier_release_works_until_its_time(face: Face):
+async def test_l7_a_link_of_an_earlier_release_works_until_its_time(face: ServedEdge):
     path = urlsplit(await finished(face)).path
-    before = face.world.signer.link("ann", path)
+    before = face.world.signer.sign_url("ann", path)
     assert "for=" not in before
     assert (await face.anyone.get(before)).status_code == 200
-    face.world.time.pass_by(seconds=3600 * 1.25 + 1)
+    face.world.time.advance(seconds=3600 * 1.25 + 1)
     assert (await face.anyone.get(before)).status_code == 401
 
 
@@ -104,7 +105,7 @@ def test_l7_up_prints_its_key_on_a_terminal_only(tmp_path: Path, monkeypatch: py
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", said := Terminal(terminal))
-    options = Options(
+    options = UpOptions(
         port=0,
         data=tmp_path,
         engine="process",
@@ -115,32 +116,32 @@ def test_l7_up_prints_its_key_on_a_terminal_only(tmp_path: Path, monkeypatch: py
         config=None,
         as_json=False,
     )
-    _announce(options, Address("http://127.0.0.1:1", "lamp_x_0123456789abcdef"), ())
+    _announce(options, EdgeAddress("http://127.0.0.1:1", "lamp_x_0123456789abcdef"), ())
     assert ("lamp_x_0123456789abcdef" in said.getvalue()) is terminal
     assert "http://127.0.0.1:1" in said.getvalue()
 
 
 @pytest.mark.parametrize("path", ["/v1/keys", "/v1/jobs", "/v1/webhooks/secret", "/v1/nothing", "/livez"])
-async def test_l8_answers_are_kept_in_no_cache_and_taken_for_no_page(face: Face, path: str):
+async def test_l8_answers_are_kept_in_no_cache_and_taken_for_no_page(face: ServedEdge, path: str):
     reply = await face.admin.get(path)
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["referrer-policy"] == "no-referrer"
 
 
-async def test_l8_a_file_says_for_itself_how_it_is_cached(face: Face):
+async def test_l8_a_file_says_for_itself_how_it_is_cached(face: ServedEdge):
     stored = (await face.ann.post("/v1/assets", content=b"bytes")).json()
     reply = await face.ann.get(stored["url"])
     assert reply.headers.get_list("cache-control") == ["private, no-cache"]
     assert reply.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-async def test_l8_the_server_does_not_say_what_it_is(serve: Serve):
+async def test_l8_the_server_does_not_say_what_it_is(serve: ServeFunction):
     async with serve() as target:
         assert b"\r\nserver:" not in (await target.ask()).lower()
 
 
-async def test_l8_tls_has_no_suites_with_cbc(serve: Serve):
+async def test_l8_tls_has_no_suites_with_cbc(serve: ServeFunction):
     async with serve(tls=True) as target:
         with pytest.raises((ssl.SSLError, anyio.EndOfStream)):
             await target.handshake("ECDHE-ECDSA-AES128-SHA256:ECDHE-ECDSA-AES256-SHA")
@@ -158,7 +159,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize("what", TWICE)
-async def test_l8_a_header_that_may_stand_once_is_refused_the_second_time(serve: Serve, tls: bool, what: str):
+async def test_l8_a_header_that_may_stand_once_is_refused_the_second_time(serve: ServeFunction, tls: bool, what: str):
     async with serve(tls=tls) as target:
         said = await target.ask(TWICE[what])
         assert said.startswith(b"HTTP/1.1 400 ")
@@ -183,8 +184,8 @@ class CountedTable:
 
 async def test_l8_an_unknown_key_id_costs_what_a_wrong_secret_costs(monkeypatch: pytest.MonkeyPatch):
     """The id of a key in use was told by its time: 2.1 ms from the cache, 2.9 ms for an unknown one."""
-    table = CountedTable(MemoryBroker(lambda: 0.0).connect().keys)
-    keys = Keys(table, lambda: datetime.now(UTC), lambda size: b"\1" * size, lambda: 0.0)  # type: ignore[arg-type]
+    table = CountedTable(FakeBroker(lambda: 0.0).connect().api_keys)
+    keys = ApiKeyStore(table, lambda: datetime.now(UTC), lambda size: b"\1" * size, lambda: 0.0)  # type: ignore[arg-type]
     _, in_use = await keys.create("ann", [Scope.ADMIN])
     assert isinstance(await keys.authenticate(in_use), ApiKey)
     known = in_use.split("_")[1]
@@ -199,11 +200,11 @@ async def test_l8_an_unknown_key_id_costs_what_a_wrong_secret_costs(monkeypatch:
     assert work[known] == work["unknown"]
 
 
-def another_certificate(folder: Path) -> Tls:
-    return provide(folder, ("127.0.0.1",), datetime.now(UTC) + timedelta(hours=1))
+def another_certificate(folder: Path) -> TlsFiles:
+    return load_or_create_certificate(folder, ("127.0.0.1",), datetime.now(UTC) + timedelta(hours=1))
 
 
-async def served_certificate(target: Target) -> bytes:
+async def served_certificate(target: AttackTarget) -> bytes:
     async with target.connected() as stream:
         return bytes(stream.extra(TLSAttribute.peer_certificate_binary))
 
@@ -213,22 +214,22 @@ async def logged(said: list[MutableMapping[str, Any]], event: str) -> bool:
 
 
 async def test_l8_a_renewed_certificate_is_served_without_a_restart(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: ServeFunction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server, "RENEWAL_TICKS", 1)
+    monkeypatch.setattr(bounded_server, "RENEWAL_TICKS", 1)
     renewed = another_certificate(tmp_path / "renewed")
     after = ssl.PEM_cert_to_DER_cert(renewed.cert.read_text())
     async with serve(tls=True) as target, target.connected() as stream:
         before = await served_certificate(target)
         await stream.send(GET)
-        assert (await answer(stream)).startswith(b"HTTP/1.1 200 ")
+        assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")
         renewed.cert.replace(tmp_path / "tls" / "cert.pem")  # one file after the other, as programs that renew do
         with capture_logs() as said:
-            await until(partial(logged, said, "certificate_not_renewed"))
+            await wait_for(partial(logged, said, "certificate_not_renewed"))
         assert await served_certificate(target) == before
         renewed.key.replace(tmp_path / "tls" / "key.pem")
         with capture_logs() as said:
-            await until(partial(logged, said, "certificate_renewed"))
+            await wait_for(partial(logged, said, "certificate_renewed"))
         assert await served_certificate(target) == after
         await stream.send(GET)  # a connection from before goes on
-        assert (await answer(stream)).startswith(b"HTTP/1.1 200 ")
+        assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")

@@ -11,13 +11,13 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from bus.monitor import monitor
+from bus.nats.health import open_monitor_client
 from lamplighter import AsyncClient
-from lamplighter.cli.installation import Keyring
-from lamplighter.cli.up import _until_ready
-from runner.assets import asset_client
-from schemas.loopback import is_loopback, leads_here, past_proxies
-from tests.attack.conftest import Serve
+from lamplighter.cli.data_dir import LocalKeys
+from lamplighter.cli.up import _wait_until_ready
+from runner.assets.client import asset_client
+from schemas.environment import bypass_proxies_for_loopback, is_loopback, is_loopback_url
+from tests.attack.conftest import ServeFunction
 from tests.e2e.test_up import lamplighter, up
 
 NAMES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -48,12 +48,12 @@ async def _assets(url: str) -> None:
 
 
 async def _monitor(url: str) -> None:
-    async with monitor(url) as client:
+    async with open_monitor_client(url) as client:
         await client.get("/varz")
 
 
 async def _ready(url: str) -> None:
-    await _until_ready(url, Keyring(admin="lamp_x_0123456789abcdef", runner=""), with_runner=False)
+    await _wait_until_ready(url, LocalKeys(admin="lamp_x_0123456789abcdef", runner=""), with_runner=False)
 
 
 async def _hosts(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +66,7 @@ async def _hosts(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.parametrize("ask", [_client, _assets, _monitor, _ready])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_client_of_this_machine_goes_past_it(
-    serve: Serve, proxy: socket.socket, ask: Callable[[str], Awaitable[None]], host: str
+    serve: ServeFunction, proxy: socket.socket, ask: Callable[[str], Awaitable[None]], host: str
 ):
     async with serve(app=_hosts) as target:
         await ask(f"http://{host}:{target.port}")
@@ -82,7 +82,7 @@ def test_up_comes_up_and_the_command_line_reaches_it(tmp_path: Path, proxy: sock
 
 async def test_what_is_elsewhere_still_takes_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    async with httpx.AsyncClient(mounts=past_proxies("http://192.0.2.1"), timeout=5) as client:
+    async with httpx.AsyncClient(mounts=bypass_proxies_for_loopback("http://192.0.2.1"), timeout=5) as client:
         with pytest.raises(httpx.ConnectError):  # the proxy's port is closed: it was asked
             await client.get("http://192.0.2.1/")
 
@@ -104,9 +104,9 @@ async def test_what_is_elsewhere_still_takes_it(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_which_urls_lead_here(url: str, *, here: bool):
-    assert leads_here(url) is here
+    assert is_loopback_url(url) is here
     if here:
-        client = httpx.Client(mounts=past_proxies(url))
+        client = httpx.Client(mounts=bypass_proxies_for_loopback(url))
         assert any(pattern.matches(httpx.URL(url)) for pattern in client._mounts)
 
 

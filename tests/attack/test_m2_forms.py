@@ -10,11 +10,18 @@ from typing import Any, cast
 import pytest
 from litestar.datastructures import UploadFile
 
-from edge.routes.forms import FILES, MEMORY_BYTES, SPOOL_BYTES, Room, read_form
-from edge.services.quotas import OwnLimits
-from schemas.errors import Refused
-from tests.attack.conftest import Target
-from tests.edge.routes.conftest import Face, face
+from edge.http.request_body import (
+    FILE_MEMORY_LIMIT_BYTES,
+    FORM_FILE_LIMIT,
+    FORM_MEMORY_LIMIT_BYTES,
+    FormStorage,
+    open_form,
+)
+from edge.owners.quotas import OwnerQuotaOverride
+from schemas.problems import ProblemError
+from tests.attack.conftest import AttackTarget
+from tests.edge.routes.conftest import face
+from tests.support.served_edge import ServedEdge
 
 __all__ = ["face"]
 
@@ -55,8 +62,8 @@ def names(folder: Path) -> list[str]:
 
 
 async def test_files_lie_in_the_folder_and_not_in_memory(tmp_path: Path):
-    form = Form(files=40, size=2 * SPOOL_BYTES)
-    async with read_form(cast("Any", form), Room(100 * MIB, tmp_path)) as fields:
+    form = Form(files=40, size=2 * FILE_MEMORY_LIMIT_BYTES)
+    async with open_form(cast("Any", form), FormStorage(100 * MIB, tmp_path)) as fields:
         files = [value for value in fields.values() if isinstance(value, UploadFile)]
         assert len(files) == 40
         assert all(file.rolled_to_disk for file in files)
@@ -65,32 +72,34 @@ async def test_files_lie_in_the_folder_and_not_in_memory(tmp_path: Path):
 
 
 async def test_many_small_files_are_no_more_in_memory_than_a_large_one(tmp_path: Path):
-    async with read_form(cast("Any", Form(files=90, size=SPOOL_BYTES)), Room(100 * MIB, tmp_path)) as fields:
+    async with open_form(
+        cast("Any", Form(files=90, size=FILE_MEMORY_LIMIT_BYTES)), FormStorage(100 * MIB, tmp_path)
+    ) as fields:
         files = [value for value in fields.values() if isinstance(value, UploadFile)]
-        held = sum(SPOOL_BYTES for file in files if not file.rolled_to_disk)
-    assert 0 < held <= MEMORY_BYTES
+        held = sum(FILE_MEMORY_LIMIT_BYTES for file in files if not file.rolled_to_disk)
+    assert 0 < held <= FORM_MEMORY_LIMIT_BYTES
 
 
 async def test_files_are_bounded_together(tmp_path: Path):
     form = Form(files=10, size=MIB)
-    with pytest.raises(Refused, match="the files of a form may have at most"):
-        async with read_form(cast("Any", form), Room(2 * MIB, tmp_path)):
+    with pytest.raises(ProblemError, match="the files of a form may have at most"):
+        async with open_form(cast("Any", form), FormStorage(2 * MIB, tmp_path)):
             pass
     assert form.given < 3 * MIB
     assert names(tmp_path) == []
 
 
 async def test_no_form_opens_files_without_end(tmp_path: Path):
-    with pytest.raises(Refused, match=f"at most {FILES} files"):
-        async with read_form(cast("Any", Form(files=900, size=65536)), Room(2000 * MIB, tmp_path)):
+    with pytest.raises(ProblemError, match=f"at most {FORM_FILE_LIMIT} files"):
+        async with open_form(cast("Any", Form(files=900, size=65536)), FormStorage(2000 * MIB, tmp_path)):
             pass
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("path", ["/v1/assets", "/v1/jobs"])
-async def test_the_quota_stops_a_form_while_it_comes(face: Face, path: str):
+async def test_the_quota_stops_a_form_while_it_comes(face: ServedEdge, path: str):
     """Without a length, so that nothing can be said before; the edge takes what is left of the quota and no more."""
-    face.world.limits["ann"] = OwnLimits(bytes=300_000)
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
     given = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -107,9 +116,9 @@ async def test_the_quota_stops_a_form_while_it_comes(face: Face, path: str):
     assert (await face.ann.post("/v1/assets", content=b"a" * 300_000)).status_code == 201, "nothing stays reserved"
 
 
-async def test_a_form_that_says_its_length_is_refused_before_it_is_read(face: Face):
-    face.world.limits["ann"] = OwnLimits(bytes=300_000)
-    target = Target(int(face.url.rsplit(":", 1)[1]), tls=False)
+async def test_a_form_that_says_its_length_is_refused_before_it_is_read(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
+    target = AttackTarget(int(face.url.rsplit(":", 1)[1]), tls=False)
 
     def head(size: int) -> bytes:
         return (

@@ -11,9 +11,10 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream
 
-from edge.services.quotas import OwnLimits
-from tests.attack.conftest import Target, answer
-from tests.edge.routes.conftest import Face, face
+from edge.owners.quotas import OwnerQuotaOverride
+from tests.attack.conftest import AttackTarget, read_response
+from tests.edge.routes.conftest import face
+from tests.support.served_edge import ServedEdge
 
 __all__ = ["face"]
 
@@ -22,7 +23,7 @@ SIZE = 400_000
 COUNT = 20
 
 
-def post(face: Face, *, chunked: bool) -> bytes:
+def post(face: ServedEdge, *, chunked: bool) -> bytes:
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {SIZE}"
     return f"POST /v1/assets HTTP/1.1\r\nHost: x\r\nX-API-Key: {face.texts['ann']}\r\n{length}\r\n\r\n".encode()
 
@@ -37,9 +38,9 @@ def halves(number: int, *, chunked: bool) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-async def test_interleaved_uploads_store_no_more_than_is_left(face: Face, *, chunked: bool):
-    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
-    target = Target(int(face.url.rsplit(":", 1)[1]), tls=False)
+async def test_interleaved_uploads_store_no_more_than_is_left(face: ServedEdge, *, chunked: bool):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=QUOTA)
+    target = AttackTarget(int(face.url.rsplit(":", 1)[1]), tls=False)
     said: list[bytes] = []
 
     async def talk(stream: ByteStream, number: int, begun: anyio.Event) -> None:
@@ -50,7 +51,7 @@ async def test_interleaved_uploads_store_no_more_than_is_left(face: Face, *, chu
             await stream.send(second)
         except anyio.BrokenResourceError:  # it was refused, and the answer waits
             pass
-        said.append(await answer(stream, within_s=30))
+        said.append(await read_response(stream, within_s=30))
 
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(target.connected()) for _ in range(COUNT)]
@@ -69,8 +70,8 @@ async def test_interleaved_uploads_store_no_more_than_is_left(face: Face, *, chu
     assert (await face.ann.post("/v1/assets", content=b"y")).status_code == 429
 
 
-async def test_with_their_length_said_as_many_are_stored_as_fit(face: Face):
-    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+async def test_with_their_length_said_as_many_are_stored_as_fit(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=QUOTA)
 
     async def slowly(number: int) -> AsyncIterator[bytes]:
         for piece in halves(number, chunked=False):
@@ -90,8 +91,8 @@ async def test_with_their_length_said_as_many_are_stored_as_fit(face: Face):
     assert set(codes) == {201, 429}
 
 
-async def test_resumable_uploads_begun_at_once_are_promised_no_more_than_is_left(face: Face):
-    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+async def test_resumable_uploads_begun_at_once_are_promised_no_more_than_is_left(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=QUOTA)
     headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(QUOTA)}
     codes = []
 
@@ -105,13 +106,13 @@ async def test_resumable_uploads_begun_at_once_are_promised_no_more_than_is_left
     assert set(codes) == {201, 429}
 
 
-async def begun_without_length(face: Face, count: int) -> list[str]:
+async def begun_without_length(face: ServedEdge, count: int) -> list[str]:
     headers = {"Tus-Resumable": "1.0.0", "Upload-Defer-Length": "1"}
     return [(await face.ann.post("/v1/uploads", headers=headers)).headers["Location"] for _ in range(count)]
 
 
-async def test_uploads_without_a_length_bring_no_more_than_is_left(face: Face):
-    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+async def test_uploads_without_a_length_bring_no_more_than_is_left(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=QUOTA)
     places = await begun_without_length(face, COUNT)
     all_begun, waiting, codes = anyio.Event(), 0, []
 
@@ -142,8 +143,8 @@ async def test_uploads_without_a_length_bring_no_more_than_is_left(face: Face):
     assert (await face.ann.post("/v1/assets", content=b"y")).status_code == 429
 
 
-async def test_lengths_that_are_said_later_and_at_once_are_promised_no_more_than_is_left(face: Face):
-    face.world.limits["ann"] = OwnLimits(bytes=QUOTA)
+async def test_lengths_that_are_said_later_and_at_once_are_promised_no_more_than_is_left(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=QUOTA)
     places = await begun_without_length(face, COUNT)
     codes = []
 

@@ -9,20 +9,28 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from runner import disk
-from runner.assets import AssetClient, AssetRefused, asset_client
-from runner.disk import DEPTH_LIMIT, ENTRIES_PER_MIB, MIB, DiskLimit, DiskUse, DiskWatch, limit_of, measure
-from runner.engines.memory import Box
-from runner.engines.port import Identity, Limits, Spec
+from runner.assets.client import AssetClient, AssetRefused, asset_client
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from runner.engines.process import ProcessEngine
-from runner.outputs import OutputRefused, collect
+from runner.execution import disk_usage
+from runner.execution.disk_usage import (
+    DEPTH_LIMIT,
+    ENTRIES_PER_MIB,
+    MIB,
+    DiskLimit,
+    DiskUse,
+    DiskWatch,
+    disk_limit,
+    measure_disk_use,
+)
+from runner.execution.outputs import OutputRefused, collect_outputs
 from schemas.endpoint import Timeouts
-from schemas.words import Blame
-from tests.attack.conftest import OFFERED
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import IMAGES
-from tests.e2e.looking import ended, nothing_left, submit
-from tests.runner.world import World, out, within
+from schemas.status import Blame
+from tests.attack.conftest import ENDPOINT_DIRS
+from tests.support.fake_engine import FakeContainer
+from tests.support.installation import IMAGES, RunningInstallation
+from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
+from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 
 TIB = 1 << 40
 BLOCK = b"x" * MIB
@@ -39,7 +47,7 @@ def test_bytes_are_those_allocated_and_entries_are_all_names(tmp_path: Path) -> 
     (tmp_path / "tmp" / "a" / "file").write_bytes(BLOCK)
     (tmp_path / "tmp" / "again").hardlink_to(tmp_path / "tmp" / "a" / "file")
     sparse(tmp_path / "tmp" / "hole", TIB)
-    use = measure(tmp_path)
+    use = measure_disk_use(tmp_path)
     assert MIB <= use.bytes < MIB + 64 * 1024
     assert use.entries == 5
 
@@ -51,7 +59,7 @@ def test_inputs_are_the_host_s_and_links_lead_nowhere(tmp_path: Path) -> None:
         place.write_bytes(BLOCK)
     (tmp_path / "job" / "tmp" / "link").symlink_to(tmp_path)
     (tmp_path / "job" / "tmp" / "file").symlink_to(tmp_path / "else where")
-    assert measure(tmp_path / "job").bytes < MIB
+    assert measure_disk_use(tmp_path / "job").bytes < MIB
 
 
 def test_a_folder_without_rights_is_counted(tmp_path: Path) -> None:
@@ -59,36 +67,36 @@ def test_a_folder_without_rights_is_counted(tmp_path: Path) -> None:
     hidden.mkdir(parents=True)
     (hidden / "file").write_bytes(BLOCK)
     hidden.chmod(0)
-    assert measure(tmp_path).bytes >= MIB
+    assert measure_disk_use(tmp_path).bytes >= MIB
 
 
 def test_a_walk_stops_at_its_limits(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number}").mkdir()
-    assert measure(tmp_path, 50).entries == 51
+    assert measure_disk_use(tmp_path, 50).entries == 51
     place = tmp_path / "0"
     for _ in range(DEPTH_LIMIT + 1):
         place /= "d"
     place.mkdir(parents=True)
-    assert measure(tmp_path).too_deep
+    assert measure_disk_use(tmp_path).too_deep
 
 
 def test_what_a_disk_mb_stands_for() -> None:
-    assert limit_of(0) is None
-    assert limit_of(1) == DiskLimit(MIB, disk.LEAST_ENTRIES)
-    assert limit_of(4096) == DiskLimit(4096 * MIB, 4096 * ENTRIES_PER_MIB)
-    assert limit_of(1_000_000) == DiskLimit(1_000_000 * MIB, disk.MOST_ENTRIES)
+    assert disk_limit(0) is None
+    assert disk_limit(1) == DiskLimit(MIB, disk_usage.MIN_ENTRIES)
+    assert disk_limit(4096) == DiskLimit(4096 * MIB, 4096 * ENTRIES_PER_MIB)
+    assert disk_limit(1_000_000) == DiskLimit(1_000_000 * MIB, disk_usage.MAX_ENTRIES)
 
 
 def test_a_limit_tells_its_figures() -> None:
     limit = DiskLimit(64 * MIB, 5000)
-    assert limit.exceeded(DiskUse(64 * MIB, 5000)) is None
-    assert "used 65 MiB of disk and may use 64" in (limit.exceeded(DiskUse(64 * MIB + 1)) or "")
-    assert "over 5000 files" in (limit.exceeded(DiskUse(0, 5001)) or "")
-    assert "deeper than 100" in (limit.exceeded(DiskUse(too_deep=True)) or "")
+    assert limit.explain_excess(DiskUse(64 * MIB, 5000)) is None
+    assert "used 65 MiB of disk and may use 64" in (limit.explain_excess(DiskUse(64 * MIB + 1)) or "")
+    assert "over 5000 files" in (limit.explain_excess(DiskUse(0, 5001)) or "")
+    assert "deeper than 100" in (limit.explain_excess(DiskUse(too_deep=True)) or "")
 
 
-class Counted:
+class CountedWrites:
     """A file system and a job on it, as a watch sees both."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +107,7 @@ class Counted:
         self.walks = 0
         self.spent = 0.0
         self.watch = DiskWatch(Path(), DiskLimit(10 * MIB, 1000), 10.0, lambda: self.now, lambda: self.spent)
-        monkeypatch.setattr(disk, "measure", self._measure)
+        monkeypatch.setattr(disk_usage, "measure_disk_use", self._measure)
         monkeypatch.setattr(self.watch, "_left", lambda: self.free)
 
     def _measure(self, folder: Path, most_entries: int) -> DiskUse:
@@ -109,15 +117,15 @@ class Counted:
 
     def look(self, after_s: float = 0.5) -> str | None:
         self.now += after_s
-        return self.watch.look()
+        return self.watch.check()
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    return Counted(monkeypatch)
+def counted(monkeypatch: pytest.MonkeyPatch) -> CountedWrites:
+    return CountedWrites(monkeypatch)
 
 
-def test_files_are_counted_when_the_disk_has_grown_by_what_is_left(counted: Counted) -> None:
+def test_files_are_counted_when_the_disk_has_grown_by_what_is_left(counted: CountedWrites) -> None:
     assert counted.look() is None
     counted.free = (90 * MIB, 10_000)
     assert counted.look() is None
@@ -126,13 +134,13 @@ def test_files_are_counted_when_the_disk_has_grown_by_what_is_left(counted: Coun
     assert counted.look() is not None
 
 
-def test_files_are_counted_when_the_disk_lost_inodes(counted: Counted) -> None:
+def test_files_are_counted_when_the_disk_lost_inodes(counted: CountedWrites) -> None:
     counted.look()
     counted.free, counted.use = (100 * MIB, 9_000), DiskUse(0, 1001)
     assert counted.look() is not None
 
 
-def test_growth_that_others_hide_is_found_after_a_while(counted: Counted) -> None:
+def test_growth_that_others_hide_is_found_after_a_while(counted: CountedWrites) -> None:
     counted.look()
     counted.use = DiskUse(10 * MIB + 1)
     assert [counted.look() for _ in range(19)] == [None] * 19
@@ -141,7 +149,7 @@ def test_growth_that_others_hide_is_found_after_a_while(counted: Counted) -> Non
 
 
 @pytest.mark.parametrize(("took_s", "pause_s"), [(0.1, 2.0), (60.0, 10.0)])
-def test_a_walk_that_took_long_is_not_repeated_at_once(counted: Counted, took_s: float, pause_s: float) -> None:
+def test_a_walk_that_took_long_is_not_repeated_at_once(counted: CountedWrites, took_s: float, pause_s: float) -> None:
     counted.took_s = took_s
     counted.look()
     counted.free = (0, 0)
@@ -153,14 +161,14 @@ def test_a_walk_that_took_long_is_not_repeated_at_once(counted: Counted, took_s:
 
 def test_holes_of_outputs_count(tmp_path: Path) -> None:
     sparse(tmp_path / "a", 6 * MIB)
-    assert [path.name for path in collect(tmp_path, 8 * MIB).files] == ["a"]
+    assert [path.name for path in collect_outputs(tmp_path, 8 * MIB).files] == ["a"]
     sparse(tmp_path / "b", 6 * MIB)
     with pytest.raises(OutputRefused, match="outputs are 12 MiB, holes included, and the job may use 8") as refused:
-        collect(tmp_path, 8 * MIB)
+        collect_outputs(tmp_path, 8 * MIB)
     assert refused.value.code == "disk_exceeded"
 
 
-class Told(httpx.AsyncBaseTransport):
+class SpaceReport(httpx.AsyncBaseTransport):
     """An edge that says how much it takes, and is not to be sent anything."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -169,9 +177,9 @@ class Told(httpx.AsyncBaseTransport):
 
 
 async def test_what_the_edge_will_not_take_is_not_hashed(tmp_path: Path) -> None:
-    async with httpx.AsyncClient(base_url="http://edge", transport=Told()) as http:
+    async with httpx.AsyncClient(base_url="http://edge", transport=SpaceReport()) as http:
         with anyio.fail_after(10), pytest.raises(AssetRefused, match=f"has {TIB} bytes, the edge takes {20 << 30}"):
-            await AssetClient(http).put("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
+            await AssetClient(http).upload("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
 
 
 async def test_hashing_can_be_cancelled(tmp_path: Path) -> None:
@@ -186,19 +194,19 @@ async def test_hashing_can_be_cancelled(tmp_path: Path) -> None:
     async with httpx.AsyncClient(base_url="http://edge", transport=Endless()) as http:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(AssetClient(http).put, "ann", sparse(tmp_path / "film", TIB // 4), "film")
+                tasks.start_soon(AssetClient(http).upload, "ann", sparse(tmp_path / "film", TIB // 4), "film")
                 await hashing.wait()
                 tasks.cancel_scope.cancel()
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    made = RunnerEnvironment(tmp_path)
     made.disk_mb = 1
     return made
 
 
-async def hoards(box: Box) -> int:
+async def hoards(box: FakeContainer) -> int:
     """Writes more than it may, and takes no notice of TERM."""
     box.handles_term = True
     (box.spec.job_dir / "tmp" / "hoard").write_bytes(2 * BLOCK)
@@ -206,40 +214,40 @@ async def hoards(box: Box) -> int:
     return 0
 
 
-async def test_a_job_that_writes_too_much_is_ended_at_once_with_figures(world: World) -> None:
+async def test_a_job_that_writes_too_much_is_ended_at_once_with_figures(world: RunnerEnvironment) -> None:
     world.programs["hoards"] = hoards
     world.timeouts = Timeouts(grace_s=3600.0)
     key = await world.submit("hoards")
-    async with world.life():
-        job = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.error is not None
     assert (job.error.code, job.error.blame) == ("disk_exceeded", Blame.CLIENT)
     assert job.error.message.startswith("the job used 3 MiB of disk and may use 1: ")
-    assert await world.facts(key) == ["Submitted", "Started", "Failed"]
+    assert await world.event_types(key) == ["Submitted", "Started", "Failed"]
 
 
-async def test_a_job_that_is_quick_and_writes_too_much_fails_all_the_same(world: World) -> None:
-    async def quick(box: Box) -> int:
+async def test_a_job_that_is_quick_and_writes_too_much_fails_all_the_same(world: RunnerEnvironment) -> None:
+    async def quick(box: FakeContainer) -> int:
         (box.spec.job_dir / "tmp" / "hoard").write_bytes(2 * BLOCK)
-        out(box, data={"text": "done"})
+        write_outputs(box, data={"text": "done"})
         return 0
 
     world.programs["quick"] = quick
     world.pace = replace(world.pace, disk_s=3600.0)
     key = await world.submit("quick")
-    async with world.life():
-        job = await world.ended(key)
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
     assert job.error is not None
     assert job.error.code == "disk_exceeded"
 
 
-async def test_the_next_life_knows_the_figures(world: World) -> None:
+async def test_the_next_life_knows_the_figures(world: RunnerEnvironment) -> None:
     """The first one is killed between its note and the container's end."""
     key = await world.submit("waits")
-    async with world.life() as first:
-        await world.running(key)
-        box = await world.boxed()
+    async with world.run_runner() as first:
+        await world.wait_until_running(key)
+        box = await world.wait_for_container()
         stopped = anyio.Event()
 
         async def hangs(handle: str, grace_s: float) -> None:
@@ -248,18 +256,18 @@ async def test_the_next_life_knows_the_figures(world: World) -> None:
 
         first.engine.stop = hangs
         (box.spec.job_dir / "tmp" / "hoard").write_bytes(2 * BLOCK)
-        await within(stopped.wait)
+        await wait_with_deadline(stopped.wait)
         (box.spec.job_dir / "tmp" / "hoard").unlink()
-    async with world.life("i2"):
-        job = await world.ended(key)
+    async with world.run_runner("i2"):
+        job = await world.wait_until_ended(key)
     assert job.error is not None
     assert job.error.message.startswith("the job used 3 MiB of disk and may use 1: ")
 
 
-async def test_a_job_within_its_limit_is_left_alone(world: World) -> None:
+async def test_a_job_within_its_limit_is_left_alone(world: RunnerEnvironment) -> None:
     key = await world.submit("well")
-    async with world.life():
-        assert (await world.ended(key)).status == "succeeded"
+    async with world.run_runner():
+        assert (await world.wait_until_ended(key)).status == "succeeded"
 
 
 TOO_MUCH = "MiB of disk and may use 8"
@@ -296,25 +304,25 @@ HOARDS = {
 }
 
 
-async def test_a_job_that_uses_more_than_its_disk_mb_ends(alone: Lit) -> None:
+async def test_a_job_that_uses_more_than_its_disk_mb_ends(alone: RunningInstallation) -> None:
     """All of them at once, beside one that behaves."""
-    await alone.installation.start_runner(endpoints=OFFERED, LAMPLIGHTER_SLOTS=str(len(HOARDS) + 1))
-    jobs = {name: await submit(alone, endpoint="hostile", code=code) for name, (code, _) in HOARDS.items()}
-    good = await submit(alone, text="well", seconds=2)
+    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(len(HOARDS) + 1))
+    jobs = {name: await submit_job(alone, endpoint="hostile", code=code) for name, (code, _) in HOARDS.items()}
+    good = await submit_job(alone, text="well", seconds=2)
     for name, job in jobs.items():
-        over = await ended(alone.ann, job.id)
+        over = await wait_until_ended(alone.ann, job.id)
         assert over.error is not None, name
         assert (over.error.code, over.error.blame) == ("disk_exceeded", "client"), (name, over.error)
         assert re.search(HOARDS[name][1], over.error.message), (name, over.error.message)
-    assert (await ended(alone.ann, good.id)).status == "succeeded"
-    await nothing_left(alone)
+    assert (await wait_until_ended(alone.ann, good.id)).status == "succeeded"
+    await wait_until_clean(alone)
 
 
-async def test_the_edge_tells_a_runner_what_it_takes(home: Lit, tmp_path: Path) -> None:
+async def test_the_edge_tells_a_runner_what_it_takes(home: RunningInstallation, tmp_path: Path) -> None:
     at = home.installation
     async with asset_client(at.url, at.runner_key) as client:
         with anyio.fail_after(10), pytest.raises(AssetRefused):
-            await client.put("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
+            await client.upload("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
 
 
 FLOOD = """
@@ -327,19 +335,19 @@ print('the end')
 async def test_a_log_that_nobody_reads_does_not_fill_the_disk(tmp_path: Path) -> None:
     """600 MB under the process engine; Docker keeps 20 MB by itself. What is left is whole lines, up to the last."""
     async with ProcessEngine(tmp_path / "state", IMAGES / "jobkit") as engine:
-        mine = Identity(installation="attack", host="here", owner="ann", job="j", round=1, attempt=1)
-        spec = Spec(
+        mine = ContainerIdentity(installation="attack", host="here", owner="ann", job="j", round=1, attempt=1)
+        spec = ContainerSpec(
             identity=mine,
             image="",
             folder="/",
             command=(sys.executable, "-c", FLOOD),
             job_dir=tmp_path / "jobs" / "job",
-            limits=Limits(memory_mb=128, cpus=1.0),
+            limits=ContainerLimits(memory_mb=128, cpus=1.0),
         )
         handle = await engine.start(spec)
         with anyio.fail_after(60):
             assert (await engine.wait(handle)).code == 0
-            used = measure(tmp_path / "state").bytes
+            used = measure_disk_use(tmp_path / "state").bytes
             said = b"".join([chunk.data async for chunk in engine.output(handle, None)])
         await engine.remove(handle)
     assert used < 400 * MIB

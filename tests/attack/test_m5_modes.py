@@ -13,15 +13,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bus.private import PASSAGE, private_folder
-from edge.facades.heygem import placing
-from edge.services import index_sql
-from runner.engines.folders import PARTS, prepare
-from tests.attack.conftest import OFFERED
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import ready
-from tests.e2e.looking import ended, nothing_left, submit, working
-from tests.schemas.make import job
+from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
+from edge.facades.heygem import result_export
+from edge.index import sqlite as index_sql
+from runner.engines.launch import JOB_SUBDIRS, prepare_job_dir
+from tests.attack.conftest import ENDPOINT_DIRS
+from tests.support.installation import RunningInstallation, wait_until_ready
+from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended, wait_until_running
+from tests.support.schema_samples import make_job
 
 GAMES = 5  # a user of every Debian who has nothing to do with us
 SECRET = "what ann says to her job"
@@ -64,12 +63,12 @@ for path in sys.argv[1:]:
     return subprocess.run(told, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def data_of(lit: Lit) -> list[Path]:
+def data_of(lit: RunningInstallation) -> list[Path]:
     """The data folders of its processes; beside them lie logs that the test writes."""
     return [lit.installation.folder / name for name in ("edge", "gpu-1", "broker")]
 
 
-def exposed(lit: Lit) -> list[Path]:
+def exposed(lit: RunningInstallation) -> list[Path]:
     """What another user could read in there."""
     found = []
     for folder in data_of(lit):
@@ -78,15 +77,15 @@ def exposed(lit: Lit) -> list[Path]:
     return found
 
 
-async def test_nobody_else_reads_what_owners_and_jobs_have(alone: Lit) -> None:
+async def test_nobody_else_reads_what_owners_and_jobs_have(alone: RunningInstallation) -> None:
     """While a job runs, and after it has ended: texts, inputs, outputs, the index."""
     files = alone.installation.folder
-    await alone.installation.start_runner(endpoints=OFFERED)
+    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
     given = files / "given.txt"
     given.write_text(SECRET)
-    runs = await submit(alone, endpoint="hostile", code=SETUID, file=given)
-    over = await submit(alone, text=SECRET)
-    await working(alone, runs.id)
+    runs = await submit_job(alone, endpoint="hostile", code=SETUID, file=given)
+    over = await submit_job(alone, text=SECRET)
+    await wait_until_running(alone, runs.id)
     assert exposed(alone) == []
     theirs = next(files.glob("gpu-1/jobs/*/job"))
     become, made = theirs / "tmp" / "become", theirs / "out" / "made"
@@ -99,8 +98,8 @@ async def test_nobody_else_reads_what_owners_and_jobs_have(alone: Lit) -> None:
             await opened(folder)
         assert tried_by_another(inside) == []
     await alone.ann.cancel(runs.id)
-    await ended(alone.ann, over.id)
-    await nothing_left(alone)
+    await wait_until_ended(alone.ann, over.id)
+    await wait_until_clean(alone)
     assert exposed(alone) == []
 
 
@@ -110,7 +109,7 @@ async def opened(folder: Path) -> None:
         await anyio.Path(folder).chmod(0o755)
 
 
-async def test_an_installation_that_is_there_is_closed_at_its_next_start(alone: Lit) -> None:
+async def test_an_installation_that_is_there_is_closed_at_its_next_start(alone: RunningInstallation) -> None:
     """As an earlier release left it: everything 0755 and 0644."""
     (alone.installation.folder / "gpu-1" / "jobs").mkdir(parents=True, exist_ok=True)
     await alone.installation.edge.stop()
@@ -118,20 +117,20 @@ async def test_an_installation_that_is_there_is_closed_at_its_next_start(alone: 
     await anyio.run_process(["chmod", "-R", "a+rX", *map(str, data_of(alone))])
     assert exposed(alone)
     await alone.installation.server.start()
-    await alone.installation.start_edge(OFFERED)
-    await alone.installation.start_runner(endpoints=OFFERED)
-    await ready(alone.ann)
-    await ended(alone.ann, (await submit(alone, text=SECRET)).id)
+    await alone.installation.start_edge(ENDPOINT_DIRS)
+    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    await wait_until_ready(alone.ann)
+    await wait_until_ended(alone.ann, (await submit_job(alone, text=SECRET)).id)
     assert exposed(alone) == []
 
 
 def modes(folder: Path) -> dict[str, int]:
-    return {name: stat.S_IMODE((folder / name).stat().st_mode) for name in (".", *PARTS)}
+    return {name: stat.S_IMODE((folder / name).stat().st_mode) for name in (".", *JOB_SUBDIRS)}
 
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_job_s_folder_is_its_own(tmp_path: Path, warm: bool) -> None:
-    prepare(tmp_path / "a" / "job", (os.geteuid(), os.getegid()), warm=warm, mounted=True)
+    prepare_job_dir(tmp_path / "a" / "job", (os.geteuid(), os.getegid()), warm=warm, mounted=True)
     assert modes(tmp_path / "a" / "job")["."] == 0o700
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
 
@@ -140,12 +139,12 @@ def test_a_job_s_folder_is_its_own(tmp_path: Path, warm: bool) -> None:
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_folder_of_another_user_s_job_is_that_user_s(tmp_path: Path, warm: bool) -> None:
     job = tmp_path / "a" / "job"
-    prepare(job, (GAMES, GAMES), warm=warm)
+    prepare_job_dir(job, (GAMES, GAMES), warm=warm)
     assert modes(job)["."] == (0o1770 if warm else 0o750)
     assert modes(job)["out"] == 0o770
     assert [folder.stat().st_gid for folder in (job, job / "out")] == [GAMES, GAMES]
-    assert {part: (job / part).stat().st_uid for part in PARTS} == {"in": 0, "out": 0, "tmp": GAMES}
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == PASSAGE
+    assert {part: (job / part).stat().st_uid for part in JOB_SUBDIRS} == {"in": 0, "out": 0, "tmp": GAMES}
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == TRAVERSE_ONLY_MODE
     assert list(open_to_others(tmp_path)) == []
 
 
@@ -153,18 +152,18 @@ def test_a_folder_is_closed_and_never_opened(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     (tmp_path / "closed").mkdir(mode=0o700)
     for name in ("open", "closed", "new/inner"):
-        private_folder(tmp_path / name, PASSAGE)
+        make_private_folder(tmp_path / name, TRAVERSE_ONLY_MODE)
     found = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "closed", "new", "new/inner")}
-    assert found["open"] == PASSAGE
+    assert found["open"] == TRAVERSE_ONLY_MODE
     assert found["closed"] == 0o700
-    assert found["new/inner"] & ~PASSAGE == 0
-    private_folder(tmp_path / "open")
+    assert found["new/inner"] & ~TRAVERSE_ONLY_MODE == 0
+    make_private_folder(tmp_path / "open")
     assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o700
 
 
 def test_a_folder_of_everybody_is_left_as_it_is(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
-    private_folder(tmp_path)
+    make_private_folder(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
 
 
@@ -172,7 +171,7 @@ def test_the_index_is_for_its_owner(tmp_path: Path) -> None:
     index = tmp_path / "index.sqlite"
     index.write_bytes(b"of before")
     index.chmod(0o644)
-    index_sql.create(index).close()
+    index_sql.create_database(index).close()
     assert stat.S_IMODE(index.stat().st_mode) == 0o600
 
 
@@ -180,7 +179,7 @@ def test_a_shared_folder_stays_shared(tmp_path: Path) -> None:
     """The results that HeyGem's door puts there are for programs of other users."""
     before = os.umask(0o077)
     try:
-        made = placing._part(tmp_path, job())
+        made = result_export._partial_path(tmp_path, make_job())
     finally:
         os.umask(before)
     assert stat.S_IMODE(made.parent.stat().st_mode) == 0o755

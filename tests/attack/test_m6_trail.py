@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from edge.strangers import EVERY_S, FREE, Failures, StrangerLog
-from schemas.access import Scope
-from schemas.audit import BY_EDGE
-from tests.contract.doors import FakeDoor
-from tests.e2e.installation import Installation, until
-from tests.edge.facades.gateway.desk import desk
-from tests.edge.routes.conftest import Face, face, face_at
-from tests.edge.store.served import open_client
+from edge.core.client_throttle import FREE_FAILURES_LIMIT, WINDOW_S, AuthFailureThrottle, ThrottledClientLog
+from schemas.auth import Scope
+from schemas.installation import BY_EDGE
+from tests.edge.routes.conftest import face
+from tests.support.gateway_client import connect_gateway
+from tests.support.host_access import FakeHostAccess
+from tests.support.http_server import open_client
+from tests.support.installation import Installation
+from tests.support.served_edge import ServedEdge, serve_edge
+from tests.support.wait import wait_for
 
 __all__ = ["face"]
 
@@ -21,7 +23,7 @@ FIRST_KEY = re.compile(r"first admin key \(shown once\): (\S+)")
 WRONG = "lamp_guess_0123456789abcdef"
 
 
-async def test_three_hundred_wrong_keys_are_one_line_with_their_address(face: Face):
+async def test_three_hundred_wrong_keys_are_one_line_with_their_address(face: ServedEdge):
     with capture_logs() as logs:
         for _ in range(300):
             assert (await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG})).status_code == 401
@@ -32,17 +34,17 @@ async def test_three_hundred_wrong_keys_are_one_line_with_their_address(face: Fa
     assert WRONG not in str(logs)
 
 
-async def test_every_door_counts_and_a_proxy_says_who_it_was(face: Face):
+async def test_every_door_counts_and_a_proxy_says_who_it_was(face: ServedEdge):
     """The address behind a proxy, where that is a trusted one."""
     with capture_logs() as logs:
         await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "192.0.2.1, 198.51.100.7"})
-        async with desk(face.url, WRONG) as made:
-            await made.closed()
+        async with connect_gateway(face.url, WRONG) as made:
+            await made.wait_until_closed()
     failed = [line["client"] for line in logs if line["event"] == "authentication_failed"]
     assert failed == ["198.51.100.7", "127.0.0.1"]
 
 
-class Now:
+class MovableNow:
     """A clock that a test sets."""
 
     def __init__(self) -> None:
@@ -53,45 +55,49 @@ class Now:
 
 
 def test_an_address_that_fails_often_waits_and_others_do_not():
-    now = Now()
-    failures = Failures(now, pause_s=2.0)
-    assert [failures.pause("192.0.2.1") for _ in range(FREE + 2)] == [0.0] * FREE + [2.0, 2.0]
-    assert failures.pause("192.0.2.2") == 0.0
-    assert [failures.pause(f"2001:db8::{number}") for number in range(FREE + 1)][-1] == 2.0, "a /64 is one client"
-    now.at += EVERY_S
-    assert failures.pause("192.0.2.1") == 0.0
+    now = MovableNow()
+    failures = AuthFailureThrottle(now, pause_s=2.0)
+    assert [failures.count_failure("192.0.2.1") for _ in range(FREE_FAILURES_LIMIT + 2)] == [
+        0.0
+    ] * FREE_FAILURES_LIMIT + [2.0, 2.0]
+    assert failures.count_failure("192.0.2.2") == 0.0
+    assert [failures.count_failure(f"2001:db8::{number}") for number in range(FREE_FAILURES_LIMIT + 1)][-1] == 2.0, (
+        "a /64 is one client"
+    )
+    now.at += WINDOW_S
+    assert failures.count_failure("192.0.2.1") == 0.0
 
 
 def test_addresses_without_end_take_no_memory_without_end():
-    now = Now()
-    log, failures = StrangerLog(now), Failures(now)
+    now = MovableNow()
+    log, failures = ThrottledClientLog(now), AuthFailureThrottle(now)
     with capture_logs():
         for number in range(10_000):
             address = f"198.18.{number // 256}.{number % 256}"
-            log.note("seen", address)
-            failures.pause(address)
-    assert len(log._noted) <= 4096
-    assert len(failures._failed) <= 4096
+            log.log("seen", address)
+            failures.count_failure(address)
+    assert len(log._logged) <= 4096
+    assert len(failures._failures) <= 4096
 
 
-async def test_the_pause_holds_for_strangers_and_not_behind_a_proxy(face: Face, monkeypatch: pytest.MonkeyPatch):
+async def test_the_pause_holds_for_strangers_and_not_behind_a_proxy(face: ServedEdge, monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("edge.auth.keys.sleep", sleep)
-    for _ in range(FREE + 3):
+    monkeypatch.setattr("edge.http.auth.sleep", sleep)
+    for _ in range(FREE_FAILURES_LIMIT + 3):
         await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG})
     assert slept == []
-    for _ in range(FREE + 3):
+    for _ in range(FREE_FAILURES_LIMIT + 3):
         await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "198.51.100.7"})
-    assert slept == [0.0] * FREE + [2.0] * 3
+    assert slept == [0.0] * FREE_FAILURES_LIMIT + [2.0] * 3
     await face.ann.get("/v1/jobs", headers={"X-Forwarded-For": "198.51.100.7"})
-    assert len(slept) == FREE + 3, "a valid key does not wait"
+    assert len(slept) == FREE_FAILURES_LIMIT + 3, "a valid key does not wait"
 
 
-async def test_what_is_done_to_keys_and_owners_is_kept(face: Face):
+async def test_what_is_done_to_keys_and_owners_is_kept(face: ServedEdge):
     made = (
         await face.admin.post("/v1/keys", json={"owner": "carl", "scopes": ["admin"], "name": "secret name"})
     ).json()
@@ -125,7 +131,7 @@ async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path
             found = FIRST_KEY.search(made.edge.log.read_text())
             return found[1] if found else None
 
-        key = await until(shown)
+        key = await wait_for(shown)
         async with open_client(made.url, headers={"X-API-Key": key}, timeout=20) as client:
             (event,) = (await client.get("/v1/audit")).json()["events"]
     finally:
@@ -135,7 +141,7 @@ async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path
 
 
 async def test_hosts_that_come_and_go_are_kept(tmp_path: Path):
-    async with face_at(tmp_path, FakeDoor()) as face:
+    async with serve_edge(tmp_path, FakeHostAccess()) as face:
         await face.admin.post("/v1/hosts", json={"id": "gpu-1"})
         await face.admin.delete("/v1/hosts/gpu-1")
         trail = (await face.admin.get("/v1/audit")).json()["events"]

@@ -7,11 +7,12 @@ import httpx
 import pytest
 import websockets
 
-from edge.facades.gateway.gateway import AWAY
-from schemas.access import CLIENT_SCOPES
-from tests.broker import until
-from tests.edge.facades.gateway.desk import desk
-from tests.edge.routes.conftest import STREAMS_PER_KEY, STREAMS_PER_OWNER, Face, face
+from edge.facades.gateway.gateway import CLOSE_TRY_AGAIN_LATER
+from schemas.auth import CLIENT_SCOPES
+from tests.edge.routes.conftest import face
+from tests.support.gateway_client import connect_gateway
+from tests.support.served_edge import STREAMS_PER_KEY, STREAMS_PER_OWNER, ServedEdge
+from tests.support.wait import wait_until
 
 __all__ = ["face"]
 
@@ -20,7 +21,7 @@ async def _opened(client: httpx.AsyncClient, count: int, stack: AsyncExitStack) 
     return [await stack.enter_async_context(client.stream("GET", "/v1/events")) for _ in range(count)]
 
 
-async def test_a_key_has_no_more_streams_than_its_share_and_gets_them_back(face: Face):
+async def test_a_key_has_no_more_streams_than_its_share_and_gets_them_back(face: ServedEdge):
     async with AsyncExitStack() as stack:
         opened = await _opened(face.ann, STREAMS_PER_KEY, stack)
         assert {reply.status_code for reply in opened} == {200}
@@ -41,10 +42,10 @@ async def test_a_key_has_no_more_streams_than_its_share_and_gets_them_back(face:
         async with face.ann.stream("GET", "/v1/events") as again:
             return again.status_code == 200
 
-    await until(free)
+    await wait_until(free)
 
 
-async def test_many_keys_of_one_owner_share_a_limit(face: Face):
+async def test_many_keys_of_one_owner_share_a_limit(face: ServedEdge):
     more = [(await face.keys.create("ann", CLIENT_SCOPES)).text for _ in range(2)]
     async with AsyncExitStack() as stack:
         codes = []
@@ -57,11 +58,11 @@ async def test_many_keys_of_one_owner_share_a_limit(face: Face):
     assert set(codes) == {200, 429}
 
 
-async def test_the_gateway_s_sockets_are_counted_too(face: Face):
+async def test_the_gateway_s_sockets_are_counted_too(face: ServedEdge):
     async with AsyncExitStack() as stack:
         for _ in range(STREAMS_PER_KEY):
-            made = await stack.enter_async_context(desk(face.url, face.texts["ann"]))
+            made = await stack.enter_async_context(connect_gateway(face.url, face.texts["ann"]))
             assert (await made.ask("ping", request_id="p"))["type"] == "pong"
-        async with desk(face.url, face.texts["ann"]) as one_more:
-            assert await one_more.closed() == AWAY
-            assert "gateway sockets" in one_more.why
+        async with connect_gateway(face.url, face.texts["ann"]) as one_more:
+            assert await one_more.wait_until_closed() == CLOSE_TRY_AGAIN_LATER
+            assert "gateway sockets" in one_more.close_reason

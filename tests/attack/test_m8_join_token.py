@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from schemas.joining import Invitation, encode
-from tests.e2e.installation import ROOT
+from schemas.enrollment import JoinToken, encode_join_token
 from tests.e2e.test_up import comes
+from tests.support.installation import ROOT
 
 ENDED_S = 60
 
@@ -22,8 +22,8 @@ def token() -> Iterator[str]:
     """A token whose edge accepts connections and says nothing: the runner is still joining when it is looked at."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
-        yield encode(
-            Invitation(
+        yield encode_join_token(
+            JoinToken(
                 host="gpu-1",
                 edge=f"https://{where}",
                 broker=f"tls://{where}",

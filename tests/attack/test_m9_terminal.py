@@ -13,12 +13,14 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from lamplighter.cli.terminal import visible
+from lamplighter.cli.display import escape_controls
 from schemas import events as e
-from schemas.feed import LogEnd, LogNote, Place, ProgressNote
-from schemas.job import Failure, JobKey
-from tests.e2e.installation import ROOT
-from tests.edge.routes.conftest import Face, face
+from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
+from schemas.ids import JobKey
+from schemas.job import JobFailure
+from tests.edge.routes.conftest import face
+from tests.support.installation import ROOT
+from tests.support.served_edge import ServedEdge
 
 __all__ = ["face"]
 
@@ -31,19 +33,19 @@ OUR_STYLES = re.compile(r"\x1b\[[0-9;?]*[mhlKAG]")  # colours, the cursor shown 
 WORDS = (("logs", "mine"), ("job", "mine"), ("watch", "mine"), ("jobs",))
 
 
-async def hostile(face: Face) -> None:
+async def hostile(face: ServedEdge) -> None:
     """A job whose stage, log and error are made to be obeyed."""
     await face.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": HOSTILE}})
     key = JobKey("ann", "mine")
-    await face.world.start((await face.world.intake.read(key)).recorded.job)
+    await face.world.start((await face.world.intake.read(key)).record.job)
     feed, at = face.world.runner_bus.feed, face.world.time()
-    await feed.publish(key, ProgressNote(Place(1, 1, 10), at, 0.5, HOSTILE[:60], 5, 10))
-    await feed.publish(key, LogNote(Place(1, 1, 20), at, "stdout", f"{HOSTILE}\r\nnext\tline\rover\n"))
-    await feed.publish(key, LogEnd(Place(1, 1, 20), at))
-    await face.world.apply(key, e.Failed(Failure("internal", HOSTILE, "image", retryable=False)))
+    await feed.publish(key, ProgressMessage(FeedPosition(1, 1, 10), at, 0.5, HOSTILE[:60], 5, 10))
+    await feed.publish(key, LogMessage(FeedPosition(1, 1, 20), at, "stdout", f"{HOSTILE}\r\nnext\tline\rover\n"))
+    await feed.publish(key, LogEndMessage(FeedPosition(1, 1, 20), at))
+    await face.world.write_event(key, e.Failed(JobFailure("internal", HOSTILE, "image", retryable=False)))
 
 
-def command(face: Face, *words: str) -> tuple[list[str], dict[str, str]]:
+def command(face: ServedEdge, *words: str) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "lamplighter", *words]
     environ = {
         **os.environ,
@@ -54,7 +56,7 @@ def command(face: Face, *words: str) -> tuple[list[str], dict[str, str]]:
     return argv, environ
 
 
-async def piped(face: Face, *words: str) -> str:
+async def piped(face: ServedEdge, *words: str) -> str:
     argv, environ = command(face, *words)
     done = await anyio.run_process(argv, check=False, env=environ, cwd=ROOT)
     return (done.stdout + done.stderr).decode()
@@ -72,7 +74,7 @@ def _read_all(terminal: int) -> bytes:
         said += piece
 
 
-async def at_terminal(face: Face, *words: str) -> str:
+async def at_terminal(face: ServedEdge, *words: str) -> str:
     argv, environ = command(face, *words)
     ours, theirs = pty.openpty()
     where = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
@@ -84,7 +86,7 @@ async def at_terminal(face: Face, *words: str) -> str:
 
 
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: words[0])
-async def test_nothing_that_is_obeyed_comes_through_a_pipe(face: Face, words: tuple[str, ...]):
+async def test_nothing_that_is_obeyed_comes_through_a_pipe(face: ServedEdge, words: tuple[str, ...]):
     await hostile(face)
     said = await piped(face, *words)
     assert OBEYED.findall(said) == []
@@ -96,7 +98,7 @@ async def test_nothing_that_is_obeyed_comes_through_a_pipe(face: Face, words: tu
 
 
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: words[0])
-async def test_nor_to_a_terminal_but_our_own_colours(face: Face, words: tuple[str, ...]):
+async def test_nor_to_a_terminal_but_our_own_colours(face: ServedEdge, words: tuple[str, ...]):
     await hostile(face)
     said = await at_terminal(face, *words)
     ours = OUR_STYLES.sub("", said).replace("\r", "")
@@ -105,7 +107,7 @@ async def test_nor_to_a_terminal_but_our_own_colours(face: Face, words: tuple[st
 
 
 @pytest.mark.parametrize("words", [("logs", "mine"), ("job", "mine"), ("jobs",), ("watch", "mine")], ids=lambda w: w[0])
-async def test_json_has_the_exact_text_and_is_not_obeyed(face: Face, words: tuple[str, ...]):
+async def test_json_has_the_exact_text_and_is_not_obeyed(face: ServedEdge, words: tuple[str, ...]):
     await hostile(face)
     said = await piped(face, *words, "--json")
     assert OBEYED.findall(said) == []
@@ -123,6 +125,6 @@ def _texts(value: object) -> list[str]:
 
 
 def test_lines_and_tabs_stay():
-    assert visible("a\tb\r\nc\n") == "a\tb\nc\n"
-    assert visible("a\rb") == r"a\x0db"
-    assert visible("中文 é 🙂") == "中文 é 🙂"
+    assert escape_controls("a\tb\r\nc\n") == "a\tb\nc\n"
+    assert escape_controls("a\rb") == r"a\x0db"
+    assert escape_controls("中文 é 🙂") == "中文 é 🙂"

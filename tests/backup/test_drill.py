@@ -16,9 +16,9 @@ from threading import Event, Thread
 import pytest
 
 from lamplighter import Client
-from lamplighter.cli.supervisor import Born, born
-from schemas.view import JobView
-from schemas.words import Status
+from lamplighter.cli.supervisor import ProcessIdentity, read_process_identity
+from schemas.job_view import JobView
+from schemas.status import Status
 from tests.e2e.test_up import family_of, gone, lamplighter, up
 
 PATIENCE_S = 90.0
@@ -64,7 +64,7 @@ def in_every_state(client: Client, file: Path) -> dict[Status, JobView]:
     return made
 
 
-class Stream:
+class FollowedStream:
     """Somebody who goes on submitting; `accepted` are the ids that were answered."""
 
     def __init__(self, client: Client) -> None:
@@ -73,7 +73,7 @@ class Stream:
         self._thread = Thread(target=self._run)
         self.accepted: list[str] = []
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> "FollowedStream":
         self._thread.start()
         until(lambda: len(self.accepted) >= 3)
         return self
@@ -99,13 +99,13 @@ def bytes_of(client: Client, job_id: str, folder: Path) -> dict[str, bool]:
     return found
 
 
-def containers_at(data: Path) -> list[Born]:
+def containers_at(data: Path) -> list[ProcessIdentity]:
     """The process engine's containers of that data folder, which nobody's descendants are."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
             if str(data).encode() in (place / "cmdline").read_bytes():
-                found.append(born(int(place.name)))
+                found.append(read_process_identity(int(place.name)))
     return [one for one in found if one is not None]
 
 
@@ -120,7 +120,7 @@ def destroy(process: subprocess.Popen[str], data: Path) -> None:
     shutil.rmtree(data)
 
 
-def burn(family: set[Born]) -> None:
+def burn(family: set[ProcessIdentity]) -> None:
     for one in family:
         with suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_everything_accepted_before_a_backup_is_there_after_a_fire(tmp_path: Pat
     with up(first, "--slots", str(SLOTS)) as (process, said), client_of(said, tmp_path) as client:
         made = in_every_state(client, given)
         last_id = [event.id for event in client.follow(made[Status.SUCCEEDED].id)][-1]
-        with Stream(client) as stream:
+        with FollowedStream(client) as stream:
             client.cancel(made[Status.CANCELLING].id)
             before = [*stream.accepted]
             done = lamplighter(first, "backup", file, "--assets", "--json")

@@ -6,12 +6,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bench import scene as module
+from bench import installation as module
 from bench import start
-from bench.scene import IMAGE, build, ended, expected, scene
-from schemas.words import Status
-from tests.e2e.installation import IMAGES, ROOT
-from tests.engine_host import docker, docker_url
+from bench.installation import IMAGE, build_echo_image, run_installation, wait_or_exit, wait_until_succeeded
+from schemas.status import Status
+from tests.support.docker_images import docker_url, run_docker
+from tests.support.installation import IMAGES, ROOT
 
 __all__ = ["docker_url"]
 
@@ -22,44 +22,44 @@ NOWHERE = "unix:///nowhere/docker.sock"
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bench gives up after 3 s, not after 20 s."""
-    monkeypatch.setattr(module, "STARTS_WITHIN_S", 3.0)
+    monkeypatch.setattr(module, "START_TIMEOUT_S", 3.0)
 
 
 async def test_a_job_whose_image_is_nowhere_ends_the_bench_with_the_reason_and_what_to_do(brief: None) -> None:
-    async with scene() as made:
+    async with run_installation() as made:
         await made.installation.start_runner(endpoints=MISSING)
         job = await made.client.submit("missing")
         with pytest.raises(SystemExit, match=r"not run after 3 s \(image_missing: .*docs/images.md shows; gpu-1: "):
-            await ended(made, job.id)
+            await wait_until_succeeded(made, job.id)
 
 
 async def test_a_runner_that_dies_ends_the_bench_with_its_last_words(brief: None) -> None:
-    async with scene() as made:
+    async with run_installation() as made:
         await made.installation.start_runner(LAMPLIGHTER_ENGINE="no-such-engine")
         job = await made.client.submit("echo", text="hello")
         with pytest.raises(SystemExit, match=r"\((no_host|host_off): .*; gpu-1: .*no-such-engine"):
-            await ended(made, job.id)
+            await wait_until_succeeded(made, job.id)
 
         async def beats() -> bool:
             return False
 
         with pytest.raises(SystemExit, match=r"the heartbeat is not there after 3 s: .*no-such-engine"):
-            await expected(made, beats, "the heartbeat is")
+            await wait_or_exit(made, beats, "the heartbeat is")
 
 
 async def test_a_job_that_starts_is_waited_for_however_long_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with scene() as made:
+    async with run_installation() as made:
         await made.installation.start_runner(endpoints=(IMAGES / "echo",))
-        await ended(made, (await made.client.submit("echo", text="the runner is up")).id)
-        monkeypatch.setattr(module, "STARTS_WITHIN_S", 1.0)
+        await wait_until_succeeded(made, (await made.client.submit("echo", text="the runner is up")).id)
+        monkeypatch.setattr(module, "START_TIMEOUT_S", 1.0)
         job = await made.client.submit("echo", seconds=2)
-        assert (await ended(made, job.id)).status is Status.SUCCEEDED
+        assert (await wait_until_succeeded(made, job.id)).status is Status.SUCCEEDED
 
 
 async def test_an_image_that_cannot_be_built_ends_the_bench_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", NOWHERE)
     with pytest.raises(SystemExit, match=r"lamplighter-echo cannot be built: .*unset DOCKER_HOST"):
-        async with scene("docker"):
+        async with run_installation("docker"):
             pass
 
 
@@ -81,8 +81,8 @@ async def test_the_verb_ends_with_1_and_says_why_on_stderr(tmp_path: Path) -> No
 @pytest.mark.docker
 async def test_the_image_is_built_where_it_was_not(docker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", docker_url)
-    docker(docker_url, "image", "rm", "--force", IMAGE)
-    build()
-    async with scene("docker") as made:
+    run_docker(docker_url, "image", "rm", "--force", IMAGE)
+    build_echo_image()
+    async with run_installation("docker") as made:
         await made.installation.start_runner(endpoints=(IMAGES / "echo",))
         assert await start.first_line_s(made) > 0

@@ -15,15 +15,23 @@ import pytest
 
 from lamplighter import Client
 from lamplighter.errors import Busy
-from schemas.events import Released, Started, Succeeded
-from schemas.view import JobView
-from tests.backup.place import lamplighter
+from schemas.events import AttemptReleased, Started, Succeeded
+from schemas.job_view import JobView
 from tests.backup.test_drill import until as soon_or_not
-from tests.chaos import disk
-from tests.e2e.conftest import Lit, lighting
-from tests.e2e.installation import IMAGES, Installation, ready, until
-from tests.e2e.looking import UNHURRIED, ended, events, history, nothing_left, submit, working
 from tests.e2e.test_up import up
+from tests.support import small_disk
+from tests.support.command import run_lamplighter
+from tests.support.installation import IMAGES, Installation, RunningInstallation, run_installation, wait_until_ready
+from tests.support.job_checks import (
+    LONG_TIMEOUTS,
+    events_of,
+    read_history,
+    submit_job,
+    wait_until_clean,
+    wait_until_ended,
+    wait_until_running,
+)
+from tests.support.wait import wait_for
 
 BROKER_MB, DATA_MB = 48, 256
 SPACIOUS = {"LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB": "0"}
@@ -32,20 +40,20 @@ SPACIOUS = {"LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB": "0"}
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """Where a broker's store is to be, a disk of its own."""
-    disk.needed()
-    with disk.small(tmp_path / "broker", BROKER_MB):
+    small_disk.require_mounts()
+    with small_disk.mount_small_disk(tmp_path / "broker", BROKER_MB):
         yield tmp_path
 
 
 @pytest.fixture
-async def tight(small: Path) -> AsyncIterator[Lit]:
-    async with lighting(Installation(small, "process", None), (IMAGES / "echo",)) as lit:
+async def tight(small: Path) -> AsyncIterator[RunningInstallation]:
+    async with run_installation(Installation(small, "process", None), (IMAGES / "echo",)) as lit:
         await lit.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def asked(lit: Lit, accepted: list[str]) -> httpx.Response:
+async def asked(lit: RunningInstallation, accepted: list[str]) -> httpx.Response:
     """The answer to one more job; its id is noted where it is a 202."""
     answer = await lit.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}}, timeout=30)
     assert answer.status_code in {202, 503, 507}, answer.text
@@ -54,34 +62,34 @@ async def asked(lit: Lit, accepted: list[str]) -> httpx.Response:
     return answer
 
 
-async def refused(lit: Lit, accepted: list[str]) -> None:
+async def refused(lit: RunningInstallation, accepted: list[str]) -> None:
     """Wait until the edge takes no more, and says why or where that is said."""
 
     async def full() -> bool:
         answer = await asked(lit, accepted)
         return answer.status_code != 202 and any(word in answer.json()["detail"] for word in ("restart", "/readyz"))
 
-    await until(full, 60)
+    await wait_for(full, 60)
 
 
-async def exited(lit: Lit, job: JobView) -> None:
+async def exited(lit: RunningInstallation, job: JobView) -> None:
     async def over() -> bool:
         found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
         return [one.state for one in found] == ["exited"]
 
-    await until(over, 60)
+    await wait_for(over, 60)
 
 
-async def told_what_to_do(lit: Lit) -> None:
+async def told_what_to_do(lit: RunningInstallation) -> None:
     """By /readyz, and by `doctor` in one line."""
 
     async def said() -> bool:
         answer = await lit.ann._http.get("/readyz", timeout=30)
         return answer.status_code == 503 and any("restart nats-server" in one for one in answer.json()["why"])
 
-    await until(said, 30)
+    await wait_for(said, 30)
     folder = str(lit.installation.folder)
-    done = await lamplighter("doctor", "--json", "--url", lit.installation.url, "--data", folder)
+    done = await run_lamplighter("doctor", "--json", "--url", lit.installation.url, "--data", folder)
     (broker,) = [one for one in json.loads(done.stdout) if one["name"] == "broker"]
     assert (done.returncode, broker["verdict"]) == (1, "fail")
     assert broker["mend"].startswith("make room on that disk, then restart nats-server")
@@ -89,12 +97,15 @@ async def told_what_to_do(lit: Lit) -> None:
 
 @pytest.mark.long(26)
 @pytest.mark.timeout(240)
-async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Lit):
-    running, waiting = await submit(tight, UNHURRIED, seconds=6), await submit(tight, UNHURRIED, seconds=6)
+async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: RunningInstallation):
+    running, waiting = (
+        await submit_job(tight, LONG_TIMEOUTS, seconds=6),
+        await submit_job(tight, LONG_TIMEOUTS, seconds=6),
+    )
     for job in (running, waiting):
-        await working(tight, job.id)
-    behind = await submit(tight, text="behind them")
-    ballast = disk.fill(tight.installation.folder / "broker")
+        await wait_until_running(tight, job.id)
+    behind = await submit_job(tight, text="behind them")
+    ballast = small_disk.fill_disk(tight.installation.folder / "broker")
     accepted = [running.id, waiting.id, behind.id]
     await refused(tight, accepted)
     await exited(tight, running)
@@ -103,25 +114,25 @@ async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Lit
     await refused(tight, accepted)  # room alone does not help it
     await tight.installation.server.stop()
     await tight.installation.server.start()
-    await ready(tight.ann, 60)
+    await wait_until_ready(tight.ann, 60)
     for job_id in accepted:
-        assert (await ended(tight.ann, job_id)).status == "succeeded"
+        assert (await wait_until_ended(tight.ann, job_id)).status == "succeeded"
     for job in (running, waiting):
-        entries = await history(tight, job.id)
-        assert [len(events(entries, kind)) for kind in (Started, Released, Succeeded)] == [1, 0, 1]
+        entries = await read_history(tight, job.id)
+        assert [len(events_of(entries, kind)) for kind in (Started, AttemptReleased, Succeeded)] == [1, 0, 1]
     assert (await asked(tight, accepted)).status_code == 202
-    assert (await ended(tight.ann, accepted[-1])).status == "succeeded"
-    await nothing_left(tight)
+    assert (await wait_until_ended(tight.ann, accepted[-1])).status == "succeeded"
+    await wait_until_clean(tight)
 
 
 @pytest.mark.long(20)
 @pytest.mark.timeout(240)
 async def test_up_on_a_disk_that_was_full_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    disk.needed()
+    small_disk.require_mounts()
     data = tmp_path / "data"
     for name, value in SPACIOUS.items():
         monkeypatch.setenv(name, value)
-    with disk.small(data, DATA_MB):
+    with small_disk.mount_small_disk(data, DATA_MB):
         await anyio.to_thread.run_sync(_filled_and_emptied, data)
 
 
@@ -130,7 +141,7 @@ def _filled_and_emptied(data: Path) -> None:
     with up(data) as (process, said), Client(said["url"], said["key"], cache=data.parent / "digests.json") as client:
         soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
         accepted = [client.submit("echo", text="before", options={"options": {"not_before": soon}}).id]
-        ballast = disk.fill(data)
+        ballast = small_disk.fill_disk(data)
 
         def full() -> bool:
             try:

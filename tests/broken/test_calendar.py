@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from schemas.view import JobView
-from tests.e2e.conftest import Lit, lighting
-from tests.e2e.installation import Installation
-from tests.e2e.looking import ended, nothing_left, submit
+from schemas.job_view import JobView
 from tests.e2e.test_crash import STEPS, assert_ran_once, watching
+from tests.support.installation import Installation, RunningInstallation, run_installation
+from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 LIMITS = {"execution_timeout_s": 300, "stall_timeout_s": 300}  # more than this takes, and less than any jump
 
 
-class Set(Lit, frozen=True):
+class Set(RunningInstallation, frozen=True):
     """An installation whose calendar stands in `calendar`."""
 
     calendar: Path
@@ -39,8 +38,8 @@ class Set(Lit, frozen=True):
 async def there(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncIterator[Set]:
     calendar = tmp_path / "calendar"
     calendar.write_text("0")
-    modules = dict.fromkeys(("edge", "runner"), "tests.broken.elsewhen")
-    async with lighting(Installation(tmp_path, engine, engine_url, modules), CALENDAR=str(calendar)) as lit:
+    modules = dict.fromkeys(("edge", "runner"), "tests.broken.shifted_clock")
+    async with run_installation(Installation(tmp_path, engine, engine_url, modules), CALENDAR=str(calendar)) as lit:
         made = Set(lit.installation, lit.ann, lit.admin, lit.bus, calendar)
         await made.start_runner()
         yield made
@@ -65,12 +64,12 @@ async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there
     """A runner that is killed and started anew counts the job's time as its life before did."""
     given, began = tmp_path / "given.txt", time.monotonic()
     given.write_text("as it was given")
-    job = await submit(there, LIMITS, text="hello", steps=STEPS, seconds=10, file=given)
+    job = await submit_job(there, LIMITS, text="hello", steps=STEPS, seconds=10, file=given)
     async with watching(there, job) as watched:
         await watched.until_step(3)
-        astride = await submit(there, LIMITS, steps=4, seconds=1)
+        astride = await submit_job(there, LIMITS, steps=4, seconds=1)
         there.to(-DAY_S)
-        behind = await submit(there, LIMITS)
+        behind = await submit_job(there, LIMITS)
         await watched.until_step(12)
         there.to(-HOUR_S)
         await watched.until_step(18)
@@ -80,7 +79,7 @@ async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there
         await there.installation.runners["gpu-1"].kill()
         await there.start_runner()
     await assert_ran_once(there, job, watched, adopted=1)
-    jobs = [await ended(there.ann, one.id) for one in (job, astride, behind)]
+    jobs = [await wait_until_ended(there.ann, one.id) for one in (job, astride, behind)]
     for one in jobs:
         assert one.status == "succeeded"
         assert_lasted(one, time.monotonic() - began)
@@ -88,4 +87,4 @@ async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there
     (file,) = jobs[0].output.files
     assert (await there.ann.download(jobs[0], file.name, tmp_path / "got.txt")).read_text() == "as it was given"
     assert (await there.admin.usage()).jobs == 3
-    await nothing_left(there, within_s=60)  # the message comes back when its lease ends
+    await wait_until_clean(there, within_s=60)  # the message comes back when its lease ends

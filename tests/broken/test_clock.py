@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from bus.memory import MemoryBroker
-from bus.unbroken import Now, Unbroken
-from edge.power.show import wake_left_s
-from schemas.errors import Refused
+from bus.uptime_clock import ClockReading, UptimeClock
+from edge.power.views import wake_left_s
 from schemas.job import Job
-from schemas.power import Call, PowerRecord, PowerState, Verb
-from schemas.words import Status
-from tests.broker import until
-from tests.edge.services.world import START, FakeWorld, Time, fake_world
-from tests.edge.webhooks.receiver import in_turn, receiving
+from schemas.power import PowerCall, PowerRecord, PowerState, PowerVerb
+from schemas.problems import ProblemError
+from schemas.status import Status
 from tests.edge.webhooks.test_courier import hooked, tried
+from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
+from tests.support.fake_bus.broker import FakeBroker
+from tests.support.wait import wait_until
+from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 DAY = timedelta(days=1)
 JUMPS = {"20 hours forward": {"hours": 20}, "a day back": {"days": -1}, "a minute back": {"minutes": -1}}
@@ -30,42 +30,42 @@ JUMPS = {"20 hours forward": {"hours": 20}, "a day back": {"days": -1}, "a minut
 class Skewed(Struct, frozen=True):
     """An edge whose calendar is `edge.time`; presence and leases go by what really passes, `passed`."""
 
-    edge: FakeWorld
-    passed: Time
+    edge: FakeBusServicesRig
+    passed: ManualClock
 
     def jump(self, **amount: float) -> None:
         """The calendar alone."""
-        self.edge.time.pass_by(**amount)
+        self.edge.time.advance(**amount)
 
     def go(self, **amount: float) -> None:
         """Time passes, for all clocks."""
         self.jump(**amount)
-        self.passed.pass_by(**amount)
+        self.passed.advance(**amount)
 
-    def clocks(self) -> Now:
+    def clocks(self) -> ClockReading:
         seconds = self.passed.seconds()
-        return Now(seconds, seconds, self.edge.time.seconds())
+        return ClockReading(seconds, seconds, self.edge.time.seconds())
 
     async def swept(self) -> dict[str, int]:
         """What one walk of the reconciler mended."""
-        await self.edge.settled()
+        await self.edge.wait_until_indexed()
         return {name: count for name, count in (await self.edge.reconciler.sweep()).items() if count}
 
 
 @pytest.fixture
 async def skewed(tmp_path: Path) -> AsyncIterator[Skewed]:
-    passed = Time()
-    async with fake_world(tmp_path, MemoryBroker(passed.seconds)) as edge:
+    passed = ManualClock()
+    async with fake_bus_services(tmp_path, FakeBroker(passed.seconds)) as edge:
         made = Skewed(edge, passed)
-        unbroken = Unbroken(made.clocks)
-        unbroken.up()
-        edge.bus.link.unbroken_s = unbroken.seconds  # type: ignore[method-assign]
-        edge.webhooks.courier._receivers._clock = passed.seconds  # as the assembly has it
+        unbroken = UptimeClock(made.clocks)
+        unbroken.start()
+        edge.bus.health.uptime_s = unbroken.uptime_s  # type: ignore[method-assign]
+        edge.webhooks.dispatcher._circuit_breaker._clock = passed.seconds  # as the assembly has it
         yield made
 
 
-async def running(world: FakeWorld) -> Job:
-    await world.appear()
+async def running(world: FakeBusServicesRig) -> Job:
+    await world.send_heartbeat()
     return await world.start(await world.submit())
 
 
@@ -90,11 +90,11 @@ async def test_jobs_before_and_behind_a_jump_run_and_are_listed(skewed: Skewed, 
     skewed.jump(**JUMPS[jump])
     behind = await skewed.edge.submit(text="behind")
     assert await skewed.swept() == {}
-    assert await skewed.edge.waiting() == sorted(job.id for job in (before, at_work, behind))
+    assert await skewed.edge.list_pointers() == sorted(job.id for job in (before, at_work, behind))
     assert (await skewed.edge.finish_running(at_work)).status is Status.SUCCEEDED
     for job in (before, behind):
         assert (await skewed.edge.finish(job)).status is Status.SUCCEEDED
-    assert await skewed.edge.waiting() == []
+    assert await skewed.edge.list_pointers() == []
 
 
 async def test_what_is_due_waits_for_a_clock_that_was_set_back_and_is_not_forgotten(skewed: Skewed) -> None:
@@ -104,16 +104,16 @@ async def test_what_is_due_waits_for_a_clock_that_was_set_back_and_is_not_forgot
     skewed.jump(days=1)
     skewed.go(hours=1)
     assert (await skewed.swept())["queue_due"] == 1
-    assert await skewed.edge.waiting() == [job.id]
+    assert await skewed.edge.list_pointers() == [job.id]
 
 
 async def test_the_hourly_check_goes_on_behind_a_clock_that_was_set_back(skewed: Skewed) -> None:
     skewed.jump(days=-1)
-    assert skewed.edge.scene.hourly.due(skewed.edge.time())
+    assert skewed.edge.scene.index_check_timer.is_due(skewed.edge.time())
 
 
 async def test_a_webhook_s_next_try_does_not_wait_for_a_calendar_that_was_set_back(skewed: Skewed) -> None:
-    async with receiving(in_turn(500, 204)) as receiver:
+    async with run_receiver(statuses_in_order(500, 204)) as receiver:
         await tried(skewed.edge, await hooked(skewed.edge, receiver.url), 1)
         skewed.jump(days=-1)
 
@@ -121,13 +121,13 @@ async def test_a_webhook_s_next_try_does_not_wait_for_a_calendar_that_was_set_ba
             skewed.go(seconds=1)
             return len(receiver.got) == 2
 
-        await until(came_again)
+        await wait_until(came_again)
 
 
 @pytest.mark.parametrize(("jump", "left_s"), [(-DAY, 120.0), (timedelta(seconds=30), 90.0), (DAY, 0.0)])
 def test_a_wake_takes_no_longer_than_it_usually_does(jump: timedelta, left_s: float) -> None:
-    call = Call("c1", Verb.START, START)
-    waking = PowerRecord(state=PowerState.WAKING, since=START, call=call, wakes=(120.0,))
+    call = PowerCall("c1", PowerVerb.START, START)
+    waking = PowerRecord(state=PowerState.WAKING, since=START, call=call, wake_durations_s=(120.0,))
     assert wake_left_s(waking, START + jump) == left_s
 
 
@@ -147,5 +147,5 @@ async def test_a_wrong_calendar_is_believed_where_a_date_was_promised(skewed: Sk
     assert (swept["expire"], swept["forget"]) == (1, 2)
     assert (await skewed.edge.read(patient)).status is Status.EXPIRED
     for job in (due, ended):
-        with pytest.raises(Refused):
+        with pytest.raises(ProblemError):
             await skewed.edge.read(job)

@@ -1,19 +1,18 @@
-"""CI's share of `python -m tests.broken.many`."""
+"""CI's share of `python -m tests.broken.job_flood`."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.broken.many import SLOTS, play
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import IMAGES
+from tests.broken.job_flood import SLOTS, run_flood
+from tests.support.installation import IMAGES, RunningInstallation, run_new_installation
 
 JOBS = 300
 
 
 @pytest.fixture
-async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lit]:
-    async with lighted(tmp_path_factory.mktemp("many"), "process", None) as lit:
+async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningInstallation]:
+    async with run_new_installation(tmp_path_factory.mktemp("many"), "process", None) as lit:
         await lit.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS=str(SLOTS))
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
@@ -21,5 +20,5 @@ async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lit]:
 
 @pytest.mark.long(44)
 @pytest.mark.timeout(600)
-async def test_of_300_jobs_the_crashing_twentieth_fails_and_all_others_succeed(busy: Lit):
-    assert (await play(busy, JOBS)).wrong(JOBS) == {}
+async def test_of_300_jobs_the_crashing_twentieth_fails_and_all_others_succeed(busy: RunningInstallation):
+    assert (await run_flood(busy, JOBS)).wrong(JOBS) == {}

@@ -6,11 +6,12 @@ import pytest
 
 from lamplighter import AsyncClient
 from lamplighter.errors import Rejected
-from schemas.job import JobKey
-from tests.broken.vandal import put
-from tests.e2e.conftest import Lit, process_only
-from tests.e2e.installation import ready, until
-from tests.e2e.looking import ended, nothing_left, submit, working
+from schemas.ids import JobKey
+from tests.broken.raw_publish import publish_raw
+from tests.e2e.conftest import process_only
+from tests.support.installation import RunningInstallation, wait_until_ready
+from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended, wait_until_running
+from tests.support.wait import wait_for
 
 pytestmark = process_only
 REFUSED = b'"error"'
@@ -23,32 +24,32 @@ async def listed(client: AsyncClient) -> set[str]:
     return {job.id async for job in client.jobs()}
 
 
-def logged(lit: Lit, name: str, words: str) -> Callable[[], Awaitable[bool]]:
+def logged(lit: RunningInstallation, name: str, words: str) -> Callable[[], Awaitable[bool]]:
     async def said() -> bool:
         return words in (lit.installation.folder / f"{name}.log").read_text()
 
     return said
 
 
-async def test_rubbish_among_the_messages_of_jobs_is_set_aside(served: Lit):
+async def test_rubbish_among_the_messages_of_jobs_is_set_aside(served: RunningInstallation):
     for subject in STRANGE:
-        assert REFUSED not in await put(served, subject, b"\x00rubbish")
-    jobs = [await submit(served, text=str(number)) for number in range(4)]
-    assert {(await ended(served.ann, job.id)).status for job in jobs} == {"succeeded"}
-    await until(logged(served, "gpu-1", "removed a message that names no job"))
-    await nothing_left(served)
+        assert REFUSED not in await publish_raw(served, subject, b"\x00rubbish")
+    jobs = [await submit_job(served, text=str(number)) for number in range(4)]
+    assert {(await wait_until_ended(served.ann, job.id)).status for job in jobs} == {"succeeded"}
+    await wait_for(logged(served, "gpu-1", "removed a message that names no job"))
+    await wait_until_clean(served)
 
 
-async def test_rubbish_among_the_records_is_set_aside_and_lists_go_on(served: Lit):
-    before = await submit(served, text="before")
+async def test_rubbish_among_the_records_is_set_aside_and_lists_go_on(served: RunningInstallation):
+    before = await submit_job(served, text="before")
     spoiled = await served.ann.submit("echo", text="spoiled", options={"options": {"not_before": LATER}})
     for number, data in enumerate(RUBBISH):
-        assert REFUSED not in await put(served, f"$KV.STATE.ann.rubbish-{number}", data)
-    assert REFUSED not in await put(served, f"$KV.STATE.ann.{spoiled.id}", b"{half a record")
-    await until(logged(served, "edge", "a record cannot be read"))
-    after = await submit(served, text="after")
+        assert REFUSED not in await publish_raw(served, f"$KV.STATE.ann.rubbish-{number}", data)
+    assert REFUSED not in await publish_raw(served, f"$KV.STATE.ann.{spoiled.id}", b"{half a record")
+    await wait_for(logged(served, "edge", "a record cannot be read"))
+    after = await submit_job(served, text="after")
     for job in (before, after):
-        assert (await ended(served.ann, job.id)).status == "succeeded"
+        assert (await wait_until_ended(served.ann, job.id)).status == "succeeded"
     for job_id in ("rubbish-0", spoiled.id):
         with pytest.raises(Rejected) as refused:
             await served.ann.job(job_id)
@@ -60,22 +61,22 @@ async def test_rubbish_among_the_records_is_set_aside_and_lists_go_on(served: Li
 
     await served.installation.edge.kill()  # the next one reads everything from the start
     await served.installation.start_edge()
-    await ready(served.ann)
+    await wait_until_ready(served.ann)
     assert await listed(served.ann) == shown
-    assert (await ended(served.ann, (await submit(served, text="later")).id)).status == "succeeded"
+    assert (await wait_until_ended(served.ann, (await submit_job(served, text="later")).id)).status == "succeeded"
 
 
-async def test_a_record_that_is_spoiled_under_its_running_job_takes_nobody_with_it(served: Lit):
-    spoiled = await submit(served, seconds=2)
-    await working(served, spoiled.id)
-    assert REFUSED not in await put(served, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
+async def test_a_record_that_is_spoiled_under_its_running_job_takes_nobody_with_it(served: RunningInstallation):
+    spoiled = await submit_job(served, seconds=2)
+    await wait_until_running(served, spoiled.id)
+    assert REFUSED not in await publish_raw(served, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
     # Its result is there, and no readable record says that this host may store it.
-    await until(logged(served, "gpu-1", '"what": "upload"'))
-    others = [await submit(served, text=str(number)) for number in range(8)]
+    await wait_for(logged(served, "gpu-1", '"what": "upload"'))
+    others = [await submit_job(served, text=str(number)) for number in range(8)]
     for job in others:
-        assert (await ended(served.ann, job.id)).status == "succeeded"
+        assert (await wait_until_ended(served.ann, job.id)).status == "succeeded"
     shown = await listed(served.ann)
     assert {job.id for job in others} <= shown
     assert spoiled.id not in shown
-    await served.bus.records.delete(JobKey("ann", spoiled.id), None)  # as the operator would
-    await nothing_left(served)
+    await served.bus.job_store.delete(JobKey("ann", spoiled.id), None)  # as the operator would
+    await wait_until_clean(served)

@@ -6,13 +6,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bus.port import Row
-from schemas.events import Released, Started
-from schemas.host import Presence
-from tests.e2e.conftest import Lit, docker_only, process_only
-from tests.e2e.installation import IMAGES, until
-from tests.e2e.looking import ended, events, history, nothing_left, submit
-from tests.engine_host import build, docker
+from bus.interface import TableRow
+from schemas.events import AttemptReleased, Started
+from schemas.host import HostHeartbeat
+from tests.e2e.conftest import docker_only, process_only
+from tests.support.docker_images import build_image, run_docker
+from tests.support.installation import IMAGES, RunningInstallation
+from tests.support.job_checks import events_of, read_history, submit_job, wait_until_clean, wait_until_ended
+from tests.support.wait import wait_for
 
 FLEETING = "fleeting"
 IMAGE = "lamplighter-test-fleeting"
@@ -32,73 +33,75 @@ def fleeting(tmp_path: Path) -> Path:
     return folder
 
 
-async def _presence(lit: Lit) -> Row[Presence] | None:
-    return await lit.bus.hosts.get("gpu-1")
+async def _presence(lit: RunningInstallation) -> TableRow[HostHeartbeat] | None:
+    return await lit.bus.heartbeats.get("gpu-1")
 
 
-async def assert_missed_and_waited_for(lit: Lit, job_id: str) -> None:
+async def assert_missed_and_waited_for(lit: RunningInstallation, job_id: str) -> None:
     """It was given back for nothing, the host says why, and the job waits with that reason."""
 
     async def says_so() -> bool:
         row = await _presence(lit)
-        return row is not None and row.value.cannot.get(FLEETING) == "image_missing"
+        return row is not None and row.value.unschedulable.get(FLEETING) == "image_missing"
 
-    await until(says_so, 30)
-    release = events(await history(lit, job_id), Released)[0]
+    await wait_for(says_so, 30)
+    release = events_of(await read_history(lit, job_id), AttemptReleased)[0]
     assert (release.code, release.charged) == ("image_missing", False)
-    assert (await ended(lit.ann, (await submit(lit, text="another endpoint")).id)).status == "succeeded"
+    assert (await wait_until_ended(lit.ann, (await submit_job(lit, text="another endpoint")).id)).status == "succeeded"
 
 
-async def announced(lit: Lit, folder: Path) -> None:
+async def announced(lit: RunningInstallation, folder: Path) -> None:
     """A runner that offers it, and the edge has heard so."""
     await lit.installation.start_runner(endpoints=(IMAGES / "echo", folder), **SOON)
 
     async def there() -> bool:
         return f'"{FLEETING}"' in (await lit.ann._http.get("/v1/endpoints")).text and await _presence(lit) is not None
 
-    await until(there, 30)
+    await wait_for(there, 30)
 
 
 @process_only
-async def test_a_folder_that_vanished_is_missed_and_the_job_runs_when_it_is_back(alone: Lit, fleeting: Path):
+async def test_a_folder_that_vanished_is_missed_and_the_job_runs_when_it_is_back(
+    alone: RunningInstallation, fleeting: Path
+):
     await announced(alone, fleeting)
     away = fleeting.with_name("away")
     await anyio.Path(fleeting).rename(away)
-    job = await submit(alone, endpoint=FLEETING, text="after all")
+    job = await submit_job(alone, endpoint=FLEETING, text="after all")
     await assert_missed_and_waited_for(alone, job.id)
     await anyio.Path(away).rename(fleeting)
-    done = await ended(alone.ann, job.id)
+    done = await wait_until_ended(alone.ann, job.id)
     assert (done.status, done.output.data) == ("succeeded", {"text": "after all"})
 
 
 @docker_only
 async def test_an_image_that_vanished_is_missed_and_the_job_runs_when_it_is_back(
-    alone: Lit, fleeting: Path, docker_url: str
+    alone: RunningInstallation, fleeting: Path, docker_url: str
 ):
     context = ("--file", str(IMAGES / "echo" / "Dockerfile"), str(IMAGES))
-    build(docker_url, IMAGE, *context)
+    build_image(docker_url, IMAGE, *context)
     await announced(alone, fleeting)
-    assert docker(docker_url, "image", "rm", IMAGE).returncode == 0
-    job = await submit(alone, endpoint=FLEETING, text="after all")
+    assert run_docker(docker_url, "image", "rm", IMAGE).returncode == 0
+    job = await submit_job(alone, endpoint=FLEETING, text="after all")
     await assert_missed_and_waited_for(alone, job.id)
-    build(docker_url, IMAGE, *context)
+    build_image(docker_url, IMAGE, *context)
     try:
-        done = await ended(alone.ann, job.id)
+        done = await wait_until_ended(alone.ann, job.id)
         assert (done.status, done.output.data) == ("succeeded", {"text": "after all"})
     finally:
-        docker(docker_url, "image", "rm", IMAGE)
+        run_docker(docker_url, "image", "rm", IMAGE)
 
 
 @process_only
-async def test_a_poisoned_job_ends_after_its_attempts_and_never_blocks_its_pool(alone: Lit):
-    poisoned = [await submit(alone, POISONED, behave="segv") for _ in range(2)]
-    others = [await submit(alone, text=str(number)) for number in range(OTHERS)]
+async def test_a_poisoned_job_ends_after_its_attempts_and_never_blocks_its_pool(alone: RunningInstallation):
+    poisoned = [await submit_job(alone, POISONED, behave="segv") for _ in range(2)]
+    others = [await submit_job(alone, text=str(number)) for number in range(OTHERS)]
     await alone.installation.start_runner()  # one slot, and the poisoned ones are first in line
     for job in others:
-        assert (await ended(alone.ann, job.id)).status == "succeeded"
+        assert (await wait_until_ended(alone.ann, job.id)).status == "succeeded"
     for job in poisoned:
-        done = await ended(alone.ann, job.id)
+        done = await wait_until_ended(alone.ann, job.id)
         assert done.error is not None
         assert (done.status, done.error.code, done.attempt) == ("failed", "internal", 2)
-        assert len(events(await history(alone, job.id), Started)) == 2
-    await nothing_left(alone)
+        assert len(events_of(await read_history(alone, job.id), Started)) == 2
+    await wait_until_clean(alone)

@@ -3,21 +3,21 @@ from pathlib import Path
 
 import pytest
 
-from bus.connection import open_edge
-from bus.port import Bus
-from tests.broker import Broker, broker
+from bus.interface import Bus
+from bus.open import open_edge
+from tests.support.nats_broker import BrokerProcess, run_broker
 
 HOSTS = ("gpu-1", "gpu-2")
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Broker]:
+async def server(tmp_path: Path) -> AsyncIterator[BrokerProcess]:
     """A real broker that knows the runners of two hosts."""
-    async with broker(tmp_path, hosts=HOSTS) as made:
+    async with run_broker(tmp_path, hosts=HOSTS) as made:
         yield made
 
 
 @pytest.fixture
-async def edge(server: Broker) -> AsyncIterator[Bus]:
+async def edge(server: BrokerProcess) -> AsyncIterator[Bus]:
     async with open_edge(server.settings("edge")) as bus:
         yield bus

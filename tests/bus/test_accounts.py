@@ -7,24 +7,25 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bus.connection import open_edge, open_runner
-from bus.port import Unreachable
-from bus.server import Server, serving
-from schemas.words import Priority
-from tests.broker import PATIENCE_S, Broker, OneAccount
-from tests.bus.samples import key, piece, recorded
+from bus.interface import BrokerUnreachable
+from bus.open import open_edge, open_runner
+from bus.server.process import NatsServer, run_server
+from schemas.status import Priority
 from tests.bus.test_rights import ONE
+from tests.support.bus_samples import make_key, make_log_piece, make_record
+from tests.support.nats_broker import BrokerProcess, SingleAccountBroker
+from tests.support.wait import WAIT_TIMEOUT_S
 
 
 @asynccontextmanager
-async def of_before(folder: Path) -> AsyncIterator[Broker]:
+async def of_before(folder: Path) -> AsyncIterator[BrokerProcess]:
     """With a job in it that a reader of FEED was told of."""
-    async with serving(OneAccount(folder)) as server:
+    async with run_server(SingleAccountBroker(folder)) as server:
         async with open_edge(server.settings("edge")) as edge:
-            await edge.queue.ensure(["echo"])
-            await edge.records.create(key(), recorded())
-            await edge.queue.publish(ONE)
-            await edge.feed.publish(key(), piece(1))
+            await edge.job_queue.ensure_consumers(["echo"])
+            await edge.job_store.create(make_key(), make_record())
+            await edge.job_queue.publish(ONE)
+            await edge.feed.publish(make_key(), make_log_piece(1))
         yield server
 
 
@@ -32,8 +33,8 @@ async def test_a_broker_without_accounts_works_on_and_is_warned_of(tmp_path: Pat
     async with of_before(tmp_path) as server:
         with capture_logs() as logs:
             async with open_edge(server.settings("edge")) as edge, open_runner(server.settings("runner")) as runner:
-                assert await runner.records.read(key()) is not None
-                assert await edge.queue.waiting() == {ONE}
+                assert await runner.job_store.read(make_key()) is not None
+                assert await edge.job_queue.list_pending() == {ONE}
         assert [line["log_level"] for line in logs if "no accounts" in line["event"]] == ["warning"]
 
 
@@ -42,25 +43,25 @@ async def test_what_it_held_is_there_when_it_has_accounts(tmp_path: Path):
         pass
     with capture_logs() as logs:
         async with (
-            serving(Broker(tmp_path)) as server,
+            run_server(BrokerProcess(tmp_path)) as server,
             open_edge(server.settings("edge")) as edge,
             open_runner(server.settings("runner")) as runner,
         ):
-            entry = await runner.records.read(key())
+            entry = await runner.job_store.read(make_key())
             assert entry is not None
-            assert await edge.feed.notes(key()) == [piece(1)]
-            delivery = await runner.queue.take("echo", Priority.NORMAL, PATIENCE_S)
+            assert await edge.feed.messages(make_key()) == [make_log_piece(1)]
+            delivery = await runner.job_queue.fetch("echo", Priority.NORMAL, WAIT_TIMEOUT_S)
             assert delivery is not None
-            await delivery.done()
+            await delivery.ack()
     assert not [line for line in logs if "no accounts" in line["event"]]
 
 
 async def test_streams_of_two_releases_are_not_mixed(tmp_path: Path):
     async with of_before(tmp_path):
         pass
-    async with serving(Broker(tmp_path)):
+    async with run_server(BrokerProcess(tmp_path)):
         pass
     async with of_before(tmp_path):
         pass
-    with pytest.raises(Unreachable, match=r"two sets of streams"):
-        await Server(tmp_path).start()
+    with pytest.raises(BrokerUnreachable, match=r"two sets of streams"):
+        await NatsServer(tmp_path).start()

@@ -8,12 +8,12 @@ import anyio
 import pytest
 from nats.aio.msg import Msg
 
-from bus.backup import KEPT, Snapshot
-from bus.connection import open_edge, open_keeper
-from bus.port import Bus, BusError, Unreachable
-from bus.topology import STATE, STREAMS
-from tests.broker import Broker, broker
-from tests.bus.samples import key, recorded
+from bus.interface import BrokerUnreachable, Bus, BusError
+from bus.nats.snapshots import BACKUP_STREAMS, StreamSnapshot
+from bus.nats.topology import STATE, STREAMS
+from bus.open import open_edge, open_for_backup
+from tests.support.bus_samples import make_key, make_record
+from tests.support.nats_broker import BrokerProcess, run_broker
 
 DERIVED = {"JOBS", "FEED", "KV_HOSTS", "KV_LEASES"}
 
@@ -32,87 +32,89 @@ class Taken:
             yield chunk
 
 
-async def take(settings) -> list[tuple[Snapshot, Taken]]:
+async def take(settings) -> list[tuple[StreamSnapshot, Taken]]:
     found = []
-    async with open_keeper(settings) as (_, snapshots):
-        for name in KEPT:
+    async with open_for_backup(settings) as (_, snapshots):
+        for name in BACKUP_STREAMS:
             taken = Taken()
-            found.append((await snapshots.take(name, taken.write), taken))
+            found.append((await snapshots.save(name, taken.write), taken))
     return found
 
 
 async def put(settings, taken) -> None:
-    async with open_keeper(settings) as (_, snapshots):
-        assert await snapshots.held() == {}
+    async with open_for_backup(settings) as (_, snapshots):
+        assert await snapshots.message_counts() == {}
         for snapshot, kept in taken:
-            await snapshots.put(snapshot, kept.read(), None)
+            await snapshots.restore(snapshot, kept.read(), None)
 
 
 def test_every_stream_is_kept_or_comes_again_by_itself():
-    assert set(KEPT) | DERIVED == {stream.name for stream in STREAMS}
-    assert not set(KEPT) & DERIVED
-    assert KEPT.index("USAGE") < KEPT.index("KV_STATE") < KEPT.index("KV_ASSETS")
+    assert set(BACKUP_STREAMS) | DERIVED == {stream.name for stream in STREAMS}
+    assert not set(BACKUP_STREAMS) & DERIVED
+    assert BACKUP_STREAMS.index("USAGE") < BACKUP_STREAMS.index("KV_STATE") < BACKUP_STREAMS.index("KV_ASSETS")
 
 
-async def test_records_come_back_with_their_history_and_their_revisions(server: Broker, edge: Bus, tmp_path: Path):
+async def test_records_come_back_with_their_history_and_their_revisions(
+    server: BrokerProcess, edge: Bus, tmp_path: Path
+):
     for number in range(300):
-        name = key(f"job-{number}")
-        revision = await edge.records.create(name, recorded(name.id, text="x" * 2000))
+        name = make_key(f"job-{number}")
+        revision = await edge.job_store.create(name, make_record(name.id, text="x" * 2000))
         if number % 2:
-            await edge.records.update(name, recorded(name.id), revision)
+            await edge.job_store.update(name, make_record(name.id), revision)
         if number % 7 == 0:
-            await edge.records.delete(name, (await edge.records.read(name)).revision)
-    before = {name: await edge.records.history(name) for name in await edge.records.keys()}
+            await edge.job_store.delete(name, (await edge.job_store.read(name)).revision)
+    before = {name: await edge.job_store.history(name) for name in await edge.job_store.keys()}
     taken = await take(server.settings("edge"))
-    async with broker(tmp_path / "other") as other:
+    async with run_broker(tmp_path / "other") as other:
         await put(other.settings("edge"), taken)
         async with open_edge(other.settings("edge")) as restored:
-            after = {name: await restored.records.history(name) for name in await restored.records.keys()}
+            after = {name: await restored.job_store.history(name) for name in await restored.job_store.keys()}
             assert after == before
             last = max(entry.revision for entries in before.values() for entry in entries)
-            assert await restored.records.create(key("next"), recorded("next")) > last
+            assert await restored.job_store.create(make_key("next"), make_record("next")) > last
 
 
-async def test_what_was_judged_is_not_judged_again_and_the_rest_is(server: Broker, edge: Bus, tmp_path: Path):
+async def test_what_was_judged_is_not_judged_again_and_the_rest_is(server: BrokerProcess, edge: Bus, tmp_path: Path):
     for number in range(5):
-        await edge.records.create(key(f"job-{number}"), recorded(f"job-{number}"))
+        await edge.job_store.create(make_key(f"job-{number}"), make_record(f"job-{number}"))
     for _ in range(3):
-        await (await edge.outbox.judge()).done()
+        await (await edge.webhook_outbox.next_state_change()).ack()
     taken = await take(server.settings("edge"))
     for _ in "twice":
-        async with broker(tmp_path / "other") as other:
+        async with run_broker(tmp_path / "other") as other:
             await put(other.settings("edge"), taken)
             taken = await take(other.settings("edge"))
             async with open_edge(other.settings("edge")) as restored:
-                judged = [(await restored.outbox.judge()).value.recorded.job.key for _ in range(2)]
-                assert judged == [key("job-3"), key("job-4")]
+                judged = [(await restored.webhook_outbox.next_state_change()).value.record.job.key for _ in range(2)]
+                assert judged == [make_key("job-3"), make_key("job-4")]
         shutil.rmtree(tmp_path / "other")
 
 
-async def test_a_restored_feed_is_another_epoch_and_has_the_states(server: Broker, edge: Bus, tmp_path: Path):
-    await edge.records.create(key(), recorded())
-    position = await edge.feed.position()
+async def test_a_restored_feed_is_another_epoch_and_has_the_states(server: BrokerProcess, edge: Bus, tmp_path: Path):
+    await edge.job_store.create(make_key(), make_record())
+    position = await edge.feed.last_id()
     taken = await take(server.settings("edge"))
-    async with broker(tmp_path / "other") as other:
+    async with run_broker(tmp_path / "other") as other:
         await put(other.settings("edge"), taken)
         async with open_edge(other.settings("edge")) as restored:
             with anyio.fail_after(20):
-                async for item in restored.feed.follow(key().owner, key().id, after=position):
+                async for item in restored.feed.follow(make_key().owner, make_key().id, after=position):
                     assert item.id.split("-")[0] != position.split("-")[0]
                     assert item.change is not None
                     break
 
 
-async def test_nobody_is_kept_from_writing_while_it_is_taken(server: Broker, edge: Bus, tmp_path: Path):
+async def test_nobody_is_kept_from_writing_while_it_is_taken(server: BrokerProcess, edge: Bus, tmp_path: Path):
     for number in range(50):
-        await edge.records.create(key(f"before-{number}"), recorded(f"before-{number}"))
+        await edge.job_store.create(make_key(f"before-{number}"), make_record(f"before-{number}"))
     written = 0
     done = anyio.Event()
 
     async def write() -> None:
         nonlocal written
         while not done.is_set():
-            await edge.records.create(key(f"while-{written}"), recorded(f"while-{written}"))
+            await edge.job_store.create(make_key(f"while-{written}"), make_record(f"while-{written}"))
             written += 1
 
     async with anyio.create_task_group() as tasks:
@@ -120,35 +122,37 @@ async def test_nobody_is_kept_from_writing_while_it_is_taken(server: Broker, edg
         taken = await take(server.settings("edge"))
         done.set()
     assert written
-    async with broker(tmp_path / "other") as other:
+    async with run_broker(tmp_path / "other") as other:
         await put(other.settings("edge"), taken)
         async with open_edge(other.settings("edge")) as restored:
-            there = await restored.records.keys()
-    assert {key(f"before-{number}") for number in range(50)} <= there
-    assert there <= {key(f"before-{number}") for number in range(50)} | {key(f"while-{n}") for n in range(written)}
+            there = await restored.job_store.keys()
+    assert {make_key(f"before-{number}") for number in range(50)} <= there
+    assert there <= {make_key(f"before-{number}") for number in range(50)} | {
+        make_key(f"while-{n}") for n in range(written)
+    }
 
 
-async def test_a_stream_that_is_there_is_not_written_over(server: Broker, edge: Bus):
-    await edge.records.create(key(), recorded())
-    async with open_keeper(server.settings("edge")) as (bus, snapshots):
+async def test_a_stream_that_is_there_is_not_written_over(server: BrokerProcess, edge: Bus):
+    await edge.job_store.create(make_key(), make_record())
+    async with open_for_backup(server.settings("edge")) as (bus, snapshots):
         taken = Taken()
-        snapshot = await snapshots.take(STATE.name, taken.write)
+        snapshot = await snapshots.save(STATE.name, taken.write)
         with pytest.raises(BusError, match="already"):
-            await snapshots.put(snapshot, taken.read(), None)
-        assert await bus.records.read(key()) is not None
+            await snapshots.restore(snapshot, taken.read(), None)
+        assert await bus.job_store.read(make_key()) is not None
 
 
 @pytest.mark.parametrize("missed", [0, 1, 3])
 async def test_a_piece_that_nobody_heard_is_sent_again(
-    server: Broker, edge: Bus, tmp_path: Path, monkeypatch, missed: int
+    server: BrokerProcess, edge: Bus, tmp_path: Path, monkeypatch, missed: int
 ):
     """Of a cluster a server may not have heard yet which other one takes the pieces in."""
-    await edge.records.create(key(), recorded())
+    await edge.job_store.create(make_key(), make_record())
     taken = Taken()
-    async with open_keeper(server.settings("edge")) as (_, snapshots):
-        snapshot = await snapshots.take(STATE.name, taken.write)
-    async with broker(tmp_path / "other") as other, open_keeper(other.settings("edge")) as (bus, snapshots):
-        wire, left = snapshots._js.wire, [Msg(None, headers={"Status": "503"})] * missed
+    async with open_for_backup(server.settings("edge")) as (_, snapshots):
+        snapshot = await snapshots.save(STATE.name, taken.write)
+    async with run_broker(tmp_path / "other") as other, open_for_backup(other.settings("edge")) as (bus, snapshots):
+        wire, left = snapshots._js.connection, [Msg(None, headers={"Status": "503"})] * missed
         ask = wire.request
 
         async def request(subject: str, *words, **more) -> Msg:
@@ -159,18 +163,18 @@ async def test_a_piece_that_nobody_heard_is_sent_again(
             )
 
         monkeypatch.setattr(wire, "request", request)
-        await snapshots.put(snapshot, taken.read(), None)
-        assert (await bus.records.read(key()), left) == (await edge.records.read(key()), [])
+        await snapshots.restore(snapshot, taken.read(), None)
+        assert (await bus.job_store.read(make_key()), left) == (await edge.job_store.read(make_key()), [])
 
 
 async def test_a_stream_is_asked_for_again_and_a_late_answer_does_not_mix_with_it(
-    server: Broker, edge: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: BrokerProcess, edge: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The broker took the first request and sends, but its answer comes too late."""
-    await edge.records.create(key(), recorded(text="x" * 2000))
+    await edge.job_store.create(make_key(), make_record(text="x" * 2000))
     taken, subjects = Taken(), []
-    async with open_keeper(server.settings("edge")) as (_, snapshots):
-        wire = snapshots._js.wire
+    async with open_for_backup(server.settings("edge")) as (_, snapshots):
+        wire = snapshots._js.connection
         ask = wire.request
 
         async def request(subject: str, *words, **more) -> Msg:
@@ -178,36 +182,36 @@ async def test_a_stream_is_asked_for_again_and_a_late_answer_does_not_mix_with_i
             if "STREAM.SNAPSHOT" in subject:
                 subjects.append(subject)
                 if len(subjects) == 1:
-                    raise Unreachable("not answered")
+                    raise BrokerUnreachable("not answered")
             return answer
 
         monkeypatch.setattr(wire, "request", request)
-        snapshot = await snapshots.take(STATE.name, taken.write)
+        snapshot = await snapshots.save(STATE.name, taken.write)
     assert len(subjects) == 2
-    async with broker(tmp_path / "other") as other:
+    async with run_broker(tmp_path / "other") as other:
         await put(other.settings("edge"), [(snapshot, taken)])
         async with open_edge(other.settings("edge")) as restored:
-            assert await restored.records.read(key()) == await edge.records.read(key())
+            assert await restored.job_store.read(make_key()) == await edge.job_store.read(make_key())
 
 
-async def test_what_is_no_snapshot_makes_no_stream(server: Broker, edge: Bus, tmp_path: Path):
+async def test_what_is_no_snapshot_makes_no_stream(server: BrokerProcess, edge: Bus, tmp_path: Path):
     taken = Taken()
-    async with open_keeper(server.settings("edge")) as (_, snapshots):
-        snapshot = await snapshots.take(STATE.name, taken.write)
+    async with open_for_backup(server.settings("edge")) as (_, snapshots):
+        snapshot = await snapshots.save(STATE.name, taken.write)
     taken.chunks = [b"rubbish" * 1000]
-    async with broker(tmp_path / "other") as other, open_keeper(other.settings("edge")) as (_, snapshots):
+    async with run_broker(tmp_path / "other") as other, open_for_backup(other.settings("edge")) as (_, snapshots):
         with pytest.raises(BusError):
-            await snapshots.put(snapshot, taken.read(), None)
-        assert "KV_STATE" not in await snapshots.held()
+            await snapshots.restore(snapshot, taken.read(), None)
+        assert "KV_STATE" not in await snapshots.message_counts()
 
 
-async def test_an_edge_at_work_is_seen_and_everything_can_be_cleared(server: Broker, edge: Bus):
-    await edge.records.create(key(), recorded())
-    async with open_keeper(server.settings("edge")) as (_, snapshots):
-        assert not await snapshots.at_work()
-        changes = edge.records.changes()
+async def test_an_edge_at_work_is_seen_and_everything_can_be_cleared(server: BrokerProcess, edge: Bus):
+    await edge.job_store.create(make_key(), make_record())
+    async with open_for_backup(server.settings("edge")) as (_, snapshots):
+        assert not await snapshots.is_edge_running()
+        changes = edge.job_store.changes()
         await anext(changes)
-        assert await snapshots.at_work()
+        assert await snapshots.is_edge_running()
         await changes.aclose()
-        await snapshots.clear()
-        assert await snapshots.held() == {}
+        await snapshots.delete_all_streams()
+        assert await snapshots.message_counts() == {}

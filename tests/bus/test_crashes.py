@@ -4,16 +4,18 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from bus.connection import open_runner
-from bus.port import Bus, CaughtUp, Change, Conflict, Unreachable
-from bus.topology import FEED
-from schemas.feed import LogNote
-from schemas.job import JobKey, Pointer
-from schemas.words import Priority, Status
-from tests.broker import Broker, until
-from tests.bus.gathering import gathering
-from tests.bus.raw import raw
-from tests.bus.samples import end, key, piece, progress, recorded
+from bus.interface import BrokerUnreachable, Bus, CaughtUp, RecordChange, RevisionConflict
+from bus.nats.topology import FEED
+from bus.open import open_runner
+from schemas.feed import LogMessage
+from schemas.ids import JobKey
+from schemas.job import Pointer
+from schemas.status import Priority, Status
+from tests.support.bus_samples import make_key, make_log_end, make_log_piece, make_progress, make_record
+from tests.support.nats_broker import BrokerProcess
+from tests.support.raw_nats import connect_raw
+from tests.support.stream_collector import collect_stream
+from tests.support.wait import wait_until
 
 JOBS = [f"job-{number}" for number in range(40)]
 CRASHES = 4
@@ -24,9 +26,9 @@ async def insist(write: Callable[[], Awaitable[object]]) -> None:
     while True:
         try:
             await write()
-        except Unreachable:
+        except BrokerUnreachable:
             await anyio.sleep(0.01)
-        except Conflict:
+        except RevisionConflict:
             return
         else:
             return
@@ -36,40 +38,40 @@ async def advance(bus: Bus, job: JobKey, start: Status, to: Status) -> None:
     """One compare-and-set from `start`, over any number of crashes."""
 
     async def write() -> None:
-        entry = await bus.records.read(job)
+        entry = await bus.job_store.read(job)
         assert entry is not None
-        if entry.recorded.job.status is start:
-            await bus.records.update(job, recorded(job.id, status=to), entry.revision)
+        if entry.record.job.status is start:
+            await bus.job_store.update(job, make_record(job.id, status=to), entry.revision)
 
     await insist(write)
 
 
 async def submit(edge: Bus) -> None:
     for name in JOBS:
-        await insist(lambda name=name: edge.records.create(key(name), recorded(name)))
-        await insist(lambda name=name: edge.queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1)))
+        await insist(lambda name=name: edge.job_store.create(make_key(name), make_record(name)))
+        await insist(lambda name=name: edge.job_queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1)))
 
 
 async def run(runner: Bus, ended: set[str]) -> None:
     """Take, claim, speak, end, acknowledge, as a runner does, until it is cancelled."""
     while True:
         try:
-            delivery = await runner.queue.take("echo", Priority.NORMAL)
-        except Unreachable:
+            delivery = await runner.job_queue.fetch("echo", Priority.NORMAL)
+        except BrokerUnreachable:
             delivery = None
         if delivery is None:
             await anyio.sleep(0.01)
             continue
         job = delivery.pointer.key
         await advance(runner, job, Status.QUEUED, Status.RUNNING)
-        for note in (piece(10), piece(20), end(20)):
+        for note in (make_log_piece(10), make_log_piece(20), make_log_end(20)):
             await insist(lambda job=job, note=note: runner.feed.publish(job, note))
         await advance(runner, job, Status.RUNNING, Status.SUCCEEDED)
-        await insist(delivery.done)
+        await insist(delivery.ack)
         ended.add(job.id)
 
 
-async def crash(server: Broker, ended: set[str]) -> None:
+async def crash(server: BrokerProcess, ended: set[str]) -> None:
     """Each time a share of the jobs has ended."""
     for turn in range(1, CRASHES + 1):
         share = len(JOBS) * turn // (CRASHES + 1)
@@ -77,60 +79,60 @@ async def crash(server: Broker, ended: set[str]) -> None:
         async def reached(share: int = share) -> bool:
             return len(ended) >= share
 
-        await until(reached)
+        await wait_until(reached)
         await server.kill()
         await server.start()
 
 
-async def test_every_job_ends_once_and_every_follower_sees_all_of_it(server: Broker, edge: Bus):
-    await edge.queue.ensure(["echo"])
+async def test_every_job_ends_once_and_every_follower_sees_all_of_it(server: BrokerProcess, edge: Bus):
+    await edge.job_queue.ensure_consumers(["echo"])
     ended: set[str] = set()
 
     async def nothing_waits() -> bool:
         try:
-            return len(ended) == len(JOBS) and not await edge.queue.waiting()
-        except Unreachable:
+            return len(ended) == len(JOBS) and not await edge.job_queue.list_pending()
+        except BrokerUnreachable:
             return False
 
     async with (
         open_runner(server.settings("runner-gpu-1")) as runner,
-        gathering(edge.records.changes()) as changes,
-        gathering(edge.feed.follow("me")) as feed,
+        collect_stream(edge.job_store.changes()) as changes,
+        collect_stream(edge.feed.follow("me")) as feed,
     ):
-        await changes.count(1)
+        await changes.wait_for_count(1)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit, edge)
             tasks.start_soon(run, runner, ended)
             tasks.start_soon(run, runner, ended)
             await crash(server, ended)
-            await until(nothing_waits, within_s=60)
+            await wait_until(nothing_waits, within_s=60)
             tasks.cancel_scope.cancel()
         for name in JOBS:
-            statuses = [entry.recorded.job.status for entry in await edge.records.history(key(name))]
+            statuses = [entry.record.job.status for entry in await edge.job_store.history(make_key(name))]
             assert statuses == [Status.QUEUED, Status.RUNNING, Status.SUCCEEDED], name
-        steps = await changes.until(lambda items: len(items) >= 3 * len(JOBS) + 1)
-        revisions = [step.revision for step in steps if isinstance(step, Change)]
+        steps = await changes.wait_for(lambda items: len(items) >= 3 * len(JOBS) + 1)
+        revisions = [step.revision for step in steps if isinstance(step, RecordChange)]
         assert revisions == list(range(1, 3 * len(JOBS) + 1))
         assert sum(isinstance(step, CaughtUp) for step in steps) == 1
-        items = await feed.until(lambda items: len(items) >= 6 * len(JOBS))
+        items = await feed.wait_for(lambda items: len(items) >= 6 * len(JOBS))
     for name in JOBS:
-        said = [item.note for item in items if item.key.id == name and item.note]
+        said = [item.message for item in items if item.key.id == name and item.message]
         states = [item.change.revision for item in items if item.key.id == name and item.change]
-        assert said == [piece(10), piece(20), end(20)], name
+        assert said == [make_log_piece(10), make_log_piece(20), make_log_end(20)], name
         assert len(states) == 3, name
         assert states == sorted(states), name
 
 
-async def test_a_fetch_in_flight_ends_with_the_connection(server: Broker, edge: Bus):
+async def test_a_fetch_in_flight_ends_with_the_connection(server: BrokerProcess, edge: Bus):
     """nats-py's own fetch sits out its whole timeout."""
-    await edge.queue.ensure(["echo"])
+    await edge.job_queue.ensure_consumers(["echo"])
     outcomes: list[object] = []
 
     async def fetch() -> None:
         while not outcomes:
             try:
-                await edge.queue.take("echo", Priority.NORMAL, wait_s=100)
-            except Unreachable as error:
+                await edge.job_queue.fetch("echo", Priority.NORMAL, wait_s=100)
+            except BrokerUnreachable as error:
                 outcomes.append(error)
 
     with anyio.fail_after(60):
@@ -138,70 +140,74 @@ async def test_a_fetch_in_flight_ends_with_the_connection(server: Broker, edge: 
             tasks.start_soon(fetch)
             await server.kill()
     await server.start()
-    assert isinstance(outcomes[0], Unreachable)
+    assert isinstance(outcomes[0], BrokerUnreachable)
 
 
-async def test_a_cancelled_fetch_does_not_swallow_a_job(server: Broker, edge: Bus):
-    await edge.queue.ensure(["echo"])
+async def test_a_cancelled_fetch_does_not_swallow_a_job(server: BrokerProcess, edge: Bus):
+    await edge.job_queue.ensure_consumers(["echo"])
     for name in JOBS[:5]:
-        await edge.queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1))
+        await edge.job_queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1))
     for _ in range(20):
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await edge.queue.take("echo", Priority.NORMAL)
+            await edge.job_queue.fetch("echo", Priority.NORMAL)
         with anyio.move_on_after(0.0002):
-            await edge.queue.take("echo", Priority.LOW)
+            await edge.job_queue.fetch("echo", Priority.LOW)
     got: set[str] = set()
 
     async def all_taken() -> bool:
-        delivery = await edge.queue.take("echo", Priority.NORMAL)
+        delivery = await edge.job_queue.fetch("echo", Priority.NORMAL)
         got.update({delivery.pointer.id} if delivery else set())
         return len(got) == 5
 
-    await until(all_taken, within_s=8)
+    await wait_until(all_taken, within_s=8)
 
 
-async def test_a_feed_that_was_made_anew_is_followed_from_its_start(server: Broker, edge: Bus):
+async def test_a_feed_that_was_made_anew_is_followed_from_its_start(server: BrokerProcess, edge: Bus):
     """The broker lost FEED, not STATE: states come again from their source, and are not given again."""
-    revision = await edge.records.create(key(), recorded())
-    async with gathering(edge.feed.follow("me", "one")) as feed:
-        first = (await feed.count(1))[0]
-        async with raw(server) as broker:
+    revision = await edge.job_store.create(make_key(), make_record())
+    async with collect_stream(edge.feed.follow("me", "one")) as feed:
+        first = (await feed.wait_for_count(1))[0]
+        async with connect_raw(server) as broker:
             await broker.api(f"STREAM.DELETE.{FEED.name}")
         await server.kill()
         await server.start()
 
         async def said() -> bool:
             try:
-                await edge.feed.publish(key(), piece(10))
-            except Unreachable:
+                await edge.feed.publish(make_key(), make_log_piece(10))
+            except BrokerUnreachable:
                 return False
             return True
 
-        await until(said)
-        second = (await feed.count(2))[1]
-        await edge.records.update(key(), recorded(status=Status.RUNNING), revision)
-        third = (await feed.count(3))[2]
-    assert second.note == piece(10)
+        await wait_until(said)
+        second = (await feed.wait_for_count(2))[1]
+        await edge.job_store.update(make_key(), make_record(status=Status.RUNNING), revision)
+        third = (await feed.wait_for_count(3))[2]
+    assert second.message == make_log_piece(10)
     assert second.id.split("-")[0] != first.id.split("-")[0]
     assert third.change is not None
     assert third.change.revision > revision
-    async with gathering(edge.feed.follow("me", "one", after=first.id)) as resumed:
-        assert len(await resumed.until(lambda items: any(item.note == piece(10) for item in items))) >= 1
+    async with collect_stream(edge.feed.follow("me", "one", after=first.id)) as resumed:
+        assert len(await resumed.wait_for(lambda items: any(item.message == make_log_piece(10) for item in items))) >= 1
 
 
-async def test_an_id_that_was_trimmed_away_means_from_the_start(server: Broker, edge: Bus):
+async def test_an_id_that_was_trimmed_away_means_from_the_start(server: BrokerProcess, edge: Bus):
     for offset in range(1, 11):
-        await edge.feed.publish(key(), piece(offset))
-    async with gathering(edge.feed.follow("me", "one")) as feed:
-        second = (await feed.count(10))[1]
-    async with raw(server) as broker:
+        await edge.feed.publish(make_key(), make_log_piece(offset))
+    async with collect_stream(edge.feed.follow("me", "one")) as feed:
+        second = (await feed.wait_for_count(10))[1]
+    async with connect_raw(server) as broker:
         assert "error" not in await broker.update(FEED.name, max_msgs_per_subject=3)
-    async with gathering(edge.feed.follow("me", "one", after=second.id)) as resumed:
-        assert [item.note for item in await resumed.count(3)] == [piece(8), piece(9), piece(10)]
+    async with collect_stream(edge.feed.follow("me", "one", after=second.id)) as resumed:
+        assert [item.message for item in await resumed.wait_for_count(3)] == [
+            make_log_piece(8),
+            make_log_piece(9),
+            make_log_piece(10),
+        ]
 
 
-async def test_200_followers_see_the_same_over_a_crash(server: Broker, edge: Bus):
+async def test_200_followers_see_the_same_over_a_crash(server: BrokerProcess, edge: Bus):
     followers = 200
     seen: list[list[int]] = [[] for _ in range(followers)]
     wanted = [10, 20, 30, 40]
@@ -209,34 +215,34 @@ async def test_200_followers_see_the_same_over_a_crash(server: Broker, edge: Bus
 
     async def follow(mine: list[int]) -> None:
         async for item in edge.feed.follow("me", "one"):
-            if isinstance(item.note, LogNote):
-                mine.append(item.note.place.offset)
+            if isinstance(item.message, LogMessage):
+                mine.append(item.message.position.offset)
             if all(len(other) >= len(wanted) for other in seen):
                 finished.set()
 
     async with anyio.create_task_group() as tasks:
         for mine in seen:
             tasks.start_soon(follow, mine)
-        await edge.feed.publish(key(), piece(10))
-        await edge.feed.publish(key(), piece(20))
+        await edge.feed.publish(make_key(), make_log_piece(10))
+        await edge.feed.publish(make_key(), make_log_piece(20))
         await server.kill()
         await server.start()
         for offset in wanted[2:]:
-            await insist(lambda offset=offset: edge.feed.publish(key(), piece(offset)))
+            await insist(lambda offset=offset: edge.feed.publish(make_key(), make_log_piece(offset)))
         with anyio.fail_after(30):
             await finished.wait()
         tasks.cancel_scope.cancel()
     assert seen == [wanted] * followers
 
 
-async def test_a_follower_that_does_not_read_holds_nobody_up(server: Broker, edge: Bus):
+async def test_a_follower_that_does_not_read_holds_nobody_up(server: BrokerProcess, edge: Bus):
     lazy = edge.feed.follow("me", "one")
-    await edge.feed.publish(key(), progress(1))
-    assert (await anext(lazy)).note == progress(1)
+    await edge.feed.publish(make_key(), make_progress(1))
+    assert (await anext(lazy)).message == make_progress(1)
     for offset in range(2, 400):
-        await edge.feed.publish(key(), piece(offset, "x" * 4096))
-    async with gathering(edge.feed.follow("me", "one")) as quick:
-        await quick.count(399)
-    rest = [(await anext(lazy)).note for _ in range(398)]
-    assert [note.place.offset for note in rest if note] == list(range(2, 400))
+        await edge.feed.publish(make_key(), make_log_piece(offset, "x" * 4096))
+    async with collect_stream(edge.feed.follow("me", "one")) as quick:
+        await quick.wait_for_count(399)
+    rest = [(await anext(lazy)).message for _ in range(398)]
+    assert [note.position.offset for note in rest if note] == list(range(2, 400))
     await lazy.aclose()

@@ -3,45 +3,55 @@
 import pytest
 from nats import errors as foreign
 
-from bus.acks import Handed, handed
-from bus.errors import CLIENT, FOREIGN, Different, FewServers, InProcess, Missing, NoStream, answered, raised
-from bus.jetstream import moment_ns
-from bus.port import BusError, Conflict, Denied, StoreFull, TooLarge, Unreachable
+from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable, BusError, MessageTooLarge, RevisionConflict
+from bus.nats.errors import (
+    CLIENT_ERROR_TYPES,
+    CLIENT_ERRORS,
+    ConfigMismatch,
+    JetStreamNotFound,
+    StreamNotFound,
+    TooFewServers,
+    WriteInProcess,
+    from_api_error,
+    from_client_error,
+)
+from bus.nats.jetstream import parse_created_ns
+from bus.nats.requests import AckSubject, parse_ack_subject
 
 
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        (10071, Conflict),
-        (10164, Conflict),
-        (10054, TooLarge),
-        (10023, StoreFull),
-        (10028, StoreFull),
-        (10047, StoreFull),
-        (10077, StoreFull),
-        (10037, Missing),
-        (10043, Missing),
-        (10057, Missing),
-        (10059, NoStream),
-        (10058, Different),
-        (10005, FewServers),
-        (10074, FewServers),
-        (10008, Unreachable),
-        (10009, Unreachable),
-        (10118, Unreachable),
-        (10119, Unreachable),
-        (10039, Unreachable),
-        (10076, Unreachable),
-        (10158, InProcess),
-        (10163, Unreachable),
-        (10167, Unreachable),
-        (10194, Unreachable),
-        (10195, Unreachable),
+        (10071, RevisionConflict),
+        (10164, RevisionConflict),
+        (10054, MessageTooLarge),
+        (10023, BrokerFull),
+        (10028, BrokerFull),
+        (10047, BrokerFull),
+        (10077, BrokerFull),
+        (10037, JetStreamNotFound),
+        (10043, JetStreamNotFound),
+        (10057, JetStreamNotFound),
+        (10059, StreamNotFound),
+        (10058, ConfigMismatch),
+        (10005, TooFewServers),
+        (10074, TooFewServers),
+        (10008, BrokerUnreachable),
+        (10009, BrokerUnreachable),
+        (10118, BrokerUnreachable),
+        (10119, BrokerUnreachable),
+        (10039, BrokerUnreachable),
+        (10076, BrokerUnreachable),
+        (10158, WriteInProcess),
+        (10163, BrokerUnreachable),
+        (10167, BrokerUnreachable),
+        (10194, BrokerUnreachable),
+        (10195, BrokerUnreachable),
         (10111, BusError),
     ],
 )
 def test_what_the_broker_answers(code: int, kind: type[BusError]):
-    error = answered("$KV.STATE.me.one", code, "words")
+    error = from_api_error("$KV.STATE.me.one", code, "words")
     assert type(error) is kind
     assert "$KV.STATE.me.one" in str(error)
     assert "words" in str(error)
@@ -50,41 +60,41 @@ def test_what_the_broker_answers(code: int, kind: type[BusError]):
 @pytest.mark.parametrize(
     ("theirs", "kind"),
     [
-        (foreign.MaxPayloadError(), TooLarge),
-        (foreign.AuthorizationError(), Denied),
-        (foreign.Error("nats: 'Authorization Violation'"), Denied),
-        (foreign.InvalidUserCredentialsError(), Denied),
+        (foreign.MaxPayloadError(), MessageTooLarge),
+        (foreign.AuthorizationError(), BrokerDenied),
+        (foreign.Error("nats: 'Authorization Violation'"), BrokerDenied),
+        (foreign.InvalidUserCredentialsError(), BrokerDenied),
         (foreign.BadSubjectError(), BusError),
-        (foreign.ConnectionClosedError(), Unreachable),
-        (foreign.NoServersError(), Unreachable),
-        (foreign.TimeoutError(), Unreachable),
-        (foreign.OutboundBufferLimitError(), Unreachable),
-        (foreign.StaleConnectionError(), Unreachable),
-        (ConnectionRefusedError(111, "refused"), Unreachable),
-        (TimeoutError(), Unreachable),
+        (foreign.ConnectionClosedError(), BrokerUnreachable),
+        (foreign.NoServersError(), BrokerUnreachable),
+        (foreign.TimeoutError(), BrokerUnreachable),
+        (foreign.OutboundBufferLimitError(), BrokerUnreachable),
+        (foreign.StaleConnectionError(), BrokerUnreachable),
+        (ConnectionRefusedError(111, "refused"), BrokerUnreachable),
+        (TimeoutError(), BrokerUnreachable),
     ],
 )
 def test_what_the_client_raises(theirs: Exception, kind: type[BusError]):
-    assert isinstance(theirs, FOREIGN)
-    error = raised(theirs, "asking x")
+    assert isinstance(theirs, CLIENT_ERROR_TYPES)
+    error = from_client_error(theirs, "asking x")
     assert type(error) is kind
     assert str(error).startswith("asking x")
 
 
 def test_the_narrower_kind_stands_first():
-    kinds = [kind for kind, _ in CLIENT]
+    kinds = [kind for kind, _ in CLIENT_ERRORS]
     assert not [(a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :] if issubclass(b, a) and b is not a]
 
 
 def test_both_forms_of_an_ack_subject_are_read():
-    wanted = Handed("JOBS", "echo-high", 7, 8, 1795286302185186121, 9)
+    wanted = AckSubject("JOBS", "echo-high", 7, 8, 1795286302185186121, 9)
     tail = "JOBS.echo-high.1.7.8.1795286302185186121.9"
-    assert handed(f"$JS.ACK.{tail}") == wanted
-    assert handed(f"$JS.ACK.hub.ACCOUNT.{tail}.random") == wanted
-    assert handed("_INBOX.x.y") is None
-    assert handed("") is None
+    assert parse_ack_subject(f"$JS.ACK.{tail}") == wanted
+    assert parse_ack_subject(f"$JS.ACK.hub.ACCOUNT.{tail}.random") == wanted
+    assert parse_ack_subject("_INBOX.x.y") is None
+    assert parse_ack_subject("") is None
 
 
 def test_created_is_read_to_the_nanosecond():
-    assert moment_ns("2026-11-21T18:38:22.075366743Z") - moment_ns("2026-11-21T18:38:22Z") == 75_366_743
-    assert moment_ns("1970-01-01T00:00:01.5Z") == 1_500_000_000
+    assert parse_created_ns("2026-11-21T18:38:22.075366743Z") - parse_created_ns("2026-11-21T18:38:22Z") == 75_366_743
+    assert parse_created_ns("1970-01-01T00:00:01.5Z") == 1_500_000_000

@@ -3,67 +3,67 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.following import Given, Held, item_id, resume_at
-from bus.port import Change, FeedItem
-from schemas.feed import LogNote, Note, Place, ProgressNote
-from tests.bus.samples import NOW, end, key, piece, progress
+from bus.interface import FeedItem, RecordChange
+from bus.nats.feed_resume import Deduplicator, FeedExtent, format_item_id, resume_sequence
+from schemas.feed import FeedMessage, FeedPosition, LogMessage, ProgressMessage
+from tests.support.bus_samples import NOW, make_key, make_log_end, make_log_piece, make_progress
 
-HELD = Held("abc", 5, 9)
+HELD = FeedExtent("abc", 5, 9)
 
 
 def test_a_known_place_is_resumed_and_any_other_starts_over():
-    assert [resume_at(f"abc-{sequence}", HELD) for sequence in range(2, 12)] == [0, 0, 4, 5, 6, 7, 8, 9, 0, 0]
-    assert [resume_at(text, HELD) for text in (None, "", "abd-7", "abc-", "abc-7 ", "abc-7\n", "abc--7", "7")] == [
-        0
-    ] * 8
+    assert [resume_sequence(f"abc-{sequence}", HELD) for sequence in range(2, 12)] == [0, 0, 4, 5, 6, 7, 8, 9, 0, 0]
+    assert [
+        resume_sequence(text, HELD) for text in (None, "", "abd-7", "abc-", "abc-7 ", "abc-7\n", "abc--7", "7")
+    ] == [0] * 8
 
 
 def test_an_empty_feed_is_resumed_at_its_end():
-    assert resume_at("abc-9", Held("abc", 10, 9)) == 9
-    assert resume_at("abc-8", Held("abc", 10, 9)) == 0
+    assert resume_sequence("abc-9", FeedExtent("abc", 10, 9)) == 9
+    assert resume_sequence("abc-8", FeedExtent("abc", 10, 9)) == 0
 
 
 @given(st.text(max_size=40))
 def test_no_text_breaks_it(text: str):
-    assert 0 <= resume_at(text, HELD) <= HELD.last
+    assert 0 <= resume_sequence(text, HELD) <= HELD.last
 
 
 @given(st.integers(0, 2**60), st.integers(0, 100), st.integers(0, 100))
 def test_what_is_resumed_is_always_held(sequence: int, first: int, held: int):
-    now = Held("abc", first, first + held)
-    resumed = resume_at(item_id("abc", sequence), now)
+    now = FeedExtent("abc", first, first + held)
+    resumed = resume_sequence(format_item_id("abc", sequence), now)
     assert resumed in {0, sequence}
     assert resumed == 0 or now.first - 1 <= resumed <= now.last
 
 
-def item(note: Note | None = None, revision: int | None = None, job_id: str = "one") -> FeedItem:
-    change = Change(revision, key(job_id), None) if revision is not None else None
-    return FeedItem("abc-1", key(job_id), change=change, note=note)
+def item(note: FeedMessage | None = None, revision: int | None = None, job_id: str = "one") -> FeedItem:
+    change = RecordChange(revision, make_key(job_id), None) if revision is not None else None
+    return FeedItem("abc-1", make_key(job_id), change=change, message=note)
 
 
 def test_kinds_and_jobs_are_told_apart():
-    has = Given()
-    error_line = LogNote(Place(1, 1, 10), NOW, "stderr", "x")
-    for note in (progress(10), piece(10), error_line, end(10)):
-        assert has.take(item(note))
-        assert not has.take(item(note))
-        assert has.take(item(note, job_id="two"))
-    assert has.take(item(revision=3))
-    assert not has.take(item(revision=3))
-    assert not has.take(item(revision=2))
-    assert has.revision(key()) == 3
-    assert has.revision(key("two")) == 0
+    has = Deduplicator()
+    error_line = LogMessage(FeedPosition(1, 1, 10), NOW, "stderr", "x")
+    for note in (make_progress(10), make_log_piece(10), error_line, make_log_end(10)):
+        assert has.accept(item(note))
+        assert not has.accept(item(note))
+        assert has.accept(item(note, job_id="two"))
+    assert has.accept(item(revision=3))
+    assert not has.accept(item(revision=3))
+    assert not has.accept(item(revision=2))
+    assert has.last_revision(make_key()) == 3
+    assert has.last_revision(make_key("two")) == 0
 
 
-places = st.builds(Place, st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
+places = st.builds(FeedPosition, st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
 
 
 @given(st.lists(places), st.integers(0, 40))
-def test_said_again_from_anywhere_nothing_is_given_twice_and_the_newest_always(said: list[Place], back: int):
+def test_said_again_from_anywhere_nothing_is_given_twice_and_the_newest_always(said: list[FeedPosition], back: int):
     """A re-opening reads a tail of the past again."""
-    has = Given()
+    has = Deduplicator()
     replayed = said + said[-back:] if back else said
-    taken = [place for place in replayed if has.take(item(ProgressNote(place, NOW, 0.5)))]
+    taken = [place for place in replayed if has.accept(item(ProgressMessage(place, NOW, 0.5)))]
     ranks = [(place.round, place.attempt, place.offset) for place in taken]
     assert ranks == sorted(set(ranks))
     assert not said or ranks[-1] == max((place.round, place.attempt, place.offset) for place in said)

@@ -3,11 +3,11 @@
 import httpx
 import pytest
 
-from bus.monitor import DEAF_S, Monitors, ailing, outvoted
-from bus.port import Unreachable
+from bus.interface import BrokerUnreachable
+from bus.nats.health import MONITOR_RETRY_BACKOFF_S, MonitorClients, describe_degradation, has_lost_write_quorum
 
 
-class Server:
+class MonitoredServer:
     """A monitor that can be switched off; `asked` counts."""
 
     def __init__(self, *, synced: bool = True, storage: int = 10, complaint: str = "") -> None:
@@ -25,7 +25,7 @@ class Server:
         return httpx.Response(200, json={"server_name": "n", "jetstream": said})
 
 
-class Running:
+class MonitorSample:
     """A clock."""
 
     now = 0.0
@@ -34,38 +34,38 @@ class Running:
         return self.now
 
 
-def monitors(*servers: Server, running: Running | None = None) -> Monitors:
+def monitors(*servers: MonitoredServer, running: MonitorSample | None = None) -> MonitorClients:
     clients = [httpx.AsyncClient(base_url="http://n", transport=httpx.MockTransport(server)) for server in servers]
-    return Monitors(clients, running or Running())
+    return MonitorClients(clients, running or MonitorSample())
 
 
 async def test_each_server_says_how_it_is():
-    said = await monitors(Server(), Server(synced=False, storage=90)).ask()
-    assert [(one.synced, one.used) for one in said] == [(True, 0.1), (False, 0.9)]
+    said = await monitors(MonitoredServer(), MonitoredServer(synced=False, storage=90)).fetch_all()
+    assert [(one.is_durable, one.used_share) for one in said] == [(True, 0.1), (False, 0.9)]
 
 
 async def test_a_deaf_server_is_left_out_and_asked_again_later():
-    running, here, away = Running(), Server(), Server()
+    running, here, away = MonitorSample(), MonitoredServer(), MonitoredServer()
     away.on = False
     asking = monitors(here, away, running=running)
-    assert len(await asking.ask()) == 1
-    assert len(await asking.ask()) == 1
+    assert len(await asking.fetch_all()) == 1
+    assert len(await asking.fetch_all()) == 1
     assert (here.asked, away.asked) == (2, 1)
     away.on = True
-    running.now = DEAF_S
-    assert len(await asking.ask()) == 2
+    running.now = MONITOR_RETRY_BACKOFF_S
+    assert len(await asking.fetch_all()) == 2
 
 
 async def test_when_the_last_one_falls_silent_all_are_asked_again():
-    here, away = Server(), Server()
+    here, away = MonitoredServer(), MonitoredServer()
     away.on = False
     asking = monitors(here, away)
-    await asking.ask()
+    await asking.fetch_all()
     here.on, away.on = False, True
-    assert len(await asking.ask()) == 1
+    assert len(await asking.fetch_all()) == 1
     away.on = False
-    with pytest.raises(Unreachable, match=r"broker\.monitor"):
-        await asking.ask()
+    with pytest.raises(BrokerUnreachable, match=r"broker\.monitor"):
+        await asking.fetch_all()
 
 
 FULL = "JetStream stream '$G > KV_STATE' write error: write 1.blk: no space left on device"
@@ -84,21 +84,21 @@ ELSE = "JetStream stream '$G > KV_STATE' is not current: stream catching up"
     ],
 )
 async def test_what_stopped_writing_stores_nothing_once_it_is_no_minority(complaints: tuple[str, ...], halted: bool):
-    said = await monitors(*(Server(complaint=complaint) for complaint in complaints)).ask()
-    assert outvoted(said) is halted
+    said = await monitors(*(MonitoredServer(complaint=complaint) for complaint in complaints)).fetch_all()
+    assert has_lost_write_quorum(said) is halted
 
 
 async def test_of_three_with_one_away_and_one_full_nothing_is_stored():
-    away = Server()
+    away = MonitoredServer()
     away.on = False
-    assert outvoted(await monitors(Server(), Server(complaint=FULL), away).ask())
+    assert has_lost_write_quorum(await monitors(MonitoredServer(), MonitoredServer(complaint=FULL), away).fetch_all())
 
 
 async def test_who_is_ill_while_the_others_work_is_told_with_what_to_do():
-    away = Server()
+    away = MonitoredServer()
     away.on = False
-    asking = monitors(Server(), Server(complaint=FULL), Server(), Server(), away)
-    full, silent = ailing(await asking.ask(), len(asking))
+    asking = monitors(MonitoredServer(), MonitoredServer(complaint=FULL), MonitoredServer(), MonitoredServer(), away)
+    full, silent = describe_degradation(await asking.fetch_all(), len(asking))
     assert full.startswith("server n of the broker could not write")
     assert full.endswith(": make room on that disk, then restart that nats-server")
     assert silent == "1 of the broker's 5 servers do not answer at their monitors: start them anew"

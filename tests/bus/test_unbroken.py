@@ -2,24 +2,24 @@
 
 import pytest
 
-from bus.unbroken import Now, Unbroken
+from bus.uptime_clock import ClockReading, UptimeClock
 
 
 class Clocks:
     """Three clocks that go together unless a test says otherwise."""
 
     def __init__(self) -> None:
-        self.now = Now(100.0, 100.0, 1_000_000.0)
+        self.now = ClockReading(100.0, 100.0, 1_000_000.0)
 
-    def __call__(self) -> Now:
+    def __call__(self) -> ClockReading:
         return self.now
 
     def go(self, running: float = 0.0, real: float | None = None, wall: float | None = None) -> None:
         now = self.now
-        self.now = Now(
-            now.running + running,
-            now.real + (running if real is None else real),
-            now.wall + (running if wall is None else wall),
+        self.now = ClockReading(
+            now.monotonic_s + running,
+            now.boottime_s + (running if real is None else real),
+            now.wall_s + (running if wall is None else wall),
         )
 
 
@@ -29,18 +29,18 @@ def clocks() -> Clocks:
 
 
 def test_it_counts_from_up_and_not_while_down(clocks: Clocks):
-    unbroken = Unbroken(clocks)
+    unbroken = UptimeClock(clocks)
     clocks.go(50)
-    assert unbroken.seconds() == 0
-    unbroken.up()
+    assert unbroken.uptime_s() == 0
+    unbroken.start()
     clocks.go(30)
-    assert unbroken.seconds() == 30
-    unbroken.down()
+    assert unbroken.uptime_s() == 30
+    unbroken.stop()
     clocks.go(5)
-    assert unbroken.seconds() == 0
-    unbroken.up()
+    assert unbroken.uptime_s() == 0
+    unbroken.start()
     clocks.go(1)
-    assert unbroken.seconds() == 1
+    assert unbroken.uptime_s() == 1
 
 
 @pytest.mark.parametrize(
@@ -49,20 +49,20 @@ def test_it_counts_from_up_and_not_while_down(clocks: Clocks):
     ids=["suspend", "suspend with the calendar set back", "clock set forward", "clock set back"],
 )
 def test_a_suspend_or_a_jump_starts_it_anew(clocks: Clocks, real: float, wall: float):
-    unbroken = Unbroken(clocks)
-    unbroken.up()
+    unbroken = UptimeClock(clocks)
+    unbroken.start()
     clocks.go(100)
-    assert unbroken.seconds() == 100
+    assert unbroken.uptime_s() == 100
     clocks.go(1, real, wall)
-    assert unbroken.seconds() == 0
+    assert unbroken.uptime_s() == 0
     clocks.go(7)
-    assert unbroken.seconds() == 7
+    assert unbroken.uptime_s() == 7
 
 
 def test_a_clock_that_is_slewed_does_not(clocks: Clocks):
-    unbroken = Unbroken(clocks)
-    unbroken.up()
+    unbroken = UptimeClock(clocks)
+    unbroken.start()
     for _ in range(100):
         clocks.go(10, wall=10.005)
-        assert unbroken.seconds() > 0
-    assert unbroken.seconds() == pytest.approx(1000)
+        assert unbroken.uptime_s() > 0
+    assert unbroken.uptime_s() == pytest.approx(1000)

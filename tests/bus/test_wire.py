@@ -9,9 +9,9 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from bus.port import BusError
+from bus.interface import BusError
+from bus.nats.connection import NatsConnection
 from bus.settings import BrokerSettings
-from bus.wire import Wire
 
 Step = Callable[[], Awaitable[None]]
 
@@ -19,14 +19,14 @@ Step = Callable[[], Awaitable[None]]
 class Subscribed:
     """A subscription of the played client."""
 
-    def __init__(self, client: "Client", subject: str) -> None:
+    def __init__(self, client: "ClientConnection", subject: str) -> None:
         self._client, self._subject = client, subject
 
     async def unsubscribe(self) -> None:
         self._client.heard.discard(self._subject)
 
 
-class Client:
+class ClientConnection:
     """nats-py's part in a set-up, as far as that goes. `meanwhile`: what happens while a subject is subscribed to."""
 
     def __init__(self, meanwhile: dict[str, Step]) -> None:
@@ -43,16 +43,16 @@ class Client:
         """It has sent all of it."""
 
 
-class Crowd:
+class ConnectionCrowd:
     """Listeners to `a`, `b`… of one connection."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: NatsConnection) -> None:
         self._wire = wire
         self._there: dict[str, AsyncExitStack] = {}
 
     async def comes(self, subject: str) -> None:
         self._there[subject] = AsyncExitStack()
-        await self._there[subject].enter_async_context(self._wire.listening(subject, _ignore))
+        await self._there[subject].enter_async_context(self._wire.subscribed(subject, _ignore))
 
     async def goes(self, subject: str) -> None:
         await self._there.pop(subject).aclose()
@@ -77,18 +77,18 @@ def _ignore(_: object | BusError) -> None:
     ],
 )
 async def test_exactly_those_who_listen_are_heard(during: str, verb: str, who: str, heard: set[str]):
-    wire = Wire(BrokerSettings(), "_INBOX_x", "id")
-    crowd = Crowd(wire)
+    wire = NatsConnection(BrokerSettings(), "_INBOX_x", "id")
+    crowd = ConnectionCrowd(wire)
     for subject in ("a", "b", "c"):
         await crowd.comes(subject)
-    client = Client({during: lambda: getattr(crowd, verb)(who)})
-    await wire._set_up(client, anyio.Event())  # type: ignore[arg-type]
+    client = ClientConnection({during: lambda: getattr(crowd, verb)(who)})
+    await wire._prepare_connection(client, anyio.Event())  # type: ignore[arg-type]
     assert client.heard == {"_INBOX_x.id.*", *heard}
     await crowd.all_go()
     assert client.heard == {"_INBOX_x.id.*"}
 
 
-class Ears:
+class SocketListener:
     """A broker as far as a greeting and PING go; `read`: the lines that it had read, in their order."""
 
     def __init__(self) -> None:
@@ -110,19 +110,19 @@ class Ears:
 
 
 @asynccontextmanager
-async def listened() -> AsyncIterator[tuple[Ears, Wire]]:
+async def listened() -> AsyncIterator[tuple[SocketListener, NatsConnection]]:
     """A connection that stands, to such a broker, with one that listens to `a`."""
-    ears = Ears()
+    ears = SocketListener()
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(listener.serve, ears.serve)
         port = listener.extra(SocketAttribute.local_port)
-        wire = Wire(BrokerSettings(f"nats://127.0.0.1:{port}"), "_INBOX_x", "id")
-        async with wire.listening("a", _ignore):
-            await wire.open()
-            tasks.start_soon(wire.keep)
+        wire = NatsConnection(BrokerSettings(f"nats://127.0.0.1:{port}"), "_INBOX_x", "id")
+        async with wire.subscribed("a", _ignore):
+            await wire.connect()
+            tasks.start_soon(wire.reconnect_forever)
             yield ears, wire
         tasks.cancel_scope.cancel()
 
@@ -134,6 +134,6 @@ async def test_a_connection_that_stands_is_heard():
 
 async def test_a_ping_is_answered_behind_all_that_was_said():
     async with listened() as (ears, wire):
-        await wire.say("b")
+        await wire.publish("b")
         await wire.ping()
         assert "PUB b  0" in ears.read_before_answering()

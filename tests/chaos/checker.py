@@ -7,8 +7,16 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from schemas.words import FINAL
-from tests.chaos.evidence import Accepted, Closed, Evidence, Fetched, Read, Run, Told
+from schemas.status import FINAL_STATUSES
+from tests.chaos.evidence import (
+    ContainerRunTimes,
+    Evidence,
+    JobShown,
+    OutputDownloaded,
+    StreamClosed,
+    StreamMessage,
+    SubmitAccepted,
+)
 
 S = TypeVar("S")
 
@@ -24,20 +32,20 @@ def _of(kind: type[S], evidence: Evidence) -> list[S]:
     return [one for one in evidence.seen if isinstance(one, kind)]
 
 
-def _streams(evidence: Evidence) -> dict[str, list[Told]]:
+def _streams(evidence: Evidence) -> dict[str, list[StreamMessage]]:
     streams = defaultdict(list)
-    for told in _of(Told, evidence):
+    for told in _of(StreamMessage, evidence):
         streams[told.stream].append(told)
     return streams
 
 
 def accepted_jobs_end(evidence: Evidence) -> Iterator[str]:
     """Every job that was answered 202 is in STATE, and its last event is an end."""
-    for job_id in sorted({accepted.job_id for accepted in _of(Accepted, evidence)}):
+    for job_id in sorted({accepted.job_id for accepted in _of(SubmitAccepted, evidence)}):
         revisions = evidence.state.get(job_id)
         if not revisions:
             yield f"{job_id} was accepted and is not in STATE"
-        elif revisions[-1].status not in FINAL:
+        elif revisions[-1].status not in FINAL_STATUSES:
             yield f"{job_id} was accepted and is {revisions[-1].status} for ever"
 
 
@@ -46,7 +54,7 @@ def rounds_end_once(evidence: Evidence) -> Iterator[str]:
     for job_id, revisions in evidence.state.items():
         for before, after in pairwise(revisions):
             begins = after.event == "retried" and after.round == before.round + 1
-            if (before.status in FINAL) != begins or (not begins and after.round != before.round):
+            if (before.status in FINAL_STATUSES) != begins or (not begins and after.round != before.round):
                 yield f"{job_id}: {after.event} (round {after.round}) after {before.status} (round {before.round})"
 
 
@@ -55,7 +63,7 @@ def streams_end_with_the_end(evidence: Evidence) -> Iterator[str]:
 
     The attempt's last words may come behind its final state: order between the two is not promised.
     """
-    closed = {one.stream for one in _of(Closed, evidence)}
+    closed = {one.stream for one in _of(StreamClosed, evidence)}
     for stream, told in _streams(evidence).items():
         ends = [place for place, one in enumerate(told) if one.final]
         for place in ends:
@@ -72,7 +80,7 @@ def streams_end_with_the_end(evidence: Evidence) -> Iterator[str]:
 def orders_hold(evidence: Evidence) -> Iterator[str]:
     """What one reader is shown never goes back: revisions, and ids within an epoch; no message comes twice."""
     shown: dict[tuple[str, str], int] = {}
-    for read in _of(Read, evidence):
+    for read in _of(JobShown, evidence):
         last = shown.get((read.client, read.job_id), 0)
         if read.revision < last:
             yield f"{read.client}: {read.job_id} went back from revision {last} to {read.revision}"
@@ -92,7 +100,7 @@ def orders_hold(evidence: Evidence) -> Iterator[str]:
 def readers_agree_with_state(evidence: Evidence) -> Iterator[str]:
     """What was shown as a revision is what STATE has under it, and an end that somebody saw stays."""
     for one in evidence.seen:
-        if not isinstance(one, Read | Told) or one.revision is None:
+        if not isinstance(one, JobShown | StreamMessage) or one.revision is None:
             continue
         kept = evidence.state.get(one.job_id, ())
         held = {revision.revision: revision for revision in kept}.get(one.revision)
@@ -105,7 +113,7 @@ def readers_agree_with_state(evidence: Evidence) -> Iterator[str]:
 def names_are_one_job(evidence: Evidence) -> Iterator[str]:
     """One name (idempotency key, id) is one job, however often it was sent; STATE has no job that nobody named."""
     jobs, names = defaultdict(set), defaultdict(set)
-    for accepted in _of(Accepted, evidence):
+    for accepted in _of(SubmitAccepted, evidence):
         jobs[accepted.name].add(accepted.job_id)
         names[accepted.job_id].add(accepted.name)
     yield from (f"name {name} made {len(made)} jobs: {sorted(made)}" for name, made in jobs.items() if len(made) > 1)
@@ -127,7 +135,7 @@ def attempts_do_not_overlap(evidence: Evidence) -> Iterator[str]:
                 )
 
 
-def _excused(one: Run, other: Run, evidence: Evidence) -> bool:
+def _excused(one: ContainerRunTimes, other: ContainerRunTimes, evidence: Evidence) -> bool:
     since = max(one.first, other.first)
     earlier = min(one, other, key=lambda run: run.first)
     return any(cut.host == earlier.host and cut.since <= since <= cut.until for cut in evidence.cuts)
@@ -135,7 +143,7 @@ def _excused(one: Run, other: Run, evidence: Evidence) -> bool:
 
 def bytes_are_right(evidence: Evidence) -> Iterator[str]:
     """What is downloaded has the digest that the job names, and is what the job should have made."""
-    for file in _of(Fetched, evidence):
+    for file in _of(OutputDownloaded, evidence):
         if not file.got == file.promised == file.right:
             yield f"{file.job_id}: {file.name} is {file.got[:9]}, promised {file.promised[:9]}, right {file.right[:9]}"
 

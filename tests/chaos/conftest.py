@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tests.chaos.engines import cannot as no_engine
-from tests.engine_host import cannot, docker_url, echo_image
+from tests.support.docker_engine import why_no_engine as no_engine
+from tests.support.docker_images import docker_url, echo_image, skip_or_fail
 
 __all__ = ["docker_url", "echo_image"]
 
@@ -22,4 +22,4 @@ def seed() -> int:
 def own_engines(echo_image: str) -> None:
     """Docker engines of the test's own can be started, and be given what they run."""
     if why := no_engine():
-        cannot(why)
+        skip_or_fail(why)

@@ -1,17 +1,17 @@
-"""`lamplighter edge` as it is, with fault points at its ports. Started by tests/chaos/scene.py, never by hand."""
+"""`lamplighter edge` as it is, with fault points at its ports. Started by tests/chaos/chaos_installation.py, never by hand."""
 
 from typing import Any
 
-import edge.assembly
-import edge.serve
-from edge.power.drivers import build
+import edge.container
+import edge.process
+from edge.power.drivers import factory
 from lamplighter.cli import main
-from tests.chaos.faults import Faults
-from tests.chaos.ports import DRIVER, STORE, arm_bus
+from tests.chaos.armed_ports import DRIVER, STORE, arm_bus
+from tests.chaos.fault_points import FaultPoints
 
-FAULTS = Faults.of_this_process()
-ASSEMBLE = edge.serve.assemble
-BUILD = build.build
+FAULTS = FaultPoints.of_this_process()
+ASSEMBLE = edge.process.assemble_services
+BUILD = factory.build_drivers
 
 
 async def assembled(settings: Any, bus: Any, store: Any, *rest: Any) -> Any:
@@ -30,6 +30,6 @@ def built(*given: Any, **named: Any) -> Any:
 
 
 if __name__ == "__main__":
-    edge.serve.assemble = assembled
-    build.build = built
+    edge.process.assemble_services = assembled
+    factory.build_drivers = built
     main()

@@ -4,24 +4,24 @@ from typing import Any
 
 import runner.app
 from lamplighter.cli import main
-from runner.life import Life
-from tests.chaos.faults import Faults
-from tests.chaos.ports import ENGINE, SUPPLIES, arm_bus
-from tests.chaos.stamps import NAME, stamping
+from runner.context import RunnerContext
+from tests.chaos.armed_ports import ENGINE, SUPPLIES, arm_bus
+from tests.chaos.fault_points import FaultPoints
+from tests.chaos.run_stamps import STAMPS_NAME, start_with_stamps
 
-FAULTS = Faults.of_this_process()
-LIVE = runner.app.live
+FAULTS = FaultPoints.of_this_process()
+LIVE = runner.app.run_lifecycle
 
 
-async def live(life: Life, *rest: Any) -> None:
+async def live(life: RunnerContext, *rest: Any) -> None:
     """A life over armed ports."""
     arm_bus(life.bus, FAULTS)
-    vars(life.engine)["start"] = stamping(life.engine.start, life.jobs.with_name(NAME))
+    vars(life.engine)["start"] = start_with_stamps(life.engine.start, life.jobs_dir.with_name(STAMPS_NAME))
     FAULTS.over(life.engine, "engine", ENGINE)
-    FAULTS.over(life.supplies, "supplies", SUPPLIES)
+    FAULTS.over(life.assets, "supplies", SUPPLIES)
     await LIVE(life, *rest)
 
 
 if __name__ == "__main__":
-    runner.app.live = live
+    runner.app.run_lifecycle = live
     main()

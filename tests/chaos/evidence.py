@@ -5,12 +5,12 @@ All of it is plain data, so that the checker is a pure function and a failing ru
 
 from msgspec import Struct
 
-from bus.port import Entry
-from schemas.events import as_json
-from schemas.words import FINAL, Status
+from bus.interface import VersionedRecord
+from schemas.events import event_to_dict
+from schemas.status import FINAL_STATUSES, Status
 
 
-class Accepted(Struct, frozen=True, tag="accepted"):
+class SubmitAccepted(Struct, frozen=True, tag="accepted"):
     """A submit was answered 200 or 202. `name` is what the client called it: its idempotency key, or the id it gave."""
 
     client: str
@@ -18,7 +18,7 @@ class Accepted(Struct, frozen=True, tag="accepted"):
     job_id: str
 
 
-class Read(Struct, frozen=True, tag="read"):
+class JobShown(Struct, frozen=True, tag="read"):
     """A client asked for the job, or cancelled or retried it, and was shown this revision."""
 
     client: str
@@ -28,7 +28,7 @@ class Read(Struct, frozen=True, tag="read"):
     round: int
 
 
-class Told(Struct, frozen=True, tag="told"):
+class StreamMessage(Struct, frozen=True, tag="told"):
     """One message of a stream, whose `id` is `<epoch>-<sequence>-…`. A state has a revision and a status.
 
     `stream` names one follower over all its connections: each resumes behind the last id.
@@ -56,16 +56,16 @@ class Told(Struct, frozen=True, tag="told"):
     @property
     def final(self) -> bool:
         """Whether it is the end of a round."""
-        return self.status in FINAL
+        return self.status in FINAL_STATUSES
 
 
-class Closed(Struct, frozen=True, tag="closed"):
+class StreamClosed(Struct, frozen=True, tag="closed"):
     """The edge ended the stream in good order: it says that nothing more will come."""
 
     stream: str
 
 
-class Fetched(Struct, frozen=True, tag="fetched"):
+class OutputDownloaded(Struct, frozen=True, tag="fetched"):
     """An output was downloaded: the digest that the record promised, that of the bytes, and that of the right ones."""
 
     job_id: str
@@ -75,10 +75,10 @@ class Fetched(Struct, frozen=True, tag="fetched"):
     right: str
 
 
-Seen = Accepted | Read | Told | Closed | Fetched
+Observation = SubmitAccepted | JobShown | StreamMessage | StreamClosed | OutputDownloaded
 
 
-class Revision(Struct, frozen=True):
+class JobRevision(Struct, frozen=True):
     """One entry of a job's history in STATE."""
 
     revision: int
@@ -88,13 +88,13 @@ class Revision(Struct, frozen=True):
     attempt: int
 
     @classmethod
-    def of(cls, entry: Entry) -> "Revision":
+    def of(cls, entry: VersionedRecord) -> "JobRevision":
         """As the bus gives it."""
-        job = entry.recorded.job
-        return cls(entry.revision, as_json(entry.recorded.event)["type"], job.status, job.round, job.attempt)
+        job = entry.record.job
+        return cls(entry.revision, event_to_dict(entry.record.event)["type"], job.status, job.round, job.attempt)
 
 
-class Run(Struct, frozen=True):
+class ContainerRunTimes(Struct, frozen=True):
     """One container, by its own stamps: seconds of the machine's monotonic clock, the last one when it last stamped."""
 
     host: str
@@ -105,7 +105,7 @@ class Run(Struct, frozen=True):
     last: float
 
 
-class Cut(Struct, frozen=True):
+class HostOutage(Struct, frozen=True):
     """A host that nobody could hear, from when to when (same clock): a network cut, or a process that stood still."""
 
     host: str
@@ -116,8 +116,8 @@ class Cut(Struct, frozen=True):
 class Evidence(Struct, frozen=True, kw_only=True):
     """All of it, in the order in which it happened; `left` says in words what should not be there any more."""
 
-    seen: tuple[Seen, ...] = ()
-    state: dict[str, tuple[Revision, ...]] = {}
-    runs: tuple[Run, ...] = ()
-    cuts: tuple[Cut, ...] = ()
+    seen: tuple[Observation, ...] = ()
+    state: dict[str, tuple[JobRevision, ...]] = {}
+    runs: tuple[ContainerRunTimes, ...] = ()
+    cuts: tuple[HostOutage, ...] = ()
     left: tuple[str, ...] = ()

@@ -4,27 +4,27 @@ from pathlib import Path
 
 import msgspec
 
-from tests.chaos.evidence import Cut, Seen
+from tests.chaos.evidence import HostOutage, Observation
 
 
-class History:
+class ObservationLog:
     """`seen` and `cuts` so far; every line of `file` is one of them."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self.seen: list[Seen] = []
-        self.cuts: list[Cut] = []
+        self.seen: list[Observation] = []
+        self.cuts: list[HostOutage] = []
 
-    def note(self, seen: Seen) -> None:
+    def note(self, seen: Observation) -> None:
         """It was seen now."""
         self.seen.append(seen)
         self._write(seen)
 
-    def cut(self, cut: Cut) -> None:
+    def note_outage(self, cut: HostOutage) -> None:
         """It is over."""
         self.cuts.append(cut)
         self._write(cut)
 
-    def _write(self, one: Seen | Cut) -> None:
+    def _write(self, one: Observation | HostOutage) -> None:
         with self._file.open("ab") as file:
             file.write(msgspec.json.encode(one) + b"\n")

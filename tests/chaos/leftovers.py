@@ -7,33 +7,33 @@ from pathlib import Path
 import anyio.to_thread
 from msgspec import Struct
 
-from bus import subjects
-from bus.jetstream import Answer, JetStream
-from bus.port import Bus
-from bus.topology import JOBS, STATE, STREAMS
-from schemas.words import PRIORITIES
-from tests.e2e.installation import Installation
+from bus.interface import Bus
+from bus.nats import subjects
+from bus.nats.jetstream import ApiResponse, JetStreamClient
+from bus.nats.topology import JOBS, STATE, STREAMS
+from schemas.status import PRIORITIES
+from tests.support.installation import Installation
 
-LANES = {subjects.lane("stamped", priority) for priority in PRIORITIES}
+LANE_NAMES = {subjects.lane_consumer("stamped", priority) for priority in PRIORITIES}
 QUEUES = ("JOBS", "DELIVERIES")
 
 
-class _Config(Struct, frozen=True):
+class _ConsumerNames(Struct, frozen=True):
     durable_name: str = ""
 
 
-class _Consumer(Struct, frozen=True):
+class _ConsumerInfo(Struct, frozen=True):
     name: str
-    config: _Config
+    config: _ConsumerNames
 
 
-class _Consumers(Answer, frozen=True):
-    consumers: tuple[_Consumer, ...] | None = None
+class _ConsumerList(ApiResponse, frozen=True):
+    consumers: tuple[_ConsumerInfo, ...] | None = None
 
 
 async def _messages(_: Installation, bus: Bus) -> list[str]:
     js = _jetstream(bus)
-    return [subject for stream in QUEUES for subject in await js.subjects(stream, ">")]
+    return [subject for stream in QUEUES for subject in await js.list_subjects(stream, ">")]
 
 
 async def _containers(installation: Installation, _: Bus) -> list[str]:
@@ -53,35 +53,35 @@ async def _consumers(_: Installation, bus: Bus) -> list[str]:
     js = _jetstream(bus)
     found = []
     for stream in STREAMS:
-        listed = (await js.api(f"CONSUMER.LIST.{stream.name}", {}, _Consumers)).consumers or ()
+        listed = (await js.call(f"CONSUMER.LIST.{stream.name}", {}, _ConsumerList)).consumers or ()
         passing = [one.name for one in listed if not one.config.durable_name]
         if len(passing) > (stream is STATE):
             found.append(f"{stream.name}: {passing}")
         if stream is JOBS:
-            found += [one.name for one in listed if one.config.durable_name not in LANES]
+            found += [one.name for one in listed if one.config.durable_name not in LANE_NAMES]
     return found
 
 
-async def passing_consumers(bus: Bus) -> int:
+async def list_ephemeral_consumers(bus: Bus) -> int:
     """How many consumers there are that are not durable, of every stream."""
     js = _jetstream(bus)
-    lists = [(await js.api(f"CONSUMER.LIST.{stream.name}", {}, _Consumers)).consumers or () for stream in STREAMS]
+    lists = [(await js.call(f"CONSUMER.LIST.{stream.name}", {}, _ConsumerList)).consumers or () for stream in STREAMS]
     return sum(not one.config.durable_name for listed in lists for one in listed)
 
 
-def _jetstream(bus: Bus) -> JetStream:
+def _jetstream(bus: Bus) -> JetStreamClient:
     """What the bus is made of: there is no port for what only a test asks."""
-    return bus.queue._js  # type: ignore[attr-defined,no-any-return]
+    return bus.job_queue._js  # type: ignore[attr-defined,no-any-return]
 
 
 async def _processes(installation: Installation, _: Bus) -> list[str]:
     """Whatever names this installation's folder and is not one of the processes that are meant to be there."""
     ours = (installation.edge, *installation.runners.values())
-    meant = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.started)}
-    return await anyio.to_thread.run_sync(_strangers, str(installation.folder).encode(), meant)
+    meant = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.was_started)}
+    return await anyio.to_thread.run_sync(_unknown_processes, str(installation.folder).encode(), meant)
 
 
-def _strangers(folder: bytes, meant: Container[int | None]) -> list[str]:
+def _unknown_processes(folder: bytes, meant: Container[int | None]) -> list[str]:
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -93,7 +93,7 @@ def _strangers(folder: bytes, meant: Container[int | None]) -> list[str]:
     return found
 
 
-PLACES: Mapping[str, Callable[[Installation, Bus], Awaitable[list[str]]]] = {
+LEFTOVER_CHECKS: Mapping[str, Callable[[Installation, Bus], Awaitable[list[str]]]] = {
     "message": _messages,
     "container": _containers,
     "file": _files,
@@ -102,6 +102,6 @@ PLACES: Mapping[str, Callable[[Installation, Bus], Awaitable[list[str]]]] = {
 }
 
 
-async def leftovers(installation: Installation, bus: Bus) -> list[str]:
+async def find_leftovers(installation: Installation, bus: Bus) -> list[str]:
     """All of it, in words; the installation's own processes must be running."""
-    return [f"{what}: {one}" for what, look in PLACES.items() for one in await look(installation, bus)]
+    return [f"{what}: {one}" for what, look in LEFTOVER_CHECKS.items() for one in await look(installation, bus)]

@@ -20,24 +20,24 @@ import structlog
 from msgspec import Struct
 
 from tests.chaos.checker import Violation, check
-from tests.chaos.crash import BY_NAME, Outcome, play, stage
-from tests.chaos.engines import OwnEngine, own_engine
-from tests.chaos.faults import Moment
-from tests.chaos.steps import DOCKER, STEPS, Cell, cells
-from tests.chaos.victims import VICTIMS
-from tests.e2e.installation import ROOT
+from tests.chaos.crash_cells import BY_NAME, CellOutcome, play_cell, run_stage
+from tests.chaos.crash_steps import DOCKER, STEPS, CrashCell, cells
+from tests.chaos.fault_points import CallSide
+from tests.chaos.kill_targets import KILL_TARGETS
+from tests.support.docker_engine import OwnDockerEngine, run_docker_engine
+from tests.support.installation import ROOT
 
 PAGE = ROOT / "docs" / "promises.md"
 BEGIN, END = "<!-- matrix: just chaos-matrix -->\n", "<!-- end of matrix -->\n"
 
 
-class Stage(Struct, frozen=True):
+class MatrixStage(Struct, frozen=True):
     """`live_restore` None: no Docker. `switched`: the host has a switch."""
 
     live_restore: bool | None = None
     switched: bool = False
 
-    def has(self, cell: Cell) -> bool:
+    def has(self, cell: CrashCell) -> bool:
         """Whether the cell is played here."""
         if BY_NAME[cell.step].switched or self.switched:
             return self.switched and BY_NAME[cell.step].switched
@@ -45,74 +45,76 @@ class Stage(Struct, frozen=True):
         return cell.victim in here[self.live_restore]
 
     @contextmanager
-    def engine(self) -> Iterator[OwnEngine | None]:
+    def engine(self) -> Iterator[OwnDockerEngine | None]:
         """Its Docker engine, if it has one."""
-        with nullcontext() if self.live_restore is None else own_engine(live_restore=self.live_restore) as engine:
+        with (
+            nullcontext() if self.live_restore is None else run_docker_engine(live_restore=self.live_restore) as engine
+        ):
             yield engine
 
 
-STAGES: Mapping[str, Stage] = {
-    "processes": Stage(),
-    "docker": Stage(live_restore=True),
-    "docker, no live-restore": Stage(live_restore=False),
-    "switch": Stage(switched=True),
+STAGES: Mapping[str, MatrixStage] = {
+    "processes": MatrixStage(),
+    "docker": MatrixStage(live_restore=True),
+    "docker, no live-restore": MatrixStage(live_restore=False),
+    "switch": MatrixStage(switched=True),
 }
 
 
-class Report(Struct, frozen=True):
+class StageReport(Struct, frozen=True):
     """What a stage's cells came to, and every promise that was not kept."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CellOutcome, ...]
     violations: tuple[Violation, ...]
 
 
-async def run(name: str, chosen: Sequence[Cell], folder: Path) -> Report:
+async def run(name: str, chosen: Sequence[CrashCell], folder: Path) -> StageReport:
     """Play the cells on that stage, in `folder`, and judge. Its logs are printed when a cell breaks off."""
     outcomes = []
     with STAGES[name].engine() as docker:
-        async with stage(folder, docker, switched=STAGES[name].switched) as scene:
+        async with run_stage(folder, docker, switched=STAGES[name].switched) as scene:
             try:
                 for cell in chosen:
-                    outcomes.append(await play(scene, cell))
-                    click.echo(f"{cell.name}: {outcomes[-1].told} ({outcomes[-1].seconds:.1f} s)", err=True)
-                return Report(tuple(outcomes), tuple(check(await scene.evidence())))
+                    outcomes.append(await play_cell(scene, cell))
+                    click.echo(f"{cell.name}: {outcomes[-1].format_row} ({outcomes[-1].seconds:.1f} s)", err=True)
+                return StageReport(tuple(outcomes), tuple(check(await scene.evidence())))
             except BaseException:
                 click.echo(scene.installation.tail(), err=True)
                 raise
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(outcomes: Sequence[CellOutcome]) -> str:
     """Step by victim: the events behind `submitted`, and the seconds from the kill to the job's end."""
-    of: dict[tuple[str, str], dict[Moment, Outcome]] = defaultdict(dict)
+    of: dict[tuple[str, str], dict[CallSide, CellOutcome]] = defaultdict(dict)
     for outcome in outcomes:
         of[outcome.cell.step, outcome.cell.victim][outcome.cell.moment] = outcome
-    lines = [f"| step | {' | '.join(VICTIMS)} |", "|---" * (len(VICTIMS) + 1) + "|"]
+    lines = [f"| step | {' | '.join(KILL_TARGETS)} |", "|---" * (len(KILL_TARGETS) + 1) + "|"]
     for step in STEPS:
-        row = [_cell(of.get((step.name, victim), {})) for victim in VICTIMS]
+        row = [_cell(of.get((step.name, victim), {})) for victim in KILL_TARGETS]
         lines.append(f"| {step.name} | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(of: Mapping[Moment, Outcome]) -> str:
-    if len({outcome.told for outcome in of.values()}) == 1:
-        seconds = " and ".join(f"{of[moment].seconds:.0f}" for moment in Moment if moment in of)
-        return f"{next(iter(of.values())).told} ({seconds} s)"
-    told = (f"{moment}: {of[moment].told} ({of[moment].seconds:.0f} s)" for moment in Moment if moment in of)
+def _cell(of: Mapping[CallSide, CellOutcome]) -> str:
+    if len({outcome.format_row for outcome in of.values()}) == 1:
+        seconds = " and ".join(f"{of[moment].seconds:.0f}" for moment in CallSide if moment in of)
+        return f"{next(iter(of.values())).format_row} ({seconds} s)"
+    told = (f"{moment}: {of[moment].format_row} ({of[moment].seconds:.0f} s)" for moment in CallSide if moment in of)
     return "<br>".join(told) or "–"
 
 
-def written(page: str, text: str) -> str:
+def replace_table(page: str, text: str) -> str:
     """The page with its table replaced."""
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}{text}{END}{tail}"
 
 
-async def everything(chosen: Sequence[Cell], top: Path) -> Report:
+async def play_all(chosen: Sequence[CrashCell], top: Path) -> StageReport:
     """Each of the cells on its stage, the stages side by side, in folders below `top`."""
     reports = []
 
-    async def one(name: str, here: Sequence[Cell], folder: Path) -> None:
+    async def one(name: str, here: Sequence[CrashCell], folder: Path) -> None:
         await anyio.Path(folder).mkdir()
         reports.append(await run(name, here, folder))
 
@@ -121,7 +123,7 @@ async def everything(chosen: Sequence[Cell], top: Path) -> Report:
             if here := [cell for cell in chosen if stage_.has(cell)]:
                 tasks.start_soon(one, name, here, top / str(number))
     outcomes = tuple(outcome for report in reports for outcome in report.outcomes)
-    return Report(outcomes, tuple(violation for report in reports for violation in report.violations))
+    return StageReport(outcomes, tuple(violation for report in reports for violation in report.violations))
 
 
 def main() -> int:
@@ -134,11 +136,11 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     os.environ.setdefault("DOCKER_BUILDKIT", "0")
     with TemporaryDirectory(prefix="matrix-") as top:
-        report = anyio.run(everything, [cell for cell in cells() if given.only in cell.name], Path(top))
+        report = anyio.run(play_all, [cell for cell in cells() if given.only in cell.name], Path(top))
     for violation in report.violations:
         click.echo(f"BROKEN {violation.rule}: {violation.what}", err=True)
     if given.write:
-        PAGE.write_text(written(PAGE.read_text(), table(report.outcomes)))
+        PAGE.write_text(replace_table(PAGE.read_text(), table(report.outcomes)))
     else:
         click.echo(table(report.outcomes))
     return 1 if report.violations else 0

@@ -16,13 +16,13 @@ import anyio
 import click
 from msgspec import Struct
 
+from tests.chaos.chaos_installation import ChaosInstallation, run_chaos_installation
 from tests.chaos.checker import Violation, check
-from tests.chaos.command import asked
-from tests.chaos.leftovers import passing_consumers
-from tests.chaos.load import live, plan
-from tests.chaos.scene import Scene, staged
+from tests.chaos.job_plans import draw_job_plan, play_job_plan
+from tests.chaos.leftovers import list_ephemeral_consumers
+from tests.chaos.run_options import parse_run_options
 
-HOSTS = ("gpu-1", "gpu-2")
+HOST_NAMES = ("gpu-1", "gpu-2")
 ROUND = 24  # jobs, all at once
 WARM = 3  # one third
 LOW = 6  # of a sixth of the samples the lowest RSS counts: nats-server's wanders by half of itself between collections
@@ -32,7 +32,7 @@ HANDLES = 8  # connections come and go
 INDEX_KB_A_JOB = 16.0  # a record and its rows are some 4 KB
 
 
-class Sample(Struct, frozen=True):
+class SoakSample(Struct, frozen=True):
     """What there was in a calm moment after `jobs` jobs. `rss_mb` and `handles` by process."""
 
     jobs: int
@@ -43,15 +43,15 @@ class Sample(Struct, frozen=True):
     index_kb: float
 
 
-class Report(Struct, frozen=True):
+class SoakReport(Struct, frozen=True):
     """Every sample, what grew, and every promise that was not kept."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[SoakSample]
     leaks: Sequence[str]
     violations: Sequence[Violation]
 
 
-def leaks(samples: Sequence[Sample]) -> list[str]:
+def find_leaks(samples: Sequence[SoakSample]) -> list[str]:
     """What grew between the first warm sample and the last by more than its bound, in words."""
     warm, some = len(samples) // WARM, max(1, len(samples) // LOW)
     first, last = samples[warm], samples[-1]
@@ -67,43 +67,43 @@ def leaks(samples: Sequence[Sample]) -> list[str]:
     return [f"{what}: {had:g}, then {has:g}" for what, had, has, more in rows if has - had > more]
 
 
-def _lowest(samples: Sequence[Sample]) -> dict[str, float]:
+def _lowest(samples: Sequence[SoakSample]) -> dict[str, float]:
     """The least RSS of each process: what has leaked is there at the lowest moment too."""
     return {name: min(sample.rss_mb[name] for sample in samples) for name in samples[0].rss_mb}
 
 
-async def soak(folder: Path, seconds: float, seed: int) -> Report:
+async def run_soak(folder: Path, seconds: float, seed: int) -> SoakReport:
     """Rounds of jobs for `seconds`, three at least, then everybody's end, then the checker."""
-    samples: list[Sample] = []
-    async with staged(folder, hosts=HOSTS) as scene:
-        for host in HOSTS:
+    samples: list[SoakSample] = []
+    async with run_chaos_installation(folder, hosts=HOST_NAMES) as scene:
+        for host in HOST_NAMES:
             await scene.start_runner(host)
         until = time.monotonic() + seconds
         numbers = count(1)
         while time.monotonic() < until or len(samples) < WARM + 1:
             await _round(scene, [next(numbers) for _ in range(ROUND)], seed)
-            await scene.settled()
+            await scene.wait_until_clean()
             samples.append(await _measure(scene, len(samples) * ROUND + ROUND))
             click.echo(f"soak: {samples[-1]}", err=True)
-        return Report(samples, leaks(samples), check(await scene.evidence()))
+        return SoakReport(samples, find_leaks(samples), check(await scene.evidence()))
 
 
-async def _round(scene: Scene, numbers: Sequence[int], seed: int) -> None:
+async def _round(scene: ChaosInstallation, numbers: Sequence[int], seed: int) -> None:
     async with anyio.create_task_group() as owners:
         for number in numbers:
-            owners.start_soon(live, scene, plan(Random(f"{seed} job {number}"), number))
+            owners.start_soon(play_job_plan, scene, draw_job_plan(Random(f"{seed} job {number}"), number))
 
 
-async def _measure(scene: Scene, jobs: int) -> Sample:
+async def _measure(scene: ChaosInstallation, jobs: int) -> SoakSample:
     made = scene.installation
     pids = {"edge": made.edge.pid, "broker": made.server.pid or 0}
     pids |= {host: process.pid for host, process in made.runners.items()}
-    return Sample(
+    return SoakSample(
         jobs=jobs,
         rss_mb={name: _rss_mb(pid) for name, pid in pids.items()},
         handles={name: _handles(pid) for name, pid in pids.items()},
-        consumers=await passing_consumers(scene.bus),
-        containers=sum([len(await made.containers(host)) for host in HOSTS]),
+        consumers=await list_ephemeral_consumers(scene.bus),
+        containers=sum([len(await made.containers(host)) for host in HOST_NAMES]),
         index_kb=_index_kb(made.folder / "edge"),
     )
 
@@ -124,9 +124,9 @@ def _handles(pid: int) -> int:
 
 def main() -> int:
     """Say what there was; 1 when something grew or a promise was broken."""
-    given = asked("soak", "Mixed load for a long time, and whether anything grows.", 60)
+    given = parse_run_options("soak", "Mixed load for a long time, and whether anything grows.", 60)
     with TemporaryDirectory(prefix="soak-") as folder:
-        report = anyio.run(soak, Path(folder), given.seconds, given.seed)
+        report = anyio.run(run_soak, Path(folder), given.seconds, given.seed)
     for line in (*report.leaks, *(f"{violation.rule}: {violation.what}" for violation in report.violations)):
         click.echo(f"BROKEN {line}")
     click.echo(f"soak: {report.samples[-1].jobs} jobs in {len(report.samples)} rounds")

@@ -12,12 +12,12 @@ import anyio
 import click
 from msgspec import Struct
 
-from tests.chaos import disk
+from tests.chaos.chaos_installation import ChaosInstallation, run_chaos_installation
 from tests.chaos.checker import Violation, check
-from tests.chaos.command import asked
-from tests.chaos.load import EVERY_S, live, plan
-from tests.chaos.scene import Scene, staged
-from tests.chaos.weather import ON_SMALL_DISKS, TROUBLES, forecast, strike
+from tests.chaos.disturbances import DISTURBANCES, ON_SMALL_DISKS, apply_disturbance, draw_disturbance
+from tests.chaos.job_plans import SUBMIT_INTERVAL_S, draw_job_plan, play_job_plan
+from tests.chaos.run_options import parse_run_options
+from tests.support import small_disk
 
 HOSTS = ("gpu-1", "gpu-2")
 DISK_MB = 96
@@ -26,7 +26,7 @@ PATIENCE_S = 240.0  # for the last job to end once all is calm
 AT_ONCE = 24
 
 
-class Report(Struct, frozen=True):
+class StormReport(Struct, frozen=True):
     """What there was of each, and every promise that was not kept."""
 
     jobs: int
@@ -38,30 +38,32 @@ class Report(Struct, frozen=True):
 def small_disks(folder: Path) -> Iterator[tuple[str, ...]]:
     """The troubles that there can be: where disks cannot be mounted none runs full, and that is said."""
     with ExitStack() as mounted:
-        if why := disk.cannot():
+        if why := small_disk.why_no_mounts():
             click.echo(f"storm: no disk runs full: {why}", err=True)
-            yield tuple(TROUBLES)
+            yield tuple(DISTURBANCES)
             return
         for name in ("edge", *HOSTS):
-            mounted.enter_context(disk.small(folder / name, DISK_MB))
-        yield (*TROUBLES, *ON_SMALL_DISKS)
+            mounted.enter_context(small_disk.mount_small_disk(folder / name, DISK_MB))
+        yield (*DISTURBANCES, *ON_SMALL_DISKS)
 
 
-async def storm(folder: Path, seconds: float, seed: int) -> Report:
+async def run_storm(folder: Path, seconds: float, seed: int) -> StormReport:
     """Jobs and blows for `seconds`, in `folder`, then everybody's end, then the checker."""
     with small_disks(folder) as kinds:
-        async with staged(folder, hosts=HOSTS) as scene:
+        async with run_chaos_installation(folder, hosts=HOSTS) as scene:
             for host in HOSTS:
                 await scene.start_runner(host)
             try:
-                jobs, blows = await _through(scene, seconds, seed, kinds)
-                return Report(jobs, blows, check(await scene.evidence()))
+                jobs, blows = await _strike_until(scene, seconds, seed, kinds)
+                return StormReport(jobs, blows, check(await scene.evidence()))
             except BaseException:
                 click.echo(scene.installation.tail(), err=True)
                 raise
 
 
-async def _through(scene: Scene, seconds: float, seed: int, kinds: tuple[str, ...]) -> tuple[int, dict[str, int]]:
+async def _strike_until(
+    scene: ChaosInstallation, seconds: float, seed: int, kinds: tuple[str, ...]
+) -> tuple[int, dict[str, int]]:
     until = time.monotonic() + seconds
     blows = dict.fromkeys(kinds, 0)
     jobs = 0
@@ -69,8 +71,8 @@ async def _through(scene: Scene, seconds: float, seed: int, kinds: tuple[str, ..
     async def blow() -> None:
         dice = Random(f"{seed} weather")
         while time.monotonic() < until:
-            coming = forecast(dice, kinds, HOSTS, long=seconds >= LONG_RUN_S)
-            await strike(scene, coming)
+            coming = draw_disturbance(dice, kinds, HOSTS, long=seconds >= LONG_RUN_S)
+            await apply_disturbance(scene, coming)
             blows[coming.kind] += 1
 
     async with anyio.create_task_group() as owners:
@@ -79,14 +81,14 @@ async def _through(scene: Scene, seconds: float, seed: int, kinds: tuple[str, ..
 
         async def owner(number: int) -> None:
             async with room:
-                await live(scene, plan(Random(f"{seed} job {number}"), number))
+                await play_job_plan(scene, draw_job_plan(Random(f"{seed} job {number}"), number))
 
         async with anyio.create_task_group() as weather:
             weather.start_soon(blow)
             while time.monotonic() < until:
                 jobs += 1
                 owners.start_soon(owner, jobs)
-                await anyio.sleep(dice.uniform(*EVERY_S))
+                await anyio.sleep(dice.uniform(*SUBMIT_INTERVAL_S))
         owners.cancel_scope.deadline = anyio.current_time() + PATIENCE_S
     if owners.cancel_scope.cancelled_caught:
         click.echo(f"storm: somebody still waited {PATIENCE_S:g} s after it", err=True)
@@ -95,9 +97,9 @@ async def _through(scene: Scene, seconds: float, seed: int, kinds: tuple[str, ..
 
 def main() -> int:
     """Say what there was; 1 when a promise was broken, with the seed that shows it again."""
-    given = asked("storm", "Jobs in bad weather, and what became of the promises.", 10)
+    given = parse_run_options("storm", "Jobs in bad weather, and what became of the promises.", 10)
     with TemporaryDirectory(prefix="storm-") as folder:
-        report = anyio.run(storm, Path(folder), given.seconds, given.seed)
+        report = anyio.run(run_storm, Path(folder), given.seconds, given.seed)
     click.echo(f"storm: {report.jobs} jobs; " + ", ".join(f"{kind} {count}" for kind, count in report.blows.items()))
     for violation in report.violations:
         click.echo(f"BROKEN {violation.rule}: {violation.what}")

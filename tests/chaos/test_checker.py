@@ -3,38 +3,50 @@
 import pytest
 from msgspec.structs import replace
 
-from schemas.words import Status
+from schemas.status import Status
 from tests.chaos.checker import RULES, check
-from tests.chaos.evidence import Accepted, Closed, Cut, Evidence, Fetched, Read, Revision, Run, Told
+from tests.chaos.evidence import (
+    ContainerRunTimes,
+    Evidence,
+    HostOutage,
+    JobRevision,
+    JobShown,
+    OutputDownloaded,
+    StreamClosed,
+    StreamMessage,
+    SubmitAccepted,
+)
 
 DIGEST = "ab" * 32
 OTHER = "cd" * 32
 
-SUBMITTED = Revision(1, "submitted", Status.QUEUED, 1, 0)
-STARTED = Revision(2, "started", Status.RUNNING, 1, 1)
-FAILED = Revision(3, "failed", Status.FAILED, 1, 1)
-RETRIED = Revision(4, "retried", Status.QUEUED, 2, 0)
-AGAIN = Revision(5, "started", Status.RUNNING, 2, 1)
-SUCCEEDED = Revision(6, "succeeded", Status.SUCCEEDED, 2, 1)
+SUBMITTED = JobRevision(1, "submitted", Status.QUEUED, 1, 0)
+STARTED = JobRevision(2, "started", Status.RUNNING, 1, 1)
+FAILED = JobRevision(3, "failed", Status.FAILED, 1, 1)
+RETRIED = JobRevision(4, "retried", Status.QUEUED, 2, 0)
+AGAIN = JobRevision(5, "started", Status.RUNNING, 2, 1)
+SUCCEEDED = JobRevision(6, "succeeded", Status.SUCCEEDED, 2, 1)
 STATE = (SUBMITTED, STARTED, FAILED, RETRIED, AGAIN, SUCCEEDED)
 
 
-def told(sequence: int, of: Revision, stream: str = "first", epoch: int = 7) -> Told:
-    return Told(stream, f"{epoch}-{sequence}-{of.revision}", "state", "j", of.round, of.attempt, of.revision, of.status)
+def told(sequence: int, of: JobRevision, stream: str = "first", epoch: int = 7) -> StreamMessage:
+    return StreamMessage(
+        stream, f"{epoch}-{sequence}-{of.revision}", "state", "j", of.round, of.attempt, of.revision, of.status
+    )
 
 
-def said(sequence: int, of: Revision, kind: str = "progress", stream: str = "first") -> Told:
-    return Told(stream, f"7-{sequence}-{of.revision}", kind, "j", of.round, of.attempt)
+def said(sequence: int, of: JobRevision, kind: str = "progress", stream: str = "first") -> StreamMessage:
+    return StreamMessage(stream, f"7-{sequence}-{of.revision}", kind, "j", of.round, of.attempt)
 
 
-def read(of: Revision) -> Read:
-    return Read("ann", "j", of.revision, of.status, of.round)
+def read(of: JobRevision) -> JobShown:
+    return JobShown("ann", "j", of.revision, of.status, of.round)
 
 
 GOOD = Evidence(
     seen=(
-        Accepted("ann", "key", "j"),
-        Accepted("ann", "key", "j"),
+        SubmitAccepted("ann", "key", "j"),
+        SubmitAccepted("ann", "key", "j"),
         read(SUBMITTED),
         told(1, SUBMITTED),
         told(2, STARTED),
@@ -42,17 +54,17 @@ GOOD = Evidence(
         said(4, STARTED, "log"),
         told(5, FAILED),
         said(6, STARTED, "log"),
-        Closed("first"),
+        StreamClosed("first"),
         read(FAILED),
         read(RETRIED),
         told(7, RETRIED, "second"),
         told(1, AGAIN, "second", epoch=8),
         told(2, SUCCEEDED, "second", epoch=8),
-        Closed("second"),
-        Fetched("j", "result.bin", DIGEST, DIGEST, DIGEST),
+        StreamClosed("second"),
+        OutputDownloaded("j", "result.bin", DIGEST, DIGEST, DIGEST),
     ),
     state={"j": STATE},
-    runs=(Run("gpu-1", "j", 1, 1, 10.0, 11.0), Run("gpu-1", "j", 2, 1, 12.0, 13.0)),
+    runs=(ContainerRunTimes("gpu-1", "j", 1, 1, 10.0, 11.0), ContainerRunTimes("gpu-1", "j", 2, 1, 12.0, 13.0)),
 )
 
 
@@ -68,16 +80,16 @@ def also(*more: object) -> Evidence:
     return replace(GOOD, seen=GOOD.seen + more)
 
 
-def recorded(*revisions: Revision) -> Evidence:
+def recorded(*revisions: JobRevision) -> Evidence:
     """Nobody looked; STATE says this."""
-    return Evidence(seen=(Accepted("ann", "key", "j"),), state={"j": revisions})
+    return Evidence(seen=(SubmitAccepted("ann", "key", "j"),), state={"j": revisions})
 
 
-def ran(*runs: Run) -> Evidence:
+def ran(*runs: ContainerRunTimes) -> Evidence:
     return replace(GOOD, runs=runs)
 
 
-ZOMBIE, SECOND = Run("cut", "j", 1, 1, 10.0, 50.0), Run("other", "j", 1, 2, 45.0, 60.0)
+ZOMBIE, SECOND = ContainerRunTimes("cut", "j", 1, 1, 10.0, 50.0), ContainerRunTimes("other", "j", 1, 2, 45.0, 60.0)
 
 BROKEN = {
     "accepted_jobs_end": [
@@ -94,7 +106,7 @@ BROKEN = {
         recorded(SUBMITTED, FAILED, replace(RETRIED, round=1), SUCCEEDED),
     ],
     "streams_end_with_the_end": [
-        without(Closed("second")),
+        without(StreamClosed("second")),
         without(told(2, SUCCEEDED, "second", epoch=8)),
         also(said(8, replace(STARTED, attempt=2), "log")),
         also(said(8, replace(STARTED, attempt=2))),
@@ -111,21 +123,21 @@ BROKEN = {
         replace(GOOD, seen=(*GOOD.seen[:4], told(2, replace(STARTED, status=Status.QUEUED)), *GOOD.seen[5:])),
     ],
     "names_are_one_job": [
-        replace(also(Accepted("ann", "key", "k")), state={"j": STATE, "k": STATE}),
-        also(Accepted("ann", "other key", "j")),
+        replace(also(SubmitAccepted("ann", "key", "k")), state={"j": STATE, "k": STATE}),
+        also(SubmitAccepted("ann", "other key", "j")),
         replace(GOOD, state={"j": STATE, "k": STATE}),
     ],
     "attempts_do_not_overlap": [
         ran(ZOMBIE, SECOND),
         ran(SECOND, ZOMBIE),
-        ran(Run("gpu-1", "j", 1, 1, 10.0, 12.5), Run("gpu-1", "j", 2, 1, 12.0, 13.0)),
-        replace(ran(ZOMBIE, SECOND), cuts=(Cut("other", 40.0, 70.0),)),
-        replace(ran(ZOMBIE, SECOND), cuts=(Cut("cut", 12.0, 40.0),)),
+        ran(ContainerRunTimes("gpu-1", "j", 1, 1, 10.0, 12.5), ContainerRunTimes("gpu-1", "j", 2, 1, 12.0, 13.0)),
+        replace(ran(ZOMBIE, SECOND), cuts=(HostOutage("other", 40.0, 70.0),)),
+        replace(ran(ZOMBIE, SECOND), cuts=(HostOutage("cut", 12.0, 40.0),)),
     ],
     "bytes_are_right": [
-        also(Fetched("j", "result.bin", DIGEST, OTHER, DIGEST)),
-        also(Fetched("j", "result.bin", OTHER, OTHER, DIGEST)),
-        also(Fetched("j", "result.bin", OTHER, DIGEST, DIGEST)),
+        also(OutputDownloaded("j", "result.bin", DIGEST, OTHER, DIGEST)),
+        also(OutputDownloaded("j", "result.bin", OTHER, OTHER, DIGEST)),
+        also(OutputDownloaded("j", "result.bin", OTHER, DIGEST, DIGEST)),
     ],
     "nothing_is_left": [replace(GOOD, left=("a container",))],
 }
@@ -141,5 +153,5 @@ def test_what_breaks_a_promise_is_caught_by_its_rule_and_no_other(rule: str, evi
 
 
 def test_a_host_that_was_cut_off_may_run_a_job_beside_its_successor():
-    assert check(replace(ran(ZOMBIE, SECOND), cuts=(Cut("cut", 12.0, 48.0),))) == []
+    assert check(replace(ran(ZOMBIE, SECOND), cuts=(HostOutage("cut", 12.0, 48.0),))) == []
     assert check(ran(replace(ZOMBIE, last=44.0), SECOND)) == []

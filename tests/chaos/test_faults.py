@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.faults import FOLDER_ENV, Faults, Moment, stands_still
-from tests.chaos.scene import resume
-from tests.e2e.installation import ROOT, until
+from tests.chaos.chaos_installation import continue_process
+from tests.chaos.fault_points import FOLDER_ENV, CallSide, FaultPoints, is_stopped
+from tests.support.installation import ROOT
+from tests.support.wait import wait_for
 
 # Says what it did, so that what comes before and behind a point can be told apart.
 PROGRAM = """
 import asyncio
-from tests.chaos.faults import Faults
+from tests.chaos.fault_points import Faults
 
 class Port:
     async def write(self, what):
@@ -42,11 +43,11 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize(("moment", "said"), [(Moment.BEFORE, "one\n"), (Moment.AFTER, "one\ntwo\n")])
+@pytest.mark.parametrize(("moment", "said"), [(CallSide.BEFORE, "one\n"), (CallSide.AFTER, "one\ntwo\n")])
 async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
-    tmp_path: Path, program: subprocess.Popen[str], moment: Moment, said: str
+    tmp_path: Path, program: subprocess.Popen[str], moment: CallSide, said: str
 ):
-    faults = Faults(tmp_path)
+    faults = FaultPoints(tmp_path)
     faults.arm("port.write.two", moment)
     assert not faults.reached("port.write.two", moment, program.pid)
     assert program.stdin is not None
@@ -57,10 +58,10 @@ async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
     async def stands() -> bool:
         return faults.reached("port.write.two", moment, program.pid)
 
-    await until(stands)
+    await wait_for(stands)
     heard = [program.stdout.readline() for _ in said.splitlines()]
     assert "".join(heard) == said
-    resume(program.pid)
+    continue_process(program.pid)
     rest, _ = program.communicate(timeout=20)
     assert said + rest == "one\ntwo\ntwo\n"
     assert program.returncode == 0
@@ -73,9 +74,9 @@ async def test_a_process_that_was_killed_where_it_stood_stands_there_no_more(
     program.send_signal(signal.SIGSTOP)
 
     async def stands() -> bool:
-        return stands_still(program.pid)
+        return is_stopped(program.pid)
 
-    await until(stands)
+    await wait_for(stands)
     program.kill()
     program.wait()
-    assert not stands_still(program.pid)
+    assert not is_stopped(program.pid)

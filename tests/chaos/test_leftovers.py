@@ -8,75 +8,75 @@ from pathlib import Path
 
 import anyio
 
-from runner.engines.port import Identity, Limits, Spec
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from schemas.job import Pointer
-from schemas.words import Priority
-from tests.chaos.leftovers import PLACES, leftovers
-from tests.chaos.scene import HOST, Scene, resume, staged
-from tests.e2e.installation import until
+from schemas.status import Priority
+from tests.chaos.chaos_installation import HOST, ChaosInstallation, continue_process, run_chaos_installation
+from tests.chaos.leftovers import LEFTOVER_CHECKS, find_leftovers
+from tests.support.wait import wait_for
 
 
-async def start_a_job(scene: Scene) -> None:
+async def start_a_job(scene: ChaosInstallation) -> None:
     """A process of a job that no record knows."""
     folder = scene.installation.folder / HOST
-    mine = Identity(installation=scene.installation.name, host=HOST, owner="ann", job="j", round=1, attempt=1)
-    spec = Spec(
+    mine = ContainerIdentity(installation=scene.installation.name, host=HOST, owner="ann", job="j", round=1, attempt=1)
+    spec = ContainerSpec(
         identity=mine,
         image="none",
         folder=str(folder),
         command=("sleep", "600"),
         job_dir=folder / "jobs" / mine.folder / "job",
-        limits=Limits(128, 1.0),
+        limits=ContainerLimits(128, 1.0),
     )
     async with scene.installation.engine_of(HOST) as engine:
         await engine.start(spec)
 
 
 @asynccontextmanager
-async def untidy(scene: Scene) -> AsyncIterator[int]:
+async def untidy(scene: ChaosInstallation) -> AsyncIterator[int]:
     """One of everything, for as long as the block runs; the pid of the process that nobody started for a job."""
     await scene.installation.runners[HOST].stop()
     await start_a_job(scene)
     os.kill(scene.installation.edge.pid, signal.SIGSTOP)  # it would tidy up
     stranger = await anyio.open_process(["sleep", "600"], env={"FOLDER": str(scene.installation.folder)})
     try:
-        await scene.bus.queue.publish(Pointer("stamped", Priority.LOW, "ann", "j", 1))
+        await scene.bus.job_queue.publish(Pointer("stamped", Priority.LOW, "ann", "j", 1))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_follow, scene)
             yield stranger.pid
             tasks.cancel_scope.cancel()
     finally:
         stranger.kill()
-        resume(scene.installation.edge.pid)
+        continue_process(scene.installation.edge.pid)
 
 
-async def _follow(scene: Scene) -> None:
+async def _follow(scene: ChaosInstallation) -> None:
     async for item in scene.bus.feed.follow("ann"):
         raise AssertionError(f"nothing was said, and {item} came")
 
 
 async def test_everything_that_is_left_behind_is_found(tmp_path: Path):
-    async with staged(tmp_path) as scene:
+    async with run_chaos_installation(tmp_path) as scene:
         await scene.start_runner()
 
         async def there() -> bool:
-            return HOST in await scene.bus.hosts.rows()
+            return HOST in await scene.bus.heartbeats.rows()
 
         async def kinds() -> set[str]:
-            return {one.partition(":")[0] for one in await leftovers(scene.installation, scene.bus)}
+            return {one.partition(":")[0] for one in await find_leftovers(scene.installation, scene.bus)}
 
         async def tidy() -> bool:
             return not await kinds()
 
         async def all_found() -> bool:
-            return await kinds() == set(PLACES)
+            return await kinds() == set(LEFTOVER_CHECKS)
 
-        await until(there, 60)
-        await until(tidy, 30)
+        await wait_for(there, 60)
+        await wait_for(tidy, 30)
         async with untidy(scene) as stranger:
             with suppress(TimeoutError):
-                await until(all_found, 20)
-            assert await kinds() == set(PLACES)
-            found = "\n".join(await leftovers(scene.installation, scene.bus))
+                await wait_for(all_found, 20)
+            assert await kinds() == set(LEFTOVER_CHECKS)
+            found = "\n".join(await find_leftovers(scene.installation, scene.bus))
     for what in ("job.stamped.low.ann.j.1", f"{HOST}/jobs/ann.j.1.1", f"process {stranger}", "FEED: ["):
         assert what in found

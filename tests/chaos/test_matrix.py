@@ -5,17 +5,17 @@ from random import Random
 
 import pytest
 
-from tests.chaos.matrix import PAGE, STAGES, everything, table, written
-from tests.chaos.steps import STEPS, Cell, cells
-from tests.chaos.victims import VICTIMS
-from tests.e2e.installation import ROOT
+from tests.chaos.crash_steps import STEPS, CrashCell, cells
+from tests.chaos.kill_targets import KILL_TARGETS
+from tests.chaos.matrix import PAGE, STAGES, play_all, replace_table, table
+from tests.support.installation import ROOT
 
 CHOSEN = {"processes": 9, "docker": 3, "docker, no live-restore": 3, "switch": 1}
 
 pytestmark = pytest.mark.timeout(400)
 
 
-def chosen(seed: int, *stages: str) -> list[Cell]:
+def chosen(seed: int, *stages: str) -> list[CrashCell]:
     """So many of the cells of these stages as CI has time for."""
     return [
         cell
@@ -24,9 +24,9 @@ def chosen(seed: int, *stages: str) -> list[Cell]:
     ]
 
 
-async def assert_kept(given: list[Cell], folder: Path, seed: int) -> None:
+async def assert_kept(given: list[CrashCell], folder: Path, seed: int) -> None:
     """Every promise, whoever is killed at those steps; a failure says how to see it again."""
-    report = await everything(given, folder)
+    report = await play_all(given, folder)
     assert report.violations == (), f"CHAOS_SEED={seed} shows it again: {report.violations}"
     assert {outcome.cell for outcome in report.outcomes} == set(given)
 
@@ -51,18 +51,18 @@ def test_every_cell_is_played_on_one_stage():
 def test_the_page_shows_every_cell_of_the_matrix():
     lines = PAGE.read_text().splitlines()
     head = next(number for number, line in enumerate(lines) if line.startswith("| step |"))
-    assert lines[head].strip("| ").split(" | ") == ["step", *VICTIMS]
+    assert lines[head].strip("| ").split(" | ") == ["step", *KILL_TARGETS]
     rows = {
         row[0]: row[1:] for line in lines[head + 2 : head + 2 + len(STEPS)] if (row := line.strip("| ").split(" | "))
     }
     for step in STEPS:
-        shown = {victim for victim, text in zip(VICTIMS, rows[step.name], strict=True) if text != "–"}
+        shown = {victim for victim, text in zip(KILL_TARGETS, rows[step.name], strict=True) if text != "–"}
         assert shown == set(step.victims), step.name
 
 
 def test_a_table_is_put_in_the_place_of_the_one_before():
     page = (ROOT / "docs" / "promises.md").read_text()
-    once = written(page, table([]))
-    assert written(once, table([])) == once
+    once = replace_table(page, table([]))
+    assert replace_table(once, table([])) == once
     assert once.count("| step |") == 1
     assert once.startswith(page[:200])

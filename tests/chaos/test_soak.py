@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from tests.chaos.soak import Sample, leaks, soak
+from tests.chaos.soak import SoakSample, find_leaks, run_soak
 
 SECONDS = 45
-FIRST = Sample(
+FIRST = SoakSample(
     jobs=24,
     rss_mb={"edge": 100.0, "broker": 30.0},
     handles={"edge": 40, "broker": 20},
@@ -19,7 +19,7 @@ FIRST = Sample(
 )
 
 
-def after(jobs: int, **grown: Any) -> Sample:
+def after(jobs: int, **grown: Any) -> SoakSample:
     return structs.replace(FIRST, jobs=jobs, **grown)
 
 
@@ -36,26 +36,26 @@ GROWN = {
 
 @pytest.mark.parametrize("what", GROWN)
 def test_what_grows_is_named_and_nothing_else(what: str) -> None:
-    (named,) = leaks([FIRST, after(48), after(72), after(96, **GROWN[what])])
+    (named,) = find_leaks([FIRST, after(48), after(72), after(96, **GROWN[what])])
     assert named.startswith(what)
 
 
 def test_what_wanders_is_no_leak() -> None:
     last = after(96, rss_mb={"edge": 108.0, "broker": 35.0}, handles={"edge": 44, "broker": 22}, index_kb=700.0)
-    assert leaks([FIRST, after(48), after(72), last]) == []
+    assert find_leaks([FIRST, after(48), after(72), last]) == []
 
 
 def test_one_high_moment_of_a_collected_heap_is_no_leak_and_a_risen_floor_is() -> None:
-    def series(*broker_mb: float) -> list[Sample]:
+    def series(*broker_mb: float) -> list[SoakSample]:
         return [after(24 * (at + 1), rss_mb={"edge": 100.0, "broker": mb}) for at, mb in enumerate(broker_mb)]
 
-    assert leaks(series(*[30.0] * 11, 90.0)) == []
-    assert leaks(series(*[30.0] * 10, 90.0, 90.0)) == ["broker RSS, MB: 30, then 90"]
+    assert find_leaks(series(*[30.0] * 11, 90.0)) == []
+    assert find_leaks(series(*[30.0] * 10, 90.0, 90.0)) == ["broker RSS, MB: 30, then 90"]
 
 
 @pytest.mark.long(63)
 @pytest.mark.timeout(400)
 async def test_nothing_grows_under_load(tmp_path: Path, seed: int) -> None:
-    report = await soak(tmp_path, SECONDS, seed)
+    report = await run_soak(tmp_path, SECONDS, seed)
     assert report.violations == []
     assert report.leaks == []

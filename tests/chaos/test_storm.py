@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.storm import storm
+from tests.chaos.storm import run_storm
 
 SECONDS = 30
 
@@ -12,7 +12,7 @@ SECONDS = 30
 @pytest.mark.long(50)
 @pytest.mark.timeout(400)
 async def test_no_promise_is_broken_by_bad_weather(tmp_path: Path, seed: int):
-    report = await storm(tmp_path, SECONDS, seed)
+    report = await run_storm(tmp_path, SECONDS, seed)
     assert report.violations == [], f"just chaos --minutes {SECONDS / 60:g} --seed {seed} shows it again"
     assert report.jobs > SECONDS
     assert sum(report.blows.values()) >= 3

@@ -12,56 +12,58 @@ import click
 from msgspec import Struct
 
 from tests.chaos.checker import Violation, check
-from tests.chaos.command import asked
-from tests.cluster.blows import BLOWS, Heard, Load, strike
-from tests.cluster.cluster import COUNT, lit
-from tests.cluster.machines import Machine, machines
+from tests.chaos.run_options import parse_run_options
+from tests.cluster.cluster_installation import COUNT, run_cluster
+from tests.cluster.failures import CLUSTER_FAILURES, ClusterLoad, ServiceGaps, apply_failure
+from tests.cluster.namespace_machines import NamespaceMachine, create_machines
 
 PATIENCE_S = 240.0  # for the last job to end once all is calm
 
 
-class Report(Struct, frozen=True):
+class ClusterReport(Struct, frozen=True):
     """How many jobs ended, what was heard at each blow, and every promise that was not kept."""
 
     jobs: int
-    heard: Sequence[Heard]
+    heard: Sequence[ServiceGaps]
     violations: Sequence[Violation]
 
 
-async def play(folder: Path, there: Sequence[Machine], blows: Callable[[Random], str | None], seed: int) -> Report:
+async def play(
+    folder: Path, there: Sequence[NamespaceMachine], blows: Callable[[Random], str | None], seed: int
+) -> ClusterReport:
     """Load and blows until `blows` names none, then everybody's end, then the checker."""
     dice = Random(seed)
-    async with lit(folder, there) as (cluster, bus):
+    async with run_cluster(folder, there) as (cluster, bus):
         heard = []
-        load = Load(cluster, Random(f"{seed} jobs"))
+        load = ClusterLoad(cluster, Random(f"{seed} jobs"))
         try:
             async with anyio.create_task_group() as owners:
                 load.start(owners)
                 while (name := blows(dice)) is not None:
-                    heard.append(await strike(name, cluster, bus, load, dice))
+                    heard.append(await apply_failure(name, cluster, bus, load, dice))
                     click.echo(f"cluster: {said(heard[-1])}")
                 load.stop()
                 owners.cancel_scope.deadline = anyio.current_time() + PATIENCE_S
-            return Report(load.ended.count, heard, check(await cluster.evidence(bus)))
+            return ClusterReport(load.ended.count, heard, check(await cluster.evidence(bus)))
         except BaseException:
             click.echo(cluster.tail(), err=True)
             raise
 
 
-def said(heard: Heard) -> str:
+def said(heard: ServiceGaps) -> str:
     """For people."""
     return f"{heard.blow}: longest gap {heard.accepted_s:.1f} s between 202s, {heard.ended_s:.1f} s between results"
 
 
 def main() -> int:
     """Say what there was; 1 when a promise was broken."""
-    given = asked("cluster", "Three brokers, two edges, three runners, and what befalls them.", 10)
+    given = parse_run_options("cluster", "Three brokers, two edges, three runners, and what befalls them.", 10)
     ends = time.monotonic() + given.seconds
 
     def blows(dice: Random) -> str | None:
-        return dice.choice(sorted(BLOWS)) if time.monotonic() < ends else None
+        return dice.choice(sorted(CLUSTER_FAILURES)) if time.monotonic() < ends else None
 
-    with TemporaryDirectory(prefix="cluster-") as folder, machines(COUNT) as there:
+    with TemporaryDirectory(prefix="cluster-") as folder, create_machines(COUNT) as there:
         report = anyio.run(play, Path(folder), there, blows, given.seed)
     click.echo(f"cluster: {report.jobs} jobs, {len(report.heard)} blows")
     for violation in report.violations:

@@ -6,9 +6,9 @@ from random import Random
 import pytest
 
 from tests.cluster.__main__ import play
-from tests.cluster.blows import BLOWS
-from tests.cluster.cluster import COUNT
-from tests.cluster.machines import machines
+from tests.cluster.cluster_installation import COUNT
+from tests.cluster.failures import CLUSTER_FAILURES
+from tests.cluster.namespace_machines import create_machines
 
 SEED = 6
 
@@ -16,12 +16,12 @@ SEED = 6
 @pytest.mark.long(66)
 @pytest.mark.timeout(500)
 async def test_a_cluster_loses_and_doubles_nothing_whoever_of_it_goes(tmp_path: Path):
-    coming = list(BLOWS)
+    coming = list(CLUSTER_FAILURES)
 
     def blows(_: Random) -> str | None:
         return coming.pop(0) if coming else None
 
-    with machines(COUNT) as there:
+    with create_machines(COUNT) as there:
         report = await play(tmp_path, there, blows, SEED)
     assert report.violations == []
-    assert [heard.blow for heard in report.heard] == list(BLOWS)
+    assert [heard.blow for heard in report.heard] == list(CLUSTER_FAILURES)

@@ -4,12 +4,11 @@ import re
 import subprocess
 from pathlib import Path
 
-from bus.accounts import accounts
-from bus.server import program
-from bus.users import Cluster, Place, render
+from bus.server.config import ClusterConfig, ServerConfig, render_accounts, render_config
+from bus.server.process import find_program
 from edge.settings import EdgeSettings
-from schemas.settings import load
-from tests.test_docs import blocks as shown
+from schemas.settings_loader import load_settings
+from tests.test_docs import read_blocks as shown
 
 FILES = ("accounts.conf", "hosts.conf")
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
@@ -24,22 +23,24 @@ def words(conf: Path) -> set[str]:
 
 def test_the_broker_takes_what_the_page_shows_and_we_write_the_same(tmp_path: Path):
     (text,) = [block for block in shown(PAGE, "text") if "cluster {" in block]
-    (tmp_path / "accounts.conf").write_text(accounts({"edge": "a", "runner": "b"}))
+    (tmp_path / "accounts.conf").write_text(render_accounts({"edge": "a", "runner": "b"}))
     (tmp_path / "hosts.conf").touch()
     page, ours = tmp_path / "page.conf", tmp_path / "ours.conf"
     page.write_text(text)
     routes = tuple(f"192.0.2.{number}:6222" for number in (1, 2, 3))
-    cluster = Cluster("n1", routes[0], routes, "a-long-secret-of-the-routes")
+    cluster = ClusterConfig("n1", routes[0], routes, "a-long-secret-of-the-routes")
     store = "/var/lib/lamplighter/broker"
-    ours.write_text(render(Place("192.0.2.1:4222", "192.0.2.1:8222", store, FILES, 20 * 10**9, cluster=cluster)))
+    ours.write_text(
+        render_config(ServerConfig("192.0.2.1:4222", "192.0.2.1:8222", store, FILES, 20 * 10**9, cluster=cluster))
+    )
     for conf in (page, ours):
-        done = subprocess.run([program(), "-t", "-c", conf], capture_output=True, text=True, check=False)
+        done = subprocess.run([find_program(), "-t", "-c", conf], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert words(page) == words(ours)
 
 
 def test_the_settings_that_the_page_shows_are_settings():
     text = "\n".join(shown(PAGE, "toml"))
-    settings = load(EdgeSettings, text, {})
+    settings = load_settings(EdgeSettings, text, {})
     assert (settings.broker.replicas, settings.store.url) == (3, "s3://bucket/prefix")
     assert len(settings.broker.url.split(",")) == len(settings.broker.monitor.split(",")) == 3

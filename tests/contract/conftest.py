@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.bus_worlds import WORLDS, World
+from tests.support.bus_pairs import BUS_PAIRS, BusPair
 
 
-@pytest.fixture(params=list(WORLDS))
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+@pytest.fixture(params=list(BUS_PAIRS))
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BusPair]:
     """Every bus contract test runs in each world."""
-    async with WORLDS[request.param](tmp_path) as made:
+    async with BUS_PAIRS[request.param](tmp_path) as made:
         yield made

@@ -1,4 +1,4 @@
-"""The contract of Outbox (bus/outgoing.py), on the fake and on a real broker."""
+"""The contract of Outbox (bus/interface.py), on the fake and on a real broker."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -6,100 +6,99 @@ from typing import TypeVar
 import anyio
 import pytest
 
-from bus.outgoing import Held, Letter
-from bus.port import Unreachable
+from bus.interface import BrokerUnreachable, LeasedItem, WebhookDelivery
 from schemas import events as e
-from tests.broker import until
-from tests.bus.samples import key, recorded
-from tests.contract.bus_worlds import World
+from tests.support.bus_pairs import BusPair
+from tests.support.bus_samples import make_key, make_record
+from tests.support.wait import wait_until
 
 T = TypeVar("T")
 
 
-def letter(job_id: str = "one", revision: int = 7, replay: int = 0) -> Letter:
-    return Letter(revision, recorded(job_id), replay)
+def letter(job_id: str = "one", revision: int = 7, replay: int = 0) -> WebhookDelivery:
+    return WebhookDelivery(revision, make_record(job_id), replay)
 
 
-async def waited(ask: Callable[[], Awaitable[Held[T] | None]]) -> Held[T]:
+async def waited(ask: Callable[[], Awaitable[LeasedItem[T] | None]]) -> LeasedItem[T]:
     """The next one, from a broker that may be away for a moment."""
-    found: list[Held[T]] = []
+    found: list[LeasedItem[T]] = []
 
     async def there() -> bool:
         try:
             held = await ask()
-        except Unreachable:
+        except BrokerUnreachable:
             return False
         found.extend([held] if held else [])
         return bool(found)
 
-    await until(there)
+    await wait_until(there)
     return found[0]
 
 
-async def judged(world: World) -> Held[Letter | None]:
+async def judged(world: BusPair) -> LeasedItem[WebhookDelivery | None]:
     """The next state."""
-    return await waited(world.edge.outbox.judge)
+    return await waited(world.edge.webhook_outbox.next_state_change)
 
 
-async def taken(world: World) -> Held[Letter]:
+async def taken(world: BusPair) -> LeasedItem[WebhookDelivery]:
     """The next letter."""
-    return await waited(world.edge.outbox.take)
+    return await waited(world.edge.webhook_outbox.fetch)
 
 
-async def test_every_state_is_judged_once_in_its_order(world: World):
-    assert await world.edge.outbox.judge() is None
-    first = await world.edge.records.create(key("one"), recorded("one"))
-    second = await world.edge.records.create(key("two"), recorded("two"))
+async def test_every_state_is_judged_once_in_its_order(world: BusPair):
+    assert await world.edge.webhook_outbox.next_state_change() is None
+    first = await world.edge.job_store.create(make_key("one"), make_record("one"))
+    second = await world.edge.job_store.create(make_key("two"), make_record("two"))
     for revision, job_id in ((first, "one"), (second, "two")):
         held = await judged(world)
-        assert held.value == Letter(revision, recorded(job_id))
-        await held.done()
-    assert await world.edge.outbox.judge() is None
+        assert held.value == WebhookDelivery(revision, make_record(job_id))
+        await held.ack()
+    assert await world.edge.webhook_outbox.next_state_change() is None
 
 
-async def test_a_deletion_and_rubbish_are_nothing_to_send(world: World):
-    revision = await world.edge.records.create(key("one"), recorded("one"))
-    await (await judged(world)).done()
-    await world.edge.records.delete(key("one"), revision)
-    await world.vandalise("$KV.STATE.me.two", b"rubbish")
+async def test_a_deletion_and_rubbish_are_nothing_to_send(world: BusPair):
+    revision = await world.edge.job_store.create(make_key("one"), make_record("one"))
+    await (await judged(world)).ack()
+    await world.edge.job_store.delete(make_key("one"), revision)
+    await world.corrupt("$KV.STATE.me.two", b"rubbish")
     assert [(await judged(world)).value, (await judged(world)).value] == [None, None]
 
 
-async def test_a_state_that_was_put_off_comes_again(world: World):
-    await world.edge.records.create(key("one"), recorded("one"))
-    await (await judged(world)).later(0.2)
-    assert await world.edge.outbox.judge() is None
+async def test_a_state_that_was_put_off_comes_again(world: BusPair):
+    await world.edge.job_store.create(make_key("one"), make_record("one"))
+    await (await judged(world)).nak(0.2)
+    assert await world.edge.webhook_outbox.next_state_change() is None
     again = await judged(world)
     assert again.value is not None
-    assert again.value.recorded.job.id == "one"
+    assert again.value.record.job.id == "one"
 
 
-async def test_states_written_while_nobody_judges_are_judged_later(world: World):
+async def test_states_written_while_nobody_judges_are_judged_later(world: BusPair):
     await world.restart()
 
     async def written() -> bool:
         try:
-            await world.edge.records.create(key("one"), recorded("one"))
-        except Unreachable:
+            await world.edge.job_store.create(make_key("one"), make_record("one"))
+        except BrokerUnreachable:
             return False
         return True
 
-    await until(written)
+    await wait_until(written)
     held = await judged(world)
     assert held.value is not None
 
 
-async def test_two_edges_judge_each_state_once(world: World):
+async def test_two_edges_judge_each_state_once(world: BusPair):
     names = {f"job-{number}" for number in range(20)}
     for name in names:
-        await world.edge.records.create(key(name), recorded(name))
+        await world.edge.job_store.create(make_key(name), make_record(name))
     seen: list[str] = []
 
     async def edge() -> None:
-        while held := await world.edge.outbox.judge():
+        while held := await world.edge.webhook_outbox.next_state_change():
             assert held.value is not None
-            seen.append(held.value.recorded.job.id)
-            await held.done()
+            seen.append(held.value.record.job.id)
+            await held.ack()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(edge)
@@ -107,45 +106,45 @@ async def test_two_edges_judge_each_state_once(world: World):
     assert sorted(seen) == sorted(names)
 
 
-async def test_a_letter_posted_twice_is_one_and_a_replay_another(world: World):
+async def test_a_letter_posted_twice_is_one_and_a_replay_another(world: BusPair):
     for one in (letter(), letter(), letter(replay=1), letter(revision=8)):
-        await world.edge.outbox.post(one)
+        await world.edge.webhook_outbox.enqueue(one)
     held = [await taken(world) for _ in range(3)]
     assert [one.value for one in held] == [letter(), letter(replay=1), letter(revision=8)]
-    assert await world.edge.outbox.take() is None
+    assert await world.edge.webhook_outbox.fetch() is None
 
 
-async def test_a_letter_that_is_done_is_gone_and_one_put_off_comes_over_a_restart(world: World):
-    await world.edge.outbox.post(letter("one"))
-    await world.edge.outbox.post(letter("two"))
-    await (await taken(world)).done()
-    await (await taken(world)).later(1.0)
-    assert await world.edge.outbox.take() is None
+async def test_a_letter_that_is_done_is_gone_and_one_put_off_comes_over_a_restart(world: BusPair):
+    await world.edge.webhook_outbox.enqueue(letter("one"))
+    await world.edge.webhook_outbox.enqueue(letter("two"))
+    await (await taken(world)).ack()
+    await (await taken(world)).nak(1.0)
+    assert await world.edge.webhook_outbox.fetch() is None
     await world.reboot()
     held = await taken(world)
     assert held.value == letter("two")
-    await held.done()
+    await held.ack()
 
 
-async def test_withdrawn_letters_of_a_job_are_gone_and_no_others(world: World):
+async def test_withdrawn_letters_of_a_job_are_gone_and_no_others(world: BusPair):
     for one in (letter("one"), letter("one", 8), letter("one", 8, 1), letter("onerous"), letter("two")):
-        await world.edge.outbox.post(one)
-    await world.edge.outbox.withdraw(*key("one"))
-    await world.edge.outbox.withdraw("me", "never")
-    assert [(await taken(world)).value.recorded.job.id for _ in range(2)] == ["onerous", "two"]
-    assert await world.edge.outbox.take() is None
+        await world.edge.webhook_outbox.enqueue(one)
+    await world.edge.webhook_outbox.remove(*make_key("one"))
+    await world.edge.webhook_outbox.remove("me", "never")
+    assert [(await taken(world)).value.record.job.id for _ in range(2)] == ["onerous", "two"]
+    assert await world.edge.webhook_outbox.fetch() is None
 
 
-async def test_what_stays_on_the_way_is_the_record_as_it_was(world: World):
-    await world.edge.outbox.post(letter())
+async def test_what_stays_on_the_way_is_the_record_as_it_was(world: BusPair):
+    await world.edge.webhook_outbox.enqueue(letter())
     value = (await taken(world)).value
-    assert isinstance(value.recorded.event, e.Submitted)
-    assert value.recorded == recorded("one")
+    assert isinstance(value.record.event, e.Submitted)
+    assert value.record == make_record("one")
 
 
 @pytest.mark.parametrize("name", ["judge", "take"])
-async def test_nobody_gets_anything_while_the_broker_is_away(world: World, name: str):
-    await world.edge.outbox.post(letter())
-    await world.edge.records.create(key("one"), recorded("one"))
-    assert await getattr(world.edge.outbox, name)() is not None
-    assert await getattr(world.edge.outbox, name)() is None
+async def test_nobody_gets_anything_while_the_broker_is_away(world: BusPair, name: str):
+    await world.edge.webhook_outbox.enqueue(letter())
+    await world.edge.job_store.create(make_key("one"), make_record("one"))
+    assert await getattr(world.edge.webhook_outbox, name)() is not None
+    assert await getattr(world.edge.webhook_outbox, name)() is None

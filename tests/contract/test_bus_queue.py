@@ -1,13 +1,13 @@
-"""The contract of Queue and Delivery (bus/port.py), on the fake and on a real broker."""
+"""The contract of Queue and Delivery (bus/interface.py), on the fake and on a real broker."""
 
 import anyio
 import pytest
 
-from bus.port import Delivery, Lane, Unreachable
+from bus.interface import BrokerUnreachable, Lane, QueueMessage
 from schemas.job import Pointer
-from schemas.words import PRIORITIES, Priority
-from tests.broker import PATIENCE_S, until
-from tests.contract.bus_worlds import World
+from schemas.status import PRIORITIES, Priority
+from tests.support.bus_pairs import BusPair
+from tests.support.wait import WAIT_TIMEOUT_S, wait_until
 
 
 def pointer(
@@ -16,65 +16,65 @@ def pointer(
     return Pointer(pool, priority, "me", job_id, round_)
 
 
-async def take(world: World, priority: Priority = Priority.NORMAL, pool: str = "echo") -> Delivery | None:
-    return await world.runner.queue.take(pool, priority)
+async def take(world: BusPair, priority: Priority = Priority.NORMAL, pool: str = "echo") -> QueueMessage | None:
+    return await world.runner.job_queue.fetch(pool, priority)
 
 
-async def taken(world: World) -> Delivery:
+async def taken(world: BusPair) -> QueueMessage:
     """The next delivery, waited for."""
-    found: list[Delivery] = []
+    found: list[QueueMessage] = []
 
     async def there() -> bool:
         try:
             delivery = await take(world)
-        except Unreachable:
+        except BrokerUnreachable:
             return False
         found.extend([delivery] if delivery else [])
         return bool(found)
 
-    await until(there)
+    await wait_until(there)
     return found[0]
 
 
 @pytest.fixture(autouse=True)
-async def _echo(world: World) -> None:
-    await world.edge.queue.ensure(["echo"])
+async def _echo(world: BusPair) -> None:
+    await world.edge.job_queue.ensure_consumers(["echo"])
 
 
-async def test_what_is_published_is_taken_once(world: World):
-    await world.edge.queue.publish(pointer())
+async def test_what_is_published_is_taken_once(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
     delivery = await take(world)
     assert delivery is not None
     assert delivery.pointer == pointer()
     assert await take(world) is None
 
 
-async def test_nothing_waits_in_an_empty_lane_or_in_one_that_is_not_there(world: World):
+async def test_nothing_waits_in_an_empty_lane_or_in_one_that_is_not_there(world: BusPair):
     assert await take(world) is None
     assert await take(world, pool="nowhere") is None
 
 
-async def test_a_taker_may_wait_for_what_is_just_being_published(world: World):
-    took: list[Delivery | None] = []
+async def test_a_taker_may_wait_for_what_is_just_being_published(world: BusPair):
+    took: list[QueueMessage | None] = []
 
     async def wait() -> None:
-        took.append(await world.runner.queue.take("echo", Priority.NORMAL, PATIENCE_S))
-        await took[0].done() if took[0] else None
+        took.append(await world.runner.job_queue.fetch("echo", Priority.NORMAL, WAIT_TIMEOUT_S))
+        await took[0].ack() if took[0] else None
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
-        await world.edge.queue.publish(pointer())
+        await world.edge.job_queue.publish(pointer())
     assert [delivery and delivery.pointer for delivery in took] == [pointer()]
-    assert await world.runner.queue.take("echo", Priority.NORMAL, 0.01) is None
-    assert await world.runner.queue.take("nowhere", Priority.NORMAL, 0.01) is None
+    assert await world.runner.job_queue.fetch("echo", Priority.NORMAL, 0.01) is None
+    assert await world.runner.job_queue.fetch("nowhere", Priority.NORMAL, 0.01) is None
 
 
-async def test_lanes_do_not_mix(world: World):
-    await world.edge.queue.ensure(["echo-high", "other"])
+async def test_lanes_do_not_mix(world: BusPair):
+    await world.edge.job_queue.ensure_consumers(["echo-high", "other"])
     everything = [pointer(priority=p, pool=pool) for p in PRIORITIES for pool in ("echo", "echo-high", "other")]
     for one in everything:
-        await world.edge.queue.publish(one)
+        await world.edge.job_queue.publish(one)
     for one in everything:
         delivery = await take(world, one.priority, one.pool)
         assert delivery is not None
@@ -82,24 +82,24 @@ async def test_lanes_do_not_mix(world: World):
         assert await take(world, one.priority, one.pool) is None
 
 
-async def test_the_oldest_is_taken_first(world: World):
+async def test_the_oldest_is_taken_first(world: BusPair):
     names = [f"job-{number}" for number in range(20)]
     for name in names:
-        await world.edge.queue.publish(pointer(name))
+        await world.edge.job_queue.publish(pointer(name))
     deliveries = [await take(world) for _ in names]
     assert [delivery.pointer.id for delivery in deliveries if delivery] == names
 
 
-async def test_many_takers_share_without_a_double(world: World):
+async def test_many_takers_share_without_a_double(world: BusPair):
     names = {f"job-{number}" for number in range(30)}
     for name in names:
-        await world.edge.queue.publish(pointer(name))
+        await world.edge.job_queue.publish(pointer(name))
     got: list[str] = []
 
     async def worker() -> None:
         while delivery := await take(world):
             got.append(delivery.pointer.id)
-            await delivery.done()
+            await delivery.ack()
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
@@ -107,144 +107,146 @@ async def test_many_takers_share_without_a_double(world: World):
     assert sorted(got) == sorted(names)
 
 
-async def test_twice_is_once_but_a_repair_publishes_anew(world: World):
-    await world.edge.queue.publish(pointer())
-    await world.edge.queue.publish(pointer())
+async def test_twice_is_once_but_a_repair_publishes_anew(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
+    await world.edge.job_queue.publish(pointer())
     first = await take(world)
     assert first is not None
     assert await take(world) is None
-    await first.done()
-    await world.edge.queue.publish(pointer())
+    await first.ack()
+    await world.edge.job_queue.publish(pointer())
     assert await take(world) is None
-    await world.edge.queue.publish(pointer(), repair=True)
+    await world.edge.job_queue.publish(pointer(), repair=True)
     repaired = await take(world)
     assert repaired is not None
     assert repaired.sequence > first.sequence
 
 
-async def test_another_round_is_another_message(world: World):
-    await world.edge.queue.publish(pointer(round_=1))
-    await world.edge.queue.publish(pointer(round_=2))
-    assert await world.edge.queue.waiting() == {pointer(round_=1), pointer(round_=2)}
+async def test_another_round_is_another_message(world: BusPair):
+    await world.edge.job_queue.publish(pointer(round_=1))
+    await world.edge.job_queue.publish(pointer(round_=2))
+    assert await world.edge.job_queue.list_pending() == {pointer(round_=1), pointer(round_=2)}
 
 
-async def test_what_is_done_waits_no_more(world: World):
-    await world.edge.queue.publish(pointer())
+async def test_what_is_done_waits_no_more(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
     delivery = await taken(world)
-    assert await world.edge.queue.waiting() == {pointer()}
-    await delivery.done()
-    assert await world.edge.queue.waiting() == set()
-    await delivery.done()
+    assert await world.edge.job_queue.list_pending() == {pointer()}
+    await delivery.ack()
+    assert await world.edge.job_queue.list_pending() == set()
+    await delivery.ack()
 
 
-async def test_what_is_put_off_comes_again_under_the_same_sequence(world: World):
-    await world.edge.queue.publish(pointer())
+async def test_what_is_put_off_comes_again_under_the_same_sequence(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
     delivery = await taken(world)
-    await delivery.later(0.3)
+    await delivery.nak(0.3)
     assert await take(world) is None
     again = await taken(world)
     assert (again.pointer, again.sequence) == (delivery.pointer, delivery.sequence)
 
 
-async def test_what_is_put_off_waits_over_a_restart(world: World):
-    await world.edge.queue.publish(pointer())
-    await (await taken(world)).later(1.5)
+async def test_what_is_put_off_waits_over_a_restart(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
+    await (await taken(world)).nak(1.5)
     await world.reboot()
-    await until(_answering(world))
+    await wait_until(_answering(world))
     assert await take(world) is None
     assert (await taken(world)).pointer == pointer()
 
 
-async def test_what_is_extended_stays_with_its_holder(world: World):
-    await world.edge.queue.publish(pointer())
+async def test_what_is_extended_stays_with_its_holder(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
     delivery = await taken(world)
-    await delivery.extend()
+    await delivery.in_progress()
     assert await take(world) is None
-    await delivery.done()
-    await delivery.extend()
-    assert await world.edge.queue.waiting() == set()
+    await delivery.ack()
+    await delivery.in_progress()
+    assert await world.edge.job_queue.list_pending() == set()
 
 
-async def test_what_is_withdrawn_is_gone_whoever_holds_it(world: World):
-    await world.edge.queue.publish(pointer("waits"))
-    await world.edge.queue.publish(pointer("held"))
-    await world.edge.queue.publish(pointer("stays"))
-    await world.edge.queue.withdraw(pointer("waits"))
+async def test_what_is_withdrawn_is_gone_whoever_holds_it(world: BusPair):
+    await world.edge.job_queue.publish(pointer("waits"))
+    await world.edge.job_queue.publish(pointer("held"))
+    await world.edge.job_queue.publish(pointer("stays"))
+    await world.edge.job_queue.remove(pointer("waits"))
     held = await taken(world)
     assert held.pointer == pointer("held")
-    await world.edge.queue.withdraw(pointer("held"))
-    await world.edge.queue.withdraw(pointer("never"))
-    assert await world.edge.queue.waiting() == {pointer("stays")}
-    await held.done()
+    await world.edge.job_queue.remove(pointer("held"))
+    await world.edge.job_queue.remove(pointer("never"))
+    assert await world.edge.job_queue.list_pending() == {pointer("stays")}
+    await held.ack()
     assert (await taken(world)).pointer == pointer("stays")
 
 
-async def test_waiting_may_be_asked_of_one_owner(world: World):
+async def test_waiting_may_be_asked_of_one_owner(world: BusPair):
     mine, yours = pointer(), Pointer("echo", Priority.HIGH, "you", "two", 1)
-    await world.edge.queue.publish(mine)
-    await world.edge.queue.publish(yours)
-    assert await world.edge.queue.waiting("me") == {mine}
-    assert await world.edge.queue.waiting("you") == {yours}
-    assert await world.edge.queue.waiting("nobody") == set()
-    assert await world.edge.queue.waiting() == {mine, yours}
+    await world.edge.job_queue.publish(mine)
+    await world.edge.job_queue.publish(yours)
+    assert await world.edge.job_queue.list_pending("me") == {mine}
+    assert await world.edge.job_queue.list_pending("you") == {yours}
+    assert await world.edge.job_queue.list_pending("nobody") == set()
+    assert await world.edge.job_queue.list_pending() == {mine, yours}
 
 
-async def test_a_publish_wakes_its_lane_even_before_anybody_waits(world: World):
-    await world.edge.queue.publish(pointer())
-    assert await world.runner.queue.woken(["echo", "other"], PATIENCE_S) == {Lane("echo", Priority.NORMAL)}
-    assert not await world.runner.queue.woken(["echo"], 0.01)
+async def test_a_publish_wakes_its_lane_even_before_anybody_waits(world: BusPair):
+    await world.edge.job_queue.publish(pointer())
+    assert await world.runner.job_queue.wait_for_messages(["echo", "other"], WAIT_TIMEOUT_S) == {
+        Lane("echo", Priority.NORMAL)
+    }
+    assert not await world.runner.job_queue.wait_for_messages(["echo"], 0.01)
 
 
-async def test_a_wake_names_every_lane_that_was_published_to(world: World):
-    await world.edge.queue.ensure(["gpu-low"])
+async def test_a_wake_names_every_lane_that_was_published_to(world: BusPair):
+    await world.edge.job_queue.ensure_consumers(["gpu-low"])
     lanes = {Lane("gpu-low", Priority.HIGH), Lane("echo", Priority.LOW)}
     for pool, priority in lanes:
-        await world.edge.queue.publish(pointer(pool=pool, priority=priority))
+        await world.edge.job_queue.publish(pointer(pool=pool, priority=priority))
     heard: set[Lane] = set()
     while heard != lanes:
-        woken = await world.runner.queue.woken(["echo", "gpu-low"], PATIENCE_S)
+        woken = await world.runner.job_queue.wait_for_messages(["echo", "gpu-low"], WAIT_TIMEOUT_S)
         assert woken
         heard |= woken
 
 
-async def test_a_publish_wakes_whoever_waits_for_its_pool_only(world: World):
-    await world.edge.queue.ensure(["other"])
+async def test_a_publish_wakes_whoever_waits_for_its_pool_only(world: BusPair):
+    await world.edge.job_queue.ensure_consumers(["other"])
     woken: list[str] = []
 
     async def wait(pool: str) -> None:
-        if await world.runner.queue.woken([pool], PATIENCE_S):
+        if await world.runner.job_queue.wait_for_messages([pool], WAIT_TIMEOUT_S):
             woken.append(pool)
             tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait, "other")
         tasks.start_soon(wait, "echo")
-        await world.edge.queue.publish(pointer())
+        await world.edge.job_queue.publish(pointer())
     assert woken == ["echo"]
 
 
-async def test_nothing_is_lost_or_doubled_over_restarts_while_taking(world: World):
+async def test_nothing_is_lost_or_doubled_over_restarts_while_taking(world: BusPair):
     names = [f"job-{number}" for number in range(30)]
     for name in names:
-        await world.edge.queue.publish(pointer(name))
+        await world.edge.job_queue.publish(pointer(name))
     done: list[str] = []
     for turn in range(3):
         for _ in range(10):
             delivery = await taken(world)
-            await delivery.done()
+            await delivery.ack()
             done.append(delivery.pointer.id)
         if turn < 2:
             await world.restart()
     assert done == names
 
 
-def _answering(world: World):
+def _answering(world: BusPair):
     async def answering() -> bool:
         try:
-            await world.runner.queue.take("echo", Priority.LOW)
-            await world.edge.queue.waiting()
-        except Unreachable:
+            await world.runner.job_queue.fetch("echo", Priority.LOW)
+            await world.edge.job_queue.list_pending()
+        except BrokerUnreachable:
             return False
-        return world.runner.link.connected and world.edge.link.connected
+        return world.runner.health.is_connected and world.edge.health.is_connected
 
     return answering

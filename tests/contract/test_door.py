@@ -6,78 +6,79 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bus import roster
-from bus.connection import open_edge, open_runner
-from bus.port import Bus
-from bus.roster import NotReloaded, Roster, hashed, new_password
+from bus.interface import Bus
+from bus.open import open_edge, open_runner
+from bus.server import host_accounts
+from bus.server.host_accounts import BrokerReloadFailed, HostAccounts, hash_password, new_password
 from bus.settings import BrokerSettings
-from schemas.words import Priority
-from tests.broker import broker, until
-from tests.bus.samples import key, recorded
+from schemas.status import Priority
 from tests.bus.test_rights import ONE
-from tests.contract.doors import DOORS, FakeDoor, RealDoor
+from tests.support.bus_samples import make_key, make_record
+from tests.support.host_access import HOST_ACCESSES, FakeHostAccess, NatsHostAccess
+from tests.support.nats_broker import run_broker
+from tests.support.wait import wait_until
 
 
-@pytest.fixture(params=DOORS)
-async def door(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FakeDoor | RealDoor]:
-    async with DOORS[request.param](tmp_path) as made:
+@pytest.fixture(params=HOST_ACCESSES)
+async def door(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FakeHostAccess | NatsHostAccess]:
+    async with HOST_ACCESSES[request.param](tmp_path) as made:
         yield made
 
 
 def hashes(passwords: Mapping[str, str]) -> dict[str, str]:
-    return {host: hashed(password) for host, password in passwords.items()}
+    return {host: hash_password(password) for host, password in passwords.items()}
 
 
-async def test_exactly_those_on_the_list_come_in(door: FakeDoor | RealDoor):
+async def test_exactly_those_on_the_list_come_in(door: FakeHostAccess | NatsHostAccess):
     passwords = {"gpu-1": new_password(), "gpu-2": new_password()}
     listed = hashes(passwords)
-    await door.write(listed)
+    await door.replace_all(listed)
     assert [await door.admits(*one) for one in passwords.items()] == [True, True]
     for host, password in (("gpu-1", passwords["gpu-2"]), ("gpu-3", passwords["gpu-1"]), ("gpu-1", listed["gpu-1"])):
         assert not await door.admits(host, password)
-    await door.write({"gpu-2": listed["gpu-2"]})
+    await door.replace_all({"gpu-2": listed["gpu-2"]})
     assert not await door.admits("gpu-1", passwords["gpu-1"])
     assert await door.admits("gpu-2", passwords["gpu-2"])
-    await door.write({})
+    await door.replace_all({})
     assert not await door.admits("gpu-2", passwords["gpu-2"])
 
 
 async def test_a_real_one_cuts_the_connection_and_spares_the_others(tmp_path: Path):
-    async with broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
-        listing = Roster(server.settings("edge"), tmp_path / "broker", server.reload)
+    async with run_broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
+        listing = HostAccounts(server.settings("edge"), tmp_path / "broker", server.reload_command)
         passwords = {"gpu-1": new_password(), "gpu-2": new_password()}
         listed = hashes(passwords)
-        await listing.write(listed)
+        await listing.replace_all(listed)
         one, two = (BrokerSettings(server.url, f"runner-{host}", passwords[host]) for host in passwords)
         async with open_runner(one) as first, open_runner(two) as second:
-            since = second.link.unbroken_s()
-            await listing.write({"gpu-2": listed["gpu-2"]})
+            since = second.health.uptime_s()
+            await listing.replace_all({"gpu-2": listed["gpu-2"]})
 
             async def cut() -> bool:
-                return not first.link.connected
+                return not first.health.is_connected
 
-            await until(cut)
-            assert edge.link.connected
-            assert second.link.connected
-            assert second.link.unbroken_s() >= since
+            await wait_until(cut)
+            assert edge.health.is_connected
+            assert second.health.is_connected
+            assert second.health.uptime_s() >= since
 
 
 async def waiting_take(bus: Bus) -> str | None:
     """Wait for a message, longer than a reload takes."""
-    delivery = await bus.queue.take("echo", Priority.NORMAL, 10.0)
+    delivery = await bus.job_queue.fetch("echo", Priority.NORMAL, 10.0)
     if delivery is None:
         return None
-    await delivery.done()
+    await delivery.ack()
     return delivery.pointer.id
 
 
 async def test_a_message_that_is_waited_for_while_hosts_join_arrives(tmp_path: Path):
-    async with broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
-        await edge.queue.ensure(["echo"])
-        listing = Roster(server.settings("edge"), tmp_path / "broker", server.reload)
+    async with run_broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
+        await edge.job_queue.ensure_consumers(["echo"])
+        listing = HostAccounts(server.settings("edge"), tmp_path / "broker", server.reload_command)
         passwords = {f"gpu-{number}": new_password() for number in range(4)}
         listed = hashes(passwords)
-        await listing.write({"gpu-0": listed["gpu-0"]})
+        await listing.replace_all({"gpu-0": listed["gpu-0"]})
         got: list[str | None] = []
         async with open_runner(BrokerSettings(server.url, "runner-gpu-0", passwords["gpu-0"])) as runner:
 
@@ -87,42 +88,42 @@ async def test_a_message_that_is_waited_for_while_hosts_join_arrives(tmp_path: P
             for joined in range(1, len(passwords)):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(work)
-                    await listing.write(dict(list(listed.items())[: joined + 1]))
-                    await edge.queue.publish(ONE._replace(id=f"job-{joined}"))
+                    await listing.replace_all(dict(list(listed.items())[: joined + 1]))
+                    await edge.job_queue.publish(ONE._replace(id=f"job-{joined}"))
         assert got == ["job-1", "job-2", "job-3"]
 
 
 async def test_the_list_outlives_the_broker_and_is_for_its_owner_only(tmp_path: Path):
-    async with DOORS["real"](tmp_path) as door:
+    async with HOST_ACCESSES["real"](tmp_path) as door:
         password = new_password()
         await door.write(hashes({"gpu-1": password}))
         text = (tmp_path / "broker" / "hosts.conf").read_text()
         assert password not in text
-    async with broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
-        await edge.records.create(key(), recorded())
+    async with run_broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
+        await edge.job_store.create(make_key(), make_record())
         async with open_runner(BrokerSettings(server.url, "runner-gpu-1", password)) as runner:
-            assert await runner.records.read(key()) is not None
+            assert await runner.job_store.read(make_key()) is not None
     for name in ("accounts.conf", "hosts.conf", "nats.conf"):
         assert (tmp_path / "broker" / name).stat().st_mode & 0o077 == 0, name
 
 
 @pytest.mark.parametrize(("argv", "said"), [(("false",), "exit"), (("no-such-program",), "No such file")])
 async def test_a_reload_that_fails_is_said(tmp_path: Path, argv: tuple[str, ...], said: str):
-    async with broker(tmp_path) as server:
-        listing = Roster(server.settings("edge"), tmp_path / "broker", argv)
-        with pytest.raises(NotReloaded, match=said):
-            await listing.write(hashes({"gpu-1": new_password()}))
+    async with run_broker(tmp_path) as server:
+        listing = HostAccounts(server.settings("edge"), tmp_path / "broker", argv)
+        with pytest.raises(BrokerReloadFailed, match=said):
+            await listing.replace_all(hashes({"gpu-1": new_password()}))
 
 
 async def test_a_broker_that_does_not_read_the_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(roster, "TAKEN_S", 0.3)
-    async with broker(tmp_path) as server:
-        listing = Roster(server.settings("edge"), tmp_path, server.reload)
-        with pytest.raises(NotReloaded, match=r"includes hosts\.conf among its accounts"):
-            await listing.write(hashes({"gpu-1": new_password()}))
+    monkeypatch.setattr(host_accounts, "APPLY_TIMEOUT_S", 0.3)
+    async with run_broker(tmp_path) as server:
+        listing = HostAccounts(server.settings("edge"), tmp_path, server.reload_command)
+        with pytest.raises(BrokerReloadFailed, match=r"includes hosts\.conf among its accounts"):
+            await listing.replace_all(hashes({"gpu-1": new_password()}))
 
 
 async def test_a_folder_that_is_not_the_brokers_is_said(tmp_path: Path):
-    listing = Roster(BrokerSettings(), tmp_path / "nowhere", ("true",))
-    with pytest.raises(NotReloaded, match=r"joining\.folder"):
-        await listing.write({})
+    listing = HostAccounts(BrokerSettings(), tmp_path / "nowhere", ("true",))
+    with pytest.raises(BrokerReloadFailed, match=r"joining\.folder"):
+        await listing.replace_all({})

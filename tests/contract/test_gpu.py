@@ -1,4 +1,4 @@
-"""What every `Gpus` keeps, the fake and the one with real nvidia-ml-py over a stub library alike."""
+"""What every `GpuMonitor` keeps, the fake and the one with real nvidia-ml-py over a stub library alike."""
 
 import random
 import time
@@ -9,13 +9,11 @@ from typing import Protocol
 import anyio
 import pytest
 
-from runner.gpu.board import NoGpuMonitor
-from runner.gpu.child import nvml
-from runner.gpu.memory import MemoryGpus
-from runner.gpu.port import Gpus
-from runner.gpu.watch import Timing, Watch
-from schemas.gpu import GpuSample, Snapshot, WatchState
-from tests.runner.gpu.cards import StubCards, uuid
+from runner.gpu.monitor import MonitorTiming, NoGpuMonitor, NvmlMonitor, nvml_spawner
+from runner.gpu.port import GpuMonitor
+from schemas.gpu import GpuMonitorState, GpuSample, GpuSnapshot
+from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
+from tests.support.fake_gpus import FakeGpuMonitor
 
 DEADLINE_S = 20
 
@@ -23,7 +21,7 @@ DEADLINE_S = 20
 class Bench(Protocol):
     """Cards, and hands to break them."""
 
-    gpus: Gpus
+    gpus: GpuMonitor
 
     def heat(self, card: int, celsius: int) -> None: ...
     def xid(self, card: int, number: int) -> None: ...
@@ -35,12 +33,12 @@ class Bench(Protocol):
 class MemoryBench:
     def __init__(self) -> None:
         self._cards = {index: self._sample(index, 40) for index in range(2)}
-        self.gpus = MemoryGpus(*self._cards.values())
+        self.gpus = FakeGpuMonitor(*self._cards.values())
 
     def _sample(self, index: int, celsius: int) -> GpuSample:
         return GpuSample(
             index=index,
-            uuid=uuid(index),
+            uuid=gpu_uuid(index),
             name="Memory",
             memory_total_mb=24576,
             memory_used_mb=0,
@@ -53,13 +51,13 @@ class MemoryBench:
         self.gpus.show(*self._cards.values())
 
     def xid(self, card: int, number: int) -> None:
-        self.gpus.strike(uuid(card), number)
+        self.gpus.report_xid(gpu_uuid(card), number)
 
     def lose(self, card: int) -> None:
-        self.gpus.lose(uuid(card))
+        self.gpus.lose(gpu_uuid(card))
 
     def hang(self) -> None:
-        self.gpus.enter(WatchState.HUNG, "told to hang")
+        self.gpus.set_state(GpuMonitorState.HUNG, "told to hang")
 
     def thaw(self) -> None:
         self.gpus.show(*self._cards.values())
@@ -67,9 +65,11 @@ class MemoryBench:
 
 class StubBench:
     def __init__(self, folder: Path) -> None:
-        self._stub = StubCards(folder, count=2)
-        timing = Timing(first_s=1.0, silence_s=1.0, first_pause_s=0.05)
-        self.gpus = Watch(nvml(0.05, env=self._stub.env), clock=time.time, random=random.random, timing=timing)
+        self._stub = StubNvml(folder, count=2)
+        timing = MonitorTiming(first_reading_timeout_s=1.0, reading_timeout_s=1.0, restart_backoff_s=0.05)
+        self.gpus = NvmlMonitor(
+            nvml_spawner(0.05, env=self._stub.env), clock=time.time, random=random.random, timing=timing
+        )
 
     def heat(self, card: int, celsius: int) -> None:
         self._stub.set(**{f"gpu{card}__temperature": celsius})
@@ -94,20 +94,20 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield made
 
 
-async def until(gpus: Gpus, holds: Callable[[Snapshot], bool]) -> Snapshot:
+async def until(gpus: GpuMonitor, holds: Callable[[GpuSnapshot], bool]) -> GpuSnapshot:
     """The first snapshot for which it holds."""
     with anyio.fail_after(DEADLINE_S):
         snapshot = gpus.snapshot()
         while not holds(snapshot):
-            snapshot = await gpus.changed(snapshot)
+            snapshot = await gpus.wait_for_change(snapshot)
     return snapshot
 
 
 async def test_entering_returns_with_the_first_word(bench: Bench) -> None:
     snapshot = bench.gpus.snapshot()
-    assert snapshot.state is WatchState.OK
+    assert snapshot.state is GpuMonitorState.OK
     assert snapshot.at > 0
-    assert [sample.uuid for sample in snapshot.samples] == [uuid(0), uuid(1)]
+    assert [sample.uuid for sample in snapshot.samples] == [gpu_uuid(0), gpu_uuid(1)]
 
 
 async def test_a_reading_that_changes_is_shown(bench: Bench) -> None:
@@ -122,7 +122,7 @@ async def test_every_xid_reaches_every_reader_once(bench: Bench) -> None:
         bench.xid(0, 13)
         for reader in (one, other):
             heard = [await reader.receive(), await reader.receive()]
-            assert [(event.uuid, event.xid) for event in heard] == [(uuid(1), 31), (uuid(0), 13)]
+            assert [(event.uuid, event.xid) for event in heard] == [(gpu_uuid(1), 31), (gpu_uuid(0), 13)]
             with pytest.raises(anyio.WouldBlock):
                 reader.receive_nowait()
 
@@ -142,26 +142,26 @@ async def test_a_lost_card_stays_lost_and_leaves_the_other_alone(bench: Bench) -
     first = await until(bench.gpus, lambda now: bool(now.lost))
     with anyio.fail_after(DEADLINE_S), bench.gpus.events() as events:
         bench.xid(1, 13)
-        assert (await events.receive()).uuid == uuid(1)
+        assert (await events.receive()).uuid == gpu_uuid(1)
     for snapshot in (first, bench.gpus.snapshot()):
-        assert snapshot.state is WatchState.OK
-        assert [card.uuid for card in snapshot.lost] == [uuid(0)]
-        assert [sample.uuid for sample in snapshot.samples] == [uuid(1)]
+        assert snapshot.state is GpuMonitorState.OK
+        assert [card.uuid for card in snapshot.lost] == [gpu_uuid(0)]
+        assert [sample.uuid for sample in snapshot.samples] == [gpu_uuid(1)]
 
 
 async def test_a_hang_is_a_state_with_the_last_samples_as_history(bench: Bench) -> None:
     bench.hang()
-    hung = await until(bench.gpus, lambda now: now.state is WatchState.HUNG)
+    hung = await until(bench.gpus, lambda now: now.state is GpuMonitorState.HUNG)
     assert hung.why
     assert len(hung.samples) == 2
     bench.thaw()
-    back = await until(bench.gpus, lambda now: now.state is WatchState.OK)
+    back = await until(bench.gpus, lambda now: now.state is GpuMonitorState.OK)
     assert back.at > hung.at
 
 
 async def test_a_host_without_a_watch_has_no_gpu_and_no_error() -> None:
     async with NoGpuMonitor() as gpus:
         snapshot = gpus.snapshot()
-        assert (snapshot.state, snapshot.samples, snapshot.lost, snapshot.why) == (WatchState.NONE, (), (), "")
+        assert (snapshot.state, snapshot.samples, snapshot.lost, snapshot.why) == (GpuMonitorState.NONE, (), (), "")
         with gpus.events() as events, pytest.raises(anyio.WouldBlock):
             events.receive_nowait()

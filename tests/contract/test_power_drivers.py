@@ -9,69 +9,69 @@ from pathlib import Path
 import anyio
 import pytest
 
-from edge.power.calls import ask, call
-from edge.power.drivers.port import Driver
-from schemas.power import Outcome, Provider, Verb
-from tests.contract.switches import RIGS, Rig
+from edge.power.driver_calls import call_driver, query_driver
+from edge.power.drivers.port import PowerDriver
+from schemas.power import PowerCallOutcome, PowerVerb, ReportedPower
+from tests.contract.power_driver_rigs import RIGS, DriverRig
 
 TIMEOUT_S = 20.0
 
 
 @pytest.fixture(params=sorted(RIGS))
-async def rig(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object) -> AsyncIterator[Rig]:
+async def rig(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object) -> AsyncIterator[DriverRig]:
     async with RIGS[request.param](tmp_path) as made:
         yield made
 
 
-async def press(rig: Rig, verb: Verb, call_id: str = "call-1") -> Outcome:
-    return (await call(rig.driver, verb, call_id, TIMEOUT_S)).outcome
+async def press(rig: DriverRig, verb: PowerVerb, call_id: str = "call-1") -> PowerCallOutcome:
+    return (await call_driver(rig.driver, verb, call_id, TIMEOUT_S)).outcome
 
 
-async def test_it_goes_on_and_off_and_says_so(rig: Rig) -> None:
-    assert rig.driver.tells
-    for verb, power in ((Verb.START, Provider.ON), (Verb.STOP, Provider.OFF)):
-        assert await press(rig, verb) is Outcome.DONE
+async def test_it_goes_on_and_off_and_says_so(rig: DriverRig) -> None:
+    assert rig.driver.can_report_state
+    for verb, power in ((PowerVerb.START, ReportedPower.ON), (PowerVerb.STOP, ReportedPower.OFF)):
+        assert await press(rig, verb) is PowerCallOutcome.DONE
         assert await rig.power() is power
-        assert await ask(rig.driver, TIMEOUT_S) is power
+        assert await query_driver(rig.driver, TIMEOUT_S) is power
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same_call", "another_call"])
-async def test_a_call_made_again_is_done(rig: Rig, same: bool) -> None:
-    for verb, power in ((Verb.STOP, Provider.OFF), (Verb.START, Provider.ON)):
+async def test_a_call_made_again_is_done(rig: DriverRig, same: bool) -> None:
+    for verb, power in ((PowerVerb.STOP, ReportedPower.OFF), (PowerVerb.START, ReportedPower.ON)):
         for call_id in ("call-1", "call-1" if same else "call-2"):
-            assert await press(rig, verb, call_id) is Outcome.DONE
+            assert await press(rig, verb, call_id) is PowerCallOutcome.DONE
             assert await rig.power() is power
 
 
-async def test_no_capacity_is_an_answer_of_its_own_and_passes(rig: Rig) -> None:
+async def test_no_capacity_is_an_answer_of_its_own_and_passes(rig: DriverRig) -> None:
     rig.sell_out(2)
-    assert [await press(rig, Verb.START, f"call-{n}") for n in range(3)] == [
-        Outcome.NO_CAPACITY,
-        Outcome.NO_CAPACITY,
-        Outcome.DONE,
+    assert [await press(rig, PowerVerb.START, f"call-{n}") for n in range(3)] == [
+        PowerCallOutcome.NO_CAPACITY,
+        PowerCallOutcome.NO_CAPACITY,
+        PowerCallOutcome.DONE,
     ]
-    assert await rig.power() is Provider.ON
+    assert await rig.power() is ReportedPower.ON
 
 
-async def test_a_broken_switch_fails_with_a_reason_and_says_nothing_of_the_host(rig: Rig) -> None:
+async def test_a_broken_switch_fails_with_a_reason_and_says_nothing_of_the_host(rig: DriverRig) -> None:
     rig.break_down()
-    for verb in Verb:
-        answer = await call(rig.driver, verb, "call-1", TIMEOUT_S)
-        assert answer.outcome is Outcome.FAILED
+    for verb in PowerVerb:
+        answer = await call_driver(rig.driver, verb, "call-1", TIMEOUT_S)
+        assert answer.outcome is PowerCallOutcome.FAILED
         assert answer.why
         assert "\n" not in answer.why
-    assert await ask(rig.driver, TIMEOUT_S) is Provider.UNKNOWN
+    assert await query_driver(rig.driver, TIMEOUT_S) is ReportedPower.UNKNOWN
 
 
-async def test_a_call_that_is_cut_off_ends_at_once(rig: Rig) -> None:
+async def test_a_call_that_is_cut_off_ends_at_once(rig: DriverRig) -> None:
     with anyio.fail_after(TIMEOUT_S):
         with anyio.CancelScope() as cut:
             cut.cancel()
             await rig.driver.start("call-1")
         assert cut.cancelled_caught
-        assert await press(rig, Verb.START, "call-2") is Outcome.DONE
+        assert await press(rig, PowerVerb.START, "call-2") is PowerCallOutcome.DONE
 
 
 def test_the_port_has_no_word_for_deleting() -> None:
-    words = {name for name in vars(Driver) if not name.startswith("_")}
+    words = {name for name in vars(PowerDriver) if not name.startswith("_")}
     assert words == {"tells", "start", "stop", "state"}

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from edge.store.directory import open_directory
-from edge.store.memory import MemoryStore
-from edge.store.port import BLOCK, AssetStore, DigestMismatch, TooLarge
+from edge.store.port import BLOCK_BYTES, AssetStore, AssetTooLarge, DigestMismatch
 from edge.store.remote import open_remote
 from schemas.asset import Digest
-from tests.s3 import buckets
+from tests.support.fake_store import FakeStore
+from tests.support.s3_buckets import create_bucket
 
 BODY = b"a face and a voice " * 200_000  # 3.8 MB: several blocks and a rest
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -35,7 +35,7 @@ async def whole(store: AssetStore, sha256: Digest = SHA, start: int = 0, stop: i
 
 @asynccontextmanager
 async def memory(_: Path) -> AsyncIterator[AssetStore]:
-    yield MemoryStore()
+    yield FakeStore()
 
 
 @asynccontextmanager
@@ -48,7 +48,7 @@ async def directory(root: Path) -> AsyncIterator[AssetStore]:
 
 @asynccontextmanager
 async def remote(scratch: Path) -> AsyncIterator[AssetStore]:
-    with buckets() as url:
+    with create_bucket() as url:
         async with open_remote(url, scratch) as store:
             yield store
     left = [path async for path in anyio.Path(scratch).iterdir()]
@@ -76,7 +76,8 @@ async def test_an_empty_body_is_a_file_too(store: AssetStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "stop"), [(0, 1), (5, 5), (BLOCK - 1, BLOCK + 1), (len(BODY) - 3, None), (10, len(BODY) + 99), (99, 9)]
+    ("start", "stop"),
+    [(0, 1), (5, 5), (BLOCK_BYTES - 1, BLOCK_BYTES + 1), (len(BODY) - 3, None), (10, len(BODY) + 99), (99, 9)],
 )
 async def test_a_range_is_cut_as_python_cuts(store: AssetStore, start: int, stop: int | None) -> None:
     await store.write(body(), SHA, LIMIT)
@@ -114,20 +115,20 @@ async def test_a_body_over_its_limit_is_not_read_to_the_end(store: AssetStore) -
             given += 65536
             yield bytes(65536)
 
-    with pytest.raises(TooLarge):
-        await store.write(endless(), None, 3 * BLOCK)
-    assert given <= 5 * BLOCK
+    with pytest.raises(AssetTooLarge):
+        await store.write(endless(), None, 3 * BLOCK_BYTES)
+    assert given <= 5 * BLOCK_BYTES
 
 
 async def test_a_body_of_exactly_the_limit_passes(store: AssetStore) -> None:
     assert (await store.write(body(), SHA, len(BODY))).bytes == len(BODY)
-    with pytest.raises(TooLarge):
+    with pytest.raises(AssetTooLarge):
         await store.write(body(), SHA, len(BODY) - 1)
 
 
 async def test_a_cut_body_leaves_nothing_and_is_told_as_it_was(store: AssetStore) -> None:
     async def cut() -> AsyncIterator[bytes]:
-        yield BODY[: 2 * BLOCK]
+        yield BODY[: 2 * BLOCK_BYTES]
         raise ConnectionResetError("the client went away")
 
     with pytest.raises(ConnectionResetError, match="went away"):
@@ -139,7 +140,7 @@ async def test_a_cancelled_write_leaves_nothing(store: AssetStore) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def stalls() -> AsyncIterator[bytes]:
-            yield BODY[: 2 * BLOCK]
+            yield BODY[: 2 * BLOCK_BYTES]
             tasks.cancel_scope.cancel()
             await anyio.sleep_forever()
 
@@ -149,7 +150,7 @@ async def test_a_cancelled_write_leaves_nothing(store: AssetStore) -> None:
 
 async def test_writers_of_one_digest_do_not_meet(store: AssetStore) -> None:
     async with anyio.create_task_group() as tasks:
-        for chunk in (1000, 65536, BLOCK, len(BODY)):
+        for chunk in (1000, 65536, BLOCK_BYTES, len(BODY)):
             tasks.start_soon(store.write, body(chunk=chunk), SHA, LIMIT)
     assert await whole(store) == BODY
 
@@ -189,11 +190,11 @@ async def test_a_body_verified_while_its_file_is_deleted_is_there_afterwards(
     await store.write(body(), SHA, LIMIT)
 
     async def deleted_meanwhile() -> AsyncIterator[bytes]:
-        yield BODY[:BLOCK]
+        yield BODY[:BLOCK_BYTES]
         await store.trash(SHA)
         if then_erase:
             await store.erase(SHA)
-        yield BODY[BLOCK:]
+        yield BODY[BLOCK_BYTES:]
 
     await store.write(deleted_meanwhile(), SHA, LIMIT)
     assert await whole(store) == BODY
@@ -223,7 +224,7 @@ async def test_a_file_of_this_machine_is_taken_over_and_stays(store: AssetStore,
     if held:
         await store.write(body(), SHA, LIMIT)
     for _ in range(2):
-        assert (await store.adopt(path, SHA)).bytes == len(BODY)
+        assert (await store.import_file(path, SHA)).bytes == len(BODY)
     assert path.read_bytes() == BODY
     path.unlink()
     assert await whole(store) == BODY
@@ -231,7 +232,7 @@ async def test_a_file_of_this_machine_is_taken_over_and_stays(store: AssetStore,
 
 async def test_a_link_is_where_the_bytes_are(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
-    link = await store.link(SHA, timedelta(minutes=5))
+    link = await store.presign_url(SHA, timedelta(minutes=5))
     if link is None:  # the edge passes the bytes through itself
         assert await whole(store) == BODY
         return

@@ -26,7 +26,7 @@ def test_a_page_without_its_mark_is_left_alone():
 
 
 def test_without_a_card_nothing_is_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(gpu_page, "CARDS", ["nvidia-smi-that-is-not-there"])
+    monkeypatch.setattr(gpu_page, "GPU_QUERY", ["nvidia-smi-that-is-not-there"])
     before = PAGE.read_text()
     assert gpu_page.main() == 2
     assert PAGE.read_text() == before

@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from edge.power.calls import ask, call
+from edge.power.driver_calls import call_driver, query_driver
 from edge.power.drivers.command import CommandDriver
-from schemas.power import Outcome, Provider, Verb
-from schemas.switch import CommandHost, HostDeclaration
-from schemas.words import Token
-from tests.edge.store.served import served
+from schemas.host_config import AnyHostConfig, CommandHostConfig
+from schemas.ids import Token
+from schemas.power import PowerCallOutcome, PowerVerb, ReportedPower
+from tests.support.http_server import serve_app
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "power"
@@ -28,8 +28,8 @@ RECIPES = sorted(FOLDER.glob("*.toml"))
 DELETING = re.compile(r"terminate|release|delete|destroy|remove", re.IGNORECASE)
 
 
-def hosts(recipe: Path) -> dict[str, HostDeclaration]:
-    return convert(tomllib.loads(recipe.read_text())["hosts"], dict[Token, HostDeclaration], strict=False)
+def hosts(recipe: Path) -> dict[str, AnyHostConfig]:
+    return convert(tomllib.loads(recipe.read_text())["hosts"], dict[Token, AnyHostConfig], strict=False)
 
 
 def test_there_is_a_recipe_for_each_of_them() -> None:
@@ -41,7 +41,7 @@ def test_a_recipe_can_be_read_and_never_deletes(recipe: Path) -> None:
     declared = hosts(recipe)
     assert declared
     for host in declared.values():
-        argvs = [host.on, host.off, host.state] if isinstance(host, CommandHost) else []
+        argvs = [host.on, host.off, host.state] if isinstance(host, CommandHostConfig) else []
         for argv in filter(None, argvs):
             assert not DELETING.search(" ".join(argv))
             assert all((ROOT / word).is_file() for word in argv if word.startswith("deploy/"))
@@ -53,7 +53,7 @@ def test_a_rented_box_is_given_all_that_its_program_reads(recipe: str) -> None:
     head = (FOLDER / "rented.py").read_text().split('"""')[1]
     read = set(re.findall(rf"{recipe.upper()}_[A-Z_]+", head))
     (host,) = hosts(FOLDER / f"{recipe}.toml").values()
-    assert isinstance(host, CommandHost)
+    assert isinstance(host, CommandHostConfig)
     assert set(host.env) | set(host.inherit) == read
     assert all(name.endswith(("_KEY", "_TOKEN")) for name in host.inherit)
 
@@ -105,7 +105,7 @@ async def rented(name: str) -> AsyncIterator[tuple[RentedBox, CommandDriver]]:
         Route("/", provider.compshare),
         Route("/api/v1/dev/instance/pro/{verb}", provider.autodl, methods=["GET", "POST"]),
     ]
-    async with served(Starlette(routes=routes)) as url:
+    async with serve_app(Starlette(routes=routes)) as url:
         given = {
             "COMPSHARE_URL": url,
             "AUTODL_URL": url,
@@ -118,28 +118,32 @@ async def rented(name: str) -> AsyncIterator[tuple[RentedBox, CommandDriver]]:
             "AUTODL_INSTANCE": "pro-1",
         }
         argv = {verb: (sys.executable, str(FOLDER / "rented.py"), name, verb) for verb in ("on", "off", "state")}
-        yield provider, CommandDriver("gpu-1", CommandHost(**argv, env=given), os.environ)
+        yield provider, CommandDriver("gpu-1", CommandHostConfig(**argv, env=given), os.environ)
 
 
 @pytest.mark.parametrize("name", ["compshare", "autodl"])
 async def test_a_rented_box_goes_on_and_off_when_there_is_stock(name: str) -> None:
     async with rented(name) as (provider, driver):
-        sold_out = await call(driver, Verb.START, "call-1", 20)
-        assert sold_out.outcome is Outcome.NO_CAPACITY
+        sold_out = await call_driver(driver, PowerVerb.START, "call-1", 20)
+        assert sold_out.outcome is PowerCallOutcome.NO_CAPACITY
         assert "资源不足" in sold_out.why
         provider.stock = 1
-        for verb, power in ((Verb.START, Provider.ON), (Verb.START, Provider.ON), (Verb.STOP, Provider.OFF)):
-            assert (await call(driver, verb, "call-2", 20)).outcome is Outcome.DONE
-            assert await ask(driver, 20) is power
+        for verb, power in (
+            (PowerVerb.START, ReportedPower.ON),
+            (PowerVerb.START, ReportedPower.ON),
+            (PowerVerb.STOP, ReportedPower.OFF),
+        ):
+            assert (await call_driver(driver, verb, "call-2", 20)).outcome is PowerCallOutcome.DONE
+            assert await query_driver(driver, 20) is power
         assert provider.orders == ["on", "on", "off"]
 
 
 async def test_a_missing_key_is_named() -> None:
     driver = CommandDriver(
         "gpu-1",
-        CommandHost(on=(sys.executable, str(FOLDER / "rented.py"), "autodl", "on")),
+        CommandHostConfig(on=(sys.executable, str(FOLDER / "rented.py"), "autodl", "on")),
         {"PATH": os.environ["PATH"]},
     )
-    answer = await call(driver, Verb.START, "call-1", 20)
-    assert answer.outcome is Outcome.FAILED
+    answer = await call_driver(driver, PowerVerb.START, "call-1", 20)
+    assert answer.outcome is PowerCallOutcome.FAILED
     assert "AUTODL_INSTANCE" in answer.why

@@ -6,20 +6,21 @@ import time
 import anyio
 
 from schemas.events import Failed, Retried, Started
-from schemas.words import Status
-from tests.e2e.conftest import SLOTS, Lit
-from tests.e2e.installation import until
-from tests.e2e.looking import (
-    UNHURRIED,
+from schemas.status import Status
+from tests.e2e.conftest import SLOTS
+from tests.support.installation import RunningInstallation
+from tests.support.job_checks import (
+    LONG_TIMEOUTS,
+    allow_problems,
     assert_one_end_a_round,
-    ended,
-    events,
-    history,
-    nothing_left,
-    submit,
-    unless_refused,
-    working,
+    events_of,
+    read_history,
+    submit_job,
+    wait_until_clean,
+    wait_until_ended,
+    wait_until_running,
 )
+from tests.support.wait import wait_for
 
 GRACE_S = 3.0  # timeouts.grace_s of echo
 CLEARED_S = 2.0  # and this much later the container is gone
@@ -27,108 +28,108 @@ RACERS = 16
 SPREAD_S = 2.0
 
 
-async def cleared(lit: Lit, job_id: str) -> float:
+async def cleared(lit: RunningInstallation, job_id: str) -> float:
     """Cancel the job, which works; seconds until its container is gone."""
-    await working(lit, job_id)
+    await wait_until_running(lit, job_id)
     asked = time.monotonic()
     await lit.ann.cancel(job_id)
 
     async def gone() -> bool:
         return all(found.identity.job != job_id for found in await lit.installation.containers())
 
-    await until(gone)
+    await wait_for(gone)
     return time.monotonic() - asked
 
 
-async def test_a_queued_job_is_cancelled_at_once_and_never_runs(served: Lit):
-    occupants = [await submit(served, UNHURRIED, behave="hang") for _ in range(SLOTS)]
+async def test_a_queued_job_is_cancelled_at_once_and_never_runs(served: RunningInstallation):
+    occupants = [await submit_job(served, LONG_TIMEOUTS, behave="hang") for _ in range(SLOTS)]
     for occupant in occupants:
-        await working(served, occupant.id)
-    job = await submit(served, text="never")
+        await wait_until_running(served, occupant.id)
+    job = await submit_job(served, text="never")
     assert (await served.ann.cancel(job.id)).status == "cancelled"
-    assert job.id not in {pointer.id for pointer in await served.bus.queue.waiting()}
+    assert job.id not in {pointer.id for pointer in await served.bus.job_queue.list_pending()}
     for occupant in occupants:
         await served.ann.cancel(occupant.id)
-    await nothing_left(served)
-    assert [entry.recorded.job.status for entry in await history(served, job.id)] == ["queued", "cancelled"]
+    await wait_until_clean(served)
+    assert [entry.record.job.status for entry in await read_history(served, job.id)] == ["queued", "cancelled"]
 
 
-async def test_a_running_job_is_cancelled_and_its_container_gone(served: Lit):
-    job = await submit(served, UNHURRIED, behave="hang")
+async def test_a_running_job_is_cancelled_and_its_container_gone(served: RunningInstallation):
+    job = await submit_job(served, LONG_TIMEOUTS, behave="hang")
     assert await cleared(served, job.id) < GRACE_S + CLEARED_S
-    done = await ended(served.ann, job.id)
+    done = await wait_until_ended(served.ann, job.id)
     assert (done.status, done.attempt, done.error) == ("cancelled", 1, None)
-    assert_one_end_a_round(await history(served, job.id))
+    assert_one_end_a_round(await read_history(served, job.id))
 
 
-async def test_a_job_that_ignores_sigterm_is_killed_after_its_grace(served: Lit):
-    job = await submit(served, UNHURRIED, behave="ignore_term")
+async def test_a_job_that_ignores_sigterm_is_killed_after_its_grace(served: RunningInstallation):
+    job = await submit_job(served, LONG_TIMEOUTS, behave="ignore_term")
     assert GRACE_S <= await cleared(served, job.id) < GRACE_S + CLEARED_S
-    assert (await ended(served.ann, job.id)).status == "cancelled"
-    await nothing_left(served)
+    assert (await wait_until_ended(served.ann, job.id)).status == "cancelled"
+    await wait_until_clean(served)
 
 
-async def test_a_cancel_that_races_the_finish_leaves_one_end(served: Lit):
+async def test_a_cancel_that_races_the_finish_leaves_one_end(served: RunningInstallation):
     dice = random.Random(2)
-    jobs = [await submit(served, steps=3, seconds=round(dice.uniform(0, 0.3), 2)) for _ in range(RACERS)]
+    jobs = [await submit_job(served, steps=3, seconds=round(dice.uniform(0, 0.3), 2)) for _ in range(RACERS)]
 
     async def cancel(job_id: str, at_its_end: bool, after_s: float) -> None:
         if at_its_end:
-            await working(served, job_id)
+            await wait_until_running(served, job_id)
         await anyio.sleep(after_s)  # the moment is the point
-        await unless_refused(served.ann.cancel(job_id), "job_final")
+        await allow_problems(served.ann.cancel(job_id), "job_final")
 
     async with anyio.create_task_group() as tasks:
         for number, job in enumerate(jobs):
             at_its_end = number % 2 == 0
             tasks.start_soon(cancel, job.id, at_its_end, dice.uniform(0, 0.4 if at_its_end else SPREAD_S))
-    statuses = [(await ended(served.ann, job.id)).status for job in jobs]
+    statuses = [(await wait_until_ended(served.ann, job.id)).status for job in jobs]
     assert set(statuses) <= {Status.SUCCEEDED, Status.CANCELLED}
-    await nothing_left(served)
+    await wait_until_clean(served)
     for job in jobs:
-        assert_one_end_a_round(await history(served, job.id))
+        assert_one_end_a_round(await read_history(served, job.id))
 
 
-async def test_a_cancel_that_races_a_retry_leaves_one_end_a_round(served: Lit):
+async def test_a_cancel_that_races_a_retry_leaves_one_end_a_round(served: RunningInstallation):
     dice = random.Random(3)
-    jobs = [await submit(served, behave="exit", exit=65) for _ in range(RACERS // 2)]
+    jobs = [await submit_job(served, behave="exit", exit=65) for _ in range(RACERS // 2)]
 
     async def race(job_id: str) -> None:
         for _ in range(3):
-            await ended(served.ann, job_id)
+            await wait_until_ended(served.ann, job_id)
             async with anyio.create_task_group() as tasks:
                 for call, code in ((served.ann.retry, "job_not_final"), (served.ann.cancel, "job_final")) * 2:
                     tasks.start_soon(later, dice.uniform(0, 0.1), call, job_id, code)
 
     async def later(after_s, call, job_id: str, code: str) -> None:
         await anyio.sleep(after_s)
-        await unless_refused(call(job_id), code)
+        await allow_problems(call(job_id), code)
 
     async with anyio.create_task_group() as tasks:
         for job in jobs:
             tasks.start_soon(race, job.id)
     for job in jobs:
-        await ended(served.ann, job.id)
-    await nothing_left(served)
+        await wait_until_ended(served.ann, job.id)
+    await wait_until_clean(served)
     for job in jobs:
-        entries = await history(served, job.id)
-        assert len(events(entries, Retried)) >= 3
+        entries = await read_history(served, job.id)
+        assert len(events_of(entries, Retried)) >= 3
         assert_one_end_a_round(entries)
 
 
-async def test_a_failed_job_retried_at_once_runs_again_with_its_inputs(served: Lit, tmp_path):
+async def test_a_failed_job_retried_at_once_runs_again_with_its_inputs(served: RunningInstallation, tmp_path):
     given = tmp_path / "given.bin"
     given.write_bytes(b"some bytes" * 1000)
-    job = await submit(served, behave="exit", exit=65, text="again", file=given)
+    job = await submit_job(served, behave="exit", exit=65, text="again", file=given)
     async for event in served.ann.follow(job.id):
         if event.kind == "state" and event.data["status"] == "failed":
             break
     retried = await served.ann.retry(job.id)  # its first container is still being cleared away
     assert (retried.round, retried.attempt, retried.error, retried.input) == (2, 0, None, job.input)
-    again = await ended(served.ann, job.id)
+    again = await wait_until_ended(served.ann, job.id)
     assert (again.round, again.attempt, again.error.code) == (2, 1, "bad_input")
-    entries = await history(served, job.id)
-    assert [event.claim.attempt for event in events(entries, Started)] == [1, 1]
-    assert len(events(entries, Failed)) == 2
+    entries = await read_history(served, job.id)
+    assert [event.claim.attempt for event in events_of(entries, Started)] == [1, 1]
+    assert len(events_of(entries, Failed)) == 2
     assert_one_end_a_round(entries)
-    await nothing_left(served)
+    await wait_until_clean(served)

@@ -7,12 +7,21 @@ from itertools import pairwise
 
 import anyio
 
-from lamplighter.wire import Event
+from lamplighter.follow import Event
 from schemas.events import Adopted, Started, Succeeded
-from schemas.view import JobView
-from tests.e2e.conftest import Lit, process_only
-from tests.e2e.installation import until
-from tests.e2e.looking import PATIENCE_S, assert_one_end_a_round, ended, events, history, nothing_left, submit
+from schemas.job_view import JobView
+from tests.e2e.conftest import process_only
+from tests.support.installation import RunningInstallation
+from tests.support.job_checks import (
+    JOB_TIMEOUT_S,
+    assert_one_end_a_round,
+    events_of,
+    read_history,
+    submit_job,
+    wait_until_clean,
+    wait_until_ended,
+)
+from tests.support.wait import wait_for
 
 STEPS = 60
 
@@ -24,7 +33,7 @@ class Watched:
         self.events: list[Event] = []
         self._told = anyio.Event()
 
-    async def follow(self, lit: Lit, job_id: str) -> None:
+    async def follow(self, lit: RunningInstallation, job_id: str) -> None:
         """Until the job's end."""
         async for event in lit.ann.follow(job_id):
             self.events.append(event)
@@ -57,33 +66,33 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(lit: Lit, job: JobView) -> AsyncIterator[Watched]:
+async def watching(lit: RunningInstallation, job: JobView) -> AsyncIterator[Watched]:
     """A client that follows the job; leaving waits for the job's end and for all that was said of it."""
     watched = Watched()
-    with anyio.fail_after(PATIENCE_S):
+    with anyio.fail_after(JOB_TIMEOUT_S):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watched.follow, lit, job.id)
             yield watched
 
 
-async def assert_ran_once(lit: Lit, job: JobView, watched: Watched, *, adopted: int) -> None:
+async def assert_ran_once(lit: RunningInstallation, job: JobView, watched: Watched, *, adopted: int) -> None:
     """One attempt, one result; the client was told every state once, in order, and the whole output."""
-    done = await ended(lit.ann, job.id)
+    done = await wait_until_ended(lit.ann, job.id)
     assert (done.status, done.attempt, done.output.data["text"]) == ("succeeded", 1, "hello")
-    entries = await history(lit, job.id)
+    entries = await read_history(lit, job.id)
     kinds = (Started, Adopted, Succeeded)
-    assert [len(events(entries, kind)) for kind in kinds] == [1, adopted, 1]
+    assert [len(events_of(entries, kind)) for kind in kinds] == [1, adopted, 1]
     assert_one_end_a_round(entries)
     assert watched.revisions == [entry.revision for entry in entries]
     watched.assert_whole()
 
 
-async def started(lit: Lit, seconds: float = 5) -> JobView:
+async def started(lit: RunningInstallation, seconds: float = 5) -> JobView:
     await lit.installation.start_runner()
-    return await submit(lit, text="hello", steps=STEPS, seconds=seconds)
+    return await submit_job(lit, text="hello", steps=STEPS, seconds=seconds)
 
 
-async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(alone: Lit):
+async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(alone: RunningInstallation):
     job = await started(alone)
     async with watching(alone, job) as watched:
         await watched.until_step(10)
@@ -92,15 +101,15 @@ async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(alone: Lit):
         await alone.installation.start_runner()
 
         async def adopted() -> bool:
-            return bool(events(await history(alone, job.id), Adopted))
+            return bool(events_of(await read_history(alone, job.id), Adopted))
 
-        await until(adopted)
+        await wait_for(adopted)
         assert [found.handle for found in await alone.installation.containers()] == [before.handle]
     await assert_ran_once(alone, job, watched, adopted=1)
-    await nothing_left(alone, within_s=40)  # the message comes back when its lease ends
+    await wait_until_clean(alone, within_s=40)  # the message comes back when its lease ends
 
 
-async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: Lit):
+async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: RunningInstallation):
     job = await started(alone, seconds=2)
     async with watching(alone, job) as watched:
         await watched.until_step(10)
@@ -109,12 +118,12 @@ async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: Li
         async def exited() -> bool:
             return [found.state for found in await alone.installation.containers()] == ["exited"]
 
-        await until(exited, 30)
+        await wait_for(exited, 30)
         await alone.installation.start_runner()
     await assert_ran_once(alone, job, watched, adopted=1)
 
 
-async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(alone: Lit):
+async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(alone: RunningInstallation):
     job = await started(alone, seconds=10)
     async with watching(alone, job) as watched:
         for step in (5, 30):
@@ -125,7 +134,7 @@ async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(alone: 
 
 
 @process_only  # the edge knows nothing of engines
-async def test_a_killed_edge_costs_its_clients_nothing(lit: Lit):
+async def test_a_killed_edge_costs_its_clients_nothing(lit: RunningInstallation):
     job = await started(lit)
     async with watching(lit, job) as watched:
         for step in (10, 30):
@@ -133,10 +142,10 @@ async def test_a_killed_edge_costs_its_clients_nothing(lit: Lit):
             await lit.installation.edge.kill()
             await lit.installation.start_edge()
     await assert_ran_once(lit, job, watched, adopted=0)
-    await nothing_left(lit)
+    await wait_until_clean(lit)
 
 
-async def test_a_killed_broker_is_waited_for(lit: Lit):
+async def test_a_killed_broker_is_waited_for(lit: RunningInstallation):
     job = await started(lit)
     async with watching(lit, job) as watched:
         await watched.until_step(10)
@@ -144,11 +153,11 @@ async def test_a_killed_broker_is_waited_for(lit: Lit):
         await lit.installation.server.start()
         await watched.until_step(30)
     await assert_ran_once(lit, job, watched, adopted=0)
-    await nothing_left(lit)
+    await wait_until_clean(lit)
 
 
 @process_only
-async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_back(lit: Lit):
+async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_back(lit: RunningInstallation):
     job = await started(lit, seconds=3)
     async with watching(lit, job) as watched:
         await watched.until_step(10)
@@ -157,7 +166,7 @@ async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_ba
         async def exited() -> bool:
             return [found.state for found in await lit.installation.containers()] == ["exited"]
 
-        await until(exited, 30)
+        await wait_for(exited, 30)
         await lit.installation.server.start()
     await assert_ran_once(lit, job, watched, adopted=0)
-    await nothing_left(lit)
+    await wait_until_clean(lit)

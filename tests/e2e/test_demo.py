@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.e2e.installation import ROOT
+from tests.support.installation import ROOT
 
 
 @pytest.mark.long(13)

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 
 from lamplighter import AsyncClient
-from schemas.view import JobView
-from schemas.words import Status
-from tests.chaos.engines import OwnEngine, cannot, own_engine
-from tests.e2e.conftest import lighted
-from tests.e2e.installation import ROOT, until
-from tests.engine_host import ECHO
+from schemas.job_view import JobView
+from schemas.status import Status
+from tests.support.docker_engine import OwnDockerEngine, run_docker_engine, why_no_engine
+from tests.support.docker_images import ECHO_IMAGE
+from tests.support.installation import ROOT, run_new_installation
+from tests.support.wait import wait_for
 
 LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 
 @pytest.fixture(scope="module")
-def own(echo_image: str) -> Iterator[OwnEngine]:
+def own(echo_image: str) -> Iterator[OwnDockerEngine]:
     """An engine that has echo's image, and can be stopped."""
-    if why := cannot():
+    if why := why_no_engine():
         pytest.skip(why)
-    with own_engine(live_restore=True, image=ECHO) as engine:
+    with run_docker_engine(live_restore=True, image=ECHO_IMAGE) as engine:
         yield engine
 
 
@@ -43,7 +43,7 @@ async def told(client: AsyncClient, *, away: bool) -> dict[str, Any]:
         found = await host(client)
         return found if found and (found["engine_away"] is not None) == away else None
 
-    found: dict[str, Any] = await until(says, within_s=40)
+    found: dict[str, Any] = await wait_for(says, within_s=40)
     return found
 
 
@@ -52,16 +52,18 @@ async def waits_for(client: AsyncClient, job_id: str, reason: str) -> JobView:
         job = await client.job(job_id)
         return job if job.reason == reason else None
 
-    job: JobView = await until(waiting, within_s=40)
+    job: JobView = await wait_for(waiting, within_s=40)
     return job
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("asked", ["auto", "docker"])
-async def test_a_runner_that_starts_before_docker_waits_for_it(tmp_path: Path, own: OwnEngine, asked: str) -> None:
+async def test_a_runner_that_starts_before_docker_waits_for_it(
+    tmp_path: Path, own: OwnDockerEngine, asked: str
+) -> None:
     own.call("stop")
-    async with lighted(tmp_path, asked, None) as lit:
+    async with run_new_installation(tmp_path, asked, None) as lit:
         lit.installation.docker_url = own.url
         await lit.installation.start_runner(LAMPLIGHTER_ENGINE=asked, LAMPLIGHTER_DOCKER_SOCKET=own.url)
         seen = await told(lit.admin, away=True)
@@ -78,9 +80,11 @@ async def test_a_runner_that_starts_before_docker_waits_for_it(tmp_path: Path, o
 
 @pytest.mark.docker
 @pytest.mark.timeout(240)
-async def test_docker_that_goes_away_and_comes_back_costs_a_waiting_job_nothing(tmp_path: Path, own: OwnEngine) -> None:
+async def test_docker_that_goes_away_and_comes_back_costs_a_waiting_job_nothing(
+    tmp_path: Path, own: OwnDockerEngine
+) -> None:
     own.call("start")
-    async with lighted(tmp_path, "auto", None) as lit:
+    async with run_new_installation(tmp_path, "auto", None) as lit:
         lit.installation.docker_url = own.url
         runner = await lit.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
         first = await lit.ann.submit("echo", text="before", wait=True)
@@ -88,7 +92,7 @@ async def test_docker_that_goes_away_and_comes_back_costs_a_waiting_job_nothing(
         async def cleared() -> bool:
             return not await lit.installation.containers()
 
-        await until(cleared)
+        await wait_for(cleared)
         own.call("stop")
         await told(lit.admin, away=True)
         job = await lit.ann.submit("echo", text="meanwhile")

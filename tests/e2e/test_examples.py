@@ -10,31 +10,35 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from lamplighter import AsyncClient, Client, JobFailed, NotFound, aio, sdk, wire
-from tests.e2e.conftest import Lit, lighted, process_only
-from tests.e2e.examples import documented, examples_of, run
+from lamplighter import AsyncClient, Client, JobFailed, NotFound, api, async_client
+from lamplighter import client as sdk
+from tests.e2e.conftest import process_only
+from tests.e2e.docstring_examples import examples_of, list_documented, run_example
+from tests.support.installation import RunningInstallation, run_new_installation
 
 pytestmark = process_only
 SWITCH = '[hosts.gpu-9]\ndriver = "command"\non = ["true"]\noff = ["true"]\nstate = ["echo", "off"]\n'
 CLIENTS = (Client, AsyncClient)
-SHOWN = [thing for thing in documented(sdk, aio, *CLIENTS) if thing not in CLIENTS]
-NAMES = {"contextlib": contextlib, "wire": wire, "JobFailed": JobFailed, "NotFound": NotFound}
+SHOWN = [thing for thing in list_documented(sdk, async_client, *CLIENTS) if thing not in CLIENTS]
+NAMES = {"contextlib": contextlib, "wire": api, "JobFailed": JobFailed, "NotFound": NotFound}
 
 
 @pytest.fixture(scope="module")
 async def lit(
     tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
-) -> AsyncIterator[Lit]:
+) -> AsyncIterator[RunningInstallation]:
     """`gpu-1` serves, `gpu-9` is declared and dark."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "lamplighter.toml").write_text(SWITCH)
-    async with lighted(folder, engine, engine_url) as lit:
+    async with run_new_installation(folder, engine, engine_url) as lit:
         await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
         yield lit
 
 
 @pytest.mark.parametrize("thing", SHOWN, ids=lambda thing: getattr(thing, "__qualname__", thing.__name__))
-async def test_it_does_what_its_docstring_shows(lit: Lit, thing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_it_does_what_its_docstring_shows(
+    lit: RunningInstallation, thing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     examples = examples_of(thing)
     assert examples, "a public method has an example"
     monkeypatch.chdir(tmp_path)
@@ -52,4 +56,4 @@ async def all_of(examples: list[Any], names: dict[str, Any], awaiting: bool, cac
         with Client(names["url"], names["key"], cache=cache) as client:
             given = names | {"client": other if awaiting else client}
             for example in examples:
-                await run(example, given)
+                await run_example(example, given)

@@ -16,11 +16,12 @@ import pytest
 from anyio import to_thread
 from msgspec import Struct
 
-from tests import runpod_client
-from tests.e2e.conftest import Lit, lighted, process_only
-from tests.e2e.installation import ROOT, until
+from tests.e2e.conftest import process_only
 from tests.e2e.test_up import up
-from tests.pages import fences, run
+from tests.support import runpod_client
+from tests.support.doc_pages import read_fences, run_block
+from tests.support.installation import ROOT, RunningInstallation, run_new_installation
+from tests.support.wait import wait_for
 
 PAGE = ROOT / "docs" / "facades.md"
 FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
@@ -35,7 +36,7 @@ def free_port() -> int:
 class Doors(Struct, frozen=True):
     """An installation with the HeyGem door open on `root`; `local` sends no key, to the port that asks for none."""
 
-    lit: Lit
+    lit: RunningInstallation
     root: Path
     local: httpx.AsyncClient
 
@@ -51,7 +52,7 @@ class Doors(Struct, frozen=True):
             told = await self.query(code)
             return told if told["status"] != 1 else None
 
-        return dict(await until(ended, 60))
+        return dict(await wait_for(ended, 60))
 
 
 def opened(root: Path, keyless: int = 0) -> dict[str, str]:
@@ -74,7 +75,7 @@ async def doors(
     (root / "temp" / "face.mp4").write_bytes(b"face ")
     keyless = free_port()
     async with (
-        lighted(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root, keyless)) as lit,
+        run_new_installation(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root, keyless)) as lit,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=20) as local,
     ):
         await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
@@ -106,7 +107,7 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
     async def idle() -> bool:  # a refused submit of the test before has its result looked at once more
         return not [note async for note in anyio.Path(installation.folder / "edge" / "placing").iterdir()]
 
-    await until(idle, 60)
+    await wait_for(idle, 60)
     (said.root / "temp").rename(said.root / "elsewhere")  # the disk is away, then the edge dies
     assert (await said.easy(code="two", audio_url="../elsewhere/speech.wav", video_url="../elsewhere/face.mp4"))[
         "code"
@@ -117,7 +118,7 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
         job = await said.lit.admin._http.get("/v1/jobs/two?owner=easy")
         return bool(job.json()["status"] == "succeeded")
 
-    await until(ran, 60)
+    await wait_for(ran, 60)
     await installation.edge.kill()
     (said.root / "temp").unlink()
     (said.root / "elsewhere").rename(said.root / "temp")
@@ -126,7 +127,7 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
     async def there() -> bool:
         return await anyio.Path(said.root / "temp" / "two-r.mp4").exists()
 
-    await until(there, 60)
+    await wait_for(there, 60)
     assert (said.root / "temp" / "two-r.mp4").read_bytes() == b"face speech"
     assert (await said.query("two"))["status"] == 2
 
@@ -139,7 +140,7 @@ async def test_a_stranger_behind_a_proxy_needs_a_key(said: Doors):
 
 @process_only
 async def test_runpods_client_runs_streams_and_cancels(said: Doors):
-    with runpod_client.running() as clients:
+    with runpod_client.run_clients() as clients:
         key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
         endpoint = await to_thread.run_sync(clients.Endpoint, f"{said.lit.installation.url}/v2", key, "echo")
         output = await to_thread.run_sync(endpoint.run_sync, {"input": {"text": "hi", "steps": 1}}, 60)
@@ -155,18 +156,18 @@ async def test_runpods_client_runs_streams_and_cancels(said: Doors):
         async def started() -> bool:
             return bool(await to_thread.run_sync(long.status) == "IN_PROGRESS")
 
-        await until(started, 60)
+        await wait_for(started, 60)
         assert (await to_thread.run_sync(long.cancel))["status"] == "CANCELLED"
 
         async def stopped() -> bool:
             return bool(await to_thread.run_sync(long.status) == "CANCELLED")
 
-        await until(stopped, 60)
+        await wait_for(stopped, 60)
         health = await to_thread.run_sync(endpoint.health)
         assert health["workers"]["idle"] + health["workers"]["running"] == 1
 
 
-SHOWN = [(kind, text) for kind, text in fences(PAGE) if kind in {"sh", "python"}]
+SHOWN = [(kind, text) for kind, text in read_fences(PAGE) if kind in {"sh", "python"}]
 
 
 @process_only
@@ -174,7 +175,9 @@ SHOWN = [(kind, text) for kind, text in fences(PAGE) if kind in {"sh", "python"}
 async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp_path: Path):
     key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
     easy = str(said.local.base_url).rstrip("/")
-    done = await to_thread.run_sync(partial(run, *block, tmp_path, URL=said.lit.installation.url, KEY=key, EASY=easy))
+    done = await to_thread.run_sync(
+        partial(run_block, *block, tmp_path, URL=said.lit.installation.url, KEY=key, EASY=easy)
+    )
     assert done.returncode == 0, done.stderr
     assert "9999" not in done.stdout
     assert "problem" not in done.stdout

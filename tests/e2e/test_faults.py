@@ -6,13 +6,21 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from schemas.events import Released
-from schemas.failures import FAILURES
-from schemas.feed import LOG_JOB_BYTES, LogNote
-from schemas.job import JobKey
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import until
-from tests.e2e.looking import UNHURRIED, assert_one_end_a_round, ended, events, history, nothing_left, submit
+from schemas.events import AttemptReleased
+from schemas.feed import JOB_LOG_LIMIT_BYTES, LogMessage
+from schemas.ids import JobKey
+from schemas.retry_policy import FAILURES
+from tests.support.installation import RunningInstallation
+from tests.support.job_checks import (
+    LONG_TIMEOUTS,
+    assert_one_end_a_round,
+    events_of,
+    read_history,
+    submit_job,
+    wait_until_clean,
+    wait_until_ended,
+)
+from tests.support.wait import wait_for
 
 RSS_MB = 200
 LOG_BYTES = 10_000_000 + 200  # first and last 5 MB, and the line that tells what is left out
@@ -48,81 +56,83 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-async def fault_ids(house: Lit, engine: str, request: pytest.FixtureRequest) -> Mapping[str, str]:
+async def fault_ids(house: RunningInstallation, engine: str, request: pytest.FixtureRequest) -> Mapping[str, str]:
     """All of them submitted at once; their ids."""
     if engine == "docker":
         request.getfixturevalue("large_image")
     return {
-        name: (await submit(house, dict(fault.policy), fault.endpoint, **fault.given)).id
+        name: (await submit_job(house, dict(fault.policy), fault.endpoint, **fault.given)).id
         for name, fault in FAULTS.items()
     }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_ends_with_its_code(served: Lit, fault_ids: Mapping[str, str], name: str):
+async def test_a_fault_ends_with_its_code(served: RunningInstallation, fault_ids: Mapping[str, str], name: str):
     fault = FAULTS[name]
-    done = await ended(served.ann, fault_ids[name])
+    done = await wait_until_ended(served.ann, fault_ids[name])
     assert done.error is not None
     assert (done.status, done.error.code, done.attempt) == ("failed", fault.code, fault.attempts), done.error
     assert (done.error.blame, done.error.retryable) == (FAILURES[fault.code].blame, False)
     assert done.output is None
-    entries = await history(served, done.id)
-    assert [event.code for event in events(entries, Released)] == [fault.code] * (fault.attempts - 1)
+    entries = await read_history(served, done.id)
+    assert [event.code for event in events_of(entries, AttemptReleased)] == [fault.code] * (fault.attempts - 1)
     assert_one_end_a_round(entries)
 
 
-async def released_as(lit: Lit, job_id: str) -> Released:
+async def released_as(lit: RunningInstallation, job_id: str) -> AttemptReleased:
     """The first release of the job; then it is cancelled."""
 
-    async def released() -> list[Released]:
-        return events(await history(lit, job_id), Released)
+    async def released() -> list[AttemptReleased]:
+        return events_of(await read_history(lit, job_id), AttemptReleased)
 
-    found: list[Released] = await until(released, 30)
+    found: list[AttemptReleased] = await wait_for(released, 30)
     await lit.ann.cancel(job_id)
     return found[0]
 
 
-async def test_an_unusable_card_costs_no_attempt(served: Lit):
-    job = await submit(served, behave="exit", exit=69)
+async def test_an_unusable_card_costs_no_attempt(served: RunningInstallation):
+    job = await submit_job(served, behave="exit", exit=69)
     release = await released_as(served, job.id)
     assert (release.code, release.charged) == ("gpu_unhealthy", False)
 
 
-async def test_an_image_that_is_nowhere_is_the_host_s_fault_and_its_jobs_wait(served: Lit):
-    job = await submit(served, endpoint="missing")
+async def test_an_image_that_is_nowhere_is_the_host_s_fault_and_its_jobs_wait(served: RunningInstallation):
+    job = await submit_job(served, endpoint="missing")
 
     async def waits_for_its_image() -> bool:
         return (await served.ann.job(job.id)).reason == "image_missing"
 
-    await until(waits_for_its_image, 30)
+    await wait_for(waits_for_its_image, 30)
     release = await released_as(served, job.id)
     assert (release.code, release.charged) == ("image_missing", False)
-    assert (await ended(served.ann, job.id)).status == "cancelled"
+    assert (await wait_until_ended(served.ann, job.id)).status == "cancelled"
 
 
-async def test_a_flood_is_kept_in_bounds(served: Lit):
+async def test_a_flood_is_kept_in_bounds(served: RunningInstallation):
     """100 MB of stdout."""
-    job = await submit(served, UNHURRIED, behave="flood", text="above water")
-    done = await ended(served.ann, job.id)
+    job = await submit_job(served, LONG_TIMEOUTS, behave="flood", text="above water")
+    done = await wait_until_ended(served.ann, job.id)
     assert (done.status, done.output.data["text"], done.attempt) == ("succeeded", "above water", 1)
     log = await served.ann.logs(job.id)
     assert LOG_BYTES / 4 < len(log.encode()) <= LOG_BYTES
     assert "step 10 of 10" in log
-    notes = await served.bus.feed.notes(JobKey("ann", job.id))
-    said = sum(len(note.text.encode()) for note in notes if isinstance(note, LogNote))
-    assert LOG_JOB_BYTES / 2 < said <= LOG_JOB_BYTES
+    notes = await served.bus.feed.messages(JobKey("ann", job.id))
+    said = sum(len(note.text.encode()) for note in notes if isinstance(note, LogMessage))
+    assert JOB_LOG_LIMIT_BYTES / 2 < said <= JOB_LOG_LIMIT_BYTES
 
 
-async def test_a_line_without_an_end_is_no_message_and_no_harm(served: Lit):
-    job = await submit(served, UNHURRIED, behave="no_newline", text="after 8 MiB of x")
-    done = await ended(served.ann, job.id)
+async def test_a_line_without_an_end_is_no_message_and_no_harm(served: RunningInstallation):
+    job = await submit_job(served, LONG_TIMEOUTS, behave="no_newline", text="after 8 MiB of x")
+    done = await wait_until_ended(served.ann, job.id)
     assert (done.status, done.output.data["text"]) == ("succeeded", "after 8 MiB of x")
     assert "step 10 of 10" in await served.ann.logs(job.id)
 
 
-async def test_after_all_that_the_runner_is_small_and_nothing_is_left(served: Lit, fault_ids: Mapping[str, str]):
+async def test_after_all_that_the_runner_is_small_and_nothing_is_left(
+    served: RunningInstallation, fault_ids: Mapping[str, str]
+):
     for job_id in fault_ids.values():
-        await ended(served.ann, job_id)
-    await nothing_left(served)
+        await wait_until_ended(served.ann, job_id)
+    await wait_until_clean(served)
     assert served.installation.runners["gpu-1"].peak_rss_mb() <= RSS_MB
-    assert (await ended(served.ann, (await submit(served, text="fine")).id)).status == "succeeded"
+    assert (await wait_until_ended(served.ann, (await submit_job(served, text="fine")).id)).status == "succeeded"

@@ -9,16 +9,16 @@ import anyio
 import httpx
 import pytest
 
-from bus.port import Entry
-from edge.facades.heygem.holding import HOLD_S
+from bus.interface import VersionedRecord
+from edge.facades.heygem.routes import HOLD_TIMEOUT_S
 from schemas import events as e
-from schemas.job import JobKey
-from schemas.lifecycle import step
-from schemas.words import Status
-from tests.chaos.faults import FOLDER_ENV, Faults, Moment
-from tests.e2e.conftest import lighting
-from tests.e2e.installation import Installation, ready, until
+from schemas.ids import JobKey
+from schemas.lifecycle import next_record
+from schemas.status import Status
+from tests.chaos.fault_points import FOLDER_ENV, CallSide, FaultPoints
 from tests.e2e.test_facades import Doors, free_port, opened
+from tests.support.installation import Installation, run_installation, wait_until_ready
+from tests.support.wait import wait_for
 
 KEY = JobKey("easy", "code-1")
 ACCEPTED, BUSY = 10000, 10001
@@ -26,29 +26,29 @@ AT = "records.update.submitted"
 
 
 @asynccontextmanager
-async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, Faults, dict[str, str]]]:
+async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, FaultPoints, dict[str, str]]]:
     """An edge that stands still where it is told to, its points, and its environment. There is no runner."""
     root = folder / "shared"
     (root / "temp").mkdir(parents=True)
     (root / "temp" / "speech.wav").write_bytes(b"speech")
     (root / "temp" / "face.mp4").write_bytes(b"face ")
-    faults = Faults(folder / "faults")
+    faults = FaultPoints(folder / "faults")
     keyless = free_port()
     environ = opened(root, keyless) | {FOLDER_ENV: str(folder / "faults")}
     installation = Installation(folder, "process", None, {"edge": "tests.chaos.entry_edge"})
     async with (
-        lighting(installation, **environ) as lit,
+        run_installation(installation, **environ) as lit,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=30) as local,
     ):
         yield Doors(lit, root, local), faults, environ
 
 
-async def expire(doors: Doors) -> Entry:
+async def expire(doors: Doors) -> VersionedRecord:
     """The job ends, as when no host came in time."""
-    entry = await doors.lit.bus.records.read(KEY)
+    entry = await doors.lit.bus.job_store.read(KEY)
     assert entry is not None
-    recorded = step(entry.recorded.job, e.Expired("start_timeout"), entry.recorded.at)
-    return Entry(await doors.lit.bus.records.update(KEY, recorded, entry.revision), recorded)
+    recorded = next_record(entry.record.job, e.Expired("start_timeout"), entry.record.at)
+    return VersionedRecord(await doors.lit.bus.job_store.update(KEY, recorded, entry.revision), recorded)
 
 
 async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_it(tmp_path: Path):
@@ -73,22 +73,22 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
             await server.start()
         assert answers == {"code-1": ACCEPTED, "code-2": ACCEPTED}
         assert (await query())["data"]["status"] == 1
-        assert await doors.lit.bus.records.keys() == {KEY, JobKey(KEY.owner, "code-2")}
+        assert await doors.lit.bus.job_store.keys() == {KEY, JobKey(KEY.owner, "code-2")}
         await server.kill()
-        with anyio.fail_after(HOLD_S + 20):
+        with anyio.fail_after(HOLD_TIMEOUT_S + 20):
             assert (await doors.easy(code="code-3"))["code"] == BUSY
         await server.start()
 
         async def known() -> bool:
             return bool((await query())["code"] == 10000)
 
-        await until(known, 30)
+        await wait_for(known, 30)
         assert (await doors.easy(code="code-3"))["code"] == ACCEPTED
 
 
-@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize("moment", list(CallSide))
 async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_old_round_or_the_new(
-    tmp_path: Path, moment: Moment
+    tmp_path: Path, moment: CallSide
 ):
     async with doors_at(tmp_path) as (doors, faults, environ):
         installation = doors.lit.installation
@@ -106,19 +106,19 @@ async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_ol
             async def stands() -> bool:
                 return faults.reached(AT, moment, installation.edge.pid)
 
-            await until(stands, 30)
+            await wait_for(stands, 30)
             await installation.edge.kill()
-        left = await doors.lit.bus.records.read(KEY)
+        left = await doors.lit.bus.job_store.read(KEY)
         assert left is not None
-        if moment is Moment.BEFORE:
+        if moment is CallSide.BEFORE:
             assert left == ended
         else:
-            assert (left.recorded.job.round, left.recorded.job.status) == (2, Status.QUEUED)
+            assert (left.record.job.round, left.record.job.status) == (2, Status.QUEUED)
         await installation.start_edge(**environ)
-        await ready(doors.lit.ann, 30)
+        await wait_until_ready(doors.lit.ann, 30)
         assert (await doors.easy(code="code-1", audio_url="face.mp4"))["code"] == ACCEPTED
-        history = await doors.lit.bus.records.history(KEY)
-        assert [type(entry.recorded.event) for entry in history] == [e.Submitted, e.Expired, e.Submitted]
+        history = await doors.lit.bus.job_store.history(KEY)
+        assert [type(entry.record.event) for entry in history] == [e.Submitted, e.Expired, e.Submitted]
         await installation.start_runner()
         assert (await doors.done("code-1"))["status"] == 2
         assert (doors.root / "temp" / "code-1-r.mp4").read_bytes() == b"face face "

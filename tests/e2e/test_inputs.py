@@ -7,10 +7,11 @@ from typing import Any
 import anyio.abc
 import pytest
 
-from schemas.view import JobView
-from tests.e2e.conftest import Lit, process_only
-from tests.e2e.installation import ready, until
-from tests.edge.outbound.wild import answer, silent, wild
+from schemas.job_view import JobView
+from tests.e2e.conftest import process_only
+from tests.support.installation import RunningInstallation, wait_until_ready
+from tests.support.scripted_servers import http_response, scripted_server, stay_silent
+from tests.support.wait import wait_for
 
 pytestmark = process_only
 
@@ -18,20 +19,20 @@ FILM = b"a film" * 1000
 DIGEST = hashlib.sha256(FILM).hexdigest()
 
 
-async def submitted(lit: Lit, given: dict[str, Any], **options: Any) -> JobView:
+async def submitted(lit: RunningInstallation, given: dict[str, Any], **options: Any) -> JobView:
     return await lit.ann.submit("echo", options={"options": options}, **given)
 
 
-async def status_of(lit: Lit, job: JobView, wanted: str) -> JobView:
+async def status_of(lit: RunningInstallation, job: JobView, wanted: str) -> JobView:
     async def there() -> JobView | None:
         now = await lit.ann.job(job.id)
         return now if now.status == wanted else None
 
-    found: JobView = await until(there, within_s=60)
+    found: JobView = await wait_for(there, within_s=60)
     return found
 
 
-async def test_files_follow_the_job_and_it_runs(lit: Lit, tmp_path: Path):
+async def test_files_follow_the_job_and_it_runs(lit: RunningInstallation, tmp_path: Path):
     film = tmp_path / "film.bin"
     film.write_bytes(FILM)
     await lit.installation.start_runner()
@@ -39,13 +40,15 @@ async def test_files_follow_the_job_and_it_runs(lit: Lit, tmp_path: Path):
     assert (job.status, job.input["file"]) == ("succeeded", f"sha256:{DIGEST}")
 
 
-async def test_what_waits_for_its_files_waits_on_over_the_death_of_edge_and_broker(lit: Lit, tmp_path: Path):
+async def test_what_waits_for_its_files_waits_on_over_the_death_of_edge_and_broker(
+    lit: RunningInstallation, tmp_path: Path
+):
     job = await submitted(lit, {"file": f"sha256:{DIGEST}"}, await_input=True)
     await lit.installation.edge.kill()
     await lit.installation.server.kill()
     await lit.installation.server.start()
     await lit.installation.start_edge()
-    await ready(lit.ann)
+    await wait_until_ready(lit.ann)
     assert (await lit.ann.job(job.id)).missing == (f"sha256:{DIGEST}",)
     film = tmp_path / "film.bin"
     film.write_bytes(FILM)
@@ -54,38 +57,38 @@ async def test_what_waits_for_its_files_waits_on_over_the_death_of_edge_and_brok
 
 
 @pytest.mark.long(22)
-async def test_a_fetch_that_an_edge_died_of_is_done_by_the_next(lit: Lit):
-    plays = [silent, answer(FILM)]
+async def test_a_fetch_that_an_edge_died_of_is_done_by_the_next(lit: RunningInstallation):
+    plays = [stay_silent, http_response(FILM)]
 
     async def play(stream: anyio.abc.ByteStream) -> None:
         await plays.pop(0)(stream)
 
-    async with wild(play) as server:
+    async with scripted_server(play) as server:
         allow = {"LAMPLIGHTER_OUTBOUND__ALLOW": f'["127.0.0.1:{server.port}"]'}
         await lit.installation.edge.stop()
         await lit.installation.start_edge(**allow)
-        await ready(lit.ann)
+        await wait_until_ready(lit.ann)
         job = await submitted(lit, {"file": f"http://127.0.0.1:{server.port}/film.mp4"})
         assert job.status == "scheduled"
 
         async def asked() -> bool:
             return bool(server.requests)
 
-        await until(asked)
+        await wait_for(asked)
         await lit.installation.edge.kill()
         await lit.installation.start_edge(**allow)
-        await ready(lit.ann)
+        await wait_until_ready(lit.ann)
         queued = await status_of(lit, job, "queued")
         assert queued.input["file"] == f"sha256:{DIGEST}"
         assert len(server.requests) == 2
 
 
-async def test_a_url_that_leads_inside_is_refused_at_once_or_fails_the_job(lit: Lit):
+async def test_a_url_that_leads_inside_is_refused_at_once_or_fails_the_job(lit: RunningInstallation):
     reply = await lit.ann._http.post(
         "/v1/jobs", json={"endpoint": "echo", "input": {"file": "http://169.254.169.254/latest/meta-data/"}}
     )
     assert (reply.status_code, reply.json()["code"]) == (422, "url_refused")
-    async with wild(answer(b"secret")) as inside:
+    async with scripted_server(http_response(b"secret")) as inside:
         job = await submitted(lit, {"file": f"http://localhost:{inside.port}/"})
         failed = await status_of(lit, job, "failed")
         assert failed.error is not None

@@ -17,25 +17,26 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.connection import open_runner
-from bus.port import Denied
+from bus.interface import BrokerDenied
+from bus.open import open_runner
 from bus.settings import BrokerSettings
-from schemas.host import Presence
-from schemas.joining import decode, encode
-from tests.bus.samples import NOW
-from tests.e2e.installation import COMPILED, ROOT
-from tests.e2e.network import EDGE, HOST, Network, network
+from schemas.enrollment import decode_join_token, encode_join_token
+from schemas.host import HostHeartbeat
 from tests.e2e.test_up import lamplighter, up
+from tests.support.bus_samples import NOW
+from tests.support.bytecode import BYTECODE_ENVIRON
+from tests.support.installation import ROOT
+from tests.support.namespaces import EDGE, HOST, HostNetwork, host_network
 
 pytestmark = pytest.mark.timeout(180)
 ENDED_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made, pytest.MonkeyPatch.context() as patch:
+def net() -> Iterator[HostNetwork]:
+    with host_network() as made, pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # every command here would compile all it imports
-        for name, value in COMPILED.items():
+        for name, value in BYTECODE_ENVIRON.items():
             patch.setenv(name, value)
         yield made
 
@@ -56,19 +57,19 @@ class Home(Struct, frozen=True):
 
     def broker(self, token: str) -> BrokerSettings:
         """How the host of `token` reaches the broker."""
-        asked = decode(token)
+        asked = decode_join_token(token)
         return BrokerSettings(asked.broker, asked.user, asked.password, pin=str(self.data / "tls" / "cert.pem"))
 
 
 @pytest.fixture(scope="module")
-def home(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home(net: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     data = tmp_path_factory.mktemp("home") / "data"
     with up(data, "--no-runner", "--public", EDGE, "--listen", EDGE) as (_, said):
         yield Home(data, said["url"])
 
 
 @contextmanager
-def runner(net: Network, data: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+def runner(net: HostNetwork, data: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A runner on the other side of the wire; ended when the block is left."""
     environ = {
         "LAMPLIGHTER_CONFIG": os.devnull,
@@ -123,7 +124,9 @@ def connects(host: str, port: int) -> None:
         """That it was let in is all."""
 
 
-def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(net: Network, home: Home, tmp_path: Path) -> None:
+def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(
+    net: HostNetwork, home: Home, tmp_path: Path
+) -> None:
     with pytest.raises(TimeoutError):  # nothing comes in at the host
         connects(HOST, 80)
     with pytest.raises(ConnectionRefusedError):  # and what is not meant for others stays on loopback
@@ -144,28 +147,28 @@ def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(net: Network
         assert "gpu-1 was removed" in refused(process)
 
 
-def test_it_speaks_to_nobody_whose_certificate_was_not_named(net: Network, home: Home, tmp_path: Path) -> None:
-    asked = decode(home.add("gpu-2"))
+def test_it_speaks_to_nobody_whose_certificate_was_not_named(net: HostNetwork, home: Home, tmp_path: Path) -> None:
+    asked = decode_join_token(home.add("gpu-2"))
     for pins in ({"edge_pin": "0" * 64}, {"broker_pin": "f" * 64}):
-        with runner(net, tmp_path / "host", "--join", encode(replace(asked, **pins))) as process:
+        with runner(net, tmp_path / "host", "--join", encode_join_token(replace(asked, **pins))) as process:
             assert "the token names" in refused(process)
     assert not (tmp_path / "host" / "joined.json").exists()
 
 
 async def test_a_host_speaks_for_itself_alone(home: Home) -> None:
     token, other = home.add("gpu-3"), home.add("gpu-4")
-    here = Presence(host="gpu-4", incarnation="a", at=NOW, since=NOW)
+    here = HostHeartbeat(host="gpu-4", incarnation="a", at=NOW, since=NOW)
     async with open_runner(home.broker(token)) as bus, open_runner(home.broker(other)) as neighbour:
-        await neighbour.hosts.put("gpu-4", here)
-        with pytest.raises(Denied):
-            await bus.hosts.put("gpu-4", here)
-        with pytest.raises(Denied, match=r"ctl\.gpu-4"):
-            await anext(aiter(bus.control.nudges("gpu-4")))
-        with pytest.raises(Denied):
-            await bus.joined.get("gpu-4")
+        await neighbour.heartbeats.put("gpu-4", here)
+        with pytest.raises(BrokerDenied):
+            await bus.heartbeats.put("gpu-4", here)
+        with pytest.raises(BrokerDenied, match=r"ctl\.gpu-4"):
+            await anext(aiter(bus.host_nudges.subscribe("gpu-4")))
+        with pytest.raises(BrokerDenied):
+            await bus.enrolled_hosts.get("gpu-4")
         assert lamplighter(home.data, "hosts", "remove", "gpu-3").returncode == 0
-        assert neighbour.link.connected  # who stays keeps its connection
-    with pytest.raises(Denied, match="user or password"):
+        assert neighbour.health.is_connected  # who stays keeps its connection
+    with pytest.raises(BrokerDenied, match="user or password"):
         async with open_runner(home.broker(token)):
             raise AssertionError("it was let in")
 
@@ -178,7 +181,7 @@ def test_a_host_joins_once_and_only_who_joined_is_removed(home: Home) -> None:
         assert code in said.stderr
 
 
-def test_what_is_no_token_is_said_to_be_none(net: Network, tmp_path: Path) -> None:
+def test_what_is_no_token_is_said_to_be_none(net: HostNetwork, tmp_path: Path) -> None:
     with runner(net, tmp_path, "--join", "nonsense") as process:
         _, said = process.communicate(timeout=ENDED_S)
     assert process.returncode == 2

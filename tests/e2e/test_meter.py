@@ -8,12 +8,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from lamplighter import wire
+from lamplighter import api
 from runner.engines.process import ProcessEngine
-from schemas.view import JobView
-from tests.e2e.conftest import Lit, process_only
-from tests.e2e.installation import IMAGES, until
-from tests.runner.gpu.cards import StubCards
+from schemas.job_view import JobView
+from tests.e2e.conftest import process_only
+from tests.runner.gpu.stub_nvml import StubNvml
+from tests.support.installation import IMAGES, RunningInstallation
+from tests.support.wait import wait_for
 
 pytestmark = process_only
 
@@ -37,14 +38,14 @@ def endpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cards(tmp_path: Path) -> StubCards:
+def cards(tmp_path: Path) -> StubNvml:
     folder = tmp_path / "nvml"
     folder.mkdir()
-    return StubCards(folder, gpu0__utilization=50)
+    return StubNvml(folder, gpu0__utilization=50)
 
 
 @asynccontextmanager
-async def drawing(cards: StubCards) -> AsyncIterator[None]:
+async def drawing(cards: StubNvml) -> AsyncIterator[None]:
     """The card's energy counter rises meanwhile."""
 
     async def draw() -> None:
@@ -60,21 +61,21 @@ async def drawing(cards: StubCards) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def started(lit: Lit, endpoint: Path, cards: StubCards, **more: str) -> None:
+async def started(lit: RunningInstallation, endpoint: Path, cards: StubNvml, **more: str) -> None:
     """A runner that sees these cards."""
     env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
     watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
     await lit.installation.start_runner(endpoints=[endpoint], **env, **watched, **PRICED, **more)
 
     async def offered() -> bool:
-        row = await lit.bus.hosts.get("gpu-1")
-        known = {one["name"] for one in (await lit.ann.call(wire.fetch("/v1/endpoints")))["endpoints"]}
-        return row is not None and not row.value.cannot and bool(row.value.gpus) and "card" in known
+        row = await lit.bus.heartbeats.get("gpu-1")
+        known = {one["name"] for one in (await lit.ann.call(api.get_json("/v1/endpoints")))["endpoints"]}
+        return row is not None and not row.value.unschedulable and bool(row.value.gpus) and "card" in known
 
-    await until(offered)
+    await wait_for(offered)
 
 
-async def run(lit: Lit, cards: StubCards, count: int) -> list[JobView]:
+async def run(lit: RunningInstallation, cards: StubNvml, count: int) -> list[JobView]:
     """So many jobs at once, each of which has VRAM_MB of the card; as they ended."""
     jobs = [await lit.ann.submit("card", seconds=SECONDS) for _ in range(count)]
     async with lit.installation.engine_of("gpu-1") as engine:
@@ -86,7 +87,7 @@ async def run(lit: Lit, cards: StubCards, count: int) -> list[JobView]:
             pids[:] = [pid for one in found if one.state == "running" and (pid := await engine.pid(one.handle))]
             return len(pids) == count
 
-        await until(there)
+        await wait_for(there)
     held = ",".join(f"{pid}:{VRAM_MB << 20}" for pid in pids)
     cards.set(gpu0__compute=held, gpu0__used_mb=count * VRAM_MB)
     ended = [await lit.ann.wait(job.id) for job in jobs]
@@ -94,7 +95,7 @@ async def run(lit: Lit, cards: StubCards, count: int) -> list[JobView]:
     return ended
 
 
-async def test_a_job_is_billed_for_what_it_took_of_its_card(lit: Lit, endpoint: Path, cards: StubCards):
+async def test_a_job_is_billed_for_what_it_took_of_its_card(lit: RunningInstallation, endpoint: Path, cards: StubNvml):
     async with drawing(cards):
         await started(lit, endpoint, cards)
         (job,) = await run(lit, cards, 1)
@@ -113,7 +114,7 @@ async def test_a_job_is_billed_for_what_it_took_of_its_card(lit: Lit, endpoint: 
     assert (await lit.ann.job(job.id)).usage == took
 
 
-async def test_energy_that_two_jobs_took_together_is_nobodys(lit: Lit, endpoint: Path, cards: StubCards):
+async def test_energy_that_two_jobs_took_together_is_nobodys(lit: RunningInstallation, endpoint: Path, cards: StubNvml):
     """Each is told its own memory; a price by the kWh cannot be told, so no cost is."""
     async with drawing(cards):
         await started(lit, endpoint, cards, **SHARED)

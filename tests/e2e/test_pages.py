@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from anyio import to_thread
 
-from tests.e2e.conftest import Lit, lighted, process_only
+from tests.e2e.conftest import process_only
 from tests.e2e.test_facades import opened
-from tests.pages import DOCS, blocks, run
+from tests.support.doc_pages import DOCS, read_blocks, run_block
+from tests.support.installation import RunningInstallation, run_new_installation
 
 pytestmark = [process_only, pytest.mark.timeout(150)]
 
@@ -17,13 +18,13 @@ pytestmark = [process_only, pytest.mark.timeout(150)]
 @pytest.fixture(scope="module")
 async def lit(
     tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
-) -> AsyncIterator[Lit]:
+) -> AsyncIterator[RunningInstallation]:
     """All doors are open, and a runner serves."""
     shared = tmp_path_factory.mktemp("shared")
     (shared / "temp").mkdir()
     for name in ("speech.wav", "face.mp4"):
         (shared / "temp" / name).write_bytes(name.encode())
-    async with lighted(tmp_path_factory.mktemp("pages"), engine, engine_url, **opened(shared)) as lit:
+    async with run_new_installation(tmp_path_factory.mktemp("pages"), engine, engine_url, **opened(shared)) as lit:
         await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
         yield lit
 
@@ -36,18 +37,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The commands of api.md are one script; the programs of migrating.md stand by themselves.
 SHOWN = [
-    ("sh", "\n".join(blocks(DOCS / "api.md", "sh"))),
-    *(("python", text) for text in blocks(DOCS / "api.md", "python")),
-    *((language, text) for language in ("python", "sh") for text in blocks(DOCS / "migrating.md", language)),
+    ("sh", "\n".join(read_blocks(DOCS / "api.md", "sh"))),
+    *(("python", text) for text in read_blocks(DOCS / "api.md", "python")),
+    *((language, text) for language in ("python", "sh") for text in read_blocks(DOCS / "migrating.md", language)),
 ]
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: f"{shown[0]}: {shown[1].strip()[:30]}")
-async def test_what_the_pages_show_runs(lit: Lit, folder: Path, shown: tuple[str, str]):
+async def test_what_the_pages_show_runs(lit: RunningInstallation, folder: Path, shown: tuple[str, str]):
     (folder / "hello.txt").write_text("hello\n")
     keys = {
         name: client._http.headers["authorization"].partition(" ")[2]
         for name, client in (("KEY", lit.ann), ("ADMIN", lit.admin))
     }
-    done = await to_thread.run_sync(partial(run, *shown, folder, URL=lit.installation.url, **keys))
+    done = await to_thread.run_sync(partial(run_block, *shown, folder, URL=lit.installation.url, **keys))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lamplighter import things, wire
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import until
-from tests.e2e.looking import waits_for
+from lamplighter import api
+from tests.support.installation import RunningInstallation, run_new_installation
+from tests.support.job_checks import wait_for_reason
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -26,10 +26,10 @@ with (folder / "pressed").open("a") as log:
 """
 
 
-class Machine:
+class ScriptedMachine:
     """The box behind the switch: power means that its runner runs."""
 
-    def __init__(self, lit: Lit, folder: Path) -> None:
+    def __init__(self, lit: RunningInstallation, folder: Path) -> None:
         self._lit = lit
         self._folder = folder
 
@@ -42,7 +42,7 @@ class Machine:
         async def come() -> bool:
             return self.pressed == presses
 
-        await until(come, within_s=60)  # an edge judges by what it has watched for 30 s itself
+        await wait_for(come, within_s=60)  # an edge judges by what it has watched for 30 s itself
 
     async def boot(self) -> None:
         (self._folder / "powered").touch()
@@ -53,36 +53,36 @@ class Machine:
         (self._folder / "powered").unlink()
 
 
-async def host(lit: Lit) -> dict[str, Any]:
-    found: dict[str, Any] = await lit.admin.call(wire.fetch("/v1/hosts/gpu-1"))
+async def host(lit: RunningInstallation) -> dict[str, Any]:
+    found: dict[str, Any] = await lit.admin.call(api.get_json("/v1/hosts/gpu-1"))
     return found
 
 
-async def state(lit: Lit, wanted: str) -> dict[str, Any]:
+async def state(lit: RunningInstallation, wanted: str) -> dict[str, Any]:
     """Wait until the host stands in this state."""
 
     async def stands() -> dict[str, Any] | None:
         seen = await host(lit)
         return seen if seen["state"] == wanted else None
 
-    found: dict[str, Any] = await until(stands)
+    found: dict[str, Any] = await wait_for(stands)
     return found
 
 
 @pytest.fixture
-async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
+async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
     verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
     rules = "min_on = 0.5\nidle_after = 1.0\nprice = { per_hour = 36.0 }\n"
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (tmp_path / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}{rules}')
-    async with lighted(tmp_path, "process", None) as lit:
+    async with run_new_installation(tmp_path, "process", None) as lit:
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @pytest.mark.long(68)
-async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_path: Path) -> None:
-    machine = Machine(lit, tmp_path)
+async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: RunningInstallation, tmp_path: Path) -> None:
+    machine = ScriptedMachine(lit, tmp_path)
     await machine.boot()  # it was here once, so that the edge knows what it offers
     await state(lit, "online")
     await machine.press_comes(["off"])
@@ -91,7 +91,7 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_p
 
     jobs = [await lit.ann.submit("echo", text=str(number)) for number in range(3)]
     await machine.press_comes(["off", "on"])
-    await waits_for(lit, jobs[0].id, "host_waking", "host_booting")
+    await wait_for_reason(lit, jobs[0].id, "host_waking", "host_booting")
     await machine.boot()
     done = [await lit.ann.wait(job.id) for job in jobs]
     assert [job.output.data["text"] for job in done if job.output] == ["0", "1", "2"]
@@ -103,31 +103,31 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: Lit, tmp_p
     assert dark["wake_median_s"] > 0
 
     async def counted() -> dict[str, Any] | None:
-        found: dict[str, Any] = await lit.admin.call(wire.fetch("/v1/usage"))
+        found: dict[str, Any] = await lit.admin.call(api.get_json("/v1/usage"))
         return found if found["jobs"] == 3 else None
 
-    used = await until(counted)
+    used = await wait_for(counted)
     assert 0 < used["hours_on"] == pytest.approx(used["cost"]["amount"] / 36.0)
     assert [share["endpoint"] for share in used["by"]] == ["echo"]
 
 
 @pytest.mark.long(39)
-async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: Lit, tmp_path: Path) -> None:
-    machine = Machine(lit, tmp_path)
-    await lit.admin.call(things.power("gpu-1", "on", None))
+async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: RunningInstallation, tmp_path: Path) -> None:
+    machine = ScriptedMachine(lit, tmp_path)
+    await lit.admin.call(api.set_power("gpu-1", "on", None))
     await machine.press_comes(["on"])
     await machine.boot()
     assert (await state(lit, "online"))["hold"] == {"want": "on", "until": None}
     done = await lit.ann.submit("echo", text="held on", wait=True)
     assert done.status == "succeeded"
-    await lit.admin.call(things.power("gpu-1", "off", None))
+    await lit.admin.call(api.set_power("gpu-1", "off", None))
     await machine.press_comes(["on", "off"])
     await machine.go_dark()
     await state(lit, "off")
     job = await lit.ann.submit("echo", text="while held off")
-    await waits_for(lit, job.id, "host_blocked", "host_off")
+    await wait_for_reason(lit, job.id, "host_blocked", "host_off")
     assert machine.pressed == ["on", "off"]
-    await lit.admin.call(things.power("gpu-1", "auto", None))
+    await lit.admin.call(api.set_power("gpu-1", "auto", None))
     await machine.press_comes(["on", "off", "on"])
     await machine.boot()
     assert (await lit.ann.wait(job.id)).status == "succeeded"

@@ -7,11 +7,11 @@ from pathlib import Path
 import av
 import pytest
 
-from lamplighter import JobFailed, wire
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import IMAGES, ROOT, until
+from lamplighter import JobFailed, api
 from tests.images.preview.conftest import samples
-from tests.images.preview.sync import best, lips, loudness
+from tests.images.preview.lip_sync import best_correlation, measure_lip_opening, measure_loudness
+from tests.support.installation import IMAGES, ROOT, RunningInstallation
+from tests.support.wait import wait_for
 
 PREVIEW = (IMAGES / "preview",)
 
@@ -32,9 +32,9 @@ def engine(preview_image: str) -> str:
     return "docker"
 
 
-async def offered(lit: Lit) -> bool:
+async def offered(lit: RunningInstallation) -> bool:
     """The edge has taken the runner's offer over."""
-    found = await lit.ann.call(wire.fetch("/v1/endpoints"))
+    found = await lit.ann.call(api.get_json("/v1/endpoints"))
     return any(endpoint["name"] == "preview" for endpoint in found["endpoints"])
 
 
@@ -46,9 +46,11 @@ def streams(mp4: Path) -> tuple[dict[str, str], float, str]:
         return codecs, video.duration / av.time_base, video.metadata["comment"]
 
 
-async def test_lips_follow_the_speech_and_bad_input_is_the_clients(lit: Lit, samples: Path, tmp_path: Path):
+async def test_lips_follow_the_speech_and_bad_input_is_the_clients(
+    lit: RunningInstallation, samples: Path, tmp_path: Path
+):
     await lit.installation.start_runner(endpoints=PREVIEW)
-    await until(partial(offered, lit))
+    await wait_for(partial(offered, lit))
     speech, other = samples / "speech.wav", samples / "speech2.wav"
     done = await lit.ann.submit("preview", video=samples / "face.mp4", audio=speech, wait=True)
     result = await lit.ann.download(done, "result.mp4", tmp_path / "result.mp4")
@@ -58,11 +60,11 @@ async def test_lips_follow_the_speech_and_bad_input_is_the_clients(lit: Lit, sam
     assert (codecs, done.attempt) == ({"video": "h264", "audio": "aac"}, 1)
     assert abs(seconds - spoken) <= 0.1
     assert "preview" in comment
-    opening = lips(result)
-    correlation, lag = best(opening, loudness(speech))
+    opening = measure_lip_opening(result)
+    correlation, lag = best_correlation(opening, measure_loudness(speech))
     assert correlation >= 0.5
     assert abs(lag) <= 1
-    assert correlation > best(opening, loudness(other))[0]
+    assert correlation > best_correlation(opening, measure_loudness(other))[0]
     events = [event async for event in lit.ann.follow(done.id)]
     fractions = [event.data["fraction"] for event in events if event.kind == "progress"]
     assert fractions == sorted(fractions)

@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from lamplighter import AsyncClient
-from schemas.view import JobView
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import ready, until
-from tests.e2e.looking import UNHURRIED, working
-from tests.edge.webhooks.receiver import in_turn, receiving
-from tests.searching import found
+from schemas.job_view import JobView
+from tests.support.byte_search import find_marks
+from tests.support.installation import RunningInstallation, run_new_installation, wait_until_ready
+from tests.support.job_checks import LONG_TIMEOUTS, wait_until_running
+from tests.support.wait import wait_for
+from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 QUICK = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]', "LAMPLIGHTER_TRASH_S": "1"}
 CONTENT, TEXT, TAG, NAME = "m4rk-content", "m4rk-text", "m4rk-tag", "m4rk-name"
@@ -27,8 +27,8 @@ MARKS = (CONTENT, TEXT, TAG, NAME, HOOK, PART, PART_NAME, KEY_NAME)
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[Lit]:
-    async with lighted(tmp_path, "process", None, **QUICK) as lit:
+async def home(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
+    async with run_new_installation(tmp_path, "process", None, **QUICK) as lit:
         await lit.installation.start_runner(LAMPLIGHTER_SLOTS="2", LAMPLIGHTER_PACE__SWEEP_S="1")
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
@@ -36,7 +36,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Lit]:
 
 async def submitted(client: AsyncClient, digest: str, text: str, *, seconds: float = 0, **more: Any) -> JobView:
     tags = {"project": TAG if text.startswith(TEXT) else "none"}
-    options = {"options": {"tags": tags, "policy": UNHURRIED}}
+    options = {"options": {"tags": tags, "policy": LONG_TIMEOUTS}}
     return await client.submit("echo", text=text, file=digest, seconds=seconds, options=options, **more)
 
 
@@ -58,17 +58,17 @@ async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
     return asset.digest
 
 
-def there(lit: Lit) -> dict[str, int]:
+def there(lit: RunningInstallation) -> dict[str, int]:
     """What of the marks is found where; but for what ann's own client remembers of her files."""
-    places = found(lit.installation.folder, MARKS)
+    places = find_marks(lit.installation.folder, MARKS)
     return {place: count for place, count in places.items() if not place.startswith("ann.json")}
 
 
-async def report(lit: Lit) -> dict[str, Any]:
+async def report(lit: RunningInstallation) -> dict[str, Any]:
     return dict((await lit.admin._http.get("/v1/owners/ann/deletion")).json())
 
 
-async def finished(lit: Lit) -> dict[str, Any]:
+async def finished(lit: RunningInstallation) -> dict[str, Any]:
     async def done() -> dict[str, Any] | None:
         try:
             told = await report(lit)
@@ -76,22 +76,24 @@ async def finished(lit: Lit) -> dict[str, Any]:
             return None
         return told if told.get("state") == "done" else None
 
-    return dict(await until(done, within_s=90, every_s=0.5))
+    return dict(await wait_for(done, within_s=90, every_s=0.5))
 
 
 @pytest.mark.long(24)
-async def test_no_byte_of_a_deleted_owner_is_left_anywhere(home: Lit, tmp_path_factory: pytest.TempPathFactory):
+async def test_no_byte_of_a_deleted_owner_is_left_anywhere(
+    home: RunningInstallation, tmp_path_factory: pytest.TempPathFactory
+):
     lit, folder = home, tmp_path_factory.mktemp("mine")
     made = await lit.admin._http.post("/v1/keys", json={"owner": "bob"})
     await lit.admin._http.post("/v1/keys", json={"owner": "ann", "name": KEY_NAME})
     async with (
-        receiving(in_turn(*[204] * 3, *[503] * 1000)) as receiver,
+        run_receiver(statuses_in_order(*[204] * 3, *[503] * 1000)) as receiver,
         AsyncClient(lit.installation.url, made.json()["key"], cache=folder / "bob.json") as bob,
     ):
         url = receiver.url.replace("files.test", "127.0.0.1")
         anns, bobs = await used(lit.ann, folder, f"{url}/{HOOK}", TEXT), await used(bob, folder, url, "")
         runs = await submitted(lit.ann, anns, f"{TEXT}runs", seconds=300)
-        await working(lit, runs.id)
+        await wait_until_running(lit, runs.id)
         for number in range(3):
             await submitted(bob, bobs, f"waits {number}", seconds=300)
             await submitted(lit.ann, anns, f"{TEXT}waits {number}", seconds=300)
@@ -101,7 +103,7 @@ async def test_no_byte_of_a_deleted_owner_is_left_anywhere(home: Lit, tmp_path_f
         assert (begun.status_code, begun.json()["state"]) == (202, "running")
         await lit.installation.edge.kill()
         await lit.installation.start_edge(**QUICK)
-        await ready(bob)
+        await wait_until_ready(bob)
         told = await finished(lit)
     most = {"jobs": 6, "keys": 2, "uploads": 1}  # what went right before the kill may be in nobody's count
     assert all(told["erased"][kind] <= count for kind, count in most.items()), told
@@ -112,10 +114,10 @@ async def test_no_byte_of_a_deleted_owner_is_left_anywhere(home: Lit, tmp_path_f
         return not there(lit)
 
     try:
-        await until(clean, within_s=20, every_s=1)
+        await wait_for(clean, within_s=20, every_s=1)
     except TimeoutError:
         raise AssertionError(there(lit)) from None
-    assert found(lit.installation.folder, ["bob "])
+    assert find_marks(lit.installation.folder, ["bob "])
     async with AsyncClient(lit.installation.url, made.json()["key"], cache=folder / "bob.json") as bob:
         mine = [job async for job in bob.jobs()]
         assert len(mine) == 5

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from msgspec import Struct
 
-from edge.services.keys import CACHE_S
+from edge.owners.api_keys import CACHE_TTL_S
 from lamplighter import AsyncClient
-from schemas.access import Scope
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import until
+from schemas.auth import Scope
+from tests.support.installation import RunningInstallation, run_new_installation
+from tests.support.wait import wait_for
 
 LARGEST = 1_000_000  # bytes of an asset here
 FILE = b"some bytes of ann's"
@@ -24,10 +24,10 @@ OTHER = "0" * 64
 TRICKS = ("..", "../job", "a/b", "a.b", "a*", "a>", ">", " ", "a b", "é", "a\n", "%00", "x" * 65)
 
 
-class Stage(Struct, frozen=True):
+class RefusalStage(Struct, frozen=True):
     """Ann has a job (`mine`) and an asset; `bob` is a stranger; `reader` is ann's, and may only read jobs."""
 
-    lit: Lit
+    lit: RunningInstallation
     ann: httpx.AsyncClient
     bob: httpx.AsyncClient
     reader: httpx.AsyncClient
@@ -36,22 +36,22 @@ class Stage(Struct, frozen=True):
     async def written(self) -> Any:
         """Everything that requests write: records, messages, references, tombstones, and files of the store."""
         bus, data = self.lit.bus, self.lit.installation.folder / "edge"
-        keys = await bus.records.keys()
+        keys = await bus.job_store.keys()
         return (
-            {key: await bus.records.history(key) for key in keys},
-            await bus.queue.waiting(),
-            {digest: row.value.name for digest, row in (await bus.assets.rows()).items()},
+            {key: await bus.job_store.history(key) for key in keys},
+            await bus.job_queue.list_pending(),
+            {digest: row.value.name for digest, row in (await bus.asset_references.rows()).items()},
             set(await bus.tombstones.rows()),
             {path.relative_to(data) for path in (data / "assets").rglob("*") if path.is_file()},
         )
 
 
-def client(lit: Lit, key: str | None) -> httpx.AsyncClient:
+def client(lit: RunningInstallation, key: str | None) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return httpx.AsyncClient(base_url=lit.installation.url, headers=headers, timeout=30)
 
 
-async def new_key(lit: Lit, owner: str, *scopes: Scope) -> dict[str, Any]:
+async def new_key(lit: RunningInstallation, owner: str, *scopes: Scope) -> dict[str, Any]:
     """Made over HTTP by the admin."""
     reply = await lit.admin._http.post(
         "/v1/keys", json={"owner": owner, "scopes": [*scopes]} if scopes else {"owner": owner}
@@ -61,10 +61,10 @@ async def new_key(lit: Lit, owner: str, *scopes: Scope) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Stage]:
+async def stage(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[RefusalStage]:
     """Without a runner: nothing but requests changes anything."""
     folder = tmp_path_factory.mktemp("refusals")
-    async with lighted(folder, "process", None, LAMPLIGHTER_MAX_ASSET_BYTES=str(LARGEST)) as lit:
+    async with run_new_installation(folder, "process", None, LAMPLIGHTER_MAX_ASSET_BYTES=str(LARGEST)) as lit:
         keys = [
             (await new_key(lit, "ann"))["key"],
             (await new_key(lit, "bob"))["key"],
@@ -75,12 +75,12 @@ async def stage(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object)
         (await clients[0].put(f"/v1/assets/{SHA}", content=FILE)).raise_for_status()
         body = {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}}
         (await clients[0].put("/v1/jobs/mine", json=body)).raise_for_status()
-        yield Stage(lit, *clients)
+        yield RefusalStage(lit, *clients)
         for one in clients:
             await one.aclose()
 
 
-class Case(Struct, frozen=True):
+class RefusalCase(Struct, frozen=True):
     """A request of `who`, and its refusal."""
 
     method: str
@@ -106,45 +106,55 @@ JSON = {"Content-Type": "application/json"}
 DEEP = b'{"endpoint":"echo","input":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 BODIES = {
-    "an unknown field": Case("POST", "/v1/jobs", 400, "field_unknown", job(prio="high")),
-    "an unknown field further in": Case("POST", "/v1/jobs", 400, "field_unknown", job(policy={"timeout": 1})),
-    "an unknown field in a form": Case("POST", "/v1/jobs", 400, "field_unknown", form({"endpoint": "echo", "x": 1})),
-    "an unknown endpoint in a form": Case("POST", "/v1/jobs", 404, "endpoint_unknown", form({"endpoint": "nothing"})),
-    "an unknown input in a form": Case(
+    "an unknown field": RefusalCase("POST", "/v1/jobs", 400, "field_unknown", job(prio="high")),
+    "an unknown field further in": RefusalCase("POST", "/v1/jobs", 400, "field_unknown", job(policy={"timeout": 1})),
+    "an unknown field in a form": RefusalCase(
+        "POST", "/v1/jobs", 400, "field_unknown", form({"endpoint": "echo", "x": 1})
+    ),
+    "an unknown endpoint in a form": RefusalCase(
+        "POST", "/v1/jobs", 404, "endpoint_unknown", form({"endpoint": "nothing"})
+    ),
+    "an unknown input in a form": RefusalCase(
         "POST", "/v1/jobs", 422, "input_invalid", form({"endpoint": "echo", "input": {"sekonds": 1}})
     ),
-    "an unknown input": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"sekonds": 1})),
-    "an input of a wrong type": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"seconds": "long"})),
-    "an input out of its range": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"exit": 256})),
-    "a list for an input": Case("POST", "/v1/jobs", 422, "input_invalid", job(input=[])),
-    "a number for an endpoint": Case("POST", "/v1/jobs", 422, "input_invalid", job(endpoint=7)),
-    "a path for an endpoint": Case("POST", "/v1/jobs", 422, "input_invalid", job(endpoint="../echo")),
-    "no endpoint": Case("POST", "/v1/jobs", 422, "input_invalid", {"json": {"input": {}}}),
-    "an unknown endpoint": Case("POST", "/v1/jobs", 404, "endpoint_unknown", job(endpoint="nothing")),
-    "an unknown priority": Case("POST", "/v1/jobs", 422, "input_invalid", job(priority="now")),
-    "a time without a zone": Case("POST", "/v1/jobs", 422, "input_invalid", job(not_before="2030-01-01T00:00:00")),
-    "a deadline that is over": Case("POST", "/v1/jobs", 422, "input_invalid", job(deadline="2020-01-01T00:00:00Z")),
-    "no time at all": Case("POST", "/v1/jobs", 422, "input_invalid", job(policy={"execution_timeout_s": 0})),
-    "endless time": Case("POST", "/v1/jobs", 422, "input_invalid", job(policy={"execution_timeout_s": 1e300})),
-    "an input over 64 KiB": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"text": "x" * 70_000})),
-    "10 MB of JSON": Case("POST", "/v1/jobs", 413, "body_too_large", {"content": HUGE, "headers": JSON}),
-    "10 MB of JSON under an id": Case(
+    "an unknown input": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(input={"sekonds": 1})),
+    "an input of a wrong type": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(input={"seconds": "long"})),
+    "an input out of its range": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(input={"exit": 256})),
+    "a list for an input": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(input=[])),
+    "a number for an endpoint": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(endpoint=7)),
+    "a path for an endpoint": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(endpoint="../echo")),
+    "no endpoint": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", {"json": {"input": {}}}),
+    "an unknown endpoint": RefusalCase("POST", "/v1/jobs", 404, "endpoint_unknown", job(endpoint="nothing")),
+    "an unknown priority": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(priority="now")),
+    "a time without a zone": RefusalCase(
+        "POST", "/v1/jobs", 422, "input_invalid", job(not_before="2030-01-01T00:00:00")
+    ),
+    "a deadline that is over": RefusalCase(
+        "POST", "/v1/jobs", 422, "input_invalid", job(deadline="2020-01-01T00:00:00Z")
+    ),
+    "no time at all": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(policy={"execution_timeout_s": 0})),
+    "endless time": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(policy={"execution_timeout_s": 1e300})),
+    "an input over 64 KiB": RefusalCase("POST", "/v1/jobs", 422, "input_invalid", job(input={"text": "x" * 70_000})),
+    "10 MB of JSON": RefusalCase("POST", "/v1/jobs", 413, "body_too_large", {"content": HUGE, "headers": JSON}),
+    "10 MB of JSON under an id": RefusalCase(
         "PUT", "/v1/jobs/huge", 413, "body_too_large", {"content": HUGE, "headers": JSON}
     ),
-    "10 MB of JSON in a form": Case("POST", "/v1/jobs", 413, "body_too_large", form(HUGE.decode())),
-    "10 MB of JSON for a key": Case(
+    "10 MB of JSON in a form": RefusalCase("POST", "/v1/jobs", 413, "body_too_large", form(HUGE.decode())),
+    "10 MB of JSON for a key": RefusalCase(
         "POST", "/v1/keys", 413, "body_too_large", {"content": HUGE, "headers": JSON}, "admin"
     ),
-    "no JSON": Case("POST", "/v1/jobs", 400, "body_malformed", {"content": b"{", "headers": JSON}),
-    "no body": Case("POST", "/v1/jobs", 400, "body_malformed"),
-    "a list": Case("POST", "/v1/jobs", 400, "body_malformed", {"json": []}),
-    "no UTF-8": Case("POST", "/v1/jobs", 400, "body_malformed", {"content": b'{"endpoint":"\xff"}', "headers": JSON}),
-    "half a surrogate": Case(
+    "no JSON": RefusalCase("POST", "/v1/jobs", 400, "body_malformed", {"content": b"{", "headers": JSON}),
+    "no body": RefusalCase("POST", "/v1/jobs", 400, "body_malformed"),
+    "a list": RefusalCase("POST", "/v1/jobs", 400, "body_malformed", {"json": []}),
+    "no UTF-8": RefusalCase(
+        "POST", "/v1/jobs", 400, "body_malformed", {"content": b'{"endpoint":"\xff"}', "headers": JSON}
+    ),
+    "half a surrogate": RefusalCase(
         "POST", "/v1/jobs", 400, "body_malformed", {"content": b'{"endpoint":"\\ud800"}', "headers": JSON}
     ),
-    "depth": Case("POST", "/v1/jobs", 400, "body_malformed", {"content": DEEP, "headers": JSON}),
-    "a form without a job": Case("POST", "/v1/jobs", 400, "body_malformed", {"files": {"file": ("x", b"y")}}),
-    "half a form": Case(
+    "depth": RefusalCase("POST", "/v1/jobs", 400, "body_malformed", {"content": DEEP, "headers": JSON}),
+    "a form without a job": RefusalCase("POST", "/v1/jobs", 400, "body_malformed", {"files": {"file": ("x", b"y")}}),
+    "half a form": RefusalCase(
         "POST",
         "/v1/jobs",
         400,
@@ -153,54 +163,62 @@ BODIES = {
     ),
 }
 FILES = {
-    "a wrong digest": Case("PUT", f"/v1/assets/{OTHER}", 422, "digest_mismatch", {"content": b"not that"}),
-    "an asset too large": Case("PUT", f"/v1/assets/{OTHER}", 413, "body_too_large", {"content": b"x" * (LARGEST + 1)}),
-    "an asset too large, unnamed": Case("POST", "/v1/assets", 413, "body_too_large", {"content": b"x" * (LARGEST + 1)}),
-    "no digest": Case("PUT", "/v1/assets/abc", 422, "input_invalid", {"content": b"x"}),
-    "a path for a digest": Case("PUT", "/v1/assets/..%2Fabc", 404, "not_found", {"content": b"x"}),
-    "a path for an output": Case("GET", "/v1/jobs/mine/files/..%2F..%2Fetc%2Fpasswd", 404, "not_found"),
-    "an asset that is not there": Case(
+    "a wrong digest": RefusalCase("PUT", f"/v1/assets/{OTHER}", 422, "digest_mismatch", {"content": b"not that"}),
+    "an asset too large": RefusalCase(
+        "PUT", f"/v1/assets/{OTHER}", 413, "body_too_large", {"content": b"x" * (LARGEST + 1)}
+    ),
+    "an asset too large, unnamed": RefusalCase(
+        "POST", "/v1/assets", 413, "body_too_large", {"content": b"x" * (LARGEST + 1)}
+    ),
+    "no digest": RefusalCase("PUT", "/v1/assets/abc", 422, "input_invalid", {"content": b"x"}),
+    "a path for a digest": RefusalCase("PUT", "/v1/assets/..%2Fabc", 404, "not_found", {"content": b"x"}),
+    "a path for an output": RefusalCase("GET", "/v1/jobs/mine/files/..%2F..%2Fetc%2Fpasswd", 404, "not_found"),
+    "an asset that is not there": RefusalCase(
         "POST", "/v1/jobs", 422, "asset_missing", job(input={"file": f"sha256:{OTHER}"})
     ),
-    "a path for an asset": Case("POST", "/v1/jobs", 422, "input_invalid", job(input={"file": "../../etc/passwd"})),
-    "a file URL": Case("POST", "/v1/jobs", 422, "url_refused", job(input={"file": "file:///etc/passwd"})),
-    "an asset in use": Case("DELETE", f"/v1/assets/{SHA}", 409, "asset_in_use"),
-    "no digests": Case("POST", "/v1/assets/check", 422, "input_invalid", {"json": {"digests": ["x"]}}),
+    "a path for an asset": RefusalCase(
+        "POST", "/v1/jobs", 422, "input_invalid", job(input={"file": "../../etc/passwd"})
+    ),
+    "a file URL": RefusalCase("POST", "/v1/jobs", 422, "url_refused", job(input={"file": "file:///etc/passwd"})),
+    "an asset in use": RefusalCase("DELETE", f"/v1/assets/{SHA}", 409, "asset_in_use"),
+    "no digests": RefusalCase("POST", "/v1/assets/check", 422, "input_invalid", {"json": {"digests": ["x"]}}),
 }
 STRANGERS = {
-    "another's job": Case("GET", "/v1/jobs/mine", 404, "not_found", who="bob"),
-    "another's history": Case("GET", "/v1/jobs/mine/history", 404, "not_found", who="bob"),
-    "another's events": Case("GET", "/v1/jobs/mine/events", 404, "not_found", who="bob"),
-    "another's log": Case("GET", "/v1/jobs/mine/logs", 404, "not_found", who="bob"),
-    "another's output": Case("GET", "/v1/jobs/mine/files/x", 404, "not_found", who="bob"),
-    "another's job to cancel": Case("POST", "/v1/jobs/mine/cancel", 404, "not_found", who="bob"),
-    "another's job to retry": Case("POST", "/v1/jobs/mine/retry", 404, "not_found", who="bob"),
-    "another's job to delete": Case("DELETE", "/v1/jobs/mine", 404, "not_found", who="bob"),
-    "another's asset": Case("GET", f"/v1/assets/{SHA}", 404, "not_found", who="bob"),
-    "another's asset to delete": Case("DELETE", f"/v1/assets/{SHA}", 404, "not_found", who="bob"),
-    "another's asset as an input": Case(
+    "another's job": RefusalCase("GET", "/v1/jobs/mine", 404, "not_found", who="bob"),
+    "another's history": RefusalCase("GET", "/v1/jobs/mine/history", 404, "not_found", who="bob"),
+    "another's events": RefusalCase("GET", "/v1/jobs/mine/events", 404, "not_found", who="bob"),
+    "another's log": RefusalCase("GET", "/v1/jobs/mine/logs", 404, "not_found", who="bob"),
+    "another's output": RefusalCase("GET", "/v1/jobs/mine/files/x", 404, "not_found", who="bob"),
+    "another's job to cancel": RefusalCase("POST", "/v1/jobs/mine/cancel", 404, "not_found", who="bob"),
+    "another's job to retry": RefusalCase("POST", "/v1/jobs/mine/retry", 404, "not_found", who="bob"),
+    "another's job to delete": RefusalCase("DELETE", "/v1/jobs/mine", 404, "not_found", who="bob"),
+    "another's asset": RefusalCase("GET", f"/v1/assets/{SHA}", 404, "not_found", who="bob"),
+    "another's asset to delete": RefusalCase("DELETE", f"/v1/assets/{SHA}", 404, "not_found", who="bob"),
+    "another's asset as an input": RefusalCase(
         "POST", "/v1/jobs", 422, "asset_missing", job(input={"file": f"sha256:{SHA}"}), who="bob"
     ),
-    "another's name": Case("GET", "/v1/jobs/mine?owner=ann", 403, "forbidden", who="bob"),
-    "another's name for a job": Case("POST", "/v1/jobs?owner=ann", 403, "forbidden", job(), who="bob"),
-    "a path for an owner": Case("GET", "/v1/jobs?owner=a.b", 422, "input_invalid", who="admin"),
-    "a scope that the key lacks": Case("POST", "/v1/jobs", 403, "forbidden", job(), who="reader"),
-    "a cancel without the scope": Case("POST", "/v1/jobs/mine/cancel", 403, "forbidden", who="reader"),
-    "an upload without the scope": Case("PUT", f"/v1/assets/{SHA}", 403, "forbidden", {"content": FILE}, "reader"),
-    "a key without the scope": Case("POST", "/v1/keys", 403, "forbidden", {"json": {"owner": "ann"}}),
-    "no key": Case("POST", "/v1/jobs", 401, "unauthorized", job(), who="nobody"),
-    "a key that is none": Case(
+    "another's name": RefusalCase("GET", "/v1/jobs/mine?owner=ann", 403, "forbidden", who="bob"),
+    "another's name for a job": RefusalCase("POST", "/v1/jobs?owner=ann", 403, "forbidden", job(), who="bob"),
+    "a path for an owner": RefusalCase("GET", "/v1/jobs?owner=a.b", 422, "input_invalid", who="admin"),
+    "a scope that the key lacks": RefusalCase("POST", "/v1/jobs", 403, "forbidden", job(), who="reader"),
+    "a cancel without the scope": RefusalCase("POST", "/v1/jobs/mine/cancel", 403, "forbidden", who="reader"),
+    "an upload without the scope": RefusalCase(
+        "PUT", f"/v1/assets/{SHA}", 403, "forbidden", {"content": FILE}, "reader"
+    ),
+    "a key without the scope": RefusalCase("POST", "/v1/keys", 403, "forbidden", {"json": {"owner": "ann"}}),
+    "no key": RefusalCase("POST", "/v1/jobs", 401, "unauthorized", job(), who="nobody"),
+    "a key that is none": RefusalCase(
         "POST", "/v1/jobs", 401, "unauthorized", job() | {"headers": {"Authorization": "Bearer lamp_x_y"}}, who="nobody"
     ),
-    "the same id for something else": Case("PUT", "/v1/jobs/mine", 409, "conflict", job()),
-    "a retry of what has not ended": Case("POST", "/v1/jobs/mine/retry", 409, "job_not_final"),
-    "a deletion of what has not ended": Case("DELETE", "/v1/jobs/mine", 409, "job_not_final"),
+    "the same id for something else": RefusalCase("PUT", "/v1/jobs/mine", 409, "conflict", job()),
+    "a retry of what has not ended": RefusalCase("POST", "/v1/jobs/mine/retry", 409, "job_not_final"),
+    "a deletion of what has not ended": RefusalCase("DELETE", "/v1/jobs/mine", 409, "job_not_final"),
 }
 CASES = BODIES | FILES | STRANGERS
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_a_refusal_says_what_the_protocol_says_and_writes_nothing(stage: Stage, name: str):
+async def test_a_refusal_says_what_the_protocol_says_and_writes_nothing(stage: RefusalStage, name: str):
     case = CASES[name]
     who = stage.lit.admin._http if case.who == "admin" else getattr(stage, case.who)
     before = await stage.written()
@@ -215,7 +233,7 @@ async def test_a_refusal_says_what_the_protocol_says_and_writes_nothing(stage: S
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-async def test_an_id_that_is_no_token_is_refused(stage: Stage, trick: str):
+async def test_an_id_that_is_no_token_is_refused(stage: RefusalStage, trick: str):
     before = await stage.written()
     reply = await stage.ann.put(f"/v1/jobs/{quote(trick, safe='')}", **job())
     assert (reply.status_code, reply.json()["code"]) in {(422, "input_invalid"), (404, "not_found"), (405, "not_found")}
@@ -225,7 +243,7 @@ async def test_an_id_that_is_no_token_is_refused(stage: Stage, trick: str):
 @pytest.mark.parametrize(
     "trick", ["../../../tmp/out", "/etc/passwd", "..\\..\\x", "a\u202egpj.exe", ".hidden", "con", "-rf"]
 )
-async def test_a_file_s_name_cannot_leave_its_folder(stage: Stage, trick: str):
+async def test_a_file_s_name_cannot_leave_its_folder(stage: RefusalStage, trick: str):
     content = f"named {trick}".encode()
     reply = await stage.ann.post("/v1/assets", content=content, headers={"X-Filename": quote(trick)})
     assert reply.status_code == 201
@@ -240,19 +258,19 @@ async def test_a_file_s_name_cannot_leave_its_folder(stage: Stage, trick: str):
     assert shown["x-content-type-options"] == "nosniff"
 
 
-async def test_the_same_id_is_another_owner_s_own_job(stage: Stage):
+async def test_the_same_id_is_another_owner_s_own_job(stage: RefusalStage):
     reply = await stage.bob.put("/v1/jobs/mine", **job())
     assert (reply.status_code, reply.json()["owner"]) == (202, "bob")
     assert (await stage.ann.get("/v1/jobs/mine")).json()["input"]["file"] == f"sha256:{SHA}"
 
 
-async def test_the_same_idempotency_key_is_another_owner_s_own_job(stage: Stage):
+async def test_the_same_idempotency_key_is_another_owner_s_own_job(stage: RefusalStage):
     named = {"Idempotency-Key": "k"}
     ids = {(await who.post("/v1/jobs", **job(), headers=named)).json()["id"] for who in (stage.ann, stage.bob)}
     assert len(ids) == 2
 
 
-async def test_a_revoked_key_is_refused_within_five_seconds(stage: Stage):
+async def test_a_revoked_key_is_refused_within_five_seconds(stage: RefusalStage):
     made = await new_key(stage.lit, "ann")
     async with AsyncClient(stage.lit.installation.url, made["key"]) as client:
         await client.job("mine")
@@ -260,13 +278,13 @@ async def test_a_revoked_key_is_refused_within_five_seconds(stage: Stage):
         assert (await client._http.get("/v1/jobs/mine")).status_code == 401
 
 
-async def test_a_key_that_another_edge_revoked_is_refused_within_five_seconds(stage: Stage):
+async def test_a_key_that_another_edge_revoked_is_refused_within_five_seconds(stage: RefusalStage):
     made = await new_key(stage.lit, "ann")
     async with AsyncClient(stage.lit.installation.url, made["key"]) as client:
         await client.job("mine")
-        await stage.lit.bus.keys.delete(made["id"])  # all that this edge could hear of it
+        await stage.lit.bus.api_keys.delete(made["id"])  # all that this edge could hear of it
 
         async def refused() -> bool:
             return (await client._http.get("/v1/jobs/mine")).status_code == 401
 
-        await until(refused, CACHE_S + 0.5)
+        await wait_for(refused, CACHE_TTL_S + 0.5)

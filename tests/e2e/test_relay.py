@@ -9,58 +9,59 @@ from pathlib import Path
 
 import pytest
 
-from edge.services.clock import utc_now
-from edge.services.keys import Keys
-from lamplighter import things
-from schemas.access import Scope
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import Process, ready
-from tests.e2e.test_power import SWITCH, Machine, state
+from edge.core.clock import utc_now
+from edge.owners.api_keys import ApiKeyStore
+from lamplighter import api
+from schemas.auth import Scope
+from tests.e2e.test_power import SWITCH, ScriptedMachine, state
+from tests.support.installation import RunningInstallation, ServiceProcess, run_new_installation, wait_until_ready
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
+async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
     (tmp_path / "lamplighter.toml").write_text('[hosts.gpu-1]\ndriver = "relay"\nmin_on = 0.5\nidle_after = 1.0\n')
-    async with lighted(tmp_path, "process", None) as lit:
+    async with run_new_installation(tmp_path, "process", None) as lit:
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @pytest.fixture
-async def relay(lit: Lit, tmp_path: Path) -> AsyncIterator[Process]:
+async def relay(lit: RunningInstallation, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
     """Not started yet; it has a file of its own, as on a machine of its own."""
     place = tmp_path / "lan"
     place.mkdir()
     verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (place / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}')
-    ring = Keys(lit.bus.keys, utc_now, secrets.token_bytes, time.monotonic)
+    ring = ApiKeyStore(lit.bus.api_keys, utc_now, secrets.token_bytes, time.monotonic)
     key = (await ring.create("lan", (Scope.RELAY,))).text
     urls = json.dumps([lit.installation.url])
     environ = {"LAMPLIGHTER_RELAY__URLS": urls, "LAMPLIGHTER_RELAY__KEY": key}
-    process = Process("relay", environ, place / "relay.log")
+    process = ServiceProcess("relay", environ, place / "relay.log")
     yield process
     await process.stop()
     print((place / "relay.log").read_text())  # noqa: T201
 
 
 @pytest.mark.long(39)
-async def test_a_relay_lights_a_host_and_puts_it_out(lit: Lit, relay: Process, tmp_path: Path) -> None:
-    machine = Machine(lit, tmp_path)
+async def test_a_relay_lights_a_host_and_puts_it_out(
+    lit: RunningInstallation, relay: ServiceProcess, tmp_path: Path
+) -> None:
+    machine = ScriptedMachine(lit, tmp_path)
     await lit.installation.edge.kill()
     await relay.start()  # and dials until an edge is there
     await lit.installation.start_edge()
-    await ready(lit.ann)
-    assert (await lit.admin.call(things.power("gpu-1", "on", None))).hold["want"] == "on"
+    await wait_until_ready(lit.ann)
+    assert (await lit.admin.call(api.set_power("gpu-1", "on", None))).hold["want"] == "on"
     await machine.press_comes(["on"])
     await machine.boot()
     await state(lit, "online")
     assert (await lit.ann.submit("echo", text="by relay", wait=True)).status == "succeeded"
     await relay.kill()
     await relay.start()
-    await lit.admin.call(things.power("gpu-1", "off", None))
+    await lit.admin.call(api.set_power("gpu-1", "off", None))
     await machine.press_comes(["on", "off"])
     await machine.go_dark()
     await state(lit, "off")

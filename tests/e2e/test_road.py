@@ -2,13 +2,14 @@
 
 import anyio
 
-from schemas.job import JobKey, Pointer
-from schemas.words import Priority
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import until
+from schemas.ids import JobKey
+from schemas.job import Pointer
+from schemas.status import Priority
+from tests.support.installation import RunningInstallation
+from tests.support.wait import wait_for
 
 
-async def test_a_job_brings_its_file_and_its_text_back(lit: Lit, tmp_path):
+async def test_a_job_brings_its_file_and_its_text_back(lit: RunningInstallation, tmp_path):
     await lit.installation.start_runner()
     given = tmp_path / "given.bin"
     given.write_bytes(b"some bytes" * 1000)
@@ -21,7 +22,7 @@ async def test_a_job_brings_its_file_and_its_text_back(lit: Lit, tmp_path):
     assert done.usage.run_s is not None
 
 
-async def test_jobs_wait_for_a_host_that_is_off_and_run_by_themselves(lit: Lit):
+async def test_jobs_wait_for_a_host_that_is_off_and_run_by_themselves(lit: RunningInstallation):
     """Known only from endpoints/*.toml: no host has ever come."""
     jobs = [await lit.ann.submit("echo", text=str(number)) for number in range(3)]
     listed = {job.id: job async for job in lit.ann.jobs()}
@@ -32,7 +33,7 @@ async def test_jobs_wait_for_a_host_that_is_off_and_run_by_themselves(lit: Lit):
     assert [job.output.data["text"] for job in done] == ["0", "1", "2"]
 
 
-async def test_a_host_that_was_seen_once_is_known_while_it_is_off(lit: Lit, tmp_path):
+async def test_a_host_that_was_seen_once_is_known_while_it_is_off(lit: RunningInstallation, tmp_path):
     await lit.installation.start_runner()
     await lit.ann.submit("echo", text="first", wait=True)
     await lit.installation.runners["gpu-1"].stop()
@@ -45,7 +46,7 @@ async def test_a_host_that_was_seen_once_is_known_while_it_is_off(lit: Lit, tmp_
     assert (await lit.ann.wait(job.id)).output.data["text"] == "while off"
 
 
-async def test_the_same_key_twice_at_once_is_one_job(lit: Lit):
+async def test_the_same_key_twice_at_once_is_one_job(lit: RunningInstallation):
     ids = []
 
     async def submit(**named: str) -> None:
@@ -59,18 +60,18 @@ async def test_the_same_key_twice_at_once_is_one_job(lit: Lit):
     assert len([job async for job in lit.ann.jobs()]) == 2
 
 
-async def test_a_crash_between_the_record_and_the_queue_delays_the_job_and_no_more(lit: Lit):
+async def test_a_crash_between_the_record_and_the_queue_delays_the_job_and_no_more(lit: RunningInstallation):
     """Exactly what such a crash leaves behind: a record without its message."""
     job = await lit.ann.submit("echo", text="hello")
     pointer = Pointer("echo", Priority.NORMAL, "ann", job.id, 1)
     async with lit.installation.bus() as bus:
-        await bus.queue.withdraw(pointer)
-        assert pointer not in await bus.queue.waiting()
+        await bus.job_queue.remove(pointer)
+        assert pointer not in await bus.job_queue.list_pending()
 
         async def published() -> bool:
-            return pointer in await bus.queue.waiting()
+            return pointer in await bus.job_queue.list_pending()
 
-        await until(published)
-        assert (await bus.records.read(JobKey("ann", job.id))).recorded.job.attempt == 0
+        await wait_for(published)
+        assert (await bus.job_store.read(JobKey("ann", job.id))).record.job.attempt == 0
     await lit.installation.start_runner()
     assert (await lit.ann.wait(job.id)).status == "succeeded"

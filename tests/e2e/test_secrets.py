@@ -7,15 +7,15 @@ import pytest
 import websockets
 from websockets.exceptions import InvalidStatus
 
-from lamplighter.wire import Call, read_any
-from tests.e2e.conftest import lighted
+from lamplighter.api import ApiRequest, decode_json
+from tests.support.installation import run_new_installation
 
 WRONG = "lamp_nobody_" + "s3cr3t" * 6
 
 
 async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: object):
-    async with lighted(tmp_path, "process", None, LAMPLIGHTER_LOG_LEVEL="debug") as lit:
-        made = await lit.ann.call(Call(method="POST", path="/v1/tokens", read=read_any, body={}))
+    async with run_new_installation(tmp_path, "process", None, LAMPLIGHTER_LOG_LEVEL="debug") as lit:
+        made = await lit.ann.call(ApiRequest(method="POST", path="/v1/tokens", read=decode_json, body={}))
         key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")
         http, bare = lit.ann._http, {"Authorization": ""}
         sockets = lit.installation.url.replace("http", "ws") + "/v1/events"
@@ -37,5 +37,5 @@ async def test_logs_hold_no_secret(tmp_path: Path, anyio_backend: object):
         await lit.installation.edge.stop()
         log = (tmp_path / "edge.log").read_text()
     assert "serving" in log
-    for secret in (made["token"], key, WRONG, "s1gn", urlsplit(lit.installation.server.monitor).path):
+    for secret in (made["token"], key, WRONG, "s1gn", urlsplit(lit.installation.server.monitor_url).path):
         assert secret not in log

@@ -5,10 +5,11 @@ import socket
 from pathlib import Path
 
 from lamplighter import AsyncClient
-from schemas.view import JobView
-from schemas.words import Status
-from tests.e2e.conftest import Lit, process_only
-from tests.e2e.installation import until
+from schemas.job_view import JobView
+from schemas.status import Status
+from tests.e2e.conftest import process_only
+from tests.support.installation import RunningInstallation
+from tests.support.wait import wait_for
 
 HEYGEM = Path(__file__).resolve().parents[2] / "images" / "heygem"
 
@@ -18,7 +19,7 @@ async def reason(client: AsyncClient, job_id: str, wanted: str) -> JobView:
         job = await client.job(job_id)
         return job if job.reason == wanted else None
 
-    job: JobView = await until(waits)
+    job: JobView = await wait_for(waits)
     return job
 
 
@@ -30,7 +31,7 @@ def given(folder: Path, name: str) -> Path:
 
 
 @process_only
-async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(lit: Lit):
+async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(lit: RunningInstallation):
     job = await lit.ann.submit("echo", text="patience", seconds=2)
     assert (job.reason, job.queue_position, job.eta) == ("no_host", 0, None)
     runner = await lit.installation.start_runner()
@@ -45,7 +46,7 @@ async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(lit: Lit):
     async def runs() -> bool:
         return (await lit.ann.job(long.id)).status is Status.RUNNING
 
-    await until(runs)
+    await wait_for(runs)
     following = await reason(lit.ann, (await lit.ann.submit("echo", text="next")).id, "behind")
     assert (following.queue_position, following.message) == (0, "Next in line")
     await lit.ann.cancel(long.id)
@@ -53,20 +54,22 @@ async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(lit: Lit):
 
 
 @process_only
-async def test_a_job_that_needs_a_card_is_told_that_no_host_has_one(lit: Lit, tmp_path: Path):
+async def test_a_job_that_needs_a_card_is_told_that_no_host_has_one(lit: RunningInstallation, tmp_path: Path):
     await lit.installation.start_runner(endpoints=[HEYGEM])
 
     async def offered() -> bool:
         return bool((await lit.admin._http.get("/v1/endpoints/heygem")).json().get("hosts"))
 
-    await until(offered)
+    await wait_for(offered)
     job = await lit.ann.submit("heygem", video=given(tmp_path, "video"), audio=given(tmp_path, "audio"))
     seen = await reason(lit.ann, job.id, "gpu_none")
     assert seen.message == "No host has the GPU that it needs"
 
 
 @process_only
-async def test_a_job_whose_input_cannot_be_fetched_says_so_and_goes_on_by_itself(lit: Lit, tmp_path: Path):
+async def test_a_job_whose_input_cannot_be_fetched_says_so_and_goes_on_by_itself(
+    lit: RunningInstallation, tmp_path: Path
+):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
     runner = await lit.installation.start_runner(LAMPLIGHTER_EDGE__URL=nowhere)
@@ -76,7 +79,7 @@ async def test_a_job_whose_input_cannot_be_fetched_says_so_and_goes_on_by_itself
         seen = await lit.ann.job(job.id)
         return seen if seen.progress and (seen.progress.stage or "").startswith("fetching input: ") else None
 
-    seen: JobView = await until(told)
+    seen: JobView = await wait_for(told)
     assert seen.progress is not None
     assert "the edge is not reachable" in (seen.progress.stage or "")
 
@@ -84,7 +87,7 @@ async def test_a_job_whose_input_cannot_be_fetched_says_so_and_goes_on_by_itself
         hosts = json.loads((await lit.admin._http.get("/v1/hosts")).text)["hosts"]
         return any(why.startswith("fetch input: the edge is not reachable") for host in hosts for why in host["waits"])
 
-    await until(shown)
+    await wait_for(shown)
     await runner.kill()
     await lit.installation.start_runner()
     assert (await lit.ann.wait(job.id)).status is Status.SUCCEEDED

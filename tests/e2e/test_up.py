@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lamplighter.cli.supervisor import Born, born
-from tests.e2e.installation import ROOT
+from lamplighter.cli.supervisor import ProcessIdentity, read_process_identity
+from tests.support.installation import ROOT
 
 LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
@@ -57,9 +57,9 @@ def children(pid: int) -> set[int]:
     return found
 
 
-def family_of(pid: int) -> set[Born]:
+def family_of(pid: int) -> set[ProcessIdentity]:
     """The living descendants, each by what no later process can share."""
-    return {identity for child in children(pid) if (identity := born(child)) is not None}
+    return {identity for child in children(pid) if (identity := read_process_identity(child)) is not None}
 
 
 def comes(true: Callable[[], bool], within_s: float = 20.0) -> bool:
@@ -72,9 +72,9 @@ def comes(true: Callable[[], bool], within_s: float = 20.0) -> bool:
     return False
 
 
-def gone(family: set[Born]) -> bool:
+def gone(family: set[ProcessIdentity]) -> bool:
     """Whether all have ended: a new life clears containers that waited for a job soon after it is there."""
-    return comes(lambda: all(born(one.pid) != one for one in family))
+    return comes(lambda: all(read_process_identity(one.pid) != one for one in family))
 
 
 def test_a_newcomer_submits_watches_and_fetches(tmp_path):

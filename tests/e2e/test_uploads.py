@@ -8,20 +8,21 @@ import anyio
 import msgspec
 import pytest
 
-from edge.store.partial import CHECKPOINT, Upload
+from edge.store.upload_state import CHECKPOINT_BYTES, Upload
 from lamplighter import AsyncClient
-from tests.e2e.conftest import Lit, process_only
-from tests.e2e.installation import until
-from tests.e2e.proxy import Proxy, proxied
+from tests.e2e.conftest import process_only
+from tests.support.installation import RunningInstallation
+from tests.support.tcp_proxy import TcpProxy, run_proxy
+from tests.support.wait import wait_for
 
 MIB = 1024 * 1024
-SIZE = CHECKPOINT + 48 * MIB
+SIZE = CHECKPOINT_BYTES + 48 * MIB
 
 
-class Cutting:
+class CuttingProxy:
     """Cuts the network once `at` bytes have been sent. What is sent again comes as a negative number first."""
 
-    def __init__(self, proxy: Proxy, at: int) -> None:
+    def __init__(self, proxy: TcpProxy, at: int) -> None:
         self._proxy, self._at = proxy, at
         self.cut = anyio.Event()
         self.place, self.least = 0, 0
@@ -37,25 +38,25 @@ class Cutting:
 
 @process_only
 @pytest.mark.parametrize("killed", [False, True], ids=["cut", "edge killed"])
-async def test_it_goes_on_by_itself(lit: Lit, tmp_path: Path, killed: bool):
+async def test_it_goes_on_by_itself(lit: RunningInstallation, tmp_path: Path, killed: bool):
     port = urlsplit(lit.installation.url).port
     assert port is not None
-    file, at = tmp_path / "face.mp4", CHECKPOINT + 40 * MIB  # sockets and proxy hold some
+    file, at = tmp_path / "face.mp4", CHECKPOINT_BYTES + 40 * MIB  # sockets and proxy hold some
     piece = os.urandom(MIB)
     file.write_bytes(b"".join(number.to_bytes(4, "big") + piece[4:] for number in range(SIZE // MIB)))
     key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")
-    async with proxied("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
-        cutting = Cutting(proxy, at)
+    async with run_proxy("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
+        cutting = CuttingProxy(proxy, at)
         async with AsyncClient(f"http://127.0.0.1:{proxy.port}", key, cache=tmp_path / "own.json") as client:
 
             async def durable() -> bool:
                 (state,) = (tmp_path / "edge" / "uploads").glob("*.json")
-                return msgspec.json.decode(state.read_bytes(), type=Upload).offset >= CHECKPOINT
+                return msgspec.json.decode(state.read_bytes(), type=Upload).offset >= CHECKPOINT_BYTES
 
             async def trouble() -> None:
                 await cutting.cut.wait()
                 if killed:
-                    await until(durable)
+                    await wait_for(durable)
                     await lit.installation.edge.kill()
                     await lit.installation.start_edge()
                 proxy.heal()
@@ -63,6 +64,6 @@ async def test_it_goes_on_by_itself(lit: Lit, tmp_path: Path, killed: bool):
             tasks.start_soon(trouble)
             asset = await client.upload(file, cutting)
     assert cutting.place == SIZE
-    assert cutting.least >= (CHECKPOINT if killed else 1), "it began anew"
+    assert cutting.least >= (CHECKPOINT_BYTES if killed else 1), "it began anew"
     got = await lit.ann._http.get(asset.url)
     assert got.content == file.read_bytes()

@@ -5,83 +5,84 @@ from pathlib import Path
 
 import pytest
 
-from schemas.view import JobView
-from tests.e2e.conftest import Lit, lighted, process_only
-from tests.e2e.installation import ready, until
-from tests.edge.webhooks.receiver import Receiver, in_turn, receiving
+from schemas.job_view import JobView
+from tests.e2e.conftest import process_only
+from tests.support.installation import RunningInstallation, run_new_installation, wait_until_ready
+from tests.support.wait import wait_for
+from tests.support.webhook_receiver import WebhookReceiver, run_receiver, statuses_in_order
 
 pytestmark = process_only
 
 ALLOW = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]'}
 
 
-def here(receiver: Receiver) -> str:
+def here(receiver: WebhookReceiver) -> str:
     """The receiver as a real DNS knows it."""
     return receiver.url.replace("files.test", "127.0.0.1")
 
 
 @pytest.fixture
-async def open_door(tmp_path: Path, engine: str) -> AsyncIterator[Lit]:
+async def open_door(tmp_path: Path, engine: str) -> AsyncIterator[RunningInstallation]:
     """An edge for which the machine's own receivers are opened."""
-    async with lighted(tmp_path, engine, None, **ALLOW) as lit:
+    async with run_new_installation(tmp_path, engine, None, **ALLOW) as lit:
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def secret(lit: Lit) -> str:
+async def secret(lit: RunningInstallation) -> str:
     return str((await lit.ann._http.get("/v1/webhooks/secret")).json()["secret"])
 
 
-async def states(lit: Lit, job: JobView) -> list[str]:
+async def states(lit: RunningInstallation, job: JobView) -> list[str]:
     rows = (await lit.ann._http.get(f"/v1/jobs/{job.id}/deliveries")).json()["deliveries"]
     return [row["state"] for row in rows]
 
 
-async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: Lit):
+async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: RunningInstallation):
     lit = open_door
     await lit.installation.start_runner()
-    async with receiving() as receiver:
+    async with run_receiver() as receiver:
         job = await lit.ann.submit("echo", text="hello", webhook=here(receiver), wait=True)
         key = await secret(lit)
 
         async def ended() -> bool:
             return any(got.job["status"] == "succeeded" for got in receiver.got)
 
-        await until(ended, within_s=60)
+        await wait_for(ended, within_s=60)
         for got in receiver.got:
             assert got.verified(key)["type"] == "job.state"
         assert {got.job["id"] for got in receiver.got} == {job.id}
         assert len(receiver.got) == len({got.id for got in receiver.got})
 
 
-async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(open_door: Lit):
+async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(open_door: RunningInstallation):
     lit = open_door
-    async with receiving(in_turn(503, 204)) as receiver:
+    async with run_receiver(statuses_in_order(503, 204)) as receiver:
         job = await lit.ann.submit("echo", text="hello", webhook=here(receiver))
-        await receiver.came(1)
+        await receiver.wait_for_deliveries(1)
 
         async def noted() -> bool:
             rows = (await lit.ann._http.get(f"/v1/jobs/{job.id}/deliveries")).json()["deliveries"]
             return bool(rows and rows[0]["next_at"])
 
-        await until(noted)
+        await wait_for(noted)
         await lit.installation.edge.kill()
         await lit.installation.server.stop()
         await lit.installation.server.start()
         await lit.installation.start_edge(**ALLOW)
-        await ready(lit.ann)
+        await wait_until_ready(lit.ann)
         first, second = (await _came(receiver, 2))[:2]
         assert first.id == second.id
 
         async def delivered() -> bool:
             return await states(lit, job) == ["delivered"]
 
-        await until(delivered, within_s=60)
+        await wait_for(delivered, within_s=60)
 
 
-async def _came(receiver: Receiver, count: int):
+async def _came(receiver: WebhookReceiver, count: int):
     async def enough() -> bool:
         return len(receiver.got) >= count
 
-    await until(enough, within_s=90)
+    await wait_for(enough, within_s=90)
     return receiver.got

@@ -12,16 +12,15 @@ import websockets
 from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
-from schemas.job import JobKey
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import ROOT
+from schemas.ids import JobKey
+from tests.support.installation import ROOT, RunningInstallation, run_new_installation
 
 FLOW = ROOT / "docs" / "examples" / "ws_flow.py"
 
 pytestmark = pytest.mark.timeout(120)
 
 
-class Lines:
+class ProgramOutput:
     """What the example prints, line by line."""
 
     def __init__(self, process: Process) -> None:
@@ -50,21 +49,21 @@ def results(folder: Path) -> list[bytes]:
 
 
 @pytest.fixture
-async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
+async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
     """HeyGem's clients are served by echo."""
-    async with lighted(tmp_path, "process", None, LAMPLIGHTER_HEYGEM__ENDPOINT="echo") as lit:
+    async with run_new_installation(tmp_path, "process", None, LAMPLIGHTER_HEYGEM__ENDPOINT="echo") as lit:
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def test_hash_submit_offline_online_upload_progress_result_download(lit: Lit, tmp_path: Path):
+async def test_hash_submit_offline_online_upload_progress_result_download(lit: RunningInstallation, tmp_path: Path):
     film = tmp_path / "film.mp4"
     film.write_bytes(os.urandom(300_000))
     digest = hashlib.sha256(film.read_bytes()).hexdigest()
     key = lit.ann._http.headers["Authorization"].removeprefix("Bearer ")
     argv = [sys.executable, str(FLOW), lit.installation.url, key, "heygem_submit", "talk-1", f"file={film}"]
     async with await anyio.open_process(argv, cwd=tmp_path, stderr=sys.stderr) as example:
-        lines = Lines(example)
+        lines = ProgramOutput(example)
         assert (await lines.next()).startswith("offline: 任务已排队，请等待约2分钟")
         waiting = await lit.ann.job("talk-1")
         assert (waiting.status, waiting.missing) == ("scheduled", (f"sha256:{digest}",))
@@ -74,8 +73,8 @@ async def test_hash_submit_offline_online_upload_progress_result_download(lit: L
         await lines.until("result talk-1-")
         assert await example.wait() == 0
     assert results(tmp_path) == [film.read_bytes()]
-    history = await lit.bus.records.history(JobKey("ann", "talk-1"))
-    assert history[-1].recorded.job.status == "succeeded"
+    history = await lit.bus.job_store.history(JobKey("ann", "talk-1"))
+    assert history[-1].record.job.status == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ async def test_hash_submit_offline_online_upload_progress_result_download(lit: L
     ],
 )
 async def test_what_cannot_be_done_ends_it_with_words_and_no_traceback(
-    lit: Lit, tmp_path: Path, key: str, words: tuple[str, ...], said: str
+    lit: RunningInstallation, tmp_path: Path, key: str, words: tuple[str, ...], said: str
 ):
     film = tmp_path / "film.mp4"
     film.write_bytes(b"film")
@@ -101,7 +100,7 @@ async def test_what_cannot_be_done_ends_it_with_words_and_no_traceback(
     assert "Traceback" not in ended.stderr.decode()
 
 
-async def test_a_refused_handshake_is_no_error_in_the_log(lit: Lit):
+async def test_a_refused_handshake_is_no_error_in_the_log(lit: RunningInstallation):
     with pytest.raises(websockets.InvalidStatus):
         async with websockets.connect(lit.installation.url.replace("http", "ws", 1) + "/v1/events"):
             pass

@@ -12,20 +12,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bus.pins import WrongCertificate, fetch, fingerprint, trusting
-from bus.port import Unreachable
-from bus.users import Tls
-from edge.certificates import provide
+from bus.interface import BrokerUnreachable
+from bus.server.config import TlsFiles
+from bus.tls_pinning import CertificateMismatch, compute_fingerprint, create_pinned_ssl_context, fetch_certificate
+from edge.tls import load_or_create_certificate
 
 NAMES = ("gpu.example.com", "192.0.2.7", "2001:db8::7")
 
 
-def made(folder: Path) -> Tls:
-    return provide(folder, NAMES, datetime.now(UTC))
+def made(folder: Path) -> TlsFiles:
+    return load_or_create_certificate(folder, NAMES, datetime.now(UTC))
 
 
 @contextmanager
-def answering(tls: Tls | None, greeting: bytes = b"") -> Iterator[int]:
+def answering(tls: TlsFiles | None, greeting: bytes = b"") -> Iterator[int]:
     """A port that greets, speaks TLS under `tls` and hangs up, as often as it is asked."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if tls:
@@ -70,23 +70,23 @@ def test_it_is_made_once_for_its_names_and_its_key_is_its_owners(tmp_path: Path)
 @pytest.mark.parametrize(("scheme", "greeting"), [("https", b""), ("tls", b'INFO {"tls_required":true}\r\n')])
 def test_whoever_answers_must_have_the_certificate_that_was_named(tmp_path: Path, scheme: str, greeting: bytes):
     tls = made(tmp_path)
-    pin = fingerprint(tls.cert.read_text())
+    pin = compute_fingerprint(tls.cert.read_text())
     with answering(tls, greeting) as port:
-        assert fingerprint(fetch(f"{scheme}://127.0.0.1:{port}", pin)) == pin
-        with pytest.raises(WrongCertificate, match="the token names 0000000000000000"):
-            fetch(f"{scheme}://127.0.0.1:{port}", "0" * 64)
+        assert compute_fingerprint(fetch_certificate(f"{scheme}://127.0.0.1:{port}", pin)) == pin
+        with pytest.raises(CertificateMismatch, match="the token names 0000000000000000"):
+            fetch_certificate(f"{scheme}://127.0.0.1:{port}", "0" * 64)
 
 
 @pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 @pytest.mark.parametrize("scheme", ["https", "tls"])
 def test_who_does_not_speak_tls_is_not_reached(scheme: str, greeting: bytes):
-    with answering(None, greeting) as port, pytest.raises(Unreachable, match="does not answer with TLS"):
-        fetch(f"{scheme}://127.0.0.1:{port}", "0" * 64)
+    with answering(None, greeting) as port, pytest.raises(BrokerUnreachable, match="does not answer with TLS"):
+        fetch_certificate(f"{scheme}://127.0.0.1:{port}", "0" * 64)
 
 
 def test_a_pin_trusts_that_certificate_and_no_other(tmp_path: Path):
     ours, theirs = made(tmp_path / "ours"), made(tmp_path / "theirs")
-    context = trusting(ours.cert)
+    context = create_pinned_ssl_context(ours.cert)
     with (
         answering(ours) as port,
         create_connection(("127.0.0.1", port)) as plain,

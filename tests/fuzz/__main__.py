@@ -13,18 +13,18 @@ import time
 
 from hypothesis import Verbosity, given, seed
 
-from tests.fuzz.mutations import fuzzing, mutated
-from tests.fuzz.targets import BY_NAME, Target
+from tests.fuzz.mutations import fuzzing, mutate
+from tests.fuzz.targets import BY_NAME, FuzzTarget
 
 ROUND = 1000  # examples of one target before the next one has its turn
 
 
-def run_round(target: Target, number: int) -> None:
+def run_round(target: FuzzTarget, number: int) -> None:
     """Check ROUND inputs. Raises what the target raised for the smallest input that breaks it."""
 
     @seed(number)
     @fuzzing(ROUND, verbosity=Verbosity.normal)
-    @given(mutated(target.seeds, target.words))
+    @given(mutate(target.seeds, target.words))
     def over(data: bytes) -> None:
         target.check(data)
 

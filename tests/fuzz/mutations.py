@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-MOST_CHANGES = 6
-MOST_BYTES = 400
+CHANGES_LIMIT = 6
+SLICE_LIMIT_BYTES = 400
 
 # Bytes that parsers treat in a special way: separators, terminators, numbers at limits, broken UTF-8.
 SPECIAL = (
@@ -50,11 +50,11 @@ def fuzzing(examples: int, **more: Any) -> Callable[[Callable[..., None]], Calla
 
 
 @st.composite
-def mutated(draw: st.DrawFn, seeds: Sequence[bytes], words: Sequence[bytes]) -> bytes:
+def mutate(draw: st.DrawFn, seeds: Sequence[bytes], words: Sequence[bytes]) -> bytes:
     """Return a seed in which up to MOST_CHANGES slices are replaced, removed or repeated, or bytes of no seed."""
-    data = draw(st.sampled_from(seeds) | st.binary(max_size=MOST_BYTES))
+    data = draw(st.sampled_from(seeds) | st.binary(max_size=SLICE_LIMIT_BYTES))
     pieces = st.sampled_from((*SPECIAL, *words, *seeds)) | st.binary(max_size=8)
-    for _ in range(draw(st.integers(0, MOST_CHANGES))):
+    for _ in range(draw(st.integers(0, CHANGES_LIMIT))):
         start = draw(st.integers(0, len(data)))
         stop = draw(st.integers(start, min(len(data), start + 16)))
         piece = draw(pieces | st.just(data[start:stop] * 2))

@@ -16,17 +16,26 @@ import msgspec
 from litestar import Request
 from nats.aio.msg import Msg
 
-from bus import notes, records, subjects
-from bus.acks import handed
-from bus.jetstream import StreamInfo, accepted, moment_ns
-from bus.port import BusError
-from edge.routes.forms import read_form
-from edge.routes.tus import METADATA_BYTES, checksum, number, wanted
-from schemas import envelope
+from bus.interface import BusError
+from bus.nats import codec, subjects
+from bus.nats.jetstream import StreamInfo, parse_created_ns, parse_response
+from bus.nats.requests import parse_ack_subject
+from edge.http.request_body import open_form
+from edge.http.routes.tus import METADATA_LIMIT_BYTES, parse_byte_count, parse_checksum, parse_creation
+from schemas import gateway_protocol
 from schemas.asset import is_digest
-from schemas.container import MAX_LINE, MAX_MESSAGE, MAX_WORD, ErrorLine, LineParser, Message, Progress, Stream
-from schemas.endpoint import EndpointInvalid, parse
-from schemas.errors import Refused
+from schemas.container_protocol import (
+    ERROR_MESSAGE_LIMIT_CHARS,
+    LINE_LIMIT_BYTES,
+    WORD_LIMIT_CHARS,
+    ContainerLine,
+    ErrorLine,
+    LineParser,
+    OutputStream,
+    ProgressLine,
+)
+from schemas.endpoint import EndpointInvalid, parse_endpoint
+from schemas.problems import ProblemError
 
 ROOT = Path(__file__).parents[2]
 FORM_LIMIT = 10_000  # bytes of one file in a form
@@ -34,7 +43,7 @@ BOUNDARY = b"frontier"
 SPLITS = (1, 7, 65_536)  # sizes of the chunks in which a container's output is read
 
 
-class Target(NamedTuple):
+class FuzzTarget(NamedTuple):
     """`seeds` are valid inputs, `words` are bytes that the format gives a meaning."""
 
     name: str
@@ -47,27 +56,27 @@ def _envelope(data: bytes) -> None:
     """A frame is refused, or it is a message that is the same when it is sent again."""
     for frame in (data, data.decode(errors="replace")):
         try:
-            message = envelope.read(frame)
-        except envelope.Unreadable:
+            message = gateway_protocol.read_frame(frame)
+        except gateway_protocol.FrameUnreadable:
             pass
         else:
-            assert len(message.request_id) <= envelope.REQUEST_CHARACTERS
-            assert envelope.read(msgspec.json.encode(message)) == message
+            assert len(message.request_id) <= gateway_protocol.REQUEST_ID_LIMIT_CHARS
+            assert gateway_protocol.read_frame(msgspec.json.encode(message)) == message
 
 
 def _tus(data: bytes) -> None:
     """Headers are understood or refused; a name is never empty and a digest is always one."""
     text = data.decode("latin-1")
-    with contextlib.suppress(Refused):
-        made = wanted({"Upload-Length": "1", "upload-metadata": text})
+    with contextlib.suppress(ProblemError):
+        made = parse_creation({"Upload-Length": "1", "upload-metadata": text})
         assert made.name
-        assert len(made.metadata) <= METADATA_BYTES
+        assert len(made.metadata) <= METADATA_LIMIT_BYTES
         assert made.expected is None or is_digest(made.expected)
-    with contextlib.suppress(Refused):
-        sum_ = checksum({"upload-checksum": text})
+    with contextlib.suppress(ProblemError):
+        sum_ = parse_checksum({"upload-checksum": text})
         assert sum_ is not None
-    with contextlib.suppress(Refused):
-        count = number({"Upload-Length": text}, "Upload-Length")
+    with contextlib.suppress(ProblemError):
+        count = parse_byte_count({"Upload-Length": text}, "Upload-Length")
         assert count is not None
         assert 0 <= count < 10**18
 
@@ -75,7 +84,7 @@ def _tus(data: bytes) -> None:
 def _form(data: bytes) -> None:
     """A body is read into bounded fields or refused, in whatever pieces it arrives."""
     for size in (max(1, len(data)), 3):
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(ProblemError):
             anyio.run(_read_form, data, size)
 
 
@@ -88,7 +97,7 @@ async def _read_form(data: bytes, size: int) -> None:
 
     headers = [(b"content-type", b"multipart/form-data; boundary=" + BOUNDARY)]
     scope: Any = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b"", "state": {}}
-    async with read_form(Request(scope, receive=receive), FORM_LIMIT) as form:
+    async with open_form(Request(scope, receive=receive), FORM_LIMIT) as form:
         for _, value in form.multi_items():
             if not isinstance(value, str):
                 assert len(await value.read()) <= FORM_LIMIT
@@ -97,7 +106,7 @@ async def _read_form(data: bytes, size: int) -> None:
 def _endpoint(data: bytes) -> None:
     """A file is an endpoint that survives a round trip over the wire, or EndpointInvalid says why not."""
     with contextlib.suppress(EndpointInvalid):
-        read = parse(data.decode(errors="replace"))
+        read = parse_endpoint(data.decode(errors="replace"))
         assert msgspec.json.decode(msgspec.json.encode(read), type=type(read)) == read
 
 
@@ -107,15 +116,15 @@ def _lines(data: bytes) -> None:
         runs = [_parsed(stream, data, size) for size in SPLITS]
         assert runs[0] == runs[1] == runs[2]
         for message in runs[0]:
-            if isinstance(message, Progress):
+            if isinstance(message, ProgressLine):
                 assert 0.0 <= message.fraction <= 1.0
-                assert len(message.stage or "") <= MAX_WORD
+                assert len(message.stage or "") <= WORD_LIMIT_CHARS
             if isinstance(message, ErrorLine):
-                assert len(message.message) <= MAX_MESSAGE
-            assert len(msgspec.json.encode(message)) <= 8 * MAX_LINE
+                assert len(message.message) <= ERROR_MESSAGE_LIMIT_CHARS
+            assert len(msgspec.json.encode(message)) <= 8 * LINE_LIMIT_BYTES
 
 
-def _parsed(stream: Stream, data: bytes, size: int) -> list[Message]:
+def _parsed(stream: OutputStream, data: bytes, size: int) -> list[ContainerLine]:
     parser, ends, messages = LineParser(stream), [-1], []
     chunks = [parser.feed(data[at : at + size], at) for at in range(0, len(data), size)]
     for parsed in itertools.chain(*chunks, parser.close()):
@@ -128,15 +137,15 @@ def _parsed(stream: Stream, data: bytes, size: int) -> list[Message]:
 def _broker(data: bytes) -> None:
     """What a broker answers is understood, passed over, or an error of the bus; nothing else reaches a caller."""
     text = data.decode(errors="replace")
-    handed("$JS.ACK." + text)
-    handed(text)
-    records.readable(data)
-    notes.readable(data)
-    records.read_letter(text, data)
-    subjects.parse_pointer(text)
+    parse_ack_subject("$JS.ACK." + text)
+    parse_ack_subject(text)
+    codec.try_decode_record(data)
+    codec.try_decode_feed_message(data)
+    codec.try_decode_delivery(text, data)
+    subjects.parse_pointer_subject(text)
     with contextlib.suppress(BusError):
-        info = accepted("$JS.API.STREAM.INFO.STATE", Msg(None, "_INBOX.x", "", data), StreamInfo)  # type: ignore[arg-type] # no client is asked
-        moment_ns(info.created)
+        info = parse_response("$JS.API.STREAM.INFO.STATE", Msg(None, "_INBOX.x", "", data), StreamInfo)  # type: ignore[arg-type] # no client is asked
+        parse_created_ns(info.created)
 
 
 def _base64(text: str) -> bytes:
@@ -151,7 +160,7 @@ _FIELD = b'Content-Disposition: form-data; name="job"\r\n\r\n{"endpoint":"echo"}
 _FILE = b'Content-Disposition: form-data; name="video"; filename="a.mp4"\r\nContent-Type: video/mp4\r\n\r\nxyz'
 
 TARGETS = (
-    Target(
+    FuzzTarget(
         "envelope",
         (
             b'{"type":"ping","request_id":"r1","version":"1.0"}',
@@ -161,7 +170,7 @@ TARGETS = (
         (b'"type"', b'"payload"', b'"request_id":', b'"version":1.0', b"{}", b"[]"),
         _envelope,
     ),
-    Target(
+    FuzzTarget(
         "tus",
         (
             b"filename " + _base64("face.mp4") + b",filetype " + _base64("video/mp4"),
@@ -172,7 +181,7 @@ TARGETS = (
         (b",", b" ", b"filename", b"sha256 ", b"type ", b"=", _base64("../../etc/passwd"), _base64("a\r\nb")),
         _tus,
     ),
-    Target(
+    FuzzTarget(
         "multipart",
         (_multipart(_FIELD, _FILE), _multipart(_FIELD), _multipart(_FILE, _FILE)),
         (
@@ -186,7 +195,7 @@ TARGETS = (
         ),
         _form,
     ),
-    Target(
+    FuzzTarget(
         "endpoint",
         tuple((ROOT / "images" / name / "endpoint.toml").read_bytes() for name in ("echo", "preview", "heygem")),
         (
@@ -201,7 +210,7 @@ TARGETS = (
         ),
         _endpoint,
     ),
-    Target(
+    FuzzTarget(
         "lines",
         (
             b'{"type":"progress","fraction":0.5,"stage":"render","done":1,"total":2}\n',
@@ -209,10 +218,10 @@ TARGETS = (
             b'{"type":"metric","name":"fps","value":24.5,"unit":"1/s"}\n{"type":"ready"}\n',
             b"plain text\r\nmore\n\n",
         ),
-        (b'"type":', b'"progress"', b'"fraction":', b"1e400", b'"total":0', b"x" * (MAX_LINE + 1)),
+        (b'"type":', b'"progress"', b'"fraction":', b"1e400", b'"total":0', b"x" * (LINE_LIMIT_BYTES + 1)),
         _lines,
     ),
-    Target(
+    FuzzTarget(
         "broker",
         (
             b"$JS.ACK.JOBS.echo-high.1.42.7.1795982400000000000.3",

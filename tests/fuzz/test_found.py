@@ -2,31 +2,31 @@
 
 import pytest
 
-from bus.acks import handed
-from bus.jetstream import moment_ns
-from bus.port import BusError
-from edge.routes.tus import checksum, wanted
-from schemas.endpoint import EndpointInvalid, parse
-from schemas.errors import Refused
+from bus.interface import BusError
+from bus.nats.jetstream import parse_created_ns
+from bus.nats.requests import parse_ack_subject
+from edge.http.routes.tus import parse_checksum, parse_creation
+from schemas.endpoint import EndpointInvalid, parse_endpoint
+from schemas.problems import ProblemError
 
 
 def test_a_header_that_is_not_ascii_is_refused():
-    with pytest.raises(Refused, match="Upload-Metadata is not base64"):
-        wanted({"Upload-Length": "1", "upload-metadata": "filename \x80ZmFjZQ=="})
-    with pytest.raises(Refused, match="Upload-Checksum"):
-        checksum({"upload-checksum": "sha1 \x80"})
+    with pytest.raises(ProblemError, match="Upload-Metadata is not base64"):
+        parse_creation({"Upload-Length": "1", "upload-metadata": "filename \x80ZmFjZQ=="})
+    with pytest.raises(ProblemError, match="Upload-Checksum"):
+        parse_checksum({"upload-checksum": "sha1 \x80"})
 
 
 @pytest.mark.parametrize(
     "reply", ["$JS.ACK.JOBS.c.1.x.y.z.0", "$JS.ACK.JOBS.c.1.-1.7.1.0", "$JS.ACK.JOBS.c.1.²." + "9" * 5000]
 )
 def test_a_reply_subject_without_numbers_belongs_to_no_consumer(reply: str):
-    assert handed(reply) is None
+    assert parse_ack_subject(reply) is None
 
 
 def test_a_creation_time_that_is_not_one_is_an_error_of_the_bus():
     with pytest.raises(BusError, match="not a time"):
-        moment_ns("")
+        parse_created_ns("")
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_a_creation_time_that_is_not_one_is_an_error_of_the_bus():
 def test_a_value_that_json_does_not_have_is_named(value: str, says: str):
     text = f"name = 'x'\nimage = 'y'\n[input.properties.a]\ndefault = {value}\n"
     with pytest.raises(EndpointInvalid, match=says):
-        parse(text)
+        parse_endpoint(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.container import JobFile, JobTimeouts, LineParser, Message
+from schemas.container_protocol import ContainerLine, JobFile, JobTimeouts, LineParser
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 
@@ -30,7 +30,7 @@ def make_job(folder: Path, given: dict[str, Any], **files: bytes) -> Path:
 
 
 @contextmanager
-def started(program: Path, folder: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
+def run_program(program: Path, folder: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The program, running; killed at the end."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(IMAGES / "jobkit"), "LAMPLIGHTER_JOB": str(folder)}
     process = subprocess.Popen(
@@ -43,13 +43,13 @@ def started(program: Path, folder: Path, **env: str) -> Iterator["subprocess.Pop
             process.kill()
 
 
-def messages(stdout: bytes) -> list[Message]:
+def parse_messages(stdout: bytes) -> list[ContainerLine]:
     """What a finished program said on stdout."""
     parser = LineParser("stdout")
     return [found.message for found in [*parser.feed(stdout, 0), *parser.close()]]
 
 
-def output_data(folder: Path) -> dict[str, Any]:
+def read_output_data(folder: Path) -> dict[str, Any]:
     """The job's result."""
     data: dict[str, Any] = json.loads((folder / "out" / "output.json").read_text())
     return data

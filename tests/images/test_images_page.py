@@ -6,22 +6,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from runner.engines.docker_container_config import CACHE_ENV
 from runner.engines.port import JOB_ENV, WARM_ENV
-from runner.engines.sandbox import CACHE_ENV
-from schemas.container import (
+from schemas.container_protocol import (
     EXIT_FAILURES,
-    MAX_LINE,
+    LINE_LIMIT_BYTES,
     OUTPUT_FILE,
-    PART_PREFIX,
+    PARTIAL_FILE_PREFIX,
     START_SOCKET,
+    ContainerLine,
     ExitCode,
     JobFile,
-    Log,
-    Message,
+    LogLine,
     read_line,
 )
-from schemas.endpoint import Endpoint, ProcessCommand, Resources, RetryPolicy, Timeouts
-from schemas.failures import FAILURES, Retry
+from schemas.endpoint import Endpoint, EndpointRetry, ProcessCommand, Resources, Timeouts
+from schemas.retry_policy import FAILURES, RetryRule
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "images.md").read_text()
@@ -55,7 +55,7 @@ def test_its_job_is_one() -> None:
 
 def test_its_lines_are_every_kind_of_message() -> None:
     said = [read_line("stdout", line.encode()) for line in block("jsonl")]
-    assert {type(message) for message in said} == {*Message.__args__} - {Log}
+    assert {type(message) for message in said} == {*ContainerLine.__args__} - {LogLine}
 
 
 def test_its_exit_codes_are_all_there_are_and_retried_as_it_says() -> None:
@@ -63,19 +63,26 @@ def test_its_exit_codes_are_all_there_are_and_retried_as_it_says() -> None:
     again = {ExitCode.BAD_JOB: "no", ExitCode.BAD_INPUT: "no", ExitCode.GPU_UNUSABLE: "free"}
     for code, word in again.items():
         retry = FAILURES[EXIT_FAILURES[code] or ""].retry
-        assert retry is {"no": Retry.NEVER, "free": Retry.FREE}[word]
+        assert retry is {"no": RetryRule.NEVER, "free": RetryRule.FREE}[word]
         assert re.search(rf"^\| {code.value} \|.*{word} \|$", PAGE, re.MULTILINE)
 
 
 def test_its_fields_are_all_of_endpoint_toml() -> None:
     table = PAGE[PAGE.index("| field |") :].split("\n\n")[0]
     named = set(re.findall(r"`\[?([a-z_]+)\]?`", table))
-    structs = (Endpoint, Resources, Timeouts, RetryPolicy, ProcessCommand)
+    structs = (Endpoint, Resources, Timeouts, EndpointRetry, ProcessCommand)
     assert named == {field for struct in structs for field in struct.__struct_fields__}
 
 
 def test_it_names_what_the_runner_sets_and_reads() -> None:
-    for word in (JOB_ENV, f"{WARM_ENV}=1", OUTPUT_FILE, PART_PREFIX, f"/job/{START_SOCKET}", f"{MAX_LINE >> 10} KiB"):
+    for word in (
+        JOB_ENV,
+        f"{WARM_ENV}=1",
+        OUTPUT_FILE,
+        PARTIAL_FILE_PREFIX,
+        f"/job/{START_SOCKET}",
+        f"{LINE_LIMIT_BYTES >> 10} KiB",
+    ):
         assert word in PAGE
     assert "XDG_CACHE_HOME" in CACHE_ENV
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lamplighter.cli.checks import Finding, Patient, Verdict, edge_takes_work
-from lamplighter.cli.session import Address
+from lamplighter.cli.context import EdgeAddress
+from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_readiness
 
-WELL = Finding("broker", Verdict.OK, "reachable, synced, and its store has room")
+WELL = Finding("broker", CheckStatus.OK, "reachable, synced, and its store has room")
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,9 @@ WELL = Finding("broker", Verdict.OK, "reachable, synced, and its store has room"
         (
             200,
             {"ailing": ["n1 is full: make room"]},
-            [WELL, Finding("broker", Verdict.WARN, "n1 is full", "make room")],
+            [WELL, Finding("broker", CheckStatus.WARN, "n1 is full", "make room")],
         ),
-        (503, {"why": ["it is full: make room"]}, [Finding("broker", Verdict.FAIL, "it is full", "make room")]),
+        (503, {"why": ["it is full: make room"]}, [Finding("broker", CheckStatus.FAIL, "it is full", "make room")]),
     ],
 )
 def test_what_is_broken_fails_and_what_is_ill_warns(status: int, said: dict, found: list[Finding]):
@@ -28,4 +28,4 @@ def test_what_is_broken_fails_and_what_is_ill_warns(status: int, said: dict, fou
         return httpx.Response(status, json=said)
 
     with httpx.Client(base_url="http://edge", transport=httpx.MockTransport(answer)) as client:
-        assert list(edge_takes_work(Patient(Address("http://edge", None), Path(), client))) == found
+        assert list(check_readiness(DoctorTarget(EdgeAddress("http://edge", None), Path(), client))) == found

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lamplighter.cli.owners import WORDS
-from lamplighter.cli.show import counted
+from lamplighter.cli.display import format_count
+from lamplighter.cli.owners import COUNT_LABELS
 
 
 @pytest.mark.parametrize(
@@ -12,10 +12,10 @@ from lamplighter.cli.show import counted
         (0, ("job",), "0 jobs"),
         (1, ("job",), "1 job"),
         (2, ("job",), "2 jobs"),
-        (1, WORDS["deliveries"], "1 webhook delivery"),
-        (3, WORDS["deliveries"], "3 webhook deliveries"),
-        (1, WORDS["usage_rows"], "1 row of usage"),
+        (1, COUNT_LABELS["deliveries"], "1 webhook delivery"),
+        (3, COUNT_LABELS["deliveries"], "3 webhook deliveries"),
+        (1, COUNT_LABELS["usage_rows"], "1 row of usage"),
     ],
 )
 def test_one_is_not_many(count: int, words: tuple[str, ...], said: str) -> None:
-    assert counted(count, *words) == said
+    assert format_count(count, *words) == said

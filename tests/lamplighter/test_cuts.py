@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from lamplighter import AsyncClient, Client, Unreachable
-from tests.edge.routes.conftest import Face
+from tests.support.served_edge import ServedEdge
 
 
 class Half(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -23,7 +23,7 @@ class Half(httpx.SyncByteStream, httpx.AsyncByteStream):
         raise httpx.ReadError("cut")
 
 
-async def test_half_a_download_leaves_nothing(face: Face, tmp_path: Path):
+async def test_half_a_download_leaves_nothing(face: ServedEdge, tmp_path: Path):
     async with AsyncClient(face.url, face.texts["ann"], cache=tmp_path / "cache" / "d.json") as client:
         job = await client.submit("echo", text="hello")
     broken, folder = httpx.MockTransport(lambda _: httpx.Response(200, stream=Half())), tmp_path / "saved"

@@ -9,24 +9,24 @@ from subprocess import CompletedProcess
 import anyio
 import pytest
 
-from schemas.words import Status
-from tests.broker import until
-from tests.edge.routes.conftest import Face, face_at
+from schemas.status import Status
+from tests.support.served_edge import ServedEdge, serve_edge
+from tests.support.wait import wait_until
 
 
 @pytest.fixture
-async def face(tmp_path: Path) -> AsyncIterator[Face]:
-    async with face_at(tmp_path) as made:
+async def face(tmp_path: Path) -> AsyncIterator[ServedEdge]:
+    async with serve_edge(tmp_path) as made:
         yield made
 
 
-async def lamplighter(face: Face, who: str, *words: str) -> CompletedProcess[bytes]:
+async def lamplighter(face: ServedEdge, who: str, *words: str) -> CompletedProcess[bytes]:
     argv = [sys.executable, "-m", "lamplighter", *words, "--url", face.url, "--key", face.texts[who]]
     return await anyio.run_process(argv, check=False, input=b"")
 
 
-async def test_files_are_listed_and_deleted(face: Face):
-    await face.world.offer()
+async def test_files_are_listed_and_deleted(face: ServedEdge):
+    await face.world.announce_capabilities()
     free, held = await face.world.put("ann", b"free", "free.mp4"), await face.world.put("ann", b"held")
     await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"file": f"sha256:{held}"}})
     listed = await lamplighter(face, "ann", "assets")
@@ -41,7 +41,7 @@ async def test_files_are_listed_and_deleted(face: Face):
     assert json.loads((await lamplighter(face, "ann", "assets", "--json")).stdout)["assets"][0]["sha256"] == held
 
 
-async def test_an_owner_is_deleted_with_a_report(face: Face):
+async def test_an_owner_is_deleted_with_a_report(face: ServedEdge):
     await face.world.put("bob", b"film")
     await face.bob.put("/v1/jobs/one", json={"endpoint": "echo", "input": {"text": "hello"}})
     asked = await lamplighter(face, "admin", "owners", "delete", "bob")
@@ -58,13 +58,13 @@ async def test_an_owner_is_deleted_with_a_report(face: Face):
         done.append(await lamplighter(face, "admin", "owners", "delete", "bob", "--yes"))
 
     async def swept() -> bool:
-        face.world.time.pass_by(seconds=30)
+        face.world.time.advance(seconds=30)
         await erasures.sweep()
         return bool(done)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until(swept, within_s=60)
+        await wait_until(swept, within_s=60)
     lines = [line.split() for line in done[0].stdout.decode().splitlines()]
     assert done[0].returncode == 0
     assert lines[0] == ["bob:", "done"]
@@ -74,7 +74,7 @@ async def test_an_owner_is_deleted_with_a_report(face: Face):
     assert (shown["state"], shown["erased"]["keys"], shown["erased"]["cancelled"]) == ("done", 1, 1)
 
 
-async def test_keys_are_made_rotated_and_revoked(face: Face):
+async def test_keys_are_made_rotated_and_revoked(face: ServedEdge):
     words = ("keys", "create", "carl", "--name", "phone", "--language", "zh", "--days", "2")
     text = (await lamplighter(face, "admin", *words)).stdout.decode().strip()
     key_id = text.split("_")[1]
@@ -97,7 +97,7 @@ async def test_keys_are_made_rotated_and_revoked(face: Face):
     assert key_id not in listed
 
 
-async def test_the_deletion_of_an_owner_over_http(face: Face):
+async def test_the_deletion_of_an_owner_over_http(face: ServedEdge):
     assert (await face.ann.delete("/v1/owners/bob")).json()["code"] == "forbidden"
     assert (await face.admin.delete("/v1/owners/a.b")).json()["code"] == "input_invalid"
     assert (await face.admin.delete("/v1/owners/admin")).json()["code"] == "conflict"

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
-from lamplighter.cli import fields
-from lamplighter.digests import DigestCache
-from lamplighter.shared import local_files
+from lamplighter.cli import input_args
+from lamplighter.digest_cache import DigestCache
+from lamplighter.files import find_local_files
 
 SCHEMA = {
     "type": "object",
@@ -29,7 +29,7 @@ def test_values_are_read_by_their_type(tmp_path):
     file = tmp_path / "a.wav"
     file.write_bytes(b"x")
     words = ["--text", "hi", "--steps=3", "--seconds", "0.5", "--loud", "yes", "--box", "[1,2]", "--in-file", str(file)]
-    assert fields.read_all("echo", words, SCHEMA) == {
+    assert input_args.parse_inputs("echo", words, SCHEMA) == {
         "text": "hi",
         "steps": 3,
         "seconds": 0.5,
@@ -55,12 +55,12 @@ def test_values_are_read_by_their_type(tmp_path):
 )
 def test_mistakes_are_named(words, said):
     with pytest.raises(click.UsageError, match=said):
-        fields.read_all("echo", words, SCHEMA)
+        input_args.parse_inputs("echo", words, SCHEMA)
 
 
 def test_a_body_is_an_object():
     with pytest.raises(click.UsageError, match="no object"):
-        fields.read("body", "[1]", {"type": "object"})
+        input_args.parse_value("body", "[1]", {"type": "object"})
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path):
@@ -85,4 +85,4 @@ def test_only_texts_that_name_a_file_are_files(tmp_path):
     file = tmp_path / "a.mp4"
     file.write_bytes(b"")
     given = {"a": str(file), "b": "no file", "c": 5, "d": file, "e": "nul\0", "f": "x" * 5000, "g": Path("gone.mp4")}
-    assert local_files(given) == {"a": file, "d": file, "g": Path("gone.mp4")}
+    assert find_local_files(given) == {"a": file, "d": file, "g": Path("gone.mp4")}

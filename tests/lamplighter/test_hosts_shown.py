@@ -7,26 +7,26 @@ import httpx
 import msgspec
 import pytest
 
-from lamplighter.cli import show
-from lamplighter.cli.checks import Finding, Patient, Verdict, hosts_are_there
-from lamplighter.cli.session import Address
-from schemas.host import HostView, Presence, Warm
+from lamplighter.cli import display
+from lamplighter.cli.context import EdgeAddress
+from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_hosts
+from schemas.host import HostHeartbeat, HostView, WarmPoolStatus
 
-DIED = Warm("heygem", 0, 1, "the container died while it waited: no weights", 8.0)
+DIED = WarmPoolStatus("heygem", 0, 1, "the container died while it waited: no weights", 8.0)
 
 
 @pytest.mark.parametrize(
     ("slots", "told"),
     [
-        (Warm("echo", 2, 0), "echo: 2 waiting"),
-        (Warm("echo", 1, 1), "echo: 1 waiting, 1 warming"),
-        (Warm("echo", 0, 0), "echo: none"),
-        (Warm("echo", 0, 0, "exit 1", 7.6), "echo: none, next try in 8 s (exit 1)"),
-        (Warm("echo", 0, 1, "exit 1"), "echo: 1 warming, trying again (exit 1)"),
+        (WarmPoolStatus("echo", 2, 0), "echo: 2 waiting"),
+        (WarmPoolStatus("echo", 1, 1), "echo: 1 waiting, 1 warming"),
+        (WarmPoolStatus("echo", 0, 0), "echo: none"),
+        (WarmPoolStatus("echo", 0, 0, "exit 1", 7.6), "echo: none, next try in 8 s (exit 1)"),
+        (WarmPoolStatus("echo", 0, 1, "exit 1"), "echo: 1 warming, trying again (exit 1)"),
     ],
 )
-def test_warm_slots_in_words(slots: Warm, told: str):
-    assert show.warm(msgspec.to_builtins(slots)) == told
+def test_warm_slots_in_words(slots: WarmPoolStatus, told: str):
+    assert display.format_warm_slots(msgspec.to_builtins(slots)) == told
 
 
 def found(**host: Any) -> dict[str, Finding]:
@@ -35,19 +35,19 @@ def found(**host: Any) -> dict[str, Finding]:
     answer = msgspec.json.encode({"hosts": [view]})
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
     with httpx.Client(base_url="http://edge", transport=transport) as http:
-        patient = Patient(Address("http://edge", "key"), Path(), http)
-        return {finding.name: finding for finding in hosts_are_there(patient)}
+        patient = DoctorTarget(EdgeAddress("http://edge", "key"), Path(), http)
+        return {finding.name: finding for finding in check_hosts(patient)}
 
 
 def test_doctor_tells_the_way_of_injection_and_what_does_not_warm():
-    findings = found(injection="cdi", warm=(DIED, Warm("echo", 1, 0)))
+    findings = found(injection="cdi", warm=(DIED, WarmPoolStatus("echo", 1, 0)))
     assert findings["cards of gpu-1"].what == "given to containers by cdi"
     slots = [finding for finding in found(warm=(DIED,)).values() if finding.name == "warm slots of gpu-1"]
-    assert [(one.verdict, "no weights" in one.what) for one in slots] == [(Verdict.WARN, True)]
+    assert [(one.verdict, "no weights" in one.what) for one in slots] == [(CheckStatus.WARN, True)]
 
 
 def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
-    assert found(injection="none")["cards of gpu-1"].verdict is Verdict.FAIL
+    assert found(injection="none")["cards of gpu-1"].verdict is CheckStatus.FAIL
     assert "cards of gpu-1" not in found()
 
 
@@ -55,30 +55,42 @@ def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
     ("host", "shown", "words", "verdict", "found_as"),
     [
         ({}, "-", None, None, None),
-        ({"engine": "docker"}, "docker", "gpu-1 runs jobs in containers, by docker", Verdict.OK, "jobs run by docker"),
+        (
+            {"engine": "docker"},
+            "docker",
+            "gpu-1 runs jobs in containers, by docker",
+            CheckStatus.OK,
+            "jobs run by docker",
+        ),
         (
             {"engine": "docker", "engine_away": "no socket"},
             "docker, away",
             "gpu-1 starts no jobs until docker answers there (no socket): start it",
-            Verdict.FAIL,
+            CheckStatus.FAIL,
             "docker does not answer, its jobs wait: no socket",
         ),
         (
             {"engine": "process", "run_as": "nobody"},
             "process as nobody",
             "gpu-1 runs jobs as plain processes of the user nobody, not in containers",
-            Verdict.WARN,
+            CheckStatus.WARN,
             "jobs run as plain processes of nobody, not in containers",
         ),
-        ({"engine": "process"}, "process", "plain processes of the runner's user", Verdict.WARN, "the runner's user"),
+        (
+            {"engine": "process"},
+            "process",
+            "plain processes of the runner's user",
+            CheckStatus.WARN,
+            "the runner's user",
+        ),
     ],
 )
 def test_what_runs_jobs_is_told_by_hosts_up_and_doctor(
-    host: dict[str, str], shown: str, words: str | None, verdict: Verdict | None, found_as: str | None
+    host: dict[str, str], shown: str, words: str | None, verdict: CheckStatus | None, found_as: str | None
 ):
     view = msgspec.to_builtins(HostView(id="gpu-1", state="online", **host))
-    assert show.engine(view) == shown
-    assert words is None or words in show.engine_in_words(view)
+    assert display.format_engine(view) == shown
+    assert words is None or words in display.describe_engine(view)
     finding = found(**host).get("engine of gpu-1")
     assert (finding and finding.verdict) == verdict
     assert finding is None or found_as in finding.what
@@ -86,7 +98,7 @@ def test_what_runs_jobs_is_told_by_hosts_up_and_doctor(
 
 def test_doctor_tells_of_an_engine_that_is_away_once():
     rows = found(engine="docker", engine_away="no socket", cannot={"echo": "engine_away", "heygem": "engine_away"})
-    assert [name for name, row in rows.items() if row.verdict is not Verdict.OK] == ["engine of gpu-1"]
+    assert [name for name, row in rows.items() if row.verdict is not CheckStatus.OK] == ["engine of gpu-1"]
 
 
 def test_doctor_tells_what_a_runner_waits_for():
@@ -97,27 +109,29 @@ def test_doctor_tells_what_a_runner_waits_for():
         base_url="http://edge", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
     ) as http:
         rows = [
-            row for row in hosts_are_there(Patient(Address("http://edge", "k"), Path(), http)) if "runner" in row.name
+            row
+            for row in check_hosts(DoctorTarget(EdgeAddress("http://edge", "k"), Path(), http))
+            if "runner" in row.name
         ]
-    assert [(row.verdict, row.what, row.mend) for row in rows if row.name == "runner of gpu-1"] == [
+    assert [(row.verdict, row.what, row.fix) for row in rows if row.name == "runner of gpu-1"] == [
         (
-            Verdict.WARN,
+            CheckStatus.WARN,
             "cannot fetch input: the edge is not reachable (ConnectError)",
             "check its address and the network",
         ),
-        (Verdict.WARN, "cannot remove: busy", "see that runner's log"),
+        (CheckStatus.WARN, "cannot remove: busy", "see that runner's log"),
     ]
 
 
 def test_doctor_tells_which_endpoint_cannot_start_and_how_to_mend_it():
     seen = found(cannot={"echo": "image_missing"})["echo on gpu-1"]
-    assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.mend) == (Verdict.WARN, True, True)
+    assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.fix) == (CheckStatus.WARN, True, True)
 
 
 def test_the_word_of_an_older_runner_is_still_understood():
     """It knows nothing of `injection`, nor of when a slot is tried again."""
     said = b'{"host":"gpu-1","incarnation":"a","at":"2026-11-21T00:00:00Z","since":"2026-11-21T00:00:00Z"'
     said += b',"warm":[{"endpoint":"echo","ready":1,"loading":0}]}'
-    older = msgspec.json.decode(said, type=Presence)
-    assert (older.injection, older.warm) == (None, (Warm("echo", 1, 0),))
+    older = msgspec.json.decode(said, type=HostHeartbeat)
+    assert (older.injection, older.warm) == (None, (WarmPoolStatus("echo", 1, 0),))
     assert (older.engine_away, older.run_as) == (None, None)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from lamplighter.cli.processes import KINDS
-from schemas.settings import unknown
+from lamplighter.cli.process_setup import SETTINGS_TYPES
+from schemas.settings_loader import unknown_names
 from tests.lamplighter.test_starting import start
-from tests.test_docs import blocks
+from tests.test_docs import read_blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
 ENDPOINTS = "images.md"  # its blocks are of endpoint.toml
-PAGES = sorted(page for page in DOCS.glob("*.md") if page.name != ENDPOINTS and blocks(page, "toml"))
+PAGES = sorted(page for page in DOCS.glob("*.md") if page.name != ENDPOINTS and read_blocks(page, "toml"))
 
 
 def test_a_misspelt_setting_is_told_at_the_start(tmp_path: Path) -> None:
@@ -25,5 +25,5 @@ def test_a_misspelt_setting_is_told_at_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_every_setting_that_a_page_shows_is_read(page: Path) -> None:
-    for text in blocks(page, "toml"):
-        assert unknown(KINDS, text) == []
+    for text in read_blocks(page, "toml"):
+        assert unknown_names(SETTINGS_TYPES, text) == []

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from lamplighter.cli import main, session
-from lamplighter.cli.checks import Patient, edge_answers
-from lamplighter.cli.session import Address
+from lamplighter.cli import context, main
+from lamplighter.cli.context import EdgeAddress
+from lamplighter.cli.doctor import DoctorTarget, check_edge
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -71,7 +71,7 @@ def test_a_web_server_that_is_no_edge_is_told_from_one(stranger, tmp_path):
 def test_doctor_takes_no_page_for_an_edge(headers):
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=b"ok", headers=headers))
     with httpx.Client(base_url="http://edge", transport=transport) as client:
-        findings = list(edge_answers(Patient(Address("http://edge"), Path(), client)))
+        findings = list(check_edge(DoctorTarget(EdgeAddress("http://edge"), Path(), client)))
     assert [(one.name, one.verdict) for one in findings] == [("edge", "fail")]
 
 
@@ -85,7 +85,7 @@ def test_ctrl_c_is_no_failed_job(monkeypatch):
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.Client, "call", stopped)
+    monkeypatch.setattr(context.Client, "call", stopped)
     done = lamplighter("jobs")
     assert (done.exit_code, one_line(done)) == (130, "lamplighter: stopped by Ctrl-C")
 
@@ -100,7 +100,7 @@ def test_a_command_is_told_as_it_can_be_typed(monkeypatch, tmp_path):
     called = str(tmp_path / ".venv" / "bin" / "lamplighter")
     monkeypatch.setattr("sys.argv", [called, "up"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    there = session.Session(Address("http://edge"), tmp_path, as_json=False, place=("--data", "a folder"))
-    assert there.again("watch", "one") == f"{called} watch one --data 'a folder'"
+    there = context.CliContext(EdgeAddress("http://edge"), tmp_path, as_json=False, place=("--data", "a folder"))
+    assert there.format_next_command("watch", "one") == f"{called} watch one --data 'a folder'"
     monkeypatch.setattr("sys.argv", ["/somewhere/lamplighter/__main__.py", "up"])
-    assert there.again("watch", "one") == "lamplighter watch one --data 'a folder'"
+    assert there.format_next_command("watch", "one") == "lamplighter watch one --data 'a folder'"

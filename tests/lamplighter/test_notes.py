@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lamplighter.notes import Notes
+from lamplighter.digest_cache import JsonCache
 
 
 def test_threads_that_note_at_once_do_not_meet(tmp_path: Path):
-    notes = Notes(tmp_path / "notes.json")
+    notes = JsonCache(tmp_path / "notes.json")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: notes.put(f"n{number}", "x" * 1000), range(200)))
     assert sum(notes.get(f"n{number}") is not None for number in range(200)) > 0
@@ -15,7 +15,7 @@ def test_threads_that_note_at_once_do_not_meet(tmp_path: Path):
 
 
 def test_the_oldest_go_first(tmp_path: Path):
-    notes = Notes(tmp_path / "notes.json", kept=3)
+    notes = JsonCache(tmp_path / "notes.json", kept=3)
     for name in "abcde":
         notes.put(name, name.upper())
     assert [notes.get(name) for name in "abcde"] == [None, None, "C", "D", "E"]

@@ -8,34 +8,37 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from lamplighter import AsyncClient, Client, JobFailed, NotFound, Rejected, Unreachable, wire
+from lamplighter import AsyncClient, Client, JobFailed, NotFound, Rejected, Unreachable, api
 from schemas import events as e
-from schemas.feed import LogEnd, LogNote, Place
-from schemas.job import Failure, File, JobKey, Output
-from tests.edge.routes.conftest import Face
+from schemas.feed import FeedPosition, LogEndMessage, LogMessage
+from schemas.ids import JobKey
+from schemas.job import JobFailure, Output, OutputFile
+from tests.support.served_edge import ServedEdge
 
 
 @pytest.fixture
-async def client(face: Face, tmp_path: Path) -> AsyncIterator[AsyncClient]:
+async def client(face: ServedEdge, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(face.url, face.texts["ann"], cache=tmp_path / "digests.json") as made:
         yield made
 
 
-async def finish(face: Face, job_id: str, *, fail: bool = False) -> None:
+async def finish(face: ServedEdge, job_id: str, *, fail: bool = False) -> None:
     """Play the runner to the job's end."""
     key = JobKey("ann", job_id)
-    await face.world.start((await face.world.intake.read(key)).recorded.job)
+    await face.world.start((await face.world.intake.read(key)).record.job)
     at = face.world.time()
     for number in range(1, 4):
-        await face.world.runner_bus.feed.publish(key, LogNote(Place(1, 1, number), at, "stdout", f"{number}\n"))
-    await face.world.runner_bus.feed.publish(key, LogEnd(Place(1, 1, 3), at))
+        await face.world.runner_bus.feed.publish(
+            key, LogMessage(FeedPosition(1, 1, number), at, "stdout", f"{number}\n")
+        )
+    await face.world.runner_bus.feed.publish(key, LogEndMessage(FeedPosition(1, 1, 3), at))
     digest = await face.world.put("ann", b"the result", "out.txt")
-    good = e.Succeeded(Output((File("out.txt", digest, 10, "text/plain"),), {"text": "hi"}), log=digest)
-    bad = e.Failed(Failure("no_face", "no face in it", "client", retryable=False))
-    await face.world.apply(key, bad if fail else good)
+    good = e.Succeeded(Output((OutputFile("out.txt", digest, 10, "text/plain"),), {"text": "hi"}), log=digest)
+    bad = e.Failed(JobFailure("no_face", "no face in it", "client", retryable=False))
+    await face.world.write_event(key, bad if fail else good)
 
 
-async def test_a_file_is_uploaded_once_and_named_by_its_digest(face: Face, client: AsyncClient, tmp_path: Path):
+async def test_a_file_is_uploaded_once_and_named_by_its_digest(face: ServedEdge, client: AsyncClient, tmp_path: Path):
     file = tmp_path / "föhn.txt"
     file.write_bytes(b"content")
     job = await client.submit("echo", text="hello", file=file)
@@ -43,11 +46,11 @@ async def test_a_file_is_uploaded_once_and_named_by_its_digest(face: Face, clien
     again = await client.upload(file, sent.append)
     assert job.input["file"] == again.digest
     assert sent == [7]
-    listed = await client.call(wire.assets(10, None))
+    listed = await client.call(api.list_assets(10, None))
     assert [(asset.name, asset.bytes) for asset in listed.assets] == [("föhn.txt", 7)]
 
 
-async def test_wait_gives_the_job_or_raises_what_became_of_it(face: Face, client: AsyncClient, tmp_path: Path):
+async def test_wait_gives_the_job_or_raises_what_became_of_it(face: ServedEdge, client: AsyncClient, tmp_path: Path):
     good, bad = [await client.submit("echo", text=text) for text in ("good", "bad")]
     await finish(face, good.id)
     await finish(face, bad.id, fail=True)
@@ -60,7 +63,7 @@ async def test_wait_gives_the_job_or_raises_what_became_of_it(face: Face, client
     assert failed.value.job.error.blame == "client"
 
 
-class Cutting(httpx.AsyncHTTPTransport):
+class CuttingTransport(httpx.AsyncHTTPTransport):
     """Cuts every event stream behind its second event."""
 
     cuts = 0
@@ -73,7 +76,7 @@ class Cutting(httpx.AsyncHTTPTransport):
 
 
 class _Cut(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream, owner: Cutting) -> None:
+    def __init__(self, inner: httpx.AsyncByteStream, owner: CuttingTransport) -> None:
         self._inner, self._owner = inner, owner
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -89,9 +92,9 @@ class _Cut(httpx.AsyncByteStream):
         await self._inner.aclose()
 
 
-async def test_following_goes_on_over_cuts_without_a_gap_or_a_double(face: Face, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("lamplighter.aio.RECONNECT_AFTER_S", 0)
-    transport = Cutting()
+async def test_following_goes_on_over_cuts_without_a_gap_or_a_double(face: ServedEdge, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("lamplighter.follow.RECONNECT_DELAY_S", 0)
+    transport = CuttingTransport()
     async with AsyncClient(face.url, face.texts["ann"], cache=tmp_path / "d.json", transport=transport) as client:
         job = await client.submit("echo", text="hello")
         await finish(face, job.id)
@@ -101,7 +104,7 @@ async def test_following_goes_on_over_cuts_without_a_gap_or_a_double(face: Face,
     assert [event.job.status for event in events if event.kind == "state"] == ["queued", "running", "succeeded"]
 
 
-async def test_following_from_the_end_ends(face: Face, client: AsyncClient):
+async def test_following_from_the_end_ends(face: ServedEdge, client: AsyncClient):
     job = await client.submit("echo", text="hello")
     await finish(face, job.id)
     events = [event async for event in client.follow(job.id)]
@@ -114,7 +117,7 @@ async def test_a_text_is_a_file_only_where_a_file_is_taken(client: AsyncClient, 
     secret.write_bytes(b"secret")
     job = await client.submit("echo", text=str(secret))
     assert job.input["text"] == str(secret)
-    assert (await client.call(wire.assets(10, None))).assets == []
+    assert (await client.call(api.list_assets(10, None))).assets == []
     assert (await client.submit("echo", file=str(secret))).input["file"].startswith("sha256:")
 
 
@@ -123,7 +126,7 @@ async def test_a_text_that_no_file_can_be_called_is_a_text(client: AsyncClient, 
     assert (await client.submit("echo", text=text)).input["text"] == text
 
 
-async def test_refusals_and_silence_have_their_own_exceptions(face: Face, client: AsyncClient):
+async def test_refusals_and_silence_have_their_own_exceptions(face: ServedEdge, client: AsyncClient):
     with pytest.raises(NotFound):
         await client.job("nothing")
     with pytest.raises(Rejected, match=r"\$\.input\.text"):
@@ -135,7 +138,7 @@ async def test_refusals_and_silence_have_their_own_exceptions(face: Face, client
             await nobody.job("x")
 
 
-async def test_the_blocking_client_does_the_same(face: Face, tmp_path: Path):
+async def test_the_blocking_client_does_the_same(face: ServedEdge, tmp_path: Path):
     file = tmp_path / "a.txt"
     file.write_bytes(b"content")
 
@@ -157,7 +160,7 @@ async def test_the_blocking_client_does_the_same(face: Face, tmp_path: Path):
     assert (saved, logs, ids) == (b"the result", "the result", ["mine"])
 
 
-async def test_cancel_retry_and_delete(face: Face, client: AsyncClient):
+async def test_cancel_retry_and_delete(face: ServedEdge, client: AsyncClient):
     job = await client.submit("echo", text="hello")
     assert (await client.cancel(job.id)).status == "cancelled"
     assert (await client.retry(job.id)).round == 2

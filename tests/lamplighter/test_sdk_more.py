@@ -7,17 +7,17 @@ import pytest
 
 import lamplighter
 from lamplighter import AsyncClient, Client
-from tests.broker import until
-from tests.edge.routes.conftest import Face
-from tests.edge.webhooks.receiver import receiving
+from tests.support.served_edge import ServedEdge
+from tests.support.wait import wait_until
+from tests.support.webhook_receiver import run_receiver
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_job_may_go_ahead_of_its_files(face: Face, tmp_path: Path, blocking: bool):
+async def test_a_job_may_go_ahead_of_its_files(face: ServedEdge, tmp_path: Path, blocking: bool):
     file = tmp_path / "film.mp4"
     file.write_bytes(b"a film")
     key, cache = face.texts["ann"], tmp_path / "cache.json"
-    async with receiving() as receiver, AsyncClient(face.url, key, cache=cache) as client:
+    async with run_receiver() as receiver, AsyncClient(face.url, key, cache=cache) as client:
         if blocking:
             with Client(face.url, key, cache=cache) as other:
                 job = await anyio.to_thread.run_sync(
@@ -30,12 +30,12 @@ async def test_a_job_may_go_ahead_of_its_files(face: Face, tmp_path: Path, block
         async def queued() -> bool:
             return (await client.job(job.id)).status == "queued"
 
-        await until(queued)
-        assert {got.job["id"] for got in await receiver.came(1)} == {job.id}
+        await wait_until(queued)
+        assert {got.job["id"] for got in await receiver.wait_for_deliveries(1)} == {job.id}
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_batch_tells_which_were_taken(face: Face, tmp_path: Path, blocking: bool):
+async def test_a_batch_tells_which_were_taken(face: ServedEdge, tmp_path: Path, blocking: bool):
     bodies = [{"endpoint": "echo", "input": {"text": "a"}}, {"endpoint": "nowhere", "input": {}}]
     key, cache = face.texts["ann"], tmp_path / "cache.json"
     async with AsyncClient(face.url, key, cache=cache) as client:

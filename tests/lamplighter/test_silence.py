@@ -9,8 +9,9 @@ import httpx
 import msgspec
 import pytest
 
-from lamplighter import AsyncClient, Client, JobView, Unreachable, shared
-from lamplighter.shared import PATIENCE_S, Patience
+from lamplighter import AsyncClient, Client, JobView, Unreachable
+from lamplighter import transport as shared
+from lamplighter.follow import RECONNECT_TIMEOUT_S, ReconnectBudget
 
 GONE = httpx.ConnectError("gone")
 GATEWAY = httpx.Response(502, text="<html>Bad gateway</html>")
@@ -96,7 +97,7 @@ def test_following_goes_on_over_a_restart(follow: Follow):
 
 def test_streams_that_end_at_once_are_not_asked_for_in_a_hurry(monkeypatch: pytest.MonkeyPatch):
     pauses: list[float] = []
-    monkeypatch.setattr("lamplighter.sdk.time.sleep", pauses.append)
+    monkeypatch.setattr("lamplighter.client.time.sleep", pauses.append)
     assert follows(scripted(states(), job("running"), states(), job("running"), states("succeeded"))) == ["succeeded"]
     assert len(pauses) == 2
 
@@ -116,20 +117,20 @@ def test_following_an_edge_that_was_never_there_ends(follow: Follow):
 
 @WAITS
 def test_one_that_stays_away_is_given_up(wait: Wait, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shared, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(shared, "RECONNECT_TIMEOUT_S", 0.0)
     with pytest.raises(Unreachable):
         wait(scripted(job("queued"), GONE))
 
 
 def test_patience_is_counted_from_the_last_answer():
-    failed_at = iter((0.0, 1000.0, 1000.0 + PATIENCE_S - 1, 5000.0, 5000.0 + PATIENCE_S))
-    patience, silent = Patience(lambda: next(failed_at)), Unreachable("silent")
+    failed_at = iter((0.0, 1000.0, 1000.0 + RECONNECT_TIMEOUT_S - 1, 5000.0, 5000.0 + RECONNECT_TIMEOUT_S))
+    patience, silent = ReconnectBudget(lambda: next(failed_at)), Unreachable("silent")
     with pytest.raises(Unreachable):
         patience.spend(silent)
-    patience.heard()
+    patience.reset()
     patience.spend(silent)
     patience.spend(silent)
-    patience.heard()
+    patience.reset()
     patience.spend(silent)
     with pytest.raises(Unreachable):
         patience.spend(silent)

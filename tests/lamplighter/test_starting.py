@@ -12,10 +12,9 @@ import anyio.to_thread
 import pytest
 import structlog
 
-from bus.server import serving
-from lamplighter.cli.logs import configure, hush
-from lamplighter.cli.processes import one_line
-from tests.broker import Broker
+from bus.server.process import run_server
+from lamplighter.cli.process_setup import configure_logging, exit_on_error, silence_tls_warning
+from tests.support.nats_broker import BrokerProcess
 
 
 def start(verb: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +61,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_store_that_is_too_small_for_the_streams_is_named(tmp_path: Path) -> None:
-    async with serving(Broker(tmp_path / "broker", store_bytes=1 << 30)) as server:
+    async with run_server(BrokerProcess(tmp_path / "broker", store_bytes=1 << 30)) as server:
         broker = server.settings("edge")
         given = {"PORT": "0", "BROKER__URL": broker.url, "BROKER__USER": "edge", "BROKER__PASSWORD": broker.password}
         done = await anyio.to_thread.run_sync(partial(start, "edge", tmp_path, **given))
@@ -90,15 +89,15 @@ def test_a_folder_without_an_endpoint_is_no_host(tmp_path: Path) -> None:
 
 def test_an_error_is_one_line_through_whatever_task_groups_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     inner = ExceptionGroup("of the watch", [ExceptionGroup("of the tasks", [RuntimeError("put out")])])
-    with pytest.raises(SystemExit) as left, one_line({ValueError: 2, RuntimeError: 4}):
+    with pytest.raises(SystemExit) as left, exit_on_error({ValueError: 2, RuntimeError: 4}):
         raise inner
     assert (left.value.code, capsys.readouterr().err) == (4, "lamplighter: put out\n")
-    with pytest.raises(KeyError), one_line({OSError: 4}):
+    with pytest.raises(KeyError), exit_on_error({OSError: 4}):
         raise KeyError
 
 
 def test_what_asyncio_says_of_tls_stays_away(caplog: pytest.LogCaptureFixture) -> None:
-    hush()
+    silence_tls_warning()
     for said in ("returning true from eof_received() has no effect when using ssl", "another warning"):
         logging.getLogger("asyncio").warning(said)
     assert caplog.messages == ["another warning"]
@@ -106,7 +105,7 @@ def test_what_asyncio_says_of_tls_stays_away(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_traceback_in_the_log_tells_no_local_variables(form: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configure("info", form)
+    configure_logging("info", form)
     try:
         hidden = "a-secret-in-a-variable"
         try:

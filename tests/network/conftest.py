@@ -8,22 +8,21 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from bus.server import Server
-from tests.e2e.conftest import Lit, lighting
-from tests.e2e.installation import IMAGES, Installation
-from tests.e2e.network import EDGE, Network, network
-from tests.network.faults import Ports
+from bus.server.process import NatsServer
+from tests.network.network_faults import ServicePorts
+from tests.support.installation import IMAGES, Installation, RunningInstallation, run_installation
+from tests.support.namespaces import EDGE, HostNetwork, host_network
 
 
-class Apart(Struct, frozen=True):
+class SeparatedInstallation(Struct, frozen=True):
     """The installation with its runner, and the wire between them."""
 
-    lit: Lit
-    net: Network
-    ports: Ports
+    lit: RunningInstallation
+    net: HostNetwork
+    ports: ServicePorts
 
 
-class Separate(Installation):
+class NamespacedInstallation(Installation):
     """Broker and edge listen where the other machine reaches them."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,26 +30,28 @@ class Separate(Installation):
         self.listening.close()
         self.listening = socket.create_server((EDGE, 0), backlog=256)
         self.url = f"http://{EDGE}:{self.listening.getsockname()[1]}"
-        self.server = Server(folder / "broker", listen=f"{EDGE}:-1")
+        self.server = NatsServer(folder / "broker", listen=f"{EDGE}:-1")
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
+def net() -> Iterator[HostNetwork]:
+    with host_network() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Apart]:
+async def home(
+    net: HostNetwork, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object
+) -> AsyncIterator[SeparatedInstallation]:
     folder = tmp_path_factory.mktemp(f"apart-{secrets.token_hex(2)}")
-    installation = Separate(folder)
-    async with lighting(installation, (IMAGES / "echo",)) as lit:
+    installation = NamespacedInstallation(folder)
+    async with run_installation(installation, (IMAGES / "echo",)) as lit:
         await installation.start_runner(endpoints=(IMAGES / "echo",), before=net.at_host, LAMPLIGHTER_SLOTS="3")
         broker, edge = (int(url.rpartition(":")[2]) for url in (installation.server.url, installation.url))
-        yield Apart(lit, net, Ports(broker, edge))
+        yield SeparatedInstallation(lit, net, ServicePorts(broker, edge))
 
 
 @pytest.fixture
-def apart(home: Apart) -> Iterator[Apart]:
+def apart(home: SeparatedInstallation) -> Iterator[SeparatedInstallation]:
     yield home
     print(home.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed

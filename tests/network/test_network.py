@@ -12,15 +12,22 @@ from pathlib import Path
 import anyio
 import pytest
 
-from schemas.events import Released, Started, Succeeded
-from schemas.view import JobView
-from schemas.words import FINAL
-from tests.e2e.conftest import Lit
-from tests.e2e.installation import IMAGES, until
-from tests.e2e.looking import assert_one_end_a_round, events, history, nothing_left, submit, working
-from tests.network.conftest import Apart
-from tests.network.faults import FAULTS, LOSSY, befallen
-from tests.network.slow import distant
+from schemas.events import AttemptReleased, Started, Succeeded
+from schemas.job_view import JobView
+from schemas.status import FINAL_STATUSES
+from tests.network.conftest import SeparatedInstallation
+from tests.network.delay_proxy import run_delay_proxy
+from tests.network.network_faults import FAULTS, LOSSY, apply_rules
+from tests.support.installation import IMAGES, RunningInstallation
+from tests.support.job_checks import (
+    assert_one_end_a_round,
+    events_of,
+    read_history,
+    submit_job,
+    wait_until_clean,
+    wait_until_running,
+)
+from tests.support.wait import wait_for
 
 CUT_S = float(os.environ.get("NETWORK_CUT_S", "5"))
 GIVEN_UP_S = 600.0  # a host that is silent for so long loses its claim; it takes it up again when nobody else did
@@ -30,21 +37,21 @@ POLICY = {"execution_timeout_s": CUT_S + 600, "stall_timeout_s": CUT_S + 600}
 pytestmark = [pytest.mark.long(11), pytest.mark.timeout(CUT_S + 200)]
 
 
-async def sent(lit: Lit, folder: Path, seconds: float) -> JobView:
+async def sent(lit: RunningInstallation, folder: Path, seconds: float) -> JobView:
     """A job with a file, so that its result goes to the edge and its end to the broker."""
     file = folder / "film.bin"
     file.write_bytes(os.urandom(200_000))
-    return await submit(lit, POLICY, file=file, seconds=seconds, text="once")
+    return await submit_job(lit, POLICY, file=file, seconds=seconds, text="once")
 
 
 @asynccontextmanager
-async def followed(lit: Lit, *jobs: JobView) -> AsyncIterator[dict[str, list[str]]]:
+async def followed(lit: RunningInstallation, *jobs: JobView) -> AsyncIterator[dict[str, list[str]]]:
     """The final states that a follower of each job is given; the streams have ended when the block has."""
     heard: dict[str, list[str]] = {job.id: [] for job in jobs}
 
     async def follow(job_id: str) -> None:
         async for event in lit.ann.follow(job_id):
-            if event.kind == "state" and event.data["status"] in FINAL:
+            if event.kind == "state" and event.data["status"] in FINAL_STATUSES:
                 heard[job_id].append(event.data["status"])
 
     with anyio.fail_after(CUT_S + PATIENCE_S):
@@ -54,62 +61,66 @@ async def followed(lit: Lit, *jobs: JobView) -> AsyncIterator[dict[str, list[str
             yield heard
 
 
-async def assert_ran_once(lit: Lit, job: JobView) -> None:
-    entries = await history(lit, job.id)
-    assert len(events(entries, Started)) == 1
-    assert len(events(entries, Succeeded)) == 1
+async def assert_ran_once(lit: RunningInstallation, job: JobView) -> None:
+    entries = await read_history(lit, job.id)
+    assert len(events_of(entries, Started)) == 1
+    assert len(events_of(entries, Succeeded)) == 1
     assert_one_end_a_round(entries)
-    released = [event.code for event in events(entries, Released)]
+    released = [event.code for event in events_of(entries, AttemptReleased)]
     assert released == [] or (CUT_S >= GIVEN_UP_S and released == ["host_lost"])
 
 
-async def exited(lit: Lit, job: JobView) -> None:
+async def exited(lit: RunningInstallation, job: JobView) -> None:
     """Wait until the job's container has ended; whether its runner could tell anybody is another matter."""
 
     async def over() -> bool:
         found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
         return all(one.state == "exited" for one in found)
 
-    await until(over, 30)
+    await wait_for(over, 30)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_what_ends_while_the_wire_is_cut_is_told_once_and_not_run_again(apart: Apart, name: str, tmp_path: Path):
+async def test_what_ends_while_the_wire_is_cut_is_told_once_and_not_run_again(
+    apart: SeparatedInstallation, name: str, tmp_path: Path
+):
     lit = apart.lit
     ends, goes_on = await sent(lit, tmp_path, 1.5), await sent(lit, tmp_path, CUT_S + 2)
     async with followed(lit, ends, goes_on) as heard:
         for job in (ends, goes_on):
-            await working(lit, job.id)
-        with befallen(apart.net, FAULTS[name](apart.ports)):
+            await wait_until_running(lit, job.id)
+        with apply_rules(apart.net, FAULTS[name](apart.ports)):
             mended = anyio.current_time() + CUT_S
             await exited(lit, ends)
             await anyio.sleep_until(mended)
     assert list(heard.values()) == [["succeeded"], ["succeeded"]]
     for job in (ends, goes_on):
         await assert_ran_once(lit, job)
-    await nothing_left(lit)
+    await wait_until_clean(lit)
 
 
-async def test_a_wire_that_loses_every_twentieth_packet_costs_time_and_no_job(apart: Apart, tmp_path: Path):
+async def test_a_wire_that_loses_every_twentieth_packet_costs_time_and_no_job(
+    apart: SeparatedInstallation, tmp_path: Path
+):
     lit = apart.lit
-    with befallen(apart.net, LOSSY(apart.ports)):
+    with apply_rules(apart.net, LOSSY(apart.ports)):
         jobs = [await sent(lit, tmp_path, 0.3) for _ in range(9)]
         async with followed(lit, *jobs) as heard:
             pass
     assert list(heard.values()) == [["succeeded"]] * len(jobs)
     for job in jobs:
         await assert_ran_once(lit, job)
-    await nothing_left(lit)
+    await wait_until_clean(lit)
 
 
-async def test_a_host_300_ms_away_does_the_same_work(apart: Apart, tmp_path: Path):
+async def test_a_host_300_ms_away_does_the_same_work(apart: SeparatedInstallation, tmp_path: Path):
     lit, installation = apart.lit, apart.lit.installation
     near = installation.runners["gpu-1"]
     await near.stop()
     address = installation.url.removeprefix("http://").partition(":")[0]
     async with (
-        distant(address, apart.ports.broker, ROUND_TRIP_S / 2) as broker,
-        distant(address, apart.ports.edge, ROUND_TRIP_S / 2) as edge,
+        run_delay_proxy(address, apart.ports.broker, ROUND_TRIP_S / 2) as broker,
+        run_delay_proxy(address, apart.ports.edge, ROUND_TRIP_S / 2) as edge,
     ):
         await installation.start_runner(
             "far",
@@ -125,6 +136,6 @@ async def test_a_host_300_ms_away_does_the_same_work(apart: Apart, tmp_path: Pat
         for job in jobs:
             await assert_ran_once(lit, job)
             assert (await lit.ann.job(job.id)).host == "far"
-        await nothing_left(lit, "far")
+        await wait_until_clean(lit, "far")
         await installation.runners["far"].stop()
     await near.start()

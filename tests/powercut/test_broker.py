@@ -6,21 +6,21 @@ from pathlib import Path
 
 import anyio
 
-from bus.connection import open_edge
-from bus.port import Bus, BusError
-from bus.server import serving
+from bus.interface import Bus, BusError
+from bus.open import open_edge
+from bus.server.process import run_server
 from schemas.job import Pointer
-from schemas.words import Priority
-from tests.broker import Broker
-from tests.bus.samples import key, recorded
-from tests.powercut.disk import Names
-from tests.powercut.plug import plugged, require_fuse
+from schemas.status import Priority
+from tests.powercut.power_switch import powered_disk, require_fuse
+from tests.powercut.unsynced_disk import NameSync
+from tests.support.bus_samples import make_key, make_record
+from tests.support.nats_broker import BrokerProcess
 
 ACKNOWLEDGED = 150  # of each kind, before the power goes
 WRITERS = 8
 
 
-class DefaultBroker(Broker):
+class DefaultBroker(BrokerProcess):
     """As nats-server comes: it syncs every two minutes."""
 
     def config(self) -> str:
@@ -43,9 +43,9 @@ class Acknowledged:
         try:
             while True:
                 name = f"job-{writer}-{number}"
-                await bus.records.create(key(name), recorded(name))
+                await bus.job_store.create(make_key(name), make_record(name))
                 self.records.add(name)
-                await bus.queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1))
+                await bus.job_queue.publish(Pointer("echo", Priority.NORMAL, "me", name, 1))
                 self.pointers.add(name)
                 number += 1
                 if len(self.pointers) >= ACKNOWLEDGED:
@@ -54,17 +54,17 @@ class Acknowledged:
             return
 
 
-async def cut_under_load(where: Path, kind: type[Broker], names: Names) -> tuple[Acknowledged, Acknowledged]:
+async def cut_under_load(where: Path, kind: type[BrokerProcess], names: NameSync) -> tuple[Acknowledged, Acknowledged]:
     """What was acknowledged before the cut, and what is there of it after the restart."""
     said, there = Acknowledged(), Acknowledged()
     broker = kind(where / "disk" / "broker")
     async with (
-        plugged(where, names) as plug,
-        serving(broker),
+        powered_disk(where, names) as plug,
+        run_server(broker),
         open_edge(broker.settings("edge")) as bus,
         anyio.create_task_group() as tasks,
     ):
-        await bus.queue.ensure(["echo"])
+        await bus.job_queue.ensure_consumers(["echo"])
         for writer in range(WRITERS):
             tasks.start_soon(said.write, bus, writer)
         await said.enough.wait()
@@ -73,15 +73,15 @@ async def cut_under_load(where: Path, kind: type[Broker], names: Names) -> tuple
         await plug.cut()
         await broker.kill()
         tasks.cancel_scope.cancel()
-    async with plugged(where, names), serving(broker), open_edge(broker.settings("edge")) as bus:
-        there.records = {found.id for found in await bus.records.keys()}
-        there.pointers = {pointer.id for pointer in await bus.queue.waiting()}
+    async with powered_disk(where, names), run_server(broker), open_edge(broker.settings("edge")) as bus:
+        there.records = {found.id for found in await bus.job_store.keys()}
+        there.pointers = {pointer.id for pointer in await bus.job_queue.list_pending()}
     return said, there
 
 
 async def test_with_our_setting_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     require_fuse()
-    said, there = await cut_under_load(tmp_path, Broker, Names.JOURNAL)
+    said, there = await cut_under_load(tmp_path, BrokerProcess, NameSync.JOURNAL)
     assert len(said.records) >= ACKNOWLEDGED
     assert said.records <= there.records
     assert said.pointers <= there.pointers
@@ -89,12 +89,12 @@ async def test_with_our_setting_nothing_acknowledged_is_lost(tmp_path: Path) -> 
 
 async def test_with_the_default_setting_acknowledged_jobs_are_lost(tmp_path: Path) -> None:
     require_fuse()
-    said, there = await cut_under_load(tmp_path, DefaultBroker, Names.JOURNAL)
+    said, there = await cut_under_load(tmp_path, DefaultBroker, NameSync.JOURNAL)
     assert said.records - there.records, "the default kept everything: then this disk forgets nothing"
 
 
 async def test_the_broker_syncs_no_folders_so_its_file_system_must(tmp_path: Path) -> None:
     """Why docs/promises.md asks for a file system with a journal (ext4, XFS, ZFS, Btrfs) under the broker."""
     require_fuse()
-    said, there = await cut_under_load(tmp_path, Broker, Names.FOLDER)
+    said, there = await cut_under_load(tmp_path, BrokerProcess, NameSync.FOLDER)
     assert said.records - there.records, "nats-server syncs its folders now: take the demand out of docs/promises.md"

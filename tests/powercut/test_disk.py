@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.powercut.disk import Disk, Names
-from tests.powercut.plug import plugged, require_fuse
+from tests.powercut.power_switch import powered_disk, require_fuse
+from tests.powercut.unsynced_disk import NameSync, UnsyncedDisk
 
 FILE = stat.S_IFREG | 0o644
-BOTH = pytest.mark.parametrize("names", list(Names))
+BOTH = pytest.mark.parametrize("names", list(NameSync))
 
 
-def disk(names: Names) -> Disk:
-    return Disk(names, lambda: 0)
+def disk(names: NameSync) -> UnsyncedDisk:
+    return UnsyncedDisk(names, lambda: 0)
 
 
 @BOTH
-def test_unsynced_bytes_are_lost(names: Names) -> None:
+def test_unsynced_bytes_are_lost(names: NameSync) -> None:
     made = disk(names)
     number = made.make("/a", FILE)
     made.write(number, b"first", 0)
@@ -31,7 +31,7 @@ def test_unsynced_bytes_are_lost(names: Names) -> None:
 
 
 @BOTH
-def test_only_what_was_written_before_the_sync_is_kept(names: Names) -> None:
+def test_only_what_was_written_before_the_sync_is_kept(names: NameSync) -> None:
     made = disk(names)
     number = made.make("/a", FILE)
     made.write(number, b"0123456789", 0)
@@ -45,7 +45,7 @@ def test_only_what_was_written_before_the_sync_is_kept(names: Names) -> None:
 
 
 def test_a_journal_keeps_names_in_their_order_with_any_sync() -> None:
-    made = disk(Names.JOURNAL)
+    made = disk(NameSync.JOURNAL)
     old, new = made.make("/old", FILE), made.make("/new", FILE)
     made.write(old, b"old", 0)
     made.write(new, b"new", 0)
@@ -58,7 +58,7 @@ def test_a_journal_keeps_names_in_their_order_with_any_sync() -> None:
 
 
 def test_a_folder_must_be_synced_for_its_names() -> None:
-    made = disk(Names.FOLDER)
+    made = disk(NameSync.FOLDER)
     made.make("/in", stat.S_IFDIR | 0o755)
     number = made.make("/in/a", FILE)
     made.write(number, b"bytes", 0)
@@ -68,7 +68,7 @@ def test_a_folder_must_be_synced_for_its_names() -> None:
 
 
 def test_a_rename_is_only_as_safe_as_the_folders_sync() -> None:
-    made = disk(Names.FOLDER)
+    made = disk(NameSync.FOLDER)
     number = made.make("/temp", FILE)
     made.write(number, b"bytes", 0)
     made.sync_file(number)
@@ -77,7 +77,7 @@ def test_a_rename_is_only_as_safe_as_the_folders_sync() -> None:
     assert disk_after(made) == {"/temp": b"bytes"}
 
 
-def disk_after(made: Disk) -> dict[str, bytes | None]:
+def disk_after(made: UnsyncedDisk) -> dict[str, bytes | None]:
     left = made.cut()
     with pytest.raises(OSError, match="power is off") as caught:
         made.find("/anything")
@@ -88,7 +88,7 @@ def disk_after(made: Disk) -> dict[str, bytes | None]:
 @pytest.mark.parametrize("synced", [False, True])
 async def test_the_mounted_disk_keeps_what_the_kernel_was_told_to_sync(tmp_path: Path, synced: bool) -> None:
     require_fuse()
-    async with plugged(tmp_path) as plug:
+    async with powered_disk(tmp_path) as plug:
         with (plug.folder / "file").open("wb") as file:
             file.write(b"x" * 300_000)
             file.flush()

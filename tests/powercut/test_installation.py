@@ -16,13 +16,13 @@ import anyio
 import httpx
 import pytest
 
-from bus.server import Server
+from bus.server.process import NatsServer
 from lamplighter import AsyncClient
-from schemas.view import JobView
-from tests.e2e.installation import Installation, ready
-from tests.e2e.looking import ended
-from tests.powercut.disk import Names
-from tests.powercut.plug import Plug, plugged, require_fuse
+from schemas.job_view import JobView
+from tests.powercut.power_switch import PowerSwitch, powered_disk, require_fuse
+from tests.powercut.unsynced_disk import NameSync
+from tests.support.installation import Installation, wait_until_ready
+from tests.support.job_checks import wait_until_ended
 
 CUTS = 2
 JOBS_A_CUT = 8  # accepted before the power goes
@@ -30,7 +30,7 @@ CLIENTS = 3
 FILE_BYTES = 60_000
 
 
-class Client:
+class PowercutClient:
     """Somebody who uploads a file and submits a job for it, over and over, and remembers what was answered."""
 
     def __init__(self, http: httpx.AsyncClient, number: int, dice: random.Random) -> None:
@@ -74,10 +74,10 @@ class Power:
         self._installation = installation
 
     @asynccontextmanager
-    async def on(self) -> AsyncIterator[Plug]:
+    async def on(self) -> AsyncIterator[PowerSwitch]:
         """Broker and edge run; at the end the power is cut at one moment for both."""
         made = self._installation
-        async with plugged(self._where, Names.JOURNAL) as plug:
+        async with powered_disk(self._where, NameSync.JOURNAL) as plug:
             await made.server.start()
             await made.start_edge(LAMPLIGHTER_DATA=str(plug.folder / "edge"))
             try:
@@ -97,9 +97,9 @@ async def powered(folder: Path) -> AsyncIterator[tuple[Installation, Power, dict
     """An installation whose server keeps its data on a disk that forgets, and a GPU host with a disk of its own."""
     where = folder / "server"
     made = Installation(folder, "process", None)
-    made.server = Server(where / "disk" / "broker")
+    made.server = NatsServer(where / "disk" / "broker")
     power = Power(where, made)
-    async with plugged(where):
+    async with powered_disk(where):
         keys = await made.open()
         await made.server.stop()
     try:
@@ -120,7 +120,7 @@ async def test_what_was_answered_outlives_the_power(tmp_path: Path) -> None:
         async with httpx.AsyncClient(
             base_url=made.url, headers={"Authorization": f"Bearer {keys['ann']}"}, timeout=20
         ) as http:
-            clients = [Client(http, number, dice) for number in range(CLIENTS)]
+            clients = [PowercutClient(http, number, dice) for number in range(CLIENTS)]
             said, accepted = anyio.create_memory_object_stream[str](1000)
             async with said, accepted, anyio.create_task_group() as tasks:
                 for client in clients:
@@ -133,7 +133,7 @@ async def test_what_was_answered_outlives_the_power(tmp_path: Path) -> None:
                             await accepted.receive()
                 tasks.cancel_scope.cancel()
         async with power.on(), AsyncClient(made.url, keys["ann"], cache=tmp_path / "ann.json") as ann:
-            await ready(ann)
+            await wait_until_ready(ann)
             for client in clients:
                 for job_id, digest in client.jobs.items():
                     await assert_whole(ann, job_id, client.files[digest])
@@ -141,7 +141,7 @@ async def test_what_was_answered_outlives_the_power(tmp_path: Path) -> None:
 
 async def assert_whole(ann: AsyncClient, job_id: str, data: bytes) -> None:
     """The job ended once and well, and its output is what was put in."""
-    done: JobView = await ended(ann, job_id)
+    done: JobView = await wait_until_ended(ann, job_id)
     assert (done.status, done.round) == ("succeeded", 1), done
     assert done.output is not None
     assert done.output.data["text"] == job_id

@@ -10,20 +10,20 @@ import pytest
 from anyio.streams.text import TextReceiveStream
 
 from edge.store.directory import DirectoryStore, open_directory
-from edge.store.partial import Partials, UploadKey
 from edge.store.port import StoreBroken
-from tests.powercut.disk import Names
-from tests.powercut.plug import ROOT, plugged, require_fuse
-from tests.powercut.taker import piece
+from edge.store.upload_state import UploadKey, UploadStateStore
+from tests.powercut.file_writer import upload_piece
+from tests.powercut.power_switch import ROOT, powered_disk, require_fuse
+from tests.powercut.unsynced_disk import NameSync
 
 TAKEN = 25  # before the power goes
 
 
-async def cut_while_taking(where: Path, names: Names, what: str, *left_out: str) -> list[str]:
+async def cut_while_taking(where: Path, names: NameSync, what: str, *left_out: str) -> list[str]:
     """The lines of a taker that were told before the cut; `where / "kept" / what` is what its folder has kept."""
     said = ""
-    async with plugged(where, names) as plug:
-        argv = [sys.executable, "-m", "tests.powercut.taker", what, str(plug.folder / what), *left_out]
+    async with powered_disk(where, names) as plug:
+        argv = [sys.executable, "-m", "tests.powercut.file_writer", what, str(plug.folder / what), *left_out]
         async with await anyio.open_process(argv, stdin=None, stderr=None, cwd=ROOT) as taker:
             assert taker.stdout is not None
             async for text in TextReceiveStream(taker.stdout):
@@ -50,12 +50,12 @@ async def holds(store: DirectoryStore, digest: str) -> bool:
     return hashlib.sha256(b"".join([block async for block in store.read(digest)])).hexdigest() == digest
 
 
-ON_ANY_DISK = pytest.mark.parametrize("names", list(Names))
+ON_ANY_DISK = pytest.mark.parametrize("names", list(NameSync))
 WITHOUT = pytest.mark.parametrize("left_out", ["files", "folders"])
 
 
 @ON_ANY_DISK
-async def test_what_was_taken_is_whole(tmp_path: Path, names: Names) -> None:
+async def test_what_was_taken_is_whole(tmp_path: Path, names: NameSync) -> None:
     require_fuse()
     taken = await cut_while_taking(tmp_path, names, "assets")
     assert await left(tmp_path, taken) == taken
@@ -64,17 +64,17 @@ async def test_what_was_taken_is_whole(tmp_path: Path, names: Names) -> None:
 @WITHOUT
 async def test_each_sync_of_the_store_is_needed(tmp_path: Path, left_out: str) -> None:
     require_fuse()
-    taken = await cut_while_taking(tmp_path, Names.FOLDER, "assets", left_out)
+    taken = await cut_while_taking(tmp_path, NameSync.FOLDER, "assets", left_out)
     assert await left(tmp_path, taken) != taken
 
 
 def lost(where: Path, told: list[str]) -> list[str]:
     """Offsets of uploads that were told and are not there, or not with the bytes that were sent."""
-    partials = Partials(where / "kept" / "uploads")
+    partials = UploadStateStore(where / "kept" / "uploads")
     return [line for line in told if not _reaches(partials, *line.split())]
 
 
-def _reaches(partials: Partials, upload_id: str, offset: str) -> bool:
+def _reaches(partials: UploadStateStore, upload_id: str, offset: str) -> bool:
     key = UploadKey("ann", upload_id)
     try:
         upload = partials.load(key)
@@ -82,12 +82,12 @@ def _reaches(partials: Partials, upload_id: str, offset: str) -> bool:
         return False
     if upload is None or upload.offset < int(offset):
         return False
-    sent = piece(upload_id) * (upload.offset // len(piece(upload_id)))
-    return partials.bytes_of(key).read_bytes()[: upload.offset] == sent
+    sent = upload_piece(upload_id) * (upload.offset // len(upload_piece(upload_id)))
+    return partials.data_path(key).read_bytes()[: upload.offset] == sent
 
 
 @ON_ANY_DISK
-async def test_an_upload_goes_on_from_the_offset_that_was_told(tmp_path: Path, names: Names) -> None:
+async def test_an_upload_goes_on_from_the_offset_that_was_told(tmp_path: Path, names: NameSync) -> None:
     require_fuse()
     assert lost(tmp_path, await cut_while_taking(tmp_path, names, "uploads")) == []
 
@@ -95,4 +95,4 @@ async def test_an_upload_goes_on_from_the_offset_that_was_told(tmp_path: Path, n
 @WITHOUT
 async def test_each_sync_of_an_upload_is_needed(tmp_path: Path, left_out: str) -> None:
     require_fuse()
-    assert lost(tmp_path, await cut_while_taking(tmp_path, Names.FOLDER, "uploads", left_out))
+    assert lost(tmp_path, await cut_while_taking(tmp_path, NameSync.FOLDER, "uploads", left_out))

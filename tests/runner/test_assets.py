@@ -8,11 +8,18 @@ import httpx
 import pytest
 
 from edge.store.directory import open_directory
-from runner.assets import AssetClient, AssetRefused, WrongDigest, asset_client, suffix_of
-from runner.inputs import Cache, EdgeSupplies
-from runner.supplies import AssetGone, EdgeAway, NotHeld, NotPlainFile
-from tests.edge.store.served import served
-from tests.runner.asset_server import KEY, LIMIT, AssetServer, sha
+from runner.assets.cache import InputCache
+from runner.assets.client import (
+    AssetClient,
+    AssetRefused,
+    EdgeAssetTransfer,
+    WrongDigest,
+    asset_client,
+    filename_suffix,
+)
+from runner.assets.port import AssetGone, EdgeUnavailable, NotHeld, NotPlainFile
+from tests.support.asset_server import KEY, LIMIT, AssetServer, sha256_of
+from tests.support.http_server import serve_app
 
 BODY = bytes(range(251)) * 20_000  # 5 MB
 
@@ -25,14 +32,14 @@ async def edge(tmp_path: Path, anyio_backend: object) -> AsyncIterator[AssetServ
 
 @pytest.fixture
 async def client(edge: AssetServer) -> AsyncIterator[AssetClient]:
-    async with served(edge.app()) as url, asset_client(url, KEY, 5.0) as client:
+    async with serve_app(edge.app()) as url, asset_client(url, KEY, 5.0) as client:
         yield client
 
 
 async def test_an_asset_is_asked_for_in_its_owners_name(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
     sha256 = await edge.add(BODY)
-    assert (await client.about("ann", sha256)).bytes == len(BODY)
-    await client.get("ann", sha256, tmp_path / "got")
+    assert (await client.get_info("ann", sha256)).bytes == len(BODY)
+    await client.download("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     assert edge.asked == [("HEAD", "ann", None), ("GET", "ann", None)]
 
@@ -56,7 +63,7 @@ async def test_only_a_plain_file_is_brought_and_no_link_is_followed(
 ) -> None:
     make(tmp_path / "out")
     with pytest.raises(NotPlainFile, match="out"):
-        await client.put("ann", tmp_path / "out", "out.mp4")
+        await client.upload("ann", tmp_path / "out", "out.mp4")
     assert edge.asked == []
 
 
@@ -81,17 +88,17 @@ async def test_an_edge_that_leads_elsewhere_is_away(tmp_path: Path, location: st
     film.write_bytes(b"film")
     leads = Elsewhere(location)
     async with httpx.AsyncClient(base_url="http://edge", follow_redirects=True, transport=leads) as http:
-        with pytest.raises(EdgeAway):
-            await AssetClient(http).put("ann", film, "film.mp4")
+        with pytest.raises(EdgeUnavailable):
+            await AssetClient(http).upload("ann", film, "film.mp4")
         if location == "/here/":
-            with pytest.raises(EdgeAway):
-                await AssetClient(http).get("ann", sha(b"film"), tmp_path / "got")
+            with pytest.raises(EdgeUnavailable):
+                await AssetClient(http).download("ann", sha256_of(b"film"), tmp_path / "got")
 
 
 async def test_a_cut_download_goes_on_where_it_was(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
     sha256 = await edge.add(BODY)
     edge.cuts = [3_000_000, 1_500_000]
-    await client.get("ann", sha256, tmp_path / "got")
+    await client.download("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     first, second, third = edge.gets()
     assert first is None
@@ -103,11 +110,11 @@ async def test_when_no_try_brings_bytes_the_next_call_goes_on(
 ) -> None:
     sha256 = await edge.add(BODY)
     edge.cuts = [3_000_000, 0]
-    with pytest.raises(EdgeAway, match="not reachable"):
-        await client.get("ann", sha256, tmp_path / "got")
+    with pytest.raises(EdgeUnavailable, match="not reachable"):
+        await client.download("ann", sha256, tmp_path / "got")
     had = (tmp_path / "got").stat().st_size
     assert had > 0
-    await client.get("ann", sha256, tmp_path / "got")
+    await client.download("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     assert edge.gets()[-1] == f"bytes={had}-"
 
@@ -118,7 +125,7 @@ async def test_whatever_lay_there_the_right_bytes_arrive(
 ) -> None:
     sha256 = await edge.add(BODY)
     (tmp_path / "got").write_bytes(had)
-    await client.get("ann", sha256, tmp_path / "got")
+    await client.download("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
 
 
@@ -127,51 +134,63 @@ async def test_damaged_once_is_fetched_again_damaged_twice_is_told(
 ) -> None:
     sha256 = await edge.add(BODY)
     edge.lies = [b"noise"]
-    await client.get("ann", sha256, tmp_path / "got")
+    await client.download("ann", sha256, tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == BODY
     edge.lies = [b"noise", b"more noise"]
     (tmp_path / "got").unlink()
     with pytest.raises(WrongDigest, match="upload it again"):
-        await client.get("ann", sha256, tmp_path / "got")
+        await client.download("ann", sha256, tmp_path / "got")
     assert not (tmp_path / "got").exists()
 
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(404, AssetGone), (410, AssetGone), (503, EdgeAway), (507, EdgeAway), (401, EdgeAway), (403, NotHeld)],
+    [
+        (404, AssetGone),
+        (410, AssetGone),
+        (503, EdgeUnavailable),
+        (507, EdgeUnavailable),
+        (401, EdgeUnavailable),
+        (403, NotHeld),
+    ],
 )
 async def test_answers_become_our_words(
     edge: AssetServer, client: AssetClient, tmp_path: Path, status: int, error: type[Exception]
 ) -> None:
     edge.status = status
     with pytest.raises(error, match=str(status)):
-        await client.about("ann", sha(BODY))
+        await client.get_info("ann", sha256_of(BODY))
     with pytest.raises(error, match=str(status)):
-        await client.get("ann", sha(BODY), tmp_path / "got")
+        await client.download("ann", sha256_of(BODY), tmp_path / "got")
 
 
 async def test_an_edge_that_is_not_there_is_away(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(BODY)
     async with asset_client("http://127.0.0.1:1", KEY, 5.0) as client:
-        with pytest.raises(EdgeAway):
-            await client.about("ann", sha(BODY))
-        with pytest.raises(EdgeAway):
-            await client.get("ann", sha(BODY), tmp_path / "got")
-        with pytest.raises(EdgeAway):
-            await client.put("ann", tmp_path / "out", "out.mp4")
+        with pytest.raises(EdgeUnavailable):
+            await client.get_info("ann", sha256_of(BODY))
+        with pytest.raises(EdgeUnavailable):
+            await client.download("ann", sha256_of(BODY), tmp_path / "got")
+        with pytest.raises(EdgeUnavailable):
+            await client.upload("ann", tmp_path / "out", "out.mp4")
 
 
 async def test_an_output_is_uploaded_under_its_digest(edge: AssetServer, client: AssetClient, tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(BODY)
-    file = await client.put("ann", tmp_path / "out", "结果.mp4")
-    assert (file.name, file.sha256, file.bytes, file.media_type) == ("结果.mp4", sha(BODY), len(BODY), "video/mp4")
-    assert edge.names == {sha(BODY): "结果.mp4"}
+    file = await client.upload("ann", tmp_path / "out", "结果.mp4")
+    assert (file.name, file.sha256, file.bytes, file.media_type) == (
+        "结果.mp4",
+        sha256_of(BODY),
+        len(BODY),
+        "video/mp4",
+    )
+    assert edge.names == {sha256_of(BODY): "结果.mp4"}
     assert edge.asked == [("PUT", "ann", None)]
-    assert await edge.store.stat(sha(BODY)) is not None
+    assert await edge.store.stat(sha256_of(BODY)) is not None
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(413, AssetRefused), (400, AssetRefused), (422, EdgeAway), (507, EdgeAway)]
+    ("status", "error"), [(413, AssetRefused), (400, AssetRefused), (422, EdgeUnavailable), (507, EdgeUnavailable)]
 )
 async def test_an_upload_is_refused_for_good_or_for_now(
     edge: AssetServer, client: AssetClient, tmp_path: Path, status: int, error: type[Exception]
@@ -179,7 +198,7 @@ async def test_an_upload_is_refused_for_good_or_for_now(
     (tmp_path / "out").write_bytes(b"small")
     edge.status = status
     with pytest.raises(error, match=str(status)):
-        await client.put("ann", tmp_path / "out", "out.mp4")
+        await client.upload("ann", tmp_path / "out", "out.mp4")
 
 
 async def test_a_file_over_the_edges_limit_is_refused_for_good(
@@ -188,17 +207,17 @@ async def test_a_file_over_the_edges_limit_is_refused_for_good(
     with (tmp_path / "out").open("wb") as file:
         file.truncate(LIMIT + 1)
     with pytest.raises(AssetRefused, match="413"):
-        await client.put("ann", tmp_path / "out", "out.mp4")
+        await client.upload("ann", tmp_path / "out", "out.mp4")
 
 
 async def test_a_jobs_files_come_through_the_cache_and_go_to_the_edge(
     edge: AssetServer, client: AssetClient, tmp_path: Path
 ) -> None:
     sha256 = await edge.add(BODY)
-    supplies = EdgeSupplies(Cache(tmp_path / "cache", 1 << 30, client), client)
+    supplies = EdgeAssetTransfer(InputCache(tmp_path / "cache", 1 << 30, client), client)
     for name in ("1", "2"):
         await supplies.stage("ann", sha256, tmp_path / name)
-    file = await supplies.keep("ann", tmp_path / "1", "copy.mp4")
+    file = await supplies.upload("ann", tmp_path / "1", "copy.mp4")
     assert (tmp_path / "2").read_bytes() == BODY
     assert file.sha256 == sha256
     assert [method for method, _, _ in edge.asked] == ["HEAD", "GET", "PUT"]
@@ -218,4 +237,4 @@ async def test_a_jobs_files_come_through_the_cache_and_go_to_the_edge(
     ],
 )
 def test_only_a_safe_suffix_is_taken(disposition: str, suffix: str) -> None:
-    assert suffix_of(disposition) == suffix
+    assert filename_suffix(disposition) == suffix

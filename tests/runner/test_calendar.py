@@ -5,81 +5,84 @@ from pathlib import Path
 
 import pytest
 
-from runner import journal
-from runner.claims import LOOK_S, Later, Start, judge, wait_s
-from runner.engines.memory import Box
-from runner.engines.port import Exit
-from runner.uptime import Begun, Uptime, passed_s, ran_s
-from schemas.events import Adopted, Released
-from schemas.failures import LONGEST_BACKOFF
+from runner.claiming.decision import Nak, Start, decide
+from runner.engines.port import ContainerExit
+from runner.execution import checkpoint
+from runner.execution.fence import START_DELAY_LIMIT_S, start_delay_s
+from runner.run_clock import StartTime, Uptime, elapsed_s, run_s
+from schemas.events import Adopted, AttemptReleased
 from schemas.job import Job, Policy
-from schemas.words import Status
-from tests.broker import until
+from schemas.retry_policy import JITTERED_BACKOFF_LIMIT
+from schemas.status import Status
 from tests.runner.test_claims import HOST, entry
-from tests.runner.world import World, out
-from tests.schemas.make import NOW, job
+from tests.support.fake_engine import FakeContainer
+from tests.support.runner_environment import RunnerEnvironment, write_outputs
+from tests.support.schema_samples import NOW, make_job
+from tests.support.wait import wait_until
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 JUMPS = {"a day back": -DAY, "an hour back": -HOUR, "an hour forward": HOUR, "a day forward": DAY}
 LIMIT_S = 600.0
-BEGUN = Begun(NOW, Uptime("boot", 100.0))
+BEGUN = StartTime(NOW, Uptime("boot", 100.0))
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
 
 
-def seen(after_s: float, jump: timedelta = timedelta(0), boot: str = "boot") -> Begun:
+def seen(after_s: float, jump: timedelta = timedelta(0), boot: str = "boot") -> StartTime:
     """The moment `after_s` seconds behind BEGUN."""
-    return Begun(NOW + timedelta(seconds=after_s) + jump, Uptime(boot, 100.0 + after_s))
+    return StartTime(NOW + timedelta(seconds=after_s) + jump, Uptime(boot, 100.0 + after_s))
 
 
-def told(ran: float, jump: timedelta = timedelta(0)) -> Exit:
+def told(ran: float, jump: timedelta = timedelta(0)) -> ContainerExit:
     """What an engine says of a container that ran so long, while the calendar was set by `jump`."""
-    return Exit(0, started_at=NOW, finished_at=NOW + timedelta(seconds=ran) + jump)
+    return ContainerExit(0, started_at=NOW, finished_at=NOW + timedelta(seconds=ran) + jump)
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
 def test_what_passed_is_billed_and_not_what_the_calendar_says(jump: timedelta) -> None:
-    assert passed_s(BEGUN, seen(30.0, jump)) == 30.0
-    assert ran_s(told(29.5, jump), BEGUN, seen(30.0, jump), ahead=False) == 30.0
-    assert ran_s(told(29.5, jump), BEGUN, seen(30.0), ahead=False) in {30.0, 29.5}  # the engine's calendar alone
+    assert elapsed_s(BEGUN, seen(30.0, jump)) == 30.0
+    assert run_s(told(29.5, jump), BEGUN, seen(30.0, jump), ahead=False) == 30.0
+    assert run_s(told(29.5, jump), BEGUN, seen(30.0), ahead=False) in {30.0, 29.5}  # the engine's calendar alone
 
 
 def test_an_engine_s_own_times_are_taken_where_they_can_be_true() -> None:
     """They know when the container ended, also where nobody was there to see it."""
-    assert ran_s(told(29.5), BEGUN, seen(300.0), ahead=False) == 29.5
-    waited = Exit(0, started_at=NOW - HOUR, finished_at=NOW + timedelta(seconds=9))
-    assert ran_s(waited, BEGUN, seen(10.0), ahead=True) == 9.0
-    assert ran_s(Exit(137), BEGUN, seen(10.0), ahead=False) is None
+    assert run_s(told(29.5), BEGUN, seen(300.0), ahead=False) == 29.5
+    waited = ContainerExit(0, started_at=NOW - HOUR, finished_at=NOW + timedelta(seconds=9))
+    assert run_s(waited, BEGUN, seen(10.0), ahead=True) == 9.0
+    assert run_s(ContainerExit(137), BEGUN, seen(10.0), ahead=False) is None
 
 
-@pytest.mark.parametrize("begun", [None, Begun(NOW), Begun(NOW, Uptime("another", 1.0)), Begun(NOW, Uptime("", 1.0))])
-def test_who_cannot_tell_goes_by_the_calendar_and_never_below_nothing(begun: Begun | None) -> None:
-    assert ran_s(told(29.5), begun, seen(30.0), ahead=False) == 29.5
-    assert ran_s(told(29.5, -HOUR), begun, seen(30.0, -HOUR), ahead=False) == 0.0
-    assert begun is None or passed_s(begun, seen(30.0, -HOUR)) == 0.0
+@pytest.mark.parametrize(
+    "begun", [None, StartTime(NOW), StartTime(NOW, Uptime("another", 1.0)), StartTime(NOW, Uptime("", 1.0))]
+)
+def test_who_cannot_tell_goes_by_the_calendar_and_never_below_nothing(begun: StartTime | None) -> None:
+    assert run_s(told(29.5), begun, seen(30.0), ahead=False) == 29.5
+    assert run_s(told(29.5, -HOUR), begun, seen(30.0, -HOUR), ahead=False) == 0.0
+    assert begun is None or elapsed_s(begun, seen(30.0, -HOUR)) == 0.0
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
-async def test_a_jump_under_a_running_job_costs_it_nothing(world: World, jump: timedelta) -> None:
+async def test_a_jump_under_a_running_job_costs_it_nothing(world: RunnerEnvironment, jump: timedelta) -> None:
     """Nor when the next life of the runner takes it over, which counts its time anew."""
 
     async def begun() -> bool:
-        return journal.read(world.folder / HOST / "ada.j1.1.1").begun is not None
+        return checkpoint.read_checkpoint(world.folder / HOST / "ada.j1.1.1").start_time is not None
 
     before = world.uptime()
     key = await world.submit("waits", policy=Policy(execution_timeout_s=LIMIT_S))
-    async with world.life("i1"):
-        box = await world.boxed()
-        await until(begun)
+    async with world.run_runner("i1"):
+        box = await world.wait_for_container()
+        await wait_until(begun)
     world.calendar = jump  # the program has ended with its engine; nobody has told the container
-    async with world.life("i2"):
-        await world.heard(key, Adopted)
-        out(box)
+    async with world.run_runner("i2"):
+        await world.wait_for_event(key, Adopted)
+        write_outputs(box)
         box.finish(0)
-        ended = await world.ended(key)
+        ended = await world.wait_until_ended(key)
     assert ended.status is Status.SUCCEEDED
     assert_lasted(ended, world.uptime().since(before) or 0.0)
 
@@ -94,42 +97,42 @@ def assert_lasted(ended: Job, passed: float) -> None:
     assert (ended.usage.queued_s or 0) >= 0
 
 
-async def test_a_host_that_was_booted_into_1970_makes_results_of_today(world: World) -> None:
+async def test_a_host_that_was_booted_into_1970_makes_results_of_today(world: RunnerEnvironment) -> None:
     """Else the edge takes them for kept long enough, and forgets them with the next sweep."""
     world.calendar = datetime(1970, 1, 1, tzinfo=UTC) - datetime.now(UTC)
     key = await world.submit("well")
-    async with world.life():
-        ended = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        ended = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert ended.finished_at is not None
     assert ended.finished_at >= ended.created_at
     assert_lasted(ended, 60.0)
 
 
-async def test_a_back_off_by_a_calendar_that_was_set_back_is_over(world: World) -> None:
+async def test_a_back_off_by_a_calendar_that_was_set_back_is_over(world: RunnerEnvironment) -> None:
     tries: list[int] = []
 
-    async def second_time_lucky(box: Box) -> int:
+    async def second_time_lucky(box: FakeContainer) -> int:
         tries.append(box.spec.identity.attempt)
-        out(box)
+        write_outputs(box)
         return 0 if len(tries) > 1 else 75
 
     world.programs["lucky"] = second_time_lucky
     key = await world.submit("lucky")
     world.calendar = DAY
-    async with world.life():
-        await world.heard(key, Released)
+    async with world.run_runner():
+        await world.wait_for_event(key, AttemptReleased)
         world.calendar = timedelta(0)
         world.clock.ahead += 60
-        ended = await world.ended(key)
+        ended = await world.wait_until_ended(key)
     assert (ended.status, tries) == (Status.SUCCEEDED, [1, 2])
 
 
 def test_nobody_keeps_a_message_for_longer_than_the_longest_back_off() -> None:
     """A client's own date is believed, and looked at again: the calendar that it is judged by may be set meanwhile."""
-    later = job(Status.QUEUED, not_before=NOW + DAY)
-    assert judge(later.pointer, entry(later), HOST, NOW) == Later(LOOK_S)
-    over = job(Status.QUEUED, backoff_until=NOW + DAY)
-    assert isinstance(judge(over.pointer, entry(over), HOST, NOW), Start)
-    longest = job(Status.QUEUED, backoff_until=NOW + LONGEST_BACKOFF)
-    assert wait_s(longest, NOW) == LOOK_S == LONGEST_BACKOFF.total_seconds()
+    later = make_job(Status.QUEUED, not_before=NOW + DAY)
+    assert decide(later.pointer, entry(later), HOST, NOW) == Nak(START_DELAY_LIMIT_S)
+    over = make_job(Status.QUEUED, backoff_until=NOW + DAY)
+    assert isinstance(decide(over.pointer, entry(over), HOST, NOW), Start)
+    longest = make_job(Status.QUEUED, backoff_until=NOW + JITTERED_BACKOFF_LIMIT)
+    assert start_delay_s(longest, NOW) == START_DELAY_LIMIT_S == JITTERED_BACKOFF_LIMIT.total_seconds()

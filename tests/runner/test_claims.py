@@ -5,57 +5,58 @@ from pathlib import Path
 
 import pytest
 
-from bus.port import Entry
-from runner.catalogue import by_pool, load
-from runner.claims import Drop, Later, Ours, Start, Step, Theirs, judge
+from bus.interface import VersionedRecord
+from runner.claiming.decision import Ack, AdoptOwn, ClaimDecision, HeldElsewhere, Nak, Start, decide
+from runner.endpoints import group_by_pool, load_endpoints
+from runner.execution.staging import INPUT_LENGTH_LIMIT_S, assign_file_names, job_timeouts, substitute_file_names
 from runner.slots import Slots
-from runner.staging import LONGEST_S, named, timeouts, with_names
 from schemas.asset import asset_fields
-from schemas.container import JobTimeouts
+from schemas.container_protocol import JobTimeouts
 from schemas.endpoint import Endpoint, EndpointInvalid, Timeouts
-from schemas.events import Recorded, Submitted
-from schemas.job import Job, JobKey, Pointer, Policy
-from schemas.words import Priority, Status
-from tests.schemas.make import NOW, claim, job
+from schemas.events import JobRecord, Submitted
+from schemas.ids import JobKey
+from schemas.job import Job, Pointer, Policy
+from schemas.status import Priority, Status
+from tests.support.schema_samples import NOW, make_claim, make_job
 
 HOST = "gpu-1"
 
 
-def entry(record: Job) -> Entry:
-    return Entry(7, Recorded(NOW, Submitted(), record))
+def entry(record: Job) -> VersionedRecord:
+    return VersionedRecord(7, JobRecord(NOW, Submitted(), record))
 
 
-JUDGED: list[tuple[Job | None, int, type[Step]]] = [
+JUDGED: list[tuple[Job | None, int, type[ClaimDecision]]] = [
     # the record, the pointer's round, the step
-    (None, 1, Later),
-    (job(Status.QUEUED), 1, Start),
-    (job(Status.QUEUED), 2, Later),
-    (job(Status.QUEUED, round=2), 1, Drop),
-    (job(Status.SCHEDULED), 1, Later),
-    (job(Status.RUNNING), 1, Ours),
-    (job(Status.CANCELLING), 1, Ours),
-    (job(Status.RUNNING, claim=claim(1, host="gpu-2")), 1, Theirs),
-    (job(Status.CANCELLING, claim=claim(1, host="gpu-2")), 1, Theirs),
-    (job(Status.RUNNING, round=2), 1, Drop),
-    (job(Status.SUCCEEDED), 1, Drop),
-    (job(Status.FAILED), 1, Drop),
-    (job(Status.CANCELLED), 1, Drop),
-    (job(Status.EXPIRED), 1, Drop),
-    (job(Status.FAILED), 2, Later),
+    (None, 1, Nak),
+    (make_job(Status.QUEUED), 1, Start),
+    (make_job(Status.QUEUED), 2, Nak),
+    (make_job(Status.QUEUED, round=2), 1, Ack),
+    (make_job(Status.SCHEDULED), 1, Nak),
+    (make_job(Status.RUNNING), 1, AdoptOwn),
+    (make_job(Status.CANCELLING), 1, AdoptOwn),
+    (make_job(Status.RUNNING, claim=make_claim(1, host="gpu-2")), 1, HeldElsewhere),
+    (make_job(Status.CANCELLING, claim=make_claim(1, host="gpu-2")), 1, HeldElsewhere),
+    (make_job(Status.RUNNING, round=2), 1, Ack),
+    (make_job(Status.SUCCEEDED), 1, Ack),
+    (make_job(Status.FAILED), 1, Ack),
+    (make_job(Status.CANCELLED), 1, Ack),
+    (make_job(Status.EXPIRED), 1, Ack),
+    (make_job(Status.FAILED), 2, Nak),
 ]
 
 
 @pytest.mark.parametrize(("record", "round_", "step"), JUDGED)
-def test_a_pointer_is_judged_by_its_record(record: Job | None, round_: int, step: type[Step]) -> None:
+def test_a_pointer_is_judged_by_its_record(record: Job | None, round_: int, step: type[ClaimDecision]) -> None:
     pointer = Pointer("echo", Priority.NORMAL, "ada", "j1", round_)
-    assert type(judge(pointer, entry(record) if record else None, HOST, NOW)) is step
+    assert type(decide(pointer, entry(record) if record else None, HOST, NOW)) is step
 
 
 @pytest.mark.parametrize("field", ["not_before", "backoff_until"])
 def test_what_is_not_due_comes_again_when_it_is(field: str) -> None:
-    waiting = job(Status.QUEUED, **{field: NOW + timedelta(seconds=90)})
-    assert judge(waiting.pointer, entry(waiting), HOST, NOW) == Later(90.0)
-    assert isinstance(judge(waiting.pointer, entry(waiting), HOST, NOW + timedelta(seconds=90)), Start)
+    waiting = make_job(Status.QUEUED, **{field: NOW + timedelta(seconds=90)})
+    assert decide(waiting.pointer, entry(waiting), HOST, NOW) == Nak(90.0)
+    assert isinstance(decide(waiting.pointer, entry(waiting), HOST, NOW + timedelta(seconds=90)), Start)
 
 
 def test_a_permit_is_given_back_once() -> None:
@@ -63,20 +64,20 @@ def test_a_permit_is_given_back_once() -> None:
     permit = slots.take()
     assert permit is not None
     assert slots.take() is None
-    permit.idle()
+    permit.release()
     assert slots.free == 1
     with pytest.raises(RuntimeError):
-        permit.idle()
+        permit.release()
 
 
 def test_a_poisoned_slot_is_nobodys_until_it_heals() -> None:
     slots, key = Slots(1), JobKey("ada", "j1")
     permit = slots.take()
     assert permit is not None
-    permit.poisoned(key)
+    permit.poison(key)
     assert slots.take() is None
     assert slots.poisoned == {key}
-    slots.heal(key)
+    slots.clear_poison(key)
     assert slots.take() is not None
 
 
@@ -84,18 +85,18 @@ def test_an_adopted_job_takes_the_slot_that_it_poisoned() -> None:
     slots, key = Slots(1), JobKey("ada", "j1")
     permit = slots.take()
     assert permit is not None
-    permit.poisoned(key)
-    slots.adopt(key).idle()
+    permit.poison(key)
+    slots.take_for_recovered(key).release()
     assert slots.free == 1
 
 
 async def test_whoever_waits_for_a_slot_is_told() -> None:
     slots = Slots(1)
-    over = [slots.adopt(), slots.adopt()]
+    over = [slots.take_for_recovered(), slots.take_for_recovered()]
     assert slots.free == -1
     for permit in over:
-        permit.idle()
-    await slots.until_free()
+        permit.release()
+    await slots.wait_until_free()
     assert slots.free == 1
 
 
@@ -110,8 +111,8 @@ SCHEMA = {
 
 def test_asset_fields_become_file_names() -> None:
     given = {"video": "sha256:a", "clips": ["sha256:b", "sha256:a"], "note": "sha256:a", "n": 1}
-    names = named(asset_fields(SCHEMA, given), {"sha256:a": ".mp4"})
-    assert with_names(given, names) == {
+    names = assign_file_names(asset_fields(SCHEMA, given), {"sha256:a": ".mp4"})
+    assert substitute_file_names(given, names) == {
         "video": "video.mp4",
         "clips": ["clips", "clips-2.mp4"],
         "note": "sha256:a",
@@ -122,7 +123,7 @@ def test_asset_fields_become_file_names() -> None:
 def test_a_field_that_is_called_as_another_one_is_numbered_has_a_file_of_its_own() -> None:
     schema = {"properties": {"clip": {"items": {"format": "asset"}}, "clip-2": {"format": "asset"}}}
     fields = asset_fields(schema, {"clip": ["sha256:a", "sha256:b"], "clip-2": "sha256:c"})
-    assert list(named(fields, {}).values()) == ["clip", "clip-2", "clip-2-2"]
+    assert list(assign_file_names(fields, {}).values()) == ["clip", "clip-2", "clip-2-2"]
 
 
 LIMITS = [
@@ -130,7 +131,7 @@ LIMITS = [
     (Policy(), {"length": 30}, JobTimeouts(160.0, 180.0)),
     (Policy(), {"length": "long"}, JobTimeouts(100.0, 180.0)),
     (Policy(), {"length": -30}, JobTimeouts(100.0, 180.0)),
-    (Policy(), {"length": 10**400}, JobTimeouts(100.0 + 2 * LONGEST_S, 180.0)),
+    (Policy(), {"length": 10**400}, JobTimeouts(100.0 + 2 * INPUT_LENGTH_LIMIT_S, 180.0)),
     (Policy(execution_timeout_s=5.0, stall_timeout_s=7.0), {"length": 30}, JobTimeouts(5.0, 7.0)),
 ]
 
@@ -140,7 +141,7 @@ def test_timeouts(policy: Policy, given: dict[str, object], expected: JobTimeout
     endpoint = Endpoint(
         name="e", image="e", input_seconds="length", timeouts=Timeouts(base_s=100.0, per_input_s=2.0, stall_s=1.0)
     )
-    assert timeouts(job(input=given, policy=policy), endpoint) == expected
+    assert job_timeouts(make_job(input=given, policy=policy), endpoint) == expected
 
 
 def define(folder: Path, name: str, pool: str = "") -> None:
@@ -153,9 +154,9 @@ def test_kinds_are_found_in_a_folder_and_one_level_below(tmp_path: Path) -> None
     define(tmp_path / "many" / "a", "a", "shared")
     define(tmp_path / "many" / "b", "b", "shared")
     define(tmp_path / "one", "c")
-    kinds = load([tmp_path / "many", tmp_path / "one"])
+    kinds = load_endpoints([tmp_path / "many", tmp_path / "one"])
     assert {name: kind.folder.name for name, kind in kinds.items()} == {"a": "a", "b": "b", "c": "one"}
-    assert {pool: [one.name for one in ends] for pool, ends in by_pool(kinds).items()} == {
+    assert {pool: [one.name for one in ends] for pool, ends in group_by_pool(kinds).items()} == {
         "shared": ["a", "b"],
         "c": ["c"],
     }
@@ -165,10 +166,10 @@ def test_two_folders_of_one_name_are_a_mistake(tmp_path: Path) -> None:
     define(tmp_path / "a", "same")
     define(tmp_path / "b", "same")
     with pytest.raises(EndpointInvalid, match="rename one"):
-        load([tmp_path])
+        load_endpoints([tmp_path])
 
 
 def test_a_broken_endpoint_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "endpoint.toml").write_text("name = 1")
     with pytest.raises(EndpointInvalid, match=r"endpoint\.toml"):
-        load([tmp_path])
+        load_endpoints([tmp_path])

@@ -5,25 +5,25 @@ from pathlib import Path
 import anyio
 import pytest
 
-from runner.deadman import DeadMan, Look, alone_since, bare, due
-from runner.idleness import Idleness
-from runner.logins import nobody
-from runner.means import always
-from runner.roster import Roster
+from runner.context import is_always_alive
+from runner.execution.execution import ExecutionRegistry
+from runner.host.deadman import DeadManObservation, DeadManTimer, is_due, is_free_of_jobs, unneeded_since
+from runner.host.heartbeat import HostActivity
+from runner.login_sessions import no_logged_in_users
 from runner.settings import DeadManSettings, RunnerSettings
-from schemas.settings import SettingsInvalid, load
-from tests.broker import until
-from tests.runner.lone import Installation, place
-from tests.runner.world import World
+from schemas.settings_loader import SettingsInvalid, load_settings
+from tests.runner.runner_processes import RunnerProcesses, place
+from tests.support.runner_environment import RunnerEnvironment
+from tests.support.wait import wait_until
 
 __all__ = ["place"]
 
 RULES = DeadManSettings(after_s=60.0)
-HEARD = Look(heard=True)
-ALONE = Look(heard=False, bare=True)
-HOLDS = Look(heard=False, bare=False)
-PEOPLE = Look(heard=False, bare=True, used_by=frozenset({"users"}))
-PROGRAMS = Look(heard=False, bare=True, used_by=frozenset({"programs"}))
+HEARD = DeadManObservation(is_connected=True)
+ALONE = DeadManObservation(is_connected=False, is_free_of_jobs=True)
+HOLDS = DeadManObservation(is_connected=False, is_free_of_jobs=False)
+PEOPLE = DeadManObservation(is_connected=False, is_free_of_jobs=True, used_by=frozenset({"users"}))
+PROGRAMS = DeadManObservation(is_connected=False, is_free_of_jobs=True, used_by=frozenset({"programs"}))
 
 # Looks at these seconds, and when it goes dark (None: it stays on).
 SPELLED = [
@@ -39,17 +39,19 @@ SPELLED = [
 ]
 
 
-def darkens(looks: list[tuple[float, Look]], rules: DeadManSettings) -> float | None:
+def darkens(looks: list[tuple[float, DeadManObservation]], rules: DeadManSettings) -> float | None:
     since = None
     for now, look in looks:
-        since = alone_since(since, look, rules, now)
-        if due(since, rules, now):
+        since = unneeded_since(since, look, rules, now)
+        if is_due(since, rules, now):
             return now
     return None
 
 
 @pytest.mark.parametrize(("looks", "dark_at"), SPELLED)
-def test_it_goes_dark_only_after_so_long_alone_and_bare(looks: list[tuple[float, Look]], dark_at: float | None) -> None:
+def test_it_goes_dark_only_after_so_long_alone_and_bare(
+    looks: list[tuple[float, DeadManObservation]], dark_at: float | None
+) -> None:
     assert darkens(looks, RULES) == dark_at
     assert darkens(looks, DeadManSettings()) is None
 
@@ -62,53 +64,57 @@ def test_its_owner_may_ignore_the_people() -> None:
 
 def test_it_needs_a_program_to_run() -> None:
     with pytest.raises(SettingsInvalid, match="set poweroff"):
-        load(RunnerSettings, "[dead_man]\nafter_s = 600", {})
+        load_settings(RunnerSettings, "[dead_man]\nafter_s = 600", {})
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
 
 
 async def silent() -> bool:
     return False
 
 
-async def test_a_container_in_any_state_an_unsaved_output_and_an_open_message_keep_it_on(world: World) -> None:
+async def test_a_container_in_any_state_an_unsaved_output_and_an_open_message_keep_it_on(
+    world: RunnerEnvironment,
+) -> None:
     key = await world.submit("well")
-    async with world.life() as running, anyio.create_task_group() as tasks:
-        await world.ended(key)
-        await world.cleared()
-        roster = Roster(running.life, tasks, lambda _: None)
-        idleness = Idleness(running.means.slots, running.means.cards, nobody, roster)
-        man = DeadMan(running.life, RULES, idleness, silent)
-        assert await man.look() == Look(heard=False), "what earlier lives left was not looked at yet"
-        idleness.settled = True
-        assert await man.look() == ALONE
-        permit = running.means.slots.adopt(key)
-        permit.poisoned(key)
-        assert await man.look() == Look(heard=False)
-        running.means.slots.heal(key)
-        left = running.life.jobs / "ada.j1.1.1"
+    async with world.run_runner() as running, anyio.create_task_group() as tasks:
+        await world.wait_until_ended(key)
+        await world.wait_until_clean()
+        roster = ExecutionRegistry(running.life, tasks, lambda _: None)
+        idleness = HostActivity(running.means.slots, running.means.gpu_allocator, no_logged_in_users, roster)
+        man = DeadManTimer(running.life, RULES, idleness, silent)
+        assert await man.observe() == DeadManObservation(is_connected=False), (
+            "what earlier lives left was not looked at yet"
+        )
+        idleness.is_recovered = True
+        assert await man.observe() == ALONE
+        permit = running.means.slots.take_for_recovered(key)
+        permit.poison(key)
+        assert await man.observe() == DeadManObservation(is_connected=False)
+        running.means.slots.clear_poison(key)
+        left = running.life.jobs_dir / "ada.j1.1.1"
         left.mkdir()
-        assert await man.look() == Look(heard=False)
+        assert await man.observe() == DeadManObservation(is_connected=False)
         left.rmdir()
-        assert await man.look() == ALONE
-        assert await DeadMan(running.life, RULES, idleness, always).look() == HEARD
+        assert await man.observe() == ALONE
+        assert await DeadManTimer(running.life, RULES, idleness, is_always_alive).observe() == HEARD
         world.broker.stop()
-        assert await DeadMan(running.life, RULES, idleness, always).look() == ALONE
+        assert await DeadManTimer(running.life, RULES, idleness, is_always_alive).observe() == ALONE
 
 
-async def test_a_result_that_cannot_be_saved_keeps_it_on(world: World) -> None:
-    world.shop.away = True
+async def test_a_result_that_cannot_be_saved_keeps_it_on(world: RunnerEnvironment) -> None:
+    world.assets.away = True
     await world.submit("well")
-    async with world.life() as running:
-        await world.shop.asked.wait()
+    async with world.run_runner() as running:
+        await world.assets.asked.wait()
         world.broker.stop()
-        assert not await bare(running.life)
+        assert not await is_free_of_jobs(running.life)
 
 
-async def test_a_runner_whose_broker_is_gone_switches_its_machine_off(place: Installation) -> None:
+async def test_a_runner_whose_broker_is_gone_switches_its_machine_off(place: RunnerProcesses) -> None:
     dark = place.folder / "dark"
     place.environ |= {
         "LAMPLIGHTER_POWEROFF": f'["touch", "{dark}"]',
@@ -125,8 +131,8 @@ async def test_a_runner_whose_broker_is_gone_switches_its_machine_off(place: Ins
         return dark.exists()
 
     async with place.runner():
-        await place.ended(key)
-        await until(put_away)  # a message without its answer keeps the machine on, for ever if need be
+        await place.wait_until_ended(key)
+        await wait_until(put_away)  # a message without its answer keeps the machine on, for ever if need be
         assert not dark.exists()
         await place.server.kill()
-        await until(switched_off)
+        await wait_until(switched_off)

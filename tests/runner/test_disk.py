@@ -11,15 +11,15 @@ import pytest
 import structlog
 from hypothesis import given
 
-from runner import journal
-from runner.engines.port import Mark
-from runner.journal import Diary, Journal
-from runner.keptlog import KeptLog
-from runner.outputs import Found, OutputRefused, collect, has_result
-from runner.verdict import Intent
-from schemas.container import ErrorLine
-from schemas.feed import LogNote, Place
-from schemas.job import DEPTH, OUTPUT_DATA_BYTES
+from runner.engines.port import OutputCursor
+from runner.execution import checkpoint
+from runner.execution.checkpoint import Checkpoint, CheckpointFile
+from runner.execution.output_pump import HeadTailLog
+from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs, has_output
+from runner.execution.verdict import StopReason
+from schemas.container_protocol import ErrorLine
+from schemas.feed import FeedPosition, LogMessage
+from schemas.job import NESTING_LIMIT, OUTPUT_DATA_LIMIT_BYTES
 
 NOBODY = 65534
 LINES = st.lists(st.sampled_from([b"a\n", b"bb\n", b"ccc\n", b"\n", b"long line of output\n"]), max_size=30)
@@ -33,10 +33,10 @@ def test_the_kept_log_is_the_first_and_the_last_of_it(
     share = 24
     folder = tmp_path_factory.mktemp("log")
     printed = b"".join(lines)
-    first = KeptLog(folder, share=share)
+    first = HeadTailLog(folder, share=share)
     write(first, printed, 0, chunk)
     back = max(0, len(printed) - again)
-    second = KeptLog(folder, back, share)
+    second = HeadTailLog(folder, back, share)
     write(second, printed[back:], back, chunk)
     whole = second.assemble()
     if not printed:
@@ -52,13 +52,13 @@ def test_the_kept_log_is_the_first_and_the_last_of_it(
         assert f"{len(printed) - 2 * share} bytes".encode() in kept
 
 
-def write(log: KeptLog, data: bytes, offset: int, size: int) -> None:
+def write(log: HeadTailLog, data: bytes, offset: int, size: int) -> None:
     for start in range(0, len(data), size):
         log.write(data[start : start + size], offset + start)
 
 
 def test_lines_for_the_runner_are_not_in_the_log(tmp_path: Path) -> None:
-    log = KeptLog(tmp_path)
+    log = HeadTailLog(tmp_path)
     log.write(b'hello\n{"type":"progress","fraction":0.5}\n{"type":"error","code":"a","message":"b"}\n{"own": 1}\n', 0)
     whole = log.assemble()
     assert whole is not None
@@ -67,40 +67,40 @@ def test_lines_for_the_runner_are_not_in_the_log(tmp_path: Path) -> None:
 
 def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
     at = datetime(2026, 11, 21, tzinfo=UTC)
-    written = Journal(
+    written = Checkpoint(
         started_at=at,
-        intent=Intent.STALL,
-        mark=Mark(7, "x"),
+        intent=StopReason.STALL,
+        mark=OutputCursor(7, "x"),
         log_offset=7,
-        pending=(LogNote(Place(1, 2, 7), at, "stdout", "hello\n"),),
+        pending=(LogMessage(FeedPosition(1, 2, 7), at, "stdout", "hello\n"),),
         said=ErrorLine("no_face", "nobody"),
     )
-    journal.write(tmp_path, written)
-    assert journal.read(tmp_path) == written
-    assert [path.name for path in tmp_path.iterdir()] == [journal.FILE]
+    checkpoint.write_checkpoint(tmp_path, written)
+    assert checkpoint.read_checkpoint(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.CHECKPOINT_FILE]
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"{", b'{"mark": 1}'])
 def test_a_journal_that_cannot_be_read_is_blank(tmp_path: Path, rubbish: bytes) -> None:
-    (tmp_path / journal.FILE).write_bytes(rubbish)
-    assert journal.read(tmp_path) == Journal()
+    (tmp_path / checkpoint.CHECKPOINT_FILE).write_bytes(rubbish)
+    assert checkpoint.read_checkpoint(tmp_path) == Checkpoint()
 
 
 async def test_a_diary_keeps_what_others_noted(tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "new", structlog.get_logger("test"))
-    await diary.open()
-    await diary.note(log_offset=3)
-    await diary.note(intent=Intent.CANCEL)
-    assert journal.read(tmp_path / "new") == Journal(log_offset=3, intent=Intent.CANCEL)
+    diary = CheckpointFile(tmp_path / "new", structlog.get_logger("test"))
+    await diary.load()
+    await diary.update(log_offset=3)
+    await diary.update(intent=StopReason.CANCEL)
+    assert checkpoint.read_checkpoint(tmp_path / "new") == Checkpoint(log_offset=3, intent=StopReason.CANCEL)
 
 
 async def test_a_journal_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
-    diary = Diary(tmp_path, structlog.get_logger("test"))
-    (tmp_path / journal.FILE).mkdir()
-    await diary.note(intent=Intent.CANCEL)
-    assert diary.now.intent is Intent.CANCEL
+    diary = CheckpointFile(tmp_path, structlog.get_logger("test"))
+    (tmp_path / checkpoint.CHECKPOINT_FILE).mkdir()
+    await diary.update(intent=StopReason.CANCEL)
+    assert diary.current.intent is StopReason.CANCEL
     with pytest.raises(OSError, match="directory"):
-        await diary.note_and(lambda: None, log_offset=3)
+        await diary.update_then(lambda: None, log_offset=3)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_everything_in_out_is_an_output(folder: Path) -> None:
     (folder / "b.txt").write_text("b")
     (folder / "视频.mp4").write_text("v")
     (folder / ".part-half").write_text("h")
-    found = collect(folder)
+    found = collect_outputs(folder)
     assert found.data == {"n": 1}
     assert [path.name for path in found.files] == ["b.txt", "视频.mp4"]
 
@@ -152,7 +152,7 @@ def _not_utf8(folder: Path) -> None:
 
 
 def _nested(folder: Path) -> None:
-    (folder / "output.json").write_text('{"a": ' + "[" * DEPTH + "0" + "]" * DEPTH + "}")
+    (folder / "output.json").write_text('{"a": ' + "[" * NESTING_LIMIT + "0" + "]" * NESTING_LIMIT + "}")
 
 
 def _endless(folder: Path) -> None:
@@ -160,7 +160,7 @@ def _endless(folder: Path) -> None:
 
 
 def _large(folder: Path) -> None:
-    (folder / "output.json").write_text('"' + "x" * OUTPUT_DATA_BYTES + '"')
+    (folder / "output.json").write_text('"' + "x" * OUTPUT_DATA_LIMIT_BYTES + '"')
 
 
 def _many(folder: Path) -> None:
@@ -188,7 +188,7 @@ REFUSED = [
 def test_tricks_in_out_are_refused(folder: Path, trick: Callable[[Path], None], code: str) -> None:
     trick(folder)
     with pytest.raises(OutputRefused) as refused:
-        collect(folder)
+        collect_outputs(folder)
     assert refused.value.code == code
 
 
@@ -196,16 +196,16 @@ def test_an_out_that_leads_elsewhere_is_refused(folder: Path) -> None:
     (folder / "real").mkdir()
     (folder / "out").symlink_to("real")
     with pytest.raises(OutputRefused):
-        collect(folder / "out")
+        collect_outputs(folder / "out")
 
 
 def test_files_are_a_result_without_an_answer(folder: Path) -> None:
     (folder / "output.json").unlink()
     (folder / ".part-a.mp4").write_text("half")
-    assert not has_result(folder)
+    assert not has_output(folder)
     (folder / "a.mp4").write_text("whole")
-    assert has_result(folder)
-    assert collect(folder) == Found({}, (folder / "a.mp4",))
+    assert has_output(folder)
+    assert collect_outputs(folder) == CollectedOutput({}, (folder / "a.mp4",))
 
 
 @pytest.fixture
@@ -227,12 +227,12 @@ def test_a_file_that_cannot_be_read_is_refused(forbidden: Path, name: str) -> No
     (forbidden / name).write_text("{}")
     (forbidden / name).chmod(0)
     with pytest.raises(OutputRefused, match="cannot be read"):
-        collect(forbidden)
+        collect_outputs(forbidden)
 
 
 def test_an_answer_that_is_a_dangling_link_is_there_and_refused(folder: Path) -> None:
     (folder / "output.json").unlink()
     (folder / "output.json").symlink_to("nowhere")
-    assert has_result(folder)
+    assert has_output(folder)
     with pytest.raises(OutputRefused):
-        collect(folder)
+        collect_outputs(folder)

@@ -5,142 +5,142 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from runner.engines.port import EngineGone, Spec
-from schemas.host import Presence
-from schemas.words import Status
-from tests.broker import until
-from tests.runner.warmed import kind, warm
-from tests.runner.world import World, well, within
+from runner.engines.port import ContainerSpec, EngineUnavailable
+from schemas.host import HostHeartbeat
+from schemas.status import Status
+from tests.runner.warm_programs import warm_endpoint, warm_program
+from tests.support.runner_environment import RunnerEnvironment, succeed, wait_with_deadline
+from tests.support.wait import wait_until
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
 
 
-async def told(world: World, *, away: bool) -> Presence:
+async def told(world: RunnerEnvironment, *, away: bool) -> HostHeartbeat:
     """The host's word once it says that its engine is away, or there."""
-    said: list[Presence] = []
+    said: list[HostHeartbeat] = []
 
     async def says() -> bool:
-        row = await world.edge.hosts.get("gpu-1")
+        row = await world.edge.heartbeats.get("gpu-1")
         if row is not None and (row.value.engine_away is not None) == away:
             said.append(row.value)
         return bool(said)
 
-    await until(says)
+    await wait_until(says)
     return said[-1]
 
 
-async def beaten(world: World) -> None:
+async def beaten(world: RunnerEnvironment) -> None:
     """Wait for the host's next word."""
-    before = await world.edge.hosts.get("gpu-1")
+    before = await world.edge.heartbeats.get("gpu-1")
 
     async def other() -> bool:
-        return await world.edge.hosts.get("gpu-1") != before
+        return await world.edge.heartbeats.get("gpu-1") != before
 
-    await until(other)
+    await wait_until(other)
 
 
-async def test_an_engine_that_is_away_at_the_start_is_waited_for(world: World) -> None:
+async def test_an_engine_that_is_away_at_the_start_is_waited_for(world: RunnerEnvironment) -> None:
     world.engine_gone = True
     key = await world.submit("well")
-    async with world.life() as running:
+    async with world.run_runner() as running:
         seen = await told(world, away=True)
-        assert (set(seen.cannot.values()), seen.running, seen.busy.unsaved) == ({"engine_away"}, (), 1)
-        assert (await world.facts(key), running.ready.is_set()) == (["Submitted"], False)
-        running.engine.gone = False
-        assert (await world.ended(key)).status is Status.SUCCEEDED
-        assert (await told(world, away=False)).cannot == {}
+        assert (set(seen.unschedulable.values()), seen.running, seen.activity.unrecovered) == ({"engine_away"}, (), 1)
+        assert (await world.event_types(key), running.ready.is_set()) == (["Submitted"], False)
+        running.engine.is_unavailable = False
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        assert (await told(world, away=False)).unschedulable == {}
 
 
-async def test_what_an_earlier_life_left_is_given_back_once_the_engine_answers(world: World) -> None:
+async def test_what_an_earlier_life_left_is_given_back_once_the_engine_answers(world: RunnerEnvironment) -> None:
     key = await world.submit("waits")
-    async with world.life("i1"):
-        await world.running(key)
-        await world.boxed()
+    async with world.run_runner("i1"):
+        await world.wait_until_running(key)
+        await world.wait_for_container()
     world.engine_gone = True
-    async with world.life("i2") as running:
+    async with world.run_runner("i2") as running:
         await told(world, away=True)
-        assert await world.facts(key) == ["Submitted", "Started"]
-        running.engine.gone = False
+        assert await world.event_types(key) == ["Submitted", "Started"]
+        running.engine.is_unavailable = False
 
         async def looked_at() -> bool:
-            return len(await world.facts(key)) > 2
+            return len(await world.event_types(key)) > 2
 
-        await until(looked_at)
+        await wait_until(looked_at)
 
 
-async def test_while_it_is_away_nothing_is_claimed_and_jobs_wait_in_the_queue(world: World) -> None:
-    async with world.life() as running:
-        running.engine.gone = True
+async def test_while_it_is_away_nothing_is_claimed_and_jobs_wait_in_the_queue(world: RunnerEnvironment) -> None:
+    async with world.run_runner() as running:
+        running.engine.is_unavailable = True
         await told(world, away=True)
         key = await world.submit("well")
-        claims, take = list[str](), running.bus.queue.take
+        claims, take = list[str](), running.bus.job_queue.fetch
 
         async def counted(*lane: object) -> object:
             claims.append(str(lane))
             return await take(*lane)  # type: ignore[arg-type]
 
-        running.bus.queue.take = counted  # type: ignore[method-assign, assignment]
+        running.bus.job_queue.fetch = counted  # type: ignore[method-assign, assignment]
         for _ in range(5):
             await beaten(world)
-        assert (claims, await world.facts(key)) == ([], ["Submitted"])
-        running.engine.gone = False
-        assert (await world.ended(key)).status is Status.SUCCEEDED
+        assert (claims, await world.event_types(key)) == ([], ["Submitted"])
+        running.engine.is_unavailable = False
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
 
 
 async def test_a_start_that_goes_unanswered_is_noticed_at_once_and_costs_no_attempt(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.pace = replace(world.pace, engine_s=3600.0)  # by itself nobody would look
-    async with world.life() as running:
+    async with world.run_runner() as running:
 
-        async def unanswered(_: Spec) -> str:
-            running.engine.gone = True
-            raise EngineGone("the socket is closed")
+        async def unanswered(_: ContainerSpec) -> str:
+            running.engine.is_unavailable = True
+            raise EngineUnavailable("the socket is closed")
 
         monkeypatch.setattr(running.engine, "start", unanswered)
         key = await world.submit("well")
         await told(world, away=True)
         monkeypatch.undo()
-        running.engine.gone = False
-        job = await world.ended(key)
-    assert (job.status, job.charged, job.releases) == (Status.SUCCEEDED, 0, {"engine_error": 1})
+        running.engine.is_unavailable = False
+        job = await world.wait_until_ended(key)
+    assert (job.status, job.charged_attempts, job.free_releases) == (Status.SUCCEEDED, 0, {"engine_error": 1})
 
 
-async def test_a_runner_can_be_stopped_while_its_engine_is_away(world: World) -> None:
+async def test_a_runner_can_be_stopped_while_its_engine_is_away(world: RunnerEnvironment) -> None:
     """It does not say goodbye: what earlier lives left there may be running."""
     world.engine_gone = True
-    async with world.life() as running:
+    async with world.run_runner() as running:
         await told(world, away=True)
         await running.drained()
-        assert await world.edge.hosts.get("gpu-1") is not None
+        assert await world.edge.heartbeats.get("gpu-1") is not None
 
 
-async def test_a_running_job_is_left_to_the_next_life(world: World) -> None:
+async def test_a_running_job_is_left_to_the_next_life(world: RunnerEnvironment) -> None:
     key = await world.submit("waits")
-    async with world.life() as running:
-        await world.running(key)
-        await world.boxed()
-        running.engine.gone = True
+    async with world.run_runner() as running:
+        await world.wait_until_running(key)
+        await world.wait_for_container()
+        running.engine.is_unavailable = True
         await told(world, away=True)
         await running.drained()
     assert (await world.job(key)).status is Status.RUNNING
 
 
-async def test_a_drain_does_not_wait_for_what_cannot_be_removed(world: World) -> None:
-    world.programs = {"echo": warm(well)}
-    world.kinds = {"echo": kind("echo", world.folder)}
-    async with world.life() as running:
-        await world.waiting("echo")
-        running.engine.gone = True
+async def test_a_drain_does_not_wait_for_what_cannot_be_removed(world: RunnerEnvironment) -> None:
+    world.programs = {"echo": warm_program(succeed)}
+    world.kinds = {"echo": warm_endpoint("echo", world.folder)}
+    async with world.run_runner() as running:
+        await world.wait_for_warm("echo")
+        running.engine.is_unavailable = True
         await told(world, away=True)
-        await within(running.drained)
+        await wait_with_deadline(running.drained)
 
 
-async def test_the_claim_names_the_engine(world: World) -> None:
-    async with world.life():
-        job = await world.ended(await world.submit("well"))
+async def test_the_claim_names_the_engine(world: RunnerEnvironment) -> None:
+    async with world.run_runner():
+        job = await world.wait_until_ended(await world.submit("well"))
     assert job.claim is not None
     assert job.claim.engine == "memory"

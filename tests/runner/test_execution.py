@@ -6,93 +6,93 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.engines.memory import Box, Program, Signalled
 from runner.engines.port import StartFailed
 from schemas.endpoint import Timeouts
-from schemas.events import Released
-from schemas.feed import LogEnd, ProgressNote
-from schemas.job import OUTPUT_DATA_BYTES, Policy
-from schemas.words import Status
-from tests.broker import until
-from tests.runner.world import World, out, within
+from schemas.events import AttemptReleased
+from schemas.feed import LogEndMessage, ProgressMessage
+from schemas.job import OUTPUT_DATA_LIMIT_BYTES, Policy
+from schemas.status import Status
+from tests.support.fake_engine import EndBySignal, FakeContainer, Program
+from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
+from tests.support.wait import wait_until
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
 
 
-async def test_a_job_succeeds_and_leaves_nothing_behind(world: World) -> None:
-    async def reads(box: Box) -> int:
+async def test_a_job_succeeds_and_leaves_nothing_behind(world: RunnerEnvironment) -> None:
+    async def reads(box: FakeContainer) -> int:
         given = (box.spec.job_dir / "in" / "file.mp4").read_bytes()
         assert b'"input":{"file":"file.mp4"}' in (box.spec.job_dir / "job.json").read_bytes()
         box.write(b'{"type":"progress","fraction":0.5}\nhello\n{"type":"progress","fraction":1}\nbye\n')
-        out(box, {"copy.bin": given}, {"text": "ok"})
+        write_outputs(box, {"copy.bin": given}, {"text": "ok"})
         return 0
 
     world.programs["reads"] = reads
-    file = world.shop.add(b"content")
-    world.shop.suffixes[file.removeprefix("sha256:")] = ".mp4"
+    file = world.assets.add(b"content")
+    world.assets.suffixes[file.removeprefix("sha256:")] = ".mp4"
     key = await world.submit("reads", input={"file": file})
-    async with world.life():
-        job = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.status is Status.SUCCEEDED
     assert job.output is not None
     assert job.output.data == {"text": "ok"}
-    assert [(file.name, world.shop.held[file.sha256]) for file in job.output.files] == [("copy.bin", b"content")]
-    assert world.shop.text(job.log) == "hello\nbye\n"
-    assert await world.said(key) == "hello\nbye\n"
-    assert await world.facts(key) == ["Submitted", "Started", "Succeeded"]
+    assert [(file.name, world.assets.held[file.sha256]) for file in job.output.files] == [("copy.bin", b"content")]
+    assert world.assets.text(job.log) == "hello\nbye\n"
+    assert await world.log_text(key) == "hello\nbye\n"
+    assert await world.event_types(key) == ["Submitted", "Started", "Succeeded"]
     assert job.usage.run_s is not None
     assert job.usage.queued_s is not None
     notes = await world.notes(key)
-    assert isinstance(notes[-1], LogEnd)
-    assert [note.fraction for note in notes if isinstance(note, ProgressNote)][-1] == 1
+    assert isinstance(notes[-1], LogEndMessage)
+    assert [note.fraction for note in notes if isinstance(note, ProgressMessage)][-1] == 1
 
 
-async def says_no_face(box: Box) -> int:
+async def says_no_face(box: FakeContainer) -> int:
     box.write(b'{"type":"error","code":"no_face","message":"nobody is there"}\n')
     return 65
 
 
-async def crashes(box: Box) -> int:
-    raise Signalled(139)
+async def crashes(box: FakeContainer) -> int:
+    raise EndBySignal(139)
 
 
-async def runs_out(box: Box) -> int:
-    raise Signalled(0, oom_killed=True)
+async def runs_out(box: FakeContainer) -> int:
+    raise EndBySignal(0, oom_killed=True)
 
 
-async def answers_nothing(box: Box) -> int:
+async def answers_nothing(box: FakeContainer) -> int:
     return 0
 
 
-async def answers_too_much(box: Box) -> int:
-    out(box, data={"text": "x" * OUTPUT_DATA_BYTES})
+async def answers_too_much(box: FakeContainer) -> int:
+    write_outputs(box, data={"text": "x" * OUTPUT_DATA_LIMIT_BYTES})
     return 0
 
 
-async def answers_rubbish(box: Box) -> int:
-    out(box)
+async def answers_rubbish(box: FakeContainer) -> int:
+    write_outputs(box)
     (box.spec.job_dir / "out" / "output.json").write_text("[1")
     return 0
 
 
-async def links_away(box: Box) -> int:
-    out(box)
+async def links_away(box: FakeContainer) -> int:
+    write_outputs(box)
     (box.spec.job_dir / "out" / "passwd").symlink_to("/etc/passwd")
     return 0
 
 
-async def says_it_in_gbk(box: Box) -> int:
+async def says_it_in_gbk(box: FakeContainer) -> int:
     box.write('{"type":"error","code":"no_face","message":"没有人脸"}\n'.encode("gbk"))
     return 65
 
 
-async def nests(box: Box) -> int:
+async def nests(box: FakeContainer) -> int:
     box.write(b'{"type":"progress","fraction":' + b"[" * 60_000 + b"\n")
-    out(box)
+    write_outputs(box)
     (box.spec.job_dir / "out" / "output.json").write_text('{"a":' + "[" * 500 + "]" * 500 + "}")
     return 0
 
@@ -111,208 +111,208 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("program", "code"), FAILING)
-async def test_a_failure_is_told_by_its_code(world: World, program: Program, code: str) -> None:
+async def test_a_failure_is_told_by_its_code(world: RunnerEnvironment, program: Program, code: str) -> None:
     world.programs["fails"] = program
     key = await world.submit("fails", policy=Policy(max_attempts=1))
-    async with world.life():
-        job = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.status is Status.FAILED
     assert job.error is not None
     assert job.error.code == code
     assert job.output is None
 
 
-async def test_files_alone_are_a_result(world: World) -> None:
-    async def only_a_file(box: Box) -> int:
+async def test_files_alone_are_a_result(world: RunnerEnvironment) -> None:
+    async def only_a_file(box: FakeContainer) -> int:
         (box.spec.job_dir / "out" / "made.txt").write_bytes(b"made")
         return 0
 
     world.programs["plain"] = only_a_file
     key = await world.submit("plain")
-    async with world.life():
-        job = await world.ended(key)
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
     assert job.output is not None
     assert ([file.name for file in job.output.files], job.output.data) == (["made.txt"], {})
 
 
-async def test_a_disk_that_takes_no_log_and_no_journal_costs_the_log(world: World) -> None:
-    async def on_a_bad_disk(box: Box) -> int:
+async def test_a_disk_that_takes_no_log_and_no_journal_costs_the_log(world: RunnerEnvironment) -> None:
+    async def on_a_bad_disk(box: FakeContainer) -> int:
         beside = box.spec.job_dir.parent
         (beside / "log.head").mkdir()
-        await until(anyio.Path(beside / "journal.json").exists)
+        await wait_until(anyio.Path(beside / "journal.json").exists)
         (beside / "journal.json").unlink()
         (beside / "journal.json").mkdir()
         box.write(b"said anyway\n")
-        out(box, {"made.txt": b"made"})
+        write_outputs(box, {"made.txt": b"made"})
         return 0
 
     world.programs["spoilt"] = on_a_bad_disk
     key = await world.submit("spoilt")
-    async with world.life():
-        job = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert (job.status, job.log) == (Status.SUCCEEDED, None)
-    assert await world.said(key) == "said anyway\n"
-    assert await world.facts(key) == ["Submitted", "Started", "Succeeded"]
+    assert await world.log_text(key) == "said anyway\n"
+    assert await world.event_types(key) == ["Submitted", "Started", "Succeeded"]
 
 
-async def test_a_retryable_failure_waits_and_starts_again(world: World) -> None:
+async def test_a_retryable_failure_waits_and_starts_again(world: RunnerEnvironment) -> None:
     tries = []
 
-    async def second_time_lucky(box: Box) -> int:
+    async def second_time_lucky(box: FakeContainer) -> int:
         tries.append(box.spec.identity.attempt)
-        out(box)
+        write_outputs(box)
         return 0 if len(tries) > 1 else 75
 
     world.programs["lucky"] = second_time_lucky
     key = await world.submit("lucky")
-    async with world.life():
-        waiting = await world.heard(key, Released)
+    async with world.run_runner():
+        waiting = await world.wait_for_event(key, AttemptReleased)
         assert waiting.backoff_until is not None
         world.clock.ahead += 60
-        job = await world.ended(key)
+        job = await world.wait_until_ended(key)
     assert job.status is Status.SUCCEEDED
     assert tries == [1, 2]
-    assert await world.facts(key) == ["Submitted", "Started", "Released", "Started", "Succeeded"]
+    assert await world.event_types(key) == ["Submitted", "Started", "Released", "Started", "Succeeded"]
 
 
-async def test_an_input_that_is_gone_fails_the_job_for_good(world: World) -> None:
+async def test_an_input_that_is_gone_fails_the_job_for_good(world: RunnerEnvironment) -> None:
     key = await world.submit("well", input={"file": "sha256:" + "0" * 64})
-    async with world.life():
-        job = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.error is not None
     assert (job.error.code, job.error.blame) == ("asset_gone", "client")
 
 
-async def test_a_start_that_fails_costs_no_attempt(world: World) -> None:
+async def test_a_start_that_fails_costs_no_attempt(world: RunnerEnvironment) -> None:
     key = await world.submit("well")
-    async with world.life() as life:
-        life.engine.refuse = StartFailed("engine_error", "the engine said no")
-        job = await world.heard(key, Released)
-    assert (job.status, job.charged, job.releases) == (Status.QUEUED, 0, {"engine_error": 1})
+    async with world.run_runner() as life:
+        life.engine.next_start_failure = StartFailed("engine_error", "the engine said no")
+        job = await world.wait_for_event(key, AttemptReleased)
+    assert (job.status, job.charged_attempts, job.free_releases) == (Status.QUEUED, 0, {"engine_error": 1})
 
 
-async def test_too_long_is_an_execution_timeout(world: World) -> None:
+async def test_too_long_is_an_execution_timeout(world: RunnerEnvironment) -> None:
     world.timeouts = Timeouts(base_s=0.05, grace_s=0.1)
     key = await world.submit("waits")
-    async with world.life():
-        job = await world.ended(key)
-        await world.cleared()
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.error is not None
     assert job.error.code == "execution_timeout"
 
 
-async def test_no_progress_is_a_stall(world: World) -> None:
+async def test_no_progress_is_a_stall(world: RunnerEnvironment) -> None:
     key = await world.submit("waits", policy=Policy(stall_timeout_s=0.05, max_attempts=1))
-    async with world.life():
-        job = await world.ended(key)
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
     assert job.error is not None
     assert job.error.code == "stalled"
 
 
-async def test_a_running_job_is_cancelled_by_the_record_alone(world: World) -> None:
+async def test_a_running_job_is_cancelled_by_the_record_alone(world: RunnerEnvironment) -> None:
     key = await world.submit("waits")
-    async with world.life():
-        await world.running(key)
-        await world.boxed()
+    async with world.run_runner():
+        await world.wait_until_running(key)
+        await world.wait_for_container()
         await world.cancel(key)
-        job = await world.ended(key)
-        await world.cleared()
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.status is Status.CANCELLED
-    assert await world.facts(key) == ["Submitted", "Started", "CancelRequested", "Cancelled"]
+    assert await world.event_types(key) == ["Submitted", "Started", "CancelRequested", "Cancelled"]
 
 
-async def test_cancelled_while_the_inputs_come(world: World) -> None:
-    world.shop.away = True
+async def test_cancelled_while_the_inputs_come(world: RunnerEnvironment) -> None:
+    world.assets.away = True
     key = await world.submit("well", input={"file": "sha256:" + "0" * 64})
-    async with world.life():
-        await within(world.shop.asked.wait)
+    async with world.run_runner():
+        await wait_with_deadline(world.assets.asked.wait)
         await world.cancel(key)
-        job = await world.ended(key)
-        await world.cleared()
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.status is Status.CANCELLED
     assert not world.boxes
 
 
-async def test_cancelled_while_the_outputs_go(world: World) -> None:
+async def test_cancelled_while_the_outputs_go(world: RunnerEnvironment) -> None:
     """They are not waited for: storing them may take long."""
 
-    async def edge_goes(box: Box) -> int:
-        out(box, {"a.txt": b"a"})
-        world.shop.away = True
+    async def edge_goes(box: FakeContainer) -> int:
+        write_outputs(box, {"a.txt": b"a"})
+        world.assets.away = True
         return 0
 
     world.programs["quick"] = edge_goes
     key = await world.submit("quick")
-    async with world.life():
-        await within(world.shop.asked.wait)
+    async with world.run_runner():
+        await wait_with_deadline(world.assets.asked.wait)
         await world.cancel(key)
-        job = await world.ended(key)
-        await world.cleared()
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert job.status is Status.CANCELLED
 
 
-async def test_a_nudge_is_heard_before_the_heartbeat(world: World) -> None:
+async def test_a_nudge_is_heard_before_the_heartbeat(world: RunnerEnvironment) -> None:
     world.pace = replace(world.pace, heartbeat_s=3600.0)
     key = await world.submit("waits")
-    async with world.life():
-        await world.running(key)
-        await world.boxed()
+    async with world.run_runner():
+        await world.wait_until_running(key)
+        await world.wait_for_container()
         await world.cancel(key)
-        await world.edge.control.nudge("gpu-1", key)
-        job = await world.ended(key)
+        await world.edge.host_nudges.nudge("gpu-1", key)
+        job = await world.wait_until_ended(key)
     assert job.status is Status.CANCELLED
 
 
-async def test_the_edge_away_at_the_upload_is_waited_for(world: World) -> None:
-    async def edge_goes(box: Box) -> int:
-        world.shop.away = True
-        out(box, {"a.txt": b"a"})
+async def test_the_edge_away_at_the_upload_is_waited_for(world: RunnerEnvironment) -> None:
+    async def edge_goes(box: FakeContainer) -> int:
+        world.assets.away = True
+        write_outputs(box, {"a.txt": b"a"})
         return 0
 
     world.programs["edge_goes"] = edge_goes
     key = await world.submit("edge_goes")
     other = await world.submit("well", "j2")
-    async with world.life():
-        await within(world.shop.asked.wait)
+    async with world.run_runner():
+        await wait_with_deadline(world.assets.asked.wait)
         assert (await world.job(key)).status is Status.RUNNING
         assert (await world.job(other)).status is Status.QUEUED
-        world.shop.away = False
-        assert (await world.ended(key)).status is Status.SUCCEEDED
-        assert (await world.ended(other)).status is Status.SUCCEEDED
+        world.assets.away = False
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        assert (await world.wait_until_ended(other)).status is Status.SUCCEEDED
 
 
-async def test_a_result_that_no_record_holds_is_a_final_failure(world: World) -> None:
-    async def many(box: Box) -> int:
-        out(box, {"n" * 90 + f"{number}": b"" for number in range(999)}, {"text": "y" * 250_000})
+async def test_a_result_that_no_record_holds_is_a_final_failure(world: RunnerEnvironment) -> None:
+    async def many(box: FakeContainer) -> int:
+        write_outputs(box, {"n" * 90 + f"{number}": b"" for number in range(999)}, {"text": "y" * 250_000})
         return 0
 
-    async def wide(box: Box) -> int:
-        out(box, data={"text": "y" * 250_000})
+    async def wide(box: FakeContainer) -> int:
+        write_outputs(box, data={"text": "y" * 250_000})
         return 0
 
     world.programs |= {"many": many, "wide": wide}
     fits = await world.submit("wide", "j1")
     key = await world.submit("many", "j2", input={"pad": "z" * 100_000})
-    async with world.life():
-        assert (await world.ended(fits)).status is Status.SUCCEEDED
-        job = await world.ended(key)
+    async with world.run_runner():
+        assert (await world.wait_until_ended(fits)).status is Status.SUCCEEDED
+        job = await world.wait_until_ended(key)
     assert job.error is not None
     assert job.error.code == "output_too_large"
 
 
-async def test_a_failed_job_keeps_its_last_words(world: World) -> None:
-    async def raises(box: Box) -> int:
+async def test_a_failed_job_keeps_its_last_words(world: RunnerEnvironment) -> None:
+    async def raises(box: FakeContainer) -> int:
         box.write(b'Traceback (most recent call last):\n  File "main.py", line 1\n', "stderr")
         box.write(b"ModuleNotFoundError: No module named \x1b[31mnumpy\n", "stderr")
         return 1
 
     world.programs["raises"] = raises
     key = await world.submit("raises", policy=Policy(max_attempts=1))
-    async with world.life():
-        job = await world.ended(key)
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
     assert job.error is not None
     assert (job.error.code, job.error.message) == ("internal", "the job exited with code 1")
     assert job.error.log_tail == (

@@ -7,86 +7,87 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.engines.memory import Box
-from schemas.events import Adopted, Event, Recorded, Released, Started
-from schemas.feed import LogEnd, LogNote
-from schemas.job import Claim, JobKey
-from schemas.lifecycle import step
-from schemas.words import Status
-from tests.broker import until
-from tests.runner.world import World, out, within
+from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, Started
+from schemas.feed import LogEndMessage, LogMessage
+from schemas.ids import JobKey
+from schemas.job import Claim
+from schemas.lifecycle import next_record
+from schemas.status import Status
+from tests.support.fake_engine import FakeContainer
+from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
+from tests.support.wait import wait_until
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
 
 
-async def write(world: World, key: JobKey, event: Event) -> None:
+async def write(world: RunnerEnvironment, key: JobKey, event: JobEvent) -> None:
     """Somebody else's step."""
-    entry = await world.edge.records.read(key)
+    entry = await world.edge.job_store.read(key)
     assert entry is not None
-    await world.edge.records.update(key, step(entry.recorded.job, event, datetime.now(UTC)), entry.revision)
+    await world.edge.job_store.update(key, next_record(entry.record.job, event, datetime.now(UTC)), entry.revision)
 
 
-class Gate:
+class WriteGate:
     """A job that prints a line at each push and ends when it is let go."""
 
     def __init__(self) -> None:
         self.pushed = anyio.Event()
         self.started = anyio.Event()
 
-    async def __call__(self, box: Box) -> int:
+    async def __call__(self, box: FakeContainer) -> int:
         box.write(b"before\n")
         self.started.set()
         await self.pushed.wait()
         box.write(b"after\n")
-        out(box, {"a.txt": b"a"})
+        write_outputs(box, {"a.txt": b"a"})
         return 0
 
 
-async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: World) -> None:
-    gate = world.programs["gate"] = Gate()
+async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: RunnerEnvironment) -> None:
+    gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.life() as life:
-        await within(gate.started.wait)
+    async with world.run_runner() as life:
+        await wait_with_deadline(gate.started.wait)
         life.bus.cut()
         gate.pushed.set()
 
         async def waits_for_it() -> bool:
             return next(iter(world.boxes.values())).state == "exited"
 
-        await until(waits_for_it)
+        await wait_until(waits_for_it)
         assert (await world.job(key)).status is Status.RUNNING
         life.bus.heal()
-        assert (await world.ended(key)).status is Status.SUCCEEDED
-        await world.cleared()
-    assert await world.said(key) == "before\nafter\n"
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        await world.wait_until_clean()
+    assert await world.log_text(key) == "before\nafter\n"
 
 
-async def test_a_job_released_meanwhile_is_taken_back(world: World) -> None:
+async def test_a_job_released_meanwhile_is_taken_back(world: RunnerEnvironment) -> None:
     """The edge gave it up, nobody else has claimed it: the result counts."""
-    gate = world.programs["gate"] = Gate()
+    gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.life() as life:
-        await within(gate.started.wait)
+    async with world.run_runner() as life:
+        await wait_with_deadline(gate.started.wait)
         life.bus.cut()
-        await write(world, key, Released("host_lost"))
+        await write(world, key, AttemptReleased("host_lost"))
         gate.pushed.set()
         life.bus.heal()
-        job = await world.ended(key)
-        await world.cleared()
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
-    assert await world.facts(key) == ["Submitted", "Started", "Released", "Adopted", "Succeeded"]
+    assert await world.event_types(key) == ["Submitted", "Started", "Released", "Adopted", "Succeeded"]
 
 
-async def test_a_zombie_ends_nothing_and_clears_up(world: World) -> None:
-    gate = world.programs["gate"] = Gate()
+async def test_a_zombie_ends_nothing_and_clears_up(world: RunnerEnvironment) -> None:
+    gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.life() as life:
-        await within(gate.started.wait)
+    async with world.run_runner() as life:
+        await wait_with_deadline(gate.started.wait)
         life.bus.cut()
-        await write(world, key, Released("host_lost"))
+        await write(world, key, AttemptReleased("host_lost"))
         await write(world, key, Started(Claim("gpu-2", "x", 2)))
         gate.pushed.set()
         life.bus.heal()
@@ -94,181 +95,183 @@ async def test_a_zombie_ends_nothing_and_clears_up(world: World) -> None:
         async def no_container() -> bool:
             return not world.boxes and not list((world.folder / "gpu-1").iterdir())
 
-        await until(no_container)
+        await wait_until(no_container)
         job = await world.job(key)
     assert (job.status, job.attempt) == (Status.RUNNING, 2)
-    assert await world.facts(key) == ["Submitted", "Started", "Released", "Started"]
-    assert await world.edge.queue.waiting()
+    assert await world.event_types(key) == ["Submitted", "Started", "Released", "Started"]
+    assert await world.edge.job_queue.list_pending()
 
 
-async def test_a_job_deleted_under_the_runner_is_cleared_up(world: World) -> None:
+async def test_a_job_deleted_under_the_runner_is_cleared_up(world: RunnerEnvironment) -> None:
     key = await world.submit("waits")
-    async with world.life():
-        await world.boxed()
-        entry = await world.edge.records.read(key)
+    async with world.run_runner():
+        await world.wait_for_container()
+        entry = await world.edge.job_store.read(key)
         assert entry is not None
-        await world.edge.records.delete(key, entry.revision)
+        await world.edge.job_store.delete(key, entry.revision)
 
         async def no_container() -> bool:
             return not world.boxes
 
-        await until(no_container)
-    assert await world.edge.records.read(key) is None
+        await wait_until(no_container)
+    assert await world.edge.job_store.read(key) is None
 
 
-async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: World) -> None:
-    gate = world.programs["gate"] = Gate()
+async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: RunnerEnvironment) -> None:
+    gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.life("i1", "gpu-1") as cut_off:
-        await within(gate.started.wait)
+    async with world.run_runner("i1", "gpu-1") as cut_off:
+        await wait_with_deadline(gate.started.wait)
         cut_off.bus.cut()
-        async with world.life("i2", "gpu-2"):
+        async with world.run_runner("i2", "gpu-2"):
             world.clock.ahead += 31
 
             async def judged() -> bool:
                 world.clock.ahead += 31
                 return (await world.job(key)).attempt == 2
 
-            await until(judged)
+            await wait_until(judged)
             gate.pushed.set()
-            job = await world.ended(key)
+            job = await world.wait_until_ended(key)
             cut_off.bus.heal()
-            await world.cleared()
+            await world.wait_until_clean()
     assert job.claim is not None
     assert (job.status, job.claim.host) == (Status.SUCCEEDED, "gpu-2")
-    assert (await world.facts(key)).count("Succeeded") == 1
+    assert (await world.event_types(key)).count("Succeeded") == 1
 
 
-async def test_a_living_host_keeps_its_job(world: World) -> None:
+async def test_a_living_host_keeps_its_job(world: RunnerEnvironment) -> None:
     """Its acks are lost, its heartbeat is not: another host gets the message and leaves the job alone."""
-    gate = world.programs["gate"] = Gate()
+    gate = world.programs["gate"] = WriteGate()
     world.pace = replace(world.pace, heartbeat_s=3600.0)
     key = await world.submit("gate")
-    async with world.life("i1", "gpu-1"):
-        await within(gate.started.wait)
-        async with world.life("i2", "gpu-2"):
+    async with world.run_runner("i1", "gpu-1"):
+        await wait_with_deadline(gate.started.wait)
+        async with world.run_runner("i2", "gpu-2"):
             await time_passes(world, 35, "gpu-1")
 
             async def put_off() -> bool:
                 return world.broker._jobs.due[1] > world.clock() + 15
 
-            await until(put_off)
+            await wait_until(put_off)
             gate.pushed.set()
-            job = await world.ended(key)
+            job = await world.wait_until_ended(key)
     assert job.claim is not None
     assert (job.claim.host, job.attempt) == ("gpu-1", 1)
 
 
-async def time_passes(world: World, seconds: int, host: str) -> None:
+async def time_passes(world: RunnerEnvironment, seconds: int, host: str) -> None:
     """In steps that leave `host` time for its heartbeat."""
     for _ in range(0, seconds, 5):
-        before = await world.edge.hosts.get(host)
+        before = await world.edge.heartbeats.get(host)
         world.clock.ahead += 5
 
         async def said_again(seen: object = before) -> bool:
-            return await world.edge.hosts.get(host) != seen
+            return await world.edge.heartbeats.get(host) != seen
 
-        await until(said_again)
+        await wait_until(said_again)
 
 
-async def test_the_same_message_again_swaps_the_handle(world: World) -> None:
-    gate = world.programs["gate"] = Gate()
+async def test_the_same_message_again_swaps_the_handle(world: RunnerEnvironment) -> None:
+    gate = world.programs["gate"] = WriteGate()
     world.slots = 2
     world.pace = replace(world.pace, heartbeat_s=3600.0)
     key = await world.submit("gate")
-    async with world.life():
-        await within(gate.started.wait)
+    async with world.run_runner():
+        await wait_with_deadline(gate.started.wait)
         world.clock.ahead += 31
         gate.pushed.set()
-        job = await world.ended(key)
-        await world.cleared()
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
-async def test_another_message_of_the_same_round_goes(world: World) -> None:
-    gate = world.programs["gate"] = Gate()
+async def test_another_message_of_the_same_round_goes(world: RunnerEnvironment) -> None:
+    gate = world.programs["gate"] = WriteGate()
     world.slots = 2
     key = await world.submit("gate")
-    async with world.life():
-        await within(gate.started.wait)
-        await world.edge.queue.publish((await world.job(key)).pointer, repair=True)
+    async with world.run_runner():
+        await wait_with_deadline(gate.started.wait)
+        await world.edge.job_queue.publish((await world.job(key)).pointer, repair=True)
         other = await world.submit("waits", "j2")
-        await world.running(other)
+        await world.wait_until_running(other)
         gate.pushed.set()
-        job = await world.ended(key)
+        job = await world.wait_until_ended(key)
 
         async def one_left() -> bool:
-            return {pointer.id for pointer in await world.edge.queue.waiting()} == {"j2"}
+            return {pointer.id for pointer in await world.edge.job_queue.list_pending()} == {"j2"}
 
-        await until(one_left)
+        await wait_until(one_left)
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
 @pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.CANCELLED])
-async def test_a_message_of_a_final_job_goes(world: World, status: Status) -> None:
+async def test_a_message_of_a_final_job_goes(world: RunnerEnvironment, status: Status) -> None:
     key = await world.submit("well", "done")
-    entry = await world.edge.records.read(key)
+    entry = await world.edge.job_store.read(key)
     assert entry is not None
-    over = Recorded(entry.recorded.at, entry.recorded.event, replace(entry.recorded.job, status=status))
-    await world.edge.records.update(key, over, entry.revision)
-    async with world.life():
-        await world.cleared()
-    assert await world.facts(key) == ["Submitted", "Submitted"]
+    over = JobRecord(entry.record.at, entry.record.event, replace(entry.record.job, status=status))
+    await world.edge.job_store.update(key, over, entry.revision)
+    async with world.run_runner():
+        await world.wait_until_clean()
+    assert await world.event_types(key) == ["Submitted", "Submitted"]
 
 
-async def test_a_job_that_is_not_due_is_left_until_then(world: World) -> None:
+async def test_a_job_that_is_not_due_is_left_until_then(world: RunnerEnvironment) -> None:
     key = await world.submit("well", "later", not_before=datetime(2999, 1, 1, tzinfo=UTC))
     first = await world.submit("well", "now")
-    async with world.life():
-        assert (await world.ended(first)).status is Status.SUCCEEDED
+    async with world.run_runner():
+        assert (await world.wait_until_ended(first)).status is Status.SUCCEEDED
     assert (await world.job(key)).status is Status.QUEUED
 
 
-async def test_a_dead_task_is_adopted_by_its_own_life(world: World) -> None:
+async def test_a_dead_task_is_adopted_by_its_own_life(world: RunnerEnvironment) -> None:
     """An execution that fails by a bug poisons its slot; the sweep finds the container and takes it over."""
-    gate = world.programs["gate"] = Gate()
+    gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.life():
-        await within(gate.started.wait)
-        world.shop.broken = True
+    async with world.run_runner():
+        await wait_with_deadline(gate.started.wait)
+        world.assets.broken = True
         gate.pushed.set()
-        await world.heard(key, Adopted)
-        world.shop.broken = False
+        await world.wait_for_event(key, Adopted)
+        world.assets.broken = False
         world.clock.ahead += 31  # the message comes again, and is acknowledged by the record
-        job = await world.ended(key)
-        await world.cleared()
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
-async def test_what_was_said_is_said_once_over_a_cut(world: World) -> None:
-    gate = world.programs["gate"] = Gate()
+async def test_what_was_said_is_said_once_over_a_cut(world: RunnerEnvironment) -> None:
+    gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.life() as life:
-        await within(gate.started.wait)
+    async with world.run_runner() as life:
+        await wait_with_deadline(gate.started.wait)
         life.bus.cut()
         gate.pushed.set()
         life.bus.heal()
-        await world.ended(key)
+        await world.wait_until_ended(key)
     notes = await world.notes(key)
-    offsets = [note.place.offset for note in notes if isinstance(note, LogNote)]
+    offsets = [note.position.offset for note in notes if isinstance(note, LogMessage)]
     assert offsets == sorted(set(offsets))
-    assert isinstance(notes[-1], LogEnd)
-    assert notes[-1].place.offset == len("before\nafter\n")
+    assert isinstance(notes[-1], LogEndMessage)
+    assert notes[-1].position.offset == len("before\nafter\n")
 
 
-async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_not_swallowed(world: World) -> None:
+async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_not_swallowed(
+    world: RunnerEnvironment,
+) -> None:
     """The engine is slow to remove; the retry's message is there before it has."""
     tries: list[int] = []
 
-    async def lucky(box: Box) -> int:
+    async def lucky(box: FakeContainer) -> int:
         tries.append(box.spec.identity.attempt)
-        out(box)
+        write_outputs(box)
         return 0 if len(tries) > 1 else 75
 
     world.slots = 2
     world.programs["lucky"] = lucky
     key = await world.submit("lucky")
-    async with world.life() as life:
+    async with world.run_runner() as life:
         slow, gate = life.engine.remove, anyio.Event()
 
         async def remove(handle: str) -> None:
@@ -276,14 +279,14 @@ async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_no
             await slow(handle)
 
         life.engine.remove = remove  # type: ignore[method-assign]
-        await world.heard(key, Released)
+        await world.wait_for_event(key, AttemptReleased)
 
         async def put_off() -> bool:
             world.clock.ahead += 0.1
             return world.broker._jobs.due[1] > world.clock() and world.clock.ahead > 5
 
-        await until(put_off)
+        await wait_until(put_off)
         gate.set()
         world.clock.ahead += 1.5
-        job = await world.ended(key)
+        job = await world.wait_until_ended(key)
     assert (job.status, tries) == (Status.SUCCEEDED, [1, 2])

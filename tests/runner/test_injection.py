@@ -7,16 +7,15 @@ import pytest
 from msgspec.structs import replace
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.memory import Box, MemoryEngine
-from runner.engines.port import Spec, StartFailed
-from runner.engines.sandbox import Injection
-from runner.gpu.memory import MemoryGpus
-from runner.injection import choose
+from runner.engines.port import ContainerSpec, GpuInjection, StartFailed
+from runner.host.gpu_probe import detect_injection
 from runner.settings import GpuSettings
 from schemas.gpu import GpuSample
-from tests.engine_host import docker_url, echo_image
-from tests.runner.warmed import kind
-from tests.runner.world import World, well
+from tests.runner.warm_programs import warm_endpoint
+from tests.support.docker_images import docker_url, echo_image
+from tests.support.fake_engine import FakeContainer, FakeEngine
+from tests.support.fake_gpus import FakeGpuMonitor
+from tests.support.runner_environment import RunnerEnvironment, succeed
 
 __all__ = ["docker_url", "echo_image"]
 
@@ -26,65 +25,67 @@ CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_
 class Toolkit:
     """What `engine` knows of cards: only one way works."""
 
-    def __init__(self, engine: MemoryEngine, works: Injection | None) -> None:
-        self.way: Injection = "device_request"
+    def __init__(self, engine: FakeEngine, works: GpuInjection | None) -> None:
+        self.way: GpuInjection = "device_request"
         self.works = works
-        self.start: Callable[[Spec], object] = engine.start
+        self.start: Callable[[ContainerSpec], object] = engine.start
         engine.start = self._start  # type: ignore[method-assign]
 
-    def inject(self, way: Injection) -> None:
+    def set_injection(self, way: GpuInjection) -> None:
         self.way = way
 
-    async def _start(self, spec: Spec) -> str:
+    async def _start(self, spec: ContainerSpec) -> str:
         if spec.gpus and self.way != self.works:
             raise StartFailed("gpu_unsupported", f"not by {self.way}")
         return await self.start(spec)  # type: ignore[misc, no-any-return]
 
 
-async def lists(box: Box) -> int:
+async def lists(box: FakeContainer) -> int:
     box.write(b"GPU-0\n")
     return 0
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(tmp_path)
-    made.programs = {"gpu": well, "nvidia-smi": lists}
-    made.kinds = {"gpu": kind("gpu", tmp_path, gpus=1)}
+def world(tmp_path: Path) -> RunnerEnvironment:
+    made = RunnerEnvironment(tmp_path)
+    made.programs = {"gpu": succeed, "nvidia-smi": lists}
+    made.kinds = {"gpu": warm_endpoint("gpu", tmp_path, gpus=1)}
     made.warm = replace(made.warm, on=False)
-    made.gpus = MemoryGpus(CARD)
+    made.gpus = FakeGpuMonitor(CARD)
     return made
 
 
 @pytest.mark.parametrize("works", ["cdi", "device_request", "runtime", None])
-async def test_the_first_way_that_works_is_taken(world: World, works: Injection | None) -> None:
-    async with world.life() as life:
+async def test_the_first_way_that_works_is_taken(world: RunnerEnvironment, works: GpuInjection | None) -> None:
+    async with world.run_runner() as life:
         toolkit = Toolkit(life.engine, works)
-        assert await choose(life.life, life.means, toolkit) == (works or "none")
+        assert await detect_injection(life.life, life.means, toolkit) == (works or "none")
         assert toolkit.way == (works or "runtime")
         assert world.boxes == {}
-        assert list(life.life.jobs.iterdir()) == []
+        assert list(life.life.jobs_dir.iterdir()) == []
 
 
-async def test_a_way_that_was_set_is_the_only_one_tried(world: World) -> None:
+async def test_a_way_that_was_set_is_the_only_one_tried(world: RunnerEnvironment) -> None:
     world.gpu_settings = GpuSettings(injection="runtime")
-    async with world.life() as life:
-        assert await choose(life.life, life.means, Toolkit(life.engine, "cdi")) == "none"
+    async with world.run_runner() as life:
+        assert await detect_injection(life.life, life.means, Toolkit(life.engine, "cdi")) == "none"
 
 
-async def test_without_cards_nothing_is_tried(world: World) -> None:
-    world.gpus = MemoryGpus()
-    async with world.life() as life:
+async def test_without_cards_nothing_is_tried(world: RunnerEnvironment) -> None:
+    world.gpus = FakeGpuMonitor()
+    async with world.run_runner() as life:
         toolkit = Toolkit(life.engine, "cdi")
-        assert await choose(life.life, life.means, toolkit) is None
+        assert await detect_injection(life.life, life.means, toolkit) is None
         assert toolkit.way == "device_request"
 
 
 @pytest.mark.docker
-async def test_a_docker_without_a_toolkit_knows_none(world: World, docker_url: str, echo_image: str) -> None:
-    gpu = kind("gpu", world.folder, gpus=1)
-    world.kinds = {"gpu": replace(gpu, endpoint=replace(gpu.endpoint, image=echo_image))}
-    async with world.life() as life, DockerEngine(DockerSettings(base_url=docker_url)) as docker:
+async def test_a_docker_without_a_toolkit_knows_none(
+    world: RunnerEnvironment, docker_url: str, echo_image: str
+) -> None:
+    gpu = warm_endpoint("gpu", world.folder, gpus=1)
+    world.kinds = {"gpu": replace(gpu, config=replace(gpu.config, image=echo_image))}
+    async with world.run_runner() as life, DockerEngine(DockerSettings(base_url=docker_url)) as docker:
         over = replace(life.life, engine=docker, installation="injection")
-        assert await choose(over, life.means, docker) == "none"
+        assert await detect_injection(over, life.means, docker) == "none"
         assert await docker.find("injection", over.host) == []

@@ -11,19 +11,18 @@ from pathlib import Path
 import anyio
 import pytest
 
-from runner.cache import DiskShort, Shelf, seal
-from runner.inputs import Cache
-from runner.supplies import AssetGone, EdgeAway
+from runner.assets.cache import CacheDir, DiskShort, InputCache, verification_mtime_ns
+from runner.assets.port import AssetGone, EdgeUnavailable
 from schemas.asset import InvalidDigest
-from tests.runner.asset_server import sha
-from tests.runner.source import Source
+from tests.support.asset_server import sha256_of
+from tests.support.fake_asset_fetch import FakeAssetFetch
 
 A, B, C = b"a" * 1000, b"b" * 1000, b"c" * 1000
 
 
 @pytest.fixture
-def source() -> Source:
-    return Source(A, B, C)
+def source() -> FakeAssetFetch:
+    return FakeAssetFetch(A, B, C)
 
 
 @pytest.fixture
@@ -37,35 +36,39 @@ def job(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-def cache_of(tmp_path: Path, source: Source, max_bytes: int = 10_000, start: int = 1) -> Cache:
+def cache_of(tmp_path: Path, source: FakeAssetFetch, max_bytes: int = 10_000, start: int = 1) -> InputCache:
     ticks = count(start)
-    return Cache(tmp_path / "cache", max_bytes, source, now_ns=lambda: next(ticks) * 10**9)
+    return InputCache(tmp_path / "cache", max_bytes, source, now_ns=lambda: next(ticks) * 10**9)
 
 
-async def test_the_second_job_needs_no_fetch(tmp_path: Path, source: Source, job: Callable[[str], Path]) -> None:
+async def test_the_second_job_needs_no_fetch(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
+) -> None:
     cache = cache_of(tmp_path, source)
-    await cache.stage("ann", sha(A), job("1"))
-    await cache.stage("bob", sha(A), job("2"))
+    await cache.stage("ann", sha256_of(A), job("1"))
+    await cache.stage("bob", sha256_of(A), job("2"))
     assert job("1").read_bytes() == job("2").read_bytes() == A
-    assert source.fetched == [sha(A)]
+    assert source.fetched == [sha256_of(A)]
     assert stat.S_IMODE(job("1").stat().st_mode) == 0o444
     assert job("1").samefile(job("2")), "a link costs no disk"
 
 
-async def test_many_jobs_at_once_are_one_fetch(tmp_path: Path, source: Source, job: Callable[[str], Path]) -> None:
+async def test_many_jobs_at_once_are_one_fetch(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
+) -> None:
     cache = cache_of(tmp_path, source)
     source.gate = anyio.Event()
     async with anyio.create_task_group() as tasks:
         for n in range(5):
-            tasks.start_soon(cache.stage, "ann", sha(A), job(str(n)))
+            tasks.start_soon(cache.stage, "ann", sha256_of(A), job(str(n)))
         await source.asked.wait()
         source.gate.set()
-    assert source.fetched == [sha(A)]
+    assert source.fetched == [sha256_of(A)]
     assert all(job(str(n)).read_bytes() == A for n in range(5))
 
 
 async def test_when_the_fetching_job_is_cancelled_the_waiting_one_goes_on(
-    tmp_path: Path, source: Source, job: Callable[[str], Path]
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
 ) -> None:
     cache = cache_of(tmp_path, source)
     source.gate = anyio.Event()
@@ -74,58 +77,62 @@ async def test_when_the_fetching_job_is_cancelled_the_waiting_one_goes_on(
 
         async def cancelled() -> None:
             with first:
-                await cache.stage("ann", sha(A), job("1"))
+                await cache.stage("ann", sha256_of(A), job("1"))
 
         tasks.start_soon(cancelled)
         await source.asked.wait()
-        tasks.start_soon(cache.stage, "ann", sha(A), job("2"))
+        tasks.start_soon(cache.stage, "ann", sha256_of(A), job("2"))
         first.cancel()
         source.gate.set()
-    assert source.fetched == [sha(A), sha(A)]
+    assert source.fetched == [sha256_of(A), sha256_of(A)]
     assert not job("1").exists()
     assert job("2").read_bytes() == A
 
 
 async def test_a_failed_fetch_is_told_and_tried_anew(
-    tmp_path: Path, source: Source, job: Callable[[str], Path]
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
 ) -> None:
     cache = cache_of(tmp_path, source)
-    source.fault = EdgeAway("cut")
-    with pytest.raises(EdgeAway):
-        await cache.stage("ann", sha(A), job("1"))
-    await cache.stage("ann", sha(A), job("1"))
+    source.fault = EdgeUnavailable("cut")
+    with pytest.raises(EdgeUnavailable):
+        await cache.stage("ann", sha256_of(A), job("1"))
+    await cache.stage("ann", sha256_of(A), job("1"))
     with pytest.raises(AssetGone):
-        await cache.stage("ann", sha(b"never uploaded"), job("2"))
+        await cache.stage("ann", sha256_of(b"never uploaded"), job("2"))
     assert job("1").read_bytes() == A
 
 
-async def test_the_least_recently_used_goes_first(tmp_path: Path, source: Source, job: Callable[[str], Path]) -> None:
+async def test_the_least_recently_used_goes_first(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
+) -> None:
     cache = cache_of(tmp_path, source, max_bytes=2000)
     for n, body in enumerate((A, B, A)):  # A is used after B
-        await cache.stage("ann", sha(body), job(str(n)))
+        await cache.stage("ann", sha256_of(body), job(str(n)))
         shutil.rmtree(job(str(n)).parent)
-    await cache.stage("ann", sha(C), job("c"))
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([sha(A), sha(C)])
+    await cache.stage("ann", sha256_of(C), job("c"))
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([sha256_of(A), sha256_of(C)])
 
 
-async def test_what_a_job_uses_is_never_evicted(tmp_path: Path, source: Source, job: Callable[[str], Path]) -> None:
+async def test_what_a_job_uses_is_never_evicted(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
+) -> None:
     cache = cache_of(tmp_path, source, max_bytes=0)
-    await cache.stage("ann", sha(A), job("a"))
-    await cache.stage("ann", sha(B), job("b"))
+    await cache.stage("ann", sha256_of(A), job("a"))
+    await cache.stage("ann", sha256_of(B), job("b"))
     assert len(list((tmp_path / "cache").iterdir())) == 2, "running jobs may exceed the cap"
     shutil.rmtree(job("a").parent)
-    await cache.stage("ann", sha(C), job("c"))
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([sha(B), sha(C)])
+    await cache.stage("ann", sha256_of(C), job("c"))
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([sha256_of(B), sha256_of(C)])
 
 
-async def test_a_restart_forgets_nothing(tmp_path: Path, source: Source, job: Callable[[str], Path]) -> None:
-    await cache_of(tmp_path, source).stage("ann", sha(A), job("1"))
-    await cache_of(tmp_path, source, start=50).stage("ann", sha(A), job("2"))
-    assert source.fetched == [sha(A)]
+async def test_a_restart_forgets_nothing(tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]) -> None:
+    await cache_of(tmp_path, source).stage("ann", sha256_of(A), job("1"))
+    await cache_of(tmp_path, source, start=50).stage("ann", sha256_of(A), job("2"))
+    assert source.fetched == [sha256_of(A)]
 
 
-def shelf_of(tmp_path: Path, reserve: int = 0) -> Shelf:
-    return Shelf(tmp_path / "cache", 10_000, reserve, lambda: 1)
+def shelf_of(tmp_path: Path, reserve: int = 0) -> CacheDir:
+    return CacheDir(tmp_path / "cache", 10_000, reserve, lambda: 1)
 
 
 @pytest.mark.parametrize(
@@ -133,80 +140,85 @@ def shelf_of(tmp_path: Path, reserve: int = 0) -> Shelf:
     [
         (lambda path: path.write_bytes(b"x" * 1000), 2),  # written over
         (lambda path: os.truncate(path, 10), 2),  # cut
-        (lambda path: (os.truncate(path, 0), os.utime(path, ns=(1, seal(sha(A), 1000)))), 2),  # lost in a power cut
+        (
+            lambda path: (os.truncate(path, 0), os.utime(path, ns=(1, verification_mtime_ns(sha256_of(A), 1000)))),
+            2,
+        ),  # lost in a power cut
         (lambda path: os.utime(path, ns=(1, 1)), 1),  # touched: suspect, hashed, found whole
     ],
     ids=["written", "cut", "power", "touched"],
 )
 async def test_a_broken_seal_is_looked_into(
-    tmp_path: Path, source: Source, job: Callable[[str], Path], damage: Callable[[Path], object], fetches: int
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path], damage: Callable[[Path], object], fetches: int
 ) -> None:
     cache = cache_of(tmp_path, source)
-    await cache.stage("ann", sha(A), job("1"))
-    kept = tmp_path / "cache" / sha(A)
+    await cache.stage("ann", sha256_of(A), job("1"))
+    kept = tmp_path / "cache" / sha256_of(A)
     kept.chmod(0o644)
     damage(kept)
-    await cache.stage("ann", sha(A), job("2"))
+    await cache.stage("ann", sha256_of(A), job("2"))
     assert job("2").read_bytes() == A
     assert len(source.fetched) == fetches
-    assert kept.stat().st_mtime_ns == seal(sha(A), 1000)
+    assert kept.stat().st_mtime_ns == verification_mtime_ns(sha256_of(A), 1000)
 
 
 async def test_a_disk_without_room_is_told_before_the_fetch(
-    tmp_path: Path, source: Source, job: Callable[[str], Path]
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
 ) -> None:
-    cache = Cache(tmp_path / "cache", 10_000, source, reserve_bytes=1 << 60)
+    cache = InputCache(tmp_path / "cache", 10_000, source, reserve_bytes=1 << 60)
     with pytest.raises(DiskShort, match="free some space") as raised:
-        await cache.stage("ann", sha(A), job("1"))
+        await cache.stage("ann", sha256_of(A), job("1"))
     assert raised.value.errno == errno.ENOSPC
     assert source.fetched == []
 
 
 async def test_a_dropped_asset_is_fetched_again_and_a_running_job_keeps_it(
-    tmp_path: Path, source: Source, job: Callable[[str], Path]
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
 ) -> None:
     cache = cache_of(tmp_path, source)
-    await cache.stage("ann", sha(A), job("1"))
-    await cache.drop([sha(A), sha(B)])
+    await cache.stage("ann", sha256_of(A), job("1"))
+    await cache.drop([sha256_of(A), sha256_of(B)])
     assert list((tmp_path / "cache").iterdir()) == []
     assert job("1").read_bytes() == A
-    await cache.stage("ann", sha(A), job("2"))
+    await cache.stage("ann", sha256_of(A), job("2"))
     assert len(source.fetched) == 2
 
 
 async def test_across_file_systems_the_job_gets_a_copy(
-    tmp_path: Path, source: Source, job: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another_disk(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, "cross-device link")
 
     monkeypatch.setattr(os, "link", another_disk)
-    await cache_of(tmp_path, source).stage("ann", sha(A), job("1"))
+    await cache_of(tmp_path, source).stage("ann", sha256_of(A), job("1"))
     assert job("1").read_bytes() == A
     assert stat.S_IMODE(job("1").stat().st_mode) == 0o444
-    assert not job("1").samefile(tmp_path / "cache" / sha(A))
+    assert not job("1").samefile(tmp_path / "cache" / sha256_of(A))
 
 
 def test_no_text_but_a_digest_becomes_a_path(tmp_path: Path) -> None:
     with pytest.raises(InvalidDigest):
-        shelf_of(tmp_path).part("../../etc/passwd")
+        shelf_of(tmp_path).part_path("../../etc/passwd")
 
 
 def test_an_unfinished_download_makes_room_too_unless_it_is_under_way(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path)
-    shelf.part(sha(A)).write_bytes(bytes(6000))
-    shelf.part(sha(B)).write_bytes(bytes(3000))
-    shelf.make_room({sha(B): 6000}, {sha(B)})
-    assert not shelf.part(sha(A)).exists()
-    assert shelf.part(sha(B)).exists()
+    shelf.part_path(sha256_of(A)).write_bytes(bytes(6000))
+    shelf.part_path(sha256_of(B)).write_bytes(bytes(3000))
+    shelf.make_room({sha256_of(B): 6000}, {sha256_of(B)})
+    assert not shelf.part_path(sha256_of(A)).exists()
+    assert shelf.part_path(sha256_of(B)).exists()
 
 
 async def test_a_name_is_asked_for_once_and_anew_when_the_asset_was_deleted(tmp_path: Path) -> None:
-    source = Source(A)
+    source = FakeAssetFetch(A)
     cache = cache_of(tmp_path, source)
-    await cache.fetch("ann", sha(A))
-    assert [await cache.suffix("ann", sha(A)), await cache.suffix("bob", sha(A))] == [".mp4"] * 2
-    assert source.asked_about == [("ann", sha(A)), ("bob", sha(A))]
-    await cache.drop([sha(A)])
-    await cache.suffix("ann", sha(A))
+    await cache.prefetch("ann", sha256_of(A))
+    assert [await cache.filename_suffix("ann", sha256_of(A)), await cache.filename_suffix("bob", sha256_of(A))] == [
+        ".mp4"
+    ] * 2
+    assert source.asked_about == [("ann", sha256_of(A)), ("bob", sha256_of(A))]
+    await cache.drop([sha256_of(A)])
+    await cache.filename_suffix("ann", sha256_of(A))
     assert len(source.asked_about) == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.logins import logged_in
+from runner.login_sessions import find_logged_in_users
 
 SESSION = "# private\nUID=1000\nUSER={user}\nACTIVE=1\nSTATE={state}\nREMOTE=1\nTYPE=tty\nCLASS={kind}\nLEADER={pid}\n"
 
@@ -33,7 +33,7 @@ def test_utmp_names_the_people_of_living_sessions(
     boot, dead_process, crashed, cut_off = (2, 0, "reboot"), (8, 10, "left"), (7, 99, "crashed"), b"\7\0"
     people = [boot, dead_process, crashed, (7, 10, "ann"), (7, 11, "bob"), (7, 12, "ann")]
     utmp.write_bytes(b"".join(entry(*person, size) for person in people) + cut_off)
-    assert logged_in(utmp, tmp_path / "none", proc) == {"ann", "bob"}
+    assert find_logged_in_users(utmp, tmp_path / "none", proc) == {"ann", "bob"}
 
 
 def test_logind_names_the_people_of_living_sessions(tmp_path: Path, proc: Path) -> None:
@@ -49,8 +49,8 @@ def test_logind_names_the_people_of_living_sessions(tmp_path: Path, proc: Path) 
         (sessions / f"{number}").write_text(SESSION.format(user=user, state=state, kind=kind, pid=pid))
     (sessions / "odd").write_text("USER=eve\nCLASS=user\n")
     (sessions / "1.ref").mkdir()
-    assert logged_in(tmp_path / "none", sessions, proc) == {"ann"}
+    assert find_logged_in_users(tmp_path / "none", sessions, proc) == {"ann"}
 
 
 def test_a_machine_with_neither_file_has_nobody(tmp_path: Path) -> None:
-    assert logged_in(tmp_path / "none", tmp_path / "neither") == frozenset()
+    assert find_logged_in_users(tmp_path / "none", tmp_path / "neither") == frozenset()

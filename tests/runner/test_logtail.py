@@ -3,22 +3,22 @@
 import msgspec
 import pytest
 
-from runner.engines.port import Chunk, Mark
-from runner.logtail import CHARACTERS, LINES, Tail
-from schemas.container import Stream
+from runner.engines.port import OutputChunk, OutputCursor
+from runner.execution.checkpoint import LINE_LIMIT_CHARS, TAIL_LINES, StderrTail
+from schemas.container_protocol import OutputStream
 
 
-def tail(*said: bytes, stream: Stream = "stderr") -> tuple[str, ...]:
-    found, end = Tail(), 0
+def tail(*said: bytes, stream: OutputStream = "stderr") -> tuple[str, ...]:
+    found, end = StderrTail(), 0
     for data in said:
         end += len(data)
-        found = found.after(Chunk(stream, data, Mark(end, str(end))))
+        found = found.updated(OutputChunk(stream, data, OutputCursor(end, str(end))))
     return found.lines
 
 
 def test_the_last_lines_over_any_chunks() -> None:
     lines = [f"line {number}\n".encode() for number in range(20)]
-    last = tuple(f"line {number}" for number in range(20 - LINES, 20))
+    last = tuple(f"line {number}" for number in range(20 - TAIL_LINES, 20))
     assert tail(*lines) == tail(b"".join(lines)) == tail(b"".join(lines[:13]), b"".join(lines[13:])) == last
 
 
@@ -50,12 +50,17 @@ def test_nothing_is_left_that_a_terminal_obeys(said: bytes, shown: str) -> None:
 @pytest.mark.parametrize("said", [b"x" * 100_000, b"\x1b" * 100_000, "灯".encode() * 100_000])
 def test_a_long_line_keeps_its_end(said: bytes) -> None:
     (line,) = tail(said + b" the end\n")
-    assert (len(line), line[0], line.endswith(" the end")) == (CHARACTERS, "…", True)
+    assert (len(line), line[0], line.endswith(" the end")) == (LINE_LIMIT_CHARS, "…", True)
 
 
 def test_what_an_earlier_life_read_is_not_read_again() -> None:
-    chunks = [Chunk("stderr", b"one\n", Mark(4, "4")), Chunk("stderr", b"two\n", Mark(8, "8"))]
-    first = Tail().after(chunks[0]).after(chunks[1])
-    kept = msgspec.json.decode(msgspec.json.encode(first), type=Tail)
-    again = kept.after(chunks[0]).after(chunks[1]).after(Chunk("stderr", b"three\n", Mark(14, "14")))
+    chunks = [
+        OutputChunk("stderr", b"one\n", OutputCursor(4, "4")),
+        OutputChunk("stderr", b"two\n", OutputCursor(8, "8")),
+    ]
+    first = StderrTail().updated(chunks[0]).updated(chunks[1])
+    kept = msgspec.json.decode(msgspec.json.encode(first), type=StderrTail)
+    again = (
+        kept.updated(chunks[0]).updated(chunks[1]).updated(OutputChunk("stderr", b"three\n", OutputCursor(14, "14")))
+    )
     assert again.lines == ("one", "two", "three")

@@ -9,51 +9,51 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from runner.engines.memory import Box
-from runner.poweroff import power_off
-from schemas.host import Busy
+from runner.host.power_commands import power_off
+from schemas.host import ActivityCounts
 from schemas.power import PowerRecord, PowerState
-from schemas.words import Status
-from tests.broker import until
-from tests.runner.world import World, out
+from schemas.status import Status
+from tests.support.fake_engine import FakeContainer
+from tests.support.runner_environment import RunnerEnvironment, write_outputs
+from tests.support.wait import wait_until
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
 
 
-async def order(world: World, state: PowerState, *, own_poweroff: bool = False) -> None:
-    await world.edge.power.put("gpu-1", PowerRecord(state=state, since=NOW, own_poweroff=own_poweroff))
+async def order(world: RunnerEnvironment, state: PowerState, *, own_poweroff: bool = False) -> None:
+    await world.edge.power_records.put("gpu-1", PowerRecord(state=state, since=NOW, runner_powers_off=own_poweroff))
 
 
-async def draining(world: World) -> bool:
-    row = await world.edge.hosts.get("gpu-1")
+async def draining(world: RunnerEnvironment) -> bool:
+    row = await world.edge.heartbeats.get("gpu-1")
     return row is not None and row.value.draining
 
 
-async def test_a_new_life_reads_its_order_before_it_claims(world: World) -> None:
+async def test_a_new_life_reads_its_order_before_it_claims(world: RunnerEnvironment) -> None:
     await order(world, PowerState.DRAINING)
     key = await world.submit("well")
-    async with world.life():
-        await until(lambda: draining(world))
+    async with world.run_runner():
+        await wait_until(lambda: draining(world))
         assert (await world.job(key)).status is Status.QUEUED
-        row = await world.edge.hosts.get("gpu-1")
+        row = await world.edge.heartbeats.get("gpu-1")
         assert row is not None
-        assert set(row.value.cannot.values()) == {"paused"}
+        assert set(row.value.unschedulable.values()) == {"paused"}
         await order(world, PowerState.ONLINE)
-        assert (await world.ended(key)).status is Status.SUCCEEDED
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
         assert not await draining(world)
 
 
-async def test_what_runs_goes_on_while_the_host_is_put_out(world: World) -> None:
+async def test_what_runs_goes_on_while_the_host_is_put_out(world: RunnerEnvironment) -> None:
     key = await world.submit("waits")
-    async with world.life():
-        await world.boxed()
+    async with world.run_runner():
+        await world.wait_for_container()
         await order(world, PowerState.DRAINING)
-        await until(lambda: draining(world))
+        await wait_until(lambda: draining(world))
         assert (await world.job(key)).status is Status.RUNNING
 
 
@@ -69,7 +69,9 @@ async def test_the_program_inherits_none_of_the_runners_settings(
 
 
 @pytest.mark.parametrize("program", [("/no/such/program",), ("false",)])
-async def test_a_program_that_switches_nothing_off_ends_no_runner(world: World, program: tuple[str, ...]) -> None:
+async def test_a_program_that_switches_nothing_off_ends_no_runner(
+    world: RunnerEnvironment, program: tuple[str, ...]
+) -> None:
     world.poweroff = program
     await order(world, PowerState.STOPPING, own_poweroff=True)
     with capture_logs() as said:
@@ -77,55 +79,55 @@ async def test_a_program_that_switches_nothing_off_ends_no_runner(world: World, 
         async def tried_again() -> bool:
             return sum(line["event"] == "powering_off" for line in said) > 1
 
-        async with world.life():
-            await until(tried_again)
+        async with world.run_runner():
+            await wait_until(tried_again)
             await order(world, PowerState.ONLINE)
-            assert (await world.ended(await world.submit("well"))).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(await world.submit("well"))).status is Status.SUCCEEDED
     assert any("correct `poweroff`" in line["event"] for line in said)
 
 
-async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: World, tmp_path: Path) -> None:
+async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: RunnerEnvironment, tmp_path: Path) -> None:
     dark = tmp_path / "dark"
     world.poweroff = ("touch", str(dark))
     finish = anyio.Event()
 
-    async def gated(box: Box) -> int:
+    async def gated(box: FakeContainer) -> int:
         await finish.wait()
-        out(box)
+        write_outputs(box)
         return 0
 
     world.programs["gated"] = gated
     key = await world.submit("gated")
-    async with world.life():
-        await world.boxed()
+    async with world.run_runner():
+        await world.wait_for_container()
         await order(world, PowerState.STOPPING, own_poweroff=True)
-        await until(lambda: draining(world))
+        await wait_until(lambda: draining(world))
         assert not dark.exists()
         finish.set()
-        await world.ended(key)
+        await world.wait_until_ended(key)
 
         async def switched_off() -> bool:
             return dark.exists()
 
-        await until(switched_off)
+        await wait_until(switched_off)
 
 
-async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: World) -> None:
+async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: RunnerEnvironment) -> None:
     """People from before the first claim, an upload that does not end, and nothing any more when it has."""
     world.people = frozenset({"ann", "bob"})
-    world.shop.away = True
+    world.assets.away = True
     key = await world.submit("well")
 
-    async def busy(expected: Busy) -> None:
+    async def busy(expected: ActivityCounts) -> None:
         async def told() -> bool:
-            row = await world.edge.hosts.get("gpu-1")
-            return row is not None and row.value.busy == expected
+            row = await world.edge.heartbeats.get("gpu-1")
+            return row is not None and row.value.activity == expected
 
-        await until(told)
+        await wait_until(told)
 
-    async with world.life():
-        await busy(Busy(uploading=1, users=2))
-        world.shop.away = False
-        await world.ended(key)
+    async with world.run_runner():
+        await busy(ActivityCounts(uploading=1, users=2))
+        world.assets.away = False
+        await world.wait_until_ended(key)
         world.people = frozenset()
-        await busy(Busy())
+        await busy(ActivityCounts())

@@ -8,325 +8,338 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from bus.port import Conflict
-from runner.engines.memory import Box, Signalled
-from runner.engines.port import NO_JOB, Identity, Limits, Spec
-from runner.gpu.memory import MemoryGpus
+from bus.interface import RevisionConflict
+from runner.engines.port import NO_JOB, ContainerIdentity, ContainerLimits, ContainerSpec
+from runner.execution.warm_container import read_claim, write_claim
 from runner.settings import WarmSettings
-from runner.spare import became, claim
-from schemas.container import ExitCode
-from schemas.events import Recorded, Submitted
+from schemas.container_protocol import ExitCode
+from schemas.events import JobRecord, Submitted
 from schemas.gpu import GpuProcess, GpuSample
-from schemas.host import Warm
+from schemas.host import WarmPoolStatus
 from schemas.job import Claim
-from schemas.words import Status
-from tests.broker import until
-from tests.runner.warmed import kind, waked, warm
-from tests.runner.world import World, out, waits, well
+from schemas.status import Status
+from tests.runner.warm_programs import wait_for_start_line, warm_endpoint, warm_program
+from tests.support.fake_engine import EndBySignal, FakeContainer
+from tests.support.fake_gpus import FakeGpuMonitor
+from tests.support.runner_environment import RunnerEnvironment, run_until_stopped, succeed, write_outputs
+from tests.support.wait import wait_until
 
 HOST = "gpu-1"
 CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_used_mb=0, memory_free_mb=24000)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> RunnerEnvironment:
     """Endpoint `ready` is started ahead."""
-    made = World(tmp_path)
-    made.programs = {"ready": warm(well), "long": warm(waits), "well": well, "waits": waits}
-    made.kinds = {"ready": kind("ready", tmp_path)}
+    made = RunnerEnvironment(tmp_path)
+    made.programs = {
+        "ready": warm_program(succeed),
+        "long": warm_program(run_until_stopped),
+        "well": succeed,
+        "waits": run_until_stopped,
+    }
+    made.kinds = {"ready": warm_endpoint("ready", tmp_path)}
     return made
 
 
-def on_a_card(world: World, *names: str, vram_mb: int, **card: object) -> MemoryGpus:
+def on_a_card(world: RunnerEnvironment, *names: str, vram_mb: int, **card: object) -> FakeGpuMonitor:
     """These endpoints need a card, and there is one."""
-    world.kinds = {name: kind(name, world.folder, gpus=1, vram_mb=vram_mb) for name in names}
-    world.gpus = gpus = MemoryGpus(replace(CARD, **card))
+    world.kinds = {name: warm_endpoint(name, world.folder, gpus=1, vram_mb=vram_mb) for name in names}
+    world.gpus = gpus = FakeGpuMonitor(replace(CARD, **card))
     return gpus
 
 
-async def presence(world: World, endpoint: str = "ready") -> Warm | None:
-    row = await world.edge.hosts.get(HOST)
+async def presence(world: RunnerEnvironment, endpoint: str = "ready") -> WarmPoolStatus | None:
+    row = await world.edge.heartbeats.get(HOST)
     return next((one for one in row.value.warm if one.endpoint == endpoint), None) if row else None
 
 
-async def test_the_waiting_container_takes_the_job_and_another_takes_its_place(world: World) -> None:
-    async with world.life() as life:
-        (first,) = await world.waiting("ready")
+async def test_the_waiting_container_takes_the_job_and_another_takes_its_place(world: RunnerEnvironment) -> None:
+    async with world.run_runner() as life:
+        (first,) = await world.wait_for_warm("ready")
         key = await world.submit("ready")
-        ended = await world.ended(key)
-        (second,) = await world.waiting("ready")
+        ended = await world.wait_until_ended(key)
+        (second,) = await world.wait_for_warm("ready")
         assert ended.status is Status.SUCCEEDED
-        assert "woken" in await world.said(key)
+        assert "woken" in await world.log_text(key)
         assert (first.spec.identity.job, first.exit and first.exit.code) == (NO_JOB, 0)
         assert second.handle != first.handle
         await life.drained()
-    await world.cleared()
+    await world.wait_until_clean()
 
 
-async def test_each_job_has_a_container_of_its_own(world: World) -> None:
+async def test_each_job_has_a_container_of_its_own(world: RunnerEnvironment) -> None:
     world.slots, world.warm = 2, replace(world.warm, count=2)
     seen: list[tuple[str, str]] = []
 
-    async def notes(box: Box) -> int:
+    async def notes(box: FakeContainer) -> int:
         seen.append((box.handle, (box.spec.job_dir / "job.json").read_text()))
-        out(box)
+        write_outputs(box)
         return 0
 
-    world.programs["ready"] = warm(notes)
-    async with world.life() as life:
+    world.programs["ready"] = warm_program(notes)
+    async with world.run_runner() as life:
         keys = [await world.submit("ready", f"j{number}") for number in range(12)]
         for key in keys:
-            assert (await world.ended(key)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
         await life.drained()
     assert len({handle for handle, _ in seen}) == len(seen) == 12
     assert all(any(f'"id":"{key.id}"' in text for _, text in seen) for key in keys)
 
 
-async def test_inputs_are_staged_into_the_waiting_folder(world: World) -> None:
-    world.kinds = {"ready": kind("ready", world.folder)}
+async def test_inputs_are_staged_into_the_waiting_folder(world: RunnerEnvironment) -> None:
+    world.kinds = {"ready": warm_endpoint("ready", world.folder)}
     schema = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
-    endpoint = replace(world.kinds["ready"].endpoint, input=schema)
-    world.kinds["ready"] = replace(world.kinds["ready"], endpoint=endpoint)
+    endpoint = replace(world.kinds["ready"].config, input=schema)
+    world.kinds["ready"] = replace(world.kinds["ready"], config=endpoint)
 
-    async def copies(box: Box) -> int:
+    async def copies(box: FakeContainer) -> int:
         (given,) = (box.spec.job_dir / "in").iterdir()
-        out(box, {"copy": given.read_bytes()})
+        write_outputs(box, {"copy": given.read_bytes()})
         return 0
 
-    world.programs["ready"] = warm(copies)
-    async with world.life():
-        await world.waiting("ready")
-        ended = await world.ended(await world.submit("ready", input={"file": world.shop.add(b"given")}))
+    world.programs["ready"] = warm_program(copies)
+    async with world.run_runner():
+        await world.wait_for_warm("ready")
+        ended = await world.wait_until_ended(await world.submit("ready", input={"file": world.assets.add(b"given")}))
     assert ended.output is not None
-    assert world.shop.held[ended.output.files[0].sha256] == b"given"
+    assert world.assets.held[ended.output.files[0].sha256] == b"given"
 
 
-async def test_one_whose_job_went_to_another_runner_waits_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_whose_job_went_to_another_runner_waits_on(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two runners hold one pointer, the other's claim is written first: nothing was sent to the container."""
-    async with world.life() as life:
-        (box,) = await world.waiting("ready")
+    async with world.run_runner() as life:
+        (box,) = await world.wait_for_warm("ready")
         with monkeypatch.context() as patched:
             raced = anyio.Event()
 
             async def first(*_: object) -> int:
                 raced.set()
                 patched.undo()
-                raise Conflict("the other was first")
+                raise RevisionConflict("the other was first")
 
-            patched.setattr(life.bus.records, "update", first)
+            patched.setattr(life.bus.job_store, "update", first)
             key = await world.submit("ready")
-            assert (await world.ended(key)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert raced.is_set()
     assert (box.spec.identity.job, box.exit and box.exit.code) == (NO_JOB, 0)
 
 
-async def test_one_that_still_loads_is_taken_too(world: World) -> None:
+async def test_one_that_still_loads_is_taken_too(world: RunnerEnvironment) -> None:
     loaded = anyio.Event()
 
-    async def load(_: Box) -> None:
+    async def load(_: FakeContainer) -> None:
         await loaded.wait()
 
-    world.programs["ready"] = warm(well, load)
-    async with world.life():
-        box = await world.boxed()
+    world.programs["ready"] = warm_program(succeed, load)
+    async with world.run_runner():
+        box = await world.wait_for_container()
         key = await world.submit("ready")
-        await world.running(key)
+        await world.wait_until_running(key)
         loaded.set()
-        assert (await world.ended(key)).status is Status.SUCCEEDED
-        assert "woken" in await world.said(key)
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        assert "woken" in await world.log_text(key)
     assert box.exit is not None
 
 
-async def test_a_job_cancelled_while_its_container_loads_leaves_nothing(world: World) -> None:
-    async def load(_: Box) -> None:
+async def test_a_job_cancelled_while_its_container_loads_leaves_nothing(world: RunnerEnvironment) -> None:
+    async def load(_: FakeContainer) -> None:
         await anyio.sleep_forever()
 
-    world.programs["ready"] = warm(well, load)
-    async with world.life() as life:
-        await world.boxed()
+    world.programs["ready"] = warm_program(succeed, load)
+    async with world.run_runner() as life:
+        await world.wait_for_container()
         key = await world.submit("ready")
-        await world.running(key)
+        await world.wait_until_running(key)
         await world.cancel(key)
-        assert (await world.ended(key)).status is Status.CANCELLED
+        assert (await world.wait_until_ended(key)).status is Status.CANCELLED
         await life.drained()
-    await world.cleared()
+    await world.wait_until_clean()
 
 
-async def test_where_vram_fits_twice_the_next_one_loads_while_the_job_runs(world: World) -> None:
+async def test_where_vram_fits_twice_the_next_one_loads_while_the_job_runs(world: RunnerEnvironment) -> None:
     on_a_card(world, "long", vram_mb=8000)
-    async with world.life():
-        (first,) = await world.waiting("long")
+    async with world.run_runner():
+        (first,) = await world.wait_for_warm("long")
         key = await world.submit("long")
-        await world.running(key)
+        await world.wait_until_running(key)
 
         async def woken() -> bool:
-            return "woken" in await world.said(key)
+            return "woken" in await world.log_text(key)
 
-        await until(woken)
-        (second,) = await world.waiting("long")
+        await wait_until(woken)
+        (second,) = await world.wait_for_warm("long")
     assert second is not first
 
 
-async def test_where_it_fits_once_the_next_one_loads_right_after(world: World) -> None:
+async def test_where_it_fits_once_the_next_one_loads_right_after(world: RunnerEnvironment) -> None:
     on_a_card(world, "ready", vram_mb=16000)
     go = anyio.Event()
 
-    async def later(box: Box) -> int:
+    async def later(box: FakeContainer) -> int:
         await go.wait()
-        out(box)
+        write_outputs(box)
         return 0
 
-    world.programs["ready"] = warm(later)
-    async with world.life():
-        (first,) = await world.waiting("ready")
+    world.programs["ready"] = warm_program(later)
+    async with world.run_runner():
+        (first,) = await world.wait_for_warm("ready")
         key = await world.submit("ready")
-        await world.running(key)
+        await world.wait_until_running(key)
 
         async def alone() -> bool:
-            return await presence(world) == Warm("ready", 0, 0)
+            return await presence(world) == WarmPoolStatus("ready", 0, 0)
 
-        await until(alone)
+        await wait_until(alone)
         assert list(world.boxes) == [first.handle]
         go.set()
-        await world.ended(key)
-        (second,) = await world.waiting("ready")
+        await world.wait_until_ended(key)
+        (second,) = await world.wait_for_warm("ready")
     assert second is not first
 
 
-async def test_what_waits_gives_way_to_a_job_that_needs_the_room(world: World) -> None:
+async def test_what_waits_gives_way_to_a_job_that_needs_the_room(world: RunnerEnvironment) -> None:
     """Seen by the card: the waiting container has taken 16 of its 24 GB."""
     gpus = on_a_card(world, "ready", "cold", vram_mb=16000)
     assert world.kinds is not None
     cold = world.kinds["cold"]
-    world.kinds["cold"] = replace(cold, endpoint=replace(cold.endpoint, warm=False))
-    world.programs["cold"] = well
-    async with world.life():
-        (waiting,) = await world.waiting("ready")
+    world.kinds["cold"] = replace(cold, config=replace(cold.config, warm=False))
+    world.programs["cold"] = succeed
+    async with world.run_runner():
+        (waiting,) = await world.wait_for_warm("ready")
         mine = GpuProcess(1, used_mb=16000, containers=(waiting.handle,))
         gpus.show(replace(CARD, memory_used_mb=16000, memory_free_mb=8000, processes=(mine,)))
-        ended = await world.ended(await world.submit("cold"))
+        ended = await world.wait_until_ended(await world.submit("cold"))
         assert ended.status is Status.SUCCEEDED
         assert waiting.handle not in world.boxes
 
 
-async def test_what_waits_gives_the_card_back_to_its_owner(world: World) -> None:
+async def test_what_waits_gives_the_card_back_to_its_owner(world: RunnerEnvironment) -> None:
     gpus = on_a_card(world, "ready", vram_mb=8000)
     world.gpu_settings = replace(
         world.gpu_settings, fitness=replace(world.gpu_settings.fitness, owner_settle_s=0.0, owner_quiet_s=0.05)
     )
-    async with world.life():
-        (waiting,) = await world.waiting("ready")
+    async with world.run_runner():
+        (waiting,) = await world.wait_for_warm("ready")
         gpus.show(replace(CARD, processes=(GpuProcess(99, used_mb=4000),)))
 
         async def given_back() -> bool:
             return not world.boxes
 
-        await until(given_back)
+        await wait_until(given_back)
         gpus.show(CARD)
         await anyio.sleep(0.06)  # the owner's quiet time is by the clock
         gpus.show(CARD)
-        (again,) = await world.waiting("ready")
+        (again,) = await world.wait_for_warm("ready")
     assert again is not waiting
 
 
-async def test_one_that_dies_while_it_loads_backs_off_and_says_why(world: World) -> None:
+async def test_one_that_dies_while_it_loads_backs_off_and_says_why(world: RunnerEnvironment) -> None:
     deaths: list[float] = []
 
-    async def load(box: Box) -> None:
+    async def load(box: FakeContainer) -> None:
         deaths.append(anyio.current_time())
         box.write(b'{"type":"error","code":"model_load_failed","message":"no weights"}\n')
-        raise Signalled(ExitCode.INTERNAL)
+        raise EndBySignal(ExitCode.INTERNAL)
 
-    world.programs["ready"] = warm(well, load)
+    world.programs["ready"] = warm_program(succeed, load)
     world.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=10.0)
-    async with world.life():
+    async with world.run_runner():
 
         async def often() -> bool:
             return len(deaths) >= 4
 
-        await until(often)
+        await wait_until(often)
 
         async def told() -> bool:
             now = await presence(world)
             return now is not None and "model_load_failed: no weights" in (now.why or "")
 
-        await until(told)
+        await wait_until(told)
     pauses = [later - before for before, later in itertools.pairwise(deaths)]
     assert all(pause >= 0.05 * 2**number for number, pause in enumerate(pauses))
 
 
-async def test_one_that_dies_while_it_waits_is_replaced_and_a_job_in_between_starts_cold(world: World) -> None:
-    async with world.life() as life:
-        (box,) = await world.waiting("ready")
+async def test_one_that_dies_while_it_waits_is_replaced_and_a_job_in_between_starts_cold(
+    world: RunnerEnvironment,
+) -> None:
+    async with world.run_runner() as life:
+        (box,) = await world.wait_for_warm("ready")
         box.finish(137)
         box.scope.cancel()
         key = await world.submit("ready")
-        assert (await world.ended(key)).status is Status.SUCCEEDED
-        await world.waiting("ready")
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        await world.wait_for_warm("ready")
         await life.drained()
-    await world.cleared()
+    await world.wait_until_clean()
 
 
-async def test_one_that_waited_long_makes_room_for_a_fresh_one(world: World) -> None:
+async def test_one_that_waited_long_makes_room_for_a_fresh_one(world: RunnerEnvironment) -> None:
     world.warm = replace(world.warm, recycle_s=0.1)
-    async with world.life():
-        (old,) = await world.waiting("ready")
+    async with world.run_runner():
+        (old,) = await world.wait_for_warm("ready")
 
         async def fresh() -> bool:
             return old.handle not in world.boxes and bool(world.boxes)
 
-        await until(fresh)
+        await wait_until(fresh)
 
 
-async def test_off_nothing_waits(world: World) -> None:
+async def test_off_nothing_waits(world: RunnerEnvironment) -> None:
     world.warm = replace(world.warm, on=False)
-    async with world.life():
-        assert (await world.ended(await world.submit("ready"))).status is Status.SUCCEEDED
+    async with world.run_runner():
+        assert (await world.wait_until_ended(await world.submit("ready"))).status is Status.SUCCEEDED
         assert await presence(world) is None
-        await world.cleared()
+        await world.wait_until_clean()
 
 
-async def test_the_next_life_removes_what_waited(world: World) -> None:
-    async with world.life():
-        (box,) = await world.waiting("ready")
+async def test_the_next_life_removes_what_waited(world: RunnerEnvironment) -> None:
+    async with world.run_runner():
+        (box,) = await world.wait_for_warm("ready")
     world.kinds = {}
-    async with world.life("i2"):
-        await world.cleared()
+    async with world.run_runner("i2"):
+        await world.wait_until_clean()
     assert box.handle not in world.boxes
 
 
 @pytest.mark.parametrize("opened", [False, True])
-async def test_killed_around_the_line_the_job_runs_once(world: World, opened: bool) -> None:
+async def test_killed_around_the_line_the_job_runs_once(world: RunnerEnvironment, opened: bool) -> None:
     """The claim is in the folder; whether the line was sent nobody knows. The next life sends it, and follows."""
-    world.kinds = {"ready": replace(kind("ready", world.folder), folder=world.folder)}
+    world.kinds = {"ready": replace(warm_endpoint("ready", world.folder), folder=world.folder)}
     key = await world.submit("ready")
-    entry = await world.edge.records.read(key)
+    entry = await world.edge.job_store.read(key)
     assert entry is not None
-    running = replace(entry.recorded.job, status=Status.RUNNING, attempt=1, claim=Claim(HOST, "i0", 1))
-    await world.edge.records.update(key, Recorded(datetime.now(UTC), Submitted(), running), entry.revision)
+    running = replace(entry.record.job, status=Status.RUNNING, attempt=1, claim=Claim(HOST, "i0", 1))
+    await world.edge.job_store.update(key, JobRecord(datetime.now(UTC), Submitted(), running), entry.revision)
     folder = world.folder / HOST / "warm-i0-1"
     (folder / "job" / "out").mkdir(parents=True)
-    mine = Identity(installation="test", host=HOST, spare=folder.name)
-    box = Box("left-1", Spec(identity=mine, image="ready", job_dir=folder / "job", limits=Limits(1, 1.0)), _now)
+    mine = ContainerIdentity(installation="test", host=HOST, spare=folder.name)
+    box = FakeContainer(
+        "left-1",
+        ContainerSpec(identity=mine, image="ready", job_dir=folder / "job", limits=ContainerLimits(1, 1.0)),
+        _now,
+    )
     world.boxes[box.handle] = box
     box.begin()
-    claim(folder, replace(mine, owner=key.owner, job=key.id, round=1, attempt=1))
+    write_claim(folder, replace(mine, owner=key.owner, job=key.id, round=1, attempt=1))
     starts: list[int] = []
 
     async def plays() -> None:
         if not opened:
-            await waked(box)
+            await wait_for_start_line(box)
         starts.append(1)
-        out(box)
+        write_outputs(box)
         box.finish(0)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(plays)
-        async with world.life():
-            ended = await world.ended(key)
-    assert (ended.status, ended.attempt, ended.releases) == (Status.SUCCEEDED, 1, {})
+        async with world.run_runner():
+            ended = await world.wait_until_ended(key)
+    assert (ended.status, ended.attempt, ended.free_releases) == (Status.SUCCEEDED, 1, {})
     assert starts == [1]
-    assert became(folder) is None
+    assert read_claim(folder) is None
 
 
 def _now() -> datetime:

@@ -9,12 +9,12 @@ import anyio
 import pytest
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import NO_JOB, Engine, Found
+from runner.engines.port import NO_JOB, ContainerEngine, FoundContainer
 from runner.engines.process import ProcessEngine
-from schemas.words import Status
-from tests.broker import until
-from tests.engine_host import docker_url, echo_image
-from tests.runner.lone import ROOT, Installation, place
+from schemas.status import Status
+from tests.runner.runner_processes import ROOT, RunnerProcesses, place
+from tests.support.docker_images import docker_url, echo_image
+from tests.support.wait import wait_until
 
 __all__ = ["docker_url", "echo_image", "place"]
 
@@ -24,22 +24,24 @@ NAME = "warm-lives"
 class Lives:
     """Runners on one engine, and that engine seen past them."""
 
-    def __init__(self, place: Installation, engine: Callable[[], AbstractAsyncContextManager[Engine]]) -> None:
+    def __init__(
+        self, place: RunnerProcesses, engine: Callable[[], AbstractAsyncContextManager[ContainerEngine]]
+    ) -> None:
         self.place = place
         self._engine = engine
 
-    async def there(self) -> list[Found]:
+    async def there(self) -> list[FoundContainer]:
         async with self._engine() as engine:
             return await engine.find(NAME, "gpu-1")
 
-    async def waiting(self, count: int = 1) -> list[Found]:
+    async def waiting(self, count: int = 1) -> list[FoundContainer]:
         """Wait until so many containers wait, loaded, and nothing else is there."""
 
         async def ready() -> bool:
-            row = await self.place.bus.hosts.get("gpu-1")
+            row = await self.place.bus.heartbeats.get("gpu-1")
             return row is not None and sum(one.ready for one in row.value.warm) == count
 
-        await until(ready, within_s=60)
+        await wait_until(ready, within_s=60)
         return await self.there()
 
     async def clear(self) -> None:
@@ -52,10 +54,10 @@ class Lives:
 
 
 @pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
-async def lives(request: pytest.FixtureRequest, place: Installation) -> AsyncIterator[Lives]:
+async def lives(request: pytest.FixtureRequest, place: RunnerProcesses) -> AsyncIterator[Lives]:
     place.environ |= {"LAMPLIGHTER_WARM__ON": "1", "LAMPLIGHTER_INSTALLATION": NAME}
 
-    def processes() -> AbstractAsyncContextManager[Engine]:
+    def processes() -> AbstractAsyncContextManager[ContainerEngine]:
         return ProcessEngine(place.folder / "runner" / "processes", ROOT / "images" / "jobkit")
 
     engine = processes
@@ -64,7 +66,7 @@ async def lives(request: pytest.FixtureRequest, place: Installation) -> AsyncIte
         url = request.getfixturevalue("docker_url")
         place.environ |= {"LAMPLIGHTER_ENGINE": "docker", "LAMPLIGHTER_DOCKER_SOCKET": url}
 
-        def engine() -> AbstractAsyncContextManager[Engine]:
+        def engine() -> AbstractAsyncContextManager[ContainerEngine]:
             return DockerEngine(DockerSettings(base_url=url))
 
     made = Lives(place, engine)
@@ -79,19 +81,19 @@ async def test_killed_while_a_warm_container_works_it_is_adopted(lives: Lives) -
         (warm,) = await lives.waiting()
         assert warm.identity.job == NO_JOB
         key = await lives.place.submit(file=f"sha256:{sha256}", text="hello", seconds=3, steps=30)
-        await lives.place.steps(key, 3)
+        await lives.place.wait_for_progress(key, 3)
         first.send_signal(signal.SIGKILL)
         await first.wait()
     assert warm.handle in {found.handle for found in await lives.there()}
     async with lives.place.runner() as second:
-        job = await lives.place.ended(key)
+        job = await lives.place.wait_until_ended(key)
         second.send_signal(signal.SIGTERM)
         with anyio.fail_after(30):
             assert await second.wait() == 0
-    assert (job.status, job.attempt, job.releases) == (Status.SUCCEEDED, 1, {})
+    assert (job.status, job.attempt, job.free_releases) == (Status.SUCCEEDED, 1, {})
     assert job.output is not None
     assert [file.sha256 for file in job.output.files] == [sha256]
-    types = [type(entry.recorded.event).__name__ for entry in await lives.place.bus.records.history(key)]
+    types = [type(entry.record.event).__name__ for entry in await lives.place.bus.job_store.history(key)]
     assert types == ["Submitted", "Started", "Adopted", "Succeeded"]
     assert await lives.there() == []
     assert lives.jobs() == []
@@ -108,7 +110,7 @@ async def test_killed_while_it_waits_the_next_life_starts_its_own(lives: Lives) 
             there = await lives.there()
             return len(there) == 1 and there[0].handle != old.handle
 
-        await until(fresh, within_s=60)
+        await wait_until(fresh, within_s=60)
         assert len(lives.jobs()) == 1
 
 
@@ -126,12 +128,12 @@ async def test_a_running_warm_job_is_cancelled_and_the_next_one_waits(lives: Liv
     async with lives.place.runner():
         (first,) = await lives.waiting()
         key = await lives.place.submit(seconds=600, steps=6000)
-        await lives.place.steps(key, 1)
+        await lives.place.wait_for_progress(key, 1)
         await lives.place.cancel(key)
-        assert (await lives.place.ended(key)).status is Status.CANCELLED
+        assert (await lives.place.wait_until_ended(key)).status is Status.CANCELLED
 
         async def replaced() -> bool:
             handles = [found.handle for found in await lives.there()]
             return len(handles) == 1 and first.handle not in handles
 
-        await until(replaced, within_s=60)
+        await wait_until(replaced, within_s=60)

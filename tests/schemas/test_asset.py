@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.asset import (
-    NAME_BYTES,
+    NAME_LIMIT_BYTES,
     AssetField,
     Digest,
     InvalidDigest,
     asset_fields,
+    guess_media_type,
     is_digest,
-    media_type,
-    parse,
+    parse_digest,
     reference_key,
     safe_name,
 )
@@ -22,7 +22,7 @@ HEX = "ab" * 32
 
 
 def test_a_digest_is_64_lower_case_hex_digits_after_its_scheme() -> None:
-    assert parse(f"sha256:{HEX}") == HEX
+    assert parse_digest(f"sha256:{HEX}") == HEX
     assert reference_key("ann", HEX) == f"ann.{HEX}"
     assert msgspec.convert(HEX, Digest) == HEX
 
@@ -33,7 +33,7 @@ def test_a_digest_is_64_lower_case_hex_digits_after_its_scheme() -> None:
 )
 def test_anything_else_names_no_asset(text: str) -> None:
     with pytest.raises(InvalidDigest, match="names no asset"):
-        parse(text)
+        parse_digest(text)
 
 
 def test_a_trailing_newline_is_no_digest() -> None:
@@ -118,13 +118,18 @@ def test_a_long_name_keeps_its_extension_and_whole_letters() -> None:
 def test_every_text_has_a_safe_name_and_is_its_own(text: str) -> None:
     name = safe_name(text)
     assert name
-    assert len(name.encode()) <= NAME_BYTES
+    assert len(name.encode()) <= NAME_LIMIT_BYTES
     assert name not in {".", ".."}
     assert not set(name) & set('/\\\0<>:"|?*')
     assert safe_name(name) == name
 
 
 def test_the_media_type_never_makes_a_page() -> None:
-    assert media_type("a.MP4") == "video/mp4"
-    assert media_type("a.wav") == "audio/wav"
-    assert media_type("page.html") == media_type("picture.svg") == media_type("none") == "application/octet-stream"
+    assert guess_media_type("a.MP4") == "video/mp4"
+    assert guess_media_type("a.wav") == "audio/wav"
+    assert (
+        guess_media_type("page.html")
+        == guess_media_type("picture.svg")
+        == guess_media_type("none")
+        == "application/octet-stream"
+    )

@@ -8,40 +8,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.container import (
+from schemas.container_protocol import (
+    COUNT_LIMIT,
+    ERROR_MESSAGE_LIMIT_CHARS,
     EXIT_FAILURES,
-    MAX_COUNT,
-    MAX_LINE,
-    MAX_MESSAGE,
-    MAX_WORD,
+    LINE_LIMIT_BYTES,
+    WORD_LIMIT_CHARS,
     ErrorLine,
     JobFile,
     JobTimeouts,
     LineParser,
-    Log,
-    Metric,
-    Parsed,
-    Progress,
-    Ready,
+    LogLine,
+    MetricLine,
+    ParsedLine,
+    ProgressLine,
+    ReadyLine,
     read_line,
 )
-from schemas.failures import FAILURES
+from schemas.retry_policy import FAILURES
 
 SPELLED = {
-    b'{"type":"ready"}': Ready(),
-    b'{"type":"progress","fraction":0.42,"stage":"render","done":105,"total":250}': Progress(0.42, "render", 105, 250),
-    b'{"type":"progress","fraction":1}': Progress(1.0),
-    b'{"type":"progress","fraction":7.5}': Progress(1.0),
-    b'{"type":"progress","fraction":-3}': Progress(0.0),
-    b'{"type":"progress","done":1,"total":4}': Progress(0.25, None, 1, 4),
-    b'{"type":"progress","fraction":0.5,"done":3.0,"total":-1}': Progress(0.5, None, 3, 0),
-    b'  {"type":"metric","name":"fps","value":24.5,"unit":"1/s"}\r': Metric("fps", 24.5, "1/s"),
-    b'{"type":"metric","name":"frames","value":3,"new":1}': Metric("frames", 3.0),
+    b'{"type":"ready"}': ReadyLine(),
+    b'{"type":"progress","fraction":0.42,"stage":"render","done":105,"total":250}': ProgressLine(
+        0.42, "render", 105, 250
+    ),
+    b'{"type":"progress","fraction":1}': ProgressLine(1.0),
+    b'{"type":"progress","fraction":7.5}': ProgressLine(1.0),
+    b'{"type":"progress","fraction":-3}': ProgressLine(0.0),
+    b'{"type":"progress","done":1,"total":4}': ProgressLine(0.25, None, 1, 4),
+    b'{"type":"progress","fraction":0.5,"done":3.0,"total":-1}': ProgressLine(0.5, None, 3, 0),
+    b'  {"type":"metric","name":"fps","value":24.5,"unit":"1/s"}\r': MetricLine("fps", 24.5, "1/s"),
+    b'{"type":"metric","name":"frames","value":3,"new":1}': MetricLine("frames", 3.0),
     b'{"type":"error","code":"no_face","message":"no face in frame 0"}': ErrorLine("no_face", "no face in frame 0"),
     b'{"type":"error","code":"no_face"}': ErrorLine("no_face", ""),
     b'{"type":"error","code":"no_face","message":"\xc3\xbb"}': ErrorLine("no_face", "\u00fb"),
     b'{"type":"error","code":"no_face","message":"\xce\xde"}': ErrorLine("no_face", "\ufffd\ufffd"),  # GBK
-    b'{"type":"progress","fraction":0,"done":1e300}': Progress(0.0, None, MAX_COUNT),
+    b'{"type":"progress","fraction":0,"done":1e300}': ProgressLine(0.0, None, COUNT_LIMIT),
 }
 LOGS = [
     b"hello",
@@ -74,21 +76,21 @@ def test_line_means(line: bytes, message: object) -> None:
 
 @pytest.mark.parametrize("line", LOGS)
 def test_everything_else_is_log(line: bytes) -> None:
-    assert read_line("stdout", line) == Log("stdout", line.decode(errors="replace"))
+    assert read_line("stdout", line) == LogLine("stdout", line.decode(errors="replace"))
 
 
 def test_stderr_is_always_log() -> None:
-    assert read_line("stderr", b'{"type":"ready"}') == Log("stderr", '{"type":"ready"}')
+    assert read_line("stderr", b'{"type":"ready"}') == LogLine("stderr", '{"type":"ready"}')
 
 
 def test_words_are_cut_not_refused() -> None:
     stage = json.dumps({"type": "progress", "fraction": 0, "stage": "s" * 999}).encode()
     error = json.dumps({"type": "error", "code": "x", "message": "m" * 9999}).encode()
-    assert read_line("stdout", stage) == Progress(0.0, "s" * MAX_WORD)
-    assert read_line("stdout", error) == ErrorLine("x", "m" * MAX_MESSAGE)
+    assert read_line("stdout", stage) == ProgressLine(0.0, "s" * WORD_LIMIT_CHARS)
+    assert read_line("stdout", error) == ErrorLine("x", "m" * ERROR_MESSAGE_LIMIT_CHARS)
 
 
-def parse(data: bytes, cuts: list[int], start: int = 0) -> list[Parsed]:
+def parse(data: bytes, cuts: list[int], start: int = 0) -> list[ParsedLine]:
     parser = LineParser("stdout")
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     found = []
@@ -98,7 +100,7 @@ def parse(data: bytes, cuts: list[int], start: int = 0) -> list[Parsed]:
 
 
 PIECES = st.one_of(
-    st.sampled_from([*SPELLED, *LOGS, b"\n", b"\n\n"]), st.binary(max_size=40), st.just(b"x" * (MAX_LINE + 3))
+    st.sampled_from([*SPELLED, *LOGS, b"\n", b"\n\n"]), st.binary(max_size=40), st.just(b"x" * (LINE_LIMIT_BYTES + 3))
 )
 
 
@@ -122,10 +124,10 @@ def test_ends_are_where_the_lines_end(lines: list[bytes]) -> None:
 @pytest.mark.parametrize("extra", [0, 1, 5_000_000])
 def test_a_long_line_is_cut_and_the_next_one_read(extra: int) -> None:
     line = b'{"type":"ready"}'
-    found = parse(b"x" * (MAX_LINE + extra) + b"\n" + line, [MAX_LINE, 70_000])
-    assert found[0].message == Log("stdout", "x" * MAX_LINE)
-    assert found[0].end == MAX_LINE + (extra == 0)
-    assert [message for message, _ in found[1:]] == [Ready()]
+    found = parse(b"x" * (LINE_LIMIT_BYTES + extra) + b"\n" + line, [LINE_LIMIT_BYTES, 70_000])
+    assert found[0].message == LogLine("stdout", "x" * LINE_LIMIT_BYTES)
+    assert found[0].end == LINE_LIMIT_BYTES + (extra == 0)
+    assert [message for message, _ in found[1:]] == [ReadyLine()]
 
 
 def test_memory_stays_bounded_without_a_newline() -> None:
@@ -133,7 +135,7 @@ def test_memory_stays_bounded_without_a_newline() -> None:
     messages = [m for n in range(1000) for m in parser.feed(b"x" * 10_000, n * 10_000)]
     assert len(messages) == 1
     assert not parser.at_line_start
-    assert [m.message for m in parser.feed(b"\nok\n", 10**7)] == [Log("stdout", "ok")]
+    assert [m.message for m in parser.feed(b"\nok\n", 10**7)] == [LogLine("stdout", "ok")]
     assert parser.at_line_start
 
 

@@ -4,12 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.events import Failed, Released
-from schemas.failures import DRAINED, FAILURES, FREE_IN_ALL, FREE_OF_GPU, Class, Retry, backoff, classify, settle
+from schemas.events import AttemptReleased, Failed
 from schemas.job import Policy
-from schemas.lifecycle import apply
-from schemas.words import Blame, Status
-from tests.schemas.make import LATER, NOW, job
+from schemas.lifecycle import apply_event
+from schemas.retry_policy import (
+    DRAINED_CODE,
+    FAILURES,
+    FREE_RELEASE_LIMIT,
+    GPU_FREE_RELEASE_LIMIT,
+    FailureClass,
+    RetryRule,
+    classify_failure,
+    outcome_after_failure,
+    retry_backoff,
+)
+from schemas.status import Blame, Status
+from tests.support.schema_samples import LATER, NOW, make_job
 
 BY_HAND = """
 client never   bad_job bad_input unreadable_video unreadable_audio no_face multiple_faces input_too_large
@@ -27,7 +37,7 @@ SPELLED = {code: (row[0], row[1]) for row in map(str.split, BY_HAND.split("\n"))
 
 
 def decide(subject, code, row=None):
-    return settle(subject, code, "why", row or FAILURES[code], at=NOW, jitter=0.5)
+    return outcome_after_failure(subject, code, "why", row or FAILURES[code], at=NOW, jitter=0.5)
 
 
 def test_the_table_is_as_the_protocol_says():
@@ -36,52 +46,57 @@ def test_the_table_is_as_the_protocol_says():
 
 @pytest.mark.parametrize("code", [code for code, (_, retry) in SPELLED.items() if retry == "never"])
 def test_what_is_never_retried_ends_at_once(code):
-    assert decide(job(Status.RUNNING), code).error.code == code
+    assert decide(make_job(Status.RUNNING), code).error.code == code
 
 
 @pytest.mark.parametrize("code", [code for code, (_, retry) in SPELLED.items() if retry == "counted"])
 def test_counted_failures_are_tried_max_attempts_times(code):
-    first = decide(job(Status.RUNNING, policy=Policy(max_attempts=2)), code)
-    last = decide(job(Status.RUNNING, policy=Policy(max_attempts=2), charged=1), code)
-    assert isinstance(first, Released)
+    first = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=2)), code)
+    last = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=2), charged=1), code)
+    assert isinstance(first, AttemptReleased)
     assert first.charged
     assert last.error.code == code
 
 
 def test_memory_gets_one_retry_however_many_attempts_are_left():
     generous = Policy(max_attempts=9)
-    assert isinstance(decide(job(Status.RUNNING, policy=generous), "out_of_memory"), Released)
-    assert isinstance(decide(job(Status.RUNNING, policy=generous, charged=1), "out_of_memory"), Failed)
+    assert isinstance(decide(make_job(Status.RUNNING, policy=generous), "out_of_memory"), AttemptReleased)
+    assert isinstance(decide(make_job(Status.RUNNING, policy=generous, charged=1), "out_of_memory"), Failed)
 
 
 def test_gpu_faults_are_free_three_times():
-    assert isinstance(decide(job(Status.RUNNING, releases={"gpu_lost": FREE_OF_GPU - 1}), "gpu_unhealthy"), Released)
-    ended = decide(job(Status.RUNNING, releases={"gpu_lost": 2, "gpu_unhealthy": 1}), "gpu_lost")
+    assert isinstance(
+        decide(make_job(Status.RUNNING, releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT - 1}), "gpu_unhealthy"),
+        AttemptReleased,
+    )
+    ended = decide(make_job(Status.RUNNING, releases={"gpu_lost": 2, "gpu_unhealthy": 1}), "gpu_lost")
     assert (ended.error.code, ended.error.blame) == ("gpu_fault_repeated", Blame.GPU)
-    assert isinstance(decide(job(Status.RUNNING, releases={"gpu_lost": FREE_OF_GPU}), "host_lost"), Released)
+    assert isinstance(
+        decide(make_job(Status.RUNNING, releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT}), "host_lost"), AttemptReleased
+    )
 
 
 def test_ten_free_releases_in_all():
-    ended = decide(job(Status.RUNNING, releases={"host_lost": 7, DRAINED: 3}), "engine_error")
+    ended = decide(make_job(Status.RUNNING, releases={"host_lost": 7, DRAINED_CODE: 3}), "engine_error")
     assert (ended.error.code, ended.error.blame) == ("host_fault_repeated", Blame.HOST)
 
 
 def test_a_drain_waits_no_time_and_a_fault_does():
-    assert decide(job(Status.RUNNING), DRAINED).not_before is None
-    assert decide(job(Status.RUNNING), "host_lost").not_before is None
-    assert decide(job(Status.RUNNING), "engine_error").not_before > NOW
+    assert decide(make_job(Status.RUNNING), DRAINED_CODE).not_before is None
+    assert decide(make_job(Status.RUNNING), "host_lost").not_before is None
+    assert decide(make_job(Status.RUNNING), "engine_error").not_before > NOW
 
 
 def test_an_images_own_code_takes_the_class_of_its_exit():
-    own = classify("too_dark", Class(Blame.CLIENT, Retry.NEVER))
-    ended = decide(job(Status.RUNNING), "too_dark", own)
+    own = classify_failure("too_dark", FailureClass(Blame.CLIENT, RetryRule.NEVER))
+    ended = decide(make_job(Status.RUNNING), "too_dark", own)
     assert (ended.error.code, ended.error.blame) == ("too_dark", Blame.CLIENT)
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
 def test_backoff_grows_and_is_bounded(tries, jitter):
-    assert 2 <= backoff(tries, jitter).total_seconds() <= 600
-    assert backoff(tries + 1, jitter) >= backoff(tries, jitter)
+    assert 2 <= retry_backoff(tries, jitter).total_seconds() <= 600
+    assert retry_backoff(tries + 1, jitter) >= retry_backoff(tries, jitter)
 
 
 @given(
@@ -92,13 +107,13 @@ def test_backoff_grows_and_is_bounded(tries, jitter):
     )
 )
 def test_no_job_is_tried_for_ever(codes):
-    subject = job(Status.RUNNING)
+    subject = make_job(Status.RUNNING)
     for starts, code in enumerate(codes, 1):
         decided = decide(subject, code)
-        after = apply(subject, decided, LATER)
+        after = apply_event(subject, decided, LATER)
         if isinstance(decided, Failed):
-            assert starts <= FREE_IN_ALL + subject.policy.max_attempts
+            assert starts <= FREE_RELEASE_LIMIT + subject.policy.max_attempts
             return
         assert after.status is Status.QUEUED
-        subject = job(Status.RUNNING, charged=after.charged, releases=after.releases)
+        subject = make_job(Status.RUNNING, charged=after.charged_attempts, releases=after.free_releases)
     pytest.fail("forty attempts and no end")

@@ -3,9 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from schemas.joining import Invitation, TokenInvalid, decode, encode
+from schemas.enrollment import JoinToken, JoinTokenInvalid, decode_join_token, encode_join_token
 
-INVITATION = Invitation(
+INVITATION = JoinToken(
     host="gpu-1",
     edge="https://192.0.2.1:8443",
     broker="tls://192.0.2.1:4222,tls://192.0.2.2:4222",
@@ -18,13 +18,22 @@ INVITATION = Invitation(
 
 @pytest.mark.parametrize("around", ["{}", "  {}\n"])
 def test_a_token_says_what_was_put_in(around: str):
-    assert decode(around.format(encode(INVITATION))) == INVITATION
-    assert not set(encode(INVITATION)) & set(" =+/'\"$")  # it goes through shells and chats as it is
+    assert decode_join_token(around.format(encode_join_token(INVITATION))) == INVITATION
+    assert not set(encode_join_token(INVITATION)) & set(" =+/'\"$")  # it goes through shells and chats as it is
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "====", "e30", encode(INVITATION)[:-9], encode(replace(INVITATION, v=2)), "täuschung"]
+    "text",
+    [
+        "",
+        "nonsense",
+        "====",
+        "e30",
+        encode_join_token(INVITATION)[:-9],
+        encode_join_token(replace(INVITATION, v=2)),
+        "täuschung",
+    ],
 )
 def test_what_is_no_token_is_said_to_be_none(text: str):
-    with pytest.raises(TokenInvalid, match="no join token"):
-        decode(text)
+    with pytest.raises(JoinTokenInvalid, match="no join token"):
+        decode_join_token(text)

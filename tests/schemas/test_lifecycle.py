@@ -8,20 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.job import Fetch, Job, Output, Policy, Usage
-from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply, step, submitted_again
-from schemas.words import FINAL, WAITING, Priority, Status
-from tests.schemas.make import LATER, NOW, claim, event, failure, job
+from schemas.job import AttemptUsage, Job, Output, PendingUrl, Policy
+from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply_event, next_record, resubmission_record
+from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Priority, Status
+from tests.support.schema_samples import LATER, NOW, make_claim, make_event, make_failure, make_job
 
 S = Status
 BY_HAND = {
     # event: scheduled, queued, running, cancelling, succeeded, failed, cancelled, expired
     e.Submitted: (None, None, None, None, None, None, None, None),
-    e.Supplied: (S.SCHEDULED, None, None, None, None, None, None, None),
+    e.InputArrived: (S.SCHEDULED, None, None, None, None, None, None, None),
     e.Queued: (S.QUEUED, None, None, None, None, None, None, None),
     e.Started: (None, S.RUNNING, None, None, None, None, None, None),
     e.Adopted: (None, S.RUNNING, S.RUNNING, S.CANCELLING, None, None, None, None),
-    e.Released: (None, None, S.QUEUED, S.CANCELLED, None, None, None, None),
+    e.AttemptReleased: (None, None, S.QUEUED, S.CANCELLED, None, None, None, None),
     e.Reprioritised: (S.SCHEDULED, S.QUEUED, None, None, None, None, None, None),
     e.CancelRequested: (None, None, S.CANCELLING, None, None, None, None, None),
     e.Cancelled: (S.CANCELLED, S.CANCELLED, None, S.CANCELLED, None, None, None, None),
@@ -32,7 +32,7 @@ BY_HAND = {
 }
 FILE = "a" * 64
 URL = "https://example.com/a.mp4"
-KINDS = typing.get_args(e.Event)
+KINDS = typing.get_args(e.JobEvent)
 
 
 def test_the_table_by_hand_names_every_event_once():
@@ -44,27 +44,27 @@ def test_the_table_by_hand_names_every_event_once():
 def test_every_step_is_as_the_design_says(kind, column, status):
     # A queued job that can be adopted has a last claim of its own, one that is supplied lacks something; the others
     # are as they come.
-    special = {e.Adopted: {"attempt": 1, "claim": claim(1)}, e.Supplied: {"missing": (FILE,)}}
-    subject = job(status, **special.get(kind, {}))
+    special = {e.Adopted: {"attempt": 1, "claim": make_claim(1)}, e.InputArrived: {"missing": (FILE,)}}
+    subject = make_job(status, **special.get(kind, {}))
     expected = BY_HAND[kind][column]
     if expected is None:
         with pytest.raises(IllegalTransition):
-            apply(subject, event(kind, subject), LATER)
+            apply_event(subject, make_event(kind, subject), LATER)
     else:
-        assert apply(subject, event(kind, subject), LATER).status is expected
+        assert apply_event(subject, make_event(kind, subject), LATER).status is expected
     assert TRANSITIONS.get(kind, {}).get(status) is expected
 
 
 @pytest.mark.parametrize(
     ("subject", "illegal"),
     [
-        (job(S.QUEUED), e.Started(claim(2))),
-        (job(S.RUNNING), e.Adopted(claim(1, host="other"), 1)),
-        (job(S.RUNNING), e.Adopted(claim(2), 1)),
-        (job(S.RUNNING), e.Adopted(claim(1), 2)),
-        (job(S.QUEUED), e.Adopted(claim(1), 1)),
-        (job(S.QUEUED, attempt=1), e.Expired("deadline")),
-        (job(S.QUEUED), e.Failed(failure("internal"))),
+        (make_job(S.QUEUED), e.Started(make_claim(2))),
+        (make_job(S.RUNNING), e.Adopted(make_claim(1, host="other"), 1)),
+        (make_job(S.RUNNING), e.Adopted(make_claim(2), 1)),
+        (make_job(S.RUNNING), e.Adopted(make_claim(1), 2)),
+        (make_job(S.QUEUED), e.Adopted(make_claim(1), 1)),
+        (make_job(S.QUEUED, attempt=1), e.Expired("deadline")),
+        (make_job(S.QUEUED), e.Failed(make_failure("internal"))),
     ],
     ids=[
         "an attempt is skipped",
@@ -78,74 +78,74 @@ def test_every_step_is_as_the_design_says(kind, column, status):
 )
 def test_guards_refuse(subject, illegal):
     with pytest.raises(IllegalTransition, match=type(illegal).__name__):
-        apply(subject, illegal, LATER)
+        apply_event(subject, illegal, LATER)
 
 
 def lacking(status: Status) -> Job:
     """A job with one file to be uploaded, and one URL in two places that a third place only looks like."""
     places = ("$.clips[1].video", "$.cover")
     given = {"clips": [{"video": URL}, {"video": URL}], "cover": URL, "text": URL}
-    return job(status, input=given, missing=(FILE,), fetching=tuple(Fetch(path, URL) for path in places))
+    return make_job(status, input=given, missing=(FILE,), fetching=tuple(PendingUrl(path, URL) for path in places))
 
 
 @pytest.mark.parametrize("ended", [S.FAILED, S.CANCELLED, S.EXPIRED])
 def test_a_job_that_lacks_input_is_scheduled_again_by_a_retry(ended):
-    again = apply(lacking(ended), e.Retried(), LATER)
+    again = apply_event(lacking(ended), e.Retried(), LATER)
     assert (again.status, again.queued_at, again.round) == (S.SCHEDULED, None, 2)
-    assert (again.missing, again.fetching) == (lacking(ended).missing, lacking(ended).fetching)
+    assert (again.missing, again.pending_urls) == (lacking(ended).missing, lacking(ended).pending_urls)
 
 
 @pytest.mark.parametrize("status", list(Status))
 def test_another_submit_replaces_only_what_has_ended_and_begins_a_round(status):
-    there = job(status, round=3, attempt=2, input={"text": "old"}, error=failure(), tags={"of": "the old"})
-    admitted = job(S.QUEUED, input={"text": "new"}, created_at=LATER, queued_at=LATER)
-    if status not in FINAL:
+    there = make_job(status, round=3, attempt=2, input={"text": "old"}, error=make_failure(), tags={"of": "the old"})
+    admitted = make_job(S.QUEUED, input={"text": "new"}, created_at=LATER, queued_at=LATER)
+    if status not in FINAL_STATUSES:
         with pytest.raises(IllegalTransition, match="Submitted"):
-            submitted_again(there, admitted)
+            resubmission_record(there, admitted)
         return
-    recorded = submitted_again(there, admitted)
+    recorded = resubmission_record(there, admitted)
     assert (recorded.at, recorded.event) == (LATER, e.Submitted())
-    assert recorded.job == job(S.QUEUED, round=4, input={"text": "new"}, created_at=LATER, queued_at=LATER)
+    assert recorded.job == make_job(S.QUEUED, round=4, input={"text": "new"}, created_at=LATER, queued_at=LATER)
 
 
 def test_a_job_is_queued_once_everything_it_lacked_is_there():
     subject = lacking(S.SCHEDULED)
-    for supplied in (e.Supplied(FILE), e.Supplied("b" * 64, URL)):
+    for supplied in (e.InputArrived(FILE), e.InputArrived("b" * 64, URL)):
         with pytest.raises(IllegalTransition, match="not complete"):
-            apply(subject, e.Queued(), LATER)
-        subject = apply(subject, supplied, LATER)
+            apply_event(subject, e.Queued(), LATER)
+        subject = apply_event(subject, supplied, LATER)
         with pytest.raises(IllegalTransition, match="does not lack"):
-            apply(subject, supplied, LATER)
+            apply_event(subject, supplied, LATER)
     fetched = f"sha256:{'b' * 64}"
     assert subject.input == {"clips": [{"video": URL}, {"video": fetched}], "cover": fetched, "text": URL}
-    assert apply(subject, e.Queued(), LATER).status is S.QUEUED
+    assert apply_event(subject, e.Queued(), LATER).status is S.QUEUED
 
 
 def test_a_free_release_is_counted_by_code_and_costs_no_attempt():
-    after = apply(job(S.RUNNING), e.Released("gpu_lost", not_before=LATER), LATER)
-    assert (after.charged, after.releases, after.backoff_until) == (0, {"gpu_lost": 1}, LATER)
-    assert after.due == LATER
+    after = apply_event(make_job(S.RUNNING), e.AttemptReleased("gpu_lost", not_before=LATER), LATER)
+    assert (after.charged_attempts, after.free_releases, after.backoff_until) == (0, {"gpu_lost": 1}, LATER)
+    assert after.earliest_start == LATER
 
 
 def test_a_charged_release_counts_an_attempt_and_the_next_start_ends_the_backoff():
-    waiting = apply(job(S.RUNNING), e.Released("internal", charged=True, not_before=LATER), LATER)
-    running = apply(waiting, e.Started(claim(2)), LATER)
-    assert (waiting.charged, waiting.releases) == (1, {})
-    assert (running.attempt, running.backoff_until, running.charged) == (2, None, 1)
+    waiting = apply_event(make_job(S.RUNNING), e.AttemptReleased("internal", charged=True, not_before=LATER), LATER)
+    running = apply_event(waiting, e.Started(make_claim(2)), LATER)
+    assert (waiting.charged_attempts, waiting.free_releases) == (1, {})
+    assert (running.attempt, running.backoff_until, running.charged_attempts) == (2, None, 1)
 
 
 def test_retry_starts_a_new_round_from_nothing_but_the_request():
-    failed = apply(
-        job(S.RUNNING, charged=2, releases={"gpu_lost": 1}, deadline=LATER, tags={"a": "b"}),
-        e.Failed(failure(), usage=Usage(run_s=3.0), log="l" * 64),
+    failed = apply_event(
+        make_job(S.RUNNING, charged=2, releases={"gpu_lost": 1}, deadline=LATER, tags={"a": "b"}),
+        e.Failed(make_failure(), usage=AttemptUsage(run_s=3.0), log="l" * 64),
         NOW,
     )
-    again = apply(failed, e.Retried(), LATER)
-    assert (again.round, again.attempt, again.charged, again.releases, again.claim) == (2, 0, 0, {}, None)
+    again = apply_event(failed, e.Retried(), LATER)
+    assert (again.round, again.attempt, again.charged_attempts, again.free_releases, again.claim) == (2, 0, 0, {}, None)
     assert (again.error, again.log, again.usage, again.started_at, again.finished_at) == (
         None,
         None,
-        Usage(),
+        AttemptUsage(),
         None,
         None,
     )
@@ -154,22 +154,24 @@ def test_retry_starts_a_new_round_from_nothing_but_the_request():
 
 
 def test_success_keeps_output_usage_and_log():
-    done = apply(job(S.RUNNING), e.Succeeded(Output(data={"text": "hi"}), Usage(run_s=1.5), "f" * 64), LATER)
+    done = apply_event(
+        make_job(S.RUNNING), e.Succeeded(Output(data={"text": "hi"}), AttemptUsage(run_s=1.5), "f" * 64), LATER
+    )
     assert (done.output.data, done.usage.run_s, done.log, done.finished_at) == ({"text": "hi"}, 1.5, "f" * 64, LATER)
 
 
 def test_reprioritised_moves_the_pointer_to_another_subject():
-    moved = apply(job(S.QUEUED, priority=Priority.LOW), e.Reprioritised(Priority.NORMAL), LATER)
+    moved = apply_event(make_job(S.QUEUED, priority=Priority.LOW), e.Reprioritised(Priority.NORMAL), LATER)
     assert moved.pointer.priority is Priority.NORMAL
 
 
 @given(st.lists(st.sampled_from(KINDS), max_size=40), st.sampled_from([S.SCHEDULED, S.QUEUED]))
 def test_any_walk_keeps_the_counts_and_ends_each_round_once(kinds, first):
     lacked = (FILE,) if first is S.SCHEDULED else ()
-    subject, finals, adoptions = job(first, policy=Policy(max_attempts=3), missing=lacked), 0, 0
+    subject, finals, adoptions = make_job(first, policy=Policy(max_attempts=3), missing=lacked), 0, 0
     for number, kind in enumerate(kinds):
         try:
-            recorded = step(subject, event(kind, subject), NOW + timedelta(seconds=number))
+            recorded = next_record(subject, make_event(kind, subject), NOW + timedelta(seconds=number))
         except IllegalTransition:
             continue
         after = recorded.job
@@ -177,12 +179,12 @@ def test_any_walk_keeps_the_counts_and_ends_each_round_once(kinds, first):
         assert after.round > subject.round or after.attempt >= subject.attempt
         # A released attempt that its runner adopts may be released once more.
         adoptions = 0 if after.round > subject.round else adoptions + (kind is e.Adopted)
-        assert after.charged + sum(after.releases.values()) <= after.attempt + adoptions
-        assert (after.finished_at is not None) == (after.status in FINAL)
-        assert not (subject.status in FINAL and after.status in FINAL)
-        finals += after.status in FINAL
+        assert after.charged_attempts + sum(after.free_releases.values()) <= after.attempt + adoptions
+        assert (after.finished_at is not None) == (after.status in FINAL_STATUSES)
+        assert not (subject.status in FINAL_STATUSES and after.status in FINAL_STATUSES)
+        finals += after.status in FINAL_STATUSES
         assert finals <= after.round
-        if after.status in WAITING and after.round > subject.round:
+        if after.status in WAITING_STATUSES and after.round > subject.round:
             assert after.attempt == 0
-        assert e.decode(e.encode(recorded)) == recorded
+        assert e.decode_record(e.encode_record(recorded)) == recorded
         subject = after

@@ -2,26 +2,26 @@
 
 from msgspec import Struct, field
 
-from schemas.settings import unknown
+from schemas.settings_loader import unknown_names
 
 
 class Volt(Struct, frozen=True, tag="volt", tag_field="kind"):
     pin: int = 0
 
 
-class Wire(Struct, frozen=True, tag="wire", tag_field="kind"):
+class SampleWire(Struct, frozen=True, tag="wire", tag_field="kind"):
     length: int = 0
 
 
-class Plug(Struct, frozen=True):
+class SamplePlug(Struct, frozen=True):
     name: str = ""
-    parts: dict[str, Volt | Wire] = field(default_factory=dict)
-    rows: tuple[Wire, ...] = ()
+    parts: dict[str, Volt | SampleWire] = field(default_factory=dict)
+    rows: tuple[SampleWire, ...] = ()
 
 
-class Lamp(Struct, frozen=True):
+class SampleSettings(Struct, frozen=True):
     watts: float | None = None
-    plug: Plug | None = None
+    plug: SamplePlug | None = None
 
 
 TEXT = """
@@ -44,12 +44,18 @@ name = "x"
 
 
 def test_what_no_struct_has_is_named_where_it_stands():
-    assert unknown([Lamp], TEXT) == ["wats", "plug.nmae", "plug.parts.a.pim", "plug.rows.lenght", "plugs"]
+    assert unknown_names([SampleSettings], TEXT) == [
+        "wats",
+        "plug.nmae",
+        "plug.parts.a.pim",
+        "plug.rows.lenght",
+        "plugs",
+    ]
 
 
 def test_one_of_several_structs_is_enough():
     class Other(Struct, frozen=True):
-        plugs: Plug = Plug()
+        plugs: SamplePlug = SamplePlug()
         wats: int = 0
 
-    assert unknown([Lamp, Other], "wats = 6\n[plugs]\nname = 'x'") == []
+    assert unknown_names([SampleSettings, Other], "wats = 6\n[plugs]\nname = 'x'") == []

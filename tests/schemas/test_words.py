@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.access import ApiKey, Scope, parse_key
-from schemas.endpoint import EndpointInvalid, parse
-from schemas.errors import PROBLEMS, Refused
-from schemas.events import RecordUnreadable, Unknown, decode, encode
+from schemas.auth import ApiKey, Scope, parse_credential
+from schemas.endpoint import EndpointInvalid, parse_endpoint
+from schemas.events import RecordUnreadable, UnknownEvent, decode_record, encode_record
+from schemas.ids import Token, derive_job_id, is_token, make_uuid7
 from schemas.job import Submission, request_digest
-from schemas.lifecycle import step
-from schemas.reasons import ORDER, Reason, foremost
-from schemas.settings import SettingsInvalid, load
-from schemas.words import Status, Token, derived_id, is_token, uuid7
-from tests.schemas.make import LATER, NOW, event, job
+from schemas.lifecycle import next_record
+from schemas.problems import PROBLEM_TYPES, ProblemError
+from schemas.settings_loader import SettingsInvalid, load_settings
+from schemas.status import WAIT_REASON_ORDER, Status, WaitReason, most_relevant_reason
+from tests.support.schema_samples import LATER, NOW, make_event, make_job
 
 
 @pytest.mark.parametrize("text", ["", "a.b", "a b", "a" * 65, "a\n", "ü", "a/b", "*", ">", "a\0"])
@@ -35,14 +35,14 @@ def test_what_is_a_token(text):
 
 @given(st.integers(0, 2**48 - 2), st.binary(min_size=10, max_size=10))
 def test_uuid7_is_one_and_sorts_by_time(ms, entropy):
-    text = uuid7(ms, entropy)
+    text = make_uuid7(ms, entropy)
     assert is_token(text)
     assert (text[14], text[19] in "89ab", len(text)) == ("7", True, 36)
-    assert text < uuid7(ms + 1, entropy)
+    assert text < make_uuid7(ms + 1, entropy)
 
 
 def test_a_derived_id_depends_on_owner_and_key():
-    ids = {derived_id("a", "bc"), derived_id("ab", "c"), derived_id("a", "b"), derived_id("a", "bc")}
+    ids = {derive_job_id("a", "bc"), derive_job_id("ab", "c"), derive_job_id("a", "b"), derive_job_id("a", "bc")}
     assert len(ids) == 3
     assert all(is_token(one) for one in ids)
 
@@ -73,10 +73,10 @@ def test_submissions_that_are_refused(body):
 
 
 def test_a_fact_of_a_newer_writer_is_shown_and_the_job_still_counts():
-    recorded = step(job(Status.QUEUED), event(e.Started, job(Status.QUEUED)), LATER)
-    newer = encode(recorded).replace(b'"type":"started"', b'"type":"teleported"')
-    read = decode(newer)
-    assert isinstance(read.event, Unknown)
+    recorded = next_record(make_job(Status.QUEUED), make_event(e.Started, make_job(Status.QUEUED)), LATER)
+    newer = encode_record(recorded).replace(b'"type":"started"', b'"type":"teleported"')
+    read = decode_record(newer)
+    assert isinstance(read.event, UnknownEvent)
     assert (read.event.type, read.job) == ("teleported", recorded.job)
 
 
@@ -90,13 +90,13 @@ NESTED = b'{"at":"2026-11-21T12:00:00Z","event":{"type":"queued"},"job":{"input"
 @pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b"\xff", b'{"at":1}', NO_JOB, NO_TEXT, NESTED])
 def test_rubbish_in_a_record_is_named_and_nothing_is_guessed(rubbish):
     with pytest.raises(RecordUnreadable):
-        decode(rubbish)
+        decode_record(rubbish)
 
 
 def test_keys_are_taken_apart_and_the_rest_is_no_key():
-    assert parse_key("lamp_ab-1_secret_of-16-chars") == ("ab-1", "secret_of-16-chars")
+    assert parse_credential("lamp_ab-1_secret_of-16-chars") == ("ab-1", "secret_of-16-chars")
     for text in ("", "lamp_", "lamp_a_short", "lump_a_secretsecretsecret", "lamp_a_secretsecretsecret\n"):
-        assert parse_key(text) is None
+        assert parse_credential(text) is None
 
 
 def test_admin_implies_the_clients_scopes_but_not_those_of_a_runner():
@@ -105,10 +105,10 @@ def test_admin_implies_the_clients_scopes_but_not_those_of_a_runner():
 
 
 def test_what_the_host_says_is_told_before_quota_and_behind():
-    assert foremost({Reason.BEHIND, Reason.QUOTA, Reason.HOST_OFF}) is Reason.HOST_OFF
-    assert foremost({Reason.BEHIND, Reason.QUOTA}) is Reason.QUOTA
-    assert foremost(set()) is None
-    assert ORDER[-2:] == (Reason.QUOTA, Reason.BEHIND)
+    assert most_relevant_reason({WaitReason.BEHIND, WaitReason.QUOTA, WaitReason.HOST_OFF}) is WaitReason.HOST_OFF
+    assert most_relevant_reason({WaitReason.BEHIND, WaitReason.QUOTA}) is WaitReason.QUOTA
+    assert most_relevant_reason(set()) is None
+    assert WAIT_REASON_ORDER[-2:] == (WaitReason.QUOTA, WaitReason.BEHIND)
 
 
 def test_every_refusal_has_a_status_and_makes_its_document():
@@ -119,8 +119,8 @@ def test_every_refusal_has_a_status_and_makes_its_document():
         "owner_deleting offset_mismatch tus_version media_type_unknown upload_locked checksum_mismatch "
         "head_timeout head_too_large too_many_connections"
     )
-    assert set(PROBLEMS) == set(codes.split())
-    problem = Refused("asset_missing", "upload it first", missing=("sha256:ab",)).problem
+    assert set(PROBLEM_TYPES) == set(codes.split())
+    problem = ProblemError("asset_missing", "upload it first", missing=("sha256:ab",)).problem
     assert (problem.status, problem.code, problem.missing) == (422, "asset_missing", ("sha256:ab",))
 
 
@@ -129,15 +129,15 @@ class Sub(msgspec.Struct, frozen=True):
     on: bool = False
 
 
-class Sample(msgspec.Struct, frozen=True):
+class WordSample(msgspec.Struct, frozen=True):
     name: str = "x"
     sub: Sub = Sub()
 
 
 def test_settings_come_from_the_file_and_variables_win():
     text = 'name = "file"\n[sub]\nport = 5\n'
-    read = load(Sample, text, {"LAMPLIGHTER_SUB__ON": "1", "LAMPLIGHTER_NAME": "env", "PATH": "/bin"})
-    assert read == Sample("env", Sub(5, on=True))
+    read = load_settings(WordSample, text, {"LAMPLIGHTER_SUB__ON": "1", "LAMPLIGHTER_NAME": "env", "PATH": "/bin"})
+    assert read == WordSample("env", Sub(5, on=True))
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -145,25 +145,25 @@ class Listed(msgspec.Struct, frozen=True):
 
 
 def test_a_list_in_a_variable_is_json():
-    assert load(Listed, "", {"LAMPLIGHTER_FOLDERS": '["a", "b"]'}).folders == (Path("a"), Path("b"))
+    assert load_settings(Listed, "", {"LAMPLIGHTER_FOLDERS": '["a", "b"]'}).folders == (Path("a"), Path("b"))
     with pytest.raises(SettingsInvalid, match="LAMPLIGHTER_FOLDERS"):
-        load(Listed, "", {"LAMPLIGHTER_FOLDERS": "[a"})
+        load_settings(Listed, "", {"LAMPLIGHTER_FOLDERS": "[a"})
 
 
 def test_a_variable_and_its_prefix_exclude_each_other():
     with pytest.raises(SettingsInvalid, match="LAMPLIGHTER_SUB__PORT"):
-        load(Sample, "", {"LAMPLIGHTER_SUB": "1", "LAMPLIGHTER_SUB__PORT": "2"})
+        load_settings(WordSample, "", {"LAMPLIGHTER_SUB": "1", "LAMPLIGHTER_SUB__PORT": "2"})
 
 
 def test_a_bad_setting_is_named():
     with pytest.raises(SettingsInvalid, match=r"sub\.port"):
-        load(Sample, "[sub]\nport = 'many'\n", {})
+        load_settings(WordSample, "[sub]\nport = 'many'\n", {})
 
 
 def test_an_endpoint_file_is_read_and_a_mistake_in_it_is_named():
-    endpoint = parse(
+    endpoint = parse_endpoint(
         'name = "echo"\nimage = "e"\n[timeouts]\nbase_s = 5.0\n[process]\ncommand = ["python3", "main.py"]\n'
     )
-    assert (endpoint.queue, endpoint.timeouts.base_s, endpoint.process.command[0]) == ("echo", 5.0, "python3")
+    assert (endpoint.effective_pool, endpoint.timeouts.base_s, endpoint.process.command[0]) == ("echo", 5.0, "python3")
     with pytest.raises(EndpointInvalid, match="resources"):
-        parse('name = "echo"\nimage = "e"\n[resources]\nvram = 5\n')
+        parse_endpoint('name = "echo"\nimage = "e"\n[resources]\nvram = 5\n')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.installation import ROOT
+from tests.support.installation import ROOT
 
 PREVIOUS = "984f97cc4886a23a2f807a51b79afc29e8b1b4a3"
 BEFORE_ACCOUNTS = "d231d4eefe7f7a38f3ec962acd788caff2f1e100"  # the last whose broker kept everything in one account
@@ -14,16 +14,16 @@ BEFORE_ACCOUNTS = "d231d4eefe7f7a38f3ec962acd788caff2f1e100"  # the last whose b
 @pytest.fixture(scope="session")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The previous release's tree."""
-    return _tree(PREVIOUS, tmp_path_factory.mktemp("previous"))
+    return _checkout(PREVIOUS, tmp_path_factory.mktemp("previous"))
 
 
 @pytest.fixture(scope="session")
 def before_accounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree of the last release without accounts at the broker."""
-    return _tree(BEFORE_ACCOUNTS, tmp_path_factory.mktemp("before"))
+    return _checkout(BEFORE_ACCOUNTS, tmp_path_factory.mktemp("before"))
 
 
-def _tree(commit: str, tree: Path) -> Path:
+def _checkout(commit: str, tree: Path) -> Path:
     """Skips where git has not the whole history: in a shallow clone, or outside a repository."""
     archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from lamplighter import Client
-from schemas.joining import decode
-from schemas.words import Status
+from schemas.enrollment import decode_join_token
+from schemas.status import Status
 from tests.backup.test_drill import client_of, reached
-from tests.e2e.installation import ROOT
 from tests.e2e.test_up import lamplighter, up
-from tests.ports import reserved_ports
+from tests.support.installation import ROOT
+from tests.support.reserved_ports import reserve_ports
 
 HERE = "127.0.0.1"
 ENDED_S = 60.0
@@ -50,7 +50,7 @@ def works(client: Client, text: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_host_that_joined_before_there_were_accounts_goes_on(before_accounts: Path, tmp_path: Path):
-    with reserved_ports(2) as ports:
+    with reserve_ports(2) as ports:
         _goes_on(before_accounts, tmp_path, *map(str, ports))
 
 
@@ -65,7 +65,7 @@ def _goes_on(before_accounts: Path, tmp_path: Path, tls: str, broker: str) -> No
     runner_of_before = host(tmp_path / "host", before_accounts)  # it dials until there is a broker again
     with runner_of_before as runner, up(data, *public) as (_, said), client_of(said, tmp_path) as client:
         works(client, "a runner of before, and this release")
-        assert decode(token).password not in (data / "broker" / "hosts.conf").read_text()
+        assert decode_join_token(token).password not in (data / "broker" / "hosts.conf").read_text()
         assert not (data / "broker" / "joined.conf").exists()
         assert runner.poll() is None
     with up(data, *public) as (_, said), client_of(said, tmp_path) as client, host(tmp_path / "host", ROOT) as runner:

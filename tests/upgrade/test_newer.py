@@ -9,22 +9,23 @@ import msgspec
 import pytest
 from msgspec import Struct, inspect
 
-from bus.jetstream import JetStream
-from bus.port import Bus, Table
-from schemas.endpoint import Endpoint, EndpointInvalid, parse
-from schemas.events import Event
-from schemas.feed import Note
-from schemas.host import Offer, Presence
-from schemas.job import Job, JobKey
+from bus.interface import Bus, Table
+from bus.nats.jetstream import JetStreamClient
+from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
+from schemas.events import JobEvent
+from schemas.feed import FeedMessage
+from schemas.host import HostCapabilities, HostHeartbeat
+from schemas.ids import JobKey
+from schemas.job import Job
 from schemas.power import PowerRecord, PowerState
-from schemas.usage import JobUse, PowerUse
-from schemas.words import Status
-from tests.e2e.conftest import Lit, lighted
-from tests.e2e.installation import until
+from schemas.status import Status
+from schemas.usage import JobUsage, PowerUsage
+from tests.support.installation import RunningInstallation, run_new_installation
+from tests.support.wait import wait_for
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 ROWS = tuple(get_args(hint)[0] for hint in get_type_hints(Bus).values() if getattr(hint, "__origin__", None) is Table)
-MESSAGES = (Job, *get_args(Event), *get_args(Note), JobUse, PowerUse)
+MESSAGES = (Job, *get_args(JobEvent), *get_args(FeedMessage), JobUsage, PowerUsage)
 FUTURE = {"of_the_future": {"unheard": ["of"]}}
 
 
@@ -55,22 +56,22 @@ def _strict(kind: type[Struct]) -> bool:
 
 def test_a_file_is_read_strictly_all_the_same():
     text = 'name = "a"\nimage = "b"\n'
-    assert parse(text).name == "a"
+    assert parse_endpoint(text).name == "a"
     for slip in ("imag = 1\n", "[resources]\nvram = 1\n", '[process]\ncommand = ["x"]\nargs = []\n'):
         with pytest.raises(EndpointInvalid, match="unknown field"):
-            parse(text + slip)
+            parse_endpoint(text + slip)
 
 
 @pytest.fixture
-async def lit(tmp_path: Path) -> AsyncIterator[Lit]:
-    async with lighted(tmp_path, "process", None) as lit:
+async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
+    async with run_new_installation(tmp_path, "process", None) as lit:
         await lit.installation.start_runner()
         yield lit
         print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-def jetstream(bus: Bus) -> JetStream:
-    return bus.queue._js  # type: ignore[attr-defined]
+def jetstream(bus: Bus) -> JetStreamClient:
+    return bus.job_queue._js  # type: ignore[attr-defined]
 
 
 def newer(value: Struct, **more: Any) -> bytes:
@@ -85,28 +86,28 @@ def job(job_id: str) -> Job:
         endpoint="echo",
         pool="echo",
         status=Status.SUCCEEDED,
-        digest="0" * 64,
+        request_digest="0" * 64,
         input={},
         created_at=NOW,
         finished_at=NOW,
     )
 
 
-async def test_an_event_that_nobody_knows_here_is_shown_and_the_job_beside_it_counts(lit: Lit):
+async def test_an_event_that_nobody_knows_here_is_shown_and_the_job_beside_it_counts(lit: RunningInstallation):
     js, key = jetstream(lit.bus), JobKey("ann", "of-tomorrow")
     told = {
         "at": NOW,
         "event": {"type": "teleported", "where": "there"},
         "job": msgspec.to_builtins(job(key.id)) | FUTURE,
     }
-    await js.write(f"feed.{key.owner}.{key.id}.progress", msgspec.json.encode({"type": "hologram", **FUTURE}))
-    await js.write(f"$KV.STATE.{key.owner}.{key.id}", msgspec.json.encode(told))
+    await js.publish(f"feed.{key.owner}.{key.id}.progress", msgspec.json.encode({"type": "hologram", **FUTURE}))
+    await js.publish(f"$KV.STATE.{key.owner}.{key.id}", msgspec.json.encode(told))
     assert (await lit.ann.job(key.id)).status is Status.SUCCEEDED
 
     async def listed() -> bool:
         return key.id in {one.id async for one in lit.ann.jobs()}
 
-    await until(listed)
+    await wait_for(listed)
     states = [event async for event in lit.ann.follow(key.id) if event.kind == "state"]
     assert [event.data["status"] for event in states] == ["succeeded"]
     history = await lit.ann._http.get(f"/v1/jobs/{key.id}/history")
@@ -115,22 +116,22 @@ async def test_an_event_that_nobody_knows_here_is_shown_and_the_job_beside_it_co
     assert done.status is Status.SUCCEEDED
 
 
-async def test_rows_with_more_in_them_than_is_known_here_are_read(lit: Lit):
+async def test_rows_with_more_in_them_than_is_known_here_are_read(lit: RunningInstallation):
     js = jetstream(lit.bus)
     endpoint = msgspec.to_builtins(Endpoint(name="future", image="f")) | FUTURE
     endpoint["resources"] |= FUTURE
-    presence = Presence(host="newer", incarnation="i1", at=datetime.now(UTC), since=NOW)
-    offer = Offer(host="newer", incarnation="i1", at=NOW)
+    presence = HostHeartbeat(host="newer", incarnation="i1", at=datetime.now(UTC), since=NOW)
+    offer = HostCapabilities(host="newer", incarnation="i1", at=NOW)
     power = PowerRecord(state=PowerState.ONLINE, since=NOW)
-    await js.write("$KV.HOSTS.newer", newer(presence, busy={"running": 0, **FUTURE}))
-    await js.write("$KV.OFFERS.newer", newer(offer, endpoints=[endpoint]))
-    await js.write("$KV.POWER.newer", newer(power, spend={"day": "", "on_s": 0.0, **FUTURE}))
-    assert (await lit.bus.power.rows())["newer"].value == power
+    await js.publish("$KV.HOSTS.newer", newer(presence, busy={"running": 0, **FUTURE}))
+    await js.publish("$KV.OFFERS.newer", newer(offer, endpoints=[endpoint]))
+    await js.publish("$KV.POWER.newer", newer(power, spend={"day": "", "on_s": 0.0, **FUTURE}))
+    assert (await lit.bus.power_records.rows())["newer"].value == power
 
     async def known() -> bool:
         offered = (await lit.ann._http.get("/v1/endpoints")).text
         there = (await lit.admin._http.get("/v1/hosts")).text
         return "future" in offered and "newer" in there
 
-    await until(known)
+    await wait_for(known)
     assert (await lit.ann.submit("echo", text="still", wait=True)).status is Status.SUCCEEDED

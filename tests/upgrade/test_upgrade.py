@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lamplighter import AsyncClient, Client
-from schemas.view import JobView
-from schemas.words import FINAL, Status
+from schemas.job_view import JobView
+from schemas.status import FINAL_STATUSES, Status
 from tests.backup.test_drill import bytes_of, client_of, reached
-from tests.e2e.installation import ROOT, Installation, ready
 from tests.e2e.test_up import up
+from tests.support.installation import ROOT, Installation, wait_until_ready
 
 PATIENCE_S = 90.0
 
@@ -68,7 +68,7 @@ async def apart(folder: Path, verb: str, previous: Path) -> AsyncIterator[AsyncC
     try:
         await installation.start_edge([endpoints["edge"]])
         async with AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as client:
-            await ready(client, PATIENCE_S)
+            await wait_until_ready(client, PATIENCE_S)
             await installation.start_runner(endpoints=[endpoints["runner"]])
             yield client
             print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
@@ -95,7 +95,7 @@ async def test_an_edge_and_a_runner_one_release_apart_work_together(verb: str, p
         async for event in client.follow(stopped.id):
             if event.kind == "state" and event.data["status"] == Status.RUNNING:
                 await client.cancel(stopped.id)
-            if event.kind == "state" and event.data["status"] in FINAL:
+            if event.kind == "state" and event.data["status"] in FINAL_STATUSES:
                 assert event.data["status"] == Status.CANCELLED
         again = await client.retry(bad.id)
         assert again.round == 2

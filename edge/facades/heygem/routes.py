@@ -1,172 +1,212 @@
 """`/easy/submit`, `/easy/query` and `/easy/download`: the vendor's words in, the services' jobs behind."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
+from anyio import current_time, move_on_after, to_thread
 from litestar import Response, Router, get, route
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from bus.port import Entry
-from edge.auth.keys import OPEN
-from edge.facades.heygem.answers import ACCEPTED, explained, found, send
-from edge.facades.heygem.callers import caller
-from edge.facades.heygem.folder import open_named
-from edge.facades.heygem.holding import hold
-from edge.facades.heygem.placing import Place, result_of
-from edge.facades.heygem.translation import (
-    Asked,
+from bus.interface import VersionedRecord
+from edge.core.error_handling import problem_for_known_error, translate_errors
+from edge.core.messages import Language
+from edge.facades.heygem.auth import authenticate_owner
+from edge.facades.heygem.mapping import (
+    EasySubmit,
     FieldMissing,
-    described,
-    lost,
-    read,
+    build_submission,
+    exporting_data,
+    job_data,
+    missing_result_data,
+    parse_submit,
     result_name,
-    storing,
-    submission,
 )
-from edge.parts import Parts
-from edge.routes.bodies import NOT_YET, read_json
-from edge.routes.files import download
-from edge.routes.given import AnyRequest, Services
-from edge.services.messages import Language
-from edge.services.refusals import refusing
-from edge.services.sameness import submit_under
-from edge.services.view import Asker
-from schemas.access import Scope
-from schemas.asset import SCHEME, media_type
-from schemas.errors import Refused
-from schemas.job import Job, JobKey
-from schemas.view import JobView
-from schemas.words import FINAL, Status, is_token
+from edge.facades.heygem.responses import ACCEPTED, exception_handler, query_result, to_http_response
+from edge.facades.heygem.result_export import ExportState, result_file
+from edge.facades.heygem.shared_dir import open_shared_file
+from edge.http.auth import NO_AUTH
+from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
+from edge.http.request_body import PLACEHOLDER_DIGEST, read_json
+from edge.http.responses import file_response
+from edge.jobs.service import submit_with_id
+from edge.jobs.view import Asker
+from schemas.asset import DIGEST_SCHEME, guess_media_type
+from schemas.auth import Scope
+from schemas.ids import JobKey, is_token
+from schemas.job import Job
+from schemas.job_view import JobView
+from schemas.problems import ProblemError
+from schemas.status import FINAL_STATUSES, Status
 
 # Whatever the method, the answer is 200 and says by its code what is wrong.
-_every = partial(route, http_method=["GET", "POST", "PUT", "PATCH", "DELETE"], status_code=200)
-_SUFFIX = result_name("")
-_TRIES = 10  # of a submit that others are faster than
+_any_method = partial(route, http_method=["GET", "POST", "PUT", "PATCH", "DELETE"], status_code=200)
+_RESULT_SUFFIX = result_name("")
+_SUBMIT_ATTEMPTS_LIMIT = 10  # of a submit that others are faster than
 
 
-@_every("/submit")
-async def submit(request: AnyRequest, parts: Services) -> Response[bytes]:
+@_any_method("/submit")
+async def submit(request: AnyRequest, parts: ServicesDep) -> Response[bytes]:
     """Accept a job under the client's code."""
     if request.method != "POST":
-        raise Refused("input_invalid", "a submit is a POST with a JSON body")
-    asked = read(await read_json(request))
-    await hold(request, partial(_place, request, parts, asked))
-    return send(ACCEPTED)
+        raise ProblemError("input_invalid", "a submit is a POST with a JSON body")
+    asked = parse_submit(await read_json(request))
+    await retry_while_unavailable(request, partial(_submit_once, request, parts, asked))
+    return to_http_response(ACCEPTED)
 
 
-async def _place(request: AnyRequest, parts: Parts, asked: Asked) -> None:
-    owner = await caller(request, parts, Scope.JOBS_WRITE)
-    endpoint = parts.catalog.get(parts.settings.heygem.endpoint)
-    await parts.intake.vet(submission(endpoint, asked, NOT_YET, NOT_YET))
-    await parts.gate.check()  # before files are copied
-    audio = await _named(parts, owner, asked.audio)
-    video = await _named(parts, owner, asked.video)
+async def _submit_once(request: AnyRequest, parts: EdgeServices, asked: EasySubmit) -> None:
+    owner = await authenticate_owner(request, parts, Scope.JOBS_WRITE)
+    endpoint = parts.endpoints.get(parts.settings.heygem.endpoint)
+    await parts.jobs.validate(build_submission(endpoint, asked, PLACEHOLDER_DIGEST, PLACEHOLDER_DIGEST))
+    await parts.readiness.check()  # before files are copied
+    audio = await _asset_reference(parts, owner, asked.audio)
+    video = await _asset_reference(parts, owner, asked.video)
     key = JobKey(owner, asked.code)
-    async with parts.placing.expecting(key):
-        await _submit(parts, key, submission(endpoint, asked, audio, video))
+    async with parts.result_export.expect_result(key):
+        await _accept_job(parts, key, build_submission(endpoint, asked, audio, video))
 
 
-async def _submit(parts: Parts, key: JobKey, body: dict[str, Any]) -> None:
+async def _accept_job(parts: EdgeServices, key: JobKey, body: dict[str, Any]) -> None:
     """Accept `body`: as a new job, as the job that is there, or as the next round of one that has ended."""
-    for _ in range(_TRIES):
-        taken: Refused | None = None
-        known: Entry | None
+    for _ in range(_SUBMIT_ATTEMPTS_LIMIT):
+        taken: ProblemError | None = None
+        known: VersionedRecord | None
         try:
-            accepted = await submit_under(parts.intake, parts.bus.records, parts.catalog, key, body)
-        except Refused as refused:
+            accepted = await submit_with_id(parts.jobs, parts.bus.job_store, parts.endpoints, key, body)
+        except ProblemError as refused:
             if refused.code != "conflict":
                 raise
             taken = refused
-            with refusing():
-                known = await parts.bus.records.read(key)
+            with translate_errors():
+                known = await parts.bus.job_store.read(key)
         else:
             if not accepted.replayed:
                 return
-            known = accepted.entry
-        if known is not None and not await _is_over(parts, known.recorded.job, same=taken is None):
+            known = accepted.record
+        if known is not None and not await _can_resubmit(parts, known.record.job, same=taken is None):
             if taken is not None:
                 raise taken
             return
-        if known is not None and await parts.intake.submit_again(known, body):
+        if known is not None and await parts.jobs.resubmit(known, body):
             return
-    raise Refused("unavailable", "others keep submitting under this code at the same time: try again")
+    raise ProblemError("unavailable", "others keep submitting under this code at the same time: try again")
 
 
-async def _is_over(parts: Parts, job: Job, *, same: bool) -> bool:
+async def _can_resubmit(parts: EdgeServices, job: Job, *, same: bool) -> bool:
     """Whether a submit begins the job again; `same`: it asks for the same content.
 
     What a query tells as done is done when the content is the same. Raises Refused `unavailable` while the job is
     being cancelled: it can be begun again in a moment.
     """
     if job.status is Status.CANCELLING:
-        raise Refused("unavailable", "the job of this code is being cancelled: try again")
+        raise ProblemError("unavailable", "the job of this code is being cancelled: try again")
     if same and job.status is Status.SUCCEEDED:
-        with refusing():
-            return await parts.placing.is_gone(job)
-    return job.status in FINAL
+        with translate_errors():
+            return await parts.result_export.is_missing(job)
+    return job.status in FINAL_STATUSES
 
 
-async def _named(parts: Parts, owner: str, name: str) -> str:
+async def _asset_reference(parts: EdgeServices, owner: str, name: str) -> str:
     """What a native submit calls the file; one of the shared folder is kept as the owner's asset first."""
-    if name.startswith(SCHEME) or name.lower().startswith(("http://", "https://")):
+    if name.startswith(DIGEST_SCHEME) or name.lower().startswith(("http://", "https://")):
         return name
     root = parts.settings.heygem.data_root
     if root is None:
-        raise Refused("input_invalid", "no folder is shared (heygem.data_root): name an http(s) URL or sha256:<hex>")
-    file = await to_thread.run_sync(open_named, root, name)
-    _, sha256, _ = await parts.assets.put(owner, file.chunks(), None, file.name, media_type(file.name))
-    return f"{SCHEME}{sha256}"
+        raise ProblemError(
+            "input_invalid", "no folder is shared (heygem.data_root): name an http(s) URL or sha256:<hex>"
+        )
+    file = await to_thread.run_sync(open_shared_file, root, name)
+    _, sha256, _ = await parts.assets.put(owner, file.read_chunks(), None, file.name, guess_media_type(file.name))
+    return f"{DIGEST_SCHEME}{sha256}"
 
 
-@_every("/query")
-async def query(request: AnyRequest, parts: Services) -> Response[bytes]:
+@_any_method("/query")
+async def query(request: AnyRequest, parts: ServicesDep) -> Response[bytes]:
     """How a job stands; what has ended is told for as long as the job is kept."""
-    owner = await caller(request, parts, Scope.JOBS_READ)
+    owner = await authenticate_owner(request, parts, Scope.JOBS_READ)
     code = request.query_params.get("code")
     if code is None:
         raise FieldMissing("code")
-    entry = await _found(parts, owner, code)
-    view = await parts.viewer.job(entry, Asker(Language.ZH))
-    return send(found(await _told(parts, entry, view)))
+    entry = await _find_job(parts, owner, code)
+    view = await parts.job_views.build(entry, Asker(Language.ZH))
+    return to_http_response(query_result(await _query_data(parts, entry, view)))
 
 
-async def _found(parts: Parts, owner: str, code: str) -> Entry:
+async def _find_job(parts: EdgeServices, owner: str, code: str) -> VersionedRecord:
     if not is_token(code):
-        raise Refused("not_found", "no job has such a code")
-    return await parts.intake.read(JobKey(owner, code))
+        raise ProblemError("not_found", "no job has such a code")
+    return await parts.jobs.read(JobKey(owner, code))
 
 
-async def _told(parts: Parts, entry: Entry, view: JobView) -> dict[str, Any]:
+async def _query_data(parts: EdgeServices, entry: VersionedRecord, view: JobView) -> dict[str, Any]:
     """Done is told when the result is where clients look for it, never before."""
     if view.status is Status.SUCCEEDED:
-        with refusing():
-            place = await parts.placing.where(entry.recorded.job)
-        if place is not Place.THERE:
-            return storing(view) if place is Place.COMING else lost(view)
-    return described(view)
+        with translate_errors():
+            place = await parts.result_export.export_state(entry.record.job)
+        if place is not ExportState.EXPORTED:
+            return exporting_data(view) if place is ExportState.PENDING else missing_result_data(view)
+    return job_data(view)
 
 
 @get("/download/{path:path}", status_code=200)
-async def fetch(request: AnyRequest, parts: Services, path: FromPath[str]) -> ASGIApp:
+async def download_result(request: AnyRequest, parts: ServicesDep, path: FromPath[str]) -> ASGIApp:
     """The result, with Range."""
-    owner = await caller(request, parts, Scope.JOBS_READ)
+    owner = await authenticate_owner(request, parts, Scope.JOBS_READ)
     name = path.removeprefix("/")
-    entry = await _found(parts, owner, name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else "")
-    file = result_of(entry.recorded.job)
+    entry = await _find_job(parts, owner, name.removesuffix(_RESULT_SUFFIX) if name.endswith(_RESULT_SUFFIX) else "")
+    file = result_file(entry.record.job)
     if file is None:
-        raise Refused("not_found", "the job has no result: ask /easy/query how it stands")
-    return await download(request, parts, file.sha256, name, file.media_type)
+        raise ProblemError("not_found", "the job has no result: ask /easy/query how it stands")
+    return await file_response(request, parts, file.sha256, name, file.media_type)
 
 
 def router() -> Router:
     """The facade, with an authentication and errors of its own. OpenAPI has no words for what always answers 200."""
     return Router(
         "/easy",
-        route_handlers=[submit, query, fetch],
-        opt={OPEN: True},
-        exception_handlers={Exception: explained},
+        route_handlers=[submit, query, download_result],
+        opt={NO_AUTH: True},
+        exception_handlers={Exception: exception_handler},
         include_in_schema=False,
         request_max_body_size=None,
     )
+
+
+# MERGED edge/facades/heygem/holding.py: Hold a submit while the broker is away: the vendor's clients give a video up
+# at any answer but "accepted".
+
+
+HOLD_TIMEOUT_S = 6.0  # the broker restarts in 1 to 3 s; clients with a time limit of their own wait 10 s or longer
+HOLD_RETRY_INTERVAL_S = 0.2
+
+TRANSIENT_CODE = "unavailable"  # the code of every refusal that ends by itself
+
+
+async def retry_while_unavailable(request: AnyRequest, attempt: Callable[[], Awaitable[None]]) -> None:
+    """Make `attempt` until it is not refused as `unavailable`, for HOLD_S at most or until the client disconnects.
+
+    The body of `request` must have been read. No attempt is cut off, so the last one may end later: a broker that
+    does not answer is given up after 5 s. Raises what the last attempt raised.
+    """
+    ends_at = current_time() + HOLD_TIMEOUT_S
+    while True:
+        try:
+            return await attempt()
+        except Exception as error:
+            refused = error if isinstance(error, ProblemError) else problem_for_known_error(error)
+            if refused is None or refused.code != TRANSIENT_CODE:
+                raise
+            left_s = min(HOLD_RETRY_INTERVAL_S, ends_at - current_time())
+            if left_s <= 0 or await _wait_for_disconnect(request, left_s):
+                raise
+
+
+async def _wait_for_disconnect(request: AnyRequest, within_s: float) -> bool:
+    """Wait `within_s`, or until the client disconnects; whether it did."""
+    with move_on_after(within_s):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return True
+    return False

@@ -1,5 +1,6 @@
-"""The routes under `/v2/{endpoint}`. Each is a native call in RunPod's words."""
+"""What `stream` has given of a job already: RunPod's clients ask again until nothing comes, so nothing comes twice."""
 
+from collections import OrderedDict
 from typing import Annotated, Any
 
 import msgspec
@@ -7,121 +8,174 @@ from anyio import CapacityLimiter, create_task_group
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
+from msgspec import Struct
 
-from bus.port import Entry
-from edge.auth.keys import needs
+from bus.interface import VersionedRecord
+from edge.core.error_handling import translate_errors
 from edge.facades.runpod import health as numbers
-from edge.facades.runpod.pieces import Pieces
-from edge.facades.runpod.translation import shown, submission, ticket
-from edge.parts import Parts
-from edge.problems import explain
-from edge.routes.bodies import read_json
-from edge.routes.given import AnyRequest, Asking, Owner, Services
-from edge.routes.jobs import once_final
-from edge.services.pages import PAGE_MAX, Filters
-from edge.services.refusals import refusing
-from edge.services.view import Asker
-from schemas.access import Scope
-from schemas.errors import Refused
-from schemas.job import JobKey
-from schemas.view import JobView
-from schemas.words import ACTIVE, WAITING, Status, is_token
+from edge.facades.runpod.mapping import build_submission, id_and_status, job_output, job_status
+from edge.http.auth import require_scope
+from edge.http.dependencies import AnyRequest, Asking, EdgeServices, OwnerDep, ServicesDep
+from edge.http.problems import make_problem_response
+from edge.http.request_body import read_json
+from edge.http.routes.jobs import wait_until_final
+from edge.index.paging import PAGE_LIMIT, JobFilters
+from edge.jobs.view import Asker
+from schemas.auth import Scope
+from schemas.feed import FeedPosition, ProgressMessage
+from schemas.ids import JobKey, is_token
+from schemas.job_view import JobView
+from schemas.problems import ProblemError
+from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status
 
-WAIT_MS = 90_000.0
-SHORTEST_MS, LONGEST_MS = 1_000.0, 300_000.0
-CANCEL_WAIT_S = 2.0  # RunPod's own client gives a cancel 3 s
-_AT_ONCE = 16
-
-Said = dict[str, Any]
-Given = NamedDependency[Pieces]
-_reads, _writes = [needs(Scope.JOBS_READ)], [needs(Scope.JOBS_WRITE)]
+REMEMBERED_JOBS_LIMIT = 10_000  # jobs; one that is forgotten, or another edge's, gives its last piece once more
 
 
-@post("/run", status_code=200, guards=_writes)
-async def run(request: AnyRequest, parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str]) -> Said:
+class _StreamPosition(Struct):
+    """`done`: the round whose output was given."""
+
+    progress_position: FeedPosition | None = None
+    output_round: int = 0
+
+
+class StreamCursors:
+    """One edge's memory of it: per job the progress last given, and whether the output was."""
+
+    def __init__(self) -> None:
+        self._positions: OrderedDict[JobKey, _StreamPosition] = OrderedDict()
+
+    def take_new(self, job: JobView, note: ProgressMessage | None) -> list[dict[str, Any]]:
+        """What is new since the last call: progress said meanwhile (the latest of it), and the output at the end."""
+        given = self._position_of(JobKey(job.owner, job.id))
+        pieces = []
+        if note is not None and note.position != given.progress_position and note.position.round == job.round:
+            given.progress_position = note.position
+            told = {"fraction": note.fraction, "stage": note.stage, "done": note.done, "total": note.total}
+            pieces.append({"output": told})
+        if job.status is Status.SUCCEEDED and job.output is not None and given.output_round != job.round:
+            given.output_round = job.round
+            pieces.append({"output": msgspec.to_builtins(job_output(job.output))})
+        return pieces
+
+    def _position_of(self, key: JobKey) -> _StreamPosition:
+        given = self._positions.setdefault(key, _StreamPosition())
+        self._positions.move_to_end(key)
+        if len(self._positions) > REMEMBERED_JOBS_LIMIT:
+            self._positions.popitem(last=False)
+        return given
+
+
+# MERGED edge/facades/runpod/routes.py: The routes under `/v2/{endpoint}`. Each is a native call in RunPod's words.
+
+
+DEFAULT_WAIT_MS = 90_000.0
+MIN_WAIT_MS, MAX_WAIT_MS = 1_000.0, 300_000.0
+CANCEL_WAIT_TIMEOUT_S = 2.0  # RunPod's own client gives a cancel 3 s
+_CONCURRENT_CANCELS_LIMIT = 16
+
+JsonObject = dict[str, Any]
+StreamCursorsDep = NamedDependency[StreamCursors]
+_READ_GUARDS, _WRITE_GUARDS = [require_scope(Scope.JOBS_READ)], [require_scope(Scope.JOBS_WRITE)]
+
+
+@post("/run", status_code=200, guards=_WRITE_GUARDS)
+async def run(
+    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, asker: Asking, endpoint: FromPath[str]
+) -> JsonObject:
     """Accept a job."""
-    return ticket(await _view(parts, asker, await _submitted(request, parts, owner, endpoint)))
+    return id_and_status(await _view(parts, asker, await _submit(request, parts, owner, endpoint)))
 
 
-@post("/runsync", status_code=200, guards=_writes)
+@post("/runsync", status_code=200, guards=_WRITE_GUARDS)
 async def runsync(  # noqa: PLR0913, PLR0917 - what Litestar gives to it
     request: AnyRequest,
-    parts: Services,
-    owner: Owner,
+    parts: ServicesDep,
+    owner: OwnerDep,
     asker: Asking,
     endpoint: FromPath[str],
-    wait: Annotated[float, QueryParameter()] = WAIT_MS,
-) -> Said:
+    wait: Annotated[float, QueryParameter()] = DEFAULT_WAIT_MS,
+) -> JsonObject:
     """Accept a job and hold the answer until it ends, or `wait` milliseconds: then it is told as it stands."""
-    entry = await _submitted(request, parts, owner, endpoint)
-    milliseconds = max(SHORTEST_MS, min(LONGEST_MS, wait))
-    return shown(await _view(parts, asker, await once_final(parts, entry, milliseconds / 1000)))
+    entry = await _submit(request, parts, owner, endpoint)
+    milliseconds = max(MIN_WAIT_MS, min(MAX_WAIT_MS, wait))
+    return job_status(await _view(parts, asker, await wait_until_final(parts, entry, milliseconds / 1000)))
 
 
-async def _submitted(request: AnyRequest, parts: Parts, owner: str, endpoint: str) -> Entry:
-    body = submission(parts.catalog.get(endpoint).name, await read_json(request))
-    return (await parts.intake.submit(owner, body, trace_id=request.headers.get("x-trace-id"))).entry
+async def _submit(request: AnyRequest, parts: EdgeServices, owner: str, endpoint: str) -> VersionedRecord:
+    body = build_submission(parts.endpoints.get(endpoint).name, await read_json(request))
+    return (await parts.jobs.submit(owner, body, trace_id=request.headers.get("x-trace-id"))).record
 
 
-@get("/status/{job_id:str}", guards=_reads)
-async def status(parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
+@get("/status/{job_id:str}", guards=_READ_GUARDS)
+async def status(
+    parts: ServicesDep, owner: OwnerDep, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]
+) -> JsonObject:
     """How the job stands."""
-    return shown(await _view(parts, asker, await _found(parts, owner, endpoint, job_id)))
+    return job_status(await _view(parts, asker, await _find_job(parts, owner, endpoint, job_id)))
 
 
-@get("/stream/{job_id:str}", guards=_reads)
+@get("/stream/{job_id:str}", guards=_READ_GUARDS)
 async def stream(  # noqa: PLR0913, PLR0917 - what Litestar gives to it
-    parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str], pieces: Given
-) -> Said:
+    parts: ServicesDep,
+    owner: OwnerDep,
+    asker: Asking,
+    endpoint: FromPath[str],
+    job_id: FromPath[str],
+    pieces: StreamCursorsDep,
+) -> JsonObject:
     """The job as `status` tells it, and what is new of it since the last call."""
-    entry = await _found(parts, owner, endpoint, job_id)
+    entry = await _find_job(parts, owner, endpoint, job_id)
     view = await _view(parts, asker, entry)
-    with refusing():
-        note = await parts.bus.feed.last_progress(entry.recorded.job.key)
-    return shown(view) | {"stream": pieces.take(view, note)}
+    with translate_errors():
+        note = await parts.bus.feed.last_progress(entry.record.job.key)
+    return job_status(view) | {"stream": pieces.take_new(view, note)}
 
 
-@post("/cancel/{job_id:str}", status_code=200, guards=_writes)
-async def cancel(parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
+@post("/cancel/{job_id:str}", status_code=200, guards=_WRITE_GUARDS)
+async def cancel(
+    parts: ServicesDep, owner: OwnerDep, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]
+) -> JsonObject:
     """Stop the job. One that has ended is told as it ended."""
-    entry = await _found(parts, owner, endpoint, job_id)
+    entry = await _find_job(parts, owner, endpoint, job_id)
     try:
-        entry = await parts.intake.cancel(entry.recorded.job.key)
-    except Refused as refused:
+        entry = await parts.jobs.cancel(entry.record.job.key)
+    except ProblemError as refused:
         if refused.code != "job_final":
             raise
-        entry = await _found(parts, owner, endpoint, job_id)
-    if entry.recorded.job.status in ACTIVE:
-        entry = await once_final(parts, entry, CANCEL_WAIT_S)
-    said = ticket(await _view(parts, asker, entry))
+        entry = await _find_job(parts, owner, endpoint, job_id)
+    if entry.record.job.status in ACTIVE_STATUSES:
+        entry = await wait_until_final(parts, entry, CANCEL_WAIT_TIMEOUT_S)
+    said = id_and_status(await _view(parts, asker, entry))
     # The wish is on record; a job that is still being stopped is told as what it is about to be.
-    return said | {"status": "CANCELLED"} if entry.recorded.job.status is Status.CANCELLING else said
+    return said | {"status": "CANCELLED"} if entry.record.job.status is Status.CANCELLING else said
 
 
-@post("/retry/{job_id:str}", status_code=200, guards=_writes)
-async def retry(parts: Services, owner: Owner, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]) -> Said:
+@post("/retry/{job_id:str}", status_code=200, guards=_WRITE_GUARDS)
+async def retry(
+    parts: ServicesDep, owner: OwnerDep, asker: Asking, endpoint: FromPath[str], job_id: FromPath[str]
+) -> JsonObject:
     """Another round of a job that failed, timed out or was cancelled."""
-    entry = await _found(parts, owner, endpoint, job_id)
-    return ticket(await _view(parts, asker, await parts.intake.retry(entry.recorded.job.key)))
+    entry = await _find_job(parts, owner, endpoint, job_id)
+    return id_and_status(await _view(parts, asker, await parts.jobs.retry(entry.record.job.key)))
 
 
-@post("/purge-queue", status_code=200, guards=_writes)
-async def purge_queue(parts: Services, owner: Owner, endpoint: FromPath[str]) -> Said:
+@post("/purge-queue", status_code=200, guards=_WRITE_GUARDS)
+async def purge_queue(parts: ServicesDep, owner: OwnerDep, endpoint: FromPath[str]) -> JsonObject:
     """Cancel whatever of the owner waits for this endpoint; what runs goes on."""
-    parts.catalog.get(endpoint)
-    waiting = [key for state in sorted(WAITING) for key in await _standing(parts, owner, endpoint, state)]
-    limiter = CapacityLimiter(_AT_ONCE)
+    parts.endpoints.get(endpoint)
+    waiting = [key for state in sorted(WAITING_STATUSES) for key in await _list_job_keys(parts, owner, endpoint, state)]
+    limiter = CapacityLimiter(_CONCURRENT_CANCELS_LIMIT)
     removed: list[JobKey] = []
-    refused: list[Refused] = []
+    refused: list[ProblemError] = []
 
     async def remove(key: JobKey) -> None:
         try:
             async with limiter:
-                entry = await parts.intake.cancel(key, only_waiting=True)
-        except Refused as refusal:
+                entry = await parts.jobs.cancel(key, only_waiting=True)
+        except ProblemError as refusal:
             refused.append(refusal)
             return
-        if entry.recorded.job.status is Status.CANCELLED:
+        if entry.record.job.status is Status.CANCELLED:
             removed.append(key)
 
     async with create_task_group() as tasks:
@@ -133,38 +187,38 @@ async def purge_queue(parts: Services, owner: Owner, endpoint: FromPath[str]) ->
     return {"removed": len(removed), "status": "completed"}
 
 
-async def _standing(parts: Parts, owner: str, endpoint: str, state: Status) -> list[JobKey]:
+async def _list_job_keys(parts: EdgeServices, owner: str, endpoint: str, state: Status) -> list[JobKey]:
     keys: list[JobKey] = []
     cursor = None
     while True:
-        page = await parts.index.list(owner, Filters(status=state, endpoint=endpoint), PAGE_MAX, cursor)
-        keys += [entry.recorded.job.key for entry in page.entries]
+        page = await parts.index.list_jobs(owner, JobFilters(status=state, endpoint=endpoint), PAGE_LIMIT, cursor)
+        keys += [entry.record.job.key for entry in page.records]
         cursor = page.next_cursor
         if cursor is None:
             return keys
 
 
-@get("/health", guards=_reads)
-async def health(parts: Services, owner: Owner, endpoint: FromPath[str]) -> dict[str, dict[str, int]]:
+@get("/health", guards=_READ_GUARDS)
+async def health(parts: ServicesDep, owner: OwnerDep, endpoint: FromPath[str]) -> dict[str, dict[str, int]]:
     """How many jobs and workers stand where."""
-    return await numbers.health(parts, owner, endpoint)
+    return await numbers.endpoint_health(parts, owner, endpoint)
 
 
-async def _found(parts: Parts, owner: str, endpoint: str, job_id: str) -> Entry:
+async def _find_job(parts: EdgeServices, owner: str, endpoint: str, job_id: str) -> VersionedRecord:
     """The job of that endpoint. Refused `not_found`."""
-    entry = await parts.intake.read(JobKey(owner, job_id)) if is_token(job_id) else None
-    if entry is None or entry.recorded.job.endpoint != endpoint:
-        raise Refused("not_found", f"{endpoint[:64]} has no job {job_id[:64]}")
+    entry = await parts.jobs.read(JobKey(owner, job_id)) if is_token(job_id) else None
+    if entry is None or entry.record.job.endpoint != endpoint:
+        raise ProblemError("not_found", f"{endpoint[:64]} has no job {job_id[:64]}")
     return entry
 
 
-async def _view(parts: Parts, asker: Asker, entry: Entry) -> JobView:
-    return await parts.viewer.job(entry, Asker(key_id=asker.key_id))  # RunPod speaks English
+async def _view(parts: EdgeServices, asker: Asker, entry: VersionedRecord) -> JobView:
+    return await parts.job_views.build(entry, Asker(key_id=asker.key_id))  # RunPod speaks English
 
 
-def problem(request: AnyRequest, error: Exception) -> Response[bytes]:
+def exception_handler(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A problem document with RunPod's own `error` beside."""
-    said = explain(error, request.url.path)
+    said = make_problem_response(error, request.url.path)
     told = msgspec.json.decode(said.body)
     body = msgspec.json.encode({"error": told["detail"], **told})
     return Response(body, status_code=said.status, headers=said.headers, media_type="application/json")
@@ -172,15 +226,15 @@ def problem(request: AnyRequest, error: Exception) -> Response[bytes]:
 
 def router() -> Router:
     """The facade; one memory of what was streamed for each app. What it is, RunPod's own documents say."""
-    pieces = Pieces()
+    pieces = StreamCursors()
 
-    async def remembered() -> Pieces:
+    async def remembered() -> StreamCursors:
         return pieces
 
     return Router(
         "/v2/{endpoint:str}",
         route_handlers=[run, runsync, status, stream, cancel, retry, purge_queue, health],
         dependencies={"pieces": Provide(remembered)},
-        exception_handlers={Exception: problem},
+        exception_handlers={Exception: exception_handler},
         include_in_schema=False,
     )

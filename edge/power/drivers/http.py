@@ -9,20 +9,19 @@ from datetime import datetime
 import httpx
 import msgspec
 
-from edge.outbound.signature import sign
-from edge.power.drivers.port import Driver, SwitchFailed
-from edge.power.drivers.reply import SwitchReply, read_reply
-from schemas.power import Provider
-from schemas.switch import HttpHost
+from edge.outbound.signature import signature_headers
+from edge.power.drivers.port import PowerCallFailed, PowerDriver, PowerDriverReply, parse_reply
+from schemas.host_config import HttpHostConfig
+from schemas.power import ReportedPower
 
 
-class HttpDriver(Driver):
+class HttpDriver(PowerDriver):
     """`client` is closed by who made it; `fresh_id` names questions, which have no call."""
 
     def __init__(
         self,
         host: str,
-        declared: HttpHost,
+        declared: HttpHostConfig,
         client: httpx.AsyncClient,
         now: Callable[[], datetime],
         fresh_id: Callable[[], str],
@@ -31,31 +30,33 @@ class HttpDriver(Driver):
         self._declared = declared
         self._client = client
         self._now = now
-        self._fresh_id = fresh_id
+        self._new_id = fresh_id
 
     @property
-    def tells(self) -> bool:
+    def can_report_state(self) -> bool:
         return True
 
     async def start(self, call_id: str) -> None:
-        await self._send("power.start", call_id)
+        await self._post("power.start", call_id)
 
     async def stop(self, call_id: str) -> None:
-        await self._send("power.stop", call_id)
+        await self._post("power.stop", call_id)
 
-    async def state(self) -> Provider:
-        return (await self._send("power.state", self._fresh_id())).state
+    async def state(self) -> ReportedPower:
+        return (await self._post("power.state", self._new_id())).state
 
-    async def _send(self, kind: str, call_id: str) -> SwitchReply:
+    async def _post(self, kind: str, call_id: str) -> PowerDriverReply:
         at = self._now()
         body = msgspec.json.encode(
             {"type": kind, "timestamp": at, "data": {"host": self._host, "call_id": call_id}},
         )
-        headers = {"content-type": "application/json", **sign(call_id, at, body, self._declared.secret)}
+        headers = {"content-type": "application/json", **signature_headers(call_id, at, body, self._declared.secret)}
         try:
             response = await self._client.post(self._declared.url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: a name that idna cannot read
-            raise SwitchFailed(f"{self._declared.url} does not answer ({type(error).__name__}): is it up?") from error
+            raise PowerCallFailed(
+                f"{self._declared.url} does not answer ({type(error).__name__}): is it up?"
+            ) from error
         if not response.is_success:
-            raise SwitchFailed(f"{self._declared.url} answered {response.status_code}: see its log")
-        return read_reply(response.content)
+            raise PowerCallFailed(f"{self._declared.url} answered {response.status_code}: see its log")
+        return parse_reply(response.content)

@@ -13,27 +13,27 @@ from libcloud.compute.base import Node, NodeDriver
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState
 
-from edge.power.drivers.port import Driver, NoCapacity, SwitchFailed
-from schemas.power import Provider
-from schemas.switch import LibcloudHost
+from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.host_config import LibcloudHostConfig
+from schemas.power import ReportedPower
 
 T = TypeVar("T")
 
-STATES: Mapping[str, Provider] = {
-    NodeState.RUNNING: Provider.ON,
-    NodeState.STARTING: Provider.STARTING,
-    NodeState.PENDING: Provider.STARTING,
-    NodeState.REBOOTING: Provider.STARTING,
-    NodeState.STOPPING: Provider.STOPPING,
-    NodeState.STOPPED: Provider.OFF,
-    NodeState.SUSPENDED: Provider.OFF,
-    NodeState.PAUSED: Provider.OFF,
-    NodeState.TERMINATED: Provider.ERROR,
-    NodeState.ERROR: Provider.ERROR,
+REPORTED_BY_NODE_STATE: Mapping[str, ReportedPower] = {
+    NodeState.RUNNING: ReportedPower.ON,
+    NodeState.STARTING: ReportedPower.STARTING,
+    NodeState.PENDING: ReportedPower.STARTING,
+    NodeState.REBOOTING: ReportedPower.STARTING,
+    NodeState.STOPPING: ReportedPower.STOPPING,
+    NodeState.STOPPED: ReportedPower.OFF,
+    NodeState.SUSPENDED: ReportedPower.OFF,
+    NodeState.PAUSED: ReportedPower.OFF,
+    NodeState.TERMINATED: ReportedPower.ERROR,
+    NodeState.ERROR: ReportedPower.ERROR,
 }
 
 # AWS, Google and Azure, as their references of error codes name it.
-SOLD_OUT = (
+NO_CAPACITY_CODES = (
     "InsufficientInstanceCapacity",
     "InsufficientHostCapacity",
     "InsufficientCapacity",
@@ -44,65 +44,65 @@ SOLD_OUT = (
 )
 
 
-class LibcloudDriver(Driver):
+class LibcloudDriver(PowerDriver):
     """One machine of a provider; `environ` holds the credentials that the declaration names."""
 
-    def __init__(self, declared: LibcloudHost, environ: Mapping[str, str]) -> None:
+    def __init__(self, declared: LibcloudHostConfig, environ: Mapping[str, str]) -> None:
         self._declared = declared
         self._environ = environ
 
     @property
-    def tells(self) -> bool:
+    def can_report_state(self) -> bool:
         return True
 
     async def start(self, call_id: str) -> None:
         """A machine that is stopping cannot be started yet: SwitchFailed, and it is tried again."""
-        await self._in_thread(self._start)
+        await self._in_thread(self._start_node)
 
     async def stop(self, call_id: str) -> None:
-        await self._in_thread(self._stop)
+        await self._in_thread(self._stop_node)
 
-    async def state(self) -> Provider:
-        return await self._in_thread(lambda cloud: _state(self._node(cloud)))
+    async def state(self) -> ReportedPower:
+        return await self._in_thread(lambda cloud: _reported_power(self._find_node(cloud)))
 
-    def _start(self, cloud: NodeDriver) -> None:
-        node = self._node(cloud)
-        state = _state(node)
-        if state is Provider.STOPPING:
-            raise SwitchFailed(f"{node.id} is still stopping: it is tried again")
-        if state not in {Provider.ON, Provider.STARTING} and not cloud.start_node(node):
-            raise SwitchFailed(f"{self._declared.provider} did not start {node.id}: look at its console")
+    def _start_node(self, cloud: NodeDriver) -> None:
+        node = self._find_node(cloud)
+        state = _reported_power(node)
+        if state is ReportedPower.STOPPING:
+            raise PowerCallFailed(f"{node.id} is still stopping: it is tried again")
+        if state not in {ReportedPower.ON, ReportedPower.STARTING} and not cloud.start_node(node):
+            raise PowerCallFailed(f"{self._declared.provider} did not start {node.id}: look at its console")
 
-    def _stop(self, cloud: NodeDriver) -> None:
-        node = self._node(cloud)
-        if _state(node) not in {Provider.OFF, Provider.STOPPING} and not cloud.stop_node(node):
-            raise SwitchFailed(f"{self._declared.provider} did not stop {node.id}: look at its console")
+    def _stop_node(self, cloud: NodeDriver) -> None:
+        node = self._find_node(cloud)
+        if _reported_power(node) not in {ReportedPower.OFF, ReportedPower.STOPPING} and not cloud.stop_node(node):
+            raise PowerCallFailed(f"{self._declared.provider} did not stop {node.id}: look at its console")
 
-    def _node(self, cloud: NodeDriver) -> Node:
+    def _find_node(self, cloud: NodeDriver) -> Node:
         found = next((node for node in cloud.list_nodes() if node.id == self._declared.node), None)
         if found is None:
-            raise SwitchFailed(f"{self._declared.provider} has no node {self._declared.node}: correct `node`")
+            raise PowerCallFailed(f"{self._declared.provider} has no node {self._declared.node}: correct `node`")
         return found
 
     async def _in_thread(self, ask: Callable[[NodeDriver], T]) -> T:
         # Nobody waits for a thread whose call took too long; the next call asks for the state first.
-        return await to_thread.run_sync(lambda: self._asked(ask), abandon_on_cancel=True)
+        return await to_thread.run_sync(lambda: self._call_cloud(ask), abandon_on_cancel=True)
 
-    def _asked(self, ask: Callable[[NodeDriver], T]) -> T:
+    def _call_cloud(self, ask: Callable[[NodeDriver], T]) -> T:
         try:
-            return ask(self._cloud())
-        except SwitchFailed:
+            return ask(self._connect())
+        except PowerCallFailed:
             raise
         except InvalidCredsError as error:
-            raise SwitchFailed(f"{self._declared.provider} refuses the key in {self._declared.key_env}") from error
+            raise PowerCallFailed(f"{self._declared.provider} refuses the key in {self._declared.key_env}") from error
         except Exception as error:  # the border: ValueError for a region, AttributeError for a provider, and so on
-            raise self._failure(str(error) or type(error).__name__) from error
+            raise self._to_error(str(error) or type(error).__name__) from error
 
-    def _failure(self, message: str) -> SwitchFailed:
+    def _to_error(self, message: str) -> PowerCallFailed:
         said = f"{self._declared.provider}: {' '.join(message.split())}"
-        return NoCapacity(said) if any(code in message for code in SOLD_OUT) else SwitchFailed(said)
+        return NoCapacity(said) if any(code in message for code in NO_CAPACITY_CODES) else PowerCallFailed(said)
 
-    def _cloud(self) -> NodeDriver:
+    def _connect(self) -> NodeDriver:
         declared = self._declared
         secret = [] if declared.secret_env is None else [self._secret(declared.secret_env)]
         return get_driver(declared.provider)(self._secret(declared.key_env), *secret, **declared.options)
@@ -110,9 +110,9 @@ class LibcloudDriver(Driver):
     def _secret(self, name: str) -> str:
         value = self._environ.get(name)
         if not value:
-            raise SwitchFailed(f"the variable {name} is not set: put the cloud's key there")
+            raise PowerCallFailed(f"the variable {name} is not set: put the cloud's key there")
         return value
 
 
-def _state(node: Node) -> Provider:
-    return STATES.get(node.state, Provider.UNKNOWN)
+def _reported_power(node: Node) -> ReportedPower:
+    return REPORTED_BY_NODE_STATE.get(node.state, ReportedPower.UNKNOWN)

@@ -2,7 +2,7 @@
 
 Calls are idempotent: a start of a host that is on, or is starting, is done, and so is a stop of one that is off. They
 may be made again, by another edge too, after an answer was lost. There is no word for deleting a machine, and none may
-come. How long a call may take is decided by who makes it (`edge.power.calls`).
+come. How long a call may take is decided by who makes it (`edge.power.driver_calls`).
 
 SwitchFailed   the call was not done: try again later, a few times
   NoCapacity   nothing is broken, the provider has no machine free: try again for as long as somebody waits
@@ -10,22 +10,25 @@ SwitchFailed   the call was not done: try again later, a few times
 
 from typing import Protocol
 
-from schemas.power import Provider
+import msgspec
+from msgspec import Struct
+
+from schemas.power import ReportedPower
 
 
-class SwitchFailed(Exception):
+class PowerCallFailed(Exception):
     """The call was not done. The message says what failed, why, and what to do, in one line."""
 
 
-class NoCapacity(SwitchFailed):
+class NoCapacity(PowerCallFailed):
     """There is no capacity now."""
 
 
-class Driver(Protocol):
+class PowerDriver(Protocol):
     """One host's switch."""
 
     @property
-    def tells(self) -> bool:
+    def can_report_state(self) -> bool:
         """Whether `state` can ever say OFF; without that a host is off when it is silent."""
         ...
 
@@ -37,6 +40,33 @@ class Driver(Protocol):
         """Have it switched off. Raises SwitchFailed."""
         ...
 
-    async def state(self) -> Provider:
+    async def state(self) -> ReportedPower:
         """What the provider says of it now. Raises SwitchFailed when it says nothing."""
         ...
+
+
+# MERGED edge/power/drivers/reply.py: What a relay or a webhook answers (PROTOCOLS 2): `{"state": "off|starting|…",
+# "no_capacity": false}`.
+
+
+class PowerDriverReply(Struct, frozen=True):
+    """Both may be left out."""
+
+    state: ReportedPower = ReportedPower.UNKNOWN
+    no_capacity: bool = False
+
+
+def parse_reply(body: bytes) -> PowerDriverReply:
+    """The reply; an empty body says nothing. Raises SwitchFailed, NoCapacity."""
+    try:
+        reply = msgspec.json.decode(body, type=PowerDriverReply) if body.strip() else PowerDriverReply()
+    except msgspec.DecodeError as error:
+        raise PowerCallFailed(f'the switch answered what is no {{"state": …}}: {error}') from error
+    return require_capacity(reply)
+
+
+def require_capacity(reply: PowerDriverReply) -> PowerDriverReply:
+    """The same reply; raises NoCapacity where it says so."""
+    if reply.no_capacity:
+        raise NoCapacity("the switch has no capacity now")
+    return reply

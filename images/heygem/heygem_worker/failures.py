@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jobkit import BadInput, GpuUnusable, JobError, TryAgain
 
 
-class Row(NamedTuple):
+class FailureRule(NamedTuple):
     """`text` in what the vendor says means `code`; `at_once`: a log line with it means that nothing will come."""
 
     text: str
@@ -30,66 +30,68 @@ RIGHTS = "it writes where the job may not write: run images/heygem/selfcheck on 
 
 # The client's own files never reach the vendor: it gets what this worker has rewritten. So only what it says of the
 # content, the faces, is the client's fault.
-TABLE = (
-    Row("out of memory", "cuda_oom", TryAgain, True, LESS),
-    Row("no kernel image", "gpu_unsupported", GpuUnusable, True, OTHER_BASE),
-    Row("CUDA driver version is insufficient", "gpu_unsupported", GpuUnusable, True, DRIVER),
-    Row("cudaGetDeviceCount", "gpu_unhealthy", GpuUnusable, True, DRIVER),
-    Row("EP Error", "gpu_unhealthy", GpuUnusable, True, DRIVER),
-    Row("Failed to create CUDAExecutionProvider", "gpu_unhealthy", GpuUnusable, True, DRIVER),
-    Row("Cannot allocate memory", "out_of_memory", JobError, True, "raise memory_mb"),
-    Row("No space left on device", "disk_full", TryAgain, True, "the host needs more disk: see disk_mb"),
-    Row("视频驱动队列满", "stalled", TryAgain, True, AGAIN),
-    Row("av_transfer maybe blocked", "stalled", TryAgain, True, AGAIN),
-    Row("no final result", "stalled", TryAgain, False, AGAIN),
-    Row("存在多人脸", "multiple_faces", BadInput, False, FACE),
-    Row("Permission denied", "internal", JobError, False, RIGHTS),
-    Row("Read-only file system", "internal", JobError, False, RIGHTS),
-    Row("file create failed:", "internal", TryAgain, False, "the disk may be full: see disk_mb"),
-    Row("format video error", "internal", TryAgain, False, OUR_FILE),
-    Row("视频下载失败", "internal", TryAgain, False, OUR_FILE),
-    Row("format audio error", "internal", TryAgain, False, OUR_FILE),
-    Row("三次获取音频时长失败", "internal", TryAgain, False, OUR_FILE),
-    Row("音频下载失败", "internal", TryAgain, False, OUR_FILE),
-    Row("音频特征提取失败", "internal", TryAgain, False, OUR_FILE),
-    Row("视频入参或音频入参下载处理异常", "internal", TryAgain, False, OUR_FILE),
-    Row("生成视频失败", "output_missing", JobError, False, "look into the job's log for ffmpeg's words"),
-    Row("忙碌中", "internal", TryAgain, False, "another program uses this HeyGem"),
+FAILURE_RULES = (
+    FailureRule("out of memory", "cuda_oom", TryAgain, True, LESS),
+    FailureRule("no kernel image", "gpu_unsupported", GpuUnusable, True, OTHER_BASE),
+    FailureRule("CUDA driver version is insufficient", "gpu_unsupported", GpuUnusable, True, DRIVER),
+    FailureRule("cudaGetDeviceCount", "gpu_unhealthy", GpuUnusable, True, DRIVER),
+    FailureRule("EP Error", "gpu_unhealthy", GpuUnusable, True, DRIVER),
+    FailureRule("Failed to create CUDAExecutionProvider", "gpu_unhealthy", GpuUnusable, True, DRIVER),
+    FailureRule("Cannot allocate memory", "out_of_memory", JobError, True, "raise memory_mb"),
+    FailureRule("No space left on device", "disk_full", TryAgain, True, "the host needs more disk: see disk_mb"),
+    FailureRule("视频驱动队列满", "stalled", TryAgain, True, AGAIN),
+    FailureRule("av_transfer maybe blocked", "stalled", TryAgain, True, AGAIN),
+    FailureRule("no final result", "stalled", TryAgain, False, AGAIN),
+    FailureRule("存在多人脸", "multiple_faces", BadInput, False, FACE),
+    FailureRule("Permission denied", "internal", JobError, False, RIGHTS),
+    FailureRule("Read-only file system", "internal", JobError, False, RIGHTS),
+    FailureRule("file create failed:", "internal", TryAgain, False, "the disk may be full: see disk_mb"),
+    FailureRule("format video error", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("视频下载失败", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("format audio error", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("三次获取音频时长失败", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("音频下载失败", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("音频特征提取失败", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("视频入参或音频入参下载处理异常", "internal", TryAgain, False, OUR_FILE),
+    FailureRule("生成视频失败", "output_missing", JobError, False, "look into the job's log for ffmpeg's words"),
+    FailureRule("忙碌中", "internal", TryAgain, False, "another program uses this HeyGem"),
 )
 
 # An error without a text is its face detection, which did not answer within the time that it is given (patience.py).
-SILENT = Row("", "internal", TryAgain, False, "its face detection did not answer in time; a new container may")
-UNKNOWN = Row("", "internal", TryAgain, False, "look into the job's log")
+NO_TEXT_RULE = FailureRule(
+    "", "internal", TryAgain, False, "its face detection did not answer in time; a new container may"
+)
+UNKNOWN_TEXT_RULE = FailureRule("", "internal", TryAgain, False, "look into the job's log")
 
 
-def of(said: str) -> JobError:
+def classify_text(said: str) -> JobError:
     """The failure that the vendor's final words come to."""
-    row = next((row for row in TABLE if row.text in said), UNKNOWN if said.strip() else SILENT)
-    return _failure(row, said.strip() or "an error without a text")
+    row = next((row for row in FAILURE_RULES if row.text in said), UNKNOWN_TEXT_RULE if said.strip() else NO_TEXT_RULE)
+    return _make_failure(row, said.strip() or "an error without a text")
 
 
-class Clue:
+class DeathClue:
     """The last line that tells why a process may have died, though by itself it does not mean a failure."""
 
     def __init__(self) -> None:
-        self._said = ""
+        self._line = ""
 
-    def hear(self, line: str) -> None:
+    def feed(self, line: str) -> None:
         """A line of the vendor's log."""
-        row = next((row for row in TABLE if row.text in line), None)
+        row = next((row for row in FAILURE_RULES if row.text in line), None)
         if row is not None and not row.at_once:
-            self._said = f"; it said: {line.strip()[-500:]}: {row.advice}"
+            self._line = f"; it said: {line.strip()[-500:]}: {row.advice}"
 
     def __str__(self) -> str:
         """To be put behind what happened; empty while there is none."""
-        return self._said
+        return self._line
 
 
-def at_once(line: str) -> JobError | None:
+def find_fatal_failure(line: str) -> JobError | None:
     """The failure that a log line announces, or None."""
-    row = next((row for row in TABLE if row.at_once and row.text in line), None)
-    return _failure(row, line.strip()) if row else None
+    row = next((row for row in FAILURE_RULES if row.at_once and row.text in line), None)
+    return _make_failure(row, line.strip()) if row else None
 
 
-def _failure(row: Row, said: str) -> JobError:
+def _make_failure(row: FailureRule, said: str) -> JobError:
     return row.raises(row.code, f"HeyGem: {said[-500:]}: {row.advice}")

@@ -18,39 +18,41 @@ from pathlib import Path
 
 TAG = re.compile(r"\.cpython-(\d)(\d+)[^.]*\.so$")
 LIBRARIES = "LD_LIBRARY_PATH"
-DONE = "HEYGEM_INTERPRETER_CHOSEN"
+DONE_VARIABLE = "HEYGEM_INTERPRETER_CHOSEN"
 PLACES = ("/usr/local/python3/bin", "/opt/conda/bin", "/usr/local/bin", "/usr/bin")
-NAMED = "HEYGEM_PYTHON"
-ASK = "import sys, importlib.util as u; print('%d.%d' % sys.version_info[:2], u.find_spec('torch') is not None)"
+PYTHON_VARIABLE = "HEYGEM_PYTHON"
+PROBE_SCRIPT = (
+    "import sys, importlib.util as u; print('%d.%d' % sys.version_info[:2], u.find_spec('torch') is not None)"
+)
 
 
-def become(home: Path, main: str) -> None:
+def exec_vendor_python(home: Path, main: str) -> None:
     """Replace this process by one with the vendor's Python and library path; returns when they are right already."""
-    if os.environ.get(DONE):
+    if os.environ.get(DONE_VARIABLE):
         return
-    env = {**os.environ, **missing_libraries(os.environ), DONE: "1"}
-    python = chosen(wanted(home), os.environ)
+    env = {**os.environ, **missing_libraries(os.environ), DONE_VARIABLE: "1"}
+    python = choose_python(read_compiled_version(home), os.environ)
     if python != sys.executable or env.get(LIBRARIES) != os.environ.get(LIBRARIES):
         os.execve(python, [python, main], env)  # noqa: S606 - our own file, no shell
 
 
-def wanted(home: Path) -> str | None:
+def read_compiled_version(home: Path) -> str | None:
     """The version that the vendor's modules are compiled for, as "3.8"; None when they do not say."""
     found = (TAG.search(path.name) for path in sorted((home / "service").glob("*.so")))
     return next((".".join(tag.groups()) for tag in found if tag), None)
 
 
-def chosen(version: str | None, env: Mapping[str, str]) -> str:
+def choose_python(version: str | None, env: Mapping[str, str]) -> str:
     """HEYGEM_PYTHON where it names a program; else one of that version, if possible with torch; else our own.
 
     Our own stays where the modules name no version, and where nothing fits: the import then says what is wrong.
     """
-    named = shutil.which(env.get(NAMED, ""))
+    named = shutil.which(env.get(PYTHON_VARIABLE, ""))
     if named or version is None:
         return named or sys.executable
     fitting = []
     for path in (sys.executable, *_candidates(version, env)):
-        said, _, with_torch = _about(path).partition(" ")
+        said, _, with_torch = _probe_python(path).partition(" ")
         if said == version and with_torch == "True":
             return path
         if said == version:
@@ -58,12 +60,12 @@ def chosen(version: str | None, env: Mapping[str, str]) -> str:
     return fitting[0] if fitting else sys.executable
 
 
-def unusable(env: Mapping[str, str]) -> str:
+def check_python_variable(env: Mapping[str, str]) -> str:
     """What is wrong with HEYGEM_PYTHON, or nothing."""
-    named = env.get(NAMED)
+    named = env.get(PYTHON_VARIABLE)
     if not named or shutil.which(named):
         return ""
-    return f"{NAMED}={named!r} is not a program that can be run: correct it or leave it out"
+    return f"{PYTHON_VARIABLE}={named!r} is not a program that can be run: correct it or leave it out"
 
 
 def _candidates(version: str, env: Mapping[str, str]) -> Iterator[str]:
@@ -74,10 +76,10 @@ def _candidates(version: str, env: Mapping[str, str]) -> Iterator[str]:
                 yield str(Path(folder, name))
 
 
-def _about(python: str) -> str:
+def _probe_python(python: str) -> str:
     """Its version and whether it finds torch, as "3.8 True"; empty where it cannot be asked."""
     try:
-        said = subprocess.run([python, "-c", ASK], capture_output=True, timeout=20, check=False)
+        said = subprocess.run([python, "-c", PROBE_SCRIPT], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return said.stdout.decode(errors="replace").strip()

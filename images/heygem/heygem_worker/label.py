@@ -13,46 +13,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heygem_worker import ffmpeg
-from heygem_worker.settings import Settings
-from heygem_worker.tracks import Tell, Unreadable
+from heygem_worker.media_info import MediaProgress, MediaUnreadable
+from heygem_worker.settings import WorkerSettings
 from jobkit import JobError
 
 # Relative to the working folder, which is the job's own: a path in a filter would have to be escaped twice.
 TEXT, FONT = "label.txt", "label.font"
-TRY = ("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", "color=size=320x180:duration=0.1", "-vf")
-TRY_S = 60.0
+TRIAL_COMMAND = ("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", "color=size=320x180:duration=0.1", "-vf")
+TRIAL_TIMEOUT_S = 60.0
 FONTS = ("/usr/share/fonts", "/usr/local/share/fonts")
 LOOK = "fontsize=h/28:fontcolor=white:box=1:boxcolor=black@0.5:boxborderw=6:x=w-tw-h/40:y=h-th-h/40"
 
 
-def check(settings: Settings) -> None:
+def check(settings: WorkerSettings) -> None:
     """Write the label's files into the working folder and try them. Raises JobError where it cannot be drawn."""
     if not settings.label:
         return
     if shutil.which("ffmpeg") is None:
-        raise _cannot("there is no ffmpeg in this image: add one")
+        raise _label_error("there is no ffmpeg in this image: add one")
     if settings.label_font and not Path(settings.label_font).is_file():  # ffmpeg would take another font
-        raise _cannot(f"HEYGEM_LABEL_FONT={settings.label_font!r} is not a file: name a font file")
+        raise _label_error(f"HEYGEM_LABEL_FONT={settings.label_font!r} is not a file: name a font file")
     Path(TEXT).write_text(settings.label, encoding="utf-8")
     said = ""
     for font in [settings.label_font] if settings.label_font else _fonts():
         Path(FONT).unlink(missing_ok=True)
         if font:
             Path(FONT).symlink_to(font)
-        if not (said := _try()):
+        if not (said := _try_label()):
             return
-    raise _cannot(f"ffmpeg says: {said}: name a font file in HEYGEM_LABEL_FONT, or use an ffmpeg with drawtext")
+    raise _label_error(f"ffmpeg says: {said}: name a font file in HEYGEM_LABEL_FONT, or use an ffmpeg with drawtext")
 
 
-def burn(video: Path, target: Path, seconds: float, tell: Tell) -> None:
+def burn(video: Path, target: Path, seconds: float, tell: MediaProgress) -> None:
     """Write `video` with the label to `target`; its sound is copied. Raises JobError."""
     try:
         ffmpeg.encode(video, target, seconds + 1.0, tell, "-vf", _filter(), *ffmpeg.H264, "-c:a", "copy")
-    except Unreadable as error:
+    except MediaUnreadable as error:
         raise JobError("internal", f"the label could not be drawn: {error}: see HEYGEM_LABEL in README.md") from error
 
 
-def _cannot(why: str) -> JobError:
+def _label_error(why: str) -> JobError:
     return JobError("model_load_failed", f"HEYGEM_LABEL is set and cannot be drawn: {why}, or leave HEYGEM_LABEL out")
 
 
@@ -61,10 +61,12 @@ def _filter() -> str:
     return f"drawtext=textfile={TEXT}:{font}expansion=none:{LOOK}"
 
 
-def _try() -> str:
+def _try_label() -> str:
     """Draw it into a small empty picture: empty, or what went wrong."""
     try:
-        done = subprocess.run([*TRY, _filter(), "-f", "null", "-"], capture_output=True, timeout=TRY_S, check=False)
+        done = subprocess.run(
+            [*TRIAL_COMMAND, _filter(), "-f", "null", "-"], capture_output=True, timeout=TRIAL_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired as error:
         return str(error)
     said = done.stderr.decode(errors="replace").strip()[-ffmpeg.TAIL :]

@@ -1,4 +1,4 @@
-"""Before the job: lay out the private folder, find out which HeyGem this is, start it, wait until it says ready."""
+"""When the vendor is ready: it says so, in its log. Its own programs sleep 10 or 15 s instead and hope."""
 
 from __future__ import annotations
 
@@ -7,83 +7,113 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from heygem_worker import config, failures, family, http, interpreter, label, patience, writer
-from heygem_worker.calling import Call
-from heygem_worker.generations import MODULE, First, Second
-from heygem_worker.hearing import Ears
-from heygem_worker.readiness import Readiness
-from heygem_worker.settings import Settings, job_folder
-from heygem_worker.vendor import Vendor, quiet_arguments
+from heygem_worker import (
+    failures,
+    frame_counter,
+    http_vendor,
+    interpreter,
+    label,
+    private_folder,
+    queue_timeout,
+    vendor_processes,
+)
+from heygem_worker.log_capture import LogCapture
+from heygem_worker.module_vendors import MODULE, Gen1Vendor, Gen2Vendor
+from heygem_worker.settings import WorkerSettings, job_folder
+from heygem_worker.vendor import Vendor, clear_argv
+from heygem_worker.vendor_call import VendorCall
 from jobkit import JobError, TryAgain
+
+
+class ReadyLines:
+    """Waits for every one of `lines` (parts of log lines) to have been said, in any order."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._missing = list(lines)
+
+    def feed(self, said: Iterable[str]) -> None:
+        """More lines of the log."""
+        for line in said:
+            self._missing = [part for part in self._missing if part not in line]
+
+    @property
+    def missing(self) -> list[str]:
+        """What has not been said yet; empty when it is ready."""
+        return self._missing
+
+
+# MERGED images/heygem/heygem_worker/loading.py: Before the job: lay out the private folder, find out which HeyGem
+# this is, start it, wait until it says ready.
+
 
 T = TypeVar("T")
 
 FOLDER = "heygem"  # inside the job's tmp/; the Dockerfile's links lead there
-TICK_S = 0.2
-GENERATIONS = (Second, First)  # the newer first: it has all that the older is known by
+POLL_INTERVAL_S = 0.2
+GENERATIONS = (Gen2Vendor, Gen1Vendor)  # the newer first: it has all that the older is known by
 
 
-class Loaded(NamedTuple):
+class LoadedVendor(NamedTuple):
     """A vendor that is ready for its one job."""
 
-    settings: Settings
-    place: config.Place
-    ears: Ears
+    settings: WorkerSettings
+    folders: private_folder.WorkFolders
+    log: LogCapture
     vendor: Vendor
 
     def close(self) -> None:
         """End all of its processes, and let their last words through."""
-        _close(self.ears)
+        _close(self.log)
 
 
-def load() -> Loaded:
+def load() -> LoadedVendor:
     """Raises JobError `model_load_failed`, TryAgain, GpuUnusable; anything of the vendor's own."""
-    settings = Settings.read()
-    if wrong := interpreter.unusable(os.environ):
+    settings = WorkerSettings.read()
+    if wrong := interpreter.check_python_variable(os.environ):
         raise JobError("model_load_failed", wrong)
-    ports = (http.free_port(), *filter(http.is_free, (config.PORT,)))
-    place = config.make(settings, job_folder() / "tmp" / FOLDER, ports[0])
-    os.environ[writer.COUNTER] = str(place.frames)
+    ports = (http_vendor.free_port(), *filter(http_vendor.is_free, (private_folder.PORT,)))
+    place = private_folder.make_folders(settings, job_folder() / "tmp" / FOLDER, ports[0])
+    os.environ[frame_counter.COUNTER] = str(place.frames)
     os.chdir(place.root)
     label.check(settings)
-    quiet_arguments()
-    patience.stretch()
-    ears = Ears(place.log)
+    clear_argv()
+    queue_timeout.lengthen_queue_timeout()
+    ears = LogCapture(place.log)
     ears.open()
     try:
         wait = partial(_wait, ears, time.monotonic() + settings.load_s, settings.load_s)
-        vendor = wait(Call(partial(find, place, settings, ports), ears.nudge), Readiness(()), str)
-        wait(Call(vendor.start, ears.nudge), Readiness(vendor.ready), vendor.dead)
-        vendor.settle()
+        vendor = wait(VendorCall(partial(detect_vendor, place, settings, ports), ears.nudge), ReadyLines(()), str)
+        wait(VendorCall(vendor.start, ears.nudge), ReadyLines(vendor.ready_lines), vendor.find_dead)
+        vendor.mark_ready()
     except BaseException:
         _close(ears)
         raise
-    return Loaded(settings, place, ears, vendor)
+    return LoadedVendor(settings, place, ears, vendor)
 
 
-def _close(ears: Ears) -> None:
-    family.end()
+def _close(ears: LogCapture) -> None:
+    vendor_processes.kill_descendants()
     ears.close()
 
 
 def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
-    ears: Ears, deadline: float, load_s: float, call: Call[T], ready: Readiness, dead: Callable[[], str]
+    ears: LogCapture, deadline: float, load_s: float, call: VendorCall[T], ready: ReadyLines, dead: Callable[[], str]
 ) -> T:
     """Until the call has ended and all lines were said; `deadline` is on the monotonic clock."""
-    clue = failures.Clue()
-    while not call.ended or ready.missing:
+    clue = failures.DeathClue()
+    while not call.is_done or ready.missing:
         died = dead()
-        lines = ears.last_words() if died else ears.wait(TICK_S)
-        ready.hear(lines)
+        lines = ears.drain() if died else ears.wait(POLL_INTERVAL_S)
+        ready.feed(lines)
         for line in lines:
-            clue.hear(line)
-            if failure := failures.at_once(line):
+            clue.feed(line)
+            if failure := failures.find_fatal_failure(line):
                 raise failure
-        if call.ended:
+        if call.is_done:
             call.result()  # raises now what it raised
         if died:
             raise TryAgain("model_load_failed", f"HeyGem: {died} while loading{clue}: see the job's log")
@@ -95,18 +125,18 @@ def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
     return call.result()
 
 
-def find(place: config.Place, settings: Settings, ports: tuple[int, ...]) -> Vendor:
+def detect_vendor(place: private_folder.WorkFolders, settings: WorkerSettings, ports: tuple[int, ...]) -> Vendor:
     """Which HeyGem this is. Raises JobError where it is none; what the vendor's import raises."""
-    module = None if settings.mode == "http" else _imported(str(place.root))
+    module = None if settings.mode == "http" else _import_module(str(place.root))
     for generation in GENERATIONS:
         if module is not None and generation.fits(module):
             return generation(module)
-    if (place.home / http.PROGRAM).exists():
-        return http.Server(place.home, place.root, ports)
+    if (place.home / http_vendor.PROGRAM).exists():
+        return http_vendor.HttpVendor(place.home, place.root, ports)
     raise JobError("model_load_failed", f"no HeyGem in {place.home}: build on the vendor's image, see README.md")
 
 
-def _imported(folder: str) -> Any:
+def _import_module(folder: str) -> Any:
     """The vendor's module, or None where there is none for this Python; the log then says why."""
     sys.path.insert(0, folder)
     try:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from heygem_worker.vendor import Look
+from heygem_worker.vendor import VendorStatus
 
 FRAME = re.compile(r"frameId:(\d+)")
 TOTAL = re.compile(r"任务视频驱动队列启动.*?len:(\d+)")
 WRITTEN = "视频帧队列处理已结束"  # the last frame is written; sound and picture are being joined
 
 
-class Stage(NamedTuple):
+class ProgressStage(NamedTuple):
     """A part of the work, and the shares of the whole at which it begins and ends."""
 
     name: str
@@ -28,17 +28,17 @@ class Stage(NamedTuple):
     ends: float
 
 
-PREPARE = Stage("prepare", 0.0, 0.05)
-ANALYSE = Stage("analyse", 0.05, 0.10)
-RENDER = Stage("render", 0.10, 0.90)
-JOIN = Stage("join", 0.90, 0.98)
-CHECK = Stage("check", 0.98, 1.0)
+PREPARE = ProgressStage("prepare", 0.0, 0.05)
+ANALYSE = ProgressStage("analyse", 0.05, 0.10)
+RENDER = ProgressStage("render", 0.10, 0.90)
+JOIN = ProgressStage("join", 0.90, 0.98)
+CHECK = ProgressStage("check", 0.98, 1.0)
 
 FRAMES_IN = "avi"  # the folder with a file for each part that was rendered
 JOINING = 90  # the vendor's figure from which its frames are done
 
 
-class Meter:
+class ProgressMeter:
     """`total`: frames expected, until the vendor says better. Frames never go back."""
 
     def __init__(self, total: int, counter: Path, folders: Iterable[Path], results: Iterable[Path]) -> None:
@@ -51,37 +51,37 @@ class Meter:
         self._bytes = 0
         self._stage = ANALYSE
 
-    def hear(self, line: str) -> None:
+    def feed(self, line: str) -> None:
         """A line of the vendor's log."""
         total, frame = TOTAL.search(line), FRAME.search(line)
         if total and int(total.group(1)):
             self._total = int(total.group(1))
         if frame:
-            self._see(int(frame.group(1)))
+            self._set_frames(int(frame.group(1)))
         if WRITTEN in line:
             self._stage = JOIN
 
-    def look(self, look: Look) -> None:
+    def update(self, look: VendorStatus) -> None:
         """What the vendor says of the job now, and what lies on the disk."""
-        self._see(_size(self._counter))
+        self._set_frames(_size(self._counter))
         counts = {folder: _count(folder) for folder in self._folders}
-        self._see(max((count for folder, count in counts.items() if folder.name == FRAMES_IN), default=0))
+        self._set_frames(max((count for folder, count in counts.items() if folder.name == FRAMES_IN), default=0))
         self._files = sum(counts.values())
         if look.progress >= JOINING:
             self._stage = JOIN
         self._bytes = max((_size(path) for path in self._results), default=0)
 
-    def _see(self, frames: int) -> None:
+    def _set_frames(self, frames: int) -> None:
         self._frames = max(self._frames, min(frames, self._total))
         if self._frames and self._stage is ANALYSE:
             self._stage = RENDER
 
     @property
-    def sign(self) -> tuple[str, int, int, int]:
+    def activity(self) -> tuple[str, int, int, int]:
         """Differs when something has been done."""
         return (self._stage.name, self._frames, self._files, self._bytes)
 
-    def tell(self, say: Callable[..., None]) -> None:
+    def report(self, say: Callable[..., None]) -> None:
         """Say it with `say(fraction, stage, done, total)`: frames; before, files made; after, KiB of the result."""
         stage = self._stage
         if stage is RENDER:
@@ -97,12 +97,12 @@ class Meter:
             say(stage.begins, stage.name, self._files, None)
 
 
-def preparing(say: Callable[..., None]) -> Callable[[float], None]:
+def preparation_progress(say: Callable[..., None]) -> Callable[[float], None]:
     """Tells of the seconds of media that have been made ready."""
     return lambda seconds: say(PREPARE.begins, PREPARE.name, int(seconds), None)
 
 
-def labelling(say: Callable[..., None], total_s: float) -> Callable[[float], None]:
+def label_progress(say: Callable[..., None], total_s: float) -> Callable[[float], None]:
     """Tells of the seconds of the result that have got the operator's label."""
     share = (CHECK.ends - CHECK.begins) / max(total_s, 1.0)
     return lambda seconds: say(CHECK.begins + share * min(seconds, total_s), "label", int(seconds), int(total_s))

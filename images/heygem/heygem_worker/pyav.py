@@ -9,23 +9,23 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from heygem_worker.tracks import CRF, WAV_RATE, Picture, Tell, Tracks, Unreadable, is_plain
+from heygem_worker.media_info import CRF, WAV_RATE, MediaInfo, MediaProgress, MediaUnreadable, VideoInfo, can_copy_video
 
 MICRO = 1_000_000  # of a second: the time base of a whole file
 
 
-class PyAV:
+class PyavTools:
     """See media.Tools."""
 
-    def probe(self, path: Path) -> Tracks:
+    def probe(self, path: Path) -> MediaInfo:
         with _open(path) as (av, file):
             whole = (file.duration or 0) / MICRO
             picture = next((stream for stream in file.streams.video), None)
             sound = next((stream for stream in file.streams.audio), None)
             found = _picture(av, picture, whole) if picture else None
-            return Tracks(found, _seconds(sound, whole) if sound else None)
+            return MediaInfo(found, _seconds(sound, whole) if sound else None)
 
-    def to_wav(self, source: Path, target: Path, limit_s: float, tell: Tell) -> None:
+    def to_wav(self, source: Path, target: Path, limit_s: float, tell: MediaProgress) -> None:
         with _open(source) as (av, file), av.open(str(target), "w", format="wav") as out:
             stream = out.add_stream("pcm_s16le", rate=WAV_RATE)
             stream.layout = "mono"
@@ -35,7 +35,7 @@ class PyAV:
                     out.mux(stream.encode(piece))
             out.mux(stream.encode(None))
 
-    def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: Tell) -> None:
+    def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: MediaProgress) -> None:
         with _open(source) as (av, file), av.open(str(target), "w", format="mp4") as out:
             shown = _decoded(file, file.streams.video, "picture")
             size = file.streams.video[0].codec_context
@@ -57,14 +57,14 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(str(path)) as file:
             yield av, file
     except av.FFmpegError as error:
-        raise Unreadable(str(error)) from error
+        raise MediaUnreadable(str(error)) from error
 
 
-def _picture(av: Any, stream: Any, whole: float) -> Picture:
+def _picture(av: Any, stream: Any, whole: float) -> VideoInfo:
     rates = (stream.average_rate or Fraction(0), stream.base_rate or Fraction(0))
     context = stream.codec_context
-    plain = is_plain(context.name, context.pix_fmt or "", rates, 0)
-    return Picture(_seconds(stream, whole), rates[0] or rates[1], context.width, context.height, plain)
+    plain = can_copy_video(context.name, context.pix_fmt or "", rates, 0)
+    return VideoInfo(_seconds(stream, whole), rates[0] or rates[1], context.width, context.height, plain)
 
 
 def _seconds(stream: Any, whole: float) -> float:
@@ -73,12 +73,12 @@ def _seconds(stream: Any, whole: float) -> float:
 
 def _decoded(file: Any, streams: Any, what: str) -> Iterator[Any]:
     if not streams:
-        raise Unreadable(f"there is no {what} in it")
+        raise MediaUnreadable(f"there is no {what} in it")
     decoded: Iterator[Any] = file.decode(streams[0])
     return decoded
 
 
-def _until(limit_s: float, frames: Iterator[Any], tell: Tell) -> Iterator[Any]:
+def _until(limit_s: float, frames: Iterator[Any], tell: MediaProgress) -> Iterator[Any]:
     for frame in frames:
         at = frame.time or 0.0
         if at >= limit_s:

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from heygem_worker.inputs import Inputs
-from heygem_worker.media import Tools
-from heygem_worker.tracks import Picture, Unreadable
+from heygem_worker.inputs import PreparedInputs
+from heygem_worker.media_info import MediaUnreadable, VideoInfo
+from heygem_worker.media_tools import MediaTools
 from jobkit import Job, JobError
 
 NAME = "result.mp4"
-FRAMES_OFF = 2  # its result was seen to be so much too short
-SECONDS_OFF = 0.5
+FRAMES_TOLERANCE = 2  # its result was seen to be so much too short
+DURATION_TOLERANCE_S = 0.5
 
 
 def find(places: Iterable[Path]) -> Path:
@@ -24,15 +24,15 @@ def find(places: Iterable[Path]) -> Path:
     raise JobError("output_missing", "HeyGem ended without a video: see the job's log")
 
 
-def check(path: Path, tools: Tools, given: Inputs) -> Picture:
+def check(path: Path, tools: MediaTools, given: PreparedInputs) -> VideoInfo:
     """That it is a whole video with sound, as long as the speech. Raises output_invalid."""
     try:
         tracks = tools.probe(path)
-    except Unreadable as error:
+    except MediaUnreadable as error:
         raise JobError("output_invalid", f"HeyGem's video cannot be read: {error}") from error
     if tracks.picture is None or tracks.sound_s is None:
         raise JobError("output_invalid", "HeyGem's video lacks its " + ("sound" if tracks.picture else "picture"))
-    allowed = FRAMES_OFF / max(1.0, float(tracks.picture.fps)) + SECONDS_OFF
+    allowed = FRAMES_TOLERANCE / max(1.0, float(tracks.picture.fps)) + DURATION_TOLERANCE_S
     for what, seconds in (("picture", tracks.picture.seconds), ("sound", tracks.sound_s)):
         if abs(seconds - given.audio_s) > allowed:
             raise JobError("output_invalid", f"the {what} lasts {seconds:.2f} s and the speech {given.audio_s:.2f} s")

@@ -11,7 +11,7 @@ JOB_ENV = "LAMPLIGHTER_JOB"
 CHOICES = {"mode": ("auto", "http"), "sharpen": ("auto", "never")}
 
 
-class Settings(NamedTuple):
+class WorkerSettings(NamedTuple):
     """Times in seconds. The environment's name of each is HEYGEM_ and the field's, upper case.
 
     load_s: until the models are loaded (5 to 22 s were reported, plus the vendor's sleeps of 10 to 15 s).
@@ -35,13 +35,15 @@ class Settings(NamedTuple):
     label_font: str = ""
 
     @classmethod
-    def read(cls, env: Mapping[str, str] = os.environ) -> Settings:
+    def read(cls, env: Mapping[str, str] = os.environ) -> WorkerSettings:
         """Raises ValueError, which names the variable whose value cannot be used."""
         given: dict[str, Any] = {}
         for name, default in cls._field_defaults.items():
             text = env.get("HEYGEM_" + name.upper())
             if text:
-                given[name] = _as(Path if isinstance(default, Path) else type(default), "HEYGEM_" + name.upper(), text)
+                given[name] = _parse_value(
+                    Path if isinstance(default, Path) else type(default), "HEYGEM_" + name.upper(), text
+                )
         for name, allowed in CHOICES.items():
             if given.get(name, allowed[0]) not in allowed:
                 raise ValueError(f"HEYGEM_{name.upper()}={given[name]!r} is not one of {', '.join(allowed)}")
@@ -52,7 +54,7 @@ class Settings(NamedTuple):
         return self.base_s + self.per_audio_s * audio_s
 
 
-def _as(kind: Callable[[str], Any], name: str, text: str) -> Any:
+def _parse_value(kind: Callable[[str], Any], name: str, text: str) -> Any:
     try:
         return kind(text)
     except ValueError as error:
@@ -61,7 +63,7 @@ def _as(kind: Callable[[str], Any], name: str, text: str) -> Any:
 
 def home(env: Mapping[str, str] = os.environ) -> Path:
     """Where the vendor's code is."""
-    return Path(env.get("HEYGEM_HOME") or Settings().home)
+    return Path(env.get("HEYGEM_HOME") or WorkerSettings().home)
 
 
 def job_folder(env: Mapping[str, str] = os.environ) -> Path:

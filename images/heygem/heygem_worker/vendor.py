@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 RUNNING, SUCCEEDED, FAILED = 1, 2, 3  # the vendor's numbers
 
 
-class Task(NamedTuple):
+class VendorTask(NamedTuple):
     """One job in the vendor's words. `code` names its files and comes into its shell commands: letters and digits."""
 
     code: str
@@ -26,7 +26,7 @@ class Task(NamedTuple):
     digital_auth: int
 
 
-class Look(NamedTuple):
+class VendorStatus(NamedTuple):
     """What the vendor says of a job: status, per cent, where the video is, and its message."""
 
     status: int = RUNNING
@@ -39,33 +39,33 @@ class Vendor(Protocol):
     """One loaded HeyGem. `name` for the job's data; `ready`: the parts of log lines that say it is loaded."""
 
     name: str
-    ready: tuple[str, ...]
+    ready_lines: tuple[str, ...]
 
     def start(self) -> None:
         """Load the models; returns when all that takes long has been begun."""
 
-    def settle(self) -> None:
+    def mark_ready(self) -> None:
         """It is ready: its processes now must stay."""
 
-    def run(self, task: Task) -> None:
+    def run(self, task: VendorTask) -> None:
         """One job; returns when the vendor is through with it, however it went. May hang for ever."""
 
-    def look(self, code: str) -> Look:
+    def status(self, code: str) -> VendorStatus:
         """What it says of the job now."""
 
-    def dead(self) -> str:
+    def find_dead(self) -> str:
         """Which of its processes has died, or nothing."""
 
 
-def look_of(entry: Any) -> Look:
+def parse_status(entry: Any) -> VendorStatus:
     """A record of the vendor's `task_dic`: (status, per cent, result, message, …), or nothing yet."""
     if not isinstance(entry, (tuple, list)) or len(entry) < 4:
-        return Look()
+        return VendorStatus()
     status, progress, result, message = entry[:4]
     number: Any = getattr(status, "value", status)  # an enum's, in both generations
-    return Look(int(number), progress or 0, result or "", message or "")
+    return VendorStatus(int(number), progress or 0, result or "", message or "")
 
 
-def quiet_arguments() -> None:
+def clear_argv() -> None:
     """The vendor parses sys.argv as its own options."""
     sys.argv = sys.argv[:1]

@@ -12,7 +12,7 @@ from heygem_worker import failures
 from jobkit import JobError, TryAgain
 
 
-class Limits(NamedTuple):
+class WatchdogLimits(NamedTuple):
     """Seconds: without a sign of progress, and in all."""
 
     stall_s: float
@@ -22,26 +22,26 @@ class Limits(NamedTuple):
 class Watchdog:
     """Raises the failure as soon as one is certain."""
 
-    def __init__(self, limits: Limits, now: float) -> None:
+    def __init__(self, limits: WatchdogLimits, now: float) -> None:
         self._limits = limits
-        self._began = self._moved = now
-        self._sign: Hashable = None
-        self._clue = failures.Clue()
+        self._began = self._last_activity_at = now
+        self._activity: Hashable = None
+        self._clue = failures.DeathClue()
 
-    def hear(self, line: str) -> None:
+    def feed(self, line: str) -> None:
         """A line of the vendor's log; raises when it says that nothing will come of it."""
-        self._clue.hear(line)
-        failure = failures.at_once(line)
+        self._clue.feed(line)
+        failure = failures.find_fatal_failure(line)
         if failure is not None:
             raise failure
 
     def check(self, sign: Hashable, dead: str, now: float) -> None:
         """`sign` differs when something has been done; `dead` names a process that has died."""
-        if sign != self._sign:
-            self._sign, self._moved = sign, now
+        if sign != self._activity:
+            self._activity, self._last_activity_at = sign, now
         if dead:
             raise TryAgain("internal", f"HeyGem: {dead} while it was needed{self._clue}: see the job's log")
-        if now - self._moved > self._limits.stall_s:
+        if now - self._last_activity_at > self._limits.stall_s:
             raise TryAgain("stalled", f"HeyGem did nothing for {self._limits.stall_s:.0f} s: {failures.AGAIN}")
         if now - self._began > self._limits.deadline_s:
             raise JobError(

@@ -6,11 +6,11 @@ import hashlib
 import time
 from typing import Any
 
-from heygem_worker import failures, inputs, label, marks, media, progress, result
-from heygem_worker.calling import Call
-from heygem_worker.loading import TICK_S, Loaded, load
-from heygem_worker.vendor import FAILED, RUNNING, Task
-from heygem_worker.watchdog import Limits, Watchdog
+from heygem_worker import failures, inputs, label, media_tools, progress, result, vendor_marks
+from heygem_worker.loading import POLL_INTERVAL_S, LoadedVendor, load
+from heygem_worker.vendor import FAILED, RUNNING, VendorTask
+from heygem_worker.vendor_call import VendorCall
+from heygem_worker.watchdog import Watchdog, WatchdogLimits
 from jobkit import Job
 
 __all__ = ["load", "work"]
@@ -18,30 +18,30 @@ __all__ = ["load", "work"]
 SWITCHES = {"pn": 1, "chaofen": 0, "watermark": 0, "digital_auth": 0}  # with what is meant where the job is silent
 
 
-def work(job: Job, loaded: Loaded) -> dict[str, Any]:
+def work(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
     """Writes result.mp4 and returns what it is. Raises jobkit's errors: see failures.py for the codes."""
     try:
-        return _done(job, loaded)
+        return _run_job(job, loaded)
     finally:
         loaded.close()
 
 
-def _done(job: Job, loaded: Loaded) -> dict[str, Any]:
+def _run_job(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
     began = time.monotonic()
-    tools, place = media.tools(), loaded.place
+    tools, place = media_tools.choose_tools(), loaded.folders
     switches = {name: int(job.input.get(name, default)) for name, default in SWITCHES.items()}
-    marks.check(switches, place)
-    tell, longest_s = progress.preparing(job.progress), loaded.settings.max_audio_s
-    files = inputs.Files(job.path("video"), job.path("audio"))
+    vendor_marks.check(switches, place)
+    tell, longest_s = progress.preparation_progress(job.progress), loaded.settings.max_audio_s
+    files = inputs.JobFiles(job.path("video"), job.path("audio"))
     given = inputs.prepare(files, place.inputs, tools, longest_s, tell)
-    task = Task(_code(job), given.audio, given.video, **switches)
-    _follow(job, loaded, task, given)
+    task = VendorTask(_task_code(job), given.audio, given.video, **switches)
+    _supervise(job, loaded, task, given)
     job.progress(progress.CHECK.begins, progress.CHECK.name)
-    video = result.find(place.results_of(task.code))
+    video = result.find(place.result_paths(task.code))
     picture = result.check(video, tools, given)
     if loaded.settings.label:
         video, made = place.labelled, video
-        label.burn(made, video, picture.seconds, progress.labelling(job.progress, picture.seconds))
+        label.burn(made, video, picture.seconds, progress.label_progress(job.progress, picture.seconds))
         picture = result.check(video, tools, given)
     result.hand_over(job, video)
     return {
@@ -54,33 +54,35 @@ def _done(job: Job, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _code(job: Job) -> str:
+def _task_code(job: Job) -> str:
     """One of ours, unlike any other attempt's: it becomes file names and part of shell commands."""
     return "job" + hashlib.sha256(f"{job.id}/{job.round}/{job.attempt}".encode()).hexdigest()[:16]
 
 
-def _follow(job: Job, loaded: Loaded, task: Task, given: inputs.Inputs) -> None:
+def _supervise(job: Job, loaded: LoadedVendor, task: VendorTask, given: inputs.PreparedInputs) -> None:
     """Until the vendor is through; raises what went wrong, its own words or the watchdog's."""
-    settings, place, vendor, ears = loaded.settings, loaded.place, loaded.vendor, loaded.ears
-    limits = Limits(settings.stall_s, settings.deadline_s(given.audio_s))
+    settings, place, vendor, ears = loaded.settings, loaded.folders, loaded.vendor, loaded.log
+    limits = WatchdogLimits(settings.stall_s, settings.deadline_s(given.audio_s))
     watchdog = Watchdog(limits, time.monotonic())
-    meter = progress.Meter(given.frames, place.frames, place.works_in(task.code), place.results_of(task.code))
-    call = Call(lambda: vendor.run(task), ears.nudge)
+    meter = progress.ProgressMeter(
+        given.frames, place.frames, place.work_folders(task.code), place.result_paths(task.code)
+    )
+    call = VendorCall(lambda: vendor.run(task), ears.nudge)
     while True:
-        ended = call.ended  # asked before looking: what it did last is then seen
-        for line in ears.wait(TICK_S):
-            watchdog.hear(line)
-            meter.hear(line)
-        look = vendor.look(task.code)
-        meter.look(look)
-        meter.tell(job.progress)
+        ended = call.is_done  # asked before looking: what it did last is then seen
+        for line in ears.wait(POLL_INTERVAL_S):
+            watchdog.feed(line)
+            meter.feed(line)
+        look = vendor.status(task.code)
+        meter.update(look)
+        meter.report(job.progress)
         if look.status == FAILED:
-            raise failures.of(look.message)
+            raise failures.classify_text(look.message)
         if ended:
             call.result()
         if ended or look.status != RUNNING:
             return
-        dead = vendor.dead()
-        for line in ears.last_words() if dead else ():
-            watchdog.hear(line)
-        watchdog.check(meter.sign, dead, time.monotonic())
+        dead = vendor.find_dead()
+        for line in ears.drain() if dead else ():
+            watchdog.feed(line)
+        watchdog.check(meter.activity, dead, time.monotonic())

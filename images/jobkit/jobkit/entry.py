@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobkit.errors import STOPPED_EXIT, JobError, Stopped, failure_of
+from jobkit.errors import STOPPED_EXIT, JobError, Stopped, classify_exception
 from jobkit.job import Job
-from jobkit.lines import Lines, claim_stdout
-from jobkit.warm import listening, wait_for_start
+from jobkit.messages import MessageWriter, claim_stdout
+from jobkit.warm import bind_start_socket, wait_for_start
 
-MAX_MESSAGE = 4_000  # characters; a line over 64 KiB would be no message
+MESSAGE_LIMIT_CHARS = 4_000  # characters; a line over 64 KiB would be no message
 
 
 class _LoadFailed(JobError):
@@ -26,56 +26,60 @@ def run(work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] |
 
     `load` is the heavy part that no job is needed for: in a warm slot it is done before the job comes.
     """
-    lines = Lines(claim_stdout())
-    code = _outcome(work, load, lines)
+    lines = MessageWriter(claim_stdout())
+    code = _run_to_exit_code(work, load, lines)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: libraries' threads may hang and CUDA's teardown may crash, and the result is on disk.
     os._exit(code)
 
 
-def _outcome(work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, lines: Lines) -> int:
+def _run_to_exit_code(
+    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, lines: MessageWriter
+) -> int:
     """The exit code."""
     try:
-        signal.signal(signal.SIGTERM, _stop)
-        _one_job(work, load, lines)
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        _run_job(work, load, lines)
     except Stopped:
         return STOPPED_EXIT
     except BaseException as error:  # every end of a job is told to the runner
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway; let it say why
         sys.excepthook(*sys.exc_info())  # as the module traceback does, without its import: a start is counted in ms
-        failure = failure_of(error)
-        lines.say("error", code=failure.code, message=failure.message[:MAX_MESSAGE])
+        failure = classify_exception(error)
+        lines.write("error", code=failure.code, message=failure.message[:MESSAGE_LIMIT_CHARS])
         return failure.exit_code
     return 0
 
 
-def _one_job(work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, lines: Lines) -> None:
+def _run_job(
+    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, lines: MessageWriter
+) -> None:
     folder = Path(os.environ.get("LAMPLIGHTER_JOB", "/job"))
     if os.environ.get("LAMPLIGHTER_WARM") == "1":
-        loaded = _load(load)
-        with listening(folder) as listener:
-            lines.say("ready")
+        loaded = _call_load(load)
+        with bind_start_socket(folder) as listener:
+            lines.write("ready")
             wait_for_start(listener)
         job = Job(folder, lines)
     else:
         job = Job(folder, lines)
-        loaded = _load(load)
+        loaded = _call_load(load)
     job.finish(work(job, *loaded))
 
 
-def _load(load: Callable[[], Any] | None) -> tuple[Any, ...]:
+def _call_load(load: Callable[[], Any] | None) -> tuple[Any, ...]:
     """What `work` gets besides the job."""
     if load is None:
         return ()
     try:
         return (load(),)
     except Exception as error:
-        failure = failure_of(error, "model_load_failed")
+        failure = classify_exception(error, "model_load_failed")
         told = _LoadFailed(failure.code, failure.message)
         told.exit_code = failure.exit_code
         raise told from error
 
 
-def _stop(_signal: int, _frame: object) -> NoReturn:
+def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
     raise Stopped

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-_CODE = re.compile("[a-z_]{1,40}")
+_CODE_PATTERN = re.compile("[a-z_]{1,40}")
 STOPPED_EXIT = 143  # 128 + SIGTERM, as a shell and Docker say it
 
 
@@ -16,7 +16,7 @@ class JobError(Exception):
     exit_code = 70
 
     def __init__(self, code: str, message: str) -> None:
-        if not _CODE.fullmatch(code):
+        if not _CODE_PATTERN.fullmatch(code):
             raise ValueError(f"{code!r} is no failure code: give 1 to 40 of a-z and _")
         super().__init__(message)
         self.code = code
@@ -51,7 +51,7 @@ class Stopped(BaseException):
     """The runner asked the job to stop (SIGTERM). Clean up and let it pass: no `except Exception` catches it."""
 
 
-class Failure(NamedTuple):
+class ExitReport(NamedTuple):
     """What an exception comes to."""
 
     code: str
@@ -80,33 +80,37 @@ CUDA_TEXTS = (
 )
 
 
-def _own(error: BaseException) -> Failure | None:
+def _from_job_error(error: BaseException) -> ExitReport | None:
     if isinstance(error, JobError):
-        return Failure(error.code, error.message, error.exit_code)
+        return ExitReport(error.code, error.message, error.exit_code)
     return None
 
 
-def _cuda(error: BaseException) -> Failure | None:
+def _from_cuda_text(error: BaseException) -> ExitReport | None:
     text = str(error).lower()
     for fragment, code, exit_code in CUDA_TEXTS:
         if fragment in text:
-            return Failure(code, str(error), exit_code)
+            return ExitReport(code, str(error), exit_code)
     return None
 
 
-def _memory(error: BaseException) -> Failure | None:
+def _from_memory_error(error: BaseException) -> ExitReport | None:
     if isinstance(error, MemoryError):
-        return Failure("out_of_memory", str(error) or "the process could not get more memory", 70)
+        return ExitReport("out_of_memory", str(error) or "the process could not get more memory", 70)
     return None
 
 
-_READINGS: tuple[Callable[[BaseException], Failure | None], ...] = (_own, _cuda, _memory)
+_CLASSIFIERS: tuple[Callable[[BaseException], ExitReport | None], ...] = (
+    _from_job_error,
+    _from_cuda_text,
+    _from_memory_error,
+)
 
 
-def failure_of(error: BaseException, otherwise: str = "internal") -> Failure:
+def classify_exception(error: BaseException, otherwise: str = "internal") -> ExitReport:
     """What `error` comes to; `otherwise` is the code of an exception that nothing here knows."""
-    for reading in _READINGS:
+    for reading in _CLASSIFIERS:
         failure = reading(error)
         if failure is not None:
             return failure
-    return Failure(otherwise, f"{type(error).__name__}: {error}", 70)
+    return ExitReport(otherwise, f"{type(error).__name__}: {error}", 70)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobkit.errors import BadJob
-from jobkit.lines import Lines, ProgressLines
+from jobkit.messages import MessageWriter, ProgressThrottle
 
 PART_PREFIX = ".part-"
 OUTPUT_FILE = "output.json"
@@ -21,8 +21,8 @@ OUTPUT_FILE = "output.json"
 class Job:
     """What is to be done. Folders are those of the container contract: in/ (read-only), out/, tmp/ (scratch)."""
 
-    def __init__(self, folder: Path, lines: Lines) -> None:
-        said = _read(folder / "job.json")
+    def __init__(self, folder: Path, lines: MessageWriter) -> None:
+        said = _read_job_file(folder / "job.json")
         self.id = str(said["id"])
         self.endpoint = str(said["endpoint"])
         self.round = int(said.get("round", 1))
@@ -32,8 +32,8 @@ class Job:
         self.tmp = folder / "tmp"
         self._in = folder / "in"
         self._out = folder / "out"
-        self._lines = lines
-        self._progress = ProgressLines(lines.say)
+        self._messages = lines
+        self._progress = ProgressThrottle(lines.write)
 
     def path(self, name: str) -> Path:
         """The file given for the asset input `name`. KeyError if the job has none: ask `name in job.input`."""
@@ -50,7 +50,7 @@ class Job:
         part = self._out / (PART_PREFIX + name)
         try:
             yield part
-            publish(part, self._out / name)
+            move_into_place(part, self._out / name)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
@@ -64,11 +64,11 @@ class Job:
         """
         if not math.isfinite(fraction):
             raise ValueError(f"progress is a number from 0 to 1, not {fraction}")
-        self._progress.put(fraction=float(fraction), stage=stage, done=_count(done), total=_count(total))
+        self._progress.put(fraction=float(fraction), stage=stage, done=_as_int(done), total=_as_int(total))
 
     def metric(self, name: str, value: float, unit: str = "") -> None:
         """A number measured of this job: frames a second, seconds of load."""
-        self._lines.say("metric", name=name, value=float(value), unit=unit)
+        self._messages.write("metric", name=name, value=float(value), unit=unit)
 
     def log(self, text: str) -> None:
         """A line for the job's log; `print` does the same."""
@@ -78,18 +78,18 @@ class Job:
         """Write the job's data and say the last progress. jobkit.run calls it."""
         part = self._out / (PART_PREFIX + OUTPUT_FILE)
         part.write_text(json.dumps(dict(data or {}), ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        publish(part, self._out / OUTPUT_FILE)
+        move_into_place(part, self._out / OUTPUT_FILE)
         self._progress.flush()
 
 
-def publish(part: Path, final: Path) -> None:
+def move_into_place(part: Path, final: Path) -> None:
     """Put a finished file in its place so that a crash shows either nothing or all of it."""
-    _sync(part)
+    _fsync(part)
     part.replace(final)
-    _sync(final.parent)
+    _fsync(final.parent)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -97,12 +97,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _count(number: float | None) -> int | None:
+def _as_int(number: float | None) -> int | None:
     """Authors pass numpy's integers, which json does not know."""
     return None if number is None else int(number)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_job_file(path: Path) -> dict[str, Any]:
     try:
         said: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,21 +8,21 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-SOCKET = "start.sock"
+SOCKET_NAME = "start.sock"
 
 
 @contextlib.contextmanager
-def listening(folder: Path) -> Iterator[socket.socket]:
+def bind_start_socket(folder: Path) -> Iterator[socket.socket]:
     """A unix socket `folder`/start.sock. Bound through a descriptor: the address may be 107 bytes, a path longer."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET}")
+            listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
             listener.listen(1)
             yield listener
     finally:
         with contextlib.suppress(FileNotFoundError):
-            (folder / SOCKET).unlink()
+            (folder / SOCKET_NAME).unlink()
         os.close(descriptor)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .encode import Writer
-from .engine import Engine
+from lipsync.encode import VideoWriter
+from lipsync.engine import PreviewEngine
+from lipsync.render import Boxes, Person, RenderBatch, render
+
 from .landmarks import BELOW_LIP, LEFT_SIDE, RIGHT_SIDE
 from .picture import Bytes, Picture, Shape
-from .render import Boxes, Person, Scene, render
 from .scan import Scan
 
 _BOX, _WINDOW = 1.2, 1.6  # sides, in face widths and in mouth widths
@@ -54,12 +55,16 @@ class _Batch:
 class Composer:
     """Draws the pictures of one result."""
 
-    def __init__(self, scan: Scan, person: Person, layout: Layout, engine: Engine) -> None:
+    def __init__(self, scan: Scan, person: Person, layout: Layout, engine: PreviewEngine) -> None:
         self._scan, self._person, self._layout, self._engine = scan, person, layout, engine
         self._batch = min(_MOST, max(1, _PIXELS[engine.device.type] // layout.box**2))
 
     def compose(
-        self, shown: Iterator[tuple[int, Picture]], curves: torch.Tensor, writer: Writer, tell: Callable[[int], None]
+        self,
+        shown: Iterator[tuple[int, Picture]],
+        curves: torch.Tensor,
+        writer: VideoWriter,
+        tell: Callable[[int], None],
     ) -> None:
         """Writes len(curves) pictures. `tell` hears how many are done."""
         done = 0
@@ -87,7 +92,7 @@ class Composer:
         points[..., :2] -= torch.from_numpy(corners)[:, None]
         boxes = Boxes(self._floats([luma[None] for luma, _ in cuts]), self._floats([chroma for _, chroma in cuts]))
         device = self._engine.device
-        scene = Scene(boxes, points.to(device), batch.curves, strength.to(device))
+        scene = RenderBatch(boxes, points.to(device), batch.curves, strength.to(device))
         drawn = render(scene, self._person, self._layout.window)
         for i, (luma, chroma) in enumerate(cuts):
             luma[:], chroma[:] = _bytes(drawn.luma[i, 0]), _bytes(drawn.chroma[i])

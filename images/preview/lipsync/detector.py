@@ -17,7 +17,7 @@ _FOLLOWED = 0.5  # a face this near the last one, by the same measure, is the on
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedFace:
     """One face in frame pixels: box corners, and the eyes as left and right in the image. Points are 2-vectors."""
 
     low: torch.Tensor
@@ -44,7 +44,7 @@ class Detector:
         self._net = Interpreter(path, device)
         self._anchors = _anchors().to(device)
 
-    def faces(self, frames: torch.Tensor) -> list[list[Found]]:
+    def faces(self, frames: torch.Tensor) -> list[list[DetectedFace]]:
         """N, 3, H, W in 0..1 -> each frame's faces, largest first."""
         small, origin, scale = _letterbox(frames, self._net.size)
         boxes, logits = self._net(small * 2 - 1)
@@ -58,7 +58,7 @@ class Detector:
         ]
 
 
-def followed(faces: list[Found], last: Found | None) -> Found | None:
+def followed(faces: list[DetectedFace], last: DetectedFace | None) -> DetectedFace | None:
     """The face to work on: the one followed so far if it is still there, else the largest."""
     if last is not None:
         for face in faces:
@@ -88,7 +88,7 @@ def _letterbox(frames: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Ten
     return boxed, origin, float(side)
 
 
-def _merged(points: torch.Tensor, scores: torch.Tensor) -> list[Found]:
+def _merged(points: torch.Tensor, scores: torch.Tensor) -> list[DetectedFace]:
     """Overlapping detections (M, 4, 2 with M scores) averaged by score into faces, largest first."""
     faces = []
     while len(points):
@@ -97,6 +97,6 @@ def _merged(points: torch.Tensor, scores: torch.Tensor) -> list[Found]:
         middles = points[:, :2].mean(1)
         near = (middles - middles[best]).norm(dim=-1) < _SAME_FACE * areas[best].sqrt()
         weight = scores[near, None, None]
-        faces.append(Found(*((points[near] * weight).sum(0) / weight.sum())))
+        faces.append(DetectedFace(*((points[near] * weight).sum(0) / weight.sum())))
         points, scores = points[~near], scores[~near]
     return sorted(faces, key=lambda face: -face.side)

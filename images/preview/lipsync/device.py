@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from .lanes import Lanes
+from lipsync.worker_pool import WorkerPool
 
 _MOST = 8  # lanes: decoding and encoding do not keep up with more
 
 
-def choose() -> tuple[torch.device, Lanes]:
+def choose() -> tuple[torch.device, WorkerPool]:
     """CUDA where there is a card, else the CPU with a lane for each core that this container may use."""
     if torch.cuda.is_available():
-        return torch.device("cuda"), Lanes(1)
+        return torch.device("cuda"), WorkerPool(1)
     torch.set_num_threads(1)
-    return torch.device("cpu"), Lanes(min(_MOST, _cores()))
+    return torch.device("cpu"), WorkerPool(min(_MOST, _cores()))
 
 
 def _cores() -> int:

@@ -28,7 +28,7 @@ class Coding:
     preset: str
 
 
-class Writer:
+class VideoWriter:
     """Takes the pictures in order and adds the sound that goes with them."""
 
     def __init__(self, file: av.container.OutputContainer, shape: Shape, coding: Coding, speech: Path) -> None:
@@ -65,11 +65,11 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, shape: Shape, coding: Coding, speech: Path) -> Iterator[Writer]:
+def create_video(path: Path, shape: Shape, coding: Coding, speech: Path) -> Iterator[VideoWriter]:
     """An mp4 that can be played before it is wholly loaded. Finished when the block succeeds."""
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as file:
         file.metadata["comment"] = COMMENT
-        writer = Writer(file, shape, coding, speech)
+        writer = VideoWriter(file, shape, coding, speech)
         yield writer
         writer.finish()
 

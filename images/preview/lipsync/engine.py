@@ -4,23 +4,24 @@ from dataclasses import dataclass
 
 import torch
 
+from lipsync.worker_pool import WorkerPool
+
 from . import device
-from .lanes import Lanes
 from .tracker import FaceModels
 from .voice import WEIGHTS, MouthNet, load_net
 
 
 @dataclass(frozen=True)
-class Engine:
+class PreviewEngine:
     """The nets, where they run, and the threads that use them."""
 
     device: torch.device
-    lanes: Lanes
+    lanes: WorkerPool
     faces: FaceModels
     mouth: MouthNet
 
 
-def load() -> Engine:
+def load() -> PreviewEngine:
     """On the card where there is one."""
     chosen, lanes = device.choose()
-    return Engine(chosen, lanes, FaceModels.load(chosen), load_net(WEIGHTS, chosen))
+    return PreviewEngine(chosen, lanes, FaceModels.load(chosen), load_net(WEIGHTS, chosen))

@@ -21,7 +21,7 @@ _OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Step:
+class GraphStep:
     """One operator. `options`: its own options table, None where it has none. `shape`: of its output, N first."""
 
     kind: str
@@ -39,7 +39,7 @@ class Graph:
     input: int
     outputs: tuple[int, ...]
     constants: Mapping[int, torch.Tensor]
-    steps: tuple[Step, ...]
+    steps: tuple[GraphStep, ...]
 
 
 def read(path: Path) -> Graph:
@@ -68,7 +68,7 @@ def _constants(model: Any, graph: Any) -> Iterator[tuple[int, torch.Tensor]]:
         yield index, torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values.copy())
 
 
-def _steps(model: Any, graph: Any) -> Iterator[Step]:
+def _steps(model: Any, graph: Any) -> Iterator[GraphStep]:
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
         code = model.OperatorCodes(operator.OpcodeIndex())
@@ -76,7 +76,7 @@ def _steps(model: Any, graph: Any) -> Iterator[Step]:
         kind = _KINDS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
         output = int(operator.OutputsAsNumpy()[0])
         shape = _ints(graph.Tensors(output).ShapeAsNumpy())
-        yield Step(kind, _ints(operator.InputsAsNumpy()), output, shape, _options(operator, kind))
+        yield GraphStep(kind, _ints(operator.InputsAsNumpy()), output, shape, _options(operator, kind))
 
 
 def _options(operator: Any, kind: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .graph import Graph, Step, read
+from lipsync.graph import Graph, GraphStep, read
 
 Values = dict[int, torch.Tensor]
 Operator = Callable[[Values], torch.Tensor]
@@ -69,7 +69,7 @@ def _padder(same: bool, kernel: tuple[int, int], stride: int, fill: float) -> Ca
     return pad if same else lambda x: x
 
 
-def _convolution(step: Step, constants: Values) -> Operator:
+def _convolution(step: GraphStep, constants: Values) -> Operator:
     options, source = step.options, step.inputs[0]
     depthwise = step.kind == "DEPTHWISE_CONV_2D"
     stored = constants[step.inputs[1]]
@@ -86,34 +86,34 @@ def _convolution(step: Step, constants: Values) -> Operator:
     return lambda v: activate(F.conv2d(pad(v[source]), weight, bias, stride, inside, groups=groups))
 
 
-def _max_pool(step: Step, _: Values) -> Operator:
+def _max_pool(step: GraphStep, _: Values) -> Operator:
     options, source = step.options, step.inputs[0]
     kernel, stride = (options.FilterHeight(), options.FilterWidth()), options.StrideH()
     pad = _padder(options.Padding() == 0, kernel, stride, float("-inf"))
     return lambda v: F.max_pool2d(pad(v[source]), kernel, stride)
 
 
-def _add(step: Step, constants: Values) -> Operator:
+def _add(step: GraphStep, constants: Values) -> Operator:
     first, second = step.inputs
     activate = _ACTIVATIONS[step.options.FusedActivationFunction()]
     return lambda v: activate(v[first] + (v[second] if second in v else constants[second]))
 
 
-def _prelu(step: Step, constants: Values) -> Operator:
+def _prelu(step: GraphStep, constants: Values) -> Operator:
     source, slope = step.inputs[0], constants[step.inputs[1]].reshape(-1)
     return lambda v: F.prelu(v[source], slope)
 
 
-def _relu(step: Step, _: Values) -> Operator:
+def _relu(step: GraphStep, _: Values) -> Operator:
     return lambda v: F.relu(v[step.inputs[0]])
 
 
-def _pad(step: Step, constants: Values) -> Operator:
+def _pad(step: GraphStep, constants: Values) -> Operator:
     _, rows, columns, channels = constants[step.inputs[1]].tolist()
     return lambda v: F.pad(v[step.inputs[0]], (*columns, *rows, *channels))
 
 
-def _reshape(step: Step, _: Values) -> Operator:
+def _reshape(step: GraphStep, _: Values) -> Operator:
     def run(v: Values) -> torch.Tensor:
         flat = _nhwc(v[step.inputs[0]])
         shaped = flat.reshape(len(flat), *step.shape[1:])
@@ -122,11 +122,11 @@ def _reshape(step: Step, _: Values) -> Operator:
     return run
 
 
-def _concatenation(step: Step, _: Values) -> Operator:
+def _concatenation(step: GraphStep, _: Values) -> Operator:
     return lambda v: torch.cat([v[index] for index in step.inputs], step.options.Axis())
 
 
-_OPERATORS: dict[str, Callable[[Step, Values], Operator]] = {
+_OPERATORS: dict[str, Callable[[GraphStep, Values], Operator]] = {
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _convolution,
     "MAX_POOL_2D": _max_pool,

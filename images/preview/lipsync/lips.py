@@ -32,7 +32,7 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Edge:
+class LipEdge:
     """The inner edge of a lip, N, M points with x rising."""
 
     x: torch.Tensor
@@ -56,13 +56,15 @@ class Edge:
 class Lips:
     """The inner edges of both lips in mouth coordinates, and the corners' x (N each)."""
 
-    upper: Edge
-    lower: Edge
+    upper: LipEdge
+    lower: LipEdge
 
     @classmethod
     def of(cls, points: torch.Tensor, axes: Axes) -> "Lips":
         """From the landmarks N, K, 2."""
-        upper, lower = (Edge(*_rising(*axes.local(*points[:, row].unbind(-1)))) for row in (UPPER_INNER, LOWER_INNER))
+        upper, lower = (
+            LipEdge(*_rising(*axes.local(*points[:, row].unbind(-1)))) for row in (UPPER_INNER, LOWER_INNER)
+        )
         return cls(upper, lower)
 
     @property

@@ -41,7 +41,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Scene:
+class RenderBatch:
     """One batch: boxes, landmarks N, K, 3 in box pixels, curves N, 5, and how much of it all to show, N in 0..1."""
 
     boxes: Boxes
@@ -50,7 +50,7 @@ class Scene:
     strength: torch.Tensor
 
 
-def render(scene: Scene, person: Person, window: int) -> Boxes:
+def render(scene: RenderBatch, person: Person, window: int) -> Boxes:
     """The boxes with their mouths saying the curves. `window`: side of the square about the mouth that is redone."""
     pose = person.face.pose(scene.points)
     shapes = pose.off_frame(scene.points)
@@ -77,7 +77,7 @@ class _Mouth:
     fields: warp.Fields
 
 
-def _redo_mouth(moved: Boxes, scene: Scene, person: Person, mouth: _Mouth, window: int) -> None:
+def _redo_mouth(moved: Boxes, scene: RenderBatch, person: Person, mouth: _Mouth, window: int) -> None:
     """Writes the window about the mouth, sampled on either side of the lips, and the inside, into the moved boxes."""
     side = scene.boxes.side
     corners = ((mouth.axes.middle - window / 2) / 2).round().clamp(0, (side - window) // 2).long() * 2
@@ -104,7 +104,9 @@ def _pixels(corners: torch.Tensor, window: int, step: int) -> tuple[torch.Tensor
     return across, (corners[:, 1, None] + axis)[:, :, None].expand(-1, -1, size)
 
 
-def _inside(scene: Scene, person: Person, mouth: _Mouth, pixels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _inside(
+    scene: RenderBatch, person: Person, mouth: _Mouth, pixels: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """The mouth's inside at these pixels, lips or not, N, 3, H, W."""
     opening = _opening(person.face, mouth, *mouth.axes.local(*pixels))
     lip, flesh = (colour.to_rgb(_colour(scene, row)) for row in (LIP_SKIN, FACE_SKIN))
@@ -125,7 +127,7 @@ def _opening(face: Face, mouth: _Mouth, x: torch.Tensor, y: torch.Tensor) -> int
     return interior.Opening(x, y, upper, lower, left, right, teeth, mouth.axes.unit)
 
 
-def _colour(scene: Scene, row: list[int]) -> torch.Tensor:
+def _colour(scene: RenderBatch, row: list[int]) -> torch.Tensor:
     """The mean colour of some landmarks, Y'CbCr, N, 3."""
     spots = scene.points[:, None, row, :2] * (2 / scene.boxes.side) - 1
     return scene.boxes.at(spots).mean((2, 3))

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import jobkit
+from lipsync.engine import PreviewEngine
 
 from .clip import Clip
-from .engine import Engine
 from .landmarks import openness
 from .picture import Picture, Shape
 from .pose import Face, smoothed
@@ -44,7 +44,7 @@ class _Widest:
     points: torch.Tensor
 
 
-def scan(clip: Clip, limit: int, engine: Engine, tell: Callable[[int], None]) -> Scan:
+def scan(clip: Clip, limit: int, engine: PreviewEngine, tell: Callable[[int], None]) -> Scan:
     """Tracks the first `limit` pictures. Raises BadInput: no_face, unreadable_video. `tell` hears how many are done."""
     batches, chunks = tee(_batches(clip.pictures(0, limit)))
     widest: _Widest | None = None

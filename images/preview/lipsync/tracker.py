@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .detector import Detector, Found, followed
+from lipsync.detector import DetectedFace, Detector, followed
+from lipsync.worker_pool import WorkerPool
+
 from .interpreter import Interpreter
 from .landmarks import MESH
-from .lanes import Lanes
 from .region import Regions, around, crop
 
 _NEAR, _FAR = "face_detection_short_range.tflite", "face_detection_back.tflite"
@@ -48,7 +49,7 @@ class Track:
 @dataclass(frozen=True)
 class _Looked:
     frames: torch.Tensor
-    faces: dict[int, list[Found]]
+    faces: dict[int, list[DetectedFace]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Followed:
     regions: dict[int, Regions]
 
 
-def tracks(models: FaceModels, lanes: Lanes, chunks: Iterable[torch.Tensor]) -> Iterator[Track]:
+def tracks(models: FaceModels, lanes: WorkerPool, chunks: Iterable[torch.Tensor]) -> Iterator[Track]:
     """The face in each chunk of frames, N, 3, H, W in 0..1: the largest at first, then the same while it is seen."""
     looked = lanes.ordered(lambda frames: _look(models, frames), chunks)
     return lanes.ordered(lambda chosen: _trace(models.mesh, chosen), _follow(looked))
@@ -66,7 +67,7 @@ def tracks(models: FaceModels, lanes: Lanes, chunks: Iterable[torch.Tensor]) -> 
 def _look(models: FaceModels, frames: torch.Tensor) -> _Looked:
     """All faces in the key frames. The far detector costs four times the near one and is asked second."""
     keys = sorted({*range(0, len(frames), _EVERY), len(frames) - 1})
-    faces: dict[int, list[Found]] = {}
+    faces: dict[int, list[DetectedFace]] = {}
     for detector in (models.near, models.far):
         faces = dict(zip(keys, detector.faces(frames[keys]), strict=True))
         if any(faces.values()):
@@ -75,7 +76,7 @@ def _look(models: FaceModels, frames: torch.Tensor) -> _Looked:
 
 
 def _follow(looked: Iterable[_Looked]) -> Iterator[_Followed]:
-    last: Found | None = None
+    last: DetectedFace | None = None
     for chunk in looked:
         regions: dict[int, Regions] = {}
         for key, faces in chunk.faces.items():

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 import jobkit
+from lipsync.encode import COMMENT, create_video
+from lipsync.engine import PreviewEngine
+from lipsync.options import PreviewOptions
 
 from . import features, sound, voice
 from .clip import Clip
 from .compose import Composer, Layout
-from .encode import COMMENT, writing
-from .engine import Engine
-from .options import Options
 from .playback import back_and_forth
 from .render import Person
 from .scan import scan
@@ -23,9 +23,9 @@ _LONGEST_S = 2 * 3600
 _SCANNED = 0.3  # of the progress, when every picture has been looked at
 
 
-def work(job: jobkit.Job, engine: Engine) -> dict[str, Any]:
+def work(job: jobkit.Job, engine: PreviewEngine) -> dict[str, Any]:
     """Writes result.mp4 and returns what it is. Raises BadInput: see endpoint.toml for the codes."""
-    options = Options.of(job.input)
+    options = PreviewOptions.of(job.input)
     coding = options.coding
     heard = _heard(job, engine)
     total = max(1, round(heard.seconds * coding.fps))
@@ -40,7 +40,7 @@ def work(job: jobkit.Job, engine: Engine) -> dict[str, Any]:
         composer = Composer(seen, person, layout, engine)
         shown = back_and_forth(clip, len(seen.points), total)
         tell = _teller(job, "render", (_SCANNED, 1.0), total)
-        with job.output(RESULT) as path, writing(path, clip.shape, coding, job.path("audio")) as writer:
+        with job.output(RESULT) as path, create_video(path, clip.shape, coding, job.path("audio")) as writer:
             composer.compose(shown, curves, writer, tell)
     job.metric("track_fps", len(seen.points) / (scanned - began), "1/s")
     job.metric("render_fps", total / (time.monotonic() - scanned), "1/s")
@@ -57,7 +57,7 @@ def work(job: jobkit.Job, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _heard(job: jobkit.Job, engine: Engine) -> features.Features:
+def _heard(job: jobkit.Job, engine: PreviewEngine) -> features.Features:
     heard = features.extract(sound.samples(job.path("audio"), _LONGEST_S), engine.device)
     if heard.samples <= 0:
         raise jobkit.BadInput("unreadable_audio", "the recording holds no sound at all; send another file")

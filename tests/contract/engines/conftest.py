@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.engines.hosts import INSTALLATION, Host, docker_host, memory_host, nobody_host, process_host
+from tests.contract.engines.engine_rigs import (
+    INSTALLATION,
+    EngineRig,
+    docker_engine_rig,
+    fake_engine_rig,
+    nobody_engine_rig,
+    process_engine_rig,
+)
 from tests.contract.engines.programs import COMMANDS
-from tests.engine_host import BASE, build, docker_url, echo_image
-from tests.job_user import cannot_run_as_nobody
+from tests.support.docker_images import BASE_IMAGE, build_image, docker_url, echo_image
+from tests.support.job_user import why_not_nobody
 
 __all__ = ["docker_url", "echo_image"]
 
 ENGINES = ["memory", "process", "nobody", pytest.param("docker", marks=pytest.mark.docker)]
-SIMPLE = {"memory": memory_host, "process": process_host, "nobody": nobody_host}
+SIMPLE = {"memory": fake_engine_rig, "process": process_engine_rig, "nobody": nobody_engine_rig}
 PROCESSES = ENGINES[1:3]  # as the runner's own user, and as nobody where that is root
 
 
@@ -23,11 +30,11 @@ PROCESSES = ENGINES[1:3]  # as the runner's own user, and as nobody where that i
 def images(docker_url: str, echo_image: str) -> dict[str, str]:
     """The suite's names for images, and the engine's."""
     built = {
-        name: build(
+        name: build_image(
             docker_url,
             f"lamplighter-test-{name}",
             "-",
-            given=f"FROM {BASE}\nCMD [{', '.join(map(quoted, command))}]\n",
+            given=f"FROM {BASE_IMAGE}\nCMD [{', '.join(map(quoted, command))}]\n",
         )
         for name, command in COMMANDS.items()
     }
@@ -40,14 +47,14 @@ def quoted(word: str) -> str:
 
 
 @pytest.fixture(params=ENGINES)
-async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
+async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EngineRig]:
     name = f"h-{uuid.uuid4().hex[:12]}"
-    if request.param == "nobody" and (why := cannot_run_as_nobody()):
+    if request.param == "nobody" and (why := why_not_nobody()):
         pytest.skip(why)
     async with AsyncExitStack() as stack:
         if request.param == "docker":
             url, images = request.getfixturevalue("docker_url"), request.getfixturevalue("images")
-            made = docker_host(tmp_path, name, url, images)
+            made = docker_engine_rig(tmp_path, name, url, images)
         else:
             made = SIMPLE[request.param](tmp_path, name)
         host = await stack.enter_async_context(made)

@@ -7,13 +7,13 @@ from typing import Any
 
 import anyio
 
-from runner.engines.memory import Box, Program, Signalled
+from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 
 LONG = 40_000  # over Docker's piece of 16 KiB, under our line of 64 KiB
 LONG_LINES = f"print('a' * {LONG}); print('b'); print('c' * {LONG}, end='')"
 
 # What a job finds around it, as one line of JSON: what a container must not be able to do, tried.
-LOOK = """
+PROBE_PROGRAM = """
 import json, os, resource, socket
 def can(act):
     try: act(); return True
@@ -47,11 +47,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plain": ("sleep", "600"),
     "missing": ("/no/such/program",),
     "long": ("python3", "-c", LONG_LINES),
-    "look": ("python3", "-c", LOOK),
+    "look": ("python3", "-c", PROBE_PROGRAM),
 }
 
 
-async def _echo(box: Box) -> int:
+async def _echo(box: FakeContainer) -> int:
     """The fake's echo: reads the same job.json, ends the same ways."""
     given = json.loads((box.spec.job_dir / "job.json").read_text())["input"]
     box.write(b'{"type":"progress","fraction":0,"stage":"echo"}\n')
@@ -64,21 +64,21 @@ async def _echo(box: Box) -> int:
 
 
 async def _end(code: int, *, oom_killed: bool = False) -> None:
-    raise Signalled(code, oom_killed=oom_killed)
+    raise EndBySignal(code, oom_killed=oom_killed)
 
 
-async def _hang(box: Box) -> None:
+async def _hang(box: FakeContainer) -> None:
     box.handles_term = True
     await box.term.wait()
-    raise Signalled(143)
+    raise EndBySignal(143)
 
 
-async def _ignore(box: Box) -> None:
+async def _ignore(box: FakeContainer) -> None:
     box.handles_term = True
     await anyio.sleep_forever()
 
 
-async def _write(box: Box, data: bytes, times: int) -> None:
+async def _write(box: FakeContainer, data: bytes, times: int) -> None:
     for _ in range(times):
         box.write(data)
         await anyio.lowlevel.checkpoint()
@@ -88,7 +88,7 @@ async def _nothing() -> None:
     pass
 
 
-_BEHAVIOURS: dict[str, Callable[[Box, dict[str, Any]], Awaitable[None]]] = {
+_BEHAVIOURS: dict[str, Callable[[FakeContainer, dict[str, Any]], Awaitable[None]]] = {
     "ok": lambda box, given: _nothing(),
     "exit": lambda box, given: _end(given.get("exit", 0)),
     "segv": lambda box, given: _end(139),
@@ -101,14 +101,14 @@ _BEHAVIOURS: dict[str, Callable[[Box, dict[str, Any]], Awaitable[None]]] = {
 }
 
 
-async def _plain(_: Box) -> int:
+async def _plain(_: FakeContainer) -> int:
     await anyio.sleep_forever()
     return os.EX_SOFTWARE
 
 
-async def _long(box: Box) -> int:
+async def _long(box: FakeContainer) -> int:
     box.write(b"a" * LONG + b"\nb\n" + b"c" * LONG)
     return 0
 
 
-PLAYED: dict[str, Program] = {"echo": _echo, "plain": _plain, "long": _long}
+FAKE_PROGRAMS: dict[str, Program] = {"echo": _echo, "plain": _plain, "long": _long}

@@ -12,11 +12,10 @@ import msgspec
 import pytest
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import EngineGone, StartFailed
-from runner.engines.sandbox import Injection
+from runner.engines.port import EngineUnavailable, GpuInjection, StartFailed
 from tests.contract.engines.conftest import ENGINES
-from tests.contract.engines.gate import gate
-from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, text
+from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
+from tests.contract.engines.socket_gate import open_gate
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 # docker-py leaves its socket open where the daemon goes away between our knock and its connect: `swept` collects it.
@@ -31,12 +30,12 @@ def swept() -> Iterator[None]:
 
 
 @DOCKER
-async def test_a_container_may_do_nothing_it_does_not_need(host: Host) -> None:
+async def test_a_container_may_do_nothing_it_does_not_need(host: EngineRig) -> None:
     spec = host.spec("look")
     handle = await host.start(spec, {}, **{"a.txt": b"given"})
     chunks = await host.read(handle)
-    assert text(chunks, "stderr") == b""
-    assert json.loads(text(chunks)) == {
+    assert stream_text(chunks, "stderr") == b""
+    assert json.loads(stream_text(chunks)) == {
         "uid": 65534,
         "caps": 0,
         "no_new_privs": "1",
@@ -63,16 +62,16 @@ async def test_a_container_may_do_nothing_it_does_not_need(host: Host) -> None:
 
 
 @DOCKER
-async def test_a_warm_container_cannot_swap_its_folders(host: Host) -> None:
+async def test_a_warm_container_cannot_swap_its_folders(host: EngineRig) -> None:
     spec = host.spec("look", env={"LAMPLIGHTER_WARM": "1"})
     handle = await host.start(spec, {}, **{"a.txt": b"given"})
-    seen = json.loads(text(await host.read(handle)))
+    seen = json.loads(stream_text(await host.read(handle)))
     assert (seen["swaps"], seen["in"], seen["input"]) == ([], False, False)
 
 
 @DOCKER
 @pytest.mark.parametrize("injection", ["cdi", "device_request", "runtime"])
-async def test_a_gpu_that_cannot_be_given(host: Host, docker_url: str, injection: Injection) -> None:
+async def test_a_gpu_that_cannot_be_given(host: EngineRig, docker_url: str, injection: GpuInjection) -> None:
     async with DockerEngine(DockerSettings(base_url=docker_url, injection=injection)) as engine:
         spec = host.spec("plain", gpus=("GPU-00000000-0000-0000-0000-000000000000",))
         with pytest.raises(StartFailed) as failed:
@@ -82,7 +81,7 @@ async def test_a_gpu_that_cannot_be_given(host: Host, docker_url: str, injection
 
 
 @DOCKER
-async def test_cpu_limits_above_the_hosts_are_taken(host: Host) -> None:
+async def test_cpu_limits_above_the_hosts_are_taken(host: EngineRig) -> None:
     spec = host.spec("plain")
     handle = await host.start(msgspec.structs.replace(spec, limits=msgspec.structs.replace(spec.limits, cpus=4096.0)))
     [found] = await host.engine.find(INSTALLATION, host.host)
@@ -92,8 +91,8 @@ async def test_cpu_limits_above_the_hosts_are_taken(host: Host) -> None:
 @DOCKER
 @LEAKY
 @pytest.mark.usefixtures("swept")
-async def test_a_restarting_daemon_costs_no_line(host: Host, docker_url: str, tmp_path: Path) -> None:
-    async with gate(tmp_path, docker_url) as way, DockerEngine(DockerSettings(base_url=way.url)) as engine:
+async def test_a_restarting_daemon_costs_no_line(host: EngineRig, docker_url: str, tmp_path: Path) -> None:
+    async with open_gate(tmp_path, docker_url) as way, DockerEngine(DockerSettings(base_url=way.url)) as engine:
         handle = await host.echo(steps=20, seconds=4)
         waiting = asyncio.ensure_future(engine.wait(handle))
         chunks = []
@@ -104,18 +103,18 @@ async def test_a_restarting_daemon_costs_no_line(host: Host, docker_url: str, tm
                     await way.shut()
                     asyncio.get_running_loop().call_later(0.5, way.open)
         assert (await waiting).code == 0
-    lines = [line for line in text(chunks, "stderr").splitlines() if line.startswith(b"step ")]
+    lines = [line for line in stream_text(chunks, "stderr").splitlines() if line.startswith(b"step ")]
     assert lines == [b"step %d of 20" % step for step in range(1, 21)]
-    offsets = [chunk.mark.offset for chunk in chunks]
+    offsets = [chunk.cursor.offset for chunk in chunks]
     assert offsets == sorted(set(offsets))
 
 
 @DOCKER
 @LEAKY
 @pytest.mark.usefixtures("swept")
-async def test_a_daemon_that_stays_away_is_gone(host: Host, docker_url: str, tmp_path: Path) -> None:
+async def test_a_daemon_that_stays_away_is_gone(host: EngineRig, docker_url: str, tmp_path: Path) -> None:
     settings = DockerSettings(base_url=f"unix://{tmp_path}/gate.sock", reconnect_s=0.3)
-    async with gate(tmp_path, docker_url) as way, DockerEngine(settings) as engine:
+    async with open_gate(tmp_path, docker_url) as way, DockerEngine(settings) as engine:
         handle = await host.start(host.spec("plain"))
         waiting = asyncio.ensure_future(engine.wait(handle))
         following = asyncio.ensure_future(anext(engine.output(handle, None)))
@@ -123,20 +122,20 @@ async def test_a_daemon_that_stays_away_is_gone(host: Host, docker_url: str, tmp
         await way.shut()
         async with asyncio.timeout(DEADLINE_S):
             for call in (waiting, following, engine.probe(), engine.find("x", "y"), engine.stop(handle, 0)):
-                with pytest.raises(EngineGone):
+                with pytest.raises(EngineUnavailable):
                     await call
-            with pytest.raises(EngineGone):
+            with pytest.raises(EngineUnavailable):
                 await engine.start(host.spec("plain"))
 
 
 async def test_no_daemon_at_all(tmp_path: Path) -> None:
     async with DockerEngine(DockerSettings(base_url=f"unix://{tmp_path}/no.sock")) as engine:
-        with pytest.raises(EngineGone, match="is the daemon running"):
+        with pytest.raises(EngineUnavailable, match="is the daemon running"):
             await engine.probe()
 
 
 @DOCKER
-async def test_readers_that_leave_give_their_threads_back(host: Host, docker_url: str) -> None:
+async def test_readers_that_leave_give_their_threads_back(host: EngineRig, docker_url: str) -> None:
     """Four threads in all would not be enough for five readers that stay."""
     async with DockerEngine(DockerSettings(base_url=docker_url, streams=1)) as engine:
         handle = await host.start(host.spec("plain"))
@@ -149,7 +148,7 @@ async def test_readers_that_leave_give_their_threads_back(host: Host, docker_url
 
 
 @DOCKER
-async def test_an_input_made_private_by_an_umask_is_readable(host: Host) -> None:
+async def test_an_input_made_private_by_an_umask_is_readable(host: EngineRig) -> None:
     spec = host.spec()
     spec.job_dir.mkdir(mode=0o700)
     handle = await host.start(spec, {"text": "x"})

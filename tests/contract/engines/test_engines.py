@@ -9,32 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines.memory import MemoryEngine
-from runner.engines.port import Exit, Found, Mark, NoSuchContainer, Spec, StartFailed
-from schemas.container import LineParser, Log, Progress
+from runner.engines.port import ContainerExit, ContainerSpec, FoundContainer, NoSuchContainer, OutputCursor, StartFailed
+from schemas.container_protocol import LineParser, LogLine, ProgressLine
 from tests.contract.engines.conftest import ENGINES
-from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, result, text
+from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, read_result, stream_text
 from tests.contract.engines.programs import LONG
+from tests.support.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.timeout(120)
 REAL = ENGINES[1:]  # where there are threads to lose and programs of jobkit's
 
 
-async def ended(host: Host, handle: str) -> Exit:
+async def ended(host: EngineRig, handle: str) -> ContainerExit:
     async with asyncio.timeout(DEADLINE_S):
         return await host.engine.wait(handle)
 
 
-async def says(host: Host, handle: str, word: bytes, since: Mark | None = None) -> Mark:
+async def says(host: EngineRig, handle: str, word: bytes, since: OutputCursor | None = None) -> OutputCursor:
     """Follows until some output has `word`; the mark there."""
     async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, since)) as chunks:
         async for chunk in chunks:
             if word in chunk.data:
-                return chunk.mark
+                return chunk.cursor
     raise AssertionError(f"it never said {word!r}")
 
 
-async def test_a_job_runs_and_ends(host: Host) -> None:
+async def test_a_job_runs_and_ends(host: EngineRig) -> None:
     spec = host.spec()
     handle = await host.start(spec, {"text": "灯", "steps": 3})
     chunks = await host.read(handle)
@@ -43,9 +43,9 @@ async def test_a_job_runs_and_ends(host: Host) -> None:
     assert exit_.started_at is not None
     assert exit_.finished_at is not None
     assert exit_.started_at <= exit_.finished_at
-    assert result(spec) == {"text": "灯"}
-    assert b'"progress"' in text(chunks)
-    assert text(chunks, "stderr").count(b"step ") == 3
+    assert read_result(spec) == {"text": "灯"}
+    assert b'"progress"' in stream_text(chunks)
+    assert stream_text(chunks, "stderr").count(b"step ") == 3
 
 
 ENDS = {
@@ -61,13 +61,13 @@ ENDS = {
 
 
 @pytest.mark.parametrize("case", ENDS)
-async def test_how_it_ended(host: Host, case: str) -> None:
+async def test_how_it_ended(host: EngineRig, case: str) -> None:
     given, code, oom_killed = ENDS[case]
     exit_ = await ended(host, await host.echo(**given))
     assert (exit_.code, exit_.oom_killed) == (code, oom_killed)
 
 
-async def test_stop_asks_first(host: Host) -> None:
+async def test_stop_asks_first(host: EngineRig) -> None:
     handle = await host.echo(behave="hang")
     await says(host, handle, b"progress")
     async with asyncio.timeout(DEADLINE_S):
@@ -75,14 +75,14 @@ async def test_stop_asks_first(host: Host) -> None:
     assert (await ended(host, handle)).code == 143
 
 
-async def test_stop_without_a_handler_takes_no_grace(host: Host) -> None:
+async def test_stop_without_a_handler_takes_no_grace(host: EngineRig) -> None:
     handle = await host.start(host.spec("plain"))
     async with asyncio.timeout(20):
         await host.engine.stop(handle, 60)
     assert (await ended(host, handle)).code == 143
 
 
-async def test_ignored_term_is_killed_after_the_grace(host: Host) -> None:
+async def test_ignored_term_is_killed_after_the_grace(host: EngineRig) -> None:
     handle = await host.echo(behave="ignore_term")
     await says(host, handle, b"ignoring" if host.engine.name != "memory" else b"progress")
     async with asyncio.timeout(20):
@@ -91,7 +91,7 @@ async def test_ignored_term_is_killed_after_the_grace(host: Host) -> None:
     assert (exit_.code, exit_.oom_killed) == (137, False)
 
 
-async def test_stop_of_what_has_ended_or_never_was(host: Host) -> None:
+async def test_stop_of_what_has_ended_or_never_was(host: EngineRig) -> None:
     handle = await host.echo(behave="exit", exit=3)
     await ended(host, handle)
     await host.engine.stop(handle, 5)
@@ -99,41 +99,41 @@ async def test_stop_of_what_has_ended_or_never_was(host: Host) -> None:
     assert (await ended(host, handle)).code == 3
 
 
-async def test_a_missing_image_leaves_nothing(host: Host) -> None:
+async def test_a_missing_image_leaves_nothing(host: EngineRig) -> None:
     with pytest.raises(StartFailed) as failed:
         await host.start(host.spec("no-such-image", folder="/no/such/folder"))
     assert failed.value.code == "image_missing"
     assert await host.engine.find(INSTALLATION, host.host) == []
 
 
-async def test_a_missing_command_does_not_start_or_exits_127(host: Host) -> None:
-    if isinstance(host.engine, MemoryEngine):
-        host.engine.refuse = StartFailed("engine_error", "/no/such/program")
+async def test_a_missing_command_does_not_start_or_exits_127(host: EngineRig) -> None:
+    if isinstance(host.engine, FakeEngine):
+        host.engine.next_start_failure = StartFailed("engine_error", "/no/such/program")
     ends, why = await fate(host, host.spec("missing"))
     assert ends == (127 if host.engine.name == "docker" else "engine_error")
     assert "/no/such/program" in why
 
 
-async def fate(host: Host, spec: Spec) -> tuple[int | str, str]:
+async def fate(host: EngineRig, spec: ContainerSpec) -> tuple[int | str, str]:
     """The exit code and stderr, or the failure code and message of a start that left nothing."""
     try:
         handle = await host.start(spec)
     except StartFailed as failed:
         left = await host.engine.find(INSTALLATION, host.host)
         return failed.code, f"{failed.message}{left or ''}"
-    return (await ended(host, handle)).code, text(await host.read(handle), "stderr").decode()
+    return (await ended(host, handle)).code, stream_text(await host.read(handle), "stderr").decode()
 
 
-async def test_a_flood_that_nobody_reads_blocks_nothing(host: Host) -> None:
+async def test_a_flood_that_nobody_reads_blocks_nothing(host: EngineRig) -> None:
     handle = await host.echo(behave="flood")
     async with aclosing(host.engine.output(handle, None)) as chunks:
         first = await anext(chunks)
         assert (await ended(host, handle)).code == 0
         before, peak = rss_mb(), 0.0
-        offset = first.mark.offset
+        offset = first.cursor.offset
         async for chunk in chunks:
-            assert chunk.mark.offset == offset + len(chunk.data)
-            offset = chunk.mark.offset
+            assert chunk.cursor.offset == offset + len(chunk.data)
+            offset = chunk.cursor.offset
             peak = max(peak, rss_mb())
     assert offset > 1_000_000
     assert peak - before < 50
@@ -144,56 +144,58 @@ def rss_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-async def test_megabytes_without_a_newline(host: Host) -> None:
+async def test_megabytes_without_a_newline(host: EngineRig) -> None:
     handle = await host.echo(behave="no_newline")
     chunks = await host.read(handle)
     assert (await ended(host, handle)).code == 0
     assert max(len(chunk.data) for chunk in chunks) < 1 << 20
-    assert text(chunks).count(b"x") == 8 << 20
+    assert stream_text(chunks).count(b"x") == 8 << 20
 
 
-async def test_chunks_end_where_lines_end(host: Host) -> None:
+async def test_chunks_end_where_lines_end(host: EngineRig) -> None:
     handle = await host.start(host.spec("long"))
     chunks = await host.read(handle)
     assert all(chunk.data.endswith(b"\n") for chunk in chunks[:-1])
-    assert text(chunks).splitlines() == [b"a" * LONG, b"b", b"c" * LONG]
+    assert stream_text(chunks).splitlines() == [b"a" * LONG, b"b", b"c" * LONG]
 
 
-async def test_output_is_taken_up_at_any_mark(host: Host) -> None:
+async def test_output_is_taken_up_at_any_mark(host: EngineRig) -> None:
     handle = await host.echo(steps=40)
     chunks = await host.read(handle)
-    offsets = [chunk.mark.offset for chunk in chunks]
+    offsets = [chunk.cursor.offset for chunk in chunks]
     assert offsets == list(itertools.accumulate(len(chunk.data) for chunk in chunks))
     for index in {0, len(chunks) // 2, len(chunks) - 1}:
-        rest = await host.read(handle, chunks[index].mark)
+        rest = await host.read(handle, chunks[index].cursor)
         for stream in ("stdout", "stderr"):
-            assert text(rest, stream) == text(chunks[index + 1 :], stream)
-        assert all(chunk.mark.offset > offsets[index] for chunk in rest)
-        assert not rest or rest[-1].mark.offset == offsets[-1]
+            assert stream_text(rest, stream) == stream_text(chunks[index + 1 :], stream)
+        assert all(chunk.cursor.offset > offsets[index] for chunk in rest)
+        assert not rest or rest[-1].cursor.offset == offsets[-1]
 
 
-async def test_following_is_left_and_taken_up_while_it_runs(host: Host) -> None:
+async def test_following_is_left_and_taken_up_while_it_runs(host: EngineRig) -> None:
     handle = await host.echo(steps=30, seconds=1.5)
     mark = await says(host, handle, b"step 10" if host.engine.name == "memory" else b"step 10 of")
-    rest = text(await host.read(handle, mark), "stderr")
-    seen = text(await host.read(handle), "stderr")
+    rest = stream_text(await host.read(handle, mark), "stderr")
+    seen = stream_text(await host.read(handle), "stderr")
     assert seen.endswith(rest)
     assert seen.count(b"step ") == 30
     assert 0 < rest.count(b"\n") <= 20
 
 
-async def test_what_it_says_parses(host: Host) -> None:
+async def test_what_it_says_parses(host: EngineRig) -> None:
     handle = await host.echo(steps=2)
     parsers = {stream: LineParser(stream) for stream in ("stdout", "stderr")}  # type: ignore[arg-type]
     found = []
     async for chunk in host.engine.output(handle, None):
-        found += parsers[chunk.stream].feed(chunk.data, chunk.mark.offset - len(chunk.data))
-    assert any(isinstance(parsed.message, Progress) for parsed in found)  # the two streams keep no order between them
-    assert sum(isinstance(parsed.message, Log) and parsed.message.text.startswith("step ") for parsed in found) == 2
+        found += parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data))
+    assert any(
+        isinstance(parsed.message, ProgressLine) for parsed in found
+    )  # the two streams keep no order between them
+    assert sum(isinstance(parsed.message, LogLine) and parsed.message.text.startswith("step ") for parsed in found) == 2
     assert [parsed.end for parsed in found] == sorted({parsed.end for parsed in found})
 
 
-async def test_found_in_every_state_by_its_own_host_only(host: Host) -> None:
+async def test_found_in_every_state_by_its_own_host_only(host: EngineRig) -> None:
     running = await host.start(host.spec("plain", "running"))
     exited = await host.start(host.spec(job="exited"), {"behave": "exit"})
     await ended(host, exited)
@@ -201,14 +203,14 @@ async def test_found_in_every_state_by_its_own_host_only(host: Host) -> None:
     found = await host.engine.find(INSTALLATION, host.host)
     wanted = {"running": running, "exited": exited, "created": created}
     assert sorted(found, key=lambda one: one.state) == [
-        Found(wanted[state], host.spec(job=state).identity, state)  # type: ignore[arg-type]
+        FoundContainer(wanted[state], host.spec(job=state).identity, state)  # type: ignore[arg-type]
         for state in sorted(wanted)
     ]
     assert await host.engine.find(INSTALLATION, "another") == []
     assert await host.engine.find("another", host.host) == []
 
 
-async def test_created_only_is_no_exit_0(host: Host) -> None:
+async def test_created_only_is_no_exit_0(host: EngineRig) -> None:
     handle = await host.create(host.spec("plain"))
     with pytest.raises(NoSuchContainer):
         await ended(host, handle)
@@ -219,7 +221,7 @@ async def test_created_only_is_no_exit_0(host: Host) -> None:
     assert await host.engine.find(INSTALLATION, host.host) == []
 
 
-async def test_remove_is_idempotent_and_ends_what_runs(host: Host) -> None:
+async def test_remove_is_idempotent_and_ends_what_runs(host: EngineRig) -> None:
     handle = await host.start(host.spec("plain"))
     await host.engine.remove(handle)
     await host.engine.remove(handle)
@@ -231,7 +233,7 @@ async def test_remove_is_idempotent_and_ends_what_runs(host: Host) -> None:
 
 
 @pytest.mark.parametrize("host", REAL, indirect=True)
-async def test_a_cancelled_start_leaves_nothing(host: Host) -> None:
+async def test_a_cancelled_start_leaves_nothing(host: EngineRig) -> None:
     spec = host.spec("plain")
     async with host.another() as engine:
         starting = asyncio.ensure_future(engine.start(spec))
@@ -242,7 +244,7 @@ async def test_a_cancelled_start_leaves_nothing(host: Host) -> None:
     assert await host.engine.find(INSTALLATION, host.host) == []
 
 
-async def test_cancelled_waiting_and_following_end(host: Host) -> None:
+async def test_cancelled_waiting_and_following_end(host: EngineRig) -> None:
     handle = await host.start(host.spec("plain"))
     for waiting in (host.engine.wait(handle), host.read(handle)):
         with pytest.raises(TimeoutError):
@@ -253,7 +255,7 @@ async def test_cancelled_waiting_and_following_end(host: Host) -> None:
 
 
 @pytest.mark.parametrize("host", REAL, indirect=True)
-async def test_a_warm_container_waits_for_its_job(host: Host) -> None:
+async def test_a_warm_container_waits_for_its_job(host: EngineRig) -> None:
     spec = host.spec(env={"LAMPLIGHTER_WARM": "1"})
     handle = await host.start(spec, {"text": "warm"})
     await says(host, handle, b'"ready"')
@@ -261,10 +263,10 @@ async def test_a_warm_container_waits_for_its_job(host: Host) -> None:
         start.connect(str(spec.job_dir / "start.sock"))
         start.sendall(b"start\n")
         assert (await ended(host, handle)).code == 0
-    assert result(spec) == {"text": "warm"}
+    assert read_result(spec) == {"text": "warm"}
 
 
-async def test_probe_says_what_it_is(host: Host) -> None:
+async def test_probe_says_what_it_is(host: EngineRig) -> None:
     info = await host.engine.probe()
     assert info.name == host.engine.name
     assert info.isolated == (info.name == "docker")

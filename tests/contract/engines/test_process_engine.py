@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runner.engines import shim
-from runner.engines.port import Exit
+from runner.engines import process_shim
+from runner.engines.port import ContainerExit
 from runner.engines.process import ProcessEngine
-from runner.engines.records import Records, Running
+from runner.engines.process_state import ProcessPids, ProcessStateDir
 from tests.contract.engines.conftest import PROCESSES
-from tests.contract.engines.hosts import DEADLINE_S, INSTALLATION, Host, text
-from tests.job_user import nobody
+from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
+from tests.support.job_user import nobody
 
 pytestmark = pytest.mark.timeout(60)
 either = pytest.mark.parametrize("host", PROCESSES, indirect=True)
@@ -47,7 +47,7 @@ time.sleep(1.0)
 """
 
 
-async def first_line(host: Host, handle: str) -> bytes:
+async def first_line(host: EngineRig, handle: str) -> bytes:
     async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, None)) as chunks:
         return (await anext(chunks)).data
 
@@ -93,14 +93,14 @@ print(json.dumps({
 
 @as_nobody
 @pytest.mark.parametrize("warm", [False, True])
-async def test_a_job_of_another_user_reaches_its_own_folder_and_nothing_of_ours(host: Host, warm: bool) -> None:
+async def test_a_job_of_another_user_reaches_its_own_folder_and_nothing_of_ours(host: EngineRig, warm: bool) -> None:
     secret = host.root / "secret"
     secret.write_text("a key")
     secret.chmod(0o600)
     env = {"LAMPLIGHTER_WARM": "1"} if warm else {}
     spec = host.spec(command=(sys.executable, "-c", LOOKS, str(secret)), env=env)
     handle = await host.start(spec, {})
-    seen = json.loads(text(await host.read(handle)))
+    seen = json.loads(stream_text(await host.read(handle)))
     user = nobody()
     assert seen == {
         "ids": [user.uid, user.gid, list(user.groups)],
@@ -126,7 +126,7 @@ async def test_a_job_of_another_user_reaches_its_own_folder_and_nothing_of_ours(
 
 
 @as_nobody
-async def test_what_lies_behind_a_private_folder_is_shown_and_nothing_else_there(host: Host) -> None:
+async def test_what_lies_behind_a_private_folder_is_shown_and_nothing_else_there(host: EngineRig) -> None:
     private = host.root / "home"
     (private / "images" / "mine").mkdir(parents=True)
     (private / "images" / "mine" / "main.py").write_text("import os; print(os.listdir(os.environ['ABOVE']))")
@@ -134,68 +134,70 @@ async def test_what_lies_behind_a_private_folder_is_shown_and_nothing_else_there
     (private / "key").write_text("secret")
     private.chmod(0o700)
     spec = host.spec(folder=str(private / "link" / "mine"), env={"ABOVE": str(private)})
-    said = text(await host.read(await host.start(spec)))
+    said = stream_text(await host.read(await host.start(spec)))
     assert sorted(ast.literal_eval(said.decode())) == ["images", "link"]
 
 
 @either
 @pytest.mark.parametrize("seconds", ["600", "0"])
-async def test_nothing_of_a_job_outlives_it(host: Host, seconds: str) -> None:
+async def test_nothing_of_a_job_outlives_it(host: EngineRig, seconds: str) -> None:
     handle = await host.start(host.spec(command=(sys.executable, "-c", RUNAWAY, seconds)))
     runaway = int(await first_line(host, handle))
     if seconds == "600":
         await host.engine.stop(handle, 0.1)
     await host.engine.wait(handle)
-    assert shim.started_at(runaway) == 0
+    assert process_shim.started_at(runaway) == 0
 
 
 @either
-async def test_memory_that_forks_share_is_counted_once(host: Host) -> None:
+async def test_memory_that_forks_share_is_counted_once(host: EngineRig) -> None:
     handle = await host.start(host.spec(command=(sys.executable, "-c", SHARING)))
-    assert await host.engine.wait(handle) == Exit(0, False, *times(host, handle))
+    assert await host.engine.wait(handle) == ContainerExit(0, False, *times(host, handle))
 
 
-def times(host: Host, handle: str) -> tuple[object, object]:
-    ended = records(host, handle).ended()
+def times(host: EngineRig, handle: str) -> tuple[object, object]:
+    ended = records(host, handle).read_exit()
     assert ended is not None
     return ended.started_at, ended.finished_at
 
 
-def records(host: Host, handle: str) -> Records:
-    return Records(host.root / "state" / handle)
+def records(host: EngineRig, handle: str) -> ProcessStateDir:
+    return ProcessStateDir(host.root / "state" / handle)
 
 
 @either
-async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: Host) -> None:
+async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: EngineRig) -> None:
     handle = await host.start(host.spec("plain"))
-    running = records(host, handle).running()
+    running = records(host, handle).read_pids()
     os.kill(running.shim[0], signal.SIGKILL)
-    await until(lambda: not shim.started_at(running.shim[0]))
+    await until(lambda: not process_shim.started_at(running.shim[0]))
     [found] = await host.engine.find(INSTALLATION, host.host)
     assert found.state == "running"
     await host.engine.stop(handle, 0)
-    assert await host.engine.wait(handle) == Exit(137)
+    assert await host.engine.wait(handle) == ContainerExit(137)
 
 
 @either
-async def test_a_pid_of_another_boot_is_no_job_of_ours(host: Host) -> None:
+async def test_a_pid_of_another_boot_is_no_job_of_ours(host: EngineRig) -> None:
     handle = await host.start(host.spec(), {"behave": "exit"})
     await host.engine.wait(handle)
     folder = host.root / "state" / handle
     (folder / "exit.json").unlink()
-    me = (os.getpid(), shim.started_at(os.getpid()))
-    for boot, started, code in (("another", me[1], 137), (shim.boot(), me[1] + 1, 137)):
-        (folder / "running.json").write_bytes(msgspec.json.encode(Running(boot, (me[0], started), (me[0], started))))
+    me = (os.getpid(), process_shim.started_at(os.getpid()))
+    for boot, started, code in (("another", me[1], 137), (process_shim.boot_id(), me[1] + 1, 137)):
+        (folder / "running.json").write_bytes(
+            msgspec.json.encode(ProcessPids(boot, (me[0], started), (me[0], started)))
+        )
         await host.engine.stop(handle, 5)
         assert (await host.engine.wait(handle)).code == code
 
 
 @either
-async def test_a_job_sees_little_of_ours(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_sees_little_of_ours(host: EngineRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMPLIGHTER_KEY", "secret")
     code = "import os, json; print(json.dumps(dict(os.environ)))"
     spec = host.spec(command=("python3", "-c", code), gpus=("GPU-a", "GPU-b"), env={"EXTRA": "1"})
-    env = json.loads(text(await host.read(await host.start(spec))))
+    env = json.loads(stream_text(await host.read(await host.start(spec))))
     assert set(env) - {"LC_CTYPE"} == {
         "PATH", "LANG", "HOME", "TMPDIR", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES",
         "LAMPLIGHTER_JOB", "EXTRA",
@@ -205,20 +207,20 @@ async def test_a_job_sees_little_of_ours(host: Host, monkeypatch: pytest.MonkeyP
 
 
 @either
-async def test_half_written_records_are_passed_over(host: Host) -> None:
+async def test_half_written_records_are_passed_over(host: EngineRig) -> None:
     (host.root / "state" / "broken").mkdir(parents=True)
     (host.root / "state" / "broken" / "spec.json").write_text("{")
     assert await host.engine.find(INSTALLATION, host.host) == []
 
 
 @either
-async def test_the_pid_of_a_handle_is_an_ancestor_of_all_that_the_job_runs(host: Host) -> None:
+async def test_the_pid_of_a_handle_is_an_ancestor_of_all_that_the_job_runs(host: EngineRig) -> None:
     """By it a card's processes are known as ours."""
     engine = host.engine
     assert isinstance(engine, ProcessEngine)
     handle = await host.echo(seconds=600)
     pid = await engine.pid(handle)
     assert pid is not None
-    assert shim.family(pid)
+    assert process_shim.find_descendants(pid)
     await engine.remove(handle)
     assert await engine.pid(handle) is None

@@ -10,9 +10,9 @@ import pytest
 
 from lamplighter import AsyncClient
 from schemas.power import PowerState as S
-from tests.e2e.installation import ready
-from tests.e2e.network import Network, network
-from tests.e2e.power.boxes import Box, Scene, street
+from tests.e2e.power.switched_hosts import PowerScenario, SwitchedHost, run_switched_installation
+from tests.support.installation import wait_until_ready
+from tests.support.namespaces import HostNetwork, host_network
 
 pytestmark = [pytest.mark.long(13), pytest.mark.timeout(240)]
 SECONDS_A_DAY = 6
@@ -20,73 +20,78 @@ BUDGET = f"{{ hours = {SECONDS_A_DAY / 3600} }}"
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
+def net() -> Iterator[HostNetwork]:
+    with host_network() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-async def home(net: Network, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Scene]:
+async def home(
+    net: HostNetwork, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object
+) -> AsyncIterator[PowerScenario]:
     """`near` is called first and may be on for a few seconds a day, `far` when that one cannot."""
     boxes = [("near", {"rank": 1, "budget": BUDGET}), ("far", {"rank": 2})]
-    async with street(tmp_path_factory.mktemp("pair"), net, boxes) as made:
+    async with run_switched_installation(tmp_path_factory.mktemp("pair"), net, boxes) as made:
         yield made
 
 
 @pytest.fixture
-async def scene(home: Scene) -> AsyncIterator[Scene]:
-    await home.dark()
+async def scene(home: PowerScenario) -> AsyncIterator[PowerScenario]:
+    await home.wait_until_all_off()
     yield home
     print(home.street.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-def boxes(scene: Scene) -> tuple[Box, Box]:
+def boxes(scene: PowerScenario) -> tuple[SwitchedHost, SwitchedHost]:
     near, far = scene.street.boxes.values()
     return near, far
 
 
-async def test_the_second_host_is_called_when_the_first_has_no_capacity(scene: Scene) -> None:
+async def test_the_second_host_is_called_when_the_first_has_no_capacity(scene: PowerScenario) -> None:
     near, far = boxes(scene)
     near.plan(no_capacity=1000)
     job = await scene.submit()
-    assert "none in stock" in (await scene.stands(S.BLOCKED, box=near)).why
-    (done,) = await scene.done(job)
+    assert "none in stock" in (await scene.wait_for_state(S.BLOCKED, box=near)).why
+    (done,) = await scene.wait_until_succeeded(job)
     assert done.host == "far"
-    assert set(near.pressed) == {"on"}
-    assert far.pressed[0] == "on"
-    await scene.stands(S.OFF, box=near)
+    assert set(near.calls) == {"on"}
+    assert far.calls[0] == "on"
+    await scene.wait_for_state(S.OFF, box=near)
 
 
-async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called(scene: Scene) -> None:
+async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called(scene: PowerScenario) -> None:
     near, far = boxes(scene)
     job = await scene.submit(seconds=2 * SECONDS_A_DAY)
-    await scene.stands(S.DRAINING, box=near)  # it may not be on any longer, but what runs is never cut off
-    (done,) = await scene.done(job)
+    await scene.wait_for_state(S.DRAINING, box=near)  # it may not be on any longer, but what runs is never cut off
+    (done,) = await scene.wait_until_succeeded(job)
     assert done.host == "near"
-    dark = await scene.stands(S.OFF, box=near)
+    dark = await scene.wait_for_state(S.OFF, box=near)
     assert "its daily budget is used up" in {change.why for change in dark.history}
-    (next_,) = await scene.done(await scene.submit())
+    (next_,) = await scene.wait_until_succeeded(await scene.submit())
     assert next_.host == "far"
     blocked = [change.why for change in (await scene.record(near)).history if change.state is S.BLOCKED]
     assert blocked[-1] == "its daily budget is used up"
-    assert (near.pressed, far.pressed[0]) == (["on", "off"], "on")
+    assert (near.calls, far.calls[0]) == (["on", "off"], "on")
 
 
 @asynccontextmanager
-async def second_edge(scene: Scene) -> AsyncIterator[AsyncClient]:
+async def second_edge(scene: PowerScenario) -> AsyncIterator[AsyncClient]:
     """Ann at another edge of the same broker, which judges and switches as the first does."""
     street = scene.street
-    async with street.another() as url, AsyncClient(url, street.keys["ann"], cache=street.folder / "two.json") as ann:
-        await ready(ann)
+    async with (
+        street.start_second_edge() as url,
+        AsyncClient(url, street.keys["ann"], cache=street.folder / "two.json") as ann,
+    ):
+        await wait_until_ready(ann)
         yield ann
 
 
-async def test_two_edges_start_a_host_once(scene: Scene) -> None:
+async def test_two_edges_start_a_host_once(scene: PowerScenario) -> None:
     near, far = boxes(scene)
     async with second_edge(scene) as there:
         far.plan(boot_s=2.0)  # all of them wait by then
         jobs = [await client.submit("echo", text="x") for client in (scene.lit.ann, there, scene.lit.ann, there)]
-        await scene.done(*jobs)
-        await scene.stands(S.OFF, box=far)
-        assert far.pressed == ["on", "off"]
-        assert near.pressed == []  # its day is used up
+        await scene.wait_until_succeeded(*jobs)
+        await scene.wait_for_state(S.OFF, box=far)
+        assert far.calls == ["on", "off"]
+        assert near.calls == []  # its day is used up

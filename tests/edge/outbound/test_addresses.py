@@ -2,10 +2,9 @@
 
 import pytest
 
-from edge.outbound.addresses import literal, refusal
-from edge.outbound.targets import Allowed, UrlRefused, target
+from edge.outbound.url_policy import AllowList, UrlRefused, parse_ip_literal, parse_url, refusal_reason
 
-NOBODY = Allowed()
+NOBODY = AllowList()
 
 
 @pytest.mark.parametrize(
@@ -21,16 +20,16 @@ NOBODY = Allowed()
     ],
 )
 def test_what_is_not_public_is_refused(address: str) -> None:
-    found = literal(address)
+    found = parse_ip_literal(address)
     assert found is not None
-    assert refusal(found)
+    assert refusal_reason(found)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "93.184.215.14", "172.32.0.1", "2606:4700:4700::1111", "2a00:1450::1"])
 def test_what_is_public_is_not(address: str) -> None:
-    found = literal(address)
+    found = parse_ip_literal(address)
     assert found is not None
-    assert refusal(found) is None
+    assert refusal_reason(found) is None
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_what_is_public_is_not(address: str) -> None:
 )
 def test_a_url_that_no_dns_could_make_good_is_refused(url: str) -> None:
     with pytest.raises(UrlRefused):
-        target(url, NOBODY)
+        parse_url(url, NOBODY)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +64,8 @@ def test_a_url_that_no_dns_could_make_good_is_refused(url: str) -> None:
     ],
 )
 def test_a_url_is_read_as_it_will_be_asked(url: str, host: str, port: int) -> None:
-    found = target(url, NOBODY)
-    assert (found.host, found.port, found.opened) == (host, port, False)
+    found = parse_url(url, NOBODY)
+    assert (found.host, found.port, found.is_allow_listed) == (host, port, False)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +82,9 @@ def test_a_url_is_read_as_it_will_be_asked(url: str, host: str, port: int) -> No
     ],
 )
 def test_settings_open_hosts_one_by_one(entry: str, url: str, opened: bool) -> None:
-    assert target(url, Allowed([entry])).opened is opened
+    assert parse_url(url, AllowList([entry])).is_allow_listed is opened
 
 
 def test_an_entry_for_one_port_opens_no_other() -> None:
     with pytest.raises(UrlRefused, match="loopback"):
-        target("http://127.0.0.1:98/", Allowed(["127.0.0.1:99"]))
+        parse_url("http://127.0.0.1:98/", AllowList(["127.0.0.1:99"]))

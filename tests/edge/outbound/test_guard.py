@@ -10,9 +10,17 @@ import httpx
 import pytest
 
 from edge.outbound.download import DownloadFailed, download
-from edge.outbound.guard import Guard, client, resolve
-from edge.outbound.targets import Allowed, UrlRefused
-from tests.edge.outbound.wild import Names, Play, answer, endless, redirect, says, wild
+from edge.outbound.ssrf_guard import SsrfGuardTransport, guarded_client, resolve_host
+from edge.outbound.url_policy import AllowList, UrlRefused
+from tests.support.scripted_servers import (
+    FakeDns,
+    ServerScript,
+    http_redirect,
+    http_response,
+    scripted_server,
+    send_bytes,
+    send_endless_body,
+)
 
 PUBLIC = "93.184.215.14"
 LOCAL = "127.0.0.1"
@@ -24,11 +32,11 @@ async def fetched(asked: httpx.AsyncClient, url: str) -> bytes:
 
 
 @asynccontextmanager
-async def site(play: Play) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+async def site(play: ServerScript) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
     """A client for which files.test is open and lies here, and a URL there."""
-    async with wild(play) as server:
-        names = Names(files_test=[[LOCAL]])
-        async with client(Allowed([f"files.test:{server.port}"]), names) as asked:
+    async with scripted_server(play) as server:
+        names = FakeDns(files_test=[[LOCAL]])
+        async with guarded_client(AllowList([f"files.test:{server.port}"]), names) as asked:
             yield asked, f"http://files.test:{server.port}/a%20film.mp4"
 
 
@@ -47,14 +55,16 @@ class Recorder(httpx.AsyncBaseTransport):
 
 
 async def test_a_file_comes_with_its_name_and_type() -> None:
-    async with site(answer(b"a film")) as (asked, url), download(asked, url) as file:
+    async with site(http_response(b"a film")) as (asked, url), download(asked, url) as file:
         assert (file.name, file.media_type, file.length) == ("a film.mp4", "video/mp4", 6)
         assert b"".join([chunk async for chunk in file.chunks]) == b"a film"
 
 
 async def test_the_request_goes_to_the_address_and_names_the_host() -> None:
     recorder = Recorder()
-    async with httpx.AsyncClient(transport=Guard(Allowed(), Names(films_test=[[PUBLIC]]), recorder)) as asked:
+    async with httpx.AsyncClient(
+        transport=SsrfGuardTransport(AllowList(), FakeDns(films_test=[[PUBLIC]]), recorder)
+    ) as asked:
         await asked.get("https://films.test:444/a?b=c")
     (went,) = recorder.went
     assert str(went.url) == f"https://{PUBLIC}:444/a?b=c"
@@ -72,7 +82,7 @@ async def test_tls_asks_for_the_name_and_not_the_address() -> None:
     async with await anyio.create_tcp_listener(local_host=LOCAL) as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, listen)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        async with client(Allowed(["films.test"]), Names(films_test=[[LOCAL]])) as asked:
+        async with guarded_client(AllowList(["films.test"]), FakeDns(films_test=[[LOCAL]])) as asked:
             with pytest.raises(httpx.TransportError):
                 await asked.get(f"https://films.test:{port}/")
         tasks.cancel_scope.cancel()
@@ -80,9 +90,12 @@ async def test_tls_asks_for_the_name_and_not_the_address() -> None:
 
 
 async def test_dns_that_changes_its_answer_is_asked_once_a_request() -> None:
-    names = Names(rebind_test=[[PUBLIC], [LOCAL]])
+    names = FakeDns(rebind_test=[[PUBLIC], [LOCAL]])
     recorder = Recorder()
-    async with wild(answer()) as server, httpx.AsyncClient(transport=Guard(Allowed(), names, recorder)) as asked:
+    async with (
+        scripted_server(http_response()) as server,
+        httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked,
+    ):
         await asked.get(f"http://rebind.test:{server.port}/")
         assert [request.url.host for request in recorder.went] == [PUBLIC]
         assert names.asked == ["rebind.test"]
@@ -97,7 +110,9 @@ async def test_dns_that_changes_its_answer_is_asked_once_a_request() -> None:
 )
 async def test_a_name_that_stands_for_a_refused_address_is_refused(answers: list[str]) -> None:
     recorder = Recorder()
-    async with httpx.AsyncClient(transport=Guard(Allowed(), Names(evil_test=[answers]), recorder)) as asked:
+    async with httpx.AsyncClient(
+        transport=SsrfGuardTransport(AllowList(), FakeDns(evil_test=[answers]), recorder)
+    ) as asked:
         with pytest.raises(UrlRefused, match=r"evil\.test"):
             await asked.get("http://evil.test/")
     assert recorder.went == []
@@ -105,7 +120,7 @@ async def test_a_name_that_stands_for_a_refused_address_is_refused(answers: list
 
 @pytest.mark.parametrize("host", ["localhost", "localhost.", "LOCALHOST"])
 async def test_the_machines_own_names_are_no_way_in(host: str) -> None:
-    async with wild(answer()) as server, client(Allowed(), resolve) as asked:
+    async with scripted_server(http_response()) as server, guarded_client(AllowList(), resolve_host) as asked:
         with pytest.raises(UrlRefused):
             await fetched(asked, f"http://{host}:{server.port}/")
         assert server.requests == []
@@ -113,24 +128,27 @@ async def test_the_machines_own_names_are_no_way_in(host: str) -> None:
 
 async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
     recorder = Recorder(dead=[PUBLIC])
-    names = Names(films_test=[[PUBLIC, "1.1.1.1"]])
-    async with httpx.AsyncClient(transport=Guard(Allowed(), names, recorder)) as asked:
+    names = FakeDns(films_test=[[PUBLIC, "1.1.1.1"]])
+    async with httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
         assert (await asked.get("http://films.test/")).status_code == 200
     assert [request.url.host for request in recorder.went] == [PUBLIC, "1.1.1.1"]
 
 
 async def test_a_name_that_nobody_knows_may_be_known_later() -> None:
-    async with client(Allowed(), Names()) as asked:
+    async with guarded_client(AllowList(), FakeDns()) as asked:
         with pytest.raises(DownloadFailed, match="resolved") as failed:
             await fetched(asked, "http://nowhere.test/")
-    assert failed.value.passing
+    assert failed.value.is_transient
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "evil.test", "2130706433", "[::1]"])
 async def test_a_redirect_inwards_is_refused_and_never_asked(host: str) -> None:
-    async with wild(answer(b"secret")) as inside, wild(redirect(f"http://{host}:{inside.port}/")) as outside:
-        names = Names(files_test=[[LOCAL]], evil_test=[[LOCAL]])
-        async with client(Allowed([f"files.test:{outside.port}"]), names) as asked:
+    async with (
+        scripted_server(http_response(b"secret")) as inside,
+        scripted_server(http_redirect(f"http://{host}:{inside.port}/")) as outside,
+    ):
+        names = FakeDns(files_test=[[LOCAL]], evil_test=[[LOCAL]])
+        async with guarded_client(AllowList([f"files.test:{outside.port}"]), names) as asked:
             with pytest.raises(UrlRefused):
                 await fetched(asked, f"http://files.test:{outside.port}/")
         assert (len(outside.requests), inside.requests) == (1, [])
@@ -138,19 +156,19 @@ async def test_a_redirect_inwards_is_refused_and_never_asked(host: str) -> None:
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://x/", "http://user:pw@files.test/", "http://[::"])
 async def test_a_redirect_to_another_scheme_or_with_a_login_is_refused(location: str) -> None:
-    async with site(redirect(location)) as (asked, url):
+    async with site(http_redirect(location)) as (asked, url):
         with pytest.raises((UrlRefused, DownloadFailed)):
             await fetched(asked, url)
 
 
 async def test_three_redirects_are_followed_and_the_fourth_is_not() -> None:
     async with (
-        wild(answer(b"there")) as end,
-        wild(redirect(f"http://files.test:{end.port}/")) as third,
-        wild(redirect(f"http://files.test:{third.port}/")) as second,
-        wild(redirect(f"http://files.test:{second.port}/")) as first,
-        wild(redirect(f"http://files.test:{first.port}/")) as zeroth,
-        client(Allowed(["files.test"]), Names(files_test=[[LOCAL]])) as asked,
+        scripted_server(http_response(b"there")) as end,
+        scripted_server(http_redirect(f"http://files.test:{end.port}/")) as third,
+        scripted_server(http_redirect(f"http://files.test:{third.port}/")) as second,
+        scripted_server(http_redirect(f"http://files.test:{second.port}/")) as first,
+        scripted_server(http_redirect(f"http://files.test:{first.port}/")) as zeroth,
+        guarded_client(AllowList(["files.test"]), FakeDns(files_test=[[LOCAL]])) as asked,
     ):
         assert await fetched(asked, f"http://files.test:{first.port}/") == b"there"
         with pytest.raises(DownloadFailed, match="redirects"):
@@ -158,17 +176,20 @@ async def test_three_redirects_are_followed_and_the_fourth_is_not() -> None:
 
 
 async def test_nothing_of_the_first_request_goes_on_to_where_it_is_sent() -> None:
-    async with wild(answer()) as end, wild(redirect(f"http://other.test:{end.port}/")) as start:
-        names = Names(files_test=[[LOCAL]], other_test=[[LOCAL]])
-        async with client(Allowed(["files.test", "other.test"]), names) as asked:
+    async with (
+        scripted_server(http_response()) as end,
+        scripted_server(http_redirect(f"http://other.test:{end.port}/")) as start,
+    ):
+        names = FakeDns(files_test=[[LOCAL]], other_test=[[LOCAL]])
+        async with guarded_client(AllowList(["files.test", "other.test"]), names) as asked:
             await fetched(asked, f"http://files.test:{start.port}/")
         assert f"host: other.test:{end.port}".encode() in end.requests[0].lower()
 
 
 async def test_cookies_are_neither_kept_nor_sent() -> None:
     """One owner's request must not carry what another owner's server said."""
-    said = answer(Set_Cookie="session=ann; Path=/")
-    async with wild(said) as server, client(Allowed(["files.test"]), Names()) as asked:
+    said = http_response(Set_Cookie="session=ann; Path=/")
+    async with scripted_server(said) as server, guarded_client(AllowList(["files.test"]), FakeDns()) as asked:
         for _ in range(2):
             await fetched(asked, f"http://files.test:{server.port}/")
         assert not asked.cookies
@@ -178,16 +199,16 @@ async def test_cookies_are_neither_kept_nor_sent() -> None:
 
 @pytest.mark.parametrize("location", ["http://xn--/", "http://xn--a.com/", "http://[", "http://files.test:70000/"])
 async def test_a_redirect_to_what_is_no_name_is_a_failure(location: str) -> None:
-    async with site(redirect(location)) as (asked, url):
+    async with site(http_redirect(location)) as (asked, url):
         with pytest.raises((DownloadFailed, UrlRefused)):
             await fetched(asked, url)
 
 
 async def test_proxies_and_logins_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with wild(answer(b"proxy")) as proxy, site(answer(b"straight")) as (asked, url):
+    async with scripted_server(http_response(b"proxy")) as proxy, site(http_response(b"straight")) as (asked, url):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        async with client(Allowed(["files.test"]), Names(files_test=[[LOCAL]])) as fresh:
+        async with guarded_client(AllowList(["files.test"]), FakeDns(files_test=[[LOCAL]])) as fresh:
             assert await fetched(fresh, url) == b"straight"
         assert await fetched(asked, url) == b"straight"
         assert proxy.requests == []
@@ -195,10 +216,10 @@ async def test_proxies_and_logins_of_the_environment_are_not_used(monkeypatch: p
 
 async def test_a_gzip_bomb_is_neither_unpacked_nor_taken() -> None:
     bomb = gzip.compress(bytes(50_000_000))
-    async with site(answer(bomb, Content_Encoding="gzip")) as (asked, url):
+    async with site(http_response(bomb, Content_Encoding="gzip")) as (asked, url):
         with pytest.raises(DownloadFailed, match="gzip") as failed:
             await fetched(asked, url)
-    assert not failed.value.passing
+    assert not failed.value.is_transient
 
 
 @pytest.mark.parametrize(
@@ -218,19 +239,19 @@ async def test_a_gzip_bomb_is_neither_unpacked_nor_taken() -> None:
     ],
 )
 async def test_what_is_no_proper_file_is_a_failure_that_says_whether_to_try_again(said: bytes, passing: bool) -> None:
-    async with site(says(said)) as (asked, url):
+    async with site(send_bytes(said)) as (asked, url):
         with pytest.raises(DownloadFailed) as failed:
             await fetched(asked, url)
-    assert failed.value.passing is passing
+    assert failed.value.is_transient is passing
 
 
 async def test_more_than_the_length_that_was_promised_is_not_read() -> None:
-    async with site(says(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfilmand more")) as (asked, url):
+    async with site(send_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfilmand more")) as (asked, url):
         assert await fetched(asked, url) == b"film"
 
 
 async def test_an_endless_body_comes_in_bounded_pieces_and_can_be_left() -> None:
-    async with site(endless) as (asked, url):
+    async with site(send_endless_body) as (asked, url):
         with anyio.fail_after(10):
             async with download(asked, url) as file:
                 async for chunk in file.chunks:

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from edge.power.demand import Candidate, called
+from edge.power.wake_selection import WakeCandidate, select_hosts_to_wake
 from schemas.power import PowerState as S
 
 
-def host(name: str, rank: int = 1, pools: str = "a", state: S = S.OFF, for_s: float = 0.0) -> Candidate:
-    return Candidate(name, rank, frozenset(pools), state, for_s, fallback_after=600.0)
+def host(name: str, rank: int = 1, pools: str = "a", state: S = S.OFF, for_s: float = 0.0) -> WakeCandidate:
+    return WakeCandidate(name, rank, frozenset(pools), state, for_s, fallback_after=600.0)
 
 
-NEVER_SEEN = Candidate("new", 1, None, S.OFF, 0.0, 600.0)
+NEVER_SEEN = WakeCandidate("new", 1, None, S.OFF, 0.0, 600.0)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ NEVER_SEEN = Candidate("new", 1, None, S.OFF, 0.0, 600.0)
     ],
 )
 def test_the_lowest_rank_is_called_and_the_next_when_it_cannot(
-    pools: str, served: str, hosts: list[Candidate], woken: str
+    pools: str, served: str, hosts: list[WakeCandidate], woken: str
 ) -> None:
-    assert called(set(pools), set(served), hosts) == set(woken)
+    assert select_hosts_to_wake(set(pools), set(served), hosts) == set(woken)
 
 
 @pytest.mark.parametrize("pool", ["a", "anything"])
 def test_a_host_that_was_never_seen_may_offer_anything(pool: str, **_: Any) -> None:
-    assert called({pool}, set(), [NEVER_SEEN]) == {"new"}
+    assert select_hosts_to_wake({pool}, set(), [NEVER_SEEN]) == {"new"}

@@ -6,54 +6,64 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from edge.power import law
-from edge.power.cases import SETTLE_S
-from edge.power.facts import Facts, Heart, Stopwatch
-from edge.power.tables import TABLE
-from schemas.power import Answer, Call, Hold, Lit, Outcome, PowerRecord, PowerState, Provider, UsedBy, Verb
-from schemas.switch import Budget, CommandHost, Price, WolHost
-from tests.edge.power.simulation import START
+from edge.power import state_machine
+from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts, Stopwatch
+from edge.power.transitions import TRANSITIONS
+from schemas.host_config import CommandHostConfig, DailyBudget, PowerPrice, WolHostConfig
+from schemas.power import (
+    ForeignUse,
+    OnInterval,
+    PowerCall,
+    PowerCallOutcome,
+    PowerCallResult,
+    PowerOverride,
+    PowerRecord,
+    PowerState,
+    PowerVerb,
+    ReportedPower,
+)
+from tests.edge.power.power_simulation import START
 
 S = PowerState
-RULES = CommandHost(on=("on",), off=("off",), state=("state",), timezone="UTC", wake_delay=5.0)
-BEATS = Heart("life-1")
-BUSY = Heart("life-1", busy=1)
-QUIT = Heart("life-1", draining=True)
-QUIT_BUSY = Heart("life-1", draining=True, busy=1)
-REBORN = Heart("life-2")
-USED = Heart("life-1", used_by=frozenset({"users"}))
-QUIT_USED = Heart("life-1", draining=True, used_by=frozenset({"programs"}))
+RULES = CommandHostConfig(on=("on",), off=("off",), state=("state",), timezone="UTC", wake_delay=5.0)
+BEATS = HeartbeatFacts("life-1")
+BUSY = HeartbeatFacts("life-1", unfinished_jobs=1)
+QUIT = HeartbeatFacts("life-1", draining=True)
+QUIT_BUSY = HeartbeatFacts("life-1", draining=True, unfinished_jobs=1)
+REBORN = HeartbeatFacts("life-2")
+USED = HeartbeatFacts("life-1", foreign_uses=frozenset({"users"}))
+QUIT_USED = HeartbeatFacts("life-1", draining=True, foreign_uses=frozenset({"programs"}))
 
 ASKED = {"called": True, "called_s": 5.0, "queued": True}
-OFF = {"provider": Provider.OFF}
-ON = {"provider": Provider.ON}
+OFF = {"provider": ReportedPower.OFF}
+ON = {"provider": ReportedPower.ON}
 LONG = {"in_state_s": 600.0}
 DEAF: dict[str, Any] = {"steady": False}
 
 
-def call(verb: Verb, outcome: Outcome | None = None, wait_s: float = 15.0) -> Call:
-    answer = None if outcome is None else Answer(outcome, "sold out")
-    return Call("earlier", verb, START, answer, wait_s if outcome not in {None, Outcome.DONE} else 0.0)
+def call(verb: PowerVerb, outcome: PowerCallOutcome | None = None, wait_s: float = 15.0) -> PowerCall:
+    answer = None if outcome is None else PowerCallResult(outcome, "sold out")
+    return PowerCall("earlier", verb, START, answer, wait_s if outcome not in {None, PowerCallOutcome.DONE} else 0.0)
 
 
-SENT = {"call": call(Verb.START)}
-DONE = {"call": call(Verb.START, Outcome.DONE)}
-NONE_LEFT = {"call": call(Verb.START, Outcome.NO_CAPACITY)}
-FAILED = {"call": call(Verb.START, Outcome.FAILED), "attempts": 1}
-THIRD = {"call": call(Verb.START, Outcome.FAILED), "attempts": 3}
-STOP_SENT = {"call": call(Verb.STOP)}
-STOPPED = {"call": call(Verb.STOP, Outcome.DONE)}
-STOP_FAILED = {"call": call(Verb.STOP, Outcome.FAILED), "attempts": 1}
-STOP_THIRD = {"call": call(Verb.STOP, Outcome.FAILED), "attempts": 3}
-HELD_ON = {"hold": Hold("on")}
-HELD_OFF = {"hold": Hold("off")}
+SENT = {"call": call(PowerVerb.START)}
+DONE = {"call": call(PowerVerb.START, PowerCallOutcome.DONE)}
+NONE_LEFT = {"call": call(PowerVerb.START, PowerCallOutcome.NO_CAPACITY)}
+FAILED = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "attempts": 1}
+THIRD = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "attempts": 3}
+STOP_SENT = {"call": call(PowerVerb.STOP)}
+STOPPED = {"call": call(PowerVerb.STOP, PowerCallOutcome.DONE)}
+STOP_FAILED = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "attempts": 1}
+STOP_THIRD = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "attempts": 3}
+HELD_ON = {"hold": PowerOverride("on")}
+HELD_OFF = {"hold": PowerOverride("off")}
 LOST = {"call_s": 90.0}
 RESTED = {"call_s": 15.0}
 MUTE = {"tells": False}
 IDLE = {"heart": BEATS, "idle_s": 900.0, "in_state_s": 600.0}
-SETTLED = {"in_state_s": SETTLE_S}
+SETTLED = {"in_state_s": DRAIN_SETTLE_S}
 
-START_IT, STOP_IT = Verb.START, Verb.STOP
+START_IT, STOP_IT = PowerVerb.START, PowerVerb.STOP
 
 # state, what its record has, what is known → the next state (None: nothing changes), and the call that is made.
 SPELLED = [
@@ -166,10 +176,10 @@ def record(state: PowerState, **fields: Any) -> PowerRecord:
 
 @pytest.mark.parametrize(("state", "has", "known", "to", "order"), SPELLED)
 def test_the_table_is_this(
-    state: PowerState, has: dict[str, Any], known: dict[str, Any], to: PowerState | None, order: Verb | None
+    state: PowerState, has: dict[str, Any], known: dict[str, Any], to: PowerState | None, order: PowerVerb | None
 ) -> None:
     before = record(state, **has)
-    after = law.advance(before, Facts(at=START, **known), RULES, "new")
+    after = state_machine.advance(before, HostFacts(at=START, **known), RULES, "new")
     if to is None:
         assert after is None
         return
@@ -183,37 +193,37 @@ def test_the_table_is_this(
 def test_every_row_of_the_table_is_taken_by_a_spelled_case() -> None:
     taken = set()
     for state, has, known, _, _ in SPELLED:
-        case = law.Case(record(state, **has), Facts(at=START, **known), RULES)
-        taken |= {(state, n) for n, row in enumerate(TABLE[state]) if row.when(case)}
-    assert taken == {(state, n) for state, rows in TABLE.items() for n in range(len(rows))}
+        case = state_machine.PowerCase(record(state, **has), HostFacts(at=START, **known), RULES)
+        taken |= {(state, n) for n, row in enumerate(TRANSITIONS[state]) if row.condition(case)}
+    assert taken == {(state, n) for state, rows in TRANSITIONS.items() for n in range(len(rows))}
 
 
 def test_what_people_read_tells_the_cause() -> None:
     def why(before: PowerRecord, **known: Any) -> str:
-        after = law.advance(before, Facts(at=START, **known), RULES, "new")
+        after = state_machine.advance(before, HostFacts(at=START, **known), RULES, "new")
         assert after is not None
         return after.why
 
     assert why(record(S.OFF), **ASKED) == "a job waits for it"
-    assert why(record(S.OFF, hold=Hold("on"))) == "its owner wants it on"
+    assert why(record(S.OFF, hold=PowerOverride("on"))) == "its owner wants it on"
     assert why(record(S.WAKING, **NONE_LEFT)) == "no capacity: sold out"
-    until = Hold("off", START + timedelta(hours=7))
+    until = PowerOverride("off", START + timedelta(hours=7))
     assert why(record(S.OFF, hold=until), **ASKED) == "its owner wants it off until 2026-11-21 19:00 UTC"
 
 
 def test_a_hold_that_is_over_counts_no_more_and_leaves_the_record() -> None:
-    before = record(S.OFF, hold=Hold("off", START))
-    after = law.advance(before, Facts(at=START, **ASKED), RULES, "new")
+    before = record(S.OFF, hold=PowerOverride("off", START))
+    after = state_machine.advance(before, HostFacts(at=START, **ASKED), RULES, "new")
     assert after is not None
-    assert (after.state, after.hold) == (S.WAKING, None)
+    assert (after.state, after.override) == (S.WAKING, None)
 
 
 @pytest.mark.parametrize(("hour", "quiet"), [(22, False), (23, True), (3, True), (7, False)])
 def test_quiet_hours_reach_over_midnight_and_a_wish_overrides_them(hour: int, quiet: bool) -> None:
-    rules = replace(RULES, quiet=("23:00-07:00",))
-    known = Facts(at=START.replace(hour=hour), **ASKED)
-    asked = law.advance(record(S.OFF), known, rules, "new")
-    wished = law.advance(record(S.OFF, hold=Hold("on")), known, rules, "new")
+    rules = replace(RULES, quiet_hours=("23:00-07:00",))
+    known = HostFacts(at=START.replace(hour=hour), **ASKED)
+    asked = state_machine.advance(record(S.OFF), known, rules, "new")
+    wished = state_machine.advance(record(S.OFF, hold=PowerOverride("on")), known, rules, "new")
     assert asked is not None
     assert wished is not None
     assert asked.state is (S.BLOCKED if quiet else S.WAKING)
@@ -222,97 +232,103 @@ def test_quiet_hours_reach_over_midnight_and_a_wish_overrides_them(hour: int, qu
 
 @pytest.mark.parametrize(("stays_for", "idle", "quiet"), [(("users",), None, None), ((), S.DRAINING, S.DRAINING)])
 def test_people_keep_it_on_in_quiet_hours_too_unless_its_owner_ignores_them(
-    stays_for: tuple[UsedBy, ...], idle: PowerState | None, quiet: PowerState | None
+    stays_for: tuple[ForeignUse, ...], idle: PowerState | None, quiet: PowerState | None
 ) -> None:
-    rules = replace(RULES, stays_for=stays_for)
-    for known, ruled, to in ((IDLE, rules, idle), ({}, replace(rules, quiet=("00:00-23:59",)), quiet)):
-        after = law.advance(record(S.ONLINE), Facts(at=START, **{**known, "heart": USED}), ruled, "new")
+    rules = replace(RULES, keep_on_for=stays_for)
+    for known, ruled, to in ((IDLE, rules, idle), ({}, replace(rules, quiet_hours=("00:00-23:59",)), quiet)):
+        after = state_machine.advance(record(S.ONLINE), HostFacts(at=START, **{**known, "heart": USED}), ruled, "new")
         assert (after and after.state) is to
 
 
 def test_electricity_is_a_price_too() -> None:
-    price = Price(per_hour=0.5, per_kwh=2.0, watts=250.0)
-    assert price.hour == pytest.approx(1.0)
-    rules = replace(RULES, budget=Budget(money=2.0), price=price)
+    price = PowerPrice(per_hour=0.5, per_kwh=2.0, watts=250.0)
+    assert price.hourly_cost == pytest.approx(1.0)
+    rules = replace(RULES, budget=DailyBudget(money=2.0), price=price)
     lit = record(S.ONLINE, lit_since=START)
     for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
-        after = law.advance(lit, Facts(at=START + spent, heart=BUSY), rules, "new")
+        after = state_machine.advance(lit, HostFacts(at=START + spent, heartbeat=BUSY), rules, "new")
         assert (after and after.state) == state
     with pytest.raises(ValueError, match="give both"):
-        Price(per_kwh=1.0)
+        PowerPrice(per_kwh=1.0)
 
 
 def test_a_budget_bars_after_its_hours_or_its_money_until_the_next_day() -> None:
-    hours = replace(RULES, budget=Budget(hours=2))
-    money = replace(RULES, budget=Budget(money=4.0), price=Price(per_hour=2.0))
-    lit = record(S.ONLINE, lit_since=START, hold=Hold("on"))
+    hours = replace(RULES, budget=DailyBudget(hours=2))
+    money = replace(RULES, budget=DailyBudget(money=4.0), price=PowerPrice(per_hour=2.0))
+    lit = record(S.ONLINE, lit_since=START, hold=PowerOverride("on"))
     for rules in (hours, money):
         for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
-            after = law.advance(lit, Facts(at=START + spent, heart=BUSY), rules, "new")
+            after = state_machine.advance(lit, HostFacts(at=START + spent, heartbeat=BUSY), rules, "new")
             assert (after and after.state) == state
     tomorrow = START + timedelta(hours=13)  # one hour of the new day
-    assert law.advance(lit, Facts(at=tomorrow, heart=BUSY), hours, "new") is None
+    assert state_machine.advance(lit, HostFacts(at=tomorrow, heartbeat=BUSY), hours, "new") is None
 
 
 def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
     lit = record(S.STOPPING, lit_since=START, **STOPPED)
-    out = law.advance(lit, Facts(at=START + timedelta(hours=1), **OFF), RULES, "new")
+    out = state_machine.advance(lit, HostFacts(at=START + timedelta(hours=1), **OFF), RULES, "new")
     assert out is not None
-    assert (out.lit_since, out.spend.day, out.spend.on_s) == (None, "2026-11-21", 3600.0)
-    again = replace(out, state=S.STOPPING, lit_since=START + timedelta(hours=2), **STOPPED)
-    out = law.advance(again, Facts(at=START + timedelta(hours=3), **OFF), RULES, "new")
+    assert (out.on_since, out.daily_on_time.day, out.daily_on_time.on_s) == (None, "2026-11-21", 3600.0)
+    again = replace(out, state=S.STOPPING, on_since=START + timedelta(hours=2), **STOPPED)
+    out = state_machine.advance(again, HostFacts(at=START + timedelta(hours=3), **OFF), RULES, "new")
     assert out is not None
-    assert out.spend.on_s == 7200.0
+    assert out.daily_on_time.on_s == 7200.0
     hour = timedelta(hours=1)
-    assert out.spans == (Lit(START, START + hour, ""), Lit(START + 2 * hour, START + 3 * hour, ""))
+    assert out.on_intervals == (OnInterval(START, START + hour, ""), OnInterval(START + 2 * hour, START + 3 * hour, ""))
 
 
 @pytest.mark.parametrize(("has", "spent_s"), [(NONE_LEFT, 0.0), (FAILED, 0.0), (DONE, 60.0), ({}, 60.0)])
 def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: float) -> None:
-    waking = record(S.WAKING, lit_since=START, **{**has, "hold": Hold("off")})
+    waking = record(S.WAKING, lit_since=START, **{**has, "hold": PowerOverride("off")})
     known = {"heart": None, **OFF}
-    after = law.advance(waking, Facts(at=START + timedelta(minutes=1), **known, **LONG), RULES, "new")
+    after = state_machine.advance(waking, HostFacts(at=START + timedelta(minutes=1), **known, **LONG), RULES, "new")
     assert after is not None
     if after.state is S.STOPPING:  # a boot that took too long had power all the while
-        after = law.advance(replace(after, **STOPPED), Facts(at=START + timedelta(minutes=1), **OFF), RULES, "new")
+        after = state_machine.advance(
+            replace(after, **STOPPED), HostFacts(at=START + timedelta(minutes=1), **OFF), RULES, "new"
+        )
     assert after is not None
-    assert (after.lit_since, after.spend.on_s, len(after.spans)) == (None, spent_s, int(spent_s > 0))
+    assert (after.on_since, after.daily_on_time.on_s, len(after.on_intervals)) == (None, spent_s, int(spent_s > 0))
 
 
 def test_what_it_got_power_for_is_kept_until_it_goes_out() -> None:
-    woken = law.advance(record(S.OFF), Facts(at=START, **ASKED), RULES, "new")
-    found = law.advance(record(S.OFF), Facts(at=START, heart=BEATS), RULES, "new")
+    woken = state_machine.advance(record(S.OFF), HostFacts(at=START, **ASKED), RULES, "new")
+    found = state_machine.advance(record(S.OFF), HostFacts(at=START, heartbeat=BEATS), RULES, "new")
     assert woken is not None
     assert found is not None
-    assert (woken.lit_since, woken.lit_why) == (START, "a job waits for it")
-    assert (found.lit_since, found.lit_why) == (START, "it came on by itself")
-    online = law.advance(woken, Facts(at=START + timedelta(minutes=1), heart=BEATS), RULES, "new")
+    assert (woken.on_since, woken.on_reason) == (START, "a job waits for it")
+    assert (found.on_since, found.on_reason) == (START, "it came on by itself")
+    online = state_machine.advance(woken, HostFacts(at=START + timedelta(minutes=1), heartbeat=BEATS), RULES, "new")
     assert online is not None
-    assert (online.lit_since, online.lit_why) == (START, "a job waits for it")
+    assert (online.on_since, online.on_reason) == (START, "a job waits for it")
 
 
 def test_a_wake_is_measured_from_the_call_to_the_heartbeat() -> None:
-    after = law.advance(record(S.WAKING, **DONE), Facts(at=START + timedelta(seconds=41), heart=BEATS), RULES, "new")
-    silent = law.advance(record(S.WAKING), Facts(at=START + timedelta(seconds=41), heart=BEATS), RULES, "new")
+    after = state_machine.advance(
+        record(S.WAKING, **DONE), HostFacts(at=START + timedelta(seconds=41), heartbeat=BEATS), RULES, "new"
+    )
+    silent = state_machine.advance(
+        record(S.WAKING), HostFacts(at=START + timedelta(seconds=41), heartbeat=BEATS), RULES, "new"
+    )
     assert after is not None
     assert silent is not None
-    assert (after.wakes, silent.wakes) == ((41.0,), ())
+    assert (after.wake_durations_s, silent.wake_durations_s) == ((41.0,), ())
 
 
 def test_an_answer_counts_once_and_only_for_its_own_call() -> None:
     waiting = record(S.WAKING, **SENT)
-    answer = Answer(Outcome.FAILED, "no route")
-    heard = law.answered(waiting, "earlier", answer, jitter=0.5)
+    answer = PowerCallResult(PowerCallOutcome.FAILED, "no route")
+    heard = state_machine.with_result(waiting, "earlier", answer, jitter=0.5)
     assert heard is not None
     assert heard.call is not None
-    assert (heard.call.answer, heard.call.wait_s, heard.attempts) == (answer, 15.0, 1)
-    assert law.answered(waiting, "another", answer, 0.5) is None
-    assert law.answered(heard, "earlier", answer, 0.5) is None
+    assert (heard.call.result, heard.call.retry_after_s, heard.failed_calls) == (answer, 15.0, 1)
+    assert state_machine.with_result(waiting, "another", answer, 0.5) is None
+    assert state_machine.with_result(heard, "earlier", answer, 0.5) is None
 
 
 def test_the_back_off_doubles_to_ten_minutes_with_jitter_around_it() -> None:
-    assert [law.backoff_s(n, 0.5) for n in range(8)] == [15, 30, 60, 120, 240, 480, 600, 600]
-    assert (law.backoff_s(0, 0.0), law.backoff_s(99, 0.999)) == (7.5, pytest.approx(899.4))
+    assert [state_machine.backoff_s(n, 0.5) for n in range(8)] == [15, 30, 60, 120, 240, 480, 600, 600]
+    assert (state_machine.backoff_s(0, 0.0), state_machine.backoff_s(99, 0.999)) == (7.5, pytest.approx(899.4))
 
 
 def test_a_stop_is_withheld_when_something_came_in_between() -> None:
@@ -324,18 +340,18 @@ def test_a_stop_is_withheld_when_something_came_in_between() -> None:
         {"heart": QUIT_USED},
         {"held": 1},
     ):
-        assert law.withheld(stopping, Facts(at=START, **known), RULES)
-    assert law.withheld(stopping, Facts(at=START, heart=QUIT), RULES) is None
-    assert law.withheld(stopping, Facts(at=START), RULES) is None
+        assert state_machine.stop_veto(stopping, HostFacts(at=START, **known), RULES)
+    assert state_machine.stop_veto(stopping, HostFacts(at=START, heartbeat=QUIT), RULES) is None
+    assert state_machine.stop_veto(stopping, HostFacts(at=START), RULES) is None
 
 
 def test_a_host_without_an_off_switch_is_told_to_power_itself_off() -> None:
-    drained = Facts(at=START, heart=QUIT, in_state_s=SETTLE_S)
-    by_runner = law.advance(record(S.DRAINING), drained, WolHost(mac="a4:bb:6d:00:11:22"), "new")
-    by_switch = law.advance(record(S.DRAINING), drained, RULES, "new")
+    drained = HostFacts(at=START, heartbeat=QUIT, in_state_s=DRAIN_SETTLE_S)
+    by_runner = state_machine.advance(record(S.DRAINING), drained, WolHostConfig(mac="a4:bb:6d:00:11:22"), "new")
+    by_switch = state_machine.advance(record(S.DRAINING), drained, RULES, "new")
     assert by_runner is not None
     assert by_switch is not None
-    assert (by_runner.own_poweroff, by_switch.own_poweroff) == (True, False)
+    assert (by_runner.runner_powers_off, by_switch.runner_powers_off) == (True, False)
 
 
 def test_a_stopwatch_begins_anew_with_every_value() -> None:

@@ -12,17 +12,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bus.memory import MemoryBroker
-from edge.power.caller import Means
+from edge.hosts.registry import HostNotice
 from edge.power.controller import PowerController
+from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers.command import CommandDriver
-from edge.power.sight import Sight
-from edge.services.hosts import HostNotice
-from schemas.host import Presence
+from edge.power.observation import FleetObserver
+from schemas.host import HostHeartbeat
+from schemas.host_config import CommandHostConfig
 from schemas.power import PowerState as S
-from schemas.switch import CommandHost
-from tests.broker import until
-from tests.edge.services.world import START, FakeWorld, Time, fake_world
+from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
+from tests.support.fake_bus.broker import FakeBroker
+from tests.support.wait import wait_until
 
 SPEED = 100.0
 
@@ -41,7 +41,7 @@ if verb == "state":
 """
 
 
-class FastTime(Time):
+class FastTime(ManualClock):
     """A hundred seconds a second."""
 
     def __init__(self) -> None:
@@ -55,55 +55,58 @@ class FastTime(Time):
         return (time.monotonic() - self._began) * SPEED
 
 
-class Lamp:
+class LampDriver:
     """One host that is a process, and the controller that lights it."""
 
-    def __init__(self, made: FakeWorld, folder: Path) -> None:
+    def __init__(self, made: FakeBusServicesRig, folder: Path) -> None:
         self.world = made
         self.pid_file = folder / "pid"
         script = folder / "switch.py"
         script.write_text(SWITCH)
         argv = {verb: (sys.executable, str(script), str(self.pid_file), verb) for verb in ("on", "off", "state")}
-        declared = {"gpu-1": CommandHost(**argv, min_on=60.0, idle_after=60.0, boot_timeout=3600.0)}
+        declared = {"gpu-1": CommandHostConfig(**argv, min_on=60.0, idle_after=60.0, boot_timeout=3600.0)}
         drivers = {"gpu-1": CommandDriver("gpu-1", declared["gpu-1"], os.environ)}
         ids = count()
-        means = Means(
+        means = PowerDependencies(
             now=made.time,
-            running=made.time.seconds,
-            fresh_id=lambda: f"call-{next(ids)}",
-            dice=lambda: 0.5,
-            tick_s=0.05,
-            poll_s=0.1,
+            monotonic=made.time.seconds,
+            new_id=lambda: f"call-{next(ids)}",
+            random=lambda: 0.5,
+            tick_interval_s=0.05,
+            poll_interval_s=0.1,
         )
-        sight = Sight(made.bus, made.index, made.hosts, made.catalog, made.time)
-        self.power = PowerController(made.bus.power, sight, declared, drivers, means)
+        sight = FleetObserver(made.bus, made.index, made.hosts, made.catalog, made.time)
+        self.power = PowerController(made.bus.power_records, sight, declared, drivers, means)
         self.notices: list[HostNotice] = []
-        self.power.listen(self.notices.append)
+        self.power.subscribe(self.notices.append)
 
     async def runner(self) -> None:
         """Beats while the process lives, and obeys its record."""
         while True:
             at = self.world.time()
-            record = self.power.state("gpu-1")
+            record = self.power.record("gpu-1")
             if self.pid_file.exists():
                 draining = record is not None and record.state in {S.DRAINING, S.STOPPING}
-                here = Presence(host="gpu-1", incarnation="life-1", at=at, since=at, draining=draining)
-                await self.world.bus.hosts.put("gpu-1", here)
+                here = HostHeartbeat(host="gpu-1", incarnation="life-1", at=at, since=at, draining=draining)
+                await self.world.bus.heartbeats.put("gpu-1", here)
             await self.world.hosts.refresh()
             await anyio.sleep(0.02)
 
     async def until(self, state: S) -> None:
         async def there() -> bool:
-            record = self.power.state("gpu-1")
+            record = self.power.record("gpu-1")
             return record is not None and record.state is state
 
-        await until(there, within_s=20)
+        await wait_until(there, within_s=20)
 
 
 @pytest.fixture
-async def lamp(tmp_path: Path) -> AsyncIterator[Lamp]:
+async def lamp(tmp_path: Path) -> AsyncIterator[LampDriver]:
     fast = FastTime()
-    async with fake_world(tmp_path, MemoryBroker(fast.seconds), fast) as made, _running(Lamp(made, tmp_path)) as lamp:
+    async with (
+        fake_bus_services(tmp_path, FakeBroker(fast.seconds), fast) as made,
+        _running(LampDriver(made, tmp_path)) as lamp,
+    ):
         yield lamp
     if lamp.pid_file.exists():
         with suppress(ProcessLookupError):
@@ -111,7 +114,7 @@ async def lamp(tmp_path: Path) -> AsyncIterator[Lamp]:
 
 
 @asynccontextmanager
-async def _running(lamp: Lamp) -> AsyncIterator[Lamp]:
+async def _running(lamp: LampDriver) -> AsyncIterator[LampDriver]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lamp.power.run)
         tasks.start_soon(lamp.runner)
@@ -120,7 +123,7 @@ async def _running(lamp: Lamp) -> AsyncIterator[Lamp]:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: Lamp) -> None:
+async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: LampDriver) -> None:
     job = await lamp.world.submit()
     submitted = time.monotonic()
     await lamp.until(S.WAKING)
@@ -131,17 +134,17 @@ async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: Lamp) -> None
     await lamp.world.finish(job)
     await lamp.until(S.OFF)
     assert not lamp.pid_file.exists()
-    record = lamp.power.state("gpu-1")
+    record = lamp.power.record("gpu-1")
     assert record is not None
     assert [change.state for change in record.history] == ["waking", "online", "draining", "stopping", "off"]
     assert [notice.kind for notice in lamp.notices] == ["host_waking"]
 
 
-async def test_a_wish_lights_it_at_once_and_puts_it_out_by_a_drain(lamp: Lamp) -> None:
-    await lamp.power.hold("gpu-1", "on")
+async def test_a_wish_lights_it_at_once_and_puts_it_out_by_a_drain(lamp: LampDriver) -> None:
+    await lamp.power.set_override("gpu-1", "on")
     await lamp.until(S.ONLINE)
-    await lamp.power.hold("gpu-1", "off")
+    await lamp.power.set_override("gpu-1", "off")
     await lamp.until(S.OFF)
-    record = lamp.power.state("gpu-1")
+    record = lamp.power.record("gpu-1")
     assert record is not None
     assert [change.state for change in record.history][-3:] == ["draining", "stopping", "off"]

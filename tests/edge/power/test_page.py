@@ -5,17 +5,17 @@ from msgspec.structs import asdict
 
 from edge.settings import EdgeSettings
 from runner.settings import RunnerSettings
-from schemas.settings import load
-from schemas.switch import CommandHost
-from tests.pages import DOCS, blocks
+from schemas.host_config import CommandHostConfig
+from schemas.settings_loader import load_settings
+from tests.support.doc_pages import DOCS, read_blocks
 
 PAGE = DOCS / "power.md"
-EDGE, RUNNER = blocks(PAGE, "toml")
+EDGE, RUNNER = read_blocks(PAGE, "toml")
 
 
 def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
-    host = load(EdgeSettings, EDGE, {}).hosts["gpu-1"]
-    plain = asdict(CommandHost(on=("on",)))
+    host = load_settings(EdgeSettings, EDGE, {}).hosts["gpu-1"]
+    plain = asdict(CommandHostConfig(on=("on",)))
     chosen = {"on", "state", "timezone", "quiet", "budget", "price"}
     assert {name: value for name, value in asdict(host).items() if name not in chosen} == {
         name: value for name, value in plain.items() if name not in chosen
@@ -25,7 +25,7 @@ def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
 
 
 def test_the_runner_of_the_page_is_read() -> None:
-    runner = load(RunnerSettings, RUNNER, {})
+    runner = load_settings(RunnerSettings, RUNNER, {})
     assert (runner.dead_man.after_s, runner.poweroff) == (1800, ("systemctl", "poweroff"))
 
 

@@ -12,16 +12,16 @@ import httpx
 import pytest
 from msgspec import ValidationError, convert
 
-from edge.power.calls import ask, call
-from edge.power.drivers.build import BUILDERS
+from edge.power.driver_calls import call_driver, query_driver
 from edge.power.drivers.command import CommandDriver
+from edge.power.drivers.factory import DRIVER_FACTORIES
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.libcloud import LibcloudDriver
 from edge.power.drivers.wol import WolDriver, magic_packet
-from schemas.power import Answer, Outcome, Provider, Verb
-from schemas.switch import CommandHost, HostDeclaration, HttpHost, LibcloudHost, WolHost
-from tests.broker import until
-from tests.contract.switches import NOW, SECRET
+from schemas.host_config import AnyHostConfig, CommandHostConfig, HttpHostConfig, LibcloudHostConfig, WolHostConfig
+from schemas.power import PowerCallOutcome, PowerCallResult, PowerVerb, ReportedPower
+from tests.contract.power_driver_rigs import NOW, SECRET
+from tests.support.wait import wait_until
 
 FOR_EVER = "import time; time.sleep(600)"
 
@@ -31,25 +31,25 @@ def python(code: str) -> tuple[str, ...]:
 
 
 def driver(**argv: tuple[str, ...]) -> CommandDriver:
-    return CommandDriver("gpu-1", CommandHost(**{"on": python("0"), **argv}), os.environ)
+    return CommandDriver("gpu-1", CommandHostConfig(**{"on": python("0"), **argv}), os.environ)
 
 
 async def test_a_magic_packet_goes_to_the_broadcast_address_three_times() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.settimeout(5)
-        wol = WolDriver(WolHost(mac="a4:bb:6d:00:11:22", broadcast="127.0.0.1", port=listening.getsockname()[1]))
-        assert await call(wol, Verb.START, "call-1", 5) == Answer(Outcome.DONE)
+        wol = WolDriver(WolHostConfig(mac="a4:bb:6d:00:11:22", broadcast="127.0.0.1", port=listening.getsockname()[1]))
+        assert await call_driver(wol, PowerVerb.START, "call-1", 5) == PowerCallResult(PowerCallOutcome.DONE)
         heard = {await anyio.to_thread.run_sync(listening.recv, 200) for _ in range(3)}
     assert heard == {b"\xff" * 6 + b"\xa4\xbb\x6d\x00\x11\x22" * 16}
     assert magic_packet("A4-BB-6D-00-11-22") in heard
 
 
 async def test_wake_on_lan_tells_nothing_and_leaves_off_to_the_runner() -> None:
-    wol = WolDriver(WolHost(mac="a4:bb:6d:00:11:22"))
-    assert not wol.tells
-    assert await ask(wol, 5) is Provider.UNKNOWN
-    assert await call(wol, Verb.STOP, "call-1", 5) == Answer(Outcome.DONE)
+    wol = WolDriver(WolHostConfig(mac="a4:bb:6d:00:11:22"))
+    assert not wol.can_report_state
+    assert await query_driver(wol, 5) is ReportedPower.UNKNOWN
+    assert await call_driver(wol, PowerVerb.STOP, "call-1", 5) == PowerCallResult(PowerCallOutcome.DONE)
 
 
 async def test_a_driver_that_breaks_has_failed_and_nothing_else() -> None:
@@ -57,12 +57,14 @@ async def test_a_driver_that_breaks_has_failed_and_nothing_else() -> None:
         async def start(self, call_id: str) -> None:
             raise KeyError(call_id)
 
-        async def state(self) -> Provider:
+        async def state(self) -> ReportedPower:
             raise KeyError("state")
 
-    broken = Broken(WolHost(mac="a4:bb:6d:00:11:22"))
-    assert await call(broken, Verb.START, "call-1", 5) == Answer(Outcome.FAILED, "KeyError: 'call-1'")
-    assert await ask(broken, 5) is Provider.UNKNOWN
+    broken = Broken(WolHostConfig(mac="a4:bb:6d:00:11:22"))
+    assert await call_driver(broken, PowerVerb.START, "call-1", 5) == PowerCallResult(
+        PowerCallOutcome.FAILED, "KeyError: 'call-1'"
+    )
+    assert await query_driver(broken, 5) is ReportedPower.UNKNOWN
 
 
 async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> None:
@@ -70,8 +72,10 @@ async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> 
     written = tmp_path / "environ"
     dump = f"import json, os, pathlib; pathlib.Path({str(written)!r}).write_text(json.dumps(dict(os.environ)))"
     edge = {**os.environ, "LAMPLIGHTER_BROKER__PASSWORD": "p", "LAMPLIGHTER_DATA": "d", "TOKEN": "t", "OTHER": "o"}
-    declared = CommandHost(on=python(dump), env={"BOX": "uhost-1", "LANG": "C"}, inherit=("TOKEN", "ABSENT"))
-    assert await call(CommandDriver("gpu-1", declared, edge), Verb.START, "call-1", 20) == Answer(Outcome.DONE)
+    declared = CommandHostConfig(on=python(dump), env={"BOX": "uhost-1", "LANG": "C"}, inherit=("TOKEN", "ABSENT"))
+    assert await call_driver(CommandDriver("gpu-1", declared, edge), PowerVerb.START, "call-1", 20) == PowerCallResult(
+        PowerCallOutcome.DONE
+    )
     given = json.loads(await anyio.Path(written).read_text())
     ours = {name: value for name, value in given.items() if name.startswith("LAMPLIGHTER_")}
     assert ours == {"LAMPLIGHTER_HOST": "gpu-1", "LAMPLIGHTER_CALL": "call-1"}
@@ -85,20 +89,20 @@ async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> 
 )
 def test_what_is_handed_over_is_named_well(more: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        convert({"driver": "command", "on": ["true"], **more}, HostDeclaration)
+        convert({"driver": "command", "on": ["true"], **more}, AnyHostConfig)
 
 
 async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     born = tmp_path / "born"
     code = f"import subprocess, sys, pathlib; c = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}]); "
     code += f"pathlib.Path({str(born)!r}).write_text(str(c.pid)); c.wait()"
-    answer = await call(driver(on=python(code)), Verb.START, "call-1", 1.5)
-    assert answer == Answer(Outcome.FAILED, "the switch did not answer in 1.5 s")
+    answer = await call_driver(driver(on=python(code)), PowerVerb.START, "call-1", 1.5)
+    assert answer == PowerCallResult(PowerCallOutcome.FAILED, "the switch did not answer in 1.5 s")
 
     async def ended() -> bool:
         return not _alive(int(born.read_text()))
 
-    await until(ended)  # init may take a moment to notice
+    await wait_until(ended)  # init may take a moment to notice
 
 
 def _alive(pid: int) -> bool:
@@ -110,7 +114,9 @@ async def test_what_a_program_leaves_running_does_not_hold_the_call(tmp_path: Pa
     born = tmp_path / "born"
     code = f"import subprocess, sys, pathlib; c = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}]); "
     code += f"pathlib.Path({str(born)!r}).write_text(str(c.pid))"
-    assert await call(driver(on=python(code)), Verb.START, "call-1", 20) == Answer(Outcome.DONE)
+    assert await call_driver(driver(on=python(code)), PowerVerb.START, "call-1", 20) == PowerCallResult(
+        PowerCallOutcome.DONE
+    )
     left = int(born.read_text())
     assert _alive(left)
     os.kill(left, 9)
@@ -119,44 +125,46 @@ async def test_what_a_program_leaves_running_does_not_hold_the_call(tmp_path: Pa
 async def test_a_program_learns_the_host_and_the_call(tmp_path: Path) -> None:
     names = ("LAMPLIGHTER_HOST", "LAMPLIGHTER_CALL")
     code = f"import os; open({str(tmp_path / 'env')!r}, 'w').write(' '.join(os.environ[n] for n in {names!r}))"
-    assert await call(driver(on=python(code)), Verb.START, "call-7", 20) == Answer(Outcome.DONE)
+    assert await call_driver(driver(on=python(code)), PowerVerb.START, "call-7", 20) == PowerCallResult(
+        PowerCallOutcome.DONE
+    )
     assert (tmp_path / "env").read_text() == "gpu-1 call-7"
 
 
 async def test_a_program_that_is_not_there_is_a_failure_that_names_it() -> None:
-    answer = await call(driver(on=("no-such-program",)), Verb.START, "call-1", 5)
-    assert answer.outcome is Outcome.FAILED
+    answer = await call_driver(driver(on=("no-such-program",)), PowerVerb.START, "call-1", 5)
+    assert answer.outcome is PowerCallOutcome.FAILED
     assert "no-such-program cannot be run" in answer.why
 
 
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("0", Provider.ON),
-        ("raise SystemExit(1)", Provider.OFF),
-        ("raise SystemExit(2)", Provider.UNKNOWN),
-        ("print('Starting')", Provider.STARTING),
-        ("print('stopping'); raise SystemExit(1)", Provider.STOPPING),
-        ("print('on fire')", Provider.ON),
+        ("0", ReportedPower.ON),
+        ("raise SystemExit(1)", ReportedPower.OFF),
+        ("raise SystemExit(2)", ReportedPower.UNKNOWN),
+        ("print('Starting')", ReportedPower.STARTING),
+        ("print('stopping'); raise SystemExit(1)", ReportedPower.STOPPING),
+        ("print('on fire')", ReportedPower.ON),
     ],
 )
-async def test_the_state_is_the_last_word_or_the_exit(code: str, said: Provider) -> None:
-    assert await ask(driver(state=python(code)), 20) is said
+async def test_the_state_is_the_last_word_or_the_exit(code: str, said: ReportedPower) -> None:
+    assert await query_driver(driver(state=python(code)), 20) is said
 
 
 async def test_without_a_state_program_the_switch_tells_nothing() -> None:
-    assert not driver().tells
-    assert await ask(driver(), 5) is Provider.UNKNOWN
+    assert not driver().can_report_state
+    assert await query_driver(driver(), 5) is ReportedPower.UNKNOWN
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://xn--/", "http://a:99999/"])
 async def test_a_url_that_nobody_can_ask_is_a_failure_that_names_it(url: str) -> None:
     async with httpx.AsyncClient() as client:
-        declared = HttpHost(url=url, secret=SECRET)
+        declared = HttpHostConfig(url=url, secret=SECRET)
         http = HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "call-1")
-        assert await ask(http, 5) is Provider.UNKNOWN
-        answer = await call(http, Verb.START, "call-1", 5)
-    assert (answer.outcome, url in answer.why) == (Outcome.FAILED, True)
+        assert await query_driver(http, 5) is ReportedPower.UNKNOWN
+        answer = await call_driver(http, PowerVerb.START, "call-1", 5)
+    assert (answer.outcome, url in answer.why) == (PowerCallOutcome.FAILED, True)
 
 
 @pytest.mark.parametrize(
@@ -169,15 +177,15 @@ async def test_a_url_that_nobody_can_ask_is_a_failure_that_names_it(url: str) ->
 async def test_a_mistake_that_only_the_cloud_knows_is_a_failure_that_names_it(
     declared: dict[str, Any], why: str
 ) -> None:
-    host = LibcloudHost(node="i-1", key_env="CLOUD_KEY", **declared)
+    host = LibcloudHostConfig(node="i-1", key_env="CLOUD_KEY", **declared)
     cloud = LibcloudDriver(host, {"CLOUD_KEY": "key"})
-    assert await ask(cloud, 5) is Provider.UNKNOWN
-    answer = await call(cloud, Verb.START, "call-1", 5)
-    assert (answer.outcome, why in answer.why) == (Outcome.FAILED, True)
+    assert await query_driver(cloud, 5) is ReportedPower.UNKNOWN
+    answer = await call_driver(cloud, PowerVerb.START, "call-1", 5)
+    assert (answer.outcome, why in answer.why) == (PowerCallOutcome.FAILED, True)
 
 
 def test_every_declaration_has_a_builder() -> None:
-    assert {kind.__struct_config__.tag for kind in BUILDERS} == {"command", "http", "wol", "libcloud", "relay"}
+    assert {kind.__struct_config__.tag for kind in DRIVER_FACTORIES} == {"command", "http", "wol", "libcloud", "relay"}
 
 
 @pytest.mark.parametrize(
@@ -197,4 +205,4 @@ def test_every_declaration_has_a_builder() -> None:
 )
 def test_a_mistake_in_a_declaration_is_named(declared: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        convert(declared, HostDeclaration, strict=False)
+        convert(declared, AnyHostConfig, strict=False)

@@ -7,13 +7,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bus.connection import open_edge, open_runner
-from edge.power.drivers.memory import MemoryDriver
+from bus.open import open_edge, open_runner
 from schemas.power import PowerState as S
-from schemas.power import Provider
-from tests.broker import broker
-from tests.edge.power.street import HOST, Edge, Runner
-from tests.edge.services.world import Time, World, running
+from schemas.power import ReportedPower
+from tests.edge.power.power_rig import HOST, PowerRigEdge, PowerRigRunner
+from tests.support.edge_services import EdgeServicesRig, ManualClock, run_services
+from tests.support.fake_power_driver import FakePowerDriver
+from tests.support.nats_broker import run_broker
 
 ROUNDS = 5
 
@@ -21,7 +21,9 @@ ROUNDS = 5
 class Crossing:
     """Both edges look at the same moment, again and again; their calls are made by whoever won them."""
 
-    def __init__(self, edges: list[Edge], driver: MemoryDriver, runner: Runner, time: Time) -> None:
+    def __init__(
+        self, edges: list[PowerRigEdge], driver: FakePowerDriver, runner: PowerRigRunner, time: ManualClock
+    ) -> None:
         self.edges = edges
         self.driver = driver
         self.runner = runner
@@ -34,13 +36,13 @@ class Crossing:
     async def look(self, times: int = 5) -> None:
         """Both at once, so that their compare-and-sets cross."""
         for _ in range(times):
-            self.time.pass_by(seconds=1)
+            self.time.advance(seconds=1)
             async with anyio.create_task_group() as tasks:
                 for edge in self.edges:
-                    tasks.start_soon(edge.turn)
+                    tasks.start_soon(edge.tick)
 
     async def state(self) -> S:
-        row = await self.edges[0].world.bus.power.get("gpu-1")
+        row = await self.edges[0].world.bus.power_records.get("gpu-1")
         assert row is not None
         return row.value.state
 
@@ -49,22 +51,22 @@ class Crossing:
             while await self.state() is not state:
                 await self.runner.beat()
                 await self.look(1)
-                self.driver.settle()
+                self.driver.finish_transition()
 
 
 @asynccontextmanager
 async def crossing(folder: Path) -> AsyncIterator[Crossing]:
-    time, driver = Time(), MemoryDriver(slow=True)
+    time, driver = ManualClock(), FakePowerDriver(slow=True)
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(broker(folder))
+        server = await stack.enter_async_context(run_broker(folder))
         edges = []
         for number in range(2):
             bus = await stack.enter_async_context(open_edge(server.settings("edge")))
             runner_bus = await stack.enter_async_context(open_runner(server.settings("runner")))
-            made = World(folder / f"{number}", bus, runner_bus, time)
-            await stack.enter_async_context(running(made))
-            edges.append(Edge(made, {"gpu-1": HOST}, {"gpu-1": driver}))
-        yield Crossing(edges, driver, Runner("gpu-1", edges[0].world.runner_bus, driver, time), time)
+            made = EdgeServicesRig(folder / f"{number}", bus, runner_bus, time)
+            await stack.enter_async_context(run_services(made))
+            edges.append(PowerRigEdge(made, {"gpu-1": HOST}, {"gpu-1": driver}))
+        yield Crossing(edges, driver, PowerRigRunner("gpu-1", edges[0].world.runner_bus, driver, time), time)
 
 
 @pytest.fixture
@@ -90,11 +92,11 @@ async def test_every_wish_is_one_call_however_the_writes_cross(both: Crossing) -
     await both.look(1)
     for number in range(ROUNDS):
         one, other = both.edges[number % 2].power, both.edges[(number + 1) % 2].power
-        await one.hold("gpu-1", "on")
+        await one.set_override("gpu-1", "on")
         await both.until(S.ONLINE)
-        await other.hold("gpu-1", "auto")
-        both.driver.power = Provider.OFF  # the plug is pulled: the next round begins with a dark machine
-        await both.edges[0].world.bus.hosts.delete("gpu-1")
+        await other.set_override("gpu-1", "auto")
+        both.driver.power = ReportedPower.OFF  # the plug is pulled: the next round begins with a dark machine
+        await both.edges[0].world.bus.heartbeats.delete("gpu-1")
         await both.until(S.OFF)
     assert both.calls == ["start"] * ROUNDS
 
@@ -103,11 +105,11 @@ async def test_the_call_of_an_edge_that_died_is_made_by_the_other_once(both: Cro
     await both.look(1)
     dead, alive = both.edges
     await dead.world.submit()
-    await alive.world.settled()
-    await dead.turn(calling=False)
+    await alive.world.wait_until_indexed()
+    await dead.tick(calling=False)
     both.edges = [alive]
     await both.look(3)
     assert both.calls == []
-    both.time.pass_by(seconds=120)
+    both.time.advance(seconds=120)
     await both.until(S.ONLINE)
     assert both.calls == ["start"]

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge.power import law
-from schemas.power import Hold, Outcome, PowerState, Provider, Verb
-from tests.edge.power.simulation import RULES, World, Written
+from edge.power import state_machine
+from schemas.power import PowerCallOutcome, PowerOverride, PowerState, PowerVerb, ReportedPower
+from tests.edge.power.power_simulation import RULES, PowerSimulation, RecordWrite
 
 EDGES = st.integers(0, 1)
 GAPS = st.sampled_from([1.0, 5.0, 20.0, 60.0, 100.0, 300.0, 700.0, 1000.0])
@@ -18,7 +18,7 @@ JUMPS = st.sampled_from([-86_400.0, -3600.0, -60.0, 60.0, 3600.0, 86_400.0])
 class Weather(RuleBasedStateMachine):
     @initialize(tells=st.booleans())
     def begin(self, tells: bool) -> None:
-        self.world = World(tells)
+        self.world = PowerSimulation(tells)
 
     @rule(seconds=GAPS)
     def time_passes(self, seconds: float) -> None:
@@ -96,8 +96,8 @@ class Weather(RuleBasedStateMachine):
         self.world.write(self.world.edges[edge])
 
     @precondition(lambda self: self.world.flights)
-    @rule(outcome=st.sampled_from(Outcome), effect=st.booleans())
-    def a_call_lands(self, outcome: Outcome, effect: bool) -> None:
+    @rule(outcome=st.sampled_from(PowerCallOutcome), effect=st.booleans())
+    def a_call_lands(self, outcome: PowerCallOutcome, effect: bool) -> None:
         self.world.land(self.world.flights[0], outcome, effect=effect)
 
     @rule(edge=EDGES)
@@ -132,10 +132,10 @@ class Weather(RuleBasedStateMachine):
     @rule()
     def somebody_presses_the_button(self) -> None:
         machine = self.world.machine
-        (machine.start if machine.power is Provider.OFF else machine.stop)(self.world.now)
+        (machine.start if machine.power is ReportedPower.OFF else machine.stop)(self.world.now)
 
-    @rule(word=st.sampled_from([None, *Provider]))
-    def the_switch_lies(self, word: Provider | None) -> None:
+    @rule(word=st.sampled_from([None, *ReportedPower]))
+    def the_switch_lies(self, word: ReportedPower | None) -> None:
         self.world.lie = word
 
     @rule(broken=st.booleans())
@@ -145,7 +145,9 @@ class Weather(RuleBasedStateMachine):
     @rule(want=st.sampled_from(["on", "off", None]))
     def the_owner_wishes(self, want: str | None) -> None:
         if self.world.broker_up:
-            self.world._store(law.wished(self.world.record, None if want is None else Hold(want)))
+            self.world._store(
+                state_machine.with_override(self.world.record, None if want is None else PowerOverride(want))
+            )
 
     @invariant()
     def never_two_calls_are_on_their_way(self) -> None:
@@ -162,22 +164,22 @@ class Weather(RuleBasedStateMachine):
             self._grounded(change)
             self._no_flapping(change)
 
-    def _grounded(self, change: Written) -> None:
+    def _grounded(self, change: RecordWrite) -> None:
         """Online only by a heartbeat, off only by the switch's word or the gone rule, a stop only over nothing."""
         before, after, facts, _ = change
-        if after.call != before.call and after.call is not None and after.call.verb is Verb.STOP:
-            assert not facts.held
-            assert facts.heart is None or (facts.heart.draining and not facts.heart.busy)
+        if after.call != before.call and after.call is not None and after.call.verb is PowerVerb.STOP:
+            assert not facts.active_jobs
+            assert facts.heartbeat is None or (facts.heartbeat.draining and not facts.heartbeat.unfinished_jobs)
         if after.state is before.state:
             return
         assert after.why
         if after.state is PowerState.ONLINE:
-            assert facts.heart is not None
+            assert facts.heartbeat is not None
         if after.state is PowerState.OFF:
-            assert facts.heart is None
-            assert facts.provider is Provider.OFF if facts.tells else facts.steady
+            assert facts.heartbeat is None
+            assert facts.reported_power is ReportedPower.OFF if facts.can_report_state else facts.absence_counts
 
-    def _no_flapping(self, change: Written) -> None:
+    def _no_flapping(self, change: RecordWrite) -> None:
         """A host that came on stays on for `min_on`, unless its owner says otherwise."""
         before, after, _, now = change
         if after.state is before.state:
@@ -196,7 +198,7 @@ class Weather(RuleBasedStateMachine):
             self.world.run(1.5 * 3600.0)
         assert self.world.queue == 0
         assert self.world.record.state is PowerState.OFF, self.world.record
-        assert self.world.machine.power is Provider.OFF
+        assert self.world.machine.power is ReportedPower.OFF
 
 
 Weather.TestCase.settings = settings(

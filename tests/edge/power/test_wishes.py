@@ -6,139 +6,144 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from schemas.host import Busy
+from schemas.host import ActivityCounts
+from schemas.host_config import DailyBudget, PowerPrice
+from schemas.power import ForeignUse
 from schemas.power import PowerState as S
-from schemas.power import UsedBy
-from schemas.reasons import Reason
-from schemas.switch import Budget, Price
-from schemas.words import Priority
-from tests.edge.power.street import HOST, Street, street
-from tests.edge.services.world import START
+from schemas.status import Priority, WaitReason
+from tests.edge.power.power_rig import HOST, PowerRig, run_power_rig
+from tests.support.edge_services import START
 
 BRISK = replace(HOST, min_on=30.0, idle_after=60.0)
 ONE = {"gpu-1": BRISK}
 
 
-def calls(made: Street, host: str = "gpu-1") -> list[str]:
+def calls(made: PowerRig, host: str = "gpu-1") -> list[str]:
     return [verb for verb, _ in made.drivers[host].calls]
 
 
-@pytest.mark.parametrize("busy", [Busy(users=1), Busy(programs=2), Busy(unsaved=1)])
-async def test_the_light_stays_on_while_anything_keeps_the_host_busy(tmp_path: Path, busy: Busy) -> None:
-    async with street(tmp_path, ONE) as made:
+@pytest.mark.parametrize("busy", [ActivityCounts(users=1), ActivityCounts(programs=2), ActivityCounts(unrecovered=1)])
+async def test_the_light_stays_on_while_anything_keeps_the_host_busy(tmp_path: Path, busy: ActivityCounts) -> None:
+    async with run_power_rig(tmp_path, ONE) as made:
         await made.edge.world.submit()
-        await made.until(S.ONLINE)
-        await made.work_off()
+        await made.wait_for_state(S.ONLINE)
+        await made.run_all_jobs()
         made.runners["gpu-1"].busy = busy
-        await made.pass_by(300)
+        await made.advance(300)
         assert (await made.record()).state is S.ONLINE
         [seen] = made.edge.power.views(made.edge.world.hosts.views())
         assert seen.busy == busy
-        made.runners["gpu-1"].busy = Busy()
-        await made.until(S.OFF, within_s=300)
+        made.runners["gpu-1"].busy = ActivityCounts()
+        await made.wait_for_state(S.OFF, within_s=300)
 
 
-@pytest.mark.parametrize(("ignored", "busy"), [("users", Busy(users=1)), ("programs", Busy(programs=1))])
-async def test_an_owner_may_ignore_the_people_or_their_programs(tmp_path: Path, ignored: UsedBy, busy: Busy) -> None:
-    kept: tuple[UsedBy, ...] = ("users", "programs")
-    rules = replace(BRISK, stays_for=tuple(one for one in kept if one != ignored))
-    async with street(tmp_path, {"gpu-1": rules}) as made:
+@pytest.mark.parametrize(
+    ("ignored", "busy"), [("users", ActivityCounts(users=1)), ("programs", ActivityCounts(programs=1))]
+)
+async def test_an_owner_may_ignore_the_people_or_their_programs(
+    tmp_path: Path, ignored: ForeignUse, busy: ActivityCounts
+) -> None:
+    kept: tuple[ForeignUse, ...] = ("users", "programs")
+    rules = replace(BRISK, keep_on_for=tuple(one for one in kept if one != ignored))
+    async with run_power_rig(tmp_path, {"gpu-1": rules}) as made:
         await made.edge.world.submit()
-        await made.until(S.ONLINE)
-        await made.work_off()
+        await made.wait_for_state(S.ONLINE)
+        await made.run_all_jobs()
         made.runners["gpu-1"].busy = busy
-        await made.until(S.OFF, within_s=300)
+        await made.wait_for_state(S.OFF, within_s=300)
 
 
 async def test_somebody_who_logs_in_while_it_drains_undoes_the_drain(tmp_path: Path) -> None:
-    async with street(tmp_path, ONE) as made:
+    async with run_power_rig(tmp_path, ONE) as made:
         await made.edge.world.submit()
-        await made.until(S.ONLINE)
-        await made.work_off()
-        await made.until(S.DRAINING)
-        made.runners["gpu-1"].busy = Busy(users=1)
-        await made.until(S.ONLINE, within_s=10)
+        await made.wait_for_state(S.ONLINE)
+        await made.run_all_jobs()
+        await made.wait_for_state(S.DRAINING)
+        made.runners["gpu-1"].busy = ActivityCounts(users=1)
+        await made.wait_for_state(S.ONLINE, within_s=10)
         assert calls(made) == ["start"]
 
 
 async def test_low_rides_along_when_other_work_wakes_the_host(tmp_path: Path) -> None:
-    async with street(tmp_path, ONE) as made:
+    async with run_power_rig(tmp_path, ONE) as made:
         low = await made.edge.world.submit(text="low", priority=Priority.LOW)
-        await made.pass_by(300)
+        await made.advance(300)
         assert calls(made) == []
         await made.edge.world.submit(text="normal")
-        await made.until(S.ONLINE)
-        await made.pass_by(300)
+        await made.wait_for_state(S.ONLINE)
+        await made.advance(300)
         assert (await made.record()).state is S.ONLINE  # what waits is done before the light goes out
-        await made.work_off()
+        await made.run_all_jobs()
         assert (await made.edge.world.read(low)).status == "succeeded"
-        await made.until(S.OFF, within_s=300)
+        await made.wait_for_state(S.OFF, within_s=300)
 
 
 async def test_low_that_waited_for_its_limit_wakes_the_host(tmp_path: Path) -> None:
-    async with street(tmp_path, ONE) as made:
+    async with run_power_rig(tmp_path, ONE) as made:
         await made.edge.world.submit(priority=Priority.LOW)
-        made.time.pass_by(hours=11)
+        made.time.advance(hours=11)
         await made.edge.world.reconciler.sweep()
-        await made.pass_by(60)
+        await made.advance(60)
         assert calls(made) == []
-        made.time.pass_by(hours=1)
+        made.time.advance(hours=1)
         await made.edge.world.reconciler.sweep()
-        await made.until(S.WAKING, within_s=60)
+        await made.wait_for_state(S.WAKING, within_s=60)
 
 
 async def test_quiet_hours_keep_it_dark_and_work_waits_for_their_end(tmp_path: Path) -> None:
     assert START.hour == 12
-    async with street(tmp_path, {"gpu-1": replace(BRISK, quiet=("12:00-12:10",))}) as made:
+    async with run_power_rig(tmp_path, {"gpu-1": replace(BRISK, quiet_hours=("12:00-12:10",))}) as made:
         job = await made.edge.world.submit()
-        blocked = await made.until(S.BLOCKED)
+        blocked = await made.wait_for_state(S.BLOCKED)
         assert blocked.why == "quiet hours"
-        made.edge.world.hosts.ask_power(made.edge.power.prospect, made.edge.power.switches)
-        view = await made.edge.world.viewer.job(await made.edge.world.intake.read(job.key))
-        assert view.reason == Reason.HOST_BLOCKED
-        woken = await made.until(S.WAKING)
+        made.edge.world.hosts.set_power_source(made.edge.power.wake_forecast, made.edge.power.has_driver)
+        view = await made.edge.world.viewer.build(await made.edge.world.intake.read(job.key))
+        assert view.reason == WaitReason.HOST_BLOCKED
+        woken = await made.wait_for_state(S.WAKING)
         assert START + timedelta(minutes=10) <= woken.since < START + timedelta(minutes=11)
 
 
 async def test_quiet_hours_let_a_host_go_that_is_empty_and_never_one_that_works(tmp_path: Path) -> None:
-    async with street(tmp_path, {"gpu-1": replace(BRISK, quiet=("12:05-12:59",), min_on=7200.0)}) as made:
+    async with run_power_rig(tmp_path, {"gpu-1": replace(BRISK, quiet_hours=("12:05-12:59",), min_on=7200.0)}) as made:
         job = await made.edge.world.submit()
-        await made.until(S.ONLINE)
+        await made.wait_for_state(S.ONLINE)
         made.runners["gpu-1"].work = [job]
-        await made.until(S.DRAINING)
-        await made.pass_by(120)
+        await made.wait_for_state(S.DRAINING)
+        await made.advance(120)
         assert (await made.record()).state is S.DRAINING
         made.runners["gpu-1"].work = []
-        await made.work_off()
-        await made.until(S.OFF, within_s=300)
+        await made.run_all_jobs()
+        await made.wait_for_state(S.OFF, within_s=300)
 
 
 async def test_a_budget_in_money_counts_electricity(tmp_path: Path) -> None:
-    price = Price(per_kwh=4.0, watts=500.0)
-    async with street(tmp_path, {"gpu-1": replace(BRISK, budget=Budget(money=0.1), price=price)}) as made:
+    price = PowerPrice(per_kwh=4.0, watts=500.0)
+    async with run_power_rig(tmp_path, {"gpu-1": replace(BRISK, budget=DailyBudget(money=0.1), price=price)}) as made:
         job = await made.edge.world.submit()
-        on = await made.until(S.WAKING)
+        on = await made.wait_for_state(S.WAKING)
         made.runners["gpu-1"].work = [job]
-        drained = await made.until(S.DRAINING)
+        drained = await made.wait_for_state(S.DRAINING)
         assert 180 <= (drained.since - on.since).total_seconds() < 190
 
 
 async def test_the_next_host_is_called_at_once_when_the_first_is_at_fault(tmp_path: Path) -> None:
-    async with street(tmp_path, {"gpu-1": replace(BRISK, boot_timeout=60.0), "gpu-2": replace(BRISK, rank=2)}) as made:
+    async with run_power_rig(
+        tmp_path, {"gpu-1": replace(BRISK, boot_timeout=60.0), "gpu-2": replace(BRISK, wake_priority=2)}
+    ) as made:
         made.runners["gpu-1"].crashed = True
         await made.edge.world.submit()
-        fault = await made.until(S.FAULT)
-        woken = await made.until(S.WAKING, "gpu-2", within_s=30)
+        fault = await made.wait_for_state(S.FAULT)
+        woken = await made.wait_for_state(S.WAKING, "gpu-2", within_s=30)
         assert (woken.since - fault.since).total_seconds() < 10
         assert "host_fault gpu-1" in made.edge.notices
 
 
 async def test_a_deadline_does_not_hurry_what_may_start_at_once_and_low_is_called_in_time(tmp_path: Path) -> None:
     """Normal work wakes at once whatever its deadline; with `not_before` as well, in time for that."""
-    async with street(tmp_path, ONE) as made:
+    async with run_power_rig(tmp_path, ONE) as made:
         start, end = START + timedelta(minutes=15), START + timedelta(hours=2)
         await made.edge.world.submit(not_before=start.isoformat(), deadline=end.isoformat())
-        await made.pass_by(300)
+        await made.advance(300)
         assert calls(made) == []
-        woken = await made.until(S.WAKING)
+        woken = await made.wait_for_state(S.WAKING)
         assert timedelta(minutes=3) < start - woken.since <= timedelta(minutes=4, seconds=5)

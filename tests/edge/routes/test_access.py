@@ -4,10 +4,10 @@ import anyio
 import httpx
 import pytest
 
-from bus.port import Health
-from schemas.access import Scope
+from bus.interface import BrokerStatus
+from schemas.auth import Scope
 from schemas.host import GpuReport
-from tests.edge.routes.conftest import Face
+from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 PROTECTED = [
@@ -23,7 +23,7 @@ PROTECTED = [
 
 
 @pytest.mark.parametrize("path", PROTECTED)
-async def test_nothing_is_shown_without_a_valid_key(face: Face, path):
+async def test_nothing_is_shown_without_a_valid_key(face: ServedEdge, path):
     secret = face.texts["ann"]
     for headers in (
         {},
@@ -36,22 +36,22 @@ async def test_nothing_is_shown_without_a_valid_key(face: Face, path):
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
-async def test_both_headers_carry_a_key(face: Face):
+async def test_both_headers_carry_a_key(face: ServedEdge):
     for headers in ({"X-API-Key": face.texts["ann"]}, {"Authorization": f"bearer {face.texts['ann']}"}):
         assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 200
 
 
-async def test_a_missing_scope_is_named(face: Face):
+async def test_a_missing_scope_is_named(face: ServedEdge):
     made = await face.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:read"]})
     reader = {"X-API-Key": made.json()["key"]}
     refused = await face.anyone.post("/v1/jobs", json=ECHO, headers=reader)
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert "jobs:write" in refused.json()["detail"]
     assert (await face.anyone.get("/v1/jobs", headers=reader)).status_code == 200
-    assert not await face.world.bus.records.keys()
+    assert not await face.world.bus.job_store.keys()
 
 
-async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(face: Face):
+async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(face: ServedEdge):
     made = (await face.admin.post("/v1/keys", json={"owner": "carl", "name": "phone"})).json()
     listed = (await face.admin.get("/v1/keys")).json()["keys"]
     headers = {"X-API-Key": made["key"]}
@@ -73,38 +73,38 @@ async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(face: Face):
         ({"owner": "a", "more": 1}, "field_unknown"),
     ],
 )
-async def test_bad_keys_are_not_made(face: Face, body, code):
+async def test_bad_keys_are_not_made(face: ServedEdge, body, code):
     before = (await face.admin.get("/v1/keys")).json()
     assert (await face.admin.post("/v1/keys", json=body)).json()["code"] == code
     assert (await face.admin.get("/v1/keys")).json() == before
 
 
-async def test_health_needs_no_key_and_says_what_is_in_the_way(face: Face):
+async def test_health_needs_no_key_and_says_what_is_in_the_way(face: ServedEdge):
     assert (await face.anyone.get("/livez")).json() == {"status": "ok"}
     assert (await face.anyone.get("/readyz")).status_code == 200
-    face.world.bus.link.cut()
+    face.world.bus.health.cut()
     ready = await face.anyone.get("/readyz")
     assert ready.status_code == 503
     assert "broker" in ready.json()["why"][0]
 
 
-async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(face: Face, monkeypatch):
-    async def limping() -> Health:
-        return Health(0.1, synced=True, version="", ailing=("server n1 could not write: make room",))
+async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(face: ServedEdge, monkeypatch):
+    async def limping() -> BrokerStatus:
+        return BrokerStatus(0.1, is_durable=True, version="", degraded=("server n1 could not write: make room",))
 
-    monkeypatch.setattr(face.world.bus.link, "health", limping)
+    monkeypatch.setattr(face.world.bus.health, "health", limping)
     ready = await face.anyone.get("/readyz")
     assert (ready.status_code, ready.json()["why"]) == (200, [])
     assert ready.json()["ailing"] == ["server n1 could not write: make room"]
 
 
-async def test_what_may_be_tried_later_says_when(face: Face):
+async def test_what_may_be_tried_later_says_when(face: ServedEdge):
     reply = await face.admin.post("/v1/hosts", json={"id": "gpu-7"})
     assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
     assert int(reply.headers["retry-after"]) > 0
 
 
-async def test_what_answers_get_answers_head(face: Face):
+async def test_what_answers_get_answers_head(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     for path in ("/livez", "/readyz", "/v1/jobs", "/v1/jobs/mine", "/v1/jobs/mine/history", "/v1/jobs/mine/logs"):
         reply = await face.ann.head(path)
@@ -116,7 +116,7 @@ async def test_what_answers_get_answers_head(face: Face):
     ("path", "key", "status"),
     [("/v1/jobs", "ann", 413), ("/v1/jobs", "none", 401), ("/v1/nothing", "ann", 404), ("/v1/keys", "ann", 403)],
 )
-async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(face: Face, path, key, status):
+async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(face: ServedEdge, path, key, status):
     """A body larger than the socket's buffers, from a client that asks for the connection to be closed."""
     body = b"x" * (16 << 20)
     head = f"POST {path} HTTP/1.1\r\nHost: edge\r\nX-API-Key: {face.texts.get(key, key)}\r\n"
@@ -129,8 +129,8 @@ async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(face:
     assert answer.split(b" ", 2)[1] == str(status).encode()
 
 
-async def test_what_can_run_is_told_with_its_schema(face: Face):
-    await face.world.offer(slots=2)
+async def test_what_can_run_is_told_with_its_schema(face: ServedEdge):
+    await face.world.announce_capabilities(slots=2)
     endpoints = (await face.ann.get("/v1/endpoints")).json()["endpoints"]
     one = (await face.ann.get("/v1/endpoints/echo")).json()
     assert [(e["name"], e["pool"], e["hosts"]) for e in endpoints] == [("echo", "echo", ["gpu-1"])]
@@ -138,10 +138,10 @@ async def test_what_can_run_is_told_with_its_schema(face: Face):
     assert (await face.ann.get("/v1/endpoints/nowhere")).json()["code"] == "endpoint_unknown"
 
 
-async def test_hosts_are_told_while_on_and_while_off(face: Face):
-    await face.world.offer()
+async def test_hosts_are_told_while_on_and_while_off(face: ServedEdge):
+    await face.world.announce_capabilities()
     assert [(h["id"], h["state"]) for h in (await face.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
-    await face.world.appear(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
+    await face.world.send_heartbeat(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
     host = (await face.ann.get("/v1/hosts/gpu-1")).json()
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
     assert set(host) == {
@@ -151,7 +151,7 @@ async def test_hosts_are_told_while_on_and_while_off(face: Face):
     assert (await face.ann.get("/v1/hosts/none")).status_code == 404
 
 
-async def test_an_owners_wish_is_taken_down_and_shown(face: Face):
+async def test_an_owners_wish_is_taken_down_and_shown(face: ServedEdge):
     held = await face.admin.post("/v1/hosts/gpu-9/power", json={"want": "on", "until": "2030-01-01T00:00:00Z"})
     assert (held.status_code, held.json()["hold"]) == (202, {"want": "on", "until": "2030-01-01T00:00:00Z"})
     assert (await face.ann.get("/v1/hosts/gpu-9")).json()["state"] == "off"
@@ -168,20 +168,20 @@ async def test_an_owners_wish_is_taken_down_and_shown(face: Face):
         ("gpu-9", {"want": "on", "until": "tomorrow"}, "input_invalid"),
     ],
 )
-async def test_wishes_that_are_refused(face: Face, host, body, code):
+async def test_wishes_that_are_refused(face: ServedEdge, host, body, code):
     assert (await face.admin.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == code
     assert (await face.ann.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == "forbidden"
 
 
-async def test_metrics_count_jobs_by_status(face: Face):
+async def test_metrics_count_jobs_by_status(face: ServedEdge):
     await face.ann.post("/v1/jobs", json=ECHO)
-    await face.world.settled()
+    await face.world.wait_until_indexed()
     text = (await face.ann.get("/metrics")).text
     assert 'lamplighter_jobs{endpoint="echo",status="queued"} 1.0' in text
     assert "lamplighter_broker_store_used_ratio" in text
 
 
-async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
+async def test_openapi_names_every_route_and_the_body_of_a_submit(face: ServedEdge):
     document = (await face.ann.get("/schema/openapi.json")).json()
     paths = {
         *("/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/history", "/v1/jobs/{job_id}/cancel"),
@@ -214,7 +214,7 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(face: Face):
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PATCH", "/v1/jobs", 405)])
-async def test_what_is_not_there_is_a_problem_too(face: Face, method, path, status):
+async def test_what_is_not_there_is_a_problem_too(face: ServedEdge, method, path, status):
     reply: httpx.Response = await face.ann.request(method, path)
     assert (reply.status_code, reply.json()["status"], reply.json()["code"]) == (status, status, "not_found")
     assert reply.headers["content-type"] == "application/problem+json"
@@ -235,7 +235,7 @@ def test_scopes_are_those_of_the_protocol():
     ],
 )
 async def test_what_no_route_takes_is_refused_with_what_to_do(
-    face: Face, method: str, path: str, status: int, what_to_do: str
+    face: ServedEdge, method: str, path: str, status: int, what_to_do: str
 ):
     reply = await face.ann.request(method, path, content=b" " * (2 << 20) if status == 413 else b"{}")
     assert reply.status_code == status

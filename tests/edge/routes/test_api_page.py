@@ -4,16 +4,16 @@ import re
 from typing import Any
 
 from edge.app import MODULES
-from edge.facades.gateway import route as gateway
-from schemas.access import Scope
-from tests.pages import DOCS
+from edge.facades.gateway import gateway
+from schemas.auth import Scope
+from tests.support.doc_pages import DOCS
 
 ROW = re.compile(r"^\| `([A-Z]+) (/\S*)` \| (?:`([a-z:]+)`)? *\|", re.MULTILINE)
 ROUTES = [route for module in MODULES if module is not gateway for route in module.ROUTES]
 
 
 def scope_of(route: Any) -> str:
-    """What its guard asks for: `edge.auth.keys.needs` holds it."""
+    """What its guard asks for: `edge.http.auth.require_scope` holds it."""
     scopes = [cell.cell_contents for guard in route.guards or () for cell in guard.__closure__ or ()]
     return "".join(scope for scope in scopes if isinstance(scope, Scope))
 

@@ -4,13 +4,13 @@ import hashlib
 
 import pytest
 
-from tests.edge.routes.conftest import Face
+from tests.support.served_edge import ServedEdge
 
 BODY = b"some bytes of a video"
 SHA = hashlib.sha256(BODY).hexdigest()
 
 
-async def test_put_is_201_then_200_and_each_owner_has_its_own(face: Face):
+async def test_put_is_201_then_200_and_each_owner_has_its_own(face: ServedEdge):
     first = await face.ann.put(f"/v1/assets/{SHA}", content=BODY, headers={"X-Filename": "my%20face.mp4"})
     again = await face.ann.put(f"/v1/assets/sha256:{SHA}", content=BODY)
     assert [first.status_code, again.status_code] == [201, 200]
@@ -20,20 +20,20 @@ async def test_put_is_201_then_200_and_each_owner_has_its_own(face: Face):
     assert (await face.bob.put(f"/v1/assets/{SHA}", content=BODY)).status_code == 201
 
 
-async def test_a_wrong_digest_leaves_nothing(face: Face):
+async def test_a_wrong_digest_leaves_nothing(face: ServedEdge):
     reply = await face.ann.put(f"/v1/assets/{'0' * 64}", content=BODY)
     assert (reply.status_code, reply.json()["code"]) == (422, "digest_mismatch")
     assert (await face.ann.get("/v1/assets")).json()["assets"] == []
     assert await face.world.store.stat(SHA) is None
 
 
-async def test_too_large_leaves_nothing(face: Face):
+async def test_too_large_leaves_nothing(face: ServedEdge):
     reply = await face.ann.post("/v1/assets", content=b"x" * ((1 << 20) + 1))
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
     assert (await face.ann.get("/v1/assets")).json()["assets"] == []
 
 
-async def test_post_computes_the_digest_raw_and_as_a_form(face: Face):
+async def test_post_computes_the_digest_raw_and_as_a_form(face: ServedEdge):
     raw = await face.ann.post("/v1/assets?name=a.wav", content=BODY)
     form = await face.ann.post("/v1/assets", files={"file": ("b.mp4", b"other", "video/mp4")})
     assert (raw.status_code, raw.json()["sha256"], raw.json()["media_type"]) == (201, SHA, "audio/wav")
@@ -53,7 +53,7 @@ async def test_post_computes_the_digest_raw_and_as_a_form(face: Face):
         ("video/webm", "video/webm"),
     ],
 )
-async def test_a_type_that_says_nothing_gives_way_to_the_name(face: Face, sent, kept):
+async def test_a_type_that_says_nothing_gives_way_to_the_name(face: ServedEdge, sent, kept):
     headers = {"Content-Type": sent.encode("latin-1")}
     raw = await face.ann.post("/v1/assets?name=a.mp4", content=b"x", headers=headers)
     form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.mp4"\r\nContent-Type: '
@@ -64,7 +64,7 @@ async def test_a_type_that_says_nothing_gives_way_to_the_name(face: Face, sent, 
     assert (await face.bob.get(part.json()["url"])).headers["content-type"] == kept
 
 
-async def test_names_cannot_leave_their_folder(face: Face):
+async def test_names_cannot_leave_their_folder(face: ServedEdge):
     for name in ("../../etc/passwd", "..\\..\\boot.ini", "a%2F..%2Fb", "\u202egnp.exe", "con"):
         reply = await face.ann.post("/v1/assets", params={"name": name}, content=name.encode())
         assert reply.status_code == 201
@@ -73,7 +73,7 @@ async def test_names_cannot_leave_their_folder(face: Face):
         assert kept not in {"", ".", ".."}
 
 
-async def test_check_tells_present_from_missing(face: Face):
+async def test_check_tells_present_from_missing(face: ServedEdge):
     await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
     asked = {"digests": [f"sha256:{SHA}", "f" * 64]}
     reply = await face.ann.post("/v1/assets/check", json=asked)
@@ -85,7 +85,7 @@ async def test_check_tells_present_from_missing(face: Face):
     assert (unknown.status_code, unknown.json()["errors"][0]["path"]) == (400, "$.more")
 
 
-async def test_delete_drops_the_reference_and_says_so(face: Face):
+async def test_delete_drops_the_reference_and_says_so(face: ServedEdge):
     await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
     reply = await face.ann.delete(f"/v1/assets/{SHA}", headers={"Accept-Language": "zh"})
     assert (reply.status_code, reply.json()["message"]) == (202, "删除成功")
@@ -93,7 +93,7 @@ async def test_delete_drops_the_reference_and_says_so(face: Face):
     assert (await face.ann.get(f"/v1/assets/{SHA}")).status_code == 404
 
 
-async def test_an_asset_that_a_living_job_needs_stays(face: Face):
+async def test_an_asset_that_a_living_job_needs_stays(face: ServedEdge):
     await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
     job = {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}}
     await face.ann.put("/v1/jobs/mine", json=job)
@@ -104,17 +104,17 @@ async def test_an_asset_that_a_living_job_needs_stays(face: Face):
 
 
 @pytest.mark.parametrize("digest", ["x", "g" * 64, "a" * 63, "..%5Cx", "sha256:"])
-async def test_what_is_no_digest_is_refused(face: Face, digest):
+async def test_what_is_no_digest_is_refused(face: ServedEdge, digest):
     for method in ("GET", "PUT", "DELETE"):
         reply = await face.ann.request(method, f"/v1/assets/{digest}", content=b"x" if method == "PUT" else None)
         assert (reply.status_code, reply.json()["code"]) == (422, "input_invalid")
 
 
-async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(face: Face):
-    await face.world.offer()
+async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(face: ServedEdge):
+    await face.world.announce_capabilities()
     await face.ann.put(f"/v1/assets/{SHA}", content=BODY)
     accepted = await face.world.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}})
-    await face.world.start(accepted.entry.recorded.job)
+    await face.world.start(accepted.record.record.job)
     made = b"what the job made"
     reply = await face.runner.put(f"/v1/assets/{hashlib.sha256(made).hexdigest()}?owner=ann", content=made)
     assert reply.status_code == 201

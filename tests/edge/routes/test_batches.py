@@ -3,14 +3,14 @@
 import anyio
 import pytest
 
-from schemas.job import JobKey
-from tests.broker import until
-from tests.edge.routes.conftest import Face
+from schemas.ids import JobKey
+from tests.support.served_edge import ServedEdge
+from tests.support.wait import wait_until
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
-async def test_each_job_of_a_batch_is_judged_by_itself(face: Face):
+async def test_each_job_of_a_batch_is_judged_by_itself(face: ServedEdge):
     bodies = [ECHO, {"endpoint": "nowhere", "input": {}}, {**ECHO, "foo": 1}, 7, {**ECHO, "tags": {"n": "4"}}]
     reply = await face.ann.post("/v1/batches", json={"jobs": bodies})
     answer = reply.json()
@@ -21,10 +21,10 @@ async def test_each_job_of_a_batch_is_judged_by_itself(face: Face):
         (2, "field_unknown", 400),
         (3, "input_invalid", 422),
     ]
-    assert len(await face.world.bus.records.keys()) == 2
+    assert len(await face.world.bus.job_store.keys()) == 2
 
 
-async def test_the_same_batch_again_is_the_same_jobs(face: Face):
+async def test_the_same_batch_again_is_the_same_jobs(face: ServedEdge):
     body, key = {"jobs": [ECHO] * 3}, {"Idempotency-Key": "nightly"}
     first, again = [(await face.ann.post("/v1/batches", json=body, headers=key)).json() for _ in range(2)]
     ids = [job["id"] for job in first["accepted"]]
@@ -35,7 +35,7 @@ async def test_the_same_batch_again_is_the_same_jobs(face: Face):
     assert [(row["index"], row["problem"]["code"]) for row in other["rejected"]] == [(1, "idempotency_mismatch")]
 
 
-async def test_a_thousand_are_taken_and_one_more_is_not(face: Face):
+async def test_a_thousand_are_taken_and_one_more_is_not(face: ServedEdge):
     reply = await face.ann.post("/v1/batches", json={"jobs": [ECHO] * 1000}, timeout=120)
     assert len(reply.json()["accepted"]) == 1000
     for jobs in ([], [ECHO] * 1001):
@@ -44,19 +44,19 @@ async def test_a_thousand_are_taken_and_one_more_is_not(face: Face):
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/jobs"), ("PUT", "/v1/jobs/mine")])
-async def test_a_submit_may_wait_for_the_end(face: Face, method: str, path: str):
+async def test_a_submit_may_wait_for_the_end(face: ServedEdge, method: str, path: str):
     answers = []
 
     async def submit() -> None:
         answers.append(await face.ann.request(method, path, json=ECHO, headers={"Prefer": "wait=30"}, timeout=40))
 
     async def recorded() -> bool:
-        return bool(await face.world.bus.records.keys())
+        return bool(await face.world.bus.job_store.keys())
 
     async def finish() -> None:
-        await until(recorded)
-        (key,) = await face.world.bus.records.keys()
-        await face.world.finish((await face.world.intake.read(JobKey(*key))).recorded.job)
+        await wait_until(recorded)
+        (key,) = await face.world.bus.job_store.keys()
+        await face.world.finish((await face.world.intake.read(JobKey(*key))).record.job)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(submit)
@@ -65,6 +65,6 @@ async def test_a_submit_may_wait_for_the_end(face: Face, method: str, path: str)
     assert (answer.status_code, answer.json()["status"]) == (202, "succeeded")
 
 
-async def test_a_submit_that_waited_long_enough_says_how_it_stands(face: Face):
+async def test_a_submit_that_waited_long_enough_says_how_it_stands(face: ServedEdge):
     reply = await face.ann.post("/v1/jobs", json=ECHO, headers={"Prefer": "respond-async, wait=1"})
     assert (reply.status_code, reply.json()["status"]) == (202, "queued")

@@ -3,13 +3,13 @@
 import httpx
 import pytest
 
-from edge.auth.cors import SEEN, SENT
-from tests.edge.routes.conftest import ORIGIN, Face
+from edge.http.middleware import CORS_EXPOSED_HEADERS, CORS_REQUEST_HEADERS
+from tests.support.served_edge import ALLOWED_ORIGIN, ServedEdge
 
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
-def preflight(method: str, *headers: str, origin: str = ORIGIN) -> dict[str, str]:
+def preflight(method: str, *headers: str, origin: str = ALLOWED_ORIGIN) -> dict[str, str]:
     asked = ", ".join(headers).lower()
     return {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": asked}
 
@@ -30,38 +30,40 @@ def listed(reply: httpx.Response, name: str) -> set[str]:
         ("GET", "/v1/jobs/mine/files/a.mp4"),
     ],
 )
-async def test_a_page_of_a_named_origin_may_call_with_every_header(face: Face, method: str, path: str):
-    reply = await face.anyone.options(path, headers=preflight(method, *SENT))
-    assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, ORIGIN)
+async def test_a_page_of_a_named_origin_may_call_with_every_header(face: ServedEdge, method: str, path: str):
+    reply = await face.anyone.options(path, headers=preflight(method, *CORS_REQUEST_HEADERS))
+    assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, ALLOWED_ORIGIN)
     assert method.lower() in listed(reply, "access-control-allow-methods")
-    assert {name.lower() for name in SENT} <= listed(reply, "access-control-allow-headers")
-    assert {"authorization", "upload-offset", "idempotency-key", "last-event-id"} <= {name.lower() for name in SENT}
+    assert {name.lower() for name in CORS_REQUEST_HEADERS} <= listed(reply, "access-control-allow-headers")
+    assert {"authorization", "upload-offset", "idempotency-key", "last-event-id"} <= {
+        name.lower() for name in CORS_REQUEST_HEADERS
+    }
 
 
-async def test_another_origin_is_told_no(face: Face):
-    for origin in ("https://evil.example", f"{ORIGIN}.evil.example", "null"):
+async def test_another_origin_is_told_no(face: ServedEdge):
+    for origin in ("https://evil.example", f"{ALLOWED_ORIGIN}.evil.example", "null"):
         reply = await face.anyone.options("/v1/jobs", headers=preflight("POST", origin=origin))
         assert reply.status_code == 400
         answer = await face.ann.get("/v1/jobs", headers={"Origin": origin})
         assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_what_is_answered_may_be_seen_refusals_too(face: Face):
-    origin = {"Origin": ORIGIN}
+async def test_what_is_answered_may_be_seen_refusals_too(face: ServedEdge):
+    origin = {"Origin": ALLOWED_ORIGIN}
     made = await face.ann.post("/v1/uploads", headers=origin | TUS | {"Upload-Length": "0"})
     assert made.headers["lamplighter-asset"].startswith("sha256:")
     missing = await face.ann.get("/v1/jobs/none", headers=origin)
     stranger = await face.anyone.get("/v1/jobs", headers=origin)
     assert [missing.status_code, stranger.status_code] == [404, 401]
     for reply in (made, missing, stranger):
-        assert reply.headers["access-control-allow-origin"] == ORIGIN
-        assert listed(reply, "access-control-expose-headers") == {name.lower() for name in SEEN}
+        assert reply.headers["access-control-allow-origin"] == ALLOWED_ORIGIN
+        assert listed(reply, "access-control-expose-headers") == {name.lower() for name in CORS_EXPOSED_HEADERS}
     promised = (
         "Upload-Offset Location Tus-Resumable Lamplighter-Asset ETag Content-Range Idempotent-Replayed Retry-After"
     )
-    assert set(promised.split()) <= set(SEEN)
+    assert set(promised.split()) <= set(CORS_EXPOSED_HEADERS)
 
 
-async def test_without_an_origin_nothing_is_said_of_it(face: Face):
+async def test_without_an_origin_nothing_is_said_of_it(face: ServedEdge):
     reply = await face.ann.get("/v1/jobs")
     assert not [name for name in reply.headers if name.startswith("access-control")]

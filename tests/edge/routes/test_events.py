@@ -8,20 +8,21 @@ import httpx
 import pytest
 import websockets
 
-from edge.auth.keys import REVOKED
-from edge.routes.events import with_silences
-from lamplighter.wire import Event, EventReader
+from edge.http.auth import KEY_REVOKED_REASON
+from edge.http.routes.events import with_keepalive
+from lamplighter.follow import Event, SseParser
 from schemas import events as e
-from schemas.feed import LogEnd, LogNote, Place, ProgressNote
-from schemas.job import Job, JobKey, Output
-from tests.edge.routes.conftest import Face
+from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
+from schemas.ids import JobKey
+from schemas.job import Job, Output
+from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
 async def read(client: httpx.AsyncClient, path: str, count: int | None = None, **headers: str) -> list[Event]:
     """The events of a stream, to its end or until there are `count`."""
-    reader, found = EventReader(), []
+    reader, found = SseParser(), []
     async with client.stream("GET", path, headers=headers) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         async for line in reply.aiter_lines():
@@ -31,19 +32,19 @@ async def read(client: httpx.AsyncClient, path: str, count: int | None = None, *
     return found
 
 
-async def run(face: Face, job_id: str, owner: str = "ann") -> Job:
+async def run(face: ServedEdge, job_id: str, owner: str = "ann") -> Job:
     """Submit and play the runner: started, half way, a line of log, the end."""
     await getattr(face, owner).put(f"/v1/jobs/{job_id}", json=ECHO)
     key = JobKey(owner, job_id)
-    await face.world.start((await face.world.intake.read(key)).recorded.job)
+    await face.world.start((await face.world.intake.read(key)).record.job)
     feed, at = face.world.runner_bus.feed, face.world.time()
-    await feed.publish(key, ProgressNote(Place(1, 1, 10), at, 0.5, "render", 5, 10))
-    await feed.publish(key, LogNote(Place(1, 1, 20), at, "stdout", "half way\n"))
-    await feed.publish(key, LogEnd(Place(1, 1, 20), at))
-    return await face.world.apply(key, e.Succeeded(Output(data={"text": "hi"})))
+    await feed.publish(key, ProgressMessage(FeedPosition(1, 1, 10), at, 0.5, "render", 5, 10))
+    await feed.publish(key, LogMessage(FeedPosition(1, 1, 20), at, "stdout", "half way\n"))
+    await feed.publish(key, LogEndMessage(FeedPosition(1, 1, 20), at))
+    return await face.world.write_event(key, e.Succeeded(Output(data={"text": "hi"})))
 
 
-async def test_a_stream_tells_all_and_ends_behind_the_final_state(face: Face):
+async def test_a_stream_tells_all_and_ends_behind_the_final_state(face: ServedEdge):
     await run(face, "mine")
     events = await read(face.ann, "/v1/jobs/mine/events")
     states = [event.data["status"] for event in events if event.kind == "state"]
@@ -55,7 +56,7 @@ async def test_a_stream_tells_all_and_ends_behind_the_final_state(face: Face):
     assert all(event.data["revision"] for event in events if event.kind == "state")
 
 
-async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(face: Face):
+async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(face: ServedEdge):
     await run(face, "mine")
     whole = await read(face.ann, "/v1/jobs/mine/events")
     for cut in range(len(whole)):
@@ -66,7 +67,7 @@ async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(fac
         assert [r.data for r in by_query] == [r.data for r in rest]
 
 
-async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(face: Face):
+async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(face: ServedEdge):
     await run(face, "one")
     await run(face, "theirs", owner="bob")
     await run(face, "two")
@@ -74,19 +75,21 @@ async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(face: Face):
     assert {event.data.get("id") or event.data.get("job_id") for event in events} == {"one", "two"}
 
 
-async def test_the_log_so_far_is_there_before_the_end(face: Face):
+async def test_the_log_so_far_is_there_before_the_end(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     key = JobKey("ann", "mine")
-    await face.world.start((await face.world.intake.read(key)).recorded.job)
-    await face.world.runner_bus.feed.publish(key, LogNote(Place(1, 1, 5), face.world.time(), "stderr", "so far\n"))
+    await face.world.start((await face.world.intake.read(key)).record.job)
+    await face.world.runner_bus.feed.publish(
+        key, LogMessage(FeedPosition(1, 1, 5), face.world.time(), "stderr", "so far\n")
+    )
     assert (await face.ann.get("/v1/jobs/mine/logs")).text == "so far\n"
 
 
-def socket_url(face: Face, path: str) -> str:
+def socket_url(face: ServedEdge, path: str) -> str:
     return face.url.replace("http", "ws") + path
 
 
-async def test_a_websocket_tells_the_same(face: Face):
+async def test_a_websocket_tells_the_same(face: ServedEdge):
     await run(face, "mine")
     headers = {"Authorization": f"Bearer {face.texts['ann']}"}
     async with websockets.connect(socket_url(face, "/v1/jobs/mine/events"), additional_headers=headers) as socket:
@@ -108,7 +111,7 @@ async def test_a_websocket_tells_the_same(face: Face):
         ("ann", "/v1/nothing", 404, "not_found"),
     ],
 )
-async def test_a_refused_websocket_is_answered_as_http_is(face: Face, owner, path, status, code):
+async def test_a_refused_websocket_is_answered_as_http_is(face: ServedEdge, owner, path, status, code):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     headers = {"Authorization": f"Bearer {face.texts[owner]}"} if owner else {}
     with pytest.raises(websockets.InvalidStatus) as refused:
@@ -122,7 +125,7 @@ async def test_a_refused_websocket_is_answered_as_http_is(face: Face, owner, pat
 @pytest.mark.parametrize(
     "after", ["nonsense", "x" * 300, "-", "e-", "e-1-", "0-99999999999999999999", "0-" + "9" * 5000]
 )
-async def test_an_id_that_is_none_of_ours_stands_for_the_start(face: Face, after):
+async def test_an_id_that_is_none_of_ours_stands_for_the_start(face: ServedEdge, after):
     await run(face, "mine")
     whole = await read(face.ann, "/v1/jobs/mine/events")
     epoch = whole[0].id.partition("-")[0]
@@ -142,15 +145,15 @@ async def test_silence_is_filled_and_the_source_is_closed():
         finally:
             closed = True
 
-    assert [item async for item in with_silences(source(), 5)] == [1, 2]
+    assert [item async for item in with_keepalive(source(), 5)] == [1, 2]
     assert closed
-    heard = [item async for item in with_silences(a_word_after_silence(), 0.001)]
+    heard = [item async for item in with_keepalive(a_word_after_silence(), 0.001)]
     assert heard[0] is None
     assert heard[-1] == "word"
 
 
-async def test_what_fills_a_silence_is_a_comment_and_no_event(face: Face, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("edge.routes.events.COMMENT_EVERY_S", 0.01)
+async def test_what_fills_a_silence_is_a_comment_and_no_event(face: ServedEdge, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edge.http.routes.events.KEEPALIVE_INTERVAL_S", 0.01)
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     blocks = []
     with anyio.fail_after(10):
@@ -163,7 +166,7 @@ async def test_what_fills_a_silence_is_a_comment_and_no_event(face: Face, monkey
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
-async def test_while_the_broker_is_away_no_stream_is_opened(face: Face, path: str):
+async def test_while_the_broker_is_away_no_stream_is_opened(face: ServedEdge, path: str):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     face.world.broker.stop()
     headers = {"Authorization": f"Bearer {face.texts['ann']}"}
@@ -177,8 +180,8 @@ async def test_while_the_broker_is_away_no_stream_is_opened(face: Face, path: st
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
-async def test_a_stream_ends_with_its_key(face: Face, monkeypatch: pytest.MonkeyPatch, path: str):
-    monkeypatch.setattr("edge.routes.events.COMMENT_EVERY_S", 0.01)
+async def test_a_stream_ends_with_its_key(face: ServedEdge, monkeypatch: pytest.MonkeyPatch, path: str):
+    monkeypatch.setattr("edge.http.routes.events.KEEPALIVE_INTERVAL_S", 0.01)
     await face.bob.put("/v1/jobs/mine", json=ECHO)
     (key,) = await face.keys.list("bob")
     token = (await face.bob.post("/v1/tokens", json={})).json()["token"]
@@ -196,7 +199,7 @@ async def test_a_stream_ends_with_its_key(face: Face, monkeypatch: pytest.Monkey
             assert {text.strip() async for text in texts} <= {": still here"}
             with pytest.raises(websockets.ConnectionClosedError):
                 await socket.recv()
-    assert (socket.close_code, socket.close_reason) == (4401, REVOKED)
+    assert (socket.close_code, socket.close_reason) == (4401, KEY_REVOKED_REASON)
 
 
 async def a_word_after_silence() -> AsyncIterator[str]:

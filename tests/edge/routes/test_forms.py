@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from edge.routes.forms import TEXT_BYTES, Room, read_form
-from schemas.errors import Refused
-from tests.edge.routes.conftest import Face
+from edge.http.request_body import FORM_TEXT_LIMIT_BYTES, FormStorage, open_form
+from schemas.problems import ProblemError
+from tests.support.served_edge import ServedEdge
 
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
 END = b"\r\n--x--\r\n"
@@ -21,7 +21,7 @@ def text(name: str) -> bytes:
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/assets"])
 @pytest.mark.parametrize("fields", [1, 300])
-async def test_texts_are_bounded_however_many_there_are(face: Face, path: str, fields: int):
+async def test_texts_are_bounded_however_many_there_are(face: ServedEdge, path: str, fields: int):
     given = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -36,28 +36,28 @@ async def test_texts_are_bounded_however_many_there_are(face: Face, path: str, f
 
     reply = await face.ann.post(path, content=endless(), headers=HEADERS)
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
-    assert given > TEXT_BYTES
+    assert given > FORM_TEXT_LIMIT_BYTES
     assert (await face.ann.get("/v1/assets")).json()["assets"] == []
 
 
-async def test_a_text_of_the_most_that_may_be_is_read(face: Face):
+async def test_a_text_of_the_most_that_may_be_is_read(face: ServedEdge):
     job = json.dumps({"endpoint": "echo", "input": {"text": "hi"}})
-    body = text("job") + job.encode() + b" " * (TEXT_BYTES - len(job)) + END
+    body = text("job") + job.encode() + b" " * (FORM_TEXT_LIMIT_BYTES - len(job)) + END
     assert (await face.ann.post("/v1/jobs", content=body, headers=HEADERS)).status_code == 202
 
 
 @pytest.mark.parametrize("body", [b"", b"--x", text("job"), b"nonsense", text("job") + b"{}"])
-async def test_what_breaks_off_or_is_no_form_is_malformed(face: Face, body: bytes):
+async def test_what_breaks_off_or_is_no_form_is_malformed(face: ServedEdge, body: bytes):
     reply = await face.ann.post("/v1/jobs", content=body, headers=HEADERS)
     assert (reply.status_code, reply.json()["code"]) == (400, "body_malformed")
 
 
-async def test_a_form_without_a_boundary_says_so(face: Face):
+async def test_a_form_without_a_boundary_says_so(face: ServedEdge):
     reply = await face.ann.post("/v1/jobs", content=b"x", headers={"Content-Type": "multipart/form-data"})
     assert "boundary" in reply.json()["detail"]
 
 
-class Endless:
+class EndlessForm:
     """A request whose body is a file without an end; `given` bytes were taken of it."""
 
     content_type = ("multipart/form-data", {"boundary": "x"})
@@ -73,8 +73,8 @@ class Endless:
 
 
 async def test_a_file_is_bounded_while_it_comes(tmp_path: Path):
-    request = Endless()
-    with pytest.raises(Refused, match="at most 10000 bytes"):
-        async with read_form(cast("Any", request), Room(10_000, tmp_path)):
+    request = EndlessForm()
+    with pytest.raises(ProblemError, match="at most 10000 bytes"):
+        async with open_form(cast("Any", request), FormStorage(10_000, tmp_path)):
             pass
     assert request.given < 20_000

@@ -12,7 +12,7 @@ from anyio import to_thread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.edge.routes.conftest import Face, face_at
+from tests.support.served_edge import ServedEdge, serve_edge
 
 SOON_S = 20.0
 JSON = ("/v1/jobs", "/v1/batches", "/v1/assets/check", "/v1/tokens", "/v1/keys", "/v1/hosts", "/v1/webhooks/secret")
@@ -71,12 +71,14 @@ LONG = b"x" * 5000
 
 
 @pytest.fixture(scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Face]:
-    async with face_at(tmp_path_factory.mktemp("garbage")) as face:
+async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[ServedEdge]:
+    async with serve_edge(tmp_path_factory.mktemp("garbage")) as face:
         yield face
 
 
-async def post(face: Face, path: str, body: bytes, headers: dict[str, bytes | str] | None = None) -> httpx.Response:
+async def post(
+    face: ServedEdge, path: str, body: bytes, headers: dict[str, bytes | str] | None = None
+) -> httpx.Response:
     with anyio.fail_after(SOON_S):
         reply = await face.admin.post(path, content=body, headers=headers)
     assert reply.status_code < 500 or (path == "/v1/hosts" and reply.status_code == 503), reply.text
@@ -85,7 +87,7 @@ async def post(face: Face, path: str, body: bytes, headers: dict[str, bytes | st
 
 @QUICK
 @given(path=st.sampled_from(POSTS), body=BODIES | st.binary(max_size=200), kind=KINDS)
-async def test_any_body_is_answered(shared: Face, path: str, body: bytes, kind: str):
+async def test_any_body_is_answered(shared: ServedEdge, path: str, body: bytes, kind: str):
     await post(shared, path, body, {"Content-Type": kind.encode("latin-1")})
 
 
@@ -112,16 +114,16 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("path", JSON)
-async def test_what_is_broken_is_refused_and_makes_nothing(shared: Face, path: str):
-    before = await shared.world.bus.records.keys()
+async def test_what_is_broken_is_refused_and_makes_nothing(shared: ServedEdge, path: str):
+    before = await shared.world.bus.job_store.keys()
     for body in BROKEN:
         reply = await post(shared, path, body)
         assert reply.status_code >= 400, (path, body[:60])
         assert reply.headers["content-type"] == "application/problem+json"
-    assert await shared.world.bus.records.keys() == before
+    assert await shared.world.bus.job_store.keys() == before
 
 
-async def test_of_a_name_given_twice_the_last_counts(shared: Face):
+async def test_of_a_name_given_twice_the_last_counts(shared: ServedEdge):
     """As in every JSON reader of the languages that clients are written in."""
     body = b'{"endpoint":"nowhere","endpoint":"echo","input":{"text":"first"},"input":{"text":"last"}}'
     assert (await post(shared, "/v1/jobs", body)).json()["input"]["text"] == "last"
@@ -130,7 +132,7 @@ async def test_of_a_name_given_twice_the_last_counts(shared: Face):
 @pytest.mark.parametrize(
     "name", ["a\0b", "../../etc/passwd", "\r\nX: y", "a" * 5000, "\udcff", "", ".", "..", "名\u2028"]
 )
-async def test_a_name_can_be_anything(shared: Face, name: str):
+async def test_a_name_can_be_anything(shared: ServedEdge, name: str):
     sent = quote(name, errors="surrogateescape")
     reply = await post(shared, "/v1/assets", b"bytes of " + sent.encode()[:50], {"X-Filename": sent})
     assert reply.status_code in {200, 201, 422}
@@ -163,7 +165,7 @@ TEXTS = st.binary(max_size=60).map(bytes.strip).filter(lambda text: not set(text
 
 @QUICK
 @given(path=st.sampled_from(POSTS), headers=st.dictionaries(HEADERS, TEXTS | st.just(LONG), max_size=4))
-async def test_any_header_is_answered(shared: Face, path: str, headers: dict[str, bytes]):
+async def test_any_header_is_answered(shared: ServedEdge, path: str, headers: dict[str, bytes]):
     await post(shared, path, b'{"endpoint":"echo","input":{}}', {"Tus-Resumable": b"1.0.0", **headers})
 
 
@@ -184,16 +186,16 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/assets", "/v1/uploads"])
-async def test_a_body_that_lies_about_its_length_ends_below_500(shared: Face, path: str, lie: bytes):
+async def test_a_body_that_lies_about_its_length_ends_below_500(shared: ServedEdge, path: str, lie: bytes):
     """A refusal, or the connection ends; the next request is answered as ever and nothing was made."""
-    before = await shared.world.bus.records.keys()
+    before = await shared.world.bus.job_store.keys()
     said = await to_thread.run_sync(spoken, shared, path, lie)
     assert not said.startswith(b"HTTP/1.1 5"), said
-    assert await shared.world.bus.records.keys() == before
+    assert await shared.world.bus.job_store.keys() == before
     assert (await shared.ann.get("/v1/jobs?limit=1")).status_code == 200
 
 
-def spoken(face: Face, path: str, rest: bytes) -> bytes:
+def spoken(face: ServedEdge, path: str, rest: bytes) -> bytes:
     """The start of what is answered to bytes as they are; then our side of the connection is closed."""
     place = urlsplit(face.url)
     assert place.hostname is not None

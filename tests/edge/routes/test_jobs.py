@@ -8,14 +8,15 @@ import anyio
 import pytest
 
 from schemas import events as e
-from schemas.job import Failure, File, JobKey, Output
-from schemas.words import Status
-from tests.edge.routes.conftest import Face
+from schemas.ids import JobKey
+from schemas.job import JobFailure, Output, OutputFile
+from schemas.status import Status
+from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
-async def test_a_submit_is_accepted_and_can_be_read(face: Face):
+async def test_a_submit_is_accepted_and_can_be_read(face: ServedEdge):
     reply = await face.ann.post("/v1/jobs", json=ECHO)
     job = reply.json()
     assert reply.status_code == 202
@@ -31,18 +32,18 @@ async def test_a_submit_is_accepted_and_can_be_read(face: Face):
     assert again == job
 
 
-async def test_the_message_speaks_the_clients_language(face: Face):
+async def test_the_message_speaks_the_clients_language(face: ServedEdge):
     reply = await face.ann.post("/v1/jobs", json=ECHO, headers={"Accept-Language": "zh-CN,en;q=0.5"})
     assert reply.json()["message"] == "还没有可运行该任务的服务器接入"
 
 
-async def test_a_job_with_nobody_ahead_is_next_in_line_from_its_first_answer(face: Face):
-    await face.world.offer()
-    await face.world.appear()
+async def test_a_job_with_nobody_ahead_is_next_in_line_from_its_first_answer(face: ServedEdge):
+    await face.world.announce_capabilities()
+    await face.world.send_heartbeat()
     first = (await face.ann.post("/v1/jobs", json=ECHO)).json()
     assert (first["reason"], first["queue_position"], first["message"]) == ("behind", 0, "Next in line")
     second = (await face.ann.post("/v1/jobs", json=ECHO)).json()
-    await face.world.settled()
+    await face.world.wait_until_indexed()
     views = [
         (await face.ann.get(job["urls"]["self"], headers={"Accept-Language": "zh"})).json() for job in (first, second)
     ]
@@ -50,7 +51,7 @@ async def test_a_job_with_nobody_ahead_is_next_in_line_from_its_first_answer(fac
     assert told == [(0, "马上开始"), (1, "前面还有任务，正在排队")]
 
 
-async def test_the_same_key_is_the_same_job_and_another_body_is_refused(face: Face):
+async def test_the_same_key_is_the_same_job_and_another_body_is_refused(face: ServedEdge):
     key = {"Idempotency-Key": "once"}
     first, second = [await face.ann.post("/v1/jobs", json=ECHO, headers=key) for _ in range(2)]
     other = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {}}, headers=key)
@@ -60,7 +61,7 @@ async def test_the_same_key_is_the_same_job_and_another_body_is_refused(face: Fa
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
-async def test_two_submits_at_once_with_one_key_are_one_job(face: Face):
+async def test_two_submits_at_once_with_one_key_are_one_job(face: ServedEdge):
     ids: list[str] = []
 
     async def submit() -> None:
@@ -71,10 +72,10 @@ async def test_two_submits_at_once_with_one_key_are_one_job(face: Face):
         for _ in range(10):
             tasks.start_soon(submit)
     assert len(set(ids)) == 1
-    assert len(await face.world.bus.records.keys()) == 1
+    assert len(await face.world.bus.job_store.keys()) == 1
 
 
-async def test_put_is_202_then_200_then_409(face: Face):
+async def test_put_is_202_then_200_then_409(face: ServedEdge):
     replies = [
         await face.ann.put("/v1/jobs/mine", json=body) for body in (ECHO, ECHO, {"endpoint": "echo", "input": {}})
     ]
@@ -83,7 +84,7 @@ async def test_put_is_202_then_200_then_409(face: Face):
     assert (await face.bob.put("/v1/jobs/mine", json=ECHO)).status_code == 202
 
 
-async def test_another_owners_job_is_not_there(face: Face):
+async def test_another_owners_job_is_not_there(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     for method, path in [
         ("GET", "/v1/jobs/mine"),
@@ -123,28 +124,28 @@ async def test_another_owners_job_is_not_there(face: Face):
         (b'{"endpoint":"echo","input":{"text":"' + b"a" * 10_000_000 + b'"}}', 413, "body_too_large"),
     ],
 )
-async def test_bad_bodies_are_named_and_nothing_is_written(face: Face, body, status, code):
+async def test_bad_bodies_are_named_and_nothing_is_written(face: ServedEdge, body, status, code):
     reply = await face.ann.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     problem = reply.json()
     assert (reply.status_code, problem["code"], problem["status"]) == (status, code, status)
     assert reply.headers["content-type"] == "application/problem+json"
-    assert not await face.world.bus.records.keys()
+    assert not await face.world.bus.job_store.keys()
 
 
-async def test_input_errors_name_the_field(face: Face):
+async def test_input_errors_name_the_field(face: ServedEdge):
     reply = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": 5}})
     assert reply.json()["errors"][0]["path"] == "$.input.text"
     missing = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"file": "sha256:" + "b" * 64}})
     assert missing.json()["missing"] == ["sha256:" + "b" * 64]
 
 
-async def test_ids_that_are_no_token_are_refused(face: Face):
+async def test_ids_that_are_no_token_are_refused(face: ServedEdge):
     for job_id in ("a.b", "a%20b", "x" * 65, "a%0A", "%2A"):
         reply = await face.ann.put(f"/v1/jobs/{job_id}", json=ECHO)
         assert (reply.status_code, reply.json()["code"]) == (422, "input_invalid"), job_id
 
 
-async def test_multipart_carries_the_files(face: Face):
+async def test_multipart_carries_the_files(face: ServedEdge):
     files = {"file": ("a.txt", b"content of a", "text/plain")}
     reply = await face.ann.post("/v1/jobs", data={"job": json.dumps({"endpoint": "echo"})}, files=files)
     digest = hashlib.sha256(b"content of a").hexdigest()
@@ -153,19 +154,19 @@ async def test_multipart_carries_the_files(face: Face):
     assert (await face.bob.get(f"/v1/assets/{digest}")).status_code == 404
 
 
-async def test_times_are_told_in_utc_whatever_zone_they_came_in(face: Face):
+async def test_times_are_told_in_utc_whatever_zone_they_came_in(face: ServedEdge):
     times = {"not_before": "2030-01-01T08:00:00+08:00", "deadline": "2030-01-02T00:00:00-01:00"}
     job = (await face.ann.post("/v1/jobs", json=ECHO | times)).json()
     assert (job["not_before"], job["deadline"]) == ("2030-01-01T00:00:00Z", "2030-01-02T01:00:00Z")
 
 
-async def test_a_long_trace_id_is_cut_and_a_given_one_is_kept(face: Face):
+async def test_a_long_trace_id_is_cut_and_a_given_one_is_kept(face: ServedEdge):
     long = await face.ann.post("/v1/jobs", json=ECHO, headers={"X-Trace-Id": "t" * 5000})
     given = await face.ann.post("/v1/jobs", json=ECHO | {"trace_id": "mine"}, headers={"X-Trace-Id": "other"})
     assert (long.json()["trace_id"], given.json()["trace_id"]) == ("t" * 128, "mine")
 
 
-async def test_a_form_may_carry_the_job_as_a_file(face: Face):
+async def test_a_form_may_carry_the_job_as_a_file(face: ServedEdge):
     files = {"job": ("blob", json.dumps({"endpoint": "echo"}), "application/json"), "file": ("a.txt", b"a")}
     reply = await face.ann.post("/v1/jobs", files=files)
     assert (reply.status_code, reply.json()["input"]["file"][:7]) == (202, "sha256:")
@@ -192,10 +193,10 @@ FILE = ("file", ("../../etc/passwd", b"x"))
         ([("job", ("j", b" " * 1_100_000, "application/json"))], 413, "body_too_large"),
     ],
 )
-async def test_a_bad_form_is_named_and_nothing_of_it_is_kept(face: Face, sent, status, code):
+async def test_a_bad_form_is_named_and_nothing_of_it_is_kept(face: ServedEdge, sent, status, code):
     reply = await face.ann.post("/v1/jobs", files=sent)
     assert (reply.status_code, reply.json()["code"]) == (status, code)
-    assert not await face.world.bus.records.keys()
+    assert not await face.world.bus.job_store.keys()
     assert (await face.ann.get("/v1/assets")).json()["assets"] == []
 
 
@@ -207,7 +208,7 @@ async def test_a_bad_form_is_named_and_nothing_of_it_is_kept(face: Face, sent, s
         b'Content-Disposition: form-data; name="job"\r\n\r\n\xff\xfe',
     ],
 )
-async def test_a_form_that_cannot_be_read_is_a_malformed_body(face: Face, path, part):
+async def test_a_form_that_cannot_be_read_is_a_malformed_body(face: ServedEdge, path, part):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     for body in (b"--x\r\n" + part + b"\r\n--x--\r\n", b"--x\r\n" + part):
         reply = await face.ann.post(path, content=body, headers=headers)
@@ -217,12 +218,12 @@ async def test_a_form_that_cannot_be_read_is_a_malformed_body(face: Face, path, 
 @pytest.mark.parametrize(
     ("fields", "code"), [({}, "body_malformed"), ({"job": "{"}, "body_malformed"), ({"job": "[]"}, "body_malformed")]
 )
-async def test_a_multipart_without_a_job_is_named(face: Face, fields, code):
+async def test_a_multipart_without_a_job_is_named(face: ServedEdge, fields, code):
     reply = await face.ann.post("/v1/jobs", data=fields, files={"file": ("a", b"x")})
     assert (reply.status_code, reply.json()["code"]) == (400, code)
 
 
-async def test_cancel_retry_and_delete_of_a_waiting_job(face: Face):
+async def test_cancel_retry_and_delete_of_a_waiting_job(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     refused = await face.ann.delete("/v1/jobs/mine")
     cancelled = await face.ann.post("/v1/jobs/mine/cancel")
@@ -237,13 +238,13 @@ async def test_cancel_retry_and_delete_of_a_waiting_job(face: Face):
     assert (await face.ann.get("/v1/jobs/mine")).status_code == 404
 
 
-async def test_a_finished_job_shows_output_files_log_and_history(face: Face):
+async def test_a_finished_job_shows_output_files_log_and_history(face: ServedEdge):
     job = (await face.ann.put("/v1/jobs/mine", json=ECHO)).json()
     digest = await face.world.put("ann", b"0123456789", "result.txt")
-    record = (await face.world.intake.read(JobKey("ann", "mine"))).recorded.job
+    record = (await face.world.intake.read(JobKey("ann", "mine"))).record.job
     await face.world.start(record)
-    file = File("result.txt", digest, 10, "text/plain")
-    await face.world.apply(record.key, e.Succeeded(Output((file,), {"text": "hi"}), log=digest))
+    file = OutputFile("result.txt", digest, 10, "text/plain")
+    await face.world.write_event(record.key, e.Succeeded(Output((file,), {"text": "hi"}), log=digest))
     job = (await face.ann.get("/v1/jobs/mine")).json()
     assert (job["status"], job["output"]["data"], job["output"]["files"][0]["sha256"]) == (
         "succeeded",
@@ -259,9 +260,9 @@ async def test_a_finished_job_shows_output_files_log_and_history(face: Face):
     assert [row["status"] for row in history] == ["queued", "running", "succeeded"]
 
 
-async def test_wait_holds_until_the_end(face: Face):
+async def test_wait_holds_until_the_end(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
-    record = (await face.world.intake.read(JobKey("ann", "mine"))).recorded.job
+    record = (await face.world.intake.read(JobKey("ann", "mine"))).record.job
     statuses: list[str] = []
 
     async def wait() -> None:
@@ -271,17 +272,17 @@ async def test_wait_holds_until_the_end(face: Face):
         tasks.start_soon(wait)
         await face.world.start(record)
         assert not statuses
-        await face.world.apply(record.key, e.Failed(Failure("no_face", "no face", "client", retryable=False)))
+        await face.world.write_event(record.key, e.Failed(JobFailure("no_face", "no face", "client", retryable=False)))
     assert statuses == ["failed"]
 
 
-async def test_wait_that_runs_out_answers_the_job_as_it_stands(face: Face):
+async def test_wait_that_runs_out_answers_the_job_as_it_stands(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json=ECHO)
     assert (await face.ann.get("/v1/jobs/mine?wait=0.05")).json()["status"] == "queued"
     assert (await face.ann.get("/v1/jobs/mine?wait=61")).status_code == 422
 
 
-async def test_the_list_is_newest_first_in_pages_and_filtered(face: Face):
+async def test_the_list_is_newest_first_in_pages_and_filtered(face: ServedEdge):
     for number in range(5):
         body = {**ECHO, "tags": {"n": str(number)}, "priority": "high" if number == 3 else "normal"}
         await face.ann.put(f"/v1/jobs/j{number}", json=body)

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from tests.contract.doors import FakeDoor
-from tests.edge.routes.conftest import face_at
+from tests.support.host_access import FakeHostAccess
+from tests.support.served_edge import serve_edge
 
 
 async def test_a_host_that_was_removed_is_not_listed_any_more(tmp_path: Path):
-    async with face_at(tmp_path, FakeDoor()) as face:
+    async with serve_edge(tmp_path, FakeHostAccess()) as face:
         assert (await face.admin.post("/v1/hosts", json={"id": "gpu-1"})).status_code == 201
-        await face.world.appear("gpu-1")
+        await face.world.send_heartbeat("gpu-1")
         assert [host["id"] for host in (await face.admin.get("/v1/hosts")).json()["hosts"]] == ["gpu-1"]
         assert (await face.admin.delete("/v1/hosts/gpu-1")).status_code == 204
         assert (await face.admin.get("/v1/hosts")).json()["hosts"] == []

@@ -8,12 +8,12 @@ import anyio
 import pytest
 import websockets
 
-from edge.services.hosts import HostNotice
-from edge.services.messages import NOTICES, Language, notice
-from lamplighter.wire import EventReader
-from tests.broker import until
-from tests.edge.routes.conftest import Face
+from edge.core.messages import NOTICE_TEXTS, Language, format_notice
+from edge.hosts.registry import HostNotice
+from lamplighter.follow import SseParser
 from tests.edge.routes.test_events import socket_url
+from tests.support.served_edge import ServedEdge
+from tests.support.wait import wait_until
 
 KINDS = (
     *("host_waking", "host_online", "host_offline", "host_blocked", "host_fault"),
@@ -25,8 +25,8 @@ Take = Callable[[], Awaitable[dict[str, str]]]
 
 
 @asynccontextmanager
-async def by_sse(face: Face, language: str) -> AsyncIterator[Take]:
-    reader, found = EventReader(), []
+async def by_sse(face: ServedEdge, language: str) -> AsyncIterator[Take]:
+    reader, found = SseParser(), []
     headers = {"Accept-Language": language}
     async with face.ann.stream("GET", "/v1/events", headers=headers) as reply:
         lines = reply.aiter_lines()
@@ -42,7 +42,7 @@ async def by_sse(face: Face, language: str) -> AsyncIterator[Take]:
 
 
 @asynccontextmanager
-async def by_websocket(face: Face, language: str) -> AsyncIterator[Take]:
+async def by_websocket(face: ServedEdge, language: str) -> AsyncIterator[Take]:
     headers = {"Authorization": f"Bearer {face.texts['ann']}", "Accept-Language": language}
     async with websockets.connect(socket_url(face, "/v1/events"), additional_headers=headers) as socket:
 
@@ -56,24 +56,24 @@ async def by_websocket(face: Face, language: str) -> AsyncIterator[Take]:
 
 
 def test_these_are_all_the_notices_there_are() -> None:
-    assert set(NOTICES) == set(KINDS)
+    assert set(NOTICE_TEXTS) == set(KINDS)
 
 
 @pytest.mark.parametrize("language", list(Language))
 @pytest.mark.parametrize("opened", [by_sse, by_websocket])
-async def test_every_notice_reaches_the_owners_who_listen(face: Face, opened, language: Language) -> None:  # type: ignore[no-untyped-def]
-    before = len(face.world.hosts._listeners)
+async def test_every_notice_reaches_the_owners_who_listen(face: ServedEdge, opened, language: Language) -> None:  # type: ignore[no-untyped-def]
+    before = len(face.world.hosts._subscribers)
     async with opened(face, language.value) as take:
         at = face.world.time()
 
         async def listening() -> bool:
-            return len(face.world.hosts._listeners) > before
+            return len(face.world.hosts._subscribers) > before
 
-        await until(listening)
+        await wait_until(listening)
         for kind in KINDS:
-            face.world.hosts.tell(HostNotice(kind, "gpu-1", at, WAKE_S))
+            face.world.hosts.notify(HostNotice(kind, "gpu-1", at, WAKE_S))
         with anyio.fail_after(20):
             heard = [await take() for _ in KINDS]
     assert [(one["kind"], one["host"]) for one in heard] == [(kind, "gpu-1") for kind in KINDS]
-    assert [one["message"] for one in heard] == [notice(kind, language, WAKE_S) for kind in KINDS]
+    assert [one["message"] for one in heard] == [format_notice(kind, language, WAKE_S) for kind in KINDS]
     assert "5" in heard[0]["message"]  # minutes, by the host's measured median wake

@@ -17,12 +17,13 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks as said
 
 from edge.app import ROUTES
-from edge.routes.documents import PIECE_TYPE
+from edge.http.openapi import CHUNK_MEDIA_TYPE
 from schemas import events as e
-from schemas.asset import SCHEME
-from schemas.errors import PROBLEMS, Problem
-from schemas.job import File, JobKey, Output
-from tests.edge.routes.conftest import Face, face_at
+from schemas.asset import DIGEST_SCHEME
+from schemas.ids import JobKey
+from schemas.job import Output, OutputFile
+from schemas.problems import PROBLEM_TYPES, Problem
+from tests.support.served_edge import ServedEdge, serve_edge
 
 CHECKS = [
     said.status_code_conformance,
@@ -41,7 +42,7 @@ NOT_SET_UP = "/v1/hosts"  # nobody may join the edge of these tests: 503 is what
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
-schemathesis.serializer.alias(PIECE_TYPE, "application/octet-stream")
+schemathesis.serializer.alias(CHUNK_MEDIA_TYPE, "application/octet-stream")
 
 
 def operations() -> list[tuple[str, str]]:
@@ -59,28 +60,30 @@ def operations() -> list[tuple[str, str]]:
 class Prepared(msgspec.Struct, frozen=True):
     """A served edge with one of everything, its document, and the names of what is there by path parameter."""
 
-    face: Face
+    face: ServedEdge
     document: Any
     there: dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
 async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Prepared]:
-    async with face_at(tmp_path_factory.mktemp("openapi")) as face:
+    async with serve_edge(tmp_path_factory.mktemp("openapi")) as face:
         ann = face.ann
         digest = await face.world.put("ann", b"0123456789", "out.txt")
         hook = {"url": "https://files.test/hook"}
         for name in ("waiting", "done"):
             await ann.put(f"/v1/jobs/{name}", json={"endpoint": "echo", "input": {"text": name}, "webhook": hook})
         key = JobKey("ann", "done")
-        await face.world.start((await face.world.intake.read(key)).recorded.job)
-        await face.world.apply(key, e.Succeeded(Output((File("out.txt", digest, 10, "text/plain"),)), log=digest))
+        await face.world.start((await face.world.intake.read(key)).record.job)
+        await face.world.write_event(
+            key, e.Succeeded(Output((OutputFile("out.txt", digest, 10, "text/plain"),)), log=digest)
+        )
         begun = await ann.post("/v1/uploads", headers=TUS | {"Upload-Length": "10"})
         deliveries = (await ann.get("/v1/jobs/waiting/deliveries")).json()["deliveries"]
         there = {
             "job_id": ["waiting", "done"],
             "name": ["out.txt", "echo"],
-            "sha256": [digest, SCHEME + digest],
+            "sha256": [digest, DIGEST_SCHEME + digest],
             "upload_id": [begun.headers["location"].rsplit("/", 1)[1]],
             "host": ["gpu-9"],
             "delivery_id": [row["id"] for row in deliveries] or ["none"],
@@ -98,13 +101,13 @@ async def test_every_body_is_in_the_document(prepared: Prepared):
     assert without == WITHOUT_BODY
 
 
-async def written(face: Face) -> object:
+async def written(face: ServedEdge) -> object:
     """All that a request may leave behind."""
     world = face.world
     bus, uploads = world.bus, world.partials._folder
-    tables = (bus.assets, bus.tombstones, bus.keys, bus.power, bus.agreed)
+    tables = (bus.asset_references, bus.tombstones, bus.api_keys, bus.power_records, bus.installation_constants)
     rows = [sorted((key, row.revision) for key, row in (await table.rows()).items()) for table in tables]
-    records = sorted([(key, (await bus.records.read(key)).revision) for key in await bus.records.keys()], key=str)
+    records = sorted([(key, (await bus.job_store.read(key)).revision) for key in await bus.job_store.keys()], key=str)
     pieces = sorted((path.name, path.stat().st_size) for path in uploads.rglob("*") if path.is_file())
     return rows, records, sorted(world.store._held), pieces
 
@@ -116,7 +119,7 @@ def refused(reply: schemathesis.Response) -> bool:
     if reply.request.method != "HEAD" and reply.status_code != RANGE:
         problem = msgspec.json.decode(reply.content, type=Problem)
         assert reply.status_code == problem.status
-        assert problem.status in {PROBLEMS[problem.code].status, NOT_ALLOWED}
+        assert problem.status in {PROBLEM_TYPES[problem.code].status, NOT_ALLOWED}
     return True
 
 

@@ -2,14 +2,14 @@
 
 import hashlib
 
-from edge.services.quotas import OwnLimits
-from tests.edge.routes.conftest import Face
+from edge.owners.quotas import OwnerQuotaOverride
+from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
-async def test_http_says_when_to_come_again_and_answers_replays(face: Face):
-    face.world.limits["ann"] = OwnLimits(submits_per_minute=2, waiting=10)
+async def test_http_says_when_to_come_again_and_answers_replays(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(submits_per_minute=2, waiting=10)
     headers = {"Idempotency-Key": "one"}
     first = await face.ann.post("/v1/jobs", json=ECHO, headers=headers)
     await face.ann.put("/v1/jobs/two", json=ECHO)
@@ -22,16 +22,16 @@ async def test_http_says_when_to_come_again_and_answers_replays(face: Face):
     assert (await face.bob.post("/v1/jobs", json=ECHO)).status_code == 202
 
 
-async def test_of_a_batch_as_many_are_taken_as_may_wait(face: Face):
-    face.world.limits["ann"] = OwnLimits(waiting=3)
+async def test_of_a_batch_as_many_are_taken_as_may_wait(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(waiting=3)
     made = await face.ann.post("/v1/batches", json={"jobs": [ECHO] * 5})
     assert made.status_code == 202
     assert len(made.json()["accepted"]) == 3
     assert {one["problem"]["code"] for one in made.json()["rejected"]} == {"quota_exceeded"}
 
 
-async def test_bytes_are_refused_by_every_way_of_uploading_but_a_runners(face: Face):
-    face.world.limits["ann"] = OwnLimits(bytes=10)
+async def test_bytes_are_refused_by_every_way_of_uploading_but_a_runners(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(bytes=10)
     body = b"x" * 11
     tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "11"}
     form = {"job": (None, '{"endpoint": "echo"}'), "file": ("a.mp4", body)}
@@ -49,8 +49,8 @@ async def test_bytes_are_refused_by_every_way_of_uploading_but_a_runners(face: F
     assert (await face.ann.post("/v1/assets", content=b"x")).status_code == 429
 
 
-async def test_runpods_client_is_told_so_too(face: Face):
-    face.world.limits["ann"] = OwnLimits(waiting=1)
+async def test_runpods_client_is_told_so_too(face: ServedEdge):
+    face.world.limits["ann"] = OwnerQuotaOverride(waiting=1)
     asked = {"input": {"text": "hello"}}
     assert (await face.ann.post("/v2/echo/run", json=asked)).status_code == 200
     refused = await face.ann.post("/v2/echo/run", json=asked)

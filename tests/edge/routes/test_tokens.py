@@ -5,22 +5,25 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from edge.services.signing import Signer, UrlSettings, agree_secret
+from edge.core.signed_urls import UrlSettings, UrlSigner, get_or_create_secret
 from schemas import events as e
-from schemas.access import Scope
-from schemas.job import File, JobKey, Output
-from tests.edge.routes.conftest import Face
-from tests.edge.services.world import SECRET, Dice
+from schemas.auth import Scope
+from schemas.ids import JobKey
+from schemas.job import Output, OutputFile
+from tests.support.edge_services import SECRET, FixedEntropy
+from tests.support.served_edge import ServedEdge
 
 NAME = "my résult.mp4"
 
 
-async def finished(face: Face) -> str:
+async def finished(face: ServedEdge) -> str:
     """The signed URL of ann's output."""
     await face.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {}})
-    await face.world.start((await face.world.intake.read(JobKey("ann", "mine"))).recorded.job)
+    await face.world.start((await face.world.intake.read(JobKey("ann", "mine"))).record.job)
     digest = await face.world.put("ann", b"0123456789", NAME)
-    await face.world.apply(JobKey("ann", "mine"), e.Succeeded(Output((File(NAME, digest, 10, "video/mp4"),))))
+    await face.world.write_event(
+        JobKey("ann", "mine"), e.Succeeded(Output((OutputFile(NAME, digest, 10, "video/mp4"),)))
+    )
     job = (await face.ann.get("/v1/jobs/mine")).json()
     return str(job["output"]["files"][0]["url"])
 
@@ -31,7 +34,7 @@ async def token(client: httpx.AsyncClient, **asked: object) -> str:
     return str(reply.json()["token"])
 
 
-async def test_a_jobs_file_url_plays_without_a_header(face: Face):
+async def test_a_jobs_file_url_plays_without_a_header(face: ServedEdge):
     url = await finished(face)
     part = await face.anyone.get(url, headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.content, part.headers["content-type"]) == (206, b"234", "video/mp4")
@@ -41,7 +44,7 @@ async def test_a_jobs_file_url_plays_without_a_header(face: Face):
     assert (await face.ann.get("/v1/jobs/mine")).json()["output"]["files"][0]["url"] == url, "a player would start anew"
 
 
-async def test_a_signature_is_for_its_path_owner_and_time_alone(face: Face):
+async def test_a_signature_is_for_its_path_owner_and_time_alone(face: ServedEdge):
     url = httpx.URL(f"{face.url}{await finished(face)}")
     other = await face.world.put("ann", b"other", "other")
     changed = [
@@ -58,24 +61,24 @@ async def test_a_signature_is_for_its_path_owner_and_time_alone(face: Face):
         assert (await face.anyone.get(wrong)).status_code == 401, wrong
     path = url.copy_with(path="/v1/jobs/mine/cancel")
     assert (await face.anyone.post(path)).status_code == 401
-    face.world.time.pass_by(seconds=3600 * 1.25 + 1)
+    face.world.time.advance(seconds=3600 * 1.25 + 1)
     assert (await face.anyone.get(url)).status_code == 401
 
 
-async def test_every_edge_signs_with_the_secret_that_the_first_one_made(face: Face):
-    table = face.world.bus.agreed
-    first = await agree_secret(table, Dice(), face.world.time)
-    assert await agree_secret(table, bytes, face.world.time) == first
-    one, two = [Signer(first, face.world.time, UrlSettings(base=base)) for base in ("", "https://edge.example/")]
-    link = httpx.URL(two.link("ann", "/v1/x"))
+async def test_every_edge_signs_with_the_secret_that_the_first_one_made(face: ServedEdge):
+    table = face.world.bus.installation_constants
+    first = await get_or_create_secret(table, FixedEntropy(), face.world.time)
+    assert await get_or_create_secret(table, bytes, face.world.time) == first
+    one, two = [UrlSigner(first, face.world.time, UrlSettings(base=base)) for base in ("", "https://edge.example/")]
+    link = httpx.URL(two.sign_url("ann", "/v1/x"))
     assert str(link).startswith("https://edge.example/v1/x?owner=ann&expires=")
-    key = one.bearer("/v1/x", link.params)
+    key = one.key_for_url("/v1/x", link.params)
     assert key is not None
     assert key.owner == "ann"
-    assert Signer(SECRET, face.world.time, UrlSettings()).bearer("/v1/x", link.params) is None
+    assert UrlSigner(SECRET, face.world.time, UrlSettings()).key_for_url("/v1/x", link.params) is None
 
 
-async def test_a_token_watches_and_nothing_else(face: Face):
+async def test_a_token_watches_and_nothing_else(face: ServedEdge):
     await face.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {}})
     query = {"token": await token(face.ann)}
     assert (await face.anyone.get("/v1/jobs/mine", params=query)).status_code == 200
@@ -87,7 +90,7 @@ async def test_a_token_watches_and_nothing_else(face: Face):
     assert (await face.anyone.get("/v1/jobs/mine", params=bobs)).status_code == 404
 
 
-async def test_a_token_may_do_no_more_than_its_key(face: Face):
+async def test_a_token_may_do_no_more_than_its_key(face: ServedEdge):
     asked = {"scopes": ["power"]}
     reply = await face.ann.post("/v1/tokens", json=asked)
     assert (reply.status_code, reply.json()["code"]) == (403, "forbidden")
@@ -102,21 +105,21 @@ async def test_a_token_may_do_no_more_than_its_key(face: Face):
 
 
 @pytest.mark.parametrize("asked", [{"ttl_s": 0}, {"ttl_s": 86_401}, {"scopes": []}, {"scopes": ["all"]}])
-async def test_what_is_no_token_is_refused(face: Face, asked: dict[str, object]):
+async def test_what_is_no_token_is_refused(face: ServedEdge, asked: dict[str, object]):
     assert (await face.ann.post("/v1/tokens", json=asked)).status_code == 422
     assert (await face.anyone.post("/v1/tokens", json={})).status_code == 401
 
 
-async def test_a_token_ends_and_cannot_put_its_end_off(face: Face):
+async def test_a_token_ends_and_cannot_put_its_end_off(face: ServedEdge):
     first = await token(face.ann, ttl_s=60)
     reply = await face.anyone.post("/v1/tokens", params={"token": first}, json={"ttl_s": 3600})
     second = reply.json()["token"]
-    face.world.time.pass_by(seconds=61)
+    face.world.time.advance(seconds=61)
     for ended in (first, second):
         assert (await face.anyone.get("/v1/jobs", params={"token": ended})).status_code == 401
 
 
-async def test_a_token_dies_with_its_key(face: Face):
+async def test_a_token_dies_with_its_key(face: ServedEdge):
     key = (await face.admin.post("/v1/keys", json={"owner": "ann"})).json()
     async with httpx.AsyncClient(base_url=face.url, headers={"X-API-Key": key["key"]}) as client:
         query = {"token": await token(client)}
@@ -125,14 +128,14 @@ async def test_a_token_dies_with_its_key(face: Face):
     assert (await face.anyone.get("/v1/jobs", params=query)).status_code == 401
 
 
-async def test_a_token_that_was_tampered_with_is_a_strangers(face: Face):
+async def test_a_token_that_was_tampered_with_is_a_strangers(face: ServedEdge):
     text = await token(face.ann)
     body, _, seal = text.partition(".")
     for wrong in (f"{body}.{seal[:-2]}AA", f"{body[:-4]}AAAA.{seal}", body, "lampt_", "lampt_.", f"{body}é.{seal}"):
         assert (await face.anyone.get("/v1/jobs", params={"token": wrong})).status_code == 401, wrong
 
 
-async def test_scopes_are_asked_for_by_name(face: Face):
+async def test_scopes_are_asked_for_by_name(face: ServedEdge):
     made = (await face.ann.post("/v1/tokens", json={})).json()
     assert made["scopes"] == [Scope.JOBS_READ, Scope.ASSETS_READ]
     assert made["expires_at"].endswith("Z")

@@ -13,10 +13,10 @@ from anyio import to_thread
 from tusclient.client import TusClient
 from tusclient.exceptions import TusUploadFailed
 
-from tests.e2e.installation import until
-from tests.e2e.proxy import Proxy, proxied
-from tests.edge.routes.conftest import Face
-from tests.node import FOLDER, needs
+from tests.support.node_packages import NODE_DIR, require_packages
+from tests.support.served_edge import ServedEdge
+from tests.support.tcp_proxy import TcpProxy, run_proxy
+from tests.support.wait import wait_for
 
 PROGRAM = Path(__file__).with_name("tus_upload.cjs")
 BODY = bytes(range(251)) * 3000  # 753 kB
@@ -34,22 +34,22 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tus_js() -> None:
-    needs(["tus-js-client@4.3.1"])
+    require_packages(["tus-js-client@4.3.1"])
 
 
-def through(face: Face, proxy: Proxy) -> str:
+def through(face: ServedEdge, proxy: TcpProxy) -> str:
     assert urlsplit(face.url).hostname == "127.0.0.1"
     return f"http://127.0.0.1:{proxy.port}/v1/uploads"
 
 
-async def kept(face: Face) -> tuple[str, bytes]:
+async def kept(face: ServedEdge) -> tuple[str, bytes]:
     reply = await face.ann.get(f"/v1/assets/{SHA}")
     (listed,) = (await face.ann.get("/v1/assets")).json()["assets"]
     return listed["name"], reply.content
 
 
 @pytest.mark.parametrize("checked", [False, True], ids=["plain", "with checksums"])
-async def test_tuspy_uploads(face: Face, file: Path, checked: bool):
+async def test_tuspy_uploads(face: ServedEdge, file: Path, checked: bool):
     client = TusClient(f"{face.url}/v1/uploads", headers={"Authorization": f"Bearer {face.texts['ann']}"})
 
     def upload() -> str:
@@ -63,10 +63,10 @@ async def test_tuspy_uploads(face: Face, file: Path, checked: bool):
     assert await kept(face) == ("face.mp4", BODY)
 
 
-async def test_tuspy_goes_on_where_it_was_cut(face: Face, file: Path):
+async def test_tuspy_goes_on_where_it_was_cut(face: ServedEdge, file: Path):
     port = urlsplit(face.url).port
     assert port is not None
-    async with proxied("127.0.0.1", port) as proxy:
+    async with run_proxy("127.0.0.1", port) as proxy:
         headers = {"Authorization": f"Bearer {face.texts['ann']}"}
         client = TusClient(through(face, proxy), headers=headers)
 
@@ -90,7 +90,7 @@ async def test_tuspy_goes_on_where_it_was_cut(face: Face, file: Path):
     assert await kept(face) == ("face.mp4", BODY)
 
 
-async def test_tuspy_is_told_of_a_wrong_digest(face: Face, file: Path):
+async def test_tuspy_is_told_of_a_wrong_digest(face: ServedEdge, file: Path):
     client = TusClient(f"{face.url}/v1/uploads", headers={"Authorization": f"Bearer {face.texts['ann']}"})
 
     def upload() -> None:
@@ -106,43 +106,43 @@ async def test_tuspy_is_told_of_a_wrong_digest(face: Face, file: Path):
 def node(url: str, file: Path, key: str, *how: str) -> dict[str, str]:
     """What the Node program prints; it must end well."""
     argv = ["node", str(PROGRAM), url, str(file), key, str(PIECE), *how]
-    environ = {"NODE_PATH": str(FOLDER / "node_modules"), "PATH": PATH}
+    environ = {"NODE_PATH": str(NODE_DIR / "node_modules"), "PATH": PATH}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     answer: dict[str, str] = json.loads(done.stdout)
     return answer
 
 
-async def test_tus_js_client_uploads(face: Face, file: Path, tus_js: None):
+async def test_tus_js_client_uploads(face: ServedEdge, file: Path, tus_js: None):
     answer = await to_thread.run_sync(node, f"{face.url}/v1/uploads", file, face.texts["ann"])
     assert answer["asset"] == f"sha256:{SHA}"
     assert await kept(face) == ("face.mp4", BODY)
 
 
-async def test_tus_js_client_goes_on_in_another_process(face: Face, file: Path, tus_js: None):
+async def test_tus_js_client_goes_on_in_another_process(face: ServedEdge, file: Path, tus_js: None):
     url, key = f"{face.url}/v1/uploads", face.texts["ann"]
     stopped = await to_thread.run_sync(node, url, file, key, "stop")
-    (held,) = face.world.uploads._known.values()
+    (held,) = face.world.uploads._uploads.values()
     assert 0 < held.upload.offset < len(BODY)
     answer = await to_thread.run_sync(node, url, file, key, stopped["url"])
     assert answer == {"asset": f"sha256:{SHA}", "url": stopped["url"]}
     assert await kept(face) == ("face.mp4", BODY)
 
 
-async def test_tus_js_client_goes_on_by_itself_over_a_cut(face: Face, file: Path, tus_js: None):
+async def test_tus_js_client_goes_on_by_itself_over_a_cut(face: ServedEdge, file: Path, tus_js: None):
     port = urlsplit(face.url).port
     assert port is not None
-    async with proxied("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
+    async with run_proxy("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
         answers: list[dict[str, str]] = []
 
         async def upload() -> None:
             answers.append(await to_thread.run_sync(node, through(face, proxy), file, face.texts["ann"]))
 
         async def first_piece() -> bool:
-            return any(held.upload.offset for held in face.world.uploads._known.values())
+            return any(held.upload.offset for held in face.world.uploads._uploads.values())
 
         tasks.start_soon(upload)
-        await until(first_piece, within_s=60)
+        await wait_for(first_piece, within_s=60)
         proxy.cut()
         proxy.heal()
     assert answers[0]["asset"] == f"sha256:{SHA}"

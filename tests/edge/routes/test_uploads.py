@@ -10,8 +10,8 @@ import anyio
 import httpx
 import pytest
 
-from tests.e2e.installation import until
-from tests.edge.routes.conftest import Face
+from tests.support.served_edge import ServedEdge
+from tests.support.wait import wait_for
 
 BODY = bytes(range(256)) * 1000  # 256 kB
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -46,7 +46,7 @@ async def offset(client: httpx.AsyncClient, url: str) -> int:
     return int(reply.headers["upload-offset"])
 
 
-async def test_options_says_what_is_spoken_and_needs_no_key(face: Face):
+async def test_options_says_what_is_spoken_and_needs_no_key(face: ServedEdge):
     reply = await face.anyone.options("/v1/uploads")
     assert reply.status_code == 204
     assert reply.headers["tus-version"] == "1.0.0"
@@ -57,7 +57,7 @@ async def test_options_says_what_is_spoken_and_needs_no_key(face: Face):
     assert {"sha1", "sha256"} <= set(reply.headers["tus-checksum-algorithm"].split(","))
 
 
-async def test_two_pieces_become_an_asset(face: Face):
+async def test_two_pieces_become_an_asset(face: ServedEdge):
     url = await created(face.ann, **metadata(filename="föhn.mp4", sha256=SHA))
     first = await sent(face.ann, url, 0, BODY[:HALF])
     assert (first.status_code, first.headers["upload-offset"]) == (204, str(HALF))
@@ -72,7 +72,7 @@ async def test_two_pieces_become_an_asset(face: Face):
     assert (again.headers["upload-offset"], again.headers["lamplighter-asset"]) == (str(len(BODY)), f"sha256:{SHA}")
 
 
-async def test_head_tells_offset_length_metadata_and_expiry(face: Face):
+async def test_head_tells_offset_length_metadata_and_expiry(face: ServedEdge):
     told = metadata(filename="a.mp4")
     url = await created(face.ann, **told)
     await sent(face.ann, url, 0, BODY[:HALF])
@@ -84,7 +84,7 @@ async def test_head_tells_offset_length_metadata_and_expiry(face: Face):
     assert timedelta(hours=23) < expires - face.world.time() <= timedelta(hours=24)
 
 
-async def test_a_wrong_offset_is_409_and_changes_nothing(face: Face):
+async def test_a_wrong_offset_is_409_and_changes_nothing(face: ServedEdge):
     url = await created(face.ann)
     await sent(face.ann, url, 0, BODY[:HALF])
     for wrong in (0, HALF - 1, HALF + 1):
@@ -93,7 +93,7 @@ async def test_a_wrong_offset_is_409_and_changes_nothing(face: Face):
     assert await offset(face.ann, url) == HALF
 
 
-async def test_other_versions_types_and_numbers_are_refused(face: Face):
+async def test_other_versions_types_and_numbers_are_refused(face: ServedEdge):
     url = await created(face.ann)
     for reply in (
         await face.ann.post("/v1/uploads", headers={"Upload-Length": "1"}),
@@ -111,7 +111,7 @@ async def test_other_versions_types_and_numbers_are_refused(face: Face):
     assert (await face.ann.patch(url, headers=PIECE, content=b"x")).status_code == 422
 
 
-async def test_more_than_is_allowed_or_announced_is_413(face: Face):
+async def test_more_than_is_allowed_or_announced_is_413(face: ServedEdge):
     limit = 1 << 20
     reply = await face.ann.post("/v1/uploads", headers=VERSION | {"Upload-Length": str(limit + 1)})
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
@@ -127,7 +127,7 @@ async def test_more_than_is_allowed_or_announced_is_413(face: Face):
     assert (await sent(face.ann, url, 0, b"two")).status_code == 204
 
 
-async def test_a_wrong_digest_is_422_and_ends_the_upload(face: Face):
+async def test_a_wrong_digest_is_422_and_ends_the_upload(face: ServedEdge):
     url = await created(face.ann, **metadata(sha256="0" * 64))
     reply = await sent(face.ann, url, 0, BODY)
     assert (reply.status_code, reply.json()["code"]) == (422, "digest_mismatch")
@@ -136,7 +136,7 @@ async def test_a_wrong_digest_is_422_and_ends_the_upload(face: Face):
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
-async def test_a_piece_counts_only_with_its_checksum(face: Face, algorithm: str):
+async def test_a_piece_counts_only_with_its_checksum(face: ServedEdge, algorithm: str):
     url = await created(face.ann)
     digest = hashlib.new(algorithm, BODY[:HALF]).digest()
     told = {"Upload-Checksum": f"{algorithm} {b64(digest)}"}
@@ -149,7 +149,7 @@ async def test_a_piece_counts_only_with_its_checksum(face: Face, algorithm: str)
     assert unknown.status_code == 422
 
 
-async def test_a_body_with_the_creation_is_the_first_piece(face: Face):
+async def test_a_body_with_the_creation_is_the_first_piece(face: ServedEdge):
     headers = PIECE | {"Upload-Length": str(len(BODY))}
     half = await face.ann.post("/v1/uploads", headers=headers, content=BODY[:HALF])
     assert (half.status_code, half.headers["upload-offset"]) == (201, str(HALF))
@@ -157,12 +157,12 @@ async def test_a_body_with_the_creation_is_the_first_piece(face: Face):
     assert (whole.status_code, whole.headers["lamplighter-asset"]) == (201, f"sha256:{SHA}")
 
 
-async def test_an_empty_file_is_whole_when_it_is_created(face: Face):
+async def test_an_empty_file_is_whole_when_it_is_created(face: ServedEdge):
     reply = await face.ann.post("/v1/uploads", headers=VERSION | {"Upload-Length": "0"})
     assert reply.headers["lamplighter-asset"] == f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
-async def test_the_length_may_come_with_the_last_piece(face: Face):
+async def test_the_length_may_come_with_the_last_piece(face: ServedEdge):
     reply = await face.ann.post("/v1/uploads", headers=VERSION | {"Upload-Defer-Length": "1"})
     url = reply.headers["location"]
     await sent(face.ann, url, 0, BODY[:HALF])
@@ -172,16 +172,16 @@ async def test_the_length_may_come_with_the_last_piece(face: Face):
     assert (await sent(face.ann, url, len(BODY), b"", Upload_Length="1")).status_code == 422
 
 
-async def test_a_deleted_upload_is_gone_and_its_bytes_with_it(face: Face):
+async def test_a_deleted_upload_is_gone_and_its_bytes_with_it(face: ServedEdge):
     url = await created(face.ann)
     await sent(face.ann, url, 0, BODY[:HALF])
     assert (await face.ann.delete(url, headers=VERSION)).status_code == 204
     assert (await face.ann.head(url, headers=VERSION)).status_code == 404
     assert (await sent(face.ann, url, HALF, BODY[HALF:])).status_code == 404
-    assert face.world.partials.keys() == []
+    assert face.world.partials.list_keys() == []
 
 
-async def test_anothers_upload_is_none(face: Face):
+async def test_anothers_upload_is_none(face: ServedEdge):
     url = await created(face.ann)
     assert (await face.bob.head(url, headers=VERSION)).status_code == 404
     assert (await sent(face.bob, url, 0, BODY)).status_code == 404
@@ -190,7 +190,7 @@ async def test_anothers_upload_is_none(face: Face):
     assert await offset(face.ann, url) == 0
 
 
-async def test_a_post_may_stand_for_patch_and_delete(face: Face):
+async def test_a_post_may_stand_for_patch_and_delete(face: ServedEdge):
     url = await created(face.ann)
     headers = PIECE | {"Upload-Offset": "0", "X-HTTP-Method-Override": "PATCH"}
     assert (await face.ann.post(url, headers=headers, content=BODY)).headers["upload-offset"] == str(len(BODY))
@@ -211,7 +211,7 @@ class Paused:
         yield BODY[HALF:]
 
 
-async def test_a_second_piece_meanwhile_is_locked_out(face: Face):
+async def test_a_second_piece_meanwhile_is_locked_out(face: ServedEdge):
     url, busy = await created(face.ann), anyio.Event()
     replies: list[httpx.Response] = []
 
@@ -226,21 +226,21 @@ async def test_a_second_piece_meanwhile_is_locked_out(face: Face):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first)
-        (held,) = face.world.uploads._known.values()
+        (held,) = face.world.uploads._uploads.values()
 
         async def begun() -> bool:
-            return held.turns.taken
+            return held.writer.is_held
 
-        await until(begun)
+        await wait_for(begun)
         second = await sent(face.ann, url, 0, BODY)
         assert (second.status_code, second.json()["code"]) == (423, "upload_locked")
         assert await offset(face.ann, url) == 0
-        assert held.turns.taken, "a client that sends was cut off"
+        assert held.writer.is_held, "a client that sends was cut off"
         busy.set()
     assert replies[0].status_code == 204
 
 
-async def test_a_connection_that_fell_silent_gives_way_and_what_it_brought_counts(face: Face):
+async def test_a_connection_that_fell_silent_gives_way_and_what_it_brought_counts(face: ServedEdge):
     url, body = await created(face.ann), Paused()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: face.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=aiter(body)))
@@ -251,11 +251,11 @@ async def test_a_connection_that_fell_silent_gives_way_and_what_it_brought_count
         body.go.set()
 
 
-async def test_what_expired_is_gone_when_asked_and_when_swept(face: Face):
+async def test_what_expired_is_gone_when_asked_and_when_swept(face: ServedEdge):
     asked, swept = await created(face.ann), await created(face.ann)
     await sent(face.ann, swept, 0, BODY[:HALF])
-    face.world.time.pass_by(hours=24, seconds=1)
+    face.world.time.advance(hours=24, seconds=1)
     assert (await face.ann.head(asked, headers=VERSION)).status_code == 404
     await face.world.uploads.sweep()
-    assert face.world.partials.keys() == []
+    assert face.world.partials.list_keys() == []
     assert (await face.ann.head(swept, headers=VERSION)).status_code == 404

@@ -4,28 +4,31 @@ from datetime import timedelta
 
 import pytest
 
-from edge.services.books import use_of
+from edge.usage.recorder import job_usage
 from schemas import events as e
-from schemas.job import Claim, JobKey, Output, Usage
-from tests.edge.routes.conftest import Face
-from tests.edge.services.world import START
+from schemas.ids import JobKey
+from schemas.job import AttemptUsage, Claim, Output
+from tests.support.edge_services import START
+from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
 @pytest.fixture
-async def used(face: Face) -> Face:
+async def used(face: ServedEdge) -> ServedEdge:
     """One job of ann, two of bob, 10 s on a card each."""
     for owner, name in (("ann", "a"), ("bob", "b"), ("bob", "c")):
         await getattr(face, owner).put(f"/v1/jobs/{name}", json=ECHO)
         key = JobKey(owner, name)
-        await face.world.apply(key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
-        done = await face.world.apply(key, e.Succeeded(Output(), Usage(run_s=10.0, gpu_energy_j=500.0, cost=0.25)))
-        await face.world.bus.usage.put(use_of(done, 7))
+        await face.world.write_event(key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
+        done = await face.world.write_event(
+            key, e.Succeeded(Output(), AttemptUsage(run_s=10.0, gpu_energy_j=500.0, cost=0.25))
+        )
+        await face.world.bus.usage_log.add(job_usage(done, 7))
     return face
 
 
-async def test_an_owner_sees_its_own(used: Face):
+async def test_an_owner_sees_its_own(used: ServedEdge):
     reply = await used.ann.get("/v1/usage")
     assert reply.status_code == 200
     found = reply.json()
@@ -43,7 +46,7 @@ async def test_an_owner_sees_its_own(used: Face):
     assert found["from"] < found["to"]
 
 
-async def test_an_admin_sees_everybody_or_whom_it_names(used: Face):
+async def test_an_admin_sees_everybody_or_whom_it_names(used: ServedEdge):
     assert (await used.admin.get("/v1/usage")).json()["jobs"] == 3
     bob = (await used.admin.get("/v1/usage", params={"owner": "bob"})).json()
     assert (bob["owner"], bob["jobs"], bob["cost"]["amount"]) == ("bob", 2, 0.5)
@@ -52,13 +55,13 @@ async def test_an_admin_sees_everybody_or_whom_it_names(used: Face):
 
 
 @pytest.mark.parametrize("day", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00%2B14:00", "9999-12-31T23:00:00-14:00"])
-async def test_a_range_may_reach_to_the_ends_of_the_calendar(used: Face, day: str):
+async def test_a_range_may_reach_to_the_ends_of_the_calendar(used: ServedEdge, day: str):
     assert (await used.ann.get(f"/v1/usage?from={day}")).status_code in {200, 422}
     assert (await used.ann.get(f"/v1/usage?to={day}")).status_code in {200, 422}
     assert (await used.ann.get("/v1/usage?from=0001-01-01T00:00:00Z")).json()["jobs"] == 1
 
 
-async def test_a_range_narrows_it(used: Face):
+async def test_a_range_narrows_it(used: ServedEdge):
     day = timedelta(days=1)
     before = {"from": (START - 2 * day).isoformat(), "to": (START - day).isoformat()}
     around = {"from": (START - day).isoformat(), "to": (START + day).isoformat()}
@@ -70,6 +73,6 @@ async def test_a_range_narrows_it(used: Face):
 
 
 @pytest.mark.parametrize("name", ["from", "to"])
-async def test_a_bound_that_is_no_time_is_named_as_it_was_sent(used: Face, name: str):
+async def test_a_bound_that_is_no_time_is_named_as_it_was_sent(used: ServedEdge, name: str):
     refused = (await used.ann.get("/v1/usage", params={name: "yesterday"})).json()
     assert refused["errors"][0]["path"] == f"$.{name}"

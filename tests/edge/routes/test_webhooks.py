@@ -4,12 +4,12 @@ from typing import Any
 
 import httpx
 
-from tests.broker import until
-from tests.edge.routes.conftest import Face
-from tests.edge.webhooks.receiver import in_turn, receiving
+from tests.support.served_edge import ServedEdge
+from tests.support.wait import wait_until
+from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 
-async def submit(face: Face, **more: Any) -> dict[str, Any]:
+async def submit(face: ServedEdge, **more: Any) -> dict[str, Any]:
     reply = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {}, **more})
     assert reply.status_code == 202, reply.text
     answer: dict[str, Any] = reply.json()
@@ -24,12 +24,12 @@ async def deliveries(client: httpx.AsyncClient, job_id: str, state: str) -> list
         found[:] = (await client.get(f"/v1/jobs/{job_id}/deliveries")).json()["deliveries"]
         return bool(found) and all(one["state"] == state for one in found)
 
-    await until(so)
+    await wait_until(so)
     return found
 
 
-async def test_deliveries_are_listed_and_replayed(face: Face):
-    async with receiving(in_turn(410, 200)) as receiver:
+async def test_deliveries_are_listed_and_replayed(face: ServedEdge):
+    async with run_receiver(statuses_in_order(410, 200)) as receiver:
         job = await submit(face, webhook={"url": receiver.url})
         (one,) = await deliveries(face.ann, job["id"], "disabled")
         assert (one["job_status"], one["url"], one["tries"][0]["status"]) == ("queued", receiver.url, 410)
@@ -42,7 +42,7 @@ async def test_deliveries_are_listed_and_replayed(face: Face):
     assert (await face.ann.post("/v1/deliveries/nothing/replay")).status_code == 404
 
 
-async def test_a_secret_is_read_and_rotated(face: Face):
+async def test_a_secret_is_read_and_rotated(face: ServedEdge):
     first = (await face.ann.get("/v1/webhooks/secret")).json()
     assert first["secret"].startswith("whsec_")
     assert first["previous_until"] is None
@@ -56,7 +56,7 @@ async def test_a_secret_is_read_and_rotated(face: Face):
     assert (await face.anyone.get("/v1/webhooks/secret")).status_code == 401
 
 
-async def test_a_job_that_lacks_input_says_what_and_why(face: Face):
+async def test_a_job_that_lacks_input_says_what_and_why(face: ServedEdge):
     digest = "sha256:" + "ab" * 32
     job = await submit(face, input={"file": digest}, await_input=True)
     assert (job["status"], job["reason"], job["missing"]) == ("scheduled", "awaiting_input", [digest])
@@ -64,8 +64,8 @@ async def test_a_job_that_lacks_input_says_what_and_why(face: Face):
     assert (refused.status_code, refused.json()["missing"]) == (422, [digest])
 
 
-async def test_an_input_by_url_is_accepted_or_refused_by_what_it_says(face: Face):
-    async with receiving() as server:
+async def test_an_input_by_url_is_accepted_or_refused_by_what_it_says(face: ServedEdge):
+    async with run_receiver() as server:
         job = await submit(face, input={"file": server.url})
         assert (job["status"], job["reason"], job["input"]["file"]) == ("scheduled", "fetching_input", server.url)
     for field, body in (

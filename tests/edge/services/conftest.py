@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.edge.services.world import FakeWorld, World, fake_world, real_world
+from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services, nats_services
 
 
-@pytest.fixture(params=[fake_world, real_world], ids=["memory", "nats"])
-async def edge(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+@pytest.fixture(params=[fake_bus_services, nats_services], ids=["memory", "nats"])
+async def edge(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[EdgeServicesRig]:
     async with request.param(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-async def fake(tmp_path: Path) -> AsyncIterator[FakeWorld]:
-    async with fake_world(tmp_path) as made:
+async def fake(tmp_path: Path) -> AsyncIterator[FakeBusServicesRig]:
+    async with fake_bus_services(tmp_path) as made:
         yield made

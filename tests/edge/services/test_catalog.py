@@ -7,50 +7,52 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from edge.services.catalog import load_folder
-from edge.services.inputs import STEPS_LIMIT, check_within
+from edge.core.validation import STEPS_LIMIT, check_within
+from edge.hosts.endpoints import load_endpoints
 from schemas.endpoint import Endpoint, EndpointInvalid
-from schemas.errors import FieldError, Refused
-from schemas.host import Offer
-from schemas.job import DEPTH, Fetch
-from schemas.words import Priority
-from tests.edge.services.world import ASSET, ECHO, START, FakeWorld
+from schemas.host import HostCapabilities
+from schemas.job import NESTING_LIMIT, PendingUrl
+from schemas.problems import FieldError, ProblemError
+from schemas.status import Priority
+from tests.support.edge_services import ASSET_SCHEMA, ECHO_ENDPOINT, START, FakeBusServicesRig
 
 DIGEST = "ab" * 32
 
 
-def offer(host: str, hours: int, *endpoints: Endpoint, slots: int = 1) -> Offer:
-    return Offer(host=host, incarnation="i", at=START + timedelta(hours=hours), endpoints=endpoints, slots=slots)
+def offer(host: str, hours: int, *endpoints: Endpoint, slots: int = 1) -> HostCapabilities:
+    return HostCapabilities(
+        host=host, incarnation="i", at=START + timedelta(hours=hours), endpoints=endpoints, slots=slots
+    )
 
 
-async def test_the_newest_offer_counts_and_any_offer_before_the_folder(fake: FakeWorld) -> None:
-    old, new = structs.replace(ECHO, image="old"), structs.replace(ECHO, image="new")
+async def test_the_newest_offer_counts_and_any_offer_before_the_folder(fake: FakeBusServicesRig) -> None:
+    old, new = structs.replace(ECHO_ENDPOINT, image="old"), structs.replace(ECHO_ENDPOINT, image="new")
     assert fake.catalog.get("echo").image == "echo"
-    await fake.bus.offers.put("b", offer("b", 1, old, slots=2))
-    await fake.bus.offers.put("a", offer("a", 2, new))
+    await fake.bus.capabilities.put("b", offer("b", 1, old, slots=2))
+    await fake.bus.capabilities.put("a", offer("a", 2, new))
     assert await fake.catalog.refresh()
     assert not await fake.catalog.refresh()
     assert fake.catalog.get("echo").image == "new"
-    assert fake.catalog.slots("echo") == 3
+    assert fake.catalog.offered_slots("echo") == 3
     assert fake.catalog.hosts_offering("echo") == {"a", "b"}
     assert fake.catalog.all() == (new,)
 
 
-async def test_a_new_pool_gets_its_queue(fake: FakeWorld) -> None:
-    shared = structs.replace(ECHO, name="other", pool="gpu")
-    await fake.bus.offers.put("a", offer("a", 1, shared))
+async def test_a_new_pool_gets_its_queue(fake: FakeBusServicesRig) -> None:
+    shared = structs.replace(ECHO_ENDPOINT, name="other", pool="gpu")
+    await fake.bus.capabilities.put("a", offer("a", 1, shared))
     await fake.catalog.refresh()
     assert fake.catalog.pools() == {"echo", "gpu"}
     job = await fake.intake.submit("ann", {"endpoint": "other", "input": {}})
-    await fake.window.idle()
-    delivery = await fake.runner_bus.queue.take("gpu", Priority.NORMAL)
+    await fake.window.wait_until_idle()
+    delivery = await fake.runner_bus.job_queue.fetch("gpu", Priority.NORMAL)
     assert delivery is not None
-    assert delivery.pointer.id == job.entry.recorded.job.id
+    assert delivery.pointer.id == job.record.record.job.id
 
 
-async def test_an_offer_with_a_broken_schema_is_left_out(fake: FakeWorld) -> None:
-    broken = structs.replace(ECHO, name="broken", input={"type": "nonsense"})
-    await fake.bus.offers.put("a", offer("a", 1, broken, structs.replace(ECHO, name="fine")))
+async def test_an_offer_with_a_broken_schema_is_left_out(fake: FakeBusServicesRig) -> None:
+    broken = structs.replace(ECHO_ENDPOINT, name="broken", input={"type": "nonsense"})
+    await fake.bus.capabilities.put("a", offer("a", 1, broken, structs.replace(ECHO_ENDPOINT, name="fine")))
     await fake.catalog.refresh()
     assert [endpoint.name for endpoint in fake.catalog.all()] == ["echo", "fine"]
 
@@ -59,14 +61,14 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_text('name = "b"\nimage = "b"\n')
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "endpoint.toml").write_text('name = "a"\nimage = "a"\n')
-    assert [endpoint.name for endpoint in load_folder(tmp_path)] == ["a", "b"]
+    assert [endpoint.name for endpoint in load_endpoints(tmp_path)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("text", ["name = 1", 'name="a"\nimage="a"\n[input]\ntype="nonsense"', "]["])
 def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(EndpointInvalid, match=r"bad\.toml"):
-        load_folder(tmp_path)
+        load_endpoints(tmp_path)
 
 
 def checked(schema: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -74,7 +76,7 @@ def checked(schema: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, An
 
 
 def faults(schema: dict[str, Any], given: dict[str, Any]) -> list[FieldError]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ProblemError) as caught:
         checked(schema, given)
     assert caught.value.code == "input_invalid"
     return list(caught.value.errors)
@@ -90,29 +92,33 @@ def test_defaults_are_filled_at_every_level() -> None:
 
 def test_what_nobody_could_walk_is_refused() -> None:
     deep: Any = "x"
-    for _ in range(DEPTH - 1):
+    for _ in range(NESTING_LIMIT - 1):
         deep = [deep]
     assert checked({}, {"a": deep})[0] == {"a": deep}
     assert "nested deeper" in faults({}, {"a": [deep]})[0].message
 
 
 def test_every_digest_is_found_once() -> None:
-    schema = {"properties": {"a": ASSET, "b": {"type": "array", "items": ASSET}}}
+    schema = {"properties": {"a": ASSET_SCHEMA, "b": {"type": "array", "items": ASSET_SCHEMA}}}
     given = {"a": f"sha256:{DIGEST}", "b": [f"sha256:{DIGEST}", f"sha256:{'cd' * 32}"]}
     assert checked(schema, given)[1] == (DIGEST, "cd" * 32)
 
 
 def test_urls_are_found_with_their_places() -> None:
-    schema = {"properties": {"a": ASSET, "b": {"type": "array", "items": ASSET}, "text": {"type": "string"}}}
+    schema = {
+        "properties": {"a": ASSET_SCHEMA, "b": {"type": "array", "items": ASSET_SCHEMA}, "text": {"type": "string"}}
+    }
     given = {"a": "HTTPS://x.example/a", "b": ["http://y.example/b", f"sha256:{DIGEST}"], "text": "http://z.example/"}
     found = check_within(STEPS_LIMIT, Endpoint(name="x", image="x", input=schema), given)
-    assert found.remote == (Fetch("$.a", "HTTPS://x.example/a"), Fetch("$.b[0]", "http://y.example/b"))
+    assert found.pending_urls == (PendingUrl("$.a", "HTTPS://x.example/a"), PendingUrl("$.b[0]", "http://y.example/b"))
     assert found.digests == (DIGEST,)
 
 
 def test_all_faults_are_told_with_their_paths() -> None:
     schema = {
-        "properties": {"clips": {"type": "array", "items": {"properties": {"video": ASSET}, "required": ["video"]}}},
+        "properties": {
+            "clips": {"type": "array", "items": {"properties": {"video": ASSET_SCHEMA}, "required": ["video"]}}
+        },
         "required": ["clips", "name"],
     }
     told = faults(schema, {"clips": [{}, {"video": 5}, {"video": "a.mp4"}]})
@@ -130,5 +136,5 @@ def test_long_values_are_not_quoted_back_whole() -> None:
 
 
 def test_a_schema_elsewhere_is_never_fetched() -> None:
-    with pytest.raises(Refused, match="refers to what is not in it"):
+    with pytest.raises(ProblemError, match="refers to what is not in it"):
         checked({"properties": {"a": {"$ref": "http://example.invalid/x.json"}}}, {"a": 1})

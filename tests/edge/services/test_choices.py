@@ -5,18 +5,17 @@ from typing import Any, Literal
 import pytest
 from msgspec import Struct
 
-from edge.services.choices import with_choices
-from edge.services.submission import read_as
-from schemas.access import Scope
-from schemas.errors import Refused
-from schemas.words import Priority, Status
+from edge.core.validation import decode_as, describe_allowed_values
+from schemas.auth import Scope
+from schemas.problems import ProblemError
+from schemas.status import Priority, Status
 
 
 class Inner(Struct, frozen=True, rename="camel"):
     how_much: Literal["all", "some"] = "all"
 
 
-class Asked(Struct, frozen=True):
+class ChoiceBody(Struct, frozen=True):
     priority: Priority = Priority.NORMAL
     scopes: tuple[Scope, ...] = ()
     inner: Inner | None = None
@@ -35,14 +34,14 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("body", "path", "choices"), WRONG)
 def test_the_choices_are_told(body: dict[str, Any], path: str, choices: str) -> None:
-    with pytest.raises(Refused) as refused:
-        read_as(body, Asked)
+    with pytest.raises(ProblemError) as refused:
+        decode_as(body, ChoiceBody)
     (error,) = refused.value.errors
     assert error.path == path
     assert f": it is one of {choices}" in error.message
 
 
 def test_what_names_no_choice_is_told_as_it_is() -> None:
-    assert with_choices("Expected `int`, got `str`", Asked, "$.priority") == "Expected `int`, got `str`"
-    assert with_choices("Invalid enum value 'x'", Asked, "$.nowhere.at[0]") == "Invalid enum value 'x'"
-    assert with_choices("Invalid enum value 'x'", Status | None).endswith(", ".join(Status))
+    assert describe_allowed_values("Expected `int`, got `str`", ChoiceBody, "$.priority") == "Expected `int`, got `str`"
+    assert describe_allowed_values("Invalid enum value 'x'", ChoiceBody, "$.nowhere.at[0]") == "Invalid enum value 'x'"
+    assert describe_allowed_values("Invalid enum value 'x'", Status | None).endswith(", ".join(Status))

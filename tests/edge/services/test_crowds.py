@@ -5,24 +5,24 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from bus.port import FeedItem
-from edge.services.stream import StreamItem
+from bus.interface import FeedItem
+from edge.jobs.event_stream import StreamItem
 from schemas import events as e
-from schemas.feed import LogEnd, Place, ProgressNote
+from schemas.feed import FeedPosition, LogEndMessage, ProgressMessage
 from schemas.job import Job, Output
-from tests.broker import until
-from tests.edge.services.world import FakeWorld, World
+from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
+from tests.support.wait import wait_until
 
 FOLLOWERS = 20
 
 
-async def say(edge: World, job: Job, offset: int) -> None:
-    note = ProgressNote(Place(1, 1, offset), edge.time(), 0.5, None, None, None)
+async def say(edge: EdgeServicesRig, job: Job, offset: int) -> None:
+    note = ProgressMessage(FeedPosition(1, 1, offset), edge.time(), 0.5, None, None, None)
     await edge.runner_bus.feed.publish(job.key, note)
 
 
-async def follow(edge: World, job: Job, seen: list[StreamItem], after: str | None = None) -> None:
-    async for item in edge.follower.events("ann", job.id, after):
+async def follow(edge: EdgeServicesRig, job: Job, seen: list[StreamItem], after: str | None = None) -> None:
+    async for item in edge.follower.follow("ann", job.id, after):
         seen.append(item)  # noqa: PERF401 - others look at it meanwhile
 
 
@@ -30,15 +30,15 @@ async def grown(seen: list[list[StreamItem]], count: int) -> None:
     async def all_have() -> bool:
         return all(len(items) >= count for items in seen)
 
-    await until(all_have)
+    await wait_until(all_have)
 
 
-async def end(edge: World, job: Job) -> None:
-    await edge.runner_bus.feed.publish(job.key, LogEnd(Place(1, 1, 10_000), edge.time()))
-    await edge.apply(job.key, e.Succeeded(Output()))
+async def end(edge: EdgeServicesRig, job: Job) -> None:
+    await edge.runner_bus.feed.publish(job.key, LogEndMessage(FeedPosition(1, 1, 10_000), edge.time()))
+    await edge.write_event(job.key, e.Succeeded(Output()))
 
 
-async def test_all_see_the_same_and_late_ones_too(edge: World):
+async def test_all_see_the_same_and_late_ones_too(edge: EdgeServicesRig):
     job = await edge.submit()
     running = await edge.start(job)
     seen: list[list[StreamItem]] = [[] for _ in range(FOLLOWERS)]
@@ -63,7 +63,7 @@ async def test_all_see_the_same_and_late_ones_too(edge: World):
         assert items == whole[number % 7 + 1 :]
 
 
-async def test_a_crowd_reads_once(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch):
+async def test_a_crowd_reads_once(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch):
     job = await fake.submit()
     running = await fake.start(job)
     given: list[str] = []
@@ -88,14 +88,14 @@ async def test_a_crowd_reads_once(fake: FakeWorld, monkeypatch: pytest.MonkeyPat
         await grown(seen, 13)
         assert len(given) == 10
         await end(fake, job)
-    assert not fake.follower._crowds._crowds
+    assert not fake.follower._subscriptions._subscriptions
 
 
-async def test_one_that_does_not_keep_up_goes_on_alone_and_misses_nothing(edge: World):
+async def test_one_that_does_not_keep_up_goes_on_alone_and_misses_nothing(edge: EdgeServicesRig):
     job = await edge.submit()
     running = await edge.start(job)
     quick: list[StreamItem] = []
-    slow = edge.follower.events("ann", job.id)
+    slow = edge.follower.follow("ann", job.id)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(follow, edge, job, quick)
         await grown([quick], 2)
@@ -113,7 +113,7 @@ async def test_one_that_does_not_keep_up_goes_on_alone_and_misses_nothing(edge: 
     assert len(read) == 2 + 299 + 1
 
 
-async def test_a_crowd_goes_on_over_a_cut_connection(fake: FakeWorld):
+async def test_a_crowd_goes_on_over_a_cut_connection(fake: FakeBusServicesRig):
     job = await fake.submit()
     running = await fake.start(job)
     seen: list[list[StreamItem]] = [[] for _ in range(3)]

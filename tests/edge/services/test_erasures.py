@@ -5,47 +5,47 @@ from pathlib import Path
 
 import pytest
 
-from bus.outgoing import Letter
-from bus.port import Unreachable
-from edge.services.books import use_of
-from edge.services.erasures import Erasures
-from edge.services.keys import Keys
-from edge.services.pieces import Piece, Wanted
+from bus.interface import BrokerUnreachable, WebhookDelivery
+from edge.assets.uploads import UploadChunk, UploadParameters
+from edge.deletion import OwnerDeletionService
+from edge.owners.api_keys import ApiKeyStore
+from edge.usage.recorder import job_usage
 from schemas import events as e
-from schemas.access import CLIENT_SCOPES, Scope
 from schemas.asset import reference_key
-from schemas.erasure import Erased, Erasure, ErasureState
-from schemas.errors import Refused
-from schemas.feed import LogNote, Place
-from schemas.job import File, Job, JobKey, Output
-from schemas.words import Status
-from tests.broker import until
-from tests.edge.services.world import Dice, FakeWorld, World, fake_world
+from schemas.auth import CLIENT_SCOPES, Scope
+from schemas.feed import FeedPosition, LogMessage
+from schemas.ids import JobKey
+from schemas.job import Job, Output, OutputFile
+from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionState
+from schemas.problems import ProblemError
+from schemas.status import Status
+from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, FixedEntropy, fake_bus_services
+from tests.support.wait import wait_until
 
 SAID_OF_ANN = 6  # three changes and a line of the job that ended, and that the two others were submitted
 
 
-def keys_of(edge: World) -> Keys:
-    return Keys(edge.bus.keys, edge.time, Dice(), edge.time.seconds)
+def keys_of(edge: EdgeServicesRig) -> ApiKeyStore:
+    return ApiKeyStore(edge.bus.api_keys, edge.time, FixedEntropy(), edge.time.seconds)
 
 
-async def swept(edge: World, erasures: Erasures, owner: str = "ann") -> Erasure:
+async def swept(edge: EdgeServicesRig, erasures: OwnerDeletionService, owner: str = "ann") -> OwnerDeletion:
     """One sweep, the index having seen what it did."""
     await erasures.sweep()
-    await edge.settled()
+    await edge.wait_until_indexed()
     return await erasures.report(owner)
 
 
-async def gone(edge: World, erasures: Erasures, owner: str = "ann") -> Erasure:
+async def gone(edge: EdgeServicesRig, erasures: OwnerDeletionService, owner: str = "ann") -> OwnerDeletion:
     """Swept until it is done: a sweep waits for the index, which follows by itself."""
 
     async def done() -> bool:
         report = await swept(edge, erasures, owner)
-        if report.state is ErasureState.SETTLING:
-            edge.time.pass_by(seconds=71)
-        return report.state is ErasureState.DONE
+        if report.state is OwnerDeletionState.VERIFYING:
+            edge.time.advance(seconds=71)
+        return report.state is OwnerDeletionState.DONE
 
-    await until(done)
+    await wait_until(done)
     return await erasures.report(owner)
 
 
@@ -53,45 +53,45 @@ async def piece() -> AsyncIterator[bytes]:
     yield b"half"
 
 
-async def peopled(edge: World, keys: Keys, owner: str) -> Job:
+async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
     """An owner with one of everything; the job that has ended."""
     await keys.create(owner, CLIENT_SCOPES, name="phone")
     asset = await edge.put(owner, f"the film of {owner}".encode(), "film.mp4")
     given = {"endpoint": "echo", "input": {"text": "hi", "file": f"sha256:{asset}"}}
-    job = (await edge.intake.submit(owner, given | {"webhook": {"url": "https://files.test/h"}})).entry.recorded.job
+    job = (await edge.intake.submit(owner, given | {"webhook": {"url": "https://files.test/h"}})).record.record.job
     result = await edge.put(owner, f"the result of {owner}".encode())
     await edge.start(job)
-    note = LogNote(Place(1, 1, 1), edge.time(), "stdout", "said")
+    note = LogMessage(FeedPosition(1, 1, 1), edge.time(), "stdout", "said")
     await edge.runner_bus.feed.publish(job.key, note)
-    done = await edge.apply(job.key, e.Succeeded(Output((File("a", result, 1, "x/y"),))))
-    await edge.bus.queue.withdraw(job.pointer)
-    await edge.bus.usage.put(use_of(done, 7))
-    await edge.bus.outbox.post(Letter(7, e.Recorded(edge.time(), e.Succeeded(Output()), done)))
-    await edge.webhooks.secrets.of(owner)
-    upload = await edge.uploads.create(owner, Wanted(name="part.mp4", media_type="video/mp4", length=9))
-    await edge.uploads.append(owner, upload.id, Piece(offset=0, chunks=piece()))
+    done = await edge.write_event(job.key, e.Succeeded(Output((OutputFile("a", result, 1, "x/y"),))))
+    await edge.bus.job_queue.remove(job.pointer)
+    await edge.bus.usage_log.add(job_usage(done, 7))
+    await edge.bus.webhook_outbox.enqueue(WebhookDelivery(7, e.JobRecord(edge.time(), e.Succeeded(Output()), done)))
+    await edge.webhooks.secrets.get(owner)
+    upload = await edge.uploads.create(owner, UploadParameters(name="part.mp4", media_type="video/mp4", length=9))
+    await edge.uploads.append(owner, upload.id, UploadChunk(offset=0, chunks=piece()))
     return done
 
 
-async def everything(edge: World, owner: str) -> list[object]:
+async def everything(edge: EdgeServicesRig, owner: str) -> list[object]:
     """What there is of an owner, wherever the services keep it."""
     bus = edge.bus
-    places = (bus.assets, bus.delivered)
+    places = (bus.asset_references, bus.delivery_log)
     rows = [name for table in places for name in await table.rows(f"{owner}.")]
-    held = [item async for item in bus.feed.held(owner)]
-    jobs = [key for key in await bus.records.keys() if key.owner == owner]
-    used = [use for use in await bus.usage.jobs(edge.time.now.replace(year=2000)) if use.owner == owner]
-    keys = [row.value for row in (await bus.keys.rows()).values() if row.value.owner == owner]
-    uploads = edge.partials.keys(owner)
-    hooks = [await bus.hooks.get(owner)] if await bus.hooks.get(owner) else []
-    waiting = list(await bus.queue.waiting(owner))
+    held = [item async for item in bus.feed.replay(owner)]
+    jobs = [key for key in await bus.job_store.keys() if key.owner == owner]
+    used = [use for use in await bus.usage_log.job_rows(edge.time.now.replace(year=2000)) if use.owner == owner]
+    keys = [row.value for row in (await bus.api_keys.rows()).values() if row.value.owner == owner]
+    uploads = edge.partials.list_keys(owner)
+    hooks = [await bus.webhook_configs.get(owner)] if await bus.webhook_configs.get(owner) else []
+    waiting = list(await bus.job_queue.list_pending(owner))
     return [*rows, *held, *jobs, *used, *keys, *uploads, *hooks, *waiting]
 
 
-async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: World) -> None:
+async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: EdgeServicesRig) -> None:
     keys = keys_of(edge)
     erasures = edge.erasures(keys)
-    await edge.offer()
+    await edge.announce_capabilities()
     await peopled(edge, keys, "ann")
     await peopled(edge, keys, "bob")
     bobs = await everything(edge, "bob")
@@ -99,45 +99,45 @@ async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: World) 
     scheduled = await edge.submit("ann", "later", not_before="2027-01-01T00:00:00Z")
 
     async def all_said() -> bool:  # FEED follows the records by itself
-        return len([item async for item in edge.bus.feed.held("ann")]) >= SAID_OF_ANN
+        return len([item async for item in edge.bus.feed.replay("ann")]) >= SAID_OF_ANN
 
-    await until(all_said)
-    assert (await erasures.begin("ann", by="k")).state is ErasureState.RUNNING
+    await wait_until(all_said)
+    assert (await erasures.start("ann", by="k")).state is OwnerDeletionState.RUNNING
     report = await gone(edge, erasures)
     assert await everything(edge, "ann") == []
-    assert {await edge.bus.records.read(job.key) for job in (waiting, scheduled)} == {None}
-    told = report.erased
+    assert {await edge.bus.job_store.read(job.key) for job in (waiting, scheduled)} == {None}
+    told = report.counts
     assert (told.jobs, told.cancelled, told.assets, told.uploads, told.keys) == (3, 2, 2, 1, 1)
     assert (told.bytes, told.usage_rows) == (len("the film of ann" + "the result of ann"), 1)
     assert told.feed >= SAID_OF_ANN
     assert told.deliveries >= 1
-    assert (report.by, report.hosts_pending, report.finished_at is not None) == ("k", ("gpu-1",), True)
+    assert (report.requested_by, report.hosts_pending, report.finished_at is not None) == ("k", ("gpu-1",), True)
     assert (await edge.store.survey()).trashed == ()
     there = await everything(edge, "bob")
     assert [one for one in bobs if one not in there] == []
 
 
-async def test_asked_again_it_is_the_same_deletion(fake: FakeWorld) -> None:
+async def test_asked_again_it_is_the_same_deletion(fake: FakeBusServicesRig) -> None:
     erasures = fake.erasures(keys_of(fake))
     await fake.put("ann", b"x")
-    first = await erasures.begin("ann", by="one")
-    assert await erasures.begin("ann", by="two") == first
+    first = await erasures.start("ann", by="one")
+    assert await erasures.start("ann", by="two") == first
     done = await gone(fake, erasures)
-    assert await erasures.begin("ann") == done
+    assert await erasures.start("ann") == done
     await fake.put("ann", b"y")
-    again = await erasures.begin("ann")
-    assert (again.state, again.erased) == (ErasureState.RUNNING, Erased())
-    assert (await gone(fake, erasures)).erased.assets == 1
+    again = await erasures.start("ann")
+    assert (again.state, again.counts) == (OwnerDeletionState.RUNNING, DeletionCounts())
+    assert (await gone(fake, erasures)).counts.assets == 1
 
 
-async def test_nothing_new_is_taken_until_it_is_done(fake: FakeWorld) -> None:
+async def test_nothing_new_is_taken_until_it_is_done(fake: FakeBusServicesRig) -> None:
     erasures = fake.erasures(keys_of(fake))
     job = await fake.submit(job_id="mine")
     await fake.intake.cancel(job.key)
-    await erasures.begin("ann")
-    upload = fake.uploads.create("ann", Wanted(name="x", media_type="x/y", length=3))
+    await erasures.start("ann")
+    upload = fake.uploads.create("ann", UploadParameters(name="x", media_type="x/y", length=3))
     for attempt in (fake.submit(), fake.put("ann", b"x"), upload, fake.intake.retry(job.key)):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ProblemError) as caught:
             await attempt
         assert (caught.value.code, caught.value.problem.status) == ("owner_deleting", 409)
     await fake.submit("bob")
@@ -145,129 +145,129 @@ async def test_nothing_new_is_taken_until_it_is_done(fake: FakeWorld) -> None:
     await fake.submit()
 
 
-async def test_another_edge_refuses_too_and_what_it_took_before_goes(fake: FakeWorld, tmp_path: Path) -> None:
+async def test_another_edge_refuses_too_and_what_it_took_before_goes(fake: FakeBusServicesRig, tmp_path: Path) -> None:
     erasures = fake.erasures(keys_of(fake))
     await fake.put("ann", b"x")
-    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
         other = second.erasures(keys_of(second))
-        await erasures.begin("ann")
-        assert (await swept(fake, erasures)).erased.assets == 1
+        await erasures.start("ann")
+        assert (await swept(fake, erasures)).counts.assets == 1
         await second.submit("ann", "late")
-        await second.uploads.create("ann", Wanted(name="x", media_type="x/y", length=3))
+        await second.uploads.create("ann", UploadParameters(name="x", media_type="x/y", length=3))
         await other.sweep()
-        with pytest.raises(Refused):
+        with pytest.raises(ProblemError):
             await second.submit("ann", "too late")
-        await second.settled()
-        await fake.settled()
+        await second.wait_until_indexed()
+        await fake.wait_until_indexed()
         report = await gone(fake, erasures)
-        assert (report.erased.jobs, report.erased.uploads) == (1, 1)
+        assert (report.counts.jobs, report.counts.uploads) == (1, 1)
         await other.sweep()
         await second.submit("ann", "anew")
 
 
-async def test_a_running_job_is_stopped_first(edge: World) -> None:
+async def test_a_running_job_is_stopped_first(edge: EdgeServicesRig) -> None:
     erasures = edge.erasures(keys_of(edge))
     job = await edge.start(await edge.submit())
-    await erasures.begin("ann")
+    await erasures.start("ann")
     for _ in range(2):
         report = await swept(edge, erasures)
-        assert (report.state, report.waiting_for, report.erased.jobs) == (ErasureState.RUNNING, 1, 0)
+        assert (report.state, report.waiting_for, report.counts.jobs) == (OwnerDeletionState.RUNNING, 1, 0)
     assert (await edge.read(job)).status is Status.CANCELLING
-    await edge.apply(job.key, e.Cancelled())
+    await edge.write_event(job.key, e.Cancelled())
     report = await gone(edge, erasures)
-    assert (report.waiting_for, report.erased.jobs) == (0, 1)
+    assert (report.waiting_for, report.counts.jobs) == (0, 1)
 
 
-async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of what is removed fails once; a new life, with what was stored and nothing else, goes on."""
     keys = keys_of(fake)
     await peopled(fake, keys, "ann")
-    await fake.erasures(keys).begin("ann")
+    await fake.erasures(keys).start("ann")
     bus = fake.bus
     for place, verb in (
-        (bus.keys, "delete"),
-        (bus.records, "delete"),
+        (bus.api_keys, "delete"),
+        (bus.job_store, "delete"),
         (bus.feed, "erase"),
-        (bus.outbox, "withdraw"),
-        (bus.hooks, "delete"),
-        (bus.usage, "erase"),
-        (bus.assets, "delete"),
+        (bus.webhook_outbox, "withdraw"),
+        (bus.webhook_configs, "delete"),
+        (bus.usage_log, "erase"),
+        (bus.asset_references, "delete"),
         (bus.tombstones, "put"),
-        (bus.erasures, "update"),
+        (bus.owner_deletions, "update"),
     ):
 
         async def away(*_: object, **__: object) -> None:
-            raise Unreachable("away")
+            raise BrokerUnreachable("away")
 
         async def fails() -> bool:  # not before the index is where the step before has left it
             try:
                 await fake.erasures(keys).sweep()
-            except (Unreachable, Refused):
+            except (BrokerUnreachable, ProblemError):
                 return True
             return False
 
         with monkeypatch.context() as patch:
             patch.setattr(place, verb, away)
-            await until(fails)
-        await fake.settled()
+            await wait_until(fails)
+        await fake.wait_until_indexed()
     report = await gone(fake, fake.erasures(keys))
     assert await everything(fake, "ann") == []
-    assert report.erased.jobs == 1
+    assert report.counts.jobs == 1
     assert (await fake.store.survey()).trashed == ()
 
 
-async def test_a_record_that_cannot_be_read_goes_too(fake: FakeWorld) -> None:
+async def test_a_record_that_cannot_be_read_goes_too(fake: FakeBusServicesRig) -> None:
     erasures = fake.erasures(keys_of(fake))
-    fake.broker.vandalise("$KV.STATE.ann.odd", b"{rubbish")
-    await erasures.begin("ann")
+    fake.broker.corrupt("$KV.STATE.ann.odd", b"{rubbish")
+    await erasures.start("ann")
     await gone(fake, erasures)
-    assert JobKey("ann", "odd") not in await fake.bus.records.keys()
+    assert JobKey("ann", "odd") not in await fake.bus.job_store.keys()
 
 
-async def test_what_another_owner_has_too_stays_his(fake: FakeWorld) -> None:
+async def test_what_another_owner_has_too_stays_his(fake: FakeBusServicesRig) -> None:
     erasures = fake.erasures(keys_of(fake))
     sha256 = await fake.put("ann", b"shared")
     await fake.put("bob", b"shared")
-    await erasures.begin("ann")
+    await erasures.start("ann")
     await gone(fake, erasures)
     assert await fake.store.stat(sha256)
-    assert list(await fake.bus.assets.rows()) == [reference_key("bob", sha256)]
+    assert list(await fake.bus.asset_references.rows()) == [reference_key("bob", sha256)]
 
 
-async def test_whoever_a_host_goes_by_is_no_owner_to_delete(fake: FakeWorld) -> None:
+async def test_whoever_a_host_goes_by_is_no_owner_to_delete(fake: FakeBusServicesRig) -> None:
     keys = keys_of(fake)
     await keys.create("gpu-1", [Scope.RUNNER])
-    with pytest.raises(Refused) as caught:
-        await fake.erasures(keys).begin("gpu-1")
+    with pytest.raises(ProblemError) as caught:
+        await fake.erasures(keys).start("gpu-1")
     assert caught.value.code == "conflict"
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ProblemError) as caught:
         await fake.erasures(keys).report("gpu-1")
     assert caught.value.code == "not_found"
 
 
-async def test_two_edges_do_it_once(fake: FakeWorld, tmp_path: Path) -> None:
-    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
+async def test_two_edges_do_it_once(fake: FakeBusServicesRig, tmp_path: Path) -> None:
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
         erasures = fake.erasures(keys_of(fake))
         other = second.erasures(keys_of(second))
         for number in range(30):
             await fake.submit(text=str(number))
-        await second.settled()
-        await erasures.begin("ann")
+        await second.wait_until_indexed()
+        await erasures.start("ann")
         for _ in range(3):
             await erasures.sweep()
             await other.sweep()
-            await fake.settled()
-        assert (await gone(fake, erasures)).erased.jobs == 30
+            await fake.wait_until_indexed()
+        assert (await gone(fake, erasures)).counts.jobs == 30
 
 
-async def test_a_deleted_job_leaves_no_letter_no_log_and_no_message(edge: World) -> None:
+async def test_a_deleted_job_leaves_no_letter_no_log_and_no_message(edge: EdgeServicesRig) -> None:
     keys = keys_of(edge)
     job = await peopled(edge, keys, "ann")
     await edge.intake.delete(job.key)
-    assert [item async for item in edge.bus.feed.held("ann")] == []
-    assert await edge.bus.delivered.rows("ann.") == {}
-    assert await edge.bus.outbox.withdraw("ann") == 0
+    assert [item async for item in edge.bus.feed.replay("ann")] == []
+    assert await edge.bus.delivery_log.rows("ann.") == {}
+    assert await edge.bus.webhook_outbox.remove("ann") == 0
     kept = [f"sha256:{row.sha256}" for row in (await edge.assets.list("ann")).assets]
     assert kept == [job.input["file"]], "the result went, the input was its owner's own"
-    used = await edge.bus.usage.jobs(edge.time.now.replace(year=2000))
+    used = await edge.bus.usage_log.job_rows(edge.time.now.replace(year=2000))
     assert [use.id for use in used] == [job.id], "what was used is billed, whatever becomes of the job"

@@ -6,41 +6,50 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bus.port import Change
-from edge.services.estimate import REMEMBERED, Estimator
-from edge.services.messages import DEFAULT_WAKE_S, Language
-from edge.services.runtimes import Run, Spread, pace, quantile, queue_s, spread
-from edge.services.view import Asker
+from bus.interface import RecordChange
+from edge.core.messages import DEFAULT_WAKE_S, Language
+from edge.jobs.eta import (
+    RUNS_PER_ENDPOINT_LIMIT,
+    EtaEstimator,
+    FinishedRun,
+    RunTimePercentiles,
+    collect_run_times,
+    estimate_queue_s,
+    estimate_run_time,
+    quantile,
+)
+from edge.jobs.view import Asker
 from schemas import events as e
 from schemas.endpoint import Resources
-from schemas.host import GpuReport, Offer
-from schemas.job import Claim, Job, Output, Usage
-from schemas.reasons import Reason
-from schemas.view import Eta
-from schemas.words import Status
-from tests.edge.services.world import ECHO, FakeWorld
+from schemas.host import GpuReport, HostCapabilities
+from schemas.job import AttemptUsage, Claim, Job, Output
+from schemas.job_view import Eta
+from schemas.status import Status, WaitReason
+from tests.support.edge_services import ECHO_ENDPOINT, FakeBusServicesRig
 
-TEN = pace(Run(float(seconds)) for seconds in (50, 10, 20, 30, 40))
-SIZED = pace(Run(seconds, size) for seconds, size in ((10.0, 5.0), (30.0, 10.0), (40.0, 10.0)))
-GPU_ECHO = replace(ECHO, input_seconds="seconds", resources=Resources(gpus=1))
+TEN = collect_run_times(FinishedRun(float(seconds)) for seconds in (50, 10, 20, 30, 40))
+SIZED = collect_run_times(FinishedRun(seconds, size) for seconds, size in ((10.0, 5.0), (30.0, 10.0), (40.0, 10.0)))
+GPU_ECHO = replace(ECHO_ENDPOINT, input_seconds="seconds", resources=Resources(gpus=1))
 CARDS = (GpuReport("GPU-a", "A card"), GpuReport("GPU-b", "B card"))
 
 
 @pytest.mark.parametrize(
     ("known", "size", "elapsed", "expected"),
     [
-        (TEN, None, 0.0, Spread(30.0, 46.0, 5)),
-        (TEN, 7.0, 0.0, Spread(30.0, 46.0, 5)),  # nobody's size is known: the whole run tells
-        (pace([Run(1.0), Run(2.0)]), None, 0.0, None),
-        (SIZED, 20.0, 0.0, Spread(60.0, 76.0, 3)),
-        (SIZED, None, 0.0, Spread(30.0, 38.0, 3)),
-        (TEN, None, 35.0, Spread(45.0, 49.0, 5)),  # it has outlasted three of the five
-        (TEN, None, 60.0, Spread(60.0, 60.0, 5)),
-        (SIZED, 20.0, 70.0, Spread(80.0, 80.0, 3)),
+        (TEN, None, 0.0, RunTimePercentiles(30.0, 46.0, 5)),
+        (TEN, 7.0, 0.0, RunTimePercentiles(30.0, 46.0, 5)),  # nobody's size is known: the whole run tells
+        (collect_run_times([FinishedRun(1.0), FinishedRun(2.0)]), None, 0.0, None),
+        (SIZED, 20.0, 0.0, RunTimePercentiles(60.0, 76.0, 3)),
+        (SIZED, None, 0.0, RunTimePercentiles(30.0, 38.0, 3)),
+        (TEN, None, 35.0, RunTimePercentiles(45.0, 49.0, 5)),  # it has outlasted three of the five
+        (TEN, None, 60.0, RunTimePercentiles(60.0, 60.0, 5)),
+        (SIZED, 20.0, 70.0, RunTimePercentiles(80.0, 80.0, 3)),
     ],
 )
-def test_how_long_a_run_takes(known: Any, size: float | None, elapsed: float, expected: Spread | None) -> None:
-    told = spread(known, size, elapsed)
+def test_how_long_a_run_takes(
+    known: Any, size: float | None, elapsed: float, expected: RunTimePercentiles | None
+) -> None:
+    told = estimate_run_time(known, size, elapsed)
     assert told == (expected and pytest.approx(expected))
 
 
@@ -54,46 +63,46 @@ def test_quantiles_lie_between_their_neighbours() -> None:
     [(0, 0, 1, 0.0), (0, 1, 1, 5.0), (2, 1, 1, 25.0), (0, 1, 2, 0.0), (1, 2, 2, 10.0), (3, 0, 0, 30.0)],
 )
 def test_how_long_the_queue_takes(ahead: int, running: int, slots: int, waits: float) -> None:
-    assert queue_s(ahead, running, slots, 10.0) == waits
+    assert estimate_queue_s(ahead, running, slots, 10.0) == waits
 
 
 @pytest.fixture
-async def told(fake: FakeWorld) -> FakeWorld:
+async def told(fake: FakeBusServicesRig) -> FakeBusServicesRig:
     """A world whose views tell estimates."""
-    fake.viewer.foretell_by(Estimator(fake.index, fake.hosts, fake.catalog, fake.time).eta)
+    fake.viewer.set_estimator(EtaEstimator(fake.index, fake.hosts, fake.catalog, fake.time).estimate)
     return fake
 
 
-async def ran(world: FakeWorld, seconds: float, gpu: str | None = None, **given: Any) -> Job:
+async def ran(world: FakeBusServicesRig, seconds: float, gpu: str | None = None, **given: Any) -> Job:
     """A job that ran for so long."""
     job = await world.submit(**given)
-    await world.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, gpu)))
-    done = await world.apply(job.key, e.Succeeded(Output(), Usage(run_s=seconds)))
-    await world.bus.queue.withdraw(done.pointer)
+    await world.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, gpu)))
+    done = await world.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=seconds)))
+    await world.bus.job_queue.remove(done.pointer)
     return done
 
 
-async def eta(world: FakeWorld, job: Job) -> Eta | None:
-    await world.settled()
-    return (await world.viewer.job(await world.intake.read(job.key))).eta
+async def eta(world: FakeBusServicesRig, job: Job) -> Eta | None:
+    await world.wait_until_indexed()
+    return (await world.viewer.build(await world.intake.read(job.key))).eta
 
 
-def after(moment: datetime | None, world: FakeWorld) -> float:
+def after(moment: datetime | None, world: FakeBusServicesRig) -> float:
     assert moment is not None
     return round((moment - world.time.now).total_seconds(), 1)
 
 
-async def test_nothing_is_told_before_three_runs_have_ended(told: FakeWorld) -> None:
-    await told.offer()
-    await told.appear()
+async def test_nothing_is_told_before_three_runs_have_ended(told: FakeBusServicesRig) -> None:
+    await told.announce_capabilities()
+    await told.send_heartbeat()
     for seconds in (8.0, 10.0):
         await ran(told, seconds)
     assert await eta(told, await told.submit()) is None
 
 
-async def test_a_waiting_job_is_told_its_start_and_its_end(told: FakeWorld) -> None:
-    await told.offer()
-    await told.appear()
+async def test_a_waiting_job_is_told_its_start_and_its_end(told: FakeBusServicesRig) -> None:
+    await told.announce_capabilities()
+    await told.send_heartbeat()
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
     first, second = await told.submit(), await told.submit()
@@ -109,34 +118,34 @@ async def test_a_waiting_job_is_told_its_start_and_its_end(told: FakeWorld) -> N
     assert after(two.start_at, told) == 5.0  # what runs is half done on average
 
 
-async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(told: FakeWorld) -> None:
+async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(told: FakeBusServicesRig) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
     running = await told.start(await told.submit())
-    told.time.pass_by(seconds=9)
+    told.time.advance(seconds=9)
     left = await eta(told, running)
     assert left is not None
     assert left.start_at == running.started_at
     assert after(left.finish_at, told) == 2.0
-    told.time.pass_by(seconds=9)
+    told.time.advance(seconds=9)
     overdue = await eta(told, running)
     assert overdue is not None
     assert after(overdue.finish_at, told) == 0.0
     assert await eta(told, await told.finish_running(running)) is None
 
 
-async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: FakeWorld) -> None:
+async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: FakeBusServicesRig) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
     job = await told.submit()
     assert await eta(told, job) is None  # no host has joined: nobody knows when one will
-    told.hosts.ask_power(lambda _: (Reason.HOST_OFF, "gpu-1", None, None), lambda _: True)
+    told.hosts.set_power_source(lambda _: (WaitReason.HOST_OFF, "gpu-1", None, None), lambda _: True)
     dark = await eta(told, job)
     assert dark is not None
     assert after(dark.start_at, told) == DEFAULT_WAKE_S
-    told.hosts.ask_power(lambda _: (Reason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
+    told.hosts.set_power_source(lambda _: (WaitReason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
     bobs = await told.submit("bob")
-    view = await told.viewer.job(await told.intake.read(bobs.key), Asker(Language.ZH))
+    view = await told.viewer.build(await told.intake.read(bobs.key), Asker(Language.ZH))
     assert view.message == "任务已排队，请等待约2分钟"
     waking = await eta(told, bobs)
     assert waking is not None
@@ -147,54 +156,56 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: Fake
     assert (later.start_at, later.finish_at) == (at, at + timedelta(seconds=10))
 
 
-@pytest.mark.parametrize("reason", [Reason.HOST_BLOCKED, Reason.HOST_FAULT])
-async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(told: FakeWorld, reason: Reason) -> None:
+@pytest.mark.parametrize("reason", [WaitReason.HOST_BLOCKED, WaitReason.HOST_FAULT])
+async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(
+    told: FakeBusServicesRig, reason: WaitReason
+) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
-    told.hosts.ask_power(lambda _: (reason, "gpu-1", 90.0, 90.0), lambda _: True)
+    told.hosts.set_power_source(lambda _: (reason, "gpu-1", 90.0, 90.0), lambda _: True)
     assert await eta(told, await told.submit()) is None
 
 
-async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(told: FakeWorld) -> None:
-    offer = Offer(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
-    await told.bus.offers.put("gpu-1", offer)
-    await told.bus.offers.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))
-    await told.appear()
+async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(told: FakeBusServicesRig) -> None:
+    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
+    await told.bus.capabilities.put("gpu-1", offer)
+    await told.bus.capabilities.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))
+    await told.send_heartbeat()
     for length in (1, 2, 4):
         for card, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
             body = {"endpoint": "echo", "input": {"text": "x", "seconds": length}}
-            job = (await told.intake.submit("ann", body)).entry.recorded.job
-            await told.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
-            await told.apply(job.key, e.Succeeded(Output(), Usage(run_s=rate * length)))
-            await told.bus.queue.withdraw(job.pointer)
+            job = (await told.intake.submit("ann", body)).record.record.job
+            await told.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
+            await told.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=rate * length)))
+            await told.bus.job_queue.remove(job.pointer)
     body = {"endpoint": "echo", "input": {"text": "x", "seconds": 30}}
-    waiting = (await told.intake.submit("bob", body)).entry.recorded.job
+    waiting = (await told.intake.submit("bob", body)).record.record.job
     found = await eta(told, waiting)
     assert found is not None
     assert after(found.finish_at, told) == 60.0
     assert found.samples == 3
-    there = await told.apply(waiting.key, e.Started(Claim("gpu-2", "i1", 1, "GPU-b")))
+    there = await told.write_event(waiting.key, e.Started(Claim("gpu-2", "i1", 1, "GPU-b")))
     slower = await eta(told, there)
     assert slower is not None
     assert slower.finish_at == (there.started_at or told.time.now) + timedelta(seconds=210)
 
 
 @pytest.mark.parametrize("length", [1e308, 10**400, 1e-300])
-async def test_an_absurd_length_is_none(told: FakeWorld, length: float) -> None:
+async def test_an_absurd_length_is_none(told: FakeBusServicesRig, length: float) -> None:
     """A client's number must end neither its own request nor what runs for everybody."""
-    sized = replace(ECHO, input_seconds="seconds")
-    offer = Offer(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(sized,))
-    await told.bus.offers.put("gpu-1", offer)
-    await told.appear()
+    sized = replace(ECHO_ENDPOINT, input_seconds="seconds")
+    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(sized,))
+    await told.bus.capabilities.put("gpu-1", offer)
+    await told.send_heartbeat()
 
     async def submitted(seconds: float) -> Job:
         body = {"endpoint": "echo", "input": {"seconds": seconds}}
-        return (await told.intake.submit("ann", body)).entry.recorded.job
+        return (await told.intake.submit("ann", body)).record.record.job
 
     for _ in range(3):
         job = await submitted(length)
-        await told.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, None)))
-        await told.apply(job.key, e.Succeeded(Output(), Usage(run_s=10.0)))
+        await told.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, None)))
+        await told.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=10.0)))
     for seconds in (length, 86_400):
         found = await eta(told, await submitted(seconds))
         assert found is not None
@@ -202,9 +213,9 @@ async def test_an_absurd_length_is_none(told: FakeWorld, length: float) -> None:
         assert found.finish_at - told.time.now < timedelta(hours=1)
 
 
-async def test_calendars_end(told: FakeWorld) -> None:
-    await told.offer()
-    await told.appear()
+async def test_calendars_end(told: FakeBusServicesRig) -> None:
+    await told.announce_capabilities()
+    await told.send_heartbeat()
     for _ in range(3):
         await ran(told, 1e15)
     found = await eta(told, await told.submit())
@@ -212,12 +223,12 @@ async def test_calendars_end(told: FakeWorld) -> None:
     assert after(found.finish_at, told) > 1e6
 
 
-async def test_what_is_remembered_is_bounded_and_the_newest(told: FakeWorld) -> None:
-    estimator = Estimator(told.index, told.hosts, told.catalog, told.time)
+async def test_what_is_remembered_is_bounded_and_the_newest(told: FakeBusServicesRig) -> None:
+    estimator = EtaEstimator(told.index, told.hosts, told.catalog, told.time)
     job = await told.submit()
     at = told.time()
-    for number in range(2 * REMEMBERED):
-        done = replace(job, status=Status.SUCCEEDED, usage=Usage(run_s=float(number + 1)))
-        estimator._ran([Change(number, done.key, e.Recorded(at, e.Queued(), done))])
-    assert [run.seconds for run in estimator._runs["echo"]][:1] == [REMEMBERED + 1.0]
-    assert len(estimator._runs["echo"]) == REMEMBERED
+    for number in range(2 * RUNS_PER_ENDPOINT_LIMIT):
+        done = replace(job, status=Status.SUCCEEDED, usage=AttemptUsage(run_s=float(number + 1)))
+        estimator._on_records([RecordChange(number, done.key, e.JobRecord(at, e.Queued(), done))])
+    assert [run.run_s for run in estimator._runs["echo"]][:1] == [RUNS_PER_ENDPOINT_LIMIT + 1.0]
+    assert len(estimator._runs["echo"]) == RUNS_PER_ENDPOINT_LIMIT

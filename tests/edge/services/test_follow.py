@@ -3,40 +3,49 @@
 import anyio
 import pytest
 
-from edge.services.follow import Follower
-from edge.services.messages import Language
-from edge.services.stream import Bookmark, LogEvent, NoticeEvent, ProgressEvent, StreamItem, read_bookmark
-from edge.services.view import Asker
+from edge.core.messages import Language
+from edge.jobs.event_stream import (
+    EventStreams,
+    LogEvent,
+    NoticeEvent,
+    ProgressEvent,
+    ResumeToken,
+    StreamItem,
+    parse_resume_token,
+)
+from edge.jobs.view import Asker
 from schemas import events as e
-from schemas.feed import LogEnd, LogNote, Place, ProgressNote
+from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
 from schemas.job import Claim, Job, Output
-from schemas.lifecycle import step
-from schemas.view import JobView
-from tests.edge.services.world import FakeWorld, World
+from schemas.job_view import JobView
+from schemas.lifecycle import next_record
+from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
 
 
-async def all_of(edge: World, job: Job, after: str | None = None) -> list[StreamItem]:
+async def all_of(edge: EdgeServicesRig, job: Job, after: str | None = None) -> list[StreamItem]:
     """The job's stream to its end."""
     with anyio.fail_after(10):
-        return [item async for item in edge.follower.events("ann", job.id, after)]
+        return [item async for item in edge.follower.follow("ann", job.id, after)]
 
 
 def states(items: list[StreamItem]) -> list[str]:
     return [item.data.status for item in items if isinstance(item.data, JobView)]
 
 
-async def say(edge: World, job: Job, offset: int) -> None:
-    place = Place(job.round, job.attempt, offset)
-    await edge.runner_bus.feed.publish(job.key, ProgressNote(place, edge.time(), offset / 100, "render", offset, 100))
-    await edge.runner_bus.feed.publish(job.key, LogNote(place, edge.time(), "stdout", f"at {offset}\n"))
+async def say(edge: EdgeServicesRig, job: Job, offset: int) -> None:
+    place = FeedPosition(job.round, job.attempt, offset)
+    await edge.runner_bus.feed.publish(
+        job.key, ProgressMessage(place, edge.time(), offset / 100, "render", offset, 100)
+    )
+    await edge.runner_bus.feed.publish(job.key, LogMessage(place, edge.time(), "stdout", f"at {offset}\n"))
 
 
-async def test_a_job_from_submit_to_end(edge: World) -> None:
+async def test_a_job_from_submit_to_end(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     running = await edge.start(job)
     await say(edge, running, 40)
-    await edge.runner_bus.feed.publish(job.key, LogEnd(Place(1, 1, 50), edge.time()))
-    await edge.apply(job.key, e.Succeeded(Output()))
+    await edge.runner_bus.feed.publish(job.key, LogEndMessage(FeedPosition(1, 1, 50), edge.time()))
+    await edge.write_event(job.key, e.Succeeded(Output()))
     items = await all_of(edge, job)
     assert states(items) == ["queued", "running", "succeeded"]
     progress = [item.data for item in items if isinstance(item.data, ProgressEvent)]
@@ -45,18 +54,18 @@ async def test_a_job_from_submit_to_end(edge: World) -> None:
     assert [(line.stream, line.text) for line in logs] == [("stdout", "at 40\n")]
 
 
-async def test_it_goes_on_live(edge: World) -> None:
+async def test_it_goes_on_live(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     seen = []
     async with anyio.create_task_group() as tasks:
-        async for item in edge.follower.events("ann", job.id):
+        async for item in edge.follower.follow("ann", job.id):
             seen.append(item)
             if len(seen) == 1:
                 tasks.start_soon(edge.finish, job)
     assert states(seen) == ["queued", "running", "succeeded"]
 
 
-async def test_a_resumed_stream_misses_nothing_and_repeats_nothing(edge: World) -> None:
+async def test_a_resumed_stream_misses_nothing_and_repeats_nothing(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     running = await edge.start(job)
     for offset in (10, 20, 30):
@@ -68,24 +77,24 @@ async def test_a_resumed_stream_misses_nothing_and_repeats_nothing(edge: World) 
     assert await all_of(edge, job, after=whole[-1].id) == []
 
 
-async def test_the_last_state_is_not_given_again_while_nothing_happens(edge: World) -> None:
+async def test_the_last_state_is_not_given_again_while_nothing_happens(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
-    stream = edge.follower.events("ann", job.id)
+    stream = edge.follower.follow("ann", job.id)
     first = await anext(stream)
     await stream.aclose()
     await edge.start(job)
-    again = edge.follower.events("ann", job.id, after=first.id)
+    again = edge.follower.follow("ann", job.id, after=first.id)
     assert states([await anext(again)]) == ["running"]
     await again.aclose()
 
 
 @pytest.mark.parametrize("after", ["nonsense", "zz-5-7", "1-999999-0", "1-x", "-", "1-2-3-4"])
-async def test_an_id_that_says_nothing_means_the_start(edge: World, after: str) -> None:
+async def test_an_id_that_says_nothing_means_the_start(edge: EdgeServicesRig, after: str) -> None:
     job = await edge.finish(await edge.submit())
     assert states(await all_of(edge, job, after)) == ["queued", "running", "succeeded"]
 
 
-async def test_an_old_end_is_not_the_end_when_the_job_was_retried(edge: World) -> None:
+async def test_an_old_end_is_not_the_end_when_the_job_was_retried(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     await edge.intake.cancel(job.key)
     await edge.intake.retry(job.key)
@@ -93,31 +102,31 @@ async def test_an_old_end_is_not_the_end_when_the_job_was_retried(edge: World) -
     assert states(await all_of(edge, job)) == ["queued", "cancelled", "queued", "running", "succeeded"]
 
 
-async def test_it_goes_on_over_a_cut_connection(fake: FakeWorld) -> None:
+async def test_it_goes_on_over_a_cut_connection(fake: FakeBusServicesRig) -> None:
     job = await fake.submit()
     seen = []
     with anyio.fail_after(10):
-        async for item in fake.follower.events("ann", job.id):
+        async for item in fake.follower.follow("ann", job.id):
             seen.append(item)
             if len(seen) == 1:
                 fake.bus.cut()
                 for event in (e.Started(Claim("gpu-1", "i1", 1)), e.Succeeded(Output())):
-                    entry = await fake.runner_bus.records.read(job.key)
+                    entry = await fake.runner_bus.job_store.read(job.key)
                     assert entry
-                    recorded = step(entry.recorded.job, event, fake.time())
-                    await fake.runner_bus.records.update(job.key, recorded, entry.revision)
+                    recorded = next_record(entry.record.job, event, fake.time())
+                    await fake.runner_bus.job_store.update(job.key, recorded, entry.revision)
                 fake.bus.heal()
     assert states(seen) == ["queued", "running", "succeeded"]
 
 
-async def test_an_owners_stream_has_his_jobs_and_the_hosts(edge: World) -> None:
+async def test_an_owners_stream_has_his_jobs_and_the_hosts(edge: EdgeServicesRig) -> None:
     await edge.hosts.refresh()
     mine, _ = await edge.submit("ann"), await edge.submit("bob")
-    stream = edge.follower.events("ann", asker=Asker(Language.ZH))
+    stream = edge.follower.follow("ann", asker=Asker(Language.ZH))
     first = await anext(stream)
     assert isinstance(first.data, JobView)
     assert first.data.id == mine.id
-    await edge.appear()
+    await edge.send_heartbeat()
     notice = await anext(stream)
     assert isinstance(notice.data, NoticeEvent)
     assert (notice.id, notice.data.kind, notice.data.host) == (first.id, "host_online", "gpu-1")
@@ -127,20 +136,20 @@ async def test_an_owners_stream_has_his_jobs_and_the_hosts(edge: World) -> None:
     await stream.aclose()
 
 
-async def test_a_closed_stream_leaves_nothing_behind(edge: World) -> None:
+async def test_a_closed_stream_leaves_nothing_behind(edge: EdgeServicesRig) -> None:
     await edge.submit()
-    stream = edge.follower.events("ann")
+    stream = edge.follower.follow("ann")
     await anext(stream)
     await stream.aclose()
-    assert not edge.hosts._listeners
+    assert not edge.hosts._subscribers
 
 
-async def test_a_follower_that_does_not_run_says_so(edge: World) -> None:
-    idle = Follower(edge.bus, edge.viewer, edge.hosts)
+async def test_a_follower_that_does_not_run_says_so(edge: EdgeServicesRig) -> None:
+    idle = EventStreams(edge.bus, edge.viewer, edge.hosts)
     with pytest.raises(RuntimeError, match="must be running"):
-        await anext(idle.events("ann"))
+        await anext(idle.follow("ann"))
 
 
 def test_a_bookmark_is_read_as_it_was_written() -> None:
-    assert read_bookmark(str(Bookmark("1a-7", 12))) == Bookmark("1a-7", 12)
-    assert read_bookmark("1a-7") == Bookmark("1a-7", 0)
+    assert parse_resume_token(str(ResumeToken("1a-7", 12))) == ResumeToken("1a-7", 12)
+    assert parse_resume_token("1a-7") == ResumeToken("1a-7", 0)

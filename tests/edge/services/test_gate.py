@@ -3,52 +3,52 @@
 import anyio
 import pytest
 
-from bus.port import Health, Unreachable
-from schemas.errors import Refused
-from tests.edge.services.world import FakeWorld
+from bus.interface import BrokerStatus, BrokerUnreachable
+from schemas.problems import ProblemError
+from tests.support.edge_services import FakeBusServicesRig
 
-WELL = Health(0.1, synced=True, version="")
+WELL = BrokerStatus(0.1, is_durable=True, version="")
 
 
 @pytest.mark.parametrize(
     ("health", "code", "to_do"),
     [
-        (WELL._replace(halted=True), "store_full", "restart nats-server"),
-        (WELL._replace(used=0.8), "store_full", "give it more space"),
-        (WELL._replace(synced=False), "unavailable", "set sync_interval"),
-        (WELL._replace(synced=None), "unavailable", "set sync_interval"),
+        (WELL._replace(write_failed=True), "store_full", "restart nats-server"),
+        (WELL._replace(used_share=0.8), "store_full", "give it more space"),
+        (WELL._replace(is_durable=False), "unavailable", "set sync_interval"),
+        (WELL._replace(is_durable=None), "unavailable", "set sync_interval"),
     ],
 )
 async def test_a_broker_that_is_not_well_takes_no_work(
-    fake: FakeWorld, monkeypatch: pytest.MonkeyPatch, health: Health, code: str, to_do: str
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch, health: BrokerStatus, code: str, to_do: str
 ) -> None:
-    async def answer() -> Health:
+    async def answer() -> BrokerStatus:
         return health
 
-    monkeypatch.setattr(fake.bus.link, "health", answer)
-    with pytest.raises(Refused, match=to_do) as caught:
+    monkeypatch.setattr(fake.bus.health, "health", answer)
+    with pytest.raises(ProblemError, match=to_do) as caught:
         await fake.gate.check()
     assert caught.value.code == code
 
 
-async def test_a_broker_that_is_there_and_cannot_be_used_is_not_called_away(fake: FakeWorld) -> None:
-    fake.bus.link.cut()
-    with pytest.raises(Refused, match="is away: try again"):
+async def test_a_broker_that_is_there_and_cannot_be_used_is_not_called_away(fake: FakeBusServicesRig) -> None:
+    fake.bus.health.cut()
+    with pytest.raises(ProblemError, match="is away: try again"):
         await fake.gate.check()
-    fake.bus.link.trouble = "the broker's store is too small: set max_file_store"
-    with pytest.raises(Refused, match="set max_file_store"):
+    fake.bus.health.fault = "the broker's store is too small: set max_file_store"
+    with pytest.raises(ProblemError, match="set max_file_store"):
         await fake.gate.check()
-    fake.bus.link.heal()
+    fake.bus.health.heal()
     await fake.gate.check()
 
 
 async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
-    fake: FakeWorld, monkeypatch: pytest.MonkeyPatch
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answered = anyio.Event(), anyio.Event()
     asks = 0
 
-    async def slow() -> Health:
+    async def slow() -> BrokerStatus:
         nonlocal asks
         asks += 1
         asked.set()
@@ -56,14 +56,14 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
         return WELL
 
     await fake.gate.check()
-    monkeypatch.setattr(fake.bus.link, "health", slow)
-    fake.time.pass_by(seconds=2)
+    monkeypatch.setattr(fake.bus.health, "health", slow)
+    fake.time.advance(seconds=2)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fake.gate.check)
         await asked.wait()
         for _ in range(64):
             await fake.gate.check()  # by what it said 2 s ago
-        fake.time.pass_by(seconds=2)
+        fake.time.advance(seconds=2)
         for _ in range(64):
             tasks.start_soon(fake.gate.check)
         await anyio.wait_all_tasks_blocked()
@@ -72,14 +72,14 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
 
 
 async def test_who_waits_for_an_answer_that_does_not_come_asks_again(
-    fake: FakeWorld, monkeypatch: pytest.MonkeyPatch
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def silent() -> Health:
-        raise Unreachable("no answer")
+    async def silent() -> BrokerStatus:
+        raise BrokerUnreachable("no answer")
 
-    monkeypatch.setattr(fake.bus.link, "health", silent)
-    fake.time.pass_by(seconds=5)
-    with pytest.raises(Refused, match="is away"):
+    monkeypatch.setattr(fake.bus.health, "health", silent)
+    fake.time.advance(seconds=5)
+    with pytest.raises(ProblemError, match="is away"):
         await fake.gate.check()
     monkeypatch.undo()
     await fake.gate.check()

@@ -13,18 +13,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from bus.port import Change, Entry
-from edge.services import index_sql as sql
-from edge.services.index import Count, Index
-from edge.services.lines import Line
-from edge.services.pages import Filters
-from edge.services.standing import input_digests
+from bus.interface import RecordChange, VersionedRecord
+from edge.index import sqlite as sql
+from edge.index.index import JobCountKey, JobIndex
+from edge.index.paging import JobFilters
+from edge.index.queue_ranks import QueueKey
+from edge.index.row import input_digests
 from schemas import events as e
-from schemas.errors import Refused
-from schemas.job import Claim, Job, JobKey, Output
-from schemas.lifecycle import IllegalTransition, step, submitted_again
-from schemas.words import FINAL, Priority, Status
-from tests.edge.services.world import START, World
+from schemas.ids import JobKey
+from schemas.job import Claim, Job, Output
+from schemas.lifecycle import IllegalTransition, next_record, resubmission_record
+from schemas.problems import ProblemError
+from schemas.status import FINAL_STATUSES, Priority, Status
+from tests.support.edge_services import START, EdgeServicesRig
 
 OWNERS = ("ann", "bob")
 DIGESTS = ("a" * 64, "b" * 64)
@@ -37,10 +38,10 @@ class IndexMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
-        self.index = Index(Path(self.folder.name) / "index.db", records=None)  # type: ignore[arg-type] - fed by hand
-        self.db = sql.create(Path(self.folder.name) / "index.db")
-        self.jobs: dict[JobKey, Entry] = {}
-        self.pending: list[Change] = []
+        self.index = JobIndex(Path(self.folder.name) / "index.db", records=None)  # type: ignore[arg-type] - fed by hand
+        self.db = sql.create_database(Path(self.folder.name) / "index.db")
+        self.jobs: dict[JobKey, VersionedRecord] = {}
+        self.pending: list[RecordChange] = []
         self.revisions = itertools.count(1)
         self.now = START
 
@@ -48,10 +49,10 @@ class IndexMachine(RuleBasedStateMachine):
         self.db.close()
         self.folder.cleanup()
 
-    def write(self, recorded: e.Recorded) -> None:
+    def write(self, recorded: e.JobRecord) -> None:
         revision = next(self.revisions)
-        self.jobs[recorded.job.key] = Entry(revision, recorded)
-        self.pending.append(Change(revision, recorded.job.key, recorded))
+        self.jobs[recorded.job.key] = VersionedRecord(revision, recorded)
+        self.pending.append(RecordChange(revision, recorded.job.key, recorded))
 
     @rule(
         owner=st.sampled_from(OWNERS),
@@ -64,7 +65,7 @@ class IndexMachine(RuleBasedStateMachine):
     def submit(self, owner: str, number: int, priority: Priority, later: bool, digest: str, tag: str) -> None:
         key = JobKey(owner, f"j{number}")
         there = self.jobs.get(key)
-        if there is not None and there.recorded.job.status not in FINAL:
+        if there is not None and there.record.job.status not in FINAL_STATUSES:
             return
         self.now += timedelta(seconds=1)
         job = Job(
@@ -73,7 +74,7 @@ class IndexMachine(RuleBasedStateMachine):
             endpoint="echo",
             pool="echo",
             status=Status.SCHEDULED if later else Status.QUEUED,
-            digest="d",
+            request_digest="d",
             input={"files": [{"file": f"sha256:{digest}"}]},
             priority=priority,
             tags={"project": tag},
@@ -81,15 +82,15 @@ class IndexMachine(RuleBasedStateMachine):
             queued_at=None if later else self.now,
             created_at=self.now,
         )
-        recorded = e.Recorded(self.now, e.Submitted(), job)
-        self.write(recorded if there is None else submitted_again(there.recorded.job, job))
+        recorded = e.JobRecord(self.now, e.Submitted(), job)
+        self.write(recorded if there is None else resubmission_record(there.record.job, job))
 
     @rule(
         which=st.integers(0, 30),
         event=st.sampled_from(
             [
                 e.Queued(),
-                e.Released("host_lost"),
+                e.AttemptReleased("host_lost"),
                 e.Reprioritised(Priority.NORMAL),
                 e.CancelRequested(),
                 e.Cancelled(),
@@ -99,13 +100,13 @@ class IndexMachine(RuleBasedStateMachine):
             ]
         ),
     )
-    def move(self, which: int, event: e.Event) -> None:
+    def move(self, which: int, event: e.JobEvent) -> None:
         if not self.jobs:
             return
         entry = sorted(self.jobs.items())[which % len(self.jobs)][1]
         self.now += timedelta(seconds=1)
         try:
-            self.write(step(entry.recorded.job, event, self.now))
+            self.write(next_record(entry.record.job, event, self.now))
         except IllegalTransition:
             return
 
@@ -114,44 +115,48 @@ class IndexMachine(RuleBasedStateMachine):
         if self.jobs:
             key = sorted(self.jobs)[which % len(self.jobs)]
             del self.jobs[key]
-            self.pending.append(Change(next(self.revisions), key, None))
+            self.pending.append(RecordChange(next(self.revisions), key, None))
 
     @rule(again=st.booleans())
     def absorb(self, again: bool) -> None:
         batch, self.pending = self.pending, []
-        self.index._take_over(sql.absorb(self.db, batch))
+        self.index._apply_row_changes(sql.apply_changes(self.db, batch))
         if again:  # re-opened behind an older revision: what is known is left out
-            assert sql.absorb(self.db, [change for change in batch if change.recorded]) == []
+            assert sql.apply_changes(self.db, [change for change in batch if change.record]) == []
 
     def settled(self) -> list[Job]:
         self.absorb(False)
-        return [entry.recorded.job for entry in self.jobs.values()]
+        return [entry.record.job for entry in self.jobs.values()]
 
     @invariant()
     def counts_and_lists_agree(self) -> None:
         jobs = self.settled()
-        assert self.index.counts() == Counter(Count(j.owner, j.endpoint, j.pool, j.status) for j in jobs)
+        assert self.index.count_jobs() == Counter(JobCountKey(j.owner, j.endpoint, j.pool, j.status) for j in jobs)
         for owner, status, tag in itertools.product(OWNERS, (None, Status.QUEUED), (None, "x")):
-            asked = sql.Asked(owner, status, None, None, () if tag is None else (("project", tag),), None, 100)
+            asked = sql.ListQuery(owner, status, None, None, () if tag is None else (("project", tag),), None, 100)
             expected = [
                 job.id
                 for job in sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)
                 if job.owner == owner and status in (None, job.status) and tag in (None, job.tags["project"])
             ]
-            assert [entry.recorded.job.id for entry in sql.page(self.db, asked)] == expected
+            assert [entry.record.job.id for entry in sql.list_jobs(self.db, asked)] == expected
 
     @invariant()
     def lines_and_names_agree(self) -> None:
         jobs = self.settled()
         queued = [job for job in jobs if job.status is Status.QUEUED and job.queued_at]
         for job in queued:
-            line = Line(job.owner, job.pool, job.priority)
+            line = QueueKey(job.owner, job.pool, job.priority)
             own = sorted((j.queued_at, j.id) for j in queued if (j.owner, j.priority) == (job.owner, job.priority))
-            assert [p.id for p in sql.front(self.db, line, 100)] == [id_ for _, id_ in own]
-            assert self.index.position(job, SPAN) == brute_position(job, queued)
+            assert [p.id for p in sql.queue_head(self.db, line, 100)] == [id_ for _, id_ in own]
+            assert self.index.queue_position(job, SPAN) == brute_position(job, queued)
         for owner, digest in itertools.product(OWNERS, DIGESTS):
-            living = {j.key for j in jobs if j.owner == owner and digest in input_digests(j) and j.status not in FINAL}
-            assert set(sql.naming(self.db, digest, owner, set(Status) - FINAL)) == living
+            living = {
+                j.key
+                for j in jobs
+                if j.owner == owner and digest in input_digests(j) and j.status not in FINAL_STATUSES
+            }
+            assert set(sql.find_jobs_with_asset(self.db, digest, owner, set(Status) - FINAL_STATUSES)) == living
 
 
 def brute_position(job: Job, queued: list[Job]) -> int:
@@ -172,90 +177,92 @@ TestIndexMachine = IndexMachine.TestCase
 TestIndexMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
-async def test_keys_and_pools_are_those_of_the_jobs_that_match(edge: World) -> None:
+async def test_keys_and_pools_are_those_of_the_jobs_that_match(edge: EdgeServicesRig) -> None:
     later = (START + timedelta(hours=1)).isoformat()
     jobs = [await edge.submit(text=str(number), not_before=later) for number in range(3)]
     await edge.submit()
-    await edge.settled()
+    await edge.wait_until_indexed()
     due = int((START + timedelta(hours=2)).timestamp() * 1_000_000)
-    matching = await edge.index.matching(sql.DUE, due, 10)
-    keys = await edge.index.keys_matching(sql.DUE, due, 10)
-    assert sorted(keys) == sorted(entry.recorded.job.key for entry in matching) == sorted(job.key for job in jobs)
-    assert len(await edge.index.keys_matching(sql.DUE, due, 2)) == 2
-    assert await edge.index.pools(sql.DUE, due, 10) == {"echo"}
-    assert await edge.index.pools(sql.DUE, 1, 10) == set()
+    matching = await edge.index.find_jobs(sql.DUE, due, 10)
+    keys = await edge.index.find_keys(sql.DUE, due, 10)
+    assert sorted(keys) == sorted(entry.record.job.key for entry in matching) == sorted(job.key for job in jobs)
+    assert len(await edge.index.find_keys(sql.DUE, due, 2)) == 2
+    assert await edge.index.find_pools(sql.DUE, due, 10) == {"echo"}
+    assert await edge.index.find_pools(sql.DUE, 1, 10) == set()
 
 
-async def test_pages_do_not_shift_when_jobs_arrive(edge: World) -> None:
+async def test_pages_do_not_shift_when_jobs_arrive(edge: EdgeServicesRig) -> None:
     jobs = [await edge.submit(text=str(number)) for number in range(7)]
-    first = await edge.index.list("ann", Filters(), limit=3)
+    first = await edge.index.list_jobs("ann", JobFilters(), limit=3)
     await edge.submit(text="newer")
-    second = await edge.index.list("ann", Filters(), limit=3, cursor=first.next_cursor)
-    third = await edge.index.list("ann", Filters(), limit=3, cursor=second.next_cursor)
-    seen = [entry.recorded.job.id for page in (first, second, third) for entry in page.entries]
+    second = await edge.index.list_jobs("ann", JobFilters(), limit=3, cursor=first.next_cursor)
+    third = await edge.index.list_jobs("ann", JobFilters(), limit=3, cursor=second.next_cursor)
+    seen = [entry.record.job.id for page in (first, second, third) for entry in page.records]
     assert seen == [job.id for job in reversed(jobs)]
     assert third.next_cursor is None
 
 
 @pytest.mark.parametrize("cursor", ["%", "AAAA", "é", "bm90LWEtY3Vyc29y"])
-async def test_a_cursor_of_nobody_is_refused(edge: World, cursor: str) -> None:
-    with pytest.raises(Refused) as caught:
-        await edge.index.list("ann", Filters(), cursor=cursor)
+async def test_a_cursor_of_nobody_is_refused(edge: EdgeServicesRig, cursor: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        await edge.index.list_jobs("ann", JobFilters(), cursor=cursor)
     assert caught.value.code == "input_invalid"
 
 
-async def test_a_list_has_what_its_caller_just_wrote(edge: World) -> None:
+async def test_a_list_has_what_its_caller_just_wrote(edge: EdgeServicesRig) -> None:
     for number in range(20):
         job = await edge.submit(text=str(number))
-        page = await edge.index.list("ann", Filters(), limit=1)
-        assert page.entries[0].recorded.job.id == job.id
+        page = await edge.index.list_jobs("ann", JobFilters(), limit=1)
+        assert page.records[0].record.job.id == job.id
     await edge.intake.cancel(job.key)
     await edge.intake.delete(job.key)
-    ids = [entry.recorded.job.id for entry in (await edge.index.list("ann", Filters())).entries]
+    ids = [entry.record.job.id for entry in (await edge.index.list_jobs("ann", JobFilters())).records]
     assert job.id not in ids
 
 
-async def test_a_start_over_a_full_state_gives_the_same(edge: World, tmp_path: Path) -> None:
+async def test_a_start_over_a_full_state_gives_the_same(edge: EdgeServicesRig, tmp_path: Path) -> None:
     for number in range(30):
         await edge.submit("ann" if number % 3 else "bob", str(number))
     await edge.finish(await edge.submit())
-    await edge.settled()
-    again = Index(tmp_path / "again.db", edge.bus.records)
+    await edge.wait_until_indexed()
+    again = JobIndex(tmp_path / "again.db", edge.bus.job_store)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(again.run)
-        await again.ready()
-        assert again.counts() == edge.index.counts()
-        assert await again.list("ann", Filters()) == await edge.index.list("ann", Filters())
+        await again.wait_until_caught_up()
+        assert again.count_jobs() == edge.index.count_jobs()
+        assert await again.list_jobs("ann", JobFilters()) == await edge.index.list_jobs("ann", JobFilters())
         tasks.cancel_scope.cancel()
 
 
-async def test_a_full_disk_makes_the_index_wait_and_not_the_edge(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.services.room.AGAIN_S", 0.01)
-    monkeypatch.setattr("edge.services.index.REACH_S", 0.5)
+async def test_a_full_disk_makes_the_index_wait_and_not_the_edge(
+    edge: EdgeServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.index.index.DISK_RETRY_INTERVAL_S", 0.01)
+    monkeypatch.setattr("edge.index.index.CATCH_UP_TIMEOUT_S", 0.5)
     db = edge.index._db
     assert db is not None
     (pages,) = db.execute("PRAGMA page_count").fetchone()
     db.execute(f"PRAGMA max_page_count = {pages}")
     jobs = [await edge.submit(text="x" * 60_000) for _ in range(5)]
-    assert not await edge.index.own_writes("ann")
+    assert not await edge.index.wait_for_own_writes("ann")
     record = await edge.intake.read(jobs[0].key)
     with pytest.raises(OperationalError, match="full"):
-        await edge.index._in_turn(sql.absorb, [Change(record.revision, jobs[0].key, record.recorded)])
+        await edge.index._run_exclusive(sql.apply_changes, [RecordChange(record.revision, jobs[0].key, record.record)])
     assert not db.in_transaction
     db.execute("PRAGMA max_page_count = 1000000")
-    assert await edge.index.own_writes("ann")
-    page = await edge.index.list("ann", Filters())
-    assert [entry.recorded.job.id for entry in page.entries] == [job.id for job in reversed(jobs)]
+    assert await edge.index.wait_for_own_writes("ann")
+    page = await edge.index.list_jobs("ann", JobFilters())
+    assert [entry.record.job.id for entry in page.records] == [job.id for job in reversed(jobs)]
 
 
-async def test_filters_narrow_a_list(edge: World) -> None:
+async def test_filters_narrow_a_list(edge: EdgeServicesRig) -> None:
     low = await edge.submit(priority="low", tags={"project": "x"})
     done = await edge.finish(await edge.submit(tags={"project": "x", "other": "y"}))
     await edge.submit("bob", tags={"project": "x"})
 
     async def listed(**filters: object) -> list[str]:
-        page = await edge.index.list("ann", Filters(**filters))  # type: ignore[arg-type] - each named by its test
-        return [entry.recorded.job.id for entry in page.entries]
+        page = await edge.index.list_jobs("ann", JobFilters(**filters))  # type: ignore[arg-type] - each named by its test
+        return [entry.record.job.id for entry in page.records]
 
     assert await listed(status=Status.SUCCEEDED) == [done.id]
     assert await listed(priority=Priority.LOW) == [low.id]

@@ -7,35 +7,36 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bus.port import StoreFull
+from bus.interface import BrokerFull
 from schemas import events as e
-from schemas.errors import Refused
-from schemas.job import Job, JobKey, Output, Pointer
-from schemas.words import Priority, Status
-from tests.edge.services.world import START, FakeWorld, World
+from schemas.ids import JobKey
+from schemas.job import Job, Output, Pointer
+from schemas.problems import ProblemError
+from schemas.status import Priority, Status
+from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig
 
 BODY: dict[str, Any] = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
-async def refused(code: str, coroutine: Any) -> Refused:
-    with pytest.raises(Refused) as caught:
+async def refused(code: str, coroutine: Any) -> ProblemError:
+    with pytest.raises(ProblemError) as caught:
         await coroutine
     assert caught.value.code == code, caught.value
     return caught.value
 
 
-async def test_a_submit_is_recorded_queued_and_published(edge: World) -> None:
+async def test_a_submit_is_recorded_queued_and_published(edge: EdgeServicesRig) -> None:
     accepted = await edge.intake.submit("ann", BODY, trace_id="t1")
-    await edge.window.idle()
-    job = accepted.entry.recorded.job
+    await edge.window.wait_until_idle()
+    job = accepted.record.record.job
     assert (job.status, job.pool, job.round, job.trace_id) == (Status.QUEUED, "echo", 1, "t1")
     assert job.input == {"text": "hello", "seconds": 0}
-    assert await edge.bus.queue.waiting() == {Pointer("echo", Priority.NORMAL, "ann", job.id, 1)}
+    assert await edge.bus.job_queue.list_pending() == {Pointer("echo", Priority.NORMAL, "ann", job.id, 1)}
     assert not accepted.replayed
-    assert isinstance(accepted.entry.recorded.event, e.Submitted)
+    assert isinstance(accepted.record.record.event, e.Submitted)
 
 
-async def test_the_same_key_twice_at_once_is_one_job(edge: World) -> None:
+async def test_the_same_key_twice_at_once_is_one_job(edge: EdgeServicesRig) -> None:
     answers = []
 
     async def submit() -> None:
@@ -45,11 +46,11 @@ async def test_the_same_key_twice_at_once_is_one_job(edge: World) -> None:
         for _ in range(5):
             tasks.start_soon(submit)
     assert sorted(answer.replayed for answer in answers) == [False, True, True, True, True]
-    assert len({answer.entry.recorded.job.id for answer in answers}) == 1
-    assert len(await edge.waiting()) == 1
+    assert len({answer.record.record.job.id for answer in answers}) == 1
+    assert len(await edge.list_pointers()) == 1
 
 
-async def test_a_known_name_with_another_body_is_refused(edge: World) -> None:
+async def test_a_known_name_with_another_body_is_refused(edge: EdgeServicesRig) -> None:
     other = {"endpoint": "echo", "input": {"text": "other"}}
     await edge.intake.submit("ann", BODY, job_id="mine")
     await edge.intake.submit("ann", BODY, idempotency_key="k")
@@ -58,12 +59,12 @@ async def test_a_known_name_with_another_body_is_refused(edge: World) -> None:
     assert not (await edge.intake.submit("bob", other, job_id="mine")).replayed
 
 
-async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeWorld) -> None:
+async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeBusServicesRig) -> None:
     first = await fake.intake.submit("ann", BODY, job_id="mine")
     fake.broker.fill()
     again = await fake.intake.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
     assert again.replayed
-    assert again.entry == first.entry
+    assert again.record == first.record
 
 
 @pytest.mark.parametrize(
@@ -85,22 +86,24 @@ async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeWor
         ({"endpoint": "echo", "input": {"text": "x" * 70_000}}, "input_invalid", "$.input"),
     ],
 )
-async def test_what_is_wrong_is_named_by_its_path(fake: FakeWorld, body: dict[str, Any], code: str, path: str) -> None:
+async def test_what_is_wrong_is_named_by_its_path(
+    fake: FakeBusServicesRig, body: dict[str, Any], code: str, path: str
+) -> None:
     error = await refused(code, fake.intake.submit("ann", body))
     assert [fault.path for fault in error.errors] == [path]
-    assert await fake.bus.records.keys() == set()
+    assert await fake.bus.job_store.keys() == set()
 
 
-async def test_an_unknown_endpoint_says_which_are_known(edge: World) -> None:
+async def test_an_unknown_endpoint_says_which_are_known(edge: EdgeServicesRig) -> None:
     error = await refused("endpoint_unknown", edge.intake.submit("ann", {"endpoint": "nope", "input": {}}))
     assert "echo" in error.detail
 
 
-async def test_a_job_id_is_a_token(edge: World) -> None:
+async def test_a_job_id_is_a_token(edge: EdgeServicesRig) -> None:
     await refused("input_invalid", edge.intake.submit("ann", BODY, job_id="a.b"))
 
 
-async def test_an_asset_must_be_the_owners_own(edge: World) -> None:
+async def test_an_asset_must_be_the_owners_own(edge: EdgeServicesRig) -> None:
     digest = await edge.put("ann", b"film")
     body = {"endpoint": "echo", "input": {"file": f"sha256:{digest}"}}
     error = await refused("asset_missing", edge.intake.submit("bob", body))
@@ -108,15 +111,15 @@ async def test_an_asset_must_be_the_owners_own(edge: World) -> None:
     assert not (await edge.intake.submit("ann", body)).replayed
 
 
-async def test_a_job_for_later_is_scheduled_and_not_published(edge: World) -> None:
+async def test_a_job_for_later_is_scheduled_and_not_published(edge: EdgeServicesRig) -> None:
     job = await edge.submit(not_before=(START + timedelta(hours=1)).isoformat())
     assert (job.status, job.queued_at) == (Status.SCHEDULED, None)
-    assert await edge.waiting() == []
+    assert await edge.list_pointers() == []
 
 
-async def test_a_full_store_and_an_absent_broker_refuse_new_work(fake: FakeWorld) -> None:
+async def test_a_full_store_and_an_absent_broker_refuse_new_work(fake: FakeBusServicesRig) -> None:
     fake.broker.fill()
-    fake.time.pass_by(seconds=5)
+    fake.time.advance(seconds=5)
     await refused("store_full", fake.intake.submit("ann", BODY))
     fake.broker.fill(False)
     fake.bus.cut()
@@ -125,7 +128,9 @@ async def test_a_full_store_and_an_absent_broker_refuse_new_work(fake: FakeWorld
     await refused("unavailable", fake.intake.submit("ann", BODY, job_id="mine"))
 
 
-async def test_a_crash_between_record_and_pointer_is_made_good(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crash_between_record_and_pointer_is_made_good(
+    edge: EdgeServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crash = anyio.CancelScope()
 
     async def die(_: Job) -> None:
@@ -135,37 +140,39 @@ async def test_a_crash_between_record_and_pointer_is_made_good(edge: World, monk
     with monkeypatch.context() as patch, crash:
         patch.setattr(edge.window, "offer", die)
         await edge.intake.submit("ann", BODY, job_id="mine")
-    assert await edge.bus.records.read(JobKey("ann", "mine")) is not None
-    await edge.settled()
+    assert await edge.bus.job_store.read(JobKey("ann", "mine")) is not None
+    await edge.wait_until_indexed()
     await edge.reconciler.sweep()
-    assert await edge.waiting() == ["mine"]
+    assert await edge.list_pointers() == ["mine"]
 
 
-async def test_a_queue_that_refuses_does_not_refuse_the_job(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_that_refuses_does_not_refuse_the_job(
+    edge: EdgeServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def full(*_: object, **__: object) -> None:
-        raise StoreFull
+        raise BrokerFull
 
     with monkeypatch.context() as patch:
-        patch.setattr(edge.bus.queue, "publish", full)
+        patch.setattr(edge.bus.job_queue, "publish", full)
         job = await edge.submit()
-    assert await edge.waiting() == []
-    await edge.settled()
+    assert await edge.list_pointers() == []
+    await edge.wait_until_indexed()
     await edge.reconciler.sweep()
-    assert await edge.waiting() == [job.id]
+    assert await edge.list_pointers() == [job.id]
 
 
-async def test_cancel_of_a_queued_job_takes_its_message_too(edge: World) -> None:
+async def test_cancel_of_a_queued_job_takes_its_message_too(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     entry = await edge.intake.cancel(job.key)
-    assert entry.recorded.job.status is Status.CANCELLED
-    assert await edge.waiting() == []
+    assert entry.record.job.status is Status.CANCELLED
+    assert await edge.list_pointers() == []
     await refused("job_final", edge.intake.cancel(job.key))
 
 
-async def test_cancel_of_a_running_job_asks_its_host(edge: World) -> None:
+async def test_cancel_of_a_running_job_asks_its_host(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     await edge.start(job)
-    nudges = edge.runner_bus.control.nudges("gpu-1")
+    nudges = edge.runner_bus.host_nudges.subscribe("gpu-1")
     heard = []
 
     async def listen() -> None:
@@ -174,40 +181,42 @@ async def test_cancel_of_a_running_job_asks_its_host(edge: World) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
-        assert (await edge.intake.cancel(job.key)).recorded.job.status is Status.CANCELLING
+        assert (await edge.intake.cancel(job.key)).record.job.status is Status.CANCELLING
     assert heard == [job.key]
-    assert (await edge.intake.cancel(job.key)).recorded.job.status is Status.CANCELLING
+    assert (await edge.intake.cancel(job.key)).record.job.status is Status.CANCELLING
 
 
-async def test_cancel_racing_the_finish_has_one_final_state(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancel_racing_the_finish_has_one_final_state(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = await fake.submit()
     await fake.start(job)
-    update = fake.bus.records.update
+    update = fake.bus.job_store.update
 
     async def late(*args: Any) -> int:
-        monkeypatch.setattr(fake.bus.records, "update", update)
-        await fake.apply(job.key, e.Succeeded(Output()))
+        monkeypatch.setattr(fake.bus.job_store, "update", update)
+        await fake.write_event(job.key, e.Succeeded(Output()))
         return await update(*args)
 
-    monkeypatch.setattr(fake.bus.records, "update", late)
+    monkeypatch.setattr(fake.bus.job_store, "update", late)
     await refused("job_final", fake.intake.cancel(job.key))
     assert (await fake.read(job)).status is Status.SUCCEEDED
 
 
-async def test_retry_begins_a_round_and_cancel_ends_it(edge: World) -> None:
+async def test_retry_begins_a_round_and_cancel_ends_it(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     await refused("job_not_final", edge.intake.retry(job.key))
     await edge.intake.cancel(job.key)
-    again = (await edge.intake.retry(job.key)).recorded.job
-    await edge.window.idle()
+    again = (await edge.intake.retry(job.key)).record.job
+    await edge.window.wait_until_idle()
     assert (again.status, again.round, again.input) == (Status.QUEUED, 2, job.input)
-    assert await edge.bus.queue.waiting() == {again.pointer}
+    assert await edge.bus.job_queue.list_pending() == {again.pointer}
     outcomes: list[str] = []
 
     async def attempt(call: Any) -> None:
         try:
             outcomes.append((await call(job.key)).recorded.job.status)
-        except Refused as error:
+        except ProblemError as error:
             outcomes.append(error.code)
 
     async with anyio.create_task_group() as tasks:
@@ -215,45 +224,45 @@ async def test_retry_begins_a_round_and_cancel_ends_it(edge: World) -> None:
             tasks.start_soon(attempt, edge.intake.cancel)
             tasks.start_soon(attempt, edge.intake.retry)
     last = await edge.read(job)
-    finals = [row for row in await edge.intake.history(job.key) if row.event["type"] == "cancelled"]
+    finals = [row for row in await edge.intake.read_history(job.key) if row.event["type"] == "cancelled"]
     assert len(finals) == last.round - (last.status is Status.QUEUED)
-    assert await edge.bus.queue.waiting() == ({last.pointer} if last.status is Status.QUEUED else set())
+    assert await edge.bus.job_queue.list_pending() == ({last.pointer} if last.status is Status.QUEUED else set())
 
 
-async def test_retry_is_refused_after_success_and_after_the_deadline(edge: World) -> None:
+async def test_retry_is_refused_after_success_and_after_the_deadline(edge: EdgeServicesRig) -> None:
     done = await edge.submit()
     await edge.finish(done)
     await refused("job_final", edge.intake.retry(done.key))
     late = await edge.submit(deadline=(START + timedelta(hours=1)).isoformat())
     await edge.intake.cancel(late.key)
-    edge.time.pass_by(hours=2)
+    edge.time.advance(hours=2)
     await refused("deadline_passed", edge.intake.retry(late.key))
 
 
-async def test_another_owners_job_is_not_there(edge: World) -> None:
+async def test_another_owners_job_is_not_there(edge: EdgeServicesRig) -> None:
     job = await edge.submit("ann")
-    for call in (edge.intake.read, edge.intake.history, edge.intake.cancel, edge.intake.retry, edge.intake.delete):
+    for call in (edge.intake.read, edge.intake.read_history, edge.intake.cancel, edge.intake.retry, edge.intake.delete):
         await refused("not_found", call(JobKey("bob", job.id)))
 
 
-async def test_history_tells_every_event(edge: World) -> None:
+async def test_history_tells_every_event(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     await edge.finish(job)
-    rows = await edge.intake.history(job.key)
+    rows = await edge.intake.read_history(job.key)
     assert [row.event["type"] for row in rows] == ["submitted", "started", "succeeded"]
     assert [row.status for row in rows] == ["queued", "running", "succeeded"]
     assert rows == sorted(rows, key=lambda row: row.revision)
 
 
-async def test_delete_takes_record_feed_outputs_and_logs(edge: World) -> None:
+async def test_delete_takes_record_feed_outputs_and_logs(edge: EdgeServicesRig) -> None:
     kept, log = await edge.put("ann", b"input"), await edge.put("ann", b"log")
     accepted = await edge.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{kept}"}})
-    job = accepted.entry.recorded.job
+    job = accepted.record.record.job
     await refused("job_not_final", edge.intake.delete(job.key))
     await edge.start(job)
-    await edge.apply(job.key, e.Succeeded(Output(), log=log))
+    await edge.write_event(job.key, e.Succeeded(Output(), log=log))
     report = await edge.intake.delete(job.key)
     assert report.assets == (log,)
-    assert await edge.assets.check("ann", [kept, log]) == ((kept,), (log,))
+    assert await edge.assets.split_present("ann", [kept, log]) == ((kept,), (log,))
     await refused("not_found", edge.intake.read(job.key))
     assert await edge.bus.feed.last_progress(job.key) is None

@@ -4,31 +4,31 @@ from datetime import timedelta
 
 import pytest
 
-from bus.memory import MemoryBroker
-from edge.services.keys import CACHE_S, ROTATION, Keys
-from schemas.access import Scope
-from schemas.errors import Refused
-from tests.edge.services.world import Dice, Time
+from edge.owners.api_keys import CACHE_TTL_S, ROTATION_GRACE, ApiKeyStore
+from schemas.auth import Scope
+from schemas.problems import ProblemError
+from tests.support.edge_services import FixedEntropy, ManualClock
+from tests.support.fake_bus.broker import FakeBroker
 
 
-class Desk:
+class KeyDesk:
     """Keys over a bus of their own."""
 
     def __init__(self) -> None:
-        self.time = Time()
-        self.broker = MemoryBroker(self.time.seconds)
+        self.time = ManualClock()
+        self.broker = FakeBroker(self.time.seconds)
         self.keys = self.another()
 
-    def another(self) -> Keys:
-        return Keys(self.broker.connect().keys, self.time, Dice(), self.time.seconds)
+    def another(self) -> ApiKeyStore:
+        return ApiKeyStore(self.broker.connect().api_keys, self.time, FixedEntropy(), self.time.seconds)
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def desk() -> KeyDesk:
+    return KeyDesk()
 
 
-async def test_a_key_opens_and_its_neighbours_do_not(desk: Desk) -> None:
+async def test_a_key_opens_and_its_neighbours_do_not(desk: KeyDesk) -> None:
     key, text = await desk.keys.create("ann", [Scope.JOBS_READ], name="laptop", language="zh")
     assert await desk.keys.authenticate(text) == key
     wrong = [text[:-1], text + "x", text[:-1] + ("A" if text[-1] != "A" else "B"), "", "lamp_x_y", f"lamp_0_{'a' * 43}"]
@@ -38,26 +38,26 @@ async def test_a_key_opens_and_its_neighbours_do_not(desk: Desk) -> None:
     assert text.rpartition("_")[2] not in str(key)
 
 
-async def test_a_revoked_key_is_dead_here_at_once_and_elsewhere_soon(desk: Desk) -> None:
+async def test_a_revoked_key_is_dead_here_at_once_and_elsewhere_soon(desk: KeyDesk) -> None:
     _, text = await desk.keys.create("ann", [Scope.ADMIN])
     other = desk.another()
     assert await other.authenticate(text)
     await desk.keys.revoke(text.split("_")[1])
     assert await desk.keys.authenticate(text) is None
     assert await other.authenticate(text)
-    desk.time.pass_by(seconds=CACHE_S + 1)
+    desk.time.advance(seconds=CACHE_TTL_S + 1)
     assert await other.authenticate(text) is None
 
 
-async def test_an_expired_key_is_dead(desk: Desk) -> None:
+async def test_an_expired_key_is_dead(desk: KeyDesk) -> None:
     ends = desk.time() + timedelta(minutes=1)
     _, text = await desk.keys.create("ann", [Scope.ADMIN], expires_at=ends)
     assert await desk.keys.authenticate(text)
-    desk.time.pass_by(minutes=1)
+    desk.time.advance(minutes=1)
     assert await desk.keys.authenticate(text) is None
 
 
-async def test_a_key_made_elsewhere_opens_although_its_id_was_tried_before(desk: Desk) -> None:
+async def test_a_key_made_elsewhere_opens_although_its_id_was_tried_before(desk: KeyDesk) -> None:
     other = desk.another()
     key, text = await desk.keys.create("ann", [Scope.ADMIN])
     await desk.keys.revoke(key.id)
@@ -66,7 +66,7 @@ async def test_a_key_made_elsewhere_opens_although_its_id_was_tried_before(desk:
     assert await other.authenticate(text)
 
 
-async def test_lists_are_the_owners(desk: Desk) -> None:
+async def test_lists_are_the_owners(desk: KeyDesk) -> None:
     first, _ = await desk.keys.create("ann", [Scope.ADMIN])
     second, _ = await desk.keys.create("bob", [Scope.ADMIN])
     assert await desk.keys.list("ann") == [first]
@@ -74,13 +74,13 @@ async def test_lists_are_the_owners(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("name", ["nope", "a.b", "*", ">", ""])
-async def test_revoking_a_stranger_is_refused(desk: Desk, name: str) -> None:
-    with pytest.raises(Refused) as caught:
+async def test_revoking_a_stranger_is_refused(desk: KeyDesk, name: str) -> None:
+    with pytest.raises(ProblemError) as caught:
         await desk.keys.revoke(name)
     assert caught.value.code == "not_found"
 
 
-async def test_the_first_admin_key_is_made_once(desk: Desk) -> None:
+async def test_the_first_admin_key_is_made_once(desk: KeyDesk) -> None:
     made = await desk.keys.bootstrap()
     assert made is not None
     assert made.key.scopes == (Scope.ADMIN,)
@@ -89,7 +89,7 @@ async def test_the_first_admin_key_is_made_once(desk: Desk) -> None:
     assert await desk.another().bootstrap() is None
 
 
-async def test_a_rotated_key_opens_with_both_secrets_for_a_while(desk: Desk) -> None:
+async def test_a_rotated_key_opens_with_both_secrets_for_a_while(desk: KeyDesk) -> None:
     key, old = await desk.keys.create("ann", [Scope.ADMIN], name="laptop")
     other = desk.another()
     assert await other.authenticate(old)
@@ -97,14 +97,14 @@ async def test_a_rotated_key_opens_with_both_secrets_for_a_while(desk: Desk) -> 
     assert (rotated.id, rotated.name, rotated.scopes) == (key.id, key.name, key.scopes)
     assert await desk.keys.authenticate(old)
     assert await desk.keys.authenticate(new)
-    desk.time.pass_by(seconds=CACHE_S + 1)
+    desk.time.advance(seconds=CACHE_TTL_S + 1)
     assert await other.authenticate(new)
-    desk.time.now += ROTATION
+    desk.time.now += ROTATION_GRACE
     assert await desk.keys.authenticate(old) is None
     assert await desk.keys.authenticate(new)
 
 
-async def test_without_grace_the_old_secret_is_dead_at_once(desk: Desk) -> None:
+async def test_without_grace_the_old_secret_is_dead_at_once(desk: KeyDesk) -> None:
     key, old = await desk.keys.create("ann", [Scope.ADMIN])
     _, new = await desk.keys.rotate(key.id, timedelta(0))
     assert await desk.keys.authenticate(old) is None
@@ -115,14 +115,14 @@ async def test_without_grace_the_old_secret_is_dead_at_once(desk: Desk) -> None:
     assert await desk.keys.authenticate(newest)
 
 
-async def test_only_what_is_there_is_rotated(desk: Desk) -> None:
+async def test_only_what_is_there_is_rotated(desk: KeyDesk) -> None:
     for name in ("nope", "a.b", "*"):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ProblemError) as caught:
             await desk.keys.rotate(name)
         assert caught.value.code == "not_found"
 
 
-async def test_the_last_use_is_written_now_and_then_and_never_by_a_request(desk: Desk) -> None:
+async def test_the_last_use_is_written_now_and_then_and_never_by_a_request(desk: KeyDesk) -> None:
     key, text = await desk.keys.create("ann", [Scope.ADMIN])
 
     async def used() -> float | None:
@@ -132,37 +132,37 @@ async def test_the_last_use_is_written_now_and_then_and_never_by_a_request(desk:
     for _ in range(3):
         await desk.keys.authenticate(text)
     assert await used() is None
-    await desk.keys.write_uses()
+    await desk.keys.write_last_uses()
     first = await used()
     assert first is not None
     assert first < 1
-    desk.time.pass_by(minutes=4)
+    desk.time.advance(minutes=4)
     await desk.keys.authenticate(text)
-    await desk.keys.write_uses()
+    await desk.keys.write_last_uses()
     assert await used() == first, "minutes behind is near enough"
-    desk.time.pass_by(minutes=2)
+    desk.time.advance(minutes=2)
     await desk.keys.authenticate(text)
-    await desk.keys.write_uses()
+    await desk.keys.write_last_uses()
     assert (await used() or 0) > 300
     rotated, _ = await desk.keys.rotate(key.id)
     assert rotated.used_at is not None
     await desk.keys.authenticate(text)
     await desk.keys.revoke(key.id)
-    await desk.keys.write_uses()
+    await desk.keys.write_last_uses()
     assert await desk.keys.list() == []
 
 
-async def test_a_key_whose_row_cannot_be_read_opens_nothing_and_stops_nobody(desk: Desk) -> None:
+async def test_a_key_whose_row_cannot_be_read_opens_nothing_and_stops_nobody(desk: KeyDesk) -> None:
     kept = await desk.keys.create("ann", [Scope.JOBS_READ])
     _, spoiled = await desk.keys.create("ann", [Scope.ADMIN])
     key_id = spoiled.split("_")[1]
-    desk.broker.vandalise(f"$KV.KEYS.{key_id}", b"{half")
+    desk.broker.corrupt(f"$KV.KEYS.{key_id}", b"{half")
     assert await desk.another().authenticate(spoiled) is None
     assert await desk.keys.list("ann") == [kept.key]
     await desk.keys.revoke(key_id)
-    assert await desk.broker.connect().keys.keys() == {kept.key.id}
+    assert await desk.broker.connect().api_keys.keys() == {kept.key.id}
 
 
-async def test_no_first_key_is_made_beside_keys_that_cannot_be_read(desk: Desk) -> None:
-    desk.broker.vandalise("$KV.KEYS.admin", b"\x00")
+async def test_no_first_key_is_made_beside_keys_that_cannot_be_read(desk: KeyDesk) -> None:
+    desk.broker.corrupt("$KV.KEYS.admin", b"\x00")
     assert await desk.keys.bootstrap() is None

@@ -8,24 +8,23 @@ from typing import Any
 import anyio
 import pytest
 
-from edge.services.pieces import Piece, Wanted
-from edge.services.quotas import OwnLimits
+from edge.assets.uploads import UploadChunk, UploadParameters
+from edge.owners.quotas import OwnerQuotaOverride
 from schemas import events as e
-from schemas.errors import Refused
 from schemas.job import Job
-from schemas.reasons import Reason
-from schemas.words import Priority, Status
-from tests.broker import until
-from tests.edge.services.world import START, FakeWorld, World, fake_world
+from schemas.problems import ProblemError
+from schemas.status import Priority, Status, WaitReason
+from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services
+from tests.support.wait import wait_until
 
 
-def limited(edge: World, **limits: int) -> None:
+def limited(edge: EdgeServicesRig, **limits: int) -> None:
     """What holds for ann."""
-    edge.limits["ann"] = OwnLimits(**limits)
+    edge.limits["ann"] = OwnerQuotaOverride(**limits)
 
 
-async def refused(coroutine: Any) -> Refused:
-    with pytest.raises(Refused) as caught:
+async def refused(coroutine: Any) -> ProblemError:
+    with pytest.raises(ProblemError) as caught:
         await coroutine
     return caught.value
 
@@ -35,11 +34,11 @@ async def body(data: bytes) -> AsyncIterator[bytes]:
         yield data[at : at + 10]
 
 
-async def put(edge: World, data: bytes, expected: str | None = None, **named: bool) -> str:
+async def put(edge: EdgeServicesRig, data: bytes, expected: str | None = None, **named: bool) -> str:
     return (await edge.assets.put("ann", body(data), expected, "x", "video/mp4", **named))[1]
 
 
-async def test_no_more_wait_than_may(edge: World) -> None:
+async def test_no_more_wait_than_may(edge: EdgeServicesRig) -> None:
     limited(edge, waiting=3)
     first = await edge.submit(job_id="first")
     for _ in range(2):
@@ -50,12 +49,12 @@ async def test_no_more_wait_than_may(edge: World) -> None:
     assert (await edge.submit(job_id="first")).id == first.id, "what was accepted is answered for ever"
     await edge.submit("bob")
     await edge.intake.cancel(first.key)
-    await edge.settled()
+    await edge.wait_until_indexed()
     await edge.submit()
     assert (await refused(edge.intake.retry(first.key))).code == "quota_exceeded"
 
 
-async def test_submits_at_once_do_not_pass_the_quota(edge: World) -> None:
+async def test_submits_at_once_do_not_pass_the_quota(edge: EdgeServicesRig) -> None:
     limited(edge, waiting=5)
     made: list[Job] = []
     refusals: list[str] = []
@@ -63,7 +62,7 @@ async def test_submits_at_once_do_not_pass_the_quota(edge: World) -> None:
     async def submit(number: int) -> None:
         try:
             made.append(await edge.submit(text=str(number)))
-        except Refused as refusal:
+        except ProblemError as refusal:
             refusals.append(refusal.code)
 
     async with anyio.create_task_group() as tasks:
@@ -71,17 +70,17 @@ async def test_submits_at_once_do_not_pass_the_quota(edge: World) -> None:
             tasks.start_soon(submit, number)
     assert len(made) == 5
     assert refusals == ["quota_exceeded"] * 15
-    assert len(await edge.bus.records.keys()) == 5
+    assert len(await edge.bus.job_store.keys()) == 5
 
 
-async def test_one_that_was_not_accepted_takes_no_place(fake: FakeWorld) -> None:
+async def test_one_that_was_not_accepted_takes_no_place(fake: FakeBusServicesRig) -> None:
     limited(fake, waiting=1)
     for _ in range(3):
         assert (await refused(fake.submit(deadline=START.isoformat()))).code == "input_invalid"
     await fake.submit()
 
 
-async def test_a_scheduled_job_waits_too_and_one_that_runs_does_not(fake: FakeWorld) -> None:
+async def test_a_scheduled_job_waits_too_and_one_that_runs_does_not(fake: FakeBusServicesRig) -> None:
     limited(fake, waiting=2)
     await fake.submit(not_before="2027-01-01T00:00:00Z")
     running = await fake.submit()
@@ -90,83 +89,83 @@ async def test_a_scheduled_job_waits_too_and_one_that_runs_does_not(fake: FakeWo
     await fake.submit()
 
 
-async def test_submits_come_back_by_the_minute(fake: FakeWorld) -> None:
+async def test_submits_come_back_by_the_minute(fake: FakeBusServicesRig) -> None:
     limited(fake, submits_per_minute=6)
     for _ in range(6):
         await fake.submit()
     error = await refused(fake.submit())
     assert (error.code, error.retry_after_s) == ("rate_limited", 10)
     await fake.submit("bob")
-    fake.time.pass_by(seconds=10)
+    fake.time.advance(seconds=10)
     await fake.submit()
     assert (await refused(fake.submit())).code == "rate_limited"
 
 
-async def test_a_replay_is_answered_however_many_there_were(fake: FakeWorld) -> None:
+async def test_a_replay_is_answered_however_many_there_were(fake: FakeBusServicesRig) -> None:
     limited(fake, submits_per_minute=1, waiting=1)
     job = await fake.submit(idempotency_key="k")
     for _ in range(5):
         assert (await fake.submit(idempotency_key="k")).id == job.id
 
 
-async def test_only_so_many_are_handed_to_hosts(edge: World) -> None:
+async def test_only_so_many_are_handed_to_hosts(edge: EdgeServicesRig) -> None:
     limited(edge, running=3)
-    await edge.offer(slots=10)
+    await edge.announce_capabilities(slots=10)
     jobs = [await edge.submit(text=str(number)) for number in range(6)]
     high = await edge.submit(text="high", priority="high")
     low = await edge.submit(text="low", priority="low")
     await edge.submit("bob")
-    assert await edge.waiting("ann") == sorted(job.id for job in jobs[:3])
-    assert len(await edge.waiting("bob")) == 1
-    await edge.appear()
-    assert (await edge.reason(jobs[3]), await edge.reason(jobs[0])) == (Reason.QUOTA, Reason.BEHIND)
+    assert await edge.list_pointers("ann") == sorted(job.id for job in jobs[:3])
+    assert len(await edge.list_pointers("bob")) == 1
+    await edge.send_heartbeat()
+    assert (await edge.reason(jobs[3]), await edge.reason(jobs[0])) == (WaitReason.QUOTA, WaitReason.BEHIND)
     await edge.finish(jobs[0])
 
     async def next_one() -> bool:
-        return await edge.waiting("ann") == sorted([jobs[1].id, jobs[2].id, high.id])
+        return await edge.list_pointers("ann") == sorted([jobs[1].id, jobs[2].id, high.id])
 
-    await until(next_one)
-    assert low.id not in await edge.waiting("ann")
+    await wait_until(next_one)
+    assert low.id not in await edge.list_pointers("ann")
 
 
-async def test_jobs_in_back_off_keep_their_place_among_those_that_may_run(fake: FakeWorld) -> None:
+async def test_jobs_in_back_off_keep_their_place_among_those_that_may_run(fake: FakeBusServicesRig) -> None:
     limited(fake, running=1)
     first, second = await fake.submit(text="1"), await fake.submit(text="2")
     await fake.start(first)
     later = fake.time.now.replace(hour=23)
-    await fake.apply(first.key, e.Released("internal", charged=True, not_before=later))
-    assert await fake.waiting() == [first.id]
+    await fake.write_event(first.key, e.AttemptReleased("internal", charged=True, not_before=later))
+    assert await fake.list_pointers() == [first.id]
     await fake.intake.cancel(first.key)
 
     async def moved_up() -> bool:
-        return await fake.waiting() == [second.id]
+        return await fake.list_pointers() == [second.id]
 
-    await until(moved_up)
+    await wait_until(moved_up)
 
 
-async def test_what_another_edge_handed_out_counts_once_it_runs(fake: FakeWorld, tmp_path: Path) -> None:
+async def test_what_another_edge_handed_out_counts_once_it_runs(fake: FakeBusServicesRig, tmp_path: Path) -> None:
     limited(fake, running=1)
-    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
         limited(second, running=1)
         job = await second.submit()
         await second.start(job)
-        await fake.settled()
+        await fake.wait_until_indexed()
         later = await fake.submit(text="later")
-        assert not fake.window.holds(later.pointer)
+        assert not fake.window.contains(later.pointer)
         assert (await fake.read(later)).status is Status.QUEUED
 
 
-async def test_bytes_are_counted_over_all_ways_in(fake: FakeWorld) -> None:
+async def test_bytes_are_counted_over_all_ways_in(fake: FakeBusServicesRig) -> None:
     limited(fake, bytes=100)
     first = await put(fake, b"a" * 60)
     assert (await refused(put(fake, b"b" * 41))).code == "quota_exceeded"
     await put(fake, b"a" * 60, first)
-    upload = await fake.uploads.create("ann", Wanted(name="x", media_type="video/mp4", length=30))
-    wanted = Wanted(name="x", media_type="video/mp4", length=11)
+    upload = await fake.uploads.create("ann", UploadParameters(name="x", media_type="video/mp4", length=30))
+    wanted = UploadParameters(name="x", media_type="video/mp4", length=11)
     assert (await refused(fake.uploads.create("ann", wanted))).code == "quota_exceeded"
     assert (await refused(put(fake, b"c" * 11))).code == "quota_exceeded"
-    done = await fake.uploads.append("ann", upload.id, Piece(offset=0, chunks=body(b"d" * 30)))
-    assert done.kept
+    done = await fake.uploads.append("ann", upload.id, UploadChunk(offset=0, chunks=body(b"d" * 30)))
+    assert done.is_stored
     await put(fake, b"e" * 10)
     assert (await refused(put(fake, b"f"))).code == "quota_exceeded"
     await fake.assets.delete("ann", first)
@@ -174,28 +173,28 @@ async def test_bytes_are_counted_over_all_ways_in(fake: FakeWorld) -> None:
     await fake.put("bob", b"h" * 500)
 
 
-async def test_an_upload_of_unknown_length_is_counted_as_it_comes_and_once(fake: FakeWorld) -> None:
+async def test_an_upload_of_unknown_length_is_counted_as_it_comes_and_once(fake: FakeBusServicesRig) -> None:
     limited(fake, bytes=100)
-    wanted = Wanted(name="x", media_type="video/mp4")
+    wanted = UploadParameters(name="x", media_type="video/mp4")
     upload = await fake.uploads.create("ann", wanted)
-    came = await fake.uploads.append("ann", upload.id, Piece(offset=0, chunks=body(b"a" * 70)))
+    came = await fake.uploads.append("ann", upload.id, UploadChunk(offset=0, chunks=body(b"a" * 70)))
     assert came.offset == 70
     other = await fake.uploads.create("ann", wanted)
-    error = await refused(fake.uploads.append("ann", other.id, Piece(offset=0, chunks=body(b"b" * 31))))
+    error = await refused(fake.uploads.append("ann", other.id, UploadChunk(offset=0, chunks=body(b"b" * 31))))
     assert (error.code, "30 bytes are left" in error.detail) == ("quota_exceeded", True)
-    too_long = Piece(offset=70, chunks=body(b"a" * 31), length=101)
+    too_long = UploadChunk(offset=70, chunks=body(b"a" * 31), length=101)
     assert (await refused(fake.uploads.append("ann", upload.id, too_long))).code == "quota_exceeded"
-    done = await fake.uploads.append("ann", upload.id, Piece(offset=70, chunks=body(b"a" * 30), length=100))
-    assert done.kept
+    done = await fake.uploads.append("ann", upload.id, UploadChunk(offset=70, chunks=body(b"a" * 30), length=100))
+    assert done.is_stored
 
 
-async def test_a_result_is_never_refused(fake: FakeWorld) -> None:
+async def test_a_result_is_never_refused(fake: FakeBusServicesRig) -> None:
     limited(fake, bytes=10)
     await put(fake, b"r" * 500, result=True)
     assert (await refused(put(fake, b"x"))).code == "quota_exceeded"
 
 
-async def test_what_is_refused_leaves_nothing(fake: FakeWorld) -> None:
+async def test_what_is_refused_leaves_nothing(fake: FakeBusServicesRig) -> None:
     limited(fake, bytes=50)
     data = b"n" * 60
     assert (await refused(put(fake, data))).code == "quota_exceeded"
@@ -203,36 +202,36 @@ async def test_what_is_refused_leaves_nothing(fake: FakeWorld) -> None:
     assert (await fake.assets.list("ann")).assets == ()
 
 
-async def test_what_another_edge_took_in_is_seen_after_half_a_minute(fake: FakeWorld, tmp_path: Path) -> None:
+async def test_what_another_edge_took_in_is_seen_after_half_a_minute(fake: FakeBusServicesRig, tmp_path: Path) -> None:
     limited(fake, bytes=100)
     await put(fake, b"a" * 50)
-    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
         await second.put("ann", b"b" * 50)
-    fake.time.pass_by(seconds=31)
+    fake.time.advance(seconds=31)
     assert (await refused(put(fake, b"c"))).code == "quota_exceeded"
 
 
-async def test_what_is_left_out_for_an_owner_is_as_for_everybody(fake: FakeWorld) -> None:
+async def test_what_is_left_out_for_an_owner_is_as_for_everybody(fake: FakeBusServicesRig) -> None:
     limited(fake, running=7)
-    assert fake.quotas.of("ann") == fake.quotas.of("bob").__class__(running=7)
-    assert fake.quotas.of("bob").running == 0
+    assert fake.quotas.for_owner("ann") == fake.quotas.for_owner("bob").__class__(running=7)
+    assert fake.quotas.for_owner("bob").running == 0
 
 
-async def test_a_thousand_of_one_owner_start_at_most_a_window_ahead_of_another(edge: World) -> None:
+async def test_a_thousand_of_one_owner_start_at_most_a_window_ahead_of_another(edge: EdgeServicesRig) -> None:
     """Counted in what STATE says of starts and ends, with a runner that takes what is handed out, one at a time."""
     for number in range(1000):
         await edge.submit("ann", str(number))
     bobs = await edge.submit("bob")
     started: list[str] = []
     while "bob" not in started:
-        delivery = await edge.runner_bus.queue.take("echo", Priority.NORMAL, wait_s=1.0)
+        delivery = await edge.runner_bus.job_queue.fetch("echo", Priority.NORMAL, wait_s=1.0)
         assert delivery is not None
-        entry = await edge.runner_bus.records.read(delivery.pointer.key)
+        entry = await edge.runner_bus.job_store.read(delivery.pointer.key)
         assert entry is not None
         started.append(delivery.pointer.owner)
-        await edge.finish_running(await edge.start(entry.recorded.job))
-    entries = [await edge.bus.records.read(key) for key in await edge.bus.records.keys()]
+        await edge.finish_running(await edge.start(entry.record.job))
+    entries = [await edge.bus.job_store.read(key) for key in await edge.bus.job_store.keys()]
     since = (await edge.read(bobs)).started_at
     assert since is not None
-    before = [e for e in entries if e and e.recorded.job.started_at and e.recorded.job.started_at < since]
-    assert len(before) == started.count("ann") <= edge.window.span("echo")
+    before = [e for e in entries if e and e.record.job.started_at and e.record.job.started_at < since]
+    assert len(before) == started.count("ann") <= edge.window.window_size("echo")

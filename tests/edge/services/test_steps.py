@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge.services.inputs import check_within
-from edge.services.steps import OutOfSteps, StepValidator, counting, spend
+from edge.core.validation import check_within
+from edge.core.validation_steps import StepLimitExceeded, StepValidator, limit_steps, spend_steps
 from schemas.endpoint import Endpoint
 
 PATTERNS = {"properties": {"a": {}}, "patternProperties": {"^x-[a-z]+$": {"type": "string", "pattern": "^[0-9]{2}$"}}}
@@ -33,32 +33,32 @@ CASES: list[tuple[dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("schema", "given"), CASES)
 def test_it_finds_what_jsonschema_finds(schema: dict[str, Any], given: Any) -> None:
-    with counting(1_000_000):
+    with limit_steps(1_000_000):
         ours = [(error.json_path, error.message) for error in StepValidator(schema).iter_errors(given)]
     assert ours == [(error.json_path, error.message) for error in Draft202012Validator(schema).iter_errors(given)]
 
 
 def test_names_that_are_not_allowed_are_told() -> None:
-    with counting(10_000):
+    with limit_steps(10_000):
         (error,) = StepValidator(PATTERNS | {"additionalProperties": False}).iter_errors({"z": 1, "y": 2, "a": 3})
     assert error.message == "Additional properties are not allowed ('y', 'z' were unexpected)"
 
 
 def test_the_end_of_a_pattern_is_the_end_of_the_text() -> None:
-    with counting(10_000):
+    with limit_steps(10_000):
         assert not StepValidator({"pattern": "^a$"}).is_valid("a\n")
 
 
 def test_steps_are_taken_until_none_is_left() -> None:
-    with counting(5):
-        spend(5)
-        with pytest.raises(OutOfSteps):
-            spend(1)
+    with limit_steps(5):
+        spend_steps(5)
+        with pytest.raises(StepLimitExceeded):
+            spend_steps(1)
 
 
 def test_steps_of_one_check_are_not_those_of_the_next() -> None:
     endpoint = Endpoint(name="x", image="x", input={"required": ["a"]})
     for _ in range(3):
         assert check_within(10, endpoint, {"a": 1}).input == {"a": 1}
-    with pytest.raises(OutOfSteps):
+    with pytest.raises(StepLimitExceeded):
         check_within(1, endpoint, {"a": 1})

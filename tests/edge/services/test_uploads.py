@@ -7,26 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from edge.services.pieces import Piece, Wanted
-from edge.services.quotas import OwnLimits
-from edge.services.uploads import Uploads, UploadSettings
-from edge.store import partial
-from edge.store.partial import Appending, Partials, Upload, UploadKey
-from edge.store.port import BLOCK, StoreBroken
-from schemas.errors import Refused
-from tests.e2e.installation import until
-from tests.edge.services.world import Dice, FakeWorld
+from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings
+from edge.owners.quotas import OwnerQuotaOverride
+from edge.store import upload_state
+from edge.store.port import BLOCK_BYTES, StoreBroken
+from edge.store.upload_state import Upload, UploadAppender, UploadKey, UploadStateStore
+from schemas.problems import ProblemError
+from tests.support.edge_services import FakeBusServicesRig, FixedEntropy
+from tests.support.wait import wait_for
 
 BODY = b"frames and frames " * 10_000
 SHA = hashlib.sha256(BODY).hexdigest()
 HALF = len(BODY) // 2
 AS_ALWAYS = UploadSettings()
-WANTED = Wanted(name="a.mp4", media_type="video/mp4", length=len(BODY), expected=SHA)
+WANTED = UploadParameters(name="a.mp4", media_type="video/mp4", length=len(BODY), expected=SHA)
 
 
-def restarted(fake: FakeWorld, settings: UploadSettings = AS_ALWAYS) -> Uploads:
+def restarted(fake: FakeBusServicesRig, settings: UploadSettings = AS_ALWAYS) -> UploadService:
     """Another edge process over the same folder: it has seen nothing."""
-    return Uploads(fake.partials, fake.assets, fake.time, Dice(), settings, 1 << 20)
+    return UploadService(fake.partials, fake.assets, fake.time, FixedEntropy(), settings, 1 << 20)
 
 
 async def chunks(*bodies: bytes) -> AsyncIterator[bytes]:
@@ -34,38 +33,40 @@ async def chunks(*bodies: bytes) -> AsyncIterator[bytes]:
         yield body
 
 
-def piece(offset: int, *bodies: bytes) -> Piece:
-    return Piece(offset=offset, chunks=chunks(*bodies))
+def piece(offset: int, *bodies: bytes) -> UploadChunk:
+    return UploadChunk(offset=offset, chunks=chunks(*bodies))
 
 
-async def half_way(fake: FakeWorld) -> Upload:
+async def half_way(fake: FakeBusServicesRig) -> Upload:
     upload = await fake.uploads.create("ann", WANTED)
     return await fake.uploads.append("ann", upload.id, piece(0, BODY[:HALF]))
 
 
-async def test_it_goes_on_after_a_restart(fake: FakeWorld):
+async def test_it_goes_on_after_a_restart(fake: FakeBusServicesRig):
     upload = await half_way(fake)
     again = restarted(fake)
-    assert (await again.look("ann", upload.id)).offset == HALF
+    assert (await again.status("ann", upload.id)).offset == HALF
     ended = await again.append("ann", upload.id, piece(HALF, BODY[HALF:]))
-    assert (ended.kept, ended.whole) == (True, SHA)
+    assert (ended.is_stored, ended.final_sha256) == (True, SHA)
     assert [block async for block in fake.store.read(SHA)] == [BODY]
-    assert not fake.partials.bytes_of(upload.key).exists()
+    assert not fake.partials.data_path(upload.key).exists()
 
 
-async def test_bytes_that_were_never_acknowledged_do_not_count(fake: FakeWorld):
+async def test_bytes_that_were_never_acknowledged_do_not_count(fake: FakeBusServicesRig):
     upload = await half_way(fake)
-    with fake.partials.bytes_of(upload.key).open("ab") as file:
+    with fake.partials.data_path(upload.key).open("ab") as file:
         file.write(b"\0" * 5000)  # what a power cut can leave
     again = restarted(fake)
-    assert (await again.look("ann", upload.id)).offset == HALF
-    assert (await again.append("ann", upload.id, piece(HALF, BODY[HALF:]))).kept
+    assert (await again.status("ann", upload.id)).offset == HALF
+    assert (await again.append("ann", upload.id, piece(HALF, BODY[HALF:]))).is_stored
 
 
-async def test_one_long_request_is_made_durable_on_its_way(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(partial, "CHECKPOINT", BLOCK)
-    fake.uploads.limit = 3 * BLOCK
-    upload = await fake.uploads.create("ann", Wanted(name="a", media_type="video/mp4", length=3 * BLOCK))
+async def test_one_long_request_is_made_durable_on_its_way(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(upload_state, "CHECKPOINT_BYTES", BLOCK_BYTES)
+    fake.uploads.limit = 3 * BLOCK_BYTES
+    upload = await fake.uploads.create(
+        "ann", UploadParameters(name="a", media_type="video/mp4", length=3 * BLOCK_BYTES)
+    )
 
     async def durable() -> int:
         stored = fake.partials.load(upload.key)
@@ -73,39 +74,39 @@ async def test_one_long_request_is_made_durable_on_its_way(fake: FakeWorld, monk
         return stored.offset
 
     async def watched() -> AsyncIterator[bytes]:
-        yield bytes(BLOCK)
-        await until(durable)
-        yield bytes(BLOCK)
+        yield bytes(BLOCK_BYTES)
+        await wait_for(durable)
+        yield bytes(BLOCK_BYTES)
 
-    after = await fake.uploads.append("ann", upload.id, Piece(offset=0, chunks=watched()))
-    assert (after.offset, await durable()) == (2 * BLOCK, 2 * BLOCK)
+    after = await fake.uploads.append("ann", upload.id, UploadChunk(offset=0, chunks=watched()))
+    assert (after.offset, await durable()) == (2 * BLOCK_BYTES, 2 * BLOCK_BYTES)
 
 
 @pytest.mark.parametrize("lost", ["the asset", "only the note"])
-async def test_what_a_crash_kept_from_becoming_an_asset_becomes_one(fake: FakeWorld, lost: str):
+async def test_what_a_crash_kept_from_becoming_an_asset_becomes_one(fake: FakeBusServicesRig, lost: str):
     upload = await half_way(fake)
-    part = Appending(fake.partials, upload, None)
+    part = UploadAppender(fake.partials, upload, None)
     part.write(BODY[HALF:])
     part.save(whole=SHA)
     part.close()
     if lost == "only the note":
-        await fake.assets.adopt("ann", fake.partials.bytes_of(upload.key), SHA, "a.mp4", "video/mp4")
+        await fake.assets.import_file("ann", fake.partials.data_path(upload.key), SHA, "a.mp4", "video/mp4")
     again = restarted(fake)
     await again.sweep()
-    assert (await again.look("ann", upload.id)).kept
-    assert await fake.assets.missing("ann", [SHA]) == ()
+    assert (await again.status("ann", upload.id)).is_stored
+    assert await fake.assets.find_missing("ann", [SHA]) == ()
 
 
-async def test_the_bytes_are_an_asset_even_where_a_tombstone_said_otherwise(fake: FakeWorld):
+async def test_the_bytes_are_an_asset_even_where_a_tombstone_said_otherwise(fake: FakeBusServicesRig):
     await fake.put("ann", BODY)
     await fake.assets.delete("ann", SHA)
     upload = await half_way(fake)
-    assert (await fake.uploads.append("ann", upload.id, piece(HALF, BODY[HALF:]))).kept
+    assert (await fake.uploads.append("ann", upload.id, piece(HALF, BODY[HALF:]))).is_stored
     assert await fake.store.stat(SHA) is not None
     assert await fake.bus.tombstones.get(SHA) is None
 
 
-async def test_a_body_that_breaks_off_has_brought_what_it_brought(fake: FakeWorld):
+async def test_a_body_that_breaks_off_has_brought_what_it_brought(fake: FakeBusServicesRig):
     upload = await fake.uploads.create("ann", WANTED)
 
     async def failing() -> AsyncIterator[bytes]:
@@ -113,54 +114,54 @@ async def test_a_body_that_breaks_off_has_brought_what_it_brought(fake: FakeWorl
         raise OSError("not the client's doing")
 
     with pytest.raises(OSError, match="not the client"):
-        await fake.uploads.append("ann", upload.id, Piece(offset=0, chunks=failing()))
-    at = (await fake.uploads.look("ann", upload.id)).offset
-    assert (await fake.uploads.append("ann", upload.id, piece(at, BODY[at:]))).whole == SHA
+        await fake.uploads.append("ann", upload.id, UploadChunk(offset=0, chunks=failing()))
+    at = (await fake.uploads.status("ann", upload.id)).offset
+    assert (await fake.uploads.append("ann", upload.id, piece(at, BODY[at:]))).final_sha256 == SHA
 
 
-async def test_an_owners_open_uploads_are_counted_and_ended_together(fake: FakeWorld):
+async def test_an_owners_open_uploads_are_counted_and_ended_together(fake: FakeBusServicesRig):
     uploads = restarted(fake, UploadSettings(max_open=2))
     first, _ = [await uploads.create("ann", WANTED) for _ in range(2)]
     bobs = await uploads.create("bob", WANTED)
-    with pytest.raises(Refused, match="quota_exceeded"):
+    with pytest.raises(ProblemError, match="quota_exceeded"):
         await uploads.create("ann", WANTED)
     await uploads.append("ann", first.id, piece(0, BODY))
     await uploads.create("ann", WANTED)  # what became an asset is open no more
     assert await uploads.remove_all("ann") == 3
-    assert fake.partials.keys() == [UploadKey("bob", bobs.id)]
+    assert fake.partials.list_keys() == [UploadKey("bob", bobs.id)]
 
 
-async def test_the_owners_quota_is_asked_before_a_byte_is_taken(fake: FakeWorld):
-    fake.limits["ann"] = OwnLimits(bytes=len(BODY) - 1)
-    with pytest.raises(Refused, match="quota_exceeded"):
+async def test_the_owners_quota_is_asked_before_a_byte_is_taken(fake: FakeBusServicesRig):
+    fake.limits["ann"] = OwnerQuotaOverride(bytes=len(BODY) - 1)
+    with pytest.raises(ProblemError, match="quota_exceeded"):
         await fake.uploads.create("ann", WANTED)
-    later = await fake.uploads.create("ann", Wanted(name="a", media_type="video/mp4"))
-    with pytest.raises(Refused, match="quota_exceeded"):
-        await fake.uploads.append("ann", later.id, Piece(offset=0, chunks=chunks(BODY), length=len(BODY)))
-    with pytest.raises(Refused, match="quota_exceeded"):
-        await fake.uploads.append("ann", later.id, Piece(offset=0, chunks=chunks(BODY)))
-    assert (await fake.uploads.look("ann", later.id)).offset == 0
+    later = await fake.uploads.create("ann", UploadParameters(name="a", media_type="video/mp4"))
+    with pytest.raises(ProblemError, match="quota_exceeded"):
+        await fake.uploads.append("ann", later.id, UploadChunk(offset=0, chunks=chunks(BODY), length=len(BODY)))
+    with pytest.raises(ProblemError, match="quota_exceeded"):
+        await fake.uploads.append("ann", later.id, UploadChunk(offset=0, chunks=chunks(BODY)))
+    assert (await fake.uploads.status("ann", later.id)).offset == 0
 
 
-async def test_every_piece_puts_the_end_off(fake: FakeWorld):
+async def test_every_piece_puts_the_end_off(fake: FakeBusServicesRig):
     upload = await half_way(fake)
-    fake.time.pass_by(hours=20)
+    fake.time.advance(hours=20)
     later = await fake.uploads.append("ann", upload.id, piece(HALF, BODY[HALF : HALF + 1]))
     assert later.expires - upload.expires > timedelta(hours=19)
-    fake.time.pass_by(hours=23)
+    fake.time.advance(hours=23)
     await restarted(fake).sweep()
-    assert (await fake.uploads.look("ann", upload.id)).offset == HALF + 1
+    assert (await fake.uploads.status("ann", upload.id)).offset == HALF + 1
 
 
-async def test_bytes_without_a_state_are_swept(tmp_path: Path, fake: FakeWorld):
-    orphan = fake.partials.bytes_of(UploadKey("ann", "orphan"))
+async def test_bytes_without_a_state_are_swept(tmp_path: Path, fake: FakeBusServicesRig):
+    orphan = fake.partials.data_path(UploadKey("ann", "orphan"))
     orphan.write_bytes(b"x")
     await fake.uploads.sweep()
     assert not orphan.exists()
 
 
 def test_a_state_that_cannot_be_read_says_so(tmp_path: Path):
-    partials = Partials(tmp_path)
+    partials = UploadStateStore(tmp_path)
     (tmp_path / "ann.one.json").write_text("{")
     with pytest.raises(StoreBroken, match="start it anew"):
         partials.load(UploadKey("ann", "one"))

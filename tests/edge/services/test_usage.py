@@ -8,28 +8,28 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from edge.services.books import Books
-from edge.services.shares import Range, share_out
-from edge.services.usage import Accounts
+from edge.usage.cost_allocation import TimeRange, allocate_costs
+from edge.usage.recorder import UsageRecorder
+from edge.usage.report import UsageReports
 from schemas import events as e
-from schemas.errors import Refused
-from schemas.job import Claim, Output, Usage
-from schemas.power import Lit, PowerChange, PowerRecord, PowerState
-from schemas.switch import Price
-from schemas.usage import Cost, JobUse, PowerUse
-from schemas.words import Status
-from tests.edge.services.world import START, FakeWorld, fake_world, running
+from schemas.host_config import PowerPrice
+from schemas.job import AttemptUsage, Claim, Output
+from schemas.power import OnInterval, PowerChange, PowerRecord, PowerState
+from schemas.problems import ProblemError
+from schemas.status import Status
+from schemas.usage import Cost, JobUsage, PowerUsage
+from tests.support.edge_services import START, FakeBusServicesRig, fake_bus_services, run_services
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-DAY = Range(NOON - timedelta(hours=12), NOON + timedelta(hours=12))
+DAY = TimeRange(NOON - timedelta(hours=12), NOON + timedelta(hours=12))
 
 
 def at(minutes: float) -> datetime:
     return NOON + timedelta(minutes=minutes)
 
 
-def ran(name: str, start: float, run_minutes: float, **more: Any) -> JobUse:
-    return JobUse(
+def ran(name: str, start: float, run_minutes: float, **more: Any) -> JobUsage:
+    return JobUsage(
         **{
             "owner": "ann",
             "id": name,
@@ -47,16 +47,18 @@ def ran(name: str, start: float, run_minutes: float, **more: Any) -> JobUse:
     )
 
 
-def lit(start: float, end: float, **more: Any) -> PowerUse:
-    return PowerUse(
+def lit(start: float, end: float, **more: Any) -> PowerUsage:
+    return PowerUsage(
         **{"host": "gpu-1", "since": at(start), "until": at(end), "per_hour": 6.0, "currency": "EUR", **more}
     )
 
 
-def shares(jobs: list[JobUse], spans: list[PowerUse], within: Range = DAY) -> dict[str, tuple[float, float, str]]:
+def shares(
+    jobs: list[JobUsage], spans: list[PowerUsage], within: TimeRange = DAY
+) -> dict[str, tuple[float, float, str]]:
     """Minutes with power, money and its currency, by job."""
-    parts = share_out(jobs, spans, within).parts
-    return {part.job.id: (round(part.on_s / 60, 3), round(part.money, 3), part.currency) for part in parts}
+    parts = allocate_costs(jobs, spans, within).shares
+    return {part.job.id: (round(part.on_s / 60, 3), round(part.cost, 3), part.currency) for part in parts}
 
 
 def test_wake_and_idle_tail_go_to_the_jobs_by_their_run_seconds() -> None:
@@ -71,23 +73,23 @@ def test_each_span_is_shared_by_its_own_jobs() -> None:
 
 
 def test_a_span_of_nobody_counts_in_the_whole_and_in_no_share() -> None:
-    whole = share_out([], [lit(0, 30)], DAY)
-    assert (whole.parts, dict(whole.on_s), whole.costs) == ((), {"gpu-1": 1800.0}, {"EUR": 3.0})
+    whole = allocate_costs([], [lit(0, 30)], DAY)
+    assert (whole.shares, dict(whole.on_s), whole.costs) == ((), {"gpu-1": 1800.0}, {"EUR": 3.0})
 
 
 def test_a_range_cuts_spans_and_takes_the_jobs_that_ended_in_it() -> None:
     jobs = [ran("before", -30, 10), ran("in", 5, 10), ran("after", 50, 20)]
-    within = Range(NOON, at(60))
+    within = TimeRange(NOON, at(60))
     assert shares(jobs, [lit(-60, 120)], within) == {"in": (60.0, 6.0, "EUR")}
-    assert share_out(jobs, [lit(-60, 120)], within).costs == {"EUR": 6.0}
+    assert allocate_costs(jobs, [lit(-60, 120)], within).costs == {"EUR": 6.0}
 
 
 @pytest.mark.parametrize("spans", [[], [lit(0, 60, per_hour=None, currency="")]])
-def test_without_a_price_a_job_costs_what_its_runner_reckoned(spans: list[PowerUse]) -> None:
+def test_without_a_price_a_job_costs_what_its_runner_reckoned(spans: list[PowerUsage]) -> None:
     jobs = [ran("told", 1, 10, cost=0.4), ran("untold", 11, 10)]
     minutes = 30.0 if spans else 0.0
     assert shares(jobs, spans) == {"told": (minutes, 0.4, "CNY"), "untold": (minutes, 0.0, "CNY")}
-    assert share_out(jobs, spans, DAY).costs == {"CNY": 0.4}
+    assert allocate_costs(jobs, spans, DAY).costs == {"CNY": 0.4}
 
 
 def test_a_job_that_never_ran_is_counted_and_pays_nothing() -> None:
@@ -102,70 +104,72 @@ def test_a_job_that_seems_to_start_just_before_its_host_came_on_is_of_that_span(
 RECORD = PowerRecord(state=PowerState.OFF, since=START)
 
 
-def books(world: FakeWorld, records: Mapping[str, PowerRecord] | None = None) -> Books:
-    prices = {"gpu-1": Price(per_hour=6.0, currency="EUR")}
-    return Books(world.bus.usage, world.index, lambda: records or {}, prices)
+def books(world: FakeBusServicesRig, records: Mapping[str, PowerRecord] | None = None) -> UsageRecorder:
+    prices = {"gpu-1": PowerPrice(per_hour=6.0, currency="EUR")}
+    return UsageRecorder(world.bus.usage_log, world.index, lambda: records or {}, prices)
 
 
-async def used(world: FakeWorld) -> list[tuple[str, int, str, float]]:
-    return [(row.id, row.round, str(row.status), row.run_s) for row in await world.bus.usage.jobs(START)]
+async def used(world: FakeBusServicesRig) -> list[tuple[str, int, str, float]]:
+    return [(row.id, row.round, str(row.status), row.run_s) for row in await world.bus.usage_log.job_rows(START)]
 
 
-async def finish(world: FakeWorld, name: str, seconds: float, owner: str = "ann") -> None:
+async def finish(world: FakeBusServicesRig, name: str, seconds: float, owner: str = "ann") -> None:
     job = await world.submit(owner, job_id=name)
-    await world.apply(job.key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
-    world.time.pass_by(seconds=seconds)
-    done = await world.apply(job.key, e.Succeeded(Output(), Usage(run_s=seconds, gpu_energy_j=10.0)))
-    await world.bus.queue.withdraw(done.pointer)
+    await world.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
+    world.time.advance(seconds=seconds)
+    done = await world.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=seconds, gpu_energy_j=10.0)))
+    await world.bus.job_queue.remove(done.pointer)
 
 
-async def test_every_round_that_ends_is_one_row_however_often_it_is_told(fake: FakeWorld) -> None:
+async def test_every_round_that_ends_is_one_row_however_often_it_is_told(fake: FakeBusServicesRig) -> None:
     made = books(fake)
-    await made.open()
+    await made.load_position()
     await finish(fake, "good", 9.0)
     job = await fake.submit(job_id="bad")
     await fake.intake.cancel(job.key)
-    await fake.settled()
+    await fake.wait_until_indexed()
     await fake.intake.retry(job.key)
     await fake.intake.cancel(job.key)
-    await fake.settled()
-    await made.write()
+    await fake.wait_until_indexed()
+    await made.write_pending()
     expected = [("good", 1, "succeeded", 9.0), ("bad", 1, "cancelled", 0.0), ("bad", 2, "cancelled", 0.0)]
     assert await used(fake) == expected
     again = books(fake)  # as after a crash before anything was written down
-    again._waiting = made._waiting
-    await again.write()
+    again._pending = made._pending
+    await again.write_pending()
     assert await used(fake) == expected
 
 
-async def test_what_ended_while_no_edge_was_up_is_written_by_the_next(fake: FakeWorld, tmp_path: Path) -> None:
+async def test_what_ended_while_no_edge_was_up_is_written_by_the_next(fake: FakeBusServicesRig, tmp_path: Path) -> None:
     first = books(fake)
-    await first.open()
+    await first.load_position()
     await finish(fake, "one", 1.0)
-    await first.write()
+    await first.write_pending()
     await finish(fake, "two", 2.0)  # and the edge dies before it writes this
-    after = FakeWorld(tmp_path / "next", fake.broker, fake.time)
+    after = FakeBusServicesRig(tmp_path / "next", fake.broker, fake.time)
     second = books(after)
-    await second.open()
-    assert second.written == first.written > 0
-    async with running(after):
-        await after.settled()
-        assert [row.id for row in second._waiting] == ["two"]
-        await second.write()
+    await second.load_position()
+    assert second.written_revision == first.written_revision > 0
+    async with run_services(after):
+        await after.wait_until_indexed()
+        assert [row.id for row in second._pending] == ["two"]
+        await second.write_pending()
     assert await used(fake) == [("one", 1, "succeeded", 1.0), ("two", 1, "succeeded", 2.0)]
 
 
-async def test_two_edges_write_a_row_once(fake: FakeWorld, tmp_path: Path) -> None:
-    async with fake_world(tmp_path / "other", fake.broker, fake.time) as other:
+async def test_two_edges_write_a_row_once(fake: FakeBusServicesRig, tmp_path: Path) -> None:
+    async with fake_bus_services(tmp_path / "other", fake.broker, fake.time) as other:
         both = [books(fake), books(other)]
         await finish(fake, "one", 1.0)
-        await other.settled()
+        await other.wait_until_indexed()
         for one in both:
-            await one.write()
+            await one.write_pending()
     assert await used(fake) == [("one", 1, "succeeded", 1.0)]
 
 
-async def test_a_broker_that_is_away_only_puts_it_off(fake: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broker_that_is_away_only_puts_it_off(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = books(fake)
     await finish(fake, "one", 1.0)
     fake.broker.stop()
@@ -173,52 +177,52 @@ async def test_a_broker_that_is_away_only_puts_it_off(fake: FakeWorld, monkeypat
     async def back(_: float) -> None:
         fake.broker.start()
 
-    monkeypatch.setattr("edge.services.books.sleep", back)
-    await made.write()
+    monkeypatch.setattr("edge.usage.recorder.sleep", back)
+    await made.write_pending()
     assert len(await used(fake)) == 1
 
 
-async def test_spans_with_power_are_written_once_at_the_price_of_the_day(fake: FakeWorld) -> None:
-    span = Lit(START, START + timedelta(hours=1), "a job waits for it")
-    made = books(fake, {"gpu-1": replace(RECORD, spans=(span,))})
+async def test_spans_with_power_are_written_once_at_the_price_of_the_day(fake: FakeBusServicesRig) -> None:
+    span = OnInterval(START, START + timedelta(hours=1), "a job waits for it")
+    made = books(fake, {"gpu-1": replace(RECORD, on_intervals=(span,))})
     for _ in range(2):
-        await made.write_spans()
-        made._spans.clear()
-    [row] = await fake.bus.usage.spans(START)
-    assert (row.since, row.until, row.why, row.per_hour, row.currency) == (*_times(span), span.why, 6.0, "EUR")
+        await made.write_on_intervals()
+        made._written_intervals.clear()
+    [row] = await fake.bus.usage_log.power_rows(START)
+    assert (row.since, row.until, row.on_reason, row.per_hour, row.currency) == (*_times(span), span.why, 6.0, "EUR")
 
 
-def _times(span: Lit) -> tuple[datetime, datetime]:
+def _times(span: OnInterval) -> tuple[datetime, datetime]:
     return span.since, span.until
 
 
-async def test_the_report_of_an_owner_and_of_everybody(fake: FakeWorld) -> None:
+async def test_the_report_of_an_owner_and_of_everybody(fake: FakeBusServicesRig) -> None:
     """Ann's 30 and Bob's 10 minutes in a span of an hour, and a span that still lasts and has run nobody's job."""
-    host = replace(RECORD, lit_since=START, lit_why="a job waits for it", state=PowerState.ONLINE)
+    host = replace(RECORD, on_since=START, on_reason="a job waits for it", state=PowerState.ONLINE)
     records = {"gpu-1": replace(host, history=(PowerChange(START - timedelta(hours=1), PowerState.OFF, "new"),))}
-    prices = {"gpu-1": Price(per_hour=6.0, currency="EUR")}
-    made = Books(fake.bus.usage, fake.index, lambda: records, prices)
-    accounts = Accounts(fake.bus.usage, lambda: records, prices, fake.time)
-    fake.time.pass_by(minutes=5)
+    prices = {"gpu-1": PowerPrice(per_hour=6.0, currency="EUR")}
+    made = UsageRecorder(fake.bus.usage_log, fake.index, lambda: records, prices)
+    accounts = UsageReports(fake.bus.usage_log, lambda: records, prices, fake.time)
+    fake.time.advance(minutes=5)
     await finish(fake, "one", 1800.0)
     await finish(fake, "two", 600.0, "bob")
-    fake.time.pass_by(minutes=15)
-    await made.write()
+    fake.time.advance(minutes=15)
+    await made.write_pending()
     ann, everybody = await accounts.report("ann"), await accounts.report(None)
     assert (ann.jobs, ann.gpu_s, ann.energy_j, everybody.jobs, everybody.gpu_s) == (1, 1800.0, 10.0, 2, 2400.0)
     assert (ann.hours_on, everybody.hours_on) == (pytest.approx(0.75, 1e-3), pytest.approx(1.0, 1e-3))
     assert ann.cost == Cost(pytest.approx(4.5, 1e-3), "EUR")
     assert everybody.costs == (Cost(pytest.approx(6.0, 1e-3), "EUR"),)
     assert (ann.hours_saved, everybody.hours_saved) == (pytest.approx(0.75, 1e-3), pytest.approx(1.0, 1e-3))
-    [share] = ann.by
+    [share] = ann.by_endpoint
     assert (share.endpoint, share.jobs, share.hours_on) == ("echo", 1, ann.hours_on)
     nobody = await accounts.report("eve")
-    assert (nobody.jobs, nobody.cost, nobody.hours_on, nobody.by) == (0, Cost(0.0, "CNY"), 0.0, ())
+    assert (nobody.jobs, nobody.cost, nobody.hours_on, nobody.by_endpoint) == (0, Cost(0.0, "CNY"), 0.0, ())
 
 
-async def test_a_range_without_length_is_refused(fake: FakeWorld) -> None:
-    accounts = Accounts(fake.bus.usage, dict, {}, fake.time)
+async def test_a_range_without_length_is_refused(fake: FakeBusServicesRig) -> None:
+    accounts = UsageReports(fake.bus.usage_log, dict, {}, fake.time)
     for since, until in ((START, START), (START + timedelta(days=1), None)):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ProblemError) as refused:
             await accounts.report(None, since, until)
         assert refused.value.code == "input_invalid"

@@ -14,10 +14,10 @@ import anyio
 import pytest
 
 from edge.store.directory import open_directory
-from edge.store.port import BLOCK, StoreBroken, StoreFull
+from edge.store.port import BLOCK_BYTES, AssetStoreFull, StoreBroken
 from schemas.asset import InvalidDigest
 
-SIZE = 9 * BLOCK  # past the first write-back
+SIZE = 9 * BLOCK_BYTES  # past the first write-back
 BODY = b"".join(bytes([n % 256]) * 65536 for n in range(SIZE // 65536))
 SHA = hashlib.sha256(BODY).hexdigest()
 WRITER = Path(__file__).with_name("crash_writer.py")
@@ -118,7 +118,7 @@ async def test_where_links_are_not_possible_a_known_body_is_written_again(
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize(
-    ("code", "error"), [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreBroken)]
+    ("code", "error"), [(errno.ENOSPC, AssetStoreFull), (errno.EDQUOT, AssetStoreFull), (errno.EIO, StoreBroken)]
 )
 async def test_a_failing_disk_is_told_in_our_words_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, error: type[Exception]
@@ -139,11 +139,11 @@ async def test_a_second_edge_neither_sweeps_a_living_writer_nor_has_another_fing
     async with open_directory(tmp_path) as first:
 
         async def slow() -> AsyncIterator[bytes]:
-            yield BODY[:BLOCK]
+            yield BODY[:BLOCK_BYTES]
             async with open_directory(tmp_path) as second:
                 assert len(bodies_on_their_way(tmp_path)) == 1
                 assert (await second.survey()).fingerprint == (await first.survey()).fingerprint
-            yield BODY[BLOCK:]
+            yield BODY[BLOCK_BYTES:]
 
         await first.write(slow(), SHA, SIZE)
         assert await first.stat(SHA) is not None

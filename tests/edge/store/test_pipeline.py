@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from edge.store.pipeline import blocks, pour
+from edge.store.fanout import fan_out, rechunk
 
 
 async def pieces(count: int, size: int = 100) -> AsyncIterator[bytes]:
@@ -15,14 +15,14 @@ async def pieces(count: int, size: int = 100) -> AsyncIterator[bytes]:
 
 
 async def test_small_pieces_become_blocks_and_nothing_is_lost() -> None:
-    seen = [block async for block in blocks(pieces(25), 1000)]
+    seen = [block async for block in rechunk(pieces(25), 1000)]
     assert [len(block) for block in seen] == [1000, 1000, 500]
     assert b"".join(seen) == b"".join([piece async for piece in pieces(25)])
 
 
 async def test_every_sink_sees_all_in_order() -> None:
     first, second = bytearray(), bytearray()
-    assert await pour(pieces(40, 100_000), 1 << 30, [first.extend, second.extend]) == 4_000_000
+    assert await fan_out(pieces(40, 100_000), 1 << 30, [first.extend, second.extend]) == 4_000_000
     assert first == second == b"".join([piece async for piece in pieces(40, 100_000)])
 
 
@@ -40,7 +40,7 @@ async def test_a_slow_sink_holds_the_sender_back() -> None:
             yield bytes(1 << 20)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(pour, counted(), 1 << 30, [lambda _: release.wait(10)])
+        tasks.start_soon(fan_out, counted(), 1 << 30, [lambda _: release.wait(10)])
         with anyio.move_on_after(0.2):
             await quiet.wait()
         held = taken
@@ -54,4 +54,4 @@ async def test_what_a_sink_raises_comes_bare() -> None:
         raise OSError(5, "the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        await pour(pieces(100, 1 << 18), 1 << 30, [len, broken])
+        await fan_out(pieces(100, 1 << 18), 1 << 30, [len, broken])

@@ -9,13 +9,13 @@ import pytest
 from litestar import Litestar, asgi
 from litestar.types import Receive, Scope, Send
 
+from edge.http.responses import asset_response
 from edge.store.directory import open_directory
-from edge.store.memory import MemoryStore
 from edge.store.port import AssetStore
 from edge.store.remote import open_remote
-from edge.store.serve import answer
-from tests.edge.store.served import served
-from tests.s3 import buckets, environment
+from tests.support.fake_store import FakeStore
+from tests.support.http_server import serve_app
+from tests.support.s3_buckets import create_bucket, s3_environ
 
 BODY = bytes(range(256)) * 10_000  # 2.56 MB
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -30,7 +30,7 @@ async def body(data: bytes = BODY) -> AsyncIterator[bytes]:
 def app_over(store: AssetStore, name: str = NAME, media_type: str = "video/mp4") -> Litestar:
     @asgi("/a", is_mount=True, copy_scope=True)
     async def download(scope: Scope, receive: Receive, send: Send) -> None:
-        response = await answer(store, scope["path"].strip("/")[-64:], name, media_type, scope)
+        response = await asset_response(store, scope["path"].strip("/")[-64:], name, media_type, scope)
         assert response is not None
         await response(scope, receive, send)
 
@@ -41,7 +41,7 @@ def app_over(store: AssetStore, name: str = NAME, media_type: str = "video/mp4")
 async def url(tmp_path: Path, anyio_backend: object) -> AsyncIterator[str]:
     async with open_directory(tmp_path) as store:
         await store.write(body(), SHA, len(BODY))
-        async with served(app_over(store)) as base:
+        async with serve_app(app_over(store)) as base:
             yield f"{base}/a/{SHA}"
 
 
@@ -126,10 +126,10 @@ async def test_a_client_with_another_file_gets_this_one(url: str, client: httpx.
     [("text/html", "attachment"), ("image/svg+xml", "attachment"), ("image/png", "inline"), ("audio/wav", "inline")],
 )
 async def test_only_what_cannot_run_is_shown_in_place(client: httpx.AsyncClient, media_type: str, how: str) -> None:
-    store = MemoryStore()
+    store = FakeStore()
     await store.write(body(b"<script>"), None, 100)
     sha256 = hashlib.sha256(b"<script>").hexdigest()
-    async with served(app_over(store, '../x"\r\n.html', media_type)) as base:
+    async with serve_app(app_over(store, '../x"\r\n.html', media_type)) as base:
         got = await client.get(f"{base}/a/{sha256}")
     assert got.headers["content-disposition"].startswith(how)
     assert "x_" in got.headers["content-disposition"]
@@ -137,9 +137,9 @@ async def test_only_what_cannot_run_is_shown_in_place(client: httpx.AsyncClient,
 
 
 async def test_a_store_without_local_files_passes_the_bytes_through(client: httpx.AsyncClient) -> None:
-    store = MemoryStore()
+    store = FakeStore()
     await store.write(body(), SHA, len(BODY))
-    async with served(app_over(store)) as base:
+    async with serve_app(app_over(store)) as base:
         url, resumed = f"{base}/a/{SHA}", {"Range": "bytes=5-", "If-Range": ETAG}
         whole, head = await client.get(url), await client.head(url)
         part = await client.get(url, headers=resumed)
@@ -154,12 +154,12 @@ async def test_a_store_without_local_files_passes_the_bytes_through(client: http
 
 
 async def test_a_bucket_serves_its_bytes_itself(client: httpx.AsyncClient, tmp_path: Path) -> None:
-    with buckets() as url:
-        async with open_remote(url, tmp_path) as store, served(app_over(store)) as base:
+    with create_bucket() as url:
+        async with open_remote(url, tmp_path) as store, serve_app(app_over(store)) as base:
             await store.write(body(), SHA, len(BODY))
             led = await client.get(f"{base}/a/{SHA}")
             assert (led.status_code, led.headers["cache-control"]) == (307, "no-store")
-            assert led.headers["location"].startswith(environment()["AWS_ENDPOINT_URL"])
+            assert led.headers["location"].startswith(s3_environ()["AWS_ENDPOINT_URL"])
             part = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=5-9"}, follow_redirects=True)
             assert (part.status_code, part.content) == (206, BODY[5:10])
             head = await client.head(f"{base}/a/{SHA}")  # what is signed for GET answers no HEAD
@@ -167,12 +167,15 @@ async def test_a_bucket_serves_its_bytes_itself(client: httpx.AsyncClient, tmp_p
 
 
 async def test_a_bucket_that_may_not_be_seen_is_read_by_the_edge(client: httpx.AsyncClient, tmp_path: Path) -> None:
-    with buckets() as url:
-        async with open_remote(url, tmp_path, presign=False) as store, served(app_over(store)) as base:
+    with create_bucket() as url:
+        async with open_remote(url, tmp_path, presign=False) as store, serve_app(app_over(store)) as base:
             await store.write(body(), SHA, len(BODY))
             part = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=-4"})
             assert (part.status_code, part.content) == (206, BODY[-4:])
 
 
 async def test_what_the_store_lacks_is_left_to_the_caller() -> None:
-    assert await answer(MemoryStore(), SHA, NAME, "video/mp4", {"type": "http", "method": "GET", "headers": []}) is None
+    assert (
+        await asset_response(FakeStore(), SHA, NAME, "video/mp4", {"type": "http", "method": "GET", "headers": []})
+        is None
+    )

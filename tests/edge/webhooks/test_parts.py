@@ -5,23 +5,28 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from edge.outbound.signature import is_secret, make_secret, sign
-from edge.webhooks.receivers import DEAD_AFTER, Receivers
-from edge.webhooks.schedule import RETRIES_S, pause_s, retry_after_s
-from schemas.errors import Refused
-from schemas.webhook import KEPT_DISABLED, delivery_id, parse_delivery_id
-from tests.edge.services.world import FakeWorld, fake_world
+from edge.outbound.signature import is_secret, make_secret, signature_headers
+from edge.webhooks.retry_policy import (
+    FAILURE_THRESHOLD,
+    RETRY_DELAYS_S,
+    ReceiverCircuitBreaker,
+    parse_retry_after_s,
+    retry_delay_s,
+)
+from schemas.problems import ProblemError
+from schemas.webhook import DISABLED_URL_LIMIT, format_delivery_id, parse_delivery_id
+from tests.support.edge_services import FakeBusServicesRig, fake_bus_services
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 def test_the_retries_are_those_of_the_protocol() -> None:
-    assert RETRIES_S == (5, 300, 1800, 7200, 18000, 36000, 50400, 72000)
-    assert [pause_s(failed, 0, 0.0) for failed in range(1, 10)] == [*RETRIES_S, None]
-    assert pause_s(1, 0, 1.0) == 6.0
-    assert pause_s(1, 60, 0.0) == 60
-    assert pause_s(1, 10**9, 0.0) == 86400
-    assert pause_s(9, 60, 0.0) is None
+    assert RETRY_DELAYS_S == (5, 300, 1800, 7200, 18000, 36000, 50400, 72000)
+    assert [retry_delay_s(failed, 0, 0.0) for failed in range(1, 10)] == [*RETRY_DELAYS_S, None]
+    assert retry_delay_s(1, 0, 1.0) == 6.0
+    assert retry_delay_s(1, 60, 0.0) == 60
+    assert retry_delay_s(1, 10**9, 0.0) == 86400
+    assert retry_delay_s(9, 60, 0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_the_retries_are_those_of_the_protocol() -> None:
     ],
 )
 def test_retry_after_is_read(header: str | None, seconds: float) -> None:
-    assert retry_after_s(header, NOW) == seconds
+    assert parse_retry_after_s(header, NOW) == seconds
 
 
 @pytest.mark.parametrize(
@@ -63,16 +68,16 @@ def test_a_signature_is_that_of_the_specification() -> None:
     """The example of the specification's own documentation."""
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     at = datetime.fromtimestamp(1614265330, UTC)
-    headers = sign("msg_p5jXN8AQM9LWM0D4loKWxJek", at, b'{"test": 2432232314}', secret)
+    headers = signature_headers("msg_p5jXN8AQM9LWM0D4loKWxJek", at, b'{"test": 2432232314}', secret)
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 @pytest.mark.parametrize("job_id", ["a", "a_b-c", "0190-7"])
 def test_a_deliverys_id_is_read_back(job_id: str) -> None:
-    assert parse_delivery_id(delivery_id(job_id, 17)) == (job_id, 17)
+    assert parse_delivery_id(format_delivery_id(job_id, 17)) == (job_id, 17)
 
 
-class Clock:
+class DeliveryClock:
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -81,67 +86,67 @@ class Clock:
 
 
 def test_a_receiver_has_a_bound_and_what_is_over_it_stays_away_until_its_turn() -> None:
-    receivers = Receivers(2, Clock(), lambda: 1.0)
-    assert [receivers.enter("a"), receivers.enter("a")] == [None, None]
-    quick = [receivers.enter("a") or 0.0 for _ in range(50)]
+    receivers = ReceiverCircuitBreaker(2, DeliveryClock(), lambda: 1.0)
+    assert [receivers.try_acquire("a"), receivers.try_acquire("a")] == [None, None]
+    quick = [receivers.try_acquire("a") or 0.0 for _ in range(50)]
     assert quick == sorted(quick)
     assert 0 < quick[0] < quick[-1] < 2
-    assert receivers.enter("b") is None
-    receivers.leave("a", answered=True, took_s=10.0)
-    assert receivers.enter("a") is None
-    slow = [receivers.enter("a") or 0.0 for _ in range(500)]
+    assert receivers.try_acquire("b") is None
+    receivers.release("a", answered=True, took_s=10.0)
+    assert receivers.try_acquire("a") is None
+    slow = [receivers.try_acquire("a") or 0.0 for _ in range(500)]
     assert slow[0] > 3
     assert slow[-1] < 310
 
 
 def test_a_dead_receiver_rests_and_is_probed_by_one() -> None:
-    clock = Clock()
-    receivers = Receivers(4, clock, lambda: 0.0)
+    clock = DeliveryClock()
+    receivers = ReceiverCircuitBreaker(4, clock, lambda: 0.0)
 
     def probe(*, answered: bool) -> None:
-        assert receivers.enter("a") is None
-        receivers.leave("a", answered=answered, took_s=0.0)
+        assert receivers.try_acquire("a") is None
+        receivers.release("a", answered=answered, took_s=0.0)
 
-    for _ in range(DEAD_AFTER):
+    for _ in range(FAILURE_THRESHOLD):
         probe(answered=False)
-    assert (receivers.enter("a") or 0.0) >= 5.0
+    assert (receivers.try_acquire("a") or 0.0) >= 5.0
     clock.now = 5.0
-    assert receivers.enter("a") is None
-    assert receivers.enter("a") is not None, "one probe at a time"
-    receivers.leave("a", answered=False, took_s=0.0)
-    assert (receivers.enter("a") or 0.0) >= 10.0
+    assert receivers.try_acquire("a") is None
+    assert receivers.try_acquire("a") is not None, "one probe at a time"
+    receivers.release("a", answered=False, took_s=0.0)
+    assert (receivers.try_acquire("a") or 0.0) >= 10.0
     clock.now = 15.0
     probe(answered=True)
-    assert [receivers.enter("a") for _ in range(4)] == [None] * 4
+    assert [receivers.try_acquire("a") for _ in range(4)] == [None] * 4
     for _ in range(4):
-        receivers.leave("a", answered=True, took_s=0.0)
-    assert receivers._known == {}
+        receivers.release("a", answered=True, took_s=0.0)
+    assert receivers._receivers == {}
 
 
-async def test_each_owner_gets_a_secret_of_its_own_and_keeps_it(fake: FakeWorld, tmp_path) -> None:
-    first = (await fake.webhooks.secrets.of("ann")).secret
+async def test_each_owner_gets_a_secret_of_its_own_and_keeps_it(fake: FakeBusServicesRig, tmp_path) -> None:
+    first = (await fake.webhooks.secrets.get("ann")).secret
     assert is_secret(first)
-    assert (await fake.webhooks.secrets.of("bob")).secret != first
-    async with fake_world(tmp_path / "second", fake.broker, fake.time) as second:
-        assert (await second.webhooks.secrets.of("ann")).secret == first
+    assert (await fake.webhooks.secrets.get("bob")).secret != first
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
+        assert (await second.webhooks.secrets.get("ann")).secret == first
 
 
-async def test_a_given_secret_is_taken_if_it_is_one(fake: FakeWorld) -> None:
+async def test_a_given_secret_is_taken_if_it_is_one(fake: FakeBusServicesRig) -> None:
     given = make_secret(b"y" * 32)
-    old = (await fake.webhooks.secrets.of("ann")).secret
+    old = (await fake.webhooks.secrets.get("ann")).secret
     assert (await fake.webhooks.secrets.rotate("ann", given)).secret == given
-    hooks = await fake.webhooks.secrets.of("ann")
-    assert hooks.signing(fake.time()) == (given, old)
-    assert hooks.signing(fake.time() + timedelta(hours=24)) == (given,)
-    with pytest.raises(Refused, match="input_invalid"):
+    hooks = await fake.webhooks.secrets.get("ann")
+    assert hooks.signing_secrets(fake.time()) == (given, old)
+    assert hooks.signing_secrets(fake.time() + timedelta(hours=24)) == (given,)
+    with pytest.raises(ProblemError, match="input_invalid"):
         await fake.webhooks.secrets.rotate("ann", "secret")
 
 
-async def test_only_so_many_disabled_urls_are_kept(fake: FakeWorld) -> None:
-    for number in range(KEPT_DISABLED + 5):
-        await fake.webhooks.secrets.disable("ann", f"http://a.example/{number}")
-    kept = (await fake.webhooks.secrets.of("ann")).disabled
-    assert len(kept) == KEPT_DISABLED
+async def test_only_so_many_disabled_urls_are_kept(fake: FakeBusServicesRig) -> None:
+    for number in range(DISABLED_URL_LIMIT + 5):
+        await fake.webhooks.secrets.disable_receiver("ann", f"http://a.example/{number}")
+    kept = (await fake.webhooks.secrets.get("ann")).disabled_urls
+    assert len(kept) == DISABLED_URL_LIMIT
     assert "http://a.example/0" not in kept
-    await fake.webhooks.secrets.enable("ann", "http://a.example/50")
-    assert "http://a.example/50" not in (await fake.webhooks.secrets.of("ann")).disabled
+    await fake.webhooks.secrets.enable_receiver("ann", "http://a.example/50")
+    assert "http://a.example/50" not in (await fake.webhooks.secrets.get("ann")).disabled_urls

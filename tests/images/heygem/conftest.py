@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from tests.images.heygem.runs import Samples, make_samples
+from tests.images.heygem.worker_runs import WorkerSamples, make_samples
 from tests.images.job_process import IMAGES
 
 sys.path[:0] = [str(IMAGES / "jobkit"), str(IMAGES / "heygem")]
 
 
 @pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> WorkerSamples:
     return make_samples(tmp_path_factory.mktemp("heygem"))

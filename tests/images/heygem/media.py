@@ -10,7 +10,7 @@ import numpy as np
 FPS, SIDE, RATE = 25, 64, 16_000
 
 
-def speech(path: Path, seconds: float = 2.0, rate: int = RATE) -> Path:
+def write_speech(path: Path, seconds: float = 2.0, rate: int = RATE) -> Path:
     """A wav with a tone."""
     samples = (8_000 * np.sin(np.arange(round(seconds * rate)) * 2 * math.pi * 440 / rate)).astype("<i2")
     with wave.open(str(path), "wb") as file:
@@ -21,7 +21,9 @@ def speech(path: Path, seconds: float = 2.0, rate: int = RATE) -> Path:
     return path
 
 
-def film(path: Path, seconds: float = 2.0, codec: str = "libx264", sound: bool = False, side: int = SIDE) -> Path:
+def write_video(
+    path: Path, seconds: float = 2.0, codec: str = "libx264", sound: bool = False, side: int = SIDE
+) -> Path:
     """A moving picture at 25 frames a second, with a tone as long as itself if asked for."""
     with av.open(str(path), "w") as file:
         picture = file.add_stream(codec, rate=FPS)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import Engine, Identity, Limits, Spec
+from runner.engines.port import ContainerEngine, ContainerIdentity, ContainerLimits, ContainerSpec
 from runner.engines.process import ProcessEngine
-from schemas.container import LineParser, Progress
-from tests.engine_host import ROOT, docker, docker_url
-from tests.images.heygem.played_images import (
+from schemas.container_protocol import LineParser, ProgressLine
+from tests.images.heygem.stand_in_images import (
     LIBRARIES,
     MADE,
     OF_A_DRIVER,
@@ -23,13 +22,14 @@ from tests.images.heygem.played_images import (
     vendors_image,
     with_pyav,
 )
-from tests.images.heygem.runs import PLAYED, Samples, job_folder, lay_out
+from tests.images.heygem.worker_runs import STAND_IN_VENDORS, WorkerSamples, copy_vendor, job_folder
 from tests.images.job_process import IMAGES
+from tests.support.docker_images import ROOT, docker_url, run_docker
 
 __all__ = ["docker_url", "with_pyav"]
 
 
-@pytest.fixture(scope="module", params=PLAYED)
+@pytest.fixture(scope="module", params=STAND_IN_VENDORS)
 def image(docker_url: str, with_pyav: str, request: pytest.FixtureRequest) -> str:
     tag = f"{OURS}:{request.param}"
     done = ours(docker_url, vendors_image(docker_url, with_pyav, request.param), tag)
@@ -42,7 +42,9 @@ def test_four_commands_build_and_apply_it() -> None:
 
 
 @asynccontextmanager
-async def running(engine: AbstractAsyncContextManager[Engine], spec: Spec) -> AsyncIterator[tuple[Engine, str]]:
+async def running(
+    engine: AbstractAsyncContextManager[ContainerEngine], spec: ContainerSpec
+) -> AsyncIterator[tuple[ContainerEngine, str]]:
     async with engine as there:
         handle = await there.start(spec)
         try:
@@ -51,36 +53,38 @@ async def running(engine: AbstractAsyncContextManager[Engine], spec: Spec) -> As
             await there.remove(handle)
 
 
-async def follow(engine: AbstractAsyncContextManager[Engine], spec: Spec) -> tuple[int, list[object], str]:
+async def follow(
+    engine: AbstractAsyncContextManager[ContainerEngine], spec: ContainerSpec
+) -> tuple[int, list[object], str]:
     """Exit code, messages and log of one job."""
     parser, log = LineParser("stdout"), b""
     said: list[object] = []
     async with running(engine, spec) as (there, handle):
         async for chunk in there.output(handle, None):
             if chunk.stream == "stdout":
-                said += [found.message for found in parser.feed(chunk.data, chunk.mark.offset - len(chunk.data))]
+                said += [found.message for found in parser.feed(chunk.data, chunk.cursor.offset - len(chunk.data))]
             else:
                 log += chunk.data
         return (await there.wait(handle)).code, said, log.decode()
 
 
-def spec(folder: Path, samples: Samples, image: str, **env: str) -> Spec:
+def spec(folder: Path, samples: WorkerSamples, image: str, **env: str) -> ContainerSpec:
     """The job in `folder`; the video that will be "made" lies among its inputs, where a container can read it."""
     job_folder(folder, samples)
     (folder / "in" / MADE).write_bytes(samples.made.read_bytes())
-    return Spec(
-        identity=Identity(installation="test", host="h", owner="ann", job="j", round=1, attempt=1),
+    return ContainerSpec(
+        identity=ContainerIdentity(installation="test", host="h", owner="ann", job="j", round=1, attempt=1),
         image=image,
         folder=str(IMAGES / "heygem"),
         command=("python3", "main.py"),
         job_dir=folder,
-        limits=Limits(memory_mb=768, cpus=2.0),
+        limits=ContainerLimits(memory_mb=768, cpus=2.0),
         env=env,
     )
 
 
 @pytest.mark.docker
-async def test_a_container_makes_a_video(tmp_path: Path, samples: Samples, docker_url: str, image: str) -> None:
+async def test_a_container_makes_a_video(tmp_path: Path, samples: WorkerSamples, docker_url: str, image: str) -> None:
     """Read-only root, no network, no rights, not root: the vendor writes to /code all the same, into the job's tmp/."""
     engine = DockerEngine(DockerSettings(base_url=docker_url))
     code, said, log = await follow(engine, spec(tmp_path, samples, image))
@@ -89,12 +93,12 @@ async def test_a_container_makes_a_video(tmp_path: Path, samples: Samples, docke
     assert "Options" in (private / "landmark2face_wy" / "checkpoints" / "test" / "opt.txt").read_text()
     assert (private / "cache_trt" / "played.engine").exists()
     assert (tmp_path / "out" / "result.mp4").read_bytes() == samples.made.read_bytes()
-    assert [line for line in said if isinstance(line, Progress)][-1].stage == "check"
+    assert [line for line in said if isinstance(line, ProgressLine)][-1].stage == "check"
 
 
 def inside(docker_url: str, image: str, command: str) -> str:
     """What a command prints in a container of the image."""
-    done = docker(docker_url, "run", "--rm", "--network", "none", image, "sh", "-c", command)
+    done = run_docker(docker_url, "run", "--rm", "--network", "none", image, "sh", "-c", command)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -130,15 +134,17 @@ def test_another_face_detector_takes_the_place_of_the_small_one(docker_url: str,
 @pytest.mark.docker
 def test_no_base_is_chosen_for_the_user(docker_url: str) -> None:
     dockerfile = IMAGES / "heygem" / "Dockerfile"
-    refused = docker(docker_url, "build", "--quiet", "--file", str(dockerfile), str(IMAGES))
+    refused = run_docker(docker_url, "build", "--quiet", "--file", str(dockerfile), str(IMAGES))
     assert refused.returncode != 0
     assert "base name" in refused.stderr
 
 
-@pytest.mark.parametrize("vendor", PLAYED)
-async def test_a_process_on_the_vendors_own_box_makes_a_video(tmp_path: Path, samples: Samples, vendor: str) -> None:
+@pytest.mark.parametrize("vendor", STAND_IN_VENDORS)
+async def test_a_process_on_the_vendors_own_box_makes_a_video(
+    tmp_path: Path, samples: WorkerSamples, vendor: str
+) -> None:
     """Nothing of its image was changed: its code is only read."""
-    folder, home = tmp_path / "job", lay_out(vendor, tmp_path / "code")
+    folder, home = tmp_path / "job", copy_vendor(vendor, tmp_path / "code")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     env = {"HEYGEM_HOME": str(home), "HEYGEM_FAKE_RESULT": str(folder / "in" / MADE)}
     engine = ProcessEngine(tmp_path / "state", ROOT / "images" / "jobkit")

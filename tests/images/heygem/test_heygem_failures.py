@@ -5,9 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from schemas.container import ExitCode
-from schemas.failures import FAILURES
-from tests.images.heygem.runs import Ended, Samples, run
+from schemas.container_protocol import ExitCode
+from schemas.retry_policy import FAILURES
+from tests.images.heygem.worker_runs import WorkerRun, WorkerSamples, run_worker_job
 
 SOON = {"HEYGEM_STALL_S": "0.5"}
 IMPATIENT = {"HEYGEM_LOAD_S": "1"}
@@ -50,13 +50,13 @@ ENDS = {
 
 @pytest.fixture(scope="module")
 def ended(
-    tmp_path_factory: pytest.TempPathFactory, samples: Samples
-) -> Iterator[dict[tuple[str, str], "Future[Ended]"]]:
+    tmp_path_factory: pytest.TempPathFactory, samples: WorkerSamples
+) -> Iterator[dict[tuple[str, str], "Future[WorkerRun]"]]:
     """All of them, some at a time: most of a run is waiting for processes to start."""
     with ThreadPoolExecutor(4) as pool:
         yield {
             (vendor, fake): pool.submit(
-                run, tmp_path_factory.mktemp(f"{vendor}-{fake}"), samples, vendor, fake, **settings
+                run_worker_job, tmp_path_factory.mktemp(f"{vendor}-{fake}"), samples, vendor, fake, **settings
             )
             for (vendor, fake), (settings, *_) in ENDS.items()
         }
@@ -64,7 +64,9 @@ def ended(
 
 
 @pytest.mark.parametrize(("vendor", "fake"), ENDS)
-def test_ends_with_a_code_and_a_reason(vendor: str, fake: str, ended: dict[tuple[str, str], "Future[Ended]"]) -> None:
+def test_ends_with_a_code_and_a_reason(
+    vendor: str, fake: str, ended: dict[tuple[str, str], "Future[WorkerRun]"]
+) -> None:
     _, exit_code, code, message = ENDS[vendor, fake]
     run = ended[vendor, fake].result()
     assert run.error == (exit_code, code), run.log

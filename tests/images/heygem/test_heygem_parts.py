@@ -8,19 +8,28 @@ from typing import Any
 
 import pytest
 
-from heygem_worker import config, failures, http, interpreter, loading, marks, patience, writer
-from heygem_worker.config import make, read
-from heygem_worker.family import descendants
-from heygem_worker.progress import Meter
-from heygem_worker.readiness import Readiness
-from heygem_worker.settings import Settings
-from heygem_worker.vendor import FAILED, RUNNING, Look, look_of
-from heygem_worker.watchdog import Limits, Watchdog
-from heygem_worker.writer import Counted
+from heygem_worker import (
+    failures,
+    frame_counter,
+    http_vendor,
+    interpreter,
+    loading,
+    private_folder,
+    queue_timeout,
+    vendor_marks,
+)
+from heygem_worker.frame_counter import CountedQueue
+from heygem_worker.loading import ReadyLines
+from heygem_worker.private_folder import make_folders, read_config
+from heygem_worker.progress import ProgressMeter
+from heygem_worker.settings import WorkerSettings
+from heygem_worker.vendor import FAILED, RUNNING, VendorStatus, parse_status
+from heygem_worker.vendor_processes import list_descendants
+from heygem_worker.watchdog import Watchdog, WatchdogLimits
 from jobkit import BadInput, GpuUnusable, JobError, TryAgain
 from schemas import endpoint
 from schemas.asset import asset_fields
-from tests.images.heygem.runs import MAIN, lay_out
+from tests.images.heygem.worker_runs import MAIN, copy_vendor
 
 # Spelled out by hand: what the vendor says in the end -> our code and the exception, whose exit code it is.
 SAYS = {
@@ -62,53 +71,53 @@ AT_ONCE = (
 
 @pytest.mark.parametrize("said", SAYS)
 def test_the_vendors_words_have_a_code(said: str) -> None:
-    failure = failures.of(said)
+    failure = failures.classify_text(said)
     assert (failure.code, type(failure)) == SAYS[said]
     assert failure.message.startswith("HeyGem: ")
 
 
 def test_every_row_of_the_table_is_spelled_out_here_or_seen_at_once() -> None:
     seen = [*SAYS, *(line for _, line in AT_ONCE)]
-    assert [row.text for row in failures.TABLE if not any(row.text in said for said in seen)] == []
+    assert [row.text for row in failures.FAILURE_RULES if not any(row.text in said for said in seen)] == []
 
 
 @pytest.mark.parametrize("line", [line for _, line in AT_ONCE])
 def test_a_line_that_means_the_end_ends_it(line: str) -> None:
     with pytest.raises(JobError):
-        Watchdog(Limits(1, 1), 0).hear(f"2025-06-01 12:00:00 [ERROR] {line}")
+        Watchdog(WatchdogLimits(1, 1), 0).feed(f"2025-06-01 12:00:00 [ERROR] {line}")
 
 
 @pytest.mark.parametrize("line", ["result info [] ,continue", "存在多人脸", "音频特征提取完成", "Permission denied"])
 def test_other_lines_do_not(line: str) -> None:
-    Watchdog(Limits(1, 1), 0).hear(line)
-    assert failures.at_once(line) is None
+    Watchdog(WatchdogLimits(1, 1), 0).feed(line)
+    assert failures.find_fatal_failure(line) is None
 
 
 def test_only_what_is_said_of_the_faces_is_the_clients_fault() -> None:
     """The vendor never sees the client's files, only those that this worker has made of them."""
-    assert [row.text for row in failures.TABLE if row.raises is BadInput] == ["存在多人脸"]
+    assert [row.text for row in failures.FAILURE_RULES if row.raises is BadInput] == ["存在多人脸"]
 
 
 def test_a_death_is_told_with_the_last_line_that_may_explain_it() -> None:
-    watchdog = Watchdog(Limits(10, 100), 0)
+    watchdog = Watchdog(WatchdogLimits(10, 100), 0)
     for line in ("PermissionError: [Errno 13] Permission denied: './x'", "音频特征提取完成"):
-        watchdog.hear(line)
+        watchdog.feed(line)
     with pytest.raises(JobError, match=r"has died while it was needed; it said: .*Permission denied: './x': it writes"):
         watchdog.check("a", "process 7 has died", 1.0)
 
 
 def test_a_job_of_hours_lives_as_long_as_it_moves() -> None:
     """20 minutes of speech, 30,000 frames at the slowest rate reported: 2 h 28 min."""
-    settings = Settings()
-    watchdog = Watchdog(Limits(settings.stall_s, settings.deadline_s(1200)), 0)
+    settings = WorkerSettings()
+    watchdog = Watchdog(WatchdogLimits(settings.stall_s, settings.deadline_s(1200)), 0)
     for frame in range(0, 30_001, 100):
         watchdog.check(("render", frame), "", frame * 7.4 * 1200 / 30_000)
 
 
 def test_no_default_kills_a_job_that_the_worker_lets_run() -> None:
     """The runner's limit is above the worker's, its stall limit too: so the worker is first, and names the cause."""
-    heygem = endpoint.parse((MAIN.parent / "endpoint.toml").read_text())
-    settings = Settings()
+    heygem = endpoint.parse_endpoint((MAIN.parent / "endpoint.toml").read_text())
+    settings = WorkerSettings()
     longest = settings.load_s + settings.deadline_s(settings.max_audio_s)
     assert settings.max_audio_s >= 1200
     assert heygem.timeouts.base_s > longest
@@ -124,48 +133,48 @@ def test_no_default_kills_a_job_that_the_worker_lets_run() -> None:
     ],
 )
 def test_the_watchdog_bites(sign: str, dead: str, now: float, code: str) -> None:
-    watchdog = Watchdog(Limits(10, 100), 0)
+    watchdog = Watchdog(WatchdogLimits(10, 100), 0)
     watchdog.check("a", "", 0)
     with pytest.raises(JobError) as caught:
         watchdog.check(sign, dead, now)
     assert caught.value.code == code
 
 
-def told(meter: Meter) -> tuple[Any, ...]:
+def told(meter: ProgressMeter) -> tuple[Any, ...]:
     said: list[tuple[Any, ...]] = []
-    meter.tell(lambda *what: said.append(what))
+    meter.report(lambda *what: said.append(what))
     return said[0]
 
 
 def test_frames_are_heard_counted_and_never_go_back(tmp_path: Path) -> None:
     counter, avi, png, result = tmp_path / "count", tmp_path / "avi", tmp_path / "png", tmp_path / "x-r.mp4"
-    meter = Meter(100, counter, [avi, png], [result])
+    meter = ProgressMeter(100, counter, [avi, png], [result])
     assert told(meter) == (0.05, "analyse", 0, None)
-    meter.hear("任务视频驱动队列启动 batch_size:4, len:200")
-    meter.hear("audio_transfer >>>>>>>>>>> 发送完成数据大小:4, frameId:50")
+    meter.feed("任务视频驱动队列启动 batch_size:4, len:200")
+    meter.feed("audio_transfer >>>>>>>>>>> 发送完成数据大小:4, frameId:50")
     assert told(meter) == (pytest.approx(0.3), "render", 50, 200)
     counter.write_bytes(b"." * 100)
-    meter.look(Look(RUNNING, 20))
+    meter.update(VendorStatus(RUNNING, 20))
     assert told(meter) == (pytest.approx(0.5), "render", 100, 200)
-    meter.hear("frameId:60")
+    meter.feed("frameId:60")
     assert told(meter)[2] == 100
     avi.mkdir()
     png.mkdir()
-    unmoved = meter.sign
+    unmoved = meter.activity
     for number in range(200):
         (png / f"{number}.png").touch()
-    meter.look(Look(RUNNING, 20))
+    meter.update(VendorStatus(RUNNING, 20))
     assert told(meter)[2] == 100, "the template's frames are none of the result's"
-    assert meter.sign != unmoved, "but they show that it is alive"
+    assert meter.activity != unmoved, "but they show that it is alive"
     for number in range(150):
         (avi / f"{number}.avi").touch()
-    meter.look(Look(RUNNING, 20))
+    meter.update(VendorStatus(RUNNING, 20))
     assert told(meter) == (pytest.approx(0.7), "render", 150, 200)
-    before = meter.sign
+    before = meter.activity
     result.write_bytes(b"x" * 4096)
-    meter.look(Look(RUNNING, 90))
+    meter.update(VendorStatus(RUNNING, 90))
     assert told(meter) == (0.9, "join", 4, None)
-    assert meter.sign != before
+    assert meter.activity != before
 
 
 def test_the_writers_queue_is_counted_by_frames(tmp_path: Path) -> None:
@@ -178,7 +187,7 @@ def test_the_writers_queue_is_counted_by_frames(tmp_path: Path) -> None:
         def empty(self) -> bool:
             return not items
 
-    counted = Counted(Played(), str(tmp_path / "count"))
+    counted = CountedQueue(Played(), str(tmp_path / "count"))
     while not counted.empty():
         counted.get()
     assert (tmp_path / "count").stat().st_size == 3
@@ -190,16 +199,16 @@ def test_the_vendors_writer_is_called_once_in_either_kind_of_child(
 ) -> None:
     """A spawned child has a fresh module; in a forked one our function is in the place of the vendor's."""
     calls: list[Any] = []
-    module = types.ModuleType(writer.MODULE)
+    module = types.ModuleType(frame_counter.MODULE)
     vars(module)["write_video"] = lambda frames, code: calls.append((type(frames), code))
     if child == "forked":
-        writer.count_frames_of(module)
-        writer.count_frames_of(module)
-        assert vars(module)["write_video"] is writer.write_video
-    monkeypatch.setitem(sys.modules, writer.MODULE, module)
-    monkeypatch.setenv(writer.COUNTER, str(tmp_path / "count"))
-    writer.write_video("queue", "x")
-    assert calls == [(Counted, "x")]
+        frame_counter.count_frames_of(module)
+        frame_counter.count_frames_of(module)
+        assert vars(module)["write_video"] is frame_counter.write_video
+    monkeypatch.setitem(sys.modules, frame_counter.MODULE, module)
+    monkeypatch.setenv(frame_counter.COUNTER, str(tmp_path / "count"))
+    frame_counter.write_video("queue", "x")
+    assert calls == [(CountedQueue, "x")]
 
 
 def test_the_vendors_wait_for_faces_is_stretched_and_no_other() -> None:
@@ -209,51 +218,51 @@ def test_the_vendors_wait_for_faces_is_stretched_and_no_other() -> None:
         def get(self, block: bool = True, timeout: float | None = None) -> None:
             asked.append(timeout if block else -1)
 
-    patience.stretch(Queue)
-    patience.stretch(Queue)
+    queue_timeout.lengthen_queue_timeout(Queue)
+    queue_timeout.lengthen_queue_timeout(Queue)
     for timeout in (10, 10.0, 1, 60, None):
         Queue().get(timeout=timeout)
     Queue().get(True, 10)
     Queue().get(False)
     assert asked == [120.0, 120.0, 1, 60, None, 120.0, -1]
-    assert Settings().stall_s > patience.STRETCHED_S
+    assert WorkerSettings().stall_s > queue_timeout.LONG_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
     ("entry", "look"),
     [
-        (None, Look()),
-        ("", Look()),
-        ((1, 20, "", "音频特征提取完成"), Look(RUNNING, 20, "", "音频特征提取完成")),
-        ((3, None, None, None), Look(FAILED)),
-        ((2, 100, "/x-r.mp4", "任务完成", 1.5, 2000, 64, 64), Look(2, 100, "/x-r.mp4", "任务完成")),
+        (None, VendorStatus()),
+        ("", VendorStatus()),
+        ((1, 20, "", "音频特征提取完成"), VendorStatus(RUNNING, 20, "", "音频特征提取完成")),
+        ((3, None, None, None), VendorStatus(FAILED)),
+        ((2, 100, "/x-r.mp4", "任务完成", 1.5, 2000, 64, 64), VendorStatus(2, 100, "/x-r.mp4", "任务完成")),
     ],
 )
-def test_records_of_both_generations_are_read(entry: Any, look: Look) -> None:
-    assert look_of(entry) == look
+def test_records_of_both_generations_are_read(entry: Any, look: VendorStatus) -> None:
+    assert parse_status(entry) == look
 
 
 def test_ready_when_all_was_said_in_any_order() -> None:
-    ready = Readiness(("one loaded", "two loaded"))
-    ready.hear(["x two loaded, cost:1s"])
+    ready = ReadyLines(("one loaded", "two loaded"))
+    ready.feed(["x two loaded, cost:1s"])
     assert ready.missing == ["one loaded"]
-    ready.hear(["noise", "one loaded"])
+    ready.feed(["noise", "one loaded"])
     assert ready.missing == []
 
 
 def test_settings_come_from_the_environment() -> None:
-    assert Settings.read({"HEYGEM_HOME": "/srv", "HEYGEM_BATCH_SIZE": "2", "HEYGEM_STALL_S": "9"}) == Settings(
-        home=Path("/srv"), batch_size=2, stall_s=9.0
-    )
+    assert WorkerSettings.read(
+        {"HEYGEM_HOME": "/srv", "HEYGEM_BATCH_SIZE": "2", "HEYGEM_STALL_S": "9"}
+    ) == WorkerSettings(home=Path("/srv"), batch_size=2, stall_s=9.0)
     with pytest.raises(ValueError, match="HEYGEM_LOAD_S='soon' is no number"):
-        Settings.read({"HEYGEM_LOAD_S": "soon"})
+        WorkerSettings.read({"HEYGEM_LOAD_S": "soon"})
     with pytest.raises(ValueError, match="HEYGEM_SHARPEN='no' is not one of auto, never"):
-        Settings.read({"HEYGEM_SHARPEN": "no"})
+        WorkerSettings.read({"HEYGEM_SHARPEN": "no"})
 
 
 def test_the_private_folder_has_the_code_by_links_and_all_else_by_itself(tmp_path: Path) -> None:
-    home = lay_out("gen1", tmp_path / "code")
-    place = make(Settings(home=home), tmp_path / "heygem", 9999)
+    home = copy_vendor("gen1", tmp_path / "code")
+    place = make_folders(WorkerSettings(home=home), tmp_path / "heygem", 9999)
     assert (place.root / "service").readlink() == home / "service"
     checkpoints = Path("landmark2face_wy/checkpoints")
     assert (place.root / checkpoints / "anylang").readlink() == home / checkpoints / "anylang"
@@ -267,15 +276,15 @@ def test_the_private_folder_has_the_code_by_links_and_all_else_by_itself(tmp_pat
 
 
 def test_never_sharpening_is_both_of_its_keys(tmp_path: Path) -> None:
-    home = lay_out("gen1", tmp_path / "code")
-    place = make(Settings(home=home, sharpen="never"), tmp_path / "heygem", 1)
-    assert dict(read(place)["model"]) == {"chaofen_before": "0", "blur_threshold": "2.0"}
+    home = copy_vendor("gen1", tmp_path / "code")
+    place = make_folders(WorkerSettings(home=home, sharpen="never"), tmp_path / "heygem", 1)
+    assert dict(read_config(place)["model"]) == {"chaofen_before": "0", "blur_threshold": "2.0"}
 
 
 def test_the_image_links_what_the_worker_lays_out() -> None:
     dockerfile = (MAIN.parent / "Dockerfile").read_text()
     names = dockerfile.split("for name in ")[1].split(";")[0].split()
-    assert names == list(config.PRIVATE)
+    assert names == list(private_folder.PRIVATE_PATHS)
     assert f'"/job/tmp/{loading.FOLDER}/$name"' in dockerfile
 
 
@@ -289,15 +298,15 @@ digital_auth_path = {path}
 
 @pytest.mark.parametrize("path", ["", "None", "./marks/gone.png"])
 def test_a_mark_without_its_picture_is_refused(tmp_path: Path, path: str) -> None:
-    home = lay_out("gen1", tmp_path / "code")
+    home = copy_vendor("gen1", tmp_path / "code")
     (home / "marks").mkdir()
     (home / "marks" / "there.png").touch()
     with (home / "config" / "config.ini").open("a") as file:
         file.write(SAMPLE_CONFIG.format(path=path))
-    place = make(Settings(home=home), tmp_path / "heygem", 1)
-    marks.check({"watermark": 1, "digital_auth": 0}, place)
+    place = make_folders(WorkerSettings(home=home), tmp_path / "heygem", 1)
+    vendor_marks.check({"watermark": 1, "digital_auth": 0}, place)
     with pytest.raises(BadInput, match=r"digital_auth cannot be had: .* in HeyGem's config.ini names"):
-        marks.check({"watermark": 0, "digital_auth": 1}, place)
+        vendor_marks.check({"watermark": 0, "digital_auth": 1}, place)
 
 
 def test_the_image_keeps_the_vendors_config_under_another_name(tmp_path: Path) -> None:
@@ -306,10 +315,10 @@ def test_the_image_keeps_the_vendors_config_under_another_name(tmp_path: Path) -
     (home / "config.vendor").mkdir(parents=True)
     (home / "config.vendor" / "config.ini").write_text("[digital]\nbatch_size = 1\nblend_dynamic = xseg\n")
     (home / "config").symlink_to(root / "config")
-    place = make(Settings(home=home, batch_size=8), root, 1)
+    place = make_folders(WorkerSettings(home=home, batch_size=8), root, 1)
     assert "batch_size = 8\nblend_dynamic = xseg" in (home / "config" / "config.ini").read_text()
     assert [path.name for path in root.iterdir() if path.is_symlink()] == []
-    assert place.results_of("x")[0] == root / "data" / "result" / "x-r.mp4"
+    assert place.result_paths("x")[0] == root / "data" / "result" / "x-r.mp4"
 
 
 def interpreter_at(path: Path, version: str, torch: bool = True) -> Path:
@@ -322,9 +331,9 @@ def interpreter_at(path: Path, version: str, torch: bool = True) -> Path:
 def test_the_modules_name_their_python(tmp_path: Path) -> None:
     service = tmp_path / "code" / "service"
     service.mkdir(parents=True)
-    assert interpreter.wanted(tmp_path / "code") is None
+    assert interpreter.read_compiled_version(tmp_path / "code") is None
     (service / "trans_dh_service.cpython-38-x86_64-linux-gnu.so").touch()
-    assert interpreter.wanted(tmp_path / "code") == "3.8"
+    assert interpreter.read_compiled_version(tmp_path / "code") == "3.8"
 
 
 def test_goes_on_under_the_python_that_the_modules_want_and_that_has_torch(tmp_path: Path) -> None:
@@ -332,11 +341,15 @@ def test_goes_on_under_the_python_that_the_modules_want_and_that_has_torch(tmp_p
     interpreter_at(tmp_path / "runner" / "python3", "3.12")
     bare = interpreter_at(tmp_path / "distribution" / "python3", "3.8", torch=False)
     path = f"{tmp_path}/runner:{tmp_path}/distribution"
-    assert interpreter.chosen("3.8", {"PATH": path}) == str(bare), "better than ours: the import says what it lacks"
+    assert interpreter.choose_python("3.8", {"PATH": path}) == str(bare), (
+        "better than ours: the import says what it lacks"
+    )
     theirs = interpreter_at(tmp_path / "vendor" / "python3", "3.8")
-    assert interpreter.chosen("3.8", {"PATH": f"{path}:{tmp_path}/vendor"}) == str(theirs)
+    assert interpreter.choose_python("3.8", {"PATH": f"{path}:{tmp_path}/vendor"}) == str(theirs)
     called = interpreter_at(tmp_path / "vendor" / "python", "3.8")
-    assert interpreter.chosen("3.8", {"PATH": f"{path}:{tmp_path}/vendor"}) == str(called), "the vendor calls python"
+    assert interpreter.choose_python("3.8", {"PATH": f"{path}:{tmp_path}/vendor"}) == str(called), (
+        "the vendor calls python"
+    )
 
 
 OURS = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -345,18 +358,18 @@ OURS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 @pytest.mark.parametrize("version", [None, OURS, "3.8"])
 def test_the_named_python_is_taken_whatever_the_modules_say(tmp_path: Path, version: str | None) -> None:
     named = interpreter_at(tmp_path / "mine", "3.8", torch=False)
-    assert interpreter.chosen(version, {"PATH": "", "HEYGEM_PYTHON": str(named)}) == str(named)
-    assert interpreter.unusable({"HEYGEM_PYTHON": str(named)}) == ""
+    assert interpreter.choose_python(version, {"PATH": "", "HEYGEM_PYTHON": str(named)}) == str(named)
+    assert interpreter.check_python_variable({"HEYGEM_PYTHON": str(named)}) == ""
 
 
 def test_without_a_reason_to_change_it_stays_under_ours(tmp_path: Path) -> None:
     interpreter_at(tmp_path / "python", "3.8")
-    assert interpreter.chosen(None, {"PATH": str(tmp_path)}) == sys.executable
-    assert interpreter.chosen("2.1", {"PATH": str(tmp_path)}) == sys.executable
+    assert interpreter.choose_python(None, {"PATH": str(tmp_path)}) == sys.executable
+    assert interpreter.choose_python("2.1", {"PATH": str(tmp_path)}) == sys.executable
 
 
 def test_a_named_python_that_is_not_there_is_said(tmp_path: Path) -> None:
-    assert "correct it or leave it out" in interpreter.unusable({"HEYGEM_PYTHON": str(tmp_path / "gone")})
+    assert "correct it or leave it out" in interpreter.check_python_variable({"HEYGEM_PYTHON": str(tmp_path / "gone")})
 
 
 @pytest.mark.parametrize(
@@ -375,7 +388,7 @@ def test_the_boxs_library_path_is_taken_where_ours_is_empty(
 
 
 def test_nothing_is_below_a_process_that_started_nothing() -> None:
-    assert descendants(2**22 + 1) == set()
+    assert list_descendants(2**22 + 1) == set()
 
 
 ASK = "import os, multiprocessing.queues as q; os.chdir({!r}); print(os.getcwd(), hasattr(q.Queue.get, 'stretched'))"
@@ -387,7 +400,7 @@ def test_the_server_and_its_children_stay_in_the_private_folder(tmp_path: Path, 
     home, private = tmp_path / "code", tmp_path / "private"
     for folder in (home, private):
         folder.mkdir()
-    env = http.environment(home, private)
+    env = http_vendor.environment(home, private)
     if child:
         del env["HEYGEM_SERVER"]
     for asked, found in ((home, private), (home / "..", tmp_path)):
@@ -397,11 +410,11 @@ def test_the_server_and_its_children_stay_in_the_private_folder(tmp_path: Path, 
 
 
 def test_a_free_port_is_free() -> None:
-    assert http.is_free(http.free_port())
+    assert http_vendor.is_free(http_vendor.free_port())
 
 
 def test_the_form_offers_what_the_worker_reads() -> None:
-    heygem = endpoint.parse((MAIN.parent / "endpoint.toml").read_text())
+    heygem = endpoint.parse_endpoint((MAIN.parent / "endpoint.toml").read_text())
     assert (heygem.name, heygem.image, heygem.warm) == ("heygem", "lamplighter-heygem", True)
     assert list(heygem.input["properties"]) == ["video", "audio", "pn", "chaofen", "watermark", "digital_auth"]
     assert heygem.input["required"] == ["video", "audio"]

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from tests.images.heygem.media import RATE, film
-from tests.images.heygem.runs import Ended, Samples, environment, finish, worker
+from tests.images.heygem.media import RATE, write_video
+from tests.images.heygem.worker_runs import WorkerRun, WorkerSamples, start_worker, wait_for_end, worker_environ
 from tests.images.job_process import make_job
 
 pytestmark = pytest.mark.skipif(
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def made(folder: Path, samples: Samples, vendor: str, video: Path, audio: Path, **env: str) -> Ended:
+def made(folder: Path, samples: WorkerSamples, vendor: str, video: Path, audio: Path, **env: str) -> WorkerRun:
     """One job whose result the vendor really makes."""
     job = make_job(folder, {"video": video.name, "audio": audio.name})
     for file in (video, audio):
         shutil.copyfile(file, job / "in" / file.name)
-    around = environment(job, samples, vendor, **env)
+    around = worker_environ(job, samples, vendor, **env)
     del around["HEYGEM_FAKE_RESULT"]
-    with worker(around) as process:
-        return finish(process, job)
+    with start_worker(around) as process:
+        return wait_for_end(process, job)
 
 
 def encoded(path: Path, *how: str) -> Path:
@@ -55,7 +55,7 @@ def ntsc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_template_of_2997_frames_a_second_makes_ten_minutes_of_the_right_length(
-    tmp_path: Path, samples: Samples, ntsc: Path
+    tmp_path: Path, samples: WorkerSamples, ntsc: Path
 ) -> None:
     """Copied, the vendor would have written 29.97 x 600 frames at 30 a second: 0.6 s too short, and refused."""
     ended = made(tmp_path, samples, "gen2", ntsc, quiet(tmp_path / "long.wav", 600))
@@ -64,7 +64,7 @@ def test_a_template_of_2997_frames_a_second_makes_ten_minutes_of_the_right_lengt
     assert ended.data["seconds"] == pytest.approx(600, abs=0.1)
 
 
-def test_half_an_hour_of_speech(tmp_path: Path, samples: Samples) -> None:
+def test_half_an_hour_of_speech(tmp_path: Path, samples: WorkerSamples) -> None:
     """As much as a job may have by default; the template, ten frames a second, is looped by the vendor."""
     source = ("-f", "lavfi", "-i", "testsrc=size=32x32:rate=10:duration=3")
     video = encoded(tmp_path / "small.mp4", *source, "-c:v", "libx264", "-pix_fmt", "yuv420p")
@@ -73,7 +73,7 @@ def test_half_an_hour_of_speech(tmp_path: Path, samples: Samples) -> None:
     assert ended.data["seconds"] == pytest.approx(1800, abs=0.7)
 
 
-def test_a_picture_of_4k(tmp_path: Path, samples: Samples) -> None:
+def test_a_picture_of_4k(tmp_path: Path, samples: WorkerSamples) -> None:
     source = ("-f", "lavfi", "-i", "testsrc=size=3840x2160:rate=5:duration=1")
     video = encoded(tmp_path / "4k.mp4", *source, "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
     ended = made(tmp_path / "job", samples, "gen1", video, quiet(tmp_path / "short.wav", 1))
@@ -82,9 +82,9 @@ def test_a_picture_of_4k(tmp_path: Path, samples: Samples) -> None:
 
 
 @pytest.mark.parametrize("vendor", ["gen1", "gen2"])
-def test_chinese_names(tmp_path: Path, samples: Samples, vendor: str) -> None:
+def test_chinese_names(tmp_path: Path, samples: WorkerSamples, vendor: str) -> None:
     """The vendor puts paths into shell commands without quotes, so it is given names of our own."""
-    video, audio = film(tmp_path / "主播 视频（最终版）.mp4"), quiet(tmp_path / "录音 'a' 1.wav", 2)
+    video, audio = write_video(tmp_path / "主播 视频（最终版）.mp4"), quiet(tmp_path / "录音 'a' 1.wav", 2)
     ended = made(tmp_path / "job", samples, vendor, video, audio)
     assert ended.code == 0, ended.log
     assert ended.data["seconds"] == pytest.approx(2, abs=0.1)
@@ -104,7 +104,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoded(tmp_path_factory.mktemp("grey") / "grey.mp4", *source, "-c:v", "libx264", "-pix_fmt", "yuv420p")
 
 
-def test_a_label_of_the_operators_is_in_the_picture(tmp_path: Path, samples: Samples, grey: Path) -> None:
+def test_a_label_of_the_operators_is_in_the_picture(tmp_path: Path, samples: WorkerSamples, grey: Path) -> None:
     """Whatever is in the text: it is no expression of ffmpeg's."""
     audio = quiet(tmp_path / "a.wav", 2)
     plain = made(tmp_path / "plain", samples, "gen1", grey, audio)
@@ -132,7 +132,7 @@ exec {ffmpeg} "$@"
     ],
 )
 def test_a_label_that_cannot_be_drawn_is_said_before_any_job(
-    tmp_path: Path, samples: Samples, grey: Path, settings: dict[str, str], why: str
+    tmp_path: Path, samples: WorkerSamples, grey: Path, settings: dict[str, str], why: str
 ) -> None:
     env = {name: value for name, value in settings.items() if name.startswith("HEYGEM")}
     if settings.get("without"):

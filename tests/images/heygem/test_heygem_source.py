@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.heygem.runs import Samples, environment, finish, job_folder, lay_out, worker
+from tests.images.heygem.worker_runs import (
+    WorkerSamples,
+    copy_vendor,
+    job_folder,
+    start_worker,
+    wait_for_end,
+    worker_environ,
+)
 from tests.images.job_process import IMAGES
 
 HEYGEM = IMAGES / "heygem"
@@ -74,28 +81,28 @@ def python(version: str) -> str:
 
 @NEEDS_FFMPEG
 @pytest.mark.parametrize(("version", "vendor"), [("3.8", "gen1"), ("3.9", "gen2"), ("3.8", "unknown")])
-def test_runs_a_job_under_that_python(tmp_path: Path, samples: Samples, vendor: str, version: str) -> None:
+def test_runs_a_job_under_that_python(tmp_path: Path, samples: WorkerSamples, vendor: str, version: str) -> None:
     interpreter = python(version)
     folder = job_folder(tmp_path, samples)
-    with worker(environment(folder, samples, vendor), interpreter) as process:
-        ended = finish(process, folder)
+    with start_worker(worker_environ(folder, samples, vendor), interpreter) as process:
+        ended = wait_for_end(process, folder)
     assert ended.code == 0, ended.log
 
 
 @NEEDS_FFMPEG
-def test_goes_on_under_the_vendors_python(tmp_path: Path, samples: Samples) -> None:
+def test_goes_on_under_the_vendors_python(tmp_path: Path, samples: WorkerSamples) -> None:
     """Started by ours, as the process engine does, on a box whose HeyGem is compiled for 3.8."""
     theirs = python("3.8")
     home = tmp_path / "code"
-    lay_out("gen2", home)
+    copy_vendor("gen2", home)
     (home / "service" / "more.cpython-38-x86_64-linux-gnu.so").touch()
     with (home / "service" / "trans_dh_service.py").open("a") as module:
         module.write("\nimport sys\nsay('python %d.%d' % sys.version_info[:2])\n")
     folder = job_folder(tmp_path / "job", samples)
     path = os.pathsep.join([str(Path(sys.executable).parent), str(Path(theirs).parent), os.environ["PATH"]])
-    env = environment(folder, samples, "gen2", HEYGEM_HOME=str(home), PATH=path)
-    with worker(env) as process:
-        ended = finish(process, folder)
+    env = worker_environ(folder, samples, "gen2", HEYGEM_HOME=str(home), PATH=path)
+    with start_worker(env) as process:
+        ended = wait_for_end(process, folder)
     assert ended.code == 0, ended.log
     assert "python 3.8" in ended.log
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from schemas.container import ErrorLine, ExitCode, Message, Metric, Progress, Ready
-from tests.images.job_process import IMAGES, make_job, messages, output_data, started
+from schemas.container_protocol import ContainerLine, ErrorLine, ExitCode, MetricLine, ProgressLine, ReadyLine
+from tests.images.job_process import IMAGES, make_job, parse_messages, read_output_data, run_program
 
 
-def run(tmp_path: Path, code: str, **files: bytes) -> tuple[int, list[Message], str]:
+def run(tmp_path: Path, code: str, **files: bytes) -> tuple[int, list[ContainerLine], str]:
     """Exit code, stdout's messages and stderr of a program around `code`."""
-    with started(program(tmp_path, code), make_job(tmp_path, {"n": 3, "clip": "a.txt"}, **files)) as process:
+    with run_program(program(tmp_path, code), make_job(tmp_path, {"n": 3, "clip": "a.txt"}, **files)) as process:
         out, err = process.communicate(timeout=30)
-    return process.returncode, messages(out), err.decode()
+    return process.returncode, parse_messages(out), err.decode()
 
 
 def program(tmp_path: Path, code: str) -> Path:
@@ -33,12 +33,12 @@ def test_three_lines_are_enough(tmp_path: Path) -> None:
     jobkit.run(work)
     """
     assert run(tmp_path, code, **{"a.txt": b"hi"}) == (ExitCode.DONE, [], "")
-    assert output_data(tmp_path) == {"text": "HI", "who": ["job-1", 1, 2]}
+    assert read_output_data(tmp_path) == {"text": "HI", "who": ["job-1", 1, 2]}
 
 
 def test_load_is_given_to_work_and_none_is_an_empty_result(tmp_path: Path) -> None:
     code, _, _ = run(tmp_path, "jobkit.run(lambda job, model: print(model), load=lambda: 'weights')")
-    assert (code, output_data(tmp_path)) == (0, {})
+    assert (code, read_output_data(tmp_path)) == (0, {})
 
 
 FAILURES = {
@@ -100,10 +100,10 @@ def test_load_that_fails_is_the_models_fault_unless_it_is_the_cards(tmp_path: Pa
 def test_a_job_that_cannot_be_read_is_a_bad_job(tmp_path: Path, text: str | None) -> None:
     make_job(tmp_path, {})
     (tmp_path / "job.json").unlink() if text is None else (tmp_path / "job.json").write_text(text)
-    with started(program(tmp_path, "jobkit.run(print)"), tmp_path) as process:
+    with run_program(program(tmp_path, "jobkit.run(print)"), tmp_path) as process:
         out, _ = process.communicate(timeout=30)
     assert process.returncode == ExitCode.BAD_JOB
-    assert [type(message) for message in messages(out)] == [ErrorLine]
+    assert [type(message) for message in parse_messages(out)] == [ErrorLine]
 
 
 def test_an_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -133,11 +133,11 @@ def test_progress_is_sparse_and_its_last_arrives(tmp_path: Path) -> None:
     jobkit.run(work)
     """
     found, said, _ = run(tmp_path, code)
-    told = [message for message in said if isinstance(message, Progress)]
+    told = [message for message in said if isinstance(message, ProgressLine)]
     assert found == 0
-    assert Metric("n", 10_000.0, "1") in said
+    assert MetricLine("n", 10_000.0, "1") in said
     assert told[0].fraction == 0.0
-    assert told[-1] == Progress(1.0, "count", 10_000, 10_000)
+    assert told[-1] == ProgressLine(1.0, "count", 10_000, 10_000)
     assert len(told) < 100
 
 
@@ -150,10 +150,10 @@ def test_held_back_progress_follows_while_the_job_is_busy(tmp_path: Path) -> Non
         sys.stdin.read()
     jobkit.run(work)
     """
-    with started(program(tmp_path, code), make_job(tmp_path, {})) as process:
+    with run_program(program(tmp_path, code), make_job(tmp_path, {})) as process:
         assert process.stdout is not None
-        said = messages(process.stdout.readline() + process.stdout.readline())
-    assert said == [Progress(0.1), Progress(0.2)]
+        said = parse_messages(process.stdout.readline() + process.stdout.readline())
+    assert said == [ProgressLine(0.1), ProgressLine(0.2)]
 
 
 def test_what_others_print_never_spoils_a_message(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_what_others_print_never_spoils_a_message(tmp_path: Path) -> None:
     jobkit.run(work)
     """
     found, said, err = run(tmp_path, code)
-    assert (found, said) == (0, [Progress(0.5)])
+    assert (found, said) == (0, [ProgressLine(0.5)])
     assert all(words in err for words in ("half a line", "from C", "logged\n"))
 
 
@@ -184,7 +184,7 @@ def test_sigterm_is_raised_in_the_job(tmp_path: Path) -> None:
             job.log("cleaned up")
     jobkit.run(work)
     """
-    with started(program(tmp_path, code), make_job(tmp_path, {})) as process:
+    with run_program(program(tmp_path, code), make_job(tmp_path, {})) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
@@ -198,17 +198,17 @@ jobkit.run(work, load=lambda: "loaded")
 """
 
 
-def ready(process: "subprocess.Popen[bytes]") -> list[Message]:
+def ready(process: "subprocess.Popen[bytes]") -> list[ContainerLine]:
     assert process.stdout is not None
-    return messages(process.stdout.readline())
+    return parse_messages(process.stdout.readline())
 
 
 def test_warm_loads_says_ready_and_takes_one_job(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 40)  # a unix socket's own path would not do
     for part in ("out", "tmp"):
         (folder / part).mkdir(parents=True)
-    with started(program(tmp_path, WARM), folder, LAMPLIGHTER_WARM="1") as process:
-        assert ready(process) == [Ready()]
+    with run_program(program(tmp_path, WARM), folder, LAMPLIGHTER_WARM="1") as process:
+        assert ready(process) == [ReadyLine()]
         link = tmp_path / "s"
         link.symlink_to(folder)
         with socket.socket(socket.AF_UNIX) as nobody:
@@ -219,13 +219,13 @@ def test_warm_loads_says_ready_and_takes_one_job(tmp_path: Path) -> None:
             runner.sendall(b"start\n")
             process.communicate(timeout=30)
     assert process.returncode == 0
-    assert output_data(folder) == {"model": "loaded", "n": 7}
+    assert read_output_data(folder) == {"model": "loaded", "n": 7}
     assert not (folder / "start.sock").exists()
 
 
 def test_warm_ends_quietly_when_stopped(tmp_path: Path) -> None:
-    with started(program(tmp_path, WARM), tmp_path, LAMPLIGHTER_WARM="1") as process:
-        assert ready(process) == [Ready()]
+    with run_program(program(tmp_path, WARM), tmp_path, LAMPLIGHTER_WARM="1") as process:
+        assert ready(process) == [ReadyLine()]
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30) == (b"", b"")
     assert process.returncode == 143
@@ -233,9 +233,9 @@ def test_warm_ends_quietly_when_stopped(tmp_path: Path) -> None:
 
 def test_warm_that_cannot_load_says_why(tmp_path: Path) -> None:
     code = "def load(): raise OSError('no weights')\njobkit.run(print, load=load)"
-    with started(program(tmp_path, code), tmp_path, LAMPLIGHTER_WARM="1") as process:
+    with run_program(program(tmp_path, code), tmp_path, LAMPLIGHTER_WARM="1") as process:
         out, _ = process.communicate(timeout=30)
-    assert messages(out) == [ErrorLine("model_load_failed", "OSError: no weights")]
+    assert parse_messages(out) == [ErrorLine("model_load_failed", "OSError: no weights")]
     assert process.returncode == ExitCode.INTERNAL
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import samples as fetching
-from lipsync.engine import Engine, load
-from tests.images.job_process import IMAGES, make_job, messages, output_data, started
+from lipsync.engine import PreviewEngine, load
+from tests.images.job_process import IMAGES, make_job, parse_messages, read_output_data, run_program
 
 ROOT = IMAGES.parent
 MAIN = IMAGES / "preview" / "main.py"
@@ -31,7 +31,7 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
+def engine() -> PreviewEngine:
     return load()
 
 
@@ -44,14 +44,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         names = {"video": f"video{video.suffix}", "audio": f"audio{audio.suffix}"}
         files = {names["video"]: video.read_bytes(), names["audio"]: audio.read_bytes()}
         make_job(folder, {**names, **options}, **files)
-        with started(MAIN, folder) as process:
+        with run_program(MAIN, folder) as process:
             out, err = process.communicate(timeout=280)
         return SimpleNamespace(
             code=process.returncode,
-            said=messages(out),
+            said=parse_messages(out),
             log=err.decode(),
             out=folder / "out",
-            data=output_data(folder) if process.returncode == 0 else None,
+            data=read_output_data(folder) if process.returncode == 0 else None,
         )
 
     return call

@@ -10,7 +10,7 @@ import jobkit
 from lipsync import sound
 from lipsync.clip import Clip
 from lipsync.playback import back_and_forth
-from tests.images.preview.footage import numbered, resized, speechlike
+from tests.images.preview.sample_videos import write_numbered_video, write_resized_video, write_wav
 
 
 def levels(clip: Clip, first: int, stop: int) -> list[int]:
@@ -19,7 +19,7 @@ def levels(clip: Clip, first: int, stop: int) -> list[int]:
 
 
 def test_every_point_of_a_clip_reads_as_from_the_start(tmp_path: Path) -> None:
-    clip = Clip(numbered(tmp_path / "a.mp4", [i / 25 for i in range(40)]), 25, 1920)
+    clip = Clip(write_numbered_video(tmp_path / "a.mp4", [i / 25 for i in range(40)]), 25, 1920)
     whole = levels(clip, 0, 1000)
     assert whole == list(range(40))
     for first in (1, 4, 5, 6, 23, 39):
@@ -27,7 +27,7 @@ def test_every_point_of_a_clip_reads_as_from_the_start(tmp_path: Path) -> None:
 
 
 def test_uneven_timing_is_shown_at_its_times(tmp_path: Path) -> None:
-    clip = Clip(numbered(tmp_path / "a.mp4", [0, 0.1, 0.5, 0.56, 0.9]), 10, 1920)
+    clip = Clip(write_numbered_video(tmp_path / "a.mp4", [0, 0.1, 0.5, 0.56, 0.9]), 10, 1920)
     assert levels(clip, 0, 9) == [0, 1, 1, 1, 1, 2, 3, 3, 3]
 
 
@@ -35,11 +35,13 @@ def test_uneven_timing_is_shown_at_its_times(tmp_path: Path) -> None:
     ("fps", "expected"), [(10, [0, 3, 6]), (30, list(range(9))), (60, [i // 2 for i in range(18)])]
 )
 def test_the_rate_is_the_jobs_not_the_files(tmp_path: Path, fps: int, expected: list[int]) -> None:
-    assert levels(Clip(numbered(tmp_path / "a.mp4", [i / 30 for i in range(9)]), fps, 1920), 0, 18) == expected
+    assert (
+        levels(Clip(write_numbered_video(tmp_path / "a.mp4", [i / 30 for i in range(9)]), fps, 1920), 0, 18) == expected
+    )
 
 
 def test_odd_sizes_become_even_and_large_ones_smaller(tmp_path: Path) -> None:
-    path = numbered(tmp_path / "a.mkv", [0, 0.1], size=(63, 49))
+    path = write_numbered_video(tmp_path / "a.mkv", [0, 0.1], size=(63, 49))
     shape = Clip(path, 25, 1920).shape
     assert (shape.width, shape.height) == (62, 48)
     luma, chroma = next(Clip(path, 25, 32).pictures(0, 1)).planes()
@@ -64,7 +66,7 @@ def test_a_turned_phone_video_is_put_upright(tmp_path: Path, samples: Path) -> N
 
 def test_a_short_clip_goes_there_and_back_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lipsync.playback._HELD_BYTES", 64 * 48 * 6 * 3)  # three pictures at a time
-    clip = Clip(numbered(tmp_path / "a.mp4", [i / 25 for i in range(8)]), 25, 1920)
+    clip = Clip(write_numbered_video(tmp_path / "a.mp4", [i / 25 for i in range(8)]), 25, 1920)
     order = [*range(8), *range(6, 0, -1), *range(8)]
     shown = [
         (place, round((float(picture.planes()[0].mean()) - 16) / 4)) for place, picture in back_and_forth(clip, 8, 22)
@@ -73,7 +75,7 @@ def test_a_short_clip_goes_there_and_back_from_the_file(tmp_path: Path, monkeypa
 
 
 def test_a_still_picture_is_a_clip_of_one(tmp_path: Path) -> None:
-    clip = Clip(numbered(tmp_path / "a.mp4", [0.0]), 25, 1920)
+    clip = Clip(write_numbered_video(tmp_path / "a.mp4", [0.0]), 25, 1920)
     assert [place for place, _ in back_and_forth(clip, 1, 5)] == [0] * 5
 
 
@@ -102,7 +104,7 @@ def refused(code: str, path: Path) -> None:
 def test_a_cut_off_video_is_unreadable(tmp_path: Path, samples: Path, share: float, index_first: bool) -> None:
     whole = samples / "face.mp4"
     if index_first:
-        whole = resized(whole, tmp_path / "whole.mp4", 320, 180)
+        whole = write_resized_video(whole, tmp_path / "whole.mp4", 320, 180)
         share = min(share, 0.6)
     data = whole.read_bytes()
     path = tmp_path / "cut.mp4"
@@ -127,11 +129,11 @@ def test_a_playlist_reads_no_other_file(tmp_path: Path, samples: Path) -> None:
 
 
 def test_sound_without_picture_and_picture_without_sound(tmp_path: Path) -> None:
-    refused("unreadable_video", speechlike(tmp_path / "a.wav", 1.0))
-    refused("unreadable_audio", numbered(tmp_path / "a.mp4", [0, 0.1]))
+    refused("unreadable_video", write_wav(tmp_path / "a.wav", 1.0))
+    refused("unreadable_audio", write_numbered_video(tmp_path / "a.mp4", [0, 0.1]))
 
 
 def test_too_long_a_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(jobkit.BadInput) as raised:
-        list(sound.samples(speechlike(tmp_path / "long.wav", 3.0), 2.0))
+        list(sound.samples(write_wav(tmp_path / "long.wav", 3.0), 2.0))
     assert raised.value.code == "input_too_large"

@@ -11,9 +11,8 @@ import av
 import pytest
 import torch
 
-from runner.gpu.child import nvml
-from runner.gpu.watch import Watch
-from schemas.gpu import WatchState
+from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from schemas.gpu import GpuMonitorState
 from tests.images.preview.conftest import Run
 
 pytestmark = pytest.mark.gpu
@@ -33,16 +32,16 @@ def cuda() -> None:
 async def test_a_preview_is_made_on_the_card(cuda: None, run: Run, samples: Path) -> None:
     peak = 0
 
-    async def look(watch: Watch) -> None:
+    async def look(watch: NvmlMonitor) -> None:
         nonlocal peak
         seen = watch.snapshot()
         while True:
             peak = max(peak, *(sample.memory_used_mb for sample in seen.samples))
-            seen = await watch.changed(seen)
+            seen = await watch.wait_for_change(seen)
 
-    async with Watch(nvml(0.2), clock=time.time, random=random.random) as watch:
+    async with NvmlMonitor(nvml_spawner(0.2), clock=time.time, random=random.random) as watch:
         before = watch.snapshot()
-        assert before.state is WatchState.OK, before.why
+        assert before.state is GpuMonitorState.OK, before.why
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, watch)
             began = time.monotonic()

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from lipsync.encode import COMMENT, Coding
-from lipsync.engine import Engine
-from lipsync.options import Options
-from schemas.container import ErrorLine, ExitCode, Metric, Progress
-from schemas.endpoint import parse
-from tests.images.job_process import IMAGES, make_job, messages, started
-from tests.images.preview.footage import resized, speechlike
-from tests.images.preview.sync import best, lips, loudness
+from lipsync.engine import PreviewEngine
+from lipsync.options import PreviewOptions
+from schemas.container_protocol import ErrorLine, ExitCode, MetricLine, ProgressLine
+from schemas.endpoint import parse_endpoint
+from tests.images.job_process import IMAGES, make_job, parse_messages, run_program
+from tests.images.preview.lip_sync import best_correlation, measure_lip_opening, measure_loudness
+from tests.images.preview.sample_videos import write_resized_video, write_wav
 
 MAIN = IMAGES / "preview" / "main.py"
 Run = Callable[..., SimpleNamespace]
@@ -55,27 +55,27 @@ def test_sound_and_picture_lie_side_by_side_in_the_file(spoken: SimpleNamespace)
 
 
 def test_progress_rises_to_one(spoken: SimpleNamespace) -> None:
-    progress = [line for line in spoken.said if isinstance(line, Progress)]
+    progress = [line for line in spoken.said if isinstance(line, ProgressLine)]
     fractions = [line.fraction for line in progress]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert {line.stage for line in progress} == {"track", "render"}
-    assert {line.name for line in spoken.said if isinstance(line, Metric)} == {"track_fps", "render_fps"}
+    assert {line.name for line in spoken.said if isinstance(line, MetricLine)} == {"track_fps", "render_fps"}
 
 
-def test_lips_follow_this_speech_and_no_other(spoken: SimpleNamespace, samples: Path, engine: Engine) -> None:
-    opening = lips(spoken.out / "result.mp4", engine)
-    own, lag = best(opening, loudness(samples / "speech.wav"))
-    other, _ = best(opening, loudness(samples / "speech2.wav"))
+def test_lips_follow_this_speech_and_no_other(spoken: SimpleNamespace, samples: Path, engine: PreviewEngine) -> None:
+    opening = measure_lip_opening(spoken.out / "result.mp4", engine)
+    own, lag = best_correlation(opening, measure_loudness(samples / "speech.wav"))
+    other, _ = best_correlation(opening, measure_loudness(samples / "speech2.wav"))
     assert own >= 0.5
     assert abs(lag) <= 1
     assert own > other
 
 
-def test_silence_keeps_the_mouth_shut(run: Run, samples: Path, tmp_path: Path, engine: Engine) -> None:
-    done = run(samples / "face.mp4", speechlike(tmp_path / "silence.wav", 2.0))
+def test_silence_keeps_the_mouth_shut(run: Run, samples: Path, tmp_path: Path, engine: PreviewEngine) -> None:
+    done = run(samples / "face.mp4", write_wav(tmp_path / "silence.wav", 2.0))
     assert done.code == 0, done.log
-    assert np.quantile(lips(done.out / "result.mp4", engine), 0.9) < 0.08
+    assert np.quantile(measure_lip_opening(done.out / "result.mp4", engine), 0.9) < 0.08
 
 
 def test_no_face_is_the_clients_fault(run: Run, samples: Path) -> None:
@@ -89,9 +89,9 @@ def test_without_its_packages_it_says_how_to_install_them(samples: Path, tmp_pat
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
     files = {"v.mp4": (samples / "face.mp4").read_bytes(), "a.wav": (samples / "speech2.wav").read_bytes()}
     job = make_job(tmp_path / "job", {"video": "v.mp4", "audio": "a.wav"}, **files)
-    with started(MAIN, job, PYTHONPATH=f"{tmp_path}:{IMAGES / 'jobkit'}") as process:
+    with run_program(MAIN, job, PYTHONPATH=f"{tmp_path}:{IMAGES / 'jobkit'}") as process:
         out, _ = process.communicate(timeout=60)
-    failed = [message for message in messages(out) if isinstance(message, ErrorLine)]
+    failed = [message for message in parse_messages(out) if isinstance(message, ErrorLine)]
     assert [(one.code, one.message.split(":")[0]) for one in failed] == [
         ("model_load_failed", "torch is not installed for preview")
     ]
@@ -105,7 +105,7 @@ def test_a_truncated_video_is_unreadable(run: Run, samples: Path, tmp_path: Path
 
 
 def test_a_video_without_sound_is_no_speech(run: Run, samples: Path, tmp_path: Path) -> None:
-    mute = resized(samples / "face.mp4", tmp_path / "mute.mp4", 320, 180)
+    mute = write_resized_video(samples / "face.mp4", tmp_path / "mute.mp4", 320, 180)
     done = run(samples / "face.mp4", mute)
     assert (done.code, errors(done)) == (ExitCode.BAD_INPUT, ["unreadable_audio"])
 
@@ -126,14 +126,14 @@ def test_options_are_kept(run: Run, samples: Path) -> None:
 def test_sigterm_ends_it_and_leaves_no_result(samples: Path, tmp_path: Path) -> None:
     files = {"v.mp4": (samples / "face.mp4").read_bytes(), "a.wav": (samples / "speech.wav").read_bytes()}
     folder = make_job(tmp_path, {"video": "v.mp4", "audio": "a.wav"}, **files)
-    with started(MAIN, folder) as process:
+    with run_program(MAIN, folder) as process:
         assert process.stdout is not None
         while b"render" not in process.stdout.readline():
             pass
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGTERM
-    assert not [line for line in messages(rest) if isinstance(line, ErrorLine)]
+    assert not [line for line in parse_messages(rest) if isinstance(line, ErrorLine)]
     assert list((folder / "out").iterdir()) == []
 
 
@@ -154,7 +154,7 @@ def cost(folder: Path) -> tuple[float, float]:
 @pytest.mark.parametrize(("size", "least_fps"), [((640, 360), 20), ((1920, 1080), 10)])
 def test_cost_of_a_picture_is_bounded(samples: Path, tmp_path: Path, size: tuple[int, int], least_fps: int) -> None:
     """In two cores' processor time: a shared machine's clock tells nothing. At 1080p the face is 700 pixels high."""
-    video = resized(samples / "face.mp4", tmp_path / "v.mp4", *size).read_bytes()
+    video = write_resized_video(samples / "face.mp4", tmp_path / "v.mp4", *size).read_bytes()
     files = {"v.mp4": video, "a.wav": (samples / "speech.wav").read_bytes()}
     spent, peak = cost(make_job(tmp_path, {"video": "v.mp4", "audio": "a.wav"}, **files))
     assert 178 / spent * 2 >= least_fps
@@ -163,10 +163,10 @@ def test_cost_of_a_picture_is_bounded(samples: Path, tmp_path: Path, size: tuple
 
 @pytest.mark.long(13)
 def test_memory_does_not_grow_with_the_length(samples: Path, tmp_path: Path) -> None:
-    video = resized(samples / "face.mp4", tmp_path / "v.mp4", 320, 180).read_bytes()
+    video = write_resized_video(samples / "face.mp4", tmp_path / "v.mp4", 320, 180).read_bytes()
     peaks = []
     for seconds in (20, 80):
-        audio = speechlike(tmp_path / f"{seconds}.wav", seconds).read_bytes()
+        audio = write_wav(tmp_path / f"{seconds}.wav", seconds).read_bytes()
         files = {"v.mp4": video, "a.wav": audio}
         _, peak = cost(make_job(tmp_path / str(seconds), {"video": "v.mp4", "audio": "a.wav", "fps": 10}, **files))
         peaks.append(peak)
@@ -174,11 +174,13 @@ def test_memory_does_not_grow_with_the_length(samples: Path, tmp_path: Path) -> 
 
 
 def test_endpoint_says_what_the_code_takes() -> None:
-    endpoint = parse((IMAGES / "preview" / "endpoint.toml").read_text())
+    endpoint = parse_endpoint((IMAGES / "preview" / "endpoint.toml").read_text())
     fields = endpoint.input["properties"]
     assets = sorted(name for name, field in fields.items() if field.get("format") == "asset")
     assert sorted(endpoint.input["required"]) == assets == ["audio", "video"]
     defaults = {name: field["default"] for name, field in fields.items() if name not in assets}
-    assert Options.of({}) == Options.of(defaults) == Options(Coding(25, 20, "superfast"), 1.0, 1920)
+    assert (
+        PreviewOptions.of({}) == PreviewOptions.of(defaults) == PreviewOptions(Coding(25, 20, "superfast"), 1.0, 1920)
+    )
     assert endpoint.warm
     assert endpoint.resources.gpu_optional

@@ -9,7 +9,7 @@ import torch
 from lipsync.clip import Clip
 from lipsync.colour import to_rgb
 from lipsync.compose import Composer, Layout
-from lipsync.engine import Engine
+from lipsync.engine import PreviewEngine
 from lipsync.landmarks import LOWER_INNER, UPPER_INNER, openness
 from lipsync.mouth import closed, speaking
 from lipsync.picture import Bytes
@@ -41,11 +41,11 @@ def clip(samples: Path) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def calm(clip: Clip, engine: Engine) -> Scan:
+def calm(clip: Clip, engine: PreviewEngine) -> Scan:
     return scan(clip, CALM, engine, lambda _: None)
 
 
-def drawn(clip: Clip, seen: Scan, engine: Engine, curves: torch.Tensor, place: int = 3) -> tuple[Bytes, Bytes]:
+def drawn(clip: Clip, seen: Scan, engine: PreviewEngine, curves: torch.Tensor, place: int = 3) -> tuple[Bytes, Bytes]:
     composer = Composer(seen, Person(seen.face, seen.teeth, 1.0), Layout.of(seen, clip.shape), engine)
     sink = Sink()
     composer.compose(iter([(place, next(clip.pictures(place, place + 1)))]), curves, sink, lambda _: None)
@@ -56,14 +56,14 @@ def luma(clip: Clip, place: int = 3) -> np.ndarray:
     return next(clip.pictures(place, place + 1)).planes()[0].astype(int)
 
 
-def test_saying_nothing_leaves_a_shut_mouth_as_it_was(clip: Clip, calm: Scan, engine: Engine) -> None:
+def test_saying_nothing_leaves_a_shut_mouth_as_it_was(clip: Clip, calm: Scan, engine: PreviewEngine) -> None:
     after, _ = drawn(clip, calm, engine, SILENT)
     change = np.abs(after.astype(int) - luma(clip))
     assert change.mean() < 0.3
     assert np.quantile(change, 0.999) < 16
 
 
-def test_saying_ah_opens_the_mouth_and_leaves_the_rest_alone(clip: Clip, calm: Scan, engine: Engine) -> None:
+def test_saying_ah_opens_the_mouth_and_leaves_the_rest_alone(clip: Clip, calm: Scan, engine: PreviewEngine) -> None:
     after, _ = drawn(clip, calm, engine, AH)
     layout = Layout.of(calm, clip.shape)
     left, top = layout.corners[3]
@@ -79,7 +79,7 @@ def test_saying_ah_opens_the_mouth_and_leaves_the_rest_alone(clip: Clip, calm: S
     assert np.quantile(change[border], 0.99) <= 4
 
 
-def test_the_tracker_sees_the_mouth_that_was_drawn(clip: Clip, calm: Scan, engine: Engine) -> None:
+def test_the_tracker_sees_the_mouth_that_was_drawn(clip: Clip, calm: Scan, engine: PreviewEngine) -> None:
     """It sees less than was drawn: the mesh net leans to common faces."""
     shut, open_ = (rgb(*drawn(clip, calm, engine, curves)) for curves in (SILENT, AH))
     (track,) = tracks(engine.faces, engine.lanes, [torch.cat([shut, open_])])

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lipsync import features, sound, voice
-from lipsync.engine import Engine
+from lipsync.engine import PreviewEngine
 from lipsync.interpreter import Interpreter
 from lipsync.tracker import _model
-from tests.images.preview.sync import FPS
+from tests.images.preview.lip_sync import FPS
 
 CPU = torch.device("cpu")
 
@@ -36,34 +36,34 @@ def test_interpreter_answers_as_litert_does(name: str) -> None:
             assert (got - wanted).abs().max() < 5e-4 * max(1.0, float(wanted.abs().max()))
 
 
-def test_a_batch_is_answered_like_its_pictures(engine: Engine) -> None:
+def test_a_batch_is_answered_like_its_pictures(engine: PreviewEngine) -> None:
     net = engine.faces.mesh
     pictures = torch.cat([pattern(net.size), pattern(net.size).flip(3)])
     together = net(pictures)[0]
     assert torch.allclose(together, torch.cat([net(one[None])[0] for one in pictures]), atol=1e-3)
 
 
-def heard(engine: Engine, samples: np.ndarray | torch.Tensor) -> torch.Tensor:
+def heard(engine: PreviewEngine, samples: np.ndarray | torch.Tensor) -> torch.Tensor:
     blocks = [torch.as_tensor(samples, dtype=torch.float32)]
     found = features.extract(blocks, CPU)
     return voice.curves(engine.mouth, found, FPS, max(1, round(found.seconds * FPS)))
 
 
-def test_silence_shuts_the_mouth(engine: Engine) -> None:
+def test_silence_shuts_the_mouth(engine: PreviewEngine) -> None:
     assert heard(engine, np.zeros(32_000)).max() < 1e-6
 
 
-def test_noise_below_hearing_shuts_the_mouth(engine: Engine) -> None:
+def test_noise_below_hearing_shuts_the_mouth(engine: PreviewEngine) -> None:
     assert heard(engine, np.random.default_rng(0).normal(0, 0.0003, 32_000)).max() < 0.01
 
 
 @pytest.mark.parametrize("hz", [220, 440, 1000])
-def test_a_tone_is_not_speech(engine: Engine, hz: int) -> None:
+def test_a_tone_is_not_speech(engine: PreviewEngine, hz: int) -> None:
     tone = 0.5 * np.sin(2 * np.pi * hz * np.arange(48_000) / 16_000)
     assert heard(engine, tone)[:, 0].mean() < 0.25  # its start may be taken for a consonant
 
 
-def test_speech_opens_and_closes_the_mouth_however_loud_it_is(engine: Engine, samples: Path) -> None:
+def test_speech_opens_and_closes_the_mouth_however_loud_it_is(engine: PreviewEngine, samples: Path) -> None:
     speech = torch.cat(list(sound.samples(samples / "speech.wav", 60.0)))
     loud, faint = heard(engine, speech), heard(engine, speech * 0.2)
     assert loud[:, 0].max() > 0.6
@@ -80,7 +80,7 @@ def test_blocks_do_not_change_what_is_heard(samples: Path) -> None:
 
 
 def test_long_speech_is_heard_in_passes_without_a_seam(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, samples: Path
+    engine: PreviewEngine, monkeypatch: pytest.MonkeyPatch, samples: Path
 ) -> None:
     speech = torch.cat(list(sound.samples(samples / "speech.wav", 60.0)))
     at_once = heard(engine, speech)

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines import choice
-from runner.engines.choice import FILE, Choice, Decision, DecisionUnreadable, choose, docker_client
+from runner.engines import selection
+from runner.engines.selection import (
+    DECISION_FILE,
+    EngineChoice,
+    EngineDecision,
+    EngineDecisionUnreadable,
+    choose_engine,
+    find_docker,
+)
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
 LATER = datetime(2026, 11, 30, tzinfo=UTC)
@@ -17,55 +24,55 @@ CLIENT = "docker is installed"
 
 @pytest.mark.parametrize(("client", "engine"), [(CLIENT, "docker"), (None, "process")])
 def test_auto_decides_at_the_first_start_and_never_again(tmp_path: Path, client: str | None, engine: str) -> None:
-    first = choose(tmp_path, "auto", client, NOW)
-    assert (first.decision.engine, first.decision.at, first.before) == (engine, NOW, None)
+    first = choose_engine(tmp_path, "auto", client, NOW)
+    assert (first.decision.engine, first.decision.at, first.previous) == (engine, NOW, None)
     for later in (CLIENT, None):
-        assert choose(tmp_path, "auto", later, LATER) == Choice(first.decision)
+        assert choose_engine(tmp_path, "auto", later, LATER) == EngineChoice(first.decision)
 
 
 @pytest.mark.parametrize("engine", ["docker", "process"])
 def test_an_engine_asked_for_by_name_wins_and_is_kept(tmp_path: Path, engine: str) -> None:
     other = "process" if engine == "docker" else "docker"
-    choose(tmp_path, "auto", CLIENT if other == "docker" else None, NOW)
-    made = choose(tmp_path, engine, CLIENT, LATER)  # type: ignore[arg-type]
-    assert (made.decision.engine, made.before) == (engine, other)
+    choose_engine(tmp_path, "auto", CLIENT if other == "docker" else None, NOW)
+    made = choose_engine(tmp_path, engine, CLIENT, LATER)  # type: ignore[arg-type]
+    assert (made.decision.engine, made.previous) == (engine, other)
     assert f"engine = {engine}" in made.decision.why
-    assert choose(tmp_path, "auto", None, LATER) == Choice(made.decision)
-    assert choose(tmp_path, engine, None, LATER) == Choice(made.decision)  # type: ignore[arg-type]
+    assert choose_engine(tmp_path, "auto", None, LATER) == EngineChoice(made.decision)
+    assert choose_engine(tmp_path, engine, None, LATER) == EngineChoice(made.decision)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"engine":"podman","why":"","at":"2026-11-29T00:00:00Z"}'])
 def test_a_decision_that_cannot_be_read_is_not_made_again(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / DECISION_FILE).write_bytes(content)
     for asked in ("auto", "docker", "process"):
-        with pytest.raises(DecisionUnreadable, match=r"engine.json.*cannot be read.*delete it"):
-            choose(tmp_path, asked, CLIENT, NOW)  # type: ignore[arg-type]
-    assert (tmp_path / FILE).read_bytes() == content
+        with pytest.raises(EngineDecisionUnreadable, match=r"engine.json.*cannot be read.*delete it"):
+            choose_engine(tmp_path, asked, CLIENT, NOW)  # type: ignore[arg-type]
+    assert (tmp_path / DECISION_FILE).read_bytes() == content
 
 
 def test_it_is_written_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
-    choose(tmp_path, "auto", CLIENT, NOW)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
-    assert json.loads((tmp_path / FILE).read_text())["engine"] == "docker"
+    choose_engine(tmp_path, "auto", CLIENT, NOW)
+    assert [path.name for path in tmp_path.iterdir()] == [DECISION_FILE]
+    assert (tmp_path / DECISION_FILE).stat().st_mode & 0o777 == 0o600
+    assert json.loads((tmp_path / DECISION_FILE).read_text())["engine"] == "docker"
 
 
 def test_what_a_newer_release_adds_to_it_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('{"engine":"process","why":"w","at":"2026-11-29T00:00:00Z","new":1}')
-    assert choose(tmp_path, "auto", CLIENT, LATER).decision == Decision("process", "w", NOW)
+    (tmp_path / DECISION_FILE).write_text('{"engine":"process","why":"w","at":"2026-11-29T00:00:00Z","new":1}')
+    assert choose_engine(tmp_path, "auto", CLIENT, LATER).decision == EngineDecision("process", "w", NOW)
 
 
 def test_what_makes_a_machine_one_with_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client or an address, never an answer: Docker may be starting, as this runner is."""
     empty, socket = {"PATH": str(tmp_path)}, tmp_path / "docker.sock"
-    monkeypatch.setattr(choice, "SOCKET", str(socket))
-    assert docker_client(None, empty) is None
-    assert docker_client("/nowhere.sock", empty) == "docker_socket names /nowhere.sock"
-    assert docker_client(None, {**empty, "DOCKER_HOST": "unix:///no.sock"}) == "DOCKER_HOST names unix:///no.sock"
+    monkeypatch.setattr(selection, "DOCKER_SOCKET", str(socket))
+    assert find_docker(None, empty) is None
+    assert find_docker("/nowhere.sock", empty) == "docker_socket names /nowhere.sock"
+    assert find_docker(None, {**empty, "DOCKER_HOST": "unix:///no.sock"}) == "DOCKER_HOST names unix:///no.sock"
     socket.touch()
-    assert docker_client(None, empty) == f"{socket} is there"
+    assert find_docker(None, empty) == f"{socket} is there"
     program = tmp_path / "docker"
     program.touch()
     program.chmod(0o755)
-    assert docker_client(None, empty) == f"{program} is installed"
-    assert docker_client(None, {**empty, "PATH": os.devnull}) == f"{socket} is there"
+    assert find_docker(None, empty) == f"{program} is installed"
+    assert find_docker(None, {**empty, "PATH": os.devnull}) == f"{socket} is there"

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from runner.engines.jobuser import JobUser, NoSuchUser, job_user, own_name
-from tests.engine_host import ROOT
-from tests.job_user import cannot_run_as_nobody
+from runner.engines.job_user import JobUser, NoSuchUser, current_user_name, resolve_job_user
+from tests.support.docker_images import ROOT
+from tests.support.job_user import why_not_nobody
 
 NOBODY = pwd.getpwnam("nobody")
 
@@ -23,7 +23,7 @@ def running_as(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
 @pytest.mark.parametrize("asked", [None, "nobody"])
 def test_root_runs_them_as_nobody(monkeypatch: pytest.MonkeyPatch, asked: str | None) -> None:
     running_as(monkeypatch, 0)
-    user = job_user(asked)
+    user = resolve_job_user(asked)
     assert isinstance(user, JobUser)
     assert (user.name, user.uid, user.gid) == ("nobody", NOBODY.pw_uid, NOBODY.pw_gid)
     assert NOBODY.pw_gid in user.groups
@@ -32,23 +32,23 @@ def test_root_runs_them_as_nobody(monkeypatch: pytest.MonkeyPatch, asked: str | 
 @pytest.mark.parametrize(("uid", "asked"), [(0, ""), (0, "root"), (1234, None), (1234, ""), (NOBODY.pw_uid, "nobody")])
 def test_or_as_itself(monkeypatch: pytest.MonkeyPatch, uid: int, asked: str | None) -> None:
     running_as(monkeypatch, uid)
-    assert job_user(asked) is None
+    assert resolve_job_user(asked) is None
 
 
 def test_only_root_can_become_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     running_as(monkeypatch, 1234)
     with pytest.raises(NoSuchUser, match="only root can run jobs as nobody: start the runner as root, or set"):
-        job_user("nobody")
-    assert own_name() == "1234"
+        resolve_job_user("nobody")
+    assert current_user_name() == "1234"
 
 
 def test_a_user_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     running_as(monkeypatch, 0)
     with pytest.raises(NoSuchUser, match=r"there is no user no-one-at-all on this machine.*useradd"):
-        job_user("no-one-at-all")
+        resolve_job_user("no-one-at-all")
 
 
-@pytest.mark.skipif(cannot_run_as_nobody() is not None, reason=cannot_run_as_nobody() or "")
+@pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
 @pytest.mark.parametrize("hidden", ["image", "jobs"])
 def test_where_a_folder_cannot_be_shown_it_is_named_with_what_to_do(hidden: str) -> None:
     """As in a rented container, whose root may make no mount namespace."""

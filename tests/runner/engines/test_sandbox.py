@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 
-from runner.engines.port import Identity, Limits, Spec
-from runner.engines.replies import engine_info, exit_of, start_failure, was_started
-from runner.engines.sandbox import Injection, container_config, identity_of, labels, owned_by
+from runner.engines.docker_container_config import container_config, identity_from_labels, label_filters, to_labels
+from runner.engines.docker_replies import classify_start_failure, parse_engine_info, parse_exit, was_started
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, GpuInjection
 
-IDENTITY = Identity(installation="i", host="h", owner="ann", job="j", round=2, attempt=3)
+IDENTITY = ContainerIdentity(installation="i", host="h", owner="ann", job="j", round=2, attempt=3)
 
 
-def spec(**changes: Any) -> Spec:
-    limits = Limits(memory_mb=512, cpus=1.5, pids=99, shm_mb=128)
-    return Spec(**{"identity": IDENTITY, "image": "x", "job_dir": Path("/data/j"), "limits": limits, **changes})
+def spec(**changes: Any) -> ContainerSpec:
+    limits = ContainerLimits(memory_mb=512, cpus=1.5, pids=99, shm_mb=128)
+    return ContainerSpec(
+        **{"identity": IDENTITY, "image": "x", "job_dir": Path("/data/j"), "limits": limits, **changes}
+    )
 
 
 def test_the_whole_request() -> None:
@@ -79,7 +81,7 @@ def test_a_warm_one_may_write_its_folder_but_not_in() -> None:
     }
 
 
-CARDS: dict[Injection, tuple[dict[str, Any], str]] = {
+CARDS: dict[GpuInjection, tuple[dict[str, Any], str]] = {
     "cdi": ({"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-a"]}]}, "void"),
     "device_request": (
         {
@@ -98,7 +100,7 @@ CARDS: dict[Injection, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("injection", CARDS)
-def test_a_card_is_given_by_uuid(injection: Injection) -> None:
+def test_a_card_is_given_by_uuid(injection: GpuInjection) -> None:
     config = container_config(spec(gpus=("GPU-a",)), "1:2", injection, "{}")
     devices, visible = CARDS[injection]
     assert {name: config["HostConfig"].get(name) for name in devices} == devices
@@ -107,8 +109,8 @@ def test_a_card_is_given_by_uuid(injection: Injection) -> None:
 
 
 def test_labels_round_trip() -> None:
-    assert identity_of(labels(IDENTITY)) == IDENTITY
-    assert owned_by("i", "h") == ["lamplighter.installation=i", "lamplighter.host=h"]
+    assert identity_from_labels(to_labels(IDENTITY)) == IDENTITY
+    assert label_filters("i", "h") == ["lamplighter.installation=i", "lamplighter.host=h"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_labels_round_trip() -> None:
     ],
 )
 def test_why_a_container_did_not_start(text: str, code: str) -> None:
-    assert start_failure(text) == code
+    assert classify_start_failure(text) == code
 
 
 def test_a_state_is_read_with_its_traps() -> None:
@@ -132,7 +134,7 @@ def test_a_state_is_read_with_its_traps() -> None:
         "StartedAt": "2026-11-21T18:39:39.276918123+08:00",
         "FinishedAt": "0001-01-01T00:00:00Z",
     }
-    found = exit_of(state)
+    found = parse_exit(state)
     assert (found.code, found.oom_killed, found.finished_at) == (0, True, None)
     assert str(found.started_at) == "2026-11-21 10:39:39.276918+00:00"
     assert was_started(state)
@@ -142,8 +144,8 @@ def test_a_state_is_read_with_its_traps() -> None:
 def test_what_an_engine_lacks_is_told() -> None:
     able = {"LiveRestoreEnabled": True, "MemoryLimit": True, "SwapLimit": True, "PidsLimit": True}
     able |= {"ServerVersion": "28.2.2", "SecurityOptions": ["name=seccomp,profile=default"]}
-    assert engine_info(able).notes == ()
-    assert engine_info({**able, "LiveRestoreEnabled": False}).notes == (
+    assert parse_engine_info(able).notes == ()
+    assert parse_engine_info({**able, "LiveRestoreEnabled": False}).notes == (
         "the daemon ends containers when it restarts: set live-restore",
     )
 

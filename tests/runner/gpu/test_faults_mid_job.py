@@ -7,23 +7,22 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.engines.memory import Box
 from runner.engines.port import WARM_ENV, StartFailed
-from runner.gpu.fitness import FitnessPolicy
-from runner.settings import GpuSettings, ProbeSettings
-from schemas.container import ExitCode
-from schemas.gpu import WatchState
-from schemas.reasons import Reason
-from schemas.words import Status
-from tests.broker import until
-from tests.runner.gpu.cards import StubCards, uuid
+from runner.gpu.health import GpuHealthPolicy
+from runner.settings import GpuProbeSettings, GpuSettings
+from schemas.container_protocol import ExitCode
+from schemas.gpu import GpuMonitorState
+from schemas.status import Status, WaitReason
+from tests.runner.gpu.stub_monitor import run_stub_monitor
+from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.runner.gpu.test_gpu_faults import NEW_DRIVER
-from tests.runner.gpu.watching import watching
-from tests.runner.warmed import kind, waked
-from tests.runner.world import World, out
+from tests.runner.warm_programs import wait_for_start_line, warm_endpoint
+from tests.support.fake_engine import FakeContainer
+from tests.support.runner_environment import RunnerEnvironment, write_outputs
+from tests.support.wait import wait_until
 
 HOST = "gpu-1"
-QUICK = FitnessPolicy(owner_settle_s=0.1, owner_quiet_s=0.2)
+QUICK = GpuHealthPolicy(owner_settle_s=0.1, owner_quiet_s=0.2)
 
 
 class Gpu:
@@ -37,18 +36,18 @@ class Gpu:
         self.cards: list[str] = []
         self.probes: list[str] = []
 
-    async def __call__(self, box: Box) -> int:
+    async def __call__(self, box: FakeContainer) -> int:
         if box.spec.env.get(WARM_ENV) == "1":
             self.probes += box.spec.gpus
             if self.unproved:
                 return ExitCode.GPU_UNUSABLE
-            await waked(box)
+            await wait_for_start_line(box)
         self.cards += box.spec.gpus
         first = len(self.cards) == 1
         self.started.set()
         if first:
             await self.pushed.wait()
-        out(box)
+        write_outputs(box)
         return self.code if first else 0
 
 
@@ -58,169 +57,176 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture
-def world(tmp_path: Path, gpu: Gpu) -> World:
+def world(tmp_path: Path, gpu: Gpu) -> RunnerEnvironment:
     """Endpoint `gpu` needs 8 GB of a card. Nothing waits for jobs: what starts warm is a probe."""
-    made = World(tmp_path / "world")
+    made = RunnerEnvironment(tmp_path / "world")
     made.folder.mkdir()
     made.programs = {"gpu": gpu}
-    made.kinds = {"gpu": kind("gpu", tmp_path, gpus=1, vram_mb=8000)}
-    made.gpu_settings = GpuSettings(fitness=QUICK, probe=ProbeSettings(patience_s=5.0, first_s=0.1, most_s=0.2))
+    made.kinds = {"gpu": warm_endpoint("gpu", tmp_path, gpus=1, vram_mb=8000)}
+    made.gpu_settings = GpuSettings(fitness=QUICK, probe=GpuProbeSettings(patience_s=5.0, first_s=0.1, most_s=0.2))
     made.warm = replace(made.warm, on=False)
     return made
 
 
-async def cannot(world: World, reason: Reason | None) -> None:
+async def cannot(world: RunnerEnvironment, reason: WaitReason | None) -> None:
     """Wait until the host says that endpoint `gpu` cannot start for this reason, or can."""
 
     async def told() -> bool:
-        row = await world.edge.hosts.get(HOST)
-        return row is not None and row.value.cannot.get("gpu") == (reason and str(reason))
+        row = await world.edge.heartbeats.get(HOST)
+        return row is not None and row.value.unschedulable.get("gpu") == (reason and str(reason))
 
-    await until(told)
+    await wait_until(told)
 
 
-async def test_a_card_falls_off_the_bus_under_a_job(world: World, gpu: Gpu, tmp_path: Path) -> None:
+async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """XID 79: the job goes back at no cost, and runs again once the card has proved itself."""
-    cards = StubCards(tmp_path)
+    cards = StubNvml(tmp_path)
     gpu.code = 1
-    async with watching(cards) as watch:
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life() as life:
+        async with world.run_runner() as life:
             key = await world.submit("gpu")
             await gpu.started.wait()
-            (holding,) = life.means.cards._held
+            (holding,) = life.means.gpu_allocator._allocations
             cards.xid(0, 79)
 
             async def heard() -> bool:
                 return holding.xid == 79
 
-            await until(heard)
+            await wait_until(heard)
             gpu.pushed.set()
-            job = await world.ended(key)
-    assert (job.status, job.attempt, job.charged, job.releases) == (Status.SUCCEEDED, 2, 0, {"gpu_lost": 1})
-    assert gpu.probes == [uuid(0)]
+            job = await world.wait_until_ended(key)
+    assert (job.status, job.attempt, job.charged_attempts, job.free_releases) == (
+        Status.SUCCEEDED,
+        2,
+        0,
+        {"gpu_lost": 1},
+    )
+    assert gpu.probes == [gpu_uuid(0)]
 
 
 async def test_while_one_card_does_not_prove_itself_the_other_takes_the_job(
-    world: World, gpu: Gpu, tmp_path: Path
+    world: RunnerEnvironment, gpu: Gpu, tmp_path: Path
 ) -> None:
-    cards = StubCards(tmp_path, count=2)
+    cards = StubNvml(tmp_path, count=2)
     gpu.code, gpu.unproved = 1, True
-    async with watching(cards) as watch:
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life() as life:
+        async with world.run_runner() as life:
             key = await world.submit("gpu")
             await gpu.started.wait()
             (struck,) = gpu.cards
             cards.xid(int(struck[-1]), 79)
 
             async def heard() -> bool:
-                return bool(life.means.cards._held) and life.means.cards._held[0].xid == 79
+                return (
+                    bool(life.means.gpu_allocator._allocations) and life.means.gpu_allocator._allocations[0].xid == 79
+                )
 
-            await until(heard)
+            await wait_until(heard)
             gpu.pushed.set()
-            job = await world.ended(key)
-    assert (job.status, job.releases) == (Status.SUCCEEDED, {"gpu_lost": 1})
-    assert gpu.cards == [struck, uuid(1 - int(struck[-1]))]
+            job = await world.wait_until_ended(key)
+    assert (job.status, job.free_releases) == (Status.SUCCEEDED, {"gpu_lost": 1})
+    assert gpu.cards == [struck, gpu_uuid(1 - int(struck[-1]))]
 
 
-async def test_a_probe_that_fails_is_not_repeated_at_once(world: World, gpu: Gpu, tmp_path: Path) -> None:
-    async with watching(StubCards(tmp_path)) as watch:
+async def test_a_probe_that_fails_is_not_repeated_at_once(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
+    async with run_stub_monitor(StubNvml(tmp_path)) as watch:
         world.gpus = watch
-        async with world.life() as life:
+        async with world.run_runner() as life:
             await cannot(world, None)
-            life.engine.refuse = StartFailed("gpu_unsupported", "no toolkit")
-            life.means.cards.erred((uuid(0),), "the test said so")
+            life.engine.next_start_failure = StartFailed("gpu_unsupported", "no toolkit")
+            life.means.gpu_allocator.mark_faulty((gpu_uuid(0),), "the test said so")
 
             async def tried() -> bool:
-                return "its probe failed: no toolkit" in (life.means.cards.reports()[0].reason or "")
+                return "its probe failed: no toolkit" in (life.means.gpu_allocator.reports()[0].reason or "")
 
-            await until(tried)
+            await wait_until(tried)
             assert gpu.probes == []
             await cannot(world, None)
-    assert gpu.probes == [uuid(0)]
+    assert gpu.probes == [gpu_uuid(0)]
 
 
-async def test_every_call_hangs_for_a_while(world: World, gpu: Gpu, tmp_path: Path) -> None:
+async def test_every_call_hangs_for_a_while(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """What runs goes on and ends; what waits is told why, and starts by itself when the driver is back."""
-    cards = StubCards(tmp_path)
-    async with watching(cards) as watch:
+    cards = StubNvml(tmp_path)
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life():
+        async with world.run_runner():
             running = await world.submit("gpu")
             await gpu.started.wait()
             cards.set(hang=1)
-            await cannot(world, Reason.GPU_UNHEALTHY)
-            assert watch.snapshot().state is WatchState.HUNG
+            await cannot(world, WaitReason.GPU_UNHEALTHY)
+            assert watch.snapshot().state is GpuMonitorState.HUNG
             gpu.pushed.set()
-            assert (await world.ended(running)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(running)).status is Status.SUCCEEDED
             waiting = await world.submit("gpu", "j2")
             cards.set(hang=0)
-            assert (await world.ended(waiting)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(waiting)).status is Status.SUCCEEDED
     assert gpu.probes == []
 
 
-async def test_an_error_pends_and_is_reset(world: World, gpu: Gpu, tmp_path: Path) -> None:
+async def test_an_error_pends_and_is_reset(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """A probe would prove nothing while the row still pends; after the reset it does."""
-    cards = StubCards(tmp_path, gpu0__ecc=1)
+    cards = StubNvml(tmp_path, gpu0__ecc=1)
     gpu.pushed.set()
-    async with watching(cards) as watch:
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life():
+        async with world.run_runner():
             await cannot(world, None)
             cards.set(gpu0__rows_pending=1)
-            await cannot(world, Reason.GPU_UNHEALTHY)
+            await cannot(world, WaitReason.GPU_UNHEALTHY)
             key = await world.submit("gpu")
             assert gpu.probes == []
             cards.set(gpu0__rows_pending=0)
-            assert (await world.ended(key)).status is Status.SUCCEEDED
-    assert gpu.probes == [uuid(0)]
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+    assert gpu.probes == [gpu_uuid(0)]
 
 
-async def test_the_owner_comes_and_goes(world: World, gpu: Gpu, tmp_path: Path) -> None:
-    cards = StubCards(tmp_path)
+async def test_the_owner_comes_and_goes(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
+    cards = StubNvml(tmp_path)
     gpu.pushed.set()
-    async with watching(cards) as watch:
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life():
+        async with world.run_runner():
             await cannot(world, None)
             cards.set(gpu0__compute=f"{os.getpid()}:1048576")
-            await cannot(world, Reason.GPU_BUSY_OWNER)
-            row = await world.edge.hosts.get(HOST)
+            await cannot(world, WaitReason.GPU_BUSY_OWNER)
+            row = await world.edge.heartbeats.get(HOST)
             assert row is not None
-            assert row.value.busy.programs == 1
+            assert row.value.activity.programs == 1
             key = await world.submit("gpu")
             cards.set(gpu0__compute=None)
-            assert (await world.ended(key)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert gpu.probes == []
 
 
-async def test_memory_fills_up_and_empties(world: World, gpu: Gpu, tmp_path: Path) -> None:
-    cards = StubCards(tmp_path)
+async def test_memory_fills_up_and_empties(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
+    cards = StubNvml(tmp_path)
     gpu.pushed.set()
-    async with watching(cards) as watch:
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life():
+        async with world.run_runner():
             await cannot(world, None)
             cards.set(gpu0__used_mb=20000)
-            await cannot(world, Reason.VRAM_SHORT)
+            await cannot(world, WaitReason.VRAM_SHORT)
             key = await world.submit("gpu")
             cards.set(gpu0__used_mb=0)
-            assert (await world.ended(key)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
 
 
-async def test_the_driver_is_upgraded_under_a_job(world: World, gpu: Gpu, tmp_path: Path) -> None:
-    cards = StubCards(tmp_path)
-    async with watching(cards) as watch:
+async def test_the_driver_is_upgraded_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
+    cards = StubNvml(tmp_path)
+    async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.life():
+        async with world.run_runner():
             running = await world.submit("gpu")
             await gpu.started.wait()
             cards.set(driver="600.20")
-            await cannot(world, Reason.GPU_UNHEALTHY)
+            await cannot(world, WaitReason.GPU_UNHEALTHY)
             gpu.pushed.set()
-            assert (await world.ended(running)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(running)).status is Status.SUCCEEDED
             waiting = await world.submit("gpu", "j2")
             cards.install(NEW_DRIVER)
-            assert (await world.ended(waiting)).status is Status.SUCCEEDED
+            assert (await world.wait_until_ended(waiting)).status is Status.SUCCEEDED
     assert watch.snapshot().driver == "600.20"

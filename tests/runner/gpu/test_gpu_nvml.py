@@ -6,19 +6,19 @@ from pathlib import Path
 import anyio
 import pytest
 
-from schemas.gpu import GpuProcess, GpuSample, Recovery, RemappedRows, WatchState
-from tests.runner.gpu.cards import StubCards, uuid
-from tests.runner.gpu.watching import until, watching
+from schemas.gpu import GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSample, RemappedRows
+from tests.runner.gpu.stub_monitor import run_stub_monitor, wait_for_snapshot
+from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 
 
-async def first_sample(cards: StubCards) -> GpuSample:
-    async with watching(cards) as watch:
-        assert watch.snapshot().state is WatchState.OK
+async def first_sample(cards: StubNvml) -> GpuSample:
+    async with run_stub_monitor(cards) as watch:
+        assert watch.snapshot().state is GpuMonitorState.OK
         return watch.snapshot().samples[0]
 
 
 async def test_every_value_arrives_under_its_name(tmp_path: Path) -> None:
-    cards = StubCards(
+    cards = StubNvml(
         tmp_path,
         gpu0__name="NVIDIA GeForce RTX 4090",
         gpu0__total_mb=24564,
@@ -40,7 +40,7 @@ async def test_every_value_arrives_under_its_name(tmp_path: Path) -> None:
     )
     assert await first_sample(cards) == GpuSample(
         index=0,
-        uuid=uuid(0),
+        uuid=gpu_uuid(0),
         name="NVIDIA GeForce RTX 4090",
         memory_total_mb=24564,
         memory_used_mb=1200,
@@ -48,19 +48,19 @@ async def test_every_value_arrives_under_its_name(tmp_path: Path) -> None:
         memory_free_mb=22953,
         temperature_c=61,
         slowdown_c=92,
-        reasons=0x24,
+        clock_reasons=0x24,
         ecc_corrected=4,
         ecc_uncorrected=1,
         rows=RemappedRows(2, 0, pending=True, failed=False),
         retired_pending=True,
-        recovery=Recovery.DRAIN_AND_RESET,
+        recovery=GpuRecoveryAction.DRAIN_AND_RESET,
         utilization=73,
         power_w=312.5,
         energy_mj=987654321,
     )
 
 
-ACTIONS = [*zip(range(8), Recovery, strict=False), (8, Recovery.UNKNOWN)]
+ACTIONS = [*zip(range(8), GpuRecoveryAction, strict=False), (8, GpuRecoveryAction.UNKNOWN)]
 
 
 def test_recovery_actions_are_nvmls() -> None:
@@ -69,8 +69,8 @@ def test_recovery_actions_are_nvmls() -> None:
 
 
 @pytest.mark.parametrize(("number", "action"), [ACTIONS[0], ACTIONS[7], ACTIONS[8]])
-async def test_recovery_action(tmp_path: Path, number: int, action: Recovery) -> None:
-    assert (await first_sample(StubCards(tmp_path, gpu0__field230=number))).recovery is action
+async def test_recovery_action(tmp_path: Path, number: int, action: GpuRecoveryAction) -> None:
+    assert (await first_sample(StubNvml(tmp_path, gpu0__field230=number))).recovery is action
 
 
 async def test_what_a_card_does_not_have_is_none_and_the_rest_is_told(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ async def test_what_a_card_does_not_have_is_none_and_the_rest_is_told(tmp_path: 
         "nvmlDeviceGetPowerUsage": 4,
         "nvmlDeviceGetMarginTemperature": 3,
     }
-    cards = StubCards(tmp_path, gpu0__slowdown=0, gpu0__reports=0)
+    cards = StubNvml(tmp_path, gpu0__slowdown=0, gpu0__reports=0)
     cards.set(**{f"gpu0__err__{symbol}": code for symbol, code in absent.items()})
     got = await first_sample(cards)
     assert (got.energy_mj, got.retired_pending, got.utilization, got.power_w, got.slowdown_c) == (None,) * 5
@@ -91,33 +91,33 @@ async def test_what_a_card_does_not_have_is_none_and_the_rest_is_told(tmp_path: 
 
 
 async def test_not_supported_is_asked_once_and_a_passing_error_again(tmp_path: Path) -> None:
-    cards = StubCards(tmp_path)
+    cards = StubNvml(tmp_path)
     cards.set(gpu0__err__nvmlDeviceGetPowerUsage=3, gpu0__err__nvmlDeviceGetUtilizationRates=999, gpu0__utilization=9)
-    async with watching(cards) as watch:
+    async with run_stub_monitor(cards) as watch:
         first = watch.snapshot().samples[0]
         assert (first.power_w, first.utilization) == (None, None)
         cards.set(gpu0__err__nvmlDeviceGetPowerUsage=0, gpu0__err__nvmlDeviceGetUtilizationRates=0)
-        later = await until(watch, lambda now: now.samples[0].utilization == 9)
+        later = await wait_for_snapshot(watch, lambda now: now.samples[0].utilization == 9)
         assert later.samples[0].power_w is None
 
 
 async def test_a_card_without_a_threshold_tells_it_by_its_margin(tmp_path: Path) -> None:
-    cards = StubCards(tmp_path, gpu0__slowdown=0, gpu0__temperature=60, gpu0__margin=27)
+    cards = StubNvml(tmp_path, gpu0__slowdown=0, gpu0__temperature=60, gpu0__margin=27)
     assert (await first_sample(cards)).slowdown_c == 87
 
 
 async def test_a_driver_from_before_510_is_asked_the_old_way(tmp_path: Path) -> None:
-    cards = StubCards(tmp_path, "-DOLD", gpu0__used_mb=1000, gpu0__reasons=8, gpu0__compute="1:1048576")
+    cards = StubNvml(tmp_path, "-DOLD", gpu0__used_mb=1000, gpu0__reasons=8, gpu0__compute="1:1048576")
     got = await first_sample(cards)
     assert (got.memory_used_mb, got.memory_reserved_mb, got.memory_free_mb) == (1256, None, 23320)
-    assert (got.temperature_c, got.reasons, got.recovery) == (40, 8, None)
+    assert (got.temperature_c, got.clock_reasons, got.recovery) == (40, 8, None)
     assert [(process.pid, process.used_mb) for process in got.processes] == [(1, 1)]
 
 
 async def test_processes_are_traced_and_told_apart(tmp_path: Path) -> None:
     async with await anyio.open_process(["cat"]) as child:
         mine, both, hidden = child.pid, os.getpid(), 2**22 - 1
-        cards = StubCards(tmp_path, gpu0__compute=f"{mine}:{3 << 30},{hidden}:?,{both}:{1 << 20}")
+        cards = StubNvml(tmp_path, gpu0__compute=f"{mine}:{3 << 30},{hidden}:?,{both}:{1 << 20}")
         cards.set(gpu0__graphics=f"{both}:{1 << 20},1:{64 << 20}")
         got = {process.pid: process for process in (await first_sample(cards)).processes}
     assert got.keys() == {mine, both, hidden, 1}

@@ -4,12 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.gpu.placement import Placed, PlacementPolicy, Refused, Reservation, Supply, free_mb, place
-from runner.gpu.report import reports
+from runner.gpu.health import gpu_reports
+from runner.gpu.placement import (
+    Placed,
+    PlacementCapacity,
+    PlacementPolicy,
+    Unplaceable,
+    VramReservation,
+    free_mb,
+    place,
+)
 from schemas.endpoint import Resources
-from schemas.gpu import Fitness, GpuProcess, GpuSample, Judgement, LostGpu, Snapshot, WatchState
-from schemas.reasons import Reason
-from tests.runner.gpu.samples import fit, sample, snapshot
+from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuProcess, GpuSample, GpuSnapshot, LostGpu
+from schemas.status import WaitReason
+from tests.support.gpu_samples import fit_health, make_sample, make_snapshot
 
 ONE = Resources(gpus=1, vram_mb=8000)
 TWO = Resources(gpus=2, vram_mb=8000)
@@ -19,64 +27,64 @@ SHARED = PlacementPolicy(containers_per_gpu=3)
 C = "c" * 64
 
 
-def reason(placed: Placed | Refused) -> Reason:
-    assert isinstance(placed, Refused)
+def reason(placed: Placed | Unplaceable) -> WaitReason:
+    assert isinstance(placed, Unplaceable)
     assert placed.why
     return placed.reason
 
 
-NOT_OK = [state for state in WatchState if state is not WatchState.OK]
+NOT_OK = [state for state in GpuMonitorState if state is not GpuMonitorState.OK]
 
 
-@pytest.mark.parametrize("state", list(WatchState))
-def test_work_without_a_card_runs_whatever_the_cards_do(state: WatchState) -> None:
-    assert place(Supply(snapshot(state=state), {}), CPU) == Placed()
+@pytest.mark.parametrize("state", list(GpuMonitorState))
+def test_work_without_a_card_runs_whatever_the_cards_do(state: GpuMonitorState) -> None:
+    assert place(PlacementCapacity(make_snapshot(state=state), {}), CPU) == Placed()
 
 
 @pytest.mark.parametrize(
     ("state", "need", "runs"),
     [
-        (WatchState.NONE, EASY, True),
-        (WatchState.NO_DRIVER, EASY, True),
-        (WatchState.MISMATCH, EASY, False),
-        (WatchState.HUNG, EASY, False),
-        (WatchState.FAILED, EASY, False),
+        (GpuMonitorState.NONE, EASY, True),
+        (GpuMonitorState.NO_DRIVER, EASY, True),
+        (GpuMonitorState.MISMATCH, EASY, False),
+        (GpuMonitorState.HUNG, EASY, False),
+        (GpuMonitorState.FAILED, EASY, False),
         *((state, ONE, False) for state in NOT_OK),
     ],
 )
-def test_a_watch_that_is_not_ok(state: WatchState, need: Resources, runs: bool) -> None:
-    placed = place(Supply(snapshot(sample(0), state=state, why="told"), fit(0)), need)
-    why = Reason.GPU_NONE if state is WatchState.NONE else Reason.GPU_UNHEALTHY
-    assert placed == (Placed() if runs else Refused(why, "told"))
+def test_a_watch_that_is_not_ok(state: GpuMonitorState, need: Resources, runs: bool) -> None:
+    placed = place(PlacementCapacity(make_snapshot(make_sample(0), state=state, why="told"), fit_health(0)), need)
+    why = WaitReason.GPU_NONE if state is GpuMonitorState.NONE else WaitReason.GPU_UNHEALTHY
+    assert placed == (Placed() if runs else Unplaceable(why, "told"))
 
 
 def test_an_optional_card_is_used_where_there_is_one_and_waited_for_when_it_is_busy() -> None:
-    assert place(Supply(snapshot(sample(0)), fit(0)), EASY) == Placed(("GPU-0",))
-    full = Supply(snapshot(sample(0, memory_free_mb=3000)), fit(0))
-    assert reason(place(full, EASY)) is Reason.VRAM_SHORT
+    assert place(PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0)), EASY) == Placed(("GPU-0",))
+    full = PlacementCapacity(make_snapshot(make_sample(0, memory_free_mb=3000)), fit_health(0))
+    assert reason(place(full, EASY)) is WaitReason.VRAM_SHORT
 
 
 def test_a_host_that_lost_its_only_card_does_not_quietly_fall_to_the_cpu() -> None:
-    lost = Snapshot(WatchState.NONE, lost=(LostGpu("GPU-0", "gone"),), why="no card")
-    assert place(Supply(lost, {}), EASY) == Refused(Reason.GPU_UNHEALTHY, "no card")
+    lost = GpuSnapshot(GpuMonitorState.NONE, lost=(LostGpu("GPU-0", "gone"),), why="no card")
+    assert place(PlacementCapacity(lost, {}), EASY) == Unplaceable(WaitReason.GPU_UNHEALTHY, "no card")
 
 
 @pytest.mark.parametrize(
     ("fitness", "told"),
     [
-        (Fitness.HOT, Reason.GPU_UNHEALTHY),
-        (Fitness.UNHEALTHY, Reason.GPU_UNHEALTHY),
-        (Fitness.LOST, Reason.GPU_UNHEALTHY),
-        (Fitness.BUSY_OWNER, Reason.GPU_BUSY_OWNER),
+        (GpuHealthStatus.HOT, WaitReason.GPU_UNHEALTHY),
+        (GpuHealthStatus.UNHEALTHY, WaitReason.GPU_UNHEALTHY),
+        (GpuHealthStatus.LOST, WaitReason.GPU_UNHEALTHY),
+        (GpuHealthStatus.BUSY_OWNER, WaitReason.GPU_BUSY_OWNER),
     ],
 )
-def test_only_a_fit_card_is_given(fitness: Fitness, told: Reason) -> None:
-    judged = {"GPU-0": Judgement("GPU-0", fitness, "why")}
-    assert place(Supply(snapshot(sample(0)), judged), ONE) == Refused(told, "GPU 0: why")
+def test_only_a_fit_card_is_given(fitness: GpuHealthStatus, told: WaitReason) -> None:
+    judged = {"GPU-0": GpuHealth("GPU-0", fitness, "why")}
+    assert place(PlacementCapacity(make_snapshot(make_sample(0)), judged), ONE) == Unplaceable(told, "GPU 0: why")
 
 
 def test_a_card_that_nobody_judged_is_not_given() -> None:
-    assert reason(place(Supply(snapshot(sample(0)), {}), ONE)) is Reason.GPU_UNHEALTHY
+    assert reason(place(PlacementCapacity(make_snapshot(make_sample(0)), {}), ONE)) is WaitReason.GPU_UNHEALTHY
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,7 @@ def test_a_card_that_nobody_judged_is_not_given() -> None:
     [(8512, 8000, 512, True), (8511, 8000, 512, False), (8000, 8000, 0, True), (100, 0, 0, True)],
 )
 def test_need_and_reserve_must_be_free(free: int, need: int, reserve: int, fits: bool) -> None:
-    supply = Supply(snapshot(sample(0, memory_free_mb=free)), fit(0))
+    supply = PlacementCapacity(make_snapshot(make_sample(0, memory_free_mb=free)), fit_health(0))
     placed = place(supply, Resources(gpus=1, vram_mb=need), PlacementPolicy(reserve_mb=reserve))
     assert (placed == Placed(("GPU-0",))) is fits
 
@@ -92,72 +100,82 @@ def test_need_and_reserve_must_be_free(free: int, need: int, reserve: int, fits:
 def test_the_disk_must_have_room_too() -> None:
     need = Resources(gpus=1, disk_mb=1000)
     policy = PlacementPolicy(disk_reserve_mb=500)
-    assert place(Supply(snapshot(sample(0)), fit(0), disk_free_mb=1500), need, policy) == Placed(("GPU-0",))
-    assert reason(place(Supply(snapshot(sample(0)), fit(0), disk_free_mb=1499), need, policy)) is Reason.DISK_SHORT
+    assert place(
+        PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), disk_free_mb=1500), need, policy
+    ) == Placed(("GPU-0",))
     assert (
-        reason(place(Supply(snapshot(), {}, disk_free_mb=1499), Resources(disk_mb=1000), policy)) is Reason.DISK_SHORT
+        reason(place(PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), disk_free_mb=1499), need, policy))
+        is WaitReason.DISK_SHORT
+    )
+    assert (
+        reason(place(PlacementCapacity(make_snapshot(), {}, disk_free_mb=1499), Resources(disk_mb=1000), policy))
+        is WaitReason.DISK_SHORT
     )
 
 
 def test_a_promise_counts_until_it_is_taken_and_not_twice() -> None:
-    promise = Reservation("GPU-0", 8000, container=C)
-    assert free_mb(sample(0, memory_free_mb=24000), [promise]) == 16000
-    half = sample(0, memory_free_mb=20000, processes=(GpuProcess(7, 4000, containers=(C,)),))
+    promise = VramReservation("GPU-0", 8000, container=C)
+    assert free_mb(make_sample(0, memory_free_mb=24000), [promise]) == 16000
+    half = make_sample(0, memory_free_mb=20000, processes=(GpuProcess(7, 4000, containers=(C,)),))
     assert free_mb(half, [promise]) == 16000
-    more = sample(0, memory_free_mb=14000, processes=(GpuProcess(7, 10000, containers=(C,)),))
+    more = make_sample(0, memory_free_mb=14000, processes=(GpuProcess(7, 10000, containers=(C,)),))
     assert free_mb(more, [promise]) == 14000
 
 
 def test_a_promise_to_a_process_counts_its_descendants() -> None:
-    promise = Reservation("GPU-0", 8000, pid=50)
-    grown = sample(0, memory_free_mb=18000, processes=(GpuProcess(70, 6000, ancestors=(60, 50)),))
+    promise = VramReservation("GPU-0", 8000, pid=50)
+    grown = make_sample(0, memory_free_mb=18000, processes=(GpuProcess(70, 6000, ancestors=(60, 50)),))
     assert free_mb(grown, [promise]) == 16000
 
 
 def test_memory_that_is_not_told_is_promised_in_full() -> None:
-    unknown = sample(0, memory_free_mb=20000, processes=(GpuProcess(7, None, containers=(C,)),))
-    assert free_mb(unknown, [Reservation("GPU-0", 8000, container=C)]) == 12000
+    unknown = make_sample(0, memory_free_mb=20000, processes=(GpuProcess(7, None, containers=(C,)),))
+    assert free_mb(unknown, [VramReservation("GPU-0", 8000, container=C)]) == 12000
 
 
 def test_one_container_a_card_unless_the_owner_says_more() -> None:
-    supply = Supply(snapshot(sample(0)), fit(0), (Reservation("GPU-0", 8000),))
-    assert reason(place(supply, ONE)) is Reason.BEHIND
+    supply = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (VramReservation("GPU-0", 8000),))
+    assert reason(place(supply, ONE)) is WaitReason.BEHIND
     assert place(supply, ONE, SHARED) == Placed(("GPU-0",))
-    crowd = Supply(snapshot(sample(0)), fit(0), (Reservation("GPU-0", 8000),) * 2)
-    assert reason(place(crowd, ONE, SHARED)) is Reason.VRAM_SHORT
+    crowd = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (VramReservation("GPU-0", 8000),) * 2)
+    assert reason(place(crowd, ONE, SHARED)) is WaitReason.VRAM_SHORT
 
 
 def test_the_least_crowded_card_then_the_tightest_fit() -> None:
-    cards = snapshot(sample(0, memory_free_mb=24000), sample(1, memory_free_mb=9000), sample(2, memory_free_mb=16000))
-    assert place(Supply(cards, fit(0, 1, 2)), ONE) == Placed(("GPU-1",))
-    busy = Supply(cards, fit(0, 1, 2), (Reservation("GPU-1", 100),))
+    cards = make_snapshot(
+        make_sample(0, memory_free_mb=24000), make_sample(1, memory_free_mb=9000), make_sample(2, memory_free_mb=16000)
+    )
+    assert place(PlacementCapacity(cards, fit_health(0, 1, 2)), ONE) == Placed(("GPU-1",))
+    busy = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-1", 100),))
     assert place(busy, ONE, SHARED) == Placed(("GPU-2",))
 
 
 def test_several_cards_or_none() -> None:
-    cards = snapshot(sample(0), sample(1), sample(2))
-    assert place(Supply(cards, fit(0, 2)), TWO) == Placed(("GPU-0", "GPU-2"))
-    held = Supply(cards, fit(0, 1, 2), (Reservation("GPU-0", 1), Reservation("GPU-1", 1)))
-    assert reason(place(held, TWO)) is Reason.BEHIND
+    cards = make_snapshot(make_sample(0), make_sample(1), make_sample(2))
+    assert place(PlacementCapacity(cards, fit_health(0, 2)), TWO) == Placed(("GPU-0", "GPU-2"))
+    held = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-0", 1), VramReservation("GPU-1", 1)))
+    assert reason(place(held, TWO)) is WaitReason.BEHIND
 
 
 def test_a_host_with_too_few_cards_says_so() -> None:
-    assert place(Supply(snapshot(sample(0)), fit(0)), TWO) == Refused(
-        Reason.GPU_NONE, "2 GPUs are needed, this host has 1"
+    assert place(PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0)), TWO) == Unplaceable(
+        WaitReason.GPU_NONE, "2 GPUs are needed, this host has 1"
     )
-    lost = Snapshot(WatchState.OK, samples=(sample(0),), lost=(LostGpu("GPU-1", "fell off"),))
-    assert place(Supply(lost, fit(0)), TWO) == Refused(Reason.GPU_UNHEALTHY, "GPU GPU-1: fell off")
+    lost = GpuSnapshot(GpuMonitorState.OK, samples=(make_sample(0),), lost=(LostGpu("GPU-1", "fell off"),))
+    assert place(PlacementCapacity(lost, fit_health(0)), TWO) == Unplaceable(
+        WaitReason.GPU_UNHEALTHY, "GPU GPU-1: fell off"
+    )
 
 
 def test_the_card_nearest_to_taking_it_gives_the_reason() -> None:
-    cards = snapshot(sample(0), sample(1, memory_free_mb=1000), sample(2))
-    judged = fit(1) | {
-        "GPU-0": Judgement("GPU-0", Fitness.LOST, "gone"),
-        "GPU-2": Judgement("GPU-2", Fitness.BUSY_OWNER, "owner"),
+    cards = make_snapshot(make_sample(0), make_sample(1, memory_free_mb=1000), make_sample(2))
+    judged = fit_health(1) | {
+        "GPU-0": GpuHealth("GPU-0", GpuHealthStatus.LOST, "gone"),
+        "GPU-2": GpuHealth("GPU-2", GpuHealthStatus.BUSY_OWNER, "owner"),
     }
-    assert reason(place(Supply(cards, judged), ONE)) is Reason.VRAM_SHORT
+    assert reason(place(PlacementCapacity(cards, judged), ONE)) is WaitReason.VRAM_SHORT
     del judged["GPU-1"]
-    assert reason(place(Supply(cards, judged), ONE)) is Reason.GPU_BUSY_OWNER
+    assert reason(place(PlacementCapacity(cards, judged), ONE)) is WaitReason.GPU_BUSY_OWNER
 
 
 CARDS = st.lists(st.integers(0, 24000), min_size=1, max_size=4)
@@ -167,27 +185,33 @@ CARDS = st.lists(st.integers(0, 24000), min_size=1, max_size=4)
     free=CARDS, vram=st.integers(0, 24000), gpus=st.integers(1, 3), promised=st.lists(st.integers(0, 9000), max_size=4)
 )
 def test_what_is_given_is_really_there(free: list[int], vram: int, gpus: int, promised: list[int]) -> None:
-    cards = [sample(index, memory_free_mb=amount) for index, amount in enumerate(free)]
-    held = tuple(Reservation(f"GPU-{n % len(cards)}", amount) for n, amount in enumerate(promised))
-    placed = place(Supply(snapshot(*cards), fit(*range(len(cards))), held), Resources(gpus=gpus, vram_mb=vram), SHARED)
+    cards = [make_sample(index, memory_free_mb=amount) for index, amount in enumerate(free)]
+    held = tuple(VramReservation(f"GPU-{n % len(cards)}", amount) for n, amount in enumerate(promised))
+    placed = place(
+        PlacementCapacity(make_snapshot(*cards), fit_health(*range(len(cards))), held),
+        Resources(gpus=gpus, vram_mb=vram),
+        SHARED,
+    )
     if isinstance(placed, Placed):
         assert len(set(placed.uuids)) == gpus
         for card in (card for card in cards if card.uuid in placed.uuids):
             assert left(card, held) >= vram + SHARED.reserve_mb
     else:
-        assert placed.reason in {Reason.VRAM_SHORT, Reason.BEHIND, Reason.GPU_NONE}
+        assert placed.reason in {WaitReason.VRAM_SHORT, WaitReason.BEHIND, WaitReason.GPU_NONE}
 
 
-def left(card: GpuSample, held: tuple[Reservation, ...]) -> int:
+def left(card: GpuSample, held: tuple[VramReservation, ...]) -> int:
     return card.memory_free_mb - sum(one.vram_mb for one in held if one.uuid == card.uuid)
 
 
 def test_presence_shows_every_card() -> None:
-    state = Snapshot(
-        WatchState.OK, samples=(sample(1, temperature_c=61), sample(2)), lost=(LostGpu("L", "gone", 0, "Old"),)
+    state = GpuSnapshot(
+        GpuMonitorState.OK,
+        samples=(make_sample(1, temperature_c=61), make_sample(2)),
+        lost=(LostGpu("L", "gone", 0, "Old"),),
     )
-    judged = {"GPU-1": Judgement("GPU-1", Fitness.HOT, "warm")}
-    told = [(one.uuid, one.fitness, one.reason, one.temperature_c) for one in reports(state, judged)]
+    judged = {"GPU-1": GpuHealth("GPU-1", GpuHealthStatus.HOT, "warm")}
+    told = [(one.uuid, one.fitness, one.reason, one.temperature_c) for one in gpu_reports(state, judged)]
     assert told == [
         ("L", "lost", "gone", None),
         ("GPU-1", "hot", "warm", 61),

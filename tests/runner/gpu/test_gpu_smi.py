@@ -7,9 +7,8 @@ import time
 import anyio
 import pytest
 
-from runner.gpu.child import nvml
-from runner.gpu.watch import Watch
-from schemas.gpu import GpuSample, WatchState
+from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from schemas.gpu import GpuMonitorState, GpuSample
 
 pytestmark = pytest.mark.gpu
 QUERY = "index,uuid,name,driver_version,memory.total,memory.reserved,memory.used,memory.free,temperature.gpu,power.draw"
@@ -25,9 +24,9 @@ def printed() -> list[list[str]]:
 
 async def test_our_readings_are_nvidia_smis(printed: list[list[str]]) -> None:
     with anyio.fail_after(60):
-        async with Watch(nvml(), clock=time.time, random=random.random) as watch:
+        async with NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random) as watch:
             snapshot = watch.snapshot()
-    assert snapshot.state is WatchState.OK, snapshot.why
+    assert snapshot.state is GpuMonitorState.OK, snapshot.why
     assert len(snapshot.samples) == len(printed)
     for line, sample in zip(printed, snapshot.samples, strict=True):
         assert line[:4] == [str(sample.index), sample.uuid, sample.name, snapshot.driver]

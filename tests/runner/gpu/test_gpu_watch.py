@@ -3,21 +3,29 @@
 import anyio
 import pytest
 
-from runner.gpu.watch import WHY, Timing
-from runner.gpu.wire import ENDINGS, EXITS, Ending, Message, Reading, decode, encode
-from schemas.gpu import LostGpu, Snapshot, WatchState, XidEvent
-from tests.runner.gpu.played import DEADLINE_S, PlayedChild, Stage, playing
-from tests.runner.gpu.samples import sample
+from runner.gpu.monitor import STATE_REASONS, MonitorTiming
+from runner.gpu.nvml_protocol import (
+    EXIT_CODES,
+    STATE_BY_EXIT_CODE,
+    NvmlEnding,
+    NvmlMessage,
+    NvmlReading,
+    decode,
+    encode,
+)
+from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu, XidEvent
+from tests.runner.gpu.scripted_nvml import DEADLINE_S, ScriptedMonitor, ScriptedNvmlChild, run_scripted_monitor
+from tests.support.gpu_samples import make_sample
 
-HASTY = Timing(first_s=0.02, silence_s=0.02, first_pause_s=0.5)
-BOTH = Reading("595.10", (sample(0), sample(1)))
+HASTY = MonitorTiming(first_reading_timeout_s=0.02, reading_timeout_s=0.02, restart_backoff_s=0.5)
+BOTH = NvmlReading("595.10", (make_sample(0), make_sample(1)))
 
 
 async def test_a_reading_becomes_the_snapshot_with_our_time() -> None:
-    child = PlayedChild()
+    child = ScriptedNvmlChild()
     child.say(BOTH)
-    async with playing(child) as stage:
-        expected = Snapshot(WatchState.OK, at=1000.0, samples=BOTH.samples, driver="595.10")
+    async with run_scripted_monitor(child) as stage:
+        expected = GpuSnapshot(GpuMonitorState.OK, at=1000.0, samples=BOTH.samples, driver="595.10")
         assert stage.watch.snapshot() == expected
         assert not child.killed.is_set()
     assert child.killed.is_set()
@@ -26,171 +34,175 @@ async def test_a_reading_becomes_the_snapshot_with_our_time() -> None:
 @pytest.mark.parametrize(
     ("code", "state"),
     [
-        (40, WatchState.NONE),
-        (41, WatchState.NO_DRIVER),
-        (42, WatchState.MISMATCH),
-        (1, WatchState.FAILED),
-        (0, WatchState.FAILED),
-        (-11, WatchState.FAILED),
+        (40, GpuMonitorState.NONE),
+        (41, GpuMonitorState.NO_DRIVER),
+        (42, GpuMonitorState.MISMATCH),
+        (1, GpuMonitorState.FAILED),
+        (0, GpuMonitorState.FAILED),
+        (-11, GpuMonitorState.FAILED),
     ],
 )
-async def test_the_exit_code_tells_the_state(code: int, state: WatchState) -> None:
-    child = PlayedChild()
-    child.say(Ending("NVML's words"))
+async def test_the_exit_code_tells_the_state(code: int, state: GpuMonitorState) -> None:
+    child = ScriptedNvmlChild()
+    child.say(NvmlEnding("NVML's words"))
     child.exit(code)
-    async with playing(child) as stage:
+    async with run_scripted_monitor(child) as stage:
         snapshot = stage.watch.snapshot()
         assert snapshot.state is state
-        assert snapshot.why == f"{WHY[state]} (NVML's words)"
+        assert snapshot.why == f"{STATE_REASONS[state]} (NVML's words)"
 
 
 async def test_a_child_that_asks_to_be_renewed_leaves_the_state_as_it_was() -> None:
-    first, second = PlayedChild(), PlayedChild()
+    first, second = ScriptedNvmlChild(), ScriptedNvmlChild()
     first.say(BOTH)
-    async with playing(first) as stage:
+    async with run_scripted_monitor(first) as stage:
         before = stage.watch.snapshot()
         stage.now = 1001.0
         stage.next(second)
         second.say(BOTH)
         first.exit(43)
-        after = await stage.watch.changed(before)
-        assert (after.state, after.at) == (WatchState.OK, 1001.0)
+        after = await stage.watch.wait_for_change(before)
+        assert (after.state, after.at) == (GpuMonitorState.OK, 1001.0)
 
 
 async def test_a_child_that_cannot_be_started_is_a_state_and_tried_again() -> None:
-    child = PlayedChild()
+    child = ScriptedNvmlChild()
     child.say(BOTH)
-    stage = Stage()
+    stage = ScriptedMonitor()
     stage.next(OSError("no memory"))
     with anyio.fail_after(DEADLINE_S):
         async with stage.watch:
-            assert stage.watch.snapshot() == Snapshot(WatchState.FAILED, why=f"{WHY[WatchState.FAILED]} (no memory)")
+            assert stage.watch.snapshot() == GpuSnapshot(
+                GpuMonitorState.FAILED, why=f"{STATE_REASONS[GpuMonitorState.FAILED]} (no memory)"
+            )
             stage.next(child)
-            await stage.until(WatchState.OK)
+            await stage.wait_for_state(GpuMonitorState.OK)
     stage.close()
 
 
 async def test_garbage_on_stdout_ends_the_child() -> None:
-    child = PlayedChild()
+    child = ScriptedNvmlChild()
     child.say(BOTH)
     child.say_raw(b"Segmentation fault")
-    async with playing(child) as stage:
-        snapshot = await stage.until(WatchState.FAILED)
+    async with run_scripted_monitor(child) as stage:
+        snapshot = await stage.wait_for_state(GpuMonitorState.FAILED)
         await child.killed.wait()
         assert "unreadable" in snapshot.why
         assert snapshot.samples == BOTH.samples
 
 
 async def test_a_child_stuck_in_the_driver_holds_nobody_up_and_gets_no_second_beside_it() -> None:
-    stuck, fresh = PlayedChild(stuck=True), PlayedChild()
+    stuck, fresh = ScriptedNvmlChild(stuck=True), ScriptedNvmlChild()
     stuck.say(BOTH)
-    async with playing(stuck, HASTY) as stage:
-        hung = await stage.until(WatchState.HUNG)
+    async with run_scripted_monitor(stuck, HASTY) as stage:
+        hung = await stage.wait_for_state(GpuMonitorState.HUNG)
         await stuck.killed.wait()
         assert hung.samples == BOTH.samples
         assert stage.pauses == []
         stage.next(fresh)
         stuck.exit(-9)  # the driver has let go
         fresh.say(BOTH)
-        await stage.until(WatchState.OK)
+        await stage.wait_for_state(GpuMonitorState.OK)
         assert len(stage.pauses) == 1
 
 
 async def test_leaving_does_not_wait_long_for_a_stuck_child() -> None:
-    stuck = PlayedChild(stuck=True)
+    stuck = ScriptedNvmlChild(stuck=True)
     stuck.say(BOTH)
-    async with playing(stuck):
+    async with run_scripted_monitor(stuck):
         pass
     assert stuck.killed.is_set()
 
 
 async def test_a_child_that_closes_its_pipe_and_cannot_exit_hangs() -> None:
-    stuck = PlayedChild(stuck=True)
+    stuck = ScriptedNvmlChild(stuck=True)
     stuck.say(BOTH)
     stuck.close()
-    async with playing(stuck, HASTY) as stage:
-        await stage.until(WatchState.HUNG)
+    async with run_scripted_monitor(stuck, HASTY) as stage:
+        await stage.wait_for_state(GpuMonitorState.HUNG)
         await stuck.killed.wait()
-        assert stage.watch.snapshot().why == WHY[WatchState.HUNG]
+        assert stage.watch.snapshot().why == STATE_REASONS[GpuMonitorState.HUNG]
 
 
 async def test_pauses_grow_with_jitter_up_to_each_states_longest_and_a_reading_ends_them() -> None:
-    failing = [PlayedChild() for _ in range(8)]
-    healthy, after = PlayedChild(), PlayedChild()
+    failing = [ScriptedNvmlChild() for _ in range(8)]
+    healthy, after = ScriptedNvmlChild(), ScriptedNvmlChild()
     for child in failing:
         child.exit(1)
-    async with playing(failing[0]) as stage:
+    async with run_scripted_monitor(failing[0]) as stage:
         for child in failing[1:]:
             stage.next(child)
         stage.next(healthy)
         healthy.say(BOTH)
-        await stage.until(WatchState.OK)
+        await stage.wait_for_state(GpuMonitorState.OK)
         healthy.exit(1)
         stage.next(after)
         after.say(BOTH)
-        await stage.until(WatchState.FAILED)
-        await stage.until(WatchState.OK)
+        await stage.wait_for_state(GpuMonitorState.FAILED)
+        await stage.wait_for_state(GpuMonitorState.OK)
     longest = [1, 2, 4, 8, 16, 30, 30, 30, 0.5]
     assert stage.pauses == [pause * 0.75 for pause in longest]
 
 
 async def test_a_card_that_a_new_child_no_longer_lists_is_lost_until_it_is_back() -> None:
-    first, second, third = PlayedChild(), PlayedChild(), PlayedChild()
+    first, second, third = ScriptedNvmlChild(), ScriptedNvmlChild(), ScriptedNvmlChild()
     first.say(BOTH)
-    async with playing(first) as stage:
+    async with run_scripted_monitor(first) as stage:
         stage.next(second)
-        second.say(Reading("595.10", (sample(0),)))
+        second.say(NvmlReading("595.10", (make_sample(0),)))
         first.exit(1)
-        await stage.until(WatchState.FAILED)
-        missing = await stage.until(WatchState.OK)
+        await stage.wait_for_state(GpuMonitorState.FAILED)
+        missing = await stage.wait_for_state(GpuMonitorState.OK)
         assert [(card.uuid, card.index, card.name) for card in missing.lost] == [("GPU-1", 1, "Card")]
         assert "no longer lists" in missing.lost[0].why
         stage.next(third)
         third.say(BOTH)
         second.exit(1)
-        await stage.until(WatchState.FAILED)
-        assert (await stage.until(WatchState.OK)).lost == ()
+        await stage.wait_for_state(GpuMonitorState.FAILED)
+        assert (await stage.wait_for_state(GpuMonitorState.OK)).lost == ()
 
 
 async def test_a_card_that_cannot_be_opened_keeps_the_name_it_had() -> None:
-    first, second = PlayedChild(), PlayedChild()
+    first, second = ScriptedNvmlChild(), ScriptedNvmlChild()
     first.say(BOTH)
-    async with playing(first) as stage:
+    async with run_scripted_monitor(first) as stage:
         stage.next(second)
-        second.say(Reading("595.10", (sample(0),), (LostGpu("", "GPU is lost", 1), LostGpu("", "GPU is lost", 5))))
+        second.say(
+            NvmlReading("595.10", (make_sample(0),), (LostGpu("", "GPU is lost", 1), LostGpu("", "GPU is lost", 5)))
+        )
         first.exit(1)
-        await stage.until(WatchState.FAILED)
-        lost = (await stage.until(WatchState.OK)).lost
+        await stage.wait_for_state(GpuMonitorState.FAILED)
+        lost = (await stage.wait_for_state(GpuMonitorState.OK)).lost
         assert [(card.uuid, card.index) for card in lost] == [("GPU-1", 1), ("", 5)]
 
 
 async def test_without_a_driver_the_known_cards_are_lost_not_forgotten() -> None:
-    child = PlayedChild()
+    child = ScriptedNvmlChild()
     child.say(BOTH)
-    async with playing(child) as stage:
-        child.exit(EXITS[WatchState.NO_DRIVER])
-        snapshot = await stage.until(WatchState.NO_DRIVER)
+    async with run_scripted_monitor(child) as stage:
+        child.exit(EXIT_CODES[GpuMonitorState.NO_DRIVER])
+        snapshot = await stage.wait_for_state(GpuMonitorState.NO_DRIVER)
         assert snapshot.samples == ()
         assert [card.uuid for card in snapshot.lost] == ["GPU-0", "GPU-1"]
 
 
 async def test_events_pass_through() -> None:
-    child = PlayedChild()
+    child = ScriptedNvmlChild()
     child.say(BOTH)
-    async with playing(child) as stage:
+    async with run_scripted_monitor(child) as stage:
         with stage.watch.events() as events:
             child.say(XidEvent("GPU-0", 31, at=5.0))
             assert await events.receive() == XidEvent("GPU-0", 31, at=5.0)
 
 
 def test_every_word_of_the_child_survives_the_wire() -> None:
-    words: tuple[Message, ...] = (
-        Reading("595.10", (sample(0),), (LostGpu("GPU-1", "gone", 1, "Card"),)),
+    words: tuple[NvmlMessage, ...] = (
+        NvmlReading("595.10", (make_sample(0),), (LostGpu("GPU-1", "gone", 1, "Card"),)),
         XidEvent("GPU-0", 79, at=1.5),
-        Ending("Driver Not Loaded"),
+        NvmlEnding("Driver Not Loaded"),
     )
     assert [decode(encode(word).removesuffix(b"\n")) for word in words] == list(words)
 
 
 def test_exit_codes() -> None:
-    assert ENDINGS == {40: WatchState.NONE, 41: WatchState.NO_DRIVER, 42: WatchState.MISMATCH}
+    assert STATE_BY_EXIT_CODE == {40: GpuMonitorState.NONE, 41: GpuMonitorState.NO_DRIVER, 42: GpuMonitorState.MISMATCH}

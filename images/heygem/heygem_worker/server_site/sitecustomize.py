@@ -22,6 +22,6 @@ def _private_chdir(path: Any) -> None:
 
 os.chdir = _private_chdir
 if os.environ.pop("HEYGEM_SERVER", None):  # the server itself: its children inherit an environment without it
-    from heygem_worker import patience
+    from heygem_worker import queue_timeout
 
-    patience.stretch()
+    queue_timeout.lengthen_queue_timeout()

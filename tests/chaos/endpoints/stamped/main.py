@@ -1,6 +1,6 @@
 """stamped: writes down when it is at work, so that two attempts at one job that overlap give themselves away.
 
-The file is the test's (tests/chaos/stamps.py): it was put there before the start and has a second name that stays.
+The file is the test's (tests/chaos/run_stamps.py): it was put there before the start and has a second name that stays.
 """
 
 import os

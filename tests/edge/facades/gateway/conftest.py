@@ -9,16 +9,16 @@ import pytest
 from msgspec import Struct, structs
 
 from edge.app import create_app
-from edge.facades.gateway.gateway import Limits, running_gateway
-from edge.parts import Parts
-from edge.server.server import SOCKETS
-from edge.services.keys import Keys
+from edge.facades.gateway.gateway import GatewayLimits, run_gateway
+from edge.http.dependencies import EdgeServices
+from edge.owners.api_keys import ApiKeyStore
+from edge.server.bounded_server import WEBSOCKET_OPTIONS
 from edge.settings import HeygemSettings
-from schemas.access import CLIENT_SCOPES, Scope
-from tests.edge.facades.gateway.desk import Desk, desk
-from tests.edge.routes.conftest import parts_of
-from tests.edge.services.world import Dice, FakeWorld, fake_world
-from tests.edge.store.served import served
+from schemas.auth import CLIENT_SCOPES, Scope
+from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
+from tests.support.gateway_client import GatewayClient, connect_gateway
+from tests.support.http_server import serve_app
+from tests.support.served_edge import make_services
 
 OWNERS = {
     "ann": CLIENT_SCOPES,
@@ -30,48 +30,48 @@ OWNERS = {
 }
 
 
-class Door(Struct, frozen=True, kw_only=True):
+class GatewayEdge(Struct, frozen=True, kw_only=True):
     """One edge's gateway. `texts`: a key for each of OWNERS."""
 
-    world: FakeWorld
-    parts: Parts
-    keys: Keys
+    world: FakeBusServicesRig
+    parts: EdgeServices
+    keys: ApiKeyStore
     url: str
     texts: dict[str, str]
 
-    def desk(self, who: str = "ann", **more: Any) -> AbstractAsyncContextManager[Desk]:
+    def desk(self, who: str = "ann", **more: Any) -> AbstractAsyncContextManager[GatewayClient]:
         """A client of `who`."""
-        return desk(self.url, self.texts[who], **more)
+        return connect_gateway(self.url, self.texts[who], **more)
 
 
-async def make_keys(keys: Keys) -> dict[str, str]:
+async def make_keys(keys: ApiKeyStore) -> dict[str, str]:
     """A key for each of OWNERS."""
     return {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
 
 
 @asynccontextmanager
-async def opened(
-    world: FakeWorld, keys: Keys, texts: dict[str, str], limits: Limits | None = None
-) -> AsyncIterator[Door]:
+async def run_gateway_edge(
+    world: FakeBusServicesRig, keys: ApiKeyStore, texts: dict[str, str], limits: GatewayLimits | None = None
+) -> AsyncIterator[GatewayEdge]:
     """A gateway over `world`; HeyGem's jobs go to echo there."""
-    made = parts_of(world, keys)
+    made = make_services(world, keys)
     parts = structs.replace(made, settings=structs.replace(made.settings, heygem=HeygemSettings(endpoint="echo")))
     async with (
-        running_gateway(parts, limits, world.time) as gateway,
-        served(create_app(parts, gateway), **SOCKETS) as url,
+        run_gateway(parts, limits, world.time) as gateway,
+        serve_app(create_app(parts, gateway), **WEBSOCKET_OPTIONS) as url,
     ):
-        yield Door(world=world, parts=parts, keys=keys, url=url, texts=texts)
+        yield GatewayEdge(world=world, parts=parts, keys=keys, url=url, texts=texts)
 
 
 @pytest.fixture
-def limits() -> Limits:
+def limits() -> GatewayLimits:
     """A test's own, by a parametrization of this name."""
-    return Limits()
+    return GatewayLimits()
 
 
 @pytest.fixture
-async def door(tmp_path: Path, limits: Limits) -> AsyncIterator[Door]:
-    async with fake_world(tmp_path) as world:
-        keys = Keys(world.bus.keys, world.time, Dice(), world.time.seconds)
-        async with opened(world, keys, await make_keys(keys), limits) as door:
+async def door(tmp_path: Path, limits: GatewayLimits) -> AsyncIterator[GatewayEdge]:
+    async with fake_bus_services(tmp_path) as world:
+        keys = ApiKeyStore(world.bus.api_keys, world.time, FixedEntropy(), world.time.seconds)
+        async with run_gateway_edge(world, keys, await make_keys(keys), limits) as door:
             yield door

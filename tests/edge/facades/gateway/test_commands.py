@@ -2,16 +2,16 @@
 
 import pytest
 
-from schemas.job import JobKey
-from schemas.words import Status
-from tests.edge.facades.gateway.conftest import Door
+from schemas.ids import JobKey
+from schemas.status import Status
+from tests.edge.facades.gateway.conftest import GatewayEdge
 
 TEXT = {"text": "hello"}
 ABSENT = f"sha256:{'0' * 64}"
 OFF = "任务已排队，请等待约2分钟"
 
 
-async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(door: Door):
+async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(door: GatewayEdge):
     async with door.desk() as desk:
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1", trace_id="t1")
     assert (said["type"], said["request_id"], said["trace_id"], said["error"]) == (
@@ -24,13 +24,13 @@ async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(door: Door)
     assert payload["wait_seconds"] == 120
     assert payload["message"] == "GPU is off; the job waits about 2 minutes"
     assert (payload["status"], payload["queue_position"], payload["missing"]) == ("queued", 0, [])
-    job = (await door.world.intake.read(JobKey("ann", payload["job_id"]))).recorded.job
+    job = (await door.world.intake.read(JobKey("ann", payload["job_id"]))).record.job
     assert (job.status, job.input["text"], job.request_id, job.trace_id) == (Status.QUEUED, "hello", "r1", "t1")
 
 
-async def test_a_submit_while_a_host_is_up_is_acknowledged(door: Door):
-    await door.world.offer()
-    await door.world.appear()
+async def test_a_submit_while_a_host_is_up_is_acknowledged(door: GatewayEdge):
+    await door.world.announce_capabilities()
+    await door.world.send_heartbeat()
     async with door.desk() as desk:
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
     assert said["type"] == "ack"
@@ -39,13 +39,13 @@ async def test_a_submit_while_a_host_is_up_is_acknowledged(door: Door):
 
 
 @pytest.mark.parametrize("header", ["zh-CN", ""])
-async def test_chinese_is_spoken_unless_asked_otherwise(door: Door, header: str):
+async def test_chinese_is_spoken_unless_asked_otherwise(door: GatewayEdge, header: str):
     async with door.desk(Accept_Language=header) as desk:
         said = await desk.ask("gpu.job.submit", TEXT, task_type="heygem_submit", request_id="r1")
     assert said["payload"]["message"] == OFF
 
 
-async def test_the_same_request_id_is_the_same_job(door: Door):
+async def test_the_same_request_id_is_the_same_job(door: GatewayEdge):
     async with door.desk() as desk:
         first = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
     async with door.desk() as desk:
@@ -58,19 +58,19 @@ async def test_the_same_request_id_is_the_same_job(door: Door):
     assert other["request_id"] == "r1"
 
 
-async def test_a_request_sent_anew_after_its_job_ended_gets_the_result(door: Door):
+async def test_a_request_sent_anew_after_its_job_ended_gets_the_result(door: GatewayEdge):
     async with door.desk() as desk:
         first = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
     entry = await door.world.intake.read(JobKey("ann", first["payload"]["job_id"]))
-    await door.world.finish(entry.recorded.job)
+    await door.world.finish(entry.record.job)
     async with door.desk() as desk:
         again = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
-        result = await desk.hear("gpu.job.result")
+        result = await desk.wait_for_type("gpu.job.result")
     assert again["payload"]["status"] == "succeeded"
     assert (result["request_id"], result["result"]["status"], result["error"]) == ("r1", "succeeded", False)
 
 
-async def test_a_code_is_the_job_id_and_request_id_is_only_echoed(door: Door):
+async def test_a_code_is_the_job_id_and_request_id_is_only_echoed(door: GatewayEdge):
     async with door.desk() as desk:
         first = await desk.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo", request_id="r1")
         again = await desk.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo", request_id="r2")
@@ -81,7 +81,7 @@ async def test_a_code_is_the_job_id_and_request_id_is_only_echoed(door: Door):
     assert other["result"]["error"]["code"] == "conflict"
 
 
-async def test_options_and_input_stand_side_by_side_or_apart(door: Door):
+async def test_options_and_input_stand_side_by_side_or_apart(door: GatewayEdge):
     flat = {"text": "a", "priority": "high", "tags": {"project": "x"}, "policy": {"max_attempts": 2}}
     nested = {"input": {"text": "a"}, "priority": "high", "tags": {"project": "x"}, "policy": {"max_attempts": 2}}
     async with door.desk() as desk:
@@ -94,13 +94,13 @@ async def test_options_and_input_stand_side_by_side_or_apart(door: Door):
             )
 
 
-async def test_files_may_follow_the_submit(door: Door):
+async def test_files_may_follow_the_submit(door: GatewayEdge):
     async with door.desk() as desk:
         said = await desk.ask("gpu.job.submit", {"file": ABSENT}, task_type="echo", request_id="r1")
         assert (said["payload"]["status"], said["payload"]["missing"]) == ("scheduled", [ABSENT])
 
 
-async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(door: Door):
+async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(door: GatewayEdge):
     jobs = [{"text": "a"}, {"nonsense": 1}, {"text": "b", "code": "c-2"}, 7]
     async with door.desk() as desk:
         said = await desk.ask("gpu.job.submit", {"jobs": jobs}, task_type="echo", request_id="r1")
@@ -111,18 +111,18 @@ async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(door: Do
     assert made[1] == "c-2"
     assert [one["index"] for one in said["payload"]["rejected"]] == [1, 3]
     assert [job["job_id"] for job in again["payload"]["jobs"]] == made
-    texts = [(await door.world.intake.read(JobKey("ann", name))).recorded.job.input["text"] for name in made]
+    texts = [(await door.world.intake.read(JobKey("ann", name))).record.job.input["text"] for name in made]
     assert texts == ["a", "b"]
 
 
 @pytest.mark.parametrize("jobs", [[], "many", [{}] * 1001, [{"nonsense": 1}]])
-async def test_a_batch_of_nothing_is_refused(door: Door, jobs: object):
+async def test_a_batch_of_nothing_is_refused(door: GatewayEdge, jobs: object):
     async with door.desk() as desk:
         said = await desk.ask("gpu.job.submit", {"jobs": jobs}, task_type="echo", request_id="r1")
     assert (said["type"], said["error"], said["result"]["error"]["code"]) == ("error", True, "input_invalid")
 
 
-async def test_query_and_cancel_answer_the_job(door: Door):
+async def test_query_and_cancel_answer_the_job(door: GatewayEdge):
     async with door.desk() as desk:
         await desk.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo", request_id="r1")
         seen = await desk.ask("gpu.job.query", {"job_id": "c-1"}, request_id="q")
@@ -133,7 +133,7 @@ async def test_query_and_cancel_answer_the_job(door: Door):
     assert final["result"]["error"]["code"] == "job_final"
 
 
-async def test_another_owners_job_is_not_there(door: Door):
+async def test_another_owners_job_is_not_there(door: GatewayEdge):
     async with door.desk() as ann:
         await ann.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo")
     async with door.desk("bob") as bob:
@@ -142,8 +142,8 @@ async def test_another_owners_job_is_not_there(door: Door):
             assert said["result"]["error"]["code"] == "not_found"
 
 
-async def test_hosts_and_ping(door: Door):
-    await door.world.offer()
+async def test_hosts_and_ping(door: GatewayEdge):
+    await door.world.announce_capabilities()
     async with door.desk() as desk:
         hosts = await desk.ask("gpu.status", request_id="h")
         pong = await desk.ask("ping", {"n": 1}, request_id="p", trace_id="t")
@@ -152,10 +152,10 @@ async def test_hosts_and_ping(door: Door):
     assert (pong["type"], pong["request_id"], pong["trace_id"]) == ("pong", "p", "t")
 
 
-async def test_an_asset_is_deleted_or_not_there_or_in_use(door: Door):
+async def test_an_asset_is_deleted_or_not_there_or_in_use(door: GatewayEdge):
     held = await door.world.put("ann", b"held")
     free = await door.world.put("ann", b"free")
-    await door.world.offer()
+    await door.world.announce_capabilities()
     async with door.desk(Accept_Language="zh") as desk:
         await desk.ask("gpu.job.submit", {"file": f"sha256:{held}"}, task_type="echo")
         used = await desk.ask("gpu.job.submit", {"sha256": held}, task_type="delete_asset", request_id="d1")
@@ -180,7 +180,7 @@ async def test_an_asset_is_deleted_or_not_there_or_in_use(door: Door):
         ("blind", "resume", "", {"after": "1-1"}),
     ],
 )
-async def test_a_key_without_the_scope_is_refused(door: Door, who: str, kind: str, task: str, payload: dict):
+async def test_a_key_without_the_scope_is_refused(door: GatewayEdge, who: str, kind: str, task: str, payload: dict):
     async with door.desk(who) as desk:
         said = await desk.ask(kind, payload, task_type=task, request_id="r")
     assert (said["type"], said["result"]["error"]["code"], said["request_id"]) == ("error", "forbidden", "r")
@@ -205,7 +205,7 @@ async def test_a_key_without_the_scope_is_refused(door: Door, who: str, kind: st
     ],
 )
 async def test_what_cannot_be_done_is_an_error_and_the_connection_stays(
-    door: Door, kind: str, task: str, payload: dict, code: str
+    door: GatewayEdge, kind: str, task: str, payload: dict, code: str
 ):
     async with door.desk(Accept_Language="zh") as desk:
         said = await desk.ask(kind, payload, task_type=task, request_id="r")
@@ -215,7 +215,7 @@ async def test_what_cannot_be_done_is_an_error_and_the_connection_stays(
         assert (await desk.ask("ping", request_id="p"))["type"] == "pong"
 
 
-async def test_a_broker_that_is_away_is_told_and_the_connection_stays(door: Door):
+async def test_a_broker_that_is_away_is_told_and_the_connection_stays(door: GatewayEdge):
     async with door.desk() as desk:
         door.world.broker.stop()
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r")

@@ -9,35 +9,35 @@ import websockets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.auth.keys import REVOKED
-from edge.facades.gateway.gateway import Limits
-from schemas.access import Scope
-from schemas.envelope import FRAME_BYTES
-from tests.edge.facades.gateway.conftest import Door
-from tests.edge.facades.gateway.desk import Desk, desk
+from edge.facades.gateway.gateway import GatewayLimits
+from edge.http.auth import KEY_REVOKED_REASON
+from schemas.auth import Scope
+from schemas.gateway_protocol import FRAME_LIMIT_BYTES
+from tests.edge.facades.gateway.conftest import GatewayEdge
+from tests.support.gateway_client import GatewayClient, connect_gateway
 
-SOON = pytest.mark.parametrize("limits", [Limits(auth_within_s=0.2, tell_every_s=0.2)])
+SOON = pytest.mark.parametrize("limits", [GatewayLimits(auth_timeout_s=0.2, waiting_interval_s=0.2)])
 
 
-async def works(made: Desk) -> bool:
+async def works(made: GatewayClient) -> bool:
     return (await made.ask("ping", request_id="p"))["type"] == "pong"
 
 
 @pytest.mark.parametrize("path", ["/ws", "/dsp"])
-async def test_a_key_comes_with_the_handshake(door: Door, path: str):
+async def test_a_key_comes_with_the_handshake(door: GatewayEdge, path: str):
     key = door.texts["ann"]
-    token = door.parts.tokens.make((await door.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
+    token = door.parts.tokens.issue((await door.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
     for query in (f"?key={key}", f"?token={token}"):
-        async with desk(door.url, None, path=path + query) as made:
+        async with connect_gateway(door.url, None, path=path + query) as made:
             assert await works(made)
-    async with desk(door.url, key, path=path) as made:
+    async with connect_gateway(door.url, key, path=path) as made:
         assert await works(made)
-    async with desk(door.url, None, path=path, X_API_Key=key) as made:
+    async with connect_gateway(door.url, None, path=path, X_API_Key=key) as made:
         assert await works(made)
 
 
-async def test_a_key_comes_in_the_first_message(door: Door):
-    async with desk(door.url, None) as made:
+async def test_a_key_comes_in_the_first_message(door: GatewayEdge):
+    async with connect_gateway(door.url, None) as made:
         await made.send("auth", {"license_key": door.texts["ann"]})
         assert await works(made)
         await made.send("auth", {"license_key": door.texts["ann"]})
@@ -54,44 +54,44 @@ async def test_a_key_comes_in_the_first_message(door: Door):
         "no json",
     ],
 )
-async def test_a_first_message_that_is_no_key_closes_4401(door: Door, first: str):
-    async with desk(door.url, None) as made:
+async def test_a_first_message_that_is_no_key_closes_4401(door: GatewayEdge, first: str):
+    async with connect_gateway(door.url, None) as made:
         await made.socket.send(first)
-        assert await made.closed() == 4401
-        assert made.said == []
+        assert await made.wait_until_closed() == 4401
+        assert made.messages == []
 
 
-async def test_a_wrong_key_closes_4401(door: Door):
-    async with desk(door.url, "lamp_x_0123456789abcdef") as made:
-        assert await made.closed() == 4401
-    async with desk(door.url, door.texts["ann"], path="/ws?owner=bob") as made:
-        assert await made.closed() == 4401
-
-
-@SOON
-async def test_no_key_in_time_closes_4401(door: Door):
-    async with desk(door.url, None) as made:
-        assert await made.closed() == 4401
+async def test_a_wrong_key_closes_4401(door: GatewayEdge):
+    async with connect_gateway(door.url, "lamp_x_0123456789abcdef") as made:
+        assert await made.wait_until_closed() == 4401
+    async with connect_gateway(door.url, door.texts["ann"], path="/ws?owner=bob") as made:
+        assert await made.wait_until_closed() == 4401
 
 
 @SOON
-async def test_a_revoked_key_closes_4401(door: Door):
+async def test_no_key_in_time_closes_4401(door: GatewayEdge):
+    async with connect_gateway(door.url, None) as made:
+        assert await made.wait_until_closed() == 4401
+
+
+@SOON
+async def test_a_revoked_key_closes_4401(door: GatewayEdge):
     (key,) = await door.keys.list("bob")
     async with door.desk("bob") as made:
         assert await works(made)
         await door.keys.revoke(key.id)
-        assert await made.closed() == 4401
-        assert made.why == REVOKED
+        assert await made.wait_until_closed() == 4401
+        assert made.close_reason == KEY_REVOKED_REASON
 
 
-async def test_a_broker_that_is_away_says_try_again_later(door: Door):
+async def test_a_broker_that_is_away_says_try_again_later(door: GatewayEdge):
     door.world.broker.stop()
-    async with desk(door.url, door.texts["ann"]) as made:
-        assert await made.closed() == 1013
+    async with connect_gateway(door.url, door.texts["ann"]) as made:
+        assert await made.wait_until_closed() == 1013
     door.world.broker.start()
 
 
-async def test_an_admin_may_speak_for_an_owner(door: Door):
+async def test_an_admin_may_speak_for_an_owner(door: GatewayEdge):
     async with door.desk("admin", path="/ws?owner=ann") as made:
         said = await made.ask("gpu.job.submit", {"text": "a"}, task_type="echo")
         assert said["result"]["owner"] == "ann"
@@ -109,13 +109,17 @@ async def test_an_admin_may_speak_for_an_owner(door: Door):
         ('{"type":"ping","request_id":7}', "input_invalid", ""),
         ('{"type":"what","request_id":"r"}', "input_invalid", "r"),
         (json.dumps({"type": "ping", "request_id": "r" * 300}), "input_invalid", "r" * 300),
-        (json.dumps({"type": "ping", "request_id": "r", "payload": {"x": "y" * FRAME_BYTES}}), "body_too_large", "r"),
-        ("x" * (3 * FRAME_BYTES), "body_too_large", ""),
+        (
+            json.dumps({"type": "ping", "request_id": "r", "payload": {"x": "y" * FRAME_LIMIT_BYTES}}),
+            "body_too_large",
+            "r",
+        ),
+        ("x" * (3 * FRAME_LIMIT_BYTES), "body_too_large", ""),
         ('{"type":"ping","payload":{"a":' + "[" * 100_000, "body_malformed", ""),
         (b"\xff\xfe", "body_malformed", ""),
     ],
 )
-async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(door: Door, frame, code, echoed):
+async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(door: GatewayEdge, frame, code, echoed):
     async with door.desk() as made:
         await made.socket.send(frame)
         said = await made.next()
@@ -124,7 +128,7 @@ async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(d
         assert await works(made)
 
 
-async def test_nulls_unknown_fields_and_bytes_are_taken(door: Door):
+async def test_nulls_unknown_fields_and_bytes_are_taken(door: GatewayEdge):
     sent = {
         "type": "ping",
         "version": "1.0",
@@ -164,7 +168,7 @@ def messages() -> st.SearchStrategy[str]:
     return st.text(max_size=50) | shaped.map(json.dumps)
 
 
-async def test_garbage_never_ends_the_connection(door: Door):
+async def test_garbage_never_ends_the_connection(door: GatewayEdge):
     """All frames over one connection: a hang, or an end of it, fails."""
     frames: list[str] = []
 
@@ -183,14 +187,14 @@ async def test_garbage_never_ends_the_connection(door: Door):
             await made.send("ping", request_id="the last")
 
         tasks.start_soon(pour)
-        last = await made.until(lambda said: said["request_id"] == "the last")
+        last = await made.wait_for(lambda said: said["request_id"] == "the last")
     assert last["type"] == "pong"
-    internal = [said for said in made.said if said["error"] and said["result"]["error"]["code"] == "internal"]
+    internal = [said for said in made.messages if said["error"] and said["result"]["error"]["code"] == "internal"]
     assert internal == []
 
 
-async def test_a_frame_beyond_all_bounds_closes_1009(door: Door):
+async def test_a_frame_beyond_all_bounds_closes_1009(door: GatewayEdge):
     async with door.desk() as made:
         with suppress(websockets.ConnectionClosed):
             await made.socket.send("x" * (17 * 1024 * 1024))
-        assert await made.closed() == 1009
+        assert await made.wait_until_closed() == 1009

@@ -8,49 +8,50 @@ from typing import Any
 import anyio
 import pytest
 
-from edge.facades.gateway.gateway import Limits
-from edge.services.keys import Keys
+from edge.facades.gateway.gateway import GatewayLimits
+from edge.owners.api_keys import ApiKeyStore
 from schemas import events as e
-from schemas.feed import Place, ProgressNote
-from schemas.job import Failure, Job, JobKey, Output
-from tests.edge.facades.gateway.conftest import Door, make_keys, opened
-from tests.edge.facades.gateway.desk import Desk
-from tests.edge.services.world import Dice, fake_world
+from schemas.feed import FeedPosition, ProgressMessage
+from schemas.ids import JobKey
+from schemas.job import Job, JobFailure, Output
+from tests.edge.facades.gateway.conftest import GatewayEdge, make_keys, run_gateway_edge
+from tests.support.edge_services import FixedEntropy, fake_bus_services
+from tests.support.gateway_client import GatewayClient
 
-OFTEN = pytest.mark.parametrize("limits", [Limits(tell_every_s=0.1)])
+OFTEN = pytest.mark.parametrize("limits", [GatewayLimits(waiting_interval_s=0.1)])
 
 
-async def submit(made: Desk, code: str, **fields: Any) -> None:
+async def submit(made: GatewayClient, code: str, **fields: Any) -> None:
     """A job of `code`, accepted."""
     said = await made.ask("gpu.job.submit", {"text": "hello", "code": code}, task_type="heygem_submit", **fields)
     assert said["payload"]["job_id"] == code
 
 
-async def job(door: Door, code: str, owner: str = "ann") -> Job:
-    return (await door.world.intake.read(JobKey(owner, code))).recorded.job
+async def job(door: GatewayEdge, code: str, owner: str = "ann") -> Job:
+    return (await door.world.intake.read(JobKey(owner, code))).record.job
 
 
-async def progress(door: Door, code: str, offset: int = 10, owner: str = "ann") -> None:
-    note = ProgressNote(Place(1, 1, offset), door.world.time(), 0.5, "render", 5, 10)
+async def progress(door: GatewayEdge, code: str, offset: int = 10, owner: str = "ann") -> None:
+    note = ProgressMessage(FeedPosition(1, 1, offset), door.world.time(), 0.5, "render", 5, 10)
     await door.world.runner_bus.feed.publish(JobKey(owner, code), note)
 
 
-async def run(door: Door, code: str) -> None:
+async def run(door: GatewayEdge, code: str) -> None:
     """Start it, half way, the end."""
     await door.world.start(await job(door, code))
     await progress(door, code)
-    await door.world.apply(JobKey("ann", code), e.Succeeded(Output(data={"text": "hi"})))
+    await door.world.write_event(JobKey("ann", code), e.Succeeded(Output(data={"text": "hi"})))
 
 
-async def test_a_job_is_told_from_its_submit_to_its_result(door: Door):
+async def test_a_job_is_told_from_its_submit_to_its_result(door: GatewayEdge):
     async with door.desk() as made:
         await submit(made, "c-1", request_id="r1", trace_id="t1")
-        queued = await made.hear("gpu.job.status", status="queued")
+        queued = await made.wait_for_type("gpu.job.status", status="queued")
         await run(door, "c-1")
-        result = await made.hear("gpu.job.result")
-        half = await made.hear("gpu.job.progress")
-        running = await made.hear("gpu.job.status", status="running")
-    assert made.said[0]["type"] == "gpu.power.offline"  # the answer comes before any push
+        result = await made.wait_for_type("gpu.job.result")
+        half = await made.wait_for_type("gpu.job.progress")
+        running = await made.wait_for_type("gpu.job.status", status="running")
+    assert made.messages[0]["type"] == "gpu.power.offline"  # the answer comes before any push
     for push in (queued, running, half, result):
         assert (push["request_id"], push["trace_id"], push["task_type"]) == ("r1", "t1", "heygem_submit")
         assert push["payload"]["id"]
@@ -61,84 +62,84 @@ async def test_a_job_is_told_from_its_submit_to_its_result(door: Door):
 
 
 @pytest.mark.parametrize(("language", "said"), [("zh", "视频中未检测到人脸"), ("en", "No face was found in the video")])
-async def test_a_failure_is_an_error_in_the_callers_language(door: Door, language: str, said: str):
+async def test_a_failure_is_an_error_in_the_callers_language(door: GatewayEdge, language: str, said: str):
     async with door.desk(Accept_Language=language) as made:
         await submit(made, "c-1")
         await door.world.start(await job(door, "c-1"))
-        failure = Failure("no_face", "nobody there", "client", retryable=False)
-        await door.world.apply(JobKey("ann", "c-1"), e.Failed(failure))
-        result = await made.hear("gpu.job.result")
+        failure = JobFailure("no_face", "nobody there", "client", retryable=False)
+        await door.world.write_event(JobKey("ann", "c-1"), e.Failed(failure))
+        result = await made.wait_for_type("gpu.job.result")
     assert (result["error"], result["error_msg"]) == (True, said)
     error = result["result"]["error"]
     assert (error["code"], error["message"], error["blame"]) == ("no_face", said, "client")
 
 
-async def test_a_cancelled_job_ends_as_an_error_too(door: Door):
+async def test_a_cancelled_job_ends_as_an_error_too(door: GatewayEdge):
     async with door.desk() as made:
         await submit(made, "c-1")
         await made.ask("gpu.job.cancel", {"job_id": "c-1"})
-        result = await made.hear("gpu.job.result")
+        result = await made.wait_for_type("gpu.job.result")
     assert (result["error"], result["result"]["error"]["code"]) == (True, "cancelled")
 
 
-async def test_every_socket_of_the_owner_is_told_and_nobody_elses(door: Door):
+async def test_every_socket_of_the_owner_is_told_and_nobody_elses(door: GatewayEdge):
     async with door.desk() as one, door.desk() as other, door.desk("bob") as bob:
         await submit(one, "c-1", request_id="r1")
         await run(door, "c-1")
         for made in (one, other):
-            assert (await made.hear("gpu.job.result"))["request_id"] == "r1"
+            assert (await made.wait_for_type("gpu.job.result"))["request_id"] == "r1"
         await submit(bob, "mine")
-        await bob.hear("gpu.job.status", job_id="mine")
-    assert {said["payload"]["job_id"] for said in bob.said} == {"mine"}
+        await bob.wait_for_type("gpu.job.status", job_id="mine")
+    assert {said["payload"]["job_id"] for said in bob.messages} == {"mine"}
 
 
-async def test_hosts_that_come_and_go_are_broadcast(door: Door):
+async def test_hosts_that_come_and_go_are_broadcast(door: GatewayEdge):
     await door.world.hosts.refresh()
     async with door.desk("blind", Accept_Language="zh") as made, door.desk("bob") as bob:
         for one in (made, bob):
             await one.ask("ping")
-        await door.world.appear()
-        online = await made.hear("gpu.power.online", host="gpu-1")
-        await bob.hear("gpu.power.online", host="gpu-1")
-        await door.world.bus.hosts.delete("gpu-1")
+        await door.world.send_heartbeat()
+        online = await made.wait_for_type("gpu.power.online", host="gpu-1")
+        await bob.wait_for_type("gpu.power.online", host="gpu-1")
+        await door.world.bus.heartbeats.delete("gpu-1")
         await door.world.hosts.refresh()
-        offline = await made.hear("gpu.power.offline", host="gpu-1")
+        offline = await made.wait_for_type("gpu.power.offline", host="gpu-1")
     assert online["payload"]["message"] == "GPU服务器已上线，可以开始处理任务"
     assert online["request_id"] == offline["request_id"] == ""
 
 
 @OFTEN
-async def test_what_waits_is_told_again_and_again(door: Door):
+async def test_what_waits_is_told_again_and_again(door: GatewayEdge):
     async with door.desk() as made:
         await submit(made, "c-1", request_id="r1")
-        door.world.time.pass_by(seconds=31)
-        line = await made.until(lambda said: (said["payload"].get("waited_seconds") or 0) >= 31)
+        door.world.time.advance(seconds=31)
+        line = await made.wait_for(lambda said: (said["payload"].get("waited_seconds") or 0) >= 31)
         assert (line["type"], line["request_id"], line["payload"]["job_id"]) == ("gpu.job.status", "r1", "c-1")
         assert line["payload"]["id"]
         await door.world.start(await job(door, "c-1"))
-        await made.hear("gpu.job.status", status="running")
+        await made.wait_for_type("gpu.job.status", status="running")
         await submit(made, "c-2")
         for seconds in (1, 2, 3):  # what still waits is told of, what runs is not
-            door.world.time.pass_by(seconds=1)
-            made.said.clear()
-            await made.until(lambda said: (said["payload"].get("waited_seconds") or 0) >= seconds)  # noqa: B023 - awaited here
-            assert {said["payload"].get("job_id") for said in made.said} == {"c-2"}
+            door.world.time.advance(seconds=1)
+            made.messages.clear()
+            await made.wait_for(lambda said: (said["payload"].get("waited_seconds") or 0) >= seconds)  # noqa: B023 - awaited here
+            assert {said["payload"].get("job_id") for said in made.messages} == {"c-2"}
 
 
-async def test_a_reconnect_resumes_without_a_gap_or_a_double(door: Door):
+async def test_a_reconnect_resumes_without_a_gap_or_a_double(door: GatewayEdge):
     async with door.desk() as made:
         await submit(made, "c-1", request_id="r1", trace_id="t1")
         await door.world.start(await job(door, "c-1"))
-        last = await made.hear("gpu.job.status", status="running")
+        last = await made.wait_for_type("gpu.job.status", status="running")
     await progress(door, "c-1")
-    await door.world.apply(JobKey("ann", "c-1"), e.Succeeded(Output()))
+    await door.world.write_event(JobKey("ann", "c-1"), e.Succeeded(Output()))
     async with door.desk() as made:
         await made.send("resume", {"after": last["payload"]["id"]})
-        await made.hear("gpu.job.result")
+        await made.wait_for_type("gpu.job.result")
         await submit(made, "c-2")
         await run(door, "c-2")
-        await made.hear("gpu.job.result", job_id="c-2")
-    told = [(said["type"], said["payload"]["job_id"], said["request_id"]) for said in made.said]
+        await made.wait_for_type("gpu.job.result", job_id="c-2")
+    told = [(said["type"], said["payload"]["job_id"], said["request_id"]) for said in made.messages]
     pushes = [said for said in told if said[0].startswith("gpu.job")]
     assert pushes[:2] == [("gpu.job.progress", "c-1", "r1"), ("gpu.job.result", "c-1", "r1")]
     assert pushes[2:] == [
@@ -149,31 +150,37 @@ async def test_a_reconnect_resumes_without_a_gap_or_a_double(door: Door):
 
 
 @pytest.mark.parametrize("after", ["", "nonsense", "zzz-1-1"])
-async def test_an_id_of_another_life_resumes_from_the_start(door: Door, after: str):
+async def test_an_id_of_another_life_resumes_from_the_start(door: GatewayEdge, after: str):
     async with door.desk() as made:
         await submit(made, "c-1")
         await run(door, "c-1")
-        await made.hear("gpu.job.result")
+        await made.wait_for_type("gpu.job.result")
     async with door.desk() as made:
         await made.send("resume", {"after": after})
-        await made.hear("gpu.job.result")
+        await made.wait_for_type("gpu.job.result")
         await made.ask("ping")
-    assert [said["type"] for said in made.said[:4]] == [*["gpu.job.status"] * 2, "gpu.job.progress", "gpu.job.result"]
+    assert [said["type"] for said in made.messages[:4]] == [
+        *["gpu.job.status"] * 2,
+        "gpu.job.progress",
+        "gpu.job.result",
+    ]
 
 
-async def test_jobs_submitted_on_one_edge_are_told_on_the_other(door: Door, tmp_path: Path):
+async def test_jobs_submitted_on_one_edge_are_told_on_the_other(door: GatewayEdge, tmp_path: Path):
     async with AsyncExitStack() as stack:
         (tmp_path / "second").mkdir()
-        world = await stack.enter_async_context(fake_world(tmp_path / "second", door.world.broker, door.world.time))
-        keys = Keys(world.bus.keys, world.time, Dice(), world.time.seconds)
-        second = await stack.enter_async_context(opened(world, keys, door.texts))
+        world = await stack.enter_async_context(
+            fake_bus_services(tmp_path / "second", door.world.broker, door.world.time)
+        )
+        keys = ApiKeyStore(world.bus.api_keys, world.time, FixedEntropy(), world.time.seconds)
+        second = await stack.enter_async_context(run_gateway_edge(world, keys, door.texts))
         there = await stack.enter_async_context(second.desk())
         async with door.desk() as here:
             await there.ask("ping")
             await submit(here, "c-1", request_id="r1", trace_id="t1")
         await run(door, "c-1")
         for kind in ("gpu.job.progress", "gpu.job.result"):
-            push = await there.hear(kind, job_id="c-1")
+            push = await there.wait_for_type(kind, job_id="c-1")
             assert (push["request_id"], push["trace_id"]) == ("r1", "t1")
         again = await there.ask("gpu.job.submit", {"text": "b"}, task_type="echo", request_id="r2")
         async with door.desk() as here:
@@ -183,30 +190,30 @@ async def test_jobs_submitted_on_one_edge_are_told_on_the_other(door: Door, tmp_
 
 async def test_an_edge_that_restarts_is_resumed_at(tmp_path: Path):
     async with AsyncExitStack() as outer:
-        world = await outer.enter_async_context(fake_world(tmp_path))
-        keys = Keys(world.bus.keys, world.time, Dice(), world.time.seconds)
+        world = await outer.enter_async_context(fake_bus_services(tmp_path))
+        keys = ApiKeyStore(world.bus.api_keys, world.time, FixedEntropy(), world.time.seconds)
         texts = await make_keys(keys)
-        async with opened(world, keys, texts) as door, door.desk() as made:
+        async with run_gateway_edge(world, keys, texts) as door, door.desk() as made:
             await submit(made, "c-1", request_id="r1")
-            last = await made.hear("gpu.job.status", status="queued")
+            last = await made.wait_for_type("gpu.job.status", status="queued")
         await run(door, "c-1")
-        async with opened(world, keys, texts) as door, door.desk() as made:
+        async with run_gateway_edge(world, keys, texts) as door, door.desk() as made:
             await made.send("resume", {"after": last["payload"]["id"]})
-            result = await made.hear("gpu.job.result")
+            result = await made.wait_for_type("gpu.job.result")
         assert result["request_id"] == "r1"
 
 
-async def test_a_broker_that_restarts_interrupts_nothing(door: Door):
+async def test_a_broker_that_restarts_interrupts_nothing(door: GatewayEdge):
     async with door.desk() as made:
         await submit(made, "c-1", request_id="r1")
-        await made.hear("gpu.job.status", status="queued")
+        await made.wait_for_type("gpu.job.status", status="queued")
         door.world.broker.restart()
         await run(door, "c-1")
-        assert (await made.hear("gpu.job.result"))["request_id"] == "r1"
+        assert (await made.wait_for_type("gpu.job.result"))["request_id"] == "r1"
 
 
-@pytest.mark.parametrize("limits", [Limits(outbox_bytes=400_000)])
-async def test_a_slow_reader_is_closed_4408_and_resumes_to_the_end(door: Door):
+@pytest.mark.parametrize("limits", [GatewayLimits(queue_bytes_limit=400_000)])
+async def test_a_slow_reader_is_closed_4408_and_resumes_to_the_end(door: GatewayEdge):
     """It does not read until the server has given it up; its resume replays at its own speed."""
     narrow = sockets.socket()
     narrow.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
@@ -215,20 +222,20 @@ async def test_a_slow_reader_is_closed_4408_and_resumes_to_the_end(door: Door):
     narrow.setblocking(False)
     async with door.desk() as quick, door.desk(sock=narrow, max_queue=1) as slow:
         await submit(slow, "c-1", request_id="r1")
-        first = await slow.hear("gpu.job.status", status="queued")
+        first = await slow.wait_for_type("gpu.job.status", status="queued")
         for number in range(150):
             made = await door.world.submit(text="x" * 60_000, job_id=f"large-{number}")
-            await quick.hear("gpu.job.status", job_id=made.id)
-            quick.said.clear()
+            await quick.wait_for_type("gpu.job.status", job_id=made.id)
+            quick.messages.clear()
         await run(door, "c-1")
-        await quick.hear("gpu.job.result")
-        assert await slow.closed() == 4408
-        assert slow.why.endswith("and resume")
-    assert not any(said["type"] == "gpu.job.result" for said in slow.said)
-    last = [said["payload"]["id"] for said in slow.said if said["payload"].get("id")][-1]
+        await quick.wait_for_type("gpu.job.result")
+        assert await slow.wait_until_closed() == 4408
+        assert slow.close_reason.endswith("and resume")
+    assert not any(said["type"] == "gpu.job.result" for said in slow.messages)
+    last = [said["payload"]["id"] for said in slow.messages if said["payload"].get("id")][-1]
     assert last != first["payload"]["id"]
     async with door.desk() as again:
         await again.send("resume", {"after": last})
-        assert (await again.hear("gpu.job.result"))["request_id"] == "r1"
-    told = [said["payload"]["job_id"] for said in slow.said + again.said if said["type"] == "gpu.job.status"]
+        assert (await again.wait_for_type("gpu.job.result"))["request_id"] == "r1"
+    told = [said["payload"]["job_id"] for said in slow.messages + again.messages if said["type"] == "gpu.job.status"]
     assert [name for name in told if name.startswith("large")] == [f"large-{number}" for number in range(150)]

@@ -3,67 +3,67 @@
 import anyio
 import pytest
 
-from edge.power.drivers.memory import MemoryDriver
-from edge.power.drivers.port import NoCapacity, SwitchFailed
-from edge.power.drivers.relay import RelayAway, RelayDriver
-from lamplighter.cli.relaying import Switch, Unwelcome, keep
-from schemas.power import Provider
-from tests.broker import until
-from tests.edge.facades.gateway.conftest import Door
+from edge.power.drivers.port import NoCapacity, PowerCallFailed
+from edge.power.drivers.relay import RelayDriver, RelayUnavailable
+from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, serve_edge
+from schemas.power import ReportedPower
+from tests.edge.facades.gateway.conftest import GatewayEdge
+from tests.support.fake_power_driver import FakePowerDriver
+from tests.support.wait import wait_until
 
 
-async def there(door: Door) -> None:
+async def there(door: GatewayEdge) -> None:
     """Wait until a relay is connected."""
 
     async def connected() -> bool:
         try:
-            await RelayDriver(door.parts.relays, "gpu-1").state()
-        except SwitchFailed as failed:
-            return not isinstance(failed.__cause__, RelayAway)
+            await RelayDriver(door.parts.relay_hub, "gpu-1").state()
+        except PowerCallFailed as failed:
+            return not isinstance(failed.__cause__, RelayUnavailable)
         return True
 
-    await until(connected)
+    await wait_until(connected)
 
 
-async def test_it_starts_stops_and_tells(door: Door):
-    machine = MemoryDriver(slow=True)
-    switch = RelayDriver(door.parts.relays, "gpu-1")
+async def test_it_starts_stops_and_tells(door: GatewayEdge):
+    machine = FakePowerDriver(slow=True)
+    switch = RelayDriver(door.parts.relay_hub, "gpu-1")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keep, door.url, door.texts["relay"], {"gpu-1": Switch(machine, 5)})
+        tasks.start_soon(serve_edge, door.url, door.texts["relay"], {"gpu-1": RelayedHost(machine, 5)})
         await there(door)
-        assert await switch.state() is Provider.OFF
+        assert await switch.state() is ReportedPower.OFF
         await switch.start("call-1")
-        assert await switch.state() is Provider.STARTING
-        machine.settle()
+        assert await switch.state() is ReportedPower.STARTING
+        machine.finish_transition()
         await switch.stop("call-2")
-        machine.settle()
-        assert await switch.state() is Provider.OFF
+        machine.finish_transition()
+        assert await switch.state() is ReportedPower.OFF
         assert machine.calls == [("start", "call-1"), ("stop", "call-2")]
         machine.sold_out = 1
         with pytest.raises(NoCapacity):
             await switch.start("call-3")
         machine.broken = True
-        with pytest.raises(SwitchFailed, match="broken"):
+        with pytest.raises(PowerCallFailed, match="broken"):
             await switch.start("call-4")
-        with pytest.raises(SwitchFailed, match="does not know gpu-2"):
-            await RelayDriver(door.parts.relays, "gpu-2").state()
+        with pytest.raises(PowerCallFailed, match="does not know gpu-2"):
+            await RelayDriver(door.parts.relay_hub, "gpu-2").state()
         tasks.cancel_scope.cancel()
 
 
-async def test_a_switch_that_hangs_is_told(door: Door):
-    class Hanging(MemoryDriver):
-        async def state(self) -> Provider:
+async def test_a_switch_that_hangs_is_told(door: GatewayEdge):
+    class Hanging(FakePowerDriver):
+        async def state(self) -> ReportedPower:
             await anyio.sleep_forever()
             raise AssertionError
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keep, door.url, door.texts["relay"], {"gpu-1": Switch(Hanging(), 0.05)})
+        tasks.start_soon(serve_edge, door.url, door.texts["relay"], {"gpu-1": RelayedHost(Hanging(), 0.05)})
         await there(door)
-        with pytest.raises(SwitchFailed, match="did not answer"):
-            await RelayDriver(door.parts.relays, "gpu-1").state()
+        with pytest.raises(PowerCallFailed, match="did not answer"):
+            await RelayDriver(door.parts.relay_hub, "gpu-1").state()
         tasks.cancel_scope.cancel()
 
 
-async def test_a_wrong_key_ends_it(door: Door):
-    with pytest.raises(Unwelcome, match="scope relay"):
-        await keep(door.url, "lamp_x_0123456789abcdef", {})
+async def test_a_wrong_key_ends_it(door: GatewayEdge):
+    with pytest.raises(RelayKeyRejected, match="scope relay"):
+        await serve_edge(door.url, "lamp_x_0123456789abcdef", {})

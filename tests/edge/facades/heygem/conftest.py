@@ -11,30 +11,31 @@ import pytest
 from msgspec import Struct, structs
 
 from edge.app import create_app
-from edge.facades.gateway.gateway import running_gateway
-from edge.facades.heygem.keyless import KeylessPort
-from edge.facades.heygem.placing import Placing
-from edge.services.keys import Keys
+from edge.facades.gateway.gateway import run_gateway
+from edge.facades.heygem.auth import KeylessPort
+from edge.facades.heygem.result_export import ResultExporter
+from edge.owners.api_keys import ApiKeyStore
 from edge.settings import EdgeSettings, HeygemSettings
 from schemas import events as e
-from schemas.access import CLIENT_SCOPES
-from schemas.endpoint import parse
-from schemas.host import Offer
-from schemas.job import File, Job, JobKey, Output
-from tests.edge.routes.conftest import parts_of
-from tests.edge.services.world import Dice, FakeWorld, fake_world
-from tests.edge.store.served import open_client, served
+from schemas.auth import CLIENT_SCOPES
+from schemas.endpoint import parse_endpoint
+from schemas.host import HostCapabilities
+from schemas.ids import JobKey
+from schemas.job import Job, Output, OutputFile
+from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
+from tests.support.http_server import open_client, serve_app
+from tests.support.served_edge import make_services
 
-HEYGEM = parse((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
+HEYGEM = parse_endpoint((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
 OWNER = "easy"
 AUDIO, VIDEO = b"speech" * 100, b"a face" * 1000
 
 
-class Desk(Struct, frozen=True):
+class HeygemClient(Struct, frozen=True):
     """A client's desk: `root` is the folder it shares with the edge, `local` sends no key, `key` is one of `ann`'s."""
 
-    world: FakeWorld
-    placing: Placing
+    world: FakeBusServicesRig
+    placing: ResultExporter
     url: str
     root: Path
     local: httpx.AsyncClient
@@ -50,24 +51,24 @@ class Desk(Struct, frozen=True):
             "watermark_switch": 0,
             "pn": 1,
         }
-        return said(await self.local.post("/easy/submit", json=body | fields))
+        return parse_body(await self.local.post("/easy/submit", json=body | fields))
 
     async def query(self, code: str = "code-1") -> dict[str, Any]:
-        return said(await self.local.get("/easy/query", params={"code": code}))
+        return parse_body(await self.local.get("/easy/query", params={"code": code}))
 
     async def job(self, code: str = "code-1", owner: str = OWNER) -> Job:
-        return (await self.world.intake.read(JobKey(owner, code))).recorded.job
+        return (await self.world.intake.read(JobKey(owner, code))).record.job
 
     async def finish(self, code: str = "code-1", body: bytes = b"the video") -> Job:
         """What a runner does: the result into the store, the end into the record."""
         job = await self.world.start(await self.job(code))
         sha256 = await self.world.put(job.owner, body, "result.mp4")
         data = {"width": 1280, "height": 720, "seconds": 9.92, "cost_s": 27.1}
-        output = Output((File("result.mp4", sha256, len(body), "video/mp4"),), data)
-        return await self.world.apply(job.key, e.Succeeded(output))
+        output = Output((OutputFile("result.mp4", sha256, len(body), "video/mp4"),), data)
+        return await self.world.write_event(job.key, e.Succeeded(output))
 
 
-def said(reply: httpx.Response) -> dict[str, Any]:
+def parse_body(reply: httpx.Response) -> dict[str, Any]:
     """The body of an answer, which is always 200 and always text."""
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
@@ -78,25 +79,27 @@ def said(reply: httpx.Response) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def desk_at(folder: Path, root: Path | None, **settings: Any) -> AsyncIterator[Desk]:
-    async with fake_world(folder) as made:
-        await made.bus.offers.put("gpu-1", Offer(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,)))
+async def run_heygem_edge(folder: Path, root: Path | None, **settings: Any) -> AsyncIterator[HeygemClient]:
+    async with fake_bus_services(folder) as made:
+        await made.bus.capabilities.put(
+            "gpu-1", HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,))
+        )
         await made.catalog.refresh()
-        keys = Keys(made.bus.keys, made.time, Dice(), made.time.seconds)
+        keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         key = (await keys.create("ann", CLIENT_SCOPES)).text
-        placing = Placing(root, folder / "placing", made.bus.records, made.store, made.index)
+        placing = ResultExporter(root, folder / "placing", made.bus.job_store, made.store, made.index)
         heygem = HeygemSettings(enabled=True, data_root=root)
         ours = structs.replace(EdgeSettings(), heygem=heygem, **settings)
-        parts = structs.replace(parts_of(made, keys), settings=ours, placing=placing)
+        parts = structs.replace(make_services(made, keys), settings=ours, result_export=placing)
         async with (
-            running_gateway(parts) as gateway,
-            served(create_app(parts, gateway)) as url,
-            served(KeylessPort(create_app(parts, gateway))) as keyless,
+            run_gateway(parts) as gateway,
+            serve_app(create_app(parts, gateway)) as url,
+            serve_app(KeylessPort(create_app(parts, gateway))) as keyless,
             open_client(keyless, timeout=20) as local,
             anyio.create_task_group() as tasks,  # the innermost: what serves is stopped, not cancelled
         ):
             tasks.start_soon(placing.run)
-            yield Desk(made, placing, url, root or folder, local, key)
+            yield HeygemClient(made, placing, url, root or folder, local, key)
             tasks.cancel_scope.cancel()
 
 
@@ -110,6 +113,6 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path, root: Path) -> AsyncIterator[Desk]:
-    async with desk_at(tmp_path / "edge", root) as made:
+async def desk(tmp_path: Path, root: Path) -> AsyncIterator[HeygemClient]:
+    async with run_heygem_edge(tmp_path / "edge", root) as made:
         yield made

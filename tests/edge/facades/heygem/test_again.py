@@ -6,49 +6,49 @@ import anyio
 import pytest
 
 from schemas import events as e
-from schemas.asset import SCHEME
-from schemas.errors import Refused
-from schemas.job import Failure, Job
-from schemas.words import FINAL, Status
-from tests.broker import until
-from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, Desk, desk_at
+from schemas.asset import DIGEST_SCHEME
+from schemas.job import Job, JobFailure
+from schemas.problems import ProblemError
+from schemas.status import FINAL_STATUSES, Status
+from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
 from tests.edge.facades.heygem.test_desktop import ACCEPTED, sha
+from tests.support.wait import wait_until
 
 TAKEN = {"code": 10005, "data": {}, "msg": "任务已存在", "success": False}
 OTHER = {"audio_url": "face.mp4"}
 
-End = Callable[[Desk], Awaitable[Job]]
+End = Callable[[HeygemClient], Awaitable[Job]]
 
 
-async def failed(desk: Desk) -> Job:
+async def failed(desk: HeygemClient) -> Job:
     job = await desk.world.start(await desk.job())
-    return await desk.world.apply(job.key, e.Failed(Failure("no_face", "no face", "client", retryable=False)))
+    return await desk.world.write_event(job.key, e.Failed(JobFailure("no_face", "no face", "client", retryable=False)))
 
 
-async def cancelled(desk: Desk) -> Job:
+async def cancelled(desk: HeygemClient) -> Job:
     entry = await desk.world.intake.cancel((await desk.job()).key)
-    return entry.recorded.job
+    return entry.record.job
 
 
-async def expired(desk: Desk) -> Job:
-    return await desk.world.apply((await desk.job()).key, e.Expired("start_timeout"))
+async def expired(desk: HeygemClient) -> Job:
+    return await desk.world.write_event((await desk.job()).key, e.Expired("start_timeout"))
 
 
-async def succeeded(desk: Desk) -> Job:
+async def succeeded(desk: HeygemClient) -> Job:
     return await desk.finish()
 
 
-async def shown(desk: Desk) -> int:
+async def shown(desk: HeygemClient) -> int:
     """The `status` that a query tells."""
     return int((await desk.query())["data"]["status"])
 
 
 @pytest.mark.parametrize("end", [failed, cancelled, expired])
 @pytest.mark.parametrize("fields", [{}, OTHER], ids=["same content", "other content"])
-async def test_what_has_failed_is_begun_again_and_ends_anew(desk: Desk, end: End, fields: dict[str, str]):
+async def test_what_has_failed_is_begun_again_and_ends_anew(desk: HeygemClient, end: End, fields: dict[str, str]):
     assert await desk.submit() == ACCEPTED
     ended = await end(desk)
-    assert ended.status in FINAL
+    assert ended.status in FINAL_STATUSES
     assert await shown(desk) == 3
     assert await desk.submit(**fields) == ACCEPTED
     again = await desk.job()
@@ -56,14 +56,14 @@ async def test_what_has_failed_is_begun_again_and_ends_anew(desk: Desk, end: End
     assert again.input["audio"] == sha(VIDEO if fields else AUDIO)
     assert again.created_at > ended.created_at
     assert await shown(desk) == 1
-    await desk.world.window.idle()
-    assert again.pointer in await desk.world.bus.queue.waiting()
+    await desk.world.window.wait_until_idle()
+    assert again.pointer in await desk.world.bus.job_queue.list_pending()
     await desk.finish(body=b"the second")
     assert await shown(desk) == 2
     assert (desk.root / "temp" / "code-1-r.mp4").read_bytes() == b"the second"
 
 
-async def test_what_is_done_stays_done_for_the_same_content_and_gives_way_to_other_content(desk: Desk):
+async def test_what_is_done_stays_done_for_the_same_content_and_gives_way_to_other_content(desk: HeygemClient):
     await desk.submit()
     await desk.finish()
     assert await desk.submit() == ACCEPTED
@@ -80,8 +80,8 @@ async def test_what_is_done_stays_done_for_the_same_content_and_gives_way_to_oth
 
 
 @pytest.mark.parametrize("shared", [True, False])
-async def test_a_result_that_is_lost_is_made_again(desk: Desk, tmp_path, shared):
-    async with desk_at(tmp_path / "other", desk.root if shared else None) as other:
+async def test_a_result_that_is_lost_is_made_again(desk: HeygemClient, tmp_path, shared):
+    async with run_heygem_edge(tmp_path / "other", desk.root if shared else None) as other:
         files = {"audio_url": sha(AUDIO), "video_url": sha(VIDEO)}
         for body in (AUDIO, VIDEO):
             await other.world.put(OWNER, body)
@@ -98,7 +98,7 @@ async def test_a_result_that_is_lost_is_made_again(desk: Desk, tmp_path, shared)
         assert await shown(other) == 2
 
 
-async def test_a_job_that_runs_keeps_its_code(desk: Desk):
+async def test_a_job_that_runs_keeps_its_code(desk: HeygemClient):
     await desk.submit()
     await desk.world.start(await desk.job())
     assert await desk.submit() == ACCEPTED
@@ -106,7 +106,7 @@ async def test_a_job_that_runs_keeps_its_code(desk: Desk):
     assert (await desk.job()).round == 1
 
 
-async def test_a_submit_waits_for_a_cancel_that_is_under_way(desk: Desk):
+async def test_a_submit_waits_for_a_cancel_that_is_under_way(desk: HeygemClient):
     await desk.submit()
     job = await desk.world.start(await desk.job())
     await desk.world.intake.cancel(job.key)
@@ -117,12 +117,12 @@ async def test_a_submit_waits_for_a_cancel_that_is_under_way(desk: Desk):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(submit)
-        await desk.world.apply(job.key, e.Cancelled())
+        await desk.world.write_event(job.key, e.Cancelled())
     assert answers == [ACCEPTED]
     assert (await desk.job()).round == 2
 
 
-async def test_many_that_begin_it_again_at_once_begin_one_round(desk: Desk):
+async def test_many_that_begin_it_again_at_once_begin_one_round(desk: HeygemClient):
     await desk.submit()
     await failed(desk)
     answers = []
@@ -134,22 +134,22 @@ async def test_many_that_begin_it_again_at_once_begin_one_round(desk: Desk):
         for _ in range(8):
             tasks.start_soon(submit)
     assert answers == [ACCEPTED] * 8
-    history = await desk.world.bus.records.history((await desk.job()).key)
-    assert [type(entry.recorded.event) for entry in history].count(e.Submitted) == 2
+    history = await desk.world.bus.job_store.history((await desk.job()).key)
+    assert [type(entry.record.event) for entry in history].count(e.Submitted) == 2
     assert (await desk.job()).round == 2
 
 
-async def test_the_files_of_the_new_round_are_guarded_and_those_of_the_old_are_not(desk: Desk):
+async def test_the_files_of_the_new_round_are_guarded_and_those_of_the_old_are_not(desk: HeygemClient):
     await desk.submit()
     await failed(desk)
     await desk.submit(audio_url="face.mp4")
-    await desk.world.settled()
-    with pytest.raises(Refused, match="asset_in_use"):
-        await desk.world.assets.delete(OWNER, sha(VIDEO).removeprefix(SCHEME))
-    await desk.world.assets.delete(OWNER, sha(AUDIO).removeprefix(SCHEME))
+    await desk.world.wait_until_indexed()
+    with pytest.raises(ProblemError, match="asset_in_use"):
+        await desk.world.assets.delete(OWNER, sha(VIDEO).removeprefix(DIGEST_SCHEME))
+    await desk.world.assets.delete(OWNER, sha(AUDIO).removeprefix(DIGEST_SCHEME))
 
 
-async def test_a_refused_submit_leaves_the_job_that_has_ended(desk: Desk):
+async def test_a_refused_submit_leaves_the_job_that_has_ended(desk: HeygemClient):
     await desk.submit()
     ended = await failed(desk)
     assert (await desk.submit(audio_url="nowhere.wav"))["code"] == 9999
@@ -157,10 +157,12 @@ async def test_a_refused_submit_leaves_the_job_that_has_ended(desk: Desk):
     assert await shown(desk) == 3
 
 
-async def test_a_result_is_placed_although_the_old_one_is_placed_while_its_code_is_used_again(desk: Desk, monkeypatch):
+async def test_a_result_is_placed_although_the_old_one_is_placed_while_its_code_is_used_again(
+    desk: HeygemClient, monkeypatch
+):
     """The copy of the first result is slow, and the client reads "done" from the record, not from the disk."""
     copying, go_on = anyio.Event(), anyio.Event()
-    place = desk.placing._place
+    place = desk.placing._export
 
     async def slow(job: Job) -> None:
         copying.set()
@@ -179,4 +181,4 @@ async def test_a_result_is_placed_although_the_old_one_is_placed_while_its_code_
     async def there() -> bool:
         return result.is_file() and result.read_bytes() == b"the second"
 
-    await until(there)
+    await wait_until(there)

@@ -8,11 +8,11 @@ import anyio
 import httpx
 import pytest
 
-from bus.port import Conflict, Health
-from edge.facades.heygem import holding, placing
-from edge.services.quotas import OwnLimits
-from schemas.job import JobKey
-from tests.edge.facades.heygem.conftest import OWNER, Desk
+from bus.interface import BrokerStatus, RevisionConflict
+from edge.facades.heygem import result_export, routes
+from edge.owners.quotas import OwnerQuotaOverride
+from schemas.ids import JobKey
+from tests.edge.facades.heygem.conftest import OWNER, HeygemClient
 from tests.edge.facades.heygem.test_desktop import ACCEPTED
 
 BUSY = {"code": 10001, "data": {}, "msg": "忙碌中", "success": True}
@@ -21,15 +21,15 @@ BUSY = {"code": 10001, "data": {}, "msg": "忙碌中", "success": True}
 @pytest.fixture
 def brief(monkeypatch):
     """A hold of two looks."""
-    monkeypatch.setattr(holding, "HOLD_S", 0.2)
-    monkeypatch.setattr(holding, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(routes, "HOLD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(routes, "HOLD_RETRY_INTERVAL_S", 0.1)
 
 
 @asynccontextmanager
-async def submitting(desk: Desk, answers: list):
+async def submitting(desk: HeygemClient, answers: list):
     """A submit that is sent while the block runs, from when it has been refused once."""
     held = anyio.Event()
-    disconnected = holding._disconnected
+    disconnected = routes._wait_for_disconnect
 
     async def noted(*args) -> bool:
         held.set()
@@ -39,14 +39,14 @@ async def submitting(desk: Desk, answers: list):
         answers.append(await desk.submit())
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(holding, "_disconnected", noted)
+        patched.setattr(routes, "_wait_for_disconnect", noted)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit)
             await held.wait()
             yield
 
 
-async def test_a_submit_is_held_until_the_broker_is_back(desk: Desk):
+async def test_a_submit_is_held_until_the_broker_is_back(desk: HeygemClient):
     answers: list = []
     desk.world.bus.cut()
     async with submitting(desk, answers):
@@ -56,7 +56,7 @@ async def test_a_submit_is_held_until_the_broker_is_back(desk: Desk):
     assert (await desk.query())["data"]["status"] == 1
 
 
-async def test_a_submit_with_a_key_is_held_too(desk: Desk):
+async def test_a_submit_with_a_key_is_held_too(desk: HeygemClient):
     desk.local.headers["X-API-Key"] = desk.key
     for body in ("speech.wav", "face.mp4"):
         await desk.world.put("ann", (desk.root / "temp" / body).read_bytes())
@@ -69,98 +69,98 @@ async def test_a_submit_with_a_key_is_held_too(desk: Desk):
     assert (await desk.job(owner="ann")).round == 1
 
 
-async def test_a_submit_is_busy_when_the_broker_stays_away(desk: Desk, brief):
+async def test_a_submit_is_busy_when_the_broker_stays_away(desk: HeygemClient, brief):
     desk.world.bus.cut()
     reply = await desk.local.post(
         "/easy/submit", json={"audio_url": "speech.wav", "video_url": "face.mp4", "code": "a"}
     )
     assert (reply.json(), reply.headers["Lamplighter-Error"][:12]) == (BUSY, "unavailable:")
     desk.world.bus.heal()
-    assert await desk.world.bus.records.keys() == set()
+    assert await desk.world.bus.job_store.keys() == set()
 
 
-async def test_a_submit_is_dropped_when_its_client_disconnects(desk: Desk, monkeypatch):
+async def test_a_submit_is_dropped_when_its_client_disconnects(desk: HeygemClient, monkeypatch):
     noticed = anyio.Event()
-    disconnected = holding._disconnected
+    disconnected = routes._wait_for_disconnect
 
     async def noted(*args) -> bool:
         if gone := await disconnected(*args):
             noticed.set()
         return gone
 
-    monkeypatch.setattr(holding, "_disconnected", noted)
+    monkeypatch.setattr(routes, "_wait_for_disconnect", noted)
     desk.world.bus.cut()
     with pytest.raises(httpx.ReadTimeout):
         await desk.local.post(
             "/easy/submit", json={"audio_url": "speech.wav", "video_url": "face.mp4", "code": "a"}, timeout=0.3
         )
-    with anyio.fail_after(holding.HOLD_S):
+    with anyio.fail_after(routes.HOLD_TIMEOUT_S):
         await noticed.wait()
     desk.world.bus.heal()
-    assert await desk.world.bus.records.read(JobKey(OWNER, "a")) is None
+    assert await desk.world.bus.job_store.read(JobKey(OWNER, "a")) is None
 
 
-async def test_an_answer_that_was_lost_makes_no_second_job(desk: Desk, monkeypatch):
+async def test_an_answer_that_was_lost_makes_no_second_job(desk: HeygemClient, monkeypatch):
     """The record is written, and the connection breaks before the broker's word of it comes."""
-    create = desk.world.bus.records.create
+    create = desk.world.bus.job_store.create
 
     async def unheard(*args):
         await create(*args)
         desk.world.bus.cut()
-        await desk.world.bus.link.reach()
+        await desk.world.bus.health.require_connected()
 
-    monkeypatch.setattr(desk.world.bus.records, "create", unheard)
+    monkeypatch.setattr(desk.world.bus.job_store, "create", unheard)
     answers: list = []
     async with submitting(desk, answers):
         desk.world.bus.heal()
     assert answers == [ACCEPTED]
-    history = await desk.world.bus.records.history((await desk.job()).key)
+    history = await desk.world.bus.job_store.history((await desk.job()).key)
     assert len(history) == 1
 
 
-async def unsynced(desk: Desk, patch: pytest.MonkeyPatch) -> None:
-    async def health() -> Health:
-        return Health(0.0, synced=False, version="")
+async def unsynced(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
+    async def health() -> BrokerStatus:
+        return BrokerStatus(0.0, is_durable=False, version="")
 
-    patch.setattr(desk.world.bus.link, "health", health)
+    patch.setattr(desk.world.bus.health, "health", health)
 
 
-async def catching_up(desk: Desk, patch: pytest.MonkeyPatch) -> None:
-    desk.world.limits[OWNER] = OwnLimits(waiting=5)
+async def catching_up(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
+    desk.world.limits[OWNER] = OwnerQuotaOverride(waiting=5)
     patch.setattr(desk.world.index, "_ready", anyio.Event())
 
 
-async def contended(desk: Desk, patch: pytest.MonkeyPatch) -> None:
+async def contended(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     async def changed(*_):
-        raise Conflict("others were faster")
+        raise RevisionConflict("others were faster")
 
-    patch.setattr(desk.world.bus.records, "read", changed)
+    patch.setattr(desk.world.bus.job_store, "read", changed)
 
 
-async def full_disk(_: Desk, patch: pytest.MonkeyPatch) -> None:
+async def full_disk(_: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    patch.setattr(placing, "_note", full)
+    patch.setattr(result_export, "_write_note", full)
 
 
 @pytest.mark.parametrize("fault", [unsynced, catching_up, contended, full_disk])
-async def test_what_passes_by_itself_is_busy_and_then_over(desk: Desk, brief, fault):
+async def test_what_passes_by_itself_is_busy_and_then_over(desk: HeygemClient, brief, fault):
     with pytest.MonkeyPatch.context() as patch:
         await fault(desk, patch)
         assert await desk.submit() == BUSY
-    desk.world.time.pass_by(seconds=3)  # for so long the edge believes what the broker said of itself
+    desk.world.time.advance(seconds=3)  # for so long the edge believes what the broker said of itself
     assert await desk.submit() == ACCEPTED
 
 
-async def test_a_query_is_busy_while_the_index_cannot_answer(desk: Desk, monkeypatch):
+async def test_a_query_is_busy_while_the_index_cannot_answer(desk: HeygemClient, monkeypatch):
     await desk.submit()
 
     def broken(*_):
         raise OperationalError("disk I/O error")
 
     async def asks(job) -> bool:
-        return await desk.world.index._answer(broken)
+        return await desk.world.index._query_when_ready(broken)
 
     await desk.finish()
     monkeypatch.setattr(desk.placing, "is_gone", asks)

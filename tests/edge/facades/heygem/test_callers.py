@@ -3,8 +3,8 @@
 import httpx
 from msgspec import structs
 
-from schemas.access import Scope
-from tests.edge.facades.heygem.conftest import Desk, said
+from schemas.auth import Scope
+from tests.edge.facades.heygem.conftest import HeygemClient, parse_body
 
 BODY = {"audio_url": "speech.wav", "video_url": "face.mp4", "code": "mine"}
 FAULT = {"code": 9999, "data": {}, "msg": "系统异常", "success": False}
@@ -27,26 +27,26 @@ ELSEWHERE = [
 ]
 
 
-async def test_what_may_come_from_elsewhere_needs_a_valid_key(desk: Desk):
+async def test_what_may_come_from_elsewhere_needs_a_valid_key(desk: HeygemClient):
     for headers in ELSEWHERE:
         for reply in (
             await desk.local.post("/easy/submit", json=BODY, headers=headers),
             await desk.local.get("/easy/query?code=x", headers=headers),
             await desk.local.get("/easy/download/x-r.mp4", headers=headers),
         ):
-            assert said(reply) == FAULT, headers
+            assert parse_body(reply) == FAULT, headers
             assert reply.headers["lamplighter-error"].startswith("unauthorized")
             assert "lamp_?" not in reply.headers["lamplighter-error"]
-    assert not await desk.world.bus.records.keys()
+    assert not await desk.world.bus.job_store.keys()
 
 
-async def test_programs_of_this_machine_need_none(desk: Desk):
+async def test_programs_of_this_machine_need_none(desk: HeygemClient):
     port = desk.local.base_url.port
     for headers in ({}, {"Host": f"localhost:{port}"}, {"Host": f"[::1]:{port}"}, {"Origin": "http://localhost:3000"}):
-        assert said(await desk.local.post("/easy/submit", json=BODY, headers=headers))["code"] == 10000, headers
+        assert parse_body(await desk.local.post("/easy/submit", json=BODY, headers=headers))["code"] == 10000, headers
 
 
-async def test_a_key_counts_wherever_it_is_sent_and_owns_the_job(desk: Desk):
+async def test_a_key_counts_wherever_it_is_sent_and_owns_the_job(desk: HeygemClient):
     passed = {"X-Forwarded-For": "192.0.2.1"}
     for headers, query in [
         ({"Authorization": f"Bearer {desk.key}"}, ""),
@@ -54,26 +54,26 @@ async def test_a_key_counts_wherever_it_is_sent_and_owns_the_job(desk: Desk):
         ({}, f"?key={desk.key}"),
     ]:
         reply = await desk.local.post(f"/easy/submit{query}", json=BODY, headers=passed | headers)
-        assert said(reply)["code"] == 10000
+        assert parse_body(reply)["code"] == 10000
     assert (await desk.job("mine", "ann")).owner == "ann"
     assert (await desk.query("mine"))["code"] == 10004  # nobody's key sees nothing of ann's
 
 
-async def test_a_key_without_the_scope_is_refused(desk: Desk):
+async def test_a_key_without_the_scope_is_refused(desk: HeygemClient):
     reader = structs.replace(await key_of(desk), scopes=(Scope.JOBS_READ,))
-    await desk.world.bus.keys.put(reader.id, reader)
+    await desk.world.bus.api_keys.put(reader.id, reader)
     headers = {"X-API-Key": desk.key}
-    assert said(await desk.local.post("/easy/submit", json=BODY, headers=headers)) == FAULT
-    assert said(await desk.local.get("/easy/query?code=mine", headers=headers))["code"] == 10004
+    assert parse_body(await desk.local.post("/easy/submit", json=BODY, headers=headers)) == FAULT
+    assert parse_body(await desk.local.get("/easy/query?code=mine", headers=headers))["code"] == 10004
 
 
-async def key_of(desk: Desk):
-    (row,) = (await desk.world.bus.keys.rows()).values()
+async def key_of(desk: HeygemClient):
+    (row,) = (await desk.world.bus.api_keys.rows()).values()
     return row.value
 
 
-async def test_the_edge_s_own_port_asks_everybody(desk: Desk):
+async def test_the_edge_s_own_port_asks_everybody(desk: HeygemClient):
     async with httpx.AsyncClient(base_url=desk.url) as client:
-        assert said(await client.post("/easy/submit", json=BODY)) == FAULT
+        assert parse_body(await client.post("/easy/submit", json=BODY)) == FAULT
         reply = await client.post("/easy/submit", json=BODY, headers={"X-API-Key": desk.key})
-        assert said(reply)["code"] == 10000
+        assert parse_body(reply)["code"] == 10000

@@ -5,16 +5,17 @@ import hashlib
 import anyio
 import anyio.abc
 
-from bus.port import Health
+from bus.interface import BrokerStatus
 from schemas import events as e
-from schemas.container import OUTPUT_FILE
-from schemas.feed import Place, ProgressNote
-from schemas.job import Failure, File, JobKey, Output
-from schemas.words import Status
-from tests.broker import until
-from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, Desk, desk_at
-from tests.edge.outbound.wild import answer, wild
+from schemas.container_protocol import OUTPUT_FILE
+from schemas.feed import FeedPosition, ProgressMessage
+from schemas.ids import JobKey
+from schemas.job import JobFailure, Output, OutputFile
+from schemas.status import Status
+from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
 from tests.edge.services.test_supply import became
+from tests.support.scripted_servers import http_response, scripted_server
+from tests.support.wait import wait_until
 
 ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
 WAITING = {
@@ -30,18 +31,18 @@ def sha(body: bytes) -> str:
     return "sha256:" + hashlib.sha256(body).hexdigest()
 
 
-async def test_submit_poll_and_read_the_result_from_disk(desk: Desk):
+async def test_submit_poll_and_read_the_result_from_disk(desk: HeygemClient):
     assert await desk.submit() == ACCEPTED
     assert await desk.query() == {"code": 10000, "data": WAITING, "msg": "", "success": True}
     job = await desk.world.start(await desk.job())
-    note = ProgressNote(Place(1, 1, 10), desk.world.time(), 0.2049, "face")
+    note = ProgressMessage(FeedPosition(1, 1, 10), desk.world.time(), 0.2049, "face")
     await desk.world.runner_bus.feed.publish(job.key, note)
     running = (await desk.query())["data"]
     assert running == WAITING | {"msg": "任务处理中，请稍候...", "progress": 20}
     assert isinstance(running["progress"], int)
 
 
-async def test_a_result_is_on_the_disk_when_a_query_says_done_and_stays_said(desk: Desk):
+async def test_a_result_is_on_the_disk_when_a_query_says_done_and_stays_said(desk: HeygemClient):
     await desk.submit()
     done = await desk.finish()
     answer = {
@@ -71,24 +72,24 @@ async def test_a_result_is_on_the_disk_when_a_query_says_done_and_stays_said(des
     assert sorted(path.name for path in (desk.root / "temp").iterdir()) == ["code-1-r.mp4", "face.mp4", "speech.wav"]
 
 
-async def test_a_result_comes_to_the_disk_without_a_query(desk: Desk):
+async def test_a_result_comes_to_the_disk_without_a_query(desk: HeygemClient):
     await desk.submit()
     await desk.finish()
     place = anyio.Path(desk.root / "temp" / "code-1-r.mp4")
-    await until(place.exists)
+    await wait_until(place.exists)
     assert await place.read_bytes() == b"the video"
 
 
-async def test_a_failure_is_told_with_its_reason_and_stays_told(desk: Desk):
+async def test_a_failure_is_told_with_its_reason_and_stays_told(desk: HeygemClient):
     await desk.submit()
     job = await desk.world.start(await desk.job())
-    await desk.world.apply(job.key, e.Failed(Failure("multiple_faces", "2 faces", "client", retryable=False)))
+    await desk.world.write_event(job.key, e.Failed(JobFailure("multiple_faces", "2 faces", "client", retryable=False)))
     told = WAITING | {"msg": "视频中检测到多张人脸", "status": 3}
     for _ in range(3):
         assert (await desk.query())["data"] == told
 
 
-async def test_the_same_code_again_is_the_same_job_and_other_content_is_refused(desk: Desk):
+async def test_the_same_code_again_is_the_same_job_and_other_content_is_refused(desk: HeygemClient):
     taken = {"code": 10005, "data": {}, "msg": "任务已存在", "success": False}
     assert await desk.submit() == ACCEPTED
     assert await desk.submit() == ACCEPTED
@@ -96,10 +97,10 @@ async def test_the_same_code_again_is_the_same_job_and_other_content_is_refused(
     assert await desk.submit(sign="unknown keys are ignored", chaofen="") == ACCEPTED
     assert await desk.submit(chaofen="1") == taken
     assert await desk.submit(audio_url="face.mp4") == taken
-    assert len(await desk.world.bus.records.keys()) == 1
+    assert len(await desk.world.bus.job_store.keys()) == 1
 
 
-async def test_two_submits_of_a_code_at_once_are_one_job(desk: Desk):
+async def test_two_submits_of_a_code_at_once_are_one_job(desk: HeygemClient):
     answers = []
 
     async def one() -> None:
@@ -109,10 +110,10 @@ async def test_two_submits_of_a_code_at_once_are_one_job(desk: Desk):
         for _ in range(8):
             tasks.start_soon(one)
     assert answers == [ACCEPTED] * 8
-    assert len(await desk.world.bus.records.keys()) == 1
+    assert len(await desk.world.bus.job_store.keys()) == 1
 
 
-async def test_a_missing_field_is_named(desk: Desk):
+async def test_a_missing_field_is_named(desk: HeygemClient):
     for fields, missing in [
         ({"audio_url": None, "video_url": "", "code": None}, "audio_url"),
         ({"video_url": ""}, "video_url"),
@@ -122,7 +123,7 @@ async def test_a_missing_field_is_named(desk: Desk):
         assert await desk.submit(**fields) == told
 
 
-async def test_unknown_codes_and_probes_are_answered_as_the_vendor_does(desk: Desk):
+async def test_unknown_codes_and_probes_are_answered_as_the_vendor_does(desk: HeygemClient):
     for code in ("__ping__", "_health_", "not-exist", "null", "", "a/b", "x" * 500):
         assert await desk.query(code) == {"code": 10004, "data": {}, "msg": "任务不存在", "success": True}, code
     nothing = await desk.local.get("/easy/query")
@@ -130,15 +131,15 @@ async def test_unknown_codes_and_probes_are_answered_as_the_vendor_does(desk: De
     assert (await desk.local.get("/easy/download/nobody-r.mp4")).json()["code"] == 10004
 
 
-async def test_a_full_store_is_busy(desk: Desk, monkeypatch):
-    async def full() -> Health:
-        return Health(0.95, synced=True, version="")
+async def test_a_full_store_is_busy(desk: HeygemClient, monkeypatch):
+    async def full() -> BrokerStatus:
+        return BrokerStatus(0.95, is_durable=True, version="")
 
-    monkeypatch.setattr(desk.world.bus.link, "health", full)
+    monkeypatch.setattr(desk.world.bus.health, "health", full)
     assert await desk.submit() == {"code": 10001, "data": {}, "msg": "忙碌中", "success": True}
 
 
-async def test_switches_mean_what_they_mean_to_the_vendor(desk: Desk):
+async def test_switches_mean_what_they_mean_to_the_vendor(desk: HeygemClient):
     await desk.submit(code="a", chaofen="1", watermark_switch=1, digital_auth="1", pn="0")
     await desk.submit(code="b", chaofen="", watermark_switch=None, digital_auth=2, pn="")
     first, second = [(await desk.job(code)).input for code in "ab"]
@@ -147,13 +148,13 @@ async def test_switches_mean_what_they_mean_to_the_vendor(desk: Desk):
     assert [second[name] for name in names] == [0, 0, 0, 1]
 
 
-async def test_a_job_whose_file_follows_waits_for_it(desk: Desk):
+async def test_a_job_whose_file_follows_waits_for_it(desk: HeygemClient):
     assert await desk.submit(audio_url=sha(b"later")) == ACCEPTED
     assert (await desk.query())["data"] == WAITING | {"msg": "等待上传输入文件"}
 
 
 async def test_without_a_shared_folder_files_are_named_otherwise(tmp_path):
-    async with desk_at(tmp_path, None) as desk:
+    async with run_heygem_edge(tmp_path, None) as desk:
         assert (await desk.submit())["code"] == 9999
         await desk.world.put(OWNER, AUDIO)
         await desk.world.put(OWNER, VIDEO)
@@ -163,22 +164,22 @@ async def test_without_a_shared_folder_files_are_named_otherwise(tmp_path):
         assert (await desk.local.get("/easy/download/code-1-r.mp4")).content == b"the video"
 
 
-async def test_a_result_without_bytes_is_told_as_lost(desk: Desk):
+async def test_a_result_without_bytes_is_told_as_lost(desk: HeygemClient):
     await desk.submit(code="none")
     job = await desk.world.start(await desk.job("none"))
-    said = File(OUTPUT_FILE, "a" * 64, 2, "application/json")
-    await desk.world.apply(job.key, e.Succeeded(Output((said,))))
+    said = OutputFile(OUTPUT_FILE, "a" * 64, 2, "application/json")
+    await desk.world.write_event(job.key, e.Succeeded(Output((said,))))
     assert (await desk.query("none"))["data"]["status"] == 3
 
 
-async def test_a_file_by_url_is_the_same_by_its_url_and_by_what_was_fetched(desk: Desk):
+async def test_a_file_by_url_is_the_same_by_its_url_and_by_what_was_fetched(desk: HeygemClient):
     gate = anyio.Event()
 
     async def slow(stream: anyio.abc.ByteStream) -> None:
         await gate.wait()
-        await answer(b"fetched")(stream)
+        await http_response(b"fetched")(stream)
 
-    async with wild(slow) as server:
+    async with scripted_server(slow) as server:
         url = f"http://files.test:{server.port}/speech.wav"
         assert await desk.submit(audio_url=url) == ACCEPTED
         assert await desk.submit(audio_url=url) == ACCEPTED
@@ -192,8 +193,8 @@ async def test_a_file_by_url_is_the_same_by_its_url_and_by_what_was_fetched(desk
     assert (await desk.submit(audio_url="https://files.example/other.wav"))["code"] == 10005
 
 
-async def test_an_address_of_the_inside_is_not_fetched(desk: Desk):
+async def test_an_address_of_the_inside_is_not_fetched(desk: HeygemClient):
     for url in ("http://127.0.0.1/x", "http://169.254.169.254/latest", "HTTP://[::1]/x", "http://"):
         await desk.submit(audio_url=url, code="inside")
-        job = await desk.world.bus.records.read(JobKey(OWNER, "inside"))
+        job = await desk.world.bus.job_store.read(JobKey(OWNER, "inside"))
         assert job is None, url

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edge.facades.heygem import folder
-from edge.facades.heygem.folder import open_named
-from schemas.errors import Refused
-from tests.edge.facades.heygem.conftest import AUDIO, Desk
+from edge.facades.heygem import shared_dir
+from edge.facades.heygem.shared_dir import open_shared_file
+from schemas.problems import ProblemError
+from tests.edge.facades.heygem.conftest import AUDIO, HeygemClient
 
 FAULT = {"code": 9999, "data": {}, "msg": "系统异常", "success": False}
 
@@ -29,7 +29,7 @@ def shared(root: Path, tmp_path: Path) -> Path:
 
 
 async def content(root: Path, name: str) -> bytes:
-    return b"".join([chunk async for chunk in open_named(root, name).chunks()])
+    return b"".join([chunk async for chunk in open_shared_file(root, name).read_chunks()])
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ async def test_an_absolute_name_below_the_folder_is_that_file(shared: Path):
     ids=lambda name: ascii(name[:30]),
 )
 def test_what_is_no_file_inside_is_refused_and_waits_for_nothing(shared: Path, name):
-    with pytest.raises(Refused) as refused:
-        open_named(shared, name)
+    with pytest.raises(ProblemError) as refused:
+        open_shared_file(shared, name)
     assert refused.value.code == "input_invalid"
 
 
@@ -102,12 +102,12 @@ def test_a_link_put_in_the_way_after_the_look_is_not_followed(shared: Path, tmp_
             (shared / "temp" / "race").symlink_to(tmp_path / "outside")
         return real
 
-    monkeypatch.setattr(folder.os.path, "realpath", look_then_swap)
-    with pytest.raises(Refused):
-        open_named(shared, "race/secret")
+    monkeypatch.setattr(shared_dir.os.path, "realpath", look_then_swap)
+    with pytest.raises(ProblemError):
+        open_shared_file(shared, "race/secret")
 
 
-async def test_a_file_that_changes_after_the_submit_changes_nothing(desk: Desk):
+async def test_a_file_that_changes_after_the_submit_changes_nothing(desk: HeygemClient):
     await desk.submit()
     (desk.root / "temp" / "speech.wav").write_bytes(b"something else")
     job = await desk.job()
@@ -117,16 +117,16 @@ async def test_a_file_that_changes_after_the_submit_changes_nothing(desk: Desk):
     assert (await desk.submit())["code"] == 10005
 
 
-async def test_what_is_refused_says_why_in_a_header_and_keeps_nothing(desk: Desk):
+async def test_what_is_refused_says_why_in_a_header_and_keeps_nothing(desk: HeygemClient):
     reply = await desk.local.post(
         "/easy/submit", json={"audio_url": "../../etc/passwd\n", "video_url": "face.mp4", "code": "c"}
     )
     assert reply.json() == FAULT
     assert reply.headers["lamplighter-error"].startswith("input_invalid: ")
-    assert not await desk.world.bus.records.keys()
+    assert not await desk.world.bus.job_store.keys()
 
 
-async def test_a_file_over_the_limit_is_refused(desk: Desk):
+async def test_a_file_over_the_limit_is_refused(desk: HeygemClient):
     with (desk.root / "temp" / "large.wav").open("wb") as file:
         file.truncate(2 << 20)  # the world takes 1 MiB
     assert await desk.submit(audio_url="large.wav") == FAULT

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.edge.facades.heygem.conftest import Desk, desk_at, said
+from tests.edge.facades.heygem.conftest import HeygemClient, parse_body, run_heygem_edge
 
 CODES = {10000, 10001, 10002, 10004, 10005, 9999}
 NAMES = ("audio_url", "video_url", "code", "chaofen", "watermark_switch", "pn", "digital_auth", "sign")
@@ -23,10 +23,10 @@ HEADERS = st.sampled_from(
 METHODS = st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE"])
 
 
-async def send(desk: Desk, method: str, path: str, **request: object) -> int:
+async def send(desk: HeygemClient, method: str, path: str, **request: object) -> int:
     with anyio.fail_after(20):
         reply = await desk.local.request(method, path, **request)
-    assert said(reply)["code"] in CODES
+    assert parse_body(reply)["code"] in CODES
     return int(reply.json()["code"])
 
 
@@ -36,7 +36,7 @@ async def shared_desk(tmp_path_factory: pytest.TempPathFactory, anyio_backend: o
     (root / "temp").mkdir()
     for name in ("speech.wav", "face.mp4"):
         (root / "temp" / name).write_bytes(name.encode())
-    async with desk_at(tmp_path_factory.mktemp("edge"), root) as desk:
+    async with run_heygem_edge(tmp_path_factory.mktemp("edge"), root) as desk:
         yield desk
 
 
@@ -45,14 +45,14 @@ QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(Heal
 
 @QUICK
 @given(body=RAW, headers=HEADERS, method=METHODS)
-async def test_any_submit_is_answered(shared_desk: Desk, body, headers, method):
+async def test_any_submit_is_answered(shared_desk: HeygemClient, body, headers, method):
     code = await send(shared_desk, method, "/easy/submit", content=body, headers=headers)
     assert method == "POST" or code == 9999
 
 
 @QUICK
 @given(code=st.text(max_size=80), more=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3))
-async def test_any_query_and_download_is_answered(shared_desk: Desk, code, more):
+async def test_any_query_and_download_is_answered(shared_desk: HeygemClient, code, more):
     query = urlencode(more | {"code": code}, errors="replace")
     await send(shared_desk, "GET", f"/easy/query?{query}")
     await send(shared_desk, "GET", f"/easy/download/{quote(code, safe='', errors='replace')}-r.mp4")
@@ -80,5 +80,5 @@ async def test_any_query_and_download_is_answered(shared_desk: Desk, code, more)
     ],
     ids=lambda body: ascii(body[:30]),
 )
-async def test_bodies_that_break_things_are_a_fault(shared_desk: Desk, body):
+async def test_bodies_that_break_things_are_a_fault(shared_desk: HeygemClient, body):
     assert await send(shared_desk, "POST", "/easy/submit", content=body) == 9999

@@ -8,12 +8,12 @@ import requests
 from anyio import to_thread
 
 from schemas import events as e
-from schemas.job import Failure
-from tests.broker import until
-from tests.edge.facades.runpod.conftest import Rented
+from schemas.job import JobFailure
+from tests.edge.facades.runpod.conftest import RunpodUser
+from tests.support.wait import wait_until
 
 
-async def test_run_status_and_output(rented: Rented):
+async def test_run_status_and_output(rented: RunpodUser):
     handle = await rented.run()
     assert await rented.call(handle.status) == "IN_QUEUE"
     job = await rented.face.world.start(await rented.job_of(handle))
@@ -30,12 +30,12 @@ async def test_run_status_and_output(rented: Rented):
     assert (await rented.face.ann.get(file["url"])).content == b"result"
 
 
-async def test_run_wraps_a_bare_input(rented: Rented):
+async def test_run_wraps_a_bare_input(rented: RunpodUser):
     handle = await rented.call(rented.endpoint.run, {"text": "bare"})
     assert (await rented.job_of(handle)).input["text"] == "bare"
 
 
-async def test_output_waits(rented: Rented):
+async def test_output_waits(rented: RunpodUser):
     handle = await rented.run()
     outputs: list[Any] = []
 
@@ -48,24 +48,24 @@ async def test_output_waits(rented: Rented):
     assert outputs[0]["text"] == "hello"
 
 
-async def test_run_sync_holds_until_the_end(rented: Rented):
+async def test_run_sync_holds_until_the_end(rented: RunpodUser):
     outputs: list[Any] = []
 
     async def wait() -> None:
         outputs.append(await rented.call(rented.endpoint.run_sync, {"input": {"text": "hello"}}, 20))
 
     async def sent() -> bool:
-        return bool(await rented.face.world.bus.records.keys())
+        return bool(await rented.face.world.bus.job_store.keys())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until(sent)
-        (key,) = await rented.face.world.bus.records.keys()
+        await wait_until(sent)
+        (key,) = await rented.face.world.bus.job_store.keys()
         await rented.finish(await rented.face.world.start(await rented.job(key.id)))
     assert outputs[0]["text"] == "hello"
 
 
-async def test_stream_gives_progress_and_the_output_each_once_and_ends(rented: Rented):
+async def test_stream_gives_progress_and_the_output_each_once_and_ends(rented: RunpodUser):
     handle = await rented.run()
     job = await rented.face.world.start(await rented.job_of(handle))
     await rented.say(job, 0.25, 10)
@@ -88,7 +88,7 @@ async def test_stream_gives_progress_and_the_output_each_once_and_ends(rented: R
     assert (await rented.call(handle.output))["text"] == "hello"
 
 
-async def test_cancel(rented: Rented):
+async def test_cancel(rented: RunpodUser):
     handle = await rented.run()
     job_id = await rented.call(handle.id)
     assert await rented.call(handle.cancel) == {"id": job_id, "status": "CANCELLED"}
@@ -96,7 +96,7 @@ async def test_cancel(rented: Rented):
     assert await rented.call(handle.cancel) == {"id": job_id, "status": "CANCELLED"}
 
 
-async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: Rented):
+async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: RunpodUser):
     handle = await rented.run()
     job = await rented.face.world.start(await rented.job_of(handle))
     told: list[Any] = []
@@ -109,21 +109,21 @@ async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: Rented
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel)
-        await until(asked)
-        await rented.face.world.apply(job.key, e.Cancelled())
+        await wait_until(asked)
+        await rented.face.world.write_event(job.key, e.Cancelled())
     assert told == [{"id": job.id, "status": "CANCELLED"}]
 
 
-async def test_a_job_that_has_ended_is_not_cancelled_any_more(rented: Rented):
+async def test_a_job_that_has_ended_is_not_cancelled_any_more(rented: RunpodUser):
     handle = await rented.run()
     await rented.finish(await rented.face.world.start(await rented.job_of(handle)))
     assert (await rented.call(handle.cancel))["status"] == "COMPLETED"
 
 
-async def test_health_and_purge(rented: Rented):
+async def test_health_and_purge(rented: RunpodUser):
     world = rented.face.world
-    await world.offer()
-    await world.appear()
+    await world.announce_capabilities()
+    await world.send_heartbeat()
     done, running, waiting, other = [await rented.run(name) for name in ("done", "running", "waiting", "other")]
     await rented.finish(await world.start(await rented.job_of(done)))
     await world.start(await rented.job_of(running))
@@ -143,28 +143,28 @@ async def test_health_and_purge(rented: Rented):
     assert (await rented.face.bob.get("/v1/jobs")).json()["jobs"][0]["status"] == "queued"
 
 
-async def test_a_failed_job(rented: Rented):
+async def test_a_failed_job(rented: RunpodUser):
     handle = await rented.run()
     job = await rented.face.world.start(await rented.job_of(handle))
-    await rented.face.world.apply(job.key, e.Failed(Failure("no_face", "no face", "client", retryable=False)))
+    await rented.face.world.write_event(job.key, e.Failed(JobFailure("no_face", "no face", "client", retryable=False)))
     assert await rented.call(handle.status) == "FAILED"
     assert await rented.call(handle.output) is None
 
 
-async def test_a_wrong_key_is_what_the_client_says_of_it(rented: Rented):
+async def test_a_wrong_key_is_what_the_client_says_of_it(rented: RunpodUser):
     stranger = await rented.call(rented.clients.Endpoint, f"{rented.face.url}/v2", "nonsense", "echo")
     with pytest.raises(RuntimeError, match="401 Unauthorized"):
         await rented.call(stranger.run, {"input": {"text": "x"}})
 
 
-async def test_an_endpoint_that_is_not_there(rented: Rented):
+async def test_an_endpoint_that_is_not_there(rented: RunpodUser):
     nowhere = await rented.call(rented.clients.Endpoint, f"{rented.face.url}/v2", rented.face.texts["ann"], "nowhere")
     for call in (nowhere.health, nowhere.purge_queue, lambda: nowhere.run({"input": {"text": "x"}})):
         with pytest.raises(requests.HTTPError, match="404"):
             await rented.call(call)
 
 
-async def test_the_async_client(rented: Rented):
+async def test_the_async_client(rented: RunpodUser):
     endpoint = await rented.call(
         rented.clients.AsyncEndpoint, f"{rented.face.url}/v2", rented.face.texts["ann"], "echo"
     )

@@ -1,0 +1,171 @@
+"""A whole installation for a bench: real broker, edge and runner processes, and the image that its jobs run in."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from bench.figures import Figure
+from lamplighter import AsyncClient, api
+from schemas.events import JobRecord, Submitted
+from schemas.job import Job
+from schemas.job_view import JobView
+from schemas.status import WAITING_STATUSES, Status, WaitReason
+from tests.support.installation import IMAGES, ROOT, Installation, wait_until_ready
+from tests.support.wait import wait_for
+
+IMAGE = "lamplighter-echo"
+START_TIMEOUT_S = 20.0  # a job that nothing keeps from starting: a cold container takes 0.2 s
+LOG_TAIL_BYTES = 300
+FIXES: Mapping[str, str] = {
+    WaitReason.IMAGE_MISSING: "build the image that its endpoint.toml names, as docs/images.md shows",
+    WaitReason.HOST_OFF: "no runner beats: see what it said last",
+    WaitReason.DISK_SHORT: "make room on the disk of this machine, or set TMPDIR to a larger one",
+}
+DEFAULT_FIX = "see what the host said last, and what `lamplighter doctor` says where a host runs"
+
+AT_ONCE = 64
+METRICS = api.ApiRequest(method="GET", path="/metrics", read=api.decode_text)
+
+
+class BenchInstallation(Struct, frozen=True):
+    """What a bench works with."""
+
+    installation: Installation
+    client: AsyncClient
+    key: str
+    admin: str
+
+    @property
+    def port(self) -> int:
+        """Of the edge."""
+        return int(self.installation.url.rsplit(":", 1)[1])
+
+
+@asynccontextmanager
+async def run_installation(engine: str = "process", **edge: str) -> AsyncIterator[BenchInstallation]:
+    """A ready edge, with `edge` in its environment; start runners as needed. Writes are synced, as always.
+
+    On Docker the image of echo is built first. SystemExit says why it cannot be.
+    """
+    if engine == "docker":
+        await anyio.to_thread.run_sync(build_echo_image)
+    url = os.environ.get("DOCKER_HOST") if engine == "docker" else None
+    with tempfile.TemporaryDirectory() as folder:
+        installation = Installation(Path(folder), engine, url)
+        keys = await installation.open()
+        try:
+            await installation.start_edge(LAMPLIGHTER_RECONCILE_EVERY_S="15", **edge)
+            async with AsyncClient(installation.url, keys["ann"], cache=Path(folder) / "digests.json") as client:
+                await wait_until_ready(client)
+                yield BenchInstallation(installation, client, keys["ann"], keys["admin"])
+        finally:
+            await installation.close()
+
+
+def build_echo_image() -> None:
+    """Build the image of echo, and its base image where there is none. SystemExit says why it cannot be built."""
+    print(f"bench: building {IMAGE}", file=sys.stderr)
+    dockerfile = str(IMAGES / "echo" / "Dockerfile")
+    for argv in (
+        [str(ROOT / "deploy" / "docker" / "base.sh")],
+        ["docker", "build", "--quiet", "--tag", IMAGE, "--file", dockerfile, str(IMAGES)],
+    ):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1]
+            raise SystemExit(f"bench: {IMAGE} cannot be built: {last} (or unset DOCKER_HOST to leave Docker out)")
+
+
+async def wait_until_succeeded(made: BenchInstallation, job_id: str) -> JobView:
+    """The job once it has succeeded. SystemExit says why it has not run after STARTS_WITHIN_S, and what to do."""
+    with anyio.move_on_after(START_TIMEOUT_S):
+        return await made.client.wait(job_id)
+    job = await made.client.job(job_id)
+    if job.status not in WAITING_STATUSES:
+        return await made.client.wait(job_id)
+    why, said = await _last_attempt_error(made, job_id) or (str(job.reason), job.message)
+    what = f"job {job_id} of {job.endpoint} has not run after {START_TIMEOUT_S:g} s"
+    raise SystemExit(f"bench: {what} ({why}: {said}): {FIXES.get(why, DEFAULT_FIX)}{_last_log_errors(made)}")
+
+
+async def _last_attempt_error(made: BenchInstallation, job_id: str) -> tuple[str, str] | None:
+    """Code and message of the last attempt that came to nothing: the job's own reason is then that it is put off."""
+    rows = await made.client.call(api.get_json(api.job_path(job_id, "history")))
+    tries = [row["event"] for row in rows if row["event"]["type"] == "released"]
+    return (tries[-1]["code"], tries[-1]["message"]) if tries else None
+
+
+async def wait_or_exit(
+    made: BenchInstallation, condition: Callable[[], Coroutine[Any, Any, Any]], what: str, *, every_s: float = 0.05
+) -> Any:
+    """What `condition` gives once it holds. SystemExit says that `what` was waited for longer than STARTS_WITHIN_S."""
+    try:
+        return await wait_for(condition, START_TIMEOUT_S, every_s)
+    except TimeoutError:
+        raise SystemExit(
+            f"bench: {what} not there after {START_TIMEOUT_S:g} s: {DEFAULT_FIX}{_last_log_errors(made)}"
+        ) from None
+
+
+def _last_log_errors(made: BenchInstallation) -> str:
+    """The last warning or error in the log of each host."""
+    return "".join(f"; {host}: {_last_log_error(process.log)}" for host, process in made.installation.runners.items())
+
+
+def _last_log_error(log: Path) -> str:
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        try:
+            told = msgspec.json.decode(line, type=dict[str, Any])
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            return line[:LOG_TAIL_BYTES]  # a program that dies writes plain lines
+        if told.get("level") in {"warning", "error", "critical"}:
+            return line[:LOG_TAIL_BYTES]
+    return "nothing is wrong, by its log"
+
+
+async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
+    """Write the records of `jobs` as submits would, and return when the edge's index has them."""
+    wanted: Counter[Status] = Counter()
+    async with made.installation.bus() as bus:
+        waiting = iter(jobs)
+
+        async def worker() -> None:
+            for job in waiting:
+                wanted[job.status] += 1
+                await bus.job_store.create(job.key, JobRecord(job.created_at, Submitted(), job))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.start_soon(worker)
+
+    async with AsyncClient(made.installation.url, made.admin) as admin:  # an owner sees only what is its own
+
+        async def taken_over() -> bool:
+            text = await admin.call(METRICS)
+            return all(_parse_job_count(text, status) >= count for status, count in wanted.items())
+
+        await wait_for(taken_over, within_s=600, every_s=0.5)
+
+
+def _parse_job_count(metrics: str, status: Status) -> float:
+    """How many jobs of that status the edge has."""
+    rows = (line.rsplit(" ", 1) for line in metrics.splitlines() if f'status="{status}"' in line)
+    return sum(float(value) for _, value in rows)
+
+
+def docker_missing_figure(bench: str) -> Figure | None:
+    """The row that says why a bench leaves Docker out, or None where there is an engine to ask."""
+    if "DOCKER_HOST" in os.environ and shutil.which("docker"):
+        return None
+    return Figure(bench, "docker", 0, "runs", note="skipped: no DOCKER_HOST")

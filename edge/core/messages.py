@@ -1,0 +1,249 @@
+"""What users read, in Chinese and English. The Chinese texts of PROTOCOLS 2 are exact: clients compare them."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from math import ceil
+from typing import NamedTuple
+
+from schemas.job import JobFailure
+from schemas.problems import ProblemError
+from schemas.status import Status, WaitReason
+
+DEFAULT_WAKE_S = 120.0  # told until a wake was measured
+
+
+class Language(StrEnum):
+    """The languages there are."""
+
+    EN = "en"
+    ZH = "zh"
+
+
+class LocalizedText(NamedTuple):
+    """One message in every language. `{minutes}` is the host's median wake, `{host}` its id, `{code}` a failure's."""
+
+    en: str
+    zh: str
+
+    def render(self, language: Language, **values: object) -> str:
+        """The message in `language`, its placeholders filled."""
+        return (self.zh if language is Language.ZH else self.en).format(**values)
+
+
+STATUS_TEXTS: Mapping[Status, LocalizedText] = {
+    Status.SCHEDULED: LocalizedText("The job is accepted and waits for its time", "任务已接受，等待执行时间"),
+    Status.QUEUED: LocalizedText("The job is queued", "任务已排队"),
+    Status.RUNNING: LocalizedText("The job is running", "任务处理中，请稍候..."),
+    Status.CANCELLING: LocalizedText("The job is being cancelled", "任务正在取消"),
+    Status.SUCCEEDED: LocalizedText("The job is done", "任务已完成"),
+    Status.FAILED: LocalizedText("The job failed", "任务失败"),
+    Status.CANCELLED: LocalizedText("The job was cancelled", "任务已取消"),
+    Status.EXPIRED: LocalizedText("The job expired before it could start", "任务在开始前已过期"),
+}
+
+WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
+    WaitReason.AWAITING_INPUT: LocalizedText("Waiting for its input to be uploaded", "等待上传输入文件"),
+    WaitReason.FETCHING_INPUT: LocalizedText("Its input is being fetched", "正在下载输入文件"),
+    WaitReason.NOT_BEFORE: LocalizedText("Waiting for the time it was scheduled for", "等待预定时间"),
+    WaitReason.BACKOFF: LocalizedText("An attempt failed; the next one follows shortly", "上次尝试失败，稍后自动重试"),
+    WaitReason.NO_HOST: LocalizedText("No host that can run it has joined yet", "还没有可运行该任务的服务器接入"),
+    WaitReason.GPU_NONE: LocalizedText("No host has the GPU that it needs", "没有服务器具备该任务所需的GPU"),
+    WaitReason.HOST_FAULT: LocalizedText(
+        "The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"
+    ),
+    WaitReason.HOST_BLOCKED: LocalizedText(
+        "The GPU host may not be switched on now", "GPU服务器暂时无法开机，任务继续排队"
+    ),
+    WaitReason.HOST_BOOTING: LocalizedText(
+        "GPU is booting, about {minutes} minutes", "GPU服务器正在启动，请等待约{minutes}分钟"
+    ),
+    WaitReason.HOST_WAKING: LocalizedText(
+        "GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"
+    ),
+    WaitReason.HOST_OFF: LocalizedText("GPU is off; the job waits about {minutes} minutes", "GPU已关机，正在等待开机"),
+    WaitReason.HOST_OFF_UNSWITCHED: LocalizedText(
+        "Nobody can switch {host} on from here: start its runner",
+        "{host}已关机，且无法远程开机：请在该机器上启动runner",
+    ),
+    WaitReason.PAUSED: LocalizedText("The GPU host takes no new jobs at the moment", "GPU服务器暂停接收新任务"),
+    WaitReason.ENGINE_AWAY: LocalizedText(
+        "Docker does not answer on the GPU host; the job waits until it does", "GPU服务器上的Docker没有响应，任务等待中"
+    ),
+    WaitReason.IMAGE_MISSING: LocalizedText(
+        "The GPU host does not have the program's image", "GPU服务器上没有该程序的镜像，任务等待中"
+    ),
+    WaitReason.GPU_UNHEALTHY: LocalizedText("The GPU is not healthy; the job waits", "GPU状态异常，任务等待中"),
+    WaitReason.GPU_BUSY_OWNER: LocalizedText("The GPU is in use by its owner", "GPU正被机主使用，任务等待中"),
+    WaitReason.VRAM_SHORT: LocalizedText("Waiting for free GPU memory", "等待可用显存"),
+    WaitReason.DISK_SHORT: LocalizedText("The GPU host is short of disk space", "GPU服务器磁盘空间不足，任务等待中"),
+    WaitReason.QUOTA: LocalizedText("Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
+    WaitReason.BEHIND: LocalizedText("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
+}
+
+NEXT_IN_LINE_TEXT = LocalizedText("Next in line", "马上开始")  # BEHIND, with nobody ahead
+
+FAILURE_TEXTS: Mapping[str, LocalizedText] = {
+    "bad_job": LocalizedText("The job cannot be carried out as asked", "任务参数无效"),
+    "bad_input": LocalizedText("The input cannot be used", "输入无效"),
+    "unreadable_video": LocalizedText("The video cannot be read", "视频无法读取"),
+    "unreadable_audio": LocalizedText("The audio cannot be read", "音频无法读取"),
+    "no_face": LocalizedText("No face was found in the video", "视频中未检测到人脸"),
+    "multiple_faces": LocalizedText("More than one face was found in the video", "视频中检测到多张人脸"),
+    "input_too_large": LocalizedText("The input is too large", "输入文件过大"),
+    "input_fetch_failed": LocalizedText("The input could not be fetched from its URL", "输入文件下载失败"),
+    "asset_gone": LocalizedText("A file of the input is not there", "输入文件不存在"),
+    "disk_exceeded": LocalizedText("The job used more disk than it may", "任务使用的磁盘超出限制"),
+    "internal": LocalizedText("The program failed", "程序内部错误"),
+    "output_missing": LocalizedText("The program made no result", "程序没有生成结果"),
+    "output_invalid": LocalizedText("The program's result is not valid", "程序生成的结果无效"),
+    "model_load_failed": LocalizedText("The model could not be loaded", "模型加载失败"),
+    "stalled": LocalizedText("The program stopped making progress", "程序长时间没有进展"),
+    "output_too_large": LocalizedText("The result is too large to record", "结果过大，无法保存"),
+    "out_of_memory": LocalizedText("The program ran out of memory", "内存不足"),
+    "execution_timeout": LocalizedText("The job took longer than allowed", "任务执行超时"),
+    "gpu_lost": LocalizedText("The GPU was lost while the job ran", "任务执行中GPU掉线"),
+    "gpu_unhealthy": LocalizedText("The GPU is not usable", "GPU不可用"),
+    "gpu_unsupported": LocalizedText("The GPU cannot run this program", "GPU不支持该程序"),
+    "cuda_oom": LocalizedText("The GPU ran out of memory", "显存不足"),
+    "gpu_fault_repeated": LocalizedText("GPU faults ended the job again and again", "GPU反复故障，任务失败"),
+    "host_lost": LocalizedText("The GPU host was lost while the job ran", "任务执行中GPU服务器失联"),
+    "engine_error": LocalizedText("The GPU host could not start the program", "GPU服务器无法启动程序"),
+    "image_missing": LocalizedText("The GPU host does not have the program", "GPU服务器缺少程序镜像"),
+    "disk_full": LocalizedText("The GPU host's disk is full", "GPU服务器磁盘已满"),
+    "host_fault_repeated": LocalizedText(
+        "Faults of GPU hosts ended the job again and again", "GPU服务器反复故障，任务失败"
+    ),
+    "drained": LocalizedText("The GPU host was being shut down", "GPU服务器正在关闭"),
+}
+
+OTHER_FAILURE_TEXT = LocalizedText("The program failed: {code}", "程序错误：{code}")
+
+# What the gateway says of a job whose hosts are all off.
+HOST_OFF_TEXT = LocalizedText("GPU is off; the job waits about {minutes} minutes", "任务已排队，请等待约{minutes}分钟")
+
+NOTICE_TEXTS: Mapping[str, LocalizedText] = {
+    "host_waking": LocalizedText("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
+    "host_online": LocalizedText("The GPU host is online and takes jobs", "GPU服务器已上线，可以开始处理任务"),
+    "host_offline": LocalizedText("The GPU host is offline", "GPU服务器已离线"),
+    "host_blocked": LocalizedText("The GPU host may not be switched on now", "GPU服务器暂时无法开机"),
+    "host_fault": LocalizedText(
+        "The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"
+    ),
+    "gpu_unhealthy": LocalizedText("A GPU is not healthy", "GPU状态异常"),
+    "gpu_recovered": LocalizedText("The GPU is healthy again", "GPU已恢复正常"),
+    "paused": LocalizedText("The GPU host takes no new jobs", "GPU服务器暂停接收新任务"),
+    "resumed": LocalizedText("The GPU host takes jobs again", "GPU服务器恢复接收任务"),
+}
+
+# What HTTP says in a problem's title and detail; on the gateway the English text is the detail itself.
+PROBLEM_TEXTS_ZH: Mapping[str, str] = {
+    "body_malformed": "消息格式错误",
+    "field_unknown": "包含未知字段",
+    "unauthorized": "密钥无效，请检查密钥",
+    "forbidden": "密钥没有此权限",
+    "not_found": "任务或文件不存在",
+    "endpoint_unknown": "没有服务器提供该任务类型",
+    "head_timeout": "请求头接收超时",
+    "conflict": "任务已存在，且内容不同",
+    "job_final": "任务已结束",
+    "job_not_final": "任务尚未结束",
+    "deadline_passed": "任务的截止时间已过",
+    "asset_in_use": "文件正被未结束的任务使用，无法删除",
+    "owner_deleting": "该用户的数据正在删除",
+    "offset_mismatch": "上传位置不一致，请先查询再继续",
+    "tus_version": "不支持该tus版本",
+    "body_too_large": "消息过大，文件请先上传",
+    "media_type_unknown": "不支持该内容类型",
+    "input_invalid": "参数无效",
+    "asset_missing": "文件尚未上传",
+    "digest_mismatch": "文件内容与哈希值不符",
+    "idempotency_mismatch": "该请求编号已用于其他内容的任务",
+    "url_refused": "不允许访问该网址",
+    "upload_locked": "另一请求正在上传该文件",
+    "rate_limited": "请求过于频繁，请稍后再试",
+    "quota_exceeded": "配额已用完",
+    "too_many_connections": "打开的连接过多",
+    "head_too_large": "请求头过大",
+    "checksum_mismatch": "该片段与校验值不符",
+    "internal": "服务器内部错误",
+    "unavailable": "服务暂时不可用，请稍后再试",
+    "store_full": "服务器存储空间已满",
+}
+
+DELETED_TEXT = LocalizedText("Deleted", "删除成功")
+DELETE_FAILED_TEXT = LocalizedText("Not deleted: there is no such file", "删除失败：文件不存在")
+
+
+class WaitInfo(NamedTuple):
+    """What a job waits for. `wake_s`: the host's measured median wake; `host`: the one to start; `ahead`: how many."""
+
+    reason: WaitReason
+    wake_s: float | None = None
+    host: str = ""
+    ahead: int | None = None
+
+
+def format_wait(wait: WaitInfo, language: Language) -> str:
+    """Why a job waits."""
+    text = NEXT_IN_LINE_TEXT if wait.reason is WaitReason.BEHIND and wait.ahead == 0 else WAIT_REASON_TEXTS[wait.reason]
+    return text.render(language, minutes=round_up_minutes(wait.wake_s), host=wait.host)
+
+
+def format_host_off(language: Language, wake_s: float | None = None) -> str:
+    """What the gateway says of a job whose hosts are all off."""
+    return HOST_OFF_TEXT.render(language, minutes=round_up_minutes(wake_s))
+
+
+def format_status(of: Status, language: Language) -> str:
+    """Where a job stands."""
+    return STATUS_TEXTS[of].render(language)
+
+
+def format_failure(error: JobFailure, language: Language) -> str:
+    """Why a job failed. An image's own code has no text of ours and is shown as it is."""
+    return FAILURE_TEXTS.get(error.code, OTHER_FAILURE_TEXT).render(language, code=error.code)
+
+
+def format_problem(refused: ProblemError, language: Language) -> str:
+    """Why a request is not carried out. In Chinese the kind of refusal, and what exactly is wrong with an input."""
+    if language is not Language.ZH:
+        return refused.detail
+    paths = "".join(f" {error.path}" for error in refused.errors)
+    return f"{PROBLEM_TEXTS_ZH[refused.code]}{paths and '：' + paths.strip()}"
+
+
+def format_notice(kind: str, language: Language, wake_s: float | None = None) -> str:
+    """What happened to a host; `kind` is one of NOTICES."""
+    return NOTICE_TEXTS[kind].render(language, minutes=round_up_minutes(wake_s))
+
+
+def round_up_minutes(wake_s: float | None) -> int:
+    """Whole minutes, rounded up, at least one."""
+    return max(1, ceil((DEFAULT_WAKE_S if wake_s is None else wake_s) / 60))
+
+
+def choose_language(accept: str | None, preferred: str | None = None) -> Language:
+    """The language of an `Accept-Language` header (RFC 9110, 12.5.4), else of the key's setting, else English."""
+    for tag in _sort_by_weight(accept or ""):
+        for language in Language:
+            if tag == language or tag.startswith(f"{language}-"):
+                return language
+    return Language.ZH if (preferred or "").lower().startswith(Language.ZH) else Language.EN
+
+
+def _sort_by_weight(accept: str) -> list[str]:
+    weighed = []
+    for part in accept.lower().split(","):
+        tag, _, parameters = part.partition(";")
+        weighed.append((_parse_weight(parameters), tag.strip()))
+    return [tag for weight, tag in sorted(weighed, key=lambda pair: -pair[0]) if weight > 0 and tag]
+
+
+def _parse_weight(parameters: str) -> float:
+    name, _, value = parameters.strip().partition("=")
+    if name.strip() != "q":
+        return 1.0
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,84 @@
+"""What waits to be sent to one socket: bounded, so that a client that does not read costs a known amount of memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from anyio import Event
+
+QUEUE_MESSAGES_LIMIT = 1000
+QUEUE_BYTES_LIMIT = 4 * 1024 * 1024
+
+
+class SendQueue:
+    """Answers go before pushes; while a request is worked on its pushes wait, so that its answer comes first.
+
+    Nothing is ever dropped: a push that finds no room calls `overflow`, which must close the socket. The client
+    resumes behind the last push it got.
+    """
+
+    def __init__(
+        self, overflow: Callable[[], object], messages: int = QUEUE_MESSAGES_LIMIT, size: int = QUEUE_BYTES_LIMIT
+    ) -> None:
+        self._overflow = overflow
+        self._messages, self._size = messages, size
+        self._replies: deque[str] = deque()
+        self._pushes: deque[str] = deque()
+        self._queued_characters = 0  # characters
+        self._pushes_paused = False
+        self._filled = Event()
+        self._emptied = Event()
+
+    @property
+    def has_slack(self) -> bool:
+        """Whether more than half of the room is free."""
+        return 2 * len(self._pushes) < self._messages and 2 * self._queued_characters < self._size
+
+    def put_reply(self, text: str) -> None:
+        """Send before any push. Whoever asks waits for `room` first, so answers need no bound of their own."""
+        self._replies.append(text)
+        self._count_added(text)
+
+    def put_push(self, text: str) -> None:
+        """Send behind what waits, if there is room."""
+        if self._pushes and (len(self._pushes) >= self._messages or self._queued_characters + len(text) > self._size):
+            self._overflow()
+            return
+        self._pushes.append(text)
+        self._count_added(text)
+
+    def _count_added(self, text: str) -> None:
+        self._queued_characters += len(text)
+        self._filled.set()
+
+    @contextmanager
+    def pause_pushes(self) -> Iterator[None]:
+        """Let pushes wait inside the block."""
+        self._pushes_paused = True
+        try:
+            yield
+        finally:
+            self._pushes_paused = False
+            self._filled.set()
+
+    async def get(self) -> str:
+        """The next to send; waits for one."""
+        while True:
+            if self._replies:
+                return self._pop(self._replies)
+            if self._pushes and not self._pushes_paused:
+                return self._pop(self._pushes)
+            self._filled = Event()
+            await self._filled.wait()
+
+    def _pop(self, line: deque[str]) -> str:
+        text = line.popleft()
+        self._queued_characters -= len(text)
+        self._emptied.set()
+        return text
+
+    async def wait_for_slack(self) -> None:
+        """Wait until it is `relaxed` and no crowd of answers waits."""
+        while not self.has_slack or len(self._replies) > self._messages // 2:
+            self._emptied = Event()
+            await self._emptied.wait()

@@ -1,0 +1,306 @@
+"""What OpenAPI says of the routes that read their body themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import msgspec
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    OpenAPI,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    Parameter,
+    PathItem,
+    RequestBody,
+    Schema,
+    SecurityScheme,
+)
+
+from schemas.job import Submission
+from schemas.problems import Problem
+from schemas.version import VERSION
+
+CHUNK_MEDIA_TYPE = "application/offset+octet-stream"  # tus 1.0.0, "PATCH"
+_REF_TEMPLATE = "#/components/schemas/{name}"
+
+
+def _inline_refs(schema: Any, definitions: dict[str, Any]) -> Any:
+    """`schema` with every `$ref` replaced by what it names: the document stands alone."""
+    if isinstance(schema, list):
+        return [_inline_refs(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline_refs(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    return {name: _inline_refs(value, definitions) for name, value in schema.items()}
+
+
+@cache
+def inline_schema(kind: type) -> dict[str, Any]:
+    """The JSON Schema of `kind`, in one piece. It is made once, for all who write it out; nobody may change it."""
+    (schema,), definitions = msgspec.json.schema_components([kind], ref_template=_REF_TEMPLATE)
+    whole: dict[str, Any] = _inline_refs(schema, definitions)
+    return whole
+
+
+class VerbatimSchema(Schema):
+    """A JSON Schema that is written out as it is."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        super().__init__()
+        object.__setattr__(self, "verbatim", schema)
+
+    def to_schema(self) -> dict[str, Any]:
+        verbatim: dict[str, Any] = self.verbatim  # type: ignore[attr-defined]
+        return verbatim
+
+
+@dataclass
+class JobBody(Operation):
+    """A submit: JSON, or multipart with the field `job` and a file part per asset input."""
+
+    def __post_init__(self) -> None:
+        form = {
+            "type": "object",
+            "required": ["job"],
+            "properties": {"job": {"type": "string", "description": "the JSON of the job"}},
+            "additionalProperties": {"type": "string", "format": "binary"},
+        }
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "application/json": OpenAPIMediaType(schema=VerbatimSchema(inline_schema(Submission))),
+                "multipart/form-data": OpenAPIMediaType(schema=VerbatimSchema(form)),
+            },
+        )
+
+
+_BINARY_SCHEMA = VerbatimSchema({"type": "string", "format": "binary"})
+
+
+@dataclass
+class RawBody(Operation):
+    """A file: any bytes."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(
+            required=True, content={"application/octet-stream": OpenAPIMediaType(schema=_BINARY_SCHEMA)}
+        )
+
+
+@dataclass
+class FileBody(Operation):
+    """A file: any bytes, or the one file part of a form."""
+
+    def __post_init__(self) -> None:
+        form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "application/octet-stream": OpenAPIMediaType(schema=_BINARY_SCHEMA),
+                "multipart/form-data": OpenAPIMediaType(schema=VerbatimSchema(form)),
+            },
+        )
+
+
+@dataclass
+class ChunkBody(Operation):
+    """A piece of a file, as tus sends it."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(content={CHUNK_MEDIA_TYPE: OpenAPIMediaType(schema=_BINARY_SCHEMA)})
+
+
+def json_body(kind: type) -> type[Operation]:
+    """An operation whose body is a `kind` in JSON."""
+
+    @dataclass
+    class Body(Operation):
+        def __post_init__(self) -> None:
+            schema = OpenAPIMediaType(schema=VerbatimSchema(inline_schema(kind)))
+            self.request_body = RequestBody(required=True, content={"application/json": schema})
+
+    return Body
+
+
+@dataclass
+class DigestsBody(Operation):
+    """`{"digests": ["sha256:…"]}`."""
+
+    def __post_init__(self) -> None:
+        digests = {"type": "array", "items": {"type": "string"}, "maxItems": 1000}
+        body = {
+            "type": "object",
+            "required": ["digests"],
+            "properties": {"digests": digests},
+            "additionalProperties": False,
+        }
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=VerbatimSchema(body))}
+        )
+
+
+# MERGED edge/openapi.py: What `/schema/openapi.json` says that Litestar cannot read off the routes: problems, second
+# statuses, headers.
+
+
+METHODS = ("get", "head", "put", "post", "patch", "delete")
+
+# The second status under which a route sends the body of its first.
+SECOND_STATUSES = {
+    ("/v1/jobs/{job_id}", "put"): "200",
+    ("/v1/assets/{sha256}", "put"): "200",
+    ("/v1/assets", "post"): "200",
+    ("/readyz", "get"): "503",
+    ("/readyz", "head"): "503",
+}
+# What answers without a key.
+PATHS_WITHOUT_KEY = ("/livez", "/readyz")
+# Files are sent as what they are, whole or in ranges; a log likewise.
+FILE_PATHS = ("/v1/assets/{sha256}", "/v1/jobs/{job_id}/files/{name}", "/v1/jobs/{job_id}/logs")
+BINARY_CONTENT = OpenAPIMediaType(schema=VerbatimSchema({"type": "string", "format": "binary"}))
+STATUSES_WITHOUT_BODY = {
+    "304": "What `If-None-Match` names is what there is",
+    "307": "The store's own URL of the file, for an hour",
+    "416": "The range lies outside the file",
+}
+
+TEXT_SCHEMA: dict[str, Any] = {"type": "string"}
+COUNT_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 0}
+TUS_VERSION_SCHEMA = {"type": "string", "enum": ["1.0.0"]}
+
+
+def _header(name: str, schema: Mapping[str, Any], description: str, *, required: bool = False) -> Parameter:
+    return Parameter(name, "header", schema=VerbatimSchema(dict(schema)), description=description, required=required)
+
+
+def _query(name: str, schema: Mapping[str, Any], description: str) -> Parameter:
+    return Parameter(name, "query", schema=VerbatimSchema(dict(schema)), description=description)
+
+
+OWNER_PARAMETER = _query(
+    "owner", TEXT_SCHEMA, "Another owner than the key's: needs scope admin, or runner for the files of its jobs"
+)
+LANGUAGE_PARAMETER = _header("Accept-Language", TEXT_SCHEMA, "zh or en, for the texts that people read")
+TRACE_PARAMETER = _header(
+    "X-Trace-Id", {"type": "string", "maxLength": 128}, "The job's trace_id, where the body names none"
+)
+RANGE_PARAMETERS = (
+    _header("Range", TEXT_SCHEMA, "bytes=first-last"),
+    _header("If-None-Match", TEXT_SCHEMA, "The ETag, which is the digest in quotes"),
+)
+FILE_NAME_PARAMETERS = (
+    _header("X-Filename", TEXT_SCHEMA, "The file's name, percent-encoded"),
+    _query("name", TEXT_SCHEMA, "The same, for clients that set no headers"),
+)
+TUS_VERSION_PARAMETER = _header("Tus-Resumable", TUS_VERSION_SCHEMA, "The version of tus", required=True)
+CHECKSUM_PARAMETER = _header(
+    "Upload-Checksum", TEXT_SCHEMA, "sha1, sha256, sha512 or md5, a space, the digest in base64"
+)
+LENGTH_PARAMETER = _header("Upload-Length", COUNT_SCHEMA, "Bytes of the whole file")
+
+# The headers and queries that routes read by themselves.
+EXTRA_PARAMETERS: dict[tuple[str, str], tuple[Parameter, ...]] = {
+    ("/v1/jobs", "post"): (TRACE_PARAMETER,),
+    ("/v1/jobs/{job_id}", "put"): (TRACE_PARAMETER,),
+    ("/v1/batches", "post"): (TRACE_PARAMETER,),
+    ("/v1/assets", "post"): FILE_NAME_PARAMETERS,
+    ("/v1/assets/{sha256}", "put"): FILE_NAME_PARAMETERS,
+    ("/v1/uploads", "post"): (
+        TUS_VERSION_PARAMETER,
+        LENGTH_PARAMETER,
+        _header("Upload-Defer-Length", {"type": "string", "enum": ["1"]}, "In place of Upload-Length: told later"),
+        _header(
+            "Upload-Metadata", TEXT_SCHEMA, "filename, filetype, sha256: a name, a space, the value in base64, a comma"
+        ),
+        CHECKSUM_PARAMETER,
+    ),
+    ("/v1/uploads/{upload_id}", "head"): (TUS_VERSION_PARAMETER,),
+    ("/v1/uploads/{upload_id}", "patch"): (
+        TUS_VERSION_PARAMETER,
+        _header("Upload-Offset", COUNT_SCHEMA, "Where this piece belongs", required=True),
+        LENGTH_PARAMETER,
+        CHECKSUM_PARAMETER,
+    ),
+    ("/v1/uploads/{upload_id}", "delete"): (TUS_VERSION_PARAMETER,),
+    **{(path, method): RANGE_PARAMETERS for path in FILE_PATHS for method in ("get", "head")},
+}
+UPLOAD_OFFSET_HEADER = OpenAPIHeader(schema=VerbatimSchema(COUNT_SCHEMA), description="How many bytes there are")
+ASSET_HEADER = OpenAPIHeader(
+    schema=VerbatimSchema(TEXT_SCHEMA), description="sha256:… of the asset that the upload became"
+)
+LOCATION_HEADER = OpenAPIHeader(schema=VerbatimSchema(TEXT_SCHEMA), description="Where the new thing is")
+# The headers that an answer's meaning is in. Uploads answer with nothing else.
+RESPONSE_HEADERS: dict[tuple[str, str], dict[str, OpenAPIHeader]] = {
+    ("/v1/jobs", "post"): {"Location": LOCATION_HEADER},
+    ("/v1/uploads", "post"): {
+        "Location": LOCATION_HEADER,
+        "Upload-Offset": UPLOAD_OFFSET_HEADER,
+        "Lamplighter-Asset": ASSET_HEADER,
+    },
+    ("/v1/uploads/{upload_id}", "head"): {"Upload-Offset": UPLOAD_OFFSET_HEADER, "Lamplighter-Asset": ASSET_HEADER},
+    ("/v1/uploads/{upload_id}", "patch"): {"Upload-Offset": UPLOAD_OFFSET_HEADER, "Lamplighter-Asset": ASSET_HEADER},
+}
+UPLOADS_PATH = "/v1/uploads"
+
+
+def make_openapi_config() -> OpenAPIConfig:
+    """The document's own facts."""
+    key = SecurityScheme(type="http", scheme="bearer", description="lamp_<id>_<secret>")
+    return OpenAPIConfig(
+        title="Lamplighter",
+        version=VERSION,
+        path="/schema",
+        render_plugins=[JsonRenderPlugin()],
+        components=Components(security_schemes={"key": key}),
+        security=[{"key": []}],
+    )
+
+
+def complete_document(document: OpenAPI) -> None:
+    """Add to every operation what it reads and answers besides what its function says."""
+    for path, item in (document.paths or {}).items():
+        for method, operation in _operations(item):
+            operation.responses = {**_responses(path, method, operation)}
+            anywhere = () if path in PATHS_WITHOUT_KEY else (OWNER_PARAMETER, LANGUAGE_PARAMETER)
+            operation.parameters = [*(operation.parameters or ()), *EXTRA_PARAMETERS.get((path, method), ()), *anywhere]
+            if path in PATHS_WITHOUT_KEY:
+                operation.security = []
+
+
+def _responses(path: str, method: str, operation: Operation) -> dict[str, OpenAPIResponse]:
+    said = {status: response for status, response in (operation.responses or {}).items() if status != "400"}
+    responses: dict[str, OpenAPIResponse] = {}
+    for status, response in said.items():
+        if not isinstance(response, OpenAPIResponse):
+            raise TypeError(f"{method} {path} {status} is told by reference: nothing can be added to it")
+        responses[status] = response
+    success = next(response for status, response in responses.items() if status.startswith("2"))
+    if path in FILE_PATHS and method in {"get", "head"}:
+        success = OpenAPIResponse(description="The file, or the ranges asked for", content={"*/*": BINARY_CONTENT})
+        responses |= {"200": success, "206": success}
+        responses |= {status: OpenAPIResponse(description=text) for status, text in STATUSES_WITHOUT_BODY.items()}
+    if path.startswith(UPLOADS_PATH):
+        success.content = None
+    success.headers = {**(success.headers or {}), **RESPONSE_HEADERS.get((path, method), {})}
+    if (path, method) in SECOND_STATUSES:
+        responses[SECOND_STATUSES[path, method]] = success
+    return {**responses, "default": _problem_response()}
+
+
+def _problem_response() -> OpenAPIResponse:
+    return OpenAPIResponse(
+        description="Refused (RFC 9457): `code` is one of a closed list, `errors` names fields",
+        content={"application/problem+json": OpenAPIMediaType(schema=VerbatimSchema(inline_schema(Problem)))},
+    )
+
+
+def _operations(item: PathItem) -> list[tuple[str, Operation]]:
+    found = ((method, getattr(item, method)) for method in METHODS)
+    return [(method, operation) for method, operation in found if operation is not None]

@@ -1,0 +1,56 @@
+"""`GET /v1/endpoints`: the endpoints that hosts offer, with the JSON Schema of each input."""
+
+from typing import Any
+
+from litestar.params import FromPath
+from msgspec import Struct
+
+from edge.http.auth import require_scope
+from edge.http.dependencies import EdgeServices, ServicesDep, get_or_head
+from schemas.auth import Scope
+from schemas.endpoint import Endpoint
+
+
+class EndpointView(Struct, frozen=True):
+    """An endpoint on the wire. `hosts` offer it, whether they are on or not."""
+
+    name: str
+    pool: str
+    description: str
+    input: dict[str, Any]
+    image: str
+    warm: bool
+    hosts: tuple[str, ...]
+
+
+class EndpointListView(Struct, frozen=True):
+    """What can run."""
+
+    endpoints: list[EndpointView]
+
+
+def _to_endpoint_view(parts: EdgeServices, endpoint: Endpoint) -> EndpointView:
+    return EndpointView(
+        name=endpoint.name,
+        pool=endpoint.effective_pool,
+        description=endpoint.description,
+        input=endpoint.input,
+        image=endpoint.image,
+        warm=endpoint.warm,
+        hosts=tuple(sorted(parts.endpoints.hosts_offering(endpoint.name))),
+    )
+
+
+@get_or_head("/v1/endpoints", guards=[require_scope(Scope.JOBS_READ)])
+async def list_endpoints(parts: ServicesDep) -> EndpointListView:
+    """What can run, with the JSON Schema of each input."""
+    return EndpointListView([_to_endpoint_view(parts, endpoint) for endpoint in parts.endpoints.all()])
+
+
+@get_or_head("/v1/endpoints/{name:str}", guards=[require_scope(Scope.JOBS_READ)])
+async def read_endpoint(parts: ServicesDep, name: FromPath[str]) -> EndpointView:
+    """One endpoint."""
+    return _to_endpoint_view(parts, parts.endpoints.get(name))
+
+
+ROUTES = (list_endpoints, read_endpoint)

@@ -1,0 +1,139 @@
+"""The headers of tus 1.0.0 (tus.io, "Resumable Upload Protocol 1.0.x"): read here, written here."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import format_datetime
+from typing import Any
+
+from litestar import Response
+
+from edge.assets.uploads import Checksum, UploadParameters
+from edge.http import problems
+from edge.http.dependencies import AnyRequest
+from edge.http.openapi import CHUNK_MEDIA_TYPE
+from edge.store.upload_state import Upload
+from schemas.asset import DIGEST_SCHEME, choose_media_type, is_digest
+from schemas.problems import ProblemError
+
+TUS_VERSION = "1.0.0"
+TUS_EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,checksum,termination"
+CHECKSUM_ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
+ASSET_HEADER = "Lamplighter-Asset"
+METADATA_LIMIT_BYTES = 4096
+_LENGTH_DIGITS_LIMIT = 18  # more than any file's length has
+
+
+def check_version(request: AnyRequest) -> None:
+    """Refused `tus_version` for a client that speaks another one, or none."""
+    if request.headers.get("tus-resumable") != TUS_VERSION:
+        raise ProblemError("tus_version", f"send the header Tus-Resumable: {TUS_VERSION}, which is what is spoken here")
+
+
+def check_chunk_type(request: AnyRequest) -> None:
+    """Refused `media_type_unknown`."""
+    if request.headers.get("content-type") != CHUNK_MEDIA_TYPE:
+        raise ProblemError("media_type_unknown", f"send the header Content-Type: {CHUNK_MEDIA_TYPE}")
+
+
+def parse_byte_count(headers: Mapping[str, str], name: str) -> int | None:
+    """A count of bytes; None where the header is not there. Refused `input_invalid`."""
+    text = headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _LENGTH_DIGITS_LIMIT):
+        raise ProblemError("input_invalid", f"the header {name} must be a count of bytes")
+    return int(text)
+
+
+def parse_creation(headers: Mapping[str, str]) -> UploadParameters:
+    """What a creation asks for. Refused `input_invalid`."""
+    length = parse_byte_count(headers, "Upload-Length")
+    deferred = headers.get("upload-defer-length")
+    if (length is None) == (deferred is None) or deferred not in {None, "1"}:
+        raise ProblemError("input_invalid", "say either Upload-Length or Upload-Defer-Length: 1")
+    metadata = headers.get("upload-metadata", "")
+    told = _parse_metadata(metadata)
+    name = told.get("filename") or told.get("name") or "file"
+    expected = told.get("sha256", "").removeprefix(DIGEST_SCHEME).lower() or None
+    if expected is not None and not is_digest(expected):
+        raise ProblemError(
+            "input_invalid", "sha256 in Upload-Metadata must be 64 hex digits, base64-encoded as all values"
+        )
+    kind = choose_media_type(told.get("filetype") or told.get("type"), name)
+    return UploadParameters(name=name, media_type=kind, length=length, expected=expected, metadata=metadata)
+
+
+def _parse_metadata(header: str) -> dict[str, str]:
+    """Pairs of a name and a value in base64, or a name alone, parted by commas."""
+    if len(header) > METADATA_LIMIT_BYTES:
+        raise ProblemError("input_invalid", f"Upload-Metadata may have at most {METADATA_LIMIT_BYTES} bytes")
+    pairs = (pair.strip().partition(" ") for pair in header.split(",") if pair.strip())
+    try:
+        return {name: base64.b64decode(value, validate=True).decode() for name, _, value in pairs}
+    except ValueError as error:  # not ASCII, not base64, or not UTF-8
+        raise ProblemError("input_invalid", "a value in Upload-Metadata is not base64 of UTF-8") from error
+
+
+def parse_checksum(headers: Mapping[str, str]) -> Checksum | None:
+    """What `Upload-Checksum: <algorithm> <base64>` says. Refused `input_invalid`."""
+    header = headers.get("upload-checksum")
+    if header is None:
+        return None
+    algorithm, _, value = header.strip().partition(" ")
+    try:
+        digest = base64.b64decode(value, validate=True)
+    except ValueError:  # not ASCII or not base64
+        digest = b""
+    if algorithm not in CHECKSUM_ALGORITHMS or len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
+        raise ProblemError(
+            "input_invalid", f"Upload-Checksum must be one of {', '.join(CHECKSUM_ALGORITHMS)}, and its base64"
+        )
+    return Checksum(algorithm, digest)
+
+
+def upload_headers(upload: Upload) -> dict[str, str]:
+    """The headers that say where an upload stands."""
+    headers = {
+        "Tus-Resumable": TUS_VERSION,
+        "Upload-Offset": str(upload.offset),
+        "Upload-Expires": format_datetime(upload.expires.astimezone(UTC), usegmt=True),
+        "Cache-Control": "no-store",
+    }
+    if upload.length is None:
+        headers["Upload-Defer-Length"] = "1"
+    else:
+        headers["Upload-Length"] = str(upload.length)
+    if upload.metadata:
+        headers["Upload-Metadata"] = upload.metadata
+    if upload.is_stored and upload.final_sha256 is not None:
+        headers[ASSET_HEADER] = DIGEST_SCHEME + upload.final_sha256
+    return headers
+
+
+def capability_headers(limit: int) -> dict[str, str]:
+    """What OPTIONS answers."""
+    return {
+        "Tus-Resumable": TUS_VERSION,
+        "Tus-Version": TUS_VERSION,
+        "Tus-Extension": TUS_EXTENSIONS,
+        "Tus-Max-Size": str(limit),
+        "Tus-Checksum-Algorithm": ",".join(CHECKSUM_ALGORITHMS),
+    }
+
+
+def handle_tus_exception(request: AnyRequest, error: Any) -> Response[bytes]:
+    """The problem, with what tus wants in every answer."""
+    response = problems.handle_exception(request, error)
+    return Response(
+        response.content,
+        status_code=response.status_code,
+        headers={
+            **response.headers,
+            "Tus-Resumable": TUS_VERSION,
+            "Tus-Version": TUS_VERSION,
+            "Cache-Control": "no-store",
+        },
+        media_type=response.media_type,
+    )

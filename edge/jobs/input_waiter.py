@@ -1,0 +1,155 @@
+"""Jobs whose input is not complete: each file that comes is told to the jobs that wait for it, the last queues them.
+
+What is cut off in between is found again: by every edge when it starts, and by the reconciler.
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+
+import structlog
+from anyio import Event, create_task_group
+
+from bus.interface import BusError, JobStore, RevisionConflict, VersionedRecord
+from edge.assets.service import AssetService
+from edge.core.clock import Clock, micros
+from edge.core.error_handling import log_and_continue
+from edge.index import sqlite as sql
+from edge.index.index import JobIndex
+from edge.index.row import RowChange
+from edge.jobs.publish_window import PublishWindow
+from edge.jobs.url_inputs import UrlInputFetcher
+from schemas.events import InputArrived, Queued, RecordUnreadable
+from schemas.events import JobEvent as Fact
+from schemas.ids import JobKey
+from schemas.job import Job
+from schemas.lifecycle import next_record
+from schemas.status import Status
+
+_JOB_LIMIT = 1_000_000
+_CONCURRENCY_LIMIT = 16
+
+_log = structlog.get_logger()
+
+
+class InputWaiter:
+    """`run` looks at every job that begins to wait for input, over any edge, and at each that an upload is for."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the services it works with
+        self,
+        records: JobStore,
+        assets: AssetService,
+        fetches: UrlInputFetcher,
+        index: JobIndex,
+        window: PublishWindow,
+        clock: Clock,
+    ) -> None:
+        self._records = records
+        self._assets = assets
+        self._url_fetcher = fetches
+        self._index = index
+        self._publish_window = window
+        self._clock = clock
+        self._jobs_by_asset: defaultdict[tuple[str, str], set[JobKey]] = defaultdict(set)  # by owner and digest
+        self._missing_by_job: dict[JobKey, tuple[str, ...]] = {}
+        self._scheduled_checks: OrderedDict[JobKey, None] = OrderedDict()  # a dict is slow to take the first of
+        self._check_needed = Event()
+        index.subscribe_changes(self._on_row_changes)
+        assets.subscribe_uploads(self._on_upload)
+
+    async def run(self) -> None:
+        """Without end, from when the index has caught up."""
+        await self._index.wait_until_caught_up()
+        for key in await self._index.find_keys(sql.AWAITING_INPUT, micros(self._clock()), _JOB_LIMIT):
+            self._schedule_check(key)
+        while True:
+            await self._check_needed.wait()
+            self._check_needed = Event()
+            while self._scheduled_checks:
+                batch = [
+                    self._scheduled_checks.popitem(last=False)[0]
+                    for _ in range(min(_CONCURRENCY_LIMIT, len(self._scheduled_checks)))
+                ]
+                async with create_task_group() as tasks:
+                    for key in batch:
+                        tasks.start_soon(self._check_job, key)
+
+    def _on_row_changes(self, steps: Sequence[RowChange]) -> None:
+        """The index moved; what it reads while it is rebuilt is looked at in one go by `run`."""
+        if not self._index.is_caught_up:
+            return
+        for before, after in steps:
+            if after is not None and after.status is Status.SCHEDULED:
+                self._schedule_check(after.key)
+            elif before is not None and before.status is Status.SCHEDULED:
+                self._untrack(before.key)
+                self._url_fetcher.cancel_fetches(before.key)
+
+    def _on_upload(self, owner: str, sha256: str) -> None:
+        for key in self._jobs_by_asset.get((owner, sha256), ()):
+            self._schedule_check(key)
+
+    def _schedule_check(self, key: JobKey) -> None:
+        self._scheduled_checks[key] = None
+        self._check_needed.set()
+
+    async def _check_job(self, key: JobKey) -> None:
+        with log_and_continue("job_not_supplied", owner=key.owner, job_id=key.id):
+            try:
+                await self.queue_if_complete(key)
+            except (BusError, RecordUnreadable) as error:
+                _log.warning("left_to_reconciler", owner=key.owner, job_id=key.id, error=str(error))
+
+    async def queue_if_complete(self, key: JobKey) -> bool:
+        """Write what has come for the job, and queue it when nothing is lacking; whether anything was written.
+
+        Raises BusError, RecordUnreadable.
+        """
+        written = False
+        while (entry := await self._records.read(key)) is not None:
+            job = entry.record.job
+            self._track_missing(job)
+            fact = await self._next_event(job)
+            if fact is None:
+                if job.status is Status.SCHEDULED:
+                    self._url_fetcher.start_fetches(job)
+                break
+            written = await self._write_event(entry, fact) or written
+        else:
+            self._untrack(key)
+        return written
+
+    async def _next_event(self, job: Job) -> Fact | None:
+        """What can be said of the job now, None: nothing."""
+        if job.status is not Status.SCHEDULED:
+            return None
+        if job.missing:
+            lacking = await self._assets.find_missing(job.owner, job.missing)
+            arrived = next((digest for digest in job.missing if digest not in lacking), None)
+            if arrived is not None:
+                return InputArrived(arrived)
+        later = job.not_before is not None and job.not_before > self._clock()
+        return None if job.lacks_input or later else Queued()
+
+    async def _write_event(self, entry: VersionedRecord, fact: Fact) -> bool:
+        recorded = next_record(entry.record.job, fact, self._clock())
+        try:
+            revision = await self._records.update(recorded.job.key, recorded, entry.revision)
+        except RevisionConflict:
+            return False  # somebody was faster: `settle` reads again
+        self._index.record_own_write(recorded.job.owner, revision)
+        self._publish_window.publish_soon(recorded.job)
+        return True
+
+    def _track_missing(self, job: Job) -> None:
+        self._untrack(job.key)
+        if job.status is Status.SCHEDULED and job.missing:
+            self._missing_by_job[job.key] = job.missing
+            for digest in job.missing:
+                self._jobs_by_asset[job.owner, digest].add(job.key)
+
+    def _untrack(self, key: JobKey) -> None:
+        for digest in self._missing_by_job.pop(key, ()):
+            waiting = self._jobs_by_asset[key.owner, digest]
+            waiting.discard(key)
+            if not waiting:
+                del self._jobs_by_asset[key.owner, digest]

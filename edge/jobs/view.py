@@ -1,0 +1,138 @@
+"""A record as a client sees it: position, reason, message, progress and links added (PROTOCOLS 1, "Job")."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import quote
+
+from msgspec import structs
+
+from bus.interface import BusError, JobFeed, VersionedRecord
+from edge.core import messages
+from edge.core.messages import Language
+from edge.core.signed_urls import SignUrl
+from edge.hosts.registry import HostRegistry
+from edge.index.index import JobIndex
+from edge.jobs.publish_window import PublishWindow
+from schemas.job import Job, Output
+from schemas.job_view import Eta, FileView, JobUrls, JobView, OutputView, ProgressView
+from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
+
+# Fields of the record that the view shows under the same name.
+_COPIED_FIELDS = (
+    *("id", "owner", "endpoint", "status", "input", "error", "round", "attempt", "priority", "tags", "trace_id"),
+    *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage"),
+)
+
+# When a job should start and end, by why it waits and how many are ahead of it.
+EstimateEta = Callable[[Job, WaitReason | None, int | None], Eta | None]
+
+
+def _no_eta(_job: Job, _reason: WaitReason | None, _ahead: int | None) -> None:
+    """Nobody can tell."""
+
+
+class Asker(NamedTuple):
+    """Whom a view is made for. `key_id`: the key that links in it work for; None: they work until their time."""
+
+    language: Language = Language.EN
+    key_id: str | None = None
+
+
+NOBODY = Asker()
+
+
+class JobViewBuilder:
+    """Makes views. The only thing it asks the broker for is the progress of a running job."""
+
+    def __init__(
+        self, feed: JobFeed, index: JobIndex, window: PublishWindow, hosts: HostRegistry, link: SignUrl
+    ) -> None:
+        self._feed = feed
+        self._index = index
+        self._publish_window = window
+        self._hosts = hosts
+        self._sign_url = link
+        self._estimate_eta: EstimateEta = _no_eta
+
+    def set_estimator(self, eta: EstimateEta) -> None:
+        """From now on `eta` says when a job should start and end."""
+        self._estimate_eta = eta
+
+    async def build(self, entry: VersionedRecord, asker: Asker = NOBODY) -> JobView:
+        """The job of `entry`. A progress that cannot be read now is left out."""
+        return self._build(entry, asker, await self._read_progress(entry.record.job))
+
+    async def build_page(self, entries: Sequence[VersionedRecord], asker: Asker = NOBODY) -> list[JobView]:
+        """A page of them, in their order."""
+        return [await self.build(entry, asker) for entry in entries]
+
+    def build_without_progress(self, entry: VersionedRecord, asker: Asker = NOBODY) -> JobView:
+        """The job without its progress, which a follower gets in messages of its own."""
+        return self._build(entry, asker, None)
+
+    def _build(self, entry: VersionedRecord, asker: Asker, progress: ProgressView | None) -> JobView:
+        job = entry.record.job
+        reason = self._wait_reason(job)
+        position = self._index.queue_position(job, self._publish_window.window_size(job.pool))
+        return JobView(
+            **{name: getattr(job, name) for name in _COPIED_FIELDS},
+            revision=entry.revision,
+            reason=reason,
+            message=self._format_message(job, reason, position, asker.language),
+            missing=tuple(f"sha256:{digest}" for digest in job.missing),
+            queue_position=position,
+            eta=self._estimate_eta(job, reason, position),
+            progress=progress,
+            output=None
+            if job.output is None
+            else _output_view(job, job.output, partial(self._sign_url, key_id=asker.key_id)),
+            max_attempts=job.policy.max_attempts,
+            host=None if job.claim is None else job.claim.host,
+            gpu=None if job.claim is None else job.claim.gpu_uuids_joined,
+            engine=None if job.claim is None else job.claim.engine,
+            urls=_job_urls(job.id),
+        )
+
+    def _wait_reason(self, job: Job) -> WaitReason | None:
+        if job.status not in WAITING_STATUSES:
+            return None
+        in_window = (
+            job.status is Status.SCHEDULED
+            or self._publish_window.contains(job.pointer)
+            or self._publish_window.has_room(job)
+        )
+        return self._hosts.wait_reason(job, in_window=in_window)
+
+    def _format_message(self, job: Job, reason: WaitReason | None, ahead: int | None, language: Language) -> str:
+        if reason is not None:
+            hosts, endpoint = self._hosts, job.endpoint
+            wait = messages.WaitInfo(reason, hosts.usual_wake_s(endpoint), hosts.offline_host_names(endpoint), ahead)
+            return messages.format_wait(wait, language)
+        if job.error is not None:
+            return messages.format_failure(job.error, language)
+        return messages.format_status(job.status, language)
+
+    async def _read_progress(self, job: Job) -> ProgressView | None:
+        if job.status not in ACTIVE_STATUSES:
+            return None
+        try:
+            note = await self._feed.last_progress(job.key)
+        except BusError:
+            return None
+        if note is None or (note.position.round, note.position.attempt) != (job.round, job.attempt):
+            return None
+        return ProgressView(note.fraction, note.stage, note.done, note.total)
+
+
+def _output_view(job: Job, output: Output, link: Callable[[str, str], str]) -> OutputView:
+    files = tuple(
+        FileView(**structs.asdict(file), url=link(job.owner, f"/v1/jobs/{job.id}/files/{quote(file.name)}"))
+        for file in output.files
+    )
+    return OutputView(files, output.data)
+
+
+def _job_urls(job_id: str) -> JobUrls:
+    base = f"/v1/jobs/{job_id}"
+    return JobUrls(base, *(f"{base}/{verb}" for verb in ("events", "cancel", "retry", "logs")))

@@ -1,0 +1,157 @@
+"""Which addresses may be connected to on a client's word: public unicast ones, and nothing that hides another."""
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import NamedTuple
+
+import httpx
+
+Address = IPv4Address | IPv6Address
+
+# IANA's special-purpose registries (RFC 6890 and its updates), and the metadata services of clouds that lie outside
+# them. Ours and not `is_global`, whose answer changes with the version of Python.
+REFUSED_NETWORKS: tuple[tuple[str, IPv4Network | IPv6Network], ...] = (
+    ("an unspecified address", IPv4Network("0.0.0.0/8")),
+    ("a private address", IPv4Network("10.0.0.0/8")),
+    ("a carrier's shared address", IPv4Network("100.64.0.0/10")),
+    ("a loopback address", IPv4Network("127.0.0.0/8")),
+    ("a cloud's metadata address", IPv4Network("168.63.129.16/32")),
+    ("a link-local address", IPv4Network("169.254.0.0/16")),
+    ("a private address", IPv4Network("172.16.0.0/12")),
+    ("a reserved address", IPv4Network("192.0.0.0/24")),
+    ("a documentation address", IPv4Network("192.0.2.0/24")),
+    ("a relay's address", IPv4Network("192.88.99.0/24")),
+    ("a private address", IPv4Network("192.168.0.0/16")),
+    ("a benchmarking address", IPv4Network("198.18.0.0/15")),
+    ("a documentation address", IPv4Network("198.51.100.0/24")),
+    ("a documentation address", IPv4Network("203.0.113.0/24")),
+    ("a multicast address", IPv4Network("224.0.0.0/4")),
+    ("a reserved address", IPv4Network("240.0.0.0/4")),
+    ("an unspecified address", IPv6Network("::/128")),
+    ("a loopback address", IPv6Network("::1/128")),
+    ("an IPv4 address in IPv6", IPv6Network("::/96")),
+    ("an IPv4 address in IPv6", IPv6Network("::ffff:0:0/96")),
+    ("an address behind NAT64", IPv6Network("64:ff9b::/96")),
+    ("an address behind NAT64", IPv6Network("64:ff9b:1::/48")),
+    ("a Teredo address", IPv6Network("2001::/32")),
+    ("a reserved address", IPv6Network("2001::/23")),
+    ("a documentation address", IPv6Network("2001:db8::/32")),
+    ("an IPv4 address in IPv6", IPv6Network("2002::/16")),
+    ("a documentation address", IPv6Network("3fff::/20")),
+    ("a private address", IPv6Network("fc00::/7")),
+    ("a link-local address", IPv6Network("fe80::/10")),
+    ("a private address", IPv6Network("fec0::/10")),
+    ("a multicast address", IPv6Network("ff00::/8")),
+)
+GLOBAL_UNICAST = IPv6Network("2000::/3")
+
+
+def refusal_reason(address: Address) -> str | None:
+    """What `address` is that it may not be connected to, or None when it may."""
+    for what, network in REFUSED_NETWORKS:
+        if address.version == network.version and address in network:
+            return what
+    if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
+        return "a reserved address"
+    return None
+
+
+def parse_ip_literal(host: str) -> Address | None:
+    """The address that `host` spells, None when it is a name."""
+    if "%" in host:  # a zone of this machine
+        return None
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+# MERGED edge/outbound/targets.py: What a URL says of itself, before anything is resolved: whether it may be asked at
+# all, and whom.
+
+
+SCHEME_PORTS = {"http": 80, "https": 443}
+PORT_RANGE = range(1, 65536)
+URL_LENGTH_LIMIT = 2048
+URL_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# The URL standard's "ends in a number": an address, in whatever spelling (127.1, 0x7f000001, 017700000001).
+_NUMERIC_HOST = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")
+_HOST_NAME = re.compile(r"[a-z0-9._-]{1,253}\Z")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
+
+
+class UrlRefused(Exception):
+    """The URL may not be asked; the message says why. Asking again does not help."""
+
+
+class UrlTarget(NamedTuple):
+    """Whom to ask. `host` as it goes into DNS or is an address; `opened`: an allow-list entry vouches for it."""
+
+    url: httpx.URL
+    host: str
+    port: int
+    is_allow_listed: bool
+
+
+class AllowList:
+    """The hosts that settings open, as `host` or `host:port`; any port where none is named."""
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        self._entries = {_parse_entry(entry) for entry in entries}
+
+    def permits(self, host: str, port: int) -> bool:
+        """Whether an entry names it."""
+        return (host, port) in self._entries or (host, None) in self._entries
+
+
+def _parse_entry(entry: str) -> tuple[str, int | None]:
+    bare = entry.strip().lower()
+    if bare.startswith("["):
+        host, _, rest = bare[1:].partition("]")
+        return host, int(rest[1:]) if rest.startswith(":") else None
+    host, colon, port = bare.partition(":")
+    if colon and port.isdecimal():
+        return host, int(port)
+    return bare, None
+
+
+def _is_decodable_host(url: httpx.URL) -> bool:
+    """Whether what `xn--` stands for in the host can be read; httpx reads it at every request, and fails where not."""
+    try:
+        return bool(url.host)
+    except ValueError:  # idna's errors are UnicodeErrors
+        return False
+
+
+def parse_url(text: str, allowed: AllowList) -> UrlTarget:
+    """Whom `text` asks. Raises UrlRefused for what needs no DNS to be refused."""
+    if len(text) > URL_LENGTH_LIMIT or _CONTROL_CHARACTERS.search(text):
+        raise UrlRefused(f"a URL has at most {URL_LENGTH_LIMIT} characters, no spaces and no backslashes")
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise UrlRefused(f"the URL cannot be read: {error}") from error
+    return check_url(url, allowed)
+
+
+def check_url(url: httpx.URL, allowed: AllowList) -> UrlTarget:
+    """As `target`, of a URL that httpx has read: what is checked and what is asked come from one parser."""
+    if url.scheme not in SCHEME_PORTS:
+        raise UrlRefused(f"only http and https are fetched, not {url.scheme or 'a relative URL'}")
+    if url.userinfo:
+        raise UrlRefused("a URL with user or password in it is not taken: sign the URL instead")
+    host = url.raw_host.decode("ascii").lower().rstrip(".")
+    port = SCHEME_PORTS[url.scheme] if url.port is None else url.port
+    if not host or port not in PORT_RANGE:
+        raise UrlRefused("the URL names no host, or no port of one")
+    opened = allowed.permits(host, port)
+    address = parse_ip_literal(host)
+    if address is None and not (_HOST_NAME.match(host) and _is_decodable_host(url)):
+        raise UrlRefused("the URL's host is neither a name nor an address")
+    if address is None and _NUMERIC_HOST.match(host.rpartition(".")[2]):
+        raise UrlRefused(f"{host} is no name and no address: write an address as four decimal numbers")
+    what = None if address is None or opened else refusal_reason(address)
+    if what is not None:
+        raise UrlRefused(f"{host} is {what}; outbound.allow in the edge's settings can open it")
+    return UrlTarget(url, host, port, opened)

@@ -1,0 +1,197 @@
+"""Uploads on their way, in a folder: what was acknowledged is there after a crash and a power cut. Blocking.
+
+    <owner>.<id>.json    the state, replaced in one step
+    <owner>.<id>.part    the bytes, true up to the state's `offset`
+
+What the bytes have beyond `offset` may be anything after a power cut, so it is cut off before more is appended.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct, field, structs
+
+from edge.store.atomic_write import WRITEBACK_BYTES, create_durable_folder, fsync_folder, map_disk_errors
+from edge.store.port import BLOCK_BYTES, StoreBroken
+from schemas.asset import Digest
+from schemas.ids import Token, is_token
+from schemas.job import Moment
+
+CHECKPOINT_BYTES = 64 * 1024 * 1024  # bytes: at most this much of one request is sent again after a crash
+
+_SUFFIXES = _STATE_SUFFIX, _DATA_SUFFIX = (".json", ".part")
+
+
+class Upload(Struct, frozen=True, kw_only=True):
+    """One upload. `offset`: bytes that are durable. `length` None: not said yet. `metadata`: as the client wrote it.
+
+    `expected`: the digest that the client named. `whole`: the digest, once every byte is there; `kept`: it is an asset.
+    """
+
+    id: Token
+    owner: Token
+    name: str
+    media_type: str
+    expires: Moment
+    length: int | None = None
+    metadata: str = ""
+    expected: Digest | None = None
+    offset: int = 0
+    final_sha256: Digest | None = field(default=None, name="whole")
+    is_stored: bool = field(default=False, name="kept")
+
+    @property
+    def key(self) -> "UploadKey":
+        """What names it."""
+        return UploadKey(self.owner, self.id)
+
+
+class UploadKey(NamedTuple):
+    """What names an upload. Both are tokens, so a dot parts them in a file's name."""
+
+    owner: Token
+    id: Token
+
+
+class UploadStateStore:
+    """The folder. Keys are made of tokens: they become part of a path."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with map_disk_errors():
+            create_durable_folder(folder)
+
+    def load(self, key: UploadKey) -> Upload | None:
+        """The state, or None where there is no such upload. Raises StoreError."""
+        with map_disk_errors():
+            try:
+                return msgspec.json.decode(self._path(key, _STATE_SUFFIX).read_bytes(), type=Upload)
+            except FileNotFoundError:
+                return None
+            except msgspec.DecodeError as error:
+                raise StoreBroken(f"the state of upload {key.id} cannot be read ({error}): start it anew") from error
+
+    def create(self, upload: Upload) -> None:
+        """Make room for its bytes, and its state durable."""
+        with map_disk_errors():
+            self.data_path(upload.key).touch(mode=0o600, exist_ok=False)
+        self.save(upload)
+
+    def save(self, upload: Upload) -> None:
+        """Make the state durable. The bytes up to its offset must be so before."""
+        with map_disk_errors():
+            place = self._path(upload.key, _STATE_SUFFIX)
+            fresh = place.with_suffix(".new")
+            with fresh.open("wb") as file:
+                file.write(msgspec.json.encode(upload))
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(place)
+            fsync_folder(self._folder)
+
+    def data_path(self, key: UploadKey) -> Path:
+        """Where its bytes lie."""
+        return self._path(key, _DATA_SUFFIX)
+
+    def _path(self, key: UploadKey, suffix: str) -> Path:
+        if not (is_token(key.owner) and is_token(key.id)):
+            raise ValueError(f"{key} names no upload")
+        return self._folder / f"{key.owner}.{key.id}{suffix}"
+
+    def delete_data(self, key: UploadKey) -> None:
+        """The bytes are an asset now; the state stays, so that the client can still ask."""
+        with map_disk_errors():
+            self.data_path(key).unlink(missing_ok=True)
+
+    def remove(self, key: UploadKey) -> None:
+        """Forget all of it. The state first: without it the bytes are nobody's."""
+        with map_disk_errors():
+            self._path(key, _STATE_SUFFIX).unlink(missing_ok=True)
+            self.data_path(key).unlink(missing_ok=True)
+
+    def count_unfinished(self, owner: Token) -> int:
+        """How many uploads of the owner have not become assets."""
+        with map_disk_errors():
+            return sum(1 for _ in self._folder.glob(f"{owner}.*{_DATA_SUFFIX}"))
+
+    def pending_bytes(self, owner: Token, growing: Mapping[UploadKey, int]) -> int:
+        """How many bytes the owner's unfinished uploads have, or are to have. One that is `growing` counts as said."""
+        with map_disk_errors():
+            places = list(self._folder.glob(f"{owner}.*{_DATA_SUFFIX}"))
+        uploads = [self.load(UploadKey(*place.stem.split("."))) for place in places]
+        return sum(growing.get(one.key, one.length or one.offset) for one in uploads if one is not None)
+
+    def list_keys(self, owner: Token | None = None) -> list[UploadKey]:
+        """Every upload (of `owner`), those too of which a crash left bytes without a state."""
+        with map_disk_errors():
+            found = {path.stem.partition(".")[::2] for path in self._folder.iterdir() if path.suffix in _SUFFIXES}
+        return sorted(UploadKey(*names) for names in found if owner in {None, names[0]})
+
+
+class UploadAppender:
+    """Bytes being appended to an upload; its hash goes along. `write` and `hash` may run in two threads at once.
+
+    `hasher`: of the bytes up to the offset, None where this process has not seen them. `upload`: as it was last saved.
+    Raises StoreError.
+    """
+
+    def __init__(self, partials: UploadStateStore, upload: Upload, hasher: "hashlib._Hash | None") -> None:
+        self._states = partials
+        self.upload = upload
+        self._undurable_bytes = 0
+        self._written_back = upload.offset
+        with map_disk_errors():
+            self._file = os.open(partials.data_path(upload.key), os.O_RDWR | os.O_CREAT, 0o600)
+            os.ftruncate(self._file, upload.offset)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            self.hasher = hasher.copy() if hasher else self._hash_existing()
+            os.lseek(self._file, upload.offset, os.SEEK_SET)
+
+    def _hash_existing(self) -> "hashlib._Hash":
+        hasher = hashlib.sha256()
+        while block := os.read(self._file, BLOCK_BYTES):
+            hasher.update(block)
+        return hasher
+
+    @property
+    def end_offset(self) -> int:
+        """How many bytes there are, durable or not."""
+        return self.upload.offset + self._undurable_bytes
+
+    def write(self, block: bytes) -> None:
+        """Append; the kernel is asked to start writing early, so that the sync at the end is short."""
+        with map_disk_errors():
+            rest = memoryview(block)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        self._undurable_bytes += len(block)
+        if self.end_offset - self._written_back >= WRITEBACK_BYTES:
+            if hasattr(os, "posix_fadvise"):  # not on macOS
+                os.posix_fadvise(
+                    self._file, self._written_back, self.end_offset - self._written_back, os.POSIX_FADV_DONTNEED
+                )
+            self._written_back = self.end_offset
+
+    def write_with_checkpoint(self, block: bytes) -> None:
+        """`write`, and every CHECKPOINT bytes what is there is made durable and so told; not the last ones, which are
+        told together with their digest."""
+        self.write(block)
+        if self._undurable_bytes >= CHECKPOINT_BYTES and self.end_offset != self.upload.length:
+            self.save()
+
+    def save(self, **changed: object) -> Upload:
+        """Make all that was appended durable, and the state with it, `changed` as said; the new state."""
+        with map_disk_errors():
+            os.fsync(self._file)
+        upload = structs.replace(self.upload, offset=self.end_offset, **changed)
+        self._states.save(upload)
+        self.upload, self._undurable_bytes = upload, 0
+        return upload
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)

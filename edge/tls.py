@@ -1,0 +1,89 @@
+"""The certificate that other machines meet here: the owner's, or one made once and kept.
+
+A made one is its own authority for nobody else (`ca` false), EC P-256, and lives ten years: hosts trust its very bytes,
+so to renew it is to let every host join anew.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from bus.secret_files import write_private
+from bus.server.config import TlsFiles
+from bus.tls_pinning import compute_fingerprint
+from edge.hosts.enrollment import AdvertisedAddresses
+from edge.settings import EdgeSettings, PublicSettings
+
+CERTIFICATE_LIFETIME = timedelta(days=3650)
+NOT_BEFORE_SKEW = timedelta(days=1)  # a host whose clock is behind must not wait for it to begin
+
+
+def load_or_create_certificate(folder: Path, names: Sequence[str], now: datetime) -> TlsFiles:
+    """The certificate and key in `folder`, made for `names` (host names and addresses) if there are none. Blocking."""
+    files = TlsFiles(folder / "cert.pem", folder / "key.pem")
+    if not files.cert.exists() or not files.key.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key, certificate = _create_certificate(names, now)
+        write_private(files.key, key)
+        write_private(files.cert, certificate)
+    return files
+
+
+def _create_certificate(names: Sequence[str], now: datetime) -> tuple[bytes, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lamplighter")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - NOT_BEFORE_SKEW)
+        .not_valid_after(now + CERTIFICATE_LIFETIME)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(*pkcs8), certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+# MERGED edge/public.py: The way in from other machines: the certificate they meet, and what a host that joins is told
+# of us.
+
+
+def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None:
+    """The certificate to serve with: the owner's, else one that is made once, in `data`/tls; None: not asked for."""
+    public = settings.public
+    if public.cert and public.key:
+        return TlsFiles(public.cert, public.key)
+    return load_or_create_certificate(settings.data / "tls", public.names, now) if public.listen else None
+
+
+def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
+    """What tokens say of us; None: hosts cannot join. Blocking; OSError when a certificate cannot be read."""
+    public = settings.public
+    if not (public.url and public.broker and settings.joining.folder):
+        return None
+    edge_pin = _certificate_pin(public, public.url, tls.cert if tls else None)
+    broker_pin = _certificate_pin(public, public.broker, public.broker_cert or (tls.cert if tls else None))
+    return AdvertisedAddresses(edge=public.url, broker=public.broker, edge_pin=edge_pin, broker_pin=broker_pin)
+
+
+def _certificate_pin(public: PublicSettings, url: str, cert: Path | None) -> str | None:
+    secured = url.startswith(("https:", "tls:"))
+    return compute_fingerprint(cert.read_text()) if public.pin and secured and cert else None

@@ -1,0 +1,127 @@
+"""HeyGem by its own server, app_local.py: slower to start and without insight, but the same in every generation."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from heygem_worker import failures
+from heygem_worker.vendor import FAILED, RUNNING, VendorStatus, VendorTask
+from heygem_worker.vendor_processes import DescendantProcesses
+from jobkit import TryAgain
+
+PROGRAM = "app_local.py"
+ACCEPTED, BUSY, UNKNOWN = 10000, 10001, 10004  # the API's codes
+PING = "__ping__"  # a code that no job has
+POLL_INTERVAL_S = 0.5
+CALL_TIMEOUT_S = 30.0  # it answers one call at a time
+
+# Straight to the loopback, whatever proxy the environment names.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+class HttpVendor:
+    """Starts the program of `home` in `folder`, whose config names the first of `ports`; it may listen on another."""
+
+    name = "http"
+    ready_lines: tuple[str, ...] = ()  # it answers only when it is: see start
+
+    def __init__(self, home: Path, folder: Path, ports: tuple[int, ...]) -> None:
+        self._home = home
+        self._folder = folder
+        self._ports = ports
+        self._tick = threading.Event()  # never set: a wait that needs no sleep
+        self._status = VendorStatus()
+
+    def start(self) -> None:
+        argv = [sys.executable, PROGRAM]
+        env = environment(self._home, self._folder)
+        self._process = subprocess.Popen(argv, cwd=str(self._folder), env=env, stdin=subprocess.DEVNULL)
+        self._processes = DescendantProcesses(self._process.pid)
+        while True:
+            for port in self._ports:
+                self._url = f"http://127.0.0.1:{port}/easy/"
+                if self._call("query?code=" + PING) is not None:
+                    return
+            self._tick.wait(POLL_INTERVAL_S)
+
+    def mark_ready(self) -> None:
+        self._processes.mark_ready()
+
+    def run(self, task: VendorTask) -> None:
+        self._submit(task)
+        where = "query?" + urllib.parse.urlencode({"code": task.code})
+        while self._status.status == RUNNING:
+            self._tick.wait(POLL_INTERVAL_S)
+            said = self._call(where) or {}
+            data = said.get("data") or {}
+            if said.get("code") == UNKNOWN:
+                self._status = VendorStatus(FAILED, message=str(said.get("msg")))
+            elif "status" in data:
+                self._status = VendorStatus(
+                    int(data["status"]), int(data["progress"]), str(data["result"]), str(data["msg"])
+                )
+
+    def _submit(self, task: VendorTask) -> None:
+        given = {"code": task.code, "audio_url": str(task.audio), "video_url": str(task.video), "pn": task.pn}
+        given.update(chaofen=task.chaofen, watermark_switch=task.watermark, digital_auth=task.digital_auth)
+        said = self._call("submit", given)
+        if said is None:
+            raise TryAgain("internal", "HeyGem's server did not answer: see the job's log")
+        if said.get("code") != ACCEPTED:
+            raise failures.classify_text(str(said.get("msg")))
+
+    def status(self, code: str) -> VendorStatus:
+        """As of the last poll: a final answer is given once only, so nobody else may ask."""
+        return self._status
+
+    def find_dead(self) -> str:
+        gone = self._processes.find_dead() if hasattr(self, "_family") else ""
+        code = self._process.poll() if hasattr(self, "_process") else None  # asked last: its end is the cause of others
+        return gone if code is None else _describe_exit(code)
+
+    def _call(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """The answer; None when there is none."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + what, data, {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with _open(request, timeout=CALL_TIMEOUT_S) as answer:
+                said = json.load(answer)
+        except (OSError, ValueError):
+            return None
+        return said if isinstance(said, dict) else None
+
+
+def environment(home: Path, folder: Path) -> dict[str, str]:
+    """Ours, and what server_site/sitecustomize.py needs."""
+    package = Path(__file__).resolve().parent
+    paths = [str(package / "server_site"), str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "HEYGEM_NOT_IN": str(home), "HEYGEM_BUT_IN": str(folder)}
+    return {**os.environ, **ours, "HEYGEM_SERVER": "1"}
+
+
+def _describe_exit(code: int | None) -> str:
+    return "" if code is None else f"the server ended with exit code {code}"
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on it: else we would talk to another's HeyGem."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

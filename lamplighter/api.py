@@ -1,0 +1,293 @@
+"""HTTP without the network: each request as a value, each answer read in one place. Both clients are built on it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from lamplighter.errors import LamplighterError, Unreachable, error_from_problem
+from schemas.asset import DIGEST_SCHEME
+from schemas.asset import guess_media_type as guess
+from schemas.host import HostView
+from schemas.job_view import JobView
+from schemas.problems import Problem
+from schemas.status import Priority
+from schemas.usage import UsageReport
+
+T = TypeVar("T")
+
+
+class ApiRequest(Struct, Generic[T], frozen=True, kw_only=True):
+    """One request and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    params: tuple[tuple[str, str], ...] = ()
+    body: dict[str, Any] | None = None
+    headers: dict[str, str] = {}
+
+
+class JobList(Struct, frozen=True):
+    """One page of jobs."""
+
+    jobs: list[JobView]
+    next_cursor: str | None = None
+
+
+class Asset(Struct, frozen=True):
+    """An uploaded file; `digest` is what a job's input takes."""
+
+    digest: str
+    sha256: str
+    bytes: int
+    name: str
+    media_type: str
+    created_at: str | None
+    url: str
+
+
+class AssetList(Struct, frozen=True):
+    """One page of assets."""
+
+    assets: list[Asset]
+    next_cursor: str | None = None
+
+
+class AssetCheck(Struct, frozen=True):
+    """Which digests the server has."""
+
+    present: list[str]
+    missing: list[str]
+
+
+def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A reader of JSON answers; fields this version does not know are ignored."""
+    return msgspec.json.Decoder(kind).decode
+
+
+def ignore_body(_: bytes) -> None:
+    """The reader of answers without a body."""
+
+
+def decode_text(body: bytes) -> str:
+    """The reader of text answers."""
+    return body.decode(errors="replace")
+
+
+decode_job = json_decoder(JobView)
+decode_asset = json_decoder(Asset)
+decode_json: Callable[[bytes], Any] = msgspec.json.decode
+
+
+def quote_segment(part: str) -> str:
+    """One part of a path, whatever is in it."""
+    return quote(part, safe="")
+
+
+def job_path(job_id: str, *more: str) -> str:
+    """The path of a job, or of something of it, whatever is in the names."""
+    return "/".join(("/v1/jobs", *map(quote_segment, (job_id, *more))))
+
+
+def submit_job(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
+    endpoint: str,
+    given: Mapping[str, Any],
+    *,
+    job_id: str | None = None,
+    idempotency_key: str | None = None,
+    priority: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ApiRequest[JobView]:
+    """Submit a job. `options` are further fields of the body: not_before, deadline, policy, tags, trace_id, webhook."""
+    body = {"endpoint": endpoint, "input": dict(given), **(options or {})}
+    if priority is not None:
+        body["priority"] = Priority(priority).value
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    method, path = ("PUT", job_path(job_id)) if job_id else ("POST", "/v1/jobs")
+    return ApiRequest(method=method, path=path, read=decode_job, body=body, headers=headers)
+
+
+def get_job(job_id: str, wait_s: float = 0.0) -> ApiRequest[JobView]:
+    """Read a job, holding the answer up to `wait_s` (at most 60) for its end."""
+    params = (("wait", f"{wait_s:g}"),) if wait_s else ()
+    return ApiRequest(method="GET", path=job_path(job_id), read=decode_job, params=params)
+
+
+def list_jobs(limit: int, cursor: str | None, filters: Mapping[str, str | None]) -> ApiRequest[JobList]:
+    """List jobs, newest first."""
+    given = [(name, value) for name, value in filters.items() if value is not None]
+    params = (("limit", str(limit)), *given, *((("cursor", cursor),) if cursor else ()))
+    return ApiRequest(method="GET", path="/v1/jobs", read=json_decoder(JobList), params=params)
+
+
+def post_job_action(job_id: str, verb: str) -> ApiRequest[JobView]:
+    """`cancel` or `retry`."""
+    return ApiRequest(method="POST", path=job_path(job_id, verb), read=decode_job)
+
+
+def delete_path(path: str) -> ApiRequest[None]:
+    """Remove what is there."""
+    return ApiRequest(method="DELETE", path=path, read=ignore_body)
+
+
+def get_json(path: str, **params: str) -> ApiRequest[Any]:
+    """Read a document as it is."""
+    return ApiRequest(method="GET", path=path, read=decode_json, params=tuple(params.items()))
+
+
+def get_log(job_id: str) -> ApiRequest[str]:
+    """The job's log."""
+    return ApiRequest(method="GET", path=job_path(job_id, "logs"), read=decode_text)
+
+
+def check_assets(digests: list[str]) -> ApiRequest[AssetCheck]:
+    """Ask which assets are there."""
+    return ApiRequest(method="POST", path="/v1/assets/check", read=json_decoder(AssetCheck), body={"digests": digests})
+
+
+def list_assets(limit: int, cursor: str | None) -> ApiRequest[AssetList]:
+    """List assets."""
+    params = (("limit", str(limit)), *((("cursor", cursor),) if cursor else ()))
+    return ApiRequest(method="GET", path="/v1/assets", read=json_decoder(AssetList), params=params)
+
+
+def add_host(host: str) -> ApiRequest[Any]:
+    """Let a machine join."""
+    return ApiRequest(method="POST", path="/v1/hosts", read=decode_json, body={"id": host})
+
+
+def delete_asset(digest: str) -> ApiRequest[Any]:
+    """Delete a file."""
+    return ApiRequest(method="DELETE", path=f"/v1/assets/{quote_segment(digest)}", read=decode_json)
+
+
+def upload_headers(name: str, size: int) -> dict[str, str]:
+    """What an upload says of its file; a name in another script travels percent-encoded."""
+    return {"Content-Length": str(size), "X-Filename": quote(name)}
+
+
+def known_asset(sha256: str, name: str, size: int) -> Asset:
+    """The asset that need not be uploaded."""
+    return Asset(DIGEST_SCHEME + sha256, sha256, size, name, guess(name), None, f"/v1/assets/{sha256}")
+
+
+def parse_response(call: ApiRequest[T], status: int, body: bytes) -> T:
+    """The value of an answer. Raises Rejected for a refusal, Unreachable where it is no edge that answers."""
+    if status >= 400:
+        raise error_from_response(status, body)
+    if status >= 300:
+        raise Unreachable(f"{call.path} is elsewhere ({status}): give the address that it leads to, https and all")
+    try:
+        return call.read(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreachable(f"what answers {call.path} is no edge ({error}): is the address right?") from error
+
+
+def error_from_response(status: int, body: bytes) -> LamplighterError:
+    """The exception for an answer that is none of ours too: a proxy's page has no problem document."""
+    try:
+        return error_from_problem(msgspec.json.decode(body, type=Problem))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = " ".join(body[:200].decode(errors="replace").split())
+        shown = Problem(type="about:blank", title="", status=status, detail=text or "no text", code=f"http_{status}")
+        return error_from_problem(shown)
+
+
+# MERGED lamplighter/batches.py: Many submits in one request, and what became of each.
+
+
+class BatchRejection(Struct, frozen=True):
+    """A job that was not accepted: which of the batch, from 0, and why."""
+
+    index: int
+    problem: Problem
+
+
+class Batch(Struct, frozen=True):
+    """The jobs that are durable now, and those that were refused."""
+
+    accepted: list[JobView]
+    rejected: list[BatchRejection]
+
+
+def submit_batch(jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> ApiRequest[Batch]:
+    """Submit up to 1000 bodies, as `POST /v1/jobs` takes them."""
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    body = {"jobs": [dict(job) for job in jobs]}
+    return ApiRequest(method="POST", path="/v1/batches", read=json_decoder(Batch), body=body, headers=headers)
+
+
+# MERGED lamplighter/things.py: What there is beside jobs: endpoints, hosts, their power, and what was used.
+
+
+class HostList(Struct, frozen=True):
+    """Every host that the edge knows."""
+
+    hosts: list[HostView]
+
+
+def get_endpoint(name: str) -> ApiRequest[Any]:
+    """One endpoint, its input schema with it."""
+    return get_json(f"/v1/endpoints/{quote_segment(name)}")
+
+
+def list_hosts() -> ApiRequest[HostList]:
+    """List hosts."""
+    return ApiRequest(method="GET", path="/v1/hosts", read=json_decoder(HostList))
+
+
+def set_power(host: str, want: str, until: str | None) -> ApiRequest[HostView]:
+    """Hold a host `on` or `off`, or leave it to the law: `auto`."""
+    body = {"want": want, **({"until": until} if until else {})}
+    return ApiRequest(
+        method="POST", path=f"/v1/hosts/{quote_segment(host)}/power", read=json_decoder(HostView), body=body
+    )
+
+
+def get_usage(since: str | None, until: str | None, owner: str | None) -> ApiRequest[UsageReport]:
+    """What was used between two times (RFC 3339)."""
+    given = (("from", since), ("to", until), ("owner", owner))
+    params = tuple((name, value) for name, value in given if value is not None)
+    return ApiRequest(method="GET", path="/v1/usage", read=json_decoder(UsageReport), params=params)
+
+
+# MERGED lamplighter/operating.py: Requests of whoever runs the installation: keys and owners. They need a key with
+# the scope admin.
+
+
+def create_key(owner: str, scopes: list[str], **fields: str | None) -> ApiRequest[Any]:
+    """Make a key; `fields` are name, language and expires_at."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    body: dict[str, Any] = {"owner": owner, **given, **({"scopes": scopes} if scopes else {})}
+    return ApiRequest(method="POST", path="/v1/keys", read=decode_json, body=body)
+
+
+def rotate_key(key_id: str, grace_s: float) -> ApiRequest[Any]:
+    """Give a key a new secret; the one before opens for `grace_s` too."""
+    return ApiRequest(
+        method="POST", path=f"/v1/keys/{quote_segment(key_id)}/rotate", read=decode_json, body={"grace_s": grace_s}
+    )
+
+
+def delete_owner(owner: str) -> ApiRequest[Any]:
+    """Delete everything of an owner."""
+    return ApiRequest(method="DELETE", path=f"/v1/owners/{quote_segment(owner)}", read=decode_json)
+
+
+def get_owner_deletion(owner: str) -> ApiRequest[Any]:
+    """How far that is."""
+    return get_json(f"/v1/owners/{quote_segment(owner)}/deletion")
+
+
+def submit_options(options: Mapping[str, Any] | None, await_input: bool, webhook: str | None) -> dict[str, Any]:
+    """`options` of `wire.submit`, with what `submit` takes by name."""
+    named = dict(options or {})
+    body = dict(named.pop("options", None) or {})
+    if await_input:
+        body["await_input"] = True
+    if webhook is not None:
+        body["webhook"] = {"url": webhook}
+    return named | {"options": body}

@@ -1,0 +1,217 @@
+"""`AsyncClient`: `lamplighter.client.Client` for programs that await.
+
+>>> from lamplighter import AsyncClient
+>>> async with AsyncClient(url, key) as client:
+...     job = await client.submit("echo", text="hello", wait=True)
+>>> job.output.data
+{'text': 'hello'}
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import anyio.to_thread
+
+from lamplighter import api
+from lamplighter.api import Batch, submit_batch, submit_options
+from lamplighter.async_transport import AsyncEdgeTransport
+from lamplighter.errors import Busy, Unreachable
+from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
+from lamplighter.follow import LONG_POLL_S, RECONNECT_DELAY_S, Event, FollowState, ReconnectBudget, require_success
+from lamplighter.transport import map_http_errors
+from schemas.asset import DIGEST_SCHEME
+from schemas.host import HostView
+from schemas.job_view import JobView
+from schemas.status import FINAL_STATUSES
+from schemas.usage import UsageReport
+
+
+class AsyncClient(AsyncEdgeTransport):
+    """One edge, for `async with`. Every call raises Rejected or Unreachable."""
+
+    async def submit(
+        self,
+        endpoint: str,
+        *,
+        wait: bool = False,
+        await_input: bool = False,
+        webhook: str | None = None,
+        options: dict[str, Any] | None = None,
+        **given: Any,
+    ) -> JobView:
+        """As `Client.submit`.
+
+        >>> job = await client.submit("echo", text="hello", wait=True)
+        >>> job.status.value
+        'succeeded'
+        """
+        files = await self._resolve_files(endpoint, given)
+        if await_input:
+            digest, run = self._digest_cache.digest, anyio.to_thread.run_sync
+            named = {name: DIGEST_SCHEME + await run(digest, path) for name, path in files.items()}
+        else:
+            named = {name: (await self.upload(path)).digest for name, path in files.items()}
+        job = await self.call(api.submit_job(endpoint, given | named, **submit_options(options, await_input, webhook)))
+        for path in files.values() if await_input else ():
+            await self.upload(path)
+        return await self.wait(job.id) if wait else job
+
+    async def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
+        """As `Client.batch`.
+
+        >>> made = await client.batch([{"endpoint": "echo", "input": {}}])
+        >>> len(made.accepted)
+        1
+        """
+        return await self.call(submit_batch(jobs, idempotency_key))
+
+    async def _resolve_files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
+        files = find_local_files(given)
+        if not has_text_path(given, files):
+            return files
+        return select_asset_inputs(given, files, (await self.call(api.get_endpoint(endpoint)))["input"])
+
+    async def wait(self, job_id: str) -> JobView:
+        """As `Client.wait`.
+
+        >>> job = await client.submit("echo", text="hello")
+        >>> (await client.wait(job.id)).output.data
+        {'text': 'hello'}
+        """
+        job, patience = await self.call(api.get_job(job_id)), ReconnectBudget()
+        while job.status not in FINAL_STATUSES:
+            patience.reset()
+            job = await self._long_poll(job, patience)
+        return require_success(job)
+
+    async def _long_poll(self, job: JobView, patience: ReconnectBudget) -> JobView:
+        while True:
+            try:
+                return await self.call(api.get_job(job.id, LONG_POLL_S))
+            except (Busy, Unreachable) as error:
+                patience.spend(error)
+                await anyio.sleep(RECONNECT_DELAY_S)
+
+    async def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
+        """As `Client.follow`.
+
+        >>> job = await client.submit("echo", text="hello", steps=3)
+        >>> async for event in client.follow(job.id):
+        ...     if event.kind == "log":
+        ...         print(event.data["text"], end="")
+        first line of job code...
+        step 1 of 3
+        step 2 of 3
+        step 3 of 3
+        """
+        following = FollowState(after)
+        while not following.is_final:
+            try:
+                async for event in self._stream_events(job_id, following):
+                    yield event
+                if not following.has_events and (await self.job(job_id)).status in FINAL_STATUSES:
+                    return  # `after` was the end already
+            except (Busy, Unreachable) as error:
+                following.budget.spend(error)
+            if not following.is_final:
+                await anyio.sleep(RECONNECT_DELAY_S)
+
+    async def _stream_events(self, job_id: str, following: FollowState) -> AsyncIterator[Event]:
+        path = api.job_path(job_id, "events")
+        with map_http_errors(self.url):
+            async with self._http.stream("GET", path, headers=following.headers) as reply:
+                if reply.status_code >= 400:
+                    raise api.error_from_response(reply.status_code, await reply.aread())
+                following.start_connection()
+                async for text in reply.aiter_text():
+                    for event in following.read(text):
+                        yield event
+
+    async def job(self, job_id: str) -> JobView:
+        """The job as it stands. Raises NotFound.
+
+        >>> job = await client.submit("echo", text="hello")
+        >>> (await client.job(job.id)).input["text"]
+        'hello'
+        """
+        return await self.call(api.get_job(job_id))
+
+    async def jobs(self, *, limit: int = 50, **filters: str | None) -> AsyncIterator[JobView]:
+        """As `Client.jobs`.
+
+        >>> job = await client.submit("echo", text="hello", options={"options": {"tags": {"project": "y"}}})
+        >>> [found.id async for found in client.jobs(tag="project:y")] == [job.id]
+        True
+        """
+        cursor: str | None = None
+        while True:
+            page = await self.call(api.list_jobs(limit, cursor, filters))
+            for job in page.jobs:
+                yield job
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Stop a job, waiting or running; raises Conflict when it has ended.
+
+        >>> job = await client.submit("echo", seconds=60)
+        >>> (await client.cancel(job.id)).status.value
+        'cancel...'
+        """
+        return await self.call(api.post_job_action(job_id, "cancel"))
+
+    async def retry(self, job_id: str) -> JobView:
+        """Start a new round of a job that failed, was cancelled or expired.
+
+        >>> job = await client.submit("echo", behave="exit", exit=65)
+        >>> with contextlib.suppress(JobFailed):
+        ...     await client.wait(job.id)
+        >>> (await client.retry(job.id)).round
+        2
+        """
+        return await self.call(api.post_job_action(job_id, "retry"))
+
+    async def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its outputs and logs.
+
+        >>> job = await client.submit("echo", text="hello", wait=True)
+        >>> await client.delete(job.id)
+        """
+        await self.call(api.delete_path(api.job_path(job_id)))
+
+    async def logs(self, job_id: str) -> str:
+        """The job's log.
+
+        >>> job = await client.submit("echo", text="hello", steps=1, wait=True)
+        >>> print(await client.logs(job.id))
+        first line of job code...
+        step 1 of 1
+        <BLANKLINE>
+        """
+        return await self.call(api.get_log(job_id))
+
+    async def usage(self, since: str | None = None, until: str | None = None, owner: str | None = None) -> UsageReport:
+        """As `Client.usage`.
+
+        >>> (await client.usage()).jobs > 0
+        True
+        """
+        return await self.call(api.get_usage(since, until, owner))
+
+    async def hosts(self) -> list[HostView]:
+        """The hosts and what they do.
+
+        >>> [host.state for host in await client.hosts() if host.id == "gpu-1"]
+        ['online']
+        """
+        return (await self.call(api.list_hosts())).hosts
+
+    async def power(self, host: str, want: Literal["on", "off", "auto"], until: str | None = None) -> HostView:
+        """As `Client.power`.
+
+        >>> (await client.power("gpu-9", "auto")).hold
+        """
+        return await self.call(api.set_power(host, want, until))

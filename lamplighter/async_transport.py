@@ -1,0 +1,142 @@
+"""What goes over an awaiting connection: calls, and files up and down."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Self, TypeVar
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from lamplighter import api
+from lamplighter.digest_cache import DigestCache, JsonCache
+from lamplighter.errors import Unreachable
+from lamplighter.transport import (
+    CHUNK_BYTES,
+    DIGEST_CACHE_FILE,
+    HTTP_TIMEOUT,
+    UPLOAD_CACHE_NAME,
+    ByteProgress,
+    auth_headers,
+    ignore_progress,
+    map_http_errors,
+    replace_on_success,
+)
+from lamplighter.upload import UploadPlan, UploadProgress, resume_key
+from schemas.asset import DIGEST_SCHEME
+from schemas.environment import bypass_proxies_for_loopback
+from schemas.job_view import JobView
+
+T = TypeVar("T")
+
+
+async def _read_chunks(path: Path, start: int, advance: ByteProgress) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        await file.seek(start)
+        while piece := await file.read(CHUNK_BYTES):
+            yield piece
+            advance(len(piece))
+
+
+class AsyncEdgeTransport:
+    """A connection to one edge, and the files that go over it."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        cache: Path = DIGEST_CACHE_FILE,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._digest_cache = DigestCache(cache.expanduser())
+        self._upload_cache = JsonCache(cache.expanduser().with_name(UPLOAD_CACHE_NAME))
+        with map_http_errors(self.url):
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                headers=auth_headers(key),
+                timeout=HTTP_TIMEOUT,
+                transport=transport,
+                mounts=bypass_proxies_for_loopback(self.url),
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection.
+
+        >>> other = AsyncClient(url, key)
+        >>> await other.close()
+        """
+        await self._http.aclose()
+
+    async def call(self, call: api.ApiRequest[T]) -> T:
+        """Send one request of `lamplighter.api`, for what has no method here.
+
+        >>> (await client.call(wire.fetch("/v1/endpoints/echo")))["name"]
+        'echo'
+        """
+        with map_http_errors(self.url):
+            reply = await self._http.request(
+                call.method, call.path, params=list(call.params), json=call.body, headers=call.headers
+            )
+        return api.parse_response(call, reply.status_code, reply.content)
+
+    async def upload(self, path: str | Path, advance: ByteProgress = ignore_progress) -> api.Asset:
+        """As `Client.upload`; hashing is done in a thread.
+
+        >>> (await client.upload("hello.txt")).bytes
+        6
+        """
+        file = Path(path)
+        sha256 = await anyio.to_thread.run_sync(self._digest_cache.digest, file)
+        size = (await anyio.Path(file).stat()).st_size
+        if (await self.call(api.check_assets([DIGEST_SCHEME + sha256]))).present:
+            advance(size)
+            return api.known_asset(sha256, file.name, size)
+        note = resume_key(self.url, sha256)
+        sending = UploadPlan(file.name, sha256, size, await anyio.to_thread.run_sync(self._upload_cache.get, note))
+        sent = UploadProgress(advance)
+        while sending.asset is None:
+            await self._send_next(sending, file, sent)
+            if sending.is_resumable and sending.upload_path:
+                await anyio.to_thread.run_sync(self._upload_cache.put, note, sending.upload_path)
+            await anyio.sleep(sending.delay_s)
+        await anyio.to_thread.run_sync(self._upload_cache.drop, note)
+        return sending.asset
+
+    async def _send_next(self, sending: UploadPlan, file: Path, sent: UploadProgress) -> None:
+        request = sending.next_request()
+        body = None if request.start is None else _read_chunks(file, request.start, sent.start_at(request.start))
+        try:
+            with map_http_errors(self.url):
+                reply = await self._http.request(request.method, request.path, headers=request.headers, content=body)
+        except Unreachable as error:
+            sending.on_connection_error(error)
+        else:
+            sending.on_response(reply.status_code, reply.headers, reply.content)
+
+    async def download(self, job: JobView, name: str, to: str | Path, advance: ByteProgress = ignore_progress) -> Path:
+        """As `Client.download`.
+
+        >>> job = await client.submit("echo", file="hello.txt", wait=True)
+        >>> saved = await client.download(job, job.output.files[0].name, "copy.txt")
+        >>> saved.name
+        'copy.txt'
+        """
+        target = Path(to)
+        with map_http_errors(self.url):
+            async with self._http.stream("GET", api.job_path(job.id, "files", name)) as reply:
+                if reply.status_code >= 400:
+                    raise api.error_from_response(reply.status_code, await reply.aread())
+                with replace_on_success(target) as part:
+                    async with await anyio.open_file(part, "wb") as file:
+                        async for piece in reply.aiter_bytes(CHUNK_BYTES):
+                            await file.write(piece)
+                            advance(len(piece))
+        return target

@@ -1,0 +1,124 @@
+"""Which installation is meant: the data folder of an `up`, running or not, or the broker that a settings file names."""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from msgspec import Struct
+
+from bus.interface import BrokerUnreachable
+from bus.server.process import NatsServer, run_server
+from bus.settings import BrokerSettings
+from edge.settings import EdgeSettings
+from edge.store.factory import StoreSettings
+from lamplighter.cli.backup_archive import BackupUnusable
+from lamplighter.cli.context import DEFAULT_DATA_DIR, FAILED, REFUSED, UNREACHABLE, error_line
+from lamplighter.cli.data_dir import BROKER_FILE, KEYS_FILE, try_lock
+from lamplighter.cli.process_setup import read_settings, silence_tls_warning
+
+F = TypeVar("F", bound=Callable[..., Any])
+CERTIFICATE_PATTERN = "tls/*"
+
+
+class BackupRefused(Exception):
+    """It will not be done as things are; the message says why, and what to do."""
+
+
+class BackupTarget(Struct, frozen=True):
+    """An installation: its broker, its store, and the folder of what is a file (`patterns` of those in a backup).
+
+    `assets`: the edge's data folder, for a store that is a folder in it.
+    """
+
+    broker: BrokerSettings
+    store: StoreSettings
+    assets: Path
+    data: Path
+    patterns: tuple[str, ...]
+
+
+class TargetSelection(Struct, frozen=True):
+    """What the command line names: an `up` by its data folder, anything else by its settings."""
+
+    data: Path
+    config: Path | None
+
+    @asynccontextmanager
+    async def open_target(self, *, stopped: bool) -> AsyncIterator[BackupTarget]:
+        """The installation with its broker up. `stopped`: nobody else may be at work on it. Raises Refusal, BusError.
+
+        What runs with an `up` goes on; where that does not run, its broker runs as long as the block.
+        """
+        if self.config is not None:
+            settings = read_settings(EdgeSettings, self.config, "warning", "text")
+            yield BackupTarget(settings.broker, settings.store, settings.data, settings.data, (CERTIFICATE_PATTERN,))
+            return
+        if not stopped and not (self.data / "broker").exists():
+            raise BackupRefused(
+                f"there is nothing to back up in {self.data}: name the folder of an `up`, or give --config"
+            )
+        with try_lock(self.data) as free:
+            if not free:
+                if stopped:
+                    raise BackupRefused(f"an `up` serves {self.data}: stop it first, or choose another --data")
+                yield self._local_target(_read_broker_file(self.data))
+                return
+            async with run_server(NatsServer(self.data / "broker")) as server:
+                password = server.passwords["edge"]
+                yield self._local_target(BrokerSettings(url=server.url, user="edge", password=password))
+
+    def _local_target(self, broker: BrokerSettings) -> BackupTarget:
+        patterns = (KEYS_FILE, "installation", CERTIFICATE_PATTERN)
+        return BackupTarget(broker, StoreSettings(), self.data / "edge", self.data, patterns)
+
+
+def _read_broker_file(data: Path) -> BrokerSettings:
+    try:
+        return msgspec.json.decode((data / BROKER_FILE).read_bytes(), type=BrokerSettings)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BrokerUnreachable(f"an `up` serves {data} and has not said yet where its broker is: try again") from error
+
+
+def target_options(command: F) -> F:
+    """`--data` and `--config`, as `chosen` of the command."""
+    command = click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="The edge's lamplighter.toml, where broker and edge were not started by `up`.",
+    )(command)
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_DATA_DIR,
+        show_default=True,
+        help="Of an `up`.",
+    )(command)
+
+
+def select_target(data: Path, config: Path | None) -> TargetSelection:
+    """What was named."""
+    silence_tls_warning()
+    return TargetSelection(data.resolve(), config)
+
+
+ERROR_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (BrokerUnreachable, UNREACHABLE),
+    (BackupRefused, REFUSED),
+    (BackupUnusable, REFUSED),
+    (Exception, FAILED),
+)
+
+
+def exit_with_error(error: Exception, *, as_json: bool) -> None:
+    """Say what went wrong in one line, and end with its exit code."""
+    said = error_line(error)
+    if as_json:
+        sys.stderr.write(msgspec.json.encode({"error": said, "kind": type(error).__name__}).decode() + os.linesep)
+    else:
+        click.echo(f"lamplighter: {said}", err=True)
+    sys.exit(next(code for kind, code in ERROR_EXIT_CODES if isinstance(error, kind)))

@@ -1,0 +1,156 @@
+"""What every client command shares: where the edge is, who asks, how answers look, and what exit codes mean.
+
+0 done, 1 the job failed, 2 usage or a file that cannot be used, 3 the server cannot be reached, 4 refused, 130 Ctrl-C.
+"""
+
+import functools
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+from click.core import ParameterSource
+from msgspec import Struct
+
+from lamplighter.cli import display
+from lamplighter.cli.display import SafeConsole, json_line
+from lamplighter.client import Client
+from lamplighter.errors import JobFailed, LamplighterError, Rejected, Unreachable
+
+FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_CODES: dict[type[BaseException], int] = {
+    JobFailed: FAILED,
+    Unreachable: UNREACHABLE,
+    Rejected: REFUSED,
+    OSError: USAGE,  # a file of this machine that was named and cannot be read or written
+    KeyboardInterrupt: INTERRUPTED,
+}
+DEFAULT_URL = "http://127.0.0.1:8000"
+PIPE_WIDTH_COLUMNS = 200  # columns of a table that goes to a file or another program
+ADDRESS_FILE = "client.json"  # what `up` leaves in its data folder
+DEFAULT_DATA_DIR = Path(".lamplighter")
+PROGRAM = "lamplighter"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class EdgeAddress(Struct, frozen=True):
+    """Where an edge is and the key to it."""
+
+    url: str
+    key: str | None = None
+
+
+def read_address_file(data: Path) -> EdgeAddress | None:
+    """What `up` left in its data folder, or None."""
+    try:
+        return msgspec.json.decode((data / ADDRESS_FILE).read_bytes(), type=EdgeAddress)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def find_address(url: str | None, key: str | None, data: Path) -> EdgeAddress:
+    """From the flags, else LAMPLIGHTER_URL and LAMPLIGHTER_KEY, else what `up` left in the data folder."""
+    left = read_address_file(data)
+    chosen = url or os.environ.get("LAMPLIGHTER_URL")
+    secret = key or os.environ.get("LAMPLIGHTER_KEY")
+    if chosen is None and left is not None:
+        return EdgeAddress(left.url, secret or left.key)
+    if secret is None and left is not None and left.url == chosen:
+        secret = left.key
+    return EdgeAddress(chosen or DEFAULT_URL, secret)
+
+
+def format_command(*words: str) -> str:
+    """A command of ours as it is typed from here: by its name where PATH leads to it, else as this one was called."""
+    called = sys.argv[0]
+    known = Path(called).name != PROGRAM or shutil.which(PROGRAM) is not None
+    return shlex.join([PROGRAM if known else called, *words])
+
+
+def error_line(error: BaseException) -> str:
+    """An error in one line; one of the system names the file and says what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be used ({error.strerror}): name another, or see to its rights and its room"
+    return str(error) or type(error).__name__
+
+
+class CliContext:
+    """One command's view of the edge and of the terminal. Answers go to stdout, everything else to stderr.
+
+    `place`: the options that led it to its edge, for those who come back. The key is not among them.
+    """
+
+    def __init__(self, address: EdgeAddress, data: Path, *, as_json: bool, place: Sequence[str] = ()) -> None:
+        self.address = address
+        self.data = data
+        self.address_options = place
+        self.as_json = as_json
+        self.out = SafeConsole(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH_COLUMNS)
+        self.err = SafeConsole(markup=False, stderr=True, soft_wrap=True)  # one line stays one line
+
+    @functools.cached_property
+    def client(self) -> Client:
+        """The connection."""
+        return Client(self.address.url, self.address.key)
+
+    def show(self, value: Any, human: Callable[[], None]) -> None:
+        """Print `value` as one line of JSON, or let `human` print it."""
+        if self.as_json:
+            sys.stdout.write(json_line(value))
+            sys.stdout.flush()
+        else:
+            human()
+
+    def format_next_command(self, *words: str) -> str:
+        """What to type to look at the same edge again."""
+        return format_command(*words, *self.address_options)
+
+    def fail(self, error: LamplighterError | OSError | KeyboardInterrupt) -> NoReturn:
+        """Say what went wrong and leave with its exit code."""
+        why = error_line(error)
+        if self.as_json:
+            sys.stderr.write(json_line({"error": why, "kind": type(error).__name__}))
+        else:
+            if isinstance(error, JobFailed):
+                display.print_log_tail(self.err, error.job, self.format_next_command("logs", error.job.id))
+            self.err.print(f"lamplighter: {why}", style="red", markup=False, highlight=False)
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+
+
+def run_default_command(context: click.Context, command: click.Command, given: Mapping[str, Any]) -> None:
+    """A group without a verb does `command`. Options before a verb would not reach it: they are refused."""
+    verb = context.invoked_subcommand
+    if verb is None:
+        context.invoke(command, **given)
+    elif any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in given):
+        raise click.UsageError(f"give the options behind {verb}, not before it")
+
+
+def client_command(function: F) -> F:
+    """A command that talks to an edge: gets a Session and the options --url --key --data --json."""
+
+    @click.option("--url", help="Address of the edge [LAMPLIGHTER_URL, or what `up` left in --data].")
+    @click.option("--key", help="API key [LAMPLIGHTER_KEY, or what `up` left in --data].")
+    @click.option("--data", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, help="Data folder of `up`.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a value.")
+    @functools.wraps(function)
+    def command(url: str | None, key: str | None, data: Path, as_json: bool, **given: Any) -> None:
+        place = [*(("--url", url) if url else ()), *(("--data", str(data)) if data != DEFAULT_DATA_DIR else ())]
+        session = CliContext(find_address(url, key, data), data, as_json=as_json, place=place)
+        try:
+            function(session, **given)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output went away: nothing is left to say
+            sys.exit(0)
+        except (LamplighterError, OSError, KeyboardInterrupt) as error:
+            session.fail(error)
+
+    return command  # type: ignore[return-value]

@@ -1,0 +1,48 @@
+"""Client verbs around everything else: upload, power, endpoints."""
+
+from typing import Any
+
+import click
+
+from lamplighter import api
+from lamplighter.cli import display
+from lamplighter.cli.context import CliContext, client_command
+
+
+@click.command()
+@click.argument("name", required=False)
+@client_command
+def endpoints(session: CliContext, name: str | None) -> None:
+    """List what can run; with a name, the fields it takes."""
+    if name:
+        one = session.client.call(api.get_endpoint(name))
+        session.show(one, lambda: _print_fields(session, one))
+        return
+    found = session.client.call(api.get_json("/v1/endpoints"))["endpoints"]
+    rows = ((e["name"], ", ".join(e["hosts"]) or "no host yet", e["description"]) for e in found)
+    session.show(
+        found,
+        lambda: display.print_table(session.out, ("ENDPOINT", "HOSTS", "WHAT"), rows, "no host offers anything yet"),
+    )
+
+
+def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:
+    schema = endpoint["input"]
+    needed = set(schema.get("required", ()))
+    rows = (
+        (
+            f"--{name}",
+            "file" if p.get("format") == "asset" else str(p.get("type", "any")),
+            "yes" if name in needed else "",
+            _describe_field(p),
+        )
+        for name, p in schema.get("properties", {}).items()
+    )
+    session.out.print(f"{endpoint['name']}: {endpoint['description']}", markup=False, highlight=False)
+    display.print_table(session.out, ("FIELD", "TYPE", "NEEDED", "WHAT"), rows, "takes no input")
+
+
+def _describe_field(field: dict[str, Any]) -> str:
+    choices = f"one of {', '.join(map(str, field['enum']))}" if "enum" in field else ""
+    default = f"default {field['default']}" if "default" in field else ""
+    return "; ".join(filter(None, (field.get("description"), choices, default)))

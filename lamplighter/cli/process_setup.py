@@ -1,0 +1,150 @@
+"""What `lamplighter edge` and `lamplighter runner` share: settings from lamplighter.toml and the environment."""
+
+import logging
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import structlog
+
+from edge.settings import EdgeSettings
+from lamplighter.cli.context import USAGE, error_line
+from lamplighter.cli.display import escape_controls
+from lamplighter.cli.relay_client import RelaySettings
+from runner.settings import RunnerSettings
+from schemas.settings_loader import SettingsInvalid, load_settings, unknown_names
+
+T = TypeVar("T")
+SETTINGS_TYPES = (EdgeSettings, RunnerSettings, RelaySettings)  # who shares one lamplighter.toml
+
+_log = structlog.get_logger()
+
+
+@contextmanager
+def exit_on_error(exits: Mapping[type[Exception], int]) -> Iterator[None]:
+    """An error named in `exits` ends the command in one line, with its code, whatever task groups it came through."""
+    try:
+        yield
+    except* tuple(exits) as group:
+        error = _first_error(group)
+        click.echo(f"lamplighter: {escape_controls(error_line(error))}", err=True)
+        sys.exit(next(code for kind, code in exits.items() if isinstance(error, kind)))
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+DEFAULT_CONFIG = Path("lamplighter.toml")
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    envvar="LAMPLIGHTER_CONFIG",
+    help="The settings, beside LAMPLIGHTER_* variables, which win.",
+)
+level_option = click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What to log from [info]."
+)
+format_option = click.option("--log-format", type=click.Choice(["json", "text"]), help="How to log [text].")
+
+
+def raise_open_file_limit() -> None:
+    """Raise the soft limit of open files to the hard one. The usual 1,024 would be the number of connections too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # a hard limit above what the kernel itself allows
+        _log.warning("open_files_not_raised", soft=soft, hard=hard, error=str(error))
+
+
+def _read_config(config: Path) -> str:
+    """The file's text. Only the file that nobody named may be missing."""
+    return "" if config == DEFAULT_CONFIG and not config.exists() else config.read_text()
+
+
+def read_settings(kind: type[T], config: Path, log_level: str | None, log_format: str | None) -> T:
+    """The settings of this process, logging set up by them; a mistake ends the command with exit 2."""
+    chosen = {"LAMPLIGHTER_LOG_LEVEL": log_level, "LAMPLIGHTER_LOG_FORMAT": log_format}
+    environ = os.environ | {name: value for name, value in chosen.items() if value is not None}
+    try:
+        text = _read_config(config)
+        settings = load_settings(kind, text, environ)
+    except (SettingsInvalid, OSError, UnicodeDecodeError) as error:
+        click.echo(f"lamplighter: {error}", err=True)
+        sys.exit(USAGE)
+    said: Any = settings
+    configure_logging(said.log_level, said.log_format)
+    for name in unknown_names(SETTINGS_TYPES, text):
+        _log.warning("setting_unknown", name=name, file=str(config), mend="correct its spelling, or take it out")
+    return settings
+
+
+# MERGED lamplighter/cli/logs.py: Structured logging of the processes that the command line starts: one line an event,
+# on stderr.
+
+
+SECRET_FIELDS = frozenset({"key", "password", "secret", "token", "authorization"})
+
+
+class _StderrLogger(structlog.WriteLogger):
+    """It loses a line rather than end its writer: the log lies on a disk that may be full."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
+
+
+def _mask_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Nothing that is named like a secret is ever written."""
+    return {name: "***" if name in SECRET_FIELDS else value for name, value in event.items()}
+
+
+def _escape_event(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """What others sent is not obeyed by the terminal that shows the log."""
+    return {name: escape_controls(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def silence_tls_warning() -> None:
+    """Keep from the terminal what asyncio says whenever nats-py ends a TLS connection: it is nothing to anybody."""
+    logging.getLogger("asyncio").addFilter(_is_not_tls_warning)
+
+
+def _is_not_tls_warning(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("returning true from eof_received()")
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send every structlog event of this process to stderr, as JSON or as text; foreign loggers from WARNING up."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _mask_secrets,
+    ]
+    # The plain formatter: the others print local variables, and a key or a password may be among them.
+    plain = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    last: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [_escape_event, plain]
+    )
+    structlog.configure(
+        processors=shared + last,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=lambda *_: _StderrLogger(sys.stderr),
+    )
+    silence_tls_warning()
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

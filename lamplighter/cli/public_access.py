@@ -1,0 +1,99 @@
+"""What `up` opens to other machines when it is told to: the edge and the broker with TLS, under one certificate."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from msgspec import Struct
+
+from bus.server.config import TlsFiles
+from bus.server.process import LOOPBACK_ANY_PORT, NatsServer
+from edge.core.clock import utc_now
+from edge.tls import load_or_create_certificate
+from lamplighter.cli.context import USAGE
+
+F = TypeVar("F", bound=Callable[..., Any])
+ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - only when names are given, under which others reach this machine
+
+
+class PublicOptions(Struct, frozen=True, kw_only=True):
+    """`names`: how other machines call this one; without any nothing is opened. `listen`: the address to bind."""
+
+    names: tuple[str, ...]
+    listen: str
+    tls_port: int
+    broker_port: int
+
+
+def public_options(command: F) -> F:
+    """The options of `up` that open it."""
+    port = click.IntRange(1, 65535)
+    options = (
+        click.option(
+            "--public",
+            "names",
+            multiple=True,
+            metavar="NAME",
+            help="Let other machines join: a name or address under which they reach this one. May be repeated.",
+        ),
+        click.option("--listen", default=ALL_INTERFACES, show_default=True, help="With --public: the address to bind."),
+        click.option("--tls-port", type=port, default=8443, show_default=True, help="With --public: the edge, by TLS."),
+        click.option("--broker-port", type=port, default=4222, show_default=True, help="With --public: the broker."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class PublicAccess:
+    """The broker and its surroundings as the options say. The certificate is made once, in `data`/tls, and kept."""
+
+    def __init__(self, options: PublicOptions, data: Path) -> None:
+        self._options = options
+        self._tls = _ensure_certificate(data, options.names) if options.names else None
+        listen = _host_port(options.listen, options.broker_port) if options.names else LOOPBACK_ANY_PORT
+        self.server = NatsServer(data / "broker", listen=listen, tls=self._tls)
+        self._folder = data / "broker"
+
+    @property
+    def pin(self) -> str | None:
+        """The certificate that every client of the broker trusts, our own processes too."""
+        return str(self._tls.cert) if self._tls else None
+
+    def shared_environ(self) -> dict[str, str]:
+        """For every process of ours."""
+        return {"LAMPLIGHTER_BROKER__PIN": self.pin} if self.pin else {}
+
+    def edge_environ(self) -> dict[str, str]:
+        """For the edge: where it answers with TLS, and how it lets hosts in."""
+        if self._tls is None:
+            return {}
+        options, name = self._options, _bracket_ipv6(self._options.names[0])
+        return {
+            "LAMPLIGHTER_PUBLIC__LISTEN": _host_port(options.listen, options.tls_port),
+            "LAMPLIGHTER_PUBLIC__URL": f"https://{name}:{options.tls_port}",
+            "LAMPLIGHTER_PUBLIC__BROKER": f"tls://{name}:{options.broker_port}",
+            "LAMPLIGHTER_PUBLIC__CERT": str(self._tls.cert),
+            "LAMPLIGHTER_PUBLIC__KEY": str(self._tls.key),
+            "LAMPLIGHTER_JOINING__FOLDER": str(self._folder),
+            "LAMPLIGHTER_JOINING__RELOAD": msgspec.json.encode(self.server.reload_command).decode(),
+        }
+
+
+def _ensure_certificate(data: Path, names: tuple[str, ...]) -> TlsFiles:
+    try:
+        return load_or_create_certificate(data / "tls", names, utc_now())
+    except (OSError, ValueError) as error:
+        click.echo(f"lamplighter: no certificate can be made for {', '.join(names)} ({error})", err=True)
+        sys.exit(USAGE)
+
+
+def _bracket_ipv6(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"{_bracket_ipv6(host)}:{port}"

@@ -1,0 +1,237 @@
+"""Clients of an edge: `Client` blocks, `AsyncClient` (lamplighter.aio) awaits; the same names do the same.
+
+>>> from lamplighter import Client
+>>> with Client(url, key) as client:
+...     job = client.submit("echo", text="hello", wait=True)
+>>> job.output.data
+{'text': 'hello'}
+
+The examples are run against a real edge by tests/e2e/test_examples.py.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lamplighter import api
+from lamplighter.api import Batch, submit_batch, submit_options
+from lamplighter.errors import Busy, Unreachable
+from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
+from lamplighter.follow import LONG_POLL_S, RECONNECT_DELAY_S, Event, FollowState, ReconnectBudget, require_success
+from lamplighter.transport import EdgeTransport, map_http_errors
+from schemas.asset import DIGEST_SCHEME
+from schemas.host import HostView
+from schemas.job_view import JobView
+from schemas.status import FINAL_STATUSES
+from schemas.usage import UsageReport
+
+
+class Client(EdgeTransport):
+    """One edge. Use it in a `with`, or call `close`. Every call raises Rejected or Unreachable."""
+
+    def submit(
+        self,
+        endpoint: str,
+        *,
+        wait: bool = False,
+        await_input: bool = False,
+        webhook: str | None = None,
+        options: dict[str, Any] | None = None,
+        **given: Any,
+    ) -> JobView:
+        """Submit a job. A Path is uploaded first, and so is a text that names a local file where a file is taken.
+
+        With `await_input` the job is accepted first and the files follow, so that a dark host wakes meanwhile.
+        `webhook` is the URL that its states are delivered to. `options` are those of `wire.submit`: job_id,
+        idempotency_key, priority, and `options` for further fields of the body. With `wait` the job has ended when this
+        returns; raises JobFailed unless it succeeded.
+
+        >>> job = client.submit("echo", text="hello", file="hello.txt", wait=True)
+        >>> job.output.data, job.output.files[0].bytes
+        ({'text': 'hello'}, 6)
+        """
+        files = self._resolve_files(endpoint, given)
+        if await_input:
+            named = {name: DIGEST_SCHEME + self._digest_cache.digest(path) for name, path in files.items()}
+        else:
+            named = {name: self.upload(path).digest for name, path in files.items()}
+        job = self.call(api.submit_job(endpoint, given | named, **submit_options(options, await_input, webhook)))
+        for path in files.values() if await_input else ():
+            self.upload(path)
+        return self.wait(job.id) if wait else job
+
+    def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
+        """Submit up to 1000 jobs, each a body as `POST /v1/jobs` takes it; what is wrong with one rejects no other.
+
+        >>> made = client.batch([{"endpoint": "echo", "input": {}}, {"endpoint": "nowhere", "input": {}}])
+        >>> len(made.accepted), made.rejected[0].problem.code
+        (1, 'endpoint_unknown')
+        """
+        return self.call(submit_batch(jobs, idempotency_key))
+
+    def _resolve_files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
+        files = find_local_files(given)
+        if not has_text_path(given, files):
+            return files
+        return select_asset_inputs(given, files, self.call(api.get_endpoint(endpoint))["input"])
+
+    def wait(self, job_id: str) -> JobView:
+        """The job once it has ended; raises JobFailed unless it succeeded. A restart of the edge is waited out.
+
+        >>> job = client.submit("echo", behave="exit", exit=65)
+        >>> try:
+        ...     client.wait(job.id)
+        ... except JobFailed as failed:
+        ...     print(failed.job.error.code, failed.job.error.blame)
+        bad_input client
+        """
+        job, patience = self.call(api.get_job(job_id)), ReconnectBudget()
+        while job.status not in FINAL_STATUSES:
+            patience.reset()
+            job = self._long_poll(job, patience)
+        return require_success(job)
+
+    def _long_poll(self, job: JobView, patience: ReconnectBudget) -> JobView:
+        """The job when it has ended, or a while later."""
+        while True:
+            try:
+                return self.call(api.get_job(job.id, LONG_POLL_S))
+            except (Busy, Unreachable) as error:
+                patience.spend(error)
+                time.sleep(RECONNECT_DELAY_S)
+
+    def follow(self, job_id: str, after: str | None = None) -> Iterator[Event]:
+        """What the job says, until its end; resumes behind the last event when the connection breaks.
+
+        An edge that was never there, or is silent for five minutes, is Unreachable.
+        Give the `id` of the last event that was seen as `after` to go on behind it in another process.
+
+        >>> job = client.submit("echo", text="hello", steps=3)
+        >>> for event in client.follow(job.id):
+        ...     if event.kind == "log":
+        ...         print(event.data["text"], end="")
+        first line of job code...
+        step 1 of 3
+        step 2 of 3
+        step 3 of 3
+        >>> event.job.status.value
+        'succeeded'
+        """
+        following = FollowState(after)
+        while not following.is_final:
+            try:
+                yield from self._stream_events(job_id, following)
+                if not following.has_events and self.job(job_id).status in FINAL_STATUSES:
+                    return  # `after` was the end already
+            except (Busy, Unreachable) as error:
+                following.budget.spend(error)
+            if not following.is_final:
+                time.sleep(RECONNECT_DELAY_S)
+
+    def _stream_events(self, job_id: str, following: FollowState) -> Iterator[Event]:
+        path = api.job_path(job_id, "events")
+        with map_http_errors(self.url), self._http.stream("GET", path, headers=following.headers) as reply:
+            if reply.status_code >= 400:
+                raise api.error_from_response(reply.status_code, reply.read())
+            following.start_connection()
+            for text in reply.iter_text():
+                yield from following.read(text)
+
+    def job(self, job_id: str) -> JobView:
+        """The job as it stands. Raises NotFound.
+
+        >>> job = client.submit("echo", text="hello")
+        >>> client.job(job.id).input["text"]
+        'hello'
+        """
+        return self.call(api.get_job(job_id))
+
+    def jobs(self, *, limit: int = 50, **filters: str | None) -> Iterator[JobView]:
+        """Jobs, newest first, page after page; `filters`: status, endpoint, priority, tag (`k:v`).
+
+        >>> job = client.submit("echo", text="hello", options={"options": {"tags": {"project": "x"}}})
+        >>> [found.id for found in client.jobs(tag="project:x")] == [job.id]
+        True
+        """
+        cursor: str | None = None
+        while True:
+            page = self.call(api.list_jobs(limit, cursor, filters))
+            yield from page.jobs
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def cancel(self, job_id: str) -> JobView:
+        """Stop a job, waiting or running; raises Conflict when it has ended.
+
+        >>> job = client.submit("echo", seconds=60)
+        >>> client.cancel(job.id).status.value
+        'cancel...'
+        """
+        return self.call(api.post_job_action(job_id, "cancel"))
+
+    def retry(self, job_id: str) -> JobView:
+        """Start a new round of a job that failed, was cancelled or expired, with the same id and inputs.
+
+        >>> job = client.submit("echo", behave="exit", exit=65)
+        >>> with contextlib.suppress(JobFailed):
+        ...     client.wait(job.id)
+        >>> client.retry(job.id).round
+        2
+        """
+        return self.call(api.post_job_action(job_id, "retry"))
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its outputs and logs.
+
+        >>> job = client.submit("echo", text="hello", wait=True)
+        >>> client.delete(job.id)
+        >>> try:
+        ...     client.job(job.id)
+        ... except NotFound as refused:
+        ...     print(refused.problem.code)
+        not_found
+        """
+        self.call(api.delete_path(api.job_path(job_id)))
+
+    def logs(self, job_id: str) -> str:
+        """The job's log.
+
+        >>> job = client.submit("echo", text="hello", steps=1, wait=True)
+        >>> print(client.logs(job.id))
+        first line of job code...
+        step 1 of 1
+        <BLANKLINE>
+        """
+        return self.call(api.get_log(job_id))
+
+    def usage(self, since: str | None = None, until: str | None = None, owner: str | None = None) -> UsageReport:
+        """Jobs, GPU seconds, energy and money between two times (RFC 3339), of the last 30 days if left out.
+
+        Of the key's owner; with an admin key of everybody, or of `owner`.
+
+        >>> report = client.usage(since="2026-11-01T00:00:00Z")
+        >>> report.jobs > 0, report.cost.currency
+        (True, '...')
+        """
+        return self.call(api.get_usage(since, until, owner))
+
+    def hosts(self) -> list[HostView]:
+        """The hosts and what they do.
+
+        >>> [host.state for host in client.hosts() if host.id == "gpu-1"]
+        ['online']
+        """
+        return self.call(api.list_hosts()).hosts
+
+    def power(self, host: str, want: Literal["on", "off", "auto"], until: str | None = None) -> HostView:
+        """Hold a declared host on or off, until a time or until `auto` leaves it to the law again.
+
+        Off drains first, it never cuts a job. Needs the scope `power`.
+
+        >>> client.power("gpu-9", "off").hold["want"]
+        'off'
+        >>> client.power("gpu-9", "auto").hold
+        """
+        return self.call(api.set_power(host, want, until))

@@ -1,0 +1,73 @@
+"""What to do with a pointer that was handed out, by the record it points to (DESIGN 3, Claim and Gone). Pure."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from msgspec import Struct
+
+from bus.interface import VersionedRecord
+from runner.execution.fence import start_delay_s
+from schemas.job import Job, Pointer
+from schemas.status import FINAL_STATUSES, Status
+
+UNSETTLED_NAK_DELAY_S = 2.0  # the record is not there or behind: the edge's reconciler judges
+
+
+class Ack(Struct, frozen=True):
+    """The round is over: acknowledge."""
+
+
+class Nak(Struct, frozen=True):
+    """Hand it out again in `delay_s`."""
+
+    delay_s: float
+
+
+class Start(Struct, frozen=True):
+    """It waits, and may start now."""
+
+    entry: VersionedRecord
+
+
+class AdoptOwn(Struct, frozen=True):
+    """It runs by a claim of this host, of this life or an earlier one: adopt."""
+
+    entry: VersionedRecord
+
+
+class HeldElsewhere(Struct, frozen=True):
+    """It runs by the claim of another host, which may be gone."""
+
+    entry: VersionedRecord
+
+
+ClaimDecision = Ack | Nak | Start | AdoptOwn | HeldElsewhere
+
+
+def _decide_queued(entry: VersionedRecord, _: str, now: datetime) -> ClaimDecision:
+    left_s = start_delay_s(entry.record.job, now)
+    return Nak(left_s) if left_s else Start(entry)
+
+
+def _decide_running(entry: VersionedRecord, host: str, _: datetime) -> ClaimDecision:
+    claim = entry.record.job.claim
+    return AdoptOwn(entry) if claim is not None and claim.host == host else HeldElsewhere(entry)
+
+
+DECISION_BY_STATUS: dict[Status, Callable[[VersionedRecord, str, datetime], ClaimDecision]] = {
+    Status.SCHEDULED: lambda _entry, _host, _now: Nak(UNSETTLED_NAK_DELAY_S),
+    Status.QUEUED: _decide_queued,
+    Status.RUNNING: _decide_running,
+    Status.CANCELLING: _decide_running,
+    **{status: lambda _entry, _host, _now: Ack() for status in FINAL_STATUSES},
+}
+
+
+def decide(pointer: Pointer, entry: VersionedRecord | None, host: str, now: datetime) -> ClaimDecision:
+    """The step for `pointer`, whose record reads `entry`, on `host`."""
+    if entry is None:
+        return Nak(UNSETTLED_NAK_DELAY_S)
+    job: Job = entry.record.job
+    if pointer.round != job.round:
+        return Ack() if pointer.round < job.round else Nak(UNSETTLED_NAK_DELAY_S)
+    return DECISION_BY_STATUS[job.status](entry, host, now)

@@ -1,0 +1,231 @@
+"""The claim loop: take what can start here now, highest priority first, and never more than there are slots for."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import anyio
+
+from bus.interface import WAKE_GRACE_S, BusError, Lane, QueueMessage, RevisionConflict, RowUnreadable
+from runner.claiming.decision import (
+    UNSETTLED_NAK_DELAY_S,
+    Ack,
+    AdoptOwn,
+    ClaimDecision,
+    HeldElsewhere,
+    Nak,
+    Start,
+    decide,
+)
+from runner.claiming.prefetch import PEEK_NAK_DELAY_S, prefetch_inputs
+from runner.claiming.recovery import ContainerRecovery, host_lost_event
+from runner.claiming.schedulability import Schedulability
+from runner.claiming.warm_pool import WarmPool
+from runner.context import HostContext, RunnerContext
+from runner.endpoints import group_by_pool
+from runner.execution.container_run import JobAssignment
+from runner.execution.execution import ExecutionPhase, RoundKey
+from runner.execution.fence import record_event
+from runner.gpu.placement import Placed
+from schemas.events import RecordUnreadable, Started
+from schemas.host import HOST_GONE_TIMEOUT_S
+from schemas.job import Job
+from schemas.status import PRIORITIES
+
+UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host look
+HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host is at it
+CLEARING_NAK_DELAY_S = 1.0  # the container of the attempt or round before is being cleared away
+
+
+class ClaimLoop:
+    """Claims for one life, what `ready` says can start."""
+
+    def __init__(
+        self,
+        life: RunnerContext,
+        means: HostContext,
+        ready: Schedulability,
+        standby: WarmPool,
+        adopter: ContainerRecovery,
+    ) -> None:
+        self._context = life
+        self._host = means
+        self._schedulability = ready
+        self._executions = adopter.executions
+        self._recovery = adopter
+        self._warm_pool = standby
+        self._pools = group_by_pool(means.endpoints)
+        self._rotation = 0
+        self._woken_lanes: frozenset[Lane] = frozenset()
+        self._idle_scope = anyio.CancelScope()
+        self._claiming = True
+
+    async def run(self) -> None:
+        """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
+        while self._claiming:
+            with anyio.CancelScope() as self._idle_scope:
+                await self._context.outage.wait_until_over()
+                await self._wait_for_slot()
+                delivery = await self._fetch_next()
+            if self._idle_scope.cancelled_caught or delivery is None:
+                continue
+            if self._claiming:
+                await self._handle(delivery)
+            else:  # it came with the word to stop: without an answer it would be nobody's for half a minute
+                await self._life.insist("give back", partial(delivery.later, PEEK_NAK_DELAY_S))
+
+    async def _wait_for_slot(self) -> None:
+        """Wait for a slot; meanwhile bring the next job's inputs here. What is not here by then comes with the job."""
+        if self._host.slots.free > 0:
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._prefetch)
+            await self._host.slots.wait_until_free()
+            tasks.cancel_scope.cancel()
+
+    async def _prefetch(self) -> None:
+        """Once a job waits, look at the first."""
+        pools = list(self._pools)
+        await anyio.sleep(self._context.intervals.ahead_s)
+        with suppress(BusError):
+            while not await prefetch_inputs(
+                self._context, self._host.endpoints, partial(self._fetch_first, self._order_lanes(pools))
+            ):
+                await self._wait_for_messages(pools)
+
+    def stop(self) -> None:
+        """Take nothing more; what was taken is given back."""
+        self._claiming = False
+        self._idle_scope.cancel()
+
+    async def _fetch_next(self) -> QueueMessage | None:
+        """One pointer, or None after the idle wait. A cut is waited out like idleness.
+
+        What woke us is asked first: every other lane was empty before, and would have woken us too.
+        """
+        cannot = await self._schedulability.unschedulable_reasons()
+        pools = [name for name, kinds in self._pools.items() if any(kind.name not in cannot for kind in kinds)]
+        woken, self._woken_lanes = self._woken_lanes, frozenset()
+        try:
+            delivery = await self._fetch_first(
+                [lane for lane in _sort_by_priority(woken) if lane.pool in pools], WAKE_GRACE_S
+            )
+            if delivery is None:
+                delivery = await self._fetch_first(self._order_lanes(pools))
+            if delivery is None:
+                self._woken_lanes = await self._wait_for_messages(pools)
+        except BusError as error:
+            self._context.log_unavailable("claim", error)
+            await anyio.sleep(self._context.intervals.idle_s)
+            return None
+        return delivery
+
+    def _order_lanes(self, pools: list[str]) -> list[Lane]:
+        """High, normal, low; within a priority another pool comes first each time."""
+        self._rotation += 1
+        first = self._rotation % len(pools) if pools else 0
+        return [Lane(pool, priority) for priority in PRIORITIES for pool in pools[first:] + pools[:first]]
+
+    async def _fetch_first(self, lanes: Iterable[Lane], wait_s: float = 0.0) -> QueueMessage | None:
+        for lane in lanes:
+            delivery = await self._context.bus.job_queue.fetch(lane.pool, lane.priority, wait_s)
+            if delivery is not None:
+                return delivery
+        return None
+
+    async def _wait_for_messages(self, pools: list[str]) -> frozenset[Lane]:
+        if pools:
+            return await self._context.bus.job_queue.wait_for_messages(pools, self._context.intervals.idle_s)
+        await anyio.sleep(self._context.intervals.idle_s)
+        return frozenset()
+
+    async def _handle(self, delivery: QueueMessage) -> None:
+        """Do what the record says, however often the broker goes away meanwhile."""
+        await self._context.retry_while_unavailable("claim", partial(self._dispatch, delivery))
+
+    async def _dispatch(self, delivery: QueueMessage) -> None:
+        pointer = delivery.pointer
+        execution = self._executions.active.get(RoundKey(pointer.key, pointer.round))
+        if execution is not None and execution.phase is ExecutionPhase.CLEARING:
+            await delivery.nak(CLEARING_NAK_DELAY_S)
+        elif execution is not None and (execution.delivery is None or execution.delivery.sequence == delivery.sequence):
+            execution.delivery = delivery
+        elif execution is not None:
+            await delivery.ack()
+        elif self._executions.rounds(pointer.key):
+            await delivery.nak(CLEARING_NAK_DELAY_S)
+        else:
+            await self._handle_by_record(delivery)
+
+    async def _handle_by_record(self, delivery: QueueMessage) -> None:
+        """Carry out the step that the record asks for; on a conflict it may ask for another one."""
+        carry_out: dict[type[ClaimDecision], Callable[[Any, QueueMessage], Awaitable[None]]] = {
+            Ack: lambda _, given: given.ack(),
+            Nak: lambda step_, given: given.nak(step_.delay_s),
+            Start: self._claim_and_start,
+            AdoptOwn: lambda step_, given: self._recovery.recover_job(step_.entry, given),
+            HeldElsewhere: self._handle_held_elsewhere,
+        }
+        while True:
+            asked = await self._read_decision(delivery)
+            try:
+                return await carry_out[type(asked)](asked, delivery)
+            except RevisionConflict:
+                continue
+
+    async def _read_decision(self, delivery: QueueMessage) -> ClaimDecision:
+        try:
+            entry = await self._context.bus.job_store.read(delivery.pointer.key)
+        except RecordUnreadable as error:
+            self._context.log.warning("record unreadable", job_id=delivery.pointer.id, why=str(error))
+            return Nak(UNSETTLED_NAK_DELAY_S)
+        return decide(delivery.pointer, entry, self._context.host, self._context.now())
+
+    async def _claim_and_start(self, asked: Start, delivery: QueueMessage) -> None:
+        """Claim it; no work is done before the claim is recorded."""
+        job = asked.entry.record.job
+        kind = self._host.endpoints.get(job.endpoint)
+        placed = await self._schedulability.place(kind) if kind else None
+        permit = self._host.slots.take()
+        if kind is None or permit is None or not isinstance(placed, Placed):
+            if permit is not None:
+                permit.release()
+            return await delivery.nak(UNSCHEDULABLE_NAK_DELAY_S)
+        spare = self._warm_pool.take(kind)
+        holding = spare.allocation if spare else self._host.gpu_allocator.allocate(placed.uuids, kind.config)
+        claim = self._context.claim(job.attempt + 1, holding.uuids)
+        try:
+            await self._warm_pool.evict_for(holding)
+            claimed = await record_event(self._context, asked.entry, Started(claim))
+        except BaseException:
+            permit.release()
+            await self._warm_pool.give_back(spare) if spare else holding.release()
+            raise
+        self._executions.launch(JobAssignment(claimed, kind, holding, warm_container=spare), permit, delivery)
+        self._context.bind_log(job).info(
+            "claimed", round=claimed.round, attempt=claimed.attempt, warm=spare is not None
+        )
+        return None
+
+    async def _handle_held_elsewhere(self, asked: HeldElsewhere, delivery: QueueMessage) -> None:
+        """Another host's: leave it to that one, unless it is gone; then the attempt is released, and may start here."""
+        if not await self._is_claimant_gone(asked.entry.record.job):
+            return await delivery.nak(HELD_ELSEWHERE_NAK_DELAY_S)
+        await record_event(self._context, asked.entry, host_lost_event(self._context, asked.entry.record.job))
+        raise RevisionConflict("the record is another now: it is judged again")
+
+    async def _is_claimant_gone(self, job: Job) -> bool:
+        """Whether the life that claimed `job` is over; nobody may say so who was not connected long enough."""
+        if job.claim is None or self._context.bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
+            return False
+        try:
+            row = await self._context.bus.heartbeats.get(job.claim.host)
+        except RowUnreadable as error:
+            self._context.log.warning("presence unreadable", claimed_by=job.claim.host, error=str(error))
+            return True  # a living host writes it again every few seconds
+        return row is None or row.value.incarnation != job.claim.incarnation
+
+
+def _sort_by_priority(lanes: Iterable[Lane]) -> list[Lane]:
+    return sorted(lanes, key=lambda lane: PRIORITIES.index(lane.priority))

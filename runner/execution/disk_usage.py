@@ -1,0 +1,185 @@
+"""How much disk a job uses, and the watch that says when that is more than its endpoint's `disk_mb`. Blocking.
+
+Counted is what the job writes: all of its folder but in/, whose files are the host's. A job that is told to use less
+cannot hide what it has by links, holes, modes or depth: nothing is followed, a folder without rights is given them,
+and a tree deeper than DEPTH_LIMIT counts as too much.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+from runner.tree_removal import open_dir
+
+MIB = 1 << 20
+BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own block is: stat(2)
+ENTRIES_PER_MIB = 64  # one per 16 KiB: what mkfs.ext4 gives a file system of that size
+MIN_ENTRIES = 4_096
+MAX_ENTRIES = 1_000_000  # bounds the time of one walk, to seconds
+DEPTH_LIMIT = 100  # folders inside each other; as many descriptors are open while a walk is down there
+INPUT_DIR = "in"
+REMEDY = "write less, or raise disk_mb in the image's endpoint.toml"
+WALK_PAUSE_FACTOR = 20  # a walk is followed by a pause of so many times the processor time that it took
+
+
+class DiskUse(Struct, frozen=True):
+    """What a walk counted. `bytes` are allocated ones; a walk stops at its limit of entries, so it is at least this."""
+
+    bytes: int = 0
+    entries: int = 0
+    too_deep: bool = False
+
+
+class DiskLimit(Struct, frozen=True):
+    """What a job may use, in bytes and in files and folders."""
+
+    bytes: int
+    entries: int
+
+    def explain_excess(self, use: DiskUse) -> str | None:
+        """Why `use` is too much, in figures, and what to do; None where it is not."""
+        allowed = to_mib(self.bytes)
+        if use.bytes > self.bytes:
+            return f"the job used {to_mib(use.bytes)} MiB of disk and may use {allowed}: {REMEDY}"
+        if use.entries > self.entries:
+            return f"the job made over {self.entries} files and folders, the most for {allowed} MiB of disk: {REMEDY}"
+        if use.too_deep:
+            return f"the job nested folders deeper than {DEPTH_LIMIT} levels: write into fewer levels"
+        return None
+
+
+def disk_limit(disk_mb: int) -> DiskLimit | None:
+    """The limit that an endpoint's `disk_mb` stands for; 0 is none."""
+    if not disk_mb:
+        return None
+    return DiskLimit(disk_mb * MIB, min(max(disk_mb * ENTRIES_PER_MIB, MIN_ENTRIES), MAX_ENTRIES))
+
+
+def to_mib(size: int) -> int:
+    """Bytes in MiB, rounded up, so that what is over a limit reads as over it."""
+    return -(-size // MIB)
+
+
+class _WalkLevel(Struct):
+    """A folder on the way down, and those of its folders that are still to be seen."""
+
+    place: int
+    folders: list[str]
+
+
+class _DiskWalk:
+    """One count, by descriptors: the job may rename and remove meanwhile. Ends soon after `most_entries`."""
+
+    def __init__(self, most_entries: int) -> None:
+        self._most = most_entries
+        self._bytes = 0
+        self._entries = 0
+        self._too_deep = False
+        self._linked: set[int] = set()  # inodes with several names, which are counted once
+
+    def run(self, folder: Path) -> DiskUse:
+        levels: list[_WalkLevel] = []
+        try:
+            self._descend(levels, str(folder), None)
+            if levels:
+                levels[0].folders = [name for name in levels[0].folders if name != INPUT_DIR]
+            while levels and self._entries <= self._most:
+                if not levels[-1].folders:
+                    os.close(levels.pop().place)
+                elif len(levels) > DEPTH_LIMIT:
+                    self._too_deep = True
+                    break
+                else:
+                    self._descend(levels, levels[-1].folders.pop(), levels[-1].place)
+        finally:
+            for level in levels:
+                os.close(level.place)
+        return DiskUse(self._bytes, self._entries, self._too_deep)
+
+    def _descend(self, levels: list[_WalkLevel], name: str, parent: int | None) -> None:
+        """Count what is in the folder, if it still is one and may be entered."""
+        with suppress(OSError):
+            level = _WalkLevel(open_dir(name, parent), [])
+            levels.append(level)
+            with os.scandir(level.place) as entries:
+                for entry in entries:
+                    self._entries += 1
+                    if self._entries > self._most:
+                        return
+                    with suppress(FileNotFoundError):
+                        self._count(entry, level)
+
+    def _count(self, entry: "os.DirEntry[str]", level: _WalkLevel) -> None:
+        found = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            level.folders.append(entry.name)
+        elif found.st_nlink > 1:
+            if found.st_ino in self._linked:
+                return
+            self._linked.add(found.st_ino)
+        self._bytes += found.st_blocks * BLOCK_BYTES
+
+
+def measure_disk_use(job_dir: Path, most_entries: int = MAX_ENTRIES) -> DiskUse:
+    """What the job in `job_dir` uses now."""
+    return _DiskWalk(most_entries).run(job_dir)
+
+
+class DiskWatch:
+    """Looks at one running job's folder. `walk_s` is the longest time between two walks.
+
+    `now` is in seconds, monotonic; `spent` is the processor time of the thread that looks. Not the time that passed: a
+    job that keeps the host busy would be looked at less often.
+
+    A look is one statvfs, as long as the whole file system has not grown by what the job has left. Others may free
+    room at the same moment and hide its growth, so a walk follows after `walk_s` in any case.
+    """
+
+    def __init__(
+        self,
+        job_dir: Path,
+        limit: DiskLimit,
+        walk_s: float,
+        now: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._folder = job_dir
+        self._limit = limit
+        self._walk_s = walk_s
+        self._now = now
+        self._cpu_time_s = spent
+        self._use = DiskUse()
+        self._free: tuple[int, int] | None = None  # bytes and inodes, at the last walk
+        self._walked_at = 0.0
+        self._pause_s = 0.0
+
+    def check(self) -> str | None:
+        """Why the job uses too much, or None."""
+        free, began = self._free_space(), self._cpu_time_s()
+        if self._free is not None and not self._is_due(self._free, free, self._now() - self._walked_at):
+            return None
+        self._use = measure_disk_use(self._folder, self._limit.entries)
+        self._free, self._walked_at = free, self._now()
+        self._pause_s = min(WALK_PAUSE_FACTOR * (self._cpu_time_s() - began), self._walk_s)
+        return self._limit.explain_excess(self._use)
+
+    def _is_due(self, before: tuple[int, int], free: tuple[int, int], passed_s: float) -> bool:
+        if passed_s < self._pause_s:
+            return False
+        grown_bytes, grown_entries = before[0] - free[0], before[1] - free[1]
+        may_be_over = (
+            self._use.bytes + grown_bytes > self._limit.bytes or self._use.entries + grown_entries > self._limit.entries
+        )
+        return may_be_over or passed_s >= self._walk_s
+
+    def _free_space(self) -> tuple[int, int]:
+        """Bytes and inodes. The folder may be gone: a job of the process engine can remove it."""
+        with suppress(OSError):
+            disk = os.statvfs(self._folder)
+            return disk.f_bfree * disk.f_frsize, disk.f_ffree
+        return 0, 0

@@ -1,0 +1,179 @@
+"""How an attempt ended, from what is known of it. Pure: one table, read from the top; the first row that knows decides.
+
+The order matters (DESIGN 4). A job that we stopped exits with 137 or 143 like one that crashed, so our own intent comes
+first; an OOM that killed a child hides behind the parent's exit code; a card that erred makes any exit code suspect.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+from msgspec import Struct
+
+from runner.engines.port import ContainerExit, StartFailed
+from runner.gpu import xid as xids
+from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
+from schemas.retry_policy import DRAINED_CODE, FAILURES, FailureClass
+from schemas.status import Blame
+
+
+class StopReason(StrEnum):
+    """Why the runner stopped a container. Written down before the stop: afterwards it looks like a crash."""
+
+    CANCEL = "cancel"
+    EXECUTION_TIMEOUT = "execution_timeout"
+    STALL = "stall"
+    DRAIN = "drain"
+    DISK = "disk"
+
+
+class ExitFacts(Struct, frozen=True, kw_only=True):
+    """All that is known. `refused`: the container did not start; `xid`: the first card fault during the run.
+
+    `exit` is None when nothing ran to an end; `said` is the last error line; `has_output`: something lies in out/.
+    `disk`: why it used too much disk, in figures, where it did.
+    """
+
+    stop_reason: StopReason | None = None
+    exit: ContainerExit | None = None
+    start_failure: StartFailed | None = None
+    xid: int | None = None
+    error_line: ErrorLine | None = None
+    has_output: bool = False
+    disk_excess: str | None = None
+
+
+class Done(Struct, frozen=True):
+    """It did what it was asked; the outputs are to be collected."""
+
+
+class JobCancelled(Struct, frozen=True):
+    """The owner wanted it stopped, and it is."""
+
+
+class ClassifiedFailure(Struct, frozen=True):
+    """It failed; `row` decides whether there is another attempt."""
+
+    code: str
+    message: str
+    failure_class: FailureClass
+
+
+Verdict = Done | JobCancelled | ClassifiedFailure
+
+
+def make_failure(code: str, message: str) -> ClassifiedFailure:
+    """A failure of the table, by its code."""
+    return ClassifiedFailure(code, message, FAILURES[code])
+
+
+# Failures of the GPU's class by which a container says nothing against the card: too large, or not made for it.
+IMAGE_FAULTS = frozenset({"cuda_oom", "gpu_unsupported"})
+
+
+def blames_gpu(verdict: ClassifiedFailure, *, started: bool) -> bool:
+    """Whether the card has to prove itself before it takes more. A start that was refused is the host's affair."""
+    return verdict.failure_class.blame is Blame.GPU and not (started and verdict.code in IMAGE_FAULTS)
+
+
+VERDICT_BY_STOP_REASON: Mapping[StopReason, Verdict] = {
+    StopReason.CANCEL: JobCancelled(),
+    StopReason.EXECUTION_TIMEOUT: make_failure(
+        "execution_timeout", "the job ran longer than it may: raise execution_timeout_s"
+    ),
+    StopReason.STALL: make_failure("stalled", "the job made no progress for longer than it may: raise stall_timeout_s"),
+    StopReason.DRAIN: make_failure(DRAINED_CODE, "the host is shutting down"),
+    StopReason.DISK: make_failure("disk_exceeded", "the job used more disk than its endpoint's disk_mb"),
+}
+XID_OFF_THE_BUS = 79
+SIGNAL_NAMES = {6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+
+
+def _stopped_by_runner(facts: ExitFacts) -> Verdict | None:
+    if facts.stop_reason is StopReason.DISK and facts.disk_excess is not None:
+        return _over_disk_limit(facts)  # with the figures
+    return VERDICT_BY_STOP_REASON[facts.stop_reason] if facts.stop_reason is not None else None
+
+
+def _out_of_memory(facts: ExitFacts) -> Verdict | None:
+    if facts.exit is None or not facts.exit.oom_killed:
+        return None
+    return make_failure("out_of_memory", "the job needed more memory than its endpoint's memory_mb")
+
+
+def _not_started(facts: ExitFacts) -> Verdict | None:
+    return (
+        make_failure(facts.start_failure.code, facts.start_failure.message) if facts.start_failure is not None else None
+    )
+
+
+def _gpu_erred(facts: ExitFacts) -> Verdict | None:
+    """An application's fault (13, 31, …) is the job's own: its exit code tells more than the driver does."""
+    if facts.xid is None or facts.xid in xids.APPLICATION_XIDS:
+        return None
+    code = "gpu_lost" if facts.xid == XID_OFF_THE_BUS else "gpu_unhealthy"
+    return make_failure(code, f"the driver reported {xids.describe_xid(facts.xid)}")
+
+
+def _vanished(facts: ExitFacts) -> Verdict | None:
+    return make_failure("host_lost", "the container is gone") if facts.exit is None else None
+
+
+def _over_disk_limit(facts: ExitFacts) -> Verdict | None:
+    """Before the exit code: a job that has no room fails in some way of its own."""
+    return make_failure("disk_exceeded", facts.disk_excess) if facts.disk_excess is not None else None
+
+
+def _exited_with_error(facts: ExitFacts) -> Verdict | None:
+    if facts.exit is None or facts.exit.code == ExitCode.DONE:
+        return None
+    code = EXIT_FAILURES.get(facts.exit.code) or "internal"
+    return _by_error_line(facts.error_line, make_failure(code, _describe_exit(facts.exit.code)))
+
+
+def _no_output(facts: ExitFacts) -> Verdict | None:
+    if facts.has_output:
+        return None
+    because = f": {facts.error_line.message}" if facts.error_line else ""
+    return make_failure("output_missing", f"the job exited with 0 and left nothing in out/{because}")
+
+
+def _done(_: ExitFacts) -> Verdict | None:
+    return Done()
+
+
+RULES: tuple[Callable[[ExitFacts], Verdict | None], ...] = (
+    _stopped_by_runner,
+    _out_of_memory,
+    _not_started,
+    _gpu_erred,
+    _vanished,
+    _over_disk_limit,
+    _exited_with_error,
+    _no_output,
+    _done,
+)
+
+
+def _describe_exit(code: int) -> str:
+    number = code - 128
+    if 0 < number < 65:
+        return f"the job was ended by {SIGNAL_NAMES.get(number, f'signal {number}')} (exit code {code})"
+    return f"the job exited with code {code}"
+
+
+def _by_error_line(said: ErrorLine | None, by_exit: ClassifiedFailure) -> ClassifiedFailure:
+    """The image's own words, classed by the table or by the exit code.
+
+    The host's codes are not the image's to say: they cost no attempt, and a container would run for ever on them.
+    """
+    if said is None:
+        return by_exit
+    row = FAILURES.get(said.code)
+    if row is None or row.blame is Blame.HOST:
+        row = by_exit.failure_class
+    return ClassifiedFailure(said.code, said.message or by_exit.message, row)
+
+
+def classify_exit(facts: ExitFacts) -> Verdict:
+    """What to make of the attempt."""
+    return next(verdict for rule in RULES if (verdict := rule(facts)) is not None)

@@ -1,0 +1,84 @@
+"""API keys and what they may do (PROTOCOLS 1)."""
+
+import hashlib
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from schemas.ids import Token
+from schemas.job import Moment
+
+_CREDENTIAL = re.compile(r"lamp_([A-Za-z0-9-]{1,64})_([A-Za-z0-9_-]{16,128})\Z")
+
+
+class Scope(StrEnum):
+    """What a key may do. `admin` implies all but `runner` and `relay`."""
+
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    ASSETS_READ = "assets:read"
+    ASSETS_WRITE = "assets:write"
+    HOSTS_READ = "hosts:read"
+    POWER = "power"
+    RELAY = "relay"
+    RUNNER = "runner"
+    ADMIN = "admin"
+
+
+CLIENT_SCOPES = (Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.ASSETS_READ, Scope.ASSETS_WRITE, Scope.HOSTS_READ)
+
+IMPLIED_SCOPES: dict[Scope, frozenset[Scope]] = {
+    Scope.ADMIN: frozenset({*CLIENT_SCOPES, Scope.POWER}),
+}
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """A row of KEYS, under the key's id. The secret itself is never stored.
+
+    `previous_sha256` opens too until `previous_until`. `used_at` is minutes behind. `host`: with the scope runner, the
+    host whose jobs the key is for; None: the jobs of all hosts.
+    """
+
+    id: Token
+    owner: Token
+    scopes: tuple[Scope, ...]
+    secret_sha256: str
+    created_at: Moment
+    expires_at: Moment | None = None
+    name: str = ""
+    language: str | None = None
+    previous_sha256: str | None = None
+    previous_until: Moment | None = None
+    used_at: Moment | None = None
+    host: Token | None = None
+
+    def accepted_digests(self, now: datetime) -> tuple[str, ...]:
+        """The digests of the secrets that open it at `now`."""
+        if self.previous_sha256 is None or self.previous_until is None or now >= self.previous_until:
+            return (self.secret_sha256,)
+        return self.secret_sha256, self.previous_sha256
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether one of the key's scopes is, or implies, `scope`."""
+        return any(own is scope or scope in IMPLIED_SCOPES.get(own, frozenset()) for own in self.scopes)
+
+
+class Credential(NamedTuple):
+    """A key as a client sends it."""
+
+    id: str
+    secret: str
+
+
+def parse_credential(text: str) -> Credential | None:
+    """`lamp_<id>_<secret>` apart, or None when the text is no key. The id of a key holds no underscore."""
+    match = _CREDENTIAL.match(text)
+    return Credential(*match.groups()) if match else None
+
+
+def hash_secret(secret: str) -> str:
+    """What KEYS holds of a secret: its sha256. A secret has 256 random bits, so no slow hash is needed."""
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,175 @@
+"""How a host is switched, as its owner declares it at the edge: `[hosts.gpu-1]` of lamplighter.toml (DESIGN 6)."""
+
+from datetime import datetime, time, tzinfo
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from msgspec import Meta, Struct, field
+
+from schemas.ids import Token
+from schemas.power import ForeignUse
+from schemas.settings_loader import SETTING_PREFIX
+from schemas.webhook import decode_secret
+
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Argv = Annotated[tuple[str, ...], Meta(min_length=1)]
+TimeSpan = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?![\s\S])")]
+Mac = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$")]
+
+
+class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
+    """What power costs: the rent of an hour, or the electricity of a machine that draws `watts` while it is on.
+
+    A card's own energy counter does not see the rest of the machine, so the draw is the owner's to measure.
+    """
+
+    per_hour: NonNegative = 0.0
+    per_kwh: NonNegative = 0.0
+    watts: NonNegative = 0.0
+    currency: Annotated[str, Meta(min_length=1, max_length=8)] = "CNY"
+
+    def __post_init__(self) -> None:
+        if bool(self.per_kwh) != bool(self.watts):
+            raise ValueError("`per_kwh` and `watts` make a price together: give both, or per_hour alone")
+
+    @property
+    def hourly_cost(self) -> float:
+        """Money for one hour with power."""
+        return self.per_hour + self.per_kwh * self.watts / 1000
+
+
+class DailyBudget(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a day may cost: hours with power, or money in the price's currency. The day is the host's."""
+
+    hours: Positive | None = None
+    money: Positive | None = None
+
+
+class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="driver"):
+    """What every declared host has, whatever switches it. Durations are seconds.
+
+    `rank`: the lowest is woken first. `quiet`: spans of the host's day, `23:00-07:00`, in which it is not woken and is
+    let go when empty. `stays_for`: who but us keeps it on, people who are logged in (`users`) and other people's
+    programs on its cards (`programs`); `[]` ignores both. `timezone`: an IANA name; without one the edge's own.
+    `wake_delay`: how long work must wait before the host is woken. `min_on`, `idle_after`: how long it stays on at
+    least, and without work. `boot_timeout`, `stop_timeout`: how long going on and off may take. `fallback_after`: how
+    long it may be blocked before the next host is called. `timeout`: how long one call of the switch may take.
+    """
+
+    wake_priority: int = field(default=1, name="rank")
+    price: PowerPrice | None = None
+    budget: DailyBudget | None = None
+    quiet_hours: tuple[TimeSpan, ...] = field(default=(), name="quiet")
+    keep_on_for: tuple[ForeignUse, ...] = field(default=("users", "programs"), name="stays_for")
+    timezone: str | None = None
+    wake_delay: NonNegative = 0.0
+    min_on: NonNegative = 600.0
+    idle_after: NonNegative = 900.0
+    boot_timeout: Positive = 600.0
+    stop_timeout: Positive = 600.0
+    fallback_after: NonNegative = 600.0
+    timeout: Positive = 60.0
+
+    def __post_init__(self) -> None:
+        if self.budget and self.budget.money is not None and self.price is None:
+            raise ValueError("a budget in money needs `price`: add price = { per_hour = … }")
+        if self.timezone is not None:
+            _time_zone(self.timezone)
+
+    @property
+    def runner_powers_off(self) -> bool:
+        """Whether the host's runner switches the machine off, because the switch cannot."""
+        return False
+
+    def local_time(self, at: datetime) -> datetime:
+        """`at` on the host's clock."""
+        return at.astimezone(_time_zone(self.timezone) if self.timezone else None)
+
+    def is_quiet_at(self, at: datetime) -> bool:
+        """Whether `at` lies in one of the quiet spans; one may reach over midnight."""
+        clock = self.local_time(at).time()
+        return any(_is_within(clock, *map(time.fromisoformat, span.split("-"))) for span in self.quiet_hours)
+
+
+def _time_zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{name!r} is no time zone that this machine knows: use a name like Asia/Shanghai") from error
+
+
+def _is_within(clock: time, start: time, end: time) -> bool:
+    return start <= clock < end if start <= end else clock >= start or clock < end
+
+
+class CommandHostConfig(HostConfig, frozen=True, tag="command"):
+    """Switched by programs of the owner; their exit contract is in `edge.power.drivers.command`.
+
+    Without `off` the runner powers its own machine off; without `state` the host is off when it is silent. The programs
+    inherit little (`schemas.environment`): `inherit` names more variables of the edge's environment, `env` sets some.
+    """
+
+    on: Argv
+    off: Argv | None = None
+    state: Argv | None = None
+    env: dict[EnvName, str] = {}
+    inherit: tuple[EnvName, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ours = [name for name in self.inherit if name.startswith(SETTING_PREFIX)]
+        if ours:
+            raise ValueError(f"`inherit` names {ours[0]}: that is a setting of the edge, which no program is given")
+
+    @property
+    def runner_powers_off(self) -> bool:
+        return self.off is None
+
+
+class HttpHostConfig(HostConfig, frozen=True, tag="http"):
+    """Switched by a signed webhook to `url`; `secret` is `whsec_…`."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://")]
+    secret: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not decode_secret(self.secret):
+            raise ValueError("`secret` must be whsec_ and base64, as Standard Webhooks writes it")
+
+
+class WolHostConfig(HostConfig, frozen=True, tag="wol"):
+    """Woken by a magic packet to `mac`; its runner powers it off."""
+
+    mac: Mac
+    broadcast: str = "255.255.255.255"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 9
+
+    @property
+    def runner_powers_off(self) -> bool:
+        return True
+
+
+class LibcloudHostConfig(HostConfig, frozen=True, tag="libcloud"):
+    """A cloud's machine `node`, by apache-libcloud.
+
+    `provider` is libcloud's name, as in `ec2`. The credentials are read from the environment variables that `key_env`
+    and `secret_env` name, so that they stand in no file. `options` go to the provider's driver as they are.
+    """
+
+    provider: str
+    node: str
+    key_env: str
+    secret_env: str | None = None
+    options: dict[str, str | int | bool] = {}
+
+
+class RelayHostConfig(HostConfig, frozen=True, tag="relay"):
+    """Switched by a relay on the host's own network, which knows it as `name`, or by its id."""
+
+    name: Token | None = None
+
+
+AnyHostConfig = CommandHostConfig | HttpHostConfig | WolHostConfig | LibcloudHostConfig | RelayHostConfig

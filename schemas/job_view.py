@@ -1,0 +1,101 @@
+"""A Job as clients see it (PROTOCOLS 1). The edge makes it from the record, the sdk reads it."""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from schemas.job import AttemptUsage, JobFailure, Moment
+from schemas.status import Priority, Status
+
+
+class Eta(Struct, frozen=True):
+    """When the job should start and end, from `samples` earlier runs."""
+
+    start_at: Moment | None = None
+    finish_at: Moment | None = None
+    p90_finish_at: Moment | None = None
+    samples: int = 0
+
+
+class ProgressView(Struct, frozen=True):
+    """How far it is; `fraction` in [0, 1]."""
+
+    fraction: float
+    stage: str | None = None
+    done: int | None = None
+    total: int | None = None
+
+
+class FileView(Struct, frozen=True):
+    """An output and where to get it."""
+
+    name: str
+    sha256: str
+    bytes: int
+    media_type: str
+    url: str
+
+
+class OutputView(Struct, frozen=True):
+    """What the job made."""
+
+    files: tuple[FileView, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class JobUrls(Struct, frozen=True):
+    """Where the job's own routes are."""
+
+    self: str
+    events: str
+    cancel: str
+    retry: str
+    logs: str
+
+
+class JobView(Struct, frozen=True, kw_only=True):
+    """A Job on the wire. `queue_position` 0 is next to start, null when not waiting; `reason` only while waiting.
+
+    `engine`: what runs or ran the last attempt on its host: `docker`, a container, or `process`, a plain process.
+    """
+
+    id: str
+    owner: str
+    endpoint: str
+    status: Status
+    revision: int
+    reason: str | None = None
+    message: str | None = None
+    missing: tuple[str, ...] = ()
+    queue_position: int | None = None
+    eta: Eta | None = None
+    progress: ProgressView | None = None
+    input: dict[str, Any]
+    output: OutputView | None = None
+    error: JobFailure | None = None
+    round: int
+    attempt: int
+    max_attempts: int
+    priority: Priority
+    tags: dict[str, str]
+    trace_id: str
+    host: str | None = None
+    gpu: str | None = None
+    engine: str | None = None
+    created_at: Moment
+    queued_at: Moment | None = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    not_before: Moment | None = None
+    deadline: Moment | None = None
+    usage: AttemptUsage
+    urls: JobUrls
+
+
+class HistoryRow(Struct, frozen=True):
+    """One row of `GET /v1/jobs/{id}/history`."""
+
+    revision: int
+    at: Moment
+    event: dict[str, Any]
+    status: Status

@@ -1,0 +1,24 @@
+"""The shim beside a job, by the calendar of tests/broken/shifted_clock.py. Standard library only, as the shim itself."""
+
+import os
+import runpy
+import time
+from pathlib import Path
+
+SHIM = Path(__file__).resolve().parents[2] / "runner" / "engines" / "shim.py"
+REAL = time.time
+
+
+def shift_s() -> float:
+    """Seconds by which the calendar is ahead."""
+    return float(Path(os.environ["CALENDAR"]).read_text())
+
+
+def shifted_time() -> float:
+    """In place of `time.time`."""
+    return REAL() + shift_s()
+
+
+if __name__ == "__main__":
+    time.time = shifted_time
+    runpy.run_path(str(SHIM), run_name="__main__")

@@ -1,0 +1,51 @@
+"""Which calls of which ports have a fault point, and what they are called in the tables of steps."""
+
+from functools import wraps
+from typing import Any
+
+from bus.interface import Bus, QueueMessage
+from schemas.host import HostHeartbeat
+from tests.chaos.fault_points import FaultPoints, no_label
+
+
+def _event(_key: object, recorded: Any, *_: object) -> str:
+    return str(type(recorded.event).__struct_config__.tag)
+
+
+def _note(_key: object, note: Any) -> str:
+    return str(type(note).__struct_config__.tag)
+
+
+def _presence(_host: str, presence: HostHeartbeat) -> str:
+    return "draining" if presence.draining else ""
+
+
+RECORDS = {"create": _event, "update": _event}
+QUEUE = {"publish": no_label, "withdraw": no_label}
+FEED = {"publish": _note}
+CONTROL = {"nudge": no_label}
+HOSTS = {"put": _presence}
+DELIVERY = {"done": no_label, "later": no_label}
+ENGINE = {"start": no_label, "stop": no_label, "remove": no_label}
+SUPPLIES = {"stage": no_label, "keep": no_label}
+STORE = {"write": no_label}
+DRIVER = {"start": no_label, "stop": no_label}
+
+
+def arm_bus(bus: Bus, faults: FaultPoints) -> None:
+    """Points around everything a process writes, and around what it says of the messages it was handed."""
+    faults.over(bus.job_store, "records", RECORDS)
+    faults.over(bus.job_queue, "queue", QUEUE)
+    faults.over(bus.feed, "feed", FEED)
+    faults.over(bus.host_nudges, "control", CONTROL)
+    faults.over(bus.heartbeats, "hosts", HOSTS)
+    take = bus.job_queue.fetch
+
+    @wraps(take)
+    async def taken(*args: Any) -> QueueMessage | None:
+        delivery = await take(*args)
+        if delivery is not None:
+            faults.over(delivery, "delivery", DELIVERY)
+        return delivery
+
+    vars(bus.job_queue)["take"] = taken

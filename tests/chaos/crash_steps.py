@@ -1,0 +1,159 @@
+"""The steps of a job's life at which somebody is killed: which call of which port each is, and what is played."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+from msgspec import Struct
+
+from schemas.status import ACTIVE_STATUSES, Status
+from tests.chaos import switched_host
+from tests.chaos.chaos_installation import ChaosInstallation
+from tests.chaos.fault_points import CallSide
+from tests.chaos.followers import follow_and_record, open_sse, open_websocket
+from tests.chaos.recording_client import RecordingClient
+
+PARTS = ("edge", "broker", "runner")
+DOCKER = ("docker, live-restore", "docker, no live-restore")
+JOB = ("process", "container")
+ALL = (*PARTS, *DOCKER)
+WITH_JOB = (*PARTS, *JOB, *DOCKER)
+LONG_S = 60.0
+
+
+class CrashCell(Struct, frozen=True):
+    """One place of the matrix: kill `victim` just before or after `step`."""
+
+    step: str
+    moment: CallSide
+    victim: str
+
+    @property
+    def name(self) -> str:
+        """As tests and tables call it, and the idempotency key of its job."""
+        return f"{self.moment} {self.step}, {self.victim}"
+
+
+StepPlay = Callable[[ChaosInstallation, RecordingClient, CrashCell], Awaitable[str]]
+
+
+class CrashStep(Struct, frozen=True):
+    """`process` stands still at `point`. `victims`: of whom anything can be killed there.
+
+    `switched`: the host has a switch, and a machine that starts its runner when it has power (tests/chaos/switched_host.py).
+    """
+
+    name: str
+    process: str
+    point: str
+    play: StepPlay
+    victims: tuple[str, ...] = ALL
+    switched: bool = False
+
+
+async def play_plain(_: ChaosInstallation, client: RecordingClient, cell: CrashCell, seconds: float = 0.6) -> str:
+    """A job from its submit to its result."""
+    job_id = await client.submit(cell.name, {"text": cell.name, "seconds": seconds})
+    await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
+async def play_long(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """The same, still at work when a daemon that was killed has started again."""
+    return await play_plain(scene, client, cell, seconds=5)
+
+
+async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """A job that its owner stops while it runs."""
+    job_id = await client.submit(cell.name, {"seconds": LONG_S})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_watched, client, job_id, cell)
+        await client.wait_for(job_id, lambda job: job.progress is not None)
+        await client.post_action(job_id, "cancel")
+    return job_id
+
+
+async def play_cancel_waiting(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """A job that its owner stops while it waits: there is no runner meanwhile."""
+    await scene.process("runner").stop()
+    job_id = await client.submit(cell.name, {"text": cell.name})
+    await client.post_action(job_id, "cancel")
+    if cell.victim != "runner":
+        await scene.start_runner()
+    await _watched(client, job_id, cell)
+    return job_id
+
+
+async def play_owner_retry(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """A job that fails, and succeeds in the round that its owner asks for."""
+    job_id = await client.submit(cell.name, {"text": cell.name, "refusals": 1})
+    await client.wait_until_ended(job_id)
+    await client.post_action(job_id, "retry")
+    await client.wait_for(job_id, lambda job: job.round == 2)
+    await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
+async def play_automatic_retry(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """A job whose first attempt fails, and that is tried again without anybody asking."""
+    job_id = await client.submit(cell.name, {"text": cell.name, "stumbles": 1})
+    await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
+async def play_drain(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """A job that runs when its host is told to stop; a new life follows."""
+    job_id = await client.submit(cell.name, {"text": cell.name, "seconds": 4})
+    await client.wait_for(job_id, lambda job: job.status in ACTIVE_STATUSES and job.progress is not None)
+    scene.process("runner").terminate()
+    if cell.victim != "runner":
+        await scene.restart_runner()
+    await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
+async def play_power_cycle(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """A host that idles is put out, and lit again for a job."""
+    await switched_host.wait_until_off(scene)
+    return await play_plain(scene, client, cell)
+
+
+async def _watched(client: RecordingClient, job_id: str, cell: CrashCell) -> None:
+    """Followed both ways to its end, and read until it has ended."""
+    async with anyio.create_task_group() as tasks:
+        for way, by in (("sse", open_sse), ("websocket", open_websocket)):
+            tasks.start_soon(partial(follow_and_record, client, job_id, f"{cell.name}, {way}", by))
+        ended = await client.wait_until_ended(job_id)
+        assert ended.status in {Status.SUCCEEDED, Status.CANCELLED}, f"{cell.name}: {ended.status} {ended.error}"
+
+
+STEPS = (
+    CrashStep("submit", "edge", "records.create.submitted", play_plain, PARTS),
+    CrashStep("publish", "edge", "queue.publish", play_plain, PARTS),
+    CrashStep("claim", "runner", "records.update.started", play_plain),
+    CrashStep("stage and start", "runner", "engine.start", play_plain),
+    CrashStep("progress", "runner", "feed.publish.progress", play_long, WITH_JOB),
+    CrashStep("upload", "runner", "supplies.keep", play_plain),
+    CrashStep("store", "edge", "store.write", play_plain, PARTS),
+    CrashStep("record", "runner", "records.update.succeeded", play_plain),
+    CrashStep("ack", "runner", "delivery.done", play_plain),
+    CrashStep("remove", "runner", "engine.remove", play_plain),
+    CrashStep("release", "runner", "records.update.released", play_automatic_retry),
+    CrashStep("back-off", "runner", "delivery.later", play_automatic_retry),
+    CrashStep("cancel, waiting", "edge", "queue.withdraw", play_cancel_waiting, ("edge", "broker")),
+    CrashStep("cancel, running", "edge", "records.update.cancel_requested", play_cancel_running, WITH_JOB),
+    CrashStep("stop", "runner", "engine.stop", play_cancel_running, WITH_JOB),
+    CrashStep("retry", "edge", "records.update.retried", play_owner_retry, PARTS),
+    CrashStep("drain", "runner", "hosts.put.draining", play_drain, WITH_JOB),
+    CrashStep("power off", "edge", "driver.stop", play_power_cycle, PARTS, switched=True),
+    CrashStep("power on", "edge", "driver.start", play_power_cycle, ("edge", "broker"), switched=True),
+)
+
+
+def cells() -> list[CrashCell]:
+    """The whole matrix, row by row."""
+    return [CrashCell(step.name, moment, victim) for step in STEPS for moment in CallSide for victim in step.victims]

@@ -1,0 +1,79 @@
+"""Followers that write down every message, resume behind the last one, and stop when the edge ends the stream."""
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import anyio
+import httpx
+import websockets
+from websockets.asyncio.client import connect
+
+from lamplighter.api import job_path
+from lamplighter.follow import Event, SseParser
+from schemas.status import Status
+from tests.chaos.evidence import StreamClosed, StreamMessage
+from tests.chaos.recording_client import RecordingClient
+
+RETRY_DELAY_S = 0.3
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=20.0)  # the edge says something every 15 s
+
+EventGenerator = AsyncGenerator[Event, None]
+OpenStream = Callable[[RecordingClient, str, str | None], EventGenerator]
+
+
+class StreamBroken(Exception):
+    """The connection ended, and not in good order."""
+
+
+async def open_sse(client: RecordingClient, job_id: str, after: str | None) -> EventGenerator:
+    """One connection of server-sent events."""
+    headers = {"Authorization": f"Bearer {client.key}"} | ({"Last-Event-ID": after} if after else {})
+    reader = SseParser(after)
+    try:
+        async with (
+            httpx.AsyncClient(base_url=client.url, headers=headers, timeout=STREAM_TIMEOUT) as http,
+            http.stream("GET", job_path(job_id, "events")) as answer,
+        ):
+            answer.raise_for_status()
+            async for text in answer.aiter_text():
+                for event in reader.read(text):
+                    yield event
+    except httpx.HTTPError as error:
+        raise StreamBroken(str(error)) from error
+
+
+async def open_websocket(client: RecordingClient, job_id: str, after: str | None) -> EventGenerator:
+    """One WebSocket."""
+    url = client.url.replace("http", "ws", 1) + job_path(job_id, "events") + (f"?after={after}" if after else "")
+    headers = {"Authorization": f"Bearer {client.key}"}
+    try:
+        async with connect(url, additional_headers=headers, open_timeout=10, close_timeout=2) as socket:
+            async for message in socket:
+                said = json.loads(message)
+                yield Event(said["id"], said["event"], said["data"])
+    except (OSError, TimeoutError, websockets.WebSocketException) as error:
+        raise StreamBroken(str(error)) from error
+
+
+async def follow_and_record(client: RecordingClient, job_id: str, stream: str, by: OpenStream) -> None:
+    """Until the edge ends it, over as many connections as that takes."""
+    after: str | None = None
+    while True:
+        try:
+            async with aclosing(by(client, job_id, after)) as events:
+                async for event in events:
+                    after = event.id
+                    client.history.note(_stream_message(stream, job_id, event))
+        except StreamBroken:
+            await anyio.sleep(RETRY_DELAY_S)
+            continue
+        client.history.note(StreamClosed(stream))
+        return
+
+
+def _stream_message(stream: str, job_id: str, event: Event) -> StreamMessage:
+    said = event.data
+    status = Status(said["status"]) if event.kind == "state" else None
+    where = (job_id, said.get("round", 0), said.get("attempt") or 0)
+    return StreamMessage(stream, event.id, event.kind, *where, said.get("revision"), status)

@@ -1,0 +1,82 @@
+"""Who is killed, how, and how he comes back."""
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import anyio.to_thread
+from msgspec import Struct
+
+from runner.engines.process import ProcessEngine
+from tests.chaos.chaos_installation import HOST, ChaosInstallation
+
+
+class KillTarget(Struct, frozen=True):
+    """`kill` is SIGKILL; `revive` starts it again. `frozen`: the process that a fault point may hold, if it is one."""
+
+    kill: Callable[[ChaosInstallation], Awaitable[None]]
+    revive: Callable[[ChaosInstallation], Awaitable[None]]
+    frozen: str = ""
+
+
+async def _nothing(_: ChaosInstallation) -> None:
+    """A container does not come back: its job does."""
+
+
+async def _kill_edge(scene: ChaosInstallation) -> None:
+    await scene.installation.edge.kill()
+
+
+async def _kill_runner(scene: ChaosInstallation) -> None:
+    await scene.process("runner").kill()
+
+
+async def _kill_broker(scene: ChaosInstallation) -> None:
+    await scene.installation.server.kill()
+
+
+async def _start_broker(scene: ChaosInstallation) -> None:
+    await scene.installation.server.start()
+
+
+async def kill_jobs(scene: ChaosInstallation, host: str = HOST) -> None:
+    """Every job that runs there, but not what watches over it: on processes that is the shim."""
+    async with scene.installation.engine_of(host) as engine:
+        for found in await engine.find(scene.installation.name, host):
+            if scene.docker is not None:
+                await anyio.to_thread.run_sync(scene.docker.kill_container, found.handle)
+            elif isinstance(engine, ProcessEngine) and (shim := await engine.pid(found.handle)):
+                await anyio.to_thread.run_sync(_kill_children, shim)
+
+
+def _kill_children(pid: int) -> None:
+    with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended by itself
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+
+
+async def _kill_docker(scene: ChaosInstallation) -> None:
+    if scene.docker is None:
+        raise ValueError("this scene has no Docker engine")
+    await anyio.to_thread.run_sync(scene.docker.kill)
+
+
+async def _start_docker(scene: ChaosInstallation) -> None:
+    if scene.docker is None:
+        raise ValueError("this scene has no Docker engine")
+    await anyio.to_thread.run_sync(scene.docker.call, "start")
+
+
+_DOCKER = KillTarget(_kill_docker, _start_docker)
+
+KILL_TARGETS: Mapping[str, KillTarget] = {
+    "edge": KillTarget(_kill_edge, ChaosInstallation.start_edge, "edge"),
+    "broker": KillTarget(_kill_broker, _start_broker),
+    "runner": KillTarget(_kill_runner, ChaosInstallation.start_runner, "runner"),
+    "process": KillTarget(kill_jobs, _nothing),
+    "container": KillTarget(kill_jobs, _nothing),
+    "docker, live-restore": _DOCKER,
+    "docker, no live-restore": _DOCKER,
+}

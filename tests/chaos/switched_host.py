@@ -1,0 +1,68 @@
+"""A host with a switch: its runner runs while the machine has power, and starts again by itself when it was killed."""
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from tests.chaos.chaos_installation import HOST, ChaosInstallation
+from tests.support.wait import wait_for
+
+POLL_INTERVAL_S = 0.1
+POWER_OFF_TIMEOUT_S = 150.0  # an edge that was killed looks on for 30 s before it judges anew
+
+# What the edge runs: power is a file.
+DRIVER_PROGRAM = """
+import pathlib, sys
+power, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
+if verb == "state":
+    sys.exit(0 if power.exists() else 1)
+power.touch() if verb == "on" else power.unlink(missing_ok=True)
+"""
+RULES = "min_on = 0.5\nidle_after = 1.0\n"
+
+
+def declare_host(folder: Path) -> None:
+    """The edge's settings for a scene in `folder` whose host has a switch."""
+    verbs = ("on", "off", "state")
+    argv = {verb: json.dumps([sys.executable, "-c", DRIVER_PROGRAM, str(folder / "power"), verb]) for verb in verbs}
+    text = "".join(f"{verb} = {words}\n" for verb, words in argv.items())
+    (folder / "lamplighter.toml").write_text(f'[hosts.{HOST}]\ndriver = "command"\n{text}{RULES}')
+
+
+def is_powered(scene: ChaosInstallation) -> bool:
+    """Whether the machine has power."""
+    return (scene.installation.folder / "power").exists()
+
+
+@asynccontextmanager
+async def run_host(scene: ChaosInstallation) -> AsyncIterator[None]:
+    """The machine itself, for as long as the block runs; it has power at first, so that the edge learns what it is."""
+    (scene.installation.folder / "power").touch()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_run, scene)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def _run(scene: ChaosInstallation) -> None:
+    while True:
+        runner = scene.installation.runners.get(HOST)
+        runs = runner is not None and runner.was_started
+        if is_powered(scene) and not runs:
+            await scene.start_runner()
+        elif runner is not None and runs and not is_powered(scene):
+            await runner.stop()
+        await anyio.sleep(POLL_INTERVAL_S)
+
+
+async def wait_until_off(scene: ChaosInstallation) -> None:
+    """Wait until the edge has put it out."""
+
+    async def out() -> bool:
+        return not is_powered(scene)
+
+    await wait_for(out, POWER_OFF_TIMEOUT_S)

@@ -1,0 +1,134 @@
+"""What befalls the cluster under load, one after the other, and how long its clients heard nothing meanwhile."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from random import Random
+
+import anyio
+import anyio.abc
+from msgspec import Struct
+
+from bus.interface import Bus
+from tests.chaos.evidence import HostOutage
+from tests.cluster.broker_cluster import find_leader, is_replicated
+from tests.cluster.cluster_installation import EDGES, ClusterInstallation
+from tests.cluster.gap_meter import GapMeter
+from tests.support.wait import wait_for
+
+JOBS_AFTER_FAILURE = 6  # so many jobs are accepted and end before what was broken is mended
+AT_ONCE = 6
+SECONDS = (0.1, 0.8)
+WHOLE_S = 90.0
+BEHIND_S = 30.0  # a machine that had no power learns that its jobs are others' within that time
+
+
+class ServiceGaps(Struct, frozen=True):
+    """The longest gaps, in seconds, between two 202s and between two ends of jobs, from one blow to the next."""
+
+    blow: str
+    accepted_s: float
+    ended_s: float
+
+
+class ClusterLoad:
+    """Owners that submit a job, wait for its end, download it and go on, until told to stop."""
+
+    def __init__(self, cluster: ClusterInstallation, dice: Random) -> None:
+        self._cluster = cluster
+        self._dice = dice
+        self._stop = False
+        self.accepted = GapMeter()
+        self.ended = GapMeter()
+
+    def start(self, tasks: anyio.abc.TaskGroup) -> None:
+        for number in range(AT_ONCE):
+            tasks.start_soon(self._owner, number)
+
+    def stop(self) -> None:
+        """No new jobs."""
+        self._stop = True
+
+    async def _owner(self, number: int) -> None:
+        turn = 0
+        async with self._cluster.client(f"owner-{number}") as client:
+            while not self._stop:
+                turn += 1
+                name = f"job-{number}-{turn}"
+                seconds = round(self._dice.uniform(*SECONDS), 2)
+                job_id = await client.submit(name, {"text": name, "seconds": seconds})
+                self.accepted.beat()
+                job = await client.wait_until_ended(job_id)
+                self.ended.beat()
+                await client.fetch(job, name)
+
+    async def wait_for_progress(self) -> None:
+        """Return when new jobs were accepted and have ended."""
+        accepted, ended = self.accepted.count + JOBS_AFTER_FAILURE, self.ended.count + JOBS_AFTER_FAILURE
+
+        async def on() -> bool:
+            return self.accepted.count >= accepted and self.ended.count >= ended
+
+        await wait_for(on, WHOLE_S)
+
+
+ClusterFailure = Callable[[ClusterInstallation, Bus, ClusterLoad, Random], Awaitable[None]]
+
+
+async def leader_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, _: Random) -> None:
+    """The server that leads STATE."""
+    name = await find_leader(bus)
+    await cluster.brokers.kill(name)
+    await load.wait_for_progress()
+    cluster.brokers.start(name)
+
+
+async def edge_killed(cluster: ClusterInstallation, _: Bus, load: ClusterLoad, dice: Random) -> None:
+    """One of the two."""
+    name = dice.choice(EDGES)
+    await cluster.edges[name].kill()
+    await load.wait_for_progress()
+    await cluster.start_edge(name)
+    await cluster.wait_until_balanced(*EDGES)
+
+
+async def runner_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, dice: Random) -> None:
+    """Its jobs go on and are taken over by its next life."""
+    host = dice.choice(sorted(cluster.runners))
+    await cluster.runners[host].kill()
+    await load.wait_for_progress()
+    await cluster.start_runner(host)
+    await cluster.online(bus, host)
+
+
+async def power_cut(cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, dice: Random) -> None:
+    """A machine with a broker, a runner and perhaps an edge is gone without a word, its jobs with it."""
+    machine = dice.choice(cluster.machines)
+    since = anyio.current_time()
+    await cluster.cut_power(machine)
+    await load.wait_for_progress()
+    await cluster.give_power(machine)
+    cluster.history.note_outage(HostOutage(f"gpu-{machine.number}", since, anyio.current_time() + BEHIND_S))
+    await cluster.online(bus, f"gpu-{machine.number}")
+    await cluster.wait_until_balanced(*EDGES)
+
+
+CLUSTER_FAILURES: Mapping[str, ClusterFailure] = {
+    "stream leader killed": leader_killed,
+    "edge killed": edge_killed,
+    "runner killed": runner_killed,
+    "machine without power": power_cut,
+}
+
+
+async def apply_failure(
+    name: str, cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, dice: Random
+) -> ServiceGaps:
+    """Let it come, see the work go on, mend it, and wait until the cluster is whole."""
+    await load.wait_for_progress()
+    load.accepted.take_longest_s()
+    load.ended.take_longest_s()
+    await CLUSTER_FAILURES[name](cluster, bus, load, dice)
+
+    await wait_for(partial(is_replicated, bus), WHOLE_S)
+    await load.wait_for_progress()
+    return ServiceGaps(name, load.accepted.take_longest_s(), load.ended.take_longest_s())

@@ -1,0 +1,272 @@
+"""A rig for every driver: a machine that its switch really switches, and hands to make the switch fail."""
+
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import httpx
+import msgspec
+from libcloud.compute.base import NodeImage
+from libcloud.compute.providers import get_driver
+from libcloud.compute.types import NodeState
+from moto.server import DomainDispatcherApplication, create_backend_app
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from werkzeug.serving import make_server
+
+from edge.outbound.signature import signature_headers
+from edge.power.drivers.command import CommandDriver
+from edge.power.drivers.http import HttpDriver
+from edge.power.drivers.libcloud import LibcloudDriver
+from edge.power.drivers.port import PowerDriver, PowerDriverReply
+from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
+from schemas.host_config import CommandHostConfig, HttpHostConfig, LibcloudHostConfig
+from schemas.power import ReportedPower
+from tests.support.fake_power_driver import FakePowerDriver
+from tests.support.http_server import serve_app
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+class DriverRig(Protocol):
+    """`power` is what the machine really does: the driver's word is held against it."""
+
+    driver: PowerDriver
+
+    async def power(self) -> ReportedPower: ...
+    def sell_out(self, times: int) -> None: ...
+    def break_down(self) -> None: ...
+
+
+RigFactory = Callable[[Path], AbstractAsyncContextManager[DriverRig]]
+
+
+class FakeDriverRig(DriverRig):
+    def __init__(self) -> None:
+        self.driver: FakePowerDriver = FakePowerDriver()
+
+    async def power(self) -> ReportedPower:
+        return self.driver.power
+
+    def sell_out(self, times: int) -> None:
+        self.driver.sold_out = times
+
+    def break_down(self) -> None:
+        self.driver.broken = True
+
+
+@asynccontextmanager
+async def memory(_: Path) -> AsyncIterator[DriverRig]:
+    yield FakeDriverRig()
+
+
+DRIVER_PROGRAM = """
+import pathlib, sys
+folder, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
+if (folder / "broken").exists():
+    print("noise\\nno route to the box", file=sys.stderr)
+    sys.exit(3)
+power = folder / "power"
+if verb == "state":
+    print("asking...")
+    print(power.read_text())
+    sys.exit(0)
+stock = folder / "sold_out"
+left = int(stock.read_text()) if stock.exists() else 0
+if verb == "on" and left:
+    stock.write_text(str(left - 1))
+    print("none in stock")
+    sys.exit(75)
+power.write_text({"on": "on", "off": "off"}[verb])
+"""
+
+
+class CommandDriverRig(DriverRig):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / "switch.py").write_text(DRIVER_PROGRAM)
+        (folder / "power").write_text("off")
+        argv = {verb: (sys.executable, str(folder / "switch.py"), str(folder), verb) for verb in ("on", "off", "state")}
+        self.driver = CommandDriver("gpu-1", CommandHostConfig(**argv), os.environ)
+
+    async def power(self) -> ReportedPower:
+        return ReportedPower((self._folder / "power").read_text())
+
+    def sell_out(self, times: int) -> None:
+        (self._folder / "sold_out").write_text(str(times))
+
+    def break_down(self) -> None:
+        (self._folder / "broken").touch()
+
+
+@asynccontextmanager
+async def command(folder: Path) -> AsyncIterator[DriverRig]:
+    yield CommandDriverRig(folder)
+
+
+class RemoteMachine:
+    """A machine behind a webhook or a relay: a memory driver that answers in their words."""
+
+    def __init__(self) -> None:
+        self.machine = FakePowerDriver()
+        self.away = False
+
+    async def answer(self, kind: str, call_id: str) -> PowerDriverReply:
+        verb = kind.rpartition(".")[2]
+        if verb == "state":
+            return PowerDriverReply(await self.machine.state())
+        if verb == "start" and self.machine.sold_out:
+            self.machine.sold_out -= 1
+            return PowerDriverReply(no_capacity=True)
+        await (self.machine.start if verb == "start" else self.machine.stop)(call_id)
+        return PowerDriverReply(self.machine.power)
+
+
+class RemoteMachineRig(DriverRig):
+    def __init__(self, driver: PowerDriver, box: RemoteMachine) -> None:
+        self.driver, self._box = driver, box
+
+    async def power(self) -> ReportedPower:
+        return self._box.machine.power
+
+    def sell_out(self, times: int) -> None:
+        self._box.machine.sold_out = times
+
+    def break_down(self) -> None:
+        self._box.away = True
+
+
+@asynccontextmanager
+async def http(_: Path) -> AsyncIterator[DriverRig]:
+    box = RemoteMachine()
+
+    async def receive(request: Request) -> Response:
+        body = await request.body()
+        expected = signature_headers(request.headers["webhook-id"], NOW, body, SECRET)
+        if box.away or any(request.headers[name] != value for name, value in expected.items()):
+            return Response(status_code=503 if box.away else 401)
+        said: dict[str, Any] = msgspec.json.decode(body)
+        assert said["data"]["host"] == "gpu-1"
+        return JSONResponse(msgspec.to_builtins(await box.answer(said["type"], request.headers["webhook-id"])))
+
+    app = Starlette(routes=[Route("/power", receive, methods=["POST"])])
+    async with serve_app(app) as url, httpx.AsyncClient() as client:
+        declared = HttpHostConfig(url=f"{url}/power", secret=SECRET)
+        yield RemoteMachineRig(HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "question-1"), box)
+
+
+class FakeRelay(PowerRelay):
+    def __init__(self, box: RemoteMachine) -> None:
+        self._box = box
+
+    async def request(self, kind: str, host: str, call_id: str) -> PowerDriverReply:
+        if self._box.away:
+            raise RelayUnavailable
+        assert host == "gpu-1"
+        return await self._box.answer(kind, call_id)
+
+
+@asynccontextmanager
+async def relay(_: Path) -> AsyncIterator[DriverRig]:
+    box = RemoteMachine()
+    yield RemoteMachineRig(RelayDriver(FakeRelay(box), "gpu-1"), box)
+
+
+SOLD_OUT = b"""<?xml version="1.0"?><Response><Errors><Error><Code>InsufficientInstanceCapacity</Code>
+<Message>We currently do not have sufficient capacity in the Availability Zone you requested</Message>
+</Error></Errors><RequestID>1</RequestID></Response>"""
+
+
+class FakeEc2:
+    """moto's EC2, in front of it somebody who says that nothing is in stock, or nothing at all."""
+
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self.sold_out = 0
+        self.broken = False
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if self.broken:
+            start_response("503 Service Unavailable", [("content-type", "text/xml")])
+            return [b"<Response><Errors/></Response>"]
+        action = environ.get("QUERY_STRING", "")
+        if "Action=StartInstances" in action and self.sold_out:
+            self.sold_out -= 1
+            start_response("500 Internal Server Error", [("content-type", "text/xml")])
+            return [SOLD_OUT]
+        return self._as_aws(environ, start_response)
+
+    def _as_aws(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        """AWS ends its namespace with a slash, without which libcloud finds nothing; moto 5.2 leaves it out."""
+        began: list[Any] = []
+        body = b"".join(self._moto(environ, lambda *head: began.append(head)))
+        body = body.replace(b'/doc/2016-11-15"', b'/doc/2016-11-15/"')
+        status, headers = began[0][:2]
+        kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        start_response(status, [*kept, ("content-length", str(len(body)))])
+        return [body]
+
+
+@contextmanager
+def serve_fake_ec2(cloud: FakeEc2) -> Iterator[int]:
+    server = make_server("127.0.0.1", 0, cloud, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Ec2DriverRig(DriverRig):
+    """A real machine of moto's, made with libcloud and looked at with libcloud."""
+
+    def __init__(self, cloud: FakeEc2, port: int) -> None:
+        self._cloud = cloud
+        options: dict[str, str | int | bool] = {
+            "host": "127.0.0.1",
+            "port": port,
+            "secure": False,
+            "signature_version": "4",
+        }
+        self._ec2 = get_driver("ec2")("key", "secret", **options)
+        image = NodeImage("ami-12c6146b", "any", self._ec2)
+        size = self._ec2.list_sizes()[0]
+        self.node = self._ec2.create_node(name="gpu-1", image=image, size=size)
+        self._ec2.stop_node(self.node)
+        declared = LibcloudHostConfig(
+            provider="ec2", node=self.node.id, key_env="CLOUD_KEY", secret_env="CLOUD_SECRET", options=options
+        )
+        self.driver = LibcloudDriver(declared, {"CLOUD_KEY": "key", "CLOUD_SECRET": "secret"})
+
+    async def power(self) -> ReportedPower:
+        nodes = await anyio.to_thread.run_sync(self._ec2.list_nodes)
+        state = next(node.state for node in nodes if node.id == self.node.id)
+        return ReportedPower.ON if state == NodeState.RUNNING else ReportedPower.OFF
+
+    def sell_out(self, times: int) -> None:
+        self._cloud.sold_out = times
+
+    def break_down(self) -> None:
+        self._cloud.broken = True
+
+
+@asynccontextmanager
+async def libcloud(_: Path) -> AsyncIterator[DriverRig]:
+    cloud = FakeEc2()
+    with serve_fake_ec2(cloud) as port:
+        yield await anyio.to_thread.run_sync(Ec2DriverRig, cloud, port)
+
+
+RIGS: dict[str, RigFactory] = {"memory": memory, "command": command, "http": http, "relay": relay, "libcloud": libcloud}

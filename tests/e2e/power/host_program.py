@@ -1,0 +1,100 @@
+"""A box that can be switched: the program behind a `command` driver. On means that its runner runs.
+
+`machine.py FOLDER on|off|state|boot`. FOLDER/plan.json says what it does (`Plan` of `boxes.py`); `pressed` logs every
+order with its time, `power` holds what has power: a word, then the process of its runner.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NO_CAPACITY = 75
+
+
+def consume_mishap(folder: Path, plan: dict, name: str) -> bool:
+    """Whether this order still meets the mishap `name`, of which the plan has so many."""
+    if not plan[name]:
+        return False
+    plan[name] -= 1
+    part = folder / "plan.part"
+    part.write_text(json.dumps(plan))
+    part.replace(folder / "plan.json")
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def power(folder: Path) -> tuple[str, int]:
+    """The word and the pid in `power`; off when nothing has power."""
+    try:
+        word, pid = (folder / "power").read_text().split()
+    except FileNotFoundError:
+        return "off", 0
+    return word, int(pid)
+
+
+def state(folder: Path, plan: dict) -> str:
+    word, pid = power(folder)
+    if word == "stopping" and not is_alive(pid) and not plan["hangs"]:
+        return "off"
+    return word
+
+
+def on(folder: Path, plan: dict) -> int:
+    if consume_mishap(folder, plan, "no_capacity"):
+        print("none in stock")  # noqa: T201 - the driver reads it
+        return NO_CAPACITY
+    if state(folder, plan) in {"starting", "on"}:
+        return 0
+    if consume_mishap(folder, plan, "boots_that_fail"):
+        (folder / "power").write_text("on 0")
+        return 0
+    (folder / "power").write_text("starting 0")
+    with (folder / "box.log").open("ab") as log:
+        subprocess.Popen([sys.executable, __file__, folder, "boot"], stdout=log, stderr=log, start_new_session=True)
+    return 0
+
+
+def boot(folder: Path, plan: dict) -> None:
+    """Take its time, then become the runner."""
+    time.sleep(plan["boot_s"])
+    (folder / "power").write_text(f"on {os.getpid()}")
+    os.chdir(plan["cwd"])
+    os.execvpe(plan["argv"][0], plan["argv"], os.environ | plan["environ"])
+
+
+def off(folder: Path) -> int:
+    word, pid = power(folder)
+    if word != "off":
+        (folder / "power").write_text(f"stopping {pid}")
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+    return 0
+
+
+def main() -> int:
+    folder, verb = Path(sys.argv[1]), sys.argv[2]
+    plan = json.loads((folder / "plan.json").read_text())
+    if verb == "boot":
+        boot(folder, plan)
+    if verb == "state":
+        print(state(folder, plan))  # noqa: T201
+        return 0
+    with (folder / "pressed").open("a") as log:
+        log.write(f"{verb} {time.time()}\n")
+    return on(folder, plan) if verb == "on" else off(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Boxes behind their switches, and the installation that they have joined over TLS from another network namespace."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bus.interface import Bus
+from bus.open import open_edge
+from bus.server.process import NatsServer
+from bus.settings import BrokerSettings
+from edge.core.clock import utc_now
+from edge.tls import load_or_create_certificate
+from lamplighter import AsyncClient, api
+from schemas.host import HostHeartbeat
+from schemas.job_view import JobView
+from schemas.power import PowerRecord
+from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
+from tests.e2e.power.host_program import is_alive, power
+from tests.support import job_user
+from tests.support.bytecode import BYTECODE_ENVIRON
+from tests.support.installation import IMAGES, ROOT, Installation, RunningInstallation, ServiceProcess, wait_until_ready
+from tests.support.namespaces import EDGE, HostNetwork
+from tests.support.wait import wait_for
+
+FAST_CLOCK_MODULE = "tests.e2e.power.fast_clock"
+STATE_TIMEOUT_S = 100.0
+TLS_PORT = 8443
+RULES = {
+    "min_on": 0.5,
+    "idle_after": 0.8,
+    "boot_timeout": 8.0,
+    "stop_timeout": 3.0,
+    "fallback_after": 1.0,
+    "timeout": 10.0,
+}
+
+
+class HostPlan(Struct, frozen=True):
+    """What a box does with orders: `no_capacity` starts are refused, then `boots_that_fail` bring no runner.
+
+    `boot_s`: seconds before its runner is started. `hangs`: it never says that it is off.
+    """
+
+    argv: tuple[str, ...]
+    environ: dict[str, str]
+    cwd: str
+    boot_s: float = 0.0
+    no_capacity: int = 0
+    boots_that_fail: int = 0
+    hangs: bool = False
+
+
+class SwitchedHost:
+    """One machine. `pressed` are the orders its switch has had."""
+
+    def __init__(self, host: str, folder: Path) -> None:
+        self.host = host
+        self.folder = folder
+
+    @property
+    def calls(self) -> list[str]:
+        return [verb for verb, _ in self.timed_calls]
+
+    @property
+    def timed_calls(self) -> list[tuple[str, float]]:
+        """With the time of each, in seconds since 1970."""
+        log = self.folder / "pressed"
+        words = (line.split() for line in log.read_text().splitlines()) if log.exists() else ()
+        return [(verb, float(at)) for verb, at in words]
+
+    def plan(self, **changed: Any) -> None:
+        """From now on it does so; what is not named is as at first, and the log of its switch is empty."""
+        kept = msgspec.json.decode((self.folder / "plan.json").read_bytes(), type=HostPlan)
+        self._write(replace(HostPlan(kept.argv, kept.environ, kept.cwd), **changed))
+
+    def build(self, plan: HostPlan) -> None:
+        self.folder.mkdir()
+        self._write(plan)
+
+    def _write(self, plan: HostPlan) -> None:
+        (self.folder / "plan.json").write_bytes(msgspec.json.encode(plan))
+        (self.folder / "pressed").unlink(missing_ok=True)
+
+    def declaration(self, **rules: Any) -> str:
+        """Its `[hosts.…]` block."""
+        verbs = ("on", "off", "state")
+        machine = str(Path(__file__).with_name("machine.py"))
+        argv = {verb: [sys.executable, machine, str(self.folder), verb] for verb in verbs}
+        given = {"driver": "command", **argv, **RULES, **rules}
+        lines = (
+            f"{name} = {value if isinstance(value, str) and value[0] == '{' else json.dumps(value)}\n"
+            for name, value in given.items()
+        )
+        return f"[hosts.{self.host}]\n{''.join(lines)}"
+
+    def unplug(self) -> None:
+        """Whatever runs in it ends."""
+        _, pid = power(self.folder)
+        if pid and is_alive(pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class SwitchedInstallation(Installation):
+    """Edge and broker on one side, reached by others with TLS; the boxes on the other."""
+
+    def __init__(self, folder: Path, net: HostNetwork, boxes: Sequence[SwitchedHost]) -> None:
+        super().__init__(folder, "process", None, {"edge": FAST_CLOCK_MODULE})
+        self.net = net
+        self.keys: dict[str, str] = {}
+        self.boxes = {box.host: box for box in boxes}
+        self.tls = load_or_create_certificate(folder / "tls", [EDGE], utc_now())
+        self.server = NatsServer(folder / "broker", listen=f"{EDGE}:-1", tls=self.tls)
+
+    @asynccontextmanager
+    async def bus(self) -> AsyncIterator[Bus]:
+        async with open_edge(self._edge_broker()) as bus:
+            yield bus
+
+    def _edge_broker(self) -> BrokerSettings:
+        server = self.server
+        return BrokerSettings(server.url, "edge", server.passwords["edge"], server.monitor_url, pin=str(self.tls.cert))
+
+    def public_settings(self) -> dict[str, str]:
+        """The edge's settings that let others join."""
+        return {
+            "LAMPLIGHTER_BROKER__PIN": str(self.tls.cert),
+            "LAMPLIGHTER_PUBLIC__LISTEN": f"{EDGE}:{TLS_PORT}",
+            "LAMPLIGHTER_PUBLIC__URL": f"https://{EDGE}:{TLS_PORT}",
+            "LAMPLIGHTER_PUBLIC__BROKER": self.server.url,
+            "LAMPLIGHTER_PUBLIC__CERT": str(self.tls.cert),
+            "LAMPLIGHTER_PUBLIC__KEY": str(self.tls.key),
+            "LAMPLIGHTER_JOINING__FOLDER": str(self.folder / "broker"),
+            "LAMPLIGHTER_JOINING__RELOAD": json.dumps(self.server.reload_command),
+        }
+
+    async def start_edge_again(self) -> None:
+        """Start the edge; also again, after it was killed."""
+        await self.start_edge((IMAGES / "echo",), **self.public_settings())
+
+    @asynccontextmanager
+    async def start_second_edge(self) -> AsyncIterator[str]:
+        """A second edge at the same broker, with the same files; its URL."""
+        data = self.folder / "second"
+        data.mkdir()
+        (data / "assets").symlink_to(self.folder / "edge" / "assets")
+        with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
+            environ = self.edge._environ | {
+                "LAMPLIGHTER_DATA": str(data),
+                "LAMPLIGHTER_FD": str(listening.fileno()),
+                "LAMPLIGHTER_PUBLIC__LISTEN": "",
+            }
+            edge = ServiceProcess("edge", environ, self.folder / "second.log", (listening.fileno(),), FAST_CLOCK_MODULE)
+            await edge.start()
+            try:
+                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            finally:
+                await edge.stop()
+
+    async def enroll_hosts(self, admin: AsyncClient) -> None:
+        """Every box joins: its runner starts with the token of `hosts add`, as it would at a first boot."""
+        for box in self.boxes.values():
+            token = (await admin.call(api.add_host(box.host)))["token"]
+            environ = BYTECODE_ENVIRON | {
+                "LAMPLIGHTER_CONFIG": os.devnull,
+                "LAMPLIGHTER_DATA": str(self.folder / f"data-{box.host}"),
+                "LAMPLIGHTER_ENDPOINTS": json.dumps([str(IMAGES / "echo")]),
+                "LAMPLIGHTER_ENGINE": "process",
+                "LAMPLIGHTER_INSTALLATION": self.name,
+                "LAMPLIGHTER_GPU__WATCH": "0",
+                "LAMPLIGHTER_WARM__ON": "0",
+                "LAMPLIGHTER_GRACE_S": "2",
+                "LAMPLIGHTER_PACE__PRESENCE_S": "0.5",
+                "LAMPLIGHTER_LOG_FORMAT": "json",
+                **job_user.runner_settings(),
+            }
+            argv = (*self.net.at_host, sys.executable, "-m", FAST_CLOCK_MODULE, "runner", "--join", token)
+            box.build(HostPlan(argv, environ, str(ROOT)))
+
+    async def close(self) -> None:
+        for box in self.boxes.values():
+            box.unplug()
+        await super().close()
+
+    def tail(self) -> str:
+        """With what the boxes said."""
+        logs = (self.folder / host / "box.log" for host in self.boxes)
+        said = (f"== {log.parent.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs if log.exists())
+        return "\n".join((super().tail(), *said))
+
+
+class PowerScenario(Struct, frozen=True):
+    """A street with the light on, and what a test does in it."""
+
+    street: SwitchedInstallation
+    lit: RunningInstallation
+
+    @property
+    def box(self) -> SwitchedHost:
+        """The first."""
+        return next(iter(self.street.boxes.values()))
+
+    async def record(self, box: SwitchedHost | None = None) -> PowerRecord:
+        row = await self.lit.bus.power_records.get((box or self.box).host)
+        assert row is not None
+        return row.value
+
+    async def wait_for_state(
+        self, *states: str, box: SwitchedHost | None = None, within_s: float = STATE_TIMEOUT_S
+    ) -> PowerRecord:
+        """Wait until the host stands in one of `states`."""
+
+        async def there() -> PowerRecord | None:
+            record = await self.record(box)
+            return record if record.state in states else None
+
+        found: PowerRecord = await wait_for(there, within_s, every_s=0.04)
+        return found
+
+    async def presence(self) -> HostHeartbeat:
+        row = await self.lit.bus.heartbeats.get(self.box.host)
+        assert row is not None
+        return row.value
+
+    async def wait_for_heartbeats(self, seconds: float) -> None:
+        """Return when the host's heart has gone on for so long, by its own clock: longer than `idle_after`."""
+        began = (await self.presence()).at
+
+        async def beaten() -> bool:
+            return ((await self.presence()).at - began).total_seconds() >= seconds
+
+        await wait_for(beaten)
+
+    async def submit(self, text: str = "hello", **given: Any) -> JobView:
+        return await self.lit.ann.submit("echo", text=text, **given)
+
+    async def wait_until_succeeded(self, *jobs: JobView) -> list[JobView]:
+        """All of them, succeeded."""
+        ended = [await self.lit.ann.wait(job.id) for job in jobs]
+        assert {job.status for job in ended} == {"succeeded"}
+        return ended
+
+    async def wait_until_all_off(self) -> None:
+        """Nothing waits and everything is off, whatever the scene before has left."""
+        async for job in self.lit.ann.jobs():
+            if job.status in WAITING_STATUSES | ACTIVE_STATUSES:
+                await self.lit.ann.cancel(job.id)
+        for box in self.street.boxes.values():
+            box.plan()
+            if (await self.record(box)).state == "fault":
+                await self.lit.admin.call(api.set_power(box.host, "auto", None))
+            await self.wait_for_state("off", box=box)
+            box.plan()
+
+    async def wait_for_calls(self, *verbs: str, box: SwitchedHost | None = None) -> None:
+        """Wait until the box has had these orders, and it must have had no others."""
+        found = box or self.box
+
+        async def had() -> bool:
+            return len(found.calls) >= len(verbs)
+
+        await wait_for(had, STATE_TIMEOUT_S)
+        assert found.calls == list(verbs)
+
+
+@asynccontextmanager
+async def run_switched_installation(
+    folder: Path, net: HostNetwork, boxes: Sequence[tuple[str, dict[str, Any]]]
+) -> AsyncIterator[PowerScenario]:
+    """Boxes by name and rules, all joined, none of them ever on."""
+    made = {name: SwitchedHost(name, folder / name) for name, _ in boxes}
+    (folder / "lamplighter.toml").write_text("".join(made[name].declaration(**rules) for name, rules in boxes))
+    installation = SwitchedInstallation(folder, net, tuple(made.values()))
+    keys = installation.keys = await installation.open()
+    try:
+        await installation.start_edge_again()
+        async with (
+            AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
+            AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,
+            installation.bus() as bus,
+        ):
+            await wait_until_ready(ann)
+            await installation.enroll_hosts(admin)
+            yield PowerScenario(installation, RunningInstallation(installation, ann, admin, bus))
+    finally:
+        await installation.close()

@@ -1,0 +1,32 @@
+"""A watch over real nvidia-ml-py on a stub library, quick enough for tests."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+from runner.gpu.monitor import MonitorTiming, NvmlMonitor, nvml_spawner
+from schemas.gpu import GpuSnapshot
+from tests.runner.gpu.stub_nvml import StubNvml
+
+DEADLINE_S = 20
+QUICK = MonitorTiming(first_reading_timeout_s=5.0, reading_timeout_s=1.0, restart_backoff_s=0.05)
+
+
+@asynccontextmanager
+async def run_stub_monitor(
+    cards: StubNvml, timing: MonitorTiming = QUICK, renew_s: float = 60.0
+) -> AsyncIterator[NvmlMonitor]:
+    watch = NvmlMonitor(nvml_spawner(0.05, renew_s, cards.env), clock=time.time, random=random.random, timing=timing)
+    with anyio.fail_after(DEADLINE_S):
+        async with watch:
+            yield watch
+
+
+async def wait_for_snapshot(watch: NvmlMonitor, holds: Callable[[GpuSnapshot], bool]) -> GpuSnapshot:
+    snapshot = watch.snapshot()
+    while not holds(snapshot):
+        snapshot = await watch.wait_for_change(snapshot)
+    return snapshot

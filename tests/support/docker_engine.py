@@ -1,0 +1,78 @@
+"""A Docker engine of the test's own, which may be killed: deploy/docker/engine.sh, with live-restore or without."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tests.support.docker_images import ROOT, SOCKET, build_image, run_docker
+
+SCRIPT = ROOT / "deploy" / "docker" / "engine.sh"
+STAMPED_DIR = ROOT / "tests" / "chaos" / "endpoints" / "stamped"
+IMAGE = "lamplighter-test-stamped"
+
+
+def why_no_engine() -> str | None:
+    """Why no engine can be started here, or None."""
+    if os.geteuid() != 0:
+        return "starting a Docker engine needs root"
+    missing = [program for program in ("docker", "dockerd", "containerd") if shutil.which(program) is None]
+    return f"{', '.join(missing)} not installed" if missing else None
+
+
+class OwnDockerEngine:
+    """One engine in `folder`. Its containerd, and with it the containers, outlive a kill of the daemon."""
+
+    def __init__(self, folder: Path, *, live_restore: bool) -> None:
+        self._folder = folder
+        self._environ = os.environ | {"LIVE_RESTORE": "on" if live_restore else "off"}
+        self.url = f"unix://{folder}/docker.sock"
+
+    def call(self, verb: str) -> None:
+        """start, stop or status."""
+        done = subprocess.run(
+            ["/bin/sh", SCRIPT, verb, self._folder],
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"engine.sh {verb}: {done.stdout}{done.stderr}")
+
+    def kill(self) -> None:
+        """SIGKILL of the daemon, as a crash would."""
+        os.kill(int((self._folder / "dockerd.pid").read_text()), signal.SIGKILL)
+
+    def load(self, image: str) -> None:
+        """An image of the engine that has echo's: the tests' own is made there first."""
+        giver = os.environ.get("DOCKER_HOST") or SOCKET
+        if image == IMAGE:
+            build_image(giver, IMAGE, str(STAMPED_DIR))
+        with subprocess.Popen(["docker", "--host", giver, "save", image], stdout=subprocess.PIPE) as saved:
+            subprocess.run(
+                ["docker", "--host", self.url, "load", "--quiet"], stdin=saved.stdout, capture_output=True, check=True
+            )
+
+    def kill_container(self, handle: str) -> None:
+        """SIGKILL of its first process."""
+        run_docker(self.url, "kill", handle)
+
+
+@contextmanager
+def run_docker_engine(*, live_restore: bool, image: str = IMAGE) -> Iterator[OwnDockerEngine]:
+    """An engine with the image; everything of it is gone afterwards. Its path must be short: a socket lies there."""
+    folder = Path(mkdtemp(prefix="chaos-"))
+    engine = OwnDockerEngine(folder, live_restore=live_restore)
+    try:
+        engine.call("start")
+        engine.load(image)
+        yield engine
+    finally:
+        engine.call("stop")
+        shutil.rmtree(folder, ignore_errors=True)

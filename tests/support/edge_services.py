@@ -1,0 +1,325 @@
+"""All services, over the memory bus or a real broker, with one clock that tests move by hand."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from bus.interface import Bus
+from bus.open import open_edge, open_runner
+from edge.assets.service import AssetService
+from edge.assets.uploads import UploadService, UploadSettings
+from edge.core.leases import Leases
+from edge.core.signed_urls import UrlSettings, UrlSigner
+from edge.deletion import DeletionServices, OwnerDeletionService
+from edge.hosts.endpoints import EndpointRegistry
+from edge.hosts.registry import HostRegistry
+from edge.index.index import JobIndex
+from edge.jobs.event_stream import EventStreams
+from edge.jobs.input_waiter import InputWaiter
+from edge.jobs.publish_window import PublishWindow
+from edge.jobs.readiness import BrokerReadiness
+from edge.jobs.reconciler import IntervalTimer, PowerProbe, ReconcileContext, ReconcilePolicy, Reconciler
+from edge.jobs.service import JobService
+from edge.jobs.submission import Admission
+from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
+from edge.jobs.view import JobViewBuilder
+from edge.outbound.download import OutboundSettings
+from edge.outbound.ssrf_guard import guarded_client
+from edge.outbound.url_policy import AllowList
+from edge.owners.api_keys import ApiKeyStore
+from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride, OwnerQuotas
+from edge.store.upload_state import UploadStateStore
+from edge.webhooks import dispatcher as webhooks
+from edge.webhooks.secrets import WebhookSettings
+from schemas import events as e
+from schemas.endpoint import Endpoint
+from schemas.feed import FeedPosition, LogEndMessage
+from schemas.host import HostCapabilities, HostHeartbeat
+from schemas.ids import JobKey
+from schemas.job import Claim, Job, Output
+from schemas.lifecycle import next_record
+from schemas.status import WaitReason
+from tests.support.fake_bus.broker import FakeBroker, FakeBus
+from tests.support.fake_store import FakeStore
+from tests.support.nats_broker import run_broker
+from tests.support.scripted_servers import FakeDns
+
+SECRET = bytes(32)  # that the edges of a world sign with
+START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+ASSET_SCHEMA = {"type": "string", "format": "asset"}
+ECHO_ENDPOINT = Endpoint(
+    name="echo",
+    image="echo",
+    input={
+        "type": "object",
+        "properties": {
+            "text": {"type": "string"},
+            "file": ASSET_SCHEMA,
+            "second": ASSET_SCHEMA,
+            "seconds": {"type": "number", "default": 0},
+        },
+        "additionalProperties": False,
+    },
+)
+
+
+class ManualClock:
+    """The only clock there is."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(microseconds=1)  # no two moments are the same
+        return self.now
+
+    def seconds(self) -> float:
+        return (self.now - START).total_seconds()
+
+    def advance(self, **amount: float) -> None:
+        self.now += timedelta(**amount)
+
+
+class FixedEntropy:
+    """Entropy without chance: every call gives other bytes."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self, count: int) -> bytes:
+        self._calls += 1
+        return hashlib.sha256(str(self._calls).encode()).digest()[:count]
+
+
+class FakePowerStatus(PowerProbe):
+    """A driver that says what the test says."""
+
+    def __init__(self) -> None:
+        self.off: bool | None = None
+
+    async def is_off(self, host: str) -> bool | None:
+        return self.off
+
+
+class EdgeServicesRig:
+    """The edge without HTTP, and a runner's hands to move jobs with."""
+
+    def __init__(self, folder: Path, bus: Bus, runner_bus: Bus, time: ManualClock) -> None:
+        self.time = time
+        self.bus = bus
+        self.runner_bus = runner_bus
+        self.store = FakeStore()
+        self.switch = FakePowerStatus()
+        self.catalog = EndpointRegistry(self.bus, (ECHO_ENDPOINT,))
+        self.folder = folder
+        self.index = JobIndex(folder / "index.db", self.bus.job_store)
+        self.limits: dict[str, OwnerQuotaOverride] = {}
+        self.quotas = OwnerQuotas(OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds)
+        self.window = PublishWindow(
+            self.bus.job_queue,
+            self.bus.job_store,
+            self.index,
+            self.catalog.offered_slots,
+            time,
+            self.quotas.running_limit,
+        )
+        self.assets = AssetService(self.bus, self.store, self.index, time, 1 << 20, self.quotas)
+        self.hosts = HostRegistry(self.bus, self.catalog, time)
+        self.gate = BrokerReadiness(self.bus.health, time)
+        self.names = FakeDns()
+        allowed = AllowList(["files.test"])
+        self.outside = guarded_client(allowed, self.names)
+        self.fetches = UrlInputFetcher(
+            bus,
+            self.assets,
+            Leases(bus.leases, str(folder), time),
+            self.outside,
+            OutboundSettings(fetch_timeout_s=5),
+            time,
+            FetchBackoff(lambda: 0.0, (0.01, 0.02)),
+        )
+        self.leases = Leases(bus.leases, f"{folder} erasing", time)
+        self.supply = InputWaiter(bus.job_store, self.assets, self.fetches, self.index, self.window, time)
+        dice = FixedEntropy()
+        admission = Admission(self.gate, self.catalog, self.assets, allowed, time, dice, self.quotas)
+        self.intake = JobService(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
+        self.partials = UploadStateStore(folder / "uploads")
+        self.uploads = UploadService(
+            self.partials, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
+        )
+        self.quotas.set_pending_bytes_source(self.uploads.pending_bytes)
+        self.signer = UrlSigner(SECRET, time, UrlSettings())
+        self.viewer = JobViewBuilder(self.bus.feed, self.index, self.window, self.hosts, self.signer.sign_url)
+        self.webhooks = webhooks.build_webhooks(
+            bus,
+            self.index,
+            self.viewer,
+            self.outside,
+            WebhookSettings(timeout_s=2),
+            webhooks.WebhookDependencies(now=time, monotonic=time.seconds, entropy=FixedEntropy(), random=lambda: 0.0),
+        )
+        self.follower = EventStreams(self.bus, self.viewer, self.hosts)
+        self.scene = ReconcileContext(
+            bus=self.bus,
+            index=self.index,
+            publish_window=self.window,
+            hosts=self.hosts,
+            assets=self.assets,
+            input_waiter=self.supply,
+            now=time,
+            index_check_timer=IntervalTimer(ReconcilePolicy().check_interval, time()),
+            orphan_timer=IntervalTimer(ReconcilePolicy().check_interval, time()),
+            power_probe=self.switch,
+        )
+        self.reconciler = Reconciler(self.scene)
+
+    def erasures(self, keys: ApiKeyStore) -> OwnerDeletionService:
+        """Deleting owners, over keys that a test has."""
+        reach = DeletionServices(
+            bus=self.bus,
+            job_service=self.intake,
+            assets=self.assets,
+            uploads=self.uploads,
+            keys=keys,
+            index=self.index,
+            quotas=self.quotas,
+        )
+        return OwnerDeletionService(reach, self.leases, self.time)
+
+    async def submit(self, owner: str = "ann", text: str = "hello", **named: Any) -> Job:
+        fields = {name: named.pop(name) for name in ("priority", "not_before", "deadline", "tags") if name in named}
+        body = {"endpoint": "echo", "input": {"text": text}, **fields}
+        accepted = await self.intake.submit(owner, body, **named)
+        await self.window.wait_until_idle()
+        return accepted.record.record.job
+
+    async def read(self, job: Job) -> Job:
+        return (await self.intake.read(job.key)).record.job
+
+    async def reason(self, job: Job) -> WaitReason | None:
+        """Why it waits, as a client is told."""
+        return (await self.viewer.build(await self.intake.read(job.key))).reason
+
+    async def put(self, owner: str, body: bytes, name: str = "file") -> str:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield body
+
+        _, sha256, _ = await self.assets.put(owner, chunks(), None, name, "video/mp4")
+        return sha256
+
+    async def write_event(self, key: JobKey, *events: e.JobEvent) -> Job:
+        """What a runner writes."""
+        for event in events:
+            entry = await self.runner_bus.job_store.read(key)
+            assert entry is not None
+            recorded = next_record(entry.record.job, event, self.time())
+            revision = await self.runner_bus.job_store.update(key, recorded, entry.revision)
+        await self.wait_until_indexed(revision)
+        return recorded.job
+
+    async def start(self, job: Job, host: str = "gpu-1", incarnation: str = "i1") -> Job:
+        now = await self.read(job)
+        return await self.write_event(job.key, e.Started(Claim(host, incarnation, now.attempt + 1)))
+
+    async def finish(self, job: Job) -> Job:
+        """Run the job to its end, as a runner does."""
+        return await self.finish_running(await self.start(job))
+
+    async def finish_running(self, running: Job) -> Job:
+        """The log's end, the final state, and the message is acknowledged."""
+        note = LogEndMessage(FeedPosition(running.round, running.attempt, 10), self.time())
+        await self.runner_bus.feed.publish(running.key, note)
+        done = await self.write_event(running.key, e.Succeeded(Output()))
+        await self.bus.job_queue.remove(running.pointer)  # the edge may, a runner would acknowledge
+        return done
+
+    async def announce_capabilities(self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None) -> None:
+        offered = HostCapabilities(
+            host=host, incarnation="i1", at=at or self.time(), endpoints=(ECHO_ENDPOINT,), slots=slots
+        )
+        await self.bus.capabilities.put(host, offered)
+        await self.catalog.refresh()
+
+    async def send_heartbeat(self, host: str = "gpu-1", incarnation: str = "i1", **fields: Any) -> None:
+        at = self.time()
+        await self.bus.heartbeats.put(
+            host, HostHeartbeat(host=host, incarnation=incarnation, at=at, since=at, **fields)
+        )
+        await self.hosts.refresh()
+
+    async def wait_until_indexed(self, revision: int | None = None) -> None:
+        """The index has everything that was written."""
+        if revision is None:
+            revision = max([await self._revision(key) for key in await self.bus.job_store.keys()], default=0)
+        assert await self.index.wait_for_revision(revision)
+
+    async def _revision(self, key: JobKey) -> int:
+        try:
+            entry = await self.bus.job_store.read(key)
+        except e.RecordUnreadable:
+            return 0
+        return entry.revision if entry else 0
+
+    async def list_pointers(self, owner: str | None = None) -> list[str]:
+        """Ids in JOBS."""
+        await self.window.wait_until_idle()
+        return sorted(pointer.id for pointer in await self.bus.job_queue.list_pending(owner))
+
+
+class FakeBusServicesRig(EdgeServicesRig):
+    """A world whose broker can be cut off, filled and looked into."""
+
+    bus: FakeBus
+
+    def __init__(self, folder: Path, broker: FakeBroker, time: ManualClock) -> None:
+        super().__init__(folder, broker.connect(), broker.connect(), time)
+        self.broker = broker
+
+
+@asynccontextmanager
+async def run_services(made: EdgeServicesRig) -> AsyncIterator[None]:
+    """The edge's tasks; JOBS compared once, as at a real start."""
+    async with made.outside, anyio.create_task_group() as tasks:
+        await made.catalog.refresh()
+        for run in (
+            made.index.run,
+            made.window.run,
+            made.follower.run,
+            made.fetches.run,
+            made.supply.run,
+            made.webhooks.dispatcher.run,
+        ):
+            tasks.start_soon(run)
+        await made.index.wait_until_caught_up()
+        await made.reconciler.sweep()
+        yield
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def fake_bus_services(
+    folder: Path, broker: FakeBroker | None = None, time: ManualClock | None = None
+) -> AsyncIterator[FakeBusServicesRig]:
+    """A running edge over the memory bus, or a second one beside it."""
+    time = time or ManualClock()
+    made = FakeBusServicesRig(folder, broker or FakeBroker(time.seconds), time)
+    async with run_services(made):
+        yield made
+
+
+@asynccontextmanager
+async def nats_services(folder: Path) -> AsyncIterator[EdgeServicesRig]:
+    """A running edge over a nats-server of its own. What the broker times (presence, leases) goes by the real clock."""
+    async with (
+        run_broker(folder) as server,
+        open_edge(server.settings("edge")) as bus,
+        open_runner(server.settings("runner")) as runner_bus,
+    ):
+        made = EdgeServicesRig(folder, bus, runner_bus, ManualClock())
+        async with run_services(made):
+            yield made

@@ -1,0 +1,55 @@
+"""A machine that is only pretended: the port's fake, with a boot and a shutdown that the test ends."""
+
+from anyio.lowlevel import checkpoint
+
+from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power import ReportedPower
+
+
+class FakePowerDriver(PowerDriver):
+    """`slow`: orders leave it starting or stopping until `settle`. `calls` are those that were made, in order."""
+
+    def __init__(self, *, tells: bool = True, slow: bool = False) -> None:
+        self._can_report_state = tells
+        self._slow = slow
+        self.power = ReportedPower.OFF
+        self.calls: list[tuple[str, str]] = []
+        self.sold_out = 0
+        self.broken = False
+
+    @property
+    def can_report_state(self) -> bool:
+        return self._can_report_state
+
+    async def start(self, call_id: str) -> None:
+        await self._record_call("start", call_id)
+        if self.sold_out:
+            self.sold_out -= 1
+            raise NoCapacity("no machine is free: it is tried again")
+        if self.power not in {ReportedPower.ON, ReportedPower.STARTING}:
+            self.power = ReportedPower.STARTING if self._slow else ReportedPower.ON
+
+    async def stop(self, call_id: str) -> None:
+        await self._record_call("stop", call_id)
+        if self.power not in {ReportedPower.OFF, ReportedPower.STOPPING}:
+            self.power = ReportedPower.STOPPING if self._slow else ReportedPower.OFF
+
+    async def state(self) -> ReportedPower:
+        await checkpoint()
+        self._check()
+        return self.power if self._can_report_state else ReportedPower.UNKNOWN
+
+    def finish_transition(self) -> None:
+        """The boot or the shutdown is over."""
+        self.power = {ReportedPower.STARTING: ReportedPower.ON, ReportedPower.STOPPING: ReportedPower.OFF}.get(
+            self.power, self.power
+        )
+
+    async def _record_call(self, verb: str, call_id: str) -> None:
+        await checkpoint()
+        self.calls.append((verb, call_id))
+        self._check()
+
+    def _check(self) -> None:
+        if self.broken:
+            raise PowerCallFailed("the switch is broken: mend it")

@@ -1,0 +1,350 @@
+"""A runner's world without a broker, an edge or an engine: the fakes of all three, quick, and broken on demand."""
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+
+from runner.assets.port import AssetGone, EdgeUnavailable
+from runner.context import HostContext, RunnerContext
+from runner.endpoints import LocalEndpoint
+from runner.gpu.allocator import GpuAllocator
+from runner.gpu.port import GpuMonitor
+from runner.lifecycle import run_lifecycle
+from runner.outage import OutageGate
+from runner.run_clock import boot_clock
+from runner.settings import GpuSettings, RunnerIntervals, WarmSettings
+from runner.slots import Slots
+from schemas.container_protocol import START_SOCKET
+from schemas.endpoint import Endpoint, Resources, Timeouts
+from schemas.events import CancelRequested, JobEventBase, JobRecord, Submitted
+from schemas.feed import FeedMessage, LogMessage
+from schemas.ids import JobKey
+from schemas.job import Job, OutputFile, Policy
+from schemas.lifecycle import next_record
+from schemas.status import FINAL_STATUSES, Status
+from tests.support.fake_bus.broker import FakeBroker, FakeBus
+from tests.support.fake_engine import FakeContainer, FakeEngine, Program
+from tests.support.fake_gpus import FakeGpuMonitor
+from tests.support.wait import wait_until
+
+DEADLINE_S = 10.0
+FAST_PACE = RunnerIntervals(
+    heartbeat_s=0.03,
+    presence_s=0.02,
+    idle_s=0.02,
+    retry_least_s=0.01,
+    retry_most_s=0.05,
+    tick_s=0.02,
+    sweep_s=0.05,
+    ahead_s=0.02,
+    disk_s=0.02,
+    disk_walk_s=0.05,
+    engine_s=0.05,
+)
+SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
+
+
+class FakeBrokerClock:
+    """The broker's clock; tests move it on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class FakeAssetTransfer:
+    """Assets by digest. `away` makes it unreachable, `broken` a bug."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+        self.suffixes: dict[str, str] = {}
+        self.away = False
+        self.broken = False
+        self.asked = anyio.Event()
+
+    def add(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        self.held[digest] = data
+        return f"sha256:{digest}"
+
+    async def prefetch(self, owner: str, sha256: str) -> None:
+        self.fetched.append(sha256)
+        if sha256 not in self.held:
+            raise AssetGone(f"asset {sha256[:12]} is gone")
+
+    async def filename_suffix(self, owner: str, sha256: str) -> str:
+        return self.suffixes.get(sha256, "")
+
+    async def stage(self, owner: str, sha256: str, to: Path) -> None:
+        self.asked.set()
+        if self.away:
+            raise EdgeUnavailable("the edge is away: the test said so")
+        if sha256 not in self.held:
+            raise AssetGone(f"asset {sha256[:12]} is gone")
+        await anyio.Path(to).write_bytes(self.held[sha256])
+
+    async def upload(self, owner: str, path: Path, name: str) -> OutputFile:
+        self.asked.set()
+        if self.away:
+            raise EdgeUnavailable("the edge is away: the test said so")
+        if self.broken:
+            raise RuntimeError("a bug: the test said so")
+        data = await anyio.Path(path).read_bytes()
+        return OutputFile(name, self.add(data).removeprefix("sha256:"), len(data), "application/octet-stream")
+
+    def text(self, sha256: str | None) -> str:
+        return self.held[sha256].decode() if sha256 else ""
+
+
+def write_outputs(box: FakeContainer, files: dict[str, bytes] | None = None, data: Any = None) -> None:
+    """What a program leaves behind: output.json and files."""
+    folder = box.spec.job_dir / "out"
+    folder.mkdir(exist_ok=True)
+    (folder / "output.json").write_bytes(msgspec.json.encode({} if data is None else data))
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
+
+
+async def succeed(box: FakeContainer) -> int:
+    """A job that does as it should."""
+    box.write(b'{"type":"progress","fraction":0.5}\nhalf way\n')
+    write_outputs(box, {"result.txt": b"made"}, {"text": "ok"})
+    box.write(b'{"type":"progress","fraction":1}\ndone\n')
+    return 0
+
+
+async def run_until_stopped(box: FakeContainer) -> int:
+    """A job that goes on until it is stopped."""
+    box.write(b'{"type":"progress","fraction":0.1}\n')
+    await anyio.sleep_forever()
+    return 0
+
+
+class RunnerEnvironment:
+    """One broker, one shop, one set of containers; lives come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = FakeBrokerClock()
+        self.calendar = timedelta(0)
+        self.uptime = boot_clock()
+        self.broker = FakeBroker(self.clock)
+        self.edge = self.broker.connect()
+        self.assets = FakeAssetTransfer()
+        self.boxes: dict[str, FakeContainer] = {}
+        self.programs: dict[str, Program] = {"well": succeed, "waits": run_until_stopped}
+        self.timeouts = Timeouts(grace_s=0.2)
+        self.pace = FAST_PACE
+        self.slots = 1
+        self.disk_mb = 0
+        self.engine_gone = False  # when a life begins
+        self.leave = True
+        self.grace_s = 0.05
+        self.poweroff: tuple[str, ...] = ()
+        self.people: frozenset[str] = frozenset()
+        self.kinds: dict[str, LocalEndpoint] | None = None
+        self.gpus: GpuMonitor = FakeGpuMonitor()
+        self.gpu_settings = GpuSettings()
+        self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
+
+    @asynccontextmanager
+    async def run_runner(self, incarnation: str = "i1", host: str = "gpu-1") -> AsyncIterator["RunnerUnderTest"]:
+        """A runner that claims and runs; leaving kills it, as kill -9 would, unless it was drained before.
+
+        Where its engine is gone it does not come so far: `ready` is not waited for then.
+        """
+        bus = self.broker.connect()
+        jobs = self.folder / host
+        jobs.mkdir(exist_ok=True)
+        async with FakeEngine(self.programs, self.now, self.boxes) as engine:
+            engine.is_unavailable = self.engine_gone
+            life = RunnerContext(
+                installation="test",
+                host=host,
+                incarnation=incarnation,
+                jobs_dir=jobs,
+                bus=bus,
+                engine=engine,
+                assets=self.assets,
+                now=self.now,
+                uptime=self.uptime,
+                jitter=lambda: 0.0,
+                intervals=self.pace,
+                outage=OutageGate(),
+                log=structlog.get_logger("test"),
+            )
+            async with anyio.create_task_group() as tasks:
+                running = RunnerUnderTest(self, life, bus, engine, self._means())
+                tasks.start_soon(running.serve)
+                if not self.engine_gone:
+                    await wait_with_deadline(running.ready.wait)
+                yield running
+                tasks.cancel_scope.cancel()
+
+    def now(self) -> datetime:
+        """By the hosts' calendar, which tests set."""
+        return datetime.now(UTC) + self.calendar
+
+    def _means(self) -> HostContext:
+        async def forget(digests: object) -> None:
+            return None
+
+        wants = Resources(disk_mb=self.disk_mb)
+        names = self.kinds or {
+            name: LocalEndpoint(
+                Endpoint(name=name, image=name, input=SCHEMA, timeouts=self.timeouts, resources=wants), self.folder
+            )
+            for name in self.programs
+        }
+        return HostContext(
+            endpoints=names,
+            gpu_allocator=GpuAllocator(self.gpus, self.gpu_settings, time.monotonic),
+            slots=Slots(self.slots),
+            drop_assets=forget,
+            containers_outlive_runner=self.leave,
+            warm=self.warm,
+            grace_s=self.grace_s,
+            settle_s=2.0,
+            poweroff=self.poweroff,
+            find_logged_in_users=lambda: self.people,
+        )
+
+    async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
+        """A queued job and its pointer."""
+        now = datetime.now(UTC)
+        base: dict[str, Any] = {"input": {}, "pool": endpoint, "policy": Policy(max_attempts=2), "queued_at": now}
+        job = Job(
+            id=id_,
+            owner="ada",
+            endpoint=endpoint,
+            status=Status.QUEUED,
+            request_digest="d",
+            created_at=now,
+            **(base | changes),
+        )
+        await self.edge.job_queue.ensure_consumers([job.pool])
+        await self.edge.job_store.create(job.key, JobRecord(now, Submitted(), job))
+        await self.edge.job_queue.publish(job.pointer)
+        return job.key
+
+    async def job(self, key: JobKey) -> Job:
+        entry = await self.edge.job_store.read(key)
+        assert entry is not None
+        return entry.record.job
+
+    async def wait_for_status(self, key: JobKey, *wanted: Status) -> Job:
+        """Wait for one of these states."""
+        async for change in self.edge.job_store.changes():
+            recorded = getattr(change, "recorded", None)
+            if recorded is not None and recorded.job.key == key and recorded.job.status in wanted:
+                return recorded.job
+        raise AssertionError("the changes ended")
+
+    async def wait_until_ended(self, key: JobKey) -> Job:
+        with anyio.fail_after(DEADLINE_S):
+            return await self.wait_for_status(key, *FINAL_STATUSES)
+
+    async def wait_until_running(self, key: JobKey) -> Job:
+        with anyio.fail_after(DEADLINE_S):
+            return await self.wait_for_status(key, Status.RUNNING)
+
+    async def wait_for_container(self) -> FakeContainer:
+        """Wait for a container; the first there is."""
+
+        async def there() -> bool:
+            return bool(self.boxes)
+
+        await wait_until(there)
+        return next(iter(self.boxes.values()))
+
+    async def wait_for_event(self, key: JobKey, kind: type[JobEventBase]) -> Job:
+        """Wait for an event of this kind; the job as it became by it."""
+        with anyio.fail_after(DEADLINE_S):
+            async for change in self.edge.job_store.changes():
+                recorded = getattr(change, "recorded", None)
+                if recorded is not None and recorded.job.key == key and isinstance(recorded.event, kind):
+                    return recorded.job
+        raise AssertionError("the changes ended")
+
+    async def cancel(self, key: JobKey) -> None:
+        """As the edge does it, without the nudge."""
+        entry = await self.edge.job_store.read(key)
+        assert entry is not None
+        recorded = next_record(entry.record.job, CancelRequested(), datetime.now(UTC))
+        await self.edge.job_store.update(key, recorded, entry.revision)
+
+    async def event_types(self, key: JobKey) -> list[str]:
+        """The types of all events, in order."""
+        return [type(entry.record.event).__name__ for entry in await self.edge.job_store.history(key)]
+
+    async def notes(self, key: JobKey) -> list[FeedMessage]:
+        return await self.edge.feed.messages(key)
+
+    async def log_text(self, key: JobKey) -> str:
+        """The log as followers saw it."""
+        return "".join(note.text for note in await self.notes(key) if isinstance(note, LogMessage))
+
+    async def wait_for_warm(self, endpoint: str, count: int = 1) -> list[FakeContainer]:
+        """Wait until so many containers of it wait for a job, loaded: by the host's own word, and by their doors."""
+
+        async def told() -> bool:
+            row = await self.edge.heartbeats.get("gpu-1")
+            said = row is not None and any(one.endpoint == endpoint and one.ready == count for one in row.value.warm)
+            return said and len(self._doors(endpoint)) == count
+
+        await wait_until(told)
+        return self._doors(endpoint)
+
+    def _doors(self, endpoint: str) -> list[FakeContainer]:
+        mine = [box for box in self.boxes.values() if box.spec.image == endpoint and box.state == "running"]
+        return [box for box in mine if (box.spec.job_dir / START_SOCKET).exists()]
+
+    async def wait_until_clean(self) -> None:
+        """Wait until no container, no message and no job folder is left."""
+
+        async def clean() -> bool:
+            folders = [path for host in self.folder.iterdir() for path in host.iterdir()]
+            return not self.boxes and not folders and not await self.edge.job_queue.list_pending()
+
+        await wait_until(clean)
+
+
+class RunnerUnderTest:
+    """One life under test."""
+
+    def __init__(
+        self, world: RunnerEnvironment, life: RunnerContext, bus: FakeBus, engine: FakeEngine, means: HostContext
+    ) -> None:
+        self.world = world
+        self.life = life
+        self.bus = bus
+        self.engine = engine
+        self.means = means
+        self.stop = anyio.Event()
+        self.ready = anyio.Event()
+        self.gone = anyio.Event()
+
+    async def serve(self) -> None:
+        await run_lifecycle(self.life, self.means, self.stop, self.ready.set)
+        self.gone.set()
+
+    async def drained(self) -> None:
+        self.stop.set()
+        await wait_with_deadline(self.gone.wait)
+
+
+async def wait_with_deadline(wait: Callable[[], Any]) -> None:
+    """Wait for it, with the tests' deadline."""
+    with anyio.fail_after(DEADLINE_S):
+        await wait()

@@ -1,0 +1,44 @@
+"""A bucket of S3 on loopback, out of moto; each has its own name, the server is shared."""
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+_numbers = itertools.count()
+
+
+@functools.cache
+def _server() -> str:
+    """Its address. It lives as long as the test process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    return "http://{}:{}".format(*server.get_host_and_port())
+
+
+def s3_environ() -> Mapping[str, str]:
+    """What an edge's environment says of it."""
+    return {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": _server(),
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
+@contextmanager
+def create_bucket(prefix: str = "assets/of-ours") -> Iterator[str]:
+    """The URL of a new bucket, and the environment in which it is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environ().items():
+            patch.setenv(name, value)
+        bucket = f"bucket-{os.getpid()}-{next(_numbers)}"
+        with closing(boto3.client("s3", region_name="us-east-1", endpoint_url=_server())) as client:
+            client.create_bucket(Bucket=bucket)
+        yield f"s3://{bucket}/{prefix}"
