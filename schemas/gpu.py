@@ -6,7 +6,7 @@ MB are MiB (2**20 bytes), as nvidia-smi prints them.
 
 from enum import IntFlag, StrEnum
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 
 class GpuMonitorState(StrEnum):
@@ -91,7 +91,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     memory_reserved_mb: int | None = None
     temperature_c: int | None = None
     slowdown_c: int | None = None
-    clock_reasons: int | None = field(default=None, name="reasons")
+    clock_reasons: int | None = None
     ecc_corrected: int | None = None
     ecc_uncorrected: int | None = None
     rows: RemappedRows | None = None
@@ -155,15 +155,15 @@ class GpuHealth(Struct, frozen=True):
     """
 
     uuid: str
-    status: GpuHealthStatus = field(default=GpuHealthStatus.FIT, name="fitness")
+    status: GpuHealthStatus = GpuHealthStatus.FIT
     why: str = ""
     since: float = 0.0
-    fault: str = field(default="", name="poison")
-    fault_persists: bool = field(default=False, name="standing")
+    fault: str = ""
+    fault_persists: bool = False
     ecc_uncorrected: int | None = None
     slowed_at: float | None = None
-    foreign_since: float | None = field(default=None, name="stranger_since")
-    foreign_seen_at: float | None = field(default=None, name="owner_seen_at")
+    foreign_since: float | None = None
+    foreign_seen_at: float | None = None
 
     @property
     def needs_probe(self) -> bool:

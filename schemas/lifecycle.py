@@ -9,34 +9,50 @@ The diagram in docs/lifecycle.md is generated from this table.
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from msgspec import structs
 
-from schemas import events as e
+from schemas import events
 from schemas.asset import DIGEST_SCHEME, replace_at_paths
-from schemas.job import Job
-from schemas.status import FINAL_STATUSES
-from schemas.status import Status as S  # noqa: N817 - the table reads as a table
+from schemas.job import AttemptUsage, Claim, Job, JobFailure, Output, PendingUrl
+from schemas.status import FINAL_STATUSES, Priority, Status
 
-TRANSITIONS: Mapping[type[e.JobEventBase], Mapping[S, S]] = {
-    e.InputArrived: {S.SCHEDULED: S.SCHEDULED},
-    e.Queued: {S.SCHEDULED: S.QUEUED},
-    e.Started: {S.QUEUED: S.RUNNING},
-    e.Adopted: {S.QUEUED: S.RUNNING, S.RUNNING: S.RUNNING, S.CANCELLING: S.CANCELLING},
-    e.AttemptReleased: {S.RUNNING: S.QUEUED, S.CANCELLING: S.CANCELLED},
-    e.Reprioritised: {S.SCHEDULED: S.SCHEDULED, S.QUEUED: S.QUEUED},
-    e.CancelRequested: {S.RUNNING: S.CANCELLING},
-    e.Cancelled: {S.SCHEDULED: S.CANCELLED, S.QUEUED: S.CANCELLED, S.CANCELLING: S.CANCELLED},
-    e.Succeeded: {S.RUNNING: S.SUCCEEDED, S.CANCELLING: S.SUCCEEDED},
-    e.Failed: {S.SCHEDULED: S.FAILED, S.QUEUED: S.FAILED, S.RUNNING: S.FAILED, S.CANCELLING: S.FAILED},
-    e.Expired: {S.SCHEDULED: S.EXPIRED, S.QUEUED: S.EXPIRED},
-    e.Retried: {S.FAILED: S.QUEUED, S.CANCELLED: S.QUEUED, S.EXPIRED: S.QUEUED},
+TRANSITIONS: Mapping[type[events.JobEventBase], Mapping[Status, Status]] = {
+    events.InputArrived: {Status.SCHEDULED: Status.SCHEDULED},
+    events.Queued: {Status.SCHEDULED: Status.QUEUED},
+    events.Started: {Status.QUEUED: Status.RUNNING},
+    events.Adopted: {
+        Status.QUEUED: Status.RUNNING,
+        Status.RUNNING: Status.RUNNING,
+        Status.CANCELLING: Status.CANCELLING,
+    },
+    events.AttemptReleased: {Status.RUNNING: Status.QUEUED, Status.CANCELLING: Status.CANCELLED},
+    events.Reprioritised: {Status.SCHEDULED: Status.SCHEDULED, Status.QUEUED: Status.QUEUED},
+    events.CancelRequested: {Status.RUNNING: Status.CANCELLING},
+    events.Cancelled: {
+        Status.SCHEDULED: Status.CANCELLED,
+        Status.QUEUED: Status.CANCELLED,
+        Status.CANCELLING: Status.CANCELLED,
+    },
+    events.Succeeded: {Status.RUNNING: Status.SUCCEEDED, Status.CANCELLING: Status.SUCCEEDED},
+    events.Failed: {
+        Status.SCHEDULED: Status.FAILED,
+        Status.QUEUED: Status.FAILED,
+        Status.RUNNING: Status.FAILED,
+        Status.CANCELLING: Status.FAILED,
+    },
+    events.Expired: {Status.SCHEDULED: Status.EXPIRED, Status.QUEUED: Status.EXPIRED},
+    events.Retried: {Status.FAILED: Status.QUEUED, Status.CANCELLED: Status.QUEUED, Status.EXPIRED: Status.QUEUED},
 }
 
 # Where a job that lacks input goes instead: what would be queued waits for its files first.
-TRANSITIONS_WITHOUT_INPUT: Mapping[type[e.JobEventBase], Mapping[S, S]] = {
-    e.Retried: {S.FAILED: S.SCHEDULED, S.CANCELLED: S.SCHEDULED, S.EXPIRED: S.SCHEDULED},
+TRANSITIONS_WITHOUT_INPUT: Mapping[type[events.JobEventBase], Mapping[Status, Status]] = {
+    events.Retried: {
+        Status.FAILED: Status.SCHEDULED,
+        Status.CANCELLED: Status.SCHEDULED,
+        Status.EXPIRED: Status.SCHEDULED,
+    },
 }
 
 RELEASES_EXHAUSTED_CODES = frozenset(
@@ -47,12 +63,12 @@ RELEASES_EXHAUSTED_CODES = frozenset(
 class IllegalTransition(Exception):
     """The writer tried a step that the law forbids: a race it must re-read for, or a bug."""
 
-    def __init__(self, job: Job, event: e.JobEvent, why: str) -> None:
+    def __init__(self, job: Job, event: events.JobEvent, why: str) -> None:
         self.job, self.event = job, event
         super().__init__(f"{type(event).__name__} on {job.status} job {job.owner}/{job.id} round {job.round}: {why}")
 
 
-def _check_last_claim(job: Job, event: e.Adopted) -> str | None:
+def _check_last_claim(job: Job, event: events.Adopted) -> str | None:
     if event.round != job.round:
         return f"it is of round {event.round}"
     last = job.claim
@@ -61,107 +77,138 @@ def _check_last_claim(job: Job, event: e.Adopted) -> str | None:
     return None
 
 
-def _check_never_attempted(job: Job, _: e.Expired) -> str | None:
+def _check_never_attempted(job: Job, _: events.Expired) -> str | None:
     return "an attempt was made in this round" if job.attempt else None
 
 
-def _check_input_complete(job: Job, _: e.Queued) -> str | None:
+def _check_input_complete(job: Job, _: events.Queued) -> str | None:
     return "its input is not complete" if job.lacks_input else None
 
 
-def _check_input_was_missing(job: Job, event: e.InputArrived) -> str | None:
+def _check_input_was_missing(job: Job, event: events.InputArrived) -> str | None:
     known = event.sha256 in job.missing if event.url is None else any(f.url == event.url for f in job.pending_urls)
     return None if known else "its input does not lack that file"
 
 
-def _check_releases_exhausted(job: Job, event: e.Failed) -> str | None:
-    if job.status is S.QUEUED and event.error.code not in RELEASES_EXHAUSTED_CODES:
+def _check_releases_exhausted(job: Job, event: events.Failed) -> str | None:
+    if job.status is Status.QUEUED and event.error.code not in RELEASES_EXHAUSTED_CODES:
         return "a queued job fails only when its free releases are used up"
     return None
 
 
-def _check_attempt_number(job: Job, event: e.Started) -> str | None:
+def _check_attempt_number(job: Job, event: events.Started) -> str | None:
     return None if event.claim.attempt == job.attempt + 1 else f"the next attempt is {job.attempt + 1}"
 
 
-GUARDS: Mapping[type[e.JobEventBase], Callable[[Job, Any], str | None]] = {
-    e.InputArrived: _check_input_was_missing,
-    e.Queued: _check_input_complete,
-    e.Started: _check_attempt_number,
-    e.Adopted: _check_last_claim,
-    e.Expired: _check_never_attempted,
-    e.Failed: _check_releases_exhausted,
+GUARDS: Mapping[type[events.JobEventBase], Callable[[Job, Any], str | None]] = {
+    events.InputArrived: _check_input_was_missing,
+    events.Queued: _check_input_complete,
+    events.Started: _check_attempt_number,
+    events.Adopted: _check_last_claim,
+    events.Expired: _check_never_attempted,
+    events.Failed: _check_releases_exhausted,
 }
 
 
-def _effect_of_input(job: Job, event: e.InputArrived, _: datetime) -> dict[str, Any]:
+class JobChanges(TypedDict, total=False):
+    """The fields of a Job that an event may change, besides `status`."""
+
+    input: dict[str, Any]
+    missing: tuple[str, ...]
+    pending_urls: tuple[PendingUrl, ...]
+    priority: Priority
+    round: int
+    attempt: int
+    charged_attempts: int
+    free_releases: dict[str, int]
+    claim: Claim | None
+    backoff_until: datetime | None
+    retried_at: datetime | None
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    output: Output | None
+    error: JobFailure | None
+    log: str | None
+    usage: AttemptUsage
+
+
+def _effect_of_input(job: Job, event: events.InputArrived, _: datetime) -> JobChanges:
     if event.url is None:
         return {"missing": tuple(digest for digest in job.missing if digest != event.sha256)}
-    places = {fetch.path for fetch in job.pending_urls if fetch.url == event.url}
+    paths = {pending.path for pending in job.pending_urls if pending.url == event.url}
     return {
-        "input": replace_at_paths(job.input, places, event.url, f"{DIGEST_SCHEME}{event.sha256}"),
-        "fetching": tuple(fetch for fetch in job.pending_urls if fetch.url != event.url),
+        "input": replace_at_paths(job.input, paths, event.url, f"{DIGEST_SCHEME}{event.sha256}"),
+        "pending_urls": tuple(pending for pending in job.pending_urls if pending.url != event.url),
     }
 
 
-def _effect_of_release(job: Job, event: e.AttemptReleased, at: datetime) -> dict[str, Any]:
-    if job.status is S.CANCELLING:
+def _effect_of_start(_job: Job, event: events.Started, at: datetime) -> JobChanges:
+    return {"claim": event.claim, "attempt": event.claim.attempt, "started_at": at, "backoff_until": None}
+
+
+def _effect_of_release(job: Job, event: events.AttemptReleased, at: datetime) -> JobChanges:
+    if job.status is Status.CANCELLING:
         return {"finished_at": at}
-    counted = (
-        dict(job.free_releases)
-        if event.charged
-        else {**job.free_releases, event.code: job.free_releases.get(event.code, 0) + 1}
-    )
-    charged = job.charged_attempts + event.charged
-    return {"charged": charged, "releases": counted, "backoff_until": event.not_before, "queued_at": at}
+    free_releases = dict(job.free_releases)
+    if not event.charged:
+        free_releases[event.code] = free_releases.get(event.code, 0) + 1
+    return {
+        "charged_attempts": job.charged_attempts + event.charged,
+        "free_releases": free_releases,
+        "backoff_until": event.not_before,
+        "queued_at": at,
+    }
 
 
-def _effect_of_end(job: Job, event: e.Succeeded | e.Failed | e.Cancelled, at: datetime) -> dict[str, Any]:
+def _effect_of_end(job: Job, event: events.Succeeded | events.Failed | events.Cancelled, at: datetime) -> JobChanges:
     return {"finished_at": at, "usage": event.usage or job.usage, "log": event.log or job.log}
 
 
-def _effect_of_retry(job: Job, _: e.Retried, at: datetime) -> dict[str, Any]:
-    blank = Job(
-        id=job.id,
-        owner=job.owner,
-        endpoint=job.endpoint,
-        pool=job.pool,
-        status=S.QUEUED,
-        request_digest=job.request_digest,
-        input=job.input,
-        policy=job.policy,
-        created_at=job.created_at,
-    )
-    kept = ("attempt", "charged", "releases", "claim", "backoff_until", "started_at", "finished_at", "output", "error")
-    return {name: getattr(blank, name) for name in (*kept, "log", "usage")} | {
+def _effect_of_success(job: Job, event: events.Succeeded, at: datetime) -> JobChanges:
+    return {**_effect_of_end(job, event, at), "output": event.output}
+
+
+def _effect_of_failure(job: Job, event: events.Failed, at: datetime) -> JobChanges:
+    return {**_effect_of_end(job, event, at), "error": event.error}
+
+
+def _effect_of_retry(job: Job, _: events.Retried, at: datetime) -> JobChanges:
+    return {
         "round": job.round + 1,
         "retried_at": at,
         "queued_at": None if job.lacks_input else at,
+        "attempt": 0,
+        "charged_attempts": 0,
+        "free_releases": {},
+        "claim": None,
+        "backoff_until": None,
+        "started_at": None,
+        "finished_at": None,
+        "output": None,
+        "error": None,
+        "log": None,
+        "usage": AttemptUsage(),
     }
 
 
-EFFECTS: Mapping[type[e.JobEventBase], Callable[[Job, Any, datetime], dict[str, Any]]] = {
-    e.InputArrived: _effect_of_input,
-    e.Queued: lambda _job, _event, at: {"queued_at": at},
-    e.Started: lambda _job, event, at: {
-        "claim": event.claim,
-        "attempt": event.claim.attempt,
-        "started_at": at,
-        "backoff_until": None,
-    },
-    e.Adopted: lambda _job, event, _at: {"claim": event.claim, "backoff_until": None},
-    e.AttemptReleased: _effect_of_release,
-    e.Reprioritised: lambda _job, event, _at: {"priority": event.priority},
-    e.CancelRequested: lambda _job, _event, _at: {},
-    e.Cancelled: _effect_of_end,
-    e.Succeeded: lambda job, event, at: _effect_of_end(job, event, at) | {"output": event.output},
-    e.Failed: lambda job, event, at: _effect_of_end(job, event, at) | {"error": event.error},
-    e.Expired: lambda _job, _event, at: {"finished_at": at},
-    e.Retried: _effect_of_retry,
+EFFECTS: Mapping[type[events.JobEventBase], Callable[[Job, Any, datetime], JobChanges]] = {
+    events.InputArrived: _effect_of_input,
+    events.Queued: lambda _job, _event, at: {"queued_at": at},
+    events.Started: _effect_of_start,
+    events.Adopted: lambda _job, event, _at: {"claim": event.claim, "backoff_until": None},
+    events.AttemptReleased: _effect_of_release,
+    events.Reprioritised: lambda _job, event, _at: {"priority": event.priority},
+    events.CancelRequested: lambda _job, _event, _at: {},
+    events.Cancelled: _effect_of_end,
+    events.Succeeded: _effect_of_success,
+    events.Failed: _effect_of_failure,
+    events.Expired: lambda _job, _event, at: {"finished_at": at},
+    events.Retried: _effect_of_retry,
 }
 
 
-def _transitions_for(job: Job, kind: type[e.JobEvent]) -> Mapping[S, S]:
+def _transitions_for(job: Job, kind: type[events.JobEvent]) -> Mapping[Status, Status]:
     return (
         TRANSITIONS_WITHOUT_INPUT[kind]
         if job.lacks_input and kind in TRANSITIONS_WITHOUT_INPUT
@@ -169,7 +216,7 @@ def _transitions_for(job: Job, kind: type[e.JobEvent]) -> Mapping[S, S]:
     )
 
 
-def why_illegal(job: Job, event: e.JobEvent) -> str | None:
+def why_illegal(job: Job, event: events.JobEvent) -> str | None:
     """Why `event` is illegal for `job` now, or None when it is legal."""
     if job.status not in _transitions_for(job, type(event)):
         return f"no such step from {job.status}"
@@ -177,7 +224,7 @@ def why_illegal(job: Job, event: e.JobEvent) -> str | None:
     return guard(job, event) if guard else None
 
 
-def apply_event(job: Job, event: e.JobEvent, at: datetime) -> Job:
+def apply_event(job: Job, event: events.JobEvent, at: datetime) -> Job:
     """`job` after `event`; raises IllegalTransition. Pure: writing it is the caller's compare-and-set."""
     why = why_illegal(job, event)
     if why is not None:
@@ -186,17 +233,17 @@ def apply_event(job: Job, event: e.JobEvent, at: datetime) -> Job:
     return structs.replace(job, status=_transitions_for(job, kind)[job.status], **EFFECTS[kind](job, event, at))
 
 
-def next_record(job: Job, event: e.JobEvent, at: datetime) -> e.JobRecord:
+def next_record(job: Job, event: events.JobEvent, at: datetime) -> events.JobRecord:
     """The record to write next: `apply`, with the event beside it."""
-    return e.JobRecord(at, event, apply_event(job, event, at))
+    return events.JobRecord(at, event, apply_event(job, event, at))
 
 
-def resubmission_record(ended: Job, admitted: Job) -> e.JobRecord:
+def resubmission_record(ended: Job, admitted: Job) -> events.JobRecord:
     """The record to write next where the owner submits another request under the id of a job that has ended.
 
     `admitted` is the job that the request makes. It begins a round of its own, so that nothing of an earlier round
     (message, container, note, row of usage) is taken for its own. Raises IllegalTransition.
     """
     if ended.status not in FINAL_STATUSES:
-        raise IllegalTransition(ended, e.Submitted(), f"no such step from {ended.status}")
-    return e.JobRecord(admitted.created_at, e.Submitted(), structs.replace(admitted, round=ended.round + 1))
+        raise IllegalTransition(ended, events.Submitted(), f"no such step from {ended.status}")
+    return events.JobRecord(admitted.created_at, events.Submitted(), structs.replace(admitted, round=ended.round + 1))

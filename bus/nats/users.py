@@ -1,7 +1,8 @@
 """The broker's users and exactly what each may do, as data; and the nats.conf around them.
 
-A runner binds to what is there, it never creates. Each user but the edge's has an account of its own (`bus.server.config`),
-so that the answer to a call is not a way to write. What a runner's password still allows, beside running jobs:
+A runner binds to what is there, it never creates. Each user but the edge's has an account of its own
+(`bus.server.config`), so that the answer to a call is not a way to write. What a runner's password still allows,
+beside running jobs:
 
 - read the record of any job, and write any record: end a job, or give it a result (the claim in the record is a fence
   against accidents, not against a hostile runner)
@@ -41,8 +42,8 @@ def _user(name: str, account: str, publish: tuple[str, ...], subscribe: tuple[st
 
 EDGE = BrokerUser("edge", EDGE_ACCOUNT, (">",), (">",), inbox_prefix("edge"))
 
-# Where an edge makes and deletes consumers for readers (`bus.nats.reader_proxy`): a consumer of their own making could deliver to
-# any subject of the edge's account.
+# Where an edge makes and deletes consumers for readers (`bus.nats.reader_proxy`): a consumer of their own making could
+# deliver to any subject of the edge's account.
 READER_API_PREFIX = "readers."
 
 # For what client libraries do by themselves: a consumer without a name, asking how it stands.
@@ -88,7 +89,10 @@ def runner_user(host: str = ANY_HOST) -> BrokerUser:
 
 
 def account_list_marker(name: str) -> BrokerUser:
-    """Nobody's user: whoever is let in as it knows which list of hosts the broker has read (`bus.server.host_accounts`)."""
+    """A user without a job: a login as this user proves which list of hosts the broker has read.
+
+    `bus.server.host_accounts` uses it.
+    """
     return _user(f"roster-{name}", f"ROSTER_{name}", (f"$JS.API.DIRECT.GET.{TOMBSTONES.stream}.roster",), ())
 
 

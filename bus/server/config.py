@@ -10,7 +10,8 @@ How. The account `HOME` exports what any user may call or hear, and each other a
 Every account has a JetStream API of its own, which answers `$JS.API.…` first ("JetStream not enabled for account",
 10039). Such calls are imported under another name, and the account maps the usual name to that one.
 
-An account that a reload adds cannot call anything until the reload after it (nats-server 2.15.1): see `bus.server.host_accounts`.
+An account that a reload adds cannot call anything until the reload after it (nats-server 2.15.1): see
+`bus.server.host_accounts`.
 """
 
 import json

@@ -47,7 +47,7 @@ async def histories(bus: Bus) -> History:
 async def copies(bus: Bus) -> set[int]:
     """On how many servers the streams of a backup are kept."""
     js = bus.job_queue._js  # type: ignore[attr-defined]
-    return {(await js.info(name)).config.num_replicas for name in BACKUP_STREAMS}
+    return {(await js.stream_info(name)).config.num_replicas for name in BACKUP_STREAMS}
 
 
 async def kept(file: Path, folder: Path, settings: BrokerSettings) -> None:

@@ -142,7 +142,7 @@ async def test_what_stays_on_the_way_is_the_record_as_it_was(world: BusPair):
     assert value.record == make_record("one")
 
 
-@pytest.mark.parametrize("name", ["judge", "take"])
+@pytest.mark.parametrize("name", ["next_state_change", "fetch"])
 async def test_nobody_gets_anything_while_the_broker_is_away(world: BusPair, name: str):
     await world.edge.webhook_outbox.enqueue(letter())
     await world.edge.job_store.create(make_key("one"), make_record("one"))

@@ -52,7 +52,7 @@ def test_what_is_never_retried_ends_at_once(code):
 @pytest.mark.parametrize("code", [code for code, (_, retry) in SPELLED.items() if retry == "counted"])
 def test_counted_failures_are_tried_max_attempts_times(code):
     first = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=2)), code)
-    last = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=2), charged=1), code)
+    last = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=2), charged_attempts=1), code)
     assert isinstance(first, AttemptReleased)
     assert first.charged
     assert last.error.code == code
@@ -61,23 +61,24 @@ def test_counted_failures_are_tried_max_attempts_times(code):
 def test_memory_gets_one_retry_however_many_attempts_are_left():
     generous = Policy(max_attempts=9)
     assert isinstance(decide(make_job(Status.RUNNING, policy=generous), "out_of_memory"), AttemptReleased)
-    assert isinstance(decide(make_job(Status.RUNNING, policy=generous, charged=1), "out_of_memory"), Failed)
+    assert isinstance(decide(make_job(Status.RUNNING, policy=generous, charged_attempts=1), "out_of_memory"), Failed)
 
 
 def test_gpu_faults_are_free_three_times():
     assert isinstance(
-        decide(make_job(Status.RUNNING, releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT - 1}), "gpu_unhealthy"),
+        decide(make_job(Status.RUNNING, free_releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT - 1}), "gpu_unhealthy"),
         AttemptReleased,
     )
-    ended = decide(make_job(Status.RUNNING, releases={"gpu_lost": 2, "gpu_unhealthy": 1}), "gpu_lost")
+    ended = decide(make_job(Status.RUNNING, free_releases={"gpu_lost": 2, "gpu_unhealthy": 1}), "gpu_lost")
     assert (ended.error.code, ended.error.blame) == ("gpu_fault_repeated", Blame.GPU)
     assert isinstance(
-        decide(make_job(Status.RUNNING, releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT}), "host_lost"), AttemptReleased
+        decide(make_job(Status.RUNNING, free_releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT}), "host_lost"),
+        AttemptReleased,
     )
 
 
 def test_ten_free_releases_in_all():
-    ended = decide(make_job(Status.RUNNING, releases={"host_lost": 7, DRAINED_CODE: 3}), "engine_error")
+    ended = decide(make_job(Status.RUNNING, free_releases={"host_lost": 7, DRAINED_CODE: 3}), "engine_error")
     assert (ended.error.code, ended.error.blame) == ("host_fault_repeated", Blame.HOST)
 
 
@@ -115,5 +116,5 @@ def test_no_job_is_tried_for_ever(codes):
             assert starts <= FREE_RELEASE_LIMIT + subject.policy.max_attempts
             return
         assert after.status is Status.QUEUED
-        subject = make_job(Status.RUNNING, charged=after.charged_attempts, releases=after.free_releases)
+        subject = make_job(Status.RUNNING, charged_attempts=after.charged_attempts, free_releases=after.free_releases)
     pytest.fail("forty attempts and no end")

@@ -85,7 +85,7 @@ def lacking(status: Status) -> Job:
     """A job with one file to be uploaded, and one URL in two places that a third place only looks like."""
     places = ("$.clips[1].video", "$.cover")
     given = {"clips": [{"video": URL}, {"video": URL}], "cover": URL, "text": URL}
-    return make_job(status, input=given, missing=(FILE,), fetching=tuple(PendingUrl(path, URL) for path in places))
+    return make_job(status, input=given, missing=(FILE,), pending_urls=tuple(PendingUrl(path, URL) for path in places))
 
 
 @pytest.mark.parametrize("ended", [S.FAILED, S.CANCELLED, S.EXPIRED])
@@ -136,7 +136,7 @@ def test_a_charged_release_counts_an_attempt_and_the_next_start_ends_the_backoff
 
 def test_retry_starts_a_new_round_from_nothing_but_the_request():
     failed = apply_event(
-        make_job(S.RUNNING, charged=2, releases={"gpu_lost": 1}, deadline=LATER, tags={"a": "b"}),
+        make_job(S.RUNNING, charged_attempts=2, free_releases={"gpu_lost": 1}, deadline=LATER, tags={"a": "b"}),
         e.Failed(make_failure(), usage=AttemptUsage(run_s=3.0), log="l" * 64),
         NOW,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support import runpod_client
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 RUN_TIMEOUT_S = 110
 

@@ -20,7 +20,7 @@ def make_job(status: Status = Status.QUEUED, **changes: Any) -> Job:
         "endpoint": "echo",
         "pool": "echo",
         "status": status,
-        "digest": "d" * 64,
+        "request_digest": "d" * 64,
         "input": {"text": "hello"},
         "created_at": NOW,
         "attempt": 1 if claimed else 0,
