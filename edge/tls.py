@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bus.secret_files import write_private
+from bus.secret_files import atomic_write
 from bus.server.config import TlsFiles
 from bus.tls_pinning import compute_fingerprint
 from edge.hosts.enrollment import AdvertisedAddresses
@@ -30,8 +30,8 @@ def load_or_create_certificate(folder: Path, names: Sequence[str], now: datetime
     if not files.cert.exists() or not files.key.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key, certificate = _create_certificate(names, now)
-        write_private(files.key, key)
-        write_private(files.cert, certificate)
+        atomic_write(files.key, key)
+        atomic_write(files.cert, certificate)
     return files
 
 

@@ -1,8 +1,8 @@
 """The broker's list of hosts that have joined: a file beside its nats.conf that holds an account for each of them.
 
-The folder is the one of `bus.server.process`: `hosts.conf` is written here, and nats.conf includes it among its accounts. One
-broker reads it; of a cluster every server needs it, so there `reload` has to bring it to each server before it makes
-that server read it.
+The folder is the one of `bus.server.process`: `hosts.conf` is written here, and nats.conf includes it among its
+accounts. One broker reads it; of a cluster every server needs it, so there `reload` has to bring it to each server
+before it makes that server read it.
 
 Which list a server has read is seen by logging in: each list has one more account, named after the list's content. An
 account that a reload adds cannot call anything before the next reload (nats-server 2.15.1: its imports are dead). So
@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from bus.interface import BrokerDenied, BrokerUnreachable, BusError
 from bus.nats.connection import can_log_in
 from bus.nats.users import account_list_marker, runner_user
-from bus.secret_files import write_private
+from bus.secret_files import atomic_write
 from bus.server.config import render_account
 from bus.server.process import HOSTS_FILE
 from bus.settings import BrokerSettings
@@ -86,8 +86,9 @@ class HostAccounts:
             await self._reload_until_applied(seen, digest[:16])
             return
         raise BrokerReloadFailed(
-            f"the broker has not taken over its list of hosts in {APPLY_TIMEOUT_S:.0f} s: check its log, and that nats.conf "
-            f"includes {HOSTS_FILE} among its accounts (docs/hosts.md, also for a broker set up for an earlier release)"
+            f"the broker has not taken over its list of hosts in {APPLY_TIMEOUT_S:.0f} s: check its log, and that "
+            f"nats.conf includes {HOSTS_FILE} among its accounts (docs/hosts.md, also for a broker set up for an "
+            "earlier release)"
         )
 
     async def _reload_until_applied(self, seen: BrokerSettings, name: str) -> None:
@@ -124,7 +125,7 @@ class HostAccounts:
 
     def _write_file(self, listed: str) -> None:
         try:
-            write_private(self._folder / HOSTS_FILE, listed)
+            atomic_write(self._folder / HOSTS_FILE, listed)
         except OSError as error:
             why = f"the broker's list of hosts in {self._folder} cannot be written ({error})"
             raise BrokerReloadFailed(f"{why}: set joining.folder to the folder of nats.conf") from error

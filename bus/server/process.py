@@ -17,7 +17,7 @@ import anyio
 
 from bus.interface import BrokerUnreachable
 from bus.nats.users import EDGE_ACCOUNT, GLOBAL_ACCOUNT, broker_users, runner_user
-from bus.secret_files import make_private_folder, write_private
+from bus.secret_files import atomic_write, make_private_folder
 from bus.server.config import STORE_LIMIT_BYTES, ServerConfig, TlsFiles, render_account, render_accounts, render_config
 from schemas.environment import build_child_environment
 
@@ -117,7 +117,7 @@ class NatsServer:
         if not (self._data / HOSTS_FILE).exists():
             files[HOSTS_FILE] = _migrate_host_accounts(self._data)
         for name, text in files.items():
-            write_private(self._data / name, text)
+            atomic_write(self._data / name, text)
         for name in LEGACY_USER_FILES:
             (self._data / name).unlink(missing_ok=True)
         with (self._data / LOG_FILE).open("ab") as log:
@@ -186,7 +186,8 @@ def _migrate_streams_to_edge_account(streams: Path) -> None:
     if after.exists():
         raise BrokerUnreachable(
             f"{streams} holds two sets of streams, since an earlier release ran here after this one: move away the one "
-            f"that you do not want to keep, {GLOBAL_ACCOUNT} (what that release did) or {EDGE_ACCOUNT} (what was there before)"
+            f"that you do not want to keep, {GLOBAL_ACCOUNT} (what that release did) or {EDGE_ACCOUNT} (what was there "
+            "before)"
         )
     before.rename(after)
 

@@ -82,7 +82,7 @@ def listen_on_loopback(port: int) -> socket.socket:
 
 def write_private_json(path: Path, value: object) -> None:
     """`value` as JSON in a file that only this user can read, whole or not at all."""
-    secret_files.write_private(path, msgspec.json.encode(value))
+    secret_files.atomic_write(path, msgspec.json.encode(value))
 
 
 def installation_id(data: Path) -> str:

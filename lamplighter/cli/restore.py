@@ -11,7 +11,7 @@ from rich.progress import Progress
 from bus.interface import Bus, BusError
 from bus.nats.snapshots import SnapshotClient
 from bus.open import open_for_backup
-from bus.secret_files import write_private
+from bus.secret_files import atomic_write
 from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
 from edge.store.factory import open_store
@@ -72,7 +72,7 @@ class BackupRestorer:
                 f"{part.name} of the backup lies outside the data folder: somebody has changed the file"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, b"".join(self._reader.read_blocks(part)))
+        atomic_write(path, b"".join(self._reader.read_blocks(part)))
         self._bar.advance(self._task)
 
     async def _restore_assets(self, bus: Bus, parts: tuple[ArchivePart, ...]) -> None:

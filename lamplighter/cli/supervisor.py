@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from bus.interface import BrokerUnreachable
 from bus.nats.health import MonitorClients, has_lost_write_quorum, open_monitor_client
-from bus.secret_files import write_private
+from bus.secret_files import atomic_write
 from bus.server.process import NatsServer
 from lamplighter.cli.context import USAGE
 
@@ -58,7 +58,7 @@ class ChildRegistry:
         if identity is not None:
             self._children[name] = identity
         try:
-            write_private(self._file, msgspec.json.encode(self._children))
+            atomic_write(self._file, msgspec.json.encode(self._children))
         except OSError as error:
             log.warning("should this `up` be killed, the next one will not end it", process=name, error=str(error))
 

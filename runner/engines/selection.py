@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from bus.secret_files import write_private
+from bus.secret_files import atomic_write
 
 DECISION_FILE = "engine.json"
 DOCKER_SOCKET = "/var/run/docker.sock"
@@ -58,7 +58,7 @@ def choose_engine(
         made = EngineDecision("docker", client, now)
     else:
         made = EngineDecision("process", "this machine had no Docker client at the first start", now)
-    write_private(data / DECISION_FILE, msgspec.json.encode(made))
+    atomic_write(data / DECISION_FILE, msgspec.json.encode(made))
     return EngineChoice(made, kept.engine if kept else None)
 
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bus.interface import BrokerHealth
-from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder, write_private
+from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, make_private_folder
 from bus.tls_pinning import fetch_certificate
 from runner.assets.client import AssetClient
 from runner.assets.port import EdgeUnavailable
@@ -38,8 +38,8 @@ def join(settings: RunnerSettings, token: str) -> None:
     }
     make_private_folder(settings.data, TRAVERSE_ONLY_MODE)
     for name, certificate in met.items():
-        write_private(settings.data / name, certificate)
-    write_private(settings.data / ENROLLMENT_FILE, msgspec.json.encode(invitation))
+        atomic_write(settings.data / name, certificate)
+    atomic_write(settings.data / ENROLLMENT_FILE, msgspec.json.encode(invitation))
 
 
 def is_enrolled(settings: RunnerSettings) -> bool:
