@@ -1,0 +1,35 @@
+"""Wake the tasks of one event loop that wait for a change. The state itself is kept by whoever notifies."""
+
+from collections.abc import Callable
+
+import anyio
+
+
+class Notifier:
+    """A condition without a lock: `notify` wakes everybody who waits now, and nobody who waits later.
+
+    A notification is not stored. So check the state first and wait only while it is not as wanted, without an `await`
+    between the two; `wait_until` does that. Where an `await` has to stand between them, take `next_notification`
+    before the check.
+    """
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def notify(self) -> None:
+        """Wake all waiting tasks. Call it after the state was changed, on the event loop's own thread."""
+        event, self._event = self._event, anyio.Event()
+        event.set()
+
+    def next_notification(self) -> anyio.Event:
+        """Return an event that the next `notify` sets."""
+        return self._event
+
+    async def wait(self) -> None:
+        """Return at the next notification."""
+        await self._event.wait()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition()` is true: at once, or as soon as a notification finds it true."""
+        while not condition():
+            await self._event.wait()
