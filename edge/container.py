@@ -179,8 +179,10 @@ def _heygem_dir(settings: EdgeSettings) -> Path | None:
 
 
 def _broker_user_admin(settings: EdgeSettings) -> HostAccounts | None:
-    joining = settings.joining
-    return HostAccounts(settings.broker, joining.folder, joining.reload) if joining.folder and joining.reload else None
+    enrollment = settings.enrollment
+    if not (enrollment.nats_conf_dir and enrollment.reload_command):
+        return None
+    return HostAccounts(settings.broker, enrollment.nats_conf_dir, enrollment.reload_command)
 
 
 def _make_power_controller(

@@ -16,6 +16,7 @@ from edge.store.factory import StoreSettings
 from edge.webhooks.secrets import WebhookSettings
 from schemas.host_config import AnyHostConfig, PowerPrice
 from schemas.ids import Token
+from schemas.settings_loader import renamed_from
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -77,15 +78,15 @@ class PublicSettings(Struct, frozen=True):
     pin: bool = True
 
 
-class JoiningSettings(Struct, frozen=True):
-    """How hosts are let in at the broker.
+class EnrollmentSettings(Struct, frozen=True):
+    """How enrolled hosts get an account at the broker (`bus.server.host_accounts`).
 
-    `folder`: where nats.conf lies, and the list of hosts that it includes (`bus.server.host_accounts`). `reload`: the argv that makes
-    the broker read them anew.
+    `nats_conf_dir`: the folder of nats.conf, where the edge writes `hosts.conf`. `reload_command`: the argv that makes
+    the broker read both again.
     """
 
-    folder: Path | None = None
-    reload: tuple[str, ...] = ()
+    nats_conf_dir: Annotated[Path | None, renamed_from("folder")] = None
+    reload_command: Annotated[tuple[str, ...], renamed_from("reload")] = ()
 
 
 class HeygemSettings(Struct, frozen=True):
@@ -129,7 +130,7 @@ class EdgeSettings(Struct, frozen=True):
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
     allow_unsynced: bool = False
     public: PublicSettings = PublicSettings()
-    joining: JoiningSettings = JoiningSettings()
+    enrollment: Annotated[EnrollmentSettings, renamed_from("joining")] = EnrollmentSettings()
     server: ServerSettings = ServerSettings()
     cors: CorsSettings = CorsSettings()
     heygem: HeygemSettings = HeygemSettings()

@@ -77,7 +77,7 @@ def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None
 def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
     """What tokens say of us; None: hosts cannot join. Blocking; OSError when a certificate cannot be read."""
     public = settings.public
-    if not (public.url and public.broker and settings.joining.folder):
+    if not (public.url and public.broker and settings.enrollment.nats_conf_dir):
         return None
     edge_pin = _certificate_pin(public, public.url, tls.cert if tls else None)
     broker_pin = _certificate_pin(public, public.broker, public.broker_cert or (tls.cert if tls else None))

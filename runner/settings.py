@@ -12,6 +12,7 @@ from runner.gpu.metering import MeterPrice
 from runner.gpu.placement import PlacementPolicy
 from schemas.ids import Token
 from schemas.power import ForeignUse
+from schemas.settings_loader import renamed_from
 
 
 class EdgeConnectionSettings(Struct, frozen=True):
@@ -73,11 +74,11 @@ class ProcessSettings(Struct, frozen=True):
 class DeadManSettings(Struct, frozen=True):
     """The dead-man timer: with `after_s` the machine runs `poweroff` when edge or broker were silent for so long.
 
-    Only while it holds nothing of any job, and while nobody uses it: `stays_for` as at the edge, `[]` for nobody.
+    Only while it holds nothing of any job, and while nobody uses it: `keep_on_for` as at the edge, `[]` for nobody.
     """
 
     after_s: Annotated[float, Meta(gt=0)] | None = None
-    stays_for: tuple[ForeignUse, ...] = ("users", "programs")
+    keep_on_for: Annotated[tuple[ForeignUse, ...], renamed_from("stays_for")] = ("users", "programs")
 
 
 class RunnerIntervals(Struct, frozen=True):

@@ -73,6 +73,29 @@ class ActivityCounts(Struct, frozen=True):
         return frozenset(name for name, count in counts if count)
 
 
+class ActivityView(Struct, frozen=True):
+    """`busy` of a Host. `unsaved` is the old name of `unrecovered`, answered beside it for one release."""
+
+    uploading: int = 0
+    unrecovered: int = 0
+    unsaved: int = 0
+    programs: int = 0
+    users: int = 0
+    queued: int = 0
+
+
+def activity_view(counts: ActivityCounts, queued: int) -> ActivityView:
+    """Return what a Host answers for `counts`, with the number of jobs that wait for its pools."""
+    return ActivityView(
+        uploading=counts.uploading,
+        unrecovered=counts.unrecovered,
+        unsaved=counts.unrecovered,
+        programs=counts.programs,
+        users=counts.users,
+        queued=queued,
+    )
+
+
 class HostHeartbeat(Struct, frozen=True, kw_only=True):
     """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason).
 
@@ -116,7 +139,8 @@ class HostCapabilities(Struct, frozen=True, kw_only=True):
 class HostView(Struct, frozen=True, kw_only=True):
     """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others.
 
-    `busy` null: it is not up. `cannot` says why an endpoint cannot start there now. `engine`: docker or process;
+    `busy` null: it is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old name,
+    answered beside it for one release. `engine`: docker or process;
     `engine_away`: why it does not answer now; `run_as`: the user that jobs run as under the process engine. `waits`:
     what its runner has to do and cannot now, each with the reason.
     """
@@ -134,9 +158,10 @@ class HostView(Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuReport, ...] = ()
     warm: tuple[WarmPoolStatus, ...] = ()
     jobs: tuple[str, ...] = ()
-    busy: ActivityCounts | None = None
+    busy: ActivityView | None = None
     waits: tuple[str, ...] = ()
-    unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
+    unschedulable: dict[str, str] = field(default_factory=dict)
+    cannot: dict[str, str] = field(default_factory=dict)
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
 

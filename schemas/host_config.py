@@ -4,11 +4,11 @@ from datetime import datetime, time, tzinfo
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 from schemas.ids import Token
 from schemas.power import ForeignUse
-from schemas.settings_loader import SETTING_PREFIX
+from schemas.settings_loader import SETTING_PREFIX, renamed_from
 from schemas.webhook import decode_secret
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -48,21 +48,22 @@ class DailyBudget(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="driver"):
-    """What every declared host has, whatever switches it. Durations are seconds.
+    """The settings of every declared host, whatever its power driver. Durations are seconds.
 
-    `rank`: the lowest is woken first. `quiet`: spans of the host's day, `23:00-07:00`, in which it is not woken and is
-    let go when empty. `stays_for`: who but us keeps it on, people who are logged in (`users`) and other people's
-    programs on its cards (`programs`); `[]` ignores both. `timezone`: an IANA name; without one the edge's own.
-    `wake_delay`: how long work must wait before the host is woken. `min_on`, `idle_after`: how long it stays on at
-    least, and without work. `boot_timeout`, `stop_timeout`: how long going on and off may take. `fallback_after`: how
-    long it may be blocked before the next host is called. `timeout`: how long one call of the switch may take.
+    `wake_priority`: the host with the lowest number is woken first. `quiet_hours`: spans of the host's day, such as
+    `23:00-07:00`, in which it is not woken, and is powered off once it is idle. `keep_on_for`: which use by others
+    keeps it on: people who are logged in (`users`), other programs on its GPUs (`programs`); `[]` ignores both.
+    `timezone`: an IANA name; without one, the edge's own. `wake_delay`: how long work must wait before the host is
+    woken. `min_on`: how long the host stays on at least. `idle_after`: how long it stays on without work.
+    `boot_timeout` and `stop_timeout`: how long powering on and off may take. `fallback_after`: how long the host may be
+    blocked before the next one is woken. `timeout`: how long one call of the driver may take.
     """
 
-    wake_priority: int = field(default=1, name="rank")
+    wake_priority: Annotated[int, renamed_from("rank")] = 1
     price: PowerPrice | None = None
     budget: DailyBudget | None = None
-    quiet_hours: tuple[TimeSpan, ...] = field(default=(), name="quiet")
-    keep_on_for: tuple[ForeignUse, ...] = field(default=("users", "programs"), name="stays_for")
+    quiet_hours: Annotated[tuple[TimeSpan, ...], renamed_from("quiet")] = ()
+    keep_on_for: Annotated[tuple[ForeignUse, ...], renamed_from("stays_for")] = ("users", "programs")
     timezone: str | None = None
     wake_delay: NonNegative = 0.0
     min_on: NonNegative = 600.0

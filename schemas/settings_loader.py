@@ -1,19 +1,35 @@
-"""Settings of a process: one frozen Struct, read once from a TOML file and `LAMPLIGHTER_*` variables."""
+"""Settings of a process: one frozen Struct, read once from a TOML file and `LAMPLIGHTER_*` variables.
+
+A setting that was renamed is still read under its old name, for one release: `renamed_from` on the Struct's field.
+"""
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Struct, inspect
+from msgspec import Meta, Struct, inspect
 
 T = TypeVar("T")
 SETTING_PREFIX = "LAMPLIGHTER_"
+_RENAMED_FROM = "renamed_from"
 
 
 class SettingsInvalid(ValueError):
     """A setting cannot be read; the message names it."""
+
+
+class RenamedSetting(NamedTuple):
+    """A setting that is given under the name of an earlier release. Names have dots, as in `hosts.gpu-1.rank`."""
+
+    old_name: str
+    new_name: str
+
+
+def renamed_from(old_name: str) -> Meta:
+    """Annotate a field that had another name in the last release: `field: Annotated[int, renamed_from("old")]`."""
+    return Meta(extra={_RENAMED_FROM: old_name})
 
 
 def _nest_variables(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -59,12 +75,11 @@ def load_settings(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
     """Settings of `kind` from TOML `text`, overridden by `environ`; raises SettingsInvalid.
 
     Variables are text, so numbers and booleans are read leniently; names the Struct does not have are ignored, because
-    the file is shared by the processes of one host.
+    the file is shared by the processes of one host. Names of the last release are read as the new ones.
     """
     try:
-        return msgspec.convert(
-            _merge(tomllib.loads(text), _nest_variables(environ)), kind, strict=False, dec_hook=_convert_path
-        )
+        given = [_rename(table, [inspect.type_info(kind)]) for table in (tomllib.loads(text), _nest_variables(environ))]
+        return msgspec.convert(_merge(*given), kind, strict=False, dec_hook=_convert_path)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise SettingsInvalid(
             f"{error}: correct it in lamplighter.toml or in its {SETTING_PREFIX}* variable"
@@ -72,13 +87,14 @@ def load_settings(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
 
 
 def select_variables(kind: type[Struct], environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `environ` that are settings of `kind`: what its process is given, and no other one's."""
+    """Return the variables of `environ` that are settings of `kind`: its process gets these, and no other one's."""
+    fields = _known_fields([inspect.type_info(kind)])
     heads = {
         name: name.removeprefix(SETTING_PREFIX).lower().partition("__")[0]
         for name in environ
         if name.startswith(SETTING_PREFIX)
     }
-    return {name: environ[name] for name, head in heads.items() if head in kind.__struct_fields__}
+    return {name: environ[name] for name, head in heads.items() if head in fields.by_name or head in fields.new_names}
 
 
 def unknown_names(kinds: Iterable[type], text: str) -> list[str]:
@@ -86,40 +102,109 @@ def unknown_names(kinds: Iterable[type], text: str) -> list[str]:
     return list(_walk_unknown_names(tomllib.loads(text), [inspect.type_info(kind) for kind in kinds], ""))
 
 
-def _walk_unknown_names(table: dict[str, Any], kinds: Iterable[inspect.Type], path: str) -> Iterator[str]:
-    known, open_ended = _known_fields(kinds)
+def renamed_settings(kinds: Iterable[type], text: str, environ: Mapping[str, str]) -> list[RenamedSetting]:
+    """Return the settings in TOML `text` and `environ` that are given under their name of the last release."""
+    known = [inspect.type_info(kind) for kind in kinds]
+    found: list[RenamedSetting] = []
+    for table in (tomllib.loads(text), _nest_variables(environ)):
+        _rename(table, known, found)
+    return found
+
+
+class _KnownFields(NamedTuple):
+    """The fields of all kinds that a table may be.
+
+    `open_ended`: the types of any other name's value, None where other names are not allowed. `new_names` by old name.
+    """
+
+    by_name: dict[str, list[inspect.Type]]
+    open_ended: list[inspect.Type] | None
+    new_names: dict[str, str]
+
+    def types_of(self, name: str) -> list[inspect.Type]:
+        """Return what the value under `name` may be."""
+        return [*self.by_name.get(name, ()), *(self.open_ended or ())]
+
+
+def _rename(
+    table: dict[str, Any],
+    kinds: Iterable[inspect.Type],
+    found: list[RenamedSetting] | None = None,
+    path: tuple[str, str] = ("", ""),
+) -> dict[str, Any]:
+    """Return `table` with the new names in place of old ones, which are added to `found`.
+
+    `path`: the names of the tables around it, as given and as renamed. Raises SettingsInvalid where both names of a
+    setting are given: one of the two would be ignored.
+    """
+    fields = _known_fields(kinds)
+    renamed: dict[str, Any] = {}
     for name, value in table.items():
-        if name not in known and open_ended is None:
+        new = name if name in fields.by_name else fields.new_names.get(name, name)
+        given, place = f"{path[0]}{name}", f"{path[1]}{new}"
+        if new != name:
+            if new in table:
+                raise SettingsInvalid(f"{given} is the old name of {place}, and both are set: remove {given}")
+            if found is not None:
+                found.append(RenamedSetting(given, place))
+        below, inside = fields.types_of(new), (f"{given}.", f"{place}.")
+        renamed[new] = _rename_inside(value, below, found, inside)
+    return renamed
+
+
+def _rename_inside(
+    value: Any, kinds: list[inspect.Type], found: list[RenamedSetting] | None, path: tuple[str, str]
+) -> Any:
+    match value:
+        case dict():
+            return _rename(value, kinds, found, path)
+        case list():
+            return [_rename_inside(one, kinds, found, path) for one in value]
+        case _:
+            return value
+
+
+def _walk_unknown_names(table: dict[str, Any], kinds: Iterable[inspect.Type], path: str) -> Iterator[str]:
+    fields = _known_fields(kinds)
+    for name, value in table.items():
+        new = fields.new_names.get(name, name)
+        if new not in fields.by_name and fields.open_ended is None:
             yield path + name
             continue
-        below = [*known.get(name, ()), *(open_ended or ())]
         tables = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
         for inner in tables:
             if isinstance(inner, dict):
-                yield from _walk_unknown_names(inner, below, f"{path}{name}.")
+                yield from _walk_unknown_names(inner, fields.types_of(new), f"{path}{name}.")
 
 
-def _known_fields(kinds: Iterable[inspect.Type]) -> tuple[dict[str, list[inspect.Type]], list[inspect.Type] | None]:
-    """What each name may be; and what any name may be where one of the kinds takes any, else None."""
-    known: dict[str, list[inspect.Type]] = {}
+def _known_fields(kinds: Iterable[inspect.Type]) -> _KnownFields:
+    by_name: dict[str, list[inspect.Type]] = {}
     open_ended: list[inspect.Type] | None = None
+    new_names: dict[str, str] = {}
     for kind in kinds:
         match kind:
             case inspect.StructType(fields=fields, tag_field=tag):
-                known |= {tag: []} if tag else {}
+                by_name |= {tag: []} if tag else {}
                 for field in fields:
-                    known.setdefault(field.encode_name, []).extend(_inner_types(field.type))
+                    by_name.setdefault(field.encode_name, []).extend(_inner_types(field.type))
+                    if (old_name := _old_name(field.type)) is not None:
+                        new_names[old_name] = field.encode_name
             case inspect.DictType(value_type=value):
                 open_ended = [*(open_ended or ()), *_inner_types(value)]
             case inspect.AnyType():
                 open_ended = [*(open_ended or ()), kind]
             case _:
                 pass
-    return known, open_ended
+    return _KnownFields(by_name, open_ended, new_names)
+
+
+def _old_name(kind: inspect.Type) -> str | None:
+    """Return the name that `renamed_from` gives, None for a field without it."""
+    return (kind.extra or {}).get(_RENAMED_FROM) if isinstance(kind, inspect.Metadata) else None
 
 
 def _inner_types(kind: inspect.Type) -> Iterator[inspect.Type]:
-    """The kinds that a value may have, of a list its items'."""
+    """Return the types that a value may have; those of the items where it is a list."""
     match kind:
         case inspect.UnionType(types=types):
             for one in types:

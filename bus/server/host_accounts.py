@@ -120,7 +120,7 @@ class HostAccounts:
             )
             why = said.splitlines()[-1] if said else str(error) or f"no answer in {RELOAD_TIMEOUT_S:.0f} s"
             raise BrokerReloadFailed(
-                f"{self._reload[0]} did not reload the broker ({why}): correct joining.reload"
+                f"{self._reload[0]} did not reload the broker ({why}): correct enrollment.reload_command"
             ) from error
 
     def _write_file(self, listed: str) -> None:
@@ -128,7 +128,7 @@ class HostAccounts:
             atomic_write(self._folder / HOSTS_FILE, listed)
         except OSError as error:
             why = f"the broker's list of hosts in {self._folder} cannot be written ({error})"
-            raise BrokerReloadFailed(f"{why}: set joining.folder to the folder of nats.conf") from error
+            raise BrokerReloadFailed(f"{why}: set enrollment.nats_conf_dir to the folder of nats.conf") from error
 
 
 class _AccountListState(Enum):

@@ -58,7 +58,8 @@ class HostEnrollment:
     def _require_enabled(self) -> tuple[BrokerAccounts, AdvertisedAddresses]:
         if self._broker_accounts is None or self._addresses is None:
             why = "no other machine can join here: start `lamplighter up` with --public NAME"
-            raise ProblemError("unavailable", f"{why}, or set [public] url and broker and [joining] folder and reload")
+            settings = "url and broker of [public], and nats_conf_dir and reload_command of [enrollment]"
+            raise ProblemError("unavailable", f"{why}, or set {settings}")
         return self._broker_accounts, self._addresses
 
     async def start(self) -> None:

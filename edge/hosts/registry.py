@@ -7,12 +7,18 @@ from typing import NamedTuple
 import structlog
 from anyio import sleep
 from msgspec import Struct
-from msgspec.structs import replace
 
 from bus.interface import Bus, BusError
 from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
-from schemas.host import HEARTBEAT_INTERVAL_S, HOST_GONE_TIMEOUT_S, HostCapabilities, HostHeartbeat, HostView
+from schemas.host import (
+    HEARTBEAT_INTERVAL_S,
+    HOST_GONE_TIMEOUT_S,
+    HostCapabilities,
+    HostHeartbeat,
+    HostView,
+    activity_view,
+)
 from schemas.job import Claim, Job
 from schemas.status import WaitReason, most_relevant_reason
 
@@ -146,9 +152,10 @@ class HostRegistry:
             warm=here.warm,
             waits=here.blocked_work,
             unschedulable=here.unschedulable,
+            cannot=here.unschedulable,
             jobs=tuple(run.id for run in here.running if owner in (None, run.owner)),
-            busy=replace(
-                here.activity, queued=self._count_queued({e.effective_pool for e in offer.endpoints} if offer else ())
+            busy=activity_view(
+                here.activity, self._count_queued({e.effective_pool for e in offer.endpoints} if offer else ())
             ),
         )
 

@@ -89,7 +89,7 @@ def check_readiness(patient: DoctorTarget) -> Iterable[Finding]:
     if reply.status_code == httpx.codes.OK:
         yield Finding("broker", CheckStatus.OK, "reachable, synced, and its store has room")
     said = reply.json()
-    for key, verdict in (("why", CheckStatus.FAIL), ("ailing", CheckStatus.WARN)):
+    for key, verdict in (("why", CheckStatus.FAIL), ("degraded", CheckStatus.WARN)):
         for line in said.get(key, ()):
             what, _, mend = line.partition(": ")
             yield Finding("broker", verdict, what, mend or "see the edge's and the broker's log")
@@ -151,7 +151,7 @@ def _check_blocked_tasks(host: dict[str, Any]) -> Iterable[Finding]:
 
 def _check_endpoints(host: dict[str, Any]) -> Iterable[Finding]:
     """The endpoints that cannot start there now."""
-    for endpoint, why in host.get("cannot", {}).items():
+    for endpoint, why in host.get("unschedulable", {}).items():
         if why == "engine_away":  # told once, of the host
             continue
         yield Finding(

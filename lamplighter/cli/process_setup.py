@@ -17,7 +17,7 @@ from lamplighter.cli.context import USAGE, error_line
 from lamplighter.cli.display import escape_controls
 from lamplighter.cli.relay_client import RelaySettings
 from runner.settings import RunnerSettings
-from schemas.settings_loader import SettingsInvalid, load_settings, unknown_names
+from schemas.settings_loader import SettingsInvalid, load_settings, renamed_settings, unknown_names
 
 T = TypeVar("T")
 SETTINGS_TYPES = (EdgeSettings, RunnerSettings, RelaySettings)  # who shares one lamplighter.toml
@@ -82,6 +82,8 @@ def read_settings(kind: type[T], config: Path, log_level: str | None, log_format
         sys.exit(USAGE)
     said: Any = settings
     configure_logging(said.log_level, said.log_format)
+    for old, new in renamed_settings((kind,), text, environ):
+        _log.warning("setting_renamed", name=old, new_name=new, mend="use the new name: the next release has no other")
     for name in unknown_names(SETTINGS_TYPES, text):
         _log.warning("setting_unknown", name=name, file=str(config), mend="correct its spelling, or take it out")
     return settings

@@ -78,8 +78,8 @@ class PublicAccess:
             "LAMPLIGHTER_PUBLIC__BROKER": f"tls://{name}:{options.broker_port}",
             "LAMPLIGHTER_PUBLIC__CERT": str(self._tls.cert),
             "LAMPLIGHTER_PUBLIC__KEY": str(self._tls.key),
-            "LAMPLIGHTER_JOINING__FOLDER": str(self._folder),
-            "LAMPLIGHTER_JOINING__RELOAD": msgspec.json.encode(self.server.reload_command).decode(),
+            "LAMPLIGHTER_ENROLLMENT__NATS_CONF_DIR": str(self._folder),
+            "LAMPLIGHTER_ENROLLMENT__RELOAD_COMMAND": msgspec.json.encode(self.server.reload_command).decode(),
         }
 
 

@@ -34,7 +34,7 @@ def unneeded_since(since: float | None, look: DeadManObservation, rules: DeadMan
 
     One look in which anything speaks for it begins the count anew.
     """
-    alone = not look.is_connected and look.is_free_of_jobs and look.used_by.isdisjoint(rules.stays_for)
+    alone = not look.is_connected and look.is_free_of_jobs and look.used_by.isdisjoint(rules.keep_on_for)
     if not alone:
         return None
     return now if since is None else since

@@ -96,7 +96,7 @@ async def test_a_message_that_is_waited_for_while_hosts_join_arrives(tmp_path: P
 async def test_the_list_outlives_the_broker_and_is_for_its_owner_only(tmp_path: Path):
     async with HOST_ACCESSES["real"](tmp_path) as door:
         password = new_password()
-        await door.write(hashes({"gpu-1": password}))
+        await door.replace_all(hashes({"gpu-1": password}))
         text = (tmp_path / "broker" / "hosts.conf").read_text()
         assert password not in text
     async with run_broker(tmp_path) as server, open_edge(server.settings("edge")) as edge:
@@ -125,5 +125,5 @@ async def test_a_broker_that_does_not_read_the_list_is_said(tmp_path: Path, monk
 
 async def test_a_folder_that_is_not_the_brokers_is_said(tmp_path: Path):
     listing = HostAccounts(BrokerSettings(), tmp_path / "nowhere", ("true",))
-    with pytest.raises(BrokerReloadFailed, match=r"joining\.folder"):
+    with pytest.raises(BrokerReloadFailed, match=r"enrollment\.nats_conf_dir"):
         await listing.replace_all({})

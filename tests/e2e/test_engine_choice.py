@@ -67,13 +67,13 @@ async def test_a_runner_that_starts_before_docker_waits_for_it(
         lit.installation.docker_url = own.url
         await lit.installation.start_runner(LAMPLIGHTER_ENGINE=asked, LAMPLIGHTER_DOCKER_SOCKET=own.url)
         seen = await told(lit.admin, away=True)
-        assert (seen["engine"], set(seen["cannot"].values())) == ("docker", {"engine_away"})
+        assert (seen["engine"], set(seen["unschedulable"].values())) == ("docker", {"engine_away"})
         job = await lit.ann.submit("echo", text="patience")
         await waits_for(lit.ann, job.id, "engine_away")
         own.call("start")
         done = await lit.ann.wait(job.id)
         assert (done.status, done.engine, done.attempt) == (Status.SUCCEEDED, "docker", 1)
-        assert (await told(lit.admin, away=False))["cannot"] == {}
+        assert (await told(lit.admin, away=False))["unschedulable"] == {}
         assert json.loads((tmp_path / "gpu-1" / "engine.json").read_text())["engine"] == "docker"
         print(lit.installation.tail())  # noqa: T201
 
@@ -140,7 +140,7 @@ def test_up_decides_once_and_says_what_runs_the_jobs(tmp_path: Path) -> None:
 def test_up_waits_for_a_docker_that_is_there_and_does_not_answer(tmp_path: Path) -> None:
     away = {"DOCKER_HOST": "unix:///nowhere.sock"}
     said, seen = up(tmp_path / "a", away)
-    assert (seen["engine"], seen["cannot"]) == ("docker", {"echo": "engine_away"})
+    assert (seen["engine"], seen["unschedulable"]) == ("docker", {"echo": "engine_away"})
     assert any("starts no jobs until docker answers" in line for line in said)
     said, seen = up(tmp_path / "a", away, "--engine", "process")
     assert (seen["engine"], seen["engine_away"]) == ("process", None)

@@ -17,7 +17,7 @@ WELL = Finding("broker", CheckStatus.OK, "reachable, synced, and its store has r
         (200, {"status": "ok"}, [WELL]),
         (
             200,
-            {"ailing": ["n1 is full: make room"]},
+            {"degraded": ["n1 is full: make room"]},
             [WELL, Finding("broker", CheckStatus.WARN, "n1 is full", "make room")],
         ),
         (503, {"why": ["it is full: make room"]}, [Finding("broker", CheckStatus.FAIL, "it is full", "make room")]),

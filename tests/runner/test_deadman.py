@@ -57,7 +57,7 @@ def test_it_goes_dark_only_after_so_long_alone_and_bare(
 
 
 def test_its_owner_may_ignore_the_people() -> None:
-    rules = DeadManSettings(after_s=60.0, stays_for=("programs",))
+    rules = DeadManSettings(after_s=60.0, keep_on_for=("programs",))
     assert darkens([(0, PEOPLE), (60, PEOPLE)], rules) == 60
     assert darkens([(0, PROGRAMS), (60, PROGRAMS)], rules) is None
 

@@ -20,12 +20,14 @@ class LivenessView(Struct, frozen=True):
 class ReadinessView(Struct, frozen=True):
     """Whether work is taken, and what is in the way when it is not.
 
-    `ailing`: what is broken and in nobody's way yet, such as one server of a broker that is several.
+    `degraded`: what is broken without keeping work out, such as one server of a broker that has three. `ailing` is its
+    old name, answered beside it for one release.
     """
 
     status: str
     reasons: tuple[str, ...] = field(default=(), name="why")
-    degraded: tuple[str, ...] = field(default=(), name="ailing")
+    degraded: tuple[str, ...] = ()
+    ailing: tuple[str, ...] = ()
 
 
 @get_or_head("/livez", opt={NO_AUTH: True})
@@ -47,7 +49,8 @@ async def _readiness_problems(parts: EdgeServices) -> tuple[str, ...]:
 async def readyz(parts: ServicesDep) -> Response[ReadinessView]:
     """200 when new work is taken, 503 with the reasons when not."""
     why = await _readiness_problems(parts)
-    ready = ReadinessView("refusing", why) if why else ReadinessView("ok", degraded=parts.readiness.degraded)
+    degraded = parts.readiness.degraded
+    ready = ReadinessView("refusing", why) if why else ReadinessView("ok", degraded=degraded, ailing=degraded)
     return Response(ready, status_code=503 if why else 200)
 
 

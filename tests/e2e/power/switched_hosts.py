@@ -140,8 +140,8 @@ class SwitchedInstallation(Installation):
             "LAMPLIGHTER_PUBLIC__BROKER": self.server.url,
             "LAMPLIGHTER_PUBLIC__CERT": str(self.tls.cert),
             "LAMPLIGHTER_PUBLIC__KEY": str(self.tls.key),
-            "LAMPLIGHTER_JOINING__FOLDER": str(self.folder / "broker"),
-            "LAMPLIGHTER_JOINING__RELOAD": json.dumps(self.server.reload_command),
+            "LAMPLIGHTER_ENROLLMENT__NATS_CONF_DIR": str(self.folder / "broker"),
+            "LAMPLIGHTER_ENROLLMENT__RELOAD_COMMAND": json.dumps(self.server.reload_command),
         }
 
     async def start_edge_again(self) -> None:

@@ -16,7 +16,7 @@ EDGE, RUNNER = read_blocks(PAGE, "toml")
 def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
     host = load_settings(EdgeSettings, EDGE, {}).hosts["gpu-1"]
     plain = asdict(CommandHostConfig(on=("on",)))
-    chosen = {"on", "state", "timezone", "quiet", "budget", "price"}
+    chosen = {"on", "state", "timezone", "quiet_hours", "budget", "price"}
     assert {name: value for name, value in asdict(host).items() if name not in chosen} == {
         name: value for name, value in plain.items() if name not in chosen
     }
@@ -29,6 +29,6 @@ def test_the_runner_of_the_page_is_read() -> None:
     assert (runner.dead_man.after_s, runner.poweroff) == (1800, ("systemctl", "poweroff"))
 
 
-@pytest.mark.parametrize("word", ["queued", "uploading", "unsaved", "users", "programs"])
+@pytest.mark.parametrize("word", ["queued", "uploading", "unrecovered", "users", "programs"])
 def test_the_page_names_what_the_host_tells(word: str) -> None:
     assert f"`{word}`" in PAGE.read_text()

@@ -193,7 +193,7 @@ def test_every_declaration_has_a_builder() -> None:
     [
         ({"driver": "command"}, "on"),
         ({"driver": "command", "on": []}, "length"),
-        ({"driver": "command", "on": ["x"], "quiet": ["23-7"]}, "regex"),
+        ({"driver": "command", "on": ["x"], "quiet_hours": ["23-7"]}, "regex"),
         ({"driver": "command", "on": ["x"], "idle": 3}, "idle"),
         ({"driver": "command", "on": ["x"], "budget": {"money": 3}}, "price"),
         ({"driver": "wol", "mac": "a4:bb"}, "regex"),

@@ -95,7 +95,8 @@ async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(fac
     monkeypatch.setattr(face.world.bus.health, "health", limping)
     ready = await face.anyone.get("/readyz")
     assert (ready.status_code, ready.json()["why"]) == (200, [])
-    assert ready.json()["ailing"] == ["server n1 could not write: make room"]
+    assert ready.json()["degraded"] == ["server n1 could not write: make room"]
+    assert ready.json()["ailing"] == ready.json()["degraded"], "the name of the last release"
 
 
 async def test_what_may_be_tried_later_says_when(face: ServedEdge):
@@ -146,7 +147,7 @@ async def test_hosts_are_told_while_on_and_while_off(face: ServedEdge):
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
-        *("busy", "cannot", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
+        *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
     }
     assert (await face.ann.get("/v1/hosts/none")).status_code == 404
 

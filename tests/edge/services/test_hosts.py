@@ -37,11 +37,11 @@ async def test_a_job_waits_for_its_host(fake: FakeBusServicesRig) -> None:
     ("fields", "expected"),
     [
         ({"draining": True}, WaitReason.PAUSED),
-        ({"cannot": {"echo": "vram_short"}}, WaitReason.VRAM_SHORT),
-        ({"cannot": {"echo": "of a newer version"}}, WaitReason.PAUSED),
-        ({"cannot": {"other": "vram_short"}}, WaitReason.BEHIND),
-        ({"cannot": {"echo": "engine_away"}}, WaitReason.ENGINE_AWAY),
-        ({"cannot": {"echo": "gpu_none"}}, WaitReason.GPU_NONE),
+        ({"unschedulable": {"echo": "vram_short"}}, WaitReason.VRAM_SHORT),
+        ({"unschedulable": {"echo": "of a newer version"}}, WaitReason.PAUSED),
+        ({"unschedulable": {"other": "vram_short"}}, WaitReason.BEHIND),
+        ({"unschedulable": {"echo": "engine_away"}}, WaitReason.ENGINE_AWAY),
+        ({"unschedulable": {"echo": "gpu_none"}}, WaitReason.GPU_NONE),
     ],
 )
 async def test_what_the_host_says_is_told(
@@ -54,7 +54,7 @@ async def test_what_the_host_says_is_told(
 
 async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(fake: FakeBusServicesRig) -> None:
     await fake.announce_capabilities(host="gpu-1")
-    await fake.send_heartbeat("gpu-1", cannot={"echo": "gpu_none"})
+    await fake.send_heartbeat("gpu-1", unschedulable={"echo": "gpu_none"})
     await fake.announce_capabilities(host="gpu-2")
     assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
     job = await fake.submit()
@@ -62,16 +62,16 @@ async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(
     assert told == "Nobody can switch gpu-2 on from here: start its runner"
     fake.hosts.set_power_source(lambda _: (WaitReason.HOST_WAKING, "gpu-2", None, None), lambda host: host == "gpu-2")
     assert await reason(fake) == WaitReason.HOST_WAKING
-    await fake.send_heartbeat("gpu-2", cannot={"echo": "vram_short"})
+    await fake.send_heartbeat("gpu-2", unschedulable={"echo": "vram_short"})
     assert await reason(fake) == WaitReason.VRAM_SHORT
 
 
 async def test_one_able_host_is_enough_and_else_the_nearest_to_able_speaks(fake: FakeBusServicesRig) -> None:
     for host in ("gpu-1", "gpu-2", "gpu-3"):
         await fake.announce_capabilities(host=host)
-    await fake.send_heartbeat("gpu-1", cannot={"echo": "gpu_unhealthy"})
+    await fake.send_heartbeat("gpu-1", unschedulable={"echo": "gpu_unhealthy"})
     assert await reason(fake) == WaitReason.GPU_UNHEALTHY
-    await fake.send_heartbeat("gpu-2", cannot={"echo": "disk_short"})
+    await fake.send_heartbeat("gpu-2", unschedulable={"echo": "disk_short"})
     assert await reason(fake) == WaitReason.DISK_SHORT
     await fake.send_heartbeat("gpu-3")
     assert await reason(fake) == WaitReason.BEHIND
@@ -93,10 +93,11 @@ async def test_views_show_presence_over_offers_and_only_ones_own_jobs(fake: Fake
     await fake.announce_capabilities(host="gpu-2")
     running = (RunningExecution("ann", "a", "echo", 1, 1), RunningExecution("bob", "b", "echo", 1, 1))
     warm = (WarmPoolStatus("echo", 0, 0, "it exited with code 1", 4.0),)
-    await fake.send_heartbeat(gpus=(gpu,), running=running, warm=warm, engine="docker", injection="cdi", cannot=CANNOT)
+    await fake.send_heartbeat(gpus=(gpu,), running=running, warm=warm, engine="docker", injection="cdi", unschedulable=CANNOT)
     on, off = fake.hosts.views("ann")
     assert (on.state, on.jobs, on.gpus, on.endpoints) == ("online", ("a",), (gpu,), ("echo",))
     assert (on.engine, on.injection, on.warm, on.unschedulable) == ("docker", "cdi", warm, CANNOT)
+    assert on.cannot == on.unschedulable, "the name of the last release"
     assert (off.state, off.incarnation, off.jobs, off.injection, off.warm) == ("off", None, (), None, ())
     assert fake.hosts.views()[0].jobs == ("a", "b")
     await fake.send_heartbeat(draining=True)
