@@ -49,8 +49,8 @@ class BrokerReadiness:
         if health.used_share >= STORE_USED_LIMIT_RATIO:
             raise ProblemError(
                 "store_full",
-                f"the broker's store is {health.used_share:.0%} full, from {STORE_USED_LIMIT_RATIO:.0%} on new work is refused: delete jobs "
-                "or give it more space",
+                f"the broker's store is {health.used_share:.0%} full, from {STORE_USED_LIMIT_RATIO:.0%} on new work is "
+                "refused: delete jobs or give it more space",
             )
 
     async def _current_status(self) -> BrokerStatus:

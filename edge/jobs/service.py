@@ -270,7 +270,8 @@ async def submit_with_id(
 ) -> AcceptedSubmission:
     """`JobService.submit` under a code that the client chose, `named` being more for it.
 
-    A job that is there under that code is answered when it is the same work. Raises Refused as `JobService.submit` does.
+    A job that is there under that code is answered when it is the same work. Raises ProblemError as
+    `JobService.submit` does.
     """
     try:
         return await intake.submit(key.owner, body, job_id=key.id, **named)

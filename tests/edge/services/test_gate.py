@@ -25,7 +25,7 @@ async def test_a_broker_that_is_not_well_takes_no_work(
     async def answer() -> BrokerStatus:
         return health
 
-    monkeypatch.setattr(fake.bus.health, "health", answer)
+    monkeypatch.setattr(fake.bus.health, "status", answer)
     with pytest.raises(ProblemError, match=to_do) as caught:
         await fake.gate.check()
     assert caught.value.code == code
@@ -56,7 +56,7 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
         return WELL
 
     await fake.gate.check()
-    monkeypatch.setattr(fake.bus.health, "health", slow)
+    monkeypatch.setattr(fake.bus.health, "status", slow)
     fake.time.advance(seconds=2)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fake.gate.check)
@@ -77,7 +77,7 @@ async def test_who_waits_for_an_answer_that_does_not_come_asks_again(
     async def silent() -> BrokerStatus:
         raise BrokerUnreachable("no answer")
 
-    monkeypatch.setattr(fake.bus.health, "health", silent)
+    monkeypatch.setattr(fake.bus.health, "status", silent)
     fake.time.advance(seconds=5)
     with pytest.raises(ProblemError, match="is away"):
         await fake.gate.check()

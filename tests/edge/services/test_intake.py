@@ -138,7 +138,7 @@ async def test_a_crash_between_record_and_pointer_is_made_good(
         await anyio.lowlevel.checkpoint()
 
     with monkeypatch.context() as patch, crash:
-        patch.setattr(edge.window, "offer", die)
+        patch.setattr(edge.window, "publish_if_room", die)
         await edge.intake.submit("ann", BODY, job_id="mine")
     assert await edge.bus.job_store.read(JobKey("ann", "mine")) is not None
     await edge.wait_until_indexed()

@@ -45,7 +45,7 @@ async def test_a_scheduled_job_is_queued_when_due(fake: FakeBusServicesRig) -> N
     job = await fake.submit(not_before=(START + timedelta(hours=1)).isoformat())
     assert await swept(fake) == {}
     fake.time.advance(hours=1)
-    assert await swept(fake) == {"queue_due": 1}
+    assert await swept(fake) == {"enqueue_due": 1}
     assert (await fake.read(job)).status is Status.QUEUED
     assert await fake.list_pointers() == [job.id]
 
@@ -53,7 +53,7 @@ async def test_a_scheduled_job_is_queued_when_due(fake: FakeBusServicesRig) -> N
 async def test_a_message_that_was_lost_comes_again(fake: FakeBusServicesRig) -> None:
     job = await fake.submit()
     await fake.bus.job_queue.remove(job.pointer)
-    assert await swept(fake) == {"settle_queue": 1}
+    assert await swept(fake) == {"reconcile_queue": 1}
     assert await fake.list_pointers() == [job.id]
 
 
@@ -65,7 +65,7 @@ async def test_the_message_of_a_job_at_work_comes_again_too(fake: FakeBusService
         await fake.bus.job_queue.remove(job.pointer)
     await fake.intake.cancel(ending.key)
     done = await fake.finish(await fake.submit())
-    assert await swept(fake) == {"resend_active": 2}
+    assert await swept(fake) == {"republish_active": 2}
     assert await fake.bus.job_queue.list_pending() == {running.pointer, ending.pointer}
     assert done.pointer not in await fake.bus.job_queue.list_pending()
     assert await swept(fake) == {}
@@ -82,7 +82,7 @@ async def test_messages_that_nobody_wants_go(fake: FakeBusServicesRig) -> None:
     ]
     for pointer in odd:
         await fake.bus.job_queue.publish(pointer, repair=True)
-    assert await swept(fake) == {"settle_queue": 4}
+    assert await swept(fake) == {"reconcile_queue": 4}
     assert await fake.bus.job_queue.list_pending() == {living.pointer}
 
 
@@ -92,9 +92,9 @@ async def test_a_job_that_never_started_expires(fake: FakeBusServicesRig) -> Non
     begun = await fake.submit()
     await fake.start(begun)
     fake.time.advance(hours=2)
-    assert await swept(fake) == {"expire": 1}
+    assert await swept(fake) == {"expire_unstarted": 1}
     fake.time.advance(hours=23)
-    assert await swept(fake) == {"expire": 1}
+    assert await swept(fake) == {"expire_unstarted": 1}
     events = [(await fake.intake.read(job.key)).record.event for job in (late, slow)]
     assert events == [e.Expired("deadline"), e.Expired("start_timeout")]
     assert (await fake.read(begun)).status is Status.RUNNING
@@ -105,7 +105,7 @@ async def test_a_gone_host_loses_its_job_after_ten_minutes(fake: FakeBusServices
     job = await on_gone_host(fake, gone_s=599)
     assert await swept(fake) == {}
     fake.time.advance(seconds=2)
-    assert await swept(fake) == {"free_lost": 1}
+    assert await swept(fake) == {"release_lost_attempts": 1}
     now = await fake.read(job)
     assert (now.status, now.free_releases, now.charged_attempts) == (Status.QUEUED, {"host_lost": 1}, 0)
 
@@ -113,7 +113,7 @@ async def test_a_gone_host_loses_its_job_after_ten_minutes(fake: FakeBusServices
 async def test_a_host_that_is_off_loses_its_job_at_once(fake: FakeBusServicesRig) -> None:
     job = await on_gone_host(fake)
     fake.switch.off = True
-    assert await swept(fake) == {"free_lost": 1}
+    assert await swept(fake) == {"release_lost_attempts": 1}
     assert (await fake.read(job)).status is Status.QUEUED
 
 
@@ -133,14 +133,14 @@ async def test_an_observer_that_was_away_starts_to_count_anew(fake: FakeBusServi
     fake.time.advance(seconds=31)
     assert await swept(fake) == {}
     fake.time.advance(seconds=601)
-    assert await swept(fake) == {"free_lost": 1}
+    assert await swept(fake) == {"release_lost_attempts": 1}
     assert (await fake.read(job)).status is Status.QUEUED
 
 
 async def test_a_cancelling_job_on_a_gone_host_is_cancelled(fake: FakeBusServicesRig) -> None:
     job = await on_gone_host(fake)
     await fake.intake.cancel(job.key)
-    assert await swept(fake) == {"free_lost": 1}
+    assert await swept(fake) == {"release_lost_attempts": 1}
     assert (await fake.read(job)).status is Status.CANCELLED
     assert await fake.list_pointers() == []
 
@@ -148,7 +148,7 @@ async def test_a_cancelling_job_on_a_gone_host_is_cancelled(fake: FakeBusService
 async def test_low_jobs_that_waited_long_become_normal(fake: FakeBusServicesRig) -> None:
     job = await fake.submit(priority="low")
     fake.time.advance(hours=12)
-    assert await swept(fake) == {"age_low": 1}
+    assert await swept(fake) == {"promote_aged_low": 1}
     assert await fake.bus.job_queue.list_pending() == {job.pointer._replace(priority=Priority.NORMAL)}
     assert await swept(fake) == {}
 
@@ -165,7 +165,7 @@ async def test_retention_forgets_jobs_and_what_only_they_named(fake: FakeBusServ
     )
     await fake.bus.job_queue.remove(jobs[0].pointer)
     fake.time.advance(days=30)
-    assert (await swept(fake))["forget"] == 1
+    assert (await swept(fake))["purge_past_retention"] == 1
     assert await fake.bus.job_store.read(jobs[0].key) is None
     assert await fake.assets.split_present("ann", [inputs, shared, made]) == ((shared,), (inputs, made))
 
@@ -177,7 +177,7 @@ async def test_an_asset_touched_today_outlives_its_job(fake: FakeBusServicesRig)
     await fake.write_event(job.key, e.Succeeded(Output(), log=kept))
     fake.time.advance(days=30)
     await fake.assets.touch("ann", kept)
-    assert (await swept(fake))["forget"] == 1
+    assert (await swept(fake))["purge_past_retention"] == 1
     assert await fake.assets.split_present("ann", [kept]) == ((kept,), ())
 
 
@@ -190,7 +190,7 @@ async def test_files_that_nobody_ever_named_go_when_they_are_old(fake: FakeBusSe
     assert await swept(fake) == {}
     await fake.assets.touch("ann", touched)
     fake.time.advance(hours=2)
-    assert await swept(fake) == {"drop_orphans": 1}
+    assert await swept(fake) == {"drop_orphan_assets": 1}
     assert await fake.assets.split_present("ann", [never, waits, touched]) == ((waits, touched), (never,))
     fake.time.advance(seconds=61)
     assert await swept(fake) == {"sweep_trash": 1}
@@ -234,7 +234,7 @@ async def test_unreadable_records_and_messages_are_left_alone(fake: FakeBusServi
     fake.broker.corrupt("$KV.STATE.ann.odd", b"{rubbish")
     await fake.bus.job_queue.publish(odd)
     await fake.bus.job_queue.remove(job.pointer)
-    assert await swept(fake) == {"settle_queue": 1}
+    assert await swept(fake) == {"reconcile_queue": 1}
     assert await fake.bus.job_queue.list_pending() == {odd, job.pointer}
 
 
@@ -247,11 +247,11 @@ async def test_the_index_is_compared_once_an_hour(fake: FakeBusServicesRig) -> N
     assert await fake.reconciler.sweep() == dict.fromkeys((s.__name__ for s in STEPS), 0)
     assert fake.index.queue_ranks.non_empty_keys()
     fake.time.advance(hours=1)
-    assert (await fake.reconciler.sweep())["check_index"] == 1
+    assert (await fake.reconciler.sweep())["repair_index"] == 1
 
     async def mended() -> bool:
         return not fake.index.queue_ranks.non_empty_keys()
 
     await wait_until(mended)
-    assert await swept(fake) == {"settle_queue": 1}
+    assert await swept(fake) == {"reconcile_queue": 1}
     assert await fake.list_pointers() == []

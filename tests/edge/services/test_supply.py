@@ -228,7 +228,7 @@ async def test_jobs_are_looked_at_once_each_and_in_the_order_in_which_they_came(
         await anyio.lowlevel.checkpoint()
         return False
 
-    monkeypatch.setattr(fake.supply, "settle", noted)
+    monkeypatch.setattr(fake.supply, "queue_if_complete", noted)
     for job in (*jobs, *jobs):
         fake.supply._schedule_check(job.key)
 
@@ -261,7 +261,7 @@ async def test_a_job_that_brings_out_a_bug_keeps_no_other_from_its_files(fake: F
             raise KeyError("a bug of ours")
         return await settle(key)
 
-    monkeypatch.setattr(fake.supply, "settle", broken)
+    monkeypatch.setattr(fake.supply, "queue_if_complete", broken)
     await fake.put("ann", FILM)
     await fake.put("ann", VOICE)
     await became(fake, sound, Status.QUEUED)
