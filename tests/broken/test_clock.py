@@ -81,7 +81,7 @@ async def test_a_jump_makes_nobody_gone(skewed: Skewed, jump: str) -> None:
     assert await skewed.swept() == {}
     assert (await skewed.edge.read(job)).status is Status.RUNNING
     skewed.go(minutes=11)  # silent for so long in truth
-    assert (await skewed.swept()).get("free_lost") == 1
+    assert (await skewed.swept()).get("release_lost_attempts") == 1
 
 
 @pytest.mark.parametrize("jump", JUMPS)
@@ -103,7 +103,7 @@ async def test_what_is_due_waits_for_a_clock_that_was_set_back_and_is_not_forgot
     assert await skewed.swept() == {}
     skewed.jump(days=1)
     skewed.go(hours=1)
-    assert (await skewed.swept())["queue_due"] == 1
+    assert (await skewed.swept())["enqueue_due"] == 1
     assert await skewed.edge.list_pointers() == [job.id]
 
 
@@ -137,14 +137,14 @@ async def test_a_wrong_calendar_is_believed_where_a_date_was_promised(skewed: Sk
     patient, ended = await skewed.edge.submit(text="patient"), await skewed.edge.submit(text="ended")
     await skewed.edge.finish(ended)
     skewed.jump(hours=20)
-    assert await skewed.swept() == {"expire": 1}
+    assert await skewed.swept() == {"expire_unstarted": 1}
     assert (await skewed.edge.read(due)).status is Status.EXPIRED
     assert (await skewed.edge.read(patient)).status is Status.QUEUED
     skewed.jump(hours=-20)
     assert (await skewed.edge.read(due)).status is Status.EXPIRED
     skewed.jump(days=31)
     swept = await skewed.swept()
-    assert (swept["expire"], swept["forget"]) == (1, 2)
+    assert (swept["expire_unstarted"], swept["purge_past_retention"]) == (1, 2)
     assert (await skewed.edge.read(patient)).status is Status.EXPIRED
     for job in (due, ended):
         with pytest.raises(ProblemError):
