@@ -225,9 +225,9 @@ class OwnerDeletionService:
         row = await self._bus.owner_deletions.get(owner)
         now = self._clock()
         if row is None or not found.is_empty:
-            await self._update(owner, state=OwnerDeletionState.RUNNING, quiet_since=None)
+            await self._update(owner, state=OwnerDeletionState.RUNNING, empty_since=None)
         elif row.value.empty_since is None:
-            await self._update(owner, state=OwnerDeletionState.VERIFYING, quiet_since=now)
+            await self._update(owner, state=OwnerDeletionState.VERIFYING, empty_since=now)
         elif now - row.value.empty_since >= self._quiet_period:
             await self._services.assets.sweep_trash()  # the bytes are out of the trash, too, when it is called done
             await self._update(owner, state=OwnerDeletionState.DONE, finished_at=now)

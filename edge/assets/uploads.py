@@ -364,7 +364,7 @@ class UploadService:
 
     def _save_state(self, part: UploadAppender) -> None:
         done = part.end_offset == part.upload.length
-        part.save(expires=self._expires_at(), whole=part.hasher.hexdigest() if done else None)
+        part.save(expires=self._expires_at(), final_sha256=part.hasher.hexdigest() if done else None)
 
     @asynccontextmanager
     async def _reserving(self, held: _OpenUpload) -> AsyncIterator[QuotaReservation | None]:
@@ -407,7 +407,8 @@ class UploadService:
             await self._remove(upload.key)
             raise ProblemError(
                 "digest_mismatch",
-                f"the bytes' sha256 is {upload.final_sha256}, not {upload.expected}: damaged on the way, or the file changed",
+                f"the bytes' sha256 is {upload.final_sha256}, not {upload.expected}: "
+                "damaged on the way, or the file changed",
             )
         path = self._states.data_path(upload.key)
         await self._assets.import_file(upload.owner, path, upload.final_sha256, upload.name, upload.media_type)

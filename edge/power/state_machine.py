@@ -62,8 +62,8 @@ def _state_change(case: PowerCase, row: PowerTransition) -> dict[str, Any]:
         "state": change.state,
         "since": at,
         "why": why,
-        "pardoned": False,
-        "hold": conditions.active_override(record, at),
+        "fault_acknowledged": False,
+        "override": conditions.active_override(record, at),
         "history": (*record.history, change)[-HISTORY_LIMIT:],
     }
 
@@ -80,20 +80,20 @@ def _power_off_changes(case: PowerCase) -> dict[str, Any]:
     )
     record, at = replace(case.record, on_since=None) if never else case.record, case.facts.at
     return {
-        "spend": close_daily_on_time(record, at, case.rules),
-        "spans": close_on_interval(record, at),
-        "lit_since": None,
+        "daily_on_time": close_daily_on_time(record, at, case.rules),
+        "on_intervals": close_on_interval(record, at),
+        "on_since": None,
     }
 
 
 def _enter_off(case: PowerCase) -> dict[str, Any]:
-    return {"call": _call_in_flight(case), "attempts": 0, "own_poweroff": False, **_power_off_changes(case)}
+    return {"call": _call_in_flight(case), "failed_calls": 0, "runner_powers_off": False, **_power_off_changes(case)}
 
 
 def _power_on_changes(case: PowerCase) -> dict[str, Any]:
     """It has power from now on, if it had none."""
     record, at = case.record, case.facts.at
-    return {} if record.on_since else {"lit_since": at, "lit_why": conditions.wake_cause(case)}
+    return {} if record.on_since else {"on_since": at, "on_reason": conditions.wake_cause(case)}
 
 
 def _enter_waking(case: PowerCase) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def _enter_waking(case: PowerCase) -> dict[str, Any]:
 def _enter_online(case: PowerCase) -> dict[str, Any]:
     record, heart = case.record, case.facts.heartbeat
     return _power_on_changes(case) | {
-        "attempts": 0,
-        "boots": 0,
+        "failed_calls": 0,
+        "failed_boots": 0,
         "incarnation": heart.incarnation if heart else None,
-        "wakes": (*record.wake_durations_s, *_measured_wake(case))[-WAKE_DURATION_LIMIT:],
+        "wake_durations_s": (*record.wake_durations_s, *_measured_wake(case))[-WAKE_DURATION_LIMIT:],
     }
 
 
@@ -131,12 +131,16 @@ def _enter_draining(_: PowerCase) -> dict[str, Any]:
 
 def _enter_stopping(case: PowerCase) -> dict[str, Any]:
     cycle = case.record.state is PowerState.WAKING
-    return {"attempts": 0, "boots": case.record.failed_boots + cycle, "own_poweroff": case.rules.runner_powers_off}
+    return {
+        "failed_calls": 0,
+        "failed_boots": case.record.failed_boots + cycle,
+        "runner_powers_off": case.rules.runner_powers_off,
+    }
 
 
 def _enter_fault(case: PowerCase) -> dict[str, Any]:
     out = _power_off_changes(case) if case.facts.reported_power is ReportedPower.OFF else {}
-    return {"call": _call_in_flight(case), "attempts": 0, "boots": 0, **out}
+    return {"call": _call_in_flight(case), "failed_calls": 0, "failed_boots": 0, **out}
 
 
 ON_ENTER: Mapping[PowerState, Callable[[PowerCase], dict[str, Any]]] = {

@@ -71,20 +71,20 @@ class WebhookSecretStore:
         with translate_errors():
             old = (await self.get(owner)).secret
             return await self._update(
-                owner, secret=fresh, made_at=now, previous=old, previous_until=now + ROTATION_GRACE
+                owner, secret=fresh, created_at=now, previous=old, previous_until=now + ROTATION_GRACE
             )
 
     async def disable_receiver(self, owner: str, url: str) -> None:
         """The receiver at `url` said that it is gone: nothing of this owner goes there any more. Raises BusError."""
         known = (await self.get(owner)).disabled_urls
         kept = dict(sorted({**known, url: self._clock()}.items(), key=lambda item: item[1])[-DISABLED_URL_LIMIT:])
-        await self._update(owner, disabled=kept)
+        await self._update(owner, disabled_urls=kept)
 
     async def enable_receiver(self, owner: str, url: str) -> None:
         """It is back. Raises BusError."""
         known = (await self.get(owner)).disabled_urls
         if url in known:
-            await self._update(owner, disabled={other: at for other, at in known.items() if other != url})
+            await self._update(owner, disabled_urls={other: at for other, at in known.items() if other != url})
 
     async def _update(self, owner: str, **fields: object) -> WebhookConfig:
         for _ in range(_CONFLICT_RETRIES_LIMIT):

@@ -34,11 +34,11 @@ REBORN = HeartbeatFacts("life-2")
 USED = HeartbeatFacts("life-1", foreign_uses=frozenset({"users"}))
 QUIT_USED = HeartbeatFacts("life-1", draining=True, foreign_uses=frozenset({"programs"}))
 
-ASKED = {"called": True, "called_s": 5.0, "queued": True}
-OFF = {"provider": ReportedPower.OFF}
-ON = {"provider": ReportedPower.ON}
+ASKED = {"wake_requested": True, "wake_requested_s": 5.0, "has_queued_work": True}
+OFF = {"reported_power": ReportedPower.OFF}
+ON = {"reported_power": ReportedPower.ON}
 LONG = {"in_state_s": 600.0}
-DEAF: dict[str, Any] = {"steady": False}
+DEAF: dict[str, Any] = {"absence_counts": False}
 
 
 def call(verb: PowerVerb, outcome: PowerCallOutcome | None = None, wait_s: float = 15.0) -> PowerCall:
@@ -49,18 +49,18 @@ def call(verb: PowerVerb, outcome: PowerCallOutcome | None = None, wait_s: float
 SENT = {"call": call(PowerVerb.START)}
 DONE = {"call": call(PowerVerb.START, PowerCallOutcome.DONE)}
 NONE_LEFT = {"call": call(PowerVerb.START, PowerCallOutcome.NO_CAPACITY)}
-FAILED = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "attempts": 1}
-THIRD = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "attempts": 3}
+FAILED = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "failed_calls": 1}
+THIRD = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "failed_calls": 3}
 STOP_SENT = {"call": call(PowerVerb.STOP)}
 STOPPED = {"call": call(PowerVerb.STOP, PowerCallOutcome.DONE)}
-STOP_FAILED = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "attempts": 1}
-STOP_THIRD = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "attempts": 3}
-HELD_ON = {"hold": PowerOverride("on")}
-HELD_OFF = {"hold": PowerOverride("off")}
+STOP_FAILED = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "failed_calls": 1}
+STOP_THIRD = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "failed_calls": 3}
+HELD_ON = {"override": PowerOverride("on")}
+HELD_OFF = {"override": PowerOverride("off")}
 LOST = {"call_s": 90.0}
 RESTED = {"call_s": 15.0}
-MUTE = {"tells": False}
-IDLE = {"heart": BEATS, "idle_s": 900.0, "in_state_s": 600.0}
+MUTE = {"can_report_state": False}
+IDLE = {"heartbeat": BEATS, "idle_s": 900.0, "in_state_s": 600.0}
 SETTLED = {"in_state_s": DRAIN_SETTLE_S}
 
 START_IT, STOP_IT = PowerVerb.START, PowerVerb.STOP
@@ -68,16 +68,16 @@ START_IT, STOP_IT = PowerVerb.START, PowerVerb.STOP
 # state, what its record has, what is known → the next state (None: nothing changes), and the call that is made.
 SPELLED = [
     (S.OFF, {}, {}, None, None),
-    (S.OFF, {}, {"heart": BEATS}, S.ONLINE, None),
+    (S.OFF, {}, {"heartbeat": BEATS}, S.ONLINE, None),
     (S.OFF, {}, ASKED, S.WAKING, START_IT),
-    (S.OFF, {}, {**ASKED, "called_s": 4.9}, None, None),
-    (S.OFF, {}, {"queued": True}, None, None),
+    (S.OFF, {}, {**ASKED, "wake_requested_s": 4.9}, None, None),
+    (S.OFF, {}, {"has_queued_work": True}, None, None),
     (S.OFF, HELD_ON, {}, S.WAKING, START_IT),
     (S.OFF, HELD_OFF, ASKED, S.BLOCKED, None),
     (S.OFF, HELD_OFF, {}, None, None),
     (S.OFF, SENT, ASKED, None, None),
     (S.OFF, SENT, {**ASKED, **LOST}, S.WAKING, START_IT),
-    (S.WAKING, SENT, {"heart": BEATS}, S.ONLINE, None),
+    (S.WAKING, SENT, {"heartbeat": BEATS}, S.ONLINE, None),
     (S.WAKING, SENT, ASKED, None, None),
     (S.WAKING, SENT, {**ASKED, **LOST}, S.WAKING, START_IT),
     (S.WAKING, SENT | HELD_OFF, {**ASKED, **LOST}, None, None),
@@ -91,11 +91,11 @@ SPELLED = [
     (S.WAKING, {}, OFF, S.OFF, None),
     (S.WAKING, {}, {**MUTE, **DEAF}, None, None),
     (S.WAKING, DONE, {**ASKED, **LONG}, S.STOPPING, STOP_IT),
-    (S.WAKING, DONE, {**ASKED, **LONG, "held": 1}, None, None),
+    (S.WAKING, DONE, {**ASKED, **LONG, "active_jobs": 1}, None, None),
     (S.WAKING, DONE, {**ASKED, **LONG, **DEAF}, None, None),
-    (S.WAKING, DONE | {"boots": 1}, {**ASKED, **LONG}, S.FAULT, None),
-    (S.WAKING, DONE | {"boots": 1}, {**ASKED, **LONG, "held": 1}, None, None),
-    (S.BLOCKED, NONE_LEFT, {"heart": BEATS}, S.ONLINE, None),
+    (S.WAKING, DONE | {"failed_boots": 1}, {**ASKED, **LONG}, S.FAULT, None),
+    (S.WAKING, DONE | {"failed_boots": 1}, {**ASKED, **LONG, "active_jobs": 1}, None, None),
+    (S.BLOCKED, NONE_LEFT, {"heartbeat": BEATS}, S.ONLINE, None),
     (S.BLOCKED, SENT, ASKED, None, None),
     (S.BLOCKED, SENT, {**ASKED, **LOST}, S.BLOCKED, START_IT),
     (S.BLOCKED, DONE, ASKED, S.WAKING, None),
@@ -107,66 +107,66 @@ SPELLED = [
     (S.BLOCKED, NONE_LEFT, {**ASKED, **RESTED}, S.BLOCKED, START_IT),
     (S.BLOCKED, HELD_OFF, ASKED, None, None),
     (S.BLOCKED, {}, ASKED, S.WAKING, START_IT),
-    (S.ONLINE, {}, {"heart": BEATS}, None, None),
+    (S.ONLINE, {}, {"heartbeat": BEATS}, None, None),
     (S.ONLINE, {}, OFF, S.OFF, None),
-    (S.ONLINE, {}, {"heart": BEATS, **OFF}, None, None),
+    (S.ONLINE, {}, {"heartbeat": BEATS, **OFF}, None, None),
     (S.ONLINE, {}, MUTE, S.OFF, None),
     (S.ONLINE, {}, {**MUTE, **DEAF}, None, None),
     (S.ONLINE, {}, ON, S.WAKING, None),
     (S.ONLINE, {}, {**ON, **DEAF}, None, None),
-    (S.ONLINE, HELD_OFF, {"heart": BUSY, "queued": True}, S.DRAINING, None),
+    (S.ONLINE, HELD_OFF, {"heartbeat": BUSY, "has_queued_work": True}, S.DRAINING, None),
     (S.ONLINE, {}, IDLE, S.DRAINING, None),
     (S.ONLINE, {}, {**IDLE, "in_state_s": 599.0}, None, None),
     (S.ONLINE, {}, {**IDLE, "idle_s": 899.0}, None, None),
-    (S.ONLINE, {}, {**IDLE, "queued": True}, None, None),
-    (S.ONLINE, {}, {**IDLE, "held": 1}, None, None),
-    (S.ONLINE, {}, {**IDLE, "heart": BUSY}, None, None),
+    (S.ONLINE, {}, {**IDLE, "has_queued_work": True}, None, None),
+    (S.ONLINE, {}, {**IDLE, "active_jobs": 1}, None, None),
+    (S.ONLINE, {}, {**IDLE, "heartbeat": BUSY}, None, None),
     (S.ONLINE, {}, {**IDLE, **DEAF}, None, None),
-    (S.ONLINE, {}, {**IDLE, "heart": USED}, None, None),
-    (S.ONLINE, HELD_OFF, {"heart": USED}, S.DRAINING, None),
+    (S.ONLINE, {}, {**IDLE, "heartbeat": USED}, None, None),
+    (S.ONLINE, HELD_OFF, {"heartbeat": USED}, S.DRAINING, None),
     (S.ONLINE, HELD_ON, IDLE, None, None),
     (S.DRAINING, {}, OFF, S.OFF, None),
-    (S.DRAINING, {}, {"heart": BEATS, **SETTLED}, None, None),
-    (S.DRAINING, {}, {"heart": QUIT, **SETTLED}, S.STOPPING, STOP_IT),
-    (S.DRAINING, SENT, {"heart": QUIT, **SETTLED}, None, None),
-    (S.DRAINING, {}, {"heart": QUIT, "in_state_s": 5.0}, None, None),
-    (S.DRAINING, {}, {"heart": QUIT_BUSY, **SETTLED}, None, None),
-    (S.DRAINING, {}, {"heart": QUIT, "held": 1, **SETTLED}, None, None),
-    (S.DRAINING, {}, {"heart": QUIT, "queued": True, **SETTLED}, S.ONLINE, None),
-    (S.DRAINING, HELD_OFF, {"heart": QUIT, "queued": True, **SETTLED}, S.STOPPING, STOP_IT),
-    (S.DRAINING, {}, {"heart": QUIT_USED, **SETTLED}, S.ONLINE, None),
-    (S.DRAINING, HELD_OFF, {"heart": QUIT_USED, **SETTLED}, S.STOPPING, STOP_IT),
-    (S.DRAINING, HELD_ON, {"heart": QUIT, **SETTLED}, S.ONLINE, None),
-    (S.DRAINING, {}, {**ON, "queued": True}, S.WAKING, None),
+    (S.DRAINING, {}, {"heartbeat": BEATS, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT, **SETTLED}, S.STOPPING, STOP_IT),
+    (S.DRAINING, SENT, {"heartbeat": QUIT, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT, "in_state_s": 5.0}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT_BUSY, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT, "active_jobs": 1, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT, "has_queued_work": True, **SETTLED}, S.ONLINE, None),
+    (S.DRAINING, HELD_OFF, {"heartbeat": QUIT, "has_queued_work": True, **SETTLED}, S.STOPPING, STOP_IT),
+    (S.DRAINING, {}, {"heartbeat": QUIT_USED, **SETTLED}, S.ONLINE, None),
+    (S.DRAINING, HELD_OFF, {"heartbeat": QUIT_USED, **SETTLED}, S.STOPPING, STOP_IT),
+    (S.DRAINING, HELD_ON, {"heartbeat": QUIT, **SETTLED}, S.ONLINE, None),
+    (S.DRAINING, {}, {**ON, "has_queued_work": True}, S.WAKING, None),
     (S.DRAINING, {}, ON, S.STOPPING, STOP_IT),
     (S.DRAINING, {}, MUTE, S.STOPPING, STOP_IT),
     (S.DRAINING, {}, {**ON, **DEAF}, None, None),
-    (S.DRAINING, {}, {**ON, "held": 1}, None, None),
+    (S.DRAINING, {}, {**ON, "active_jobs": 1}, None, None),
     (S.STOPPING, STOP_SENT, {**OFF, **ASKED}, None, None),
-    (S.STOPPING, STOP_SENT, {"heart": QUIT, **LOST}, S.STOPPING, STOP_IT),
-    (S.STOPPING, STOP_SENT, {"heart": BUSY, **LOST}, S.DRAINING, None),
+    (S.STOPPING, STOP_SENT, {"heartbeat": QUIT, **LOST}, S.STOPPING, STOP_IT),
+    (S.STOPPING, STOP_SENT, {"heartbeat": BUSY, **LOST}, S.DRAINING, None),
     (S.STOPPING, STOPPED, OFF, S.OFF, None),
-    (S.STOPPING, STOPPED, {**OFF, "heart": QUIT}, None, None),
-    (S.STOPPING, STOPPED, {"heart": QUIT, "queued": True}, None, None),
+    (S.STOPPING, STOPPED, {**OFF, "heartbeat": QUIT}, None, None),
+    (S.STOPPING, STOPPED, {"heartbeat": QUIT, "has_queued_work": True}, None, None),
     (S.STOPPING, STOPPED, MUTE, S.OFF, None),
     (S.STOPPING, STOPPED, {**MUTE, **DEAF}, None, None),
     (S.STOPPING, STOPPED, {**ON, **LONG}, S.FAULT, None),
-    (S.STOPPING, STOP_FAILED, {"heart": QUIT, "queued": True}, S.ONLINE, None),
-    (S.STOPPING, STOP_FAILED, {"heart": QUIT_USED}, S.ONLINE, None),
-    (S.STOPPING, STOP_FAILED, {"heart": BEATS}, S.DRAINING, None),
-    (S.STOPPING, STOP_FAILED, {"heart": QUIT}, None, None),
-    (S.STOPPING, STOP_FAILED, {"heart": QUIT, **RESTED}, S.STOPPING, STOP_IT),
+    (S.STOPPING, STOP_FAILED, {"heartbeat": QUIT, "has_queued_work": True}, S.ONLINE, None),
+    (S.STOPPING, STOP_FAILED, {"heartbeat": QUIT_USED}, S.ONLINE, None),
+    (S.STOPPING, STOP_FAILED, {"heartbeat": BEATS}, S.DRAINING, None),
+    (S.STOPPING, STOP_FAILED, {"heartbeat": QUIT}, None, None),
+    (S.STOPPING, STOP_FAILED, {"heartbeat": QUIT, **RESTED}, S.STOPPING, STOP_IT),
     (S.STOPPING, STOP_FAILED, MUTE, None, None),
-    (S.STOPPING, STOP_THIRD, {"heart": QUIT}, S.FAULT, None),
+    (S.STOPPING, STOP_THIRD, {"heartbeat": QUIT}, S.FAULT, None),
     (S.STOPPING, STOP_THIRD, OFF, S.OFF, None),
     (S.FAULT, {}, {**ASKED, **OFF}, None, None),
-    (S.FAULT, {}, {"heart": BEATS}, None, None),
-    (S.FAULT, {}, {"heart": REBORN}, S.ONLINE, None),
-    (S.FAULT, {}, {"heart": BEATS, "queued": True}, S.ONLINE, None),
-    (S.FAULT, {"pardoned": True}, {"heart": BEATS}, S.ONLINE, None),
-    (S.FAULT, {"pardoned": True}, {**ASKED, **OFF}, S.WAKING, START_IT),
-    (S.FAULT, {"pardoned": True}, OFF, S.OFF, None),
-    (S.FAULT, {"pardoned": True}, ON, None, None),
+    (S.FAULT, {}, {"heartbeat": BEATS}, None, None),
+    (S.FAULT, {}, {"heartbeat": REBORN}, S.ONLINE, None),
+    (S.FAULT, {}, {"heartbeat": BEATS, "has_queued_work": True}, S.ONLINE, None),
+    (S.FAULT, {"fault_acknowledged": True}, {"heartbeat": BEATS}, S.ONLINE, None),
+    (S.FAULT, {"fault_acknowledged": True}, {**ASKED, **OFF}, S.WAKING, START_IT),
+    (S.FAULT, {"fault_acknowledged": True}, OFF, S.OFF, None),
+    (S.FAULT, {"fault_acknowledged": True}, ON, None, None),
 ]
 
 
@@ -205,14 +205,14 @@ def test_what_people_read_tells_the_cause() -> None:
         return after.why
 
     assert why(record(S.OFF), **ASKED) == "a job waits for it"
-    assert why(record(S.OFF, hold=PowerOverride("on"))) == "its owner wants it on"
+    assert why(record(S.OFF, override=PowerOverride("on"))) == "its owner wants it on"
     assert why(record(S.WAKING, **NONE_LEFT)) == "no capacity: sold out"
     until = PowerOverride("off", START + timedelta(hours=7))
-    assert why(record(S.OFF, hold=until), **ASKED) == "its owner wants it off until 2026-11-21 19:00 UTC"
+    assert why(record(S.OFF, override=until), **ASKED) == "its owner wants it off until 2026-11-21 19:00 UTC"
 
 
 def test_a_hold_that_is_over_counts_no_more_and_leaves_the_record() -> None:
-    before = record(S.OFF, hold=PowerOverride("off", START))
+    before = record(S.OFF, override=PowerOverride("off", START))
     after = state_machine.advance(before, HostFacts(at=START, **ASKED), RULES, "new")
     assert after is not None
     assert (after.state, after.override) == (S.WAKING, None)
@@ -223,7 +223,7 @@ def test_quiet_hours_reach_over_midnight_and_a_wish_overrides_them(hour: int, qu
     rules = replace(RULES, quiet_hours=("23:00-07:00",))
     known = HostFacts(at=START.replace(hour=hour), **ASKED)
     asked = state_machine.advance(record(S.OFF), known, rules, "new")
-    wished = state_machine.advance(record(S.OFF, hold=PowerOverride("on")), known, rules, "new")
+    wished = state_machine.advance(record(S.OFF, override=PowerOverride("on")), known, rules, "new")
     assert asked is not None
     assert wished is not None
     assert asked.state is (S.BLOCKED if quiet else S.WAKING)
@@ -236,7 +236,8 @@ def test_people_keep_it_on_in_quiet_hours_too_unless_its_owner_ignores_them(
 ) -> None:
     rules = replace(RULES, keep_on_for=stays_for)
     for known, ruled, to in ((IDLE, rules, idle), ({}, replace(rules, quiet_hours=("00:00-23:59",)), quiet)):
-        after = state_machine.advance(record(S.ONLINE), HostFacts(at=START, **{**known, "heart": USED}), ruled, "new")
+        facts = HostFacts(at=START, **{**known, "heartbeat": USED})
+        after = state_machine.advance(record(S.ONLINE), facts, ruled, "new")
         assert (after and after.state) is to
 
 
@@ -244,7 +245,7 @@ def test_electricity_is_a_price_too() -> None:
     price = PowerPrice(per_hour=0.5, per_kwh=2.0, watts=250.0)
     assert price.hourly_cost == pytest.approx(1.0)
     rules = replace(RULES, budget=DailyBudget(money=2.0), price=price)
-    lit = record(S.ONLINE, lit_since=START)
+    lit = record(S.ONLINE, on_since=START)
     for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
         after = state_machine.advance(lit, HostFacts(at=START + spent, heartbeat=BUSY), rules, "new")
         assert (after and after.state) == state
@@ -255,7 +256,7 @@ def test_electricity_is_a_price_too() -> None:
 def test_a_budget_bars_after_its_hours_or_its_money_until_the_next_day() -> None:
     hours = replace(RULES, budget=DailyBudget(hours=2))
     money = replace(RULES, budget=DailyBudget(money=4.0), price=PowerPrice(per_hour=2.0))
-    lit = record(S.ONLINE, lit_since=START, hold=PowerOverride("on"))
+    lit = record(S.ONLINE, on_since=START, override=PowerOverride("on"))
     for rules in (hours, money):
         for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
             after = state_machine.advance(lit, HostFacts(at=START + spent, heartbeat=BUSY), rules, "new")
@@ -265,7 +266,7 @@ def test_a_budget_bars_after_its_hours_or_its_money_until_the_next_day() -> None
 
 
 def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
-    lit = record(S.STOPPING, lit_since=START, **STOPPED)
+    lit = record(S.STOPPING, on_since=START, **STOPPED)
     out = state_machine.advance(lit, HostFacts(at=START + timedelta(hours=1), **OFF), RULES, "new")
     assert out is not None
     assert (out.on_since, out.daily_on_time.day, out.daily_on_time.on_s) == (None, "2026-11-21", 3600.0)
@@ -279,8 +280,8 @@ def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
 
 @pytest.mark.parametrize(("has", "spent_s"), [(NONE_LEFT, 0.0), (FAILED, 0.0), (DONE, 60.0), ({}, 60.0)])
 def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: float) -> None:
-    waking = record(S.WAKING, lit_since=START, **{**has, "hold": PowerOverride("off")})
-    known = {"heart": None, **OFF}
+    waking = record(S.WAKING, on_since=START, **{**has, "override": PowerOverride("off")})
+    known = {"heartbeat": None, **OFF}
     after = state_machine.advance(waking, HostFacts(at=START + timedelta(minutes=1), **known, **LONG), RULES, "new")
     assert after is not None
     if after.state is S.STOPPING:  # a boot that took too long had power all the while
@@ -334,11 +335,11 @@ def test_the_back_off_doubles_to_ten_minutes_with_jitter_around_it() -> None:
 def test_a_stop_is_withheld_when_something_came_in_between() -> None:
     stopping = record(S.STOPPING, **STOP_SENT)
     for known in (
-        {"heart": BUSY},
-        {"heart": BEATS},
-        {"heart": QUIT, "queued": True},
-        {"heart": QUIT_USED},
-        {"held": 1},
+        {"heartbeat": BUSY},
+        {"heartbeat": BEATS},
+        {"heartbeat": QUIT, "has_queued_work": True},
+        {"heartbeat": QUIT_USED},
+        {"active_jobs": 1},
     ):
         assert state_machine.stop_veto(stopping, HostFacts(at=START, **known), RULES)
     assert state_machine.stop_veto(stopping, HostFacts(at=START, heartbeat=QUIT), RULES) is None

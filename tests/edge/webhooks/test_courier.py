@@ -119,10 +119,10 @@ async def test_an_answer_that_we_cannot_take_is_a_try_like_any_other(fake: FakeB
     ask = fake.webhooks.dispatcher._sender._post
 
     async def once_odd(*_: Any) -> Any:
-        monkeypatch.setattr(fake.webhooks.dispatcher._sender, "_ask", ask)
+        monkeypatch.setattr(fake.webhooks.dispatcher._sender, "_post", ask)
         raise KeyError("a bug of ours")
 
-    monkeypatch.setattr(fake.webhooks.dispatcher._sender, "_ask", once_odd)
+    monkeypatch.setattr(fake.webhooks.dispatcher._sender, "_post", once_odd)
     async with run_receiver() as receiver:
         row = await tried(fake, await hooked(fake, receiver.url), 1)
         await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
