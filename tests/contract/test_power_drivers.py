@@ -74,4 +74,4 @@ async def test_a_call_that_is_cut_off_ends_at_once(rig: DriverRig) -> None:
 
 def test_the_port_has_no_word_for_deleting() -> None:
     words = {name for name in vars(PowerDriver) if not name.startswith("_")}
-    assert words == {"tells", "start", "stop", "state"}
+    assert words == {"can_report_state", "start", "stop", "state"}

@@ -1,4 +1,4 @@
-"""The store's fake: a dictionary that keeps the port's law and passes its suite; the edge's tests stand on it."""
+"""An asset store in memory for tests of the edge. It passes the contract suite of `edge.store.port`."""
 
 import hashlib
 import sys
@@ -12,7 +12,7 @@ from schemas.asset import Digest
 
 
 class FakeStore(AssetStore):
-    """Holds at most `capacity` bytes, trash included."""
+    """A store of at most `capacity` bytes, including the trash."""
 
     def __init__(self, fingerprint: str = "memory", capacity: int = 1 << 30) -> None:
         self._fingerprint = fingerprint

@@ -187,10 +187,10 @@ async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, mo
     for place, verb in (
         (bus.api_keys, "delete"),
         (bus.job_store, "delete"),
-        (bus.feed, "erase"),
-        (bus.webhook_outbox, "withdraw"),
+        (bus.feed, "delete"),
+        (bus.webhook_outbox, "remove"),
         (bus.webhook_configs, "delete"),
-        (bus.usage_log, "erase"),
+        (bus.usage_log, "delete_owner"),
         (bus.asset_references, "delete"),
         (bus.tombstones, "put"),
         (bus.owner_deletions, "update"),

@@ -296,7 +296,7 @@ async def test_an_owner_with_many_slow_urls_leaves_room_for_another(fake: FakeBu
 
 
 async def test_turns_are_bounded_in_all_and_for_each() -> None:
-    turns, running, most = PerOwnerLimiter(total=3, each=2), {"a": 0, "b": 0, "c": 0}, []
+    turns, running, most = PerOwnerLimiter(total=3, per_owner=2), {"a": 0, "b": 0, "c": 0}, []
 
     async def work(owner: str) -> None:
         async with turns.slot(owner):

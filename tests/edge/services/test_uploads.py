@@ -87,7 +87,7 @@ async def test_what_a_crash_kept_from_becoming_an_asset_becomes_one(fake: FakeBu
     upload = await half_way(fake)
     part = UploadAppender(fake.partials, upload, None)
     part.write(BODY[HALF:])
-    part.save(whole=SHA)
+    part.save(final_sha256=SHA)
     part.close()
     if lost == "only the note":
         await fake.assets.import_file("ann", fake.partials.data_path(upload.key), SHA, "a.mp4", "video/mp4")
