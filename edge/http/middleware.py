@@ -74,7 +74,10 @@ _IGNORED_SERVER_MESSAGES = frozenset(
 
 
 def is_server_fault(record: logging.LogRecord) -> bool:
-    """Return whether a line of the server's log is more than a stranger's mistake, which `ThrottledClientLog` counts."""
+    """Return whether a record of the server's log reports more than a client's mistake.
+
+    `ThrottledClientLog` counts the mistakes of clients.
+    """
     return record.getMessage() not in _IGNORED_SERVER_MESSAGES
 
 

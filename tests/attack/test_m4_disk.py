@@ -108,7 +108,7 @@ class CountedWrites:
         self.spent = 0.0
         self.watch = DiskWatch(Path(), DiskLimit(10 * MIB, 1000), 10.0, lambda: self.now, lambda: self.spent)
         monkeypatch.setattr(disk_usage, "measure_disk_use", self._measure)
-        monkeypatch.setattr(self.watch, "_left", lambda: self.free)
+        monkeypatch.setattr(self.watch, "_free_space", lambda: self.free)
 
     def _measure(self, folder: Path, most_entries: int) -> DiskUse:
         self.walks += 1

@@ -47,7 +47,8 @@ def open_shared_file(root: Path, name: str) -> SharedFile:
             return SharedFile(handle, place.name)
     raise ProblemError(
         "input_invalid",
-        f"{name[:100]!r} is no file of the shared folder: put it into {TEMP_FOLDER}/ there, or name an http(s) URL or sha256:",
+        f"{name[:100]!r} is not a file of the shared folder: put it into {TEMP_FOLDER}/ there,"
+        " or name an http(s) URL or sha256:",
     )
 
 

@@ -92,7 +92,7 @@ async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(fac
     async def limping() -> BrokerStatus:
         return BrokerStatus(0.1, is_durable=True, version="", degraded=("server n1 could not write: make room",))
 
-    monkeypatch.setattr(face.world.bus.health, "health", limping)
+    monkeypatch.setattr(face.world.bus.health, "status", limping)
     ready = await face.anyone.get("/readyz")
     assert (ready.status_code, ready.json()["why"]) == (200, [])
     assert ready.json()["degraded"] == ["server n1 could not write: make room"]

@@ -169,7 +169,7 @@ async def test_a_result_is_placed_although_the_old_one_is_placed_while_its_code_
         await go_on.wait()
         await place(job)
 
-    monkeypatch.setattr(desk.placing, "_place", slow)
+    monkeypatch.setattr(desk.placing, "_export", slow)
     await desk.submit()
     await desk.finish()
     await copying.wait()

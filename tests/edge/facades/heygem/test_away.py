@@ -122,12 +122,12 @@ async def unsynced(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     async def health() -> BrokerStatus:
         return BrokerStatus(0.0, is_durable=False, version="")
 
-    patch.setattr(desk.world.bus.health, "health", health)
+    patch.setattr(desk.world.bus.health, "status", health)
 
 
 async def catching_up(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     desk.world.limits[OWNER] = OwnerQuotaOverride(waiting=5)
-    patch.setattr(desk.world.index, "_ready", anyio.Event())
+    patch.setattr(desk.world.index, "_caught_up", anyio.Event())
 
 
 async def contended(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
@@ -163,5 +163,5 @@ async def test_a_query_is_busy_while_the_index_cannot_answer(desk: HeygemClient,
         return await desk.world.index._query_when_ready(broken)
 
     await desk.finish()
-    monkeypatch.setattr(desk.placing, "is_gone", asks)
+    monkeypatch.setattr(desk.placing, "is_missing", asks)
     assert await desk.query() == BUSY

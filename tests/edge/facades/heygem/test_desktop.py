@@ -135,7 +135,7 @@ async def test_a_full_store_is_busy(desk: HeygemClient, monkeypatch):
     async def full() -> BrokerStatus:
         return BrokerStatus(0.95, is_durable=True, version="")
 
-    monkeypatch.setattr(desk.world.bus.health, "health", full)
+    monkeypatch.setattr(desk.world.bus.health, "status", full)
     assert await desk.submit() == {"code": 10001, "data": {}, "msg": "忙碌中", "success": True}
 
 

@@ -37,7 +37,7 @@ def anew(desk: HeygemClient) -> ResultExporter:
 async def test_what_an_earlier_life_accepted_is_placed_by_the_next(desk: HeygemClient, monkeypatch):
     """The edge dies after the submit: this desk's placing is told of nothing any more."""
     await desk.submit()
-    monkeypatch.setattr(desk.placing, "_see", lambda steps: None)
+    monkeypatch.setattr(desk.placing, "_on_job_changes", lambda steps: None)
     desk.placing._expected.clear()
     await desk.finish()
     place = desk.root / "temp" / "code-1-r.mp4"
