@@ -16,7 +16,7 @@ from runner.engines import process_shim
 from tests.broken import shifted_clock_shim
 
 SHIFTED_MODULES = (bus.open, edge.core.clock, runner.app)
-SHIM = Path(__file__).with_name("elsewhen_shim.py")
+SHIM = Path(__file__).with_name("shifted_clock_shim.py")
 
 
 class ShiftedDatetime(datetime):

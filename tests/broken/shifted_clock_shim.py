@@ -1,4 +1,7 @@
-"""The shim beside a job, by the calendar of tests/broken/shifted_clock.py. Standard library only, as the shim itself."""
+"""The shim beside a job, on the calendar of tests/broken/shifted_clock.py.
+
+Standard library only, as the shim itself.
+"""
 
 import os
 import runpy

@@ -21,13 +21,13 @@ def _presence(_host: str, presence: HostHeartbeat) -> str:
 
 
 RECORDS = {"create": _event, "update": _event}
-QUEUE = {"publish": no_label, "withdraw": no_label}
+QUEUE = {"publish": no_label, "remove": no_label}
 FEED = {"publish": _note}
 CONTROL = {"nudge": no_label}
 HOSTS = {"put": _presence}
-DELIVERY = {"done": no_label, "later": no_label}
+DELIVERY = {"ack": no_label, "nak": no_label}
 ENGINE = {"start": no_label, "stop": no_label, "remove": no_label}
-SUPPLIES = {"stage": no_label, "keep": no_label}
+SUPPLIES = {"stage": no_label, "upload": no_label}
 STORE = {"write": no_label}
 DRIVER = {"start": no_label, "stop": no_label}
 
@@ -48,4 +48,4 @@ def arm_bus(bus: Bus, faults: FaultPoints) -> None:
             faults.over(delivery, "delivery", DELIVERY)
         return delivery
 
-    vars(bus.job_queue)["take"] = taken
+    vars(bus.job_queue)["fetch"] = taken

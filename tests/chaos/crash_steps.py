@@ -40,7 +40,8 @@ StepPlay = Callable[[ChaosInstallation, RecordingClient, CrashCell], Awaitable[s
 class CrashStep(Struct, frozen=True):
     """`process` stands still at `point`. `victims`: of whom anything can be killed there.
 
-    `switched`: the host has a switch, and a machine that starts its runner when it has power (tests/chaos/switched_host.py).
+    `switched`: the host has a switch, and a machine that starts its runner when it has power
+    (tests/chaos/switched_host.py).
     """
 
     name: str
@@ -137,14 +138,14 @@ STEPS = (
     CrashStep("claim", "runner", "records.update.started", play_plain),
     CrashStep("stage and start", "runner", "engine.start", play_plain),
     CrashStep("progress", "runner", "feed.publish.progress", play_long, WITH_JOB),
-    CrashStep("upload", "runner", "supplies.keep", play_plain),
+    CrashStep("upload", "runner", "supplies.upload", play_plain),
     CrashStep("store", "edge", "store.write", play_plain, PARTS),
     CrashStep("record", "runner", "records.update.succeeded", play_plain),
-    CrashStep("ack", "runner", "delivery.done", play_plain),
+    CrashStep("ack", "runner", "delivery.ack", play_plain),
     CrashStep("remove", "runner", "engine.remove", play_plain),
     CrashStep("release", "runner", "records.update.released", play_automatic_retry),
-    CrashStep("back-off", "runner", "delivery.later", play_automatic_retry),
-    CrashStep("cancel, waiting", "edge", "queue.withdraw", play_cancel_waiting, ("edge", "broker")),
+    CrashStep("back-off", "runner", "delivery.nak", play_automatic_retry),
+    CrashStep("cancel, waiting", "edge", "queue.remove", play_cancel_waiting, ("edge", "broker")),
     CrashStep("cancel, running", "edge", "records.update.cancel_requested", play_cancel_running, WITH_JOB),
     CrashStep("stop", "runner", "engine.stop", play_cancel_running, WITH_JOB),
     CrashStep("retry", "edge", "records.update.retried", play_owner_retry, PARTS),

@@ -1,4 +1,7 @@
-"""`lamplighter edge` as it is, with fault points at its ports. Started by tests/chaos/chaos_installation.py, never by hand."""
+"""`lamplighter edge` with fault points at its ports.
+
+tests/chaos/chaos_installation.py starts it; nobody starts it by hand.
+"""
 
 from typing import Any
 

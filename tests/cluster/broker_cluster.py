@@ -1,4 +1,4 @@
-"""Three brokers that are one: the nats.conf of a cluster as `bus.nats.users` writes it, each server on its own machine."""
+"""A cluster of three brokers, each on its own machine, with the nats.conf that `bus.nats.users` writes."""
 
 import secrets
 import subprocess

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BYTECODE_DIR = str(ROOT / ".cache" / "bytecode")
 BYTECODE_ENVIRON = {"PYTHONPYCACHEPREFIX": BYTECODE_DIR}
 COMMANDS = "import lamplighter.cli.edge, lamplighter.cli.runner, lamplighter.cli.up"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOCKET = "unix:///var/run/docker.sock"
 BASE_IMAGE = "lamplighter-base:bookworm"
 ECHO_IMAGE = "lamplighter-echo"

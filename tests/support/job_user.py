@@ -8,7 +8,7 @@ from pathlib import Path
 from runner.engines.job_user import JobUser, NoSuchUser, resolve_job_user
 from runner.engines.process import CannotRunJobs, ProcessEngine
 
-IMAGES = Path(__file__).resolve().parents[1] / "images"
+IMAGES = Path(__file__).resolve().parents[2] / "images"
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-WHEEL_CACHE_DIR = Path(__file__).parents[1] / ".cache/wheels"
+WHEEL_CACHE_DIR = Path(__file__).parents[2] / ".cache/wheels"
 
 
 def run_download(argv: Sequence[str | Path]) -> None:

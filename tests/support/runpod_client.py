@@ -16,7 +16,7 @@ from multiprocessing.managers import BaseManager, IteratorProxy
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunpodEndpoint:

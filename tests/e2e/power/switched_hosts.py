@@ -94,7 +94,7 @@ class SwitchedHost:
     def declaration(self, **rules: Any) -> str:
         """Its `[hosts.…]` block."""
         verbs = ("on", "off", "state")
-        machine = str(Path(__file__).with_name("machine.py"))
+        machine = str(Path(__file__).with_name("host_program.py"))
         argv = {verb: [sys.executable, machine, str(self.folder), verb] for verb in verbs}
         given = {"driver": "command", **argv, **RULES, **rules}
         lines = (
