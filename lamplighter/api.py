@@ -283,7 +283,7 @@ def get_owner_deletion(owner: str) -> ApiRequest[Any]:
 
 
 def submit_options(options: Mapping[str, Any] | None, await_input: bool, webhook: str | None) -> dict[str, Any]:
-    """`options` of `wire.submit`, with what `submit` takes by name."""
+    """`options` of `api.submit_job`, with what `submit` takes by name."""
     named = dict(options or {})
     body = dict(named.pop("options", None) or {})
     if await_input:

@@ -78,7 +78,7 @@ class AsyncEdgeTransport:
     async def call(self, call: api.ApiRequest[T]) -> T:
         """Send one request of `lamplighter.api`, for what has no method here.
 
-        >>> (await client.call(wire.fetch("/v1/endpoints/echo")))["name"]
+        >>> (await client.call(api.get_json("/v1/endpoints/echo")))["name"]
         'echo'
         """
         with map_http_errors(self.url):

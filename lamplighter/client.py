@@ -43,7 +43,7 @@ class Client(EdgeTransport):
         """Submit a job. A Path is uploaded first, and so is a text that names a local file where a file is taken.
 
         With `await_input` the job is accepted first and the files follow, so that a dark host wakes meanwhile.
-        `webhook` is the URL that its states are delivered to. `options` are those of `wire.submit`: job_id,
+        `webhook` is the URL that its states are delivered to. `options` are those of `api.submit_job`: job_id,
         idempotency_key, priority, and `options` for further fields of the body. With `wait` the job has ended when this
         returns; raises JobFailed unless it succeeded.
 

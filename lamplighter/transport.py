@@ -112,7 +112,7 @@ class EdgeTransport:
     def call(self, call: api.ApiRequest[T]) -> T:
         """Send one request of `lamplighter.api`, for what has no method here.
 
-        >>> client.call(wire.fetch("/v1/endpoints/echo"))["name"]
+        >>> client.call(api.get_json("/v1/endpoints/echo"))["name"]
         'echo'
         """
         with map_http_errors(self.url):

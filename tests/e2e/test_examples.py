@@ -15,12 +15,13 @@ from lamplighter import client as sdk
 from tests.e2e.conftest import process_only
 from tests.e2e.docstring_examples import examples_of, list_documented, run_example
 from tests.support.installation import RunningInstallation, run_new_installation
+from tests.support.wait import wait_for
 
 pytestmark = process_only
 SWITCH = '[hosts.gpu-9]\ndriver = "command"\non = ["true"]\noff = ["true"]\nstate = ["echo", "off"]\n'
 CLIENTS = (Client, AsyncClient)
 SHOWN = [thing for thing in list_documented(sdk, async_client, *CLIENTS) if thing not in CLIENTS]
-NAMES = {"contextlib": contextlib, "wire": api, "JobFailed": JobFailed, "NotFound": NotFound}
+NAMES = {"contextlib": contextlib, "api": api, "JobFailed": JobFailed, "NotFound": NotFound}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ async def lit(
     (folder / "lamplighter.toml").write_text(SWITCH)
     async with run_new_installation(folder, engine, engine_url) as lit:
         await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        await wait_for(partial(is_listed, lit, "gpu-1"))
         yield lit
+
+
+async def is_listed(lit: RunningInstallation, host: str) -> bool:
+    return any(found.id == host for found in await lit.admin.hosts())
 
 
 @pytest.mark.parametrize("thing", SHOWN, ids=lambda thing: getattr(thing, "__qualname__", thing.__name__))

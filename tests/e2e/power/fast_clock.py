@@ -17,7 +17,7 @@ if sys.argv[1] == "edge":
 
     conditions.CALL_ABANDONED_AFTER_S, conditions.DRAIN_SETTLE_S = 2.0, 2.0
     state_machine.BACKOFF_MIN_S = 0.4
-    container.PowerDependencies = partial(container.PowerDependencies, tick_s=0.5, poll_s=0.3)  # type: ignore[misc, assignment]
+    container.PowerDependencies = partial(container.PowerDependencies, tick_interval_s=0.5, poll_interval_s=0.3)  # type: ignore[misc, assignment]
 
 from lamplighter.cli import main  # noqa: E402 - see above
 
