@@ -8,7 +8,7 @@ import runpy
 import time
 from pathlib import Path
 
-SHIM = Path(__file__).resolve().parents[2] / "runner" / "engines" / "shim.py"
+SHIM = Path(__file__).resolve().parents[2] / "runner" / "engines" / "process_shim.py"
 REAL = time.time
 
 

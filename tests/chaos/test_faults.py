@@ -16,7 +16,7 @@ from tests.support.wait import wait_for
 # Says what it did, so that what comes before and behind a point can be told apart.
 PROGRAM = """
 import asyncio
-from tests.chaos.fault_points import Faults
+from tests.chaos.fault_points import FaultPoints
 
 class Port:
     async def write(self, what):
@@ -24,7 +24,7 @@ class Port:
 
 async def main():
     port = Port()
-    Faults.of_this_process().over(port, "port", {"write": lambda what: what})
+    FaultPoints.of_this_process().over(port, "port", {"write": lambda what: what})
     for what in ("one", "two", "two"):
         await port.write(what)
 
