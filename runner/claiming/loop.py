@@ -73,7 +73,7 @@ class ClaimLoop:
             if self._claiming:
                 await self._handle(delivery)
             else:  # it came with the word to stop: without an answer it would be nobody's for half a minute
-                await self._life.insist("give back", partial(delivery.later, PEEK_NAK_DELAY_S))
+                await self._context.retry_while_unavailable("give back", partial(delivery.nak, PEEK_NAK_DELAY_S))
 
     async def _wait_for_slot(self) -> None:
         """Wait for a slot; meanwhile bring the next job's inputs here. What is not here by then comes with the job."""

@@ -1,7 +1,8 @@
-"""A job's output on its way out: read in chunks, kept on disk, thinned, written down, published. Never gathered.
+"""The output of one attempt: read in chunks, kept on disk, throttled, checkpointed and published.
 
-What has been said survives the runner: see `runner.execution.checkpoint`. While the broker is away reading stops, the engine keeps
-the output, and the job does not count as stalled. A disk that takes no log costs the log, never the job.
+Output is never gathered in memory. The checkpoint (`runner.execution.checkpoint`) records what was published, so the
+next runner process continues there. While the broker is away, reading stops, the engine keeps the output, and the job
+does not count as stalled. A disk that takes no log costs the log, never the job.
 """
 
 import os

@@ -1,9 +1,10 @@
-"""The cards as NVML sees them. The only import of `pynvml`, and a process of its own: `python -m runner.gpu.nvml`.
+"""The NVML child process, `python -m runner.gpu.nvml`: the only module that imports `pynvml`.
 
-A process, because an NVML call may block in the kernel for minutes, and because a library whose driver was upgraded
-under it cannot be loaded anew in the same process. It writes `runner.gpu.nvml_protocol` messages to stdout: a Reading every
-interval and each XID at once. It ends when the driver says something that only a new process can mend, or when
-nobody reads any more.
+It is a process of its own for two reasons. An NVML call may block in the kernel for minutes. A library whose driver was
+upgraded cannot be loaded again in the same process.
+
+The child writes messages of `runner.gpu.nvml_protocol` to stdout: an NvmlReading every interval, and each XID at once.
+It ends when the driver reports an error that only a new process can clear, or when the runner has gone.
 """
 
 import contextlib
@@ -118,7 +119,7 @@ FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
         lambda h: nv.nvmlDeviceGetTemperatureThreshold(h, nv.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
         _slowdown_by_margin,
     ),
-    "reasons": (nv.nvmlDeviceGetCurrentClocksEventReasons, nv.nvmlDeviceGetCurrentClocksThrottleReasons),
+    "clock_reasons": (nv.nvmlDeviceGetCurrentClocksEventReasons, nv.nvmlDeviceGetCurrentClocksThrottleReasons),
     "ecc_corrected": (_ecc(nv.NVML_MEMORY_ERROR_TYPE_CORRECTED),),
     "ecc_uncorrected": (_ecc(nv.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),),
     "rows": (_rows,),

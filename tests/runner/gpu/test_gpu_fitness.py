@@ -44,16 +44,16 @@ def judged(*samples: GpuSample, start: GpuHealth = NEW) -> GpuHealth:
         ({"temperature_c": 96, "slowdown_c": 101}, GpuHealthStatus.HOT, "96 °C, slows down at 101 °C"),
         ({"temperature_c": 85, "slowdown_c": None}, GpuHealthStatus.HOT, "85 °C, slows down at 90 °C"),
         ({"temperature_c": None}, GpuHealthStatus.FIT, ""),
-        ({"reasons": 0x1}, GpuHealthStatus.FIT, ""),
-        ({"reasons": 0x2}, GpuHealthStatus.FIT, ""),
-        ({"reasons": 0x4}, GpuHealthStatus.FIT, ""),
-        ({"reasons": 0x8}, GpuHealthStatus.HOT, "the hardware slows the card down (heat or power brake)"),
-        ({"reasons": 0x10}, GpuHealthStatus.FIT, ""),
-        ({"reasons": 0x20}, GpuHealthStatus.FIT, ""),
-        ({"reasons": 0x44}, GpuHealthStatus.HOT, "the hardware slows the card down (heat or power brake)"),
-        ({"reasons": 0x80}, GpuHealthStatus.HOT, "the hardware slows the card down (heat or power brake)"),
-        ({"reasons": 0x100}, GpuHealthStatus.FIT, ""),
-        ({"reasons": None}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": 0x1}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": 0x2}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": 0x4}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": 0x8}, GpuHealthStatus.HOT, "the hardware slows the card down (heat or power brake)"),
+        ({"clock_reasons": 0x10}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": 0x20}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": 0x44}, GpuHealthStatus.HOT, "the hardware slows the card down (heat or power brake)"),
+        ({"clock_reasons": 0x80}, GpuHealthStatus.HOT, "the hardware slows the card down (heat or power brake)"),
+        ({"clock_reasons": 0x100}, GpuHealthStatus.FIT, ""),
+        ({"clock_reasons": None}, GpuHealthStatus.FIT, ""),
         ({"ecc_corrected": 900}, GpuHealthStatus.FIT, ""),
         ({"ecc_uncorrected": 2}, GpuHealthStatus.UNHEALTHY, "2 uncorrected memory errors"),
         ({"ecc_uncorrected": None}, GpuHealthStatus.FIT, ""),
@@ -116,7 +116,7 @@ def test_a_hot_card_recovers_only_below_the_larger_margin() -> None:
 
 
 def test_a_brake_must_have_been_quiet_for_a_while() -> None:
-    braked = assess(NEW, make_sample(reasons=0x8), 100.0)
+    braked = assess(NEW, make_sample(clock_reasons=0x8), 100.0)
     assert assess(braked, HEALTHY, 129.9).status is GpuHealthStatus.HOT
     assert assess(braked, HEALTHY, 130.0).status is GpuHealthStatus.FIT
 
@@ -248,7 +248,7 @@ TROUBLE = {
 HARMLESS = st.builds(
     make_sample,
     temperature_c=st.none() | st.integers(20, 110),
-    reasons=st.integers(0, 0x1FF),
+    clock_reasons=st.integers(0, 0x1FF),
     ecc_uncorrected=st.just(0),
     processes=st.sampled_from([(), (FOREIGN_PROCESS,)]),
 )
