@@ -1,4 +1,4 @@
-"""One runner process: the composition root. Everything it works with is opened here, and closed in reverse."""
+"""One runner process: the composition root. It opens all that the runner works with, and closes it in reverse."""
 
 import fcntl
 import os
@@ -50,7 +50,7 @@ from runner.run_clock import boot_clock
 from runner.settings import RunnerSettings
 from runner.slots import Slots
 
-EXTRA_STREAMS = 32  # containers that are followed and run no job: they wait for one, or try a card
+EXTRA_STREAMS = 32  # containers that are followed and run no job: warm ones and GPU probes
 JOBKIT_DIR = Path(__file__).resolve().parents[1] / "images" / "jobkit"
 FORMER_ENGINE_TIMEOUT_S = 20.0
 
@@ -58,61 +58,64 @@ _log = structlog.get_logger("runner")
 
 
 class RunnerStartError(Exception):
-    """The runner cannot start as it is set up; the message says what to change."""
+    """The runner cannot start with these settings; the message says what to change."""
 
 
 async def serve(
     settings: RunnerSettings, *, say: Callable[[str], None], ready: Callable[[], None] | None = None
 ) -> None:
-    """Run jobs until SIGTERM or SIGINT, then drain. `ready` is called when work is taken.
+    """Run jobs until SIGTERM or SIGINT, then drain. `ready` is called when the runner begins to claim.
 
-    `say` is told what runs the jobs, in a line for people. What an earlier `--join` kept in the data folder says where
-    broker and edge are; one that is away is waited for, and so is Docker.
-    Raises CannotServe, CannotJoin, EndpointInvalid, Removed, bus.port.Denied.
+    `say` receives one line for people about the engine. If the data folder holds an enrollment (`--join`), it replaces
+    the addresses of broker and edge. A broker, an edge or a Docker engine that is away is waited for.
+
+    Raises RunnerStartError, EnrollmentUnreadable, EndpointInvalid, HostRemoved, BrokerDenied.
     """
-    settings, member = apply_enrollment(settings), is_enrolled(settings)
+    settings, enrolled = apply_enrollment(settings), is_enrolled(settings)
     incarnation = secrets.token_hex(8)
-    kinds = load_endpoints(settings.endpoints)
+    endpoints = load_endpoints(settings.endpoints)
     with _lock_data_dir(settings.data):
-        async with AsyncExitStack() as opened:
-            edge = await opened.enter_async_context(_open_asset_client(settings))
-            chosen = await _select_engine(settings, kinds, say)
+        async with AsyncExitStack() as stack:
+            edge = await stack.enter_async_context(_open_asset_client(settings))
+            selected = await _select_engine(settings, endpoints, say)
             try:
-                life, means = await _build_contexts(settings, kinds, incarnation, edge, chosen, opened)
+                context, host = await _build_contexts(settings, endpoints, incarnation, edge, selected, stack)
             except BrokerDenied as error:
-                raise (HostRemoved(settings.host) if member else error) from error
-            life.log.info("serving", engine=life.engine.name, endpoints=sorted(kinds), slots=settings.slots)
-            await _run_until_stopped(life, means, ready or (lambda: None), edge if member else None)
+                raise (HostRemoved(settings.host) if enrolled else error) from error
+            context.log.info(
+                "runner_started", engine=context.engine.name, endpoints=sorted(endpoints), slots=settings.slots
+            )
+            await _run_until_stopped(context, host, ready or (lambda: None), edge if enrolled else None)
 
 
 class _SelectedEngine(NamedTuple):
-    """`run_as`: the user that jobs of the process engine run as."""
+    """The engine. `run_as` is the user that jobs of the process engine run as."""
 
     engine: DockerEngine | ProcessEngine
     run_as: str | None
 
 
-async def _build_contexts(  # noqa: PLR0913, PLR0917 - what was read and opened before
+async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opened before
     settings: RunnerSettings,
-    kinds: Mapping[str, LocalEndpoint],
+    endpoints: Mapping[str, LocalEndpoint],
     incarnation: str,
     client: AssetClient,
-    chosen: _SelectedEngine,
-    opened: AsyncExitStack,
+    selected: _SelectedEngine,
+    stack: AsyncExitStack,
 ) -> tuple[RunnerContext, HostContext]:
-    """Everything a life works with, opened on `opened`."""
+    """Open everything that the runner works with on `stack`."""
     log = structlog.get_logger("runner").bind(host=settings.host, incarnation=incarnation)
-    engine = chosen.engine
-    await opened.enter_async_context(engine)
-    gpus = await opened.enter_async_context(_open_gpu_monitor(settings))
+    engine = selected.engine
+    await stack.enter_async_context(engine)
+    gpus = await stack.enter_async_context(_open_gpu_monitor(settings))
     reserve = settings.gpu.placement.disk_reserve_mb * MIB
     cache = InputCache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
-    life = RunnerContext(
+    context = RunnerContext(
         installation=settings.installation,
         host=settings.host,
         incarnation=incarnation,
         jobs_dir=settings.data / "jobs",
-        bus=await opened.enter_async_context(_connect_bus(settings, log)),
+        bus=await stack.enter_async_context(_connect_bus(settings, log)),
         engine=engine,
         assets=EdgeAssetTransfer(cache, client),
         now=_utc_now,
@@ -122,8 +125,8 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - what was read and opened 
         outage=OutageGate(),
         log=log,
     )
-    means = HostContext(
-        endpoints=kinds,
+    host = HostContext(
+        endpoints=endpoints,
         gpu_allocator=GpuAllocator(
             gpus, settings.gpu, time.monotonic, engine.pid if isinstance(engine, ProcessEngine) else no_pid
         ),
@@ -131,7 +134,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - what was read and opened 
         drop_assets=cache.drop,
         containers_outlive_runner=engine.name != ProcessEngine.name,
         detect_injection=partial(choose_way, engine=engine) if isinstance(engine, DockerEngine) else detect_nothing,
-        run_as=chosen.run_as,
+        run_as=selected.run_as,
         warm=settings.warm,
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
@@ -139,35 +142,38 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - what was read and opened 
         find_logged_in_users=find_logged_in_users,
         is_edge_alive=client.is_alive,
     )
-    return life, means
+    return context, host
 
 
 async def _run_until_stopped(
-    life: RunnerContext, means: HostContext, ready: Callable[[], None], edge: AssetClient | None
+    context: RunnerContext, host: HostContext, ready: Callable[[], None], edge: AssetClient | None
 ) -> None:
-    """Live until a signal, or until the `edge` of a host that joined does not know it any more: raises Removed."""
+    """Run until a signal arrives, or until the edge of an enrolled host does not know it any more.
+
+    Raises HostRemoved in the second case.
+    """
     stop = anyio.Event()
     removed = False
     async with anyio.create_task_group() as tasks:
 
-        async def hear() -> None:
+        async def stop_on_signal() -> None:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async for _ in signals:
                     stop.set()
 
-        async def watch(edge: AssetClient) -> None:
+        async def stop_on_removal(edge: AssetClient) -> None:
             nonlocal removed
-            await wait_until_removed(life.bus.health, edge)
+            await wait_until_removed(context.bus.health, edge)
             removed = True
             stop.set()
 
-        tasks.start_soon(hear)
+        tasks.start_soon(stop_on_signal)
         if edge is not None:
-            tasks.start_soon(watch, edge)
-        await run_lifecycle(life, means, stop, ready)
+            tasks.start_soon(stop_on_removal, edge)
+        await run_lifecycle(context, host, stop, ready)
         tasks.cancel_scope.cancel()
     if removed:
-        raise HostRemoved(life.host)
+        raise HostRemoved(context.host)
 
 
 @asynccontextmanager
@@ -177,7 +183,9 @@ async def _open_asset_client(settings: RunnerSettings) -> AsyncIterator[AssetCli
         async with asset_client(edge.url, edge.key, pin=edge.pin) as client:
             yield client
     except FileNotFoundError as error:
-        raise RunnerStartError(f"{edge.pin} is not there: join again with a new token, or correct edge.pin") from error
+        raise RunnerStartError(
+            f"{edge.pin} does not exist: join again with a new token, or correct edge.pin"
+        ) from error
 
 
 def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:
@@ -186,42 +194,42 @@ def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:
 
 @asynccontextmanager
 async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Bus]:
-    """The broker, waited for: a host may be up before it."""
+    """Connect to the broker; retry until it answers, because the host may be up first."""
     wait = settings.pace.retry_least_s
-    async with AsyncExitStack() as opened:
+    async with AsyncExitStack() as stack:
         while True:
             try:
-                bus = await opened.enter_async_context(open_runner(settings.broker))
+                bus = await stack.enter_async_context(open_runner(settings.broker))
                 break
             except BrokerUnreachable as error:
-                log.warning("waiting", what="broker", why=str(error))
+                log.warning("broker_unavailable", error=str(error))
                 await anyio.sleep(wait)
                 wait = min(2 * wait, settings.pace.retry_most_s)
         yield bus
 
 
 async def _select_engine(
-    settings: RunnerSettings, kinds: Mapping[str, LocalEndpoint], say: Callable[[str], None]
+    settings: RunnerSettings, endpoints: Mapping[str, LocalEndpoint], say: Callable[[str], None]
 ) -> _SelectedEngine:
-    """The engine that was decided on; what that means is said aloud. Raises CannotServe."""
-    client = find_docker(settings.docker_socket, os.environ)
+    """Build the engine that was decided on, and say what that means. Raises RunnerStartError."""
+    docker_found = find_docker(settings.docker_socket, os.environ)
     try:
-        choice = await anyio.to_thread.run_sync(choose_engine, settings.data, settings.engine, client, _utc_now())
-        chosen = _build_engine(settings, choice.decision.engine)
-        if isinstance(chosen.engine, ProcessEngine):
-            folders = [kind.folder for kind in kinds.values() if kind.config.process is not None]
-            await anyio.to_thread.run_sync(chosen.engine.check_job_user, settings.data.resolve() / "jobs", folders)
+        choice = await anyio.to_thread.run_sync(choose_engine, settings.data, settings.engine, docker_found, _utc_now())
+        selected = _build_engine(settings, choice.decision.engine)
+        if isinstance(selected.engine, ProcessEngine):
+            folders = [endpoint.folder for endpoint in endpoints.values() if endpoint.config.process is not None]
+            await anyio.to_thread.run_sync(selected.engine.check_job_user, settings.data.resolve() / "jobs", folders)
     except (EngineDecisionUnreadable, NoSuchUser, CannotRunJobs, OSError) as error:
         raise RunnerStartError(str(error)) from error
     if choice.previous is not None:
-        say(f"{choice.decision.why}; until now it was {choice.previous}, and what that still runs is started again")
+        say(f"{choice.decision.why}; until now it was {choice.previous}, and jobs that still run there start again")
         await _remove_all_containers(settings, choice.previous)
-    say(_describe_engine(settings, choice.decision, chosen.run_as))
-    return chosen
+    say(_describe_engine(settings, choice.decision, selected.run_as))
+    return selected
 
 
 def _build_engine(settings: RunnerSettings, name: EngineName) -> _SelectedEngine:
-    """Raises NoSuchUser."""
+    """Build the engine of this name. Raises NoSuchUser."""
     if name == DockerEngine.name:
         return _SelectedEngine(DockerEngine(docker_settings(settings)), None)
     user = resolve_job_user(settings.process.user)
@@ -238,20 +246,20 @@ def _describe_engine(settings: RunnerSettings, decision: EngineDecision, run_as:
     )
 
 
-async def _remove_all_containers(settings: RunnerSettings, former: EngineName) -> None:
-    """End what the engine before still runs: nobody would follow it. One that does not answer keeps it."""
+async def _remove_all_containers(settings: RunnerSettings, previous: EngineName) -> None:
+    """Remove the containers of the previous engine, which nothing would follow. If it does not answer, they stay."""
     try:
-        engine = _build_engine(settings, former).engine
+        engine = _build_engine(settings, previous).engine
         async with engine:
             with anyio.fail_after(FORMER_ENGINE_TIMEOUT_S):
                 for found in await engine.find(settings.installation, settings.host):
                     await engine.remove(found.handle)
     except (EngineError, TimeoutError, NoSuchUser) as error:
-        _log.warning("engine before left as it is", engine=former, why=str(error))
+        _log.warning("previous_engine_cleanup_failed", engine=previous, error=str(error))
 
 
 def docker_settings(settings: RunnerSettings) -> DockerSettings:
-    """Where the Docker engine is, with room for as many containers as there are slots."""
+    """Return the address of the Docker engine, and its size: the slots and some more."""
     address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
     url = address if "://" in address else f"unix://{address}"
     return DockerSettings(base_url=url, streams=settings.slots + EXTRA_STREAMS)
@@ -259,17 +267,17 @@ def docker_settings(settings: RunnerSettings) -> DockerSettings:
 
 @contextmanager
 def _lock_data_dir(data: Path) -> Iterator[None]:
-    """Hold the data folder: two runners on it would adopt each other's jobs."""
+    """Lock the data folder: two runners on it would adopt each other's jobs."""
     for folder in (data, data / "jobs"):
         make_private_folder(folder, TRAVERSE_ONLY_MODE)
-    for file in data.iterdir():  # another user may pass through the folder, so each file is closed by itself
+    for file in data.iterdir():  # other users may pass through the folder, so each file is made private
         if file.is_file() and not file.is_symlink():
             file.chmod(0o600)
     with (data / "runner.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunnerStartError(f"another runner works in {data}: stop it, or choose another data folder") from error
+            raise RunnerStartError(f"another runner uses {data}: stop it, or choose another data folder") from error
         yield
 
 

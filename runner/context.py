@@ -1,4 +1,4 @@
-"""One life of a runner: what it is called, whom it talks to, and how it waits for them when they are away."""
+"""What every part of the runner gets, and the retry while a dependency is away."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime
@@ -27,13 +27,15 @@ from schemas.job import Claim, Job
 T = TypeVar("T")
 
 
-DISK_WALK_LIMIT = 2  # more would keep a slow disk from the jobs, and each may hold runner.disk.DEPTH_LIMIT descriptors
+# More walks at once would slow the jobs on a slow disk, and each may hold disk_usage.DEPTH_LIMIT descriptors.
+DISK_WALK_LIMIT = 2
 
 
 class RunnerContext(Struct, frozen=True, kw_only=True):
-    """Everything an execution needs of its host. `now` is UTC; `up` no calendar moves; `jitter` draws from [0, 1).
+    """What an execution needs: identity, connections, clocks, settings and the log.
 
-    `jobs` is the folder that holds a folder for every container. `walks` bounds how many of these are counted at once.
+    `now` is UTC. `uptime` is monotonic. `jitter` draws from [0, 1). `jobs_dir` holds one folder per container.
+    `disk_walk_limiter` bounds how many of them are measured at once.
     """
 
     installation: str
@@ -52,66 +54,65 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     disk_walk_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DISK_WALK_LIMIT))
 
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
-        """This life's claim on an attempt, which has these cards."""
+        """Return the claim of this runner process on an attempt, with these GPUs."""
         return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None, self.engine.name)
 
     def moment(self) -> StartTime:
-        """This moment, on both clocks."""
+        """Return the current moment on both clocks."""
         return StartTime(self.now(), self.uptime())
 
     def bind_log(self, job: Job) -> FilteringBoundLogger:
-        """The log, with the job's name on every line."""
+        """Return the log with the job's identity on every line."""
         return self.log.bind(owner=job.owner, job_id=job.id, trace_id=job.trace_id)
 
-    def log_unavailable(self, what: str, error: BusError) -> None:
-        """Note that `what` did not happen and will be tried again. An outage is weather; the rest is told loudly."""
-        tell = self.log.debug if isinstance(error, BrokerUnreachable) else self.log.error
-        tell("not done", what=what, why=f"{type(error).__name__}: {error}")
+    def log_unavailable(self, operation: str, error: BusError) -> None:
+        """Log an operation that failed and is retried: an outage at debug level, any other error at error level."""
+        write = self.log.debug if isinstance(error, BrokerUnreachable) else self.log.error
+        write("operation_failed", operation=operation, error=f"{type(error).__name__}: {error}")
 
     async def delete_folder(self, folder: Path) -> None:
-        """Remove a container's folder. What cannot be removed is logged, and is tried again by the next life."""
+        """Remove a container's folder. A folder that cannot be removed is logged, and recovery tries again after a
+        restart.
+        """
         try:
             await anyio.to_thread.run_sync(remove_tree, folder)
         except OSError as error:
-            self.log.warning("folder not removed", folder=str(folder), why=str(error))
+            self.log.warning("folder_removal_failed", folder=str(folder), error=str(error))
 
     async def retry_while_unavailable(
-        self, what: str, ask: Callable[[], Awaitable[T]], told: Callable[[str], None] = lambda _: None
+        self, operation: str, call: Callable[[], Awaitable[T]], on_retry: Callable[[str], None] = lambda _: None
     ) -> T:
-        """`ask` until it is answered: a result is never given up because somebody is away.
+        """Call `call` until it succeeds: a result is never lost because a dependency is away.
 
-        `told` hears why it is asked again.
+        `on_retry` receives the reason of each retry.
         """
         wait = 0.0
-        with self.outage.waiting() as waits:
+        with self.outage.waiting() as report:
             while True:
                 try:
-                    return await ask()
+                    return await call()
                 except TRANSIENT_ERRORS as error:
                     if not wait:
-                        self.log.warning("waiting", what=what, why=str(error))
-                    waits(not isinstance(error, SINGLE_JOB_ERRORS), f"{what}: {error}")
-                    told(str(error))
+                        self.log.warning("retry_started", operation=operation, error=str(error))
+                    report(not isinstance(error, SINGLE_JOB_ERRORS), f"{operation}: {error}")
+                    on_retry(str(error))
                     if isinstance(error, EngineUnavailable) and not isinstance(error, EngineCallFailed):
                         self.outage.engine_suspected.set()
                 wait = min(wait * 2, self.intervals.retry_most_s) or self.intervals.retry_least_s
                 await anyio.sleep(wait)
 
-    async def retry_engine_call(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """The same for a call to the engine that has to succeed in the end, whatever it answers meanwhile."""
+    async def retry_engine_call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Retry an engine call that must succeed in the end, whatever error it returns."""
 
-        async def once() -> T:
+        async def call_once() -> T:
             try:
-                return await ask()
+                return await call()
             except EngineUnavailable:
                 raise
             except EngineError as error:
                 raise EngineCallFailed(str(error)) from error
 
-        return await self.retry_while_unavailable(what, once)
-
-
-# MERGED runner/means.py: What a life works with, besides those it talks to.
+        return await self.retry_while_unavailable(operation, call_once)
 
 
 DropAssets = Callable[[Collection[Digest]], Awaitable[None]]
@@ -119,23 +120,24 @@ EdgeCheck = Callable[[], Awaitable[bool]]
 
 
 async def is_always_alive() -> bool:
-    """An edge that is never away."""
+    """Return True: the check for an edge that is never away."""
     return True
 
 
-async def detect_nothing(_life: RunnerContext, _means: "HostContext") -> DetectedInjection | None:
-    """An engine that gives no cards to containers."""
+async def detect_nothing(_context: RunnerContext, _host: "HostContext") -> DetectedInjection | None:
+    """Return None: the detection for an engine that gives no GPUs to containers."""
     return None
 
 
 class HostContext(Struct, frozen=True, kw_only=True):
-    """`kinds` can run, on `cards`, as many at once as there are `slots`.
+    """What this host offers: endpoints, GPUs and slots, and how it behaves.
 
-    `forget` drops deleted assets from the host's cache; `leave`: the engine keeps containers running without us.
-    `poweroff`: the owner's program that switches this machine off. `logins`: who is logged in here. `answers`: asks
-    the edge for a sign of life. `try_injection`: finds the way in which the engine gives cards to containers, None
-    where there is nothing to try. `run_as`: the user that jobs run as, None where they run in containers.
-    Seconds: `grace_s` for jobs to end when drained, `settle_s` for the records of those that were stopped then.
+    `drop_assets` removes deleted assets from the input cache. `containers_outlive_runner`: the engine keeps containers
+    running without us. `poweroff` is the program that powers this machine off. `detect_injection` finds how the engine
+    gives GPUs to containers, None if there is nothing to try. `run_as` is the user that jobs run as, None if they run
+    in containers.
+
+    Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then.
     """
 
     endpoints: Mapping[str, LocalEndpoint]

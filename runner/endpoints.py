@@ -1,4 +1,4 @@
-"""The kinds of job this host has an image folder for: `endpoint.toml` in the folders named, or one level below."""
+"""The endpoints of this host: `endpoint.toml` in each configured folder, or in a folder one level below it."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,28 +13,32 @@ ENDPOINT_FILE = "endpoint.toml"
 
 
 class LocalEndpoint(Struct, frozen=True):
-    """An endpoint and the folder that defines it (the process engine runs the image there)."""
+    """An endpoint, and the folder that defines it. The process engine runs the image in that folder."""
 
     config: Endpoint
     folder: Path
 
 
-def load_endpoints(places: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
-    """Kinds by name. Raises EndpointInvalid naming the file, also when two folders define one name or one has none."""
-    kinds: dict[str, LocalEndpoint] = {}
-    for place in places:
-        files = sorted([*place.glob(ENDPOINT_FILE), *place.glob(f"*/{ENDPOINT_FILE}")])
+def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
+    """Return the endpoints by name.
+
+    Raises EndpointInvalid, which names the file. It is also raised if two folders define one name, or if a folder
+    defines none.
+    """
+    endpoints: dict[str, LocalEndpoint] = {}
+    for folder in folders:
+        files = sorted([*folder.glob(ENDPOINT_FILE), *folder.glob(f"*/{ENDPOINT_FILE}")])
         if not files:
             raise EndpointInvalid(
-                f"no {ENDPOINT_FILE} lies in {place} or a folder of it: set `endpoints` to folders of images"
+                f"there is no {ENDPOINT_FILE} in {folder} or one level below: set `endpoints` to folders of images"
             )
         for path in files:
-            kind = _load_endpoint(path)
-            if kind.config.name in kinds:
-                other = kinds[kind.config.name].folder
-                raise EndpointInvalid(f"{path}: endpoint {kind.config.name} is also defined in {other}: rename one")
-            kinds[kind.config.name] = kind
-    return kinds
+            endpoint = _load_endpoint(path)
+            if endpoint.config.name in endpoints:
+                other = endpoints[endpoint.config.name].folder
+                raise EndpointInvalid(f"{path}: endpoint {endpoint.config.name} is also defined in {other}: rename one")
+            endpoints[endpoint.config.name] = endpoint
+    return endpoints
 
 
 def _load_endpoint(path: Path) -> LocalEndpoint:
@@ -46,25 +50,25 @@ def _load_endpoint(path: Path) -> LocalEndpoint:
         raise EndpointInvalid(f"{path}: {error}") from error
 
 
-def group_by_pool(kinds: Mapping[str, LocalEndpoint]) -> Mapping[str, tuple[Endpoint, ...]]:
-    """The endpoints whose jobs wait in each pool."""
+def group_by_pool(endpoints: Mapping[str, LocalEndpoint]) -> Mapping[str, tuple[Endpoint, ...]]:
+    """Return the endpoints of each pool."""
     pools: dict[str, tuple[Endpoint, ...]] = {}
-    for kind in kinds.values():
-        pools[kind.config.effective_pool] = (*pools.get(kind.config.effective_pool, ()), kind.config)
+    for endpoint in endpoints.values():
+        pools[endpoint.config.effective_pool] = (*pools.get(endpoint.config.effective_pool, ()), endpoint.config)
     return pools
 
 
 def container_spec(
-    kind: LocalEndpoint, identity: ContainerIdentity, job_dir: Path, gpus: tuple[str, ...]
+    endpoint: LocalEndpoint, identity: ContainerIdentity, job_dir: Path, gpus: tuple[str, ...]
 ) -> ContainerSpec:
-    """The container of this kind, on these cards."""
-    wants = kind.config.resources
+    """Return the spec of a container of this endpoint on these GPUs."""
+    resources = endpoint.config.resources
     return ContainerSpec(
         identity=identity,
-        image=kind.config.image,
-        folder=str(kind.folder),
-        command=kind.config.process.command if kind.config.process else (),
+        image=endpoint.config.image,
+        folder=str(endpoint.folder),
+        command=endpoint.config.process.command if endpoint.config.process else (),
         job_dir=job_dir,
-        limits=ContainerLimits(wants.memory_mb, wants.cpus, shm_mb=wants.shm_mb),
+        limits=ContainerLimits(resources.memory_mb, resources.cpus, shm_mb=resources.shm_mb),
         gpus=gpus,
     )

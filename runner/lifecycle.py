@@ -1,4 +1,4 @@
-"""One life from its first look around to its drain: the parts of a runner, put together and kept going."""
+"""One runner process from its recovery to its drain: builds the parts and runs them."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,116 +24,133 @@ from runner.host.power_commands import PowerCommands
 ENGINE_AWAY_SETTLE_TIMEOUT_S = 2.0
 
 
-async def run_lifecycle(life: RunnerContext, means: HostContext, stop: anyio.Event, ready: Callable[[], None]) -> None:
-    """Adopt, then claim and run until `stop`, then drain. `ready` is called when work is taken."""
-    readiness = Schedulability(means.endpoints, means.gpu_allocator, life.jobs_dir, life.intervals.image_missing_s)
+async def run_lifecycle(
+    context: RunnerContext, host: HostContext, stop: anyio.Event, ready: Callable[[], None]
+) -> None:
+    """Recover, then claim and run jobs until `stop`, then drain. `ready` is called when the runner begins to claim."""
+    schedulability = Schedulability(
+        host.endpoints, host.gpu_allocator, context.jobs_dir, context.intervals.image_missing_s
+    )
     async with anyio.create_task_group() as background, anyio.create_task_group() as jobs:
-        standby = WarmPool(life, means, readiness)
-        roster = ExecutionRegistry(life, jobs, partial(_on_execution_ended, readiness, standby))
-        adopter = ContainerRecovery(life, means, roster)
-        agent = ClaimLoop(life, means, readiness, standby, adopter)
-        idleness = HostActivity(means.slots, means.gpu_allocator, means.find_logged_in_users, roster)
-        engine = EngineMonitor(life, readiness, partial(means.detect_injection, life, means))
-        announcer = HeartbeatPublisher(life, means, readiness, standby, idleness, engine)
-        background.start_soon(means.gpu_allocator.run)
-        orders = PowerCommands(life, readiness, announcer.publish_now)
-        await engine.probe_once()
-        background.start_soon(engine.run, announcer.publish_now)
-        background.start_soon(announcer.run)
-        background.start_soon(orders.run, idleness.is_empty, means.poweroff)
-        background.start_soon(DeadManTimer(life, means.dead_man, idleness, means.is_edge_alive).run, means.poweroff)
-        background.start_soon(_follow_nudges, life, roster)
-        prover = GpuProber(life, means)
-        await orders.apply()
-        begun = partial(_start_background, background, (standby, prover), idleness, ready)
-        jobs.start_soon(_run_once_engine_ready, engine, partial(_recover_and_claim, life, means, adopter, agent, begun))
+        warm_pool = WarmPool(context, host, schedulability)
+        executions = ExecutionRegistry(context, jobs, partial(_on_execution_ended, schedulability, warm_pool))
+        recovery = ContainerRecovery(context, host, executions)
+        claim_loop = ClaimLoop(context, host, schedulability, warm_pool, recovery)
+        activity = HostActivity(host.slots, host.gpu_allocator, host.find_logged_in_users, executions)
+        engine_monitor = EngineMonitor(context, schedulability, partial(host.detect_injection, context, host))
+        heartbeat = HeartbeatPublisher(context, host, schedulability, warm_pool, activity, engine_monitor)
+        background.start_soon(host.gpu_allocator.run)
+        power_commands = PowerCommands(context, schedulability, heartbeat.publish_now)
+        await engine_monitor.probe_once()
+        background.start_soon(engine_monitor.run, heartbeat.publish_now)
+        background.start_soon(heartbeat.run)
+        background.start_soon(power_commands.run, activity.is_empty, host.poweroff)
+        background.start_soon(DeadManTimer(context, host.dead_man, activity, host.is_edge_alive).run, host.poweroff)
+        background.start_soon(_follow_nudges, context, executions)
+        prober = GpuProber(context, host)
+        await power_commands.apply()
+        start_background = partial(_start_background, background, (warm_pool, prober), activity, ready)
+        jobs.start_soon(
+            _run_once_engine_ready,
+            engine_monitor,
+            partial(_recover_and_claim, context, host, recovery, claim_loop, start_background),
+        )
         await stop.wait()
-        life.log.info("draining", running=len(roster.active))
-        agent.stop()
-        announcer.is_draining = True
-        announcer.publish_now()
-        # An engine that is away stops and removes nothing: the next life finds what is left.
+        context.log.info("drain_started", running=len(executions.active))
+        claim_loop.stop()
+        heartbeat.is_draining = True
+        heartbeat.publish_now()
+        # An engine that is away stops and removes nothing; recovery after the next start does.
         settle_s = (
-            means.settle_s if readiness.engine_away is None else min(means.settle_s, ENGINE_AWAY_SETTLE_TIMEOUT_S)
+            host.settle_s if schedulability.engine_away is None else min(host.settle_s, ENGINE_AWAY_SETTLE_TIMEOUT_S)
         )
         with anyio.move_on_after(settle_s):
-            await standby.close()
-        await drain(roster, grace_s=means.grace_s, settle_s=settle_s, leave=means.containers_outlive_runner)
-        left = len(roster.active)
+            await warm_pool.close()
+        await drain(
+            executions, grace_s=host.grace_s, settle_s=settle_s, leave_containers=host.containers_outlive_runner
+        )
+        left_running = len(executions.active)
         jobs.cancel_scope.cancel()
         background.cancel_scope.cancel()
-    life.log.info("stopped", left=left)
-    if not left and idleness.is_recovered:
-        with suppress(BusError), anyio.move_on_after(life.intervals.retry_most_s):
-            await announcer.delete_heartbeat()
+    context.log.info("runner_stopped", left_running=left_running)
+    if not left_running and activity.is_recovered:
+        with suppress(BusError), anyio.move_on_after(context.intervals.retry_most_s):
+            await heartbeat.delete_heartbeat()
 
 
 def _start_background(
-    background: TaskGroup, starters: tuple[WarmPool, GpuProber], idleness: HostActivity, ready: Callable[[], None]
+    background: TaskGroup, services: tuple[WarmPool, GpuProber], activity: HostActivity, ready: Callable[[], None]
 ) -> None:
-    """What earlier lives left is dealt with: only now may anything that is no job's be started beside it."""
-    idleness.is_recovered = True
-    for starter in starters:
-        background.start_soon(starter.run)
+    """Start what may start containers without a job. It waits until recovery has dealt with the containers found."""
+    activity.is_recovered = True
+    for service in services:
+        background.start_soon(service.run)
     ready()
 
 
-def _on_execution_ended(readiness: Schedulability, standby: WarmPool, execution: Execution) -> None:
-    readiness.learn_from(execution)
-    standby.notify()
+def _on_execution_ended(schedulability: Schedulability, warm_pool: WarmPool, execution: Execution) -> None:
+    schedulability.learn_from(execution)
+    warm_pool.notify()
 
 
-async def _run_once_engine_ready(engine: EngineMonitor, work: Callable[[], Awaitable[None]]) -> None:
-    """Nobody knows what earlier lives left here, nor can anything be started, before the engine has answered."""
-    await engine.wait_until_ready()
-    await work()
+async def _run_once_engine_ready(engine_monitor: EngineMonitor, run: Callable[[], Awaitable[None]]) -> None:
+    """Run once the engine has answered: before that, nothing can be started, and containers cannot be found."""
+    await engine_monitor.wait_until_ready()
+    await run()
 
 
 async def _recover_and_claim(
-    life: RunnerContext, means: HostContext, adopter: ContainerRecovery, agent: ClaimLoop, ready: Callable[[], None]
+    context: RunnerContext,
+    host: HostContext,
+    recovery: ContainerRecovery,
+    claim_loop: ClaimLoop,
+    ready: Callable[[], None],
 ) -> None:
-    await adopter.recover_all()
-    await life.retry_while_unavailable("tombstones", partial(_drop_deleted_assets, life, means.drop_assets))
+    await recovery.recover_all()
+    await context.retry_while_unavailable("tombstones", partial(_drop_deleted_assets, context, host.drop_assets))
     ready()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_run_periodic_cleanup, life, means, adopter)
-        await agent.run()
+        tasks.start_soon(_run_periodic_cleanup, context, host, recovery)
+        await claim_loop.run()
         tasks.cancel_scope.cancel()
 
 
-async def _run_periodic_cleanup(life: RunnerContext, means: HostContext, adopter: ContainerRecovery) -> None:
-    """What nothing tells us of: slots that a dead task left, and assets that were deleted meanwhile."""
+async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, recovery: ContainerRecovery) -> None:
+    """Clean up periodically what no notification covers: poisoned slots and deleted assets."""
     while True:
-        await anyio.sleep(life.intervals.sweep_s)
+        await anyio.sleep(context.intervals.sweep_s)
         with suppress(BusError):
-            await adopter.recover_poisoned_slots()
-            await _drop_deleted_assets(life, means.drop_assets)
+            await recovery.recover_poisoned_slots()
+            await _drop_deleted_assets(context, host.drop_assets)
 
 
-async def _drop_deleted_assets(life: RunnerContext, forget: DropAssets) -> None:
-    await forget(sorted(await life.bus.tombstones.keys()))
+async def _drop_deleted_assets(context: RunnerContext, drop_assets: DropAssets) -> None:
+    await drop_assets(sorted(await context.bus.tombstones.keys()))
 
 
-async def _follow_nudges(life: RunnerContext, roster: ExecutionRegistry) -> None:
-    """Nudges: somebody has changed a record that an execution here goes by."""
-    async for key in life.bus.host_nudges.subscribe(life.host):
-        for place, execution in roster.active.items():
-            if place.key == key:
+async def _follow_nudges(context: RunnerContext, executions: ExecutionRegistry) -> None:
+    """Check an execution at once when a nudge says that its record has changed."""
+    async for key in context.bus.host_nudges.subscribe(context.host):
+        for round_key, execution in executions.active.items():
+            if round_key.key == key:
                 execution.check_now()
 
 
-# MERGED runner/drain.py: Going down in two scopes: first nothing new, then, when the grace is over, nothing at all. /
-# What an engine keeps running without us is left for the next life to adopt; what would end with us, or has not
-# begun, is / stopped and given back, at no cost to the job.
+async def drain(executions: ExecutionRegistry, *, grace_s: float, settle_s: float, leave_containers: bool) -> None:
+    """Wait `grace_s` for jobs to end, stop those that cannot be left, and wait `settle_s` for their records.
 
-
-async def drain(roster: ExecutionRegistry, *, grace_s: float, settle_s: float, leave: bool) -> None:
-    """Wait `grace_s` for the jobs to end; stop those that cannot be left, and wait `settle_s` for their records."""
+    `leave_containers`: running containers stay, and the next runner process adopts them. A job that would end with us,
+    or that has no container yet, is stopped and released at no cost to the job.
+    """
     with anyio.move_on_after(grace_s):
-        await roster.wait_until(lambda there: not there)
-    stopped = {place for place, execution in roster.active.items() if not leave or execution.handle is None}
-    for place in stopped:
-        if (execution := roster.active.get(place)) is not None:
+        await executions.wait_until(lambda active: not active)
+    stopped = {
+        round_key
+        for round_key, execution in executions.active.items()
+        if not leave_containers or execution.handle is None
+    }
+    for round_key in stopped:
+        if (execution := executions.active.get(round_key)) is not None:
             await execution.stop(StopReason.DRAIN)
     with anyio.move_on_after(settle_s):
-        await roster.wait_until(stopped.isdisjoint)
+        await executions.wait_until(stopped.isdisjoint)

@@ -1,4 +1,4 @@
-"""A wait that doubles with every failure in a row."""
+"""Errors that pass, the gate that stops claiming during an outage, and a backoff."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from schemas.events import RecordUnreadable
 
 
 class FailureBackoff:
-    """Between two tries at something that failed; times are monotonic seconds. `why`: of the last failure, or ""."""
+    """Exponential backoff between tries. Times are monotonic seconds; `reason` is the last failure, or ""."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -21,32 +21,33 @@ class FailureBackoff:
         self._retry_at = 0.0
 
     def is_waiting(self, now: float) -> bool:
-        """Whether it is too early to try again."""
+        """Return whether it is too early for the next try."""
         return self.left_s(now) > 0
 
     def left_s(self, now: float) -> float:
-        """Seconds until the next try."""
+        """Return the seconds until the next try."""
         return max(0.0, self._retry_at - now)
 
-    def record_failure(self, why: str, now: float, first_s: float, most_s: float) -> None:
-        """It failed: wait `first_s`, twice that after the next failure, `most_s` at most."""
-        self.reason = why
+    def record_failure(self, reason: str, now: float, first_s: float, most_s: float) -> None:
+        """Wait `first_s` after the first failure, twice as long after each further one, `most_s` at most."""
+        self.reason = reason
         self._retry_at = now + min(first_s * 2.0 ** min(self._failures, 32), most_s)
         self._failures += 1
 
     def reset(self) -> None:
-        """It went well."""
+        """Forget the failures: a try succeeded."""
         self.reason, self._failures, self._retry_at = "", 0, 0.0
 
 
 class EngineCallFailed(EngineUnavailable):
-    """The engine is there, and does not do this for this container."""
+    """The engine answers, but the call for this one container fails."""
 
 
 class OutageGate:
-    """Who waits for the edge, the broker or the engine. While anybody does, the runner claims nothing new.
+    """Counts the tasks that wait for the edge, the broker or the engine. While there is one, the runner claims nothing
+    new.
 
-    `suspected` is set when the engine left a call unanswered; runner.enginewatch takes it from there.
+    `engine_suspected` is set when the engine did not answer a call; `runner.host.engine_monitor` then probes it.
     """
 
     def __init__(self) -> None:
@@ -56,43 +57,44 @@ class OutageGate:
         self.engine_suspected = anyio.Event()
 
     async def wait_until_over(self) -> None:
-        """Wait until nobody waits."""
+        """Wait until no task waits."""
         while self._waiting:
             await self._ended.wait()
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What is not done yet and tried again, each with the reason, once."""
+        """Return the pending operations and why they are retried, each text once."""
         return tuple(sorted(set(self._reasons.values())))
 
     @contextmanager
     def waiting(self) -> Iterator[Callable[[bool, str], None]]:
-        """For one who asks again and again: what it is given to say is whether it waits now for what all need, and why
-        it asks again.
-        """
-        waits, mine = False, object()
+        """Yield a function for one task that retries an operation.
 
-        def say(now: bool, why: str) -> None:
-            nonlocal waits
-            self._reasons[mine] = why
-            if now == waits:
+        The task calls it with whether it waits for something that every job needs, and with the reason of the retry.
+        """
+        counted, token = False, object()
+
+        def report(is_outage: bool, reason: str) -> None:
+            nonlocal counted
+            self._reasons[token] = reason
+            if is_outage == counted:
                 return
-            self._waiting += now - waits
-            waits = now
+            self._waiting += is_outage - counted
+            counted = is_outage
             if not self._waiting:
                 self._ended.set()
                 self._ended = anyio.Event()
 
         try:
-            yield say
+            yield report
         finally:
-            say(False, "")
-            del self._reasons[mine]
+            report(False, "")
+            del self._reasons[token]
 
 
-# What passes when somebody is back, or has put his set-up right. Nothing of it is the job's fault. ALONE is one job's
-# trouble, so that one waits alone; the rest is everybody's.
+# Errors that end when a service is back or a person has corrected the configuration. None of them is the job's fault.
 TRANSIENT_ERRORS = (BrokerUnreachable, BrokerFull, BrokerDenied, RecordUnreadable, EdgeUnavailable, EngineUnavailable)
 
 
+# Those of them that concern one job only: that job waits, and the others go on.
 SINGLE_JOB_ERRORS = (RecordUnreadable, EngineCallFailed, NotHeld)

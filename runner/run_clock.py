@@ -1,7 +1,7 @@
-"""Time as it passes, which no calendar moves: it is judged by for how long a container ran.
+"""Run time of a container, measured on a monotonic clock.
 
-A host's calendar is set forward or back while jobs run. Sleeps do not mind; a difference of two dates does: it would
-time a job out that has just begun, and bill an hour that nobody worked.
+The calendar of a host may be set forward or back while jobs run. Sleeps are not affected, but a difference of two dates
+is: it would time out a job that has just begun, or bill an hour that nobody used.
 """
 
 import time
@@ -14,24 +14,30 @@ from msgspec import Struct
 from runner.engines.port import ContainerExit
 from runner.engines.process_shim import boot_id
 
-CLOCK_JUMP_S = 2.0  # by so much two clocks of one machine differ when one was set
+CLOCK_JUMP_S = 2.0  # if two clocks of one machine differ by more than this, one of them was set
 
 
 class Uptime(Struct, frozen=True):
-    """A moment of one boot of the machine ("": it does not name its boots), in seconds of its running clock."""
+    """A moment within one boot of the machine, in seconds of its monotonic clock.
+
+    `boot` is "" where the machine does not identify its boots.
+    """
 
     boot: str
     s: float
 
     def since(self, earlier: "Uptime | None") -> float | None:
-        """Seconds that passed; None where nobody can tell: not noted then, or the machine was booted anew."""
+        """Return the seconds since `earlier`, or None where they are unknown.
+
+        They are unknown if `earlier` was not recorded, or if the machine was booted since.
+        """
         if earlier is None or not self.boot or earlier.boot != self.boot:
             return None
         return max(0.0, self.s - earlier.s)
 
 
 def boot_clock() -> Callable[[], Uptime]:
-    """The clock. A suspended machine's stands still, and so does the job."""
+    """Return the clock. It stops while the machine is suspended, as the jobs do."""
     name = ""
     with suppress(OSError):  # not Linux
         name = boot_id()
@@ -39,29 +45,30 @@ def boot_clock() -> Callable[[], Uptime]:
 
 
 class StartTime(Struct, frozen=True):
-    """When a container began its job: by the calendar, and by the clock that passes."""
+    """The moment at which a container began its job, on the calendar and on the monotonic clock."""
 
     at: datetime
     uptime: Uptime | None = None
 
 
-def elapsed_s(begun: StartTime, now: StartTime) -> float:
-    """Seconds from `begun` to `now`; by the calendar where nobody can tell them otherwise."""
-    passed = now.uptime.since(begun.uptime) if now.uptime else None
-    return max(0.0, (now.at - begun.at).total_seconds()) if passed is None else passed
+def elapsed_s(start: StartTime, now: StartTime) -> float:
+    """Return the seconds from `start` to `now`; by the calendar where the monotonic clock does not know them."""
+    passed = now.uptime.since(start.uptime) if now.uptime else None
+    return max(0.0, (now.at - start.at).total_seconds()) if passed is None else passed
 
 
-def run_s(ended: ContainerExit, begun: StartTime | None, now: StartTime, *, ahead: bool) -> float | None:
-    """Seconds that a container ran, None where its engine tells no times. `now`: when its end was seen.
+def run_s(exit_: ContainerExit, start: StartTime | None, now: StartTime, *, warm: bool) -> float | None:
+    """Return the seconds that a container ran; None where its engine reports no times. `now` is when the exit was seen.
 
-    By the engine's dates, which are exact, also where the end came unseen; they are not believed when the calendar was
-    set meanwhile, or when they tell more than has passed. `ahead`: it waited for its job, and began with that.
+    The engine's dates are exact, even if nobody saw the exit, so they are preferred. They are ignored if the calendar
+    was set in the meantime, or if they exceed the time that has passed. `warm`: the container was started before its
+    job, and its run begins with the job.
     """
-    if ended.started_at is None or ended.finished_at is None:
+    if exit_.started_at is None or exit_.finished_at is None:
         return None
-    told = (ended.finished_at - (begun.at if ahead and begun else ended.started_at)).total_seconds()
-    passed = now.uptime.since(begun.uptime) if begun and now.uptime else None
-    if begun is None or passed is None:
-        return max(0.0, told)
-    was_set = abs((now.at - begun.at).total_seconds() - passed) > CLOCK_JUMP_S
-    return passed if was_set or not 0 <= told <= passed + CLOCK_JUMP_S else told
+    reported = (exit_.finished_at - (start.at if warm and start else exit_.started_at)).total_seconds()
+    passed = now.uptime.since(start.uptime) if start and now.uptime else None
+    if start is None or passed is None:
+        return max(0.0, reported)
+    clock_was_set = abs((now.at - start.at).total_seconds() - passed) > CLOCK_JUMP_S
+    return passed if clock_was_set or not 0 <= reported <= passed + CLOCK_JUMP_S else reported

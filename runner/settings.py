@@ -1,4 +1,4 @@
-"""What a runner is told: one frozen Struct, read once in `__main__` (schemas.settings), and the pace it works at."""
+"""Settings of a runner, read once by the CLI (`schemas.settings`)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +16,10 @@ from schemas.settings_loader import renamed_from
 
 
 class EdgeConnectionSettings(Struct, frozen=True):
-    """Where assets are fetched from and brought to; `key` is an API key with scope runner.
+    """Address of the edge, from which inputs are fetched and to which outputs are uploaded.
 
-    `pin`: a file with the one certificate to trust there, under whatever name.
+    `key` is an API key with the scope `runner`. `pin` is a file with the one certificate to trust there, whatever name
+    it carries.
     """
 
     url: str = "http://127.0.0.1:8000"
@@ -27,7 +28,9 @@ class EdgeConnectionSettings(Struct, frozen=True):
 
 
 class GpuProbeSettings(Struct, frozen=True):
-    """Seconds: how long a card's probe may take, and the pause after a failed one, doubled each time up to a most."""
+    """Seconds: the timeout of a probe, the pause after a failed one, and the limit of that pause, which doubles each
+    time.
+    """
 
     patience_s: float = 300.0
     first_s: float = 10.0
@@ -35,9 +38,9 @@ class GpuProbeSettings(Struct, frozen=True):
 
 
 class GpuSettings(Struct, frozen=True):
-    """`watch` off: the runner works as on a host without cards.
+    """`watch` off: the runner works as on a host without GPUs.
 
-    `injection`: how Docker gives cards to containers; auto tries each way at start.
+    `injection` is how Docker gives GPUs to containers; `auto` tries each mode at start.
     """
 
     watch: bool = True
@@ -49,11 +52,11 @@ class GpuSettings(Struct, frozen=True):
 
 
 class WarmSettings(Struct, frozen=True):
-    """Containers started ahead of their jobs, for endpoints that say `warm = true`: `count` of each, at most.
+    """Warm containers, started before their jobs for endpoints with `warm = true`: at most `count` of each.
 
-    `recycle_s`: one that waited so long makes room for a fresh one (a driver's device rules may change under it).
-    `ready_s`: how long loading may take. `memory_reserve_mb` of the host's memory stay free. One that dies is followed
-    by the next after `backoff_s`, then twice that, up to `backoff_most_s`.
+    `recycle_s` is the age at which a waiting container is replaced, because a driver may change its device rules.
+    `ready_s` limits the loading time. `memory_reserve_mb` of the host's memory stay free. After a failed start the next
+    one follows `backoff_s` later, then twice that, up to `backoff_most_s`.
     """
 
     on: bool = True
@@ -66,15 +69,18 @@ class WarmSettings(Struct, frozen=True):
 
 
 class ProcessSettings(Struct, frozen=True):
-    """The process engine. `user`: whom jobs run as; "" for the runner's own user; unset: nobody where that is root."""
+    """The process engine. `user` runs the jobs; "" is the runner's own user; unset means `nobody` if the runner is
+    root.
+    """
 
     user: str | None = None
 
 
 class DeadManSettings(Struct, frozen=True):
-    """The dead-man timer: with `after_s` the machine runs `poweroff` when edge or broker were silent for so long.
+    """The dead-man timer: the machine runs `poweroff` after edge or broker were silent for `after_s`.
 
-    Only while it holds nothing of any job, and while nobody uses it: `keep_on_for` as at the edge, `[]` for nobody.
+    It does so only while the host has nothing of any job and nobody uses it. `keep_on_for` lists whose use counts, as at
+    the edge; `[]` ignores users.
     """
 
     after_s: Annotated[float, Meta(gt=0)] | None = None
@@ -82,11 +88,12 @@ class DeadManSettings(Struct, frozen=True):
 
 
 class RunnerIntervals(Struct, frozen=True):
-    """How often and how long, in seconds. Tests make it quick; `retry_most_s` bounds the wait between tries.
+    """Intervals and delays in seconds. Tests make them short.
 
-    `engine_s`: how often an engine that answers is asked whether it still does. `ahead_s`: slots that are all busy for
-    so long have time to look for the next job's inputs. `disk_s`: between two looks at what a job uses of the disk;
-    `disk_walk_s`: the longest time in which its files are not counted.
+    `heartbeat_s` renews the claim of a job, `presence_s` publishes the host's heartbeat. `retry_least_s` and
+    `retry_most_s` bound the backoff. `engine_s` is the interval between two probes of a healthy engine. After all slots
+    were busy for `ahead_s`, the next job's inputs are prefetched. `disk_s` is the interval between two checks of a
+    job's disk use, and `disk_walk_s` the longest time between two counts of its files.
     """
 
     heartbeat_s: float = 10.0
@@ -106,9 +113,9 @@ class RunnerIntervals(Struct, frozen=True):
 class RunnerSettings(Struct, frozen=True, kw_only=True):
     """One runner. `data` holds its jobs and its cache; two runners never share it.
 
-    `cache_bytes` bounds the inputs kept; `grace_s` is how long a drain waits for jobs; `poweroff` is the program that
-    switches this machine off when the edge says so and nothing is left here. `engine`: auto decides once for a data
-    folder (runner.engines.selection).
+    `cache_bytes` limits the input cache. `grace_s` is how long a drain waits for jobs. `poweroff` is the program that
+    powers this machine off when the edge orders it and nothing is left to do. `engine = auto` decides once for a data
+    folder (`runner.engines.selection`).
     """
 
     host: Token = "local"
@@ -133,4 +140,4 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.dead_man.after_s is not None and not self.poweroff:
-            raise ValueError('`dead_man` needs a program to run: set poweroff, as in ["systemctl", "poweroff"]')
+            raise ValueError('`dead_man` needs a program to run: set `poweroff`, as in ["systemctl", "poweroff"]')

@@ -1,8 +1,8 @@
 """Removal of a folder that a job could write to. Blocking.
 
-A job chooses the depth, the names and the modes of what it leaves, so nothing here recurses, follows a link or builds a
-path from two names. Each directory that is found below the first level is moved up to it, and is then emptied in the
-same way: at most three descriptors are open, however deep the tree is.
+A job chooses the depth, the names and the modes of what it leaves. So nothing here recurses, follows a link, or builds
+a path from two names. Each directory that is found below the first level is moved up to it, and is then emptied in the
+same way. At most three descriptors are open, however deep the tree is.
 """
 
 import errno
@@ -15,9 +15,10 @@ OWNER_RIGHTS = 0o700  # what the owner of a directory needs in order to empty it
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove `folder` and all that is in it; a link in its place is removed, not followed. Nothing there is no error.
+    """Remove `folder` and all that is in it. A link in its place is removed, not followed. A missing folder is not an
+    error.
 
-    Goes on past what cannot be removed, and raises the first OSError once nothing more can be.
+    Continues after an error, and raises the first OSError once nothing more can be removed.
     """
     try:
         top = open_dir(str(folder))
@@ -34,7 +35,7 @@ def remove_tree(folder: Path) -> None:
 
 
 class _DirEmptier:
-    """One directory on its way to being empty. `top` is its descriptor."""
+    """Empties one directory. `top` is its descriptor."""
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -43,13 +44,13 @@ class _DirEmptier:
         self._error: OSError | None = None
 
     def run(self) -> None:
-        """Pass over the directory until a pass finds nothing. Raises OSError when a pass changes nothing."""
+        """Repeat passes until one finds nothing. Raises OSError when a pass changes nothing."""
         while self._run_pass():
             if not self._changed:
                 raise self._error or OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
     def _run_pass(self) -> bool:
-        """Whether anything was found. A directory that is moved up may be found by this pass or by the next."""
+        """Return whether anything was found. A directory that is moved up may be found by this pass or by the next."""
         found, self._changed, self._error = False, False, None
         with os.scandir(self._top) as entries:
             for entry in entries:
@@ -61,7 +62,7 @@ class _DirEmptier:
         return found
 
     def _remove(self, entry: "os.DirEntry[str]", parent: int) -> None:
-        """A file goes. A directory on the first level is emptied and goes; one below it is moved to the first level."""
+        """Remove a file. Empty and remove a directory of the first level; move a deeper one up to the first level."""
         try:
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.name, dir_fd=parent)
@@ -73,7 +74,7 @@ class _DirEmptier:
                 os.close(open_dir(entry.name, parent))
                 os.rename(entry.name, f".{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
         except FileNotFoundError:
-            return  # somebody else removes the same folder
+            return  # another process removes the same folder
         self._changed = True
 
     def _empty_dir(self, name: str) -> None:
@@ -91,16 +92,16 @@ class _DirEmptier:
             os.close(place)
 
     def _keep_error(self, error: OSError) -> None:
-        """Keep the error that explains most: a directory is not empty because something in it could not be removed."""
+        """Keep the more informative error: a directory is not empty because something in it could not be removed."""
         if self._error is None or self._error.errno == errno.ENOTEMPTY:
             self._error = error
 
 
 def open_dir(name: str, parent: int | None = None) -> int:
-    """A descriptor of the directory `name`, with the rights to empty it. Raises NotADirectoryError for anything else.
+    """Open the directory `name` with the rights to empty it. Raises NotADirectoryError for anything else.
 
-    Through O_PATH and /proc, as the mode of a directory can only be changed by a path or a descriptor, and opening one
-    of mode 000 for reading needs the change first.
+    It is opened with O_PATH first and then through /proc. A directory of mode 000 cannot be read until its mode is
+    changed, and that needs a path or a descriptor.
     """
     found = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:

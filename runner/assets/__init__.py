@@ -1,0 +1,7 @@
+"""Files of a job: inputs from the edge to the host, outputs from the host to the edge.
+
+Start reading at `port`: the calls that an execution uses, and their errors. `client` speaks HTTP to the edge's asset
+routes. `cache` keeps inputs by digest, so that an input is fetched once however many jobs use it.
+
+Everything above the engines may import this package. It does not know jobs, the queue or the engine.
+"""

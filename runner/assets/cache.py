@@ -1,4 +1,13 @@
-"""A job's inputs: from the host's cache, or from the edge once however many jobs want them."""
+"""Cache of inputs by digest: an input comes from the cache, or once from the edge, however many jobs use it.
+
+`InputCache` coordinates the jobs; `CacheDir` is the folder. In the folder, <sha256> is a complete, read-only file, and
+<sha256>.part is a download that can be resumed. No other state is kept, so a restart loses nothing. The last use is the
+access time. A file that a job uses has a second link, in that job's in/.
+
+The modification time marks a verified file that was not written to since. It is derived from digest and size, so any
+write, or a size left by a power cut, breaks it. To hash a file for each job would take seconds per gigabyte; only a
+file whose mark is broken is hashed again.
+"""
 
 import errno
 import hashlib
@@ -18,25 +27,25 @@ from bus.secret_files import make_private_folder
 from runner.assets.port import AssetInfo
 from schemas.asset import DIGEST_SCHEME, Digest, InvalidDigest, is_digest
 
-_INFO_LIMIT = 10_000  # assets of which is remembered what they are
+_INFO_LIMIT = 10_000  # assets whose properties are kept in memory
 
 
 class AssetSource(Protocol):
-    """Where assets come from. Both raise runner.supplies.SuppliesError."""
+    """Source of assets. Both calls raise AssetError."""
 
     async def get_info(self, owner: str, sha256: Digest) -> AssetInfo:
-        """What it is."""
+        """Return the properties of the asset."""
         ...
 
     async def download(self, owner: str, sha256: Digest, into: Path) -> None:
-        """Bring it to `into`, going on with what is there already; verified when this returns."""
+        """Download the asset to `into`, resuming at the bytes there; it is verified when this returns."""
         ...
 
 
 class InputCache:
-    """LRU by digest in `folder`. Shared by all jobs of the runner, and by no other process.
+    """LRU cache by digest in `folder`. All jobs of the runner share it; no other process uses it.
 
-    Bytes are the same whoever owns them: that this job's owner may see them was checked by the edge at submit.
+    The bytes are the same for every owner. The edge has checked at submit that the owner of the job may see them.
     """
 
     def __init__(
@@ -51,15 +60,15 @@ class InputCache:
         self._dir = CacheDir(folder, max_bytes, reserve_bytes, now_ns)
         self._source = fetch
         self._locks: dict[Digest, Lock] = {}
-        self._pins: Counter[Digest] = Counter()  # how many tasks are at a digest: it is not evicted meanwhile
+        self._pins: Counter[Digest] = Counter()  # tasks that use a digest, which is not evicted while there is one
         self._info: dict[tuple[str, Digest], AssetInfo] = {}
-        self._downloads: dict[Digest, int] = {}  # downloads under way, and their sizes in bytes
+        self._downloads: dict[Digest, int] = {}  # downloads in progress, and their sizes in bytes
         self._eviction_lock = Lock()
 
     async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
         """Put the file at `to`, read-only; it counts as used as long as `to` exists.
 
-        Raises what Fetch raises, and OSError (DiskShort where the disk has no room).
+        Raises AssetError, and OSError (DiskShort if the disk is full).
         """
         async with self._lock_digest(sha256):
             if not await to_thread.run_sync(self._dir.contains, sha256):
@@ -67,35 +76,35 @@ class InputCache:
             await to_thread.run_sync(self._dir.link_to, sha256, to)
 
     async def prefetch(self, owner: str, sha256: Digest) -> None:
-        """Have it here; it may be evicted again before anybody needs it. Raises as `stage` does."""
+        """Fetch the file into the cache; it may be evicted before a job needs it. Raises as `stage` does."""
         async with self._lock_digest(sha256):
             if not await to_thread.run_sync(self._dir.contains, sha256):
                 await self._download(owner, sha256)
 
     async def drop(self, digests: Iterable[Digest]) -> None:
-        """Forget deleted assets; waits for whoever is fetching one. A running job keeps what it has.
+        """Remove deleted assets; waits for downloads of them in progress. A running job keeps its inputs.
 
-        All that were ever deleted come here again and again: what is not here costs nothing.
+        Called with all assets that were ever deleted; one that is not here costs nothing.
         """
-        here = await to_thread.run_sync(self._dir.digests)
-        here |= self._locks.keys() | {known for _, known in self._info}
-        for sha256 in here.intersection(digests):
+        cached = await to_thread.run_sync(self._dir.digests)
+        cached |= self._locks.keys() | {digest for _, digest in self._info}
+        for sha256 in cached.intersection(digests):
             async with self._lock_digest(sha256):
                 await to_thread.run_sync(self._dir.drop, sha256)
-                self._info = {key: about for key, about in self._info.items() if key[1] != sha256}
+                self._info = {key: info for key, info in self._info.items() if key[1] != sha256}
 
     async def filename_suffix(self, owner: str, sha256: Digest) -> str:
-        """Of the asset's name at this owner. Raises what Fetch raises."""
+        """Return the ending of the asset's name at this owner. Raises AssetError."""
         return (await self._get_info(owner, sha256)).suffix
 
     async def _get_info(self, owner: str, sha256: Digest) -> AssetInfo:
-        """Asked for once: a name is given with the first upload, and stays."""
-        known = self._info.get((owner, sha256))
-        if known is None:
+        """Return the properties. Requested once: a name is set by the first upload and stays."""
+        info = self._info.get((owner, sha256))
+        if info is None:
             if len(self._info) >= _INFO_LIMIT:
                 self._info.clear()
-            known = self._info[owner, sha256] = await self._source.get_info(owner, sha256)
-        return known
+            info = self._info[owner, sha256] = await self._source.get_info(owner, sha256)
+        return info
 
     async def _download(self, owner: str, sha256: Digest) -> None:
         self._downloads[sha256] = (await self._get_info(owner, sha256)).bytes
@@ -119,25 +128,16 @@ class InputCache:
                 del self._pins[sha256], self._locks[sha256]
 
 
-# MERGED runner/cache.py: The folder in which a host keeps inputs by digest: sealed files, the least recently used go
-# first. Blocking. / <sha256>        whole and read-only        <sha256>.part   a download that may go on / Nothing is
-# remembered beside the files, so a restart forgets nothing: last use is the access time, a file that a job / uses has
-# a second link (in that job's in/), and the seal is the modification time. / The seal stands for "verified when it
-# came, not written since": it is made from digest and size, and any write to the / file, or a size that a power cut
-# left behind, breaks it. Hashing a file each time would cost seconds per gigabyte and / job; a broken seal is the
-# suspicion on which it is hashed again.
-
-
 BLOCK_BYTES = 1 << 20
 PART_SUFFIX = ".part"
 FILE_MODE = 0o444
 
-# No second name possible: another file system, one without links, or too many of them.
+# A second name is not possible: another file system, one without links, or too many links.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 
 
 class DiskShort(OSError):
-    """The disk cannot take the file, even without everything that may be evicted."""
+    """The disk has no room for the file, even after evicting everything that may be evicted."""
 
     def __init__(self, missing: int) -> None:
         super().__init__(
@@ -154,21 +154,23 @@ class _CacheEntry(Struct, frozen=True):
 
 
 class CacheDir:
-    """Keeps at most `max_bytes`, but for what running jobs use; `reserve` bytes of the disk stay free."""
+    """The cache folder: at most `limit_bytes`, not counting files in use; `reserve_bytes` of the disk stay free.
+    Blocking.
+    """
 
-    def __init__(self, folder: Path, max_bytes: int, reserve: int, now_ns: Callable[[], int]) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, reserve_bytes: int, now_ns: Callable[[], int]) -> None:
         self._folder = folder
-        self._limit_bytes = max_bytes
-        self._reserve_bytes = reserve
+        self._limit_bytes = limit_bytes
+        self._reserve_bytes = reserve_bytes
         self._now_ns = now_ns
         make_private_folder(folder)
 
     def part_path(self, sha256: Digest) -> Path:
-        """Where a download of it goes, and goes on."""
+        """Return the path of the asset's download, from which it resumes."""
         return self._path(sha256).with_suffix(PART_SUFFIX)
 
     def contains(self, sha256: Digest) -> bool:
-        """Whether it is here, whole; marks it as used. A file that is suspect and wrong is removed."""
+        """Return whether the file is here and complete, and mark it as used. A damaged file is removed."""
         path = self._path(sha256)
         with suppress(FileNotFoundError):
             found = path.stat()
@@ -179,7 +181,7 @@ class CacheDir:
         return False
 
     def add(self, sha256: Digest) -> None:
-        """Take in the finished, verified `part`."""
+        """Move the finished, verified download into the cache."""
         part = self.part_path(sha256)
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -188,7 +190,7 @@ class CacheDir:
         part.replace(self._path(sha256))
 
     def link_to(self, sha256: Digest, to: Path) -> None:
-        """Give it the second name `to`, or a read-only copy where links are not possible."""
+        """Give the file the second name `to`; copy it, read-only, where links are not possible."""
         path = self._path(sha256)
         try:
             to.hardlink_to(path)
@@ -199,19 +201,19 @@ class CacheDir:
             to.chmod(FILE_MODE)
 
     def digests(self) -> set[Digest]:
-        """Of everything here, the halves of downloads too."""
+        """Return the digests of everything here, partial downloads too."""
         return {path.name.removesuffix(PART_SUFFIX) for path in self._folder.iterdir()}
 
     def drop(self, sha256: Digest) -> None:
-        """Forget it; a job that has it lent keeps its own name."""
+        """Remove the file; a job that uses it keeps its own link."""
         self._path(sha256).unlink(missing_ok=True)
         self.part_path(sha256).unlink(missing_ok=True)
 
     def make_room(self, coming: Mapping[Digest, int], pinned: Set[Digest]) -> None:
-        """Evict until the downloads in `coming` (digest to size) fit. Raises DiskShort.
+        """Evict files until the downloads in `coming` (digest to size) fit. Raises DiskShort.
 
-        Never evicts what is `pinned` or lent. Only the disk itself is a reason to refuse: with a full house of lent
-        files the cap is exceeded until they come back.
+        Never evicts files that are `pinned` or in use. Only a full disk is a reason to refuse: if too many files are in
+        use, the limit is exceeded until they are released.
         """
         entries = list(self._entries())
         arrived = sum(entry.bytes for entry in entries if entry.sha256 in coming)
@@ -222,7 +224,7 @@ class CacheDir:
         for entry in sorted(evictable, key=lambda entry: entry.last_used_ns):
             if max(over, short) <= 0:
                 break
-            entry.path.unlink(missing_ok=True)  # it may be dropped by another thread this moment
+            entry.path.unlink(missing_ok=True)  # another thread may drop it at this moment
             over -= entry.bytes
             short -= entry.bytes
         if short > 0:
@@ -246,11 +248,11 @@ class CacheDir:
 
 
 def verification_mtime_ns(sha256: Digest, size: int) -> int:
-    """The modification time, in ns, of a file that is what its name says."""
+    """Return the modification time, in ns, that marks a verified file."""
     return (int(sha256[:8], 16) + size) % (1 << 31) * 10**9
 
 
 def hash_file(path: Path) -> Digest:
-    """The sha256 of the file's bytes."""
+    """Return the sha256 of the file's bytes."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The edge's asset routes as the runner uses them: downloads that go on after a cut, uploads that are durable."""
+"""HTTP client of the edge's asset routes: downloads that resume after an interruption, uploads that are durable."""
 
 import errno
 import hashlib
@@ -24,25 +24,24 @@ from schemas.job import OutputFile
 _SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", re.ASCII)
 
 
-HASH_STEP_BYTES = 32 * BLOCK_BYTES  # in one thread call: some 20 ms, after which a cancellation is noticed
-UNCHECKED_UPLOAD_LIMIT_BYTES = (
-    32 * BLOCK_BYTES
-)  # a file up to this size is hashed and sent without asking: the edge refuses it at once
+HASH_STEP_BYTES = 32 * BLOCK_BYTES  # per thread call: about 20 ms, after which a cancellation takes effect
+# A file up to this size is uploaded without asking for the edge's limit: the edge refuses it at once.
+UNCHECKED_UPLOAD_LIMIT_BYTES = 32 * BLOCK_BYTES
 
 
-# What open(2) says of a link, a socket, and a name that is gone or not readable any more.
+# Errors of open(2) for a link, a socket, and a name that is gone or not readable any more.
 _THE_FILE_S = frozenset({errno.ELOOP, errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.EACCES})
 
 
 class WrongDigest(AssetGone):
-    """What the edge sent, twice, is not what its name says: the bytes there are damaged."""
+    """The edge sent bytes that do not match the digest, twice: they are damaged there."""
 
 
 class AssetRefused(AssetError):
-    """The edge will not take this file, now or later (too large, say)."""
+    """The edge will never accept this file, for example because it is too large."""
 
 
-# Every other answer means: later. 401 too: a key that is mended lets the job go on.
+# Every other status means: retry. 401 too: the job goes on once the key is corrected.
 _ERROR_BY_STATUS: dict[int, type[AssetError]] = {
     400: AssetRefused,
     403: NotHeld,
@@ -53,20 +52,20 @@ _ERROR_BY_STATUS: dict[int, type[AssetError]] = {
 
 
 class AssetClient:
-    """Get and put over HTTP in an owner's name. Made by `asset_client`."""
+    """Transfers assets over HTTP on behalf of an owner. `asset_client` creates it."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
     async def is_alive(self) -> bool:
-        """Whether the edge gives a sign of life."""
+        """Return whether the edge answers."""
         try:
             return (await self._client.get("/livez")).is_success
         except httpx.HTTPError:
             return False
 
     async def get_info(self, owner: str, sha256: Digest) -> AssetInfo:
-        """What the asset is. Raises AssetGone, EdgeAway."""
+        """Return the properties of the asset. Raises AssetGone, EdgeUnavailable."""
         with _map_http_errors():
             answer = await self._client.head(_asset_path(sha256), params={"owner": owner})
             await _raise_for_status(answer)
@@ -75,15 +74,16 @@ class AssetClient:
         )
 
     async def is_key_valid(self) -> bool:
-        """Whether our key is one: a host that was removed has none any more. Raises EdgeAway."""
+        """Return whether our key is valid; that of a removed host is not. Raises EdgeUnavailable."""
         with _map_http_errors():
             return (await self._client.post("/v1/assets/check", json={"digests": []})).status_code != 401
 
     async def download(self, owner: str, sha256: Digest, into: Path) -> None:
-        """Bring the asset to `into`; what is there already is not asked for again.
+        """Download the asset to `into`; bytes that are there already are not requested again.
 
-        After a cut it goes on by itself as long as every try brings bytes; then EdgeAway, and what came is kept for
-        the next call. Bytes that do not make the digest are fetched once more from the start, then WrongDigest.
+        An interrupted download resumes as long as every try brings bytes. Then EdgeUnavailable is raised, and the bytes
+        are kept for the next call. Bytes that do not match the digest are downloaded once more from the start, then
+        WrongDigest is raised.
         """
         for _ in range(2):
             async with _open_download(into) as download:
@@ -94,35 +94,36 @@ class AssetClient:
         raise WrongDigest(f"asset {sha256[:12]} is damaged at the edge: delete it there and upload it again")
 
     async def upload(self, owner: str, path: Path, name: str) -> OutputFile:
-        """Upload the file as an asset of `owner`; durable when this returns.
+        """Upload the file as an asset of `owner`; it is durable when this returns.
 
-        Raises EdgeAway, AssetRefused, NotPlainFile. Its size is compared before it is hashed, and the hashing can be
-        cancelled: both may be a job's choice. It is opened once, so that what is sent is what was hashed.
+        Raises EdgeUnavailable, AssetRefused, NotPlainFile. The size is compared with the edge's limit before the file
+        is hashed, and the hashing can be cancelled: a job chooses both. The file is opened once, so the bytes sent are
+        the bytes hashed.
         """
         async with wrap_file(await to_thread.run_sync(_open_plain, path)) as file:
             size = os.fstat(file.wrapped.fileno()).st_size
             if size > UNCHECKED_UPLOAD_LIMIT_BYTES:
                 await self._check_size_limit(name, size)
             sha256 = await _hash_file(file)
-            kind = guess_media_type(name)
+            media_type = guess_media_type(name)
             await file.seek(0)
             with _map_http_errors():
                 answer = await self._client.put(
                     _asset_path(sha256),
                     params={"owner": owner, "name": name},
-                    headers={"Content-Length": str(size), "Content-Type": kind},
+                    headers={"Content-Length": str(size), "Content-Type": media_type},
                     content=_read_blocks(file),
                 )
                 await _raise_for_status(answer)
-        return OutputFile(name=name, sha256=sha256, bytes=size, media_type=kind)
+        return OutputFile(name=name, sha256=sha256, bytes=size, media_type=media_type)
 
     async def _check_size_limit(self, name: str, size: int) -> None:
-        """Raises AssetRefused where the edge takes no file of this size, which it tells those who upload by tus."""
+        """Raise AssetRefused if the edge accepts no file of this size. It publishes its limit for tus uploads."""
         with _map_http_errors():
             answer = await self._client.options("/v1/uploads")
-        most = answer.headers.get("Tus-Max-Size", "")
-        if answer.is_success and most.isdecimal() and size > int(most):
-            raise AssetRefused(f"{name} has {size} bytes, the edge takes {most}: write smaller files")
+        limit = answer.headers.get("Tus-Max-Size", "")
+        if answer.is_success and limit.isdecimal() and size > int(limit):
+            raise AssetRefused(f"{name} has {size} bytes, the edge takes {limit}: write smaller files")
 
     async def _download_rest(self, owner: str, sha256: Digest, download: "_Download") -> None:
         while True:
@@ -136,12 +137,11 @@ class AssetClient:
     async def _download_once(self, owner: str, sha256: Digest, download: "_Download") -> None:
         headers = {"Accept-Encoding": "identity"}
         if download.size:
-            # Without If-Range: the bytes of a digest never change, and a bucket to which the edge leads tags them in
-            # its own way.
+            # No If-Range: the bytes of a digest never change, and a bucket that the edge redirects to has its own tags.
             headers |= {"Range": f"bytes={download.size}-"}
         async with self._client.stream("GET", _asset_path(sha256), params={"owner": owner}, headers=headers) as answer:
             if answer.status_code == 416:
-                return  # nothing is left to ask for: the digest will tell whether that is right
+                return  # nothing is left to request; the digest shows whether the file is right
             await _raise_for_status(answer)
             if answer.status_code != 206:
                 await to_thread.run_sync(download.restart)
@@ -160,17 +160,17 @@ class _Download:
 
     @property
     def sha256(self) -> Digest:
-        """Of what is there so far."""
+        """Return the digest of the bytes received so far."""
         return self._hash.hexdigest()
 
     def restart(self) -> None:
-        """Begin anew: the server sends all of it."""
+        """Discard the bytes: the server sends the whole file again."""
         self._file.truncate(0)
         self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, block: bytes) -> None:
-        """Append."""
+        """Append a block to the file and to the hash."""
         rest = memoryview(block)
         while rest:
             rest = rest[os.write(self._file.fileno(), rest) :]
@@ -178,7 +178,7 @@ class _Download:
         self.size += len(block)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
@@ -196,9 +196,10 @@ async def _open_download(path: Path) -> AsyncIterator[_Download]:
 async def asset_client(
     url: str, key: str, timeout_s: float = 30.0, pin: str | None = None
 ) -> AsyncIterator[AssetClient]:
-    """A client of the edge at `url` with the API key `key` (scope runner); `timeout_s` of silence is a cut.
+    """Yield a client of the edge at `url` with the API key `key` (scope runner).
 
-    `pin`: the file of the one certificate to trust. Redirects are not followed then: they lead to somebody else.
+    `timeout_s` of silence interrupts a transfer. `pin` is a file with the one certificate to trust. Redirects are not
+    followed then: they lead to another server.
     """
     headers = {"Authorization": f"Bearer {key}"}
     verify = await to_thread.run_sync(create_pinned_ssl_context, Path(pin)) if pin else True
@@ -214,8 +215,10 @@ async def asset_client(
 
 
 def filename_suffix(disposition: str) -> str:
-    """The ending of the file's name in a Content-Disposition, where it is a safe one: nothing else of what a client
-    chose becomes part of a path here."""
+    """Return the file name's ending from a Content-Disposition, if it is safe.
+
+    Nothing else of a name that a client chose becomes part of a path here.
+    """
     found = _SUFFIX.search(disposition)
     return found[1] if found else ""
 
@@ -225,7 +228,7 @@ def _asset_path(sha256: Digest) -> str:
 
 
 def _open_plain(path: Path) -> IO[bytes]:
-    """Open a regular file, and no link to one. Raises NotPlainFile; OSError for what is not the file's fault."""
+    """Open a regular file, not a link to one. Raises NotPlainFile; OSError for a problem that is not the file's."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -234,23 +237,23 @@ def _open_plain(path: Path) -> IO[bytes]:
         raise NotPlainFile(f"{path.name} cannot be read as a plain file: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
-        raise NotPlainFile(f"{path.name} is no regular file: write plain files into out/")
+        raise NotPlainFile(f"{path.name} is not a regular file: write plain files into out/")
     return os.fdopen(opened, "rb", buffering=0)
 
 
 async def _hash_file(file: AsyncFile[bytes]) -> Digest:
-    """The sha256 of the file's bytes."""
-    made = hashlib.sha256()
-    while await to_thread.run_sync(_hash_part, file.wrapped, made):
+    """Return the sha256 of the file's bytes."""
+    hasher = hashlib.sha256()
+    while await to_thread.run_sync(_hash_part, file.wrapped, hasher):
         pass
-    return made.hexdigest()
+    return hasher.hexdigest()
 
 
-def _hash_part(file: IO[bytes], made: "hashlib._Hash") -> bool:
-    """Hash the next part of the file; whether there was any."""
+def _hash_part(file: IO[bytes], hasher: "hashlib._Hash") -> bool:
+    """Hash the next part of the file; return whether there was any."""
     end = file.tell() + HASH_STEP_BYTES
     while (left := end - file.tell()) > 0 and (block := file.read(min(left, BLOCK_BYTES))):
-        made.update(block)
+        hasher.update(block)
     return left <= 0
 
 
@@ -263,13 +266,13 @@ async def _raise_for_status(answer: httpx.Response) -> None:
     if answer.is_success:
         return
     await answer.aread()
-    kind = _ERROR_BY_STATUS.get(answer.status_code, EdgeUnavailable)
-    raise kind(f"the edge answered {answer.status_code} for {answer.request.url.path}: {answer.text[:200]}")
+    error_type = _ERROR_BY_STATUS.get(answer.status_code, EdgeUnavailable)
+    raise error_type(f"the edge answered {answer.status_code} for {answer.request.url.path}: {answer.text[:200]}")
 
 
 @contextmanager
 def _map_http_errors() -> Iterator[None]:
-    """The border to httpx: whatever happened on the way is EdgeAway, a redirect that no upload can follow too."""
+    """Translate errors of httpx to EdgeUnavailable, also for a redirect that no upload can follow."""
     try:
         yield
     except (httpx.RequestError, httpx.StreamError) as error:
@@ -283,7 +286,7 @@ def _edge_unavailable(error: httpx.RequestError | httpx.StreamError) -> EdgeUnav
 
 
 class EdgeAssetTransfer(AssetTransfer):
-    """What the execution uses: inputs through the cache, outputs straight to the edge."""
+    """The real AssetTransfer: inputs through the cache, outputs straight to the edge."""
 
     def __init__(self, cache: InputCache, client: AssetClient) -> None:
         self._cache = cache

@@ -1,10 +1,10 @@
-"""Where a job's inputs come from and where its outputs go, as the execution sees it.
+"""Port to the files of a job, as an execution uses it.
 
-SuppliesError
-├── AssetGone     the asset is not there (any more): the job cannot run
-├── NotPlainFile  what is to be brought there is a link, a device or gone: the job's outputs cannot be taken
-└── EdgeAway      the edge does not answer: try again, for as long as it takes
-    └── NotHeld   the edge sees no job of this host that needs the file: as before, but it is this job's trouble alone
+AssetError
+├── AssetGone        the asset does not exist, or not any more: the job cannot run
+├── NotPlainFile     an output is a link, a device or gone: the job's outputs cannot be taken
+└── EdgeUnavailable  the edge does not answer: retry until it does
+    └── NotHeld      the edge knows no job of this host that needs the file: retry too, but only this job waits
 """
 
 from pathlib import Path
@@ -15,15 +15,15 @@ from schemas.job import OutputFile
 
 
 class AssetError(Exception):
-    """Root of what can go wrong with a job's files."""
+    """Root of the errors about a job's files."""
 
 
 class AssetGone(AssetError):
-    """No such asset for this owner."""
+    """The owner has no such asset."""
 
 
 class NotPlainFile(AssetError):
-    """What is to be kept cannot be opened as a plain file, without following a link."""
+    """A file to upload cannot be opened as a plain file without following a link."""
 
 
 class EdgeUnavailable(AssetError):
@@ -31,14 +31,14 @@ class EdgeUnavailable(AssetError):
 
 
 class NotHeld(EdgeUnavailable):
-    """The edge sees no job of this host that needs the file, now: its index lags, or the record cannot be read.
+    """The edge knows no job of this host that needs the file: its index lags, or the record cannot be read.
 
-    A job that somebody else has taken over ends by its record.
+    If somebody else has taken the job over, the execution ends by its record.
     """
 
 
 class AssetInfo(NamedTuple):
-    """What the edge says of an asset before any byte. `suffix`: the ending of its name at this owner, as `.mp4`."""
+    """Properties of an asset. `suffix` is the ending of its name at this owner, such as `.mp4`."""
 
     bytes: int
     suffix: str = ""
@@ -48,21 +48,22 @@ class AssetTransfer(Protocol):
     """The input cache and the edge's asset routes together."""
 
     async def prefetch(self, owner: str, sha256: Digest) -> None:
-        """Have it at hand for a job that is to come. Raises as `stage` does; cancelled, it goes on there later."""
+        """Fetch an input of a later job into the cache. Raises as `stage` does. A cancelled download can be resumed."""
         ...
 
     async def stage(self, owner: str, sha256: Digest, to: Path) -> None:
-        """Put the asset's bytes at `to`, from the cache or the edge. Raises AssetGone, EdgeAway; OSError (disk)."""
+        """Put the asset's bytes at `to`, from cache or edge. Raises AssetGone, EdgeUnavailable; OSError (disk)."""
         ...
 
     async def filename_suffix(self, owner: str, sha256: Digest) -> str:
-        """The ending of the asset's name at this owner, as `.mp4`; empty where it has none that is safe. Raises as
-        `stage` does."""
+        """Return the ending of the asset's name at this owner, such as `.mp4`; "" without a safe one. Raises as
+        `stage` does.
+        """
         ...
 
     async def upload(self, owner: str, path: Path, name: str) -> OutputFile:
-        """Bring the file at `path` to the owner's assets; durable when this returns.
+        """Upload the file at `path` as an asset of the owner; it is durable when this returns.
 
-        Raises EdgeAway, NotPlainFile, or another SuppliesError for a file that the edge will never take.
+        Raises EdgeUnavailable, NotPlainFile, or another AssetError for a file that the edge will never accept.
         """
         ...

@@ -1,0 +1,9 @@
+"""What may start on this host, and when: claims from the queue, recovery after a restart, warm containers.
+
+Start reading at `loop.ClaimLoop.run`: it fetches a message when a slot is free, and `decision` (pure) chooses the step
+by the job's record. `schedulability` says which endpoints can start now. `recovery` deals with the containers that a
+previous runner process left. `warm_pool` keeps containers that wait for a job, and `prefetch` fetches the next job's
+inputs.
+
+Only `host`, `lifecycle` and `app` import this package.
+"""

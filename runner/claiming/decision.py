@@ -1,4 +1,4 @@
-"""What to do with a pointer that was handed out, by the record it points to (DESIGN 3, Claim and Gone). Pure."""
+"""The step for a queue message, chosen by the record of its job. Pure."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,7 +10,7 @@ from runner.execution.fence import start_delay_s
 from schemas.job import Job, Pointer
 from schemas.status import FINAL_STATUSES, Status
 
-UNSETTLED_NAK_DELAY_S = 2.0  # the record is not there or behind: the edge's reconciler judges
+UNSETTLED_NAK_DELAY_S = 2.0  # the record is missing or older than the message: the edge's reconciler decides
 
 
 class Ack(Struct, frozen=True):
@@ -18,25 +18,25 @@ class Ack(Struct, frozen=True):
 
 
 class Nak(Struct, frozen=True):
-    """Hand it out again in `delay_s`."""
+    """Not now: deliver the message again in `delay_s`."""
 
     delay_s: float
 
 
 class Start(Struct, frozen=True):
-    """It waits, and may start now."""
+    """The job is queued and may start now."""
 
     entry: VersionedRecord
 
 
 class AdoptOwn(Struct, frozen=True):
-    """It runs by a claim of this host, of this life or an earlier one: adopt."""
+    """The job runs by a claim of this host, from this runner process or an earlier one: adopt it."""
 
     entry: VersionedRecord
 
 
 class HeldElsewhere(Struct, frozen=True):
-    """It runs by the claim of another host, which may be gone."""
+    """The job runs by the claim of another host, which may be gone."""
 
     entry: VersionedRecord
 
@@ -64,7 +64,7 @@ DECISION_BY_STATUS: dict[Status, Callable[[VersionedRecord, str, datetime], Clai
 
 
 def decide(pointer: Pointer, entry: VersionedRecord | None, host: str, now: datetime) -> ClaimDecision:
-    """The step for `pointer`, whose record reads `entry`, on `host`."""
+    """Return the step for `pointer` on `host`. `entry` is the job's record, None if there is none."""
     if entry is None:
         return Nak(UNSETTLED_NAK_DELAY_S)
     job: Job = entry.record.job

@@ -1,4 +1,4 @@
-"""The claim loop: take what can start here now, highest priority first, and never more than there are slots for."""
+"""The claim loop: fetch what can start here now, highest priority first, and never more than there are free slots."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -33,29 +33,29 @@ from schemas.host import HOST_GONE_TIMEOUT_S
 from schemas.job import Job
 from schemas.status import PRIORITIES
 
-UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host look
-HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host is at it
-CLEARING_NAK_DELAY_S = 1.0  # the container of the attempt or round before is being cleared away
+UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
+HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
+CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
 
 class ClaimLoop:
-    """Claims for one life, what `ready` says can start."""
+    """Claims for one runner process the jobs that can start here."""
 
     def __init__(
         self,
-        life: RunnerContext,
-        means: HostContext,
-        ready: Schedulability,
-        standby: WarmPool,
-        adopter: ContainerRecovery,
+        context: RunnerContext,
+        host: HostContext,
+        schedulability: Schedulability,
+        warm_pool: WarmPool,
+        recovery: ContainerRecovery,
     ) -> None:
-        self._context = life
-        self._host = means
-        self._schedulability = ready
-        self._executions = adopter.executions
-        self._recovery = adopter
-        self._warm_pool = standby
-        self._pools = group_by_pool(means.endpoints)
+        self._context = context
+        self._host = host
+        self._schedulability = schedulability
+        self._executions = recovery.executions
+        self._recovery = recovery
+        self._warm_pool = warm_pool
+        self._pools = group_by_pool(host.endpoints)
         self._rotation = 0
         self._woken_lanes: frozenset[Lane] = frozenset()
         self._idle_scope = anyio.CancelScope()
@@ -76,7 +76,9 @@ class ClaimLoop:
                 await self._context.retry_while_unavailable("give back", partial(delivery.nak, PEEK_NAK_DELAY_S))
 
     async def _wait_for_slot(self) -> None:
-        """Wait for a slot; meanwhile bring the next job's inputs here. What is not here by then comes with the job."""
+        """Wait for a slot, and prefetch the next job's inputs. Inputs that are still missing then are fetched with
+        the job.
+        """
         if self._host.slots.free > 0:
             return
         async with anyio.create_task_group() as tasks:
@@ -85,7 +87,7 @@ class ClaimLoop:
             tasks.cancel_scope.cancel()
 
     async def _prefetch(self) -> None:
-        """Once a job waits, look at the first."""
+        """Prefetch for the first job that waits."""
         pools = list(self._pools)
         await anyio.sleep(self._context.intervals.ahead_s)
         with suppress(BusError):
@@ -95,17 +97,21 @@ class ClaimLoop:
                 await self._wait_for_messages(pools)
 
     def stop(self) -> None:
-        """Take nothing more; what was taken is given back."""
+        """Claim nothing more. A message that was just fetched is returned."""
         self._claiming = False
         self._idle_scope.cancel()
 
     async def _fetch_next(self) -> QueueMessage | None:
-        """One pointer, or None after the idle wait. A cut is waited out like idleness.
+        """Return one message, or None after the idle wait. A broker outage is waited out in the same way.
 
-        What woke us is asked first: every other lane was empty before, and would have woken us too.
+        The lanes that woke us are fetched first: every other lane was empty before, and would have woken us too.
         """
-        cannot = await self._schedulability.unschedulable_reasons()
-        pools = [name for name, kinds in self._pools.items() if any(kind.name not in cannot for kind in kinds)]
+        unschedulable = await self._schedulability.unschedulable_reasons()
+        pools = [
+            name
+            for name, endpoints in self._pools.items()
+            if any(endpoint.name not in unschedulable for endpoint in endpoints)
+        ]
         woken, self._woken_lanes = self._woken_lanes, frozenset()
         try:
             delivery = await self._fetch_first(
@@ -122,7 +128,7 @@ class ClaimLoop:
         return delivery
 
     def _order_lanes(self, pools: list[str]) -> list[Lane]:
-        """High, normal, low; within a priority another pool comes first each time."""
+        """Return the lanes: high, normal, low. Within a priority, another pool comes first each time."""
         self._rotation += 1
         first = self._rotation % len(pools) if pools else 0
         return [Lane(pool, priority) for priority in PRIORITIES for pool in pools[first:] + pools[:first]]
@@ -178,33 +184,33 @@ class ClaimLoop:
         try:
             entry = await self._context.bus.job_store.read(delivery.pointer.key)
         except RecordUnreadable as error:
-            self._context.log.warning("record unreadable", job_id=delivery.pointer.id, why=str(error))
+            self._context.log.warning("record_read_failed", job_id=delivery.pointer.id, error=str(error))
             return Nak(UNSETTLED_NAK_DELAY_S)
         return decide(delivery.pointer, entry, self._context.host, self._context.now())
 
     async def _claim_and_start(self, asked: Start, delivery: QueueMessage) -> None:
         """Claim it; no work is done before the claim is recorded."""
         job = asked.entry.record.job
-        kind = self._host.endpoints.get(job.endpoint)
-        placed = await self._schedulability.place(kind) if kind else None
+        endpoint = self._host.endpoints.get(job.endpoint)
+        placed = await self._schedulability.place(endpoint) if endpoint else None
         permit = self._host.slots.take()
-        if kind is None or permit is None or not isinstance(placed, Placed):
+        if endpoint is None or permit is None or not isinstance(placed, Placed):
             if permit is not None:
                 permit.release()
             return await delivery.nak(UNSCHEDULABLE_NAK_DELAY_S)
-        spare = self._warm_pool.take(kind)
-        holding = spare.allocation if spare else self._host.gpu_allocator.allocate(placed.uuids, kind.config)
-        claim = self._context.claim(job.attempt + 1, holding.uuids)
+        warm = self._warm_pool.take(endpoint)
+        allocation = warm.allocation if warm else self._host.gpu_allocator.allocate(placed.uuids, endpoint.config)
+        claim = self._context.claim(job.attempt + 1, allocation.uuids)
         try:
-            await self._warm_pool.evict_for(holding)
+            await self._warm_pool.evict_for(allocation)
             claimed = await record_event(self._context, asked.entry, Started(claim))
         except BaseException:
             permit.release()
-            await self._warm_pool.give_back(spare) if spare else holding.release()
+            await self._warm_pool.give_back(warm) if warm else allocation.release()
             raise
-        self._executions.launch(JobAssignment(claimed, kind, holding, warm_container=spare), permit, delivery)
+        self._executions.launch(JobAssignment(claimed, endpoint, allocation, warm_container=warm), permit, delivery)
         self._context.bind_log(job).info(
-            "claimed", round=claimed.round, attempt=claimed.attempt, warm=spare is not None
+            "job_claimed", round=claimed.round, attempt=claimed.attempt, warm=warm is not None
         )
         return None
 
@@ -222,8 +228,8 @@ class ClaimLoop:
         try:
             row = await self._context.bus.heartbeats.get(job.claim.host)
         except RowUnreadable as error:
-            self._context.log.warning("presence unreadable", claimed_by=job.claim.host, error=str(error))
-            return True  # a living host writes it again every few seconds
+            self._context.log.warning("heartbeat_read_failed", claimed_by=job.claim.host, error=str(error))
+            return True  # a host that is alive writes its heartbeat again every few seconds
         return row is None or row.value.incarnation != job.claim.incarnation
 
 

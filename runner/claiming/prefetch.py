@@ -1,7 +1,7 @@
-"""The next job's inputs, fetched while all slots are busy.
+"""Prefetch of the next job's inputs while all slots are busy.
 
-A work queue cannot be looked into with a runner's rights. So the next message is taken and given back at once: for
-GIVEN_BACK_S no other host is offered it, then it is the first to be handed out again. Nothing of the job is claimed.
+A runner has no right to look into the work queue. So it takes the next message and returns it at once: no other host
+gets it for PEEK_NAK_DELAY_S, and then it is delivered first again. Nothing of the job is claimed.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,32 +18,35 @@ from schemas.job import Job, Pointer
 from schemas.status import Status
 
 PEEK_NAK_DELAY_S = 0.05
-PEEK_TIMEOUT_S = 5.0  # with a broker that has handed it out and takes nothing back
+PEEK_TIMEOUT_S = 5.0  # a broker may deliver the message and then not accept the nak
 
 
 async def prefetch_inputs(
-    life: RunnerContext, kinds: Mapping[str, LocalEndpoint], take: Callable[[], Awaitable[QueueMessage | None]]
+    context: RunnerContext, endpoints: Mapping[str, LocalEndpoint], fetch: Callable[[], Awaitable[QueueMessage | None]]
 ) -> bool:
-    """Bring the inputs of what `take` gives into the host's cache; whether it gave anything.
+    """Fetch the inputs of the job of the next message into the cache; return whether there was a message.
 
-    Raises BusError. What cannot be fetched is left: the job will say why.
+    Raises BusError. An input that cannot be fetched is skipped: the job will report why.
     """
-    pointer = await _peek(take)
-    job = await _read_queued_job(life, pointer) if pointer is not None else None
-    if job is None or job.endpoint not in kinds:
+    pointer = await _peek(fetch)
+    job = await _read_queued_job(context, pointer) if pointer is not None else None
+    if job is None or job.endpoint not in endpoints:
         return pointer is not None
-    for field in asset_fields(kinds[job.endpoint].config.input, job.input):
+    for field in asset_fields(endpoints[job.endpoint].config.input, job.input):
         try:
-            await life.assets.prefetch(job.owner, parse_digest(field.value))
+            await context.assets.prefetch(job.owner, parse_digest(field.value))
         except (AssetError, InvalidDigest, OSError) as error:
-            life.bind_log(job).debug("not fetched ahead", why=str(error))
+            context.bind_log(job).debug("prefetch_failed", error=str(error))
     return True
 
 
-async def _peek(take: Callable[[], Awaitable[QueueMessage | None]]) -> Pointer | None:
-    """Shielded: a message that was taken and is not given back is nobody's for half a minute."""
+async def _peek(fetch: Callable[[], Awaitable[QueueMessage | None]]) -> Pointer | None:
+    """Take a message and return it at once.
+
+    Shielded: a message that is fetched and not returned is invisible to every runner for half a minute.
+    """
     with anyio.move_on_after(PEEK_TIMEOUT_S, shield=True):
-        delivery = await take()
+        delivery = await fetch()
         if delivery is None:
             return None
         await delivery.nak(PEEK_NAK_DELAY_S)
@@ -51,10 +54,10 @@ async def _peek(take: Callable[[], Awaitable[QueueMessage | None]]) -> Pointer |
     return None
 
 
-async def _read_queued_job(life: RunnerContext, pointer: Pointer) -> Job | None:
-    """The job of this round, if it waits."""
+async def _read_queued_job(context: RunnerContext, pointer: Pointer) -> Job | None:
+    """Return the job of this round if it is queued."""
     try:
-        entry = await life.bus.job_store.read(pointer.key)
+        entry = await context.bus.job_store.read(pointer.key)
     except RecordUnreadable:
         return None
     job = entry.record.job if entry else None

@@ -1,6 +1,7 @@
-"""What an earlier life left: containers in any state, and folders without one. Nothing of it is started again.
+"""Recovery of what a previous runner process left: containers in any state, and folders without one.
 
-At the start of a life all of it is looked at; later, one job at a time, when its message comes and no execution knows.
+Nothing found is started again. `recover_all` runs at the start of a runner process. Later, `recover_job` handles one
+job when its message arrives and no execution knows it.
 """
 
 import re
@@ -32,57 +33,64 @@ _NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 class RecoveryAction(StrEnum):
-    """What becomes of a container."""
+    """What to do with a container that was found."""
 
-    FOLLOW = "follow"  # running: follow it; exited: judge and collect
+    FOLLOW = "follow"  # it runs: follow it; it exited: classify the exit and collect the outputs
     RELEASE = "free"  # it never ran: the job goes back to the queue, at no cost
     REMOVE = "remove"  # its attempt is over
-    LEAVE = "leave"  # an execution has it, or it is nothing we know: touch nothing
+    LEAVE = "leave"  # an execution has it, or it is unknown: touch nothing
 
 
-def choose_recovery_action(found: FoundContainer, recorded: JobRecord | None, host: str) -> RecoveryAction:
-    """What to do with a container, by the record of its job (None: there is none)."""
-    mine = found.identity
-    if mine.job == NO_JOB or recorded is None or _was_ended_by_runner(recorded.event):
+def choose_recovery_action(found: FoundContainer, record: JobRecord | None, host: str) -> RecoveryAction:
+    """Return the action for a container. `record` is the record of its job, None if there is none."""
+    identity = found.identity
+    if identity.job == NO_JOB or record is None or _was_ended_by_runner(record.event):
         return RecoveryAction.REMOVE
-    job = recorded.job
-    if (mine.round, mine.attempt) != (job.round, job.attempt):
-        return RecoveryAction.REMOVE if (mine.round, mine.attempt) < (job.round, job.attempt) else RecoveryAction.LEAVE
+    job = record.job
+    if (identity.round, identity.attempt) != (job.round, job.attempt):
+        return (
+            RecoveryAction.REMOVE
+            if (identity.round, identity.attempt) < (job.round, job.attempt)
+            else RecoveryAction.LEAVE
+        )
     if job.status in FINAL_STATUSES or job.claim is None or job.claim.host != host:
         return RecoveryAction.REMOVE
     return RecoveryAction.RELEASE if found.state == "created" else RecoveryAction.FOLLOW
 
 
 def _was_ended_by_runner(event: JobEvent | UnknownEvent) -> bool:
-    """Whether the attempt was ended by the life that ran it, killed before it cleared away: it counts once.
+    """Return whether the runner process that ran the attempt ended it, and was killed before it cleaned up.
 
-    What was released because nobody heard of its host is another thing: its container is still worth something.
+    Such an attempt counts once. An attempt that was released because its host was silent is different: its container is
+    still of use.
     """
     return isinstance(event, AttemptReleased) and event.code != HOST_LOST
 
 
-def host_lost_event(life: RunnerContext, job: Job) -> JobEvent:
-    """The event for an attempt whose host or container is gone."""
-    why = "the host of this attempt is gone, or its container is"
-    return outcome_after_failure(job, HOST_LOST, why, FAILURES[HOST_LOST], at=life.now(), jitter=life.jitter())
+def host_lost_event(context: RunnerContext, job: Job) -> JobEvent:
+    """Return the event for an attempt whose host or container is gone."""
+    message = "the host of this attempt is gone, or its container is"
+    return outcome_after_failure(
+        job, HOST_LOST, message, FAILURES[HOST_LOST], at=context.now(), jitter=context.jitter()
+    )
 
 
 class ContainerRecovery:
-    """Takes over for the life it is given."""
+    """Recovers containers for the runner process of this context."""
 
-    def __init__(self, life: RunnerContext, means: HostContext, roster: ExecutionRegistry) -> None:
-        self._context = life
-        self._host = means
-        self.executions = roster
+    def __init__(self, context: RunnerContext, host: HostContext, executions: ExecutionRegistry) -> None:
+        self._context = context
+        self._host = host
+        self.executions = executions
 
     async def recover_all(self) -> None:
-        """All containers of this installation and host, then the folders that none of them uses."""
-        there = await self._find_containers()
-        for found in there:
+        """Recover all containers of this installation and host, then the folders that none of them uses."""
+        containers = await self._find_containers()
+        for found in containers:
             await self._context.retry_while_unavailable("adopt", partial(self._recover, found, None))
-        named = {found.identity.folder for found in there}
+        used_folders = {found.identity.folder for found in containers}
         for folder in await anyio.to_thread.run_sync(container_folders, self._context.jobs_dir):
-            if folder.name not in named:
+            if folder.name not in used_folders:
                 await self._context.retry_while_unavailable("tidy", partial(self._clear_orphan_folder, folder))
 
     async def recover_job(self, entry: VersionedRecord, delivery: QueueMessage | None) -> None:
@@ -98,7 +106,7 @@ class ContainerRecovery:
             raise RevisionConflict("the attempt was given back")
 
     async def recover_poisoned_slots(self) -> None:
-        """The slots that a dead task left: take its container over, or find that there is none any more."""
+        """Recover the containers that poison a slot; free the slot if there is no container."""
         for key in self._host.slots.poisoned:
             for found in await self._find_containers_of(key):
                 await self._recover(found, None)
@@ -106,75 +114,84 @@ class ContainerRecovery:
                 self._host.slots.clear_poison(key)
 
     async def _find_containers_of(self, key: JobKey) -> list[FoundContainer]:
-        return [one for one in await self._find_containers() if (one.identity.owner, one.identity.job) == key]
+        return [
+            container
+            for container in await self._find_containers()
+            if (container.identity.owner, container.identity.job) == key
+        ]
 
     async def _find_containers(self) -> list[FoundContainer]:
-        ask = partial(self._context.engine.find, self._context.installation, self._context.host)
-        found = await self._context.retry_engine_call("find", ask)
+        call = partial(self._context.engine.find, self._context.installation, self._context.host)
+        found = await self._context.retry_engine_call("find", call)
         return await anyio.to_thread.run_sync(resolve_claimed, self._context.jobs_dir, found)
 
     async def _recover(self, found: FoundContainer, delivery: QueueMessage | None) -> None:
-        """Until the record and the container agree; a conflict means that the record has moved on."""
-        mine = found.identity
-        key = JobKey(mine.owner, mine.job)
-        if mine.round in self.executions.rounds(key):
+        """Apply the recovery action, again after a conflict: then the record has changed."""
+        identity = found.identity
+        key = JobKey(identity.owner, identity.job)
+        if identity.round in self.executions.rounds(key):
             return
         while True:
             try:
-                entry = await self._context.bus.job_store.read(key) if mine.job != NO_JOB else None
+                entry = await self._context.bus.job_store.read(key) if identity.job != NO_JOB else None
             except RecordUnreadable as error:
-                self._context.log.warning("record unreadable", owner=mine.owner, job_id=mine.job, why=str(error))
-                return  # the container is kept: it may be the only proof of what happened
-            verdict = choose_recovery_action(found, entry.record if entry else None, self._context.host)
-            self._context.log.info("found", owner=mine.owner, job_id=mine.job, state=found.state, fate=verdict)
+                self._context.log.warning(
+                    "record_read_failed", owner=identity.owner, job_id=identity.job, error=str(error)
+                )
+                return  # keep the container: it may be the only proof of how the job ended
+            action = choose_recovery_action(found, entry.record if entry else None, self._context.host)
+            self._context.log.info(
+                "container_found", owner=identity.owner, job_id=identity.job, state=found.state, action=action
+            )
             try:
-                await self._apply_action(verdict, found, entry, delivery)
+                await self._apply_action(action, found, entry, delivery)
             except RevisionConflict:
                 continue
             return
 
     async def _apply_action(
         self,
-        verdict: RecoveryAction,
+        action: RecoveryAction,
         found: FoundContainer,
         entry: VersionedRecord | None,
         delivery: QueueMessage | None,
     ) -> None:
-        if verdict is RecoveryAction.FOLLOW and entry is not None:
+        if action is RecoveryAction.FOLLOW and entry is not None:
             await self._resume(found, entry, delivery)
-        if verdict is RecoveryAction.RELEASE and entry is not None and entry.record.job.status in ACTIVE_STATUSES:
+        if action is RecoveryAction.RELEASE and entry is not None and entry.record.job.status in ACTIVE_STATUSES:
             await record_event(self._context, entry, host_lost_event(self._context, entry.record.job))
-        if verdict in {RecoveryAction.RELEASE, RecoveryAction.REMOVE}:
+        if action in {RecoveryAction.RELEASE, RecoveryAction.REMOVE}:
             await self._context.retry_engine_call("remove", partial(self._context.engine.remove, found.handle))
             await self._context.delete_folder(self._context.jobs_dir / found.identity.folder)
 
     async def _resume(self, found: FoundContainer, entry: VersionedRecord, delivery: QueueMessage | None) -> None:
         job = entry.record.job
         gpus = job.claim.gpu_uuids if job.claim else ()
-        taken = await record_event(self._context, entry, Adopted(self._context.claim(job.attempt, gpus), job.round))
-        kind = self._host.endpoints.get(job.endpoint) or _placeholder_endpoint(job.endpoint)
-        holding = self._host.gpu_allocator.allocate(gpus, kind.config)
-        spare = None
+        adopted = await record_event(self._context, entry, Adopted(self._context.claim(job.attempt, gpus), job.round))
+        endpoint = self._host.endpoints.get(job.endpoint) or _placeholder_endpoint(job.endpoint)
+        allocation = self._host.gpu_allocator.allocate(gpus, endpoint.config)
+        warm = None
         if found.identity.spare:
-            spare = WarmContainer(found.identity.folder, kind, holding, found.handle)
-            # The life before may have been killed between its claim and the line; a second one starts nothing twice.
-            await anyio.to_thread.run_sync(send_start, self._context.jobs_dir / spare.folder / "job")
-        ticket = JobAssignment(taken, kind, holding, found.handle, spare)
-        self.executions.launch(ticket, self._host.slots.take_for_recovered(job.key), delivery)
+            warm = WarmContainer(found.identity.folder, endpoint, allocation, found.handle)
+            # The previous process may have been killed after it wrote the claim and before it sent the start line.
+            # A second line starts nothing twice.
+            await anyio.to_thread.run_sync(send_start, self._context.jobs_dir / warm.folder / "job")
+        assignment = JobAssignment(adopted, endpoint, allocation, found.handle, warm)
+        self.executions.launch(assignment, self._host.slots.take_for_recovered(job.key), delivery)
 
     async def _clear_orphan_folder(self, folder: Path) -> None:
-        place = await anyio.to_thread.run_sync(parse_container_folder, folder)
-        with suppress(RecordUnreadable):  # then nothing is left that could be given back
-            if place is not None:
-                await self._release_attempt(*place)
+        attempt = await anyio.to_thread.run_sync(parse_container_folder, folder)
+        with suppress(RecordUnreadable):  # an unreadable record cannot be released
+            if attempt is not None:
+                await self._release_attempt(*attempt)
         await self._context.delete_folder(folder)
 
     async def _release_attempt(self, key: JobKey, round_: int, attempt: int) -> None:
-        """Release the attempt if the record still says that this host is at it."""
+        """Release the attempt if the record still says that this host runs it."""
         while (entry := await self._context.bus.job_store.read(key)) is not None:
             job = entry.record.job
-            ours = job.claim is not None and job.claim.host == self._context.host
-            if not ours or job.status not in ACTIVE_STATUSES or (job.round, job.attempt) != (round_, attempt):
+            is_ours = job.claim is not None and job.claim.host == self._context.host
+            if not is_ours or job.status not in ACTIVE_STATUSES or (job.round, job.attempt) != (round_, attempt):
                 return
             try:
                 await record_event(self._context, entry, host_lost_event(self._context, job))
@@ -182,33 +199,33 @@ class ContainerRecovery:
                 continue
 
 
-def _placeholder_endpoint(endpoint: str) -> LocalEndpoint:
-    """A kind that this life was not given: it cannot tell how much disk such a job may use."""
-    return LocalEndpoint(Endpoint(name=endpoint, image="", resources=Resources(disk_mb=0)), Path())
+def _placeholder_endpoint(name: str) -> LocalEndpoint:
+    """Return an endpoint for a job whose endpoint this host no longer has: the disk limit of its jobs is unknown."""
+    return LocalEndpoint(Endpoint(name=name, image="", resources=Resources(disk_mb=0)), Path())
 
 
-def resolve_claimed(jobs: Path, there: list[FoundContainer]) -> list[FoundContainer]:
-    """The same, but what was started ahead as the container of the job that it was given, if it was."""
-    return [_resolve_claimed(jobs, found) for found in there]
+def resolve_claimed(jobs_dir: Path, containers: list[FoundContainer]) -> list[FoundContainer]:
+    """Return the containers; a warm one that was assigned to a job carries that job's identity."""
+    return [_resolve_claimed(jobs_dir, found) for found in containers]
 
 
-def _resolve_claimed(jobs: Path, found: FoundContainer) -> FoundContainer:
+def _resolve_claimed(jobs_dir: Path, found: FoundContainer) -> FoundContainer:
     if found.identity.job != NO_JOB or not found.identity.spare:
         return found
-    return replace(found, identity=read_claim(jobs / found.identity.spare) or found.identity)
+    return replace(found, identity=read_claim(jobs_dir / found.identity.spare) or found.identity)
 
 
-def container_folders(jobs: Path) -> list[Path]:
-    """The folders that attempts, and containers started ahead of one, work or worked in."""
-    return sorted(path for path in jobs.iterdir() if path.name.startswith(WARM_PREFIX) or path.name.count(".") == 3)
+def container_folders(jobs_dir: Path) -> list[Path]:
+    """Return the folders of attempts and of warm containers."""
+    return sorted(path for path in jobs_dir.iterdir() if path.name.startswith(WARM_PREFIX) or path.name.count(".") == 3)
 
 
 def parse_container_folder(folder: Path) -> tuple[JobKey, int, int] | None:
-    """The job, round and attempt that worked in `folder`; None: nobody's did, or the name is none of ours."""
+    """Return the job, round and attempt of `folder`; None if it has none, or if the name is not one of ours."""
     if not folder.name.startswith(WARM_PREFIX):
         owner, job, *numbers = folder.name.split(".")
         if not all(map(is_token, (owner, job))) or not all(map(_NUMBER.fullmatch, numbers)):
             return None
         return JobKey(owner, job), int(numbers[0]), int(numbers[1])
-    mine = read_claim(folder)
-    return (JobKey(mine.owner, mine.job), mine.round, mine.attempt) if mine else None
+    identity = read_claim(folder)
+    return (JobKey(identity.owner, identity.job), identity.round, identity.attempt) if identity else None

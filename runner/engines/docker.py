@@ -1,4 +1,8 @@
-"""A response that lasts as long as its container, read in a thread that can be woken; and how long to hope for one."""
+"""The Docker engine, through docker-py in threads. Only this module imports docker-py.
+
+The module begins with the reader of a response that lasts as long as its container: a thread reads it, and the event
+loop can wake and end that thread.
+"""
 
 import asyncio
 import math
@@ -51,7 +55,7 @@ from runner.engines.port import (
 )
 
 BLOCK_BYTES = 65_536
-BUFFER_LIMIT_BYTES = 4 * BLOCK_BYTES  # what is read ahead; then the thread waits, and the daemon keeps the rest on disk
+BUFFER_LIMIT_BYTES = 4 * BLOCK_BYTES  # read ahead; then the thread waits, and the daemon keeps the rest on disk
 
 ReadBytes = Callable[[], Awaitable[bytes]]
 ErrorMapping = Callable[[], AbstractContextManager[None]]
@@ -59,39 +63,39 @@ ErrorMapping = Callable[[], AbstractContextManager[None]]
 
 @asynccontextmanager
 async def open_stream(
-    pool: ThreadPoolExecutor, open_response: Callable[[], requests.Response], border: ErrorMapping
+    pool: ThreadPoolExecutor, open_response: Callable[[], requests.Response], map_errors: ErrorMapping
 ) -> AsyncIterator[ReadBytes]:
-    """A function for the next bytes of the response, empty at its end; foreign errors pass through `border`.
+    """Yield a function that returns the next bytes of the response, empty at its end.
 
-    Holds one thread of `pool`. Leaving the block wakes it: a cancelled reader leaves no thread behind.
+    `map_errors` translates foreign errors. The block holds one thread of `pool`; leaving it wakes and ends the thread.
     """
 
-    def bordered() -> requests.Response:
-        with border():
+    def open_mapped() -> requests.Response:
+        with map_errors():
             return open_response()
 
-    opening = pool.submit(bordered)
+    response_future = pool.submit(open_mapped)
     try:
-        response = await asyncio.wrap_future(opening)
+        response = await asyncio.wrap_future(response_future)
     except asyncio.CancelledError:
-        opening.add_done_callback(_close_response)
+        response_future.add_done_callback(_close_response)
         raise
     pipe = _ThreadPipe(response)
-    pumping = pool.submit(pipe.pump, border)
+    pump_future = pool.submit(pipe.pump, map_errors)
     try:
         yield pipe.read
     finally:
         pipe.close()
-        pumping.add_done_callback(lambda _: response.close())
+        pump_future.add_done_callback(lambda _: response.close())
 
 
-def _close_response(opening: "Future[requests.Response]") -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+def _close_response(response_future: "Future[requests.Response]") -> None:
+    if not response_future.cancelled() and response_future.exception() is None:
+        response_future.result().close()
 
 
 class _ThreadPipe:
-    """From the thread that reads to the loop, many small reads a hand-over: the daemon sends every line by itself."""
+    """Pipe from a reading thread to the event loop. It joins many small reads: the daemon sends each line alone."""
 
     def __init__(self, response: requests.Response) -> None:
         self._response = response
@@ -102,15 +106,15 @@ class _ThreadPipe:
         self._ended = False
         self._failure: EngineUnavailable | None = None
 
-    def pump(self, border: ErrorMapping) -> None:
-        """The thread's work: read until the end, the failure, or until nobody reads any more."""
+    def pump(self, map_errors: ErrorMapping) -> None:
+        """Read in the thread until the end, a failure, or `close`."""
         try:
-            with border():
+            with map_errors():
                 while data := self._response.raw.read1(BLOCK_BYTES):
                     if not self._put(data):
                         break
-        except EngineUnavailable as gone:
-            self._failure = gone
+        except EngineUnavailable as error:
+            self._failure = error
         with self._changed:
             self._ended = True
             self._wake()
@@ -128,7 +132,7 @@ class _ThreadPipe:
             self._loop.call_soon_threadsafe(self._filled.set)
 
     async def read(self) -> bytes:
-        """What has come since, or empty at the end. Raises the failure that ended it."""
+        """Return the bytes received since the last call; empty at the end. Raises the failure that ended the stream."""
         await self._filled.wait()
         with self._changed:
             data = bytes(self._data)
@@ -141,57 +145,52 @@ class _ThreadPipe:
         return data
 
     def close(self) -> None:
-        """Nobody reads any more: end the thread wherever it waits."""
+        """Stop reading: end the thread wherever it waits."""
         with self._changed:
             if not self._ended:
-                with suppress(RuntimeError, OSError):  # the end came this very moment
+                with suppress(RuntimeError, OSError):  # the stream ended at this moment
                     self._response.raw.shutdown()
             self._ended = True
             self._changed.notify()
 
 
 class ReconnectWindow:
-    """How long an engine that does not answer is waited for. Failures further apart than that are two troubles."""
+    """Limits how long an engine that does not answer is retried. Failures further apart are separate outages."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._first = self._last = -limit_s
 
-    def check(self, gone: EngineUnavailable) -> None:
-        """Raises `gone` once it has lasted too long."""
+    def check(self, error: EngineUnavailable) -> None:
+        """Raise `error` if the outage has lasted too long."""
         now = asyncio.get_running_loop().time()
         if now - self._last > self._limit_s:
             self._first = now
         self._last = now
         if now - self._first >= self._limit_s:
-            raise gone
-
-
-# MERGED runner/engines/docker.py: Containers of a Docker engine, through docker-py in threads. The only file that
-# knows that library. / What the daemon does and does not do is written down, measured, in research/runner.md 1.4; the
-# odd steps below / are answers to it.
+            raise error
 
 
 T = TypeVar("T")
 
 NOBODY_UID = 65534
-RECONNECT_INTERVAL_S = 0.05  # between two looks at a daemon that is coming back
-STOP_MARGIN_S = 10.0  # how much longer than its grace a stop may take
+RECONNECT_INTERVAL_S = 0.05  # between two requests to a daemon that restarts
+STOP_MARGIN_S = 10.0  # a stop may take this much longer than its grace
 
 
 class DockerSettings(Struct, frozen=True):
-    """Which engine, and how much of it. `streams`: containers followed at once; two threads each."""
+    """Address and size of the engine. `streams` is how many containers are followed at once, with two threads each."""
 
     base_url: str = "unix:///var/run/docker.sock"
     injection: GpuInjection = "device_request"
     streams: int = 32
     call_timeout_s: int = 30
-    reconnect_s: float = 60.0  # how long a restarting daemon is waited for
+    reconnect_s: float = 60.0  # how long to wait for a daemon that restarts
 
 
 @contextmanager
 def _map_docker_errors() -> Iterator[None]:
-    """Foreign errors become ours here."""
+    """Translate foreign errors to those of the port."""
     try:
         yield
     except docker.errors.NotFound as error:
@@ -203,7 +202,7 @@ def _map_docker_errors() -> Iterator[None]:
 
 
 class DockerEngine:
-    """Jobs in containers, hardened as `sandbox` says, run as the runner's own user, or nobody where that is root."""
+    """Jobs in hardened containers (`docker_container_config`), run as the runner's user, or as `nobody` under root."""
 
     name = "docker"
 
@@ -214,36 +213,36 @@ class DockerEngine:
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
         self._api_client: docker.APIClient | None = None
         self._connect_lock = threading.Lock()
-        self._has_profile_support: bool | None = None  # whether the daemon takes our seccomp profile, once it was asked
+        self._has_profile_support: bool | None = None  # whether the daemon accepts our seccomp profile; None: unknown
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY_UID, NOBODY_UID)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # what was cancelled is being undone there
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
         if self._api_client is not None:
             self._api_client.close()
 
-    def set_injection(self, way: GpuInjection) -> None:
-        """Give cards to containers in this way from now on."""
-        self._injection = way
+    def set_injection(self, injection: GpuInjection) -> None:
+        """Give GPUs to containers in this way from now on."""
+        self._injection = injection
 
     async def start(self, spec: ContainerSpec) -> str:
         return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
 
     def _start(self, spec: ContainerSpec) -> str:
-        """Create and start in one thread, so that a cancellation cannot come between them."""
+        """Create and start in one thread, so that a cancellation cannot come between the two."""
         try:
             prepare_job_dir(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1", mounted=True)
         except OSError as error:
-            raise StartFailed("engine_error", f"the job's folder cannot be made ready: {error}") from error
+            raise StartFailed("engine_error", f"the job's folder cannot be prepared: {error}") from error
         handle = ""
         try:
             with _map_docker_errors():
                 client = self._connect()
-                ours = seccomp_profile() if self._supports_profile(client) else None
-                config = container_config(spec, "{}:{}".format(*self._owner), self._injection, ours)
+                profile = seccomp_profile() if self._supports_profile(client) else None
+                config = container_config(spec, "{}:{}".format(*self._owner), self._injection, profile)
                 handle = str(client.create_container_from_config(config)["Id"])
                 client.start(handle)
         except EngineUnavailable:
@@ -255,7 +254,9 @@ class DockerEngine:
         return handle
 
     def _supports_profile(self, client: docker.APIClient) -> bool:
-        """Asked once, as the version of its API is: a runner that outlives an update goes on as before it."""
+        """Return whether the daemon accepts our profile. Asked once, like its API version: a runner keeps both over
+        an update.
+        """
         if self._has_profile_support is None:
             self._has_profile_support = supports_profile(client.info())
         return self._has_profile_support
@@ -265,24 +266,24 @@ class DockerEngine:
             self._remove(handle)
 
     async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
-        cursor, patience = LogCursor(since), ReconnectWindow(self._settings.reconnect_s)
+        cursor, reconnect = LogCursor(since), ReconnectWindow(self._settings.reconnect_s)
         while True:
             try:
-                # Asked before reading: a follow may end early, but what is read after the end is all there is.
-                exited = not (await self._state(handle))["Running"]
-                async with aclosing(self._read_log(handle, cursor, follow=not exited)) as chunks:
+                # Checked before reading: a follow may end early, but a read after the exit returns everything.
+                has_exited = not (await self._state(handle))["Running"]
+                async with aclosing(self._read_log(handle, cursor, follow=not has_exited)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-                if exited:
+                if has_exited:
                     return
-            except EngineUnavailable as gone:
-                patience.check(gone)
+            except EngineUnavailable as error:
+                reconnect.check(error)
             await asyncio.sleep(RECONNECT_INTERVAL_S)
 
     async def _read_log(self, handle: str, cursor: LogCursor, *, follow: bool) -> AsyncGenerator[OutputChunk]:
         frames = LogFrameParser()
-        wanted = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "since": cursor.rewind()}
-        async with self._stream("GET", f"/containers/{handle}/logs", wanted) as read:
+        query = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "since": cursor.rewind()}
+        async with self._stream("GET", f"/containers/{handle}/logs", query) as read:
             while data := await read():
                 for chunk in cursor.add(frames.feed(data)):
                     yield chunk
@@ -291,7 +292,7 @@ class DockerEngine:
                 yield chunk
 
     async def wait(self, handle: str) -> ContainerExit:
-        patience = ReconnectWindow(self._settings.reconnect_s)
+        reconnect = ReconnectWindow(self._settings.reconnect_s)
         while True:
             try:
                 state = await self._state(handle)
@@ -300,8 +301,8 @@ class DockerEngine:
                 async with self._stream("POST", f"/containers/{handle}/wait", {}) as read:
                     while await read():
                         pass
-            except EngineUnavailable as gone:
-                patience.check(gone)
+            except EngineUnavailable as error:
+                reconnect.check(error)
                 await asyncio.sleep(RECONNECT_INTERVAL_S)
 
     async def stop(self, handle: str, grace_s: float) -> None:
@@ -314,7 +315,7 @@ class DockerEngine:
                 await self._call(lambda: self._kill(handle))
 
     def _kill(self, handle: str) -> None:
-        with suppress(docker.errors.APIError):  # 409: it has exited
+        with suppress(docker.errors.APIError):  # 409: the container has exited
             self._connect().kill(handle)
 
     async def remove(self, handle: str) -> None:
@@ -325,26 +326,28 @@ class DockerEngine:
             try:
                 self._connect().remove_container(handle, v=True, force=True)
             except docker.errors.APIError as error:
-                if error.status_code != requests.codes.conflict:  # else somebody removes it already
+                if error.status_code != requests.codes.conflict:  # conflict: a removal is in progress
                     raise
 
     async def find(self, installation: str, host: str) -> list[FoundContainer]:
-        wanted = {"label": label_filters(installation, host)}
-        rows = await self._call(lambda: self._connect().containers(all=True, filters=wanted))
+        filters = {"label": label_filters(installation, host)}
+        rows = await self._call(lambda: self._connect().containers(all=True, filters=filters))
         return [parse_container(row) for row in rows]
 
     async def probe(self) -> EngineInfo:
         return parse_engine_info(await self._call(lambda: self._connect().info()))
 
     async def _state(self, handle: str) -> dict[str, Any]:
-        """State of a container that was started."""
+        """Return the state of a container that was started. Raises NoSuchContainer."""
         state: dict[str, Any] = (await self._call(lambda: self._connect().inspect_container(handle)))["State"]
         if not was_started(state):
             raise NoSuchContainer(f"{handle[:12]} was never started")
         return state
 
     def _connect(self) -> docker.APIClient:
-        """Connected on first use, for that asks the daemon for its version; from a thread only."""
+        """Return the client. It connects on first use, which asks the daemon for its version. Call it from a thread
+        only.
+        """
         _check_socket(self._settings.base_url)
         with self._connect_lock:
             if self._api_client is None:
@@ -356,32 +359,32 @@ class DockerEngine:
                 )
             return self._api_client
 
-    async def _call(self, ask: Callable[[], T]) -> T:
-        def bordered() -> T:
+    async def _call(self, call: Callable[[], T]) -> T:
+        def call_mapped() -> T:
             with _map_docker_errors():
-                return ask()
+                return call()
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, bordered)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call_mapped)
 
     def _stream(self, method: str, path: str, params: dict[str, Any]) -> AbstractAsyncContextManager[ReadBytes]:
         return open_stream(self._pool, lambda: self._open_response(method, path, params), _map_docker_errors)
 
     def _open_response(self, method: str, path: str, params: dict[str, Any]) -> requests.Response:
-        """A response whose body is still to come, however long that takes; docker-py's own would mix the streams."""
+        """Open a response whose body follows over any time. docker-py's own reader would mix the two streams."""
         client = self._connect()
         url = f"{client.base_url}/v{client.api_version}{path}"
         timeout = self._settings.call_timeout_s
         response: requests.Response = client.request(method, url, params=params, stream=True, timeout=timeout)
         if not response.ok:
             docker.errors.create_api_error_from_http_exception(requests.HTTPError(response=response))
-        waiting = getattr(response.raw.connection, "sock", None)
-        if waiting is not None:
-            waiting.settimeout(None)  # it has answered; from here on silence is the job's
+        connection = getattr(response.raw.connection, "sock", None)
+        if connection is not None:
+            connection.settimeout(None)  # the daemon has answered; from here on, silence means that the job is quiet
         return response
 
 
 def _check_socket(url: str) -> None:
-    """Raises OSError where nobody listens. docker-py finds out too, but then leaves its socket open."""
+    """Raise OSError if nobody listens. docker-py detects it too, but then leaves its socket open."""
     if url.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as door:
-            door.connect(url.removeprefix("unix://"))
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(url.removeprefix("unix://"))

@@ -1,6 +1,6 @@
-"""What a container may do, as the Docker API's create request: everything off that a job does not need. Pure.
+"""The create request of the Docker API for one container: everything that a job does not need is switched off. Pure.
 
-The hardening costs nothing measurable; why each line is there: research/runner.md 1.4 to 1.6, shortened beside it.
+The hardening has no measurable cost; the reason for each line stands beside it. The second half is the seccomp profile.
 """
 
 import errno
@@ -19,7 +19,7 @@ MIB = 1 << 20
 CPU_PERIOD_US = 100_000
 CAPABILITIES = ("gpu", "compute", "utility", "video")  # video: NVENC and NVDEC, which ffmpeg uses
 
-# The root is read-only and /tmp is noexec: what compiles at run time (Triton, numba, torch) loads from here.
+# The root is read-only and /tmp is noexec: libraries that compile at run time (Triton, numba, torch) load from here.
 CACHE_ENV = {
     "HOME": "/tmp",  # noqa: S108
     "XDG_CACHE_HOME": CACHE_MOUNT,
@@ -33,20 +33,20 @@ CACHE_ENV = {
 
 
 def container_config(spec: ContainerSpec, user: str, injection: GpuInjection, profile: str | None) -> dict[str, Any]:
-    """The body of `POST /containers/create` for `spec`, run as `user` ("uid:gid").
+    """Return the body of `POST /containers/create` for `spec`, run as `user` ("uid:gid").
 
-    `profile`: the seccomp profile, None where the engine cannot take ours.
+    `profile` is the seccomp profile; None if the engine cannot use ours.
     """
     devices, env = _gpu_config(spec.gpus, injection)
-    given = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **spec.env}
+    variables = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **spec.env}
     return {
         "Image": spec.image,
         "User": user,
-        "Env": [f"{name}={value}" for name, value in given.items()],
+        "Env": [f"{name}={value}" for name, value in variables.items()],
         "Labels": to_labels(spec.identity),
         **({"Entrypoint": [*spec.instead], "Cmd": []} if spec.instead else {}),
         "NetworkDisabled": True,
-        "StopSignal": "SIGTERM",  # whatever the image says: the contract's word for "stop"
+        "StopSignal": "SIGTERM",  # the contract's stop signal, whatever the image declares
         "HostConfig": {**_hardening(spec, profile), **_limits(spec), **devices, "Mounts": _mounts(spec)},
     }
 
@@ -63,11 +63,11 @@ def _hardening(spec: ContainerSpec, profile: str | None) -> dict[str, Any]:
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", *([f"seccomp={profile}"] if profile is not None else [])],
         "IpcMode": "private",
-        # With cards it is the engine's choice, which is private on cgroup v2: on v1, NVIDIA's toolkit refuses the paths
-        # that it finds in a namespace ("relative path in mount prefix").
+        # With GPUs the engine chooses, and it chooses private on cgroup v2. On v1, NVIDIA's toolkit refuses the paths
+        # that it finds in a private namespace ("relative path in mount prefix").
         **({} if spec.gpus else {"CgroupnsMode": "private"}),
-        "Init": True,  # without, a PID 1 that handles no signals waits out the whole grace
-        "OomScoreAdj": 500,  # the kernel shall pick jobs before the runner
+        "Init": True,  # without it, a PID 1 that handles no signals runs until the end of the grace
+        "OomScoreAdj": 500,  # the kernel kills jobs before the runner
         "LogConfig": {"Type": "local", "Config": {"max-size": "10m", "max-file": "2"}},
         "RestartPolicy": {"Name": "no"},
     }
@@ -78,7 +78,7 @@ def _limits(spec: ContainerSpec) -> dict[str, Any]:
     return {
         "Memory": limits.memory_mb * MIB,
         "MemorySwap": limits.memory_mb * MIB,  # equal: no swap
-        "CpuPeriod": CPU_PERIOD_US,  # not NanoCpus: that refuses more CPUs than the host has
+        "CpuPeriod": CPU_PERIOD_US,  # not NanoCpus, which refuses more CPUs than the host has
         "CpuQuota": int(limits.cpus * CPU_PERIOD_US),
         "PidsLimit": limits.pids,
         "ShmSize": limits.shm_mb * MIB,
@@ -87,7 +87,7 @@ def _limits(spec: ContainerSpec) -> dict[str, Any]:
 
 
 def _mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
-    """/job and each of its folders a mount of its own: a job can then not swap one for a link to somewhere else.
+    """Mount /job and each of its folders separately: a job then cannot replace one with a link to somewhere else.
 
     /job itself is read-only unless a warm container must make its socket there.
     """
@@ -104,14 +104,14 @@ def _mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
 
 
 def _gpu_config(gpus: tuple[str, ...], injection: GpuInjection) -> tuple[dict[str, Any], dict[str, str]]:
-    """What in HostConfig and in the environment gives the container these cards and no other.
+    """Return the HostConfig and the environment that give the container these GPUs and no other.
 
-    CUDA's base images say NVIDIA_VISIBLE_DEVICES=all, which a default runtime `nvidia` obeys: always say otherwise.
+    CUDA's base images set NVIDIA_VISIBLE_DEVICES=all, which a default runtime `nvidia` obeys, so always override it.
     """
     listed = ",".join(gpus)
     if not gpus:
         return {}, {"NVIDIA_VISIBLE_DEVICES": "void"}
-    ways: Mapping[GpuInjection, tuple[dict[str, Any], str]] = {
+    modes: Mapping[GpuInjection, tuple[dict[str, Any], str]] = {
         "cdi": (
             {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={gpu}" for gpu in gpus]}]},
             "void",
@@ -122,22 +122,22 @@ def _gpu_config(gpus: tuple[str, ...], injection: GpuInjection) -> tuple[dict[st
         ),
         "runtime": ({"Runtime": "nvidia"}, listed),
     }
-    devices, visible = ways[injection]
+    devices, visible = modes[injection]
     return devices, {"NVIDIA_VISIBLE_DEVICES": visible, "NVIDIA_DRIVER_CAPABILITIES": ",".join(CAPABILITIES[1:])}
 
 
 def to_labels(identity: ContainerIdentity) -> dict[str, str]:
-    """The identity as container labels."""
+    """Return the identity as container labels."""
     return {f"{LABEL_PREFIX}{name}": str(getattr(identity, name)) for name in ContainerIdentity.__struct_fields__}
 
 
 def label_filters(installation: str, host: str) -> list[str]:
-    """The label filters that find every container of this installation and host."""
+    """Return the label filters that find every container of this installation and host."""
     return [f"{LABEL_PREFIX}installation={installation}", f"{LABEL_PREFIX}host={host}"]
 
 
 def identity_from_labels(found: Mapping[str, str]) -> ContainerIdentity:
-    """The identity that `labels` wrote."""
+    """Return the identity that `to_labels` wrote."""
     return ContainerIdentity(
         installation=found[f"{LABEL_PREFIX}installation"],
         host=found[f"{LABEL_PREFIX}host"],
@@ -149,22 +149,23 @@ def identity_from_labels(found: Mapping[str, str]) -> ContainerIdentity:
     )
 
 
-# MERGED runner/engines/seccomp.py: The system calls that a job's container may make, as the profile that Docker's API
-# takes. Pure. / A table of our own: an engine's built-in profile depends on its age, and the one of Docker 20.10
-# leaves sockets to the / hypervisor (AF_VSOCK) and io_uring open. What is not listed is refused with EPERM. What is
-# newer than all that is listed / is refused with ENOSYS (runc does that), so that a C library takes an older call.
-# Names are those of the kernel's tables / for x86_64 and aarch64; a name that the engine's libseccomp does not know
-# is passed over. / Left out on purpose, as ways to attack the kernel or other processes that no job needs:
-# io_uring_*; userfaultfd; keyctl, / add_key and request_key (keys belong to no namespace); bpf and perf_event_open;
-# ptrace, process_vm_*, kcmp, pidfd_getfd; / mounts and namespaces (unshare, setns, and clone with such flags);
-# modules, kexec, quotas, swap, the setting of clocks; / open_by_handle_at and name_to_handle_at; fanotify; NUMA
-# policies, which need a capability.
-
+# The seccomp profile: the system calls that a container may make.
+#
+# The table is our own. An engine's built-in profile depends on its version, and that of Docker 20.10 leaves sockets to
+# the hypervisor (AF_VSOCK) and io_uring open. A call that is not listed is refused with EPERM. A call newer than all
+# listed ones is refused with ENOSYS (runc does that), so that a C library falls back to an older call. Names are those
+# of the kernel's tables for x86_64 and aarch64; a name that the engine's libseccomp does not know is ignored.
+#
+# Left out on purpose, because they can attack the kernel or other processes and no job needs them: io_uring_*;
+# userfaultfd; keyctl, add_key and request_key (keys belong to no namespace); bpf and perf_event_open; ptrace,
+# process_vm_*, kcmp, pidfd_getfd; mounts and namespaces (unshare, setns, and clone with such flags); modules, kexec,
+# quotas, swap, setting of clocks; open_by_handle_at and name_to_handle_at; fanotify; NUMA policies, which need a
+# capability.
 
 ALLOW, REFUSE = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
 EQUAL, MASKED = "SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"
 
-# What a job does -> the calls for it.
+# Purpose -> system calls.
 ALLOWED_CALLS: Mapping[str, str] = {
     "read and write files": (
         "access cachestat close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 "
@@ -181,7 +182,7 @@ ALLOWED_CALLS: Mapping[str, str] = {
         "fgetxattr flistxattr fremovexattr fsetxattr getxattr lgetxattr listxattr llistxattr lremovexattr "
         "lsetxattr removexattr setxattr"
     ),
-    "have memory": (
+    "manage memory": (
         "brk madvise map_shadow_stack membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap "
         "mseal msync munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect"
     ),
@@ -191,7 +192,7 @@ ALLOWED_CALLS: Mapping[str, str] = {
         "setpgid setsid tgkill tkill vfork wait4 waitid"
     ),
     "wait for each other": "futex futex_requeue futex_wait futex_waitv futex_wake",
-    "take signals": (
+    "handle signals": (
         "pause rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend "
         "rt_sigtimedwait rt_tgsigqueueinfo sigaltstack signalfd signalfd4"
     ),
@@ -199,9 +200,9 @@ ALLOWED_CALLS: Mapping[str, str] = {
         "epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 "
         "inotify_add_watch inotify_init inotify_init1 inotify_rm_watch poll ppoll pselect6 select"
     ),
-    # GPUDirect Storage does, by what came before io_uring.
-    "do file operations beside their work": "io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit",
-    "know and wait for the time": (
+    # GPUDirect Storage uses the predecessor of io_uring.
+    "do file operations asynchronously": "io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit",
+    "read clocks and use timers": (
         "alarm clock_getres clock_gettime clock_nanosleep getitimer gettimeofday nanosleep setitimer time "
         "timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime "
         "timerfd_settime times"
@@ -212,13 +213,15 @@ ALLOWED_CALLS: Mapping[str, str] = {
         "sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield "
         "setpriority setrlimit"
     ),
-    "know who and where they are": "capget getegid geteuid getgid getgroups getresgid getresuid getuid sysinfo uname",
-    # Docker's init does, and entry programs of images.
-    "give rights up": (
+    "read identity and system data": (
+        "capget getegid geteuid getgid getgroups getresgid getresuid getuid sysinfo uname"
+    ),
+    # Used by Docker's init and by entry programs of images.
+    "drop privileges": (
         "capset landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp setfsgid setfsuid setgid "
         "setgroups setregid setresgid setresuid setreuid setuid"
     ),
-    "talk over pipes and sockets that are there": (
+    "communicate over existing pipes and sockets": (
         "accept accept4 bind connect getpeername getsockname getsockopt listen pipe pipe2 recvfrom recvmmsg "
         "recvmsg sendmmsg sendmsg sendto setsockopt shutdown"
     ),
@@ -226,16 +229,16 @@ ALLOWED_CALLS: Mapping[str, str] = {
         "mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd "
         "semctl semget semop semtimedop shmat shmctl shmdt shmget"
     ),
-    "draw random numbers": "getrandom",
-    "speak to devices that they were given": "ioctl",
+    "read random numbers": "getrandom",
+    "control devices that they were given": "ioctl",
 }
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16  # linux/socket.h
-NETLINK_ROUTE = 0  # what lists network interfaces; linux/netlink.h
+NETLINK_ROUTE = 0  # lists network interfaces; linux/netlink.h
 NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET} of linux/sched.h
-PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, Linux32, each with UNAME26; and the question
+PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, Linux32, each also with UNAME26; and the query
 
-# The engine fits the first to its machine. No second architecture: 32-bit calls would get round the conditions.
+# The engine picks the one of its machine. No sub-architectures: 32-bit calls would bypass the conditions.
 ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64")
 
 
@@ -248,21 +251,21 @@ def _rule(name: str, *conditions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conditional_rules() -> list[dict[str, Any]]:
-    """Calls that are allowed with some arguments. Several rules for one call are alternatives."""
+    """Return the calls that are allowed with some arguments. Several rules for one call are alternatives."""
     return [
         *(_rule("socket", _condition(0, family)) for family in (AF_UNIX, AF_INET, AF_INET6)),
         _rule("socket", _condition(0, AF_NETLINK), _condition(2, NETLINK_ROUTE)),
         _rule("socketpair", _condition(0, AF_UNIX)),
         _rule("clone", _condition(0, NAMESPACES, MASKED)),
         *(_rule("personality", _condition(0, value)) for value in PERSONALITIES),
-        # Its flags lie in memory, where a filter cannot look: C libraries then take clone.
+        # Its flags are in memory, which a filter cannot read. C libraries then use clone.
         {"names": ["clone3"], "action": REFUSE, "errnoRet": errno.ENOSYS, "args": []},
     ]
 
 
 @cache
 def seccomp_profile() -> str:
-    """The profile, as the JSON that `SecurityOpt` takes after "seccomp="."""
+    """Return the profile as the JSON that `SecurityOpt` takes after `seccomp=`."""
     names = sorted(name for calls in ALLOWED_CALLS.values() for name in calls.split())
     return json.dumps(
         {

@@ -1,4 +1,7 @@
-"""What a Docker daemon's replies mean in our words. Pure; the measured facts behind it: research/runner.md 1.4, 1.5."""
+"""Replies of a Docker daemon, translated to the types of the port. Pure.
+
+The second half is the log stream, sans-io: frames from bytes, and a cursor at which a later process resumes exactly.
+"""
 
 import re
 import struct
@@ -24,7 +27,7 @@ from runner.engines.port import (
 )
 from schemas.container_protocol import OutputStream
 
-ZERO_TIME = "0001-01-01"  # how the daemon writes a time that has not come
+ZERO_TIME = "0001-01-01"  # the daemon's value for a time that is not set
 
 _NUMBERS = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
 
@@ -45,25 +48,22 @@ START_FAILURES: tuple[tuple[str, StartFailure], ...] = (
     ("nvidia-container", "gpu_unsupported"),
 )
 
-# What `info` may lack, and what that costs.
+# Features that `info` may lack, and the consequence.
 FEATURE_NOTES = {
-    "LiveRestoreEnabled": "the daemon ends containers when it restarts: set live-restore",
-    "MemoryLimit": "the kernel keeps no memory limit",
-    "SwapLimit": "the kernel keeps no limit on swap",
-    "PidsLimit": "the kernel keeps no limit on processes",
+    "LiveRestoreEnabled": "the daemon stops containers when it restarts: set live-restore",
+    "MemoryLimit": "the kernel enforces no memory limit",
+    "SwapLimit": "the kernel enforces no swap limit",
+    "PidsLimit": "the kernel enforces no limit on processes",
 }
 
 
-MIN_PROFILE_VERSION = (
-    20,
-    10,
-    10,
-)  # the first that passes an errno of our profile on (clone3); before, no thread would start
+# The first version that passes on an errno of our profile (clone3). With an older one, no thread would start.
+MIN_PROFILE_VERSION = (20, 10, 10)
 SECCOMP_OPTION = "name=seccomp"
 
 
 def supports_profile(info: Mapping[str, Any]) -> bool:
-    """Whether the daemon can run containers under our own seccomp profile."""
+    """Return whether the daemon can run containers under our own seccomp profile."""
     return _has_seccomp(info) and _parse_version(info) >= MIN_PROFILE_VERSION
 
 
@@ -72,45 +72,47 @@ def _has_seccomp(info: Mapping[str, Any]) -> bool:
 
 
 def _parse_version(info: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of the daemon, as three numbers; of one that says something else, the newest."""
+    """Return the daemon's version as three numbers; the newest for a version in another format."""
     found = _NUMBERS.match(info["ServerVersion"])
     return tuple(map(int, found.groups())) if found else (sys.maxsize,)
 
 
 def _seccomp_notes(info: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is missing of the filter of system calls."""
+    """Return notes about a system call filter that is missing or too old."""
     if not _has_seccomp(info):
-        return ("the daemon filters no system calls (no seccomp): a job may attack the kernel; use one that does",)
+        return ("the daemon filters no system calls (no seccomp): a job may attack the kernel; use one with seccomp",)
     if _parse_version(info) < MIN_PROFILE_VERSION:
         oldest = ".".join(map(str, MIN_PROFILE_VERSION))
-        return (f"the daemon is older than {oldest} and filters system calls by its own profile: update it",)
+        return (f"the daemon is older than {oldest} and uses its own seccomp profile: update it",)
     return ()
 
 
 def classify_start_failure(text: str) -> StartFailure:
-    """Why a container did not start."""
+    """Return the failure code for the text of a failed start."""
     return next((code for part, code in START_FAILURES if part in text.lower()), "engine_error")
 
 
 def was_started(state: Mapping[str, Any]) -> bool:
-    """Whether it ever ran. `wait` on one that did not answers 0 at once: never trust that."""
+    """Return whether the container ever ran. `wait` returns 0 at once for one that did not, so it cannot be trusted."""
     return not state["StartedAt"].startswith(ZERO_TIME)
 
 
 def parse_exit(state: Mapping[str, Any]) -> ContainerExit:
-    """How it ended. OOMKilled counts whatever the code is: a parent may hide its child's death behind a 0."""
+    """Return how the container exited. OOMKilled counts whatever the code is: a parent may exit with 0 after its
+    child died.
+    """
     return ContainerExit(
         state["ExitCode"], state["OOMKilled"], _parse_time(state["StartedAt"]), _parse_time(state["FinishedAt"])
     )
 
 
 def parse_container(row: Mapping[str, Any]) -> FoundContainer:
-    """A row of the container list."""
+    """Parse a row of the container list."""
     return FoundContainer(row["Id"], identity_from_labels(row["Labels"]), CONTAINER_STATES.get(row["State"], "running"))
 
 
 def parse_engine_info(info: Mapping[str, Any]) -> EngineInfo:
-    """The daemon's word about itself."""
+    """Parse the daemon's info."""
     notes = *(note for name, note in FEATURE_NOTES.items() if not info.get(name)), *_seccomp_notes(info)
     return EngineInfo("docker", info["ServerVersion"], isolated=True, notes=notes)
 
@@ -119,22 +121,19 @@ def _parse_time(text: str) -> datetime | None:
     return None if text.startswith(ZERO_TIME) else datetime.fromisoformat(text).astimezone(UTC)
 
 
-# MERGED runner/engines/logs.py: Docker's log stream, sans-io: frames out of bytes, and a cursor by which a later life
-# takes up exactly there. / A frame is 8 bytes (stream, 0, 0, 0, length in big endian) and, as timestamps are asked
-# for, an RFC 3339 time with / nanoseconds, a space, and one line with its newline, or 16 KiB of a longer one. Source:
-# Docker Engine API, "Attach to a / container", stream format; moby api/server/httputils/write_log_stream.go.
-
+# The log stream. A frame is 8 bytes (stream, 0, 0, 0, length in big endian) and a payload. Timestamps are requested, so
+# the payload is an RFC 3339 time with nanoseconds, a space, and one line with its newline, or 16 KiB of a longer line.
+# Sources: Docker Engine API, "Attach to a container", stream format; moby api/server/httputils/write_log_stream.go.
 
 HEADER = struct.Struct(">BxxxL")
 STREAM_BY_NUMBER: dict[int, OutputStream] = {1: "stdout", 2: "stderr"}
 SECOND_NS = 1_000_000_000
-PARTIAL_LINE_BYTES = (
-    16_384  # bytes of an unfinished piece, exactly: moby daemon/logger/copier.go sends one when its buffer is full
-)
+# The exact size of an unfinished piece of a line: moby daemon/logger/copier.go sends it when its buffer is full.
+PARTIAL_LINE_BYTES = 16_384
 
 
 class LogStreamBroken(EngineUnavailable):
-    """The daemon says something is wrong inside the stream; a new request may read on."""
+    """The daemon reported an error inside the stream; a new request may continue."""
 
 
 class LogFrame(NamedTuple):
@@ -151,47 +150,48 @@ def _parse_seconds(text: str) -> int:
 
 
 def parse_timestamp_ns(text: str) -> int:
-    """RFC 3339 with exactly nine decimals, in whatever zone the daemon runs in, as ns since 1970."""
+    """Parse an RFC 3339 time with exactly nine decimals, in any time zone; return ns since 1970."""
     return _parse_seconds(text[:19] + text[29:]) * SECOND_NS + int(text[20:29])
 
 
 class LogFrameParser:
-    """Takes the response's bytes as they come."""
+    """Parses the bytes of the response as they arrive."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
 
     def feed(self, data: bytes) -> list[LogFrame]:
-        """The frames that `data` completes. Raises BrokenLog."""
+        """Return the frames that `data` completes. Raises LogStreamBroken."""
         self._kept += data
         found, at = [], 0
         while len(self._kept) >= at + HEADER.size:
-            kind, length = HEADER.unpack_from(self._kept, at)
+            stream_number, length = HEADER.unpack_from(self._kept, at)
             end = at + HEADER.size + length
             if len(self._kept) < end:
                 break
-            found.append(_parse_frame(kind, bytes(self._kept[at + HEADER.size : end])))
+            found.append(_parse_frame(stream_number, bytes(self._kept[at + HEADER.size : end])))
             at = end
         del self._kept[:at]
         return found
 
 
-def _parse_frame(kind: int, payload: bytes) -> LogFrame:
+def _parse_frame(stream_number: int, payload: bytes) -> LogFrame:
     stamp, _, line = payload.partition(b" ")
-    if kind not in STREAM_BY_NUMBER:
-        raise LogStreamBroken(f"Docker broke off the log: {payload.decode(errors='replace')}")
+    if stream_number not in STREAM_BY_NUMBER:
+        raise LogStreamBroken(f"Docker aborted the log stream: {payload.decode(errors='replace')}")
     if not line.endswith(b"\n") and len(line) != PARTIAL_LINE_BYTES:
-        line += b"\n"  # driver `local` (20.10) drops the newline behind a long line's last piece
-    return LogFrame(STREAM_BY_NUMBER[kind], parse_timestamp_ns(stamp.decode()), line)
+        line += b"\n"  # driver `local` (20.10) drops the newline after the last piece of a long line
+    return LogFrame(STREAM_BY_NUMBER[stream_number], parse_timestamp_ns(stamp.decode()), line)
 
 
 class LogCursor:
-    """How much of a container's log has been read.
+    """Position in a container's log.
 
-    Times alone cannot say it: a long line's pieces share one, and the two streams overtake each other by a moment.
-    So a position is a whole second `base`, from which the log is asked for again, the number of frames already seen
-    from there on, and the newest time seen: what is newer is new, even where rotation took frames meanwhile. `base`
-    stays at least a second behind, so nothing that is still to come can lie before it.
+    A time alone is not enough: the pieces of a long line share one, and the two streams overtake each other by a
+    moment. So a position has three parts. `base` is the whole second from which the log is requested again. The second
+    part is the number of frames already seen from there on. The third is the newest time seen: a frame newer than that
+    is new, even if rotation removed frames in the meantime. `base` stays at least a second behind, so no later frame
+    can lie before it.
     """
 
     def __init__(self, since: OutputCursor | None) -> None:
@@ -203,13 +203,13 @@ class LogCursor:
         self._held: list[LogFrame] = []
 
     def rewind(self) -> int:
-        """Before asking again: the second to ask from."""
+        """Prepare for a new request; return the second to request from."""
         self._skip = self._seen
         self._held.clear()
         return self.base
 
     def add(self, frames: Iterable[LogFrame]) -> Iterator[OutputChunk]:
-        """The frames not seen before, joined to chunks that end where a line ends."""
+        """Yield the frames not seen before, joined to chunks that end at the end of a line."""
         for frame in frames:
             if self._is_repeated(frame):
                 continue
@@ -219,7 +219,7 @@ class LogCursor:
         yield from self._flush(ended=False)
 
     def close(self) -> Iterator[OutputChunk]:
-        """What was held back, once nothing can follow."""
+        """Yield what was held back, once no more can follow."""
         yield from self._flush(ended=True)
 
     def _flush(self, *, ended: bool) -> Iterator[OutputChunk]:

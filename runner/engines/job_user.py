@@ -1,4 +1,4 @@
-"""The user that jobs of the process engine run as: nobody where the runner is root, else the runner's own."""
+"""User that jobs of the process engine run as: `nobody` where the runner is root, otherwise the runner's own user."""
 
 import grp
 import os
@@ -10,11 +10,11 @@ NOBODY_NAME = "nobody"
 
 
 class NoSuchUser(Exception):
-    """Jobs cannot run as the user that was asked for: the message says what to do."""
+    """Jobs cannot run as the configured user; the message says what to do."""
 
 
 class JobUser(Struct, frozen=True):
-    """A user by number. `groups`: all that it is in, for a GPU's device files may belong to one of them."""
+    """A user by number. `groups` are all its groups, because a GPU's device files may belong to one of them."""
 
     name: str
     uid: int
@@ -23,30 +23,30 @@ class JobUser(Struct, frozen=True):
 
 
 def current_user_name() -> str:
-    """The runner's own user, by name where it has one."""
+    """Return the name of the runner's own user, or its number if it has no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
 
 
-def resolve_job_user(asked: str | None) -> JobUser | None:
-    """The user to become for a job, None for the runner's own. `asked` "": the runner's own; None: it was not asked.
+def resolve_job_user(configured: str | None) -> JobUser | None:
+    """Return the user that a job becomes; None for the runner's own. Raises NoSuchUser.
 
-    Raises NoSuchUser.
+    `configured` is the setting: "" is the runner's own user, None is the default.
     """
-    root = os.geteuid() == 0
-    if asked == "" or (asked is None and not root):
+    is_root = os.geteuid() == 0
+    if configured == "" or (configured is None and not is_root):
         return None
-    name = NOBODY_NAME if asked is None else asked
+    name = NOBODY_NAME if configured is None else configured
     try:
         found = pwd.getpwnam(name)
     except KeyError as error:
-        why = f"there is no user {name} on this machine to run jobs as"
-        raise NoSuchUser(f'{why}: make it (useradd --system {name}), or set [process] user = ""') from error
+        problem = f"there is no user {name} on this machine to run jobs as"
+        raise NoSuchUser(f'{problem}: make it (useradd --system {name}), or set [process] user = ""') from error
     if found.pw_uid == os.geteuid():
         return None
-    if not root:
+    if not is_root:
         raise NoSuchUser(f'only root can run jobs as {name}: start the runner as root, or set [process] user = ""')
     groups = {found.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)}
     return JobUser(name, found.pw_uid, found.pw_gid, tuple(sorted(groups)))

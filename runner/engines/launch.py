@@ -1,4 +1,4 @@
-"""The job folder as a container will see it: which parts there are and who may write them."""
+"""Steps that both engines share at a start: prepare the job's folder, and start in a thread that can be abandoned."""
 
 import asyncio
 import os
@@ -14,14 +14,14 @@ WRITABLE_SUBDIRS = ("out", "tmp")
 
 
 def prepare_job_dir(job_dir: Path, owner: tuple[int, int], *, warm: bool, mounted: bool = False) -> None:
-    """Make in/, out/ and tmp/, and let (uid, gid) `owner` write the last two; blocking.
+    """Make in/, out/ and tmp/, and let (uid, gid) `owner` write to the last two. Blocking.
 
-    A warm container also makes its socket in the folder itself. That stays ours, with the sticky bit, and so does out/:
-    no job can put a link in the place of a part that we write to or read from later. What a job leaves in them may be
-    symlinks and worse: open it with O_NOFOLLOW.
+    A warm container also makes its socket in the folder itself. The folder stays ours, with the sticky bit, and so does
+    out/: no job can replace a part that we write to or read from later with a link. A job may leave symlinks in its
+    folders, so open files there with O_NOFOLLOW.
 
-    No other user of the machine enters the folder: neither to read a job's files, nor to run what a job made setuid.
-    `mounted`: the job is given it by a bind mount, so it need not pass through the folder above.
+    No other user of the machine can enter the folder, neither to read a job's files nor to run a setuid program of a
+    job. `mounted`: the job gets the folder as a bind mount, so it need not pass through the folder above.
     """
     for part in JOB_SUBDIRS:
         (job_dir / part).mkdir(parents=True, exist_ok=True)
@@ -38,23 +38,20 @@ def prepare_job_dir(job_dir: Path, owner: tuple[int, int], *, warm: bool, mounte
         path.chmod(mode)
 
 
-# MERGED runner/engines/starting.py: Starting in a thread without losing what was started.
-
-
 async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], undo: Callable[[str], None]) -> str:
-    """`start()` in a thread of `pool`; the handle it returns.
+    """Run `start` in a thread of `pool`; return the handle.
 
-    A thread cannot be cancelled: if the caller is, what it starts all the same is undone there, as nobody will ever
-    know its handle.
+    A thread cannot be cancelled. If the caller is cancelled, `undo` removes what the thread started, because nobody
+    would know its handle.
     """
 
-    def forget(running: "Future[str]") -> None:
-        if not running.cancelled() and running.exception() is None:
-            undo(running.result())
+    def undo_started(done: "Future[str]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            undo(done.result())
 
-    running = pool.submit(start)
+    future = pool.submit(start)
     try:
-        return await asyncio.wrap_future(running)
+        return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        running.add_done_callback(forget)
+        future.add_done_callback(undo_started)
         raise

@@ -1,12 +1,12 @@
-"""The port behind which a job runs: seven calls, our words, one error tree.
+"""Port to a container engine: seven calls and one error tree.
 
     EngineError
-    ├── StartFailed       the container did not start; `code` is a failure code of PROTOCOLS 1
-    ├── NoSuchContainer   the handle names nothing (any more)
-    └── EngineGone        the engine does not answer; what it runs may well go on
+    ├── StartFailed        the container did not start; `code` is a failure code of the API
+    ├── NoSuchContainer    no container has this handle
+    └── EngineUnavailable  the engine does not answer; its containers may go on
 
-An engine is an async context manager; leaving it ends nothing that runs. Handles outlive it: the engine of the
-runner's next life takes them.
+An engine is an async context manager; leaving it ends nothing that runs. Handles outlive the engine object: the engine
+of the next runner process accepts them.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -22,15 +22,15 @@ StartFailure = Literal["image_missing", "engine_error", "gpu_unsupported"]
 ContainerState = Literal["created", "running", "exited"]
 
 NO_JOB = ""
-WARM_ENV = "LAMPLIGHTER_WARM"  # "1": load, say ready, wait on start.sock
+WARM_ENV = "LAMPLIGHTER_WARM"  # "1": load, print `ready`, wait on start.sock
 JOB_ENV = "LAMPLIGHTER_JOB"  # the job's folder as the job sees it
 
 
 class ContainerIdentity(Struct, frozen=True, kw_only=True):
-    """Whose container it is; kept with the container, so that a later runner knows it again.
+    """Owner and job of a container. The engine keeps it with the container, so that a later runner recognizes it.
 
-    `job` is NO_JOB for a container that was started ahead of its job: its (round, attempt) say nothing then, and
-    `spare` names its folder, in which is written whose it became.
+    `job` is NO_JOB for a container that was started before its job. Its `round` and `attempt` mean nothing then.
+    `spare` names its folder; the claim file in that folder says which job it was assigned.
     """
 
     installation: str
@@ -43,12 +43,12 @@ class ContainerIdentity(Struct, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> str:
-        """The name of the folder it works in; tokens hold no dots, so an attempt's can be taken apart again."""
+        """Return the name of the container's folder. Tokens contain no dots, so the name can be parsed again."""
         return self.spare or f"{self.owner}.{self.job}.{self.round}.{self.attempt}"
 
 
 class ContainerLimits(Struct, frozen=True):
-    """What one container may use. MB are MiB; an engine that cannot keep one says so in EngineInfo.notes."""
+    """Limits of one container. MB are MiB. An engine that cannot enforce a limit says so in EngineInfo.notes."""
 
     memory_mb: int
     cpus: float
@@ -57,24 +57,24 @@ class ContainerLimits(Struct, frozen=True):
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):
-    """One container to start. `job_dir` is made ready by the engine: in/, out/, tmp/ and who may write them."""
+    """One container to start. The engine prepares `job_dir`: in/, out/, tmp/ and their permissions."""
 
     identity: ContainerIdentity
     image: str
     folder: str = ""  # the image folder: the process engine's working directory
     command: tuple[str, ...] = ()  # argv in `folder`, for the process engine
-    instead: tuple[str, ...] = ()  # argv in place of the image's own program, on every engine
+    instead: tuple[str, ...] = ()  # argv that replaces the image's own program, on every engine
     job_dir: Path
     limits: ContainerLimits
-    gpus: tuple[str, ...] = ()  # UUIDs, never indices: those change over a reboot
+    gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 class OutputCursor(Struct, frozen=True):
-    """A place in a container's output.
+    """A position in a container's output.
 
-    `offset` counts bytes over both streams from the start and never falls over the container's life; `position`
-    is the engine's own and takes `output` up again there. Bytes lost to log rotation are not counted.
+    `offset` counts the bytes of both streams from the start; it never decreases. `position` belongs to the engine:
+    `output` resumes there. Bytes lost to log rotation are not counted.
     """
 
     offset: int
@@ -82,10 +82,10 @@ class OutputCursor(Struct, frozen=True):
 
 
 class OutputChunk(Struct, frozen=True):
-    """Some output of one stream, with the mark just behind it.
+    """Some output of one stream, and the cursor after it.
 
-    A chunk ends at the end of a line, except inside a line over 64 KiB and at the end of the output: whoever
-    takes up at a mark never gets the second half of a message.
+    A chunk ends at the end of a line, except inside a line over 64 KiB and at the end of the output. So a reader that
+    resumes at a cursor never gets the second half of a message.
     """
 
     stream: OutputStream
@@ -94,7 +94,9 @@ class OutputChunk(Struct, frozen=True):
 
 
 class ContainerExit(Struct, frozen=True):
-    """How it ended. A signal is 128 + its number; `oom_killed` also when only a child of the job was."""
+    """How a container exited. A signal is 128 + its number. `oom_killed` is also set if only a child of the job was
+    killed.
+    """
 
     code: int
     oom_killed: bool = False
@@ -103,7 +105,7 @@ class ContainerExit(Struct, frozen=True):
 
 
 class FoundContainer(Struct, frozen=True):
-    """A container that is there."""
+    """A container that exists, in any state."""
 
     handle: str
     identity: ContainerIdentity
@@ -111,7 +113,7 @@ class FoundContainer(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What answers. `notes` are for the user: what this engine does not keep."""
+    """Name and version of the engine that answered. `notes` tell the user which limits it does not enforce."""
 
     name: str
     version: str
@@ -120,11 +122,11 @@ class EngineInfo(Struct, frozen=True):
 
 
 class EngineError(Exception):
-    """Something the engine, not the job, did."""
+    """Root of the engine's errors."""
 
 
 class StartFailed(EngineError):
-    """Nothing runs and nothing is left behind."""
+    """The container did not start, and nothing of it is left."""
 
     def __init__(self, code: StartFailure, message: str) -> None:
         super().__init__(message)
@@ -133,61 +135,59 @@ class StartFailed(EngineError):
 
 
 class NoSuchContainer(EngineError):
-    """No container has this handle."""
+    """No container has this handle, or it is gone."""
 
 
 class EngineUnavailable(EngineError):
-    """The engine does not answer. Containers live on where it says so (Docker: live-restore)."""
+    """The engine does not answer. Its containers may run on (Docker: live-restore)."""
 
 
 class ContainerEngine(Protocol):
-    """Starts, follows, ends and finds containers. Every call may raise EngineGone."""
+    """Starts, follows, stops and finds containers. Every call may raise EngineUnavailable."""
 
     name: str
 
     async def start(self, spec: ContainerSpec) -> str:
-        """Create and start; the handle. Raises StartFailed, after removing what had been created.
+        """Create and start a container; return its handle. Raises StartFailed, after removing what had been created.
 
-        A program that is not in the image is StartFailed, or exit 127 where an init stands before it (Docker).
+        A program that is missing in the image raises StartFailed, or exits with 127 if an init runs before it (Docker).
         """
         ...
 
     def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
-        """What it prints from `since` (None: from the start) until it has exited.
+        """Yield the output from `since` (None: from the start) until the container has exited.
 
-        Never blocks the job, however slow the reader. Close it (`aclosing`) when leaving early.
-        Raises NoSuchContainer.
+        Never blocks the job, however slow the reader is. Use `aclosing` to leave early. Raises NoSuchContainer.
         """
         ...
 
     async def wait(self, handle: str) -> ContainerExit:
-        """Returns once it has exited. Raises NoSuchContainer, also for one that was created and never started."""
+        """Wait for the exit. Raises NoSuchContainer, also for a container that was created and never started."""
         ...
 
     async def stop(self, handle: str, grace_s: float) -> None:
-        """TERM, `grace_s` seconds, KILL; returns when it has exited. Nothing to do is no error."""
+        """Send TERM, wait `grace_s` seconds, send KILL; return after the exit. A missing container is not an error."""
         ...
 
     async def remove(self, handle: str) -> None:
-        """Make it as if it had never been, running or not. Nothing to do is no error."""
+        """Remove the container, running or not. A missing container is not an error."""
         ...
 
     async def find(self, installation: str, host: str) -> list[FoundContainer]:
-        """Every container of this installation and host, in any state."""
+        """Return every container of this installation and host, in any state."""
         ...
 
     async def probe(self) -> EngineInfo:
-        """Whether it answers, and what it is. Raises EngineGone."""
+        """Return what answers. Raises EngineUnavailable."""
         ...
 
 
-# MERGED runner/engines/cut.py: Where output may be cut into chunks, so that whoever takes up at a mark starts at the
-# start of a line.
-
-
 def complete_length(data: bytes | bytearray, *, ended: bool = False) -> int:
-    """How many bytes of `data` may be handed out now: whole lines, a part of a line too long to mean anything, or,
-    when nothing can follow, all of it."""
+    """Return how many bytes of `data` may be passed on, so that a reader that resumes starts at a line.
+
+    These are the whole lines. Without a newline it is 0, or everything if the line is too long to be a message. With
+    `ended`, nothing can follow, so it is everything.
+    """
     if ended or (len(data) > LINE_LIMIT_BYTES and b"\n" not in data):
         return len(data)
     return data.rfind(b"\n") + 1
@@ -196,4 +196,4 @@ def complete_length(data: bytes | bytearray, *, ended: bool = False) -> int:
 GpuInjection = Literal["cdi", "device_request", "runtime"]
 
 
-DetectedInjection = GpuInjection | Literal["none"]  # what was found at start
+DetectedInjection = GpuInjection | Literal["none"]  # the result of the trial at start

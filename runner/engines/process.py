@@ -1,9 +1,9 @@
-"""Jobs as plain child processes: the same image folders where there is no container engine.
+"""The process engine: jobs as child processes, from the same image folders, where there is no container engine.
 
-Where the runner is root a job runs as another user, and that is all that is between it and the machine.
+If the runner is root, a job runs as another user, and that is the only barrier between the job and the machine.
 
-A shim beside each job (shim.py) keeps its output and exit code in a state folder (records.py), so that the job
-survives the runner and is adopted by the next one.
+A shim (`process_shim`) runs beside each job and keeps its output and exit code in a state folder (`process_state`). So
+the job survives the runner, and the next runner process adopts it.
 """
 
 import asyncio
@@ -46,26 +46,26 @@ from runner.engines.process_state import READ_BYTES, STREAMS, ProcessSpec, Proce
 from runner.tree_removal import remove_tree
 
 POLL_INTERVAL_S = 0.02
-KILL_TIMEOUT_S = 10.0  # how long a KILL may take
-START_LIMIT = 4  # at once
-REMOVED_PREFIX = ".gone-"  # of the name of a state folder that is being removed
-TRIAL_PREFIX = "warm-try-"  # a name under which runner.adopt clears it away, should this process be killed
+KILL_TIMEOUT_S = 10.0
+START_LIMIT = 4  # concurrent starts
+REMOVED_PREFIX = ".gone-"  # name prefix of a state folder that is being removed
+TRIAL_PREFIX = "warm-try-"  # recovery removes a folder with this prefix if this process is killed
 _NO_IDENTITY = ContainerIdentity(installation="", host="")
-LIMITS_NOTE = "memory and disk are watched, not fenced; CPUs and processes are not limited"
+LIMITS_NOTE = "memory and disk are only monitored; CPUs and processes are not limited"
 USER_REMEDY = (
-    "let that user enter it, keep Python and the images where it may, "
-    'or set [process] user = "" to run jobs as the runner\'s own user, who sees all that it sees'
+    "let that user enter it, move Python and the images to where it may, "
+    'or set [process] user = "" to run jobs as the runner\'s own user, with access to all that the runner can read'
 )
 
 
 class CannotRunJobs(Exception):
-    """Jobs cannot run as the user that they should: the message says why and what to do."""
+    """Jobs cannot run as the configured user; the message says why and what to do."""
 
 
 class ProcessEngine:
-    """Runs image folders; keeps its records in `state`. `jobkit` is the folder that holds the package of that name.
+    """Runs image folders; keeps its records in `state`. `jobkit` is the folder that contains the package of that name.
 
-    `user`: whom jobs run as, None for the runner's own user.
+    `user` runs the jobs; None is the runner's own user.
     """
 
     name = "process"
@@ -81,124 +81,124 @@ class ProcessEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # what was cancelled is being undone there
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
 
     async def start(self, spec: ContainerSpec) -> str:
         return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
 
     def _start(self, spec: ContainerSpec) -> str:
         if not spec.command or not Path(spec.folder).is_dir():
-            raise StartFailed("image_missing", f"image {spec.image} has no folder here or no [process] command in it")
+            raise StartFailed("image_missing", f"image {spec.image} has no folder here, or no [process] command")
         try:
             folder = self._create(spec)
-            said = _start_shim(folder)
+            problem = _start_shim(folder)
         except OSError as error:
             raise StartFailed("engine_error", f"the job cannot be started: {error}") from error
-        if said:
+        if problem:
             _discard_state_dir(folder)
-            raise StartFailed("engine_error", said)
+            raise StartFailed("engine_error", problem)
         return folder.name
 
     def check_job_user(self, jobs: Path, images: Iterable[Path]) -> None:
-        """Start Python once as jobs will, with a way to all `images` and to a folder made in `jobs`. Blocking.
+        """Start Python once as jobs will, with access to all `images` and to a folder in `jobs`. Blocking.
 
         Raises CannotRunJobs, OSError.
         """
         if self._user is None:
             return
-        with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=jobs) as made:
-            job_dir = Path(made)
+        with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=jobs) as trial_dir:
+            job_dir = Path(trial_dir)
             prepare_job_dir(job_dir, (self._user.uid, self._user.gid), warm=False)
             code = f"import json, zlib; open({str(job_dir / 'out' / 'tried')!r}, 'w').close()"
             command, env = (sys.executable, "-c", code), {"PYTHONPATH": str(self._jobkit)}
-            places = self._list_job_paths([str(image) for image in images], job_dir)
-            tried = ProcessSpec(_NO_IDENTITY, command, str(job_dir), env, 0, self._user, places)
-            said = _run_shim(process_shim.TRIAL_FLAG, msgspec.json.encode(tried).decode())
-        if said.returncode:
-            lines = said.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {said.returncode}"]
+            paths = self._list_job_paths([str(image) for image in images], job_dir)
+            trial = ProcessSpec(_NO_IDENTITY, command, str(job_dir), env, 0, self._user, paths)
+            result = _run_shim(process_shim.TRIAL_FLAG, msgspec.json.encode(trial).decode())
+        if result.returncode:
+            lines = result.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {result.returncode}"]
             raise CannotRunJobs(f"jobs cannot run as {self._user.name}: {lines[-1]}: {USER_REMEDY}")
 
     def _list_job_paths(self, images: Iterable[str], job_dir: Path) -> tuple[tuple[str, bool], ...]:
-        """What a job has to reach, its own folder last."""
-        read = dict.fromkeys((sys.base_prefix, sys.prefix, str(self._jobkit), *images))
-        return (*((path, False) for path in read), (str(job_dir), True))
+        """Return the folders that a job has to reach, its own folder last."""
+        readable = dict.fromkeys((sys.base_prefix, sys.prefix, str(self._jobkit), *images))
+        return (*((path, False) for path in readable), (str(job_dir), True))
 
     def _create(self, spec: ContainerSpec) -> Path:
         owner = (self._user.uid, self._user.gid) if self._user else (os.geteuid(), os.getegid())
         prepare_job_dir(spec.job_dir, owner, warm=spec.env.get(WARM_ENV) == "1")
         make_private_folder(self._state)
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.identity.job or 'warm'}-", dir=self._state))
-        command, places = spec.instead or spec.command, self._list_job_paths([spec.folder], spec.job_dir)
+        command, paths = spec.instead or spec.command, self._list_job_paths([spec.folder], spec.job_dir)
         ProcessStateDir(folder).write_spec(
-            ProcessSpec(spec.identity, command, spec.folder, self._env(spec), spec.limits.memory_mb, self._user, places)
+            ProcessSpec(spec.identity, command, spec.folder, self._env(spec), spec.limits.memory_mb, self._user, paths)
         )
         return folder
 
     @staticmethod
     def _search_path() -> str:
-        """The runner's own Python comes first, with the packages beside it."""
+        """Return the search path: the runner's own Python first, with the programs beside it."""
         return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
     def _env(self, spec: ContainerSpec) -> dict[str, str]:
-        """Little of ours: no keys, no proxies."""
+        """Return the job's environment, which has little of the runner's: no keys, no proxies."""
         scratch = str(spec.job_dir / "tmp")
-        ours = {
+        base = {
             "PATH": self._search_path(),
             "LANG": "C.UTF-8",
             "HOME": scratch,
             "TMPDIR": scratch,
             "PYTHONPATH": str(self._jobkit),
-            "PYTHONDONTWRITEBYTECODE": "1",  # the image folder is not the job's to write to
+            "PYTHONDONTWRITEBYTECODE": "1",  # a job must not write to the image folder
             "CUDA_VISIBLE_DEVICES": ",".join(spec.gpus),
             JOB_ENV: str(spec.job_dir),
         }
-        return {**ours, **spec.env}
+        return {**base, **spec.env}
 
     def _discard(self, handle: str) -> None:
-        records = ProcessStateDir(self._state / handle)
+        state = ProcessStateDir(self._state / handle)
         deadline = time.monotonic() + KILL_TIMEOUT_S
         with suppress(NoSuchContainer):
-            records.read_pids().kill()
-            while records.read_exit() is None and time.monotonic() < deadline:
+            state.read_pids().kill()
+            while state.read_exit() is None and time.monotonic() < deadline:
                 time.sleep(POLL_INTERVAL_S)
-        _discard_state_dir(records.folder)
+        _discard_state_dir(state.folder)
 
     async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
-        records = ProcessStateDir(self._state / handle)
-        at = [int(part) for part in since.position.split(":")] if since else [0, 0]
+        state = ProcessStateDir(self._state / handle)
+        offsets = [int(part) for part in since.position.split(":")] if since else [0, 0]
         offset = since.offset if since else 0
         while True:
-            look = await asyncio.to_thread(records.read_output, (at[0], at[1]))
-            quiet = True
-            for which, (start, data) in enumerate(look.output):
-                size = complete_length(data, ended=look.exit is not None and len(data) < READ_BYTES)
+            snapshot = await asyncio.to_thread(state.read_output, (offsets[0], offsets[1]))
+            is_quiet = True
+            for index, (start, data) in enumerate(snapshot.output):
+                size = complete_length(data, ended=snapshot.exit is not None and len(data) < READ_BYTES)
                 if size:
-                    at[which], offset = start + size, offset + size
-                    quiet = False
-                    yield OutputChunk(STREAMS[which], data[:size], OutputCursor(offset, f"{at[0]}:{at[1]}"))
-            if quiet and look.exit is not None:
+                    offsets[index], offset = start + size, offset + size
+                    is_quiet = False
+                    yield OutputChunk(STREAMS[index], data[:size], OutputCursor(offset, f"{offsets[0]}:{offsets[1]}"))
+            if is_quiet and snapshot.exit is not None:
                 return
-            if quiet:
+            if is_quiet:
                 await asyncio.sleep(POLL_INTERVAL_S)
 
     async def wait(self, handle: str) -> ContainerExit:
-        records = ProcessStateDir(self._state / handle)
+        state = ProcessStateDir(self._state / handle)
         while True:
-            ended = await asyncio.to_thread(records.read_exit)
-            if ended is not None:
-                return ended
+            exit_ = await asyncio.to_thread(state.read_exit)
+            if exit_ is not None:
+                return exit_
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def stop(self, handle: str, grace_s: float) -> None:
         try:
-            running = await asyncio.to_thread(ProcessStateDir(self._state / handle).read_pids)
+            pids = await asyncio.to_thread(ProcessStateDir(self._state / handle).read_pids)
             if grace_s > 0:
-                running.terminate()
+                pids.terminate()
             if await self._exits_within(handle, grace_s):
                 return
-            running.kill()
+            pids.kill()
             if not await self._exits_within(handle, KILL_TIMEOUT_S):
-                raise EngineError(f"{handle} does not die: a driver may hold it, then only a reboot helps")
+                raise EngineError(f"{handle} survives SIGKILL: a driver may block it, and then only a reboot helps")
         except NoSuchContainer:
             return
 
@@ -215,20 +215,24 @@ class ProcessEngine:
 
     async def find(self, installation: str, host: str) -> list[FoundContainer]:
         found = await asyncio.to_thread(self._find)
-        return [one for one in found if (one.identity.installation, one.identity.host) == (installation, host)]
+        return [
+            container
+            for container in found
+            if (container.identity.installation, container.identity.host) == (installation, host)
+        ]
 
     def _find(self) -> list[FoundContainer]:
         folders = sorted(path.parent for path in self._state.glob("*/spec.json"))
-        there = (folder for folder in folders if not folder.name.startswith(REMOVED_PREFIX))
-        return [found for folder in there if (found := ProcessStateDir(folder).describe())]
+        existing = (folder for folder in folders if not folder.name.startswith(REMOVED_PREFIX))
+        return [found for folder in existing if (found := ProcessStateDir(folder).describe())]
 
     def _delete_leftovers(self) -> None:
-        """Remove what an earlier life could not."""
+        """Remove state folders that an earlier process could not remove."""
         for folder in self._state.glob(f"{REMOVED_PREFIX}*"):
             _delete_folder(folder)
 
     async def pid(self, handle: str) -> int | None:
-        """The process whose descendants are the job's: its shim. None where it is gone."""
+        """Return the pid of the job's shim, whose descendants are the job; None if it is gone."""
         try:
             return (await asyncio.to_thread(ProcessStateDir(self._state / handle).read_pids)).shim[0]
         except NoSuchContainer:
@@ -242,34 +246,34 @@ class ProcessEngine:
         )
 
     def _describe_isolation(self) -> str:
-        who = f"the user {self._user.name}" if self._user else f"{current_user_name()}, the runner's own user"
-        return f"no containers: jobs run as {who}, with its files and the network; run only images you trust"
+        user = f"the user {self._user.name}" if self._user else f"{current_user_name()}, the runner's own user"
+        return f"no containers: jobs run as {user}, with access to its files and the network; run only images you trust"
 
 
-def _run_shim(*words: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run it; it inherits nothing of our environment."""
-    argv = [sys.executable, "-I", "-S", process_shim.__file__, *words]
+def _run_shim(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run the shim. It inherits nothing of our environment."""
+    argv = [sys.executable, "-I", "-S", process_shim.__file__, *arguments]
     return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, env={})
 
 
 def _discard_state_dir(folder: Path) -> None:
-    """Take the state folder out of `find` at once, then remove it: a removal that fails keeps no job from ending."""
-    gone = folder.with_name(REMOVED_PREFIX + folder.name)
+    """Hide the state folder from `find` at once, then remove it: a failed removal must not keep a job from ending."""
+    removed = folder.with_name(REMOVED_PREFIX + folder.name)
     with suppress(FileNotFoundError):
-        folder.rename(gone)
-        _delete_folder(gone)
+        folder.rename(removed)
+        _delete_folder(removed)
 
 
 def _delete_folder(folder: Path) -> None:
     try:
         remove_tree(folder)
     except OSError as error:
-        structlog.get_logger("runner").warning("folder not removed", folder=str(folder), why=str(error))
+        structlog.get_logger("runner").warning("folder_removal_failed", folder=str(folder), error=str(error))
 
 
 def _start_shim(folder: Path) -> str:
-    """Start shim and job; empty, or why it does not run."""
-    said = _run_shim(str(folder))
-    if said.stdout.startswith(b"running"):
+    """Start shim and job; return "" or the reason why the job does not run."""
+    result = _run_shim(str(folder))
+    if result.stdout.startswith(b"running"):
         return ""
-    return said.stderr.decode(errors="replace").strip() or "the shim did not start"
+    return result.stderr.decode(errors="replace").strip() or "the shim did not start"

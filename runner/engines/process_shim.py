@@ -1,13 +1,14 @@
-"""Stands beside one job of the process engine: outlives the runner, keeps the exit code, ends the job's whole family.
+"""Shim of the process engine: outlives the runner, records the exit code, and kills all descendants of its job.
 
-Run as a script with the state folder as its argument; standard library only, so that it starts in milliseconds. With
-TRY and a spec as JSON it runs that program once, to see whether it can.
-It answers on stdout with one line once the job runs, or on stderr with why it does not, and then goes on by itself.
+Run as a script with the state folder as its argument. It uses only the standard library, so that it starts in
+milliseconds. With TRIAL_FLAG and a spec as JSON it runs that program once, to test whether it can.
 
-It is the reaper of everything the job starts (PR_SET_CHILD_SUBREAPER), so nothing escapes it by forking away.
-SIGTERM to the shim means: kill them all now. The asking nicely before that is the engine's.
+It prints one line to stdout once the job runs, or the reason why it does not to stderr, and then detaches.
 
-Where jobs run as another user, the shim stays the runner's and only the job becomes that user (`become`).
+The shim is the reaper of everything that the job starts (PR_SET_CHILD_SUBREAPER), so no process escapes it by forking.
+SIGTERM makes the shim SIGKILL the whole process tree. The engine sends SIGTERM to the job first.
+
+If jobs run as another user, the shim keeps the runner's user, and only the job becomes the other one (`become_user`).
 """
 
 import contextlib
@@ -31,21 +32,20 @@ CLONE_NEWNS = 0x00020000  # linux/sched.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32  # linux/mount.h
 MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19
 LIBC = ctypes.CDLL(None, use_errno=True)
-LINK_LIMIT = 40  # on the way to one folder, as the kernel has it
-MEMORY_POLL_INTERVAL_S = 0.05  # memory is looked at this often: a fast job may overshoot its limit for so long
+LINK_LIMIT = 40  # links on the path to one folder; the kernel's own limit
+MEMORY_POLL_INTERVAL_S = 0.05  # a fast job may exceed its memory limit for this long
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-OOM_SCORE = 500  # as the Docker engine's
+OOM_SCORE = 500  # the same as in containers of the Docker engine
 TRIAL_FLAG = "--try"
-LOG_LIMIT_BYTES = (
-    128 << 20
-)  # the most of a stream that stays on the disk, half of it at least; Docker keeps 20 MB of both
+LOG_LIMIT_BYTES = 128 << 20  # of a stream on the disk; at least half of it is kept. Docker keeps 20 MB of both
 PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE of linux/falloc.h
 
 
 def started_at(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with it a pid names one process for ever. 0: it is gone.
+    """Return when a process started, in clock ticks since boot; 0 if it is gone or a zombie.
 
-    A zombie is gone too. Source: proc(5), /proc/pid/stat, fields 3 and 22, counted behind the name in brackets.
+    A pid and its start time identify one process forever. Source: proc(5), /proc/pid/stat, fields 3 and 22, counted
+    after the name in brackets.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -55,12 +55,12 @@ def started_at(pid: int) -> int:
 
 
 def boot_id() -> str:
-    """Names this boot of the machine: pids and ticks begin anew with the next."""
+    """Return the id of this boot of the machine: pids and ticks start again with the next boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def find_descendants(pid: int) -> list[int]:
-    """Every living descendant of `pid`."""
+    """Return every living descendant of `pid`."""
     found: list[int] = []
     for task in _list_dir(f"/proc/{pid}/task"):
         try:
@@ -74,13 +74,13 @@ def find_descendants(pid: int) -> list[int]:
 
 def _list_dir(folder: str) -> list[str]:
     try:
-        return os.listdir(folder)  # noqa: PTH208 - names are wanted
+        return os.listdir(folder)  # noqa: PTH208 - returns names
     except OSError:
         return []
 
 
 def private_bytes(pid: int) -> int:
-    """Memory of a process alone: resident without files and shared memory. Counts pages that a fork shares twice."""
+    """Return the memory of one process: resident without files and shared memory. Pages of a fork count twice."""
     try:
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
     except OSError:
@@ -89,7 +89,7 @@ def private_bytes(pid: int) -> int:
 
 
 def proportional_bytes(pid: int) -> int:
-    """The same with shared pages counted once over all who share them; slow, so asked only when it matters."""
+    """Return the same with shared pages divided among those who share them; slow, so used only near the limit."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -98,20 +98,20 @@ def proportional_bytes(pid: int) -> int:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """All of it or nothing."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data))
-    part.replace(path)
+    """Write the file atomically."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(data))
+    temporary.replace(path)
 
 
 def kill_process(pid: int) -> None:
-    """KILL, whether it is still there or not."""
+    """Send SIGKILL; a process that is gone is not an error."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def reap_adopted(job: int) -> None:
-    """Reap what came to us as an orphan. The job itself is left to who started it."""
+    """Reap orphans that this process inherited. The job itself is left to `subprocess`."""
     with contextlib.suppress(ChildProcessError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if ended.si_pid == job:
@@ -120,7 +120,7 @@ def reap_adopted(job: int) -> None:
 
 
 class FolderWay:
-    """The way to a folder, one step at a time, links followed: the folders passed, the links met, where it ends."""
+    """The path to a folder, resolved step by step: the folders passed, the links met, and the end."""
 
     def __init__(self, path: str) -> None:
         self.folders, self.links, self.end = [Path("/")], dict[Path, str](), Path("/")
@@ -137,7 +137,7 @@ class FolderWay:
                 self.folders.append(step)
 
     def find_barrier(self) -> "Path | None":
-        """The first folder on it that the effective user may not enter."""
+        """Return the first folder on the path that the effective user may not enter."""
         return next((folder for folder in self.folders if not os.access(folder, os.X_OK, effective_ids=True)), None)
 
 
@@ -146,10 +146,11 @@ def _split_path(path: str) -> "list[str]":
 
 
 def become_user(user: "dict[str, Any]", places: "list[tuple[str, bool]]") -> None:
-    """Be `user` for ever, with a way to each folder of `places` (path, whether it may be written). OSError if not.
+    """Become `user` permanently, with access to each folder of `places` (path, whether it is writable).
 
-    A folder that lies behind one which the user may not enter (a checkout or a Python below a private home, say) is
-    shown in a mount namespace of this process alone: there the private folder is empty but for the ways to `places`.
+    Raises OSError. A folder may lie below one that the user may not enter, such as a checkout below a private home. It
+    is then shown in a mount namespace of this process alone, where the private folder holds nothing but the paths to
+    `places`.
     """
     os.setgroups(user["groups"])
     ways = {path: FolderWay(path) for path, _ in places}
@@ -168,12 +169,12 @@ def become_user(user: "dict[str, Any]", places: "list[tuple[str, bool]]") -> Non
                 raise PermissionError(errno.EACCES, _describe_denied(barrier or Path(path), user))
     os.setresgid(user["gid"], user["gid"], user["gid"])
     os.setresuid(user["uid"], user["uid"], user["uid"])
-    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no setuid program gives anything back
+    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # a setuid program cannot restore rights
 
 
 @contextlib.contextmanager
 def _acting_as(user: "dict[str, Any]") -> "Iterator[None]":
-    """Be judged as `user`; what root may do is there again afterwards."""
+    """Use the rights of `user` inside the block; root's rights return after it."""
     gid = os.getegid()
     os.setegid(user["gid"])
     os.seteuid(user["uid"])
@@ -190,16 +191,18 @@ def _describe_denied(folder: Path, user: "dict[str, Any]") -> str:
 
 
 def _mount_hidden(ways: "list[tuple[FolderWay, bool]]", barriers: "set[Path]") -> None:
-    """Put an empty folder over each barrier, and in it what leads to the ends of `ways`."""
+    """Mount an empty folder over each barrier, and in it the paths to the ends of `ways`."""
     if LIBC.unshare(CLONE_NEWNS):
-        why = os.strerror(ctypes.get_errno())
-        raise OSError(ctypes.get_errno(), f"no mount namespace can be made here to show what is behind it ({why})")
+        reason = os.strerror(ctypes.get_errno())
+        raise OSError(ctypes.get_errno(), f"a mount namespace to show what is below it cannot be created ({reason})")
     umask = os.umask(0o022)
     _mount(None, Path("/"), None, MS_REC | MS_SLAVE)
     sources = [(way, writable, os.open(way.end, os.O_PATH | os.O_DIRECTORY)) for way, writable in ways]
     for barrier in barriers:
         _mount("lamplighter", barrier, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
-    for way, writable, source in sorted(sources, key=lambda one: len(one[0].folders)):  # a folder before its parts
+    for way, writable, source in sorted(
+        sources, key=lambda source: len(source[0].folders)
+    ):  # a folder before its parts
         way.end.mkdir(parents=True, exist_ok=True)
         _mount(f"/proc/self/fd/{source}", way.end, None, MS_BIND | MS_REC)
         if not writable:
@@ -219,8 +222,8 @@ def _mount(source: "str | None", target: Path, kind: "str | None", flags: int, o
 
 
 def start_program(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[bytes]":
-    """Start the program of `spec` in a session of its own, as its user. OSError if it cannot be."""
-    told, tell = os.pipe()  # why the child could not become what it should: Popen itself would not say
+    """Start the program of `spec` in a session of its own, as its user. Raises OSError."""
+    error_read, error_write = os.pipe()  # carries the child's error, which Popen does not report
 
     def enter() -> None:
         try:
@@ -228,7 +231,7 @@ def start_program(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[b
                 become_user(spec["user"], spec["places"])
             os.chdir(spec["folder"])
         except OSError as error:
-            os.write(tell, str(error if error.filename else error.strerror).encode())
+            os.write(error_write, str(error if error.filename else error.strerror).encode())
             raise
 
     try:
@@ -241,17 +244,17 @@ def start_program(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[b
             **streams,
         )
     except subprocess.SubprocessError as error:
-        os.set_blocking(told, False)  # what was no OSError is not told
+        os.set_blocking(error_read, False)  # only an OSError was written to the pipe
         with contextlib.suppress(BlockingIOError):
-            raise OSError(os.read(told, 4096).decode()) from error
+            raise OSError(os.read(error_read, 4096).decode()) from error
         raise OSError(str(error)) from error
     finally:
-        os.close(told)
-        os.close(tell)
+        os.close(error_read)
+        os.close(error_write)
 
 
 def punch_old_output(path: Path, kept: int) -> None:
-    """Give back the room of all but the last `kept` bytes of a file that grows; what is there keeps its offsets.
+    """Free the disk space of all but the last `kept` bytes of a file that grows; offsets stay valid.
 
     On a file system without holes the file stays as it is.
     """
@@ -263,7 +266,7 @@ def punch_old_output(path: Path, kept: int) -> None:
 
 
 class Shim:
-    """One job's watch, from start to exit code."""
+    """Supervisor of one job, from its start to its exit code."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -274,9 +277,9 @@ class Shim:
         self.started_s = time.time()
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """The job, in a session of its own. OSError if it cannot be."""
+        """Start the job in a session of its own. Raises OSError."""
         with (self.state / "stdout").open("ab") as out, (self.state / "stderr").open("ab") as err:
-            if user := self.spec.get("user"):  # so that a program may open /dev/stderr
+            if user := self.spec.get("user"):  # a program may open /dev/stderr
                 os.fchown(out.fileno(), user["uid"], user["gid"])
                 os.fchown(err.fileno(), user["uid"], user["gid"])
             job = start_program(self.spec, stdout=out, stderr=err)
@@ -288,7 +291,7 @@ class Shim:
         return job
 
     def watch(self, job: "subprocess.Popen[bytes]") -> None:
-        """Until it exits; then end what it left behind, and write down how it ended."""
+        """Wait until the job exits; then kill what it left running, and record how it exited."""
         woken, signals = os.pipe()
         for end in (woken, signals):
             os.set_blocking(end, False)
@@ -303,7 +306,7 @@ class Shim:
             if self.stopping:
                 self.kill_descendants()
         self.kill_descendants()
-        if self.spec.get("user"):  # another job of that user must not change what is collected now
+        if self.spec.get("user"):  # another job of that user must not change the outputs any more
             (Path(self.spec["places"][-1][0]) / "out").chmod(0o700)
         code = job.returncode if job.returncode >= 0 else 128 - job.returncode
         write_json(
@@ -312,7 +315,7 @@ class Shim:
         )
 
     def enforce_memory_limit(self) -> None:
-        """Over the limit the largest process is killed, as the kernel does in a container."""
+        """Over the limit, kill the largest process, as the kernel does in a container."""
         members = find_descendants(os.getpid())
         if sum(private_bytes(pid) for pid in members) <= self.limit:
             return
@@ -322,7 +325,7 @@ class Shim:
             kill_process(max(sizes, key=sizes.__getitem__))
 
     def kill_descendants(self) -> None:
-        """Kill until nothing is left: what forks meanwhile is found in the next round."""
+        """Kill until nothing is left: a process that was forked in the meantime is found by the next pass."""
         while members := [pid for pid in find_descendants(os.getpid()) if started_at(pid)]:
             for pid in members:
                 kill_process(pid)
@@ -330,7 +333,7 @@ class Shim:
 
 
 def run_trial(spec: "dict[str, Any]") -> NoReturn:
-    """Run the program of `spec` and exit as it does; on stderr why it cannot be."""
+    """Run the program of `spec` and exit as it does; print the reason to stderr if it cannot run."""
     try:
         sys.exit(start_program(spec).wait())
     except OSError as error:
@@ -338,12 +341,12 @@ def run_trial(spec: "dict[str, Any]") -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Start the job, detach from the runner, watch."""
+    """Start the job, detach from the runner, supervise."""
     if sys.argv[1] == TRIAL_FLAG:
         run_trial(json.loads(sys.argv[2]))
     state = Path(sys.argv[1])
     if os.fork():
-        # The runner waits for the pipe of this process, not for it: stdout closes once the job runs or cannot.
+        # The runner waits for this process and its pipe: the child closes stdout once the job runs or has failed.
         os._exit(0)
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -358,7 +361,7 @@ def main() -> NoReturn:
         sys.stderr.write(str(error))
         sys.stderr.flush()
         os._exit(1)
-    with contextlib.suppress(OSError):  # it may have ended already
+    with contextlib.suppress(OSError):  # the job may have ended already
         Path(f"/proc/{job.pid}/oom_score_adj").write_text(str(OOM_SCORE))
     os.write(1, b"running\n")
     null = os.open(os.devnull, os.O_RDWR)

@@ -1,6 +1,6 @@
-"""A job's state folder under the process engine: what was to run, its processes, what they said, how it ended.
+"""State folder of a job under the process engine: its spec, its processes, its output, its exit. All calls block.
 
-The shim writes running.json, stdout, stderr and exit.json. All calls here block.
+The shim writes running.json, stdout, stderr and exit.json.
 """
 
 import os
@@ -28,9 +28,9 @@ EXIT_KILLED = 137
 
 
 class ProcessSpec(Struct, frozen=True):
-    """spec.json: what the shim runs, and for whom. `user`: whom it becomes for that, None for the runner's own.
+    """spec.json: the program for the shim. `user` runs it; None is the runner's own user.
 
-    `places` are the folders that this user has to reach, and whether it may write there.
+    `places` are the folders that this user has to reach, each with whether it may write there.
     """
 
     identity: ContainerIdentity
@@ -43,23 +43,23 @@ class ProcessSpec(Struct, frozen=True):
 
 
 class ProcessPids(Struct, frozen=True):
-    """running.json."""
+    """running.json: the processes of the shim and of the job."""
 
     boot: str
     shim: PidAndStart
     job: PidAndStart
 
     def is_alive(self, process: PidAndStart) -> bool:
-        """Whether the very process still runs: neither gone, nor a zombie, nor another one with its pid."""
+        """Return whether this very process runs: not gone, not a zombie, and not another one with the same pid."""
         return self.boot == boot_id() and started_at(process[0]) == process[1]
 
     def terminate(self) -> None:
-        """Ask the job and those of its group to end."""
+        """Send SIGTERM to the job's process group."""
         if self.is_alive(self.job):
             _signal_group(self.job[0], signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it. The shim kills the whole family; without it the job's own group is all that can be found."""
+        """Kill the job. The shim kills all descendants; without a shim, only the job's process group can be found."""
         if self.is_alive(self.shim):
             with suppress(ProcessLookupError):
                 kill(self.shim[0], signal.SIGTERM)
@@ -68,7 +68,7 @@ class ProcessPids(Struct, frozen=True):
 
 
 class ExitRecord(Struct, frozen=True):
-    """exit.json; times in seconds since 1970."""
+    """exit.json: how the job exited; times in seconds since 1970."""
 
     code: int
     oom_killed: bool
@@ -77,14 +77,14 @@ class ExitRecord(Struct, frozen=True):
 
 
 class StreamPart(NamedTuple):
-    """Some bytes of a stream, and the offset that they begin at: the shim may have given up what was before."""
+    """Some bytes of a stream, and their offset: the shim may have discarded older ones."""
 
     start: int
     data: bytes
 
 
 class OutputSnapshot(NamedTuple):
-    """`exit` was looked for before the output was read: with it, the output is all there is."""
+    """Output and exit. `exit` was read before the output: if it is set, the output is complete."""
 
     exit: ContainerExit | None
     output: tuple[StreamPart, StreamPart]
@@ -96,45 +96,50 @@ class ProcessStateDir:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write_spec(self, kept: ProcessSpec) -> None:
+    def write_spec(self, spec: ProcessSpec) -> None:
         """Write spec.json."""
-        (self.folder / "spec.json").write_bytes(msgspec.json.encode(kept))
+        (self.folder / "spec.json").write_bytes(msgspec.json.encode(spec))
 
     def read_pids(self) -> ProcessPids:
-        """Its processes. Raises NoSuchContainer."""
+        """Return the processes. Raises NoSuchContainer."""
         found = self._load("running.json", ProcessPids)
         if found is None:
-            raise NoSuchContainer(f"{self.folder.name} is not here or was never started")
+            raise NoSuchContainer(f"{self.folder.name} does not exist or was never started")
         return found
 
     def read_exit(self) -> ContainerExit | None:
-        """How it ended, or None while it runs; killed, if the shim was. Raises NoSuchContainer."""
+        """Return how the job exited, or None while it runs. Raises NoSuchContainer.
+
+        Without exit.json the job counts as killed: the shim was killed before it could write the file.
+        """
         running = self.read_pids()
         alive = running.is_alive(running.shim) or running.is_alive(running.job)
-        ended = self._load("exit.json", ExitRecord)  # after the look at the processes: the shim writes it and then goes
-        if ended is None:
+        record = self._load("exit.json", ExitRecord)  # after the check of the processes: the shim writes it, then exits
+        if record is None:
             return None if alive else ContainerExit(EXIT_KILLED)
-        return ContainerExit(ended.code, ended.oom_killed, _to_datetime(ended.started), _to_datetime(ended.finished))
+        return ContainerExit(
+            record.code, record.oom_killed, _to_datetime(record.started), _to_datetime(record.finished)
+        )
 
     def read_output(self, at: tuple[int, int]) -> OutputSnapshot:
-        """Up to READ bytes of each stream from the offsets `at`. Raises NoSuchContainer."""
-        ended = self.read_exit()
-        return OutputSnapshot(ended, (self._read("stdout", at[0]), self._read("stderr", at[1])))
+        """Return up to READ_BYTES of each stream from the offsets `at`. Raises NoSuchContainer."""
+        exit_ = self.read_exit()
+        return OutputSnapshot(exit_, (self._read("stdout", at[0]), self._read("stderr", at[1])))
 
     def describe(self) -> FoundContainer | None:
-        """It as `find` shows it; None while it is just being made or removed."""
-        kept = self._load("spec.json", ProcessSpec)
-        if kept is None:
+        """Return the job as `find` shows it; None while it is being created or removed."""
+        spec = self._load("spec.json", ProcessSpec)
+        if spec is None:
             return None
         try:
             state: ContainerState = "running" if self.read_exit() is None else "exited"
         except NoSuchContainer:
             state = "created"
-        return FoundContainer(self.folder.name, kept.identity, state)
+        return FoundContainer(self.folder.name, spec.identity, state)
 
     def _read(self, stream: OutputStream, at: int) -> StreamPart:
         with (self.folder / stream).open("rb") as file:
-            with suppress(OSError):  # nothing follows, or the file system knows no holes
+            with suppress(OSError):  # no data follows, or the file system has no holes
                 at = os.lseek(file.fileno(), at, os.SEEK_DATA)
             file.seek(at)
             return StreamPart(at, file.read(READ_BYTES))

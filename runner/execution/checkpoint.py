@@ -1,4 +1,11 @@
-"""The last lines that a job wrote to stderr, for the error of one that failed: few, short, and safe to print."""
+"""Checkpoint of a job: what the next runner process needs in order to continue it.
+
+It is one small file in the job's folder, replaced atomically. Messages are written to it before they are published. The
+next runner process publishes the unpublished ones again at the same positions, and the broker drops those that it has.
+So nothing is lost between the write and the publish, and nothing is published twice.
+
+The file also contains the last lines of stderr, for the error of a failed job: few, short, and safe to print.
+"""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -19,18 +26,18 @@ from schemas.container_protocol import ErrorLine
 from schemas.feed import FeedMessage
 
 TAIL_LINES = 5
-LINE_LIMIT_CHARS = 300  # of one line; what is longer keeps its end, where a message is
-SCAN_LIMIT_BYTES = 16 * 1024  # of a chunk: a flood must not cost the runner its time
+LINE_LIMIT_CHARS = 300  # a longer line keeps its end, where the message is
+SCAN_LIMIT_BYTES = 16 * 1024  # of a chunk, so that a flood of output takes little CPU time
 
 
 class StderrTail(Struct, frozen=True):
-    """`lines`, oldest first, of the output up to byte `end`."""
+    """The last `lines` of stderr, oldest first, of the output up to byte `end`."""
 
     lines: tuple[str, ...] = ()
     end: int = 0
 
     def updated(self, chunk: OutputChunk) -> "StderrTail":
-        """The tail once `chunk` was read; the same where that was read before, by an earlier life."""
+        """Return the tail after `chunk`; the same if an earlier runner process has read the chunk."""
         if chunk.cursor.offset <= self.end:
             return self
         if chunk.stream != "stderr":
@@ -40,16 +47,12 @@ class StderrTail(Struct, frozen=True):
 
 
 def _escape_unprintable(line: bytes) -> str:
-    """Without anything that a terminal would obey: control characters, and those that turn the direction of a text."""
+    """Return the line without characters that a terminal obeys: control characters, and those that change the
+    direction.
+    """
     text = line[-4 * LINE_LIMIT_CHARS :].decode(errors="replace").rstrip("\r").expandtabs(4)
-    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return shown if len(shown) <= LINE_LIMIT_CHARS else f"…{shown[1 - LINE_LIMIT_CHARS :]}"
-
-
-# MERGED runner/journal.py: What one life of the runner leaves for the next about a job: one small file in the job's
-# folder, replaced whole. / Notes are written down before they are published. The next life says exactly these again,
-# under the same places, and / the broker drops what it has: so nothing is lost between the writing and the
-# publishing, and nothing is said twice.
 
 
 T = TypeVar("T")
@@ -58,13 +61,15 @@ CHECKPOINT_FILE = "journal.json"
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """`started_at` and `started_up`: when the container began its job, on two clocks.
+    """The content of the checkpoint file.
 
-    `mark`: where to take the output up again; lines before it are wholly dealt with.
+    `started_at` and `started_up` are when the container began its job, on two clocks. `mark` is the cursor at which to
+    resume the output; all lines before it are processed. Of the lines after it, those up to `log_offset` and
+    `progress_offset` were published. `log_bytes` counts the published log.
 
-    Of the lines behind it, those up to `log_offset` and `progress_offset` have been said. `log_bytes` counts what was
-    published of the log. `pending` are the notes that may not have reached the broker. `said` is the last error line,
-    `tail` the last lines of stderr. `disk` is why the job used too much disk, where that is the intent.
+    `pending` are messages that may not have reached the broker. `said` is the last error line, `tail` the last lines of
+    stderr. `intent` is why the runner stops the container; `disk` says why the job used too much disk, if that is the
+    reason.
     """
 
     started_at: datetime | None = None
@@ -81,7 +86,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
     @property
     def start_time(self) -> StartTime | None:
-        """When the container began its job."""
+        """Return when the container began its job."""
         return None if self.started_at is None else StartTime(self.started_at, self.started_up)
 
 
@@ -89,29 +94,29 @@ _decode = msgspec.json.Decoder(Checkpoint).decode
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The journal in `folder`; a blank one where there is none or it cannot be read (the output is then re-read)."""
+    """Read the checkpoint in `folder`; a blank one if it is missing or damaged: the output is then read again."""
     try:
         return _decode((folder / CHECKPOINT_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return Checkpoint()
 
 
-def write_checkpoint(folder: Path, journal: Checkpoint) -> None:
-    """Replace the journal at once, in a folder that may be new.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint atomically, in a folder that may be new.
 
     Not synced: it is of use only while the host, and so the container, stays up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{CHECKPOINT_FILE}.new"
-    new.write_bytes(msgspec.json.encode(journal))
-    new.replace(folder / CHECKPOINT_FILE)
+    temporary = folder / f"{CHECKPOINT_FILE}.new"
+    temporary.write_bytes(msgspec.json.encode(checkpoint))
+    temporary.replace(folder / CHECKPOINT_FILE)
 
 
 class CheckpointFile:
-    """The journal of a job that this life runs: what it says now, and the one way to change it.
+    """The checkpoint of a job of this runner process: its current content, and the one way to change it.
 
-    A file that cannot be written is told in `log`, and no reason to give a job up: should this life end before the disk
-    has room, the next one reads some output again.
+    A file that cannot be written is logged, and the job goes on. If this process ends before the disk has room again,
+    the next one reads some output twice.
     """
 
     def __init__(self, folder: Path, log: FilteringBoundLogger) -> None:
@@ -121,30 +126,31 @@ class CheckpointFile:
         self.current = Checkpoint()
 
     async def load(self) -> None:
-        """Take up what an earlier life wrote. A new attempt has nothing to take up."""
+        """Load what an earlier runner process wrote. A new attempt has nothing to load."""
         self.current = await anyio.to_thread.run_sync(read_checkpoint, self._folder)
 
     async def update(self, **changes: Any) -> None:
-        """Change fields of the journal; returns when the file says so, or cannot."""
+        """Change fields of the checkpoint; return after the file was written, or could not be."""
         try:
             await self.update_then(_do_nothing, **changes)
         except OSError as error:
-            self._log.warning("journal not written", why=str(error))
+            self._log.warning("checkpoint_write_failed", error=str(error))
 
     async def update_then(self, then: Callable[[], T], **changes: Any) -> T:
-        """The same, then `then` in the same thread: what must not be done before it is written down. Its answer.
+        """Change fields, then call `then` in the same thread: an action that must not precede the write. Return its
+        result.
 
-        Raises OSError when it cannot be written; `then` was not called.
+        Raises OSError if the file cannot be written; `then` was not called.
         """
         async with self._lock:
             self.current = replace(self.current, **changes)
             return await anyio.to_thread.run_sync(_write_then, self._folder, self.current, then)
 
 
-def _write_then(folder: Path, journal: Checkpoint, then: Callable[[], T]) -> T:
-    write_checkpoint(folder, journal)
+def _write_then(folder: Path, checkpoint: Checkpoint, then: Callable[[], T]) -> T:
+    write_checkpoint(folder, checkpoint)
     return then()
 
 
 def _do_nothing() -> None:
-    """Nothing has to follow."""
+    """Do nothing: the write needs no action after it."""

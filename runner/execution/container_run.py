@@ -1,7 +1,7 @@
-"""One container's life: inputs staged, started, followed and watched over to its end, judged.
+"""One container: inputs staged, started, followed and supervised until its exit, and the exit classified.
 
-Whoever wants it stopped says so with `intend`; the intent is written down before the stop, because afterwards a stopped
-container looks like one that crashed.
+To stop it, call `request_stop`. The reason is written to the checkpoint before the stop, because a stopped container
+looks like one that crashed.
 """
 
 import errno
@@ -42,9 +42,9 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class JobAssignment(Struct, frozen=True):
-    """What is to be run: the job as claimed, what kind it is, its cards, and its container if that runs it already.
+    """A job to run: as claimed, with its endpoint, its GPUs, and the container if it runs already.
 
-    `spare`: the container that was started ahead and is the job's now.
+    `warm_container` is the warm container that was assigned to the job.
     """
 
     job: Job
@@ -53,11 +53,11 @@ class JobAssignment(Struct, frozen=True):
     handle: str | None = None
     warm_container: WarmContainer | None = None
 
-    def identity(self, life: RunnerContext) -> ContainerIdentity:
-        """Whose container it is."""
+    def identity(self, context: RunnerContext) -> ContainerIdentity:
+        """Return the identity of the job's container."""
         return ContainerIdentity(
-            installation=life.installation,
-            host=life.host,
+            installation=context.installation,
+            host=context.host,
             owner=self.job.owner,
             job=self.job.id,
             round=self.job.round,
@@ -67,45 +67,45 @@ class JobAssignment(Struct, frozen=True):
 
 
 class ContainerRun:
-    """`handle` is known once there is a container, `exit` and `ran_s` once it has ended."""
+    """One container of one attempt. `handle` is set once it was started, `exit` and `run_s` once it has ended."""
 
-    def __init__(self, life: RunnerContext, ticket: JobAssignment, diary: CheckpointFile) -> None:
-        self._context = life
-        self._assignment = ticket
-        self._checkpoint = diary
-        self._identity = ticket.identity(life)
-        self._folder = life.jobs_dir / self._identity.folder
+    def __init__(self, context: RunnerContext, assignment: JobAssignment, checkpoint: CheckpointFile) -> None:
+        self._context = context
+        self._assignment = assignment
+        self._checkpoint = checkpoint
+        self._identity = assignment.identity(context)
+        self._folder = context.jobs_dir / self._identity.folder
         self._preparing = anyio.CancelScope()
         self._stop_requested = anyio.Event()
         self._has_ended = False
-        self._file_names: Mapping[str, str] = {}  # of its files in in/, once they are there
+        self._file_names: Mapping[str, str] = {}  # of the inputs, set after staging
         self.job_dir = self._folder / "job"
-        self.stop_reason = diary.current.intent
-        self._disk_excess = diary.current.disk
-        self.disk_limit = disk_limit(ticket.endpoint.config.resources.disk_mb)
-        self.handle = ticket.handle
+        self.stop_reason = checkpoint.current.intent
+        self._disk_excess = checkpoint.current.disk
+        self.disk_limit = disk_limit(assignment.endpoint.config.resources.disk_mb)
+        self.handle = assignment.handle
         self.exit: ContainerExit | None = None
         self.run_s: float | None = None
-        self.output_pump = OutputPump(life, ticket.job, diary, self._folder)
-        self._limits = job_timeouts(ticket.job, ticket.endpoint.config)
+        self.output_pump = OutputPump(context, assignment.job, checkpoint, self._folder)
+        self._limits = job_timeouts(assignment.job, assignment.endpoint.config)
         if self.stop_reason is not None:
             self._stop_requested.set()
 
-    async def request_stop(self, intent: StopReason, disk: str | None = None) -> None:
-        """Have it stopped, for this reason. The first reason counts; once it has ended, none does.
+    async def request_stop(self, reason: StopReason, disk_excess: str | None = None) -> None:
+        """Stop the container for this reason. The first reason counts; after the exit, none does.
 
-        `disk`: why it used too much of that.
+        `disk_excess` says why the job used too much disk.
         """
         if self.stop_reason is not None or self._has_ended:
             return
-        self.stop_reason, self._disk_excess = intent, disk
-        await self._checkpoint.update(intent=intent, disk=disk)
+        self.stop_reason, self._disk_excess = reason, disk_excess
+        await self._checkpoint.update(intent=reason, disk=disk_excess)
         self._preparing.cancel()
         self._stop_requested.set()
 
     async def run(self) -> Verdict:
-        """From the staging of the inputs to the judgement; with a container that is there, from following it."""
-        refused = None
+        """Stage, start, follow and classify; with a container that exists, begin with following it."""
+        start_failure = None
         try:
             if self.handle is None:
                 await self._prepare()
@@ -116,7 +116,7 @@ class ContainerRun:
                 self.exit = await self._supervise(self.handle)
                 self.run_s = self._compute_run_s()
         except StartFailed as error:
-            refused = error
+            start_failure = error
         except (AssetError, InvalidJobInput, EngineError, OSError) as error:
             self._has_ended = True
             if isinstance(error, EngineUnavailable):
@@ -124,22 +124,22 @@ class ContainerRun:
             await self.output_pump.close()
             return _failure_before_start(error)
         self._has_ended = True
-        said = await self.output_pump.close()
-        return classify_exit(await self._exit_facts(refused, said))
+        error_line = await self.output_pump.close()
+        return classify_exit(await self._exit_facts(start_failure, error_line))
 
-    async def _exit_facts(self, refused: StartFailed | None, said: ErrorLine | None) -> ExitFacts:
+    async def _exit_facts(self, start_failure: StartFailed | None, error_line: ErrorLine | None) -> ExitFacts:
         return ExitFacts(
             stop_reason=self.stop_reason,
             exit=self.exit,
-            start_failure=refused,
+            start_failure=start_failure,
             xid=self._assignment.allocation.xid,
-            error_line=said,
+            error_line=error_line,
             has_output=await anyio.to_thread.run_sync(has_output, self.job_dir / "out"),
             disk_excess=self._disk_excess or await self._check_final_disk_use(),
         )
 
     async def _check_final_disk_use(self) -> str | None:
-        """Why what an ended job left is too much, or None: it may have ended before the watch looked."""
+        """Return why the ended job left too much, or None: it may have ended before the watch checked."""
         limit = self.disk_limit
         if self.exit is None or self.stop_reason is not None or limit is None:
             return None
@@ -149,53 +149,53 @@ class ContainerRun:
         return limit.explain_excess(use)
 
     async def _prepare(self) -> None:
-        job, kind, spare = self._assignment.job, self._assignment.endpoint, self._assignment.warm_container
+        job, endpoint, warm = self._assignment.job, self._assignment.endpoint, self._assignment.warm_container
         with self._preparing:
-            self._file_names = await self._stage(job, kind)
-            if spare is not None:
-                await spare.settled.wait()
+            self._file_names = await self._stage(job, endpoint)
+            if warm is not None:
+                await warm.settled.wait()
 
-    async def _stage(self, job: Job, kind: LocalEndpoint) -> Mapping[str, str]:
-        """Fetch the inputs, for as long as that takes; the job's followers are told what keeps them."""
-        prelude = FetchProgress(self._context, job)
-        ask = partial(stage_inputs, job, kind.config, self.job_dir, self._context.assets)
-        failed: AssetError | InvalidJobInput | OSError | None = None
+    async def _stage(self, job: Job, endpoint: LocalEndpoint) -> Mapping[str, str]:
+        """Fetch the inputs, however long that takes; followers of the job see what delays them."""
+        progress = FetchProgress(self._context, job)
+        stage = partial(stage_inputs, job, endpoint.config, self.job_dir, self._context.assets)
+        failure: AssetError | InvalidJobInput | OSError | None = None
         names: Mapping[str, str] = {}
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(prelude.run)
+            tasks.start_soon(progress.run)
             try:
-                names = await self._context.retry_while_unavailable("fetch input", ask, prelude.set_reason)
+                names = await self._context.retry_while_unavailable("fetch input", stage, progress.set_reason)
             except (AssetError, InvalidJobInput, OSError) as error:
-                failed = error  # not through the task group, which would wrap it
+                failure = error  # not through the task group, which would wrap it
             tasks.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
-        await prelude.finish()
+        if failure is not None:
+            raise failure
+        await progress.finish()
         return names
 
     async def _start(self) -> str:
-        """Shielded: a start that is cancelled half-way would leave a container that nobody knows."""
+        """Start the container. Shielded: a start that is cancelled halfway would leave a container without a handle."""
         with anyio.CancelScope(shield=True):
-            if (warm := await self._start_warm()) is not None:
-                return warm
+            if (warm_handle := await self._start_warm()) is not None:
+                return warm_handle
             await anyio.to_thread.run_sync(self._write_job_file)
             handle = await self._context.engine.start(self._spec())
             await self._checkpoint.update(**self._start_fields())
         return handle
 
     async def _start_warm(self) -> str | None:
-        """The waiting container, if it has the job now; one that died meanwhile is removed, and the job starts cold.
+        """Assign the job to its warm container; return the handle, or None if that died: the job then starts cold.
 
-        All that must be written before the line is sent is written in one thread: each hop delays the job.
+        All writes before the start line happen in one thread: each change of thread delays the job.
         """
-        spare = self._assignment.warm_container
-        if spare is None or spare.handle is None:
+        warm = self._assignment.warm_container
+        if warm is None or warm.handle is None:
             return None
-        heard = await self._checkpoint.update_then(self._assign_warm, **self._start_fields())
-        spare.stop_watching()
-        if not heard:
-            await self._context.engine.remove(spare.handle)
-        return spare.handle if heard else None
+        is_accepted = await self._checkpoint.update_then(self._assign_warm, **self._start_fields())
+        warm.stop_watching()
+        if not is_accepted:
+            await self._context.engine.remove(warm.handle)
+        return warm.handle if is_accepted else None
 
     def _start_fields(self) -> dict[str, Any]:
         now = self._context.moment()
@@ -214,20 +214,20 @@ class ContainerRun:
         )
 
     async def _supervise(self, handle: str) -> ContainerExit | None:
-        """Follow it to its end, under its limits; None when it is gone without one."""
-        async with anyio.create_task_group() as watch:
-            watch.start_soon(self._stop_when_requested, handle)
-            watch.start_soon(self._enforce_execution_timeout)
-            watch.start_soon(self._enforce_stall_timeout)
-            watch.start_soon(self._enforce_disk_limit)
-            ended = await self._context.retry_while_unavailable("follow", partial(self._follow_to_exit, handle))
-            watch.cancel_scope.cancel()
-        return ended
+        """Follow the container until its exit, under its limits; None if it is gone without an exit."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._stop_when_requested, handle)
+            tasks.start_soon(self._enforce_execution_timeout)
+            tasks.start_soon(self._enforce_stall_timeout)
+            tasks.start_soon(self._enforce_disk_limit)
+            exit_ = await self._context.retry_while_unavailable("follow", partial(self._follow_to_exit, handle))
+            tasks.cancel_scope.cancel()
+        return exit_
 
     def _compute_run_s(self) -> float | None:
-        ahead = self._assignment.warm_container is not None
+        is_warm = self._assignment.warm_container is not None
         return (
-            run_s(self.exit, self._checkpoint.current.start_time, self._context.moment(), ahead=ahead)
+            run_s(self.exit, self._checkpoint.current.start_time, self._context.moment(), warm=is_warm)
             if self.exit
             else None
         )
@@ -245,14 +245,16 @@ class ContainerRun:
 
     async def _stop_when_requested(self, handle: str) -> None:
         await self._stop_requested.wait()
-        # A job that uses too much disk would go on with that for as long as it is waited for.
+        # A grace would let the job use even more disk.
         grace_s = 0.0 if self.stop_reason is StopReason.DISK else self._assignment.endpoint.config.timeouts.grace_s
         await self._context.retry_engine_call("stop", partial(self._context.engine.stop, handle, grace_s))
 
     async def _enforce_execution_timeout(self) -> None:
-        """Counted from the container's start, also by the next life, whatever the calendar says by then."""
-        begun, now = self._checkpoint.current.start_time, self._context.moment()
-        await anyio.sleep(max(0.0, self._limits.execution_s - (elapsed_s(begun, now) if begun else 0.0)))
+        """Stop after the timeout. It counts from the container's start, also in the next runner process, on any
+        calendar.
+        """
+        start, now = self._checkpoint.current.start_time, self._context.moment()
+        await anyio.sleep(max(0.0, self._limits.execution_s - (elapsed_s(start, now) if start else 0.0)))
         await self.request_stop(StopReason.EXECUTION_TIMEOUT)
 
     async def _enforce_stall_timeout(self) -> None:
@@ -268,15 +270,15 @@ class ContainerRun:
         if self.disk_limit is None:
             return
         watch = DiskWatch(self.job_dir, self.disk_limit, self._context.intervals.disk_walk_s)
-        why = None
-        while why is None:
+        excess = None
+        while excess is None:
             await anyio.sleep(self._context.intervals.disk_s)
-            why = await anyio.to_thread.run_sync(watch.check, limiter=self._context.disk_walk_limiter)
-        await self.request_stop(StopReason.DISK, why)
+            excess = await anyio.to_thread.run_sync(watch.check, limiter=self._context.disk_walk_limiter)
+        await self.request_stop(StopReason.DISK, excess)
 
 
 def _failure_before_start(error: Exception) -> ClassifiedFailure:
-    """What a failure before the start means."""
+    """Return the failure for an error before the start."""
     if isinstance(error, AssetError):
         return make_failure("asset_gone", str(error))
     if isinstance(error, InvalidJobInput):

@@ -1,8 +1,8 @@
-"""How much disk a job uses, and the watch that says when that is more than its endpoint's `disk_mb`. Blocking.
+"""Disk use of a job, and the watch that detects when it exceeds the endpoint's `disk_mb`. Blocking.
 
-Counted is what the job writes: all of its folder but in/, whose files are the host's. A job that is told to use less
-cannot hide what it has by links, holes, modes or depth: nothing is followed, a folder without rights is given them,
-and a tree deeper than DEPTH_LIMIT counts as too much.
+All of the job's folder counts except in/, whose files belong to the host. A job cannot hide its use by links, holes,
+modes or depth. Nothing is followed, a folder without rights is given them, and a tree deeper than DEPTH_LIMIT counts as
+an excess.
 """
 
 import os
@@ -17,18 +17,18 @@ from msgspec import Struct
 from runner.tree_removal import open_dir
 
 MIB = 1 << 20
-BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own block is: stat(2)
-ENTRIES_PER_MIB = 64  # one per 16 KiB: what mkfs.ext4 gives a file system of that size
+BLOCK_BYTES = 512  # unit of st_blocks, whatever the file system's own block size is: stat(2)
+ENTRIES_PER_MIB = 64  # one per 16 KiB, as mkfs.ext4 provides inodes
 MIN_ENTRIES = 4_096
-MAX_ENTRIES = 1_000_000  # bounds the time of one walk, to seconds
-DEPTH_LIMIT = 100  # folders inside each other; as many descriptors are open while a walk is down there
+MAX_ENTRIES = 1_000_000  # limits the time of one walk to seconds
+DEPTH_LIMIT = 100  # nested folders; a walk at this depth has as many descriptors open
 INPUT_DIR = "in"
 REMEDY = "write less, or raise disk_mb in the image's endpoint.toml"
-WALK_PAUSE_FACTOR = 20  # a walk is followed by a pause of so many times the processor time that it took
+WALK_PAUSE_FACTOR = 20  # the pause after a walk, as a multiple of its CPU time
 
 
 class DiskUse(Struct, frozen=True):
-    """What a walk counted. `bytes` are allocated ones; a walk stops at its limit of entries, so it is at least this."""
+    """Result of a walk. `bytes` are allocated bytes. A walk stops at its limit of entries, so these are minima."""
 
     bytes: int = 0
     entries: int = 0
@@ -36,51 +36,51 @@ class DiskUse(Struct, frozen=True):
 
 
 class DiskLimit(Struct, frozen=True):
-    """What a job may use, in bytes and in files and folders."""
+    """Limit of a job, in bytes and in number of files and folders."""
 
     bytes: int
     entries: int
 
     def explain_excess(self, use: DiskUse) -> str | None:
-        """Why `use` is too much, in figures, and what to do; None where it is not."""
+        """Return why `use` is too much, with figures and a remedy; None if it is not."""
         allowed = to_mib(self.bytes)
         if use.bytes > self.bytes:
             return f"the job used {to_mib(use.bytes)} MiB of disk and may use {allowed}: {REMEDY}"
         if use.entries > self.entries:
-            return f"the job made over {self.entries} files and folders, the most for {allowed} MiB of disk: {REMEDY}"
+            return f"the job made over {self.entries} files and folders, the limit for {allowed} MiB of disk: {REMEDY}"
         if use.too_deep:
             return f"the job nested folders deeper than {DEPTH_LIMIT} levels: write into fewer levels"
         return None
 
 
 def disk_limit(disk_mb: int) -> DiskLimit | None:
-    """The limit that an endpoint's `disk_mb` stands for; 0 is none."""
+    """Return the limit for an endpoint's `disk_mb`; None for 0."""
     if not disk_mb:
         return None
     return DiskLimit(disk_mb * MIB, min(max(disk_mb * ENTRIES_PER_MIB, MIN_ENTRIES), MAX_ENTRIES))
 
 
 def to_mib(size: int) -> int:
-    """Bytes in MiB, rounded up, so that what is over a limit reads as over it."""
+    """Return bytes in MiB, rounded up, so that a value over a limit also reads as over it."""
     return -(-size // MIB)
 
 
 class _WalkLevel(Struct):
-    """A folder on the way down, and those of its folders that are still to be seen."""
+    """A folder on the path down, and its subfolders that are still to be visited."""
 
     place: int
     folders: list[str]
 
 
 class _DiskWalk:
-    """One count, by descriptors: the job may rename and remove meanwhile. Ends soon after `most_entries`."""
+    """One walk, by descriptors: the job may rename and remove entries during it. Ends soon after `entry_limit`."""
 
-    def __init__(self, most_entries: int) -> None:
-        self._most = most_entries
+    def __init__(self, entry_limit: int) -> None:
+        self._most = entry_limit
         self._bytes = 0
         self._entries = 0
         self._too_deep = False
-        self._linked: set[int] = set()  # inodes with several names, which are counted once
+        self._linked: set[int] = set()  # inodes with several names, each counted once
 
     def run(self, folder: Path) -> DiskUse:
         levels: list[_WalkLevel] = []
@@ -102,7 +102,7 @@ class _DiskWalk:
         return DiskUse(self._bytes, self._entries, self._too_deep)
 
     def _descend(self, levels: list[_WalkLevel], name: str, parent: int | None) -> None:
-        """Count what is in the folder, if it still is one and may be entered."""
+        """Count the entries of the folder, if it still is one and can be opened."""
         with suppress(OSError):
             level = _WalkLevel(open_dir(name, parent), [])
             levels.append(level)
@@ -125,19 +125,19 @@ class _DiskWalk:
         self._bytes += found.st_blocks * BLOCK_BYTES
 
 
-def measure_disk_use(job_dir: Path, most_entries: int = MAX_ENTRIES) -> DiskUse:
-    """What the job in `job_dir` uses now."""
-    return _DiskWalk(most_entries).run(job_dir)
+def measure_disk_use(job_dir: Path, entry_limit: int = MAX_ENTRIES) -> DiskUse:
+    """Return what the job in `job_dir` uses now."""
+    return _DiskWalk(entry_limit).run(job_dir)
 
 
 class DiskWatch:
-    """Looks at one running job's folder. `walk_s` is the longest time between two walks.
+    """Watches the folder of one running job. `walk_s` is the longest time between two walks.
 
-    `now` is in seconds, monotonic; `spent` is the processor time of the thread that looks. Not the time that passed: a
-    job that keeps the host busy would be looked at less often.
+    `now` is in seconds, monotonic. `spent` is the CPU time of the calling thread. Elapsed time would not do: a job that
+    keeps the host busy would be checked less often.
 
-    A look is one statvfs, as long as the whole file system has not grown by what the job has left. Others may free
-    room at the same moment and hide its growth, so a walk follows after `walk_s` in any case.
+    A check is one statvfs as long as the whole file system has not lost as much space as the job has left. Other
+    programs may free space at the same moment and hide the job's growth, so a walk follows after `walk_s` in any case.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class DiskWatch:
         self._pause_s = 0.0
 
     def check(self) -> str | None:
-        """Why the job uses too much, or None."""
+        """Return why the job uses too much, or None."""
         free, began = self._free_space(), self._cpu_time_s()
         if self._free is not None and not self._is_due(self._free, free, self._now() - self._walked_at):
             return None
@@ -178,7 +178,7 @@ class DiskWatch:
         return may_be_over or passed_s >= self._walk_s
 
     def _free_space(self) -> tuple[int, int]:
-        """Bytes and inodes. The folder may be gone: a job of the process engine can remove it."""
+        """Return free bytes and inodes; 0 if the folder is gone, which a job of the process engine can remove."""
         with suppress(OSError):
             disk = os.statvfs(self._folder)
             return disk.f_bfree * disk.f_frsize, disk.f_ffree

@@ -1,7 +1,8 @@
-"""One job as a straight line of named steps: attempt, deliver, record, acknowledge, clear away.
+"""One job as a straight line of named steps: run, deliver, record, acknowledge, clean up.
 
-Ack last but one, and the container goes last of all: until the record says how it ended, it is the only proof.
-Beside the line a heartbeat keeps the message, and looks whether the claim still holds and nobody wants it cancelled.
+The message is acknowledged only after the record is written, and the container is removed last: until the record says
+how it ended, the container is the only proof. A heartbeat extends the message in parallel. It also checks that the
+claim is still ours and that nobody has cancelled the job.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,20 +43,20 @@ from schemas.retry_policy import outcome_after_failure
 from schemas.status import FINAL_STATUSES, Status
 
 LOG_FILE_NAME = "log.txt"
-MIN_NAK_DELAY_S = 1.0  # a nak without a delay skips the queue's own wait: never less than this
+MIN_NAK_DELAY_S = 1.0  # a nak without a delay would skip the queue's own wait
 
 
 class ExecutionPhase(StrEnum):
-    """How far the execution is."""
+    """Progress of an execution."""
 
     RUNNING = "running"
     DELIVERING = "delivering"
-    RECORDING = "recording"  # from here on the record may be final: no more looking at the claim
-    CLEARING = "clearing"  # the message has its answer: another one of this job has to wait until we are gone
+    RECORDING = "recording"  # from here on the record may be final, so the claim is not checked any more
+    CLEARING = "clearing"  # the message is answered; another message of this job waits until we are done
 
 
 class ExecutionResult(Struct, frozen=True):
-    """What is to be recorded."""
+    """The result to record."""
 
     verdict: Verdict
     usage: AttemptUsage
@@ -65,38 +66,42 @@ class ExecutionResult(Struct, frozen=True):
 
 
 class Execution:
-    """One attempt at one job. `delivery` is its message, None for one that was adopted before it was handed out again.
+    """One attempt at one job. `delivery` is its message, None if recovery found the container before the message came.
 
-    `freed` is called when the container has exited and its outputs are safe: what it had may be used from then on.
-    Not before: while the edge is away nothing new is to be claimed.
-    `verdict` is known in the end; `lost` says that the claim went to somebody else.
+    `on_freed` is called when the container has exited and its outputs are safe: its slot and GPUs may be used again.
+    Not before, because nothing new is claimed while the edge is away. `verdict` is set at the end. `claim_lost` is set
+    if somebody else has taken the job over.
     """
 
     def __init__(
-        self, life: RunnerContext, ticket: JobAssignment, delivery: QueueMessage | None, freed: Callable[[], None]
+        self,
+        context: RunnerContext,
+        assignment: JobAssignment,
+        delivery: QueueMessage | None,
+        on_freed: Callable[[], None],
     ) -> None:
-        job = ticket.job
+        job = assignment.job
         if job.claim is None:
             raise ValueError(f"job {job.id} is not claimed")
-        self._context = life
-        self._log = life.bind_log(job)
-        self._fenced_job = FencedJob(life, job.key, job.round, job.claim)
-        self._identity = ticket.identity(life)
-        self._folder = life.jobs_dir / self._identity.folder
+        self._context = context
+        self._log = context.bind_log(job)
+        self._fenced_job = FencedJob(context, job.key, job.round, job.claim)
+        self._identity = assignment.identity(context)
+        self._folder = context.jobs_dir / self._identity.folder
         self._checkpoint = CheckpointFile(self._folder, self._log)
         self._scope = anyio.CancelScope()
         self._check_requested = anyio.Event()
         self._container_run: ContainerRun | None = None
         self._collect_scope = anyio.CancelScope()
-        self._on_freed = freed
-        self.assignment = ticket
+        self._on_freed = on_freed
+        self.assignment = assignment
         self.delivery = delivery
         self.phase = ExecutionPhase.RUNNING
         self.claim_lost = False
         self.verdict: Verdict | None = None
 
     async def run(self) -> None:
-        """Ends when nothing of the attempt is left here."""
+        """Run the attempt; return when nothing of it is left here."""
         with self._scope:
             if self.assignment.handle is not None:
                 await self._checkpoint.load()
@@ -108,73 +113,73 @@ class Execution:
         if self.claim_lost:
             await self._clean_up()
 
-    async def stop(self, intent: StopReason) -> None:
-        """Have the container stopped and the job ended, or released, for this reason.
+    async def stop(self, reason: StopReason) -> None:
+        """Stop the container, and end or release the job, for this reason.
 
-        Its owner may still cancel it while its outputs are read and stored, as that may take long.
+        The owner may still cancel the job while its outputs are uploaded, because that may take long.
         """
-        if intent is StopReason.CANCEL:
+        if reason is StopReason.CANCEL:
             self._collect_scope.cancel()
         if self._container_run is not None:
-            await self._container_run.request_stop(intent)
+            await self._container_run.request_stop(reason)
 
     @property
     def handle(self) -> str | None:
-        """The container, once there is one."""
+        """Return the handle of the container; None before it was started."""
         return self._container_run.handle if self._container_run else self.assignment.handle
 
     def check_now(self) -> None:
-        """Look at the record now: somebody says that it has changed."""
+        """Check the record at once: it has changed."""
         self._check_requested.set()
 
-    async def _run_steps(self, attempt: ContainerRun) -> None:
+    async def _run_steps(self, container_run: ContainerRun) -> None:
         try:
-            result = await self._deliver(attempt, await attempt.run())
+            result = await self._deliver(container_run, await container_run.run())
             self.verdict = result.verdict
-            if attempt.exit is not None:
+            if container_run.exit is not None:
                 self._on_freed()
             job = await self._record(result)
             await self._acknowledge(job)
             await self._clean_up()
-        except ClaimLost as lost:
-            self._abandon(lost)
+        except ClaimLost as error:
+            self._abandon(error)
 
-    async def _deliver(self, attempt: ContainerRun, verdict: Verdict) -> ExecutionResult:
-        """Outputs and log to the asset store, for as long as that takes."""
+    async def _deliver(self, container_run: ContainerRun, verdict: Verdict) -> ExecutionResult:
+        """Upload outputs and log, however long that takes."""
         self.phase = ExecutionPhase.DELIVERING
-        usage = self._usage(attempt)
-        if isinstance(verdict, ClassifiedFailure) and blames_gpu(verdict, started=attempt.exit is not None):
+        usage = self._usage(container_run)
+        if isinstance(verdict, ClassifiedFailure) and blames_gpu(verdict, started=container_run.exit is not None):
             self.assignment.allocation.mark_faulty(verdict.message)
-        log = await self._upload_log(attempt)
-        tail = attempt.output_pump.stderr_tail.lines
+        log = await self._upload_log(container_run)
+        tail = container_run.output_pump.stderr_tail.lines
         if not isinstance(verdict, Done):
             return ExecutionResult(verdict, usage, log, log_tail=tail)
         with self._collect_scope:
-            return await self._collect(attempt, ExecutionResult(verdict, usage, log, log_tail=tail))
+            return await self._collect(container_run, ExecutionResult(verdict, usage, log, log_tail=tail))
         return ExecutionResult(JobCancelled(), usage, log)
 
-    async def _collect(self, attempt: ContainerRun, result: ExecutionResult) -> ExecutionResult:
-        """With the outputs, once they are in the asset store; or that they cannot be taken."""
+    async def _collect(self, container_run: ContainerRun, result: ExecutionResult) -> ExecutionResult:
+        """Return the result with the uploaded outputs, or with the failure if they cannot be taken."""
         usage, log, tail = result.usage, result.log, result.log_tail
-        most_bytes = attempt.disk_limit.bytes if attempt.disk_limit else None
+        limit_bytes = container_run.disk_limit.bytes if container_run.disk_limit else None
         try:
-            found = await anyio.to_thread.run_sync(collect_outputs, attempt.job_dir / "out", most_bytes)
+            found = await anyio.to_thread.run_sync(collect_outputs, container_run.job_dir / "out", limit_bytes)
             files = [await self._upload(path, path.name) for path in found.files]
-        except OutputRefused as refused:
-            return ExecutionResult(make_failure(refused.code, refused.message), usage, log, log_tail=tail)
+        except OutputRefused as error:
+            return ExecutionResult(make_failure(error.code, error.message), usage, log, log_tail=tail)
         except NotPlainFile as error:
             return ExecutionResult(make_failure("output_invalid", str(error)), usage, log, log_tail=tail)
         except AssetError as error:
             return ExecutionResult(make_failure("output_too_large", str(error)), usage, log, log_tail=tail)
         return replace(result, output=Output(tuple(files), found.data), log_tail=())
 
-    async def _upload_log(self, attempt: ContainerRun) -> str | None:
-        """A log that the edge refuses is no reason to lose the result."""
-        kept = await attempt.output_pump.assemble_log()
+    async def _upload_log(self, container_run: ContainerRun) -> str | None:
+        """Upload the log. A log that the edge refuses is no reason to lose the result."""
+        log_file = await container_run.output_pump.assemble_log()
         try:
-            return (await self._upload(kept, LOG_FILE_NAME)).sha256 if kept else None
+            return (await self._upload(log_file, LOG_FILE_NAME)).sha256 if log_file else None
         except AssetError as error:
-            self._log.warning("log not kept", why=str(error))
+            self._log.warning("log_upload_refused", error=str(error))
             return None
 
     async def _upload(self, path: Path, name: str) -> OutputFile:
@@ -182,11 +187,11 @@ class Execution:
             "upload", partial(self._context.assets.upload, self.assignment.job.owner, path, name)
         )
 
-    def _usage(self, attempt: ContainerRun) -> AttemptUsage:
+    def _usage(self, container_run: ContainerRun) -> AttemptUsage:
         job = self.assignment.job
         usage = self.assignment.allocation.usage(anyio.current_time())
-        if attempt.run_s is not None:
-            usage = replace(usage, run_s=attempt.run_s)
+        if container_run.run_s is not None:
+            usage = replace(usage, run_s=container_run.run_s)
         if job.started_at is not None and job.queued_at is not None:
             usage = replace(usage, queued_s=max(0.0, (job.started_at - job.queued_at).total_seconds()))
         return usage
@@ -202,7 +207,7 @@ class Execution:
             )
 
     def _final_event(self, result: ExecutionResult, job: Job) -> Succeeded | Cancelled | AttemptReleased | Failed:
-        """What the verdict comes to for the job as it is recorded now."""
+        """Return the event for the verdict and the job as it is recorded now."""
         verdict = result.verdict
         if isinstance(verdict, Done):
             return Succeeded(result.output, result.usage, result.log)
@@ -221,34 +226,38 @@ class Execution:
         )
 
     async def _acknowledge(self, job: Job) -> None:
-        """A message that was never handed to this life comes again by itself, and is judged by the record."""
+        """Acknowledge the message. If there is none, it is delivered again later and handled by the record."""
         self.phase = ExecutionPhase.CLEARING
         self._log.info(
-            "ended", status=job.status, round=job.round, attempt=job.attempt, why=_describe_failure(self.verdict)
+            "attempt_ended",
+            status=job.status,
+            round=job.round,
+            attempt=job.attempt,
+            error=_describe_failure(self.verdict),
         )
         if self.delivery is None:
             return
         if job.status in FINAL_STATUSES:
             await self._context.retry_while_unavailable("acknowledge", self.delivery.ack)
         else:
-            wait = max(MIN_NAK_DELAY_S, start_delay_s(job, self._context.now()))
-            await self._context.retry_while_unavailable("postpone", partial(self.delivery.nak, wait))
+            delay_s = max(MIN_NAK_DELAY_S, start_delay_s(job, self._context.now()))
+            await self._context.retry_while_unavailable("postpone", partial(self.delivery.nak, delay_s))
 
     async def _clean_up(self) -> None:
-        """Container and folder go."""
+        """Remove container and folder."""
         await self._context.retry_engine_call("remove", self._remove_container)
         await self._context.delete_folder(self._folder)
 
     async def _remove_container(self) -> None:
-        """By its handle, or, where a start was not answered, by its labels."""
-        engine, spare = self._context.engine, self.assignment.warm_container
+        """Remove the container by its handle; by its labels if the start was not answered."""
+        engine, warm = self._context.engine, self.assignment.warm_container
         if self.handle is not None:
             return await engine.remove(self.handle)
-        if spare is not None:
-            spare.stop_watching()
-            await spare.settled.wait()
-            if spare.handle is not None:
-                await engine.remove(spare.handle)
+        if warm is not None:
+            warm.stop_watching()
+            await warm.settled.wait()
+            if warm.handle is not None:
+                await engine.remove(warm.handle)
         for found in await engine.find(self._context.installation, self._context.host):
             if found.identity == self._identity:
                 await engine.remove(found.handle)
@@ -259,12 +268,12 @@ class Execution:
             with anyio.move_on_after(self._context.intervals.heartbeat_s):
                 await self._check_requested.wait()
             self._check_requested = anyio.Event()
-            with suppress(BusError, RecordUnreadable):  # away: the container goes on, the next beat asks again
+            with suppress(BusError, RecordUnreadable):  # the container goes on, and the next heartbeat tries again
                 await self._extend_message()
                 await self._check_claim()
 
     async def _extend_message(self) -> None:
-        """Not once the message has its answer: that would take the answer back."""
+        """Extend the message, but not after it was answered: that would take the answer back."""
         if self.delivery is not None and self.phase is not ExecutionPhase.CLEARING:
             await self.delivery.in_progress()
 
@@ -273,18 +282,16 @@ class Execution:
             return
         try:
             job = await self._fenced_job.read_job()
-        except ClaimLost as lost:
-            if self.phase not in {
-                ExecutionPhase.RECORDING,
-                ExecutionPhase.CLEARING,
-            }:  # else it is our own record that was read
-                self._abandon(lost)
+        except ClaimLost as error:
+            # While the record was read, `_record` may have written it: then it is our own.
+            if self.phase not in {ExecutionPhase.RECORDING, ExecutionPhase.CLEARING}:
+                self._abandon(error)
             return
         if job.status is Status.CANCELLING:
             await self.stop(StopReason.CANCEL)
 
-    def _abandon(self, why: ClaimLost) -> None:
-        self._log.warning("claim lost", why=str(why))
+    def _abandon(self, error: ClaimLost) -> None:
+        self._log.warning("claim_lost", error=str(error))
         self.claim_lost = True
         self.phase = ExecutionPhase.CLEARING
         self._scope.cancel()
@@ -294,75 +301,71 @@ def _describe_failure(verdict: Verdict | None) -> str | None:
     return f"{verdict.code}: {verdict.message}" if isinstance(verdict, ClassifiedFailure) else None
 
 
-# MERGED runner/roster.py: The executions of this life, by job and round: launched here, found here, their slots and
-# cards given back here.
-
-
 OnEnded = Callable[[Execution], None]
 
 
 class RoundKey(NamedTuple):
-    """One round of one job: there is one execution for it at a time."""
+    """One round of one job. There is at most one execution for it."""
 
     key: JobKey
     round: int
 
 
 class ExecutionRegistry:
-    """Executions run in `tasks`. `ended` is told of each that came to its end."""
+    """The executions of this runner process, by round. They run in `tasks`; `on_ended` gets each that ended."""
 
-    def __init__(self, life: RunnerContext, tasks: TaskGroup, ended: OnEnded) -> None:
-        self._context = life
+    def __init__(self, context: RunnerContext, tasks: TaskGroup, on_ended: OnEnded) -> None:
+        self._context = context
         self._tasks = tasks
-        self._on_ended = ended
+        self._on_ended = on_ended
         self._active: dict[RoundKey, Execution] = {}
         self._changed = anyio.Event()
 
     @property
     def active(self) -> Mapping[RoundKey, Execution]:
-        """Everything that runs, or has not been cleared away."""
+        """Return the executions that run or are not cleaned up yet."""
         return self._active
 
     def rounds(self, key: JobKey) -> set[int]:
-        """The rounds of a job that are here."""
-        return {place.round for place in self._active if place.key == key}
+        """Return the rounds of a job that have an execution here."""
+        return {round_key.round for round_key in self._active if round_key.key == key}
 
-    def launch(self, ticket: JobAssignment, permit: Permit, delivery: QueueMessage | None) -> None:
-        """Let it run. `permit` and the ticket's cards are given back when it has ended."""
-        execution = Execution(self._context, ticket, delivery, partial(self._release_resources, ticket, permit))
-        place = RoundKey(ticket.job.key, ticket.job.round)
-        if place in self._active:
-            raise RuntimeError(f"{place} runs already")
-        self._active[place] = execution
-        self._tasks.start_soon(self._run, place, execution, permit)
+    def launch(self, assignment: JobAssignment, permit: Permit, delivery: QueueMessage | None) -> None:
+        """Start an execution. `permit` and the GPUs are released when it has ended."""
+        execution = Execution(self._context, assignment, delivery, partial(self._release_resources, assignment, permit))
+        round_key = RoundKey(assignment.job.key, assignment.job.round)
+        if round_key in self._active:
+            raise RuntimeError(f"{round_key} is already running")
+        self._active[round_key] = execution
+        self._tasks.start_soon(self._run, round_key, execution, permit)
 
     def running(self) -> tuple[RunningExecution, ...]:
-        """As the host's presence shows them."""
+        """Return the executions as the heartbeat shows them."""
         jobs = [execution.assignment.job for execution in self._active.values()]
         return tuple(RunningExecution(job.owner, job.id, job.endpoint, job.round, job.attempt) for job in jobs)
 
-    def _release_resources(self, ticket: JobAssignment, permit: Permit) -> None:
-        """Give back what was not given back yet."""
-        ticket.allocation.release()
+    def _release_resources(self, assignment: JobAssignment, permit: Permit) -> None:
+        """Release slot and GPUs, unless that was done before."""
+        assignment.allocation.release()
         if permit.is_held:
             permit.release()
 
-    async def wait_until(self, gone: Callable[[Mapping[RoundKey, Execution]], bool]) -> None:
-        """Wait until `gone` holds of what is there."""
-        while not gone(self._active):
+    async def wait_until(self, condition: Callable[[Mapping[RoundKey, Execution]], bool]) -> None:
+        """Wait until `condition` holds for the active executions."""
+        while not condition(self._active):
             await self._changed.wait()
 
-    async def _run(self, place: RoundKey, execution: Execution, permit: Permit) -> None:
-        """A bug in one execution ends that one: what became of its container is found out by the sweep."""
+    async def _run(self, round_key: RoundKey, execution: Execution, permit: Permit) -> None:
+        """Run an execution. A bug in it ends only that one, and recovery finds out what became of its container."""
         try:
             await execution.run()
         except Exception:
-            self._context.bind_log(execution.assignment.job).exception("execution failed")
-            permit.poison(place.key)
+            self._context.bind_log(execution.assignment.job).exception("execution_crashed")
+            permit.poison(round_key.key)
         else:
             self._on_ended(execution)
         finally:
             self._release_resources(execution.assignment, permit)
-            del self._active[place]
+            del self._active[round_key]
             self._changed.set()
             self._changed = anyio.Event()

@@ -1,8 +1,8 @@
-"""A job's messages, thinned to what followers can take: pure, time is a parameter.
+"""Throttle of a job's messages, so that followers can keep up. Pure; time is a parameter.
 
-Every 250 ms the latest progress and what was printed since, and log pieces at once when they reach 16 KiB. Offsets rise
-strictly in each kind. Between the kinds they never fall: a progress that full pieces had to pass is said at their
-offset.
+Every 250 ms it emits the latest progress and the log since then, and a log chunk at once when it reaches 16 KiB.
+Offsets of log messages rise strictly, and so do those of progress messages. Between the two kinds they never decrease:
+a progress message that full chunks have overtaken gets their offset.
 """
 
 from datetime import datetime
@@ -24,7 +24,7 @@ FLUSH_INTERVAL_S = max(LOG_INTERVAL_S, 1 / PROGRESS_LIMIT_PER_S)
 
 
 class PublishedOffsets(NamedTuple):
-    """How far the notes go: the offsets of the last log and progress note, and the bytes of log in all."""
+    """Position of what was published: offsets of the last log and progress message, and the total bytes of log."""
 
     log_offset: int = 0
     progress_offset: int = 0
@@ -44,37 +44,37 @@ class _PendingProgress(NamedTuple):
 
 
 class FeedThrottle:
-    """Takes parsed messages in, gives notes out. `said` continues an earlier life: what it said is not taken again.
+    """Takes parsed lines in and emits messages. `published` continues where an earlier runner process stopped.
 
     `clock` values are seconds on one monotonic clock.
     """
 
-    def __init__(self, round_: int, attempt: int, said: PublishedOffsets) -> None:
+    def __init__(self, round_: int, attempt: int, published: PublishedOffsets) -> None:
         self._round, self._attempt = round_, attempt
-        self.published = said
+        self.published = published
         self._open: dict[OutputStream, _LogChunk] = {}
         self._closed: list[_LogChunk] = []
-        self._bytes = said.log_bytes
+        self._bytes = published.log_bytes
         self._progress: _PendingProgress | None = None
         self._flushed_at = float("-inf")
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything taken in has been given out."""
+        """Return whether everything taken in was emitted."""
         return not (self._open or self._closed or self._progress)
 
     @property
     def has_full_chunk(self) -> bool:
-        """Whether a log piece has grown as large as it may: flush before more is taken in."""
+        """Return whether a log chunk has its full size: flush before more is taken in."""
         return bool(self._closed)
 
     @property
     def is_quota_used(self) -> bool:
-        """Whether the job's share of the feed is used up: no more of its log is said."""
+        """Return whether the job's log quota of the feed is used up: no more log is published."""
         return self._bytes >= JOB_LOG_LIMIT_BYTES
 
     def add(self, parsed: ParsedLine) -> None:
-        """Take a message in; one that was said before, or is past the job's share of the feed, is dropped."""
+        """Take a line in. A line that was published before, or that exceeds the quota, is dropped."""
         message, end = parsed
         if isinstance(message, ProgressLine) and end > self.published.progress_offset:
             self._progress = _PendingProgress(message, end)
@@ -82,48 +82,50 @@ class FeedThrottle:
             self._append(message, end)
 
     def flush(self, clock: float, at: datetime, *, everything: bool = False) -> tuple[FeedMessage, ...]:
-        """The notes whose time has come, in the order of their offsets; `everything` at the end of the output."""
-        timely = everything or clock - self._flushed_at >= FLUSH_INTERVAL_S
-        if timely:
+        """Return the messages that are due, ordered by offset. With `everything`, all of them: the output has ended."""
+        is_due = everything or clock - self._flushed_at >= FLUSH_INTERVAL_S
+        if is_due:
             self._close()
-        passed, notes = self.published.log_offset, self._log_messages(at)
-        if timely and self._progress:
-            notes.append(self._progress_message(self._progress, passed, at))
+        log_offset, messages = self.published.log_offset, self._log_messages(at)
+        if is_due and self._progress:
+            messages.append(self._progress_message(self._progress, log_offset, at))
             self._progress = None
-        if timely and notes:
+        if is_due and messages:
             self._flushed_at = clock
-        return tuple(sorted(notes, key=lambda note: note.position.offset))
+        return tuple(sorted(messages, key=lambda message: message.position.offset))
 
     def _log_messages(self, at: datetime) -> list[FeedMessage]:
-        pieces, self._closed = self._closed, []
-        for piece in pieces:
+        chunks, self._closed = self._closed, []
+        for chunk in chunks:
             self.published = self.published._replace(
-                log_offset=piece.end, log_bytes=self.published.log_bytes + piece.size
+                log_offset=chunk.end, log_bytes=self.published.log_bytes + chunk.size
             )
-        return [LogMessage(self._position(piece.end), at, piece.stream, piece.text) for piece in pieces]
+        return [LogMessage(self._position(chunk.end), at, chunk.stream, chunk.text) for chunk in chunks]
 
     def _append(self, log: LogLine, end: int) -> None:
         if self.is_quota_used:
             return
         line = f"{log.text}\n".encode()[: min(LOG_MESSAGE_LIMIT_BYTES, JOB_LOG_LIMIT_BYTES - self._bytes)]
-        kept = self._open.get(log.stream, _LogChunk(log.stream, "", 0, 0))
-        if kept.size + len(line) > LOG_MESSAGE_LIMIT_BYTES:
+        chunk = self._open.get(log.stream, _LogChunk(log.stream, "", 0, 0))
+        if chunk.size + len(line) > LOG_MESSAGE_LIMIT_BYTES:
             self._close()
-            kept = _LogChunk(log.stream, "", 0, 0)
-        text = kept.text + line.decode(errors="ignore")
-        self._open[log.stream] = _LogChunk(log.stream, text, kept.size + len(line), end)
+            chunk = _LogChunk(log.stream, "", 0, 0)
+        text = chunk.text + line.decode(errors="ignore")
+        self._open[log.stream] = _LogChunk(log.stream, text, chunk.size + len(line), end)
         self._bytes += len(line)
 
     def _close(self) -> None:
-        """Both streams at once: a piece left open would end before the other's and be said after it."""
-        self._closed += sorted(self._open.values(), key=lambda piece: piece.end)
+        """Close the chunks of both streams. One left open would end before the other, and be published after it."""
+        self._closed += sorted(self._open.values(), key=lambda chunk: chunk.end)
         self._open = {}
 
-    def _progress_message(self, held: _PendingProgress, passed: int, at: datetime) -> FeedMessage:
-        offset = max(held.end, passed)
+    def _progress_message(self, pending: _PendingProgress, log_offset: int, at: datetime) -> FeedMessage:
+        offset = max(pending.end, log_offset)
         self.published = self.published._replace(progress_offset=offset)
-        said = held.progress
-        return ProgressMessage(self._position(offset), at, said.fraction, said.stage, said.done, said.total)
+        progress = pending.progress
+        return ProgressMessage(
+            self._position(offset), at, progress.fraction, progress.stage, progress.done, progress.total
+        )
 
     def _position(self, offset: int) -> FeedPosition:
         return FeedPosition(self._round, self._attempt, offset)

@@ -1,7 +1,7 @@
-"""The claim in the record is the fence (DESIGN 3): whoever holds it may write, nobody else may end the attempt.
+"""Fencing: only the runner process whose claim is in the record may write about the attempt.
 
-JetStream acks are not fenced, so nothing here asks about messages. Every write is a compare-and-set on the latest
-revision; on a conflict the record is read again: still ours → decide again, else we are a zombie.
+JetStream acks are not fenced, so messages play no part here. Every write is a compare-and-set on the latest revision.
+After a conflict the record is read again: if the claim is still ours, decide again; otherwise the claim is lost.
 """
 
 from collections.abc import Callable
@@ -19,54 +19,56 @@ from schemas.status import ACTIVE_STATUSES, Status
 
 
 class ClaimLost(Exception):
-    """Somebody else decides about this job now: stop the container, end nothing."""
+    """Somebody else has the job now: stop the container, and do not end the job."""
 
 
-async def record_event(life: RunnerContext, entry: VersionedRecord, event: JobEvent) -> Job:
-    """Record `event` behind `entry`; the job as it became. Raises Conflict, TooLarge and what the broker cannot do.
+async def record_event(context: RunnerContext, entry: VersionedRecord, event: JobEvent) -> Job:
+    """Append `event` to the record `entry`; return the changed job.
 
-    A write whose answer got lost is looked for when the broker is back: it is done, or it is a Conflict.
+    Raises RevisionConflict, MessageTooLarge, and other errors of the broker. A write whose answer was lost is looked up
+    when the broker is back: it was written, or RevisionConflict is raised.
     """
-    recorded = next_record(entry.record.job, event, _event_time(life, entry.record.job))
+    recorded = next_record(entry.record.job, event, _event_time(context, entry.record.job))
     data = encode_record(recorded)
     if len(data) > RECORD_LIMIT_BYTES:
-        raise MessageTooLarge(f"the record would have {len(data)} bytes, {RECORD_LIMIT_BYTES} are the most")
+        raise MessageTooLarge(f"the record would have {len(data)} bytes, and the limit is {RECORD_LIMIT_BYTES}")
     key = recorded.job.key
     try:
-        await life.bus.job_store.update(key, recorded, entry.revision)
+        await context.bus.job_store.update(key, recorded, entry.revision)
     except BrokerUnreachable as error:
-        after = await life.retry_while_unavailable("record", partial(life.bus.job_store.read, key))
+        after = await context.retry_while_unavailable("record", partial(context.bus.job_store.read, key))
         if after is None or encode_record(after.record) != data:
             raise RevisionConflict("the broker went away and did not write it") from error
     return recorded.job
 
 
-def _event_time(life: RunnerContext, job: Job) -> datetime:
-    """Now by the host's calendar, and never before what the record tells: a host may have been booted into 1970.
+def _event_time(context: RunnerContext, job: Job) -> datetime:
+    """Return the current time of the host, but never before the times in the record: a host may boot with a clock of
+    1970.
 
-    The edge would take such a result for one that has been kept long enough, and forget it.
+    The edge would think that such a result had been kept long enough, and delete it.
     """
-    told = (job.created_at, job.retried_at, job.queued_at, job.started_at)
-    return max(at for at in (life.now(), *told) if at is not None)
+    recorded_times = (job.created_at, job.retried_at, job.queued_at, job.started_at)
+    return max(time for time in (context.now(), *recorded_times) if time is not None)
 
 
 class FencedJob:
-    """The right of this life to write about one attempt."""
+    """The right of this runner process to write about one attempt."""
 
-    def __init__(self, life: RunnerContext, key: JobKey, round_: int, claim: Claim) -> None:
-        self._context = life
+    def __init__(self, context: RunnerContext, key: JobKey, round_: int, claim: Claim) -> None:
+        self._context = context
         self._key = key
         self._round = round_
         self._claim = claim
 
     async def read_job(self) -> Job:
-        """The job as recorded, its claim ours. Raises ClaimLost; BusError when the broker is away."""
+        """Return the recorded job if the claim is ours. Raises ClaimLost; BusError if the broker is away."""
         return (await self._read_claimed()).record.job
 
     async def record(self, decide: Callable[[Job], JobEvent]) -> Job:
-        """Record `decide(job)` behind whatever the record says by then; the job as it became.
+        """Record `decide(job)` for the latest record; return the changed job.
 
-        Tries for ever while the broker is away. Raises ClaimLost, TooLarge.
+        Retries forever while the broker is away. Raises ClaimLost, MessageTooLarge.
         """
         return await self._context.retry_while_unavailable("record", partial(self._record, decide))
 
@@ -79,11 +81,14 @@ class FencedJob:
                 continue
 
     async def _read_claimed(self) -> VersionedRecord:
-        """The record, ours. One that was released while we were cut off, and claimed by nobody since, is taken back."""
+        """Return the record with our claim.
+
+        If the attempt was released while we were disconnected, and nobody has claimed it since, it is claimed back.
+        """
         while True:
             entry = await self._context.bus.job_store.read(self._key)
             if entry is None:
-                raise ClaimLost("there is no record any more")
+                raise ClaimLost("the record does not exist any more")
             job = entry.record.job
             if job.round != self._round or job.claim != self._claim:
                 raise ClaimLost(f"the record is of round {job.round}, claimed by {job.claim}")
@@ -98,16 +103,15 @@ class FencedJob:
 
 
 def start_delay_s(job: Job, now: datetime) -> float:
-    """Seconds until the queued job may start, 0 when it may; LOOK_S at most, for calendars are set.
+    """Return the seconds until the queued job may start, 0 if it may start now; START_DELAY_LIMIT_S at most.
 
-    A back-off that ends later than any does was noted by a calendar that has been set back since: it is over.
+    A backoff that ends later than any backoff can was recorded by a clock that was set back since: it is over.
     """
-    left = [] if job.not_before is None else [job.not_before - now]
+    waits = [] if job.not_before is None else [job.not_before - now]
     if job.backoff_until is not None and job.backoff_until - now <= JITTERED_BACKOFF_LIMIT:
-        left.append(job.backoff_until - now)
-    return min(START_DELAY_LIMIT_S, max(0.0, max(left, default=timedelta(0)).total_seconds()))
+        waits.append(job.backoff_until - now)
+    return min(START_DELAY_LIMIT_S, max(0.0, max(waits, default=timedelta(0)).total_seconds()))
 
 
-START_DELAY_LIMIT_S = (
-    JITTERED_BACKOFF_LIMIT.total_seconds()
-)  # a message that is put off is nobody's: for no longer than that
+# A NAKed message is invisible to every runner until its delay ends, so the delay is limited.
+START_DELAY_LIMIT_S = JITTERED_BACKOFF_LIMIT.total_seconds()

@@ -26,45 +26,45 @@ from schemas.job import Job
 
 
 class OutputPump:
-    """One attempt's output. `diary` must be open; it tells how far an earlier life came."""
+    """The output of one attempt. `checkpoint` must be loaded; it says how far an earlier runner process came."""
 
-    def __init__(self, life: RunnerContext, job: Job, diary: CheckpointFile, folder: Path) -> None:
-        self._context = life
+    def __init__(self, context: RunnerContext, job: Job, checkpoint: CheckpointFile, folder: Path) -> None:
+        self._context = context
         self._job = job
-        self._checkpoint = diary
-        journal = diary.current
-        self._cursor = journal.mark
-        self._error_line = journal.said
-        self.stderr_tail = journal.tail
-        self._offset = journal.mark.offset if journal.mark else 0
+        self._checkpoint = checkpoint
+        state = checkpoint.current
+        self._cursor = state.mark
+        self._error_line = state.said
+        self.stderr_tail = state.tail
+        self._offset = state.mark.offset if state.mark else 0
         self._log_file = HeadTailLog(folder, self._offset)
         self._has_log_failed = False
         self._parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
-        said = PublishedOffsets(journal.log_offset, journal.progress_offset, journal.log_bytes)
-        self._throttle = FeedThrottle(job.round, job.attempt, said)
+        published = PublishedOffsets(state.log_offset, state.progress_offset, state.log_bytes)
+        self._throttle = FeedThrottle(job.round, job.attempt, published)
         self._flush_lock = anyio.Lock()
-        self._pending: list[FeedMessage] = list(journal.pending)
+        self._pending: list[FeedMessage] = list(state.pending)
         self._last_progress: ProgressLine | None = None
         self.last_progress_at = anyio.current_time()
 
     @property
     def is_blocked(self) -> bool:
-        """Whether something waits for the broker: the job may have made progress that was not read yet."""
+        """Return whether a message waits for the broker: the job may have made progress that was not read yet."""
         return self._flush_lock.locked()
 
     async def follow(self, handle: str) -> None:
-        """Read until the container has exited. Raises EngineGone, NoSuchContainer; call it again to go on."""
+        """Read until the container has exited. Raises EngineUnavailable, NoSuchContainer; call it again to continue."""
         self.last_progress_at = anyio.current_time()
-        broken: EngineError | None = None
+        failure: EngineError | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._run_flush_timer)
             try:
                 await self._read(handle)
             except EngineError as error:
-                broken = error
+                failure = error
             tasks.cancel_scope.cancel()
-        if broken is not None:
-            raise broken
+        if failure is not None:
+            raise failure
 
     async def _read(self, handle: str) -> None:
         async with aclosing(self._context.engine.output(handle, self._cursor)) as chunks:  # type: ignore[type-var]
@@ -72,7 +72,7 @@ class OutputPump:
                 await self._handle_chunk(chunk)
 
     async def close(self) -> ErrorLine | None:
-        """Say all that is left and that it was all; the last error line of the job."""
+        """Publish the rest and the end of the log; return the job's last error line."""
         for parser in self._parsers.values():
             for parsed in parser.close():
                 self._handle_message(parsed)
@@ -83,7 +83,7 @@ class OutputPump:
         return self._error_line
 
     async def assemble_log(self) -> Path | None:
-        """The log to keep, as one file; None when nothing was printed, or the disk does not take it."""
+        """Return the log as one file; None if nothing was printed, or if the disk is full."""
         try:
             return await anyio.to_thread.run_sync(self._log_file.assemble)
         except OSError as error:
@@ -107,13 +107,15 @@ class OutputPump:
             self._cursor = chunk.cursor
 
     def _warn_log_failed(self, error: OSError) -> None:
-        """Told once: every chunk meets the same disk."""
+        """Log the first write error only: every chunk meets the same disk."""
         if not self._has_log_failed:
             self._has_log_failed = True
-            self._context.bind_log(self._job).warning("log not kept", why=str(error))
+            self._context.bind_log(self._job).warning("log_write_failed", error=str(error))
 
     def _is_noise(self, chunk: OutputChunk) -> bool:
-        """Whether whole lines came that nobody will be told: a flood must not cost the runner its time."""
+        """Return whether the chunk holds only lines that are not published: a flood must not take the runner's CPU
+        time.
+        """
         if not self._throttle.is_quota_used or not self._parsers[chunk.stream].at_line_start:
             return False
         return chunk.data.endswith(b"\n") and (chunk.stream == "stderr" or b"{" not in chunk.data)
@@ -132,67 +134,65 @@ class OutputPump:
             await self._flush()
 
     async def _flush(self, *, everything: bool = False) -> None:
-        """Write down what is due, then publish it. One at a time, so that offsets rise.
+        """Write the messages that are due to the checkpoint, then publish them. One flush at a time, so that offsets
+        rise.
 
-        A cancellation may come anywhere: what was not published stays in `_pending`, for the next call or life.
+        After a cancellation, what was not published stays in `_pending`, for the next call or the next runner process.
         """
         async with self._flush_lock:
-            notes = self._throttle.flush(anyio.current_time(), self._context.now(), everything=everything)
-            if notes:
-                self._pending += notes
+            messages = self._throttle.flush(anyio.current_time(), self._context.now(), everything=everything)
+            if messages:
+                self._pending += messages
                 await self._save_checkpoint()
             await self._publish()
 
     async def _save_checkpoint(self) -> None:
-        said = self._throttle.published
+        published = self._throttle.published
         await self._checkpoint.update(
             pending=tuple(self._pending),
-            log_offset=said.log_offset,
-            progress_offset=said.progress_offset,
-            log_bytes=said.log_bytes,
+            log_offset=published.log_offset,
+            progress_offset=published.progress_offset,
+            log_bytes=published.log_bytes,
             mark=self._cursor if self._throttle.is_empty else self._checkpoint.current.mark,
             said=self._error_line,
             tail=self.stderr_tail,
         )
 
     async def _publish(self) -> None:
-        asked = anyio.current_time()
+        started_at = anyio.current_time()
         while self._pending:
             await self._context.retry_while_unavailable("publish", partial(self._publish_one, self._pending[0]))
             self._pending.pop(0)
-        self.last_progress_at += anyio.current_time() - asked  # while we waited, the job's progress was not read
+        self.last_progress_at += anyio.current_time() - started_at  # during the wait, the job's progress was not read
 
-    async def _publish_one(self, note: FeedMessage) -> None:
+    async def _publish_one(self, message: FeedMessage) -> None:
         try:
-            await self._context.bus.feed.publish(self._job.key, note)
+            await self._context.bus.feed.publish(self._job.key, message)
         except MessageTooLarge as error:
-            self._context.bind_log(self._job).error("note dropped", why=str(error))
+            self._context.bind_log(self._job).error("feed_message_dropped", error=str(error))
 
 
-# MERGED runner/keptlog.py: The log that is kept: the first and the last 5 MB of a job's output, however much it
-# prints. / Bytes lie at the place that their offset gives them, so the next life of the runner may write the same
-# output again / without doubling a line, and a job that floods its stdout costs 10 MB of disk and no memory.
-
-
-END_LIMIT_BYTES = 5_000_000  # bytes kept of each end
+END_LIMIT_BYTES = 5_000_000  # kept of each end
 HEAD, TAIL, WHOLE = "log.head", "log.tail", "log.txt"
 BLOCK_BYTES = 1 << 20
 
 
 class HeadTailLog:
-    """The log in `folder`. Blocking: call it in a thread.
+    """The kept log in `folder`: the first and the last 5 MB of the output, however much a job prints. Blocking.
 
-    `end`: the bytes that an earlier life has written; `share`: the bytes kept of each end.
+    Bytes are stored by their offset. So the next runner process may write the same output again without doubling a
+    line, and a job that floods stdout costs 10 MB of disk and no memory. `end` is the number of bytes that an earlier
+    process has written; `limit_bytes` are kept of each end.
     """
 
-    def __init__(self, folder: Path, end: int = 0, share: int = END_LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path, end: int = 0, limit_bytes: int = END_LIMIT_BYTES) -> None:
         self._folder = folder
-        self._limit_bytes = share
+        self._limit_bytes = limit_bytes
         self._end = end
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, data: bytes, offset: int) -> None:
-        """Keep `data`, whose first byte lies at `offset` of the output."""
+        """Store `data`, whose first byte has this `offset` in the output."""
         self._end = max(self._end, offset + len(data))
         cut = max(0, self._limit_bytes - offset)
         _write_at(self._folder / HEAD, data[:cut], offset)
@@ -204,7 +204,7 @@ class HeadTailLog:
         _write_at(self._folder / TAIL, rest[until_turn:], 0)
 
     def assemble(self) -> Path | None:
-        """One file of both ends, without the lines that only spoke to the runner; None when nothing was printed."""
+        """Return one file of both ends, without control lines; None if nothing was printed."""
         if self._end == 0:
             return None
         whole = self._folder / WHOLE

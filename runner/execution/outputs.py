@@ -1,6 +1,6 @@
-"""What a job left in out/, taken with care: the container is not trusted, so nothing there is followed or guessed.
+"""Collection of what a job left in out/. The container is not trusted, so nothing there is followed or guessed.
 
-Blocking; call it in a thread, after the container has exited.
+Blocking: call it in a thread, after the container has exited.
 """
 
 import os
@@ -17,7 +17,7 @@ from schemas.container_protocol import OUTPUT_FILE, PARTIAL_FILE_PREFIX
 from schemas.events import DECODE_ERRORS
 from schemas.job import NESTING_LIMIT, OUTPUT_DATA_LIMIT_BYTES, is_too_deep
 
-OUTPUT_FILE_LIMIT = 1000  # more could not be recorded
+OUTPUT_FILE_LIMIT = 1000  # more do not fit into a record
 
 
 class OutputRefused(Exception):
@@ -30,7 +30,7 @@ class OutputRefused(Exception):
 
 
 class CollectedOutput(Struct, frozen=True):
-    """What is there: the object the image answered, if it did, and the paths of the files beside it, by name."""
+    """The outputs: the object in output.json, if there is one, and the paths of the other files by name."""
 
     data: dict[str, Any]
     files: tuple[Path, ...]
@@ -40,32 +40,33 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def has_output(out: Path) -> bool:
-    """Whether anything finished lies in `out`; what else than a folder stands there is for `collect` to refuse."""
+    """Return whether `out` contains anything finished. True for a non-folder too: `collect_outputs` refuses that."""
     try:
-        return any(map(_is_finished, os.listdir(out)))  # noqa: PTH208 - names are wanted
+        return any(map(_is_finished, os.listdir(out)))  # noqa: PTH208 - returns names
     except OSError:
         return os.path.lexists(out)
 
 
-def collect_outputs(out: Path, most_bytes: int | None = None) -> CollectedOutput:
-    """Everything in `out`; raises OutputRefused.
+def collect_outputs(out: Path, limit_bytes: int | None = None) -> CollectedOutput:
+    """Collect everything in `out`. Raises OutputRefused.
 
-    Sizes are compared with `most_bytes` before anything is read, holes included: the store would keep them as zeros.
+    Sizes are compared with `limit_bytes` before anything is read. Holes count too: the asset store would keep them as
+    zeros.
     """
     try:
         folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise OutputRefused("output_invalid", f"out/ is no folder any more: {error.strerror}") from error
+        raise OutputRefused("output_invalid", f"out/ is not a folder any more: {error.strerror}") from error
     try:
         names = sorted(filter(_is_finished, os.listdir(folder)))  # noqa: PTH208 - by descriptor
         if len(names) > OUTPUT_FILE_LIMIT:
-            raise OutputRefused("output_too_large", f"{len(names)} files in out/, {OUTPUT_FILE_LIMIT} are the most")
+            raise OutputRefused("output_too_large", f"{len(names)} files in out/, the limit is {OUTPUT_FILE_LIMIT}")
         size = sum(_check_file(folder, name) for name in names)
-        if most_bytes is not None and size > most_bytes:
-            told = (
-                f"the outputs are {to_mib(size)} MiB, holes included, and the job may use {to_mib(most_bytes)} of disk"
+        if limit_bytes is not None and size > limit_bytes:
+            problem = (
+                f"the outputs are {to_mib(size)} MiB, holes included, and the job may use {to_mib(limit_bytes)} of disk"
             )
-            raise OutputRefused("disk_exceeded", f"{told}: {REMEDY}")
+            raise OutputRefused("disk_exceeded", f"{problem}: {REMEDY}")
         files = tuple(out / name for name in names if name != OUTPUT_FILE)
         return CollectedOutput(_read_output_file(folder) if OUTPUT_FILE in names else {}, files)
     finally:
@@ -77,12 +78,12 @@ def _is_finished(name: str) -> bool:
 
 
 def _check_file(folder: int, name: str) -> int:
-    """The file's apparent size in bytes, where it is one that can be taken."""
+    """Return the file's apparent size in bytes. Raises OutputRefused if the file cannot be taken."""
     found = os.lstat(name, dir_fd=folder)
     if not stat.S_ISREG(found.st_mode):
-        raise OutputRefused("output_invalid", f"out/{name!r} is no regular file: write plain files into out/")
+        raise OutputRefused("output_invalid", f"out/{name!r} is not a regular file: write plain files into out/")
     if safe_name(name) != name:
-        raise OutputRefused("output_invalid", f"out/{name!r} has no safe name: use letters, digits, dots and dashes")
+        raise OutputRefused("output_invalid", f"out/{name!r} is not a safe name: use letters, digits, dots and dashes")
     try:
         os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder))
     except OSError as error:
@@ -101,7 +102,7 @@ def _read_output_file(folder: int) -> dict[str, Any]:
     try:
         answer = _decode(text)
     except DECODE_ERRORS as error:
-        raise OutputRefused("output_invalid", f"output.json is no JSON object: {error}") from error
+        raise OutputRefused("output_invalid", f"output.json is not a JSON object: {error}") from error
     if is_too_deep(answer):
         raise OutputRefused(
             "output_invalid", f"output.json is nested deeper than {NESTING_LIMIT} levels: put it into a file"

@@ -1,4 +1,4 @@
-"""A job's folder before its container starts: the inputs under plain names, and job.json that tells them."""
+"""The job's folder before the start: inputs under plain names, job.json, and the progress of the fetch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,25 +18,28 @@ from schemas.endpoint import Endpoint
 from schemas.feed import FeedPosition, ProgressMessage
 from schemas.job import Job
 
-INPUT_LENGTH_LIMIT_S = 30 * 86400.0  # of input; what a client names may be any number
+INPUT_LENGTH_LIMIT_S = 30 * 86400.0  # a client may send any number
 
 
 class InvalidJobInput(Exception):
-    """The input cannot be staged, whoever tries: the message says why."""
+    """The input can never be staged; the message says why."""
 
 
 def job_timeouts(job: Job, endpoint: Endpoint) -> JobTimeouts:
-    """Seconds: what the policy says, else base_s + per_input_s x the seconds of input that the job names."""
+    """Return the timeouts: those of the policy, else base_s + per_input_s x the job's seconds of input."""
     limits = endpoint.timeouts
-    named = job.input.get(endpoint.input_seconds) if endpoint.input_seconds else None
-    length = min(max(0.0, named), INPUT_LENGTH_LIMIT_S) if isinstance(named, int | float) else 0.0
-    by_input = limits.base_s + limits.per_input_s * length
+    value = job.input.get(endpoint.input_seconds) if endpoint.input_seconds else None
+    input_s = min(max(0.0, value), INPUT_LENGTH_LIMIT_S) if isinstance(value, int | float) else 0.0
+    by_input = limits.base_s + limits.per_input_s * input_s
     return JobTimeouts(job.policy.execution_timeout_s or by_input, job.policy.stall_timeout_s)
 
 
 def assign_file_names(fields: list[AssetField], suffixes: Mapping[str, str]) -> Mapping[str, str]:
-    """The file name of every asset field, by the field's path: `video.mp4` for the field `video` of an asset with the
-    suffix `.mp4` (`suffixes` by the field's value). The same file in two fields has two names."""
+    """Return a file name for every asset field, by the field's path.
+
+    It is `video.mp4` for the field `video` of an asset with the suffix `.mp4`. `suffixes` is by the field's value. The
+    same file in two fields has two names.
+    """
     names: dict[str, str] = {}
     taken: Counter[str] = Counter()
     for field in fields:
@@ -49,48 +52,52 @@ def assign_file_names(fields: list[AssetField], suffixes: Mapping[str, str]) -> 
     return names
 
 
-def substitute_file_names(given: Any, names: Mapping[str, str], path: str = "$") -> Any:
-    """`given` with the file's name wherever a field of `names` stands."""
-    if isinstance(given, Mapping):
-        return {key: substitute_file_names(value, names, f"{path}.{key}") for key, value in given.items()}
-    if isinstance(given, list):
-        return [substitute_file_names(value, names, f"{path}[{at}]") for at, value in enumerate(given)]
-    return names.get(path, given) if isinstance(given, str) else given
+def substitute_file_names(value: Any, names: Mapping[str, str], path: str = "$") -> Any:
+    """Return `value` with the file name in place of every field of `names`."""
+    if isinstance(value, Mapping):
+        return {key: substitute_file_names(value, names, f"{path}.{key}") for key, value in value.items()}
+    if isinstance(value, list):
+        return [substitute_file_names(value, names, f"{path}[{at}]") for at, value in enumerate(value)]
+    return names.get(path, value) if isinstance(value, str) else value
 
 
-async def stage_inputs(job: Job, endpoint: Endpoint, job_dir: Path, supplies: AssetTransfer) -> Mapping[str, str]:
-    """Fill in/; the files' names by field, as `named`. Raises BadInput, AssetGone, EdgeAway, OSError (disk)."""
+async def stage_inputs(job: Job, endpoint: Endpoint, job_dir: Path, assets: AssetTransfer) -> Mapping[str, str]:
+    """Fetch the inputs into in/; return the files' names by field path.
+
+    Raises InvalidJobInput, AssetGone, EdgeUnavailable, OSError (disk).
+    """
     fields = asset_fields(endpoint.input, job.input)
     digests = {field.value: _parse_digest(field) for field in fields}
     names = assign_file_names(
-        fields, {value: await supplies.filename_suffix(job.owner, digest) for value, digest in digests.items()}
+        fields, {value: await assets.filename_suffix(job.owner, digest) for value, digest in digests.items()}
     )
     for field in fields:
         path = job_dir / "in" / names[field.path]
         await anyio.to_thread.run_sync(_clear_target, path)
-        await supplies.stage(job.owner, digests[field.value], path)
+        await assets.stage(job.owner, digests[field.value], path)
     return names
 
 
-def write_job_file(job: Job, names: Mapping[str, str], limits: JobTimeouts, job_dir: Path) -> None:
-    """Write job.json, in which every asset field has its file's name. Blocking; raises OSError.
+def write_job_file(job: Job, names: Mapping[str, str], timeouts: JobTimeouts, job_dir: Path) -> None:
+    """Write job.json, with the file's name in every asset field. Blocking; raises OSError.
 
-    Made beside the folder and moved in: a warm container may write there, and must not point us somewhere else.
+    Created beside the folder and moved in. A warm container may write to the folder, and could otherwise put a link
+    there.
     """
-    told = JobFile(
+    job_file = JobFile(
         id=job.id,
         owner=job.owner,
         endpoint=job.endpoint,
         round=job.round,
         attempt=job.attempt,
         input=substitute_file_names(job.input, names),
-        timeouts=limits,
+        timeouts=timeouts,
     )
     job_dir.mkdir(parents=True, exist_ok=True)
-    new = job_dir.with_name(JOB_FILE)
-    new.write_bytes(msgspec.json.encode(told))
-    new.chmod(0o644)
-    new.replace(job_dir / JOB_FILE)
+    temporary = job_dir.with_name(JOB_FILE)
+    temporary.write_bytes(msgspec.json.encode(job_file))
+    temporary.chmod(0o644)
+    temporary.replace(job_dir / JOB_FILE)
 
 
 def _parse_digest(field: AssetField) -> Digest:
@@ -101,39 +108,37 @@ def _parse_digest(field: AssetField) -> Digest:
 
 
 def _clear_target(path: Path) -> None:
-    """Make the folder, and take away what a try left that the edge cut short."""
+    """Create the folder, and remove a partial file of an interrupted fetch."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
 
 
-# MERGED runner/prelude.py: What a job's followers are told before its program says anything: that its inputs are
-# fetched, and what keeps them. / Only a fetch that takes a while is told: most inputs are here before anybody could
-# read of it.
-
-
 FETCH_PROGRESS_DELAY_S = 1.0
-FETCH_MESSAGE_LIMIT = 100  # of these notes; they come before the first byte of output, so their offsets are below 0
+FETCH_MESSAGE_LIMIT = 100  # they precede the first byte of output, so their offsets are below 0
 FETCHING, STARTING = "fetching input", "starting"
 
 
 class FetchProgress:
-    """One attempt's. `why` is called whenever the fetch fails and is tried again."""
+    """Publishes that the inputs of one attempt are being fetched, and what delays them.
 
-    def __init__(self, life: RunnerContext, job: Job) -> None:
-        self._context = life
+    A short fetch is not published: most inputs are here before anybody could read about it.
+    """
+
+    def __init__(self, context: RunnerContext, job: Job) -> None:
+        self._context = context
         self._job = job
         self._reason = ""
         self._changed = anyio.Event()
         self._published = ""
         self._offset = -FETCH_MESSAGE_LIMIT
 
-    def set_reason(self, why: str) -> None:
-        """The inputs cannot be fetched now, for this reason."""
-        self._reason = why
+    def set_reason(self, reason: str) -> None:
+        """Set why the inputs cannot be fetched now. Called at every retry."""
+        self._reason = reason
         self._changed.set()
 
     async def run(self) -> None:
-        """Tell of the fetch for as long as it takes: the caller cancels this."""
+        """Publish for as long as the fetch takes; the caller cancels this."""
         with anyio.move_on_after(FETCH_PROGRESS_DELAY_S):
             await self._changed.wait()
         while True:
@@ -142,20 +147,20 @@ class FetchProgress:
             await self._changed.wait()
 
     async def finish(self) -> None:
-        """The inputs are here."""
+        """Publish that the inputs are here, if a fetch was published."""
         if self._published:
             await self._publish(STARTING)
 
     async def _publish(self, stage: str) -> None:
-        """A broker that is away is not waited for: this is for people who look on."""
+        """Publish the stage. A broker that is away is not waited for: the stage only informs people."""
         if stage == self._published or self._offset >= 0:
             return
-        place = FeedPosition(self._job.round, self._job.attempt, self._offset)
-        note = ProgressMessage(place, self._context.now(), 0.0, stage[:WORD_LIMIT_CHARS])
+        position = FeedPosition(self._job.round, self._job.attempt, self._offset)
+        message = ProgressMessage(position, self._context.now(), 0.0, stage[:WORD_LIMIT_CHARS])
         try:
-            await self._context.bus.feed.publish(self._job.key, note)
+            await self._context.bus.feed.publish(self._job.key, message)
         except BusError as error:
-            self._context.log_unavailable("tell of the fetch", error)
+            self._context.log_unavailable("publish_fetch_progress", error)
         else:
             self._published = stage
             self._offset += 1

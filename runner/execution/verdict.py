@@ -1,7 +1,7 @@
-"""How an attempt ended, from what is known of it. Pure: one table, read from the top; the first row that knows decides.
+"""Verdict: how an attempt ended. Pure: a table of rules, read from the top; the first rule that applies decides.
 
-The order matters (DESIGN 4). A job that we stopped exits with 137 or 143 like one that crashed, so our own intent comes
-first; an OOM that killed a child hides behind the parent's exit code; a card that erred makes any exit code suspect.
+The order matters. A job that we stopped exits with 137 or 143 like one that crashed, so our own stop reason comes
+first. An OOM kill of a child hides behind the parent's exit code. A GPU error makes any exit code suspect.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from schemas.status import Blame
 
 
 class StopReason(StrEnum):
-    """Why the runner stopped a container. Written down before the stop: afterwards it looks like a crash."""
+    """Why the runner stopped a container. It is written down before the stop: afterwards it looks like a crash."""
 
     CANCEL = "cancel"
     EXECUTION_TIMEOUT = "execution_timeout"
@@ -27,10 +27,11 @@ class StopReason(StrEnum):
 
 
 class ExitFacts(Struct, frozen=True, kw_only=True):
-    """All that is known. `refused`: the container did not start; `xid`: the first card fault during the run.
+    """All that is known about the end of an attempt.
 
-    `exit` is None when nothing ran to an end; `said` is the last error line; `has_output`: something lies in out/.
-    `disk`: why it used too much disk, in figures, where it did.
+    `exit` is None if no container ran to its end. `start_failure`: the container did not start. `xid` is the first GPU
+    fault during the run, `error_line` the last error line of the job. `has_output`: out/ contains something.
+    `disk_excess` says, in figures, why the job used too much disk.
     """
 
     stop_reason: StopReason | None = None
@@ -43,15 +44,15 @@ class ExitFacts(Struct, frozen=True, kw_only=True):
 
 
 class Done(Struct, frozen=True):
-    """It did what it was asked; the outputs are to be collected."""
+    """The job succeeded; its outputs are to be collected."""
 
 
 class JobCancelled(Struct, frozen=True):
-    """The owner wanted it stopped, and it is."""
+    """The owner cancelled the job, and it has stopped."""
 
 
 class ClassifiedFailure(Struct, frozen=True):
-    """It failed; `row` decides whether there is another attempt."""
+    """The job failed; `failure_class` decides whether there is another attempt."""
 
     code: str
     message: str
@@ -62,25 +63,25 @@ Verdict = Done | JobCancelled | ClassifiedFailure
 
 
 def make_failure(code: str, message: str) -> ClassifiedFailure:
-    """A failure of the table, by its code."""
+    """Return the failure with this code, classified by the table."""
     return ClassifiedFailure(code, message, FAILURES[code])
 
 
-# Failures of the GPU's class by which a container says nothing against the card: too large, or not made for it.
+# Failures of the class GPU that do not blame the GPU: the job is too large for it, or is not built for it.
 IMAGE_FAULTS = frozenset({"cuda_oom", "gpu_unsupported"})
 
 
 def blames_gpu(verdict: ClassifiedFailure, *, started: bool) -> bool:
-    """Whether the card has to prove itself before it takes more. A start that was refused is the host's affair."""
+    """Return whether the GPU needs a probe before it takes more. A start that was refused is the host's problem."""
     return verdict.failure_class.blame is Blame.GPU and not (started and verdict.code in IMAGE_FAULTS)
 
 
 VERDICT_BY_STOP_REASON: Mapping[StopReason, Verdict] = {
     StopReason.CANCEL: JobCancelled(),
     StopReason.EXECUTION_TIMEOUT: make_failure(
-        "execution_timeout", "the job ran longer than it may: raise execution_timeout_s"
+        "execution_timeout", "the job ran longer than its timeout: raise execution_timeout_s"
     ),
-    StopReason.STALL: make_failure("stalled", "the job made no progress for longer than it may: raise stall_timeout_s"),
+    StopReason.STALL: make_failure("stalled", "the job made no progress within its timeout: raise stall_timeout_s"),
     StopReason.DRAIN: make_failure(DRAINED_CODE, "the host is shutting down"),
     StopReason.DISK: make_failure("disk_exceeded", "the job used more disk than its endpoint's disk_mb"),
 }
@@ -107,7 +108,7 @@ def _not_started(facts: ExitFacts) -> Verdict | None:
 
 
 def _gpu_erred(facts: ExitFacts) -> Verdict | None:
-    """An application's fault (13, 31, …) is the job's own: its exit code tells more than the driver does."""
+    """Skip application faults (XID 13, 31, …): they are the job's own, and its exit code says more than the driver."""
     if facts.xid is None or facts.xid in xids.APPLICATION_XIDS:
         return None
     code = "gpu_lost" if facts.xid == XID_OFF_THE_BUS else "gpu_unhealthy"
@@ -119,7 +120,7 @@ def _vanished(facts: ExitFacts) -> Verdict | None:
 
 
 def _over_disk_limit(facts: ExitFacts) -> Verdict | None:
-    """Before the exit code: a job that has no room fails in some way of its own."""
+    """Decide before the exit code: a job without disk space fails in its own way."""
     return make_failure("disk_exceeded", facts.disk_excess) if facts.disk_excess is not None else None
 
 
@@ -157,23 +158,23 @@ RULES: tuple[Callable[[ExitFacts], Verdict | None], ...] = (
 def _describe_exit(code: int) -> str:
     number = code - 128
     if 0 < number < 65:
-        return f"the job was ended by {SIGNAL_NAMES.get(number, f'signal {number}')} (exit code {code})"
+        return f"the job was killed by {SIGNAL_NAMES.get(number, f'signal {number}')} (exit code {code})"
     return f"the job exited with code {code}"
 
 
-def _by_error_line(said: ErrorLine | None, by_exit: ClassifiedFailure) -> ClassifiedFailure:
-    """The image's own words, classed by the table or by the exit code.
+def _by_error_line(error_line: ErrorLine | None, exit_failure: ClassifiedFailure) -> ClassifiedFailure:
+    """Return the failure that the image reported, classified by the table or by the exit code.
 
-    The host's codes are not the image's to say: they cost no attempt, and a container would run for ever on them.
+    An image may not report a host's failure code: such a failure costs no attempt, and the job would run forever.
     """
-    if said is None:
-        return by_exit
-    row = FAILURES.get(said.code)
-    if row is None or row.blame is Blame.HOST:
-        row = by_exit.failure_class
-    return ClassifiedFailure(said.code, said.message or by_exit.message, row)
+    if error_line is None:
+        return exit_failure
+    failure_class = FAILURES.get(error_line.code)
+    if failure_class is None or failure_class.blame is Blame.HOST:
+        failure_class = exit_failure.failure_class
+    return ClassifiedFailure(error_line.code, error_line.message or exit_failure.message, failure_class)
 
 
 def classify_exit(facts: ExitFacts) -> Verdict:
-    """What to make of the attempt."""
+    """Return the verdict on the attempt."""
     return next(verdict for rule in RULES if (verdict := rule(facts)) is not None)

@@ -1,8 +1,8 @@
-"""A container that waits for its job, and how it is given one: a claim in its folder, then one line to its socket.
+"""A warm container, which waits for its job, and the assignment of a job: a claim in its folder, then a start line.
 
-A container's labels cannot be changed, so whose it became is written into its folder before the line is sent. A runner
-that is killed in between leaves a claim and no line: the next life sends it again. Whoever took the first line has
-closed the door behind it, so a second one cannot start anything twice.
+A container's labels cannot be changed, so the job's identity is written into its folder before the line is sent. A
+runner that is killed in between leaves a claim and no line, and the next runner process sends the line again. The
+container closes its socket after the first line, so a second one cannot start anything twice.
 """
 
 import os
@@ -18,48 +18,55 @@ from runner.engines.port import ContainerIdentity
 from runner.gpu.allocator import GpuAllocation
 from schemas.container_protocol import START_SOCKET
 
-WARM_PREFIX = "warm-"  # of the folder's name; an owner's name comes with three dots
+WARM_PREFIX = "warm-"  # of the folder's name; the folder name of an attempt contains three dots
 CLAIM_FILE = "claim.json"
 START_LINE = b"start\n"
-START_SOCKET_TIMEOUT_S = 5.0  # a door that exists and is not opened
+START_SOCKET_TIMEOUT_S = 5.0  # for a start socket that exists but does not accept
 
 _decode = msgspec.json.Decoder(ContainerIdentity).decode
 
 
 class WarmContainer:
-    """One of them, in the folder of that name. `settled`: it waits at its socket, or never will; `gone`: removed."""
+    """One warm container, in the folder of that name. `settled`: it waits at its socket, or never will; `removed`:
+    gone.
+    """
 
-    def __init__(self, folder: str, kind: LocalEndpoint, holding: GpuAllocation, handle: str | None = None) -> None:
+    def __init__(
+        self, folder: str, endpoint: LocalEndpoint, allocation: GpuAllocation, handle: str | None = None
+    ) -> None:
         self.folder = folder
-        self.endpoint = kind
-        self.allocation = holding
+        self.endpoint = endpoint
+        self.allocation = allocation
         self.handle = handle
         self.is_ready = False
         self.is_taken = False
-        self.is_unwatched = False  # nobody would see it die any more
+        self.is_unwatched = False  # its death would not be seen any more
         self.settled = anyio.Event()
         self.removed = anyio.Event()
         self.watch_scope = anyio.CancelScope()
 
     def stop_watching(self) -> None:
-        """It has its job, or is no use any more: it need not be watched."""
+        """Stop watching the container: it has its job, or is of no more use."""
         self.watch_scope.cancel()
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is no use any more."""
+        """Return whether the container is of no more use."""
         return self.watch_scope.cancel_called
 
 
 def write_claim(folder: Path, identity: ContainerIdentity) -> None:
-    """Write down whose the container in `folder` becomes. Not synced: it outlives this process, as the container."""
-    new = folder / f"{CLAIM_FILE}.new"
-    new.write_bytes(msgspec.json.encode(identity))
-    new.replace(folder / CLAIM_FILE)
+    """Write the identity of the job to which the container in `folder` is assigned.
+
+    Not synced: the file has to outlive this process only, as the container does.
+    """
+    temporary = folder / f"{CLAIM_FILE}.new"
+    temporary.write_bytes(msgspec.json.encode(identity))
+    temporary.replace(folder / CLAIM_FILE)
 
 
 def read_claim(folder: Path) -> ContainerIdentity | None:
-    """Whose the container in `folder` became; None: nobody's."""
+    """Return the identity of the job to which the container in `folder` was assigned; None if there is none."""
     try:
         return _decode((folder / CLAIM_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
@@ -67,29 +74,30 @@ def read_claim(folder: Path) -> ContainerIdentity | None:
 
 
 def assign_job(folder: Path, identity: ContainerIdentity) -> bool:
-    """Claim it, then send the line; whether somebody heard it. Blocking."""
+    """Write the claim, then send the start line; return whether the container accepted it. Blocking."""
     write_claim(folder, identity)
     return send_start(folder / "job")
 
 
 def send_start(job_dir: Path) -> bool:
-    """Send the line; False when nobody waits for it there. Blocking.
+    """Send the start line; return False if nothing accepts it there. Blocking.
 
-    Through a descriptor: the path may be longer than an address, and the container could make it a link elsewhere.
+    The socket is opened through a descriptor: the path may be too long for an address, and the container could replace
+    it with a link.
     """
     try:
-        door = os.open(job_dir / START_SOCKET, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        socket_fd = os.open(job_dir / START_SOCKET, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        if not stat.S_ISSOCK(os.fstat(door).st_mode):
+        if not stat.S_ISSOCK(os.fstat(socket_fd).st_mode):
             return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(START_SOCKET_TIMEOUT_S)
-            line.connect(f"/proc/self/fd/{door}")
-            line.sendall(START_LINE)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(START_SOCKET_TIMEOUT_S)
+            connection.connect(f"/proc/self/fd/{socket_fd}")
+            connection.sendall(START_LINE)
     except OSError:
         return False
     finally:
-        os.close(door)
+        os.close(socket_fd)
     return True

@@ -1,1 +1,9 @@
-"""The host's cards: a watch that cannot hang the runner, and pure functions that decide what may run where."""
+"""The GPUs of this host: their state, their health, and which container gets which GPU.
+
+Start reading at `allocator`: it assesses every reading, reserves GPUs for containers and meters their use. The rules in
+`health`, `placement` and `metering` are pure. `monitor` supervises the NVML child process (`nvml`), so that a driver
+that hangs cannot block the runner; the two talk by `nvml_protocol`. `process_owner` tells our own GPU processes from
+foreign ones, and `xid` classifies the driver's error codes.
+
+Everything above the engines may import this package. It does not know engines, jobs or the broker.
+"""

@@ -1,7 +1,7 @@
-"""Is a card fit for work? Pure: a judgement is made from the one before it and one sample.
+"""Health of a GPU. Pure: each assessment follows from the one before it and one sample.
 
-A card's own error poisons it: it stays unhealthy until `proved`, even when the error no longer shows. Heat and other
-people's processes pass by themselves, with a margin and a quiet time, so that a card on the edge does not flap.
+A GPU's own error keeps it unhealthy until a probe has succeeded (`clear_fault`), even if the error no longer shows.
+Heat and foreign processes pass on their own, with a margin and a quiet time, so that a GPU at the limit does not flap.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,16 +25,18 @@ from schemas.gpu import (
 from schemas.host import GpuReport
 
 HealthCheck = Callable[[GpuHealth, GpuSample], str]
-"""What is wrong by this sample, or "" where nothing is."""
+"""Returns what this sample shows to be wrong; "" if nothing is."""
 
 
 class GpuHealthPolicy(Struct, frozen=True):
-    """Where the lines are drawn. Temperatures are degrees below the card's own slowdown threshold.
+    """Limits of the assessment. Temperatures are degrees below the GPU's own slowdown threshold.
 
-    `slowdown_c` stands in for a card that publishes no threshold. The clock reasons that make a card hot are the
-    hardware's own brakes: many cards run at their software thermal target all day, and that is no fault.
-    A foreign process counts once it has been there for `owner_settle_s`: the driver may list a process of ours for a
-    moment after its container is gone. One that only draws counts from `drawing_mb` on (a game, not a desktop).
+    `slowdown_c` replaces the threshold of a GPU that publishes none. `brakes` are the clock reasons that make a GPU
+    hot: only the hardware's own slowdowns. Many GPUs run at their software thermal target all day, and that is not a
+    fault.
+
+    A foreign process counts after `owner_settle_s`: the driver may list a process of ours for a moment after its
+    container is gone. A process that only draws counts from `drawing_mb` on (a game, not a desktop).
     """
 
     hot_margin_c: int = 5
@@ -52,8 +54,8 @@ DEFAULT_POLICY = GpuHealthPolicy()
 
 
 def _check_recovery_action(_: GpuHealth, sample: GpuSample) -> str:
-    asked = sample.recovery
-    return "" if asked in {None, GpuRecoveryAction.NONE} else f"the driver asks for {str(asked).replace('_', ' ')}"
+    action = sample.recovery
+    return "" if action in {None, GpuRecoveryAction.NONE} else f"the driver asks for {str(action).replace('_', ' ')}"
 
 
 def _check_rows_failed(_: GpuHealth, sample: GpuSample) -> str:
@@ -69,12 +71,12 @@ def _check_pages_pending(_: GpuHealth, sample: GpuSample) -> str:
 
 
 def _check_ecc_growth(previous: GpuHealth, sample: GpuSample) -> str:
-    """The counter starts at 0 with the driver and only grows: old errors are history, new ones are not."""
+    """Return the errors since the last sample. The counter starts at 0 with the driver, and old errors do not count."""
     new = (sample.ecc_uncorrected or 0) - (previous.ecc_uncorrected or 0)
     return f"{new} uncorrected memory errors" if previous.ecc_uncorrected is not None and new > 0 else ""
 
 
-# What shows in a sample and poisons the card, worst first.
+# Errors that a sample shows and that need a probe, worst first.
 HEALTH_CHECKS: tuple[HealthCheck, ...] = (
     _check_rows_failed,
     _check_recovery_action,
@@ -88,60 +90,62 @@ def assess_all(
     previous: Mapping[str, GpuHealth],
     snapshot: GpuSnapshot,
     now: float,
-    ours: OwnProcesses = NO_PROCESSES,
+    own: OwnProcesses = NO_PROCESSES,
     policy: GpuHealthPolicy = DEFAULT_POLICY,
 ) -> dict[str, GpuHealth]:
-    """Every card of the snapshot, by UUID. While the watch is not ok, nothing new is known: they stay as judged."""
-    judgements = dict(previous)
+    """Assess every GPU of the snapshot, by UUID. While the monitor is not OK, the health stays as it was."""
+    healths = dict(previous)
     if snapshot.state is not GpuMonitorState.OK:
-        return judgements
+        return healths
     for sample in snapshot.samples:
-        before = judgements.get(sample.uuid) or GpuHealth(sample.uuid, since=now)
-        judgements[sample.uuid] = assess(before, sample, now, ours, policy)
-    for card in (card for card in snapshot.lost if card.uuid):
-        before = judgements.get(card.uuid) or GpuHealth(card.uuid, since=now)
-        judgements[card.uuid] = assess_lost(before, card, now)
-    return judgements
+        health = healths.get(sample.uuid) or GpuHealth(sample.uuid, since=now)
+        healths[sample.uuid] = assess(health, sample, now, own, policy)
+    for gpu in (gpu for gpu in snapshot.lost if gpu.uuid):
+        health = healths.get(gpu.uuid) or GpuHealth(gpu.uuid, since=now)
+        healths[gpu.uuid] = assess_lost(health, gpu, now)
+    return healths
 
 
 def assess(
     previous: GpuHealth,
     sample: GpuSample,
     now: float,
-    ours: OwnProcesses = NO_PROCESSES,
+    own: OwnProcesses = NO_PROCESSES,
     policy: GpuHealthPolicy = DEFAULT_POLICY,
 ) -> GpuHealth:
-    """The card's fitness by this sample. `now` is in seconds, on any one clock that does not jump back."""
-    sign = next((words for sign in HEALTH_CHECKS if (words := sign(previous, sample))), "")
-    since = _foreign_since(previous, sample, now, ours, policy)
-    settled = since is not None and now - since >= policy.owner_settle_s
-    seen = replace(
+    """Assess one GPU by this sample. `now` is in seconds, on any clock that does not jump back."""
+    fault = next((text for check in HEALTH_CHECKS if (text := check(previous, sample))), "")
+    foreign_since = _foreign_since(previous, sample, now, own, policy)
+    is_settled = foreign_since is not None and now - foreign_since >= policy.owner_settle_s
+    current = replace(
         previous,
-        fault=sign or previous.fault,
-        fault_persists=bool(sign),
+        fault=fault or previous.fault,
+        fault_persists=bool(fault),
         ecc_uncorrected=sample.ecc_uncorrected,
         slowed_at=now if (sample.clock_reasons or 0) & policy.brakes else previous.slowed_at,
-        foreign_since=since,
-        foreign_seen_at=now if settled else previous.foreign_seen_at,
+        foreign_since=foreign_since,
+        foreign_seen_at=now if is_settled else previous.foreign_seen_at,
     )
-    return _with_worst_status(previous, seen, sample, now, policy)
+    return _with_worst_status(previous, current, sample, now, policy)
 
 
 def _with_worst_status(
-    previous: GpuHealth, seen: GpuHealth, sample: GpuSample, now: float, policy: GpuHealthPolicy
+    previous: GpuHealth, current: GpuHealth, sample: GpuSample, now: float, policy: GpuHealthPolicy
 ) -> GpuHealth:
-    """Of all that holds, the gravest is told."""
-    claims = (
-        (GpuHealthStatus.UNHEALTHY, seen.fault),
-        (GpuHealthStatus.HOT, _describe_heat(previous, seen, sample, now, policy)),
-        (GpuHealthStatus.BUSY_OWNER, describe_foreign_use(seen, now, policy)),
+    """Set the worst status that holds."""
+    findings = (
+        (GpuHealthStatus.UNHEALTHY, current.fault),
+        (GpuHealthStatus.HOT, _describe_heat(previous, current, sample, now, policy)),
+        (GpuHealthStatus.BUSY_OWNER, describe_foreign_use(current, now, policy)),
     )
-    fitness, why = next(((fitness, why) for fitness, why in claims if why), (GpuHealthStatus.FIT, ""))
-    return _with_status(seen, fitness, why, now)
+    status, reason = next(((status, reason) for status, reason in findings if reason), (GpuHealthStatus.FIT, ""))
+    return _with_status(current, status, reason, now)
 
 
-def _describe_heat(previous: GpuHealth, seen: GpuHealth, sample: GpuSample, now: float, policy: GpuHealthPolicy) -> str:
-    if _is_recent(seen.slowed_at, now, policy.brake_quiet_s):
+def _describe_heat(
+    previous: GpuHealth, current: GpuHealth, sample: GpuSample, now: float, policy: GpuHealthPolicy
+) -> str:
+    if _is_recent(current.slowed_at, now, policy.brake_quiet_s):
         return "the hardware slows the card down (heat or power brake)"
     if sample.temperature_c is None:
         return ""
@@ -151,9 +155,9 @@ def _describe_heat(previous: GpuHealth, seen: GpuHealth, sample: GpuSample, now:
     return f"{sample.temperature_c} °C, slows down at {limit} °C" if too_hot else ""
 
 
-def describe_foreign_use(seen: GpuHealth, now: float, policy: GpuHealthPolicy) -> str:
-    """Who else uses the card, or did a moment ago, whatever else is wrong with it; "" for nobody."""
-    recent = _is_recent(seen.foreign_seen_at, now, policy.owner_quiet_s)
+def describe_foreign_use(current: GpuHealth, now: float, policy: GpuHealthPolicy) -> str:
+    """Return that another program uses the GPU, or did a moment ago, whatever else is wrong with it; else ""."""
+    recent = _is_recent(current.foreign_seen_at, now, policy.owner_quiet_s)
     return "another program uses the card" if recent else ""
 
 
@@ -162,54 +166,51 @@ def _is_recent(at: float | None, now: float, quiet_s: float) -> bool:
 
 
 def _foreign_since(
-    previous: GpuHealth, sample: GpuSample, now: float, ours: OwnProcesses, policy: GpuHealthPolicy
+    previous: GpuHealth, sample: GpuSample, now: float, own: OwnProcesses, policy: GpuHealthPolicy
 ) -> float | None:
-    strange = any(
-        is_foreign(process, sample.uuid, ours)
+    has_foreign = any(
+        is_foreign(process, sample.uuid, own)
         for process in sample.processes
         if not process.graphics or (process.used_mb or 0) >= policy.drawing_mb
     )
-    if not strange:
+    if not has_foreign:
         return None
     return now if previous.foreign_since is None else previous.foreign_since
 
 
-def assess_lost(previous: GpuHealth, card: LostGpu, now: float) -> GpuHealth:
-    """The card does not answer. When it does again, it must prove itself."""
-    return _with_status(replace(previous, fault=card.why, fault_persists=True), GpuHealthStatus.LOST, card.why, now)
+def assess_lost(previous: GpuHealth, gpu: LostGpu, now: float) -> GpuHealth:
+    """Mark the GPU as lost: it does not answer. It needs a probe when it answers again."""
+    return _with_status(replace(previous, fault=gpu.why, fault_persists=True), GpuHealthStatus.LOST, gpu.why, now)
 
 
 def handle_xid(previous: GpuHealth, event: XidEvent, now: float, policy: GpuHealthPolicy = DEFAULT_POLICY) -> GpuHealth:
-    """The driver reported an XID on this card. An application's fault is the job's affair, not the card's."""
+    """Apply an XID that the driver reported. An application's fault says nothing about the GPU."""
     if event.xid in policy.application_xids:
         return previous
     return mark_faulty(previous, xids.describe_xid(event.xid), now)
 
 
-def mark_faulty(previous: GpuHealth, why: str, now: float) -> GpuHealth:
-    """A job or a probe says that the card erred (the image's exit code 69, a probe that failed)."""
-    fitness = GpuHealthStatus.LOST if previous.status is GpuHealthStatus.LOST else GpuHealthStatus.UNHEALTHY
-    return _with_status(replace(previous, fault=why), fitness, why, now)
+def mark_faulty(previous: GpuHealth, reason: str, now: float) -> GpuHealth:
+    """Mark the GPU as faulty, as a job (exit code 69) or a failed probe reported it."""
+    status = GpuHealthStatus.LOST if previous.status is GpuHealthStatus.LOST else GpuHealthStatus.UNHEALTHY
+    return _with_status(replace(previous, fault=reason), status, reason, now)
 
 
 def clear_fault(previous: GpuHealth, now: float) -> GpuHealth:
-    """A probe container ran well. Clears nothing that still shows (`standing`), nor a card that is lost."""
+    """Clear the fault after a successful probe, unless the error still shows (`fault_persists`) or the GPU is lost."""
     if not previous.needs_probe or previous.status is GpuHealthStatus.LOST:
         return previous
     return _with_status(replace(previous, fault=""), GpuHealthStatus.FIT, "", now)
 
 
-def _with_status(judgement: GpuHealth, fitness: GpuHealthStatus, why: str, now: float) -> GpuHealth:
-    """`since` moves only when the fitness does."""
-    since = judgement.since if judgement.status is fitness else now
-    return replace(judgement, status=fitness, why=why, since=since)
+def _with_status(health: GpuHealth, status: GpuHealthStatus, reason: str, now: float) -> GpuHealth:
+    """Set the status; `since` changes only with it."""
+    since = health.since if health.status is status else now
+    return replace(health, status=status, why=reason, since=since)
 
 
-# MERGED runner/gpu/report.py: The cards as a host's presence shows them. Pure.
-
-
-def gpu_reports(snapshot: GpuSnapshot, judgements: Mapping[str, GpuHealth]) -> tuple[GpuReport, ...]:
-    """Every card that answers or once did, in the order of their indices."""
+def gpu_reports(snapshot: GpuSnapshot, healths: Mapping[str, GpuHealth]) -> tuple[GpuReport, ...]:
+    """Return every GPU that answers or once did, ordered by index, as the heartbeat and the API show it."""
     answering = [
         (
             sample.index,
@@ -221,19 +222,19 @@ def gpu_reports(snapshot: GpuSnapshot, judgements: Mapping[str, GpuHealth]) -> t
                 temperature_c=sample.temperature_c,
                 utilization=sample.utilization,
                 power_w=sample.power_w,
-                **_health_fields(judgements.get(sample.uuid)),
+                **_health_fields(healths.get(sample.uuid)),
             ),
         )
         for sample in snapshot.samples
     ]
     lost = [
-        (card.index or 0, GpuReport(card.uuid, card.name, fitness=GpuHealthStatus.LOST.value, reason=card.why))
-        for card in snapshot.lost
+        (gpu.index or 0, GpuReport(gpu.uuid, gpu.name, fitness=GpuHealthStatus.LOST.value, reason=gpu.why))
+        for gpu in snapshot.lost
     ]
-    return tuple(report for _, report in sorted(answering + lost, key=lambda placed: placed[0]))
+    return tuple(report for _, report in sorted(answering + lost, key=lambda row: row[0]))
 
 
-def _health_fields(judgement: GpuHealth | None) -> dict[str, str]:
-    if judgement is None:
-        return {"fitness": GpuHealthStatus.UNHEALTHY.value, "reason": "not judged yet"}
-    return {"fitness": judgement.status.value} | ({"reason": judgement.why} if judgement.why else {})
+def _health_fields(health: GpuHealth | None) -> dict[str, str]:
+    if health is None:
+        return {"fitness": GpuHealthStatus.UNHEALTHY.value, "reason": "not assessed yet"}
+    return {"fitness": health.status.value} | ({"reason": health.why} if health.why else {})

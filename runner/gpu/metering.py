@@ -1,4 +1,4 @@
-"""What a job took of its cards: peak VRAM, mean utilisation, energy, cost. Pure: each meter is made from another."""
+"""GPU use of a job: peak VRAM, mean utilization, energy, cost. Pure: each meter is made from the one before it."""
 
 from collections.abc import Iterable
 from statistics import fmean
@@ -14,7 +14,7 @@ JOULES_PER_KWH = 3_600_000
 
 
 class MeterPrice(Struct, frozen=True):
-    """What the host costs, by the hour it runs a job and by the energy its cards take; either may be unknown."""
+    """Cost of the host per hour that it runs a job, and per kWh that its GPUs use. Either may be unknown."""
 
     per_hour: float | None = None
     per_kwh: float | None = None
@@ -24,25 +24,25 @@ NO_PRICE = MeterPrice()
 
 
 class UtilizationMean(Struct, frozen=True):
-    """A running mean of the utilisation, percent over `readings`."""
+    """A running mean of the utilization: percent over `readings`."""
 
     readings: int = 0
     mean: float = 0.0
 
 
 class EnergyCounter(Struct, frozen=True):
-    """A card's energy counter, mJ: at the start of the job and at the latest reading."""
+    """A GPU's energy counter in mJ, at the start of the job and at the latest reading."""
 
     first: int
     latest: int
 
 
 class GpuMeter(Struct, frozen=True):
-    """One job on its cards. `started` and all later times are on one monotonic clock, seconds.
+    """One job on its GPUs. `started` and all later times are seconds on one monotonic clock.
 
-    `energy` is by card; None from the moment that the job's energy cannot be told: two jobs on one card, no counter,
-    or one that went back (the driver was reloaded). `charged_s` is the run time, each second divided by the jobs that
-    shared these cards in it, so that two jobs at once do not pay the hour twice.
+    `energy` is by GPU. It is None as soon as the job's energy is unknown: two jobs on one GPU, no counter, or a counter
+    that went back because the driver was reloaded. `charged_s` is the run time, each second divided by the jobs that
+    shared these GPUs in it, so that two jobs at once do not pay the hour twice.
     """
 
     uuids: frozenset[str]
@@ -55,28 +55,28 @@ class GpuMeter(Struct, frozen=True):
     energy: dict[str, EnergyCounter] | None = {}
 
 
-def start_meter(uuids: Iterable[str], mine: OwnProcesses, samples: Iterable[GpuSample], now: float) -> GpuMeter:
-    """A meter for a container that starts on these cards now; `mine` names its processes alone."""
-    chosen = frozenset(uuids)
-    cards = [sample for sample in samples if sample.uuid in chosen]
-    return GpuMeter(uuids=chosen, own_processes=mine, started=now, at=now, energy=_add_energy({}, cards))
+def start_meter(uuids: Iterable[str], own: OwnProcesses, samples: Iterable[GpuSample], now: float) -> GpuMeter:
+    """Return a meter for a container that starts on these GPUs now; `own` identifies its processes."""
+    wanted = frozenset(uuids)
+    readings = [sample for sample in samples if sample.uuid in wanted]
+    return GpuMeter(uuids=wanted, own_processes=own, started=now, at=now, energy=_add_energy({}, readings))
 
 
 def record_sample(meter: GpuMeter, samples: Iterable[GpuSample], now: float, sharers: int = 1) -> GpuMeter:
-    """Take in one reading. `sharers`: jobs on these cards since the last one, this one included."""
-    cards = [sample for sample in samples if sample.uuid in meter.uuids]
+    """Add one reading. `sharers` is the number of jobs on these GPUs since the last one, this job included."""
+    readings = [sample for sample in samples if sample.uuid in meter.uuids]
     return replace(
         meter,
         at=now,
         charged_s=meter.charged_s + (now - meter.at) / sharers,
-        vram_peak_mb=_peak(meter, cards),
-        load=_add_utilization(meter.load, cards),
-        energy=None if sharers > 1 or meter.energy is None else _add_energy(meter.energy, cards),
+        vram_peak_mb=_peak(meter, readings),
+        load=_add_utilization(meter.load, readings),
+        energy=None if sharers > 1 or meter.energy is None else _add_energy(meter.energy, readings),
     )
 
 
 def compute_usage(meter: GpuMeter, now: float, price: MeterPrice = NO_PRICE, sharers: int = 1) -> AttemptUsage:
-    """What the job took, once its container has ended. `queued_s` is not the meter's to know."""
+    """Return the use of the job once its container has ended. `queued_s` is not known here."""
     final = record_sample(meter, (), now, sharers)
     energy_j = _joules(final)
     return AttemptUsage(
@@ -88,33 +88,36 @@ def compute_usage(meter: GpuMeter, now: float, price: MeterPrice = NO_PRICE, sha
     )
 
 
-def _peak(meter: GpuMeter, cards: list[GpuSample]) -> int | None:
-    """The sum over all cards and all the job's processes at one moment; None until one of them told its memory."""
-    mine = [process for card in cards for process in card.processes if is_own(process, meter.own_processes)]
-    known = [process.used_mb for process in mine if process.used_mb is not None]
+def _peak(meter: GpuMeter, samples: list[GpuSample]) -> int | None:
+    """Return the peak of the sum over all GPUs and processes of the job; None until a process reported its memory."""
+    own = [process for sample in samples for process in sample.processes if is_own(process, meter.own_processes)]
+    known = [process.used_mb for process in own if process.used_mb is not None]
     return max(meter.vram_peak_mb or 0, sum(known)) if known else meter.vram_peak_mb
 
 
-def _add_utilization(before: UtilizationMean, cards: list[GpuSample]) -> UtilizationMean:
-    told = [card.utilization for card in cards if card.utilization is not None]
-    if not told:
+def _add_utilization(before: UtilizationMean, samples: list[GpuSample]) -> UtilizationMean:
+    values = [sample.utilization for sample in samples if sample.utilization is not None]
+    if not values:
         return before
     readings = before.readings + 1
-    return UtilizationMean(readings, before.mean + (fmean(told) - before.mean) / readings)
+    return UtilizationMean(readings, before.mean + (fmean(values) - before.mean) / readings)
 
 
-def _add_energy(before: dict[str, EnergyCounter], cards: list[GpuSample]) -> dict[str, EnergyCounter] | None:
+def _add_energy(before: dict[str, EnergyCounter], samples: list[GpuSample]) -> dict[str, EnergyCounter] | None:
     after = dict(before)
-    for card in cards:
-        counter = after.get(card.uuid)
-        if card.energy_mj is None or (counter and card.energy_mj < counter.latest):
+    for sample in samples:
+        counter = after.get(sample.uuid)
+        if sample.energy_mj is None or (counter and sample.energy_mj < counter.latest):
             return None
-        after[card.uuid] = EnergyCounter(counter.first if counter else card.energy_mj, card.energy_mj)
+        after[sample.uuid] = EnergyCounter(counter.first if counter else sample.energy_mj, sample.energy_mj)
     return after
 
 
 def _joules(meter: GpuMeter) -> float | None:
-    """None as well for a job so short that a counter has not moved: a card that is on always draws something."""
+    """Return the energy in joules, or None if it is unknown.
+
+    It is unknown also if a counter has not moved: a GPU always draws power, so the job was too short to measure.
+    """
     counters = meter.energy or {}
     if set(counters) != meter.uuids or any(counter.latest == counter.first for counter in counters.values()):
         return None
@@ -122,7 +125,7 @@ def _joules(meter: GpuMeter) -> float | None:
 
 
 def _cost(charged_s: float, energy_j: float | None, price: MeterPrice) -> float | None:
-    """Rent and electricity; None when there is no price, or when the energy that is priced is unknown."""
+    """Return rent and electricity; None without a price, or when priced energy is unknown."""
     parts: list[float] = []
     if price.per_hour is not None:
         parts.append(price.per_hour * charged_s / 3600)

@@ -1,4 +1,8 @@
-"""Where the latest snapshot hangs, and from where XID events go to every reader. Shared by the watch and its fake."""
+"""The real `GpuMonitor`: supervises the NVML child and publishes its latest reading.
+
+A driver that hangs, an upgraded library, a missing driver and a dying child are states of the snapshot. Nothing here
+raises, and the runner never waits for the driver.
+"""
 
 import os
 import sys
@@ -20,12 +24,12 @@ from runner.gpu.nvml_protocol import EXIT_RENEW, LINE_LIMIT_BYTES, STATE_BY_EXIT
 from schemas.environment import GPU_PREFIXES, build_child_environment
 from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu, XidEvent
 
-# A reader this far behind learns nothing from one more: the first of them has already told it about the card.
+# A reader that is so far behind does not need one more event: the first ones already named the GPU.
 EVENT_BACKLOG_LIMIT = 1024
 
 
 class GpuStatePublisher:
-    """One writer, many readers, all on one event loop."""
+    """Holds the latest snapshot and distributes XID events. One writer, many readers, all on one event loop."""
 
     def __init__(self) -> None:
         self._latest = GpuSnapshot(state=GpuMonitorState.NONE)
@@ -79,31 +83,28 @@ class NoGpuMonitor(GpuStatePublisher):
         return None
 
 
-# MERGED runner/gpu/child.py: A running NVML child, as the watch needs it.
-
-
 class NvmlChild(Protocol):
-    """A process that writes lines and may be stuck in the kernel."""
+    """A child process that writes lines, and that may be stuck in the kernel."""
 
     async def read_line(self) -> bytes:
-        """The next line of stdout; raises anyio.EndOfStream or anyio.IncompleteRead when there is none."""
+        """Return the next line of stdout; raises anyio.EndOfStream or anyio.IncompleteRead at the end."""
         ...
 
     def kill(self) -> None:
-        """Ask the kernel to end it; a process inside a hung driver goes on until the driver lets it go."""
+        """Send SIGKILL. A process inside a hung driver goes on until the driver returns."""
         ...
 
     async def wait(self) -> int:
-        """Wait for its exit code, however long the driver holds it."""
+        """Wait for the exit code, however long the driver takes."""
         ...
 
 
 SpawnChild = Callable[[], Awaitable[NvmlChild]]
-"""Starts a child; raises OSError when it cannot."""
+"""Starts a child. Raises OSError."""
 
 
 class NvmlProcess:
-    """`python -m runner.gpu.nvml` with a pipe on its stdout. Its stderr is the runner's: only a bug writes there."""
+    """`python -m runner.gpu.nvml` with a pipe on its stdout. It shares the runner's stderr, where only a bug writes."""
 
     def __init__(self, process: Process, stdout: ByteReceiveStream) -> None:
         self._process = process
@@ -123,41 +124,37 @@ class NvmlProcess:
 
 
 def nvml_spawner(interval_s: float = 1.0, renew_s: float = 60.0, env: Mapping[str, str] | None = None) -> SpawnChild:
-    """Start children that read all cards every `interval_s`, and end `renew_s` after a card was lost.
+    """Return a function that starts children.
 
-    `env` replaces what they inherit of the runner's environment.
+    A child reads all GPUs every `interval_s`, and ends `renew_s` after a GPU was lost. `env` replaces the environment
+    that it inherits from the runner.
     """
     inherited = build_child_environment(os.environ, prefixes=GPU_PREFIXES) if env is None else env
 
     async def spawn() -> NvmlChild:
         argv = [sys.executable, "-m", "runner.gpu.nvml", str(interval_s), str(renew_s)]
-        # Its own session: Ctrl-C in the runner's terminal must drain the runner, not blind it first.
+        # A session of its own: Ctrl-C in the terminal drains the runner, which needs the GPU monitor until the end.
         process = await anyio.open_process(
             argv, stdin=DEVNULL, stdout=PIPE, stderr=None, env=inherited, start_new_session=True
         )
-        return NvmlProcess(process, cast(ByteReceiveStream, process.stdout))  # there, for it was opened with PIPE
+        return NvmlProcess(process, cast(ByteReceiveStream, process.stdout))  # not None: opened with PIPE
 
     return spawn
-
-
-# MERGED runner/gpu/watch.py: The watch: keeps an NVML child alive and its latest word at hand. The real `GpuMonitor`.
-# / A driver that hangs, an upgraded library, a missing driver or a dying child are states of the snapshot: nothing
-# here / raises, and nothing of the runner waits for the driver.
 
 
 log = structlog.get_logger(__name__)
 
 ChildFailure = tuple[GpuMonitorState, str]
-"""Why a child is no longer listened to: a state and the driver's own words."""
+"""Why the child is given up: a state and the error text of the driver."""
 
 STATE_REASONS = {
-    GpuMonitorState.NONE: "no NVIDIA card found: endpoints that need none, or for which it is optional, still run",
-    GpuMonitorState.NO_DRIVER: "the NVIDIA driver is not loaded: run nvidia-smi on the host and mend what it says",
+    GpuMonitorState.NONE: "no NVIDIA GPU found: endpoints that need none, or for which it is optional, still run",
+    GpuMonitorState.NO_DRIVER: "the NVIDIA driver is not loaded: run nvidia-smi on the host and fix what it reports",
     GpuMonitorState.MISMATCH: "the NVIDIA driver was upgraded while loaded: reboot the host if this stays",
     GpuMonitorState.HUNG: "the NVIDIA driver does not answer: waiting for it; reboot the host if this stays",
-    GpuMonitorState.FAILED: "the GPU watch died and is started again",
+    GpuMonitorState.FAILED: "the GPU monitor died and is restarted",
 }
-# The longest pause before a new child, seconds: how soon the state could change without anyone telling us.
+# The longest pause before a new child, in seconds: how soon the state could change without a notification.
 RESTART_BACKOFF_LIMIT_S = {
     GpuMonitorState.OK: 0.5,
     GpuMonitorState.NONE: 300.0,
@@ -166,12 +163,12 @@ RESTART_BACKOFF_LIMIT_S = {
     GpuMonitorState.HUNG: 30.0,
     GpuMonitorState.FAILED: 30.0,
 }
-BACKOFF_DOUBLING_LIMIT = 16  # of the first pause; every longest pause is reached before
-REAP_TIMEOUT_S = 1.0  # at shutdown: how long a killed child may take before it is left to the kernel
+BACKOFF_DOUBLING_LIMIT = 16  # every longest pause is reached before
+REAP_TIMEOUT_S = 1.0  # at shutdown; a killed child that takes longer is left to the kernel
 
 
 class MonitorTiming(Struct, frozen=True):
-    """Seconds. `first_s` is long: without persistence mode the driver wakes every card first."""
+    """Timeouts in seconds. The first reading may take long: without persistence mode the driver wakes every GPU."""
 
     first_reading_timeout_s: float = 30.0
     reading_timeout_s: float = 5.0
@@ -182,7 +179,7 @@ DEFAULT_TIMING = MonitorTiming()
 
 
 class NvmlMonitor(GpuStatePublisher):
-    """`clock` gives Unix time; `random` a number in [0, 1) that spreads restarts."""
+    """Supervises the NVML child. `clock` gives Unix time; `random` a number in [0, 1), the jitter of restarts."""
 
     def __init__(
         self,
@@ -196,7 +193,7 @@ class NvmlMonitor(GpuStatePublisher):
         super().__init__()
         self._spawn, self._clock, self._random, self._sleep = spawn, clock, random, sleep
         self._timing = timing
-        self._known_gpus: dict[str, LostGpu] = {}  # every card ever seen, as it will be reported once it is gone
+        self._known_gpus: dict[str, LostGpu] = {}  # every GPU ever seen, as it is reported once it is gone
         self._tasks: TaskGroup
 
     async def __aenter__(self) -> Self:
@@ -230,17 +227,16 @@ class NvmlMonitor(GpuStatePublisher):
             await self._sleep(pause * (1 + self._random()) / 2)
 
     async def _run_child(self) -> GpuMonitorState:
-        """Start a child, listen until it falls silent or ends, post the state that leaves."""
+        """Start a child, read its messages until it falls silent or ends, and publish the resulting state."""
         try:
             child = await self._spawn()
         except OSError as error:
             return self._set_failed(GpuMonitorState.FAILED, str(error))
         try:
-            state, words = await self._listen(child)
+            state, reason = await self._listen(child)
             child.kill()
-            self._set_failed(state, words)
-            # A child inside a hung driver ends when the driver lets it go, which is also when a new one could do
-            # better; started earlier, it would only hang beside the first.
+            self._set_failed(state, reason)
+            # A child in a hung driver ends when the driver returns. A new child would hang too until then.
             await child.wait()
         except anyio.get_cancelled_exc_class():
             child.kill()
@@ -250,60 +246,60 @@ class NvmlMonitor(GpuStatePublisher):
         return state
 
     async def _listen(self, child: NvmlChild) -> ChildFailure:
-        """Take in what the child says, until it ends or says nothing for too long."""
-        patience, words = self._timing.first_reading_timeout_s, ""
+        """Read the child's messages until it ends or is silent for too long."""
+        timeout_s, reason = self._timing.first_reading_timeout_s, ""
         while True:
             try:
-                with anyio.fail_after(patience):
+                with anyio.fail_after(timeout_s):
                     message = decode(await child.read_line())
             except TimeoutError:
                 return GpuMonitorState.HUNG, ""
             except (anyio.EndOfStream, anyio.IncompleteRead):
-                return await self._classify_exit(child), words
+                return await self._classify_exit(child), reason
             except (msgspec.MsgspecError, anyio.DelimiterNotFound) as error:
                 return GpuMonitorState.FAILED, f"unreadable: {error}"
             match message:
                 case NvmlReading():
-                    patience = self._timing.reading_timeout_s
+                    timeout_s = self._timing.reading_timeout_s
                     self._publish_reading(message)
-                case NvmlEnding(why):
-                    words = why
+                case NvmlEnding(text):
+                    reason = text
                 case event:
                     self.publish_event(event)
 
     async def _classify_exit(self, child: NvmlChild) -> GpuMonitorState:
-        """What the exit code says; a child that cannot even exit hangs in the driver."""
+        """Return the state for the exit code; a child that cannot exit hangs in the driver."""
         with anyio.move_on_after(self._timing.reading_timeout_s):
             code = await child.wait()
             return self.snapshot().state if code == EXIT_RENEW else STATE_BY_EXIT_CODE.get(code, GpuMonitorState.FAILED)
         return GpuMonitorState.HUNG
 
     def _publish_reading(self, reading: NvmlReading) -> None:
-        """A reading becomes the snapshot. A card that was seen before and is not listed now is lost."""
-        uuids = {card.index: card.uuid for card in self._known_gpus.values()}
-        told = [
-            LostGpu(card.uuid or uuids.get(card.index, ""), card.why, card.index, card.name) for card in reading.lost
-        ]
+        """Publish the reading as a snapshot. A GPU that was seen before and is not listed now is lost."""
+        uuids = {gpu.index: gpu.uuid for gpu in self._known_gpus.values()}
+        reported = [LostGpu(gpu.uuid or uuids.get(gpu.index, ""), gpu.why, gpu.index, gpu.name) for gpu in reading.lost]
         for sample in reading.samples:
-            why = "the driver no longer lists this card: reboot the host"
-            self._known_gpus[sample.uuid] = LostGpu(sample.uuid, why, sample.index, sample.name)
-        present = {sample.uuid for sample in reading.samples} | {card.uuid for card in told}
-        gone = [card for card in self._known_gpus.values() if card.uuid not in present]
+            reason = "the driver no longer lists this GPU: reboot the host"
+            self._known_gpus[sample.uuid] = LostGpu(sample.uuid, reason, sample.index, sample.name)
+        present = {sample.uuid for sample in reading.samples} | {gpu.uuid for gpu in reported}
+        missing = [gpu for gpu in self._known_gpus.values() if gpu.uuid not in present]
         self._log_change(GpuMonitorState.OK, "")
-        self.publish(GpuSnapshot(GpuMonitorState.OK, self._clock(), reading.samples, (*told, *gone), reading.driver))
+        self.publish(
+            GpuSnapshot(GpuMonitorState.OK, self._clock(), reading.samples, (*reported, *missing), reading.driver)
+        )
 
-    def _set_failed(self, state: GpuMonitorState, words: str) -> GpuMonitorState:
-        """The child no longer speaks: the last samples stay as history, unless it is certain that there is no card."""
-        if state is GpuMonitorState.OK:  # it asked to be started anew: what it said last still holds
+    def _set_failed(self, state: GpuMonitorState, detail: str) -> GpuMonitorState:
+        """Publish a failure of the child. The last samples stay, unless it is certain that there is no GPU."""
+        if state is GpuMonitorState.OK:  # it asked for a restart (EXIT_RENEW): its last reading still holds
             return state
-        why = f"{STATE_REASONS[state]} ({words})" if words else STATE_REASONS[state]
-        now = msgspec.structs.replace(self.snapshot(), state=state, why=why)
+        reason = f"{STATE_REASONS[state]} ({detail})" if detail else STATE_REASONS[state]
+        snapshot = msgspec.structs.replace(self.snapshot(), state=state, why=reason)
         if state in {GpuMonitorState.NONE, GpuMonitorState.NO_DRIVER}:
-            now = msgspec.structs.replace(now, samples=(), lost=tuple(self._known_gpus.values()))
-        self._log_change(state, why)
-        self.publish(now)
+            snapshot = msgspec.structs.replace(snapshot, samples=(), lost=tuple(self._known_gpus.values()))
+        self._log_change(state, reason)
+        self.publish(snapshot)
         return state
 
-    def _log_change(self, state: GpuMonitorState, why: str) -> None:
+    def _log_change(self, state: GpuMonitorState, reason: str) -> None:
         if state is not self.snapshot().state:
-            log.info("gpu_watch", state=state.value, why=why)
+            log.info("gpu_monitor_changed", state=state.value, reason=reason)

@@ -23,16 +23,16 @@ from schemas.gpu import GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSampl
 
 Handle = Any  # a ctypes pointer that pynvml makes; it ships no types
 
-# What ends this process, by NVML's error code, and how it is told. Everything else that escapes is a crash.
+# NVML error codes that end this process, and the state they mean. Any other error that escapes is a crash.
 ENDING_ERRORS = {
     nv.NVML_ERROR_LIBRARY_NOT_FOUND: GpuMonitorState.NONE,
     nv.NVML_ERROR_GPU_NOT_FOUND: GpuMonitorState.NONE,
     nv.NVML_ERROR_DRIVER_NOT_LOADED: GpuMonitorState.NO_DRIVER,
     nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH: GpuMonitorState.MISMATCH,
 }
-# The card is gone and stays gone: asking it again in this process would only risk a hang.
+# The GPU is gone and stays gone: to ask it again in this process would only risk a hang.
 LOST_ERRORS = frozenset({nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED})
-# This card or this driver has no such value and never will: not asked again.
+# This GPU or this driver never has the value: it is not asked again.
 UNSUPPORTED_ERRORS = frozenset(
     {
         nv.NVML_ERROR_NOT_SUPPORTED,
@@ -43,9 +43,9 @@ UNSUPPORTED_ERRORS = frozenset(
     }
 )
 RECOVERIES = tuple(GpuRecoveryAction)[:-1]  # declared in NVML's order, from 0
-RESET_HINT = "{}: reset the card (nvidia-smi --gpu-reset) or reboot the host"
-NO_MIG_SLICE = "MIG mode is on and the card has no slice: make some (nvidia-smi mig -cgi), or switch MIG off"
-EVENT_SILENCE_LIMIT = 10  # intervals without a turn of the event thread after which no Reading is sent: it hangs
+RESET_HINT = "{}: reset the GPU (nvidia-smi --gpu-reset) or reboot the host"
+NO_MIG_SLICE = "MIG mode is on and the GPU has no slice: make some (nvidia-smi mig -cgi), or switch MIG off"
+EVENT_SILENCE_LIMIT = 10  # intervals; an event thread that is silent for longer hangs, and no reading is sent
 
 
 def _memory(handle: Handle) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _rows(handle: Handle) -> RemappedRows:
 
 
 def _processes(handle: Handle) -> tuple[GpuProcess, ...]:
-    """Every process once; one that computes and draws counts as computing."""
+    """Return every process once; one that computes and draws counts as computing."""
     drawing = {
         process.pid: process for process in _parse_processes(nv.nvmlDeviceGetGraphicsRunningProcesses_v3(handle), True)
     }
@@ -104,12 +104,12 @@ def _ecc(kind: int) -> Callable[[Handle], int]:
 
 
 def _slowdown_by_margin(handle: Handle) -> int:
-    """Cards that publish no threshold tell how far they are from it."""
+    """Return the threshold of a GPU that publishes only its distance from it."""
     here = nv.nvmlDeviceGetTemperatureV(handle, nv.NVML_TEMPERATURE_GPU)
     return int(here + nv.nvmlDeviceGetMarginTemperature(handle))
 
 
-# Each field of a sample and the ways to ask for it, newest first: the first that the driver has is kept.
+# Each field of a sample and the calls that read it, newest first: the first that the driver supports is kept.
 FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
     "temperature_c": (
         lambda h: nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU),
@@ -132,17 +132,17 @@ FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
 }
 
 
-# Of a MIG slice NVML tells its own memory and these fields; the others are its card's, but for what the slices share:
-# nobody can tell whose part of the power it was.
+# For a MIG slice, NVML reports the slice's memory and these fields; other fields are those of the whole GPU. Values
+# that the slices share are left out: the power, for example, cannot be attributed to one slice.
 SLICE_FIELDS = frozenset({"processes"})
 SHARED_FIELDS = frozenset({"utilization", "power_w", "energy_mj"})
-EVERY_INSTANCE = 0xFFFFFFFF  # an event's gpuInstanceId that names no slice (nvml.h, nvmlEventData_t)
+EVERY_INSTANCE = 0xFFFFFFFF  # gpuInstanceId of an event that names no slice (nvml.h, nvmlEventData_t)
 
 
 class NvmlDevice:
-    """One card, or a MIG slice of one, by a handle that is good for the life of this process.
+    """One GPU, or a MIG slice of one. Its handle is valid as long as this process.
 
-    `whole` is the card's handle, of a slice too; `instance` the slice's number on it, None for a card that has none.
+    `parent` is the handle of the whole GPU, also for a slice. `instance` is the number of the slice on it, else None.
     """
 
     def __init__(self, handle: Handle, index: int, whole: Handle = None) -> None:
@@ -156,7 +156,7 @@ class NvmlDevice:
         self._lost: LostGpu | None = None
 
     def slices(self) -> list["NvmlDevice"] | None:
-        """What takes work in place of a card in MIG mode; None where the card itself does."""
+        """Return the slices that take work in place of a GPU in MIG mode; None where the GPU takes work itself."""
         try:
             sliced, _ = nv.nvmlDeviceGetMigMode(self.handle)
         except nv.NVMLError as error:
@@ -172,7 +172,7 @@ class NvmlDevice:
                 yield NvmlDevice(handle, self.index, self.handle)
 
     def read(self) -> GpuSample | LostGpu:
-        """A sample, or that the card does not answer."""
+        """Return a sample, or that the GPU does not answer."""
         if self._lost is not None:
             return self._lost
         try:
@@ -196,7 +196,7 @@ class NvmlDevice:
         return GpuSample(index=self.index, uuid=self.uuid, name=self.name, **memory, **values)
 
     def _read_field(self, field: str) -> Any:
-        """The field's value; None where the card has none, or has none just now."""
+        """Return the field's value; None if the GPU has none, or has none now."""
         handle = self.handle if field in SLICE_FIELDS else self.parent
         while ways := self._ways[field]:
             try:
@@ -211,10 +211,10 @@ class NvmlDevice:
 
 
 class XidListener(threading.Thread):
-    """Waits for XIDs. `turned` is when it last came back from the driver (monotonic seconds)."""
+    """Thread that waits for XIDs. `last_turn_at` is when it last returned from the driver (monotonic seconds)."""
 
     def __init__(self, cards: list[NvmlDevice], interval: float) -> None:
-        super().__init__(name="nvml-events", daemon=True)  # daemon: it may be stuck in the driver when we must end
+        super().__init__(name="nvml-events", daemon=True)  # daemon: it may be stuck in the driver at our exit
         self.last_turn_at = time.monotonic()
         self._devices, self._interval = cards, interval
         self._set = self._register()
@@ -227,8 +227,8 @@ class XidListener(threading.Thread):
             except nv.NVMLError_Timeout:
                 continue
             except nv.NVMLError:
-                # A lost card answers every wait at once, for all cards. The new set is registered before the pause,
-                # so that it keeps what the others report meanwhile.
+                # A lost GPU ends every wait at once, for all GPUs. The new set is registered before the pause, so
+                # that it collects what the others report during it.
                 old = self._set
                 self._set = self._register()
                 _free(old)
@@ -242,62 +242,64 @@ class XidListener(threading.Thread):
             _emit(XidEvent(uuid, event.eventData, at=time.time()))
 
     def _find_uuids(self, device: Handle, instance: int) -> list[str]:
-        """The card, or the slices that the event is about: one, or all of the card's."""
-        here = [card for card in self._devices if _address(card.parent) == _address(device)]
-        return [card.uuid for card in here if card.instance is None or instance in {EVERY_INSTANCE, card.instance}]
+        """Return the GPU, or the slices, that the event concerns: one slice or all of the GPU's."""
+        found = [one for one in self._devices if _address(one.parent) == _address(device)]
+        return [one.uuid for one in found if one.instance is None or instance in {EVERY_INSTANCE, one.instance}]
 
     def _register(self) -> Any:
-        """An event set with the cards in it; None where no card reports (WSL, all lost): the samples still tell."""
+        """Return an event set of the GPUs; None if no GPU reports events (WSL, all lost). The samples still show
+        errors.
+        """
         try:
             events = nv.nvmlEventSetCreate()
         except nv.NVMLError:
             return None
-        heard = False
-        for whole in {_address(card.parent): card.parent for card in self._devices}.values():
+        registered = False
+        for parent in {_address(device.parent): device.parent for device in self._devices}.values():
             with contextlib.suppress(nv.NVMLError):
-                nv.nvmlDeviceRegisterEvents(whole, nv.nvmlEventTypeXidCriticalError, events)
-                heard = True
-        if heard:
+                nv.nvmlDeviceRegisterEvents(parent, nv.nvmlEventTypeXidCriticalError, events)
+                registered = True
+        if registered:
             return events
         _free(events)
         return None
 
 
 def _free(events: Any) -> None:
-    with contextlib.suppress(nv.NVMLError):  # of a lost card: nothing more can be done
+    with contextlib.suppress(nv.NVMLError):  # the set of a lost GPU cannot be freed
         if events is not None:
             nv.nvmlEventSetFree(events)
 
 
 def _address(handle: Handle) -> int:
-    """Handles are compared by address: a lost card no longer tells its UUID."""
+    """Return the address of a handle. Handles are compared by it: a lost GPU no longer reports its UUID."""
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
 def _open_device(index: int) -> NvmlDevice:
-    """By UUID, not by index: indices move when a card falls off the bus between two looks."""
+    """Open a GPU by UUID, not by index: indices move when a GPU falls off the bus."""
     uuid = nv.nvmlDeviceGetUUID(nv.nvmlDeviceGetHandleByIndex(index))
     return NvmlDevice(nv.nvmlDeviceGetHandleByUUID(uuid), index)
 
 
 def _open_devices() -> tuple[list[NvmlDevice], tuple[LostGpu, ...]]:
-    """The cards and slices that can be opened, and the cards that are listed and cannot take work."""
-    cards: list[NvmlDevice] = []
-    shut = []
+    """Return the GPUs and slices that can be opened, and the GPUs that are listed and cannot take work."""
+    devices: list[NvmlDevice] = []
+    unusable = []
     for index in range(nv.nvmlDeviceGetCount()):
         try:
-            card = _open_device(index)
-            slices = card.slices()
-            cards += [card] if slices is None else slices
+            device = _open_device(index)
+            slices = device.slices()
+            devices += [device] if slices is None else slices
             if slices == []:
-                shut.append(LostGpu(card.uuid, NO_MIG_SLICE, index, card.name))
+                unusable.append(LostGpu(device.uuid, NO_MIG_SLICE, index, device.name))
         except nv.NVMLError as error:
             if error.value in ENDING_ERRORS:
                 raise
-            shut.append(LostGpu("", RESET_HINT.format(error), index))
-    if not cards and not shut:
+            unusable.append(LostGpu("", RESET_HINT.format(error), index))
+    if not devices and not unusable:
         raise nv.NVMLError(nv.NVML_ERROR_GPU_NOT_FOUND)
-    return cards, tuple(shut)
+    return devices, tuple(unusable)
 
 
 def _emit(message: nvml_protocol.NvmlMessage, lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 - one lock, on purpose
@@ -306,33 +308,33 @@ def _emit(message: nvml_protocol.NvmlMessage, lock: threading.Lock = threading.L
         sys.stdout.buffer.flush()
 
 
-def run_child(interval: float, renew: float) -> None:
-    """Read all cards every `interval` seconds while the driver answers; return `renew` seconds after one was lost."""
+def run_child(interval_s: float, renew_s: float) -> None:
+    """Read all GPUs every `interval_s` while the driver answers; return `renew_s` after one was lost."""
     nv.nvmlInit()
     driver = nv.nvmlSystemGetDriverVersion()
-    cards, shut = _open_devices()
-    events = XidListener(cards, interval)
+    devices, unusable = _open_devices()
+    events = XidListener(devices, interval_s)
     events.start()
-    whole = time.monotonic()
-    while time.monotonic() - whole < renew:
-        looks = [card.read() for card in cards]
-        samples = tuple(look for look in looks if isinstance(look, GpuSample))
-        lost = tuple(look for look in looks if isinstance(look, LostGpu)) + shut
-        if time.monotonic() - events.last_turn_at < EVENT_SILENCE_LIMIT * interval:
+    complete_at = time.monotonic()
+    while time.monotonic() - complete_at < renew_s:
+        readings = [device.read() for device in devices]
+        samples = tuple(reading for reading in readings if isinstance(reading, GpuSample))
+        lost = tuple(reading for reading in readings if isinstance(reading, LostGpu)) + unusable
+        if time.monotonic() - events.last_turn_at < EVENT_SILENCE_LIMIT * interval_s:
             _emit(nvml_protocol.NvmlReading(driver, samples, lost))
         if not lost:
-            whole = time.monotonic()
-        time.sleep(interval)
+            complete_at = time.monotonic()
+        time.sleep(interval_s)
 
 
 def main(argv: list[str]) -> int:
-    """Watch until the driver ends it; the exit code is one of `wire.EXITS`, `wire.RENEW`, or 1."""
+    """Run until the driver ends it. The exit code is one of `nvml_protocol.EXIT_CODES`, EXIT_RENEW, or 1."""
     try:
-        run_child(interval=float(argv[0]), renew=float(argv[1]))
+        run_child(interval_s=float(argv[0]), renew_s=float(argv[1]))
     except nv.NVMLError as error:
         _emit(nvml_protocol.NvmlEnding(str(error)))
         return nvml_protocol.EXIT_CODES.get(ENDING_ERRORS.get(error.value, GpuMonitorState.FAILED), 1)
-    except BrokenPipeError:  # the runner is gone, and with it every reason to go on
+    except BrokenPipeError:  # the runner is gone
         return 0
     return nvml_protocol.EXIT_RENEW
 

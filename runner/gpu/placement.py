@@ -1,7 +1,7 @@
-"""Which cards a container gets, or why none. Pure.
+"""Which GPUs a container gets, or why none. Pure.
 
-An endpoint asks for `gpus` cards with `vram_mb` free on each. With `gpu_optional` the CPU will do where the host has no
-card; a card that is only busy or unfit is waited for.
+An endpoint asks for `gpus` GPUs with `vram_mb` free on each. With `gpu_optional` it runs on the CPU if the host has no
+GPU; a GPU that is only busy or unhealthy is waited for.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,10 +15,10 @@ from schemas.status import WAIT_REASON_ORDER, WaitReason
 
 
 class VramReservation(Struct, frozen=True):
-    """VRAM promised to one container on one card, from before it starts until it is removed.
+    """VRAM reserved for one container on one GPU, from before its start until its removal.
 
-    `container` and `pid` (process engine) name it once it runs: what it has taken already is not counted twice.
-    `idle`: it waits for a job, and gives way to any other.
+    `container` or `pid` (process engine) identifies the running container, so that memory in use is not counted twice.
+    `is_idle`: the container is warm and is evicted for any job.
     """
 
     uuid: str
@@ -29,7 +29,7 @@ class VramReservation(Struct, frozen=True):
 
 
 class PlacementCapacity(Struct, frozen=True):
-    """What this host has to give just now. `disk_free_mb` is of the folder that jobs write to; None: not measured."""
+    """What this host can offer now. `disk_free_mb` is measured where jobs write; None: not measured."""
 
     snapshot: GpuSnapshot
     health_by_uuid: Mapping[str, GpuHealth]
@@ -38,7 +38,7 @@ class PlacementCapacity(Struct, frozen=True):
 
 
 class PlacementPolicy(Struct, frozen=True):
-    """`reserve_mb` stays free on every card, for CUDA contexts and the desktop; `disk_reserve_mb` on the disk."""
+    """`reserve_mb` stay free on every GPU, for CUDA contexts and the desktop; `disk_reserve_mb` on the disk."""
 
     reserve_mb: int = 512
     disk_reserve_mb: int = 2048
@@ -46,13 +46,13 @@ class PlacementPolicy(Struct, frozen=True):
 
 
 class Placed(Struct, frozen=True):
-    """The UUIDs to inject; none for a container that runs on the CPU."""
+    """The UUIDs of the GPUs to inject; none for a container that runs on the CPU."""
 
     uuids: tuple[str, ...] = ()
 
 
 class Unplaceable(Struct, frozen=True):
-    """Not now: a waiting job's reason, and the details for the log."""
+    """No placement now. `reason` is shown for waiting jobs, `why` goes to the log."""
 
     reason: WaitReason
     why: str
@@ -69,15 +69,15 @@ DEFAULT_POLICY = PlacementPolicy()
 
 
 def place(
-    supply: PlacementCapacity, need: Resources, policy: PlacementPolicy = DEFAULT_POLICY, *, ahead: bool = False
+    capacity: PlacementCapacity, need: Resources, policy: PlacementPolicy = DEFAULT_POLICY, *, warm: bool = False
 ) -> Placed | Unplaceable:
-    """The cards for one container: least crowded first, then the tightest fit, so that large gaps stay whole.
+    """Choose the GPUs for one container: the least crowded first, then the tightest fit, so that large gaps stay whole.
 
-    `ahead`: it is started before its job, takes no job's place, and nothing gives way to it.
+    `warm`: the container is started before its job, takes no job's place, and evicts nothing.
     """
-    snapshot = supply.snapshot
-    if supply.disk_free_mb is not None and supply.disk_free_mb < need.disk_mb + policy.disk_reserve_mb:
-        short = f"{supply.disk_free_mb} MB of disk are free, {need.disk_mb} + {policy.disk_reserve_mb} MB are needed"
+    snapshot = capacity.snapshot
+    if capacity.disk_free_mb is not None and capacity.disk_free_mb < need.disk_mb + policy.disk_reserve_mb:
+        short = f"{capacity.disk_free_mb} MB of disk are free, {need.disk_mb} + {policy.disk_reserve_mb} MB are needed"
         return Unplaceable(WaitReason.DISK_SHORT, short)
     if need.gpus == 0 or (need.gpu_optional and snapshot.state in NO_GPU_STATES and not snapshot.lost):
         return Placed()
@@ -87,57 +87,63 @@ def place(
         return Unplaceable(WaitReason.GPU_UNHEALTHY, snapshot.why)
     offers, refusals = [], []
     for sample in snapshot.samples:
-        here = [reservation for reservation in supply.reservations if reservation.uuid == sample.uuid]
-        jobs = [reservation for reservation in here if not reservation.is_idle]
-        yielded = 0 if ahead else sum(_used_mb(sample, one) for one in here if one.is_idle)
-        free = free_mb(sample, here if ahead else jobs) + yielded - policy.reserve_mb
-        full = not ahead and len(jobs) >= policy.containers_per_gpu
-        refused = _explain_refusal(supply.health_by_uuid.get(sample.uuid), sample.index, free, full, need)
-        if refused is None:
-            offers.append((len(here), free, sample.index, sample.uuid))
+        reservations = [reservation for reservation in capacity.reservations if reservation.uuid == sample.uuid]
+        jobs = [reservation for reservation in reservations if not reservation.is_idle]
+        reclaimable_mb = (
+            0 if warm else sum(_used_mb(sample, reservation) for reservation in reservations if reservation.is_idle)
+        )
+        available_mb = free_mb(sample, reservations if warm else jobs) + reclaimable_mb - policy.reserve_mb
+        is_full = not warm and len(jobs) >= policy.containers_per_gpu
+        refusal = _explain_refusal(capacity.health_by_uuid.get(sample.uuid), sample.index, available_mb, is_full, need)
+        if refusal is None:
+            offers.append((len(reservations), available_mb, sample.index, sample.uuid))
         else:
-            refusals.append(refused)
+            refusals.append(refusal)
     if len(offers) >= need.gpus:
         return Placed(tuple(uuid for *_, uuid in sorted(offers)[: need.gpus]))
     return _choose_reason(refusals, snapshot, need)
 
 
-def free_mb(sample: GpuSample, held: Iterable[VramReservation]) -> int:
-    """What is free by the sample, less what was promised here and not taken yet. May be negative. MB."""
-    return sample.memory_free_mb - sum(max(0, one.vram_mb - _used_mb(sample, one)) for one in held)
+def free_mb(sample: GpuSample, reservations: Iterable[VramReservation]) -> int:
+    """Return the free VRAM of the sample less what is reserved and not used yet. MB; may be negative."""
+    return sample.memory_free_mb - sum(
+        max(0, reservation.vram_mb - _used_mb(sample, reservation)) for reservation in reservations
+    )
 
 
 def _used_mb(sample: GpuSample, reservation: VramReservation) -> int:
-    """What the container's processes use now; an unknown amount counts as nothing, which promises too little."""
-    mine = OwnProcesses(
+    """Return what the container's processes use now; an unknown amount counts as 0, which offers too little."""
+    own = OwnProcesses(
         containers=frozenset({reservation.container} if reservation.container else ()),
         pids=frozenset({reservation.pid} if reservation.pid else ()),
     )
-    return sum(process.used_mb or 0 for process in sample.processes if is_own(process, mine))
+    return sum(process.used_mb or 0 for process in sample.processes if is_own(process, own))
 
 
 def _explain_refusal(
-    judgement: GpuHealth | None, index: int, free: int, full: bool, need: Resources
+    health: GpuHealth | None, index: int, available_mb: int, is_full: bool, need: Resources
 ) -> Unplaceable | None:
-    """Why this card cannot take it, gravest first; None when it can."""
-    card = f"GPU {index}"
-    if judgement is None:
-        return Unplaceable(WaitReason.GPU_UNHEALTHY, f"{card} was not judged yet")
-    if judgement.status is not GpuHealthStatus.FIT:
-        return Unplaceable(REASON_BY_STATUS[judgement.status], f"{card}: {judgement.why}")
-    if full:
-        return Unplaceable(WaitReason.BEHIND, f"{card} holds as many containers as it may")
-    if free < need.vram_mb:
-        return Unplaceable(WaitReason.VRAM_SHORT, f"{card} has {free} MB to give, {need.vram_mb} MB are needed")
+    """Return why this GPU cannot take the container, worst reason first; None if it can."""
+    gpu = f"GPU {index}"
+    if health is None:
+        return Unplaceable(WaitReason.GPU_UNHEALTHY, f"{gpu} was not assessed yet")
+    if health.status is not GpuHealthStatus.FIT:
+        return Unplaceable(REASON_BY_STATUS[health.status], f"{gpu}: {health.why}")
+    if is_full:
+        return Unplaceable(WaitReason.BEHIND, f"{gpu} has its limit of containers")
+    if available_mb < need.vram_mb:
+        return Unplaceable(
+            WaitReason.VRAM_SHORT, f"{gpu} has {available_mb} MB available, {need.vram_mb} MB are needed"
+        )
     return None
 
 
 def _choose_reason(refusals: list[Unplaceable], snapshot: GpuSnapshot, need: Resources) -> Unplaceable:
-    """The card that is nearest to taking it tells why it does not: a lost card beside a full one is not the news."""
+    """Return the reason of the GPU closest to accepting the job: a full GPU is more informative than a lost one."""
     if refusals and len(snapshot.samples) >= need.gpus:
-        return max(refusals, key=lambda refused: WAIT_REASON_ORDER.index(refused.reason))
+        return max(refusals, key=lambda refusal: WAIT_REASON_ORDER.index(refusal.reason))
     if not snapshot.lost:
         return Unplaceable(WaitReason.GPU_NONE, f"{need.gpus} GPUs are needed, this host has {len(snapshot.samples)}")
     return Unplaceable(
-        WaitReason.GPU_UNHEALTHY, "; ".join(f"GPU {card.uuid or card.index}: {card.why}" for card in snapshot.lost)
+        WaitReason.GPU_UNHEALTHY, "; ".join(f"GPU {gpu.uuid or gpu.index}: {gpu.why}" for gpu in snapshot.lost)
     )

@@ -1,4 +1,4 @@
-"""What the runner may ask of its cards."""
+"""Port to the GPUs of this host."""
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol, Self
@@ -9,18 +9,18 @@ from schemas.gpu import GpuSnapshot, XidEvent
 
 
 class GpuMonitor(AbstractAsyncContextManager["GpuMonitor"], Protocol):
-    """The cards of this host. Watches while it is entered; entering returns once the first word is there."""
+    """Monitor of this host's GPUs. It runs while it is entered; entering returns after the first snapshot."""
 
     async def __aenter__(self) -> Self: ...
 
     def snapshot(self) -> GpuSnapshot:
-        """The latest word. Never waits and never raises: a driver that hangs is a state."""
+        """Return the latest snapshot. Never waits and never raises: a driver that hangs is a state."""
         ...
 
     async def wait_for_change(self, since: GpuSnapshot) -> GpuSnapshot:
-        """Wait until there is a word other than `since`, and give the latest (some may have been skipped)."""
+        """Wait for a snapshot other than `since`, and return the latest; some may have been skipped."""
         ...
 
     def events(self) -> AbstractContextManager[MemoryObjectReceiveStream[XidEvent]]:
-        """XID events from now on, each once, to every reader."""
+        """Return a stream of the XID events from now on; every reader gets each event once."""
         ...

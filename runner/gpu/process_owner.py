@@ -1,4 +1,4 @@
-"""Whose process is it? From what /proc says to "one of our jobs" or "someone else's"."""
+"""Owner of a GPU process: one of our containers, or a foreign program. Decided by /proc."""
 
 import re
 from collections.abc import Callable
@@ -12,16 +12,14 @@ from schemas.gpu import GpuProcess
 #   v1 cgroupfs  4:memory:/docker/<id>                 v1 systemd  4:memory:/system.slice/docker-<id>.scope
 #   v2           0::/system.slice/docker-<id>.scope    Kubernetes  0::/kubepods.slice/.../cri-containerd-<id>.scope
 _CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?=/|$)", re.MULTILINE)
-_ANCESTOR_LIMIT = (
-    64  # ancestors looked at; a chain longer than this is a loop caused by pids that were reused meanwhile
-)
+_ANCESTOR_LIMIT = 64  # a longer chain is a loop, caused by pids that were reused while it was read
 
 ProcReader = Callable[[int, str], str | None]
-"""Reads /proc/PID/NAME; None where there is no such process or it is hidden."""
+"""Returns the content of /proc/PID/NAME; None if the process does not exist or is hidden."""
 
 
 class OwnProcesses(Struct, frozen=True):
-    """What this runner has started: containers by id, process jobs by pid, and the cards that they were given."""
+    """Identifiers of what this runner has started: container ids, pids of the process engine, and their GPUs."""
 
     containers: frozenset[str] = frozenset()
     pids: frozenset[int] = frozenset()
@@ -32,21 +30,23 @@ NO_PROCESSES = OwnProcesses()
 
 
 def parse_container_ids(cgroup: str) -> tuple[str, ...]:
-    """The container ids in the text of /proc/PID/cgroup (v1 or v2), outermost first, each once.
+    """Return the container ids in the text of /proc/PID/cgroup (v1 or v2), outermost first, each once.
 
-    Several where containers are nested: ours may be the outer (an image that starts its own) or the inner one
-    (a runner that is itself in a container).
+    Nested containers give several ids. Ours may be the outer one (an image that starts containers) or the inner one (a
+    runner that is itself in a container).
     """
     return tuple(dict.fromkeys(_CONTAINER.findall(cgroup)))
 
 
 def parse_parent_pid(stat: str) -> int:
-    """The parent's pid in the text of /proc/PID/stat. The name may hold spaces and brackets, so count from its end."""
+    """Return the parent's pid in the text of /proc/PID/stat. The name may hold spaces and brackets, so count from its
+    end.
+    """
     return int(stat.rpartition(")")[2].split()[1])
 
 
 def read_proc(pid: int, name: str) -> str | None:
-    """The real `Proc`."""
+    """Read the real /proc."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -54,7 +54,7 @@ def read_proc(pid: int, name: str) -> str | None:
 
 
 def trace_process(process: GpuProcess, proc: ProcReader = read_proc) -> GpuProcess:
-    """The same process with its container and ancestors filled in."""
+    """Return the same process with its containers and ancestors filled in."""
     cgroup = proc(process.pid, "cgroup")
     return GpuProcess(
         pid=process.pid,
@@ -75,19 +75,19 @@ def _ancestors(pid: int, proc: ProcReader) -> tuple[int, ...]:
     return tuple(chain)
 
 
-def is_own(process: GpuProcess, ours: OwnProcesses) -> bool:
-    """Whether the process is of one of these containers, or one of these pids or its descendant."""
-    if not ours.containers.isdisjoint(process.containers):
+def is_own(process: GpuProcess, own: OwnProcesses) -> bool:
+    """Return whether the process belongs to one of these containers or pids, or descends from one of the pids."""
+    if not own.containers.isdisjoint(process.containers):
         return True
-    return not ours.pids.isdisjoint((process.pid, *process.ancestors))
+    return not own.pids.isdisjoint((process.pid, *process.ancestors))
 
 
-def is_foreign(process: GpuProcess, uuid: str, ours: OwnProcesses) -> bool:
-    """Whether someone else runs on card `uuid`.
+def is_foreign(process: GpuProcess, uuid: str, own: OwnProcesses) -> bool:
+    """Return whether the process is foreign on the GPU `uuid`.
 
-    A process that /proc does not show is given the benefit of the doubt while one of our jobs holds the card: inside
-    a container NVML still gives host pids, and our own job would look like a stranger.
+    A process that /proc does not show counts as ours while one of our jobs has the GPU. If the runner is in a
+    container, NVML still reports host pids, and our own job would look foreign.
     """
-    if is_own(process, ours):
+    if is_own(process, own):
         return False
-    return process.seen or uuid not in ours.gpus
+    return process.seen or uuid not in own.gpus

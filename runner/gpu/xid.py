@@ -1,9 +1,9 @@
-"""What an XID means for the card. Source: NVIDIA's XID catalogue and the skip list of its Kubernetes device plugin."""
+"""Meaning of an XID for the GPU. Sources: NVIDIA's XID catalogue, and the skip list of its Kubernetes device plugin."""
 
-# The job's own fault: the driver ended its context, the card is as good as before.
+# Faults of the job: the driver ended its context, and the GPU is fine.
 APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 
-# The card's fault, in words. An XID that is in neither table is the card's too: a probe is cheap, a bad card is not.
+# Faults of the GPU. An XID in neither table counts as one too: a probe is cheap, a bad GPU is not.
 GPU_XIDS = {
     48: "double bit ECC error",
     61: "firmware breakpoint",
@@ -21,6 +21,6 @@ GPU_XIDS = {
 
 
 def describe_xid(xid: int) -> str:
-    """One phrase for logs and reasons: "XID 79, fell off the bus"."""
-    words = "application fault" if xid in APPLICATION_XIDS else GPU_XIDS.get(xid, "card fault")
-    return f"XID {xid}, {words}"
+    """Return a phrase for logs and reasons, such as "XID 79, fell off the bus"."""
+    meaning = "application fault" if xid in APPLICATION_XIDS else GPU_XIDS.get(xid, "GPU fault")
+    return f"XID {xid}, {meaning}"

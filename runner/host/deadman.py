@@ -1,8 +1,8 @@
-"""The host's own dead-man timer, opt-in: a machine that nobody can reach and that holds nothing switches itself off.
+"""Dead-man timer, opt-in: a machine that nobody can reach and that holds nothing of any job powers itself off.
 
-It is the last line. As long as edge and broker answer, the edge's power law decides; here nothing is judged but this
-machine: no container of a job in any state, no output that is not safe, no message without its answer, nobody who
-uses it, and no word of edge or broker for `after_s`.
+It is the last resort: while edge and broker answer, the edge decides. The timer looks only at this machine. It is due
+if all of this holds for `after_s`: edge or broker are silent, no container of a job exists in any state, no output
+waits for its upload, no message is unanswered, and nobody uses the machine.
 """
 
 from collections.abc import Awaitable, Callable
@@ -22,57 +22,63 @@ from schemas.power import ForeignUse
 
 
 class DeadManObservation(NamedTuple):
-    """`heard`: edge and broker both answered. `bare`: nothing of any job is left. `used_by`: who but us is here."""
+    """One observation. `is_connected`: edge and broker both answer. `used_by`: other uses of this machine."""
 
     is_connected: bool
     is_free_of_jobs: bool = False
     used_by: frozenset[ForeignUse] = frozenset()
 
 
-def unneeded_since(since: float | None, look: DeadManObservation, rules: DeadManSettings, now: float) -> float | None:
-    """Since when nobody can want this machine on, None while somebody may. Pure; monotonic seconds.
+def unneeded_since(
+    since: float | None, observation: DeadManObservation, settings: DeadManSettings, now: float
+) -> float | None:
+    """Return since when nobody needs this machine, None if somebody may. Pure; monotonic seconds.
 
-    One look in which anything speaks for it begins the count anew.
+    One observation that somebody needs it restarts the count.
     """
-    alone = not look.is_connected and look.is_free_of_jobs and look.used_by.isdisjoint(rules.keep_on_for)
-    if not alone:
+    is_unneeded = (
+        not observation.is_connected
+        and observation.is_free_of_jobs
+        and observation.used_by.isdisjoint(settings.keep_on_for)
+    )
+    if not is_unneeded:
         return None
     return now if since is None else since
 
 
-def is_due(since: float | None, rules: DeadManSettings, now: float) -> bool:
-    """Whether the machine is to go dark."""
-    return rules.after_s is not None and since is not None and now - since >= rules.after_s
+def is_due(since: float | None, settings: DeadManSettings, now: float) -> bool:
+    """Return whether the machine is to power off."""
+    return settings.after_s is not None and since is not None and now - since >= settings.after_s
 
 
 class DeadManTimer:
-    """`answers` asks the edge for a sign of life."""
+    """Powers the machine off after silence. `is_edge_alive` asks the edge for a sign of life."""
 
     def __init__(
         self,
-        life: RunnerContext,
-        rules: DeadManSettings,
-        idleness: HostActivity,
-        answers: Callable[[], Awaitable[bool]],
+        context: RunnerContext,
+        settings: DeadManSettings,
+        activity: HostActivity,
+        is_edge_alive: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._context = life
-        self._settings = rules
-        self._activity = idleness
-        self._is_edge_alive = answers
+        self._context = context
+        self._settings = settings
+        self._activity = activity
+        self._is_edge_alive = is_edge_alive
 
     async def run(self, poweroff: tuple[str, ...]) -> None:
-        """Without end; at once over where it was not asked for. A program that fails is tried again `after_s` later."""
+        """Run forever; return at once if the timer is off. A program that fails is tried again `after_s` later."""
         since: float | None = None
         while self._settings.after_s is not None:
             since = unneeded_since(since, await self.observe(), self._settings, anyio.current_time())
             if is_due(since, self._settings, anyio.current_time()):
-                self._context.log.warning("dead_man", program=poweroff[0], silent_s=self._settings.after_s)
+                self._context.log.warning("dead_man_fired", program=poweroff[0], silent_s=self._settings.after_s)
                 await power_off(poweroff, self._context.log)
                 since = None
             await anyio.sleep(self._context.intervals.presence_s)
 
     async def observe(self) -> DeadManObservation:
-        """One look; what cannot be found out speaks for staying on."""
+        """Observe once; what cannot be found out counts as a need for the machine."""
         if await self._is_broker_alive() and await self._is_edge_alive():
             return DeadManObservation(is_connected=True)
         if not self._activity.is_empty():
@@ -83,7 +89,7 @@ class DeadManTimer:
                 is_connected=False, is_free_of_jobs=await is_free_of_jobs(self._context), used_by=used_by
             )
         except EngineError as error:
-            self._context.log.info("dead_man_unsure", why=str(error))
+            self._context.log.info("dead_man_check_failed", error=str(error))
             return DeadManObservation(is_connected=False)
 
     async def _is_broker_alive(self) -> bool:
@@ -94,15 +100,16 @@ class DeadManTimer:
         return True
 
 
-async def is_free_of_jobs(life: RunnerContext) -> bool:
-    """Whether neither a job's container, in any state, nor its folder is on this machine. Raises EngineError.
+async def is_free_of_jobs(context: RunnerContext) -> bool:
+    """Return whether neither a container of a job, in any state, nor its folder is on this machine. Raises EngineError.
 
-    Containers that wait for a job, or try a card, hold nothing of anybody's.
+    Warm containers and GPU probes hold nothing of a job.
     """
-    there = await life.engine.find(life.installation, life.host)
+    containers = await context.engine.find(context.installation, context.host)
 
-    def nothing() -> bool:
-        containers = any(found.identity.job != NO_JOB for found in resolve_claimed(life.jobs_dir, there))
-        return not containers and not any(parse_container_folder(folder) for folder in container_folders(life.jobs_dir))
+    def has_nothing() -> bool:
+        resolved = resolve_claimed(context.jobs_dir, containers)
+        has_folder = any(parse_container_folder(folder) for folder in container_folders(context.jobs_dir))
+        return not has_folder and all(found.identity.job == NO_JOB for found in resolved)
 
-    return await anyio.to_thread.run_sync(nothing)
+    return await anyio.to_thread.run_sync(has_nothing)

@@ -1,4 +1,8 @@
-"""Coming in with a token: who answers is compared with its pins, and what it gives is kept for every later start."""
+"""Enrollment of this host: joining an installation with a token, and noticing that the host was removed.
+
+The certificates of edge and broker are compared with the token's pins. The token's content is kept for every later
+start.
+"""
 
 from pathlib import Path
 
@@ -19,16 +23,16 @@ EDGE_PIN, BROKER_PIN = "edge.pem", "broker.pem"
 
 
 class EnrollmentUnreadable(Exception):
-    """What was kept of an earlier joining cannot be used; the message says what to do."""
+    """The kept enrollment cannot be used; the message says what to do."""
 
 
 def join(settings: RunnerSettings, token: str) -> None:
-    """Keep the token's content in the data folder, 0600, over that of an earlier one. Blocking.
+    """Keep the token's content in the data folder with mode 0600, replacing an earlier one. Blocking.
 
-    Raises TokenInvalid, bus.pins.WrongCertificate, bus.port.Unreachable. Nothing is kept then.
+    Raises JoinTokenInvalid, WrongCertificate, BrokerUnreachable. Nothing is kept then.
     """
     invitation = decode_join_token(token)
-    met = {
+    certificates = {
         name: fetch_certificate(url, pin)
         for name, url, pin in (
             (EDGE_PIN, invitation.edge, invitation.edge_pin),
@@ -37,18 +41,21 @@ def join(settings: RunnerSettings, token: str) -> None:
         if pin is not None
     }
     make_private_folder(settings.data, TRAVERSE_ONLY_MODE)
-    for name, certificate in met.items():
+    for name, certificate in certificates.items():
         atomic_write(settings.data / name, certificate)
     atomic_write(settings.data / ENROLLMENT_FILE, msgspec.json.encode(invitation))
 
 
 def is_enrolled(settings: RunnerSettings) -> bool:
-    """Whether this data folder belongs to a host that came in with a token."""
+    """Return whether this data folder belongs to a host that joined with a token."""
     return (settings.data / ENROLLMENT_FILE).exists()
 
 
 def apply_enrollment(settings: RunnerSettings) -> RunnerSettings:
-    """`settings` with what was kept: host, broker and edge. As they are, where nothing was. Raises CannotJoin."""
+    """Return `settings` with the kept host, broker and edge; unchanged without an enrollment.
+
+    Raises EnrollmentUnreadable.
+    """
     if not is_enrolled(settings):
         return settings
     file = settings.data / ENROLLMENT_FILE
@@ -72,35 +79,31 @@ def apply_enrollment(settings: RunnerSettings) -> RunnerSettings:
     )
 
 
-def _pin_path(file: Path, asked: str | None) -> str | None:
-    return str(file) if asked is not None else None
-
-
-# MERGED runner/membership.py: Whether a host that joined still is one: when it is removed, broker and edge refuse it
-# at once.
+def _pin_path(file: Path, pin: str | None) -> str | None:
+    return str(file) if pin is not None else None
 
 
 REMOVAL_CHECK_INTERVAL_S = 0.5
 
 
 class HostRemoved(Exception):
-    """This host was put out. The message says what to do, in one line."""
+    """This host was removed; the message says what to do."""
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"{host} was removed from its installation, broker and edge refuse it: "
-            f"to come back it needs a new token (`lamplighter hosts add {host}` there, `runner --join` here)"
+            f"{host} was removed from its installation, so broker and edge refuse it: "
+            f"to join again it needs a new token (`lamplighter hosts add {host}` there, `runner --join` here)"
         )
 
 
-async def wait_until_removed(link: BrokerHealth, edge: AssetClient) -> None:
-    """Return when the broker has dropped us and the edge, asked why, does not know our key.
+async def wait_until_removed(broker: BrokerHealth, edge: AssetClient) -> None:
+    """Return when the broker has dropped us and the edge does not know our key.
 
-    Either alone is no proof: a broker may be away, or refuse everybody while it is set up anew.
+    One alone is not a proof: a broker may be away, or may refuse everybody while it is set up again.
     """
     while True:
         await anyio.sleep(REMOVAL_CHECK_INTERVAL_S)
-        if link.is_connected:
+        if broker.is_connected:
             continue
         try:
             if not await edge.is_key_valid():

@@ -1,7 +1,8 @@
-"""A card that erred takes no work until a container has run well on it: this starts that container.
+"""Containers that test GPUs: a probe of a GPU that erred, and the trial of the injection modes at start.
 
-It is an endpoint's own image there. One that can be started ahead is: loading its model and saying `ready` proves
-more than a test of ours could. For the others nvidia-smi, which the container toolkit brings along, opens the card.
+A GPU that erred gets no job until a probe has succeeded on it. The probe is a container of an endpoint's own image. If
+the endpoint supports warm containers, the probe loads its model and prints `ready`, which proves more than a test of
+ours could. Otherwise it runs nvidia-smi, which the container toolkit provides.
 """
 
 from collections import defaultdict
@@ -35,17 +36,17 @@ LIST_GPUS_COMMAND = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
 
 
 class GpuProber:
-    """Looks for such cards, one at a time; after a failure each waits twice as long as before."""
+    """Probes such GPUs, one at a time; the backoff of a GPU doubles after each failure."""
 
-    def __init__(self, life: RunnerContext, means: HostContext) -> None:
-        self._context = life
-        self._host = means
-        self._endpoint = choose_probe_endpoint(means)
+    def __init__(self, context: RunnerContext, host: HostContext) -> None:
+        self._context = context
+        self._host = host
+        self._endpoint = choose_probe_endpoint(host)
         self._backoffs: defaultdict[str, FailureBackoff] = defaultdict(FailureBackoff)
         self._numbers = count(1)
 
     async def run(self) -> None:
-        """Without end; at once where no endpoint uses cards, as then nobody could tell."""
+        """Run forever; return at once if no endpoint uses GPUs."""
         if self._endpoint is None:
             return
         while True:
@@ -54,56 +55,60 @@ class GpuProber:
                     await self._probe(uuid, self._endpoint)
             await anyio.sleep(self._context.intervals.idle_s)
 
-    async def _probe(self, uuid: str, kind: LocalEndpoint) -> None:
-        cards, pause, policy = self._host.gpu_allocator, self._backoffs[uuid], self._host.gpu_allocator.settings.probe
-        holding = cards.allocate((uuid,), kind.config)
+    async def _probe(self, uuid: str, endpoint: LocalEndpoint) -> None:
+        allocator, backoff, settings = (
+            self._host.gpu_allocator,
+            self._backoffs[uuid],
+            self._host.gpu_allocator.settings.probe,
+        )
+        allocation = allocator.allocate((uuid,), endpoint.config)
         try:
-            why = await self._run_container(kind, holding)
+            problem = await self._run_container(endpoint, allocation)
         finally:
-            holding.release()
-        if holding.xid is not None:
-            why = f"XID {holding.xid} while it was probed"
-        if not why:
-            pause.reset()
-            cards.clear_fault(uuid)
-            self._context.log.info("card proved", gpu=uuid)
+            allocation.release()
+        if allocation.xid is not None:
+            problem = f"XID {allocation.xid} while it was probed"
+        if not problem:
+            backoff.reset()
+            allocator.clear_fault(uuid)
+            self._context.log.info("gpu_probe_succeeded", gpu=uuid)
             return
-        pause.record_failure(why, anyio.current_time(), policy.first_s, policy.most_s)
-        cards.mark_faulty((uuid,), f"its probe failed: {why}")
-        self._context.log.warning("card not proved", gpu=uuid, why=why)
+        backoff.record_failure(problem, anyio.current_time(), settings.first_s, settings.most_s)
+        allocator.mark_faulty((uuid,), f"its probe failed: {problem}")
+        self._context.log.warning("gpu_probe_failed", gpu=uuid, error=problem)
 
-    async def _run_container(self, kind: LocalEndpoint, holding: GpuAllocation) -> str:
-        """Run one container on the card; why it did not do well, or ""."""
-        spec = probe_spec(self._context, kind, holding.uuids, f"probe-{next(self._numbers)}")
-        spec = replace(spec, env={WARM_ENV: "1"}, instead=()) if kind.config.warm else spec
+    async def _run_container(self, endpoint: LocalEndpoint, allocation: GpuAllocation) -> str:
+        """Run one container on the GPU; return what went wrong, or ""."""
+        spec = probe_spec(self._context, endpoint, allocation.uuids, f"probe-{next(self._numbers)}")
+        spec = replace(spec, env={WARM_ENV: "1"}, instead=()) if endpoint.config.warm else spec
         return await run_probe(
-            self._context, spec, holding.container_started, self._host.gpu_allocator.settings.probe.patience_s
+            self._context, spec, allocation.container_started, self._host.gpu_allocator.settings.probe.patience_s
         )
 
 
 async def run_probe(
-    life: RunnerContext, spec: ContainerSpec, started: Callable[[str], Awaitable[object]], patience_s: float
+    context: RunnerContext, spec: ContainerSpec, started: Callable[[str], Awaitable[object]], timeout_s: float
 ) -> str:
-    """Run this container until it is ready or ends; why it did not do well, or "". Nothing of it is left."""
-    folder, handle = life.jobs_dir / spec.identity.folder, None
+    """Run this container until it is ready or exits; return what went wrong, or "". It is removed in the end."""
+    folder, handle = context.jobs_dir / spec.identity.folder, None
     try:
         await anyio.to_thread.run_sync(partial((folder / "job").mkdir, parents=True))
-        handle = await life.engine.start(spec)
+        handle = await context.engine.start(spec)
         await started(handle)
-        with anyio.fail_after(patience_s):
-            return await _wait_for_success(life.engine, handle)
+        with anyio.fail_after(timeout_s):
+            return await _wait_for_success(context.engine, handle)
     except TimeoutError:
-        return f"no answer within {patience_s:.0f} s"
+        return f"no answer within {timeout_s:.0f} s"
     except (EngineError, OSError) as error:
         return str(error)
     finally:
         if handle is not None:
-            await life.retry_engine_call("remove", partial(life.engine.remove, handle))
-        await life.delete_folder(folder)
+            await context.retry_engine_call("remove", partial(context.engine.remove, handle))
+        await context.delete_folder(folder)
 
 
 async def _wait_for_success(engine: ContainerEngine, handle: str) -> str:
-    """Ready, or ended with 0: ""."""
+    """Wait until the container is ready or exits; return "" if it is ready or exits with 0, else the reason."""
     parser = LineParser("stdout")
     async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
         async for chunk in chunks:
@@ -111,29 +116,28 @@ async def _wait_for_success(engine: ContainerEngine, handle: str) -> str:
                 for parsed in parser.feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
                     if isinstance(parsed.message, ReadyLine):
                         return ""
-    ended = await engine.wait(handle)
-    return "" if ended.code == 0 else f"the container ended with code {ended.code}"
+    exit_ = await engine.wait(handle)
+    return "" if exit_.code == 0 else f"the container exited with code {exit_.code}"
 
 
-def choose_probe_endpoint(means: HostContext) -> LocalEndpoint | None:
-    """The kind whose image probes: one that can be started ahead, if there is one."""
-    using = [kind for kind in means.endpoints.values() if kind.config.resources.gpus]
-    return max(using, key=lambda kind: kind.config.warm, default=None)
+def choose_probe_endpoint(host: HostContext) -> LocalEndpoint | None:
+    """Return the endpoint whose image probes: one with warm containers, if there is one."""
+    candidates = [endpoint for endpoint in host.endpoints.values() if endpoint.config.resources.gpus]
+    return max(candidates, key=lambda endpoint: endpoint.config.warm, default=None)
 
 
-def probe_spec(life: RunnerContext, kind: LocalEndpoint, uuids: tuple[str, ...], name: str) -> ContainerSpec:
-    """A container of this kind's image that opens these cards and ends."""
-    folder = f"{WARM_PREFIX}{life.incarnation}-{name}"
-    mine = ContainerIdentity(installation=life.installation, host=life.host, spare=folder)
+def probe_spec(context: RunnerContext, endpoint: LocalEndpoint, uuids: tuple[str, ...], name: str) -> ContainerSpec:
+    """Return the spec of a container of this endpoint that lists these GPUs and exits."""
+    folder = f"{WARM_PREFIX}{context.incarnation}-{name}"
+    identity = ContainerIdentity(installation=context.installation, host=context.host, spare=folder)
     return replace(
-        container_spec(kind, mine, (life.jobs_dir / folder / "job").resolve(), uuids), instead=LIST_GPUS_COMMAND
+        container_spec(endpoint, identity, (context.jobs_dir / folder / "job").resolve(), uuids),
+        instead=LIST_GPUS_COMMAND,
     )
 
 
-# MERGED runner/injection.py: How the engine gives cards to containers on this host: each way is tried at start with a
-# container that lists them. / Which one works depends on the toolkit, its mode and Docker's age (research/runner.md
-# 1.5): nothing tells but trying.
-
+# Which injection mode works depends on the toolkit, its mode and Docker's version, so each is tried at start with a
+# container that lists the GPUs.
 
 INJECTION_MODES: Mapping[GpuInjection | Literal["auto"], tuple[GpuInjection, ...]] = {
     "auto": ("cdi", "device_request", "runtime"),
@@ -145,30 +149,33 @@ INJECTION_TIMEOUT_S = 60.0
 
 
 class InjectionEngine(Protocol):
-    """An engine that knows several ways."""
+    """An engine with several modes of giving GPUs to containers."""
 
     def set_injection(self, way: GpuInjection) -> None:
-        """Give cards to containers in this way from now on."""
+        """Give GPUs to containers in this way from now on."""
         ...
 
 
 async def detect_injection(
-    life: RunnerContext, means: HostContext, engine: InjectionEngine
+    context: RunnerContext, host: HostContext, engine: InjectionEngine
 ) -> DetectedInjection | None:
-    """Have `engine` use the first way that works, and say so; None where there is no card, or nothing uses one."""
-    kind = choose_probe_endpoint(means)
-    uuids = tuple(sample.uuid for sample in means.gpu_allocator.snapshot.samples)
-    if kind is None or not uuids:
+    """Make `engine` use the first mode that works, and return it; None without GPUs, or if no endpoint uses one."""
+    endpoint = choose_probe_endpoint(host)
+    uuids = tuple(sample.uuid for sample in host.gpu_allocator.snapshot.samples)
+    if endpoint is None or not uuids:
         return None
     failures = {}
-    for way in INJECTION_MODES[means.gpu_allocator.settings.injection]:
-        engine.set_injection(way)
-        why = await run_probe(
-            life, probe_spec(life, kind, uuids, f"probe-{way}"), means.gpu_allocator.pid_of, INJECTION_TIMEOUT_S
+    for mode in INJECTION_MODES[host.gpu_allocator.settings.injection]:
+        engine.set_injection(mode)
+        problem = await run_probe(
+            context,
+            probe_spec(context, endpoint, uuids, f"probe-{mode}"),
+            host.gpu_allocator.pid_of,
+            INJECTION_TIMEOUT_S,
         )
-        if not why:
-            life.log.info("cards are given to containers", way=way)
-            return way
-        failures[way] = why
-    life.log.error("cards cannot be given to containers: install the NVIDIA container toolkit", **failures)
+        if not problem:
+            context.log.info("gpu_injection_selected", mode=mode)
+            return mode
+        failures[mode] = problem
+    context.log.error("gpu_injection_failed", remedy="install the NVIDIA container toolkit", **failures)
     return "none"

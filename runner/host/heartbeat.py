@@ -1,4 +1,7 @@
-"""What keeps this host busy: executions, outputs on their way, people who are logged in, other people's programs."""
+"""Heartbeat of this host, and the activity that keeps it busy.
+
+The heartbeat goes to a bucket whose entries expire; the capabilities go to one whose entries outlive the host.
+"""
 
 import anyio
 import anyio.to_thread
@@ -17,21 +20,27 @@ from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, Runnin
 
 
 class HostActivity:
-    """`settled` is set once what earlier lives left has been looked at: before that nobody knows what is unsaved."""
+    """What keeps this host busy. `is_recovered` is set after recovery; before, unsaved results are unknown."""
 
-    def __init__(self, slots: Slots, cards: GpuAllocator, logins: LoginLookup, roster: ExecutionRegistry) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        gpu_allocator: GpuAllocator,
+        find_logged_in_users: LoginLookup,
+        executions: ExecutionRegistry,
+    ) -> None:
         self._slots = slots
-        self._gpu_allocator = cards
-        self._find_logged_in_users = logins
-        self._executions = roster
+        self._gpu_allocator = gpu_allocator
+        self._find_logged_in_users = find_logged_in_users
+        self._executions = executions
         self.is_recovered = False
 
     def running(self) -> tuple[RunningExecution, ...]:
-        """The executions."""
+        """Return the running executions."""
         return self._executions.running()
 
     async def measure(self) -> ActivityCounts:
-        """Now. People are counted in a thread: the files that name them are read anew each time."""
+        """Measure now. Users are counted in a thread: the session files are read each time."""
         users = await anyio.to_thread.run_sync(self._find_logged_in_users)
         executions = self._executions.active.values()
         return ActivityCounts(
@@ -42,42 +51,38 @@ class HostActivity:
         )
 
     def is_empty(self) -> bool:
-        """Whether no execution is here, and none is missing."""
+        """Return whether no execution is here, and none is unaccounted for."""
         return self.is_recovered and not self._executions.active and not self._slots.poisoned
 
 
-# MERGED runner/presence.py: The host speaks of itself: a heartbeat in HOSTS, which forgets, and an offer in OFFERS,
-# which outlives the host.
-
-
-WHYS, WHY_CHARACTERS = 5, 300  # of what the runner waits for
+BLOCKED_WORK_LIMIT, REASON_LIMIT_CHARS = 5, 300
 
 
 class HeartbeatPublisher:
-    """Says what is true now, every few seconds and whenever `hurry` is called."""
+    """Publishes the heartbeat, every few seconds and whenever `publish_now` is called."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - each knows one part of what is said
+    def __init__(  # noqa: PLR0913, PLR0917 - each contributes one part of the heartbeat
         self,
-        life: RunnerContext,
-        means: HostContext,
-        ready: Schedulability,
-        standby: WarmPool,
-        idleness: HostActivity,
-        engine: EngineMonitor,
+        context: RunnerContext,
+        host: HostContext,
+        schedulability: Schedulability,
+        warm_pool: WarmPool,
+        activity: HostActivity,
+        engine_monitor: EngineMonitor,
     ) -> None:
-        self._context = life
-        self._host = means
-        self._engine_monitor = engine
-        self._schedulability = ready
-        self._activity = idleness
-        self._warm_pool = standby
-        self._since = life.now()
+        self._context = context
+        self._host = host
+        self._engine_monitor = engine_monitor
+        self._schedulability = schedulability
+        self._activity = activity
+        self._warm_pool = warm_pool
+        self._since = context.now()
         self._publish_requested = anyio.Event()
         self._published_capabilities: HostCapabilities | None = None
         self.is_draining = False
 
     async def run(self) -> None:
-        """Without end. While the broker is away HOSTS forgets this host, as it should."""
+        """Run forever. While the broker is away the heartbeat expires, as it should."""
         while True:
             try:
                 await self._context.bus.heartbeats.put(self._context.host, await self._build_heartbeat())
@@ -89,15 +94,15 @@ class HeartbeatPublisher:
             self._publish_requested = anyio.Event()
 
     def publish_now(self) -> None:
-        """Say it now."""
+        """Publish at once."""
         self._publish_requested.set()
 
     async def delete_heartbeat(self) -> None:
-        """Nothing of this host runs any more: it need not be waited for."""
+        """Delete the heartbeat: nothing of this host runs any more, so nobody need wait for it."""
         await self._context.bus.heartbeats.delete(self._context.host)
 
     async def _build_heartbeat(self) -> HostHeartbeat:
-        cannot = await self._schedulability.unschedulable_reasons(anew=True)
+        unschedulable = await self._schedulability.unschedulable_reasons(measure_disk=True)
         return HostHeartbeat(
             host=self._context.host,
             incarnation=self._context.incarnation,
@@ -114,23 +119,25 @@ class HeartbeatPublisher:
             running=self._activity.running(),
             activity=await self._activity.measure(),
             warm=self._warm_pool.reports(),
-            blocked_work=tuple(why[:WHY_CHARACTERS] for why in self._context.outage.reasons[:WHYS]),
-            unschedulable={name: str(reason) for name, reason in cannot.items()},
+            blocked_work=tuple(
+                reason[:REASON_LIMIT_CHARS] for reason in self._context.outage.reasons[:BLOCKED_WORK_LIMIT]
+            ),
+            unschedulable={name: str(reason) for name, reason in unschedulable.items()},
         )
 
     async def _publish_capabilities(self) -> None:
-        """Written when it says something else than the last one: endpoints, slots, which cards there are."""
-        offer = HostCapabilities(
+        """Publish the capabilities when they have changed: endpoints, slots, GPUs."""
+        capabilities = HostCapabilities(
             host=self._context.host,
             incarnation=self._context.incarnation,
             at=self._since,
-            endpoints=tuple(kind.config for kind in self._host.endpoints.values()),
+            endpoints=tuple(endpoint.config for endpoint in self._host.endpoints.values()),
             slots=self._host.slots.count,
             gpus=tuple(
-                replace(card, memory_free_mb=None, temperature_c=None, utilization=None, power_w=None)
-                for card in self._host.gpu_allocator.reports()
+                replace(gpu, memory_free_mb=None, temperature_c=None, utilization=None, power_w=None)
+                for gpu in self._host.gpu_allocator.reports()
             ),
         )
-        if offer != self._published_capabilities:
-            await self._context.bus.capabilities.put(self._context.host, replace(offer, at=self._context.now()))
-            self._published_capabilities = offer
+        if capabilities != self._published_capabilities:
+            await self._context.bus.capabilities.put(self._context.host, replace(capabilities, at=self._context.now()))
+            self._published_capabilities = capabilities

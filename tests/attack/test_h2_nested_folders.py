@@ -161,7 +161,7 @@ async def test_a_leftover_that_cannot_be_removed_ends_no_runner(
             job = await world.wait_until_ended(await world.submit("well"))
     assert job.status == "succeeded"
     assert left.exists()
-    assert any(line["event"] == "folder not removed" and line["folder"] == str(left.parent) for line in logs)
+    assert any(line["event"] == "folder_removal_failed" and line["folder"] == str(left.parent) for line in logs)
     async with world.run_runner("i2"):
         await world.wait_until_clean()
 

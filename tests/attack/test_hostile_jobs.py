@@ -70,8 +70,8 @@ async def test_the_runner_that_ran_them_is_alive_and_nothing_is_left(aftermath: 
     await wait_until_clean(aftermath.lit)
     assert aftermath.runner.is_running
     log = aftermath.runner.log.read_text(errors="replace")
-    assert "execution failed" not in log
-    assert "not removed" not in log
+    assert "execution_crashed" not in log
+    assert "folder_removal_failed" not in log
 
 
 async def test_no_job_is_blamed_on_the_host(aftermath: Aftermath) -> None:

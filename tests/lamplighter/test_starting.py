@@ -49,7 +49,7 @@ def test_a_decision_on_the_engine_that_cannot_be_read_is_named(tmp_path: Path) -
     (tmp_path / "data" / "engine.json").write_text("{")
     done = start("runner", tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert "engine.json, which says what runs this host's jobs, cannot be read" in done.stderr.strip().splitlines()[-1]
+    assert "engine.json, which records the engine of this host, cannot be read" in done.stderr.strip().splitlines()[-1]
     assert (tmp_path / "data" / "engine.json").read_text() == "{"
 
 
@@ -84,7 +84,7 @@ def test_an_endpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_without_an_endpoint_is_no_host(tmp_path: Path) -> None:
     done = start("runner", tmp_path, ENGINE="process", ENDPOINTS=f'["{tmp_path}"]', BROKER__URL="nats://127.0.0.1:1")
-    assert (done.returncode, f"no endpoint.toml lies in {tmp_path}" in done.stderr) == (2, True)
+    assert (done.returncode, f"there is no endpoint.toml in {tmp_path}" in done.stderr) == (2, True)
 
 
 def test_an_error_is_one_line_through_whatever_task_groups_it_came(capsys: pytest.CaptureFixture[str]) -> None:

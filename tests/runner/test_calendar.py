@@ -44,24 +44,24 @@ def told(ran: float, jump: timedelta = timedelta(0)) -> ContainerExit:
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
 def test_what_passed_is_billed_and_not_what_the_calendar_says(jump: timedelta) -> None:
     assert elapsed_s(BEGUN, seen(30.0, jump)) == 30.0
-    assert run_s(told(29.5, jump), BEGUN, seen(30.0, jump), ahead=False) == 30.0
-    assert run_s(told(29.5, jump), BEGUN, seen(30.0), ahead=False) in {30.0, 29.5}  # the engine's calendar alone
+    assert run_s(told(29.5, jump), BEGUN, seen(30.0, jump), warm=False) == 30.0
+    assert run_s(told(29.5, jump), BEGUN, seen(30.0), warm=False) in {30.0, 29.5}  # the engine's calendar alone
 
 
 def test_an_engine_s_own_times_are_taken_where_they_can_be_true() -> None:
     """They know when the container ended, also where nobody was there to see it."""
-    assert run_s(told(29.5), BEGUN, seen(300.0), ahead=False) == 29.5
+    assert run_s(told(29.5), BEGUN, seen(300.0), warm=False) == 29.5
     waited = ContainerExit(0, started_at=NOW - HOUR, finished_at=NOW + timedelta(seconds=9))
-    assert run_s(waited, BEGUN, seen(10.0), ahead=True) == 9.0
-    assert run_s(ContainerExit(137), BEGUN, seen(10.0), ahead=False) is None
+    assert run_s(waited, BEGUN, seen(10.0), warm=True) == 9.0
+    assert run_s(ContainerExit(137), BEGUN, seen(10.0), warm=False) is None
 
 
 @pytest.mark.parametrize(
     "begun", [None, StartTime(NOW), StartTime(NOW, Uptime("another", 1.0)), StartTime(NOW, Uptime("", 1.0))]
 )
 def test_who_cannot_tell_goes_by_the_calendar_and_never_below_nothing(begun: StartTime | None) -> None:
-    assert run_s(told(29.5), begun, seen(30.0), ahead=False) == 29.5
-    assert run_s(told(29.5, -HOUR), begun, seen(30.0, -HOUR), ahead=False) == 0.0
+    assert run_s(told(29.5), begun, seen(30.0), warm=False) == 29.5
+    assert run_s(told(29.5, -HOUR), begun, seen(30.0, -HOUR), warm=False) == 0.0
     assert begun is None or elapsed_s(begun, seen(30.0, -HOUR)) == 0.0
 
 

@@ -77,7 +77,7 @@ async def test_a_program_that_switches_nothing_off_ends_no_runner(
     with capture_logs() as said:
 
         async def tried_again() -> bool:
-            return sum(line["event"] == "powering_off" for line in said) > 1
+            return sum(line["event"] == "power_off_started" for line in said) > 1
 
         async with world.run_runner():
             await wait_until(tried_again)

@@ -209,7 +209,7 @@ class FakeEngine:
         self._check_available()
         box = self.containers.get(handle)
         if box is None or box.state == "created":
-            raise NoSuchContainer(f"{handle} is not here or was never started")
+            raise NoSuchContainer(f"{handle} does not exist or was never started")
         return box
 
     async def _run(self, box: FakeContainer, program: Program) -> None:

@@ -70,9 +70,9 @@ def test_what_makes_a_machine_one_with_docker(tmp_path: Path, monkeypatch: pytes
     assert find_docker("/nowhere.sock", empty) == "docker_socket names /nowhere.sock"
     assert find_docker(None, {**empty, "DOCKER_HOST": "unix:///no.sock"}) == "DOCKER_HOST names unix:///no.sock"
     socket.touch()
-    assert find_docker(None, empty) == f"{socket} is there"
+    assert find_docker(None, empty) == f"{socket} exists"
     program = tmp_path / "docker"
     program.touch()
     program.chmod(0o755)
     assert find_docker(None, empty) == f"{program} is installed"
-    assert find_docker(None, {**empty, "PATH": os.devnull}) == f"{socket} is there"
+    assert find_docker(None, {**empty, "PATH": os.devnull}) == f"{socket} exists"

@@ -146,7 +146,7 @@ def test_what_an_engine_lacks_is_told() -> None:
     able |= {"ServerVersion": "28.2.2", "SecurityOptions": ["name=seccomp,profile=default"]}
     assert parse_engine_info(able).notes == ()
     assert parse_engine_info({**able, "LiveRestoreEnabled": False}).notes == (
-        "the daemon ends containers when it restarts: set live-restore",
+        "the daemon stops containers when it restarts: set live-restore",
     )
 
 

@@ -181,7 +181,7 @@ def test_the_xid_tables_do_not_overlap_and_speak() -> None:
     assert not xid.APPLICATION_XIDS & xid.GPU_XIDS.keys()
     assert xid.describe_xid(79) == "XID 79, fell off the bus"
     assert xid.describe_xid(13) == "XID 13, application fault"
-    assert xid.describe_xid(7777) == "XID 7777, card fault"
+    assert xid.describe_xid(7777) == "XID 7777, GPU fault"
 
 
 def test_the_list_of_application_faults_is_a_setting() -> None:

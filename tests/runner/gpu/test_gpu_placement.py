@@ -215,5 +215,5 @@ def test_presence_shows_every_card() -> None:
     assert told == [
         ("L", "lost", "gone", None),
         ("GPU-1", "hot", "warm", 61),
-        ("GPU-2", "unhealthy", "not judged yet", 50),
+        ("GPU-2", "unhealthy", "not assessed yet", 50),
     ]
