@@ -1,7 +1,6 @@
 """One runner process: the composition root. It opens all that the runner works with, and closes it in reverse."""
 
 import fcntl
-import os
 import random
 import secrets
 import signal
@@ -9,9 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -24,37 +21,25 @@ from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
 from runner.assets.cache import InputCache
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
 from runner.claiming.schedulability import MIB
-from runner.context import HostContext, RunnerContext, detect_nothing
+from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, load_endpoints
-from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.job_user import NoSuchUser, current_user_name, resolve_job_user
-from runner.engines.port import EngineError
-from runner.engines.process import CannotRunJobs, ProcessEngine
 from runner.engines.selection import (
-    DOCKER_SOCKET,
-    EngineDecision,
-    EngineDecisionUnreadable,
-    EngineName,
-    choose_engine,
-    find_docker,
+    EngineConfig,
+    EngineUnusable,
+    SelectedEngine,
+    remove_previous_containers,
+    select_engine,
 )
-from runner.gpu.allocator import GpuAllocator, no_pid
+from runner.gpu.allocator import GpuAllocator
 from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
 from runner.gpu.port import GpuMonitor
 from runner.host.enrollment import HostRemoved, apply_enrollment, is_enrolled, wait_until_removed
-from runner.host.gpu_probe import detect_injection as choose_way
 from runner.lifecycle import run_lifecycle
 from runner.login_sessions import find_logged_in_users
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
 from runner.settings import RunnerSettings
 from runner.slots import Slots
-
-EXTRA_STREAMS = 32  # containers that are followed and run no job: warm ones and GPU probes
-JOBKIT_DIR = Path(__file__).resolve().parents[1] / "images" / "jobkit"
-FORMER_ENGINE_TIMEOUT_S = 20.0
-
-_log = structlog.get_logger("runner")
 
 
 class RunnerStartError(Exception):
@@ -88,19 +73,12 @@ async def serve(
             await _run_until_stopped(context, host, ready or (lambda: None), edge if enrolled else None)
 
 
-class _SelectedEngine(NamedTuple):
-    """The engine. `run_as` is the user that jobs of the process engine run as."""
-
-    engine: DockerEngine | ProcessEngine
-    run_as: str | None
-
-
 async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opened before
     settings: RunnerSettings,
     endpoints: Mapping[str, LocalEndpoint],
     incarnation: str,
     client: AssetClient,
-    selected: _SelectedEngine,
+    selected: SelectedEngine,
     stack: AsyncExitStack,
 ) -> tuple[RunnerContext, HostContext]:
     """Open everything that the runner works with on `stack`."""
@@ -127,13 +105,9 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
     )
     host = HostContext(
         endpoints=endpoints,
-        gpu_allocator=GpuAllocator(
-            gpus, settings.gpu, time.monotonic, engine.pid if isinstance(engine, ProcessEngine) else no_pid
-        ),
+        gpu_allocator=GpuAllocator(gpus, settings.gpu, time.monotonic, engine.pid),
         slots=Slots(settings.slots),
         drop_assets=cache.drop,
-        containers_outlive_runner=engine.name != ProcessEngine.name,
-        detect_injection=partial(choose_way, engine=engine) if isinstance(engine, DockerEngine) else detect_nothing,
         run_as=selected.run_as,
         warm=settings.warm,
         grace_s=settings.grace_s,
@@ -210,59 +184,25 @@ async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> A
 
 async def _select_engine(
     settings: RunnerSettings, endpoints: Mapping[str, LocalEndpoint], say: Callable[[str], None]
-) -> _SelectedEngine:
-    """Build the engine that was decided on, and say what that means. Raises RunnerStartError."""
-    docker_found = find_docker(settings.docker_socket, os.environ)
-    try:
-        choice = await anyio.to_thread.run_sync(choose_engine, settings.data, settings.engine, docker_found, _utc_now())
-        selected = _build_engine(settings, choice.decision.engine)
-        if isinstance(selected.engine, ProcessEngine):
-            folders = [endpoint.folder for endpoint in endpoints.values() if endpoint.config.process is not None]
-            await anyio.to_thread.run_sync(selected.engine.check_job_user, settings.data.resolve() / "jobs", folders)
-    except (EngineDecisionUnreadable, NoSuchUser, CannotRunJobs, OSError) as error:
-        raise RunnerStartError(str(error)) from error
-    if choice.previous is not None:
-        say(f"{choice.decision.why}; until now it was {choice.previous}, and jobs that still run there start again")
-        await _remove_all_containers(settings, choice.previous)
-    say(_describe_engine(settings, choice.decision, selected.run_as))
-    return selected
-
-
-def _build_engine(settings: RunnerSettings, name: EngineName) -> _SelectedEngine:
-    """Build the engine of this name. Raises NoSuchUser."""
-    if name == DockerEngine.name:
-        return _SelectedEngine(DockerEngine(docker_settings(settings)), None)
-    user = resolve_job_user(settings.process.user)
-    engine = ProcessEngine(settings.data.resolve() / "processes", JOBKIT_DIR, user)
-    return _SelectedEngine(engine, user.name if user else current_user_name())
-
-
-def _describe_engine(settings: RunnerSettings, decision: EngineDecision, run_as: str | None) -> str:
-    if run_as is None:
-        return f"jobs run in Docker containers ({decision.why}; engine at {docker_settings(settings).base_url})"
-    return (
-        f"jobs run as plain processes of the user {run_as}, not in containers ({decision.why}): "
-        "they see this machine and its network as that user does. engine = docker runs them in containers"
+) -> SelectedEngine:
+    """Select the engine, and say what that means. Raises RunnerStartError."""
+    config = EngineConfig(
+        data=settings.data,
+        engine=settings.engine,
+        docker_socket=settings.docker_socket,
+        job_user=settings.process.user,
+        slots=settings.slots,
     )
-
-
-async def _remove_all_containers(settings: RunnerSettings, previous: EngineName) -> None:
-    """Remove the containers of the previous engine, which nothing would follow. If it does not answer, they stay."""
+    images = [endpoint.folder for endpoint in endpoints.values() if endpoint.config.process is not None]
     try:
-        engine = _build_engine(settings, previous).engine
-        async with engine:
-            with anyio.fail_after(FORMER_ENGINE_TIMEOUT_S):
-                for found in await engine.find(settings.installation, settings.host):
-                    await engine.remove(found.handle)
-    except (EngineError, TimeoutError, NoSuchUser) as error:
-        _log.warning("previous_engine_cleanup_failed", engine=previous, error=str(error))
-
-
-def docker_settings(settings: RunnerSettings) -> DockerSettings:
-    """Return the address of the Docker engine, and its size: the slots and some more."""
-    address = settings.docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
-    url = address if "://" in address else f"unix://{address}"
-    return DockerSettings(base_url=url, streams=settings.slots + EXTRA_STREAMS)
+        selected = await select_engine(config, images, _utc_now())
+    except EngineUnusable as error:
+        raise RunnerStartError(str(error)) from error
+    if selected.previous is not None:
+        say(f"the engine was {selected.previous} until now: jobs that still run there start again")
+        await remove_previous_containers(config, selected.previous, settings.installation, settings.host)
+    say(selected.summary)
+    return selected
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from bus.interface import BrokerUnreachable, Bus, BusError
 from runner.assets.port import AssetTransfer
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import ContainerEngine, DetectedInjection, EngineError, EngineUnavailable
+from runner.engines.port import ContainerEngine, EngineError, EngineUnavailable
 from runner.gpu.allocator import GpuAllocator
 from runner.login_sessions import LoginLookup, no_logged_in_users
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
@@ -124,18 +124,11 @@ async def is_always_alive() -> bool:
     return True
 
 
-async def detect_nothing(_context: RunnerContext, _host: "HostContext") -> DetectedInjection | None:
-    """Return None: the detection for an engine that gives no GPUs to containers."""
-    return None
-
-
 class HostContext(Struct, frozen=True, kw_only=True):
     """What this host offers: endpoints, GPUs and slots, and how it behaves.
 
-    `drop_assets` removes deleted assets from the input cache. `containers_outlive_runner`: the engine keeps containers
-    running without us. `poweroff` is the program that powers this machine off. `detect_injection` finds how the engine
-    gives GPUs to containers, None if there is nothing to try. `run_as` is the user that jobs run as, None if they run
-    in containers.
+    `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
+    `run_as` is the user that jobs run as, None if they run in containers.
 
     Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then.
     """
@@ -144,12 +137,10 @@ class HostContext(Struct, frozen=True, kw_only=True):
     gpu_allocator: GpuAllocator
     slots: Slots
     drop_assets: DropAssets
-    containers_outlive_runner: bool
     warm: WarmSettings = WarmSettings()
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()
-    detect_injection: Callable[[RunnerContext, "HostContext"], Awaitable[DetectedInjection | None]] = detect_nothing
     run_as: str | None = None
     dead_man: DeadManSettings = DeadManSettings()
     find_logged_in_users: LoginLookup = no_logged_in_users

@@ -17,7 +17,7 @@ from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.deadman import DeadManTimer
 from runner.host.engine_monitor import EngineMonitor
-from runner.host.gpu_probe import GpuProber
+from runner.host.gpu_probe import GpuProber, detect_injection
 from runner.host.heartbeat import HeartbeatPublisher, HostActivity
 from runner.host.power_commands import PowerCommands
 
@@ -37,7 +37,7 @@ async def run_lifecycle(
         recovery = ContainerRecovery(context, host, executions)
         claim_loop = ClaimLoop(context, host, schedulability, warm_pool, recovery)
         activity = HostActivity(host.slots, host.gpu_allocator, host.find_logged_in_users, executions)
-        engine_monitor = EngineMonitor(context, schedulability, partial(host.detect_injection, context, host))
+        engine_monitor = EngineMonitor(context, schedulability, partial(detect_injection, context, host))
         heartbeat = HeartbeatPublisher(context, host, schedulability, warm_pool, activity, engine_monitor)
         background.start_soon(host.gpu_allocator.run)
         power_commands = PowerCommands(context, schedulability, heartbeat.publish_now)
@@ -67,7 +67,10 @@ async def run_lifecycle(
         with anyio.move_on_after(settle_s):
             await warm_pool.close()
         await drain(
-            executions, grace_s=host.grace_s, settle_s=settle_s, leave_containers=host.containers_outlive_runner
+            executions,
+            grace_s=host.grace_s,
+            settle_s=settle_s,
+            leave_containers=context.engine.containers_outlive_runner,
         )
         left_running = len(executions.active)
         jobs.cancel_scope.cancel()

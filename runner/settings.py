@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from bus.settings import BrokerSettings
-from runner.engines.port import GpuInjection
+from runner.engines.port import EngineName, GpuInjection
 from runner.gpu.health import GpuHealthPolicy
 from runner.gpu.metering import MeterPrice
 from runner.gpu.placement import PlacementPolicy
@@ -79,8 +79,8 @@ class ProcessSettings(Struct, frozen=True):
 class DeadManSettings(Struct, frozen=True):
     """The dead-man timer: the machine runs `poweroff` after edge or broker were silent for `after_s`.
 
-    It does so only while the host has nothing of any job and nobody uses it. `keep_on_for` lists whose use counts, as at
-    the edge; `[]` ignores users.
+    It does so only while the host has nothing of any job and nobody uses it. `keep_on_for` lists whose use counts,
+    as at the edge; `[]` ignores users.
     """
 
     after_s: Annotated[float, Meta(gt=0)] | None = None
@@ -124,7 +124,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     endpoints: tuple[Path, ...] = (Path("images"),)
     broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeConnectionSettings = EdgeConnectionSettings()
-    engine: Literal["auto", "docker", "process"] = "auto"
+    engine: EngineName | Literal["auto"] = "auto"
     docker_socket: str | None = None
     process: ProcessSettings = ProcessSettings()
     slots: Annotated[int, Meta(ge=1, le=256)] = 1

@@ -205,6 +205,8 @@ class DockerEngine:
     """Jobs in hardened containers (`docker_container_config`), run as the runner's user, or as `nobody` under root."""
 
     name = "docker"
+    containers_outlive_runner = True
+    injection_modes: tuple[GpuInjection, ...] = ("cdi", "device_request", "runtime")
 
     def __init__(self, settings: DockerSettings) -> None:
         self._settings = settings
@@ -225,8 +227,10 @@ class DockerEngine:
             self._api_client.close()
 
     def set_injection(self, injection: GpuInjection) -> None:
-        """Give GPUs to containers in this way from now on."""
         self._injection = injection
+
+    async def pid(self, handle: str) -> int | None:
+        return None
 
     async def start(self, spec: ContainerSpec) -> str:
         return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)

@@ -1,4 +1,4 @@
-"""Port to a container engine: seven calls and one error tree.
+"""Port to a container engine: seven calls, two about GPUs, and one error tree.
 
     EngineError
     ├── StartFailed        the container did not start; `code` is a failure code of the API
@@ -10,14 +10,18 @@ of the next runner process accepts them.
 """
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from msgspec import Struct, field
 
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
 
+EngineName = Literal["docker", "process"]
+GpuInjection = Literal["cdi", "device_request", "runtime"]
+DetectedInjection = GpuInjection | Literal["none"]  # the result of the trial at start
 StartFailure = Literal["image_missing", "engine_error", "gpu_unsupported"]
 ContainerState = Literal["created", "running", "exited"]
 
@@ -142,10 +146,34 @@ class EngineUnavailable(EngineError):
     """The engine does not answer. Its containers may run on (Docker: live-restore)."""
 
 
-class ContainerEngine(Protocol):
-    """Starts, follows, stops and finds containers. Every call may raise EngineUnavailable."""
+class GpuAccess(Protocol):
+    """How an engine gives GPUs to containers, and how their GPU processes are recognized.
+
+    `injection_modes` are the ways it knows, the preferred one first; empty if there is nothing to choose.
+    """
+
+    injection_modes: tuple[GpuInjection, ...]
+
+    def set_injection(self, injection: GpuInjection) -> None:
+        """Give GPUs to containers in this way from now on."""
+        ...
+
+    async def pid(self, handle: str) -> int | None:
+        """Return the pid whose descendants are the container's processes; None if its cgroup identifies them."""
+        ...
+
+
+class ContainerEngine(GpuAccess, AbstractAsyncContextManager["ContainerEngine"], Protocol):
+    """Starts, follows, stops and finds containers. Every call may raise EngineUnavailable.
+
+    `containers_outlive_runner`: a drain leaves running containers for the next runner process. Otherwise it stops them,
+    because the service manager may kill them together with the runner.
+    """
 
     name: str
+    containers_outlive_runner: bool
+
+    async def __aenter__(self) -> Self: ...
 
     async def start(self, spec: ContainerSpec) -> str:
         """Create and start a container; return its handle. Raises StartFailed, after removing what had been created.
@@ -191,9 +219,3 @@ def complete_length(data: bytes | bytearray, *, ended: bool = False) -> int:
     if ended or (len(data) > LINE_LIMIT_BYTES and b"\n" not in data):
         return len(data)
     return data.rfind(b"\n") + 1
-
-
-GpuInjection = Literal["cdi", "device_request", "runtime"]
-
-
-DetectedInjection = GpuInjection | Literal["none"]  # the result of the trial at start

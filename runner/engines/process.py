@@ -36,6 +36,7 @@ from runner.engines.port import (
     EngineInfo,
     EngineUnavailable,
     FoundContainer,
+    GpuInjection,
     NoSuchContainer,
     OutputChunk,
     OutputCursor,
@@ -69,6 +70,8 @@ class ProcessEngine:
     """
 
     name = "process"
+    containers_outlive_runner = False
+    injection_modes: tuple[GpuInjection, ...] = ()
 
     def __init__(self, state: Path, jobkit: Path, user: JobUser | None = None) -> None:
         self._state = state
@@ -231,8 +234,11 @@ class ProcessEngine:
         for folder in self._state.glob(f"{REMOVED_PREFIX}*"):
             _delete_folder(folder)
 
+    def set_injection(self, injection: GpuInjection) -> None:
+        """Do nothing: a process can use every GPU of the host."""
+
     async def pid(self, handle: str) -> int | None:
-        """Return the pid of the job's shim, whose descendants are the job; None if it is gone."""
+        """Return the pid of the job's shim; None if it is gone."""
         try:
             return (await asyncio.to_thread(ProcessStateDir(self._state / handle).read_pids)).shim[0]
         except NoSuchContainer:

@@ -7,23 +7,36 @@ isolation never replaces it. A setting that names an engine wins, and is kept.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import anyio
+import anyio.to_thread
 import msgspec
+import structlog
 from msgspec import Struct
 
 from bus.secret_files import atomic_write
+from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.job_user import NoSuchUser, current_user_name, resolve_job_user
+from runner.engines.port import ContainerEngine, EngineError, EngineName
+from runner.engines.process import CannotRunJobs, ProcessEngine
 
 DECISION_FILE = "engine.json"
 DOCKER_SOCKET = "/var/run/docker.sock"
 
-EngineName = Literal["docker", "process"]
+EXTRA_STREAMS = 32  # containers that are followed and run no job: warm ones and GPU probes
+JOBKIT_DIR = Path(__file__).resolve().parents[2] / "images" / "jobkit"
+CLEANUP_TIMEOUT_S = 20.0
 
 
-class EngineDecisionUnreadable(Exception):
+class EngineUnusable(Exception):
+    """No engine can run jobs with these settings; the message says what to change."""
+
+
+class EngineDecisionUnreadable(EngineUnusable):
     """The kept decision cannot be read, and is not guessed; the message says what to do."""
 
 
@@ -40,6 +53,85 @@ class EngineChoice(NamedTuple):
 
     decision: EngineDecision
     previous: EngineName | None = None
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """Settings of the runner that concern its engine. `job_user` runs the jobs of the process engine."""
+
+    data: Path
+    engine: EngineName | Literal["auto"]
+    docker_socket: str | None
+    job_user: str | None
+    slots: int
+
+
+class SelectedEngine(NamedTuple):
+    """The engine to use, not opened yet. `run_as` is the user that jobs run as, None if they run in containers.
+
+    `summary` tells people what runs the jobs. `previous` is the engine until now, if it was a different one.
+    """
+
+    engine: ContainerEngine
+    run_as: str | None
+    summary: str
+    previous: EngineName | None
+
+
+async def select_engine(config: EngineConfig, images: Iterable[Path], now: datetime) -> SelectedEngine:
+    """Decide on the engine and build it; check that its user can run jobs from the folders `images`.
+
+    Raises EngineUnusable.
+    """
+    docker_found = find_docker(config.docker_socket, os.environ)
+    try:
+        choice = await anyio.to_thread.run_sync(choose_engine, config.data, config.engine, docker_found, now)
+        decision = choice.decision
+        if decision.engine == "docker":
+            settings = docker_settings(config.docker_socket, config.slots)
+            summary = f"jobs run in Docker containers ({decision.why}; engine at {settings.base_url})"
+            return SelectedEngine(DockerEngine(settings), None, summary, choice.previous)
+        engine, run_as = _process_engine(config)
+        await anyio.to_thread.run_sync(engine.check_job_user, config.data.resolve() / "jobs", images)
+    except (NoSuchUser, CannotRunJobs, OSError) as error:
+        raise EngineUnusable(str(error)) from error
+    summary = (
+        f"jobs run as plain processes of the user {run_as}, not in containers ({decision.why}): "
+        "they see this machine and its network as that user does. engine = docker runs them in containers"
+    )
+    return SelectedEngine(engine, run_as, summary, choice.previous)
+
+
+async def remove_previous_containers(config: EngineConfig, previous: EngineName, installation: str, host: str) -> None:
+    """Remove the containers of the previous engine, which nothing would follow. If it does not answer, they stay."""
+    try:
+        engine = _build_engine(config, previous)
+        async with engine:
+            with anyio.fail_after(CLEANUP_TIMEOUT_S):
+                for found in await engine.find(installation, host):
+                    await engine.remove(found.handle)
+    except (EngineError, TimeoutError, NoSuchUser) as error:
+        structlog.get_logger("runner").warning("previous_engine_cleanup_failed", engine=previous, error=str(error))
+
+
+def docker_settings(docker_socket: str | None, slots: int) -> DockerSettings:
+    """Return the address of the Docker engine, and its size: the slots and some more."""
+    address = docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
+    url = address if "://" in address else f"unix://{address}"
+    return DockerSettings(base_url=url, streams=slots + EXTRA_STREAMS)
+
+
+def _build_engine(config: EngineConfig, name: EngineName) -> ContainerEngine:
+    """Build the engine of this name. Raises NoSuchUser."""
+    if name == "docker":
+        return DockerEngine(docker_settings(config.docker_socket, config.slots))
+    return _process_engine(config)[0]
+
+
+def _process_engine(config: EngineConfig) -> tuple[ProcessEngine, str]:
+    """Return the process engine and the user that its jobs run as. Raises NoSuchUser."""
+    user = resolve_job_user(config.job_user)
+    engine = ProcessEngine(config.data.resolve() / "processes", JOBKIT_DIR, user)
+    return engine, user.name if user else current_user_name()
 
 
 def choose_engine(

@@ -6,11 +6,10 @@ ours could. Otherwise it runs nvidia-smi, which the container toolkit provides.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from itertools import count
-from typing import Literal, Protocol
 
 import anyio
 import anyio.to_thread
@@ -25,7 +24,6 @@ from runner.engines.port import (
     ContainerSpec,
     DetectedInjection,
     EngineError,
-    GpuInjection,
 )
 from runner.execution.warm_container import WARM_PREFIX
 from runner.gpu.allocator import GpuAllocation
@@ -139,40 +137,25 @@ def probe_spec(context: RunnerContext, endpoint: LocalEndpoint, uuids: tuple[str
 # Which injection mode works depends on the toolkit, its mode and Docker's version, so each is tried at start with a
 # container that lists the GPUs.
 
-INJECTION_MODES: Mapping[GpuInjection | Literal["auto"], tuple[GpuInjection, ...]] = {
-    "auto": ("cdi", "device_request", "runtime"),
-    "cdi": ("cdi",),
-    "device_request": ("device_request",),
-    "runtime": ("runtime",),
-}
 INJECTION_TIMEOUT_S = 60.0
 
 
-class InjectionEngine(Protocol):
-    """An engine with several modes of giving GPUs to containers."""
+async def detect_injection(context: RunnerContext, host: HostContext) -> DetectedInjection | None:
+    """Make the engine use the first mode that works, and return it.
 
-    def set_injection(self, way: GpuInjection) -> None:
-        """Give GPUs to containers in this way from now on."""
-        ...
-
-
-async def detect_injection(
-    context: RunnerContext, host: HostContext, engine: InjectionEngine
-) -> DetectedInjection | None:
-    """Make `engine` use the first mode that works, and return it; None without GPUs, or if no endpoint uses one."""
+    Return None if the engine has no modes, if there are no GPUs, or if no endpoint uses one.
+    """
+    engine, allocator = context.engine, host.gpu_allocator
     endpoint = choose_probe_endpoint(host)
-    uuids = tuple(sample.uuid for sample in host.gpu_allocator.snapshot.samples)
-    if endpoint is None or not uuids:
+    uuids = tuple(sample.uuid for sample in allocator.snapshot.samples)
+    if not engine.injection_modes or endpoint is None or not uuids:
         return None
+    configured = allocator.settings.injection
     failures = {}
-    for mode in INJECTION_MODES[host.gpu_allocator.settings.injection]:
+    for mode in engine.injection_modes if configured == "auto" else (configured,):
         engine.set_injection(mode)
-        problem = await run_probe(
-            context,
-            probe_spec(context, endpoint, uuids, f"probe-{mode}"),
-            host.gpu_allocator.pid_of,
-            INJECTION_TIMEOUT_S,
-        )
+        spec = probe_spec(context, endpoint, uuids, f"probe-{mode}")
+        problem = await run_probe(context, spec, engine.pid, INJECTION_TIMEOUT_S)
         if not problem:
             context.log.info("gpu_injection_selected", mode=mode)
             return mode

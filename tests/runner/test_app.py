@@ -2,14 +2,13 @@
 
 import pytest
 
-from runner.app import docker_settings
-from runner.settings import RunnerSettings
+from runner.engines.selection import docker_settings
 
 
 @pytest.mark.parametrize("slots", [1, 256])
 def test_every_slot_has_its_stream(slots: int) -> None:
     """A container that is followed holds a thread: with fewer threads than slots nothing could be stopped any more."""
-    assert docker_settings(RunnerSettings(slots=slots)).streams > slots
+    assert docker_settings(None, slots).streams > slots
 
 
 @pytest.mark.parametrize(
@@ -22,4 +21,4 @@ def test_every_slot_has_its_stream(slots: int) -> None:
 )
 def test_where_docker_is(monkeypatch: pytest.MonkeyPatch, socket: str | None, host: str, url: str) -> None:
     monkeypatch.setenv("DOCKER_HOST", host)
-    assert docker_settings(RunnerSettings(docker_socket=socket)).base_url == url
+    assert docker_settings(socket, 1).base_url == url

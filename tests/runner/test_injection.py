@@ -23,13 +23,15 @@ CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_
 
 
 class Toolkit:
-    """What `engine` knows of cards: only one way works."""
+    """What `engine` knows of GPUs: only one mode works."""
 
     def __init__(self, engine: FakeEngine, works: GpuInjection | None) -> None:
         self.way: GpuInjection = "device_request"
         self.works = works
         self.start: Callable[[ContainerSpec], object] = engine.start
         engine.start = self._start  # type: ignore[method-assign]
+        engine.injection_modes = DockerEngine.injection_modes
+        engine.set_injection = self.set_injection  # type: ignore[method-assign]
 
     def set_injection(self, way: GpuInjection) -> None:
         self.way = way
@@ -59,7 +61,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 async def test_the_first_way_that_works_is_taken(world: RunnerEnvironment, works: GpuInjection | None) -> None:
     async with world.run_runner() as life:
         toolkit = Toolkit(life.engine, works)
-        assert await detect_injection(life.life, life.means, toolkit) == (works or "none")
+        assert await detect_injection(life.life, life.means) == (works or "none")
         assert toolkit.way == (works or "runtime")
         assert world.boxes == {}
         assert list(life.life.jobs_dir.iterdir()) == []
@@ -68,15 +70,22 @@ async def test_the_first_way_that_works_is_taken(world: RunnerEnvironment, works
 async def test_a_way_that_was_set_is_the_only_one_tried(world: RunnerEnvironment) -> None:
     world.gpu_settings = GpuSettings(injection="runtime")
     async with world.run_runner() as life:
-        assert await detect_injection(life.life, life.means, Toolkit(life.engine, "cdi")) == "none"
+        Toolkit(life.engine, "cdi")
+        assert await detect_injection(life.life, life.means) == "none"
 
 
 async def test_without_cards_nothing_is_tried(world: RunnerEnvironment) -> None:
     world.gpus = FakeGpuMonitor()
     async with world.run_runner() as life:
         toolkit = Toolkit(life.engine, "cdi")
-        assert await detect_injection(life.life, life.means, toolkit) is None
+        assert await detect_injection(life.life, life.means) is None
         assert toolkit.way == "device_request"
+
+
+async def test_an_engine_without_modes_is_not_tried(world: RunnerEnvironment) -> None:
+    async with world.run_runner() as life:
+        assert await detect_injection(life.life, life.means) is None
+        assert world.boxes == {}
 
 
 @pytest.mark.docker
@@ -87,5 +96,5 @@ async def test_a_docker_without_a_toolkit_knows_none(
     world.kinds = {"gpu": replace(gpu, config=replace(gpu.config, image=echo_image))}
     async with world.run_runner() as life, DockerEngine(DockerSettings(base_url=docker_url)) as docker:
         over = replace(life.life, engine=docker, installation="injection")
-        assert await detect_injection(over, life.means, docker) == "none"
+        assert await detect_injection(over, life.means) == "none"
         assert await docker.find("injection", over.host) == []

@@ -19,6 +19,7 @@ from runner.engines.port import (
     EngineInfo,
     EngineUnavailable,
     FoundContainer,
+    GpuInjection,
     NoSuchContainer,
     OutputChunk,
     OutputCursor,
@@ -115,6 +116,7 @@ class FakeEngine:
     """
 
     name = "memory"
+    injection_modes: tuple[GpuInjection, ...] = ()
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class FakeEngine:
         self.containers = {} if boxes is None else boxes
         self.next_start_failure: StartFailed | None = None
         self.is_unavailable = False
+        self.containers_outlive_runner = True
         self._programs = programs
         self._now = now
         self._numbers = count(1)
@@ -196,6 +199,12 @@ class FakeEngine:
         self._check_available()
         found = [FoundContainer(box.handle, box.spec.identity, box.state) for box in self.containers.values()]
         return [one for one in found if (one.identity.installation, one.identity.host) == (installation, host)]
+
+    def set_injection(self, injection: GpuInjection) -> None:
+        """Do nothing: there are no GPUs."""
+
+    async def pid(self, handle: str) -> int | None:
+        return None
 
     async def probe(self) -> EngineInfo:
         self._check_available()

@@ -169,6 +169,7 @@ class RunnerEnvironment:
         jobs.mkdir(exist_ok=True)
         async with FakeEngine(self.programs, self.now, self.boxes) as engine:
             engine.is_unavailable = self.engine_gone
+            engine.containers_outlive_runner = self.leave
             life = RunnerContext(
                 installation="test",
                 host=host,
@@ -212,7 +213,6 @@ class RunnerEnvironment:
             gpu_allocator=GpuAllocator(self.gpus, self.gpu_settings, time.monotonic),
             slots=Slots(self.slots),
             drop_assets=forget,
-            containers_outlive_runner=self.leave,
             warm=self.warm,
             grace_s=self.grace_s,
             settle_s=2.0,
