@@ -199,7 +199,7 @@ async def _select_engine(
     except EngineUnusable as error:
         raise RunnerStartError(str(error)) from error
     if selected.previous is not None:
-        say(f"the engine was {selected.previous} until now: jobs that still run there start again")
+        say(f"{selected.why}; until now it was {selected.previous}, and jobs that still run there start again")
         await remove_previous_containers(config, selected.previous, settings.installation, settings.host)
     say(selected.summary)
     return selected

@@ -68,11 +68,12 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
 class SelectedEngine(NamedTuple):
     """The engine to use, not opened yet. `run_as` is the user that jobs run as, None if they run in containers.
 
-    `summary` tells people what runs the jobs. `previous` is the engine until now, if it was a different one.
+    `why` and `summary` are for people. `previous` is the engine until now, if it was a different one.
     """
 
     engine: ContainerEngine
     run_as: str | None
+    why: str
     summary: str
     previous: EngineName | None
 
@@ -89,7 +90,7 @@ async def select_engine(config: EngineConfig, images: Iterable[Path], now: datet
         if decision.engine == "docker":
             settings = docker_settings(config.docker_socket, config.slots)
             summary = f"jobs run in Docker containers ({decision.why}; engine at {settings.base_url})"
-            return SelectedEngine(DockerEngine(settings), None, summary, choice.previous)
+            return SelectedEngine(DockerEngine(settings), None, decision.why, summary, choice.previous)
         engine, run_as = _process_engine(config)
         await anyio.to_thread.run_sync(engine.check_job_user, config.data.resolve() / "jobs", images)
     except (NoSuchUser, CannotRunJobs, OSError) as error:
@@ -98,7 +99,7 @@ async def select_engine(config: EngineConfig, images: Iterable[Path], now: datet
         f"jobs run as plain processes of the user {run_as}, not in containers ({decision.why}): "
         "they see this machine and its network as that user does. engine = docker runs them in containers"
     )
-    return SelectedEngine(engine, run_as, summary, choice.previous)
+    return SelectedEngine(engine, run_as, decision.why, summary, choice.previous)
 
 
 async def remove_previous_containers(config: EngineConfig, previous: EngineName, installation: str, host: str) -> None:
