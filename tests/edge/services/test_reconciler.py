@@ -242,8 +242,8 @@ async def test_the_index_is_compared_once_an_hour(fake: FakeBusServicesRig) -> N
     job = await fake.submit()
     await fake.wait_until_indexed()
     state: Any = fake.bus.job_store
-    for message in state._state.of(f"$KV.STATE.ann.{job.id}"):  # a purge: no message tells of it
-        state._state.erase(message.sequence)
+    for message in state._state.messages_of(f"$KV.STATE.ann.{job.id}"):  # a purge: no message tells of it
+        state._state.delete(message.sequence)
     assert await fake.reconciler.sweep() == dict.fromkeys((s.__name__ for s in STEPS), 0)
     assert fake.index.queue_ranks.non_empty_keys()
     fake.time.advance(hours=1)
