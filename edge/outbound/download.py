@@ -1,4 +1,4 @@
-"""A file behind a URL: redirects followed under the guard, its body as it comes, every way it can fail named."""
+"""Download of a file by URL: redirects pass the SSRF guard, and every failure says whether a retry may help."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,15 +19,15 @@ CHUNK_BYTES = 256 * 1024
 
 
 class DownloadFailed(Exception):
-    """The file was not got. `passing`: another try may get it."""
+    """The file could not be downloaded. `is_transient`: another attempt may succeed."""
 
-    def __init__(self, message: str, *, passing: bool) -> None:
-        self.is_transient = passing
+    def __init__(self, message: str, *, is_transient: bool) -> None:
+        self.is_transient = is_transient
         super().__init__(message)
 
 
 class Download(Struct, frozen=True):
-    """A file under way. `name` and `media_type` are its server's; `length` in bytes, None: it does not say."""
+    """A running download. `name` and `media_type`: as the server says. `length`: in bytes, None if not declared."""
 
     name: str
     media_type: str | None
@@ -37,7 +37,7 @@ class Download(Struct, frozen=True):
 
 @asynccontextmanager
 async def download(client: httpx.AsyncClient, url: str) -> AsyncIterator[Download]:
-    """Ask for `url`. Raises UrlRefused, DownloadFailed; reading the chunks raises DownloadFailed."""
+    """Request `url`. Raises UrlRefused, DownloadFailed; reading the chunks raises DownloadFailed."""
     try:
         async with _follow_redirects(client, url) as response:
             _check_response(response)
@@ -48,12 +48,12 @@ async def download(client: httpx.AsyncClient, url: str) -> AsyncIterator[Downloa
                 chunks=_stream_body(response),
             )
     except httpx.HTTPError as error:
-        raise DownloadFailed(_describe_error(error), passing=True) from error
+        raise DownloadFailed(_describe_error(error), is_transient=True) from error
 
 
 @asynccontextmanager
 async def _follow_redirects(client: httpx.AsyncClient, url: str) -> AsyncIterator[httpx.Response]:
-    """The first answer that is no redirect."""
+    """Yield the first response that is not a redirect."""
     request = client.build_request("GET", url)
     for _ in range(REDIRECT_LIMIT + 1):
         response = await send_request(client, request)
@@ -61,21 +61,23 @@ async def _follow_redirects(client: httpx.AsyncClient, url: str) -> AsyncIterato
             if response.status_code not in REDIRECT_STATUSES or response.next_request is None:
                 yield response
                 return
-            request = client.build_request("GET", response.next_request.url)  # nothing of the first goes on
+            request = client.build_request(
+                "GET", response.next_request.url
+            )  # no header of the first request is passed on
         finally:
             await response.aclose()
-    raise DownloadFailed(f"more than {REDIRECT_LIMIT} redirects", passing=False)
+    raise DownloadFailed(f"more than {REDIRECT_LIMIT} redirects", is_transient=False)
 
 
 def _check_response(response: httpx.Response) -> None:
     status = response.status_code
     if status != httpx.codes.OK:
-        passing = status >= httpx.codes.INTERNAL_SERVER_ERROR or status in TRANSIENT_STATUSES
-        raise DownloadFailed(f"its server answered {status}", passing=passing)
+        is_transient = status >= httpx.codes.INTERNAL_SERVER_ERROR or status in TRANSIENT_STATUSES
+        raise DownloadFailed(f"its server answered {status}", is_transient=is_transient)
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in {"identity", ""}:
-        # Unpacked it could be of any size, and stored as it is it would not be the file.
-        raise DownloadFailed(f"its server sent it as {coding[:40]} although identity was asked for", passing=False)
+        # The decoded body could have any size, and the encoded body is not the file.
+        raise DownloadFailed(f"its server sent it as {coding[:40]} although identity was requested", is_transient=False)
 
 
 def _content_length(response: httpx.Response) -> int | None:
@@ -88,21 +90,19 @@ async def _stream_body(response: httpx.Response) -> AsyncIterator[bytes]:
         async for chunk in response.aiter_raw(CHUNK_BYTES):
             yield chunk
     except httpx.HTTPError as error:
-        raise DownloadFailed(_describe_error(error), passing=True) from error
+        raise DownloadFailed(_describe_error(error), is_transient=True) from error
 
 
 def _describe_error(error: httpx.HTTPError) -> str:
     return f"its server does not answer properly ({error or type(error).__name__})"[:300]
 
 
-# MERGED edge/outbound/settings.py: What an operator may say about requests on a client's word.
-
-
 class OutboundSettings(Struct, frozen=True):
-    """`allow`: hosts that are opened although their addresses are not public, as `host` or `host:port`.
+    """Settings for requests to URLs that clients name.
 
-    `fetch_timeout_s`: how long a file may take in all, tries included. `fetches` at a time, `fetches_of_owner` of them
-    for one owner.
+    `allow`: hosts that are permitted although their addresses are not public, as `host` or `host:port`.
+    `fetch_timeout_s`: for one file, all attempts included. `fetches`: concurrent downloads. `fetches_of_owner`:
+    concurrent downloads of one owner.
     """
 
     allow: tuple[str, ...] = ()
@@ -111,25 +111,24 @@ class OutboundSettings(Struct, frozen=True):
     fetches_of_owner: Annotated[int, Meta(ge=1)] = 2
 
 
-# MERGED edge/outbound/turns.py: Bounded work for many owners: so much at a time in all, so much for each, so that
-# none crowds out another.
-
-
 class PerOwnerLimiter:
-    """An owner waits for its own places first, and only with those in hand in the common line: one owner stands there
-    with at most `each` others wait behind."""
+    """Limit concurrent work to `total`, and to `per_owner` for each owner.
 
-    def __init__(self, total: int, each: int) -> None:
+    A task acquires a slot of its owner first, and only then waits for a common slot. One owner therefore has at most
+    `per_owner` tasks in the common queue and cannot crowd out the others.
+    """
+
+    def __init__(self, total: int, per_owner: int) -> None:
         self._total = CapacityLimiter(total)
-        self._limit_per_owner = each
+        self._limit_per_owner = per_owner
         self._by_owner: dict[str, CapacityLimiter] = {}
 
     @asynccontextmanager
     async def slot(self, owner: str) -> AsyncIterator[None]:
-        """One place, for as long as the block runs."""
+        """Hold one slot of `owner` while the block runs."""
         own = self._by_owner.setdefault(owner, CapacityLimiter(self._limit_per_owner))
         try:
-            # Objects as borrowers: a task may take several turns.
+            # The borrower is an object of its own, because one task may hold several slots.
             async with _acquire_slot(own), _acquire_slot(self._total):
                 yield
         finally:

@@ -1,4 +1,4 @@
-"""Standard Webhooks signatures: HMAC-SHA256 over id, timestamp and body (the specification of that name, version 1)."""
+"""Signatures of the Standard Webhooks specification, version 1: HMAC-SHA256 over id, timestamp and body."""
 
 import base64
 import hashlib
@@ -8,21 +8,21 @@ from datetime import datetime
 
 from schemas.webhook import SECRET_PREFIX, decode_secret
 
-SECRET_LENGTHS_BYTES = range(24, 65)  # what the specification asks for
+SECRET_LENGTHS_BYTES = range(24, 65)  # required by the specification
 
 
 def make_secret(entropy: bytes) -> str:
-    """`entropy`, 24 to 64 bytes of it, as a secret is written."""
+    """Return `entropy` (24 to 64 bytes) in the text form of a secret."""
     return SECRET_PREFIX + base64.b64encode(entropy).decode()
 
 
 def is_secret(text: str) -> bool:
-    """Whether `text` is `whsec_` and 24 to 64 bytes in base64."""
+    """Return whether `text` is `whsec_` and 24 to 64 bytes in base64."""
     return len(decode_secret(text)) in SECRET_LENGTHS_BYTES
 
 
 def signature_headers(message_id: str, at: datetime, body: bytes, *secrets: str) -> Mapping[str, str]:
-    """The three headers that prove who sent `body`: one signature for each secret. A timestamp in whole seconds."""
+    """Return the three headers that prove who sent `body`, with one signature for each secret."""
     timestamp = str(int(at.timestamp()))
     signed = b".".join((message_id.encode(), timestamp.encode(), body))
     signatures = " ".join(f"v1,{_digest(secret, signed)}" for secret in secrets)

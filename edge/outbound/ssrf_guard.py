@@ -1,4 +1,4 @@
-"""The only way out: a transport that resolves once, checks all addresses, connects to what it checked (PROTOCOLS 6)."""
+"""The SSRF guard: a transport that resolves once, checks all addresses, and connects to a checked address."""
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,81 +19,83 @@ from edge.outbound.url_policy import (
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
-HTTP_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # of one wait; who asks sets a limit for the whole
-ADDRESS_LIMIT = 4  # addresses of one name
+HTTP_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # for one wait; the caller limits the whole request
+ADDRESS_LIMIT = 4  # addresses tried for one name
 
 
 async def resolve_host(host: str, port: int) -> Sequence[str]:
-    """The addresses of a name, in the system's order. Raises OSError."""
+    """Return the addresses of a name in the order of the system's resolver. Raises OSError."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(place[4][0]) for place in found))
 
 
 class SsrfGuardTransport(httpx.AsyncBaseTransport):
-    """Between the name that was checked and the connection there is no second look at DNS, which could answer anew.
+    """Send each request to an address that was checked, without a second DNS query that could answer differently.
 
-    The request goes out to the address itself, with the name in Host and in TLS, so that certificates are checked
-    against the name. `inner` carries it out; it must keep no connection, since it would know it by the address alone.
+    The request goes to the address itself, with the name in Host and in TLS, so that the certificate is checked
+    against the name. `inner` sends it and must keep no connections: it would reuse them by address alone.
     """
 
-    def __init__(self, allowed: AllowList, resolve: Resolver, inner: httpx.AsyncBaseTransport) -> None:
-        self.allow_list = allowed
+    def __init__(self, allow_list: AllowList, resolve: Resolver, inner: httpx.AsyncBaseTransport) -> None:
+        self.allow_list = allow_list
         self._resolve = resolve
         self._inner = inner
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises UrlRefused besides what httpx raises."""
-        asked = check_url(request.url, self.allow_list)
-        addresses = await self._resolve_and_check(asked)
+        """Send `request`. Raises UrlRefused, and errors of httpx."""
+        target = check_url(request.url, self.allow_list)
+        addresses = await self._resolve_and_check(target)
         for address in addresses[:-1]:
             try:
-                return await self._inner.handle_async_request(_pin_to_address(request, asked, address))
+                return await self._inner.handle_async_request(_pin_to_address(request, target, address))
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 continue  # the next address of the same name
-        return await self._inner.handle_async_request(_pin_to_address(request, asked, addresses[-1]))
+        return await self._inner.handle_async_request(_pin_to_address(request, target, addresses[-1]))
 
-    async def _resolve_and_check(self, asked: UrlTarget) -> list[Address]:
-        """What the name stands for. One refused address refuses all: who mixes them has no good reason to."""
-        spelled = parse_ip_literal(asked.host)
-        if spelled is not None:
-            return [spelled]  # `read` has judged it
+    async def _resolve_and_check(self, target: UrlTarget) -> list[Address]:
+        """Resolve the host. One refused address refuses all of them. Raises UrlRefused, httpx.ConnectError."""
+        literal = parse_ip_literal(target.host)
+        if literal is not None:
+            return [literal]  # `check_url` has checked it
         try:
-            answers = await self._resolve(asked.host, asked.port)
+            answers = await self._resolve(target.host, target.port)
         except (OSError, UnicodeError) as error:
-            raise httpx.ConnectError(f"{asked.host} cannot be resolved: {error}") from error
+            raise httpx.ConnectError(f"{target.host} cannot be resolved: {error}") from error
         found = [address for answer in answers if (address := parse_ip_literal(answer)) is not None]
         if not found:
-            raise httpx.ConnectError(f"{asked.host} has no address")
+            raise httpx.ConnectError(f"{target.host} has no address")
         for address in found:
-            what = None if asked.is_allow_listed else refusal_reason(address)
-            if what is not None:
-                raise UrlRefused(f"{asked.host} stands for {what}; outbound.allow in the edge's settings can open it")
+            reason = None if target.is_allow_listed else refusal_reason(address)
+            if reason is not None:
+                raise UrlRefused(
+                    f"{target.host} resolves to {reason}; outbound.allow in the edge's settings can open it"
+                )
         return found[:ADDRESS_LIMIT]
 
     async def aclose(self) -> None:
-        """Close what carries the requests out."""
+        """Close the inner transport."""
         await self._inner.aclose()
 
 
-def _pin_to_address(request: httpx.Request, asked: UrlTarget, address: Address) -> httpx.Request:
+def _pin_to_address(request: httpx.Request, target: UrlTarget, address: Address) -> httpx.Request:
     return httpx.Request(
         request.method,
         request.url.copy_with(host=str(address)),
-        headers=request.headers,  # with Host as httpx made it of the name
+        headers=request.headers,  # include Host, which httpx made from the name
         stream=request.stream,
-        extensions={**request.extensions, "sni_hostname": asked.host},
+        extensions={**request.extensions, "sni_hostname": target.host},
     )
 
 
-def guarded_client(allowed: AllowList, resolver: Resolver = resolve_host) -> httpx.AsyncClient:
-    """A client that goes through a Guard: no proxies or logins from the environment, no redirects by itself.
+def guarded_client(allow_list: AllowList, resolver: Resolver = resolve_host) -> httpx.AsyncClient:
+    """Return a client behind the guard that uses no proxies or logins of the environment and follows no redirects.
 
-    It keeps no cookies: what one owner's server set would go out with another owner's request, and never be forgotten.
+    It keeps no cookies: a cookie of one owner's server would be sent with another owner's request.
     """
-    unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # who asks bounds what it asks
+    unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # each caller limits its own requests
     inner = httpx.AsyncHTTPTransport(trust_env=False, limits=unbounded)
     return httpx.AsyncClient(
-        transport=SsrfGuardTransport(allowed, resolver, inner),
+        transport=SsrfGuardTransport(allow_list, resolver, inner),
         timeout=HTTP_TIMEOUT,
         trust_env=False,
         follow_redirects=False,
@@ -102,12 +104,14 @@ def guarded_client(allowed: AllowList, resolver: Resolver = resolve_host) -> htt
     )
 
 
-async def send_request(asked: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """The answer, its body not read yet. Raises UrlRefused, httpx.HTTPError and nothing else.
+async def send_request(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Return the response before its body is read. Raises UrlRefused and httpx.HTTPError, nothing else.
 
-    httpx reads where a redirect leads although nobody follows it, and lets what idna says of such a name through.
+    httpx parses the target of a redirect even if the redirect is not followed, and lets errors of idna through.
     """
     try:
-        return await asked.send(request, stream=True)
+        return await client.send(request, stream=True)
     except (httpx.InvalidURL, ValueError) as error:
-        raise httpx.RemoteProtocolError(f"a redirect leads nowhere: {error}", request=request) from error
+        raise httpx.RemoteProtocolError(
+            f"the target of a redirect is not a valid URL: {error}", request=request
+        ) from error

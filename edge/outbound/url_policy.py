@@ -1,4 +1,8 @@
-"""Which addresses may be connected to on a client's word: public unicast ones, and nothing that hides another."""
+"""Rules for URLs that clients name. Pure: nothing is resolved here.
+
+Only public unicast addresses are permitted, and no address that embeds or translates to another one. `check_url` checks
+what a URL itself says; `refusal_reason` checks one address.
+"""
 
 import re
 from collections.abc import Iterable
@@ -9,8 +13,8 @@ import httpx
 
 Address = IPv4Address | IPv6Address
 
-# IANA's special-purpose registries (RFC 6890 and its updates), and the metadata services of clouds that lie outside
-# them. Ours and not `is_global`, whose answer changes with the version of Python.
+# IANA's special-purpose registries (RFC 6890 and its updates), and cloud metadata addresses that are not in them.
+# `ipaddress.is_global` is not used, because its answer changes with the version of Python.
 REFUSED_NETWORKS: tuple[tuple[str, IPv4Network | IPv6Network], ...] = (
     ("an unspecified address", IPv4Network("0.0.0.0/8")),
     ("a private address", IPv4Network("10.0.0.0/8")),
@@ -48,18 +52,18 @@ GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 def refusal_reason(address: Address) -> str | None:
-    """What `address` is that it may not be connected to, or None when it may."""
-    for what, network in REFUSED_NETWORKS:
+    """Return what kind of refused address this is, or None if connecting to it is permitted."""
+    for kind, network in REFUSED_NETWORKS:
         if address.version == network.version and address in network:
-            return what
+            return kind
     if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return "a reserved address"
     return None
 
 
 def parse_ip_literal(host: str) -> Address | None:
-    """The address that `host` spells, None when it is a name."""
-    if "%" in host:  # a zone of this machine
+    """Return the address that `host` spells, or None for a name."""
+    if "%" in host:  # an IPv6 zone, which names an interface of this machine
         return None
     try:
         return ip_address(host)
@@ -67,26 +71,22 @@ def parse_ip_literal(host: str) -> Address | None:
         return None
 
 
-# MERGED edge/outbound/targets.py: What a URL says of itself, before anything is resolved: whether it may be asked at
-# all, and whom.
-
-
 SCHEME_PORTS = {"http": 80, "https": 443}
 PORT_RANGE = range(1, 65536)
 URL_LENGTH_LIMIT = 2048
 URL_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# The URL standard's "ends in a number": an address, in whatever spelling (127.1, 0x7f000001, 017700000001).
+# "Ends in a number" of the URL standard: an address in any spelling (127.1, 0x7f000001, 017700000001).
 _NUMERIC_HOST = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")
 _HOST_NAME = re.compile(r"[a-z0-9._-]{1,253}\Z")
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
 
 
 class UrlRefused(Exception):
-    """The URL may not be asked; the message says why. Asking again does not help."""
+    """The URL is not permitted; the message says why. A retry does not help."""
 
 
 class UrlTarget(NamedTuple):
-    """Whom to ask. `host` as it goes into DNS or is an address; `opened`: an allow-list entry vouches for it."""
+    """A checked URL. `host`: a name as it goes into DNS, or an address."""
 
     url: httpx.URL
     host: str
@@ -95,13 +95,13 @@ class UrlTarget(NamedTuple):
 
 
 class AllowList:
-    """The hosts that settings open, as `host` or `host:port`; any port where none is named."""
+    """Hosts that the settings permit, as `host` or `host:port`. An entry without a port permits every port."""
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
         self._entries = {_parse_entry(entry) for entry in entries}
 
     def permits(self, host: str, port: int) -> bool:
-        """Whether an entry names it."""
+        """Return whether an entry names this host and port."""
         return (host, port) in self._entries or (host, None) in self._entries
 
 
@@ -117,41 +117,41 @@ def _parse_entry(entry: str) -> tuple[str, int | None]:
 
 
 def _is_decodable_host(url: httpx.URL) -> bool:
-    """Whether what `xn--` stands for in the host can be read; httpx reads it at every request, and fails where not."""
+    """Return whether httpx can decode an `xn--` host; otherwise it would fail at every request."""
     try:
         return bool(url.host)
     except ValueError:  # idna's errors are UnicodeErrors
         return False
 
 
-def parse_url(text: str, allowed: AllowList) -> UrlTarget:
-    """Whom `text` asks. Raises UrlRefused for what needs no DNS to be refused."""
+def parse_url(text: str, allow_list: AllowList) -> UrlTarget:
+    """Parse and check `text` without DNS. Raises UrlRefused."""
     if len(text) > URL_LENGTH_LIMIT or _CONTROL_CHARACTERS.search(text):
         raise UrlRefused(f"a URL has at most {URL_LENGTH_LIMIT} characters, no spaces and no backslashes")
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused(f"the URL cannot be read: {error}") from error
-    return check_url(url, allowed)
+    return check_url(url, allow_list)
 
 
-def check_url(url: httpx.URL, allowed: AllowList) -> UrlTarget:
-    """As `target`, of a URL that httpx has read: what is checked and what is asked come from one parser."""
+def check_url(url: httpx.URL, allow_list: AllowList) -> UrlTarget:
+    """Check a URL that httpx has parsed, so that check and request use the same parser. Raises UrlRefused."""
     if url.scheme not in SCHEME_PORTS:
-        raise UrlRefused(f"only http and https are fetched, not {url.scheme or 'a relative URL'}")
+        raise UrlRefused(f"only http and https are supported, not {url.scheme or 'a relative URL'}")
     if url.userinfo:
-        raise UrlRefused("a URL with user or password in it is not taken: sign the URL instead")
+        raise UrlRefused("a URL must not contain a user or password: use a signed URL instead")
     host = url.raw_host.decode("ascii").lower().rstrip(".")
     port = SCHEME_PORTS[url.scheme] if url.port is None else url.port
     if not host or port not in PORT_RANGE:
-        raise UrlRefused("the URL names no host, or no port of one")
-    opened = allowed.permits(host, port)
+        raise UrlRefused("the URL has no host, or its port is not valid")
+    is_allow_listed = allow_list.permits(host, port)
     address = parse_ip_literal(host)
     if address is None and not (_HOST_NAME.match(host) and _is_decodable_host(url)):
         raise UrlRefused("the URL's host is neither a name nor an address")
     if address is None and _NUMERIC_HOST.match(host.rpartition(".")[2]):
-        raise UrlRefused(f"{host} is no name and no address: write an address as four decimal numbers")
-    what = None if address is None or opened else refusal_reason(address)
-    if what is not None:
-        raise UrlRefused(f"{host} is {what}; outbound.allow in the edge's settings can open it")
-    return UrlTarget(url, host, port, opened)
+        raise UrlRefused(f"{host} is neither a name nor an address: write an address as four decimal numbers")
+    reason = None if address is None or is_allow_listed else refusal_reason(address)
+    if reason is not None:
+        raise UrlRefused(f"{host} is {reason}; outbound.allow in the edge's settings can open it")
+    return UrlTarget(url, host, port, is_allow_listed)

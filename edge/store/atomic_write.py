@@ -1,4 +1,4 @@
-"""The blocking half of a write: a temporary file that becomes the asset in one step, or leaves no trace."""
+"""Durable file writes: a temporary file that is renamed into place, and fsync of folders. Blocking."""
 
 import errno
 import os
@@ -9,14 +9,14 @@ from threading import Lock
 
 from edge.store.port import AssetStoreFull, StoreBroken
 
-WRITEBACK_BYTES = 8 * 1024 * 1024  # bytes
+WRITEBACK_BYTES = 8 * 1024 * 1024  # written between two requests to start write-back
 
 _DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
 def map_disk_errors() -> Iterator[None]:
-    """The border to the operating system: OSError becomes StoreFull or StoreBroken."""
+    """Map OSError to AssetStoreFull or StoreBroken."""
     try:
         yield
     except OSError as error:
@@ -26,12 +26,14 @@ def map_disk_errors() -> Iterator[None]:
 
 
 class AtomicFile:
-    """A body on its way into the store. `temp` must lie on the same file system as the final place.
+    """A file that appears at its final path whole, or not at all.
 
-    Crash-safe by order: the bytes reach the disk (fsync), then the name appears (rename, atomic), then the name
-    reaches the disk (fsync of the folder). Cut anywhere, the place holds nothing or the whole file.
-    A task that is cancelled from outside anyio leaves its thread running, hence the lock: `close` waits for it, and
-    nothing happens after `close`.
+    `temp` must be on the same file system as the final path. The order of the steps makes the write crash-safe: fsync
+    of the bytes, then the atomic rename, then fsync of the folder. After a crash at any point the final path holds
+    nothing or the whole file.
+
+    A task that is cancelled from outside anyio leaves its thread running. The lock makes `close` wait for that thread,
+    and every call after `close` does nothing.
     """
 
     def __init__(self, temp: Path) -> None:
@@ -43,15 +45,16 @@ class AtomicFile:
         self._lock = Lock()
 
     def open(self) -> None:
-        """Create the temporary file."""
+        """Create the temporary file. Raises AssetStoreFull, StoreBroken."""
         with self._lock, map_disk_errors():
             if not self._closed:
                 self._handle = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
     def link_existing(self, place: Path) -> bool:
-        """Keep the bytes at `place` alive by a second name; False where there are none or links are not possible.
+        """Make `temp` a hard link to `place`; return False if `place` does not exist or links are not supported.
 
-        While a body of the same digest is only being verified, the file may go to the trash and be erased.
+        The link keeps the bytes while a body of the same digest is verified: the file at `place` may be trashed and
+        erased in the meantime.
         """
         with self._lock, suppress(OSError):
             if not self._closed:
@@ -60,7 +63,7 @@ class AtomicFile:
         return False
 
     def write(self, block: bytes) -> None:
-        """Append `block`; every 8 MiB the kernel is asked to start writing, so that the fsync at the end is short."""
+        """Append `block`. Start write-back every WRITEBACK_BYTES, so that the fsync at the end is short."""
         with self._lock, map_disk_errors():
             rest = memoryview(block)
             while rest:
@@ -78,7 +81,7 @@ class AtomicFile:
         self._written_back = self._written
 
     def commit(self, place: Path) -> None:
-        """Make the file, or what `hold` kept, appear at `place`, durably."""
+        """Make the written file, or the file that `link_existing` linked, appear at `place`, durably."""
         with self._lock, map_disk_errors():
             if self._handle == -1:
                 with suppress(FileExistsError):
@@ -89,7 +92,7 @@ class AtomicFile:
             fsync_folder(place.parent)
 
     def close(self) -> None:
-        """Let go of the file; whatever `commit` has not moved is removed."""
+        """Close the file, and remove it unless `commit` moved it."""
         with self._lock, map_disk_errors():
             self._closed = True
             if self._handle != -1:
@@ -99,7 +102,7 @@ class AtomicFile:
 
 
 def fsync_folder(folder: Path) -> None:
-    """A rename is durable when its folder is (`man fsync`)."""
+    """Fsync `folder`, which makes renames in it durable (fsync(2))."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -108,8 +111,8 @@ def fsync_folder(folder: Path) -> None:
 
 
 def create_durable_folder(folder: Path) -> None:
-    """Make it, for nobody else's eyes, and what is missing above it; all their names are durable then."""
-    fresh = [made for made in (folder, *folder.parents) if not made.exists()]
+    """Create `folder` (mode 0700) and its missing parents, and make all of their names durable."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for made in fresh:
-        fsync_folder(made.parent)
+    for path in missing:
+        fsync_folder(path.parent)

@@ -1,9 +1,10 @@
-"""Who writes in a store's folder: its layout, its fingerprint, and a lock by which living writers are told from dead.
+"""The asset store in a folder of a local disk, or of a network folder that supports locks, renames and fsync.
 
 sha256/ab/cdef…    the assets
-trash/abcdef…      deleted, while it is checked that nothing names them
-tmp/<writer>/      bodies on their way; `lock` in it is held as long as that writer lives
-fingerprint lock
+trash/abcdef…      deleted assets, until the edge has checked that no job names them
+tmp/<writer>/      bodies that are being written; a living writer holds the flock on `lock` in this folder
+fingerprint        identifies the store; written once
+lock               serializes writers that start or stop
 """
 
 import errno
@@ -30,7 +31,7 @@ DIGEST_PREFIXES = tuple(f"{n:02x}" for n in range(256))
 
 
 class WriterLock:
-    """One writer's right to be in the folder `root`, from `begin` to `end`. Blocking: for a thread."""
+    """One process that writes to the folder `root`, from `acquire` to `release`. Blocking: call it in a thread."""
 
     def __init__(self, root: Path, new_id: Callable[[], str]) -> None:
         self.root = root
@@ -40,10 +41,10 @@ class WriterLock:
         self._lock = -1
 
     def acquire(self) -> None:
-        """Lay out the folder, sweep what dead writers left, and move in.
+        """Create the layout, remove the folders of dead writers, and create this writer's folder. Raises StoreError.
 
-        Under the folder's own lock, so that two edges starting at once agree on one fingerprint and no sweep meets a
-        writer that has its folder and not yet its lock. Raises StoreError.
+        The folder's own lock is held meanwhile. Two edges that start at the same time then agree on one fingerprint,
+        and no sweep sees a writer that has its folder but not yet its lock.
         """
         with map_disk_errors():
             _create_layout(self.root)
@@ -55,14 +56,14 @@ class WriterLock:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
-        """Move out. Under the same lock: a sweep must not meet half a folder."""
+        """Remove this writer's folder. The store's lock is held, so that no sweep sees half a folder."""
         with map_disk_errors(), _exclusive_lock(self.root / "lock"):
             shutil.rmtree(self.temp)
             os.close(self._lock)
 
 
 def remove_dead_writers(tmp: Path) -> None:
-    """Remove the folders of writers that have died; the kernel dropped their locks with them."""
+    """Remove the folders of dead writers; the kernel released their locks when they died."""
     for folder in tmp.iterdir():
         if not _is_writer_alive(folder):
             shutil.rmtree(folder)
@@ -84,7 +85,7 @@ def _create_layout(root: Path) -> None:
     create_durable_folder(root)
     for name in ("sha256", "trash", "tmp"):
         (root / name).mkdir(exist_ok=True)
-    # All 256 at once: a write then never has to make a folder durable.
+    # Create all 256 now, so that no write has to make a folder durable.
     for prefix in DIGEST_PREFIXES:
         (root / "sha256" / prefix).mkdir(exist_ok=True)
     for folder in (root / "sha256", root):
@@ -115,59 +116,55 @@ def _exclusive_lock(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-# MERGED edge/store/directory.py: The store in a folder of a local disk, or of a network folder that keeps locks,
-# renames and fsync.
-
-
-# No second name possible: another file system, one without links, or too many of them.
+# A hard link is not possible: another file system, no support for links, or too many links to the file.
 _LINK_UNSUPPORTED_ERRNOS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 
 
 class DirectoryStore(AssetStore):
-    """Assets as files `sha256/ab/cdef…` below the tenancy's root. Made by `open_directory`."""
+    """Assets as files `sha256/ab/cdef…` below the writer's root. Use `open_directory` to create it."""
 
-    def __init__(self, tenancy: WriterLock) -> None:
-        self._writer = tenancy
+    def __init__(self, writer: WriterLock) -> None:
+        self._writer = writer
         self._serial = itertools.count()
 
     async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> StoredAsset:
         hasher = hashlib.sha256()
-        async with self._temporary_file(expected) as (spool, held):
-            sinks = [hasher.update] if held else [hasher.update, spool.write]
+        async with self._temporary_file(expected) as (file, is_stored):
+            sinks = [hasher.update] if is_stored else [hasher.update, file.write]
             size = await fan_out(chunks, limit, sinks)
             got = hasher.hexdigest()
             if expected not in (None, got):
                 raise DigestMismatch(expected, got)
             place = self._asset_path(got)
-            await to_thread.run_sync(spool.commit, place)
+            await to_thread.run_sync(file.commit, place)
         return StoredAsset(got, size, place)
 
     @asynccontextmanager
     async def _temporary_file(self, expected: Digest | None) -> AsyncIterator[tuple[AtomicFile, bool]]:
-        """A spool, and whether it holds the expected bytes already; gone at the end, however it ends."""
+        """Yield a temporary file, and whether it is a link to the stored bytes of `expected`. Remove it at the end."""
         place = None if expected is None else self._asset_path(expected)
-        spool = AtomicFile(self._writer.temp / str(next(self._serial)))
+        file = AtomicFile(self._writer.temp / str(next(self._serial)))
         try:
-            held = place is not None and await to_thread.run_sync(spool.link_existing, place)
-            if not held:
-                await to_thread.run_sync(spool.open)
-            yield spool, held
+            is_stored = place is not None and await to_thread.run_sync(file.link_existing, place)
+            if not is_stored:
+                await to_thread.run_sync(file.open)
+            yield file, is_stored
         finally:
             with CancelScope(shield=True):
-                await to_thread.run_sync(spool.close)
+                await to_thread.run_sync(file.close)
 
     async def stat(self, sha256: Digest) -> StoredAsset | None:
         place = self._asset_path(sha256)
 
-        def look() -> StoredAsset | None:
+        def read_size() -> StoredAsset | None:
             with map_disk_errors(), suppress(FileNotFoundError):
                 return StoredAsset(sha256, place.stat().st_size, place)
             return None
 
-        return await to_thread.run_sync(look)
+        return await to_thread.run_sync(read_size)
 
     async def read(self, sha256: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        # Opened once: a file that goes to the trash meanwhile is read to its end.
+        # Opened once: a file that is moved to the trash meanwhile can still be read to its end.
         handle, size = await to_thread.run_sync(_open_for_read, self._asset_path(sha256))
         end = size if stop is None else min(stop, size)
         try:
@@ -221,17 +218,17 @@ def _random_id() -> str:
 
 @asynccontextmanager
 async def open_directory(root: Path, new_id: Callable[[], str] = _random_id) -> AsyncIterator[DirectoryStore]:
-    """The store in `root` (made if missing) for as long as the block runs. Raises StoreError.
+    """Open the store in `root` while the block runs, and create the folder if needed. Raises StoreError.
 
-    Other processes may have the same folder open. What writers that died left half-written is swept first.
+    Other processes may have the same folder open. Unfinished files of dead writers are removed first.
     """
-    tenancy = WriterLock(root, new_id)
-    await to_thread.run_sync(tenancy.acquire)
+    writer = WriterLock(root, new_id)
+    await to_thread.run_sync(writer.acquire)
     try:
-        yield DirectoryStore(tenancy)
+        yield DirectoryStore(writer)
     finally:
         with CancelScope(shield=True):
-            await to_thread.run_sync(tenancy.release)
+            await to_thread.run_sync(writer.release)
 
 
 def _open_for_read(place: Path) -> tuple[int, int]:
@@ -252,7 +249,7 @@ def _read_block(handle: int, size: int, at: int) -> bytes:
 
 
 def _hardlink(path: Path, place: Path) -> bool:
-    """Give the file the name `place`; False where it lies on another file system, or links are not possible."""
+    """Link `path` to `place`; return False if the file system does not allow the link."""
     with map_disk_errors():
         try:
             place.hardlink_to(path)

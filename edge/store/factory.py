@@ -1,4 +1,4 @@
-"""Which store the settings name."""
+"""Open the asset store that the settings name."""
 
 import importlib
 from collections.abc import AsyncIterator
@@ -13,11 +13,12 @@ from edge.store.port import AssetStore, StoreError
 
 
 class StoreSettings(Struct, frozen=True):
-    """Where the bytes of assets lie. `url`: empty for a folder in `data`; `file:///mnt/shared` for one that several
-    edges share; `s3://bucket/prefix`, `gs://…` or `az://account/container/…` for a bucket.
+    """Settings of the asset store.
 
-    `presign`: clients and runners fetch from the bucket itself, by URLs that end; off, the edge passes the bytes
-    through. `replace`: this store takes the place of the one that the installation had, once.
+    `url`: empty for a folder in `data`, `file:///mnt/shared` for a folder that several edges share, or
+    `s3://bucket/prefix`, `gs://…`, `az://account/container/…` for a bucket.
+    `presign`: clients and runners fetch from the bucket by URLs that expire. Without it the edge passes the bytes
+    through. `replace`: accept this store in place of the one that the installation had. Set it for one start.
     """
 
     url: str = ""
@@ -26,15 +27,15 @@ class StoreSettings(Struct, frozen=True):
 
 
 class StorePackageMissing(StoreError):
-    """The library for this store is not installed."""
+    """The Python package for this store is not installed."""
 
 
 @asynccontextmanager
 async def open_store(settings: StoreSettings, data: Path) -> AsyncIterator[AssetStore]:
-    """The store, for as long as the block runs. Raises StoreError."""
-    parts = urlsplit(settings.url)
-    if parts.scheme in {"", "file"}:
-        folder = Path(unquote(parts.path)) if parts.path else data / "assets"
+    """Open the store while the block runs. Raises StoreError."""
+    url = urlsplit(settings.url)
+    if url.scheme in {"", "file"}:
+        folder = Path(unquote(url.path)) if url.path else data / "assets"
         async with open_directory(folder) as directory:
             yield directory
         return
@@ -42,7 +43,7 @@ async def open_store(settings: StoreSettings, data: Path) -> AsyncIterator[Asset
         remote = importlib.import_module("edge.store.remote")
     except ImportError as error:
         raise StorePackageMissing(
-            f"assets in {parts.scheme}://… need a package that is not installed: pip install 'lamplighter[remote]'"
+            f"assets in {url.scheme}://… need a package that is not installed: pip install 'lamplighter[remote]'"
         ) from error
     async with remote.open_remote(settings.url, data / "scratch", presign=settings.presign) as bucket:
         yield bucket

@@ -1,12 +1,12 @@
-"""The asset store as the edge sees it: files named by their sha256, whole or not there at all.
+"""The port of the asset store: files named by their sha256, present as a whole or not at all.
 
 StoreError
-├── DigestMismatch   the body is not what its name promised (422)
-├── TooLarge         more bytes than the caller allowed (413)
-├── StoreFull        no space or quota left for it (507)
-└── StoreBroken      the disk or the network folder failed (503)
+├── DigestMismatch   the body does not have the expected sha256 (422)
+├── AssetTooLarge    more bytes than the caller allowed (413)
+├── AssetStoreFull   no space or disk quota is left (507)
+└── StoreBroken      the disk, the network folder or the bucket failed (503)
 
-Whatever is raised, a cancellation too, nothing of the body stays behind.
+After any error, and after a cancellation, nothing of the body remains in the store.
 """
 
 from collections.abc import AsyncIterator
@@ -18,11 +18,11 @@ from msgspec import Struct
 
 from schemas.asset import DIGEST_SCHEME, Digest, InvalidDigest, is_digest
 
-BLOCK_BYTES = 1024 * 1024  # bytes; below it the hop to a thread costs more than the work, above it only memory
+BLOCK_BYTES = 1024 * 1024  # smaller costs more in thread switches than in work; larger only costs memory
 
 
 class StoredAsset(Struct, frozen=True):
-    """A file that is durable in the store. `path` is where this machine can open it, None where only `read` can."""
+    """A durable file in the store. `path`: where this machine can open it; None if only `read` can."""
 
     sha256: Digest
     bytes: int
@@ -30,10 +30,10 @@ class StoredAsset(Struct, frozen=True):
 
 
 class Survey(Struct, frozen=True):
-    """What the store says of itself.
+    """A store's identity and state.
 
-    `fingerprint` is written once, at the store's first opening: a second edge that sees another one has another store.
-    `trashed` is what `trash` took and nobody has restored or erased, so that an edge that crashed in between goes on.
+    `fingerprint`: written once, when the store is first opened. An edge that reads another one has another store.
+    `trashed`: digests in the trash, neither restored nor erased. An edge resumes with them after a crash.
     """
 
     fingerprint: str
@@ -42,19 +42,21 @@ class Survey(Struct, frozen=True):
 
 
 class StoreError(Exception):
-    """Something kept the store from doing as told."""
+    """Base class of what a store may raise."""
 
 
 class DigestMismatch(StoreError):
     """The body's sha256 is not the expected one."""
 
     def __init__(self, expected: Digest, got: Digest) -> None:
-        super().__init__(f"the body's sha256 is {got}, not {expected}: it was damaged on the way or is another file")
+        super().__init__(
+            f"the body's sha256 is {got}, not {expected}: it was damaged in transit, or it is another file"
+        )
         self.expected, self.got = expected, got
 
 
 class AssetTooLarge(StoreError):
-    """The body went past its limit."""
+    """The body is larger than its limit."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the file has more than the {limit} bytes allowed: make it smaller or ask for a higher limit")
@@ -69,66 +71,66 @@ class AssetStoreFull(StoreError):
 
 
 class StoreBroken(StoreError):
-    """The medium refused a call."""
+    """The disk, the network folder or the bucket failed."""
 
 
 def require_digest(sha256: Digest) -> Digest:
-    """`sha256`, which is to become part of a path: looked at here again, whatever callers promise."""
+    """Return `sha256` if it is a digest. Raises InvalidDigest. Checked here because it becomes part of a path."""
     if not is_digest(sha256):
         raise InvalidDigest(DIGEST_SCHEME + sha256)
     return sha256
 
 
 class BlobStore(Protocol):
-    """Seven verbs. Every digest given must be one (`schemas.asset.is_digest`): it becomes part of a path."""
+    """The calls on one store. Every `sha256` must satisfy `schemas.asset.is_digest`: it becomes part of a path."""
 
     async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> StoredAsset:
-        """Take a body of at most `limit` bytes and return when it is durable.
+        """Store a body of at most `limit` bytes; return when it is durable.
 
-        A digest that is there already is verified to the last byte all the same and not stored twice; bytes in the
-        trash do not count as there. Raises StoreError, and what `chunks` raises.
+        A body whose digest is stored already is verified to its last byte, and not stored twice. Bytes in the trash do
+        not count as stored. Raises StoreError, and errors of `chunks`.
         """
         ...
 
     async def stat(self, sha256: Digest) -> StoredAsset | None:
-        """The file, or None where the store has none (or has it in the trash)."""
+        """Return the file, or None if it is not in the store or in the trash."""
         ...
 
     def read(self, sha256: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """Its bytes from `start` to before `stop`, in blocks. Raises KeyError where `stat` says None."""
+        """Yield the bytes from `start` to before `stop` in blocks. Raises KeyError if `stat` returns None."""
         ...
 
     async def trash(self, sha256: Digest) -> bool:
-        """Move it to the trash, where `stat` and `read` do not see it; False where there was none."""
+        """Move the file to the trash, where `stat` and `read` do not see it. Return False if it does not exist."""
         ...
 
     async def restore(self, sha256: Digest) -> bool:
-        """Move it back from the trash; False where the trash has none."""
+        """Move the file back from the trash. Return False if it is not in the trash."""
         ...
 
     async def erase(self, sha256: Digest) -> bool:
-        """Remove it from the trash for good; False where the trash has none. Never touches what `stat` sees."""
+        """Delete the file from the trash. Return False if it is not in the trash. Never touches what `stat` sees."""
         ...
 
     async def survey(self) -> Survey:
-        """Fingerprint, free bytes, and what waits in the trash."""
+        """Return the fingerprint, the free bytes, and the content of the trash."""
         ...
 
 
 class DirectTransfer(Protocol):
-    """How bytes pass a store by without going through the edge's hands once more."""
+    """Transfers that do not pass the bytes through the edge a second time."""
 
     async def import_file(self, path: Path, sha256: Digest) -> StoredAsset:
-        """Take a durable file of this machine whose digest is known to be right; `path` stays. Twice is once.
+        """Store a durable local file whose digest the caller has checked; `path` stays. Idempotent.
 
         Raises StoreError.
         """
         ...
 
     async def presign_url(self, sha256: Digest, ttl: timedelta) -> str | None:
-        """A URL under which anybody can fetch the bytes for `ttl`; None where the store can make none."""
+        """Return a URL that serves the bytes without a key for `ttl`; None if the store cannot make one."""
         ...
 
 
 class AssetStore(BlobStore, DirectTransfer, Protocol):
-    """What the edge is given."""
+    """The store as the edge uses it."""

@@ -1,10 +1,12 @@
-"""The store in a bucket of S3, Google Cloud Storage or Azure; the only code that imports obstore.
+"""The asset store in a bucket of S3, Google Cloud Storage or Azure; the only module that imports obstore.
 
-    sha256/<hex>    the assets        trash/<hex>    deleted, while it is checked that nothing names them
-    fingerprint     written once
+    sha256/<hex>    the assets
+    trash/<hex>     deleted assets, until the edge has checked that no job names them
+    fingerprint     identifies the store; written once
 
-An object appears whole or not at all, so a body whose digest is named goes straight to its place: where it turns out to
-be another, the upload is dropped before its end. A move is a copy, then a delete: the new name first, as in the folder.
+An object appears whole or not at all. A body with an expected digest is therefore sent straight to its final key. If
+its digest is wrong, the upload is aborted before its end. A move is a copy, then a delete: a crash between the two
+leaves both objects, never none.
 """
 
 import hashlib
@@ -38,20 +40,20 @@ from schemas.asset import Digest
 
 COPY_LIMIT_BYTES = 5 * 1024**3  # the largest object that S3 copies in one request
 PART_BYTES = 8 * 1024**2  # bytes of one part of an upload: 10,000 parts are 80 GB
-RETRY_TIMEOUT = timedelta(seconds=20)  # of retries, before the bucket counts as away
+RETRY_TIMEOUT = timedelta(seconds=20)  # for all retries of one call, before it fails
 _FINGERPRINT_KEY = "fingerprint"
 
-# First match wins; the rest is "failed".
+# The first match wins. Other errors: "failed".
 _ERROR_TEXTS: Mapping[type[Exception], str] = {
-    exceptions.UnauthenticatedError: "refused who asks: check the credentials in the edge's environment",
-    exceptions.PermissionDeniedError: "refused: its policy must let the edge get, put, copy, list and delete",
-    exceptions.NotFoundError: "is not there: make it, or correct [store] url",
+    exceptions.UnauthenticatedError: "rejected the credentials: check those in the edge's environment",
+    exceptions.PermissionDeniedError: "denied access: its policy must let the edge get, put, copy, list and delete",
+    exceptions.NotFoundError: "does not exist: create it, or correct [store] url",
 }
 
 
 @contextmanager
 def map_remote_errors() -> Iterator[None]:
-    """The border to obstore. What is not there stays FileNotFoundError, for the caller to say what that means."""
+    """Map errors of obstore to StoreBroken; FileNotFoundError passes, because each caller treats it differently."""
     try:
         yield
     except (FileNotFoundError, StoreError):
@@ -68,14 +70,16 @@ def _to_store_broken(error: Exception) -> StoreBroken:
 
 
 class RemoteStore(AssetStore):
-    """Assets as objects. `scratch`: a folder of this machine for bodies whose digest nobody named. `signs`: `link` may
-    give URLs of the bucket's own. Made by `open_remote`."""
+    """Assets as objects of a bucket. Use `open_remote` to create it.
 
-    def __init__(self, bucket: ObjectStore, fingerprint: str, scratch: Path, *, signs: bool) -> None:
+    `scratch`: a local folder for bodies without an expected digest. `can_presign`: `presign_url` may return URLs.
+    """
+
+    def __init__(self, bucket: ObjectStore, fingerprint: str, scratch: Path, *, can_presign: bool) -> None:
         self._bucket = bucket
         self._fingerprint = fingerprint
         self._scratch = scratch
-        self._can_presign = signs
+        self._can_presign = can_presign
 
     async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> StoredAsset:
         if expected is None:
@@ -85,11 +89,11 @@ class RemoteStore(AssetStore):
             with map_remote_errors():
                 await obstore.put_async(self._bucket, _asset_key(expected), body.blocks(), chunk_size=PART_BYTES)
         except StoreError as error:
-            raise body.failure or error from error  # what the body raised is no fault of the bucket
+            raise body.failure or error from error  # an error of the body is not an error of the bucket
         return StoredAsset(expected, body.size)
 
     async def _write_unknown_digest(self, chunks: AsyncIterator[bytes], limit: int) -> StoredAsset:
-        """By way of a local file: a place in the bucket needs the digest, which only the last byte tells."""
+        """Write to a local file first: the key needs the digest, which is known only after the last byte."""
         with await to_thread.run_sync(lambda: tempfile.NamedTemporaryFile(dir=self._scratch)) as file:
             hasher = hashlib.sha256()
             await fan_out(chunks, limit, [hasher.update, file.write])
@@ -147,7 +151,7 @@ class RemoteStore(AssetStore):
     async def erase(self, sha256: Digest) -> bool:
         with map_remote_errors():
             try:
-                await obstore.head_async(self._bucket, _trash_key(sha256))  # S3 deletes what is not there, too
+                await obstore.head_async(self._bucket, _trash_key(sha256))  # S3 reports success for a missing object
                 await obstore.delete_async(self._bucket, _trash_key(sha256))
             except FileNotFoundError:
                 return False
@@ -165,12 +169,12 @@ class RemoteStore(AssetStore):
         try:
             signing = cast("S3Store | GCSStore | AzureStore", self._bucket)
             return await obstore.sign_async(signing, "GET", _asset_key(sha256), ttl)
-        except exceptions.BaseError:  # credentials that can read and not sign: the edge passes the bytes through
+        except exceptions.BaseError:  # credentials that cannot sign: the edge passes the bytes through
             return None
 
 
 class _VerifiedBody:
-    """A body on its way whose last block is let through only if all of it is what was named."""
+    """A body that fails before its end if its digest or its size is wrong, so that the bucket drops the upload."""
 
     def __init__(self, chunks: AsyncIterator[bytes], expected: Digest, limit: int) -> None:
         self._chunks, self._expected, self._limit = chunks, expected, limit
@@ -178,7 +182,7 @@ class _VerifiedBody:
         self.failure: Exception | None = None
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """What is put. Raises DigestMismatch, TooLarge, and what the body raises."""
+        """Yield the body; keep its error in `failure`. Raises DigestMismatch, AssetTooLarge, and errors of `chunks`."""
         try:
             async for block in self._verified_blocks():
                 yield block
@@ -214,7 +218,7 @@ def _random_id() -> str:
 async def open_remote(
     url: str, scratch: Path, *, presign: bool = True, new_id: Callable[[], str] = _random_id
 ) -> AsyncIterator[RemoteStore]:
-    """The store at `url` (`s3://bucket/prefix`, `gs://…`, `az://account/container/…`) while the block runs.
+    """Open the store at `url` (`s3://bucket/prefix`, `gs://…`, `az://account/container/…`) while the block runs.
 
     Credentials, region and endpoint come from the environment, under the names that each cloud's own tools use
     (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …). Raises StoreError.
@@ -223,16 +227,16 @@ async def open_remote(
     try:
         bucket = from_url(
             url,
-            # A large object is one long answer, so only its silence is a fault. Plain HTTP is for whoever names an
-            # endpoint without TLS.
+            # A large object takes one long response, so only silence is an error. Plain HTTP is allowed for an
+            # endpoint that the operator names without TLS.
             client_options={"connect_timeout": "10s", "read_timeout": "30s", "timeout": "6h", "allow_http": True},
             retry_config={"max_retries": 5, "retry_timeout": RETRY_TIMEOUT},
         )
     except (exceptions.BaseError, ValueError) as error:
-        raise StoreBroken(f"[store] url {url!r} names no store: {str(error).splitlines()[0][:200]}") from error
+        raise StoreBroken(f"[store] url {url!r} is not a store: {str(error).splitlines()[0][:200]}") from error
     fingerprint = await _get_or_create_fingerprint(bucket, new_id)
-    signs = presign and isinstance(bucket, S3Store | GCSStore | AzureStore)
-    yield RemoteStore(bucket, fingerprint, scratch, signs=signs)
+    can_presign = presign and isinstance(bucket, S3Store | GCSStore | AzureStore)
+    yield RemoteStore(bucket, fingerprint, scratch, can_presign=can_presign)
 
 
 async def _get_or_create_fingerprint(bucket: ObjectStore, new_id: Callable[[], str]) -> str:

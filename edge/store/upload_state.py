@@ -1,9 +1,9 @@
-"""Uploads on their way, in a folder: what was acknowledged is there after a crash and a power cut. Blocking.
+"""Unfinished uploads in a folder: acknowledged bytes survive a crash and a power cut. Blocking.
 
-    <owner>.<id>.json    the state, replaced in one step
-    <owner>.<id>.part    the bytes, true up to the state's `offset`
+    <owner>.<id>.json    the state, replaced atomically
+    <owner>.<id>.part    the bytes, durable up to the state's `offset`
 
-What the bytes have beyond `offset` may be anything after a power cut, so it is cut off before more is appended.
+After a power cut the bytes beyond `offset` may be anything. They are truncated before more bytes are appended.
 """
 
 import hashlib
@@ -21,15 +21,17 @@ from schemas.asset import Digest
 from schemas.ids import Token, is_token
 from schemas.job import Moment
 
-CHECKPOINT_BYTES = 64 * 1024 * 1024  # bytes: at most this much of one request is sent again after a crash
+CHECKPOINT_BYTES = 64 * 1024 * 1024  # at most so many bytes of one request are sent again after a crash
 
 _SUFFIXES = _STATE_SUFFIX, _DATA_SUFFIX = (".json", ".part")
 
 
 class Upload(Struct, frozen=True, kw_only=True):
-    """One upload. `offset`: bytes that are durable. `length` None: not said yet. `metadata`: as the client wrote it.
+    """The state of one upload.
 
-    `expected`: the digest that the client named. `whole`: the digest, once every byte is there; `kept`: it is an asset.
+    `offset`: number of durable bytes. `length`: None until the client names it. `metadata`: as the client wrote it.
+    `expected`: the digest that the client named. `final_sha256`: the digest of the complete bytes.
+    `is_stored`: the upload has become an asset.
     """
 
     id: Token
@@ -46,19 +48,19 @@ class Upload(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> "UploadKey":
-        """What names it."""
+        """The owner and the id."""
         return UploadKey(self.owner, self.id)
 
 
 class UploadKey(NamedTuple):
-    """What names an upload. Both are tokens, so a dot parts them in a file's name."""
+    """Owner and id of an upload. Both are tokens, so a dot separates them in a file name."""
 
     owner: Token
     id: Token
 
 
 class UploadStateStore:
-    """The folder. Keys are made of tokens: they become part of a path."""
+    """The folder of unfinished uploads. Keys consist of tokens, because they become part of a path."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -66,86 +68,86 @@ class UploadStateStore:
             create_durable_folder(folder)
 
     def load(self, key: UploadKey) -> Upload | None:
-        """The state, or None where there is no such upload. Raises StoreError."""
+        """Return the state, or None if the upload does not exist. Raises StoreError."""
         with map_disk_errors():
             try:
                 return msgspec.json.decode(self._path(key, _STATE_SUFFIX).read_bytes(), type=Upload)
             except FileNotFoundError:
                 return None
             except msgspec.DecodeError as error:
-                raise StoreBroken(f"the state of upload {key.id} cannot be read ({error}): start it anew") from error
+                raise StoreBroken(f"the state of upload {key.id} cannot be read ({error}): start it again") from error
 
     def create(self, upload: Upload) -> None:
-        """Make room for its bytes, and its state durable."""
+        """Create the file for the bytes and save the state. Raises StoreError."""
         with map_disk_errors():
             self.data_path(upload.key).touch(mode=0o600, exist_ok=False)
         self.save(upload)
 
     def save(self, upload: Upload) -> None:
-        """Make the state durable. The bytes up to its offset must be so before."""
+        """Make the state durable. The bytes up to its offset must be durable already. Raises StoreError."""
         with map_disk_errors():
-            place = self._path(upload.key, _STATE_SUFFIX)
-            fresh = place.with_suffix(".new")
-            with fresh.open("wb") as file:
+            path = self._path(upload.key, _STATE_SUFFIX)
+            new = path.with_suffix(".new")
+            with new.open("wb") as file:
                 file.write(msgspec.json.encode(upload))
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.replace(place)
+            new.replace(path)
             fsync_folder(self._folder)
 
     def data_path(self, key: UploadKey) -> Path:
-        """Where its bytes lie."""
+        """Return the path of the bytes."""
         return self._path(key, _DATA_SUFFIX)
 
     def _path(self, key: UploadKey, suffix: str) -> Path:
         if not (is_token(key.owner) and is_token(key.id)):
-            raise ValueError(f"{key} names no upload")
+            raise ValueError(f"{key} is not an upload key")
         return self._folder / f"{key.owner}.{key.id}{suffix}"
 
     def delete_data(self, key: UploadKey) -> None:
-        """The bytes are an asset now; the state stays, so that the client can still ask."""
+        """Delete the bytes of an upload that became an asset. The state stays, so that the client can still read it."""
         with map_disk_errors():
             self.data_path(key).unlink(missing_ok=True)
 
     def remove(self, key: UploadKey) -> None:
-        """Forget all of it. The state first: without it the bytes are nobody's."""
+        """Delete the state, then the bytes: after a crash in between, the sweep removes bytes without a state."""
         with map_disk_errors():
             self._path(key, _STATE_SUFFIX).unlink(missing_ok=True)
             self.data_path(key).unlink(missing_ok=True)
 
     def count_unfinished(self, owner: Token) -> int:
-        """How many uploads of the owner have not become assets."""
+        """Count the owner's uploads that have not become assets."""
         with map_disk_errors():
             return sum(1 for _ in self._folder.glob(f"{owner}.*{_DATA_SUFFIX}"))
 
     def pending_bytes(self, owner: Token, growing: Mapping[UploadKey, int]) -> int:
-        """How many bytes the owner's unfinished uploads have, or are to have. One that is `growing` counts as said."""
+        """Sum the length (or else the offset) of the owner's unfinished uploads; `growing` has precedence over both."""
         with map_disk_errors():
             places = list(self._folder.glob(f"{owner}.*{_DATA_SUFFIX}"))
         uploads = [self.load(UploadKey(*place.stem.split("."))) for place in places]
         return sum(growing.get(one.key, one.length or one.offset) for one in uploads if one is not None)
 
     def list_keys(self, owner: Token | None = None) -> list[UploadKey]:
-        """Every upload (of `owner`), those too of which a crash left bytes without a state."""
+        """List all uploads (of `owner`), including bytes that a crash left without a state."""
         with map_disk_errors():
             found = {path.stem.partition(".")[::2] for path in self._folder.iterdir() if path.suffix in _SUFFIXES}
         return sorted(UploadKey(*names) for names in found if owner in {None, names[0]})
 
 
 class UploadAppender:
-    """Bytes being appended to an upload; its hash goes along. `write` and `hash` may run in two threads at once.
+    """Append bytes to an upload and hash them. `write` and `hasher.update` may run in two threads at once.
 
-    `hasher`: of the bytes up to the offset, None where this process has not seen them. `upload`: as it was last saved.
-    Raises StoreError.
+    `hasher`: of the bytes up to the offset; None if this process has not seen them, then they are read again.
+    `upload`: the state as last saved. Raises StoreError.
     """
 
-    def __init__(self, partials: UploadStateStore, upload: Upload, hasher: "hashlib._Hash | None") -> None:
-        self._states = partials
+    def __init__(self, states: UploadStateStore, upload: Upload, hasher: "hashlib._Hash | None") -> None:
+        self._states = states
         self.upload = upload
         self._undurable_bytes = 0
         self._written_back = upload.offset
         with map_disk_errors():
-            self._file = os.open(partials.data_path(upload.key), os.O_RDWR | os.O_CREAT, 0o600)
+            self._file = os.open(states.data_path(upload.key), os.O_RDWR | os.O_CREAT, 0o600)
             os.ftruncate(self._file, upload.offset)
             os.lseek(self._file, 0, os.SEEK_SET)
             self.hasher = hasher.copy() if hasher else self._hash_existing()
@@ -159,11 +161,11 @@ class UploadAppender:
 
     @property
     def end_offset(self) -> int:
-        """How many bytes there are, durable or not."""
+        """Number of bytes, durable or not."""
         return self.upload.offset + self._undurable_bytes
 
     def write(self, block: bytes) -> None:
-        """Append; the kernel is asked to start writing early, so that the sync at the end is short."""
+        """Append `block`. Start write-back every WRITEBACK_BYTES, so that the fsync at the end is short."""
         with map_disk_errors():
             rest = memoryview(block)
             while rest:
@@ -177,14 +179,13 @@ class UploadAppender:
             self._written_back = self.end_offset
 
     def write_with_checkpoint(self, block: bytes) -> None:
-        """`write`, and every CHECKPOINT bytes what is there is made durable and so told; not the last ones, which are
-        told together with their digest."""
+        """Append `block`; save the state every CHECKPOINT_BYTES. The caller saves the last bytes with their digest."""
         self.write(block)
         if self._undurable_bytes >= CHECKPOINT_BYTES and self.end_offset != self.upload.length:
             self.save()
 
     def save(self, **changed: object) -> Upload:
-        """Make all that was appended durable, and the state with it, `changed` as said; the new state."""
+        """Make all appended bytes and the state durable, with the fields in `changed`; return the new state."""
         with map_disk_errors():
             os.fsync(self._file)
         upload = structs.replace(self.upload, offset=self.end_offset, **changed)
@@ -193,5 +194,5 @@ class UploadAppender:
         return upload
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)

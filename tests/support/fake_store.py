@@ -17,7 +17,7 @@ class FakeStore(AssetStore):
     def __init__(self, fingerprint: str = "memory", capacity: int = 1 << 30) -> None:
         self._fingerprint = fingerprint
         self._capacity = capacity
-        self._held: dict[Digest, bytes] = {}
+        self._assets: dict[Digest, bytes] = {}
         self._trash: dict[Digest, bytes] = {}
 
     async def write(self, chunks: AsyncIterator[bytes], expected: Digest | None, limit: int) -> StoredAsset:
@@ -29,25 +29,25 @@ class FakeStore(AssetStore):
         got = hashlib.sha256(body).hexdigest()
         if expected not in (None, got):
             raise DigestMismatch(expected, got)
-        if got not in self._held and len(body) > self._free():
+        if got not in self._assets and len(body) > self._free():
             raise AssetStoreFull
-        self._held[got] = bytes(body)
+        self._assets[got] = bytes(body)
         return StoredAsset(got, len(body))
 
     async def stat(self, sha256: Digest) -> StoredAsset | None:
-        body = self._held.get(sha256)
+        body = self._assets.get(sha256)
         return None if body is None else StoredAsset(sha256, len(body))
 
     async def read(self, sha256: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        body = self._held[sha256][start:stop]
+        body = self._assets[sha256][start:stop]
         for at in range(0, len(body), BLOCK_BYTES):
             yield body[at : at + BLOCK_BYTES]
 
     async def trash(self, sha256: Digest) -> bool:
-        return _move(sha256, self._held, self._trash)
+        return _move(sha256, self._assets, self._trash)
 
     async def restore(self, sha256: Digest) -> bool:
-        return _move(sha256, self._trash, self._held)
+        return _move(sha256, self._trash, self._assets)
 
     async def erase(self, sha256: Digest) -> bool:
         return self._trash.pop(sha256, None) is not None
@@ -63,7 +63,7 @@ class FakeStore(AssetStore):
         return None
 
     def _free(self) -> int:
-        return self._capacity - sum(map(len, [*self._held.values(), *self._trash.values()]))
+        return self._capacity - sum(map(len, [*self._assets.values(), *self._trash.values()]))
 
 
 def _move(sha256: Digest, source: dict[Digest, bytes], target: dict[Digest, bytes]) -> bool:

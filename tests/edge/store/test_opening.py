@@ -33,7 +33,7 @@ async def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: py
             pass
 
 
-@pytest.mark.parametrize(("url", "why"), [("s3://no-such-bucket/x", "bucket"), ("ftp://host/x", "names no store")])
+@pytest.mark.parametrize(("url", "why"), [("s3://no-such-bucket/x", "bucket"), ("ftp://host/x", "is not a store")])
 async def test_a_url_that_leads_nowhere_says_so(tmp_path: Path, url: str, why: str):
     with create_bucket(), pytest.raises(StoreBroken, match=why) as raised:
         async with open_store(StoreSettings(url=url), tmp_path):
