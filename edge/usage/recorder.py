@@ -1,9 +1,10 @@
-"""Writes down what was used: one row for each round of a job that ends, one for each span with power of a host.
+"""Usage recorder: write one row for each ended round of a job, and one for each on-interval of a host.
 
-Both come from what is durable anyway, so that no crash loses a row. Jobs: the index reads all records at the start and
-every change after, in STATE's order, and rows are written in that order; where the last edge came to is the last row's
-revision. Spans: a host's power record keeps its last ones, and each look offers them all again. A row has a subject of
-its own in USAGE: several edges, or a second life, write it once.
+Both are derived from durable data, so that no crash loses a row.
+- Jobs: the index reads all records at start, then every change in the order of STATE. Rows are written in this order.
+  The revision of the last row tells where the previous process stopped.
+- On-intervals: the power record of a host keeps the latest ones, and each poll offers all of them again.
+Each row has its own subject in USAGE, so several edges, or a restarted one, write it once.
 """
 
 from collections import deque
@@ -20,8 +21,8 @@ from schemas.power import OnInterval, PowerRecord
 from schemas.status import FINAL_STATUSES
 from schemas.usage import JobUsage, PowerUsage
 
-RETRY_DELAY_S = 5.0  # a broker that is away, or full, is asked again
-POLL_INTERVAL_S = 15.0  # how often the hosts' spans are looked at
+RETRY_DELAY_S = 5.0  # while the broker is unreachable or full
+POLL_INTERVAL_S = 15.0  # of the on-intervals of hosts
 
 _log = structlog.get_logger()
 
@@ -30,13 +31,13 @@ PowerRecords = Callable[[], Mapping[str, PowerRecord]]
 
 
 class UsageRecorder:
-    """`written` is the revision up to which the jobs that ended have their rows."""
+    """Writes usage rows. `written_revision`: the ended jobs up to this revision have their rows."""
 
     def __init__(
-        self, ledger: UsageLog, index: JobIndex, records: PowerRecords, prices: Mapping[str, PowerPrice | None]
+        self, usage_log: UsageLog, index: JobIndex, power_records: PowerRecords, prices: Mapping[str, PowerPrice | None]
     ) -> None:
-        self._usage_log = ledger
-        self._power_records = records
+        self._usage_log = usage_log
+        self._power_records = power_records
         self._prices = prices
         self._pending: deque[JobUsage] = deque()
         self._written_intervals: set[tuple[str, OnInterval]] = set()
@@ -45,12 +46,12 @@ class UsageRecorder:
         index.subscribe_records(self._on_record_changes)
 
     async def load_position(self) -> None:
-        """Find out where the last edge came to; before the index runs. Raises BusError."""
+        """Read where the previous process stopped. Call it before the index runs. Raises BusError."""
         last = await self._usage_log.last_job_row()
         self.written_revision = last.revision if last else 0
 
     async def run(self) -> None:
-        """Without end."""
+        """Write rows until cancelled."""
         async with create_task_group() as tasks:
             tasks.start_soon(self._record_hosts_forever)
             while True:
@@ -59,17 +60,17 @@ class UsageRecorder:
                 await self.write_pending()
 
     async def write_pending(self) -> None:
-        """Everything that waits, in its order; what cannot be written now is, before anything behind it."""
+        """Write all pending rows in order; a row that cannot be written is retried before the next one."""
         while self._pending:
             await self._write_with_retry(self._pending[0])
             self.written_revision = self._pending.popleft().revision
 
     async def write_on_intervals(self) -> None:
-        """The spans of all hosts that this life has not written yet."""
-        there = {(host, span) for host, record in self._power_records().items() for span in record.on_intervals}
-        for host, span in sorted(there - self._written_intervals, key=lambda placed: placed[1].until):
-            await self._write_with_retry(power_usage(host, span, self._prices.get(host)))
-        self._written_intervals = there
+        """Write the on-intervals that this process has not written yet."""
+        current = {(host, one) for host, record in self._power_records().items() for one in record.on_intervals}
+        for host, interval in sorted(current - self._written_intervals, key=lambda item: item[1].until):
+            await self._write_with_retry(power_usage(host, interval, self._prices.get(host)))
+        self._written_intervals = current
 
     async def _record_hosts_forever(self) -> None:
         while True:
@@ -81,7 +82,7 @@ class UsageRecorder:
             try:
                 await self._usage_log.add(row)
             except BusError as error:
-                _log.warning("usage_put_off", error=str(error))
+                _log.warning("usage_write_failed", error=str(error))
                 await sleep(RETRY_DELAY_S)
             else:
                 return
@@ -96,7 +97,7 @@ class UsageRecorder:
 
 
 def job_usage(job: Job, revision: int) -> JobUsage:
-    """The row of a job that has ended."""
+    """Return the row of a job that has ended."""
     return JobUsage(
         owner=job.owner,
         id=job.id,
@@ -114,9 +115,14 @@ def job_usage(job: Job, revision: int) -> JobUsage:
     )
 
 
-def power_usage(host: str, span: OnInterval, price: PowerPrice | None) -> PowerUsage:
-    """The row of a span with power, at today's price."""
+def power_usage(host: str, interval: OnInterval, price: PowerPrice | None) -> PowerUsage:
+    """Return the row of an on-interval, at the current price."""
     per_hour, currency = (price.hourly_cost, price.currency) if price else (None, "")
     return PowerUsage(
-        host=host, since=span.since, until=span.until, on_reason=span.why, per_hour=per_hour, currency=currency
+        host=host,
+        since=interval.since,
+        until=interval.until,
+        on_reason=interval.why,
+        per_hour=per_hour,
+        currency=currency,
     )

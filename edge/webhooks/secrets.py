@@ -1,4 +1,4 @@
-"""What an operator may say about webhooks."""
+"""Webhook settings, and for each owner the signing secret and the disabled receivers."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -12,12 +12,17 @@ from edge.outbound.signature import is_secret, make_secret
 from schemas.problems import FieldError, ProblemError
 from schemas.webhook import DISABLED_URL_LIMIT, WebhookConfig
 
+ROTATION_GRACE = timedelta(hours=24)  # how long the previous secret also signs
+_SECRET_BYTES = 32
+_CONFLICT_RETRIES_LIMIT = 20
+
 
 class WebhookSettings(Struct, frozen=True):
-    """`secret`: signs for owners who have set none of their own (`whsec_` and 24 to 64 bytes in base64); without it
-    each gets one.
+    """Settings of webhooks.
 
-    `timeout_s` of one try, answer included. `at_once` tries in all, `at_once_each` to one receiver.
+    `secret`: signs for owners without a secret of their own (`whsec_` and 24 to 64 bytes in base64). If it is empty,
+    a secret is created for each owner. `timeout_s`: for one attempt, including the response.
+    `at_once`: concurrent attempts. `at_once_each`: concurrent attempts to one receiver.
     """
 
     secret: str = ""
@@ -27,19 +32,11 @@ class WebhookSettings(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.secret and not is_secret(self.secret):
-            raise ValueError("`secret` must be whsec_ and 24 to 64 bytes in base64, as Standard Webhooks writes it")
-
-
-# MERGED edge/webhooks/secrets.py: An owner's signing secret, and the URLs that want nothing more.
-
-
-ROTATION_GRACE = timedelta(hours=24)  # how long the old secret signs too
-_SECRET_BYTES = 32
-_CONFLICT_RETRIES_LIMIT = 20
+            raise ValueError("`secret` must be whsec_ followed by 24 to 64 bytes in base64 (Standard Webhooks)")
 
 
 class WebhookSecretStore:
-    """`default`: the secret of owners who have set none; empty: each gets one of its own when it is first needed."""
+    """The webhook configuration of each owner. `default`: the secret of owners without one; empty: create one each."""
 
     def __init__(self, table: Table[WebhookConfig], clock: Clock, entropy: Entropy, default: str = "") -> None:
         self._table = table
@@ -48,40 +45,40 @@ class WebhookSecretStore:
         self._default = default
 
     async def get(self, owner: str) -> WebhookConfig:
-        """What holds for `owner` now. Raises BusError."""
+        """Return the configuration of `owner`; create it if there is neither a row nor a default. Raises BusError."""
         row = await self._table.get(owner)
         if row is not None:
             return row.value
         if self._default:
             return self._new_config(self._default)
-        made = self._new_config(make_secret(self._entropy(_SECRET_BYTES)))
+        config = self._new_config(make_secret(self._entropy(_SECRET_BYTES)))
         try:
-            await self._table.create(owner, made)
+            await self._table.create(owner, config)
         except RevisionConflict:  # another edge was first
             return await self.get(owner)
-        return made
+        return config
 
     async def rotate(self, owner: str, secret: str | None = None) -> WebhookConfig:
-        """A new secret, the client's or a random one; the old one signs beside it for ROTATION. Raises Refused."""
+        """Set `secret` or a random one; the previous one also signs for ROTATION_GRACE. Raises ProblemError."""
         if secret is not None and not is_secret(secret):
-            fault = FieldError("$.secret", "is not whsec_ and 24 to 64 bytes in base64")
+            fault = FieldError("$.secret", "is not whsec_ followed by 24 to 64 bytes in base64")
             raise ProblemError("input_invalid", f"{fault.path}: {fault.message}", errors=(fault,))
-        fresh = secret or make_secret(self._entropy(_SECRET_BYTES))
+        new_secret = secret or make_secret(self._entropy(_SECRET_BYTES))
         now = self._clock()
         with translate_errors():
             old = (await self.get(owner)).secret
             return await self._update(
-                owner, secret=fresh, created_at=now, previous=old, previous_until=now + ROTATION_GRACE
+                owner, secret=new_secret, created_at=now, previous=old, previous_until=now + ROTATION_GRACE
             )
 
     async def disable_receiver(self, owner: str, url: str) -> None:
-        """The receiver at `url` said that it is gone: nothing of this owner goes there any more. Raises BusError."""
+        """Stop deliveries of `owner` to a receiver that answered 410 Gone. Raises BusError."""
         known = (await self.get(owner)).disabled_urls
-        kept = dict(sorted({**known, url: self._clock()}.items(), key=lambda item: item[1])[-DISABLED_URL_LIMIT:])
-        await self._update(owner, disabled_urls=kept)
+        urls = dict(sorted({**known, url: self._clock()}.items(), key=lambda item: item[1])[-DISABLED_URL_LIMIT:])
+        await self._update(owner, disabled_urls=urls)
 
     async def enable_receiver(self, owner: str, url: str) -> None:
-        """It is back. Raises BusError."""
+        """Resume deliveries of `owner` to `url`. Raises BusError."""
         known = (await self.get(owner)).disabled_urls
         if url in known:
             await self._update(owner, disabled_urls={other: at for other, at in known.items() if other != url})
@@ -98,7 +95,9 @@ class WebhookSecretStore:
             except RevisionConflict:
                 continue
             return changed
-        raise RevisionConflict(f"the webhook settings of {owner} changed {_CONFLICT_RETRIES_LIMIT} times meanwhile")
+        raise RevisionConflict(
+            f"the webhook settings of {owner} changed {_CONFLICT_RETRIES_LIMIT} times during one update: try again"
+        )
 
     def _new_config(self, secret: str) -> WebhookConfig:
         return WebhookConfig(secret=secret, created_at=self._clock())

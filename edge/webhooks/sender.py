@@ -1,4 +1,4 @@
-"""One try: the state of a job, signed and sent, and what its receiver made of it."""
+"""One attempt of a webhook delivery: sign the state of a job, send it, and classify the response."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ from edge.outbound.url_policy import UrlRefused
 from edge.webhooks.retry_policy import parse_retry_after_s
 from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, WebhookConfig
 
-_ERROR_LENGTH_LIMIT = 300  # characters of an error
+_ERROR_LENGTH_LIMIT = 300  # characters of an error in the log
 
 _log = structlog.get_logger()
 
 
 class DeliveryOutcome(msgspec.Struct, frozen=True):
-    """What a try came to. `state` PENDING: try again, not before `asked_s` have passed."""
+    """The result of an attempt. `state` PENDING: try again after at least `retry_after_s`."""
 
     attempt: DeliveryAttempt
     state: DeliveryState
@@ -30,58 +30,60 @@ class DeliveryOutcome(msgspec.Struct, frozen=True):
 
     @property
     def is_answered(self) -> bool:
-        """Whether the receiver said anything at all."""
+        """Return whether the receiver sent a response."""
         return self.attempt.status is not None
 
 
 class WebhookSender:
-    """`running` is a clock that nobody sets back, in seconds."""
+    """Sends one attempt. `monotonic`: in seconds."""
 
     def __init__(
         self,
         client: httpx.AsyncClient,
         viewer: JobViewBuilder,
         clock: Clock,
-        running: Callable[[], float],
+        monotonic: Callable[[], float],
         timeout_s: float,
     ) -> None:
         self._client = client
         self._viewer = viewer
         self._clock = clock
-        self._monotonic = running
+        self._monotonic = monotonic
         self._timeout_s = timeout_s
 
-    async def send(self, letter: WebhookDelivery, row: DeliveryLogRow, hooks: WebhookConfig) -> DeliveryOutcome:
-        """Try once. Never raises for what the receiver does."""
-        at, began = self._clock(), self._monotonic()
-        status, error, header, refused = None, None, None, False
+    async def send(self, delivery: WebhookDelivery, row: DeliveryLogRow, config: WebhookConfig) -> DeliveryOutcome:
+        """Make one attempt. Never raises for anything that the receiver does."""
+        at, started = self._clock(), self._monotonic()
+        status, error, header, is_refused = None, None, None, False
         try:
             with fail_after(self._timeout_s):
-                status, header = await self._post(letter, row, hooks)
-        except UrlRefused as why:
-            error, refused = str(why), True
+                status, header = await self._post(delivery, row, config)
+        except UrlRefused as caught:
+            error, is_refused = str(caught), True
         except TimeoutError:
             error = f"no answer within {self._timeout_s:g} s"
-        except httpx.HTTPError as why:
-            error = f"{type(why).__name__}: {why}"
-        except Exception as why:  # the border to whatever strangers answer: see edge.core.error_handling
-            _log.exception("delivery_broke", delivery=row.id)
-            error = f"{type(why).__name__}: {why}"
-        tried = DeliveryAttempt(
-            at, round(self._monotonic() - began, 3), status, None if error is None else error[:_ERROR_LENGTH_LIMIT]
+        except httpx.HTTPError as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        except Exception as caught:  # a receiver may send anything; one delivery must not stop the dispatcher
+            _log.exception("webhook_attempt_failed", delivery=row.id)
+            error = f"{type(caught).__name__}: {caught}"
+        attempt = DeliveryAttempt(
+            at, round(self._monotonic() - started, 3), status, None if error is None else error[:_ERROR_LENGTH_LIMIT]
         )
-        if refused:
-            return DeliveryOutcome(tried, DeliveryState.FAILED)
-        return DeliveryOutcome(tried, _state_for_status(status), parse_retry_after_s(header, at))
+        if is_refused:
+            return DeliveryOutcome(attempt, DeliveryState.FAILED)
+        return DeliveryOutcome(attempt, _state_for_status(status), parse_retry_after_s(header, at))
 
-    async def _post(self, letter: WebhookDelivery, row: DeliveryLogRow, hooks: WebhookConfig) -> tuple[int, str | None]:
-        view = self._viewer.build_without_progress(VersionedRecord(letter.revision, letter.record))
-        body = msgspec.json.encode({"type": "job.state", "timestamp": letter.record.at, "data": view})
-        signed = signature_headers(row.id, self._clock(), body, *hooks.signing_secrets(self._clock()))
+    async def _post(
+        self, delivery: WebhookDelivery, row: DeliveryLogRow, config: WebhookConfig
+    ) -> tuple[int, str | None]:
+        view = self._viewer.build_without_progress(VersionedRecord(delivery.revision, delivery.record))
+        body = msgspec.json.encode({"type": "job.state", "timestamp": delivery.record.at, "data": view})
+        signed = signature_headers(row.id, self._clock(), body, *config.signing_secrets(self._clock()))
         request = self._client.build_request(
             "POST", row.url, content=body, headers={"content-type": "application/json", **signed}
         )
-        response = await send_request(self._client, request)  # what it says beside its status is not read
+        response = await send_request(self._client, request)  # only the status and Retry-After are read
         await response.aclose()
         return response.status_code, response.headers.get("retry-after")
 
