@@ -1,8 +1,8 @@
-"""Deleting a whole owner: a durable job of its own, done again and again until nothing is found any more.
+"""Deletion of an owner with all data: repeated until nothing is found any more.
 
-A row of ERASURES says that it is wanted and what went so far; whichever edge holds the lease does it, so that it goes
-on after a crash. Nothing new of the owner is taken meanwhile, and because other edges learn of that seconds later, it
-is done only when nothing was found for a while. Every step counts what it removed, and may be cut off anywhere.
+A row of ERASURES records the request and the progress. The edge that holds the lease does the work, so that it
+continues after a crash. Meanwhile no edge accepts anything of the owner. Other edges learn this seconds later, so the
+deletion is done only after nothing was found for a while. Every step counts what it deleted and may stop anywhere.
 """
 
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionS
 from schemas.problems import ProblemError
 from schemas.status import FINAL_STATUSES
 
-SWEEP_INTERVAL_S = 2.0  # another edge refuses an owner this long after the first, at the latest
-QUIET_PERIOD = timedelta(seconds=10)  # a key is known elsewhere for 5 s, and what it began may take as long
-_LEASE_SCOPE = "erasures"  # of its leases
+SWEEP_INTERVAL_S = 2.0  # the time after which every other edge refuses the owner
+QUIET_PERIOD = timedelta(seconds=10)  # another edge caches a key for 5 s, and its requests may take as long
+_LEASE_SCOPE = "erasures"  # the stored scope of its leases
 _CONCURRENT_JOBS_LIMIT = 8
-_PROGRESS_BATCH_JOBS = 200  # jobs between two words about the progress
+_PROGRESS_BATCH_JOBS = 200  # jobs between two updates of the progress
 _CONFLICT_RETRIES_LIMIT = 50
 
 _log = structlog.get_logger()
 
 
 class DeletionServices(Struct, frozen=True, kw_only=True):
-    """The services that hold things of an owner."""
+    """The services that hold data of an owner."""
 
     bus: Bus
     job_service: JobService
@@ -54,47 +54,50 @@ class DeletionServices(Struct, frozen=True, kw_only=True):
 
 
 class OwnerDeletionService:
-    """`run` does what is asked for with `begin`. `trash_for`: how long deleted bytes lie in the store's trash."""
+    """Deletes owners. `trash_retention`: how long deleted bytes stay in the trash of the asset store."""
 
     def __init__(
-        self, reach: DeletionServices, leases: Leases, clock: Clock, trash_for: timedelta = TRASH_RETENTION
+        self, services: DeletionServices, leases: Leases, clock: Clock, trash_retention: timedelta = TRASH_RETENTION
     ) -> None:
-        self._services = reach
-        self._bus = reach.bus
+        self._services = services
+        self._bus = services.bus
         self._leases = leases
         self._clock = clock
-        self._quiet_period = trash_for + QUIET_PERIOD
+        self._quiet_period = trash_retention + QUIET_PERIOD
         self._requested = Event()
 
     async def start(self, owner: str, by: str = "") -> OwnerDeletion:
-        """Delete the owner from now on; asked again it is the same deletion, a new one if things came since.
+        """Request the deletion of an owner, and return its state.
 
-        Raises Refused `conflict` for an owner that a host goes by.
+        A repeated call returns the same deletion, or starts a new one if the owner has new data since it was done.
+        Raises ProblemError `conflict` for an owner that is a host.
         """
         with translate_errors():
             keys = await self._services.keys.list(owner)
             if any(Scope.RUNNER in key.scopes for key in keys):
                 raise ProblemError(
-                    "conflict", f"{owner} has the key of a host: remove that host, or revoke the key, first"
+                    "conflict", f"{owner} has the key of a host: first remove that host, or revoke the key"
                 )
             row = await self._bus.owner_deletions.get(owner)
             if row is not None and (row.value.state is not OwnerDeletionState.DONE or not await self._has_data(owner)):
                 return row.value
-            asked = OwnerDeletion(owner=owner, requested_at=self._clock(), requested_by=by)
+            deletion = OwnerDeletion(owner=owner, requested_at=self._clock(), requested_by=by)
             try:
-                await self._bus.owner_deletions.update(owner, asked, row.revision if row else 0)
+                await self._bus.owner_deletions.update(owner, deletion, row.revision if row else 0)
             except RevisionConflict:
                 return await self.start(owner, by)
         self._services.quotas.deleting_owners |= {owner}
         self._requested.set()
-        return asked
+        return deletion
 
     async def report(self, owner: str) -> OwnerDeletion:
-        """How far it is. Refused `not_found` when it was never asked for, or a month ago."""
+        """Return the state of a deletion. Raises ProblemError `not_found`, also a month after it was requested."""
         with translate_errors():
             row = await self._bus.owner_deletions.get(owner)
         if row is None:
-            raise ProblemError("not_found", f"no deletion of {owner} was asked for")
+            raise ProblemError(
+                "not_found", f"no deletion of {owner} was requested: DELETE /v1/owners/{owner} starts one"
+            )
         return row.value
 
     async def _has_data(self, owner: str) -> bool:
@@ -104,45 +107,45 @@ class OwnerDeletionService:
         )
 
     async def run(self) -> None:
-        """Without end, from when the index has caught up."""
+        """Work on requested deletions until cancelled. The first sweep waits until the index has caught up."""
         await self._services.index.wait_until_caught_up()
         while True:
             try:
                 await self.sweep()
             except (BusError, ProblemError, StoreError) as error:
-                _log.warning("erasures_put_off", error=str(error))
+                _log.warning("owner_deletion_delayed", error=str(error))
             with move_on_after(SWEEP_INTERVAL_S):
                 await self._requested.wait()
             self._requested = Event()
 
     async def sweep(self) -> None:
-        """One look at what is asked for, and one step of each. Raises BusError, Refused, StoreError."""
+        """Make one pass over each requested deletion. Raises BusError, ProblemError, StoreError."""
         rows = await self._bus.owner_deletions.rows()
         wanted = {owner for owner, row in rows.items() if row.value.state is not OwnerDeletionState.DONE}
         self._services.quotas.deleting_owners = frozenset(wanted)
         for owner in sorted(wanted):
-            # Every edge has a folder of its own for them.
+            # Every edge has its own folder of uploads.
             await self._record_progress(owner, DeletionCounts(uploads=await self._services.uploads.remove_all(owner)))
-            async with self._leases.acquire(_LEASE_SCOPE, owner) as mine:
-                if mine:
+            async with self._leases.acquire(_LEASE_SCOPE, owner) as is_leased:
+                if is_leased:
                     await self._delete_owner_data(owner)
 
     async def _delete_owner_data(self, owner: str) -> None:
         found = await self._record_progress(owner, DeletionCounts(keys=await self._revoke_keys(owner)))
         jobs = iter(sorted(key for key in await self._bus.job_store.keys() if key.owner == owner))
-        living = 0
-        while some := list(islice(jobs, _PROGRESS_BATCH_JOBS)):
-            gone, left = await self._delete_jobs(some)
-            living += left
-            found += await self._record_progress(owner, gone, waiting_for=living)
-        if living:
+        unfinished = 0
+        while batch := list(islice(jobs, _PROGRESS_BATCH_JOBS)):
+            deleted, left = await self._delete_jobs(batch)
+            unfinished += left
+            found += await self._record_progress(owner, deleted, waiting_for=unfinished)
+        if unfinished:
             return
         found += await self._record_progress(owner, await self._delete_messages(owner), waiting_for=0)
         if any(count.owner == owner for count in self._services.index.count_jobs()):
-            return  # the index is behind: it would still find jobs that name the files
+            return  # the index is behind: it would still find jobs that name the assets
         dropped = [await self._drop_asset(owner, name) for name in await self._bus.asset_references.keys(f"{owner}.>")]
-        gone = DeletionCounts(assets=len(dropped), bytes=sum(size for size, _ in dropped))
-        found += await self._record_progress(owner, gone, hosts={host for _, hosts in dropped for host in hosts})
+        deleted = DeletionCounts(assets=len(dropped), bytes=sum(size for size, _ in dropped))
+        found += await self._record_progress(owner, deleted, hosts={host for _, hosts in dropped for host in hosts})
         await self._update_state(owner, found)
 
     async def _revoke_keys(self, owner: str) -> int:
@@ -152,13 +155,13 @@ class OwnerDeletionService:
         return len(keys)
 
     async def _delete_jobs(self, keys: Sequence[JobKey]) -> tuple[DeletionCounts, int]:
-        """Stop and delete them; what went, and how many still run."""
+        """Cancel and delete jobs; return what was deleted, and how many jobs have not ended yet."""
         results: list[DeletionCounts | None] = []
         errors: list[Exception] = []
-        places = CapacityLimiter(_CONCURRENT_JOBS_LIMIT)
+        slots = CapacityLimiter(_CONCURRENT_JOBS_LIMIT)
 
-        async def one(key: JobKey) -> None:
-            async with places:
+        async def delete_one(key: JobKey) -> None:
+            async with slots:
                 try:
                     results.append(await self._delete_job(key))
                 except (BusError, ProblemError) as error:
@@ -166,14 +169,14 @@ class OwnerDeletionService:
 
         async with create_task_group() as tasks:
             for key in keys:
-                tasks.start_soon(one, key)
+                tasks.start_soon(delete_one, key)
         if errors:
             raise errors[0]
-        gone = [result for result in results if result is not None]
-        return sum(gone, DeletionCounts()), len(results) - len(gone)
+        deleted = [result for result in results if result is not None]
+        return sum(deleted, DeletionCounts()), len(results) - len(deleted)
 
     async def _delete_job(self, key: JobKey) -> DeletionCounts | None:
-        """None: it has not ended yet."""
+        """Cancel and delete a job; return None if it has not ended yet."""
         try:
             entry = await self._bus.job_store.read(key)
         except RecordUnreadable:
@@ -190,38 +193,38 @@ class OwnerDeletionService:
             await self._bus.job_store.delete(key, entry.revision)
         except RevisionConflict:
             return None
-        except ProblemError as refused:
-            if refused.code not in {"job_final", "not_found"}:
+        except ProblemError as problem:
+            if problem.code not in {"job_final", "not_found"}:
                 raise
-            return None  # somebody was faster: the next look goes by what is there then
+            return None  # the job changed in the meantime: the next pass reads it again
         return DeletionCounts(jobs=1, cancelled=int(cancelled))
 
     async def _delete_messages(self, owner: str) -> DeletionCounts:
-        """What was said about jobs that are gone: to followers, to webhooks, to the books, to runners."""
+        """Delete queue messages, feed messages, webhook deliveries and usage rows of the owner's jobs."""
         bus = self._bus
         for pointer in await bus.job_queue.list_pending(owner):
             await bus.job_queue.remove(pointer)
         feed = await bus.feed.delete(owner)
-        letters = await bus.webhook_outbox.remove(owner)
+        deliveries = await bus.webhook_outbox.remove(owner)
         rows = await bus.delivery_log.keys(f"{owner}.>")
         for name in rows:
             await bus.delivery_log.delete(name)
         await bus.webhook_configs.delete(owner)
         return DeletionCounts(
-            feed=feed, deliveries=max(letters, len(rows)), usage_rows=await bus.usage_log.delete_owner(owner)
+            feed=feed, deliveries=max(deliveries, len(rows)), usage_rows=await bus.usage_log.delete_owner(owner)
         )
 
     async def _drop_asset(self, owner: str, name: str) -> tuple[int, tuple[str, ...]]:
-        """Bytes of the file, and the hosts that may have it."""
+        """Drop an asset; return its size in bytes, and the hosts that may have it in their caches."""
         try:
             row = await self._bus.asset_references.get(name)
         except RowUnreadable:
             row = None
-        deleted = await self._services.assets.drop_reference(owner, name.partition(".")[2])
-        return row.value.bytes if row else 0, deleted.hosts_pending
+        deletion = await self._services.assets.drop_reference(owner, name.partition(".")[2])
+        return row.value.bytes if row else 0, deletion.hosts_pending
 
     async def _update_state(self, owner: str, found: DeletionCounts) -> None:
-        """Whether that was all."""
+        """Write the next state of the deletion; DONE after nothing was found for the quiet period."""
         row = await self._bus.owner_deletions.get(owner)
         now = self._clock()
         if row is None or not found.is_empty:
@@ -229,34 +232,36 @@ class OwnerDeletionService:
         elif row.value.empty_since is None:
             await self._update(owner, state=OwnerDeletionState.VERIFYING, empty_since=now)
         elif now - row.value.empty_since >= self._quiet_period:
-            await self._services.assets.sweep_trash()  # the bytes are out of the trash, too, when it is called done
+            await self._services.assets.sweep_trash()  # DONE also means that the bytes have left the trash
             await self._update(owner, state=OwnerDeletionState.DONE, finished_at=now)
             self._services.quotas.deleting_owners -= {owner}
 
     async def _record_progress(
-        self, owner: str, gone: DeletionCounts, *, waiting_for: int | None = None, hosts: set[str] | None = None
+        self, owner: str, deleted: DeletionCounts, *, waiting_for: int | None = None, hosts: set[str] | None = None
     ) -> DeletionCounts:
-        """Add to the report; `gone` again."""
+        """Add `deleted` to the report, and return it."""
         row = await self._bus.owner_deletions.get(owner)
         if row is None:
-            return gone
-        named = tuple(sorted({*row.value.hosts_pending, *(hosts or ())}))
-        waits = row.value.waiting_for if waiting_for is None else waiting_for
-        if not gone.is_empty or (named, waits) != (row.value.hosts_pending, row.value.waiting_for):
-            await self._update(owner, gone, hosts_pending=named, waiting_for=waits)
-        return gone
+            return deleted
+        pending = tuple(sorted({*row.value.hosts_pending, *(hosts or ())}))
+        waiting = row.value.waiting_for if waiting_for is None else waiting_for
+        if not deleted.is_empty or (pending, waiting) != (row.value.hosts_pending, row.value.waiting_for):
+            await self._update(owner, deleted, hosts_pending=pending, waiting_for=waiting)
+        return deleted
 
-    async def _update(self, owner: str, gone: DeletionCounts = DeletionCounts(), **fields: object) -> None:  # noqa: B008 - frozen
+    async def _update(self, owner: str, deleted: DeletionCounts = DeletionCounts(), **fields: object) -> None:  # noqa: B008 - frozen
         for _ in range(_CONFLICT_RETRIES_LIMIT):
             row = await self._bus.owner_deletions.get(owner)
             if row is None:
                 return
-            told = structs.replace(row.value, counts=row.value.counts + gone, **fields)
-            if told == row.value:
+            updated = structs.replace(row.value, counts=row.value.counts + deleted, **fields)
+            if updated == row.value:
                 return
             try:
-                await self._bus.owner_deletions.update(owner, told, row.revision)
+                await self._bus.owner_deletions.update(owner, updated, row.revision)
             except RevisionConflict:
                 continue
             return
-        raise RevisionConflict(f"the deletion of {owner} changed {_CONFLICT_RETRIES_LIMIT} times meanwhile")
+        raise RevisionConflict(
+            f"the deletion of {owner} changed {_CONFLICT_RETRIES_LIMIT} times during one update: try again"
+        )

@@ -1,4 +1,4 @@
-"""Assets as owners see them: references over the store's bytes, one store, none sees another's (DESIGN 7)."""
+"""Assets of owners: references over the bytes of one shared store. No owner sees another's assets."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -18,37 +18,37 @@ from schemas.asset import AssetReference, Digest, is_digest, reference_key, safe
 from schemas.host import AssetTombstone
 from schemas.problems import ProblemError
 
-TOUCH_INTERVAL = timedelta(hours=1)  # retention looks at whole days, so a submit need not write each time
-UNREFERENCED_RETENTION = timedelta(hours=24)  # an asset this young is kept although no job names it
+TOUCH_INTERVAL = timedelta(hours=1)  # retention counts in days, so not every submit has to write
+UNREFERENCED_RETENTION = timedelta(hours=24)  # an asset used this recently is kept even if no job names it
 TRASH_RETENTION = timedelta(seconds=60)
-ASSET_LIMIT_BYTES = 20 * 1024**3  # bytes
+ASSET_LIMIT_BYTES = 20 * 1024**3
 
 
 class AssetRow(Struct, frozen=True):
-    """One row of `GET /v1/assets`."""
+    """An asset as `GET /v1/assets` lists it."""
 
     sha256: Digest
     reference: AssetReference
 
 
 class AssetReferencePage(Struct, frozen=True):
-    """One page, newest first; `next_cursor` None: the last one."""
+    """A page of assets, newest first. `next_cursor`: None on the last page."""
 
     assets: tuple[AssetRow, ...]
     next_cursor: str | None
 
 
 class AssetDeletion(Struct, frozen=True):
-    """What a deletion did. `hosts_pending` drop the bytes from their caches before they next take work."""
+    """The result of a deletion. `hosts_pending`: they delete the bytes from their caches before their next job."""
 
     sha256: Digest
     hosts_pending: tuple[str, ...]
 
 
 class AssetService:
-    """Bytes, references and tombstones together. `limit`: the largest body taken, in bytes."""
+    """Keeps bytes, references and tombstones consistent. `limit`: size of the largest accepted body in bytes."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three bounds
+    def __init__(  # noqa: PLR0913, PLR0917 - its services, and three limits
         self,
         bus: Bus,
         store: AssetStore,
@@ -56,7 +56,7 @@ class AssetService:
         clock: Clock,
         limit: int = ASSET_LIMIT_BYTES,
         quotas: OwnerQuotas | None = None,
-        trash_for: timedelta = TRASH_RETENTION,
+        trash_retention: timedelta = TRASH_RETENTION,
     ) -> None:
         self._bus = bus
         self._store = store
@@ -64,11 +64,11 @@ class AssetService:
         self._clock = clock
         self.limit = limit
         self._quotas = quotas
-        self._trash_for = trash_for
+        self._trash_retention = trash_retention
         self._subscribers: list[Callable[[str, Digest], None]] = []
 
     def subscribe_uploads(self, watcher: Callable[[str, Digest], None]) -> None:
-        """Call `watcher` with owner and digest of every upload that was taken here. It must not block."""
+        """Call `watcher` with owner and digest of every asset that this edge stores. It must not block."""
         self._subscribers.append(watcher)
 
     async def put(  # noqa: PLR0913 - each is one fact of the file
@@ -83,34 +83,34 @@ class AssetService:
         size: int | None = None,
         reserved: bool = False,
     ) -> tuple[AssetReference, Digest, bool]:
-        """Take a body; the reference, its digest, and whether it is new to the owner.
+        """Store a body; return its reference, its digest, and whether it is new to the owner.
 
-        `result`: a job made it, so no quota keeps it out. `size`: what the client says it is. `reserved`: its room was
-        reserved before it came. Raises Refused `digest_mismatch`, `body_too_large`,
-        `quota_exceeded`, `owner_deleting`, `store_full`, `unavailable`.
+        `result`: a job produced it, so no quota applies. `size`: as declared by the client. `reserved`: the caller has
+        reserved the bytes. Raises ProblemError `digest_mismatch`, `body_too_large`, `quota_exceeded`,
+        `owner_deleting`, `store_full`, `unavailable`.
         """
         with translate_errors():
-            async with self._reserve_bytes(owner, expected, size, free=result or reserved) as room:
-                taken = chunks if room is None else room.meter_chunks(chunks)
-                stored = await self._store.write(taken, expected, self.limit)
+            async with self._reserve_bytes(owner, expected, size, is_exempt=result or reserved) as reservation:
+                metered = chunks if reservation is None else reservation.meter_chunks(chunks)
+                stored = await self._store.write(metered, expected, self.limit)
                 return await self._register(owner, stored, name, media_type)
 
     @asynccontextmanager
     async def _reserve_bytes(
-        self, owner: str, expected: Digest | None, size: int | None, *, free: bool
+        self, owner: str, expected: Digest | None, size: int | None, *, is_exempt: bool
     ) -> AsyncIterator[QuotaReservation | None]:
-        """The room of a body; None where it needs none: what the owner has already takes none."""
-        quotas = None if free else self._quotas
+        """Reserve the bytes of a body; yield None if it needs none, as an asset that the owner has already."""
+        quotas = None if is_exempt else self._quotas
         if quotas is None or (expected is not None and await self._reference_row(owner, expected) is not None):
             yield None
             return
-        async with quotas.reserve(owner, size) as room:
-            yield room
+        async with quotas.reserve(owner, size) as reservation:
+            yield reservation
 
     async def import_file(
         self, owner: str, path: Path, sha256: Digest, name: str, media_type: str
     ) -> tuple[AssetReference, Digest, bool]:
-        """As `put`, of a durable file on this machine whose digest was computed as it came. The file stays."""
+        """Store a durable local file whose digest is known, as `put` does. The file stays. Raises ProblemError."""
         with translate_errors():
             stored = await self._store.import_file(path, sha256)
         return await self._register(owner, stored, name, media_type)
@@ -122,7 +122,7 @@ class AssetService:
             reference, created = await self._create_reference(
                 owner, stored, safe_name(name, stored.sha256[:12]), media_type
             )
-            # A deletion may have moved the bytes away between the two lines above.
+            # A deletion may have moved the bytes to the trash after the write and before the reference.
             if await self._store.stat(stored.sha256) is None:
                 await self._store.restore(stored.sha256)
             await self._bus.tombstones.delete(stored.sha256)
@@ -136,18 +136,18 @@ class AssetService:
         self, owner: str, stored: StoredAsset, name: str, media_type: str
     ) -> tuple[AssetReference, bool]:
         now, key = self._clock(), reference_key(owner, stored.sha256)
-        fresh = AssetReference(name, stored.bytes, media_type, now, now)
+        new = AssetReference(name, stored.bytes, media_type, now, now)
         try:
-            await self._bus.asset_references.create(key, fresh)
+            await self._bus.asset_references.create(key, new)
         except RevisionConflict:
             row = await self._bus.asset_references.get(key)
-            kept = fresh if row is None else structs.replace(row.value, last_used_at=now)
-            await self._bus.asset_references.put(key, kept)
-            return kept, row is None
-        return fresh, True
+            reference = new if row is None else structs.replace(row.value, last_used_at=now)
+            await self._bus.asset_references.put(key, reference)
+            return reference, row is None
+        return new, True
 
     async def get(self, owner: str, sha256: Digest) -> tuple[AssetReference, StoredAsset]:
-        """The owner's reference and where its bytes are. Raises Refused `not_found`."""
+        """Return the owner's reference and its stored bytes. Raises ProblemError `not_found`."""
         with translate_errors():
             row = await self._reference_row(owner, sha256)
             stored = None if row is None else await self._store.stat(sha256)
@@ -156,7 +156,7 @@ class AssetService:
         return row.value, stored
 
     async def touch(self, owner: str, sha256: Digest) -> None:
-        """The owner used the asset now: retention counts from here. Nothing happens when there is none."""
+        """Record that the owner uses the asset now, if it exists; retention counts from the last use."""
         with translate_errors():
             row = await self._reference_row(owner, sha256)
             if row is not None:
@@ -165,41 +165,41 @@ class AssetService:
     async def split_present(
         self, owner: str, digests: Iterable[Digest]
     ) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
-        """Which of `digests` the owner has, and which not, each once and in the order given."""
+        """Split `digests` into those that the owner has and those that it lacks, without duplicates and in order."""
         with translate_errors():
             rows = {sha256: await self._reference_row(owner, sha256) for sha256 in dict.fromkeys(digests)}
         present = tuple(sha256 for sha256, row in rows.items() if row is not None)
         return present, tuple(sha256 for sha256, row in rows.items() if row is None)
 
     async def find_missing(self, owner: str, digests: Iterable[Digest]) -> tuple[Digest, ...]:
-        """What of `digests` a submit cannot have. What it can have is touched: a job is about to name it."""
-        lacking = []
+        """Return the digests that the owner lacks, and touch the others, because a job is about to name them."""
+        missing = []
         for sha256 in dict.fromkeys(digests):
             row = await self._reference_row(owner, sha256)
             if row is None:
-                lacking.append(sha256)
+                missing.append(sha256)
             else:
                 await self._touch_row(owner, sha256, row)
-        return tuple(lacking)
+        return tuple(missing)
 
     async def list(self, owner: str, limit: int = DEFAULT_PAGE_LIMIT, cursor: str | None = None) -> AssetReferencePage:
-        """One page of the owner's assets, newest first. Raises Refused."""
+        """Return one page of the owner's assets, newest first. Raises ProblemError."""
         limit = max(1, min(limit, PAGE_LIMIT))
-        behind = None if cursor is None else decode_cursor(cursor)
+        after = None if cursor is None else decode_cursor(cursor)
         with translate_errors():
             rows = await self._bus.asset_references.rows(f"{owner}.")
-        placed = sorted(
+        ordered = sorted(
             ((micros(row.value.created_at), key.partition(".")[2], row) for key, row in rows.items()), reverse=True
         )
-        found = [place for place in placed if behind is None or place[:2] < behind]
+        found = [row for row in ordered if after is None or row[:2] < after]
         page = tuple(AssetRow(sha256, row.value) for _, sha256, row in found[:limit])
-        more = len(found) > limit
-        return AssetReferencePage(page, encode_cursor(*found[limit - 1][:2]) if more else None)
+        has_more = len(found) > limit
+        return AssetReferencePage(page, encode_cursor(*found[limit - 1][:2]) if has_more else None)
 
     async def delete(self, owner: str, sha256: Digest) -> AssetDeletion:
-        """Drop the owner's reference, and the bytes when nothing else names them.
+        """Delete the owner's reference, and the bytes if nothing else references them.
 
-        Raises Refused `not_found`, or `asset_in_use` while a job that has not ended names it.
+        Raises ProblemError `not_found`, or `asset_in_use` while an unfinished job names the asset.
         """
         with translate_errors():
             if await self._reference_row(owner, sha256) is None:
@@ -214,25 +214,25 @@ class AssetService:
             return await self.drop_reference(owner, sha256)
 
     async def drop_unreferenced(
-        self, owner: str, digests: Collection[Digest], *, touched_before: bool = False
+        self, owner: str, digests: Collection[Digest], *, only_unused: bool = False
     ) -> Sequence[Digest]:
-        """Drop references of the owner that no job of his names any more; what was dropped.
+        """Drop references that no job of the owner names; return the dropped digests.
 
-        `touched_before`: only those not touched for UNTOUCHED. Raises BusError.
+        `only_unused`: keep those used within UNREFERENCED_RETENTION. Raises BusError.
         """
         dropped = []
         for sha256 in digests:
             row = await self._reference_row(owner, sha256)
-            young = (
-                row is not None and touched_before and self._clock() - row.value.last_used_at < UNREFERENCED_RETENTION
+            is_recent = (
+                row is not None and only_unused and self._clock() - row.value.last_used_at < UNREFERENCED_RETENTION
             )
-            if row is not None and not young and not await self._index.find_jobs_with_asset(owner, sha256):
+            if row is not None and not is_recent and not await self._index.find_jobs_with_asset(owner, sha256):
                 await self.drop_reference(owner, sha256)
                 dropped.append(sha256)
         return dropped
 
     async def sweep_trash(self) -> int:
-        """Judge what lies in the trash: back when something names it, else gone after a minute; how many were moved."""
+        """Restore trashed files that are referenced, and erase the others after a minute. Return how many changed."""
         moved = 0
         for sha256 in (await self._store.survey()).trashed:
             if await self._is_referenced(sha256):
@@ -242,18 +242,18 @@ class AssetService:
             row = await self._bus.tombstones.get(sha256)
             if row is None:  # the edge that trashed it died before it wrote the tombstone
                 await self._bus.tombstones.put(sha256, AssetTombstone(sha256, self._clock()))
-            elif self._clock() - row.value.at >= self._trash_for:
+            elif self._clock() - row.value.at >= self._trash_retention:
                 moved += await self._store.erase(sha256)
         return moved
 
     async def drop_reference(self, owner: str, sha256: Digest) -> AssetDeletion:
-        """Drop a reference, whoever of its owner's jobs still names it. Raises BusError, StoreError."""
+        """Drop a reference even if a job of its owner names it. Raises BusError, StoreError."""
         await self._bus.asset_references.delete(reference_key(owner, sha256))
         if self._quotas is not None:
             self._quotas.invalidate(owner)
         if await self._is_referenced(sha256):
             return AssetDeletion(sha256, ())
-        # The tombstone first: should the edge die in between, caches drop bytes that are fetched again if still wanted.
+        # The tombstone first: if the edge dies in between, hosts drop cached bytes, which they can fetch again.
         await self._bus.tombstones.put(sha256, AssetTombstone(sha256, self._clock()))
         await self._store.trash(sha256)
         if await self._is_referenced(sha256):
@@ -263,7 +263,7 @@ class AssetService:
         return AssetDeletion(sha256, tuple(sorted(await self._bus.capabilities.rows())))
 
     async def _is_referenced(self, sha256: Digest) -> bool:
-        """Whether any owner's reference or living job names the bytes."""
+        """Return whether an owner's reference or an unfinished job names the bytes."""
         if await self._index.find_unfinished_jobs_with_asset(None, sha256):
             return True
         return bool(await self._bus.asset_references.keys(f"*.{sha256}"))
@@ -275,7 +275,7 @@ class AssetService:
         now = self._clock()
         if now - row.value.last_used_at < TOUCH_INTERVAL:
             return
-        # A race with another touch is won by either; one with a deletion by the deletion.
+        # On a conflict another edge has touched the row, or a deletion has won. Both are fine.
         try:
             await self._bus.asset_references.update(
                 reference_key(owner, sha256), structs.replace(row.value, last_used_at=now), row.revision

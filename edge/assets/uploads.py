@@ -1,4 +1,9 @@
-"""What a resumable upload is asked for and brought in, as values."""
+"""Resumable uploads: they continue after a lost connection and after a restart of the edge.
+
+The bytes of an upload become an asset when all of them are durable. One request at a time may send to an upload.
+A connection that is lost silently (a phone in a tunnel) stays open here for minutes, but its client is back within
+seconds. A silent writer therefore gives way to the client's next request.
+"""
 
 import hashlib
 from collections import Counter
@@ -22,9 +27,16 @@ from schemas.asset import Digest
 from schemas.ids import is_token
 from schemas.problems import ProblemError
 
+WRITER_WAIT_TIMEOUT_S = 2.0  # wait so long for the current writer, then check whether it is silent
+WRITER_SILENCE_TIMEOUT_S = 1.0  # a writer without a byte for this long is silent
+SWEEP_INTERVAL_S = 300.0
+_ID_BYTES = 16
+
+_log = structlog.get_logger()
+
 
 class UploadParameters(Struct, frozen=True, kw_only=True):
-    """An upload as a client asks for it. `length` None: it says so later. `metadata`: to be told again, verbatim."""
+    """A requested upload. `length`: None if the client names it later. `metadata`: returned to the client unchanged."""
 
     name: str
     media_type: str
@@ -34,15 +46,18 @@ class UploadParameters(Struct, frozen=True, kw_only=True):
 
 
 class Checksum(Struct, frozen=True):
-    """What a piece must hash to, by one of hashlib's algorithms."""
+    """The expected digest of a chunk, by one of hashlib's algorithms."""
 
     algorithm: str
     digest: bytes
 
 
 class UploadChunk(Struct, frozen=True, kw_only=True):
-    """What one request brings: `chunks` from `offset` on. `size` where it was said, `length` where the upload's was
-    not said before. A piece with a checksum counts whole or not at all."""
+    """The content of one request: bytes from `offset` on.
+
+    `size`: of this request, if declared. `length`: of the upload, if it was not named before. A chunk with a checksum
+    is accepted as a whole or not at all.
+    """
 
     offset: int
     chunks: AsyncIterator[bytes]
@@ -51,17 +66,8 @@ class UploadChunk(Struct, frozen=True, kw_only=True):
     checksum: Checksum | None = None
 
 
-# MERGED edge/services/turns.py: One at a time at a thing that a client sends; whoever has fallen silent gives way to
-# the client's next try. / A connection that is cut without a word (a phone in a tunnel) stays open here for minutes.
-# Its client is back within / seconds, and must not find its own upload locked by its own ghost.
-
-
-WRITER_WAIT_TIMEOUT_S = 2.0  # for whoever is at it, before it is looked at again
-WRITER_SILENCE_TIMEOUT_S = 1.0  # without a byte at that moment: cut
-
-
 class WriterTurn:
-    """Somebody's time at it."""
+    """One request that has the exclusive right to send to an upload."""
 
     def __init__(self) -> None:
         self._last_chunk_at = anyio.current_time()
@@ -71,17 +77,17 @@ class WriterTurn:
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing has come for SILENT_S, although something is waited for."""
+        """Return whether the request waits for bytes and received none for WRITER_SILENCE_TIMEOUT_S."""
         return self._read_scope is not None and anyio.current_time() - self._last_chunk_at >= WRITER_SILENCE_TIMEOUT_S
 
     def preempt(self) -> None:
-        """Stop waiting for more; what has come is kept."""
+        """Stop reading. Bytes that were read are kept."""
         self._preempted = True
         if self._read_scope is not None:
             self._read_scope.cancel()
 
     async def read_until_preempted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """`chunks`, until they end or this turn has to give way."""
+        """Yield `chunks` until they end or the turn is preempted."""
         while not self._preempted:
             chunk: bytes | None = None
             with CancelScope() as self._read_scope:
@@ -94,19 +100,19 @@ class WriterTurn:
 
 
 class ExclusiveWriter:
-    """Whose turn it is."""
+    """A lock for the writer of one upload. A new request preempts a silent writer."""
 
     def __init__(self) -> None:
         self._current: WriterTurn | None = None
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody is at it."""
+        """Return whether a request is sending."""
         return self._current is not None
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[WriterTurn]:
-        """My turn, for as long as the block runs. Raises Refused `upload_locked` while somebody is at it."""
+        """Hold the turn while the block runs. Raises ProblemError `upload_locked` while another request sends."""
         await self.wait_until_free()
         turn = self._current = WriterTurn()
         try:
@@ -116,7 +122,7 @@ class ExclusiveWriter:
             turn.ended.set()
 
     async def wait_until_free(self) -> None:
-        """Wait until it is nobody's turn. Raises Refused `upload_locked` where somebody goes on."""
+        """Wait until no request sends; preempt a silent one. Raises ProblemError `upload_locked` if one continues."""
         turn = self._current
         if turn is None:
             return
@@ -130,7 +136,7 @@ class ExclusiveWriter:
             )
 
     async def preempt(self) -> None:
-        """Let whoever is at it stop, silent or not."""
+        """Stop the current writer, silent or not."""
         turn = self._current
         if turn is not None:
             turn.preempt()
@@ -138,25 +144,15 @@ class ExclusiveWriter:
                 await turn.ended.wait()
 
 
-# MERGED edge/services/uploads.py: Uploads that go on where they were cut: over connections, and over restarts of the
-# edge.
-
-
-SWEEP_INTERVAL_S = 300.0
-_ID_BYTES = 16
-
-_log = structlog.get_logger()
-
-
 class UploadSettings(Struct, frozen=True):
-    """`ttl_s`: an upload to which nothing comes for so long is forgotten. `max_open`: how many an owner may have."""
+    """Settings of uploads. `ttl_s`: an upload without new bytes expires. `max_open`: unfinished uploads per owner."""
 
     ttl_s: Annotated[float, Meta(gt=0)] = 86_400.0
     max_open: Annotated[int, Meta(ge=1)] = 1000
 
 
 class _OpenUpload:
-    """An upload that this process has seen. `hasher`: of its bytes up to the offset, None: they must be re-read."""
+    """An upload known to this process. `hasher`: of the bytes up to the offset; None if they must be read again."""
 
     def __init__(self, upload: Upload) -> None:
         self.upload = upload
@@ -165,11 +161,11 @@ class _OpenUpload:
 
 
 class UploadService:
-    """All uploads of one edge. `limit`: bytes of the largest."""
+    """The uploads of one edge. `limit`: size of the largest upload in bytes."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and three bounds
+    def __init__(  # noqa: PLR0913, PLR0917 - its services, and three limits
         self,
-        partials: UploadStateStore,
+        states: UploadStateStore,
         assets: AssetService,
         clock: Clock,
         entropy: Entropy,
@@ -177,7 +173,7 @@ class UploadService:
         limit: int,
         quotas: OwnerQuotas | None = None,
     ) -> None:
-        self._states = partials
+        self._states = states
         self._assets = assets
         self._clock = clock
         self._entropy = entropy
@@ -186,80 +182,85 @@ class UploadService:
         self.limit = limit
         self._quotas = quotas
         self._uploads: dict[UploadKey, _OpenUpload] = {}
-        self._promising = anyio.Lock()
-        self._growing: dict[UploadKey, int] = {}  # uploads without a length that are being sent, by their offset before
-        self._grown: Counter[str] = Counter()  # bytes that they brought in all, by owner
+        self._length_lock = anyio.Lock()
+        # Uploads without a length that are being sent, with their offsets before the current request.
+        self._growing: dict[UploadKey, int] = {}
+        self._grown: Counter[str] = Counter()  # bytes that such uploads have added, by owner
 
-    async def create(self, owner: str, wanted: UploadParameters) -> Upload:
-        """A new upload, durable. Raises Refused `body_too_large`, `quota_exceeded`, `store_full`.
+    async def create(self, owner: str, parameters: UploadParameters) -> Upload:
+        """Create an upload durably. Raises ProblemError `body_too_large`, `quota_exceeded`, `store_full`.
 
-        One after the other: what one of them is promised must be written before the next is measured.
+        The lock makes the length of one upload durable before the quota is checked for the next.
         """
-        async with self._promising:
-            return await self._create(owner, wanted)
+        async with self._length_lock:
+            return await self._create(owner, parameters)
 
-    async def _create(self, owner: str, wanted: UploadParameters) -> Upload:
-        await self._check_room(owner, wanted.length)
+    async def _create(self, owner: str, parameters: UploadParameters) -> Upload:
+        await self._check_room(owner, parameters.length)
         with translate_errors():
             if await to_thread.run_sync(self._states.count_unfinished, owner) >= self._max_open:
                 raise ProblemError(
-                    "quota_exceeded", f"{self._max_open} uploads are open: end or delete some of them first"
+                    "quota_exceeded", f"{self._max_open} uploads are open: finish or delete some of them first"
                 )
             upload = Upload(
-                **structs.asdict(wanted), id=self._entropy(_ID_BYTES).hex(), owner=owner, expires=self._expires_at()
+                **structs.asdict(parameters), id=self._entropy(_ID_BYTES).hex(), owner=owner, expires=self._expires_at()
             )
             await to_thread.run_sync(self._states.create, upload)
         self._uploads[upload.key] = _OpenUpload(upload)
         return upload
 
     async def pending_bytes(self, owner: str) -> int:
-        """How many bytes the owner's uploads here have, or are to have, that are no assets yet. Raises StoreError.
+        """Return the bytes that the owner's unfinished uploads have or will have. Raises StoreError.
 
-        Bytes that have a reservation are not among them. Those whose reservation ends while the folder is read are.
+        Reserved bytes are not included, except those whose reservation ends while the folder is read.
         """
-        grown, growing = self._grown[owner], dict(self._growing)
-        promised = await to_thread.run_sync(self._states.pending_bytes, owner, growing)
-        return promised + self._grown[owner] - grown
+        grown_before, growing = self._grown[owner], dict(self._growing)
+        pending = await to_thread.run_sync(self._states.pending_bytes, owner, growing)
+        return pending + self._grown[owner] - grown_before
 
     async def status(self, owner: str, upload_id: str) -> Upload:
-        """How far it is. Raises Refused `not_found`.
+        """Return the state of an upload. Raises ProblemError `not_found`.
 
-        A connection that has fallen silent is ended first, so that the offset told is the one to go on from; and an
-        upload that a crash kept from becoming an asset becomes one.
+        A silent connection is ended first, so that the client can continue from the returned offset. A complete upload
+        that a crash kept from becoming an asset becomes one.
         """
-        held = await self._get_upload(owner, upload_id)
+        entry = await self._get_upload(owner, upload_id)
         try:
-            await held.writer.wait_until_free()
-        except ProblemError:  # somebody is sending: what is durable so far is told
-            return held.upload
-        async with self._exclusive(owner, upload_id) as (held, _):
-            return await self._finish(held)
+            await entry.writer.wait_until_free()
+        except ProblemError:  # a request is sending: return what is durable so far
+            return entry.upload
+        async with self._exclusive(owner, upload_id) as (entry, _):
+            return await self._finish(entry)
 
-    async def append(self, owner: str, upload_id: str, piece: UploadChunk) -> Upload:
-        """Take what comes; the upload as it is then, and durable. It became an asset if that was the rest of it.
+    async def append(self, owner: str, upload_id: str, chunk: UploadChunk) -> Upload:
+        """Append a chunk; return the durable state. With its last byte the upload becomes an asset.
 
-        A body that ends early has brought what it brought. Raises Refused: `not_found`, `upload_locked`,
-        `offset_mismatch`, `body_too_large`, `checksum_mismatch`, `digest_mismatch` (then it is gone), `store_full`.
+        Bytes of a body that ends early are kept. Raises ProblemError `not_found`, `upload_locked`, `offset_mismatch`,
+        `body_too_large`, `checksum_mismatch`, `digest_mismatch` (the upload is removed), `store_full`.
         """
-        async with self._exclusive(owner, upload_id) as (held, turn):
-            if piece.offset != held.upload.offset:
-                raise ProblemError("offset_mismatch", f"the upload stands at {held.upload.offset}: go on from there")
-            if piece.length is not None:
-                await self._set_length(held, piece.length)
-            if held.upload.final_sha256 is None:
-                await self._write_chunk(held, piece, turn)
-            return await self._finish(held)
+        async with self._exclusive(owner, upload_id) as (entry, turn):
+            if chunk.offset != entry.upload.offset:
+                raise ProblemError(
+                    "offset_mismatch", f"the offset of the upload is {entry.upload.offset}: continue from there"
+                )
+            if chunk.length is not None:
+                await self._set_length(entry, chunk.length)
+            if entry.upload.final_sha256 is None:
+                await self._write_chunk(entry, chunk, turn)
+            return await self._finish(entry)
 
     async def remove(self, owner: str, upload_id: str) -> None:
-        """End it, whatever has come and whoever is sending. What became an asset stays one. Raises Refused
-        `not_found`, `upload_locked`."""
-        held = await self._get_upload(owner, upload_id)
-        await held.writer.preempt()
+        """Remove an upload, also while a request sends. An asset that it became stays.
+
+        Raises ProblemError `not_found`, `upload_locked`.
+        """
+        entry = await self._get_upload(owner, upload_id)
+        await entry.writer.preempt()
         async with self._exclusive(owner, upload_id):
-            await self._remove(held.upload.key)
+            await self._remove(entry.upload.key)
 
     async def remove_all(self, owner: str) -> int:
-        """End every upload of the owner, for a deletion; how many there were. Raises Refused."""
+        """Remove all uploads of the owner; return how many there were. Raises ProblemError."""
         with translate_errors():
             keys = await to_thread.run_sync(self._states.list_keys, owner)
         for key in keys:
@@ -269,34 +270,34 @@ class UploadService:
         return len(keys)
 
     async def run(self) -> None:
-        """Sweep at start, then every SWEEP_EVERY_S."""
+        """Sweep at start, then every SWEEP_INTERVAL_S, until cancelled."""
         while True:
             try:
                 await self.sweep()
-            except ProblemError as refused:
-                _log.warning("uploads_not_swept", why=refused.detail)
+            except ProblemError as problem:
+                _log.warning("upload_sweep_failed", error=problem.detail)
             await anyio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep(self) -> None:
-        """Forget what has expired, and finish what a crash left complete and no asset. Raises Refused."""
+        """Remove expired uploads; finish complete ones that a crash kept from becoming assets. Raises ProblemError."""
         with translate_errors():
             keys = await to_thread.run_sync(self._states.list_keys)
         for key in keys:
             try:
                 await self._sweep_one(key)
-            except ProblemError as refused:
-                if refused.code == "not_found":
-                    await self._remove(key)  # of bytes without a state, too
+            except ProblemError as problem:
+                if problem.code == "not_found":
+                    await self._remove(key)  # removes bytes without a state, too
                 else:
-                    _log.warning("upload_not_finished", upload=key.id, owner=key.owner, why=refused.detail)
+                    _log.warning("upload_finish_failed", upload=key.id, owner=key.owner, error=problem.detail)
 
     async def _sweep_one(self, key: UploadKey) -> None:
         if not (await self._get_upload(*key)).writer.is_held:
-            async with self._exclusive(*key) as (held, _):
-                await self._finish(held)
+            async with self._exclusive(*key) as (entry, _):
+                await self._finish(entry)
 
-    async def _check_room(self, owner: str, length: int | None, had: int = 0) -> None:
-        """Raises Refused for a `length`, of which `had` are here, that is too much; for an owner that is deleted."""
+    async def _check_room(self, owner: str, length: int | None, stored: int = 0) -> None:
+        """Check limit and quota for `length` bytes, of which `stored` are here already. Raises ProblemError."""
         if length is not None and length > self.limit:
             raise ProblemError(
                 "body_too_large", f"an upload may have at most {self.limit} bytes: make the file smaller"
@@ -305,7 +306,7 @@ class UploadService:
             return
         with translate_errors():
             room = await self._quotas.bytes_left(owner)
-        if room is not None and length is not None and length - had > room:
+        if room is not None and length is not None and length - stored > room:
             raise quota_exceeded(room)
 
     async def _get_upload(self, owner: str, upload_id: str) -> _OpenUpload:
@@ -315,64 +316,67 @@ class UploadService:
                 upload = await to_thread.run_sync(self._states.load, key)
             if upload is not None:
                 self._uploads.setdefault(key, _OpenUpload(upload))
-        held = self._uploads.get(key)
-        if held is not None and not held.writer.is_held and held.upload.expires <= self._clock():
+        entry = self._uploads.get(key)
+        if entry is not None and not entry.writer.is_held and entry.upload.expires <= self._clock():
             await self._remove(key)
-            held = None
-        if held is None:
+            entry = None
+        if entry is None:
             raise _upload_not_found(upload_id)
-        return held
+        return entry
 
     @asynccontextmanager
     async def _exclusive(self, owner: str, upload_id: str) -> AsyncIterator[tuple[_OpenUpload, WriterTurn]]:
-        """The upload and a turn at it. Raises Refused `not_found`, `upload_locked`."""
-        held = await self._get_upload(owner, upload_id)
-        async with held.writer.acquire() as turn:
-            if self._uploads.get(held.upload.key) is not held:  # it was removed while this one waited
+        """Yield the upload and the turn to write to it. Raises ProblemError `not_found`, `upload_locked`."""
+        entry = await self._get_upload(owner, upload_id)
+        async with entry.writer.acquire() as turn:
+            if self._uploads.get(entry.upload.key) is not entry:  # it was removed while this request waited
                 raise _upload_not_found(upload_id)
-            yield held, turn
+            yield entry, turn
 
-    async def _set_length(self, held: _OpenUpload, length: int) -> None:
-        if held.upload.length not in {None, length} or length < held.upload.offset:
-            raise ProblemError("input_invalid", "the length of this upload was said already, and was another")
-        if held.upload.length is None:
-            async with self._promising:
-                await self._check_room(held.upload.owner, length, held.upload.offset)
-                upload = structs.replace(held.upload, length=length)
+    async def _set_length(self, entry: _OpenUpload, length: int) -> None:
+        if entry.upload.length not in {None, length} or length < entry.upload.offset:
+            raise ProblemError(
+                "input_invalid", "the length is less than the offset, or differs from the one named before: correct it"
+            )
+        if entry.upload.length is None:
+            async with self._length_lock:
+                await self._check_room(entry.upload.owner, length, entry.upload.offset)
+                upload = structs.replace(entry.upload, length=length)
                 with translate_errors():
                     await to_thread.run_sync(self._states.save, upload)
-                held.upload = upload
+                entry.upload = upload
 
-    async def _write_chunk(self, held: _OpenUpload, piece: UploadChunk, turn: WriterTurn) -> None:
-        upload, checksum = held.upload, piece.checksum
+    async def _write_chunk(self, entry: _OpenUpload, chunk: UploadChunk, turn: WriterTurn) -> None:
+        upload, checksum = entry.upload, chunk.checksum
         room = (self.limit if upload.length is None else upload.length) - upload.offset
-        if piece.size is not None and piece.size > room:
-            raise ProblemError(
-                "body_too_large", f"{piece.size} bytes are sent, {room} are missing to the upload's length"
-            )
-        chunks = turn.read_until_preempted(piece.chunks)
-        checking = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
-        async with self._reserving(held) as reservation, self._open_appender(held) as part:
+        if chunk.size is not None and chunk.size > room:
+            raise ProblemError("body_too_large", f"{chunk.size} bytes are sent, but only {room} are missing")
+        chunks = turn.read_until_preempted(chunk.chunks)
+        checker = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
+        async with self._reserving(entry) as reservation, self._open_appender(entry) as appender:
             if reservation is not None:
                 chunks = reservation.meter_chunks(chunks)
-            sinks = [part.hasher.update, *([checking.update, part.write] if checking else [part.write_with_checkpoint])]
+            sinks = [
+                appender.hasher.update,
+                *([checker.update, appender.write] if checker else [appender.write_with_checkpoint]),
+            ]
             await fan_out(chunks, room, sinks)
-            if checking and checksum and checking.digest() != checksum.digest:
-                raise ProblemError("checksum_mismatch", "the bytes do not have the checksum named: send them again")
-            await to_thread.run_sync(self._save_state, part)
-            held.hasher = part.hasher
+            if checker and checksum and checker.digest() != checksum.digest:
+                raise ProblemError("checksum_mismatch", "the bytes do not match their checksum: send them again")
+            await to_thread.run_sync(self._save_state, appender)
+            entry.hasher = appender.hasher
 
-    def _save_state(self, part: UploadAppender) -> None:
-        done = part.end_offset == part.upload.length
-        part.save(expires=self._expires_at(), final_sha256=part.hasher.hexdigest() if done else None)
+    def _save_state(self, appender: UploadAppender) -> None:
+        is_complete = appender.end_offset == appender.upload.length
+        appender.save(expires=self._expires_at(), final_sha256=appender.hasher.hexdigest() if is_complete else None)
 
     @asynccontextmanager
-    async def _reserving(self, held: _OpenUpload) -> AsyncIterator[QuotaReservation | None]:
-        """Room for the bytes of an upload without a length, reserved as they come; None where it needs no reservation.
+    async def _reserving(self, entry: _OpenUpload) -> AsyncIterator[QuotaReservation | None]:
+        """Reserve the bytes of an upload without a length as they arrive; yield None if it needs no reservation.
 
-        Bytes that become durable in the block stay reserved to its end. `promised` counts them only then.
+        Bytes that become durable in the block stay reserved until its end. `pending_bytes` counts them only then.
         """
-        upload = held.upload
+        upload = entry.upload
         if self._quotas is None or upload.length is not None:
             yield None
             return
@@ -381,26 +385,26 @@ class UploadService:
                 self._growing[upload.key] = upload.offset
                 try:
                     yield reservation
-                finally:  # without a wait between this and the end of the reservation
+                finally:  # no await between this and the end of the reservation
                     del self._growing[upload.key]
-                    self._grown[upload.owner] += held.upload.offset - upload.offset
+                    self._grown[upload.owner] += entry.upload.offset - upload.offset
 
     @asynccontextmanager
-    async def _open_appender(self, held: _OpenUpload) -> AsyncIterator[UploadAppender]:
-        """The bytes, open. Whatever happens, `held` is afterwards what the disk says."""
+    async def _open_appender(self, entry: _OpenUpload) -> AsyncIterator[UploadAppender]:
+        """Open the upload for appending. Afterwards `entry.upload` matches the disk, also after an error."""
         with translate_errors():
-            part = await to_thread.run_sync(UploadAppender, self._states, held.upload, held.hasher)
-            held.hasher = None
+            appender = await to_thread.run_sync(UploadAppender, self._states, entry.upload, entry.hasher)
+            entry.hasher = None
             try:
-                yield part
+                yield appender
             finally:
-                held.upload = part.upload
+                entry.upload = appender.upload
                 with CancelScope(shield=True):
-                    await to_thread.run_sync(part.close)
+                    await to_thread.run_sync(appender.close)
 
-    async def _finish(self, held: _OpenUpload) -> Upload:
-        """The upload as an asset, once every byte of it is there."""
-        upload = held.upload
+    async def _finish(self, entry: _OpenUpload) -> Upload:
+        """Turn a complete upload into an asset; return its state."""
+        upload = entry.upload
         if upload.final_sha256 is None or upload.is_stored:
             return upload
         if upload.expected not in {None, upload.final_sha256}:
@@ -408,15 +412,15 @@ class UploadService:
             raise ProblemError(
                 "digest_mismatch",
                 f"the bytes' sha256 is {upload.final_sha256}, not {upload.expected}: "
-                "damaged on the way, or the file changed",
+                "it was damaged in transit, or the file changed",
             )
         path = self._states.data_path(upload.key)
         await self._assets.import_file(upload.owner, path, upload.final_sha256, upload.name, upload.media_type)
-        held.upload, held.hasher = structs.replace(upload, is_stored=True), None
+        entry.upload, entry.hasher = structs.replace(upload, is_stored=True), None
         with translate_errors():
-            await to_thread.run_sync(self._states.save, held.upload)
+            await to_thread.run_sync(self._states.save, entry.upload)
             await to_thread.run_sync(self._states.delete_data, upload.key)
-        return held.upload
+        return entry.upload
 
     async def _remove(self, key: UploadKey) -> None:
         self._uploads.pop(key, None)
@@ -428,4 +432,4 @@ class UploadService:
 
 
 def _upload_not_found(upload_id: str) -> ProblemError:
-    return ProblemError("not_found", f"you have no upload {upload_id[:64]!r}, or it has expired: start it anew")
+    return ProblemError("not_found", f"you have no upload {upload_id[:64]!r}, or it has expired: start it again")

@@ -1,4 +1,4 @@
-"""What can be asked for: endpoints that hosts offer, or offered once, and those of the edge's own folder."""
+"""The known endpoints: those that hosts offer or have offered, and those of the edge's own folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 
 
 def load_endpoints(path: Path) -> tuple[Endpoint, ...]:
-    """The endpoints of `*.toml` and `*/endpoint.toml` in `path`, by name. Raises EndpointInvalid, naming the file."""
+    """Load `*.toml` and `*/endpoint.toml` in `path`, sorted by name. Raises EndpointInvalid, which names the file."""
     found = sorted([*path.glob("*.toml"), *path.glob("*/endpoint.toml")])
     return tuple(sorted((_load_file(file) for file in found), key=lambda endpoint: endpoint.name))
 
@@ -34,7 +34,7 @@ def _load_file(file: Path) -> Endpoint:
 
 
 class EndpointRegistry:
-    """Known endpoints. Of two offers that differ the newest counts, and any offer counts before the folder."""
+    """The known endpoints. The newest offer of an endpoint has precedence, and any offer precedes the folder."""
 
     def __init__(self, bus: Bus, folder_endpoints: tuple[Endpoint, ...]) -> None:
         self._bus = bus
@@ -43,11 +43,11 @@ class EndpointRegistry:
         self._revisions: dict[str, int] | None = None
         self._known: Mapping[str, Endpoint] = self._folder
         self._ensured_pools: frozenset[str] = frozenset()
-        self._checked: Mapping[bytes, str | None] = {}  # schema as JSON -> why it is refused
-        self._set_aside: dict[str, str] = {}  # endpoint -> why no job can name it
+        self._checked: Mapping[bytes, str | None] = {}  # schema as JSON -> why it is invalid
+        self._rejected: dict[str, str] = {}  # endpoint -> why it is not used
 
     async def refresh(self) -> bool:
-        """Read OFFERS and make the queues of new pools; whether anything changed. Raises BusError."""
+        """Read OFFERS and create the consumers of new pools. Return whether anything changed. Raises BusError."""
         rows = await self._bus.capabilities.rows()
         revisions = {host: row.revision for host, row in rows.items()}
         changed = revisions != self._revisions
@@ -63,56 +63,58 @@ class EndpointRegistry:
         return changed
 
     async def _newest(self) -> dict[str, Endpoint]:
-        """Return the endpoints of all offers, each as the newest offer says that has it with a schema that can be used.
+        """Return the endpoints of all offers, each from the newest offer in which its schema is valid.
 
-        Schemas are checked in a thread, each once for as long as it is offered.
+        Each schema is checked once while it is offered, in a thread.
         """
         known: dict[str, Endpoint] = {}
         checked: dict[bytes, str | None] = {}
-        set_aside: dict[str, str] = {}
+        rejected: dict[str, str] = {}
         for offer in sorted(self._capabilities.values(), key=lambda offer: offer.at):
             for endpoint in offer.endpoints:
                 schema = b"" if is_too_deep(endpoint.input) else msgspec.json.encode(endpoint.input)
                 if schema in self._checked:
                     checked[schema] = self._checked[schema]
                 elif schema not in checked:
-                    checked[schema] = await to_thread.run_sync(_refusal, endpoint.input)
-                fault = checked[schema]
-                if fault is None:
+                    checked[schema] = await to_thread.run_sync(_schema_error, endpoint.input)
+                error_text = checked[schema]
+                if error_text is None:
                     known[endpoint.name] = endpoint
                 else:
-                    set_aside[endpoint.name] = fault
+                    rejected[endpoint.name] = error_text
                     if schema not in self._checked:
-                        _log.warning("offer_ignored", host=offer.host, endpoint=endpoint.name, error=fault)
-        self._checked, self._set_aside = checked, set_aside
+                        _log.warning(
+                            "endpoint_offer_rejected", host=offer.host, endpoint=endpoint.name, error=error_text
+                        )
+        self._checked, self._rejected = checked, rejected
         return known
 
     def get(self, name: str) -> Endpoint:
-        """The endpoint of that name. Raises Refused `endpoint_unknown`."""
+        """Return the endpoint with this name. Raises ProblemError `endpoint_unknown`."""
         endpoint = self._known.get(name)
         if endpoint is None:
-            if name in self._set_aside:
+            if name in self._rejected:
                 raise ProblemError(
-                    "endpoint_unknown", f"a host offers {name!r}, and it is refused: {self._set_aside[name]}"
+                    "endpoint_unknown", f"a host offers {name!r}, but its schema is not valid: {self._rejected[name]}"
                 )
             known = ", ".join(sorted(self._known)) or "none yet"
             raise ProblemError("endpoint_unknown", f"no host offers the endpoint {name!r}; known: {known}")
         return endpoint
 
     def all(self) -> tuple[Endpoint, ...]:
-        """Every known endpoint, by name."""
+        """Return all known endpoints, sorted by name."""
         return tuple(self._known[name] for name in sorted(self._known))
 
     def pools(self) -> frozenset[str]:
-        """The queues that jobs of known endpoints wait in."""
+        """Return the pools in which jobs of known endpoints wait."""
         return frozenset(endpoint.effective_pool for endpoint in self._known.values())
 
     def host_capabilities(self) -> tuple[HostCapabilities, ...]:
-        """The last offer of every host, by host."""
+        """Return the latest offer of each host, sorted by host."""
         return tuple(self._capabilities[host] for host in sorted(self._capabilities))
 
     def offered_slots(self, pool: str) -> int:
-        """Slots that hosts last offered to `pool`, 0 when no host ever did."""
+        """Return how many slots hosts last offered to `pool`; 0 if no host ever offered it."""
         return sum(
             offer.slots
             for offer in self._capabilities.values()
@@ -120,19 +122,19 @@ class EndpointRegistry:
         )
 
     def offered_by(self, host: str) -> tuple[str, ...]:
-        """The endpoints of the host's last offer, by name."""
+        """Return the names of the endpoints in the host's latest offer, sorted."""
         offer = self._capabilities.get(host)
         return tuple(sorted(endpoint.name for endpoint in offer.endpoints)) if offer else ()
 
     def hosts_offering(self, endpoint: str) -> frozenset[str]:
-        """Hosts whose last offer has `endpoint`, alive or not."""
+        """Return the hosts whose latest offer has `endpoint`, online or not."""
         return frozenset(
             host for host, offer in self._capabilities.items() if any(own.name == endpoint for own in offer.endpoints)
         )
 
 
-def _refusal(schema: dict[str, Any]) -> str | None:
-    """Return why no endpoint may have `schema`; None where one may."""
+def _schema_error(schema: dict[str, Any]) -> str | None:
+    """Return why `schema` is not valid, or None if it is."""
     try:
         check_input_schema(schema)
     except EndpointInvalid as error:

@@ -1,4 +1,4 @@
-"""Second machines: let in by one line, and put out again at once, broker and files together (DESIGN 6)."""
+"""Host enrollment: give a new host a key and a broker account, and revoke both when it is removed."""
 
 from contextlib import suppress
 from typing import Protocol
@@ -21,15 +21,15 @@ _log = structlog.get_logger()
 
 
 class BrokerAccounts(Protocol):
-    """The broker's list of hosts. `bus.server.host_accounts.HostAccounts` is one."""
+    """The broker accounts of hosts. `bus.server.host_accounts.HostAccounts` implements it."""
 
     async def replace_all(self, hashes: dict[str, str]) -> None:
-        """Let in exactly these hosts, each with its hashed password, and return when that is so. Raises NotReloaded."""
+        """Make exactly these accounts valid, host to password hash, before it returns. Raises BrokerReloadFailed."""
         ...
 
 
 class AdvertisedAddresses(Struct, frozen=True, kw_only=True):
-    """Where a host that joins finds us, and the certificates it will meet there (sha256; None: any that is trusted)."""
+    """URLs for a new host, and sha256 pins of their certificates; None: any certificate that the host trusts."""
 
     edge: str
     broker: str
@@ -38,107 +38,106 @@ class AdvertisedAddresses(Struct, frozen=True, kw_only=True):
 
 
 class HostEnrollment:
-    """Who has joined, in JOINED. Without a door and a welcome nobody can."""
+    """The enrolled hosts, in the bucket JOINED. Without `broker_accounts` and `addresses` no host can enroll."""
 
     def __init__(
         self,
         bus: Bus,
         keys: ApiKeyStore,
-        door: BrokerAccounts | None,
-        welcome: AdvertisedAddresses | None,
+        broker_accounts: BrokerAccounts | None,
+        addresses: AdvertisedAddresses | None,
         clock: Clock,
     ) -> None:
         self._bus = bus
         self._keys = keys
-        self._broker_accounts = door
-        self._addresses = welcome
+        self._broker_accounts = broker_accounts
+        self._addresses = addresses
         self._clock = clock
         self._sync_lock = Lock()
 
     def _require_enabled(self) -> tuple[BrokerAccounts, AdvertisedAddresses]:
         if self._broker_accounts is None or self._addresses is None:
-            why = "no other machine can join here: start `lamplighter up` with --public NAME"
+            message = "no other machine can enroll here: start `lamplighter up` with --public NAME"
             settings = "url and broker of [public], and nats_conf_dir and reload_command of [enrollment]"
-            raise ProblemError("unavailable", f"{why}, or set {settings}")
+            raise ProblemError("unavailable", f"{message}, or set {settings}")
         return self._broker_accounts, self._addresses
 
     async def start(self) -> None:
-        """Make the broker's list what JOINED says: an edge may have died between the two.
+        """Make the broker accounts match JOINED: an edge may have died between the two writes.
 
-        Rows of an earlier release hold passwords, and their keys name no host. Afterwards the rows hold hashes, and
+        Rows of an earlier release hold passwords, and their keys name no host. Afterwards each row holds a hash, and
         each key names its host.
         """
         rows = await self._bus.enrolled_hosts.rows()
         for host, row in rows.items():
             try:
                 await self._keys.bind(row.value.key_id, host)
-            except BusError as error:  # a full broker, say: the key works on, for the jobs of all hosts
-                _log.error("host_key_not_bound", host=host, error=str(error))
+            except BusError as error:  # for example a full broker; the key keeps working, for the jobs of all hosts
+                _log.error("host_key_bind_failed", host=host, error=str(error))
             if not is_password_hash(row.value.password):
                 with suppress(RevisionConflict):  # another edge did it
-                    joined = replace(row.value, password=hash_password(row.value.password))
-                    await self._bus.enrolled_hosts.update(host, joined, row.revision)
+                    enrolled = replace(row.value, password=hash_password(row.value.password))
+                    await self._bus.enrolled_hosts.update(host, enrolled, row.revision)
         if self._broker_accounts is not None and rows:
             try:
                 await self._sync_broker_accounts(self._broker_accounts)
             except (BusError, ProblemError) as error:
-                _log.error("hosts_not_let_in", error=str(error))
+                _log.error("broker_accounts_sync_failed", error=str(error))
 
     async def add(self, host: str) -> JoinToken:
-        """Let `host` in; its token's content. Raises Refused `conflict`, `unavailable`; BusError."""
-        door, welcome = self._require_enabled()
+        """Enroll `host` and return its join token. Raises ProblemError `conflict`, `unavailable`; BusError."""
+        broker_accounts, addresses = self._require_enabled()
         if await self._bus.enrolled_hosts.keys(host):
-            raise ProblemError("conflict", f"{host} has joined already: `lamplighter hosts remove {host}` first")
-        made = await self._keys.create(host, (Scope.RUNNER,), name=f"host {host}", host=host)
+            raise ProblemError("conflict", f"{host} is enrolled already: run `lamplighter hosts remove {host}` first")
+        issued = await self._keys.create(host, (Scope.RUNNER,), name=f"host {host}", host=host)
         password = new_password()
-        joined = EnrolledHost(host=host, password=hash_password(password), key_id=made.key.id, at=self._clock())
+        enrolled = EnrolledHost(host=host, password=hash_password(password), key_id=issued.key.id, at=self._clock())
         try:
-            await self._bus.enrolled_hosts.create(host, joined)
+            await self._bus.enrolled_hosts.create(host, enrolled)
         except RevisionConflict as error:
-            await self._keys.revoke(made.key.id)
-            raise ProblemError("conflict", f"{host} is joining at this moment: try again") from error
+            await self._keys.revoke(issued.key.id)
+            raise ProblemError("conflict", f"{host} is being enrolled at this moment: try again") from error
         try:
-            await self._sync_broker_accounts(door)
+            await self._sync_broker_accounts(broker_accounts)
         except (BusError, ProblemError):
-            await self._revoke_key(joined)
+            await self._revoke_key(enrolled)
             await self._bus.enrolled_hosts.delete(host)
             raise
         return JoinToken(
             host=host,
-            edge=welcome.edge,
-            broker=welcome.broker,
+            edge=addresses.edge,
+            broker=addresses.broker,
             user=runner_user_name(host),
             password=password,
-            key=made.text,
-            edge_pin=welcome.edge_pin,
-            broker_pin=welcome.broker_pin,
+            key=issued.text,
+            edge_pin=addresses.edge_pin,
+            broker_pin=addresses.broker_pin,
         )
 
     async def remove(self, host: str) -> None:
-        """Put `host` out, with everything that it has or said as a host. Raises Refused `not_found`; BusError.
+        """Remove `host` and everything that it has as a host. Raises ProblemError `not_found`; BusError.
 
-        These are its key, its broker account and every connection of it, its presence, its offer, and a standing wish
-        for its power.
+        These are its key, its broker account with all connections, its heartbeat, its offer, and a power override.
         """
-        door, _ = self._require_enabled()
+        broker_accounts, _ = self._require_enabled()
         try:
             row = await self._bus.enrolled_hosts.get(host)
         except RowUnreadable:
             row = None
         if row is not None:
             await self._revoke_key(row.value)
-            # The row goes last: a broker that does not listen now is told again when this is asked for again.
+            # The row is deleted last, so that a repeated call updates a broker that did not answer.
             await self._bus.enrolled_hosts.put(host, replace(row.value, is_being_removed=True))
         elif not await self._bus.enrolled_hosts.keys(host):
-            raise ProblemError("not_found", f"{host} has not joined")
-        await self._sync_broker_accounts(door)
+            raise ProblemError("not_found", f"{host} is not enrolled: `lamplighter hosts list` shows the hosts")
+        await self._sync_broker_accounts(broker_accounts)
         await self._bus.heartbeats.delete(host)
         await self._bus.capabilities.delete(host)
         await self._clear_power_override(host)
         await self._bus.enrolled_hosts.delete(host)
 
     async def _clear_power_override(self, host: str) -> None:
-        """Take back a wish to keep its power on or off: nobody would ever ask for that machine's power again."""
+        """Clear the power override of a removed host: an override has no owner any more who could clear it."""
         while True:
             row = (await self._bus.power_records.rows()).get(host)
             if row is None or row.value.override is None:
@@ -146,9 +145,9 @@ class HostEnrollment:
             with suppress(RevisionConflict):
                 await self._bus.power_records.update(host, replace(row.value, override=None), row.revision)
 
-    async def _revoke_key(self, joined: EnrolledHost) -> None:
-        with suppress(ProblemError):  # an earlier try may have come as far as this
-            await self._keys.revoke(joined.key_id)
+    async def _revoke_key(self, enrolled: EnrolledHost) -> None:
+        with suppress(ProblemError):  # an earlier attempt may have revoked it
+            await self._keys.revoke(enrolled.key_id)
 
     async def _password_hashes(self) -> dict[str, str]:
         rows = await self._bus.enrolled_hosts.rows()
@@ -158,13 +157,13 @@ class HostEnrollment:
             if not row.value.is_being_removed and is_password_hash(row.value.password)
         }
 
-    async def _sync_broker_accounts(self, door: BrokerAccounts) -> None:
-        """Make the broker's list what JOINED says, and what it says by then: of two edges one may have missed a row."""
+    async def _sync_broker_accounts(self, broker_accounts: BrokerAccounts) -> None:
+        """Make the broker accounts match JOINED; repeat if another edge changed a row in the meantime."""
         async with self._sync_lock:
-            told = None
-            while told != (hashes := await self._password_hashes()):
+            written = None
+            while written != (hashes := await self._password_hashes()):
                 try:
-                    await door.replace_all(hashes)
+                    await broker_accounts.replace_all(hashes)
                 except BrokerReloadFailed as error:
                     raise ProblemError("unavailable", str(error)) from error
-                told = hashes
+                written = hashes

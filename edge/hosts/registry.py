@@ -1,4 +1,4 @@
-"""What the edge knows of hosts, polled: presence and offers, who is gone, what changed, why a job waits for them."""
+"""The host registry: polled heartbeats and offers, gone hosts, notices of changes, and why a job waits for a host."""
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -26,9 +26,9 @@ _log = structlog.get_logger()
 
 
 class HostNotice(Struct, frozen=True):
-    """Something that followers are told of a host; `kind` is one of `messages.NOTICES`.
+    """A change of a host that clients are notified of. `kind`: a key of `messages.NOTICES`.
 
-    `wake_s`: seconds that the host usually takes to wake, None where that was not measured.
+    `wake_s`: usual seconds to wake the host; None if not measured.
     """
 
     kind: str
@@ -37,21 +37,31 @@ class HostNotice(Struct, frozen=True):
     wake_s: float | None = None
 
 
-# What the power controller says of an endpoint: why its work waits, for which host, seconds of its usual wake, and
-# those of them that are left.
-WakeForecastSource = Callable[[str], tuple[WaitReason, str, float | None, float | None] | None]
+class WakeForecast(NamedTuple):
+    """Why jobs of an endpoint wait for a host that is not online.
+
+    `wake_s`: usual seconds to wake it; None if not measured. `remaining_s`: those left of the current wake.
+    """
+
+    reason: WaitReason
+    host: str
+    wake_s: float | None
+    remaining_s: float | None
+
+
+WakeForecastSource = Callable[[str], WakeForecast | None]
 QueuedJobCounter = Callable[[Iterable[str]], int]
 PowerDriverCheck = Callable[[str], bool]
 
 
 class HostRegistry:
-    """The hosts as last polled, every `period_s` seconds."""
+    """The hosts as last polled. `period_s`: seconds between polls."""
 
     def __init__(
-        self, bus: Bus, catalog: EndpointRegistry, clock: Clock, period_s: float = HEARTBEAT_INTERVAL_S
+        self, bus: Bus, endpoints: EndpointRegistry, clock: Clock, period_s: float = HEARTBEAT_INTERVAL_S
     ) -> None:
         self._bus = bus
-        self._endpoints = catalog
+        self._endpoints = endpoints
         self._clock = clock
         self._period_s = period_s
         self._heartbeats: dict[str, HostHeartbeat] = {}
@@ -63,26 +73,26 @@ class HostRegistry:
         self._count_queued: QueuedJobCounter = _no_queued_jobs
         self._has_polled = False
 
-    def set_power_source(self, prospect: WakeForecastSource, switched: PowerDriverCheck) -> None:
-        """From now on `prospect` says why work waits for hosts that are not up, `switched` which have a switch."""
-        self._wake_forecast = prospect
-        self._has_power_driver = switched
+    def set_power_source(self, wake_forecast: WakeForecastSource, has_power_driver: PowerDriverCheck) -> None:
+        """Set the functions that forecast a wake for an endpoint, and that tell which hosts have a power driver."""
+        self._wake_forecast = wake_forecast
+        self._has_power_driver = has_power_driver
 
-    def set_queue_counter(self, queued: QueuedJobCounter) -> None:
-        """From now on `queued` counts the jobs that wait in pools."""
-        self._count_queued = queued
+    def set_queue_counter(self, count_queued: QueuedJobCounter) -> None:
+        """Set the function that counts the waiting jobs of pools."""
+        self._count_queued = count_queued
 
     async def run(self) -> None:
-        """Poll without end; a broker that is away is asked again."""
+        """Poll until cancelled; retry while the broker is unreachable."""
         while True:
             try:
                 await self.refresh()
             except BusError as error:
-                _log.warning("hosts_not_read", error=str(error))
+                _log.warning("host_poll_failed", error=str(error))
             await sleep(self._period_s)
 
     async def refresh(self) -> None:
-        """Read HOSTS and OFFERS, and tell listeners what changed. Raises BusError."""
+        """Read HOSTS and OFFERS, and notify listeners of changes. Raises BusError."""
         await self._endpoints.refresh()
         present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
         before, self._heartbeats = self._heartbeats, present
@@ -95,32 +105,32 @@ class HostRegistry:
         self._has_polled = True
 
     def subscribe(self, listener: Callable[[HostNotice], object]) -> Callable[[], None]:
-        """Call `listener` with every notice; returns what ends that. It must not block."""
+        """Call `listener` with every notice; return a function that ends this. `listener` must not block."""
         self._subscribers.add(listener)
         return lambda: self._subscribers.discard(listener)
 
     def notify(self, notice: HostNotice) -> None:
-        """Let every listener know."""
+        """Call every listener with `notice`."""
         for listener in tuple(self._subscribers):
             listener(notice)
 
     def gone_for(self, claim: Claim) -> timedelta | None:
-        """How long this edge has seen the claim's incarnation gone, None while it may be alive.
+        """Return for how long the claim's incarnation has been gone; None while it may be alive.
 
-        Gone: HOSTS lacks the host or has another incarnation of it. Absence counts only for an observer that has been
-        connected for GONE_AFTER_S without a break; otherwise the count starts anew (DESIGN 3, "Gone").
+        Gone: HOSTS does not have the host, or has another incarnation of it. Absence counts only after this edge has
+        been connected for HOST_GONE_TIMEOUT_S without interruption. After an interruption the time starts at zero.
         """
         name = (claim.host, claim.incarnation)
-        here = self._heartbeats.get(claim.host)
-        alive = here is not None and here.incarnation == claim.incarnation
-        if alive or not self._has_polled or self._bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
+        heartbeat = self._heartbeats.get(claim.host)
+        is_alive = heartbeat is not None and heartbeat.incarnation == claim.incarnation
+        if is_alive or not self._has_polled or self._bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
             self._gone_since.pop(name, None)
             return None
         now = self._clock()
         return now - self._gone_since.setdefault(name, now)
 
     def views(self, owner: str | None = None) -> tuple[HostView, ...]:
-        """Every known host; of what runs there only the jobs of `owner`, or all for None."""
+        """Return all known hosts. Of their running jobs, show those of `owner` only, or all for None."""
         offers = {offer.host: offer for offer in self._endpoints.host_capabilities()}
         return tuple(
             self._view(host, self._heartbeats.get(host), offers.get(host), owner)
@@ -128,39 +138,39 @@ class HostRegistry:
         )
 
     def view(self, host: str, owner: str | None = None) -> HostView | None:
-        """One host of `views`, None when it is unknown."""
+        """Return one host of `views`, or None if it is unknown."""
         return next((view for view in self.views(owner) if view.id == host), None)
 
     def _view(
-        self, host: str, here: HostHeartbeat | None, offer: HostCapabilities | None, owner: str | None
+        self, host: str, heartbeat: HostHeartbeat | None, offer: HostCapabilities | None, owner: str | None
     ) -> HostView:
         endpoints = tuple(endpoint.name for endpoint in offer.endpoints) if offer else ()
-        if here is None:
+        if heartbeat is None:
             since = self._left_at.get(host, offer.at if offer else None)
             return HostView(id=host, state="off", since=since, endpoints=endpoints, gpus=offer.gpus if offer else ())
         return HostView(
             id=host,
-            state=_host_state(here),
-            since=here.since,
-            incarnation=here.incarnation,
+            state=_host_state(heartbeat),
+            since=heartbeat.since,
+            incarnation=heartbeat.incarnation,
             endpoints=endpoints,
-            engine=here.engine or None,
-            engine_away=here.engine_away,
-            run_as=here.run_as,
-            injection=here.injection,
-            gpus=here.gpus,
-            warm=here.warm,
-            waits=here.blocked_work,
-            unschedulable=here.unschedulable,
-            cannot=here.unschedulable,
-            jobs=tuple(run.id for run in here.running if owner in (None, run.owner)),
+            engine=heartbeat.engine or None,
+            engine_away=heartbeat.engine_away,
+            run_as=heartbeat.run_as,
+            injection=heartbeat.injection,
+            gpus=heartbeat.gpus,
+            warm=heartbeat.warm,
+            waits=heartbeat.blocked_work,
+            unschedulable=heartbeat.unschedulable,
+            cannot=heartbeat.unschedulable,
+            jobs=tuple(run.id for run in heartbeat.running if owner in (None, run.owner)),
             busy=activity_view(
-                here.activity, self._count_queued({e.effective_pool for e in offer.endpoints} if offer else ())
+                heartbeat.activity, self._count_queued({e.effective_pool for e in offer.endpoints} if offer else ())
             ),
         )
 
     def wait_reason(self, job: Job, *, in_window: bool) -> WaitReason:
-        """Why a scheduled or queued job waits: what the host says comes first, then the window, then the others."""
+        """Return the most relevant reason why a scheduled or queued job waits."""
         now = self._clock()
         own = {
             WaitReason.AWAITING_INPUT: bool(job.missing),
@@ -175,9 +185,10 @@ class HostRegistry:
         return most_relevant_reason(true | ({host} if host else set())) or WaitReason.BEHIND
 
     def _host_wait_reason(self, endpoint: str) -> WaitReason | None:
-        """Why no host can start the endpoint now, None when one can. Of several hosts the nearest to able speaks.
+        """Return why no host can start the endpoint now, or None if one can.
 
-        One that is up and has no card for it speaks only where no other host could do better.
+        Of several online hosts, the reason of the one closest to starting it. GPU_NONE only if no other host offers
+        the endpoint, because another host may have the GPU that this one lacks.
         """
         offering = self._endpoints.hosts_offering(endpoint)
         reasons = {
@@ -187,71 +198,71 @@ class HostRegistry:
         }
         if None in reasons.values():
             return None
-        able = [reason for reason in reasons.values() if reason not in {None, WaitReason.GPU_NONE}]
-        if able:
-            return max((reason for reason in able if reason is not None), key=list(WaitReason).index)
-        power, away = self._wake_forecast(endpoint), offering - reasons.keys()
-        if power is not None:
-            return power[0]
-        if not away:
+        with_gpu = [reason for reason in reasons.values() if reason not in {None, WaitReason.GPU_NONE}]
+        if with_gpu:
+            return max((reason for reason in with_gpu if reason is not None), key=list(WaitReason).index)
+        forecast, offline = self._wake_forecast(endpoint), offering - reasons.keys()
+        if forecast is not None:
+            return forecast.reason
+        if not offline:
             return WaitReason.GPU_NONE if reasons else WaitReason.NO_HOST
-        return WaitReason.HOST_OFF if any(map(self._has_power_driver, away)) else WaitReason.HOST_OFF_UNSWITCHED
+        return WaitReason.HOST_OFF if any(map(self._has_power_driver, offline)) else WaitReason.HOST_OFF_UNSWITCHED
 
     def offline_host_names(self, endpoint: str) -> str:
-        """The hosts that offer `endpoint` and are not up, as a message names them."""
+        """Return the names of the hosts that offer `endpoint` and are not online, for a message."""
         return ", ".join(sorted(self._endpoints.hosts_offering(endpoint) - self._heartbeats.keys()))
 
     def has_online_host(self, endpoint: str) -> bool:
-        """Whether a host that offers `endpoint` is up."""
+        """Return whether a host that offers `endpoint` is online."""
         return any(host in self._heartbeats for host in self._endpoints.hosts_offering(endpoint))
 
     def usual_wake_s(self, endpoint: str) -> float | None:
-        """Seconds that the host which work for `endpoint` waits for usually takes to wake; None: not known."""
-        power = self._wake_forecast(endpoint)
-        return power[2] if power else None
+        """Return the usual wake time of the host that jobs of `endpoint` wait for; None if unknown."""
+        forecast = self._wake_forecast(endpoint)
+        return forecast.wake_s if forecast else None
 
     def remaining_wake_s(self, endpoint: str) -> float | None:
-        """Seconds of that wake which are still to come, as far as can be foretold; None: not known."""
-        power = self._wake_forecast(endpoint)
-        return power[3] if power else None
+        """Return the remaining seconds of that wake; None if unknown."""
+        forecast = self._wake_forecast(endpoint)
+        return forecast.remaining_s if forecast else None
 
     def candidate_hosts(self, endpoint: str) -> tuple[str, ...]:
-        """The hosts that will run work for `endpoint`: those that are up, else the one it waits for, else any."""
+        """Return the hosts that may run jobs of `endpoint`: those online, else the one that is woken, else all."""
         offering = sorted(self._endpoints.hosts_offering(endpoint))
-        up = tuple(host for host in offering if host in self._heartbeats)
-        power = None if up else self._wake_forecast(endpoint)
-        return up or ((power[1],) if power else tuple(offering))
+        online = tuple(host for host in offering if host in self._heartbeats)
+        forecast = None if online else self._wake_forecast(endpoint)
+        return online or ((forecast.host,) if forecast else tuple(offering))
 
 
 def _no_wake_forecast(_: str) -> None:
-    """No host is declared."""
+    """Return None: no host has a power driver."""
 
 
 def _no_power_driver(_: str) -> bool:
-    """No host is declared."""
+    """Return False: no host has a power driver."""
     return False
 
 
 def _no_queued_jobs(_: Iterable[str]) -> int:
-    """Nobody counts."""
+    """Return 0: there is no job index."""
     return 0
 
 
-def _unschedulable_reason(here: HostHeartbeat, endpoint: str) -> WaitReason | None:
-    if here.draining:
+def _unschedulable_reason(heartbeat: HostHeartbeat, endpoint: str) -> WaitReason | None:
+    if heartbeat.draining:
         return WaitReason.PAUSED
-    said = here.unschedulable.get(endpoint)
-    if said is None:
+    reason = heartbeat.unschedulable.get(endpoint)
+    if reason is None:
         return None
-    return WaitReason(said) if said in set(WaitReason) else WaitReason.PAUSED
+    return WaitReason(reason) if reason in set(WaitReason) else WaitReason.PAUSED
 
 
-def _host_state(here: HostHeartbeat) -> str:
-    return "draining" if here.draining else "online"
+def _host_state(heartbeat: HostHeartbeat) -> str:
+    return "draining" if heartbeat.draining else "online"
 
 
 def _host_changes(before: dict[str, HostHeartbeat], after: dict[str, HostHeartbeat]) -> Iterable[tuple[str, str]]:
-    """Kind and host of what is new between two polls."""
+    """Yield kind and host of each change between two polls."""
     for host in before.keys() - after.keys():
         yield "host_offline", host
     for host in after.keys() - before.keys():
@@ -264,14 +275,5 @@ def _host_changes(before: dict[str, HostHeartbeat], after: dict[str, HostHeartbe
             yield "gpu_recovered" if healthy[1] else "gpu_unhealthy", host
 
 
-def _are_gpus_healthy(here: HostHeartbeat) -> bool:
-    return all(gpu.fitness not in {"unhealthy", "lost"} for gpu in here.gpus)
-
-
-class WakeForecast(NamedTuple):
-    """Why work waits for a host, which, the seconds it usually takes to wake (None: not measured), and those left."""
-
-    reason: WaitReason
-    host: str
-    wake_s: float | None
-    remaining_s: float | None
+def _are_gpus_healthy(heartbeat: HostHeartbeat) -> bool:
+    return all(gpu.fitness not in {"unhealthy", "lost"} for gpu in heartbeat.gpus)

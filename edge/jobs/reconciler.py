@@ -170,7 +170,7 @@ async def drop_orphan_assets(scene: ReconcileContext) -> int:
     rows = await scene.bus.asset_references.rows()
     old = [key.split(".") for key, row in rows.items() if scene.now() - row.value.last_used_at >= age]
     return sum(
-        [len(await scene.assets.drop_unreferenced(owner, [sha256], touched_before=True)) for owner, sha256 in old]
+        [len(await scene.assets.drop_unreferenced(owner, [sha256], only_unused=True)) for owner, sha256 in old]
     )
 
 
@@ -337,7 +337,7 @@ async def purge_past_retention(scene: ReconcileContext) -> int:
         await scene.bus.feed.delete(*job.key)
         await forget_deliveries(scene.bus, job.key)
         await scene.index.wait_until_deleted(job.key)
-        await scene.assets.drop_unreferenced(job.owner, input_digests(job) | result_digests(job), touched_before=True)
+        await scene.assets.drop_unreferenced(job.owner, input_digests(job) | result_digests(job), only_unused=True)
         forgotten += 1
     return forgotten
 

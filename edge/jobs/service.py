@@ -176,7 +176,7 @@ class JobService:
         `quota_exceeded`.
         """
         await self._readiness.check()
-        with self._admission.quotas.count_submit(key, anew=False):
+        with self._admission.quotas.count_submit(key, is_new=False):
             entry = await self._transition(key, self._retry_event)
         self._after_write(entry)
         return entry

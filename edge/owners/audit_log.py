@@ -1,4 +1,4 @@
-"""The trail of who may come in: each key made, rotated or revoked, each host added or removed, each owner deleted."""
+"""The audit log: each key created, rotated or revoked, each host added or removed, each owner deleted."""
 
 import structlog
 
@@ -13,7 +13,7 @@ _log = structlog.get_logger()
 
 
 class AuditLog:
-    """Writes to the bucket AUDIT, under the time, and to the log."""
+    """Writes events to the bucket AUDIT, under a key that starts with the time, and to the process log."""
 
     def __init__(self, table: Table[AuditEvent], clock: Clock, entropy: Entropy) -> None:
         self._table, self._clock, self._entropy = table, clock, entropy
@@ -28,7 +28,7 @@ class AuditLog:
         owner: str = "",
         scopes: tuple[Scope, ...] = (),
     ) -> None:
-        """Keep what was done. A broker that does not take it costs the event in AUDIT, not the one in the log."""
+        """Record an event. If the broker does not accept it, the event is still in the process log."""
         event = AuditEvent(
             at=self._clock(), action=action, subject=subject, by=by, client=client, owner=owner, scopes=scopes
         )
@@ -36,7 +36,7 @@ class AuditLog:
         await self._keep(event)
 
     async def key_made_at_start(self, key: ApiKey, by: str) -> None:
-        """Keep that `by` (BY_UP, BY_EDGE) made a key for itself. Not a warning: every new installation does this."""
+        """Record that `by` (BY_UP, BY_EDGE) created a key at start. Not a warning: every new installation does this."""
         event = AuditEvent(
             at=self._clock(),
             action=AuditAction.KEY_CREATED,
@@ -53,9 +53,9 @@ class AuditLog:
         try:
             await self._table.create(f"{micros(event.at)}-{self._entropy(_ID_BYTES).hex()}", event)
         except BusError as error:
-            _log.error("audit_not_written", action=event.action, subject=event.subject, error=str(error))
+            _log.error("audit_write_failed", action=event.action, subject=event.subject, error=str(error))
 
     async def recent(self, limit: int) -> list[AuditEvent]:
-        """The newest events, newest first. Raises BusError."""
+        """Return the `limit` newest events, newest first. Raises BusError."""
         rows = await self._table.rows()
         return [rows[key].value for key in sorted(rows, reverse=True)[:limit]]

@@ -1,7 +1,8 @@
-"""What one owner may have at once: jobs that wait, jobs that run, bytes, and submits a minute (429 beyond).
+"""Limits of one owner: waiting jobs, running jobs, bytes, submits a minute (429 beyond them), and open streams.
 
-One edge keeps them exactly: an upload reserves its bytes before they are read. Several edges: waiting jobs are those
-that STATE has told of (milliseconds), bytes are read again every 30 s, and each has its own submits of a minute.
+With one edge the limits are exact: an upload reserves its bytes before they are read. With several edges they are
+approximate. An edge learns of waiting jobs through STATE (milliseconds) and reads the bytes again every 30 s. Submits
+a minute and open streams are counted by each edge for itself.
 """
 
 from collections import Counter, defaultdict
@@ -24,19 +25,20 @@ from schemas.status import WAITING_STATUSES
 BYTES_CACHE_TTL_S = 30.0
 WAITING_RETRY_AFTER_S = 10
 BYTES_RETRY_AFTER_S = 60
-RESERVE_AHEAD_BYTES = 1024 * 1024  # reserved at a time, where nobody said how much comes
-_RESERVE_AHEAD_DIVISOR = 8  # of what is left, no more than the eighth is reserved ahead
+RESERVE_AHEAD_BYTES = 1024 * 1024  # reserved at a time for a body of unknown size
+_RESERVE_AHEAD_DIVISOR = 8  # at most 1/8 of the free bytes is reserved ahead
 _MINUTE_S = 60.0
+STREAMS_RETRY_AFTER_S = 10
 
 PendingBytesSource = Callable[[str], Awaitable[int]]
 QuotaAmount = Annotated[int, Meta(ge=0)]
 
 
 class OwnerQuota(Struct, frozen=True):
-    """What holds for every owner. 0: no limit.
+    """The limits of every owner. 0: no limit.
 
-    `waiting`: scheduled and queued jobs. `running`: how many of an owner's jobs may be handed to hosts, which is what
-    keeps more from running. `bytes` of the assets, outputs among them, which are never refused.
+    `waiting`: scheduled and queued jobs. `running`: jobs that are published to hosts, so at most so many run.
+    `bytes`: of the owner's assets. Outputs of jobs count, but are never refused.
     """
 
     waiting: QuotaAmount = 0
@@ -46,7 +48,7 @@ class OwnerQuota(Struct, frozen=True):
 
 
 class OwnerQuotaOverride(Struct, frozen=True):
-    """What holds for one owner instead; what is left out is as for everybody."""
+    """Limits of one owner that replace the common ones. None: the common limit applies."""
 
     waiting: QuotaAmount | None = None
     running: QuotaAmount | None = None
@@ -55,21 +57,21 @@ class OwnerQuotaOverride(Struct, frozen=True):
 
 
 class _TokenBucket(Struct):
-    """Submits left, as of `at` in seconds."""
+    """Remaining submits at the time `at`, in seconds."""
 
     tokens: float
     at: float
 
 
 class _CachedBytes(Struct):
-    """Bytes of an owner's assets, read at `at` in seconds and counted on since."""
+    """Bytes of an owner's assets, read at `read_at` (seconds) and updated since."""
 
     total: int
     read_at: float
 
 
 class QuotaReservation:
-    """Bytes of an owner's quota that an upload under way has, so that no other upload counts on them."""
+    """Bytes of an owner's quota that are reserved for one upload."""
 
     def __init__(self, owner: str, extend: Callable[["QuotaReservation", int], Awaitable[None]], reserved: int) -> None:
         self.owner, self.reserved = owner, reserved
@@ -77,36 +79,36 @@ class QuotaReservation:
         self._used = 0
 
     async def use(self, size: int) -> None:
-        """Use `size` bytes more. Raises Refused `quota_exceeded`; BusError."""
+        """Use `size` more bytes. Raises ProblemError `quota_exceeded`; BusError."""
         if self._used + size > self.reserved:
             await self._extend(self, self._used + size - self.reserved)
         self._used += size
 
     async def meter_chunks(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """`chunks`, each of them taken before it is passed on."""
+        """Yield `chunks`, and count each one before it is yielded."""
         async for chunk in chunks:
             await self.use(len(chunk))
             yield chunk
 
 
 async def _no_pending_bytes(_: str) -> int:
-    """Nothing is promised to anybody."""
+    """Return 0: there are no uploads."""
     return 0
 
 
 class OwnerQuotas:
-    """`index` tells which jobs wait; `monotonic` in seconds."""
+    """Checks and counts the limits of all owners. `monotonic`: in seconds."""
 
     def __init__(
         self,
         default: OwnerQuota,
-        own: Mapping[str, OwnerQuotaOverride],
+        overrides: Mapping[str, OwnerQuotaOverride],
         index: JobIndex,
         references: Table[AssetReference],
         monotonic: Callable[[], float],
     ) -> None:
         self._default = default
-        self._overrides = own
+        self._overrides = overrides
         self._index = index
         self._references = references
         self._monotonic = monotonic
@@ -120,28 +122,30 @@ class OwnerQuotas:
         index.subscribe_changes(self._on_job_changes)
 
     def for_owner(self, owner: str) -> OwnerQuota:
-        """The limits that hold for an owner."""
-        own = self._overrides.get(owner)
-        return self._default if own is None else _merge_quota(self._default, own)
+        """Return the limits of an owner."""
+        override = self._overrides.get(owner)
+        return self._default if override is None else _merge_quota(self._default, override)
 
     def running_limit(self, owner: str) -> int:
-        """How many of the owner's jobs may be handed to hosts; 0: any number."""
+        """Return how many of the owner's jobs may be published to hosts; 0: no limit."""
         return self.for_owner(owner).running
 
     def check_not_deleting(self, owner: str) -> None:
-        """Raises Refused `owner_deleting` while the owner is being deleted."""
+        """Check that the owner is not being deleted. Raises ProblemError `owner_deleting`."""
         if owner in self.deleting_owners:
-            raise ProblemError("owner_deleting", f"{owner} is being deleted: nothing of it is taken until that is done")
+            raise ProblemError(
+                "owner_deleting", f"{owner} is being deleted: wait until the deletion is done, then try again"
+            )
 
     @contextmanager
-    def count_submit(self, key: JobKey, *, anew: bool = True) -> Iterator[None]:
-        """A job is about to wait; it counts from here on, unless the block raises. `anew`: it is a submit.
+    def count_submit(self, key: JobKey, *, is_new: bool = True) -> Iterator[None]:
+        """Count a job as waiting, unless the block raises. `is_new`: it also counts as a submit.
 
-        Raises Refused `rate_limited`, `quota_exceeded`, `owner_deleting`, `unavailable`.
+        Raises ProblemError `rate_limited`, `quota_exceeded`, `owner_deleting`, `unavailable`.
         """
         self.check_not_deleting(key.owner)
         limits = self.for_owner(key.owner)
-        if limits.submits_per_minute and anew:
+        if limits.submits_per_minute and is_new:
             self._take_submit_token(key.owner, limits.submits_per_minute)
         if not limits.waiting:
             yield
@@ -160,23 +164,25 @@ class OwnerQuotas:
         bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / _MINUTE_S)
         bucket.at = now
         if bucket.tokens < 1:
-            again = ceil((1 - bucket.tokens) * _MINUTE_S / per_minute)
+            retry_after_s = ceil((1 - bucket.tokens) * _MINUTE_S / per_minute)
             raise ProblemError(
-                "rate_limited", f"at most {per_minute} submits a minute: try again in {again} s", retry_after_s=again
+                "rate_limited",
+                f"at most {per_minute} submits a minute: try again in {retry_after_s} s",
+                retry_after_s=retry_after_s,
             )
         bucket.tokens -= 1
 
     def _check_waiting(self, owner: str, most: int) -> None:
         if not self._index.is_caught_up:
             raise ProblemError(
-                "unavailable", "the edge still reads its jobs: try again", retry_after_s=WAITING_RETRY_AFTER_S
+                "unavailable", "the edge is still reading its jobs: try again", retry_after_s=WAITING_RETRY_AFTER_S
             )
         if self._waiting[owner] + len(self._pending_jobs[owner]) >= most:
-            said = f"{most} jobs of yours wait already, which is the most: let some start, or cancel them"
-            raise ProblemError("quota_exceeded", said, retry_after_s=WAITING_RETRY_AFTER_S)
+            message = f"{most} jobs of yours are waiting, which is the limit: let some start, or cancel them"
+            raise ProblemError("quota_exceeded", message, retry_after_s=WAITING_RETRY_AFTER_S)
 
-    def _on_job_changes(self, steps: Sequence[RowChange]) -> None:
-        for before, after in steps:
+    def _on_job_changes(self, changes: Sequence[RowChange]) -> None:
+        for before, after in changes:
             if before is not None:
                 self._waiting[before.owner] -= before.status in WAITING_STATUSES
             if after is not None:
@@ -184,32 +190,32 @@ class OwnerQuotas:
                 self._drop_pending_job(after.key)
 
     def _drop_pending_job(self, key: JobKey) -> None:
-        """The index counts it now, or it does not come."""
-        coming = self._pending_jobs.get(key.owner)
-        if coming is not None:
-            coming.discard(key)
-            if not coming:
+        """Stop counting a submitted job: the index counts it now, or the submit failed."""
+        pending = self._pending_jobs.get(key.owner)
+        if pending is not None:
+            pending.discard(key)
+            if not pending:
                 del self._pending_jobs[key.owner]
 
     async def bytes_left(self, owner: str) -> int | None:
-        """How many more bytes the owner may have, None: any number. Raises Refused `owner_deleting`; BusError."""
+        """Return the free bytes of the owner; None: no limit. Raises ProblemError `owner_deleting`; BusError."""
         self.check_not_deleting(owner)
         most = self.for_owner(owner).bytes
         if not most:
             return None
-        now, held = self._monotonic(), self._cached_bytes.get(owner)
-        if held is None or now - held.read_at > BYTES_CACHE_TTL_S:
+        now, stored = self._monotonic(), self._cached_bytes.get(owner)
+        if stored is None or now - stored.read_at > BYTES_CACHE_TTL_S:
             rows = await self._references.rows(f"{owner}.")
-            held = self._cached_bytes[owner] = _CachedBytes(sum(row.value.bytes for row in rows.values()), now)
-        promised = await self._pending_bytes(owner)
-        return max(0, most - held.total - promised - self._reserved[owner])
+            stored = self._cached_bytes[owner] = _CachedBytes(sum(row.value.bytes for row in rows.values()), now)
+        pending = await self._pending_bytes(owner)
+        return max(0, most - stored.total - pending - self._reserved[owner])
 
     @asynccontextmanager
     async def reserve(self, owner: str, size: int | None) -> AsyncIterator[QuotaReservation | None]:
-        """Room for an upload, kept from all others while the block runs; None where there is no limit.
+        """Reserve bytes for an upload while the block runs; yield None if the owner has no limit.
 
-        `size`: what will come at least, reserved at once; None: nobody knows. Call `changed` inside the block.
-        Raises Refused `quota_exceeded`, `owner_deleting`; BusError.
+        `size`: reserved at once; None if unknown. Call `add_bytes` inside the block.
+        Raises ProblemError `quota_exceeded`, `owner_deleting`; BusError.
         """
         room = await self.bytes_left(owner)
         if room is None:
@@ -232,55 +238,51 @@ class OwnerQuotas:
             )
 
     def _grow_reservation(self, reservation: QuotaReservation, size: int, room: int) -> None:
-        """There must be no wait between the look at `room` and this."""
+        """Reserve `size` more bytes. There must be no await between reading `room` and this call."""
         if size > room:
             raise quota_exceeded(room + reservation.reserved)
         reservation.reserved += size
         self._reserved[reservation.owner] += size
 
-    def set_pending_bytes_source(self, promised: PendingBytesSource) -> None:
-        """From now on what is `promised` to an owner's uploads takes room too."""
-        self._pending_bytes = promised
+    def set_pending_bytes_source(self, pending_bytes: PendingBytesSource) -> None:
+        """Count `pending_bytes(owner)`, the bytes of the owner's unfinished uploads, against the limit."""
+        self._pending_bytes = pending_bytes
 
     def add_bytes(self, owner: str, size: int) -> None:
-        """The owner has so many bytes more."""
+        """Count `size` more bytes of the owner."""
         if owner in self._cached_bytes:
             self._cached_bytes[owner].total += size
 
     def invalidate(self, owner: str) -> None:
-        """The owner has less: it is read anew when it is asked for."""
+        """Forget the cached bytes of the owner, who has deleted an asset."""
         self._cached_bytes.pop(owner, None)
 
 
 def quota_exceeded(room: int) -> ProblemError:
-    """The refusal of more than `room` bytes."""
-    said = f"{room} bytes are left of your quota: delete assets or jobs that you need no more"
-    return ProblemError("quota_exceeded", said, retry_after_s=BYTES_RETRY_AFTER_S)
+    """Return the error for an upload of more than `room` bytes."""
+    message = f"{room} bytes are left of your quota: delete assets or jobs that you no longer need"
+    return ProblemError("quota_exceeded", message, retry_after_s=BYTES_RETRY_AFTER_S)
 
 
-def _merge_quota(default: OwnerQuota, own: OwnerQuotaOverride) -> OwnerQuota:
-    given = {name: value for name, value in structs.asdict(own).items() if value is not None}
-    return structs.replace(default, **given)
-
-
-# MERGED edge/services/stream_limits.py: How many streams of one kind a key, and all keys of one owner, may hold open
-# at the same time at this edge.
-
-
-STREAMS_RETRY_AFTER_S = 10
+def _merge_quota(default: OwnerQuota, override: OwnerQuotaOverride) -> OwnerQuota:
+    changes = {name: value for name, value in structs.asdict(override).items() if value is not None}
+    return structs.replace(default, **changes)
 
 
 class StreamLimiter:
-    """`what`: the streams' name in a refusal."""
+    """Limit the open streams of one key, and of all keys of one owner, at this edge.
 
-    def __init__(self, what: str, per_key: int, per_owner: int) -> None:
-        self._stream_kind, self._per_key, self._per_owner = what, per_key, per_owner
+    `stream_kind`: the name of the streams in an error.
+    """
+
+    def __init__(self, stream_kind: str, per_key: int, per_owner: int) -> None:
+        self._stream_kind, self._per_key, self._per_owner = stream_kind, per_key, per_owner
         self._of_key: Counter[str] = Counter()
         self._of_owner: Counter[str] = Counter()
 
     @contextmanager
     def count_stream(self, key: ApiKey) -> Iterator[None]:
-        """Count a stream that `key` opened, inside the block. Raises Refused `too_many_connections`."""
+        """Count a stream of `key` while the block runs. Raises ProblemError `too_many_connections`."""
         self._check(self._of_key[key.id], self._per_key, f"the key {key.id}")
         self._check(self._of_owner[key.owner], self._per_owner, key.owner)
         self._of_key[key.id] += 1
@@ -293,8 +295,8 @@ class StreamLimiter:
 
     def _check(self, count: int, most: int, whose: str) -> None:
         if count >= most:
-            said = f"{most} {self._stream_kind} of {whose} are open here, which is the most: close some"
-            raise ProblemError("too_many_connections", said, retry_after_s=STREAMS_RETRY_AFTER_S)
+            message = f"{most} {self._stream_kind} of {whose} are open, which is the limit: close some"
+            raise ProblemError("too_many_connections", message, retry_after_s=STREAMS_RETRY_AFTER_S)
 
 
 def _decrement(counts: Counter[str], name: str) -> None:

@@ -1,7 +1,7 @@
-"""Short-lived tokens for what cannot send a header: EventSource, a browser's WebSocket, `<video src>`.
+"""Short-lived tokens for clients that cannot send a header: EventSource, a browser's WebSocket, `<video src>`.
 
-A token holds its key's id, scopes and end, sealed with the installation's secret. Nothing is stored, so any edge reads
-one; the key is looked up at each use, so that a revoked key's tokens die with it.
+A token holds its key's id, its scopes and its expiry, signed with the installation's secret. Nothing is stored, so any
+edge can verify it. The key is read at each use, so that revoking the key also revokes its tokens.
 """
 
 import base64
@@ -18,15 +18,15 @@ from schemas.ids import Token
 from schemas.problems import ProblemError
 
 TTL_LIMIT_S = 86_400.0
-TOKEN_PREFIX = "lampt_"  # noqa: S105 - the public mark of a token, no secret
-# What a token may do where nothing is said: watch, and play.
+TOKEN_PREFIX = "lampt_"  # noqa: S105 - the public prefix of a token, not a secret
+# Scopes of a token for which none are requested: follow jobs and play results.
 DEFAULT_SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)
 
 GetKey = Callable[[str], Awaitable[ApiKey | None]]
 
 
 class IssuedToken(Struct, frozen=True):
-    """A token and its end."""
+    """A new token, its scopes and its expiry."""
 
     text: str
     scopes: tuple[Scope, ...]
@@ -40,42 +40,50 @@ class _TokenPayload(Struct, frozen=True, array_like=True):
 
 
 class TokenIssuer:
-    """Makes and reads tokens. `key_by_id`: the living key of an id, as of at most a few seconds ago."""
+    """Issues and verifies tokens. `get_key`: returns the active key with an id, from a cache of a few seconds."""
 
-    def __init__(self, secret: bytes, key_by_id: GetKey, clock: Clock) -> None:
+    def __init__(self, secret: bytes, get_key: GetKey, clock: Clock) -> None:
         self._hmac = PurposeHmac(secret, "token")
-        self._get_key = key_by_id
+        self._get_key = get_key
         self._clock = clock
 
     def issue(self, key: ApiKey, scopes: Collection[Scope] | None, ttl_s: float) -> IssuedToken:
-        """A token of `key`, which it never outlives. Raises Refused `forbidden` for a scope that the key lacks."""
-        wanted = tuple(scope for scope in DEFAULT_SCOPES if key.allows(scope)) if scopes is None else tuple(scopes)
-        lacking = [scope for scope in wanted if not key.allows(scope)]
-        if lacking:
+        """Issue a token that expires with `key` at the latest. Raises ProblemError `forbidden` for a missing scope."""
+        scopes_or_default = (
+            tuple(scope for scope in DEFAULT_SCOPES if key.allows(scope)) if scopes is None else tuple(scopes)
+        )
+        missing = [scope for scope in scopes_or_default if not key.allows(scope)]
+        if missing:
             raise ProblemError(
-                "forbidden", f"the key lacks the scope {lacking[0]}: a token cannot do more than its key"
+                "forbidden", f"the key lacks the scope {missing[0]}: a token cannot do more than its key"
             )
-        ends = self._clock() + timedelta(seconds=ttl_s)
+        expires_at = self._clock() + timedelta(seconds=ttl_s)
         if key.expires_at is not None:
-            ends = min(ends, key.expires_at)
-        body = _TokenPayload(key.id, wanted, int(ends.timestamp()))
+            expires_at = min(expires_at, key.expires_at)
+        body = _TokenPayload(key.id, scopes_or_default, int(expires_at.timestamp()))
         text = base64.urlsafe_b64encode(msgspec.json.encode(body)).rstrip(b"=").decode()
         return IssuedToken(
-            f"{TOKEN_PREFIX}{text}.{self._hmac.sign(text)}", wanted, datetime.fromtimestamp(body.expires, UTC)
+            f"{TOKEN_PREFIX}{text}.{self._hmac.sign(text)}",
+            scopes_or_default,
+            datetime.fromtimestamp(body.expires, UTC),
         )
 
     async def verify(self, text: str) -> ApiKey | None:
-        """The token as a key that may do less and ends sooner; None when it is none of ours, has ended, or its key may
-        no longer do what it says. Raises BusError."""
-        sealed, _, signature = text.removeprefix(TOKEN_PREFIX).partition(".")
-        if not text.startswith(TOKEN_PREFIX) or not self._hmac.verify(signature, sealed):
+        """Return the key of a token, with the token's scopes and expiry. Raises BusError.
+
+        None: the token is not valid or has expired, or its key no longer has these scopes.
+        """
+        payload, _, signature = text.removeprefix(TOKEN_PREFIX).partition(".")
+        if not text.startswith(TOKEN_PREFIX) or not self._hmac.verify(signature, payload):
             return None
         try:
-            body = msgspec.json.decode(base64.urlsafe_b64decode(sealed + "=" * (-len(sealed) % 4)), type=_TokenPayload)
-        except msgspec.DecodeError:  # of an edge with a newer version
+            body = msgspec.json.decode(
+                base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_TokenPayload
+            )
+        except msgspec.DecodeError:  # issued by a newer version
             return None
-        ends = datetime.fromtimestamp(body.expires, UTC)
-        key = await self._get_key(body.key) if self._clock() < ends else None
+        expires_at = datetime.fromtimestamp(body.expires, UTC)
+        key = await self._get_key(body.key) if self._clock() < expires_at else None
         if key is None or not all(key.allows(scope) for scope in body.scopes):
             return None
-        return structs.replace(key, scopes=body.scopes, expires_at=ends)
+        return structs.replace(key, scopes=body.scopes, expires_at=expires_at)

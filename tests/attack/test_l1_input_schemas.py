@@ -151,7 +151,7 @@ def test_a_pattern_never_backtracks(schema: dict[str, Any], given: dict[str, Any
 async def test_an_offer_of_it_is_set_aside_with_its_reason_and_others_work(fake: FakeBusServicesRig, name: str) -> None:
     await offer(fake, endpoint(REFUSED[name]), endpoint({"type": "object"}, "fine"))
     assert [known.name for known in fake.catalog.all()] == ["echo", "fine"]
-    with pytest.raises(ProblemError, match="a host offers 'hostile', and it is refused: ") as refused:
+    with pytest.raises(ProblemError, match="a host offers 'hostile', but its schema is not valid: ") as refused:
         await fake.intake.submit("ann", {"endpoint": "hostile", "input": {"a": "b"}})
     assert refused.value.code == "endpoint_unknown"
     assert (await fake.intake.submit("ann", {"endpoint": "fine", "input": {}})).record.record.job.endpoint == "fine"

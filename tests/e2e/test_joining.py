@@ -175,7 +175,7 @@ async def test_a_host_speaks_for_itself_alone(home: Home) -> None:
 
 def test_a_host_joins_once_and_only_who_joined_is_removed(home: Home) -> None:
     home.add("gpu-5")
-    for words, code in ((("add", "gpu-5"), "joined already"), (("remove", "gpu-6"), "has not joined")):
+    for words, code in ((("add", "gpu-5"), "enrolled already"), (("remove", "gpu-6"), "is not enrolled")):
         said = lamplighter(home.data, "hosts", *words)
         assert said.returncode == 4
         assert code in said.stderr

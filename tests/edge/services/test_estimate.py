@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from bus.interface import RecordChange
 from edge.core.messages import DEFAULT_WAKE_S, Language
+from edge.hosts.registry import WakeForecast
 from edge.jobs.eta import (
     RUNS_PER_ENDPOINT_LIMIT,
     EtaEstimator,
@@ -139,11 +140,11 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: Fake
         await ran(told, seconds)
     job = await told.submit()
     assert await eta(told, job) is None  # no host has joined: nobody knows when one will
-    told.hosts.set_power_source(lambda _: (WaitReason.HOST_OFF, "gpu-1", None, None), lambda _: True)
+    told.hosts.set_power_source(lambda _: WakeForecast(WaitReason.HOST_OFF, "gpu-1", None, None), lambda _: True)
     dark = await eta(told, job)
     assert dark is not None
     assert after(dark.start_at, told) == DEFAULT_WAKE_S
-    told.hosts.set_power_source(lambda _: (WaitReason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
+    told.hosts.set_power_source(lambda _: WakeForecast(WaitReason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
     bobs = await told.submit("bob")
     view = await told.viewer.build(await told.intake.read(bobs.key), Asker(Language.ZH))
     assert view.message == "任务已排队，请等待约2分钟"
@@ -162,7 +163,7 @@ async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(
 ) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
-    told.hosts.set_power_source(lambda _: (reason, "gpu-1", 90.0, 90.0), lambda _: True)
+    told.hosts.set_power_source(lambda _: WakeForecast(reason, "gpu-1", 90.0, 90.0), lambda _: True)
     assert await eta(told, await told.submit()) is None
 
 

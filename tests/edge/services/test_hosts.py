@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edge.hosts.registry import HostNotice
+from edge.hosts.registry import HostNotice, WakeForecast
 from schemas.host import GpuReport, RunningExecution, WarmPoolStatus
 from schemas.job import Claim
 from schemas.status import WaitReason
@@ -26,7 +26,9 @@ async def test_a_job_waits_for_its_host(fake: FakeBusServicesRig) -> None:
     assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
     fake.hosts.set_power_source(lambda _: None, lambda host: host == "gpu-1")  # its switch has nothing to say just now
     assert await reason(fake) == WaitReason.HOST_OFF
-    fake.hosts.set_power_source(lambda _: (WaitReason.HOST_WAKING, "gpu-1", None, None), lambda host: host == "gpu-1")
+    fake.hosts.set_power_source(
+        lambda _: WakeForecast(WaitReason.HOST_WAKING, "gpu-1", None, None), lambda host: host == "gpu-1"
+    )
     assert await reason(fake) == WaitReason.HOST_WAKING
     await fake.send_heartbeat()
     assert await reason(fake) == WaitReason.BEHIND
@@ -60,7 +62,9 @@ async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(
     job = await fake.submit()
     told = (await fake.viewer.build(await fake.intake.read(job.key))).message
     assert told == "Nobody can switch gpu-2 on from here: start its runner"
-    fake.hosts.set_power_source(lambda _: (WaitReason.HOST_WAKING, "gpu-2", None, None), lambda host: host == "gpu-2")
+    fake.hosts.set_power_source(
+        lambda _: WakeForecast(WaitReason.HOST_WAKING, "gpu-2", None, None), lambda host: host == "gpu-2"
+    )
     assert await reason(fake) == WaitReason.HOST_WAKING
     await fake.send_heartbeat("gpu-2", unschedulable={"echo": "vram_short"})
     assert await reason(fake) == WaitReason.VRAM_SHORT
