@@ -1,5 +1,12 @@
-"""The switch: a host wakes because of a job and goes off when it is done (DESIGN 6).
+"""Power control: hosts are powered on for waiting jobs and off when they are idle.
 
-`tables` is the law, `law` walks it, `facts` is what it judges by; `sight` gathers that, `controller` applies it;
-`drivers` press the button.
+Start at `controller`: observe, decide, write the record by compare-and-set, and make the call if this edge wrote it.
+The rules are pure. `transitions` is the table of states, `state_machine` applies it to one record, and `conditions`
+holds the conditions that the table names. `budget` and `wake_selection` are rules of their own.
+
+`observation` reads what the rules judge by, `driver_calls` makes calls to power drivers, and `views` shows the result
+to clients. `drivers` implements the port of a power driver, and `relay_hub` the relays that are connected to the edge.
+
+May import `edge.core`, `edge.outbound`, `edge.index`, `edge.hosts` and `edge.jobs`. Imported by `edge.http`,
+`edge.facades` and the container.
 """

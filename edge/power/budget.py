@@ -1,4 +1,4 @@
-"""What a host's day has cost so far: seconds with power, from its record, in its own time zone."""
+"""The daily budget of a host: its on-time today, from its power record, in its own time zone. Pure."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ HOUR_S = 3600.0
 
 
 def on_time_today_s(record: PowerRecord, at: datetime, rules: HostConfig) -> float:
-    """Seconds with power on the day of `at`, the interval that still runs included."""
+    """Return the on-time in seconds on the day of `at`, including the current interval."""
     local = rules.local_time(at)
     ended = record.daily_on_time.on_s if record.daily_on_time.day == local.date().isoformat() else 0.0
     if record.on_since is None:
@@ -19,19 +19,19 @@ def on_time_today_s(record: PowerRecord, at: datetime, rules: HostConfig) -> flo
 
 
 def close_daily_on_time(record: PowerRecord, at: datetime, rules: HostConfig) -> DailyOnTime:
-    """The day's account once the light is out."""
+    """Return the on-time of the day when the host powers off at `at`."""
     return DailyOnTime(rules.local_time(at).date().isoformat(), on_time_today_s(record, at, rules))
 
 
 def close_on_interval(record: PowerRecord, at: datetime) -> tuple[OnInterval, ...]:
-    """The spans with power, the one that ends now included."""
+    """Return the on-intervals, including the one that ends at `at`."""
     if record.on_since is None or at <= record.on_since:
         return record.on_intervals
     return (*record.on_intervals, OnInterval(record.on_since, at, record.on_reason))[-ON_INTERVAL_LIMIT:]
 
 
 def is_budget_exhausted(record: PowerRecord, at: datetime, rules: HostConfig) -> bool:
-    """Whether the daily budget, in hours or in money, is used up."""
+    """Return whether the daily budget, in hours or in money, is used up."""
     if rules.budget is None:
         return False
     hours = on_time_today_s(record, at, rules) / HOUR_S

@@ -1,8 +1,8 @@
-"""What is known of one host at one moment: all that the law may judge by.
+"""The conditions of the table of power states, and the facts that they judge by. Pure.
 
-Durations are seconds that this edge has itself watched, on a clock that no calendar moves: a clock that jumps, a
-suspended edge or another edge's clock must not make a call look old or a host look idle. After a restart they begin
-anew, which at worst leaves the light on a little longer.
+Durations in facts are seconds that this edge has watched on a monotonic clock. A clock that jumps, a suspended edge,
+or the clock of another edge must not make a call look old or a host look idle. After a restart durations start at
+zero. The worst case is that a host stays on slightly longer.
 """
 
 from collections.abc import Callable, Hashable
@@ -24,11 +24,17 @@ from schemas.power import (
     ReportedPower,
 )
 
+FAILED_CALLS_LIMIT = 3  # consecutive failed calls before FAULT; NO_CAPACITY is not counted as a failure
+DRAIN_SETTLE_S = 2 * HEARTBEAT_INTERVAL_S  # an earlier `draining` may belong to an earlier drain
+QUIET_HOURS_TEXT = "quiet hours"
+CALL_ABANDONED_AFTER_S = 30.0  # after the call's own timeout: the edge that made the call has died
+
 
 class HeartbeatFacts(Struct, frozen=True):
-    """A host's heartbeat. `busy` counts what runs, uploads, is not acknowledged yet, or may hold unsaved outputs.
+    """Facts of a host's heartbeat.
 
-    `used_by`: who but us uses the machine.
+    `unfinished_jobs`: jobs that run, upload or are not acknowledged, and containers that may have unsaved outputs.
+    `foreign_uses`: uses of the machine by others.
     """
 
     incarnation: str
@@ -38,11 +44,12 @@ class HeartbeatFacts(Struct, frozen=True):
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
-    """One look at a host.
+    """What this edge knows of a host at the time `at`.
 
-    `steady`: the observer has been connected long enough for absence to count, and has read all jobs. `tells`: the
-    switch can say whether the host is off. `called`: this is the host to wake for work that nobody serves.
-    `queued`: work waits in a pool that it offers. `held`: records running or cancelling there.
+    `absence_counts`: this edge has been connected long enough to treat a missing heartbeat as absence, and has read
+    all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: this is the host to wake for jobs
+    that no online host serves. `has_queued_work`: jobs wait in a pool that it offers. `active_jobs`: jobs recorded as
+    running or cancelling there.
     """
 
     at: datetime
@@ -60,34 +67,24 @@ class HostFacts(Struct, frozen=True, kw_only=True):
 
 
 class Stopwatch:
-    """How long things have had the value they have, seen from here; `clock` in seconds, never set back."""
+    """Measures for how long named values have been unchanged. `monotonic`: in seconds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
         self._seen: dict[Hashable, tuple[object, float]] = {}
 
     def seconds(self, name: Hashable, value: object) -> float:
-        """How long `name` has had this `value`; 0 when it has just got it."""
-        now = self._clock()
-        known, since = self._seen.get(name, (None, now))
-        if name not in self._seen or known != value:
+        """Return for how many seconds `name` has had this `value`; 0 if it has just changed."""
+        now = self._monotonic()
+        previous, since = self._seen.get(name, (None, now))
+        if name not in self._seen or previous != value:
             self._seen[name] = value, now
             return 0.0
         return now - since
 
 
-# MERGED edge/power/cases.py: The conditions that the table of the law is written in: each a question about one case,
-# answered yes or no.
-
-
-FAILED_CALLS_LIMIT = 3  # calls that fail in a row before the host is at fault; no capacity is no failure
-DRAIN_SETTLE_S = 2 * HEARTBEAT_INTERVAL_S  # an acknowledgement sooner than this may be of an earlier drain
-QUIET_HOURS_TEXT = "quiet hours"
-CALL_ABANDONED_AFTER_S = 30.0  # beyond the call's own timeout: whoever made the call is gone
-
-
 class PowerCase(NamedTuple):
-    """A host as it stands, what is known of it, and its owner's rules."""
+    """The input of a condition: a host's record, the facts, and its rules."""
 
     record: PowerRecord
     facts: HostFacts
@@ -97,61 +94,61 @@ class PowerCase(NamedTuple):
 Condition = Callable[[PowerCase], bool]
 
 
-def all_of(*questions: Condition) -> Condition:
-    """Whether all of them hold."""
-    return lambda case: all(question(case) for question in questions)
+def all_of(*conditions: Condition) -> Condition:
+    """Return the condition that holds if all `conditions` hold."""
+    return lambda case: all(condition(case) for condition in conditions)
 
 
-def any_of(*questions: Condition) -> Condition:
-    """Whether one of them holds."""
-    return lambda case: any(question(case) for question in questions)
+def any_of(*conditions: Condition) -> Condition:
+    """Return the condition that holds if one of `conditions` holds."""
+    return lambda case: any(condition(case) for condition in conditions)
 
 
-def unless(question: Condition) -> Condition:
-    """Whether it does not hold."""
-    return lambda case: not question(case)
+def unless(condition: Condition) -> Condition:
+    """Return the condition that holds if `condition` does not."""
+    return lambda case: not condition(case)
 
 
 def active_override(record: PowerRecord, at: datetime) -> PowerOverride | None:
-    """The owner's wish that stands at `at`."""
-    hold = record.override
-    return None if hold is None or (hold.until is not None and hold.until <= at) else hold
+    """Return the override that applies at `at`, or None."""
+    override = record.override
+    return None if override is None or (override.until is not None and override.until <= at) else override
 
 
 def power_prohibition(record: PowerRecord, at: datetime, rules: HostConfig) -> str | None:
-    """What forbids power now, None when nothing does. A wish for it overrides quiet hours, never the budget."""
-    hold = active_override(record, at)
-    if hold and hold.want == "off":
-        return "its owner wants it off" + (f" until {hold.until:%Y-%m-%d %H:%M %Z}" if hold.until else "")
+    """Return why the host must be off now, or None. An override "on" ignores quiet hours, but never the budget."""
+    override = active_override(record, at)
+    if override and override.want == "off":
+        return "its owner wants it off" + (f" until {override.until:%Y-%m-%d %H:%M %Z}" if override.until else "")
     if is_budget_exhausted(record, at, rules):
         return "its daily budget is used up"
-    return QUIET_HOURS_TEXT if rules.is_quiet_at(at) and not hold else None
+    return QUIET_HOURS_TEXT if rules.is_quiet_at(at) and not override else None
 
 
 def is_prohibited(case: PowerCase) -> bool:
-    """Quiet hours let a host go that is empty: while somebody uses it they do not bar it, a wish or a budget does."""
+    """Return whether the host must be off. Quiet hours do not apply while others use it; overrides and budget do."""
     why = power_prohibition(case.record, case.facts.at, case.rules)
     return why is not None and not (why == QUIET_HOURS_TEXT and is_used_by_others(case))
 
 
 def is_used_by_others(case: PowerCase) -> bool:
-    """Somebody uses the machine for whom its owner keeps it on."""
-    heart = case.facts.heartbeat
-    return heart is not None and not heart.foreign_uses.isdisjoint(case.rules.keep_on_for)
+    """Return whether others use the machine in a way for which `keep_on_for` keeps it on."""
+    heartbeat = case.facts.heartbeat
+    return heartbeat is not None and not heartbeat.foreign_uses.isdisjoint(case.rules.keep_on_for)
 
 
 def is_override_on(case: PowerCase) -> bool:
-    hold = active_override(case.record, case.facts.at)
-    return hold is not None and hold.want == "on"
+    override = active_override(case.record, case.facts.at)
+    return override is not None and override.want == "on"
 
 
 def is_wake_wanted(case: PowerCase) -> bool:
-    """Somebody wants this host awake."""
+    """Return whether an override or waiting jobs ask for this host to be on."""
     return is_override_on(case) or (case.facts.wake_requested and case.facts.wake_requested_s >= case.rules.wake_delay)
 
 
 def is_needed(case: PowerCase) -> bool:
-    """While it is on, somebody wants it to stay."""
+    """Return whether a host that is on should stay on."""
     return is_override_on(case) or case.facts.has_queued_work or is_used_by_others(case)
 
 
@@ -160,19 +157,19 @@ def is_heartbeating(case: PowerCase) -> bool:
 
 
 def is_lost(case: PowerCase) -> bool:
-    """Silent, by the gone rule."""
+    """Return whether the host has no heartbeat, and this edge has been connected long enough for that to count."""
     return case.facts.heartbeat is None and case.facts.absence_counts
 
 
 def is_reported_off(case: PowerCase) -> bool:
-    """The switch says so, and no heartbeat gives it the lie."""
+    """Return whether the power driver reports OFF and no heartbeat contradicts it."""
     return (
         case.facts.heartbeat is None and case.facts.can_report_state and case.facts.reported_power is ReportedPower.OFF
     )
 
 
 def is_off(case: PowerCase) -> bool:
-    """Off: by the switch's word, or where it has none, by silence."""
+    """Return whether the host is off: by the driver's report, or if it cannot report, by absence."""
     return is_reported_off(case) or (is_lost(case) and not case.facts.can_report_state)
 
 
@@ -181,7 +178,7 @@ def is_reported_on(case: PowerCase) -> bool:
 
 
 def is_new_incarnation(case: PowerCase) -> bool:
-    """The runner that beats is not the one that was last online."""
+    """Return whether the heartbeat is of another runner process than the one that was last online."""
     return case.facts.heartbeat is not None and case.facts.heartbeat.incarnation != case.record.incarnation
 
 
@@ -194,18 +191,18 @@ def is_call_unanswered(case: PowerCase) -> bool:
 
 
 def is_call_abandoned(case: PowerCase) -> bool:
-    """The call was never answered, and whoever made it has given up by now."""
+    """Return whether the call has no result although its timeout is long over."""
     return is_call_unanswered(case) and case.facts.call_s >= case.rules.timeout + CALL_ABANDONED_AFTER_S
 
 
 def is_call_in_flight(case: PowerCase) -> bool:
-    """A call may be on its way: no other is made."""
+    """Return whether a call may still take effect, so that no other call may be made."""
     return is_call_unanswered(case) and not is_call_abandoned(case)
 
 
 def call_ended_with(outcome: PowerCallOutcome) -> Condition:
-    """Whether the last call ended like that."""
-    return lambda case: (answer := _call_result(case)) is not None and answer.outcome is outcome
+    """Return the condition that the last call ended with `outcome`."""
+    return lambda case: (result := _call_result(case)) is not None and result.outcome is outcome
 
 
 def _call_result(case: PowerCase) -> PowerCallResult | None:
@@ -213,12 +210,12 @@ def _call_result(case: PowerCase) -> PowerCallResult | None:
 
 
 def is_call_done(case: PowerCase) -> bool:
-    """The last call ended as it should."""
+    """Return whether the last call succeeded."""
     return call_ended_with(PowerCallOutcome.DONE)(case)
 
 
 def is_backoff_over(case: PowerCase) -> bool:
-    """The back-off after the last answer is over."""
+    """Return whether the backoff after the last result is over."""
     return case.record.call is not None and case.facts.call_s >= case.record.call.retry_after_s
 
 
@@ -227,7 +224,7 @@ def is_call_limit_reached(case: PowerCase) -> bool:
 
 
 def is_boot_overdue(case: PowerCase) -> bool:
-    """The boot took too long, and nothing is recorded as running there that a cycle could kill."""
+    """Return whether the boot took too long, and no job is recorded there that a power cycle could kill."""
     return is_lost(case) and case.facts.active_jobs == 0 and case.facts.in_state_s >= case.rules.boot_timeout
 
 
@@ -240,25 +237,25 @@ def was_power_cycled(case: PowerCase) -> bool:
 
 
 def is_idle(case: PowerCase) -> bool:
-    """Nothing to do for long enough, after being on for long enough."""
+    """Return whether the host has been idle for `idle_after` and on for `min_on`."""
     facts, rules = case.facts, case.rules
-    long = facts.idle_s >= rules.idle_after and facts.in_state_s >= rules.min_on
-    return long and facts.absence_counts and is_empty(case) and not is_needed(case)
+    is_long_enough = facts.idle_s >= rules.idle_after and facts.in_state_s >= rules.min_on
+    return is_long_enough and facts.absence_counts and is_empty(case) and not is_needed(case)
 
 
 def is_empty(case: PowerCase) -> bool:
-    """Nothing runs, uploads or waits for an acknowledgement there, by the host's word and by the records."""
+    """Return whether nothing runs, uploads or waits for an ack there, by the heartbeat and by the job records."""
     facts = case.facts
     return facts.active_jobs == 0 and (facts.heartbeat is None or facts.heartbeat.unfinished_jobs == 0)
 
 
 def is_draining(case: PowerCase) -> bool:
-    """The runner says that it takes nothing new, and nothing is left there."""
+    """Return whether the runner accepts no new jobs, and none is left."""
     return case.facts.heartbeat is not None and case.facts.heartbeat.draining and is_empty(case)
 
 
 def is_drained(case: PowerCase) -> bool:
-    """`quitting`, and said of this drain."""
+    """Return whether `is_draining` holds, and belongs to the current drain."""
     return is_draining(case) and case.facts.absence_counts and case.facts.in_state_s >= DRAIN_SETTLE_S
 
 
@@ -267,16 +264,16 @@ def is_fault_acknowledged(case: PowerCase) -> bool:
 
 
 def wake_cause(case: PowerCase) -> str:
-    """Why somebody wants it awake; a host that came on by itself has nobody."""
+    """Return why the host is on or should be."""
     if is_override_on(case):
         return "its owner wants it on"
     return "a job waits for it" if case.facts.wake_requested or case.facts.has_queued_work else "it came on by itself"
 
 
 def call_message(case: PowerCase) -> str:
-    """What the last call's answer said."""
-    answer = _call_result(case)
-    return answer.why if answer else ""
+    """Return the message of the last call's result."""
+    result = _call_result(case)
+    return result.why if result else ""
 
 
 def is_start_call(case: PowerCase) -> bool:

@@ -1,6 +1,7 @@
-"""Applies the law: looks, decides, writes by compare-and-set, and only who wrote makes the call.
+"""The power controller: observe, decide, write the record by compare-and-set, and make the call.
 
-Any number of edges may do so at once: POWER is where they meet. A call whose edge died is made again by another one.
+Several edges may do this at the same time: only the edge whose write to POWER succeeds makes the call. If it dies,
+another edge makes the call again.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +14,7 @@ from anyio.abc import TaskGroup
 
 from bus.interface import BusError, RevisionConflict, Table, TableRow
 from edge.hosts.registry import HostNotice, WakeForecast
-from edge.power import state_machine
-from edge.power import views as show
+from edge.power import state_machine, views
 from edge.power.conditions import Stopwatch
 from edge.power.driver_calls import (
     DEFAULT_WAKE_S,
@@ -33,90 +33,94 @@ from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError
 from schemas.status import WaitReason
 
-MIN_TICK_GAP_S = 0.05  # from one look to the next at least, however much happens
+MIN_TICK_GAP_S = 0.05  # between the starts of two ticks, however many changes arrive
 
 _log = structlog.get_logger()
 
 
 class PowerController:
-    """The declared hosts of one edge. `drivers` has one for each."""
+    """Controls the declared hosts. `drivers` has one driver for each of them."""
 
     def __init__(
         self,
         table: Table[PowerRecord],
-        sight: FleetObserver,
+        fleet: FleetObserver,
         declared: Mapping[str, AnyHostConfig],
         drivers: Mapping[str, PowerDriver],
-        means: PowerDependencies,
+        dependencies: PowerDependencies,
     ) -> None:
         self._table = table
-        self._fleet = sight
+        self._fleet = fleet
         self._declared = declared
         self._drivers = drivers
-        self._dependencies = means
-        self._call_executor = PowerCallExecutor(table, sight, declared, drivers, means)
-        self._host_observer = HostObserver(declared, Stopwatch(means.monotonic))
-        self._poller = DriverPoller(declared, drivers, self._current_record, self.request_tick, means.poll_interval_s)
+        self._dependencies = dependencies
+        self._call_executor = PowerCallExecutor(table, fleet, declared, drivers, dependencies)
+        self._host_observer = HostObserver(declared, Stopwatch(dependencies.monotonic))
+        self._poller = DriverPoller(
+            declared, drivers, self._current_record, self.request_tick, dependencies.poll_interval_s
+        )
         self._rows: dict[str, TableRow[PowerRecord]] = {}
         self._online_hosts: frozenset[str] = frozenset()
-        self._unconfirmed_calls: dict[str, str] = {}  # host to the id of a call that may or may not have been written
+        self._unconfirmed_calls: dict[str, str] = {}  # host -> id of a call whose write failed and may have been stored
         self._subscribers: set[Callable[[HostNotice], object]] = set()
         self._tick_requested = anyio.Event()
 
-    # ── what others ask ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── readers for other services ───────────────────────────────────────────────────────────────────────────────
 
     def record(self, host: str) -> PowerRecord | None:
-        """The record as last read, None for a host that is not declared, or not known yet."""
+        """Return the record as last read; None for a host that is not declared or was not read yet."""
         row = self._rows.get(host)
         return row.value if row else None
 
     def records(self) -> dict[str, PowerRecord]:
-        """The records of all declared hosts, as last read."""
+        """Return the records of all declared hosts as last read."""
         return {host: row.value for host, row in self._rows.items()}
 
     def wait_reason(self, host: str) -> WaitReason | None:
-        """Why a job waits for this host; None while it is up, or when it is not declared."""
+        """Return why a job waits for this host; None while it is online, or if it is not declared."""
         record = self.record(host)
-        return None if record is None else show.wait_reason(record, self._poller.last_reported(host, record))
+        return None if record is None else views.wait_reason(record, self._poller.last_reported(host, record))
 
     def wake_forecast(self, endpoint: str) -> WakeForecast | None:
-        """Why work for `endpoint` waits: the declared host that is nearest to taking it. None: no declared host may."""
+        """Return the forecast of the declared host closest to running `endpoint`; None if none may run it."""
         hosts, at = self._fleet.hosts_offering(endpoint, self._declared), self._dependencies.now()
         known = ((host, self.record(host), self.wait_reason(host)) for host in hosts)
-        return show.nearest_forecast(
-            WakeForecast(why, host, show.wake_median_s(record), show.wake_left_s(record, at))
+        return views.nearest_forecast(
+            WakeForecast(why, host, views.wake_median_s(record), views.wake_left_s(record, at))
             for host, record, why in known
             if record and why
         )
 
     def has_driver(self, host: str) -> bool:
-        """Whether the host is declared, so that it can be woken."""
+        """Return whether the host is declared, so that it can be woken."""
         return host in self._declared
 
     async def is_off(self, host: str) -> bool | None:
-        """Whether the host's switch reports it off; None when it has none, or one that cannot tell."""
+        """Return whether the host is off; None if it has no power driver, or one that cannot report this."""
         record = self.record(host)
         if record is None or not self._drivers[host].can_report_state:
             return None
         return record.state is PowerState.OFF
 
     def views(self, seen: Iterable[HostView]) -> tuple[HostView, ...]:
-        """`seen` with the power of those that are declared, and the declared hosts that never spoke."""
+        """Return the views in `seen` with power states added, and views of declared hosts that were never seen."""
         by_id = {view.id: view for view in seen}
         at = self._dependencies.now()
-        powered = {host: show.host_view(host, by_id.get(host), row.value, at) for host, row in self._rows.items()}
-        return tuple(view for _, view in sorted((by_id | powered).items()))
+        declared = {host: views.host_view(host, by_id.get(host), row.value, at) for host, row in self._rows.items()}
+        return tuple(view for _, view in sorted((by_id | declared).items()))
 
     async def set_override(
         self, host: str, want: Literal["on", "off", "auto"], until: datetime | None = None
     ) -> PowerRecord:
-        """Take the owner's wish down; the law acts on it at once. Raises Refused `not_found`, BusError."""
+        """Write the owner's override, which takes effect at once. Raises ProblemError `not_found`, BusError."""
         if host not in self._declared:
-            raise ProblemError("not_found", f"{host} has no switch: declare it under [hosts.{host}] at the edge")
-        hold = None if want == "auto" else PowerOverride(want, until)
+            raise ProblemError(
+                "not_found", f"{host} has no power driver: declare it under [hosts.{host}] in the edge's settings"
+            )
+        override = None if want == "auto" else PowerOverride(want, until)
         while True:
             row = await get_or_create_row(self._table, host, self._dependencies.now)
-            record = state_machine.with_override(row.value, hold)
+            record = state_machine.with_override(row.value, override)
             try:
                 self._accept_row(host, TableRow(await self._table.update(host, record, row.revision), record))
             except RevisionConflict:
@@ -125,28 +129,28 @@ class PowerController:
             return record
 
     def subscribe(self, listener: Callable[[HostNotice], object]) -> Callable[[], None]:
-        """Call `listener` with every notice; returns what ends that. It must not block."""
+        """Call `listener` with every notice; return a function that ends this. `listener` must not block."""
         self._subscribers.add(listener)
         return lambda: self._subscribers.discard(listener)
 
     def request_tick(self) -> None:
-        """Something happened: look now."""
+        """Start the next tick now, because something changed."""
         self._tick_requested.set()
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Without end, from when the jobs are known."""
+        """Control the hosts until cancelled. The first tick waits until the jobs are known."""
         self._fleet.subscribe_job_changes(self.request_tick)
         await self._fleet.ready()
         async with anyio.create_task_group() as tasks:
             self._poller.start(tasks)
             while True:
-                began = anyio.current_time()
+                started_at = anyio.current_time()
                 await self._tick_and_call(tasks)
                 with anyio.move_on_after(self._dependencies.tick_interval_s):
                     await self._tick_requested.wait()
-                await anyio.sleep_until(began + MIN_TICK_GAP_S)  # what comes after a quiet time is looked at now
+                await anyio.sleep_until(started_at + MIN_TICK_GAP_S)  # no delay after a quiet time
                 self._tick_requested = anyio.Event()
 
     async def _tick_and_call(self, tasks: TaskGroup) -> None:
@@ -154,45 +158,47 @@ class PowerController:
             for due in await self.tick():
                 tasks.start_soon(self._execute_call, due)
         except (BusError, ProblemError) as error:
-            _log.warning("power_put_off", error=str(error))
+            _log.warning("power_tick_failed", error=str(error))
 
     async def _execute_call(self, due: DuePowerCall) -> None:
         await self._call_executor.execute(due)
         self.request_tick()
 
     async def tick(self) -> list[DuePowerCall]:
-        """Look, and write what follows; the calls that are now this edge's to make. Raises BusError, Refused."""
+        """Observe all hosts and write their records; return the calls to make. Raises BusError, ProblemError."""
         rows = {host: await get_or_create_row(self._table, host, self._dependencies.now) for host in self._declared}
-        outlook = await self._observe(rows)
-        self._online_hosts = frozenset(outlook.heartbeats)
+        fleet = await self._observe(rows)
+        self._online_hosts = frozenset(fleet.heartbeats)
         for host, row in rows.items():
             self._accept_row(host, row)
-        called = self._host_observer.hosts_to_wake({host: row.value for host, row in rows.items()}, outlook)
-        steps = [await self._decide(host, row, outlook, called=host in called) for host, row in rows.items()]
-        return [due for due in steps if due is not None]
+        to_wake = self._host_observer.hosts_to_wake({host: row.value for host, row in rows.items()}, fleet)
+        calls = [await self._decide(host, row, fleet, wake_requested=host in to_wake) for host, row in rows.items()]
+        return [due for due in calls if due is not None]
 
     async def _observe(self, rows: Mapping[str, TableRow[PowerRecord]]) -> FleetObservation:
-        wakes = [show.wake_median_s(row.value) or DEFAULT_WAKE_S for row in rows.values()]
-        draining = any(row.value.state is PowerState.DRAINING for row in rows.values())
-        return await self._fleet.observe(WAKE_LEAD_FACTOR * max(wakes, default=DEFAULT_WAKE_S), closely=draining)
+        wakes = [views.wake_median_s(row.value) or DEFAULT_WAKE_S for row in rows.values()]
+        is_draining = any(row.value.state is PowerState.DRAINING for row in rows.values())
+        return await self._fleet.observe(
+            WAKE_LEAD_FACTOR * max(wakes, default=DEFAULT_WAKE_S), include_queue=is_draining
+        )
 
     def _accept_row(self, host: str, row: TableRow[PowerRecord]) -> None:
-        """A newer row, whoever wrote it: listeners hear of every change once."""
+        """Keep a newer row, written by any edge, and notify listeners once of each change of state."""
         before, self._rows[host] = self._rows.get(host), row
         record = row.value
         if before is None or before.value.state is record.state:
             return
         self._poller.poll_now(host)
-        _log.info("power", host=host, state=record.state, why=record.why)
-        if (kind := show.NOTICE_KINDS.get(record.state)) is not None:
+        _log.info("power_state_changed", host=host, state=record.state, why=record.why)
+        if (kind := views.NOTICE_KINDS.get(record.state)) is not None:
             for listener in tuple(self._subscribers):
-                listener(HostNotice(kind, host, record.since, show.wake_median_s(record)))
+                listener(HostNotice(kind, host, record.since, views.wake_median_s(record)))
 
     async def _decide(
-        self, host: str, row: TableRow[PowerRecord], outlook: FleetObservation, *, called: bool
+        self, host: str, row: TableRow[PowerRecord], fleet: FleetObservation, *, wake_requested: bool
     ) -> DuePowerCall | None:
-        told = DriverReport(self._drivers[host].can_report_state, self._poller.last_reported(host, row.value))
-        facts = self._host_observer.observe_host(host, row.value, outlook, called=called, told=told)
+        report = DriverReport(self._drivers[host].can_report_state, self._poller.last_reported(host, row.value))
+        facts = self._host_observer.observe_host(host, row.value, fleet, wake_requested=wake_requested, report=report)
         if (overdue := self._recover_unconfirmed_call(host, row.value)) is not None:
             return overdue
         call_id = self._dependencies.new_id()
@@ -200,7 +206,7 @@ class PowerController:
         return None if record is None else await self._write_record(host, record, row.revision, call_id)
 
     async def _write_record(self, host: str, record: PowerRecord, revision: int, call_id: str) -> DuePowerCall | None:
-        """Compare-and-set. An error does not keep other hosts from their turn, and the next look tells what it did."""
+        """Write the record; return its call if this edge has to make it. An error must not delay other hosts."""
         self.request_tick()
         try:
             row = TableRow(await self._table.update(host, record, revision), record)
@@ -208,15 +214,15 @@ class PowerController:
             return None  # another edge was faster
         except BusError as error:
             self._unconfirmed_calls[host] = call_id
-            _log.warning("power_not_written", host=host, error=str(error))
+            _log.warning("power_record_write_failed", host=host, error=str(error))
             return None
         self._accept_row(host, row)
         return DuePowerCall(host, record.call) if record.call and record.call.id == call_id else None
 
     def _recover_unconfirmed_call(self, host: str, record: PowerRecord) -> DuePowerCall | None:
-        """The call whose writing failed, if it was written all the same: nobody else will make it."""
-        unsure, call = self._unconfirmed_calls.pop(host, None), record.call
-        return DuePowerCall(host, call) if call and call.id == unsure and call.result is None else None
+        """Return the call whose write failed, if it was stored after all: no other edge makes it."""
+        unconfirmed_id, call = self._unconfirmed_calls.pop(host, None), record.call
+        return DuePowerCall(host, call) if call and call.id == unconfirmed_id and call.result is None else None
 
     def _current_record(self, host: str) -> tuple[PowerRecord, bool] | None:
         record = self.record(host)

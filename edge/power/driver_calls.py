@@ -1,4 +1,8 @@
-"""A call of a switch, bounded in time, with every way it can end as a value."""
+"""Calls to power drivers: with a timeout, and with every outcome as a value.
+
+`DriverPoller` asks drivers for the power state while it matters: not for an online host with heartbeats, and not for a
+host that is off. `PowerCallExecutor` makes each call that this edge has to make once, and writes its result.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -26,117 +30,108 @@ from schemas.power import (
 )
 from schemas.problems import ProblemError
 
+POLL_INTERVAL_S = 5.0
+TICK_INTERVAL_S = 3.0
+RECORD_RETRY_DELAY_S = 1.0
+DEFAULT_WAKE_S = 120.0
+WAKE_LEAD_FACTOR = 2.0  # a scheduled job wakes its host this many usual wake times ahead
+
+CurrentRecord = Callable[[str], tuple[PowerRecord, bool] | None]
+
 _log = structlog.get_logger()
 
 
 async def call_driver(driver: PowerDriver, verb: PowerVerb, call_id: str, timeout_s: float) -> PowerCallResult:
-    """Have it done within `timeout_s`. A call that takes longer has failed, though it may still have its effect."""
-    press = {PowerVerb.START: driver.start, PowerVerb.STOP: driver.stop}[verb]
+    """Make a call. A call that exceeds `timeout_s` counts as failed, although it may still take effect."""
+    call = {PowerVerb.START: driver.start, PowerVerb.STOP: driver.stop}[verb]
     try:
         with anyio.fail_after(timeout_s):
-            await press(call_id)
+            await call(call_id)
     except NoCapacity as error:
         return PowerCallResult(PowerCallOutcome.NO_CAPACITY, str(error))
     except PowerCallFailed as error:
         return PowerCallResult(PowerCallOutcome.FAILED, str(error))
     except TimeoutError:
-        return PowerCallResult(PowerCallOutcome.FAILED, f"the switch did not answer in {timeout_s:g} s")
-    except Exception as error:  # the border to programs and clouds of others: see edge.core.error_handling
-        _log.exception("switch_broke", verb=verb)
+        return PowerCallResult(PowerCallOutcome.FAILED, f"the power driver did not answer in {timeout_s:g} s")
+    except Exception as error:  # a program or a cloud may fail in any way
+        _log.exception("power_driver_failed", verb=verb)
         return PowerCallResult(PowerCallOutcome.FAILED, f"{type(error).__name__}: {error}")
     return PowerCallResult(PowerCallOutcome.DONE)
 
 
 async def query_driver(driver: PowerDriver, timeout_s: float) -> ReportedPower:
-    """What the switch says, UNKNOWN when it says nothing in time."""
+    """Return the power state that the driver reports; UNKNOWN if it fails or does not answer in time."""
     try:
         with anyio.fail_after(timeout_s):
             return await driver.state()
     except (PowerCallFailed, TimeoutError):
         return ReportedPower.UNKNOWN
     except Exception:
-        _log.exception("switch_broke", verb="state")
+        _log.exception("power_driver_failed", verb="state")
         return ReportedPower.UNKNOWN
 
 
-# MERGED edge/power/polls.py: What the switches say, asked while it matters: not of a host that beats, and not of one
-# that is known to be off.
-
-
-POLL_INTERVAL_S = 5.0
-
-CurrentRecord = Callable[[str], tuple[PowerRecord, bool] | None]
-
-
 class DriverPoller:
-    """`current` gives a host's record and whether its runner beats; `told` is called when a switch has said something.
+    """Polls the power drivers of the declared hosts.
 
-    A word counts only for the state in which it was asked: what was off before the start is no proof of anything.
+    `current_record`: returns a host's record and whether it has a heartbeat. `on_report`: called after each report.
+    A report counts only for the period in which it was requested: "off" from before a start call proves nothing.
     """
 
     def __init__(
         self,
         declared: Mapping[str, AnyHostConfig],
         drivers: Mapping[str, PowerDriver],
-        current: CurrentRecord,
-        told: Callable[[], None],
-        period_s: float = POLL_INTERVAL_S,
+        current_record: CurrentRecord,
+        on_report: Callable[[], None],
+        interval_s: float = POLL_INTERVAL_S,
     ) -> None:
         self._declared = declared
         self._drivers = drivers
-        self._current_record = current
-        self._on_report = told
-        self._period_s = period_s
+        self._current_record = current_record
+        self._on_report = on_report
+        self._interval_s = interval_s
         self._reports: dict[str, tuple[object, ReportedPower]] = {}
         self._poll_requests = {host: anyio.Event() for host in drivers}
 
     def start(self, tasks: TaskGroup) -> None:
-        """One task a host that can tell, so that a slow switch delays no other."""
+        """Start one task for each driver that can report, so that a slow driver does not delay the others."""
         for host, driver in self._drivers.items():
             if driver.can_report_state:
                 tasks.start_soon(self._poll_forever, host)
 
     def last_reported(self, host: str, record: PowerRecord) -> ReportedPower:
-        """What the switch last said of the host as it stands, UNKNOWN when it has not."""
-        key, word = self._reports.get(host, (None, ReportedPower.UNKNOWN))
-        return word if key == state_key(record) else ReportedPower.UNKNOWN
+        """Return the last report for the current state of the host; UNKNOWN if there is none."""
+        key, reported = self._reports.get(host, (None, ReportedPower.UNKNOWN))
+        return reported if key == state_key(record) else ReportedPower.UNKNOWN
 
     def poll_now(self, host: str) -> None:
-        """The host has changed: ask now."""
+        """Poll now, because the host has changed."""
         self._poll_requests[host].set()
 
     async def _poll_forever(self, host: str) -> None:
         while True:
             await self.poll(host)
-            with anyio.move_on_after(self._period_s):
+            with anyio.move_on_after(self._interval_s):
                 await self._poll_requests[host].wait()
             self._poll_requests[host] = anyio.Event()
 
     async def poll(self, host: str) -> None:
-        """Ask once, if it matters."""
+        """Poll once, unless the state needs no report."""
         current = self._current_record(host)
         if current is None or not self._drivers[host].can_report_state:
             return
-        record, beats = current
-        if record.state is PowerState.OFF or (beats and record.state is PowerState.ONLINE):
+        record, has_heartbeat = current
+        if record.state is PowerState.OFF or (has_heartbeat and record.state is PowerState.ONLINE):
             self._reports.pop(host, None)
             return
-        word = await query_driver(self._drivers[host], self._declared[host].timeout)
-        self._reports[host] = state_key(record), word
+        reported = await query_driver(self._drivers[host], self._declared[host].timeout)
+        self._reports[host] = state_key(record), reported
         self._on_report()
 
 
-# MERGED edge/power/caller.py: Makes the calls that this edge has won, once each, and writes their answers down.
-
-
-TICK_INTERVAL_S = 3.0
-RECORD_RETRY_DELAY_S = 1.0
-DEFAULT_WAKE_S = 120.0
-WAKE_LEAD_FACTOR = 2.0  # work that must start by a time calls its host so many usual wakes ahead
-
-
 class PowerDependencies(Struct, frozen=True, kw_only=True):
-    """Time and chance. `running` in seconds, never set back; `fresh_id`: a new token; `dice`: a number in [0, 1)."""
+    """Clocks and randomness. `monotonic`: in seconds. `new_id`: a new token. `random`: a number in [0, 1)."""
 
     now: Clock
     monotonic: Callable[[], float]
@@ -147,14 +142,14 @@ class PowerDependencies(Struct, frozen=True, kw_only=True):
 
 
 class DuePowerCall(NamedTuple):
-    """A call that this edge has to make."""
+    """A power call that this edge has to make."""
 
     host: str
     call: PowerCall
 
 
 async def get_or_create_row(table: Table[PowerRecord], host: str, now: Clock) -> TableRow[PowerRecord]:
-    """The host's row; the first edge that looks makes it. Raises BusError."""
+    """Return the host's row; create it if it does not exist. Raises BusError."""
     while (row := await table.get(host)) is None:
         record = state_machine.initial_record(now())
         try:
@@ -165,37 +160,37 @@ async def get_or_create_row(table: Table[PowerRecord], host: str, now: Clock) ->
 
 
 class PowerCallExecutor:
-    """Presses the buttons. `drivers` has one for each declared host."""
+    """Makes power calls. `drivers` has one driver for each declared host."""
 
     def __init__(
         self,
         table: Table[PowerRecord],
-        sight: FleetObserver,
+        fleet: FleetObserver,
         declared: Mapping[str, AnyHostConfig],
         drivers: Mapping[str, PowerDriver],
-        means: PowerDependencies,
+        dependencies: PowerDependencies,
     ) -> None:
         self._table = table
-        self._fleet = sight
+        self._fleet = fleet
         self._declared = declared
         self._drivers = drivers
-        self._dependencies = means
+        self._dependencies = dependencies
 
     async def execute(self, due: DuePowerCall) -> None:
-        """Make the call, and write its answer down. Without the broker it is not made: another edge may have it."""
+        """Make the call and write its result. If the broker is unreachable, leave the call to another edge."""
         try:
-            answer = await self._call_driver(due)
+            result = await self._call_driver(due)
         except (BusError, ProblemError) as error:
-            _log.warning("power_call_left", host=due.host, error=str(error))
+            _log.warning("power_call_skipped", host=due.host, error=str(error))
             return
-        if answer is None:
+        if result is None:
             return
-        _log.info("power_call", host=due.host, verb=due.call.verb, outcome=answer.outcome, why=answer.why)
-        while not await self._record_result(due, answer):  # noqa: ASYNC110 - the broker's return is no event of ours
+        _log.info("power_call_finished", host=due.host, verb=due.call.verb, outcome=result.outcome, why=result.why)
+        while not await self._record_result(due, result):  # noqa: ASYNC110 - no event tells that the broker is back
             await sleep(RECORD_RETRY_DELAY_S)
 
     async def _call_driver(self, due: DuePowerCall) -> PowerCallResult | None:
-        """None: the call is not ours any more."""
+        """Make the call; return None if the record has another call now."""
         row = await get_or_create_row(self._table, due.host, self._dependencies.now)
         if row.value.call != due.call:
             return None
@@ -204,14 +199,14 @@ class PowerCallExecutor:
         return await call_driver(self._drivers[due.host], due.call.verb, due.call.id, self._declared[due.host].timeout)
 
     async def _stop_veto(self, host: str, record: PowerRecord) -> str | None:
-        outlook = await self._fleet.observe(WAKE_LEAD_FACTOR * DEFAULT_WAKE_S, closely=True)
-        return state_machine.stop_veto(record, current_facts(host, outlook), self._declared[host])
+        fleet = await self._fleet.observe(WAKE_LEAD_FACTOR * DEFAULT_WAKE_S, include_queue=True)
+        return state_machine.stop_veto(record, current_facts(host, fleet), self._declared[host])
 
-    async def _record_result(self, due: DuePowerCall, answer: PowerCallResult) -> bool:
-        """Whether the answer is written, or nobody waits for it any more."""
+    async def _record_result(self, due: DuePowerCall, result: PowerCallResult) -> bool:
+        """Return whether the result is written, or the record no longer waits for it."""
         try:
             row = await get_or_create_row(self._table, due.host, self._dependencies.now)
-            record = state_machine.with_result(row.value, due.call.id, answer, self._dependencies.random())
+            record = state_machine.with_result(row.value, due.call.id, result, self._dependencies.random())
             if record is not None:
                 await self._table.update(due.host, record, row.revision)
         except BusError:

@@ -1,7 +1,7 @@
-"""The connected relays: sockets whose key has the scope `relay`, asked to press a host's switch on their own network.
+"""The relays connected to this edge: gateway sockets that make power calls on their own network.
 
-Every relay of this edge is asked and the first that knows the host answers for it. A relay that is connected to another
-edge is not asked by this one: connect it to each (`lamplighter relay` takes several URLs).
+A request goes to every connected relay, and the first successful reply counts. An edge reaches only the relays that
+are connected to itself, so connect a relay to each edge (`lamplighter relay` takes several URLs).
 """
 
 import asyncio
@@ -22,15 +22,15 @@ REQUEST_KINDS: Mapping[str, EnvelopeType] = {
 
 
 class RelayConnection(Protocol):
-    """A relay's socket."""
+    """The socket of a connected relay."""
 
     def send_text(self, text: str) -> None:
-        """Send, if it still can be sent."""
+        """Send `text`, or drop it if the socket is closed."""
         ...
 
 
 class _RelayRequest(Struct, eq=False):
-    """One question to one relay. `eq=False`: it is itself, and may lie in a set."""
+    """A pending request to one relay. `eq=False`: compared by identity, so that it is hashable."""
 
     kind: str
     request_id: str
@@ -40,75 +40,75 @@ class _RelayRequest(Struct, eq=False):
 
 
 class RelayHub(PowerRelay):
-    """`fresh_id` names questions, so that answers find them."""
+    """Sends requests to the connected relays. `new_id`: creates request ids."""
 
-    def __init__(self, fresh_id: Callable[[], str], now: Clock = utc_now) -> None:
+    def __init__(self, new_id: Callable[[], str], now: Clock = utc_now) -> None:
         self._now = now
-        self._new_id = fresh_id
+        self._new_id = new_id
         self._connections: list[RelayConnection] = []
         self._requests: dict[str, _RelayRequest] = {}
 
     def register(self, socket: RelayConnection) -> None:
-        """From now on it is asked."""
+        """Send requests to this relay from now on."""
         self._connections.append(socket)
 
     def unregister(self, socket: RelayConnection) -> None:
-        """It is gone, with what it owes."""
+        """Remove a relay and fail its pending requests."""
         if socket in self._connections:
             self._connections.remove(socket)
-        for asked in tuple(self._requests.values()):
-            if asked.socket is socket and not asked.reply.done():
-                asked.reply.set_exception(RelayUnavailable())
+        for request in tuple(self._requests.values()):
+            if request.socket is socket and not request.reply.done():
+                request.reply.set_exception(RelayUnavailable())
 
     async def request(self, kind: str, host: str, call_id: str) -> PowerDriverReply:
-        """The first reply of a relay that knows the host. Raises RelayAway, SwitchFailed when all refuse."""
-        asked = [self._send_request(socket, REQUEST_KINDS[kind], host, call_id) for socket in self._connections]
-        waiting = {one.reply for one in asked}
-        refused: Exception = RelayUnavailable()
+        """Return the first successful reply. Raises RelayUnavailable, or PowerCallFailed if all relays fail."""
+        requests = [self._send_request(socket, REQUEST_KINDS[kind], host, call_id) for socket in self._connections]
+        waiting = {request.reply for request in requests}
+        failure: Exception = RelayUnavailable()
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for answer in done:
-                    error = answer.exception()
+                for reply in done:
+                    error = reply.exception()
                     if error is None:
-                        return answer.result()
-                    refused = error if isinstance(error, PowerCallFailed) else refused
-            raise refused
+                        return reply.result()
+                    failure = error if isinstance(error, PowerCallFailed) else failure
+            raise failure
         finally:
-            for one in asked:
-                self._requests.pop(one.request_id, None)
-                one.reply.cancel()
+            for request in requests:
+                self._requests.pop(request.request_id, None)
+                request.reply.cancel()
 
     def _send_request(self, socket: RelayConnection, kind: EnvelopeType, host: str, call_id: str) -> _RelayRequest:
         request_id = self._new_id()
         payload = RelayPayload(host=host, call_id=call_id or request_id)
-        asked = _RelayRequest(kind, request_id, payload, socket, asyncio.get_running_loop().create_future())
-        self._requests[request_id] = asked
+        request = _RelayRequest(kind, request_id, payload, socket, asyncio.get_running_loop().create_future())
+        self._requests[request_id] = request
         socket.send_text(
             encode_envelope(Envelope(type=kind, ts=unix_seconds(self._now()), request_id=request_id, payload=payload))
         )
-        return asked
+        return request
 
     def handle_reply(self, socket: RelayConnection, message: ClientMessage) -> None:
-        """A relay's answer; one to a question that nobody waits for any more is dropped."""
-        asked = self._find_request(socket, message)
-        if asked is None or asked.reply.done():
+        """Pass a relay's reply to its request; drop a reply to a request that has ended."""
+        request = self._find_request(socket, message)
+        if request is None or request.reply.done():
             return
         if message.error:
-            why = message.error_msg or "it failed and did not say why"
-            asked.reply.set_exception(PowerCallFailed(f"the relay: {why[:500]}"))
+            why = message.error_msg or "it failed without a message: see its log"
+            request.reply.set_exception(PowerCallFailed(f"the relay: {why[:500]}"))
             return
         try:
-            asked.reply.set_result(msgspec.convert(message.result, PowerDriverReply))
+            request.reply.set_result(msgspec.convert(message.result, PowerDriverReply))
         except msgspec.ValidationError as error:
-            asked.reply.set_exception(PowerCallFailed(f'the relay answered what is no {{"state": …}}: {error}'))
+            request.reply.set_exception(PowerCallFailed(f'the relay\'s reply is not {{"state": …}}: {error}'))
 
     def _find_request(self, socket: RelayConnection, message: ClientMessage) -> _RelayRequest | None:
-        """By its request_id or call_id; a relay that echoes neither answers in the order it was asked."""
+        """Find the request by request_id or call_id; a relay that returns neither must reply in order."""
         own = [one for one in self._requests.values() if one.socket is socket and one.kind == message.type]
         call_id = message.payload.get("call_id")
         for one in own:
             if message.request_id == one.request_id or (call_id and call_id == one.payload.call_id):
                 return one
-        anonymous = not message.request_id and not call_id
-        return own[0] if own and anonymous else None
+        has_no_id = not message.request_id and not call_id
+        return own[0] if own and has_no_id else None

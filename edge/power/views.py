@@ -1,4 +1,4 @@
-"""What people see of a host's power: state, history, why a job waits for it, and for how long."""
+"""Power states for clients: the state and history of a host, why a job waits for it, and for how long."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -27,7 +27,7 @@ WAIT_REASONS: Mapping[PowerState, WaitReason] = {
     PowerState.FAULT: WaitReason.HOST_FAULT,
 }
 
-# Of several hosts the one nearest to taking the job speaks.
+# Of several hosts, the reason of the one closest to starting the job is shown.
 REASONS_NEAREST_FIRST = (
     WaitReason.HOST_BOOTING,
     WaitReason.HOST_WAKING,
@@ -37,44 +37,44 @@ REASONS_NEAREST_FIRST = (
 )
 
 
-def wait_reason(record: PowerRecord, word: ReportedPower) -> WaitReason | None:
-    """Why a job waits for the host; None while it is up."""
-    if record.state is PowerState.WAKING and word is ReportedPower.ON:
+def wait_reason(record: PowerRecord, reported: ReportedPower) -> WaitReason | None:
+    """Return why a job waits for the host; None while it is online."""
+    if record.state is PowerState.WAKING and reported is ReportedPower.ON:
         return WaitReason.HOST_BOOTING
     return WAIT_REASONS.get(record.state)
 
 
 def wake_median_s(record: PowerRecord) -> float | None:
-    """Seconds from the start call to the first heartbeat, as measured."""
+    """Return the median of the measured seconds from the start call to the first heartbeat."""
     return median(record.wake_durations_s) if record.wake_durations_s else None
 
 
 def wake_left_s(record: PowerRecord, at: datetime) -> float | None:
-    """Seconds until the first heartbeat: the usual wake, less what has passed since the start call."""
+    """Return the expected seconds until the first heartbeat: the median wake, less the time since the start call."""
     usual = wake_median_s(record)
     if usual is None or record.state is not PowerState.WAKING or record.call is None:
         return usual
-    passed_s = max(0.0, (at - record.call.at).total_seconds())  # the calendar may have been set back since
+    passed_s = max(0.0, (at - record.call.at).total_seconds())  # the clock may have been set back
     return max(0.0, usual - passed_s)
 
 
-def nearest_forecast(prospects: Iterable[WakeForecast]) -> WakeForecast | None:
-    """The one to tell."""
+def nearest_forecast(forecasts: Iterable[WakeForecast]) -> WakeForecast | None:
+    """Return the forecast of the host closest to starting the job."""
     return min(
-        prospects, key=lambda prospect: (REASONS_NEAREST_FIRST.index(prospect.reason), prospect.host), default=None
+        forecasts, key=lambda forecast: (REASONS_NEAREST_FIRST.index(forecast.reason), forecast.host), default=None
     )
 
 
 def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetime) -> HostView:
-    """The host as `/v1/hosts` shows it; `seen` is what its own word makes of it, None when it never spoke."""
-    hold = active_override(record, at)
+    """Return the host as `/v1/hosts` shows it. `seen`: its view by its heartbeats; None if it was never seen."""
+    override = active_override(record, at)
     view = seen or HostView(id=host, state=record.state)
-    up = record.state is PowerState.ONLINE and seen is not None
+    is_online = record.state is PowerState.ONLINE and seen is not None
     return replace(
         view,
-        state=view.state if up else record.state,
+        state=view.state if is_online else record.state,
         since=record.since,
         wake_median_s=wake_median_s(record),
-        hold=None if hold is None else to_builtins(hold),
+        hold=None if override is None else to_builtins(override),
         history=tuple(to_builtins(change) for change in record.history),
     )

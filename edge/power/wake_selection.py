@@ -1,4 +1,4 @@
-"""Which hosts to wake for the work that waits: among those that offer it the lowest rank, then the next."""
+"""Select the hosts to wake for waiting jobs: for each pool the hosts that offer it, in the order of priority. Pure."""
 
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from schemas.power import PowerState
 
 
 class WakeCandidate(NamedTuple):
-    """A declared host as seen when it may be woken. `pools` None: never seen, so it may offer anything."""
+    """A declared host. `pools`: None if it was never seen, so that it may offer any pool."""
 
     host: str
     wake_priority: int
@@ -17,20 +17,20 @@ class WakeCandidate(NamedTuple):
     fallback_after: float
 
     def offers_pool(self, pool: str) -> bool:
-        """Whether work of that pool may be for this host."""
+        """Return whether the host may run jobs of the pool."""
         return self.pools is None or pool in self.pools
 
     @property
     def is_passed_over(self) -> bool:
-        """Whether the next host is called as well."""
-        blocked = self.state is PowerState.BLOCKED and self.in_state_s >= self.fallback_after
-        return blocked or self.state is PowerState.FAULT
+        """Return whether the next host is woken as well."""
+        is_blocked = self.state is PowerState.BLOCKED and self.in_state_s >= self.fallback_after
+        return is_blocked or self.state is PowerState.FAULT
 
 
 def select_hosts_to_wake(
     pools: Iterable[str], served: Collection[str], candidates: Collection[WakeCandidate]
 ) -> frozenset[str]:
-    """The hosts that should be awake for `pools`, of which those in `served` have a host that is up."""
+    """Return the hosts to wake for `pools`, except for pools in `served`, which have an online host."""
     ranked = sorted(candidates, key=lambda candidate: (candidate.wake_priority, candidate.host))
     return frozenset(host for pool in pools if pool not in served for host in _hosts_for_pool(pool, ranked))
 

@@ -1,4 +1,4 @@
-"""A machine that is only pretended: the port's fake, with a boot and a shutdown that the test ends."""
+"""A power driver of a simulated machine, whose boot and shutdown the test finishes."""
 
 from anyio.lowlevel import checkpoint
 
@@ -7,10 +7,10 @@ from schemas.power import ReportedPower
 
 
 class FakePowerDriver(PowerDriver):
-    """`slow`: orders leave it starting or stopping until `settle`. `calls` are those that were made, in order."""
+    """A simulated machine. `slow`: it stays starting or stopping until `finish_transition`. `calls`: in order."""
 
-    def __init__(self, *, tells: bool = True, slow: bool = False) -> None:
-        self._can_report_state = tells
+    def __init__(self, *, can_report_state: bool = True, slow: bool = False) -> None:
+        self._can_report_state = can_report_state
         self._slow = slow
         self.power = ReportedPower.OFF
         self.calls: list[tuple[str, str]] = []
@@ -25,7 +25,7 @@ class FakePowerDriver(PowerDriver):
         await self._record_call("start", call_id)
         if self.sold_out:
             self.sold_out -= 1
-            raise NoCapacity("no machine is free: it is tried again")
+            raise NoCapacity("no machine is free: the call is repeated")
         if self.power not in {ReportedPower.ON, ReportedPower.STARTING}:
             self.power = ReportedPower.STARTING if self._slow else ReportedPower.ON
 
@@ -40,7 +40,7 @@ class FakePowerDriver(PowerDriver):
         return self.power if self._can_report_state else ReportedPower.UNKNOWN
 
     def finish_transition(self) -> None:
-        """The boot or the shutdown is over."""
+        """End the boot or the shutdown."""
         self.power = {ReportedPower.STARTING: ReportedPower.ON, ReportedPower.STOPPING: ReportedPower.OFF}.get(
             self.power, self.power
         )
@@ -52,4 +52,4 @@ class FakePowerDriver(PowerDriver):
 
     def _check(self) -> None:
         if self.broken:
-            raise PowerCallFailed("the switch is broken: mend it")
+            raise PowerCallFailed("the driver is broken: repair it")

@@ -1,14 +1,15 @@
-"""The switch as programs of the owner: whatever can be scripted can be switched.
+"""Power driver that runs programs of the operator.
 
 The contract, which the recipes in deploy/power keep:
 
-- every program gets the host's id in `LAMPLIGHTER_HOST` and the call's in `LAMPLIGHTER_CALL` and no standard input;
-- of the edge's environment it inherits what any program needs (`schemas.environment`) and what the declaration names;
-- `on` and `off` exit 0 when the order was taken, or there was nothing to do; 75 (EX_TEMPFAIL) when there is no
-  capacity; anything else is a failure, of which the last line they wrote is told;
-- `state` writes one word on its last line: off, starting, on, stopping, error or unknown. Without such a word its exit
-  says it, so that `ping -c1` will do: 0 is on, 1 is off, anything else is unknown;
-- a program that runs too long is killed with everything it started in its own process group.
+- every program gets the host's id in `LAMPLIGHTER_HOST`, the call's id in `LAMPLIGHTER_CALL`, and no standard input;
+- it inherits the common variables of the edge's environment (`schemas.environment`) and those that the host's
+  settings name;
+- `on` and `off` exit with 0 if the order was accepted or there was nothing to do, and with 75 (EX_TEMPFAIL) if there
+  is no capacity. Any other exit is a failure, and the last line of output is its message;
+- `state` writes one word on its last line: off, starting, on, stopping, error or unknown. Without such a word the exit
+  code counts, so that `ping -c1` works: 0 is on, 1 is off, anything else is unknown;
+- a program that exceeds its timeout is killed together with its process group.
 """
 
 import os
@@ -39,7 +40,7 @@ class _ProgramResult(NamedTuple):
 
 
 class CommandDriver(PowerDriver):
-    """Runs the argv of a declaration; `environ` is what the programs inherit a part of."""
+    """Runs the programs of a host's settings. `environ`: the environment of the edge."""
 
     def __init__(self, host: str, declared: CommandHostConfig, environ: Mapping[str, str]) -> None:
         self._host = host
@@ -54,33 +55,33 @@ class CommandDriver(PowerDriver):
         await self._run_power_call(self._declared.on, call_id)
 
     async def stop(self, call_id: str) -> None:
-        """Without `off` there is nothing to run: the runner reads in its record that it is to power off."""
+        """Run `off`. Without it, the runner reads in the host's record that it must power off."""
         if self._declared.off is not None:
             await self._run_power_call(self._declared.off, call_id)
 
     async def state(self) -> ReportedPower:
         if self._declared.state is None:
             return ReportedPower.UNKNOWN
-        ended = await self._run_program(self._declared.state, "")
-        word = ended.last_line.strip().lower()
+        result = await self._run_program(self._declared.state, "")
+        word = result.last_line.strip().lower()
         return (
             ReportedPower(word)
             if word in set(ReportedPower)
-            else REPORTED_BY_EXIT_CODE.get(ended.exit_code, ReportedPower.UNKNOWN)
+            else REPORTED_BY_EXIT_CODE.get(result.exit_code, ReportedPower.UNKNOWN)
         )
 
     async def _run_power_call(self, argv: tuple[str, ...], call_id: str) -> None:
-        ended = await self._run_program(argv, call_id)
-        if ended.exit_code == 0:
+        result = await self._run_program(argv, call_id)
+        if result.exit_code == 0:
             return
-        said = f"{argv[0]}: {ended.last_line.strip() or f'exit {ended.exit_code}'}"
-        raise (
-            NoCapacity(said) if ended.exit_code == NO_CAPACITY_EXIT_CODE else PowerCallFailed(f"{said}; run it by hand")
-        )
+        message = f"{argv[0]}: {result.last_line.strip() or f'exit {result.exit_code}'}"
+        if result.exit_code == NO_CAPACITY_EXIT_CODE:
+            raise NoCapacity(message)
+        raise PowerCallFailed(f"{message}; run it by hand to see why")
 
     async def _run_program(self, argv: tuple[str, ...], call_id: str) -> _ProgramResult:
         environ = {**self._environ, "LAMPLIGHTER_HOST": self._host, "LAMPLIGHTER_CALL": call_id}
-        # A file, not a pipe: what the program leaves running behind it would hold a pipe open for ever.
+        # A file, not a pipe: a background process that the program leaves would keep a pipe open.
         with tempfile.TemporaryFile() as output:
             try:
                 process = await anyio.open_process(

@@ -1,4 +1,4 @@
-"""From a declaration to its driver: one table."""
+"""Build the power driver of each declared host."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -25,18 +25,18 @@ from schemas.host_config import (
 
 
 class DriverPackageMissing(RuntimeError):
-    """A declared driver needs a package that is not installed; the message says which."""
+    """A driver needs a Python package that is not installed; the message names it."""
 
 
 class UnconnectedRelay(PowerRelay):
-    """A gateway that nobody is connected to."""
+    """A relay port without connected relays."""
 
     async def request(self, kind: str, host: str, call_id: str) -> PowerDriverReply:
         raise RelayUnavailable
 
 
 class DriverDependencies(Struct, frozen=True, kw_only=True):
-    """What drivers work with. `client` belongs to the caller; `fresh_id` gives a new token."""
+    """What drivers need. `client`: the caller closes it. `new_id`: returns a new token."""
 
     client: httpx.AsyncClient
     environ: Mapping[str, str]
@@ -45,24 +45,26 @@ class DriverDependencies(Struct, frozen=True, kw_only=True):
     relay: PowerRelay = UnconnectedRelay()
 
 
-def _build_libcloud(_: str, declared: LibcloudHostConfig, means: DriverDependencies) -> PowerDriver:
+def _build_libcloud(_: str, declared: LibcloudHostConfig, dependencies: DriverDependencies) -> PowerDriver:
     try:
         module = importlib.import_module("edge.power.drivers.libcloud")
     except ModuleNotFoundError as error:
         raise DriverPackageMissing(f"driver libcloud needs {error.name}: install lamplighter[libcloud]") from error
-    made: PowerDriver = module.LibcloudDriver(declared, means.environ)
-    return made
+    driver: PowerDriver = module.LibcloudDriver(declared, dependencies.environ)
+    return driver
 
 
 DRIVER_FACTORIES: Mapping[type[HostConfig], Callable[[str, Any, DriverDependencies], PowerDriver]] = {
-    CommandHostConfig: lambda host, declared, means: CommandDriver(host, declared, means.environ),
-    HttpHostConfig: lambda host, declared, means: HttpDriver(host, declared, means.client, means.now, means.new_id),
-    WolHostConfig: lambda _host, declared, _means: WolDriver(declared),
+    CommandHostConfig: lambda host, declared, dependencies: CommandDriver(host, declared, dependencies.environ),
+    HttpHostConfig: lambda host, declared, dependencies: HttpDriver(
+        host, declared, dependencies.client, dependencies.now, dependencies.new_id
+    ),
+    WolHostConfig: lambda _host, declared, _dependencies: WolDriver(declared),
     LibcloudHostConfig: _build_libcloud,
-    RelayHostConfig: lambda host, declared, means: RelayDriver(means.relay, declared.name or host),
+    RelayHostConfig: lambda host, declared, dependencies: RelayDriver(dependencies.relay, declared.name or host),
 }
 
 
-def build_drivers(hosts: Mapping[str, AnyHostConfig], means: DriverDependencies) -> dict[str, PowerDriver]:
-    """A driver for each declared host. Raises DriverMissing."""
-    return {host: DRIVER_FACTORIES[type(declared)](host, declared, means) for host, declared in hosts.items()}
+def build_drivers(hosts: Mapping[str, AnyHostConfig], dependencies: DriverDependencies) -> dict[str, PowerDriver]:
+    """Return a driver for each declared host. Raises DriverPackageMissing."""
+    return {host: DRIVER_FACTORIES[type(declared)](host, declared, dependencies) for host, declared in hosts.items()}

@@ -1,6 +1,8 @@
-"""The switch as a signed webhook: `POST url` with `{"type": "power.start|stop|state", "timestamp", "data": {"host"}}`.
+"""Power driver that sends signed webhooks.
 
-Any 2xx is "taken", its body is as in `reply`. The call's id is the webhook's id: who receives it twice does it once.
+It posts `{"type": "power.start|stop|state", "timestamp", "data": {"host", "call_id"}}` to the URL in the settings.
+Any 2xx means that the call was accepted; the body is a `PowerDriverReply`. The call's id is the webhook's id, so that a
+receiver can ignore a repeated call.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from schemas.power import ReportedPower
 
 
 class HttpDriver(PowerDriver):
-    """`client` is closed by who made it; `fresh_id` names questions, which have no call."""
+    """Sends webhooks. `client`: the caller closes it. `new_id`: creates the id of a state request."""
 
     def __init__(
         self,
@@ -24,13 +26,13 @@ class HttpDriver(PowerDriver):
         declared: HttpHostConfig,
         client: httpx.AsyncClient,
         now: Callable[[], datetime],
-        fresh_id: Callable[[], str],
+        new_id: Callable[[], str],
     ) -> None:
         self._host = host
         self._declared = declared
         self._client = client
         self._now = now
-        self._new_id = fresh_id
+        self._new_id = new_id
 
     @property
     def can_report_state(self) -> bool:
@@ -53,7 +55,11 @@ class HttpDriver(PowerDriver):
         headers = {"content-type": "application/json", **signature_headers(call_id, at, body, self._declared.secret)}
         try:
             response = await self._client.post(self._declared.url, content=body, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: a name that idna cannot read
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            ValueError,
+        ) as error:  # ValueError: a host name that idna cannot decode
             raise PowerCallFailed(
                 f"{self._declared.url} does not answer ({type(error).__name__}): is it up?"
             ) from error

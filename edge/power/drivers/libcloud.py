@@ -1,7 +1,7 @@
-"""The switch of a cloud, by apache-libcloud: `start_node` and `stop_node` of any provider that has them.
+"""Power driver for clouds, by apache-libcloud: `start_node` and `stop_node` of any provider that supports them.
 
-libcloud blocks and keeps one connection an object, so every call makes its own in a thread. Its providers agree on
-states, not on errors: what says "no capacity" is found by the codes below, wherever they stand in the message.
+libcloud blocks and keeps one connection per object, so every call makes its own connection in a thread. Its providers
+have common states, but no common errors. "No capacity" is recognized by the codes below anywhere in the message.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ REPORTED_BY_NODE_STATE: Mapping[str, ReportedPower] = {
     NodeState.ERROR: ReportedPower.ERROR,
 }
 
-# AWS, Google and Azure, as their references of error codes name it.
+# Error codes of AWS, Google Cloud and Azure, from their references.
 NO_CAPACITY_CODES = (
     "InsufficientInstanceCapacity",
     "InsufficientHostCapacity",
@@ -45,7 +45,7 @@ NO_CAPACITY_CODES = (
 
 
 class LibcloudDriver(PowerDriver):
-    """One machine of a provider; `environ` holds the credentials that the declaration names."""
+    """Controls one node of a provider. `environ`: holds the credentials that the host's settings name."""
 
     def __init__(self, declared: LibcloudHostConfig, environ: Mapping[str, str]) -> None:
         self._declared = declared
@@ -56,7 +56,7 @@ class LibcloudDriver(PowerDriver):
         return True
 
     async def start(self, call_id: str) -> None:
-        """A machine that is stopping cannot be started yet: SwitchFailed, and it is tried again."""
+        """Start the node. Raises PowerCallFailed while it is stopping; the call is then repeated."""
         await self._in_thread(self._start_node)
 
     async def stop(self, call_id: str) -> None:
@@ -69,14 +69,18 @@ class LibcloudDriver(PowerDriver):
         node = self._find_node(cloud)
         state = _reported_power(node)
         if state is ReportedPower.STOPPING:
-            raise PowerCallFailed(f"{node.id} is still stopping: it is tried again")
+            raise PowerCallFailed(f"{node.id} is still stopping: the call is repeated later")
         if state not in {ReportedPower.ON, ReportedPower.STARTING} and not cloud.start_node(node):
-            raise PowerCallFailed(f"{self._declared.provider} did not start {node.id}: look at its console")
+            raise PowerCallFailed(
+                f"{self._declared.provider} did not start {node.id}: check it in the provider's console"
+            )
 
     def _stop_node(self, cloud: NodeDriver) -> None:
         node = self._find_node(cloud)
         if _reported_power(node) not in {ReportedPower.OFF, ReportedPower.STOPPING} and not cloud.stop_node(node):
-            raise PowerCallFailed(f"{self._declared.provider} did not stop {node.id}: look at its console")
+            raise PowerCallFailed(
+                f"{self._declared.provider} did not stop {node.id}: check it in the provider's console"
+            )
 
     def _find_node(self, cloud: NodeDriver) -> Node:
         found = next((node for node in cloud.list_nodes() if node.id == self._declared.node), None)
@@ -85,7 +89,7 @@ class LibcloudDriver(PowerDriver):
         return found
 
     async def _in_thread(self, ask: Callable[[NodeDriver], T]) -> T:
-        # Nobody waits for a thread whose call took too long; the next call asks for the state first.
+        # A thread whose call timed out is abandoned. The next call reads the state first.
         return await to_thread.run_sync(lambda: self._call_cloud(ask), abandon_on_cancel=True)
 
     def _call_cloud(self, ask: Callable[[NodeDriver], T]) -> T:
@@ -94,13 +98,13 @@ class LibcloudDriver(PowerDriver):
         except PowerCallFailed:
             raise
         except InvalidCredsError as error:
-            raise PowerCallFailed(f"{self._declared.provider} refuses the key in {self._declared.key_env}") from error
-        except Exception as error:  # the border: ValueError for a region, AttributeError for a provider, and so on
+            raise PowerCallFailed(f"{self._declared.provider} rejects the key in {self._declared.key_env}") from error
+        except Exception as error:  # libcloud may raise anything: ValueError for a region, for example
             raise self._to_error(str(error) or type(error).__name__) from error
 
     def _to_error(self, message: str) -> PowerCallFailed:
-        said = f"{self._declared.provider}: {' '.join(message.split())}"
-        return NoCapacity(said) if any(code in message for code in NO_CAPACITY_CODES) else PowerCallFailed(said)
+        text = f"{self._declared.provider}: {' '.join(message.split())}"
+        return NoCapacity(text) if any(code in message for code in NO_CAPACITY_CODES) else PowerCallFailed(text)
 
     def _connect(self) -> NodeDriver:
         declared = self._declared

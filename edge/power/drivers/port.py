@@ -1,11 +1,11 @@
-"""What can press a host's button, in our words.
+"""The port of a power driver, and the reply format of webhooks and relays.
 
-Calls are idempotent: a start of a host that is on, or is starting, is done, and so is a stop of one that is off. They
-may be made again, by another edge too, after an answer was lost. There is no word for deleting a machine, and none may
-come. How long a call may take is decided by who makes it (`edge.power.driver_calls`).
+Calls are idempotent: starting a host that is on or starting succeeds, and so does stopping one that is off. A call may
+be repeated, also by another edge, after its result was lost. The port has no call that deletes a machine, and must not
+get one. The caller sets the timeout (`edge.power.driver_calls`).
 
-SwitchFailed   the call was not done: try again later, a few times
-  NoCapacity   nothing is broken, the provider has no machine free: try again for as long as somebody waits
+PowerCallFailed   the call failed: repeat it a few times
+  NoCapacity      the provider has no free machine: repeat it while jobs wait
 """
 
 from typing import Protocol
@@ -17,56 +17,52 @@ from schemas.power import ReportedPower
 
 
 class PowerCallFailed(Exception):
-    """The call was not done. The message says what failed, why, and what to do, in one line."""
+    """The call failed. The message says what failed, why, and what to do, in one line."""
 
 
 class NoCapacity(PowerCallFailed):
-    """There is no capacity now."""
+    """The provider has no free machine at the moment."""
 
 
 class PowerDriver(Protocol):
-    """One host's switch."""
+    """Powers one host on and off."""
 
     @property
     def can_report_state(self) -> bool:
-        """Whether `state` can ever say OFF; without that a host is off when it is silent."""
+        """Return whether `state` can report OFF. Otherwise a host without heartbeats is treated as off."""
         ...
 
     async def start(self, call_id: str) -> None:
-        """Have it switched on; returns when the provider has taken the order. Raises SwitchFailed, NoCapacity."""
+        """Power the host on; return when the order was accepted. Raises PowerCallFailed, NoCapacity."""
         ...
 
     async def stop(self, call_id: str) -> None:
-        """Have it switched off. Raises SwitchFailed."""
+        """Power the host off; return when the order was accepted. Raises PowerCallFailed."""
         ...
 
     async def state(self) -> ReportedPower:
-        """What the provider says of it now. Raises SwitchFailed when it says nothing."""
+        """Return the current power state. Raises PowerCallFailed if it is not available."""
         ...
 
 
-# MERGED edge/power/drivers/reply.py: What a relay or a webhook answers (PROTOCOLS 2): `{"state": "off|starting|…",
-# "no_capacity": false}`.
-
-
 class PowerDriverReply(Struct, frozen=True):
-    """Both may be left out."""
+    """The reply of a webhook or a relay: `{"state": "off|starting|…", "no_capacity": false}`. Both are optional."""
 
     state: ReportedPower = ReportedPower.UNKNOWN
     no_capacity: bool = False
 
 
 def parse_reply(body: bytes) -> PowerDriverReply:
-    """The reply; an empty body says nothing. Raises SwitchFailed, NoCapacity."""
+    """Decode a reply; an empty body is an empty reply. Raises PowerCallFailed, NoCapacity."""
     try:
         reply = msgspec.json.decode(body, type=PowerDriverReply) if body.strip() else PowerDriverReply()
     except msgspec.DecodeError as error:
-        raise PowerCallFailed(f'the switch answered what is no {{"state": …}}: {error}') from error
+        raise PowerCallFailed(f'the reply is not {{"state": …}}: {error}') from error
     return require_capacity(reply)
 
 
 def require_capacity(reply: PowerDriverReply) -> PowerDriverReply:
-    """The same reply; raises NoCapacity where it says so."""
+    """Return `reply`. Raises NoCapacity if it reports this."""
     if reply.no_capacity:
-        raise NoCapacity("the switch has no capacity now")
+        raise NoCapacity("the power driver reports no capacity")
     return reply

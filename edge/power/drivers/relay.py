@@ -1,4 +1,4 @@
-"""The switch behind a relay: a client of the gateway on the host's own network that presses it there (PROTOCOLS 2)."""
+"""Power driver that forwards calls to a relay: a gateway client on the host's network that makes them there."""
 
 from typing import Protocol
 
@@ -11,15 +11,15 @@ class RelayUnavailable(Exception):
 
 
 class PowerRelay(Protocol):
-    """The gateway's side: who of the connected relays is asked is its affair."""
+    """Sends requests to the connected relays. `edge.power.relay_hub.RelayHub` implements it."""
 
     async def request(self, kind: str, host: str, call_id: str) -> PowerDriverReply:
-        """Send `kind` (`gpu.power.start|stop|state`) and wait for the answer. Raises RelayAway."""
+        """Send `kind` (`gpu.power.start|stop|state`) and wait for the reply. Raises RelayUnavailable."""
         ...
 
 
 class RelayDriver(PowerDriver):
-    """`host` is the relay's name for it. A question has no call, so its id is empty."""
+    """Sends power calls through `relay`. `host`: its name at the relay. A state request has an empty call id."""
 
     def __init__(self, relay: PowerRelay, host: str) -> None:
         self._relay = relay

@@ -1,7 +1,7 @@
-"""Wake-on-LAN: a magic packet wakes the machine; its own runner powers it off; nobody tells whether it is on.
+"""Wake-on-LAN driver: a magic packet powers the host on, and its own runner powers it off. It cannot report a state.
 
-A magic packet is six bytes FF and sixteen times the address (AMD, Magic Packet Technology, 1995). Nothing acknowledges
-it, so it is sent three times.
+A magic packet is six bytes FF, then sixteen times the address (AMD, Magic Packet Technology, 1995). It is not
+acknowledged, so it is sent three times.
 """
 
 import socket
@@ -16,12 +16,12 @@ PACKET_COUNT = 3
 
 
 def magic_packet(mac: str) -> bytes:
-    """The 102 bytes for an address like `a4:bb:6d:00:11:22`."""
+    """Return the 102 bytes of the packet for an address like `a4:bb:6d:00:11:22`."""
     return b"\xff" * 6 + bytes.fromhex(mac.replace(":", "").replace("-", "")) * 16
 
 
 class WolDriver(PowerDriver):
-    """Packets leave from any interface that has a way to `broadcast`."""
+    """Sends packets to `broadcast` from any interface with a route to it."""
 
     def __init__(self, declared: WolHostConfig) -> None:
         self._declared = declared
@@ -31,7 +31,7 @@ class WolDriver(PowerDriver):
         return False
 
     async def start(self, call_id: str) -> None:
-        """The id is not needed: a machine that is on ignores the packet."""
+        """Send the packet. The call id is not needed, because a machine that is on ignores the packet."""
         try:
             await to_thread.run_sync(self._send_packets)
         except OSError as error:
@@ -41,7 +41,7 @@ class WolDriver(PowerDriver):
             ) from error
 
     async def stop(self, call_id: str) -> None:
-        """Nothing to send: the runner reads in its record that it is to power off."""
+        """Do nothing: the runner reads in the host's record that it must power off."""
 
     async def state(self) -> ReportedPower:
         return ReportedPower.UNKNOWN

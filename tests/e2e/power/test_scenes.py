@@ -120,7 +120,7 @@ async def test_a_host_that_hangs_while_it_stops_is_a_fault_until_its_owner_looks
     scene.box.plan(hangs=True)
     await scene.wait_until_succeeded(await scene.submit())
     fault = await scene.wait_for_state(S.FAULT)
-    assert fault.why == "it does not go off"
+    assert fault.why == "it did not power off in time"
     job = await scene.submit("while it is at fault")
     scene.box.plan()
     await wait_for_reason(scene.lit, job.id, "host_fault")

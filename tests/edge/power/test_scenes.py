@@ -203,7 +203,7 @@ async def test_the_next_host_is_called_when_the_first_is_blocked_for_long(tmp_pa
         assert 600 <= (woken.since - blocked.since).total_seconds() < 610
         await made.wait_for_state(S.ONLINE, "gpu-2")
         await made.wait_for_state(S.OFF)
-        assert (await made.record()).why == "nobody waits for it any more"
+        assert (await made.record()).why == "no job waits for it any more"
 
 
 async def test_a_host_that_does_not_boot_is_cycled_once_and_then_at_fault_until_its_owner_looks(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ async def test_a_host_that_hangs_in_stopping_is_at_fault_and_serves_when_work_co
         await made.run_all_jobs()
         made.drivers["gpu-1"].stop = _nothing  # type: ignore[method-assign]
         fault = await made.wait_for_state(S.FAULT)
-        assert fault.why == "it does not go off"
+        assert fault.why == "it did not power off in time"
         await made.advance(3600)
         assert (await made.record()).state is S.FAULT
         await made.edge.world.submit()

@@ -97,7 +97,7 @@ async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Pat
     code = f"import subprocess, sys, pathlib; c = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}]); "
     code += f"pathlib.Path({str(born)!r}).write_text(str(c.pid)); c.wait()"
     answer = await call_driver(driver(on=python(code)), PowerVerb.START, "call-1", 1.5)
-    assert answer == PowerCallResult(PowerCallOutcome.FAILED, "the switch did not answer in 1.5 s")
+    assert answer == PowerCallResult(PowerCallOutcome.FAILED, "the power driver did not answer in 1.5 s")
 
     async def ended() -> bool:
         return not _alive(int(born.read_text()))
