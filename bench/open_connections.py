@@ -1,4 +1,4 @@
-"""`python -m bench.open_connections PORT KEY`: hold idle, slow and streaming connections open against an edge, until killed.
+"""`python -m bench.open_connections PORT KEY`: hold idle, slow and streaming connections to an edge until killed.
 
 Prints one line of JSON once all were opened. A connection that the edge closes is opened again, as an attacker would.
 """

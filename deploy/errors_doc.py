@@ -153,7 +153,8 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
 def problem_table() -> str:
     """Every code of a refusal."""
     rows = [
-        f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TEXTS_ZH[code]} | {_bilingual(PROBLEM_ADVICE[code])} |"
+        f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TEXTS_ZH[code]} "
+        f"| {_bilingual(PROBLEM_ADVICE[code])} |"
         for code, row in PROBLEM_TYPES.items()
     ]
     return "\n".join(["| code | HTTP | what it means | what to do |", "|---|---|---|---|", *rows])

@@ -59,7 +59,7 @@ def test_no_shipped_file_breaks_the_law():
         ("edge/app.py", "import runner"),
         ("runner/claiming/loop.py", "from edge.store import port"),
         ("runner/claiming/loop.py", "def f():\n    import edge"),
-        ("runner/claiming/loop.py", "from ..edge import app"),
+        ("runner/claiming/loop.py", "from ...edge import app"),
         ("runner/claiming/loop.py", "from tests.runner import fakes"),
         ("edge/app.py", "import importlib\nimportlib.import_module('runner.claiming.loop')"),
         ("edge/app.py", "import nats.js"),

@@ -183,8 +183,8 @@ def _read_manifest(archive: zipfile.ZipFile) -> BackupManifest:
         made = msgspec.json.decode(data, type=_FormatHeader)
         if made.format > FORMAT_VERSION:
             raise BackupUnusable(
-                f"the backup is of format {made.format} (release {made.release}), this release reads up to {FORMAT_VERSION}: "
-                "restore it with that release or a newer one"
+                f"the backup is of format {made.format} (release {made.release}), this release reads up to "
+                f"{FORMAT_VERSION}: restore it with that release or a newer one"
             )
         return msgspec.json.decode(data, type=BackupManifest)
     except KeyError as error:

@@ -95,8 +95,8 @@ async def _clear_target(snapshots: SnapshotClient, *, replace: bool) -> None:
     held = sum((await snapshots.message_counts()).values())
     if held and not replace:
         raise BackupRefused(
-            f"this installation is not empty ({display.format_count(held, 'message')}): restore into a new one, or give "
-            "--replace to lose what is there"
+            f"this installation is not empty ({display.format_count(held, 'message')}): restore into a new one, or "
+            "give --replace to lose what is there"
         )
     await snapshots.delete_all_streams()
 

@@ -97,7 +97,7 @@ def test_what_runs_jobs_is_told_by_hosts_up_and_doctor(
 
 
 def test_doctor_tells_of_an_engine_that_is_away_once():
-    rows = found(engine="docker", engine_away="no socket", cannot={"echo": "engine_away", "heygem": "engine_away"})
+    rows = found(engine="docker", engine_away="no socket", unschedulable={"echo": "engine_away", "heygem": "engine_away"})
     assert [name for name, row in rows.items() if row.verdict is not CheckStatus.OK] == ["engine of gpu-1"]
 
 
@@ -124,7 +124,7 @@ def test_doctor_tells_what_a_runner_waits_for():
 
 
 def test_doctor_tells_which_endpoint_cannot_start_and_how_to_mend_it():
-    seen = found(cannot={"echo": "image_missing"})["echo on gpu-1"]
+    seen = found(unschedulable={"echo": "image_missing"})["echo on gpu-1"]
     assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.fix) == (CheckStatus.WARN, True, True)
 
 

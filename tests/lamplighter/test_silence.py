@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from lamplighter import AsyncClient, Client, JobView, Unreachable
-from lamplighter import transport as shared
+from lamplighter import follow as followed
 from lamplighter.follow import RECONNECT_TIMEOUT_S, ReconnectBudget
 
 GONE = httpx.ConnectError("gone")
@@ -79,8 +79,8 @@ FOLLOWS = pytest.mark.parametrize("follow", [follows, follows_awaiting])
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sdk", "aio"):
-        monkeypatch.setattr(f"lamplighter.{module}.RECONNECT_AFTER_S", 0)
+    for module in ("client", "async_client"):
+        monkeypatch.setattr(f"lamplighter.{module}.RECONNECT_DELAY_S", 0)
 
 
 @WAITS
@@ -117,7 +117,7 @@ def test_following_an_edge_that_was_never_there_ends(follow: Follow):
 
 @WAITS
 def test_one_that_stays_away_is_given_up(wait: Wait, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shared, "RECONNECT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(followed, "RECONNECT_TIMEOUT_S", 0.0)
     with pytest.raises(Unreachable):
         wait(scripted(job("queued"), GONE))
 

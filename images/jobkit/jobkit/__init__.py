@@ -9,7 +9,7 @@
 
     jobkit.run(work)
 
-Needs Python 3.8 and nothing else. What it speaks is the container contract (schemas/container_protocol.py in Lamplighter).
+Needs Python 3.8 and nothing else. It implements the container contract (schemas/container_protocol.py).
 """
 
 from jobkit.entry import run
