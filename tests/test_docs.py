@@ -19,7 +19,9 @@ OURS = re.compile(r"(\S*/)?(lamplighter|justw|just) ")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
+    ROOT / "tests/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "images").rglob("*.md")),
 ]
@@ -83,6 +85,13 @@ def test_python_in_the_readme_runs(tmp_path):
     for text in read_blocks(ROOT / "README.md", "python"):
         done = run_block("python", text, tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_road_of_a_job_passes_at_most_60_modules():
+    modules = re.findall(r"^(\d+)\. `([\w/]+\.py)`", (DOCS / "architecture.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in modules] == list(range(1, len(modules) + 1))
+    assert [name for _, name in modules if not (ROOT / name).is_file()] == []
+    assert len({name for _, name in modules}) == len(modules) <= 60
 
 
 def test_every_page_is_in_the_list_of_pages_and_the_readme_leads_there():
