@@ -97,7 +97,9 @@ def test_what_runs_jobs_is_told_by_hosts_up_and_doctor(
 
 
 def test_doctor_tells_of_an_engine_that_is_away_once():
-    rows = found(engine="docker", engine_away="no socket", unschedulable={"echo": "engine_away", "heygem": "engine_away"})
+    rows = found(
+        engine="docker", engine_away="no socket", unschedulable={"echo": "engine_away", "heygem": "engine_away"}
+    )
     assert [name for name, row in rows.items() if row.verdict is not CheckStatus.OK] == ["engine of gpu-1"]
 
 
