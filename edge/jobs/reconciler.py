@@ -169,9 +169,7 @@ async def drop_orphan_assets(scene: ReconcileContext) -> int:
     age = max(scene.policy.retention, UNREFERENCED_RETENTION)
     rows = await scene.bus.asset_references.rows()
     old = [key.split(".") for key, row in rows.items() if scene.now() - row.value.last_used_at >= age]
-    return sum(
-        [len(await scene.assets.drop_unreferenced(owner, [sha256], only_unused=True)) for owner, sha256 in old]
-    )
+    return sum([len(await scene.assets.drop_unreferenced(owner, [sha256], only_unused=True)) for owner, sha256 in old])
 
 
 # MERGED edge/services/repairs.py: The reconciler's steps (DESIGN 3, "Reconciler"). Each may be cut off anywhere and
