@@ -30,8 +30,9 @@ FAILURE_HEAD = """## A job that failed
 
 `error` of a Job: `{"code","message","blame","retryable","log_tail"}`; `message` is the image's or the host's own,
 `Job.message` one of the texts here, in the language of `Accept-Language`. `log_tail` has the last five lines that the
-attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it. `blame` says whose it
-is: the client's, the image's, the card's, the host's. By itself a job is tried again `never`; `counted`, up to
+attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it. `retryable` says
+whether `retry` may succeed with the same request: false where the input or the policy has to change first. `blame` says
+whose it is: the client's, the image's, the card's, the host's. By itself a job is tried again `never`; `counted`, up to
 `policy.max_attempts`; `once`; or for
 `free`, three times for a card, ten times in all. What ended can be begun anew with `retry`. An image's own code is
 kept, and classed by its exit code.

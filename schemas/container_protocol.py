@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 OutputStream = Literal["stdout", "stderr"]
 
@@ -41,7 +41,6 @@ class JobFile(Struct, frozen=True, kw_only=True):
     round: int
     attempt: int
     input: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
     timeouts: JobTimeouts
 
 

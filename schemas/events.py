@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from schemas.job import AttemptUsage, Claim, Job, JobFailure, Moment, Output
+from schemas.job import AttemptUsage, Claim, Job, JobFailure, JobMetric, Moment, Output
 from schemas.status import Priority
 
 
@@ -72,6 +72,7 @@ class Cancelled(JobEventBase, frozen=True, tag="cancelled"):
 
     usage: AttemptUsage | None = None
     log: str | None = None
+    metrics: tuple[JobMetric, ...] = ()
 
 
 class Succeeded(JobEventBase, frozen=True, tag="succeeded"):
@@ -80,6 +81,7 @@ class Succeeded(JobEventBase, frozen=True, tag="succeeded"):
     output: Output
     usage: AttemptUsage = AttemptUsage()
     log: str | None = None
+    metrics: tuple[JobMetric, ...] = ()
 
 
 class Failed(JobEventBase, frozen=True, tag="failed"):
@@ -88,6 +90,7 @@ class Failed(JobEventBase, frozen=True, tag="failed"):
     error: JobFailure
     usage: AttemptUsage | None = None
     log: str | None = None
+    metrics: tuple[JobMetric, ...] = ()
 
 
 class Expired(JobEventBase, frozen=True, tag="expired"):

@@ -20,6 +20,7 @@ INPUT_LIMIT_BYTES = 64 * 1024  # `input`, as JSON; larger things are assets
 OUTPUT_DATA_LIMIT_BYTES = 256 * 1024  # `output.data`, as JSON
 NESTING_LIMIT = 64  # lists and objects in one another, in either of them
 TRACE_ID_LIMIT_CHARS = 128
+METRIC_LIMIT = 32  # names of metrics that are kept of one attempt
 RECORD_LIMIT_BYTES = 512 * 1024  # one Recorded, as JSON; the broker's max_payload is 2 MB
 
 
@@ -176,6 +177,14 @@ class AttemptUsage(Struct, frozen=True):
     cost: float | None = None
 
 
+class JobMetric(Struct, frozen=True):
+    """A number that the job measured of itself: the last value under that name."""
+
+    name: str
+    value: float
+    unit: str = ""
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """The record. What must not roll out of the 64 kept revisions is a field here, never counted from events.
 
@@ -219,6 +228,7 @@ class Job(Struct, frozen=True, kw_only=True):
     error: JobFailure | None = None
     log: str | None = None
     usage: AttemptUsage = AttemptUsage()
+    metrics: tuple[JobMetric, ...] = ()
 
     @property
     def key(self) -> JobKey:

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from schemas.job import AttemptUsage, JobFailure, Moment
+from schemas.job import AttemptUsage, JobFailure, JobMetric, Moment
 from schemas.status import Priority, Status
 
 
@@ -89,6 +89,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     not_before: Moment | None = None
     deadline: Moment | None = None
     usage: AttemptUsage
+    metrics: tuple[JobMetric, ...] = ()
     urls: JobUrls
 
 

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from schemas import events
 from schemas.asset import DIGEST_SCHEME, replace_at_paths
-from schemas.job import AttemptUsage, Claim, Job, JobFailure, Output, PendingUrl
+from schemas.job import AttemptUsage, Claim, Job, JobFailure, JobMetric, Output, PendingUrl
 from schemas.status import FINAL_STATUSES, Priority, Status
 
 TRANSITIONS: Mapping[type[events.JobEventBase], Mapping[Status, Status]] = {
@@ -131,6 +131,7 @@ class JobChanges(TypedDict, total=False):
     error: JobFailure | None
     log: str | None
     usage: AttemptUsage
+    metrics: tuple[JobMetric, ...]
 
 
 def _effect_of_input(job: Job, event: events.InputArrived, _: datetime) -> JobChanges:
@@ -162,7 +163,12 @@ def _effect_of_release(job: Job, event: events.AttemptReleased, at: datetime) ->
 
 
 def _effect_of_end(job: Job, event: events.Succeeded | events.Failed | events.Cancelled, at: datetime) -> JobChanges:
-    return {"finished_at": at, "usage": event.usage or job.usage, "log": event.log or job.log}
+    return {
+        "finished_at": at,
+        "usage": event.usage or job.usage,
+        "log": event.log or job.log,
+        "metrics": event.metrics or job.metrics,
+    }
 
 
 def _effect_of_success(job: Job, event: events.Succeeded, at: datetime) -> JobChanges:
@@ -189,6 +195,7 @@ def _effect_of_retry(job: Job, _: events.Retried, at: datetime) -> JobChanges:
         "error": None,
         "log": None,
         "usage": AttemptUsage(),
+        "metrics": (),
     }
 
 

@@ -9,8 +9,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
+from schemas.backoff import Backoff
 from schemas.events import AttemptReleased, Failed
-from schemas.job import AttemptUsage, Job, JobFailure
+from schemas.job import AttemptUsage, Job, JobFailure, JobMetric
+from schemas.lifecycle import RELEASES_EXHAUSTED_CODES
 from schemas.status import Blame
 
 
@@ -33,8 +35,8 @@ class FailureClass(NamedTuple):
 GPU_FREE_RELEASE_LIMIT = 3  # free releases a job for GPU faults, then gpu_fault_repeated
 FREE_RELEASE_LIMIT = 10  # free releases a job of every kind, then host_fault_repeated
 DRAINED_CODE = "drained"
-RETRY_BACKOFF_LIMIT_S = 300.0  # before the jitter
-JITTERED_BACKOFF_LIMIT = timedelta(seconds=2 * RETRY_BACKOFF_LIMIT_S)
+RETRY_BACKOFF = Backoff(first_s=2.0, limit_s=300.0)
+JITTERED_BACKOFF_LIMIT = timedelta(seconds=2 * RETRY_BACKOFF.limit_s)
 
 FAILURES: Mapping[str, FailureClass] = {
     "bad_job": FailureClass(Blame.CLIENT, RetryRule.NEVER),
@@ -69,14 +71,35 @@ FAILURES: Mapping[str, FailureClass] = {
 }
 
 
-def classify_failure(code: str, otherwise: FailureClass) -> FailureClass:
-    """The row of `code`; an image's own code has none and takes `otherwise` (from its exit code)."""
-    return FAILURES.get(code, otherwise)
+# Failures that end the job at once, although a `retry` by its owner may succeed: the machines may be well again, or the
+# owner has uploaded the missing file.
+_RETRYABLE_BY_OWNER = RELEASES_EXHAUSTED_CODES | {"asset_gone", "input_fetch_failed"}
+
+
+def classify_failure(code: str, by_exit_code: FailureClass) -> FailureClass:
+    """Return the row of `code`; an image's own code has no row and takes the class of the exit code."""
+    return FAILURES.get(code, by_exit_code)
+
+
+def is_retryable(code: str, row: FailureClass) -> bool:
+    """Return whether the same request may succeed when its owner asks for a `retry`.
+
+    False: the request would fail the same way, so change the input or the policy and submit again.
+    """
+    return row.retry is not RetryRule.NEVER or code in _RETRYABLE_BY_OWNER
+
+
+def make_job_failure(
+    code: str, message: str, row: FailureClass | None = None, log_tail: tuple[str, ...] = ()
+) -> JobFailure:
+    """Make the `error` of a job that ends with `code`. `row` classifies an image's own code, which has no row."""
+    row = row or FAILURES[code]
+    return JobFailure(code, message, row.blame, is_retryable(code, row), log_tail)
 
 
 def retry_backoff(tries: int, jitter: float) -> timedelta:
-    """How long a released job waits: 2 s x 2^tries, at most 5 minutes, x (1 + jitter); jitter in [0, 1)."""
-    return timedelta(seconds=min(2.0 * 2 ** min(tries, 20), RETRY_BACKOFF_LIMIT_S) * (1 + jitter))
+    """Return how long a released job waits after `tries` earlier releases; `jitter` in [0, 1) adds up to that again."""
+    return timedelta(seconds=RETRY_BACKOFF.delay_s(tries, jitter))
 
 
 def _code_if_releases_exhausted(job: Job, code: str, row: FailureClass) -> str | None:
@@ -100,20 +123,20 @@ def outcome_after_failure(  # noqa: PLR0913 - each is one fact about the attempt
     usage: AttemptUsage | None = None,
     log: str | None = None,
     log_tail: tuple[str, ...] = (),
+    metrics: tuple[JobMetric, ...] = (),
 ) -> AttemptReleased | Failed:
     """What to record when an attempt of `job` failed with `code`, classified as `row`; `log_tail`: its last words.
 
     `jitter` in [0, 1) spreads the retries. A drain and a lost host wait no time: nothing is wrong with the job.
     """
-    final = Failed(JobFailure(code, message, row.blame, retryable=False, log_tail=log_tail), usage=usage, log=log)
+    final = Failed(make_job_failure(code, message, row, log_tail), usage=usage, log=log, metrics=metrics)
     if row.retry is RetryRule.NEVER:
         return final
     if row.retry is RetryRule.FREE:
         ended = _code_if_releases_exhausted(job, code, row)
         if ended is not None:
-            blame = FAILURES[ended].blame
-            error = JobFailure(ended, f"{code}: {message}", blame, retryable=False, log_tail=log_tail)
-            return Failed(error, usage=usage, log=log)
+            error = make_job_failure(ended, f"{code}: {message}", log_tail=log_tail)
+            return Failed(error, usage=usage, log=log, metrics=metrics)
         at_once = code in {DRAINED_CODE, "host_lost"}
         wait = None if at_once else at + retry_backoff(sum(job.free_releases.values()), jitter)
         return AttemptReleased(code, message, charged=False, not_before=wait)

@@ -33,7 +33,7 @@ from schemas.ids import JobKey
 from schemas.job import Job, JobFailure, Pointer
 from schemas.lifecycle import IllegalTransition, next_record
 from schemas.problems import ProblemError
-from schemas.retry_policy import FAILURES, outcome_after_failure
+from schemas.retry_policy import FAILURES, make_job_failure, outcome_after_failure
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, Priority, Status
 
 # What a step may meet: it is put off as a whole. Anything else is a bug that one job brings out.
@@ -220,7 +220,7 @@ def _missing_input_failure(job: Job) -> JobFailure:
     lacked = [*(f"sha256:{digest}" for digest in job.missing), *(fetch.url for fetch in job.pending_urls)]
     more = f" and {len(lacked) - 1} more" if len(lacked) > 1 else ""
     said = f"not there after {job.policy.input_timeout_s:g} s: {lacked[0][:200]}{more}; upload what is missing, retry"
-    return JobFailure(code, said, FAILURES[code].blame, retryable=False)
+    return make_job_failure(code, said)
 
 
 async def expire_unstarted(scene: ReconcileContext) -> int:

@@ -24,10 +24,10 @@ from edge.outbound.url_policy import UrlRefused
 from schemas.asset import choose_media_type
 from schemas.events import Failed, InputArrived, JobEvent, RecordUnreadable
 from schemas.ids import JobKey
-from schemas.job import Job, JobFailure
+from schemas.job import Job
 from schemas.lifecycle import next_record
 from schemas.problems import ProblemError
-from schemas.retry_policy import FAILURES
+from schemas.retry_policy import make_job_failure
 from schemas.status import Status
 
 FETCH_BACKOFF_S = (2.0, 10.0, 30.0, 60.0)  # between tries, each up to half as long again
@@ -163,4 +163,4 @@ def _is_missing_url(job: Job, url: str) -> bool:
 
 def _failed_event(url: str, why: str, code: str | None = None) -> Failed:
     named = code or "input_fetch_failed"
-    return Failed(JobFailure(named, f"{url[:200]}: {why[:400]}", FAILURES[named].blame, retryable=False))
+    return Failed(make_job_failure(named, f"{url[:200]}: {why[:400]}"))

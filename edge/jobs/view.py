@@ -21,7 +21,7 @@ from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
 # Fields of the record that the view shows under the same name.
 _COPIED_FIELDS = (
     *("id", "owner", "endpoint", "status", "input", "error", "round", "attempt", "priority", "tags", "trace_id"),
-    *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage"),
+    *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage", "metrics"),
 )
 
 # When a job should start and end, by why it waits and how many are ahead of it.

@@ -24,6 +24,7 @@ from runner.execution.verdict import StopReason
 from runner.run_clock import StartTime, Uptime
 from schemas.container_protocol import ErrorLine
 from schemas.feed import FeedMessage
+from schemas.job import JobMetric
 
 TAIL_LINES = 5
 LINE_LIMIT_CHARS = 300  # a longer line keeps its end, where the message is
@@ -81,6 +82,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     log_bytes: int = 0
     pending: tuple[FeedMessage, ...] = ()
     said: ErrorLine | None = None
+    metrics: tuple[JobMetric, ...] = ()
     disk: str | None = None
     tail: StderrTail = StderrTail()
 

@@ -38,7 +38,7 @@ from runner.slots import Permit
 from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
 from schemas.host import RunningExecution
 from schemas.ids import JobKey
-from schemas.job import AttemptUsage, Job, Output, OutputFile
+from schemas.job import AttemptUsage, Job, JobMetric, Output, OutputFile
 from schemas.retry_policy import outcome_after_failure
 from schemas.status import FINAL_STATUSES, Status
 
@@ -63,6 +63,7 @@ class ExecutionResult(Struct, frozen=True):
     log: str | None = None
     output: Output = Output()
     log_tail: tuple[str, ...] = ()
+    metrics: tuple[JobMetric, ...] = ()
 
 
 class Execution:
@@ -151,26 +152,26 @@ class Execution:
         if isinstance(verdict, ClassifiedFailure) and blames_gpu(verdict, started=container_run.exit is not None):
             self.assignment.allocation.mark_faulty(verdict.message)
         log = await self._upload_log(container_run)
-        tail = container_run.output_pump.stderr_tail.lines
+        pump = container_run.output_pump
+        result = ExecutionResult(verdict, usage, log, log_tail=pump.stderr_tail.lines, metrics=pump.metrics)
         if not isinstance(verdict, Done):
-            return ExecutionResult(verdict, usage, log, log_tail=tail)
+            return result
         with self._collect_scope:
-            return await self._collect(container_run, ExecutionResult(verdict, usage, log, log_tail=tail))
-        return ExecutionResult(JobCancelled(), usage, log)
+            return await self._collect(container_run, result)
+        return replace(result, verdict=JobCancelled(), log_tail=())
 
     async def _collect(self, container_run: ContainerRun, result: ExecutionResult) -> ExecutionResult:
         """Return the result with the uploaded outputs, or with the failure if they cannot be taken."""
-        usage, log, tail = result.usage, result.log, result.log_tail
         limit_bytes = container_run.disk_limit.bytes if container_run.disk_limit else None
         try:
             found = await anyio.to_thread.run_sync(collect_outputs, container_run.job_dir / "out", limit_bytes)
             files = [await self._upload(path, path.name) for path in found.files]
         except OutputRefused as error:
-            return ExecutionResult(make_failure(error.code, error.message), usage, log, log_tail=tail)
+            return replace(result, verdict=make_failure(error.code, error.message))
         except NotPlainFile as error:
-            return ExecutionResult(make_failure("output_invalid", str(error)), usage, log, log_tail=tail)
+            return replace(result, verdict=make_failure("output_invalid", str(error)))
         except AssetError as error:
-            return ExecutionResult(make_failure("output_too_large", str(error)), usage, log, log_tail=tail)
+            return replace(result, verdict=make_failure("output_too_large", str(error)))
         return replace(result, output=Output(tuple(files), found.data), log_tail=())
 
     async def _upload_log(self, container_run: ContainerRun) -> str | None:
@@ -210,9 +211,9 @@ class Execution:
         """Return the event for the verdict and the job as it is recorded now."""
         verdict = result.verdict
         if isinstance(verdict, Done):
-            return Succeeded(result.output, result.usage, result.log)
+            return Succeeded(result.output, result.usage, result.log, result.metrics)
         if isinstance(verdict, JobCancelled):
-            return Cancelled(result.usage, result.log)
+            return Cancelled(result.usage, result.log, result.metrics)
         return outcome_after_failure(
             job,
             verdict.code,
@@ -223,6 +224,7 @@ class Execution:
             usage=result.usage,
             log=result.log,
             log_tail=result.log_tail,
+            metrics=result.metrics,
         )
 
     async def _acknowledge(self, job: Job) -> None:

@@ -20,9 +20,9 @@ from runner.context import RunnerContext
 from runner.engines.port import EngineError, OutputChunk
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
-from schemas.container_protocol import ErrorLine, LineParser, ParsedLine, ProgressLine, ReadyLine, read_line
+from schemas.container_protocol import ErrorLine, LineParser, MetricLine, ParsedLine, ProgressLine, ReadyLine, read_line
 from schemas.feed import FeedMessage, FeedPosition, LogEndMessage
-from schemas.job import Job
+from schemas.job import METRIC_LIMIT, Job, JobMetric
 
 
 class OutputPump:
@@ -35,6 +35,7 @@ class OutputPump:
         state = checkpoint.current
         self._cursor = state.mark
         self._error_line = state.said
+        self._metrics = {metric.name: metric for metric in state.metrics}
         self.stderr_tail = state.tail
         self._offset = state.mark.offset if state.mark else 0
         self._log_file = HeadTailLog(folder, self._offset)
@@ -46,6 +47,11 @@ class OutputPump:
         self._pending: list[FeedMessage] = list(state.pending)
         self._last_progress: ProgressLine | None = None
         self.last_progress_at = anyio.current_time()
+
+    @property
+    def metrics(self) -> tuple[JobMetric, ...]:
+        """The last value of each metric that the job reported, of the first `METRIC_LIMIT` names."""
+        return tuple(self._metrics.values())
 
     @property
     def is_blocked(self) -> bool:
@@ -124,6 +130,8 @@ class OutputPump:
         message = parsed.message
         if isinstance(message, ErrorLine):
             self._error_line = message
+        if isinstance(message, MetricLine) and (message.name in self._metrics or len(self._metrics) < METRIC_LIMIT):
+            self._metrics[message.name] = JobMetric(message.name, message.value, message.unit)
         if isinstance(message, ProgressLine) and message != self._last_progress:
             self._last_progress, self.last_progress_at = message, anyio.current_time()
         self._throttle.add(parsed)
@@ -155,6 +163,7 @@ class OutputPump:
             log_bytes=published.log_bytes,
             mark=self._cursor if self._throttle.is_empty else self._checkpoint.current.mark,
             said=self._error_line,
+            metrics=self.metrics,
             tail=self.stderr_tail,
         )
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from runner.engines.port import ContainerExit, StartFailed
 from runner.gpu import xid as xids
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
-from schemas.retry_policy import DRAINED_CODE, FAILURES, FailureClass
+from schemas.retry_policy import DRAINED_CODE, FAILURES, FailureClass, classify_failure
 from schemas.status import Blame
 
 
@@ -169,8 +169,8 @@ def _by_error_line(error_line: ErrorLine | None, exit_failure: ClassifiedFailure
     """
     if error_line is None:
         return exit_failure
-    failure_class = FAILURES.get(error_line.code)
-    if failure_class is None or failure_class.blame is Blame.HOST:
+    failure_class = classify_failure(error_line.code, exit_failure.failure_class)
+    if failure_class.blame is Blame.HOST:
         failure_class = exit_failure.failure_class
     return ClassifiedFailure(error_line.code, error_line.message or exit_failure.message, failure_class)
 

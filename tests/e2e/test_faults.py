@@ -9,7 +9,7 @@ from msgspec import Struct
 from schemas.events import AttemptReleased
 from schemas.feed import JOB_LOG_LIMIT_BYTES, LogMessage
 from schemas.ids import JobKey
-from schemas.retry_policy import FAILURES
+from schemas.retry_policy import FAILURES, is_retryable
 from tests.support.installation import RunningInstallation
 from tests.support.job_checks import (
     LONG_TIMEOUTS,
@@ -72,7 +72,8 @@ async def test_a_fault_ends_with_its_code(served: RunningInstallation, fault_ids
     done = await wait_until_ended(served.ann, fault_ids[name])
     assert done.error is not None
     assert (done.status, done.error.code, done.attempt) == ("failed", fault.code, fault.attempts), done.error
-    assert (done.error.blame, done.error.retryable) == (FAILURES[fault.code].blame, False)
+    row = FAILURES[fault.code]
+    assert (done.error.blame, done.error.retryable) == (row.blame, is_retryable(fault.code, row))
     assert done.output is None
     entries = await read_history(served, done.id)
     assert [event.code for event in events_of(entries, AttemptReleased)] == [fault.code] * (fault.attempts - 1)

@@ -191,6 +191,8 @@ async def test_killed_again_and_again_its_output_is_said_once(world: RunnerEnvir
             line = f"line {number}\n"
             printed += line
             box.write(line.encode() + b'{"type":"progress","fraction":0.%d}\n' % number)
+            box.write(b'{"type":"metric","name":"lives","value":%d}\n' % number)
+            box.write(b'{"type":"metric","name":"life %d","value":1}\n' % number)
 
             async def said(text: str = line) -> bool:
                 return text in await world.log_text(left.key)
@@ -206,6 +208,10 @@ async def test_killed_again_and_again_its_output_is_said_once(world: RunnerEnvir
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
     assert await world.log_text(left.key) == printed
     assert world.assets.text(ended.log) == printed
+    assert {(metric.name, metric.value) for metric in ended.metrics} == {
+        ("lives", 5.0),
+        *((f"life {number}", 1.0) for number in range(6)),
+    }
     assert rising(notes, LogMessage)
     assert rising(notes, ProgressMessage)
 

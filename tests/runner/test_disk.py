@@ -19,7 +19,7 @@ from runner.execution.outputs import CollectedOutput, OutputRefused, collect_out
 from runner.execution.verdict import StopReason
 from schemas.container_protocol import ErrorLine
 from schemas.feed import FeedPosition, LogMessage
-from schemas.job import NESTING_LIMIT, OUTPUT_DATA_LIMIT_BYTES
+from schemas.job import NESTING_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric
 
 NOBODY = 65534
 LINES = st.lists(st.sampled_from([b"a\n", b"bb\n", b"ccc\n", b"\n", b"long line of output\n"]), max_size=30)
@@ -74,6 +74,7 @@ def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
         log_offset=7,
         pending=(LogMessage(FeedPosition(1, 2, 7), at, "stdout", "hello\n"),),
         said=ErrorLine("no_face", "nobody"),
+        metrics=(JobMetric("fps", 24.5, "1/s"),),
     )
     checkpoint.write_checkpoint(tmp_path, written)
     assert checkpoint.read_checkpoint(tmp_path) == written

@@ -10,7 +10,7 @@ from runner.engines.port import StartFailed
 from schemas.endpoint import Timeouts
 from schemas.events import AttemptReleased
 from schemas.feed import LogEndMessage, ProgressMessage
-from schemas.job import OUTPUT_DATA_LIMIT_BYTES, Policy
+from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, Policy
 from schemas.status import Status
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
@@ -319,4 +319,29 @@ async def test_a_failed_job_keeps_its_last_words(world: RunnerEnvironment) -> No
         "Traceback (most recent call last):",
         '  File "main.py", line 1',
         "ModuleNotFoundError: No module named \\x1b[31mnumpy",
+    )
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "status"), [(0, Status.SUCCEEDED), (65, Status.FAILED)], ids=["succeeded", "failed"]
+)
+async def test_the_last_value_of_each_metric_is_kept_on_the_job(
+    world: RunnerEnvironment, exit_code: int, status: Status
+) -> None:
+    async def measures(box: FakeContainer) -> int:
+        for value in (1, 24.5):
+            box.write(b'{"type":"metric","name":"fps","value":%a,"unit":"1/s"}\n' % value)
+        for number in range(2 * METRIC_LIMIT):
+            box.write(b'{"type":"metric","name":"m%d","value":%d}\n' % (number, number))
+        write_outputs(box)
+        return exit_code
+
+    world.programs["measures"] = measures
+    key = await world.submit("measures", policy=Policy(max_attempts=1))
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+    assert job.status is status
+    assert job.metrics == (
+        JobMetric("fps", 24.5, "1/s"),
+        *(JobMetric(f"m{number}", float(number)) for number in range(METRIC_LIMIT - 1)),
     )

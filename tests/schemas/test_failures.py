@@ -15,6 +15,7 @@ from schemas.retry_policy import (
     FailureClass,
     RetryRule,
     classify_failure,
+    make_job_failure,
     outcome_after_failure,
     retry_backoff,
 )
@@ -34,6 +35,14 @@ host   free    host_lost engine_error image_missing disk_full drained
 host   never   host_fault_repeated
 """
 SPELLED = {code: (row[0], row[1]) for row in map(str.split, BY_HAND.split("\n")) if row for code in row[2:]}
+
+
+NOT_RETRYABLE = set(
+    (
+        "bad_job bad_input unreadable_video unreadable_audio no_face multiple_faces input_too_large disk_exceeded "
+        "output_too_large execution_timeout"
+    ).split(" ")
+)
 
 
 def decide(subject, code, row=None):
@@ -80,6 +89,29 @@ def test_gpu_faults_are_free_three_times():
 def test_ten_free_releases_in_all():
     ended = decide(make_job(Status.RUNNING, free_releases={"host_lost": 7, DRAINED_CODE: 3}), "engine_error")
     assert (ended.error.code, ended.error.blame) == ("host_fault_repeated", Blame.HOST)
+
+
+def test_a_retry_by_the_owner_may_help_unless_the_request_itself_is_at_fault():
+    assert {code for code in FAILURES if not make_job_failure(code, "why").retryable} == NOT_RETRYABLE
+
+
+@pytest.mark.parametrize(
+    ("code", "row", "retryable"),
+    [
+        ("bad_input", FAILURES["bad_input"], False),
+        ("internal", FAILURES["internal"], True),
+        ("too_dark", FailureClass(Blame.CLIENT, RetryRule.NEVER), False),
+        ("too_dark", FailureClass(Blame.IMAGE, RetryRule.CHARGED), True),
+    ],
+)
+def test_a_job_that_ends_says_whether_a_retry_may_help(code: str, row: FailureClass, retryable: bool):
+    ended = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=1)), code, row)
+    assert (ended.error.code, ended.error.blame, ended.error.retryable) == (code, row.blame, retryable)
+
+
+def test_a_job_whose_free_releases_are_used_up_may_be_retried():
+    ended = decide(make_job(Status.RUNNING, free_releases={"host_lost": FREE_RELEASE_LIMIT}), "engine_error")
+    assert (ended.error.code, ended.error.retryable) == ("host_fault_repeated", True)
 
 
 def test_a_drain_waits_no_time_and_a_fault_does():

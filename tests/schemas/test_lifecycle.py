@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.job import AttemptUsage, Job, Output, PendingUrl, Policy
+from schemas.job import AttemptUsage, Job, JobMetric, Output, PendingUrl, Policy
 from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply_event, next_record, resubmission_record
 from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Priority, Status
 from tests.support.schema_samples import LATER, NOW, make_claim, make_event, make_failure, make_job
@@ -137,11 +137,12 @@ def test_a_charged_release_counts_an_attempt_and_the_next_start_ends_the_backoff
 def test_retry_starts_a_new_round_from_nothing_but_the_request():
     failed = apply_event(
         make_job(S.RUNNING, charged_attempts=2, free_releases={"gpu_lost": 1}, deadline=LATER, tags={"a": "b"}),
-        e.Failed(make_failure(), usage=AttemptUsage(run_s=3.0), log="l" * 64),
+        e.Failed(make_failure(), usage=AttemptUsage(run_s=3.0), log="l" * 64, metrics=(JobMetric("fps", 1.0),)),
         NOW,
     )
     again = apply_event(failed, e.Retried(), LATER)
     assert (again.round, again.attempt, again.charged_attempts, again.free_releases, again.claim) == (2, 0, 0, {}, None)
+    assert (failed.metrics, again.metrics) == ((JobMetric("fps", 1.0),), ())
     assert (again.error, again.log, again.usage, again.started_at, again.finished_at) == (
         None,
         None,
