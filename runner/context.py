@@ -1,9 +1,10 @@
 """What every part of the runner gets, and the retry while a dependency is away."""
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -117,6 +118,24 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
 
 DropAssets = Callable[[Collection[Digest]], Awaitable[None]]
 EdgeCheck = Callable[[], Awaitable[bool]]
+
+
+@asynccontextmanager
+async def run_in_background(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run `task` during the block, and cancel it at the end.
+
+    An exception of the block is raised as it is. A task group would wrap it in a group.
+    """
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(task)
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def is_always_alive() -> bool:

@@ -12,7 +12,7 @@ from runner.claiming.loop import ClaimLoop
 from runner.claiming.recovery import ContainerRecovery
 from runner.claiming.schedulability import Schedulability
 from runner.claiming.warm_pool import WarmPool
-from runner.context import DropAssets, HostContext, RunnerContext
+from runner.context import DropAssets, HostContext, RunnerContext, run_in_background
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.deadman import DeadManTimer
@@ -112,10 +112,8 @@ async def _recover_and_claim(
     await recovery.recover_all()
     await context.retry_while_unavailable("tombstones", partial(_drop_deleted_assets, context, host.drop_assets))
     ready()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_run_periodic_cleanup, context, host, recovery)
+    async with run_in_background(partial(_run_periodic_cleanup, context, host, recovery)):
         await claim_loop.run()
-        tasks.cancel_scope.cancel()
 
 
 async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, recovery: ContainerRecovery) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from enum import Enum, auto
 
 from msgspec import Struct
 
@@ -11,6 +12,13 @@ from schemas.job import Job, Pointer
 from schemas.status import FINAL_STATUSES, Status
 
 UNSETTLED_NAK_DELAY_S = 2.0  # the record is missing or older than the message: the edge's reconciler decides
+
+
+class StepOutcome(Enum):
+    """Result of a step: the message was answered or its job launched, or the record has changed."""
+
+    DONE = auto()
+    READ_AGAIN = auto()
 
 
 class Ack(Struct, frozen=True):

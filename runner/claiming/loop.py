@@ -1,28 +1,27 @@
 """The claim loop: fetch what can start here now, highest priority first, and never more than there are free slots."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import anyio
 
-from bus.interface import WAKE_GRACE_S, BusError, Lane, QueueMessage, RevisionConflict, RowUnreadable
+from bus.interface import WAKE_GRACE_S, BusError, Lane, QueueMessage, RevisionConflict, RowUnreadable, VersionedRecord
 from runner.claiming.decision import (
     UNSETTLED_NAK_DELAY_S,
     Ack,
     AdoptOwn,
-    ClaimDecision,
     HeldElsewhere,
     Nak,
     Start,
+    StepOutcome,
     decide,
 )
 from runner.claiming.prefetch import PEEK_NAK_DELAY_S, prefetch_inputs
 from runner.claiming.recovery import ContainerRecovery, host_lost_event
 from runner.claiming.schedulability import Schedulability
 from runner.claiming.warm_pool import WarmPool
-from runner.context import HostContext, RunnerContext
+from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import group_by_pool
 from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionPhase, RoundKey
@@ -64,27 +63,29 @@ class ClaimLoop:
     async def run(self) -> None:
         """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
         while self._claiming:
-            with anyio.CancelScope() as self._idle_scope:
-                await self._context.outage.wait_until_over()
-                await self._wait_for_slot()
-                delivery = await self._fetch_next()
-            if self._idle_scope.cancelled_caught or delivery is None:
-                continue
-            if self._claiming:
-                await self._handle(delivery)
-            else:  # it came with the word to stop: without an answer it would be nobody's for half a minute
-                await self._context.retry_while_unavailable("give back", partial(delivery.nak, PEEK_NAK_DELAY_S))
+            delivery = await self._wait_for_message()
+            if delivery is not None:
+                await self._context.retry_while_unavailable("claim", partial(self._handle, delivery))
+
+    async def _wait_for_message(self) -> QueueMessage | None:
+        """Return the next message, once there is a slot for its job; None after the idle wait, or after `stop`."""
+        delivery = None
+        with anyio.CancelScope() as self._idle_scope:
+            await self._context.outage.wait_until_over()
+            await self._wait_for_slot()
+            delivery = await self._fetch_next()
+        if delivery is None or self._claiming:
+            return delivery
+        # Stopped while the message came. Without an answer, no runner would see it for half a minute.
+        await self._context.retry_while_unavailable("return_message", partial(delivery.nak, PEEK_NAK_DELAY_S))
+        return None
 
     async def _wait_for_slot(self) -> None:
-        """Wait for a slot, and prefetch the next job's inputs. Inputs that are still missing then are fetched with
-        the job.
-        """
+        """Wait for a slot, and prefetch the next job's inputs. What is missing then is fetched with the job."""
         if self._host.slots.free > 0:
             return
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._prefetch)
+        async with run_in_background(self._prefetch):
             await self._host.slots.wait_until_free()
-            tasks.cancel_scope.cancel()
 
     async def _prefetch(self) -> None:
         """Prefetch for the first job that waits."""
@@ -147,50 +148,56 @@ class ClaimLoop:
         return frozenset()
 
     async def _handle(self, delivery: QueueMessage) -> None:
-        """Do what the record says, however often the broker goes away meanwhile."""
-        await self._context.retry_while_unavailable("claim", partial(self._dispatch, delivery))
+        """Answer the message, or start its job. Called again with the same message after an outage."""
+        if await self._answer_for_execution(delivery):
+            return
+        outcome = StepOutcome.READ_AGAIN
+        while outcome is StepOutcome.READ_AGAIN:
+            outcome = await self._handle_by_record(delivery)
 
-    async def _dispatch(self, delivery: QueueMessage) -> None:
+    async def _answer_for_execution(self, delivery: QueueMessage) -> bool:
+        """Answer the message if an execution here has its job; return whether one has."""
         pointer = delivery.pointer
         execution = self._executions.active.get(RoundKey(pointer.key, pointer.round))
-        if execution is not None and execution.phase is ExecutionPhase.CLEARING:
+        if execution is None:
+            if not self._executions.rounds(pointer.key):
+                return False
             await delivery.nak(CLEARING_NAK_DELAY_S)
-        elif execution is not None and (execution.delivery is None or execution.delivery.sequence == delivery.sequence):
+        elif execution.phase is ExecutionPhase.CLEARING:
+            await delivery.nak(CLEARING_NAK_DELAY_S)
+        elif execution.delivery is None or execution.delivery.sequence == delivery.sequence:
             execution.delivery = delivery
-        elif execution is not None:
-            await delivery.ack()
-        elif self._executions.rounds(pointer.key):
-            await delivery.nak(CLEARING_NAK_DELAY_S)
         else:
-            await self._handle_by_record(delivery)
+            await delivery.ack()
+        return True
 
-    async def _handle_by_record(self, delivery: QueueMessage) -> None:
-        """Carry out the step that the record asks for; on a conflict it may ask for another one."""
-        carry_out: dict[type[ClaimDecision], Callable[[Any, QueueMessage], Awaitable[None]]] = {
-            Ack: lambda _, given: given.ack(),
-            Nak: lambda step_, given: given.nak(step_.delay_s),
-            Start: self._claim_and_start,
-            AdoptOwn: lambda step_, given: self._recovery.recover_job(step_.entry, given),
-            HeldElsewhere: self._handle_held_elsewhere,
-        }
-        while True:
-            asked = await self._read_decision(delivery)
-            try:
-                return await carry_out[type(asked)](asked, delivery)
-            except RevisionConflict:
-                continue
-
-    async def _read_decision(self, delivery: QueueMessage) -> ClaimDecision:
+    async def _handle_by_record(self, delivery: QueueMessage) -> StepOutcome:
+        """Read the record and carry out the step that it asks for."""
         try:
-            entry = await self._context.bus.job_store.read(delivery.pointer.key)
+            current = await self._context.bus.job_store.read(delivery.pointer.key)
         except RecordUnreadable as error:
             self._context.log.warning("record_read_failed", job_id=delivery.pointer.id, error=str(error))
-            return Nak(UNSETTLED_NAK_DELAY_S)
-        return decide(delivery.pointer, entry, self._context.host, self._context.now())
+            await delivery.nak(UNSETTLED_NAK_DELAY_S)
+            return StepOutcome.DONE
+        try:
+            match decide(delivery.pointer, current, self._context.host, self._context.now()):
+                case Ack():
+                    await delivery.ack()
+                case Nak(delay_s):
+                    await delivery.nak(delay_s)
+                case Start(entry):
+                    await self._claim_and_start(entry, delivery)
+                case AdoptOwn(entry):
+                    return await self._recovery.recover_job(entry, delivery)
+                case HeldElsewhere(entry):
+                    return await self._handle_held_elsewhere(entry, delivery)
+        except RevisionConflict:  # another writer was first
+            return StepOutcome.READ_AGAIN
+        return StepOutcome.DONE
 
-    async def _claim_and_start(self, asked: Start, delivery: QueueMessage) -> None:
-        """Claim it; no work is done before the claim is recorded."""
-        job = asked.entry.record.job
+    async def _claim_and_start(self, entry: VersionedRecord, delivery: QueueMessage) -> None:
+        """Claim the job, then launch it. No work is done before the claim is recorded."""
+        job = entry.record.job
         endpoint = self._host.endpoints.get(job.endpoint)
         placed = await self._schedulability.place(endpoint) if endpoint else None
         permit = self._host.slots.take()
@@ -203,7 +210,7 @@ class ClaimLoop:
         claim = self._context.claim(job.attempt + 1, allocation.uuids)
         try:
             await self._warm_pool.evict_for(allocation)
-            claimed = await record_event(self._context, asked.entry, Started(claim))
+            claimed = await record_event(self._context, entry, Started(claim))
         except BaseException:
             permit.release()
             await self._warm_pool.give_back(warm) if warm else allocation.release()
@@ -214,15 +221,17 @@ class ClaimLoop:
         )
         return None
 
-    async def _handle_held_elsewhere(self, asked: HeldElsewhere, delivery: QueueMessage) -> None:
-        """Another host's: leave it to that one, unless it is gone; then the attempt is released, and may start here."""
-        if not await self._is_claimant_gone(asked.entry.record.job):
-            return await delivery.nak(HELD_ELSEWHERE_NAK_DELAY_S)
-        await record_event(self._context, asked.entry, host_lost_event(self._context, asked.entry.record.job))
-        raise RevisionConflict("the record is another now: it is judged again")
+    async def _handle_held_elsewhere(self, entry: VersionedRecord, delivery: QueueMessage) -> StepOutcome:
+        """Leave the job to the host that claimed it. If that host is gone, release the attempt: it may start here."""
+        job = entry.record.job
+        if not await self._is_claimant_gone(job):
+            await delivery.nak(HELD_ELSEWHERE_NAK_DELAY_S)
+            return StepOutcome.DONE
+        await record_event(self._context, entry, host_lost_event(self._context, job))
+        return StepOutcome.READ_AGAIN
 
     async def _is_claimant_gone(self, job: Job) -> bool:
-        """Whether the life that claimed `job` is over; nobody may say so who was not connected long enough."""
+        """Return whether the runner process that claimed `job` is gone. A short connection is not enough to tell."""
         if job.claim is None or self._context.bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
             return False
         try:

@@ -14,6 +14,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from bus.interface import QueueMessage, RevisionConflict, VersionedRecord
+from runner.claiming.decision import StepOutcome
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import NO_JOB, FoundContainer
@@ -93,17 +94,18 @@ class ContainerRecovery:
             if folder.name not in used_folders:
                 await self._context.retry_while_unavailable("tidy", partial(self._clear_orphan_folder, folder))
 
-    async def recover_job(self, entry: VersionedRecord, delivery: QueueMessage | None) -> None:
-        """A job that this host claimed and no execution knows: take its container, or give the job back.
+    async def recover_job(self, entry: VersionedRecord, delivery: QueueMessage | None) -> StepOutcome:
+        """Recover a job that this host claimed and that no execution knows: follow its container.
 
-        Raises Conflict in the second case: the record asks for something else now.
+        Without a container the attempt is released, and the record asks for another step.
         """
         job = entry.record.job
         for found in await self._find_containers_of(job.key):
             await self._recover(found, delivery)
-        if job.round not in self.executions.rounds(job.key):
-            await self._release_attempt(job.key, job.round, job.attempt)
-            raise RevisionConflict("the attempt was given back")
+        if job.round in self.executions.rounds(job.key):
+            return StepOutcome.DONE
+        await self._release_attempt(job.key, job.round, job.attempt)
+        return StepOutcome.READ_AGAIN
 
     async def recover_poisoned_slots(self) -> None:
         """Recover the containers that poison a slot; free the slot if there is no container."""

@@ -14,7 +14,7 @@ import anyio.to_thread
 from msgspec import Struct
 
 from runner.assets.port import AssetError
-from runner.context import RunnerContext
+from runner.context import RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint, container_spec
 from runner.engines.port import (
     ContainerExit,
@@ -159,17 +159,8 @@ class ContainerRun:
         """Fetch the inputs, however long that takes; followers of the job see what delays them."""
         progress = FetchProgress(self._context, job)
         stage = partial(stage_inputs, job, endpoint.config, self.job_dir, self._context.assets)
-        failure: AssetError | InvalidJobInput | OSError | None = None
-        names: Mapping[str, str] = {}
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(progress.run)
-            try:
-                names = await self._context.retry_while_unavailable("fetch input", stage, progress.set_reason)
-            except (AssetError, InvalidJobInput, OSError) as error:
-                failure = error  # not through the task group, which would wrap it
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with run_in_background(progress.run):
+            names = await self._context.retry_while_unavailable("fetch input", stage, progress.set_reason)
         await progress.finish()
         return names
 

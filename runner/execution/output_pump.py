@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 
 from bus.interface import MessageTooLarge
-from runner.context import RunnerContext
-from runner.engines.port import EngineError, OutputChunk
+from runner.context import RunnerContext, run_in_background
+from runner.engines.port import OutputChunk
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
 from schemas.container_protocol import ErrorLine, LineParser, MetricLine, ParsedLine, ProgressLine, ReadyLine, read_line
@@ -61,16 +61,8 @@ class OutputPump:
     async def follow(self, handle: str) -> None:
         """Read until the container has exited. Raises EngineUnavailable, NoSuchContainer; call it again to continue."""
         self.last_progress_at = anyio.current_time()
-        failure: EngineError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._run_flush_timer)
-            try:
-                await self._read(handle)
-            except EngineError as error:
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with run_in_background(self._run_flush_timer):
+            await self._read(handle)
 
     async def _read(self, handle: str) -> None:
         async with aclosing(self._context.engine.output(handle, self._cursor)) as chunks:  # type: ignore[type-var]
