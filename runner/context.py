@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from bus.interface import BrokerUnreachable, Bus, BusError
 from runner.assets.port import AssetTransfer
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import ContainerEngine, EngineError, EngineUnavailable
+from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable
 from runner.gpu.allocator import GpuAllocator
 from runner.login_sessions import LoginLookup, no_logged_in_users
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
@@ -79,6 +79,19 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
             await anyio.to_thread.run_sync(remove_tree, folder)
         except OSError as error:
             self.log.warning("folder_removal_failed", folder=str(folder), error=str(error))
+
+    async def remove_container(self, handle: str | None, is_wanted: Callable[[ContainerIdentity], bool]) -> None:
+        """Remove a container by its handle; by its identity if the start was not answered. Retries until it works."""
+
+        async def remove() -> None:
+            if handle is not None:
+                return await self.engine.remove(handle)
+            for found in await self.engine.find(self.installation, self.host):
+                if is_wanted(found.identity):
+                    await self.engine.remove(found.handle)
+            return None
+
+        await self.retry_engine_call("remove", remove)
 
     async def retry_while_unavailable(
         self, operation: str, call: Callable[[], Awaitable[T]], on_retry: Callable[[str], None] = lambda _: None

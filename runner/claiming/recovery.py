@@ -173,7 +173,7 @@ class ContainerRecovery:
         endpoint = self._host.endpoints.get(job.endpoint) or _placeholder_endpoint(job.endpoint)
         allocation = self._host.gpu_allocator.allocate(gpus, endpoint.config)
         warm = None
-        if found.identity.spare:
+        if found.identity.warm_dir:
             warm = WarmContainer(found.identity.folder, endpoint, allocation, found.handle)
             # The previous process may have been killed after it wrote the claim and before it sent the start line.
             # A second line starts nothing twice.
@@ -212,9 +212,9 @@ def resolve_claimed(jobs_dir: Path, containers: list[FoundContainer]) -> list[Fo
 
 
 def _resolve_claimed(jobs_dir: Path, found: FoundContainer) -> FoundContainer:
-    if found.identity.job != NO_JOB or not found.identity.spare:
+    if found.identity.job != NO_JOB or not found.identity.warm_dir:
         return found
-    return replace(found, identity=read_claim(jobs_dir / found.identity.spare) or found.identity)
+    return replace(found, identity=read_claim(jobs_dir / found.identity.warm_dir) or found.identity)
 
 
 def container_folders(jobs_dir: Path) -> list[Path]:

@@ -14,21 +14,30 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
+from bus.notifier import Notifier
 from runner.claiming.schedulability import Schedulability, free_memory_mb
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, container_spec
 from runner.engines.port import WARM_ENV, ContainerIdentity, EngineError
 from runner.execution.verdict import IMAGE_FAULTS
-from runner.execution.warm_container import WARM_PREFIX, WarmContainer
+from runner.execution.warm_container import (
+    STATE_AFTER_READY,
+    STATE_WHEN_GIVEN_BACK,
+    STATE_WHEN_TAKEN,
+    WARM_PREFIX,
+    WarmContainer,
+    WarmState,
+    parsed_lines,
+)
 from runner.gpu.allocator import GpuAllocation
 from runner.gpu.placement import Placed
 from runner.outage import FailureBackoff
-from schemas.container_protocol import ErrorLine, ExitCode, LineParser, ReadyLine
+from schemas.container_protocol import ErrorLine, ExitCode, ReadyLine
 from schemas.host import WarmPoolStatus
 
 
 class WarmPool:
-    """What waits, by endpoint. `take` gives one away; `run` sees to it that there is another."""
+    """The warm containers of this host. `take` assigns one to a job; `run` replaces it."""
 
     def __init__(self, context: RunnerContext, host: HostContext, schedulability: Schedulability) -> None:
         self._context = context
@@ -37,192 +46,188 @@ class WarmPool:
         self._endpoints = {
             name: endpoint for name, endpoint in host.endpoints.items() if host.warm.on and endpoint.config.warm
         }
-        self._containers: list[WarmContainer] = []
+        self._containers: list[WarmContainer] = []  # those that no job has
         self._backoffs = {name: FailureBackoff() for name in self._endpoints}
         self._numbers = count(1)
-        self._changed = anyio.Event()
+        self._changed = Notifier()
         self._is_open = True
 
     async def run(self) -> None:
-        """Keep as many waiting as there should be and can be, without end."""
+        """Keep as many warm containers as are configured and as fit. Runs forever."""
         async with anyio.create_task_group() as tasks:
             while True:
+                notification = self._changed.next_notification()
                 if self._is_open:
                     self._evict_unfit()
                     await self._fill(tasks)
                 with anyio.move_on_after(self._context.intervals.idle_s):
-                    await self._changed.wait()
+                    await notification.wait()
 
     def notify(self) -> None:
-        """Something has changed that may make room for one more."""
-        self._changed.set()
-        self._changed = anyio.Event()
+        """Check at once whether another container fits."""
+        self._changed.notify()
 
     def take(self, endpoint: LocalEndpoint) -> WarmContainer | None:
-        """The container that takes the next job of this kind, ready ones first; None: start one."""
-        for warm in sorted(self._containers, key=lambda one: not one.is_ready):
-            if (
-                warm.endpoint is endpoint
-                and not warm.is_ending
-                and self._host.gpu_allocator.can_start(warm.allocation, endpoint.config)
-            ):
-                warm.is_taken = True
-                warm.allocation.is_idle = False
-                self._containers.remove(warm)
-                return warm
+        """Take a container for the next job of this endpoint, ready ones first; None if there is none."""
+        for state, taken_state in STATE_WHEN_TAKEN.items():
+            for warm in self._containers_of(endpoint, state):
+                if self._host.gpu_allocator.can_start(warm.allocation, endpoint.config):
+                    self._containers.remove(warm)
+                    warm.advance(taken_state)
+                    return warm
         return None
 
     async def give_back(self, warm: WarmContainer) -> None:
-        """One that was taken got no job after all, and nothing was sent to it: it waits on, if it still can."""
-        there = sum(1 for one in self._containers if one.endpoint is warm.endpoint)
-        if self._is_open and not warm.is_unwatched and there < self._host.warm.count:
-            warm.is_taken = False
-            warm.allocation.is_idle = True
+        """Return a container that was taken and got no job. It waits on, unless it died or there are enough."""
+        idle_state = STATE_WHEN_GIVEN_BACK.get(warm.state)
+        if idle_state and self._is_open and len(self._containers_of(warm.endpoint)) < self._host.warm.count:
+            warm.advance(idle_state)
             self._containers.append(warm)
             return
-        warm.stop_watching()
-        await warm.settled.wait()
-        await self._discard(warm)
+        await warm.detach()
+        warm.advance(WarmState.REMOVING)
+        await self._remove(warm)
         self.notify()
 
     async def evict_for(self, allocation: GpuAllocation) -> None:
-        """Remove what waits on these cards if the container of `holding` would not fit beside it."""
-        if not self._host.gpu_allocator.must_evict_warm(allocation):
-            return
-        going = [warm for warm in self._containers if set(warm.allocation.uuids) & set(allocation.uuids)]
-        for warm in going:
-            warm.stop_watching()
-        for warm in going:
-            await warm.removed.wait()
+        """Remove the warm containers on these GPUs if the container of `allocation` would not fit beside them."""
+        if self._host.gpu_allocator.must_evict_warm(allocation):
+            await self._evict([warm for warm in self._containers if set(warm.allocation.uuids) & set(allocation.uuids)])
 
     async def close(self) -> None:
-        """Remove all that waits, and start nothing more."""
+        """Remove all warm containers, and start no more."""
         self._is_open = False
-        going = tuple(self._containers)
-        for warm in going:
-            warm.stop_watching()
-        for warm in going:
-            await warm.removed.wait()
+        await self._evict(list(self._containers))
 
     def reports(self) -> tuple[WarmPoolStatus, ...]:
-        """As the host's presence shows them."""
+        """Return the pools as the heartbeat shows them."""
         return tuple(self._report(name) for name in self._endpoints)
 
     def _report(self, name: str) -> WarmPoolStatus:
-        mine = [warm for warm in self._containers if warm.endpoint.config.name == name]
-        schedulability = sum(1 for warm in mine if warm.is_ready)
-        pause, now = self._backoffs[name], anyio.current_time()
-        left_s = round(pause.left_s(now), 1) if pause.is_waiting(now) else None
-        return WarmPoolStatus(name, schedulability, len(mine) - schedulability, pause.reason or None, left_s)
+        endpoint, backoff, now = self._endpoints[name], self._backoffs[name], anyio.current_time()
+        left_s = round(backoff.left_s(now), 1) if backoff.is_waiting(now) else None
+        ready = len(self._containers_of(endpoint, WarmState.READY))
+        loading = len(self._containers_of(endpoint, WarmState.LOADING))
+        return WarmPoolStatus(name, ready, loading, backoff.reason or None, left_s)
+
+    def _containers_of(self, endpoint: LocalEndpoint, state: WarmState | None = None) -> list[WarmContainer]:
+        """Return the containers of an endpoint that no job has, in this state or in any."""
+        return [warm for warm in self._containers if warm.endpoint is endpoint and state in {None, warm.state}]
+
+    async def _evict(self, containers: list[WarmContainer]) -> None:
+        for warm in containers:
+            self._start_removal(warm)
+        for warm in containers:
+            await warm.wait_for(WarmState.REMOVED)
 
     def _evict_unfit(self) -> None:
         for warm in self._containers:
             if self._host.gpu_allocator.is_unfit(warm.allocation):
-                warm.stop_watching()
+                self._start_removal(warm)
+
+    def _start_removal(self, warm: WarmContainer) -> None:
+        """End the watch of a container that no job has. The task of the watch then removes the container."""
+        if warm.state is not WarmState.REMOVING:
+            warm.advance(WarmState.REMOVING)
+            warm.stop_watching()
 
     async def _fill(self, tasks: TaskGroup) -> None:
-        """Start what is missing, one of each kind at a time: each may take the room that the next one counts on."""
+        """Start missing containers, one per endpoint at a time: each may use the resources that the next one needs."""
         for name, endpoint in self._endpoints.items():
-            there = sum(1 for warm in self._containers if warm.endpoint is endpoint)
-            if there < self._host.warm.count and not self._backoffs[name].is_waiting(anyio.current_time()):
+            if self._backoffs[name].is_waiting(anyio.current_time()):
+                continue
+            if len(self._containers_of(endpoint)) < self._host.warm.count:
                 allocation = await self._allocate(endpoint)
                 if allocation is not None and not self._is_open:
                     allocation.release()
                 elif allocation is not None:
-                    warm = WarmContainer(
-                        f"{WARM_PREFIX}{self._context.incarnation}-{next(self._numbers)}", endpoint, allocation
-                    )
+                    folder = f"{WARM_PREFIX}{self._context.incarnation}-{next(self._numbers)}"
+                    warm = WarmContainer(folder, endpoint, allocation)
                     self._containers.append(warm)
                     tasks.start_soon(self._run_container, warm)
 
     async def _allocate(self, endpoint: LocalEndpoint) -> GpuAllocation | None:
-        """The cards for one more, if it fits beside everything that is there."""
-        free = await anyio.to_thread.run_sync(free_memory_mb)
-        loading = sum(one.endpoint.config.resources.memory_mb for one in self._containers if not one.is_ready)
-        if free - loading < endpoint.config.resources.memory_mb + self._host.warm.memory_reserve_mb:
+        """Reserve the GPUs of one more container if it fits beside everything else."""
+        free_mb = await anyio.to_thread.run_sync(free_memory_mb)
+        loading_mb = sum(
+            warm.endpoint.config.resources.memory_mb for warm in self._containers if warm.state is WarmState.LOADING
+        )
+        if free_mb - loading_mb < endpoint.config.resources.memory_mb + self._host.warm.memory_reserve_mb:
             return None
         placed = await self._schedulability.place(endpoint, warm=True)
-        return (
-            self._host.gpu_allocator.allocate(placed.uuids, endpoint.config, is_idle=True)
-            if isinstance(placed, Placed)
-            else None
-        )
+        if not isinstance(placed, Placed):
+            return None
+        return self._host.gpu_allocator.allocate(placed.uuids, endpoint.config, is_idle=True)
 
     async def _run_container(self, warm: WarmContainer) -> None:
-        """One of them, from its start until it has its job or is no use any more."""
-        pause = self._backoffs[warm.endpoint.config.name]
-        why = ""
+        """Start one container and watch it. At the end, detach it if a job has it; otherwise remove it."""
+        problem = ""
         with warm.watch_scope:
             try:
                 await self._start_and_watch(warm)
             except (EngineError, OSError) as error:
-                why = str(error) or type(error).__name__
-        warm.is_unwatched = True
-        warm.settled.set()
-        if why:
-            pause.record_failure(why, anyio.current_time(), self._host.warm.backoff_s, self._host.warm.backoff_most_s)
-            self._context.log.warning("warm slot failed", endpoint=warm.endpoint.config.name, why=why)
-        if not warm.is_taken:
-            await self._discard(warm)
+                problem = str(error) or type(error).__name__
+        if problem:
+            self._record_failure(warm.endpoint.config.name, problem)
+        if warm.state in STATE_WHEN_GIVEN_BACK:
+            warm.advance(WarmState.DETACHED)
+        else:
+            if warm.state is not WarmState.REMOVING:
+                warm.advance(WarmState.REMOVING)
+            await self._remove(warm)
         self.notify()
 
+    def _record_failure(self, endpoint: str, problem: str) -> None:
+        settings = self._host.warm
+        self._backoffs[endpoint].record_failure(
+            problem, anyio.current_time(), settings.backoff_s, settings.backoff_most_s
+        )
+        self._context.log.warning("warm_container_failed", endpoint=endpoint, error=problem)
+
     async def _start_and_watch(self, warm: WarmContainer) -> None:
-        """Start it and follow it while it waits, as long as it may. Raises EngineError when it is no use."""
+        """Start the container, and follow it until it is too old. Raises EngineError if it fails."""
         folder = self._context.jobs_dir / warm.folder
-        mine = ContainerIdentity(installation=self._context.installation, host=self._context.host, spare=warm.folder)
-        spec = container_spec(warm.endpoint, mine, (folder / "job").resolve(), warm.allocation.uuids)
+        identity = ContainerIdentity(
+            installation=self._context.installation, host=self._context.host, warm_dir=warm.folder
+        )
+        spec = container_spec(warm.endpoint, identity, (folder / "job").resolve(), warm.allocation.uuids)
         await anyio.to_thread.run_sync(partial((folder / "job").mkdir, parents=True))
         warm.handle = await self._context.engine.start(replace(spec, env={WARM_ENV: "1"}))
         await warm.allocation.container_started(warm.handle)
-        with anyio.move_on_after(self._host.warm.ready_s) as patience:
-            said = await self._follow(warm, warm.handle, patience)
-            await self._raise_death(warm, warm.handle, said)
-        if not warm.is_ready:
+        with anyio.move_on_after(self._host.warm.ready_s) as timeout:
+            error_line = await self._follow(warm, warm.handle, timeout)
+            await self._raise_exit(warm, warm.handle, error_line)
+        if warm.state in STATE_AFTER_READY:
             raise EngineError(f"not ready after {self._host.warm.ready_s:.0f} s")
 
-    async def _follow(self, warm: WarmContainer, handle: str, patience: anyio.CancelScope) -> ErrorLine | None:
-        """Read what it says; its last error line, if it ends. Once it is ready, `patience` counts its age."""
-        said: ErrorLine | None = None
-        parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
-        async with aclosing(self._context.engine.output(handle, None)) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                for parsed in parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
-                    if isinstance(parsed.message, ErrorLine):
-                        said = parsed.message
-                    if isinstance(parsed.message, ReadyLine) and not warm.is_ready:
-                        patience.deadline = anyio.current_time() + self._host.warm.recycle_s
-                        self._mark_ready(warm)
-        return said
+    async def _follow(self, warm: WarmContainer, handle: str, timeout: anyio.CancelScope) -> ErrorLine | None:
+        """Read the output until the exit; return the last error line. Once it is ready, `timeout` limits its age."""
+        error_line: ErrorLine | None = None
+        async with aclosing(parsed_lines(self._context.engine, handle)) as lines:
+            async for line in lines:
+                if isinstance(line.message, ErrorLine):
+                    error_line = line.message
+                if isinstance(line.message, ReadyLine) and (ready_state := STATE_AFTER_READY.get(warm.state)):
+                    timeout.deadline = anyio.current_time() + self._host.warm.recycle_s
+                    warm.advance(ready_state)
+                    self._backoffs[warm.endpoint.config.name].reset()
+        return error_line
 
-    def _mark_ready(self, warm: WarmContainer) -> None:
-        warm.is_ready = True
-        warm.settled.set()
-        self._backoffs[warm.endpoint.config.name].reset()
-
-    async def _raise_death(self, warm: WarmContainer, handle: str, said: ErrorLine | None) -> None:
-        """It has exited, which it never should while it waits."""
-        ended = await self._context.engine.wait(handle)
-        if warm.is_taken and warm.is_ready:
-            return  # the job's end, seen before we were told that it has its job
-        why = f"{said.code}: {said.message}" if said else f"it exited with code {ended.code}"
-        if ended.code == ExitCode.GPU_UNUSABLE and (said is None or said.code not in IMAGE_FAULTS):
-            warm.allocation.mark_faulty(why)
-        raise EngineError(f"the container died while it waited: {why}")
-
-    async def _discard(self, warm: WarmContainer) -> None:
-        """Container and folder go; then its cards are free."""
-        if warm in self._containers:
-            self._containers.remove(warm)
-        await self._context.retry_engine_call("remove", partial(self._remove, warm))
-        await self._context.delete_folder(self._context.jobs_dir / warm.folder)
-        warm.allocation.release()
-        warm.removed.set()
+    async def _raise_exit(self, warm: WarmContainer, handle: str, error_line: ErrorLine | None) -> None:
+        """Raise EngineError for the exit of a container, which never exits while it waits."""
+        exit_ = await self._context.engine.wait(handle)
+        if warm.state is WarmState.ASSIGNED:
+            return  # the job has ended before the watch was stopped
+        reason = f"{error_line.code}: {error_line.message}" if error_line else f"it exited with code {exit_.code}"
+        if exit_.code == ExitCode.GPU_UNUSABLE and (error_line is None or error_line.code not in IMAGE_FAULTS):
+            warm.allocation.mark_faulty(reason)
+        raise EngineError(f"the container died while it waited: {reason}")
 
     async def _remove(self, warm: WarmContainer) -> None:
-        """By its handle, or, where a start was not answered, by its folder's name."""
-        if warm.handle is not None:
-            return await self._context.engine.remove(warm.handle)
-        for found in await self._context.engine.find(self._context.installation, self._context.host):
-            if found.identity.spare == warm.folder:
-                await self._context.engine.remove(found.handle)
-        return None
+        """Remove container and folder, then release the GPUs."""
+        if warm in self._containers:
+            self._containers.remove(warm)
+        await self._context.remove_container(warm.handle, lambda identity: identity.warm_dir == warm.folder)
+        await self._context.delete_folder(self._context.jobs_dir / warm.folder)
+        warm.allocation.release()
+        warm.advance(WarmState.REMOVED)

@@ -44,7 +44,7 @@ def container_config(spec: ContainerSpec, user: str, injection: GpuInjection, pr
         "User": user,
         "Env": [f"{name}={value}" for name, value in variables.items()],
         "Labels": to_labels(spec.identity),
-        **({"Entrypoint": [*spec.instead], "Cmd": []} if spec.instead else {}),
+        **({"Entrypoint": [*spec.entrypoint_override], "Cmd": []} if spec.entrypoint_override else {}),
         "NetworkDisabled": True,
         "StopSignal": "SIGTERM",  # the contract's stop signal, whatever the image declares
         "HostConfig": {**_hardening(spec, profile), **_limits(spec), **devices, "Mounts": _mounts(spec)},
@@ -128,7 +128,8 @@ def _gpu_config(gpus: tuple[str, ...], injection: GpuInjection) -> tuple[dict[st
 
 def to_labels(identity: ContainerIdentity) -> dict[str, str]:
     """Return the identity as container labels."""
-    return {f"{LABEL_PREFIX}{name}": str(getattr(identity, name)) for name in ContainerIdentity.__struct_fields__}
+    names = zip(ContainerIdentity.__struct_fields__, ContainerIdentity.__struct_encode_fields__, strict=True)
+    return {f"{LABEL_PREFIX}{label}": str(getattr(identity, name)) for name, label in names}
 
 
 def label_filters(installation: str, host: str) -> list[str]:
@@ -145,7 +146,7 @@ def identity_from_labels(found: Mapping[str, str]) -> ContainerIdentity:
         job=found[f"{LABEL_PREFIX}job"],
         round=int(found[f"{LABEL_PREFIX}round"]),
         attempt=int(found[f"{LABEL_PREFIX}attempt"]),
-        spare=found.get(f"{LABEL_PREFIX}spare", ""),  # absent where an older runner started it
+        warm_dir=found.get(f"{LABEL_PREFIX}spare", ""),  # absent where an older runner started it
     )
 
 

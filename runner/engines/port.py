@@ -34,7 +34,7 @@ class ContainerIdentity(Struct, frozen=True, kw_only=True):
     """Owner and job of a container. The engine keeps it with the container, so that a later runner recognizes it.
 
     `job` is NO_JOB for a container that was started before its job. Its `round` and `attempt` mean nothing then.
-    `spare` names its folder; the claim file in that folder says which job it was assigned.
+    `warm_dir` names its folder; the claim file in that folder says which job it was assigned.
     """
 
     installation: str
@@ -43,12 +43,12 @@ class ContainerIdentity(Struct, frozen=True, kw_only=True):
     job: str = NO_JOB
     round: int = 0
     attempt: int = 0
-    spare: str = ""
+    warm_dir: str = field(default="", name="spare")
 
     @property
     def folder(self) -> str:
         """Return the name of the container's folder. Tokens contain no dots, so the name can be parsed again."""
-        return self.spare or f"{self.owner}.{self.job}.{self.round}.{self.attempt}"
+        return self.warm_dir or f"{self.owner}.{self.job}.{self.round}.{self.attempt}"
 
 
 class ContainerLimits(Struct, frozen=True):
@@ -67,7 +67,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     image: str
     folder: str = ""  # the image folder: the process engine's working directory
     command: tuple[str, ...] = ()  # argv in `folder`, for the process engine
-    instead: tuple[str, ...] = ()  # argv that replaces the image's own program, on every engine
+    entrypoint_override: tuple[str, ...] = ()  # argv that replaces the image's own program, on every engine
     job_dir: Path
     limits: ContainerLimits
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those

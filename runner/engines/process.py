@@ -131,7 +131,7 @@ class ProcessEngine:
         prepare_job_dir(spec.job_dir, owner, warm=spec.env.get(WARM_ENV) == "1")
         make_private_folder(self._state)
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.identity.job or 'warm'}-", dir=self._state))
-        command, paths = spec.instead or spec.command, self._list_job_paths([spec.folder], spec.job_dir)
+        command, paths = spec.entrypoint_override or spec.command, self._list_job_paths([spec.folder], spec.job_dir)
         ProcessStateDir(folder).write_spec(
             ProcessSpec(spec.identity, command, spec.folder, self._env(spec), spec.limits.memory_mb, self._user, paths)
         )

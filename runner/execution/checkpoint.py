@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
@@ -64,26 +64,26 @@ CHECKPOINT_FILE = "journal.json"
 class Checkpoint(Struct, frozen=True, kw_only=True):
     """The content of the checkpoint file.
 
-    `started_at` and `started_up` are when the container began its job, on two clocks. `mark` is the cursor at which to
+    `started_at` and `started_up` are when the container began its job, on two clocks. `cursor` is where to
     resume the output; all lines before it are processed. Of the lines after it, those up to `log_offset` and
     `progress_offset` were published. `log_bytes` counts the published log.
 
-    `pending` are messages that may not have reached the broker. `said` is the last error line, `tail` the last lines of
-    stderr. `intent` is why the runner stops the container; `disk` says why the job used too much disk, if that is the
-    reason.
+    `unpublished` are messages that may not have reached the broker. `error_line` is the last error line, `tail` the
+    last lines of stderr. `stop_reason` is why the runner stops the container. `disk_excess` says why the job used too
+    much disk, if that is the reason.
     """
 
     started_at: datetime | None = None
     started_up: Uptime | None = None
-    intent: StopReason | None = None
-    mark: OutputCursor | None = None
+    stop_reason: StopReason | None = field(default=None, name="intent")
+    cursor: OutputCursor | None = field(default=None, name="mark")
     log_offset: int = 0
     progress_offset: int = 0
     log_bytes: int = 0
-    pending: tuple[FeedMessage, ...] = ()
-    said: ErrorLine | None = None
+    unpublished: tuple[FeedMessage, ...] = field(default=(), name="pending")
+    error_line: ErrorLine | None = field(default=None, name="said")
     metrics: tuple[JobMetric, ...] = ()
-    disk: str | None = None
+    disk_excess: str | None = field(default=None, name="disk")
     tail: StderrTail = StderrTail()
 
     @property

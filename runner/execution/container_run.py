@@ -31,7 +31,7 @@ from runner.execution.output_pump import OutputPump
 from runner.execution.outputs import has_output
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
 from runner.execution.verdict import ClassifiedFailure, ExitFacts, StopReason, Verdict, classify_exit, make_failure
-from runner.execution.warm_container import WarmContainer, assign_job
+from runner.execution.warm_container import WarmContainer, WarmState, assign_job
 from runner.gpu.allocator import GpuAllocation
 from runner.outage import EngineCallFailed
 from runner.run_clock import elapsed_s, run_s
@@ -62,7 +62,7 @@ class JobAssignment(Struct, frozen=True):
             job=self.job.id,
             round=self.job.round,
             attempt=self.job.attempt,
-            spare=self.warm_container.folder if self.warm_container else "",
+            warm_dir=self.warm_container.folder if self.warm_container else "",
         )
 
 
@@ -80,8 +80,8 @@ class ContainerRun:
         self._has_ended = False
         self._file_names: Mapping[str, str] = {}  # of the inputs, set after staging
         self.job_dir = self._folder / "job"
-        self.stop_reason = checkpoint.current.intent
-        self._disk_excess = checkpoint.current.disk
+        self.stop_reason = checkpoint.current.stop_reason
+        self._disk_excess = checkpoint.current.disk_excess
         self.disk_limit = disk_limit(assignment.endpoint.config.resources.disk_mb)
         self.handle = assignment.handle
         self.exit: ContainerExit | None = None
@@ -99,7 +99,7 @@ class ContainerRun:
         if self.stop_reason is not None or self._has_ended:
             return
         self.stop_reason, self._disk_excess = reason, disk_excess
-        await self._checkpoint.update(intent=reason, disk=disk_excess)
+        await self._checkpoint.update(stop_reason=reason, disk_excess=disk_excess)
         self._preparing.cancel()
         self._stop_requested.set()
 
@@ -153,7 +153,7 @@ class ContainerRun:
         with self._preparing:
             self._file_names = await self._stage(job, endpoint)
             if warm is not None:
-                await warm.settled.wait()
+                await warm.wait_for(WarmState.ASSIGNED, WarmState.DETACHED)
 
     async def _stage(self, job: Job, endpoint: LocalEndpoint) -> Mapping[str, str]:
         """Fetch the inputs, however long that takes; followers of the job see what delays them."""

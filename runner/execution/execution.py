@@ -247,23 +247,13 @@ class Execution:
 
     async def _clean_up(self) -> None:
         """Remove container and folder."""
-        await self._context.retry_engine_call("remove", self._remove_container)
-        await self._context.delete_folder(self._folder)
-
-    async def _remove_container(self) -> None:
-        """Remove the container by its handle; by its labels if the start was not answered."""
-        engine, warm = self._context.engine, self.assignment.warm_container
-        if self.handle is not None:
-            return await engine.remove(self.handle)
-        if warm is not None:
-            warm.stop_watching()
-            await warm.settled.wait()
+        warm = self.assignment.warm_container
+        if self.handle is None and warm is not None:
+            await warm.detach()
             if warm.handle is not None:
-                await engine.remove(warm.handle)
-        for found in await engine.find(self._context.installation, self._context.host):
-            if found.identity == self._identity:
-                await engine.remove(found.handle)
-        return None
+                await self._context.retry_engine_call("remove", partial(self._context.engine.remove, warm.handle))
+        await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
+        await self._context.delete_folder(self._folder)
 
     async def _run_heartbeat(self) -> None:
         while True:

@@ -33,18 +33,18 @@ class OutputPump:
         self._job = job
         self._checkpoint = checkpoint
         state = checkpoint.current
-        self._cursor = state.mark
-        self._error_line = state.said
+        self._cursor = state.cursor
+        self._error_line = state.error_line
         self._metrics = {metric.name: metric for metric in state.metrics}
         self.stderr_tail = state.tail
-        self._offset = state.mark.offset if state.mark else 0
+        self._offset = state.cursor.offset if state.cursor else 0
         self._log_file = HeadTailLog(folder, self._offset)
         self._has_log_failed = False
         self._parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
         published = PublishedOffsets(state.log_offset, state.progress_offset, state.log_bytes)
         self._throttle = FeedThrottle(job.round, job.attempt, published)
         self._flush_lock = anyio.Lock()
-        self._pending: list[FeedMessage] = list(state.pending)
+        self._pending: list[FeedMessage] = list(state.unpublished)
         self._last_progress: ProgressLine | None = None
         self.last_progress_at = anyio.current_time()
 
@@ -149,12 +149,12 @@ class OutputPump:
     async def _save_checkpoint(self) -> None:
         published = self._throttle.published
         await self._checkpoint.update(
-            pending=tuple(self._pending),
+            unpublished=tuple(self._pending),
             log_offset=published.log_offset,
             progress_offset=published.progress_offset,
             log_bytes=published.log_bytes,
-            mark=self._cursor if self._throttle.is_empty else self._checkpoint.current.mark,
-            said=self._error_line,
+            cursor=self._cursor if self._throttle.is_empty else self._checkpoint.current.cursor,
+            error_line=self._error_line,
             metrics=self.metrics,
             tail=self.stderr_tail,
         )

@@ -8,15 +8,19 @@ container closes its socket after the first line, so a second one cannot start a
 import os
 import socket
 import stat
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from enum import StrEnum
 from pathlib import Path
 
 import anyio
 import msgspec
 
+from bus.notifier import Notifier
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import ContainerIdentity
+from runner.engines.port import ContainerEngine, ContainerIdentity
 from runner.gpu.allocator import GpuAllocation
-from schemas.container_protocol import START_SOCKET
+from schemas.container_protocol import START_SOCKET, LineParser, ParsedLine
 
 WARM_PREFIX = "warm-"  # of the folder's name; the folder name of an attempt contains three dots
 CLAIM_FILE = "claim.json"
@@ -26,9 +30,37 @@ START_SOCKET_TIMEOUT_S = 5.0  # for a start socket that exists but does not acce
 _decode = msgspec.json.Decoder(ContainerIdentity).decode
 
 
+class WarmState(StrEnum):
+    """State of a warm container: who owns it, and whether it has loaded. The pool watches it until DETACHED."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESERVED = "reserved"  # a job has it, and it still loads
+    ASSIGNED = "assigned"  # a job has it, and it waits for the start line
+    DETACHED = "detached"  # a job has it, and nothing watches it: it runs the job, or it died before
+    REMOVING = "removing"
+    REMOVED = "removed"
+
+
+TRANSITIONS: Mapping[WarmState, frozenset[WarmState]] = {
+    WarmState.LOADING: frozenset({WarmState.READY, WarmState.RESERVED, WarmState.REMOVING}),
+    WarmState.READY: frozenset({WarmState.ASSIGNED, WarmState.REMOVING}),
+    WarmState.RESERVED: frozenset({WarmState.LOADING, WarmState.ASSIGNED, WarmState.DETACHED}),
+    WarmState.ASSIGNED: frozenset({WarmState.READY, WarmState.DETACHED}),
+    WarmState.DETACHED: frozenset({WarmState.REMOVING}),
+    WarmState.REMOVING: frozenset({WarmState.REMOVED}),
+    WarmState.REMOVED: frozenset(),
+}
+IDLE_STATES = frozenset({WarmState.LOADING, WarmState.READY, WarmState.REMOVING})  # no job has it
+STATE_AFTER_READY = {WarmState.LOADING: WarmState.READY, WarmState.RESERVED: WarmState.ASSIGNED}
+STATE_WHEN_TAKEN = {WarmState.READY: WarmState.ASSIGNED, WarmState.LOADING: WarmState.RESERVED}  # ready ones first
+STATE_WHEN_GIVEN_BACK = {taken: idle for idle, taken in STATE_WHEN_TAKEN.items()}
+
+
 class WarmContainer:
-    """One warm container, in the folder of that name. `settled`: it waits at its socket, or never will; `removed`:
-    gone.
+    """One warm container, in the folder of that name.
+
+    Created with a handle it is one that recovery found with a job: nothing watches it.
     """
 
     def __init__(
@@ -38,21 +70,30 @@ class WarmContainer:
         self.endpoint = endpoint
         self.allocation = allocation
         self.handle = handle
-        self.is_ready = False
-        self.is_taken = False
-        self.is_unwatched = False  # its death would not be seen any more
-        self.settled = anyio.Event()
-        self.removed = anyio.Event()
+        self.state = WarmState.LOADING if handle is None else WarmState.DETACHED
         self.watch_scope = anyio.CancelScope()
+        self._changed = Notifier()
+
+    def advance(self, state: WarmState) -> None:
+        """Enter `state`. Raises RuntimeError if the table does not allow it."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a warm container cannot go from {self.state} to {state}")
+        self.state = state
+        self.allocation.is_idle = state in IDLE_STATES
+        self._changed.notify()
+
+    async def wait_for(self, *states: WarmState) -> None:
+        """Wait until it is in one of these states."""
+        await self._changed.wait_until(lambda: self.state in states)
 
     def stop_watching(self) -> None:
-        """Stop watching the container: it has its job, or is of no more use."""
+        """Stop the task that watches it: its job starts, or it is to be removed."""
         self.watch_scope.cancel()
 
-    @property
-    def is_ending(self) -> bool:
-        """Return whether the container is of no more use."""
-        return self.watch_scope.cancel_called
+    async def detach(self) -> None:
+        """Stop the task that watches it, and wait until that task has ended."""
+        self.stop_watching()
+        await self.wait_for(WarmState.DETACHED)
 
 
 def write_claim(folder: Path, identity: ContainerIdentity) -> None:
@@ -101,3 +142,12 @@ def send_start(job_dir: Path) -> bool:
     finally:
         os.close(socket_fd)
     return True
+
+
+async def parsed_lines(engine: ContainerEngine, handle: str) -> AsyncGenerator[ParsedLine]:
+    """Yield the parsed output of a container from its start to its exit. Raises EngineError."""
+    parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
+    async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            for parsed in parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
+                yield parsed

@@ -25,10 +25,10 @@ from runner.engines.port import (
     DetectedInjection,
     EngineError,
 )
-from runner.execution.warm_container import WARM_PREFIX
+from runner.execution.warm_container import WARM_PREFIX, parsed_lines
 from runner.gpu.allocator import GpuAllocation
 from runner.outage import FailureBackoff
-from schemas.container_protocol import LineParser, ReadyLine
+from schemas.container_protocol import ReadyLine
 
 LIST_GPUS_COMMAND = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
 
@@ -78,7 +78,7 @@ class GpuProber:
     async def _run_container(self, endpoint: LocalEndpoint, allocation: GpuAllocation) -> str:
         """Run one container on the GPU; return what went wrong, or ""."""
         spec = probe_spec(self._context, endpoint, allocation.uuids, f"probe-{next(self._numbers)}")
-        spec = replace(spec, env={WARM_ENV: "1"}, instead=()) if endpoint.config.warm else spec
+        spec = replace(spec, env={WARM_ENV: "1"}, entrypoint_override=()) if endpoint.config.warm else spec
         return await run_probe(
             self._context, spec, allocation.container_started, self._host.gpu_allocator.settings.probe.patience_s
         )
@@ -107,13 +107,10 @@ async def run_probe(
 
 async def _wait_for_success(engine: ContainerEngine, handle: str) -> str:
     """Wait until the container is ready or exits; return "" if it is ready or exits with 0, else the reason."""
-    parser = LineParser("stdout")
-    async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
-        async for chunk in chunks:
-            if chunk.stream == "stdout":
-                for parsed in parser.feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
-                    if isinstance(parsed.message, ReadyLine):
-                        return ""
+    async with aclosing(parsed_lines(engine, handle)) as lines:
+        async for line in lines:
+            if isinstance(line.message, ReadyLine):
+                return ""
     exit_ = await engine.wait(handle)
     return "" if exit_.code == 0 else f"the container exited with code {exit_.code}"
 
@@ -127,10 +124,10 @@ def choose_probe_endpoint(host: HostContext) -> LocalEndpoint | None:
 def probe_spec(context: RunnerContext, endpoint: LocalEndpoint, uuids: tuple[str, ...], name: str) -> ContainerSpec:
     """Return the spec of a container of this endpoint that lists these GPUs and exits."""
     folder = f"{WARM_PREFIX}{context.incarnation}-{name}"
-    identity = ContainerIdentity(installation=context.installation, host=context.host, spare=folder)
+    identity = ContainerIdentity(installation=context.installation, host=context.host, warm_dir=folder)
     return replace(
         container_spec(endpoint, identity, (context.jobs_dir / folder / "job").resolve(), uuids),
-        instead=LIST_GPUS_COMMAND,
+        entrypoint_override=LIST_GPUS_COMMAND,
     )
 
 

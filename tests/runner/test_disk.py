@@ -69,11 +69,11 @@ def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
     at = datetime(2026, 11, 21, tzinfo=UTC)
     written = Checkpoint(
         started_at=at,
-        intent=StopReason.STALL,
-        mark=OutputCursor(7, "x"),
+        stop_reason=StopReason.STALL,
+        cursor=OutputCursor(7, "x"),
         log_offset=7,
-        pending=(LogMessage(FeedPosition(1, 2, 7), at, "stdout", "hello\n"),),
-        said=ErrorLine("no_face", "nobody"),
+        unpublished=(LogMessage(FeedPosition(1, 2, 7), at, "stdout", "hello\n"),),
+        error_line=ErrorLine("no_face", "nobody"),
         metrics=(JobMetric("fps", 24.5, "1/s"),),
     )
     checkpoint.write_checkpoint(tmp_path, written)
@@ -91,15 +91,15 @@ async def test_a_diary_keeps_what_others_noted(tmp_path: Path) -> None:
     diary = CheckpointFile(tmp_path / "new", structlog.get_logger("test"))
     await diary.load()
     await diary.update(log_offset=3)
-    await diary.update(intent=StopReason.CANCEL)
-    assert checkpoint.read_checkpoint(tmp_path / "new") == Checkpoint(log_offset=3, intent=StopReason.CANCEL)
+    await diary.update(stop_reason=StopReason.CANCEL)
+    assert checkpoint.read_checkpoint(tmp_path / "new") == Checkpoint(log_offset=3, stop_reason=StopReason.CANCEL)
 
 
 async def test_a_journal_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     diary = CheckpointFile(tmp_path, structlog.get_logger("test"))
     (tmp_path / checkpoint.CHECKPOINT_FILE).mkdir()
-    await diary.update(intent=StopReason.CANCEL)
-    assert diary.current.intent is StopReason.CANCEL
+    await diary.update(stop_reason=StopReason.CANCEL)
+    assert diary.current.stop_reason is StopReason.CANCEL
     with pytest.raises(OSError, match="directory"):
         await diary.update_then(lambda: None, log_offset=3)
 

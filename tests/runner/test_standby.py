@@ -315,7 +315,7 @@ async def test_killed_around_the_line_the_job_runs_once(world: RunnerEnvironment
     await world.edge.job_store.update(key, JobRecord(datetime.now(UTC), Submitted(), running), entry.revision)
     folder = world.folder / HOST / "warm-i0-1"
     (folder / "job" / "out").mkdir(parents=True)
-    mine = ContainerIdentity(installation="test", host=HOST, spare=folder.name)
+    mine = ContainerIdentity(installation="test", host=HOST, warm_dir=folder.name)
     box = FakeContainer(
         "left-1",
         ContainerSpec(identity=mine, image="ready", job_dir=folder / "job", limits=ContainerLimits(1, 1.0)),

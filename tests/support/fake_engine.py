@@ -149,7 +149,7 @@ class FakeEngine:
         if self.next_start_failure is not None:
             refused, self.next_start_failure = self.next_start_failure, None
             raise refused
-        program = spec.instead[0] if spec.instead else spec.image
+        program = spec.entrypoint_override[0] if spec.entrypoint_override else spec.image
         if program not in self._programs:
             raise StartFailed("image_missing", f"image {program} is not here: add a program of that name")
         prepare_job_dir(spec.job_dir, (os.geteuid(), os.getegid()), warm=True)

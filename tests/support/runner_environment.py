@@ -246,7 +246,7 @@ class RunnerEnvironment:
     async def wait_for_status(self, key: JobKey, *wanted: Status) -> Job:
         """Wait for one of these states."""
         async for change in self.edge.job_store.changes():
-            recorded = getattr(change, "recorded", None)
+            recorded = getattr(change, "record", None)
             if recorded is not None and recorded.job.key == key and recorded.job.status in wanted:
                 return recorded.job
         raise AssertionError("the changes ended")
@@ -272,7 +272,7 @@ class RunnerEnvironment:
         """Wait for an event of this kind; the job as it became by it."""
         with anyio.fail_after(DEADLINE_S):
             async for change in self.edge.job_store.changes():
-                recorded = getattr(change, "recorded", None)
+                recorded = getattr(change, "record", None)
                 if recorded is not None and recorded.job.key == key and isinstance(recorded.event, kind):
                     return recorded.job
         raise AssertionError("the changes ended")

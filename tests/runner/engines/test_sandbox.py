@@ -151,5 +151,5 @@ def test_what_an_engine_lacks_is_told() -> None:
 
 
 def test_a_probe_runs_its_own_program() -> None:
-    config = container_config(spec(instead=("nvidia-smi", "-L")), "1:1", "cdi", "{}")
+    config = container_config(spec(entrypoint_override=("nvidia-smi", "-L")), "1:1", "cdi", "{}")
     assert (config["Entrypoint"], config["Cmd"]) == (["nvidia-smi", "-L"], [])
