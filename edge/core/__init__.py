@@ -1,0 +1,13 @@
+"""Parts that every package of the edge may use: they know neither jobs nor HTTP.
+
+May import `schemas`, `bus`, `edge.store.port` and `edge.outbound`; every package of `edge` may import it.
+
+- `clock`: time and randomness as parameters
+- `bounded_queue`: an async queue between tasks that loses nothing when its reader is cancelled
+- `leases`: one edge at a time does a piece of work
+- `installation`: constants that all edges of an installation share
+- `error_handling`: errors of the broker and the store as problems for clients
+- `validation`, `validation_steps`: decode a request, check a job's input against a JSON Schema, within a step budget
+- `messages`: texts for users, in English and Chinese
+- `signed_urls`: URLs that authorise by a signature; `client_throttle`: limits for clients without a key
+"""

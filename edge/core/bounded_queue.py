@@ -1,6 +1,6 @@
-"""A bounded line of items between two tasks. Unlike a memory stream, a cancelled or timed-out `take` loses nothing."""
+"""A bounded queue between tasks. Unlike anyio's memory streams, it loses no item when its reader is cancelled."""
 
-from asyncio import Event  # of asyncio, because it can be cleared: one is waited for with every item
+from asyncio import Event  # not anyio's: an asyncio event can be cleared, so that one serves all waits
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ _CLOSE_TIMEOUT_S = 2.0
 
 @asynccontextmanager
 async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """`items`, closed however the block ends."""
+    """Yield `items` and close the iterator when the block ends, also by cancellation."""
     try:
         yield items
     finally:
@@ -24,7 +24,7 @@ async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
 
 
 class BoundedQueue(Generic[T]):
-    """Many may put, one takes."""
+    """A first-in, first-out queue for many writers and one reader."""
 
     def __init__(self, capacity: int) -> None:
         self._items: deque[T] = deque()
@@ -33,7 +33,7 @@ class BoundedQueue(Generic[T]):
         self._not_full = Event()
 
     async def put(self, item: T) -> None:
-        """Add behind the others; waits while there is no room."""
+        """Append `item`; wait while the queue is full."""
         while len(self._items) >= self._capacity:
             self._not_full.clear()
             await self._not_full.wait()
@@ -41,24 +41,27 @@ class BoundedQueue(Generic[T]):
         self._not_empty.set()
 
     async def put_all(self, items: AsyncIterator[T]) -> None:
-        """Put all of `items`, and close them however that ends: a reader cut off here would keep its connection."""
+        """Append every item of `items`, then close the iterator, also when this call is cancelled.
+
+        An iterator that stays open would keep its connection to the broker.
+        """
         async with closing(items):
             async for item in items:
                 await self.put(item)
 
     def try_put(self, item: T) -> bool:
-        """Add if there is room; whether there was."""
-        room = len(self._items) < self._capacity
-        if room:
+        """Append `item` unless the queue is full; return whether it was appended."""
+        has_room = len(self._items) < self._capacity
+        if has_room:
             self._items.append(item)
             self._not_empty.set()
-        return room
+        return has_room
 
     async def get_batch(self, limit: int) -> list[T]:
-        """At least one and at most `limit` items, oldest first; waits for the first."""
+        """Remove and return up to `limit` items, oldest first; wait until there is at least one."""
         while not self._items:
             self._not_empty.clear()
             await self._not_empty.wait()
-        taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+        batch = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
         self._not_full.set()
-        return taken
+        return batch

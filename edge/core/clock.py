@@ -1,20 +1,20 @@
-"""Time as a parameter: what the services call to learn it, and the whole microseconds that the index sorts by."""
+"""Time and randomness as parameters, and exact microseconds, by which the index sorts."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 Clock = Callable[[], datetime]
-Entropy = Callable[[int], bytes]  # os.urandom, or a test's own
+Entropy = Callable[[int], bytes]  # os.urandom, or a deterministic source in tests
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def utc_now() -> datetime:
-    """The wall clock in UTC."""
+    """Return the current time of the wall clock, in UTC."""
     return datetime.now(UTC)
 
 
 def micros(moment: datetime) -> int:
-    """Microseconds since 1970, exact: a float would round."""
+    """Return microseconds since 1970, exactly: a float would round."""
     return (moment - _EPOCH) // _MICROSECOND

@@ -1,4 +1,8 @@
-"""The border where the broker's and the store's errors become refusals a client can act on: one table."""
+"""Two borders for exceptions: errors of the broker and the store become problems for clients, bugs become log entries.
+
+Expected errors are caught by name where they happen. `log_and_continue` is for bugs: without it, one job that the
+edge misreads would end the edge, and again at each restart.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +16,16 @@ from schemas.problems import ProblemError
 
 UNAVAILABLE_RETRY_AFTER_S = 5
 
-# First match wins. The text None: the error's own words are meant for the client.
+# The first class that matches decides. Text None: the error's own text is meant for the client.
 _PROBLEMS_BY_ERROR: Mapping[type[Exception], tuple[str, str | None]] = {
     bus.BrokerFull: ("store_full", "the broker's store is full: delete jobs or give it more space, then try again"),
     bus.BrokerUnreachable: (
         "unavailable",
         "the broker does not answer: try again, with the same key or id nothing doubles; /readyz says what is wrong",
     ),
-    bus.RevisionConflict: ("unavailable", "others keep changing this at the same time: try again"),
-    bus.MessageTooLarge: ("body_too_large", "the request is larger than the broker takes: move data into assets"),
-    bus.BrokerDenied: ("internal", "the broker user of the edge lacks a right: check nats.conf"),
+    bus.RevisionConflict: ("unavailable", "other requests keep changing this at the same time: try again"),
+    bus.MessageTooLarge: ("body_too_large", "the request is larger than the broker accepts: move data into assets"),
+    bus.BrokerDenied: ("internal", "the broker user of the edge lacks a permission: check nats.conf"),
     bus.RowUnreadable: (
         "internal",
         "a stored row cannot be read: the edge's log names it; delete it or write it again",
@@ -33,9 +37,11 @@ _PROBLEMS_BY_ERROR: Mapping[type[Exception], tuple[str, str | None]] = {
     store.StoreBroken: ("unavailable", None),
 }
 
+_log = structlog.get_logger()
+
 
 def problem_for_known_error(error: Exception) -> ProblemError | None:
-    """The refusal that `error` stands for, or None when it is a bug and should stay loud."""
+    """Return the problem for `error`, or None for an error that is not in the table: a bug."""
     for kind, (code, text) in _PROBLEMS_BY_ERROR.items():
         if isinstance(error, kind):
             retry = UNAVAILABLE_RETRY_AFTER_S if code == "unavailable" else None
@@ -45,31 +51,25 @@ def problem_for_known_error(error: Exception) -> ProblemError | None:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise Refused for what the table knows."""
+    """Raise ProblemError in place of the errors that the table names."""
     try:
         yield
     except tuple(_PROBLEMS_BY_ERROR) as error:
-        refused = problem_for_known_error(error)
-        if refused is None:
+        problem = problem_for_known_error(error)
+        if problem is None:
             raise
-        raise refused from error
-
-
-# MERGED edge/services/fenced.py: A bug that one item brings out costs that item: it is told with its traceback, and
-# everybody else goes on. / What is to be expected (a broker that is away, a URL that is refused) is caught by its
-# name where it happens; this is / for the rest. Without it one job that we misread would end the edge, and again at
-# each of its starts.
-
-
-_log = structlog.get_logger()
+        raise problem from error
 
 
 @contextmanager
-def log_and_continue(event: str, *passing: type[Exception], **about: str) -> Iterator[None]:
-    """Log what the block raises, but for `passing`, as `event` with `about`, and go on behind the block."""
+def log_and_continue(event: str, *reraised: type[Exception], **fields: str) -> Iterator[None]:
+    """Log an exception of the block with its traceback, as `event` with `fields`, and continue after the block.
+
+    Exceptions of the classes `reraised` are not caught.
+    """
     try:
         yield
-    except passing:
+    except reraised:
         raise
     except Exception:
-        _log.exception(event, **about)
+        _log.exception(event, **fields)

@@ -1,37 +1,40 @@
-"""What all edges of one installation hold to: the first one's word, written once."""
+"""Constants that all edges of one installation share: the first edge writes them, the others read them."""
 
 from bus.interface import RevisionConflict, Table
 from edge.core.clock import Clock
 from edge.store.port import StoreError
 from schemas.installation import InstallationConstant
 
-_STORE_KEY = "store"  # its row
+_STORE_KEY = "store"
 
 
 async def get_or_create_value(table: Table[InstallationConstant], name: str, proposal: str, clock: Clock) -> str:
-    """What was agreed under `name`; `proposal` from now on where nothing was. Raises BusError."""
+    """Return the value stored under `name`; store `proposal` first if there is none. Raises BusError."""
     row = await table.get(name)
     if row is None:
         try:
             await table.create(name, InstallationConstant(proposal, clock()))
-        except RevisionConflict:  # another edge was first
+        except RevisionConflict:  # another edge wrote it first
             row = await table.get(name)
     return proposal if row is None else row.value.value
 
 
 class StoreMismatch(StoreError):
-    """This edge's asset store is not the installation's: it would answer 404 for what other edges took."""
+    """This edge uses another asset store than the installation: it would answer 404 for assets of other edges."""
 
 
 async def check_store_fingerprint(
     table: Table[InstallationConstant], fingerprint: str, clock: Clock, *, replace: bool
 ) -> None:
-    """Hold to one asset store. `replace`: from now on it is this one. Raises AnotherStore, BusError."""
+    """Check that this edge uses the installation's asset store. Raises StoreMismatch, BusError.
+
+    `replace`: make the store with this fingerprint the installation's store from now on.
+    """
     if replace:
         await table.put(_STORE_KEY, InstallationConstant(fingerprint, clock()))
-    agreed = await get_or_create_value(table, _STORE_KEY, fingerprint, clock)
-    if agreed != fingerprint:
+    installed = await get_or_create_value(table, _STORE_KEY, fingerprint, clock)
+    if installed != fingerprint:
         raise StoreMismatch(
-            "this edge's asset store is another than the one that this installation's edges share: give it the same "
+            "this edge uses another asset store than the other edges of this installation: give it the same "
             "[store] url, or, if the store was replaced on purpose, start once with [store] replace = true"
         )

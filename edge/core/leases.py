@@ -1,4 +1,4 @@
-"""Who does what two edges need not both do. A lease that its holder stops renewing runs out."""
+"""Leases: locks between the edges of an installation. A lease expires when its holder stops renewing it."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ _log = structlog.get_logger()
 
 
 class Leases:
-    """`holder` names this life of this edge."""
+    """The leases of one edge process. `holder` identifies the process, not the edge: it is new at every start."""
 
     def __init__(self, table: Table[Lease], holder: str, clock: Clock) -> None:
         self._table = table
@@ -26,9 +26,12 @@ class Leases:
         self._clock = clock
 
     @asynccontextmanager
-    async def acquire(self, place: str, what: str) -> AsyncIterator[bool]:
-        """Whether `what` is ours to do, for as long as the block runs; `place` is dotted tokens. Raises BusError."""
-        key = f"{place}.{hashlib.sha256(what.encode()).hexdigest()[:32]}"
+    async def acquire(self, scope: str, name: str) -> AsyncIterator[bool]:
+        """Try to acquire the lease of `name` in `scope` (dotted tokens) and renew it while the block runs.
+
+        Yields whether it was acquired. Raises BusError.
+        """
+        key = f"{scope}.{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         try:
             await self._table.create(key, self._new_lease())
         except RevisionConflict:
@@ -40,7 +43,7 @@ class Leases:
                 tasks.start_soon(self._renew, key)
                 try:
                     yield True
-                except Exception as error:  # it leaves as itself, not in the group's ExceptionGroup
+                except Exception as error:  # raised again below: the task group would wrap it in an ExceptionGroup
                     raised = error
                 tasks.cancel_scope.cancel()
         finally:
@@ -55,13 +58,13 @@ class Leases:
             try:
                 await self._table.put(key, self._new_lease())
             except BusError as error:
-                _log.warning("lease_not_renewed", key=key, error=str(error))
+                _log.warning("lease_renewal_failed", key=key, error=str(error))
 
     async def _release(self, key: str) -> None:
         try:
             await self._table.delete(key)
-        except BusError as error:
-            _log.warning("lease_left_to_run_out", key=key, error=str(error))
+        except BusError as error:  # it expires by itself
+            _log.warning("lease_release_failed", key=key, error=str(error))
 
     def _new_lease(self) -> Lease:
         return Lease(self._holder, self._clock())

@@ -1,4 +1,7 @@
-"""What users read, in Chinese and English. The Chinese texts of PROTOCOLS 2 are exact: clients compare them."""
+"""Texts for users, in English and Chinese.
+
+The Chinese texts of wait reasons and statuses must not change: clients of the gateway compare them.
+"""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -9,24 +12,27 @@ from schemas.job import JobFailure
 from schemas.problems import ProblemError
 from schemas.status import Status, WaitReason
 
-DEFAULT_WAKE_S = 120.0  # told until a wake was measured
+DEFAULT_WAKE_S = 120.0  # the forecast until a wake was measured
 
 
 class Language(StrEnum):
-    """The languages there are."""
+    """A language of the user texts."""
 
     EN = "en"
     ZH = "zh"
 
 
 class LocalizedText(NamedTuple):
-    """One message in every language. `{minutes}` is the host's median wake, `{host}` its id, `{code}` a failure's."""
+    """One message in every language.
+
+    Placeholders: `{minutes}` is the median wake time of the host, `{host}` its id, `{code}` the code of a failure.
+    """
 
     en: str
     zh: str
 
     def render(self, language: Language, **values: object) -> str:
-        """The message in `language`, its placeholders filled."""
+        """Return the message in `language` with its placeholders filled."""
         return (self.zh if language is Language.ZH else self.en).format(**values)
 
 
@@ -80,7 +86,7 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.BEHIND: LocalizedText("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
 }
 
-NEXT_IN_LINE_TEXT = LocalizedText("Next in line", "马上开始")  # BEHIND, with nobody ahead
+NEXT_IN_LINE_TEXT = LocalizedText("Next in line", "马上开始")  # BEHIND, with no job ahead
 
 FAILURE_TEXTS: Mapping[str, LocalizedText] = {
     "bad_job": LocalizedText("The job cannot be carried out as asked", "任务参数无效"),
@@ -118,7 +124,7 @@ FAILURE_TEXTS: Mapping[str, LocalizedText] = {
 
 OTHER_FAILURE_TEXT = LocalizedText("The program failed: {code}", "程序错误：{code}")
 
-# What the gateway says of a job whose hosts are all off.
+# The gateway sends this for a job whose hosts are all off.
 HOST_OFF_TEXT = LocalizedText("GPU is off; the job waits about {minutes} minutes", "任务已排队，请等待约{minutes}分钟")
 
 NOTICE_TEXTS: Mapping[str, LocalizedText] = {
@@ -135,7 +141,7 @@ NOTICE_TEXTS: Mapping[str, LocalizedText] = {
     "resumed": LocalizedText("The GPU host takes jobs again", "GPU服务器恢复接收任务"),
 }
 
-# What HTTP says in a problem's title and detail; on the gateway the English text is the detail itself.
+# For the title and detail of a problem. In English the text is the detail itself.
 PROBLEM_TEXTS_ZH: Mapping[str, str] = {
     "body_malformed": "消息格式错误",
     "field_unknown": "包含未知字段",
@@ -175,7 +181,10 @@ DELETE_FAILED_TEXT = LocalizedText("Not deleted: there is no such file", "删除
 
 
 class WaitInfo(NamedTuple):
-    """What a job waits for. `wake_s`: the host's measured median wake; `host`: the one to start; `ahead`: how many."""
+    """The values that the text of a waiting job shows.
+
+    `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
+    """
 
     reason: WaitReason
     wake_s: float | None = None
@@ -184,46 +193,46 @@ class WaitInfo(NamedTuple):
 
 
 def format_wait(wait: WaitInfo, language: Language) -> str:
-    """Why a job waits."""
+    """Return the text that says why a job waits."""
     text = NEXT_IN_LINE_TEXT if wait.reason is WaitReason.BEHIND and wait.ahead == 0 else WAIT_REASON_TEXTS[wait.reason]
     return text.render(language, minutes=round_up_minutes(wait.wake_s), host=wait.host)
 
 
 def format_host_off(language: Language, wake_s: float | None = None) -> str:
-    """What the gateway says of a job whose hosts are all off."""
+    """Return the gateway's text for a job whose hosts are all off."""
     return HOST_OFF_TEXT.render(language, minutes=round_up_minutes(wake_s))
 
 
-def format_status(of: Status, language: Language) -> str:
-    """Where a job stands."""
-    return STATUS_TEXTS[of].render(language)
+def format_status(status: Status, language: Language) -> str:
+    """Return the text for a job in `status`."""
+    return STATUS_TEXTS[status].render(language)
 
 
 def format_failure(error: JobFailure, language: Language) -> str:
-    """Why a job failed. An image's own code has no text of ours and is shown as it is."""
+    """Return the text that says why a job failed. A code that an image defines has no text and is shown as it is."""
     return FAILURE_TEXTS.get(error.code, OTHER_FAILURE_TEXT).render(language, code=error.code)
 
 
-def format_problem(refused: ProblemError, language: Language) -> str:
-    """Why a request is not carried out. In Chinese the kind of refusal, and what exactly is wrong with an input."""
+def format_problem(problem: ProblemError, language: Language) -> str:
+    """Return the text of a problem: in English its detail, in Chinese its kind and the paths of the faulty fields."""
     if language is not Language.ZH:
-        return refused.detail
-    paths = "".join(f" {error.path}" for error in refused.errors)
-    return f"{PROBLEM_TEXTS_ZH[refused.code]}{paths and '：' + paths.strip()}"
+        return problem.detail
+    paths = "".join(f" {error.path}" for error in problem.errors)
+    return f"{PROBLEM_TEXTS_ZH[problem.code]}{paths and '：' + paths.strip()}"
 
 
 def format_notice(kind: str, language: Language, wake_s: float | None = None) -> str:
-    """What happened to a host; `kind` is one of NOTICES."""
+    """Return the text for a change of a host; `kind` is a key of NOTICE_TEXTS."""
     return NOTICE_TEXTS[kind].render(language, minutes=round_up_minutes(wake_s))
 
 
 def round_up_minutes(wake_s: float | None) -> int:
-    """Whole minutes, rounded up, at least one."""
+    """Return whole minutes, rounded up, at least one."""
     return max(1, ceil((DEFAULT_WAKE_S if wake_s is None else wake_s) / 60))
 
 
 def choose_language(accept: str | None, preferred: str | None = None) -> Language:
-    """The language of an `Accept-Language` header (RFC 9110, 12.5.4), else of the key's setting, else English."""
+    """Return the language of an `Accept-Language` header (RFC 9110, 12.5.4), else `preferred`, else English."""
     for tag in _sort_by_weight(accept or ""):
         for language in Language:
             if tag == language or tag.startswith(f"{language}-"):
@@ -232,11 +241,11 @@ def choose_language(accept: str | None, preferred: str | None = None) -> Languag
 
 
 def _sort_by_weight(accept: str) -> list[str]:
-    weighed = []
+    weighted = []
     for part in accept.lower().split(","):
         tag, _, parameters = part.partition(";")
-        weighed.append((_parse_weight(parameters), tag.strip()))
-    return [tag for weight, tag in sorted(weighed, key=lambda pair: -pair[0]) if weight > 0 and tag]
+        weighted.append((_parse_weight(parameters), tag.strip()))
+    return [tag for weight, tag in sorted(weighted, key=lambda pair: -pair[0]) if weight > 0 and tag]
 
 
 def _parse_weight(parameters: str) -> float:

@@ -1,7 +1,7 @@
-"""URLs that stand for themselves: an owner and a path, signed with the installation's secret, until a time.
+"""Signed URLs: an owner, a path and an expiry time, signed with the installation's secret. They need no API key.
 
-One that was made for a key names its id, and does not work once that key is revoked. Those in webhook deliveries and
-those of the keyless port name no key, and neither do those of earlier releases: they work until their time.
+A URL that was made for an API key carries the key's id and stops working when that key is revoked. URLs in webhook
+deliveries, URLs of the keyless port and URLs of earlier releases carry no id: they work until they expire.
 """
 
 import base64
@@ -23,49 +23,52 @@ from schemas.installation import InstallationConstant
 
 SECRET_BYTES = 32
 SIGNATURE_PARAMETER = "signature"
-NO_KEY = "signing"  # the id of whoever comes with a URL that names no key
-_INSTALLATION_KEY = "signing"  # the row of AGREED
-_KEY = "for"  # the parameter with the id of the key
+NO_KEY = "signing"  # the key id of requests by a URL that carries none
+_INSTALLATION_KEY = "signing"
+_KEY_PARAMETER = "for"
 _EXPIRY_STEPS = 4
-# What a signed URL's bearer may do, at the one path that was signed.
+# The scopes of a request by a signed URL, valid only for the path that was signed.
 _SIGNED_URL_SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)
 
 
 class UrlSettings(Struct, frozen=True):
-    """`ttl_s`: how long the file URLs in a Job work, at least. `base`: what to put before them, `https://edge.example`;
-    without it they are paths of the edge that answered."""
+    """Settings of signed URLs.
+
+    `ttl_s`: the minimum time for which the file URLs of a job work. `base`: a prefix such as `https://edge.example`;
+    without it the URLs are paths on the edge that answered.
+    """
 
     ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
     base: str = ""
 
 
 class SignUrl(Protocol):
-    """Makes the URL under which an owner's thing at `path` can be fetched."""
+    """A function that makes a signed URL for `path` of `owner`."""
 
     def __call__(self, owner: str, path: str, key_id: str | None) -> str:
-        """`path` is percent-encoded already, as `/v1/jobs/…/files/…`. `key_id`: the key that must still be there."""
+        """Return the URL. `path` is already percent-encoded. `key_id`: the key whose revocation ends the URL."""
         ...
 
 
 async def get_or_create_secret(table: Table[InstallationConstant], entropy: Entropy, clock: Clock) -> bytes:
-    """The secret that all edges sign with; made by the first. Raises BusError."""
+    """Return the signing secret of all edges; the first edge creates it. Raises BusError."""
     return bytes.fromhex(await get_or_create_value(table, _INSTALLATION_KEY, entropy(SECRET_BYTES).hex(), clock))
 
 
 class PurposeHmac:
-    """HMAC-SHA256 under the installation's secret, over texts of one purpose."""
+    """HMAC-SHA256 with the installation's secret, separated by purpose."""
 
     def __init__(self, secret: bytes, purpose: str) -> None:
         self._secret = secret
         self._purpose = purpose
 
     def sign(self, *texts: str) -> str:
-        """43 characters of base64url. No text may hold a line feed: it parts them."""
+        """Return 43 characters of base64url. No text may contain a line feed: it is the separator."""
         message = "\n".join((self._purpose, *texts)).encode()
         return base64.urlsafe_b64encode(hmac.digest(self._secret, message, "sha256")).rstrip(b"=").decode()
 
     def verify(self, signature: str, *texts: str) -> bool:
-        """Whether `signature` is that of `texts`; compared in constant time."""
+        """Return whether `signature` belongs to `texts`; the comparison takes constant time."""
         return hmac.compare_digest(signature.encode(), self.sign(*texts).encode())
 
 
@@ -74,14 +77,14 @@ class _UrlClaim(NamedTuple):
     expires: int
     key_id: str | None
 
-    def signed(self, path: str) -> tuple[str, ...]:
-        """What the signature is over."""
-        named = () if self.key_id is None else (self.key_id,)
-        return path, self.owner, str(self.expires), *named
+    def signed_texts(self, path: str) -> tuple[str, ...]:
+        """Return the texts that the signature covers."""
+        key_ids = () if self.key_id is None else (self.key_id,)
+        return path, self.owner, str(self.expires), *key_ids
 
 
 class UrlSigner:
-    """Signs paths and tells whether a request's query was signed here, or by another edge with the same secret."""
+    """Makes and verifies signed URLs. All edges share the secret, so each verifies the URLs of the others."""
 
     def __init__(self, secret: bytes, clock: Clock, settings: UrlSettings) -> None:
         self._hmac = PurposeHmac(secret, "url")
@@ -89,26 +92,28 @@ class UrlSigner:
         self._settings = settings
 
     def sign_url(self, owner: str, path: str, key_id: str | None = None) -> str:
-        """`path` with owner, end, key and signature. It works from `ttl_s` to a quarter longer.
+        """Return `path` with owner, expiry, key id and signature as its query. It works for `ttl_s` to 1.25 `ttl_s`.
 
-        The end is rounded up, so that a page that asks for the job every second is given the same URL and a `<video>`
-        goes on playing.
+        The expiry is rounded up, so that a page that polls the job every second gets the same URL each time and its
+        `<video>` keeps playing.
         """
         step = self._settings.ttl_s / _EXPIRY_STEPS
         expires = ceil(ceil((self._clock().timestamp() + self._settings.ttl_s) / step) * step)
-        signature = self._hmac.sign(*_UrlClaim(owner, expires, key_id).signed(path))
-        named = {} if key_id is None else {_KEY: key_id}
-        query = urlencode({"owner": owner, "expires": expires, **named, SIGNATURE_PARAMETER: signature})
+        signature = self._hmac.sign(*_UrlClaim(owner, expires, key_id).signed_texts(path))
+        key = {} if key_id is None else {_KEY_PARAMETER: key_id}
+        query = urlencode({"owner": owner, "expires": expires, **key, SIGNATURE_PARAMETER: signature})
         return f"{self._settings.base.rstrip('/')}{path}?{query}"
 
     def key_for_url(self, path: str, query: Mapping[str, str]) -> ApiKey | None:
-        """Who a GET of `path` (decoded) is made for, as a key that may read; None where the query is not signed for it,
-        or no longer. Its id is that of the key that the URL was made for, else NO_KEY."""
+        """Return a read-only key for a GET of `path` (decoded), or None if the signature is wrong or has expired.
+
+        The id of the returned key is the id of the key that the URL was made for, or NO_KEY.
+        """
         claim = _parse_claim(query)
         now = self._clock()
         if claim is None or claim.expires <= now.timestamp():
             return None
-        if not self._hmac.verify(query.get(SIGNATURE_PARAMETER, ""), *claim.signed(quote(path))):
+        if not self._hmac.verify(query.get(SIGNATURE_PARAMETER, ""), *claim.signed_texts(quote(path))):
             return None
         ends = now + timedelta(seconds=claim.expires - now.timestamp())
         key_id = claim.key_id or NO_KEY
@@ -121,5 +126,5 @@ def _parse_claim(query: Mapping[str, str]) -> _UrlClaim | None:
     owner, expires = query.get("owner", ""), query.get("expires", "")
     if not is_token(owner) or not (expires.isascii() and expires.isdigit() and len(expires) < 12):
         return None
-    key_id = query.get(_KEY)
+    key_id = query.get(_KEY_PARAMETER)
     return _UrlClaim(owner, int(expires), key_id) if key_id is None or is_token(key_id) else None

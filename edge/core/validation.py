@@ -1,4 +1,8 @@
-"""A job's `input` against its endpoint's JSON Schema (Draft 2020-12): defaults filled, each fault named by its path."""
+"""Validation of requests: bodies as Structs, and a job's `input` against the JSON Schema of its endpoint.
+
+Every fault is reported with its path. The schema (Draft 2020-12) also fills defaults. A check runs within a step
+budget: short ones on the event loop, long ones in a thread.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,17 +27,17 @@ from schemas.job import INPUT_LIMIT_BYTES, NESTING_LIMIT, PendingUrl, is_too_dee
 from schemas.problems import FieldError, ProblemError
 
 FIELD_ERROR_LIMIT = 20
-_MESSAGE_CHARACTERS_LIMIT = 300  # characters; jsonschema quotes the value, which may be all of the input
+_MESSAGE_CHARACTERS_LIMIT = 300  # jsonschema quotes the value, which may be the whole input
 
 
 def _is_valid_asset(value: object) -> bool:
-    """Strings only: whether it must be one is the schema's `type` to say."""
+    """Check strings only: the `type` of the schema says whether the value must be a string."""
     return not isinstance(value, str) or _asset_error(value) is None
 
 
 def _asset_error(value: str) -> str | None:
     if URL_PATTERN.match(value):
-        return None  # whether it may be fetched is not for the schema to say
+        return None  # the allow list, not the schema, decides whether it may be fetched
     try:
         parse_digest(value)
     except InvalidDigest as error:
@@ -45,75 +49,75 @@ _formats = FormatChecker(formats=())
 _formats.checks("asset")(_is_valid_asset)
 
 
-_VALIDATOR_CACHE_LIMIT = 256  # validators; there are as many as endpoints, and a new offer brings new ones
+_VALIDATOR_CACHE_LIMIT = 256  # one per endpoint; a host that announces its endpoints again brings new schemas
 _validators: dict[int, tuple[dict[str, Any], Any]] = {}
 
-STEPS_ON_LOOP = 2_000  # about 10 ms, as long as an event loop may be held
+STEPS_ON_LOOP = 2_000  # about 10 ms: the longest acceptable pause of the event loop
 STEPS_LIMIT = 200_000  # about 1 s, in a thread
-_BYTES_A_STEP = 64  # of defaults: at most 12 MiB an input
-_THREADS = RunVar[CapacityLimiter]("threads that check inputs")
+_BYTES_PER_STEP = 64  # of defaults: so an input has at most 12 MiB of them
+_THREAD_LIMITER = RunVar[CapacityLimiter]("limiter of the threads that validate inputs")
 
 
 class ValidatedInput(NamedTuple):
-    """An input that fits its endpoint, defaults filled in: the digests it names, each once, and where it has URLs."""
+    """A valid input with defaults filled in, the digests that it names (each once), and its URLs."""
 
     input: dict[str, Any]
     digests: tuple[str, ...]
     pending_urls: tuple[PendingUrl, ...] = ()
 
 
-async def validate_input(endpoint: Endpoint, given: dict[str, Any]) -> ValidatedInput:
-    """The input, checked: on the event loop where that takes few steps, else in a thread, one at a time.
+async def validate_input(endpoint: Endpoint, job_input: dict[str, Any]) -> ValidatedInput:
+    """Validate an input: on the event loop if that takes few steps, else in a thread, one input at a time.
 
-    Raises Refused `input_invalid` with a FieldError for each fault, at most MAX_ERRORS of them.
+    Raises ProblemError `input_invalid` with a FieldError for each fault, at most FIELD_ERROR_LIMIT of them.
     """
     try:
-        return check_within(STEPS_ON_LOOP, endpoint, given)
+        return check_within(STEPS_ON_LOOP, endpoint, job_input)
     except StepLimitExceeded:
         pass
     try:
-        return await to_thread.run_sync(check_within, STEPS_LIMIT, endpoint, given, limiter=_threads())
+        return await to_thread.run_sync(check_within, STEPS_LIMIT, endpoint, job_input, limiter=_thread_limiter())
     except StepLimitExceeded as error:
-        why = (
-            f"takes more than {STEPS_LIMIT} steps to check, or is nested too deep for that: "
-            f"send less, or have the schema of {endpoint.name} simplified"
+        message = (
+            f"takes more than {STEPS_LIMIT} steps to check, or is nested too deep to be checked: "
+            f"send less, or ask the operator to simplify the schema of {endpoint.name}"
         )
-        raise input_invalid_problem(FieldError("$.input", why)) from error
+        raise input_invalid_problem(FieldError("$.input", message)) from error
 
 
-def _threads() -> CapacityLimiter:
-    """The limiter of this event loop: more threads at once would keep the loop waiting for the interpreter's lock."""
-    known = _THREADS.get(None)
-    if known is None:
-        known = CapacityLimiter(1)
-        _THREADS.set(known)
-    return known
+def _thread_limiter() -> CapacityLimiter:
+    """Return the limiter of this event loop. More threads at once would make the loop wait for the GIL."""
+    limiter = _THREAD_LIMITER.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(1)
+        _THREAD_LIMITER.set(limiter)
+    return limiter
 
 
-def check_within(steps: int, endpoint: Endpoint, given: dict[str, Any]) -> ValidatedInput:
-    """The input, checked in at most so many steps. Raises Refused as `check_input` does, and OutOfSteps."""
-    if is_too_deep(given):
+def check_within(steps: int, endpoint: Endpoint, job_input: dict[str, Any]) -> ValidatedInput:
+    """Validate an input in at most `steps` steps. Raises ProblemError as `validate_input`, and StepLimitExceeded."""
+    if is_too_deep(job_input):
         raise input_invalid_problem(
             FieldError("$.input", f"nested deeper than {NESTING_LIMIT} levels: move data into assets")
         )
-    size = len(msgspec.json.encode(given))
+    size = len(msgspec.json.encode(job_input))
     if size > INPUT_LIMIT_BYTES:
         raise input_invalid_problem(
             FieldError("$.input", f"{size} bytes of JSON, at most {INPUT_LIMIT_BYTES}: move data into assets")
         )
     with limit_steps(steps):
-        filled = _fill_defaults(endpoint.input, given)
-        faults = _all_faults(endpoint, filled)
-        if faults:
-            raise input_invalid_problem(*faults)
+        filled = _fill_defaults(endpoint.input, job_input)
+        errors = _find_errors(endpoint, filled)
+        if errors:
+            raise input_invalid_problem(*errors)
         files = asset_fields(endpoint.input, filled, spend_steps)
-    remote = tuple(PendingUrl(field.path, field.value) for field in files if URL_PATTERN.match(field.value))
+    urls = tuple(PendingUrl(field.path, field.value) for field in files if URL_PATTERN.match(field.value))
     digests = [parse_digest(field.value) for field in files if not URL_PATTERN.match(field.value)]
-    return ValidatedInput(filled, tuple(dict.fromkeys(digests)), remote)
+    return ValidatedInput(filled, tuple(dict.fromkeys(digests)), urls)
 
 
-def _all_faults(endpoint: Endpoint, filled: dict[str, Any]) -> list[FieldError]:
-    """The faults, each once, at most MAX_ERRORS. Raises OutOfSteps, also where the input is nested too deep."""
+def _find_errors(endpoint: Endpoint, filled: dict[str, Any]) -> list[FieldError]:
+    """Return the distinct errors, at most FIELD_ERROR_LIMIT. Raises StepLimitExceeded, also if nested too deep."""
     found: dict[FieldError, None] = {}
     try:
         for error in _get_validator(endpoint.input).iter_errors(filled):
@@ -121,33 +125,37 @@ def _all_faults(endpoint: Endpoint, filled: dict[str, Any]) -> list[FieldError]:
             if len(found) >= FIELD_ERROR_LIMIT:
                 break
     except (Unresolvable, EndpointInvalid) as error:
-        raise ProblemError("internal", f"the schema of {endpoint.name} refers to what is not in it: {error}") from error
+        message = f"the schema of {endpoint.name} refers to a schema that it does not contain: {error}"
+        raise ProblemError("internal", message) from error
     except RecursionError as error:
-        raise StepLimitExceeded from error  # a thread has more of the stack to itself than an event loop
+        raise StepLimitExceeded from error  # a thread has more free stack than the event loop
     return list(found)[:FIELD_ERROR_LIMIT]
 
 
 def _get_validator(schema: dict[str, Any]) -> Any:
-    """The validator of a schema, made once: making it costs more than a check. Held with it, so no id names another."""
-    known = _validators.get(id(schema))
-    if known is None:
+    """Return the cached validator of a schema: making one costs more than a check.
+
+    The cache keeps the schema alive, so that its id is not reused for another schema.
+    """
+    cached = _validators.get(id(schema))
+    if cached is None:
         if len(_validators) >= _VALIDATOR_CACHE_LIMIT:
             _validators.clear()
-        # Without "$schema", by which jsonschema would take one of its own validators for the same schema in a "$ref".
-        own = {word: value for word, value in schema.items() if word not in {"$schema", "$id"}}
+        # Without "$schema": jsonschema would pick its own validator for a "$ref" to a schema that names it.
+        anonymous = {word: value for word, value in schema.items() if word not in {"$schema", "$id"}}
         # An empty registry: a "$ref" to another host is never fetched.
-        made = StepValidator(own, registry=Registry(), format_checker=_formats)
-        known = _validators[id(schema)] = (schema, made)
-    return known[1]
+        validator = StepValidator(anonymous, registry=Registry(), format_checker=_formats)
+        cached = _validators[id(schema)] = (schema, validator)
+    return cached[1]
 
 
 def input_invalid_problem(*errors: FieldError) -> ProblemError:
-    """The refusal `input_invalid`, its detail the first error."""
+    """Return the problem `input_invalid`; its detail is the first error."""
     return ProblemError("input_invalid", f"{errors[0].path}: {errors[0].message}", errors=errors)
 
 
 def asset_missing_problem(digests: tuple[str, ...]) -> ProblemError:
-    """The refusal `asset_missing`."""
+    """Return the problem `asset_missing` for these digests."""
     return ProblemError(
         "asset_missing",
         f"{len(digests)} asset(s) of the input have not been uploaded: PUT them to /v1/assets/<sha256>, then submit",
@@ -167,30 +175,26 @@ def _field_errors(error: ValidationError) -> Iterator[FieldError]:
         yield FieldError(path, error.message[:_MESSAGE_CHARACTERS_LIMIT])
 
 
-def _fill_defaults(schema: object, given: Any) -> Any:
-    """`given` with the defaults of `properties` (and of objects and items in it) where it has none of its own."""
+def _fill_defaults(schema: object, value: Any) -> Any:
+    """Return `value` with the defaults of `properties`, also in nested objects and items, for missing fields."""
     if not isinstance(schema, Mapping):
-        return given
+        return value
     spend_steps(1)
-    if isinstance(given, list):
-        spend_steps(len(given))
-        return [_fill_defaults(schema.get("items"), item) for item in given]
-    if not isinstance(given, dict):
-        return given
+    if isinstance(value, list):
+        spend_steps(len(value))
+        return [_fill_defaults(schema.get("items"), item) for item in value]
+    if not isinstance(value, dict):
+        return value
     properties: Mapping[str, Any] = schema.get("properties") or {}
-    spend_steps(len(properties) + len(given))
+    spend_steps(len(properties) + len(value))
     defaults = {
         name: inner["default"]
         for name, inner in properties.items()
-        if name not in given and isinstance(inner, Mapping) and "default" in inner
+        if name not in value and isinstance(inner, Mapping) and "default" in inner
     }
     if defaults:
-        spend_steps(len(msgspec.json.encode(defaults)) // _BYTES_A_STEP)  # so that no small input becomes a large one
-    return {name: _fill_defaults(properties.get(name), value) for name, value in (given | defaults).items()}
-
-
-# MERGED edge/services/choices.py: What an enumeration allows, told to who sent something else: msgspec says only what
-# was wrong.
+        spend_steps(len(msgspec.json.encode(defaults)) // _BYTES_PER_STEP)  # a small input must not become a large one
+    return {name: _fill_defaults(properties.get(name), inner) for name, inner in (value | defaults).items()}
 
 
 _INVALID_ENUM_PREFIX = "Invalid enum value "
@@ -198,22 +202,25 @@ _PATH_STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")  # of `$.a.b[0]`
 
 
 def describe_allowed_values(message: str, kind: Any, path: str = "$") -> str:
-    """msgspec's `message` of what stands at `path` of a `kind`, with what may stand there where it names no choice."""
+    """Return msgspec's `message` about the value at `path` of a `kind`, with the allowed values if it is an enum's.
+
+    msgspec names only the value that is wrong.
+    """
     if not message.startswith(_INVALID_ENUM_PREFIX):
         return message
     steps = [name or item for name, item in _PATH_STEP.findall(path)]
-    choices = [value for one in _types_at(inspect.type_info(kind), steps) for value in _allowed_values(one)]
+    choices = [value for inner in _types_at(inspect.type_info(kind), steps) for value in _allowed_values(inner)]
     return f"{message}: it is one of {', '.join(map(str, choices))}" if choices else message
 
 
 def _types_at(kind: inspect.Type, steps: Sequence[str]) -> Iterator[inspect.Type]:
-    """Everything that may stand behind these steps."""
+    """Yield every type that is allowed at the end of the path `steps`."""
     match kind:
         case inspect.Metadata(type=inner):
             yield from _types_at(inner, steps)
-        case inspect.UnionType(types=several):
-            for one in several:
-                yield from _types_at(one, steps)
+        case inspect.UnionType(types=members):
+            for member in members:
+                yield from _types_at(member, steps)
         case inspect.StructType(fields=fields) if steps:
             for field in fields:
                 if field.encode_name == steps[0]:
@@ -235,14 +242,14 @@ def _allowed_values(kind: inspect.Type) -> list[Any]:
 
 T = TypeVar("T")
 
-# How msgspec words its errors: "<what> - at `$.a.b`", the path left out at the top.
-_MSGSPEC_ERROR = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$.*)`)?$", re.DOTALL)
+# The form of msgspec's errors: "<what> - at `$.a.b`"; an error about the whole body has no path.
+_MSGSPEC_LOCATION = re.compile(r"(?P<what>.*?) - at (?P<key>`key` in )?`(?P<path>\$.*)`\Z", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>.*)`")
 
 
 def decode_as(body: dict[str, Any], kind: type[T]) -> T:
-    """`body` as a `kind`. Raises Refused `field_unknown` (400) or `input_invalid` (422), naming the path."""
+    """Decode `body` as a `kind`. Raises ProblemError `field_unknown` (400) or `input_invalid` (422) with the path."""
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
@@ -250,10 +257,7 @@ def decode_as(body: dict[str, Any], kind: type[T]) -> T:
 
 
 def _validation_problem(text: str, kind: Any) -> ProblemError:
-    parts = _MSGSPEC_ERROR.match(text)
-    if parts is None:
-        raise ValueError(f"msgspec words its errors in a new way: {text}")
-    what, path = parts["what"], parts["path"] or "$"
+    what, key, path = _split_msgspec_error(text)
     unknown = _UNKNOWN_FIELD.match(what)
     if unknown:
         error = FieldError(f"{path}.{unknown['name']}", "is not a field of this request")
@@ -261,6 +265,14 @@ def _validation_problem(text: str, kind: Any) -> ProblemError:
     missing = _MISSING_FIELD.match(what)
     if missing:
         return input_invalid_problem(FieldError(f"{path}.{missing['name']}", "is required"))
-    said = what.replace(f"matching regex {TOKEN_PATTERN!r}", "of 1 to 64 characters A-Z a-z 0-9 _ -")
-    said = describe_allowed_values(said, kind, path)
-    return input_invalid_problem(FieldError(path, f"a name in it: {said}" if parts["key"] else said))
+    message = what.replace(f"matching regex {TOKEN_PATTERN!r}", "of 1 to 64 characters A-Z a-z 0-9 _ -")
+    message = describe_allowed_values(message, kind, path)
+    return input_invalid_problem(FieldError(path, f"a name in it: {message}" if key else message))
+
+
+def _split_msgspec_error(text: str) -> tuple[str, bool, str]:
+    """Return what is wrong, whether it is a key of the object at the path, and the path."""
+    located = _MSGSPEC_LOCATION.match(text)
+    if located is None:
+        return text, False, "$"
+    return located["what"], located["key"] is not None, located["path"]

@@ -1,7 +1,7 @@
-"""A JSON Schema validator whose work is counted, and ends where it takes more steps than it may.
+"""A JSON Schema validator with a step budget: it stops when a check needs more steps than the budget has.
 
-A step is about 5 µs. Each keyword pays before it works, so that no schema and no input holds a thread for long: not by
-`$ref` and `allOf` that multiply, nor by `uniqueItems` of objects, nor by a costly pattern.
+A step takes about 5 µs. Each keyword spends its steps before it works. So no schema and no input can block a thread for
+long: not by `$ref` and `allOf` that multiply, not by `uniqueItems` of objects, not by an expensive pattern.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +22,13 @@ _Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 # Measured; a step is about 5 µs (docs/decisions/059-steps-bound-an-input-schema.md).
 _REFERENCE_STEPS = 12
 _COMPILE_STEPS = 1_000
-_PATTERN_BYTES = 300  # bytes of text x instructions of the pattern: the slowest of RE2's engines
-_MESSAGE_CHARACTERS = 300  # of an error, which quotes the value
-_COMPARED_BYTES = 100
+_PATTERN_BYTES = 300  # bytes of text x instructions of the pattern in a step, for the slowest engine of RE2
+_MESSAGE_CHARACTERS = 300  # in a step; an error message quotes the value
+_COMPARED_BYTES = 100  # in a step
 
 
 class StepLimitExceeded(Exception):
-    """The work takes more steps than it may."""
+    """The check needs more steps than its budget has."""
 
 
 class _StepBudget:
@@ -36,12 +36,12 @@ class _StepBudget:
         self.left = left
 
 
-_steps: ContextVar[_StepBudget] = ContextVar("steps that are left")
+_steps: ContextVar[_StepBudget] = ContextVar("step budget")
 
 
 @contextmanager
 def limit_steps(steps: int) -> Iterator[None]:
-    """Let what is done inside take so many steps; `spend` raises OutOfSteps afterwards."""
+    """Give the block a budget of `steps`: `spend_steps` raises StepLimitExceeded when it is used up."""
     token = _steps.set(_StepBudget(steps))
     try:
         yield
@@ -50,16 +50,16 @@ def limit_steps(steps: int) -> Iterator[None]:
 
 
 def spend_steps(steps: int) -> None:
-    """Take steps. Raises OutOfSteps where fewer are left."""
-    held = _steps.get()
-    held.left -= steps
-    if held.left < 0:
+    """Take `steps` from the budget. Raises StepLimitExceeded if fewer are left."""
+    budget = _steps.get()
+    budget.left -= steps
+    if budget.left < 0:
         raise StepLimitExceeded
 
 
 @lru_cache(maxsize=256)
 def _compile_pattern(pattern: str) -> Any:
-    """Return a compiled pattern, kept for the next time: 256 of them hold at most 256 MiB, commonly a few KiB each."""
+    """Return a compiled pattern from the cache. 256 patterns take at most 256 MiB, usually a few KiB each."""
     spend_steps(_COMPILE_STEPS)
     return compile_pattern(pattern)
 
@@ -102,7 +102,7 @@ def _check_additional_properties(validator: Any, allowed: Any, instance: Any, sc
 
 
 def _keyword_cost(word: str, value: Any, instance: Any) -> int:
-    """The steps of a keyword, those of its inner schemas not counted."""
+    """Return the steps of a keyword, without the steps of its inner schemas."""
     own: int = 1 + (len(value) if isinstance(value, dict | list) else 0)
     if word == "$ref":
         return _REFERENCE_STEPS + str(value).count("/")
@@ -120,7 +120,7 @@ def _keyword_cost(word: str, value: Any, instance: Any) -> int:
 
 
 def _unique_items_cost(items: Any) -> int:
-    """The steps of finding equal items: jsonschema sorts text or numbers, and compares others each with each."""
+    """Return the steps to find equal items: jsonschema sorts texts or numbers, and compares all pairs of others."""
     if all(isinstance(item, str) for item in items) or all(type(item) in {int, float} for item in items):
         return 1 + len(items) // 4
     return 1 + len(items) * max(_comparison_cost(items), len(items) // 2)
@@ -131,23 +131,23 @@ def _comparison_cost(value: Any) -> int:
 
 
 def _count_steps_of(word: str, keyword: _Keyword) -> _Keyword:
-    """`keyword`, which pays for what it does, and for the text of each error."""
+    """Return `keyword` as a function that spends steps for its work and for the text of each error."""
 
-    def paying(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         spend_steps(_keyword_cost(word, value, instance))
         for error in keyword(validator, value, instance, schema) or ():
             spend_steps(1 + len(error.message) // _MESSAGE_CHARACTERS)
             yield error
 
-    return paying
+    return counted
 
 
-_OWN: dict[str, _Keyword] = {
+_REPLACED_KEYWORDS: dict[str, _Keyword] = {
     "pattern": _check_pattern,
     "patternProperties": _check_pattern_properties,
     "additionalProperties": _check_additional_properties,
 }
+_keywords: dict[str, _Keyword] = Draft202012Validator.VALIDATORS | _REPLACED_KEYWORDS
 StepValidator = extend(
-    Draft202012Validator,
-    {word: _count_steps_of(word, keyword) for word, keyword in (Draft202012Validator.VALIDATORS | _OWN).items()},
+    Draft202012Validator, {word: _count_steps_of(word, keyword) for word, keyword in _keywords.items()}
 )

@@ -1,7 +1,7 @@
-"""What cannot be read from one record: lists, counts, positions. Fed by STATE's own stream, rebuilt at every start.
+"""The job index: lists, counts and queue positions, which cannot be read from one record.
 
-The file answers searches, in a thread; ranks and counts are kept in memory and change with every step, so that none of
-them costs more when more jobs wait.
+It follows the stream of STATE and is rebuilt at each start. A SQLite file answers searches, in a thread. Ranks and
+counts are in memory and change with each batch, so that they cost the same however many jobs wait.
 """
 
 from collections import Counter
@@ -30,25 +30,25 @@ T = TypeVar("T")
 ChangeSubscriber = Callable[[Sequence[RowChange]], None]
 RecordSubscriber = Callable[[Sequence[RecordChange]], None]
 
-LOOK_AGAIN_S = (0.05, 0.2, 0.75)  # a host that has just claimed a job is faster than the index; then it is refused
+# Delays before a query that says "no" is repeated: a host that has just claimed a job may be ahead of the index.
+LOOK_AGAIN_S = (0.05, 0.2, 0.75)
 CATCH_UP_TIMEOUT_S = 5.0  # a list waits at most this long for the caller's own last change
+DISK_RETRY_INTERVAL_S = 1.0
 _BATCH_LIMIT = 500
-_BATCH_INTERVAL_S = (
-    0.01  # a burst is taken over in few steps: each costs a hop to a thread, and the loop waits for the GIL
-)
+_BATCH_INTERVAL_S = 0.01  # few large batches: each costs a switch to a thread, and the event loop waits for the GIL
 _UNFINISHED = frozenset(Status) - FINAL_STATUSES
 
 _log = structlog.get_logger()
 
 
 class RepairedChange(NamedTuple):
-    """A change that the check against the key list found; it says nothing about how far the stream has come."""
+    """A change found by the comparison with the key list. Unlike a change of the stream, it moves no position."""
 
     change: RecordChange
 
 
 class JobCountKey(NamedTuple):
-    """What jobs are counted by."""
+    """The properties by which jobs are counted."""
 
     owner: str
     endpoint: str
@@ -57,7 +57,7 @@ class JobCountKey(NamedTuple):
 
 
 class JobIndex:
-    """`run` feeds it; every question but `position` and `counts` waits until it has caught up."""
+    """The index of this edge. `run` feeds it. Queries of the file wait until it has caught up."""
 
     def __init__(self, path: Path, records: JobStore) -> None:
         self._path = path
@@ -76,24 +76,26 @@ class JobIndex:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether everything that was in STATE when `run` began has been taken over."""
+        """Whether the index has everything that was in STATE when `run` started."""
         return self._caught_up.is_set()
 
     async def wait_until_caught_up(self) -> None:
-        """Wait until it has caught up."""
+        """Wait until the index has everything that was in STATE when `run` started."""
         await self._caught_up.wait()
 
-    def subscribe_changes(self, watcher: ChangeSubscriber) -> None:
-        """Call `watcher` with every batch of steps, those of the rebuilding too. It must not block."""
-        self._change_subscribers.append(watcher)
+    def subscribe_changes(self, subscriber: ChangeSubscriber) -> None:
+        """Call `subscriber` with each batch of row changes, also during the rebuild. It must not block."""
+        self._change_subscribers.append(subscriber)
 
-    def subscribe_records(self, tap: RecordSubscriber) -> None:
-        """Call `tap` with every batch of changes as STATE gives them, records and all, in its order; at the start with
-        the last of every job. It must not block."""
-        self._record_subscribers.append(tap)
+    def subscribe_records(self, subscriber: RecordSubscriber) -> None:
+        """Call `subscriber` with each batch of record changes, in the order of STATE. It must not block.
+
+        The rebuild at the start delivers the last record of each job.
+        """
+        self._record_subscribers.append(subscriber)
 
     async def run(self) -> None:
-        """Make the file anew and follow STATE, without end."""
+        """Create an empty file and follow STATE, until cancelled."""
         self._db = await retry_on_disk_error(partial(to_thread.run_sync, sql.create_database, self._path))
         try:
             async with create_task_group() as tasks:
@@ -102,7 +104,7 @@ class JobIndex:
                     await self._apply_batch(await self._changes.get_batch(_BATCH_LIMIT))
                     await sleep(_BATCH_INTERVAL_S)
         finally:
-            # In turn behind the questions already asked: SQLite crashes when it is closed under one.
+            # Wait for the queries in progress: SQLite crashes if it is closed during one.
             db, self._db = self._db, None
             with CancelScope(shield=True):
                 await to_thread.run_sync(db.close, limiter=self._db_limiter)
@@ -111,8 +113,8 @@ class JobIndex:
         streamed = [item for item in items if isinstance(item, RecordChange)]
         changes = [*streamed, *(item.change for item in items if isinstance(item, RepairedChange))]
         if changes:
-            for tap in self._record_subscribers:
-                tap(changes)
+            for subscriber in self._record_subscribers:
+                subscriber(changes)
             self._apply_row_changes(await retry_on_disk_error(partial(self._run_exclusive, sql.apply_changes, changes)))
         if streamed:
             self._revision = streamed[-1].revision
@@ -121,163 +123,175 @@ class JobIndex:
         self._advanced.set()
         self._advanced = Event()
 
-    def _apply_row_changes(self, steps: Sequence[RowChange]) -> None:
-        for before, after in steps:
+    def _apply_row_changes(self, changes: Sequence[RowChange]) -> None:
+        for before, after in changes:
             self._remove_row(before)
             self._add_row(after)
-        for watcher in self._change_subscribers:
-            watcher(steps)
+        for subscriber in self._change_subscribers:
+            subscriber(changes)
 
-    def _add_row(self, place: IndexRow | None) -> None:
-        if place is None:
+    def _add_row(self, row: IndexRow | None) -> None:
+        if row is None:
             return
-        self._counts[_count_key(place)] += 1
-        if place.status is Status.QUEUED:
-            self.queue_ranks.add(place.queue_key, place.queued_us)
+        self._counts[_count_key(row)] += 1
+        if row.status is Status.QUEUED:
+            self.queue_ranks.add(row.queue_key, row.queued_us)
 
-    def _remove_row(self, place: IndexRow | None) -> None:
-        if place is None:
+    def _remove_row(self, row: IndexRow | None) -> None:
+        if row is None:
             return
-        self._counts[_count_key(place)] -= 1
-        if not self._counts[_count_key(place)]:
-            del self._counts[_count_key(place)]
-        if place.status is Status.QUEUED:
-            self.queue_ranks.remove(place.queue_key, place.queued_us)
+        self._counts[_count_key(row)] -= 1
+        if not self._counts[_count_key(row)]:
+            del self._counts[_count_key(row)]
+        if row.status is Status.QUEUED:
+            self.queue_ranks.remove(row.queue_key, row.queued_us)
 
-    async def _query(self, question: Callable[..., T], *about: object) -> T:
+    async def _query(self, query: Callable[..., T], *arguments: object) -> T:
         if self._db is None:
             raise ProblemError("unavailable", "the edge is starting or stopping: try again", retry_after_s=5)
         try:
-            return await self._run_exclusive(question, *about)
+            return await self._run_exclusive(query, *arguments)
         except OperationalError as error:
             raise ProblemError(
-                "unavailable", f"the edge's disk fails ({error}): give it room", retry_after_s=5
+                "unavailable", f"the edge cannot use its disk ({error}): free some space on it", retry_after_s=5
             ) from error
 
-    async def _run_exclusive(self, question: Callable[..., T], *about: object) -> T:
-        return await to_thread.run_sync(question, self._db, *about, limiter=self._db_limiter)
+    async def _run_exclusive(self, query: Callable[..., T], *arguments: object) -> T:
+        return await to_thread.run_sync(query, self._db, *arguments, limiter=self._db_limiter)
 
-    async def _query_when_ready(self, question: Callable[..., T], *about: object) -> T:
-        """`_ask`, once there is something to ask. Raises Refused `unavailable` when that takes too long."""
+    async def _query_when_ready(self, query: Callable[..., T], *arguments: object) -> T:
+        """Query the file once the index has caught up. Raises ProblemError `unavailable` if that takes too long."""
         with move_on_after(CATCH_UP_TIMEOUT_S):
             await self._caught_up.wait()
         if not self.is_caught_up:
             raise ProblemError(
-                "unavailable", "the edge has just started and still reads its jobs: try again", retry_after_s=5
+                "unavailable", "the edge has just started and is still reading its jobs: try again", retry_after_s=5
             )
-        return await self._query(question, *about)
+        return await self._query(query, *arguments)
 
     def record_own_write(self, owner: str, revision: int) -> None:
-        """This edge wrote `revision` for `owner`: the owner's next list waits for it."""
+        """Note that this edge wrote `revision` for `owner`, so that the owner's next list waits for it."""
         self._own_revisions[owner] = max(revision, self._own_revisions.get(owner, 0))
 
     async def wait_for_revision(self, revision: int) -> bool:
-        """Wait, at most REACH_S, until everything up to `revision` is in; whether it is."""
+        """Wait at most CATCH_UP_TIMEOUT_S until the index has `revision`; return whether it has."""
         with move_on_after(CATCH_UP_TIMEOUT_S):
             while self._revision < revision:
                 await self._advanced.wait()
         return self._revision >= revision
 
     async def wait_for_own_writes(self, owner: str | None = None) -> bool:
-        """`reached` for what this edge last wrote for `owner`, or for anybody."""
+        """Wait for the last write of this edge for `owner`, or for any owner, as `wait_for_revision` does."""
         last = max(self._own_revisions.values(), default=0) if owner is None else self._own_revisions.get(owner, 0)
         return await self.wait_for_revision(last)
 
     async def wait_until_deleted(self, key: JobKey) -> None:
-        """Wait, at most REACH_S, until a deleted job is gone from here too."""
+        """Wait at most CATCH_UP_TIMEOUT_S until a job that was deleted in STATE is not in the index any more."""
         with move_on_after(CATCH_UP_TIMEOUT_S):
             while True:
-                moved = self._advanced
+                advanced = self._advanced
                 if await self._query(sql.find_row, key) is None:
                     return
-                await moved.wait()
+                await advanced.wait()
 
     async def list_jobs(
         self, owner: str, filters: JobFilters, limit: int = DEFAULT_PAGE_LIMIT, cursor: str | None = None
     ) -> RecordPage:
-        """One page. New jobs never shift it: the cursor names the last job given. Raises Refused."""
+        """Return one page. New jobs do not shift the next pages: the cursor names a job. Raises ProblemError."""
         await self.wait_for_own_writes(owner)
         limit = max(1, min(limit, PAGE_LIMIT))
         before = None if cursor is None else decode_cursor(cursor)
-        asked = sql.ListQuery(
+        query = sql.ListQuery(
             owner, filters.status, filters.endpoint, filters.priority, filters.tags, before, limit + 1
         )
-        found = await self._query_when_ready(sql.list_jobs, asked)
-        entries = tuple(found[:limit])
-        return RecordPage(entries, make_job_cursor(entries[-1].record.job) if len(found) > limit else None)
+        found = await self._query_when_ready(sql.list_jobs, query)
+        records = tuple(found[:limit])
+        return RecordPage(records, make_job_cursor(records[-1].record.job) if len(found) > limit else None)
 
     def count_jobs(self) -> dict[JobCountKey, int]:
-        """How many jobs there are, by owner, endpoint, pool and status."""
+        """Return the number of jobs by owner, endpoint, pool and status."""
         return dict(self._counts)
 
     async def count_retried(self, owner: str, endpoint: str) -> int:
-        """How many of the owner's jobs were given another round."""
+        """Return the number of the owner's jobs of this endpoint that were retried by the user (round 2 or later)."""
         return await self._query_when_ready(sql.count_retried, owner, endpoint)
 
-    def queue_position(self, job: Job, span: int) -> int | None:
-        """Jobs that start before this one (0: next), None unless it is queued; `span` is the owner's window."""
-        return (
-            self.queue_ranks.count_ahead(job, span)
-            if job.status is Status.QUEUED and job.queued_at is not None
-            else None
-        )
+    def queue_position(self, job: Job, window_size: int) -> int | None:
+        """Return the number of jobs that start before this one (0: it is next), or None if it is not queued.
 
-    async def queue_head(self, line: QueueKey, limit: int) -> Sequence[Pointer]:
-        """The first `limit` queued jobs of a line."""
-        return await self._query_when_ready(sql.queue_head, line, limit)
+        `window_size`: the size of the owner's publish window.
+        """
+        if job.status is not Status.QUEUED or job.queued_at is None:
+            return None
+        return self.queue_ranks.count_ahead(job, window_size)
+
+    async def queue_head(self, queue: QueueKey, limit: int) -> Sequence[Pointer]:
+        """Return the first `limit` jobs of a queue."""
+        return await self._query_when_ready(sql.queue_head, queue, limit)
 
     async def find_rows(self, keys: Iterable[JobKey]) -> dict[JobKey, IndexRow]:
-        """The places of those of `keys` that are known."""
+        """Return the rows of those of `keys` that are in the index."""
         return await self._query_when_ready(sql.find_rows, list(keys))
 
     async def find_jobs(self, condition: str, at_us: int, limit: int) -> Sequence[VersionedRecord]:
-        """Up to `limit` jobs that one of the conditions of `index_sql` holds for."""
+        """Return up to `limit` jobs for which `condition`, a constant of `edge.index.sqlite`, is true at `at_us`."""
         return await self._query_when_ready(sql.find_jobs, condition, at_us, limit)
 
     async def find_keys(self, condition: str, at_us: int, limit: int) -> Sequence[JobKey]:
-        """The keys of what `matching` finds: no record is read."""
+        """Return the keys of the jobs that `find_jobs` would return, without reading the records."""
         return await self._query_when_ready(sql.find_keys, condition, at_us, limit)
 
     async def find_pools(self, condition: str, at_us: int, limit: int) -> set[str]:
-        """The pools of what `matching` finds."""
+        """Return the pools of the jobs that `find_jobs` would return."""
         return await self._query_when_ready(sql.find_pools, condition, at_us, limit)
 
     async def find_unfinished_jobs_with_asset(self, owner: str | None, sha256: str) -> Sequence[JobKey]:
-        """Jobs that have not ended and name the asset; `owner` None: anybody's."""
+        """Return the unfinished jobs that use the asset, of `owner` or (None) of all owners."""
         return await self._query_when_ready(sql.find_jobs_with_asset, sha256, owner, _UNFINISHED)
 
     async def find_jobs_with_asset(self, owner: str, sha256: str) -> Sequence[JobKey]:
-        """The owner's jobs, ended ones too, that name the asset."""
+        """Return the owner's jobs that use the asset, also finished ones."""
         return await self._query_when_ready(sql.find_jobs_with_asset, sha256, owner, tuple(Status))
 
     async def holds_job(self, owner: str, host: str | None) -> bool:
-        """Whether `host` (None: any host) holds a job of the owner. Looks again for a moment before it says no."""
-        return await self._soon(sql.holds_job, owner, host)
+        """Return whether `host` (None: any host) has a job of the owner.
+
+        Repeats the query for about a second before it returns False: the index may lag.
+        """
+        return await self._query_repeatedly(sql.holds_job, owner, host)
 
     async def may_need(self, owner: str, host: str | None, sha256: str, endpoints: Sequence[str] | None) -> bool:
-        """Whether a job of the owner names the asset, and is held by `host` (None: any host), or is queued for one of
-        `endpoints` (None: any endpoint). Looks again for a moment before it says no."""
-        return await self._soon(sql.may_need, owner, host, sha256, endpoints)
+        """Return whether a job of the owner uses the asset and `host` may run it.
 
-    async def _soon(self, question: Callable[..., bool], *about: object) -> bool:
-        """Whether it is so now or after one of the waits of LOOK_AGAIN_S. A bounded number of looks: whoever is
-        refused must not keep the index busy."""
-        for wait_s in LOOK_AGAIN_S:
-            if await self._query_when_ready(question, *about):
+        `host` may run a job that it has claimed (None: any host), and a queued job of one of `endpoints` (None: any).
+        Repeats the query for about a second before it returns False: the index may lag.
+        """
+        return await self._query_repeatedly(sql.may_need, owner, host, sha256, endpoints)
+
+    async def _query_repeatedly(self, query: Callable[..., bool], *arguments: object) -> bool:
+        """Return whether the query is true now or after one of the delays of LOOK_AGAIN_S.
+
+        The number of repetitions is bounded, so that denied requests cannot keep the index busy.
+        """
+        for delay_s in LOOK_AGAIN_S:
+            if await self._query_when_ready(query, *arguments):
                 return True
-            await sleep(wait_s)
-        return await self._query_when_ready(question, *about)
+            await sleep(delay_s)
+        return await self._query_when_ready(query, *arguments)
 
     async def repair(self) -> int:
-        """Compare with STATE's key list and mend; how many jobs differed. A purge sends no message."""
-        here = await self._query_when_ready(sql.list_keys)
-        there = await self._records.keys()
-        mends = [change for key in here ^ there if (change := await self._read_change(key)) is not None]
-        for change in mends:
+        """Compare the index with the key list of STATE and repair it; return the number of jobs that differed.
+
+        Needed because a purge of STATE sends no message.
+        """
+        indexed = await self._query_when_ready(sql.list_keys)
+        stored = await self._records.keys()
+        changes = [change for key in indexed ^ stored if (change := await self._read_change(key)) is not None]
+        for change in changes:
             await self._changes.put(RepairedChange(change))
-        if mends:
-            _log.warning("index_mended", jobs=len(mends))
-        return len(mends)
+        if changes:
+            _log.warning("index_repaired", jobs=len(changes))
+        return len(changes)
 
     async def _read_change(self, key: JobKey) -> RecordChange | None:
         try:
@@ -290,21 +304,18 @@ class JobIndex:
         return None if known is None else RecordChange(known.revision + 1, key, None)
 
 
-def _count_key(place: IndexRow) -> JobCountKey:
-    return JobCountKey(place.owner, place.endpoint, place.pool, place.status)
+def _count_key(row: IndexRow) -> JobCountKey:
+    return JobCountKey(row.owner, row.endpoint, row.pool, row.status)
 
 
-# MERGED edge/services/room.py: Waiting for a disk: what the edge can make anew from STATE must not end it.
+async def retry_on_disk_error(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat `call` until the disk works again. The index lags meanwhile, but the edge keeps running.
 
-
-DISK_RETRY_INTERVAL_S = 1.0
-
-
-async def retry_on_disk_error(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again for as long as the disk is full or fails; who waits for the answer lags, and the edge goes on."""
+    The index can be rebuilt from STATE, so a full disk must not end the edge.
+    """
     while True:
         try:
-            return await ask()
+            return await call()
         except OperationalError as error:
-            _log.warning("index_waits", error=str(error))
+            _log.warning("index_write_failed", error=str(error))
         await sleep(DISK_RETRY_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""What a list is narrowed to, one page of it, and the cursor that the next page begins behind."""
+"""Filters, pages and cursors of lists."""
 
 import base64
 import binascii
@@ -15,11 +15,11 @@ from schemas.status import Priority, Status
 
 DEFAULT_PAGE_LIMIT = 50
 PAGE_LIMIT = 500
-_CURSOR = re.compile(r"(?P<created_us>-?[0-9]{1,18})\.(?P<name>.+)\Z", re.DOTALL)  # what SQLite can compare with
+_CURSOR = re.compile(r"(?P<created_us>-?[0-9]{1,18})\.(?P<name>.+)\Z", re.DOTALL)  # an integer that SQLite can compare
 
 
 class JobFilters(Struct, frozen=True):
-    """What a list is narrowed to; None and empty: anything."""
+    """The conditions of a list of jobs; None and empty: no condition."""
 
     status: Status | None = None
     endpoint: str | None = None
@@ -28,24 +28,24 @@ class JobFilters(Struct, frozen=True):
 
 
 class RecordPage(Struct, frozen=True):
-    """One page of a list, newest first; `next_cursor` None: the last one."""
+    """One page of a list, newest first. `next_cursor` is None on the last page."""
 
     records: tuple[VersionedRecord, ...]
     next_cursor: str | None
 
 
 def encode_cursor(created_us: int, name: str) -> str:
-    """A cursor that names the last row given, so that new rows never shift the pages."""
+    """Return a cursor that names the last row of a page, so that new rows do not shift the next pages."""
     return base64.urlsafe_b64encode(f"{created_us}.{name}".encode()).decode().rstrip("=")
 
 
 def make_job_cursor(job: Job) -> str:
-    """The cursor behind `job`."""
+    """Return the cursor of the page that starts after `job`."""
     return encode_cursor(micros(job.created_at), job.id)
 
 
 def decode_cursor(text: str) -> tuple[int, str]:
-    """Creation in microseconds and name of the last row given. Raises Refused `input_invalid`."""
+    """Return creation time (µs) and name of the last row of the page before. Raises ProblemError `input_invalid`."""
     try:
         decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except (binascii.Error, ValueError):
@@ -53,6 +53,6 @@ def decode_cursor(text: str) -> tuple[int, str]:
     match = _CURSOR.match(decoded)
     if match is None:
         raise input_invalid_problem(
-            FieldError("cursor", "is not one that this server gave: leave it out to start anew")
+            FieldError("cursor", "is not a cursor of this server: leave it out to start with the first page")
         )
     return int(match["created_us"]), match["name"]

@@ -1,6 +1,6 @@
-"""Who stands where: the queued jobs of every owner, pool and priority, in memory, in the order they were queued.
+"""Positions of queued jobs: the jobs of every owner, pool and priority, in memory, in the order they were queued.
 
-Eight bytes a job, and a rank by bisection: a submit behind 100,000 others costs what one behind none does.
+A job takes eight bytes and a rank is found by bisection: a submit costs the same after 100,000 jobs as after none.
 """
 
 from array import array
@@ -15,7 +15,7 @@ from schemas.status import PRIORITIES, Priority
 
 
 class QueueKey(NamedTuple):
-    """Jobs of one owner that wait for the same queue."""
+    """A queue: the jobs of one owner that wait for the same pool at the same priority."""
 
     owner: str
     pool: str
@@ -23,48 +23,45 @@ class QueueKey(NamedTuple):
 
 
 class QueueRanks:
-    """Ranks. A job stands at the microsecond it was queued at; equal ones count as one behind the other."""
+    """The queued jobs of all queues, each by the microsecond at which it was queued."""
 
     def __init__(self) -> None:
         self._times_by_queue: defaultdict[tuple[str, Priority], dict[str, array[int]]] = defaultdict(dict)
         self._totals: defaultdict[tuple[str, Priority], int] = defaultdict(int)
 
-    def add(self, line: QueueKey, queued_us: int) -> None:
-        """A job stands in line."""
-        owners = self._times_by_queue[line.pool, line.priority]
-        standing = owners.setdefault(line.owner, array("q"))
-        standing.insert(bisect_left(standing, queued_us), queued_us)
-        self._totals[line.pool, line.priority] += 1
+    def add(self, queue: QueueKey, queued_us: int) -> None:
+        """Add a job that was queued at `queued_us`."""
+        owners = self._times_by_queue[queue.pool, queue.priority]
+        times = owners.setdefault(queue.owner, array("q"))
+        times.insert(bisect_left(times, queued_us), queued_us)
+        self._totals[queue.pool, queue.priority] += 1
 
-    def remove(self, line: QueueKey, queued_us: int) -> None:
-        """One job that stood there since `queued_us` has left. Raises ValueError when none did."""
-        owners = self._times_by_queue[line.pool, line.priority]
-        standing = owners.get(line.owner, array("q"))
-        at = bisect_left(standing, queued_us)
-        if at == len(standing) or standing[at] != queued_us:
-            raise ValueError(f"nothing stands in {line} since {queued_us}")
-        del standing[at]
-        self._totals[line.pool, line.priority] -= 1
-        if not standing:
-            del owners[line.owner]
-
-    def count_queued(self, line: QueueKey) -> int:
-        """Jobs in line."""
-        return len(self._times_by_queue[line.pool, line.priority].get(line.owner, ()))
+    def remove(self, queue: QueueKey, queued_us: int) -> None:
+        """Remove one job that was queued at `queued_us`. Raises ValueError if there is none."""
+        owners = self._times_by_queue[queue.pool, queue.priority]
+        times = owners.get(queue.owner, array("q"))
+        at = bisect_left(times, queued_us)
+        if at == len(times) or times[at] != queued_us:
+            raise ValueError(f"no job was added to {queue} at {queued_us}")
+        del times[at]
+        self._totals[queue.pool, queue.priority] -= 1
+        if not times:
+            del owners[queue.owner]
 
     def count_pending(self, pools: Iterable[str]) -> int:
-        """Jobs in the lines of these pools."""
+        """Return the number of queued jobs of all owners in these pools."""
         return sum(self._totals.get((pool, priority), 0) for pool in pools for priority in PRIORITIES)
 
     def non_empty_keys(self) -> list[QueueKey]:
-        """The lines in which jobs stand."""
+        """Return the queues that have jobs."""
         return [QueueKey(owner, *queue) for queue, owners in self._times_by_queue.items() for owner in owners]
 
-    def count_ahead(self, job: Job, span: int) -> int:
-        """How many queued jobs start before `job`, as far as can be foretold; `span` is the owner's window.
+    def count_ahead(self, job: Job, window_size: int) -> int:
+        """Return how many queued jobs start before `job`, as far as can be predicted.
 
-        Higher priorities go first. Of the job's own line, those queued earlier. Of another owner's line: inside the
-        window those queued earlier, at most a window of them; behind it the windows take turns, one for one.
+        Jobs of higher priority start first, then those of the same queue that were queued earlier. Of another owner's
+        queue at the same priority: if `job` is in its owner's window, the jobs queued earlier, at most `window_size`.
+        After the window the owners take turns, so as many jobs as are ahead in its own queue.
         """
         if job.queued_at is None:
             raise ValueError(f"{job.owner}/{job.id} was never queued")
@@ -73,8 +70,8 @@ class QueueRanks:
         owners = self._times_by_queue[job.pool, job.priority]
         rank = bisect_left(owners.get(job.owner, array("q")), since)
         ahead = sum(self._totals[job.pool, priority] for priority in higher) + rank
-        for owner, standing in owners.items():
+        for owner, times in owners.items():
             if owner == job.owner:
                 continue
-            ahead += min(bisect_left(standing, since), span) if rank < span else min(len(standing), rank)
+            ahead += min(bisect_left(times, since), window_size) if rank < window_size else min(len(times), rank)
         return ahead

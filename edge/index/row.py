@@ -1,4 +1,4 @@
-"""What the index keeps of a record to sort, count and find it by; the record itself lies beside it."""
+"""The values by which the index sorts, counts and finds a record, and facts derived from a job. Pure."""
 
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Priority, Status
 
 
 class IndexRow(NamedTuple):
-    """A job's place. Times in microseconds since 1970; `queued_us` 0: not queued yet."""
+    """One job in the index. Times are microseconds since 1970; `queued_us` is 0 before the job is queued."""
 
     owner: str
     id: str
@@ -39,19 +39,19 @@ class IndexRow(NamedTuple):
         return QueueKey(self.owner, self.pool, self.priority)
 
     def is_in_backoff(self, now_us: int) -> bool:
-        """Whether it waits out a back-off: such a job does not count in its owner's window."""
+        """Return whether the job waits for the end of its backoff. Such a job takes no place in its owner's window."""
         return self.status is Status.QUEUED and self.backoff_us is not None and self.backoff_us > now_us
 
 
 class RowChange(NamedTuple):
-    """One change of the index; None: the job was not there before, or is gone."""
+    """One change of the index. `before` is None for a new job, `after` for a deleted one."""
 
     before: IndexRow | None
     after: IndexRow | None
 
 
 def make_index_row(entry: VersionedRecord) -> IndexRow:
-    """The place of a record."""
+    """Return the index row of a record."""
     job = entry.record.job
     return IndexRow(
         job.owner,
@@ -68,7 +68,7 @@ def make_index_row(entry: VersionedRecord) -> IndexRow:
 
 
 def expires_at(job: Job) -> datetime | None:
-    """When a job that has not started expires, or None when it cannot any more (PROTOCOLS 1, `start_timeout_s`)."""
+    """Return when a job that has never started expires: `start_timeout_s` or its deadline. None: it cannot expire."""
     if job.status not in WAITING_STATUSES or job.attempt:
         return None
     since = max(moment for moment in (job.created_at, job.not_before, job.retried_at) if moment is not None)
@@ -77,19 +77,19 @@ def expires_at(job: Job) -> datetime | None:
 
 
 def input_due_at(job: Job) -> datetime | None:
-    """When a job that lacks input fails, or None when it lacks none (`input_timeout_s`, from submit or retry)."""
+    """Return when a job that lacks input fails: `input_timeout_s` after submit or retry. None: it lacks no input."""
     if job.status is not Status.SCHEDULED or not job.lacks_input:
         return None
     return (job.retried_at or job.created_at) + timedelta(seconds=job.policy.input_timeout_s)
 
 
 def holder(job: Job) -> str | None:
-    """The host that may still end the job: of its last claim, released or not. None once the job has ended."""
+    """Return the host of the last claim, released or not: it may still write the end. None for a finished job."""
     return job.claim.host if job.claim is not None and job.status not in FINAL_STATUSES else None
 
 
 def input_digests(job: Job) -> set[str]:
-    """Digests of the assets in the input, found by their form: the endpoint may be long gone."""
+    """Return the digests of the assets in the input, found by their form: the endpoint may not exist any more."""
     found: set[str] = set()
     pending: list[object] = [job.input]
     while pending:
@@ -106,7 +106,7 @@ def input_digests(job: Job) -> set[str]:
 
 
 def result_digests(job: Job) -> set[str]:
-    """Digests of the assets that the job made: outputs and the kept log."""
+    """Return the digests of the assets that the job made: its outputs and its stored log."""
     files = () if job.output is None else job.output.files
-    named = [*(file.sha256 for file in files), (job.log or "").removeprefix(DIGEST_SCHEME)]
-    return {digest for digest in named if is_digest(digest)}
+    candidates = [*(file.sha256 for file in files), (job.log or "").removeprefix(DIGEST_SCHEME)]
+    return {digest for digest in candidates if is_digest(digest)}

@@ -1,7 +1,7 @@
-"""The index's file: a mirror of STATE that SQLite can search. Thrown away and rebuilt at every start, so never synced.
+"""The SQLite file of the index: a copy of STATE that can be searched. It is rebuilt at each start, so never synced.
 
-Blocking; the index calls it in a thread, one call at a time. Whole batches go in and out as one JSON value: sqlite3
-lets go of the interpreter at every row, and a thread beside a busy event loop waits milliseconds to get it back.
+The functions block; the index calls them in a thread, one at a time. A batch goes in and out as one JSON value: sqlite3
+releases the GIL at each row, and a thread next to a busy event loop waits milliseconds to get it back.
 """
 
 import sqlite3
@@ -34,7 +34,7 @@ _Values = Sequence[object] | Mapping[str, object]
 _SCHEMA = """
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
-PRAGMA secure_delete = ON; -- what a deleted job said is overwritten in the file
+PRAGMA secure_delete = ON; -- the content of a deleted job is overwritten in the file
 PRAGMA cache_size = -32768;
 CREATE TABLE jobs (
   job INTEGER PRIMARY KEY,
@@ -67,13 +67,13 @@ INSERT INTO jobs ({_COLUMNS})
 SELECT {", ".join(f"value ->> {n}" for n in range(17))} FROM json_each(?) WHERE true
 ON CONFLICT (owner, id) DO UPDATE SET
   {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])}
-"""  # noqa: S608 - made of constants
-_INSERT_TAGS = f"INSERT OR IGNORE INTO tags SELECT job, given.value ->> 2, given.value ->> 3 FROM {_JOBS_BY_KEY}"  # noqa: S608 - likewise
-_INSERT_ASSETS = f"INSERT OR IGNORE INTO names SELECT given.value ->> 2, job FROM {_JOBS_BY_KEY}"  # noqa: S608 - likewise
+"""  # noqa: S608 - built from constants
+_INSERT_TAGS = f"INSERT OR IGNORE INTO tags SELECT job, given.value ->> 2, given.value ->> 3 FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
+_INSERT_ASSETS = f"INSERT OR IGNORE INTO names SELECT given.value ->> 2, job FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
 
 _HAS_TAG = "EXISTS (SELECT 1 FROM tags t WHERE t.job = jobs.job AND name = ? AND value = ?)"
 
-# What the reconciler asks for: name to condition, with one parameter `:at` in microseconds.
+# Conditions of the reconciler's queries. The parameter `:at` is a time in microseconds.
 DUE = "status = 'scheduled' AND input_us IS NULL AND (due_us IS NULL OR due_us <= :at)"
 AWAITING_INPUT = "input_us IS NOT NULL AND :at > 0"
 INPUT_OVERDUE = "input_us <= :at"
@@ -84,7 +84,7 @@ PAST_RETENTION = "finished_us <= :at"
 
 
 class ListQuery(NamedTuple):
-    """One page of a list: filters (None: any), and the place behind which it goes on."""
+    """One page of a list: filters (None: no condition), and the row after which the page starts."""
 
     owner: str
     status: Status | None
@@ -96,40 +96,38 @@ class ListQuery(NamedTuple):
 
 
 def create_database(path: Path) -> sqlite3.Connection:
-    """A new, empty index at `path`; what was there is removed."""
+    """Create an empty index at `path`; remove the index that was there."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)  # SQLite gives the same mode to the files that it makes beside it
-    # Calls come from the threads of a pool, one at a time.
+    path.touch(mode=0o600)  # SQLite gives its journal the same mode
+    # The calls come from different threads of a pool, one at a time.
     db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     db.executescript(_SCHEMA)
     return db
 
 
 def apply_changes(db: sqlite3.Connection, changes: Sequence[RecordChange]) -> list[RowChange]:
-    """Take `changes` over in one transaction: of each job the last one, unless what is there is newer.
+    """Write the last change of each job in one transaction, unless the index has a newer revision of the job.
 
-    Nothing of it is done when it raises sqlite3.OperationalError (the disk is full, say).
+    Raises sqlite3.OperationalError, for example if the disk is full; then nothing is written.
     """
     last = {change.key: change for change in changes}
     before = find_rows(db, last)
-    news = [change for key, change in last.items() if key not in before or change.revision > before[key].revision]
-    gone = [change.key for change in news if change.record is None and change.key in before]
-    entries = [VersionedRecord(change.revision, change.record) for change in news if change.record is not None]
+    newer = [change for key, change in last.items() if key not in before or change.revision > before[key].revision]
+    gone = [change.key for change in newer if change.record is None and change.key in before]
+    entries = [VersionedRecord(change.revision, change.record) for change in newer if change.record is not None]
     db.execute("BEGIN")
     try:
         _delete_jobs(db, gone)
         _write_jobs(db, entries, before)
         db.execute("COMMIT")
     except sqlite3.OperationalError:
-        if db.in_transaction:  # some errors have rolled back already
+        if db.in_transaction:  # SQLite rolls back by itself after some errors
             db.execute("ROLLBACK")
         raise
-    places = [make_index_row(entry) for entry in entries]
-    return [RowChange(before[key], None) for key in gone] + [
-        RowChange(before.get(place.key), place) for place in places
-    ]
+    rows = [make_index_row(entry) for entry in entries]
+    return [RowChange(before[key], None) for key in gone] + [RowChange(before.get(row.key), row) for row in rows]
 
 
 def _write_jobs(db: sqlite3.Connection, entries: Sequence[VersionedRecord], before: Mapping[JobKey, IndexRow]) -> None:
@@ -141,11 +139,11 @@ def _write_jobs(db: sqlite3.Connection, entries: Sequence[VersionedRecord], befo
         for e in entries
     ]
     tags = [(*job.key, name, value) for job in new for name, value in job.tags.items()]
-    # A scheduled job's input still changes: a file that was fetched takes the place of its URL.
-    named = [*new, *(job for job in jobs if job.key in before and before[job.key].status is Status.SCHEDULED)]
-    names = [(*job.key, sha256) for job in named for sha256 in input_digests(job)]
+    # The input of a scheduled job still changes: the digest of a downloaded file replaces its URL.
+    changed = [*new, *(job for job in jobs if job.key in before and before[job.key].status is Status.SCHEDULED)]
+    names = [(*job.key, sha256) for job in changed for sha256 in input_digests(job)]
     names += [(*job.key, sha256) for job in ended for sha256 in result_digests(job)]
-    _delete_references(db, [job.key for job in new if job.key in before])  # the next round may be of another request
+    _delete_references(db, [job.key for job in new if job.key in before])  # the next round may have another input
     for statement, values in ((_UPSERT_JOBS, rows), (_INSERT_TAGS, tags), (_INSERT_ASSETS, names)):
         if values:
             db.execute(statement, (_encode_json(values),))
@@ -158,7 +156,7 @@ def _time_columns(job: Job) -> tuple[int | None, ...]:
 
 
 def _delete_jobs(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
-    _delete_from(db, ("tags", "names", "jobs"), keys)  # the jobs last: by them the others are found
+    _delete_from(db, ("tags", "names", "jobs"), keys)  # jobs last: the other tables are found through it
 
 
 def _delete_references(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
@@ -168,90 +166,89 @@ def _delete_references(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
 def _delete_from(db: sqlite3.Connection, tables: Sequence[str], keys: Sequence[JobKey]) -> None:
     if keys:
         for table in tables:
-            query = f"DELETE FROM {table} WHERE job IN (SELECT job FROM {_JOBS_BY_KEY})"  # noqa: S608 - names of this file
+            query = f"DELETE FROM {table} WHERE job IN (SELECT job FROM {_JOBS_BY_KEY})"  # noqa: S608 - table names of this file
             db.execute(query, (_encode_json(keys),))
 
 
 def find_rows(db: sqlite3.Connection, keys: Iterable[JobKey]) -> dict[JobKey, IndexRow]:
-    """The places of those of `keys` that are there."""
-    rows = _query_rows(db, _ROW_COLUMNS, f"SELECT jobs.* FROM {_JOBS_BY_KEY}", (_encode_json(list(keys)),))  # noqa: S608 - constants
-    places = [_decode_row(*row) for row in rows]
-    return {place.key: place for place in places}
+    """Return the rows of those of `keys` that are in the index."""
+    rows = _query_rows(db, _ROW_COLUMNS, f"SELECT jobs.* FROM {_JOBS_BY_KEY}", (_encode_json(list(keys)),))  # noqa: S608 - built from constants
+    decoded = [_decode_row(*row) for row in rows]
+    return {row.key: row for row in decoded}
 
 
 def find_row(db: sqlite3.Connection, key: JobKey) -> IndexRow | None:
-    """The place of one job."""
+    """Return the row of one job, None if it is not in the index."""
     return find_rows(db, [key]).get(key)
 
 
 def list_keys(db: sqlite3.Connection) -> set[JobKey]:
-    """Every job there is."""
+    """Return the keys of all jobs."""
     return {JobKey(*row) for row in _query_rows(db, "owner, id", "SELECT owner, id FROM jobs", ())}
 
 
-def queue_head(db: sqlite3.Connection, line: QueueKey, limit: int) -> list[Pointer]:
-    """The first `limit` queued jobs of a line."""
+def queue_head(db: sqlite3.Connection, queue: QueueKey, limit: int) -> list[Pointer]:
+    """Return the first `limit` jobs of a queue."""
     query = (
         "SELECT id, round FROM jobs WHERE owner = ? AND pool = ? AND priority = ? AND status = 'queued' "
         "ORDER BY queued_us, id LIMIT ?"
     )
-    rows = _query_rows(db, "id, round", query, (*line, limit))
-    return [Pointer(line.pool, line.priority, line.owner, *row) for row in rows]
+    rows = _query_rows(db, "id, round", query, (*queue, limit))
+    return [Pointer(queue.pool, queue.priority, queue.owner, *row) for row in rows]
 
 
-def list_jobs(db: sqlite3.Connection, asked: ListQuery) -> list[VersionedRecord]:
-    """The newest jobs that match, newest first."""
+def list_jobs(db: sqlite3.Connection, page: ListQuery) -> list[VersionedRecord]:
+    """Return the jobs of one page, newest first."""
     where: list[str] = ["owner = ?"]
-    values: list[str | int] = [asked.owner]
-    for column in ("status", "endpoint", "priority"):
-        wanted = getattr(asked, column)
+    values: list[str | int] = [page.owner]
+    for column, wanted in (("status", page.status), ("endpoint", page.endpoint), ("priority", page.priority)):
         if wanted is not None:
             where.append(f"{column} = ?")
             values.append(wanted)
-    for name, value in asked.tags:
+    for name, value in page.tags:
         where.append(_HAS_TAG)
         values += [name, value]
-    if asked.before is not None:
+    if page.before is not None:
         where.append("(created_us, id) < (?, ?)")
-        values += asked.before
+        values += page.before
     query = f"SELECT revision, record FROM jobs WHERE {' AND '.join(where)} ORDER BY created_us DESC, id DESC LIMIT ?"  # noqa: S608
-    return _query_records(db, query, (*values, asked.limit))
+    return _query_records(db, query, (*values, page.limit))
 
 
 def find_jobs(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> list[VersionedRecord]:
-    """Up to `limit` jobs for which one of the conditions above holds at `at_us`."""
+    """Return up to `limit` jobs for which one of the conditions above is true at `at_us`."""
     query = f"SELECT revision, record FROM jobs WHERE {condition} LIMIT :limit"  # noqa: S608 - the constants above
     return _query_records(db, query, {"at": at_us, "limit": limit})
 
 
 def find_keys(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> list[JobKey]:
-    """The keys of what `matching` finds."""
+    """Return the keys of the jobs that `find_jobs` would return."""
     query = f"SELECT owner, id FROM jobs WHERE {condition} LIMIT :limit"  # noqa: S608 - the constants above
     return [JobKey(*row) for row in _query_rows(db, "owner, id", query, {"at": at_us, "limit": limit})]
 
 
 def find_pools(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> set[str]:
-    """The pools of what `matching` finds."""
-    query = f"SELECT DISTINCT pool FROM (SELECT pool FROM jobs WHERE {condition} LIMIT :limit)"  # noqa: S608 - likewise
+    """Return the pools of the jobs that `find_jobs` would return."""
+    query = f"SELECT DISTINCT pool FROM (SELECT pool FROM jobs WHERE {condition} LIMIT :limit)"  # noqa: S608 - the constants above
     return {pool for (pool,) in _query_rows(db, "pool", query, {"at": at_us, "limit": limit})}
 
 
 def find_jobs_with_asset(
     db: sqlite3.Connection, sha256: str, owner: str | None, statuses: Iterable[Status]
 ) -> list[JobKey]:
-    """Jobs (of one owner, or of all) in one of `statuses` whose input, output or log is that asset."""
+    """Return the jobs in one of `statuses`, of one owner or of all, that have the asset as input, output or log."""
     wanted = list(statuses)
     marks = ", ".join("?" * len(wanted))
     query = (
-        "SELECT owner, id FROM names JOIN jobs USING (job) "  # noqa: S608 - marks only
+        "SELECT owner, id FROM names JOIN jobs USING (job) "  # noqa: S608 - only question marks are inserted
         f"WHERE sha256 = ? AND (? IS NULL OR owner = ?) AND status IN ({marks})"
     )
     return [JobKey(*row) for row in _query_rows(db, "owner, id", query, (sha256, owner, owner, *wanted))]
 
 
 def holds_job(db: sqlite3.Connection, owner: str, host: str | None) -> bool:
-    """Whether `host` (None: any host) holds a job of the owner."""
-    # Without INDEXED BY the planner may walk all jobs of the owner.
+    """Return whether `host` (None: any host) has a job of the owner."""
+    # Without INDEXED BY the planner may scan all jobs of the owner.
     query = (
         "SELECT 1 FROM jobs INDEXED BY held "
         "WHERE owner = :owner AND holder IS NOT NULL AND (:host IS NULL OR holder = :host) LIMIT 1"
@@ -262,8 +259,7 @@ def holds_job(db: sqlite3.Connection, owner: str, host: str | None) -> bool:
 def may_need(
     db: sqlite3.Connection, owner: str, host: str | None, sha256: str, endpoints: Sequence[str] | None
 ) -> bool:
-    """Whether a job of the owner names the asset, and is held by `host` (None: any host), or is queued for one of
-    `endpoints` (None: any endpoint)."""
+    """Return whether a job of the owner uses the asset and `host` may run it, as `JobIndex.may_need` says."""
     query = (
         "SELECT 1 FROM names JOIN jobs USING (job) WHERE sha256 = :sha256 AND owner = :owner AND ("
         "(holder IS NOT NULL AND (:host IS NULL OR holder = :host)) OR (status = 'queued' AND "
@@ -275,7 +271,7 @@ def may_need(
 
 
 def count_retried(db: sqlite3.Connection, owner: str, endpoint: str) -> int:
-    """How many jobs were given another round."""
+    """Return the number of the owner's jobs of this endpoint in round 2 or later."""
     query = "SELECT count(*) FROM jobs WHERE owner = ? AND endpoint = ? AND round > 1"
     (count,) = db.execute(query, (owner, endpoint)).fetchone()
     return int(count)
@@ -289,8 +285,8 @@ def _query_records(db: sqlite3.Connection, query: str, values: _Values) -> list[
 
 
 def _query_rows(db: sqlite3.Connection, columns: str, query: str, values: _Values) -> list[list[Any]]:
-    """The rows of `query`, in its order, as one value."""
-    whole = f"SELECT json_group_array(json_array({columns})) FROM ({query})"  # noqa: S608 - the callers' constants
+    """Return the rows of `query`, in its order, read as one JSON value."""
+    whole = f"SELECT json_group_array(json_array({columns})) FROM ({query})"  # noqa: S608 - constants of the callers
     (text,) = db.execute(whole, values).fetchone()
     return msgspec.json.decode(text, type=list[list[Any]])
 

@@ -1,4 +1,8 @@
-"""What a stream of events carries, and the id by which a client resumes it (PROTOCOLS 1, `events`)."""
+"""Streams of the events of one job or of all jobs of an owner, with resume and one shared subscription per job.
+
+FEED itself replays, reconnects, and adds from STATE the records that it does not have. This module turns FEED's items
+into the items that clients read, resumes a stream at a token, and ends the stream of a job after the job.
+"""
 
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -27,7 +31,7 @@ EventKind = Literal["state", "progress", "log", "notice"]
 
 
 class ProgressEvent(Struct, frozen=True):
-    """How far a job is; `offset` rises through an attempt's output."""
+    """The progress of a job. `offset` is the position in the output of the attempt; it rises."""
 
     job_id: str
     at: datetime
@@ -41,7 +45,7 @@ class ProgressEvent(Struct, frozen=True):
 
 
 class LogEvent(Struct, frozen=True):
-    """A piece of a job's output."""
+    """A piece of the output of a job."""
 
     job_id: str
     at: datetime
@@ -53,7 +57,7 @@ class LogEvent(Struct, frozen=True):
 
 
 class NoticeEvent(Struct, frozen=True):
-    """Something happened to a host."""
+    """A change of a host, such as `host_online`."""
 
     kind: str
     host: str
@@ -65,7 +69,7 @@ EventData = JobView | ProgressEvent | LogEvent | NoticeEvent
 
 
 class StreamItem(Struct, frozen=True):
-    """One message of a stream. `id` goes back to `events` as `after`; a notice has the id of what came before it."""
+    """One item of a stream. `id` resumes the stream after this item; a notice has the id of the item before it."""
 
     id: str
     kind: EventKind
@@ -73,9 +77,9 @@ class StreamItem(Struct, frozen=True):
 
 
 class ResumeToken(Struct, frozen=True):
-    """Where a stream stands: FEED's own id, and the newest revision of STATE that was given.
+    """A position in a stream: the id of the last FEED item, and the newest revision of STATE that was sent.
 
-    FEED reads STATE at every opening, so without the revision a client that resumes would get its last state twice.
+    FEED reads STATE whenever it is opened. Without the revision, a client that resumes would get its last state twice.
     """
 
     feed_id: str
@@ -83,63 +87,59 @@ class ResumeToken(Struct, frozen=True):
 
     @property
     def epoch(self) -> str:
-        """The life of FEED that the id belongs to."""
+        """The epoch of the FEED stream that the id belongs to; a stream that is created again has a new one."""
         return self.feed_id.partition("-")[0]
 
     @property
     def sequence(self) -> int:
-        """The place in that life."""
+        """The sequence number in that epoch."""
         return int(self.feed_id.rpartition("-")[2])
 
     def __str__(self) -> str:
         return f"{self.feed_id}-{self.revision}"
 
 
-# <epoch>-<FEED sequence>, and the revision behind it; both are counted in eight bytes.
+# <epoch>-<FEED sequence>, optionally followed by the revision; both numbers have eight bytes.
 _TOKEN_PATTERN = re.compile(r"(?P<feed>[^-]{1,64}-[0-9]{1,18})(?:-(?P<revision>[0-9]{1,18}))?\Z")
 
 
 def parse_resume_token(text: str | None) -> ResumeToken | None:
-    """The bookmark that a client sent; an id it cannot have from us stands for the start."""
+    """Parse a client's token. Return None for one that this edge cannot have made: the stream starts at the start."""
     match = _TOKEN_PATTERN.match(text or "")
     return ResumeToken(match["feed"], int(match["revision"] or 0)) if match else None
 
 
-# MERGED edge/services/crowds.py: Many followers of one job at this edge: one reads FEED for all of them. / Each
-# begins on its own, where its client left off, and joins the shared reader as soon as it is level with it; one that /
-# does not keep up goes on alone again. A consumer each would cost the edge as much for every follower as for the
-# first.
-
-
-SHARED_SUBSCRIBER_MINIMUM = 2  # followers that are worth a shared reader
+SHARED_SUBSCRIBER_MINIMUM = 2  # followers of a job from which on a shared reader is used
+LOG_END_TIMEOUT_S = 1.0  # how long to wait after the final state for the end of the log
+_BUFFER_LIMIT = 64
 
 _log = structlog.get_logger()
 
 
 class FeedItemSink(Protocol):
-    """Where a follower's items go."""
+    """The queue that receives the items of one follower."""
 
     async def put(self, item: FeedItem) -> None:
-        """Add; waits while there is no room."""
+        """Append; wait while the queue is full."""
         ...
 
     def try_put(self, item: FeedItem) -> bool:
-        """Add if there is room; whether there was."""
+        """Append unless the queue is full; return whether the item was appended."""
         ...
 
 
 class _SharedSubscriber:
-    """A follower that shares. `last`: the id of what it was given last."""
+    """A follower that is served by the shared reader. `last`: the last item that it received before it joined."""
 
-    def __init__(self, mail: FeedItemSink, last: FeedItem) -> None:
-        self._sink = mail
+    def __init__(self, sink: FeedItemSink, last: FeedItem) -> None:
+        self._sink = sink
         self._joined_at: ResumeToken | None = _parse_position(last)
         self.last_id = last.id
         self.dropped = Event()
 
-    def deliver(self, item: FeedItem, place: ResumeToken) -> None:
-        """Pass on what is new to it."""
-        if self._joined_at is not None and _is_older(item, place, self._joined_at):
+    def deliver(self, item: FeedItem, position: ResumeToken) -> None:
+        """Append `item` unless the follower has it already. Drop the follower if its queue is full."""
+        if self._joined_at is not None and _is_older(item, position, self._joined_at):
             return
         self._joined_at = None
         if not self.dropped.is_set() and self._sink.try_put(item):
@@ -149,126 +149,126 @@ class _SharedSubscriber:
 
 
 class _SharedSubscription:
-    """The followers of one job."""
+    """The followers of one job at this edge, and the reader that they share."""
 
     def __init__(self, feed: JobFeed, key: JobKey) -> None:
         self._feed = feed
         self._key = key
         self._subscribers: set[_SharedSubscriber] = set()
-        self._position: ResumeToken | None = None  # up to which all was given to everybody; None: nobody reads for all
+        self._position: ResumeToken | None = None  # the last item of the shared reader; None while it does not run
         self.scope = CancelScope()
         self.subscriber_count = 0
         self.peak_subscriber_count = 0
 
     async def read_for_all(self) -> None:
-        """For all, from the start: what was said twice must be known to have been said before."""
+        """Read FEED from the start and deliver each item to every subscriber, until cancelled.
+
+        From the start, because FEED removes duplicates only of items that it has read itself.
+        """
         with self.scope:
             try:
                 async with closing(self._feed.follow(*self._key)) as items:
                     async for item in items:
                         self._position = _parse_position(item)
-                        for member in tuple(self._subscribers):
-                            member.deliver(item, self._position)
+                        for subscriber in tuple(self._subscribers):
+                            subscriber.deliver(item, self._position)
             except BusError as error:
-                _log.warning("feed_not_shared", owner=self._key.owner, job_id=self._key.id, error=str(error))
+                _log.warning("shared_feed_failed", owner=self._key.owner, job_id=self._key.id, error=str(error))
         self._position = None
-        for member in self._subscribers:
-            member.dropped.set()
+        for subscriber in self._subscribers:
+            subscriber.dropped.set()
 
-    async def read_until_level(self, mail: FeedItemSink, after: str) -> _SharedSubscriber:
-        """Read by itself until it is level with the others; it is one of them then. Raises BusError."""
+    async def read_until_level(self, sink: FeedItemSink, after: str) -> _SharedSubscriber:
+        """Read FEED for one follower until it has reached the shared reader, then subscribe it. Raises BusError."""
         async with closing(self._feed.follow(*self._key, after)) as items:
             async for item in items:
-                await mail.put(item)
+                await sink.put(item)
                 if self._position is not None and not _is_older(item, _parse_position(item), self._position):
-                    # Before anything is waited for: what the others are given from now on it is given too.
-                    member = _SharedSubscriber(mail, item)
-                    self._subscribers.add(member)
-                    return member
-        raise RuntimeError("FEED is followed without an end")
+                    # Without an await in between: the subscriber must receive the shared reader's next item.
+                    subscriber = _SharedSubscriber(sink, item)
+                    self._subscribers.add(subscriber)
+                    return subscriber
+        raise RuntimeError("FEED ended, although it is followed without an end")
 
-    def remove(self, member: _SharedSubscriber) -> None:
-        """It goes, or goes on alone."""
-        self._subscribers.discard(member)
+    def remove(self, subscriber: _SharedSubscriber) -> None:
+        """Remove a subscriber that has disconnected, or that was too slow and reads alone again."""
+        self._subscribers.discard(subscriber)
 
 
 class SharedSubscriptions:
-    """The followed jobs of this edge."""
+    """The jobs that are followed at this edge. Followers of the same job share one reader of FEED.
+
+    Each follower first reads alone from the position of its client, and joins the shared reader when it has reached
+    it. A follower that is too slow reads alone again. A consumer for each follower would cost the edge as much for
+    every follower as for the first.
+    """
 
     def __init__(self, feed: JobFeed) -> None:
         self._feed = feed
         self._subscriptions: dict[JobKey, _SharedSubscription] = {}
 
-    async def follow_into(self, tasks: TaskGroup, key: JobKey, after: str, mail: FeedItemSink) -> None:
-        """Fill `mail` with the job's items behind `after`, without end. Raises BusError."""
-        with self._join(tasks, key) as crowd:
+    async def follow_into(self, tasks: TaskGroup, key: JobKey, after: str, sink: FeedItemSink) -> None:
+        """Put the job's items after the id `after` into `sink`, until cancelled. Raises BusError."""
+        with self._join(tasks, key) as subscription:
             while True:
-                member = await crowd.read_until_level(mail, after)
+                subscriber = await subscription.read_until_level(sink, after)
                 try:
-                    await member.dropped.wait()
+                    await subscriber.dropped.wait()
                 finally:
-                    crowd.remove(member)
-                after = member.last_id
+                    subscription.remove(subscriber)
+                after = subscriber.last_id
 
     @contextmanager
     def _join(self, tasks: TaskGroup, key: JobKey) -> Iterator[_SharedSubscription]:
-        crowd = self._subscriptions.setdefault(key, _SharedSubscription(self._feed, key))
-        crowd.subscriber_count += 1
+        subscription = self._subscriptions.setdefault(key, _SharedSubscription(self._feed, key))
+        subscription.subscriber_count += 1
         if (
-            crowd.subscriber_count == SHARED_SUBSCRIBER_MINIMUM
-            and crowd.peak_subscriber_count < SHARED_SUBSCRIBER_MINIMUM
+            subscription.subscriber_count == SHARED_SUBSCRIBER_MINIMUM
+            and subscription.peak_subscriber_count < SHARED_SUBSCRIBER_MINIMUM
         ):
-            tasks.start_soon(crowd.read_for_all)
-        crowd.peak_subscriber_count = max(crowd.peak_subscriber_count, crowd.subscriber_count)
+            tasks.start_soon(subscription.read_for_all)
+        subscription.peak_subscriber_count = max(subscription.peak_subscriber_count, subscription.subscriber_count)
         try:
-            yield crowd
+            yield subscription
         finally:
-            crowd.subscriber_count -= 1
-            if not crowd.subscriber_count:
+            subscription.subscriber_count -= 1
+            if not subscription.subscriber_count:
                 del self._subscriptions[key]
-                crowd.scope.cancel()
+                subscription.scope.cancel()
 
 
 def _parse_position(item: FeedItem) -> ResumeToken:
-    place = parse_resume_token(item.id)
-    if place is None:
-        raise ValueError(f"FEED gave the id {item.id!r}")
-    return place
+    position = parse_resume_token(item.id)
+    if position is None:
+        raise ValueError(f"an item of FEED has the invalid id {item.id!r}")
+    return position
 
 
-def _is_older(item: FeedItem, place: ResumeToken, than: ResumeToken) -> bool:
-    """Whether `item` stands before `than`, or is a note there; never over two lives of FEED.
+def _is_older(item: FeedItem, position: ResumeToken, than: ResumeToken) -> bool:
+    """Return whether `item` is before `than`, or is a message at that position. Epochs cannot be compared: False.
 
-    A state at that very place may be a newer one that was read from STATE: its revision decides, later.
+    A state at the same position may be a newer one, read from STATE. Its revision decides later.
     """
-    if place.epoch != than.epoch:
+    if position.epoch != than.epoch:
         return False
-    return place.sequence < than.sequence or (place.sequence == than.sequence and item.change is None)
+    return position.sequence < than.sequence or (position.sequence == than.sequence and item.change is None)
 
-
-# MERGED edge/services/follow.py: Streams of what happens to one job or to all of an owner's (DESIGN 3, "Following").
-# / FEED itself replays, re-opens over a broken connection, and adds from STATE what it did not hold. Here its items
-# become / what clients read, and a job's stream ends.
-
-
-LOG_END_TIMEOUT_S = 1.0  # how long the end of the log is waited for behind the final state
-_BUFFER_LIMIT = 64
 
 _ItemQueue = BoundedQueue[FeedItem | HostNotice | None]  # None: FEED cannot be read, the stream ends
 
 
 class EventStreams:
-    """Opens streams. `run` holds the tasks that read FEED for them and must be running before the first is opened."""
+    """Opens streams. `run` runs the tasks that read FEED; it must be running before the first stream is opened."""
 
-    def __init__(self, bus: Bus, viewer: JobViewBuilder, hosts: HostRegistry) -> None:
+    def __init__(self, bus: Bus, views: JobViewBuilder, hosts: HostRegistry) -> None:
         self._bus = bus
-        self._views = viewer
+        self._views = views
         self._hosts = hosts
         self._subscriptions = SharedSubscriptions(bus.feed)
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
-        """Hold the readers, without end."""
+        """Run the readers of FEED, until cancelled."""
         async with create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(sleep_forever)
@@ -276,25 +276,26 @@ class EventStreams:
     async def follow(
         self, owner: str, job_id: str | None = None, after: str | None = None, asker: Asker = NOBODY
     ) -> AsyncGenerator[StreamItem, None]:
-        """What happened behind `after` (None: from the start), then what happens.
+        """Yield the items after the token `after` (None: from the start), then new items as they happen.
 
-        A job's stream ends when the job has; an owner's has notices of hosts too and does not end. Close it when done.
-        Raises BusError when the broker is away at the opening.
+        The stream of a job ends when the job has ended. The stream of an owner also has notices of hosts and does not
+        end. The caller must close it. Raises BusError if the broker is away when the stream is opened.
         """
-        bookmark = await self._resume_token(after)
-        stream = _EventTranslator(self._views, asker, bookmark)
-        mail: _ItemQueue = BoundedQueue(_BUFFER_LIMIT)
-        close = self._start_reader(mail, owner, job_id, bookmark.feed_id)
+        token = await self._resume_token(after)
+        translator = _EventTranslator(self._views, asker, token)
+        queue: _ItemQueue = BoundedQueue(_BUFFER_LIMIT)
+        close = self._start_reader(queue, owner, job_id, token.feed_id)
         try:
             while True:
-                batch = await _get_batch(mail, LOG_END_TIMEOUT_S if job_id is not None and stream.final_job else None)
+                waits_for_end = job_id is not None and translator.final_job is not None
+                batch = await _get_batch(queue, LOG_END_TIMEOUT_S if waits_for_end else None)
                 for item in batch:
                     if item is None:
                         return
-                    said = stream.translate(item)
-                    if said is not None:
-                        yield said
-                if job_id is not None and await self._is_finished(stream, waited=not batch):
+                    translated = translator.translate(item)
+                    if translated is not None:
+                        yield translated
+                if job_id is not None and await self._is_finished(translator, timed_out=not batch):
                     return
         finally:
             close()
@@ -302,53 +303,53 @@ class EventStreams:
     async def replay(
         self, owner: str, after: str | None = None, asker: Asker = NOBODY
     ) -> AsyncGenerator[StreamItem, None]:
-        """What happened behind `after` to the owner's jobs, up to now; then it ends. Raises BusError."""
-        bookmark = await self._resume_token(after)
-        stream = _EventTranslator(self._views, asker, bookmark)
-        async with aclosing(self._bus.feed.replay(owner, bookmark.feed_id)) as items:
+        """Yield the items of the owner's jobs after the token `after` up to now. Raises BusError."""
+        token = await self._resume_token(after)
+        translator = _EventTranslator(self._views, asker, token)
+        async with aclosing(self._bus.feed.replay(owner, token.feed_id)) as items:
             async for item in items:
-                said = stream.translate(item)
-                if said is not None:
-                    yield said
+                translated = translator.translate(item)
+                if translated is not None:
+                    yield translated
 
     async def _resume_token(self, after: str | None) -> ResumeToken:
-        """The client's bookmark, or the start: what is of another epoch says nothing about this one."""
+        """Return the client's token, or the start of FEED if the token is missing or of another epoch."""
         epoch = (await self._bus.feed.last_id()).partition("-")[0]
-        bookmark = parse_resume_token(after)
-        return bookmark if bookmark is not None and bookmark.epoch == epoch else ResumeToken(f"{epoch}-0")
+        token = parse_resume_token(after)
+        return token if token is not None and token.epoch == epoch else ResumeToken(f"{epoch}-0")
 
-    def _start_reader(self, mail: _ItemQueue, owner: str, job_id: str | None, after: str) -> Callable[[], None]:
-        """Let FEED, and hosts for an owner's stream, fill `mail`; returns what ends that."""
+    def _start_reader(self, queue: _ItemQueue, owner: str, job_id: str | None, after: str) -> Callable[[], None]:
+        """Fill `queue` from FEED and, for an owner's stream, from host notices. Return a function that stops that."""
         if self._tasks is None:
-            raise RuntimeError("Follower.run must be running before a stream is opened")
+            raise RuntimeError("EventStreams.run must be running before a stream is opened")
         scope = CancelScope()
-        self._tasks.start_soon(self._read_feed, self._tasks, scope, mail, owner, job_id, after)
-        unlisten = self._hosts.subscribe(mail.try_put) if job_id is None else None
+        self._tasks.start_soon(self._read_feed, self._tasks, scope, queue, owner, job_id, after)
+        unsubscribe = self._hosts.subscribe(queue.try_put) if job_id is None else None
 
         def close() -> None:
             scope.cancel()
-            if unlisten is not None:
-                unlisten()
+            if unsubscribe is not None:
+                unsubscribe()
 
         return close
 
-    async def _read_feed(  # noqa: PLR0913, PLR0917 - what is read, for whom, and how that ends
-        self, tasks: TaskGroup, scope: CancelScope, mail: _ItemQueue, owner: str, job_id: str | None, after: str
+    async def _read_feed(  # noqa: PLR0913, PLR0917 - a task has only positional arguments
+        self, tasks: TaskGroup, scope: CancelScope, queue: _ItemQueue, owner: str, job_id: str | None, after: str
     ) -> None:
         with scope:
             try:
                 if job_id is None:
-                    await mail.put_all(self._bus.feed.follow(owner, None, after))
+                    await queue.put_all(self._bus.feed.follow(owner, None, after))
                 else:
-                    await self._subscriptions.follow_into(tasks, JobKey(owner, job_id), after, mail)
+                    await self._subscriptions.follow_into(tasks, JobKey(owner, job_id), after, queue)
             except BusError as error:
-                _log.warning("feed_not_read", owner=owner, job_id=job_id, error=str(error))
-                await mail.put(None)
+                _log.warning("feed_read_failed", owner=owner, job_id=job_id, error=str(error))
+                await queue.put(None)
 
-    async def _is_finished(self, stream: "_EventTranslator", *, waited: bool) -> bool:
-        """Whether the job's final state was given and nothing follows: no log any more, no retry meanwhile."""
-        job = stream.final_job
-        if job is None or not (waited or stream.is_log_ended(job)):
+    async def _is_finished(self, translator: "_EventTranslator", *, timed_out: bool) -> bool:
+        """Return whether the job's final state was sent and nothing can follow: neither log lines nor a retry."""
+        job = translator.final_job
+        if job is None or not (timed_out or translator.is_log_ended(job)):
             return False
         try:
             entry = await self._bus.job_store.read(job.key)
@@ -356,26 +357,26 @@ class EventStreams:
             return False
         if entry is None or entry.record.job == job:
             return True
-        stream.final_job = None
+        translator.final_job = None
         return False
 
 
 class _EventTranslator:
-    """Turns items into what clients read, and keeps what decides about the end."""
+    """Turns FEED items into stream items for one reader, and notes what decides the end of the stream."""
 
-    def __init__(self, viewer: JobViewBuilder, asker: Asker, bookmark: ResumeToken) -> None:
-        self._views = viewer
+    def __init__(self, views: JobViewBuilder, asker: Asker, token: ResumeToken) -> None:
+        self._views = views
         self._asker = asker
-        self._token = bookmark
+        self._token = token
         self._log_ended_attempt: tuple[int, int] | None = None
         self.final_job: Job | None = None
 
     def is_log_ended(self, job: Job) -> bool:
-        """Whether no output of the job's last attempt can follow."""
+        """Return whether the output of the job's last attempt is complete."""
         return job.attempt == 0 or self._log_ended_attempt == (job.round, job.attempt)
 
     def translate(self, item: FeedItem | HostNotice) -> StreamItem | None:
-        """The item as clients read it; None for what is not told, or was told before."""
+        """Return the stream item, or None for an item that clients do not see or have received before."""
         if isinstance(item, HostNotice):
             text = messages.format_notice(item.kind, self._asker.language, item.wake_s)
             return self._make_item("notice", NoticeEvent(item.kind, item.host, text, item.at))
@@ -395,27 +396,27 @@ class _EventTranslator:
         view = self._views.build_without_progress(VersionedRecord(change.revision, change.record), self._asker)
         return self._make_item("state", view)
 
-    def _translate_message(self, key: JobKey, note: FeedMessage) -> StreamItem | None:
-        where = (key.id, note.at, note.position.round, note.position.attempt, note.position.offset)
-        match note:
+    def _translate_message(self, key: JobKey, message: FeedMessage) -> StreamItem | None:
+        where = (key.id, message.at, message.position.round, message.position.attempt, message.position.offset)
+        match message:
             case ProgressMessage():
                 return self._make_item(
-                    "progress", ProgressEvent(*where, note.fraction, note.stage, note.done, note.total)
+                    "progress", ProgressEvent(*where, message.fraction, message.stage, message.done, message.total)
                 )
             case LogMessage():
-                return self._make_item("log", LogEvent(*where, note.stream, note.text))
+                return self._make_item("log", LogEvent(*where, message.stream, message.text))
             case LogEndMessage():
-                self._log_ended_attempt = (note.position.round, note.position.attempt)
+                self._log_ended_attempt = (message.position.round, message.position.attempt)
                 return None
 
     def _make_item(self, kind: EventKind, data: EventData) -> StreamItem:
         return StreamItem(str(self._token), kind, data)
 
 
-async def _get_batch(mail: _ItemQueue, timeout_s: float | None) -> list[FeedItem | HostNotice | None]:
-    """What has come, at least one item; nothing when none came within `timeout_s`."""
+async def _get_batch(queue: _ItemQueue, timeout_s: float | None) -> list[FeedItem | HostNotice | None]:
+    """Return the waiting items, at least one; an empty list if none came within `timeout_s`."""
     if timeout_s is None:
-        return await mail.get_batch(_BUFFER_LIMIT)
+        return await queue.get_batch(_BUFFER_LIMIT)
     with move_on_after(timeout_s):
-        return await mail.get_batch(_BUFFER_LIMIT)
+        return await queue.get_batch(_BUFFER_LIMIT)
     return []

@@ -1,6 +1,6 @@
-"""Jobs whose input is not complete: each file that comes is told to the jobs that wait for it, the last queues them.
+"""Jobs whose input is not complete: note each file that arrives in the jobs that wait for it, queue complete jobs.
 
-What is cut off in between is found again: by every edge when it starts, and by the reconciler.
+If the edge stops in between, the work is continued by every edge that starts and by the reconciler.
 """
 
 from collections import OrderedDict, defaultdict
@@ -18,8 +18,7 @@ from edge.index.index import JobIndex
 from edge.index.row import RowChange
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.url_inputs import UrlInputFetcher
-from schemas.events import InputArrived, Queued, RecordUnreadable
-from schemas.events import JobEvent as Fact
+from schemas.events import InputArrived, JobEvent, Queued, RecordUnreadable
 from schemas.ids import JobKey
 from schemas.job import Job
 from schemas.lifecycle import next_record
@@ -32,32 +31,32 @@ _log = structlog.get_logger()
 
 
 class InputWaiter:
-    """`run` looks at every job that begins to wait for input, over any edge, and at each that an upload is for."""
+    """Checks each job that begins to wait for input, whichever edge accepted it, and each job that an upload is for."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services it works with
+    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
         self,
         records: JobStore,
         assets: AssetService,
-        fetches: UrlInputFetcher,
+        url_fetcher: UrlInputFetcher,
         index: JobIndex,
-        window: PublishWindow,
+        publish_window: PublishWindow,
         clock: Clock,
     ) -> None:
         self._records = records
         self._assets = assets
-        self._url_fetcher = fetches
+        self._url_fetcher = url_fetcher
         self._index = index
-        self._publish_window = window
+        self._publish_window = publish_window
         self._clock = clock
         self._jobs_by_asset: defaultdict[tuple[str, str], set[JobKey]] = defaultdict(set)  # by owner and digest
         self._missing_by_job: dict[JobKey, tuple[str, ...]] = {}
-        self._scheduled_checks: OrderedDict[JobKey, None] = OrderedDict()  # a dict is slow to take the first of
+        self._scheduled_checks: OrderedDict[JobKey, None] = OrderedDict()  # a dict is slow at removing its first key
         self._check_needed = Event()
         index.subscribe_changes(self._on_row_changes)
         assets.subscribe_uploads(self._on_upload)
 
     async def run(self) -> None:
-        """Without end, from when the index has caught up."""
+        """Wait until the index has caught up, then check jobs until cancelled."""
         await self._index.wait_until_caught_up()
         for key in await self._index.find_keys(sql.AWAITING_INPUT, micros(self._clock()), _JOB_LIMIT):
             self._schedule_check(key)
@@ -73,11 +72,10 @@ class InputWaiter:
                     for key in batch:
                         tasks.start_soon(self._check_job, key)
 
-    def _on_row_changes(self, steps: Sequence[RowChange]) -> None:
-        """The index moved; what it reads while it is rebuilt is looked at in one go by `run`."""
-        if not self._index.is_caught_up:
+    def _on_row_changes(self, changes: Sequence[RowChange]) -> None:
+        if not self._index.is_caught_up:  # `run` checks all jobs after the rebuild of the index
             return
-        for before, after in steps:
+        for before, after in changes:
             if after is not None and after.status is Status.SCHEDULED:
                 self._schedule_check(after.key)
             elif before is not None and before.status is Status.SCHEDULED:
@@ -93,51 +91,51 @@ class InputWaiter:
         self._check_needed.set()
 
     async def _check_job(self, key: JobKey) -> None:
-        with log_and_continue("job_not_supplied", owner=key.owner, job_id=key.id):
+        with log_and_continue("input_check_crashed", owner=key.owner, job_id=key.id):
             try:
                 await self.queue_if_complete(key)
             except (BusError, RecordUnreadable) as error:
-                _log.warning("left_to_reconciler", owner=key.owner, job_id=key.id, error=str(error))
+                _log.warning("input_check_failed", owner=key.owner, job_id=key.id, error=str(error))
 
     async def queue_if_complete(self, key: JobKey) -> bool:
-        """Write what has come for the job, and queue it when nothing is lacking; whether anything was written.
+        """Record the files that have arrived for the job, and queue it if its input is complete.
 
-        Raises BusError, RecordUnreadable.
+        Returns whether anything was written. Raises BusError, RecordUnreadable.
         """
         written = False
         while (entry := await self._records.read(key)) is not None:
             job = entry.record.job
             self._track_missing(job)
-            fact = await self._next_event(job)
-            if fact is None:
+            event = await self._next_event(job)
+            if event is None:
                 if job.status is Status.SCHEDULED:
                     self._url_fetcher.start_fetches(job)
                 break
-            written = await self._write_event(entry, fact) or written
+            written = await self._write_event(entry, event) or written
         else:
             self._untrack(key)
         return written
 
-    async def _next_event(self, job: Job) -> Fact | None:
-        """What can be said of the job now, None: nothing."""
+    async def _next_event(self, job: Job) -> JobEvent | None:
+        """Return the next event to write for the job, None if it must wait."""
         if job.status is not Status.SCHEDULED:
             return None
         if job.missing:
-            lacking = await self._assets.find_missing(job.owner, job.missing)
-            arrived = next((digest for digest in job.missing if digest not in lacking), None)
+            still_missing = await self._assets.find_missing(job.owner, job.missing)
+            arrived = next((digest for digest in job.missing if digest not in still_missing), None)
             if arrived is not None:
                 return InputArrived(arrived)
-        later = job.not_before is not None and job.not_before > self._clock()
-        return None if job.lacks_input or later else Queued()
+        is_early = job.not_before is not None and job.not_before > self._clock()
+        return None if job.lacks_input or is_early else Queued()
 
-    async def _write_event(self, entry: VersionedRecord, fact: Fact) -> bool:
-        recorded = next_record(entry.record.job, fact, self._clock())
+    async def _write_event(self, entry: VersionedRecord, event: JobEvent) -> bool:
+        record = next_record(entry.record.job, event, self._clock())
         try:
-            revision = await self._records.update(recorded.job.key, recorded, entry.revision)
+            revision = await self._records.update(record.job.key, record, entry.revision)
         except RevisionConflict:
-            return False  # somebody was faster: `settle` reads again
-        self._index.record_own_write(recorded.job.owner, revision)
-        self._publish_window.publish_soon(recorded.job)
+            return False  # a concurrent write: the caller reads the record again
+        self._index.record_own_write(record.job.owner, revision)
+        self._publish_window.publish_soon(record.job)
         return True
 
     def _track_missing(self, job: Job) -> None:

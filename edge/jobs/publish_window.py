@@ -1,5 +1,8 @@
-"""Who may stand in JOBS: per owner, pool and priority a bounded window of pointers, so that a thousand jobs of one
-owner stand at most one window ahead of another's one (DESIGN 3, "Window and quotas")."""
+"""Fair queueing: at most N messages per owner, pool and priority in the queue JOBS (the publish window).
+
+JOBS is first-in, first-out for all owners. With a window, a thousand jobs of one owner put at most one window of
+messages ahead of another owner's job.
+"""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -27,38 +30,38 @@ WINDOW_PER_SLOT = 4
 _log = structlog.get_logger()
 
 
-def _unlimited(_: str) -> int:
-    """No owner is limited."""
+def _unlimited(_owner: str) -> int:
+    """Return 0: no limit for any owner."""
     return 0
 
 
 class PublishWindow:
-    """Counts the pointers in JOBS, its own publishes at once, and moves jobs up when one ends.
+    """Publishes the pointers of queued jobs, counts the pointers in JOBS, and refills a queue when a job in it ends.
 
-    `slots` tells the slots last offered to a pool; `running` how many of an owner's jobs may run (0: any number): no
-    more of them stand in JOBS, over all lines, those in back-off too. Until the first `sync` it publishes nothing: it
-    cannot know yet what is there. A publish that fails is not tried again here; the reconciler's next `sync` finds it
-    missing.
+    `pool_slots` returns the slots of a pool that hosts announced last. `running_limit` returns how many jobs of an
+    owner may run (0: no limit). The owner has at most so many pointers in JOBS, over all queues, in backoff or not.
+
+    Nothing is published before the first `sync`, because the content of JOBS is not known yet. A failed publish is not
+    repeated here: the reconciler's next `sync` finds the pointer missing.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with, and two bounds
+    def __init__(  # noqa: PLR0913, PLR0917 - three services and three functions that it calls
         self,
         queue: JobQueue,
         records: JobStore,
         index: JobIndex,
-        slots: Callable[[str], int],
+        pool_slots: Callable[[str], int],
         clock: Clock,
-        running: Callable[[str], int] = _unlimited,
+        running_limit: Callable[[str], int] = _unlimited,
     ) -> None:
         self._queue = queue
         self._records = records
         self._index = index
-        self._pool_slots = slots
+        self._pool_slots = pool_slots
         self._clock = clock
-        self._running_limit = running
-        self._pointers: defaultdict[QueueKey, dict[Pointer, int | None]] = defaultdict(
-            dict
-        )  # None: its publish is under way
+        self._running_limit = running_limit
+        # The pointers in JOBS, each with the number of its publish; None while it is being published.
+        self._pointers: defaultdict[QueueKey, dict[Pointer, int | None]] = defaultdict(dict)
         self._in_backoff: set[Pointer] = set()
         self._missing: set[Pointer] = set()
         self._publish_count = 0
@@ -71,19 +74,19 @@ class PublishWindow:
         index.subscribe_changes(self._on_row_changes)
 
     def window_size(self, pool: str) -> int:
-        """How many pointers an owner may have there in each priority."""
+        """Return how many pointers an owner may have in JOBS per priority."""
         return max(MIN_WINDOW, WINDOW_PER_SLOT * self._pool_slots(pool))
 
     def contains(self, pointer: Pointer) -> bool:
-        """Whether the job stands in JOBS, as far as this edge knows."""
+        """Return whether the pointer is in JOBS, as far as this edge knows."""
         return pointer in self._pointers.get(_queue_key(pointer), ()) or pointer in self._in_backoff
 
     def has_room(self, job: Job) -> bool:
-        """Whether the job's line may have one more pointer there: if so, nothing but a moment keeps it out."""
+        """Return whether the job's queue may have one more pointer in JOBS, so that the job is published soon."""
         return self._free_places(_queue_key(job.pointer)) > 0
 
     async def publish_if_room(self, job: Job) -> bool:
-        """Publish the job's pointer if it is queued and there is room; whether it stands in JOBS now."""
+        """Publish the job's pointer if the job is queued and the window has room; return whether it is in JOBS now."""
         pointer = job.pointer
         if self.contains(pointer):
             return True
@@ -92,9 +95,9 @@ class PublishWindow:
         return await self._publish(pointer)
 
     def publish_soon(self, job: Job) -> None:
-        """`offer` without waiting for it: a submit is answered as soon as the record is durable.
+        """Start `publish_if_room` in a task: a submit is answered as soon as its record is durable.
 
-        What is cut off between the two is found by the reconciler.
+        If the edge stops before the task has run, the reconciler publishes the pointer.
         """
         if self._tasks is not None:
             self._sending += 1
@@ -110,49 +113,53 @@ class PublishWindow:
                 self._sent = Event()
 
     async def wait_until_idle(self) -> None:
-        """Wait until everything sent has been published, or put off."""
+        """Wait until every task of `publish_soon` has ended."""
         while self._sending:
             await self._sent.wait()
 
     def publish_count(self) -> int:
-        """A point in time for `sync`: take it before JOBS is read."""
+        """Return the number of publishes so far: the `mark` for `sync`, to be taken before JOBS is read."""
         return self._publish_count
 
-    def sync(self, seen: Collection[Pointer], places: Mapping[JobKey, IndexRow], mark: int) -> None:
-        """JOBS held `seen` at some moment after `mark`; `places` are the jobs they point to.
+    def sync(self, seen: Collection[Pointer], rows: Mapping[JobKey, IndexRow], mark: int) -> None:
+        """Compare with the content of JOBS: it had the pointers `seen` at some moment after `mark`.
 
-        What was published since `mark` is kept, what should have been seen and was not is published anew.
+        `rows`: the index rows of their jobs. Pointers that were published after `mark` stay. Pointers that should have
+        been seen and were not are published again.
         """
         now_us = micros(self._clock())
-        kept = {line: {p: n for p, n in held.items() if n is None or n > mark} for line, held in self._pointers.items()}
-        believed = {pointer for held in self._pointers.values() for pointer in held} | self._in_backoff
-        self._pointers = defaultdict(dict, {line: held for line, held in kept.items() if held})
+        recent = {
+            queue: {pointer: n for pointer, n in pointers.items() if n is None or n > mark}
+            for queue, pointers in self._pointers.items()
+        }
+        expected = {pointer for pointers in self._pointers.values() for pointer in pointers} | self._in_backoff
+        self._pointers = defaultdict(dict, {queue: pointers for queue, pointers in recent.items() if pointers})
         self._in_backoff = set()
         for pointer in seen:
-            place = places.get(pointer.key)
-            if place is None or place.pointer != pointer or place.status in FINAL_STATUSES:
+            row = rows.get(pointer.key)
+            if row is None or row.pointer != pointer or row.status in FINAL_STATUSES:
                 continue
-            if place.is_in_backoff(now_us):
+            if row.is_in_backoff(now_us):
                 self._in_backoff.add(pointer)
             else:
-                self._pointers[place.queue_key].setdefault(pointer, mark)
-        self._missing = {pointer for pointer in believed | self._missing if not self.contains(pointer)}
+                self._pointers[row.queue_key].setdefault(pointer, mark)
+        self._missing = {pointer for pointer in expected | self._missing if not self.contains(pointer)}
         self._synced = True
 
-    async def fill(self, lines: Collection[QueueKey] | None = None) -> None:
-        """Move jobs up wherever there is room: in `lines`, or in every line where jobs are queued."""
+    async def fill(self, queues: Collection[QueueKey] | None = None) -> None:
+        """Publish queued jobs wherever there is room: in `queues`, or in every queue that has jobs."""
         if not self._synced:
             return
-        short = self._index.queue_ranks.non_empty_keys() if lines is None else lines
-        waiting = [await self._candidates(line) for line in sorted(short, key=_priority_rank)]
-        # One of each owner in turn, so that a long line does not fill JOBS before a short one has had its first.
-        for turn in zip_longest(*waiting):
+        to_fill = self._index.queue_ranks.non_empty_keys() if queues is None else queues
+        candidates = [await self._candidates(queue) for queue in sorted(to_fill, key=_priority_rank)]
+        # One job of each queue in turn, so that a long queue does not fill JOBS before the first job of a short one.
+        for turn in zip_longest(*candidates):
             for pointer in turn:
                 if pointer is not None and not self.contains(pointer) and self._free_places(_queue_key(pointer)):
                     await self._publish(pointer)
 
     async def run(self) -> None:
-        """Publish what is sent, and refill lines as soon as one of their jobs ends, without end."""
+        """Run the tasks of `publish_soon`, and refill a queue when one of its jobs ends, until cancelled."""
         async with create_task_group() as self._tasks:
             await self._index.wait_until_caught_up()
             await self._refill()
@@ -161,16 +168,16 @@ class PublishWindow:
         while True:
             await self._refill_needed.wait()
             self._refill_needed = Event()
-            short, self._keys_with_room = self._keys_with_room, set()
+            queues, self._keys_with_room = self._keys_with_room, set()
             try:
-                await self.fill(short)
-            except (BusError, ProblemError) as error:
-                _log.warning("refill_put_off", error=str(error))  # the reconciler's next sync goes on
+                await self.fill(queues)
+            except (BusError, ProblemError) as error:  # the reconciler's next sync fills the queues
+                _log.warning("refill_failed", error=str(error))
 
-    def _on_row_changes(self, steps: Sequence[RowChange]) -> None:
-        """The index moved: free what ended, and note which lines have room now."""
+    def _on_row_changes(self, changes: Sequence[RowChange]) -> None:
+        """Remove the pointers of jobs that ended, and note the queues that have room now."""
         now_us = micros(self._clock())
-        for before, after in steps:
+        for before, after in changes:
             if before is not None and (
                 after is None or after.pointer != before.pointer or after.status in FINAL_STATUSES
             ):
@@ -180,54 +187,55 @@ class PublishWindow:
         if self._synced and self._keys_with_room:
             self._refill_needed.set()
 
-    def _apply_row(self, place: IndexRow, now_us: int) -> None:
-        pointer, line = place.pointer, place.queue_key
-        if place.is_in_backoff(now_us):
-            if pointer in self._pointers.get(line, ()):
+    def _apply_row(self, row: IndexRow, now_us: int) -> None:
+        pointer, queue = row.pointer, row.queue_key
+        if row.is_in_backoff(now_us):
+            if pointer in self._pointers.get(queue, ()):
                 self._discard_pointer(pointer)
                 self._in_backoff.add(pointer)
-                self._keys_with_room.add(line)
+                self._keys_with_room.add(queue)
         elif pointer in self._in_backoff:
             self._in_backoff.discard(pointer)
-            self._pointers[line][pointer] = self._publish_count
-        elif place.status in ACTIVE_STATUSES and not self.contains(pointer):
-            self._pointers[line][pointer] = self._publish_count  # another edge put it there
-        elif place.status is Status.QUEUED and not self.contains(pointer) and self._free_places(line):
-            self._keys_with_room.add(line)
+            self._pointers[queue][pointer] = self._publish_count
+        elif row.status in ACTIVE_STATUSES and not self.contains(pointer):
+            self._pointers[queue][pointer] = self._publish_count  # another edge published it
+        elif row.status is Status.QUEUED and not self.contains(pointer) and self._free_places(queue):
+            self._keys_with_room.add(queue)
 
-    def _forget_pointer(self, line: QueueKey, pointer: Pointer) -> None:
+    def _forget_pointer(self, queue: QueueKey, pointer: Pointer) -> None:
         self._in_backoff.discard(pointer)
         self._missing.discard(pointer)
         self._discard_pointer(pointer)
-        self._keys_with_room.add(line)
-        if self._running_limit(line.owner):  # the place that is free now may be another line's
+        self._keys_with_room.add(queue)
+        if self._running_limit(queue.owner):  # another queue of the owner may take the place that is free now
             self._keys_with_room.update(
-                other for other in self._index.queue_ranks.non_empty_keys() if other.owner == line.owner
+                other for other in self._index.queue_ranks.non_empty_keys() if other.owner == queue.owner
             )
 
     def _discard_pointer(self, pointer: Pointer) -> None:
-        line = _queue_key(pointer)
-        self._pointers[line].pop(pointer, None)
-        if not self._pointers[line]:
-            del self._pointers[line]
+        queue = _queue_key(pointer)
+        self._pointers[queue].pop(pointer, None)
+        if not self._pointers[queue]:
+            del self._pointers[queue]
 
-    def _free_places(self, line: QueueKey) -> int:
-        room = self.window_size(line.pool) - len(self._pointers.get(line, ()))
-        most = self._running_limit(line.owner)
-        return max(0, min(room, most - self._count_published(line.owner)) if most else room)
+    def _free_places(self, queue: QueueKey) -> int:
+        room = self.window_size(queue.pool) - len(self._pointers.get(queue, ()))
+        limit = self._running_limit(queue.owner)
+        return max(0, min(room, limit - self._count_published(queue.owner)) if limit else room)
 
     def _count_published(self, owner: str) -> int:
-        """The owner's pointers in JOBS."""
-        held = sum(len(pointers) for line, pointers in self._pointers.items() if line.owner == owner)
-        return held + sum(pointer.owner == owner for pointer in self._in_backoff)
+        """Return the number of the owner's pointers in JOBS, jobs in backoff included."""
+        published = sum(len(pointers) for queue, pointers in self._pointers.items() if queue.owner == owner)
+        return published + sum(pointer.owner == owner for pointer in self._in_backoff)
 
-    async def _candidates(self, line: QueueKey) -> list[Pointer]:
-        room = self._free_places(line)
+    async def _candidates(self, queue: QueueKey) -> list[Pointer]:
+        room = self._free_places(queue)
         if not room:
             return []
-        known = len(self._pointers.get(line, ())) + sum(_queue_key(pointer) == line for pointer in self._in_backoff)
-        front = await self._index.queue_head(line, known + room)
-        return [pointer for pointer in front if not self.contains(pointer)][:room]
+        published = len(self._pointers.get(queue, ()))
+        published += sum(_queue_key(pointer) == queue for pointer in self._in_backoff)
+        head = await self._index.queue_head(queue, published + room)
+        return [pointer for pointer in head if not self.contains(pointer)][:room]
 
     async def _publish(self, pointer: Pointer) -> bool:
         async with self._counting_publish(pointer):
@@ -237,7 +245,7 @@ class PublishWindow:
         return self.contains(pointer)
 
     async def _republish(self, pointer: Pointer) -> bool:
-        """No message was found where one should be: the record says whether one is still wanted."""
+        """Publish a pointer that was missing in JOBS, if its record says that the job still waits."""
         self._missing.discard(pointer)
         entry = await self._records.read(pointer.key)
         job = entry.record.job if entry else None
@@ -249,25 +257,25 @@ class PublishWindow:
 
     @asynccontextmanager
     async def _counting_publish(self, pointer: Pointer) -> AsyncIterator[None]:
-        """Count the pointer before its publish, so that two at once see each other; uncount it when that fails."""
+        """Count the pointer before it is published, so that concurrent publishes see it; remove it if that fails."""
         self._pointers[_queue_key(pointer)][pointer] = None
         try:
             yield
         except (BusError, RecordUnreadable) as error:
             self._discard_pointer(pointer)
-            _log.warning("publish_put_off", owner=pointer.owner, job_id=pointer.id, error=str(error))
+            _log.warning("publish_failed", owner=pointer.owner, job_id=pointer.id, error=str(error))
         except BaseException:
             self._discard_pointer(pointer)
             raise
         else:
             self._publish_count += 1
-            # Looked up anew: a sync may have made new dictionaries, and the job may have ended, meanwhile.
+            # Looked up again: in the meantime a sync may have replaced the dictionaries, or the job may have ended.
             if pointer in self._pointers.get(_queue_key(pointer), ()):
                 self._pointers[_queue_key(pointer)][pointer] = self._publish_count
 
 
-def _priority_rank(line: QueueKey) -> int:
-    return PRIORITIES.index(line.priority)
+def _priority_rank(queue: QueueKey) -> int:
+    return PRIORITIES.index(queue.priority)
 
 
 def _queue_key(pointer: Pointer) -> QueueKey:

@@ -1,4 +1,4 @@
-"""From the body of a submit to the record: wrong types and unknown fields named, limits resolved."""
+"""Admission: check the body of a submit and build the job record from it, with all limits resolved."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,17 +18,17 @@ from schemas.job import TRACE_ID_LIMIT_CHARS, Job, Policy, PolicyRequest, Submis
 from schemas.problems import FieldError, ProblemError
 from schemas.status import Status
 
-# How far ahead `not_before` may lie. A calendar ends in 9999, and limits are counted from there on.
+# The latest `not_before`, from now. Python's calendar ends in 9999, and the job's timeouts are added to this time.
 NOT_BEFORE_LIMIT = timedelta(days=100 * 365)
 
 
 def decode_submission(body: dict[str, Any]) -> Submission:
-    """The body as a Submission, as `read_as` does it."""
+    """Decode the body as a Submission. Raises ProblemError as `decode_as`."""
     return decode_as(body, Submission)
 
 
 def check_job_id(job_id: str) -> str:
-    """`job_id`, if a client may choose it. Raises Refused `input_invalid`."""
+    """Return `job_id` if it is a valid id. Raises ProblemError `input_invalid`."""
     if not is_token(job_id):
         raise input_invalid_problem(FieldError("$.id", "a job id is 1 to 64 of A-Z a-z 0-9 _ -"))
     return job_id
@@ -39,29 +39,29 @@ def build_job(  # noqa: PLR0913 - each is one fact of the request
     digest: str,
     endpoint: Endpoint,
     submission: Submission,
-    given: ValidatedInput,
+    validated: ValidatedInput,
     *,
     missing: tuple[str, ...],
     trace_id: str,
     at: datetime,
 ) -> Job:
-    """The record that `submission` makes, `missing` the digests still to come.
+    """Build the record of a submission; `missing`: the digests of its input that are not uploaded yet.
 
-    Raises Refused `input_invalid`.
+    Raises ProblemError `input_invalid`.
     """
     start, deadline = _to_utc(submission.not_before, "not_before"), _to_utc(submission.deadline, "deadline")
     _check_times(start, deadline, at)
-    later = bool(missing or given.pending_urls) or (start is not None and start > at)
+    is_scheduled = bool(missing or validated.pending_urls) or (start is not None and start > at)
     return Job(
         id=key.id,
         owner=key.owner,
         endpoint=endpoint.name,
         pool=endpoint.effective_pool,
-        status=Status.SCHEDULED if later else Status.QUEUED,
+        status=Status.SCHEDULED if is_scheduled else Status.QUEUED,
         request_digest=digest,
-        input=given.input,
+        input=validated.input,
         missing=missing,
-        pending_urls=given.pending_urls,
+        pending_urls=validated.pending_urls,
         policy=_effective_policy(submission.policy, endpoint),
         priority=submission.priority,
         webhook=submission.webhook,
@@ -70,90 +70,90 @@ def build_job(  # noqa: PLR0913 - each is one fact of the request
         not_before=start,
         deadline=deadline,
         created_at=at,
-        queued_at=None if later else at,
+        queued_at=None if is_scheduled else at,
     )
 
 
 def _to_utc(moment: datetime | None, name: str) -> datetime | None:
-    """Every time on the wire is UTC, whatever zone it came in."""
+    """Return the time in UTC. Raises ProblemError `input_invalid`."""
     try:
         return None if moment is None else moment.astimezone(UTC)
-    except OverflowError as error:  # the first or the last hours that a datetime can tell
-        raise input_invalid_problem(FieldError(f"$.{name}", "is no time that can be told in UTC")) from error
+    except OverflowError as error:  # within hours of the first or the last datetime
+        raise input_invalid_problem(FieldError(f"$.{name}", "cannot be expressed in UTC")) from error
 
 
 def _check_times(start: datetime | None, deadline: datetime | None, at: datetime) -> None:
     if start is not None and start - at > NOT_BEFORE_LIMIT:
-        raise input_invalid_problem(FieldError("$.not_before", "lies more than a hundred years ahead"))
+        raise input_invalid_problem(FieldError("$.not_before", "is more than a hundred years in the future"))
     if deadline is not None and deadline <= at:
-        raise input_invalid_problem(FieldError("$.deadline", "lies in the past"))
+        raise input_invalid_problem(FieldError("$.deadline", "is in the past"))
     if deadline is not None and start is not None and deadline <= start:
-        raise input_invalid_problem(FieldError("$.deadline", "lies before not_before: the job could never start"))
+        raise input_invalid_problem(FieldError("$.deadline", "is before not_before: the job could never start"))
 
 
-def _effective_policy(asked: PolicyRequest, endpoint: Endpoint) -> Policy:
-    """What the client left out comes from the endpoint, then from Policy's own defaults."""
+def _effective_policy(request: PolicyRequest, endpoint: Endpoint) -> Policy:
+    """Resolve each limit: from the client, else from the endpoint, else the default of Policy."""
     of_endpoint = {"stall_timeout_s": endpoint.timeouts.stall_s, "max_attempts": endpoint.retry.max_attempts}
-    of_client = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+    of_client = {name: value for name, value in msgspec.structs.asdict(request).items() if value is not None}
     return Policy(**(of_endpoint | of_client))
 
 
-# MERGED edge/services/admission.py: Whether a request may become a job, and the record that it then is (DESIGN 3,
-# "Submit", step 2).
-
-
-def check_url(url: str, path: str, allowed: AllowList) -> None:
-    """Raises Refused `url_refused` for a URL that no answer of DNS could make good."""
+def check_url(url: str, path: str, allow_list: AllowList) -> None:
+    """Raise ProblemError `url_refused` for a URL that is forbidden whatever its host resolves to."""
     try:
-        parse_url(url, allowed)
+        parse_url(url, allow_list)
     except UrlRefused as error:
-        fault = FieldError(path, str(error))
-        raise ProblemError("url_refused", f"{path}: {fault.message}", errors=(fault,)) from error
+        field_error = FieldError(path, str(error))
+        raise ProblemError("url_refused", f"{path}: {field_error.message}", errors=(field_error,)) from error
 
 
 class Admission:
-    """Checks bodies. Every method raises Refused."""
+    """Decides whether a request may become a job. Every method raises ProblemError."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services it asks
+    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
         self,
-        gate: BrokerReadiness,
-        catalog: EndpointRegistry,
+        readiness: BrokerReadiness,
+        endpoints: EndpointRegistry,
         assets: AssetService,
-        allowed: AllowList,
+        url_allow_list: AllowList,
         clock: Clock,
         entropy: Entropy,
         quotas: OwnerQuotas,
     ) -> None:
-        self._gate = gate
-        self._catalog = catalog
+        self._readiness = readiness
+        self._endpoints = endpoints
         self._assets = assets
-        self._url_allow_list = allowed
+        self._url_allow_list = url_allow_list
         self._clock = clock
         self._entropy = entropy
         self.quotas = quotas
 
     async def validate(self, body: dict[str, Any]) -> None:
-        """What no uploaded file can make acceptable is refused, so that none is kept for it."""
+        """Check what does not depend on uploaded files, so that no file is stored for a request that must fail."""
         submission = decode_submission(body)
-        self._check_url_targets(
-            submission, await validate_input(self._catalog.get(submission.endpoint), submission.input)
-        )
+        endpoint = self._endpoints.get(submission.endpoint)
+        self._check_url_targets(submission, await validate_input(endpoint, submission.input))
 
-    def _check_url_targets(self, submission: Submission, given: ValidatedInput) -> None:
+    def _check_url_targets(self, submission: Submission, validated: ValidatedInput) -> None:
         if submission.webhook is not None:
             check_url(submission.webhook.url, "$.webhook.url", self._url_allow_list)
-        for fetch in given.pending_urls:
-            check_url(fetch.url, f"$.input{fetch.path.removeprefix('$')}", self._url_allow_list)
+        for pending in validated.pending_urls:
+            check_url(pending.url, f"$.input{pending.path.removeprefix('$')}", self._url_allow_list)
 
     async def admit(self, key: JobKey, digest: str, body: dict[str, Any], trace_id: str | None) -> Job:
-        """The record that `body` makes; `digest` is the request's. Nothing is written, but its assets are touched."""
-        await self._gate.check()
+        """Return the record for `body`; `digest` is the digest of the request.
+
+        Writes no record, but marks the assets of the input as used now.
+        """
+        await self._readiness.check()
         submission = decode_submission(body)
-        endpoint = self._catalog.get(submission.endpoint)
-        given = await validate_input(endpoint, submission.input)
-        self._check_url_targets(submission, given)
-        missing = await self._assets.find_missing(key.owner, given.digests)
+        endpoint = self._endpoints.get(submission.endpoint)
+        validated = await validate_input(endpoint, submission.input)
+        self._check_url_targets(submission, validated)
+        missing = await self._assets.find_missing(key.owner, validated.digests)
         if missing and not submission.await_input:
             raise asset_missing_problem(missing)
         trace = submission.trace_id or (trace_id or "")[:TRACE_ID_LIMIT_CHARS] or self._entropy(16).hex()
-        return build_job(key, digest, endpoint, submission, given, missing=missing, trace_id=trace, at=self._clock())
+        return build_job(
+            key, digest, endpoint, submission, validated, missing=missing, trace_id=trace, at=self._clock()
+        )

@@ -1,4 +1,4 @@
-"""A record as a client sees it: position, reason, message, progress and links added (PROTOCOLS 1, "Job")."""
+"""The view of a job for clients: its record with queue position, wait reason, message, progress and URLs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,22 +18,22 @@ from schemas.job import Job, Output
 from schemas.job_view import Eta, FileView, JobUrls, JobView, OutputView, ProgressView
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
 
-# Fields of the record that the view shows under the same name.
+# The fields of the record that the view has under the same name.
 _COPIED_FIELDS = (
     *("id", "owner", "endpoint", "status", "input", "error", "round", "attempt", "priority", "tags", "trace_id"),
     *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage", "metrics"),
 )
 
-# When a job should start and end, by why it waits and how many are ahead of it.
+# Predicts start and end of a job from its wait reason and the number of jobs ahead of it.
 EstimateEta = Callable[[Job, WaitReason | None, int | None], Eta | None]
 
 
 def _no_eta(_job: Job, _reason: WaitReason | None, _ahead: int | None) -> None:
-    """Nobody can tell."""
+    """Return None: no forecast."""
 
 
 class Asker(NamedTuple):
-    """Whom a view is made for. `key_id`: the key that links in it work for; None: they work until their time."""
+    """The reader of a view. `key_id`: the key whose revocation ends its URLs; None: they work until they expire."""
 
     language: Language = Language.EN
     key_id: str | None = None
@@ -43,16 +43,16 @@ NOBODY = Asker()
 
 
 class JobViewBuilder:
-    """Makes views. The only thing it asks the broker for is the progress of a running job."""
+    """Makes views. It asks the broker only for the progress of running jobs."""
 
     def __init__(
-        self, feed: JobFeed, index: JobIndex, window: PublishWindow, hosts: HostRegistry, link: SignUrl
+        self, feed: JobFeed, index: JobIndex, publish_window: PublishWindow, hosts: HostRegistry, sign_url: SignUrl
     ) -> None:
         self._feed = feed
         self._index = index
-        self._publish_window = window
+        self._publish_window = publish_window
         self._hosts = hosts
-        self._sign_url = link
+        self._sign_url = sign_url
         self._estimate_eta: EstimateEta = _no_eta
 
     def set_estimator(self, eta: EstimateEta) -> None:
@@ -60,15 +60,15 @@ class JobViewBuilder:
         self._estimate_eta = eta
 
     async def build(self, entry: VersionedRecord, asker: Asker = NOBODY) -> JobView:
-        """The job of `entry`. A progress that cannot be read now is left out."""
+        """Return the view of a record. Progress that cannot be read now is left out."""
         return self._build(entry, asker, await self._read_progress(entry.record.job))
 
     async def build_page(self, entries: Sequence[VersionedRecord], asker: Asker = NOBODY) -> list[JobView]:
-        """A page of them, in their order."""
+        """Return the views of a page of records, in their order."""
         return [await self.build(entry, asker) for entry in entries]
 
     def build_without_progress(self, entry: VersionedRecord, asker: Asker = NOBODY) -> JobView:
-        """The job without its progress, which a follower gets in messages of its own."""
+        """Return the view without progress, for streams, which send progress as events of its own."""
         return self._build(entry, asker, None)
 
     def _build(self, entry: VersionedRecord, asker: Asker, progress: ProgressView | None) -> JobView:
@@ -117,17 +117,17 @@ class JobViewBuilder:
         if job.status not in ACTIVE_STATUSES:
             return None
         try:
-            note = await self._feed.last_progress(job.key)
+            message = await self._feed.last_progress(job.key)
         except BusError:
             return None
-        if note is None or (note.position.round, note.position.attempt) != (job.round, job.attempt):
+        if message is None or (message.position.round, message.position.attempt) != (job.round, job.attempt):
             return None
-        return ProgressView(note.fraction, note.stage, note.done, note.total)
+        return ProgressView(message.fraction, message.stage, message.done, message.total)
 
 
-def _output_view(job: Job, output: Output, link: Callable[[str, str], str]) -> OutputView:
+def _output_view(job: Job, output: Output, sign_url: Callable[[str, str], str]) -> OutputView:
     files = tuple(
-        FileView(**structs.asdict(file), url=link(job.owner, f"/v1/jobs/{job.id}/files/{quote(file.name)}"))
+        FileView(**structs.asdict(file), url=sign_url(job.owner, f"/v1/jobs/{job.id}/files/{quote(file.name)}"))
         for file in output.files
     )
     return OutputView(files, output.data)

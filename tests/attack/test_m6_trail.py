@@ -56,7 +56,7 @@ class MovableNow:
 
 def test_an_address_that_fails_often_waits_and_others_do_not():
     now = MovableNow()
-    failures = AuthFailureThrottle(now, pause_s=2.0)
+    failures = AuthFailureThrottle(now, delay_s=2.0)
     assert [failures.count_failure("192.0.2.1") for _ in range(FREE_FAILURES_LIMIT + 2)] == [
         0.0
     ] * FREE_FAILURES_LIMIT + [2.0, 2.0]

@@ -1,4 +1,4 @@
-"""All services, over the memory bus or a real broker, with one clock that tests move by hand."""
+"""All services of an edge without HTTP, over the fake bus or a real broker, with a clock that tests move."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ from tests.support.fake_store import FakeStore
 from tests.support.nats_broker import run_broker
 from tests.support.scripted_servers import FakeDns
 
-SECRET = bytes(32)  # that the edges of a world sign with
+SECRET = bytes(32)  # the signing secret of all edges
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 ASSET_SCHEMA = {"type": "string", "format": "asset"}
 ECHO_ENDPOINT = Endpoint(
@@ -69,13 +69,13 @@ ECHO_ENDPOINT = Endpoint(
 
 
 class ManualClock:
-    """The only clock there is."""
+    """The one clock of all services; a test moves it."""
 
     def __init__(self) -> None:
         self.now = START
 
     def __call__(self) -> datetime:
-        self.now += timedelta(microseconds=1)  # no two moments are the same
+        self.now += timedelta(microseconds=1)  # no two calls return the same time
         return self.now
 
     def seconds(self) -> float:
@@ -86,7 +86,7 @@ class ManualClock:
 
 
 class FixedEntropy:
-    """Entropy without chance: every call gives other bytes."""
+    """A deterministic source of entropy: each call returns other bytes."""
 
     def __init__(self) -> None:
         self._calls = 0
@@ -97,7 +97,7 @@ class FixedEntropy:
 
 
 class FakePowerStatus(PowerProbe):
-    """A driver that says what the test says."""
+    """A power probe that reports what the test sets."""
 
     def __init__(self) -> None:
         self.off: bool | None = None
@@ -107,7 +107,7 @@ class FakePowerStatus(PowerProbe):
 
 
 class EdgeServicesRig:
-    """The edge without HTTP, and a runner's hands to move jobs with."""
+    """The services of an edge, and a runner's connection to the broker, with which the test moves jobs."""
 
     def __init__(self, folder: Path, bus: Bus, runner_bus: Bus, time: ManualClock) -> None:
         self.time = time
@@ -179,7 +179,7 @@ class EdgeServicesRig:
         self.reconciler = Reconciler(self.scene)
 
     def erasures(self, keys: ApiKeyStore) -> OwnerDeletionService:
-        """Deleting owners, over keys that a test has."""
+        """Return a service that deletes owners and the given keys."""
         reach = DeletionServices(
             bus=self.bus,
             job_service=self.intake,
@@ -202,7 +202,7 @@ class EdgeServicesRig:
         return (await self.intake.read(job.key)).record.job
 
     async def reason(self, job: Job) -> WaitReason | None:
-        """Why it waits, as a client is told."""
+        """Return the wait reason that a client sees."""
         return (await self.viewer.build(await self.intake.read(job.key))).reason
 
     async def put(self, owner: str, body: bytes, name: str = "file") -> str:
@@ -213,7 +213,7 @@ class EdgeServicesRig:
         return sha256
 
     async def write_event(self, key: JobKey, *events: e.JobEvent) -> Job:
-        """What a runner writes."""
+        """Write events to the record, as a runner does."""
         for event in events:
             entry = await self.runner_bus.job_store.read(key)
             assert entry is not None
@@ -231,11 +231,11 @@ class EdgeServicesRig:
         return await self.finish_running(await self.start(job))
 
     async def finish_running(self, running: Job) -> Job:
-        """The log's end, the final state, and the message is acknowledged."""
+        """Write the end of the log and the final state, and remove the message, as a runner does."""
         note = LogEndMessage(FeedPosition(running.round, running.attempt, 10), self.time())
         await self.runner_bus.feed.publish(running.key, note)
         done = await self.write_event(running.key, e.Succeeded(Output()))
-        await self.bus.job_queue.remove(running.pointer)  # the edge may, a runner would acknowledge
+        await self.bus.job_queue.remove(running.pointer)  # a runner would acknowledge it instead
         return done
 
     async def announce_capabilities(self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None) -> None:
@@ -253,7 +253,7 @@ class EdgeServicesRig:
         await self.hosts.refresh()
 
     async def wait_until_indexed(self, revision: int | None = None) -> None:
-        """The index has everything that was written."""
+        """Wait until the index has `revision`, or all records."""
         if revision is None:
             revision = max([await self._revision(key) for key in await self.bus.job_store.keys()], default=0)
         assert await self.index.wait_for_revision(revision)
@@ -266,13 +266,13 @@ class EdgeServicesRig:
         return entry.revision if entry else 0
 
     async def list_pointers(self, owner: str | None = None) -> list[str]:
-        """Ids in JOBS."""
+        """Return the ids of the jobs in JOBS, sorted."""
         await self.window.wait_until_idle()
         return sorted(pointer.id for pointer in await self.bus.job_queue.list_pending(owner))
 
 
 class FakeBusServicesRig(EdgeServicesRig):
-    """A world whose broker can be cut off, filled and looked into."""
+    """A rig whose broker the test can disconnect, fill and inspect."""
 
     bus: FakeBus
 
@@ -283,7 +283,7 @@ class FakeBusServicesRig(EdgeServicesRig):
 
 @asynccontextmanager
 async def run_services(made: EdgeServicesRig) -> AsyncIterator[None]:
-    """The edge's tasks; JOBS compared once, as at a real start."""
+    """Run the tasks of the edge, with one sweep of the reconciler first, as at a real start."""
     async with made.outside, anyio.create_task_group() as tasks:
         await made.catalog.refresh()
         for run in (
@@ -305,7 +305,7 @@ async def run_services(made: EdgeServicesRig) -> AsyncIterator[None]:
 async def fake_bus_services(
     folder: Path, broker: FakeBroker | None = None, time: ManualClock | None = None
 ) -> AsyncIterator[FakeBusServicesRig]:
-    """A running edge over the memory bus, or a second one beside it."""
+    """Run an edge over the fake bus; with `broker`, one more edge on the same broker."""
     time = time or ManualClock()
     made = FakeBusServicesRig(folder, broker or FakeBroker(time.seconds), time)
     async with run_services(made):
@@ -314,7 +314,7 @@ async def fake_bus_services(
 
 @asynccontextmanager
 async def nats_services(folder: Path) -> AsyncIterator[EdgeServicesRig]:
-    """A running edge over a nats-server of its own. What the broker times (presence, leases) goes by the real clock."""
+    """Run an edge over its own nats-server, which times heartbeats and leases by the real clock."""
     async with (
         run_broker(folder) as server,
         open_edge(server.settings("edge")) as bus,

@@ -1,4 +1,4 @@
-"""The world of the services, running: `edge` over both buses, `fake` where a test plays the broker's part."""
+"""Running services: `edge` over the fake bus and a real broker, `fake` for tests that control the broker."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who sends a word outside an enumeration is told which words are in it, wherever it stands."""
+"""A request with a value outside an enumeration gets an error that lists the allowed values, at any path."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Many followers of one job: each sees what one alone would, and FEED is read once for those that are level."""
+"""Many followers of one job: each receives what a single follower would, and those that are level share one reader."""
 
 from collections.abc import AsyncIterator
 
@@ -80,7 +80,7 @@ async def test_a_crowd_reads_once(fake: FakeBusServicesRig, monkeypatch: pytest.
         for items in seen:
             tasks.start_soon(follow, fake, job, items)
         await grown(seen, 2)
-        await say(fake, running, 1)  # by which all become level
+        await say(fake, running, 1)  # with this message all followers become level
         await grown(seen, 3)
         given.clear()
         for offset in range(2, 12):
@@ -103,11 +103,11 @@ async def test_one_that_does_not_keep_up_goes_on_alone_and_misses_nothing(edge: 
         for offset in range(1, 4):
             await say(edge, running, offset)
             read.append(await anext(slow))
-        for offset in range(4, 300):  # more than a mailbox holds
+        for offset in range(4, 300):  # more than a queue holds
             await say(edge, running, offset)
         await end(edge, job)
         read += [item async for item in slow]
-    for kind in ("state", "progress"):  # whose order among each other is not promised
+    for kind in ("state", "progress"):  # the order between the two kinds is not promised
         told = [[item.data for item in items if item.kind == kind] for items in (read, quick)]
         assert told[0] == told[1]
     assert len(read) == 2 + 299 + 1

@@ -1,4 +1,4 @@
-"""When a job should start and end: the arithmetic spelled out, and estimates as clients see them."""
+"""The forecast of start and end: its arithmetic by hand, and forecasts as clients see them."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -38,11 +38,11 @@ CARDS = (GpuReport("GPU-a", "A card"), GpuReport("GPU-b", "B card"))
     ("known", "size", "elapsed", "expected"),
     [
         (TEN, None, 0.0, RunTimePercentiles(30.0, 46.0, 5)),
-        (TEN, 7.0, 0.0, RunTimePercentiles(30.0, 46.0, 5)),  # nobody's size is known: the whole run tells
+        (TEN, 7.0, 0.0, RunTimePercentiles(30.0, 46.0, 5)),  # no input size is known: total times decide
         (collect_run_times([FinishedRun(1.0), FinishedRun(2.0)]), None, 0.0, None),
         (SIZED, 20.0, 0.0, RunTimePercentiles(60.0, 76.0, 3)),
         (SIZED, None, 0.0, RunTimePercentiles(30.0, 38.0, 3)),
-        (TEN, None, 35.0, RunTimePercentiles(45.0, 49.0, 5)),  # it has outlasted three of the five
+        (TEN, None, 35.0, RunTimePercentiles(45.0, 49.0, 5)),  # it has taken longer than three of the five
         (TEN, None, 60.0, RunTimePercentiles(60.0, 60.0, 5)),
         (SIZED, 20.0, 70.0, RunTimePercentiles(80.0, 80.0, 3)),
     ],
@@ -75,7 +75,7 @@ async def told(fake: FakeBusServicesRig) -> FakeBusServicesRig:
 
 
 async def ran(world: FakeBusServicesRig, seconds: float, gpu: str | None = None, **given: Any) -> Job:
-    """A job that ran for so long."""
+    """Submit a job and end it after `seconds` of run time."""
     job = await world.submit(**given)
     await world.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, gpu)))
     done = await world.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=seconds)))
@@ -116,7 +116,7 @@ async def test_a_waiting_job_is_told_its_start_and_its_end(told: FakeBusServices
     await told.start(first)
     two = await eta(told, second)
     assert two is not None
-    assert after(two.start_at, told) == 5.0  # what runs is half done on average
+    assert after(two.start_at, told) == 5.0  # a running job is half done on average
 
 
 async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(told: FakeBusServicesRig) -> None:
@@ -139,7 +139,7 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: Fake
     for seconds in (8.0, 10.0, 12.0):
         await ran(told, seconds)
     job = await told.submit()
-    assert await eta(told, job) is None  # no host has joined: nobody knows when one will
+    assert await eta(told, job) is None  # no host has joined, so no start can be predicted
     told.hosts.set_power_source(lambda _: WakeForecast(WaitReason.HOST_OFF, "gpu-1", None, None), lambda _: True)
     dark = await eta(told, job)
     assert dark is not None
@@ -193,7 +193,7 @@ async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(told: FakeB
 
 @pytest.mark.parametrize("length", [1e308, 10**400, 1e-300])
 async def test_an_absurd_length_is_none(told: FakeBusServicesRig, length: float) -> None:
-    """A client's number must end neither its own request nor what runs for everybody."""
+    """A number that a client chooses must break neither its own request nor the tasks of the edge."""
     sized = replace(ECHO_ENDPOINT, input_seconds="seconds")
     offer = HostCapabilities(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(sized,))
     await told.bus.capabilities.put("gpu-1", offer)

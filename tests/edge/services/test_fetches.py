@@ -1,4 +1,4 @@
-"""Inputs given as URLs: fetched after the 202, into the owner's assets (PROTOCOLS 1 and 6)."""
+"""Inputs given as URLs: downloaded after the 202 answer, into the owner's assets."""
 
 import gzip
 from collections.abc import Awaitable, Callable
@@ -43,7 +43,7 @@ def at(port: int, path: str = "/a%20film.mp4") -> str:
 
 
 async def failed(edge: EdgeServicesRig, play: ServerScript, **more: Any) -> Job:
-    """The job that asked for what `play` answers, once it has failed."""
+    """Submit a job whose input URL is answered by `play`, and return it when it has failed."""
     async with scripted_server(play) as server:
         return await became(edge, await submitted(edge, at(server.port), **more), Status.FAILED)
 
@@ -262,7 +262,7 @@ async def test_two_edges_fetch_once(fake: FakeBusServicesRig, tmp_path: Path) ->
 
 
 async def test_what_a_dead_edge_was_fetching_another_fetches(fake: FakeBusServicesRig, tmp_path: Path) -> None:
-    """The lease of the dead runs out by itself; until then nobody fetches twice."""
+    """The lease of a dead edge expires by itself; until then no other edge downloads the file."""
     async with scripted_server(http_response(FILM)) as server:
         url = at(server.port)
         async with fake.supply._url_fetcher._leases.acquire("ann.mine", url):

@@ -1,4 +1,4 @@
-"""Streams: every state once, resumed where they broke off, ended when the job has (DESIGN 3, "Following")."""
+"""Event streams: each state once, resumed at a token, ended after the job."""
 
 import anyio
 import pytest
@@ -23,7 +23,7 @@ from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
 
 
 async def all_of(edge: EdgeServicesRig, job: Job, after: str | None = None) -> list[StreamItem]:
-    """The job's stream to its end."""
+    """Collect the job's stream until it ends."""
     with anyio.fail_after(10):
         return [item async for item in edge.follower.follow("ann", job.id, after)]
 

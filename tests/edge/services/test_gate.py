@@ -1,4 +1,4 @@
-"""What keeps new work out, and what whoever is refused is told to do about it."""
+"""Conditions of the broker under which new work is refused, and the remedy that the error names."""
 
 import anyio
 import pytest
@@ -62,7 +62,7 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
         tasks.start_soon(fake.gate.check)
         await asked.wait()
         for _ in range(64):
-            await fake.gate.check()  # by what it said 2 s ago
+            await fake.gate.check()  # by the status of 2 s ago
         fake.time.advance(seconds=2)
         for _ in range(64):
             tasks.start_soon(fake.gate.check)

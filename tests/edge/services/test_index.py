@@ -1,4 +1,4 @@
-"""The index against a brute force over the same records, and what it promises of pages, waits and mending."""
+"""The index compared with a brute-force search of the same records; its pages, waits and repair."""
 
 import itertools
 from collections import Counter
@@ -33,7 +33,7 @@ SPAN = 2
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Random lives of jobs, absorbed in batches; every answer is compared with a loop over plain records."""
+    """Random histories of jobs, applied in batches. Each answer is compared with a loop over plain records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class IndexMachine(RuleBasedStateMachine):
     def absorb(self, again: bool) -> None:
         batch, self.pending = self.pending, []
         self.index._apply_row_changes(sql.apply_changes(self.db, batch))
-        if again:  # re-opened behind an older revision: what is known is left out
+        if again:  # opened again at an older revision: known changes are skipped
             assert sql.apply_changes(self.db, [change for change in batch if change.record]) == []
 
     def settled(self) -> list[Job]:
@@ -160,7 +160,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 def brute_position(job: Job, queued: list[Job]) -> int:
-    """By the words of `Lines.ahead`."""
+    """Count the jobs ahead by the docstring of `QueueRanks.count_ahead`."""
     order = list(Priority)
     higher = sum(order.index(other.priority) < order.index(job.priority) for other in queued)
     same = [other for other in queued if other.priority is job.priority]

@@ -1,4 +1,4 @@
-"""What an owner can do to jobs, and what it answers (PROTOCOLS 1)."""
+"""The operations of owners on jobs, and their answers."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""The reconciler's steps, each by its rule (DESIGN 3, "Reconciler")."""
+"""The steps of the reconciler, each with its rule."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.wait import wait_until
 
 
 async def swept(fake: FakeBusServicesRig) -> dict[str, int]:
-    """What one sweep mended, the index having seen everything that can be read."""
+    """Run one sweep after the index has read every record; return the steps that repaired something."""
     await fake.wait_until_indexed()
     done = await fake.reconciler.sweep()
     assert done.keys() == {step.__name__ for step in STEPS}, "a step was put off"
@@ -24,7 +24,7 @@ async def swept(fake: FakeBusServicesRig) -> dict[str, int]:
 
 
 async def on_gone_host(fake: FakeBusServicesRig, *, gone_s: float = 60) -> Job:
-    """A job that ran on gpu-1 until the host fell silent, `gone_s` seconds before now."""
+    """Return a job that ran on gpu-1 until its heartbeats stopped, `gone_s` seconds ago."""
     await fake.send_heartbeat()
     job = await fake.submit()
     running = await fake.start(job)
@@ -58,7 +58,7 @@ async def test_a_message_that_was_lost_comes_again(fake: FakeBusServicesRig) -> 
 
 
 async def test_the_message_of_a_job_at_work_comes_again_too(fake: FakeBusServicesRig) -> None:
-    """As after a restore: STATE says that it runs, and JOBS is empty."""
+    """As after a restore: the job is running in STATE, and JOBS is empty."""
     running, ending = await fake.submit(), await fake.submit()
     for job in (running, ending):
         await fake.start(job)
@@ -220,7 +220,7 @@ async def test_one_job_that_brings_out_a_bug_does_not_keep_the_others(fake: Fake
         return e.Cancelled()
 
     async def nothing(_: Job) -> None:
-        """It was only to be cancelled."""
+        """Do nothing: the test is about the cancellation."""
 
     entries = [await fake.intake.read(job.key) for job in (odd, sound)]
     assert await fake.scene.transition_all(entries, decide, nothing) == 1
@@ -242,7 +242,7 @@ async def test_the_index_is_compared_once_an_hour(fake: FakeBusServicesRig) -> N
     job = await fake.submit()
     await fake.wait_until_indexed()
     state: Any = fake.bus.job_store
-    for message in state._state.messages_of(f"$KV.STATE.ann.{job.id}"):  # a purge: no message tells of it
+    for message in state._state.messages_of(f"$KV.STATE.ann.{job.id}"):  # as a purge does: without a message
         state._state.delete(message.sequence)
     assert await fake.reconciler.sweep() == dict.fromkeys((s.__name__ for s in STEPS), 0)
     assert fake.index.queue_ranks.non_empty_keys()

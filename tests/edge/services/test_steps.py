@@ -1,4 +1,4 @@
-"""The validator that counts its steps finds what jsonschema finds, and stops where the steps are taken."""
+"""The validator with a step budget finds the same errors as jsonschema, and stops when the budget is used up."""
 
 from typing import Any
 

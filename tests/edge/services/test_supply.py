@@ -1,4 +1,4 @@
-"""`await_input`: a job waits for its files and is queued by the last one (PROTOCOLS 1)."""
+"""`await_input`: a job waits for its files and is queued when the last one arrives."""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def request(*files: bytes, **more: Any) -> dict[str, Any]:
 
 
 async def awaiting(edge: EdgeServicesRig, *files: bytes, owner: str = "ann", **more: Any) -> Job:
-    """A job that waits for `files`, known to the index."""
+    """Submit a job that waits for `files`, and wait until the index has it."""
     names: Mapping[str, Any] = {name: more.pop(name) for name in ("job_id", "idempotency_key") if name in more}
     accepted = await edge.intake.submit(owner, request(*files, **more), **names)
     await edge.wait_until_indexed()

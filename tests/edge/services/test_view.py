@@ -1,4 +1,4 @@
-"""A Job as clients see it, and what it says in both languages."""
+"""The view of a job for clients, and its messages in both languages."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""At most a window of each owner's jobs stands in JOBS (DESIGN 3, "Window and quotas")."""
+"""The publish window: JOBS has at most one window of jobs of each owner."""
 
 from datetime import timedelta
 from pathlib import Path
