@@ -15,6 +15,7 @@ import structlog
 from anyio import CancelScope, CapacityLimiter, Event, create_task_group, move_on_after, sleep, to_thread
 
 from bus.interface import CaughtUp, JobStore, RecordChange, VersionedRecord
+from bus.notifier import Notifier
 from edge.core.bounded_queue import BoundedQueue
 from edge.index import sqlite as sql
 from edge.index.paging import DEFAULT_PAGE_LIMIT, PAGE_LIMIT, JobFilters, RecordPage, decode_cursor, make_job_cursor
@@ -66,7 +67,7 @@ class JobIndex:
         self._db_limiter = CapacityLimiter(1)
         self._revision = 0
         self._own_revisions: dict[str, int] = {}
-        self._advanced = Event()
+        self._advanced = Notifier()
         self._caught_up = Event()
         self._changes: BoundedQueue[RecordChange | CaughtUp | RepairedChange] = BoundedQueue(4 * _BATCH_LIMIT)
         self._change_subscribers: list[ChangeSubscriber] = []
@@ -120,8 +121,7 @@ class JobIndex:
             self._revision = streamed[-1].revision
         if any(isinstance(item, CaughtUp) for item in items):
             self._caught_up.set()
-        self._advanced.set()
-        self._advanced = Event()
+        self._advanced.notify()
 
     def _apply_row_changes(self, changes: Sequence[RowChange]) -> None:
         for before, after in changes:
@@ -176,8 +176,7 @@ class JobIndex:
     async def wait_for_revision(self, revision: int) -> bool:
         """Wait at most CATCH_UP_TIMEOUT_S until the index has `revision`; return whether it has."""
         with move_on_after(CATCH_UP_TIMEOUT_S):
-            while self._revision < revision:
-                await self._advanced.wait()
+            await self._advanced.wait_until(lambda: self._revision >= revision)
         return self._revision >= revision
 
     async def wait_for_own_writes(self, owner: str | None = None) -> bool:
@@ -189,7 +188,7 @@ class JobIndex:
         """Wait at most CATCH_UP_TIMEOUT_S until a job that was deleted in STATE is not in the index any more."""
         with move_on_after(CATCH_UP_TIMEOUT_S):
             while True:
-                advanced = self._advanced
+                advanced = self._advanced.next_notification()
                 if await self._query(sql.find_row, key) is None:
                     return
                 await advanced.wait()

@@ -7,9 +7,11 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 
 import structlog
-from anyio import Event, create_task_group
+from anyio import create_task_group
 
-from bus.interface import BusError, JobStore, RevisionConflict, VersionedRecord
+from bus.compare_and_set import transition
+from bus.interface import BusError, JobStore
+from bus.notifier import Notifier
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, micros
 from edge.core.error_handling import log_and_continue
@@ -21,7 +23,6 @@ from edge.jobs.url_inputs import UrlInputFetcher
 from schemas.events import InputArrived, JobEvent, Queued, RecordUnreadable
 from schemas.ids import JobKey
 from schemas.job import Job
-from schemas.lifecycle import next_record
 from schemas.status import Status
 
 _JOB_LIMIT = 1_000_000
@@ -51,7 +52,7 @@ class InputWaiter:
         self._jobs_by_asset: defaultdict[tuple[str, str], set[JobKey]] = defaultdict(set)  # by owner and digest
         self._missing_by_job: dict[JobKey, tuple[str, ...]] = {}
         self._scheduled_checks: OrderedDict[JobKey, None] = OrderedDict()  # a dict is slow at removing its first key
-        self._check_needed = Event()
+        self._check_scheduled = Notifier()
         index.subscribe_changes(self._on_row_changes)
         assets.subscribe_uploads(self._on_upload)
 
@@ -61,16 +62,14 @@ class InputWaiter:
         for key in await self._index.find_keys(sql.AWAITING_INPUT, micros(self._clock()), _JOB_LIMIT):
             self._schedule_check(key)
         while True:
-            await self._check_needed.wait()
-            self._check_needed = Event()
-            while self._scheduled_checks:
-                batch = [
-                    self._scheduled_checks.popitem(last=False)[0]
-                    for _ in range(min(_CONCURRENCY_LIMIT, len(self._scheduled_checks)))
-                ]
-                async with create_task_group() as tasks:
-                    for key in batch:
-                        tasks.start_soon(self._check_job, key)
+            await self._check_scheduled.wait_until(lambda: bool(self._scheduled_checks))
+            batch = [
+                self._scheduled_checks.popitem(last=False)[0]
+                for _ in range(min(_CONCURRENCY_LIMIT, len(self._scheduled_checks)))
+            ]
+            async with create_task_group() as tasks:
+                for key in batch:
+                    tasks.start_soon(self._check_job, key)
 
     def _on_row_changes(self, changes: Sequence[RowChange]) -> None:
         if not self._index.is_caught_up:  # `run` checks all jobs after the rebuild of the index
@@ -88,7 +87,7 @@ class InputWaiter:
 
     def _schedule_check(self, key: JobKey) -> None:
         self._scheduled_checks[key] = None
-        self._check_needed.set()
+        self._check_scheduled.notify()
 
     async def _check_job(self, key: JobKey) -> None:
         with log_and_continue("input_check_crashed", owner=key.owner, job_id=key.id):
@@ -102,19 +101,24 @@ class InputWaiter:
 
         Returns whether anything was written. Raises BusError, RecordUnreadable.
         """
-        written = False
-        while (entry := await self._records.read(key)) is not None:
-            job = entry.record.job
-            self._track_missing(job)
-            event = await self._next_event(job)
-            if event is None:
-                if job.status is Status.SCHEDULED:
-                    self._url_fetcher.start_fetches(job)
+        is_written = False
+        while True:
+            result = await transition(self._records, key, self._decide, lambda _: self._clock())
+            if not result.is_written or result.entry is None:
                 break
-            written = await self._write_event(entry, event) or written
-        else:
+            is_written = True
+            self._index.record_own_write(key.owner, result.entry.revision)
+            self._publish_window.publish_soon(result.entry.record.job)
+        if result.entry is None:
             self._untrack(key)
-        return written
+        elif result.entry.record.job.status is Status.SCHEDULED:
+            self._url_fetcher.start_fetches(result.entry.record.job)
+        return is_written
+
+    async def _decide(self, job: Job) -> JobEvent | None:
+        # Track first: an upload that ends after the check below then starts another check.
+        self._track_missing(job)
+        return await self._next_event(job)
 
     async def _next_event(self, job: Job) -> JobEvent | None:
         """Return the next event to write for the job, None if it must wait."""
@@ -127,16 +131,6 @@ class InputWaiter:
                 return InputArrived(arrived)
         is_early = job.not_before is not None and job.not_before > self._clock()
         return None if job.lacks_input or is_early else Queued()
-
-    async def _write_event(self, entry: VersionedRecord, event: JobEvent) -> bool:
-        record = next_record(entry.record.job, event, self._clock())
-        try:
-            revision = await self._records.update(record.job.key, record, entry.revision)
-        except RevisionConflict:
-            return False  # a concurrent write: the caller reads the record again
-        self._index.record_own_write(record.job.owner, revision)
-        self._publish_window.publish_soon(record.job)
-        return True
 
     def _track_missing(self, job: Job) -> None:
         self._untrack(job.key)

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from itertools import zip_longest
 
 import structlog
-from anyio import Event, create_task_group
+from anyio import create_task_group
 from anyio.abc import TaskGroup
 
 from bus.interface import BusError, JobQueue, JobStore
+from bus.notifier import Notifier
 from edge.core.clock import Clock, micros
 from edge.index.index import JobIndex
 from edge.index.queue_ranks import QueueKey
@@ -67,10 +68,10 @@ class PublishWindow:
         self._publish_count = 0
         self._synced = False
         self._keys_with_room: set[QueueKey] = set()
-        self._refill_needed = Event()
+        self._refill_needed = Notifier()
         self._tasks: TaskGroup | None = None
-        self._sending = 0
-        self._sent = Event()
+        self._publishing_count = 0
+        self._publishing_ended = Notifier()
         index.subscribe_changes(self._on_row_changes)
 
     def window_size(self, pool: str) -> int:
@@ -100,22 +101,19 @@ class PublishWindow:
         If the edge stops before the task has run, the reconciler publishes the pointer.
         """
         if self._tasks is not None:
-            self._sending += 1
+            self._publishing_count += 1
             self._tasks.start_soon(self._publish_scheduled, job)
 
     async def _publish_scheduled(self, job: Job) -> None:
         try:
             await self.publish_if_room(job)
         finally:
-            self._sending -= 1
-            if not self._sending:
-                self._sent.set()
-                self._sent = Event()
+            self._publishing_count -= 1
+            self._publishing_ended.notify()
 
     async def wait_until_idle(self) -> None:
         """Wait until every task of `publish_soon` has ended."""
-        while self._sending:
-            await self._sent.wait()
+        await self._publishing_ended.wait_until(lambda: not self._publishing_count)
 
     def publish_count(self) -> int:
         """Return the number of publishes so far: the `mark` for `sync`, to be taken before JOBS is read."""
@@ -166,8 +164,7 @@ class PublishWindow:
 
     async def _refill(self) -> None:
         while True:
-            await self._refill_needed.wait()
-            self._refill_needed = Event()
+            await self._refill_needed.wait_until(lambda: self._synced and bool(self._keys_with_room))
             queues, self._keys_with_room = self._keys_with_room, set()
             try:
                 await self.fill(queues)
@@ -185,7 +182,7 @@ class PublishWindow:
             if after is not None and after.status not in FINAL_STATUSES:
                 self._apply_row(after, now_us)
         if self._synced and self._keys_with_room:
-            self._refill_needed.set()
+            self._refill_needed.notify()
 
     def _apply_row(self, row: IndexRow, now_us: int) -> None:
         pointer, queue = row.pointer, row.queue_key

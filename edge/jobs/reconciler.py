@@ -1,4 +1,9 @@
-"""What the reconciler's steps work with: the services, the rules, and writes that decide by the record."""
+"""The reconciler: a table of idempotent steps that run every 15 seconds and repair what a crash interrupted.
+
+So a crash between two writes costs a delay of seconds. Each step may be interrupted anywhere and repeated, and returns
+the number of its repairs. A step finds candidates in the index, which may lag. It decides by the record, which
+`ReconcileContext.transition_all` reads again, and writes by compare-and-set.
+"""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
@@ -6,8 +11,9 @@ from typing import Protocol
 
 import structlog
 from anyio import sleep
-from msgspec import Struct, field
+from msgspec import Struct
 
+from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
 from edge.assets.service import UNREFERENCED_RETENTION, AssetService
 from edge.core.clock import Clock, micros
@@ -15,9 +21,10 @@ from edge.core.error_handling import log_and_continue
 from edge.hosts.registry import HostRegistry
 from edge.index import sqlite as sql
 from edge.index.index import JobIndex
-from edge.index.row import expires_at, input_digests, input_due_at, result_digests
+from edge.index.row import IndexRow, expires_at, input_digests, input_due_at, result_digests
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.publish_window import PublishWindow
+from edge.jobs.url_inputs import INPUT_FETCH_FAILED
 from edge.store.port import StoreError
 from schemas.events import (
     AttemptReleased,
@@ -31,60 +38,57 @@ from schemas.events import (
 )
 from schemas.ids import JobKey
 from schemas.job import Job, JobFailure, Pointer
-from schemas.lifecycle import IllegalTransition, next_record
+from schemas.lifecycle import IllegalTransition
 from schemas.problems import ProblemError
 from schemas.retry_policy import FAILURES, make_job_failure, outcome_after_failure
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, Priority, Status
 
-# What a step may meet: it is put off as a whole. Anything else is a bug that one job brings out.
+# Expected errors: the next sweep repeats the step. Any other exception is a bug that one job brings out.
 TRANSIENT_ERRORS = (BusError, StoreError, ProblemError, RecordUnreadable, IllegalTransition)
 
-JOBS_PER_STEP_LIMIT = 500  # jobs that a step looks at in one sweep
+RECONCILE_INTERVAL_S = 15.0
+JOBS_PER_STEP_LIMIT = 500  # jobs that a step checks in one sweep
+HOST_LOST = "host_lost"
+ASSET_GONE = "asset_gone"
+_ACTIVE_JOB_LIMIT = 1_000_000  # the slots of all hosts bound the number of active jobs, and each must be checked
 
 _log = structlog.get_logger()
 
 
 class ReconcilePolicy(Struct, frozen=True):
-    """How long what may wait."""
+    """The delays and intervals of the reconciler."""
 
-    host_lost_after: timedelta = timedelta(minutes=10)  # then a host has lost its jobs; its driver may say so sooner
+    host_lost_after: timedelta = timedelta(minutes=10)  # or as soon as the power driver reports that the host is off
     low_max_wait: timedelta = timedelta(hours=12)
     retention: timedelta = timedelta(days=30)
     check_interval: timedelta = timedelta(hours=1)
 
 
 class PowerProbe(Protocol):
-    """What a host's driver knows."""
+    """The power state of hosts, as their power drivers report it."""
 
     async def is_off(self, host: str) -> bool | None:
-        """Whether the host is without power; None: nobody can tell."""
+        """Return whether the host is powered off; None: not known."""
         ...
 
 
-class NullPowerProbe(PowerProbe):
-    """Nobody can tell."""
-
-    async def is_off(self, host: str) -> bool | None:
-        return None
-
-
 class IntervalTimer:
-    """Says once in `every` that it is time, the first time after one `every`."""
+    """Is due once per `interval`, the first time one `interval` after `start`."""
 
-    def __init__(self, every: timedelta, started: datetime) -> None:
-        self._interval = every
-        self._last_due = started
+    def __init__(self, interval: timedelta, start: datetime) -> None:
+        self._interval = interval
+        self._last_due = start
 
     def is_due(self, now: datetime) -> bool:
-        """Whether it is time; if so, the next time is one `every` later. So it is behind a clock set back."""
-        time = not timedelta(0) <= now - self._last_due < self._interval
-        if time:
+        """Return whether the timer is due, and restart it if so. A clock that was set back makes it due at once."""
+        due = not timedelta(0) <= now - self._last_due < self._interval
+        if due:
             self._last_due = now
-        return time
+        return due
 
 
 class ReconcileContext(Struct, frozen=True, kw_only=True):
-    """The services a step may use."""
+    """The services that the steps use, and the writes that they share."""
 
     bus: Bus
     index: JobIndex
@@ -95,57 +99,61 @@ class ReconcileContext(Struct, frozen=True, kw_only=True):
     now: Clock
     index_check_timer: IntervalTimer
     orphan_timer: IntervalTimer
-    power_probe: PowerProbe = field(default_factory=NullPowerProbe)
+    power_probe: PowerProbe
     policy: ReconcilePolicy = ReconcilePolicy()
 
     async def find_jobs(
         self, condition: str, ago: timedelta = timedelta(0), limit: int = JOBS_PER_STEP_LIMIT
     ) -> Sequence[VersionedRecord]:
-        """Up to `limit` jobs for which a condition of `index_sql` holds at `ago` before now."""
+        """Return up to `limit` jobs for which `condition`, of `edge.index.sqlite`, is true at `ago` before now."""
         return await self.index.find_jobs(condition, micros(self.now() - ago), limit)
 
     async def read_record(self, key: JobKey) -> VersionedRecord | None:
-        """The record; None when there is none, or none that can be read."""
+        """Return the record; None if the job does not exist or its record cannot be read."""
         try:
             return await self.bus.job_store.read(key)
         except RecordUnreadable as error:
-            _log.error("record_unreadable", owner=key.owner, job_id=key.id, error=str(error))
+            _log_unreadable(key, error)
             return None
 
     async def transition_all(
         self,
         entries: Sequence[VersionedRecord],
         decide: Callable[[Job], Awaitable[JobEvent | None]],
-        then: Callable[[Job], Awaitable[object]],
+        follow_up: Callable[[Job], Awaitable[object]],
     ) -> int:
-        """Apply to every job what `decide` says for its record as it is now, then `then`; how many were changed."""
+        """Write to each job the event that `decide` chooses for its current record (None: none), then call `follow_up`.
+
+        Returns the number of jobs that were changed.
+        """
         changed = 0
         for key in (entry.record.job.key for entry in entries):
-            with log_and_continue("job_not_mended", *TRANSIENT_ERRORS, owner=key.owner, job_id=key.id):
-                changed += await self._transition(key, decide, then)
+            with log_and_continue("step_job_failed", *TRANSIENT_ERRORS, owner=key.owner, job_id=key.id):
+                changed += await self._transition(key, decide, follow_up)
         return changed
 
     async def _transition(
-        self, key: JobKey, decide: Callable[[Job], Awaitable[JobEvent | None]], then: Callable[[Job], Awaitable[object]]
+        self,
+        key: JobKey,
+        decide: Callable[[Job], Awaitable[JobEvent | None]],
+        follow_up: Callable[[Job], Awaitable[object]],
     ) -> bool:
-        entry = await self.read_record(key)
-        event = None if entry is None else await decide(entry.record.job)
-        if entry is None or event is None:
+        try:
+            result = await transition(self.bus.job_store, key, decide, lambda _: self.now())
+        except RecordUnreadable as error:
+            _log_unreadable(key, error)
             return False
-        recorded = next_record(entry.record.job, event, self.now())
+        if result.entry is None or not result.is_written:
+            return False
+        self.index.record_own_write(key.owner, result.entry.revision)
         try:
-            revision = await self.bus.job_store.update(key, recorded, entry.revision)
-        except RevisionConflict:
-            return False  # somebody was faster; the next sweep looks again
-        self.index.record_own_write(key.owner, revision)
-        try:
-            await then(recorded.job)
+            await follow_up(result.entry.record.job)
         except BusError as error:
-            _log.warning("left_to_next_sweep", owner=key.owner, job_id=key.id, error=str(error))
+            _log.warning("step_followup_failed", owner=key.owner, job_id=key.id, error=str(error))
         return True
 
     async def delete_record(self, entry: VersionedRecord) -> bool:
-        """Remove the record, unless it has changed since."""
+        """Delete the record unless it has changed since it was read; return whether it was deleted."""
         try:
             await self.bus.job_store.delete(entry.record.job.key, entry.revision)
         except RevisionConflict:
@@ -153,170 +161,155 @@ class ReconcileContext(Struct, frozen=True, kw_only=True):
         return True
 
     async def remove_message(self, job: Job) -> None:
-        """Take the job's message out of JOBS."""
+        """Remove the job's message from JOBS."""
         await self.bus.job_queue.remove(job.pointer)
 
-
-# MERGED edge/services/orphans.py: Files that no job of their owner names any more, or ever did: they go when nobody
-# has touched them for long. / Most files go with the job that named them (`repairs.forget`); these were never named,
-# were young when their job went, / or were left by an edge that died in between.
-
-
-async def drop_orphan_assets(scene: ReconcileContext) -> int:
-    """References untouched for the retention, and at least a day, that no job names; looked for once an hour."""
-    if not scene.orphan_timer.is_due(scene.now()):
-        return 0
-    age = max(scene.policy.retention, UNREFERENCED_RETENTION)
-    rows = await scene.bus.asset_references.rows()
-    old = [key.split(".") for key, row in rows.items() if scene.now() - row.value.last_used_at >= age]
-    return sum([len(await scene.assets.drop_unreferenced(owner, [sha256], only_unused=True)) for owner, sha256 in old])
-
-
-# MERGED edge/services/repairs.py: The reconciler's steps (DESIGN 3, "Reconciler"). Each may be cut off anywhere and
-# done again, and counts what it did. / They find candidates in the index, which may lag, and decide by the record:
-# `Scene.change` reads it again and writes by / compare-and-set.
-
-
-HOST_LOST = "host_lost"
-INPUT_FETCH_FAILED = "input_fetch_failed"
-ASSET_GONE = "asset_gone"
-_ACTIVE_JOB_LIMIT = 1_000_000  # what runs is bounded by the slots there are, and each of it must be looked at
 
 ReconcileStep = Callable[[ReconcileContext], Awaitable[int]]
 
 
-async def enqueue_due(scene: ReconcileContext) -> int:
-    """Scheduled jobs whose time has come are queued."""
-
-    async def due(job: Job) -> JobEvent | None:
-        ready = job.status is Status.SCHEDULED and not job.lacks_input
-        return Queued() if ready and (job.not_before is None or job.not_before <= scene.now()) else None
-
-    entries = await scene.find_jobs(sql.DUE)
-    return await scene.transition_all(entries, due, scene.publish_window.publish_if_room)
+def _log_unreadable(key: JobKey, error: RecordUnreadable) -> None:
+    _log.error("record_read_failed", owner=key.owner, job_id=key.id, error=str(error))
 
 
-async def queue_completed_inputs(scene: ReconcileContext) -> int:
-    """Files that have come for jobs which wait for them, and whose edge died before it said so."""
-    keys = await scene.index.find_keys(sql.AWAITING_INPUT, micros(scene.now()), JOBS_PER_STEP_LIMIT)
-    return sum([await scene.input_waiter.queue_if_complete(key) for key in keys])
+async def queue_completed_inputs(context: ReconcileContext) -> int:
+    """Record files that have arrived for waiting jobs, if the edge that received them died before it did so."""
+    keys = await context.index.find_keys(sql.AWAITING_INPUT, micros(context.now()), JOBS_PER_STEP_LIMIT)
+    return sum([await context.input_waiter.queue_if_complete(key) for key in keys])
 
 
-async def fail_overdue_inputs(scene: ReconcileContext) -> int:
-    """Jobs whose files have not come in time fail."""
+async def enqueue_due(context: ReconcileContext) -> int:
+    """Queue scheduled jobs whose start time has come."""
 
-    async def late(job: Job) -> JobEvent | None:
-        ends = input_due_at(job)
-        return None if ends is None or ends > scene.now() else Failed(_missing_input_failure(job))
+    async def decide(job: Job) -> JobEvent | None:
+        is_ready = job.status is Status.SCHEDULED and not job.lacks_input
+        return Queued() if is_ready and (job.not_before is None or job.not_before <= context.now()) else None
 
-    async def nothing(_: Job) -> None:
-        """It was never queued."""
+    entries = await context.find_jobs(sql.DUE)
+    return await context.transition_all(entries, decide, context.publish_window.publish_if_room)
 
-    return await scene.transition_all(await scene.find_jobs(sql.INPUT_OVERDUE), late, nothing)
+
+async def expire_unstarted(context: ReconcileContext) -> int:
+    """Expire jobs that have not started by their deadline or within their start timeout."""
+
+    async def decide(job: Job) -> JobEvent | None:
+        due = expires_at(job)
+        if due is None or due > context.now():
+            return None
+        return Expired("deadline" if due == job.deadline else "start_timeout")
+
+    entries = await context.find_jobs(sql.EXPIRED)
+    return await context.transition_all(entries, decide, context.remove_message)
+
+
+async def fail_overdue_inputs(context: ReconcileContext) -> int:
+    """Fail jobs whose input has not arrived within `input_timeout_s`."""
+
+    async def decide(job: Job) -> JobEvent | None:
+        due = input_due_at(job)
+        return None if due is None or due > context.now() else Failed(_missing_input_failure(job))
+
+    async def do_nothing(_: Job) -> None:
+        """Leave JOBS alone: the job was never queued."""
+
+    return await context.transition_all(await context.find_jobs(sql.INPUT_OVERDUE), decide, do_nothing)
 
 
 def _missing_input_failure(job: Job) -> JobFailure:
     code = INPUT_FETCH_FAILED if job.pending_urls else ASSET_GONE
-    lacked = [*(f"sha256:{digest}" for digest in job.missing), *(fetch.url for fetch in job.pending_urls)]
-    more = f" and {len(lacked) - 1} more" if len(lacked) > 1 else ""
-    said = f"not there after {job.policy.input_timeout_s:g} s: {lacked[0][:200]}{more}; upload what is missing, retry"
-    return make_job_failure(code, said)
+    missing = [*(f"sha256:{digest}" for digest in job.missing), *(pending.url for pending in job.pending_urls)]
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    timeout = f"{job.policy.input_timeout_s:g} s"
+    message = f"missing after {timeout}: {missing[0][:200]}{more}; upload the missing files, then retry the job"
+    return make_job_failure(code, message)
 
 
-async def expire_unstarted(scene: ReconcileContext) -> int:
-    """Jobs that have not started by their deadline or within their start timeout expire."""
+async def release_lost_attempts(context: ReconcileContext) -> int:
+    """Release the running jobs of lost hosts for another attempt; cancel those that were being cancelled."""
 
-    async def late(job: Job) -> JobEvent | None:
-        ends = expires_at(job)
-        if ends is None or ends > scene.now():
-            return None
-        return Expired("deadline" if ends == job.deadline else "start_timeout")
-
-    entries = await scene.find_jobs(sql.EXPIRED)
-    return await scene.transition_all(entries, late, scene.remove_message)
-
-
-async def release_lost_attempts(scene: ReconcileContext) -> int:
-    """Jobs on a gone host: what was being cancelled is cancelled, what ran is released for another host."""
-
-    async def lost(job: Job) -> JobEvent | None:
-        gone = None if job.claim is None else scene.hosts.gone_for(job.claim)
-        if gone is None or job.claim is None or job.status not in ACTIVE_STATUSES:
+    async def decide(job: Job) -> JobEvent | None:
+        gone_for = None if job.claim is None else context.hosts.gone_for(job.claim)
+        if gone_for is None or job.claim is None or job.status not in ACTIVE_STATUSES:
             return None
         if job.status is Status.CANCELLING:
             return Cancelled()
-        if gone < scene.policy.host_lost_after and not await scene.power_probe.is_off(job.claim.host):
+        if gone_for < context.policy.host_lost_after and not await context.power_probe.is_off(job.claim.host):
             return None
-        return lost_attempt_event(job, scene.now())
+        return lost_attempt_event(job, context.now())
 
-    async def tidy(job: Job) -> None:
+    async def remove_message_of_ended(job: Job) -> None:
         if job.status in FINAL_STATUSES:
-            await scene.remove_message(job)
+            await context.remove_message(job)
 
-    return await scene.transition_all(await scene.find_jobs(sql.ACTIVE, limit=_ACTIVE_JOB_LIMIT), lost, tidy)
+    entries = await context.find_jobs(sql.ACTIVE, limit=_ACTIVE_JOB_LIMIT)
+    return await context.transition_all(entries, decide, remove_message_of_ended)
 
 
 def lost_attempt_event(job: Job, at: datetime) -> AttemptReleased | Failed:
-    """What becomes of an attempt whose host is gone: another one, unless its free releases are used up."""
+    """Return the event of an attempt whose host is lost: a release, or a failure if its free releases are used up."""
     host = job.claim.host if job.claim else "its host"
     return outcome_after_failure(job, HOST_LOST, f"{host} is gone", FAILURES[HOST_LOST], at=at, jitter=0.0)
 
 
-async def promote_aged_low(scene: ReconcileContext) -> int:
-    """Low jobs that have waited too long become normal ones, and leave the low queue."""
+async def promote_aged_low(context: ReconcileContext) -> int:
+    """Move jobs of low priority that have waited too long to normal priority."""
 
-    async def aged(job: Job) -> JobEvent | None:
+    async def decide(job: Job) -> JobEvent | None:
         if job.status is not Status.QUEUED or job.priority is not Priority.LOW or job.queued_at is None:
             return None
-        waited = scene.now() - job.queued_at
-        return Reprioritised(Priority.NORMAL) if waited >= scene.policy.low_max_wait else None
+        waited = context.now() - job.queued_at
+        return Reprioritised(Priority.NORMAL) if waited >= context.policy.low_max_wait else None
 
-    async def move(job: Job) -> None:
-        # The new message first: cut off in between there are two, and the sweep of JOBS removes the old one.
-        await scene.publish_window.publish_if_room(job)
-        await scene.bus.job_queue.remove(job.pointer._replace(priority=Priority.LOW))
+    async def move_message(job: Job) -> None:
+        # The new message first: after a crash in between there are two, and `reconcile_queue` removes the old one.
+        await context.publish_window.publish_if_room(job)
+        await context.bus.job_queue.remove(job.pointer._replace(priority=Priority.LOW))
 
-    return await scene.transition_all(await scene.find_jobs(sql.AGED_LOW, scene.policy.low_max_wait), aged, move)
-
-
-async def reconcile_queue(scene: ReconcileContext) -> int:
-    """JOBS against STATE: messages of no job, of an ended one, or of another round or queue go; missing ones come."""
-    await scene.index.wait_for_own_writes()  # the steps before this one moved jobs: their old places would look wrong
-    mark = scene.publish_window.publish_count()
-    seen = await scene.bus.job_queue.list_pending()
-    places = await scene.index.find_rows({pointer.key for pointer in seen})
-    suspects = [
-        p for p in seen if p.key not in places or places[p.key].pointer != p or places[p.key].status in FINAL_STATUSES
-    ]
-    scene.publish_window.sync(seen, places, mark)
-    removed = [pointer for pointer in suspects if await _is_stale_pointer(scene, pointer)]
-    for pointer in removed:
-        await scene.bus.job_queue.remove(pointer)
-    before = scene.publish_window.publish_count()
-    await scene.publish_window.fill()
-    return len(removed) + scene.publish_window.publish_count() - before
+    entries = await context.find_jobs(sql.AGED_LOW, context.policy.low_max_wait)
+    return await context.transition_all(entries, decide, move_message)
 
 
-async def republish_active(scene: ReconcileContext) -> int:
-    """Messages of jobs that are at work come again where JOBS lost them: with a restored STATE it begins empty.
+async def republish_active(context: ReconcileContext) -> int:
+    """Publish the messages of active jobs that JOBS has lost: after a restore of STATE, JOBS is empty.
 
-    Whoever is handed one settles the job by the usual law. Looked up before JOBS is: what ends meanwhile is not meant.
+    The runner that receives such a message handles the job by its record, as always. The active jobs are read before
+    JOBS, so that a job that ends in between is not published again.
     """
-    active = await scene.find_jobs(sql.ACTIVE, limit=_ACTIVE_JOB_LIMIT)
-    seen = await scene.bus.job_queue.list_pending() if active else set()
-    sent = 0
+    active = await context.find_jobs(sql.ACTIVE, limit=_ACTIVE_JOB_LIMIT)
+    seen = await context.bus.job_queue.list_pending() if active else set()
+    published = 0
     for found in active:
-        entry = None if found.record.job.pointer in seen else await scene.read_record(found.record.job.key)
+        entry = None if found.record.job.pointer in seen else await context.read_record(found.record.job.key)
         if entry is not None and entry.record.job.status in ACTIVE_STATUSES and entry.record.job.pointer not in seen:
-            await scene.bus.job_queue.publish(entry.record.job.pointer, repair=True)
-            sent += 1
-    return sent
+            await context.bus.job_queue.publish(entry.record.job.pointer, repair=True)
+            published += 1
+    return published
 
 
-async def _is_stale_pointer(scene: ReconcileContext, pointer: Pointer) -> bool:
-    """Whether the record wants no such message. An unreadable one is left to the runner, which postpones it."""
+async def reconcile_queue(context: ReconcileContext) -> int:
+    """Compare JOBS with STATE: remove messages that no unfinished round needs, publish the missing ones."""
+    await context.index.wait_for_own_writes()  # else the jobs that the steps before have changed would look wrong
+    mark = context.publish_window.publish_count()
+    seen = await context.bus.job_queue.list_pending()
+    rows = await context.index.find_rows({pointer.key for pointer in seen})
+    context.publish_window.sync(seen, rows, mark)
+    suspects = [pointer for pointer in seen if not _is_expected(pointer, rows.get(pointer.key))]
+    removed = [pointer for pointer in suspects if await _is_stale_pointer(context, pointer)]
+    for pointer in removed:
+        await context.bus.job_queue.remove(pointer)
+    before = context.publish_window.publish_count()
+    await context.publish_window.fill()
+    return len(removed) + context.publish_window.publish_count() - before
+
+
+def _is_expected(pointer: Pointer, row: IndexRow | None) -> bool:
+    return row is not None and row.pointer == pointer and row.status not in FINAL_STATUSES
+
+
+async def _is_stale_pointer(context: ReconcileContext, pointer: Pointer) -> bool:
+    """Return whether the record does not need this message. If it cannot be read, the runner delays the message."""
     try:
-        entry = await scene.bus.job_store.read(pointer.key)
+        entry = await context.bus.job_store.read(pointer.key)
     except RecordUnreadable:
         return False
     if entry is None:
@@ -325,34 +318,51 @@ async def _is_stale_pointer(scene: ReconcileContext, pointer: Pointer) -> bool:
     return job.status in FINAL_STATUSES or job.pointer != pointer
 
 
-async def purge_past_retention(scene: ReconcileContext) -> int:
-    """Ended jobs past their retention go, with the assets that nothing else names and nobody touched for a day."""
-    forgotten = 0
-    for entry in await scene.find_jobs(sql.PAST_RETENTION, scene.policy.retention):
+async def purge_past_retention(context: ReconcileContext) -> int:
+    """Delete finished jobs past their retention, and their assets if no other job has used them for a day."""
+    purged = 0
+    for entry in await context.find_jobs(sql.PAST_RETENTION, context.policy.retention):
         job = entry.record.job
-        if not await scene.delete_record(entry):
+        if not await context.delete_record(entry):
             continue
-        await scene.bus.feed.delete(*job.key)
-        await forget_deliveries(scene.bus, job.key)
-        await scene.index.wait_until_deleted(job.key)
-        await scene.assets.drop_unreferenced(job.owner, input_digests(job) | result_digests(job), only_unused=True)
-        forgotten += 1
-    return forgotten
+        await context.bus.feed.delete(*job.key)
+        await forget_deliveries(context.bus, job.key)
+        await context.index.wait_until_deleted(job.key)
+        digests = input_digests(job) | result_digests(job)
+        await context.assets.drop_unreferenced(job.owner, digests, only_unused=True)
+        purged += 1
+    return purged
 
 
-async def sweep_trash(scene: ReconcileContext) -> int:
-    """Bytes in the trash come back or go for good."""
-    return await scene.assets.sweep_trash()
+async def drop_orphan_assets(context: ReconcileContext) -> int:
+    """Once an hour: drop assets that no job uses and that were not used for the retention time, at least a day.
 
-
-async def repair_index(scene: ReconcileContext) -> int:
-    """The index against STATE's key list, once an hour: a purge sends no message."""
-    if not scene.index_check_timer.is_due(scene.now()):
+    Most assets are dropped with their last job, by `purge_past_retention`. The assets here were never used by a job,
+    were too young when their job was deleted, or were left by an edge that died in between.
+    """
+    if not context.orphan_timer.is_due(context.now()):
         return 0
-    return await scene.index.repair()
+    age = max(context.policy.retention, UNREFERENCED_RETENTION)
+    rows = await context.bus.asset_references.rows()
+    old = [key.split(".") for key, row in rows.items() if context.now() - row.value.last_used_at >= age]
+    return sum(
+        [len(await context.assets.drop_unreferenced(owner, [sha256], only_unused=True)) for owner, sha256 in old]
+    )
 
 
-# In this order: what ends or moves a job comes before JOBS is compared with what is wanted there.
+async def sweep_trash(context: ReconcileContext) -> int:
+    """Restore trashed files that are referenced again; delete the others for good."""
+    return await context.assets.sweep_trash()
+
+
+async def repair_index(context: ReconcileContext) -> int:
+    """Once an hour: compare the index with the key list of STATE, because a purge sends no message."""
+    if not context.index_check_timer.is_due(context.now()):
+        return 0
+    return await context.index.repair()
+
+
+# Steps that end or move jobs come before JOBS is compared with STATE.
 STEPS: Sequence[ReconcileStep] = (
     queue_completed_inputs,
     enqueue_due,
@@ -369,39 +379,32 @@ STEPS: Sequence[ReconcileStep] = (
 )
 
 
-# MERGED edge/services/reconciler.py: Turns every crash between two writes into a wait of seconds: a table of
-# idempotent steps, walked again and again.
-
-
-RECONCILE_INTERVAL_S = 15.0
-
-
 class Reconciler:
-    """`run` walks the steps at once and then every `period_s` seconds; `sweep` walks them once."""
+    """Runs the steps in order, at once and then every `period_s` seconds."""
 
     def __init__(
-        self, scene: ReconcileContext, steps: Sequence[ReconcileStep] = STEPS, period_s: float = RECONCILE_INTERVAL_S
+        self, context: ReconcileContext, steps: Sequence[ReconcileStep] = STEPS, period_s: float = RECONCILE_INTERVAL_S
     ) -> None:
-        self._context = scene
+        self._context = context
         self._steps = steps
         self._period_s = period_s
 
     async def run(self) -> None:
-        """Without end, from when the index has caught up."""
+        """Wait until the index has caught up, then sweep until cancelled."""
         await self._context.index.wait_until_caught_up()
         while True:
             await self.sweep()
             await sleep(self._period_s)
 
     async def sweep(self) -> dict[str, int]:
-        """How much each step mended; a step that could not be done is left for the next time."""
-        mended = {}
+        """Run each step once; return the repairs by step. A step that failed is left out: the next sweep repeats it."""
+        repairs = {}
         for step in self._steps:
-            with log_and_continue("step_broke", step=step.__name__):
+            with log_and_continue("step_crashed", step=step.__name__):
                 try:
-                    mended[step.__name__] = await step(self._context)
+                    repairs[step.__name__] = await step(self._context)
                 except TRANSIENT_ERRORS as error:
-                    _log.warning("step_put_off", step=step.__name__, error=str(error))
-        if any(mended.values()):
-            _log.info("reconciled", **{name: count for name, count in mended.items() if count})
-        return mended
+                    _log.warning("step_postponed", step=step.__name__, error=str(error))
+        if any(repairs.values()):
+            _log.info("sweep_finished", **{name: count for name, count in repairs.items() if count})
+        return repairs

@@ -11,6 +11,7 @@ import structlog
 from anyio import CapacityLimiter, create_task_group
 from msgspec import Struct, structs
 
+from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, JobStore, RevisionConflict, VersionedRecord, forget_deliveries
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
@@ -26,11 +27,10 @@ from schemas.events import Cancelled, CancelRequested, JobEvent, JobRecord, Retr
 from schemas.ids import JobKey, derive_job_id, make_uuid7
 from schemas.job import Job, request_digest
 from schemas.job_view import HistoryRow
-from schemas.lifecycle import next_record, resubmission_record
+from schemas.lifecycle import resubmission_record
 from schemas.problems import FieldError, Problem, ProblemError
 from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Status
 
-_CONFLICT_RETRY_LIMIT = 50  # of a compare-and-set; each conflict means that another write succeeded
 BATCH_LIMIT = 1000  # jobs of one request
 SUBMIT_CONCURRENCY_LIMIT = 16
 
@@ -102,16 +102,11 @@ class JobService:
                     job = structs.replace(admitted, request_id=request_id)
                     record = JobRecord(job.created_at, Submitted(), job)
                     revision = await self._bus.job_store.create(key, record)
-            except RevisionConflict:
-                # A concurrent request has created the job: compare with its record.
-                return await self.submit(
-                    owner,
-                    body,
-                    job_id=job_id,
-                    idempotency_key=idempotency_key,
-                    trace_id=trace_id,
-                    request_id=request_id,
-                )
+            except RevisionConflict:  # a concurrent request has created the job
+                existing = await self._bus.job_store.read(key)
+                if existing is None:  # and another one has deleted it
+                    raise
+                return _existing_submission(existing, digest, mismatch_code)
         entry = VersionedRecord(revision, record)
         self._after_write(entry)
         return AcceptedSubmission(entry, replayed=False)
@@ -150,7 +145,7 @@ class JobService:
         with translate_errors():
             entry = await self._bus.job_store.read(key)
         if entry is None:
-            raise ProblemError("not_found", f"job {key.id} does not exist")
+            raise _job_not_found(key)
         return entry
 
     async def read_history(self, key: JobKey) -> list[HistoryRow]:
@@ -216,21 +211,14 @@ class JobService:
         return Retried()
 
     async def _transition(self, key: JobKey, decide: Callable[[Job], Awaitable[JobEvent | None]]) -> VersionedRecord:
-        """Write the event that `decide` chooses for the job (None: no change); repeat after a concurrent change."""
+        """Write the event that `decide` chooses for the job (None: no change); return the record as it is now."""
         with translate_errors():
-            for _ in range(_CONFLICT_RETRY_LIMIT):
-                entry = await self.read(key)
-                event = await decide(entry.record.job)
-                if event is None:
-                    return entry
-                record = next_record(entry.record.job, event, self._clock())
-                try:
-                    revision = await self._bus.job_store.update(key, record, entry.revision)
-                except RevisionConflict:
-                    continue
-                self._index.record_own_write(key.owner, revision)
-                return VersionedRecord(revision, record)
-            raise RevisionConflict(f"{key.owner}/{key.id} was changed by others {_CONFLICT_RETRY_LIMIT} times in a row")
+            result = await transition(self._bus.job_store, key, decide, lambda _: self._clock())
+        if result.entry is None:
+            raise _job_not_found(key)
+        if result.is_written:
+            self._index.record_own_write(key.owner, result.entry.revision)
+        return result.entry
 
     def _after_write(self, entry: VersionedRecord) -> None:
         self._index.record_own_write(entry.record.job.owner, entry.revision)
@@ -242,6 +230,10 @@ class JobService:
             await call(*arguments)
         except BusError as error:
             _log.warning("followup_failed", error=str(error))
+
+
+def _job_not_found(key: JobKey) -> ProblemError:
+    return ProblemError("not_found", f"job {key.id} does not exist")
 
 
 async def _cancel_event(job: Job) -> JobEvent | None:

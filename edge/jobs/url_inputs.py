@@ -7,6 +7,7 @@ and the next edge that checks the job downloads the file again.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
 import httpx
 import structlog
@@ -14,7 +15,8 @@ from anyio import CancelScope, create_task_group, move_on_after, sleep, sleep_fo
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
-from bus.interface import Bus, BusError, RevisionConflict
+from bus.compare_and_set import transition
+from bus.interface import Bus, BusError
 from edge.assets.service import AssetService
 from edge.core.clock import Clock
 from edge.core.leases import Leases
@@ -25,7 +27,6 @@ from schemas.asset import choose_media_type
 from schemas.events import Failed, InputArrived, JobEvent, RecordUnreadable
 from schemas.ids import JobKey
 from schemas.job import Job
-from schemas.lifecycle import next_record
 from schemas.problems import ProblemError
 from schemas.retry_policy import make_job_failure
 from schemas.status import Status
@@ -42,6 +43,14 @@ class FetchBackoff(Struct, frozen=True):
 
     random: Callable[[], float]
     delays_s: tuple[float, ...] = FETCH_BACKOFF_S
+
+
+class _FetchFailure(NamedTuple):
+    """Why an attempt to download a file failed. `is_transient`: another attempt may succeed."""
+
+    error: str
+    is_transient: bool = False
+    code: str = INPUT_FETCH_FAILED
 
 
 class UrlInputFetcher:
@@ -109,35 +118,39 @@ class UrlInputFetcher:
             yield job if job is not None and _is_missing_url(job, url) else None
 
     async def _fetch_event(self, job: Job, url: str) -> JobEvent:
-        """Download the file; return the event that says so, or why it is impossible."""
+        """Download the file in one or more attempts; return the event with its digest, or with the failure."""
         due = input_due_at(job)
         left = timedelta.max if due is None else due - self._clock()
         limit_s = max(0.0, min(self._settings.fetch_timeout_s, left.total_seconds()))
         last_error = ""
         with move_on_after(limit_s):
             for delay_s in (*self._backoff.delays_s, None):
-                try:
-                    return InputArrived(await self._download_asset(job.owner, url), url)
-                except UrlRefused as error:
-                    return _failed_event(url, str(error))
-                except DownloadFailed as error:
-                    last_error = str(error)
-                    if not error.is_transient or delay_s is None:
-                        return _failed_event(url, last_error)
-                except ProblemError as error:
-                    last_error = error.detail
-                    if error.code not in TRANSIENT_CODES or delay_s is None:
-                        return _failed_event(url, last_error, _failure_code(error))
-                except BusError:
-                    raise
-                except Exception:  # a bug that the response brings out: it fails this job only
-                    _log.exception("fetch_crashed", owner=job.owner, job_id=job.id)
-                    return _failed_event(url, "the edge cannot process the response: its log says why")
-                _log.info("fetch_retried", owner=job.owner, job_id=job.id, error=last_error, delay_s=delay_s)
+                result = await self._try_download(job, url)
+                if isinstance(result, str):
+                    return InputArrived(result, url)
+                if delay_s is None or not result.is_transient:
+                    return _failed_event(url, result.error, result.code)
+                last_error = f"; last error: {result.error}"
+                _log.info("fetch_retried", owner=job.owner, job_id=job.id, error=result.error, delay_s=delay_s)
                 await sleep(delay_s * (1 + self._backoff.random() / 2))
-        return _failed_event(
-            url, f"it took longer than {limit_s:g} s{f'; last error: {last_error}' if last_error else ''}"
-        )
+        return _failed_event(url, f"it took longer than {limit_s:g} s{last_error}", INPUT_FETCH_FAILED)
+
+    async def _try_download(self, job: Job, url: str) -> str | _FetchFailure:
+        """Return the digest of the file, or why the attempt failed. Raises BusError."""
+        try:
+            return await self._download_asset(job.owner, url)
+        except UrlRefused as error:
+            return _FetchFailure(str(error))
+        except DownloadFailed as error:
+            return _FetchFailure(str(error), error.is_transient)
+        except ProblemError as problem:
+            code = "input_too_large" if problem.code == "body_too_large" else INPUT_FETCH_FAILED
+            return _FetchFailure(problem.detail, problem.code in TRANSIENT_CODES, code)
+        except BusError:
+            raise
+        except Exception:  # a bug that the response brings out: it fails this job only
+            _log.exception("fetch_crashed", owner=job.owner, job_id=job.id)
+            return _FetchFailure("the edge cannot process the response: its log says why")
 
     async def _download_asset(self, owner: str, url: str) -> str:
         """Download the file into the owner's assets; return its digest."""
@@ -150,23 +163,16 @@ class UrlInputFetcher:
 
     async def _write_event(self, key: JobKey, url: str, event: JobEvent) -> None:
         """Write the event if the URL is still missing. InputWaiter continues when the index has the record."""
-        while (entry := await self._bus.job_store.read(key)) is not None and _is_missing_url(entry.record.job, url):
-            try:
-                await self._bus.job_store.update(
-                    key, next_record(entry.record.job, event, self._clock()), entry.revision
-                )
-            except RevisionConflict:
-                continue
-            return
+
+        async def decide(job: Job) -> JobEvent | None:
+            return event if _is_missing_url(job, url) else None
+
+        await transition(self._bus.job_store, key, decide, lambda _: self._clock())
 
 
 def _is_missing_url(job: Job, url: str) -> bool:
     return job.status is Status.SCHEDULED and any(pending.url == url for pending in job.pending_urls)
 
 
-def _failure_code(problem: ProblemError) -> str:
-    return "input_too_large" if problem.code == "body_too_large" else INPUT_FETCH_FAILED
-
-
-def _failed_event(url: str, error: str, code: str = INPUT_FETCH_FAILED) -> Failed:
+def _failed_event(url: str, error: str, code: str) -> Failed:
     return Failed(make_job_failure(code, f"{url[:200]}: {error[:400]}"))
