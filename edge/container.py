@@ -35,6 +35,7 @@ from edge.jobs.service import JobService
 from edge.jobs.submission import Admission
 from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
 from edge.jobs.view import JobViewBuilder
+from edge.jobs.wait_reason import WaitReasons
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
@@ -82,17 +83,19 @@ async def assemble_services(
         bus, assets, leases, clients.untrusted, settings.outbound, utc_now, FetchBackoff(random.random)
     )
     supply = InputWaiter(bus.job_store, assets, fetches, index, window, utc_now)
-    hosts = HostRegistry(bus, catalog, utc_now)
+    hosts = HostRegistry(bus, catalog, utc_now, index.queue_ranks.count_pending)
     secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
     signer = UrlSigner(secret, utc_now, settings.urls)
     keys = ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic)
-    viewer = JobViewBuilder(bus.feed, index, window, hosts, signer.sign_url)
     gate = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
     admission = Admission(gate, catalog, assets, AllowList(settings.outbound.allow), utc_now, os.urandom, quotas)
     relays = RelayHub(_fresh_id)
     power = _make_power_controller(
         settings, FleetObserver(bus, index, hosts, catalog, utc_now), bus, clients.operator, relays
     )
+    wait_reasons = WaitReasons(hosts, catalog, power, utc_now)
+    eta = EtaEstimator(index, wait_reasons, catalog, utc_now)
+    viewer = JobViewBuilder(bus.feed, index, window, wait_reasons, eta, signer.sign_url)
     intake = JobService(bus, gate, admission, assets, index, window, utc_now, os.urandom)
     uploads = _make_uploads(settings, assets, quotas)
     reach = DeletionServices(
@@ -117,6 +120,7 @@ async def assemble_services(
         event_streams=EventStreams(bus, viewer, hosts),
         job_views=viewer,
         hosts=hosts,
+        wait_reasons=wait_reasons,
         api_keys=keys,
         tokens=TokenIssuer(secret, keys.get, utc_now),
         url_signer=signer,
@@ -156,9 +160,6 @@ async def _connect(parts: EdgeServices) -> None:
     parts.form_dir.mkdir(mode=0o700, exist_ok=True)
     await parts.usage_recorder.load_position()
     parts.power.subscribe(parts.hosts.notify)
-    parts.hosts.set_power_source(parts.power.wake_forecast, parts.power.has_driver)
-    parts.hosts.set_queue_counter(parts.index.queue_ranks.count_pending)
-    parts.job_views.set_estimator(EtaEstimator(parts.index, parts.hosts, parts.endpoints, utc_now).estimate)
 
 
 def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex) -> OwnerQuotas:

@@ -1,6 +1,6 @@
 """The host registry: polled heartbeats and offers, gone hosts, notices of changes, and why a job waits for a host."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from schemas.host import (
     HostView,
     activity_view,
 )
-from schemas.job import Claim, Job
-from schemas.status import WaitReason, most_relevant_reason
+from schemas.job import Claim
+from schemas.status import WaitReason
 
 _log = structlog.get_logger()
 
@@ -49,38 +49,35 @@ class WakeForecast(NamedTuple):
     remaining_s: float | None
 
 
-WakeForecastSource = Callable[[str], WakeForecast | None]
-QueuedJobCounter = Callable[[Iterable[str]], int]
-PowerDriverCheck = Callable[[str], bool]
+QueuedJobCounter = Callable[[Iterable[str]], int]  # of the jobs that wait in these pools
 
 
 class HostRegistry:
     """The hosts as last polled. `period_s`: seconds between polls."""
 
     def __init__(
-        self, bus: Bus, endpoints: EndpointRegistry, clock: Clock, period_s: float = HEARTBEAT_INTERVAL_S
+        self,
+        bus: Bus,
+        endpoints: EndpointRegistry,
+        clock: Clock,
+        count_queued: QueuedJobCounter,
+        period_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._bus = bus
         self._endpoints = endpoints
         self._clock = clock
+        self._count_queued = count_queued
         self._period_s = period_s
         self._heartbeats: dict[str, HostHeartbeat] = {}
         self._left_at: dict[str, datetime] = {}
         self._gone_since: dict[tuple[str, str], datetime] = {}
         self._subscribers: set[Callable[[HostNotice], object]] = set()
-        self._wake_forecast: WakeForecastSource = _no_wake_forecast
-        self._has_power_driver: PowerDriverCheck = _no_power_driver
-        self._count_queued: QueuedJobCounter = _no_queued_jobs
         self._has_polled = False
 
-    def set_power_source(self, wake_forecast: WakeForecastSource, has_power_driver: PowerDriverCheck) -> None:
-        """Set the functions that forecast a wake for an endpoint, and that tell which hosts have a power driver."""
-        self._wake_forecast = wake_forecast
-        self._has_power_driver = has_power_driver
-
-    def set_queue_counter(self, count_queued: QueuedJobCounter) -> None:
-        """Set the function that counts the waiting jobs of pools."""
-        self._count_queued = count_queued
+    @property
+    def heartbeats(self) -> Mapping[str, HostHeartbeat]:
+        """The last heartbeat of each online host, by host."""
+        return self._heartbeats
 
     async def run(self) -> None:
         """Poll until cancelled; retry while the broker is unreachable."""
@@ -169,92 +166,9 @@ class HostRegistry:
             ),
         )
 
-    def wait_reason(self, job: Job, *, in_window: bool) -> WaitReason:
-        """Return the most relevant reason why a scheduled or queued job waits."""
-        now = self._clock()
-        own = {
-            WaitReason.AWAITING_INPUT: bool(job.missing),
-            WaitReason.FETCHING_INPUT: bool(job.pending_urls),
-            WaitReason.NOT_BEFORE: job.not_before is not None and job.not_before > now,
-            WaitReason.BACKOFF: job.backoff_until is not None and job.backoff_until > now,
-            WaitReason.QUOTA: not in_window,
-            WaitReason.BEHIND: True,
-        }
-        true = {reason for reason, holds in own.items() if holds}
-        host = self._host_wait_reason(job.endpoint)
-        return most_relevant_reason(true | ({host} if host else set())) or WaitReason.BEHIND
-
-    def _host_wait_reason(self, endpoint: str) -> WaitReason | None:
-        """Return why no host can start the endpoint now, or None if one can.
-
-        Of several online hosts, the reason of the one closest to starting it. GPU_NONE only if no other host offers
-        the endpoint, because another host may have the GPU that this one lacks.
-        """
-        offering = self._endpoints.hosts_offering(endpoint)
-        reasons = {
-            host: _unschedulable_reason(self._heartbeats[host], endpoint)
-            for host in offering
-            if host in self._heartbeats
-        }
-        if None in reasons.values():
-            return None
-        with_gpu = [reason for reason in reasons.values() if reason not in {None, WaitReason.GPU_NONE}]
-        if with_gpu:
-            return max((reason for reason in with_gpu if reason is not None), key=list(WaitReason).index)
-        forecast, offline = self._wake_forecast(endpoint), offering - reasons.keys()
-        if forecast is not None:
-            return forecast.reason
-        if not offline:
-            return WaitReason.GPU_NONE if reasons else WaitReason.NO_HOST
-        return WaitReason.HOST_OFF if any(map(self._has_power_driver, offline)) else WaitReason.HOST_OFF_UNSWITCHED
-
-    def offline_host_names(self, endpoint: str) -> str:
-        """Return the names of the hosts that offer `endpoint` and are not online, for a message."""
-        return ", ".join(sorted(self._endpoints.hosts_offering(endpoint) - self._heartbeats.keys()))
-
     def has_online_host(self, endpoint: str) -> bool:
         """Return whether a host that offers `endpoint` is online."""
         return any(host in self._heartbeats for host in self._endpoints.hosts_offering(endpoint))
-
-    def usual_wake_s(self, endpoint: str) -> float | None:
-        """Return the usual wake time of the host that jobs of `endpoint` wait for; None if unknown."""
-        forecast = self._wake_forecast(endpoint)
-        return forecast.wake_s if forecast else None
-
-    def remaining_wake_s(self, endpoint: str) -> float | None:
-        """Return the remaining seconds of that wake; None if unknown."""
-        forecast = self._wake_forecast(endpoint)
-        return forecast.remaining_s if forecast else None
-
-    def candidate_hosts(self, endpoint: str) -> tuple[str, ...]:
-        """Return the hosts that may run jobs of `endpoint`: those online, else the one that is woken, else all."""
-        offering = sorted(self._endpoints.hosts_offering(endpoint))
-        online = tuple(host for host in offering if host in self._heartbeats)
-        forecast = None if online else self._wake_forecast(endpoint)
-        return online or ((forecast.host,) if forecast else tuple(offering))
-
-
-def _no_wake_forecast(_: str) -> None:
-    """Return None: no host has a power driver."""
-
-
-def _no_power_driver(_: str) -> bool:
-    """Return False: no host has a power driver."""
-    return False
-
-
-def _no_queued_jobs(_: Iterable[str]) -> int:
-    """Return 0: there is no job index."""
-    return 0
-
-
-def _unschedulable_reason(heartbeat: HostHeartbeat, endpoint: str) -> WaitReason | None:
-    if heartbeat.draining:
-        return WaitReason.PAUSED
-    reason = heartbeat.unschedulable.get(endpoint)
-    if reason is None:
-        return None
-    return WaitReason(reason) if reason in set(WaitReason) else WaitReason.PAUSED
 
 
 def _host_state(heartbeat: HostHeartbeat) -> str:

@@ -27,6 +27,7 @@ from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.service import JobService
 from edge.jobs.url_inputs import UrlInputFetcher
 from edge.jobs.view import Asker, JobViewBuilder
+from edge.jobs.wait_reason import WaitReasons
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.quotas import OwnerQuotas, StreamLimiter
@@ -61,6 +62,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     event_streams: EventStreams
     job_views: JobViewBuilder
     hosts: HostRegistry
+    wait_reasons: WaitReasons
     api_keys: ApiKeyStore
     tokens: TokenIssuer
     url_signer: UrlSigner

@@ -18,9 +18,9 @@ from bus.interface import RecordChange
 from edge.core.clock import Clock
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.endpoints import EndpointRegistry
-from edge.hosts.registry import HostRegistry
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
+from edge.jobs.wait_reason import WaitReasons
 from schemas.endpoint import Endpoint
 from schemas.job import Job
 from schemas.job_view import Eta
@@ -115,8 +115,8 @@ def estimate_queue_s(ahead: int, running: int, slots: int, usual_s: float) -> fl
 class EtaEstimator:
     """Predicts start and end of jobs. It follows the index for finished runs and the number of running jobs."""
 
-    def __init__(self, index: JobIndex, hosts: HostRegistry, endpoints: EndpointRegistry, clock: Clock) -> None:
-        self._hosts = hosts
+    def __init__(self, index: JobIndex, wait_reasons: WaitReasons, endpoints: EndpointRegistry, clock: Clock) -> None:
+        self._wait_reasons = wait_reasons
         self._endpoints = endpoints
         self._clock = clock
         self._runs: defaultdict[str, deque[FinishedRun]] = defaultdict(lambda: deque(maxlen=RUNS_PER_ENDPOINT_LIMIT))
@@ -158,7 +158,7 @@ class EtaEstimator:
         return None if total is None else _make_eta(start, total.p50, total.p90, total.samples)
 
     def _expected_wake_s(self, endpoint: str) -> float:
-        remaining_s = self._hosts.remaining_wake_s(endpoint)
+        remaining_s = self._wait_reasons.remaining_wake_s(endpoint)
         return DEFAULT_WAKE_S if remaining_s is None else remaining_s
 
     def _run_times_of(self, endpoint: str, models: frozenset[str]) -> tuple[RunTimes, RunTimePercentiles | None]:
@@ -175,7 +175,7 @@ class EtaEstimator:
         """Return the models of the GPUs on which the endpoint's next jobs will run."""
         if endpoint is None or not endpoint.resources.gpus:
             return frozenset()
-        candidates = self._hosts.candidate_hosts(endpoint.name)
+        candidates = self._wait_reasons.candidate_hosts(endpoint.name)
         return frozenset(
             gpu.name for host in self._endpoints.host_capabilities() if host.host in candidates for gpu in host.gpus
         )

@@ -11,11 +11,12 @@ from bus.interface import BusError, JobFeed, VersionedRecord
 from edge.core import messages
 from edge.core.messages import Language
 from edge.core.signed_urls import SignUrl
-from edge.hosts.registry import HostRegistry
 from edge.index.index import JobIndex
+from edge.jobs.eta import EtaEstimator
 from edge.jobs.publish_window import PublishWindow
+from edge.jobs.wait_reason import WaitReasons
 from schemas.job import Job, Output
-from schemas.job_view import Eta, FileView, JobUrls, JobView, OutputView, ProgressView
+from schemas.job_view import FileView, JobUrls, JobView, OutputView, ProgressView
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
 
 # The fields of the record that the view has under the same name.
@@ -23,13 +24,6 @@ _COPIED_FIELDS = (
     *("id", "owner", "endpoint", "status", "input", "error", "round", "attempt", "priority", "tags", "trace_id"),
     *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage", "metrics"),
 )
-
-# Predicts start and end of a job from its wait reason and the number of jobs ahead of it.
-EstimateEta = Callable[[Job, WaitReason | None, int | None], Eta | None]
-
-
-def _no_eta(_job: Job, _reason: WaitReason | None, _ahead: int | None) -> None:
-    """Return None: no forecast."""
 
 
 class Asker(NamedTuple):
@@ -45,19 +39,21 @@ NOBODY = Asker()
 class JobViewBuilder:
     """Makes views. It asks the broker only for the progress of running jobs."""
 
-    def __init__(
-        self, feed: JobFeed, index: JobIndex, publish_window: PublishWindow, hosts: HostRegistry, sign_url: SignUrl
+    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
+        self,
+        feed: JobFeed,
+        index: JobIndex,
+        publish_window: PublishWindow,
+        wait_reasons: WaitReasons,
+        eta: EtaEstimator,
+        sign_url: SignUrl,
     ) -> None:
         self._feed = feed
         self._index = index
         self._publish_window = publish_window
-        self._hosts = hosts
+        self._wait_reasons = wait_reasons
+        self._eta = eta
         self._sign_url = sign_url
-        self._estimate_eta: EstimateEta = _no_eta
-
-    def set_estimator(self, eta: EstimateEta) -> None:
-        """From now on `eta` says when a job should start and end."""
-        self._estimate_eta = eta
 
     async def build(self, entry: VersionedRecord, asker: Asker = NOBODY) -> JobView:
         """Return the view of a record. Progress that cannot be read now is left out."""
@@ -82,7 +78,7 @@ class JobViewBuilder:
             message=self._format_message(job, reason, position, asker.language),
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
             queue_position=position,
-            eta=self._estimate_eta(job, reason, position),
+            eta=self._eta.estimate(job, reason, position),
             progress=progress,
             output=None
             if job.output is None
@@ -102,13 +98,13 @@ class JobViewBuilder:
             or self._publish_window.contains(job.pointer)
             or self._publish_window.has_room(job)
         )
-        return self._hosts.wait_reason(job, in_window=in_window)
+        return self._wait_reasons.wait_reason(job, in_window=in_window)
 
     def _format_message(self, job: Job, reason: WaitReason | None, ahead: int | None, language: Language) -> str:
         if reason is not None:
-            hosts, endpoint = self._hosts, job.endpoint
-            wait = messages.WaitInfo(reason, hosts.usual_wake_s(endpoint), hosts.offline_host_names(endpoint), ahead)
-            return messages.format_wait(wait, language)
+            wake_s = self._wait_reasons.usual_wake_s(job.endpoint)
+            hosts = self._wait_reasons.offline_host_names(job.endpoint)
+            return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead), language)
         if job.error is not None:
             return messages.format_failure(job.error, language)
         return messages.format_status(job.status, language)

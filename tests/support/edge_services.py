@@ -17,8 +17,9 @@ from edge.core.leases import Leases
 from edge.core.signed_urls import UrlSettings, UrlSigner
 from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
-from edge.hosts.registry import HostRegistry
+from edge.hosts.registry import HostRegistry, WakeForecast
 from edge.index.index import JobIndex
+from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.publish_window import PublishWindow
@@ -28,6 +29,7 @@ from edge.jobs.service import JobService
 from edge.jobs.submission import Admission
 from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
 from edge.jobs.view import JobViewBuilder
+from edge.jobs.wait_reason import WaitReasons, WakeForecasts
 from edge.outbound.download import OutboundSettings
 from edge.outbound.ssrf_guard import guarded_client
 from edge.outbound.url_policy import AllowList
@@ -106,6 +108,20 @@ class FakePowerStatus(PowerProbe):
         return self.off
 
 
+class FakeWakeForecasts(WakeForecasts):
+    """The forecasts of a power controller, set by the test."""
+
+    def __init__(self) -> None:
+        self.forecast: WakeForecast | None = None
+        self.hosts_with_driver: frozenset[str] = frozenset()
+
+    def wake_forecast(self, endpoint: str) -> WakeForecast | None:
+        return self.forecast
+
+    def has_driver(self, host: str) -> bool:
+        return host in self.hosts_with_driver
+
+
 class EdgeServicesRig:
     """The services of an edge, and a runner's connection to the broker, with which the test moves jobs."""
 
@@ -129,7 +145,9 @@ class EdgeServicesRig:
             self.quotas.running_limit,
         )
         self.assets = AssetService(self.bus, self.store, self.index, time, 1 << 20, self.quotas)
-        self.hosts = HostRegistry(self.bus, self.catalog, time)
+        self.hosts = HostRegistry(self.bus, self.catalog, time, self.index.queue_ranks.count_pending)
+        self.wake_forecasts = FakeWakeForecasts()
+        self.wait_reasons = WaitReasons(self.hosts, self.catalog, self.wake_forecasts, time)
         self.gate = BrokerReadiness(self.bus.health, time)
         self.names = FakeDns()
         allowed = AllowList(["files.test"])
@@ -154,7 +172,10 @@ class EdgeServicesRig:
         )
         self.quotas.set_pending_bytes_source(self.uploads.pending_bytes)
         self.signer = UrlSigner(SECRET, time, UrlSettings())
-        self.viewer = JobViewBuilder(self.bus.feed, self.index, self.window, self.hosts, self.signer.sign_url)
+        eta = EtaEstimator(self.index, self.wait_reasons, self.catalog, time)
+        self.viewer = JobViewBuilder(
+            self.bus.feed, self.index, self.window, self.wait_reasons, eta, self.signer.sign_url
+        )
         self.webhooks = webhooks.build_webhooks(
             bus,
             self.index,

@@ -92,6 +92,7 @@ def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, door: BrokerAccou
         jobs=made.intake,
         event_streams=made.follower,
         job_views=made.viewer,
+        wait_reasons=made.wait_reasons,
         hosts=made.hosts,
         api_keys=keys,
         tokens=TokenIssuer(SECRET, keys.get, made.time),

@@ -117,7 +117,7 @@ async def _accept(  # noqa: PLR0913, PLR0917 - each is one fact of the request
 
 def _offline_payload(parts: EdgeServices, made: SubmittedJob, language: Language) -> JobPayload:
     """The same, told by the host's absence, whatever else the job waits for."""
-    said = messages.format_host_off(language, parts.hosts.usual_wake_s(made.view.endpoint))
+    said = messages.format_host_off(language, parts.wait_reasons.usual_wake_s(made.view.endpoint))
     return structs.replace(made.payload, message=said)
 
 

@@ -59,7 +59,7 @@ def estimate_wait_s(hall: CommandContext, view: JobView, now: datetime) -> int:
         return max(0, round((view.eta.start_at - now).total_seconds()))
     if hall.services.hosts.has_online_host(view.endpoint):
         return 0
-    measured = hall.services.hosts.usual_wake_s(view.endpoint)
+    measured = hall.services.wait_reasons.usual_wake_s(view.endpoint)
     return round(DEFAULT_WAKE_S if measured is None else measured)
 
 

@@ -50,8 +50,8 @@ CARDS = (GpuReport("GPU-a", "A card"), GpuReport("GPU-b", "B card"))
 def test_how_long_a_run_takes(
     known: Any, size: float | None, elapsed: float, expected: RunTimePercentiles | None
 ) -> None:
-    told = estimate_run_time(known, size, elapsed)
-    assert told == (expected and pytest.approx(expected))
+    fake = estimate_run_time(known, size, elapsed)
+    assert fake == (expected and pytest.approx(expected))
 
 
 def test_quantiles_lie_between_their_neighbours() -> None:
@@ -65,13 +65,6 @@ def test_quantiles_lie_between_their_neighbours() -> None:
 )
 def test_how_long_the_queue_takes(ahead: int, running: int, slots: int, waits: float) -> None:
     assert estimate_queue_s(ahead, running, slots, 10.0) == waits
-
-
-@pytest.fixture
-async def told(fake: FakeBusServicesRig) -> FakeBusServicesRig:
-    """A world whose views tell estimates."""
-    fake.viewer.set_estimator(EtaEstimator(fake.index, fake.hosts, fake.catalog, fake.time).estimate)
-    return fake
 
 
 async def ran(world: FakeBusServicesRig, seconds: float, gpu: str | None = None, **given: Any) -> Job:
@@ -93,141 +86,141 @@ def after(moment: datetime | None, world: FakeBusServicesRig) -> float:
     return round((moment - world.time.now).total_seconds(), 1)
 
 
-async def test_nothing_is_told_before_three_runs_have_ended(told: FakeBusServicesRig) -> None:
-    await told.announce_capabilities()
-    await told.send_heartbeat()
+async def test_nothing_is_told_before_three_runs_have_ended(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    await fake.send_heartbeat()
     for seconds in (8.0, 10.0):
-        await ran(told, seconds)
-    assert await eta(told, await told.submit()) is None
+        await ran(fake, seconds)
+    assert await eta(fake, await fake.submit()) is None
 
 
-async def test_a_waiting_job_is_told_its_start_and_its_end(told: FakeBusServicesRig) -> None:
-    await told.announce_capabilities()
-    await told.send_heartbeat()
+async def test_a_waiting_job_is_told_its_start_and_its_end(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    await fake.send_heartbeat()
     for seconds in (8.0, 10.0, 12.0):
-        await ran(told, seconds)
-    first, second = await told.submit(), await told.submit()
-    one, two = await eta(told, first), await eta(told, second)
+        await ran(fake, seconds)
+    first, second = await fake.submit(), await fake.submit()
+    one, two = await eta(fake, first), await eta(fake, second)
     assert one is not None
     assert two is not None
-    assert (after(one.start_at, told), after(one.finish_at, told), after(one.p90_finish_at, told)) == (0.0, 10.0, 11.6)
+    assert (after(one.start_at, fake), after(one.finish_at, fake), after(one.p90_finish_at, fake)) == (0.0, 10.0, 11.6)
     assert one.samples == 3
-    assert (after(two.start_at, told), after(two.finish_at, told)) == (10.0, 20.0)
-    await told.start(first)
-    two = await eta(told, second)
+    assert (after(two.start_at, fake), after(two.finish_at, fake)) == (10.0, 20.0)
+    await fake.start(first)
+    two = await eta(fake, second)
     assert two is not None
-    assert after(two.start_at, told) == 5.0  # a running job is half done on average
+    assert after(two.start_at, fake) == 5.0  # a running job is half done on average
 
 
-async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(told: FakeBusServicesRig) -> None:
+async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(fake: FakeBusServicesRig) -> None:
     for seconds in (8.0, 10.0, 12.0):
-        await ran(told, seconds)
-    running = await told.start(await told.submit())
-    told.time.advance(seconds=9)
-    left = await eta(told, running)
+        await ran(fake, seconds)
+    running = await fake.start(await fake.submit())
+    fake.time.advance(seconds=9)
+    left = await eta(fake, running)
     assert left is not None
     assert left.start_at == running.started_at
-    assert after(left.finish_at, told) == 2.0
-    told.time.advance(seconds=9)
-    overdue = await eta(told, running)
+    assert after(left.finish_at, fake) == 2.0
+    fake.time.advance(seconds=9)
+    overdue = await eta(fake, running)
     assert overdue is not None
-    assert after(overdue.finish_at, told) == 0.0
-    assert await eta(told, await told.finish_running(running)) is None
+    assert after(overdue.finish_at, fake) == 0.0
+    assert await eta(fake, await fake.finish_running(running)) is None
 
 
-async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(told: FakeBusServicesRig) -> None:
+async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(fake: FakeBusServicesRig) -> None:
     for seconds in (8.0, 10.0, 12.0):
-        await ran(told, seconds)
-    job = await told.submit()
-    assert await eta(told, job) is None  # no host has joined, so no start can be predicted
-    told.hosts.set_power_source(lambda _: WakeForecast(WaitReason.HOST_OFF, "gpu-1", None, None), lambda _: True)
-    dark = await eta(told, job)
+        await ran(fake, seconds)
+    job = await fake.submit()
+    assert await eta(fake, job) is None  # no host has joined, so no start can be predicted
+    fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_OFF, "gpu-1", None, None)
+    dark = await eta(fake, job)
     assert dark is not None
-    assert after(dark.start_at, told) == DEFAULT_WAKE_S
-    told.hosts.set_power_source(lambda _: WakeForecast(WaitReason.HOST_WAKING, "gpu-1", 90.0, 31.0), lambda _: True)
-    bobs = await told.submit("bob")
-    view = await told.viewer.build(await told.intake.read(bobs.key), Asker(Language.ZH))
+    assert after(dark.start_at, fake) == DEFAULT_WAKE_S
+    fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_WAKING, "gpu-1", 90.0, 31.0)
+    bobs = await fake.submit("bob")
+    view = await fake.viewer.build(await fake.intake.read(bobs.key), Asker(Language.ZH))
     assert view.message == "任务已排队，请等待约2分钟"
-    waking = await eta(told, bobs)
+    waking = await eta(fake, bobs)
     assert waking is not None
-    assert after(waking.start_at, told) == 31.0 + 10.0
-    at = told.time() + timedelta(hours=1)
-    later = await eta(told, await told.submit(not_before=at.isoformat()))
+    assert after(waking.start_at, fake) == 31.0 + 10.0
+    at = fake.time() + timedelta(hours=1)
+    later = await eta(fake, await fake.submit(not_before=at.isoformat()))
     assert later is not None
     assert (later.start_at, later.finish_at) == (at, at + timedelta(seconds=10))
 
 
 @pytest.mark.parametrize("reason", [WaitReason.HOST_BLOCKED, WaitReason.HOST_FAULT])
 async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(
-    told: FakeBusServicesRig, reason: WaitReason
+    fake: FakeBusServicesRig, reason: WaitReason
 ) -> None:
     for seconds in (8.0, 10.0, 12.0):
-        await ran(told, seconds)
-    told.hosts.set_power_source(lambda _: WakeForecast(reason, "gpu-1", 90.0, 90.0), lambda _: True)
-    assert await eta(told, await told.submit()) is None
+        await ran(fake, seconds)
+    fake.wake_forecasts.forecast = WakeForecast(reason, "gpu-1", 90.0, 90.0)
+    assert await eta(fake, await fake.submit()) is None
 
 
-async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(told: FakeBusServicesRig) -> None:
-    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
-    await told.bus.capabilities.put("gpu-1", offer)
-    await told.bus.capabilities.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))
-    await told.send_heartbeat()
+async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(fake: FakeBusServicesRig) -> None:
+    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=fake.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
+    await fake.bus.capabilities.put("gpu-1", offer)
+    await fake.bus.capabilities.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))
+    await fake.send_heartbeat()
     for length in (1, 2, 4):
         for card, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
             body = {"endpoint": "echo", "input": {"text": "x", "seconds": length}}
-            job = (await told.intake.submit("ann", body)).record.record.job
-            await told.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
-            await told.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=rate * length)))
-            await told.bus.job_queue.remove(job.pointer)
+            job = (await fake.intake.submit("ann", body)).record.record.job
+            await fake.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
+            await fake.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=rate * length)))
+            await fake.bus.job_queue.remove(job.pointer)
     body = {"endpoint": "echo", "input": {"text": "x", "seconds": 30}}
-    waiting = (await told.intake.submit("bob", body)).record.record.job
-    found = await eta(told, waiting)
+    waiting = (await fake.intake.submit("bob", body)).record.record.job
+    found = await eta(fake, waiting)
     assert found is not None
-    assert after(found.finish_at, told) == 60.0
+    assert after(found.finish_at, fake) == 60.0
     assert found.samples == 3
-    there = await told.write_event(waiting.key, e.Started(Claim("gpu-2", "i1", 1, "GPU-b")))
-    slower = await eta(told, there)
+    there = await fake.write_event(waiting.key, e.Started(Claim("gpu-2", "i1", 1, "GPU-b")))
+    slower = await eta(fake, there)
     assert slower is not None
-    assert slower.finish_at == (there.started_at or told.time.now) + timedelta(seconds=210)
+    assert slower.finish_at == (there.started_at or fake.time.now) + timedelta(seconds=210)
 
 
 @pytest.mark.parametrize("length", [1e308, 10**400, 1e-300])
-async def test_an_absurd_length_is_none(told: FakeBusServicesRig, length: float) -> None:
+async def test_an_absurd_length_is_none(fake: FakeBusServicesRig, length: float) -> None:
     """A number that a client chooses must break neither its own request nor the tasks of the edge."""
     sized = replace(ECHO_ENDPOINT, input_seconds="seconds")
-    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=told.time(), endpoints=(sized,))
-    await told.bus.capabilities.put("gpu-1", offer)
-    await told.send_heartbeat()
+    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=fake.time(), endpoints=(sized,))
+    await fake.bus.capabilities.put("gpu-1", offer)
+    await fake.send_heartbeat()
 
     async def submitted(seconds: float) -> Job:
         body = {"endpoint": "echo", "input": {"seconds": seconds}}
-        return (await told.intake.submit("ann", body)).record.record.job
+        return (await fake.intake.submit("ann", body)).record.record.job
 
     for _ in range(3):
         job = await submitted(length)
-        await told.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, None)))
-        await told.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=10.0)))
+        await fake.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, None)))
+        await fake.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=10.0)))
     for seconds in (length, 86_400):
-        found = await eta(told, await submitted(seconds))
+        found = await eta(fake, await submitted(seconds))
         assert found is not None
         assert found.finish_at is not None
-        assert found.finish_at - told.time.now < timedelta(hours=1)
+        assert found.finish_at - fake.time.now < timedelta(hours=1)
 
 
-async def test_calendars_end(told: FakeBusServicesRig) -> None:
-    await told.announce_capabilities()
-    await told.send_heartbeat()
+async def test_calendars_end(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    await fake.send_heartbeat()
     for _ in range(3):
-        await ran(told, 1e15)
-    found = await eta(told, await told.submit())
+        await ran(fake, 1e15)
+    found = await eta(fake, await fake.submit())
     assert found is not None
-    assert after(found.finish_at, told) > 1e6
+    assert after(found.finish_at, fake) > 1e6
 
 
-async def test_what_is_remembered_is_bounded_and_the_newest(told: FakeBusServicesRig) -> None:
-    estimator = EtaEstimator(told.index, told.hosts, told.catalog, told.time)
-    job = await told.submit()
-    at = told.time()
+async def test_what_is_remembered_is_bounded_and_the_newest(fake: FakeBusServicesRig) -> None:
+    estimator = EtaEstimator(fake.index, fake.wait_reasons, fake.catalog, fake.time)
+    job = await fake.submit()
+    at = fake.time()
     for number in range(2 * RUNS_PER_ENDPOINT_LIMIT):
         done = replace(job, status=Status.SUCCEEDED, usage=AttemptUsage(run_s=float(number + 1)))
         estimator._on_records([RecordChange(number, done.key, e.JobRecord(at, e.Queued(), done))])

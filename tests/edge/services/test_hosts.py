@@ -24,11 +24,10 @@ async def test_a_job_waits_for_its_host(fake: FakeBusServicesRig) -> None:
     assert await reason(fake) == WaitReason.NO_HOST
     await fake.announce_capabilities()
     assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
-    fake.hosts.set_power_source(lambda _: None, lambda host: host == "gpu-1")  # its switch has nothing to say just now
+    fake.wake_forecasts.hosts_with_driver = frozenset({"gpu-1"})
     assert await reason(fake) == WaitReason.HOST_OFF
-    fake.hosts.set_power_source(
-        lambda _: WakeForecast(WaitReason.HOST_WAKING, "gpu-1", None, None), lambda host: host == "gpu-1"
-    )
+    fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_WAKING, "gpu-1", None, None)
+    fake.wake_forecasts.hosts_with_driver = frozenset({"gpu-1"})
     assert await reason(fake) == WaitReason.HOST_WAKING
     await fake.send_heartbeat()
     assert await reason(fake) == WaitReason.BEHIND
@@ -62,9 +61,8 @@ async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(
     job = await fake.submit()
     told = (await fake.viewer.build(await fake.intake.read(job.key))).message
     assert told == "Nobody can switch gpu-2 on from here: start its runner"
-    fake.hosts.set_power_source(
-        lambda _: WakeForecast(WaitReason.HOST_WAKING, "gpu-2", None, None), lambda host: host == "gpu-2"
-    )
+    fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_WAKING, "gpu-2", None, None)
+    fake.wake_forecasts.hosts_with_driver = frozenset({"gpu-2"})
     assert await reason(fake) == WaitReason.HOST_WAKING
     await fake.send_heartbeat("gpu-2", unschedulable={"echo": "vram_short"})
     assert await reason(fake) == WaitReason.VRAM_SHORT

@@ -1,0 +1,101 @@
+"""Why a scheduled or queued job waits, and for which hosts: from the job, its hosts and the power controller."""
+
+from typing import Protocol
+
+from edge.core.clock import Clock
+from edge.hosts.endpoints import EndpointRegistry
+from edge.hosts.registry import HostRegistry, WakeForecast
+from schemas.host import HostHeartbeat
+from schemas.job import Job
+from schemas.status import WaitReason, most_relevant_reason
+
+
+class WakeForecasts(Protocol):
+    """The forecasts of the power controller for hosts that are not online."""
+
+    def wake_forecast(self, endpoint: str) -> WakeForecast | None:
+        """Return why jobs of `endpoint` wait for a host, which one, and how long its wake takes. None: no forecast."""
+        ...
+
+    def has_driver(self, host: str) -> bool:
+        """Return whether `host` has a power driver, so that it can be powered on from here."""
+        ...
+
+
+class WaitReasons:
+    """Derives the wait reason of a job, and the facts about its hosts that messages and forecasts need."""
+
+    def __init__(self, hosts: HostRegistry, endpoints: EndpointRegistry, power: WakeForecasts, clock: Clock) -> None:
+        self._hosts = hosts
+        self._endpoints = endpoints
+        self._power = power
+        self._clock = clock
+
+    def wait_reason(self, job: Job, *, in_window: bool) -> WaitReason:
+        """Return the most relevant reason why a waiting job waits.
+
+        `in_window`: whether the job is in its owner's publish window, or may enter it at once.
+        """
+        now = self._clock()
+        conditions = {
+            WaitReason.AWAITING_INPUT: bool(job.missing),
+            WaitReason.FETCHING_INPUT: bool(job.pending_urls),
+            WaitReason.NOT_BEFORE: job.not_before is not None and job.not_before > now,
+            WaitReason.BACKOFF: job.backoff_until is not None and job.backoff_until > now,
+            WaitReason.QUOTA: not in_window,
+            WaitReason.BEHIND: True,
+        }
+        reasons = {reason for reason, holds in conditions.items() if holds}
+        host_reason = self._host_wait_reason(job.endpoint)
+        return most_relevant_reason(reasons | ({host_reason} if host_reason else set())) or WaitReason.BEHIND
+
+    def _host_wait_reason(self, endpoint: str) -> WaitReason | None:
+        """Return why no host can start the endpoint now, or None if one can.
+
+        Of several online hosts, the reason of the one closest to starting it. GPU_NONE only if no other host offers
+        the endpoint, because another host may have the GPU that this one lacks.
+        """
+        offering = self._endpoints.hosts_offering(endpoint)
+        heartbeats = self._hosts.heartbeats
+        reasons = {host: _unschedulable_reason(heartbeats[host], endpoint) for host in offering if host in heartbeats}
+        if None in reasons.values():
+            return None
+        with_gpu = [reason for reason in reasons.values() if reason not in {None, WaitReason.GPU_NONE}]
+        if with_gpu:
+            return max((reason for reason in with_gpu if reason is not None), key=list(WaitReason).index)
+        forecast, offline = self._power.wake_forecast(endpoint), offering - reasons.keys()
+        if forecast is not None:
+            return forecast.reason
+        if not offline:
+            return WaitReason.GPU_NONE if reasons else WaitReason.NO_HOST
+        return WaitReason.HOST_OFF if any(map(self._power.has_driver, offline)) else WaitReason.HOST_OFF_UNSWITCHED
+
+    def offline_host_names(self, endpoint: str) -> str:
+        """Return the names of the hosts that offer `endpoint` and are offline, for a message."""
+        return ", ".join(sorted(self._endpoints.hosts_offering(endpoint) - self._hosts.heartbeats.keys()))
+
+    def usual_wake_s(self, endpoint: str) -> float | None:
+        """Return the usual seconds of the wake that jobs of `endpoint` wait for; None: not known."""
+        forecast = self._power.wake_forecast(endpoint)
+        return forecast.wake_s if forecast else None
+
+    def remaining_wake_s(self, endpoint: str) -> float | None:
+        """Return the seconds of that wake that are still to come, as far as can be predicted; None: not known."""
+        forecast = self._power.wake_forecast(endpoint)
+        return forecast.remaining_s if forecast else None
+
+    def candidate_hosts(self, endpoint: str) -> tuple[str, ...]:
+        """Return the hosts that will run jobs of `endpoint`: the online ones, else the one to be woken, else all."""
+        offering = sorted(self._endpoints.hosts_offering(endpoint))
+        online = tuple(host for host in offering if host in self._hosts.heartbeats)
+        forecast = None if online else self._power.wake_forecast(endpoint)
+        return online or ((forecast.host,) if forecast else tuple(offering))
+
+
+def _unschedulable_reason(heartbeat: HostHeartbeat, endpoint: str) -> WaitReason | None:
+    if heartbeat.draining:
+        return WaitReason.PAUSED
+    reason = heartbeat.unschedulable.get(endpoint)
+    if reason is None:
+        return None
+    return WaitReason(reason) if reason in set(WaitReason) else WaitReason.PAUSED
