@@ -89,9 +89,13 @@ class EndpointRegistry:
         self._checked, self._rejected = checked, rejected
         return known
 
+    def find(self, name: str) -> Endpoint | None:
+        """Return the endpoint with this name, or None if it is unknown."""
+        return self._known.get(name)
+
     def get(self, name: str) -> Endpoint:
         """Return the endpoint with this name. Raises ProblemError `endpoint_unknown`."""
-        endpoint = self._known.get(name)
+        endpoint = self.find(name)
         if endpoint is None:
             if name in self._rejected:
                 raise ProblemError(

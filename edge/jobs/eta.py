@@ -24,7 +24,6 @@ from edge.jobs.wait_reason import WaitReasons
 from schemas.endpoint import Endpoint
 from schemas.job import Job
 from schemas.job_view import Eta
-from schemas.problems import ProblemError
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
 
 SAMPLE_MINIMUM = 3  # finished runs; fewer give no forecast
@@ -137,7 +136,7 @@ class EtaEstimator:
         return self._estimate_waiting(job, reason, ahead or 0)
 
     def _estimate_waiting(self, job: Job, reason: WaitReason, ahead: int) -> Eta | None:
-        endpoint = self._find_endpoint(job.endpoint)
+        endpoint = self._endpoints.find(job.endpoint)
         run_times, usual = self._run_times_of(job.endpoint, self._gpu_models(endpoint))
         input_s = _input_seconds(job, endpoint)
         own = usual if input_s is None else estimate_run_time(run_times, input_s)
@@ -154,7 +153,7 @@ class EtaEstimator:
         names = self._gpu_names() if gpu else {}
         run_times, _ = self._run_times_of(job.endpoint, frozenset(names.get(uuid, uuid) for uuid in gpu))
         elapsed_s = max(0.0, (self._clock() - start).total_seconds())
-        total = estimate_run_time(run_times, _input_seconds(job, self._find_endpoint(job.endpoint)), elapsed_s)
+        total = estimate_run_time(run_times, _input_seconds(job, self._endpoints.find(job.endpoint)), elapsed_s)
         return None if total is None else _make_eta(start, total.p50, total.p90, total.samples)
 
     def _expected_wake_s(self, endpoint: str) -> float:
@@ -184,19 +183,13 @@ class EtaEstimator:
         """Return the model of every GPU that a host has announced, by UUID."""
         return {gpu.uuid: gpu.name for host in self._endpoints.host_capabilities() for gpu in host.gpus}
 
-    def _find_endpoint(self, name: str) -> Endpoint | None:
-        try:
-            return self._endpoints.get(name)
-        except ProblemError:
-            return None
-
     def _on_records(self, changes: Iterable[RecordChange]) -> None:
         for change in changes:
             job = None if change.record is None else change.record.job
             if job is None or job.status is not Status.SUCCEEDED or not job.usage.run_s:
                 continue
             gpu = job.claim.gpu_uuids[:1] if job.claim else ()
-            run = FinishedRun(job.usage.run_s, _input_seconds(job, self._find_endpoint(job.endpoint)), "".join(gpu))
+            run = FinishedRun(job.usage.run_s, _input_seconds(job, self._endpoints.find(job.endpoint)), "".join(gpu))
             self._runs[job.endpoint].append(run)
             self._run_times = {name: times for name, times in self._run_times.items() if name[0] != job.endpoint}
 
