@@ -158,7 +158,7 @@ class _SharedSubscription:
         self._position: ResumeToken | None = None  # the last item of the shared reader; None while it does not run
         self.scope = CancelScope()
         self.subscriber_count = 0
-        self.peak_subscriber_count = 0
+        self.is_reader_started = False
 
     async def read_for_all(self) -> None:
         """Read FEED from the start and deliver each item to every subscriber, until cancelled.
@@ -222,12 +222,10 @@ class SharedSubscriptions:
     def _join(self, tasks: TaskGroup, key: JobKey) -> Iterator[_SharedSubscription]:
         subscription = self._subscriptions.setdefault(key, _SharedSubscription(self._feed, key))
         subscription.subscriber_count += 1
-        if (
-            subscription.subscriber_count == SHARED_SUBSCRIBER_MINIMUM
-            and subscription.peak_subscriber_count < SHARED_SUBSCRIBER_MINIMUM
-        ):
+        # Only once: after an error of the shared reader each follower reads alone.
+        if subscription.subscriber_count >= SHARED_SUBSCRIBER_MINIMUM and not subscription.is_reader_started:
+            subscription.is_reader_started = True
             tasks.start_soon(subscription.read_for_all)
-        subscription.peak_subscriber_count = max(subscription.peak_subscriber_count, subscription.subscriber_count)
         try:
             yield subscription
         finally:

@@ -12,17 +12,16 @@ from anyio import CapacityLimiter, create_task_group
 from msgspec import Struct, structs
 
 from bus.compare_and_set import transition
-from bus.interface import Bus, BusError, JobStore, RevisionConflict, VersionedRecord, forget_deliveries
+from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
 from edge.core.error_handling import translate_errors
-from edge.core.validation import asset_missing_problem, input_invalid_problem, validate_input
-from edge.hosts.endpoints import EndpointRegistry
+from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
 from edge.index.row import input_digests, result_digests
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.readiness import BrokerReadiness
-from edge.jobs.submission import Admission, check_job_id, decode_submission
+from edge.jobs.submission import Admission, check_job_id
 from schemas.events import Cancelled, CancelRequested, JobEvent, JobRecord, Retried, Submitted, event_to_dict
 from schemas.ids import JobKey, derive_job_id, make_uuid7
 from schemas.job import Job, request_digest
@@ -89,16 +88,38 @@ class JobService:
         stored in the record: the gateway puts it into its messages about the job.
         """
         key = JobKey(owner, self._choose_id(owner, job_id, idempotency_key))
-        digest = request_digest(body)
-        mismatch_code = "conflict" if job_id is not None else "idempotency_mismatch"
+        submission = await self._create_or_find(
+            key, body, trace_id, request_id, may_exist=job_id is not None or idempotency_key is not None
+        )
+        if not _is_of_request(submission, body):
+            raise _id_in_use("conflict" if job_id is not None else "idempotency_mismatch")
+        return submission
+
+    async def submit_equivalent(
+        self, key: JobKey, body: dict[str, Any], *, trace_id: str | None = None, request_id: str = ""
+    ) -> AcceptedSubmission:
+        """Create the job `key` of `body`, as `submit`. If the job exists, return it if it does the same work."""
+        check_job_id(key.id)
+        submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=True)
+        if _is_of_request(submission, body):
+            return submission
         with translate_errors():
-            if job_id is not None or idempotency_key is not None:
-                existing = await self._bus.job_store.read(key)
-                if existing is not None:
-                    return _existing_submission(existing, digest, mismatch_code)
+            history = await self._bus.job_store.history(key)
+        if not history or not await self._admission.is_equivalent(history, body):
+            raise _id_in_use("conflict")
+        return AcceptedSubmission(history[-1], replayed=True)
+
+    async def _create_or_find(
+        self, key: JobKey, body: dict[str, Any], trace_id: str | None, request_id: str, *, may_exist: bool
+    ) -> AcceptedSubmission:
+        """Create the job `key` of `body`, or return the job `key` as it is, whatever request it is of."""
+        with translate_errors():
+            existing = await self._bus.job_store.read(key) if may_exist else None
+            if existing is not None:
+                return AcceptedSubmission(existing, replayed=True)
             try:
                 with self._admission.quotas.count_submit(key):
-                    admitted = await self._admission.admit(key, digest, body, trace_id)
+                    admitted = await self._admission.admit(key, request_digest(body), body, trace_id)
                     job = structs.replace(admitted, request_id=request_id)
                     record = JobRecord(job.created_at, Submitted(), job)
                     revision = await self._bus.job_store.create(key, record)
@@ -106,7 +127,7 @@ class JobService:
                 existing = await self._bus.job_store.read(key)
                 if existing is None:  # and another one has deleted it
                     raise
-                return _existing_submission(existing, digest, mismatch_code)
+                return AcceptedSubmission(existing, replayed=True)
         entry = VersionedRecord(revision, record)
         self._after_write(entry)
         return AcceptedSubmission(entry, replayed=False)
@@ -155,16 +176,23 @@ class JobService:
             entries = await self._bus.job_store.history(key)
         return [_to_history_row(entry) for entry in entries]
 
-    async def cancel(self, key: JobKey, *, only_waiting: bool = False) -> VersionedRecord:
+    async def cancel(self, key: JobKey) -> VersionedRecord:
         """Cancel a waiting job at once, request the cancellation of a running one.
 
-        `only_waiting`: change nothing if the job has started or ended. Raises ProblemError `job_final`, `not_found`.
+        Raises ProblemError `job_final`, `not_found`.
         """
-        entry = await self._transition(key, _cancel_waiting_event if only_waiting else _cancel_event)
+        return await self._cancel(key, _cancel_event)
+
+    async def cancel_waiting(self, key: JobKey) -> VersionedRecord:
+        """Cancel the job if it has not started; else return it unchanged. Raises ProblemError `not_found`."""
+        return await self._cancel(key, _cancel_waiting_event)
+
+    async def _cancel(self, key: JobKey, decide: Callable[[Job], Awaitable[JobEvent | None]]) -> VersionedRecord:
+        entry = await self._transition(key, decide)
         job = entry.record.job
         if job.status is Status.CANCELLED:
             await self._call_broker(self._bus.job_queue.remove, job.pointer)
-        elif job.claim is not None:
+        elif job.claim is not None and job.status is Status.CANCELLING:
             await self._call_broker(self._bus.host_nudges.nudge, job.claim.host, key)
         return entry
 
@@ -248,57 +276,18 @@ async def _cancel_waiting_event(job: Job) -> JobEvent | None:
     return Cancelled() if job.status in WAITING_STATUSES else None
 
 
-def _existing_submission(existing: VersionedRecord, digest: str, mismatch_code: str) -> AcceptedSubmission:
-    if existing.record.job.request_digest != digest:
-        raise ProblemError(
-            mismatch_code,
-            "another request was accepted with this id or key: use a new one, or send the same body again",
-        )
-    return AcceptedSubmission(existing, replayed=True)
+def _is_of_request(submission: AcceptedSubmission, body: dict[str, Any]) -> bool:
+    return not submission.replayed or submission.record.record.job.request_digest == request_digest(body)
+
+
+def _id_in_use(code: str) -> ProblemError:
+    return ProblemError(
+        code, "another request was accepted with this id or key: use a new one, or send the same body again"
+    )
 
 
 def _to_history_row(entry: VersionedRecord) -> HistoryRow:
     return HistoryRow(entry.revision, entry.record.at, event_to_dict(entry.record.event), entry.record.job.status)
-
-
-async def submit_with_id(
-    jobs: JobService,
-    records: JobStore,
-    endpoints: EndpointRegistry,
-    key: JobKey,
-    body: dict[str, Any],
-    **named: str,
-) -> AcceptedSubmission:
-    """Call `JobService.submit` with an id that the client chose; `named`: more of its arguments.
-
-    If the id is in use, return its job if that job does the same work. Raises ProblemError as `JobService.submit`.
-    """
-    try:
-        return await jobs.submit(key.owner, body, job_id=key.id, **named)
-    except ProblemError as problem:
-        if problem.code != "conflict":
-            raise
-        with translate_errors():
-            history = await records.history(key)
-        if not history or not await is_equivalent_request(endpoints, history, body):
-            raise
-        return AcceptedSubmission(history[-1], replayed=True)
-
-
-async def is_equivalent_request(
-    endpoints: EndpointRegistry, history: Sequence[VersionedRecord], body: dict[str, Any]
-) -> bool:
-    """Return whether `body` requests the work of the job with these revisions. Raises ProblemError.
-
-    The endpoint and the input are compared, with defaults filled in and files by their digests. Limits, priority and
-    tags are not. Every input since the last submit counts, because the digest of a downloaded file replaces its URL.
-    """
-    submission = decode_submission(body)
-    endpoint = endpoints.get(submission.endpoint)
-    job_input = (await validate_input(endpoint, submission.input)).input
-    start = max((n for n, entry in enumerate(history) if isinstance(entry.record.event, Submitted)), default=0)
-    jobs = (entry.record.job for entry in history[start:])
-    return any(job.endpoint == endpoint.name and job.input == job_input for job in jobs)
 
 
 class RejectedSubmission(Struct, frozen=True):

@@ -1,10 +1,12 @@
 """Admission: check the body of a submit and build the job record from it, with all limits resolved."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
+from bus.interface import VersionedRecord
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
 from edge.core.validation import ValidatedInput, asset_missing_problem, decode_as, input_invalid_problem, validate_input
@@ -13,6 +15,7 @@ from edge.jobs.readiness import BrokerReadiness
 from edge.outbound.url_policy import AllowList, UrlRefused, parse_url
 from edge.owners.quotas import OwnerQuotas
 from schemas.endpoint import Endpoint
+from schemas.events import Submitted
 from schemas.ids import JobKey, is_token
 from schemas.job import TRACE_ID_LIMIT_CHARS, Job, Policy, PolicyRequest, Submission
 from schemas.problems import FieldError, ProblemError
@@ -139,6 +142,20 @@ class Admission:
             check_url(submission.webhook.url, "$.webhook.url", self._url_allow_list)
         for pending in validated.pending_urls:
             check_url(pending.url, f"$.input{pending.path.removeprefix('$')}", self._url_allow_list)
+
+    async def is_equivalent(self, history: Sequence[VersionedRecord], body: dict[str, Any]) -> bool:
+        """Return whether `body` requests the work of the job with these revisions.
+
+        The endpoint and the input are compared, with defaults filled in and files by their digests. Limits, priority
+        and tags are not. Every input since the last submit counts, because the digest of a downloaded file replaces its
+        URL.
+        """
+        submission = decode_submission(body)
+        endpoint = self._endpoints.get(submission.endpoint)
+        job_input = (await validate_input(endpoint, submission.input)).input
+        start = max((n for n, entry in enumerate(history) if isinstance(entry.record.event, Submitted)), default=0)
+        jobs = (entry.record.job for entry in history[start:])
+        return any(job.endpoint == endpoint.name and job.input == job_input for job in jobs)
 
     async def admit(self, key: JobKey, digest: str, body: dict[str, Any], trace_id: str | None) -> Job:
         """Return the record for `body`; `digest` is the digest of the request.

@@ -14,7 +14,7 @@ from edge.facades.gateway.context import CommandContext
 from edge.facades.gateway.envelopes import HEYGEM_TASK, build_job_payload, error_reply, reply
 from edge.http.dependencies import EdgeServices
 from edge.http.problems import problem_for_error
-from edge.jobs.service import AcceptedSubmission, submit_with_id
+from edge.jobs.service import AcceptedSubmission
 from schemas.asset import DIGEST_SCHEME
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
@@ -109,9 +109,7 @@ async def _accept(  # noqa: PLR0913, PLR0917 - each is one fact of the request
     """The job that is made, or that is there: by another door, a code may stand for the same work in other words."""
     about = {"trace_id": message.trace_id, "request_id": message.request_id}
     if code is not None:
-        return await submit_with_id(
-            parts.jobs, parts.bus.job_store, parts.endpoints, JobKey(owner, code), body, **about
-        )
+        return await parts.jobs.submit_equivalent(JobKey(owner, code), body, **about)
     return await parts.jobs.submit(owner, body, idempotency_key=name or None, **about)
 
 

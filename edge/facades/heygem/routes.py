@@ -30,7 +30,6 @@ from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
 from edge.http.request_body import PLACEHOLDER_DIGEST, read_json
 from edge.http.responses import file_response
-from edge.jobs.service import submit_with_id
 from edge.jobs.view import Asker
 from schemas.asset import DIGEST_SCHEME, guess_media_type
 from schemas.auth import Scope
@@ -74,7 +73,7 @@ async def _accept_job(parts: EdgeServices, key: JobKey, body: dict[str, Any]) ->
         taken: ProblemError | None = None
         known: VersionedRecord | None
         try:
-            accepted = await submit_with_id(parts.jobs, parts.bus.job_store, parts.endpoints, key, body)
+            accepted = await parts.jobs.submit_equivalent(key, body)
         except ProblemError as refused:
             if refused.code != "conflict":
                 raise

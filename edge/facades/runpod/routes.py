@@ -171,7 +171,7 @@ async def purge_queue(parts: ServicesDep, owner: OwnerDep, endpoint: FromPath[st
     async def remove(key: JobKey) -> None:
         try:
             async with limiter:
-                entry = await parts.jobs.cancel(key, only_waiting=True)
+                entry = await parts.jobs.cancel_waiting(key)
         except ProblemError as refusal:
             refused.append(refusal)
             return
