@@ -3,7 +3,7 @@
 May import `schemas`, `bus`, `edge.store.port` and `edge.outbound`; every package of `edge` may import it.
 
 - `clock`: time and randomness as parameters
-- `bounded_queue`: an async queue between tasks that loses nothing when its reader is cancelled
+- `concurrency`: a bounded queue between tasks, and a bounded number of calls at a time
 - `leases`: one edge at a time does a piece of work
 - `installation`: constants that all edges of an installation share
 - `error_handling`: errors of the broker and the store as problems for clients

@@ -16,7 +16,7 @@ from anyio import CancelScope, CapacityLimiter, Event, create_task_group, move_o
 
 from bus.interface import CaughtUp, JobStore, RecordChange, VersionedRecord
 from bus.notifier import Notifier
-from edge.core.bounded_queue import BoundedQueue
+from edge.core.concurrency import BoundedQueue
 from edge.index import sqlite as sql
 from edge.index.paging import DEFAULT_PAGE_LIMIT, PAGE_LIMIT, JobFilters, RecordPage, decode_cursor, make_job_cursor
 from edge.index.queue_ranks import QueueKey, QueueRanks

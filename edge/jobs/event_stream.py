@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from bus.interface import Bus, BusError, FeedItem, JobFeed, RecordChange, VersionedRecord
 from edge.core import messages
-from edge.core.bounded_queue import BoundedQueue, closing
+from edge.core.concurrency import BoundedQueue, closing
 from edge.hosts.registry import HostNotice, HostRegistry
 from edge.jobs.view import NOBODY, Asker, JobViewBuilder
 from schemas.events import RecordUnreadable

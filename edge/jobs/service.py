@@ -5,16 +5,17 @@ fail: the reconciler completes it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
-from anyio import CapacityLimiter, create_task_group
 from msgspec import Struct, structs
 
 from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
+from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
@@ -321,22 +322,18 @@ async def submit_batch(
         raise input_invalid_problem(
             FieldError("$.jobs", f"a batch has 1 to {BATCH_LIMIT} jobs, this one has {len(bodies)}")
         )
-    results: list[AcceptedSubmission | Problem | None] = [None] * len(bodies)
-    limiter = CapacityLimiter(SUBMIT_CONCURRENCY_LIMIT)
 
-    async def submit(index: int, body: Any) -> None:
-        async with limiter:
-            try:
-                if not isinstance(body, dict):
-                    raise input_invalid_problem(FieldError(f"$.jobs[{index}]", "is not an object"))
-                key = None if idempotency_key is None else f"{idempotency_key}\n{index}"
-                results[index] = await jobs.submit(owner, body, idempotency_key=key, trace_id=trace_id)
-            except ProblemError as error:
-                results[index] = error.problem
+    async def submit(index: int, body: Any) -> AcceptedSubmission | Problem:
+        try:
+            if not isinstance(body, dict):
+                raise input_invalid_problem(FieldError(f"$.jobs[{index}]", "is not an object"))
+            key = None if idempotency_key is None else f"{idempotency_key}\n{index}"
+            return await jobs.submit(owner, body, idempotency_key=key, trace_id=trace_id)
+        except ProblemError as error:
+            return error.problem
 
-    async with create_task_group() as tasks:
-        for index, body in enumerate(bodies):
-            tasks.start_soon(submit, index, body)
+    calls = [partial(submit, index, body) for index, body in enumerate(bodies)]
+    results = await gather_bounded(calls, SUBMIT_CONCURRENCY_LIMIT)
     return BatchResult(
         tuple(result for result in results if isinstance(result, AcceptedSubmission)),
         tuple(RejectedSubmission(index, result) for index, result in enumerate(results) if isinstance(result, Problem)),

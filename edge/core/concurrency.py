@@ -1,12 +1,12 @@
-"""A bounded queue between tasks. Unlike anyio's memory streams, it loses no item when its reader is cancelled."""
+"""Bounded concurrency: a queue between tasks, and a limited number of calls at a time."""
 
 from asyncio import Event  # not anyio's: an asyncio event can be cleared, so that one serves all waits
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-from anyio import move_on_after
+from anyio import CapacityLimiter, create_task_group, move_on_after
 
 T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 2.0
@@ -24,7 +24,10 @@ async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
 
 
 class BoundedQueue(Generic[T]):
-    """A first-in, first-out queue for many writers and one reader."""
+    """A first-in, first-out queue for many writers and one reader.
+
+    Unlike anyio's memory streams, it loses no item when its reader is cancelled.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._items: deque[T] = deque()
@@ -65,3 +68,22 @@ class BoundedQueue(Generic[T]):
         batch = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
         self._not_full.set()
         return batch
+
+
+async def gather_bounded(calls: Sequence[Callable[[], Awaitable[T]]], limit: int) -> list[T]:
+    """Make the calls, at most `limit` at a time; return their results in order.
+
+    An exception of one call cancels the others, as in a task group. If each call must have its own outcome, return
+    expected errors as values.
+    """
+    results: dict[int, T] = {}
+    limiter = CapacityLimiter(limit)
+
+    async def make(index: int, call: Callable[[], Awaitable[T]]) -> None:
+        async with limiter:
+            results[index] = await call()
+
+    async with create_task_group() as tasks:
+        for index, call in enumerate(calls):
+            tasks.start_soon(make, index, call)
+    return [results[index] for index in range(len(calls))]
