@@ -32,7 +32,7 @@ ChangeSubscriber = Callable[[Sequence[RowChange]], None]
 RecordSubscriber = Callable[[Sequence[RecordChange]], None]
 
 # Delays before a query that says "no" is repeated: a host that has just claimed a job may be ahead of the index.
-LOOK_AGAIN_S = (0.05, 0.2, 0.75)
+QUERY_RETRY_DELAYS_S = (0.05, 0.2, 0.75)
 CATCH_UP_TIMEOUT_S = 5.0  # a list waits at most this long for the caller's own last change
 DISK_RETRY_INTERVAL_S = 1.0
 _BATCH_LIMIT = 500
@@ -268,11 +268,11 @@ class JobIndex:
         return await self._query_repeatedly(sql.may_need, owner, host, sha256, endpoints)
 
     async def _query_repeatedly(self, query: Callable[..., bool], *arguments: object) -> bool:
-        """Return whether the query is true now or after one of the delays of LOOK_AGAIN_S.
+        """Return whether the query is true now or after one of the delays of QUERY_RETRY_DELAYS_S.
 
         The number of repetitions is bounded, so that denied requests cannot keep the index busy.
         """
-        for delay_s in LOOK_AGAIN_S:
+        for delay_s in QUERY_RETRY_DELAYS_S:
             if await self._query_when_ready(query, *arguments):
                 return True
             await sleep(delay_s)

@@ -45,31 +45,31 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX job ON jobs (owner, id);
 CREATE INDEX newest ON jobs (owner, created_us, id);
 CREATE INDEX newest_in_status ON jobs (owner, status, created_us, id);
-CREATE INDEX line ON jobs (owner, pool, priority, queued_us) WHERE status = 'queued';
+CREATE INDEX queue ON jobs (owner, pool, priority, queued_us) WHERE status = 'queued';
 CREATE INDEX low ON jobs (queued_us) WHERE status = 'queued' AND priority = 'low';
 CREATE INDEX due ON jobs (due_us) WHERE status = 'scheduled';
-CREATE INDEX lacking ON jobs (input_us) WHERE input_us IS NOT NULL;
+CREATE INDEX awaiting_input ON jobs (input_us) WHERE input_us IS NOT NULL;
 CREATE INDEX expires ON jobs (expires_us) WHERE expires_us IS NOT NULL;
 CREATE INDEX active ON jobs (status) WHERE status IN ('running', 'cancelling');
 CREATE INDEX retried ON jobs (owner, endpoint) WHERE round > 1;
-CREATE INDEX held ON jobs (owner, holder) WHERE holder IS NOT NULL;
+CREATE INDEX by_holder ON jobs (owner, holder) WHERE holder IS NOT NULL;
 CREATE INDEX finished ON jobs (finished_us) WHERE finished_us IS NOT NULL;
 CREATE TABLE tags (job INTEGER, name TEXT, value TEXT, PRIMARY KEY (job, name)) WITHOUT ROWID;
-CREATE TABLE names (sha256 TEXT, job INTEGER, PRIMARY KEY (sha256, job)) WITHOUT ROWID;
-CREATE INDEX names_of ON names (job);
+CREATE TABLE assets (sha256 TEXT, job INTEGER, PRIMARY KEY (sha256, job)) WITHOUT ROWID;
+CREATE INDEX assets_of_job ON assets (job);
 """
 
 _ROW_COLUMNS = "owner, id, revision, status, endpoint, pool, priority, round, queued_us, backoff_us"
 _COLUMNS = f"{_ROW_COLUMNS}, created_us, due_us, expires_us, input_us, finished_us, holder, record"
-_JOBS_BY_KEY = "json_each(?) given JOIN jobs ON jobs.owner = given.value ->> 0 AND jobs.id = given.value ->> 1"
+_JOBS_BY_KEY = "json_each(?) entry JOIN jobs ON jobs.owner = entry.value ->> 0 AND jobs.id = entry.value ->> 1"
 _UPSERT_JOBS = f"""
 INSERT INTO jobs ({_COLUMNS})
 SELECT {", ".join(f"value ->> {n}" for n in range(17))} FROM json_each(?) WHERE true
 ON CONFLICT (owner, id) DO UPDATE SET
   {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])}
 """  # noqa: S608 - built from constants
-_INSERT_TAGS = f"INSERT OR IGNORE INTO tags SELECT job, given.value ->> 2, given.value ->> 3 FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
-_INSERT_ASSETS = f"INSERT OR IGNORE INTO names SELECT given.value ->> 2, job FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
+_INSERT_TAGS = f"INSERT OR IGNORE INTO tags SELECT job, entry.value ->> 2, entry.value ->> 3 FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
+_INSERT_ASSETS = f"INSERT OR IGNORE INTO assets SELECT entry.value ->> 2, job FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
 
 _HAS_TAG = "EXISTS (SELECT 1 FROM tags t WHERE t.job = jobs.job AND name = ? AND value = ?)"
 
@@ -141,10 +141,10 @@ def _write_jobs(db: sqlite3.Connection, entries: Sequence[VersionedRecord], befo
     tags = [(*job.key, name, value) for job in new for name, value in job.tags.items()]
     # The input of a scheduled job still changes: the digest of a downloaded file replaces its URL.
     changed = [*new, *(job for job in jobs if job.key in before and before[job.key].status is Status.SCHEDULED)]
-    names = [(*job.key, sha256) for job in changed for sha256 in input_digests(job)]
-    names += [(*job.key, sha256) for job in ended for sha256 in result_digests(job)]
-    _delete_references(db, [job.key for job in new if job.key in before])  # the next round may have another input
-    for statement, values in ((_UPSERT_JOBS, rows), (_INSERT_TAGS, tags), (_INSERT_ASSETS, names)):
+    assets = [(*job.key, sha256) for job in changed for sha256 in input_digests(job)]
+    assets += [(*job.key, sha256) for job in ended for sha256 in result_digests(job)]
+    _delete_tags_and_assets(db, [job.key for job in new if job.key in before])  # the next round may have another input
+    for statement, values in ((_UPSERT_JOBS, rows), (_INSERT_TAGS, tags), (_INSERT_ASSETS, assets)):
         if values:
             db.execute(statement, (_encode_json(values),))
 
@@ -156,11 +156,11 @@ def _time_columns(job: Job) -> tuple[int | None, ...]:
 
 
 def _delete_jobs(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
-    _delete_from(db, ("tags", "names", "jobs"), keys)  # jobs last: the other tables are found through it
+    _delete_from(db, ("tags", "assets", "jobs"), keys)  # jobs last: the other tables are found through it
 
 
-def _delete_references(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
-    _delete_from(db, ("tags", "names"), keys)
+def _delete_tags_and_assets(db: sqlite3.Connection, keys: Sequence[JobKey]) -> None:
+    _delete_from(db, ("tags", "assets"), keys)
 
 
 def _delete_from(db: sqlite3.Connection, tables: Sequence[str], keys: Sequence[JobKey]) -> None:
@@ -240,7 +240,7 @@ def find_jobs_with_asset(
     wanted = list(statuses)
     marks = ", ".join("?" * len(wanted))
     query = (
-        "SELECT owner, id FROM names JOIN jobs USING (job) "  # noqa: S608 - only question marks are inserted
+        "SELECT owner, id FROM assets JOIN jobs USING (job) "  # noqa: S608 - only question marks are inserted
         f"WHERE sha256 = ? AND (? IS NULL OR owner = ?) AND status IN ({marks})"
     )
     return [JobKey(*row) for row in _query_rows(db, "owner, id", query, (sha256, owner, owner, *wanted))]
@@ -250,7 +250,7 @@ def holds_job(db: sqlite3.Connection, owner: str, host: str | None) -> bool:
     """Return whether `host` (None: any host) has a job of the owner."""
     # Without INDEXED BY the planner may scan all jobs of the owner.
     query = (
-        "SELECT 1 FROM jobs INDEXED BY held "
+        "SELECT 1 FROM jobs INDEXED BY by_holder "
         "WHERE owner = :owner AND holder IS NOT NULL AND (:host IS NULL OR holder = :host) LIMIT 1"
     )
     return db.execute(query, {"owner": owner, "host": host}).fetchone() is not None
@@ -261,7 +261,7 @@ def may_need(
 ) -> bool:
     """Return whether a job of the owner uses the asset and `host` may run it, as `JobIndex.may_need` says."""
     query = (
-        "SELECT 1 FROM names JOIN jobs USING (job) WHERE sha256 = :sha256 AND owner = :owner AND ("
+        "SELECT 1 FROM assets JOIN jobs USING (job) WHERE sha256 = :sha256 AND owner = :owner AND ("
         "(holder IS NOT NULL AND (:host IS NULL OR holder = :host)) OR (status = 'queued' AND "
         "(:endpoints IS NULL OR endpoint IN (SELECT value FROM json_each(:endpoints))))) LIMIT 1"
     )

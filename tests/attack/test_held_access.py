@@ -90,7 +90,7 @@ async def test_an_ordinary_key_names_no_other_owner_anywhere(face: ServedEdge):
 async def test_a_key_with_one_scope_is_refused_wherever_another_is_asked_for(
     face: ServedEdge, own: Scope, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(index, "LOOK_AGAIN_S", ())
+    monkeypatch.setattr(index, "QUERY_RETRY_DELAYS_S", ())
     made = await face.keys.create("ann", (own,))
     async with open_client(face.url, headers={"X-API-Key": made.text}, timeout=20) as client:
         for operation in await operations(face):

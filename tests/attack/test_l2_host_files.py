@@ -54,7 +54,7 @@ class Thief(Struct, frozen=True):
 
 @pytest.fixture
 async def thief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thief]:
-    monkeypatch.setattr(index, "LOOK_AGAIN_S", (0.0,))
+    monkeypatch.setattr(index, "QUERY_RETRY_DELAYS_S", (0.0,))
     async with serve_edge(tmp_path) as face:
         await face.world.announce_capabilities(host=HOST)
         for body in (FILM, OTHER):
