@@ -16,8 +16,9 @@ from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
 from edge.core.client_throttle import TrustedProxies
 from edge.core.clock import utc_now
+from edge.core.installation import get_or_create_secret
 from edge.core.leases import Leases
-from edge.core.signed_urls import UrlSigner, get_or_create_secret
+from edge.core.signed_urls import UrlSigner
 from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.facades.heygem.result_export import ResultExporter
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints

@@ -1,11 +1,13 @@
 """Constants that all edges of one installation share: the first edge writes them, the others read them."""
 
 from bus.interface import RevisionConflict, Table
-from edge.core.clock import Clock
+from edge.core.clock import Clock, Entropy
 from edge.store.port import StoreError
 from schemas.installation import InstallationConstant
 
 _STORE_KEY = "store"
+_SIGNING_KEY = "signing"
+_SECRET_BYTES = 32
 
 
 async def get_or_create_value(table: Table[InstallationConstant], name: str, proposal: str, clock: Clock) -> str:
@@ -17,6 +19,11 @@ async def get_or_create_value(table: Table[InstallationConstant], name: str, pro
         except RevisionConflict:  # another edge wrote it first
             row = await table.get(name)
     return proposal if row is None else row.value.value
+
+
+async def get_or_create_secret(table: Table[InstallationConstant], entropy: Entropy, clock: Clock) -> bytes:
+    """Return the secret with which all edges sign URLs and tokens; the first edge creates it. Raises BusError."""
+    return bytes.fromhex(await get_or_create_value(table, _SIGNING_KEY, entropy(_SECRET_BYTES).hex(), clock))
 
 
 class StoreMismatch(StoreError):

@@ -14,17 +14,12 @@ from urllib.parse import quote, urlencode
 
 from msgspec import Meta, Struct
 
-from bus.interface import Table
-from edge.core.clock import Clock, Entropy
-from edge.core.installation import get_or_create_value
+from edge.core.clock import Clock
 from schemas.auth import ApiKey, Scope
 from schemas.ids import is_token
-from schemas.installation import InstallationConstant
 
-SECRET_BYTES = 32
 SIGNATURE_PARAMETER = "signature"
 NO_KEY = "signing"  # the key id of requests by a URL that carries none
-_INSTALLATION_KEY = "signing"
 _KEY_PARAMETER = "for"
 _EXPIRY_STEPS = 4
 # The scopes of a request by a signed URL, valid only for the path that was signed.
@@ -48,11 +43,6 @@ class SignUrl(Protocol):
     def __call__(self, owner: str, path: str, key_id: str | None) -> str:
         """Return the URL. `path` is already percent-encoded. `key_id`: the key whose revocation ends the URL."""
         ...
-
-
-async def get_or_create_secret(table: Table[InstallationConstant], entropy: Entropy, clock: Clock) -> bytes:
-    """Return the signing secret of all edges; the first edge creates it. Raises BusError."""
-    return bytes.fromhex(await get_or_create_value(table, _INSTALLATION_KEY, entropy(SECRET_BYTES).hex(), clock))
 
 
 class PurposeHmac:

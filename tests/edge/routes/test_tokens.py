@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from edge.core.signed_urls import UrlSettings, UrlSigner, get_or_create_secret
+from edge.core.installation import get_or_create_secret
+from edge.core.signed_urls import UrlSettings, UrlSigner
 from schemas import events as e
 from schemas.auth import Scope
 from schemas.ids import JobKey
