@@ -53,7 +53,7 @@ class FakeStore(AssetStore):
         return self._trash.pop(sha256, None) is not None
 
     async def survey(self) -> Survey:
-        return Survey(self._fingerprint, self._free(), tuple(sorted(self._trash)))
+        return Survey(self._fingerprint, tuple(sorted(self._trash)))
 
     async def import_file(self, path: Path, sha256: Digest) -> StoredAsset:
         return await self.write(read_file_blocks(path), sha256, sys.maxsize)

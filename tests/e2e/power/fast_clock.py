@@ -14,9 +14,10 @@ host.HEARTBEAT_TTL_S, host.HEARTBEAT_INTERVAL_S, host.HOST_GONE_TIMEOUT_S = 5.0,
 if sys.argv[1] == "edge":
     from edge import container
     from edge.power import conditions, state_machine
+    from schemas.backoff import Backoff
 
     conditions.CALL_ABANDONED_AFTER_S, conditions.DRAIN_SETTLE_S = 2.0, 2.0
-    state_machine.BACKOFF_MIN_S = 0.4
+    state_machine.BACKOFF = Backoff(0.4, 600.0)
     container.PowerDependencies = partial(container.PowerDependencies, tick_interval_s=0.5, poll_interval_s=0.3)  # type: ignore[misc, assignment]
 
 from lamplighter.cli import main  # noqa: E402 - see above

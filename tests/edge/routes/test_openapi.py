@@ -109,7 +109,7 @@ async def written(face: ServedEdge) -> object:
     rows = [sorted((key, row.revision) for key, row in (await table.rows()).items()) for table in tables]
     records = sorted([(key, (await bus.job_store.read(key)).revision) for key in await bus.job_store.keys()], key=str)
     pieces = sorted((path.name, path.stat().st_size) for path in uploads.rglob("*") if path.is_file())
-    return rows, records, sorted(world.store._held), pieces
+    return rows, records, sorted(world.store._assets), pieces
 
 
 def refused(reply: schemathesis.Response) -> bool:

@@ -115,7 +115,7 @@ async def test_putting_out_is_made_good_when_the_broker_hears_again(fake: FakeBu
     with pytest.raises(ProblemError, match="not taken over"):
         await edge.joining.remove("gpu-1")
     assert await edge.keys.authenticate(asked.key) is None
-    with pytest.raises(ProblemError, match="joined already"):
+    with pytest.raises(ProblemError, match="enrolled already"):
         await edge.joining.add("gpu-1")
     assert await door.admits("gpu-1", asked.password)
     await JoiningEdge(fake, door).joining.start()  # an edge that comes up meanwhile does it as well
@@ -166,7 +166,7 @@ async def test_a_row_that_cannot_be_read_lets_nobody_in_and_stops_nobody(fake: F
     await JoiningEdge(fake, door).joining.start()
     assert await door.admits("gpu-1", asked.password)
     assert set(door.lists[-1]) == {"gpu-1"}
-    with pytest.raises(ProblemError, match="joined already"):
+    with pytest.raises(ProblemError, match="enrolled already"):
         await edge.joining.add("ghost")
     await edge.joining.remove("ghost")
     assert await fake.bus.enrolled_hosts.keys() == {"gpu-1"}

@@ -163,7 +163,7 @@ async def test_bytes_without_a_state_are_swept(tmp_path: Path, fake: FakeBusServ
 def test_a_state_that_cannot_be_read_says_so(tmp_path: Path):
     partials = UploadStateStore(tmp_path)
     (tmp_path / "ann.one.json").write_text("{")
-    with pytest.raises(StoreBroken, match="start it anew"):
+    with pytest.raises(StoreBroken, match="start it again"):
         partials.load(UploadKey("ann", "one"))
-    with pytest.raises(ValueError, match="names no upload"):
+    with pytest.raises(ValueError, match="is not an upload key"):
         partials.load(UploadKey("ann", "../one"))
