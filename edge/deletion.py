@@ -5,15 +5,17 @@ continues after a crash. Meanwhile no edge accepts anything of the owner. Other 
 deletion is done only after nothing was found for a while. Every step counts what it deleted and may stop anywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from itertools import islice
 
 import structlog
-from anyio import CapacityLimiter, Event, create_task_group, move_on_after
+from anyio import CapacityLimiter, create_task_group, move_on_after
 from msgspec import Struct, structs
 
+from bus.compare_and_set import update_row
 from bus.interface import Bus, BusError, RevisionConflict, RowUnreadable
+from bus.notifier import Notifier
 from edge.assets.service import TRASH_RETENTION, AssetService
 from edge.assets.uploads import UploadService
 from edge.core.clock import Clock
@@ -36,7 +38,6 @@ QUIET_PERIOD = timedelta(seconds=10)  # another edge caches a key for 5 s, and i
 _LEASE_SCOPE = "erasures"  # the stored scope of its leases
 _CONCURRENT_JOBS_LIMIT = 8
 _PROGRESS_BATCH_JOBS = 200  # jobs between two updates of the progress
-_CONFLICT_RETRIES_LIMIT = 50
 
 _log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class OwnerDeletionService:
         self._leases = leases
         self._clock = clock
         self._quiet_period = trash_retention + QUIET_PERIOD
-        self._requested = Event()
+        self._requests = Notifier()
 
     async def start(self, owner: str, by: str = "") -> OwnerDeletion:
         """Request the deletion of an owner, and return its state.
@@ -86,8 +87,8 @@ class OwnerDeletionService:
                 await self._bus.owner_deletions.update(owner, deletion, row.revision if row else 0)
             except RevisionConflict:
                 return await self.start(owner, by)
-        self._services.quotas.deleting_owners |= {owner}
-        self._requested.set()
+        self._services.quotas.mark_deleting(owner)
+        self._requests.notify()
         return deletion
 
     async def report(self, owner: str) -> OwnerDeletion:
@@ -110,19 +111,19 @@ class OwnerDeletionService:
         """Work on requested deletions until cancelled. The first sweep waits until the index has caught up."""
         await self._services.index.wait_until_caught_up()
         while True:
+            requested = self._requests.next_notification()
             try:
                 await self.sweep()
             except (BusError, ProblemError, StoreError) as error:
                 _log.warning("owner_deletion_delayed", error=str(error))
             with move_on_after(SWEEP_INTERVAL_S):
-                await self._requested.wait()
-            self._requested = Event()
+                await requested.wait()
 
     async def sweep(self) -> None:
         """Make one pass over each requested deletion. Raises BusError, ProblemError, StoreError."""
         rows = await self._bus.owner_deletions.rows()
         wanted = {owner for owner, row in rows.items() if row.value.state is not OwnerDeletionState.DONE}
-        self._services.quotas.deleting_owners = frozenset(wanted)
+        self._services.quotas.set_deleting(wanted)
         for owner in sorted(wanted):
             # Every edge has its own folder of uploads.
             await self._record_progress(owner, DeletionCounts(uploads=await self._services.uploads.remove_all(owner)))
@@ -234,34 +235,28 @@ class OwnerDeletionService:
         elif now - row.value.empty_since >= self._quiet_period:
             await self._services.assets.sweep_trash()  # DONE also means that the bytes have left the trash
             await self._update(owner, state=OwnerDeletionState.DONE, finished_at=now)
-            self._services.quotas.deleting_owners -= {owner}
+            self._services.quotas.unmark_deleting(owner)
 
     async def _record_progress(
-        self, owner: str, deleted: DeletionCounts, *, waiting_for: int | None = None, hosts: set[str] | None = None
+        self, owner: str, deleted: DeletionCounts, *, waiting_for: int | None = None, hosts: Collection[str] = ()
     ) -> DeletionCounts:
         """Add `deleted` to the report, and return it."""
-        row = await self._bus.owner_deletions.get(owner)
-        if row is None:
-            return deleted
-        pending = tuple(sorted({*row.value.hosts_pending, *(hosts or ())}))
-        waiting = row.value.waiting_for if waiting_for is None else waiting_for
-        if not deleted.is_empty or (pending, waiting) != (row.value.hosts_pending, row.value.waiting_for):
-            await self._update(owner, deleted, hosts_pending=pending, waiting_for=waiting)
+
+        def add(deletion: OwnerDeletion | None) -> OwnerDeletion | None:
+            return deletion and structs.replace(
+                deletion,
+                counts=deletion.counts + deleted,
+                hosts_pending=tuple(sorted({*deletion.hosts_pending, *hosts})),
+                waiting_for=deletion.waiting_for if waiting_for is None else waiting_for,
+            )
+
+        await update_row(self._bus.owner_deletions, owner, add)
         return deleted
 
-    async def _update(self, owner: str, deleted: DeletionCounts = DeletionCounts(), **fields: object) -> None:  # noqa: B008 - frozen
-        for _ in range(_CONFLICT_RETRIES_LIMIT):
-            row = await self._bus.owner_deletions.get(owner)
-            if row is None:
-                return
-            updated = structs.replace(row.value, counts=row.value.counts + deleted, **fields)
-            if updated == row.value:
-                return
-            try:
-                await self._bus.owner_deletions.update(owner, updated, row.revision)
-            except RevisionConflict:
-                continue
-            return
-        raise RevisionConflict(
-            f"the deletion of {owner} changed {_CONFLICT_RETRIES_LIMIT} times during one update: try again"
-        )
+    async def _update(self, owner: str, **changes: object) -> None:
+        """Set fields of the deletion, by their names in `OwnerDeletion`."""
+
+        def change(deletion: OwnerDeletion | None) -> OwnerDeletion | None:
+            return deletion and structs.replace(deletion, **changes)
+
+        await update_row(self._bus.owner_deletions, owner, change)

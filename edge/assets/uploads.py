@@ -113,7 +113,10 @@ class ExclusiveWriter:
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[WriterTurn]:
         """Hold the turn while the block runs. Raises ProblemError `upload_locked` while another request sends."""
-        await self.wait_until_free()
+        if not await self.wait_until_free():
+            raise ProblemError(
+                "upload_locked", "another request is sending to this upload: wait for it to end", retry_after_s=1
+            )
         turn = self._current = WriterTurn()
         try:
             yield turn
@@ -121,19 +124,16 @@ class ExclusiveWriter:
             self._current = None
             turn.ended.set()
 
-    async def wait_until_free(self) -> None:
-        """Wait until no request sends; preempt a silent one. Raises ProblemError `upload_locked` if one continues."""
+    async def wait_until_free(self) -> bool:
+        """Wait until no request sends, and preempt a silent one. Return False if a request continues to send."""
         turn = self._current
         if turn is None:
-            return
+            return True
         with anyio.move_on_after(WRITER_WAIT_TIMEOUT_S):
             await turn.ended.wait()
         if turn.is_silent:
             await self.preempt()
-        if self._current is not None:
-            raise ProblemError(
-                "upload_locked", "another request is sending to this upload: wait for it to end", retry_after_s=1
-            )
+        return self._current is None
 
     async def preempt(self) -> None:
         """Stop the current writer, silent or not."""
@@ -225,10 +225,8 @@ class UploadService:
         that a crash kept from becoming an asset becomes one.
         """
         entry = await self._get_upload(owner, upload_id)
-        try:
-            await entry.writer.wait_until_free()
-        except ProblemError:  # a request is sending: return what is durable so far
-            return entry.upload
+        if not await entry.writer.wait_until_free():
+            return entry.upload  # a request is sending: return what is durable so far
         async with self._exclusive(owner, upload_id) as (entry, _):
             return await self._finish(entry)
 

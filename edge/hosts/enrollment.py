@@ -8,6 +8,7 @@ from anyio import Lock
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bus.compare_and_set import update_row
 from bus.interface import Bus, BusError, RevisionConflict, RowUnreadable
 from bus.nats.users import runner_user_name
 from bus.server.host_accounts import BrokerReloadFailed, hash_password, is_password_hash, new_password
@@ -15,6 +16,7 @@ from edge.core.clock import Clock
 from edge.owners.api_keys import ApiKeyStore
 from schemas.auth import Scope
 from schemas.enrollment import EnrolledHost, JoinToken
+from schemas.power import PowerRecord
 from schemas.problems import ProblemError
 
 _log = structlog.get_logger()
@@ -74,10 +76,7 @@ class HostEnrollment:
                 await self._keys.bind(row.value.key_id, host)
             except BusError as error:  # for example a full broker; the key keeps working, for the jobs of all hosts
                 _log.error("host_key_bind_failed", host=host, error=str(error))
-            if not is_password_hash(row.value.password):
-                with suppress(RevisionConflict):  # another edge did it
-                    enrolled = replace(row.value, password=hash_password(row.value.password))
-                    await self._bus.enrolled_hosts.update(host, enrolled, row.revision)
+            await update_row(self._bus.enrolled_hosts, host, _with_password_hash)
         if self._broker_accounts is not None and rows:
             try:
                 await self._sync_broker_accounts(self._broker_accounts)
@@ -138,12 +137,12 @@ class HostEnrollment:
 
     async def _clear_power_override(self, host: str) -> None:
         """Clear the power override of a removed host: an override has no owner any more who could clear it."""
-        while True:
-            row = (await self._bus.power_records.rows()).get(host)
-            if row is None or row.value.override is None:
-                return
-            with suppress(RevisionConflict):
-                await self._bus.power_records.update(host, replace(row.value, override=None), row.revision)
+
+        def clear(record: PowerRecord | None) -> PowerRecord | None:
+            return record and replace(record, override=None)
+
+        with suppress(RowUnreadable):  # such a record has no effect, and must not keep the host from being removed
+            await update_row(self._bus.power_records, host, clear)
 
     async def _revoke_key(self, enrolled: EnrolledHost) -> None:
         with suppress(ProblemError):  # an earlier attempt may have revoked it
@@ -167,3 +166,10 @@ class HostEnrollment:
                 except BrokerReloadFailed as error:
                     raise ProblemError("unavailable", str(error)) from error
                 written = hashes
+
+
+def _with_password_hash(host: EnrolledHost | None) -> EnrolledHost | None:
+    """Return the row with a hash instead of a password; None if nothing has to change."""
+    if host is None or is_password_hash(host.password):
+        return None
+    return replace(host, password=hash_password(host.password))

@@ -2,8 +2,8 @@
 
 import base64
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from hmac import compare_digest
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import structlog
 from anyio import sleep
 from msgspec import structs
 
+from bus.compare_and_set import update_row
 from bus.interface import BusError, RevisionConflict, RowUnreadable, Table, TableRow
 from edge.core.clock import Clock, Entropy
 from schemas.auth import ApiKey, Scope, hash_secret, parse_credential
@@ -21,7 +22,6 @@ CACHE_TTL_S = 5.0  # a revoked key works at most this long at another edge
 ROTATION_GRACE = timedelta(hours=24)  # default time for which the previous secret is also accepted
 LAST_USE_INTERVAL = timedelta(minutes=5)  # minimum interval between two writes of a key's last use
 _LAST_USE_WRITE_INTERVAL_S = 60.0
-_CONFLICT_RETRIES_LIMIT = 20
 _CACHE_LIMIT = 10_000  # key ids; a client that tries many ids must not fill the memory
 _ID_BYTES = 6
 _SECRET_BYTES = 32
@@ -98,30 +98,30 @@ class ApiKeyStore:
 
     async def rotate(self, key_id: str, grace: timedelta = ROTATION_GRACE) -> IssuedApiKey:
         """Set a new secret; accept the previous one for `grace`. Raises ProblemError `not_found`; BusError."""
-        for _ in range(_CONFLICT_RETRIES_LIMIT):
-            row = await self._table.get(key_id) if is_token(key_id) else None
-            if row is None:
-                raise _key_not_found(key_id)
-            secret = self._secret()
-            key = structs.replace(
-                row.value,
+        secret, now = self._secret(), self._clock()
+
+        def rotate(key: ApiKey | None) -> ApiKey | None:
+            return key and structs.replace(
+                key,
                 secret_sha256=hash_secret(secret),
-                previous_sha256=row.value.secret_sha256 if grace else None,
-                previous_until=self._clock() + grace if grace else None,
+                previous_sha256=key.secret_sha256 if grace else None,
+                previous_until=now + grace if grace else None,
             )
-            with suppress(RevisionConflict):
-                await self._table.update(key_id, key, row.revision)
-                self._cache.pop(key_id, None)
-                return IssuedApiKey(key, f"lamp_{key_id}_{secret}")
-        raise RevisionConflict(f"the key {key_id} changed {_CONFLICT_RETRIES_LIMIT} times during one update: try again")
+
+        row = (await update_row(self._table, key_id, rotate)).row if is_token(key_id) else None
+        if row is None:
+            raise _key_not_found(key_id)
+        self._cache.pop(key_id, None)
+        return IssuedApiKey(row.value, f"lamp_{key_id}_{secret}")
 
     async def bind(self, key_id: str, host: str) -> None:
         """Restrict a host's key that an earlier release made to the jobs of `host`. Raises BusError."""
-        row = await self._read_row(key_id)
-        if row is not None and row.value.host is None:
-            with suppress(RevisionConflict):  # another edge wrote the key at the same time: the next start binds it
-                await self._table.update(key_id, structs.replace(row.value, host=host), row.revision)
-            self._cache.pop(key_id, None)
+
+        def bind(key: ApiKey | None) -> ApiKey | None:
+            return None if key is None or key.host is not None else structs.replace(key, host=host)
+
+        await update_row(self._table, key_id, bind)
+        self._cache.pop(key_id, None)
 
     async def bootstrap(self) -> IssuedApiKey | None:
         """Create the first admin key if the installation has no key; return None otherwise.
@@ -190,11 +190,7 @@ class ApiKeyStore:
         """Write the last use of each key used here, at most every LAST_USE_INTERVAL for one key. Raises BusError."""
         used, self._last_uses = self._last_uses, {}
         for key_id, at in used.items():
-            row = await self._table.get(key_id)
-            if row is None or (row.value.used_at is not None and at - row.value.used_at < LAST_USE_INTERVAL):
-                continue
-            with suppress(RevisionConflict):  # it was rotated, or another edge wrote its use
-                await self._table.update(key_id, structs.replace(row.value, used_at=at), row.revision)
+            await update_row(self._table, key_id, partial(_with_use, at=at))
 
     def _cached(self, key_id: str) -> _CachedKey | None:
         """Return the cache entry unless it is older than CACHE_TTL_S."""
@@ -217,6 +213,13 @@ class ApiKeyStore:
         except RowUnreadable as error:
             _log.error("key_unreadable", key=key_id, error=str(error))
             return None
+
+
+def _with_use(key: ApiKey | None, at: datetime) -> ApiKey | None:
+    """Return the key as used at `at`; None if it does not exist, or a use at about that time is written."""
+    if key is None or (key.used_at is not None and at - key.used_at < LAST_USE_INTERVAL):
+        return None
+    return structs.replace(key, used_at=at)
 
 
 def _key_not_found(key_id: str) -> ProblemError:

@@ -6,7 +6,7 @@ a minute and open streams are counted by each edge for itself.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from math import ceil
 from typing import Annotated
@@ -118,7 +118,7 @@ class OwnerQuotas:
         self._waiting: Counter[str] = Counter()
         self._pending_jobs: defaultdict[str, set[JobKey]] = defaultdict(set)
         self._pending_bytes: PendingBytesSource = _no_pending_bytes
-        self.deleting_owners: frozenset[str] = frozenset()
+        self._deleting_owners: frozenset[str] = frozenset()
         index.subscribe_changes(self._on_job_changes)
 
     def for_owner(self, owner: str) -> OwnerQuota:
@@ -132,10 +132,22 @@ class OwnerQuotas:
 
     def check_not_deleting(self, owner: str) -> None:
         """Check that the owner is not being deleted. Raises ProblemError `owner_deleting`."""
-        if owner in self.deleting_owners:
+        if owner in self._deleting_owners:
             raise ProblemError(
                 "owner_deleting", f"{owner} is being deleted: wait until the deletion is done, then try again"
             )
+
+    def mark_deleting(self, owner: str) -> None:
+        """Refuse the owner from now on, because the owner is being deleted."""
+        self._deleting_owners |= {owner}
+
+    def unmark_deleting(self, owner: str) -> None:
+        """Accept the owner again, because the deletion is done."""
+        self._deleting_owners -= {owner}
+
+    def set_deleting(self, owners: Collection[str]) -> None:
+        """Refuse exactly these owners, because they are being deleted."""
+        self._deleting_owners = frozenset(owners)
 
     @contextmanager
     def count_submit(self, key: JobKey, *, is_new: bool = True) -> Iterator[None]:

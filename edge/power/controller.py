@@ -13,17 +13,18 @@ import structlog
 from anyio.abc import TaskGroup
 
 from bus.interface import BusError, RevisionConflict, Table, TableRow
+from bus.notifier import Notifier
+from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import HostNotice, WakeForecast
 from edge.power import state_machine, views
 from edge.power.conditions import Stopwatch
 from edge.power.driver_calls import (
-    DEFAULT_WAKE_S,
     WAKE_LEAD_FACTOR,
     DriverPoller,
     DuePowerCall,
     PowerCallExecutor,
     PowerDependencies,
-    get_or_create_row,
+    update_record,
 )
 from edge.power.drivers.port import PowerDriver
 from edge.power.observation import DriverReport, FleetObservation, FleetObserver, HostObserver
@@ -63,7 +64,7 @@ class PowerController:
         self._online_hosts: frozenset[str] = frozenset()
         self._unconfirmed_calls: dict[str, str] = {}  # host -> id of a call whose write failed and may have been stored
         self._subscribers: set[Callable[[HostNotice], object]] = set()
-        self._tick_requested = anyio.Event()
+        self._tick_requests = Notifier()
 
     # ── readers for other services ───────────────────────────────────────────────────────────────────────────────
 
@@ -118,15 +119,12 @@ class PowerController:
                 "not_found", f"{host} has no power driver: declare it under [hosts.{host}] in the edge's settings"
             )
         override = None if want == "auto" else PowerOverride(want, until)
-        while True:
-            row = await get_or_create_row(self._table, host, self._dependencies.now)
-            record = state_machine.with_override(row.value, override)
-            try:
-                self._accept_row(host, TableRow(await self._table.update(host, record, row.revision), record))
-            except RevisionConflict:
-                continue
-            self.request_tick()
-            return record
+        row = await update_record(
+            self._table, host, self._dependencies.now, lambda record: state_machine.with_override(record, override)
+        )
+        self._accept_row(host, row)
+        self.request_tick()
+        return row.value
 
     def subscribe(self, listener: Callable[[HostNotice], object]) -> Callable[[], None]:
         """Call `listener` with every notice; return a function that ends this. `listener` must not block."""
@@ -135,7 +133,7 @@ class PowerController:
 
     def request_tick(self) -> None:
         """Start the next tick now, because something changed."""
-        self._tick_requested.set()
+        self._tick_requests.notify()
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -146,12 +144,11 @@ class PowerController:
         async with anyio.create_task_group() as tasks:
             self._poller.start(tasks)
             while True:
-                started_at = anyio.current_time()
+                started_at, requested = anyio.current_time(), self._tick_requests.next_notification()
                 await self._tick_and_call(tasks)
                 with anyio.move_on_after(self._dependencies.tick_interval_s):
-                    await self._tick_requested.wait()
+                    await requested.wait()
                 await anyio.sleep_until(started_at + MIN_TICK_GAP_S)  # no delay after a quiet time
-                self._tick_requested = anyio.Event()
 
     async def _tick_and_call(self, tasks: TaskGroup) -> None:
         try:
@@ -166,7 +163,7 @@ class PowerController:
 
     async def tick(self) -> list[DuePowerCall]:
         """Observe all hosts and write their records; return the calls to make. Raises BusError, ProblemError."""
-        rows = {host: await get_or_create_row(self._table, host, self._dependencies.now) for host in self._declared}
+        rows = {host: await self._get_or_create_row(host) for host in self._declared}
         fleet = await self._observe(rows)
         self._online_hosts = frozenset(fleet.heartbeats)
         for host, row in rows.items():
@@ -174,6 +171,9 @@ class PowerController:
         to_wake = self._host_observer.hosts_to_wake({host: row.value for host, row in rows.items()}, fleet)
         calls = [await self._decide(host, row, fleet, wake_requested=host in to_wake) for host, row in rows.items()]
         return [due for due in calls if due is not None]
+
+    async def _get_or_create_row(self, host: str) -> TableRow[PowerRecord]:
+        return await update_record(self._table, host, self._dependencies.now, lambda record: record)
 
     async def _observe(self, rows: Mapping[str, TableRow[PowerRecord]]) -> FleetObservation:
         wakes = [views.wake_median_s(row.value) or DEFAULT_WAKE_S for row in rows.values()]

@@ -5,7 +5,7 @@ host that is off. `PowerCallExecutor` makes each call that this edge has to make
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import anyio
 import structlog
@@ -13,8 +13,11 @@ from anyio import sleep
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
-from bus.interface import BusError, RevisionConflict, Table, TableRow
+from bus.compare_and_set import update_row
+from bus.interface import BusError, Table, TableRow
+from bus.notifier import Notifier
 from edge.core.clock import Clock
+from edge.core.messages import DEFAULT_WAKE_S
 from edge.power import state_machine
 from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
 from edge.power.observation import FleetObserver, current_facts, state_key
@@ -33,7 +36,6 @@ from schemas.problems import ProblemError
 POLL_INTERVAL_S = 5.0
 TICK_INTERVAL_S = 3.0
 RECORD_RETRY_DELAY_S = 1.0
-DEFAULT_WAKE_S = 120.0
 WAKE_LEAD_FACTOR = 2.0  # a scheduled job wakes its host this many usual wake times ahead
 
 CurrentRecord = Callable[[str], tuple[PowerRecord, bool] | None]
@@ -92,7 +94,7 @@ class DriverPoller:
         self._on_report = on_report
         self._interval_s = interval_s
         self._reports: dict[str, tuple[object, ReportedPower]] = {}
-        self._poll_requests = {host: anyio.Event() for host in drivers}
+        self._poll_requests = {host: Notifier() for host in drivers}
 
     def start(self, tasks: TaskGroup) -> None:
         """Start one task for each driver that can report, so that a slow driver does not delay the others."""
@@ -107,14 +109,14 @@ class DriverPoller:
 
     def poll_now(self, host: str) -> None:
         """Poll now, because the host has changed."""
-        self._poll_requests[host].set()
+        self._poll_requests[host].notify()
 
     async def _poll_forever(self, host: str) -> None:
         while True:
+            requested = self._poll_requests[host].next_notification()
             await self.poll(host)
             with anyio.move_on_after(self._interval_s):
-                await self._poll_requests[host].wait()
-            self._poll_requests[host] = anyio.Event()
+                await requested.wait()
 
     async def poll(self, host: str) -> None:
         """Poll once, unless the state needs no report."""
@@ -148,15 +150,12 @@ class DuePowerCall(NamedTuple):
     call: PowerCall
 
 
-async def get_or_create_row(table: Table[PowerRecord], host: str, now: Clock) -> TableRow[PowerRecord]:
-    """Return the host's row; create it if it does not exist. Raises BusError."""
-    while (row := await table.get(host)) is None:
-        record = state_machine.initial_record(now())
-        try:
-            return TableRow(await table.create(host, record), record)
-        except RevisionConflict:
-            continue
-    return row
+async def update_record(
+    table: Table[PowerRecord], host: str, now: Clock, change: Callable[[PowerRecord], PowerRecord]
+) -> TableRow[PowerRecord]:
+    """Change the host's record, and create it first if it does not exist; return the row. Raises BusError."""
+    updated = await update_row(table, host, lambda record: change(record or state_machine.initial_record(now())))
+    return cast("TableRow[PowerRecord]", updated.row)  # `change` returns a record, so there is a row
 
 
 class PowerCallExecutor:
@@ -185,14 +184,16 @@ class PowerCallExecutor:
             return
         if result is None:
             return
-        _log.info("power_call_finished", host=due.host, verb=due.call.verb, outcome=result.outcome, why=result.why)
+        _log.info(
+            "power_call_finished", host=due.host, verb=due.call.verb, outcome=result.outcome, error=result.why or None
+        )
         while not await self._record_result(due, result):  # noqa: ASYNC110 - no event tells that the broker is back
             await sleep(RECORD_RETRY_DELAY_S)
 
     async def _call_driver(self, due: DuePowerCall) -> PowerCallResult | None:
         """Make the call; return None if the record has another call now."""
-        row = await get_or_create_row(self._table, due.host, self._dependencies.now)
-        if row.value.call != due.call:
+        row = await self._table.get(due.host)
+        if row is None or row.value.call != due.call:
             return None
         if due.call.verb is PowerVerb.STOP and (why := await self._stop_veto(due.host, row.value)):
             return PowerCallResult(PowerCallOutcome.FAILED, why)
@@ -205,10 +206,13 @@ class PowerCallExecutor:
     async def _record_result(self, due: DuePowerCall, result: PowerCallResult) -> bool:
         """Return whether the result is written, or the record no longer waits for it."""
         try:
-            row = await get_or_create_row(self._table, due.host, self._dependencies.now)
-            record = state_machine.with_result(row.value, due.call.id, result, self._dependencies.random())
-            if record is not None:
-                await self._table.update(due.host, record, row.revision)
+            await update_row(
+                self._table,
+                due.host,
+                lambda record: (
+                    record and state_machine.with_result(record, due.call.id, result, self._dependencies.random())
+                ),
+            )
         except BusError:
             return False
         return True

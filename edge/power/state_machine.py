@@ -13,6 +13,7 @@ from edge.power import conditions
 from edge.power.budget import close_daily_on_time, close_on_interval
 from edge.power.conditions import HostFacts, PowerCase
 from edge.power.transitions import RUNNER_IN_USE, TRANSITIONS, PowerTransition
+from schemas.backoff import Backoff
 from schemas.host_config import HostConfig
 from schemas.power import (
     HISTORY_LIMIT,
@@ -27,8 +28,7 @@ from schemas.power import (
     ReportedPower,
 )
 
-BACKOFF_MIN_S = 15.0
-BACKOFF_MAX_S = 600.0
+BACKOFF = Backoff(15.0, 600.0)
 WAKE_DURATION_LIMIT_S = 3600.0  # a longer measurement is wrong: the clock jumped, or no edge was running
 
 
@@ -183,7 +183,7 @@ def with_result(record: PowerRecord, call_id: str, result: PowerCallResult, jitt
 
 def backoff_s(failed_calls: int, jitter: float) -> float:
     """Return the backoff after `failed_calls` failures: doubles from 15 s to 10 min, times 0.5 + `jitter`."""
-    return min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** min(failed_calls, 20)) * (0.5 + jitter)
+    return BACKOFF.delay_s(failed_calls) * (0.5 + jitter)
 
 
 def with_override(record: PowerRecord, override: PowerOverride | None) -> PowerRecord:

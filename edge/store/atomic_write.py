@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from bus.secret_files import fsync_folder
 from edge.store.port import AssetStoreFull, StoreBroken
 
 WRITEBACK_BYTES = 8 * 1024 * 1024  # written between two requests to start write-back
@@ -99,15 +100,6 @@ class AtomicFile:
                 os.close(self._handle)
                 self._handle = -1
             self._temp.unlink(missing_ok=True)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Fsync `folder`, which makes renames in it durable (fsync(2))."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def create_durable_folder(folder: Path) -> None:

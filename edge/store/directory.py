@@ -22,7 +22,8 @@ from pathlib import Path
 
 from anyio import CancelScope, to_thread
 
-from edge.store.atomic_write import AtomicFile, create_durable_folder, fsync_folder, map_disk_errors
+from bus.secret_files import atomic_write, fsync_folder
+from edge.store.atomic_write import AtomicFile, create_durable_folder, map_disk_errors
 from edge.store.fanout import fan_out, read_file_blocks
 from edge.store.port import BLOCK_BYTES, AssetStore, DigestMismatch, StoreBroken, StoredAsset, Survey, require_digest
 from schemas.asset import Digest
@@ -96,13 +97,7 @@ def _read_or_create_fingerprint(root: Path, new_id: Callable[[], str]) -> str:
     path = root / "fingerprint"
     with suppress(FileNotFoundError):
         return path.read_text()
-    fresh = path.with_suffix(".new")
-    with fresh.open("w") as file:
-        file.write(new_id())
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    fsync_folder(root)
+    atomic_write(path, new_id())
     return path.read_text()
 
 
@@ -200,9 +195,8 @@ class DirectoryStore(AssetStore):
     def _read_survey(self) -> Survey:
         root = self._writer.root
         with map_disk_errors():
-            disk = os.statvfs(root)
             trashed = sorted(path.name for path in (root / "trash").iterdir())
-        return Survey(self._writer.fingerprint, disk.f_bavail * disk.f_frsize, tuple(trashed))
+        return Survey(self._writer.fingerprint, tuple(trashed))
 
     def _asset_path(self, sha256: Digest) -> Path:
         require_digest(sha256)

@@ -37,7 +37,6 @@ class Survey(Struct, frozen=True):
     """
 
     fingerprint: str
-    free_bytes: int
     trashed: tuple[Digest, ...]
 
 
@@ -113,7 +112,7 @@ class BlobStore(Protocol):
         ...
 
     async def survey(self) -> Survey:
-        """Return the fingerprint, the free bytes, and the content of the trash."""
+        """Return the fingerprint and the content of the trash."""
         ...
 
 

@@ -10,7 +10,6 @@ leaves both objects, never none.
 """
 
 import hashlib
-import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -161,7 +160,7 @@ class RemoteStore(AssetStore):
         with map_remote_errors():
             found = await obstore.list(self._bucket, "trash/").collect_async()
         names = (entry["path"].rpartition("/")[2] for entry in found)
-        return Survey(self._fingerprint, sys.maxsize, tuple(sorted(names)))
+        return Survey(self._fingerprint, tuple(sorted(names)))
 
     async def presign_url(self, sha256: Digest, ttl: timedelta) -> str | None:
         if not self._can_presign:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct, field, structs
 
-from edge.store.atomic_write import WRITEBACK_BYTES, create_durable_folder, fsync_folder, map_disk_errors
+from bus.secret_files import fsync_folder
+from edge.store.atomic_write import WRITEBACK_BYTES, create_durable_folder, map_disk_errors
 from edge.store.port import BLOCK_BYTES, StoreBroken
 from schemas.asset import Digest
 from schemas.ids import Token, is_token

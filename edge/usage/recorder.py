@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
-from anyio import Event, create_task_group, sleep
+from anyio import create_task_group, sleep
 
 from bus.interface import BusError, RecordChange, UsageLog
+from bus.notifier import Notifier
 from edge.index.index import JobIndex
 from schemas.host_config import PowerPrice
 from schemas.job import Job
@@ -41,7 +42,7 @@ class UsageRecorder:
         self._prices = prices
         self._pending: deque[JobUsage] = deque()
         self._written_intervals: set[tuple[str, OnInterval]] = set()
-        self._work_available = Event()
+        self._work = Notifier()
         self.written_revision = 0
         index.subscribe_records(self._on_record_changes)
 
@@ -55,8 +56,7 @@ class UsageRecorder:
         async with create_task_group() as tasks:
             tasks.start_soon(self._record_hosts_forever)
             while True:
-                await self._work_available.wait()
-                self._work_available = Event()
+                await self._work.wait_until(lambda: bool(self._pending))
                 await self.write_pending()
 
     async def write_pending(self) -> None:
@@ -93,7 +93,7 @@ class UsageRecorder:
             if job is not None and job.status in FINAL_STATUSES and change.revision > self.written_revision:
                 self._pending.append(job_usage(job, change.revision))
         if self._pending:
-            self._work_available.set()
+            self._work.notify()
 
 
 def job_usage(job: Job, revision: int) -> JobUsage:

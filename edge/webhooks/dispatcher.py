@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import httpx
 import structlog
-from anyio import CapacityLimiter, Event, create_task_group, move_on_after, sleep
+from anyio import CapacityLimiter, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
 from msgspec import Struct, structs
 
 from bus.interface import Bus, BusError, LeasedItem, RevisionConflict, TableRow, WebhookDelivery
+from bus.notifier import Notifier
 from edge.core.clock import Clock, Entropy
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
@@ -59,7 +60,7 @@ class WebhookDispatcher:
         self._clock = clock
         self._limits = limits
         self._attempt_slots = CapacityLimiter(limits.concurrent_attempts)
-        self._work_available = Event()
+        self._work = Notifier()
         index.subscribe_changes(self._on_job_changes)
 
     async def run(self) -> None:
@@ -68,17 +69,13 @@ class WebhookDispatcher:
             tasks.start_soon(self._repeat_forever, self._enqueue_next)
             tasks.start_soon(self._repeat_forever, self._delivery_step(tasks))
 
-    def _on_job_changes(self, _steps: Sequence[RowChange]) -> None:
-        self._wake_workers()
-
-    def _wake_workers(self) -> None:
-        self._work_available.set()
-        self._work_available = Event()
+    def _on_job_changes(self, _changes: Sequence[RowChange]) -> None:
+        self._work.notify()
 
     async def _repeat_forever(self, step: Callable[[], Awaitable[bool]]) -> None:
         """Call `step` until it returns False, then wait for new work. Retry while the broker is unreachable."""
         while True:
-            work_available = self._work_available
+            work_available = self._work.next_notification()
             try:
                 has_worked = await step()
             except BusError as error:
@@ -99,7 +96,7 @@ class WebhookDispatcher:
             except BusError:
                 await leased.nak(NAK_DELAY_S)
                 raise
-            self._wake_workers()
+            self._work.notify()
         await leased.ack()
         return True
 

@@ -10,13 +10,15 @@ from email.utils import parsedate_to_datetime
 
 from msgspec import Struct
 
+from schemas.backoff import Backoff
+
 MINUTE_S, HOUR_S = 60.0, 3600.0
 RETRY_DELAYS_S = (5.0, 5 * MINUTE_S, 30 * MINUTE_S, 2 * HOUR_S, 5 * HOUR_S, 10 * HOUR_S, 14 * HOUR_S, 20 * HOUR_S)
 RETRY_JITTER = 0.2  # fraction of each delay that is added at random
 RETRY_AFTER_LIMIT_S = 24 * HOUR_S  # the longest Retry-After that is honoured
 FAILURE_THRESHOLD = 5  # consecutive attempts without a response that open the circuit
-OPEN_MIN_S = 5.0
 OPEN_MAX_S = 300.0
+OPEN_BACKOFF = Backoff(5.0, OPEN_MAX_S)
 DEFAULT_ATTEMPT_S = 0.05  # assumed duration of an attempt before one was measured
 _SMOOTHING = 0.3  # weight of the latest attempt in the moving average
 
@@ -88,7 +90,8 @@ class ReceiverCircuitBreaker:
         receiver.attempt_s += _SMOOTHING * (took_s - receiver.attempt_s)
         receiver.consecutive_failures = 0 if answered else receiver.consecutive_failures + 1
         if receiver.consecutive_failures >= FAILURE_THRESHOLD:
-            open_s = min(OPEN_MAX_S, OPEN_MIN_S * 2 ** min(receiver.consecutive_failures - FAILURE_THRESHOLD, 10))
-            receiver.open_until = self._monotonic() + open_s
+            receiver.open_until = self._monotonic() + OPEN_BACKOFF.delay_s(
+                receiver.consecutive_failures - FAILURE_THRESHOLD
+            )
         elif not receiver.active and not receiver.consecutive_failures:
             del self._receivers[name]

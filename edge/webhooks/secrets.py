@@ -1,11 +1,13 @@
 """Webhook settings, and for each owner the signing secret and the disabled receivers."""
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from msgspec import Meta, Struct, structs
 
-from bus.interface import RevisionConflict, Table, TableRow
+from bus.compare_and_set import update_row
+from bus.interface import Table
 from edge.core.clock import Clock, Entropy
 from edge.core.error_handling import translate_errors
 from edge.outbound.signature import is_secret, make_secret
@@ -14,7 +16,6 @@ from schemas.webhook import DISABLED_URL_LIMIT, WebhookConfig
 
 ROTATION_GRACE = timedelta(hours=24)  # how long the previous secret also signs
 _SECRET_BYTES = 32
-_CONFLICT_RETRIES_LIMIT = 20
 
 
 class WebhookSettings(Struct, frozen=True):
@@ -49,14 +50,7 @@ class WebhookSecretStore:
         row = await self._table.get(owner)
         if row is not None:
             return row.value
-        if self._default:
-            return self._new_config(self._default)
-        config = self._new_config(make_secret(self._entropy(_SECRET_BYTES)))
-        try:
-            await self._table.create(owner, config)
-        except RevisionConflict:  # another edge was first
-            return await self.get(owner)
-        return config
+        return self._new_config() if self._default else await self._update(owner, lambda config: config)
 
     async def rotate(self, owner: str, secret: str | None = None) -> WebhookConfig:
         """Set `secret` or a random one; the previous one also signs for ROTATION_GRACE. Raises ProblemError."""
@@ -66,38 +60,48 @@ class WebhookSecretStore:
         new_secret = secret or make_secret(self._entropy(_SECRET_BYTES))
         now = self._clock()
         with translate_errors():
-            old = (await self.get(owner)).secret
             return await self._update(
-                owner, secret=new_secret, created_at=now, previous=old, previous_until=now + ROTATION_GRACE
+                owner,
+                lambda config: structs.replace(
+                    config,
+                    secret=new_secret,
+                    created_at=now,
+                    previous=config.secret,
+                    previous_until=now + ROTATION_GRACE,
+                ),
             )
 
     async def disable_receiver(self, owner: str, url: str) -> None:
         """Stop deliveries of `owner` to a receiver that answered 410 Gone. Raises BusError."""
-        known = (await self.get(owner)).disabled_urls
-        urls = dict(sorted({**known, url: self._clock()}.items(), key=lambda item: item[1])[-DISABLED_URL_LIMIT:])
-        await self._update(owner, disabled_urls=urls)
+        now = self._clock()
+
+        def disable(config: WebhookConfig) -> WebhookConfig:
+            urls = sorted({**config.disabled_urls, url: now}.items(), key=_disabled_at)
+            return structs.replace(config, disabled_urls=dict(urls[-DISABLED_URL_LIMIT:]))
+
+        await self._update(owner, disable)
 
     async def enable_receiver(self, owner: str, url: str) -> None:
         """Resume deliveries of `owner` to `url`. Raises BusError."""
-        known = (await self.get(owner)).disabled_urls
-        if url in known:
-            await self._update(owner, disabled_urls={other: at for other, at in known.items() if other != url})
 
-    async def _update(self, owner: str, **fields: object) -> WebhookConfig:
-        for _ in range(_CONFLICT_RETRIES_LIMIT):
-            row: TableRow[WebhookConfig] | None = await self._table.get(owner)
-            changed: WebhookConfig = structs.replace(await self.get(owner) if row is None else row.value, **fields)
-            try:
-                if row is None:
-                    await self._table.create(owner, changed)
-                else:
-                    await self._table.update(owner, changed, row.revision)
-            except RevisionConflict:
-                continue
-            return changed
-        raise RevisionConflict(
-            f"the webhook settings of {owner} changed {_CONFLICT_RETRIES_LIMIT} times during one update: try again"
+        def enable(config: WebhookConfig) -> WebhookConfig:
+            urls = {other: at for other, at in config.disabled_urls.items() if other != url}
+            return structs.replace(config, disabled_urls=urls)
+
+        if url in (await self.get(owner)).disabled_urls:
+            await self._update(owner, enable)
+
+    async def _update(self, owner: str, change: Callable[[WebhookConfig], WebhookConfig]) -> WebhookConfig:
+        """Change the configuration of `owner`, and create it first if it does not exist."""
+        new = self._new_config()
+        row = (await update_row(self._table, owner, lambda config: change(config or new))).row
+        return new if row is None else row.value
+
+    def _new_config(self) -> WebhookConfig:
+        return WebhookConfig(
+            secret=self._default or make_secret(self._entropy(_SECRET_BYTES)), created_at=self._clock()
         )
 
-    def _new_config(self, secret: str) -> WebhookConfig:
-        return WebhookConfig(secret=secret, created_at=self._clock())
+
+def _disabled_at(item: tuple[str, datetime]) -> datetime:
+    return item[1]

@@ -17,12 +17,12 @@ import structlog
 from anyio import CancelScope, Event, Lock, move_on_after, open_file, to_thread
 
 from bus.interface import BusError, JobStore
+from bus.secret_files import fsync_folder
 from edge.core.clock import micros
 from edge.facades.heygem.mapping import main_video, result_name
 from edge.facades.heygem.shared_dir import TEMP_FOLDER
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
-from edge.store.atomic_write import fsync_folder
 from edge.store.port import BlobStore, StoreError
 from schemas.events import RecordUnreadable
 from schemas.ids import JobKey
