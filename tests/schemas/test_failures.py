@@ -37,12 +37,19 @@ host   never   host_fault_repeated
 SPELLED = {code: (row[0], row[1]) for row in map(str.split, BY_HAND.split("\n")) if row for code in row[2:]}
 
 
-NOT_RETRYABLE = set(
-    (
-        "bad_job bad_input unreadable_video unreadable_audio no_face multiple_faces input_too_large disk_exceeded "
-        "output_too_large execution_timeout"
-    ).split(" ")
-)
+NOT_RETRYABLE = {
+    "bad_job",
+    "bad_input",
+    "unreadable_video",
+    "unreadable_audio",
+    "no_face",
+    "multiple_faces",
+    "input_too_large",
+    "disk_exceeded",
+    "output_too_large",
+    "execution_timeout",
+    ,
+}
 
 
 def decide(subject, code, row=None):
