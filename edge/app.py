@@ -1,5 +1,9 @@
-"""The HTTP face of the edge: its routes, who may call them, and what OpenAPI says of them."""
+"""The ASGI app of one edge: routes, facades, dependencies of handlers and middleware.
 
+Start here to see which routes exist: `MODULES` lists the modules of the native API.
+"""
+
+from collections.abc import Sequence
 from typing import cast
 
 from litestar import Litestar, Router
@@ -11,8 +15,9 @@ from starlette.types import ASGIApp
 from edge.core.messages import Language, choose_language
 from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
-from edge.facades.heygem import routes as heygem
-from edge.facades.runpod import routes as runpod
+from edge.facades.heygem import routes as heygem_routes
+from edge.facades.heygem.facade import HeygemFacade
+from edge.facades.runpod import routes as runpod_routes
 from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, request_owner
 from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
 from edge.http.middleware import (
@@ -32,10 +37,10 @@ MODULES = (jobs, events, assets, uploads, webhooks, endpoints, hosts, keys, owne
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 
-# One after the other: Litestar opens a task group for dependencies that do not wait for each other, at every request,
-# which costs more than all three together.
-async def _provide_owner(request: AnyConnection, parts: ServicesDep) -> str:
-    del parts
+# Each of these three takes the one before it as a parameter. For dependencies without an order Litestar opens a task
+# group at every request, which costs more than all three together.
+async def _provide_owner(request: AnyConnection, services: ServicesDep) -> str:
+    del services
     return request_owner(request)
 
 
@@ -44,13 +49,13 @@ async def _provide_language(request: AnyConnection, owner: OwnerDep) -> Language
     return choose_language(request.headers.get("accept-language"), request.auth.language)
 
 
-async def _asker(request: AnyConnection, language: LanguageDep) -> Asker:
+async def _provide_asker(request: AnyConnection, language: LanguageDep) -> Asker:
     return Asker(language, request.auth.id)
 
 
 async def _provide_services(request: AnyConnection) -> EdgeServices:
-    parts: EdgeServices = request.app.state.parts  # a parameter `state` would be copied for every request
-    return parts
+    services: EdgeServices = request.app.state.services  # Litestar copies a parameter `state` for every request
+    return services
 
 
 async def _provide_gateway(request: AnyConnection) -> Gateway:
@@ -58,35 +63,43 @@ async def _provide_gateway(request: AnyConnection) -> Gateway:
     return gateway
 
 
-def create_app(parts: EdgeServices, gateway: Gateway) -> ASGIApp:
-    """The app over the services of one edge. It starts and stops nothing: `edge.process` does."""
-    routed = _make_litestar(parts, gateway)
-    complete_document(routed.openapi_schema)
-    app = cast("ASGIApp", routed)  # the two libraries spell the same ASGI types differently
-    return WebSocketDenialResponse(RequestBodyDrain(DefaultHeaders(app)))
+def create_app(
+    services: EdgeServices,
+    gateway: Gateway,
+    *,
+    heygem: HeygemFacade | None = None,
+    cors_origins: Sequence[str] = (),
+) -> ASGIApp:
+    """Return the app over the services of one edge. It starts and stops no task: `edge.process` does.
+
+    `heygem`: None leaves `/easy/…` out. `cors_origins`: the origins whose pages may call the API.
+    """
+    facades = [runpod_routes.make_router(), *([heygem_routes.make_router(heygem)] if heygem is not None else [])]
+    app = _make_litestar(services, gateway, facades, cors_origins)
+    complete_document(app.openapi_schema)
+    return WebSocketDenialResponse(
+        RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))
+    )  # two spellings of ASGI types
 
 
-def _facade_routers(parts: EdgeServices) -> list[Router]:
-    """Other people's protocols over HTTP."""
-    return [runpod.router(), *([heygem.router()] if parts.settings.heygem.enabled else [])]
-
-
-def _make_litestar(parts: EdgeServices, gateway: Gateway) -> Litestar:
+def _make_litestar(
+    services: EdgeServices, gateway: Gateway, facades: Sequence[Router], cors_origins: Sequence[str]
+) -> Litestar:
     return Litestar(
-        route_handlers=[*ROUTES, *_facade_routers(parts)],
-        state=State({"parts": parts, "gateway": gateway}),
+        route_handlers=[*ROUTES, *facades],
+        state=State({"services": services, "gateway": gateway}),
         middleware=[DefineMiddleware(AuthenticationMiddleware, exclude_from_auth_key=NO_AUTH)],
         dependencies={
-            "parts": Provide(_provide_services),
+            "services": Provide(_provide_services),
             "owner": Provide(_provide_owner),
             "language": Provide(_provide_language),
-            "asker": Provide(_asker),
+            "asker": Provide(_provide_asker),
             "gateway": Provide(_provide_gateway),
         },
         exception_handlers={Exception: handle_exception},
         after_exception=[store_denial_cause],
         openapi_config=make_openapi_config(),
-        cors_config=make_cors_config(parts.settings.cors.origins),
+        cors_config=make_cors_config(cors_origins),
         request_max_body_size=JSON_BODY_LIMIT_BYTES,
         logging_config=None,
     )

@@ -1,10 +1,12 @@
-"""The services of one edge, wired to each other (the composition root); `edge.process` gives them a process."""
+"""The composition root: builds every service of one edge and connects them. `edge.process` runs the result.
+
+Services receive what they need as constructor arguments, so the order in `assemble_services` is the dependency order.
+"""
 
 import os
 import random
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -20,6 +22,7 @@ from edge.core.installation import get_or_create_secret
 from edge.core.leases import Leases
 from edge.core.signed_urls import UrlSigner
 from edge.deletion import DeletionServices, OwnerDeletionService
+from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.heygem.result_export import ResultExporter
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints
 from edge.hosts.enrollment import AdvertisedAddresses, HostEnrollment
@@ -60,10 +63,18 @@ WEBHOOK_DEPENDENCIES = webhooks.WebhookDependencies(
 
 
 class HttpClients(NamedTuple):
-    """`own`: for what the operator names, power switches. `guarded`: for what clients name, under the guard."""
+    """`operator`: for URLs of the operator (power drivers). `untrusted`: for URLs of clients, with the SSRF guard."""
 
     operator: httpx.AsyncClient
     untrusted: httpx.AsyncClient
+
+
+class AssembledEdge(NamedTuple):
+    """The services of one edge, the reconciler, and the state of the HeyGem facade if it is enabled."""
+
+    services: EdgeServices
+    reconciler: Reconciler
+    heygem: HeygemFacade | None
 
 
 async def assemble_services(
@@ -71,116 +82,121 @@ async def assemble_services(
     bus: Bus,
     store: AssetStore,
     clients: HttpClients,
-    welcome: AdvertisedAddresses | None = None,
-) -> tuple[EdgeServices, Reconciler]:
-    """The services of one edge, wired. Nothing runs yet. `welcome`: what hosts that join are told, if they may."""
-    catalog = await _catalog(settings, bus)
+    addresses: AdvertisedAddresses | None = None,
+) -> AssembledEdge:
+    """Build the services of one edge. Nothing runs yet.
+
+    `addresses`: the addresses in join tokens; None if hosts cannot join.
+    """
+    endpoints = await _load_endpoint_registry(settings, bus)
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
     quotas = _make_quotas(settings, bus, index)
-    window = PublishWindow(bus.job_queue, bus.job_store, index, catalog.offered_slots, utc_now, quotas.running_limit)
+    publish_window = PublishWindow(
+        bus.job_queue, bus.job_store, index, endpoints.offered_slots, utc_now, quotas.running_limit
+    )
     assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
     leases = Leases(bus.leases, _fresh_id(), utc_now)
-    fetches = UrlInputFetcher(
+    url_fetcher = UrlInputFetcher(
         bus, assets, leases, clients.untrusted, settings.outbound, utc_now, FetchBackoff(random.random)
     )
-    supply = InputWaiter(bus.job_store, assets, fetches, index, window, utc_now)
-    hosts = HostRegistry(bus, catalog, utc_now, index.queue_ranks.count_pending)
-    secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
-    signer = UrlSigner(secret, utc_now, settings.urls)
-    keys = ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic)
-    gate = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
-    admission = Admission(gate, catalog, assets, AllowList(settings.outbound.allow), utc_now, os.urandom, quotas)
-    relays = RelayHub(_fresh_id)
+    input_waiter = InputWaiter(bus.job_store, assets, url_fetcher, index, publish_window, utc_now)
+    hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
+    signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
+    url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
+    api_keys = ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic)
+    readiness = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
+    admission = Admission(readiness, endpoints, assets, AllowList(settings.outbound.allow), utc_now, os.urandom, quotas)
+    relay_hub = RelayHub(_fresh_id)
     power = _make_power_controller(
-        settings, FleetObserver(bus, index, hosts, catalog, utc_now), bus, clients.operator, relays
+        settings, FleetObserver(bus, index, hosts, endpoints, utc_now), bus, clients.operator, relay_hub
     )
-    wait_reasons = WaitReasons(hosts, catalog, power, utc_now)
-    eta = EtaEstimator(index, wait_reasons, catalog, utc_now)
-    viewer = JobViewBuilder(bus.feed, index, window, wait_reasons, eta, signer.sign_url)
-    intake = JobService(bus, gate, admission, assets, index, window, utc_now, os.urandom)
+    wait_reasons = WaitReasons(hosts, endpoints, power, utc_now)
+    eta = EtaEstimator(index, wait_reasons, endpoints, utc_now)
+    job_views = JobViewBuilder(bus.feed, index, publish_window, wait_reasons, eta, url_signer.sign_url)
+    job_service = JobService(bus, readiness, admission, assets, index, publish_window, utc_now, os.urandom)
     uploads = _make_uploads(settings, assets, quotas)
-    reach = DeletionServices(
-        bus=bus, job_service=intake, assets=assets, uploads=uploads, keys=keys, index=index, quotas=quotas
+    deletion_services = DeletionServices(
+        bus=bus, job_service=job_service, assets=assets, uploads=uploads, keys=api_keys, index=index, quotas=quotas
     )
-    parts = EdgeServices(
-        settings=settings,
+    services = EdgeServices(
         bus=bus,
         store=store,
         assets=assets,
         uploads=uploads,
-        endpoints=catalog,
+        endpoints=endpoints,
         index=index,
-        publish_window=window,
-        readiness=gate,
-        input_waiter=supply,
-        url_fetcher=fetches,
+        publish_window=publish_window,
+        readiness=readiness,
+        input_waiter=input_waiter,
+        url_fetcher=url_fetcher,
         webhooks=webhooks.build_webhooks(
-            bus, index, viewer, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES
+            bus, index, job_views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES
         ),
-        jobs=intake,
-        event_streams=EventStreams(bus, viewer, hosts),
-        job_views=viewer,
+        jobs=job_service,
+        event_streams=EventStreams(bus, job_views, hosts),
+        job_views=job_views,
         hosts=hosts,
         wait_reasons=wait_reasons,
-        api_keys=keys,
-        tokens=TokenIssuer(secret, keys.get, utc_now),
-        url_signer=signer,
-        result_export=ResultExporter(_heygem_dir(settings), settings.data / "placing", bus.job_store, store, index),
-        enrollment=HostEnrollment(bus, keys, _broker_user_admin(settings), welcome, utc_now),
-        owner_deletions=OwnerDeletionService(reach, leases, utc_now, settings.trash),
+        api_keys=api_keys,
+        tokens=TokenIssuer(signing_secret, api_keys.get, utc_now),
+        url_signer=url_signer,
+        enrollment=HostEnrollment(bus, api_keys, _make_host_accounts(settings), addresses, utc_now),
+        owner_deletions=OwnerDeletionService(deletion_services, leases, utc_now, settings.trash),
         quotas=quotas,
         power=power,
         usage_reports=UsageReports(bus.usage_log, power.records, settings.prices, utc_now),
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
-        relay_hub=relays,
+        relay_hub=relay_hub,
         audit=AuditLog(bus.audit_log, utc_now, os.urandom),
         trusted_proxies=TrustedProxies(settings.server.proxies),
         form_dir=settings.data / "forms",
         stream_limits=StreamLimiter(
             "event streams", settings.server.streams_per_key, settings.server.streams_per_owner
         ),
-        socket_limits=StreamLimiter(
-            "gateway sockets", settings.server.sockets_per_key, settings.server.sockets_per_owner
-        ),
     )
-    await _connect(parts)
-    return parts, Reconciler(_make_reconcile_context(settings, parts), period_s=settings.reconcile_every_s)
+    await _connect(services)
+    reconciler = Reconciler(_make_reconcile_context(settings, services), period_s=settings.reconcile_every_s)
+    return AssembledEdge(services, reconciler, _make_heygem(settings, bus, store, index))
 
 
-async def _catalog(settings: EdgeSettings, bus: Bus) -> EndpointRegistry:
-    """What the broker's bucket offers, and the endpoints that the settings name."""
-    catalog = EndpointRegistry(
+async def _load_endpoint_registry(settings: EdgeSettings, bus: Bus) -> EndpointRegistry:
+    """Load the endpoints in the folders of the settings, and those that hosts offer in the broker's bucket."""
+    endpoints = EndpointRegistry(
         bus, tuple(endpoint for folder in settings.endpoints for endpoint in load_endpoints(folder))
     )
-    await catalog.refresh()
-    return catalog
+    await endpoints.refresh()
+    return endpoints
 
 
-async def _connect(parts: EdgeServices) -> None:
-    """Make the folder of forms, read the books, and connect the services that ask or tell one another."""
-    parts.form_dir.mkdir(mode=0o700, exist_ok=True)
-    await parts.usage_recorder.load_position()
-    parts.power.subscribe(parts.hosts.notify)
+async def _connect(services: EdgeServices) -> None:
+    """Create the folder of forms, load the usage position, and register the callbacks between services."""
+    services.form_dir.mkdir(mode=0o700, exist_ok=True)
+    await services.usage_recorder.load_position()
+    services.power.subscribe(services.hosts.notify)
 
 
 def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex) -> OwnerQuotas:
-    own = {owner: one.quotas for owner, one in settings.owners.items()}
-    return OwnerQuotas(settings.quotas, own, index, bus.asset_references, time.monotonic)
+    overrides = {owner: one.quotas for owner, one in settings.owners.items()}
+    return OwnerQuotas(settings.quotas, overrides, index, bus.asset_references, time.monotonic)
 
 
 def _make_uploads(settings: EdgeSettings, assets: AssetService, quotas: OwnerQuotas) -> UploadService:
-    partials = UploadStateStore(settings.data / "uploads")
+    states = UploadStateStore(settings.data / "uploads")
     limit = settings.max_asset_bytes
-    uploads = UploadService(partials, assets, utc_now, os.urandom, settings.uploads, limit, quotas)
+    uploads = UploadService(states, assets, utc_now, os.urandom, settings.uploads, limit, quotas)
     quotas.set_pending_bytes_source(uploads.pending_bytes)
     return uploads
 
 
-def _heygem_dir(settings: EdgeSettings) -> Path | None:
-    return settings.heygem.data_root if settings.heygem.enabled else None
+def _make_heygem(settings: EdgeSettings, bus: Bus, store: AssetStore, index: JobIndex) -> HeygemFacade | None:
+    heygem = settings.heygem
+    if not heygem.enabled:
+        return None
+    exporter = ResultExporter(heygem.data_root, settings.data / "placing", bus.job_store, store, index)
+    return HeygemFacade(heygem, exporter)
 
 
-def _broker_user_admin(settings: EdgeSettings) -> HostAccounts | None:
+def _make_host_accounts(settings: EdgeSettings) -> HostAccounts | None:
     enrollment = settings.enrollment
     if not (enrollment.nats_conf_dir and enrollment.reload_command):
         return None
@@ -188,13 +204,19 @@ def _broker_user_admin(settings: EdgeSettings) -> HostAccounts | None:
 
 
 def _make_power_controller(
-    settings: EdgeSettings, sight: FleetObserver, bus: Bus, client: httpx.AsyncClient, relays: RelayHub
+    settings: EdgeSettings, observer: FleetObserver, bus: Bus, client: httpx.AsyncClient, relay_hub: RelayHub
 ) -> PowerController:
-    """The controller of the declared hosts. Raises DriverMissing."""
-    means = drivers.DriverDependencies(client=client, environ=os.environ, now=utc_now, new_id=_fresh_id, relay=relays)
-    chance = PowerDependencies(now=utc_now, monotonic=time.monotonic, new_id=_fresh_id, random=random.random)
+    """Build the controller of the declared hosts. Raises DriverMissing."""
+    driver_dependencies = drivers.DriverDependencies(
+        client=client, environ=os.environ, now=utc_now, new_id=_fresh_id, relay=relay_hub
+    )
+    dependencies = PowerDependencies(now=utc_now, monotonic=time.monotonic, new_id=_fresh_id, random=random.random)
     return PowerController(
-        bus.power_records, sight, settings.hosts, drivers.build_drivers(settings.hosts, means), chance
+        bus.power_records,
+        observer,
+        settings.hosts,
+        drivers.build_drivers(settings.hosts, driver_dependencies),
+        dependencies,
     )
 
 
@@ -202,42 +224,44 @@ def _fresh_id() -> str:
     return os.urandom(8).hex()
 
 
-def _make_reconcile_context(settings: EdgeSettings, parts: EdgeServices) -> ReconcileContext:
-    rules = ReconcilePolicy(
+def _make_reconcile_context(settings: EdgeSettings, services: EdgeServices) -> ReconcileContext:
+    policy = ReconcilePolicy(
         low_max_wait=timedelta(seconds=settings.low_max_wait_s), retention=timedelta(days=settings.retention_days)
     )
     return ReconcileContext(
-        bus=parts.bus,
-        index=parts.index,
-        publish_window=parts.publish_window,
-        hosts=parts.hosts,
-        assets=parts.assets,
-        input_waiter=parts.input_waiter,
+        bus=services.bus,
+        index=services.index,
+        publish_window=services.publish_window,
+        hosts=services.hosts,
+        assets=services.assets,
+        input_waiter=services.input_waiter,
         now=utc_now,
-        index_check_timer=IntervalTimer(rules.check_interval, utc_now()),
-        orphan_timer=IntervalTimer(rules.check_interval, utc_now()),
-        power_probe=parts.power,
-        policy=rules,
+        index_check_timer=IntervalTimer(policy.check_interval, utc_now()),
+        orphan_timer=IntervalTimer(policy.check_interval, utc_now()),
+        power_probe=services.power,
+        policy=policy,
     )
 
 
-def start_tasks(tasks: TaskGroup, parts: EdgeServices, reconciler: Reconciler) -> None:
-    """Start everything that runs beside the requests."""
-    runs = (
-        parts.index.run,
-        parts.uploads.run,
-        parts.publish_window.run,
-        parts.hosts.run,
-        parts.event_streams.run,
-        parts.url_fetcher.run,
-        parts.input_waiter.run,
-        parts.webhooks.dispatcher.run,
-        parts.result_export.run,
-        parts.power.run,
-        parts.usage_recorder.run,
-        parts.api_keys.run,
-        parts.owner_deletions.run,
-        reconciler.run,
-    )
+def start_tasks(tasks: TaskGroup, edge: AssembledEdge) -> None:
+    """Start the background tasks of every service. They run until `tasks` is cancelled."""
+    services = edge.services
+    runs = [
+        services.index.run,
+        services.uploads.run,
+        services.publish_window.run,
+        services.hosts.run,
+        services.event_streams.run,
+        services.url_fetcher.run,
+        services.input_waiter.run,
+        services.webhooks.dispatcher.run,
+        services.power.run,
+        services.usage_recorder.run,
+        services.api_keys.run,
+        services.owner_deletions.run,
+        edge.reconciler.run,
+    ]
+    if edge.heygem is not None:
+        runs.append(edge.heygem.result_exporter.run)
     for run in runs:
         tasks.start_soon(run)

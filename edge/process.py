@@ -1,4 +1,7 @@
-"""One edge process: the services are made, their tasks run, and HTTP is served until the signal."""
+"""One edge process: listening sockets, services and their tasks, and HTTP until a signal.
+
+Start here to follow a start and a shutdown: `serve` is called by `lamplighter edge` and `lamplighter up`.
+"""
 
 import gc
 import signal
@@ -19,65 +22,76 @@ from edge.app import create_app
 from edge.container import HttpClients, assemble_services, start_tasks
 from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
-from edge.facades.gateway.gateway import run_gateway
+from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.facades.heygem.auth import KeylessPort
+from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
 from edge.hosts.enrollment import AdvertisedAddresses
 from edge.http.dependencies import EdgeServices
 from edge.outbound import ssrf_guard
 from edge.outbound.url_policy import AllowList
 from edge.server.bounded_server import make_server, make_server_context
-from edge.settings import EdgeSettings, HeygemSettings
+from edge.settings import EdgeSettings
 from edge.store.factory import open_store
 from edge.tls import advertised_addresses, public_certificate
 from schemas.environment import bypass_proxies_for_loopback
 from schemas.installation import BY_EDGE
 
 LAST_PUBLISHES_TIMEOUT_S = 2.0
-ACCEPT_BACKLOG = 1024  # connections that wait to be accepted
+ACCEPT_BACKLOG = 1024  # connections that the kernel queues before accept
+
 log = structlog.get_logger()
 
 
 class EdgeStartError(Exception):
-    """The edge cannot start as it is set up; the message says what to change."""
+    """The settings keep the edge from starting; the message says what to change."""
 
 
 async def serve(settings: EdgeSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
-    Raises CannotServe, EndpointInvalid, StoreError, and BusError when the broker cannot be reached at start.
+    Raises EdgeStartError, EndpointInvalid, StoreError, and BusError when the broker cannot be reached at start.
     """
     try:
         make_private_folder(settings.data)
     except OSError as error:
         raise EdgeStartError(
-            f"the data folder {settings.data} cannot be made ({error.strerror}): choose another"
+            f"the data folder {settings.data} cannot be created ({error.strerror}): choose another with LAMPLIGHTER_DATA"
         ) from error
     listening = _listen(settings)
-    # What the socket says counts: one that was handed down may hear more than `bind`.
+    # A socket from a parent process may be bound to another address than `bind`.
     settings = structs.replace(settings, bind=listening.getsockname()[0])
-    tls, told = await anyio.to_thread.run_sync(_load_public_tls, settings)
+    tls, addresses = await anyio.to_thread.run_sync(_load_public_tls, settings)
     public = _listen_public(settings.public.listen) if settings.public.listen else None
     keyless = _listen_keyless(settings.heygem)
-    async with _running_services(settings, told) as parts, run_gateway(parts) as gateway:
-        first = await parts.api_keys.bootstrap()
+    async with (
+        _running_services(settings, addresses) as (services, heygem),
+        run_gateway(
+            services,
+            GatewayLimits(
+                sockets_per_key=settings.server.sockets_per_key, sockets_per_owner=settings.server.sockets_per_owner
+            ),
+            heygem_endpoint=settings.heygem.endpoint,
+        ) as gateway,
+    ):
+        first = await services.api_keys.bootstrap()
         if first is not None:
-            await parts.audit.key_made_at_start(first.key, BY_EDGE)
+            await services.audit.key_made_at_start(first.key, BY_EDGE)
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
-        app = create_app(parts, gateway)
-        shared = make_server_context(settings.server, parts.client_events)
-        servers = [(make_server(app, shared), listening)]
+        app = create_app(services, gateway, heygem=heygem, cors_origins=settings.cors.origins)
+        context = make_server_context(settings.server, services.client_events)
+        servers = [(make_server(app, context), listening)]
         if public is not None:
-            pinned = told is not None and told.edge_pin is not None
-            servers.append((make_server(app, shared, tls, pinned=pinned), public))
+            pinned = addresses is not None and addresses.edge_pin is not None
+            servers.append((make_server(app, context, tls, pinned=pinned), public))
         if keyless is not None:
-            servers.append((make_server(KeylessPort(app), shared), keyless))
+            servers.append((make_server(KeylessPort(app), context), keyless))
         gc.collect()
-        gc.freeze()  # full collections pass over what the start made: they took 0.1 to 0.2 s, while nobody was served
+        gc.freeze()  # full collections blocked the event loop for 0.1 to 0.2 s
         await _serve_http(servers, settings)
 
 
 def _listen(settings: EdgeSettings) -> socket.socket:
-    """The socket a parent handed down, or our own. Taken before anything else is started."""
+    """Return the socket of a parent process, or bind our own. Runs before anything else starts."""
     if settings.fd is not None:
         return socket.socket(fileno=settings.fd)
     return _bind_socket(settings.bind, settings.port, "LAMPLIGHTER_BIND or LAMPLIGHTER_PORT")
@@ -88,21 +102,19 @@ def _load_public_tls(settings: EdgeSettings) -> tuple[TlsFiles | None, Advertise
         tls = public_certificate(settings, utc_now())
         return tls, advertised_addresses(settings, tls)
     except (OSError, ValueError) as error:
-        raise EdgeStartError(
-            f"the certificate cannot be read ({error}): correct cert and key under [public]"
-        ) from error
+        raise EdgeStartError(f"the certificate cannot be read ({error}): correct cert and key in [public]") from error
 
 
-def _listen_public(place: str) -> socket.socket:
-    host, _, port = place.rpartition(":")
+def _listen_public(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
     if not port.isdecimal():
-        raise EdgeStartError(f"public.listen is {place!r}: write address:port, as in 0.0.0.0:8443")
+        raise EdgeStartError(f"public.listen is {address!r}: write address:port, as in 0.0.0.0:8443")
     return _bind_socket(host.strip("[]"), int(port), "public.listen")
 
 
 def _listen_keyless(heygem: HeygemSettings) -> socket.socket | None:
-    wanted = heygem.keyless_port if heygem.enabled else 0
-    return _bind_socket("127.0.0.1", wanted, "heygem.keyless_port") if wanted else None
+    port = heygem.keyless_port if heygem.enabled else 0
+    return _bind_socket("127.0.0.1", port, "heygem.keyless_port") if port else None
 
 
 def _bind_socket(host: str, port: int, setting: str) -> socket.socket:
@@ -110,48 +122,51 @@ def _bind_socket(host: str, port: int, setting: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=ACCEPT_BACKLOG)
     except OSError as error:
-        why = f"{host} port {port} cannot be had ({error.strerror})"
-        raise EdgeStartError(f"{why}: choose another with {setting}") from error
+        reason = f"{host} port {port} cannot be opened ({error.strerror})"
+        raise EdgeStartError(f"{reason}: choose another with {setting}") from error
 
 
 @asynccontextmanager
-async def _running_services(settings: EdgeSettings, told: AdvertisedAddresses | None) -> AsyncIterator[EdgeServices]:
+async def _running_services(
+    settings: EdgeSettings, addresses: AdvertisedAddresses | None
+) -> AsyncIterator[tuple[EdgeServices, HeygemFacade | None]]:
+    """Run all services for the duration of the block."""
     async with (
         open_edge(settings.broker) as bus,
         open_store(settings.store, settings.data) as store,
-        httpx.AsyncClient(mounts=bypass_proxies_for_loopback()) as client,
-        ssrf_guard.guarded_client(AllowList(settings.outbound.allow)) as outside,
+        httpx.AsyncClient(mounts=bypass_proxies_for_loopback()) as operator,
+        ssrf_guard.guarded_client(AllowList(settings.outbound.allow)) as untrusted,
     ):
         survey = await store.survey()
         await check_store_fingerprint(
             bus.installation_constants, survey.fingerprint, utc_now, replace=settings.store.replace
         )
-        parts, reconciler = await assemble_services(settings, bus, store, HttpClients(client, outside), told)
-        await parts.enrollment.start()
+        edge = await assemble_services(settings, bus, store, HttpClients(operator, untrusted), addresses)
+        await edge.services.enrollment.start()
         async with anyio.create_task_group() as tasks:
-            start_tasks(tasks, parts, reconciler)
-            yield parts
+            start_tasks(tasks, edge)
+            yield edge.services, edge.heygem
             with anyio.move_on_after(LAST_PUBLISHES_TIMEOUT_S):
-                await parts.publish_window.wait_until_idle()
+                await edge.services.publish_window.wait_until_idle()
             tasks.cancel_scope.cancel()
 
 
 async def _serve_http(servers: Sequence[tuple[uvicorn.Server, socket.socket]], settings: EdgeSettings) -> None:
-    """Serve on every socket until the signal; a second one cuts what is still open."""
+    """Serve on every socket until a signal. A second signal closes open connections at once."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with anyio.create_task_group() as beside:
-            beside.start_soon(_stop_on_signals, signals, [one for one, _ in servers])
+        async with anyio.create_task_group() as background:
+            background.start_soon(_stop_on_signals, signals, [server for server, _ in servers])
             async with anyio.create_task_group() as serving:
-                for one, listening in servers:
+                for server, listening in servers:
                     address, port, *_ = listening.getsockname()
-                    tls = one.config.is_ssl
+                    tls = server.config.is_ssl
                     log.info("serving", bind=address, port=port, data=str(settings.data), tls=tls)
-                    serving.start_soon(one.serve, [listening])
-            beside.cancel_scope.cancel()
+                    serving.start_soon(server.serve, [listening])
+            background.cancel_scope.cancel()
 
 
 async def _stop_on_signals(signals: AsyncIterator[signal.Signals], servers: Sequence[uvicorn.Server]) -> None:
     async for _ in signals:
-        for one in servers:
-            one.force_exit = one.should_exit
-            one.should_exit = True
+        for server in servers:
+            server.force_exit = server.should_exit
+            server.should_exit = True

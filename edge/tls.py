@@ -1,7 +1,8 @@
-"""The certificate that other machines meet here: the owner's, or one made once and kept.
+"""The certificate that the edge serves to other machines, and the addresses in join tokens.
 
-A made one is its own authority for nobody else (`ca` false), EC P-256, and lives ten years: hosts trust its very bytes,
-so to renew it is to let every host join anew.
+The operator names a certificate, or the edge creates one and keeps it. A created certificate is EC P-256, valid for ten
+years, and signs no other certificate (`ca` is false). Hosts pin its exact bytes, so after a renewal every host must
+enroll again.
 """
 
 import ipaddress
@@ -21,11 +22,40 @@ from edge.hosts.enrollment import AdvertisedAddresses
 from edge.settings import EdgeSettings, PublicSettings
 
 CERTIFICATE_LIFETIME = timedelta(days=3650)
-NOT_BEFORE_SKEW = timedelta(days=1)  # a host whose clock is behind must not wait for it to begin
+NOT_BEFORE_SKEW = timedelta(days=1)  # the clock of a host may be behind ours
+
+
+def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None:
+    """Return the certificate to serve: the operator's, or one created once in `data`/tls. None without HTTPS."""
+    public = settings.public
+    if public.cert and public.key:
+        return TlsFiles(public.cert, public.key)
+    return load_or_create_certificate(settings.data / "tls", public.names, now) if public.listen else None
+
+
+def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
+    """Return the addresses and pins for join tokens; None if hosts cannot join.
+
+    Blocking. Raises OSError when a certificate cannot be read.
+    """
+    public = settings.public
+    if not (public.url and public.broker and settings.enrollment.nats_conf_dir):
+        return None
+    edge_pin = _certificate_pin(public, public.url, tls.cert if tls else None)
+    broker_pin = _certificate_pin(public, public.broker, public.broker_cert or (tls.cert if tls else None))
+    return AdvertisedAddresses(edge=public.url, broker=public.broker, edge_pin=edge_pin, broker_pin=broker_pin)
+
+
+def _certificate_pin(public: PublicSettings, url: str, cert: Path | None) -> str | None:
+    uses_tls = url.startswith(("https:", "tls:"))
+    return compute_fingerprint(cert.read_text()) if public.pin and uses_tls and cert else None
 
 
 def load_or_create_certificate(folder: Path, names: Sequence[str], now: datetime) -> TlsFiles:
-    """The certificate and key in `folder`, made for `names` (host names and addresses) if there are none. Blocking."""
+    """Return the certificate and key in `folder`, and create them for `names` if they do not exist. Blocking.
+
+    `names`: host names and IP addresses.
+    """
     files = TlsFiles(folder / "cert.pem", folder / "key.pem")
     if not files.cert.exists() or not files.key.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,30 +90,3 @@ def _general_name(text: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:
         return x509.DNSName(text)
-
-
-# MERGED edge/public.py: The way in from other machines: the certificate they meet, and what a host that joins is told
-# of us.
-
-
-def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None:
-    """The certificate to serve with: the owner's, else one that is made once, in `data`/tls; None: not asked for."""
-    public = settings.public
-    if public.cert and public.key:
-        return TlsFiles(public.cert, public.key)
-    return load_or_create_certificate(settings.data / "tls", public.names, now) if public.listen else None
-
-
-def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
-    """What tokens say of us; None: hosts cannot join. Blocking; OSError when a certificate cannot be read."""
-    public = settings.public
-    if not (public.url and public.broker and settings.enrollment.nats_conf_dir):
-        return None
-    edge_pin = _certificate_pin(public, public.url, tls.cert if tls else None)
-    broker_pin = _certificate_pin(public, public.broker, public.broker_cert or (tls.cert if tls else None))
-    return AdvertisedAddresses(edge=public.url, broker=public.broker, edge_pin=edge_pin, broker_pin=broker_pin)
-
-
-def _certificate_pin(public: PublicSettings, url: str, cert: Path | None) -> str | None:
-    secured = url.startswith(("https:", "tls:"))
-    return compute_fingerprint(cert.read_text()) if public.pin and secured and cert else None

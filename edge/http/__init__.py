@@ -1,0 +1,7 @@
+"""The HTTP API: routes, authentication, request bodies, responses and the OpenAPI document.
+
+Start with `routes/jobs.submit_job`. A request passes `middleware`, then `auth`, then a handler in `routes`. Handlers
+receive the services of the edge from `dependencies`, read bodies with `request_body`, and send files with `responses`.
+An exception becomes an RFC 9457 document in `problems`. `openapi` completes the document that Litestar derives.
+Only `edge.server`, `edge.facades` and the composition root (`edge.app`, `edge.container`, `edge.process`) import it.
+"""

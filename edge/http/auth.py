@@ -1,4 +1,4 @@
-"""Who calls: the key of a request, and the owner whose things it may touch."""
+"""Authenticate requests: the key of a request, its scopes, and the owner that it acts for."""
 
 from typing import Any
 
@@ -19,96 +19,98 @@ from schemas.problems import ProblemError
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
-NO_AUTH = "open"  # the opt of a route that asks for no key
-FOR_JOBS = "for_jobs"  # the opt of a route where a key with the scope runner may name another owner
-WS_UNAUTHORIZED_CODE = 4401  # the close code of a WebSocket whose key is none, or none any more
-KEY_REVOKED_REASON = (
-    "the key is no longer valid: come again with another"  # the reason beside it, where it was valid before
-)
+NO_AUTH = "open"  # opt of a route that needs no key
+FOR_JOBS = "for_jobs"  # opt of a route where a key with the scope runner may name another owner
+WS_UNAUTHORIZED_CODE = 4401  # close code for a missing, invalid or revoked key
+KEY_REVOKED_REASON = "the key is no longer valid: connect again with another key"
 _SAFE_METHODS = ("GET", "HEAD")
 
 
 def read_credential(connection: AnyConnection) -> str | None:
-    """The key or token as sent: `Authorization: Bearer …`, `X-API-Key` or `?token=`."""
+    """Return the key or token of the request, from `Authorization: Bearer …`, `X-API-Key` or `?token=`."""
     scheme, _, credential = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credential:
         return credential.strip()
     if not credential and parse_credential(scheme):
-        return scheme  # the key alone, as RunPod's documents show it too
+        return scheme  # the key without a scheme, as in RunPod's documentation
     return connection.headers.get("x-api-key") or connection.query_params.get("token")
 
 
-async def authenticate(parts: EdgeServices, text: str) -> ApiKey | None:
-    """The key that `text` is, or what of it the token `text` may do; None for a stranger's. Raises BusError."""
-    return await (parts.tokens.verify(text) if text.startswith(TOKEN_PREFIX) else parts.api_keys.authenticate(text))
+async def authenticate(services: EdgeServices, text: str) -> ApiKey | None:
+    """Return the key that `text` is, or the key of a token with its scopes. None if invalid. Raises BusError."""
+    return await (
+        services.tokens.verify(text) if text.startswith(TOKEN_PREFIX) else services.api_keys.authenticate(text)
+    )
 
 
-async def is_still_valid(parts: EdgeServices, key: ApiKey, text: str) -> bool:
-    """Whether what was sent as `text`, and then was `key`, has not been revoked since. Raises BusError.
+async def is_still_valid(services: EdgeServices, key: ApiKey, text: str) -> bool:
+    """Return whether `key`, which was sent as `text`, is still valid. Raises BusError.
 
-    For streams and sockets, which outlive their request. A token opens them, and need not outlive them.
+    Event streams and sockets call this again and again. A stream may outlive its token, but not the token's key.
     """
     if text.startswith(TOKEN_PREFIX):
-        return await parts.api_keys.get(key.id) is not None
-    return await authenticate(parts, text) is not None
+        return await services.api_keys.get(key.id) is not None
+    return await authenticate(services, text) is not None
 
 
-def read_client_address(connection: AnyConnection, parts: EdgeServices) -> str:
-    """The address that the request came from, as a trusted proxy says it or as the connection has it."""
+def read_client_address(connection: AnyConnection, services: EdgeServices) -> str:
+    """Return the address of the client: from a trusted proxy's header, or else from the connection."""
     peer = connection.client.host if connection.client else ""
-    return parts.trusted_proxies.client_address(peer, connection.headers.get("x-forwarded-for"))
+    return services.trusted_proxies.client_address(peer, connection.headers.get("x-forwarded-for"))
 
 
-async def authenticate_throttled(connection: AnyConnection, parts: EdgeServices, text: str) -> ApiKey | None:
-    """As `known`. A failure is logged, and an address that fails often waits for its answer. Raises BusError."""
-    key = await authenticate(parts, text)
+async def authenticate_throttled(connection: AnyConnection, services: EdgeServices, text: str) -> ApiKey | None:
+    """Authenticate as `authenticate` does, log failures, and delay addresses that fail often. Raises BusError."""
+    key = await authenticate(services, text)
     if key is None:
-        client = read_client_address(connection, parts)
+        client = read_client_address(connection, services)
         credential = parse_credential(text)
-        parts.client_events.log("authentication_failed", client, key_id=credential.id if credential else "")
-        if client not in parts.trusted_proxies:
-            await sleep(parts.auth_failures.count_failure(client))
+        services.client_events.log("authentication_failed", client, key_id=credential.id if credential else "")
+        if client not in services.trusted_proxies:
+            await sleep(services.auth_failures.count_failure(client))
     return key
 
 
 async def record_audit_event(
-    request: AnyConnection, parts: EdgeServices, action: AuditAction, subject: str, **of_key: Any
+    request: AnyConnection, services: EdgeServices, action: AuditAction, subject: str, **of_key: Any
 ) -> None:
-    """Keep in the audit trail what the request's key did to `subject`; `of_key`: owner and scopes of a key."""
-    await parts.audit.record(action, subject, by=request.auth.id, client=read_client_address(request, parts), **of_key)
+    """Record in the audit log what the request's key did to `subject`. `of_key`: owner and scopes of that key."""
+    await services.audit.record(
+        action, subject, by=request.auth.id, client=read_client_address(request, services), **of_key
+    )
 
 
-async def _authenticate_signed_url(connection: AnyConnection, parts: EdgeServices) -> ApiKey | None:
-    """Whom a signed URL speaks for; None also where the key that it was made for is no more. Raises BusError.
+async def _authenticate_signed_url(connection: AnyConnection, services: EdgeServices) -> ApiKey | None:
+    """Return the key that a signed URL stands for; None without a valid signature or if that key was revoked.
 
-    Asked before the key: the URL works for whoever has it, with another's key too.
+    Checked before a key in the headers: a signed URL also works with the key of another owner. Raises BusError.
     """
     if SIGNATURE_PARAMETER not in connection.query_params or connection.scope.get("method") not in _SAFE_METHODS:
         return None
-    bearer = parts.url_signer.key_for_url(connection.scope["path"], connection.query_params)
-    if bearer is None or bearer.id == NO_KEY:
-        return bearer
-    return bearer if await parts.api_keys.get(bearer.id) is not None else None
+    key = services.url_signer.key_for_url(connection.scope["path"], connection.query_params)
+    if key is None or key.id == NO_KEY:
+        return key
+    return key if await services.api_keys.get(key.id) is not None else None
 
 
 class AuthenticationMiddleware(AbstractAuthenticationMiddleware):
-    """Refuses what carries no valid key, token or signature; `request.auth` is the ApiKey afterwards."""
+    """Rejects requests without a valid key, token or signature, and sets `request.auth` to the ApiKey."""
 
     async def authenticate_request(self, connection: AnyConnection) -> AuthenticationResult:
-        parts: EdgeServices = connection.app.state.parts
+        services: EdgeServices = connection.app.state.services
         with translate_errors():
-            key = await _authenticate_signed_url(connection, parts)
+            key = await _authenticate_signed_url(connection, services)
             if key is None and (text := read_credential(connection)):
-                key = await authenticate_throttled(connection, parts, text)
+                key = await authenticate_throttled(connection, services, text)
         if key is None:
             raise ProblemError("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")
         return AuthenticationResult(user=key.owner, auth=key)
 
 
 def require_scope(scope: Scope, *, or_runner: bool = False) -> Guard:
-    """A guard that lets only keys with `scope` pass; with `or_runner`, keys with the scope runner too.
+    """Return a guard that requires `scope`. With `or_runner`, the scope runner passes as well.
 
-    Async, because Litestar runs others in a thread of their own.
+    The guard is async, because Litestar runs other guards in a thread.
     """
 
     async def guard(connection: AnyConnection, _: BaseRouteHandler) -> None:
@@ -120,17 +122,17 @@ def require_scope(scope: Scope, *, or_runner: bool = False) -> Guard:
 
 
 def request_owner(connection: AnyConnection) -> str:
-    """The owner that a request is about: the key's, or `?owner=`, which needs admin, or runner on a FOR_JOBS route."""
+    """Return the owner of a request: the key's, or `?owner=`, which needs admin, or runner on a FOR_JOBS route."""
     for_jobs = bool(connection.route_handler.opt.get(FOR_JOBS))
     return resolve_owner(connection.auth, connection.query_params.get("owner"), for_jobs=for_jobs)
 
 
-def resolve_owner(key: ApiKey, asked: str | None, *, for_jobs: bool = False) -> str:
-    """The owner that a call with `key` means when it asks for `asked`. Raises Refused forbidden, input_invalid."""
-    if asked is None or asked == key.owner:
+def resolve_owner(key: ApiKey, requested: str | None, *, for_jobs: bool = False) -> str:
+    """Return the owner for a request with `key` that names `requested`. Raises ProblemError."""
+    if requested is None or requested == key.owner:
         return key.owner
     if not {Scope.ADMIN, *((Scope.RUNNER,) if for_jobs else ())} & set(key.scopes):
         raise ProblemError("forbidden", "?owner= needs a key with the scope admin, or runner for the files of its jobs")
-    if not is_token(asked):
-        raise ProblemError("input_invalid", "?owner= must be 1 to 64 of A-Z a-z 0-9 _ -")
-    return asked
+    if not is_token(requested):
+        raise ProblemError("input_invalid", "?owner= must have 1 to 64 characters of A-Z a-z 0-9 _ -")
+    return requested

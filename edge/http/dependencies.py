@@ -1,4 +1,7 @@
-"""What the routes work with: every service of one edge, wired by `edge.app`."""
+"""What route handlers receive as parameters: the services of one edge, the owner, the language and the asker.
+
+`edge.container` builds `EdgeServices`, and `edge.app` registers the dependencies.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,6 @@ from edge.core.client_throttle import AuthFailureThrottle, ThrottledClientLog, T
 from edge.core.messages import Language
 from edge.core.signed_urls import UrlSigner
 from edge.deletion import OwnerDeletionService
-from edge.facades.heygem.result_export import ResultExporter
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.enrollment import HostEnrollment
 from edge.hosts.registry import HostRegistry
@@ -34,7 +36,6 @@ from edge.owners.quotas import OwnerQuotas, StreamLimiter
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
 from edge.power.relay_hub import RelayHub
-from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
 from edge.usage.recorder import UsageRecorder
 from edge.usage.report import UsageReports
@@ -44,9 +45,11 @@ from schemas.problems import ProblemError
 
 
 class EdgeServices(Struct, frozen=True, kw_only=True):
-    """The services of one edge process. `forms`: the folder for files of forms that are being read."""
+    """The services of one edge process.
 
-    settings: EdgeSettings
+    `form_dir`: the folder for files of multipart forms while they are read. No facade keeps state here.
+    """
+
     bus: Bus
     store: AssetStore
     assets: AssetService
@@ -67,7 +70,6 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     tokens: TokenIssuer
     url_signer: UrlSigner
     enrollment: HostEnrollment
-    result_export: ResultExporter
     owner_deletions: OwnerDeletionService
     quotas: OwnerQuotas
     power: PowerController
@@ -77,14 +79,9 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     audit: AuditLog
     form_dir: Path
     stream_limits: StreamLimiter
-    socket_limits: StreamLimiter
     trusted_proxies: TrustedProxies
     client_events: ThrottledClientLog = field(default_factory=ThrottledClientLog)
     auth_failures: AuthFailureThrottle = field(default_factory=AuthFailureThrottle)
-
-
-# MERGED edge/routes/given.py: What routes are given: the request, the edge's services, whose things are meant, who
-# asks and in what language.
 
 
 AnyRequest = Request[Any, Any, Any]
@@ -92,20 +89,20 @@ AnySocket = WebSocket[Any, Any, Any]
 ServicesDep = NamedDependency[EdgeServices]
 OwnerDep = NamedDependency[str]
 LanguageDep = NamedDependency[Language]
-Asking = NamedDependency[Asker]
+AskerDep = NamedDependency[Asker]
 
-# RFC 9110, 9.1: whoever answers GET answers HEAD. Litestar does not do it by itself; streams are left out.
+# Litestar does not answer HEAD for a GET route (RFC 9110, section 9.1). Event streams stay GET only.
 get_or_head = partial(route, http_method=["GET", "HEAD"])
 
 
 def read_content_length(request: AnyRequest) -> int | None:
-    """The size of the body where the request says it; the server lets no more through."""
-    said = request.headers.get("content-length", "")
-    return int(said) if said.isascii() and said.isdecimal() else None
+    """Return the size that the request declares for its body. The server delivers no more bytes than that."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def parse_job_key(owner: OwnerDep, job_id: str) -> JobKey:
-    """The key of a path; Refused input_invalid when the id could be none."""
+    """Return the key of the job in a path. Raises ProblemError `input_invalid` for an id that no job can have."""
     if not is_token(job_id):
-        raise ProblemError("input_invalid", "a job id is 1 to 64 of A-Z a-z 0-9 _ -")
+        raise ProblemError("input_invalid", "a job id must have 1 to 64 characters of A-Z a-z 0-9 _ -")
     return JobKey(owner, job_id)

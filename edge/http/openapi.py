@@ -1,4 +1,7 @@
-"""What OpenAPI says of the routes that read their body themselves."""
+"""Complete the OpenAPI document, `/schema/openapi.json`, with what Litestar cannot derive from the handlers.
+
+These are the bodies of routes that read their body themselves, the problem responses, second statuses and headers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ _REF_TEMPLATE = "#/components/schemas/{name}"
 
 
 def _inline_refs(schema: Any, definitions: dict[str, Any]) -> Any:
-    """`schema` with every `$ref` replaced by what it names: the document stands alone."""
+    """Return `schema` with every `$ref` replaced by its definition."""
     if isinstance(schema, list):
         return [_inline_refs(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -43,14 +46,14 @@ def _inline_refs(schema: Any, definitions: dict[str, Any]) -> Any:
 
 @cache
 def inline_schema(kind: type) -> dict[str, Any]:
-    """The JSON Schema of `kind`, in one piece. It is made once, for all who write it out; nobody may change it."""
+    """Return the JSON Schema of `kind` without references. The result is cached: do not change it."""
     (schema,), definitions = msgspec.json.schema_components([kind], ref_template=_REF_TEMPLATE)
     whole: dict[str, Any] = _inline_refs(schema, definitions)
     return whole
 
 
 class VerbatimSchema(Schema):
-    """A JSON Schema that is written out as it is."""
+    """A JSON Schema that is written to the document unchanged."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         super().__init__()
@@ -63,13 +66,13 @@ class VerbatimSchema(Schema):
 
 @dataclass
 class JobBody(Operation):
-    """A submit: JSON, or multipart with the field `job` and a file part per asset input."""
+    """A submit: JSON, or multipart with the field `job` and a file per asset input."""
 
     def __post_init__(self) -> None:
         form = {
             "type": "object",
             "required": ["job"],
-            "properties": {"job": {"type": "string", "description": "the JSON of the job"}},
+            "properties": {"job": {"type": "string", "description": "The JSON of the job"}},
             "additionalProperties": {"type": "string", "format": "binary"},
         }
         self.request_body = RequestBody(
@@ -86,7 +89,7 @@ _BINARY_SCHEMA = VerbatimSchema({"type": "string", "format": "binary"})
 
 @dataclass
 class RawBody(Operation):
-    """A file: any bytes."""
+    """A file, as raw bytes."""
 
     def __post_init__(self) -> None:
         self.request_body = RequestBody(
@@ -96,7 +99,7 @@ class RawBody(Operation):
 
 @dataclass
 class FileBody(Operation):
-    """A file: any bytes, or the one file part of a form."""
+    """A file, as raw bytes or as the only file of a form."""
 
     def __post_init__(self) -> None:
         form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
@@ -111,14 +114,14 @@ class FileBody(Operation):
 
 @dataclass
 class ChunkBody(Operation):
-    """A piece of a file, as tus sends it."""
+    """A chunk of a resumable upload (tus)."""
 
     def __post_init__(self) -> None:
         self.request_body = RequestBody(content={CHUNK_MEDIA_TYPE: OpenAPIMediaType(schema=_BINARY_SCHEMA)})
 
 
 def json_body(kind: type) -> type[Operation]:
-    """An operation whose body is a `kind` in JSON."""
+    """Return an operation whose body is a `kind` in JSON."""
 
     @dataclass
     class Body(Operation):
@@ -131,7 +134,7 @@ def json_body(kind: type) -> type[Operation]:
 
 @dataclass
 class DigestsBody(Operation):
-    """`{"digests": ["sha256:…"]}`."""
+    """The body `{"digests": ["sha256:…"]}`."""
 
     def __post_init__(self) -> None:
         digests = {"type": "array", "items": {"type": "string"}, "maxItems": 1000}
@@ -146,13 +149,9 @@ class DigestsBody(Operation):
         )
 
 
-# MERGED edge/openapi.py: What `/schema/openapi.json` says that Litestar cannot read off the routes: problems, second
-# statuses, headers.
-
-
 METHODS = ("get", "head", "put", "post", "patch", "delete")
 
-# The second status under which a route sends the body of its first.
+# The second status of a route that sends the same body with two statuses.
 SECOND_STATUSES = {
     ("/v1/jobs/{job_id}", "put"): "200",
     ("/v1/assets/{sha256}", "put"): "200",
@@ -160,15 +159,15 @@ SECOND_STATUSES = {
     ("/readyz", "get"): "503",
     ("/readyz", "head"): "503",
 }
-# What answers without a key.
+# Paths that need no key.
 PATHS_WITHOUT_KEY = ("/livez", "/readyz")
-# Files are sent as what they are, whole or in ranges; a log likewise.
+# Paths that return a file, whole or in ranges.
 FILE_PATHS = ("/v1/assets/{sha256}", "/v1/jobs/{job_id}/files/{name}", "/v1/jobs/{job_id}/logs")
 BINARY_CONTENT = OpenAPIMediaType(schema=VerbatimSchema({"type": "string", "format": "binary"}))
 STATUSES_WITHOUT_BODY = {
-    "304": "What `If-None-Match` names is what there is",
-    "307": "The store's own URL of the file, for an hour",
-    "416": "The range lies outside the file",
+    "304": "`If-None-Match` names the current file",
+    "307": "Redirect to a URL of the object store, valid for one hour",
+    "416": "The range is outside the file",
 }
 
 TEXT_SCHEMA: dict[str, Any] = {"type": "string"}
@@ -185,27 +184,29 @@ def _query(name: str, schema: Mapping[str, Any], description: str) -> Parameter:
 
 
 OWNER_PARAMETER = _query(
-    "owner", TEXT_SCHEMA, "Another owner than the key's: needs scope admin, or runner for the files of its jobs"
+    "owner",
+    TEXT_SCHEMA,
+    "Act for this owner instead of the key's. Needs the scope admin, or runner for the files of its jobs",
 )
-LANGUAGE_PARAMETER = _header("Accept-Language", TEXT_SCHEMA, "zh or en, for the texts that people read")
+LANGUAGE_PARAMETER = _header("Accept-Language", TEXT_SCHEMA, "zh or en: the language of messages for people")
 TRACE_PARAMETER = _header(
-    "X-Trace-Id", {"type": "string", "maxLength": 128}, "The job's trace_id, where the body names none"
+    "X-Trace-Id", {"type": "string", "maxLength": 128}, "The trace_id of the job, if the body has none"
 )
 RANGE_PARAMETERS = (
-    _header("Range", TEXT_SCHEMA, "bytes=first-last"),
-    _header("If-None-Match", TEXT_SCHEMA, "The ETag, which is the digest in quotes"),
+    _header("Range", TEXT_SCHEMA, "For example `bytes=0-1023`"),
+    _header("If-None-Match", TEXT_SCHEMA, "The ETag of the file: its digest in quotes"),
 )
 FILE_NAME_PARAMETERS = (
-    _header("X-Filename", TEXT_SCHEMA, "The file's name, percent-encoded"),
-    _query("name", TEXT_SCHEMA, "The same, for clients that set no headers"),
+    _header("X-Filename", TEXT_SCHEMA, "The name of the file, percent-encoded"),
+    _query("name", TEXT_SCHEMA, "The name of the file, for clients that cannot set headers"),
 )
-TUS_VERSION_PARAMETER = _header("Tus-Resumable", TUS_VERSION_SCHEMA, "The version of tus", required=True)
+TUS_VERSION_PARAMETER = _header("Tus-Resumable", TUS_VERSION_SCHEMA, "The version of the tus protocol", required=True)
 CHECKSUM_PARAMETER = _header(
-    "Upload-Checksum", TEXT_SCHEMA, "sha1, sha256, sha512 or md5, a space, the digest in base64"
+    "Upload-Checksum", TEXT_SCHEMA, "The algorithm (sha1, sha256, sha512 or md5), a space, and the digest in base64"
 )
-LENGTH_PARAMETER = _header("Upload-Length", COUNT_SCHEMA, "Bytes of the whole file")
+LENGTH_PARAMETER = _header("Upload-Length", COUNT_SCHEMA, "The size of the whole file in bytes")
 
-# The headers and queries that routes read by themselves.
+# Headers and query parameters that handlers read from the request themselves.
 EXTRA_PARAMETERS: dict[tuple[str, str], tuple[Parameter, ...]] = {
     ("/v1/jobs", "post"): (TRACE_PARAMETER,),
     ("/v1/jobs/{job_id}", "put"): (TRACE_PARAMETER,),
@@ -215,28 +216,34 @@ EXTRA_PARAMETERS: dict[tuple[str, str], tuple[Parameter, ...]] = {
     ("/v1/uploads", "post"): (
         TUS_VERSION_PARAMETER,
         LENGTH_PARAMETER,
-        _header("Upload-Defer-Length", {"type": "string", "enum": ["1"]}, "In place of Upload-Length: told later"),
         _header(
-            "Upload-Metadata", TEXT_SCHEMA, "filename, filetype, sha256: a name, a space, the value in base64, a comma"
+            "Upload-Defer-Length",
+            {"type": "string", "enum": ["1"]},
+            "Send 1 instead of Upload-Length if the size is not yet known",
+        ),
+        _header(
+            "Upload-Metadata",
+            TEXT_SCHEMA,
+            "Pairs separated by commas: a name (filename, filetype or sha256), a space, and the value in base64",
         ),
         CHECKSUM_PARAMETER,
     ),
     ("/v1/uploads/{upload_id}", "head"): (TUS_VERSION_PARAMETER,),
     ("/v1/uploads/{upload_id}", "patch"): (
         TUS_VERSION_PARAMETER,
-        _header("Upload-Offset", COUNT_SCHEMA, "Where this piece belongs", required=True),
+        _header("Upload-Offset", COUNT_SCHEMA, "The offset of this chunk in bytes", required=True),
         LENGTH_PARAMETER,
         CHECKSUM_PARAMETER,
     ),
     ("/v1/uploads/{upload_id}", "delete"): (TUS_VERSION_PARAMETER,),
     **{(path, method): RANGE_PARAMETERS for path in FILE_PATHS for method in ("get", "head")},
 }
-UPLOAD_OFFSET_HEADER = OpenAPIHeader(schema=VerbatimSchema(COUNT_SCHEMA), description="How many bytes there are")
+UPLOAD_OFFSET_HEADER = OpenAPIHeader(schema=VerbatimSchema(COUNT_SCHEMA), description="The number of bytes received")
 ASSET_HEADER = OpenAPIHeader(
-    schema=VerbatimSchema(TEXT_SCHEMA), description="sha256:… of the asset that the upload became"
+    schema=VerbatimSchema(TEXT_SCHEMA), description="The digest (`sha256:…`) of the asset, once the upload is complete"
 )
-LOCATION_HEADER = OpenAPIHeader(schema=VerbatimSchema(TEXT_SCHEMA), description="Where the new thing is")
-# The headers that an answer's meaning is in. Uploads answer with nothing else.
+LOCATION_HEADER = OpenAPIHeader(schema=VerbatimSchema(TEXT_SCHEMA), description="The URL of the new resource")
+# Response headers that clients need. Uploads respond with headers only.
 RESPONSE_HEADERS: dict[tuple[str, str], dict[str, OpenAPIHeader]] = {
     ("/v1/jobs", "post"): {"Location": LOCATION_HEADER},
     ("/v1/uploads", "post"): {
@@ -251,8 +258,8 @@ UPLOADS_PATH = "/v1/uploads"
 
 
 def make_openapi_config() -> OpenAPIConfig:
-    """The document's own facts."""
-    key = SecurityScheme(type="http", scheme="bearer", description="lamp_<id>_<secret>")
+    """Return the title, version, path and security scheme of the document."""
+    key = SecurityScheme(type="http", scheme="bearer", description="An API key: lamp_<id>_<secret>")
     return OpenAPIConfig(
         title="Lamplighter",
         version=VERSION,
@@ -264,26 +271,26 @@ def make_openapi_config() -> OpenAPIConfig:
 
 
 def complete_document(document: OpenAPI) -> None:
-    """Add to every operation what it reads and answers besides what its function says."""
+    """Add parameters, responses and headers to every operation."""
     for path, item in (document.paths or {}).items():
         for method, operation in _operations(item):
             operation.responses = {**_responses(path, method, operation)}
-            anywhere = () if path in PATHS_WITHOUT_KEY else (OWNER_PARAMETER, LANGUAGE_PARAMETER)
-            operation.parameters = [*(operation.parameters or ()), *EXTRA_PARAMETERS.get((path, method), ()), *anywhere]
+            common = () if path in PATHS_WITHOUT_KEY else (OWNER_PARAMETER, LANGUAGE_PARAMETER)
+            operation.parameters = [*(operation.parameters or ()), *EXTRA_PARAMETERS.get((path, method), ()), *common]
             if path in PATHS_WITHOUT_KEY:
                 operation.security = []
 
 
 def _responses(path: str, method: str, operation: Operation) -> dict[str, OpenAPIResponse]:
-    said = {status: response for status, response in (operation.responses or {}).items() if status != "400"}
+    derived = {status: response for status, response in (operation.responses or {}).items() if status != "400"}
     responses: dict[str, OpenAPIResponse] = {}
-    for status, response in said.items():
+    for status, response in derived.items():
         if not isinstance(response, OpenAPIResponse):
-            raise TypeError(f"{method} {path} {status} is told by reference: nothing can be added to it")
+            raise TypeError(f"{method} {path} {status} is a reference: define the response inline")
         responses[status] = response
     success = next(response for status, response in responses.items() if status.startswith("2"))
     if path in FILE_PATHS and method in {"get", "head"}:
-        success = OpenAPIResponse(description="The file, or the ranges asked for", content={"*/*": BINARY_CONTENT})
+        success = OpenAPIResponse(description="The file, or the requested ranges", content={"*/*": BINARY_CONTENT})
         responses |= {"200": success, "206": success}
         responses |= {status: OpenAPIResponse(description=text) for status, text in STATUSES_WITHOUT_BODY.items()}
     if path.startswith(UPLOADS_PATH):
@@ -296,7 +303,7 @@ def _responses(path: str, method: str, operation: Operation) -> dict[str, OpenAP
 
 def _problem_response() -> OpenAPIResponse:
     return OpenAPIResponse(
-        description="Refused (RFC 9457): `code` is one of a closed list, `errors` names fields",
+        description="A problem (RFC 9457). `code` is one of a fixed list; `errors` names the invalid fields",
         content={"application/problem+json": OpenAPIMediaType(schema=VerbatimSchema(inline_schema(Problem)))},
     )
 

@@ -1,4 +1,4 @@
-"""The border: every exception that leaves a route becomes a problem document."""
+"""Turn every exception that leaves a route into a problem document (RFC 9457)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from schemas.problems import FieldError, ProblemError
 
 log = structlog.get_logger()
 
-# What Litestar itself refuses. A 405 keeps its status and its Allow header; the closed list has no code of its own.
+# Codes for errors that Litestar raises. A 405 keeps its status and its Allow header, but has no code of its own.
 CODES_BY_STATUS = {
     400: "input_invalid",
     401: "unauthorized",
@@ -28,16 +28,16 @@ CODES_BY_STATUS = {
     429: "rate_limited",
 }
 METHOD_NOT_ALLOWED = 405
-# What to do, where Litestar says no more than the status does.
+# Details for errors where Litestar gives only the phrase of the status.
 HINTS_BY_STATUS = {
-    400: "the request does not fit this path: GET /schema/openapi.json tells what each takes",
-    404: "there is no such path: GET /schema/openapi.json lists all",
-    405: "this path takes other methods: the header Allow names them",
-    413: "the body is larger than this path takes: upload large things as assets, send many jobs in several batches",
+    400: "the request does not match this path: see GET /schema/openapi.json for its parameters",
+    404: "this path does not exist: see GET /schema/openapi.json for all paths",
+    405: "this path does not support the method: the header Allow lists those that it does",
+    413: "the body exceeds the limit of this path: upload large files as assets, and split large batches",
 }
-# Parameters whose names in a request are no names for Python.
+# Parameters whose names in a request are not valid or not wanted in Python.
 PARAMETER_NAMES = {"since": "from", "until": "to", "idempotency_key": "Idempotency-Key"}
-DEFAULT_RETRY_AFTER_S = 5  # what 429 and 503 say of when to come again, where nobody knows better
+DEFAULT_RETRY_AFTER_S = 5  # Retry-After of a 429 or 503 that has no value of its own
 RETRY_LATER_STATUSES = frozenset({429, 503})
 
 
@@ -58,14 +58,14 @@ def _parameter_name(item: dict[str, Any]) -> str:
 
 
 def _parameter_message(item: dict[str, Any], kinds: Mapping[str, Any]) -> str:
-    said, kind = str(item.get("message", "")), kinds.get(str(item.get("key")))
-    return said if kind is None else describe_allowed_values(said, kind)
+    text, kind = str(item.get("message", "")), kinds.get(str(item.get("key")))
+    return text if kind is None else describe_allowed_values(text, kind)
 
 
 def problem_for_error(error: Exception, kinds: Mapping[str, Any] = MappingProxyType({})) -> ProblemError:
-    """The refusal that `error` means to a client; what nothing names is our own fault.
+    """Return the problem for `error`. An unknown error is logged and becomes the problem `internal`.
 
-    `kinds`: the types of the parameters that the request could have, by name.
+    `kinds`: the types of the route's parameters, by name.
     """
     if isinstance(error, ProblemError):
         return error
@@ -75,20 +75,21 @@ def problem_for_error(error: Exception, kinds: Mapping[str, Any] = MappingProxyT
     if isinstance(error, HTTPException):
         return _problem_for_http_exception(error, kinds)
     log.error("request_failed", exc_info=error)
-    return ProblemError("internal", "the server failed at this request; its log says why")
+    return ProblemError("internal", "the server failed to handle this request: its log has the cause")
 
 
-def _headers(refused: ProblemError, error: Exception) -> dict[str, str]:
-    later = refused.retry_after_s or (DEFAULT_RETRY_AFTER_S if refused.problem.status in RETRY_LATER_STATUSES else None)
-    headers = {"Retry-After": str(later)} if later else {}
-    if refused.code == "unauthorized":
+def _headers(problem: ProblemError, error: Exception) -> dict[str, str]:
+    retry_later = problem.problem.status in RETRY_LATER_STATUSES
+    retry_after_s = problem.retry_after_s or (DEFAULT_RETRY_AFTER_S if retry_later else None)
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else {}
+    if problem.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    foreign = error.headers if isinstance(error, HTTPException) and error.headers else {}
-    return headers | {name: value for name, value in foreign.items() if name.lower() == "allow"}
+    litestar_headers = error.headers if isinstance(error, HTTPException) and error.headers else {}
+    return headers | {name: value for name, value in litestar_headers.items() if name.lower() == "allow"}
 
 
 class ProblemResponse(NamedTuple):
-    """An error as HTTP tells it."""
+    """The HTTP response for an error."""
 
     status: int
     headers: dict[str, str]
@@ -97,24 +98,27 @@ class ProblemResponse(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The phrase of a status line."""
+        """Return the reason phrase of the status line."""
         return HTTPStatus(self.status).phrase
 
 
 def make_problem_response(
     error: Exception, path: str, kinds: Mapping[str, Any] = MappingProxyType({})
 ) -> ProblemResponse:
-    """What to answer where `error` came out of a request for `path`; `kinds` as `refusal_for` takes them."""
-    refused = problem_for_error(error, kinds)
+    """Return the response for `error` from a request for `path`. `kinds`: as in `problem_for_error`."""
+    raised = problem_for_error(error, kinds)
     not_allowed = isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED
-    status = METHOD_NOT_ALLOWED if not_allowed else refused.problem.status
-    problem = msgspec.structs.replace(refused.problem, instance=path, status=status)
-    return ProblemResponse(status, _headers(refused, error), msgspec.json.encode(problem))
+    status = METHOD_NOT_ALLOWED if not_allowed else raised.problem.status
+    problem = msgspec.structs.replace(raised.problem, instance=path, status=status)
+    return ProblemResponse(status, _headers(raised, error), msgspec.json.encode(problem))
 
 
 def handle_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The exception handler of the whole app."""
-    handler = request.scope.get("route_handler")  # none where no path fits
-    given = handler.parsed_fn_signature.parameters if isinstance(handler, HTTPRouteHandler) else {}
-    said = make_problem_response(error, request.url.path, {name: one.annotation for name, one in given.items()})
-    return Response(said.body, status_code=said.status, headers=said.headers, media_type=said.media_type)
+    """Return the response for an exception. The exception handler of the app."""
+    handler = request.scope.get("route_handler")  # absent if no path matched
+    parameters = handler.parsed_fn_signature.parameters if isinstance(handler, HTTPRouteHandler) else {}
+    kinds = {name: parameter.annotation for name, parameter in parameters.items()}
+    response = make_problem_response(error, request.url.path, kinds)
+    return Response(
+        response.body, status_code=response.status, headers=response.headers, media_type=response.media_type
+    )

@@ -1,4 +1,9 @@
-"""Reading request bodies: JSON of at most 1 MiB, and multipart forms whose file parts become assets."""
+"""Read request bodies: JSON of at most 1 MiB, and multipart forms whose files become assets.
+
+The form reader of the framework keeps texts of any length in memory, and 1 MiB of each file. The reader here bounds
+both: FORM_MEMORY_LIMIT_BYTES of all files in memory, the rest in temporary files of the data folder. It reserves quota
+before it writes a byte.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,20 +26,25 @@ from schemas.problems import FieldError, ProblemError
 
 JSON_BODY_LIMIT_BYTES = 1024 * 1024
 READ_CHUNK_BYTES = 1024 * 1024
-MALFORMED = 400
+FORM_TEXT_LIMIT_BYTES = 1024 * 1024  # of all texts of a form
+FILE_MEMORY_LIMIT_BYTES = 64 * 1024  # of one file
+FORM_MEMORY_LIMIT_BYTES = 1024 * 1024  # of all files of a form
+FORM_PART_LIMIT = 1000
+FORM_FILE_LIMIT = 100  # each may need an open file descriptor
+PART_HEAD_BYTES = 1024  # a generous estimate for the headers of one part
 JOB_FIELD = "job"
-PLACEHOLDER_DIGEST = DIGEST_SCHEME + "0" * 64  # stands for a file of the form until it is kept
+PLACEHOLDER_DIGEST = DIGEST_SCHEME + "0" * 64  # stands for a file of the form until the file is stored
 
 T = TypeVar("T")
 
 
 async def read_json(request: AnyRequest) -> dict[str, Any]:
-    """The body as an object. Refused: body_too_large past 1 MiB, body_malformed when it is no JSON object."""
+    """Return the body as a JSON object. Raises ProblemError body_too_large (over 1 MiB) or body_malformed."""
     return parse_object(await _read_limited(request.stream()))
 
 
 async def read_struct(request: AnyRequest, kind: type[T]) -> T:
-    """The body as a `kind`. Refused as by `read_json`, and field_unknown or input_invalid, naming the path."""
+    """Return the body as a `kind`. Raises ProblemError as `read_json` does, and field_unknown or input_invalid."""
     return decode_as(await read_json(request), kind)
 
 
@@ -43,103 +53,91 @@ async def _read_limited(chunks: AsyncIterator[bytes]) -> bytes:
     async for chunk in chunks:
         body += chunk
         if len(body) > JSON_BODY_LIMIT_BYTES:
-            raise ProblemError("body_too_large", "a JSON body may have at most 1 MiB: upload larger things as assets")
+            raise ProblemError("body_too_large", "a JSON body may have at most 1 MiB: upload large files as assets")
     return bytes(body)
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
-    """`text` as a JSON object. Refused body_malformed."""
+    """Return `text` as a JSON object. Raises ProblemError `body_malformed`."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError("body_malformed", f"the body is no JSON: {error}") from error
+        raise ProblemError("body_malformed", f"the body is not JSON ({error}): send a JSON object") from error
     if not isinstance(value, dict):
-        raise ProblemError("body_malformed", "the body must be a JSON object")
+        raise ProblemError("body_malformed", "the body is not a JSON object: send one")
     return value
 
 
 async def read_chunks(upload: UploadFile) -> AsyncIterator[bytes]:
-    """The bytes of a file part."""
-    while piece := await upload.read(READ_CHUNK_BYTES):
-        yield piece
+    """Yield the bytes of a file part."""
+    while chunk := await upload.read(READ_CHUNK_BYTES):
+        yield chunk
 
 
 def is_form(request: AnyRequest) -> bool:
-    """Whether the body is multipart."""
+    """Return whether the body is multipart."""
     return request.content_type[0].startswith("multipart/form-data")
 
 
-async def store_file_part(parts: EdgeServices, owner: str, upload: UploadFile) -> str:
-    """Keep a file part of an `owners_form` as the owner's asset; its `sha256:…`."""
+async def store_file_part(services: EdgeServices, owner: str, upload: UploadFile) -> str:
+    """Store a file of an `open_owner_form` as the owner's asset. Return its `sha256:…`."""
     name = upload.filename or "file"
     kind = choose_media_type(upload.content_type, name)
-    _, sha256, _ = await parts.assets.put(owner, read_chunks(upload), None, name, kind, reserved=True)
+    _, sha256, _ = await services.assets.put(owner, read_chunks(upload), None, name, kind, reserved=True)
     return f"{DIGEST_SCHEME}{sha256}"
 
 
-async def read_submission(request: AnyRequest, parts: EdgeServices, owner: str) -> dict[str, Any]:
-    """The body of a submit: JSON, or multipart with the field `job` and one file part per asset input.
+async def read_submission(request: AnyRequest, services: EdgeServices, owner: str) -> dict[str, Any]:
+    """Return the body of a submit: JSON, or multipart with the field `job` and one file per asset input.
 
-    Refused `forbidden` where files come with a key that may not store any.
+    Raises ProblemError `forbidden` for files with a key that may not store assets.
     """
     if not is_form(request):
         return await read_json(request)
     key: ApiKey = request.auth
-    async with open_owner_form(request, parts, owner) as form:
+    async with open_owner_form(request, services, owner) as form:
         body = await _parse_job_field(form.getall(JOB_FIELD, []))
-        given = body.setdefault("input", {})
-        if not isinstance(given, dict):
+        job_input = body.setdefault("input", {})
+        if not isinstance(job_input, dict):
             raise ProblemError("body_malformed", "'input' in the field 'job' must be an object")
-        files = _file_parts(form, given)
+        files = _file_parts(form, job_input)
         if files and not key.allows(Scope.ASSETS_WRITE):
             raise ProblemError("forbidden", f"the key lacks the scope {Scope.ASSETS_WRITE}, which files in a form need")
-        await parts.jobs.validate(body | {"input": given | dict.fromkeys(files, PLACEHOLDER_DIGEST)})
+        await services.jobs.validate(body | {"input": job_input | dict.fromkeys(files, PLACEHOLDER_DIGEST)})
         for name, upload in files.items():
-            given[name] = await store_file_part(parts, owner, upload)
+            job_input[name] = await store_file_part(services, owner, upload)
     return body
 
 
 async def _parse_job_field(fields: list[Any]) -> dict[str, Any]:
-    """The JSON in the field `job`; browsers and `curl -F job=@job.json` send it as a file."""
+    """Return the JSON of the field `job`. Browsers and `curl -F job=@job.json` send it as a file."""
     if len(fields) != 1:
-        raise ProblemError("body_malformed", "a multipart submit needs the field 'job', once, with the JSON of the job")
+        raise ProblemError(
+            "body_malformed", "a multipart submit needs exactly one field 'job', with the JSON of the job"
+        )
     (job,) = fields
     if isinstance(job, UploadFile):
         return parse_object(await _read_limited(read_chunks(job)))
     return parse_object(job.encode())
 
 
-def _file_parts(form: FormMultiDict, given: dict[str, Any]) -> dict[str, UploadFile]:
-    """The file parts by the input they are for. Refused: a text field but `job`, an input that is given twice."""
+def _file_parts(form: FormMultiDict, job_input: dict[str, Any]) -> dict[str, UploadFile]:
+    """Return the files by input name. Raises ProblemError for another text field, or an input that occurs twice."""
     files: dict[str, UploadFile] = {}
     for name, part in form.multi_items():
         if name == JOB_FIELD:
             continue
         if not isinstance(part, UploadFile):
-            error = FieldError(f"$.{name}", "is no file: a form has the field 'job' and a file for each asset input")
+            error = FieldError(f"$.{name}", "is not a file: a form has the field 'job' and a file for each asset input")
             raise ProblemError("field_unknown", f"{error.path}: {error.message}", errors=(error,))
-        if name in files or name in given:
-            raise input_invalid_problem(FieldError(f"$.input.{name}", "is given twice"))
+        if name in files or name in job_input:
+            raise input_invalid_problem(FieldError(f"$.input.{name}", "occurs twice: send it once"))
         files[name] = part
     return files
 
 
-# MERGED edge/routes/forms.py: Multipart bodies: file parts go to temporary files as they come, texts are held in
-# memory; both are bounded. / The framework's own reader holds a text of any length, and 1 MiB of each file. Here a
-# form has MEMORY_BYTES of its files / in memory, the rest in the data folder, and its owner's quota is asked before a
-# byte is written.
-
-
-FORM_TEXT_LIMIT_BYTES = 1024 * 1024  # of all texts of a form together
-FILE_MEMORY_LIMIT_BYTES = 64 * 1024  # of one file in memory
-FORM_MEMORY_LIMIT_BYTES = 1024 * 1024  # of all files of a form in memory
-FORM_PART_LIMIT = 1000
-FORM_FILE_LIMIT = 100  # each may be an open file of this process
-PART_HEAD_BYTES = 1024  # of one part, generously
-
-
 class FormStorage(NamedTuple):
-    """Where the files of a form go. `limit`: bytes of all of them. `reservation`: of the quota, if there is one."""
+    """The folder for the files of a form, the limit of all files, and the quota reservation, if any."""
 
     limit_bytes: int
     folder: Path
@@ -147,11 +145,11 @@ class FormStorage(NamedTuple):
 
 
 class _FormReader:
-    """The parts so far, and the one that is coming in."""
+    """The parts that were read so far, and the part in progress."""
 
-    def __init__(self, room: FormStorage) -> None:
-        self._storage = room
-        self._file_bytes = 0  # of the files
+    def __init__(self, storage: FormStorage) -> None:
+        self._storage = storage
+        self._file_bytes = 0
         self._file_count = 0
         self.fields: list[tuple[str, str | UploadFile]] = []
         self._segment: MultipartSegment | None = None
@@ -159,48 +157,48 @@ class _FormReader:
         self._text = bytearray()
         self._text_bytes = 0
 
-    async def feed(self, part: MultipartSegment | bytearray | None) -> None:
-        """A part's head, a piece of its body, or None: its end."""
-        if isinstance(part, MultipartSegment):
-            self._segment = part
-            if part.filename:
-                self._file = self._open_file(part, part.filename)
-        elif part:
-            await self._write_chunk(part)
+    async def feed(self, event: MultipartSegment | bytearray | None) -> None:
+        """Handle the head of a part, a chunk of its body, or its end (None)."""
+        if isinstance(event, MultipartSegment):
+            self._segment = event
+            if event.filename:
+                self._file = self._open_file(event, event.filename)
+        elif event:
+            await self._write_chunk(event)
         elif self._segment is not None:
             self._end_part(self._segment)
 
-    def _open_file(self, part: MultipartSegment, name: str) -> UploadFile:
+    def _open_file(self, segment: MultipartSegment, name: str) -> UploadFile:
         self._file_count += 1
         if self._file_count > FORM_FILE_LIMIT:
             raise ProblemError(
-                "body_too_large", f"a form may have at most {FORM_FILE_LIMIT} files: upload them one by one"
+                "body_too_large", f"a form may have at most {FORM_FILE_LIMIT} files: upload the others one by one"
             )
-        kind = part.content_type or "text/plain"
-        upload = UploadFile(content_type=kind, filename=name, headers=dict(part.headerlist))
+        kind = segment.content_type or "text/plain"
+        upload = UploadFile(content_type=kind, filename=name, headers=dict(segment.headerlist))
         upload.file.close()
         in_memory = (
             FILE_MEMORY_LIMIT_BYTES if self._file_count * FILE_MEMORY_LIMIT_BYTES <= FORM_MEMORY_LIMIT_BYTES else 1
-        )  # 0 would mean: all of it
+        )  # 0 would keep the whole file in memory
         upload.file = SpooledTemporaryFile(max_size=in_memory, dir=str(self._storage.folder))  # noqa: SIM115 - `close` does
         return upload
 
-    async def _write_chunk(self, piece: bytearray) -> None:
+    async def _write_chunk(self, chunk: bytearray) -> None:
         if self._file is not None:
-            self._file_bytes += len(piece)
+            self._file_bytes += len(chunk)
             if self._file_bytes > self._storage.limit_bytes:
                 raise _form_too_large(self._storage.limit_bytes)
             if self._storage.reservation is not None:
-                await self._storage.reservation.use(len(piece))
+                await self._storage.reservation.use(len(chunk))
             with map_disk_errors():
-                await self._file.write(piece)
+                await self._file.write(chunk)
             return
-        self._text_bytes += len(piece)
+        self._text_bytes += len(chunk)
         if self._text_bytes > FORM_TEXT_LIMIT_BYTES:
             raise ProblemError(
-                "body_too_large", "the texts of a form may have at most 1 MiB: send larger things as files"
+                "body_too_large", "the texts of a form may have at most 1 MiB: send large values as files"
             )
-        self._text += piece
+        self._text += chunk
 
     def _end_part(self, segment: MultipartSegment) -> None:
         value = self._file or self._text.decode(segment.charset or "utf-8")
@@ -208,42 +206,44 @@ class _FormReader:
         self._segment, self._file, self._text = None, None, bytearray()
 
     async def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for value in (self._file, *(value for _, value in self.fields)):
             if isinstance(value, UploadFile):
                 await value.close()
 
 
 def _form_too_large(limit: int) -> ProblemError:
-    return ProblemError("body_too_large", f"the files of a form may have at most {limit} bytes: make them smaller")
+    return ProblemError(
+        "body_too_large", f"the files of a form may have at most {limit} bytes: send smaller or fewer files"
+    )
 
 
 @asynccontextmanager
-async def open_owner_form(request: AnyRequest, parts: EdgeServices, owner: str) -> AsyncIterator[FormMultiDict]:
-    """As `read_form`, with room of the owner's quota for all its files while the block runs: store them `reserved`.
+async def open_owner_form(request: AnyRequest, services: EdgeServices, owner: str) -> AsyncIterator[FormMultiDict]:
+    """Open a form as `open_form` does, with quota reserved for its files. Store them with `reserved=True`.
 
-    Refused also quota_exceeded, owner_deleting, store_full, unavailable.
+    Raises ProblemError as `open_form` does, and quota_exceeded, owner_deleting, store_full, unavailable.
     """
     size = read_content_length(request)
-    # What is left of the body without the texts and the heads of the parts is files.
+    # A lower bound: the body without the most that texts and heads of parts can take.
     files = None if size is None else max(0, size - FORM_TEXT_LIMIT_BYTES - FORM_PART_LIMIT * PART_HEAD_BYTES)
-    if files is not None and files > parts.assets.limit:
-        raise _form_too_large(parts.assets.limit)
+    if files is not None and files > services.assets.limit:
+        raise _form_too_large(services.assets.limit)
     with translate_errors():
         async with (
-            parts.quotas.reserve(owner, files) as reservation,
-            open_form(request, FormStorage(parts.assets.limit, parts.form_dir, reservation)) as form,
+            services.quotas.reserve(owner, files) as reservation,
+            open_form(request, FormStorage(services.assets.limit, services.form_dir, reservation)) as form,
         ):
             yield form
 
 
 @asynccontextmanager
-async def open_form(request: AnyRequest, room: FormStorage) -> AsyncIterator[FormMultiDict]:
-    """The fields of a multipart body, and its files, there while the block runs.
+async def open_form(request: AnyRequest, storage: FormStorage) -> AsyncIterator[FormMultiDict]:
+    """Read a multipart body. Its files exist for the duration of the block.
 
-    Refused body_malformed, body_too_large, quota_exceeded.
+    Raises ProblemError body_malformed, body_too_large, quota_exceeded.
     """
-    form = _FormReader(room)
+    form = _FormReader(storage)
     try:
         await _parse_form(request, form)
         for _, value in form.fields:
@@ -257,13 +257,17 @@ async def open_form(request: AnyRequest, room: FormStorage) -> AsyncIterator[For
 async def _parse_form(request: AnyRequest, form: _FormReader) -> None:
     boundary = request.content_type[1].get("boundary")
     if boundary is None:
-        raise ProblemError("body_malformed", "the multipart body cannot be read: its Content-Type names no boundary")
+        raise ProblemError("body_malformed", "the multipart body cannot be parsed: its Content-Type names no boundary")
     try:
         with PushMultipartParser(boundary, max_segment_count=FORM_PART_LIMIT) as parser:
-            async for chunk in request.stream():  # an empty one says that this was all
-                for part in parser.parse(chunk):
-                    await form.feed(part)
+            async for chunk in request.stream():  # an empty chunk marks the end
+                for event in parser.parse(chunk):
+                    await form.feed(event)
                 if parser.closed:
                     break
-    except (MultipartError, ValueError, LookupError) as error:  # also text that is not of its charset
-        raise ProblemError("body_malformed", f"the multipart body cannot be read: {error}") from error
+    except (
+        MultipartError,
+        ValueError,
+        LookupError,
+    ) as error:  # ValueError and LookupError: text that does not match its charset
+        raise ProblemError("body_malformed", f"the multipart body cannot be parsed: {error}") from error

@@ -1,4 +1,4 @@
-"""Answering with bytes out of the asset store."""
+"""Send assets as HTTP responses: ranges, revalidation, and no content type that a browser treats as a page."""
 
 from collections.abc import MutableMapping
 from datetime import timedelta
@@ -16,26 +16,24 @@ from schemas.asset import Digest, safe_name
 from schemas.problems import ProblemError
 
 
-async def file_response(request: AnyRequest, parts: EdgeServices, sha256: str, name: str, media_type: str) -> ASGIApp:
-    """The file, ranges and revalidation included. Refused not_found when the store has it no more."""
+async def file_response(
+    request: AnyRequest, services: EdgeServices, sha256: str, name: str, media_type: str
+) -> ASGIApp:
+    """Return the response with the file. Raises ProblemError `not_found` if the store no longer has it."""
     response = await asset_response(
-        parts.store, sha256, name, media_type, cast("MutableMapping[str, Any]", request.scope)
+        services.store, sha256, name, media_type, cast("MutableMapping[str, Any]", request.scope)
     )
     if response is None:
-        raise ProblemError("not_found", "the file is gone from the store: its job must run again to make it anew")
+        raise ProblemError("not_found", "the file was deleted from the store: run its job again to recreate it")
     return cast("ASGIApp", response)  # the two libraries spell the same ASGI types differently
 
 
 def text_response(text: str) -> ASGIApp:
-    """A text as an answer of its own."""
+    """Return a plain text response."""
     return cast("ASGIApp", PlainTextResponse(text))
 
 
-# MERGED edge/store/serve.py: An asset as an HTTP answer: ranges, revalidation, and nothing a browser could mistake
-# for a page of the edge.
-
-
-# Shown in place; everything else is offered for saving. No HTML, no SVG: both can carry scripts.
+# Types that a browser shows inline; all others are downloads. HTML and SVG are not here: both can contain scripts.
 _INLINE_MEDIA_TYPES = (
     "video/",
     "audio/",
@@ -47,17 +45,17 @@ _INLINE_MEDIA_TYPES = (
     "application/json",
 )
 
-# How long a store's own URL works: a player comes back to it for every jump.
+# A player requests the URL again for every seek.
 PRESIGNED_URL_TTL = timedelta(hours=1)
 
 
 class _AssetFileResponse(FileResponse):
-    chunk_size = BLOCK_BYTES  # a hop to a thread per 64 KiB halves the speed
+    chunk_size = BLOCK_BYTES  # the default of 64 KiB per thread call halves the throughput
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """RFC 9110, 14.2: a Range that is malformed or of another unit is ignored, not refused."""
-        asked = Headers(scope=scope).get("range")
-        if asked is not None and not is_valid_range(asked):
+        """Ignore a Range that is malformed or of another unit, as RFC 9110, section 14.2, requires."""
+        header = Headers(scope=scope).get("range")
+        if header is not None and not is_valid_range(header):
             scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
         await super().__call__(scope, receive, send)
 
@@ -65,18 +63,18 @@ class _AssetFileResponse(FileResponse):
 async def asset_response(
     store: AssetStore, sha256: Digest, name: str, media_type: str, scope: Scope
 ) -> Response | None:
-    """The response to the GET or HEAD in `scope`; None where the store has no such file (the caller says 404).
+    """Return the response to the GET or HEAD in `scope`; None if the store does not have the file.
 
-    200, 206 (one range or several), 304 on If-None-Match, 416. The ETag is the digest, so a cut download may be
-    resumed with If-Range whatever happened to the edge meanwhile. A GET of what the store has a URL of its own for is
-    led there (307); what is neither there nor a local file is passed through, whole or one range of it.
+    The status is 200, 206 (one or several ranges), 304 (If-None-Match) or 416. The ETag is the digest, so a client
+    can resume a download with If-Range after a restart of the edge. If the store can presign a URL, a GET is
+    redirected to it (307). A remote asset without such a URL is proxied, whole or as one range.
     """
     stored = await store.stat(sha256)
     if stored is None:
         return None
     headers = {
         "etag": f'"{sha256}"',
-        # Private: behind a key. Asked again each time: the same job file may be another one after a retry.
+        # Private: the URL needs a key. No-cache: after a retry of the job, the same URL may return another file.
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",
     }
@@ -91,18 +89,18 @@ async def asset_response(
     )
     if stored.path:
         return file
-    link = await store.presign_url(sha256, PRESIGNED_URL_TTL) if scope["method"] == "GET" else None
-    if link is not None:
-        return RedirectResponse(link, 307, {"cache-control": "no-store"})
+    url = await store.presign_url(sha256, PRESIGNED_URL_TTL) if scope["method"] == "GET" else None
+    if url is not None:
+        return RedirectResponse(url, 307, {"cache-control": "no-store"})
     return _proxied_response(store, stored, file, scope)
 
 
 def _proxied_response(store: BlobStore, stored: StoredAsset, like: FileResponse, scope: Scope) -> Response:
-    asked = Headers(scope=scope)
-    fresh = asked.get("if-range") in {None, like.headers["etag"]}
+    request_headers = Headers(scope=scope)
+    is_current = request_headers.get("if-range") in {None, like.headers["etag"]}
     like.headers["accept-ranges"] = "bytes"
     try:
-        span = parse_single_range(asked.get("range") if fresh else None, stored.bytes)
+        span = parse_single_range(request_headers.get("range") if is_current else None, stored.bytes)
     except RangeNotSatisfiable:
         return Response(status_code=416, headers={**like.headers, "content-range": f"bytes */{stored.bytes}"})
     start, stop = span or ByteRange(0, stored.bytes)
@@ -116,6 +114,6 @@ def _proxied_response(store: BlobStore, stored: StoredAsset, like: FileResponse,
 
 
 def _etag_matches(condition: str | None, etag: str) -> bool:
-    """RFC 9110, section 13.1.2: a list of tags or "*", compared weakly."""
+    """Return whether If-None-Match names `etag`: a list of tags or "*", compared weakly (RFC 9110, 13.1.2)."""
     tags = {tag.strip().removeprefix("W/") for tag in (condition or "").split(",")}
     return "*" in tags or etag in tags

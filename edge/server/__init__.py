@@ -1,5 +1,6 @@
-"""The HTTP server: uvicorn, with bounds on what a stranger may hold before a key is known.
+"""The HTTP server: uvicorn with limits on what a client can consume before it is authenticated.
 
-`listener` accepts connections, `connections` counts them, `protocol` bounds a request's head and what is sent over a
-WebSocket before it is authenticated, `server` puts them together. `edge.process` starts it; nothing else imports it.
+Start with `bounded_server.make_server`. `listener` accepts connections, `connections` has the settings and counts the
+connections, and `protocol` limits the head of a request and the frames of a WebSocket that is not yet authenticated.
+`certificate` reloads a renewed certificate. Only `edge.process` starts servers; `edge.settings` imports the settings.
 """

@@ -1,4 +1,4 @@
-"""A uvicorn server with the bounds of `[server]`, one of several in a process."""
+"""A uvicorn server with the limits of `[server]`. A process runs one for each listening socket."""
 
 import asyncio
 import logging
@@ -14,24 +14,24 @@ from starlette.types import ASGIApp
 
 from bus.server.config import TlsFiles
 from edge.core.client_throttle import ThrottledClientLog
-from edge.facades.gateway.frames import FRAME_LIMIT_BYTES
 from edge.http.middleware import is_server_fault
 from edge.server.certificate import ServedCertificate
-from edge.server.connections import ConnectionLimiter, ConnectionSlot, ServerContext
+from edge.server.connections import ConnectionLimiter, ConnectionSlot, ServerContext, ServerSettings
 from edge.server.listener import ConnectionListener
 from edge.server.protocol import BoundedHttp, BoundedServerState, BoundedWebSocket
-from edge.settings import ServerSettings
 
-SHUTDOWN_TIMEOUT_S = 3  # open streams are cut after this: their clients resume
-# Longer than clients and proxies keep an idle connection (httpx 5, aiohttp 15, load balancers 60): who closes first
-# is never the one that may be spoken to at that moment.
+SHUTDOWN_TIMEOUT_S = 3  # open streams are closed after this; their clients resume
+# Longer than clients and proxies keep an idle connection (httpx 5 s, aiohttp 15 s, load balancers 60 s). If the server
+# closed first, a client could send a request into a connection that is being closed.
 KEEP_ALIVE_TIMEOUT_S = 75
-RESERVED_FILES = 256  # descriptors for the broker, stored files, webhooks and fetches
+RESERVED_FILES = 256  # file descriptors for the broker, stored files, webhooks and downloads
 SWEEP_INTERVAL_TICKS = 10  # uvicorn ticks ten times a second
-RENEWAL_TICKS = 100  # between two looks at the certificate's files
-SWEEP_CLOSE_LIMIT = 100  # overdue connections; the rest are closed at the next tick, so that a crowd holds up nobody
+RENEWAL_TICKS = 100  # between checks of the certificate's files
+SWEEP_CLOSE_LIMIT = 100  # per tick, so that many overdue connections do not block the event loop
 
-# Not compressed: it would cost each of a thousand open sockets its own buffers, and each push its own run.
+FRAME_LIMIT_BYTES = 16 * 1024 * 1024  # of an authenticated client; the server closes with 1009 beyond it
+
+# Without compression, which needs buffers for every open socket and compresses every push once per socket.
 WEBSOCKET_OPTIONS: Mapping[str, Any] = {
     "ws": BoundedWebSocket,
     "ws_max_size": FRAME_LIMIT_BYTES,
@@ -40,25 +40,25 @@ WEBSOCKET_OPTIONS: Mapping[str, Any] = {
 }
 
 
-def make_server_context(bounds: ServerSettings, strangers: ThrottledClientLog) -> ServerContext:
-    """The connections of a process, as many as `bounds` and the limit of open files allow."""
+def make_server_context(limits: ServerSettings, client_events: ThrottledClientLog) -> ServerContext:
+    """Return the state that all servers of a process share. The limit of open files lowers `connections`."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = bounds.connections if files == resource.RLIM_INFINITY else max(1, files - RESERVED_FILES)
-    return ServerContext(bounds, ConnectionLimiter(bounds, min(bounds.connections, allowed)), strangers)
+    allowed = limits.connections if files == resource.RLIM_INFINITY else max(1, files - RESERVED_FILES)
+    return ServerContext(limits, ConnectionLimiter(limits, min(limits.connections, allowed)), client_events)
 
 
 class BoundedServer(uvicorn.Server):
-    """Serves on sockets that listen already. Signals are heard by whoever starts it."""
+    """Serves on sockets that are already bound. `edge.process` handles the signals."""
 
     def __init__(
-        self, config: uvicorn.Config, shared: ServerContext, certificate: ServedCertificate | None, *, pinned: bool
+        self, config: uvicorn.Config, context: ServerContext, certificate: ServedCertificate | None, *, pinned: bool
     ) -> None:
         super().__init__(config)
-        self._context = shared
+        self._context = context
         self._certificate = certificate
-        self._renewing = None if pinned else certificate
+        self._renewable_certificate = None if pinned else certificate
         self._has_overdue = False
-        self.server_state: BoundedServerState = BoundedServerState(shared.limits, shared.client_events)
+        self.server_state: BoundedServerState = BoundedServerState(context.limits, context.client_events)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -67,7 +67,7 @@ class BoundedServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         listeners = [self._make_listener(listening) for listening in sockets or ()]
-        self.servers = cast("list[asyncio.base_events.Server]", listeners)  # uvicorn closes them, and waits for it
+        self.servers = cast("list[asyncio.base_events.Server]", listeners)  # uvicorn closes them and waits for them
         self.started = True
 
     def _make_listener(self, listening: socket.socket) -> ConnectionListener:
@@ -79,12 +79,12 @@ class BoundedServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_INTERVAL_TICKS == 0 or self._has_overdue:
             self._has_overdue = self._sweep()
-        if self._renewing is not None and counter % RENEWAL_TICKS == 0:
-            await anyio.to_thread.run_sync(self._renewing.look)
+        if self._renewable_certificate is not None and counter % RENEWAL_TICKS == 0:
+            await anyio.to_thread.run_sync(self._renewable_certificate.reload_if_changed)
         return await super().on_tick(counter)
 
     def _sweep(self) -> bool:
-        """Close what is overdue; whether there may be more of it."""
+        """Close overdue connections. Return whether there may be more."""
         now, closed = asyncio.get_running_loop().time(), 0
         for connection in tuple(self.server_state.connections):
             if isinstance(connection, BoundedHttp):
@@ -95,10 +95,12 @@ class BoundedServer(uvicorn.Server):
 
 
 def make_server(
-    app: ASGIApp, shared: ServerContext, tls: TlsFiles | None = None, *, pinned: bool = False
+    app: ASGIApp, context: ServerContext, tls: TlsFiles | None = None, *, pinned: bool = False
 ) -> BoundedServer:
-    """A server of `app` that has not started. `pinned`: clients trust this very certificate, so that another one in its
-    place is served only after a restart. Blocking; raises OSError for a certificate that cannot be used."""
+    """Return a server of `app` that has not started. Blocking; raises OSError for an unusable certificate.
+
+    `pinned`: clients trust exactly this certificate, so a renewed one is served only after a restart.
+    """
     certificate = None if tls is None else ServedCertificate(tls)
     config = uvicorn.Config(
         app,
@@ -108,9 +110,9 @@ def make_server(
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         timeout_keep_alive=KEEP_ALIVE_TIMEOUT_S,
         **WEBSOCKET_OPTIONS,
-        proxy_headers=False,  # nothing here goes by what a proxy says of its client
+        proxy_headers=False,  # the edge reads X-Forwarded-For itself, from trusted proxies only
         server_header=False,
         ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
     logging.getLogger("uvicorn.error").addFilter(is_server_fault)
-    return BoundedServer(config, shared, certificate, pinned=pinned)
+    return BoundedServer(config, context, certificate, pinned=pinned)

@@ -1,23 +1,58 @@
-"""Who may connect: open connections, counted in all and per address."""
+"""The settings of the HTTP server, and the limits on open connections, in total and per address."""
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from ipaddress import ip_network
+from typing import Annotated, NamedTuple, Protocol
+
+from msgspec import Meta, Struct
 
 from edge.core.client_throttle import ThrottledClientLog, TrustedProxies, client_network
-from edge.settings import ServerSettings
 from schemas.problems import ProblemError
 
-EVICTION_BATCH_LIMIT = 64  # connections closed at once where all are taken
+EVICTION_BATCH_LIMIT = 64  # connections closed at once when all slots are taken
 ADDRESS_RETRY_AFTER_S = 10
 FULL_RETRY_AFTER_S = 5
 
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ServerSettings(Struct, frozen=True):
+    """The `[server]` section: limits of the HTTP server.
+
+    `head_bytes` and `head_s`: limits of a request line with its headers, and of the trailers of a chunked body.
+    `handshake_s`: the limit of a TLS handshake. `stall_s`: how long a request body may pause.
+    `connections`: open connections in total, lowered where the process may open fewer files.
+    `connections_per_address`: open connections of one IPv4 address or IPv6 /64.
+    `proxies`: networks of trusted proxies. They are exempt from the limit per address, and their `X-Forwarded-For`
+    names the client.
+    `streams_per_key` and `streams_per_owner`: open event streams, over HTTP or a WebSocket.
+    `sockets_per_key` and `sockets_per_owner`: open sockets of the gateway, where an owner's sockets share one stream.
+    """
+
+    head_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024
+    head_s: Seconds = 10.0
+    handshake_s: Seconds = 10.0
+    stall_s: Seconds = 120.0
+    connections: Count = 8192
+    connections_per_address: Count = 256
+    proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    streams_per_key: Count = 200
+    streams_per_owner: Count = 400
+    sockets_per_key: Count = 1000
+    sockets_per_owner: Count = 2000
+
+    def __post_init__(self) -> None:
+        for network in self.proxies:
+            ip_network(network)  # raises ValueError, which names the network
+
 
 class SlotOccupant(Protocol):
-    """The protocol that serves a connection."""
+    """The protocol object that serves one connection."""
 
     def idle_since(self) -> float | None:
-        """Since when the connection has been waiting for a request; None while it works on one."""
+        """Return since when the connection has waited for a request; None while it serves one."""
         ...
 
     def evict(self) -> None:
@@ -26,23 +61,23 @@ class SlotOccupant(Protocol):
 
 
 class ConnectionSlot:
-    """The place of one connection, from accept to close. `release` may be called again."""
+    """The slot of one connection, from accept to close. A second `release` has no effect."""
 
-    def __init__(self, address: str, leave: Callable[["ConnectionSlot"], None]) -> None:
+    def __init__(self, address: str, on_release: Callable[["ConnectionSlot"], None]) -> None:
         self.address = address
         self.occupant: SlotOccupant | None = None
-        self._on_release = leave
+        self._on_release = on_release
 
     def release(self) -> None:
-        """Give the place back."""
+        """Free the slot."""
         self._on_release(self)
 
 
 class ConnectionLimiter:
-    """`most`: open at once in all. Where all places are taken, the connections that waited longest for a request go."""
+    """Counts open connections. If all `limit` slots are taken, it evicts those that waited longest for a request."""
 
-    def __init__(self, settings: ServerSettings, most: int) -> None:
-        self._limit = most
+    def __init__(self, settings: ServerSettings, limit: int) -> None:
+        self._limit = limit
         self._limit_per_address = settings.connections_per_address
         self._proxies = TrustedProxies(settings.proxies)
         self._slots: set[ConnectionSlot] = set()
@@ -52,19 +87,19 @@ class ConnectionLimiter:
         return len(self._slots)
 
     def acquire_slot(self, address: str) -> ConnectionSlot:
-        """A place for a connection from `address`. Raises Refused `too_many_connections`, `unavailable`."""
+        """Reserve a slot for `address`. Raises ProblemError `too_many_connections` or `unavailable`."""
         client = client_network(address)
         if self._count_by_client[client] >= self._limit_per_address and address not in self._proxies:
             raise ProblemError(
                 "too_many_connections",
-                f"{self._limit_per_address} connections of {client} are open, which is the most: close some",
+                f"{client} has {self._limit_per_address} open connections, which is the limit: close some",
                 retry_after_s=ADDRESS_RETRY_AFTER_S,
             )
         if len(self._slots) >= self._limit:
             self._evict_idle()
         if len(self._slots) >= self._limit:
-            said = f"{self._limit} connections are open, which is the most: try again"
-            raise ProblemError("unavailable", said, retry_after_s=FULL_RETRY_AFTER_S)
+            detail = f"the server has {self._limit} open connections, which is the limit: try again later"
+            raise ProblemError("unavailable", detail, retry_after_s=FULL_RETRY_AFTER_S)
         slot = ConnectionSlot(address, self._release_slot)
         self._slots.add(slot)
         self._count_by_client[client] += 1
@@ -80,7 +115,7 @@ class ConnectionLimiter:
             del self._count_by_client[client]
 
     def _evict_idle(self) -> None:
-        """Close the connections that waited longest. Places are free at once, as closing takes a turn of the loop."""
+        """Close the connections that waited longest. Free their slots now: closing takes a turn of the event loop."""
         waiting = []
         for slot in self._slots:
             since = slot.occupant.idle_since() if slot.occupant is not None else None
@@ -94,7 +129,7 @@ class ConnectionLimiter:
 
 
 class ServerContext(NamedTuple):
-    """What all servers of a process share."""
+    """State that all servers of a process share."""
 
     limits: ServerSettings
     connections: ConnectionLimiter

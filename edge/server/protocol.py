@@ -1,7 +1,7 @@
-"""uvicorn's protocols, with bounds on the head of a request and on what a WebSocket takes from a stranger.
+"""uvicorn's protocols, with limits on the head of a request and on the frames of an unauthenticated WebSocket.
 
-httptools has no limit of its own: it copies an unfinished header at each read, so that one endless header costs the
-event loop ever more time. Here the bytes are counted before they are parsed, and a server-wide sweep looks at the time.
+httptools has no limit of its own: it copies an unfinished header at each read, so one endless header costs the event
+loop more and more time. This module counts bytes before they are parsed; a sweep of the server enforces the timeouts.
 """
 
 import asyncio
@@ -16,53 +16,52 @@ from uvicorn.server import ServerState
 from websockets.http11 import Request
 
 from edge.core.client_throttle import ThrottledClientLog
-from edge.facades.gateway.frames import LARGE_FRAMES_EXTENSION
+from edge.http.middleware import LARGE_FRAMES_EXTENSION
 from edge.http.problems import make_problem_response
-from edge.server.connections import ConnectionSlot
-from edge.settings import ServerSettings
+from edge.server.connections import ConnectionSlot, ServerSettings
 from schemas.problems import ProblemError
 
-LINGER_LIMIT_BYTES = 1024 * 1024  # of a refused request's rest that is read and dropped, so that the refusal arrives
+LINGER_LIMIT_BYTES = 1024 * 1024  # of a rejected request, read and dropped so that the response arrives
 LINGER_TIMEOUT_S = 2.0
-# Of which the application would see one and a proxy before it perhaps the other. httptools refuses a second
+# With two of one of these headers, a proxy and the application might use different ones. httptools rejects a second
 # Content-Length itself.
-ONCE = (b"host", b"origin")
-UNAUTHENTICATED_FRAME_LIMIT_BYTES = 16 * 1024  # of one WebSocket message before the client is known
+SINGLE_HEADERS = (b"host", b"origin")
+UNAUTHENTICATED_FRAME_LIMIT_BYTES = 16 * 1024  # one WebSocket message of an unauthenticated client
 
 
 class BoundedServerState(ServerState):
-    """What all connections of one server share."""
+    """The state that all connections of one server share."""
 
-    def __init__(self, bounds: ServerSettings, strangers: ThrottledClientLog) -> None:
+    def __init__(self, limits: ServerSettings, client_events: ThrottledClientLog) -> None:
         super().__init__()
-        self.limits = bounds
-        self.client_events = strangers
+        self.limits = limits
+        self.client_events = client_events
 
 
 class _Expected(Enum):
-    """What of a request the client has still to send."""
+    """The part of a request that the client must send next."""
 
     NOTHING = auto()
     HEAD = auto()
     BODY = auto()
-    DROPPED = auto()  # the request was refused; its rest is read and dropped
+    DROPPED = auto()  # the request was rejected; its rest is read and dropped
 
 
 def encode_problem_response(error: Exception) -> bytes:
-    """A whole HTTP/1.1 response with the problem document of `error`, which closes the connection."""
-    said = make_problem_response(error, "")
+    """Return a complete HTTP/1.1 response with the problem document of `error`. It closes the connection."""
+    response = make_problem_response(error, "")
     headers = {
-        **said.headers,
-        "Content-Type": said.media_type,
-        "Content-Length": str(len(said.body)),
+        **response.headers,
+        "Content-Type": response.media_type,
+        "Content-Length": str(len(response.body)),
         "Connection": "close",
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {said.status} {said.title}\r\n{lines}\r\n".encode("latin-1") + said.body
+    return f"HTTP/1.1 {response.status} {response.title}\r\n{lines}\r\n".encode("latin-1") + response.body
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. `slot`: its place among all, given back when it is closed."""
+    """One connection. `slot`: released when the connection closes."""
 
     server_state: BoundedServerState
 
@@ -73,21 +72,21 @@ class BoundedHttp(HttpToolsProtocol):
         self._limits = server_state.limits
         self._slot = slot
         self._expected = _Expected.HEAD
-        self._expected_since = self.loop.time()  # when what is owed began to be owed; when it last moved, of a body
-        self._has_progressed = False  # whether bytes of the body came since the last sweep
-        self._unparsed_bytes = 0  # bytes since the parser last completed something
+        self._expected_since = self.loop.time()  # for a body: since the last progress
+        self._has_progressed = False  # whether the body progressed since the last sweep
+        self._unparsed_bytes = 0  # since the parser last completed an element
         self._discarded_bytes = 0
-        self._fault = ""  # why the head was refused, where that is not the parser's doing
+        self._fault = ""  # why this class, not the parser, rejected the head
         slot.occupant = self
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
-        self._expected_since = self.loop.time()  # a TLS handshake has a limit of its own
+        self._expected_since = self.loop.time()  # the TLS handshake has a timeout of its own
 
-    # ── what comes ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Parse `data` in pieces, none of which takes what is unfinished beyond `head_bytes`."""
+        """Parse `data` in chunks that never extend an unfinished element beyond `head_bytes`."""
         if self._expected is _Expected.DROPPED:
             self._discard(len(data))
             return
@@ -101,21 +100,23 @@ class BoundedHttp(HttpToolsProtocol):
             rest, room = rest[room:], self._limits.head_bytes - self._unparsed_bytes
 
     def _accepts_bytes(self) -> bool:
-        """Whether bytes are parsed here still: not refused, not closed, not a WebSocket's by now."""
+        """Return whether more bytes are parsed here: not rejected, not closed, not upgraded to a WebSocket."""
         return (
             self._expected is not _Expected.DROPPED and self._slot.occupant is self and not self.transport.is_closing()
         )
 
-    def _feed(self, piece: bytes) -> None:
+    def _feed(self, chunk: bytes) -> None:
         if self._expected is _Expected.NOTHING:
             self._expect(_Expected.HEAD)
-        self._unparsed_bytes += len(piece)
-        super().data_received(piece)
+        self._unparsed_bytes += len(chunk)
+        super().data_received(chunk)
         if self._unparsed_bytes >= self._limits.head_bytes and not self.transport.is_closing():
-            self._refuse("head_too_large", f"a request's head may have at most {self._limits.head_bytes} bytes")
+            self._refuse(
+                "head_too_large", f"the head of a request may have at most {self._limits.head_bytes} bytes: send less"
+            )
 
-    def _expect(self, owed: _Expected) -> None:
-        self._expected, self._expected_since = owed, self.loop.time()
+    def _expect(self, expected: _Expected) -> None:
+        self._expected, self._expected_since = expected, self.loop.time()
 
     def on_message_begin(self) -> None:
         self._expect(_Expected.HEAD)
@@ -123,10 +124,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         names = [name for name, _ in self.headers]
-        for name in ONCE:
+        for name in SINGLE_HEADERS:
             if names.count(name) > 1:
-                self._fault = f"the header {name.decode().title()} stands in it more than once"
-                raise httptools.HttpParserError(self._fault)  # no application sees the request
+                self._fault = f"the header {name.decode().title()} occurs more than once"
+                raise httptools.HttpParserError(self._fault)  # the application does not see the request
         self._expected, self._unparsed_bytes, self._has_progressed = _Expected.BODY, 0, True
         super().on_headers_complete()
 
@@ -143,10 +144,10 @@ class BoundedHttp(HttpToolsProtocol):
             self._expected_since = self.loop.time()
         super().on_response_complete()
 
-    # ── what does not come ───────────────────────────────────────────────────────────────────────────────────────
+    # ── timeouts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def sweep(self, now: float) -> bool:
-        """Close the connection where what is owed is overdue; whether it was. Called about once a second."""
+        """Close the connection if the client is overdue. Return whether it was. Called about once a second."""
         if self.transport.is_closing():
             return False
         waited = now - self._expected_since
@@ -169,13 +170,13 @@ class BoundedHttp(HttpToolsProtocol):
         return self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue)
 
     def _handle_head_timeout(self) -> None:
-        if (
-            not self._unparsed_bytes
-        ):  # a browser opens connections ahead of time, and shows an answer that it did not ask for
+        if not self._unparsed_bytes:  # browsers open spare connections, and would show a response without a request
             self._log_event("connection_idle", seconds=self._limits.head_s)
             self._close_connection()
             return
-        self._refuse("head_timeout", f"a request's head must come within {self._limits.head_s:g} s: send it again")
+        self._refuse(
+            "head_timeout", f"the head of the request did not arrive within {self._limits.head_s:g} s: send it again"
+        )
 
     def idle_since(self) -> float | None:
         busy = self.cycle is not None and not self.cycle.response_complete
@@ -185,27 +186,29 @@ class BoundedHttp(HttpToolsProtocol):
         self._log_event("connection_evicted")
         self.transport.abort()
 
-    # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── rejections ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what cannot be parsed, as a problem document."""
-        self._refuse("body_malformed", f"this is not HTTP/1.1 as RFC 9112 has it ({self._fault or msg})")
+        """Send a problem document where uvicorn would send plain text for a malformed request."""
+        self._refuse(
+            "body_malformed", f"the request is not valid HTTP/1.1 ({self._fault or msg}): correct it (RFC 9112)"
+        )
 
     def _refuse(self, code: str, detail: str) -> None:
         self._log_event("request_refused", code=code)
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
-            self._close_connection()  # the answer of the request before would be taken for this one's
+            self._close_connection()  # the client would take the previous response for this one
             return
         self.transport.write(encode_problem_response(ProblemError(code, detail)))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        else:  # TLS: `_end` would lose the refusal
+        else:  # TLS: closing now would lose the response
             self.flow.pause_reading()
         self._expect(_Expected.DROPPED)
 
     def _close_connection(self) -> None:
-        """Close the connection. With TLS, uvloop's `close` would read on for 30 s, until the client agrees to close."""
+        """Close the connection. With TLS abort it: uvloop's `close` waits up to 30 s for the client."""
         if self.transport.can_write_eof():
             self.transport.close()
         else:
@@ -219,14 +222,14 @@ class BoundedHttp(HttpToolsProtocol):
     def _log_event(self, event: str, **fields: object) -> None:
         self.server_state.client_events.log(event, self._slot.address, **fields)
 
-    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── upgrade and close ────────────────────────────────────────────────────────────────────────────────────────────
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
         socket = self.transport.get_protocol()
         if isinstance(socket, BoundedWebSocket):
             socket.slot = self._slot
-        self._slot.occupant = None  # an open WebSocket is not evicted
+        self._slot.occupant = None  # open WebSockets are not evicted
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._slot.release()
@@ -234,19 +237,19 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """Takes messages of STRANGER_FRAME_BYTES until the application says with WIDEN that it knows the client."""
+    """Limits messages to UNAUTHENTICATED_FRAME_LIMIT_BYTES until the app calls LARGE_FRAMES_EXTENSION."""
 
     slot: ConnectionSlot | None = None
 
     def handle_connect(self, event: Request) -> None:
-        whole, self.conn.max_message_size = self.conn.max_message_size, UNAUTHENTICATED_FRAME_LIMIT_BYTES
+        full_limit, self.conn.max_message_size = self.conn.max_message_size, UNAUTHENTICATED_FRAME_LIMIT_BYTES
         super().handle_connect(event)
 
-        def widen() -> None:
-            self.conn.max_message_size = whole
+        def allow_large_frames() -> None:
+            self.conn.max_message_size = full_limit
 
         if not self.close_sent:
-            cast("dict[str, Any]", self.scope["extensions"])[LARGE_FRAMES_EXTENSION] = widen
+            cast("dict[str, Any]", self.scope["extensions"])[LARGE_FRAMES_EXTENSION] = allow_large_frames
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.slot is not None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge.core.client_throttle import ThrottledClientLog
 from edge.server.bounded_server import make_server, make_server_context
-from edge.settings import ServerSettings
+from edge.server.connections import ServerSettings
 from edge.tls import load_or_create_certificate
 from tests.e2e.conftest import alone, docker_url, echo_image, engine, engine_url, home
 from tests.support.docker_images import build_image
@@ -114,8 +114,8 @@ async def serve_target(
 ) -> AsyncIterator[AttackTarget]:
     """The edge's server of `app`, with `bounds` in place of the defaults."""
     certificate = load_or_create_certificate(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
-    shared = make_server_context(ServerSettings(**bounds), ThrottledClientLog())  # type: ignore[arg-type]
-    made = make_server(app, shared, certificate)
+    context = make_server_context(ServerSettings(**bounds), ThrottledClientLog())  # type: ignore[arg-type]
+    made = make_server(app, context, certificate)
     listening = socket.create_server(("127.0.0.1", 0), backlog=256)  # the server closes it
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.serve, [listening])

@@ -8,8 +8,7 @@ import pytest
 from anyio.abc import ByteStream
 
 from edge.core.client_throttle import TrustedProxies
-from edge.server.connections import ConnectionLimiter
-from edge.settings import ServerSettings
+from edge.server.connections import ConnectionLimiter, ServerSettings
 from schemas.problems import ProblemError
 from tests.attack.conftest import GET, AttackTarget, ServeFunction, is_closed, read_response
 
@@ -79,7 +78,7 @@ async def test_what_comes_through_a_proxy_is_not_one_client(serve: ServeFunction
 
 def test_an_ipv6_client_is_its_64():
     bounds = ServerSettings(connections_per_address=2)
-    connections = ConnectionLimiter(bounds, most=10)
+    connections = ConnectionLimiter(bounds, limit=10)
     for last in (1, 2):
         connections.acquire_slot(f"2001:db8::{last}")
     with pytest.raises(ProblemError) as refused:

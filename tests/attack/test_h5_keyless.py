@@ -7,7 +7,8 @@ nginx's bare `proxy_pass` and a TCP tunnel made strangers look like programs of 
 import httpx
 import pytest
 
-from edge.settings import EdgeSettings, HeygemSettings
+from edge.facades.heygem.facade import HeygemSettings
+from edge.settings import EdgeSettings
 from lamplighter.cli.data_dir import LOCAL_OWNER as OF_UP
 from schemas.settings_loader import load_settings
 from tests.edge.facades.heygem.conftest import HeygemClient, desk, parse_body, root

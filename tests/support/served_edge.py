@@ -1,4 +1,4 @@
-"""TODO: tests.support.served_edge."""
+"""One edge over the fake bus, served by a real uvicorn, with clients of several owners."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +10,7 @@ from msgspec import Struct
 
 from edge.app import create_app
 from edge.core.client_throttle import TrustedProxies
-from edge.facades.gateway.gateway import run_gateway
-from edge.facades.heygem.result_export import ResultExporter
+from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
 from edge.http.dependencies import EdgeServices
 from edge.owners.api_keys import ApiKeyStore
@@ -23,7 +22,6 @@ from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers import factory as drivers
 from edge.power.observation import FleetObserver
 from edge.power.relay_hub import RelayHub
-from edge.settings import CorsSettings, EdgeSettings
 from edge.usage.recorder import UsageRecorder
 from edge.usage.report import UsageReports
 from schemas.auth import CLIENT_SCOPES, Scope
@@ -33,7 +31,7 @@ from tests.support.http_server import open_client, serve_app
 
 
 class ServedEdge(Struct, frozen=True, kw_only=True):
-    """One edge. `ann` and `bob` are ordinary clients, `anyone` has no key."""
+    """A served edge. `ann` and `bob` are ordinary clients; `anyone` has no key."""
 
     world: FakeBusServicesRig
     keys: ApiKeyStore
@@ -46,20 +44,17 @@ class ServedEdge(Struct, frozen=True, kw_only=True):
     anyone: httpx.AsyncClient
 
 
-WELCOME = AdvertisedAddresses(edge="https://e:8443", broker="tls://e:4222")
+ADDRESSES = AdvertisedAddresses(edge="https://e:8443", broker="tls://e:4222")
 
 
-ALLOWED_ORIGIN = "https://app.example.com"  # whose pages may call
-
-
+ALLOWED_ORIGIN = "https://app.example.com"  # its pages may call the API
 STREAMS_PER_KEY, STREAMS_PER_OWNER = 20, 30
-
-
+GATEWAY_LIMITS = GatewayLimits(sockets_per_key=STREAMS_PER_KEY, sockets_per_owner=STREAMS_PER_OWNER)
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
 
 def declare_dark_host(made: FakeBusServicesRig) -> PowerController:
-    """`gpu-9` is declared and stays dark: its switch answers, and nothing runs there."""
+    """Declare `gpu-9`, which stays off: its power driver answers, and nothing runs there."""
     declared = {"gpu-9": CommandHostConfig(on=("true",), off=("true",), state=("false",))}
     tools = drivers.DriverDependencies(
         client=httpx.AsyncClient(verify=False), environ={}, now=made.time, new_id=lambda: "id"
@@ -73,11 +68,10 @@ def _hex(dice: FixedEntropy) -> str:
     return dice(8).hex()
 
 
-def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, door: BrokerAccounts | None = None) -> EdgeServices:
+def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, accounts: BrokerAccounts | None = None) -> EdgeServices:
     power = declare_dark_host(made)
     prices = {"gpu-9": PowerPrice(per_hour=2.0)}
     return EdgeServices(
-        settings=EdgeSettings(cors=CorsSettings(origins=(ALLOWED_ORIGIN,))),
         bus=made.bus,
         store=made.store,
         assets=made.assets,
@@ -97,8 +91,7 @@ def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, door: BrokerAccou
         api_keys=keys,
         tokens=TokenIssuer(SECRET, keys.get, made.time),
         url_signer=made.signer,
-        result_export=ResultExporter(None, Path(), made.bus.job_store, made.store, made.index),
-        enrollment=HostEnrollment(made.bus, keys, door, WELCOME, made.time),
+        enrollment=HostEnrollment(made.bus, keys, accounts, ADDRESSES, made.time),
         owner_deletions=made.erasures(keys),
         quotas=made.quotas,
         power=power,
@@ -109,18 +102,20 @@ def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, door: BrokerAccou
         trusted_proxies=TrustedProxies(("127.0.0.1",)),
         relay_hub=RelayHub(partial(_hex, FixedEntropy()), made.time),
         stream_limits=StreamLimiter("event streams", STREAMS_PER_KEY, STREAMS_PER_OWNER),
-        socket_limits=StreamLimiter("gateway sockets", STREAMS_PER_KEY, STREAMS_PER_OWNER),
     )
 
 
 @asynccontextmanager
-async def serve_edge(folder: Path, door: BrokerAccounts | None = None) -> AsyncIterator[ServedEdge]:
-    """A served edge that keeps its files in `folder`; hosts may join by `door`."""
+async def serve_edge(folder: Path, accounts: BrokerAccounts | None = None) -> AsyncIterator[ServedEdge]:
+    """Serve an edge that keeps its files in `folder`. `accounts`: lets hosts enroll."""
     async with fake_bus_services(folder) as made:
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
-        parts = make_services(made, keys, door)
-        async with run_gateway(parts) as gateway, serve_app(create_app(parts, gateway)) as url:
+        services = make_services(made, keys, accounts)
+        async with (
+            run_gateway(services, GATEWAY_LIMITS, heygem_endpoint="heygem") as gateway,
+            serve_app(create_app(services, gateway, cors_origins=(ALLOWED_ORIGIN,))) as url,
+        ):
             clients = {
                 name: open_client(url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
                 for name, text in texts.items()

@@ -1,4 +1,4 @@
-"""What a job's submit was called: the `request_id` and `trace_id` that every push about it carries."""
+"""What all gateway sockets of one edge share: the services, and a cache of `request_id` and `trace_id` by job."""
 
 from collections import OrderedDict
 from datetime import datetime
@@ -10,15 +10,18 @@ from bus.interface import BusError, JobStore
 from edge.core.clock import Clock
 from edge.http.dependencies import EdgeServices
 from schemas.events import RecordUnreadable
-from schemas.ids import JobKey
+from schemas.ids import JobKey, Token
 from schemas.job import Job
 from schemas.job_view import JobView
 
-CACHE_LIMIT = 20_000  # jobs; the one heard of longest ago is looked up again
+CACHE_LIMIT = 20_000  # jobs; the least recently used one is read again
 
 
 class SubmitMetadata(NamedTuple):
-    """`made`: when the job was, since an id may come again after a deletion."""
+    """The names of a submit, which every push about its job carries.
+
+    `created_at`: when the job was created; a client may use an id again after a deletion.
+    """
 
     request_id: str = ""
     trace_id: str = ""
@@ -27,33 +30,33 @@ class SubmitMetadata(NamedTuple):
 
 
 class SubmitMetadataCache:
-    """Read from the record once, then remembered: it never changes while the job lives."""
+    """Caches the names of submits. They never change during the life of a job."""
 
     def __init__(self, records: JobStore) -> None:
         self._records = records
         self._cache: OrderedDict[JobKey, SubmitMetadata] = OrderedDict()
 
     def store(self, job: Job) -> SubmitMetadata:
-        """Remember `job`."""
-        origin = SubmitMetadata(job.request_id, job.trace_id, job.endpoint, job.created_at)
-        self._cache[job.key] = origin
+        """Cache the names of `job` and return them."""
+        metadata = SubmitMetadata(job.request_id, job.trace_id, job.endpoint, job.created_at)
+        self._cache[job.key] = metadata
         self._cache.move_to_end(job.key)
         if len(self._cache) > CACHE_LIMIT:
             self._cache.popitem(last=False)
-        return origin
+        return metadata
 
     async def for_view(self, view: JobView) -> SubmitMetadata:
-        """The origin of the job that is shown."""
+        """Return the names for the job of `view`."""
         key = JobKey(view.owner, view.id)
         known = self._cache.get(key)
         return known if known is not None and known.created_at == view.created_at else await self._load(key)
 
     async def for_job(self, key: JobKey) -> SubmitMetadata:
-        """The origin of a job that says how far it is."""
+        """Return the names for a job that reports progress."""
         return self._cache.get(key) or await self._load(key)
 
     async def _load(self, key: JobKey) -> SubmitMetadata:
-        """Empty for a job that is gone, or cannot be read now: a push without its name is better than none."""
+        """Read the names. Empty names for a job that cannot be read: a push without them is better than no push."""
         try:
             entry = await self._records.read(key)
         except (BusError, RecordUnreadable):
@@ -61,12 +64,10 @@ class SubmitMetadataCache:
         return SubmitMetadata() if entry is None else self.store(entry.record.job)
 
 
-# MERGED edge/facades/gateway/hall.py: What all sockets of this edge share besides its services.
-
-
 class CommandContext(Struct, frozen=True):
-    """Given to every command."""
+    """The arguments that every command shares. `heygem_endpoint`: the endpoint that `heygem_submit` stands for."""
 
     services: EdgeServices
+    heygem_endpoint: Token
     submit_metadata: SubmitMetadataCache
     now: Clock

@@ -1,5 +1,8 @@
-"""One socket's frames. The server is told to take larger ones than the protocol allows, so that a frame over 1 MiB can
-be answered with an error instead of the end of the connection. Before the client is known it takes small ones only."""
+"""Read raw frames of one socket.
+
+The server accepts larger frames than the protocol allows, so that a frame over 1 MiB gets an error reply instead of
+a closed connection. Before the client is authenticated, the server accepts only small frames.
+"""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -7,20 +10,18 @@ from typing import Any, cast
 from litestar.connection import WebSocket
 from litestar.exceptions import WebSocketDisconnect
 
+from edge.http.middleware import LARGE_FRAMES_EXTENSION
+
 AnySocket = WebSocket[Any, Any, Any]
-FRAME_LIMIT_BYTES = 16 * 1024 * 1024  # beyond this the server itself closes, 1009: what is taken in must be bounded
-
-LARGE_FRAMES_EXTENSION = "lamplighter.widen"  # the ASGI extension by which the server is told that the client is known
-
-DISCONNECT_ERRORS = (WebSocketDisconnect, OSError)  # what a send raises when nobody is there any more
+DISCONNECT_ERRORS = (WebSocketDisconnect, OSError)  # raised by a send after the client disconnected
 
 
 class ClientGone(Exception):
-    """The client left."""
+    """The client disconnected."""
 
 
 async def receive_frame(socket: AnySocket) -> str | bytes:
-    """What the client sends next, text or binary. Raises Gone."""
+    """Return the next frame, text or binary. Raises ClientGone."""
     event = await socket.receive()
     if event["type"] != "websocket.receive":
         raise ClientGone
@@ -29,7 +30,7 @@ async def receive_frame(socket: AnySocket) -> str | bytes:
 
 
 def allow_large_frames(socket: AnySocket) -> None:
-    """Take frames up to LARGEST_FRAME from here on. A server without the extension takes them from the start."""
+    """Accept large frames from now on. A server without the extension accepts them from the start."""
     extensions = cast("dict[str, Callable[[], None]]", socket.scope.get("extensions") or {})
     if LARGE_FRAMES_EXTENSION in extensions:
         extensions[LARGE_FRAMES_EXTENSION]()

@@ -1,4 +1,7 @@
-"""Every socket of this edge, and what runs for all of them together."""
+"""The gateway: one WebSocket per client, `/ws` or `/dsp`, that speaks envelope v1.0.
+
+Start here: `Gateway.serve` follows one connection from its handshake to its end.
+"""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -28,41 +31,57 @@ from edge.hosts.registry import HostNotice
 from edge.http.auth import NO_AUTH, WS_UNAUTHORIZED_CODE
 from edge.http.dependencies import EdgeServices
 from edge.jobs.view import Asker
+from edge.owners.quotas import StreamLimiter
 from schemas.auth import Scope
+from schemas.ids import Token
 from schemas.problems import ProblemError
 from schemas.status import WAITING_STATUSES
 
-STREAM_READY_TIMEOUT_S = (
-    5.0  # how long a socket waits for its owner's stream; with a broker that is away it goes on without
-)
-CLOSE_TRY_AGAIN_LATER = 1013  # RFC 6455's registry: try again later
-TRANSIENT_REFUSALS = frozenset({"unavailable", "too_many_connections"})  # refusals that pass by themselves
+STREAM_READY_TIMEOUT_S = 5.0  # without a broker a socket starts without its owner's stream
+CLOSE_TRY_AGAIN_LATER = 1013  # from the registry of RFC 6455
+TRANSIENT_CODES = frozenset({"unavailable", "too_many_connections"})  # problems that a later attempt may not meet
 
 _log = structlog.get_logger()
 
 
 class GatewayLimits(Struct, frozen=True):
-    """Seconds, messages and bytes. `tell_every_s`: the line about every job that waits, and the look at every key."""
+    """Limits of the gateway; the names carry the units.
+
+    `waiting_interval_s`: how often the gateway sends the state of waiting jobs and checks the keys of open sockets.
+    """
 
     waiting_interval_s: float = 10.0
     auth_timeout_s: float = AUTH_TIMEOUT_S
     queue_messages_limit: int = QUEUE_MESSAGES_LIMIT
     queue_bytes_limit: int = QUEUE_BYTES_LIMIT
+    sockets_per_key: int = 1000
+    sockets_per_owner: int = 2000
 
 
 class Gateway:
-    """`run` must be running before the first socket is served."""
+    """All gateway sockets of one edge. `run` must run before `serve` is called."""
 
-    def __init__(self, parts: EdgeServices, limits: GatewayLimits | None = None, now: Clock = utc_now) -> None:
-        self._services = parts
+    def __init__(
+        self,
+        services: EdgeServices,
+        limits: GatewayLimits | None = None,
+        now: Clock = utc_now,
+        *,
+        heygem_endpoint: Token,
+    ) -> None:
+        self._services = services
         self._limits = limits or GatewayLimits()
-        self._context = CommandContext(parts, SubmitMetadataCache(parts.bus.job_store), now)
+        self._socket_limits = StreamLimiter(
+            "gateway sockets", self._limits.sockets_per_key, self._limits.sockets_per_owner
+        )
+        metadata = SubmitMetadataCache(services.bus.job_store)
+        self._context = CommandContext(services, heygem_endpoint, metadata, now)
         self._broadcasters: dict[tuple[str, Asker], OwnerBroadcaster] = {}
         self._sessions: set[GatewaySession] = set()
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
-        """Hold the streams, and say every ten seconds what still waits, without end."""
+        """Run the owners' streams, and send the state of waiting jobs every `waiting_interval_s`. Never returns."""
         async with create_task_group() as tasks:
             self._tasks = tasks
             self._services.hosts.subscribe(self._on_host_notice)
@@ -71,18 +90,18 @@ class Gateway:
                 try:
                     await self._check_keys_and_send_waiting()
                 except (BusError, ProblemError) as error:
-                    _log.warning("waiting_not_told", error=str(error))
+                    _log.warning("waiting_states_failed", error=str(error))
 
     async def serve(self, socket: AnySocket) -> None:
-        """One connection, to its end."""
-        with ExitStack() as counted:
+        """Serve one connection until it ends."""
+        with ExitStack() as slot:
             try:
                 caller = await self._authenticate(socket)
-                counted.enter_context(self._services.socket_limits.count_stream(caller.key))
+                slot.enter_context(self._socket_limits.count_stream(caller.key))
             except ProblemError as refused:
                 await _close_socket(
                     socket,
-                    CLOSE_TRY_AGAIN_LATER if refused.code in TRANSIENT_REFUSALS else WS_UNAUTHORIZED_CODE,
+                    CLOSE_TRY_AGAIN_LATER if refused.code in TRANSIENT_CODES else WS_UNAUTHORIZED_CODE,
                     refused.detail,
                 )
                 return
@@ -91,10 +110,10 @@ class Gateway:
             await self._run_session(socket, caller)
 
     async def _authenticate(self, socket: AnySocket) -> SocketCaller:
-        """The caller on the accepted socket.
+        """Accept the socket and return its caller.
 
-        A key in the handshake is looked at before the socket is accepted: from then on the client may send frames of
-        any size, and the server takes large ones only where the client is known. Raises Refused, Gone.
+        A key in the handshake is checked before the socket is accepted: an accepted client may send frames, and the
+        server takes large frames only from known clients. Raises ProblemError, ClientGone.
         """
         text = credential_from_handshake(socket)
         caller = None
@@ -102,7 +121,7 @@ class Gateway:
             if text:
                 caller = await authenticate_socket(socket, self._services, text)
         finally:
-            await socket.accept()  # also for a stranger: the close code tells why
+            await socket.accept()  # a client without a valid key as well: it reads the close code
         if caller is None:
             text = await read_auth_message(socket, self._limits.auth_timeout_s)
             caller = await authenticate_socket(socket, self._services, text)
@@ -110,11 +129,13 @@ class Gateway:
         return caller
 
     async def _run_session(self, socket: AnySocket, caller: SocketCaller) -> None:
-        hub = self._join_broadcaster(caller) if caller.key.allows(Scope.JOBS_READ) else None
-        with self._registered(GatewaySession(socket, self._context, caller, hub, self._make_send_queue)) as session:
-            if hub is not None:
+        broadcaster = self._join_broadcaster(caller) if caller.key.allows(Scope.JOBS_READ) else None
+        with self._registered(
+            GatewaySession(socket, self._context, caller, broadcaster, self._make_send_queue)
+        ) as session:
+            if broadcaster is not None:
                 with move_on_after(STREAM_READY_TIMEOUT_S):
-                    await hub.ready.wait()
+                    await broadcaster.ready.wait()
             await session.run()
 
     def _make_send_queue(self, overflow: Callable[[], object]) -> SendQueue:
@@ -135,23 +156,23 @@ class Gateway:
                 self._leave_broadcaster(session.broadcaster, session.caller)
 
     def _join_broadcaster(self, caller: SocketCaller) -> OwnerBroadcaster:
-        """The owner's stream, opened for its first socket."""
+        """Return the owner's stream, and open it for the first socket."""
         if self._tasks is None:
             raise RuntimeError("Gateway.run must be running before a socket is served")
         name = (caller.owner, caller.asker)
-        hub = self._broadcasters.get(name)
-        if hub is None:
-            hub = self._broadcasters[name] = OwnerBroadcaster(self._context, *name)
-            self._tasks.start_soon(hub.run)
-        hub.session_count += 1
-        return hub
+        broadcaster = self._broadcasters.get(name)
+        if broadcaster is None:
+            broadcaster = self._broadcasters[name] = OwnerBroadcaster(self._context, *name)
+            self._tasks.start_soon(broadcaster.run)
+        broadcaster.session_count += 1
+        return broadcaster
 
-    def _leave_broadcaster(self, hub: OwnerBroadcaster, caller: SocketCaller) -> None:
-        """Close the stream behind its last socket."""
-        hub.session_count -= 1
-        if not hub.session_count:
+    def _leave_broadcaster(self, broadcaster: OwnerBroadcaster, caller: SocketCaller) -> None:
+        """Close the stream after its last socket."""
+        broadcaster.session_count -= 1
+        if not broadcaster.session_count:
             del self._broadcasters[caller.owner, caller.asker]
-            hub.scope.cancel()
+            broadcaster.scope.cancel()
 
     def _on_host_notice(self, notice: HostNotice) -> None:
         for session in tuple(self._sessions):
@@ -163,17 +184,17 @@ class Gateway:
                 session.end(WS_UNAUTHORIZED_CODE)
         counts = self._services.index.count_jobs().items()
         waiting = {count.owner for count, jobs in counts if jobs and count.status in WAITING_STATUSES}
-        for hub in tuple(self._broadcasters.values()):
-            if hub.owner in waiting:
-                await hub.send_waiting_states()
+        for broadcaster in tuple(self._broadcasters.values()):
+            if broadcaster.owner in waiting:
+                await broadcaster.send_waiting_states()
 
 
 @asynccontextmanager
 async def run_gateway(
-    parts: EdgeServices, limits: GatewayLimits | None = None, now: Clock = utc_now
+    services: EdgeServices, limits: GatewayLimits | None = None, now: Clock = utc_now, *, heygem_endpoint: Token
 ) -> AsyncIterator[Gateway]:
-    """A gateway for as long as the block runs."""
-    gateway = Gateway(parts, limits, now)
+    """Run a gateway for the duration of the block."""
+    gateway = Gateway(services, limits, now, heygem_endpoint=heygem_endpoint)
     async with create_task_group() as tasks:
         tasks.start_soon(gateway.run)
         yield gateway
@@ -181,19 +202,16 @@ async def run_gateway(
 
 
 async def _close_socket(socket: AnySocket, code: int, why: str) -> None:
-    """A close frame's reason has at most 123 bytes."""
+    """Close with `why` as the reason, cut because a close frame carries at most 123 bytes of it."""
     try:
         await socket.close(code=code, reason=why.encode()[:120].decode(errors="ignore"))
     except DISCONNECT_ERRORS:
         return
 
 
-# MERGED edge/facades/gateway/route.py: `/ws` and `/dsp`: the same gateway under two names.
-
-
 @websocket(["/ws", "/dsp"], opt={NO_AUTH: True})
 async def gateway_socket(socket: AnySocket, gateway: NamedDependency[Gateway]) -> None:
-    """Envelope v1.0. The key comes with the handshake or in the first message."""
+    """Serve envelope v1.0. The client sends its key in the handshake or in its first message."""
     await gateway.serve(socket)
 
 

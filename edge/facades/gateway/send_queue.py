@@ -1,4 +1,4 @@
-"""What waits to be sent to one socket: bounded, so that a client that does not read costs a known amount of memory."""
+"""The bounded queue of frames for one socket: a client that does not read costs a known amount of memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ QUEUE_BYTES_LIMIT = 4 * 1024 * 1024
 
 
 class SendQueue:
-    """Answers go before pushes; while a request is worked on its pushes wait, so that its answer comes first.
+    """Replies go before pushes. Pushes wait while a request is handled, so that its reply comes first.
 
-    Nothing is ever dropped: a push that finds no room calls `overflow`, which must close the socket. The client
-    resumes behind the last push it got.
+    No frame is dropped: a push that does not fit calls `overflow`, which must close the socket. The client then
+    resumes after the last push that it received.
     """
 
     def __init__(
@@ -24,23 +24,23 @@ class SendQueue:
         self._messages, self._size = messages, size
         self._replies: deque[str] = deque()
         self._pushes: deque[str] = deque()
-        self._queued_characters = 0  # characters
+        self._queued_characters = 0
         self._pushes_paused = False
         self._filled = Event()
         self._emptied = Event()
 
     @property
     def has_slack(self) -> bool:
-        """Whether more than half of the room is free."""
+        """Return whether the queue is less than half full."""
         return 2 * len(self._pushes) < self._messages and 2 * self._queued_characters < self._size
 
     def put_reply(self, text: str) -> None:
-        """Send before any push. Whoever asks waits for `room` first, so answers need no bound of their own."""
+        """Add a reply, before all pushes. Callers wait for slack before they read a request: this bounds replies."""
         self._replies.append(text)
         self._count_added(text)
 
     def put_push(self, text: str) -> None:
-        """Send behind what waits, if there is room."""
+        """Add a push at the end, or call `overflow` if the queue is full."""
         if self._pushes and (len(self._pushes) >= self._messages or self._queued_characters + len(text) > self._size):
             self._overflow()
             return
@@ -53,7 +53,7 @@ class SendQueue:
 
     @contextmanager
     def pause_pushes(self) -> Iterator[None]:
-        """Let pushes wait inside the block."""
+        """Hold pushes back inside the block."""
         self._pushes_paused = True
         try:
             yield
@@ -62,7 +62,7 @@ class SendQueue:
             self._filled.set()
 
     async def get(self) -> str:
-        """The next to send; waits for one."""
+        """Wait for the next frame and return it."""
         while True:
             if self._replies:
                 return self._pop(self._replies)
@@ -71,14 +71,14 @@ class SendQueue:
             self._filled = Event()
             await self._filled.wait()
 
-    def _pop(self, line: deque[str]) -> str:
-        text = line.popleft()
+    def _pop(self, queue: deque[str]) -> str:
+        text = queue.popleft()
         self._queued_characters -= len(text)
         self._emptied.set()
         return text
 
     async def wait_for_slack(self) -> None:
-        """Wait until it is `relaxed` and no crowd of answers waits."""
+        """Wait until the queue has slack and few replies wait."""
         while not self.has_slack or len(self._replies) > self._messages // 2:
             self._emptied = Event()
             await self._emptied.wait()

@@ -1,4 +1,4 @@
-"""One socket from its first frame to its last: requests are answered one after the other, pushes go in between."""
+"""One gateway socket: it answers requests one after the other, and sends pushes in between."""
 
 from collections.abc import Callable
 from contextlib import aclosing
@@ -28,39 +28,37 @@ from schemas.problems import FieldError
 CLOSE_SLOW_CLIENT = 4408
 CLOSE_REASONS = {
     WS_UNAUTHORIZED_CODE: KEY_REVOKED_REASON,
-    CLOSE_SLOW_CLIENT: "too much waits unread here: come again, and resume",
+    CLOSE_SLOW_CLIENT: "too many unread messages: reconnect and resume",
 }
-CLOSE_TIMEOUT_S = (
-    30.0  # a client that did not read gets this long to read what the kernel holds, and then why it was closed
-)
+CLOSE_TIMEOUT_S = 30.0  # time for a slow client to read the buffers of the kernel and then the close frame
 
 MakeSendQueue = Callable[[Callable[[], object]], SendQueue]
 
 
 class GatewaySession(PushSubscriber, RelayConnection):
-    """`hub`: the owner's stream, None for a key that may not read jobs."""
+    """One socket. `broadcaster`: the owner's stream; None for a key without the scope to read jobs."""
 
     def __init__(
         self,
         socket: AnySocket,
-        hall: CommandContext,
+        context: CommandContext,
         caller: SocketCaller,
-        hub: OwnerBroadcaster | None,
-        make: MakeSendQueue,
+        broadcaster: OwnerBroadcaster | None,
+        make_send_queue: MakeSendQueue,
     ) -> None:
         self.caller = caller
-        self.broadcaster = hub
+        self.broadcaster = broadcaster
         self._socket = socket
-        self._context = hall
-        self._send_queue = make(lambda: self.end(CLOSE_SLOW_CLIENT))
+        self._context = context
+        self._send_queue = make_send_queue(lambda: self.end(CLOSE_SLOW_CLIENT))
         self._ended: int | None = None
         self._scope = CancelScope()
         self._replay_scope: CancelScope | None = None
-        self._replay_position = ""  # behind which a replay is
-        self._replayed_until = ""  # up to which the hub may say again what a replay gave
+        self._replay_position = ""  # the last id that a replay sent
+        self._replayed_until = ""  # the broadcaster may repeat pushes up to this id
 
     async def run(self) -> None:
-        """Until the client leaves, or `end` was called."""
+        """Serve until the client disconnects or `end` is called."""
         if self.broadcaster is not None:
             self.broadcaster.subscribers.add(self)
         try:
@@ -77,15 +75,15 @@ class GatewaySession(PushSubscriber, RelayConnection):
                 await self._socket.close(code=self._ended, reason=CLOSE_REASONS[self._ended])
 
     def end(self, code: int) -> None:
-        """Close with `code`."""
+        """Close the socket with `code`."""
         self._ended = self._ended or code
         self._scope.cancel()
 
-    # ── what is pushed ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── pushes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def _position(self) -> str:
-        """The id behind which this socket is."""
+        """The id of the last push to this socket."""
         if self._replay_scope is not None:
             return self._replay_position
         return self.broadcaster.last_id if self.broadcaster is not None else ""
@@ -102,24 +100,24 @@ class GatewaySession(PushSubscriber, RelayConnection):
             self._send_queue.put_push(push.text)
 
     def send_host_notice(self, notice: HostNotice) -> None:
-        """A host went on or off."""
-        said = encode_host_notice(notice, self.caller.language, self._position)
-        if said is not None:
-            self._send_queue.put_push(said)
+        """Push that a host went on or off."""
+        frame = encode_host_notice(notice, self.caller.language, self._position)
+        if frame is not None:
+            self._send_queue.put_push(frame)
 
     def send_text(self, text: str) -> None:
         self._send_queue.put_reply(text)
 
     async def _write_frames(self) -> None:
         while True:
-            said = await self._send_queue.get()
+            frame = await self._send_queue.get()
             try:
-                await self._socket.send({"type": "websocket.send", "text": said, "bytes": None})
+                await self._socket.send({"type": "websocket.send", "text": frame, "bytes": None})
             except DISCONNECT_ERRORS:
                 self._scope.cancel()
                 return
 
-    # ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read_frames(self, tasks: TaskGroup) -> None:
         while True:
@@ -137,18 +135,15 @@ class GatewaySession(PushSubscriber, RelayConnection):
     async def _handle_frame(self, frame: str | bytes, tasks: TaskGroup) -> list[Envelope]:
         try:
             message = read_frame(frame)
-        except FrameUnreadable as refused:
-            return [
-                error_reply(
-                    self._context, refused, ClientMessage(type="", request_id=refused.request_id), self.caller.language
-                )
-            ]
+        except FrameUnreadable as error:
+            unreadable = ClientMessage(type="", request_id=error.request_id)
+            return [error_reply(self._context, error, unreadable, self.caller.language)]
         try:
             if not await self.caller.is_still_valid(self._context.services):
                 self.end(WS_UNAUTHORIZED_CODE)
                 return []
             return await self._dispatch(message, tasks)
-        except Exception as error:  # the border: whatever one request meets, the connection stays
+        except Exception as error:  # an error of one request must not end the connection
             return [error_reply(self._context, problem_for_error(error), message, self.caller.language)]
 
     async def _dispatch(self, message: ClientMessage, tasks: TaskGroup) -> list[Envelope]:
@@ -159,64 +154,70 @@ class GatewaySession(PushSubscriber, RelayConnection):
             self._context.services.relay_hub.handle_reply(self, message)
         elif message.type == EnvelopeType.RESUME:
             self._start_replay(message, tasks)
-        elif message.type != EnvelopeType.AUTH:  # who is in already need not come in again
-            raise input_invalid_problem(FieldError("$.type", f"{message.type[:64]!r} is no type of this gateway"))
+        elif message.type != EnvelopeType.AUTH:  # a client that is already authenticated may send `auth` again
+            raise input_invalid_problem(
+                FieldError("$.type", f"{message.type[:64]!r} is not a message type of this gateway")
+            )
         return []
 
     async def _push_final_state(self, view: JobView) -> None:
-        """A request that was sent anew after its job had ended: its result was pushed long ago."""
+        """Push the result again for a request that was repeated after its job had ended."""
         if self.broadcaster is not None:
             self._send_queue.put_push((await self.broadcaster.push_builder.build_state_push(self._position, view)).text)
 
-    # ── resume ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── resume ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_replay(self, message: ClientMessage, tasks: TaskGroup) -> None:
         self.caller.require_scope(Scope.JOBS_READ)
         after = message.payload.get("after")
         if not isinstance(after, str) or self.broadcaster is None:
-            raise input_invalid_problem(FieldError("$.payload.after", "must be the id of the last push"))
+            raise input_invalid_problem(
+                FieldError("$.payload.after", "must be the id of the last push that was received")
+            )
         if self._replay_scope is not None:
             self._replay_scope.cancel()
         self.broadcaster.subscribers.discard(self)
         self._replay_scope, self._replay_position = CancelScope(), after
         tasks.start_soon(self._replay, self.broadcaster, self._replay_scope)
 
-    async def _replay(self, hub: OwnerBroadcaster, scope: CancelScope) -> None:
-        """Give what is held behind the place, then share the owner's stream again, without a gap between the two."""
+    async def _replay(self, broadcaster: OwnerBroadcaster, scope: CancelScope) -> None:
+        """Replay the stored pushes after the resume position, then rejoin the owner's stream without a gap."""
         with scope:
             while True:
-                mark = hub.last_id
+                mark = broadcaster.last_id
                 try:
-                    await self._replay_stored(hub)
+                    await self._replay_stored(broadcaster)
                 except BusError:
                     await sleep(RETRY_DELAY_S)
                     continue
-                if hub.last_id == mark:
+                if broadcaster.last_id == mark:
                     self._replay_scope, self._replayed_until = None, self._replay_position
-                    hub.subscribers.add(self)
+                    broadcaster.subscribers.add(self)
                     return
 
-    async def _replay_stored(self, hub: OwnerBroadcaster) -> None:
-        held = self._context.services.event_streams.replay(hub.owner, self._replay_position, self.caller.asker)
-        async with aclosing(held) as items:
+    async def _replay_stored(self, broadcaster: OwnerBroadcaster) -> None:
+        stored = self._context.services.event_streams.replay(
+            broadcaster.owner, self._replay_position, self.caller.asker
+        )
+        async with aclosing(stored) as items:
             async for item in items:
                 await self._send_queue.wait_for_slack()
-                push = await hub.push_builder.build_push(item)
+                push = await broadcaster.push_builder.build_push(item)
                 self._replay_position = item.id
                 if push is not None:
                     self._send_queue.put_push(push.text)
 
 
-def _is_at_or_before(place: str, push_id: str) -> bool:
-    """Whether `push_id` is at or before `place`, of the same life of FEED."""
-    one, other = parse_resume_token(place), parse_resume_token(push_id)
-    if one is None or other is None or one.epoch != other.epoch:
+def _is_at_or_before(position: str, push_id: str) -> bool:
+    """Return whether `push_id` is at or before `position` in the same epoch of FEED."""
+    limit, token = parse_resume_token(position), parse_resume_token(push_id)
+    if limit is None or token is None or limit.epoch != token.epoch:
         return False
-    return other.sequence <= one.sequence
+    return token.sequence <= limit.sequence
 
 
 def _final_views(envelope: Envelope) -> list[JobView]:
-    """The jobs in the answer to a submit that ended before it."""
+    """Return the jobs in a reply to a submit that have already ended."""
     if envelope.type not in {EnvelopeType.ACK, EnvelopeType.OFFLINE}:
         return []
     views = [envelope.result] if isinstance(envelope.result, JobView) else envelope.result["jobs"]

@@ -1,1 +1,7 @@
-"""`/easy/…`, as programs written for a bare HeyGem server call it (PROTOCOLS 3). What jobs are the services know."""
+"""The HeyGem facade: `/easy/…`, for programs written for a bare HeyGem server.
+
+`routes` serves submit, query and download; start there. `mapping` translates bodies and jobs, `responses` the vendor's
+codes, and `auth` finds the caller, on the keyless port as well. `shared_dir` opens files that clients name, and
+`result_export` copies results into the folder that clients share with the edge. `facade` has settings and state.
+Only `edge.app`, `edge.container`, `edge.process` and `edge.settings` may import this package.
+"""

@@ -1,4 +1,4 @@
-"""Who calls `/easy/…`: whoever has a key, and by a port of its own this machine's programs without one."""
+"""Authenticate callers of `/easy/…`: by key, or without one on the keyless port of this machine."""
 
 from typing import Any, cast
 
@@ -11,37 +11,43 @@ from edge.http.dependencies import AnyRequest, EdgeServices
 from edge.http.problems import make_problem_response
 from schemas.auth import Scope
 from schemas.environment import is_loopback
+from schemas.ids import Token
 from schemas.problems import ProblemError
 
-# A request that carries one of these came through a proxy, so that from loopback says nothing of who sent it.
+# A request with one of these headers came through a proxy, so its loopback address does not identify the sender.
 _PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via", "true-client-ip", "cf-")
 
 
-async def authenticate_owner(request: AnyRequest, parts: EdgeServices, scope: Scope) -> str:
-    """The owner that the request speaks for. Raises Refused `unauthorized`, `forbidden`, and while the broker is away.
+_KEYLESS_SCOPE_KEY = "lamplighter.keyless"
+_EASY_PREFIX = "/easy/"
 
-    A key that was sent must be a valid one, on loopback too.
+
+async def authenticate_owner(request: AnyRequest, services: EdgeServices, scope: Scope, keyless_owner: Token) -> str:
+    """Return the owner of the request. A request without a key on the keyless port acts for `keyless_owner`.
+
+    A key in the request must be valid, on the keyless port as well. Raises ProblemError `unauthorized`, `forbidden`,
+    and `unavailable` while the broker is unreachable.
     """
     text = read_credential(request) or request.query_params.get("key")
     if not text:
         if is_local_request(request):
-            return parts.settings.heygem.owner
+            return keyless_owner
         raise ProblemError("unauthorized", "send a key: as 'Authorization: Bearer lamp_…', 'X-API-Key' or '?key='")
     with translate_errors():
-        key = await authenticate_throttled(request, parts, text)
+        key = await authenticate_throttled(request, services, text)
     if key is None:
-        raise ProblemError("unauthorized", "the key is not (or no longer) valid: send another")
+        raise ProblemError("unauthorized", "the key is not valid, or was revoked: send another")
     if not key.allows(scope):
         raise ProblemError("forbidden", f"the key lacks the scope {scope}: use a key that has it")
     return key.owner
 
 
 def is_local_request(request: AnyRequest) -> bool:
-    """Whether the request can only come from a program on this machine, and none that a web page in a browser made.
+    """Return whether the request comes from a program on this machine, and not from a web page of another site.
 
-    It came in by the port that asks for no key, no proxy or tunnel shows in it, and both the place it was sent to and
-    the page it came from, if any, are this machine: a name of somebody else's that leads to 127.0.0.1 is not, nor is
-    another port than the one that was opened. A TCP tunnel to the very port cannot be told from a program here.
+    The request must arrive on the keyless port without a header of a proxy. `Host` must be a loopback name with the
+    port of the socket, so that a foreign name that resolves to 127.0.0.1 (DNS rebinding) does not pass. `Origin`, if
+    present, must be a loopback name. A TCP tunnel to the port cannot be detected.
     """
     headers = request.headers
     if not is_from_keyless_port(request.scope) or any(name.lower().startswith(_PROXY_HEADERS) for name in headers):
@@ -50,32 +56,24 @@ def is_local_request(request: AnyRequest) -> bool:
     _, own_port = request.scope.get("server") or ("", None)
     if sent_to is None or not is_loopback(sent_to.host) or sent_to.port != own_port:
         return False
-    page = _parse_url(headers["origin"]) if "origin" in headers else sent_to
-    return page is not None and is_loopback(page.host)
+    origin = _parse_url(headers["origin"]) if "origin" in headers else sent_to
+    return origin is not None and is_loopback(origin.host)
 
 
-def _parse_url(place: str) -> httpx.URL | None:
+def _parse_url(text: str) -> httpx.URL | None:
     try:
-        return httpx.URL(place)
+        return httpx.URL(text)
     except httpx.InvalidURL:
         return None
 
 
-# MERGED edge/facades/heygem/keyless.py: A port of this machine on which `/easy/…` asks for no key. It has nothing
-# else, and is closed unless asked for.
-
-
-_KEYLESS_SCOPE_KEY = "lamplighter.keyless"
-_EASY_PREFIX = "/easy/"
-
-
 def is_from_keyless_port(scope: Any) -> bool:
-    """Whether the request came in by the port that asks for no key."""
+    """Return whether the request arrived on the keyless port."""
     return bool(cast("dict[str, Any]", scope).get(_KEYLESS_SCOPE_KEY))
 
 
 class KeylessPort:
-    """The edge's app as the clients of that port see it."""
+    """The app on the keyless port: `/easy/…` and nothing else."""
 
     def __init__(self, app: asgi.ASGIApp) -> None:
         self._app = app
@@ -91,9 +89,8 @@ class KeylessPort:
 
 
 async def _send_not_found(path: str, send: asgi.Send) -> None:
-    said = make_problem_response(
-        ProblemError("not_found", f"this port has {_EASY_PREFIX} alone: use the edge's own port, with a key"), path
-    )
-    headers = [(b"content-type", said.media_type.encode()), (b"content-length", str(len(said.body)).encode())]
-    await send({"type": "http.response.start", "status": said.status, "headers": headers})
-    await send({"type": "http.response.body", "body": said.body})
+    detail = f"this port serves only {_EASY_PREFIX}: use the edge's main port, with a key"
+    response = make_problem_response(ProblemError("not_found", detail), path)
+    headers = [(b"content-type", response.media_type.encode()), (b"content-length", str(len(response.body)).encode())]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})

@@ -1,4 +1,4 @@
-"""From the vendor's words to ours and back: the body of a submit, and a job as a query tells it."""
+"""Translate the body of a vendor's submit into a native one, and a job into the `data` of a query. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -14,18 +14,18 @@ from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status
 F = TypeVar("F", OutputFile, FileView)
 
 RUNNING, DONE, FAILED = 1, 2, 3
-PROGRESS_LIMIT_PERCENT = 99  # percent: 100 is only told of what is done
+PROGRESS_LIMIT_PERCENT = 99  # 100 is reserved for finished jobs
 REQUIRED_FIELDS = ("audio_url", "video_url", "code")
 
-# The vendor's switch, what it is when left out, and the field of an endpoint's input that it sets.
-VENDOR_SWITCHES = (
+# The vendor's option, its default, and the field of the endpoint's input that it sets.
+VENDOR_OPTIONS = (
     ("chaofen", 0, "chaofen"),
     ("watermark_switch", 0, "watermark"),
     ("digital_auth", 0, "digital_auth"),
     ("pn", 1, "pn"),
 )
 
-# What newer servers tell of a result: the field, where an image's output.data has it, and the factor.
+# Fields of a result that newer servers send: the name, the names of the value in output.data, and the factor.
 RESULT_FIELDS = (
     ("width", ("width",), 1),
     ("height", ("height",), 1),
@@ -34,7 +34,7 @@ RESULT_FIELDS = (
 
 
 class FieldMissing(Exception):
-    """A field that must be there is absent, null or empty."""
+    """A required field is absent, null or empty."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -42,21 +42,24 @@ class FieldMissing(Exception):
 
 
 class EasySubmit(NamedTuple):
-    """A submit as the vendor's clients send it. `audio` and `video` name files in one of the ways of PROTOCOLS 3."""
+    """A submit of a vendor's client.
+
+    `audio` and `video`: a name in the shared folder, an http(s) URL, or `sha256:…`.
+    """
 
     audio: str
     video: str
     code: str
-    switches: Mapping[str, int]
+    options: Mapping[str, int]
 
 
 def parse_submit(body: Mapping[str, Any]) -> EasySubmit:
-    """The body; unknown keys are ignored. Raises FieldMissing, and Refused `input_invalid` for what cannot be."""
+    """Parse the body and ignore unknown keys. Raises FieldMissing, and ProblemError `input_invalid`."""
     audio, video, code = (_required_text(body, name) for name in REQUIRED_FIELDS)
     if not is_token(code):
         raise _invalid_field("code", "must be 1 to 64 of A-Z a-z 0-9 _ -")
-    switches = {ours: _switch_value(body.get(theirs), default) for theirs, default, ours in VENDOR_SWITCHES}
-    return EasySubmit(audio, video, code, switches)
+    options = {ours: _option_value(body.get(theirs), default) for theirs, default, ours in VENDOR_OPTIONS}
+    return EasySubmit(audio, video, code, options)
 
 
 def _required_text(body: Mapping[str, Any], name: str) -> str:
@@ -75,31 +78,31 @@ def _invalid_field(name: str, why: str) -> ProblemError:
     return ProblemError("input_invalid", f"{error.path}: {why}", errors=(error,))
 
 
-def _switch_value(value: object, default: int) -> int:
-    """The vendor compares texts, so 1 and "1" are on; left out, null and "" are the default."""
+def _option_value(value: object, default: int) -> int:
+    """Return 1 for 1 and "1", which the vendor compares as text. Absent, null and "" mean the default."""
     return default if value is None or value == "" else int(str(value) == "1")
 
 
-def build_submission(endpoint: Endpoint, asked: EasySubmit, audio: str, video: str) -> dict[str, Any]:
-    """The native body. An endpoint that does not know a switch is not given it; files may follow the job."""
+def build_submission(endpoint: Endpoint, submit: EasySubmit, audio: str, video: str) -> dict[str, Any]:
+    """Build the native body, with the options that the endpoint's input has. Files may arrive after the submit."""
     known = endpoint.input.get("properties", {})
-    switches = {name: value for name, value in asked.switches.items() if name in known}
-    return {"endpoint": endpoint.name, "input": {"video": video, "audio": audio, **switches}, "await_input": True}
+    options = {name: value for name, value in submit.options.items() if name in known}
+    return {"endpoint": endpoint.name, "input": {"video": video, "audio": audio, **options}, "await_input": True}
 
 
 def result_name(code: str) -> str:
-    """What the vendor calls a result."""
+    """Return the vendor's file name for the result of `code`."""
     return f"{code}-r.mp4"
 
 
 def main_video(files: Sequence[F]) -> F | None:
-    """The output that clients are given: the first that says it is a video, else the first besides output.json."""
+    """Return the result for clients: the first video, or else the first output that is not output.json."""
     own = [file for file in files if file.name != OUTPUT_FILE]
     return next((file for file in own if file.media_type.startswith("video/")), own[0] if own else None)
 
 
 def job_data(job: JobView) -> dict[str, Any]:
-    """`data` of a query. Whole numbers only: clients read them into integers."""
+    """Return the `data` of a query. `progress` is an integer, because clients parse it as one."""
     if job.status is Status.SUCCEEDED:
         return _done_data(job) if job.output and main_video(job.output.files) else missing_result_data(job)
     if job.status in WAITING_STATUSES:
@@ -111,17 +114,17 @@ def job_data(job: JobView) -> dict[str, Any]:
 
 
 def _done_data(job: JobView) -> dict[str, Any]:
-    said = _status_data(job, DONE, 100, "任务完成")
-    return said | {"result": f"/{result_name(job.id)}", "cost": _cost_s(job)} | _result_fields(job)
+    data = _status_data(job, DONE, 100, "任务完成")
+    return data | {"result": f"/{result_name(job.id)}", "cost": _cost_s(job)} | _result_fields(job)
 
 
 def exporting_data(job: JobView) -> dict[str, Any]:
-    """`data` while a finished job's result is on its way into the shared folder."""
+    """Return the `data` of a finished job whose result is being copied into the shared folder."""
     return _status_data(job, RUNNING, PROGRESS_LIMIT_PERCENT, "正在保存结果，请稍候...")
 
 
 def missing_result_data(job: JobView) -> dict[str, Any]:
-    """`data` of a job whose result is not there (any more)."""
+    """Return the `data` of a job whose result does not exist or was deleted."""
     return _status_data(job, FAILED, 0, "结果文件不存在")
 
 
@@ -130,13 +133,13 @@ def _status_data(job: JobView, status: int, progress: int, text: str) -> dict[st
 
 
 def _cost_s(job: JobView) -> float:
-    """Seconds that the job took, as the image says or as it was measured."""
-    said = _output_number(job, ("cost_s", "cost"))
-    return round(said if said is not None else job.usage.run_s or 0.0, 1)
+    """Return the seconds that the job took: the image's own figure, or else the measured run time."""
+    reported = _output_number(job, ("cost_s", "cost"))
+    return round(reported if reported is not None else job.usage.run_s or 0.0, 1)
 
 
 def _result_fields(job: JobView) -> dict[str, int]:
-    """An image that does not say is told as 0."""
+    """Return the fields of the result; 0 where the image reports no value."""
     return {name: round((_output_number(job, keys) or 0) * factor) for name, keys, factor in RESULT_FIELDS}
 
 

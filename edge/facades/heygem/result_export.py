@@ -1,7 +1,7 @@
-"""Results into the shared folder: clients that share a disk with the server read `<data_root>/temp/<code>-r.mp4`.
+"""Copy results into the shared folder: clients with access to it read `<data_root>/temp/<code>-r.mp4`.
 
-A note of every `/easy/submit` lies in the edge's own folder until its result is in place, so that a restart forgets
-none; a query waits for the result of its job, whoever submitted that.
+Every `/easy/submit` leaves a note in a folder of the edge until its result is exported, so a restart loses none.
+A query waits for the export of its job, even if the job was submitted in another way.
 """
 
 import os
@@ -30,22 +30,22 @@ from schemas.job import Job, OutputFile
 from schemas.problems import ProblemError
 from schemas.status import FINAL_STATUSES, Status
 
-COPY_WAIT_TIMEOUT_S = 5.0  # a query waits this long for a copy under way
-EXPORT_RETRY_INTERVAL_S = 5.0  # a folder that is full or away is tried again
+COPY_WAIT_TIMEOUT_S = 5.0  # how long a query waits for a running copy
+EXPORT_RETRY_INTERVAL_S = 5.0  # between attempts while the folder is full or missing
 
 _log = structlog.get_logger()
 
 
 class ExportState(Enum):
-    """Where a result is."""
+    """Where the result of a job that succeeded is."""
 
-    EXPORTED = auto()
-    PENDING = auto()
-    MISSING = auto()
+    EXPORTED = auto()  # in the shared folder
+    PENDING = auto()  # in the store, not yet in the shared folder
+    MISSING = auto()  # in neither
 
 
 class ResultExporter:
-    """`run` copies. `root` None: nothing is shared, every result is THERE. `notes`: the edge's own folder for them."""
+    """Copies results in `run`. `root`: the shared folder; None: every result counts as exported. `notes`: its notes."""
 
     def __init__(self, root: Path | None, notes: Path, records: JobStore, store: BlobStore, index: JobIndex) -> None:
         self._root = root
@@ -53,15 +53,15 @@ class ResultExporter:
         self._records = records
         self._store = store
         self._index = index
-        self._expected: Counter[JobKey] = Counter()  # how many submits each note stands for
+        self._expected: Counter[JobKey] = Counter()  # jobs with a note, with the number of their submits
         self._submitting: Counter[JobKey] = Counter()
         self._notes_lock = Lock()
-        self._due: dict[JobKey, Event] = {}  # in the order in which they are looked at
+        self._due: dict[JobKey, Event] = {}  # jobs to process, in this order; the event is set after the next attempt
         self._work_available = Event()
         index.subscribe_changes(self._on_job_changes)
 
     async def run(self) -> None:
-        """Without end; beginning with what an earlier life left undone."""
+        """Export results without end, starting with the notes of earlier processes."""
         if self._root is None:
             return
         self._expected.update(await to_thread.run_sync(_read_notes, self._notes))
@@ -72,17 +72,17 @@ class ResultExporter:
             with move_on_after(EXPORT_RETRY_INTERVAL_S if self._due else None):
                 await self._work_available.wait()
             self._work_available = Event()
-            for key, looked_at in list(self._due.items()):
-                del self._due[key]  # what happens from here on is another reason to look at it
+            for key, attempted in list(self._due.items()):
+                del self._due[key]  # a change during the attempt schedules another one
                 if not await self._process(key):
                     self._due.setdefault(key, Event())
-                looked_at.set()
+                attempted.set()
 
     @asynccontextmanager
     async def expect_result(self, key: JobKey) -> AsyncIterator[None]:
-        """Submit the job in this block: its result will be placed, even if this process dies in the block or later.
+        """Write a note for the job that the block submits, so that its result is exported even after a crash.
 
-        Raises Refused `unavailable` when the note cannot be written.
+        Raises ProblemError `unavailable` when the note cannot be written.
         """
         if self._root is None:
             yield
@@ -92,7 +92,7 @@ class ResultExporter:
         try:
             yield
         except BaseException:
-            self._due.setdefault(key, Event())  # there may be no such job, and then nothing is to be placed
+            self._due.setdefault(key, Event())  # drops the note if there is no such job
             raise
         finally:
             self._submitting[key] -= 1
@@ -106,51 +106,51 @@ class ResultExporter:
                 if key not in self._expected:
                     await to_thread.run_sync(_write_note, self._notes, key)
             except OSError as error:
-                why = f"the edge's data folder cannot be written ({error.strerror}): give it room"
-                raise ProblemError("unavailable", why, retry_after_s=5) from error
+                detail = f"the edge's data folder cannot be written ({error.strerror}): free disk space"
+                raise ProblemError("unavailable", detail, retry_after_s=5) from error
             self._expected[key] += 1
 
     async def _drop_expected(self, key: JobKey, submits: int) -> None:
-        """Remove the note, unless there was another submit since it stood for `submits`."""
+        """Remove the note, unless the number of submits has changed from `submits`."""
         async with self._notes_lock:
             if self._expected[key] == submits:
                 del self._expected[key]
                 await to_thread.run_sync(_remove_note, self._notes, key)
 
     async def is_missing(self, job: Job) -> bool:
-        """Whether the result of a job that succeeded cannot be had any more, or the job made none."""
+        """Return whether a job that succeeded has no result, or its result was deleted everywhere."""
         file = result_file(job)
         if file is None:
             return True
-        kept = self._root is not None and await self._is_exported(job)
-        return not kept and await self._store.stat(file.sha256) is None
+        is_shared = self._root is not None and await self._is_exported(job)
+        return not is_shared and await self._store.stat(file.sha256) is None
 
     async def export_state(self, job: Job) -> ExportState:
-        """Where the result of a job that succeeded is, waiting PATIENCE_S for one that is on its way."""
+        """Return where the result of a job that succeeded is. Waits up to COPY_WAIT_TIMEOUT_S for a running copy."""
         if await self.is_missing(job):
             return ExportState.MISSING
         if await self._is_exported(job):
             return ExportState.EXPORTED
-        looked_at = self._schedule(job.key)
+        attempted = self._schedule(job.key)
         with move_on_after(COPY_WAIT_TIMEOUT_S):
-            await looked_at.wait()
+            await attempted.wait()
         return ExportState.EXPORTED if await self._is_exported(job) else ExportState.PENDING
 
-    def _on_job_changes(self, steps: Sequence[RowChange]) -> None:
-        """The index moved: what has ended, or was deleted, is looked at."""
-        for before, after in steps:
-            place = after or before
-            if place is not None and place.key in self._expected and (after is None or after.status in FINAL_STATUSES):
-                self._schedule(place.key)
+    def _on_job_changes(self, changes: Sequence[RowChange]) -> None:
+        """Schedule the expected jobs that have ended or were deleted."""
+        for before, after in changes:
+            row = after or before
+            if row is not None and row.key in self._expected and (after is None or after.status in FINAL_STATUSES):
+                self._schedule(row.key)
 
     def _schedule(self, key: JobKey) -> Event:
         self._work_available.set()
         return self._due.setdefault(key, Event())
 
     async def _process(self, key: JobKey) -> bool:
-        """Do for the job what can be done now; whether nothing is left to be tried again soon."""
+        """Export the result of one job if it has ended. Return False if another attempt is needed soon."""
         if key in self._submitting:
-            return False  # the record may still tell of the round before
+            return False  # the record may still show the previous round
         submits = self._expected[key]
         try:
             entry = await self._records.read(key)
@@ -160,7 +160,7 @@ class ResultExporter:
             if job is None or job.status is Status.SUCCEEDED:
                 await self._drop_expected(key, submits)
         except (BusError, RecordUnreadable, StoreError, OSError) as error:
-            _log.warning("result_not_placed", owner=key.owner, job_id=key.id, error=str(error))
+            _log.warning("result_export_failed", owner=key.owner, job_id=key.id, error=str(error))
             return False
         return True
 
@@ -168,35 +168,35 @@ class ResultExporter:
         file = result_file(job)
         if self._root is None or file is None or await self._is_exported(job):
             return
-        part = await to_thread.run_sync(_partial_path, self._root, job)
+        partial_file = await to_thread.run_sync(_partial_path, self._root, job)
         try:
-            async with await open_file(part, "xb") as whole:
+            async with await open_file(partial_file, "xb") as copy:
                 async for block in self._store.read(file.sha256):
-                    await whole.write(block)
-            await to_thread.run_sync(_commit_file, part, _ended_ns(job))
+                    await copy.write(block)
+            await to_thread.run_sync(_commit_file, partial_file, _ended_ns(job))
         except KeyError:
-            return  # the bytes were deleted meanwhile: a query says GONE
+            return  # the asset was deleted during the copy: a query reports MISSING
         finally:
             with CancelScope(shield=True):
-                await to_thread.run_sync(partial(part.unlink, missing_ok=True))
-        _log.info("result_placed", owner=job.owner, job_id=job.id, bytes=file.bytes)
+                await to_thread.run_sync(partial(partial_file.unlink, missing_ok=True))
+        _log.info("result_exported", owner=job.owner, job_id=job.id, bytes=file.bytes)
 
     async def _is_exported(self, job: Job) -> bool:
-        """Whether it lies there since the job's end: an older file of that name is another job's."""
+        """Return whether the result is in the shared folder. A file older than the job's end is of another job."""
         if self._root is None:
             return True
-        place = self._root / TEMP_FOLDER / result_name(job.id)
+        path = self._root / TEMP_FOLDER / result_name(job.id)
 
-        def look() -> bool:
+        def is_current() -> bool:
             with suppress(OSError):
-                return place.stat().st_mtime_ns >= _ended_ns(job)
+                return path.stat().st_mtime_ns >= _ended_ns(job)
             return False
 
-        return await to_thread.run_sync(look)
+        return await to_thread.run_sync(is_current)
 
 
 def result_file(job: Job) -> OutputFile | None:
-    """The output that clients are given."""
+    """Return the output that is the result for clients."""
     return main_video(() if job.output is None else job.output.files)
 
 
@@ -205,31 +205,36 @@ def _ended_ns(job: Job) -> int:
 
 
 def _partial_path(root: Path, job: Job) -> Path:
-    """Where the file grows, in no other copy's way; `temp` is made if need be. OSError when that leads out."""
+    """Return a new path for a copy in progress, and create `temp` if needed.
+
+    Raises OSError when `temp` leads out of the shared folder.
+    """
     folder = root / TEMP_FOLDER
     if not folder.exists():
         folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)  # whoever shares it with us may be another user
+        folder.chmod(0o755)  # clients may run as another user
     if not folder.resolve().is_relative_to(root.resolve()):
-        raise OSError(f"{folder} leads out of the shared folder: make it a folder of its own")
-    return folder / f".{job.owner}.{secrets.token_hex(8)}.{result_name(job.id)}"  # in containers every edge is pid 1
+        raise OSError(f"{folder} leads out of the shared folder: replace the link by a folder")
+    return (
+        folder / f".{job.owner}.{secrets.token_hex(8)}.{result_name(job.id)}"
+    )  # a pid would not be unique: in containers every edge is pid 1
 
 
-def _commit_file(part: Path, ended_ns: int) -> None:
-    """The whole file under its name, in one step and safe from a power cut; its time is the job's end."""
-    part.chmod(0o644)
-    os.utime(part, ns=(ended_ns, ended_ns))
-    with part.open("rb") as file:
+def _commit_file(copy: Path, ended_ns: int) -> None:
+    """Rename the finished copy to its name, durably. Its modification time is the end of the job."""
+    copy.chmod(0o644)
+    os.utime(copy, ns=(ended_ns, ended_ns))
+    with copy.open("rb") as file:
         os.fsync(file.fileno())
-    _, owner, _, name = part.name.split(".", 3)
-    part.replace(part.with_name(name))
-    for left in part.parent.glob(f".{owner}.*.{name}"):  # of an edge that died; one that copies now finds it done
-        left.unlink(missing_ok=True)
-    fsync_folder(part.parent)
+    _, owner, _, name = copy.name.split(".", 3)
+    copy.replace(copy.with_name(name))
+    for leftover in copy.parent.glob(f".{owner}.*.{name}"):  # of a crashed edge; a running copy finds its work done
+        leftover.unlink(missing_ok=True)
+    fsync_folder(copy.parent)
 
 
 def _read_notes(notes: Path) -> set[JobKey]:
-    """Names of tokens hold no dot, so one parts them."""
+    """Return the jobs with a note. A dot separates owner and id, since neither contains one."""
     notes.mkdir(parents=True, exist_ok=True)
     pairs = (path.name.split(".") for path in notes.iterdir())
     return {JobKey(*pair) for pair in pairs if len(pair) == 2}

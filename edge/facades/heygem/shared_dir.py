@@ -1,6 +1,6 @@
-"""Names that clients give to files of the shared folder: where they lead, and that they stay inside it.
+"""Open the files of the shared folder that clients name, and nothing outside of that folder.
 
-A name comes from outside, and the folder is written by others while it is read.
+The names come from clients, and clients write to the folder while the edge reads it.
 """
 
 import os
@@ -14,21 +14,21 @@ from edge.store.port import BLOCK_BYTES
 from schemas.problems import ProblemError
 
 TEMP_FOLDER = "temp"
-_VENDOR_MOUNT = "/code/data/"  # where the vendor's container has the folder
-_NAME_LIMIT_BYTES = 4096  # PATH_MAX; following a name of a million folders would take minutes
+_VENDOR_MOUNT = "/code/data/"  # the mount point in the vendor's container
+_NAME_LIMIT_BYTES = 4096  # PATH_MAX; resolving a name with a million folders takes minutes
 _OPEN_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would make the opening wait for its writer
+_OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its writer
 
 
 class SharedFile:
-    """A regular file below the folder, open for reading; `chunks` closes it."""
+    """A regular file of the folder, open for reading. `read_chunks` closes it."""
 
     def __init__(self, handle: int, name: str) -> None:
         self._handle = handle
         self.name = name
 
     async def read_chunks(self) -> AsyncIterator[bytes]:
-        """Its bytes as they are now: whoever changes it meanwhile changes what is kept, never under a wrong digest."""
+        """Yield the bytes. A change while reading changes the stored asset, whose digest is that of the bytes read."""
         try:
             while block := await to_thread.run_sync(os.read, self._handle, BLOCK_BYTES):
                 yield block
@@ -37,14 +37,14 @@ class SharedFile:
 
 
 def open_shared_file(root: Path, name: str) -> SharedFile:
-    """The file that `name` means. Blocking. Raises Refused `input_invalid` where it means none."""
+    """Open the file that `name` means. Blocking. Raises ProblemError `input_invalid` if there is none."""
     if len(name.encode(errors="replace")) <= _NAME_LIMIT_BYTES:
-        for place in _candidate_paths(root, name):
+        for path in _candidate_paths(root, name):
             try:
-                handle = _open_inside(os.path.realpath(root), os.path.realpath(place))
-            except (OSError, ValueError):  # ValueError: NUL, or half a character
+                handle = _open_inside(os.path.realpath(root), os.path.realpath(path))
+            except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the name
                 continue
-            return SharedFile(handle, place.name)
+            return SharedFile(handle, path.name)
     raise ProblemError(
         "input_invalid",
         f"{name[:100]!r} is not a file of the shared folder: put it into {TEMP_FOLDER}/ there,"
@@ -53,7 +53,7 @@ def open_shared_file(root: Path, name: str) -> SharedFile:
 
 
 def _candidate_paths(root: Path, name: str) -> Iterator[Path]:
-    """A bare or relative name is seen from temp/, as the vendor's server does; some clients mean the folder itself."""
+    """Yield the paths that `name` may mean. It is relative to temp/, as on the vendor's server, or to the folder."""
     if name.startswith(_VENDOR_MOUNT):
         yield root / name.removeprefix(_VENDOR_MOUNT).lstrip("/")
     else:
@@ -62,9 +62,9 @@ def _candidate_paths(root: Path, name: str) -> Iterator[Path]:
 
 
 def _open_inside(root: str, real: str) -> int:
-    """Open `real`, a path without links, one folder after the other below `root`.
+    """Open `real`, a path without symbolic links, one folder at a time below `root`.
 
-    A link that is put in the way after the look is not followed. Raises OSError, ValueError.
+    A link that replaces a folder after the path was resolved is not followed. Raises OSError, ValueError.
     """
     inner = Path(real).relative_to(root).parts
     if not inner:

@@ -1,4 +1,4 @@
-"""`health`: how many of the owner's jobs stand where, and what the hosts that run the endpoint do."""
+"""Count the owner's jobs by state, and the hosts of an endpoint as RunPod's workers, for `health`."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ JOB_COUNTS: Mapping[str, frozenset[Status]] = {
     "inQueue": WAITING_STATUSES,
 }
 
-# A worker is a host. One that is off or stopping is none, as a serverless worker that scaled to zero.
+# A worker is a host. A host that is off or stopping does not count, like a worker that scaled to zero.
 WORKER_BY_HOST_STATE: Mapping[str, str] = {
     "waking": "initializing",
     "draining": "throttled",
@@ -25,17 +25,17 @@ WORKER_STATES = ("idle", "running", "initializing", "throttled", "unhealthy")
 _UNFIT_GPU = frozenset({"unhealthy", "lost"})
 
 
-async def endpoint_health(parts: EdgeServices, owner: str, endpoint: str) -> dict[str, dict[str, int]]:
-    """The answer. Raises Refused `endpoint_unknown`, `unavailable`."""
-    parts.endpoints.get(endpoint)
-    await parts.index.wait_for_own_writes(owner)
-    retried = await parts.index.count_retried(owner, endpoint)
-    counted = Counter[Status]()
-    for place, count in parts.index.count_jobs().items():
-        if (place.owner, place.endpoint) == (owner, endpoint):
-            counted[place.status] += count
-    jobs = {name: sum(counted[status] for status in statuses) for name, statuses in JOB_COUNTS.items()}
-    hosts = parts.power.views(parts.hosts.views())
+async def endpoint_health(services: EdgeServices, owner: str, endpoint: str) -> dict[str, dict[str, int]]:
+    """Return the body of `health`. Raises ProblemError `endpoint_unknown` or `unavailable`."""
+    services.endpoints.get(endpoint)
+    await services.index.wait_for_own_writes(owner)
+    retried = await services.index.count_retried(owner, endpoint)
+    count_by_status = Counter[Status]()
+    for key, count in services.index.count_jobs().items():
+        if (key.owner, key.endpoint) == (owner, endpoint):
+            count_by_status[key.status] += count
+    jobs = {name: sum(count_by_status[status] for status in statuses) for name, statuses in JOB_COUNTS.items()}
+    hosts = services.power.views(services.hosts.views())
     return {
         "jobs": jobs | {"retried": retried},
         "workers": _workers(host for host in hosts if endpoint in host.endpoints),

@@ -1,4 +1,7 @@
-"""From RunPod's words to ours and back. Milliseconds there, seconds here."""
+"""Translate between RunPod's format and ours: bodies, statuses and jobs. Pure.
+
+RunPod uses milliseconds, and this project uses seconds.
+"""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,10 +15,10 @@ from schemas.container_protocol import OUTPUT_FILE
 from schemas.job_view import JobView, OutputView
 from schemas.status import FINAL_STATUSES, Status
 
-# A failure whose code is one of these is a time that ran out.
+# Failures with these codes are timeouts.
 TIMEOUT_CODES = ("execution_timeout",)
 
-# `cancelling` may yet end otherwise, so it is not told as CANCELLED: clients stop asking at that.
+# CANCELLING is not CANCELLED: the job may still end in another way, and clients stop polling at CANCELLED.
 STATUSES: Mapping[Status, str] = {
     Status.SCHEDULED: "IN_QUEUE",
     Status.QUEUED: "IN_QUEUE",
@@ -27,14 +30,14 @@ STATUSES: Mapping[Status, str] = {
     Status.EXPIRED: "TIMED_OUT",
 }
 
-# What a submit may say in our own words too.
+# Native fields that a RunPod submit may also contain.
 NATIVE_FIELDS = ("priority", "tags", "not_before", "deadline", "await_input", "trace_id")
 
 Milliseconds = Annotated[float, Meta(ge=0)]
 
 
 class RunPolicy(Struct, frozen=True, rename="camel"):
-    """Left out, null and 0: the endpoint's own."""
+    """The `policy` of a submit. Absent, null and 0 mean the default of the endpoint."""
 
     execution_timeout: Milliseconds | None = None
     ttl: Milliseconds | None = None
@@ -50,42 +53,42 @@ class RunRequest(Struct, frozen=True):
 
 
 def build_submission(endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The native body. Raises Refused `input_invalid`, naming the path."""
-    asked = decode_as(body, RunRequest)
-    policy = asked.policy or RunPolicy()
-    made: dict[str, Any] = {name: body[name] for name in NATIVE_FIELDS if name in body}
-    made |= {"endpoint": endpoint, "input": asked.input, "policy": _policy_limits(policy)}
-    if asked.webhook:
-        made["webhook"] = {"url": asked.webhook}
+    """Return the native body. Raises ProblemError `input_invalid`, which names the field."""
+    request = decode_as(body, RunRequest)
+    policy = request.policy or RunPolicy()
+    native: dict[str, Any] = {name: body[name] for name in NATIVE_FIELDS if name in body}
+    native |= {"endpoint": endpoint, "input": request.input, "policy": _policy_limits(policy)}
+    if request.webhook:
+        native["webhook"] = {"url": request.webhook}
     if policy.low_priority:
-        made["priority"] = "low"
-    return made
+        native["priority"] = "low"
+    return native
 
 
 def _policy_limits(policy: RunPolicy) -> dict[str, float]:
-    """`ttl` ends only what has not started, which is our start_timeout_s."""
-    told = {"execution_timeout_s": policy.execution_timeout, "start_timeout_s": policy.ttl}
-    return {name: value / 1000 for name, value in told.items() if value}
+    """Return the native limits. `ttl` ends only jobs that have not started, as start_timeout_s does."""
+    limits_ms = {"execution_timeout_s": policy.execution_timeout, "start_timeout_s": policy.ttl}
+    return {name: value / 1000 for name, value in limits_ms.items() if value}
 
 
 def status_of(job: JobView) -> str:
-    """RunPod's word for where the job stands."""
+    """Return RunPod's status of the job."""
     timed_out = job.error is not None and job.error.code in TIMEOUT_CODES
     return "TIMED_OUT" if timed_out and job.status is Status.FAILED else STATUSES[job.status]
 
 
 def id_and_status(job: JobView) -> dict[str, Any]:
-    """The answer of `run`, `cancel` and `retry`."""
+    """Return the body of `run`, `cancel` and `retry`."""
     return {"id": job.id, "status": status_of(job)}
 
 
 def job_status(job: JobView) -> dict[str, Any]:
-    """The answer of `status` and `runsync`."""
+    """Return the body of `status` and `runsync`."""
     return id_and_status(job) | _times(job) | _output_or_error(job)
 
 
 def job_output(output: OutputView) -> dict[str, Any]:
-    """What the image answered, and its files where there are any: that answer as a file is none of them."""
+    """Return the output data of the job, and its files if there are any. output.json is not listed as a file."""
     files = [structs.asdict(file) for file in output.files if file.name != OUTPUT_FILE]
     return output.data | {"files": files} if files else output.data
 
@@ -101,11 +104,11 @@ def _output_or_error(job: JobView) -> dict[str, Any]:
 
 
 def _times(job: JobView) -> dict[str, int]:
-    """`delayTime`: waiting for a start; `executionTime`: at work. Each from when it is known."""
-    waited = _duration_ms(job.usage.queued_s, job.queued_at, job.started_at)
-    worked = _duration_ms(job.usage.run_s, job.started_at, job.finished_at)
-    told = {"delayTime": waited, "executionTime": worked}
-    return {name: value for name, value in told.items() if value is not None}
+    """Return `delayTime` (before the start) and `executionTime`, as far as they are known."""
+    delay_ms = _duration_ms(job.usage.queued_s, job.queued_at, job.started_at)
+    execution_ms = _duration_ms(job.usage.run_s, job.started_at, job.finished_at)
+    times = {"delayTime": delay_ms, "executionTime": execution_ms}
+    return {name: value for name, value in times.items() if value is not None}
 
 
 def _duration_ms(seconds: float | None, began: datetime | None, ended: datetime | None) -> int | None:

@@ -1,4 +1,4 @@
-"""`/v1/assets`: an owner's files by digest. Bytes are streamed; the digest is checked before the answer."""
+"""`/v1/assets`: the files of an owner, by digest. Uploads are streamed; the digest is checked before the response."""
 
 from typing import Annotated
 from urllib.parse import unquote
@@ -32,7 +32,7 @@ _FILENAME_HEADER = "x-filename"
 
 
 class AssetView(Struct, frozen=True):
-    """An asset on the wire."""
+    """An asset."""
 
     digest: str
     sha256: str
@@ -44,14 +44,14 @@ class AssetView(Struct, frozen=True):
 
 
 class AssetPageView(Struct, frozen=True):
-    """One page of an owner's assets."""
+    """One page of assets. `next_cursor` is null on the last page."""
 
     assets: list[AssetView]
     next_cursor: str | None = None
 
 
 class AssetPresence(Struct, frozen=True):
-    """Which of the digests asked for the owner has."""
+    """The requested digests, split by whether the owner has the asset."""
 
     present: list[str]
     missing: list[str]
@@ -62,7 +62,7 @@ class _DigestsRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def to_asset_view(sha256: str, reference: AssetReference) -> AssetView:
-    """The asset as clients see it."""
+    """Return the view of an asset."""
     return AssetView(
         digest=DIGEST_SCHEME + sha256,
         sha256=sha256,
@@ -75,10 +75,10 @@ def to_asset_view(sha256: str, reference: AssetReference) -> AssetView:
 
 
 def parse_path_digest(text: str) -> str:
-    """The digest in a path, with or without `sha256:`. Refused input_invalid."""
+    """Return the digest in a path, with or without `sha256:`. Raises ProblemError `input_invalid`."""
     bare = text.removeprefix(DIGEST_SCHEME).lower()
     if not is_digest(bare):
-        raise ProblemError("input_invalid", "an asset is named by the 64 hex digits of its sha256")
+        raise ProblemError("input_invalid", "this is not an asset digest: send the 64 hex digits of its sha256")
     return bare
 
 
@@ -87,34 +87,34 @@ def _file_name(request: AnyRequest) -> str:
 
 
 def _is_runner(request: AnyRequest) -> bool:
-    """Whether what comes was made by a job."""
+    """Return whether a runner sends the request, so that the file is a job's output."""
     key: ApiKey = request.auth
     return Scope.RUNNER in key.scopes
 
 
 def _needs_job(key: ApiKey, scope: Scope, owner: str) -> bool:
-    """Whether the key gets this owner's files only through a job: it is a runner's, and they are not its own."""
+    """Return whether the key may access this owner's files only through a job, as a runner's key may."""
     return not (key.allows(scope) and (owner == key.owner or Scope.ADMIN in key.scopes))
 
 
-async def _check_may_store(parts: EdgeServices, key: ApiKey, owner: str) -> None:
-    """Raises Refused `forbidden` for a runner's key whose host holds no job of the owner."""
-    if _needs_job(key, Scope.ASSETS_WRITE, owner) and not await parts.index.holds_job(owner, key.host):
-        why = f"this host holds no job of {owner} that has not ended"
-        raise ProblemError("forbidden", f"{why}: a runner's key stores only what such a job made")
+async def _check_may_store(services: EdgeServices, key: ApiKey, owner: str) -> None:
+    """Raise ProblemError `forbidden` for a runner's key whose host runs no job of the owner."""
+    if _needs_job(key, Scope.ASSETS_WRITE, owner) and not await services.index.holds_job(owner, key.host):
+        reason = f"this host runs no job of {owner}"
+        raise ProblemError("forbidden", f"{reason}: a runner's key may store only files of such a job")
 
 
-async def _check_may_fetch(parts: EdgeServices, key: ApiKey, owner: str, digest: str) -> None:
-    """Raises Refused `forbidden` for a runner's key whose host neither holds a job with this input nor may get one.
+async def _check_may_fetch(services: EdgeServices, key: ApiKey, owner: str, digest: str) -> None:
+    """Raise ProblemError `forbidden` for a runner's key whose host has no job with this input and cannot get one.
 
-    Queued jobs count as well: a runner fetches the inputs of the next job while its slots are busy.
+    Queued jobs count as well: a runner prefetches the inputs of the next job while its slots are busy.
     """
     if not _needs_job(key, Scope.ASSETS_READ, owner):
         return
-    offered = None if key.host is None else parts.endpoints.offered_by(key.host)
-    if not await parts.index.may_need(owner, key.host, digest, offered):
-        why = f"no job of {owner} that this host holds, or could be given, has this file as input"
-        raise ProblemError("forbidden", f"{why}: a runner's key reads only such inputs")
+    offered = None if key.host is None else services.endpoints.offered_by(key.host)
+    if not await services.index.may_need(owner, key.host, digest, offered):
+        reason = f"no job of {owner} that this host runs or may run has this file as input"
+        raise ProblemError("forbidden", f"{reason}: a runner's key may read only such inputs")
 
 
 def _created_response(stored: tuple[AssetReference, str, bool]) -> Response[AssetView]:
@@ -132,15 +132,15 @@ def _created_response(stored: tuple[AssetReference, str, bool]) -> Response[Asse
     opt={FOR_JOBS: True},
 )
 async def put_asset(
-    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, sha256: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, sha256: FromPath[str]
 ) -> Response[AssetView]:
-    """Upload the file with this digest: 201 when new to the owner, 200 when there; 422 `digest_mismatch`."""
+    """Upload a file under its digest. 201 if it is new to the owner, 200 if it exists, 422 `digest_mismatch`."""
     digest, name = parse_path_digest(sha256), _file_name(request)
-    await _check_may_store(parts, request.auth, owner)
+    await _check_may_store(services, request.auth, owner)
     kind = choose_media_type(request.headers.get("content-type"), name)
-    size, result = read_content_length(request), _is_runner(request)
+    size, is_result = read_content_length(request), _is_runner(request)
     return _created_response(
-        await parts.assets.put(owner, request.stream(), digest, name, kind, result=result, size=size)
+        await services.assets.put(owner, request.stream(), digest, name, kind, result=is_result, size=size)
     )
 
 
@@ -151,21 +151,21 @@ async def put_asset(
     operation_class=FileBody,
     request_max_body_size=None,
 )
-async def post_asset(request: AnyRequest, parts: ServicesDep, owner: OwnerDep) -> Response[AssetView]:
-    """Upload a file, raw or as the one file part of a form; the answer names its digest."""
+async def post_asset(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> Response[AssetView]:
+    """Upload a file, as raw bytes or as the only file of a form. The response contains its digest."""
     if is_form(request):
-        async with open_owner_form(request, parts, owner) as form:
+        async with open_owner_form(request, services, owner) as form:
             upload = next((part for part in form.values() if isinstance(part, UploadFile)), None)
             if upload is None:
-                raise ProblemError("body_malformed", "the form has no file part")
+                raise ProblemError("body_malformed", "the form has no file: add one")
             name = upload.filename or "file"
             kind = choose_media_type(upload.content_type, name)
-            stored = await parts.assets.put(owner, read_chunks(upload), None, name, kind, reserved=True)
+            stored = await services.assets.put(owner, read_chunks(upload), None, name, kind, reserved=True)
     else:
         name = _file_name(request)
         kind = choose_media_type(request.headers.get("content-type"), name)
         size = read_content_length(request)
-        stored = await parts.assets.put(owner, request.stream(), None, name, kind, size=size)
+        stored = await services.assets.put(owner, request.stream(), None, name, kind, size=size)
     return _created_response(stored)
 
 
@@ -175,17 +175,17 @@ async def post_asset(request: AnyRequest, parts: ServicesDep, owner: OwnerDep) -
     media_type="application/octet-stream",
     opt={FOR_JOBS: True},
 )
-async def get_asset(request: AnyRequest, parts: ServicesDep, owner: OwnerDep, sha256: FromPath[str]) -> ASGIApp:
-    """The file, with Range and ETag. Asking for it keeps it: retention counts from the last use."""
+async def get_asset(request: AnyRequest, services: ServicesDep, owner: OwnerDep, sha256: FromPath[str]) -> ASGIApp:
+    """Return a file. Supports Range and If-None-Match. A read restarts the retention period of the asset."""
     digest = parse_path_digest(sha256)
-    await _check_may_fetch(parts, request.auth, owner, digest)
-    reference, _ = await parts.assets.get(owner, digest)
-    await parts.assets.touch(owner, digest)
-    return await file_response(request, parts, digest, reference.name, reference.media_type)
+    await _check_may_fetch(services, request.auth, owner, digest)
+    reference, _ = await services.assets.get(owner, digest)
+    await services.assets.touch(owner, digest)
+    return await file_response(request, services, digest, reference.name, reference.media_type)
 
 
 class DeletedAsset(Struct, frozen=True):
-    """What `delete_asset` answers. `hosts_pending`: hosts that still have to drop it from their caches."""
+    """The result of a deletion. `hosts_pending`: hosts that have not yet removed the file from their caches."""
 
     sha256: str
     message: str
@@ -194,40 +194,40 @@ class DeletedAsset(Struct, frozen=True):
 
 @delete("/v1/assets/{sha256:str}", status_code=202, guards=[require_scope(Scope.ASSETS_WRITE)])
 async def delete_asset(
-    parts: ServicesDep, owner: OwnerDep, language: LanguageDep, sha256: FromPath[str]
+    services: ServicesDep, owner: OwnerDep, language: LanguageDep, sha256: FromPath[str]
 ) -> DeletedAsset:
-    """Drop the owner's reference; 409 `asset_in_use` while a job that has not ended names it."""
+    """Delete an asset of the owner. 409 `asset_in_use` while a job that has not ended uses it."""
     digest = parse_path_digest(sha256)
-    deleted = await parts.assets.delete(owner, digest)
+    deleted = await services.assets.delete(owner, digest)
     return DeletedAsset(digest, DELETED_TEXT.render(language), deleted.hosts_pending)
 
 
 @get_or_head("/v1/assets", guards=[require_scope(Scope.ASSETS_READ)])
 async def list_assets(
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
 ) -> AssetPageView:
-    """The owner's assets."""
-    page = await parts.assets.list(owner, limit, cursor)
+    """List the owner's assets."""
+    page = await services.assets.list(owner, limit, cursor)
     return AssetPageView([to_asset_view(row.sha256, row.reference) for row in page.assets], page.next_cursor)
 
 
 @post("/v1/assets/check", status_code=200, guards=[require_scope(Scope.ASSETS_READ)], operation_class=DigestsBody)
-async def check_assets(request: AnyRequest, parts: ServicesDep, owner: OwnerDep) -> AssetPresence:
-    """Which of at most 1000 digests the owner has: what is present need not be uploaded."""
-    asked = await read_struct(request, _DigestsRequest)
+async def check_assets(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> AssetPresence:
+    """Check which of up to 1000 digests the owner has. Only missing files need an upload."""
+    body = await read_struct(request, _DigestsRequest)
     try:
         digests = [
             parse_digest(text) if text.startswith(DIGEST_SCHEME) else parse_digest(DIGEST_SCHEME + text)
-            for text in asked.digests
+            for text in body.digests
         ]
     except InvalidDigest as error:
         raise ProblemError("input_invalid", str(error)) from error
     if len(digests) > DIGESTS_PER_CHECK_LIMIT:
-        raise ProblemError("input_invalid", f"at most {DIGESTS_PER_CHECK_LIMIT} digests can be asked for at once")
-    present, missing = await parts.assets.split_present(owner, digests)
+        raise ProblemError("input_invalid", f"a request may name at most {DIGESTS_PER_CHECK_LIMIT} digests: split it")
+    present, missing = await services.assets.split_present(owner, digests)
     return AssetPresence([DIGEST_SCHEME + digest for digest in present], [DIGEST_SCHEME + digest for digest in missing])
 
 

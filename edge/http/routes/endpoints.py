@@ -1,4 +1,4 @@
-"""`GET /v1/endpoints`: the endpoints that hosts offer, with the JSON Schema of each input."""
+"""`/v1/endpoints`: the endpoints of the settings and of the hosts, with the JSON Schema of each input."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from schemas.endpoint import Endpoint
 
 
 class EndpointView(Struct, frozen=True):
-    """An endpoint on the wire. `hosts` offer it, whether they are on or not."""
+    """An endpoint. `hosts`: the hosts that offer it, powered on or not."""
 
     name: str
     pool: str
@@ -24,12 +24,12 @@ class EndpointView(Struct, frozen=True):
 
 
 class EndpointListView(Struct, frozen=True):
-    """What can run."""
+    """All endpoints."""
 
     endpoints: list[EndpointView]
 
 
-def _to_endpoint_view(parts: EdgeServices, endpoint: Endpoint) -> EndpointView:
+def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint) -> EndpointView:
     return EndpointView(
         name=endpoint.name,
         pool=endpoint.effective_pool,
@@ -37,20 +37,20 @@ def _to_endpoint_view(parts: EdgeServices, endpoint: Endpoint) -> EndpointView:
         input=endpoint.input,
         image=endpoint.image,
         warm=endpoint.warm,
-        hosts=tuple(sorted(parts.endpoints.hosts_offering(endpoint.name))),
+        hosts=tuple(sorted(services.endpoints.hosts_offering(endpoint.name))),
     )
 
 
 @get_or_head("/v1/endpoints", guards=[require_scope(Scope.JOBS_READ)])
-async def list_endpoints(parts: ServicesDep) -> EndpointListView:
-    """What can run, with the JSON Schema of each input."""
-    return EndpointListView([_to_endpoint_view(parts, endpoint) for endpoint in parts.endpoints.all()])
+async def list_endpoints(services: ServicesDep) -> EndpointListView:
+    """List the endpoints, with the JSON Schema of each input."""
+    return EndpointListView([_to_endpoint_view(services, endpoint) for endpoint in services.endpoints.all()])
 
 
 @get_or_head("/v1/endpoints/{name:str}", guards=[require_scope(Scope.JOBS_READ)])
-async def read_endpoint(parts: ServicesDep, name: FromPath[str]) -> EndpointView:
-    """One endpoint."""
-    return _to_endpoint_view(parts, parts.endpoints.get(name))
+async def read_endpoint(services: ServicesDep, name: FromPath[str]) -> EndpointView:
+    """Return one endpoint."""
+    return _to_endpoint_view(services, services.endpoints.get(name))
 
 
 ROUTES = (list_endpoints, read_endpoint)

@@ -1,4 +1,4 @@
-"""`/v1/jobs/{id}/events` and `/v1/events`: following, as server-sent events or over a WebSocket."""
+"""`/v1/jobs/{id}/events` and `/v1/events`: event streams, as server-sent events or over a WebSocket."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ from edge.http.auth import (
     read_credential,
     require_scope,
 )
-from edge.http.dependencies import AnyRequest, AnySocket, Asking, EdgeServices, OwnerDep, ServicesDep, parse_job_key
+from edge.http.dependencies import AnyRequest, AnySocket, AskerDep, EdgeServices, OwnerDep, ServicesDep, parse_job_key
 from edge.jobs.event_stream import StreamItem
 from schemas.auth import ApiKey, Scope
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 async def with_keepalive(items: AsyncIterator[T], every_s: float) -> AsyncIterator[T | None]:
-    """`items`, and None for every `every_s` seconds in which none came: proxies close streams that say nothing."""
+    """Yield `items`, and None after every `every_s` seconds without an item. Proxies close silent streams."""
     upcoming: asyncio.Future[T] | None = None
     try:
         while True:
@@ -57,68 +57,68 @@ async def with_keepalive(items: AsyncIterator[T], every_s: float) -> AsyncIterat
 
 
 def _format_event(item: StreamItem | None) -> bytes:
-    """One event as the stream has it; JSON holds no line break."""
+    """Return one event in the format of the stream. Encoded JSON contains no line break."""
     if item is None:
-        return b": still here\r\n\r\n"
+        return b": keep-alive\r\n\r\n"
     return f"id: {item.id}\r\nevent: {item.kind}\r\ndata: ".encode() + msgspec.json.encode(item.data) + b"\r\n\r\n"
 
 
 class _StreamGuard:
-    """Who opened a stream: looked at again and again, because a key may be revoked while its stream is open."""
+    """Checks the key of an open stream repeatedly, because it may be revoked."""
 
-    def __init__(self, connection: AnyConnection, parts: EdgeServices) -> None:
-        self._parts = parts
+    def __init__(self, connection: AnyConnection, services: EdgeServices) -> None:
+        self._services = services
         self._key: ApiKey = connection.auth
         self._credential = read_credential(connection) or ""
         self._checked_at = anyio.current_time()
 
     async def is_revoked(self, *, idle: bool) -> bool:
-        """Whether the key is none any more, asked when nothing comes and every COMMENT_EVERY_S while something does."""
+        """Return whether the key was revoked. Checks at every idle interval, and else every KEEPALIVE_INTERVAL_S."""
         if not idle and anyio.current_time() - self._checked_at < KEEPALIVE_INTERVAL_S:
             return False
         self._checked_at = anyio.current_time()
         try:
-            return not await is_still_valid(self._parts, self._key, self._credential)
+            return not await is_still_valid(self._services, self._key, self._credential)
         except BusError:
-            return False  # it is asked again once the broker is back
+            return False  # checked again when the broker is back
 
 
-async def _ensure_broker(parts: EdgeServices) -> None:
-    """Refused `unavailable` while there is nothing to follow: an answer, where a stream would only break off."""
+async def _ensure_broker(services: EdgeServices) -> None:
+    """Raise ProblemError `unavailable` while the broker is unreachable. An open stream could only break off."""
     with translate_errors():
-        await parts.bus.feed.last_id()
+        await services.bus.feed.last_id()
 
 
-async def _format_events(items: AsyncIterator[StreamItem], opened: _StreamGuard) -> AsyncIterator[bytes]:
+async def _format_events(items: AsyncIterator[StreamItem], guard: _StreamGuard) -> AsyncIterator[bytes]:
     async for item in with_keepalive(items, KEEPALIVE_INTERVAL_S):
-        if await opened.is_revoked(idle=item is None):
+        if await guard.is_revoked(idle=item is None):
             return
         yield _format_event(item)
 
 
 class _LimitedStream(Stream):
-    """A stream that counts among those of its key from before its head is sent until it ends."""
+    """A stream that counts towards the limits of its key, from before its headers are sent until it ends."""
 
-    def __init__(self, texts: AsyncIterator[bytes], request: AnyRequest, parts: EdgeServices) -> None:
+    def __init__(self, texts: AsyncIterator[bytes], request: AnyRequest, services: EdgeServices) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(texts, media_type="text/event-stream", headers=headers)
-        self._count_open = partial(parts.stream_limits.count_stream, request.auth)
+        self._count_open = partial(services.stream_limits.count_stream, request.auth)
 
-    def to_asgi_response(self, *given: Any, **named: Any) -> ASGIResponse:
-        response = super().to_asgi_response(*given, **named)
+    def to_asgi_response(self, *args: Any, **kwargs: Any) -> ASGIResponse:
+        response = super().to_asgi_response(*args, **kwargs)
 
         async def respond(scope: AsgiScope, receive: Receive, send: Send) -> None:
             with self._count_open():
                 await response(scope, receive, send)
 
-        return cast("ASGIResponse", respond)  # it is only ever called
+        return cast("ASGIResponse", respond)  # Litestar only calls it
 
 
-def _sse_response(items: AsyncIterator[StreamItem], request: AnyRequest, parts: EdgeServices) -> Stream:
-    return _LimitedStream(_format_events(items, _StreamGuard(request, parts)), request, parts)
+def _sse_response(items: AsyncIterator[StreamItem], request: AnyRequest, services: EdgeServices) -> Stream:
+    return _LimitedStream(_format_events(items, _StreamGuard(request, services)), request, services)
 
 
-# Of any length: what is no id of ours means the start, and a client that resumes must not be refused for it.
+# Without a length limit: an unknown id means the start of the stream, and must not end in an error.
 LastEventId = Annotated[str | None, HeaderParameter(name="Last-Event-ID")]
 AfterQuery = FromQuery[str | None]
 
@@ -126,53 +126,59 @@ AfterQuery = FromQuery[str | None]
 @get("/v1/jobs/{job_id:str}/events", guards=[require_scope(Scope.JOBS_READ)], media_type="text/event-stream")
 async def job_events(
     request: AnyRequest,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     job_id: FromPath[str],
     last_event_id: LastEventId = None,
     after: AfterQuery = None,
 ) -> Stream:
-    """`state`, `progress` and `log` of one job; ends after the final `state`. `Last-Event-ID` or `?after=` resumes."""
+    """Stream `state`, `progress` and `log` events of one job. The stream ends after the final `state`.
+
+    `Last-Event-ID` or `?after=` resumes a stream after the event with that id.
+    """
     key = parse_job_key(owner, job_id)
-    await parts.jobs.read(key)
-    return _sse_response(parts.event_streams.follow(owner, key.id, last_event_id or after, asker), request, parts)
+    await services.jobs.read(key)
+    return _sse_response(services.event_streams.follow(owner, key.id, last_event_id or after, asker), request, services)
 
 
 @get("/v1/events", guards=[require_scope(Scope.JOBS_READ)], media_type="text/event-stream")
 async def owner_events(
     request: AnyRequest,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     last_event_id: LastEventId = None,
     after: AfterQuery = None,
 ) -> Stream:
-    """The same for all jobs of the owner, with host notices, and without an end; without an id from the start."""
-    await _ensure_broker(parts)
-    return _sse_response(parts.event_streams.follow(owner, None, last_event_id or after, asker), request, parts)
+    """Stream the events of all jobs of the owner, and host notices. The stream does not end.
+
+    `Last-Event-ID` or `?after=` resumes a stream; without an id it starts with the oldest stored event.
+    """
+    await _ensure_broker(services)
+    return _sse_response(services.event_streams.follow(owner, None, last_event_id or after, asker), request, services)
 
 
-async def _send_events(socket: AnySocket, items: AsyncIterator[StreamItem], opened: _StreamGuard) -> None:
-    """Send `items` until they end, the client goes or its key does; what the client says is read and ignored."""
+async def _send_events(socket: AnySocket, items: AsyncIterator[StreamItem], guard: _StreamGuard) -> None:
+    """Send `items` until they end, the client disconnects, or its key is revoked. Ignores frames of the client."""
     code, reason = WS_NORMAL_CODE, ""
     async with anyio.create_task_group() as tasks:
 
-        async def until_gone() -> None:
+        async def wait_for_disconnect() -> None:
             try:
                 while True:
                     await socket.receive_data(mode="text")
             except WebSocketDisconnect:
                 tasks.cancel_scope.cancel()
 
-        tasks.start_soon(until_gone)
+        tasks.start_soon(wait_for_disconnect)
         async for item in with_keepalive(items, KEEPALIVE_INTERVAL_S):
-            if await opened.is_revoked(idle=item is None):
+            if await guard.is_revoked(idle=item is None):
                 code, reason = WS_UNAUTHORIZED_CODE, KEY_REVOKED_REASON
                 break
             if item is not None:
-                said = {"id": item.id, "event": item.kind, "data": item.data}
-                await socket.send_data(msgspec.json.encode(said), mode="text")
+                event = {"id": item.id, "event": item.kind, "data": item.data}
+                await socket.send_data(msgspec.json.encode(event), mode="text")
         tasks.cancel_scope.cancel()
     await socket.close(code=code, reason=reason)
 
@@ -180,28 +186,32 @@ async def _send_events(socket: AnySocket, items: AsyncIterator[StreamItem], open
 @websocket("/v1/jobs/{job_id:str}/events", guards=[require_scope(Scope.JOBS_READ)])
 async def job_socket(
     socket: AnySocket,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
     job_id: FromPath[str],
-    asker: Asking,
+    asker: AskerDep,
     after: AfterQuery = None,
 ) -> None:
-    """The same over a WebSocket, one JSON object a message: `{"id", "event", "data"}`."""
-    await parts.jobs.read(parse_job_key(owner, job_id))
-    with parts.stream_limits.count_stream(socket.auth):
+    """Send the events of one job over a WebSocket, one JSON object per message: `{"id", "event", "data"}`."""
+    await services.jobs.read(parse_job_key(owner, job_id))
+    with services.stream_limits.count_stream(socket.auth):
         await socket.accept()
-        await _send_events(socket, parts.event_streams.follow(owner, job_id, after, asker), _StreamGuard(socket, parts))
+        await _send_events(
+            socket, services.event_streams.follow(owner, job_id, after, asker), _StreamGuard(socket, services)
+        )
 
 
 @websocket("/v1/events", guards=[require_scope(Scope.JOBS_READ)])
 async def owner_socket(
-    socket: AnySocket, parts: ServicesDep, owner: OwnerDep, asker: Asking, after: AfterQuery = None
+    socket: AnySocket, services: ServicesDep, owner: OwnerDep, asker: AskerDep, after: AfterQuery = None
 ) -> None:
-    """All jobs of the owner over a WebSocket."""
-    await _ensure_broker(parts)
-    with parts.stream_limits.count_stream(socket.auth):
+    """Send the events of all jobs of the owner over a WebSocket."""
+    await _ensure_broker(services)
+    with services.stream_limits.count_stream(socket.auth):
         await socket.accept()
-        await _send_events(socket, parts.event_streams.follow(owner, None, after, asker), _StreamGuard(socket, parts))
+        await _send_events(
+            socket, services.event_streams.follow(owner, None, after, asker), _StreamGuard(socket, services)
+        )
 
 
 ROUTES = (

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/metrics`."""
+"""`/livez`, `/readyz` and `/metrics`: liveness, readiness and Prometheus metrics."""
 
 from litestar import Response
 from msgspec import Struct, field
@@ -12,16 +12,16 @@ from schemas.problems import ProblemError
 
 
 class LivenessView(Struct, frozen=True):
-    """The process answers."""
+    """The process is running."""
 
     status: str = "ok"
 
 
 class ReadinessView(Struct, frozen=True):
-    """Whether work is taken, and what is in the way when it is not.
+    """Whether the edge accepts new jobs. `why`: the reasons if it does not.
 
-    `degraded`: what is broken without keeping work out, such as one server of a broker that has three. `ailing` is its
-    old name, answered beside it for one release.
+    `degraded`: faults that do not affect clients yet, such as the failure of one server of a broker cluster. `ailing`
+    is the old name of `degraded`, kept for one release.
     """
 
     status: str
@@ -32,47 +32,48 @@ class ReadinessView(Struct, frozen=True):
 
 @get_or_head("/livez", opt={NO_AUTH: True})
 async def livez() -> LivenessView:
-    """The process answers."""
+    """Return 200 while the process runs."""
     return LivenessView()
 
 
-async def _readiness_problems(parts: EdgeServices) -> tuple[str, ...]:
-    rebuilding = () if parts.index.is_caught_up else ("the list of jobs is still being rebuilt",)
+async def _readiness_problems(services: EdgeServices) -> tuple[str, ...]:
+    rebuilding = () if services.index.is_caught_up else ("the list of jobs is still being rebuilt: wait",)
     try:
-        await parts.readiness.check()
-    except ProblemError as refused:
-        return (refused.detail, *rebuilding)
+        await services.readiness.check()
+    except ProblemError as error:
+        return (error.detail, *rebuilding)
     return rebuilding
 
 
 @get_or_head("/readyz", opt={NO_AUTH: True})
-async def readyz(parts: ServicesDep) -> Response[ReadinessView]:
-    """200 when new work is taken, 503 with the reasons when not."""
-    why = await _readiness_problems(parts)
-    degraded = parts.readiness.degraded
-    ready = ReadinessView("refusing", why) if why else ReadinessView("ok", degraded=degraded, ailing=degraded)
-    return Response(ready, status_code=503 if why else 200)
+async def readyz(services: ServicesDep) -> Response[ReadinessView]:
+    """Return 200 if the edge accepts new jobs, and otherwise 503 with the reasons."""
+    reasons = await _readiness_problems(services)
+    if reasons:
+        return Response(ReadinessView("refusing", reasons), status_code=503)
+    degraded = services.readiness.degraded
+    return Response(ReadinessView("ok", degraded=degraded, ailing=degraded), status_code=200)
 
 
 @get_or_head("/metrics", guards=[require_scope(Scope.HOSTS_READ)], media_type=CONTENT_TYPE_LATEST)
-async def metrics(request: AnyRequest, parts: ServicesDep) -> bytes:
-    """Prometheus: jobs by status and endpoint, hosts by state, how full the broker's store is.
+async def metrics(request: AnyRequest, services: ServicesDep) -> bytes:
+    """Return Prometheus metrics: jobs by status and endpoint, hosts by state, and the use of the broker's store.
 
-    A key with `power` or `admin` sees the jobs of all owners, another those of its own.
+    A key with `power` or `admin` sees the jobs of all owners; other keys see those of their own.
     """
     caller: ApiKey = request.auth
-    every = caller.allows(Scope.POWER)
+    sees_all_owners = caller.allows(Scope.POWER)
     registry = CollectorRegistry()
     jobs = Gauge("lamplighter_jobs", "Jobs in the index", ["endpoint", "status"], registry=registry)
-    for key, count in parts.index.count_jobs().items():
-        if every or key.owner == caller.owner:
+    for key, count in services.index.count_jobs().items():
+        if sees_all_owners or key.owner == caller.owner:
             jobs.labels(key.endpoint, key.status).inc(count)
     hosts = Gauge("lamplighter_hosts", "Hosts by state", ["state"], registry=registry)
-    for view in parts.hosts.views():
+    for view in services.hosts.views():
         hosts.labels(view.state).inc()
     used = Gauge("lamplighter_broker_store_used_ratio", "Share of the broker's store in use", registry=registry)
     with translate_errors():
-        used.set((await parts.bus.health.status()).used_share)
+        used.set((await services.bus.health.status()).used_share)
     return generate_latest(registry)
 
 

@@ -1,4 +1,4 @@
-"""`/v1/endpoints` and `/v1/hosts`: what can run, and where."""
+"""`/v1/hosts`: read hosts, control their power, enroll and remove them."""
 
 from contextlib import suppress
 from typing import Literal
@@ -23,33 +23,33 @@ from schemas.problems import ProblemError
 
 
 class HostListView(Struct, frozen=True):
-    """Every host ever seen and not removed."""
+    """All hosts that were ever connected or are declared, without the removed ones."""
 
     hosts: list[HostView]
 
 
 @get_or_head("/v1/hosts", guards=[require_scope(Scope.HOSTS_READ)])
-async def list_hosts(parts: ServicesDep, owner: OwnerDep) -> HostListView:
-    """The hosts and what they do."""
-    return HostListView(list(parts.power.views(parts.hosts.views(owner))))
+async def list_hosts(services: ServicesDep, owner: OwnerDep) -> HostListView:
+    """List the hosts and their state."""
+    return HostListView(list(services.power.views(services.hosts.views(owner))))
 
 
 @get_or_head("/v1/hosts/{host:str}", guards=[require_scope(Scope.HOSTS_READ)])
-async def read_host(parts: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
-    """One host."""
-    return _find_host(parts, owner, host)
+async def read_host(services: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
+    """Return one host."""
+    return _find_host(services, owner, host)
 
 
-def _find_host(parts: EdgeServices, owner: str, host: str) -> HostView:
-    views = parts.power.views(parts.hosts.views(owner))
+def _find_host(services: EdgeServices, owner: str, host: str) -> HostView:
+    views = services.power.views(services.hosts.views(owner))
     found = next((view for view in views if view.id == host), None)
     if found is None:
-        raise ProblemError("not_found", "no host of that id has ever come to this edge, and none is declared")
+        raise ProblemError("not_found", "there is no host with this id: GET /v1/hosts lists all hosts")
     return found
 
 
 class PowerRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an owner wants of a host; without `until` it stands until `auto` takes it back."""
+    """A power override. Without `until` it lasts until a request with `auto` removes it."""
 
     want: Literal["on", "off", "auto"]
     until: Moment | None = None
@@ -61,26 +61,22 @@ class PowerRequest(Struct, frozen=True, forbid_unknown_fields=True):
     guards=[require_scope(Scope.POWER)],
     operation_class=json_body(PowerRequest),
 )
-async def set_power(request: AnyRequest, parts: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
-    """Hold a declared host on or off, or leave it to the law again. Off drains first, it never cuts a job."""
-    wish = await read_struct(request, PowerRequest)
+async def set_power(request: AnyRequest, services: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
+    """Keep a declared host on or off, or return it to automatic control. Off waits for running jobs to end."""
+    body = await read_struct(request, PowerRequest)
     with translate_errors():
-        await parts.power.set_override(host, wish.want, wish.until)
-    return _find_host(parts, owner, host)
-
-
-# MERGED edge/routes/joining.py: `POST /v1/hosts` and `DELETE /v1/hosts/{id}`: who may come in as a host. Scope admin;
-# a token is shown once.
+        await services.power.set_override(host, body.want, body.until)
+    return _find_host(services, owner, host)
 
 
 class HostRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The host that is to join."""
+    """A host to enroll."""
 
     id: Token
 
 
 class CreatedHost(Struct, frozen=True):
-    """`command` is what to type on that machine; the token in it is shown here and nowhere afterwards."""
+    """An enrolled host. `command`: run it on that machine. Its token is shown only in this response."""
 
     id: str
     token: str
@@ -88,25 +84,25 @@ class CreatedHost(Struct, frozen=True):
 
 
 @post("/v1/hosts", status_code=201, guards=[require_scope(Scope.ADMIN)], operation_class=json_body(HostRequest))
-async def add_host(request: AnyRequest, parts: ServicesDep) -> CreatedHost:
-    """Let a machine join: broker credentials and an asset key of its own."""
-    asked = await read_struct(request, HostRequest)
+async def add_host(request: AnyRequest, services: ServicesDep) -> CreatedHost:
+    """Enroll a host. Creates its broker account and its key, and returns a token that contains both."""
+    body = await read_struct(request, HostRequest)
     with translate_errors():
-        token = encode_join_token(await parts.enrollment.add(asked.id))
-    await record_audit_event(request, parts, AuditAction.HOST_ADDED, asked.id)
-    return CreatedHost(asked.id, token, f"lamplighter runner --join {token}")
+        token = encode_join_token(await services.enrollment.add(body.id))
+    await record_audit_event(request, services, AuditAction.HOST_ADDED, body.id)
+    return CreatedHost(body.id, token, f"lamplighter runner --join {token}")
 
 
 @delete("/v1/hosts/{host:str}", status_code=204, guards=[require_scope(Scope.ADMIN)])
-async def remove_host(request: AnyRequest, parts: ServicesDep, host: FromPath[str]) -> None:
-    """Put a host out: its key is refused and its connection to the broker is cut at once (other edges: within 5 s)."""
+async def remove_host(request: AnyRequest, services: ServicesDep, host: FromPath[str]) -> None:
+    """Remove a host. Its key stops working and its broker connection is closed, on other edges within 5 s."""
     if not is_token(host):
-        raise ProblemError("not_found", "there is no such host")
+        raise ProblemError("not_found", "there is no host with this id: GET /v1/hosts lists all hosts")
     with translate_errors():
-        await parts.enrollment.remove(host)
-    await record_audit_event(request, parts, AuditAction.HOST_REMOVED, host)
-    with suppress(BusError):  # out it is; who is still there is read again soon
-        await parts.hosts.refresh()
+        await services.enrollment.remove(host)
+    await record_audit_event(request, services, AuditAction.HOST_REMOVED, host)
+    with suppress(BusError):  # the host is removed; the list is refreshed again soon
+        await services.hosts.refresh()
 
 
 ROUTES = (

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: submit, read, list, cancel, retry, delete, and what a job left behind."""
+"""`/v1/jobs` and `/v1/batches`: submit, read, list, cancel, retry and delete jobs; logs and output files."""
 
 import re
 from contextlib import aclosing
@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from bus.interface import VersionedRecord
 from edge.core.error_handling import translate_errors
 from edge.http.auth import require_scope
-from edge.http.dependencies import AnyRequest, Asking, EdgeServices, OwnerDep, ServicesDep, get_or_head, parse_job_key
+from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, get_or_head, parse_job_key
 from edge.http.openapi import JobBody, json_body
 from edge.http.request_body import read_struct, read_submission
 from edge.http.responses import file_response, text_response
@@ -33,9 +33,9 @@ _PREFER_WAIT = re.compile(r"\bwait=(\d+)")
 
 
 async def _accepted_response(
-    parts: EdgeServices, accepted: AcceptedSubmission, asker: Asker, status: int
+    services: EdgeServices, accepted: AcceptedSubmission, asker: Asker, status: int
 ) -> Response[JobView]:
-    view = await parts.job_views.build(accepted.record, asker)
+    view = await services.job_views.build(accepted.record, asker)
     headers = {"Location": view.urls.self}
     if accepted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -51,22 +51,23 @@ async def _accepted_response(
 )
 async def submit_job(
     request: AnyRequest,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=255)] = None,
     prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> Response[JobView]:
-    """Accept a job durably. The same `Idempotency-Key` and body answer the same job.
+    """Submit a job. The response is sent after the job is stored durably.
 
-    `Prefer: wait=S` holds the answer until the job is final, at most 60 s; it is 202 all the same.
+    A repeated request with the same `Idempotency-Key` and body returns the same job. `Prefer: wait=S` delays the
+    response until the job has ended, for at most 60 s; the status is 202 in both cases.
     """
-    body = await read_submission(request, parts, owner)
-    accepted = await parts.jobs.submit(
+    body = await read_submission(request, services, owner)
+    accepted = await services.jobs.submit(
         owner, body, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
-    accepted = await _wait_as_preferred(parts, accepted, prefer)
-    return await _accepted_response(parts, accepted, asker, 202)
+    accepted = await _wait_as_preferred(services, accepted, prefer)
+    return await _accepted_response(services, accepted, asker, 202)
 
 
 @put(
@@ -78,106 +79,107 @@ async def submit_job(
 )
 async def put_job(
     request: AnyRequest,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     job_id: FromPath[str],
     prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> Response[JobView]:
-    """Accept a job under the client's id: 202 when new, 200 when there and equal, 409 when there and different.
+    """Submit a job with an id that the client chooses.
 
-    `Prefer: wait=S` holds the answer as it does for `POST /v1/jobs`.
+    The status is 202 for a new job, 200 if an equal job with this id exists, and 409 if a different one exists.
+    `Prefer: wait=S` works as for `POST /v1/jobs`.
     """
     key = parse_job_key(owner, job_id)
-    body = await read_submission(request, parts, owner)
-    accepted = await parts.jobs.submit(owner, body, job_id=key.id, trace_id=request.headers.get("x-trace-id"))
-    accepted = await _wait_as_preferred(parts, accepted, prefer)
-    return await _accepted_response(parts, accepted, asker, 200 if accepted.replayed else 202)
+    body = await read_submission(request, services, owner)
+    accepted = await services.jobs.submit(owner, body, job_id=key.id, trace_id=request.headers.get("x-trace-id"))
+    accepted = await _wait_as_preferred(services, accepted, prefer)
+    return await _accepted_response(services, accepted, asker, 200 if accepted.replayed else 202)
 
 
-def _seconds_to_wait(asked: float | None, prefer: str | None) -> float:
+def _seconds_to_wait(wait: float | None, prefer: str | None) -> float:
     match = _PREFER_WAIT.search(prefer or "")
-    return min(WAIT_LIMIT_S, max(0.0, asked if asked is not None else float(match[1]) if match else 0.0))
+    return min(WAIT_LIMIT_S, max(0.0, wait if wait is not None else float(match[1]) if match else 0.0))
 
 
 async def _wait_as_preferred(
-    parts: EdgeServices, accepted: AcceptedSubmission, prefer: str | None
+    services: EdgeServices, accepted: AcceptedSubmission, prefer: str | None
 ) -> AcceptedSubmission:
-    """The same, once its job is final or what `Prefer` grants has passed."""
+    """Return the submission after its job has ended, or after the time in `Prefer`."""
     seconds = _seconds_to_wait(None, prefer)
     if not seconds or accepted.record.record.job.status in FINAL_STATUSES:
         return accepted
-    return AcceptedSubmission(await wait_until_final(parts, accepted.record, seconds), accepted.replayed)
+    return AcceptedSubmission(await wait_until_final(services, accepted.record, seconds), accepted.replayed)
 
 
-async def wait_until_final(parts: EdgeServices, entry: VersionedRecord, wait_s: float) -> VersionedRecord:
-    """The entry once its job is final, or as it is after `wait_s`."""
+async def wait_until_final(services: EdgeServices, entry: VersionedRecord, wait_s: float) -> VersionedRecord:
+    """Return the record once its job has ended, or the current record after `wait_s`."""
     key = entry.record.job.key
     with translate_errors(), anyio.move_on_after(wait_s):
-        now = await parts.bus.feed.last_id()
-        async with aclosing(parts.event_streams.follow(key.owner, key.id, now)) as events:
+        last_id = await services.bus.feed.last_id()
+        async with aclosing(services.event_streams.follow(key.owner, key.id, last_id)) as events:
             async for event in events:
                 if isinstance(event.data, JobView) and event.data.status in FINAL_STATUSES:
                     break
-    return await parts.jobs.read(key)
+    return await services.jobs.read(key)
 
 
-async def _read_log_so_far(parts: EdgeServices, key: JobKey) -> str:
-    """What the log of a job that has not ended holds."""
+async def _read_log_so_far(services: EdgeServices, key: JobKey) -> str:
+    """Return the log of a job that has not ended."""
     with translate_errors():
-        notes = await parts.bus.feed.messages(key)
-    return "".join(note.text for note in notes if isinstance(note, LogMessage))
+        messages = await services.bus.feed.messages(key)
+    return "".join(message.text for message in messages if isinstance(message, LogMessage))
 
 
 @get_or_head("/v1/jobs/{job_id:str}", guards=[require_scope(Scope.JOBS_READ)])
 async def read_job(
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     job_id: FromPath[str],
     wait: Annotated[float | None, QueryParameter(ge=0, le=WAIT_LIMIT_S)] = None,
     prefer: Annotated[str | None, HeaderParameter(name="Prefer")] = None,
 ) -> JobView:
-    """The job; `?wait=S` or `Prefer: wait=S` holds the answer until it is final, at most 60 s."""
-    entry = await parts.jobs.read(parse_job_key(owner, job_id))
+    """Return a job. `?wait=S` or `Prefer: wait=S` delays the response until the job has ended, for at most 60 s."""
+    entry = await services.jobs.read(parse_job_key(owner, job_id))
     seconds = _seconds_to_wait(wait, prefer)
     if seconds and entry.record.job.status not in FINAL_STATUSES:
-        entry = await wait_until_final(parts, entry, seconds)
-    return await parts.job_views.build(entry, asker)
+        entry = await wait_until_final(services, entry, seconds)
+    return await services.job_views.build(entry, asker)
 
 
 @get_or_head("/v1/jobs/{job_id:str}/history", guards=[require_scope(Scope.JOBS_READ)])
-async def job_history(parts: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> list[HistoryRow]:
-    """The last 64 events of the job, oldest first."""
-    return await parts.jobs.read_history(parse_job_key(owner, job_id))
+async def job_history(services: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> list[HistoryRow]:
+    """Return the last 64 events of a job, oldest first."""
+    return await services.jobs.read_history(parse_job_key(owner, job_id))
 
 
 @post("/v1/jobs/{job_id:str}/cancel", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)])
-async def cancel_job(parts: ServicesDep, owner: OwnerDep, asker: Asking, job_id: FromPath[str]) -> JobView:
-    """Stop the job, waiting or running; 409 `job_final` when it has ended."""
-    return await parts.job_views.build(await parts.jobs.cancel(parse_job_key(owner, job_id)), asker)
+async def cancel_job(services: ServicesDep, owner: OwnerDep, asker: AskerDep, job_id: FromPath[str]) -> JobView:
+    """Cancel a job, waiting or running. 409 `job_final` if it has ended."""
+    return await services.job_views.build(await services.jobs.cancel(parse_job_key(owner, job_id)), asker)
 
 
 @post("/v1/jobs/{job_id:str}/retry", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)])
-async def retry_job(parts: ServicesDep, owner: OwnerDep, asker: Asking, job_id: FromPath[str]) -> JobView:
-    """A new round with the same id and inputs, from failed, cancelled or expired."""
-    return await parts.job_views.build(await parts.jobs.retry(parse_job_key(owner, job_id)), asker)
+async def retry_job(services: ServicesDep, owner: OwnerDep, asker: AskerDep, job_id: FromPath[str]) -> JobView:
+    """Run a failed, cancelled or expired job again, with the same id and inputs."""
+    return await services.job_views.build(await services.jobs.retry(parse_job_key(owner, job_id)), asker)
 
 
 @delete("/v1/jobs/{job_id:str}", status_code=204, guards=[require_scope(Scope.JOBS_WRITE)])
-async def delete_job(parts: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> None:
-    """Remove a job that has ended: record, outputs, log and feed."""
-    await parts.jobs.delete(parse_job_key(owner, job_id))
+async def delete_job(services: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> None:
+    """Delete a job that has ended, with its record, outputs, log and events."""
+    await services.jobs.delete(parse_job_key(owner, job_id))
 
 
 @get_or_head("/v1/jobs/{job_id:str}/logs", guards=[require_scope(Scope.JOBS_READ)], media_type=MediaType.TEXT)
-async def job_logs(request: AnyRequest, parts: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> ASGIApp:
-    """The log as text: the kept one (first and last 5 MB) once the job has ended, until then what was said so far."""
-    entry = await parts.jobs.read(parse_job_key(owner, job_id))
-    kept = entry.record.job.log
-    if kept is not None:
-        return await file_response(request, parts, kept, f"{job_id}.log", "text/plain; charset=utf-8")
-    return text_response(await _read_log_so_far(parts, entry.record.job.key))
+async def job_logs(request: AnyRequest, services: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> ASGIApp:
+    """Return the log of a job as text: the log so far, or its first and last 5 MB once the job has ended."""
+    entry = await services.jobs.read(parse_job_key(owner, job_id))
+    stored_log = entry.record.job.log
+    if stored_log is not None:
+        return await file_response(request, services, stored_log, f"{job_id}.log", "text/plain; charset=utf-8")
+    return text_response(await _read_log_so_far(services, entry.record.job.key))
 
 
 @get_or_head(
@@ -186,36 +188,33 @@ async def job_logs(request: AnyRequest, parts: ServicesDep, owner: OwnerDep, job
     media_type="application/octet-stream",
 )
 async def job_file(
-    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, job_id: FromPath[str], name: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, job_id: FromPath[str], name: FromPath[str]
 ) -> ASGIApp:
-    """One output, with Range and ETag."""
-    job = (await parts.jobs.read(parse_job_key(owner, job_id))).record.job
+    """Return one output file. Supports Range and If-None-Match."""
+    job = (await services.jobs.read(parse_job_key(owner, job_id))).record.job
     file = next((file for file in (job.output.files if job.output else ()) if file.name == name), None)
     if file is None:
-        raise ProblemError(
-            "not_found", f"the job has no output named {name[:100]!r}: its files are listed in output.files"
-        )
-    return await file_response(request, parts, file.sha256, file.name, file.media_type)
-
-
-# MERGED edge/routes/lists.py: `GET /v1/jobs`: the owner's jobs, newest first, out of the index.
+        raise ProblemError("not_found", f"the job has no output named {name[:100]!r}: output.files lists its files")
+    return await file_response(request, services, file.sha256, file.name, file.media_type)
 
 
 class JobPageView(Struct, frozen=True):
-    """One page of jobs; `next_cursor` null on the last."""
+    """One page of jobs. `next_cursor` is null on the last page."""
 
     jobs: list[JobView]
     next_cursor: str | None = None
 
 
-def _parse_tags(given: list[str] | None) -> tuple[tuple[str, str], ...]:
-    """`["k:v"]` as pairs. Refused input_invalid."""
+def _parse_tags(texts: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return `["k:v"]` as pairs. Raises ProblemError `input_invalid`."""
     tags = []
-    for text in given or ():
+    for text in texts or ():
         name, colon, value = text.partition(":")
         if not colon or not name:
             raise ProblemError(
-                "input_invalid", "?tag= is name:value", errors=(FieldError("$.tag", f"{text[:80]!r} has no colon"),)
+                "input_invalid",
+                "?tag= must be name:value",
+                errors=(FieldError("$.tag", f"{text[:80]!r} has no colon"),),
             )
         tags.append((name, value))
     return tuple(tags)
@@ -223,9 +222,9 @@ def _parse_tags(given: list[str] | None) -> tuple[tuple[str, str], ...]:
 
 @get_or_head("/v1/jobs", guards=[require_scope(Scope.JOBS_READ)])
 async def list_jobs(
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     status: FromQuery[Status | None] = None,
     endpoint: Annotated[str | None, QueryParameter(max_length=64)] = None,
     priority: FromQuery[Priority | None] = None,
@@ -233,27 +232,24 @@ async def list_jobs(
     limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
 ) -> JobPageView:
-    """The owner's jobs, newest first. Waits until the list holds what this edge wrote before."""
+    """List the owner's jobs, newest first. The list includes every earlier write through this edge."""
     filters = JobFilters(status=status, endpoint=endpoint, priority=priority, tags=_parse_tags(tag))
-    page = await parts.index.list_jobs(owner, filters, limit, cursor)
-    return JobPageView(await parts.job_views.build_page(page.records, asker), page.next_cursor)
-
-
-# MERGED edge/routes/batches.py: `/v1/batches`: up to a thousand submits in one request.
+    page = await services.index.list_jobs(owner, filters, limit, cursor)
+    return JobPageView(await services.job_views.build_page(page.records, asker), page.next_cursor)
 
 
 class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body as clients should send it."""
+    """Jobs to submit."""
 
     jobs: Annotated[list[Submission], Meta(min_length=1, max_length=BATCH_LIMIT)]
 
 
 class _Bodies(Struct, frozen=True, forbid_unknown_fields=True):
-    jobs: list[Any]  # each is judged by itself
+    jobs: list[Any]  # each job is validated on its own
 
 
 class BatchView(Struct, frozen=True):
-    """What became of a batch. `rejected[].index` counts from 0 in the request."""
+    """The result of a batch. `rejected[].index` is the position in the request, from 0."""
 
     accepted: list[JobView]
     rejected: list[RejectedSubmission]
@@ -262,17 +258,17 @@ class BatchView(Struct, frozen=True):
 @post("/v1/batches", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)], operation_class=json_body(BatchBody))
 async def submit_jobs(
     request: AnyRequest,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    asker: Asking,
+    asker: AskerDep,
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=255)] = None,
 ) -> BatchView:
-    """Accept up to 1000 jobs, each durably and by itself: what is wrong with one rejects no other."""
-    asked = await read_struct(request, _Bodies)
+    """Submit up to 1000 jobs. Each is accepted or rejected on its own, and accepted jobs are stored durably."""
+    body = await read_struct(request, _Bodies)
     batch = await submit_batch(
-        parts.jobs, owner, asked.jobs, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
+        services.jobs, owner, body.jobs, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
-    views = await parts.job_views.build_page([accepted.record for accepted in batch.accepted], asker)
+    views = await services.job_views.build_page([accepted.record for accepted in batch.accepted], asker)
     return BatchView(views, list(batch.rejected))
 
 

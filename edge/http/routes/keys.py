@@ -1,4 +1,4 @@
-"""`/v1/keys`: who may do what. Scope admin; a secret is shown once."""
+"""`/v1/keys`, `/v1/tokens` and `/v1/audit`: API keys, short-lived tokens, and the audit log."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -23,7 +23,7 @@ GRACE_LIMIT_S = 30 * 86_400.0
 
 
 class KeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a key is to be. Without scopes it gets those of an ordinary client."""
+    """A key to create. Without `scopes` it gets those of an ordinary client."""
 
     owner: Token
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)] = CLIENT_SCOPES
@@ -33,15 +33,15 @@ class KeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyRotation(Struct, frozen=True, forbid_unknown_fields=True):
-    """How many seconds the secret before is to open too: none for one that was given away."""
+    """`grace_s`: how long the previous secret remains valid; 0 for a secret that was leaked."""
 
     grace_s: Annotated[float, Meta(ge=0, le=GRACE_LIMIT_S)] = ROTATION_GRACE.total_seconds()
 
 
 class KeyView(Struct, frozen=True, kw_only=True):
-    """A key on the wire; `key` only in the answer that makes or rotates it.
+    """An API key. `key` contains the secret, only in the response that creates or rotates it.
 
-    `used_at`: its last use, some minutes behind. `previous_until`: until then the secret before this one opens too.
+    `used_at`: the last use, with a delay of some minutes. `previous_until`: the previous secret is valid until then.
     """
 
     id: str
@@ -57,7 +57,7 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 
 class KeyListView(Struct, frozen=True):
-    """The keys there are."""
+    """All keys."""
 
     keys: list[KeyView]
 
@@ -78,31 +78,31 @@ def _to_key_view(key: ApiKey, text: str | None = None) -> KeyView:
 
 
 @post("/v1/keys", status_code=201, guards=[require_scope(Scope.ADMIN)], operation_class=json_body(KeyRequest))
-async def create_key(request: AnyRequest, parts: ServicesDep) -> KeyView:
-    """A new key: the whole text is in this answer and nowhere afterwards."""
-    asked = await read_struct(request, KeyRequest)
-    parts.quotas.check_not_deleting(asked.owner)
+async def create_key(request: AnyRequest, services: ServicesDep) -> KeyView:
+    """Create a key. Only this response contains its secret."""
+    body = await read_struct(request, KeyRequest)
+    services.quotas.check_not_deleting(body.owner)
     with translate_errors():
-        key, text = await parts.api_keys.create(
-            asked.owner, asked.scopes, name=asked.name, expires_at=asked.expires_at, language=asked.language
+        key, text = await services.api_keys.create(
+            body.owner, body.scopes, name=body.name, expires_at=body.expires_at, language=body.language
         )
-    await record_audit_event(request, parts, AuditAction.KEY_CREATED, key.id, owner=key.owner, scopes=key.scopes)
+    await record_audit_event(request, services, AuditAction.KEY_CREATED, key.id, owner=key.owner, scopes=key.scopes)
     return _to_key_view(key, text)
 
 
 @get("/v1/keys", guards=[require_scope(Scope.ADMIN)])
-async def list_keys(parts: ServicesDep) -> KeyListView:
-    """Every key, without its secret."""
+async def list_keys(services: ServicesDep) -> KeyListView:
+    """List all keys, without their secrets."""
     with translate_errors():
-        return KeyListView([_to_key_view(key) for key in await parts.api_keys.list()])
+        return KeyListView([_to_key_view(key) for key in await services.api_keys.list()])
 
 
 @delete("/v1/keys/{key_id:str}", status_code=204, guards=[require_scope(Scope.ADMIN)])
-async def revoke_key(request: AnyRequest, parts: ServicesDep, key_id: FromPath[str]) -> None:
-    """Revoke a key: it is refused from now on (on another edge within 5 s)."""
+async def revoke_key(request: AnyRequest, services: ServicesDep, key_id: FromPath[str]) -> None:
+    """Revoke a key. It stops working at once, on other edges within 5 s."""
     with translate_errors():
-        await parts.api_keys.revoke(key_id)
-    await record_audit_event(request, parts, AuditAction.KEY_REVOKED, key_id)
+        await services.api_keys.revoke(key_id)
+    await record_audit_event(request, services, AuditAction.KEY_REVOKED, key_id)
 
 
 @post(
@@ -111,30 +111,27 @@ async def revoke_key(request: AnyRequest, parts: ServicesDep, key_id: FromPath[s
     guards=[require_scope(Scope.ADMIN)],
     operation_class=json_body(KeyRotation),
 )
-async def rotate_key(request: AnyRequest, parts: ServicesDep, key_id: FromPath[str]) -> KeyView:
-    """A new secret for a key, shown once; the one before opens too for `grace_s`, a day unless told otherwise."""
-    asked = await read_struct(request, KeyRotation)
+async def rotate_key(request: AnyRequest, services: ServicesDep, key_id: FromPath[str]) -> KeyView:
+    """Replace the secret of a key. Only this response contains the new one; the old one is valid for `grace_s`."""
+    body = await read_struct(request, KeyRotation)
     with translate_errors():
-        key, text = await parts.api_keys.rotate(key_id, timedelta(seconds=asked.grace_s))
-    await record_audit_event(request, parts, AuditAction.KEY_ROTATED, key.id, owner=key.owner, scopes=key.scopes)
+        key, text = await services.api_keys.rotate(key_id, timedelta(seconds=body.grace_s))
+    await record_audit_event(request, services, AuditAction.KEY_ROTATED, key.id, owner=key.owner, scopes=key.scopes)
     return _to_key_view(key, text)
-
-
-# MERGED edge/routes/tokens.py: `/v1/tokens`: a short-lived stand-in for a key, for what can only send a URL.
 
 
 DEFAULT_TOKEN_TTL_S = 600.0
 
 
 class TokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a token is to be. Without scopes it may watch jobs and read files, as far as the key may."""
+    """A token to create. Without `scopes` it may follow jobs and read files, as far as the key may."""
 
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)] | None = None
     ttl_s: Annotated[float, Meta(gt=0, le=TTL_LIMIT_S)] = DEFAULT_TOKEN_TTL_S
 
 
 class TokenView(Struct, frozen=True):
-    """A token on the wire: `?token=` takes it until `expires_at`, and no longer than its key works."""
+    """A token for `?token=`. It is valid until `expires_at`, or until its key is revoked."""
 
     token: str
     scopes: tuple[Scope, ...]
@@ -142,27 +139,24 @@ class TokenView(Struct, frozen=True):
 
 
 @post("/v1/tokens", status_code=201, operation_class=json_body(TokenRequest))
-async def create_token(request: AnyRequest, parts: ServicesDep) -> TokenView:
-    """A token for `?token=`: EventSource, browser WebSockets, `<video>`. It dies with its key."""
-    asked = await read_struct(request, TokenRequest)
-    made = parts.tokens.issue(request.auth, asked.scopes, asked.ttl_s)
-    return TokenView(made.text, made.scopes, made.expires_at)
-
-
-# MERGED edge/routes/audit.py: `GET /v1/audit`: what was done to keys, hosts and owners. Scope admin.
+async def create_token(request: AnyRequest, services: ServicesDep) -> TokenView:
+    """Create a short-lived token for `?token=`, for EventSource, WebSockets in browsers, and `<video>`."""
+    body = await read_struct(request, TokenRequest)
+    token = services.tokens.issue(request.auth, body.scopes, body.ttl_s)
+    return TokenView(token.text, token.scopes, token.expires_at)
 
 
 class AuditTrail(Struct, frozen=True):
-    """Events, newest first."""
+    """Audit events, newest first."""
 
     events: list[AuditEvent]
 
 
 @get("/v1/audit", guards=[require_scope(Scope.ADMIN)])
-async def list_audit(parts: ServicesDep, limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100) -> AuditTrail:
-    """Who made, rotated and revoked keys, added and removed hosts, and deleted owners; kept for 400 days."""
+async def list_audit(services: ServicesDep, limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100) -> AuditTrail:
+    """List changes of keys, hosts and owners, with the key that made them. They are kept for 400 days."""
     with translate_errors():
-        return AuditTrail(await parts.audit.recent(limit))
+        return AuditTrail(await services.audit.recent(limit))
 
 
 ROUTES = (

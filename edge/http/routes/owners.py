@@ -1,4 +1,4 @@
-"""`/v1/owners`: deleting a whole owner, and the report of that. Scope admin."""
+"""`/v1/owners` and `/v1/usage`: delete an owner, and report jobs, GPU seconds, energy and cost."""
 
 from typing import Annotated
 
@@ -18,46 +18,46 @@ from schemas.usage import UsageReport
 
 def _check_owner(text: str) -> str:
     if not is_token(text):
-        raise ProblemError("input_invalid", "an owner is 1 to 64 of A-Z a-z 0-9 _ -")
+        raise ProblemError("input_invalid", "an owner must have 1 to 64 characters of A-Z a-z 0-9 _ -")
     return text
 
 
 @delete("/v1/owners/{owner_id:str}", status_code=202, guards=[require_scope(Scope.ADMIN)])
-async def delete_owner(request: AnyRequest, parts: ServicesDep, owner_id: FromPath[str]) -> OwnerDeletion:
-    """Delete everything of an owner. It goes on by itself, over restarts; asked again it is the same deletion.
+async def delete_owner(request: AnyRequest, services: ServicesDep, owner_id: FromPath[str]) -> OwnerDeletion:
+    """Delete all data of an owner in the background, across restarts of the edge.
 
-    Until it is done nothing new of that owner is taken (409 `owner_deleting`); what runs is cancelled first.
+    Running jobs are cancelled first. New requests for this owner fail with 409 `owner_deleting` until the deletion is
+    complete. A repeated request returns the same deletion.
     """
     key: ApiKey = request.auth
     if key.owner == _check_owner(owner_id):
-        raise ProblemError("conflict", "this key is that owner's own: use another owner's admin key")
-    begun = await parts.owner_deletions.start(owner_id, by=key.id)
-    await record_audit_event(request, parts, AuditAction.OWNER_DELETED, owner_id)
-    return begun
+        raise ProblemError("conflict", "this key belongs to that owner: use an admin key of another owner")
+    deletion = await services.owner_deletions.start(owner_id, by=key.id)
+    await record_audit_event(request, services, AuditAction.OWNER_DELETED, owner_id)
+    return deletion
 
 
 @get("/v1/owners/{owner_id:str}/deletion", guards=[require_scope(Scope.ADMIN)])
-async def owner_deletion(parts: ServicesDep, owner_id: FromPath[str]) -> OwnerDeletion:
-    """How far the deletion is, and what went; kept for 30 days."""
-    return await parts.owner_deletions.report(_check_owner(owner_id))
-
-
-# MERGED edge/routes/usage.py: `GET /v1/usage`: jobs, GPU seconds, energy, money and the hosts' hours, in a range of
-# time.
+async def owner_deletion(services: ServicesDep, owner_id: FromPath[str]) -> OwnerDeletion:
+    """Return the progress of a deletion and the number of deleted items. It is kept for 30 days."""
+    return await services.owner_deletions.report(_check_owner(owner_id))
 
 
 @get_or_head("/v1/usage", guards=[require_scope(Scope.JOBS_READ)])
 async def read_usage(
     request: AnyRequest,
-    parts: ServicesDep,
+    services: ServicesDep,
     owner: OwnerDep,
     since: Annotated[Moment | None, QueryParameter(name="from")] = None,
     until: Annotated[Moment | None, QueryParameter(name="to")] = None,
 ) -> UsageReport:
-    """The key's owner's; with an admin key everybody's, or those of `?owner=`. Without `from` the last 30 days."""
+    """Return the usage of the key's owner; for an admin key that of all owners, or of `?owner=`.
+
+    Without `from` the report covers the last 30 days.
+    """
     key: ApiKey = request.auth
-    everybody = Scope.ADMIN in key.scopes and "owner" not in request.query_params
-    return await parts.usage_reports.report(None if everybody else owner, since, until)
+    all_owners = Scope.ADMIN in key.scopes and "owner" not in request.query_params
+    return await services.usage_reports.report(None if all_owners else owner, since, until)
 
 
 ROUTES = (

@@ -1,4 +1,4 @@
-"""The headers of tus 1.0.0 (tus.io, "Resumable Upload Protocol 1.0.x"): read here, written here."""
+"""Parse and write the headers of tus 1.0.0 (tus.io, "Resumable Upload Protocol 1.0.x")."""
 
 import base64
 import hashlib
@@ -22,51 +22,51 @@ TUS_EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration
 CHECKSUM_ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
 ASSET_HEADER = "Lamplighter-Asset"
 METADATA_LIMIT_BYTES = 4096
-_LENGTH_DIGITS_LIMIT = 18  # more than any file's length has
+_LENGTH_DIGITS_LIMIT = 18  # no file has a longer size
 
 
 def check_version(request: AnyRequest) -> None:
-    """Refused `tus_version` for a client that speaks another one, or none."""
+    """Raise ProblemError `tus_version` for a client with another version, or without one."""
     if request.headers.get("tus-resumable") != TUS_VERSION:
-        raise ProblemError("tus_version", f"send the header Tus-Resumable: {TUS_VERSION}, which is what is spoken here")
+        raise ProblemError("tus_version", f"send the header Tus-Resumable: {TUS_VERSION}, the only supported version")
 
 
 def check_chunk_type(request: AnyRequest) -> None:
-    """Refused `media_type_unknown`."""
+    """Raise ProblemError `media_type_unknown` for a body that is not a chunk."""
     if request.headers.get("content-type") != CHUNK_MEDIA_TYPE:
         raise ProblemError("media_type_unknown", f"send the header Content-Type: {CHUNK_MEDIA_TYPE}")
 
 
 def parse_byte_count(headers: Mapping[str, str], name: str) -> int | None:
-    """A count of bytes; None where the header is not there. Refused `input_invalid`."""
+    """Return the number of bytes in a header; None without the header. Raises ProblemError `input_invalid`."""
     text = headers.get(name)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= _LENGTH_DIGITS_LIMIT):
-        raise ProblemError("input_invalid", f"the header {name} must be a count of bytes")
+        raise ProblemError("input_invalid", f"the header {name} must be a number of bytes")
     return int(text)
 
 
 def parse_creation(headers: Mapping[str, str]) -> UploadParameters:
-    """What a creation asks for. Refused `input_invalid`."""
+    """Return the parameters of a new upload. Raises ProblemError `input_invalid`."""
     length = parse_byte_count(headers, "Upload-Length")
     deferred = headers.get("upload-defer-length")
     if (length is None) == (deferred is None) or deferred not in {None, "1"}:
-        raise ProblemError("input_invalid", "say either Upload-Length or Upload-Defer-Length: 1")
+        raise ProblemError("input_invalid", "send either Upload-Length or Upload-Defer-Length: 1")
     metadata = headers.get("upload-metadata", "")
-    told = _parse_metadata(metadata)
-    name = told.get("filename") or told.get("name") or "file"
-    expected = told.get("sha256", "").removeprefix(DIGEST_SCHEME).lower() or None
+    fields = _parse_metadata(metadata)
+    name = fields.get("filename") or fields.get("name") or "file"
+    expected = fields.get("sha256", "").removeprefix(DIGEST_SCHEME).lower() or None
     if expected is not None and not is_digest(expected):
         raise ProblemError(
-            "input_invalid", "sha256 in Upload-Metadata must be 64 hex digits, base64-encoded as all values"
+            "input_invalid", "sha256 in Upload-Metadata must be 64 hex digits, base64-encoded like all values"
         )
-    kind = choose_media_type(told.get("filetype") or told.get("type"), name)
+    kind = choose_media_type(fields.get("filetype") or fields.get("type"), name)
     return UploadParameters(name=name, media_type=kind, length=length, expected=expected, metadata=metadata)
 
 
 def _parse_metadata(header: str) -> dict[str, str]:
-    """Pairs of a name and a value in base64, or a name alone, parted by commas."""
+    """Parse pairs of a name and a base64 value, or a name alone, separated by commas."""
     if len(header) > METADATA_LIMIT_BYTES:
         raise ProblemError("input_invalid", f"Upload-Metadata may have at most {METADATA_LIMIT_BYTES} bytes")
     pairs = (pair.strip().partition(" ") for pair in header.split(",") if pair.strip())
@@ -77,7 +77,7 @@ def _parse_metadata(header: str) -> dict[str, str]:
 
 
 def parse_checksum(headers: Mapping[str, str]) -> Checksum | None:
-    """What `Upload-Checksum: <algorithm> <base64>` says. Refused `input_invalid`."""
+    """Parse `Upload-Checksum: <algorithm> <base64>`. Raises ProblemError `input_invalid`."""
     header = headers.get("upload-checksum")
     if header is None:
         return None
@@ -88,13 +88,14 @@ def parse_checksum(headers: Mapping[str, str]) -> Checksum | None:
         digest = b""
     if algorithm not in CHECKSUM_ALGORITHMS or len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
         raise ProblemError(
-            "input_invalid", f"Upload-Checksum must be one of {', '.join(CHECKSUM_ALGORITHMS)}, and its base64"
+            "input_invalid",
+            f"Upload-Checksum must be one of {', '.join(CHECKSUM_ALGORITHMS)}, a space, and the digest in base64",
         )
     return Checksum(algorithm, digest)
 
 
 def upload_headers(upload: Upload) -> dict[str, str]:
-    """The headers that say where an upload stands."""
+    """Return the headers with the state of an upload."""
     headers = {
         "Tus-Resumable": TUS_VERSION,
         "Upload-Offset": str(upload.offset),
@@ -113,7 +114,7 @@ def upload_headers(upload: Upload) -> dict[str, str]:
 
 
 def capability_headers(limit: int) -> dict[str, str]:
-    """What OPTIONS answers."""
+    """Return the headers of the response to OPTIONS."""
     return {
         "Tus-Resumable": TUS_VERSION,
         "Tus-Version": TUS_VERSION,
@@ -124,7 +125,7 @@ def capability_headers(limit: int) -> dict[str, str]:
 
 
 def handle_tus_exception(request: AnyRequest, error: Any) -> Response[bytes]:
-    """The problem, with what tus wants in every answer."""
+    """Return the problem response, with the headers that tus requires in every response."""
     response = problems.handle_exception(request, error)
     return Response(
         response.content,

@@ -1,4 +1,4 @@
-"""`/v1/uploads`: files that arrive in pieces and over cuts (tus 1.0.0). A finished upload is an asset."""
+"""`/v1/uploads`: resumable uploads (tus 1.0.0). A complete upload becomes an asset."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -24,8 +24,8 @@ EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: tus.handle_tus_exception}
 
 
 async def _body_until_disconnect(request: AnyRequest) -> AsyncIterator[bytes]:
-    """The body as far as it comes: what a cut connection brought counts."""
-    with suppress(InternalServerException):  # how Litestar says that the client is gone
+    """Yield the body up to its end or the end of the connection. All received bytes count."""
+    with suppress(InternalServerException):  # Litestar raises it when the client disconnects
         async for chunk in request.stream():
             yield chunk
 
@@ -44,9 +44,9 @@ def _read_chunk(request: AnyRequest, offset: int, length: int | None) -> UploadC
 @route(
     [UPLOADS_PATH, UPLOAD_PATH], http_method=["OPTIONS"], status_code=204, opt={NO_AUTH: True}, include_in_schema=False
 )
-async def upload_capabilities(parts: ServicesDep) -> Response[None]:
-    """What of tus is spoken here."""
-    return Response(None, status_code=204, headers=tus.capability_headers(parts.uploads.limit))
+async def upload_capabilities(services: ServicesDep) -> Response[None]:
+    """Return the supported tus version, extensions and size limit."""
+    return Response(None, status_code=204, headers=tus.capability_headers(services.uploads.limit))
 
 
 @post(
@@ -57,23 +57,23 @@ async def upload_capabilities(parts: ServicesDep) -> Response[None]:
     operation_class=ChunkBody,
     request_max_body_size=None,
 )
-async def create_upload(request: AnyRequest, parts: ServicesDep, owner: OwnerDep) -> Response[None]:
-    """Begin an upload; its URL is in `Location`. A body is its first piece ("creation-with-upload")."""
+async def create_upload(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> Response[None]:
+    """Create an upload. `Location` has its URL. A body is the first chunk (creation-with-upload)."""
     tus.check_version(request)
-    upload = await parts.uploads.create(owner, tus.parse_creation(request.headers))
+    upload = await services.uploads.create(owner, tus.parse_creation(request.headers))
     location = f"{UPLOADS_PATH}/{upload.id}"
     if upload.length == 0 or request.headers.get("content-type") == CHUNK_MEDIA_TYPE:
-        upload = await parts.uploads.append(owner, upload.id, _read_chunk(request, 0, None))
+        upload = await services.uploads.append(owner, upload.id, _read_chunk(request, 0, None))
     return Response(None, status_code=201, headers={**tus.upload_headers(upload), "Location": location})
 
 
 @route(UPLOAD_PATH, http_method=["HEAD"], status_code=200, guards=GUARDS, exception_handlers=EXCEPTION_HANDLERS)
 async def read_upload(
-    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
 ) -> Response[None]:
-    """Where the upload stands: go on at `Upload-Offset`."""
+    """Return the state of an upload. The client continues at `Upload-Offset`."""
     tus.check_version(request)
-    return Response(None, status_code=200, headers=tus.upload_headers(await parts.uploads.status(owner, upload_id)))
+    return Response(None, status_code=200, headers=tus.upload_headers(await services.uploads.status(owner, upload_id)))
 
 
 @patch(
@@ -85,38 +85,38 @@ async def read_upload(
     request_max_body_size=None,
 )
 async def append_upload(
-    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
 ) -> Response[None]:
-    """A piece of the file, from `Upload-Offset` on. With the last one `Lamplighter-Asset` names what it became."""
-    return await _append(request, parts, owner, upload_id)
+    """Append a chunk at `Upload-Offset`. After the last chunk `Lamplighter-Asset` has the digest of the asset."""
+    return await _append(request, services, owner, upload_id)
 
 
 @delete(UPLOAD_PATH, status_code=204, guards=GUARDS, exception_handlers=EXCEPTION_HANDLERS)
 async def delete_upload(
-    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
 ) -> Response[None]:
-    """End the upload and forget what came of it; an asset that it became stays."""
-    return await _delete(request, parts, owner, upload_id)
+    """Delete an upload. An asset that it has become remains."""
+    return await _delete(request, services, owner, upload_id)
 
 
-async def _append(request: AnyRequest, parts: EdgeServices, owner: str, upload_id: str) -> Response[None]:
+async def _append(request: AnyRequest, services: EdgeServices, owner: str, upload_id: str) -> Response[None]:
     tus.check_version(request)
     tus.check_chunk_type(request)
     offset = tus.parse_byte_count(request.headers, "Upload-Offset")
     if offset is None:
-        raise ProblemError("input_invalid", "the header Upload-Offset is missing: say where this piece belongs")
-    piece = _read_chunk(request, offset, tus.parse_byte_count(request.headers, "Upload-Length"))
-    upload: Upload = await parts.uploads.append(owner, upload_id, piece)
+        raise ProblemError("input_invalid", "the header Upload-Offset is missing: send the offset of this chunk")
+    chunk = _read_chunk(request, offset, tus.parse_byte_count(request.headers, "Upload-Length"))
+    upload: Upload = await services.uploads.append(owner, upload_id, chunk)
     return Response(None, status_code=204, headers=tus.upload_headers(upload))
 
 
-async def _delete(request: AnyRequest, parts: EdgeServices, owner: str, upload_id: str) -> Response[None]:
+async def _delete(request: AnyRequest, services: EdgeServices, owner: str, upload_id: str) -> Response[None]:
     tus.check_version(request)
-    await parts.uploads.remove(owner, upload_id)
+    await services.uploads.remove(owner, upload_id)
     return Response(None, status_code=204, headers={"Tus-Resumable": tus.TUS_VERSION})
 
 
-# For clients whose proxies let only GET and POST through.
+# For clients behind proxies that allow only GET and POST.
 _OVERRIDES: dict[str, Callable[[AnyRequest, EdgeServices, str, str], Awaitable[Response[None]]]] = {
     "PATCH": _append,
     "DELETE": _delete,
@@ -132,13 +132,15 @@ _OVERRIDES: dict[str, Callable[[AnyRequest, EdgeServices, str, str], Awaitable[R
     include_in_schema=False,
 )
 async def override_method(
-    request: AnyRequest, parts: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, upload_id: FromPath[str]
 ) -> Response[None]:
-    """The method that `X-HTTP-Method-Override` names."""
+    """Handle the method in `X-HTTP-Method-Override`."""
     method = request.headers.get("x-http-method-override", "")
     if method not in _OVERRIDES:
-        raise ProblemError("input_invalid", "POST here needs X-HTTP-Method-Override: PATCH or DELETE")
-    return await _OVERRIDES[method](request, parts, owner, upload_id)
+        raise ProblemError(
+            "input_invalid", "a POST to this path needs the header X-HTTP-Method-Override: PATCH or DELETE"
+        )
+    return await _OVERRIDES[method](request, services, owner, upload_id)
 
 
 ROUTES = (

@@ -1,4 +1,4 @@
-"""Webhooks as their owner sees them: what was delivered, sending it anew, the signing secret."""
+"""`/v1/deliveries` and `/v1/webhooks`: the delivery log, replays, and the signing secret."""
 
 from litestar import get, post
 from litestar.params import FromPath
@@ -16,7 +16,7 @@ from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, Webh
 
 
 class DeliveryView(Struct, frozen=True, kw_only=True):
-    """A delivery on the wire. `id` is the `webhook-id`; `job_status` and `revision` say which state it tells."""
+    """A delivery. `id`: the `webhook-id`. `job_status` and `revision`: the state of the job that it reports."""
 
     id: str
     job_id: str
@@ -31,13 +31,13 @@ class DeliveryView(Struct, frozen=True, kw_only=True):
 
 
 class DeliveryListView(Struct, frozen=True):
-    """What was, and is to be, delivered of one job."""
+    """The deliveries of one job, sent and pending."""
 
     deliveries: list[DeliveryView]
 
 
 class SecretView(Struct, frozen=True):
-    """`previous_until`: until then deliveries are signed with the secret before this one too."""
+    """The signing secret. Until `previous_until` deliveries carry a signature with the previous secret as well."""
 
     secret: str
     made_at: Moment
@@ -45,7 +45,7 @@ class SecretView(Struct, frozen=True):
 
 
 class SecretRotation(Struct, frozen=True, forbid_unknown_fields=True):
-    """The secret to take; one is made when none is given."""
+    """The new secret; without one the edge generates it."""
 
     secret: str | None = None
 
@@ -66,28 +66,28 @@ def _to_delivery_view(row: DeliveryLogRow) -> DeliveryView:
 
 
 @get_or_head("/v1/jobs/{job_id:str}/deliveries", guards=[require_scope(Scope.JOBS_READ)])
-async def list_deliveries(parts: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> DeliveryListView:
-    """The deliveries of the job's webhook, oldest first, for 30 days."""
+async def list_deliveries(services: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> DeliveryListView:
+    """List the webhook deliveries of a job, oldest first. They are kept for 30 days."""
     key = parse_job_key(owner, job_id)
-    await parts.jobs.read(key)
-    return DeliveryListView([_to_delivery_view(row) for row in await parts.webhooks.delivery_log.list_for_job(key)])
+    await services.jobs.read(key)
+    return DeliveryListView([_to_delivery_view(row) for row in await services.webhooks.delivery_log.list_for_job(key)])
 
 
 @post("/v1/deliveries/{delivery_id:str}/replay", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)])
-async def replay_delivery(parts: ServicesDep, owner: OwnerDep, delivery_id: FromPath[str]) -> DeliveryView:
-    """Deliver it anew, under the same `webhook-id`. A URL that was disabled by a 410 counts as back."""
-    return _to_delivery_view(await parts.webhooks.delivery_log.replay(owner, delivery_id))
+async def replay_delivery(services: ServicesDep, owner: OwnerDep, delivery_id: FromPath[str]) -> DeliveryView:
+    """Send a delivery again, with the same `webhook-id`. A URL that a 410 disabled is enabled again."""
+    return _to_delivery_view(await services.webhooks.delivery_log.replay(owner, delivery_id))
 
 
-def _to_secret_view(hooks: WebhookConfig) -> SecretView:
-    return SecretView(hooks.secret, hooks.created_at, hooks.previous_until)
+def _to_secret_view(config: WebhookConfig) -> SecretView:
+    return SecretView(config.secret, config.created_at, config.previous_until)
 
 
 @get("/v1/webhooks/secret", guards=[require_scope(Scope.JOBS_WRITE)])
-async def read_secret(parts: ServicesDep, owner: OwnerDep) -> SecretView:
-    """The secret that the owner's deliveries are signed with."""
+async def read_secret(services: ServicesDep, owner: OwnerDep) -> SecretView:
+    """Return the secret that signs the owner's deliveries."""
     with translate_errors():
-        return _to_secret_view(await parts.webhooks.secrets.get(owner))
+        return _to_secret_view(await services.webhooks.secrets.get(owner))
 
 
 @post(
@@ -96,10 +96,10 @@ async def read_secret(parts: ServicesDep, owner: OwnerDep) -> SecretView:
     guards=[require_scope(Scope.JOBS_WRITE)],
     operation_class=json_body(SecretRotation),
 )
-async def rotate_secret(request: AnyRequest, parts: ServicesDep, owner: OwnerDep) -> SecretView:
-    """A new secret, given or made; for 24 h deliveries carry a signature by the old one too."""
-    asked = await read_struct(request, SecretRotation)
-    return _to_secret_view(await parts.webhooks.secrets.rotate(owner, asked.secret))
+async def rotate_secret(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> SecretView:
+    """Replace the signing secret. For 24 h deliveries carry a signature with the old secret as well."""
+    body = await read_struct(request, SecretRotation)
+    return _to_secret_view(await services.webhooks.secrets.rotate(owner, body.secret))
 
 
 ROUTES = (list_deliveries, replay_delivery, read_secret, rotate_secret)

@@ -162,7 +162,7 @@ async def test_what_fills_a_silence_is_a_comment_and_no_event(face: ServedEdge, 
                 blocks += [block for block in text.split("\r\n\r\n") if block.startswith(":")]
                 if blocks:
                     break
-    assert set(blocks) == {": still here"}
+    assert set(blocks) == {": keep-alive"}
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
@@ -196,7 +196,7 @@ async def test_a_stream_ends_with_its_key(face: ServedEdge, monkeypatch: pytest.
                 pass
             assert json.loads(await socket.recv())["event"] == "state"
             await face.admin.delete(f"/v1/keys/{key.id}")
-            assert {text.strip() async for text in texts} <= {": still here"}
+            assert {text.strip() async for text in texts} <= {": keep-alive"}
             with pytest.raises(websockets.ConnectionClosedError):
                 await socket.recv()
     assert (socket.close_code, socket.close_reason) == (4401, KEY_REVOKED_REASON)

@@ -1,4 +1,4 @@
-"""The gateway over the memory bus, served by a real uvicorn with the edge's own settings for sockets."""
+"""The gateway over the fake bus, served by a real uvicorn with the edge's own settings for sockets."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from edge.app import create_app
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.http.dependencies import EdgeServices
 from edge.owners.api_keys import ApiKeyStore
 from edge.server.bounded_server import WEBSOCKET_OPTIONS
-from edge.settings import HeygemSettings
 from schemas.auth import CLIENT_SCOPES, Scope
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.gateway_client import GatewayClient, connect_gateway
@@ -34,7 +33,7 @@ class GatewayEdge(Struct, frozen=True, kw_only=True):
     """One edge's gateway. `texts`: a key for each of OWNERS."""
 
     world: FakeBusServicesRig
-    parts: EdgeServices
+    services: EdgeServices
     keys: ApiKeyStore
     url: str
     texts: dict[str, str]
@@ -53,14 +52,13 @@ async def make_keys(keys: ApiKeyStore) -> dict[str, str]:
 async def run_gateway_edge(
     world: FakeBusServicesRig, keys: ApiKeyStore, texts: dict[str, str], limits: GatewayLimits | None = None
 ) -> AsyncIterator[GatewayEdge]:
-    """A gateway over `world`; HeyGem's jobs go to echo there."""
-    made = make_services(world, keys)
-    parts = structs.replace(made, settings=structs.replace(made.settings, heygem=HeygemSettings(endpoint="echo")))
+    """Serve a gateway over `world`. HeyGem's jobs run on the endpoint echo there."""
+    services = make_services(world, keys)
     async with (
-        run_gateway(parts, limits, world.time) as gateway,
-        serve_app(create_app(parts, gateway), **WEBSOCKET_OPTIONS) as url,
+        run_gateway(services, limits, world.time, heygem_endpoint="echo") as gateway,
+        serve_app(create_app(services, gateway), **WEBSOCKET_OPTIONS) as url,
     ):
-        yield GatewayEdge(world=world, parts=parts, keys=keys, url=url, texts=texts)
+        yield GatewayEdge(world=world, services=services, keys=keys, url=url, texts=texts)
 
 
 @pytest.fixture

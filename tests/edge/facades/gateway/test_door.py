@@ -26,7 +26,7 @@ async def works(made: GatewayClient) -> bool:
 @pytest.mark.parametrize("path", ["/ws", "/dsp"])
 async def test_a_key_comes_with_the_handshake(door: GatewayEdge, path: str):
     key = door.texts["ann"]
-    token = door.parts.tokens.issue((await door.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
+    token = door.services.tokens.issue((await door.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
     for query in (f"?key={key}", f"?token={token}"):
         async with connect_gateway(door.url, None, path=path + query) as made:
             assert await works(made)

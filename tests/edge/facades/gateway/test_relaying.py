@@ -17,7 +17,7 @@ async def there(door: GatewayEdge) -> None:
 
     async def connected() -> bool:
         try:
-            await RelayDriver(door.parts.relay_hub, "gpu-1").state()
+            await RelayDriver(door.services.relay_hub, "gpu-1").state()
         except PowerCallFailed as failed:
             return not isinstance(failed.__cause__, RelayUnavailable)
         return True
@@ -27,7 +27,7 @@ async def there(door: GatewayEdge) -> None:
 
 async def test_it_starts_stops_and_tells(door: GatewayEdge):
     machine = FakePowerDriver(slow=True)
-    switch = RelayDriver(door.parts.relay_hub, "gpu-1")
+    switch = RelayDriver(door.services.relay_hub, "gpu-1")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve_edge, door.url, door.texts["relay"], {"gpu-1": RelayedHost(machine, 5)})
         await there(door)
@@ -46,7 +46,7 @@ async def test_it_starts_stops_and_tells(door: GatewayEdge):
         with pytest.raises(PowerCallFailed, match="broken"):
             await switch.start("call-4")
         with pytest.raises(PowerCallFailed, match="does not know gpu-2"):
-            await RelayDriver(door.parts.relay_hub, "gpu-2").state()
+            await RelayDriver(door.services.relay_hub, "gpu-2").state()
         tasks.cancel_scope.cancel()
 
 
@@ -60,7 +60,7 @@ async def test_a_switch_that_hangs_is_told(door: GatewayEdge):
         tasks.start_soon(serve_edge, door.url, door.texts["relay"], {"gpu-1": RelayedHost(Hanging(), 0.05)})
         await there(door)
         with pytest.raises(PowerCallFailed, match="did not answer"):
-            await RelayDriver(door.parts.relay_hub, "gpu-1").state()
+            await RelayDriver(door.services.relay_hub, "gpu-1").state()
         tasks.cancel_scope.cancel()
 
 

@@ -14,7 +14,7 @@ from tests.support.gateway_client import MESSAGE_TIMEOUT_S, GatewayClient, Gatew
 
 async def ask(door: GatewayEdge, kind: str = "gpu.power.state", call_id: str = "") -> PowerDriverReply:
     with anyio.fail_after(MESSAGE_TIMEOUT_S):
-        return await door.parts.relay_hub.request(kind, "gpu-1", call_id)
+        return await door.services.relay_hub.request(kind, "gpu-1", call_id)
 
 
 async def entered(*relays: GatewayClient) -> None:
@@ -36,7 +36,7 @@ async def test_without_a_relay_the_switch_fails_loudly(door: GatewayEdge):
     with pytest.raises(RelayUnavailable):
         await ask(door)
     with pytest.raises(PowerCallFailed, match="lamplighter relay"):
-        await RelayDriver(door.parts.relay_hub, "gpu-1").start("call-1")
+        await RelayDriver(door.services.relay_hub, "gpu-1").start("call-1")
 
 
 @pytest.mark.parametrize("echoed", [("request_id",), ("payload",), ()])
@@ -50,7 +50,7 @@ async def test_an_answer_finds_its_question_by_what_it_echoes(door: GatewayEdge,
 async def test_orders_carry_host_and_call(door: GatewayEdge):
     async with door.desk("relay") as made, anyio.create_task_group() as tasks:
         await entered(made)
-        tasks.start_soon(RelayDriver(door.parts.relay_hub, "gpu-1").start, "call-1")
+        tasks.start_soon(RelayDriver(door.services.relay_hub, "gpu-1").start, "call-1")
         said = await made.wait_for_type("gpu.power.start")
         assert said["payload"] == {"host": "gpu-1", "call_id": "call-1"}
         await made.send("gpu.power.start", said["payload"], result={"state": "starting"})
@@ -88,7 +88,7 @@ async def test_no_capacity_is_said(door: GatewayEdge):
         await entered(made)
         tasks.start_soon(reply, made, {"result": {"no_capacity": True}}, "request_id")
         with pytest.raises(NoCapacity):
-            await RelayDriver(door.parts.relay_hub, "gpu-1").state()
+            await RelayDriver(door.services.relay_hub, "gpu-1").state()
 
 
 async def test_a_relay_that_leaves_owes_nothing(door: GatewayEdge):

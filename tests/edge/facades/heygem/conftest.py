@@ -1,4 +1,4 @@
-"""The HeyGem facade over the memory bus, served by a real uvicorn, with a folder shared with its clients."""
+"""The HeyGem facade over the fake bus, served by a real uvicorn, with a folder that it shares with clients."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,14 +8,14 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from edge.app import create_app
 from edge.facades.gateway.gateway import run_gateway
 from edge.facades.heygem.auth import KeylessPort
+from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
 from edge.facades.heygem.result_export import ResultExporter
 from edge.owners.api_keys import ApiKeyStore
-from edge.settings import EdgeSettings, HeygemSettings
 from schemas import events as e
 from schemas.auth import CLIENT_SCOPES
 from schemas.endpoint import parse_endpoint
@@ -79,7 +79,7 @@ def parse_body(reply: httpx.Response) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def run_heygem_edge(folder: Path, root: Path | None, **settings: Any) -> AsyncIterator[HeygemClient]:
+async def run_heygem_edge(folder: Path, root: Path | None) -> AsyncIterator[HeygemClient]:
     async with fake_bus_services(folder) as made:
         await made.bus.capabilities.put(
             "gpu-1", HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,))
@@ -88,13 +88,12 @@ async def run_heygem_edge(folder: Path, root: Path | None, **settings: Any) -> A
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         key = (await keys.create("ann", CLIENT_SCOPES)).text
         placing = ResultExporter(root, folder / "placing", made.bus.job_store, made.store, made.index)
-        heygem = HeygemSettings(enabled=True, data_root=root)
-        ours = structs.replace(EdgeSettings(), heygem=heygem, **settings)
-        parts = structs.replace(make_services(made, keys), settings=ours, result_export=placing)
+        heygem = HeygemFacade(HeygemSettings(enabled=True, data_root=root), placing)
+        services = make_services(made, keys)
         async with (
-            run_gateway(parts) as gateway,
-            serve_app(create_app(parts, gateway)) as url,
-            serve_app(KeylessPort(create_app(parts, gateway))) as keyless,
+            run_gateway(services, heygem_endpoint="heygem") as gateway,
+            serve_app(create_app(services, gateway, heygem=heygem)) as url,
+            serve_app(KeylessPort(create_app(services, gateway, heygem=heygem))) as keyless,
             open_client(keyless, timeout=20) as local,
             anyio.create_task_group() as tasks,  # the innermost: what serves is stopped, not cancelled
         ):
