@@ -54,9 +54,8 @@ async def serve(settings: EdgeSettings) -> None:
     try:
         make_private_folder(settings.data)
     except OSError as error:
-        raise EdgeStartError(
-            f"the data folder {settings.data} cannot be created ({error.strerror}): choose another with LAMPLIGHTER_DATA"
-        ) from error
+        reason = f"the data folder {settings.data} cannot be created ({error.strerror})"
+        raise EdgeStartError(f"{reason}: choose another with LAMPLIGHTER_DATA") from error
     listening = _listen(settings)
     # A socket from a parent process may be bound to another address than `bind`.
     settings = structs.replace(settings, bind=listening.getsockname()[0])
@@ -86,7 +85,7 @@ async def serve(settings: EdgeSettings) -> None:
         if keyless is not None:
             servers.append((make_server(KeylessPort(app), context), keyless))
         gc.collect()
-        gc.freeze()  # full collections blocked the event loop for 0.1 to 0.2 s
+        gc.freeze()  # otherwise full collections block the event loop for 0.1 to 0.2 s
         await _serve_http(servers, settings)
 
 

@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = start("edge", tmp_path, PORT=port)
-    assert (done.returncode, f"port {port} cannot be had" in done.stderr) == (2, True)
+    assert (done.returncode, f"port {port} cannot be opened" in done.stderr) == (2, True)
 
 
 async def test_a_store_that_is_too_small_for_the_streams_is_named(tmp_path: Path) -> None:
