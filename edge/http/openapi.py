@@ -267,18 +267,30 @@ def make_openapi_config() -> OpenAPIConfig:
         render_plugins=[JsonRenderPlugin()],
         components=Components(security_schemes={"key": key}),
         security=[{"key": []}],
+        use_handler_docstrings=True,
     )
 
 
 def complete_document(document: OpenAPI) -> None:
-    """Add parameters, responses and headers to every operation."""
+    """Set the summary of every operation, and add its parameters, responses and headers."""
     for path, item in (document.paths or {}).items():
         for method, operation in _operations(item):
+            operation.summary, operation.description = _split_docstring(operation.description or "")
             operation.responses = {**_responses(path, method, operation)}
             common = () if path in PATHS_WITHOUT_KEY else (OWNER_PARAMETER, LANGUAGE_PARAMETER)
             operation.parameters = [*(operation.parameters or ()), *EXTRA_PARAMETERS.get((path, method), ()), *common]
             if path in PATHS_WITHOUT_KEY:
                 operation.security = []
+
+
+def _split_docstring(text: str) -> tuple[str, str | None]:
+    """Return the first sentence of a handler's docstring as the summary, and the rest as the description if any.
+
+    Line breaks inside a paragraph are those of the source, so they are removed.
+    """
+    first, *others = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+    summary, _, rest = first.partition(". ")
+    return summary.removesuffix("."), "\n\n".join(filter(None, [rest, *others])) or None
 
 
 def _responses(path: str, method: str, operation: Operation) -> dict[str, OpenAPIResponse]:
