@@ -1,4 +1,4 @@
-"""The import law (DESIGN 2) as two tables, and the walker that finds what breaks it."""
+"""The rules for imports, as tables, and the walker that finds what breaks them."""
 
 import ast
 import sys
@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 STDLIB = frozenset(sys.stdlib_module_names)
 
-# Folder or file -> which of our packages it may import besides its own. The longest match counts.
+# Folder or file -> our packages that it may import besides its own. The longest match counts.
 LAYERS: dict[str, frozenset[str]] = {
     "schemas/": frozenset(),
     "bus/": frozenset({"schemas"}),
@@ -19,6 +19,26 @@ LAYERS: dict[str, frozenset[str]] = {
     "images/jobkit/": frozenset({"jobkit"}),  # itself, by the name it has in a container
 }
 OURS = frozenset({"schemas", "bus", "edge", "runner", "lamplighter", "images", "jobkit", "tests", "bench", "deploy"})
+
+# The layers of the edge, lowest first. A package may import itself and every package of a lower layer. It may import
+# none of its own layer and none of a higher one. `edge.settings` puts together the settings that every package declares
+# for itself, so it lies above them all; a package receives its own section as an argument.
+EDGE_LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"edge.store", "edge.outbound"}),
+    frozenset({"edge.core"}),
+    frozenset({"edge.index"}),
+    frozenset({"edge.owners"}),
+    frozenset({"edge.hosts"}),
+    frozenset({"edge.assets"}),
+    frozenset({"edge.jobs"}),
+    frozenset({"edge.usage", "edge.webhooks", "edge.power", "edge.deletion"}),
+    frozenset({"edge.http"}),
+    frozenset({"edge.server", "edge.facades.gateway", "edge.facades.heygem", "edge.facades.runpod"}),
+    frozenset({"edge.settings"}),
+    frozenset({"edge.tls", "edge.container", "edge.app"}),
+    frozenset({"edge.process"}),
+)
+_EDGE_RANKS = {package: rank for rank, layer in enumerate(EDGE_LAYERS) for package in layer}
 
 # Library -> the only place that may import it.
 OWNERS = {
@@ -36,7 +56,7 @@ CLOSED = {"schemas/": frozenset({"msgspec"}), "images/jobkit/": frozenset[str]()
 
 
 def broken_laws(path: str, source: str) -> list[str]:
-    """Every way in which the file at `path` (from the root, with /) breaks the law, as `path:line: what`."""
+    """Return every rule that the file at `path` (from the root, with /) breaks, as `path:line: what`."""
     tree = ast.parse(source, path)
     broken = [f"{path}:{line}: {why}" for line, name in _imports(tree, path) if (why := _judge(path, name))]
     names = ((node.lineno, node.id) for node in ast.walk(tree) if isinstance(node, ast.Name))
@@ -44,14 +64,32 @@ def broken_laws(path: str, source: str) -> list[str]:
     return broken
 
 
+def _edge_package(module: str) -> str:
+    """Return the package of EDGE_LAYERS that `module` belongs to."""
+    names = module.split(".")
+    return ".".join(names[: 3 if names[1:2] == ["facades"] else 2])
+
+
+def _judge_edge(path: str, module: str) -> str | None:
+    own, other = _edge_package(path.removesuffix(".py").replace("/", ".")), _edge_package(module)
+    if other == own:
+        return None
+    for package in (own, other):
+        if package not in _EDGE_RANKS:
+            return f"{package} has no place in EDGE_LAYERS"
+    return None if _EDGE_RANKS[other] < _EDGE_RANKS[own] else f"{own} may not import {other}: its layer is not lower"
+
+
 def _judge(path: str, module: str) -> str | None:
     package = module.partition(".")[0]
     if package in OURS:
         layer = max((layer for layer in LAYERS if path.startswith(layer)), key=len)
-        depth = 2 if path.startswith("images/") else 1  # one image is as foreign to another as edge is to runner
+        depth = 2 if path.startswith("images/") else 1  # one image may not import another
         own = ".".join(path.split("/")[:depth])
         allowed = package in LAYERS[layer] or f"{module}.".startswith(f"{own}.")
-        return None if allowed else f"{layer} may not import {module}"
+        if not allowed:
+            return f"{layer} may not import {module}"
+        return _judge_edge(path, module) if path.startswith("edge/") and package == "edge" else None
     owner = OWNERS.get(package)
     if owner and not path.startswith(owner):
         return f"only {owner} may import {package}"
@@ -66,6 +104,8 @@ def _imports(tree: ast.AST, path: str) -> Iterator[tuple[int, str]]:
         match node:
             case ast.Import(names=names):
                 yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module="edge" | "edge.facades" as module, level=0, names=names):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
             case ast.ImportFrom(module=module, level=0) if module:
                 yield node.lineno, module
             case ast.ImportFrom(module=module, level=level, names=names):
