@@ -1,4 +1,4 @@
-"""What route handlers receive as parameters: the services of one edge, the owner, the language and the asker.
+"""Parameters of route handlers: the services of one edge, the owner, the language and the asker.
 
 `edge.container` builds `EdgeServices`, and `edge.app` registers the dependencies.
 """

@@ -66,7 +66,7 @@ class VerbatimSchema(Schema):
 
 @dataclass
 class JobBody(Operation):
-    """A submit: JSON, or multipart with the field `job` and a file per asset input."""
+    """An operation whose body is a submit: JSON, or multipart with the field `job` and a file per asset input."""
 
     def __post_init__(self) -> None:
         form = {
@@ -89,7 +89,7 @@ _BINARY_SCHEMA = VerbatimSchema({"type": "string", "format": "binary"})
 
 @dataclass
 class RawBody(Operation):
-    """A file, as raw bytes."""
+    """An operation whose body is a file as raw bytes."""
 
     def __post_init__(self) -> None:
         self.request_body = RequestBody(
@@ -99,7 +99,7 @@ class RawBody(Operation):
 
 @dataclass
 class FileBody(Operation):
-    """A file, as raw bytes or as the only file of a form."""
+    """An operation whose body is a file, as raw bytes or as the only file of a form."""
 
     def __post_init__(self) -> None:
         form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
@@ -114,7 +114,7 @@ class FileBody(Operation):
 
 @dataclass
 class ChunkBody(Operation):
-    """A chunk of a resumable upload (tus)."""
+    """An operation whose body is a chunk of a resumable upload (tus)."""
 
     def __post_init__(self) -> None:
         self.request_body = RequestBody(content={CHUNK_MEDIA_TYPE: OpenAPIMediaType(schema=_BINARY_SCHEMA)})
@@ -134,7 +134,7 @@ def json_body(kind: type) -> type[Operation]:
 
 @dataclass
 class DigestsBody(Operation):
-    """The body `{"digests": ["sha256:…"]}`."""
+    """An operation whose body is `{"digests": ["sha256:…"]}`."""
 
     def __post_init__(self) -> None:
         digests = {"type": "array", "items": {"type": "string"}, "maxItems": 1000}

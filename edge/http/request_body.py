@@ -206,7 +206,7 @@ class _FormReader:
         self._segment, self._file, self._text = None, None, bytearray()
 
     async def close(self) -> None:
-        """Close the files."""
+        """Close the files, which deletes their temporary files."""
         for value in (self._file, *(value for _, value in self.fields)):
             if isinstance(value, UploadFile):
                 await value.close()

@@ -29,7 +29,7 @@ async def file_response(
 
 
 def text_response(text: str) -> ASGIApp:
-    """Return a plain text response."""
+    """Return `text` as a plain text response, without ranges."""
     return cast("ASGIApp", PlainTextResponse(text))
 
 

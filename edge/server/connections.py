@@ -56,7 +56,7 @@ class SlotOccupant(Protocol):
         ...
 
     def evict(self) -> None:
-        """Close the connection now."""
+        """Close the connection now, to make room for another one."""
         ...
 
 
@@ -69,7 +69,7 @@ class ConnectionSlot:
         self._on_release = on_release
 
     def release(self) -> None:
-        """Free the slot."""
+        """Free the slot for another connection."""
         self._on_release(self)
 
 

@@ -29,7 +29,7 @@ class PushSubscriber(Protocol):
     """A socket that receives its owner's pushes. Its methods must not block."""
 
     def receive_push(self, push: Push) -> None:
-        """Send a push about a change."""
+        """Queue a push about a change. Must not drop it."""
         ...
 
     def receive_push_if_slack(self, push: Push) -> None:

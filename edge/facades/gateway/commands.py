@@ -61,13 +61,13 @@ def build_submit_body(endpoint: Endpoint, payload: Mapping[str, Any]) -> dict[st
     fields = endpoint.input.get("properties") or {}
     rest = {name: value for name, value in payload.items() if name not in _RESERVED_FIELDS}
     if isinstance(rest.get("input"), dict) and "input" not in fields:
-        given = rest.pop("input")
+        job_input = rest.pop("input")
         options = rest
     else:
         options = {name: rest.pop(name) for name in _SUBMIT_OPTIONS & rest.keys() - fields.keys()}
-        given = rest
+        job_input = rest
     options.pop("endpoint", None)
-    return {"endpoint": endpoint.name, "input": given, **options, "await_input": True}
+    return {"endpoint": endpoint.name, "input": job_input, **options, "await_input": True}
 
 
 async def submit_jobs(context: CommandContext, caller: SocketCaller, message: ClientMessage) -> list[Envelope]:
@@ -76,11 +76,11 @@ async def submit_jobs(context: CommandContext, caller: SocketCaller, message: Cl
     jobs = message.payload.get("jobs")
     if jobs is not None:
         return [await _submit_batch(context, caller, message, jobs)]
-    made = await _submit_one(context, caller, message, message.payload, message.request_id)
-    online = context.services.hosts.has_online_host(made.view.endpoint)
-    payload = made.payload if online else _offline_payload(context.services, made, caller.language)
+    submitted = await _submit_one(context, caller, message, message.payload, message.request_id)
+    online = context.services.hosts.has_online_host(submitted.view.endpoint)
+    payload = submitted.payload if online else _offline_payload(context.services, submitted, caller.language)
     kind = EnvelopeType.ACK if online else EnvelopeType.OFFLINE
-    return [reply(context, message, kind, payload, result=made.view, trace_id=made.trace_id)]
+    return [reply(context, message, kind, payload, result=submitted.view, trace_id=submitted.trace_id)]
 
 
 async def _submit_one(
@@ -114,28 +114,27 @@ async def _accept(  # noqa: PLR0913, PLR0917 - each is one fact of the request
     return await services.jobs.submit(owner, body, idempotency_key=name or None, **about)
 
 
-def _offline_payload(services: EdgeServices, made: SubmittedJob, language: Language) -> JobPayload:
+def _offline_payload(services: EdgeServices, submitted: SubmittedJob, language: Language) -> JobPayload:
     """Return the payload with the message that the host is off, whatever else the job waits for."""
-    text = messages.format_host_off(language, services.wait_reasons.usual_wake_s(made.view.endpoint))
-    return structs.replace(made.payload, message=text)
-
+    text = messages.format_host_off(language, services.wait_reasons.usual_wake_s(submitted.view.endpoint))
+    return structs.replace(submitted.payload, message=text)
 
 
 async def _submit_batch(context: CommandContext, caller: SocketCaller, message: ClientMessage, jobs: Any) -> Envelope:
     """Submit all jobs. Return one reply with the accepted jobs, in order, and the rejected ones."""
     if not isinstance(jobs, list) or not 1 <= len(jobs) <= BATCH_JOBS_LIMIT:
         raise input_invalid_problem(FieldError("$.payload.jobs", f"must be a list of 1 to {BATCH_JOBS_LIMIT} jobs"))
-    made: list[SubmittedJob | ProblemError] = [ProblemError("internal", "not tried")] * len(jobs)
+    results: list[SubmittedJob | ProblemError] = [ProblemError("internal", "not tried")] * len(jobs)
     limiter = anyio.CapacityLimiter(CONCURRENT_SUBMITS_LIMIT)
 
-    async def one(index: int, payload: Any) -> None:
+    async def submit(index: int, payload: Any) -> None:
         async with limiter:
-            made[index] = await _submit_or_refusal(context, caller, message, payload, index)
+            results[index] = await _submit_or_refusal(context, caller, message, payload, index)
 
     async with anyio.create_task_group() as tasks:
         for index, payload in enumerate(jobs):
-            tasks.start_soon(one, index, payload)
-    return _batch_reply(context, caller, message, made)
+            tasks.start_soon(submit, index, payload)
+    return _batch_reply(context, caller, message, results)
 
 
 async def _submit_or_refusal(
@@ -143,18 +142,21 @@ async def _submit_or_refusal(
 ) -> SubmittedJob | ProblemError:
     if not isinstance(payload, dict):
         return input_invalid_problem(FieldError(f"$.payload.jobs[{index}]", "must be an object"))
-    named_so = f"{message.request_id}[{index}]" if message.request_id else ""
+    name = f"{message.request_id}[{index}]" if message.request_id else ""
     try:
-        return await _submit_one(context, caller, message, payload, named_so)
+        return await _submit_one(context, caller, message, payload, name)
     except Exception as error:  # an error of one job must not hide the accepted ones
         return problem_for_error(error)
 
 
 def _batch_reply(
-    context: CommandContext, caller: SocketCaller, message: ClientMessage, made: Sequence[SubmittedJob | ProblemError]
+    context: CommandContext,
+    caller: SocketCaller,
+    message: ClientMessage,
+    results: Sequence[SubmittedJob | ProblemError],
 ) -> Envelope:
-    problems = [(index, one) for index, one in enumerate(made) if isinstance(one, ProblemError)]
-    accepted = [one for one in made if isinstance(one, SubmittedJob)]
+    problems = [(index, one) for index, one in enumerate(results) if isinstance(one, ProblemError)]
+    accepted = [one for one in results if isinstance(one, SubmittedJob)]
     rejected = tuple(RejectedJobPayload(index=index, problem=one.problem) for index, one in problems)
     if not accepted:
         envelope = error_reply(context, problems[0][1], message, caller.language)

@@ -1,4 +1,4 @@
-"""What all gateway sockets of one edge share: the services, and a cache of `request_id` and `trace_id` by job."""
+"""State that all gateway sockets of one edge share: services, and a cache of the names of submits by job."""
 
 from collections import OrderedDict
 from datetime import datetime

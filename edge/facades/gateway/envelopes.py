@@ -68,7 +68,7 @@ def estimate_wait_s(context: CommandContext, view: JobView, now: datetime) -> in
 
 
 def build_job_payload(context: CommandContext, view: JobView, push_id: str = "") -> JobPayload:
-    """Return the state of the job."""
+    """Return the payload that every envelope about a job carries: its state and its expected wait."""
     now = context.now()
     return JobPayload(
         id=push_id,

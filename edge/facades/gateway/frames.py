@@ -17,7 +17,7 @@ DISCONNECT_ERRORS = (WebSocketDisconnect, OSError)  # raised by a send after the
 
 
 class ClientGone(Exception):
-    """The client disconnected."""
+    """Raised by `receive_frame` after the client disconnected."""
 
 
 async def receive_frame(socket: AnySocket) -> str | bytes:

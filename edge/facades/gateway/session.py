@@ -75,7 +75,7 @@ class GatewaySession(PushSubscriber, RelayConnection):
                 await self._socket.close(code=self._ended, reason=CLOSE_REASONS[self._ended])
 
     def end(self, code: int) -> None:
-        """Close the socket with `code`."""
+        """Stop serving and close the socket with `code`, a key of CLOSE_REASONS."""
         self._ended = self._ended or code
         self._scope.cancel()
 

@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 
 
 class ExportState(Enum):
-    """Where the result of a job that succeeded is."""
+    """The place of the result of a job that succeeded."""
 
     EXPORTED = auto()  # in the shared folder
     PENDING = auto()  # in the store, not yet in the shared folder

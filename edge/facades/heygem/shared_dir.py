@@ -37,7 +37,7 @@ class SharedFile:
 
 
 def open_shared_file(root: Path, name: str) -> SharedFile:
-    """Open the file that `name` means. Blocking. Raises ProblemError `input_invalid` if there is none."""
+    """Open the file that `name` means. Blocking. Raises ProblemError `input_invalid` for an unknown name."""
     if len(name.encode(errors="replace")) <= _NAME_LIMIT_BYTES:
         for path in _candidate_paths(root, name):
             try:

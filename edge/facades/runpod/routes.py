@@ -36,7 +36,7 @@ _CONCURRENT_CANCELS_LIMIT = 16
 
 
 class _StreamPosition(Struct):
-    """What `stream` has sent of one job. `output_round`: the round whose output was sent."""
+    """The progress and output that `stream` has sent of one job. `output_round`: the round of that output."""
 
     progress_position: FeedPosition | None = None
     output_round: int = 0
@@ -85,7 +85,7 @@ _READ_GUARDS, _WRITE_GUARDS = [require_scope(Scope.JOBS_READ)], [require_scope(S
 async def run(
     request: AnyRequest, services: ServicesDep, owner: OwnerDep, asker: AskerDep, endpoint: FromPath[str]
 ) -> JsonObject:
-    """Submit a job."""
+    """Submit a job and return its id and status without waiting."""
     return id_and_status(await _view(services, asker, await _submit(request, services, owner, endpoint)))
 
 
@@ -113,7 +113,7 @@ async def _submit(request: AnyRequest, services: EdgeServices, owner: str, endpo
 async def status(
     services: ServicesDep, owner: OwnerDep, asker: AskerDep, endpoint: FromPath[str], job_id: FromPath[str]
 ) -> JsonObject:
-    """Return the state of a job."""
+    """Return the state of a job: its status, times, and output or error."""
     return job_status(await _view(services, asker, await _find_job(services, owner, endpoint, job_id)))
 
 

@@ -32,7 +32,7 @@ _FILENAME_HEADER = "x-filename"
 
 
 class AssetView(Struct, frozen=True):
-    """An asset."""
+    """An asset of an owner: its digest, size, name and type."""
 
     digest: str
     sha256: str
@@ -62,7 +62,7 @@ class _DigestsRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def to_asset_view(sha256: str, reference: AssetReference) -> AssetView:
-    """Return the view of an asset."""
+    """Build the API view of an asset from the owner's reference to it."""
     return AssetView(
         digest=DIGEST_SCHEME + sha256,
         sha256=sha256,
@@ -209,7 +209,7 @@ async def list_assets(
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
 ) -> AssetPageView:
-    """List the owner's assets."""
+    """List the owner's assets, newest first."""
     page = await services.assets.list(owner, limit, cursor)
     return AssetPageView([to_asset_view(row.sha256, row.reference) for row in page.assets], page.next_cursor)
 

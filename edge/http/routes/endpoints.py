@@ -24,7 +24,7 @@ class EndpointView(Struct, frozen=True):
 
 
 class EndpointListView(Struct, frozen=True):
-    """All endpoints."""
+    """All endpoints that jobs can name."""
 
     endpoints: list[EndpointView]
 
@@ -49,7 +49,7 @@ async def list_endpoints(services: ServicesDep) -> EndpointListView:
 
 @get_or_head("/v1/endpoints/{name:str}", guards=[require_scope(Scope.JOBS_READ)])
 async def read_endpoint(services: ServicesDep, name: FromPath[str]) -> EndpointView:
-    """Return one endpoint."""
+    """Return one endpoint, with the JSON Schema of its input."""
     return _to_endpoint_view(services, services.endpoints.get(name))
 
 

@@ -12,7 +12,7 @@ from schemas.problems import ProblemError
 
 
 class LivenessView(Struct, frozen=True):
-    """The process is running."""
+    """The response of a running process."""
 
     status: str = "ok"
 

@@ -36,7 +36,7 @@ async def list_hosts(services: ServicesDep, owner: OwnerDep) -> HostListView:
 
 @get_or_head("/v1/hosts/{host:str}", guards=[require_scope(Scope.HOSTS_READ)])
 async def read_host(services: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
-    """Return one host."""
+    """Return one host and its state."""
     return _find_host(services, owner, host)
 
 
@@ -70,7 +70,7 @@ async def set_power(request: AnyRequest, services: ServicesDep, owner: OwnerDep,
 
 
 class HostRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A host to enroll."""
+    """A host to enroll. `id`: a name for the host, 1 to 64 characters."""
 
     id: Token
 

@@ -239,7 +239,7 @@ async def list_jobs(
 
 
 class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """Jobs to submit."""
+    """Jobs to submit, at most 1000."""
 
     jobs: Annotated[list[Submission], Meta(min_length=1, max_length=BATCH_LIMIT)]
 

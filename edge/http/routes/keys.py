@@ -57,7 +57,7 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 
 class KeyListView(Struct, frozen=True):
-    """All keys."""
+    """All keys of all owners."""
 
     keys: list[KeyView]
 
@@ -147,7 +147,7 @@ async def create_token(request: AnyRequest, services: ServicesDep) -> TokenView:
 
 
 class AuditTrail(Struct, frozen=True):
-    """Audit events, newest first."""
+    """Events of the audit log, newest first."""
 
     events: list[AuditEvent]
 
