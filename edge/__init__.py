@@ -1,0 +1,11 @@
+"""The edge: the HTTP server that accepts jobs, shows their state, and controls the power of hosts.
+
+Any number of edges work on one broker; an edge keeps nothing that another one needs, except files of the asset store.
+Packages are layers, lowest first, and a package imports only from lower ones (tests/architecture.py enforces it):
+
+    outbound, store < core < index < owners < hosts < assets < jobs < usage, webhooks, power, deletion
+    < http < server, facades < settings < tls, container, app < process
+
+To follow a request, start at `http/routes/jobs.py`. To follow a start, start at `process.serve`. `container` builds all
+services, and `app` lists all routes. Only `lamplighter` and tests import this package.
+"""

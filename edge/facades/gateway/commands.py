@@ -1,12 +1,13 @@
 """The commands of the gateway: a table from message type to the function that answers it."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import anyio
 from msgspec import structs
 
 from edge.core import messages
+from edge.core.concurrency import gather_bounded
 from edge.core.messages import Language
 from edge.core.validation import input_invalid_problem
 from edge.facades.gateway.auth import SocketCaller
@@ -124,20 +125,13 @@ async def _submit_batch(context: CommandContext, caller: SocketCaller, message: 
     """Submit all jobs. Return one reply with the accepted jobs, in order, and the rejected ones."""
     if not isinstance(jobs, list) or not 1 <= len(jobs) <= BATCH_JOBS_LIMIT:
         raise input_invalid_problem(FieldError("$.payload.jobs", f"must be a list of 1 to {BATCH_JOBS_LIMIT} jobs"))
-    results: list[SubmittedJob | ProblemError] = [ProblemError("internal", "not tried")] * len(jobs)
-    limiter = anyio.CapacityLimiter(CONCURRENT_SUBMITS_LIMIT)
-
-    async def submit(index: int, payload: Any) -> None:
-        async with limiter:
-            results[index] = await _submit_or_refusal(context, caller, message, payload, index)
-
-    async with anyio.create_task_group() as tasks:
-        for index, payload in enumerate(jobs):
-            tasks.start_soon(submit, index, payload)
-    return _batch_reply(context, caller, message, results)
+    calls = [
+        partial(_submit_or_problem, context, caller, message, payload, index) for index, payload in enumerate(jobs)
+    ]
+    return _batch_reply(context, caller, message, await gather_bounded(calls, CONCURRENT_SUBMITS_LIMIT))
 
 
-async def _submit_or_refusal(
+async def _submit_or_problem(
     context: CommandContext, caller: SocketCaller, message: ClientMessage, payload: Any, index: int
 ) -> SubmittedJob | ProblemError:
     if not isinstance(payload, dict):

@@ -1,16 +1,17 @@
 """The routes under `/v2/{endpoint}`. Each translates a native call into RunPod's format."""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
-from anyio import CapacityLimiter, create_task_group
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
 from msgspec import Struct
 
 from bus.interface import VersionedRecord
+from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.facades.runpod import health as numbers
 from edge.facades.runpod.mapping import build_submission, id_and_status, job_output, job_status
@@ -169,27 +170,20 @@ async def purge_queue(services: ServicesDep, owner: OwnerDep, endpoint: FromPath
     waiting = [
         key for state in sorted(WAITING_STATUSES) for key in await _list_job_keys(services, owner, endpoint, state)
     ]
-    limiter = CapacityLimiter(_CONCURRENT_CANCELS_LIMIT)
-    removed: list[JobKey] = []
-    problems: list[ProblemError] = []
+    calls = [partial(_cancel_waiting, services, key) for key in waiting]
+    results = await gather_bounded(calls, _CONCURRENT_CANCELS_LIMIT)
+    for problem in (result for result in results if isinstance(result, ProblemError)):
+        raise problem
+    return {"removed": sum(result is True for result in results), "status": "completed"}
 
-    async def remove(key: JobKey) -> None:
-        try:
-            async with limiter:
-                entry = await services.jobs.cancel_waiting(key)
-        except ProblemError as problem:
-            problems.append(problem)
-            return
-        if entry.record.job.status is Status.CANCELLED:
-            removed.append(key)
 
-    async with create_task_group() as tasks:
-        for key in waiting:
-            tasks.start_soon(remove, key)
-    for problem in problems:
-        if problem.code != "not_found":  # the job was deleted in the meantime
-            raise problem
-    return {"removed": len(removed), "status": "completed"}
+async def _cancel_waiting(services: EdgeServices, key: JobKey) -> bool | ProblemError:
+    """Cancel the job if it still waits. Return whether it is cancelled, or the problem, so that the others go on."""
+    try:
+        entry = await services.jobs.cancel_waiting(key)
+    except ProblemError as problem:
+        return False if problem.code == "not_found" else problem  # the job was deleted in the meantime
+    return entry.record.job.status is Status.CANCELLED
 
 
 async def _list_job_keys(services: EdgeServices, owner: str, endpoint: str, state: Status) -> list[JobKey]:
