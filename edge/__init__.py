@@ -1,6 +1,6 @@
 """The edge: the HTTP server that accepts jobs, shows their state, and controls the power of hosts.
 
-Any number of edges work on one broker; an edge keeps nothing that another one needs, except files of the asset store.
+Any number of edges share one broker, which holds the jobs. An edge can be replaced: its index is rebuilt at start.
 Packages are layers, lowest first, and a package imports only from lower ones (tests/architecture.py enforces it):
 
     outbound, store < core < index < owners < hosts < assets < jobs < usage, webhooks, power, deletion
