@@ -14,13 +14,13 @@ from msgspec import Struct
 from edge.http.openapi import METHODS, PATHS_WITHOUT_KEY
 from edge.index import index
 from schemas.auth import IMPLIED_SCOPES, Scope
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.edge.routes.test_api_page import ROW
 from tests.support.doc_pages import DOCS
 from tests.support.http_server import open_client
 from tests.support.served_edge import ServedEdge
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 TUS = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 KINDS_OF_SCOPE = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
@@ -45,9 +45,9 @@ class Operation(Struct, frozen=True):
         return await client.request(self.method, path, headers=headers, **more)
 
 
-async def operations(face: ServedEdge) -> list[Operation]:
+async def operations(edge: ServedEdge) -> list[Operation]:
     """All that the document has and that need a key."""
-    document = (await face.admin.get("/schema/openapi.json")).json()
+    document = (await edge.admin.get("/schema/openapi.json")).json()
     scopes = {(method, path): scope for method, path, scope in ROW.findall((DOCS / "api.md").read_text())}
     found = []
     for path, item in document["paths"].items():
@@ -59,8 +59,8 @@ async def operations(face: ServedEdge) -> list[Operation]:
     return found
 
 
-async def test_without_a_key_and_with_a_wrong_one_nothing_answers(face: ServedEdge):
-    key_id, secret = face.texts["ann"].removeprefix("lamp_").split("_", 1)
+async def test_without_a_key_and_with_a_wrong_one_nothing_answers(edge: ServedEdge):
+    key_id, secret = edge.texts["ann"].removeprefix("lamp_").split("_", 1)
     wrong = [
         {},
         {"Authorization": "Bearer lamp_nobody_" + "x" * 43},
@@ -68,19 +68,19 @@ async def test_without_a_key_and_with_a_wrong_one_nothing_answers(face: ServedEd
         {"X-API-Key": f"lamp_{key_id}_"},
         {"X-API-Key": "lampt_e30.e30"},
     ]
-    asked = await operations(face)
+    asked = await operations(edge)
     assert len(asked) >= 40
     for operation in asked:
         for headers in wrong:
-            reply = await operation.ask(face.anyone, headers=headers)
+            reply = await operation.ask(edge.anyone, headers=headers)
             assert reply.status_code == 401, (operation, headers)
 
 
-async def test_an_ordinary_key_names_no_other_owner_anywhere(face: ServedEdge):
-    for operation in await operations(face):
-        reply = await operation.ask(face.bob, params={"owner": "ann"})
+async def test_an_ordinary_key_names_no_other_owner_anywhere(edge: ServedEdge):
+    for operation in await operations(edge):
+        reply = await operation.ask(edge.bob, params={"owner": "ann"})
         if operation.path in OF_NO_OWNER:
-            plain = await operation.ask(face.bob)
+            plain = await operation.ask(edge.bob)
             assert (reply.status_code, reply.content) == (plain.status_code, plain.content), operation
         else:
             assert reply.status_code == 403, (operation, reply.text)
@@ -88,12 +88,12 @@ async def test_an_ordinary_key_names_no_other_owner_anywhere(face: ServedEdge):
 
 @pytest.mark.parametrize("own", KINDS_OF_SCOPE)
 async def test_a_key_with_one_scope_is_refused_wherever_another_is_asked_for(
-    face: ServedEdge, own: Scope, monkeypatch: pytest.MonkeyPatch
+    edge: ServedEdge, own: Scope, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(index, "QUERY_RETRY_DELAYS_S", ())
-    made = await face.keys.create("ann", (own,))
-    async with open_client(face.url, headers={"X-API-Key": made.text}, timeout=20) as client:
-        for operation in await operations(face):
+    made = await edge.keys.create("ann", (own,))
+    async with open_client(edge.url, headers={"X-API-Key": made.text}, timeout=20) as client:
+        for operation in await operations(edge):
             if operation.scope not in {None, own}:
                 reply = await operation.ask(client, {"sha256": "0" * 64})
                 assert reply.status_code == 403, operation
@@ -105,31 +105,31 @@ def test_only_admin_stands_for_other_scopes():
     assert not {Scope.RUNNER, Scope.RELAY} & IMPLIED_SCOPES[Scope.ADMIN]
 
 
-async def test_what_another_owner_has_is_not_there_under_its_id(face: ServedEdge):
-    job = (await face.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": "ann's"}})).json()
-    sha256 = (await face.ann.post("/v1/assets", content=b"ann's file")).json()["sha256"]
+async def test_what_another_owner_has_is_not_there_under_its_id(edge: ServedEdge):
+    job = (await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": "ann's"}})).json()
+    sha256 = (await edge.ann.post("/v1/assets", content=b"ann's file")).json()["sha256"]
     tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "10"}
-    upload = (await face.ann.post("/v1/uploads", headers=tus)).headers["location"].rsplit("/", 1)[1]
+    upload = (await edge.ann.post("/v1/uploads", headers=tus)).headers["location"].rsplit("/", 1)[1]
     names = {"job_id": "mine", "sha256": sha256, "upload_id": upload, "name": "a", "delivery_id": "mine.1.0"}
     asked = [
         operation
-        for operation in await operations(face)
+        for operation in await operations(edge)
         if {found.strip("{}") for found in BY_NAME.findall(operation.path)} & names.keys() - {"name"}
         and (operation.method, operation.path) not in MAKES_ONES_OWN
     ]
     assert len(asked) >= 12
     for operation in asked:
         override = {"X-HTTP-Method-Override": "DELETE"} if operation.method == "post" else {}
-        reply = await operation.ask(face.bob, names, headers=override)
+        reply = await operation.ask(edge.bob, names, headers=override)
         assert reply.status_code == 404, (operation, reply.text)
-    assert (await face.ann.get("/v1/jobs/mine")).json()["revision"] == job["revision"]
-    assert (await face.ann.get(f"/v1/assets/{sha256}")).content == b"ann's file"
-    assert (await face.ann.head(f"/v1/uploads/{upload}", headers=TUS)).headers["upload-offset"] == "0"
+    assert (await edge.ann.get("/v1/jobs/mine")).json()["revision"] == job["revision"]
+    assert (await edge.ann.get(f"/v1/assets/{sha256}")).content == b"ann's file"
+    assert (await edge.ann.head(f"/v1/uploads/{upload}", headers=TUS)).headers["upload-offset"] == "0"
 
 
-async def test_the_document_is_for_keys_and_no_page_with_scripts_is_served(face: ServedEdge):
-    assert (await face.anyone.get("/schema/openapi.json")).status_code == 401
+async def test_the_document_is_for_keys_and_no_page_with_scripts_is_served(edge: ServedEdge):
+    assert (await edge.anyone.get("/schema/openapi.json")).status_code == 401
     for page in ("", "/", "/swagger", "/redoc", "/elements", "/rapidoc", "/scalar", "/oauth2-redirect.html"):
-        reply = await face.ann.get(f"/schema{page}")
+        reply = await edge.ann.get(f"/schema{page}")
         assert reply.status_code == 404 or reply.json()["openapi"], page
         assert "<script" not in reply.text.lower(), page

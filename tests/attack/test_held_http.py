@@ -16,10 +16,10 @@ from anyio.streams.tls import TLSStream
 from structlog.testing import capture_logs
 
 from tests.attack.conftest import ServeFunction
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.support.served_edge import ServedEdge
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 LENGTH = b"Content-Length: %d" % len(SMUGGLED)
@@ -102,9 +102,9 @@ async def test_tls_before_1_2_is_refused_by_the_server(serve: ServeFunction, ver
     [["0-"] * RANGES, [f"{at}-" for at in range(RANGES)], [f"-{at}" for at in range(1, RANGES)]],
     ids=["the same", "shorter and shorter", "longer and longer"],
 )
-async def test_overlapping_ranges_make_no_answer_larger_than_the_file(face: ServedEdge, ranges: list[str]):
-    stored = (await face.ann.post("/v1/assets", content=FILE)).json()
-    reply = await face.ann.get(stored["url"], headers={"Range": f"bytes={','.join(ranges)}"})
+async def test_overlapping_ranges_make_no_answer_larger_than_the_file(edge: ServedEdge, ranges: list[str]):
+    stored = (await edge.ann.post("/v1/assets", content=FILE)).json()
+    reply = await edge.ann.get(stored["url"], headers={"Range": f"bytes={','.join(ranges)}"})
     assert reply.status_code in {200, 206, 416}
     assert len(reply.content) <= len(FILE) + 1000
 
@@ -140,17 +140,17 @@ async def _by_tus(client: httpx.AsyncClient, name: str, kind: str) -> httpx.Resp
 
 
 @pytest.mark.parametrize("upload", [_by_header, _by_query, _by_form, _by_tus], ids=["header", "query", "form", "tus"])
-async def test_no_name_or_type_becomes_a_path_a_header_or_a_page(face: ServedEdge, upload: Upload):
+async def test_no_name_or_type_becomes_a_path_a_header_or_a_page(edge: ServedEdge, upload: Upload):
     for name, kind in product(NAMES, KINDS):
-        made = await upload(face.ann, name, kind)
+        made = await upload(edge.ann, name, kind)
         assert made.status_code == 201, (name, kind, made.text)
-    listed = (await face.ann.get("/v1/assets")).json()["assets"]
+    listed = (await edge.ann.get("/v1/assets")).json()["assets"]
     assert len(listed) == len(NAMES) * len(KINDS)
     for asset in listed:
         assert not set(asset["name"]) & set('/\\\0\r\n"\u202e'), asset["name"]
         assert asset["name"].strip("."), asset["name"]
         assert len(asset["name"].encode()) <= 100
-        reply = await face.ann.head(asset["url"])
+        reply = await edge.ann.head(asset["url"])
         assert "set-cookie" not in reply.headers
         assert reply.headers["content-disposition"].startswith("attachment;"), (asset["name"], reply.headers)
         assert reply.headers["x-content-type-options"] == "nosniff"

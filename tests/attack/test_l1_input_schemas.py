@@ -20,13 +20,13 @@ from runner.endpoints import load_endpoints
 from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.host import HostCapabilities
 from schemas.problems import ProblemError
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.edge.services.conftest import fake
 from tests.support.edge_services import ECHO_ENDPOINT, START, FakeBusServicesRig
 from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge
 
-__all__ = ["face", "fake"]
+__all__ = ["edge", "fake"]
 
 BACKTRACKS: dict[str, Any] = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^(a+)+$"}}}
 NAMES = {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False}
@@ -187,11 +187,11 @@ async def test_a_large_input_that_fits_is_taken(fake: FakeBusServicesRig) -> Non
     assert (await validate_input(endpoint(schema), given)).input == given
 
 
-async def test_over_http_it_is_an_error_of_the_input(face: ServedEdge) -> None:
-    await offer(face.world, endpoint(BACKTRACKS), endpoint(REFUSED["itself"], "loop"))
+async def test_over_http_it_is_an_error_of_the_input(edge: ServedEdge) -> None:
+    await offer(edge.world, endpoint(BACKTRACKS), endpoint(REFUSED["itself"], "loop"))
     with anyio.fail_after(WITHIN_S):
         body = {"endpoint": "hostile", "input": {"text": "a" * 27 + "b"}}
-        assert (await face.ann.post("/v1/jobs", json=body)).status_code == 422
-        reply = await face.ann.post("/v1/jobs", json={"endpoint": "loop", "input": {}})
+        assert (await edge.ann.post("/v1/jobs", json=body)).status_code == 422
+        reply = await edge.ann.post("/v1/jobs", json={"endpoint": "loop", "input": {}})
     assert reply.json()["code"] == "endpoint_unknown"
     assert "refers to itself without end" in reply.json()["detail"]

@@ -27,7 +27,7 @@ def place(body: bytes) -> str:
 class Thief(Struct, frozen=True):
     """Has the key of gpu-1. Ann has two films; the jobs here are about the first. Bob has no job."""
 
-    face: ServedEdge
+    edge: ServedEdge
     host: httpx.AsyncClient
 
     async def fetch(self, body: bytes = FILM, owner: str = "ann") -> int:
@@ -46,27 +46,27 @@ class Thief(Struct, frozen=True):
     async def job(self) -> Job:
         """A queued job about the film."""
         body = {"endpoint": "echo", "input": {"file": f"sha256:{sha256(FILM).hexdigest()}"}}
-        accepted = await self.face.world.intake.submit("ann", body)
-        await self.face.world.window.wait_until_idle()
-        await self.face.world.wait_until_indexed()
+        accepted = await self.edge.world.intake.submit("ann", body)
+        await self.edge.world.window.wait_until_idle()
+        await self.edge.world.wait_until_indexed()
         return accepted.record.record.job
 
 
 @pytest.fixture
 async def thief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thief]:
     monkeypatch.setattr(index, "QUERY_RETRY_DELAYS_S", (0.0,))
-    async with serve_edge(tmp_path) as face:
-        await face.world.announce_capabilities(host=HOST)
+    async with serve_edge(tmp_path) as edge:
+        await edge.world.announce_capabilities(host=HOST)
         for body in (FILM, OTHER):
-            assert (await face.ann.put(place(body), content=body)).status_code == 201
-        made = await face.keys.create(HOST, (Scope.RUNNER,), host=HOST)
+            assert (await edge.ann.put(place(body), content=body)).status_code == 201
+        made = await edge.keys.create(HOST, (Scope.RUNNER,), host=HOST)
         headers = {"Authorization": f"Bearer {made.text}"}
-        async with open_client(face.url, headers=headers, timeout=20) as host:
-            yield Thief(face, host)
+        async with open_client(edge.url, headers=headers, timeout=20) as host:
+            yield Thief(edge, host)
 
 
 async def test_it_reads_the_inputs_of_jobs_that_its_host_holds_or_may_be_given_and_no_other_file(thief: Thief):
-    world = thief.face.world
+    world = thief.edge.world
     assert await thief.fetch() == 403
     elsewhere = await thief.job()
     assert await thief.fetch() == 200, "the inputs of a job that waits are fetched ahead"
@@ -82,13 +82,13 @@ async def test_it_reads_the_inputs_of_jobs_that_its_host_holds_or_may_be_given_a
 
 async def test_it_reads_no_input_of_a_job_that_waits_for_an_endpoint_of_others(thief: Thief):
     await thief.job()
-    await thief.face.world.bus.capabilities.delete(HOST)
-    await thief.face.world.announce_capabilities(host="gpu-2")
+    await thief.edge.world.bus.capabilities.delete(HOST)
+    await thief.edge.world.announce_capabilities(host="gpu-2")
     assert await thief.fetch() == 403
 
 
 async def test_it_stores_only_for_owners_whose_job_its_host_holds(thief: Thief):
-    world = thief.face.world
+    world = thief.edge.world
     job = await world.submit()
     assert await thief.store(b"planted") == 403
     await world.start(job, host="gpu-2")
@@ -102,7 +102,7 @@ async def test_it_stores_only_for_owners_whose_job_its_host_holds(thief: Thief):
 
 
 async def test_a_host_that_was_cut_off_stores_its_result_until_another_host_has_the_job(thief: Thief):
-    world = thief.face.world
+    world = thief.edge.world
     running = await world.start(await thief.job(), host=HOST)
     released = await world.write_event(running.key, e.AttemptReleased("host_gone"))
     assert await thief.store(b"made meanwhile") == 201, "it can still take the job back and end it"
@@ -112,7 +112,7 @@ async def test_a_host_that_was_cut_off_stores_its_result_until_another_host_has_
 
 
 async def test_it_neither_lists_nor_deletes_nor_uploads_in_another_way(thief: Thief):
-    await thief.face.world.start(await thief.job(), host=HOST)
+    await thief.edge.world.start(await thief.job(), host=HOST)
     tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "11"}
     for owner in ({}, {"owner": "ann"}):
         for ask in (
@@ -132,17 +132,17 @@ async def test_it_neither_lists_nor_deletes_nor_uploads_in_another_way(thief: Th
 async def test_a_token_of_its_key_reads_no_more_than_the_key(thief: Thief):
     made = await thief.host.post("/v1/tokens", json={"scopes": ["runner"]})
     path, query = place(FILM), {"owner": "ann", "token": made.json()["token"]}
-    assert (await thief.face.anyone.get(path, params=query)).status_code == 403
-    await thief.face.world.start(await thief.job(), host=HOST)
-    assert (await thief.face.anyone.get(path, params=query)).status_code == 200
+    assert (await thief.edge.anyone.get(path, params=query)).status_code == 403
+    await thief.edge.world.start(await thief.job(), host=HOST)
+    assert (await thief.edge.anyone.get(path, params=query)).status_code == 200
 
 
 async def test_a_key_of_no_host_is_bound_to_jobs_too(thief: Thief):
-    face = thief.face
-    assert (await face.runner.get(place(FILM), params={"owner": "ann"})).status_code == 403
-    await face.world.start(await thief.job(), host="gpu-7")
-    assert (await face.runner.get(place(FILM), params={"owner": "ann"})).status_code == 200
+    edge = thief.edge
+    assert (await edge.runner.get(place(FILM), params={"owner": "ann"})).status_code == 403
+    await edge.world.start(await thief.job(), host="gpu-7")
+    assert (await edge.runner.get(place(FILM), params={"owner": "ann"})).status_code == 200
 
 
 async def test_an_admin_needs_no_job(thief: Thief):
-    assert (await thief.face.admin.get(place(FILM), params={"owner": "ann"})).status_code == 200
+    assert (await thief.edge.admin.get(place(FILM), params={"owner": "ann"})).status_code == 200

@@ -25,66 +25,66 @@ from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.up import UpOptions, _announce
 from schemas.auth import ApiKey, Scope
 from tests.attack.conftest import GET, AttackTarget, ServeFunction, read_response
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.edge.routes.test_tokens import finished
 from tests.support.fake_bus.broker import FakeBroker
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 FORM = {"job": (None, '{"endpoint": "echo", "input": {"text": "hi"}}'), "file": ("a.txt", b"bytes")}
 
 
-async def test_l3_a_key_that_may_only_submit_stores_no_file(face: ServedEdge):
-    made = (await face.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:write"]})).json()
+async def test_l3_a_key_that_may_only_submit_stores_no_file(edge: ServedEdge):
+    made = (await edge.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:write"]})).json()
     for method, path in (("POST", "/v1/jobs"), ("PUT", "/v1/jobs/mine")):
-        reply = await face.anyone.request(method, path, files=FORM, headers={"X-API-Key": made["key"]})
+        reply = await edge.anyone.request(method, path, files=FORM, headers={"X-API-Key": made["key"]})
         assert (reply.status_code, reply.json()["code"]) == (403, "forbidden")
         assert Scope.ASSETS_WRITE in reply.json()["detail"]
-    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
-    assert not await face.world.bus.job_store.keys()
+    assert (await edge.ann.get("/v1/assets")).json()["assets"] == []
+    assert not await edge.world.bus.job_store.keys()
 
 
-async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(face: ServedEdge):
-    await face.bob.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": "hi"}})
-    await face.world.wait_until_indexed()
+async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(edge: ServedEdge):
+    await edge.bob.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": "hi"}})
+    await edge.world.wait_until_indexed()
     line = 'lamplighter_jobs{endpoint="echo",status="queued"} 1.0'
-    made = (await face.admin.post("/v1/keys", json={"owner": "ops", "scopes": ["hosts:read", "power"]})).json()
-    assert line in (await face.bob.get("/metrics")).text
-    assert line in (await face.admin.get("/metrics")).text
-    assert line in (await face.anyone.get("/metrics", headers={"X-API-Key": made["key"]})).text
-    assert "lamplighter_jobs{" not in (await face.ann.get("/metrics")).text
+    made = (await edge.admin.post("/v1/keys", json={"owner": "ops", "scopes": ["hosts:read", "power"]})).json()
+    assert line in (await edge.bob.get("/metrics")).text
+    assert line in (await edge.admin.get("/metrics")).text
+    assert line in (await edge.anyone.get("/metrics", headers={"X-API-Key": made["key"]})).text
+    assert "lamplighter_jobs{" not in (await edge.ann.get("/metrics")).text
 
 
-async def linked(face: ServedEdge, text: str) -> str:
+async def linked(edge: ServedEdge, text: str) -> str:
     """The URL of a finished job's file, as it is told to whoever asks with `text`."""
     return str(
-        (await face.anyone.get("/v1/jobs/mine", headers={"X-API-Key": text})).json()["output"]["files"][0]["url"]
+        (await edge.anyone.get("/v1/jobs/mine", headers={"X-API-Key": text})).json()["output"]["files"][0]["url"]
     )
 
 
-async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(face: ServedEdge):
-    _, lost = await face.keys.create("ann", [Scope.JOBS_READ])
-    await finished(face)
-    url, others = await linked(face, lost), await linked(face, face.texts["ann"])
-    token = (await face.anyone.post("/v1/tokens", json={}, headers={"X-API-Key": lost})).json()["token"]
-    by_token = await linked(face, token)
+async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(edge: ServedEdge):
+    _, lost = await edge.keys.create("ann", [Scope.JOBS_READ])
+    await finished(edge)
+    url, others = await linked(edge, lost), await linked(edge, edge.texts["ann"])
+    token = (await edge.anyone.post("/v1/tokens", json={}, headers={"X-API-Key": lost})).json()["token"]
+    by_token = await linked(edge, token)
     for link in (url, others, by_token):
-        assert (await face.anyone.get(link)).status_code == 200
-    await face.admin.delete(f"/v1/keys/{lost.split('_')[1]}")
+        assert (await edge.anyone.get(link)).status_code == 200
+    await edge.admin.delete(f"/v1/keys/{lost.split('_')[1]}")
     for link in (url, by_token, str(httpx.URL(url).copy_remove_param("for"))):
-        assert (await face.anyone.get(link)).status_code == 401
-    assert (await face.anyone.get(others)).status_code == 200
+        assert (await edge.anyone.get(link)).status_code == 401
+    assert (await edge.anyone.get(others)).status_code == 200
 
 
-async def test_l7_a_link_of_an_earlier_release_works_until_its_time(face: ServedEdge):
-    path = urlsplit(await finished(face)).path
-    before = face.world.signer.sign_url("ann", path)
+async def test_l7_a_link_of_an_earlier_release_works_until_its_time(edge: ServedEdge):
+    path = urlsplit(await finished(edge)).path
+    before = edge.world.signer.sign_url("ann", path)
     assert "for=" not in before
-    assert (await face.anyone.get(before)).status_code == 200
-    face.world.time.advance(seconds=3600 * 1.25 + 1)
-    assert (await face.anyone.get(before)).status_code == 401
+    assert (await edge.anyone.get(before)).status_code == 200
+    edge.world.time.advance(seconds=3600 * 1.25 + 1)
+    assert (await edge.anyone.get(before)).status_code == 401
 
 
 class Terminal(io.StringIO):
@@ -122,16 +122,16 @@ def test_l7_up_prints_its_key_on_a_terminal_only(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("path", ["/v1/keys", "/v1/jobs", "/v1/webhooks/secret", "/v1/nothing", "/livez"])
-async def test_l8_answers_are_kept_in_no_cache_and_taken_for_no_page(face: ServedEdge, path: str):
-    reply = await face.admin.get(path)
+async def test_l8_answers_are_kept_in_no_cache_and_taken_for_no_page(edge: ServedEdge, path: str):
+    reply = await edge.admin.get(path)
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["referrer-policy"] == "no-referrer"
 
 
-async def test_l8_a_file_says_for_itself_how_it_is_cached(face: ServedEdge):
-    stored = (await face.ann.post("/v1/assets", content=b"bytes")).json()
-    reply = await face.ann.get(stored["url"])
+async def test_l8_a_file_says_for_itself_how_it_is_cached(edge: ServedEdge):
+    stored = (await edge.ann.post("/v1/assets", content=b"bytes")).json()
+    reply = await edge.ann.get(stored["url"])
     assert reply.headers.get_list("cache-control") == ["private, no-cache"]
     assert reply.headers.get_list("x-content-type-options") == ["nosniff"]
 

@@ -9,10 +9,10 @@ from anyio.abc import ByteStream
 
 from edge.server.protocol import UNAUTHENTICATED_FRAME_LIMIT_BYTES
 from tests.attack.conftest import AttackTarget
-from tests.edge.facades.gateway.conftest import GatewayEdge, door, limits
+from tests.edge.facades.gateway.conftest import GatewayEdge, gateway, limits
 from tests.support.gateway_client import connect_gateway
 
-__all__ = ["door", "limits"]
+__all__ = ["gateway", "limits"]
 
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -27,8 +27,8 @@ def head(size: int, first: int = 0x81) -> bytes:
 
 
 @asynccontextmanager
-async def stranger(door: GatewayEdge) -> AsyncIterator[ByteStream]:
-    target = AttackTarget(int(door.url.rsplit(":", 1)[1]), tls=False)
+async def stranger(gateway: GatewayEdge) -> AsyncIterator[ByteStream]:
+    target = AttackTarget(int(gateway.url.rsplit(":", 1)[1]), tls=False)
     async with target.connected() as stream:
         await stream.send(HANDSHAKE)
         with anyio.fail_after(10):
@@ -49,14 +49,14 @@ async def code(stream: ByteStream) -> int:
     return int.from_bytes(said[2:4], "big")
 
 
-async def test_a_large_frame_of_a_stranger_is_refused_by_its_head(door: GatewayEdge):
-    async with stranger(door) as stream:
+async def test_a_large_frame_of_a_stranger_is_refused_by_its_head(gateway: GatewayEdge):
+    async with stranger(gateway) as stream:
         await stream.send(head(15 * 1024 * 1024))
         assert await code(stream) == 1009
 
 
-async def test_fragments_do_not_add_up_to_more(door: GatewayEdge):
-    async with stranger(door) as stream:
+async def test_fragments_do_not_add_up_to_more(gateway: GatewayEdge):
+    async with stranger(gateway) as stream:
         half = UNAUTHENTICATED_FRAME_LIMIT_BYTES // 2
         await stream.send(head(half, 0x01) + b"a" * half)
         await stream.send(head(half, 0x00) + b"a" * half)
@@ -64,17 +64,17 @@ async def test_fragments_do_not_add_up_to_more(door: GatewayEdge):
         assert await code(stream) == 1009
 
 
-async def test_whoever_is_known_may_send_large_frames_at_once(door: GatewayEdge):
+async def test_whoever_is_known_may_send_large_frames_at_once(gateway: GatewayEdge):
     """Also the first thing after the handshake, which is answered with an error, and the connection stays."""
     for _ in range(5):
-        async with connect_gateway(door.url, door.texts["ann"]) as made:
+        async with connect_gateway(gateway.url, gateway.texts["ann"]) as made:
             await made.socket.send("x" * (3 * 1024 * 1024))
             assert (await made.next())["result"]["error"]["code"] == "body_too_large"
 
 
-async def test_whoever_becomes_known_may_send_large_frames_then(door: GatewayEdge):
-    async with connect_gateway(door.url, None) as made:
-        await made.send("auth", {"license_key": door.texts["ann"]})
+async def test_whoever_becomes_known_may_send_large_frames_then(gateway: GatewayEdge):
+    async with connect_gateway(gateway.url, None) as made:
+        await made.send("auth", {"license_key": gateway.texts["ann"]})
         assert (await made.ask("ping", request_id="p"))["type"] == "pong"
         await made.socket.send(os.urandom(1024 * 1024 * 3).hex())
         assert (await made.next())["result"]["error"]["code"] == "body_too_large"

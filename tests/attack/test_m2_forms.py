@@ -20,10 +20,10 @@ from edge.http.request_body import (
 from edge.owners.quotas import OwnerQuotaOverride
 from schemas.problems import ProblemError
 from tests.attack.conftest import AttackTarget
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.support.served_edge import ServedEdge
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
 END = b"\r\n--x--\r\n"
@@ -97,9 +97,9 @@ async def test_no_form_opens_files_without_end(tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", ["/v1/assets", "/v1/jobs"])
-async def test_the_quota_stops_a_form_while_it_comes(face: ServedEdge, path: str):
+async def test_the_quota_stops_a_form_while_it_comes(edge: ServedEdge, path: str):
     """Without a length, so that nothing can be said before; the edge takes what is left of the quota and no more."""
-    face.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
+    edge.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
     given = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -110,26 +110,26 @@ async def test_the_quota_stops_a_form_while_it_comes(face: ServedEdge, path: str
             yield b"a" * 65536
         yield END
 
-    reply = await face.ann.post(path, content=endless(), headers=HEADERS)
+    reply = await edge.ann.post(path, content=endless(), headers=HEADERS)
     assert (reply.status_code, reply.json()["code"]) == (429, "quota_exceeded")
-    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
-    assert (await face.ann.post("/v1/assets", content=b"a" * 300_000)).status_code == 201, "nothing stays reserved"
+    assert (await edge.ann.get("/v1/assets")).json()["assets"] == []
+    assert (await edge.ann.post("/v1/assets", content=b"a" * 300_000)).status_code == 201, "nothing stays reserved"
 
 
-async def test_a_form_that_says_its_length_is_refused_before_it_is_read(face: ServedEdge):
-    face.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
-    target = AttackTarget(int(face.url.rsplit(":", 1)[1]), tls=False)
+async def test_a_form_that_says_its_length_is_refused_before_it_is_read(edge: ServedEdge):
+    edge.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
+    target = AttackTarget(int(edge.url.rsplit(":", 1)[1]), tls=False)
 
     def head(size: int) -> bytes:
         return (
             "POST /v1/assets HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
-            f"X-API-Key: {face.texts['ann']}\r\nContent-Type: {HEADERS['Content-Type']}\r\n"
+            f"X-API-Key: {edge.texts['ann']}\r\nContent-Type: {HEADERS['Content-Type']}\r\n"
             f"Content-Length: {size}\r\n\r\n"
         ).encode()
 
     said = await target.ask(head(500 * MIB))
     assert said.startswith(b"HTTP/1.1 413 ")
-    face.world.assets.limit = 10 * MIB
+    edge.world.assets.limit = 10 * MIB
     said = await target.ask(head(3_000_000))  # within what the edge takes at all, beyond the quota
     assert said.startswith(b"HTTP/1.1 429 ")
     assert b'"code":"quota_exceeded"' in said

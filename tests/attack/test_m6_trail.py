@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from edge.core.client_throttle import FREE_FAILURES_LIMIT, WINDOW_S, AuthFailureThrottle, ThrottledClientLog
 from schemas.auth import Scope
 from schemas.installation import BY_EDGE
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.support.gateway_client import connect_gateway
 from tests.support.host_access import FakeHostAccess
 from tests.support.http_server import open_client
@@ -17,16 +17,16 @@ from tests.support.installation import Installation
 from tests.support.served_edge import ServedEdge, serve_edge
 from tests.support.wait import wait_for
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 FIRST_KEY = re.compile(r"first admin key \(shown once\): (\S+)")
 WRONG = "lamp_guess_0123456789abcdef"
 
 
-async def test_three_hundred_wrong_keys_are_one_line_with_their_address(face: ServedEdge):
+async def test_three_hundred_wrong_keys_are_one_line_with_their_address(edge: ServedEdge):
     with capture_logs() as logs:
         for _ in range(300):
-            assert (await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG})).status_code == 401
+            assert (await edge.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG})).status_code == 401
     lines = [line for line in logs if line["event"] == "authentication_failed"]
     assert [(line["client"], line["key_id"], line["log_level"]) for line in lines] == [
         ("127.0.0.1", "guess", "warning")
@@ -34,11 +34,11 @@ async def test_three_hundred_wrong_keys_are_one_line_with_their_address(face: Se
     assert WRONG not in str(logs)
 
 
-async def test_every_door_counts_and_a_proxy_says_who_it_was(face: ServedEdge):
+async def test_every_door_counts_and_a_proxy_says_who_it_was(edge: ServedEdge):
     """The address behind a proxy, where that is a trusted one."""
     with capture_logs() as logs:
-        await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "192.0.2.1, 198.51.100.7"})
-        async with connect_gateway(face.url, WRONG) as made:
+        await edge.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "192.0.2.1, 198.51.100.7"})
+        async with connect_gateway(edge.url, WRONG) as made:
             await made.wait_until_closed()
     failed = [line["client"] for line in logs if line["event"] == "authentication_failed"]
     assert failed == ["198.51.100.7", "127.0.0.1"]
@@ -80,7 +80,7 @@ def test_addresses_without_end_take_no_memory_without_end():
     assert len(failures._failures) <= 4096
 
 
-async def test_the_pause_holds_for_strangers_and_not_behind_a_proxy(face: ServedEdge, monkeypatch: pytest.MonkeyPatch):
+async def test_the_pause_holds_for_strangers_and_not_behind_a_proxy(edge: ServedEdge, monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -88,24 +88,24 @@ async def test_the_pause_holds_for_strangers_and_not_behind_a_proxy(face: Served
 
     monkeypatch.setattr("edge.http.auth.sleep", sleep)
     for _ in range(FREE_FAILURES_LIMIT + 3):
-        await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG})
+        await edge.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG})
     assert slept == []
     for _ in range(FREE_FAILURES_LIMIT + 3):
-        await face.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "198.51.100.7"})
+        await edge.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "198.51.100.7"})
     assert slept == [0.0] * FREE_FAILURES_LIMIT + [2.0] * 3
-    await face.ann.get("/v1/jobs", headers={"X-Forwarded-For": "198.51.100.7"})
+    await edge.ann.get("/v1/jobs", headers={"X-Forwarded-For": "198.51.100.7"})
     assert len(slept) == FREE_FAILURES_LIMIT + 3, "a valid key does not wait"
 
 
-async def test_what_is_done_to_keys_and_owners_is_kept(face: ServedEdge):
+async def test_what_is_done_to_keys_and_owners_is_kept(edge: ServedEdge):
     made = (
-        await face.admin.post("/v1/keys", json={"owner": "carl", "scopes": ["admin"], "name": "secret name"})
+        await edge.admin.post("/v1/keys", json={"owner": "carl", "scopes": ["admin"], "name": "secret name"})
     ).json()
-    await face.admin.post(f"/v1/keys/{made['id']}/rotate", json={})
-    await face.admin.delete(f"/v1/keys/{made['id']}")
-    await face.admin.delete("/v1/owners/bob")
-    (admin,) = await face.keys.list("admin")
-    trail = (await face.admin.get("/v1/audit")).json()["events"]
+    await edge.admin.post(f"/v1/keys/{made['id']}/rotate", json={})
+    await edge.admin.delete(f"/v1/keys/{made['id']}")
+    await edge.admin.delete("/v1/owners/bob")
+    (admin,) = await edge.keys.list("admin")
+    trail = (await edge.admin.get("/v1/audit")).json()["events"]
     assert [(event["action"], event["subject"]) for event in trail] == [
         ("owner_deleted", "bob"),
         ("key_revoked", made["id"]),
@@ -117,8 +117,8 @@ async def test_what_is_done_to_keys_and_owners_is_kept(face: ServedEdge):
     assert (trail[-1]["owner"], trail[-1]["scopes"]) == ("carl", [Scope.ADMIN])
     assert "secret name" not in str(trail)
     assert made["key"].rpartition("_")[2] not in str(trail)
-    assert len((await face.admin.get("/v1/audit?limit=2")).json()["events"]) == 2
-    assert (await face.ann.get("/v1/audit")).status_code == 403
+    assert len((await edge.admin.get("/v1/audit?limit=2")).json()["events"]) == 2
+    assert (await edge.ann.get("/v1/audit")).status_code == 403
 
 
 async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path):
@@ -141,10 +141,10 @@ async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path
 
 
 async def test_hosts_that_come_and_go_are_kept(tmp_path: Path):
-    async with serve_edge(tmp_path, FakeHostAccess()) as face:
-        await face.admin.post("/v1/hosts", json={"id": "gpu-1"})
-        await face.admin.delete("/v1/hosts/gpu-1")
-        trail = (await face.admin.get("/v1/audit")).json()["events"]
+    async with serve_edge(tmp_path, FakeHostAccess()) as edge:
+        await edge.admin.post("/v1/hosts", json={"id": "gpu-1"})
+        await edge.admin.delete("/v1/hosts/gpu-1")
+        trail = (await edge.admin.get("/v1/audit")).json()["events"]
     assert [(event["action"], event["subject"]) for event in trail] == [
         ("host_removed", "gpu-1"),
         ("host_added", "gpu-1"),

@@ -18,11 +18,11 @@ from schemas import events as e
 from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
 from schemas.ids import JobKey
 from schemas.job import JobFailure
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 CLEAR = "\x1b[2J"
 CLIPBOARD = "\x1b]52;c;cHduZWQ=\x07"
@@ -33,31 +33,31 @@ OUR_STYLES = re.compile(r"\x1b\[[0-9;?]*[mhlKAG]")  # colours, the cursor shown 
 WORDS = (("logs", "mine"), ("job", "mine"), ("watch", "mine"), ("jobs",))
 
 
-async def hostile(face: ServedEdge) -> None:
+async def hostile(edge: ServedEdge) -> None:
     """A job whose stage, log and error are made to be obeyed."""
-    await face.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": HOSTILE}})
+    await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": HOSTILE}})
     key = JobKey("ann", "mine")
-    await face.world.start((await face.world.intake.read(key)).record.job)
-    feed, at = face.world.runner_bus.feed, face.world.time()
+    await edge.world.start((await edge.world.intake.read(key)).record.job)
+    feed, at = edge.world.runner_bus.feed, edge.world.time()
     await feed.publish(key, ProgressMessage(FeedPosition(1, 1, 10), at, 0.5, HOSTILE[:60], 5, 10))
     await feed.publish(key, LogMessage(FeedPosition(1, 1, 20), at, "stdout", f"{HOSTILE}\r\nnext\tline\rover\n"))
     await feed.publish(key, LogEndMessage(FeedPosition(1, 1, 20), at))
-    await face.world.write_event(key, e.Failed(JobFailure("internal", HOSTILE, "image", retryable=False)))
+    await edge.world.write_event(key, e.Failed(JobFailure("internal", HOSTILE, "image", retryable=False)))
 
 
-def command(face: ServedEdge, *words: str) -> tuple[list[str], dict[str, str]]:
+def command(edge: ServedEdge, *words: str) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "lamplighter", *words]
     environ = {
         **os.environ,
-        "LAMPLIGHTER_URL": face.url,
-        "LAMPLIGHTER_KEY": face.texts["ann"],
+        "LAMPLIGHTER_URL": edge.url,
+        "LAMPLIGHTER_KEY": edge.texts["ann"],
         "TERM": "xterm-256color",
     }
     return argv, environ
 
 
-async def piped(face: ServedEdge, *words: str) -> str:
-    argv, environ = command(face, *words)
+async def piped(edge: ServedEdge, *words: str) -> str:
+    argv, environ = command(edge, *words)
     done = await anyio.run_process(argv, check=False, env=environ, cwd=ROOT)
     return (done.stdout + done.stderr).decode()
 
@@ -74,8 +74,8 @@ def _read_all(terminal: int) -> bytes:
         said += piece
 
 
-async def at_terminal(face: ServedEdge, *words: str) -> str:
-    argv, environ = command(face, *words)
+async def at_terminal(edge: ServedEdge, *words: str) -> str:
+    argv, environ = command(edge, *words)
     ours, theirs = pty.openpty()
     where = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     async with await anyio.open_process(argv, env=environ, cwd=ROOT, **where):
@@ -86,9 +86,9 @@ async def at_terminal(face: ServedEdge, *words: str) -> str:
 
 
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: words[0])
-async def test_nothing_that_is_obeyed_comes_through_a_pipe(face: ServedEdge, words: tuple[str, ...]):
-    await hostile(face)
-    said = await piped(face, *words)
+async def test_nothing_that_is_obeyed_comes_through_a_pipe(edge: ServedEdge, words: tuple[str, ...]):
+    await hostile(edge)
+    said = await piped(edge, *words)
     assert OBEYED.findall(said) == []
     assert "mine" in said or "next" in said
     if words[0] in {"logs", "job"}:
@@ -98,18 +98,18 @@ async def test_nothing_that_is_obeyed_comes_through_a_pipe(face: ServedEdge, wor
 
 
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: words[0])
-async def test_nor_to_a_terminal_but_our_own_colours(face: ServedEdge, words: tuple[str, ...]):
-    await hostile(face)
-    said = await at_terminal(face, *words)
+async def test_nor_to_a_terminal_but_our_own_colours(edge: ServedEdge, words: tuple[str, ...]):
+    await hostile(edge)
+    said = await at_terminal(edge, *words)
     ours = OUR_STYLES.sub("", said).replace("\r", "")
     assert OBEYED.findall(ours) == []
     assert "]52;c" not in said.replace(r"\x1b]52;c", "")
 
 
 @pytest.mark.parametrize("words", [("logs", "mine"), ("job", "mine"), ("jobs",), ("watch", "mine")], ids=lambda w: w[0])
-async def test_json_has_the_exact_text_and_is_not_obeyed(face: ServedEdge, words: tuple[str, ...]):
-    await hostile(face)
-    said = await piped(face, *words, "--json")
+async def test_json_has_the_exact_text_and_is_not_obeyed(edge: ServedEdge, words: tuple[str, ...]):
+    await hostile(edge)
+    said = await piped(edge, *words, "--json")
     assert OBEYED.findall(said) == []
     values = [json.loads(line) for line in said.splitlines()]
     assert HOSTILE in _texts(values)

@@ -1,5 +1,5 @@
 """The same served edge that the routes are tested on."""
 
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge as face
 
 __all__ = ["face"]

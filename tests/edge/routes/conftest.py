@@ -12,6 +12,6 @@ from tests.support.served_edge import (
 
 
 @pytest.fixture
-async def face(tmp_path: Path) -> AsyncIterator[ServedEdge]:
+async def edge(tmp_path: Path) -> AsyncIterator[ServedEdge]:
     async with serve_edge(tmp_path) as made:
         yield made

@@ -23,44 +23,44 @@ PROTECTED = [
 
 
 @pytest.mark.parametrize("path", PROTECTED)
-async def test_nothing_is_shown_without_a_valid_key(face: ServedEdge, path):
-    secret = face.texts["ann"]
+async def test_nothing_is_shown_without_a_valid_key(edge: ServedEdge, path):
+    secret = edge.texts["ann"]
     for headers in (
         {},
         {"Authorization": "Bearer nonsense"},
         {"Authorization": f"Basic {secret}"},
         {"X-API-Key": secret[:-1] + ("a" if secret[-1] != "a" else "b")},
     ):
-        reply = await face.anyone.get(path, headers=headers)
+        reply = await edge.anyone.get(path, headers=headers)
         assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized"), headers
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
-async def test_both_headers_carry_a_key(face: ServedEdge):
-    for headers in ({"X-API-Key": face.texts["ann"]}, {"Authorization": f"bearer {face.texts['ann']}"}):
-        assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 200
+async def test_both_headers_carry_a_key(edge: ServedEdge):
+    for headers in ({"X-API-Key": edge.texts["ann"]}, {"Authorization": f"bearer {edge.texts['ann']}"}):
+        assert (await edge.anyone.get("/v1/jobs", headers=headers)).status_code == 200
 
 
-async def test_a_missing_scope_is_named(face: ServedEdge):
-    made = await face.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:read"]})
+async def test_a_missing_scope_is_named(edge: ServedEdge):
+    made = await edge.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["jobs:read"]})
     reader = {"X-API-Key": made.json()["key"]}
-    refused = await face.anyone.post("/v1/jobs", json=ECHO, headers=reader)
+    refused = await edge.anyone.post("/v1/jobs", json=ECHO, headers=reader)
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert "jobs:write" in refused.json()["detail"]
-    assert (await face.anyone.get("/v1/jobs", headers=reader)).status_code == 200
-    assert not await face.world.bus.job_store.keys()
+    assert (await edge.anyone.get("/v1/jobs", headers=reader)).status_code == 200
+    assert not await edge.world.bus.job_store.keys()
 
 
-async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(face: ServedEdge):
-    made = (await face.admin.post("/v1/keys", json={"owner": "carl", "name": "phone"})).json()
-    listed = (await face.admin.get("/v1/keys")).json()["keys"]
+async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(edge: ServedEdge):
+    made = (await edge.admin.post("/v1/keys", json={"owner": "carl", "name": "phone"})).json()
+    listed = (await edge.admin.get("/v1/keys")).json()["keys"]
     headers = {"X-API-Key": made["key"]}
     assert next(key for key in listed if key["id"] == made["id"])["key"] is None
-    assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 200
-    assert (await face.admin.delete(f"/v1/keys/{made['id']}")).status_code == 204
-    assert (await face.anyone.get("/v1/jobs", headers=headers)).status_code == 401
-    assert (await face.admin.delete(f"/v1/keys/{made['id']}")).json()["code"] == "not_found"
-    assert (await face.ann.post("/v1/keys", json={"owner": "ann"})).status_code == 403
+    assert (await edge.anyone.get("/v1/jobs", headers=headers)).status_code == 200
+    assert (await edge.admin.delete(f"/v1/keys/{made['id']}")).status_code == 204
+    assert (await edge.anyone.get("/v1/jobs", headers=headers)).status_code == 401
+    assert (await edge.admin.delete(f"/v1/keys/{made['id']}")).json()["code"] == "not_found"
+    assert (await edge.ann.post("/v1/keys", json={"owner": "ann"})).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -73,56 +73,56 @@ async def test_a_key_is_shown_once_and_a_revoked_one_is_refused(face: ServedEdge
         ({"owner": "a", "more": 1}, "field_unknown"),
     ],
 )
-async def test_bad_keys_are_not_made(face: ServedEdge, body, code):
-    before = (await face.admin.get("/v1/keys")).json()
-    assert (await face.admin.post("/v1/keys", json=body)).json()["code"] == code
-    assert (await face.admin.get("/v1/keys")).json() == before
+async def test_bad_keys_are_not_made(edge: ServedEdge, body, code):
+    before = (await edge.admin.get("/v1/keys")).json()
+    assert (await edge.admin.post("/v1/keys", json=body)).json()["code"] == code
+    assert (await edge.admin.get("/v1/keys")).json() == before
 
 
-async def test_health_needs_no_key_and_says_what_is_in_the_way(face: ServedEdge):
-    assert (await face.anyone.get("/livez")).json() == {"status": "ok"}
-    assert (await face.anyone.get("/readyz")).status_code == 200
-    face.world.bus.health.cut()
-    ready = await face.anyone.get("/readyz")
+async def test_health_needs_no_key_and_says_what_is_in_the_way(edge: ServedEdge):
+    assert (await edge.anyone.get("/livez")).json() == {"status": "ok"}
+    assert (await edge.anyone.get("/readyz")).status_code == 200
+    edge.world.bus.health.cut()
+    ready = await edge.anyone.get("/readyz")
     assert ready.status_code == 503
     assert "broker" in ready.json()["why"][0]
 
 
-async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(face: ServedEdge, monkeypatch):
+async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(edge: ServedEdge, monkeypatch):
     async def limping() -> BrokerStatus:
         return BrokerStatus(0.1, is_durable=True, version="", degraded=("server n1 could not write: make room",))
 
-    monkeypatch.setattr(face.world.bus.health, "status", limping)
-    ready = await face.anyone.get("/readyz")
+    monkeypatch.setattr(edge.world.bus.health, "status", limping)
+    ready = await edge.anyone.get("/readyz")
     assert (ready.status_code, ready.json()["why"]) == (200, [])
     assert ready.json()["degraded"] == ["server n1 could not write: make room"]
     assert ready.json()["ailing"] == ready.json()["degraded"], "the name of the last release"
 
 
-async def test_what_may_be_tried_later_says_when(face: ServedEdge):
-    reply = await face.admin.post("/v1/hosts", json={"id": "gpu-7"})
+async def test_what_may_be_tried_later_says_when(edge: ServedEdge):
+    reply = await edge.admin.post("/v1/hosts", json={"id": "gpu-7"})
     assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
     assert int(reply.headers["retry-after"]) > 0
 
 
-async def test_what_answers_get_answers_head(face: ServedEdge):
-    await face.ann.put("/v1/jobs/mine", json=ECHO)
+async def test_what_answers_get_answers_head(edge: ServedEdge):
+    await edge.ann.put("/v1/jobs/mine", json=ECHO)
     for path in ("/livez", "/readyz", "/v1/jobs", "/v1/jobs/mine", "/v1/jobs/mine/history", "/v1/jobs/mine/logs"):
-        reply = await face.ann.head(path)
+        reply = await edge.ann.head(path)
         assert (reply.status_code, reply.content) == (200, b""), path
-    assert (await face.ann.head("/v1/jobs/none")).status_code == 404
+    assert (await edge.ann.head("/v1/jobs/none")).status_code == 404
 
 
 @pytest.mark.parametrize(
     ("path", "key", "status"),
     [("/v1/jobs", "ann", 413), ("/v1/jobs", "none", 401), ("/v1/nothing", "ann", 404), ("/v1/keys", "ann", 403)],
 )
-async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(face: ServedEdge, path, key, status):
+async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(edge: ServedEdge, path, key, status):
     """A body larger than the socket's buffers, from a client that asks for the connection to be closed."""
     body = b"x" * (16 << 20)
-    head = f"POST {path} HTTP/1.1\r\nHost: edge\r\nX-API-Key: {face.texts.get(key, key)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: edge\r\nX-API-Key: {edge.texts.get(key, key)}\r\n"
     head += f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    url = httpx.URL(face.url)
+    url = httpx.URL(edge.url)
     async with await anyio.connect_tcp(url.host, url.port) as stream:
         with anyio.fail_after(20):
             await stream.send(head.encode() + body)
@@ -130,33 +130,33 @@ async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(face:
     assert answer.split(b" ", 2)[1] == str(status).encode()
 
 
-async def test_what_can_run_is_told_with_its_schema(face: ServedEdge):
-    await face.world.announce_capabilities(slots=2)
-    endpoints = (await face.ann.get("/v1/endpoints")).json()["endpoints"]
-    one = (await face.ann.get("/v1/endpoints/echo")).json()
+async def test_what_can_run_is_told_with_its_schema(edge: ServedEdge):
+    await edge.world.announce_capabilities(slots=2)
+    endpoints = (await edge.ann.get("/v1/endpoints")).json()["endpoints"]
+    one = (await edge.ann.get("/v1/endpoints/echo")).json()
     assert [(e["name"], e["pool"], e["hosts"]) for e in endpoints] == [("echo", "echo", ["gpu-1"])]
     assert one["input"]["properties"]["file"]["format"] == "asset"
-    assert (await face.ann.get("/v1/endpoints/nowhere")).json()["code"] == "endpoint_unknown"
+    assert (await edge.ann.get("/v1/endpoints/nowhere")).json()["code"] == "endpoint_unknown"
 
 
-async def test_hosts_are_told_while_on_and_while_off(face: ServedEdge):
-    await face.world.announce_capabilities()
-    assert [(h["id"], h["state"]) for h in (await face.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
-    await face.world.send_heartbeat(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
-    host = (await face.ann.get("/v1/hosts/gpu-1")).json()
+async def test_hosts_are_told_while_on_and_while_off(edge: ServedEdge):
+    await edge.world.announce_capabilities()
+    assert [(h["id"], h["state"]) for h in (await edge.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
+    await edge.world.send_heartbeat(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
+    host = (await edge.ann.get("/v1/hosts/gpu-1")).json()
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
     }
-    assert (await face.ann.get("/v1/hosts/none")).status_code == 404
+    assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 
 
-async def test_an_owners_wish_is_taken_down_and_shown(face: ServedEdge):
-    held = await face.admin.post("/v1/hosts/gpu-9/power", json={"want": "on", "until": "2030-01-01T00:00:00Z"})
+async def test_an_owners_wish_is_taken_down_and_shown(edge: ServedEdge):
+    held = await edge.admin.post("/v1/hosts/gpu-9/power", json={"want": "on", "until": "2030-01-01T00:00:00Z"})
     assert (held.status_code, held.json()["hold"]) == (202, {"want": "on", "until": "2030-01-01T00:00:00Z"})
-    assert (await face.ann.get("/v1/hosts/gpu-9")).json()["state"] == "off"
-    freed = await face.admin.post("/v1/hosts/gpu-9/power", json={"want": "auto"})
+    assert (await edge.ann.get("/v1/hosts/gpu-9")).json()["state"] == "off"
+    freed = await edge.admin.post("/v1/hosts/gpu-9/power", json={"want": "auto"})
     assert freed.json()["hold"] is None
 
 
@@ -169,21 +169,21 @@ async def test_an_owners_wish_is_taken_down_and_shown(face: ServedEdge):
         ("gpu-9", {"want": "on", "until": "tomorrow"}, "input_invalid"),
     ],
 )
-async def test_wishes_that_are_refused(face: ServedEdge, host, body, code):
-    assert (await face.admin.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == code
-    assert (await face.ann.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == "forbidden"
+async def test_wishes_that_are_refused(edge: ServedEdge, host, body, code):
+    assert (await edge.admin.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == code
+    assert (await edge.ann.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == "forbidden"
 
 
-async def test_metrics_count_jobs_by_status(face: ServedEdge):
-    await face.ann.post("/v1/jobs", json=ECHO)
-    await face.world.wait_until_indexed()
-    text = (await face.ann.get("/metrics")).text
+async def test_metrics_count_jobs_by_status(edge: ServedEdge):
+    await edge.ann.post("/v1/jobs", json=ECHO)
+    await edge.world.wait_until_indexed()
+    text = (await edge.ann.get("/metrics")).text
     assert 'lamplighter_jobs{endpoint="echo",status="queued"} 1.0' in text
     assert "lamplighter_broker_store_used_ratio" in text
 
 
-async def test_openapi_names_every_route_and_the_body_of_a_submit(face: ServedEdge):
-    document = (await face.ann.get("/schema/openapi.json")).json()
+async def test_openapi_names_every_route_and_the_body_of_a_submit(edge: ServedEdge):
+    document = (await edge.ann.get("/schema/openapi.json")).json()
     paths = {
         *("/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/history", "/v1/jobs/{job_id}/cancel"),
         *("/v1/jobs/{job_id}/retry", "/v1/jobs/{job_id}/events", "/v1/events", "/v1/jobs/{job_id}/logs"),
@@ -215,8 +215,8 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(face: ServedEd
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PATCH", "/v1/jobs", 405)])
-async def test_what_is_not_there_is_a_problem_too(face: ServedEdge, method, path, status):
-    reply: httpx.Response = await face.ann.request(method, path)
+async def test_what_is_not_there_is_a_problem_too(edge: ServedEdge, method, path, status):
+    reply: httpx.Response = await edge.ann.request(method, path)
     assert (reply.status_code, reply.json()["status"], reply.json()["code"]) == (status, status, "not_found")
     assert reply.headers["content-type"] == "application/problem+json"
 
@@ -236,8 +236,8 @@ def test_scopes_are_those_of_the_protocol():
     ],
 )
 async def test_what_no_route_takes_is_refused_with_what_to_do(
-    face: ServedEdge, method: str, path: str, status: int, what_to_do: str
+    edge: ServedEdge, method: str, path: str, status: int, what_to_do: str
 ):
-    reply = await face.ann.request(method, path, content=b" " * (2 << 20) if status == 413 else b"{}")
+    reply = await edge.ann.request(method, path, content=b" " * (2 << 20) if status == 413 else b"{}")
     assert reply.status_code == status
     assert what_to_do in reply.json()["detail"]

@@ -30,8 +30,8 @@ def listed(reply: httpx.Response, name: str) -> set[str]:
         ("GET", "/v1/jobs/mine/files/a.mp4"),
     ],
 )
-async def test_a_page_of_a_named_origin_may_call_with_every_header(face: ServedEdge, method: str, path: str):
-    reply = await face.anyone.options(path, headers=preflight(method, *CORS_REQUEST_HEADERS))
+async def test_a_page_of_a_named_origin_may_call_with_every_header(edge: ServedEdge, method: str, path: str):
+    reply = await edge.anyone.options(path, headers=preflight(method, *CORS_REQUEST_HEADERS))
     assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, ALLOWED_ORIGIN)
     assert method.lower() in listed(reply, "access-control-allow-methods")
     assert {name.lower() for name in CORS_REQUEST_HEADERS} <= listed(reply, "access-control-allow-headers")
@@ -40,20 +40,20 @@ async def test_a_page_of_a_named_origin_may_call_with_every_header(face: ServedE
     }
 
 
-async def test_another_origin_is_told_no(face: ServedEdge):
+async def test_another_origin_is_told_no(edge: ServedEdge):
     for origin in ("https://evil.example", f"{ALLOWED_ORIGIN}.evil.example", "null"):
-        reply = await face.anyone.options("/v1/jobs", headers=preflight("POST", origin=origin))
+        reply = await edge.anyone.options("/v1/jobs", headers=preflight("POST", origin=origin))
         assert reply.status_code == 400
-        answer = await face.ann.get("/v1/jobs", headers={"Origin": origin})
+        answer = await edge.ann.get("/v1/jobs", headers={"Origin": origin})
         assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_what_is_answered_may_be_seen_refusals_too(face: ServedEdge):
+async def test_what_is_answered_may_be_seen_refusals_too(edge: ServedEdge):
     origin = {"Origin": ALLOWED_ORIGIN}
-    made = await face.ann.post("/v1/uploads", headers=origin | TUS | {"Upload-Length": "0"})
+    made = await edge.ann.post("/v1/uploads", headers=origin | TUS | {"Upload-Length": "0"})
     assert made.headers["lamplighter-asset"].startswith("sha256:")
-    missing = await face.ann.get("/v1/jobs/none", headers=origin)
-    stranger = await face.anyone.get("/v1/jobs", headers=origin)
+    missing = await edge.ann.get("/v1/jobs/none", headers=origin)
+    stranger = await edge.anyone.get("/v1/jobs", headers=origin)
     assert [missing.status_code, stranger.status_code] == [404, 401]
     for reply in (made, missing, stranger):
         assert reply.headers["access-control-allow-origin"] == ALLOWED_ORIGIN
@@ -64,6 +64,6 @@ async def test_what_is_answered_may_be_seen_refusals_too(face: ServedEdge):
     assert set(promised.split()) <= set(CORS_EXPOSED_HEADERS)
 
 
-async def test_without_an_origin_nothing_is_said_of_it(face: ServedEdge):
-    reply = await face.ann.get("/v1/jobs")
+async def test_without_an_origin_nothing_is_said_of_it(edge: ServedEdge):
+    reply = await edge.ann.get("/v1/jobs")
     assert not [name for name in reply.headers if name.startswith("access-control")]

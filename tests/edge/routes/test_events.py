@@ -32,21 +32,21 @@ async def read(client: httpx.AsyncClient, path: str, count: int | None = None, *
     return found
 
 
-async def run(face: ServedEdge, job_id: str, owner: str = "ann") -> Job:
+async def run(edge: ServedEdge, job_id: str, owner: str = "ann") -> Job:
     """Submit and play the runner: started, half way, a line of log, the end."""
-    await getattr(face, owner).put(f"/v1/jobs/{job_id}", json=ECHO)
+    await getattr(edge, owner).put(f"/v1/jobs/{job_id}", json=ECHO)
     key = JobKey(owner, job_id)
-    await face.world.start((await face.world.intake.read(key)).record.job)
-    feed, at = face.world.runner_bus.feed, face.world.time()
+    await edge.world.start((await edge.world.intake.read(key)).record.job)
+    feed, at = edge.world.runner_bus.feed, edge.world.time()
     await feed.publish(key, ProgressMessage(FeedPosition(1, 1, 10), at, 0.5, "render", 5, 10))
     await feed.publish(key, LogMessage(FeedPosition(1, 1, 20), at, "stdout", "half way\n"))
     await feed.publish(key, LogEndMessage(FeedPosition(1, 1, 20), at))
-    return await face.world.write_event(key, e.Succeeded(Output(data={"text": "hi"})))
+    return await edge.world.write_event(key, e.Succeeded(Output(data={"text": "hi"})))
 
 
-async def test_a_stream_tells_all_and_ends_behind_the_final_state(face: ServedEdge):
-    await run(face, "mine")
-    events = await read(face.ann, "/v1/jobs/mine/events")
+async def test_a_stream_tells_all_and_ends_behind_the_final_state(edge: ServedEdge):
+    await run(edge, "mine")
+    events = await read(edge.ann, "/v1/jobs/mine/events")
     states = [event.data["status"] for event in events if event.kind == "state"]
     progress = next(event.data for event in events if event.kind == "progress")
     log = next(event.data for event in events if event.kind == "log")
@@ -56,45 +56,45 @@ async def test_a_stream_tells_all_and_ends_behind_the_final_state(face: ServedEd
     assert all(event.data["revision"] for event in events if event.kind == "state")
 
 
-async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(face: ServedEdge):
-    await run(face, "mine")
-    whole = await read(face.ann, "/v1/jobs/mine/events")
+async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(edge: ServedEdge):
+    await run(edge, "mine")
+    whole = await read(edge.ann, "/v1/jobs/mine/events")
     for cut in range(len(whole)):
         after = whole[cut].id
-        rest = await read(face.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": after})
+        rest = await read(edge.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": after})
         assert [(r.kind, r.data) for r in rest] == [(w.kind, w.data) for w in whole[cut + 1 :]]
-        by_query = await read(face.ann, f"/v1/jobs/mine/events?after={after}")
+        by_query = await read(edge.ann, f"/v1/jobs/mine/events?after={after}")
         assert [r.data for r in by_query] == [r.data for r in rest]
 
 
-async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(face: ServedEdge):
-    await run(face, "one")
-    await run(face, "theirs", owner="bob")
-    await run(face, "two")
-    events = await read(face.ann, "/v1/events", count=10)
+async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(edge: ServedEdge):
+    await run(edge, "one")
+    await run(edge, "theirs", owner="bob")
+    await run(edge, "two")
+    events = await read(edge.ann, "/v1/events", count=10)
     assert {event.data.get("id") or event.data.get("job_id") for event in events} == {"one", "two"}
 
 
-async def test_the_log_so_far_is_there_before_the_end(face: ServedEdge):
-    await face.ann.put("/v1/jobs/mine", json=ECHO)
+async def test_the_log_so_far_is_there_before_the_end(edge: ServedEdge):
+    await edge.ann.put("/v1/jobs/mine", json=ECHO)
     key = JobKey("ann", "mine")
-    await face.world.start((await face.world.intake.read(key)).record.job)
-    await face.world.runner_bus.feed.publish(
-        key, LogMessage(FeedPosition(1, 1, 5), face.world.time(), "stderr", "so far\n")
+    await edge.world.start((await edge.world.intake.read(key)).record.job)
+    await edge.world.runner_bus.feed.publish(
+        key, LogMessage(FeedPosition(1, 1, 5), edge.world.time(), "stderr", "so far\n")
     )
-    assert (await face.ann.get("/v1/jobs/mine/logs")).text == "so far\n"
+    assert (await edge.ann.get("/v1/jobs/mine/logs")).text == "so far\n"
 
 
-def socket_url(face: ServedEdge, path: str) -> str:
-    return face.url.replace("http", "ws") + path
+def socket_url(edge: ServedEdge, path: str) -> str:
+    return edge.url.replace("http", "ws") + path
 
 
-async def test_a_websocket_tells_the_same(face: ServedEdge):
-    await run(face, "mine")
-    headers = {"Authorization": f"Bearer {face.texts['ann']}"}
-    async with websockets.connect(socket_url(face, "/v1/jobs/mine/events"), additional_headers=headers) as socket:
+async def test_a_websocket_tells_the_same(edge: ServedEdge):
+    await run(edge, "mine")
+    headers = {"Authorization": f"Bearer {edge.texts['ann']}"}
+    async with websockets.connect(socket_url(edge, "/v1/jobs/mine/events"), additional_headers=headers) as socket:
         said = [json.loads(message) async for message in socket]
-    events = await read(face.ann, "/v1/jobs/mine/events")
+    events = await read(edge.ann, "/v1/jobs/mine/events")
     assert [(item["event"], item["id"], item["data"]) for item in said] == [(v.kind, v.id, v.data) for v in events]
     assert socket.close_code == 1000
 
@@ -111,11 +111,11 @@ async def test_a_websocket_tells_the_same(face: ServedEdge):
         ("ann", "/v1/nothing", 404, "not_found"),
     ],
 )
-async def test_a_refused_websocket_is_answered_as_http_is(face: ServedEdge, owner, path, status, code):
-    await face.ann.put("/v1/jobs/mine", json=ECHO)
-    headers = {"Authorization": f"Bearer {face.texts[owner]}"} if owner else {}
+async def test_a_refused_websocket_is_answered_as_http_is(edge: ServedEdge, owner, path, status, code):
+    await edge.ann.put("/v1/jobs/mine", json=ECHO)
+    headers = {"Authorization": f"Bearer {edge.texts[owner]}"} if owner else {}
     with pytest.raises(websockets.InvalidStatus) as refused:
-        async with websockets.connect(socket_url(face, path), additional_headers=headers):
+        async with websockets.connect(socket_url(edge, path), additional_headers=headers):
             pass
     reply = refused.value.response
     assert (reply.status_code, json.loads(reply.body)["code"]) == (status, code)
@@ -125,12 +125,12 @@ async def test_a_refused_websocket_is_answered_as_http_is(face: ServedEdge, owne
 @pytest.mark.parametrize(
     "after", ["nonsense", "x" * 300, "-", "e-", "e-1-", "0-99999999999999999999", "0-" + "9" * 5000]
 )
-async def test_an_id_that_is_none_of_ours_stands_for_the_start(face: ServedEdge, after):
-    await run(face, "mine")
-    whole = await read(face.ann, "/v1/jobs/mine/events")
+async def test_an_id_that_is_none_of_ours_stands_for_the_start(edge: ServedEdge, after):
+    await run(edge, "mine")
+    whole = await read(edge.ann, "/v1/jobs/mine/events")
     epoch = whole[0].id.partition("-")[0]
     for sent in (after, after.replace("0", epoch, 1)):
-        again = await read(face.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": sent})
+        again = await read(edge.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": sent})
         assert [event.data for event in again] == [event.data for event in whole]
 
 
@@ -152,12 +152,12 @@ async def test_silence_is_filled_and_the_source_is_closed():
     assert heard[-1] == "word"
 
 
-async def test_what_fills_a_silence_is_a_comment_and_no_event(face: ServedEdge, monkeypatch: pytest.MonkeyPatch):
+async def test_what_fills_a_silence_is_a_comment_and_no_event(edge: ServedEdge, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("edge.http.routes.events.KEEPALIVE_INTERVAL_S", 0.01)
-    await face.ann.put("/v1/jobs/mine", json=ECHO)
+    await edge.ann.put("/v1/jobs/mine", json=ECHO)
     blocks = []
     with anyio.fail_after(10):
-        async with face.ann.stream("GET", "/v1/jobs/mine/events") as reply:
+        async with edge.ann.stream("GET", "/v1/jobs/mine/events") as reply:
             async for text in reply.aiter_text():
                 blocks += [block for block in text.split("\r\n\r\n") if block.startswith(":")]
                 if blocks:
@@ -166,36 +166,36 @@ async def test_what_fills_a_silence_is_a_comment_and_no_event(face: ServedEdge, 
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
-async def test_while_the_broker_is_away_no_stream_is_opened(face: ServedEdge, path: str):
-    await face.ann.put("/v1/jobs/mine", json=ECHO)
-    face.world.broker.stop()
-    headers = {"Authorization": f"Bearer {face.texts['ann']}"}
+async def test_while_the_broker_is_away_no_stream_is_opened(edge: ServedEdge, path: str):
+    await edge.ann.put("/v1/jobs/mine", json=ECHO)
+    edge.world.broker.stop()
+    headers = {"Authorization": f"Bearer {edge.texts['ann']}"}
     with pytest.raises(websockets.InvalidStatus) as refused:
-        async with websockets.connect(socket_url(face, path), additional_headers=headers):
+        async with websockets.connect(socket_url(edge, path), additional_headers=headers):
             pass
     assert refused.value.response.status_code == 503
-    reply = await face.ann.get(path)
+    reply = await edge.ann.get(path)
     assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
-    face.world.broker.start()
+    edge.world.broker.start()
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/mine/events"])
-async def test_a_stream_ends_with_its_key(face: ServedEdge, monkeypatch: pytest.MonkeyPatch, path: str):
+async def test_a_stream_ends_with_its_key(edge: ServedEdge, monkeypatch: pytest.MonkeyPatch, path: str):
     monkeypatch.setattr("edge.http.routes.events.KEEPALIVE_INTERVAL_S", 0.01)
-    await face.bob.put("/v1/jobs/mine", json=ECHO)
-    (key,) = await face.keys.list("bob")
-    token = (await face.bob.post("/v1/tokens", json={})).json()["token"]
-    headers = {"Authorization": f"Bearer {face.texts['bob']}"}
+    await edge.bob.put("/v1/jobs/mine", json=ECHO)
+    (key,) = await edge.keys.list("bob")
+    token = (await edge.bob.post("/v1/tokens", json={})).json()["token"]
+    headers = {"Authorization": f"Bearer {edge.texts['bob']}"}
     with anyio.fail_after(10):
         async with (
-            face.anyone.stream("GET", path, params={"token": token}) as reply,
-            websockets.connect(socket_url(face, path), additional_headers=headers) as socket,
+            edge.anyone.stream("GET", path, params={"token": token}) as reply,
+            websockets.connect(socket_url(edge, path), additional_headers=headers) as socket,
         ):
             texts = reply.aiter_text()
             while "event: state" not in await anext(texts):
                 pass
             assert json.loads(await socket.recv())["event"] == "state"
-            await face.admin.delete(f"/v1/keys/{key.id}")
+            await edge.admin.delete(f"/v1/keys/{key.id}")
             assert {text.strip() async for text in texts} <= {": keep-alive"}
             with pytest.raises(websockets.ConnectionClosedError):
                 await socket.recv()

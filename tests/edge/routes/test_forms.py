@@ -21,7 +21,7 @@ def text(name: str) -> bytes:
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/assets"])
 @pytest.mark.parametrize("fields", [1, 300])
-async def test_texts_are_bounded_however_many_there_are(face: ServedEdge, path: str, fields: int):
+async def test_texts_are_bounded_however_many_there_are(edge: ServedEdge, path: str, fields: int):
     given = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -34,26 +34,26 @@ async def test_texts_are_bounded_however_many_there_are(face: ServedEdge, path: 
             yield b"\r\n"
         yield END
 
-    reply = await face.ann.post(path, content=endless(), headers=HEADERS)
+    reply = await edge.ann.post(path, content=endless(), headers=HEADERS)
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
     assert given > FORM_TEXT_LIMIT_BYTES
-    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+    assert (await edge.ann.get("/v1/assets")).json()["assets"] == []
 
 
-async def test_a_text_of_the_most_that_may_be_is_read(face: ServedEdge):
+async def test_a_text_of_the_most_that_may_be_is_read(edge: ServedEdge):
     job = json.dumps({"endpoint": "echo", "input": {"text": "hi"}})
     body = text("job") + job.encode() + b" " * (FORM_TEXT_LIMIT_BYTES - len(job)) + END
-    assert (await face.ann.post("/v1/jobs", content=body, headers=HEADERS)).status_code == 202
+    assert (await edge.ann.post("/v1/jobs", content=body, headers=HEADERS)).status_code == 202
 
 
 @pytest.mark.parametrize("body", [b"", b"--x", text("job"), b"nonsense", text("job") + b"{}"])
-async def test_what_breaks_off_or_is_no_form_is_malformed(face: ServedEdge, body: bytes):
-    reply = await face.ann.post("/v1/jobs", content=body, headers=HEADERS)
+async def test_what_breaks_off_or_is_no_form_is_malformed(edge: ServedEdge, body: bytes):
+    reply = await edge.ann.post("/v1/jobs", content=body, headers=HEADERS)
     assert (reply.status_code, reply.json()["code"]) == (400, "body_malformed")
 
 
-async def test_a_form_without_a_boundary_says_so(face: ServedEdge):
-    reply = await face.ann.post("/v1/jobs", content=b"x", headers={"Content-Type": "multipart/form-data"})
+async def test_a_form_without_a_boundary_says_so(edge: ServedEdge):
+    reply = await edge.ann.post("/v1/jobs", content=b"x", headers={"Content-Type": "multipart/form-data"})
     assert "boundary" in reply.json()["detail"]
 
 

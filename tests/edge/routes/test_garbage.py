@@ -72,15 +72,15 @@ LONG = b"x" * 5000
 
 @pytest.fixture(scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[ServedEdge]:
-    async with serve_edge(tmp_path_factory.mktemp("garbage")) as face:
-        yield face
+    async with serve_edge(tmp_path_factory.mktemp("garbage")) as edge:
+        yield edge
 
 
 async def post(
-    face: ServedEdge, path: str, body: bytes, headers: dict[str, bytes | str] | None = None
+    edge: ServedEdge, path: str, body: bytes, headers: dict[str, bytes | str] | None = None
 ) -> httpx.Response:
     with anyio.fail_after(SOON_S):
-        reply = await face.admin.post(path, content=body, headers=headers)
+        reply = await edge.admin.post(path, content=body, headers=headers)
     assert reply.status_code < 500 or (path == "/v1/hosts" and reply.status_code == 503), reply.text
     return reply
 
@@ -195,11 +195,11 @@ async def test_a_body_that_lies_about_its_length_ends_below_500(shared: ServedEd
     assert (await shared.ann.get("/v1/jobs?limit=1")).status_code == 200
 
 
-def spoken(face: ServedEdge, path: str, rest: bytes) -> bytes:
+def spoken(edge: ServedEdge, path: str, rest: bytes) -> bytes:
     """The start of what is answered to bytes as they are; then our side of the connection is closed."""
-    place = urlsplit(face.url)
+    place = urlsplit(edge.url)
     assert place.hostname is not None
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {face.texts['ann']}\r\nTus-Resumable: 1.0.0\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {edge.texts['ann']}\r\nTus-Resumable: 1.0.0\r\n"
     with socket.create_connection((place.hostname, place.port or 80), timeout=SOON_S) as connection:
         connection.sendall(head.encode() + rest)
         connection.shutdown(socket.SHUT_WR)

@@ -25,10 +25,10 @@ Take = Callable[[], Awaitable[dict[str, str]]]
 
 
 @asynccontextmanager
-async def by_sse(face: ServedEdge, language: str) -> AsyncIterator[Take]:
+async def by_sse(edge: ServedEdge, language: str) -> AsyncIterator[Take]:
     reader, found = SseParser(), []
     headers = {"Accept-Language": language}
-    async with face.ann.stream("GET", "/v1/events", headers=headers) as reply:
+    async with edge.ann.stream("GET", "/v1/events", headers=headers) as reply:
         lines = reply.aiter_lines()
 
         async def take() -> dict[str, str]:
@@ -42,9 +42,9 @@ async def by_sse(face: ServedEdge, language: str) -> AsyncIterator[Take]:
 
 
 @asynccontextmanager
-async def by_websocket(face: ServedEdge, language: str) -> AsyncIterator[Take]:
-    headers = {"Authorization": f"Bearer {face.texts['ann']}", "Accept-Language": language}
-    async with websockets.connect(socket_url(face, "/v1/events"), additional_headers=headers) as socket:
+async def by_websocket(edge: ServedEdge, language: str) -> AsyncIterator[Take]:
+    headers = {"Authorization": f"Bearer {edge.texts['ann']}", "Accept-Language": language}
+    async with websockets.connect(socket_url(edge, "/v1/events"), additional_headers=headers) as socket:
 
         async def take() -> dict[str, str]:
             said = json.loads(await socket.recv())
@@ -61,17 +61,17 @@ def test_these_are_all_the_notices_there_are() -> None:
 
 @pytest.mark.parametrize("language", list(Language))
 @pytest.mark.parametrize("opened", [by_sse, by_websocket])
-async def test_every_notice_reaches_the_owners_who_listen(face: ServedEdge, opened, language: Language) -> None:  # type: ignore[no-untyped-def]
-    before = len(face.world.hosts._subscribers)
-    async with opened(face, language.value) as take:
-        at = face.world.time()
+async def test_every_notice_reaches_the_owners_who_listen(edge: ServedEdge, opened, language: Language) -> None:  # type: ignore[no-untyped-def]
+    before = len(edge.world.hosts._subscribers)
+    async with opened(edge, language.value) as take:
+        at = edge.world.time()
 
         async def listening() -> bool:
-            return len(face.world.hosts._subscribers) > before
+            return len(edge.world.hosts._subscribers) > before
 
         await wait_until(listening)
         for kind in KINDS:
-            face.world.hosts.notify(HostNotice(kind, "gpu-1", at, WAKE_S))
+            edge.world.hosts.notify(HostNotice(kind, "gpu-1", at, WAKE_S))
         with anyio.fail_after(20):
             heard = [await take() for _ in KINDS]
     assert [(one["kind"], one["host"]) for one in heard] == [(kind, "gpu-1") for kind in KINDS]

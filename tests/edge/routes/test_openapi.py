@@ -60,22 +60,22 @@ def operations() -> list[tuple[str, str]]:
 class Prepared(msgspec.Struct, frozen=True):
     """A served edge with one of everything, its document, and the names of what is there by path parameter."""
 
-    face: ServedEdge
+    edge: ServedEdge
     document: Any
     there: dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
 async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Prepared]:
-    async with serve_edge(tmp_path_factory.mktemp("openapi")) as face:
-        ann = face.ann
-        digest = await face.world.put("ann", b"0123456789", "out.txt")
+    async with serve_edge(tmp_path_factory.mktemp("openapi")) as edge:
+        ann = edge.ann
+        digest = await edge.world.put("ann", b"0123456789", "out.txt")
         hook = {"url": "https://files.test/hook"}
         for name in ("waiting", "done"):
             await ann.put(f"/v1/jobs/{name}", json={"endpoint": "echo", "input": {"text": name}, "webhook": hook})
         key = JobKey("ann", "done")
-        await face.world.start((await face.world.intake.read(key)).record.job)
-        await face.world.write_event(
+        await edge.world.start((await edge.world.intake.read(key)).record.job)
+        await edge.world.write_event(
             key, e.Succeeded(Output((OutputFile("out.txt", digest, 10, "text/plain"),)), log=digest)
         )
         begun = await ann.post("/v1/uploads", headers=TUS | {"Upload-Length": "10"})
@@ -88,7 +88,7 @@ async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: obje
             "host": ["gpu-9"],
             "delivery_id": [row["id"] for row in deliveries] or ["none"],
         }
-        yield Prepared(face, (await ann.get("/schema/openapi.json")).json(), there)
+        yield Prepared(edge, (await ann.get("/schema/openapi.json")).json(), there)
 
 
 async def test_every_body_is_in_the_document(prepared: Prepared):
@@ -101,9 +101,9 @@ async def test_every_body_is_in_the_document(prepared: Prepared):
     assert without == WITHOUT_BODY
 
 
-async def written(face: ServedEdge) -> object:
+async def written(edge: ServedEdge) -> object:
     """All that a request may leave behind."""
-    world = face.world
+    world = edge.world
     bus, uploads = world.bus, world.partials._folder
     tables = (bus.asset_references, bus.tombstones, bus.api_keys, bus.power_records, bus.installation_constants)
     rows = [sorted((key, row.revision) for key, row in (await table.rows()).items()) for table in tables]
@@ -125,9 +125,9 @@ def refused(reply: schemathesis.Response) -> bool:
 
 @pytest.mark.parametrize(("method", "path"), operations(), ids=lambda part: part)
 async def test_it_keeps_to_its_document(prepared: Prepared, method: str, path: str):
-    face = prepared.face
+    edge = prepared.edge
     operation = schemathesis.openapi.from_dict(prepared.document)[path][method]
-    keys = {name: {"Authorization": f"Bearer {face.texts[name]}"} for name in ("ann", "admin")}
+    keys = {name: {"Authorization": f"Bearer {edge.texts[name]}"} for name in ("ann", "admin")}
     session = requests.Session()
 
     @hypothesis.settings(
@@ -155,15 +155,15 @@ async def test_it_keeps_to_its_document(prepared: Prepared, method: str, path: s
         if "wait" in query:
             query["wait"] = WAIT_S if isinstance(query["wait"], int | float) else query["wait"]
         case.query = query
-        before = from_thread.run(written, face)
-        reply = case.call(face.url, session=session, headers=keys.get(who), timeout=SOON_S)
+        before = from_thread.run(written, edge)
+        reply = case.call(edge.url, session=session, headers=keys.get(who), timeout=SOON_S)
         try:
             case.validate_response(reply, checks=CHECKS)
         except FailureGroup as failures:  # anyio's runner does not outlive a group that leaves a test
             raise AssertionError(str(failures)) from None
         assert reply.status_code < 500 or (reply.status_code == 503 and path.startswith(NOT_SET_UP)), reply.text
         if refused(reply):
-            assert from_thread.run(written, face) == before, "a refusal wrote something"
+            assert from_thread.run(written, edge) == before, "a refusal wrote something"
 
     with contextlib.closing(session), anyio.fail_after(100):
         await to_thread.run_sync(each)

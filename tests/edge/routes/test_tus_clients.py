@@ -37,20 +37,20 @@ def tus_js() -> None:
     require_packages(["tus-js-client@4.3.1"])
 
 
-def through(face: ServedEdge, proxy: TcpProxy) -> str:
-    assert urlsplit(face.url).hostname == "127.0.0.1"
+def through(edge: ServedEdge, proxy: TcpProxy) -> str:
+    assert urlsplit(edge.url).hostname == "127.0.0.1"
     return f"http://127.0.0.1:{proxy.port}/v1/uploads"
 
 
-async def kept(face: ServedEdge) -> tuple[str, bytes]:
-    reply = await face.ann.get(f"/v1/assets/{SHA}")
-    (listed,) = (await face.ann.get("/v1/assets")).json()["assets"]
+async def kept(edge: ServedEdge) -> tuple[str, bytes]:
+    reply = await edge.ann.get(f"/v1/assets/{SHA}")
+    (listed,) = (await edge.ann.get("/v1/assets")).json()["assets"]
     return listed["name"], reply.content
 
 
 @pytest.mark.parametrize("checked", [False, True], ids=["plain", "with checksums"])
-async def test_tuspy_uploads(face: ServedEdge, file: Path, checked: bool):
-    client = TusClient(f"{face.url}/v1/uploads", headers={"Authorization": f"Bearer {face.texts['ann']}"})
+async def test_tuspy_uploads(edge: ServedEdge, file: Path, checked: bool):
+    client = TusClient(f"{edge.url}/v1/uploads", headers={"Authorization": f"Bearer {edge.texts['ann']}"})
 
     def upload() -> str:
         told = {"filename": "face.mp4", "sha256": SHA}
@@ -60,15 +60,15 @@ async def test_tuspy_uploads(face: ServedEdge, file: Path, checked: bool):
         return str(sending.request.response_headers["lamplighter-asset"])
 
     assert await to_thread.run_sync(upload) == f"sha256:{SHA}"
-    assert await kept(face) == ("face.mp4", BODY)
+    assert await kept(edge) == ("face.mp4", BODY)
 
 
-async def test_tuspy_goes_on_where_it_was_cut(face: ServedEdge, file: Path):
-    port = urlsplit(face.url).port
+async def test_tuspy_goes_on_where_it_was_cut(edge: ServedEdge, file: Path):
+    port = urlsplit(edge.url).port
     assert port is not None
     async with run_proxy("127.0.0.1", port) as proxy:
-        headers = {"Authorization": f"Bearer {face.texts['ann']}"}
-        client = TusClient(through(face, proxy), headers=headers)
+        headers = {"Authorization": f"Bearer {edge.texts['ann']}"}
+        client = TusClient(through(edge, proxy), headers=headers)
 
         def begin() -> str:
             with file.open("rb") as stream:
@@ -87,11 +87,11 @@ async def test_tuspy_goes_on_where_it_was_cut(face: ServedEdge, file: Path):
         proxy.cut()
         proxy.heal()  # every connection there was is gone
         assert await to_thread.run_sync(go_on, url) == PIECE
-    assert await kept(face) == ("face.mp4", BODY)
+    assert await kept(edge) == ("face.mp4", BODY)
 
 
-async def test_tuspy_is_told_of_a_wrong_digest(face: ServedEdge, file: Path):
-    client = TusClient(f"{face.url}/v1/uploads", headers={"Authorization": f"Bearer {face.texts['ann']}"})
+async def test_tuspy_is_told_of_a_wrong_digest(edge: ServedEdge, file: Path):
+    client = TusClient(f"{edge.url}/v1/uploads", headers={"Authorization": f"Bearer {edge.texts['ann']}"})
 
     def upload() -> None:
         with file.open("rb") as stream:
@@ -113,33 +113,33 @@ def node(url: str, file: Path, key: str, *how: str) -> dict[str, str]:
     return answer
 
 
-async def test_tus_js_client_uploads(face: ServedEdge, file: Path, tus_js: None):
-    answer = await to_thread.run_sync(node, f"{face.url}/v1/uploads", file, face.texts["ann"])
+async def test_tus_js_client_uploads(edge: ServedEdge, file: Path, tus_js: None):
+    answer = await to_thread.run_sync(node, f"{edge.url}/v1/uploads", file, edge.texts["ann"])
     assert answer["asset"] == f"sha256:{SHA}"
-    assert await kept(face) == ("face.mp4", BODY)
+    assert await kept(edge) == ("face.mp4", BODY)
 
 
-async def test_tus_js_client_goes_on_in_another_process(face: ServedEdge, file: Path, tus_js: None):
-    url, key = f"{face.url}/v1/uploads", face.texts["ann"]
+async def test_tus_js_client_goes_on_in_another_process(edge: ServedEdge, file: Path, tus_js: None):
+    url, key = f"{edge.url}/v1/uploads", edge.texts["ann"]
     stopped = await to_thread.run_sync(node, url, file, key, "stop")
-    (held,) = face.world.uploads._uploads.values()
+    (held,) = edge.world.uploads._uploads.values()
     assert 0 < held.upload.offset < len(BODY)
     answer = await to_thread.run_sync(node, url, file, key, stopped["url"])
     assert answer == {"asset": f"sha256:{SHA}", "url": stopped["url"]}
-    assert await kept(face) == ("face.mp4", BODY)
+    assert await kept(edge) == ("face.mp4", BODY)
 
 
-async def test_tus_js_client_goes_on_by_itself_over_a_cut(face: ServedEdge, file: Path, tus_js: None):
-    port = urlsplit(face.url).port
+async def test_tus_js_client_goes_on_by_itself_over_a_cut(edge: ServedEdge, file: Path, tus_js: None):
+    port = urlsplit(edge.url).port
     assert port is not None
     async with run_proxy("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
         answers: list[dict[str, str]] = []
 
         async def upload() -> None:
-            answers.append(await to_thread.run_sync(node, through(face, proxy), file, face.texts["ann"]))
+            answers.append(await to_thread.run_sync(node, through(edge, proxy), file, edge.texts["ann"]))
 
         async def first_piece() -> bool:
-            return any(held.upload.offset for held in face.world.uploads._uploads.values())
+            return any(held.upload.offset for held in edge.world.uploads._uploads.values())
 
         tasks.start_soon(upload)
         await wait_for(first_piece, within_s=60)

@@ -46,8 +46,8 @@ async def offset(client: httpx.AsyncClient, url: str) -> int:
     return int(reply.headers["upload-offset"])
 
 
-async def test_options_says_what_is_spoken_and_needs_no_key(face: ServedEdge):
-    reply = await face.anyone.options("/v1/uploads")
+async def test_options_says_what_is_spoken_and_needs_no_key(edge: ServedEdge):
+    reply = await edge.anyone.options("/v1/uploads")
     assert reply.status_code == 204
     assert reply.headers["tus-version"] == "1.0.0"
     assert reply.headers["tus-max-size"] == str(1 << 20)
@@ -57,145 +57,145 @@ async def test_options_says_what_is_spoken_and_needs_no_key(face: ServedEdge):
     assert {"sha1", "sha256"} <= set(reply.headers["tus-checksum-algorithm"].split(","))
 
 
-async def test_two_pieces_become_an_asset(face: ServedEdge):
-    url = await created(face.ann, **metadata(filename="föhn.mp4", sha256=SHA))
-    first = await sent(face.ann, url, 0, BODY[:HALF])
+async def test_two_pieces_become_an_asset(edge: ServedEdge):
+    url = await created(edge.ann, **metadata(filename="föhn.mp4", sha256=SHA))
+    first = await sent(edge.ann, url, 0, BODY[:HALF])
     assert (first.status_code, first.headers["upload-offset"]) == (204, str(HALF))
     assert "lamplighter-asset" not in first.headers
-    last = await sent(face.ann, url, HALF, BODY[HALF:])
+    last = await sent(edge.ann, url, HALF, BODY[HALF:])
     assert (last.status_code, last.headers["lamplighter-asset"]) == (204, f"sha256:{SHA}")
-    got = await face.ann.get(f"/v1/assets/{SHA}")
+    got = await edge.ann.get(f"/v1/assets/{SHA}")
     assert (got.content, got.headers["content-type"]) == (BODY, "video/mp4")
-    (listed,) = (await face.ann.get("/v1/assets")).json()["assets"]
+    (listed,) = (await edge.ann.get("/v1/assets")).json()["assets"]
     assert listed["name"] == "föhn.mp4"
-    again = await face.ann.head(url, headers=VERSION)  # for a client whose last answer was lost
+    again = await edge.ann.head(url, headers=VERSION)  # for a client whose last answer was lost
     assert (again.headers["upload-offset"], again.headers["lamplighter-asset"]) == (str(len(BODY)), f"sha256:{SHA}")
 
 
-async def test_head_tells_offset_length_metadata_and_expiry(face: ServedEdge):
+async def test_head_tells_offset_length_metadata_and_expiry(edge: ServedEdge):
     told = metadata(filename="a.mp4")
-    url = await created(face.ann, **told)
-    await sent(face.ann, url, 0, BODY[:HALF])
-    reply = await face.ann.head(url, headers=VERSION)
+    url = await created(edge.ann, **told)
+    await sent(edge.ann, url, 0, BODY[:HALF])
+    reply = await edge.ann.head(url, headers=VERSION)
     assert (reply.headers["upload-offset"], reply.headers["upload-length"]) == (str(HALF), str(len(BODY)))
     assert reply.headers["upload-metadata"] == told["Upload-Metadata"]
     assert (reply.headers["cache-control"], reply.headers["tus-resumable"]) == ("no-store", "1.0.0")
     expires = parsedate_to_datetime(reply.headers["upload-expires"])
-    assert timedelta(hours=23) < expires - face.world.time() <= timedelta(hours=24)
+    assert timedelta(hours=23) < expires - edge.world.time() <= timedelta(hours=24)
 
 
-async def test_a_wrong_offset_is_409_and_changes_nothing(face: ServedEdge):
-    url = await created(face.ann)
-    await sent(face.ann, url, 0, BODY[:HALF])
+async def test_a_wrong_offset_is_409_and_changes_nothing(edge: ServedEdge):
+    url = await created(edge.ann)
+    await sent(edge.ann, url, 0, BODY[:HALF])
     for wrong in (0, HALF - 1, HALF + 1):
-        reply = await sent(face.ann, url, wrong, BODY[HALF:])
+        reply = await sent(edge.ann, url, wrong, BODY[HALF:])
         assert (reply.status_code, reply.json()["code"]) == (409, "offset_mismatch")
-    assert await offset(face.ann, url) == HALF
+    assert await offset(edge.ann, url) == HALF
 
 
-async def test_other_versions_types_and_numbers_are_refused(face: ServedEdge):
-    url = await created(face.ann)
+async def test_other_versions_types_and_numbers_are_refused(edge: ServedEdge):
+    url = await created(edge.ann)
     for reply in (
-        await face.ann.post("/v1/uploads", headers={"Upload-Length": "1"}),
-        await face.ann.patch(url, headers=PIECE | {"Tus-Resumable": "0.2.2", "Upload-Offset": "0"}, content=b"x"),
-        await face.ann.head(url, headers={"Tus-Resumable": "2.0.0"}),
+        await edge.ann.post("/v1/uploads", headers={"Upload-Length": "1"}),
+        await edge.ann.patch(url, headers=PIECE | {"Tus-Resumable": "0.2.2", "Upload-Offset": "0"}, content=b"x"),
+        await edge.ann.head(url, headers={"Tus-Resumable": "2.0.0"}),
     ):
         assert (reply.status_code, reply.headers["tus-version"]) == (412, "1.0.0")
-    plain = await face.ann.patch(url, headers=VERSION | {"Upload-Offset": "0", "Content-Type": "text/plain"})
+    plain = await edge.ann.patch(url, headers=VERSION | {"Upload-Offset": "0", "Content-Type": "text/plain"})
     assert plain.status_code == 415
     for headers in ({}, {"Upload-Length": "-1"}, {"Upload-Length": "1", "Upload-Defer-Length": "1"}):
-        assert (await face.ann.post("/v1/uploads", headers=VERSION | headers)).status_code == 422
+        assert (await edge.ann.post("/v1/uploads", headers=VERSION | headers)).status_code == 422
     for bad in ("filename not-base64!", f"sha256 {b64('nonsense')}", "x " + "A" * 5000):
         headers = VERSION | {"Upload-Length": "1", "Upload-Metadata": bad}
-        assert (await face.ann.post("/v1/uploads", headers=headers)).status_code == 422
-    assert (await face.ann.patch(url, headers=PIECE, content=b"x")).status_code == 422
+        assert (await edge.ann.post("/v1/uploads", headers=headers)).status_code == 422
+    assert (await edge.ann.patch(url, headers=PIECE, content=b"x")).status_code == 422
 
 
-async def test_more_than_is_allowed_or_announced_is_413(face: ServedEdge):
+async def test_more_than_is_allowed_or_announced_is_413(edge: ServedEdge):
     limit = 1 << 20
-    reply = await face.ann.post("/v1/uploads", headers=VERSION | {"Upload-Length": str(limit + 1)})
+    reply = await edge.ann.post("/v1/uploads", headers=VERSION | {"Upload-Length": str(limit + 1)})
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
-    url = await created(face.ann, Upload_Length="3")
-    assert (await sent(face.ann, url, 0, b"four")).status_code == 413
-    assert await offset(face.ann, url) == 0
+    url = await created(edge.ann, Upload_Length="3")
+    assert (await sent(edge.ann, url, 0, b"four")).status_code == 413
+    assert await offset(edge.ann, url) == 0
 
     async def unannounced() -> AsyncIterator[bytes]:
         yield b"four"
 
-    chunked = await face.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=unannounced())
+    chunked = await edge.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=unannounced())
     assert chunked.status_code == 413
-    assert (await sent(face.ann, url, 0, b"two")).status_code == 204
+    assert (await sent(edge.ann, url, 0, b"two")).status_code == 204
 
 
-async def test_a_wrong_digest_is_422_and_ends_the_upload(face: ServedEdge):
-    url = await created(face.ann, **metadata(sha256="0" * 64))
-    reply = await sent(face.ann, url, 0, BODY)
+async def test_a_wrong_digest_is_422_and_ends_the_upload(edge: ServedEdge):
+    url = await created(edge.ann, **metadata(sha256="0" * 64))
+    reply = await sent(edge.ann, url, 0, BODY)
     assert (reply.status_code, reply.json()["code"]) == (422, "digest_mismatch")
-    assert (await face.ann.head(url, headers=VERSION)).status_code == 404
-    assert (await face.ann.get("/v1/assets")).json()["assets"] == []
+    assert (await edge.ann.head(url, headers=VERSION)).status_code == 404
+    assert (await edge.ann.get("/v1/assets")).json()["assets"] == []
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
-async def test_a_piece_counts_only_with_its_checksum(face: ServedEdge, algorithm: str):
-    url = await created(face.ann)
+async def test_a_piece_counts_only_with_its_checksum(edge: ServedEdge, algorithm: str):
+    url = await created(edge.ann)
     digest = hashlib.new(algorithm, BODY[:HALF]).digest()
     told = {"Upload-Checksum": f"{algorithm} {b64(digest)}"}
-    spoilt = await sent(face.ann, url, 0, BODY[1 : HALF + 1], **told)
-    assert (spoilt.status_code, await offset(face.ann, url)) == (460, 0)
-    assert (await sent(face.ann, url, 0, BODY[:HALF], **told)).status_code == 204
-    last = await sent(face.ann, url, HALF, BODY[HALF:])
+    spoilt = await sent(edge.ann, url, 0, BODY[1 : HALF + 1], **told)
+    assert (spoilt.status_code, await offset(edge.ann, url)) == (460, 0)
+    assert (await sent(edge.ann, url, 0, BODY[:HALF], **told)).status_code == 204
+    last = await sent(edge.ann, url, HALF, BODY[HALF:])
     assert last.headers["lamplighter-asset"] == f"sha256:{SHA}"
-    unknown = await sent(face.ann, url, len(BODY), b"", **{"Upload-Checksum": "crc32 AAAA"})
+    unknown = await sent(edge.ann, url, len(BODY), b"", **{"Upload-Checksum": "crc32 AAAA"})
     assert unknown.status_code == 422
 
 
-async def test_a_body_with_the_creation_is_the_first_piece(face: ServedEdge):
+async def test_a_body_with_the_creation_is_the_first_piece(edge: ServedEdge):
     headers = PIECE | {"Upload-Length": str(len(BODY))}
-    half = await face.ann.post("/v1/uploads", headers=headers, content=BODY[:HALF])
+    half = await edge.ann.post("/v1/uploads", headers=headers, content=BODY[:HALF])
     assert (half.status_code, half.headers["upload-offset"]) == (201, str(HALF))
-    whole = await face.ann.post("/v1/uploads", headers=headers, content=BODY)
+    whole = await edge.ann.post("/v1/uploads", headers=headers, content=BODY)
     assert (whole.status_code, whole.headers["lamplighter-asset"]) == (201, f"sha256:{SHA}")
 
 
-async def test_an_empty_file_is_whole_when_it_is_created(face: ServedEdge):
-    reply = await face.ann.post("/v1/uploads", headers=VERSION | {"Upload-Length": "0"})
+async def test_an_empty_file_is_whole_when_it_is_created(edge: ServedEdge):
+    reply = await edge.ann.post("/v1/uploads", headers=VERSION | {"Upload-Length": "0"})
     assert reply.headers["lamplighter-asset"] == f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
-async def test_the_length_may_come_with_the_last_piece(face: ServedEdge):
-    reply = await face.ann.post("/v1/uploads", headers=VERSION | {"Upload-Defer-Length": "1"})
+async def test_the_length_may_come_with_the_last_piece(edge: ServedEdge):
+    reply = await edge.ann.post("/v1/uploads", headers=VERSION | {"Upload-Defer-Length": "1"})
     url = reply.headers["location"]
-    await sent(face.ann, url, 0, BODY[:HALF])
-    assert (await face.ann.head(url, headers=VERSION)).headers["upload-defer-length"] == "1"
-    last = await sent(face.ann, url, HALF, BODY[HALF:], Upload_Length=str(len(BODY)))
+    await sent(edge.ann, url, 0, BODY[:HALF])
+    assert (await edge.ann.head(url, headers=VERSION)).headers["upload-defer-length"] == "1"
+    last = await sent(edge.ann, url, HALF, BODY[HALF:], Upload_Length=str(len(BODY)))
     assert last.headers["lamplighter-asset"] == f"sha256:{SHA}"
-    assert (await sent(face.ann, url, len(BODY), b"", Upload_Length="1")).status_code == 422
+    assert (await sent(edge.ann, url, len(BODY), b"", Upload_Length="1")).status_code == 422
 
 
-async def test_a_deleted_upload_is_gone_and_its_bytes_with_it(face: ServedEdge):
-    url = await created(face.ann)
-    await sent(face.ann, url, 0, BODY[:HALF])
-    assert (await face.ann.delete(url, headers=VERSION)).status_code == 204
-    assert (await face.ann.head(url, headers=VERSION)).status_code == 404
-    assert (await sent(face.ann, url, HALF, BODY[HALF:])).status_code == 404
-    assert face.world.partials.list_keys() == []
+async def test_a_deleted_upload_is_gone_and_its_bytes_with_it(edge: ServedEdge):
+    url = await created(edge.ann)
+    await sent(edge.ann, url, 0, BODY[:HALF])
+    assert (await edge.ann.delete(url, headers=VERSION)).status_code == 204
+    assert (await edge.ann.head(url, headers=VERSION)).status_code == 404
+    assert (await sent(edge.ann, url, HALF, BODY[HALF:])).status_code == 404
+    assert edge.world.partials.list_keys() == []
 
 
-async def test_anothers_upload_is_none(face: ServedEdge):
-    url = await created(face.ann)
-    assert (await face.bob.head(url, headers=VERSION)).status_code == 404
-    assert (await sent(face.bob, url, 0, BODY)).status_code == 404
-    assert (await face.bob.delete(url, headers=VERSION)).status_code == 404
-    assert (await face.anyone.head(url, headers=VERSION)).status_code == 401
-    assert await offset(face.ann, url) == 0
+async def test_anothers_upload_is_none(edge: ServedEdge):
+    url = await created(edge.ann)
+    assert (await edge.bob.head(url, headers=VERSION)).status_code == 404
+    assert (await sent(edge.bob, url, 0, BODY)).status_code == 404
+    assert (await edge.bob.delete(url, headers=VERSION)).status_code == 404
+    assert (await edge.anyone.head(url, headers=VERSION)).status_code == 401
+    assert await offset(edge.ann, url) == 0
 
 
-async def test_a_post_may_stand_for_patch_and_delete(face: ServedEdge):
-    url = await created(face.ann)
+async def test_a_post_may_stand_for_patch_and_delete(edge: ServedEdge):
+    url = await created(edge.ann)
     headers = PIECE | {"Upload-Offset": "0", "X-HTTP-Method-Override": "PATCH"}
-    assert (await face.ann.post(url, headers=headers, content=BODY)).headers["upload-offset"] == str(len(BODY))
-    assert (await face.ann.post(url, headers=VERSION | {"X-HTTP-Method-Override": "DELETE"})).status_code == 204
-    assert (await face.ann.post(url, headers=VERSION | {"X-HTTP-Method-Override": "GET"})).status_code == 422
+    assert (await edge.ann.post(url, headers=headers, content=BODY)).headers["upload-offset"] == str(len(BODY))
+    assert (await edge.ann.post(url, headers=VERSION | {"X-HTTP-Method-Override": "DELETE"})).status_code == 204
+    assert (await edge.ann.post(url, headers=VERSION | {"X-HTTP-Method-Override": "GET"})).status_code == 422
 
 
 class Paused:
@@ -211,8 +211,8 @@ class Paused:
         yield BODY[HALF:]
 
 
-async def test_a_second_piece_meanwhile_is_locked_out(face: ServedEdge):
-    url, busy = await created(face.ann), anyio.Event()
+async def test_a_second_piece_meanwhile_is_locked_out(edge: ServedEdge):
+    url, busy = await created(edge.ann), anyio.Event()
     replies: list[httpx.Response] = []
 
     async def dripping() -> AsyncIterator[bytes]:
@@ -222,40 +222,40 @@ async def test_a_second_piece_meanwhile_is_locked_out(face: ServedEdge):
                 await busy.wait()
 
     async def first() -> None:
-        replies.append(await face.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=dripping()))
+        replies.append(await edge.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=dripping()))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first)
-        (held,) = face.world.uploads._uploads.values()
+        (held,) = edge.world.uploads._uploads.values()
 
         async def begun() -> bool:
             return held.writer.is_held
 
         await wait_for(begun)
-        second = await sent(face.ann, url, 0, BODY)
+        second = await sent(edge.ann, url, 0, BODY)
         assert (second.status_code, second.json()["code"]) == (423, "upload_locked")
-        assert await offset(face.ann, url) == 0
+        assert await offset(edge.ann, url) == 0
         assert held.writer.is_held, "a client that sends was cut off"
         busy.set()
     assert replies[0].status_code == 204
 
 
-async def test_a_connection_that_fell_silent_gives_way_and_what_it_brought_counts(face: ServedEdge):
-    url, body = await created(face.ann), Paused()
+async def test_a_connection_that_fell_silent_gives_way_and_what_it_brought_counts(edge: ServedEdge):
+    url, body = await created(edge.ann), Paused()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: face.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=aiter(body)))
+        tasks.start_soon(lambda: edge.ann.patch(url, headers=PIECE | {"Upload-Offset": "0"}, content=aiter(body)))
         await body.halfway.wait()
-        at = await offset(face.ann, url)
+        at = await offset(edge.ann, url)
         assert at == HALF
-        assert (await sent(face.ann, url, at, BODY[at:])).headers["lamplighter-asset"] == f"sha256:{SHA}"
+        assert (await sent(edge.ann, url, at, BODY[at:])).headers["lamplighter-asset"] == f"sha256:{SHA}"
         body.go.set()
 
 
-async def test_what_expired_is_gone_when_asked_and_when_swept(face: ServedEdge):
-    asked, swept = await created(face.ann), await created(face.ann)
-    await sent(face.ann, swept, 0, BODY[:HALF])
-    face.world.time.advance(hours=24, seconds=1)
-    assert (await face.ann.head(asked, headers=VERSION)).status_code == 404
-    await face.world.uploads.sweep()
-    assert face.world.partials.list_keys() == []
-    assert (await face.ann.head(swept, headers=VERSION)).status_code == 404
+async def test_what_expired_is_gone_when_asked_and_when_swept(edge: ServedEdge):
+    asked, swept = await created(edge.ann), await created(edge.ann)
+    await sent(edge.ann, swept, 0, BODY[:HALF])
+    edge.world.time.advance(hours=24, seconds=1)
+    assert (await edge.ann.head(asked, headers=VERSION)).status_code == 404
+    await edge.world.uploads.sweep()
+    assert edge.world.partials.list_keys() == []
+    assert (await edge.ann.head(swept, headers=VERSION)).status_code == 404

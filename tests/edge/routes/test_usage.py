@@ -15,17 +15,17 @@ ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
 @pytest.fixture
-async def used(face: ServedEdge) -> ServedEdge:
+async def used(edge: ServedEdge) -> ServedEdge:
     """One job of ann, two of bob, 10 s on a card each."""
     for owner, name in (("ann", "a"), ("bob", "b"), ("bob", "c")):
-        await getattr(face, owner).put(f"/v1/jobs/{name}", json=ECHO)
+        await getattr(edge, owner).put(f"/v1/jobs/{name}", json=ECHO)
         key = JobKey(owner, name)
-        await face.world.write_event(key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
-        done = await face.world.write_event(
+        await edge.world.write_event(key, e.Started(Claim("gpu-1", "i1", 1, "GPU-1")))
+        done = await edge.world.write_event(
             key, e.Succeeded(Output(), AttemptUsage(run_s=10.0, gpu_energy_j=500.0, cost=0.25))
         )
-        await face.world.bus.usage_log.add(job_usage(done, 7))
-    return face
+        await edge.world.bus.usage_log.add(job_usage(done, 7))
+    return edge
 
 
 async def test_an_owner_sees_its_own(used: ServedEdge):

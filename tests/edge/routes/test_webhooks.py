@@ -9,8 +9,8 @@ from tests.support.wait import wait_until
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 
-async def submit(face: ServedEdge, **more: Any) -> dict[str, Any]:
-    reply = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {}, **more})
+async def submit(edge: ServedEdge, **more: Any) -> dict[str, Any]:
+    reply = await edge.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {}, **more})
     assert reply.status_code == 202, reply.text
     answer: dict[str, Any] = reply.json()
     return answer
@@ -28,51 +28,51 @@ async def deliveries(client: httpx.AsyncClient, job_id: str, state: str) -> list
     return found
 
 
-async def test_deliveries_are_listed_and_replayed(face: ServedEdge):
+async def test_deliveries_are_listed_and_replayed(edge: ServedEdge):
     async with run_receiver(statuses_in_order(410, 200)) as receiver:
-        job = await submit(face, webhook={"url": receiver.url})
-        (one,) = await deliveries(face.ann, job["id"], "disabled")
+        job = await submit(edge, webhook={"url": receiver.url})
+        (one,) = await deliveries(edge.ann, job["id"], "disabled")
         assert (one["job_status"], one["url"], one["tries"][0]["status"]) == ("queued", receiver.url, 410)
-        again = await face.ann.post(f"/v1/deliveries/{one['id']}/replay")
+        again = await edge.ann.post(f"/v1/deliveries/{one['id']}/replay")
         assert (again.status_code, again.json()["state"], again.json()["replays"]) == (202, "pending", 1)
-        (one,) = await deliveries(face.ann, job["id"], "delivered")
+        (one,) = await deliveries(edge.ann, job["id"], "delivered")
         assert [got.id for got in receiver.got] == [one["id"]] * 2
-        assert (await face.bob.get(f"/v1/jobs/{job['id']}/deliveries")).status_code == 404
-        assert (await face.bob.post(f"/v1/deliveries/{one['id']}/replay")).status_code == 404
-    assert (await face.ann.post("/v1/deliveries/nothing/replay")).status_code == 404
+        assert (await edge.bob.get(f"/v1/jobs/{job['id']}/deliveries")).status_code == 404
+        assert (await edge.bob.post(f"/v1/deliveries/{one['id']}/replay")).status_code == 404
+    assert (await edge.ann.post("/v1/deliveries/nothing/replay")).status_code == 404
 
 
-async def test_a_secret_is_read_and_rotated(face: ServedEdge):
-    first = (await face.ann.get("/v1/webhooks/secret")).json()
+async def test_a_secret_is_read_and_rotated(edge: ServedEdge):
+    first = (await edge.ann.get("/v1/webhooks/secret")).json()
     assert first["secret"].startswith("whsec_")
     assert first["previous_until"] is None
-    second = (await face.ann.post("/v1/webhooks/secret", json={})).json()
+    second = (await edge.ann.post("/v1/webhooks/secret", json={})).json()
     assert second["secret"] != first["secret"]
     assert second["previous_until"] is not None
-    assert (await face.ann.get("/v1/webhooks/secret")).json() == second
-    assert (await face.bob.get("/v1/webhooks/secret")).json()["secret"] != second["secret"]
-    bad = await face.ann.post("/v1/webhooks/secret", json={"secret": "whsec_short"})
+    assert (await edge.ann.get("/v1/webhooks/secret")).json() == second
+    assert (await edge.bob.get("/v1/webhooks/secret")).json()["secret"] != second["secret"]
+    bad = await edge.ann.post("/v1/webhooks/secret", json={"secret": "whsec_short"})
     assert (bad.status_code, bad.json()["errors"][0]["path"]) == (422, "$.secret")
-    assert (await face.anyone.get("/v1/webhooks/secret")).status_code == 401
+    assert (await edge.anyone.get("/v1/webhooks/secret")).status_code == 401
 
 
-async def test_a_job_that_lacks_input_says_what_and_why(face: ServedEdge):
+async def test_a_job_that_lacks_input_says_what_and_why(edge: ServedEdge):
     digest = "sha256:" + "ab" * 32
-    job = await submit(face, input={"file": digest}, await_input=True)
+    job = await submit(edge, input={"file": digest}, await_input=True)
     assert (job["status"], job["reason"], job["missing"]) == ("scheduled", "awaiting_input", [digest])
-    refused = await face.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"file": digest}})
+    refused = await edge.ann.post("/v1/jobs", json={"endpoint": "echo", "input": {"file": digest}})
     assert (refused.status_code, refused.json()["missing"]) == (422, [digest])
 
 
-async def test_an_input_by_url_is_accepted_or_refused_by_what_it_says(face: ServedEdge):
+async def test_an_input_by_url_is_accepted_or_refused_by_what_it_says(edge: ServedEdge):
     async with run_receiver() as server:
-        job = await submit(face, input={"file": server.url})
+        job = await submit(edge, input={"file": server.url})
         assert (job["status"], job["reason"], job["input"]["file"]) == ("scheduled", "fetching_input", server.url)
     for field, body in (
         ("$.input.file", {"input": {"file": "http://10.0.0.1/a"}}),
         ("$.webhook.url", {"input": {}, "webhook": {"url": "http://localhost.:0/"}}),
         ("$.webhook.url", {"input": {}, "webhook": {"url": "http://[::1]/"}}),
     ):
-        refused = await face.ann.post("/v1/jobs", json={"endpoint": "echo", **body})
+        refused = await edge.ann.post("/v1/jobs", json={"endpoint": "echo", **body})
         problem = refused.json()
         assert (refused.status_code, problem["code"], problem["errors"][0]["path"]) == (422, "url_refused", field)

@@ -38,7 +38,7 @@ class GatewayEdge(Struct, frozen=True, kw_only=True):
     url: str
     texts: dict[str, str]
 
-    def desk(self, who: str = "ann", **more: Any) -> AbstractAsyncContextManager[GatewayClient]:
+    def connect(self, who: str = "ann", **more: Any) -> AbstractAsyncContextManager[GatewayClient]:
         """A client of `who`."""
         return connect_gateway(self.url, self.texts[who], **more)
 
@@ -68,8 +68,8 @@ def limits() -> GatewayLimits:
 
 
 @pytest.fixture
-async def door(tmp_path: Path, limits: GatewayLimits) -> AsyncIterator[GatewayEdge]:
+async def gateway(tmp_path: Path, limits: GatewayLimits) -> AsyncIterator[GatewayEdge]:
     async with fake_bus_services(tmp_path) as world:
         keys = ApiKeyStore(world.bus.api_keys, world.time, FixedEntropy(), world.time.seconds)
-        async with run_gateway_edge(world, keys, await make_keys(keys), limits) as door:
-            yield door
+        async with run_gateway_edge(world, keys, await make_keys(keys), limits) as gateway:
+            yield gateway

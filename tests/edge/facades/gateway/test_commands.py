@@ -11,8 +11,8 @@ ABSENT = f"sha256:{'0' * 64}"
 OFF = "任务已排队，请等待约2分钟"
 
 
-async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(door: GatewayEdge):
-    async with door.desk() as desk:
+async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1", trace_id="t1")
     assert (said["type"], said["request_id"], said["trace_id"], said["error"]) == (
         "gpu.power.offline",
@@ -24,14 +24,14 @@ async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(door: Gatew
     assert payload["wait_seconds"] == 120
     assert payload["message"] == "GPU is off; the job waits about 2 minutes"
     assert (payload["status"], payload["queue_position"], payload["missing"]) == ("queued", 0, [])
-    job = (await door.world.intake.read(JobKey("ann", payload["job_id"]))).record.job
+    job = (await gateway.world.intake.read(JobKey("ann", payload["job_id"]))).record.job
     assert (job.status, job.input["text"], job.request_id, job.trace_id) == (Status.QUEUED, "hello", "r1", "t1")
 
 
-async def test_a_submit_while_a_host_is_up_is_acknowledged(door: GatewayEdge):
-    await door.world.announce_capabilities()
-    await door.world.send_heartbeat()
-    async with door.desk() as desk:
+async def test_a_submit_while_a_host_is_up_is_acknowledged(gateway: GatewayEdge):
+    await gateway.world.announce_capabilities()
+    await gateway.world.send_heartbeat()
+    async with gateway.connect() as desk:
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
     assert said["type"] == "ack"
     assert set(said["payload"]) >= {"job_id", "status", "queue_position", "wait_seconds", "missing", "message"}
@@ -39,39 +39,39 @@ async def test_a_submit_while_a_host_is_up_is_acknowledged(door: GatewayEdge):
 
 
 @pytest.mark.parametrize("header", ["zh-CN", ""])
-async def test_chinese_is_spoken_unless_asked_otherwise(door: GatewayEdge, header: str):
-    async with door.desk(Accept_Language=header) as desk:
+async def test_chinese_is_spoken_unless_asked_otherwise(gateway: GatewayEdge, header: str):
+    async with gateway.connect(Accept_Language=header) as desk:
         said = await desk.ask("gpu.job.submit", TEXT, task_type="heygem_submit", request_id="r1")
     assert said["payload"]["message"] == OFF
 
 
-async def test_the_same_request_id_is_the_same_job(door: GatewayEdge):
-    async with door.desk() as desk:
+async def test_the_same_request_id_is_the_same_job(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
         first = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
-    async with door.desk() as desk:
+    async with gateway.connect() as desk:
         again = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
         other = await desk.ask("gpu.job.submit", {"text": "other"}, task_type="echo", request_id="r1")
-    async with door.desk("bob") as desk:
+    async with gateway.connect("bob") as desk:
         bobs = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
     assert again["payload"]["job_id"] == first["payload"]["job_id"] != bobs["payload"]["job_id"]
     assert (other["type"], other["result"]["error"]["code"]) == ("error", "idempotency_mismatch")
     assert other["request_id"] == "r1"
 
 
-async def test_a_request_sent_anew_after_its_job_ended_gets_the_result(door: GatewayEdge):
-    async with door.desk() as desk:
+async def test_a_request_sent_anew_after_its_job_ended_gets_the_result(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
         first = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
-    entry = await door.world.intake.read(JobKey("ann", first["payload"]["job_id"]))
-    await door.world.finish(entry.record.job)
-    async with door.desk() as desk:
+    entry = await gateway.world.intake.read(JobKey("ann", first["payload"]["job_id"]))
+    await gateway.world.finish(entry.record.job)
+    async with gateway.connect() as desk:
         again = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
         result = await desk.wait_for_type("gpu.job.result")
     assert again["payload"]["status"] == "succeeded"
     assert (result["request_id"], result["result"]["status"], result["error"]) == ("r1", "succeeded", False)
 
 
-async def test_a_code_is_the_job_id_and_request_id_is_only_echoed(door: GatewayEdge):
-    async with door.desk() as desk:
+async def test_a_code_is_the_job_id_and_request_id_is_only_echoed(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
         first = await desk.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo", request_id="r1")
         again = await desk.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo", request_id="r2")
         other = await desk.ask("gpu.job.submit", {"text": "other", "code": "c-1"}, task_type="echo", request_id="r1")
@@ -81,10 +81,10 @@ async def test_a_code_is_the_job_id_and_request_id_is_only_echoed(door: GatewayE
     assert other["result"]["error"]["code"] == "conflict"
 
 
-async def test_options_and_input_stand_side_by_side_or_apart(door: GatewayEdge):
+async def test_options_and_input_stand_side_by_side_or_apart(gateway: GatewayEdge):
     flat = {"text": "a", "priority": "high", "tags": {"project": "x"}, "policy": {"max_attempts": 2}}
     nested = {"input": {"text": "a"}, "priority": "high", "tags": {"project": "x"}, "policy": {"max_attempts": 2}}
-    async with door.desk() as desk:
+    async with gateway.connect() as desk:
         for payload in (flat, nested):
             said = await desk.ask("gpu.job.submit", payload, task_type="echo")
             job = said["result"]
@@ -94,15 +94,15 @@ async def test_options_and_input_stand_side_by_side_or_apart(door: GatewayEdge):
             )
 
 
-async def test_files_may_follow_the_submit(door: GatewayEdge):
-    async with door.desk() as desk:
+async def test_files_may_follow_the_submit(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
         said = await desk.ask("gpu.job.submit", {"file": ABSENT}, task_type="echo", request_id="r1")
         assert (said["payload"]["status"], said["payload"]["missing"]) == ("scheduled", [ABSENT])
 
 
-async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(door: GatewayEdge):
+async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(gateway: GatewayEdge):
     jobs = [{"text": "a"}, {"nonsense": 1}, {"text": "b", "code": "c-2"}, 7]
-    async with door.desk() as desk:
+    async with gateway.connect() as desk:
         said = await desk.ask("gpu.job.submit", {"jobs": jobs}, task_type="echo", request_id="r1")
         again = await desk.ask("gpu.job.submit", {"jobs": jobs}, task_type="echo", request_id="r1")
     assert said["type"] == "gpu.power.offline"
@@ -111,19 +111,19 @@ async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(door: Ga
     assert made[1] == "c-2"
     assert [one["index"] for one in said["payload"]["rejected"]] == [1, 3]
     assert [job["job_id"] for job in again["payload"]["jobs"]] == made
-    texts = [(await door.world.intake.read(JobKey("ann", name))).record.job.input["text"] for name in made]
+    texts = [(await gateway.world.intake.read(JobKey("ann", name))).record.job.input["text"] for name in made]
     assert texts == ["a", "b"]
 
 
 @pytest.mark.parametrize("jobs", [[], "many", [{}] * 1001, [{"nonsense": 1}]])
-async def test_a_batch_of_nothing_is_refused(door: GatewayEdge, jobs: object):
-    async with door.desk() as desk:
+async def test_a_batch_of_nothing_is_refused(gateway: GatewayEdge, jobs: object):
+    async with gateway.connect() as desk:
         said = await desk.ask("gpu.job.submit", {"jobs": jobs}, task_type="echo", request_id="r1")
     assert (said["type"], said["error"], said["result"]["error"]["code"]) == ("error", True, "input_invalid")
 
 
-async def test_query_and_cancel_answer_the_job(door: GatewayEdge):
-    async with door.desk() as desk:
+async def test_query_and_cancel_answer_the_job(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
         await desk.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo", request_id="r1")
         seen = await desk.ask("gpu.job.query", {"job_id": "c-1"}, request_id="q")
         gone = await desk.ask("gpu.job.cancel", {"job_id": "c-1"}, request_id="c")
@@ -133,18 +133,18 @@ async def test_query_and_cancel_answer_the_job(door: GatewayEdge):
     assert final["result"]["error"]["code"] == "job_final"
 
 
-async def test_another_owners_job_is_not_there(door: GatewayEdge):
-    async with door.desk() as ann:
+async def test_another_owners_job_is_not_there(gateway: GatewayEdge):
+    async with gateway.connect() as ann:
         await ann.ask("gpu.job.submit", TEXT | {"code": "c-1"}, task_type="echo")
-    async with door.desk("bob") as bob:
+    async with gateway.connect("bob") as bob:
         for verb in ("query", "cancel"):
             said = await bob.ask(f"gpu.job.{verb}", {"job_id": "c-1"}, request_id="q")
             assert said["result"]["error"]["code"] == "not_found"
 
 
-async def test_hosts_and_ping(door: GatewayEdge):
-    await door.world.announce_capabilities()
-    async with door.desk() as desk:
+async def test_hosts_and_ping(gateway: GatewayEdge):
+    await gateway.world.announce_capabilities()
+    async with gateway.connect() as desk:
         hosts = await desk.ask("gpu.status", request_id="h")
         pong = await desk.ask("ping", {"n": 1}, request_id="p", trace_id="t")
     assert [host["id"] for host in hosts["result"]["hosts"]] == ["gpu-1"]
@@ -152,11 +152,11 @@ async def test_hosts_and_ping(door: GatewayEdge):
     assert (pong["type"], pong["request_id"], pong["trace_id"]) == ("pong", "p", "t")
 
 
-async def test_an_asset_is_deleted_or_not_there_or_in_use(door: GatewayEdge):
-    held = await door.world.put("ann", b"held")
-    free = await door.world.put("ann", b"free")
-    await door.world.announce_capabilities()
-    async with door.desk(Accept_Language="zh") as desk:
+async def test_an_asset_is_deleted_or_not_there_or_in_use(gateway: GatewayEdge):
+    held = await gateway.world.put("ann", b"held")
+    free = await gateway.world.put("ann", b"free")
+    await gateway.world.announce_capabilities()
+    async with gateway.connect(Accept_Language="zh") as desk:
         await desk.ask("gpu.job.submit", {"file": f"sha256:{held}"}, task_type="echo")
         used = await desk.ask("gpu.job.submit", {"sha256": held}, task_type="delete_asset", request_id="d1")
         gone = await desk.ask("gpu.job.submit", {"sha256": f"sha256:{free}"}, task_type="delete_asset", request_id="d2")
@@ -180,8 +180,8 @@ async def test_an_asset_is_deleted_or_not_there_or_in_use(door: GatewayEdge):
         ("blind", "resume", "", {"after": "1-1"}),
     ],
 )
-async def test_a_key_without_the_scope_is_refused(door: GatewayEdge, who: str, kind: str, task: str, payload: dict):
-    async with door.desk(who) as desk:
+async def test_a_key_without_the_scope_is_refused(gateway: GatewayEdge, who: str, kind: str, task: str, payload: dict):
+    async with gateway.connect(who) as desk:
         said = await desk.ask(kind, payload, task_type=task, request_id="r")
     assert (said["type"], said["result"]["error"]["code"], said["request_id"]) == ("error", "forbidden", "r")
 
@@ -205,9 +205,9 @@ async def test_a_key_without_the_scope_is_refused(door: GatewayEdge, who: str, k
     ],
 )
 async def test_what_cannot_be_done_is_an_error_and_the_connection_stays(
-    door: GatewayEdge, kind: str, task: str, payload: dict, code: str
+    gateway: GatewayEdge, kind: str, task: str, payload: dict, code: str
 ):
-    async with door.desk(Accept_Language="zh") as desk:
+    async with gateway.connect(Accept_Language="zh") as desk:
         said = await desk.ask(kind, payload, task_type=task, request_id="r")
         assert (said["type"], said["error"], said["result"]["error"]["code"]) == ("error", True, code)
         assert said["request_id"] == "r"
@@ -215,11 +215,11 @@ async def test_what_cannot_be_done_is_an_error_and_the_connection_stays(
         assert (await desk.ask("ping", request_id="p"))["type"] == "pong"
 
 
-async def test_a_broker_that_is_away_is_told_and_the_connection_stays(door: GatewayEdge):
-    async with door.desk() as desk:
-        door.world.broker.stop()
+async def test_a_broker_that_is_away_is_told_and_the_connection_stays(gateway: GatewayEdge):
+    async with gateway.connect() as desk:
+        gateway.world.broker.stop()
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r")
         assert said["result"]["error"]["code"] == "unavailable"
-        door.world.broker.start()
+        gateway.world.broker.start()
         again = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r")
     assert again["payload"]["status"] == "queued"

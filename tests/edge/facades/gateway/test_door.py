@@ -24,23 +24,23 @@ async def works(made: GatewayClient) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/ws", "/dsp"])
-async def test_a_key_comes_with_the_handshake(door: GatewayEdge, path: str):
-    key = door.texts["ann"]
-    token = door.services.tokens.issue((await door.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
+async def test_a_key_comes_with_the_handshake(gateway: GatewayEdge, path: str):
+    key = gateway.texts["ann"]
+    token = gateway.services.tokens.issue((await gateway.keys.list("ann"))[0], (Scope.JOBS_READ,), 60).text
     for query in (f"?key={key}", f"?token={token}"):
-        async with connect_gateway(door.url, None, path=path + query) as made:
+        async with connect_gateway(gateway.url, None, path=path + query) as made:
             assert await works(made)
-    async with connect_gateway(door.url, key, path=path) as made:
+    async with connect_gateway(gateway.url, key, path=path) as made:
         assert await works(made)
-    async with connect_gateway(door.url, None, path=path, X_API_Key=key) as made:
+    async with connect_gateway(gateway.url, None, path=path, X_API_Key=key) as made:
         assert await works(made)
 
 
-async def test_a_key_comes_in_the_first_message(door: GatewayEdge):
-    async with connect_gateway(door.url, None) as made:
-        await made.send("auth", {"license_key": door.texts["ann"]})
+async def test_a_key_comes_in_the_first_message(gateway: GatewayEdge):
+    async with connect_gateway(gateway.url, None) as made:
+        await made.send("auth", {"license_key": gateway.texts["ann"]})
         assert await works(made)
-        await made.send("auth", {"license_key": door.texts["ann"]})
+        await made.send("auth", {"license_key": gateway.texts["ann"]})
         assert await works(made)
 
 
@@ -54,45 +54,45 @@ async def test_a_key_comes_in_the_first_message(door: GatewayEdge):
         "no json",
     ],
 )
-async def test_a_first_message_that_is_no_key_closes_4401(door: GatewayEdge, first: str):
-    async with connect_gateway(door.url, None) as made:
+async def test_a_first_message_that_is_no_key_closes_4401(gateway: GatewayEdge, first: str):
+    async with connect_gateway(gateway.url, None) as made:
         await made.socket.send(first)
         assert await made.wait_until_closed() == 4401
         assert made.messages == []
 
 
-async def test_a_wrong_key_closes_4401(door: GatewayEdge):
-    async with connect_gateway(door.url, "lamp_x_0123456789abcdef") as made:
+async def test_a_wrong_key_closes_4401(gateway: GatewayEdge):
+    async with connect_gateway(gateway.url, "lamp_x_0123456789abcdef") as made:
         assert await made.wait_until_closed() == 4401
-    async with connect_gateway(door.url, door.texts["ann"], path="/ws?owner=bob") as made:
-        assert await made.wait_until_closed() == 4401
-
-
-@SOON
-async def test_no_key_in_time_closes_4401(door: GatewayEdge):
-    async with connect_gateway(door.url, None) as made:
+    async with connect_gateway(gateway.url, gateway.texts["ann"], path="/ws?owner=bob") as made:
         assert await made.wait_until_closed() == 4401
 
 
 @SOON
-async def test_a_revoked_key_closes_4401(door: GatewayEdge):
-    (key,) = await door.keys.list("bob")
-    async with door.desk("bob") as made:
+async def test_no_key_in_time_closes_4401(gateway: GatewayEdge):
+    async with connect_gateway(gateway.url, None) as made:
+        assert await made.wait_until_closed() == 4401
+
+
+@SOON
+async def test_a_revoked_key_closes_4401(gateway: GatewayEdge):
+    (key,) = await gateway.keys.list("bob")
+    async with gateway.connect("bob") as made:
         assert await works(made)
-        await door.keys.revoke(key.id)
+        await gateway.keys.revoke(key.id)
         assert await made.wait_until_closed() == 4401
         assert made.close_reason == KEY_REVOKED_REASON
 
 
-async def test_a_broker_that_is_away_says_try_again_later(door: GatewayEdge):
-    door.world.broker.stop()
-    async with connect_gateway(door.url, door.texts["ann"]) as made:
+async def test_a_broker_that_is_away_says_try_again_later(gateway: GatewayEdge):
+    gateway.world.broker.stop()
+    async with connect_gateway(gateway.url, gateway.texts["ann"]) as made:
         assert await made.wait_until_closed() == 1013
-    door.world.broker.start()
+    gateway.world.broker.start()
 
 
-async def test_an_admin_may_speak_for_an_owner(door: GatewayEdge):
-    async with door.desk("admin", path="/ws?owner=ann") as made:
+async def test_an_admin_may_speak_for_an_owner(gateway: GatewayEdge):
+    async with gateway.connect("admin", path="/ws?owner=ann") as made:
         said = await made.ask("gpu.job.submit", {"text": "a"}, task_type="echo")
         assert said["result"]["owner"] == "ann"
 
@@ -119,8 +119,10 @@ async def test_an_admin_may_speak_for_an_owner(door: GatewayEdge):
         (b"\xff\xfe", "body_malformed", ""),
     ],
 )
-async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(door: GatewayEdge, frame, code, echoed):
-    async with door.desk() as made:
+async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(
+    gateway: GatewayEdge, frame, code, echoed
+):
+    async with gateway.connect() as made:
         await made.socket.send(frame)
         said = await made.next()
         assert (said["type"], said["error"], said["result"]["error"]["code"]) == ("error", True, code)
@@ -128,7 +130,7 @@ async def test_a_frame_that_is_no_message_is_an_error_and_the_connection_stays(d
         assert await works(made)
 
 
-async def test_nulls_unknown_fields_and_bytes_are_taken(door: GatewayEdge):
+async def test_nulls_unknown_fields_and_bytes_are_taken(gateway: GatewayEdge):
     sent = {
         "type": "ping",
         "version": "1.0",
@@ -138,7 +140,7 @@ async def test_nulls_unknown_fields_and_bytes_are_taken(door: GatewayEdge):
         "result": None,
         "more": 1,
     }
-    async with door.desk() as made:
+    async with gateway.connect() as made:
         await made.socket.send(json.dumps(sent).encode())
         said = await made.next()
     assert (said["type"], said["request_id"]) == ("pong", "r")
@@ -168,7 +170,7 @@ def messages() -> st.SearchStrategy[str]:
     return st.text(max_size=50) | shaped.map(json.dumps)
 
 
-async def test_garbage_never_ends_the_connection(door: GatewayEdge):
+async def test_garbage_never_ends_the_connection(gateway: GatewayEdge):
     """All frames over one connection: a hang, or an end of it, fails."""
     frames: list[str] = []
 
@@ -179,7 +181,7 @@ async def test_garbage_never_ends_the_connection(door: GatewayEdge):
 
     gather()
     assert len(frames) >= 300
-    async with door.desk("admin") as made, anyio.create_task_group() as tasks:
+    async with gateway.connect("admin") as made, anyio.create_task_group() as tasks:
 
         async def pour() -> None:
             for frame in frames:
@@ -193,8 +195,8 @@ async def test_garbage_never_ends_the_connection(door: GatewayEdge):
     assert internal == []
 
 
-async def test_a_frame_beyond_all_bounds_closes_1009(door: GatewayEdge):
-    async with door.desk() as made:
+async def test_a_frame_beyond_all_bounds_closes_1009(gateway: GatewayEdge):
+    async with gateway.connect() as made:
         with suppress(websockets.ConnectionClosed):
             await made.socket.send("x" * (17 * 1024 * 1024))
         assert await made.wait_until_closed() == 1009

@@ -12,12 +12,12 @@ from tests.support.fake_power_driver import FakePowerDriver
 from tests.support.wait import wait_until
 
 
-async def there(door: GatewayEdge) -> None:
+async def there(gateway: GatewayEdge) -> None:
     """Wait until a relay is connected."""
 
     async def connected() -> bool:
         try:
-            await RelayDriver(door.services.relay_hub, "gpu-1").state()
+            await RelayDriver(gateway.services.relay_hub, "gpu-1").state()
         except PowerCallFailed as failed:
             return not isinstance(failed.__cause__, RelayUnavailable)
         return True
@@ -25,12 +25,12 @@ async def there(door: GatewayEdge) -> None:
     await wait_until(connected)
 
 
-async def test_it_starts_stops_and_tells(door: GatewayEdge):
+async def test_it_starts_stops_and_tells(gateway: GatewayEdge):
     machine = FakePowerDriver(slow=True)
-    switch = RelayDriver(door.services.relay_hub, "gpu-1")
+    switch = RelayDriver(gateway.services.relay_hub, "gpu-1")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(serve_edge, door.url, door.texts["relay"], {"gpu-1": RelayedHost(machine, 5)})
-        await there(door)
+        tasks.start_soon(serve_edge, gateway.url, gateway.texts["relay"], {"gpu-1": RelayedHost(machine, 5)})
+        await there(gateway)
         assert await switch.state() is ReportedPower.OFF
         await switch.start("call-1")
         assert await switch.state() is ReportedPower.STARTING
@@ -46,24 +46,24 @@ async def test_it_starts_stops_and_tells(door: GatewayEdge):
         with pytest.raises(PowerCallFailed, match="broken"):
             await switch.start("call-4")
         with pytest.raises(PowerCallFailed, match="does not know gpu-2"):
-            await RelayDriver(door.services.relay_hub, "gpu-2").state()
+            await RelayDriver(gateway.services.relay_hub, "gpu-2").state()
         tasks.cancel_scope.cancel()
 
 
-async def test_a_switch_that_hangs_is_told(door: GatewayEdge):
+async def test_a_switch_that_hangs_is_told(gateway: GatewayEdge):
     class Hanging(FakePowerDriver):
         async def state(self) -> ReportedPower:
             await anyio.sleep_forever()
             raise AssertionError
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(serve_edge, door.url, door.texts["relay"], {"gpu-1": RelayedHost(Hanging(), 0.05)})
-        await there(door)
+        tasks.start_soon(serve_edge, gateway.url, gateway.texts["relay"], {"gpu-1": RelayedHost(Hanging(), 0.05)})
+        await there(gateway)
         with pytest.raises(PowerCallFailed, match="did not answer"):
-            await RelayDriver(door.services.relay_hub, "gpu-1").state()
+            await RelayDriver(gateway.services.relay_hub, "gpu-1").state()
         tasks.cancel_scope.cancel()
 
 
-async def test_a_wrong_key_ends_it(door: GatewayEdge):
+async def test_a_wrong_key_ends_it(gateway: GatewayEdge):
     with pytest.raises(RelayKeyRejected, match="scope relay"):
-        await serve_edge(door.url, "lamp_x_0123456789abcdef", {})
+        await serve_edge(gateway.url, "lamp_x_0123456789abcdef", {})

@@ -112,6 +112,6 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path, root: Path) -> AsyncIterator[HeygemClient]:
+async def heygem(tmp_path: Path, root: Path) -> AsyncIterator[HeygemClient]:
     async with run_heygem_edge(tmp_path / "edge", root) as made:
         yield made

@@ -26,7 +26,7 @@ def brief(monkeypatch):
 
 
 @asynccontextmanager
-async def submitting(desk: HeygemClient, answers: list):
+async def submitting(heygem: HeygemClient, answers: list):
     """A submit that is sent while the block runs, from when it has been refused once."""
     held = anyio.Event()
     disconnected = routes._wait_for_disconnect
@@ -36,7 +36,7 @@ async def submitting(desk: HeygemClient, answers: list):
         return await disconnected(*args)
 
     async def submit() -> None:
-        answers.append(await desk.submit())
+        answers.append(await heygem.submit())
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(routes, "_wait_for_disconnect", noted)
@@ -46,40 +46,40 @@ async def submitting(desk: HeygemClient, answers: list):
             yield
 
 
-async def test_a_submit_is_held_until_the_broker_is_back(desk: HeygemClient):
+async def test_a_submit_is_held_until_the_broker_is_back(heygem: HeygemClient):
     answers: list = []
-    desk.world.bus.cut()
-    async with submitting(desk, answers):
-        assert await desk.query() == BUSY
-        desk.world.bus.heal()
+    heygem.world.bus.cut()
+    async with submitting(heygem, answers):
+        assert await heygem.query() == BUSY
+        heygem.world.bus.heal()
     assert answers == [ACCEPTED]
-    assert (await desk.query())["data"]["status"] == 1
+    assert (await heygem.query())["data"]["status"] == 1
 
 
-async def test_a_submit_with_a_key_is_held_too(desk: HeygemClient):
-    desk.local.headers["X-API-Key"] = desk.key
+async def test_a_submit_with_a_key_is_held_too(heygem: HeygemClient):
+    heygem.local.headers["X-API-Key"] = heygem.key
     for body in ("speech.wav", "face.mp4"):
-        await desk.world.put("ann", (desk.root / "temp" / body).read_bytes())
+        await heygem.world.put("ann", (heygem.root / "temp" / body).read_bytes())
     answers: list = []
-    desk.world.bus.cut()
-    async with submitting(desk, answers):
-        assert await desk.query() == BUSY
-        desk.world.bus.heal()
+    heygem.world.bus.cut()
+    async with submitting(heygem, answers):
+        assert await heygem.query() == BUSY
+        heygem.world.bus.heal()
     assert answers == [ACCEPTED]
-    assert (await desk.job(owner="ann")).round == 1
+    assert (await heygem.job(owner="ann")).round == 1
 
 
-async def test_a_submit_is_busy_when_the_broker_stays_away(desk: HeygemClient, brief):
-    desk.world.bus.cut()
-    reply = await desk.local.post(
+async def test_a_submit_is_busy_when_the_broker_stays_away(heygem: HeygemClient, brief):
+    heygem.world.bus.cut()
+    reply = await heygem.local.post(
         "/easy/submit", json={"audio_url": "speech.wav", "video_url": "face.mp4", "code": "a"}
     )
     assert (reply.json(), reply.headers["Lamplighter-Error"][:12]) == (BUSY, "unavailable:")
-    desk.world.bus.heal()
-    assert await desk.world.bus.job_store.keys() == set()
+    heygem.world.bus.heal()
+    assert await heygem.world.bus.job_store.keys() == set()
 
 
-async def test_a_submit_is_dropped_when_its_client_disconnects(desk: HeygemClient, monkeypatch):
+async def test_a_submit_is_dropped_when_its_client_disconnects(heygem: HeygemClient, monkeypatch):
     noticed = anyio.Event()
     disconnected = routes._wait_for_disconnect
 
@@ -89,52 +89,52 @@ async def test_a_submit_is_dropped_when_its_client_disconnects(desk: HeygemClien
         return gone
 
     monkeypatch.setattr(routes, "_wait_for_disconnect", noted)
-    desk.world.bus.cut()
+    heygem.world.bus.cut()
     with pytest.raises(httpx.ReadTimeout):
-        await desk.local.post(
+        await heygem.local.post(
             "/easy/submit", json={"audio_url": "speech.wav", "video_url": "face.mp4", "code": "a"}, timeout=0.3
         )
     with anyio.fail_after(routes.HOLD_TIMEOUT_S):
         await noticed.wait()
-    desk.world.bus.heal()
-    assert await desk.world.bus.job_store.read(JobKey(OWNER, "a")) is None
+    heygem.world.bus.heal()
+    assert await heygem.world.bus.job_store.read(JobKey(OWNER, "a")) is None
 
 
-async def test_an_answer_that_was_lost_makes_no_second_job(desk: HeygemClient, monkeypatch):
+async def test_an_answer_that_was_lost_makes_no_second_job(heygem: HeygemClient, monkeypatch):
     """The record is written, and the connection breaks before the broker's word of it comes."""
-    create = desk.world.bus.job_store.create
+    create = heygem.world.bus.job_store.create
 
     async def unheard(*args):
         await create(*args)
-        desk.world.bus.cut()
-        await desk.world.bus.health.require_connected()
+        heygem.world.bus.cut()
+        await heygem.world.bus.health.require_connected()
 
-    monkeypatch.setattr(desk.world.bus.job_store, "create", unheard)
+    monkeypatch.setattr(heygem.world.bus.job_store, "create", unheard)
     answers: list = []
-    async with submitting(desk, answers):
-        desk.world.bus.heal()
+    async with submitting(heygem, answers):
+        heygem.world.bus.heal()
     assert answers == [ACCEPTED]
-    history = await desk.world.bus.job_store.history((await desk.job()).key)
+    history = await heygem.world.bus.job_store.history((await heygem.job()).key)
     assert len(history) == 1
 
 
-async def unsynced(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
+async def unsynced(heygem: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     async def health() -> BrokerStatus:
         return BrokerStatus(0.0, is_durable=False, version="")
 
-    patch.setattr(desk.world.bus.health, "status", health)
+    patch.setattr(heygem.world.bus.health, "status", health)
 
 
-async def catching_up(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
-    desk.world.limits[OWNER] = OwnerQuotaOverride(waiting=5)
-    patch.setattr(desk.world.index, "_caught_up", anyio.Event())
+async def catching_up(heygem: HeygemClient, patch: pytest.MonkeyPatch) -> None:
+    heygem.world.limits[OWNER] = OwnerQuotaOverride(waiting=5)
+    patch.setattr(heygem.world.index, "_caught_up", anyio.Event())
 
 
-async def contended(desk: HeygemClient, patch: pytest.MonkeyPatch) -> None:
+async def contended(heygem: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     async def changed(*_):
         raise RevisionConflict("others were faster")
 
-    patch.setattr(desk.world.bus.job_store, "read", changed)
+    patch.setattr(heygem.world.bus.job_store, "read", changed)
 
 
 async def full_disk(_: HeygemClient, patch: pytest.MonkeyPatch) -> None:
@@ -145,23 +145,23 @@ async def full_disk(_: HeygemClient, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", [unsynced, catching_up, contended, full_disk])
-async def test_what_passes_by_itself_is_busy_and_then_over(desk: HeygemClient, brief, fault):
+async def test_what_passes_by_itself_is_busy_and_then_over(heygem: HeygemClient, brief, fault):
     with pytest.MonkeyPatch.context() as patch:
-        await fault(desk, patch)
-        assert await desk.submit() == BUSY
-    desk.world.time.advance(seconds=3)  # for so long the edge believes what the broker said of itself
-    assert await desk.submit() == ACCEPTED
+        await fault(heygem, patch)
+        assert await heygem.submit() == BUSY
+    heygem.world.time.advance(seconds=3)  # for so long the edge believes what the broker said of itself
+    assert await heygem.submit() == ACCEPTED
 
 
-async def test_a_query_is_busy_while_the_index_cannot_answer(desk: HeygemClient, monkeypatch):
-    await desk.submit()
+async def test_a_query_is_busy_while_the_index_cannot_answer(heygem: HeygemClient, monkeypatch):
+    await heygem.submit()
 
     def broken(*_):
         raise OperationalError("disk I/O error")
 
     async def asks(job) -> bool:
-        return await desk.world.index._query_when_ready(broken)
+        return await heygem.world.index._query_when_ready(broken)
 
-    await desk.finish()
-    monkeypatch.setattr(desk.placing, "is_missing", asks)
-    assert await desk.query() == BUSY
+    await heygem.finish()
+    monkeypatch.setattr(heygem.placing, "is_missing", asks)
+    assert await heygem.query() == BUSY

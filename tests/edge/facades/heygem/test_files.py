@@ -107,26 +107,26 @@ def test_a_link_put_in_the_way_after_the_look_is_not_followed(shared: Path, tmp_
         open_shared_file(shared, "race/secret")
 
 
-async def test_a_file_that_changes_after_the_submit_changes_nothing(desk: HeygemClient):
-    await desk.submit()
-    (desk.root / "temp" / "speech.wav").write_bytes(b"something else")
-    job = await desk.job()
+async def test_a_file_that_changes_after_the_submit_changes_nothing(heygem: HeygemClient):
+    await heygem.submit()
+    (heygem.root / "temp" / "speech.wav").write_bytes(b"something else")
+    job = await heygem.job()
     kept = job.input["audio"].removeprefix("sha256:")
     assert kept == hashlib.sha256(AUDIO).hexdigest()
-    assert b"".join([block async for block in desk.world.store.read(kept)]) == AUDIO
-    assert (await desk.submit())["code"] == 10005
+    assert b"".join([block async for block in heygem.world.store.read(kept)]) == AUDIO
+    assert (await heygem.submit())["code"] == 10005
 
 
-async def test_what_is_refused_says_why_in_a_header_and_keeps_nothing(desk: HeygemClient):
-    reply = await desk.local.post(
+async def test_what_is_refused_says_why_in_a_header_and_keeps_nothing(heygem: HeygemClient):
+    reply = await heygem.local.post(
         "/easy/submit", json={"audio_url": "../../etc/passwd\n", "video_url": "face.mp4", "code": "c"}
     )
     assert reply.json() == FAULT
     assert reply.headers["lamplighter-error"].startswith("input_invalid: ")
-    assert not await desk.world.bus.job_store.keys()
+    assert not await heygem.world.bus.job_store.keys()
 
 
-async def test_a_file_over_the_limit_is_refused(desk: HeygemClient):
-    with (desk.root / "temp" / "large.wav").open("wb") as file:
+async def test_a_file_over_the_limit_is_refused(heygem: HeygemClient):
+    with (heygem.root / "temp" / "large.wav").open("wb") as file:
         file.truncate(2 << 20)  # the world takes 1 MiB
-    assert await desk.submit(audio_url="large.wav") == FAULT
+    assert await heygem.submit(audio_url="large.wav") == FAULT

@@ -23,9 +23,9 @@ HEADERS = st.sampled_from(
 METHODS = st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE"])
 
 
-async def send(desk: HeygemClient, method: str, path: str, **request: object) -> int:
+async def send(heygem: HeygemClient, method: str, path: str, **request: object) -> int:
     with anyio.fail_after(20):
-        reply = await desk.local.request(method, path, **request)
+        reply = await heygem.local.request(method, path, **request)
     assert parse_body(reply)["code"] in CODES
     return int(reply.json()["code"])
 
@@ -36,8 +36,8 @@ async def shared_desk(tmp_path_factory: pytest.TempPathFactory, anyio_backend: o
     (root / "temp").mkdir()
     for name in ("speech.wav", "face.mp4"):
         (root / "temp" / name).write_bytes(name.encode())
-    async with run_heygem_edge(tmp_path_factory.mktemp("edge"), root) as desk:
-        yield desk
+    async with run_heygem_edge(tmp_path_factory.mktemp("edge"), root) as heygem:
+        yield heygem
 
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

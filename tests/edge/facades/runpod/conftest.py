@@ -11,11 +11,11 @@ from schemas import events as e
 from schemas.feed import FeedPosition, ProgressMessage
 from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
-from tests.edge.routes.conftest import face
+from tests.edge.routes.conftest import edge
 from tests.support import runpod_client
 from tests.support.served_edge import ServedEdge
 
-__all__ = ["face"]
+__all__ = ["edge"]
 
 T = TypeVar("T")
 
@@ -23,22 +23,22 @@ T = TypeVar("T")
 class RunpodEdge(Struct, frozen=True):
     """An edge, and what its runner does with a job."""
 
-    face: ServedEdge
+    edge: ServedEdge
 
     async def job(self, job_id: str) -> Job:
-        return (await self.face.world.intake.read(JobKey("ann", job_id))).record.job
+        return (await self.edge.world.intake.read(JobKey("ann", job_id))).record.job
 
     async def say(self, job: Job, fraction: float, offset: int) -> None:
         note = ProgressMessage(
-            FeedPosition(job.round, job.attempt, offset), self.face.world.time(), fraction, "render", 1, 4
+            FeedPosition(job.round, job.attempt, offset), self.edge.world.time(), fraction, "render", 1, 4
         )
-        await self.face.world.runner_bus.feed.publish(job.key, note)
+        await self.edge.world.runner_bus.feed.publish(job.key, note)
 
     async def finish(self, job: Job) -> None:
         """What a runner does with one that runs."""
-        sha256 = await self.face.world.put("ann", b"result", "result.mp4")
+        sha256 = await self.edge.world.put("ann", b"result", "result.mp4")
         output = Output((OutputFile("result.mp4", sha256, 6, "video/mp4"),), {"text": "hello"})
-        await self.face.world.write_event(job.key, e.Succeeded(output))
+        await self.edge.world.write_event(job.key, e.Succeeded(output))
 
 
 class RunpodUser(RunpodEdge, frozen=True):
@@ -65,11 +65,11 @@ def clients() -> Iterator[Any]:
 
 
 @pytest.fixture
-def cloud(face: ServedEdge) -> RunpodEdge:
-    return RunpodEdge(face)
+def cloud(edge: ServedEdge) -> RunpodEdge:
+    return RunpodEdge(edge)
 
 
 @pytest.fixture
-async def rented(face: ServedEdge, clients: Any) -> RunpodUser:
-    endpoint = await to_thread.run_sync(clients.Endpoint, f"{face.url}/v2", face.texts["ann"], "echo")
-    return RunpodUser(face, clients, endpoint)
+async def rented(edge: ServedEdge, clients: Any) -> RunpodUser:
+    endpoint = await to_thread.run_sync(clients.Endpoint, f"{edge.url}/v2", edge.texts["ann"], "echo")
+    return RunpodUser(edge, clients, endpoint)

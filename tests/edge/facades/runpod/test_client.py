@@ -16,7 +16,7 @@ from tests.support.wait import wait_until
 async def test_run_status_and_output(rented: RunpodUser):
     handle = await rented.run()
     assert await rented.call(handle.status) == "IN_QUEUE"
-    job = await rented.face.world.start(await rented.job_of(handle))
+    job = await rented.edge.world.start(await rented.job_of(handle))
     assert await rented.call(handle.status) == "IN_PROGRESS"
     assert await rented.call(handle.output) is None
     await rented.say(job, 0.25, 10)
@@ -27,7 +27,7 @@ async def test_run_status_and_output(rented: RunpodUser):
     assert output["text"] == "hello"
     (file,) = output["files"]
     assert (file["name"], file["bytes"]) == ("result.mp4", 6)
-    assert (await rented.face.ann.get(file["url"])).content == b"result"
+    assert (await rented.edge.ann.get(file["url"])).content == b"result"
 
 
 async def test_run_wraps_a_bare_input(rented: RunpodUser):
@@ -44,7 +44,7 @@ async def test_output_waits(rented: RunpodUser):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await rented.finish(await rented.face.world.start(await rented.job_of(handle)))
+        await rented.finish(await rented.edge.world.start(await rented.job_of(handle)))
     assert outputs[0]["text"] == "hello"
 
 
@@ -55,19 +55,19 @@ async def test_run_sync_holds_until_the_end(rented: RunpodUser):
         outputs.append(await rented.call(rented.endpoint.run_sync, {"input": {"text": "hello"}}, 20))
 
     async def sent() -> bool:
-        return bool(await rented.face.world.bus.job_store.keys())
+        return bool(await rented.edge.world.bus.job_store.keys())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await wait_until(sent)
-        (key,) = await rented.face.world.bus.job_store.keys()
-        await rented.finish(await rented.face.world.start(await rented.job(key.id)))
+        (key,) = await rented.edge.world.bus.job_store.keys()
+        await rented.finish(await rented.edge.world.start(await rented.job(key.id)))
     assert outputs[0]["text"] == "hello"
 
 
 async def test_stream_gives_progress_and_the_output_each_once_and_ends(rented: RunpodUser):
     handle = await rented.run()
-    job = await rented.face.world.start(await rented.job_of(handle))
+    job = await rented.edge.world.start(await rented.job_of(handle))
     await rented.say(job, 0.25, 10)
     pieces: list[Any] = []
     seen = anyio.Event()
@@ -98,7 +98,7 @@ async def test_cancel(rented: RunpodUser):
 
 async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: RunpodUser):
     handle = await rented.run()
-    job = await rented.face.world.start(await rented.job_of(handle))
+    job = await rented.edge.world.start(await rented.job_of(handle))
     told: list[Any] = []
 
     async def cancel() -> None:
@@ -110,27 +110,27 @@ async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: Runpod
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel)
         await wait_until(asked)
-        await rented.face.world.write_event(job.key, e.Cancelled())
+        await rented.edge.world.write_event(job.key, e.Cancelled())
     assert told == [{"id": job.id, "status": "CANCELLED"}]
 
 
 async def test_a_job_that_has_ended_is_not_cancelled_any_more(rented: RunpodUser):
     handle = await rented.run()
-    await rented.finish(await rented.face.world.start(await rented.job_of(handle)))
+    await rented.finish(await rented.edge.world.start(await rented.job_of(handle)))
     assert (await rented.call(handle.cancel))["status"] == "COMPLETED"
 
 
 async def test_health_and_purge(rented: RunpodUser):
-    world = rented.face.world
+    world = rented.edge.world
     await world.announce_capabilities()
     await world.send_heartbeat()
     done, running, waiting, other = [await rented.run(name) for name in ("done", "running", "waiting", "other")]
     await rented.finish(await world.start(await rented.job_of(done)))
     await world.start(await rented.job_of(running))
     other_id = await rented.call(other.id)
-    await rented.face.ann.post(f"/v1/jobs/{other_id}/cancel")
-    await rented.face.ann.post(f"/v1/jobs/{other_id}/retry")
-    await rented.face.bob.post("/v1/jobs", json={"endpoint": "echo", "input": {}})
+    await rented.edge.ann.post(f"/v1/jobs/{other_id}/cancel")
+    await rented.edge.ann.post(f"/v1/jobs/{other_id}/retry")
+    await rented.edge.bob.post("/v1/jobs", json={"endpoint": "echo", "input": {}})
     assert await rented.call(rented.endpoint.health) == {
         "jobs": {"completed": 1, "failed": 0, "inProgress": 1, "inQueue": 2, "retried": 1},
         "workers": {"idle": 1, "running": 0, "initializing": 0, "throttled": 0, "unhealthy": 0},
@@ -140,25 +140,25 @@ async def test_health_and_purge(rented: RunpodUser):
     assert (left["inQueue"], left["inProgress"]) == (0, 1)
     assert await rented.call(waiting.status) == "CANCELLED"
     assert await rented.call(running.status) == "IN_PROGRESS"
-    assert (await rented.face.bob.get("/v1/jobs")).json()["jobs"][0]["status"] == "queued"
+    assert (await rented.edge.bob.get("/v1/jobs")).json()["jobs"][0]["status"] == "queued"
 
 
 async def test_a_failed_job(rented: RunpodUser):
     handle = await rented.run()
-    job = await rented.face.world.start(await rented.job_of(handle))
-    await rented.face.world.write_event(job.key, e.Failed(JobFailure("no_face", "no face", "client", retryable=False)))
+    job = await rented.edge.world.start(await rented.job_of(handle))
+    await rented.edge.world.write_event(job.key, e.Failed(JobFailure("no_face", "no face", "client", retryable=False)))
     assert await rented.call(handle.status) == "FAILED"
     assert await rented.call(handle.output) is None
 
 
 async def test_a_wrong_key_is_what_the_client_says_of_it(rented: RunpodUser):
-    stranger = await rented.call(rented.clients.Endpoint, f"{rented.face.url}/v2", "nonsense", "echo")
+    stranger = await rented.call(rented.clients.Endpoint, f"{rented.edge.url}/v2", "nonsense", "echo")
     with pytest.raises(RuntimeError, match="401 Unauthorized"):
         await rented.call(stranger.run, {"input": {"text": "x"}})
 
 
 async def test_an_endpoint_that_is_not_there(rented: RunpodUser):
-    nowhere = await rented.call(rented.clients.Endpoint, f"{rented.face.url}/v2", rented.face.texts["ann"], "nowhere")
+    nowhere = await rented.call(rented.clients.Endpoint, f"{rented.edge.url}/v2", rented.edge.texts["ann"], "nowhere")
     for call in (nowhere.health, nowhere.purge_queue, lambda: nowhere.run({"input": {"text": "x"}})):
         with pytest.raises(requests.HTTPError, match="404"):
             await rented.call(call)
@@ -166,11 +166,11 @@ async def test_an_endpoint_that_is_not_there(rented: RunpodUser):
 
 async def test_the_async_client(rented: RunpodUser):
     endpoint = await rented.call(
-        rented.clients.AsyncEndpoint, f"{rented.face.url}/v2", rented.face.texts["ann"], "echo"
+        rented.clients.AsyncEndpoint, f"{rented.edge.url}/v2", rented.edge.texts["ann"], "echo"
     )
     handle = await rented.call(endpoint.run, {"text": "hello"})
     assert await rented.call(handle.status) == "IN_QUEUE"
-    job = await rented.face.world.start(await rented.job_of(handle))
+    job = await rented.edge.world.start(await rented.job_of(handle))
     await rented.say(job, 0.5, 10)
     await rented.finish(job)
     pieces = await rented.call(lambda: list(handle.stream()))

@@ -8,7 +8,7 @@ from tests.edge.facades.runpod.conftest import RunpodEdge
 
 
 async def post(cloud: RunpodEdge, path: str, **body):
-    return await cloud.face.ann.post(f"/v2/echo/{path}", json=body)
+    return await cloud.edge.ann.post(f"/v2/echo/{path}", json=body)
 
 
 async def test_a_policy_is_translated(cloud: RunpodEdge):
@@ -34,7 +34,7 @@ async def test_native_fields_may_be_added(cloud: RunpodEdge):
 
 
 async def test_runsync_answers_after_its_wait_as_the_job_stands(cloud: RunpodEdge):
-    reply = await cloud.face.ann.post("/v2/echo/runsync?wait=1", json={"input": {"text": "x"}})
+    reply = await cloud.edge.ann.post("/v2/echo/runsync?wait=1", json={"input": {"text": "x"}})
     said = reply.json()
     assert (reply.status_code, said["status"]) == (200, "IN_QUEUE")
     assert "output" not in said
@@ -42,12 +42,12 @@ async def test_runsync_answers_after_its_wait_as_the_job_stands(cloud: RunpodEdg
 
 async def test_times_are_milliseconds(cloud: RunpodEdge):
     said = (await post(cloud, "run", input={})).json()
-    world = cloud.face.world
+    world = cloud.edge.world
     world.time.advance(seconds=31)
     running = await world.start(await cloud.job(said["id"]))
     world.time.advance(seconds=2)
     await cloud.finish(running)
-    told = (await cloud.face.ann.get(f"/v2/echo/status/{said['id']}")).json()
+    told = (await cloud.edge.ann.get(f"/v2/echo/status/{said['id']}")).json()
     assert (told["delayTime"], told["executionTime"]) == (31_000, 2_000)
 
 
@@ -68,28 +68,28 @@ async def test_ends_are_told_in_runpods_words(cloud: RunpodEdge, ended, status, 
     said = (await post(cloud, "run", input={})).json()
     job = await cloud.job(said["id"])
     if isinstance(ended, e.Failed):
-        job = await cloud.face.world.start(job)
-    await cloud.face.world.write_event(job.key, ended)
-    told = (await cloud.face.ann.get(f"/v2/echo/status/{job.id}")).json()
+        job = await cloud.edge.world.start(job)
+    await cloud.edge.world.write_event(job.key, ended)
+    told = (await cloud.edge.ann.get(f"/v2/echo/status/{job.id}")).json()
     assert (told["status"], told.get("error")) == (status, error)
-    again = (await cloud.face.ann.post(f"/v2/echo/retry/{job.id}")).json()
+    again = (await cloud.edge.ann.post(f"/v2/echo/retry/{job.id}")).json()
     assert again == {"id": job.id, "status": "IN_QUEUE"}
 
 
 async def test_retry_of_what_has_not_failed_is_refused(cloud: RunpodEdge):
     said = (await post(cloud, "run", input={})).json()
-    reply = await cloud.face.ann.post(f"/v2/echo/retry/{said['id']}")
+    reply = await cloud.edge.ann.post(f"/v2/echo/retry/{said['id']}")
     assert (reply.status_code, reply.json()["code"]) == (409, "job_not_final")
 
 
 async def test_a_key_counts_with_and_without_bearer(cloud: RunpodEdge):
     for headers in (
-        {"Authorization": cloud.face.texts["ann"]},
-        {"Authorization": f"Bearer {cloud.face.texts['ann']}"},
+        {"Authorization": cloud.edge.texts["ann"]},
+        {"Authorization": f"Bearer {cloud.edge.texts['ann']}"},
     ):
-        assert (await cloud.face.anyone.get("/v2/echo/health", headers=headers)).status_code == 200
+        assert (await cloud.edge.anyone.get("/v2/echo/health", headers=headers)).status_code == 200
     for headers in ({}, {"Authorization": "lamp_nobody_aaaaaaaaaaaaaaaaaaaa"}, {"Authorization": "Bearer"}):
-        reply = await cloud.face.anyone.get("/v2/echo/health", headers=headers)
+        reply = await cloud.edge.anyone.get("/v2/echo/health", headers=headers)
         assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
         assert reply.json()["error"] == reply.json()["detail"]
 
@@ -97,12 +97,12 @@ async def test_a_key_counts_with_and_without_bearer(cloud: RunpodEdge):
 async def test_another_owners_or_endpoints_job_is_not_there(cloud: RunpodEdge):
     said = (await post(cloud, "run", input={})).json()
     job_id = said["id"]
-    for client, endpoint in ((cloud.face.bob, "echo"), (cloud.face.ann, "other")):
+    for client, endpoint in ((cloud.edge.bob, "echo"), (cloud.edge.ann, "other")):
         for method, verb in (("GET", "status"), ("GET", "stream"), ("POST", "cancel"), ("POST", "retry")):
             reply = await client.request(method, f"/v2/{endpoint}/{verb}/{job_id}")
             assert (reply.status_code, reply.json()["code"]) == (404, "not_found"), (verb, endpoint)
     for strange in ("a.b", "x" * 65, "%2A"):
-        assert (await cloud.face.ann.get(f"/v2/echo/status/{strange}")).status_code == 404
+        assert (await cloud.edge.ann.get(f"/v2/echo/status/{strange}")).status_code == 404
     assert (await cloud.job(job_id)).status == "queued"
 
 
@@ -125,15 +125,15 @@ BAD = [
 async def test_bad_bodies_are_named(cloud: RunpodEdge):
     headers = {"Content-Type": "application/json"}
     for body, status, path in BAD:
-        reply = await cloud.face.ann.post("/v2/echo/run", content=body, headers=headers)
+        reply = await cloud.edge.ann.post("/v2/echo/run", content=body, headers=headers)
         problem = reply.json()
         assert reply.status_code == status, (body[:40], problem)
         assert path is None or problem["errors"][0]["path"] == path
-    assert not await cloud.face.world.bus.job_store.keys()
+    assert not await cloud.edge.world.bus.job_store.keys()
 
 
 async def test_a_wait_that_is_no_number_is_named(cloud: RunpodEdge):
-    reply = await cloud.face.ann.post("/v2/echo/runsync?wait=soon", json={"input": {}})
+    reply = await cloud.edge.ann.post("/v2/echo/runsync?wait=soon", json={"input": {}})
     assert (reply.status_code, reply.json()["code"]) == (422, "input_invalid")
 
 
