@@ -225,11 +225,11 @@ async def test_l8_a_renewed_certificate_is_served_without_a_restart(
         assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")
         renewed.cert.replace(tmp_path / "tls" / "cert.pem")  # one file after the other, as programs that renew do
         with capture_logs() as said:
-            await wait_for(partial(logged, said, "certificate_not_renewed"))
+            await wait_for(partial(logged, said, "certificate_reload_failed"))
         assert await served_certificate(target) == before
         renewed.key.replace(tmp_path / "tls" / "key.pem")
         with capture_logs() as said:
-            await wait_for(partial(logged, said, "certificate_renewed"))
+            await wait_for(partial(logged, said, "certificate_reloaded"))
         assert await served_certificate(target) == after
         await stream.send(GET)  # a connection from before goes on
         assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")
