@@ -1,7 +1,7 @@
-"""What attacks need: a small app behind the edge's own server, clients that do not speak HTTP as they should, and the
-installations of tests/e2e, with an endpoint that runs whatever code it is given, as an image may.
+"""Fixtures of the attacks: a small app on the edge's own server, clients that break the rules of HTTP, and the
+installations of tests/e2e with an endpoint that runs arbitrary code.
 
-Each attack is bounded in bytes, connections and seconds, and goes to loopback only.
+Each attack is bounded in bytes, connections and seconds, and uses loopback only.
 """
 
 import socket
@@ -33,14 +33,14 @@ GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class AttackTarget(Struct, frozen=True):
-    """A server on 127.0.0.1. `tls`: whether it speaks TLS."""
+    """A server on 127.0.0.1. `tls`: whether it uses TLS."""
 
     port: int
     tls: bool
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[ByteStream]:
-        """A connection, after the TLS handshake where there is one."""
+        """Open a connection, with a TLS handshake if the server uses TLS."""
         async with await anyio.connect_tcp("127.0.0.1", self.port) as plain:
             yield await self._secured(plain) if self.tls else plain
 
@@ -50,7 +50,7 @@ class AttackTarget(Struct, frozen=True):
         return await TLSStream.wrap(plain, server_side=False, ssl_context=context, standard_compatible=False)
 
     async def handshake(self, ciphers: str) -> str:
-        """The suite that a client of TLS 1.2 with these `ciphers` ends up with. Raises ssl.SSLError, EndOfStream."""
+        """Return the suite that a TLS 1.2 client with `ciphers` negotiates. Raises ssl.SSLError, EndOfStream."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -60,14 +60,14 @@ class AttackTarget(Struct, frozen=True):
             return str(secured.extra(TLSAttribute.cipher)[0])
 
     async def ask(self, request: bytes = GET) -> bytes:
-        """The whole answer to `request`, on a connection of its own, to its end."""
+        """Send `request` on a new connection and return the whole response."""
         async with self.connected() as stream:
             await stream.send(request)
             return await read_response(stream)
 
 
 async def read_response(stream: ByteStream, within_s: float = 10) -> bytes:
-    """What comes until the other side closes, or until one response with a Content-Length is whole."""
+    """Return all bytes until the server closes, or until one response with a Content-Length is complete."""
     said = b""
     with anyio.fail_after(within_s):
         while True:
@@ -82,7 +82,7 @@ async def read_response(stream: ByteStream, within_s: float = 10) -> bytes:
 
 
 async def is_closed(stream: ByteStream, within_s: float) -> bool:
-    """Whether the other side closes within `within_s`; what it says before is dropped."""
+    """Return whether the server closes within `within_s`. Bytes before that are dropped."""
     with anyio.move_on_after(within_s):
         while True:
             try:
@@ -93,7 +93,7 @@ async def is_closed(stream: ByteStream, within_s: float) -> bool:
 
 
 async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the path and the size of the body; nothing is kept of it."""
+    """Respond with the path and the size of the body, without storing the body."""
     size, more = 0, True
     while more:
         message = await receive()
@@ -112,7 +112,7 @@ ServeFunction = Callable[..., AbstractAsyncContextManager[AttackTarget]]
 async def serve_target(
     folder: Path, *, app: ASGIApp = _echo, tls: bool = False, **bounds: object
 ) -> AsyncIterator[AttackTarget]:
-    """The edge's server of `app`, with `bounds` in place of the defaults."""
+    """Run the edge's server with `app`. `bounds`: settings in place of the defaults."""
     certificate = load_or_create_certificate(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
     context = make_server_context(ServerSettings(**bounds), ThrottledClientLog())  # type: ignore[arg-type]
     made = make_server(app, context, certificate)
@@ -130,7 +130,7 @@ async def serve_target(
 
 @pytest.fixture
 def serve(tmp_path: Path) -> ServeFunction:
-    """`serving` in a folder of the test's own."""
+    """Return `serve_target` with a folder of the test."""
 
     def within(**how: object) -> AbstractAsyncContextManager[AttackTarget]:
         return serve_target(tmp_path, **how)  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def serve(tmp_path: Path) -> ServeFunction:
 
 @pytest.fixture(params=[False, True], ids=["plain", "tls"])
 def tls(request: pytest.FixtureRequest) -> bool:
-    """Both ways in."""
+    """Run the test with and without TLS."""
     return bool(request.param)
 
 
@@ -173,13 +173,13 @@ def home_folder(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterat
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """Emptied afterwards, also where the test failed: pytest removes its old folders recursively, and would fail."""
+    """Empty the folder after the test: pytest removes old folders recursively, which would fail here."""
     yield tmp_path
     remove_tree(tmp_path)
 
 
 def remove_tree(folder: Path) -> None:
-    """By `rm`, which does not recurse: what is tested here is not to clear up after itself."""
+    """Use `rm`, which does not recurse, and not the code under test."""
     subprocess.run(
         ["find", str(folder), "-mindepth", "1", "-maxdepth", "1", "-exec", "rm", "-rf", "{}", "+"], check=True
     )

@@ -1,8 +1,8 @@
-"""Hostile jobs: what each does as code for the endpoint `hostile`, and the ends that are right for it.
+"""Hostile jobs: the code of each for the endpoint `hostile`, and the ends that are correct for it.
 
-Where a job ends differently under the two engines, both ends are listed: what a container refuses, the process engine
-lets the runner's own user do. Numbers are bounded, so that all of them together cost seconds: a million files are
-20,000 (the limit of the endpoint is 4,096), a fork bomb is 100 processes, a flood is 16 MiB.
+If a job ends differently with the two engines, both ends are listed: the process engine allows what the runner's own
+user may do. Numbers are bounded, so that all jobs together take seconds: a million files are 20,000 (the limit of the
+endpoint is 4,096), a fork bomb is 100 processes, a flood is 16 MiB.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ INTERNAL = "internal"
 
 
 class HostileJob(Struct, frozen=True):
-    """`ends`: OK, or codes of failure; `policy` is the job's."""
+    """`ends`: OK or failure codes. `policy`: the policy of the job."""
 
     code: str
     ends: frozenset[str]

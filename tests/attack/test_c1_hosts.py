@@ -62,7 +62,7 @@ ADMIN = ApiKey(id="pwn", owner="evil", scopes=(Scope.ADMIN,), secret_sha256=hash
 
 
 class HostRoute(NamedTuple):
-    """A right with an answer: what to publish, and with which body."""
+    """A permission that produces a reply: the subject and the body to publish."""
 
     subject: str
     data: bytes
@@ -97,7 +97,7 @@ async def server(tmp_path) -> AsyncIterator[BrokerProcess]:
 
 @pytest.fixture
 async def edge(server: BrokerProcess) -> AsyncIterator[Bus]:
-    """An installation at work: a job that waits, one consumer of a reader."""
+    """Run an installation with a waiting job and one consumer of a reader."""
     async with open_edge(server.settings("edge")) as bus:
         await bus.job_queue.ensure_consumers(["echo"])
         await bus.job_store.create(make_key(), make_record())
@@ -116,7 +116,7 @@ async def edge(server: BrokerProcess) -> AsyncIterator[Bus]:
 
 @asynccontextmanager
 async def eavesdropper(server: BrokerProcess) -> AsyncIterator[tuple[RawNats, list[str]]]:
-    """Somebody in the edge's account, and every subject that is said there."""
+    """Subscribe in the edge's account and collect every subject."""
     async with connect_raw(server) as spy:
         heard: list[str] = []
 
@@ -129,7 +129,7 @@ async def eavesdropper(server: BrokerProcess) -> AsyncIterator[tuple[RawNats, li
 
 
 async def everything(spy: RawNats) -> dict[str, tuple[int, int, int]]:
-    """Of every stream: its messages, its last one, its consumers. A host's own presence does not count."""
+    """Return messages, last sequence and consumers of every stream, without the presence of hosts."""
     found = {}
     for stream in STREAMS:
         if stream.name != "KV_HOSTS":
@@ -141,7 +141,7 @@ async def everything(spy: RawNats) -> dict[str, tuple[int, int, int]]:
 
 
 async def attack(raider: RawNats, way: HostRoute, honest: str) -> None:
-    """Have the answers sent to every target, then wait for one that was asked for honestly."""
+    """Request replies to every target, then wait for the reply to a legitimate request."""
     for _ in range(ROUNDS):
         for target in TARGETS:
             await raider.client.publish(way.subject, way.data, reply=target)
@@ -152,7 +152,7 @@ async def attack(raider: RawNats, way: HostRoute, honest: str) -> None:
 
 
 async def fruitless(server: BrokerProcess, user: str, ways: Mapping[str, HostRoute], way: str) -> None:
-    """Nothing arrives at any target, in the edge's account or at the other host, and no stream changes."""
+    """Check that nothing arrives at any target and that no stream changes."""
     async with (
         eavesdropper(server) as (spy, heard),
         connect_raw(server, GOOD) as neighbour,
@@ -185,7 +185,7 @@ async def test_a_reader_cannot_have_an_answer_sent_elsewhere(server: BrokerProce
 
 
 async def planted(host: RawNats, body: bytes, target: str) -> None:
-    """A host writes `body` as its own presence, and has that read to `target`."""
+    """Write `body` as the presence of a host, and request it with the reply subject `target`."""
     await host.publish("$KV.HOSTS.evil", body)
     await host.client.publish(OWN, b"", reply=target)
     inbox = await host.client.subscribe("_INBOX_runner-evil.honest")
@@ -240,7 +240,7 @@ async def test_a_host_cannot_delete_a_stream_by_an_empty_answer(server: BrokerPr
 
 
 async def test_a_host_cannot_pass_for_the_edge_by_a_header(server: BrokerProcess, edge: Bus):
-    """The broker itself says in this header who asks its JetStream API."""
+    """The broker names the requester of its JetStream API in this header."""
     forged = {"Nats-Request-Info": '{"acc":"LAMPLIGHTER","svc":"LAMPLIGHTER"}'}
     async with connect_raw(server, EVIL) as host, connect_raw(server) as operator:
         said = await host.publish("$JS.API.STREAM.INFO.KV_STATE", b"", forged)

@@ -28,7 +28,7 @@ ENDLESS = {
 
 
 async def flood(target: AttackTarget, start: bytes, piece: bytes) -> tuple[int, bytes]:
-    """Send `piece` again and again until the server closes or SENT_MOST is sent; how much went, and what it said."""
+    """Send `piece` repeatedly until the server closes or SENT_MOST is sent. Return the bytes sent and the response."""
     sent, said = 0, b""
     async with target.connected() as stream, anyio.create_task_group() as tasks:
 
@@ -91,7 +91,7 @@ async def test_a_head_that_comes_too_slowly_is_refused_after_its_time(serve: Ser
 
 
 async def test_empty_lines_after_a_response_do_not_keep_a_connection(serve: ServeFunction):
-    """uvicorn ends its own timer of an idle connection at any byte."""
+    """Any byte stops uvicorn's own timer for idle connections."""
     async with serve(head_s=0.5) as target, target.connected() as stream:
         await stream.send(GET)
         assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")

@@ -32,7 +32,7 @@ open('at the bottom', 'w').close()
 
 
 def nest(folder: Path, name: str = "d", mode: int = 0o755) -> None:
-    """DEEP folders below `folder`, made by descriptor: their path is longer than a system call takes."""
+    """Create DEEP nested folders by descriptor: their path is too long for a system call."""
     folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
     for _ in range(DEEP):
@@ -47,7 +47,7 @@ def nest(folder: Path, name: str = "d", mode: int = 0o755) -> None:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """Something that is not the job's."""
+    """Create files that do not belong to the job."""
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("still here")
@@ -95,7 +95,7 @@ def test_what_is_not_there_is_removed(tmp_path: Path) -> None:
 
 
 def test_an_owner_s_folder_without_rights_goes(tmp_path: Path) -> None:
-    """Also where the runner is not root: root may enter every folder, so it is tried as somebody else."""
+    """Run as another user, because root may enter every folder."""
     tmp_path.chmod(0o755)
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -114,7 +114,7 @@ def test_an_owner_s_folder_without_rights_goes(tmp_path: Path) -> None:
 
 
 def give_to_nobody(folder: Path) -> None:
-    """All of it, where we may."""
+    """Remove the tree, as far as permissions allow."""
     if os.geteuid() == 0:
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", folder], check=True)
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_removed_is_told_and_the_rest_goes(tmp_path: Path) -> Non
 async def test_a_leftover_that_cannot_be_removed_ends_no_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is logged, work goes on, and the next life removes it."""
+    """The failure is logged, the runner continues, and the next start removes the tree."""
     world = RunnerEnvironment(tmp_path)
     left = tmp_path / "gpu-1" / "ada.gone.1.1" / "job"
     left.mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_a_folder_with_a_name_of_somebody_else_s_is_nobody_s(tmp_path: Path, nam
 
 
 async def test_what_an_engine_could_not_remove_goes_with_its_next_life(tmp_path: Path) -> None:
-    """The state folder of a process is out of sight at once."""
+    """The state folder of a process is renamed at once."""
     nest(tmp_path / f"{REMOVED_PREFIX}j-1")
     (tmp_path / f"{REMOVED_PREFIX}j-1" / "spec.json").write_text("{}")
     async with ProcessEngine(tmp_path, IMAGES / "jobkit") as engine:
@@ -181,7 +181,7 @@ async def test_what_an_engine_could_not_remove_goes_with_its_next_life(tmp_path:
 
 
 async def test_a_state_folder_that_a_job_filled_goes(tmp_path: Path) -> None:
-    """Where jobs run as the runner's user, they can write there too."""
+    """Jobs that run as the runner's user can write there as well."""
     state = tmp_path / "state"
     async with ProcessEngine(state, IMAGES / "jobkit") as engine:
         mine = ContainerIdentity(installation="test", host="here", owner="ann", job="j", round=1, attempt=1)
@@ -206,7 +206,7 @@ async def test_nested_folders_of_a_job_are_gone_with_it(alone: RunningInstallati
 
 
 async def test_a_leftover_of_nested_folders_is_removed_at_the_next_start(alone: RunningInstallation) -> None:
-    """As a runner leaves it that was killed, or an older one that could not remove it."""
+    """A leftover of a killed runner, or of an older release that could not remove it."""
     jobs = alone.installation.folder / "gpu-1" / "jobs"
     nest(jobs / "ann.gone.1.1" / "job" / "tmp")
     nest(jobs / "warm-i0-1" / "job" / "tmp")

@@ -41,7 +41,7 @@ async def test_idle_connections_give_way_where_all_places_are_taken(serve: Serve
 
 
 async def test_a_place_is_given_back_when_its_connection_ends(serve: ServeFunction, tls: bool):
-    """Those that are served, those that fail at TLS, and those that become a WebSocket's."""
+    """Slots are freed after served requests, failed TLS handshakes and WebSockets."""
     async with serve(tls=tls, connections=3) as target:
         for _ in range(10):
             assert (await target.ask()).startswith(b"HTTP/1.1 200 ")
@@ -70,7 +70,7 @@ async def test_the_share_holds_during_tls_handshakes(serve: ServeFunction):
 
 
 async def test_what_comes_through_a_proxy_is_not_one_client(serve: ServeFunction):
-    """Loopback is a proxy's unless the operator says otherwise."""
+    """By default, loopback counts as a trusted proxy."""
     async with serve(connections_per_address=5) as target, AsyncExitStack() as stack:
         await _idle(target, 8, stack)
         assert (await target.ask()).startswith(b"HTTP/1.1 200 ")

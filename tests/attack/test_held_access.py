@@ -32,21 +32,21 @@ OF_NO_OWNER = {"/metrics", "/v1/endpoints", "/v1/endpoints/{name}", "/v1/tokens"
 
 
 class Operation(Struct, frozen=True):
-    """One method of one path, and the scope that it asks for; None: any key will do."""
+    """One method of one path, and its scope; None: every key is allowed."""
 
     method: str
     path: str
     scope: Scope | None
 
     async def ask(self, client: httpx.AsyncClient, names: dict[str, str] | None = None, **more: Any) -> httpx.Response:
-        """The answer, with `names` (or an x) in the places of the path. A stream must not be opened by this."""
+        """Send the request, with `names` (or x) as path parameters. Must not be used for event streams."""
         path = BY_NAME.sub(lambda found: (names or {}).get(found[0].strip("{}"), "x"), self.path)
         headers = {**TUS, **more.pop("headers", {})} if self.path.startswith("/v1/uploads") else more.pop("headers", {})
         return await client.request(self.method, path, headers=headers, **more)
 
 
 async def operations(edge: ServedEdge) -> list[Operation]:
-    """All that the document has and that need a key."""
+    """Return all operations of the document that need a key."""
     document = (await edge.admin.get("/schema/openapi.json")).json()
     scopes = {(method, path): scope for method, path, scope in ROW.findall((DOCS / "api.md").read_text())}
     found = []

@@ -57,7 +57,7 @@ KINDS = ("text/html", "image/svg+xml", "application/xhtml+xml", "text/html; char
 
 
 async def _everything(stream: ByteStream) -> bytes:
-    """All that comes until the other side closes."""
+    """Return all bytes until the server closes."""
     said = b""
     with anyio.fail_after(10):
         while True:
@@ -113,7 +113,7 @@ Upload = Callable[[httpx.AsyncClient, str, str], Awaitable[httpx.Response]]
 
 
 def _body(name: str, kind: str) -> bytes:
-    """A file of its own for each name and type: the same bytes would keep the first name."""
+    """Upload different bytes for each name and type: equal bytes would keep the first name."""
     return f"{name} {kind}".encode()
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def texts(value: object) -> Iterator[str]:
-    """The texts in a JSON value that are secrets: the long ones that are no address."""
+    """Return the secrets in a JSON value: the long texts that are not addresses."""
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from texts(inner)
@@ -36,13 +36,13 @@ def texts(value: object) -> Iterator[str]:
 
 
 def holders(data: Path, secrets: set[str]) -> list[Path]:
-    """The files below `data` that hold one of `secrets`."""
+    """Return the files below `data` that contain one of `secrets`."""
     files = [path for path in data.rglob("*") if path.is_file()]
     return [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)]
 
 
 def worked(client: Client, url: str) -> str:
-    """Have a job run, a wrong key refused and a token made; the token."""
+    """Run a job, send a wrong key, and create a token. Return the token."""
     reached(client, client.submit("echo", text=INPUT), Status.SUCCEEDED)
     with Client(url, WRONG) as stranger, pytest.raises(Unauthorized):
         stranger.call(JOBS)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(PATIENCE_S + 60)
 
 
 class Aftermath(Struct, frozen=True):
-    """How every job ended; `runner` is the process that ran them all."""
+    """How every job ended. `runner`: the process that ran them."""
 
     lit: RunningInstallation
     hostile: dict[str, JobView]
@@ -29,7 +29,7 @@ class Aftermath(Struct, frozen=True):
 
 @pytest.fixture(scope="module")
 async def aftermath(home: RunningInstallation) -> AsyncIterator[Aftermath]:
-    """All of them run once."""
+    """Run all hostile jobs once."""
     runner = await home.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(SLOTS))
     given = home.installation.folder / "given.txt"
     given.write_text("what a job that behaves gives back")

@@ -34,7 +34,7 @@ WITHIN_S = 30  # an attack that is not stopped takes hours
 
 
 def doubled(levels: int, last: dict[str, Any]) -> dict[str, Any]:
-    """A schema that applies `last` 2^levels times, and is refused as too long a chain beyond 16 schemas."""
+    """Return a schema that applies `last` 2^levels times. Chains of more than 16 schemas are rejected."""
     made = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(levels)}
     return {"properties": {"x": {"$ref": "#/$defs/a0"}}, "$defs": {**made, f"a{levels}": last}}
 
@@ -103,7 +103,7 @@ async def offer(world: FakeBusServicesRig, *endpoints: Endpoint) -> None:
 
 @asynccontextmanager
 async def turns() -> AsyncIterator[list[int]]:
-    """How often others had a turn on the event loop meanwhile."""
+    """Return how often other tasks ran on the event loop in the meantime."""
     counted = [0]
 
     async def others() -> None:
@@ -133,7 +133,7 @@ NAMED = {
     ],
 )
 def test_a_pattern_never_backtracks(schema: dict[str, Any], given: dict[str, Any]) -> None:
-    """In a process of its own: `re` would hold this one until nobody waits any more."""
+    """Run the check in a process of its own: `re` would block this one for too long."""
     program = (
         "import anyio\nfrom edge.core.validation import check_input\nfrom schemas.endpoint import Endpoint\n"
         "from schemas.errors import Refused\n"

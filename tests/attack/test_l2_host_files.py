@@ -25,13 +25,13 @@ def place(body: bytes) -> str:
 
 
 class Thief(Struct, frozen=True):
-    """Has the key of gpu-1. Ann has two films; the jobs here are about the first. Bob has no job."""
+    """An attacker with the key of gpu-1. Ann has two films, and all jobs use the first. Bob has no job."""
 
     edge: ServedEdge
     host: httpx.AsyncClient
 
     async def fetch(self, body: bytes = FILM, owner: str = "ann") -> int:
-        """The status of a read; GET and HEAD are refused alike."""
+        """Return the status of a read. GET and HEAD must be rejected alike."""
         head = await self.host.head(place(body), params={"owner": owner})
         reply = await self.host.get(place(body), params={"owner": owner})
         assert reply.status_code == head.status_code
@@ -40,11 +40,11 @@ class Thief(Struct, frozen=True):
         return reply.status_code
 
     async def store(self, body: bytes, owner: str = "ann") -> int:
-        """The status of a write."""
+        """Return the status of a write."""
         return (await self.host.put(place(body), params={"owner": owner}, content=body)).status_code
 
     async def job(self) -> Job:
-        """A queued job about the film."""
+        """Submit a job that uses the film."""
         body = {"endpoint": "echo", "input": {"file": f"sha256:{sha256(FILM).hexdigest()}"}}
         accepted = await self.edge.world.intake.submit("ann", body)
         await self.edge.world.window.wait_until_idle()

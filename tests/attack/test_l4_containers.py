@@ -90,7 +90,7 @@ async def engine(docker_url: str) -> AsyncIterator[DockerEngine]:
 
 
 async def said(engine: DockerEngine, image: str, folder: Path, code: str) -> Any:
-    """What `code` prints in a container of ours, as JSON."""
+    """Return the JSON that `code` prints in a job container."""
     mine = ContainerIdentity(installation="attack", host=folder.name, owner="ann", job="j", round=1, attempt=1)
     limits = ContainerLimits(memory_mb=128, cpus=1.0)
     argv = ("python3", "-c", ASK + code)
@@ -126,7 +126,7 @@ async def test_no_socket_leads_to_the_hypervisor_or_into_the_kernel(
 
 @pytest.mark.docker
 async def test_namespaces_cannot_be_made_by_any_call(engine: DockerEngine, echo_image: str, tmp_path: Path) -> None:
-    """A user namespace would give a job all rights inside it, and with them most of the kernel's bugs."""
+    """A user namespace would give a job all capabilities in it, which exposes most kernel bugs."""
     clone = {"x86_64": 56, "aarch64": 220}[platform.machine()]
     flags = (0x10000000, 0x40000000, 0x00020000, 0x10000000 | 0x00020000)
     answers = await said(engine, echo_image, tmp_path, f"print(json.dumps([asked({clone}, f | 17) for f in {flags}]))")
@@ -138,7 +138,7 @@ async def test_namespaces_cannot_be_made_by_any_call(engine: DockerEngine, echo_
 async def test_the_calls_of_32_bit_programs_are_no_way_round(
     engine: DockerEngine, echo_image: str, tmp_path: Path
 ) -> None:
-    """They have other numbers, and their one call for all sockets has its arguments in memory."""
+    """32-bit system calls have other numbers, and socketcall has its arguments in memory."""
     program = """
 import ctypes, mmap
 code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -151,7 +151,7 @@ print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(
 
 @pytest.mark.docker
 async def test_what_jobs_need_works(engine: DockerEngine, echo_image: str, tmp_path: Path) -> None:
-    """Threads, processes, local sockets, interfaces, shared memory, asynchronous loops, files of every kind."""
+    """Normal programs work: threads, processes, local sockets, shared memory, event loops and files."""
     code = """
 import asyncio, concurrent.futures, mmap, multiprocessing, multiprocessing.shared_memory, os, tempfile, time
 def square(n): return n * n

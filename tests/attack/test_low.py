@@ -58,7 +58,7 @@ async def test_l6_metrics_show_an_ordinary_key_no_other_owners_jobs(edge: Served
 
 
 async def linked(edge: ServedEdge, text: str) -> str:
-    """The URL of a finished job's file, as it is told to whoever asks with `text`."""
+    """Return the URL of a finished job's file in the response to the credential `text`."""
     return str(
         (await edge.anyone.get("/v1/jobs/mine", headers={"X-API-Key": text})).json()["output"]["files"][0]["url"]
     )
@@ -88,7 +88,7 @@ async def test_l7_a_link_of_an_earlier_release_works_until_its_time(edge: Served
 
 
 class Terminal(io.StringIO):
-    """A standard output that is a terminal, or is none."""
+    """A standard output that is a terminal or not."""
 
     def __init__(self, is_one: bool) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_l7_up_prints_its_key_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool):
-    """journald keeps what goes elsewhere, and shows it to others."""
+    """journald stores the output otherwise, and shows it to other users."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # which make rich take everything for a terminal
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -168,7 +168,7 @@ async def test_l8_a_header_that_may_stand_once_is_refused_the_second_time(serve:
 
 
 class CountedTable:
-    """The bucket KEYS, which counts how often it is read."""
+    """The bucket KEYS, with a count of its reads."""
 
     def __init__(self, table: object) -> None:
         self._table = table
@@ -183,7 +183,7 @@ class CountedTable:
 
 
 async def test_l8_an_unknown_key_id_costs_what_a_wrong_secret_costs(monkeypatch: pytest.MonkeyPatch):
-    """The id of a key in use was told by its time: 2.1 ms from the cache, 2.9 ms for an unknown one."""
+    """Timing revealed the ids of keys in use: 2.1 ms from the cache, 2.9 ms for an unknown id."""
     table = CountedTable(FakeBroker(lambda: 0.0).connect().api_keys)
     keys = ApiKeyStore(table, lambda: datetime.now(UTC), lambda size: b"\1" * size, lambda: 0.0)  # type: ignore[arg-type]
     _, in_use = await keys.create("ann", [Scope.ADMIN])

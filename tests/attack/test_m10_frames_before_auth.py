@@ -22,7 +22,7 @@ CLIENT = 0x80  # the bit of a masked payload
 
 
 def head(size: int, first: int = 0x81) -> bytes:
-    """The head of a text frame of `size` bytes, masked with zeros."""
+    """Return the head of a text frame of `size` bytes, masked with zeros."""
     return bytes([first, CLIENT | 127]) + size.to_bytes(8, "big") + bytes(4)
 
 
@@ -40,7 +40,7 @@ async def stranger(gateway: GatewayEdge) -> AsyncIterator[ByteStream]:
 
 
 async def code(stream: ByteStream) -> int:
-    """Of the close frame that comes."""
+    """Return the code of the next close frame."""
     said = b""
     with anyio.fail_after(10):
         while len(said) < 4:
@@ -65,7 +65,7 @@ async def test_fragments_do_not_add_up_to_more(gateway: GatewayEdge):
 
 
 async def test_whoever_is_known_may_send_large_frames_at_once(gateway: GatewayEdge):
-    """Also the first thing after the handshake, which is answered with an error, and the connection stays."""
+    """The first frame after the handshake may be large too: the reply is an error, and the connection stays open."""
     for _ in range(5):
         async with connect_gateway(gateway.url, gateway.texts["ann"]) as made:
             await made.socket.send("x" * (3 * 1024 * 1024))

@@ -25,7 +25,7 @@ NAMES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", 
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A proxy that the environment names, and that nobody may connect to."""
+    """A proxy from the environment that must receive no connection."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         for name in NAMES:
@@ -57,7 +57,7 @@ async def _ready(url: str) -> None:
 
 
 async def _hosts(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer every request with the JSON of `GET /v1/hosts`."""
+    """Respond to every request with the JSON of `GET /v1/hosts`."""
     body = b'{"hosts":[]}'
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})

@@ -35,7 +35,7 @@ def part(number: int) -> bytes:
 
 
 class Form:
-    """A request with so many files of so many bytes; `given` bytes were taken of it."""
+    """A request with many files. `given`: the bytes that were read of it."""
 
     content_type = ("multipart/form-data", {"boundary": "x"})
 
@@ -53,7 +53,7 @@ class Form:
 
 
 def place(file: UploadFile) -> Path:
-    """Where the open file lies."""
+    """Return the path of the open file."""
     return Path(f"/proc/self/fd/{file.file.fileno()}").readlink()
 
 
@@ -98,7 +98,7 @@ async def test_no_form_opens_files_without_end(tmp_path: Path):
 
 @pytest.mark.parametrize("path", ["/v1/assets", "/v1/jobs"])
 async def test_the_quota_stops_a_form_while_it_comes(edge: ServedEdge, path: str):
-    """Without a length, so that nothing can be said before; the edge takes what is left of the quota and no more."""
+    """Without a length the edge cannot reject early. It accepts up to the rest of the quota."""
     edge.world.limits["ann"] = OwnerQuotaOverride(bytes=300_000)
     given = 0
 

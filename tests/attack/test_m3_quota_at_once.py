@@ -29,7 +29,7 @@ def post(edge: ServedEdge, *, chunked: bool) -> bytes:
 
 
 def halves(number: int, *, chunked: bool) -> tuple[bytes, bytes]:
-    """A file of its own, in two pieces."""
+    """Send a different file in two chunks."""
     half = f"{number:04}".encode() * (SIZE // 8)
     if not chunked:
         return half, half

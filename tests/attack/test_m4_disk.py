@@ -97,7 +97,7 @@ def test_a_limit_tells_its_figures() -> None:
 
 
 class CountedWrites:
-    """A file system and a job on it, as a watch sees both."""
+    """A file system and a job on it, as a disk watch sees them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.use = DiskUse(entries=3)
@@ -169,7 +169,7 @@ def test_holes_of_outputs_count(tmp_path: Path) -> None:
 
 
 class SpaceReport(httpx.AsyncBaseTransport):
-    """An edge that says how much it takes, and is not to be sent anything."""
+    """An edge that reports its size limit and must receive no upload."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.path) == ("OPTIONS", "/v1/uploads")
@@ -183,7 +183,7 @@ async def test_what_the_edge_will_not_take_is_not_hashed(tmp_path: Path) -> None
 
 
 async def test_hashing_can_be_cancelled(tmp_path: Path) -> None:
-    """A quarter of a terabyte takes minutes."""
+    """Reading a quarter of a terabyte would take minutes."""
 
     class Endless(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -207,7 +207,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 async def hoards(box: FakeContainer) -> int:
-    """Writes more than it may, and takes no notice of TERM."""
+    """The job writes more than its limit and ignores SIGTERM."""
     box.handles_term = True
     (box.spec.job_dir / "tmp" / "hoard").write_bytes(2 * BLOCK)
     await anyio.sleep_forever()
@@ -243,7 +243,7 @@ async def test_a_job_that_is_quick_and_writes_too_much_fails_all_the_same(world:
 
 
 async def test_the_next_life_knows_the_figures(world: RunnerEnvironment) -> None:
-    """The first one is killed between its note and the container's end."""
+    """The first runner is killed after its note and before the end of the container."""
     key = await world.submit("waits")
     async with world.run_runner() as first:
         await world.wait_until_running(key)
@@ -305,7 +305,7 @@ HOARDS = {
 
 
 async def test_a_job_that_uses_more_than_its_disk_mb_ends(alone: RunningInstallation) -> None:
-    """All of them at once, beside one that behaves."""
+    """Run all of them at once, beside a normal job."""
     await alone.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(len(HOARDS) + 1))
     jobs = {name: await submit_job(alone, endpoint="hostile", code=code) for name, (code, _) in HOARDS.items()}
     good = await submit_job(alone, text="well", seconds=2)
@@ -333,7 +333,7 @@ print('the end')
 
 
 async def test_a_log_that_nobody_reads_does_not_fill_the_disk(tmp_path: Path) -> None:
-    """600 MB under the process engine; Docker keeps 20 MB by itself. What is left is whole lines, up to the last."""
+    """600 MB with the process engine; Docker itself keeps 20 MB. The log ends with a complete line."""
     async with ProcessEngine(tmp_path / "state", IMAGES / "jobkit") as engine:
         mine = ContainerIdentity(installation="attack", host="here", owner="ann", job="j", round=1, attempt=1)
         spec = ContainerSpec(

@@ -49,7 +49,7 @@ def open_to_others(folder: Path, group: int | None = None) -> Iterator[Path]:
 
 
 def tried_by_another(paths: list[Path]) -> list[str]:
-    """Those that a user of another id could open or run, as that user found out."""
+    """Return the files that another user could open or run, as tried by that user."""
     program = f"""
 import os, subprocess, sys
 os.setgroups([]); os.setgid({GAMES}); os.setuid({GAMES})
@@ -64,12 +64,12 @@ for path in sys.argv[1:]:
 
 
 def data_of(lit: RunningInstallation) -> list[Path]:
-    """The data folders of its processes; beside them lie logs that the test writes."""
+    """Return the data folders of the processes. The logs of the test are beside them."""
     return [lit.installation.folder / name for name in ("edge", "gpu-1", "broker")]
 
 
 def exposed(lit: RunningInstallation) -> list[Path]:
-    """What another user could read in there."""
+    """Return the files that another user can read."""
     found = []
     for folder in data_of(lit):
         if folder.stat().st_mode & 1:
@@ -78,7 +78,7 @@ def exposed(lit: RunningInstallation) -> list[Path]:
 
 
 async def test_nobody_else_reads_what_owners_and_jobs_have(alone: RunningInstallation) -> None:
-    """While a job runs, and after it has ended: texts, inputs, outputs, the index."""
+    """During a job and after it: texts, inputs, outputs and the index."""
     files = alone.installation.folder
     await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
     given = files / "given.txt"
@@ -104,13 +104,13 @@ async def test_nobody_else_reads_what_owners_and_jobs_have(alone: RunningInstall
 
 
 async def opened(folder: Path) -> None:
-    """Let others enter it, as far as it is pytest's."""
+    """Make the folders of pytest accessible to other users."""
     if "pytest" in str(folder):
         await anyio.Path(folder).chmod(0o755)
 
 
 async def test_an_installation_that_is_there_is_closed_at_its_next_start(alone: RunningInstallation) -> None:
-    """As an earlier release left it: everything 0755 and 0644."""
+    """Data of an earlier release: everything has mode 0755 or 0644."""
     (alone.installation.folder / "gpu-1" / "jobs").mkdir(parents=True, exist_ok=True)
     await alone.installation.edge.stop()
     await alone.installation.server.stop()
@@ -176,7 +176,7 @@ def test_the_index_is_for_its_owner(tmp_path: Path) -> None:
 
 
 def test_a_shared_folder_stays_shared(tmp_path: Path) -> None:
-    """The results that HeyGem's door puts there are for programs of other users."""
+    """Results of the HeyGem facade are readable, because clients run as other users."""
     before = os.umask(0o077)
     try:
         made = result_export._partial_path(tmp_path, make_job())

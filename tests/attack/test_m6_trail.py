@@ -35,7 +35,7 @@ async def test_three_hundred_wrong_keys_are_one_line_with_their_address(edge: Se
 
 
 async def test_every_door_counts_and_a_proxy_says_who_it_was(edge: ServedEdge):
-    """The address behind a proxy, where that is a trusted one."""
+    """The address of the client behind a trusted proxy."""
     with capture_logs() as logs:
         await edge.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "192.0.2.1, 198.51.100.7"})
         async with connect_gateway(edge.url, WRONG) as made:
@@ -45,7 +45,7 @@ async def test_every_door_counts_and_a_proxy_says_who_it_was(edge: ServedEdge):
 
 
 class MovableNow:
-    """A clock that a test sets."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.at = 1000.0

@@ -1,4 +1,4 @@
-"""M8: the token of `runner --join` must not stand in the list of processes, which every local user can read."""
+"""M8: the token of `runner --join` must not appear in the process list, which every local user can read."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ ENDED_S = 60
 
 @pytest.fixture
 def token() -> Iterator[str]:
-    """A token whose edge accepts connections and says nothing: the runner is still joining when it is looked at."""
+    """Return a token of an edge that accepts connections and sends nothing, so that the enrollment does not finish."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
         yield encode_join_token(
@@ -68,7 +68,7 @@ def test_it_is_gone_from_the_command_line(tmp_path: Path, token: str, form: str)
 
 
 def test_what_was_hidden_is_what_joins(tmp_path: Path):
-    """The token is decoded after its letters were overwritten for others: what is wrong with it is still said."""
+    """The token is decoded after it was overwritten in the process list, and its errors are still reported."""
     with runner(tmp_path, "--join", "nonsense") as process:
         _, said = process.communicate(timeout=ENDED_S)
     assert process.returncode == 2
@@ -77,7 +77,7 @@ def test_what_was_hidden_is_what_joins(tmp_path: Path):
 
 @pytest.mark.parametrize("way", ["file", "input", "environment"])
 def test_it_may_come_by_a_way_that_nobody_reads(tmp_path: Path, way: str):
-    """`nonsense` as well: that it was refused as a token says that it was read."""
+    """An invalid token as well: its error shows that it was read."""
     (tmp_path / "token").write_text("nonsense\n")
     words = {"file": ("--join", f"@{tmp_path / 'token'}"), "input": ("--join", "-"), "environment": ()}[way]
     given = "nonsense\n" if way == "input" else None

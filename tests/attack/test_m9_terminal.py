@@ -34,7 +34,7 @@ WORDS = (("logs", "mine"), ("job", "mine"), ("watch", "mine"), ("jobs",))
 
 
 async def hostile(edge: ServedEdge) -> None:
-    """A job whose stage, log and error are made to be obeyed."""
+    """Run a job whose stage, log and error contain terminal commands."""
     await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": HOSTILE}})
     key = JobKey("ann", "mine")
     await edge.world.start((await edge.world.intake.read(key)).record.job)
@@ -116,7 +116,7 @@ async def test_json_has_the_exact_text_and_is_not_obeyed(edge: ServedEdge, words
 
 
 def _texts(value: object) -> list[str]:
-    """Every string in the values, and each without what was added to it."""
+    """Yield every string in the values, and each without the added commands."""
     if isinstance(value, dict):
         return [text for inner in value.values() for text in _texts(inner)]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The certificate that is made here, and hosts that trust it alone."""
+"""The certificate that the edge creates, and hosts that pin it."""
 
 import ssl
 import threading
@@ -26,7 +26,7 @@ def made(folder: Path) -> TlsFiles:
 
 @contextmanager
 def answering(tls: TlsFiles | None, greeting: bytes = b"") -> Iterator[int]:
-    """A port that greets, speaks TLS under `tls` and hangs up, as often as it is asked."""
+    """Serve a port that sends a greeting over TLS and closes, for every connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if tls:
         context.load_cert_chain(*tls)

@@ -1,4 +1,4 @@
-"""Settings as an operator writes them."""
+"""Settings from files and variables, as an operator writes them."""
 
 import pytest
 

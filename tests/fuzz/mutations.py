@@ -1,4 +1,4 @@
-"""Inputs for the fuzz targets: valid examples, changed at random places, and bytes that never were valid."""
+"""Inputs for the fuzz targets: valid examples with random changes, and random bytes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""The parsers that read bytes of strangers, jobs and the broker, each with examples and the properties that must hold.
+"""The parsers of untrusted bytes from clients, jobs and the broker, with examples and the properties that must hold.
 
-`check` raises where a property does not hold. An error that a parser documents is caught in `check`; every other error
-is a defect.
+`check` raises if a property does not hold. It catches the errors that a parser documents; every other error is a
+defect.
 """
 
 import base64
@@ -44,7 +44,7 @@ SPLITS = (1, 7, 65_536)  # sizes of the chunks in which a container's output is 
 
 
 class FuzzTarget(NamedTuple):
-    """`seeds` are valid inputs, `words` are bytes that the format gives a meaning."""
+    """A parser to fuzz. `seeds`: valid inputs. `words`: bytes with a meaning in the format."""
 
     name: str
     seeds: tuple[bytes, ...]
@@ -53,7 +53,7 @@ class FuzzTarget(NamedTuple):
 
 
 def _envelope(data: bytes) -> None:
-    """A frame is refused, or it is a message that is the same when it is sent again."""
+    """A frame is rejected, or it is a message that survives a round trip."""
     for frame in (data, data.decode(errors="replace")):
         try:
             message = gateway_protocol.read_frame(frame)
@@ -65,7 +65,7 @@ def _envelope(data: bytes) -> None:
 
 
 def _tus(data: bytes) -> None:
-    """Headers are understood or refused; a name is never empty and a digest is always one."""
+    """Headers are parsed or rejected. A name is never empty, and a digest is valid."""
     text = data.decode("latin-1")
     with contextlib.suppress(ProblemError):
         made = parse_creation({"Upload-Length": "1", "upload-metadata": text})
@@ -82,7 +82,7 @@ def _tus(data: bytes) -> None:
 
 
 def _form(data: bytes) -> None:
-    """A body is read into bounded fields or refused, in whatever pieces it arrives."""
+    """A body is read into bounded fields or rejected, for any split into chunks."""
     for size in (max(1, len(data)), 3):
         with contextlib.suppress(ProblemError):
             anyio.run(_read_form, data, size)
@@ -104,14 +104,14 @@ async def _read_form(data: bytes, size: int) -> None:
 
 
 def _endpoint(data: bytes) -> None:
-    """A file is an endpoint that survives a round trip over the wire, or EndpointInvalid says why not."""
+    """A file is an endpoint that survives a round trip, or raises EndpointInvalid."""
     with contextlib.suppress(EndpointInvalid):
         read = parse_endpoint(data.decode(errors="replace"))
         assert msgspec.json.decode(msgspec.json.encode(read), type=type(read)) == read
 
 
 def _lines(data: bytes) -> None:
-    """A container's output gives the same bounded messages in whatever pieces it is read."""
+    """The output of a container gives the same bounded messages for any split into chunks."""
     for stream in ("stdout", "stderr"):
         runs = [_parsed(stream, data, size) for size in SPLITS]
         assert runs[0] == runs[1] == runs[2]
@@ -135,7 +135,7 @@ def _parsed(stream: OutputStream, data: bytes, size: int) -> list[ContainerLine]
 
 
 def _broker(data: bytes) -> None:
-    """What a broker answers is understood, passed over, or an error of the bus; nothing else reaches a caller."""
+    """A reply of the broker is parsed, ignored, or raised as an error of the bus."""
     text = data.decode(errors="replace")
     parse_ack_subject("$JS.ACK." + text)
     parse_ack_subject(text)

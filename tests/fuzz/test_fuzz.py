@@ -1,4 +1,4 @@
-"""Every parser that reads what strangers, jobs or the broker send, over random changes of valid inputs."""
+"""Run every fuzz target on random changes of valid inputs."""
 
 import pytest
 from hypothesis import given

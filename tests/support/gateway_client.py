@@ -1,4 +1,4 @@
-"""A client of the gateway for tests: a real WebSocket, and everything it was told."""
+"""A client of the gateway for tests: a real WebSocket that records all messages."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +20,7 @@ GatewayMessage = dict[str, Any]
 
 
 class GatewayClient:
-    """`said`: every message, in order. `why`: the reason it was closed with."""
+    """A connected client. `messages`: all messages, in order. `close_reason`: the reason in the close frame."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -39,7 +39,7 @@ class GatewayClient:
         return message
 
     async def wait_for(self, wanted: Callable[[GatewayMessage], bool]) -> GatewayMessage:
-        """The first message, of those that have come and those that will, of which `wanted` is true."""
+        """Return the first message, received or future, for which `wanted` is true."""
         for message in self.messages:
             if wanted(message):
                 return message
@@ -49,18 +49,18 @@ class GatewayClient:
         return message
 
     async def wait_for_type(self, kind: str, **payload: Any) -> GatewayMessage:
-        """The first message of that type whose payload has these fields."""
+        """Return the first message of this type whose payload has these fields."""
         return await self.wait_for(lambda said: said["type"] == kind and payload.items() <= said["payload"].items())
 
     async def ask(self, kind: str, payload: GatewayMessage | None = None, **fields: Any) -> GatewayMessage:
-        """Send, and the first message that follows and is no push."""
+        """Send a message and return the next message that is not a push."""
         await self.send(kind, payload, **fields)
         while "id" in (said := await self.next())["payload"] and said["payload"]["id"]:
             pass
         return said
 
     async def wait_until_closed(self) -> int | None:
-        """The code it is closed with, after everything that comes before."""
+        """Read all messages and return the close code."""
         try:
             while True:
                 await self.next()
@@ -73,7 +73,7 @@ class GatewayClient:
 async def connect_gateway(
     url: str, key: str | None, path: str = "/ws", max_queue: int = 16, sock: Socket | None = None, **headers: str
 ) -> AsyncIterator[GatewayClient]:
-    """A connection with the key as a bearer, speaking English unless `headers` say otherwise."""
+    """Connect with the key as a bearer, in English unless `headers` name another language."""
     sent = {"Accept-Language": "en", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if key is not None:
         sent["Authorization"] = f"Bearer {key}"

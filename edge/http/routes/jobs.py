@@ -239,7 +239,7 @@ async def list_jobs(
 
 
 class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """Jobs to submit, at most 1000."""
+    """A batch of at most 1000 jobs to submit."""
 
     jobs: Annotated[list[Submission], Meta(min_length=1, max_length=BATCH_LIMIT)]
 

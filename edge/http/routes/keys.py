@@ -57,7 +57,7 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 
 class KeyListView(Struct, frozen=True):
-    """All keys of all owners."""
+    """The keys of all owners, without their secrets."""
 
     keys: list[KeyView]
 

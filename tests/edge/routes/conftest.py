@@ -1,4 +1,4 @@
-"""The HTTP face over the memory bus, served by a real uvicorn."""
+"""The edge over the fake bus, served by a real uvicorn."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

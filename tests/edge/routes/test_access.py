@@ -1,4 +1,4 @@
-"""Keys, scopes, health, what can run, and the documents."""
+"""Keys, scopes, health, endpoints, and problem documents."""
 
 import anyio
 import httpx
@@ -118,7 +118,7 @@ async def test_what_answers_get_answers_head(edge: ServedEdge):
     [("/v1/jobs", "ann", 413), ("/v1/jobs", "none", 401), ("/v1/nothing", "ann", 404), ("/v1/keys", "ann", 403)],
 )
 async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(edge: ServedEdge, path, key, status):
-    """A body larger than the socket's buffers, from a client that asks for the connection to be closed."""
+    """Send a body larger than the socket's buffers, with `Connection: close`."""
     body = b"x" * (16 << 20)
     head = f"POST {path} HTTP/1.1\r\nHost: edge\r\nX-API-Key: {edge.texts.get(key, key)}\r\n"
     head += f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"

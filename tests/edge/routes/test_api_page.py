@@ -1,4 +1,4 @@
-"""docs/api.md lists every route of the native API, with the scope that it asks for, and no other."""
+"""docs/api.md lists every route of the native API with its scope, and no other route."""
 
 import re
 from typing import Any
@@ -13,13 +13,13 @@ ROUTES = [route for module in MODULES if module is not gateway for route in modu
 
 
 def scope_of(route: Any) -> str:
-    """What its guard asks for: `edge.http.auth.require_scope` holds it."""
+    """Return the scope that the guard of `edge.http.auth.require_scope` requires."""
     scopes = [cell.cell_contents for guard in route.guards or () for cell in guard.__closure__ or ()]
     return "".join(scope for scope in scopes if isinstance(scope, Scope))
 
 
 def offered() -> set[tuple[str, str, str]]:
-    """Method, path and scope; a HEAD beside a GET and a WebSocket beside a stream go without saying."""
+    """Return method, path and scope of every route. The page omits HEAD beside GET, and WebSockets beside streams."""
     return {
         (method, path.replace(":str}", "}"), scope_of(route))
         for route in ROUTES

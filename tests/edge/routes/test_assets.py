@@ -1,4 +1,4 @@
-"""`/v1/assets` as a client meets it."""
+"""`/v1/assets`: upload, read, list and delete files."""
 
 import hashlib
 

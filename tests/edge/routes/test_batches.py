@@ -1,4 +1,4 @@
-"""`/v1/batches`, and a submit that waits."""
+"""`/v1/batches`, and submits with `Prefer: wait`."""
 
 import anyio
 import pytest

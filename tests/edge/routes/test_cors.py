@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser asks before it lets them call, and what it lets them see."""
+"""CORS: preflight requests, and the headers that pages of other origins may read."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""Following a job over SSE and over a WebSocket."""
+"""Follow jobs with server-sent events and over a WebSocket."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
 async def read(client: httpx.AsyncClient, path: str, count: int | None = None, **headers: str) -> list[Event]:
-    """The events of a stream, to its end or until there are `count`."""
+    """Return the events of a stream, up to its end or up to `count` of them."""
     reader, found = SseParser(), []
     async with client.stream("GET", path, headers=headers) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
@@ -33,7 +33,7 @@ async def read(client: httpx.AsyncClient, path: str, count: int | None = None, *
 
 
 async def run(edge: ServedEdge, job_id: str, owner: str = "ann") -> Job:
-    """Submit and play the runner: started, half way, a line of log, the end."""
+    """Submit a job and play its runner: start, progress, one log line, success."""
     await getattr(edge, owner).put(f"/v1/jobs/{job_id}", json=ECHO)
     key = JobKey(owner, job_id)
     await edge.world.start((await edge.world.intake.read(key)).record.job)

@@ -1,4 +1,4 @@
-"""What a form may hold in memory."""
+"""The memory limits of multipart forms."""
 
 import json
 from collections.abc import AsyncIterator
@@ -58,7 +58,7 @@ async def test_a_form_without_a_boundary_says_so(edge: ServedEdge):
 
 
 class EndlessForm:
-    """A request whose body is a file without an end; `given` bytes were taken of it."""
+    """A request whose body is an endless file. `given`: the bytes that were read of it."""
 
     content_type = ("multipart/form-data", {"boundary": "x"})
 

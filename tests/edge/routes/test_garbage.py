@@ -1,4 +1,4 @@
-"""Bodies and headers that no client should send: an answer below 500, soon, and nothing made of what was refused."""
+"""Malformed bodies and headers: the response is quick, below 500, and leaves nothing behind."""
 
 import json
 import socket
@@ -124,7 +124,7 @@ async def test_what_is_broken_is_refused_and_makes_nothing(shared: ServedEdge, p
 
 
 async def test_of_a_name_given_twice_the_last_counts(shared: ServedEdge):
-    """As in every JSON reader of the languages that clients are written in."""
+    """The last of two equal keys counts, as in the JSON parsers of common languages."""
     body = b'{"endpoint":"nowhere","endpoint":"echo","input":{"text":"first"},"input":{"text":"last"}}'
     assert (await post(shared, "/v1/jobs", body)).json()["input"]["text"] == "last"
 
@@ -187,7 +187,7 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/assets", "/v1/uploads"])
 async def test_a_body_that_lies_about_its_length_ends_below_500(shared: ServedEdge, path: str, lie: bytes):
-    """A refusal, or the connection ends; the next request is answered as ever and nothing was made."""
+    """The server rejects the request or closes the connection. The next request works, and nothing was created."""
     before = await shared.world.bus.job_store.keys()
     said = await to_thread.run_sync(spoken, shared, path, lie)
     assert not said.startswith(b"HTTP/1.1 5"), said
@@ -196,7 +196,7 @@ async def test_a_body_that_lies_about_its_length_ends_below_500(shared: ServedEd
 
 
 def spoken(edge: ServedEdge, path: str, rest: bytes) -> bytes:
-    """The start of what is answered to bytes as they are; then our side of the connection is closed."""
+    """Send raw bytes and close our side. Return the start of the response."""
     place = urlsplit(edge.url)
     assert place.hostname is not None
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {edge.texts['ann']}\r\nTus-Resumable: 1.0.0\r\n"

@@ -1,4 +1,4 @@
-"""`/v1/jobs` as a client meets it."""
+"""`/v1/jobs`: submit, read, list, cancel, retry and delete jobs."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A host that was put out, as the answers after it see it."""
+"""A removed host, as later responses show it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What owners hear of hosts: every notice of PROTOCOLS 1, over SSE and over a WebSocket, in both languages."""
+"""Host notices of the event streams: every kind, over SSE and over a WebSocket, in both languages."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,7 @@
-"""Requests made from our own OpenAPI, valid and broken: answered soon and as it says, and a refusal wrote nothing."""
+"""Requests generated from our OpenAPI document, valid and broken.
+
+Each response is quick and matches the document, and a rejected request leaves nothing behind.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -46,7 +49,7 @@ schemathesis.serializer.alias(CHUNK_MEDIA_TYPE, "application/octet-stream")
 
 
 def operations() -> list[tuple[str, str]]:
-    """Every method and path that the document has, without the streams: those are not over when they are answered."""
+    """Return every method and path of the document, without the endless event streams."""
     found = {
         (method, path.replace(":str}", "}"))
         for route in ROUTES
@@ -58,7 +61,7 @@ def operations() -> list[tuple[str, str]]:
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A served edge with one of everything, its document, and the names of what is there by path parameter."""
+    """A served edge with one object of each kind, its document, and the existing names by path parameter."""
 
     edge: ServedEdge
     document: Any
@@ -102,7 +105,7 @@ async def test_every_body_is_in_the_document(prepared: Prepared):
 
 
 async def written(edge: ServedEdge) -> object:
-    """All that a request may leave behind."""
+    """Return everything that a request may leave behind."""
     world = edge.world
     bus, uploads = world.bus, world.partials._folder
     tables = (bus.asset_references, bus.tombstones, bus.api_keys, bus.power_records, bus.installation_constants)
@@ -113,7 +116,7 @@ async def written(edge: ServedEdge) -> object:
 
 
 def refused(reply: schemathesis.Response) -> bool:
-    """Whether it is a refusal; then it is a problem document with the status of its code, where it has a body."""
+    """Return whether the response is an error, and check that its problem document has the status of its code."""
     if reply.status_code < 400:
         return False
     if reply.request.method != "HEAD" and reply.status_code != RANGE:

@@ -1,4 +1,4 @@
-"""A quota that is used up, as each door says it; none of them asks by itself."""
+"""An exhausted quota, as each API reports it. No route checks quotas itself."""
 
 import hashlib
 

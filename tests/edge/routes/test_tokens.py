@@ -1,4 +1,4 @@
-"""Signed URLs and tokens: what works without a header, for whom, how long, and for nothing else."""
+"""Signed URLs and tokens: they work without a header, for their path and owner only, and for a limited time."""
 
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ NAME = "my résult.mp4"
 
 
 async def finished(edge: ServedEdge) -> str:
-    """The signed URL of ann's output."""
+    """Return the signed URL of ann's output."""
     await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {}})
     await edge.world.start((await edge.world.intake.read(JobKey("ann", "mine"))).record.job)
     digest = await edge.world.put("ann", b"0123456789", NAME)

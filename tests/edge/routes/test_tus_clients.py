@@ -1,4 +1,4 @@
-"""Clients that are not ours: tuspy, and tus-js-client under Node, as their makers publish them."""
+"""Foreign clients: tuspy, and tus-js-client under Node, as published."""
 
 import hashlib
 import json
@@ -104,7 +104,7 @@ async def test_tuspy_is_told_of_a_wrong_digest(edge: ServedEdge, file: Path):
 
 
 def node(url: str, file: Path, key: str, *how: str) -> dict[str, str]:
-    """What the Node program prints; it must end well."""
+    """Return the output of the Node program, which must exit with 0."""
     argv = ["node", str(PROGRAM), url, str(file), key, str(PIECE), *how]
     environ = {"NODE_PATH": str(NODE_DIR / "node_modules"), "PATH": PATH}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env=environ)

@@ -1,4 +1,4 @@
-"""`/v1/uploads` as tus 1.0.0 has it (the numbers and headers of its text), header by header."""
+"""`/v1/uploads` against tus 1.0.0, header by header."""
 
 import base64
 import hashlib
@@ -199,7 +199,7 @@ async def test_a_post_may_stand_for_patch_and_delete(edge: ServedEdge):
 
 
 class Paused:
-    """A body of which the first half is sent at once, the rest when `go` is set."""
+    """Yield the first half of the body at once, and the rest after `go` is set."""
 
     def __init__(self) -> None:
         self.halfway, self.go = anyio.Event(), anyio.Event()

@@ -1,4 +1,4 @@
-"""`GET /v1/usage`: who sees whose, and the range."""
+"""`GET /v1/usage`: which owners a key sees, and the time range."""
 
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 @pytest.fixture
 async def used(edge: ServedEdge) -> ServedEdge:
-    """One job of ann, two of bob, 10 s on a card each."""
+    """Run one job of ann and two of bob, each for 10 s on one GPU."""
     for owner, name in (("ann", "a"), ("bob", "b"), ("bob", "c")):
         await getattr(edge, owner).put(f"/v1/jobs/{name}", json=ECHO)
         key = JobKey(owner, name)

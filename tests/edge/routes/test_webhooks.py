@@ -1,4 +1,4 @@
-"""Webhooks, inputs to come and inputs by URL, as a client meets them over HTTP."""
+"""Webhooks, pending inputs and inputs by URL, over HTTP."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ async def submit(edge: ServedEdge, **more: Any) -> dict[str, Any]:
 
 
 async def deliveries(client: httpx.AsyncClient, job_id: str, state: str) -> list[dict[str, Any]]:
-    """The job's deliveries, once all of them are in `state`."""
+    """Return the job's deliveries after all of them are in `state`."""
     found: list[dict[str, Any]] = []
 
     async def so() -> bool:

@@ -1,10 +1,10 @@
-"""Runs `code` of its input, with the job as `job` and its folder as `home`: untrusted, as every image is."""
+"""Run the field `code` of the input, with the variables `job` and `home`."""
 
 import jobkit
 
 
 def work(job: jobkit.Job) -> dict[str, object]:
-    """What `code` leaves in `result` is the job's data."""
+    """Run the code. Its variable `result` becomes the output data of the job."""
     names: dict[str, object] = {"job": job, "home": job.tmp.parent, "result": {}}
     exec(job.input["code"], names)
     result = names["result"]

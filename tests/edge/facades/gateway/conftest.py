@@ -30,7 +30,7 @@ OWNERS = {
 
 
 class GatewayEdge(Struct, frozen=True, kw_only=True):
-    """One edge's gateway. `texts`: a key for each of OWNERS."""
+    """The gateway of one edge. `texts`: a key for each of OWNERS."""
 
     world: FakeBusServicesRig
     services: EdgeServices
@@ -39,12 +39,12 @@ class GatewayEdge(Struct, frozen=True, kw_only=True):
     texts: dict[str, str]
 
     def connect(self, who: str = "ann", **more: Any) -> AbstractAsyncContextManager[GatewayClient]:
-        """A client of `who`."""
+        """Connect a client with the key of `who`."""
         return connect_gateway(self.url, self.texts[who], **more)
 
 
 async def make_keys(keys: ApiKeyStore) -> dict[str, str]:
-    """A key for each of OWNERS."""
+    """Create a key for each of OWNERS."""
     return {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
 
 
@@ -63,7 +63,7 @@ async def run_gateway_edge(
 
 @pytest.fixture
 def limits() -> GatewayLimits:
-    """A test's own, by a parametrization of this name."""
+    """Return the default limits. A test overrides them with a parametrization of this name."""
     return GatewayLimits()
 
 

@@ -1,4 +1,4 @@
-"""What a client asks for and what it is answered, message by message (PROTOCOLS 2)."""
+"""Commands of the gateway and their replies, message by message."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who is let in, and what becomes of frames that are no messages."""
+"""Authentication of sockets, and frames that are not messages."""
 
 import json
 from contextlib import suppress
@@ -147,7 +147,7 @@ async def test_nulls_unknown_fields_and_bytes_are_taken(gateway: GatewayEdge):
 
 
 def messages() -> st.SearchStrategy[str]:
-    """Anything at all, and messages with anything in their places."""
+    """Arbitrary bytes, and messages with arbitrary values."""
     anything = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -171,7 +171,7 @@ def messages() -> st.SearchStrategy[str]:
 
 
 async def test_garbage_never_ends_the_connection(gateway: GatewayEdge):
-    """All frames over one connection: a hang, or an end of it, fails."""
+    """Send all frames over one connection. The test fails if it hangs or closes."""
     frames: list[str] = []
 
     @settings(max_examples=300, database=None, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,4 +1,4 @@
-"""What sockets are told without asking: states, progress, results, hosts, and what still waits."""
+"""Pushes of the gateway: states, progress, results, hosts, and waiting jobs."""
 
 import socket as sockets
 from contextlib import AsyncExitStack
@@ -22,7 +22,7 @@ OFTEN = pytest.mark.parametrize("limits", [GatewayLimits(waiting_interval_s=0.1)
 
 
 async def submit(made: GatewayClient, code: str, **fields: Any) -> None:
-    """A job of `code`, accepted."""
+    """Submit a job with the id `code`."""
     said = await made.ask("gpu.job.submit", {"text": "hello", "code": code}, task_type="heygem_submit", **fields)
     assert said["payload"]["job_id"] == code
 
@@ -37,7 +37,7 @@ async def progress(gateway: GatewayEdge, code: str, offset: int = 10, owner: str
 
 
 async def run(gateway: GatewayEdge, code: str) -> None:
-    """Start it, half way, the end."""
+    """Start the job, report progress, and finish it."""
     await gateway.world.start(await job(gateway, code))
     await progress(gateway, code)
     await gateway.world.write_event(JobKey("ann", code), e.Succeeded(Output(data={"text": "hi"})))
@@ -214,7 +214,7 @@ async def test_a_broker_that_restarts_interrupts_nothing(gateway: GatewayEdge):
 
 @pytest.mark.parametrize("limits", [GatewayLimits(queue_bytes_limit=400_000)])
 async def test_a_slow_reader_is_closed_4408_and_resumes_to_the_end(gateway: GatewayEdge):
-    """It does not read until the server has given it up; its resume replays at its own speed."""
+    """The client reads nothing until the server closes the socket. Its resume replays at the pace of the client."""
     narrow = sockets.socket()
     narrow.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
     host, port = gateway.url.removeprefix("http://").split(":")

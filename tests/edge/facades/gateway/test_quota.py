@@ -1,4 +1,4 @@
-"""A quota that is used up, on the gateway."""
+"""An exhausted quota on the gateway."""
 
 from edge.owners.quotas import OwnerQuotaOverride
 from tests.edge.facades.gateway.conftest import GatewayEdge

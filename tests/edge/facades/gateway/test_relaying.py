@@ -1,4 +1,4 @@
-"""`lamplighter relay` at a real gateway, with switches that are only pretended."""
+"""`lamplighter relay` with a real gateway and fake power drivers."""
 
 import anyio
 import pytest

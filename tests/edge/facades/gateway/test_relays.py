@@ -1,4 +1,4 @@
-"""Relays at the gateway: asked, answering, refusing, silent, gone."""
+"""Relays of the gateway: requests, replies, errors, timeouts and disconnects."""
 
 import json
 
@@ -23,7 +23,7 @@ async def entered(*relays: GatewayClient) -> None:
 
 
 async def reply(made: GatewayClient, fields: GatewayMessage, *echoed: str) -> GatewayMessage:
-    """Answer the next question with `fields`, echoing what is named."""
+    """Reply to the next request with `fields`, and echo the named fields of the request."""
     question = await made.wait_for_type("gpu.power.state")
     made.messages.clear()
     await made.socket.send(

@@ -32,7 +32,7 @@ AUDIO, VIDEO = b"speech" * 100, b"a face" * 1000
 
 
 class HeygemClient(Struct, frozen=True):
-    """A client's desk: `root` is the folder it shares with the edge, `local` sends no key, `key` is one of `ann`'s."""
+    """A client of the facade. `root`: the shared folder. `local`: sends no key. `key`: a key of `ann`."""
 
     world: FakeBusServicesRig
     placing: ResultExporter
@@ -42,7 +42,7 @@ class HeygemClient(Struct, frozen=True):
     key: str
 
     async def submit(self, **fields: Any) -> dict[str, Any]:
-        """As the vendor's desktop client sends it (its src/main/service/video.js)."""
+        """Submit as the vendor's desktop client does (its src/main/service/video.js)."""
         body = {
             "audio_url": "speech.wav",
             "video_url": "face.mp4",
@@ -60,7 +60,7 @@ class HeygemClient(Struct, frozen=True):
         return (await self.world.intake.read(JobKey(owner, code))).record.job
 
     async def finish(self, code: str = "code-1", body: bytes = b"the video") -> Job:
-        """What a runner does: the result into the store, the end into the record."""
+        """Finish the job as a runner does: store the result and write the final event."""
         job = await self.world.start(await self.job(code))
         sha256 = await self.world.put(job.owner, body, "result.mp4")
         data = {"width": 1280, "height": 720, "seconds": 9.92, "cost_s": 27.1}
@@ -69,7 +69,7 @@ class HeygemClient(Struct, frozen=True):
 
 
 def parse_body(reply: httpx.Response) -> dict[str, Any]:
-    """The body of an answer, which is always 200 and always text."""
+    """Return the body of a response, which must have status 200 and a text type."""
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     told = reply.json()

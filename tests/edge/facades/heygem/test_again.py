@@ -1,4 +1,4 @@
-"""A code that is used again: after an end it begins the next round, before that it is the job that is there."""
+"""Repeated codes: an ended job starts its next round, and an unfinished job is returned as it is."""
 
 from collections.abc import Awaitable, Callable
 
@@ -41,7 +41,7 @@ async def succeeded(heygem: HeygemClient) -> Job:
 
 
 async def shown(heygem: HeygemClient) -> int:
-    """The `status` that a query tells."""
+    """Return the `status` of a query."""
     return int((await heygem.query())["data"]["status"])
 
 
@@ -162,7 +162,7 @@ async def test_a_refused_submit_leaves_the_job_that_has_ended(heygem: HeygemClie
 async def test_a_result_is_placed_although_the_old_one_is_placed_while_its_code_is_used_again(
     heygem: HeygemClient, monkeypatch
 ):
-    """The copy of the first result is slow, and the client reads "done" from the record, not from the disk."""
+    """The copy of the first result is slow. The record already shows that the job is done."""
     copying, go_on = anyio.Event(), anyio.Event()
     place = heygem.placing._export
 

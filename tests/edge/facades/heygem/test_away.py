@@ -1,4 +1,7 @@
-"""What passes by itself is told as "busy", and a submit waits for it: at "fault" clients give up a job that goes on."""
+"""Transient errors are reported as "busy", and a submit waits for their end.
+
+Clients give up a job at every other error, although the job continues.
+"""
 
 import os
 from contextlib import asynccontextmanager
@@ -20,14 +23,14 @@ BUSY = {"code": 10001, "data": {}, "msg": "忙碌中", "success": True}
 
 @pytest.fixture
 def brief(monkeypatch):
-    """A hold of two looks."""
+    """Shorten the hold to two attempts."""
     monkeypatch.setattr(routes, "HOLD_TIMEOUT_S", 0.2)
     monkeypatch.setattr(routes, "HOLD_RETRY_INTERVAL_S", 0.1)
 
 
 @asynccontextmanager
 async def submitting(heygem: HeygemClient, answers: list):
-    """A submit that is sent while the block runs, from when it has been refused once."""
+    """Send a submit during the block, and enter the block after its first failed attempt."""
     held = anyio.Event()
     disconnected = routes._wait_for_disconnect
 
@@ -101,7 +104,7 @@ async def test_a_submit_is_dropped_when_its_client_disconnects(heygem: HeygemCli
 
 
 async def test_an_answer_that_was_lost_makes_no_second_job(heygem: HeygemClient, monkeypatch):
-    """The record is written, and the connection breaks before the broker's word of it comes."""
+    """The record is written, and the connection breaks before the broker's acknowledgement arrives."""
     create = heygem.world.bus.job_store.create
 
     async def unheard(*args):

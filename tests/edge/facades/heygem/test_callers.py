@@ -1,4 +1,4 @@
-"""Who needs a key at `/easy/…`."""
+"""Keys at `/easy/…`: which requests need one."""
 
 import httpx
 from msgspec import structs

@@ -1,4 +1,4 @@
-"""The request sequence of the vendor's desktop client, and what its answers must look like to it."""
+"""The request sequence of the vendor's desktop client, and the responses that it expects."""
 
 import hashlib
 

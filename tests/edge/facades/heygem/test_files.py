@@ -1,4 +1,4 @@
-"""What a name means in the shared folder, and that no name leads out of it."""
+"""Names in the shared folder: how they are resolved, and that none leads out of it."""
 
 import hashlib
 import os

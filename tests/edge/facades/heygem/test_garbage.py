@@ -1,4 +1,4 @@
-"""Whatever is sent: 200, the vendor's shape, soon, and nothing half-made."""
+"""Malformed requests: the response is quick, has status 200 and the vendor's format, and leaves nothing behind."""
 
 import json
 from urllib.parse import quote, urlencode

@@ -1,4 +1,4 @@
-"""The result in the shared folder: whole, of this job, and not forgotten over a restart."""
+"""Results in the shared folder: complete, of the right job, and exported after a restart too."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ async def until_there(place: Path) -> None:
 
 
 def anew(heygem: HeygemClient) -> ResultExporter:
-    """Another life of the edge, with the notes of the one before."""
+    """Return the exporter of a restarted edge, with the notes of the previous process."""
     world = heygem.world
     return ResultExporter(
         heygem.root, world.index._path.parent / "placing", world.bus.job_store, world.store, world.index
@@ -35,7 +35,7 @@ def anew(heygem: HeygemClient) -> ResultExporter:
 
 
 async def test_what_an_earlier_life_accepted_is_placed_by_the_next(heygem: HeygemClient, monkeypatch):
-    """The edge dies after the submit: this desk's placing is told of nothing any more."""
+    """The edge crashes after the submit: its exporter sees no more changes."""
     await heygem.submit()
     monkeypatch.setattr(heygem.placing, "_on_job_changes", lambda steps: None)
     heygem.placing._expected.clear()
@@ -123,7 +123,7 @@ async def test_two_edges_that_place_the_same_result_do_not_keep_each_other_from_
 
 
 async def test_a_folder_that_cannot_be_written_keeps_the_job_from_being_told_as_done(heygem: HeygemClient, monkeypatch):
-    """A folder stands where the file should: as good as a full or absent disk, and root is not kept out by rights."""
+    """A folder blocks the path of the file. This fails like a full disk, and permissions would not stop root."""
     monkeypatch.setattr(module, "COPY_WAIT_TIMEOUT_S", 0.1)
     monkeypatch.setattr(module, "EXPORT_RETRY_INTERVAL_S", 0.1)
     in_the_way = heygem.root / "temp" / "code-1-r.mp4"
@@ -181,7 +181,7 @@ async def test_every_code_makes_a_name(heygem: HeygemClient):
 
 
 async def test_the_name_is_as_durable_as_the_bytes(heygem: HeygemClient, monkeypatch):
-    """Before the note goes that would have it placed again."""
+    """The folder is synced before the note is removed, because the note would repeat the export."""
     synced: list[str] = []
     monkeypatch.setattr(
         module.os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))

@@ -1,4 +1,4 @@
-"""A quota that is used up is the vendor's own "busy"."""
+"""An exhausted quota is reported with the vendor's "busy"."""
 
 from edge.owners.quotas import OwnerQuotaOverride
 from tests.edge.facades.heygem.conftest import OWNER, HeygemClient

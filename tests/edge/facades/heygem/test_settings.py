@@ -1,4 +1,4 @@
-"""The settings that docs/facades.md shows are ones that the edge reads."""
+"""The edge reads the settings that docs/facades.md shows."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The official `runpod` client, its base URL changed and nothing else, against an edge over the memory bus."""
+"""The official `runpod` client with another base URL, against an edge over the fake bus."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class RunpodEdge(Struct, frozen=True):
-    """An edge, and what its runner does with a job."""
+    """A served edge, with the actions of a runner on its jobs."""
 
     edge: ServedEdge
 
@@ -35,20 +35,20 @@ class RunpodEdge(Struct, frozen=True):
         await self.edge.world.runner_bus.feed.publish(job.key, note)
 
     async def finish(self, job: Job) -> None:
-        """What a runner does with one that runs."""
+        """Finish a running job as a runner does."""
         sha256 = await self.edge.world.put("ann", b"result", "result.mp4")
         output = Output((OutputFile("result.mp4", sha256, 6, "video/mp4"),), {"text": "hello"})
         await self.edge.world.write_event(job.key, e.Succeeded(output))
 
 
 class RunpodUser(RunpodEdge, frozen=True):
-    """The same, as its client sees it. `endpoint` is the client's handle on `echo`, with a key of `ann`'s."""
+    """A RunPod client of the edge. `endpoint`: its handle for `echo`, with a key of `ann`."""
 
     clients: Any
     endpoint: Any
 
     async def call(self, function: Callable[..., T], *about: Any) -> T:
-        """One of the client's blocking calls."""
+        """Make a blocking call of the client in a thread."""
         return await to_thread.run_sync(function, *about)
 
     async def run(self, text: str = "hello", **more: Any) -> Any:

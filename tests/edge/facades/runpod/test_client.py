@@ -1,4 +1,4 @@
-"""Every call of RunPod's own client, blocking and async."""
+"""All calls of RunPod's own client, blocking and async."""
 
 from typing import Any
 

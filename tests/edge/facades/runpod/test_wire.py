@@ -1,4 +1,4 @@
-"""What the client does not look at and RunPod's documents show: bodies, policies, times, errors."""
+"""What RunPod documents and its client does not use: bodies, policies, times, errors."""
 
 import pytest
 
