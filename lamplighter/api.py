@@ -1,4 +1,7 @@
-"""HTTP without the network: each request as a value, each answer read in one place. Both clients are built on it."""
+"""The HTTP API as values, without I/O: each request, the decoder of its answer, and the exception for a refusal.
+
+Both clients use it. The types of answers stand first, then jobs, assets, hosts, usage, keys and owners.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -20,7 +23,7 @@ T = TypeVar("T")
 
 
 class ApiRequest(Struct, Generic[T], frozen=True, kw_only=True):
-    """One request and how its answer is read."""
+    """One request and the decoder of its answer."""
 
     method: str
     path: str
@@ -31,7 +34,7 @@ class ApiRequest(Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class JobList(Struct, frozen=True):
-    """One page of jobs."""
+    """A page of the list of jobs."""
 
     jobs: list[JobView]
     next_cursor: str | None = None
@@ -50,30 +53,30 @@ class Asset(Struct, frozen=True):
 
 
 class AssetList(Struct, frozen=True):
-    """One page of assets."""
+    """A page of the list of assets."""
 
     assets: list[Asset]
     next_cursor: str | None = None
 
 
 class AssetCheck(Struct, frozen=True):
-    """Which digests the server has."""
+    """The answer to a check of digests: which ones the edge has."""
 
     present: list[str]
     missing: list[str]
 
 
 def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
-    """A reader of JSON answers; fields this version does not know are ignored."""
+    """Return a decoder of JSON answers. It ignores fields that this release does not know."""
     return msgspec.json.Decoder(kind).decode
 
 
 def ignore_body(_: bytes) -> None:
-    """The reader of answers without a body."""
+    """Decode an answer without a body."""
 
 
 def decode_text(body: bytes) -> str:
-    """The reader of text answers."""
+    """Decode an answer in plain text."""
     return body.decode(errors="replace")
 
 
@@ -83,18 +86,18 @@ decode_json: Callable[[bytes], Any] = msgspec.json.decode
 
 
 def quote_segment(part: str) -> str:
-    """One part of a path, whatever is in it."""
+    """Quote one segment of a path, whatever characters it contains."""
     return quote(part, safe="")
 
 
 def job_path(job_id: str, *more: str) -> str:
-    """The path of a job, or of something of it, whatever is in the names."""
+    """Return the path of a job, or of a resource below it, whatever characters the names contain."""
     return "/".join(("/v1/jobs", *map(quote_segment, (job_id, *more))))
 
 
-def submit_job(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
+def submit_job(  # noqa: PLR0913 - the fields of the request
     endpoint: str,
-    given: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     *,
     job_id: str | None = None,
     idempotency_key: str | None = None,
@@ -102,7 +105,7 @@ def submit_job(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
     options: Mapping[str, Any] | None = None,
 ) -> ApiRequest[JobView]:
     """Submit a job. `options` are further fields of the body: not_before, deadline, policy, tags, trace_id, webhook."""
-    body = {"endpoint": endpoint, "input": dict(given), **(options or {})}
+    body = {"endpoint": endpoint, "input": dict(inputs), **(options or {})}
     if priority is not None:
         body["priority"] = Priority(priority).value
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -111,83 +114,78 @@ def submit_job(  # noqa: PLR0913 - the fields of the request body, PROTOCOLS 1
 
 
 def get_job(job_id: str, wait_s: float = 0.0) -> ApiRequest[JobView]:
-    """Read a job, holding the answer up to `wait_s` (at most 60) for its end."""
+    """Read a job. The edge holds its answer for up to `wait_s` (at most 60) until the job ends."""
     params = (("wait", f"{wait_s:g}"),) if wait_s else ()
     return ApiRequest(method="GET", path=job_path(job_id), read=decode_job, params=params)
 
 
 def list_jobs(limit: int, cursor: str | None, filters: Mapping[str, str | None]) -> ApiRequest[JobList]:
-    """List jobs, newest first."""
-    given = [(name, value) for name, value in filters.items() if value is not None]
-    params = (("limit", str(limit)), *given, *((("cursor", cursor),) if cursor else ()))
+    """List jobs, newest first, one page from `cursor` on."""
+    active = [(name, value) for name, value in filters.items() if value is not None]
+    params = (("limit", str(limit)), *active, *((("cursor", cursor),) if cursor else ()))
     return ApiRequest(method="GET", path="/v1/jobs", read=json_decoder(JobList), params=params)
 
 
 def post_job_action(job_id: str, verb: str) -> ApiRequest[JobView]:
-    """`cancel` or `retry`."""
+    """Cancel or retry a job; `verb` says which."""
     return ApiRequest(method="POST", path=job_path(job_id, verb), read=decode_job)
 
 
 def delete_path(path: str) -> ApiRequest[None]:
-    """Remove what is there."""
+    """Delete the resource at `path`."""
     return ApiRequest(method="DELETE", path=path, read=ignore_body)
 
 
 def get_json(path: str, **params: str) -> ApiRequest[Any]:
-    """Read a document as it is."""
+    """Read a JSON document without a type."""
     return ApiRequest(method="GET", path=path, read=decode_json, params=tuple(params.items()))
 
 
 def get_log(job_id: str) -> ApiRequest[str]:
-    """The job's log."""
+    """Read the log of a job."""
     return ApiRequest(method="GET", path=job_path(job_id, "logs"), read=decode_text)
 
 
 def check_assets(digests: list[str]) -> ApiRequest[AssetCheck]:
-    """Ask which assets are there."""
+    """Ask the edge which of `digests` it has."""
     return ApiRequest(method="POST", path="/v1/assets/check", read=json_decoder(AssetCheck), body={"digests": digests})
 
 
 def list_assets(limit: int, cursor: str | None) -> ApiRequest[AssetList]:
-    """List assets."""
+    """List assets, one page from `cursor` on."""
     params = (("limit", str(limit)), *((("cursor", cursor),) if cursor else ()))
     return ApiRequest(method="GET", path="/v1/assets", read=json_decoder(AssetList), params=params)
 
 
 def add_host(host: str) -> ApiRequest[Any]:
-    """Let a machine join."""
+    """Create the join token of a host."""
     return ApiRequest(method="POST", path="/v1/hosts", read=decode_json, body={"id": host})
 
 
 def delete_asset(digest: str) -> ApiRequest[Any]:
-    """Delete a file."""
+    """Delete an asset of the key's owner."""
     return ApiRequest(method="DELETE", path=f"/v1/assets/{quote_segment(digest)}", read=decode_json)
 
 
-def upload_headers(name: str, size: int) -> dict[str, str]:
-    """What an upload says of its file; a name in another script travels percent-encoded."""
-    return {"Content-Length": str(size), "X-Filename": quote(name)}
-
-
 def known_asset(sha256: str, name: str, size: int) -> Asset:
-    """The asset that need not be uploaded."""
+    """Return the asset of a file that the edge has already."""
     return Asset(DIGEST_SCHEME + sha256, sha256, size, name, guess(name), None, f"/v1/assets/{sha256}")
 
 
 def parse_response(call: ApiRequest[T], status: int, body: bytes) -> T:
-    """The value of an answer. Raises Rejected for a refusal, Unreachable where it is no edge that answers."""
+    """Decode an answer. Raises Rejected for a refusal, and Unreachable if the answer is not an edge's."""
     if status >= 400:
         raise error_from_response(status, body)
     if status >= 300:
-        raise Unreachable(f"{call.path} is elsewhere ({status}): give the address that it leads to, https and all")
+        raise Unreachable(f"{call.path} was redirected ({status}): use the address of the redirect, with its https")
     try:
         return call.read(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreachable(f"what answers {call.path} is no edge ({error}): is the address right?") from error
+        raise Unreachable(f"{call.path} was not answered by an edge ({error}): is the address right?") from error
 
 
 def error_from_response(status: int, body: bytes) -> LamplighterError:
-    """The exception for an answer that is none of ours too: a proxy's page has no problem document."""
+    """Return the exception for a refusal. A proxy's page has no problem document, so its text becomes the detail."""
     try:
         return error_from_problem(msgspec.json.decode(body, type=Problem))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -196,51 +194,45 @@ def error_from_response(status: int, body: bytes) -> LamplighterError:
         return error_from_problem(shown)
 
 
-# MERGED lamplighter/batches.py: Many submits in one request, and what became of each.
-
-
 class BatchRejection(Struct, frozen=True):
-    """A job that was not accepted: which of the batch, from 0, and why."""
+    """A job that was not accepted: its position in the batch, from 0, and the reason."""
 
     index: int
     problem: Problem
 
 
 class Batch(Struct, frozen=True):
-    """The jobs that are durable now, and those that were refused."""
+    """The result of a batch: the jobs that are stored now, and those that were rejected."""
 
     accepted: list[JobView]
     rejected: list[BatchRejection]
 
 
 def submit_batch(jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> ApiRequest[Batch]:
-    """Submit up to 1000 bodies, as `POST /v1/jobs` takes them."""
+    """Submit up to 1000 jobs, each a body of `POST /v1/jobs`."""
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     body = {"jobs": [dict(job) for job in jobs]}
     return ApiRequest(method="POST", path="/v1/batches", read=json_decoder(Batch), body=body, headers=headers)
 
 
-# MERGED lamplighter/things.py: What there is beside jobs: endpoints, hosts, their power, and what was used.
-
-
 class HostList(Struct, frozen=True):
-    """Every host that the edge knows."""
+    """The hosts that the edge knows."""
 
     hosts: list[HostView]
 
 
 def get_endpoint(name: str) -> ApiRequest[Any]:
-    """One endpoint, its input schema with it."""
+    """Read one endpoint with its input schema."""
     return get_json(f"/v1/endpoints/{quote_segment(name)}")
 
 
 def list_hosts() -> ApiRequest[HostList]:
-    """List hosts."""
+    """List the hosts that the edge knows."""
     return ApiRequest(method="GET", path="/v1/hosts", read=json_decoder(HostList))
 
 
 def set_power(host: str, want: str, until: str | None) -> ApiRequest[HostView]:
-    """Hold a host `on` or `off`, or leave it to the law: `auto`."""
+    """Keep a host `on` or `off`, or end the override with `auto`."""
     body = {"want": want, **({"until": until} if until else {})}
     return ApiRequest(
         method="POST", path=f"/v1/hosts/{quote_segment(host)}/power", read=json_decoder(HostView), body=body
@@ -248,42 +240,38 @@ def set_power(host: str, want: str, until: str | None) -> ApiRequest[HostView]:
 
 
 def get_usage(since: str | None, until: str | None, owner: str | None) -> ApiRequest[UsageReport]:
-    """What was used between two times (RFC 3339)."""
-    given = (("from", since), ("to", until), ("owner", owner))
-    params = tuple((name, value) for name, value in given if value is not None)
+    """Read the usage between two times (RFC 3339)."""
+    query = (("from", since), ("to", until), ("owner", owner))
+    params = tuple((name, value) for name, value in query if value is not None)
     return ApiRequest(method="GET", path="/v1/usage", read=json_decoder(UsageReport), params=params)
 
 
-# MERGED lamplighter/operating.py: Requests of whoever runs the installation: keys and owners. They need a key with
-# the scope admin.
-
-
 def create_key(owner: str, scopes: list[str], **fields: str | None) -> ApiRequest[Any]:
-    """Make a key; `fields` are name, language and expires_at."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    body: dict[str, Any] = {"owner": owner, **given, **({"scopes": scopes} if scopes else {})}
+    """Create a key. `fields` are name, language and expires_at. Needs the scope admin, as do all requests below."""
+    known = {name: value for name, value in fields.items() if value is not None}
+    body: dict[str, Any] = {"owner": owner, **known, **({"scopes": scopes} if scopes else {})}
     return ApiRequest(method="POST", path="/v1/keys", read=decode_json, body=body)
 
 
 def rotate_key(key_id: str, grace_s: float) -> ApiRequest[Any]:
-    """Give a key a new secret; the one before opens for `grace_s` too."""
+    """Give a key a new secret. The old secret stays valid for `grace_s`."""
     return ApiRequest(
         method="POST", path=f"/v1/keys/{quote_segment(key_id)}/rotate", read=decode_json, body={"grace_s": grace_s}
     )
 
 
 def delete_owner(owner: str) -> ApiRequest[Any]:
-    """Delete everything of an owner."""
+    """Delete all data of an owner."""
     return ApiRequest(method="DELETE", path=f"/v1/owners/{quote_segment(owner)}", read=decode_json)
 
 
 def get_owner_deletion(owner: str) -> ApiRequest[Any]:
-    """How far that is."""
+    """Read the progress of an owner's deletion."""
     return get_json(f"/v1/owners/{quote_segment(owner)}/deletion")
 
 
 def submit_options(options: Mapping[str, Any] | None, await_input: bool, webhook: str | None) -> dict[str, Any]:
-    """`options` of `api.submit_job`, with what `submit` takes by name."""
+    """Return the arguments of `submit_job` for the keyword arguments of `Client.submit`."""
     named = dict(options or {})
     body = dict(named.pop("options", None) or {})
     if await_input:

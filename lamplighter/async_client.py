@@ -29,7 +29,7 @@ from schemas.usage import UsageReport
 
 
 class AsyncClient(AsyncEdgeTransport):
-    """One edge, for `async with`. Every call raises Rejected or Unreachable."""
+    """A connection to one edge, for `async with`. Every call may raise Rejected or Unreachable."""
 
     async def submit(
         self,
@@ -39,27 +39,27 @@ class AsyncClient(AsyncEdgeTransport):
         await_input: bool = False,
         webhook: str | None = None,
         options: dict[str, Any] | None = None,
-        **given: Any,
+        **inputs: Any,
     ) -> JobView:
-        """As `Client.submit`.
+        """Do what `Client.submit` does.
 
         >>> job = await client.submit("echo", text="hello", wait=True)
         >>> job.status.value
         'succeeded'
         """
-        files = await self._resolve_files(endpoint, given)
+        files = await self._resolve_files(endpoint, inputs)
         if await_input:
             digest, run = self._digest_cache.digest, anyio.to_thread.run_sync
             named = {name: DIGEST_SCHEME + await run(digest, path) for name, path in files.items()}
         else:
             named = {name: (await self.upload(path)).digest for name, path in files.items()}
-        job = await self.call(api.submit_job(endpoint, given | named, **submit_options(options, await_input, webhook)))
+        job = await self.call(api.submit_job(endpoint, inputs | named, **submit_options(options, await_input, webhook)))
         for path in files.values() if await_input else ():
             await self.upload(path)
         return await self.wait(job.id) if wait else job
 
     async def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
-        """As `Client.batch`.
+        """Do what `Client.batch` does.
 
         >>> made = await client.batch([{"endpoint": "echo", "input": {}}])
         >>> len(made.accepted)
@@ -67,35 +67,35 @@ class AsyncClient(AsyncEdgeTransport):
         """
         return await self.call(submit_batch(jobs, idempotency_key))
 
-    async def _resolve_files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
-        files = find_local_files(given)
-        if not has_text_path(given, files):
+    async def _resolve_files(self, endpoint: str, inputs: dict[str, Any]) -> dict[str, Path]:
+        files = find_local_files(inputs)
+        if not has_text_path(inputs, files):
             return files
-        return select_asset_inputs(given, files, (await self.call(api.get_endpoint(endpoint)))["input"])
+        return select_asset_inputs(inputs, files, (await self.call(api.get_endpoint(endpoint)))["input"])
 
     async def wait(self, job_id: str) -> JobView:
-        """As `Client.wait`.
+        """Do what `Client.wait` does.
 
         >>> job = await client.submit("echo", text="hello")
         >>> (await client.wait(job.id)).output.data
         {'text': 'hello'}
         """
-        job, patience = await self.call(api.get_job(job_id)), ReconnectBudget()
+        job, budget = await self.call(api.get_job(job_id)), ReconnectBudget()
         while job.status not in FINAL_STATUSES:
-            patience.reset()
-            job = await self._long_poll(job, patience)
+            budget.reset()
+            job = await self._long_poll(job, budget)
         return require_success(job)
 
-    async def _long_poll(self, job: JobView, patience: ReconnectBudget) -> JobView:
+    async def _long_poll(self, job: JobView, budget: ReconnectBudget) -> JobView:
         while True:
             try:
                 return await self.call(api.get_job(job.id, LONG_POLL_S))
             except (Busy, Unreachable) as error:
-                patience.spend(error)
+                budget.spend(error)
                 await anyio.sleep(RECONNECT_DELAY_S)
 
     async def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
-        """As `Client.follow`.
+        """Do what `Client.follow` does.
 
         >>> job = await client.submit("echo", text="hello", steps=3)
         >>> async for event in client.follow(job.id):
@@ -106,31 +106,31 @@ class AsyncClient(AsyncEdgeTransport):
         step 2 of 3
         step 3 of 3
         """
-        following = FollowState(after)
-        while not following.is_final:
+        state = FollowState(after)
+        while not state.is_final:
             try:
-                async for event in self._stream_events(job_id, following):
+                async for event in self._stream_events(job_id, state):
                     yield event
-                if not following.has_events and (await self.job(job_id)).status in FINAL_STATUSES:
-                    return  # `after` was the end already
+                if not state.has_events and (await self.job(job_id)).status in FINAL_STATUSES:
+                    return  # `after` was the last event
             except (Busy, Unreachable) as error:
-                following.budget.spend(error)
-            if not following.is_final:
+                state.budget.spend(error)
+            if not state.is_final:
                 await anyio.sleep(RECONNECT_DELAY_S)
 
-    async def _stream_events(self, job_id: str, following: FollowState) -> AsyncIterator[Event]:
+    async def _stream_events(self, job_id: str, state: FollowState) -> AsyncIterator[Event]:
         path = api.job_path(job_id, "events")
         with map_http_errors(self.url):
-            async with self._http.stream("GET", path, headers=following.headers) as reply:
+            async with self._http.stream("GET", path, headers=state.headers) as reply:
                 if reply.status_code >= 400:
                     raise api.error_from_response(reply.status_code, await reply.aread())
-                following.start_connection()
+                state.start_connection()
                 async for text in reply.aiter_text():
-                    for event in following.read(text):
+                    for event in state.read(text):
                         yield event
 
     async def job(self, job_id: str) -> JobView:
-        """The job as it stands. Raises NotFound.
+        """Return the job. Raises NotFound.
 
         >>> job = await client.submit("echo", text="hello")
         >>> (await client.job(job.id)).input["text"]
@@ -139,7 +139,7 @@ class AsyncClient(AsyncEdgeTransport):
         return await self.call(api.get_job(job_id))
 
     async def jobs(self, *, limit: int = 50, **filters: str | None) -> AsyncIterator[JobView]:
-        """As `Client.jobs`.
+        """Do what `Client.jobs` does.
 
         >>> job = await client.submit("echo", text="hello", options={"options": {"tags": {"project": "y"}}})
         >>> [found.id async for found in client.jobs(tag="project:y")] == [job.id]
@@ -155,7 +155,7 @@ class AsyncClient(AsyncEdgeTransport):
                 return
 
     async def cancel(self, job_id: str) -> JobView:
-        """Stop a job, waiting or running; raises Conflict when it has ended.
+        """Stop a waiting or running job. Raises Conflict if it has ended.
 
         >>> job = await client.submit("echo", seconds=60)
         >>> (await client.cancel(job.id)).status.value
@@ -183,7 +183,7 @@ class AsyncClient(AsyncEdgeTransport):
         await self.call(api.delete_path(api.job_path(job_id)))
 
     async def logs(self, job_id: str) -> str:
-        """The job's log.
+        """Return the job's log.
 
         >>> job = await client.submit("echo", text="hello", steps=1, wait=True)
         >>> print(await client.logs(job.id))
@@ -194,7 +194,7 @@ class AsyncClient(AsyncEdgeTransport):
         return await self.call(api.get_log(job_id))
 
     async def usage(self, since: str | None = None, until: str | None = None, owner: str | None = None) -> UsageReport:
-        """As `Client.usage`.
+        """Do what `Client.usage` does.
 
         >>> (await client.usage()).jobs > 0
         True
@@ -202,7 +202,7 @@ class AsyncClient(AsyncEdgeTransport):
         return await self.call(api.get_usage(since, until, owner))
 
     async def hosts(self) -> list[HostView]:
-        """The hosts and what they do.
+        """Return the hosts and what they are doing.
 
         >>> [host.state for host in await client.hosts() if host.id == "gpu-1"]
         ['online']
@@ -210,7 +210,7 @@ class AsyncClient(AsyncEdgeTransport):
         return (await self.call(api.list_hosts())).hosts
 
     async def power(self, host: str, want: Literal["on", "off", "auto"], until: str | None = None) -> HostView:
-        """As `Client.power`.
+        """Do what `Client.power` does.
 
         >>> (await client.power("gpu-9", "auto")).hold
         """

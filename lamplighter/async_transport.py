@@ -1,4 +1,4 @@
-"""What goes over an awaiting connection: calls, and files up and down."""
+"""HTTP calls, uploads and downloads of the awaiting client."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,16 +9,13 @@ import anyio.to_thread
 import httpx
 
 from lamplighter import api
-from lamplighter.digest_cache import DigestCache, JsonCache
+from lamplighter.digest_cache import CHUNK_BYTES, ByteProgress, DigestCache, JsonCache, ignore_progress
 from lamplighter.errors import Unreachable
 from lamplighter.transport import (
-    CHUNK_BYTES,
     DIGEST_CACHE_FILE,
     HTTP_TIMEOUT,
     UPLOAD_CACHE_NAME,
-    ByteProgress,
     auth_headers,
-    ignore_progress,
     map_http_errors,
     replace_on_success,
 )
@@ -33,13 +30,13 @@ T = TypeVar("T")
 async def _read_chunks(path: Path, start: int, advance: ByteProgress) -> AsyncIterator[bytes]:
     async with await anyio.open_file(path, "rb") as file:
         await file.seek(start)
-        while piece := await file.read(CHUNK_BYTES):
-            yield piece
-            advance(len(piece))
+        while chunk := await file.read(CHUNK_BYTES):
+            yield chunk
+            advance(len(chunk))
 
 
 class AsyncEdgeTransport:
-    """A connection to one edge, and the files that go over it."""
+    """A connection to one edge: calls, uploads and downloads."""
 
     def __init__(
         self,
@@ -76,7 +73,7 @@ class AsyncEdgeTransport:
         await self._http.aclose()
 
     async def call(self, call: api.ApiRequest[T]) -> T:
-        """Send one request of `lamplighter.api`, for what has no method here.
+        """Send one request of `lamplighter.api`, for routes without a method here.
 
         >>> (await client.call(api.get_json("/v1/endpoints/echo")))["name"]
         'echo'
@@ -88,7 +85,7 @@ class AsyncEdgeTransport:
         return api.parse_response(call, reply.status_code, reply.content)
 
     async def upload(self, path: str | Path, advance: ByteProgress = ignore_progress) -> api.Asset:
-        """As `Client.upload`; hashing is done in a thread.
+        """Do what `Client.upload` does; the file is hashed in a thread.
 
         >>> (await client.upload("hello.txt")).bytes
         6
@@ -99,30 +96,30 @@ class AsyncEdgeTransport:
         if (await self.call(api.check_assets([DIGEST_SCHEME + sha256]))).present:
             advance(size)
             return api.known_asset(sha256, file.name, size)
-        note = resume_key(self.url, sha256)
-        sending = UploadPlan(file.name, sha256, size, await anyio.to_thread.run_sync(self._upload_cache.get, note))
-        sent = UploadProgress(advance)
-        while sending.asset is None:
-            await self._send_next(sending, file, sent)
-            if sending.is_resumable and sending.upload_path:
-                await anyio.to_thread.run_sync(self._upload_cache.put, note, sending.upload_path)
-            await anyio.sleep(sending.delay_s)
-        await anyio.to_thread.run_sync(self._upload_cache.drop, note)
-        return sending.asset
+        cache_key = resume_key(self.url, sha256)
+        plan = UploadPlan(file.name, sha256, size, await anyio.to_thread.run_sync(self._upload_cache.get, cache_key))
+        progress = UploadProgress(advance)
+        while plan.asset is None:
+            await self._send_next(plan, file, progress)
+            if plan.is_resumable and plan.upload_path:
+                await anyio.to_thread.run_sync(self._upload_cache.put, cache_key, plan.upload_path)
+            await anyio.sleep(plan.delay_s)
+        await anyio.to_thread.run_sync(self._upload_cache.drop, cache_key)
+        return plan.asset
 
-    async def _send_next(self, sending: UploadPlan, file: Path, sent: UploadProgress) -> None:
-        request = sending.next_request()
-        body = None if request.start is None else _read_chunks(file, request.start, sent.start_at(request.start))
+    async def _send_next(self, plan: UploadPlan, file: Path, progress: UploadProgress) -> None:
+        request = plan.next_request()
+        body = None if request.start is None else _read_chunks(file, request.start, progress.start_at(request.start))
         try:
             with map_http_errors(self.url):
                 reply = await self._http.request(request.method, request.path, headers=request.headers, content=body)
         except Unreachable as error:
-            sending.on_connection_error(error)
+            plan.on_connection_error(error)
         else:
-            sending.on_response(reply.status_code, reply.headers, reply.content)
+            plan.on_response(reply.status_code, reply.headers, reply.content)
 
     async def download(self, job: JobView, name: str, to: str | Path, advance: ByteProgress = ignore_progress) -> Path:
-        """As `Client.download`.
+        """Do what `Client.download` does.
 
         >>> job = await client.submit("echo", file="hello.txt", wait=True)
         >>> saved = await client.download(job, job.output.files[0].name, "copy.txt")
@@ -136,7 +133,7 @@ class AsyncEdgeTransport:
                     raise api.error_from_response(reply.status_code, await reply.aread())
                 with replace_on_success(target) as part:
                     async with await anyio.open_file(part, "wb") as file:
-                        async for piece in reply.aiter_bytes(CHUNK_BYTES):
-                            await file.write(piece)
-                            advance(len(piece))
+                        async for chunk in reply.aiter_bytes(CHUNK_BYTES):
+                            await file.write(chunk)
+                            advance(len(chunk))
         return target

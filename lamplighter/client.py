@@ -1,4 +1,4 @@
-"""Clients of an edge: `Client` blocks, `AsyncClient` (lamplighter.aio) awaits; the same names do the same.
+"""The clients of an edge: `Client` blocks, `AsyncClient` (lamplighter.async_client) awaits. Their methods are the same.
 
 >>> from lamplighter import Client
 >>> with Client(url, key) as client:
@@ -6,7 +6,7 @@
 >>> job.output.data
 {'text': 'hello'}
 
-The examples are run against a real edge by tests/e2e/test_examples.py.
+tests/e2e/test_examples.py runs the examples against a real edge.
 """
 
 import time
@@ -28,7 +28,7 @@ from schemas.usage import UsageReport
 
 
 class Client(EdgeTransport):
-    """One edge. Use it in a `with`, or call `close`. Every call raises Rejected or Unreachable."""
+    """A connection to one edge. Use it in a `with`, or call `close`. Every call may raise Rejected or Unreachable."""
 
     def submit(
         self,
@@ -38,31 +38,31 @@ class Client(EdgeTransport):
         await_input: bool = False,
         webhook: str | None = None,
         options: dict[str, Any] | None = None,
-        **given: Any,
+        **inputs: Any,
     ) -> JobView:
-        """Submit a job. A Path is uploaded first, and so is a text that names a local file where a file is taken.
+        """Submit a job. Paths, and texts that name a local file in a field for files, are uploaded first.
 
-        With `await_input` the job is accepted first and the files follow, so that a dark host wakes meanwhile.
-        `webhook` is the URL that its states are delivered to. `options` are those of `api.submit_job`: job_id,
-        idempotency_key, priority, and `options` for further fields of the body. With `wait` the job has ended when this
-        returns; raises JobFailed unless it succeeded.
+        With `await_input` the job is accepted first and the files are uploaded afterwards, while a host that is off
+        starts. `webhook` is the URL that the states of the job are delivered to. `options` are those of
+        `api.submit_job`: job_id, idempotency_key, priority, and `options` for further fields of the body. With `wait`,
+        return when the job has ended, and raise JobFailed unless it succeeded.
 
         >>> job = client.submit("echo", text="hello", file="hello.txt", wait=True)
         >>> job.output.data, job.output.files[0].bytes
         ({'text': 'hello'}, 6)
         """
-        files = self._resolve_files(endpoint, given)
+        files = self._resolve_files(endpoint, inputs)
         if await_input:
             named = {name: DIGEST_SCHEME + self._digest_cache.digest(path) for name, path in files.items()}
         else:
             named = {name: self.upload(path).digest for name, path in files.items()}
-        job = self.call(api.submit_job(endpoint, given | named, **submit_options(options, await_input, webhook)))
+        job = self.call(api.submit_job(endpoint, inputs | named, **submit_options(options, await_input, webhook)))
         for path in files.values() if await_input else ():
             self.upload(path)
         return self.wait(job.id) if wait else job
 
     def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
-        """Submit up to 1000 jobs, each a body as `POST /v1/jobs` takes it; what is wrong with one rejects no other.
+        """Submit up to 1000 jobs, each a body of `POST /v1/jobs`. An invalid job does not reject the others.
 
         >>> made = client.batch([{"endpoint": "echo", "input": {}}, {"endpoint": "nowhere", "input": {}}])
         >>> len(made.accepted), made.rejected[0].problem.code
@@ -70,14 +70,14 @@ class Client(EdgeTransport):
         """
         return self.call(submit_batch(jobs, idempotency_key))
 
-    def _resolve_files(self, endpoint: str, given: dict[str, Any]) -> dict[str, Path]:
-        files = find_local_files(given)
-        if not has_text_path(given, files):
+    def _resolve_files(self, endpoint: str, inputs: dict[str, Any]) -> dict[str, Path]:
+        files = find_local_files(inputs)
+        if not has_text_path(inputs, files):
             return files
-        return select_asset_inputs(given, files, self.call(api.get_endpoint(endpoint))["input"])
+        return select_asset_inputs(inputs, files, self.call(api.get_endpoint(endpoint))["input"])
 
     def wait(self, job_id: str) -> JobView:
-        """The job once it has ended; raises JobFailed unless it succeeded. A restart of the edge is waited out.
+        """Return the job once it has ended. Raises JobFailed unless it succeeded. Waits through a restart of the edge.
 
         >>> job = client.submit("echo", behave="exit", exit=65)
         >>> try:
@@ -86,26 +86,26 @@ class Client(EdgeTransport):
         ...     print(failed.job.error.code, failed.job.error.blame)
         bad_input client
         """
-        job, patience = self.call(api.get_job(job_id)), ReconnectBudget()
+        job, budget = self.call(api.get_job(job_id)), ReconnectBudget()
         while job.status not in FINAL_STATUSES:
-            patience.reset()
-            job = self._long_poll(job, patience)
+            budget.reset()
+            job = self._long_poll(job, budget)
         return require_success(job)
 
-    def _long_poll(self, job: JobView, patience: ReconnectBudget) -> JobView:
-        """The job when it has ended, or a while later."""
+    def _long_poll(self, job: JobView, budget: ReconnectBudget) -> JobView:
+        """Return the job when it has ended, or after LONG_POLL_S."""
         while True:
             try:
                 return self.call(api.get_job(job.id, LONG_POLL_S))
             except (Busy, Unreachable) as error:
-                patience.spend(error)
+                budget.spend(error)
                 time.sleep(RECONNECT_DELAY_S)
 
     def follow(self, job_id: str, after: str | None = None) -> Iterator[Event]:
-        """What the job says, until its end; resumes behind the last event when the connection breaks.
+        """Yield the events of a job until its end. After a lost connection, resume after the last event.
 
-        An edge that was never there, or is silent for five minutes, is Unreachable.
-        Give the `id` of the last event that was seen as `after` to go on behind it in another process.
+        Raises Unreachable for an edge that never answered, or has not answered for five minutes. To continue in another
+        process, give the `id` of the last event as `after`.
 
         >>> job = client.submit("echo", text="hello", steps=3)
         >>> for event in client.follow(job.id):
@@ -118,28 +118,28 @@ class Client(EdgeTransport):
         >>> event.job.status.value
         'succeeded'
         """
-        following = FollowState(after)
-        while not following.is_final:
+        state = FollowState(after)
+        while not state.is_final:
             try:
-                yield from self._stream_events(job_id, following)
-                if not following.has_events and self.job(job_id).status in FINAL_STATUSES:
-                    return  # `after` was the end already
+                yield from self._stream_events(job_id, state)
+                if not state.has_events and self.job(job_id).status in FINAL_STATUSES:
+                    return  # `after` was the last event
             except (Busy, Unreachable) as error:
-                following.budget.spend(error)
-            if not following.is_final:
+                state.budget.spend(error)
+            if not state.is_final:
                 time.sleep(RECONNECT_DELAY_S)
 
-    def _stream_events(self, job_id: str, following: FollowState) -> Iterator[Event]:
+    def _stream_events(self, job_id: str, state: FollowState) -> Iterator[Event]:
         path = api.job_path(job_id, "events")
-        with map_http_errors(self.url), self._http.stream("GET", path, headers=following.headers) as reply:
+        with map_http_errors(self.url), self._http.stream("GET", path, headers=state.headers) as reply:
             if reply.status_code >= 400:
                 raise api.error_from_response(reply.status_code, reply.read())
-            following.start_connection()
+            state.start_connection()
             for text in reply.iter_text():
-                yield from following.read(text)
+                yield from state.read(text)
 
     def job(self, job_id: str) -> JobView:
-        """The job as it stands. Raises NotFound.
+        """Return the job. Raises NotFound.
 
         >>> job = client.submit("echo", text="hello")
         >>> client.job(job.id).input["text"]
@@ -148,7 +148,7 @@ class Client(EdgeTransport):
         return self.call(api.get_job(job_id))
 
     def jobs(self, *, limit: int = 50, **filters: str | None) -> Iterator[JobView]:
-        """Jobs, newest first, page after page; `filters`: status, endpoint, priority, tag (`k:v`).
+        """Yield jobs, newest first, page after page. `filters` are status, endpoint, priority and tag (`name:value`).
 
         >>> job = client.submit("echo", text="hello", options={"options": {"tags": {"project": "x"}}})
         >>> [found.id for found in client.jobs(tag="project:x")] == [job.id]
@@ -163,7 +163,7 @@ class Client(EdgeTransport):
                 return
 
     def cancel(self, job_id: str) -> JobView:
-        """Stop a job, waiting or running; raises Conflict when it has ended.
+        """Stop a waiting or running job. Raises Conflict if it has ended.
 
         >>> job = client.submit("echo", seconds=60)
         >>> client.cancel(job.id).status.value
@@ -172,7 +172,7 @@ class Client(EdgeTransport):
         return self.call(api.post_job_action(job_id, "cancel"))
 
     def retry(self, job_id: str) -> JobView:
-        """Start a new round of a job that failed, was cancelled or expired, with the same id and inputs.
+        """Start a new round of a job that failed, was cancelled or expired. It keeps its id and inputs.
 
         >>> job = client.submit("echo", behave="exit", exit=65)
         >>> with contextlib.suppress(JobFailed):
@@ -196,7 +196,7 @@ class Client(EdgeTransport):
         self.call(api.delete_path(api.job_path(job_id)))
 
     def logs(self, job_id: str) -> str:
-        """The job's log.
+        """Return the job's log.
 
         >>> job = client.submit("echo", text="hello", steps=1, wait=True)
         >>> print(client.logs(job.id))
@@ -207,9 +207,9 @@ class Client(EdgeTransport):
         return self.call(api.get_log(job_id))
 
     def usage(self, since: str | None = None, until: str | None = None, owner: str | None = None) -> UsageReport:
-        """Jobs, GPU seconds, energy and money between two times (RFC 3339), of the last 30 days if left out.
+        """Return jobs, GPU seconds, energy and cost between two times (RFC 3339). The default is the last 30 days.
 
-        Of the key's owner; with an admin key of everybody, or of `owner`.
+        The report is about the owner of the key; with an admin key it is about all owners, or about `owner`.
 
         >>> report = client.usage(since="2026-11-01T00:00:00Z")
         >>> report.jobs > 0, report.cost.currency
@@ -218,7 +218,7 @@ class Client(EdgeTransport):
         return self.call(api.get_usage(since, until, owner))
 
     def hosts(self) -> list[HostView]:
-        """The hosts and what they do.
+        """Return the hosts and what they are doing.
 
         >>> [host.state for host in client.hosts() if host.id == "gpu-1"]
         ['online']
@@ -226,9 +226,9 @@ class Client(EdgeTransport):
         return self.call(api.list_hosts()).hosts
 
     def power(self, host: str, want: Literal["on", "off", "auto"], until: str | None = None) -> HostView:
-        """Hold a declared host on or off, until a time or until `auto` leaves it to the law again.
+        """Keep a declared host on or off until a time, or until `auto` ends the override.
 
-        Off drains first, it never cuts a job. Needs the scope `power`.
+        Off drains the host first and never interrupts a job. Needs the scope `power`.
 
         >>> client.power("gpu-9", "off").hold["want"]
         'off'

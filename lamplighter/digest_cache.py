@@ -1,4 +1,4 @@
-"""Small facts remembered between runs: names and texts in one JSON file."""
+"""Caches in JSON files: digests of local files, so that a second submit does not read a file again."""
 
 import hashlib
 import os
@@ -10,29 +10,36 @@ from pathlib import Path
 
 import msgspec
 
-ENTRY_LIMIT = 10_000  # notes; the one written longest ago goes first
+ENTRY_LIMIT = 10_000  # the oldest entry is dropped first
+CHUNK_BYTES = 1024 * 1024  # of reads, uploads and downloads
+
+ByteProgress = Callable[[int], None]
+
+
+def ignore_progress(_: int) -> None:
+    """Discard the progress."""
 
 
 class JsonCache:
-    """A damaged or missing file is an empty one; of two that write at once, the last wins.
+    """Texts by name in one JSON file. A damaged or missing file counts as empty; the last of two writers wins.
 
-    They only spare work, so where they cannot be written (a home that is read-only, a full disk) nothing is noted.
+    The cache only saves work. Where it cannot be written (read-only home, full disk), an entry is not kept.
     """
 
-    def __init__(self, file: Path, kept: int = ENTRY_LIMIT) -> None:
+    def __init__(self, file: Path, limit: int = ENTRY_LIMIT) -> None:
         self._file = file
-        self._limit = kept
+        self._limit = limit
 
     def get(self, name: str) -> str | None:
-        """What was noted under `name`."""
+        """Return the text stored under `name`, or None."""
         return self._read().get(name)
 
     def put(self, name: str, text: str) -> None:
-        """Note it."""
+        """Store `text` under `name`."""
         self._write(self._read() | {name: text})
 
     def drop(self, name: str) -> None:
-        """Forget it, if it was noted."""
+        """Remove the entry of `name`, if there is one."""
         known = self._read()
         if known.pop(name, None) is not None:
             self._write(known)
@@ -44,43 +51,32 @@ class JsonCache:
             return {}
 
     def _write(self, known: dict[str, str]) -> None:
-        young = dict(islice(known.items(), max(0, len(known) - self._limit), None))
+        newest = dict(islice(known.items(), max(0, len(known) - self._limit), None))
         part = self._file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(msgspec.json.encode(young))
+            part.write_bytes(msgspec.json.encode(newest))
             part.replace(self._file)
 
 
-# MERGED lamplighter/digests.py: The digest of a local file, remembered by path, size and time of change so that a
-# second submit reads nothing.
-
-
-HASH_CHUNK_BYTES = 1024 * 1024
-
-
-def _ignore_progress(_: int) -> None:
-    """Nobody watches the progress."""
-
-
-def hash_file(path: Path, advance: Callable[[int], None] = _ignore_progress) -> str:
-    """sha256 of the file in hex; `advance` is told the bytes of each piece."""
+def hash_file(path: Path, advance: ByteProgress = ignore_progress) -> str:
+    """Return the sha256 of the file in hex; call `advance` with the size of each chunk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(HASH_CHUNK_BYTES):
-            digest.update(piece)
-            advance(len(piece))
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 
 class DigestCache:
-    """`{"path:size:mtime_ns": digest}` in one JSON file."""
+    """Digests of local files as `{"path:size:mtime_ns": digest}` in one JSON file."""
 
     def __init__(self, file: Path) -> None:
         self._cache = JsonCache(file)
 
-    def digest(self, path: Path, advance: Callable[[int], None] = _ignore_progress) -> str:
-        """The file's sha256 in hex, read only when path, size or time of change are new."""
+    def digest(self, path: Path, advance: ByteProgress = ignore_progress) -> str:
+        """Return the file's sha256 in hex. Read the file only if its path, size or modification time is new."""
         stat = path.stat()
         key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         known = self._cache.get(key)

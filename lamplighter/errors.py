@@ -1,13 +1,13 @@
-"""What a call can raise.
+"""Exceptions that a call can raise.
 
 LamplighterError
 ├── Unreachable      no answer from the server (exit 3 on the command line)
 ├── Rejected         the server refused: `.problem` says why (exit 4)
 │   ├── NotFound     404
 │   ├── Unauthorized 401 and 403
-│   ├── Conflict     409: it is not as the request takes it to be
-│   └── Busy         429, 502, 503, 504 and 507: later it may be taken
-└── JobFailed        the job ended, but not in success: `.job` has the error (exit 1)
+│   ├── Conflict     409: the resource is not in the state that the request needs
+│   └── Busy         429, 502, 503, 504 and 507: the same request may succeed later
+└── JobFailed        the job ended without success: `.job` has the error (exit 1)
 """
 
 from schemas.job_view import JobView
@@ -15,7 +15,7 @@ from schemas.problems import Problem
 
 
 class LamplighterError(Exception):
-    """Root of what the sdk raises."""
+    """Base class of the exceptions of this package."""
 
 
 class Unreachable(LamplighterError):
@@ -33,7 +33,7 @@ class Rejected(LamplighterError):
 
 
 class NotFound(Rejected):
-    """There is no such thing, or it is another owner's."""
+    """The resource does not exist, or belongs to another owner."""
 
 
 class Unauthorized(Rejected):
@@ -41,11 +41,11 @@ class Unauthorized(Rejected):
 
 
 class Conflict(Rejected):
-    """The thing is not as the request takes it to be: it has ended, is in use, or is another one."""
+    """The resource is not in the state that the request needs: it has ended, is in use, or differs."""
 
 
 class Busy(Rejected):
-    """A limit is reached or something is full or away: the same request may be taken later."""
+    """A limit is reached, or a part of the server is full or unavailable. The same request may succeed later."""
 
 
 class JobFailed(LamplighterError):
@@ -71,5 +71,5 @@ ERRORS_BY_STATUS: dict[int, type[Rejected]] = {
 
 
 def error_from_problem(problem: Problem) -> Rejected:
-    """The exception for a problem document."""
+    """Return the exception for a problem document."""
     return ERRORS_BY_STATUS.get(problem.status, Rejected)(problem)

@@ -1,4 +1,4 @@
-"""TODO: lamplighter.files."""
+"""Which inputs of a job are local files that must be uploaded first."""
 
 import os
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def is_local_file(text: str) -> bool:
-    """Whether a file of that name is there; any text may be asked about, also one that no file can be called."""
+    """Return whether `text` is the path of an existing file. Accepts texts that cannot be a path."""
     return os.path.isfile(text)  # noqa: PTH113 - Path.is_file raises for a text of over 255 bytes
 
 
-def find_local_files(given: Mapping[str, Any]) -> dict[str, Path]:
-    """The inputs that may name a local file: a Path does, a text may when a file of that name is there."""
+def find_local_files(inputs: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the inputs that may name a local file: every Path, and each text that is the path of a file."""
     found = {}
-    for name, value in given.items():
+    for name, value in inputs.items():
         if isinstance(value, Path):
             found[name] = value
         elif isinstance(value, str) and is_local_file(value):
@@ -22,21 +22,22 @@ def find_local_files(given: Mapping[str, Any]) -> dict[str, Path]:
     return found
 
 
-def has_text_path(given: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
-    """Whether one of `files` is only a text: then the endpoint's schema must say that it is meant as a file."""
-    return any(isinstance(given[name], str) for name in files)
+def has_text_path(inputs: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
+    """Return whether one of `files` was given as text: then the endpoint's schema decides whether it is a file."""
+    return any(isinstance(inputs[name], str) for name in files)
 
 
 def select_asset_inputs(
-    given: Mapping[str, Any], files: Mapping[str, Path], schema: Mapping[str, Any]
+    inputs: Mapping[str, Any], files: Mapping[str, Path], schema: Mapping[str, Any]
 ) -> dict[str, Path]:
-    """Those of `files` that are: a text in a field that takes no file is a text, whatever lies in this folder.
+    """Return those of `files` that are Paths or are in a field whose schema takes a file.
 
-    Otherwise a program that passes on what a stranger typed would upload the stranger's choice of its own files.
+    A text in any other field stays a text. Otherwise a program that forwards user input would upload any of its
+    own files that the user names.
     """
     fields = schema.get("properties", {})
     return {
         name: path
         for name, path in files.items()
-        if isinstance(given[name], Path) or fields.get(name, {}).get("format") == "asset"
+        if isinstance(inputs[name], Path) or fields.get(name, {}).get("format") == "asset"
     }

@@ -1,7 +1,7 @@
-"""What the blocking and the awaiting client have in common: settings, local files, and when following is over."""
+"""HTTP calls, uploads and downloads of the blocking client, and what `async_transport` shares with it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 import httpx
 
 from lamplighter import api
-from lamplighter.digest_cache import DigestCache, JsonCache
+from lamplighter.digest_cache import CHUNK_BYTES, ByteProgress, DigestCache, JsonCache, ignore_progress
 from lamplighter.errors import Unreachable, error_from_problem
 from lamplighter.upload import UploadPlan, UploadProgress, resume_key
 from schemas.asset import DIGEST_SCHEME
@@ -17,21 +17,16 @@ from schemas.environment import bypass_proxies_for_loopback
 from schemas.job_view import JobView
 from schemas.problems import ProblemError
 
-HTTP_TIMEOUT = httpx.Timeout(30.0, read=90.0)  # a stream says something every 15 s, a long poll answers within 60
+T = TypeVar("T")
+
+HTTP_TIMEOUT = httpx.Timeout(30.0, read=90.0)  # a stream sends something every 15 s, a long poll answers within 60 s
 DIGEST_CACHE_FILE = Path("~/.cache/lamplighter/digests.json")
-UPLOAD_CACHE_NAME = "uploads.json"  # beside it: uploads that were begun
-CHUNK_BYTES = 1024 * 1024
-
-ByteProgress = Callable[[int], None]
-
-
-def ignore_progress(_: int) -> None:
-    """Nobody watches the progress."""
+UPLOAD_CACHE_NAME = "uploads.json"  # unfinished uploads, in the folder of DIGEST_CACHE_FILE
 
 
 @contextmanager
 def map_http_errors(url: str) -> Iterator[None]:
-    """httpx's errors as ours."""
+    """Raise httpx's errors as Unreachable."""
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -40,16 +35,19 @@ def map_http_errors(url: str) -> Iterator[None]:
 
 
 def auth_headers(key: str | None) -> dict[str, str]:
-    """The header that carries the key. Raises Unauthorized for a text that no header can carry."""
+    """Return the header that carries the key. Raises Unauthorized for a text that a header cannot carry."""
     if key and not (key.isascii() and key.isprintable()):
-        why = "the key holds a character that no key has, a line end perhaps: copy it anew"
+        why = "the key contains a character that keys do not have, perhaps a line break: copy it again"
         raise error_from_problem(ProblemError("unauthorized", why).problem)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @contextmanager
 def replace_on_success(target: Path) -> Iterator[Path]:
-    """A file to write beside `target`, which becomes `target` at the end of the block; if that fails, none is left."""
+    """Yield the path of a temporary file beside `target` and rename it to `target` at the end of the block.
+
+    If the block raises, the temporary file is removed. There is no fsync: a download can be repeated.
+    """
     part = target.with_name(target.name + ".part")
     try:
         yield part
@@ -58,22 +56,16 @@ def replace_on_success(target: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-# MERGED lamplighter/connection.py: What goes over a blocking connection: calls, and files up and down.
-
-
-T = TypeVar("T")
-
-
 def _read_chunks(path: Path, start: int, advance: ByteProgress) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(start)
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
-            advance(len(piece))
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+            advance(len(chunk))
 
 
 class EdgeTransport:
-    """A connection to one edge, and the files that go over it."""
+    """A connection to one edge: calls, uploads and downloads."""
 
     def __init__(
         self,
@@ -110,7 +102,7 @@ class EdgeTransport:
         self._http.close()
 
     def call(self, call: api.ApiRequest[T]) -> T:
-        """Send one request of `lamplighter.api`, for what has no method here.
+        """Send one request of `lamplighter.api`, for routes without a method here.
 
         >>> client.call(api.get_json("/v1/endpoints/echo"))["name"]
         'echo'
@@ -124,10 +116,10 @@ class EdgeTransport:
     def upload(
         self, path: str | Path, advance: ByteProgress = ignore_progress, hashed: ByteProgress = ignore_progress
     ) -> api.Asset:
-        """Upload a file unless it is there; `hashed` and `advance` are told the bytes read and sent.
+        """Upload a file unless the edge has it. Call `hashed` and `advance` with the number of bytes read and sent.
 
-        It goes on by itself over cuts and restarts of the edge, and over one of this program; `advance` is told a
-        negative number for bytes that must be sent again.
+        The upload resumes after a lost connection, a restart of the edge and a restart of this program. `advance`
+        gets a negative number for bytes that must be sent again.
 
         >>> client.upload("hello.txt").digest
         'sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03'
@@ -139,30 +131,30 @@ class EdgeTransport:
         if present:
             advance(size)
             return api.known_asset(sha256, file.name, size)
-        note = resume_key(self.url, sha256)
-        sending = UploadPlan(file.name, sha256, size, self._upload_cache.get(note))
-        sent = UploadProgress(advance)
-        while sending.asset is None:
-            self._send_next(sending, file, sent)
-            if sending.is_resumable and sending.upload_path:
-                self._upload_cache.put(note, sending.upload_path)
-            time.sleep(sending.delay_s)
-        self._upload_cache.drop(note)
-        return sending.asset
+        cache_key = resume_key(self.url, sha256)
+        plan = UploadPlan(file.name, sha256, size, self._upload_cache.get(cache_key))
+        progress = UploadProgress(advance)
+        while plan.asset is None:
+            self._send_next(plan, file, progress)
+            if plan.is_resumable and plan.upload_path:
+                self._upload_cache.put(cache_key, plan.upload_path)
+            time.sleep(plan.delay_s)
+        self._upload_cache.drop(cache_key)
+        return plan.asset
 
-    def _send_next(self, sending: UploadPlan, file: Path, sent: UploadProgress) -> None:
-        request = sending.next_request()
-        body = None if request.start is None else _read_chunks(file, request.start, sent.start_at(request.start))
+    def _send_next(self, plan: UploadPlan, file: Path, progress: UploadProgress) -> None:
+        request = plan.next_request()
+        body = None if request.start is None else _read_chunks(file, request.start, progress.start_at(request.start))
         try:
             with map_http_errors(self.url):
                 reply = self._http.request(request.method, request.path, headers=request.headers, content=body)
         except Unreachable as error:
-            sending.on_connection_error(error)
+            plan.on_connection_error(error)
         else:
-            sending.on_response(reply.status_code, reply.headers, reply.content)
+            plan.on_response(reply.status_code, reply.headers, reply.content)
 
     def download(self, job: JobView, name: str, to: str | Path, advance: ByteProgress = ignore_progress) -> Path:
-        """Save output `name` of a job as file `to`, written beside it first and renamed when whole.
+        """Save output `name` of a job as the file `to`. The file appears there only when it is complete.
 
         >>> job = client.submit("echo", file="hello.txt", wait=True)
         >>> client.download(job, job.output.files[0].name, "copy.txt").read_text()
@@ -173,7 +165,7 @@ class EdgeTransport:
             if reply.status_code >= 400:
                 raise api.error_from_response(reply.status_code, reply.read())
             with replace_on_success(target) as part, part.open("wb") as file:
-                for piece in reply.iter_bytes(CHUNK_BYTES):
-                    file.write(piece)
-                    advance(len(piece))
+                for chunk in reply.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+                    advance(len(chunk))
         return target

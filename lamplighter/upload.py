@@ -1,7 +1,7 @@
-"""A file on its way to the edge, without the network: what to ask next, and what an answer means.
+"""The steps of an upload, without I/O: which request is next, and what its answer means.
 
-A small file goes in one PUT. A larger one is a tus upload: when a connection breaks, or the edge restarts, the edge is
-asked how much it has and the rest is sent. Both clients are built on it.
+A small file is sent in one PUT. A larger file is a tus upload: after a lost connection or a restart of the edge, a HEAD
+request asks how many bytes the edge has, and the rest is sent. Both clients use this module.
 """
 
 import base64
@@ -14,18 +14,19 @@ from lamplighter import api
 from lamplighter.errors import LamplighterError
 from schemas.asset import DIGEST_SCHEME
 
-SINGLE_PUT_LIMIT_BYTES = 4 * 1024 * 1024  # bytes: sent anew rather than resumed
-# Seconds before the next try; without a byte of progress there is no try after the last. An edge's restart is within.
+SINGLE_PUT_LIMIT_BYTES = 4 * 1024 * 1024  # a smaller file is sent again from its start instead of resumed
+# Seconds before each retry, without jitter. Without progress, the last entry is the last retry. Together they are
+# longer than a restart of an edge.
 RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 _TUS_HEADERS = {"Tus-Resumable": "1.0.0"}
-_TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})  # of the edge, or of a proxy before it
-_CONFLICT_STATUSES = frozenset({409, 423})  # another offset, or a connection of ours that the edge still holds
+_TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})  # from the edge or a proxy in front of it
+_CONFLICT_STATUSES = frozenset({409, 423})  # wrong offset, or the edge has not closed our last connection yet
 _GONE_STATUSES = frozenset({404, 410})
 _LOCKED_STATUS = 423
 
 
 class UploadRequest(Struct, frozen=True):
-    """What to send. `start`: the body is the file from there on; None: there is no body."""
+    """One request. The body is the file from `start` to its end, or absent if `start` is None."""
 
     method: str
     path: str
@@ -34,26 +35,26 @@ class UploadRequest(Struct, frozen=True):
 
 
 class UploadPlan:
-    """One file. `place`: the path of an upload begun earlier, to go on with. `asset` is set when it has arrived."""
+    """The upload of one file. `upload_path` resumes an earlier upload. `asset` is set once the edge has the file."""
 
-    def __init__(self, name: str, sha256: str, size: int, place: str | None = None) -> None:
+    def __init__(self, name: str, sha256: str, size: int, upload_path: str | None = None) -> None:
         self._name, self._sha256, self._size = name, sha256, size
         self._offset: int | None = None
         self._highest_offset = 0
         self._failures = 0
-        self.upload_path = place
+        self.upload_path = upload_path
         self.asset: api.Asset | None = None
         self.delay_s = 0.0
 
     @property
     def is_resumable(self) -> bool:
-        """Whether it goes in pieces."""
+        """Whether the file is large enough for a tus upload."""
         return self._size > SINGLE_PUT_LIMIT_BYTES
 
     def next_request(self) -> UploadRequest:
-        """The request to make now, `pause_s` after the last."""
+        """Return the next request. Send it `delay_s` after the answer to the previous one."""
         if not self.is_resumable:
-            # a name in another script travels percent-encoded
+            # A header takes only ASCII, so the name is percent-encoded.
             headers = {"Content-Length": str(self._size), "X-Filename": quote(self._name)}
             return UploadRequest("PUT", f"/v1/assets/{self._sha256}", headers, 0)
         if self.upload_path is None:
@@ -68,16 +69,16 @@ class UploadPlan:
         return UploadRequest("PATCH", self.upload_path, headers, self._offset)
 
     def _creation_headers(self) -> dict[str, str]:
-        told = {"filename": self._name, "sha256": self._sha256}
-        pairs = (f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in told.items())
+        metadata = {"filename": self._name, "sha256": self._sha256}
+        pairs = (f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in metadata.items())
         return _TUS_HEADERS | {"Upload-Length": str(self._size), "Upload-Metadata": ",".join(pairs)}
 
     def on_response(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Take the edge's answer. Raises Rejected, for what trying again cannot mend or has not mended."""
+        """Process the edge's answer. Raises Rejected if a retry cannot help, or if the retries are used up."""
         if status < 400:
             self._on_success(headers, body)
         elif status == _LOCKED_STATUS:
-            self._offset, self.delay_s = None, 1.0  # somebody is there, so it is no failure
+            self._offset, self.delay_s = None, 1.0  # the edge is up, so this does not count as a failure
         elif status in _GONE_STATUSES and self.upload_path is not None:
             self.upload_path = self._offset = None
             self._on_failure(api.error_from_response(status, body))
@@ -87,7 +88,7 @@ class UploadPlan:
             raise api.error_from_response(status, body)
 
     def on_connection_error(self, error: LamplighterError) -> None:
-        """No answer came. Raises `error` once that has been so too often in a row."""
+        """Record that no answer came. Raises `error` once the retries are used up."""
         self._on_failure(error)
 
     def _on_success(self, headers: Mapping[str, str], body: bytes) -> None:
@@ -112,14 +113,14 @@ class UploadPlan:
 
 
 class UploadProgress:
-    """How far a bar stands, whatever had to be sent twice."""
+    """The position of a progress bar, correct also when bytes are sent twice."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance
         self._position = 0
 
     def start_at(self, start: int) -> Callable[[int], None]:
-        """What to tell the bytes of a request that begins at `start`."""
+        """Set the position to `start` and return the callback for the bytes of the next request."""
         self._advance_by(start - self._position)
         return self._advance_by
 
@@ -130,5 +131,5 @@ class UploadProgress:
 
 
 def resume_key(url: str, sha256: str) -> str:
-    """Under which name an unfinished upload is remembered between two runs of a program."""
+    """Return the cache key of an unfinished upload, the same in the next run of the program."""
     return f"{quote(url, safe=':/')} {sha256}"

@@ -50,8 +50,8 @@ def stranger(tmp_path: Path) -> Iterator[str]:
         (("jobs", "--url", "http://127.0.0.1:port"), 3, "is the address right?"),
         (("jobs", "--url", "http://[::1"), 3, "is the address right?"),
         (("doctor", "--url", "http://[::1"), 3, "is the address right?"),
-        (("jobs", "--url", NOBODY, "--key", "schlüssel"), 4, "copy it anew"),
-        (("jobs", "--url", NOBODY, "--key", "lamp_a_b\n"), 4, "copy it anew"),
+        (("jobs", "--url", NOBODY, "--key", "schlüssel"), 4, "copy it again"),
+        (("jobs", "--url", NOBODY, "--key", "lamp_a_b\n"), 4, "copy it again"),
         (("watch", "some-job", "--url", NOBODY), 3, "is the edge running"),
     ],
 )

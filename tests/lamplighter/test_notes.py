@@ -15,7 +15,7 @@ def test_threads_that_note_at_once_do_not_meet(tmp_path: Path):
 
 
 def test_the_oldest_go_first(tmp_path: Path):
-    notes = JsonCache(tmp_path / "notes.json", kept=3)
+    notes = JsonCache(tmp_path / "notes.json", limit=3)
     for name in "abcde":
         notes.put(name, name.upper())
     assert [notes.get(name) for name in "abcde"] == [None, None, "C", "D", "E"]

@@ -17,7 +17,7 @@ GONE = httpx.ConnectError("gone")
 GATEWAY = httpx.Response(502, text="<html>Bad gateway</html>")
 PAGE = httpx.Response(200, text="<html>Welcome</html>")
 MOVED = httpx.Response(301, headers={"Location": "https://x.example/"})
-NO_EDGE = [(GONE, "is the edge running"), (PAGE, "no edge"), (MOVED, "elsewhere")]
+NO_EDGE = [(GONE, "is the edge running"), (PAGE, "not answered by an edge"), (MOVED, "was redirected")]
 
 Answer = httpx.Response | httpx.ConnectError
 
