@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -169,16 +170,14 @@ def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:
 @asynccontextmanager
 async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Bus]:
     """Connect to the broker; retry until it answers, because the host may be up first."""
-    wait = settings.pace.retry_least_s
     async with AsyncExitStack() as stack:
-        while True:
+        for failures in count():
             try:
                 bus = await stack.enter_async_context(open_runner(settings.broker))
                 break
             except BrokerUnreachable as error:
                 log.warning("broker_unavailable", error=str(error))
-                await anyio.sleep(wait)
-                wait = min(2 * wait, settings.pace.retry_most_s)
+                await anyio.sleep(settings.pace.retry_backoff.delay_s(failures))
         yield bus
 
 

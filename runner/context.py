@@ -100,20 +100,20 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
 
         `on_retry` receives the reason of each retry.
         """
-        wait = 0.0
+        failures = 0
         with self.outage.waiting() as report:
             while True:
                 try:
                     return await call()
                 except TRANSIENT_ERRORS as error:
-                    if not wait:
+                    if not failures:
                         self.log.warning("retry_started", operation=operation, error=str(error))
                     report(not isinstance(error, SINGLE_JOB_ERRORS), f"{operation}: {error}")
                     on_retry(str(error))
                     if isinstance(error, EngineUnavailable) and not isinstance(error, EngineCallFailed):
-                        self.outage.engine_suspected.set()
-                wait = min(wait * 2, self.intervals.retry_most_s) or self.intervals.retry_least_s
-                await anyio.sleep(wait)
+                        self.outage.engine_suspected.notify()
+                await anyio.sleep(self.intervals.retry_backoff.delay_s(failures))
+                failures += 1
 
     async def retry_engine_call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """Retry an engine call that must succeed in the end, whatever error it returns."""

@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import anyio
-import anyio.to_thread
-
 from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable
+from bus.notifier import Notifier
 from runner.assets.port import EdgeUnavailable, NotHeld
 from runner.engines.port import EngineUnavailable
+from schemas.backoff import Backoff
 from schemas.events import RecordUnreadable
 
 
 class FailureBackoff:
-    """Exponential backoff between tries. Times are monotonic seconds; `reason` is the last failure, or ""."""
+    """Backoff of one operation, with its failures. Times are monotonic seconds; `reason` is the last failure, or ""."""
 
-    def __init__(self) -> None:
+    def __init__(self, backoff: Backoff) -> None:
         self.reason = ""
+        self._backoff = backoff
         self._failures = 0
         self._retry_at = 0.0
 
@@ -28,10 +28,10 @@ class FailureBackoff:
         """Return the seconds until the next try."""
         return max(0.0, self._retry_at - now)
 
-    def record_failure(self, reason: str, now: float, first_s: float, most_s: float) -> None:
-        """Wait `first_s` after the first failure, twice as long after each further one, `most_s` at most."""
+    def record_failure(self, reason: str, now: float) -> None:
+        """Wait before the next try."""
         self.reason = reason
-        self._retry_at = now + min(first_s * 2.0 ** min(self._failures, 32), most_s)
+        self._retry_at = now + self._backoff.delay_s(self._failures)
         self._failures += 1
 
     def reset(self) -> None:
@@ -47,19 +47,18 @@ class OutageGate:
     """Counts the tasks that wait for the edge, the broker or the engine. While there is one, the runner claims nothing
     new.
 
-    `engine_suspected` is set when the engine did not answer a call; `runner.host.engine_monitor` then probes it.
+    `engine_suspected` is notified when the engine did not answer a call; `runner.host.engine_monitor` then probes it.
     """
 
     def __init__(self) -> None:
         self._waiting = 0
         self._reasons: dict[object, str] = {}
-        self._ended = anyio.Event()
-        self.engine_suspected = anyio.Event()
+        self._ended = Notifier()
+        self.engine_suspected = Notifier()
 
     async def wait_until_over(self) -> None:
         """Wait until no task waits."""
-        while self._waiting:
-            await self._ended.wait()
+        await self._ended.wait_until(lambda: not self._waiting)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -82,8 +81,7 @@ class OutageGate:
             self._waiting += is_outage - counted
             counted = is_outage
             if not self._waiting:
-                self._ended.set()
-                self._ended = anyio.Event()
+                self._ended.notify()
 
         try:
             yield report

@@ -10,6 +10,7 @@ from runner.engines.port import EngineName, GpuInjection
 from runner.gpu.health import GpuHealthPolicy
 from runner.gpu.metering import MeterPrice
 from runner.gpu.placement import PlacementPolicy
+from schemas.backoff import Backoff
 from schemas.ids import Token
 from schemas.power import ForeignUse
 from schemas.settings_loader import renamed_from
@@ -108,6 +109,11 @@ class RunnerIntervals(Struct, frozen=True):
     ahead_s: float = 1.0
     disk_s: float = 0.5
     disk_walk_s: float = 5.0
+
+    @property
+    def retry_backoff(self) -> Backoff:
+        """Return the backoff of calls to the edge, the broker and the engine."""
+        return Backoff(self.retry_least_s, self.retry_most_s)
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):

@@ -4,8 +4,7 @@ A permit is released once the container is known to be gone. If that is not know
 until recovery has found out.
 """
 
-import anyio
-
+from bus.notifier import Notifier
 from schemas.ids import JobKey
 
 
@@ -44,7 +43,7 @@ class Slots:
         self.count = count
         self._busy = 0
         self._poisoned: set[JobKey] = set()
-        self._freed = anyio.Event()
+        self._freed = Notifier()
 
     @property
     def free(self) -> int:
@@ -69,20 +68,15 @@ class Slots:
     def clear_poison(self, key: JobKey) -> None:
         """Unblock the slot of `key`: its container is known to be gone."""
         self._poisoned.discard(key)
-        self._notify()
+        self._freed.notify()
 
     def return_permit(self, poisoned_by: JobKey | None) -> None:
         """Take a permit back. Only `Permit` calls this."""
         self._busy -= 1
         if poisoned_by is not None:
             self._poisoned.add(poisoned_by)
-        self._notify()
+        self._freed.notify()
 
     async def wait_until_free(self) -> None:
         """Wait until a slot is free."""
-        while self.free <= 0:
-            await self._freed.wait()
-
-    def _notify(self) -> None:
-        self._freed.set()
-        self._freed = anyio.Event()
+        await self._freed.wait_until(lambda: self.free > 0)

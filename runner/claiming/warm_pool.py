@@ -32,6 +32,7 @@ from runner.execution.warm_container import (
 from runner.gpu.allocator import GpuAllocation
 from runner.gpu.placement import Placed
 from runner.outage import FailureBackoff
+from schemas.backoff import Backoff
 from schemas.container_protocol import ErrorLine, ExitCode, ReadyLine
 from schemas.host import WarmPoolStatus
 
@@ -47,7 +48,8 @@ class WarmPool:
             name: endpoint for name, endpoint in host.endpoints.items() if host.warm.on and endpoint.config.warm
         }
         self._containers: list[WarmContainer] = []  # those that no job has
-        self._backoffs = {name: FailureBackoff() for name in self._endpoints}
+        backoff = Backoff(host.warm.backoff_s, host.warm.backoff_most_s)
+        self._backoffs = {name: FailureBackoff(backoff) for name in self._endpoints}
         self._numbers = count(1)
         self._changed = Notifier()
         self._is_open = True
@@ -178,10 +180,7 @@ class WarmPool:
         self.notify()
 
     def _record_failure(self, endpoint: str, problem: str) -> None:
-        settings = self._host.warm
-        self._backoffs[endpoint].record_failure(
-            problem, anyio.current_time(), settings.backoff_s, settings.backoff_most_s
-        )
+        self._backoffs[endpoint].record_failure(problem, anyio.current_time())
         self._context.log.warning("warm_container_failed", endpoint=endpoint, error=problem)
 
     async def _start_and_watch(self, warm: WarmContainer) -> None:

@@ -120,7 +120,7 @@ class ContainerRun:
         except (AssetError, InvalidJobInput, EngineError, OSError) as error:
             self._has_ended = True
             if isinstance(error, EngineUnavailable):
-                self._context.outage.engine_suspected.set()
+                self._context.outage.engine_suspected.notify()
             await self.output_pump.close()
             return _failure_before_start(error)
         self._has_ended = True

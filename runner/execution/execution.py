@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.interface import BusError, MessageTooLarge, QueueMessage
+from bus.notifier import Notifier
 from runner.assets.port import AssetError, NotPlainFile
 from runner.context import RunnerContext
 from runner.execution.checkpoint import CheckpointFile
@@ -91,7 +92,8 @@ class Execution:
         self._folder = context.jobs_dir / self._identity.folder
         self._checkpoint = CheckpointFile(self._folder, self._log)
         self._scope = anyio.CancelScope()
-        self._check_requested = anyio.Event()
+        self._checks = Notifier()
+        self._next_check = self._checks.next_notification()
         self._container_run: ContainerRun | None = None
         self._collect_scope = anyio.CancelScope()
         self._on_freed = on_freed
@@ -131,7 +133,7 @@ class Execution:
 
     def check_now(self) -> None:
         """Check the record at once: it has changed."""
-        self._check_requested.set()
+        self._checks.notify()
 
     async def _run_steps(self, container_run: ContainerRun) -> None:
         try:
@@ -258,8 +260,8 @@ class Execution:
     async def _run_heartbeat(self) -> None:
         while True:
             with anyio.move_on_after(self._context.intervals.heartbeat_s):
-                await self._check_requested.wait()
-            self._check_requested = anyio.Event()
+                await self._next_check.wait()
+            self._next_check = self._checks.next_notification()
             with suppress(BusError, RecordUnreadable):  # the container goes on, and the next heartbeat tries again
                 await self._extend_message()
                 await self._check_claim()
@@ -311,7 +313,7 @@ class ExecutionRegistry:
         self._tasks = tasks
         self._on_ended = on_ended
         self._active: dict[RoundKey, Execution] = {}
-        self._changed = anyio.Event()
+        self._changed = Notifier()
 
     @property
     def active(self) -> Mapping[RoundKey, Execution]:
@@ -344,8 +346,7 @@ class ExecutionRegistry:
 
     async def wait_until(self, condition: Callable[[Mapping[RoundKey, Execution]], bool]) -> None:
         """Wait until `condition` holds for the active executions."""
-        while not condition(self._active):
-            await self._changed.wait()
+        await self._changed.wait_until(lambda: condition(self._active))
 
     async def _run(self, round_key: RoundKey, execution: Execution, permit: Permit) -> None:
         """Run an execution. A bug in it ends only that one, and recovery finds out what became of its container."""
@@ -359,5 +360,4 @@ class ExecutionRegistry:
         finally:
             self._release_resources(execution.assignment, permit)
             del self._active[round_key]
-            self._changed.set()
-            self._changed = anyio.Event()
+            self._changed.notify()

@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 
 from bus.interface import BusError
+from bus.notifier import Notifier
 from runner.assets.port import AssetTransfer
 from runner.context import RunnerContext
 from schemas.asset import AssetField, Digest, InvalidDigest, asset_fields, parse_digest, safe_name
@@ -128,23 +129,24 @@ class FetchProgress:
         self._context = context
         self._job = job
         self._reason = ""
-        self._changed = anyio.Event()
+        self._changes = Notifier()
+        self._next_change = self._changes.next_notification()
         self._published = ""
         self._offset = -FETCH_MESSAGE_LIMIT
 
     def set_reason(self, reason: str) -> None:
         """Set why the inputs cannot be fetched now. Called at every retry."""
         self._reason = reason
-        self._changed.set()
+        self._changes.notify()
 
     async def run(self) -> None:
         """Publish for as long as the fetch takes; the caller cancels this."""
         with anyio.move_on_after(FETCH_PROGRESS_DELAY_S):
-            await self._changed.wait()
+            await self._next_change.wait()
         while True:
-            self._changed = anyio.Event()
+            self._next_change = self._changes.next_notification()
             await self._publish(f"{FETCHING}: {self._reason}" if self._reason else FETCHING)
-            await self._changed.wait()
+            await self._next_change.wait()
 
     async def finish(self) -> None:
         """Publish that the inputs are here, if a fetch was published."""

@@ -20,7 +20,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from msgspec import Struct
 
+from bus.notifier import Notifier
 from runner.gpu.nvml_protocol import EXIT_RENEW, LINE_LIMIT_BYTES, STATE_BY_EXIT_CODE, NvmlEnding, NvmlReading, decode
+from schemas.backoff import Backoff
 from schemas.environment import GPU_PREFIXES, build_child_environment
 from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu, XidEvent
 
@@ -33,7 +35,7 @@ class GpuStatePublisher:
 
     def __init__(self) -> None:
         self._latest = GpuSnapshot(state=GpuMonitorState.NONE)
-        self._changed = anyio.Event()
+        self._changed = Notifier()
         self._readers: set[MemoryObjectSendStream[XidEvent]] = set()
 
     def snapshot(self) -> GpuSnapshot:
@@ -41,12 +43,10 @@ class GpuStatePublisher:
 
     def publish(self, snapshot: GpuSnapshot) -> None:
         self._latest = snapshot
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed.notify()
 
     async def wait_for_change(self, since: GpuSnapshot) -> GpuSnapshot:
-        while self._latest is since:
-            await self._changed.wait()
+        await self._changed.wait_until(lambda: self._latest is not since)
         return self._latest
 
     def publish_event(self, event: XidEvent) -> None:
@@ -163,7 +163,6 @@ RESTART_BACKOFF_LIMIT_S = {
     GpuMonitorState.HUNG: 30.0,
     GpuMonitorState.FAILED: 30.0,
 }
-BACKOFF_DOUBLING_LIMIT = 16  # every longest pause is reached before
 REAP_TIMEOUT_S = 1.0  # at shutdown; a killed child that takes longer is left to the kernel
 
 
@@ -220,11 +219,9 @@ class NvmlMonitor(GpuStatePublisher):
             before = self.snapshot().at
             state = await self._run_child()
             failures = failures + 1 if self.snapshot().at == before else 0
-            pause = min(
-                self._timing.restart_backoff_s * 2 ** min(failures, BACKOFF_DOUBLING_LIMIT),
-                RESTART_BACKOFF_LIMIT_S[state],
-            )
-            await self._sleep(pause * (1 + self._random()) / 2)
+            # Halved, because the jitter lengthens a delay up to twice: together, half of the limit to all of it.
+            backoff = Backoff(self._timing.restart_backoff_s / 2, RESTART_BACKOFF_LIMIT_S[state] / 2)
+            await self._sleep(backoff.delay_s(failures, self._random()))
 
     async def _run_child(self) -> GpuMonitorState:
         """Start a child, read its messages until it falls silent or ends, and publish the resulting state."""

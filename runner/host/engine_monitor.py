@@ -42,8 +42,9 @@ class EngineMonitor:
 
         An engine that is away is probed with a growing pause.
         """
-        intervals, wait = self._context.intervals, 0.0
+        failures = 0
         while True:
+            suspicion = self._context.outage.engine_suspected.next_notification()
             reason = await self._probe(PROBE_TIMEOUT_S)
             if reason is None and not self._answered.is_set():
                 self.injection = await self._prepare()
@@ -57,13 +58,12 @@ class EngineMonitor:
             if self._set_away(reason):
                 changed()
             if reason is None:
-                wait = 0.0
-                with anyio.move_on_after(intervals.engine_s):
-                    await self._context.outage.engine_suspected.wait()
-                self._context.outage.engine_suspected = anyio.Event()
+                failures = 0
+                with anyio.move_on_after(self._context.intervals.engine_s):
+                    await suspicion.wait()
             else:
-                wait = min(wait * 2, intervals.retry_most_s) or intervals.retry_least_s
-                await anyio.sleep(wait)
+                await anyio.sleep(self._context.intervals.retry_backoff.delay_s(failures))
+                failures += 1
 
     async def _probe(self, timeout_s: float) -> str | None:
         """Return why the engine does not answer, or None."""

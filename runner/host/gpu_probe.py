@@ -5,7 +5,6 @@ the endpoint supports warm containers, the probe loads its model and prints `rea
 ours could. Otherwise it runs nvidia-smi, which the container toolkit provides.
 """
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -28,6 +27,7 @@ from runner.engines.port import (
 from runner.execution.warm_container import WARM_PREFIX, parsed_lines
 from runner.gpu.allocator import GpuAllocation
 from runner.outage import FailureBackoff
+from schemas.backoff import Backoff
 from schemas.container_protocol import ReadyLine
 
 LIST_GPUS_COMMAND = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
@@ -40,7 +40,9 @@ class GpuProber:
         self._context = context
         self._host = host
         self._endpoint = choose_probe_endpoint(host)
-        self._backoffs: defaultdict[str, FailureBackoff] = defaultdict(FailureBackoff)
+        settings = host.gpu_allocator.settings.probe
+        self._backoff = Backoff(settings.first_s, settings.most_s)
+        self._backoffs: dict[str, FailureBackoff] = {}
         self._numbers = count(1)
 
     async def run(self) -> None:
@@ -49,16 +51,13 @@ class GpuProber:
             return
         while True:
             for uuid in self._host.gpu_allocator.probe_candidates():
-                if not self._backoffs[uuid].is_waiting(anyio.current_time()):
+                backoff = self._backoffs.setdefault(uuid, FailureBackoff(self._backoff))
+                if not backoff.is_waiting(anyio.current_time()):
                     await self._probe(uuid, self._endpoint)
             await anyio.sleep(self._context.intervals.idle_s)
 
     async def _probe(self, uuid: str, endpoint: LocalEndpoint) -> None:
-        allocator, backoff, settings = (
-            self._host.gpu_allocator,
-            self._backoffs[uuid],
-            self._host.gpu_allocator.settings.probe,
-        )
+        allocator, backoff = self._host.gpu_allocator, self._backoffs[uuid]
         allocation = allocator.allocate((uuid,), endpoint.config)
         try:
             problem = await self._run_container(endpoint, allocation)
@@ -71,7 +70,7 @@ class GpuProber:
             allocator.clear_fault(uuid)
             self._context.log.info("gpu_probe_succeeded", gpu=uuid)
             return
-        backoff.record_failure(problem, anyio.current_time(), settings.first_s, settings.most_s)
+        backoff.record_failure(problem, anyio.current_time())
         allocator.mark_faulty((uuid,), f"its probe failed: {problem}")
         self._context.log.warning("gpu_probe_failed", gpu=uuid, error=problem)
 
