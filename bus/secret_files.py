@@ -9,12 +9,12 @@ PRIVATE_UMASK = 0o077  # of edge, runner and `up`: what they and their children 
 TRAVERSE_ONLY_MODE = 0o711
 
 
-def atomic_write(path: Path, content: bytes | str, mode: int = 0o600) -> None:
+def atomic_write(path: Path, content: bytes | str, mode: int = 0o600, *, sync: bool = True) -> None:
     """Put `content` at `path` by a rename: a reader, or a restart after a power cut, finds the old file or the new one.
 
     The file has exactly `mode`, whatever the umask. One writer at a time for each path: the temporary file is
     `<name>.part` beside it, so that the next write replaces one that a crash left. Raises OSError; then the old file
-    is still there.
+    is still there. Without `sync` a power cut may lose or damage the file: for state that ends with the machine.
     """
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)  # one left by a crash may have been made with another mode
@@ -24,12 +24,14 @@ def atomic_write(path: Path, content: bytes | str, mode: int = 0o600) -> None:
             os.fchmod(handle, mode)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(handle)
+            if sync:
+                os.fsync(handle)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if sync:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from bus.settings import BrokerSettings
-from runner.engines.port import EngineName, GpuInjection
-from runner.gpu.health import GpuHealthPolicy
-from runner.gpu.metering import MeterPrice
-from runner.gpu.placement import PlacementPolicy
+from runner.engines.port import EngineName
+from runner.gpu.allocator import GpuSettings
 from schemas.backoff import Backoff
 from schemas.ids import Token
 from schemas.power import ForeignUse
@@ -26,30 +24,6 @@ class EdgeConnectionSettings(Struct, frozen=True):
     url: str = "http://127.0.0.1:8000"
     key: str = ""
     pin: str | None = None
-
-
-class GpuProbeSettings(Struct, frozen=True):
-    """Seconds: the timeout of a probe, the pause after a failed one, and the limit of that pause, which doubles each
-    time.
-    """
-
-    patience_s: float = 300.0
-    first_s: float = 10.0
-    most_s: float = 600.0
-
-
-class GpuSettings(Struct, frozen=True):
-    """`watch` off: the runner works as on a host without GPUs.
-
-    `injection` is how Docker gives GPUs to containers; `auto` tries each mode at start.
-    """
-
-    watch: bool = True
-    injection: GpuInjection | Literal["auto"] = "auto"
-    fitness: GpuHealthPolicy = GpuHealthPolicy()
-    placement: PlacementPolicy = PlacementPolicy()
-    price: MeterPrice = MeterPrice()
-    probe: GpuProbeSettings = GpuProbeSettings()
 
 
 class WarmSettings(Struct, frozen=True):

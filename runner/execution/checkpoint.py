@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
+from bus.secret_files import atomic_write
 from runner.engines.port import OutputChunk, OutputCursor
 from runner.execution.verdict import StopReason
 from runner.run_clock import StartTime, Uptime
@@ -109,9 +110,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Not synced: it is of use only while the host, and so the container, stays up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{CHECKPOINT_FILE}.new"
-    temporary.write_bytes(msgspec.json.encode(checkpoint))
-    temporary.replace(folder / CHECKPOINT_FILE)
+    atomic_write(folder / CHECKPOINT_FILE, msgspec.json.encode(checkpoint), sync=False)
 
 
 class CheckpointFile:

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from bus.notifier import Notifier
+from bus.secret_files import atomic_write
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, ContainerIdentity
 from runner.gpu.allocator import GpuAllocation
@@ -101,9 +102,7 @@ def write_claim(folder: Path, identity: ContainerIdentity) -> None:
 
     Not synced: the file has to outlive this process only, as the container does.
     """
-    temporary = folder / f"{CLAIM_FILE}.new"
-    temporary.write_bytes(msgspec.json.encode(identity))
-    temporary.replace(folder / CLAIM_FILE)
+    atomic_write(folder / CLAIM_FILE, msgspec.json.encode(identity), sync=False)
 
 
 def read_claim(folder: Path) -> ContainerIdentity | None:

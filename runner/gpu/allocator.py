@@ -1,16 +1,27 @@
 """The GPUs as containers use them: assessed with every reading, reserved for containers, metered while jobs run."""
 
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import anyio
+from msgspec import Struct
 from msgspec.structs import replace
 
+from runner.engines.port import GpuInjection
 from runner.gpu import health, metering
-from runner.gpu.health import gpu_reports
-from runner.gpu.placement import Placed, PlacementCapacity, Unplaceable, VramReservation, free_mb, place
+from runner.gpu.health import GpuHealthPolicy, gpu_reports
+from runner.gpu.metering import MeterPrice
+from runner.gpu.placement import (
+    Placed,
+    PlacementCapacity,
+    PlacementPolicy,
+    Unplaceable,
+    VramReservation,
+    free_mb,
+    place,
+)
 from runner.gpu.port import GpuMonitor
 from runner.gpu.process_owner import OwnProcesses
-from runner.settings import GpuSettings
 from schemas.endpoint import Endpoint
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, GpuSnapshot, XidEvent
 from schemas.host import GpuReport
@@ -25,6 +36,30 @@ WARM_STATUSES = frozenset({GpuHealthStatus.FIT, GpuHealthStatus.HOT})  # a warm 
 async def no_pid(_: str) -> int | None:
     """Return None: the lookup for an engine whose handles are containers."""
     return None
+
+
+class GpuProbeSettings(Struct, frozen=True):
+    """Seconds: the timeout of a probe, the pause after a failed one, and the limit of that pause, which doubles each
+    time.
+    """
+
+    patience_s: float = 300.0
+    first_s: float = 10.0
+    most_s: float = 600.0
+
+
+class GpuSettings(Struct, frozen=True):
+    """`watch` off: the runner works as on a host without GPUs.
+
+    `injection` is how Docker gives GPUs to containers; `auto` tries each mode at start.
+    """
+
+    watch: bool = True
+    injection: GpuInjection | Literal["auto"] = "auto"
+    fitness: GpuHealthPolicy = GpuHealthPolicy()
+    placement: PlacementPolicy = PlacementPolicy()
+    price: MeterPrice = MeterPrice()
+    probe: GpuProbeSettings = GpuProbeSettings()
 
 
 class GpuAllocation:

@@ -11,9 +11,8 @@ from bus.interface import QueueMessage
 from runner.claiming.loop import ClaimLoop
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import EngineError, StartFailed
-from runner.gpu.allocator import GpuAllocator
+from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.placement import Placed, Unplaceable
-from runner.settings import GpuSettings
 from schemas.container_protocol import ExitCode
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import AttemptReleased

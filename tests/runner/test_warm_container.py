@@ -8,8 +8,7 @@ import pytest
 
 from runner.endpoints import LocalEndpoint
 from runner.execution.warm_container import WarmContainer, WarmState
-from runner.gpu.allocator import GpuAllocator
-from runner.settings import GpuSettings
+from runner.gpu.allocator import GpuAllocator, GpuSettings
 from schemas.endpoint import Endpoint
 from tests.support.fake_gpus import FakeGpuMonitor
 

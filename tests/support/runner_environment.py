@@ -15,12 +15,12 @@ import structlog
 from runner.assets.port import AssetGone, EdgeUnavailable
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
-from runner.gpu.allocator import GpuAllocator
+from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import GpuMonitor
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
-from runner.settings import GpuSettings, RunnerIntervals, WarmSettings
+from runner.settings import RunnerIntervals, WarmSettings
 from runner.slots import Slots
 from schemas.container_protocol import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from runner.engines.port import WARM_ENV, StartFailed
+from runner.gpu.allocator import GpuProbeSettings, GpuSettings
 from runner.gpu.health import GpuHealthPolicy
-from runner.settings import GpuProbeSettings, GpuSettings
 from schemas.container_protocol import ExitCode
 from schemas.gpu import GpuMonitorState
 from schemas.status import Status, WaitReason
