@@ -4,7 +4,6 @@ To stop it, call `request_stop`. The reason is written to the checkpoint before 
 looks like one that crashed.
 """
 
-import errno
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -30,15 +29,13 @@ from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
 from runner.execution.output_pump import OutputPump
 from runner.execution.outputs import has_output
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
-from runner.execution.verdict import ClassifiedFailure, ExitFacts, StopReason, Verdict, classify_exit, make_failure
+from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit, failure_before_start
 from runner.execution.warm_container import WarmContainer, WarmState, assign_job
 from runner.gpu.allocator import GpuAllocation
 from runner.outage import EngineCallFailed
 from runner.run_clock import elapsed_s, run_s
 from schemas.container_protocol import ErrorLine
 from schemas.job import Job
-
-DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class JobAssignment(Struct, frozen=True):
@@ -122,7 +119,7 @@ class ContainerRun:
             if isinstance(error, EngineUnavailable):
                 self._context.outage.engine_suspected.notify()
             await self.output_pump.close()
-            return _failure_before_start(error)
+            return failure_before_start(error)
         self._has_ended = True
         error_line = await self.output_pump.close()
         return classify_exit(await self._exit_facts(start_failure, error_line))
@@ -266,14 +263,3 @@ class ContainerRun:
             await anyio.sleep(self._context.intervals.disk_s)
             excess = await anyio.to_thread.run_sync(watch.check, limiter=self._context.disk_walk_limiter)
         await self.request_stop(StopReason.DISK, excess)
-
-
-def _failure_before_start(error: Exception) -> ClassifiedFailure:
-    """Return the failure for an error before the start."""
-    if isinstance(error, AssetError):
-        return make_failure("asset_gone", str(error))
-    if isinstance(error, InvalidJobInput):
-        return make_failure("bad_input", str(error))
-    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
-        return make_failure("disk_full", "the host's disk is full")
-    return make_failure("engine_error", str(error))

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
-from runner.assets.port import AssetError, NotPlainFile
+from runner.assets.port import AssetError
 from runner.context import RunnerContext
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun, JobAssignment
@@ -33,7 +33,8 @@ from runner.execution.verdict import (
     StopReason,
     Verdict,
     blames_gpu,
-    make_failure,
+    output_failure,
+    result_too_large,
 )
 from runner.slots import Permit
 from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
@@ -168,12 +169,8 @@ class Execution:
         try:
             found = await anyio.to_thread.run_sync(collect_outputs, container_run.job_dir / "out", limit_bytes)
             files = [await self._upload(path, path.name) for path in found.files]
-        except OutputRefused as error:
-            return replace(result, verdict=make_failure(error.code, error.message))
-        except NotPlainFile as error:
-            return replace(result, verdict=make_failure("output_invalid", str(error)))
-        except AssetError as error:
-            return replace(result, verdict=make_failure("output_too_large", str(error)))
+        except (OutputRefused, AssetError) as error:
+            return replace(result, verdict=output_failure(error))
         return replace(result, output=Output(tuple(files), found.data), log_tail=())
 
     async def _upload_log(self, container_run: ContainerRun) -> str | None:
@@ -204,7 +201,7 @@ class Execution:
         try:
             return await self._fenced_job.record(partial(self._final_event, result))
         except MessageTooLarge as error:
-            self.verdict = make_failure("output_too_large", f"{error}: write large results into files")
+            self.verdict = result_too_large(error)
             return await self._fenced_job.record(
                 partial(self._final_event, ExecutionResult(self.verdict, result.usage, result.log))
             )

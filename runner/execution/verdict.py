@@ -4,12 +4,17 @@ The order matters. A job that we stopped exits with 137 or 143 like one that cra
 first. An OOM kill of a child hides behind the parent's exit code. A GPU error makes any exit code suspect.
 """
 
+import errno
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 from msgspec import Struct
 
+from bus.interface import MessageTooLarge
+from runner.assets.port import AssetError, NotPlainFile
 from runner.engines.port import ContainerExit, StartFailed
+from runner.execution.outputs import OutputRefused
+from runner.execution.staging import InvalidJobInput
 from runner.gpu import xid as xids
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
 from schemas.retry_policy import DRAINED_CODE, FAILURES, FailureClass, classify_failure
@@ -173,6 +178,32 @@ def _by_error_line(error_line: ErrorLine | None, exit_failure: ClassifiedFailure
     if failure_class.blame is Blame.HOST:
         failure_class = exit_failure.failure_class
     return ClassifiedFailure(error_line.code, error_line.message or exit_failure.message, failure_class)
+
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def failure_before_start(error: Exception) -> ClassifiedFailure:
+    """Return the failure for an error that came before the container ran."""
+    if isinstance(error, AssetError):
+        return make_failure("asset_gone", str(error))
+    if isinstance(error, InvalidJobInput):
+        return make_failure("bad_input", str(error))
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+        return make_failure("disk_full", "the host's disk is full")
+    return make_failure("engine_error", str(error))
+
+
+def output_failure(error: OutputRefused | AssetError) -> ClassifiedFailure:
+    """Return the failure for outputs that cannot be collected or uploaded."""
+    if isinstance(error, OutputRefused):
+        return make_failure(error.code, error.message)
+    return make_failure("output_invalid" if isinstance(error, NotPlainFile) else "output_too_large", str(error))
+
+
+def result_too_large(error: MessageTooLarge) -> ClassifiedFailure:
+    """Return the failure for a result that does not fit into the record."""
+    return make_failure("output_too_large", f"{error}: write large results into files")
 
 
 def classify_exit(facts: ExitFacts) -> Verdict:
