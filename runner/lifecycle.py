@@ -1,8 +1,9 @@
 """One runner process from its recovery to its drain: builds the parts and runs them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -10,7 +11,7 @@ from anyio.abc import TaskGroup
 from bus.interface import BusError
 from runner.claiming.loop import ClaimLoop
 from runner.claiming.recovery import ContainerRecovery
-from runner.claiming.schedulability import Schedulability
+from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.warm_pool import WarmPool
 from runner.context import DropAssets, HostContext, RunnerContext, run_in_background
 from runner.execution.execution import Execution, ExecutionRegistry
@@ -24,96 +25,113 @@ from runner.host.power_commands import PowerCommands
 ENGINE_AWAY_SETTLE_TIMEOUT_S = 2.0
 
 
+class RunnerParts(NamedTuple):
+    """The parts of one runner process."""
+
+    state: HostState
+    warm_pool: WarmPool
+    executions: ExecutionRegistry
+    recovery: ContainerRecovery
+    claim_loop: ClaimLoop
+    activity: HostActivity
+    engine_monitor: EngineMonitor
+    heartbeat: HeartbeatPublisher
+    power_commands: PowerCommands
+    dead_man: DeadManTimer
+    gpu_prober: GpuProber
+
+
 async def run_lifecycle(
     context: RunnerContext, host: HostContext, stop: anyio.Event, ready: Callable[[], None]
 ) -> None:
     """Recover, then claim and run jobs until `stop`, then drain. `ready` is called when the runner begins to claim."""
-    schedulability = Schedulability(
-        host.endpoints, host.gpu_allocator, context.jobs_dir, context.intervals.image_missing_s
-    )
     async with anyio.create_task_group() as background, anyio.create_task_group() as jobs:
-        warm_pool = WarmPool(context, host, schedulability)
-        executions = ExecutionRegistry(context, jobs, partial(_on_execution_ended, schedulability, warm_pool))
-        recovery = ContainerRecovery(context, host, executions)
-        claim_loop = ClaimLoop(context, host, schedulability, warm_pool, recovery)
-        activity = HostActivity(host.slots, host.gpu_allocator, host.find_logged_in_users, executions)
-        engine_monitor = EngineMonitor(context, schedulability, partial(detect_injection, context, host))
-        heartbeat = HeartbeatPublisher(context, host, schedulability, warm_pool, activity, engine_monitor)
+        parts = _build_parts(context, host, jobs)
         background.start_soon(host.gpu_allocator.run)
-        power_commands = PowerCommands(context, schedulability, heartbeat.publish_now)
-        await engine_monitor.probe_once()
-        background.start_soon(engine_monitor.run, heartbeat.publish_now)
-        background.start_soon(heartbeat.run)
-        background.start_soon(power_commands.run, activity.is_empty, host.poweroff)
-        background.start_soon(DeadManTimer(context, host.dead_man, activity, host.is_edge_alive).run, host.poweroff)
-        background.start_soon(_follow_nudges, context, executions)
-        prober = GpuProber(context, host)
-        await power_commands.apply()
-        start_background = partial(_start_background, background, (warm_pool, prober), activity, ready)
-        jobs.start_soon(
-            _run_once_engine_ready,
-            engine_monitor,
-            partial(_recover_and_claim, context, host, recovery, claim_loop, start_background),
-        )
+        await parts.engine_monitor.probe_once()
+        background.start_soon(parts.engine_monitor.run)
+        background.start_soon(parts.heartbeat.run)
+        background.start_soon(parts.power_commands.run, parts.activity.is_empty, host.poweroff)
+        background.start_soon(parts.dead_man.run, host.poweroff)
+        background.start_soon(_follow_nudges, context, parts.executions)
+        await parts.power_commands.apply()
+        jobs.start_soon(_recover_and_claim, context, host, parts, background, ready)
         await stop.wait()
-        context.log.info("drain_started", running=len(executions.active))
-        claim_loop.stop()
-        heartbeat.is_draining = True
-        heartbeat.publish_now()
-        # An engine that is away stops and removes nothing; recovery after the next start does.
-        settle_s = (
-            host.settle_s if schedulability.engine_away is None else min(host.settle_s, ENGINE_AWAY_SETTLE_TIMEOUT_S)
-        )
-        with anyio.move_on_after(settle_s):
-            await warm_pool.close()
-        await drain(
-            executions,
-            grace_s=host.grace_s,
-            settle_s=settle_s,
-            leave_containers=context.engine.containers_outlive_runner,
-        )
-        left_running = len(executions.active)
+        await _drain_parts(context, host, parts)
+        left_running = len(parts.executions.active)
         jobs.cancel_scope.cancel()
         background.cancel_scope.cancel()
     context.log.info("runner_stopped", left_running=left_running)
-    if not left_running and activity.is_recovered:
+    if not left_running and parts.state.is_recovered:
         with suppress(BusError), anyio.move_on_after(context.intervals.retry_most_s):
-            await heartbeat.delete_heartbeat()
+            await parts.heartbeat.delete_heartbeat()
 
 
-def _start_background(
-    background: TaskGroup, services: tuple[WarmPool, GpuProber], activity: HostActivity, ready: Callable[[], None]
+def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> RunnerParts:
+    """Build the parts. Executions run in `jobs`."""
+    state = HostState()
+    schedulability = Schedulability(
+        host.endpoints, host.gpu_allocator, context.jobs_dir, context.intervals.image_missing_s, state
+    )
+    warm_pool = WarmPool(context, host, schedulability)
+    executions = ExecutionRegistry(context, jobs, partial(_on_execution_ended, schedulability, warm_pool))
+    recovery = ContainerRecovery(context, host, executions)
+    activity = HostActivity(host.slots, host.gpu_allocator, host.find_logged_in_users, executions, state)
+    engine_monitor = EngineMonitor(context, state, partial(detect_injection, context, host))
+    return RunnerParts(
+        state=state,
+        warm_pool=warm_pool,
+        executions=executions,
+        recovery=recovery,
+        claim_loop=ClaimLoop(context, host, schedulability, warm_pool, executions, recovery),
+        activity=activity,
+        engine_monitor=engine_monitor,
+        heartbeat=HeartbeatPublisher(context, host, state, schedulability, warm_pool, activity, engine_monitor),
+        power_commands=PowerCommands(context, state),
+        dead_man=DeadManTimer(context, host.dead_man, activity, host.is_edge_alive),
+        gpu_prober=GpuProber(context, host),
+    )
+
+
+async def _recover_and_claim(
+    context: RunnerContext, host: HostContext, parts: RunnerParts, background: TaskGroup, ready: Callable[[], None]
 ) -> None:
-    """Start what may start containers without a job. It waits until recovery has dealt with the containers found."""
-    activity.is_recovered = True
-    for service in services:
-        background.start_soon(service.run)
+    """Recover, then claim. The parts that start containers without a job wait until recovery is complete."""
+    # Before the engine has answered, nothing can be started, and containers cannot be found.
+    await parts.engine_monitor.wait_until_ready()
+    await parts.recovery.recover_all()
+    await context.retry_while_unavailable(
+        "drop_deleted_assets", partial(_drop_deleted_assets, context, host.drop_assets)
+    )
+    parts.state.set_recovered()
+    background.start_soon(parts.warm_pool.run)
+    background.start_soon(parts.gpu_prober.run)
     ready()
+    async with run_in_background(partial(_run_periodic_cleanup, context, host, parts.recovery)):
+        await parts.claim_loop.run()
+
+
+async def _drain_parts(context: RunnerContext, host: HostContext, parts: RunnerParts) -> None:
+    """Stop claiming, remove the warm containers, and end or leave the jobs."""
+    context.log.info("drain_started", running=len(parts.executions.active))
+    parts.claim_loop.stop()
+    parts.state.set_draining()
+    # An engine that is away stops and removes nothing; recovery after the next start does.
+    is_away = parts.state.engine_away is not None
+    settle_s = min(host.settle_s, ENGINE_AWAY_SETTLE_TIMEOUT_S) if is_away else host.settle_s
+    with anyio.move_on_after(settle_s):
+        await parts.warm_pool.close()
+    await drain(
+        parts.executions,
+        grace_s=host.grace_s,
+        settle_s=settle_s,
+        leave_containers=context.engine.containers_outlive_runner,
+    )
 
 
 def _on_execution_ended(schedulability: Schedulability, warm_pool: WarmPool, execution: Execution) -> None:
     schedulability.learn_from(execution)
     warm_pool.notify()
-
-
-async def _run_once_engine_ready(engine_monitor: EngineMonitor, run: Callable[[], Awaitable[None]]) -> None:
-    """Run once the engine has answered: before that, nothing can be started, and containers cannot be found."""
-    await engine_monitor.wait_until_ready()
-    await run()
-
-
-async def _recover_and_claim(
-    context: RunnerContext,
-    host: HostContext,
-    recovery: ContainerRecovery,
-    claim_loop: ClaimLoop,
-    ready: Callable[[], None],
-) -> None:
-    await recovery.recover_all()
-    await context.retry_while_unavailable("tombstones", partial(_drop_deleted_assets, context, host.drop_assets))
-    ready()
-    async with run_in_background(partial(_run_periodic_cleanup, context, host, recovery)):
-        await claim_loop.run()
 
 
 async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, recovery: ContainerRecovery) -> None:

@@ -120,4 +120,4 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.dead_man.after_s is not None and not self.poweroff:
-            raise ValueError('`dead_man` needs a program to run: set `poweroff`, as in ["systemctl", "poweroff"]')
+            raise ValueError('`dead_man` needs a program to run: set poweroff, as in ["systemctl", "poweroff"]')

@@ -24,7 +24,7 @@ from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import group_by_pool
 from runner.execution.container_run import JobAssignment
-from runner.execution.execution import ExecutionPhase, RoundKey
+from runner.execution.execution import ExecutionPhase, ExecutionRegistry, RoundKey
 from runner.execution.fence import record_event
 from runner.gpu.placement import Placed
 from schemas.events import RecordUnreadable, Started
@@ -40,18 +40,19 @@ CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is 
 class ClaimLoop:
     """Claims for one runner process the jobs that can start here."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts that a claim passes through
         self,
         context: RunnerContext,
         host: HostContext,
         schedulability: Schedulability,
         warm_pool: WarmPool,
+        executions: ExecutionRegistry,
         recovery: ContainerRecovery,
     ) -> None:
         self._context = context
         self._host = host
         self._schedulability = schedulability
-        self._executions = recovery.executions
+        self._executions = executions
         self._recovery = recovery
         self._warm_pool = warm_pool
         self._pools = group_by_pool(host.endpoints)

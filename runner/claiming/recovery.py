@@ -82,7 +82,7 @@ class ContainerRecovery:
     def __init__(self, context: RunnerContext, host: HostContext, executions: ExecutionRegistry) -> None:
         self._context = context
         self._host = host
-        self.executions = executions
+        self._executions = executions
 
     async def recover_all(self) -> None:
         """Recover all containers of this installation and host, then the folders that none of them uses."""
@@ -102,7 +102,7 @@ class ContainerRecovery:
         job = entry.record.job
         for found in await self._find_containers_of(job.key):
             await self._recover(found, delivery)
-        if job.round in self.executions.rounds(job.key):
+        if job.round in self._executions.rounds(job.key):
             return StepOutcome.DONE
         await self._release_attempt(job.key, job.round, job.attempt)
         return StepOutcome.READ_AGAIN
@@ -131,7 +131,7 @@ class ContainerRecovery:
         """Apply the recovery action, again after a conflict: then the record has changed."""
         identity = found.identity
         key = JobKey(identity.owner, identity.job)
-        if identity.round in self.executions.rounds(key):
+        if identity.round in self._executions.rounds(key):
             return
         while True:
             try:
@@ -179,7 +179,7 @@ class ContainerRecovery:
             # A second line starts nothing twice.
             await anyio.to_thread.run_sync(send_start, self._context.jobs_dir / warm.folder / "job")
         assignment = JobAssignment(adopted, endpoint, allocation, found.handle, warm)
-        self.executions.launch(assignment, self._host.slots.take_for_recovered(job.key), delivery)
+        self._executions.launch(assignment, self._host.slots.take_for_recovered(job.key), delivery)
 
     async def _clear_orphan_folder(self, folder: Path) -> None:
         attempt = await anyio.to_thread.run_sync(parse_container_folder, folder)

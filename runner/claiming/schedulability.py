@@ -8,6 +8,7 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 
+from bus.notifier import Notifier
 from runner.endpoints import LocalEndpoint
 from runner.execution.execution import Execution
 from runner.execution.verdict import ClassifiedFailure
@@ -26,6 +27,43 @@ class _DiskMeasurement(NamedTuple):
 DISK_MEASUREMENT_MAX_AGE_S = 5.0  # so that a claim need not wait: the heartbeat measures more often
 
 
+class HostState:
+    """State of this host that changes while it runs. Every change is notified: the heartbeat reports it at once."""
+
+    def __init__(self) -> None:
+        self.is_recovered = False  # recovery has dealt with what earlier runner processes left
+        self.is_draining = False  # the runner shuts down
+        self.is_paused = False  # the edge's power control lets this host claim nothing
+        self.engine_away: str | None = None  # why the engine does not answer; None while it does
+        self.changed = Notifier()
+
+    def set_recovered(self) -> None:
+        """Record that recovery is complete."""
+        self.is_recovered = True
+        self.changed.notify()
+
+    def set_draining(self) -> None:
+        """Record that the runner shuts down."""
+        self.is_draining = True
+        self.changed.notify()
+
+    def set_paused(self, paused: bool) -> bool:
+        """Record whether the host may claim; return whether that changed."""
+        if paused == self.is_paused:
+            return False
+        self.is_paused = paused
+        self.changed.notify()
+        return True
+
+    def set_engine_away(self, reason: str | None) -> bool:
+        """Record why the engine does not answer, None if it does; return whether it went away or came back."""
+        has_changed = (reason is None) != (self.engine_away is None)
+        self.engine_away = reason
+        if has_changed:
+            self.changed.notify()
+        return has_changed
+
+
 class Schedulability:
     """Asked before every claim and for every heartbeat. `jobs_dir` is the folder that jobs write to."""
 
@@ -35,6 +73,7 @@ class Schedulability:
         gpu_allocator: GpuAllocator,
         jobs_dir: Path,
         image_missing_s: float,
+        state: HostState,
     ) -> None:
         self._endpoints = endpoints
         self._gpu_allocator = gpu_allocator
@@ -42,8 +81,7 @@ class Schedulability:
         self._image_missing_s = image_missing_s
         self._disk_measurement = _DiskMeasurement(0, float("-inf"))
         self._without_image: dict[str, float] = {}
-        self.is_paused = False  # the edge's power control lets this host claim nothing
-        self.engine_away: str | None = None  # why the engine does not answer; None while it does
+        self._state = state
 
     async def unschedulable_reasons(self, *, measure_disk: bool = False) -> dict[str, WaitReason]:
         """Return the reason for every endpoint that cannot start now. `measure_disk` forces a new measurement."""
@@ -69,10 +107,10 @@ class Schedulability:
         return self._disk_measurement.mb
 
     def _place(self, endpoint: LocalEndpoint, free_mb: int, *, warm: bool = False) -> Placed | Unplaceable:
-        if self.is_paused:
+        if self._state.is_paused:
             return Unplaceable(WaitReason.PAUSED, "the host is being powered off")
-        if self.engine_away is not None:
-            return Unplaceable(WaitReason.ENGINE_AWAY, self.engine_away)
+        if self._state.engine_away is not None:
+            return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
         if anyio.current_time() < self._without_image.get(endpoint.config.name, 0.0):
             return Unplaceable(WaitReason.IMAGE_MISSING, f"the engine has no image {endpoint.config.image}")
         return self._gpu_allocator.place(endpoint.config, free_mb, warm=warm)

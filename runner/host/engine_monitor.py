@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from runner.claiming.schedulability import Schedulability
+from runner.claiming.schedulability import HostState
 from runner.context import RunnerContext
 from runner.engines.port import DetectedInjection, EngineError
 
@@ -21,9 +21,9 @@ PrepareEngine = Callable[[], Awaitable[DetectedInjection | None]]
 class EngineMonitor:
     """Monitors the engine. `prepare` is called once, at its first answer; `injection` is the result."""
 
-    def __init__(self, context: RunnerContext, schedulability: Schedulability, prepare: PrepareEngine) -> None:
+    def __init__(self, context: RunnerContext, state: HostState, prepare: PrepareEngine) -> None:
         self._context = context
-        self._schedulability = schedulability
+        self._state = state
         self._prepare = prepare
         self._answered = anyio.Event()
         self._notes: tuple[str, ...] = ()  # limits that the engine does not enforce
@@ -37,11 +37,8 @@ class EngineMonitor:
         """Wait until the engine has answered once and is prepared."""
         await self._answered.wait()
 
-    async def run(self, changed: Callable[[], None]) -> None:
-        """Probe forever; call `changed` when the engine goes away or comes back.
-
-        An engine that is away is probed with a growing pause.
-        """
+    async def run(self) -> None:
+        """Probe forever. An engine that is away is probed with a growing pause."""
         failures = 0
         while True:
             suspicion = self._context.outage.engine_suspected.next_notification()
@@ -55,8 +52,7 @@ class EngineMonitor:
                         self._context.log.warning(
                             "engine_limitation_found", engine=self._context.engine.name, note=note
                         )
-            if self._set_away(reason):
-                changed()
+            self._set_away(reason)
             if reason is None:
                 failures = 0
                 with anyio.move_on_after(self._context.intervals.engine_s):
@@ -74,13 +70,11 @@ class EngineMonitor:
             return str(error) or f"silent for {timeout_s:.0f} s"
         return None
 
-    def _set_away(self, reason: str | None) -> bool:
-        """Set whether the engine is away; return whether that changed."""
-        before, self._schedulability.engine_away = self._schedulability.engine_away, reason
-        if (before is None) == (reason is None):
-            return False
+    def _set_away(self, reason: str | None) -> None:
+        """Record whether the engine answers, and log a change."""
+        if not self._state.set_engine_away(reason):
+            return
         if reason is None:
             self._context.log.info("engine_recovered", engine=self._context.engine.name)
         else:
             self._context.log.warning("engine_lost", engine=self._context.engine.name, error=reason)
-        return True

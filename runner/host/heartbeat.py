@@ -8,7 +8,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from bus.interface import BusError
-from runner.claiming.schedulability import Schedulability
+from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext
 from runner.execution.execution import ExecutionPhase, ExecutionRegistry
@@ -20,7 +20,7 @@ from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, Runnin
 
 
 class HostActivity:
-    """What keeps this host busy. `is_recovered` is set after recovery; before, unsaved results are unknown."""
+    """Activity of this host: executions, uploads, users. Before recovery is complete, unsaved results are unknown."""
 
     def __init__(
         self,
@@ -28,12 +28,13 @@ class HostActivity:
         gpu_allocator: GpuAllocator,
         find_logged_in_users: LoginLookup,
         executions: ExecutionRegistry,
+        state: HostState,
     ) -> None:
         self._slots = slots
         self._gpu_allocator = gpu_allocator
         self._find_logged_in_users = find_logged_in_users
         self._executions = executions
-        self.is_recovered = False
+        self._state = state
 
     def running(self) -> tuple[RunningExecution, ...]:
         """Return the running executions."""
@@ -45,26 +46,27 @@ class HostActivity:
         executions = self._executions.active.values()
         return ActivityCounts(
             uploading=sum(execution.phase is not ExecutionPhase.RUNNING for execution in executions),
-            unrecovered=len(self._slots.poisoned) + (not self.is_recovered),
+            unrecovered=len(self._slots.poisoned) + (not self._state.is_recovered),
             programs=len(self._gpu_allocator.foreign_gpus()),
             users=len(users),
         )
 
     def is_empty(self) -> bool:
         """Return whether no execution is here, and none is unaccounted for."""
-        return self.is_recovered and not self._executions.active and not self._slots.poisoned
+        return self._state.is_recovered and not self._executions.active and not self._slots.poisoned
 
 
 BLOCKED_WORK_LIMIT, REASON_LIMIT_CHARS = 5, 300
 
 
 class HeartbeatPublisher:
-    """Publishes the heartbeat, every few seconds and whenever `publish_now` is called."""
+    """Publishes the heartbeat, every few seconds and whenever the state changes."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - each contributes one part of the heartbeat
         self,
         context: RunnerContext,
         host: HostContext,
+        state: HostState,
         schedulability: Schedulability,
         warm_pool: WarmPool,
         activity: HostActivity,
@@ -73,29 +75,24 @@ class HeartbeatPublisher:
         self._context = context
         self._host = host
         self._engine_monitor = engine_monitor
+        self._state = state
         self._schedulability = schedulability
         self._activity = activity
         self._warm_pool = warm_pool
         self._since = context.now()
-        self._publish_requested = anyio.Event()
         self._published_capabilities: HostCapabilities | None = None
-        self.is_draining = False
 
     async def run(self) -> None:
         """Run forever. While the broker is away the heartbeat expires, as it should."""
         while True:
+            change = self._state.changed.next_notification()
             try:
                 await self._context.bus.heartbeats.put(self._context.host, await self._build_heartbeat())
                 await self._publish_capabilities()
             except BusError as error:
-                self._context.log_unavailable("announce", error)
+                self._context.log_unavailable("publish_heartbeat", error)
             with anyio.move_on_after(self._context.intervals.presence_s):
-                await self._publish_requested.wait()
-            self._publish_requested = anyio.Event()
-
-    def publish_now(self) -> None:
-        """Publish at once."""
-        self._publish_requested.set()
+                await change.wait()
 
     async def delete_heartbeat(self) -> None:
         """Delete the heartbeat: nothing of this host runs any more, so nobody need wait for it."""
@@ -108,10 +105,10 @@ class HeartbeatPublisher:
             incarnation=self._context.incarnation,
             at=self._context.now(),
             since=self._since,
-            draining=self.is_draining or self._schedulability.is_paused,
+            draining=self._state.is_draining or self._state.is_paused,
             slots=self._host.slots.count,
             engine=self._context.engine.name,
-            engine_away=self._schedulability.engine_away,
+            engine_away=self._state.engine_away,
             run_as=self._host.run_as,
             injection=self._engine_monitor.injection,
             gpu_state=self._host.gpu_allocator.snapshot.state,

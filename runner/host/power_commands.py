@@ -11,7 +11,7 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 
 from bus.interface import BusError
-from runner.claiming.schedulability import Schedulability
+from runner.claiming.schedulability import HostState
 from runner.context import RunnerContext
 from schemas.environment import build_child_environment
 from schemas.power import PowerRecord, PowerState
@@ -20,12 +20,11 @@ PAUSED_STATES = frozenset({PowerState.DRAINING, PowerState.STOPPING})
 
 
 class PowerCommands:
-    """Follows the power record. `publish_now` is called when the order changes, so that the edge sees it at once."""
+    """Follows the power record of this host."""
 
-    def __init__(self, context: RunnerContext, schedulability: Schedulability, publish_now: Callable[[], None]) -> None:
+    def __init__(self, context: RunnerContext, state: HostState) -> None:
         self._context = context
-        self._schedulability = schedulability
-        self._publish_now = publish_now
+        self._state = state
 
     async def run(self, is_empty: Callable[[], bool], poweroff: Sequence[str]) -> None:
         """Run forever. Start the program `poweroff` once the order is to stop and nothing is left here."""
@@ -44,10 +43,8 @@ class PowerCommands:
             self._context.log_unavailable("orders", error)
             return None
         paused = entry is not None and entry.value.state in PAUSED_STATES
-        if paused != self._schedulability.is_paused:
-            self._schedulability.is_paused = paused
+        if self._state.set_paused(paused):
             self._context.log.info("power_order_received", paused=paused)
-            self._publish_now()
         return None if entry is None else entry.value
 
 

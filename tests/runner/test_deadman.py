@@ -5,6 +5,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from runner.claiming.schedulability import HostState
 from runner.context import is_always_alive
 from runner.execution.execution import ExecutionRegistry
 from runner.host.deadman import DeadManObservation, DeadManTimer, is_due, is_free_of_jobs, unneeded_since
@@ -84,12 +85,13 @@ async def test_a_container_in_any_state_an_unsaved_output_and_an_open_message_ke
         await world.wait_until_ended(key)
         await world.wait_until_clean()
         roster = ExecutionRegistry(running.life, tasks, lambda _: None)
-        idleness = HostActivity(running.means.slots, running.means.gpu_allocator, no_logged_in_users, roster)
+        state = HostState()
+        idleness = HostActivity(running.means.slots, running.means.gpu_allocator, no_logged_in_users, roster, state)
         man = DeadManTimer(running.life, RULES, idleness, silent)
         assert await man.observe() == DeadManObservation(is_connected=False), (
             "what earlier lives left was not looked at yet"
         )
-        idleness.is_recovered = True
+        state.set_recovered()
         assert await man.observe() == ALONE
         permit = running.means.slots.take_for_recovered(key)
         permit.poison(key)
