@@ -83,7 +83,7 @@ async def test_a_program_that_switches_nothing_off_ends_no_runner(
             await wait_until(tried_again)
             await order(world, PowerState.ONLINE)
             assert (await world.wait_until_ended(await world.submit("well"))).status is Status.SUCCEEDED
-    assert any("correct `poweroff`" in line["event"] for line in said)
+    assert any(line["event"] == "power_off_failed" and "correct `poweroff`" in line["remedy"] for line in said)
 
 
 async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: RunnerEnvironment, tmp_path: Path) -> None:
