@@ -1,4 +1,4 @@
-"""What every part of the runner gets, and the retry while a dependency is away."""
+"""Context of every part of the runner, and the retry while a dependency is away."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ DISK_WALK_LIMIT = 2
 
 
 class RunnerContext(Struct, frozen=True, kw_only=True):
-    """What an execution needs: identity, connections, clocks, settings and the log.
+    """Dependencies of an execution: identity, connections, clocks, settings and the log.
 
     `now` is UTC. `uptime` is monotonic. `jitter` draws from [0, 1). `jobs_dir` holds one folder per container.
     `disk_walk_limiter` bounds how many of them are measured at once.
@@ -157,7 +157,7 @@ async def is_always_alive() -> bool:
 
 
 class HostContext(Struct, frozen=True, kw_only=True):
-    """What this host offers: endpoints, GPUs and slots, and how it behaves.
+    """Resources and settings of this host: endpoints, GPUs, slots, and how it behaves.
 
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
     `run_as` is the user that jobs run as, None if they run in containers.

@@ -25,12 +25,12 @@ _SIZES = {True: 400, False: 384}
 
 
 def no_logged_in_users() -> frozenset[str]:
-    """Return nobody: the lookup for a machine that nobody logs in to."""
+    """Return an empty set: the lookup for a machine without logins."""
     return frozenset()
 
 
 def find_logged_in_users(utmp: Path = UTMP, sessions: Path = SESSIONS_DIR, proc: Path = PROC_DIR) -> frozenset[str]:
-    """Return every user whom one of the two sources names; a missing file names nobody."""
+    """Return every user whom one of the two sources names; a missing file names no user."""
     entries = [*_read_utmp(utmp), *_read_sessions(sessions)]
     return frozenset(name for name, pid in entries if name and (proc / str(pid)).exists())
 

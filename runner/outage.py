@@ -29,7 +29,7 @@ class FailureBackoff:
         return max(0.0, self._retry_at - now)
 
     def record_failure(self, reason: str, now: float) -> None:
-        """Wait before the next try."""
+        """Record a failure: the next try has to wait, twice as long as after the one before."""
         self.reason = reason
         self._retry_at = now + self._backoff.delay_s(self._failures)
         self._failures += 1
@@ -57,7 +57,7 @@ class OutageGate:
         self.engine_suspected = Notifier()
 
     async def wait_until_over(self) -> None:
-        """Wait until no task waits."""
+        """Wait until no task waits for a shared dependency."""
         await self._ended.wait_until(lambda: not self._waiting)
 
     @property

@@ -1,7 +1,7 @@
 """Run time of a container, measured on a monotonic clock.
 
 The calendar of a host may be set forward or back while jobs run. Sleeps are not affected, but a difference of two dates
-is: it would time out a job that has just begun, or bill an hour that nobody used.
+is: it would time out a job that has just begun, or bill an hour that was not used.
 """
 
 import time
@@ -60,7 +60,7 @@ def elapsed_s(start: StartTime, now: StartTime) -> float:
 def run_s(exit_: ContainerExit, start: StartTime | None, now: StartTime, *, warm: bool) -> float | None:
     """Return the seconds that a container ran; None where its engine reports no times. `now` is when the exit was seen.
 
-    The engine's dates are exact, even if nobody saw the exit, so they are preferred. They are ignored if the calendar
+    The engine's dates are exact, even if the exit was not seen, so they are preferred. They are ignored if the calendar
     was set in the meantime, or if they exceed the time that has passed. `warm`: the container was started before its
     job, and its run begins with the job.
     """

@@ -44,8 +44,9 @@ class WarmSettings(Struct, frozen=True):
 
 
 class ProcessSettings(Struct, frozen=True):
-    """The process engine. `user` runs the jobs; "" is the runner's own user; unset means `nobody` if the runner is
-    root.
+    """The process engine. `user` runs the jobs.
+
+    "" is the runner's own user. Unset, it is the user `nobody` where the runner is root.
     """
 
     user: str | None = None
@@ -54,7 +55,7 @@ class ProcessSettings(Struct, frozen=True):
 class DeadManSettings(Struct, frozen=True):
     """The dead-man timer: the machine runs `poweroff` after edge or broker were silent for `after_s`.
 
-    It does so only while the host has nothing of any job and nobody uses it. `keep_on_for` lists whose use counts,
+    It does so only while the host has nothing of any job and is not in use. `keep_on_for` lists whose use counts,
     as at the edge; `[]` ignores users.
     """
 

@@ -78,5 +78,5 @@ class Slots:
         self._freed.notify()
 
     async def wait_until_free(self) -> None:
-        """Wait until a slot is free."""
+        """Wait until a new job can have a slot."""
         await self._freed.wait_until(lambda: self.free > 0)

@@ -178,7 +178,7 @@ class _Download:
         self.size += len(block)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; its bytes stay for a later resume."""
         self._file.close()
 
 

@@ -19,7 +19,7 @@ class AssetError(Exception):
 
 
 class AssetGone(AssetError):
-    """The owner has no such asset."""
+    """The asset does not exist for this owner, or not any more."""
 
 
 class NotPlainFile(AssetError):

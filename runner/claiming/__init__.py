@@ -1,4 +1,4 @@
-"""What may start on this host, and when: claims from the queue, recovery after a restart, warm containers.
+"""Claims from the queue, recovery after a restart, and warm containers: everything that decides what starts here.
 
 Start reading at `loop.ClaimLoop.run`: it fetches a message when a slot is free, and `decision` (pure) chooses the step
 by the job's record. `schedulability` says which endpoints can start now. `recovery` deals with the containers that a

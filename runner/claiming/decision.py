@@ -72,7 +72,7 @@ DECISION_BY_STATUS: dict[Status, Callable[[VersionedRecord, str, datetime], Clai
 
 
 def decide(pointer: Pointer, entry: VersionedRecord | None, host: str, now: datetime) -> ClaimDecision:
-    """Return the step for `pointer` on `host`. `entry` is the job's record, None if there is none."""
+    """Return the step for `pointer` on `host`. `entry` is the job's record; None if it does not exist."""
     if entry is None:
         return Nak(UNSETTLED_NAK_DELAY_S)
     job: Job = entry.record.job

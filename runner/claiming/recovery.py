@@ -34,7 +34,7 @@ _NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 class RecoveryAction(StrEnum):
-    """What to do with a container that was found."""
+    """Action for a container that was found."""
 
     FOLLOW = "follow"  # it runs: follow it; it exited: classify the exit and collect the outputs
     RELEASE = "free"  # it never ran: the job goes back to the queue, at no cost
@@ -43,7 +43,7 @@ class RecoveryAction(StrEnum):
 
 
 def choose_recovery_action(found: FoundContainer, record: JobRecord | None, host: str) -> RecoveryAction:
-    """Return the action for a container. `record` is the record of its job, None if there is none."""
+    """Return the action for a container. `record` is the record of its job; None if it does not exist."""
     identity = found.identity
     if identity.job == NO_JOB or record is None or _was_ended_by_runner(record.event):
         return RecoveryAction.REMOVE

@@ -70,7 +70,7 @@ class WarmPool:
         self._changed.notify()
 
     def take(self, endpoint: LocalEndpoint) -> WarmContainer | None:
-        """Take a container for the next job of this endpoint, ready ones first; None if there is none."""
+        """Take a container for the next job of this endpoint, a ready one if possible; return None without one."""
         for state, taken_state in STATE_WHEN_TAKEN.items():
             for warm in self._containers_of(endpoint, state):
                 if self._host.gpu_allocator.can_start(warm.allocation, endpoint.config):

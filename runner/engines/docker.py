@@ -202,7 +202,7 @@ def _map_docker_errors() -> Iterator[None]:
 
 
 class DockerEngine:
-    """Jobs in hardened containers (`docker_container_config`), run as the runner's user, or as `nobody` under root."""
+    """Jobs in hardened containers (`docker_container_config`), run as the runner's user; under root, as uid 65534."""
 
     name = "docker"
     containers_outlive_runner = True
@@ -388,7 +388,7 @@ class DockerEngine:
 
 
 def _check_socket(url: str) -> None:
-    """Raise OSError if nobody listens. docker-py detects it too, but then leaves its socket open."""
+    """Raise OSError if no daemon listens. docker-py detects it too, but then leaves its socket open."""
     if url.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(url.removeprefix("unix://"))

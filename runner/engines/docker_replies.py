@@ -112,7 +112,7 @@ def parse_container(row: Mapping[str, Any]) -> FoundContainer:
 
 
 def parse_engine_info(info: Mapping[str, Any]) -> EngineInfo:
-    """Parse the daemon's info."""
+    """Parse the daemon's info; the notes name the limits that it does not enforce."""
     notes = *(note for name, note in FEATURE_NOTES.items() if not info.get(name)), *_seccomp_notes(info)
     return EngineInfo("docker", info["ServerVersion"], isolated=True, notes=notes)
 
@@ -137,7 +137,7 @@ class LogStreamBroken(EngineUnavailable):
 
 
 class LogFrame(NamedTuple):
-    """One entry of the log."""
+    """One entry of the log: a line, or a piece of a long line."""
 
     stream: OutputStream
     ns: int  # since 1970

@@ -41,8 +41,8 @@ def prepare_job_dir(job_dir: Path, owner: tuple[int, int], *, warm: bool, mounte
 async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], undo: Callable[[str], None]) -> str:
     """Run `start` in a thread of `pool`; return the handle.
 
-    A thread cannot be cancelled. If the caller is cancelled, `undo` removes what the thread started, because nobody
-    would know its handle.
+    A thread cannot be cancelled. If the caller is cancelled, `undo` removes what the thread started, because its handle
+    is lost.
     """
 
     def undo_started(done: "Future[str]") -> None:

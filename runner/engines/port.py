@@ -98,7 +98,7 @@ class OutputChunk(Struct, frozen=True):
 
 
 class ContainerExit(Struct, frozen=True):
-    """How a container exited. A signal is 128 + its number. `oom_killed` is also set if only a child of the job was
+    """Exit of a container. A signal is 128 + its number. `oom_killed` is also set if only a child of the job was
     killed.
     """
 
@@ -126,7 +126,7 @@ class EngineInfo(Struct, frozen=True):
 
 
 class EngineError(Exception):
-    """Root of the engine's errors."""
+    """Root of the engine's errors; a failure of the engine, not of the job."""
 
 
 class StartFailed(EngineError):
@@ -147,7 +147,7 @@ class EngineUnavailable(EngineError):
 
 
 class GpuAccess(Protocol):
-    """How an engine gives GPUs to containers, and how their GPU processes are recognized.
+    """GPU part of the port: give GPUs to containers, and recognize their GPU processes.
 
     `injection_modes` are the ways it knows, the preferred one first; empty if there is nothing to choose.
     """

@@ -98,7 +98,7 @@ def proportional_bytes(pid: int) -> int:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write the file atomically."""
+    """Write the file atomically: a reader sees the old content or the new one."""
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(data))
     temporary.replace(path)

@@ -91,13 +91,13 @@ class OutputSnapshot(NamedTuple):
 
 
 class ProcessStateDir:
-    """The state folder of one job."""
+    """The state folder of one job, read and written by the engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write_spec(self, spec: ProcessSpec) -> None:
-        """Write spec.json."""
+        """Write spec.json, from which the shim starts the job."""
         (self.folder / "spec.json").write_bytes(msgspec.json.encode(spec))
 
     def read_pids(self) -> ProcessPids:

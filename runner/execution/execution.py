@@ -2,7 +2,7 @@
 
 The message is acknowledged only after the record is written, and the container is removed last: until the record says
 how it ended, the container is the only proof. A heartbeat extends the message in parallel. It also checks that the
-claim is still ours and that nobody has cancelled the job.
+claim is still ours and that the job is not cancelled.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ MIN_NAK_DELAY_S = 1.0  # a nak without a delay would skip the queue's own wait
 
 
 class ExecutionPhase(StrEnum):
-    """Progress of an execution."""
+    """Progress of an execution, which decides how another message of its job is answered."""
 
     RUNNING = "running"
     DELIVERING = "delivering"
@@ -58,7 +58,7 @@ class ExecutionPhase(StrEnum):
 
 
 class ExecutionResult(Struct, frozen=True):
-    """The result to record."""
+    """The result to record: verdict, use of the host, log and outputs."""
 
     verdict: Verdict
     usage: AttemptUsage
@@ -227,7 +227,7 @@ class Execution:
         )
 
     async def _acknowledge(self, job: Job) -> None:
-        """Acknowledge the message. If there is none, it is delivered again later and handled by the record."""
+        """Acknowledge the message. One that was not delivered here comes again, and is handled by the record."""
         self.phase = ExecutionPhase.CLEARING
         self._log.info(
             "attempt_ended",
@@ -245,7 +245,7 @@ class Execution:
             await self._context.retry_while_unavailable("postpone", partial(self.delivery.nak, delay_s))
 
     async def _clean_up(self) -> None:
-        """Remove container and folder."""
+        """Remove the container, then its folder."""
         warm = self.assignment.warm_container
         if self.handle is None and warm is not None:
             await warm.detach()

@@ -83,7 +83,8 @@ class FencedJob:
     async def _read_claimed(self) -> VersionedRecord:
         """Return the record with our claim.
 
-        If the attempt was released while we were disconnected, and nobody has claimed it since, it is claimed back.
+        If the attempt was released while we were disconnected, and no other host has claimed it since, it is claimed
+        back.
         """
         while True:
             entry = await self._context.bus.job_store.read(self._key)

@@ -34,8 +34,8 @@ class StopReason(StrEnum):
 class ExitFacts(Struct, frozen=True, kw_only=True):
     """All that is known about the end of an attempt.
 
-    `exit` is None if no container ran to its end. `start_failure`: the container did not start. `xid` is the first GPU
-    fault during the run, `error_line` the last error line of the job. `has_output`: out/ contains something.
+    `exit` is missing if no container ran to its end. `start_failure`: the container did not start. `xid` is the first
+    GPU fault during the run, `error_line` the last error line of the job. `has_output`: out/ contains something.
     `disk_excess` says, in figures, why the job used too much disk.
     """
 

@@ -106,7 +106,7 @@ def write_claim(folder: Path, identity: ContainerIdentity) -> None:
 
 
 def read_claim(folder: Path) -> ContainerIdentity | None:
-    """Return the identity of the job to which the container in `folder` was assigned; None if there is none."""
+    """Return the identity of the job to which the container in `folder` was assigned; None without a claim."""
     try:
         return _decode((folder / CLAIM_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):

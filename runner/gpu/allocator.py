@@ -139,7 +139,7 @@ class GpuAllocator:
 
     @property
     def snapshot(self) -> GpuSnapshot:
-        """Return the latest reading."""
+        """Return the latest reading of all GPUs."""
         return self._monitor.snapshot()
 
     async def run(self) -> None:

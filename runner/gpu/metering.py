@@ -40,7 +40,7 @@ class EnergyCounter(Struct, frozen=True):
 class GpuMeter(Struct, frozen=True):
     """One job on its GPUs. `started` and all later times are seconds on one monotonic clock.
 
-    `energy` is by GPU. It is None as soon as the job's energy is unknown: two jobs on one GPU, no counter, or a counter
+    `energy` is by GPU. It becomes None when the job's energy is unknown: two jobs on one GPU, no counter, or a counter
     that went back because the driver was reloaded. `charged_s` is the run time, each second divided by the jobs that
     shared these GPUs in it, so that two jobs at once do not pay the hour twice.
     """

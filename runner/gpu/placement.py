@@ -29,7 +29,7 @@ class VramReservation(Struct, frozen=True):
 
 
 class PlacementCapacity(Struct, frozen=True):
-    """What this host can offer now. `disk_free_mb` is measured where jobs write; None: not measured."""
+    """Free resources of this host. `disk_free_mb` is measured where jobs write; None: not measured."""
 
     snapshot: GpuSnapshot
     health_by_uuid: Mapping[str, GpuHealth]

@@ -46,7 +46,7 @@ def parse_parent_pid(stat: str) -> int:
 
 
 def read_proc(pid: int, name: str) -> str | None:
-    """Read the real /proc."""
+    """Read a file of the real /proc."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
     except OSError:

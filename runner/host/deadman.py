@@ -1,4 +1,4 @@
-"""Dead-man timer, opt-in: a machine that nobody can reach and that holds nothing of any job powers itself off.
+"""Dead-man timer, opt-in: an unreachable machine that holds nothing of any job powers itself off.
 
 It is the last resort: while edge and broker answer, the edge decides. The timer looks only at this machine. It is due
 if all of this holds for `after_s`: edge or broker are silent, no container of a job exists in any state, no output
@@ -32,7 +32,7 @@ class DeadManObservation(NamedTuple):
 def unneeded_since(
     since: float | None, observation: DeadManObservation, settings: DeadManSettings, now: float
 ) -> float | None:
-    """Return since when nobody needs this machine, None if somebody may. Pure; monotonic seconds.
+    """Return since when this machine is not needed, None if it may be needed. Pure; monotonic seconds.
 
     One observation that somebody needs it restarts the count.
     """

@@ -95,7 +95,7 @@ class HeartbeatPublisher:
                 await change.wait()
 
     async def delete_heartbeat(self) -> None:
-        """Delete the heartbeat: nothing of this host runs any more, so nobody need wait for it."""
+        """Delete the heartbeat: nothing of this host runs any more, so its expiry need not be waited for."""
         await self._context.bus.heartbeats.delete(self._context.host)
 
     async def _build_heartbeat(self) -> HostHeartbeat:
