@@ -1,4 +1,4 @@
-"""What the input cache may rely on wherever assets come from: the fake, the edge, a bucket to which the edge leads."""
+"""Contract of every asset source: the fake, the edge, and a bucket to which the edge redirects."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -33,7 +33,7 @@ async def over_http(folder: Path) -> AsyncIterator[AssetSource]:
 
 @asynccontextmanager
 async def from_a_bucket(scratch: Path) -> AsyncIterator[AssetSource]:
-    """The edge leads to the bucket, and the key stays with the edge: a bucket refuses who brings another's."""
+    """Redirect to the bucket. The API key stays with the edge: a bucket refuses requests with a foreign key."""
     with create_bucket() as url:
         async with open_remote(url, scratch) as store, _client_of(store) as client:
             yield client

@@ -1,4 +1,4 @@
-"""What every `GpuMonitor` keeps, the fake and the one with real nvidia-ml-py over a stub library alike."""
+"""Contract of every `GpuMonitor`: the fake, and the one with real nvidia-ml-py over a stub library."""
 
 import random
 import time
@@ -19,7 +19,7 @@ DEADLINE_S = 20
 
 
 class Bench(Protocol):
-    """Cards, and hands to break them."""
+    """GPUs, and ways to break them."""
 
     gpus: GpuMonitor
 
@@ -95,7 +95,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def until(gpus: GpuMonitor, holds: Callable[[GpuSnapshot], bool]) -> GpuSnapshot:
-    """The first snapshot for which it holds."""
+    """Return the first snapshot for which the condition holds."""
     with anyio.fail_after(DEADLINE_S):
         snapshot = gpus.snapshot()
         while not holds(snapshot):

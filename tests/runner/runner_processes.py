@@ -1,4 +1,4 @@
-"""Runners as processes of their own over a real broker and real HTTP, for tests that kill them."""
+"""Runners as processes over a real broker and real HTTP, for tests that kill them."""
 
 import os
 import sys
@@ -33,7 +33,7 @@ FAST_PACE = {"HEARTBEAT_S": "1", "PRESENCE_S": "1", "IDLE_S": "0.2", "RETRY_MOST
 
 
 class RunnerProcesses:
-    """Broker, asset server, and runners that come and go."""
+    """Broker, asset server, and runner processes."""
 
     def __init__(self, folder: Path, server: BrokerProcess, bus: Bus, edge: AssetServer, url: str) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class RunnerProcesses:
 
     @asynccontextmanager
     async def runner(self) -> AsyncIterator[anyio.abc.Process]:
-        """One life; killed at the end if it lives still."""
+        """Run one runner process; it is killed at the end if it still runs."""
         with (self.folder / "runner.log").open("ab") as log:
             argv = [sys.executable, "-m", "tests.runner.runner_main"]
             process = await anyio.open_process(argv, cwd=ROOT, env=self.environ, stdout=log, stderr=log)
@@ -91,7 +91,7 @@ class RunnerProcesses:
         return job.key
 
     async def cancel(self, key: JobKey) -> None:
-        """As the edge does it."""
+        """Cancel a job as the edge does."""
         entry = await self.bus.job_store.read(key)
         assert entry is not None
         wish = next_record(entry.record.job, CancelRequested(), datetime.now(UTC))
@@ -117,7 +117,7 @@ class RunnerProcesses:
         return await self.job(key)
 
     async def wait_for_progress(self, key: JobKey, count: int) -> None:
-        """Wait until followers have seen this many progress notes."""
+        """Wait until followers have seen this many progress messages."""
 
         async def seen() -> bool:
             return len(await self.notes(key, ProgressMessage)) >= count

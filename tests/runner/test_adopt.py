@@ -1,4 +1,4 @@
-"""What an earlier life left: every state of a container and of its record, and what becomes of them."""
+"""Recovery: every state of a container and of its record, and the action for each."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ HOST = "gpu-1"
 
 
 def gave_back(code: str) -> JobRecord:
-    """The attempt was released for that reason, and nobody has claimed the job since."""
+    """Wait until the attempt was released for that reason and no host has claimed the job since."""
     queued = make_job(Status.QUEUED, attempt=1, claim=make_claim(1))
     return JobRecord(datetime.now(UTC), AttemptReleased(code, charged=code == "internal"), queued)
 
@@ -77,7 +77,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 async def left_running(world: RunnerEnvironment, status: Status = Status.RUNNING) -> Job:
-    """A record that the life before, i0, claimed on this host."""
+    """Write a record that the previous runner process, i0, claimed on this host."""
     key = await world.submit("well")
     entry = await world.edge.job_store.read(key)
     assert entry is not None
@@ -88,7 +88,7 @@ async def left_running(world: RunnerEnvironment, status: Status = Status.RUNNING
 
 
 def box_of(world: RunnerEnvironment, left: Job, state: ContainerState) -> FakeContainer:
-    """Its container, as the engine kept it."""
+    """Return its container, as the engine kept it."""
     folder = world.folder / HOST / f"ada.{left.id}.1.1"
     (folder / "job" / "out").mkdir(parents=True)
     mine = ContainerIdentity(installation="test", host=HOST, owner="ada", job=left.id, round=1, attempt=1)
@@ -139,7 +139,7 @@ async def test_a_container_that_never_ran_costs_nothing(world: RunnerEnvironment
 
 
 async def test_a_container_that_is_gone_costs_nothing(world: RunnerEnvironment) -> None:
-    """Only its folder is there, or not even that: then its message tells."""
+    """Check the cases that only its folder is left, or nothing: then its message leads to the job."""
     left = await left_running(world)
     async with world.run_runner():
         ended = await world.wait_until_ended(left.key)
@@ -182,7 +182,7 @@ async def test_containers_of_another_installation_are_left_alone(world: RunnerEn
 
 
 async def test_killed_again_and_again_its_output_is_said_once(world: RunnerEnvironment) -> None:
-    """Lives end anywhere; what followers see has no gap, nothing twice, offsets that rise, and the last line."""
+    """Kill runners at any point; followers see no gap, no repetition, rising offsets, and the last line."""
     left = await left_running(world)
     box = box_of(world, left, "running")
     printed = kept = "from before\n"

@@ -1,4 +1,4 @@
-"""While the slots are busy the next job's inputs come; its message and its record stay as they are."""
+"""Prefetch while the slots are busy: the next job's inputs arrive, its message and its record stay as they are."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.support.wait import wait_until
 
 
 class HeldFetch:
-    """The first job waits to be let go; the others do well."""
+    """Program whose first job waits until it is released; the others succeed."""
 
     def __init__(self) -> None:
         self.go = anyio.Event()

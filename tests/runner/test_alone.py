@@ -1,4 +1,4 @@
-"""A runner as a process of its own over a real broker, real HTTP and the process engine: killed, drained, adopted."""
+"""A runner as a process over a real broker, real HTTP and the process engine: killed, drained, adopted."""
 
 import os
 import signal
@@ -96,7 +96,7 @@ async def test_the_broker_killed_during_a_job_costs_nothing(place: RunnerProcess
 
 
 def peak_rss_mb(pid: int) -> float:
-    """VmHWM of proc(5)."""
+    """Return VmHWM of proc(5)."""
     return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 

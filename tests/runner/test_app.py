@@ -1,4 +1,4 @@
-"""What a runner's settings come to."""
+"""Settings of the Docker engine that follow from the runner's."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from runner.engines.selection import docker_settings
 
 @pytest.mark.parametrize("slots", [1, 256])
 def test_every_slot_has_its_stream(slots: int) -> None:
-    """A container that is followed holds a thread: with fewer threads than slots nothing could be stopped any more."""
+    """Check that there are more threads than slots: a followed container holds one, and a stop needs another."""
     assert docker_settings(None, slots).streams > slots
 
 

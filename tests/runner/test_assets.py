@@ -1,4 +1,4 @@
-"""The runner's asset client against a real server that cuts, lies and refuses."""
+"""The runner's asset client against a real server that interrupts, sends wrong bytes and refuses."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -68,7 +68,7 @@ async def test_only_a_plain_file_is_brought_and_no_link_is_followed(
 
 
 class Elsewhere(httpx.AsyncBaseTransport):
-    """Redirects to `location`, after it has read the request, as a server does."""
+    """Redirects to `location` after it has read the request, as a server does."""
 
     def __init__(self, location: str) -> None:
         self._location = location
@@ -83,7 +83,7 @@ class Elsewhere(httpx.AsyncBaseTransport):
 
 @pytest.mark.parametrize("location", ["/here/", "/there"])
 async def test_an_edge_that_leads_elsewhere_is_away(tmp_path: Path, location: str) -> None:
-    """In a circle; or, as a proxy does that wants https, to a place where an upload would have to begin anew."""
+    """Redirect in a circle, or, as a proxy that requires https, to a place where an upload would start again."""
     film = tmp_path / "film.mp4"
     film.write_bytes(b"film")
     leads = Elsewhere(location)

@@ -1,4 +1,4 @@
-"""A host's calendar is set forward and back while its jobs run: none is timed out, billed or delayed by it."""
+"""A host's calendar is set forward and back while its jobs run: no job is timed out, billed or delayed by it."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,12 +32,12 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 def seen(after_s: float, jump: timedelta = timedelta(0), boot: str = "boot") -> StartTime:
-    """The moment `after_s` seconds behind BEGUN."""
+    """Return the moment `after_s` seconds after BEGUN."""
     return StartTime(NOW + timedelta(seconds=after_s) + jump, Uptime(boot, 100.0 + after_s))
 
 
 def told(ran: float, jump: timedelta = timedelta(0)) -> ContainerExit:
-    """What an engine says of a container that ran so long, while the calendar was set by `jump`."""
+    """Return the exit of a container that ran so long while the calendar was set by `jump`."""
     return ContainerExit(0, started_at=NOW, finished_at=NOW + timedelta(seconds=ran) + jump)
 
 
@@ -49,7 +49,7 @@ def test_what_passed_is_billed_and_not_what_the_calendar_says(jump: timedelta) -
 
 
 def test_an_engine_s_own_times_are_taken_where_they_can_be_true() -> None:
-    """They know when the container ended, also where nobody was there to see it."""
+    """Check that the engine's times count where they can be true: they are exact even if the exit was not seen."""
     assert run_s(told(29.5), BEGUN, seen(300.0), warm=False) == 29.5
     waited = ContainerExit(0, started_at=NOW - HOUR, finished_at=NOW + timedelta(seconds=9))
     assert run_s(waited, BEGUN, seen(10.0), warm=True) == 9.0
@@ -67,7 +67,7 @@ def test_who_cannot_tell_goes_by_the_calendar_and_never_below_nothing(begun: Sta
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
 async def test_a_jump_under_a_running_job_costs_it_nothing(world: RunnerEnvironment, jump: timedelta) -> None:
-    """Nor when the next life of the runner takes it over, which counts its time anew."""
+    """Check a jump under a running job, also after the next runner process has taken it over."""
 
     async def begun() -> bool:
         return checkpoint.read_checkpoint(world.folder / HOST / "ada.j1.1.1").start_time is not None
@@ -88,7 +88,7 @@ async def test_a_jump_under_a_running_job_costs_it_nothing(world: RunnerEnvironm
 
 
 def assert_lasted(ended: Job, passed: float) -> None:
-    """No time in the record is negative, or more than `passed`."""
+    """Check that no time in the record is negative, or more than `passed`."""
     assert ended.queued_at is not None
     assert ended.started_at is not None
     assert ended.finished_at is not None
@@ -98,7 +98,7 @@ def assert_lasted(ended: Job, passed: float) -> None:
 
 
 async def test_a_host_that_was_booted_into_1970_makes_results_of_today(world: RunnerEnvironment) -> None:
-    """Else the edge takes them for kept long enough, and forgets them with the next sweep."""
+    """Check the time of the result: the edge would delete one of 1970 with the next sweep."""
     world.calendar = datetime(1970, 1, 1, tzinfo=UTC) - datetime.now(UTC)
     key = await world.submit("well")
     async with world.run_runner():
@@ -129,7 +129,7 @@ async def test_a_back_off_by_a_calendar_that_was_set_back_is_over(world: RunnerE
 
 
 def test_nobody_keeps_a_message_for_longer_than_the_longest_back_off() -> None:
-    """A client's own date is believed, and looked at again: the calendar that it is judged by may be set meanwhile."""
+    """Check that a client's own date is checked again: the calendar that it is compared with may be set."""
     later = make_job(Status.QUEUED, not_before=NOW + DAY)
     assert decide(later.pointer, entry(later), HOST, NOW) == Nak(START_DELAY_LIMIT_S)
     over = make_job(Status.QUEUED, backoff_until=NOW + DAY)

@@ -1,4 +1,4 @@
-"""What a pointer comes to by its record: DESIGN 3's Claim, spelled out. And slots, staging, kinds."""
+"""Decision about a queue message by its record, spelled out by hand. Also slots, staging and endpoints."""
 
 from datetime import timedelta
 from pathlib import Path

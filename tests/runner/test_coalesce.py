@@ -1,4 +1,4 @@
-"""What followers are told: thinned, in order, nothing twice, the last one always, over any number of lives."""
+"""The feed throttle: limited, in order, no repetition, always the last message, over any number of runner processes."""
 
 import itertools
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ def parsed(steps: list[tuple[ProgressLine | LogLine, float, bool]]) -> list[Pars
 def test_over_any_lives_offsets_rise_and_nothing_is_lost(
     steps: list[tuple[ProgressLine | LogLine, float, bool]],
 ) -> None:
-    """A life that ends leaves what it said; the next reads again from the start, as from any mark before."""
+    """End the runner at any point; the next one reads again from the start, as from any cursor before."""
     lines = parsed(steps)
     coalescer, notes, now = FeedThrottle(1, 1, PublishedOffsets()), [], 0.0
     for at, (_, wait, dies) in enumerate(steps):

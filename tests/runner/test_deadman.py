@@ -1,4 +1,4 @@
-"""The dead-man timer: a table over a clock that is moved by hand, and a real runner whose broker goes away for good."""
+"""The dead-man timer: a table over a clock moved by hand, and a real runner whose broker goes away for good."""
 
 from pathlib import Path
 

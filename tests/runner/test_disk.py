@@ -1,4 +1,4 @@
-"""What a job leaves on the host's disk: the kept log, the journal, out/."""
+"""Files that a job leaves on the host's disk: the kept log, the checkpoint, out/."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ LINES = st.lists(st.sampled_from([b"a\n", b"bb\n", b"ccc\n", b"\n", b"long line 
 def test_the_kept_log_is_the_first_and_the_last_of_it(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], chunk: int, again: int
 ) -> None:
-    """Written in chunks of any size, a part of it twice, as a life that takes over does."""
+    """Write in chunks of any size, a part of them twice, as a runner process that takes over does."""
     share = 24
     folder = tmp_path_factory.mktemp("log")
     printed = b"".join(lines)
@@ -211,7 +211,7 @@ def test_files_are_a_result_without_an_answer(folder: Path) -> None:
 
 @pytest.fixture
 def forbidden() -> Iterator[Path]:
-    """A folder of nobody's, and nobody is who looks: to root every file is readable."""
+    """Return a folder without permissions, as user nobody: root can read every file."""
     with TemporaryDirectory(dir="/tmp") as made:
         folder, me = Path(made), os.geteuid()
         if me == 0:

@@ -1,4 +1,4 @@
-"""An engine that does not answer is waited for: nothing is claimed, the host says so, and goes on by itself."""
+"""An engine that does not answer is waited for: nothing is claimed, the host reports it, and work goes on later."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 async def told(world: RunnerEnvironment, *, away: bool) -> HostHeartbeat:
-    """The host's word once it says that its engine is away, or there."""
+    """Return the heartbeat once it says that the engine is away, or that it answers."""
     said: list[HostHeartbeat] = []
 
     async def says() -> bool:
@@ -33,7 +33,7 @@ async def told(world: RunnerEnvironment, *, away: bool) -> HostHeartbeat:
 
 
 async def beaten(world: RunnerEnvironment) -> None:
-    """Wait for the host's next word."""
+    """Wait for the host's next heartbeat."""
     before = await world.edge.heartbeats.get("gpu-1")
 
     async def other() -> bool:
@@ -110,7 +110,7 @@ async def test_a_start_that_goes_unanswered_is_noticed_at_once_and_costs_no_atte
 
 
 async def test_a_runner_can_be_stopped_while_its_engine_is_away(world: RunnerEnvironment) -> None:
-    """It does not say goodbye: what earlier lives left there may be running."""
+    """Check that the heartbeat is not deleted: containers of earlier runner processes may be running."""
     world.engine_gone = True
     async with world.run_runner() as running:
         await told(world, away=True)

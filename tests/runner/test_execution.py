@@ -1,4 +1,4 @@
-"""One job, start to end, over the fakes: what is recorded, said, kept and cleared away."""
+"""One job from start to end over the fakes: what is recorded, published, kept and removed."""
 
 from pathlib import Path
 
@@ -237,7 +237,7 @@ async def test_cancelled_while_the_inputs_come(world: RunnerEnvironment) -> None
 
 
 async def test_cancelled_while_the_outputs_go(world: RunnerEnvironment) -> None:
-    """They are not waited for: storing them may take long."""
+    """Check that a cancellation does not wait for the uploads, which may take long."""
 
     async def edge_goes(box: FakeContainer) -> int:
         write_outputs(box, {"a.txt": b"a"})

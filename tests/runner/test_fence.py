@@ -1,4 +1,4 @@
-"""Cuts, zombies and redeliveries: a job may run twice after a partition, it never ends twice."""
+"""Partitions, lost claims and redeliveries: a job may run twice after a partition, and never ends twice."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +24,14 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 async def write(world: RunnerEnvironment, key: JobKey, event: JobEvent) -> None:
-    """Somebody else's step."""
+    """Write an event as somebody else."""
     entry = await world.edge.job_store.read(key)
     assert entry is not None
     await world.edge.job_store.update(key, next_record(entry.record.job, event, datetime.now(UTC)), entry.revision)
 
 
 class WriteGate:
-    """A job that prints a line at each push and ends when it is let go."""
+    """Program that prints a line at each push and exits when it is released."""
 
     def __init__(self) -> None:
         self.pushed = anyio.Event()
@@ -66,7 +66,7 @@ async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: RunnerEn
 
 
 async def test_a_job_released_meanwhile_is_taken_back(world: RunnerEnvironment) -> None:
-    """The edge gave it up, nobody else has claimed it: the result counts."""
+    """Check that the result counts if the edge released the job and no other host has claimed it."""
     gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
     async with world.run_runner() as life:
@@ -141,7 +141,7 @@ async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: Runn
 
 
 async def test_a_living_host_keeps_its_job(world: RunnerEnvironment) -> None:
-    """Its acks are lost, its heartbeat is not: another host gets the message and leaves the job alone."""
+    """Lose the acks but not the heartbeat: another host gets the message and leaves the job alone."""
     gate = world.programs["gate"] = WriteGate()
     world.pace = replace(world.pace, heartbeat_s=3600.0)
     key = await world.submit("gate")
@@ -161,7 +161,7 @@ async def test_a_living_host_keeps_its_job(world: RunnerEnvironment) -> None:
 
 
 async def time_passes(world: RunnerEnvironment, seconds: int, host: str) -> None:
-    """In steps that leave `host` time for its heartbeat."""
+    """Advance in steps that leave `host` time for its heartbeat."""
     for _ in range(0, seconds, 5):
         before = await world.edge.heartbeats.get(host)
         world.clock.ahead += 5
@@ -226,7 +226,7 @@ async def test_a_job_that_is_not_due_is_left_until_then(world: RunnerEnvironment
 
 
 async def test_a_dead_task_is_adopted_by_its_own_life(world: RunnerEnvironment) -> None:
-    """An execution that fails by a bug poisons its slot; the sweep finds the container and takes it over."""
+    """Check that a crashed execution poisons its slot, and that recovery finds the container and takes it over."""
     gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
     async with world.run_runner():
@@ -260,7 +260,7 @@ async def test_what_was_said_is_said_once_over_a_cut(world: RunnerEnvironment) -
 async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_not_swallowed(
     world: RunnerEnvironment,
 ) -> None:
-    """The engine is slow to remove; the retry's message is there before it has."""
+    """Delay the engine's removal: the retry's message arrives before it has finished."""
     tries: list[int] = []
 
     async def lucky(box: FakeContainer) -> int:

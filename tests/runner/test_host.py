@@ -1,4 +1,4 @@
-"""The host beside its jobs: presence and offers, priorities and pools, cards."""
+"""The host beside its jobs: heartbeat and capabilities, priorities and pools, GPUs."""
 
 import time
 from pathlib import Path
@@ -52,7 +52,7 @@ async def test_a_host_says_that_it_is_there_and_what_it_runs(world: RunnerEnviro
 async def test_a_container_that_cannot_be_removed_stops_nobody_else(
     world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Docker says "device or resource busy" of one container for as long as something on the host holds its files."""
+    """Simulate Docker's "device or resource busy", which it returns while something on the host holds the files."""
     first, second = await world.submit("well", "j1"), await world.submit("well", "j2")
     async with world.run_runner() as running:
         remove, tried = running.engine.remove, list[str]()
@@ -76,7 +76,7 @@ async def test_a_container_that_cannot_be_removed_stops_nobody_else(
 async def test_what_comes_with_the_word_to_stop_is_given_back(
     world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else nobody would be offered it for the half minute in which it is thought to be in our hands."""
+    """Check that the message is returned: otherwise no runner would see it for half a minute."""
     next_one, stopped = ClaimLoop._fetch_next, list[ClaimLoop]()
 
     async def with_the_word(agent: ClaimLoop) -> QueueMessage | None:
@@ -208,7 +208,7 @@ def test_on_a_host_without_cards_what_can_do_without_runs() -> None:
 async def test_an_image_that_is_not_made_for_the_card_tells_nothing_against_it(
     world: RunnerEnvironment, code: str, fitness: str
 ) -> None:
-    """Exit 69 either way: the job goes back at no cost. Only a card that erred has to prove itself."""
+    """Check exit code 69: the job is released at no cost, and only a GPU that erred needs a probe."""
 
     async def fails(box: FakeContainer) -> int:
         box.write(b'{"type":"error","code":"%s","message":"no kernel image"}\n' % code.encode())

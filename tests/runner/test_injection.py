@@ -1,4 +1,4 @@
-"""Which way of giving cards to containers is chosen, over a fake engine with a toolkit of its own and over Docker."""
+"""Detection of the GPU injection mode, over a fake engine with a toolkit and over Docker."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_
 
 
 class Toolkit:
-    """What `engine` knows of GPUs: only one mode works."""
+    """GPU toolkit of `engine`: only one mode works."""
 
     def __init__(self, engine: FakeEngine, works: GpuInjection | None) -> None:
         self.way: GpuInjection = "device_request"

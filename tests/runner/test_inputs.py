@@ -1,4 +1,4 @@
-"""The host's input cache: one fetch for many jobs, eviction that spares what is used, and trust that is checked."""
+"""The input cache: one download for many jobs, eviction that spares files in use, and verified contents."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def source() -> FakeAssetFetch:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[[str], Path]:
-    """The path of an input of a job that lives until its folder is removed."""
+    """Return the path of an input of a job, which is in use until its folder is removed."""
 
     def make(name: str) -> Path:
         (tmp_path / "jobs" / name).mkdir(parents=True, exist_ok=True)

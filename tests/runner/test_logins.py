@@ -1,4 +1,4 @@
-"""Who is logged in: by utmp, by logind's sessions, and nobody whose process is gone."""
+"""Logged-in users: by utmp, by logind's sessions, and without those whose process is gone."""
 
 import platform
 import struct
@@ -12,13 +12,13 @@ SESSION = "# private\nUID=1000\nUSER={user}\nACTIVE=1\nSTATE={state}\nREMOTE=1\n
 
 
 def entry(kind: int, pid: int, user: str, size: int) -> bytes:
-    """As login(1) writes it: utmp(5)."""
+    """Return an entry as login(1) writes it: utmp(5)."""
     return struct.pack("=h2xi32s4s32s", kind, pid, b"pts/0", b"ts/0", user.encode()).ljust(size, b"\0")
 
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
-    """Processes 10 to 12 live."""
+    """Return a /proc in which the processes 10 to 12 run."""
     for pid in (10, 11, 12):
         (tmp_path / "proc" / str(pid)).mkdir(parents=True)
     return tmp_path / "proc"

@@ -1,4 +1,4 @@
-"""The last lines of stderr: few, short, safe to print, and none twice after an adoption."""
+"""The last lines of stderr: few, short, safe to print, and not repeated after an adoption."""
 
 import msgspec
 import pytest

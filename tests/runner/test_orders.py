@@ -1,4 +1,4 @@
-"""The edge's power law is obeyed: nothing new while the host is put out, and it goes dark only when it is empty."""
+"""The edge's power orders: a paused host claims nothing, and powers off only when it is empty."""
 
 import os
 from datetime import UTC, datetime
@@ -113,7 +113,7 @@ async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: Runn
 
 
 async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: RunnerEnvironment) -> None:
-    """People from before the first claim, an upload that does not end, and nothing any more when it has."""
+    """Check the activity: users from before the first claim, and an upload until it has ended."""
     world.people = frozenset({"ann", "bob"})
     world.assets.away = True
     key = await world.submit("well")

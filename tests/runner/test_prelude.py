@@ -1,4 +1,4 @@
-"""A job whose inputs cannot be fetched says so: in its progress, and in what its host waits for."""
+"""A job whose inputs cannot be fetched: its progress and its host's heartbeat show the reason."""
 
 from pathlib import Path
 

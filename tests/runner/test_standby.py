@@ -1,4 +1,4 @@
-"""Warm slots over the fakes: who is taken, who is refilled, who gives way, and what a life leaves to the next."""
+"""Warm pools over the fakes: which container is taken, replaced and evicted, and what the next runner process finds."""
 
 import itertools
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_
 
 @pytest.fixture
 def world(tmp_path: Path) -> RunnerEnvironment:
-    """Endpoint `ready` is started ahead."""
+    """Return an environment whose endpoint `ready` has warm containers."""
     made = RunnerEnvironment(tmp_path)
     made.programs = {
         "ready": warm_program(succeed),
@@ -43,7 +43,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 def on_a_card(world: RunnerEnvironment, *names: str, vram_mb: int, **card: object) -> FakeGpuMonitor:
-    """These endpoints need a card, and there is one."""
+    """Make these endpoints need a GPU, and provide one."""
     world.kinds = {name: warm_endpoint(name, world.folder, gpus=1, vram_mb=vram_mb) for name in names}
     world.gpus = gpus = FakeGpuMonitor(replace(CARD, **card))
     return gpus
@@ -109,7 +109,7 @@ async def test_inputs_are_staged_into_the_waiting_folder(world: RunnerEnvironmen
 async def test_one_whose_job_went_to_another_runner_waits_on(
     world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two runners hold one pointer, the other's claim is written first: nothing was sent to the container."""
+    """Let two runners have one message; the other's claim is written first, so nothing was sent to the container."""
     async with world.run_runner() as life:
         (box,) = await world.wait_for_warm("ready")
         with monkeypatch.context() as patched:
@@ -201,7 +201,7 @@ async def test_where_it_fits_once_the_next_one_loads_right_after(world: RunnerEn
 
 
 async def test_what_waits_gives_way_to_a_job_that_needs_the_room(world: RunnerEnvironment) -> None:
-    """Seen by the card: the waiting container has taken 16 of its 24 GB."""
+    """Let the waiting container use 16 of the GPU's 24 GB."""
     gpus = on_a_card(world, "ready", "cold", vram_mb=16000)
     assert world.kinds is not None
     cold = world.kinds["cold"]
@@ -306,7 +306,7 @@ async def test_the_next_life_removes_what_waited(world: RunnerEnvironment) -> No
 
 @pytest.mark.parametrize("opened", [False, True])
 async def test_killed_around_the_line_the_job_runs_once(world: RunnerEnvironment, opened: bool) -> None:
-    """The claim is in the folder; whether the line was sent nobody knows. The next life sends it, and follows."""
+    """Leave a claim, with and without the start line sent. The next runner process sends it, and follows."""
     world.kinds = {"ready": replace(warm_endpoint("ready", world.folder), folder=world.folder)}
     key = await world.submit("ready")
     entry = await world.edge.job_store.read(key)

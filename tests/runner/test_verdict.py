@@ -1,4 +1,4 @@
-"""The verdict table by hand: every row of the measured traps (research/runner.md 1.4), and the order of DESIGN 4."""
+"""The verdict table by hand: every measured case, and the order of the rules."""
 
 import pytest
 

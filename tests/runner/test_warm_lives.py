@@ -1,4 +1,4 @@
-"""Warm slots on the engines themselves: runners killed around a container that took a job, drained, and refilled."""
+"""Warm pools on the real engines: runners killed around a container that took a job, drained, and refilled."""
 
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,7 @@ NAME = "warm-lives"
 
 
 class Lives:
-    """Runners on one engine, and that engine seen past them."""
+    """Runners on one engine, and a second view of that engine."""
 
     def __init__(
         self, place: RunnerProcesses, engine: Callable[[], AbstractAsyncContextManager[ContainerEngine]]

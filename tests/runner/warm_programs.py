@@ -1,4 +1,4 @@
-"""Programs of the fake engine that know how to wait: they load, listen at the real socket, and then do as told."""
+"""Programs of the fake engine that can be warm: they load, listen at the real socket, and then run."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ Load = Callable[[FakeContainer], Awaitable[None]]
 
 
 def warm_endpoint(name: str, folder: Path, **resources: int | bool) -> LocalEndpoint:
-    """An endpoint that is started ahead."""
+    """Return an endpoint with warm containers."""
     wants = Resources(disk_mb=0, memory_mb=16, **resources)
     return LocalEndpoint(
         Endpoint(name=name, image=name, warm=True, resources=wants, timeouts=Timeouts(grace_s=0.2)), folder
@@ -24,7 +24,7 @@ def warm_endpoint(name: str, folder: Path, **resources: int | bool) -> LocalEndp
 
 
 def warm_program(work: Program, load: Load | None = None) -> Program:
-    """`work`, which waits for its job first where it was started ahead, and says in its log that it did."""
+    """Run `work`; a warm container waits for its job first, and writes to its log that it did."""
 
     async def program(box: FakeContainer) -> int:
         if load is not None:
@@ -38,7 +38,7 @@ def warm_program(work: Program, load: Load | None = None) -> Program:
 
 
 async def wait_for_start_line(box: FakeContainer) -> None:
-    """One line at start.sock, after which the door is closed, as jobkit does it."""
+    """Wait for one line at start.sock and close the socket after it, as jobkit does."""
     folder = os.open(box.spec.job_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

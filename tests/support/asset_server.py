@@ -18,7 +18,7 @@ LIMIT = 64 << 20
 
 
 class AssetServer:
-    """`cuts`: after how many bytes each of the next answers breaks off. `status`: what every request is answered."""
+    """`cuts`: after how many bytes each of the next answers is interrupted. `status`: the answer to every request."""
 
     def __init__(self, store: AssetStore) -> None:
         self.store = store
@@ -35,7 +35,7 @@ class AssetServer:
         return (await self.store.write(chunks(), None, LIMIT)).sha256
 
     def gets(self) -> list[str | None]:
-        """The Range of each GET so far."""
+        """Return the Range of each GET so far."""
         return [asked for method, _, asked in self.asked if method == "GET"]
 
     def app(self) -> Starlette:
@@ -72,7 +72,7 @@ class AssetServer:
 
 
 def _cut(send: Send, limit: int) -> Send:
-    """Break the connection off after `limit` bytes of body."""
+    """Close the connection after `limit` bytes of body."""
     left = limit
 
     async def cutting(message: Message) -> None:

@@ -11,7 +11,7 @@ from tests.support.asset_server import sha256_of
 
 
 class FakeAssetFetch(AssetSource):
-    """`gate` holds downloads back until it is set; the next one raises `fault`, if there is one."""
+    """Fake source. `gate` holds downloads back until it is set; the next one raises `fault`, if it is set."""
 
     def __init__(self, *bodies: bytes) -> None:
         self.bodies = {sha256_of(body): body for body in bodies}

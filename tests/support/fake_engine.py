@@ -1,4 +1,4 @@
-"""The engine that runs async functions instead of containers: the fake, for tests of everything above the port."""
+"""The fake engine: runs async functions instead of containers, for tests of everything above the port."""
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -33,7 +33,7 @@ EXIT_TERMINATED = 143
 
 
 class EndBySignal(BaseException):
-    """Raised by a program to end as if by a signal: `raise Signalled(139)`."""
+    """Raised by a program to exit as if by a signal: `raise EndBySignal(139)`."""
 
     def __init__(self, code: int, *, oom_killed: bool = False) -> None:
         super().__init__(code)
@@ -44,7 +44,7 @@ class EndBySignal(BaseException):
 class FakeContainer:
     """A container of the fake. A program writes to it; `term` is set when it is asked to stop.
 
-    `handles_term` says whether the program does something about that: without, TERM ends it with 143.
+    `handles_term`: the program reacts to TERM. Otherwise TERM ends it with 143.
     """
 
     def __init__(self, handle: str, spec: ContainerSpec, now: Callable[[], datetime]) -> None:
@@ -63,28 +63,28 @@ class FakeContainer:
         self._changed = anyio.Event()
 
     def write(self, data: bytes, stream: OutputStream = "stdout") -> None:
-        """Print. As with Docker, a line is seen once it is whole."""
+        """Print. As with Docker, a line is seen once it is complete."""
         self._hand_out(stream, data, ended=False)
 
     def begin(self) -> None:
-        """It runs from now on."""
+        """Mark it as running."""
         self.state, self.started_at = "running", self._now()
 
     def finish(self, code: int, *, oom_killed: bool = False) -> None:
-        """It has exited."""
+        """Mark it as exited."""
         self.exit = ContainerExit(code, oom_killed or self.oom_killed, self.started_at, self._now())
         self.state = "exited"
         for stream in tuple(self._held):
             self._hand_out(stream, b"", ended=True)
 
     async def exited(self) -> ContainerExit:
-        """Waits for the end."""
+        """Wait for the exit."""
         while self.exit is None:
             await self._changed.wait()
         return self.exit
 
     async def follow(self, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
-        """What was written from `since` on, until the end."""
+        """Yield what was written from `since` on, until the exit."""
         offset, index = (since.offset, int(since.position)) if since else (0, 0)
         while True:
             while index < len(self._written):
@@ -111,8 +111,8 @@ Program = Callable[[FakeContainer], Awaitable[int]]
 class FakeEngine:
     """Runs `programs[spec.image]`; its return value is the exit code.
 
-    Scriptable: set `refuse` to make the next start fail, `gone` to make every call raise EngineGone. `boxes` is the
-    world: give it to a second engine to play the runner's next life. Programs end with the engine that started them.
+    Set `next_start_failure` to make the next start fail, `is_unavailable` to make every call raise EngineUnavailable.
+    Pass `boxes` to a second engine to play the next runner process. Programs end with the engine that started them.
     """
 
     name = "memory"
@@ -159,7 +159,7 @@ class FakeEngine:
         return box.handle
 
     def create(self, spec: ContainerSpec) -> FakeContainer:
-        """A container that was created and never started, as a crash in between leaves one."""
+        """Create a container that is never started, as a crash in between leaves one."""
         handle = next(name for number in self._numbers if (name := f"box-{number}") not in self.containers)
         box = FakeContainer(handle, spec, self._now)
         self.containers[box.handle] = box

@@ -1,4 +1,4 @@
-"""A fake GPU monitor for tests. `NoGpuMonitor` is what hosts without a watch use."""
+"""A fake GPU monitor for tests. `NoGpuMonitor` is the one of hosts without a GPU watch."""
 
 from types import TracebackType
 from typing import Self
@@ -10,7 +10,7 @@ from schemas.gpu import GpuMonitorState, GpuSample, GpuSnapshot, LostGpu, XidEve
 
 
 class FakeGpuMonitor(GpuStatePublisher):
-    """Shows what it is told to show. `at` counts the words, so that equal samples still make a new snapshot."""
+    """Shows what a test sets. `at` counts the snapshots, so that equal samples still make a new one."""
 
     def __init__(self, *samples: GpuSample) -> None:
         super().__init__()
@@ -25,22 +25,22 @@ class FakeGpuMonitor(GpuStatePublisher):
         return None
 
     def show(self, *samples: GpuSample) -> None:
-        """These cards answer now, with these values; a lost one that shows again is no longer lost."""
+        """Show these GPUs with these values; a lost one that is shown again is no longer lost."""
         state = GpuMonitorState.OK if samples else GpuMonitorState.NONE
         shown = {sample.uuid for sample in samples}
         lost = tuple(card for card in self.snapshot().lost if card.uuid not in shown)
         self.publish(GpuSnapshot(state=state, at=self.snapshot().at + 1, samples=samples, lost=lost, driver="memory"))
 
     def set_state(self, state: GpuMonitorState, why: str = "") -> None:
-        """The watch itself is in `state`; samples stay as history."""
+        """Set the state of the monitor; the last samples stay."""
         self.publish(msgspec.structs.replace(self.snapshot(), state=state, why=why))
 
     def lose(self, uuid: str, why: str = "GPU is lost") -> None:
-        """This card stops answering."""
+        """Let this GPU stop answering."""
         now = self.snapshot()
         kept = tuple(sample for sample in now.samples if sample.uuid != uuid)
         self.publish(msgspec.structs.replace(now, at=now.at + 1, samples=kept, lost=(*now.lost, LostGpu(uuid, why))))
 
     def report_xid(self, uuid: str, xid: int) -> None:
-        """The driver reports an XID on this card."""
+        """Report an XID on this GPU."""
         self.publish_event(XidEvent(uuid, xid, at=self.snapshot().at))

@@ -1,4 +1,4 @@
-"""A healthy card to vary."""
+"""A sample of a healthy GPU, to vary."""
 
 from msgspec.structs import replace
 

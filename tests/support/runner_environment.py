@@ -1,4 +1,4 @@
-"""A runner's world without a broker, an edge or an engine: the fakes of all three, quick, and broken on demand."""
+"""Environment of a runner without a broker, an edge or an engine: fakes of all three, quick, and broken on demand."""
 
 import hashlib
 import time
@@ -53,7 +53,7 @@ SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": 
 
 
 class FakeBrokerClock:
-    """The broker's clock; tests move it on."""
+    """The broker's clock, which tests advance."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -63,7 +63,7 @@ class FakeBrokerClock:
 
 
 class FakeAssetTransfer:
-    """Assets by digest. `away` makes it unreachable, `broken` a bug."""
+    """Assets by digest. `away` makes the edge unreachable, `broken` raises a bug."""
 
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
@@ -108,7 +108,7 @@ class FakeAssetTransfer:
 
 
 def write_outputs(box: FakeContainer, files: dict[str, bytes] | None = None, data: Any = None) -> None:
-    """What a program leaves behind: output.json and files."""
+    """Write what a program leaves: output.json and files."""
     folder = box.spec.job_dir / "out"
     folder.mkdir(exist_ok=True)
     (folder / "output.json").write_bytes(msgspec.json.encode({} if data is None else data))
@@ -117,7 +117,7 @@ def write_outputs(box: FakeContainer, files: dict[str, bytes] | None = None, dat
 
 
 async def succeed(box: FakeContainer) -> int:
-    """A job that does as it should."""
+    """Run a job that succeeds."""
     box.write(b'{"type":"progress","fraction":0.5}\nhalf way\n')
     write_outputs(box, {"result.txt": b"made"}, {"text": "ok"})
     box.write(b'{"type":"progress","fraction":1}\ndone\n')
@@ -125,14 +125,14 @@ async def succeed(box: FakeContainer) -> int:
 
 
 async def run_until_stopped(box: FakeContainer) -> int:
-    """A job that goes on until it is stopped."""
+    """Run a job that goes on until it is stopped."""
     box.write(b'{"type":"progress","fraction":0.1}\n')
     await anyio.sleep_forever()
     return 0
 
 
 class RunnerEnvironment:
-    """One broker, one shop, one set of containers; lives come and go."""
+    """One broker, one asset store, one set of containers, and any number of runners one after another."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -160,9 +160,9 @@ class RunnerEnvironment:
 
     @asynccontextmanager
     async def run_runner(self, incarnation: str = "i1", host: str = "gpu-1") -> AsyncIterator["RunnerUnderTest"]:
-        """A runner that claims and runs; leaving kills it, as kill -9 would, unless it was drained before.
+        """Run a runner that claims jobs. Leaving the block kills it, as kill -9 would, unless it was drained before.
 
-        Where its engine is gone it does not come so far: `ready` is not waited for then.
+        If its engine is unavailable, the block does not wait for `ready`.
         """
         bus = self.broker.connect()
         jobs = self.folder / host
@@ -194,7 +194,7 @@ class RunnerEnvironment:
                 tasks.cancel_scope.cancel()
 
     def now(self) -> datetime:
-        """By the hosts' calendar, which tests set."""
+        """Return the time of the hosts' calendar, which tests set."""
         return datetime.now(UTC) + self.calendar
 
     def _means(self) -> HostContext:
@@ -221,7 +221,7 @@ class RunnerEnvironment:
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
-        """A queued job and its pointer."""
+        """Write a queued job and publish its pointer."""
         now = datetime.now(UTC)
         base: dict[str, Any] = {"input": {}, "pool": endpoint, "policy": Policy(max_attempts=2), "queued_at": now}
         job = Job(
@@ -260,7 +260,7 @@ class RunnerEnvironment:
             return await self.wait_for_status(key, Status.RUNNING)
 
     async def wait_for_container(self) -> FakeContainer:
-        """Wait for a container; the first there is."""
+        """Wait for a container; return the first."""
 
         async def there() -> bool:
             return bool(self.boxes)
@@ -269,7 +269,7 @@ class RunnerEnvironment:
         return next(iter(self.boxes.values()))
 
     async def wait_for_event(self, key: JobKey, kind: type[JobEventBase]) -> Job:
-        """Wait for an event of this kind; the job as it became by it."""
+        """Wait for an event of this kind; return the job after it."""
         with anyio.fail_after(DEADLINE_S):
             async for change in self.edge.job_store.changes():
                 recorded = getattr(change, "record", None)
@@ -278,25 +278,25 @@ class RunnerEnvironment:
         raise AssertionError("the changes ended")
 
     async def cancel(self, key: JobKey) -> None:
-        """As the edge does it, without the nudge."""
+        """Cancel as the edge does, without the nudge."""
         entry = await self.edge.job_store.read(key)
         assert entry is not None
         recorded = next_record(entry.record.job, CancelRequested(), datetime.now(UTC))
         await self.edge.job_store.update(key, recorded, entry.revision)
 
     async def event_types(self, key: JobKey) -> list[str]:
-        """The types of all events, in order."""
+        """Return the types of all events, in order."""
         return [type(entry.record.event).__name__ for entry in await self.edge.job_store.history(key)]
 
     async def notes(self, key: JobKey) -> list[FeedMessage]:
         return await self.edge.feed.messages(key)
 
     async def log_text(self, key: JobKey) -> str:
-        """The log as followers saw it."""
+        """Return the log as followers saw it."""
         return "".join(note.text for note in await self.notes(key) if isinstance(note, LogMessage))
 
     async def wait_for_warm(self, endpoint: str, count: int = 1) -> list[FakeContainer]:
-        """Wait until so many containers of it wait for a job, loaded: by the host's own word, and by their doors."""
+        """Wait until so many warm containers of the endpoint are ready, by the heartbeat and by their sockets."""
 
         async def told() -> bool:
             row = await self.edge.heartbeats.get("gpu-1")
@@ -321,7 +321,7 @@ class RunnerEnvironment:
 
 
 class RunnerUnderTest:
-    """One life under test."""
+    """One runner under test."""
 
     def __init__(
         self, world: RunnerEnvironment, life: RunnerContext, bus: FakeBus, engine: FakeEngine, means: HostContext
@@ -345,6 +345,6 @@ class RunnerUnderTest:
 
 
 async def wait_with_deadline(wait: Callable[[], Any]) -> None:
-    """Wait for it, with the tests' deadline."""
+    """Wait with the deadline of the tests."""
     with anyio.fail_after(DEADLINE_S):
         await wait()

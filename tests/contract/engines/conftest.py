@@ -28,7 +28,7 @@ PROCESSES = ENGINES[1:3]  # as the runner's own user, and as nobody where that i
 
 @pytest.fixture(scope="session")
 def images(docker_url: str, echo_image: str) -> dict[str, str]:
-    """The suite's names for images, and the engine's."""
+    """Return the images of the suite by name, as the engine names them."""
     built = {
         name: build_image(
             docker_url,
@@ -42,7 +42,7 @@ def images(docker_url: str, echo_image: str) -> dict[str, str]:
 
 
 def quoted(word: str) -> str:
-    """For a Dockerfile's JSON form."""
+    """Quote a word for a Dockerfile's JSON form."""
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 

@@ -1,4 +1,4 @@
-"""The three engines as the contract suite sees them: one way to make a job, to start it, to leave one half made."""
+"""The three engines as the contract suite uses them: make a job, start it, leave a container half created."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class EngineRig:
-    """An engine with what a test needs around it. `host` is a name of this test's own."""
+    """An engine and what a test needs with it. `host` is unique to the test."""
 
     engine: ContainerEngine
     root: Path
@@ -49,7 +49,7 @@ class EngineRig:
     kind: str = ""  # which of the suite's engines it is
 
     def spec(self, image: str = "echo", job: str = "j", **changes: Any) -> ContainerSpec:
-        """A job of `image` in a folder of its own."""
+        """Return the spec of a job of `image` in a folder of its own."""
         spec = ContainerSpec(
             identity=ContainerIdentity(
                 installation=INSTALLATION, host=self.host, owner="ann", job=job, round=1, attempt=2
@@ -63,22 +63,22 @@ class EngineRig:
         return msgspec.structs.replace(spec, **changes)
 
     async def start(self, spec: ContainerSpec, given: dict[str, Any] | None = None, **files: bytes) -> str:
-        """Start it with `given` as its input and `files` in in/."""
+        """Start the spec with `given` as its input and `files` in in/."""
         make_job_folder(spec.job_dir, given or {}, files)
         return await self.engine.start(spec)
 
     async def echo(self, **given: Any) -> str:
-        """An echo job that does as told."""
+        """Start an echo job with this input."""
         return await self.start(self.spec(), given)
 
     async def read(self, handle: str, since: OutputCursor | None = None) -> list[OutputChunk]:
-        """All of its output, to the end."""
+        """Return all of its output."""
         async with asyncio.timeout(DEADLINE_S):
             return [chunk async for chunk in self.engine.output(handle, since)]
 
 
 def make_job_folder(folder: Path, given: dict[str, Any], files: dict[str, bytes]) -> None:
-    """in/ and job.json, as the runner makes them."""
+    """Write in/ and job.json as the runner does."""
     (folder / "in").mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / "in" / name).write_bytes(data)
@@ -106,7 +106,7 @@ async def fake_engine_rig(root: Path, name: str) -> AsyncIterator[EngineRig]:
 
 
 def nobody_engine_rig(root: Path, name: str) -> AbstractAsyncContextManager[EngineRig]:
-    """The process engine of a runner that is root."""
+    """Open the process engine of a runner that is root."""
     return process_engine_rig(root, name, nobody())
 
 
@@ -140,10 +140,10 @@ async def docker_engine_rig(root: Path, name: str, url: str, images: dict[str, s
 
 
 def stream_text(chunks: list[OutputChunk], stream: str = "stdout") -> bytes:
-    """What one stream said."""
+    """Return the text of one stream."""
     return b"".join(chunk.data for chunk in chunks if chunk.stream == stream)
 
 
 def read_result(spec: ContainerSpec) -> Any:
-    """The job's output.json."""
+    """Return the job's output.json."""
     return json.loads((spec.job_dir / "out" / "output.json").read_text())

@@ -1,4 +1,4 @@
-"""What the contract suite runs besides echo: raw programs, and the fake's play of both."""
+"""Programs of the contract suite besides echo: shell programs, and their counterparts for the fake."""
 
 import json
 import os
@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 async def _echo(box: FakeContainer) -> int:
-    """The fake's echo: reads the same job.json, ends the same ways."""
+    """Run the fake's echo: it reads the same job.json and exits in the same ways."""
     given = json.loads((box.spec.job_dir / "job.json").read_text())["input"]
     box.write(b'{"type":"progress","fraction":0,"stage":"echo"}\n')
     await _BEHAVIOURS[given.get("behave", "ok")](box, given)

@@ -1,4 +1,4 @@
-"""A unix socket in front of a daemon's, that can be shut and opened: a daemon that restarts, as its clients see it."""
+"""A unix socket in front of a daemon's, which can be shut and opened: to its clients, the daemon restarts."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class SocketGate:
-    """Listens at `path`, passes on to `target`."""
+    """Listens at `path` and forwards to `target`."""
 
     def __init__(self, path: Path, target: str) -> None:
         self.path = path
@@ -19,16 +19,18 @@ class SocketGate:
         self._shut = True
 
     async def serve(self) -> asyncio.Server:
-        """Begin, shut."""
+        """Start with the gate shut."""
         return await asyncio.start_unix_server(self._pass, self._aside)
 
     def open(self) -> None:
-        """Let through. The socket is moved, not made anew: closing a listener would lose what it had accepted."""
+        """Open the gate. The socket is moved, not recreated: closing a listener would lose the connections it had
+        accepted.
+        """
         self._shut = False
         self._aside.rename(self.path)
 
     async def shut(self) -> None:
-        """Refuse new connections and drop those there are."""
+        """Refuse new connections and drop the open ones."""
         self._shut = True
         self.path.rename(self._aside)
         passing = tuple(self._passing)
@@ -71,7 +73,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def open_gate(folder: Path, target_url: str) -> AsyncIterator[SocketGate]:
-    """An open gate to the daemon at `target_url`."""
+    """Yield an open gate to the daemon at `target_url`."""
     made = SocketGate(folder / "gate.sock", target_url.removeprefix("unix://"))
     async with await made.serve():
         made.open()

@@ -14,7 +14,7 @@ from tests.support.docker_images import ECHO_IMAGE
 
 
 async def main(engine: str, name: str, root: Path, given: str) -> None:
-    """Never returns by itself while the job runs."""
+    """Start and follow; does not return while the job runs."""
     url = os.environ.get("DOCKER_HOST", "")
     makers = {"process": process_engine_rig, "nobody": nobody_engine_rig}
     made = (

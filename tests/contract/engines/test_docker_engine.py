@@ -1,4 +1,4 @@
-"""What only a Docker engine can keep or break: isolation, GPU requests, a daemon that goes away."""
+"""Contract of the Docker engine alone: isolation, GPU requests, a daemon that goes away."""
 
 import asyncio
 import gc
@@ -136,7 +136,7 @@ async def test_no_daemon_at_all(tmp_path: Path) -> None:
 
 @DOCKER
 async def test_readers_that_leave_give_their_threads_back(host: EngineRig, docker_url: str) -> None:
-    """Four threads in all would not be enough for five readers that stay."""
+    """Follow with five readers; four threads in all would not be enough if they kept theirs."""
     async with DockerEngine(DockerSettings(base_url=docker_url, streams=1)) as engine:
         handle = await host.start(host.spec("plain"))
         for _ in range(2 * 10):

@@ -1,4 +1,4 @@
-"""The runner's next life: what a killed one started is found, followed from where it was, and collected."""
+"""Adoption: what a killed runner started is found, followed from its cursor, and collected by the next one."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.parametrize("host", ENGINES[
 
 
 async def killed_after_three_steps(host: EngineRig, url: str, **given: Any) -> tuple[str, OutputCursor]:
-    """Start in a process of its own, kill -9 that; the handle, and the mark that it had come to."""
+    """Start a job in a process of its own and kill -9 that process; return the handle and the cursor it had reached."""
     runner = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.contract.engines.start_and_follow", host.kind, host.host, str(host.root),
         json.dumps(given), cwd=ROOT, env={**os.environ, "DOCKER_HOST": url}, stdout=asyncio.subprocess.PIPE,

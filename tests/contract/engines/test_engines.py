@@ -1,4 +1,4 @@
-"""What every engine keeps, the fake, the process engine and Docker alike."""
+"""Contract of every engine: the fake, the process engine and Docker."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ async def ended(host: EngineRig, handle: str) -> ContainerExit:
 
 
 async def says(host: EngineRig, handle: str, word: bytes, since: OutputCursor | None = None) -> OutputCursor:
-    """Follows until some output has `word`; the mark there."""
+    """Follow until the output contains `word`; return the cursor there."""
     async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, since)) as chunks:
         async for chunk in chunks:
             if word in chunk.data:
@@ -115,7 +115,7 @@ async def test_a_missing_command_does_not_start_or_exits_127(host: EngineRig) ->
 
 
 async def fate(host: EngineRig, spec: ContainerSpec) -> tuple[int | str, str]:
-    """The exit code and stderr, or the failure code and message of a start that left nothing."""
+    """Return exit code and stderr, or failure code and message of a start that left nothing."""
     try:
         handle = await host.start(spec)
     except StartFailed as failed:
@@ -140,7 +140,7 @@ async def test_a_flood_that_nobody_reads_blocks_nothing(host: EngineRig) -> None
 
 
 def rss_mb() -> float:
-    """Resident memory of this process, in MiB."""
+    """Return the resident memory of this process, in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 

@@ -1,4 +1,4 @@
-"""What only the process engine can get wrong: families that run away, a shim that is killed, a reused pid."""
+"""Contract of the process engine alone: processes that fork away, a shim that is killed, a reused pid."""
 
 import ast
 import asyncio
@@ -53,7 +53,7 @@ async def first_line(host: EngineRig, handle: str) -> bytes:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Returns once it is so."""
+    """Return once the condition holds."""
     async with asyncio.timeout(DEADLINE_S):
         for _ in itertools.takewhile(lambda _: not true(), itertools.count()):
             await asyncio.sleep(0.01)
@@ -215,7 +215,7 @@ async def test_half_written_records_are_passed_over(host: EngineRig) -> None:
 
 @either
 async def test_the_pid_of_a_handle_is_an_ancestor_of_all_that_the_job_runs(host: EngineRig) -> None:
-    """By it a card's processes are known as ours."""
+    """Check the pid by which a GPU's processes are recognized as ours."""
     engine = host.engine
     assert isinstance(engine, ProcessEngine)
     handle = await host.echo(seconds=600)

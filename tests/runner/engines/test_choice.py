@@ -1,4 +1,4 @@
-"""Which engine runs jobs: decided once for a data folder, whatever answers later; only a name changes it."""
+"""Selection of the engine: decided once for a data folder, whatever answers later; only a setting changes it."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_what_a_newer_release_adds_to_it_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_makes_a_machine_one_with_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client or an address, never an answer: Docker may be starting, as this runner is."""
+    """Check that a client or an address counts, never an answer: Docker may be starting, as this runner is."""
     empty, socket = {"PATH": str(tmp_path)}, tmp_path / "docker.sock"
     monkeypatch.setattr(selection, "DOCKER_SOCKET", str(socket))
     assert find_docker(None, empty) is None

@@ -1,4 +1,4 @@
-"""Docker's log stream: frames out of any chunking, and a cursor that loses and doubles nothing."""
+"""Docker's log stream: frames from any chunking, and a cursor that loses and repeats nothing."""
 
 import struct
 from datetime import UTC, datetime
@@ -62,7 +62,7 @@ def test_frames_come_out_of_any_chunking(log: list[tuple[str, int, bytes]], size
 
 
 def asked(frames: list[LogFrame], cursor: LogCursor) -> list[LogFrame]:
-    """What the daemon answers: the first frame from that second on, and all behind it in the file, whatever their time.
+    """Return what the daemon answers: the first frame from that second on, and all after it in the file, at any time.
 
     Source: moby daemon/logger/loggerutils/logfile.go, forwarder.Do.
     """

@@ -1,4 +1,4 @@
-"""Whom jobs of the process engine run as."""
+"""User that jobs of the process engine run as."""
 
 import os
 import pwd
@@ -51,7 +51,7 @@ def test_a_user_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
 @pytest.mark.parametrize("hidden", ["image", "jobs"])
 def test_where_a_folder_cannot_be_shown_it_is_named_with_what_to_do(hidden: str) -> None:
-    """As in a rented container, whose root may make no mount namespace."""
+    """Check the error in a rented container, where root may not create a mount namespace."""
     with TemporaryDirectory() as made:
         image, jobs, closed = Path(made, "image", "inner"), Path(made, "jobs", "inner"), Path(made, hidden)
         for folder in (image, jobs):

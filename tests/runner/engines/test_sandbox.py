@@ -1,4 +1,4 @@
-"""The create request, spelled out: a line that goes missing here is a door left open."""
+"""The create request, spelled out by hand: a line that is lost here is a security hole."""
 
 from pathlib import Path
 from typing import Any

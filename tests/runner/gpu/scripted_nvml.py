@@ -1,4 +1,4 @@
-"""A watch whose children a test plays: it decides what they say, when they end and whether a kill ends them."""
+"""A monitor whose children a test plays: it decides their messages, their exits, and whether a kill ends them."""
 
 import math
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ PATIENT = MonitorTiming(first_reading_timeout_s=DEADLINE_S, reading_timeout_s=DE
 
 
 class ScriptedNvmlChild:
-    """Says what it is told to. `stuck`: a kill does not end it, as in a hung driver."""
+    """Child that sends what the test decides. `stuck`: a kill does not end it, as in a hung driver."""
 
     def __init__(self, stuck: bool = False) -> None:
         self.killed = anyio.Event()
@@ -32,7 +32,7 @@ class ScriptedNvmlChild:
         self._say.send_nowait(line)
 
     def close(self) -> None:
-        """Its stdout ends; the process may go on."""
+        """Close its stdout; the process may go on."""
         self._say.close()
 
     def exit(self, code: int) -> None:
@@ -56,7 +56,7 @@ class ScriptedNvmlChild:
 
 
 class ScriptedMonitor:
-    """A watch, the children it starts (the test says which), and the pauses that it takes (they pass at once)."""
+    """A monitor, the children that it starts (the test supplies them), and its pauses, which pass at once."""
 
     def __init__(self, timing: MonitorTiming = PATIENT) -> None:
         self.pauses: list[float] = []

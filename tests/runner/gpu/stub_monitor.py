@@ -1,4 +1,4 @@
-"""A watch over real nvidia-ml-py on a stub library, quick enough for tests."""
+"""A monitor over real nvidia-ml-py on a stub library, with short intervals."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Cards for tests: a libnvidia-ml.so.1 built from stub/, and the state file that says what it answers."""
+"""GPUs for tests: a libnvidia-ml.so.1 built from stub/, and the state file with its answers."""
 
 import atexit
 import functools
@@ -16,7 +16,7 @@ FLAGS = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wl,-soname,
 
 @functools.cache
 def build_library(*defines: str) -> Path:
-    """The library, compiled once a run for each set of defines; skips where there is no C compiler."""
+    """Return the library, compiled once per run for each set of defines; skip where there is no C compiler."""
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("no gcc: the NVML stub cannot be built (install gcc)")
@@ -29,17 +29,19 @@ def build_library(*defines: str) -> Path:
 
 
 def gpu_uuid(index: int) -> str:
-    """The UUID of the stub's card `index`."""
+    """Return the UUID of the stub's GPU `index`."""
     return f"GPU-00000000-0000-4000-8000-{index:012}"
 
 
 def slice_uuid(card: int, number: int) -> str:
-    """The UUID of slice `number` of the stub's card `card`; its values are those of `gpu<100 + 16 x card + number>`."""
+    """Return the UUID of slice `number` of the stub's GPU `card`; its values are those of `gpu<100 + 16 x card +
+    number>`.
+    """
     return f"MIG-00000000-0000-4000-8000-{100 + 16 * card + number:012}"
 
 
 class StubNvml:
-    """A folder with the library and its state. A child that runs with `env` sees these cards."""
+    """A folder with the library and its state. A child that runs with `env` sees these GPUs."""
 
     def __init__(self, folder: Path, *defines: str, **values: object) -> None:
         self._library = folder / "libnvidia-ml.so.1"
@@ -51,13 +53,13 @@ class StubNvml:
         self.set(**values)
 
     def install(self, *defines: str) -> None:
-        """Put the library of another driver in place; processes that have loaded the old one keep it."""
+        """Install the library of another driver; processes that have loaded the old one keep it."""
         fresh = self._library.with_suffix(".new")
         shutil.copy(build_library(*defines), fresh)
         fresh.replace(self._library)
 
     def set(self, **values: object) -> None:
-        """State keys; "__" stands for the dot: `gpu0__temperature=90`. None takes a key back."""
+        """Set keys of the state; "__" is the dot: `gpu0__temperature=90`. None removes a key."""
         self._values |= {key.replace("__", "."): value for key, value in values.items()}
         lines = [f"{key} {value}\n" for key, value in self._values.items() if value is not None]
         fresh = self._state.with_suffix(".new")
@@ -65,6 +67,6 @@ class StubNvml:
         fresh.replace(self._state)
 
     def xid(self, card: int, number: int, instance: int = -1) -> None:
-        """The driver's report; `instance`: of that MIG slice alone."""
+        """Report an XID; `instance` limits it to that MIG slice."""
         with self._events.open("a") as events:
             events.write(f"{card} {number} {instance}\n")

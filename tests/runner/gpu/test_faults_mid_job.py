@@ -1,4 +1,4 @@
-"""The driver misbehaves while jobs run: real nvidia-ml-py on the stub, a whole life above it, fake containers."""
+"""Driver faults while jobs run: real nvidia-ml-py on the stub, a whole runner above it, fake containers."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ QUICK = GpuHealthPolicy(owner_settle_s=0.1, owner_quiet_s=0.2)
 
 
 class Gpu:
-    """What the jobs of endpoint `gpu` do: `pushed` lets the first go on, which ends with `code`; later ones do well."""
+    """Program of the endpoint `gpu`: `pushed` lets the first job go on and exit with `code`; later ones succeed."""
 
     def __init__(self) -> None:
         self.started = anyio.Event()
@@ -58,7 +58,7 @@ def gpu() -> Gpu:
 
 @pytest.fixture
 def world(tmp_path: Path, gpu: Gpu) -> RunnerEnvironment:
-    """Endpoint `gpu` needs 8 GB of a card. Nothing waits for jobs: what starts warm is a probe."""
+    """Return an environment whose endpoint `gpu` needs 8 GB of a GPU. Without warm pools, a warm start is a probe."""
     made = RunnerEnvironment(tmp_path / "world")
     made.folder.mkdir()
     made.programs = {"gpu": gpu}
@@ -69,7 +69,7 @@ def world(tmp_path: Path, gpu: Gpu) -> RunnerEnvironment:
 
 
 async def cannot(world: RunnerEnvironment, reason: WaitReason | None) -> None:
-    """Wait until the host says that endpoint `gpu` cannot start for this reason, or can."""
+    """Wait until the host reports that the endpoint `gpu` cannot start for this reason, or that it can."""
 
     async def told() -> bool:
         row = await world.edge.heartbeats.get(HOST)
@@ -79,7 +79,7 @@ async def cannot(world: RunnerEnvironment, reason: WaitReason | None) -> None:
 
 
 async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
-    """XID 79: the job goes back at no cost, and runs again once the card has proved itself."""
+    """Check XID 79: the job is released at no cost, and runs again after a successful probe."""
     cards = StubNvml(tmp_path)
     gpu.code = 1
     async with run_stub_monitor(cards) as watch:
@@ -148,7 +148,7 @@ async def test_a_probe_that_fails_is_not_repeated_at_once(world: RunnerEnvironme
 
 
 async def test_every_call_hangs_for_a_while(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
-    """What runs goes on and ends; what waits is told why, and starts by itself when the driver is back."""
+    """Check that running jobs end, that waiting jobs see the reason, and that they start when the driver is back."""
     cards = StubNvml(tmp_path)
     async with run_stub_monitor(cards) as watch:
         world.gpus = watch
@@ -167,7 +167,7 @@ async def test_every_call_hangs_for_a_while(world: RunnerEnvironment, gpu: Gpu, 
 
 
 async def test_an_error_pends_and_is_reset(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
-    """A probe would prove nothing while the row still pends; after the reset it does."""
+    """Check that a probe changes nothing while the row is pending, and clears the fault after the reset."""
     cards = StubNvml(tmp_path, gpu0__ecc=1)
     gpu.pushed.set()
     async with run_stub_monitor(cards) as watch:

@@ -55,7 +55,7 @@ async def test_a_loss_is_sticky(tmp_path: Path) -> None:
 
 
 async def test_a_new_process_sees_that_a_lost_card_was_reset(tmp_path: Path) -> None:
-    """With the only card lost nothing is asked any more: it takes a new process, and the watch stays ok meanwhile."""
+    """Check that a lost GPU is found again by a new process, and that the monitor stays OK until then."""
     cards = StubNvml(tmp_path)
     async with run_stub_monitor(cards, renew_s=0.3) as watch:
         cards.set(gpu0__lost=1)
@@ -117,7 +117,7 @@ async def test_a_wait_for_events_that_hangs_alone_is_a_hang(tmp_path: Path) -> N
 
 
 async def test_the_driver_is_upgraded_under_us(tmp_path: Path) -> None:
-    """The kernel module first: our old library is told so. Then the library file: a new child loads it."""
+    """Upgrade the kernel module, which the old library reports, then the library file, which a new child loads."""
     cards = StubNvml(tmp_path)
     async with run_stub_monitor(cards) as watch:
         assert watch.snapshot().driver == "595.10"
@@ -152,7 +152,7 @@ async def test_a_host_without_the_library_has_no_gpu_and_says_so(tmp_path: Path)
 
 
 async def test_memory_filling_up_errors_pending_and_the_owner_arriving(tmp_path: Path) -> None:
-    """One card through an afternoon: what the runner would tell a waiting job at each step."""
+    """Follow one GPU through an afternoon: the reason that a waiting job would see at each step."""
     cards, need = StubNvml(tmp_path, gpu0__ecc=1), Resources(gpus=1, vram_mb=8000)
     async with run_stub_monitor(cards) as watch:
         judgements = assess_all({}, watch.snapshot(), 0.0)
@@ -177,7 +177,7 @@ async def test_memory_filling_up_errors_pending_and_the_owner_arriving(tmp_path:
 
 
 def test_the_child_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
-    """A runner that is killed leaves no watcher behind."""
+    """Check that a killed runner leaves no child behind."""
     argv = [sys.executable, "-m", "runner.gpu.nvml", "0.02", "60"]
     env = StubNvml(tmp_path).env
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as child:

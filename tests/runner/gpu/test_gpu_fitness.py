@@ -1,4 +1,4 @@
-"""Fitness: the tables spelled out by hand, the margins, and what must never happen by itself."""
+"""GPU health: the tables spelled out by hand, the margins, and what must never clear on its own."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ AT_ONCE = GpuHealthPolicy(owner_settle_s=0.0)
 
 
 def judged(*samples: GpuSample, start: GpuHealth = NEW) -> GpuHealth:
-    """Judge these samples, a second apart, from second 100 on."""
+    """Assess these samples, a second apart, from second 100 on."""
     judgement = start
     for second, one in enumerate(samples, 100):
         judgement = assess(judgement, one, float(second), policy=AT_ONCE)
@@ -101,7 +101,7 @@ def test_one_sample(values: dict[str, object], fitness: GpuHealthStatus, why: st
 
 
 def test_old_memory_errors_are_history() -> None:
-    """A runner that starts beside a counter of 5 does not hold them against the card; the sixth it does."""
+    """Check that a counter of 5 at the start does not count, and that the sixth error does."""
     first = judged(make_sample(ecc_uncorrected=5), start=GpuHealth(GPU_UUID))
     assert first.status is GpuHealthStatus.FIT
     assert judged(make_sample(ecc_uncorrected=6), start=first).why == "1 uncorrected memory errors"
@@ -122,7 +122,7 @@ def test_a_brake_must_have_been_quiet_for_a_while() -> None:
 
 
 def test_a_stranger_counts_once_it_has_stayed() -> None:
-    """Our own process may be listed for a moment after its container is gone."""
+    """Check the settle time: our own process may be listed for a moment after its container is gone."""
     stranger = make_sample(processes=(FOREIGN_PROCESS,))
     seen = assess(assess(NEW, stranger, 100.0), stranger, 101.9)
     assert seen.status is GpuHealthStatus.FIT

@@ -1,4 +1,4 @@
-"""Whose process it is, from the texts that real hosts have in /proc."""
+"""Owner of a process, from texts of /proc on real hosts."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a job took: known readings in, the numbers worked out by hand."""
+"""Use of a job: known readings in, figures computed by hand."""
 
 import pytest
 

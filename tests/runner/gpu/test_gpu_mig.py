@@ -1,4 +1,4 @@
-"""A card in MIG mode is as many cards as it has slices: addressed by their own UUIDs, each with its own memory."""
+"""A GPU in MIG mode counts as its slices: each with its own UUID and its own memory."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SLICED = {"gpu0__mig": 1, "gpu0__slices": 2, "gpu0__temperature": 61, "gpu0__ene
 
 
 async def test_slices_take_the_place_of_their_card(tmp_path: Path) -> None:
-    """Memory and processes are the slice's own, heat is the card's; the power that slices share is nobody's."""
+    """Check that memory and processes are the slice's own, that heat is the GPU's, and that power is left out."""
     own = {"gpu100__total_mb": 9856, "gpu100__used_mb": 100, "gpu101__total_mb": 4864, "gpu101__compute": "77:1048576"}
     cards = StubNvml(tmp_path, count=2, **SLICED, **own, gpu100__name="NVIDIA A100 MIG 2g.10gb")
     async with run_stub_monitor(cards) as watch:

@@ -1,4 +1,4 @@
-"""What real nvidia-ml-py reads from a stub library arrives under the right names, and nothing is made up."""
+"""Values that real nvidia-ml-py reads from a stub library: under the right names, and none invented."""
 
 import os
 from pathlib import Path
@@ -74,7 +74,7 @@ async def test_recovery_action(tmp_path: Path, number: int, action: GpuRecoveryA
 
 
 async def test_what_a_card_does_not_have_is_none_and_the_rest_is_told(tmp_path: Path) -> None:
-    """A GeForce under WSL: no ECC, no rows, no threshold, no energy, no events."""
+    """Check a GeForce under WSL: no ECC, no rows, no threshold, no energy, no events."""
     absent = {
         "nvmlDeviceGetTotalEnergyConsumption": 3,
         "nvmlDeviceGetRetiredPagesPendingStatus": 3,

@@ -1,4 +1,4 @@
-"""Which cards a container gets, and which reason a job is told when it gets none."""
+"""Placement: which GPUs a container gets, and the reason if it gets none."""
 
 import pytest
 from hypothesis import given

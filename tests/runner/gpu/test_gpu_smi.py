@@ -1,4 +1,4 @@
-"""On a real card: what we read is what nvidia-smi prints."""
+"""Comparison with nvidia-smi on a real GPU."""
 
 import random
 import subprocess
@@ -16,7 +16,7 @@ QUERY = "index,uuid,name,driver_version,memory.total,memory.reserved,memory.used
 
 @pytest.fixture
 def printed() -> list[list[str]]:
-    """nvidia-smi's lines."""
+    """Return the lines of nvidia-smi."""
     argv = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
     lines = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
     return [[value.strip() for value in line.split(",")] for line in lines]
@@ -35,7 +35,7 @@ async def test_our_readings_are_nvidia_smis(printed: list[list[str]]) -> None:
 
 
 def _assert_near(line: list[str], sample: GpuSample) -> None:
-    """The two looks are a moment apart: memory may move a little, heat and power more."""
+    """Compare two readings that are a moment apart: memory may differ a little, heat and power more."""
     total, reserved, used, free, temperature, power = (float(value) for value in line)
     assert sample.memory_total_mb == total
     assert sample.memory_reserved_mb == pytest.approx(reserved, abs=64)

@@ -1,4 +1,4 @@
-"""The watch over children that a test plays: what it makes of their words, their silence and their ends."""
+"""The monitor over children that a test plays: their messages, their silence and their exits."""
 
 import anyio
 import pytest
