@@ -29,7 +29,7 @@ HOST = "gpu-1"
 
 
 def gave_back(code: str) -> JobRecord:
-    """Wait until the attempt was released for that reason and no host has claimed the job since."""
+    """Return the record of an attempt that was released for that reason, and that no host has claimed since."""
     queued = make_job(Status.QUEUED, attempt=1, claim=make_claim(1))
     return JobRecord(datetime.now(UTC), AttemptReleased(code, charged=code == "internal"), queued)
 
@@ -77,7 +77,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 async def left_running(world: RunnerEnvironment, status: Status = Status.RUNNING) -> Job:
-    """Write a record that the previous runner process, i0, claimed on this host."""
+    """Write the record of a job that the previous runner process, i0, claimed on this host."""
     key = await world.submit("well")
     entry = await world.edge.job_store.read(key)
     assert entry is not None

@@ -17,7 +17,7 @@ __all__ = ["place"]
 
 
 def rising(notes: list[Any]) -> bool:
-    offsets = [note.place.offset for note in notes]
+    offsets = [note.position.offset for note in notes]
     return len(offsets) > 0 and offsets == sorted(set(offsets))
 
 

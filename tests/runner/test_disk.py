@@ -33,7 +33,7 @@ def test_the_kept_log_is_the_first_and_the_last_of_it(
     share = 24
     folder = tmp_path_factory.mktemp("log")
     printed = b"".join(lines)
-    first = HeadTailLog(folder, share=share)
+    first = HeadTailLog(folder, limit_bytes=share)
     write(first, printed, 0, chunk)
     back = max(0, len(printed) - again)
     second = HeadTailLog(folder, back, share)

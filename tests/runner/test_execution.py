@@ -174,7 +174,7 @@ async def test_a_retryable_failure_waits_and_starts_again(world: RunnerEnvironme
         job = await world.wait_until_ended(key)
     assert job.status is Status.SUCCEEDED
     assert tries == [1, 2]
-    assert await world.event_types(key) == ["Submitted", "Started", "Released", "Started", "Succeeded"]
+    assert await world.event_types(key) == ["Submitted", "Started", "AttemptReleased", "Started", "Succeeded"]
 
 
 async def test_an_input_that_is_gone_fails_the_job_for_good(world: RunnerEnvironment) -> None:

@@ -78,7 +78,7 @@ async def test_a_job_released_meanwhile_is_taken_back(world: RunnerEnvironment) 
         job = await world.wait_until_ended(key)
         await world.wait_until_clean()
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
-    assert await world.event_types(key) == ["Submitted", "Started", "Released", "Adopted", "Succeeded"]
+    assert await world.event_types(key) == ["Submitted", "Started", "AttemptReleased", "Adopted", "Succeeded"]
 
 
 async def test_a_zombie_ends_nothing_and_clears_up(world: RunnerEnvironment) -> None:
@@ -98,7 +98,7 @@ async def test_a_zombie_ends_nothing_and_clears_up(world: RunnerEnvironment) -> 
         await wait_until(no_container)
         job = await world.job(key)
     assert (job.status, job.attempt) == (Status.RUNNING, 2)
-    assert await world.event_types(key) == ["Submitted", "Started", "Released", "Started"]
+    assert await world.event_types(key) == ["Submitted", "Started", "AttemptReleased", "Started"]
     assert await world.edge.job_queue.list_pending()
 
 

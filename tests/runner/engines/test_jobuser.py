@@ -61,7 +61,7 @@ def test_where_a_folder_cannot_be_shown_it_is_named_with_what_to_do(hidden: str)
         program = (
             "import sys\n"
             "from pathlib import Path\n"
-            "from tests.job_user import engine, nobody\n"
+            "from tests.support.job_user import engine, nobody\n"
             "sys.base_prefix = sys.prefix = '/usr'\n"  # where the real one lies may be closed, too
             f"tried = engine(Path({made!r}), nobody())\n"
             f"tried._jobkit = '/usr'\n"

@@ -51,7 +51,7 @@ async def test_a_loss_is_sticky(tmp_path: Path) -> None:
         for _ in range(10):
             stays = await watch.wait_for_change(stays)
         assert [card.uuid for card in stays.lost] == [gpu_uuid(0)]
-        assert "reset the card" in stays.lost[0].why
+        assert "reset the GPU" in stays.lost[0].why
 
 
 async def test_a_new_process_sees_that_a_lost_card_was_reset(tmp_path: Path) -> None:
