@@ -1,6 +1,7 @@
 """Constants that all edges of one installation share: the first edge writes them, the others read them."""
 
-from bus.interface import RevisionConflict, Table
+from bus.compare_and_set import update_row
+from bus.interface import Table
 from edge.core.clock import Clock, Entropy
 from edge.store.port import StoreError
 from schemas.installation import InstallationConstant
@@ -12,12 +13,11 @@ _SECRET_BYTES = 32
 
 async def get_or_create_value(table: Table[InstallationConstant], name: str, proposal: str, clock: Clock) -> str:
     """Return the value stored under `name`; store `proposal` first if there is none. Raises BusError."""
-    row = await table.get(name)
-    if row is None:
-        try:
-            await table.create(name, InstallationConstant(proposal, clock()))
-        except RevisionConflict:  # another edge wrote it first
-            row = await table.get(name)
+
+    def decide(stored: InstallationConstant | None) -> InstallationConstant:
+        return InstallationConstant(proposal, clock()) if stored is None else stored
+
+    row = (await update_row(table, name, decide)).row
     return proposal if row is None else row.value.value
 
 
