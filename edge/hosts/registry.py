@@ -1,4 +1,4 @@
-"""The host registry: polled heartbeats and offers, gone hosts, notices of changes, and why a job waits for a host."""
+"""The host registry: polled heartbeats and offers, gone hosts, and notices of changes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta

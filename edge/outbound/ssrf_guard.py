@@ -73,7 +73,7 @@ class SsrfGuardTransport(httpx.AsyncBaseTransport):
         return found[:ADDRESS_LIMIT]
 
     async def aclose(self) -> None:
-        """Close the inner transport."""
+        """Close the transport that sends the requests."""
         await self._inner.aclose()
 
 

@@ -5,7 +5,7 @@ or the clock of another edge must not make a call look old or a host look idle. 
 zero. The worst case is that a host stays on slightly longer.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ from schemas.power import (
     ReportedPower,
 )
 
-FAILED_CALLS_LIMIT = 3  # consecutive failed calls before FAULT; NO_CAPACITY is not counted as a failure
-DRAIN_SETTLE_S = 2 * HEARTBEAT_INTERVAL_S  # an earlier `draining` may belong to an earlier drain
+FAILED_CALLS_LIMIT = 3  # consecutive failed calls before FAULT; NO_CAPACITY leads to BLOCKED instead
+DRAIN_SETTLE_S = 2 * HEARTBEAT_INTERVAL_S  # before that, `draining` in a heartbeat may belong to an earlier drain
 QUIET_HOURS_TEXT = "quiet hours"
 CALL_ABANDONED_AFTER_S = 30.0  # after the call's own timeout: the edge that made the call has died
 
@@ -44,7 +44,7 @@ class HeartbeatFacts(Struct, frozen=True):
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
-    """What this edge knows of a host at the time `at`.
+    """The knowledge of this edge about a host at the time `at`.
 
     `absence_counts`: this edge has been connected long enough to treat a missing heartbeat as absence, and has read
     all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: this is the host to wake for jobs
@@ -64,23 +64,6 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     idle_s: float = 0.0
     in_state_s: float = 0.0
     call_s: float = 0.0
-
-
-class Stopwatch:
-    """Measures for how long named values have been unchanged. `monotonic`: in seconds."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._seen: dict[Hashable, tuple[object, float]] = {}
-
-    def seconds(self, name: Hashable, value: object) -> float:
-        """Return for how many seconds `name` has had this `value`; 0 if it has just changed."""
-        now = self._monotonic()
-        previous, since = self._seen.get(name, (None, now))
-        if name not in self._seen or previous != value:
-            self._seen[name] = value, now
-            return 0.0
-        return now - since
 
 
 class PowerCase(NamedTuple):

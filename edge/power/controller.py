@@ -17,7 +17,6 @@ from bus.notifier import Notifier
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import HostNotice, WakeForecast
 from edge.power import state_machine, views
-from edge.power.conditions import Stopwatch
 from edge.power.driver_calls import (
     WAKE_LEAD_FACTOR,
     DriverPoller,
@@ -27,7 +26,7 @@ from edge.power.driver_calls import (
     update_record,
 )
 from edge.power.drivers.port import PowerDriver
-from edge.power.observation import DriverReport, FleetObservation, FleetObserver, HostObserver
+from edge.power.observation import DriverReport, FleetObservation, FleetObserver, HostObserver, Stopwatch
 from schemas.host import HostView
 from schemas.host_config import AnyHostConfig
 from schemas.power import PowerOverride, PowerRecord, PowerState

@@ -103,7 +103,7 @@ class DriverPoller:
                 tasks.start_soon(self._poll_forever, host)
 
     def last_reported(self, host: str, record: PowerRecord) -> ReportedPower:
-        """Return the last report for the current state of the host; UNKNOWN if there is none."""
+        """Return the last report for the current state of the host; UNKNOWN if it has not reported."""
         key, reported = self._reports.get(host, (None, ReportedPower.UNKNOWN))
         return reported if key == state_key(record) else ReportedPower.UNKNOWN
 

@@ -5,7 +5,7 @@ which this edge has watched each of them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -23,7 +23,6 @@ from edge.power.conditions import (
     HeartbeatFacts,
     HostFacts,
     PowerCase,
-    Stopwatch,
     is_empty,
     is_used_by_others,
     power_prohibition,
@@ -47,7 +46,7 @@ UNSERVABLE_REASONS = frozenset(
 
 
 class FleetObservation(Struct, frozen=True, kw_only=True):
-    """What this edge knows of all hosts at the time `at`.
+    """The knowledge of this edge about all hosts at the time `at`.
 
     `waiting_pools`: pools with jobs that are ready, or will be soon. `wake_pools`: those for which a host is woken.
     `offered_pools`: by host, as last offered. `servable_pools`: by online host, those that it can serve.
@@ -65,7 +64,7 @@ class FleetObservation(Struct, frozen=True, kw_only=True):
 
 
 class FleetObserver:
-    """Reads the bus and the index."""
+    """Reads heartbeats, offers and jobs from the bus and the index."""
 
     def __init__(self, bus: Bus, index: JobIndex, hosts: HostRegistry, endpoints: EndpointRegistry, now: Clock) -> None:
         self._bus = bus
@@ -169,6 +168,23 @@ class DriverReport(NamedTuple):
 
     can_report_state: bool
     reported_power: ReportedPower
+
+
+class Stopwatch:
+    """Measures for how long named values have been unchanged. `monotonic`: in seconds."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._values: dict[Hashable, tuple[object, float]] = {}
+
+    def seconds(self, name: Hashable, value: object) -> float:
+        """Return for how many seconds `name` has had this `value`; 0 if it has just changed."""
+        now = self._monotonic()
+        previous, since = self._values.get(name, (None, now))
+        if name not in self._values or previous != value:
+            self._values[name] = value, now
+            return 0.0
+        return now - since
 
 
 class HostObserver:

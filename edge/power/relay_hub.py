@@ -30,13 +30,13 @@ class RelayConnection(Protocol):
 
 
 class _RelayRequest(Struct, eq=False):
-    """A pending request to one relay. `eq=False`: compared by identity, so that it is hashable."""
+    """A pending request to one relay. `reply`: None if the relay disconnects. `eq=False`: hashable by identity."""
 
     kind: str
     request_id: str
     payload: RelayPayload
     socket: RelayConnection
-    reply: "asyncio.Future[PowerDriverReply]"
+    reply: "asyncio.Future[PowerDriverReply | PowerCallFailed | None]"
 
 
 class RelayHub(PowerRelay):
@@ -58,22 +58,21 @@ class RelayHub(PowerRelay):
             self._connections.remove(socket)
         for request in tuple(self._requests.values()):
             if request.socket is socket and not request.reply.done():
-                request.reply.set_exception(RelayUnavailable())
+                request.reply.set_result(None)
 
     async def request(self, kind: str, host: str, call_id: str) -> PowerDriverReply:
         """Return the first successful reply. Raises RelayUnavailable, or PowerCallFailed if all relays fail."""
         requests = [self._send_request(socket, REQUEST_KINDS[kind], host, call_id) for socket in self._connections]
         waiting = {request.reply for request in requests}
-        failure: Exception = RelayUnavailable()
+        failure: PowerCallFailed | None = None
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for reply in done:
-                    error = reply.exception()
-                    if error is None:
-                        return reply.result()
-                    failure = error if isinstance(error, PowerCallFailed) else failure
-            raise failure
+                for outcome in [reply.result() for reply in done]:
+                    if isinstance(outcome, PowerDriverReply):
+                        return outcome
+                    failure = outcome or failure
+            raise failure or RelayUnavailable
         finally:
             for request in requests:
                 self._requests.pop(request.request_id, None)
@@ -96,12 +95,12 @@ class RelayHub(PowerRelay):
             return
         if message.error:
             why = message.error_msg or "it failed without a message: see its log"
-            request.reply.set_exception(PowerCallFailed(f"the relay: {why[:500]}"))
+            request.reply.set_result(PowerCallFailed(f"the relay: {why[:500]}"))
             return
         try:
             request.reply.set_result(msgspec.convert(message.result, PowerDriverReply))
         except msgspec.ValidationError as error:
-            request.reply.set_exception(PowerCallFailed(f'the relay\'s reply is not {{"state": …}}: {error}'))
+            request.reply.set_result(PowerCallFailed(f'the relay\'s reply is not {{"state": …}}: {error}'))
 
     def _find_request(self, socket: RelayConnection, message: ClientMessage) -> _RelayRequest | None:
         """Find the request by request_id or call_id; a relay that returns neither must reply in order."""

@@ -49,7 +49,7 @@ class Upload(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> "UploadKey":
-        """The owner and the id."""
+        """Owner and id of the upload, as `UploadStateStore` expects them."""
         return UploadKey(self.owner, self.id)
 
 
@@ -97,7 +97,7 @@ class UploadStateStore:
             fsync_folder(self._folder)
 
     def data_path(self, key: UploadKey) -> Path:
-        """Return the path of the bytes."""
+        """Return the path of the file that holds the bytes."""
         return self._path(key, _DATA_SUFFIX)
 
     def _path(self, key: UploadKey, suffix: str) -> Path:
@@ -195,5 +195,5 @@ class UploadAppender:
         return upload
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; bytes that were not saved are truncated at the next open."""
         os.close(self._file)

@@ -52,7 +52,7 @@ class UsageRecorder:
         self.written_revision = last.revision if last else 0
 
     async def run(self) -> None:
-        """Write rows until cancelled."""
+        """Write the rows of ended jobs and of on-intervals until cancelled."""
         async with create_task_group() as tasks:
             tasks.start_soon(self._record_hosts_forever)
             while True:

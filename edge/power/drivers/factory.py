@@ -36,7 +36,7 @@ class UnconnectedRelay(PowerRelay):
 
 
 class DriverDependencies(Struct, frozen=True, kw_only=True):
-    """What drivers need. `client`: the caller closes it. `new_id`: returns a new token."""
+    """Clients, clocks and settings for drivers. `client`: the caller closes it. `new_id`: returns a new token."""
 
     client: httpx.AsyncClient
     environ: Mapping[str, str]

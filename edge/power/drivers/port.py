@@ -25,7 +25,7 @@ class NoCapacity(PowerCallFailed):
 
 
 class PowerDriver(Protocol):
-    """Powers one host on and off."""
+    """A power driver: powers one host on and off, and reports its state."""
 
     @property
     def can_report_state(self) -> bool:

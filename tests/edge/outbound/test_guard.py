@@ -1,4 +1,4 @@
-"""Requests on a client's word, attacked by servers and by DNS (PROTOCOLS 6)."""
+"""Requests to URLs that clients name, attacked by servers and by DNS."""
 
 import gzip
 from collections.abc import AsyncIterator, Sequence

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from edge.power import state_machine
-from edge.power.conditions import HeartbeatFacts, HostFacts, Stopwatch, power_prohibition
+from edge.power.conditions import HeartbeatFacts, HostFacts, power_prohibition
+from edge.power.observation import Stopwatch
 from schemas.host import HEARTBEAT_TTL_S, HOST_GONE_TIMEOUT_S
 from schemas.host_config import CommandHostConfig
 from schemas.power import (

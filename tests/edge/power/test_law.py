@@ -7,7 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from edge.power import state_machine
-from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts, Stopwatch
+from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts
+from edge.power.observation import Stopwatch
 from edge.power.transitions import TRANSITIONS
 from schemas.host_config import CommandHostConfig, DailyBudget, PowerPrice, WolHostConfig
 from schemas.power import (

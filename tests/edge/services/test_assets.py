@@ -1,4 +1,4 @@
-"""References, bytes and tombstones (DESIGN 7)."""
+"""Assets: references, bytes and tombstones."""
 
 import hashlib
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Webhooks from state to receiver (PROTOCOLS 5): signed, tried again, logged, replayed, once over two edges."""
+"""Webhooks from state to receiver: signed, retried, logged, replayed, and sent once by two edges."""
 
 import base64
 from datetime import timedelta
