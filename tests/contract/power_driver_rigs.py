@@ -1,4 +1,4 @@
-"""A rig for every driver: a machine that its switch really switches, and hands to make the switch fail."""
+"""A rig for each power driver: a machine that it really controls, and ways to make it fail."""
 
 import os
 import sys
@@ -38,7 +38,7 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 class DriverRig(Protocol):
-    """`power` is what the machine really does: the driver's word is held against it."""
+    """A driver with its machine. `power`: the real state of the machine, to compare with the driver's report."""
 
     driver: PowerDriver
 
@@ -114,7 +114,7 @@ async def command(folder: Path) -> AsyncIterator[DriverRig]:
 
 
 class RemoteMachine:
-    """A machine behind a webhook or a relay: a memory driver that answers in their words."""
+    """A machine behind a webhook or a relay: a fake driver that answers in their format."""
 
     def __init__(self) -> None:
         self.machine = FakePowerDriver()
@@ -187,7 +187,7 @@ SOLD_OUT = b"""<?xml version="1.0"?><Response><Errors><Error><Code>InsufficientI
 
 
 class FakeEc2:
-    """moto's EC2, in front of it somebody who says that nothing is in stock, or nothing at all."""
+    """moto's EC2 behind a proxy that reports no capacity, or does not answer."""
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -206,7 +206,7 @@ class FakeEc2:
         return self._as_aws(environ, start_response)
 
     def _as_aws(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        """AWS ends its namespace with a slash, without which libcloud finds nothing; moto 5.2 leaves it out."""
+        """Add the slash that AWS has at the end of its namespace. libcloud needs it, and moto 5.2 omits it."""
         began: list[Any] = []
         body = b"".join(self._moto(environ, lambda *head: began.append(head)))
         body = body.replace(b'/doc/2016-11-15"', b'/doc/2016-11-15/"')
@@ -230,7 +230,7 @@ def serve_fake_ec2(cloud: FakeEc2) -> Iterator[int]:
 
 
 class Ec2DriverRig(DriverRig):
-    """A real machine of moto's, made with libcloud and looked at with libcloud."""
+    """A machine of moto that is created and read by libcloud."""
 
     def __init__(self, cloud: FakeEc2, port: int) -> None:
         self._cloud = cloud

@@ -1,6 +1,6 @@
-"""What the power law may rely on whatever switches the host: the fake, programs, a webhook, a relay, a cloud.
+"""The contract of every power driver: the fake, programs, a webhook, a relay and a cloud.
 
-Wake-on-LAN has no word of its own and is tested in tests/edge/power/test_wol.py.
+Wake-on-LAN cannot report a state and is tested in tests/edge/power/test_switches.py.
 """
 
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What every asset store keeps, fake and real: whole files or none, verified bodies, a trash one can come back from."""
+"""The contract of every asset store: whole files or none, verified bodies, and a trash that can be restored."""
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
@@ -232,7 +232,7 @@ async def test_a_file_of_this_machine_is_taken_over_and_stays(store: AssetStore,
 async def test_a_link_is_where_the_bytes_are(store: AssetStore) -> None:
     await store.write(body(), SHA, LIMIT)
     link = await store.presign_url(SHA, timedelta(minutes=5))
-    if link is None:  # the edge passes the bytes through itself
+    if link is None:  # the edge passes the bytes through
         assert await whole(store) == BODY
         return
     async with httpx.AsyncClient(trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""A bucket of S3 on loopback, out of moto; each has its own name, the server is shared."""
+"""S3 buckets of a moto server on loopback. Each bucket has its own name; the server is shared."""
 
 import functools
 import itertools
@@ -15,14 +15,14 @@ _numbers = itertools.count()
 
 @functools.cache
 def _server() -> str:
-    """Its address. It lives as long as the test process."""
+    """Start the server once per test process; return its URL."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     return "http://{}:{}".format(*server.get_host_and_port())
 
 
 def s3_environ() -> Mapping[str, str]:
-    """What an edge's environment says of it."""
+    """Return the environment variables with which an edge reaches the server."""
     return {
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -34,7 +34,7 @@ def s3_environ() -> Mapping[str, str]:
 
 @contextmanager
 def create_bucket(prefix: str = "assets/of-ours") -> Iterator[str]:
-    """The URL of a new bucket, and the environment in which it is found."""
+    """Create a bucket and set the environment to reach it; yield its URL."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_environ().items():
             patch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""A webhook's receiver: a real server that answers as the test says and checks signatures with the public package."""
+"""A webhook receiver: a real server with responses set by the test. The public package verifies signatures."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,7 +19,7 @@ ReceiverResponse = Callable[[int], Response]
 
 
 class ReceivedDelivery(Struct, frozen=True):
-    """A delivery as it came."""
+    """A received delivery."""
 
     headers: Mapping[str, str]
     body: bytes
@@ -34,20 +34,20 @@ class ReceivedDelivery(Struct, frozen=True):
         return value
 
     def verified(self, secret: str) -> dict[str, Any]:
-        """What the public package makes of it; it raises for a bad signature."""
+        """Verify with the public package and return the payload. It raises for a bad signature."""
         value: dict[str, Any] = Webhook(secret).verify(self.body, dict(self.headers))
         return value
 
 
 class WebhookReceiver(Struct):
-    """`answer` is given how many came before. `url` may be reached as files.test."""
+    """A receiver. `answer`: called with the number of earlier deliveries. `url`: on the host files.test."""
 
     answer: ReceiverResponse = lambda _: Response(status_code=204)
     url: str = ""
     got: list[ReceivedDelivery] = field(default_factory=list)
 
     async def wait_for_deliveries(self, count: int) -> list[ReceivedDelivery]:
-        """Wait for that many."""
+        """Wait until `count` deliveries were received, and return all of them."""
 
         async def enough() -> bool:
             return len(self.got) >= count
@@ -68,7 +68,7 @@ class WebhookReceiver(Struct):
 
 @asynccontextmanager
 async def run_receiver(answer: ReceiverResponse | None = None) -> AsyncIterator[WebhookReceiver]:
-    """One, for as long as the block runs."""
+    """Run a receiver while the block runs."""
     made = WebhookReceiver() if answer is None else WebhookReceiver(answer)
     async with serve_app(made.app()) as url:
         made.url = url.replace("127.0.0.1", "files.test") + "/hook"
@@ -76,11 +76,11 @@ async def run_receiver(answer: ReceiverResponse | None = None) -> AsyncIterator[
 
 
 def statuses_in_order(*statuses: int, **headers: str) -> ReceiverResponse:
-    """One status after the other, the last for ever."""
+    """Return responses with these statuses in order; the last one is repeated."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda before: Response(status_code=statuses[min(before, len(statuses) - 1)], headers=named)
 
 
 async def let_tasks_run() -> None:
-    """Let everything that can go on go on."""
+    """Wait until all tasks wait for an event."""
     await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""Which addresses and URLs are refused before anything is asked: one line an attack."""
+"""Addresses and URLs that are refused before any request: one attack per line."""
 
 import pytest
 

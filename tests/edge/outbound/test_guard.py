@@ -33,7 +33,7 @@ async def fetched(asked: httpx.AsyncClient, url: str) -> bytes:
 
 @asynccontextmanager
 async def site(play: ServerScript) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
-    """A client for which files.test is open and lies here, and a URL there."""
+    """Yield a guarded client that may reach files.test, which resolves to this machine, and a URL on it."""
     async with scripted_server(play) as server:
         names = FakeDns(files_test=[[LOCAL]])
         async with guarded_client(AllowList([f"files.test:{server.port}"]), names) as asked:
@@ -41,7 +41,7 @@ async def site(play: ServerScript) -> AsyncIterator[tuple[httpx.AsyncClient, str
 
 
 class Recorder(httpx.AsyncBaseTransport):
-    """Where a request would have gone; `dead` addresses do not answer."""
+    """A transport that records the addresses of requests; `dead` addresses do not answer."""
 
     def __init__(self, dead: Sequence[str] = ()) -> None:
         self.went: list[httpx.Request] = []
@@ -187,7 +187,7 @@ async def test_nothing_of_the_first_request_goes_on_to_where_it_is_sent() -> Non
 
 
 async def test_cookies_are_neither_kept_nor_sent() -> None:
-    """One owner's request must not carry what another owner's server said."""
+    """A request of one owner must not carry cookies of another owner's server."""
     said = http_response(Set_Cookie="session=ann; Path=/")
     async with scripted_server(said) as server, guarded_client(AllowList(["files.test"]), FakeDns()) as asked:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Edges, hosts and their switches over the memory bus, with one clock that tests move by hand."""
+"""Edges, hosts and power drivers over the fake bus, with a clock that tests advance."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +25,7 @@ HOST = CommandHostConfig(on=("on",), off=("off",), state=("state",), timezone="U
 
 
 class PowerRigEdge:
-    """One edge with its controller; `notices` are those it told."""
+    """One edge with its controller. `notices`: those that it sent."""
 
     def __init__(
         self, made: EdgeServicesRig, declared: Mapping[str, AnyHostConfig], drivers: Mapping[str, PowerDriver]
@@ -48,7 +48,7 @@ class PowerRigEdge:
         self.notices.append(f"{notice.kind} {notice.host}")
 
     async def tick(self, *, calling: bool = True) -> None:
-        """One look, the calls that follow from it, and a word of every switch."""
+        """Run one tick and its calls, and poll every driver."""
         await self.world.wait_until_indexed()
         await self.world.hosts.refresh()
         for due in await self.power.tick():
@@ -59,7 +59,7 @@ class PowerRigEdge:
 
 
 class PowerRigRunner:
-    """What a host's runner does: it beats while its machine has power, and obeys its record."""
+    """A host's runner: it sends heartbeats while its machine is on, and obeys the power record."""
 
     def __init__(self, host: str, bus: FakeBus, driver: FakePowerDriver, time: ManualClock) -> None:
         self.host, self.driver = host, driver
@@ -86,7 +86,7 @@ class PowerRigRunner:
 
 
 class PowerRig:
-    """`edges` share one broker; each host has a memory driver that all of them press."""
+    """Several edges with one broker. All of them use the same fake driver of each host."""
 
     def __init__(
         self, edges: list[PowerRigEdge], drivers: Mapping[str, FakePowerDriver], broker: FakeBroker, time: ManualClock
@@ -101,7 +101,7 @@ class PowerRig:
         self.runners = {host: PowerRigRunner(host, bus, driver, time) for host, driver in drivers.items()}
 
     async def advance(self, seconds: float) -> None:
-        """Time passes, runners beat, every edge looks."""
+        """Advance the clock; runners send heartbeats, and every edge ticks."""
         for _ in range(max(1, round(seconds / HEARTBEAT_INTERVAL_S))):
             self.time.advance(seconds=HEARTBEAT_INTERVAL_S)
             moving = [d for d in self.drivers.values() if d.power in {ReportedPower.STARTING, ReportedPower.STOPPING}]
@@ -113,7 +113,7 @@ class PowerRig:
                 driver.finish_transition()
 
     async def wait_for_state(self, state: PowerState, host: str = "gpu-1", within_s: float = 7200.0) -> PowerRecord:
-        """Let time pass until the host is there."""
+        """Advance the clock until the host is in the state."""
         for _ in range(round(within_s / HEARTBEAT_INTERVAL_S)):
             if (record := await self.record(host)).state is state:
                 return record
@@ -126,11 +126,11 @@ class PowerRig:
         return row.value
 
     async def list_states(self, host: str = "gpu-1") -> list[str]:
-        """The states it went through."""
+        """Return the states in the history of the host."""
         return [change.state for change in (await self.record(host)).history]
 
     async def run_all_jobs(self, host: str = "gpu-1") -> None:
-        """The runner does everything that waits."""
+        """Let the runner run all waiting jobs."""
         made = self.edge.world
         for entry in await made.index.find_jobs("status = 'queued' AND :at > 0", 1, 100):
             await made.finish(entry.record.job)
@@ -140,7 +140,7 @@ class PowerRig:
 async def run_power_rig(
     folder: Path, declared: Mapping[str, AnyHostConfig], *, edges: int = 1, slow: bool = True
 ) -> AsyncIterator[PowerRig]:
-    """`edges` edges that have been connected for a while, over hosts that are off."""
+    """Yield a rig of `edges` edges that have been connected for a while. All hosts are off."""
     time = ManualClock()
     broker = FakeBroker(time.seconds)
     drivers = {host: FakePowerDriver(slow=slow) for host in declared}

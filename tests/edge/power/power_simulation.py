@@ -1,6 +1,6 @@
-"""A host, its switch, its runner and two edges, without a broker and without waiting: what the law is tried on.
+"""A simulation of a host, its power driver, its runner and two edges, without a broker and without waiting.
 
-True time is `now`. Each edge has a calendar that may jump and a stopwatch that stands still while it is suspended.
+`now` is the true time. Each edge has a clock that may jump, and a monotonic clock that stops while it is suspended.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from schemas.power import (
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 RULES = CommandHostConfig(on=("on",), off=("off",), state=("state",), timezone="UTC")
 BOOT_S, SHUT_S = 20.0, 30.0
-LOST_AFTER_S = 600.0  # the reconciler releases the jobs of a host that is gone for so long
+LOST_AFTER_S = 600.0  # the reconciler releases the jobs of a host that has been gone for this long
 HEARTBEAT_INTERVAL_S = 5.0
 
 
 class PendingCall(NamedTuple):
-    """A call that was sent and has not taken effect yet."""
+    """A driver call that was sent and has not taken effect yet."""
 
     edge: int
     id: str
@@ -41,7 +41,7 @@ class PendingCall(NamedTuple):
 
 
 class PendingWrite(NamedTuple):
-    """What an edge is about to write over `revision`."""
+    """A record that an edge is about to write over `revision`."""
 
     revision: int
     record: PowerRecord
@@ -50,7 +50,7 @@ class PendingWrite(NamedTuple):
 
 
 class RecordWrite(NamedTuple):
-    """What was written over what, by which facts, when."""
+    """A write: the records before and after, the facts, and the time."""
 
     before: PowerRecord
     after: PowerRecord
@@ -59,7 +59,7 @@ class RecordWrite(NamedTuple):
 
 
 class SimulatedEdge:
-    """One controller's clocks, its connection, and what it has decided and not written."""
+    """A simulated controller: its clocks, its connection, and its decisions that are not written yet."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -75,7 +75,7 @@ class SimulatedEdge:
 
 
 class SimulatedMachine(Struct):
-    """The box: `changes_at` is when a boot or a shutdown ends."""
+    """The machine. `changes_at`: when a boot or a shutdown ends."""
 
     power: ReportedPower = ReportedPower.OFF
     changes_at: float = 0.0
@@ -96,7 +96,7 @@ class SimulatedMachine(Struct):
 
 
 class SimulatedRunner(Struct):
-    """The process on the box. `work` are its executions; a record claims them until it is released."""
+    """The runner process. `work`: its executions, each recorded as claimed until it is released."""
 
     life: int = 0
     greeted: int = 0
@@ -110,7 +110,7 @@ class SimulatedRunner(Struct):
 
 
 class PowerSimulation:
-    """All of it. `tells` off: a switch without a word of its own."""
+    """The whole simulation. Without `tells` the power driver cannot report a state."""
 
     def __init__(self, tells: bool = True) -> None:
         self.tells = tells
@@ -130,10 +130,10 @@ class PowerSimulation:
         self.stops: list[tuple[PowerRecord, bool]] = []
         self.starts = 0
 
-    # ── the world goes on ────────────────────────────────────────────────────────────────────────────────────────
+    # ── time passes ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def live(self, seconds: float) -> None:
-        """Let time pass in steps of a heartbeat."""
+        """Advance the time in steps of a heartbeat."""
         end = self.now + seconds
         while self.now < end:
             step = min(HEARTBEAT_INTERVAL_S, end - self.now)
@@ -155,7 +155,7 @@ class PowerSimulation:
         if on and not runner.up and not runner.crashed:
             runner.up, runner.life, runner.draining = True, runner.life + 1, False
         if runner.up and self.broker_up:
-            if runner.greeted < runner.life:  # what a dead life left behind is released at the first word of the next
+            if runner.greeted < runner.life:  # the first heartbeat releases the jobs before it
                 runner.greeted = runner.life
                 self.queue, self.records_running = self.queue + self.records_running, 0
             runner.last_beat = self.now
@@ -163,21 +163,21 @@ class PowerSimulation:
                 runner.draining = self.record.state in {PowerState.DRAINING, PowerState.STOPPING}
 
     def claim(self) -> None:
-        """The runner takes a job, if it may."""
+        """Let the runner claim a job, if it may."""
         free = self.runner.up and not self.runner.draining and not self.runner.work
         if free and self.broker_up and self.queue:
             self.queue, self.runner.work, self.records_running = self.queue - 1, 1, self.records_running + 1
 
     def finish(self) -> None:
-        """Its job ends, is saved and acknowledged; without a broker it keeps the result."""
+        """End the running job. Without a broker the runner keeps the result."""
         if self.runner.up and self.broker_up and self.runner.work:
             self.runner.work, self.records_running = self.runner.work - 1, max(0, self.records_running - 1)
 
     def beating(self) -> bool:
-        """Whether HOSTS has the host."""
+        """Return whether HOSTS has a heartbeat of the host."""
         return self.now - self.runner.last_beat <= HEARTBEAT_TTL_S
 
-    # ── an edge looks, writes, calls ─────────────────────────────────────────────────────────────────────────────
+    # ── an edge ticks, writes, calls ─────────────────────────────────────────────────────────────────────────────
 
     def at(self, edge: SimulatedEdge) -> datetime:
         return START + timedelta(seconds=self.now) + edge.jumped
@@ -220,7 +220,7 @@ class PowerSimulation:
         return self.lie or self.machine.power
 
     def look(self, edge: SimulatedEdge) -> None:
-        """Decide; the write comes later, if nobody was faster."""
+        """Decide. The write happens later, unless another edge writes first."""
         edge.decision = None
         if self.broker_up and not edge.suspended:
             self.calls += 1
@@ -231,7 +231,7 @@ class PowerSimulation:
                 edge.decision = PendingWrite(self.revision, advanced, facts, call_id)
 
     def write(self, edge: SimulatedEdge) -> None:
-        """Compare-and-set, then the call, which a stop makes only if nothing came in between."""
+        """Write by compare-and-set, then make the call; a stop only if nothing changed in between."""
         decision, edge.decision = edge.decision, None
         if decision is None or not self.broker_up or edge.suspended or decision.revision != self.revision:
             return
@@ -258,7 +258,7 @@ class PowerSimulation:
             self.stops.append((self.record, self.beating() and (self.runner.work > 0 or wanted)))
 
     def take_written(self) -> list[RecordWrite]:
-        """What was written since the last call."""
+        """Return the writes since the last call of this method."""
         taken, self._written = self._written, []
         return taken
 
@@ -267,7 +267,7 @@ class PowerSimulation:
         self.revision += 1
 
     def answer(self, call_id: str, answer: PowerCallResult) -> None:
-        """Written by the edge that made the call."""
+        """Write the result, by the edge that made the call."""
         record = state_machine.with_result(self.record, call_id, answer, jitter=0.5)
         if record is not None and self.broker_up:
             self._store(record)
@@ -275,7 +275,7 @@ class PowerSimulation:
     # ── calls end ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def land(self, flight: PendingCall, outcome: PowerCallOutcome, *, effect: bool, heard: bool = True) -> None:
-        """The call reaches the switch: with or without effect, whatever is answered, whether or not it is heard."""
+        """Let the call reach the driver, with or without an effect and with any result, which may be lost."""
         self.flights.remove(flight)
         if effect:
             act: Callable[[float], None] = self.machine.start if flight.verb is PowerVerb.START else self.machine.stop
@@ -290,21 +290,21 @@ class PowerSimulation:
                 self.land(flight, PowerCallOutcome.FAILED, effect=False)
 
     def leave(self, edge: SimulatedEdge) -> None:
-        """What the edge had sent is on its way; nobody hears the answers."""
+        """Crash the edge. Its sent calls still take effect, but their results are lost."""
         for flight in [flight for flight in self.flights if flight.edge == edge.number]:
             self.land(flight, PowerCallOutcome.DONE, effect=True, heard=False)
 
-    # ── honest weather ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── nothing fails ────────────────────────────────────────────────────────────────────────────────────────────
 
     def turn(self, edge: SimulatedEdge, *, landing: bool = True) -> None:
-        """One tick of an edge; its calls do what they should, or hang."""
+        """Run one tick of an edge. Its calls succeed, or hang."""
         self.look(edge)
         self.write(edge)
         for flight in tuple(self.flights) if landing else ():
             self.land(flight, PowerCallOutcome.DONE, effect=True)
 
     def run(self, seconds: float, *, working: bool = True, landing: bool = True) -> None:
-        """Both edges tick, and the runner works."""
+        """Run ticks of both edges, and the runner."""
         end = self.now + seconds
         while self.now < end:
             for edge in self.edges:
@@ -317,7 +317,7 @@ class PowerSimulation:
                 self.finish()
 
     def heal(self) -> None:
-        """Everything works again; the owner has looked."""
+        """Repair everything, and acknowledge the fault."""
         self.broker_up, self.lie, self.machine.broken, self.runner.crashed = True, None, False, False
         self.runner.deaf, self.runner.used = False, False
         for edge in self.edges:

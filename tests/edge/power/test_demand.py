@@ -1,4 +1,4 @@
-"""Which host is woken for which work: spelled out."""
+"""The selection of hosts to wake, spelled out."""
 
 from typing import Any
 

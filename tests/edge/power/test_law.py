@@ -1,4 +1,4 @@
-"""The table of a host's power, spelled out by hand: for each state what is done, and what is not."""
+"""The table of power states, spelled out by hand: for each state the transitions, and cases without one."""
 
 from datetime import timedelta
 from typing import Any
@@ -66,7 +66,7 @@ SETTLED = {"in_state_s": DRAIN_SETTLE_S}
 
 START_IT, STOP_IT = PowerVerb.START, PowerVerb.STOP
 
-# state, what its record has, what is known → the next state (None: nothing changes), and the call that is made.
+# state, fields of its record, facts → the next state (None: nothing changes), and the call.
 SPELLED = [
     (S.OFF, {}, {}, None, None),
     (S.OFF, {}, {"heartbeat": BEATS}, S.ONLINE, None),
@@ -285,7 +285,7 @@ def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: f
     known = {"heartbeat": None, **OFF}
     after = state_machine.advance(waking, HostFacts(at=START + timedelta(minutes=1), **known, **LONG), RULES, "new")
     assert after is not None
-    if after.state is S.STOPPING:  # a boot that took too long had power all the while
+    if after.state is S.STOPPING:  # the machine was on during a boot that took too long
         after = state_machine.advance(
             replace(after, **STOPPED), HostFacts(at=START + timedelta(minutes=1), **OFF), RULES, "new"
         )

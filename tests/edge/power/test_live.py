@@ -1,4 +1,4 @@
-"""The controller as it runs: its own loop, real programs that start and stop a process, a clock that runs fast."""
+"""The running controller: its own loop, real driver programs that start and stop a process, and a fast clock."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ if verb == "state":
 
 
 class FastTime(ManualClock):
-    """A hundred seconds a second."""
+    """A clock that runs a hundred times as fast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FastTime(ManualClock):
 
 
 class LampDriver:
-    """One host that is a process, and the controller that lights it."""
+    """A host that is a process, and the controller that powers it."""
 
     def __init__(self, made: FakeBusServicesRig, folder: Path) -> None:
         self.world = made
@@ -81,7 +81,7 @@ class LampDriver:
         self.power.subscribe(self.notices.append)
 
     async def runner(self) -> None:
-        """Beats while the process lives, and obeys its record."""
+        """Send heartbeats while the process lives, and obey the power record."""
         while True:
             at = self.world.time()
             record = self.power.record("gpu-1")
@@ -127,7 +127,7 @@ async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: LampDriver) -
     job = await lamp.world.submit()
     submitted = time.monotonic()
     await lamp.until(S.WAKING)
-    assert time.monotonic() - submitted < 0.5  # a busy machine; the bench holds it to 100 ms
+    assert time.monotonic() - submitted < 0.5  # allows for a busy machine; the bench requires 100 ms
     await lamp.until(S.ONLINE)
     pid = int(lamp.pid_file.read_text())
     os.kill(pid, 0)

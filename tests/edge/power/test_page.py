@@ -1,4 +1,4 @@
-"""docs/power.md is run: its settings are read by the processes they are for, and say what the defaults are."""
+"""The settings in docs/power.md: the edge and the runner can load them, and they show the defaults."""
 
 import pytest
 from msgspec.structs import asdict

@@ -1,4 +1,4 @@
-"""The scenes of a switch's life, played over the memory bus with a clock moved by hand."""
+"""Scenes of power control over the fake bus, with a clock that the test advances."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -105,7 +105,7 @@ async def test_an_upload_that_lasts_past_the_idle_timer_keeps_the_light_on(tmp_p
         job = await made.edge.world.submit()
         await made.wait_for_state(S.ONLINE)
         made.runners["gpu-1"].work = [job]
-        await made.run_all_jobs()  # recorded as done, but its execution is still there: the ack, the clearing away
+        await made.run_all_jobs()  # recorded as done, but its execution still has to be acknowledged and cleaned up
         await made.advance(3600)
         assert (await made.record()).state is S.ONLINE
         made.runners["gpu-1"].work = []
@@ -126,7 +126,7 @@ async def test_a_restart_of_the_broker_is_no_death_and_no_cycle(tmp_path: Path, 
         with pytest.raises(BrokerUnreachable):
             await made.edge.power.tick()
         made.broker.start()
-        await made.edge.tick()  # HOSTS has forgotten everybody
+        await made.edge.tick()  # all heartbeats have expired
         assert await made.record() == before
         await made.advance(60)
         assert await made.record() == before
@@ -235,7 +235,7 @@ async def test_a_host_that_hangs_in_stopping_is_at_fault_and_serves_when_work_co
 
 
 async def _nothing(call_id: str) -> None:
-    """It says that it does, and does not."""
+    """A driver call that reports success without an effect."""
 
 
 async def test_an_owner_may_hold_it_on_and_off(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is particular to one driver: packets, signatures, programs that hang or leave something behind."""
+"""Details of single drivers: packets, signatures, and programs that hang or leave processes behind."""
 
 import json
 import os
@@ -68,7 +68,7 @@ async def test_a_driver_that_breaks_has_failed_and_nothing_else() -> None:
 
 
 async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> None:
-    """They hold the broker's password, with which it may do everything."""
+    """The edge's environment holds the broker's password, which permits everything."""
     written = tmp_path / "environ"
     dump = f"import json, os, pathlib; pathlib.Path({str(written)!r}).write_text(json.dumps(dict(os.environ)))"
     edge = {**os.environ, "LAMPLIGHTER_BROKER__PASSWORD": "p", "LAMPLIGHTER_DATA": "d", "TOKEN": "t", "OTHER": "o"}

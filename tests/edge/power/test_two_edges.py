@@ -1,4 +1,4 @@
-"""Two edges' controllers over a real broker: they meet in POWER, and the machine is switched once."""
+"""Controllers of two edges over a real broker: the compare-and-set in POWER makes each call happen once."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +19,7 @@ ROUNDS = 5
 
 
 class Crossing:
-    """Both edges look at the same moment, again and again; their calls are made by whoever won them."""
+    """Two edges that tick at the same moment. The edge whose write succeeds makes the call."""
 
     def __init__(
         self, edges: list[PowerRigEdge], driver: FakePowerDriver, runner: PowerRigRunner, time: ManualClock
@@ -34,7 +34,7 @@ class Crossing:
         return [verb for verb, _ in self.driver.calls]
 
     async def look(self, times: int = 5) -> None:
-        """Both at once, so that their compare-and-sets cross."""
+        """Tick both edges at the same time, so that their writes conflict."""
         for _ in range(times):
             self.time.advance(seconds=1)
             async with anyio.create_task_group() as tasks:
@@ -88,14 +88,14 @@ async def test_ten_jobs_at_two_edges_are_one_start(both: Crossing) -> None:
 
 
 async def test_every_wish_is_one_call_however_the_writes_cross(both: Crossing) -> None:
-    """On and off again, each told to another edge while both are looking."""
+    """Overrides "on" and "off", each sent to another edge while both tick."""
     await both.look(1)
     for number in range(ROUNDS):
         one, other = both.edges[number % 2].power, both.edges[(number + 1) % 2].power
         await one.set_override("gpu-1", "on")
         await both.until(S.ONLINE)
         await other.set_override("gpu-1", "auto")
-        both.driver.power = ReportedPower.OFF  # the plug is pulled: the next round begins with a dark machine
+        both.driver.power = ReportedPower.OFF  # the machine loses power, so the next round begins with it off
         await both.edges[0].world.bus.heartbeats.delete("gpu-1")
         await both.until(S.OFF)
     assert both.calls == ["start"] * ROUNDS

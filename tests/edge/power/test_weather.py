@@ -1,4 +1,4 @@
-"""The law in all weathers: gaps, suspends, jumping clocks, lost heartbeats, a switch that lies or fails, two edges."""
+"""A property test of power control: gaps, suspends, clock jumps, lost heartbeats, a failing driver, two edges."""
 
 from datetime import timedelta
 
@@ -30,7 +30,7 @@ class Weather(RuleBasedStateMachine):
 
     @rule()
     def a_host_is_at_work(self) -> None:
-        """The ground on which the worst could happen."""
+        """Start from a host that runs a job, where a wrong stop would do harm."""
         self.world.broker_up, self.world.machine.broken, self.world.runner.crashed = True, False, False
         self.world.queue += 1
         self.world.run(200.0, working=False)
@@ -51,7 +51,7 @@ class Weather(RuleBasedStateMachine):
 
     @rule(seconds=GAPS)
     def the_broker_is_away(self, seconds: float) -> None:
-        """HOSTS forgets everybody meanwhile; the edges look before anybody has spoken."""
+        """All heartbeats expire; the edges tick before the next one arrives."""
         self.world.broker_up = False
         self.world.live(seconds)
         self.world.broker_up = True
@@ -61,7 +61,7 @@ class Weather(RuleBasedStateMachine):
 
     @rule(edge=EDGES, seconds=GAPS)
     def an_edge_writes_late(self, edge: int, seconds: float) -> None:
-        """What it saw is old by then."""
+        """Write a decision whose facts are outdated."""
         self.world.look(self.world.edges[edge])
         self.world.live(seconds)
         self.world.claim()
@@ -165,7 +165,7 @@ class Weather(RuleBasedStateMachine):
             self._no_flapping(change)
 
     def _grounded(self, change: RecordWrite) -> None:
-        """Online only by a heartbeat, off only by the switch's word or the gone rule, a stop only over nothing."""
+        """Check that ONLINE needs a heartbeat, OFF a report or absence, and a stop an empty host."""
         before, after, facts, _ = change
         if after.call != before.call and after.call is not None and after.call.verb is PowerVerb.STOP:
             assert not facts.active_jobs
@@ -180,7 +180,7 @@ class Weather(RuleBasedStateMachine):
             assert facts.reported_power is ReportedPower.OFF if facts.can_report_state else facts.absence_counts
 
     def _no_flapping(self, change: RecordWrite) -> None:
-        """A host that came on stays on for `min_on`, unless its owner says otherwise."""
+        """Check that a host stays on for `min_on` unless its owner overrides it."""
         before, after, _, now = change
         if after.state is before.state:
             return
@@ -190,10 +190,10 @@ class Weather(RuleBasedStateMachine):
             assert now - self.came >= RULES.min_on
 
     def teardown(self) -> None:
-        """In fair weather everything waiting is done, and the light goes out again."""
+        """Without failures, all waiting jobs are done, and the host powers off."""
         if not hasattr(self, "world"):
             return
-        for _ in range(2):  # a fault that was on its way is pardoned the second time
+        for _ in range(2):  # a fault that occurs meanwhile is acknowledged the second time
             self.world.heal()
             self.world.run(1.5 * 3600.0)
         assert self.world.queue == 0

@@ -1,4 +1,4 @@
-"""What owners wish of their hosts, played over the memory bus: people, quiet hours, low priority, the next host."""
+"""Rules of owners over the fake bus: foreign use, quiet hours, low priority, and the next host."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -72,7 +72,7 @@ async def test_low_rides_along_when_other_work_wakes_the_host(tmp_path: Path) ->
         await made.edge.world.submit(text="normal")
         await made.wait_for_state(S.ONLINE)
         await made.advance(300)
-        assert (await made.record()).state is S.ONLINE  # what waits is done before the light goes out
+        assert (await made.record()).state is S.ONLINE  # waiting jobs are done before the host powers off
         await made.run_all_jobs()
         assert (await made.edge.world.read(low)).status == "succeeded"
         await made.wait_for_state(S.OFF, within_s=300)
@@ -139,7 +139,7 @@ async def test_the_next_host_is_called_at_once_when_the_first_is_at_fault(tmp_pa
 
 
 async def test_a_deadline_does_not_hurry_what_may_start_at_once_and_low_is_called_in_time(tmp_path: Path) -> None:
-    """Normal work wakes at once whatever its deadline; with `not_before` as well, in time for that."""
+    """Normal jobs wake a host at once, whatever their deadline; with `not_before` in time for it."""
     async with run_power_rig(tmp_path, ONE) as made:
         start, end = START + timedelta(minutes=15), START + timedelta(hours=2)
         await made.edge.world.submit(not_before=start.isoformat(), deadline=end.isoformat())

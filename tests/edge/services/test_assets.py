@@ -86,7 +86,7 @@ async def test_bytes_named_again_come_back(edge: EdgeServicesRig) -> None:
     await edge.assets.delete("ann", DIGEST)
     await edge.put("ann", BODY)
     assert await edge.bus.tombstones.get(DIGEST) is None
-    await edge.store.trash(DIGEST)  # as a deletion that another edge had begun before would
+    await edge.store.trash(DIGEST)  # as a deletion that another edge started before
     assert await edge.assets.sweep_trash() == 1
     assert await edge.store.stat(DIGEST)
 

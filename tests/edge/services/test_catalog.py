@@ -1,4 +1,4 @@
-"""Which endpoints are known, and what their inputs must be."""
+"""The known endpoints and their input schemas."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Deleting a whole owner: what goes, what is refused meanwhile, and that it goes on wherever it was cut off."""
+"""Deletion of an owner: what is deleted, what is refused meanwhile, and that it continues after a crash."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,14 +30,14 @@ def keys_of(edge: EdgeServicesRig) -> ApiKeyStore:
 
 
 async def swept(edge: EdgeServicesRig, erasures: OwnerDeletionService, owner: str = "ann") -> OwnerDeletion:
-    """One sweep, the index having seen what it did."""
+    """Run one sweep, and wait until the index has its changes."""
     await erasures.sweep()
     await edge.wait_until_indexed()
     return await erasures.report(owner)
 
 
 async def gone(edge: EdgeServicesRig, erasures: OwnerDeletionService, owner: str = "ann") -> OwnerDeletion:
-    """Swept until it is done: a sweep waits for the index, which follows by itself."""
+    """Sweep until the deletion is done."""
 
     async def done() -> bool:
         report = await swept(edge, erasures, owner)
@@ -54,7 +54,7 @@ async def piece() -> AsyncIterator[bytes]:
 
 
 async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
-    """An owner with one of everything; the job that has ended."""
+    """Create one of everything for an owner; return the job, which has ended."""
     await keys.create(owner, CLIENT_SCOPES, name="phone")
     asset = await edge.put(owner, f"the film of {owner}".encode(), "film.mp4")
     given = {"endpoint": "echo", "input": {"text": "hi", "file": f"sha256:{asset}"}}
@@ -74,7 +74,7 @@ async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
 
 
 async def everything(edge: EdgeServicesRig, owner: str) -> list[object]:
-    """What there is of an owner, wherever the services keep it."""
+    """Return all data of an owner that the services store."""
     bus = edge.bus
     places = (bus.asset_references, bus.delivery_log)
     rows = [name for table in places for name in await table.rows(f"{owner}.")]
@@ -98,7 +98,7 @@ async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: EdgeSer
     waiting = await edge.submit("ann", "waits")
     scheduled = await edge.submit("ann", "later", not_before="2027-01-01T00:00:00Z")
 
-    async def all_said() -> bool:  # FEED follows the records by itself
+    async def all_said() -> bool:  # FEED follows the records asynchronously
         return len([item async for item in edge.bus.feed.replay("ann")]) >= SAID_OF_ANN
 
     await wait_until(all_said)
@@ -179,7 +179,7 @@ async def test_a_running_job_is_stopped_first(edge: EdgeServicesRig) -> None:
 
 
 async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of what is removed fails once; a new life, with what was stored and nothing else, goes on."""
+    """Each step fails once, and a new service continues from the stored state."""
     keys = keys_of(fake)
     await peopled(fake, keys, "ann")
     await fake.erasures(keys).start("ann")
@@ -199,7 +199,7 @@ async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, mo
         async def away(*_: object, **__: object) -> None:
             raise BrokerUnreachable("away")
 
-        async def fails() -> bool:  # not before the index is where the step before has left it
+        async def fails() -> bool:  # only after the index has the changes of the step before
             try:
                 await fake.erasures(keys).sweep()
             except (BrokerUnreachable, ProblemError):

@@ -1,4 +1,4 @@
-"""What the edge says of hosts, and why a job waits."""
+"""Views and notices of hosts, and why a job waits for them."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Joining over a broker's list that is deaf, or written by two edges: in or out, never half."""
+"""Host enrollment while the broker fails or another edge writes: a host is enrolled completely or not at all."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -20,7 +20,7 @@ WELCOME = AdvertisedAddresses(edge="https://e:8443", broker="tls://e:4222", edge
 
 
 class JoiningEdge:
-    """One edge's joining, at the world's broker."""
+    """The enrollment service of one edge, at the common broker."""
 
     def __init__(self, world: FakeBusServicesRig, door: FakeHostAccess) -> None:
         self.keys = ApiKeyStore(world.bus.api_keys, world.time, FixedEntropy(), world.time.seconds)
@@ -118,7 +118,7 @@ async def test_putting_out_is_made_good_when_the_broker_hears_again(fake: FakeBu
     with pytest.raises(ProblemError, match="enrolled already"):
         await edge.joining.add("gpu-1")
     assert await door.admits("gpu-1", asked.password)
-    await JoiningEdge(fake, door).joining.start()  # an edge that comes up meanwhile does it as well
+    await JoiningEdge(fake, door).joining.start()  # an edge that starts in the meantime does the same
     assert not await door.admits("gpu-1", asked.password)
     await edge.joining.remove("gpu-1")
     assert not await door.admits("gpu-1", asked.password)
@@ -127,7 +127,7 @@ async def test_putting_out_is_made_good_when_the_broker_hears_again(fake: FakeBu
 
 
 class SlowDoor(FakeHostAccess):
-    """Before its first list takes effect, `meanwhile` happens."""
+    """Broker accounts that call `meanwhile` before the first write takes effect."""
 
     def __init__(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ async def test_a_list_that_another_edge_overtook_is_written_again(fake: FakeBusS
 async def test_an_edge_that_died_half_way_is_made_good_by_the_next(fake: FakeBusServicesRig):
     door = FakeHostAccess()
     asked = await JoiningEdge(fake, door).joining.add("gpu-1")
-    await door.replace_all({})  # as if it had died before its list was read
+    await door.replace_all({})  # as if the edge had died before the accounts were loaded
     await JoiningEdge(fake, door).joining.start()
     assert await door.admits("gpu-1", asked.password)
 

@@ -1,4 +1,4 @@
-"""Keys: who is let in, and for how long after that has changed."""
+"""API keys: which credentials are accepted, and for how long after a change."""
 
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ from tests.support.fake_bus.broker import FakeBroker
 
 
 class KeyDesk:
-    """Keys over a bus of their own."""
+    """An API key store with its own fake bus."""
 
     def __init__(self) -> None:
         self.time = ManualClock()

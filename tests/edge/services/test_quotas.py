@@ -1,4 +1,4 @@
-"""What one owner may have at once, and that no other owner notices."""
+"""Quotas of one owner, which must not affect other owners."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from tests.support.wait import wait_until
 
 
 def limited(edge: EdgeServicesRig, **limits: int) -> None:
-    """What holds for ann."""
+    """Set the quotas of ann."""
     edge.limits["ann"] = OwnerQuotaOverride(**limits)
 
 
@@ -218,7 +218,7 @@ async def test_what_is_left_out_for_an_owner_is_as_for_everybody(fake: FakeBusSe
 
 
 async def test_a_thousand_of_one_owner_start_at_most_a_window_ahead_of_another(edge: EdgeServicesRig) -> None:
-    """Counted in what STATE says of starts and ends, with a runner that takes what is handed out, one at a time."""
+    """Counted by starts and ends in STATE, with a runner that runs published jobs one at a time."""
     for number in range(1000):
         await edge.submit("ann", str(number))
     bobs = await edge.submit("bob")

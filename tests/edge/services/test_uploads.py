@@ -1,4 +1,4 @@
-"""Uploads over restarts: a new service over the same folder, as an edge that was killed comes back."""
+"""Uploads across restarts: a new service with the same folder, as after the edge was killed."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ WANTED = UploadParameters(name="a.mp4", media_type="video/mp4", length=len(BODY)
 
 
 def restarted(fake: FakeBusServicesRig, settings: UploadSettings = AS_ALWAYS) -> UploadService:
-    """Another edge process over the same folder: it has seen nothing."""
+    """Return the service of a new edge process with the same folder."""
     return UploadService(fake.partials, fake.assets, fake.time, FixedEntropy(), settings, 1 << 20)
 
 
@@ -55,7 +55,7 @@ async def test_it_goes_on_after_a_restart(fake: FakeBusServicesRig):
 async def test_bytes_that_were_never_acknowledged_do_not_count(fake: FakeBusServicesRig):
     upload = await half_way(fake)
     with fake.partials.data_path(upload.key).open("ab") as file:
-        file.write(b"\0" * 5000)  # what a power cut can leave
+        file.write(b"\0" * 5000)  # a state that a power cut can leave
     again = restarted(fake)
     assert (await again.status("ann", upload.id)).offset == HALF
     assert (await again.append("ann", upload.id, piece(HALF, BODY[HALF:]))).is_stored
@@ -126,7 +126,7 @@ async def test_an_owners_open_uploads_are_counted_and_ended_together(fake: FakeB
     with pytest.raises(ProblemError, match="quota_exceeded"):
         await uploads.create("ann", WANTED)
     await uploads.append("ann", first.id, piece(0, BODY))
-    await uploads.create("ann", WANTED)  # what became an asset is open no more
+    await uploads.create("ann", WANTED)  # an upload that became an asset is not open
     assert await uploads.remove_all("ann") == 3
     assert fake.partials.list_keys() == [UploadKey("bob", bobs.id)]
 

@@ -1,4 +1,4 @@
-"""What was used: shares spelled out, rows written once over crashes and by two edges, and the report."""
+"""Usage: shares spelled out, rows written once despite crashes and two edges, and the report."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -56,7 +56,7 @@ def lit(start: float, end: float, **more: Any) -> PowerUsage:
 def shares(
     jobs: list[JobUsage], spans: list[PowerUsage], within: TimeRange = DAY
 ) -> dict[str, tuple[float, float, str]]:
-    """Minutes with power, money and its currency, by job."""
+    """Return minutes of on-time, cost and currency by job."""
     parts = allocate_costs(jobs, spans, within).shares
     return {part.job.id: (round(part.on_s / 60, 3), round(part.cost, 3), part.currency) for part in parts}
 
@@ -134,7 +134,7 @@ async def test_every_round_that_ends_is_one_row_however_often_it_is_told(fake: F
     await made.write_pending()
     expected = [("good", 1, "succeeded", 9.0), ("bad", 1, "cancelled", 0.0), ("bad", 2, "cancelled", 0.0)]
     assert await used(fake) == expected
-    again = books(fake)  # as after a crash before anything was written down
+    again = books(fake)  # as after a crash before anything was written
     again._pending = made._pending
     await again.write_pending()
     assert await used(fake) == expected
@@ -197,7 +197,7 @@ def _times(span: OnInterval) -> tuple[datetime, datetime]:
 
 
 async def test_the_report_of_an_owner_and_of_everybody(fake: FakeBusServicesRig) -> None:
-    """Ann's 30 and Bob's 10 minutes in a span of an hour, and a span that still lasts and has run nobody's job."""
+    """An hour on with 30 minutes of Ann and 10 of Bob, and a current interval without a job."""
     host = replace(RECORD, on_since=START, on_reason="a job waits for it", state=PowerState.ONLINE)
     records = {"gpu-1": replace(host, history=(PowerChange(START - timedelta(hours=1), PowerState.OFF, "new"),))}
     prices = {"gpu-1": PowerPrice(per_hour=6.0, currency="EUR")}

@@ -1,6 +1,6 @@
-"""Run by test_directory.py: writes one body and kills itself, as `kill -9` does, before its n-th call to the system.
+"""A program of test_directory.py: write one body, and kill itself with SIGKILL before its n-th system call.
 
-usage: python crash_writer.py ROOT N SIZE      prints "stored" when it got to the end
+usage: python crash_writer.py ROOT N SIZE      prints "stored" if it reached its end
 """
 
 import os

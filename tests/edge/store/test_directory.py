@@ -1,4 +1,4 @@
-"""What only the folder can break: crashes, full disks, other writers, the order in which bytes become durable."""
+"""Failures of the folder store: crashes, full disks, other writers, and the order in which bytes become durable."""
 
 import asyncio
 import errno
@@ -33,7 +33,7 @@ def bodies_on_their_way(root: Path) -> list[Path]:
 
 
 def write_and_die(root: Path, deadly: int) -> bool:
-    """Whether the child reached its end."""
+    """Run the crash writer; return whether it reached its end."""
     done = subprocess.run(
         [sys.executable, WRITER, str(root), str(deadly), str(SIZE)],
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},

@@ -1,4 +1,4 @@
-"""Which store the settings name, and that all edges of an installation have the same."""
+"""The store that the settings name, which must be the same for all edges of an installation."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Blocks of a body to several sinks: order, back-pressure, and causes told bare."""
+"""The fan-out of a body to several sinks: order, back-pressure, and errors without a group."""
 
 import threading
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def test_a_slow_sink_holds_the_sender_back() -> None:
         nonlocal taken
         for _ in range(20):
             taken += 1
-            if taken == 4:  # one block in the sink's hands, one behind it, one waiting to be sent
+            if taken == 4:  # one block in the sink, one queued, one waiting to be sent
                 quiet.set()
             yield bytes(1 << 20)
 

@@ -1,4 +1,4 @@
-"""The Range header as RFC 9110, section 14, reads it."""
+"""The Range header by RFC 9110, section 14."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Downloads over a real server: ranges, revalidation, names, and what a browser is allowed to do with them."""
+"""Downloads from a real server: ranges, revalidation, names, and headers that restrict browsers."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -162,7 +162,7 @@ async def test_a_bucket_serves_its_bytes_itself(client: httpx.AsyncClient, tmp_p
             assert led.headers["location"].startswith(s3_environ()["AWS_ENDPOINT_URL"])
             part = await client.get(f"{base}/a/{SHA}", headers={"Range": "bytes=5-9"}, follow_redirects=True)
             assert (part.status_code, part.content) == (206, BODY[5:10])
-            head = await client.head(f"{base}/a/{SHA}")  # what is signed for GET answers no HEAD
+            head = await client.head(f"{base}/a/{SHA}")  # a URL signed for GET does not answer HEAD
             assert (head.status_code, head.headers["content-length"]) == (200, str(len(BODY)))
 
 

@@ -1,4 +1,4 @@
-"""The world of the services, whose receivers are real servers."""
+"""Services over the fake bus, whose webhook receivers are real servers."""
 
 from tests.edge.services.conftest import edge, fake
 

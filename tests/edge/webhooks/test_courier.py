@@ -29,7 +29,7 @@ async def hooked(edge: EdgeServicesRig, url: str, owner: str = "ann", **more: An
 
 
 async def rows(edge: EdgeServicesRig, job: Job, *states: DeliveryState) -> list[DeliveryLogRow]:
-    """The job's deliveries, once they are in these states."""
+    """Wait until the job's deliveries are in these states, and return them."""
 
     async def so() -> bool:
         return [row.state for row in await edge.webhooks.delivery_log.list_for_job(job.key)] == list(states)
@@ -39,7 +39,7 @@ async def rows(edge: EdgeServicesRig, job: Job, *states: DeliveryState) -> list[
 
 
 async def tried(edge: EdgeServicesRig, job: Job, times: int) -> DeliveryLogRow:
-    """The job's only delivery, once it has been tried that often."""
+    """Wait until the job's only delivery was attempted this often, and return it."""
 
     async def so() -> bool:
         return [len(row.attempts) for row in await edge.webhooks.delivery_log.list_for_job(job.key)] == [times]
@@ -49,7 +49,7 @@ async def tried(edge: EdgeServicesRig, job: Job, times: int) -> DeliveryLogRow:
 
 
 async def test_every_state_is_delivered_and_its_signature_holds(edge: EdgeServicesRig) -> None:
-    edge.time.now = utc_now()  # whoever verifies goes by the clock
+    edge.time.now = utc_now()  # the verifier uses the clock
     async with run_receiver() as receiver:
         job = await hooked(edge, receiver.url)
         await edge.finish(job)
@@ -208,7 +208,7 @@ async def test_two_edges_send_one(fake: FakeBusServicesRig, tmp_path: Path) -> N
         jobs = [await hooked(edge, receiver.url) for edge in (fake, second) for _ in range(10)]
 
         async def all_there() -> bool:
-            fake.time.advance(seconds=1)  # what is over the receiver's bound is put off
+            fake.time.advance(seconds=1)  # deliveries beyond the receiver's limit are delayed
             return len({got.id for got in receiver.got}) == len(jobs)
 
         await wait_until(all_there)

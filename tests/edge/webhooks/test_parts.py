@@ -1,4 +1,4 @@
-"""The pure parts of webhooks."""
+"""The pure parts of webhooks: signatures, retry delays, Retry-After and the circuit breaker."""
 
 import base64
 from datetime import UTC, datetime, timedelta
@@ -65,7 +65,7 @@ def test_a_secret_is_24_to_64_bytes(text: str, holds: bool) -> None:
 
 
 def test_a_signature_is_that_of_the_specification() -> None:
-    """The example of the specification's own documentation."""
+    """The example in the documentation of the specification."""
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     at = datetime.fromtimestamp(1614265330, UTC)
     headers = signature_headers("msg_p5jXN8AQM9LWM0D4loKWxJek", at, b'{"test": 2432232314}', secret)
