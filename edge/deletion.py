@@ -7,10 +7,11 @@ deletion is done only after nothing was found for a while. Every step counts wha
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 
 import structlog
-from anyio import CapacityLimiter, create_task_group, move_on_after
+from anyio import move_on_after
 from msgspec import Struct, structs
 
 from bus.compare_and_set import update_row
@@ -19,6 +20,7 @@ from bus.notifier import Notifier
 from edge.assets.service import TRASH_RETENTION, AssetService
 from edge.assets.uploads import UploadService
 from edge.core.clock import Clock
+from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.core.leases import Leases
 from edge.index.index import JobIndex
@@ -157,24 +159,19 @@ class OwnerDeletionService:
 
     async def _delete_jobs(self, keys: Sequence[JobKey]) -> tuple[DeletionCounts, int]:
         """Cancel and delete jobs; return what was deleted, and how many jobs have not ended yet."""
-        results: list[DeletionCounts | None] = []
-        errors: list[Exception] = []
-        slots = CapacityLimiter(_CONCURRENT_JOBS_LIMIT)
-
-        async def delete_one(key: JobKey) -> None:
-            async with slots:
-                try:
-                    results.append(await self._delete_job(key))
-                except (BusError, ProblemError) as error:
-                    errors.append(error)
-
-        async with create_task_group() as tasks:
-            for key in keys:
-                tasks.start_soon(delete_one, key)
+        results = await gather_bounded([partial(self._try_delete_job, key) for key in keys], _CONCURRENT_JOBS_LIMIT)
+        errors = [result for result in results if isinstance(result, Exception)]
         if errors:
             raise errors[0]
-        deleted = [result for result in results if result is not None]
+        deleted = [result for result in results if isinstance(result, DeletionCounts)]
         return sum(deleted, DeletionCounts()), len(results) - len(deleted)
+
+    async def _try_delete_job(self, key: JobKey) -> DeletionCounts | BusError | ProblemError | None:
+        """Delete a job as `_delete_job` does; return its error, so that the other jobs are deleted as well."""
+        try:
+            return await self._delete_job(key)
+        except (BusError, ProblemError) as error:
+            return error
 
     async def _delete_job(self, key: JobKey) -> DeletionCounts | None:
         """Cancel and delete a job; return None if it has not ended yet."""
