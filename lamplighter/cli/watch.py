@@ -10,8 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from lamplighter.cli.context import INTERRUPTED, CliContext
 from lamplighter.cli.display import json_line
+from lamplighter.digest_cache import ByteProgress
 from lamplighter.follow import require_success
-from lamplighter.transport import ByteProgress
 from schemas.job_view import JobView
 from schemas.status import FINAL_STATUSES
 

@@ -48,7 +48,6 @@ NOT_RETRYABLE = {
     "disk_exceeded",
     "output_too_large",
     "execution_timeout",
-    ,
 }
 
 
