@@ -1,6 +1,6 @@
 """The composition root: builds every service of one edge and connects them. `edge.process` runs the result.
 
-Services receive what they need as constructor arguments, so the order in `assemble_services` is the dependency order.
+Services receive what they need as constructor arguments, so the order of the calls is the order of the layers.
 """
 
 import os
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import httpx
 from anyio.abc import TaskGroup
+from msgspec import Struct
 
 from bus.interface import Bus
 from bus.server.host_accounts import HostAccounts
@@ -77,6 +78,32 @@ class AssembledEdge(NamedTuple):
     heygem: HeygemFacade | None
 
 
+class _Domain(Struct, frozen=True, kw_only=True):
+    """The services below jobs: endpoints, hosts, assets and owners, with the power of hosts."""
+
+    endpoints: EndpointRegistry
+    index: JobIndex
+    quotas: OwnerQuotas
+    assets: AssetService
+    hosts: HostRegistry
+    api_keys: ApiKeyStore
+    relay_hub: RelayHub
+    power: PowerController
+    leases: Leases
+
+
+class _Jobs(Struct, frozen=True, kw_only=True):
+    """The services of `edge.jobs`."""
+
+    publish_window: PublishWindow
+    url_fetcher: UrlInputFetcher
+    input_waiter: InputWaiter
+    readiness: BrokerReadiness
+    wait_reasons: WaitReasons
+    views: JobViewBuilder
+    service: JobService
+
+
 async def assemble_services(
     settings: EdgeSettings,
     bus: Bus,
@@ -88,65 +115,41 @@ async def assemble_services(
 
     `addresses`: the addresses in join tokens; None if hosts cannot join.
     """
-    endpoints = await _load_endpoint_registry(settings, bus)
-    index = JobIndex(settings.data / "index.sqlite", bus.job_store)
-    quotas = _make_quotas(settings, bus, index)
-    publish_window = PublishWindow(
-        bus.job_queue, bus.job_store, index, endpoints.offered_slots, utc_now, quotas.running_limit
-    )
-    assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
-    leases = Leases(bus.leases, _fresh_id(), utc_now)
-    url_fetcher = UrlInputFetcher(
-        bus, assets, leases, clients.untrusted, settings.outbound, utc_now, FetchBackoff(random.random)
-    )
-    input_waiter = InputWaiter(bus.job_store, assets, url_fetcher, index, publish_window, utc_now)
-    hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
+    domain = await _build_domain(settings, bus, store, clients)
     signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
     url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
-    api_keys = ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic)
-    readiness = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
-    admission = Admission(readiness, endpoints, assets, AllowList(settings.outbound.allow), utc_now, os.urandom, quotas)
-    relay_hub = RelayHub(_fresh_id)
-    power = _make_power_controller(
-        settings, FleetObserver(bus, index, hosts, endpoints, utc_now), bus, clients.operator, relay_hub
-    )
-    wait_reasons = WaitReasons(hosts, endpoints, power, utc_now)
-    eta = EtaEstimator(index, wait_reasons, endpoints, utc_now)
-    job_views = JobViewBuilder(bus.feed, index, publish_window, wait_reasons, eta, url_signer.sign_url)
-    job_service = JobService(bus, readiness, admission, assets, index, publish_window, utc_now, os.urandom)
-    uploads = _make_uploads(settings, assets, quotas)
-    deletion_services = DeletionServices(
-        bus=bus, job_service=job_service, assets=assets, uploads=uploads, keys=api_keys, index=index, quotas=quotas
-    )
+    jobs = _build_jobs(settings, bus, clients, domain, url_signer)
+    uploads = _make_uploads(settings, domain.assets, domain.quotas)
+    index, power = domain.index, domain.power
     services = EdgeServices(
         bus=bus,
         store=store,
-        assets=assets,
+        assets=domain.assets,
         uploads=uploads,
-        endpoints=endpoints,
+        endpoints=domain.endpoints,
         index=index,
-        publish_window=publish_window,
-        readiness=readiness,
-        input_waiter=input_waiter,
-        url_fetcher=url_fetcher,
+        publish_window=jobs.publish_window,
+        readiness=jobs.readiness,
+        input_waiter=jobs.input_waiter,
+        url_fetcher=jobs.url_fetcher,
         webhooks=webhooks.build_webhooks(
-            bus, index, job_views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES
+            bus, index, jobs.views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES
         ),
-        jobs=job_service,
-        event_streams=EventStreams(bus, job_views, hosts),
-        job_views=job_views,
-        hosts=hosts,
-        wait_reasons=wait_reasons,
-        api_keys=api_keys,
-        tokens=TokenIssuer(signing_secret, api_keys.get, utc_now),
+        jobs=jobs.service,
+        event_streams=EventStreams(bus, jobs.views, domain.hosts),
+        job_views=jobs.views,
+        hosts=domain.hosts,
+        wait_reasons=jobs.wait_reasons,
+        api_keys=domain.api_keys,
+        tokens=TokenIssuer(signing_secret, domain.api_keys.get, utc_now),
         url_signer=url_signer,
-        enrollment=HostEnrollment(bus, api_keys, _make_host_accounts(settings), addresses, utc_now),
-        owner_deletions=OwnerDeletionService(deletion_services, leases, utc_now, settings.trash),
-        quotas=quotas,
+        enrollment=HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now),
+        owner_deletions=_make_owner_deletions(settings, bus, domain, jobs.service, uploads),
+        quotas=domain.quotas,
         power=power,
         usage_reports=UsageReports(bus.usage_log, power.records, settings.prices, utc_now),
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
-        relay_hub=relay_hub,
+        relay_hub=domain.relay_hub,
         audit=AuditLog(bus.audit_log, utc_now, os.urandom),
         trusted_proxies=TrustedProxies(settings.server.proxies),
         form_dir=settings.data / "forms",
@@ -154,9 +157,55 @@ async def assemble_services(
             "event streams", settings.server.streams_per_key, settings.server.streams_per_owner
         ),
     )
-    await _connect(services)
+    services.form_dir.mkdir(mode=0o700, exist_ok=True)
+    await services.usage_recorder.load_position()
     reconciler = Reconciler(_make_reconcile_context(settings, services), period_s=settings.reconcile_every_s)
     return AssembledEdge(services, reconciler, _make_heygem(settings, bus, store, index))
+
+
+async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, clients: HttpClients) -> _Domain:
+    endpoints = await _load_endpoint_registry(settings, bus)
+    index = JobIndex(settings.data / "index.sqlite", bus.job_store)
+    quotas = _make_quotas(settings, bus, index)
+    hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
+    relay_hub = RelayHub(_fresh_id)
+    observer = FleetObserver(bus, index, hosts, endpoints, utc_now)
+    power = _make_power_controller(settings, observer, bus, clients.operator, relay_hub)
+    power.subscribe(hosts.notify)
+    return _Domain(
+        endpoints=endpoints,
+        index=index,
+        quotas=quotas,
+        assets=AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash),
+        hosts=hosts,
+        api_keys=ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic),
+        relay_hub=relay_hub,
+        power=power,
+        leases=Leases(bus.leases, _fresh_id(), utc_now),
+    )
+
+
+def _build_jobs(
+    settings: EdgeSettings, bus: Bus, clients: HttpClients, domain: _Domain, url_signer: UrlSigner
+) -> _Jobs:
+    endpoints, index, assets, quotas = domain.endpoints, domain.index, domain.assets, domain.quotas
+    window = PublishWindow(bus.job_queue, bus.job_store, index, endpoints.offered_slots, utc_now, quotas.running_limit)
+    url_fetcher = UrlInputFetcher(
+        bus, assets, domain.leases, clients.untrusted, settings.outbound, utc_now, FetchBackoff(random.random)
+    )
+    readiness = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
+    admission = Admission(readiness, endpoints, assets, AllowList(settings.outbound.allow), utc_now, os.urandom, quotas)
+    wait_reasons = WaitReasons(domain.hosts, endpoints, domain.power, utc_now)
+    eta = EtaEstimator(index, wait_reasons, endpoints, utc_now)
+    return _Jobs(
+        publish_window=window,
+        url_fetcher=url_fetcher,
+        input_waiter=InputWaiter(bus.job_store, assets, url_fetcher, index, window, utc_now),
+        readiness=readiness,
+        wait_reasons=wait_reasons,
+        views=JobViewBuilder(bus.feed, index, window, wait_reasons, eta, url_signer.sign_url),
+        service=JobService(bus, readiness, admission, assets, index, window, utc_now, os.urandom),
+    )
 
 
 async def _load_endpoint_registry(settings: EdgeSettings, bus: Bus) -> EndpointRegistry:
@@ -166,13 +215,6 @@ async def _load_endpoint_registry(settings: EdgeSettings, bus: Bus) -> EndpointR
     )
     await endpoints.refresh()
     return endpoints
-
-
-async def _connect(services: EdgeServices) -> None:
-    """Create the folder of forms, load the usage position, and register the callbacks between services."""
-    services.form_dir.mkdir(mode=0o700, exist_ok=True)
-    await services.usage_recorder.load_position()
-    services.power.subscribe(services.hosts.notify)
 
 
 def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex) -> OwnerQuotas:
@@ -186,6 +228,21 @@ def _make_uploads(settings: EdgeSettings, assets: AssetService, quotas: OwnerQuo
     uploads = UploadService(states, assets, utc_now, os.urandom, settings.uploads, limit, quotas)
     quotas.set_pending_bytes_source(uploads.pending_bytes)
     return uploads
+
+
+def _make_owner_deletions(
+    settings: EdgeSettings, bus: Bus, domain: _Domain, job_service: JobService, uploads: UploadService
+) -> OwnerDeletionService:
+    services = DeletionServices(
+        bus=bus,
+        job_service=job_service,
+        assets=domain.assets,
+        uploads=uploads,
+        keys=domain.api_keys,
+        index=domain.index,
+        quotas=domain.quotas,
+    )
+    return OwnerDeletionService(services, domain.leases, utc_now, settings.trash)
 
 
 def _make_heygem(settings: EdgeSettings, bus: Bus, store: AssetStore, index: JobIndex) -> HeygemFacade | None:

@@ -116,7 +116,7 @@ async def test_json_has_the_exact_text_and_is_not_obeyed(edge: ServedEdge, words
 
 
 def _texts(value: object) -> list[str]:
-    """Yield every string in the values, and each without the added commands."""
+    """Return every string in `value`, without the commands that were added to it."""
     if isinstance(value, dict):
         return [text for inner in value.values() for text in _texts(inner)]
     if isinstance(value, list):

@@ -229,10 +229,10 @@ def test_scopes_are_those_of_the_protocol():
 @pytest.mark.parametrize(
     ("method", "path", "status", "what_to_do"),
     [
-        ("GET", "/v1/nothing", 404, "openapi.json lists all"),
-        ("PUT", "/v1/jobs/a%2Fb", 404, "openapi.json lists all"),
+        ("GET", "/v1/nothing", 404, "openapi.json for all paths"),
+        ("PUT", "/v1/jobs/a%2Fb", 404, "openapi.json for all paths"),
         ("PATCH", "/v1/jobs", 405, "the header Allow"),
-        ("POST", "/v1/batches", 413, "in several batches"),
+        ("POST", "/v1/batches", 413, "split large batches"),
     ],
 )
 async def test_what_no_route_takes_is_refused_with_what_to_do(
