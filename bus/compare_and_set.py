@@ -1,6 +1,6 @@
 """Change a job's record or a table's row by compare-and-set: read, decide, write; again when another writer was first.
 
-The decision is made anew for each value that was read, so it never acts on a stale one. Raises what the store or table
+The decision is made again for each value that was read, so it never acts on a stale one. Raises what the store or table
 raises, and what `decide` raises. After a BrokerUnreachable it is unknown whether the value was written.
 """
 
@@ -23,23 +23,23 @@ class RecordStore(Protocol):
     """The part of `bus.interface.JobStore` that a transition needs."""
 
     async def read(self, key: JobKey) -> VersionedRecord | None:
-        """Return the last record; None when there is none."""
+        """Return the last record; None when the job does not exist."""
         ...
 
-    async def update(self, key: JobKey, recorded: JobRecord, revision: int) -> int:
+    async def update(self, key: JobKey, record: JobRecord, revision: int) -> int:
         """Write after `revision` and return the new one; RevisionConflict when the record is past it."""
         ...
 
 
 class Transition(NamedTuple):
-    """The record as it is now, None when there is none; and whether this call wrote it."""
+    """The record as it is now, None when the job does not exist; and whether this call wrote it."""
 
     entry: VersionedRecord | None
     is_written: bool
 
 
 class RowUpdate(NamedTuple, Generic[T]):
-    """The row as it is now, None when there is none; and whether this call wrote it."""
+    """The row as it is now, None when it does not exist; and whether this call wrote it."""
 
     row: TableRow[T] | None
     is_written: bool
@@ -77,9 +77,9 @@ async def transition(
 async def update_row(
     table: Table[T], key: str, decide: Callable[[T | None], T | None], *, conflict_limit: int = CONFLICT_LIMIT
 ) -> RowUpdate[T]:
-    """Write the value that `decide` makes of the row's value, which is None when there is no row.
+    """Write the value that `decide` makes of the row's value, or of None when the row does not exist.
 
-    None from `decide`, or the value as it is, leaves the row alone. Raises RevisionConflict after `conflict_limit`
+    When `decide` returns None or the same value, the row is left alone. Raises RevisionConflict after `conflict_limit`
     conflicts, and RowUnreadable.
     """
     for _ in range(conflict_limit):

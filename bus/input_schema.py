@@ -1,7 +1,7 @@
-"""The input schemas that a host may offer. A runner checks its own before it offers them, an edge those of every offer.
+"""Check the input schema of an endpoint. A runner checks its own, an edge those of every host's capabilities.
 
-What is refused here could stop an edge, or fail, while it checks a job's input. What remains is bounded by steps where
-an input is checked (edge/core/validation.py). See docs/decisions/059-steps-bound-an-input-schema.md.
+A schema that is refused here could stop an edge, or fail, when it checks a job's input. The steps of a check bound what
+remains (edge/core/validation.py). See docs/decisions/059-steps-bound-an-input-schema.md.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ def compile_pattern(pattern: str) -> Any:
 
 
 def check_input_schema(schema: dict[str, Any]) -> None:
-    """Raises EndpointInvalid where no endpoint may have this schema. May take 1 s: not for an event loop."""
+    """Check that an endpoint may have this schema. Raises EndpointInvalid. May take 1 s, so not on an event loop."""
     if is_too_deep(schema):
         raise EndpointInvalid(f"input is nested deeper than {NESTING_LIMIT} levels: flatten it")
     try:

@@ -1,12 +1,15 @@
-"""What the broker can answer instead of doing as told, in our words. `bus.nats.errors` maps everybody else's to these.
+"""The ports of the broker: what the edge and the runner may ask of it, and the errors that it answers with.
+
+`bus.open` gives a `Bus` over a real broker, `tests.support.fake_bus` one without; both pass tests/contract/test_bus*.
+Methods raise the errors below; `bus.nats.errors` maps every foreign error to one of them.
 
 BusError
-  Conflict      the record moved on: re-read
-  TooLarge      never recordable
-  StoreFull     refuse new work
-  Denied        the broker user lacks a right: a mistake of set-up, loud
-  Unreachable   the broker is away: try again
-  Unreadable    a stored row is not one: set it aside
+  RevisionConflict    another writer was first: read again
+  MessageTooLarge     the message can never be stored
+  BrokerFull          there is no room: refuse new work
+  BrokerDenied        the broker user lacks a right: a mistake in the broker's configuration
+  BrokerUnreachable   the broker does not answer: try again
+  RowUnreadable       the stored bytes are not a row of the table: leave the row out
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
@@ -32,45 +35,42 @@ from schemas.webhook import DeliveryLogRow, WebhookConfig
 
 
 class BusError(Exception):
-    """Root of what the broker can answer instead of doing as told."""
+    """Root of the errors with which the broker refuses a request."""
 
 
 class RevisionConflict(BusError):
-    """The compare-and-set failed: somebody wrote first. Re-read and decide again."""
+    """The compare-and-set failed because another writer was first. Read again and decide again."""
 
 
 class MessageTooLarge(BusError):
-    """The message is larger than the broker takes, now and for ever."""
+    """The message is larger than the broker accepts; sending it again cannot succeed."""
 
 
 class BrokerFull(BusError):
-    """The stream or the store has no room. What was asked did not happen."""
+    """The stream or the store has no room. Nothing was written."""
 
 
 class BrokerDenied(BusError):
-    """The broker user has no right to this subject: a mistake of set-up, never of a job."""
+    """The broker user has no right to the subject: a mistake in the broker's configuration, not of a job."""
 
 
 class BrokerUnreachable(BusError):
-    """The broker does not answer. Whether the last write happened is unknown: read before writing again."""
+    """The broker does not answer. It is unknown whether the last write happened: read before writing again."""
 
 
 class RowUnreadable(BusError):
-    """The bytes stored under this key are not a row of the table. Everything else in the table can be used."""
-
-
-# MERGED bus/recorded.py: The port of STATE. `bus.nats.job_store` makes it true, `tests.support.fake_bus.stores` too.
+    """The bytes stored under the key are not a row of the table. The other rows can be used."""
 
 
 class VersionedRecord(Struct, frozen=True):
-    """A record and the revision of STATE it was read at."""
+    """A job record and the revision of STATE at which it was read."""
 
     revision: int
     record: JobRecord
 
 
 class RecordChange(Struct, frozen=True):
-    """One step of STATE's own stream; `recorded` None: the record was deleted, or its bytes are unreadable."""
+    """One message of the STATE stream. `record` is None when the job was deleted or the bytes are unreadable."""
 
     revision: int
     key: JobKey
@@ -78,124 +78,136 @@ class RecordChange(Struct, frozen=True):
 
 
 class CaughtUp(Struct, frozen=True):
-    """Everything that was there when the stream was opened has been given."""
+    """A marker in `JobStore.changes`: everything stored before the stream was opened has been yielded."""
 
 
 class JobStore(Protocol):
-    """STATE: what happened, and each job as it became. The last revision of a key is the truth."""
+    """STATE: the record of each job, with its history. The last revision of a key is the truth."""
 
     async def read(self, key: JobKey) -> VersionedRecord | None:
-        """The last record, from the leader; None when there is none or it was deleted. RecordUnreadable on rubbish."""
+        """Return the last record, read from the leader; None when the job does not exist or was deleted.
+
+        Raises RecordUnreadable when the bytes are not a record.
+        """
         ...
 
-    async def create(self, key: JobKey, recorded: JobRecord) -> int:
-        """Write the first record, return its revision; Conflict when there is one."""
+    async def create(self, key: JobKey, record: JobRecord) -> int:
+        """Write the first record and return its revision. Raises RevisionConflict when the job exists."""
         ...
 
-    async def update(self, key: JobKey, recorded: JobRecord, revision: int) -> int:
-        """Write behind `revision`, return the new one; Conflict when the record is past it."""
+    async def update(self, key: JobKey, record: JobRecord, revision: int) -> int:
+        """Write the record after `revision` and return the new revision.
+
+        Raises RevisionConflict when the stored record has another revision.
+        """
         ...
 
     async def history(self, key: JobKey) -> list[VersionedRecord]:
-        """The revisions that are kept (the last 64), oldest first. Empty when there is no job."""
+        """Return the last 64 revisions, oldest first; an empty list when the job does not exist."""
         ...
 
     async def delete(self, key: JobKey, revision: int | None) -> None:
-        """Leave a delete marker behind `revision` (Conflict when past it) and erase every revision before it.
+        """Write a delete marker after `revision` and erase every earlier revision, so that no byte stays on disk.
 
-        None: whatever it is at, an unreadable one too.
-
-        The marker goes by itself an hour later.
+        Raises RevisionConflict when the stored record has another revision; None deletes any revision, also an
+        unreadable one. The edge removes the marker an hour later.
         """
         ...
 
     def changes(self, after: int = 0) -> AsyncIterator[RecordChange | CaughtUp]:
-        """Every change behind revision `after`, without end; from 0: the last of every key, CaughtUp, then live.
+        """Yield every change after revision `after`, without end; reconnects after a break without a gap or a repeat.
 
-        Re-opens by itself behind the last change given when the broker comes back.
+        From 0: the last record of every job, then CaughtUp, then live changes.
         """
         ...
 
     async def keys(self) -> set[JobKey]:
-        """Every key with a living record; deleted ones left out."""
+        """Return the key of every job that exists."""
         ...
 
 
-# MERGED bus/waiting.py: The port of JOBS. `bus.nats.job_queue` makes it true, `tests.support.fake_bus.queues` too.
-
-
 class Lane(NamedTuple):
-    """What one consumer hands out: the pointers of a pool that have one priority."""
+    """The queue of one pool and priority."""
 
     pool: str
     priority: Priority
 
 
 class QueueMessage(Protocol):
-    """One pointer handed out. It comes again after 30 s unless it is extended, postponed or done.
+    """A pointer that JOBS delivered to this runner.
 
-    After a crash of the broker it may come again whatever was said of it: who takes it goes by the record.
+    It is delivered again after 30 s without `in_progress`, `ack` or `nak`.
+
+    After a crash of the broker it may be delivered again whatever was answered, so the runner decides by the job's
+    record.
     """
 
     pointer: Pointer
     sequence: int
 
     async def in_progress(self) -> None:
-        """Still at it: 30 s from now."""
+        """Extend the lease to 30 s from now."""
         ...
 
     async def ack(self) -> None:
-        """Gone for good, acknowledged by the broker unless it forgot the delivery. Never before the record says so."""
+        """Remove the message from JOBS. Call it only after the record says that the job needs no message any more.
+
+        Returns after the broker has confirmed it, or has forgotten the delivery.
+        """
         ...
 
     async def nak(self, delay_s: float) -> None:
-        """Hand it out again in `delay_s`, over a restart of the broker too (a crash right after: within 30 s)."""
+        """Deliver the message again in `delay_s`, also across a restart of the broker.
+
+        If the broker crashes right after this call, the message comes within 30 s.
+        """
         ...
 
 
-WAKE_GRACE_S = 0.05  # a wake is said before what it tells of is stored; a store that takes longer is told of again
+# A runner is woken before the pointer is stored, so that both travel together. When storing takes longer than this, it
+# is woken again.
+WAKE_GRACE_S = 0.05
 
 
 class JobQueue(Protocol):
-    """JOBS: the pointers that wait, one consumer a pool and priority."""
+    """JOBS: the pointers of jobs that wait for a runner, with one consumer for each pool and priority."""
 
     async def ensure_consumers(self, pools: Collection[str]) -> None:
-        """Make the consumers of `pools` (the edge's right; the runner only binds)."""
+        """Create the consumers of `pools` if they do not exist. Only the edge has the right to do so."""
         ...
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """Wake its lane and let it wait: whoever is woken takes it within WOKEN_S.
+        """Store the pointer and wake the runners that wait for its lane.
 
-        Twice is once (Msg-Id = subject), but `repair` publishes anew.
+        A pointer that is stored already is not stored twice (Msg-Id = subject); with `repair` it is stored again.
         """
         ...
 
     async def fetch(self, pool: str, priority: Priority, wait_s: float = 0.0) -> QueueMessage | None:
-        """The next one, at once, or one that comes within `wait_s`; None also when the consumer is not there yet."""
+        """Return the next message, one that arrives within `wait_s`, or None.
+
+        None also while the consumer does not exist.
+        """
         ...
 
     async def remove(self, pointer: Pointer) -> None:
-        """Remove that round's message, whoever holds it. Nothing happens when it is gone."""
+        """Remove the message of this pointer, also when a runner has it. It is not an error when there is none."""
         ...
 
     async def list_pending(self, owner: str | None = None) -> set[Pointer]:
-        """Every pointer in JOBS, those handed out included."""
+        """Return every pointer in JOBS, of one owner if named, including those that a runner has."""
         ...
 
     async def wait_for_messages(self, pools: Collection[str], timeout_s: float) -> frozenset[Lane]:
-        """Wait until one of `pools` is published to, at most `timeout_s`; its lanes that were, since the last call."""
+        """Wait at most `timeout_s` for a publish to `pools`; return the lanes that had one since the last call."""
         ...
-
-
-# MERGED bus/outgoing.py: The outbox of webhooks as a port: every state once past some edge, every letter kept until
-# it is done with.
 
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class WebhookDelivery(Struct, frozen=True):
-    """One state of a job on its way to its webhook. `replay`: how many times it was sent anew on request."""
+    """A state of a job to be sent to its webhook. `replay` counts how many times it was sent again on request."""
 
     revision: int
     record: JobRecord
@@ -203,112 +215,80 @@ class WebhookDelivery(Struct, frozen=True):
 
 
 class LeasedItem(Protocol[T_co]):
-    """Something handed out to one edge. It comes again after a minute unless it is done or put off."""
+    """An item delivered to one edge. It is delivered again after a minute without `ack` or `nak`."""
 
     @property
     def value(self) -> T_co:
-        """What it is."""
+        """The item itself."""
         ...
 
     async def ack(self) -> None:
-        """Gone for good."""
+        """Remove the item for good."""
         ...
 
     async def nak(self, delay_s: float) -> None:
-        """Hand it out again in `delay_s`, over a restart of the broker too."""
+        """Deliver the item again in `delay_s`, also across a restart of the broker."""
         ...
 
 
 class WebhookOutbox(Protocol):
-    """DELIVERIES, and the one place from which all edges together read STATE for it."""
+    """DELIVERIES, and the cursor with which all edges together read STATE for it: each state goes to one edge."""
 
     async def next_state_change(self) -> LeasedItem[WebhookDelivery | None] | None:
-        """The next state that no edge has judged, None when there is none now; None in it: a deletion, or rubbish.
+        """Return the next state that no edge has checked for a webhook; None when there is none now.
 
-        It reads on from where the first edge of the installation began, each state handed to one edge.
+        The value is None for a deletion and for unreadable bytes. The cursor begins where the first edge of the
+        installation started.
         """
         ...
 
-    async def enqueue(self, letter: WebhookDelivery) -> None:
-        """Keep it until it is done. Twice is once, within minutes. Raises StoreFull."""
+    async def enqueue(self, delivery: WebhookDelivery) -> None:
+        """Store the delivery until it is acked. Storing it twice within minutes stores it once. Raises BrokerFull."""
         ...
 
     async def fetch(self) -> LeasedItem[WebhookDelivery] | None:
-        """The next letter that is due, at once or None."""
+        """Return the next delivery that is due, or None."""
         ...
 
     async def remove(self, owner: str, job_id: str | None = None) -> int:
-        """Erase every letter of the job, or of all the owner's, whoever holds it; how many there were."""
+        """Erase every delivery of the job, or of the owner, also those that an edge has; return how many there were."""
         ...
-
-
-# MERGED bus/ledger.py: The port of USAGE: what was used, kept for bills and reports. `bus.nats.usage_log` makes it
-# true, `tests.support.fake_bus.stores` too.
 
 
 class UsageLog(Protocol):
-    """One row for each round of a job that has ended, and for each span with power of a host. Kept for 400 days."""
+    """USAGE: one row for each finished round of a job and for each on interval of a host.
+
+    Rows are kept for 400 days.
+    """
 
     async def add(self, row: UsageRow) -> bool:
-        """Write the row; False when it is there already: one row is written once, whoever and however many write it."""
+        """Write the row; return False when it exists already, whichever edge wrote it."""
         ...
 
     async def job_rows(self, since: datetime) -> list[JobUsage]:
-        """The rows of jobs that were written at `since` or later; older ones may be among them."""
+        """Return the rows of jobs that were written at `since` or later; older rows may be among them."""
         ...
 
     async def power_rows(self, since: datetime) -> list[PowerUsage]:
-        """The rows of hosts, likewise."""
+        """Return the rows of hosts that were written at `since` or later; older rows may be among them."""
         ...
 
     async def last_job_row(self) -> JobUsage | None:
-        """The row of a job that was written last; None when there is none."""
+        """Return the row of a job that was written last; None when there is no row."""
         ...
 
     async def delete_owner(self, owner: str) -> int:
-        """Erase every row of the owner's jobs, so that no byte stays; how many there were."""
+        """Erase every row of the owner's jobs, so that no byte stays on disk; return how many there were."""
         ...
 
-
-# MERGED bus/port.py: What the edge and the runner may ask of the broker, in our words. `bus.open` makes it true,
-# `tests.support.fake_bus` too. / The ports with ideas of their own stand beside it, and are named here for those who
-# use them: errors (`bus.interface`), / STATE (`bus.interface`), JOBS (`bus.interface`), DELIVERIES (`bus.interface`),
-# USAGE (`bus.interface`).
-
-
-__all__ = [
-    "WAKE_GRACE_S",
-    "BrokerDenied",
-    "BrokerFull",
-    "BrokerHealth",
-    "BrokerStatus",
-    "BrokerUnreachable",
-    "Bus",
-    "BusError",
-    "CaughtUp",
-    "FeedItem",
-    "HostNudges",
-    "JobFeed",
-    "JobQueue",
-    "JobStore",
-    "Lane",
-    "MessageTooLarge",
-    "QueueMessage",
-    "RecordChange",
-    "RevisionConflict",
-    "RowUnreadable",
-    "Table",
-    "TableRow",
-    "VersionedRecord",
-]
 
 T = TypeVar("T")
 
 
 class FeedItem(Struct, frozen=True):
-    """One thing a follower sees. `id` is `<epoch>-<sequence>`; exactly one of the two is set.
+    """One item that a follower receives. `id` is `<epoch>-<sequence>`. Exactly one of the other two fields is set.
 
-    `change`: a state, sourced from STATE by the broker. `note`: progress or log, from the runner.
+    `change`: a state, which the broker sources from STATE. `message`: progress or log output, from the runner.
     """
 
     id: str
@@ -318,103 +298,113 @@ class FeedItem(Struct, frozen=True):
 
 
 class JobFeed(Protocol):
-    """FEED: what clients follow."""
+    """FEED: states, progress and log output of jobs, for clients that follow them."""
 
-    async def publish(self, key: JobKey, note: FeedMessage) -> None:
-        """Say it; the same place and kind twice is once."""
+    async def publish(self, key: JobKey, message: FeedMessage) -> None:
+        """Publish the message. The same position and type are stored once."""
         ...
 
     def follow(self, owner: str, job_id: str | None = None, after: str | None = None) -> AsyncIterator[FeedItem]:
-        """The owner's items (of one job, if named) behind id `after`, without end; from the start for None, an id of
-        another epoch, or one outside what is held. Re-opens by itself when the broker comes back; what was given is not
-        given again. Of one job, once all that is held was given, a state of STATE that was not among it is given too
-        (the last one after a resume at the end), so that a follower always learns of the end."""
+        """Yield the owner's items (of one job, if named) after id `after`, without end and without repeating an item.
+
+        Starts at the beginning when `after` is None, of another epoch, or older than what FEED holds. Reconnects after
+        a break. When following one job, yields its latest STATE record after the replay if the replay did not contain
+        it, so that a follower always sees the final state.
+        """
         ...
 
     def replay(self, owner: str, after: str | None = None) -> AsyncGenerator[FeedItem, None]:
-        """The owner's items behind `after` as in `follow`, up to what is there at the opening; then it ends.
+        """Yield the owner's items after `after` as `follow` does. End with the last item that existed at the start.
 
-        Raises Unreachable when the broker goes away meanwhile.
+        Raises BrokerUnreachable when the broker goes away in the meantime.
         """
         ...
 
     async def last_progress(self, key: JobKey) -> ProgressMessage | None:
-        """The latest progress that was said."""
+        """Return the latest progress of the job, None when it has reported none."""
         ...
 
     async def messages(self, key: JobKey) -> list[FeedMessage]:
-        """All notes held of the job, oldest first."""
+        """Return all stored messages of the job, oldest first."""
         ...
 
     async def last_id(self) -> str:
-        """The id behind which nothing is yet."""
+        """Return the id of the last item, after which a follower sees only what comes from now on."""
         ...
 
     async def delete(self, owner: str, job_id: str | None = None) -> int:
-        """Erase every message of the job, or of all the owner's, the sourced states too, so that no byte stays; how
-        many there were."""
+        """Erase every message of the job, or of the owner, so that no byte stays on disk; return how many there were.
+
+        The states that were sourced from STATE are among them.
+        """
         ...
 
 
 class TableRow(Struct, Generic[T], frozen=True):
-    """A value and the revision it was read at."""
+    """A value and the revision at which it was read."""
 
     revision: int
     value: T
 
 
 class Table(Protocol[T]):
-    """A small bucket of one type: HOSTS, OFFERS, KEYS, ASSETS, TOMBSTONES, POWER, AGREED, JOINED, HOOKS…"""
+    """A small bucket with rows of one type, such as HOSTS or KEYS."""
 
     async def get(self, key: str) -> TableRow[T] | None:
-        """The row, or None when there is none (or its time ran out). Raises Unreadable."""
+        """Return the row; None when it does not exist or has expired. Raises RowUnreadable."""
         ...
 
     async def put(self, key: str, value: T) -> int:
-        """Write whatever was there; the new revision."""
+        """Write the row over whatever is stored; return the new revision."""
         ...
 
     async def create(self, key: str, value: T) -> int:
-        """Write the first; Conflict when there is one."""
+        """Write a new row and return its revision. Raises RevisionConflict when the row exists."""
         ...
 
     async def update(self, key: str, value: T, revision: int) -> int:
-        """Write behind `revision`; Conflict when the row is past it."""
+        """Write the row after `revision` and return the new revision.
+
+        Raises RevisionConflict when the stored row has another revision.
+        """
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove the row, if there."""
+        """Remove the row; nothing happens when there is none."""
         ...
 
     async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:
-        """Every row whose key starts with `prefix` (whole tokens: `owner.`). Leaves out, and logs, unreadable rows."""
+        """Return every row whose key starts with `prefix` (whole tokens: `owner.`).
+
+        Unreadable rows are logged and left out.
+        """
         ...
 
     async def keys(self, pattern: str = ">") -> set[str]:
-        """The keys that match, in one request: `*` is any one token, a last `>` all that follow.
+        """Return the keys that match `pattern`, in one request: `*` matches one token, a last `>` all that follow.
 
-        One that a runner deleted may still be among them, and so are unreadable rows.
+        A key that a runner deleted may still be among them, and so are those of unreadable rows.
         """
         ...
 
 
 class HostNudges(Protocol):
-    """Core subjects `ctl.<host>`: a nudge that may be lost, because the runner re-reads STATE anyway."""
+    """Core subjects `ctl.<host>`. A nudge may be lost, because the runner reads STATE again anyway."""
 
     async def nudge(self, host: str, key: JobKey) -> None:
-        """Tell `host` to look at the job's record now."""
+        """Ask the runner of `host` to read the job's record now."""
         ...
 
     def subscribe(self, host: str) -> AsyncIterator[JobKey]:
-        """What `host` is told to look at, without end."""
+        """Yield the keys of the nudges for `host`, without end."""
         ...
 
 
 class BrokerStatus(NamedTuple):
-    """The broker as the edge sees it. `used` is the share of the store in use, 0 to 1; `synced` None: unknown.
+    """The state of the broker. `used_share` is the share of the store in use, 0 to 1. `is_durable` None: unknown.
 
-    `halted`: its disk did not take a write, and it stores nothing until it is started anew. `ailing`: what befell some
-    servers of a cluster while the others do the work, and what to do, a line each.
+    `write_failed`: the broker's disk did not accept a write, and the broker stores nothing until it is restarted.
+    `degraded`: faults of single servers while the cluster works, and what to do about each, one line each.
     """
 
     used_share: float
@@ -425,33 +415,36 @@ class BrokerStatus(NamedTuple):
 
 
 class BrokerHealth(Protocol):
-    """The connection itself."""
+    """The state of the connection and of the broker."""
 
     async def status(self) -> BrokerStatus:
-        """Ask the broker; raises Unreachable."""
+        """Ask the broker for its state. Raises BrokerUnreachable."""
         ...
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection stands now."""
+        """Whether the connection is up and set up."""
         ...
 
     @property
     def fault(self) -> str:
-        """What keeps a broker that is there from being used, and what to do; empty where it is well, or just away."""
+        """Why the broker refuses this user, and what to do; empty when it does not, and while it is away."""
         ...
 
     def uptime_s(self) -> float:
-        """Seconds since the connection came up, without a break, a suspend or a clock jump: the gone rule's clock."""
+        """Return the seconds since the connection came up, without a break, a suspend or a clock jump.
+
+        A host counts as gone only for an observer that was connected for long enough.
+        """
         ...
 
     def reconnects(self) -> AsyncIterator[None]:
-        """One item each time the broker has come back (topology is ensured again before it)."""
+        """Yield once after each reconnect, when the streams exist again."""
         ...
 
 
 class Bus(Struct, frozen=True, kw_only=True):
-    """All of it, over one connection."""
+    """All ports, over one connection to the broker."""
 
     health: BrokerHealth
     job_store: JobStore
@@ -476,7 +469,7 @@ class Bus(Struct, frozen=True, kw_only=True):
 
 
 async def forget_deliveries(bus: Bus, key: JobKey) -> None:
-    """Erase the job's letters and their log. Raises BusError."""
+    """Erase the job's webhook deliveries and their log. Raises BusError."""
     await bus.webhook_outbox.remove(*key)
     for name in await bus.delivery_log.keys(f"{key.owner}.{key.id}.>"):
         await bus.delivery_log.delete(name)

@@ -1,4 +1,4 @@
-"""Wake the tasks of one event loop that wait for a change. The state itself is kept by whoever notifies."""
+"""Wake the tasks of one event loop that wait for a change. The caller of `notify` keeps the state."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ import anyio
 
 
 class Notifier:
-    """A condition without a lock: `notify` wakes everybody who waits now, and nobody who waits later.
+    """A condition without a lock: `notify` wakes all tasks that wait now, and none that wait later.
 
     A notification is not stored. So check the state first and wait only while it is not as wanted, without an `await`
-    between the two; `wait_until` does that. Where an `await` has to stand between them, take `next_notification`
-    before the check.
+    between the two; `wait_until` does that. Where an `await` has to stand between them, take `next_notification` before
+    the check.
     """
 
     def __init__(self) -> None:

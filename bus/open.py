@@ -1,4 +1,4 @@
-"""Opening the bus over a real broker: as the edge, which owns the topology, or as a runner, which only binds."""
+"""Open the bus over a real broker: as an edge, which creates streams and consumers, or as a runner, which uses them."""
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -60,103 +60,111 @@ log = structlog.get_logger(__name__)
 
 
 class _NatsAdapters(NamedTuple):
-    """The parts of a bus that have something to do when the connection changes."""
+    """The adapters that have to act when the connection changes, and the client that all adapters share."""
 
-    js: JetStreamClient
+    jetstream: JetStreamClient
     health: NatsBrokerHealth
     job_store: NatsJobStore
     job_queue: NatsJobQueue
 
     def build_bus(self, *, as_edge: bool) -> Bus:
-        """All of it."""
-        js = self.js
+        """Build the bus with all its ports."""
+        jetstream = self.jetstream
         return Bus(
             health=self.health,
             job_store=self.job_store,
             job_queue=self.job_queue,
-            feed=NatsJobFeed(js),
-            host_nudges=NatsHostNudges(js.connection),
-            heartbeats=NatsTable(js, HOSTS, HostHeartbeat, as_edge=as_edge),
-            capabilities=NatsTable(js, OFFERS, HostCapabilities, as_edge=as_edge),
-            api_keys=NatsTable(js, KEYS, ApiKey, as_edge=as_edge),
-            asset_references=NatsTable(js, ASSETS, AssetReference, as_edge=as_edge),
-            tombstones=NatsTable(js, TOMBSTONES, AssetTombstone, as_edge=as_edge),
-            power_records=NatsTable(js, POWER, PowerRecord, as_edge=as_edge),
-            webhook_configs=NatsTable(js, HOOKS, WebhookConfig, as_edge=as_edge),
-            delivery_log=NatsTable(js, DELIVERED, DeliveryLogRow, as_edge=as_edge),
-            leases=NatsTable(js, LEASES, Lease, as_edge=as_edge),
-            webhook_outbox=NatsWebhookOutbox(js),
-            installation_constants=NatsTable(js, AGREED, InstallationConstant, as_edge=as_edge),
-            enrolled_hosts=NatsTable(js, JOINED, EnrolledHost, as_edge=as_edge),
-            owner_deletions=NatsTable(js, ERASURES, OwnerDeletion, as_edge=as_edge),
-            audit_log=NatsTable(js, AUDIT, AuditEvent, as_edge=as_edge),
-            usage_log=NatsUsageLog(js),
+            feed=NatsJobFeed(jetstream),
+            host_nudges=NatsHostNudges(jetstream.connection),
+            heartbeats=NatsTable(jetstream, HOSTS, HostHeartbeat, as_edge=as_edge),
+            capabilities=NatsTable(jetstream, OFFERS, HostCapabilities, as_edge=as_edge),
+            api_keys=NatsTable(jetstream, KEYS, ApiKey, as_edge=as_edge),
+            asset_references=NatsTable(jetstream, ASSETS, AssetReference, as_edge=as_edge),
+            tombstones=NatsTable(jetstream, TOMBSTONES, AssetTombstone, as_edge=as_edge),
+            power_records=NatsTable(jetstream, POWER, PowerRecord, as_edge=as_edge),
+            webhook_configs=NatsTable(jetstream, HOOKS, WebhookConfig, as_edge=as_edge),
+            delivery_log=NatsTable(jetstream, DELIVERED, DeliveryLogRow, as_edge=as_edge),
+            leases=NatsTable(jetstream, LEASES, Lease, as_edge=as_edge),
+            webhook_outbox=NatsWebhookOutbox(jetstream),
+            installation_constants=NatsTable(jetstream, AGREED, InstallationConstant, as_edge=as_edge),
+            enrolled_hosts=NatsTable(jetstream, JOINED, EnrolledHost, as_edge=as_edge),
+            owner_deletions=NatsTable(jetstream, ERASURES, OwnerDeletion, as_edge=as_edge),
+            audit_log=NatsTable(jetstream, AUDIT, AuditEvent, as_edge=as_edge),
+            usage_log=NatsUsageLog(jetstream),
         )
 
 
 @asynccontextmanager
 async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
-    """The edge's bus: makes the topology on every new connection, removes old delete markers, serves readers.
+    """Open the bus of an edge: create the streams on each connection, remove old delete markers, serve readers.
 
-    Raises Unreachable when no broker answers, Denied when it refuses the user. Afterwards it dials for ever.
+    Raises BrokerUnreachable when no broker answers, BrokerDenied when it refuses the user. Afterwards the bus
+    reconnects without end.
     """
-    async with _build_adapters(settings) as parts:
+    async with _build_adapters(settings) as adapters:
 
         async def set_up() -> None:
-            await _warn_without_accounts(parts.js.connection)
-            await ensure_streams(parts.js, settings.replicas)
-            await ensure_shared_consumers(parts.js)
-            await parts.job_queue.ensure_known_consumers()
+            await _warn_without_accounts(adapters.jetstream.connection)
+            await ensure_streams(adapters.jetstream, settings.replicas)
+            await ensure_shared_consumers(adapters.jetstream)
+            await adapters.job_queue.ensure_known_consumers()
 
         async def sweep() -> None:
             while True:
-                await _sweep_job_store(parts.job_store)
+                await _sweep_job_store(adapters.job_store)
                 await anyio.sleep(SWEEP_INTERVAL_S)
 
-        parts.js.connection.setup_steps.append(set_up)
-        async with _keep_connected(parts, sweep, ReaderConsumerProxy(parts.js.connection).serve):
-            yield parts.build_bus(as_edge=True)
+        adapters.jetstream.connection.setup_steps.append(set_up)
+        async with _keep_connected(adapters, sweep, ReaderConsumerProxy(adapters.jetstream.connection).serve):
+            yield adapters.build_bus(as_edge=True)
 
 
 @asynccontextmanager
 async def open_runner(settings: BrokerSettings) -> AsyncIterator[Bus]:
-    """A runner's bus: needs exactly the rights of `bus.nats.users.runner_user`. Raises as `open_edge` does."""
-    async with _build_adapters(settings) as parts, _keep_connected(parts):
-        yield parts.build_bus(as_edge=False)
+    """Open the bus of a runner, which needs exactly the rights of `bus.nats.users.runner_user`.
+
+    Raises as `open_edge` does.
+    """
+    async with _build_adapters(settings) as adapters, _keep_connected(adapters):
+        yield adapters.build_bus(as_edge=False)
 
 
 @asynccontextmanager
 async def open_for_backup(settings: BrokerSettings) -> AsyncIterator[tuple[Bus, SnapshotClient]]:
-    """The edge's bus as it finds the broker: nothing is made. For backup and restore; raises as `open_edge` does."""
-    async with _build_adapters(settings) as parts, _keep_connected(parts):
-        yield parts.build_bus(as_edge=True), SnapshotClient(parts.js)
+    """Open the bus of an edge without creating anything, for backup and restore. Raises as `open_edge` does."""
+    async with _build_adapters(settings) as adapters, _keep_connected(adapters):
+        yield adapters.build_bus(as_edge=True), SnapshotClient(adapters.jetstream)
 
 
 @asynccontextmanager
 async def _build_adapters(settings: BrokerSettings) -> AsyncIterator[_NatsAdapters]:
-    async with AsyncExitStack() as opened:
+    async with AsyncExitStack() as stack:
         clients = [
-            await opened.enter_async_context(open_monitor_client(url)) for url in settings.monitor.split(",") if url
+            await stack.enter_async_context(open_monitor_client(url)) for url in settings.monitor.split(",") if url
         ]
-        js = JetStreamClient(NatsConnection(settings, inbox_prefix(settings.user), secrets.token_hex(8)))
-        link = NatsBrokerHealth(js, MonitorClients(clients, anyio.current_time) if clients else None, UptimeClock())
-        yield _NatsAdapters(js, link, NatsJobStore(js), NatsJobQueue(js))
+        jetstream = JetStreamClient(NatsConnection(settings, inbox_prefix(settings.user), secrets.token_hex(8)))
+        health = NatsBrokerHealth(
+            jetstream, MonitorClients(clients, anyio.current_time) if clients else None, UptimeClock()
+        )
+        yield _NatsAdapters(jetstream, health, NatsJobStore(jetstream), NatsJobQueue(jetstream))
 
 
 @asynccontextmanager
-async def _keep_connected(parts: _NatsAdapters, *tasks: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """The connection, dialled once and then kept, with `tasks` beside it.
+async def _keep_connected(
+    adapters: _NatsAdapters, *tasks: Callable[[], Coroutine[Any, Any, None]]
+) -> AsyncIterator[None]:
+    """Connect once, then keep the connection and run `tasks` beside it.
 
-    An error of the body leaves as itself, not in the group's ExceptionGroup.
+    An error of the body is raised as it is, not in the ExceptionGroup of the task group.
     """
-    wire = parts.js.connection
-    wire.on_connected.append(parts.health.on_connected)
-    wire.on_disconnected.append(parts.health.on_disconnected)
+    connection = adapters.jetstream.connection
+    connection.on_connected.append(adapters.health.on_connected)
+    connection.on_disconnected.append(adapters.health.on_disconnected)
     raised: Exception | None = None
-    async with wire.subscribed("wake.*", parts.job_queue.on_wake):
-        await wire.connect()
+    async with connection.subscribed("wake.*", adapters.job_queue.on_wake):
+        await connection.connect()
         async with anyio.create_task_group() as group:
-            group.start_soon(wire.reconnect_forever)
+            group.start_soon(connection.reconnect_forever)
             for task in tasks:
                 group.start_soon(task)
             try:
@@ -173,24 +181,24 @@ class _UserAccount(Struct, frozen=True):
 
 
 class _UserInfo(Struct, frozen=True):
-    """What the broker says of a connection's user."""
+    """The broker's description of a connection's user."""
 
     data: _UserAccount = _UserAccount()
 
 
-async def _warn_without_accounts(wire: NatsConnection) -> None:
-    """Say that a broker set up for an earlier release, without accounts, protects nothing from its hosts."""
-    said = await wire.request("$SYS.REQ.USER.INFO")
-    if not reply_status(said) and msgspec.json.decode(said.data, type=_UserInfo).data.account == GLOBAL_ACCOUNT:
+async def _warn_without_accounts(connection: NatsConnection) -> None:
+    """Warn about a broker that was set up for an earlier release: without accounts, its hosts can write anything."""
+    reply = await connection.request("$SYS.REQ.USER.INFO")
+    if not reply_status(reply) and msgspec.json.decode(reply.data, type=_UserInfo).data.account == GLOBAL_ACCOUNT:
         log.warning(
-            "the broker has no accounts: whoever has the broker password of a host or a reader can write anything; "
-            "move it as docs/hosts.md says"
+            "broker_without_accounts_found",
+            error="a host or a reader with a broker password can write anything: set up accounts as docs/hosts.md says",
         )
 
 
-async def _sweep_job_store(records: NatsJobStore) -> None:
+async def _sweep_job_store(job_store: NatsJobStore) -> None:
     try:
-        await records.sweep_delete_markers(datetime.now(UTC), DELETE_MARKER_TTL)
-        await records.trim_history()
+        await job_store.sweep_delete_markers(datetime.now(UTC), DELETE_MARKER_TTL)
+        await job_store.trim_history()
     except BusError as error:
-        log.warning("old delete markers and revisions stay for now", error=str(error))
+        log.warning("job_store_sweep_failed", error=str(error))

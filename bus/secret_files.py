@@ -44,10 +44,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_private_folder(path: Path, mode: int = 0o700) -> None:
-    """Make the folder, or close one that is there, so that only its owner enters it. Blocking.
+    """Create the folder so that only its owner can enter it, or restrict one that exists. Blocking.
 
-    `mode` may be PASSAGE. One that is there is never opened further, and is left as it is where it belongs to another
-    user or everybody writes there, as in /tmp: it is not ours to close.
+    `mode` may be TRAVERSE_ONLY_MODE. An existing folder is never opened further. It is left as it is when it belongs to
+    another user or is writable for everybody, like /tmp.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the broker is and who we are there."""
+"""Settings of the connection to the broker."""
 
 from typing import Annotated
 
@@ -6,12 +6,13 @@ from msgspec import Meta, Struct
 
 
 class BrokerSettings(Struct, frozen=True):
-    """`url`: one, or several with commas (a cluster); `tls://` asks for TLS, checked against `ca` (a file) if given.
+    """The address of the broker and the login. Values that are files are paths.
 
-    `monitor`: the broker's HTTP monitor, the only place that tells whether writes are synced; of a cluster each
-    server's, with commas; empty: not asked. `cert` and `key`: files, for mutual TLS. `pin`: a file with the one
-    certificate to trust, under whatever name. `replicas`: on so many servers of a cluster every stream is kept; unset,
-    on as many as it is (1 where it is new), so that what says nothing of it changes nothing.
+    `url`: one address, or several with commas (a cluster); `tls://` asks for TLS, checked against the file `ca` if
+    given. `monitor`: the HTTP monitor, the only place that tells whether writes are synced; one for each server of a
+    cluster, with commas; empty: not used. `cert` and `key`: files for mutual TLS. `pin`: a file with the one
+    certificate to trust, whatever its name. `replicas`: the number of servers of a cluster that keep each stream.
+    Unset, existing streams keep their number and new ones get 1.
     """
 
     url: str = "nats://127.0.0.1:4222"

@@ -1,7 +1,7 @@
-"""Trusting one certificate and no other: a host that joins knows the sha256 of what it is to meet.
+"""Trust one certificate and no other: a host that joins knows the sha256 of the edge's certificate.
 
-Hostnames are not looked at: behind a router a machine is reached under names that no certificate knows, and whoever has
-the key of exactly this certificate is the one.
+Host names are not checked. Behind a router a machine is reached under names that no certificate contains, and the
+private key of exactly this certificate is proof enough.
 """
 
 import hashlib
@@ -19,24 +19,25 @@ INFO_LIMIT_BYTES = 64 * 1024
 
 
 class CertificateMismatch(Exception):
-    """Who answers has not the certificate that was named. The message says what to do, in one line."""
+    """The server shows another certificate than expected. The message says what to do, in one line."""
 
 
 def compute_fingerprint(pem: str) -> str:
-    """sha256 of a PEM certificate's bytes (the first, of a chain), in hex."""
+    """Return the sha256 of a PEM certificate (the first of a chain) in hex."""
     end = "-----END CERTIFICATE-----"
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)].strip())).hexdigest()
 
 
 def fetch_certificate(url: str, expected: str) -> str:
-    """The certificate of whoever answers at `url` (https:// or tls://, the first of several) as PEM. Blocking.
+    """Return the certificate of the server at `url` (https:// or tls://, the first of several) as PEM. Blocking.
 
-    Raises Unreachable, and WrongCertificate when its sha256 is not `expected`. Nothing secret has been sent by then.
+    Raises BrokerUnreachable, and CertificateMismatch when its sha256 is not `expected`. No secret has been sent by
+    then.
     """
-    place = urlsplit(url.split(",", maxsplit=1)[0])
-    address = (place.hostname or "", place.port or DEFAULT_PORTS.get(place.scheme, 0))
+    parts = urlsplit(url.split(",", maxsplit=1)[0])
+    address = (parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0))
     try:
-        der = _read_peer_certificate(address, greeted=place.scheme in {"tls", "nats"})
+        der = _read_peer_certificate(address, greeted=parts.scheme in {"tls", "nats"})
     except OSError as error:  # ssl.SSLError is one
         raise BrokerUnreachable(
             f"{url} does not answer with TLS ({error}): check address, port and firewall"
@@ -45,7 +46,7 @@ def fetch_certificate(url: str, expected: str) -> str:
     if not compare_digest(found, expected):
         raise CertificateMismatch(
             f"{url} shows the certificate {found[:16]}…, the token names {expected[:16]}…: "
-            "somebody is in between, or it was renewed; ask for a new token with `lamplighter hosts add`"
+            "it was renewed, or another machine intercepts the connection; get a new token with `lamplighter hosts add`"
         )
     return ssl.DER_cert_to_PEM_cert(der)
 
@@ -53,7 +54,7 @@ def fetch_certificate(url: str, expected: str) -> str:
 def _read_peer_certificate(address: tuple[str, int], *, greeted: bool) -> bytes:
     unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unchecked.check_hostname = False
-    unchecked.verify_mode = ssl.CERT_NONE  # only looked at here; who is trusted is decided by its digest
+    unchecked.verify_mode = ssl.CERT_NONE  # the caller compares the fingerprint
     with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S) as plain:
         if greeted:
             _skip_nats_info(plain)
@@ -62,20 +63,22 @@ def _read_peer_certificate(address: tuple[str, int], *, greeted: bool) -> bytes:
 
 
 def _skip_nats_info(plain: socket.socket) -> None:
-    """A broker says one line, INFO, before TLS. Byte by byte: what follows belongs to TLS."""
+    """Read the one line, INFO, that a broker sends before TLS. Byte by byte: what follows belongs to TLS."""
     for _ in range(INFO_LIMIT_BYTES):
         byte = plain.recv(1)
         if byte == b"\n":
             return
         if not byte:
             break
-    raise ConnectionError("it closed before it had greeted")
+    raise ConnectionError("the server closed the connection before it sent INFO")
 
 
 def create_pinned_ssl_context(pem: Path) -> ssl.SSLContext:
-    """A client's context that trusts exactly the certificate in the file `pem`. Blocking; OSError when unreadable."""
+    """Return a client context that trusts exactly the certificate in the file `pem`. Blocking. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is the anchor, whoever signed it
+    context.verify_flags |= (
+        ssl.VERIFY_X509_PARTIAL_CHAIN
+    )  # the certificate itself is the trust anchor, whatever signed it
     context.load_verify_locations(cafile=pem)
     return context

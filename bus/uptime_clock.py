@@ -1,4 +1,7 @@
-"""How long a connection has stood without a break that an observer could not have noticed (DESIGN 3, "Gone")."""
+"""The uptime of a connection, without breaks that an observer could not have noticed, such as a suspend.
+
+A host counts as gone only for an observer that was connected for long enough without such a break.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,7 +11,7 @@ CLOCK_JUMP_LIMIT_S = 2.0
 
 
 class ClockReading(NamedTuple):
-    """One moment on three clocks, in seconds: one that stops in a suspend, one that does not, and the calendar's."""
+    """One moment on three clocks, in seconds: one that stops in a suspend, one that does not, and wall time."""
 
     monotonic_s: float
     boottime_s: float
@@ -16,13 +19,16 @@ class ClockReading(NamedTuple):
 
 
 def read_clocks() -> ClockReading:
-    """Linux names the clock that counts a suspend; elsewhere the running one stands for both."""
+    """Read the clocks. Only Linux has a clock that counts a suspend; elsewhere the monotonic one stands for both."""
     suspending = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return ClockReading(time.monotonic(), time.clock_gettime(suspending), time.time())
 
 
 class UptimeClock:
-    """Counts anew after `up`, a suspend, or a clock that jumped by more than 2 s between two looks."""
+    """Count seconds.
+
+    Start again after `start`, a suspend, or a clock that jumped by more than 2 s between two calls.
+    """
 
     def __init__(self, clocks: Callable[[], ClockReading] = read_clocks) -> None:
         self._clocks = clocks
@@ -30,16 +36,16 @@ class UptimeClock:
         self._last = clocks()
 
     def start(self) -> None:
-        """The connection stands from now on."""
+        """Count from now on: the connection is up."""
         self._last = self._clocks()
         self._since = self._last.monotonic_s
 
     def stop(self) -> None:
-        """The connection is gone."""
+        """Stop counting: the connection is down."""
         self._since = None
 
     def uptime_s(self) -> float:
-        """How long so far; 0 while it is down."""
+        """Return the seconds so far; 0 while the connection is down."""
         now, last = self._clocks(), self._last
         self._last = now
         if self._since is None:

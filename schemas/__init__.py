@@ -1,4 +1,10 @@
-"""The vocabulary that every part of Lamplighter shares: frozen Structs and pure functions, no I/O.
+"""The shared vocabulary: frozen Structs and pure functions, without I/O.
 
-Imports the standard library and msgspec, nothing else (kept by tests/test_architecture.py).
+Everything that is stored in the broker or sent between processes is defined here, with the rules that belong to it:
+`lifecycle` is the state machine of a job, `retry_policy` decides what follows a failure, `container_protocol` is the
+contract between a runner and a container, `settings_loader` reads settings.
+
+A field that was renamed keeps its stored name with `field(name=…)`; tests/upgrade decodes old records.
+May import the standard library and msgspec only. Everybody may import it.
+Start with `job`, then `events`, then `lifecycle`.
 """

@@ -1,4 +1,4 @@
-"""Assets: files named by their sha256, an owner's reference to one, and the names they may carry on a disk."""
+"""Assets: files named by their sha256, the references of owners to them, and safe file names."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct, field
 
-# Not "$" at the end: it lets a trailing newline through.
+# A "$" at the end of the pattern would allow a trailing newline.
 DIGEST_PATTERN = r"^[0-9a-f]{64}(?![\s\S])"
 Digest = Annotated[str, Meta(pattern=DIGEST_PATTERN, description="sha256 in 64 lower-case hex digits")]
 DIGEST_SCHEME = "sha256:"
@@ -17,7 +17,7 @@ NAME_LIMIT_BYTES = 100
 BINARY_MEDIA_TYPE = "application/octet-stream"
 
 _DIGEST = re.compile(DIGEST_PATTERN)
-# What Windows and shells give a meaning to; "/" and "\" have been cut at before.
+# Characters with a meaning for Windows and shells; "/" and "\" have been split at before.
 _SPECIAL = re.compile(r'[<>:"|?*]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 
@@ -25,8 +25,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE
 _TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(\s*;[\x20-\x7e]{0,120})?\Z", re.ASCII)
 _EMPTY_TYPES = {BINARY_MEDIA_TYPE, "application/x-www-form-urlencoded", "multipart/form-data"}
 
-# Ours and not the machine's /etc/mime.types: the answer must not depend on where the edge runs. HTML and SVG are
-# left out on purpose: a client's file must never be shown as a page of the edge's own origin.
+# Not the machine's /etc/mime.types: the answer must not depend on where the edge runs. HTML and SVG are left out on
+# purpose: a client's file must never be shown as a page of the edge's own origin.
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
     ".m4v": "video/mp4",
@@ -64,7 +64,7 @@ class InvalidDigest(ValueError):
 
 
 class AssetReference(Struct, frozen=True):
-    """An owner's claim on a file, the value of bucket ASSETS at `reference_key`."""
+    """An owner's reference to a file, stored in ASSETS at `reference_key`."""
 
     name: str  # as `safe_name` made it
     bytes: int
@@ -72,11 +72,11 @@ class AssetReference(Struct, frozen=True):
     created_at: Annotated[datetime, Meta(tz=True)] = field(name="created")
     last_used_at: Annotated[datetime, Meta(tz=True)] = field(
         name="touched"
-    )  # last upload or submit that named it; retention counts from here
+    )  # the last upload or submit that named it; retention counts from here
 
 
 class AssetField(NamedTuple):
-    """One place in a job's input where a file is meant."""
+    """One place in a job's input that names a file."""
 
     path: str  # "$.clips[0].video", as jsonschema writes paths
     name: str  # the nearest property: "video"
@@ -84,12 +84,12 @@ class AssetField(NamedTuple):
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is 64 lower-case hex digits."""
+    """Return whether `text` is 64 lower-case hex digits."""
     return _DIGEST.match(text) is not None
 
 
 def parse_digest(text: str) -> Digest:
-    """The digest in `sha256:<hex>`. Raises InvalidDigest."""
+    """Return the digest in `sha256:<hex>`. Raises InvalidDigest."""
     digest = text.removeprefix(DIGEST_SCHEME)
     if digest == text or not is_digest(digest):
         raise InvalidDigest(text)
@@ -97,17 +97,17 @@ def parse_digest(text: str) -> Digest:
 
 
 def reference_key(owner: str, sha256: Digest) -> str:
-    """The key in bucket ASSETS: an owner sees only what begins with its own token."""
+    """Return the key in ASSETS. An owner sees only keys that begin with its own token."""
     return f"{owner}.{sha256}"
 
 
 def asset_fields(
     schema: Mapping[str, object], given: object, spend: Callable[[int], None] = lambda _: None
 ) -> list[AssetField]:
-    """Every string of `given` that stands where `schema` says `"format": "asset"`, in the order of the schema.
+    """Return every string of the input where the schema says `"format": "asset"`, in the order of the schema.
 
-    Follows properties, items, additionalProperties and allOf/anyOf/oneOf; not `$ref`. Values of another type are
-    left to the validation. `spend` is told the steps before they are taken, and may raise.
+    Follows properties, items, additionalProperties and allOf/anyOf/oneOf, but not `$ref`. The validation reports values
+    of another type. `spend` is called with the number of steps before they are taken, and may raise.
     """
     return list(dict.fromkeys(_walk_asset_fields(schema, given, "$", "", spend)))
 
@@ -120,15 +120,15 @@ def _walk_asset_fields(
     spend(1)
     if schema.get("format") == "asset" and isinstance(given, str):
         yield AssetField(path, name, given)
-    for word in ("allOf", "anyOf", "oneOf"):
-        for choice in schema.get(word, ()):
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        for choice in schema.get(keyword, ()):
             yield from _walk_asset_fields(choice, given, path, name, spend)
     if isinstance(given, Mapping):
         yield from _walk_object(schema, given, path, spend)
     elif isinstance(given, list) and "items" in schema:
         spend(len(given))
-        for at, item in enumerate(given):
-            yield from _walk_asset_fields(schema["items"], item, f"{path}[{at}]", name, spend)
+        for index, item in enumerate(given):
+            yield from _walk_asset_fields(schema["items"], item, f"{path}[{index}]", name, spend)
 
 
 def _walk_object(
@@ -145,19 +145,19 @@ def _walk_object(
 
 
 def replace_at_paths(given: Any, paths: Collection[str], old: str, new: str, path: str = "$") -> Any:
-    """`given` with `new` for every `old` that stands at one of `paths`, as `asset_fields` writes them."""
+    """Return the value with `new` for every `old` at one of `paths`, which are written as in `asset_fields`."""
     if isinstance(given, dict):
         return {key: replace_at_paths(value, paths, old, new, f"{path}.{key}") for key, value in given.items()}
     if isinstance(given, list):
-        return [replace_at_paths(item, paths, old, new, f"{path}[{at}]") for at, item in enumerate(given)]
+        return [replace_at_paths(item, paths, old, new, f"{path}[{index}]") for index, item in enumerate(given)]
     return new if given == old and path in paths else given
 
 
 def safe_name(name: str, fallback: str = "file") -> str:
-    """A name that is one plain file in any folder: at most 100 bytes of UTF-8, the extension kept.
+    """Return a name that is one plain file in any folder: at most 100 bytes of UTF-8, with its extension.
 
-    Letters of every script stay. Folders, control and format characters (they can turn text around), what Windows
-    or a shell would read as something else, leading dots and dashes go.
+    Letters of every script stay. Removed are folders, control and format characters (they can reverse text), characters
+    with a meaning for Windows or a shell, and leading dots and dashes.
     """
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
     visible = "".join(" " if c.isspace() else c for c in last if c.isspace() or unicodedata.category(c)[0] != "C")
@@ -178,9 +178,9 @@ def _shorten_name(name: str) -> str:
 
 
 def choose_media_type(declared: str | None, name: str) -> str:
-    """The media type that a client declared; what the name promises where it declared none, or only that of a form.
+    """Return the media type that a client declared; that of the name when there is none, or only a form's type.
 
-    Only what may stand in a header again: `curl --data-binary` and forms send types that say nothing of the file.
+    `curl --data-binary` and forms declare types that say nothing about the file. The result may stand in a header.
     """
     kind = (declared or "").strip()
     known = _TYPE.match(kind) and kind.partition(";")[0].strip().lower() not in _EMPTY_TYPES
@@ -188,5 +188,5 @@ def choose_media_type(declared: str | None, name: str) -> str:
 
 
 def guess_media_type(name: str) -> str:
-    """What the extension of `name` promises; `application/octet-stream` when it promises nothing known."""
+    """Return the media type for the extension of `name`; `application/octet-stream` for an unknown one."""
     return MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), BINARY_MEDIA_TYPE)

@@ -1,4 +1,4 @@
-"""API keys and what they may do (PROTOCOLS 1)."""
+"""API keys and their scopes."""
 
 import hashlib
 import re
@@ -36,10 +36,10 @@ IMPLIED_SCOPES: dict[Scope, frozenset[Scope]] = {
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
-    """A row of KEYS, under the key's id. The secret itself is never stored.
+    """A row of KEYS, under the id of the key. The secret itself is never stored.
 
-    `previous_sha256` opens too until `previous_until`. `used_at` is minutes behind. `host`: with the scope runner, the
-    host whose jobs the key is for; None: the jobs of all hosts.
+    `previous_sha256` is accepted too until `previous_until`. `used_at` lags by minutes. `host`: for a key with the
+    scope runner, the host whose jobs it is for; None: the jobs of all hosts.
     """
 
     id: Token
@@ -56,13 +56,13 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     host: Token | None = None
 
     def accepted_digests(self, now: datetime) -> tuple[str, ...]:
-        """The digests of the secrets that open it at `now`."""
+        """Return the digests of the secrets that are accepted at `now`."""
         if self.previous_sha256 is None or self.previous_until is None or now >= self.previous_until:
             return (self.secret_sha256,)
         return self.secret_sha256, self.previous_sha256
 
     def allows(self, scope: Scope) -> bool:
-        """Whether one of the key's scopes is, or implies, `scope`."""
+        """Return whether one of the scopes is, or implies, `scope`."""
         return any(own is scope or scope in IMPLIED_SCOPES.get(own, frozenset()) for own in self.scopes)
 
 
@@ -74,11 +74,11 @@ class Credential(NamedTuple):
 
 
 def parse_credential(text: str) -> Credential | None:
-    """`lamp_<id>_<secret>` apart, or None when the text is no key. The id of a key holds no underscore."""
+    """Split `lamp_<id>_<secret>`; None when the text is not a key. The id of a key has no underscore."""
     match = _CREDENTIAL.match(text)
     return Credential(*match.groups()) if match else None
 
 
 def hash_secret(secret: str) -> str:
-    """What KEYS holds of a secret: its sha256. A secret has 256 random bits, so no slow hash is needed."""
+    """Return the sha256 of a secret, as KEYS stores it. A secret has 256 random bits, so no slow hash is needed."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Exponential backoff as data: the one place that computes how long to wait after failures in a row."""
+"""Exponential backoff as data: the only place that computes how long to wait after several failures."""
 
 from msgspec import Struct
 
@@ -22,7 +22,7 @@ class Backoff(Struct, frozen=True):
     def delay_s(self, failures: int, jitter: float = 0.0) -> float:
         """Return the delay after `failures` earlier failures: `first_s` for 0, twice that for 1, at most `limit_s`.
 
-        `jitter` makes the delay longer by that share, so that what failed together is not retried together: a random
-        number in [0, 1) gives one to two times the delay. `limit_s` holds before the jitter.
+        `jitter` makes the delay longer by that share, so that tasks that failed together are not retried together. A
+        random number in [0, 1) gives one to two times the delay. `limit_s` holds before the jitter.
         """
         return min(self.first_s * 2.0 ** min(failures, _DOUBLING_LIMIT), self.limit_s) * (1.0 + jitter)

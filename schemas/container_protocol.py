@@ -1,6 +1,6 @@
-"""What a container is given and what it may say (DESIGN 4): `job.json`, lines on stdout, exit codes. No I/O here.
+"""The protocol between runner and container: `job.json`, lines on stdout, exit codes. No I/O here.
 
-`images/jobkit` writes the same words without importing this file; tests/images/jobkit holds the two together.
+`images/jobkit` implements the same protocol without importing this file; tests/images/jobkit compares the two.
 """
 
 import math
@@ -14,26 +14,26 @@ from msgspec import Meta, Struct
 
 OutputStream = Literal["stdout", "stderr"]
 
-LINE_LIMIT_BYTES = 65_536  # bytes of one line; what is longer is cut and never read as a message
-WORD_LIMIT_CHARS = 200  # characters of a stage, a metric's name, a unit
-ERROR_MESSAGE_LIMIT_CHARS = 4_000  # characters of an error's message
-COUNT_LIMIT = 2**53  # of done and total: what every reader of JSON takes as an integer
+LINE_LIMIT_BYTES = 65_536  # of one line; a longer line is cut and is only log
+WORD_LIMIT_CHARS = 200  # of a stage, a metric's name, a unit
+ERROR_MESSAGE_LIMIT_CHARS = 4_000  # of an error's message
+COUNT_LIMIT = 2**53  # of done and total: every JSON reader takes such a number as an integer
 
 JOB_FILE = "job.json"
 OUTPUT_FILE = "output.json"  # in out/: the job's `output.data`, an object
 START_SOCKET = "start.sock"  # a warm container listens here for the one line that starts its job
-PARTIAL_FILE_PREFIX = ".part-"  # a file in out/ that is not finished; never an output
+PARTIAL_FILE_PREFIX = ".part-"  # of an unfinished file in out/, which is never an output
 
 
 class JobTimeouts(Struct, frozen=True):
-    """Seconds the runner will wait: for the whole job, and for the next sign of progress."""
+    """How many seconds the runner waits: for the whole job, and for new progress."""
 
     execution_s: float
     stall_s: float
 
 
 class JobFile(Struct, frozen=True, kw_only=True):
-    """`/job/job.json`. In `input` an asset field holds the file's name inside `in/`, without a folder."""
+    """`/job/job.json`. In `input`, an asset field holds the name of the file inside `in/`, without a folder."""
 
     id: str
     owner: str
@@ -49,7 +49,7 @@ class ReadyLine(Struct, frozen=True, tag="ready"):
 
 
 class ProgressLine(Struct, frozen=True, tag="progress"):
-    """How far the job is: `fraction` in [0, 1], and `done` of `total` of whatever `stage` counts."""
+    """The progress of the job: `fraction` in [0, 1], and `done` of `total` units of the stage."""
 
     fraction: float
     stage: Annotated[str, Meta(max_length=WORD_LIMIT_CHARS)] | None = None
@@ -58,7 +58,7 @@ class ProgressLine(Struct, frozen=True, tag="progress"):
 
 
 class MetricLine(Struct, frozen=True, tag="metric"):
-    """A number the job measured of itself."""
+    """A number that the job measured of itself."""
 
     name: Annotated[str, Meta(min_length=1, max_length=WORD_LIMIT_CHARS)]
     value: float
@@ -66,7 +66,7 @@ class MetricLine(Struct, frozen=True, tag="metric"):
 
 
 class ErrorLine(Struct, frozen=True, tag="error"):
-    """Why the job is about to fail; the exit code says what follows from it."""
+    """Why the job is about to fail. The exit code says whether it is tried again."""
 
     code: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}(?![\s\S])")]
     message: str = ""
@@ -83,14 +83,14 @@ ContainerLine = ReadyLine | ProgressLine | MetricLine | ErrorLine | LogLine
 
 
 class ParsedLine(NamedTuple):
-    """A message and the offset just behind its line, counted as the feeder counts."""
+    """A message and the offset right after its line."""
 
     message: ContainerLine
     end: int
 
 
 class ExitCode(IntEnum):
-    """The exit codes with a meaning of their own; every other one is the verdict table's."""
+    """The exit codes with a meaning of their own. The verdict table covers all others."""
 
     DONE = 0
     BAD_JOB = 64
@@ -100,8 +100,8 @@ class ExitCode(IntEnum):
     TRY_AGAIN = 75
 
 
-# The failure that a code stands for. It also classes an image's own error code: "hand_hidden" with exit 65 is
-# the client's fault, as bad_input is.
+# The failure that an exit code stands for. It also classifies an image's own error code: "hand_hidden" with exit 65 is
+# the client's fault, like bad_input.
 EXIT_FAILURES: Mapping[int, str | None] = MappingProxyType(
     {
         ExitCode.DONE: None,
@@ -115,7 +115,7 @@ EXIT_FAILURES: Mapping[int, str | None] = MappingProxyType(
 
 
 class _RawProgressLine(Struct, tag="progress"):
-    """Progress as written: any subset of the numbers, in any number format."""
+    """Progress as the job wrote it: any subset of the numbers, in any number format."""
 
     fraction: float | None = None
     stage: str | None = None
@@ -130,18 +130,18 @@ def _clamp_count(value: float | None) -> int | None:
     return None if value is None else min(max(0, int(value)), COUNT_LIMIT)
 
 
-def _tidy_progress(said: _RawProgressLine) -> ProgressLine | None:
-    fraction = said.fraction
-    if fraction is None and said.total and said.done is not None:
-        fraction = said.done / said.total
+def _tidy_progress(raw: _RawProgressLine) -> ProgressLine | None:
+    fraction = raw.fraction
+    if fraction is None and raw.total and raw.done is not None:
+        fraction = raw.done / raw.total
     if fraction is None or not math.isfinite(fraction):
         return None
-    stage = said.stage[:WORD_LIMIT_CHARS] if said.stage is not None else None
-    return ProgressLine(min(max(fraction, 0.0), 1.0), stage, _clamp_count(said.done), _clamp_count(said.total))
+    stage = raw.stage[:WORD_LIMIT_CHARS] if raw.stage is not None else None
+    return ProgressLine(min(max(fraction, 0.0), 1.0), stage, _clamp_count(raw.done), _clamp_count(raw.total))
 
 
-def _tidy_error(said: ErrorLine) -> ErrorLine:
-    return msgspec.structs.replace(said, message=said.message[:ERROR_MESSAGE_LIMIT_CHARS])
+def _tidy_error(raw: ErrorLine) -> ErrorLine:
+    return msgspec.structs.replace(raw, message=raw.message[:ERROR_MESSAGE_LIMIT_CHARS])
 
 
 _TIDY_BY_TYPE: Mapping[type, Callable[[Any], ContainerLine | None]] = {
@@ -151,43 +151,43 @@ _TIDY_BY_TYPE: Mapping[type, Callable[[Any], ContainerLine | None]] = {
 
 
 def read_line(stream: OutputStream, line: bytes) -> ContainerLine:
-    """What one line without its newline says. Never fails: what is no message is Log.
+    """Return the message in one line without its newline. Never fails: any other line is a LogLine.
 
-    Bytes that are no UTF-8 are replaced: an error in another encoding keeps its code.
+    Bytes that are not UTF-8 are replaced, so that an error line in another encoding keeps its code.
     """
     text = line.decode(errors="replace")
     if stream == "stdout" and line.lstrip().startswith(b"{"):
         try:
-            said = _decode_line(text)
+            raw = _decode_line(text)
         except (msgspec.MsgspecError, RecursionError):  # deeply nested brackets
-            said = None
-        tidy = _TIDY_BY_TYPE.get(type(said))
-        message = tidy(said) if tidy else said
+            raw = None
+        tidy = _TIDY_BY_TYPE.get(type(raw))
+        message = tidy(raw) if tidy else raw
         if message is not None:
             return message
     return LogLine(stream, text.rstrip("\r"))
 
 
 class LineParser:
-    """Turns one stream's bytes, in chunks of any size, into messages.
+    """Turn the bytes of one stream, in chunks of any size, into messages.
 
-    `end` rises strictly as long as the offsets fed do; bytes between two chunks that belong to the other stream
-    (offsets count over both) or were lost to log rotation are simply not there.
+    `end` rises strictly if the offsets of the chunks do. Bytes of the other stream (offsets count over both), and bytes
+    lost to log rotation, may be missing between two chunks.
     """
 
     def __init__(self, stream: OutputStream) -> None:
         self._stream = stream
-        self._kept = bytearray()
+        self._buffer = bytearray()
         self._end = 0
-        self._skipping = False  # inside a line that was cut already
+        self._skipping = False  # inside a line that was cut
 
     @property
     def at_line_start(self) -> bool:
-        """Whether nothing is kept: only here may a successor resume without losing half a line."""
-        return not self._kept and not self._skipping
+        """Whether no half line is buffered. Only here may another parser continue without losing one."""
+        return not self._buffer and not self._skipping
 
     def feed(self, data: bytes, offset: int) -> Iterator[ParsedLine]:
-        """Messages that `data`, whose first byte lies at `offset`, completes."""
+        """Yield the messages that `data`, whose first byte has this `offset`, completes."""
         start = 0
         while start < len(data):
             newline = data.find(b"\n", start)
@@ -198,24 +198,24 @@ class LineParser:
                 yield from self._finish(offset + start)
 
     def close(self) -> Iterator[ParsedLine]:
-        """The last line, where the stream ended without a newline."""
-        if self._kept:
+        """Yield the last line if the stream ended without a newline."""
+        if self._buffer:
             yield from self._finish(self._end)
 
     def _take(self, data: bytes, start: int, stop: int, offset: int) -> Iterator[ParsedLine]:
-        """Keep a part of a line; cut the line where it passes MAX_LINE."""
+        """Buffer a part of a line; cut the line at LINE_LIMIT_BYTES."""
         if self._skipping or start == stop:
             return
-        room = LINE_LIMIT_BYTES - len(self._kept)
-        self._kept += data[start : min(stop, start + room)]
+        room = LINE_LIMIT_BYTES - len(self._buffer)
+        self._buffer += data[start : min(stop, start + room)]
         self._end = offset + min(stop, start + room)
         if stop - start > room:
             self._skipping = True
-            yield ParsedLine(LogLine(self._stream, self._kept.decode(errors="replace")), self._end)
-            self._kept.clear()
+            yield ParsedLine(LogLine(self._stream, self._buffer.decode(errors="replace")), self._end)
+            self._buffer.clear()
 
     def _finish(self, end: int) -> Iterator[ParsedLine]:
         if not self._skipping:
-            yield ParsedLine(read_line(self._stream, bytes(self._kept)), end)
-        self._kept.clear()
+            yield ParsedLine(read_line(self._stream, bytes(self._buffer)), end)
+        self._buffer.clear()
         self._skipping = False

@@ -1,7 +1,7 @@
-"""A kind of job, as an image folder's `endpoint.toml` defines it (DESIGN 4).
+"""An endpoint: a kind of job, defined by `endpoint.toml` in an image folder.
 
-The file is read strictly, for a slip of the pen; what a host of a newer release offers is not: what this release does
-not know of it is passed over.
+Unknown keys in the file are an error, because they may be typos. Unknown keys in a host's capabilities are ignored,
+because they come from a newer release.
 """
 
 import datetime
@@ -20,7 +20,7 @@ Positive = Annotated[float, Meta(gt=0)]
 
 
 class Resources(Struct, frozen=True):
-    """What one container needs. MB are MiB. `gpu_optional`: it runs on the CPU where the host has no card."""
+    """The resources of one container. MB are MiB. `gpu_optional`: it runs on the CPU of a host without a GPU."""
 
     vram_mb: Annotated[int, Meta(ge=0)] = 0
     gpus: Annotated[int, Meta(ge=0, le=16)] = 0
@@ -32,7 +32,7 @@ class Resources(Struct, frozen=True):
 
 
 class Timeouts(Struct, frozen=True):
-    """Seconds. A job may run `base_s + per_input_s` x its seconds of input, and stand still for `stall_s`."""
+    """Seconds. A job may run `base_s + per_input_s` x its seconds of input, and make no progress for `stall_s`."""
 
     base_s: Positive = 600.0
     per_input_s: Annotated[float, Meta(ge=0)] = 0.0
@@ -47,7 +47,7 @@ class EndpointRetry(Struct, frozen=True):
 
 
 class ProcessCommand(Struct, frozen=True):
-    """How the process engine starts the image folder: argv, run inside that folder."""
+    """The argv with which the process engine starts a job, in the image folder."""
 
     command: tuple[str, ...]
 
@@ -55,7 +55,7 @@ class ProcessCommand(Struct, frozen=True):
 class Endpoint(Struct, frozen=True, kw_only=True):
     """One kind of job. `input` is a JSON Schema; `"format": "asset"` marks a field that names a file.
 
-    `input_seconds` names the number field that tells the seconds of input, where there is one.
+    `input_seconds` names the number field that has the seconds of input, where there is one.
     """
 
     name: Token
@@ -72,22 +72,22 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
     @property
     def effective_pool(self) -> str:
-        """The pool its jobs wait in: its own name unless it shares one."""
+        """The pool in which its jobs wait: its own name, unless it shares one."""
         return self.pool or self.name
 
 
 class EndpointInvalid(ValueError):
-    """The text is no endpoint.toml; the message names the field."""
+    """The text is not an endpoint.toml; the message names the field."""
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Read an `endpoint.toml`; raises EndpointInvalid."""
+    """Read an `endpoint.toml`. Raises EndpointInvalid."""
     try:
-        said = tomllib.loads(text)
-        endpoint = msgspec.convert(said, Endpoint)
+        table = tomllib.loads(text)
+        endpoint = msgspec.convert(table, Endpoint)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:  # also a number of 5,000 digits
         raise EndpointInvalid(str(error)) from error
-    for place, name in _unknown_fields(said, endpoint, "$"):
+    for place, name in _unknown_fields(table, endpoint, "$"):
         raise EndpointInvalid(f"Object contains unknown field `{name}` - at `{place}`")
     if is_too_deep(endpoint.input):
         raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
@@ -96,17 +96,17 @@ def parse_endpoint(text: str) -> Endpoint:
     return endpoint
 
 
-def _unknown_fields(said: Mapping[str, Any], read: Struct, place: str) -> Iterator[tuple[str, str]]:
-    """What was said and not read: where, and the name."""
-    for name, value in said.items():
-        if name not in read.__struct_fields__:
+def _unknown_fields(table: Mapping[str, Any], struct: Struct, place: str) -> Iterator[tuple[str, str]]:
+    """Yield each key that the Struct does not have: its path and its name."""
+    for name, value in table.items():
+        if name not in struct.__struct_fields__:
             yield place, name
-        elif isinstance(inner := getattr(read, name), Struct):
+        elif isinstance(inner := getattr(struct, name), Struct):
             yield from _unknown_fields(value, inner, f"{place}.{name}")
 
 
 def _non_json_values(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield each value of TOML that JSON does not have: where it is, and what it is."""
+    """Yield each TOML value that JSON does not have: its path and a description."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _non_json_values(inner, f"{place}.{name}")

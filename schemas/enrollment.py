@@ -1,4 +1,4 @@
-"""How a second machine joins: the one line that `hosts add` prints, and what the edge keeps of it (DESIGN 6)."""
+"""How a second machine joins: the token that `hosts add` prints, and the row that the edge stores."""
 
 import base64
 import binascii
@@ -13,14 +13,14 @@ from schemas.job import Moment
 
 
 class JoinTokenInvalid(ValueError):
-    """The text is no join token; the message says what to do."""
+    """The text is not a join token; the message says what to do."""
 
 
 class JoinToken(Struct, frozen=True, kw_only=True):
-    """Everything a runner needs to come in, as the token carries it: whoever has it is that host.
+    """Everything that a runner needs to join. Whoever has the token is that host.
 
-    `edge` and `broker` are URLs as the host sees them. `edge_pin`, `broker_pin`: sha256 of the one certificate that is
-    to be trusted there; None: whatever the machine trusts.
+    `edge` and `broker` are URLs as the host sees them. `edge_pin`, `broker_pin`: the sha256 of the only certificate to
+    trust there; None: the certificates that the machine trusts.
     """
 
     v: Literal[1] = 1
@@ -35,10 +35,10 @@ class JoinToken(Struct, frozen=True, kw_only=True):
 
 
 class EnrolledHost(Struct, frozen=True, kw_only=True):
-    """A row of JOINED, under the host's id: the broker user's password as bcrypt hash, the id of the asset key.
+    """A row of JOINED, under the id of the host: the hashed password of its broker user, and the id of its API key.
 
-    Earlier releases wrote the password itself. An edge puts the hash in its place when it starts.
-    `leaving`: it is being put out, and the broker may not have heard of that yet.
+    Earlier releases stored the password itself; an edge replaces it by the hash when it starts. `leaving`: the host is
+    being removed, and the broker may still have its account.
     """
 
     host: Token
@@ -48,18 +48,18 @@ class EnrolledHost(Struct, frozen=True, kw_only=True):
     is_being_removed: bool = field(default=False, name="leaving")
 
 
-def encode_join_token(invitation: JoinToken) -> str:
-    """The token: base64url of JSON, without padding."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(invitation)).rstrip(b"=").decode()
+def encode_join_token(token: JoinToken) -> str:
+    """Return the token: base64url of JSON, without padding."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
 
 def decode_join_token(token: str) -> JoinToken:
-    """The invitation in a token. Raises TokenInvalid."""
+    """Return the content of a token. Raises JoinTokenInvalid."""
     text = token.strip()
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return msgspec.json.decode(raw, type=JoinToken)
     except (binascii.Error, ValueError, msgspec.DecodeError) as error:
         raise JoinTokenInvalid(
-            f"this is no join token ({error}): copy the whole line of `lamplighter hosts add`"
+            f"this is not a join token ({error}): copy the whole line of `lamplighter hosts add`"
         ) from error

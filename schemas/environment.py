@@ -1,7 +1,7 @@
-"""What a program that we start inherits of our environment: what any program needs, and nothing that is ours.
+"""The process environment: which variables a child inherits, and how to keep loopback requests from a proxy.
 
-Our own variables hold settings: passwords of the broker, keys, where private files lie. So it is a list of what is
-handed on, never of what is held back.
+Our own variables hold settings, such as passwords of the broker and keys. So a child gets a list of allowed variables;
+a list of removed ones would miss a new secret.
 """
 
 from collections.abc import Mapping
@@ -16,27 +16,23 @@ INHERITED_NAMES = frozenset(
     }
 )
 INHERITED_PREFIXES = ("LC_",)
-# For our own Python programs, and for what loads an NVIDIA driver's libraries or speaks to Docker.
+# For our own Python programs, for programs that load NVIDIA libraries, and for those that use Docker.
 PYTHON_PREFIXES = ("PYTHON", "LD_LIBRARY_PATH")
 GPU_PREFIXES = (*PYTHON_PREFIXES, "CUDA_", "NVIDIA_")
 DOCKER_PREFIXES = ("DOCKER_",)
 
 
 def build_child_environment(environ: Mapping[str, str], *names: str, prefixes: tuple[str, ...] = ()) -> dict[str, str]:
-    """The part of `environ` that is handed on; with `names`, and all that begin with one of `prefixes`, besides."""
-    wanted, begun = INHERITED_NAMES.union(names), INHERITED_PREFIXES + prefixes
-    return {name: value for name, value in environ.items() if name in wanted or name.startswith(begun)}
-
-
-# MERGED schemas/loopback.py: This machine's own addresses: what is sent there must not pass a proxy, which would read
-# the keys in it.
+    """Return the part of `environ` that a child inherits, with `names` and all that start with one of `prefixes`."""
+    all_names, all_prefixes = INHERITED_NAMES.union(names), INHERITED_PREFIXES + prefixes
+    return {name: value for name, value in environ.items() if name in all_names or name.startswith(all_prefixes)}
 
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address stands for this machine alone."""
+    """Return whether the name or address stands for this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -46,7 +42,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_loopback_url(url: str) -> bool:
-    """Whether the URL's host is loopback; False for what is no URL."""
+    """Return whether the host of the URL is loopback; False for a text that is not a URL."""
     try:
         return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
@@ -54,10 +50,14 @@ def is_loopback_url(url: str) -> bool:
 
 
 def bypass_proxies_for_loopback(url: str = "") -> dict[str, None]:
-    """httpx `mounts` that keep loopback from the proxies that the environment names (`HTTP_PROXY`, …).
+    """Return httpx `mounts` that keep loopback requests from the proxies of the environment (`HTTP_PROXY`, …).
 
-    `url`: where the client leads; its host is among them if it is another address of loopback.
+    A proxy would read the keys in such requests. `url`: the address of the client's server; its host is included if it
+    is another address of loopback.
     """
     own = urlsplit(url).hostname if is_loopback_url(url) else None
-    hosts = {*_LOOPBACK_NAMES, *([own] if own and ":" not in own else [])}  # IPv6 has one such address, which is named
+    hosts = {
+        *_LOOPBACK_NAMES,
+        *([own] if own and ":" not in own else []),
+    }  # the one loopback address of IPv6 is in the list
     return dict.fromkeys(f"all://{host}" for host in sorted(hosts))

@@ -1,7 +1,7 @@
-"""What can happen to a job: one frozen tagged Struct per fact. The law that orders them is `schemas.lifecycle`.
+"""Job events: one frozen tagged Struct for each thing that can happen to a job. `schemas.lifecycle` says when it may.
 
-`JobRecord` is what STATE holds: the fact, when, and the job as it became. The reader is tolerant: a fact that a newer
-writer knows and this one does not decodes as `UnknownEvent`, the job beside it still counts.
+STATE holds JobRecords: the event, its time, and the job after it. The reader is tolerant: an event of a newer writer
+decodes as UnknownEvent, and the job beside it still counts.
 """
 
 from typing import Any
@@ -14,41 +14,41 @@ from schemas.status import Priority
 
 
 class JobEventBase(Struct, frozen=True, tag_field="type"):
-    """Base of all events."""
+    """The base of all events."""
 
 
 class Submitted(JobEventBase, frozen=True, tag="submitted"):
-    """The record was made, or made again for the next round; its status says whether it may start at once."""
+    """The record was created, or replaced for the next round. Its status says whether it may start at once."""
 
 
 class InputArrived(JobEventBase, frozen=True, tag="supplied"):
-    """A file that the input lacked is there: uploaded, or fetched from `url`, whose place in the input it takes."""
+    """A missing file of the input is there: uploaded, or fetched from `url`, which it replaces in the input."""
 
     sha256: str
     url: str | None = None
 
 
 class Queued(JobEventBase, frozen=True, tag="queued"):
-    """A scheduled job came due, or its inputs are complete."""
+    """A scheduled job is due, or its input is complete."""
 
 
 class Started(JobEventBase, frozen=True, tag="started"):
-    """A runner claimed the job: a new attempt. No work is done before this is acknowledged."""
+    """A runner claimed the job for a new attempt. No work is done before this is recorded."""
 
     claim: Claim
 
 
 class Adopted(JobEventBase, frozen=True, tag="adopted"):
-    """A new life of the same host found the container of the attempt: no attempt is lost."""
+    """A new runner process of the same host took over the container of the attempt."""
 
     claim: Claim
     round: int
 
 
 class AttemptReleased(JobEventBase, frozen=True, tag="released"):
-    """The attempt ended without an end of the job: it waits again, until `not_before`.
+    """The attempt ended and the job did not: it waits again, until `not_before`.
 
-    `charged`: whether it cost an attempt. `code` is of `failures.FAILURES`, or `drained`.
+    `charged`: whether the attempt counts against `max_attempts`. `code` is a key of `retry_policy.FAILURES`.
     """
 
     code: str
@@ -64,11 +64,11 @@ class Reprioritised(JobEventBase, frozen=True, tag="reprioritised"):
 
 
 class CancelRequested(JobEventBase, frozen=True, tag="cancel_requested"):
-    """The owner wants a running job stopped."""
+    """The owner asked to stop a running job."""
 
 
 class Cancelled(JobEventBase, frozen=True, tag="cancelled"):
-    """The owner's wish came true."""
+    """The job was cancelled at its owner's request."""
 
     usage: AttemptUsage | None = None
     log: str | None = None
@@ -85,7 +85,7 @@ class Succeeded(JobEventBase, frozen=True, tag="succeeded"):
 
 
 class Failed(JobEventBase, frozen=True, tag="failed"):
-    """No further attempt will be made in this round."""
+    """The job failed; this round has no further attempt."""
 
     error: JobFailure
     usage: AttemptUsage | None = None
@@ -100,11 +100,11 @@ class Expired(JobEventBase, frozen=True, tag="expired"):
 
 
 class Retried(JobEventBase, frozen=True, tag="retried"):
-    """The owner asked for a new round, with the same inputs."""
+    """The owner asked for a new round with the same input."""
 
 
 class UnknownEvent(Struct, frozen=True):
-    """A fact of a newer writer. It is shown as it came and never applied."""
+    """An event of a newer writer. It is shown as it is and never applied."""
 
     type: str
 
@@ -147,28 +147,28 @@ class _TolerantRecord(Struct, frozen=True):
 
 
 class RecordUnreadable(ValueError):
-    """The bytes in STATE are no record. The caller decides; nothing is guessed."""
+    """The bytes in STATE are not a record. The caller decides what to do."""
 
 
-# What msgspec raises for bytes that are no record: no JSON, no UTF-8 inside a text, brackets nested without end.
+# The exceptions of msgspec for unreadable bytes: not JSON, not UTF-8 inside a string, brackets nested too deeply.
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _strict_decoder = msgspec.json.Decoder(_StrictRecord)
 _tolerant_decoder = msgspec.json.Decoder(_TolerantRecord)
 
 
-def encode_record(recorded: JobRecord) -> bytes:
-    """The bytes that STATE holds."""
-    return msgspec.json.encode(recorded)
+def encode_record(record: JobRecord) -> bytes:
+    """Return the bytes that STATE holds."""
+    return msgspec.json.encode(record)
 
 
 def decode_record(data: bytes) -> JobRecord:
-    """Read `data`; raises RecordUnreadable."""
+    """Decode the bytes of STATE. Raises RecordUnreadable."""
     try:
         known = _strict_decoder.decode(data)
         return JobRecord(known.at, known.event, known.job)
     except msgspec.ValidationError:
-        pass  # perhaps a fact of a newer writer: the second reading tells
+        pass  # perhaps an event of a newer writer: the tolerant decoder decides
     except DECODE_ERRORS as error:
         raise RecordUnreadable(str(error)) from error
     try:
@@ -179,7 +179,7 @@ def decode_record(data: bytes) -> JobRecord:
 
 
 def event_to_dict(event: JobEvent | UnknownEvent) -> dict[str, Any]:
-    """The event as history rows show it: `{"type": …}` and its fields."""
+    """Return the event as history rows show it: `{"type": …}` and its fields."""
     shown = msgspec.to_builtins(event)
     if not isinstance(shown, dict):
         raise TypeError(f"an event is an object, not {type(shown).__name__}")

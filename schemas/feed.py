@@ -1,7 +1,7 @@
-"""What a running job tells its followers: the messages under `feed.<owner>.<job_id>.{progress,log}`.
+"""Messages of a running job to its followers, under `feed.<owner>.<job_id>.{progress,log}`.
 
-Every one names the attempt it belongs to and the offset of the last output byte it stands for, so that a runner that
-adopts the job continues behind the last one published and a client sees offsets rise, none twice.
+Each names its attempt and the offset of the last output byte that it covers. So a runner that adopts the job continues
+after the last one published, and a client sees rising offsets without repeats.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from schemas.job import Moment
 
 
 class FeedPosition(Struct, frozen=True):
-    """Where in the job's life: the container (round, attempt) and the bytes of output behind it."""
+    """A position in the output of a job: the container (round, attempt) and the bytes before it."""
 
     round: int
     attempt: int
@@ -20,7 +20,7 @@ class FeedPosition(Struct, frozen=True):
 
 
 class ProgressMessage(Struct, frozen=True, tag_field="type", tag="progress"):
-    """How far the job is; `fraction` in [0, 1]. At most 4 a second a job."""
+    """The progress of the job; `fraction` in [0, 1]. At most 4 a second for each job."""
 
     position: FeedPosition = field(name="place")
     at: Moment
@@ -31,7 +31,7 @@ class ProgressMessage(Struct, frozen=True, tag_field="type", tag="progress"):
 
 
 class LogMessage(Struct, frozen=True, tag_field="type", tag="log"):
-    """A piece of the job's output, at most 16 KiB or 250 ms of it."""
+    """A piece of the job's output: at most 16 KiB, or 250 ms of it."""
 
     position: FeedPosition = field(name="place")
     at: Moment
@@ -40,7 +40,7 @@ class LogMessage(Struct, frozen=True, tag_field="type", tag="log"):
 
 
 class LogEndMessage(Struct, frozen=True, tag_field="type", tag="log_end"):
-    """The last message of an attempt's output: nothing follows it."""
+    """The last message of an attempt's output."""
 
     position: FeedPosition = field(name="place")
     at: Moment
@@ -51,4 +51,4 @@ FeedMessage = ProgressMessage | LogMessage | LogEndMessage
 PROGRESS_LIMIT_PER_S = 4
 LOG_INTERVAL_S = 0.25
 LOG_MESSAGE_LIMIT_BYTES = 16 * 1024
-JOB_LOG_LIMIT_BYTES = 4 * 1024 * 1024  # of one job's log that is published; the rest is only in the kept log
+JOB_LOG_LIMIT_BYTES = 4 * 1024 * 1024  # of one job's log that is published; the stored log has the rest

@@ -1,7 +1,7 @@
-"""The envelope of the WebSocket gateway, version 1.0 (PROTOCOLS 2): what is sent, and a tolerant reader of what comes.
+"""The envelope of the WebSocket gateway, version 1.0: strict in what the server sends, tolerant in what it reads.
 
-A client may omit any field but `type`; what it sends beside the fields of `Message` is not looked at. The server
-always sends every field of `Envelope`.
+A client may leave out any field but `type`; fields that ClientMessage does not have are ignored. The server always
+sends every field of Envelope.
 """
 
 from datetime import datetime
@@ -16,12 +16,12 @@ from schemas.problems import ProblemError
 
 PROTOCOL_VERSION = "1.0"
 FRAME_LIMIT_BYTES = 1024 * 1024
-REQUEST_ID_LIMIT_CHARS = 255  # of a request_id
+REQUEST_ID_LIMIT_CHARS = 255
 ENVELOPE_SOURCE = "lamplighter"
 
 
 class EnvelopeType(StrEnum):
-    """Every `type` there is."""
+    """All values of `type`."""
 
     AUTH = "auth"
     SUBMIT = "gpu.job.submit"
@@ -44,7 +44,7 @@ class EnvelopeType(StrEnum):
 
 
 class ClientMessage(Struct, frozen=True, kw_only=True):
-    """What a client says."""
+    """A message of a client."""
 
     type: str
     request_id: str = ""
@@ -57,7 +57,7 @@ class ClientMessage(Struct, frozen=True, kw_only=True):
 
 
 class Envelope(Struct, frozen=True, kw_only=True):
-    """What the server says. `ts`: seconds since 1970."""
+    """A message of the server. `ts`: seconds since 1970."""
 
     type: EnvelopeType
     version: str = PROTOCOL_VERSION
@@ -74,7 +74,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
 
 
 class JobPayload(Struct, frozen=True, kw_only=True):
-    """`payload` of `ack`, `gpu.power.offline` as an answer, and every word about a job. Seconds.
+    """`payload` of `ack`, of `gpu.power.offline` as an answer, and of every message about a job. Seconds.
 
     `id` goes back to `resume`; an answer has none. `waited_seconds`: since the submit, while it waits.
     """
@@ -97,7 +97,7 @@ class RejectedJobPayload(Struct, frozen=True, kw_only=True):
 
 
 class BatchPayload(Struct, frozen=True, kw_only=True):
-    """`payload` of the answer to a batch: its first accepted job, all of them in their order, and the rejected ones."""
+    """`payload` of the answer to a batch: its first accepted job, all accepted ones in order, and the rejected ones."""
 
     job_id: str
     status: str
@@ -139,14 +139,14 @@ class DeletedPayload(Struct, frozen=True, kw_only=True):
 
 
 class RelayPayload(Struct, frozen=True, kw_only=True):
-    """`payload` of what a relay is asked; an answer carries the same `call_id`."""
+    """`payload` of a request to a relay; the answer carries the same `call_id`."""
 
     host: str
     call_id: str
 
 
 class FrameUnreadable(ProblemError):
-    """A frame that is no message. `request_id` is the one it carried, as far as that could be read."""
+    """A frame that is not a message. `request_id` is the one that it carried, as far as it could be read."""
 
     def __init__(self, code: str, detail: str, request_id: str) -> None:
         super().__init__(code, detail)
@@ -154,7 +154,7 @@ class FrameUnreadable(ProblemError):
 
 
 class _RawClientMessage(Struct, frozen=True, kw_only=True):
-    """A message as it comes: null stands for left out."""
+    """A message as it arrives: null means that the field is left out."""
 
     type: str
     version: str | float | None = None
@@ -176,26 +176,24 @@ _request_id_decoder = msgspec.json.Decoder(_RequestIdOnly)
 
 
 def read_frame(frame: str | bytes) -> ClientMessage:
-    """The message in `frame`. Raises Unreadable: body_too_large, body_malformed, input_invalid."""
+    """Decode a frame. Raises FrameUnreadable with body_too_large, body_malformed or input_invalid."""
     data = frame.encode(errors="replace") if isinstance(frame, str) else frame
     if len(data) > FRAME_LIMIT_BYTES:
         raise _frame_unreadable(
             "body_too_large", "a frame may have at most 1 MiB: upload larger things as assets", data
         )
     try:
-        sent = _message_decoder.decode(data)
+        raw = _message_decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _frame_unreadable("input_invalid", f"the message cannot be read: {error}", data) from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise _frame_unreadable("body_malformed", f"the frame is no JSON: {error}", data) from error
-    if sent.version is not None and str(sent.version) != PROTOCOL_VERSION:
-        raise _frame_unreadable(
-            "input_invalid", f"version {str(sent.version)[:20]!r} is not spoken here: send 1.0", data
-        )
-    if len(sent.request_id or "") > REQUEST_ID_LIMIT_CHARS:
+        raise _frame_unreadable("body_malformed", f"the frame is not JSON: {error}", data) from error
+    if raw.version is not None and str(raw.version) != PROTOCOL_VERSION:
+        raise _frame_unreadable("input_invalid", f"version {str(raw.version)[:20]!r} is not supported: send 1.0", data)
+    if len(raw.request_id or "") > REQUEST_ID_LIMIT_CHARS:
         raise _frame_unreadable("input_invalid", f"a request_id has at most {REQUEST_ID_LIMIT_CHARS} characters", data)
-    given = {name: value for name in ClientMessage.__struct_fields__ if (value := getattr(sent, name)) is not None}
-    return ClientMessage(**given | {"trace_id": (sent.trace_id or "")[:TRACE_ID_LIMIT_CHARS]})
+    fields = {name: value for name in ClientMessage.__struct_fields__ if (value := getattr(raw, name)) is not None}
+    return ClientMessage(**fields | {"trace_id": (raw.trace_id or "")[:TRACE_ID_LIMIT_CHARS]})
 
 
 def _frame_unreadable(code: str, detail: str, data: bytes) -> FrameUnreadable:
@@ -206,10 +204,10 @@ def _frame_unreadable(code: str, detail: str, data: bytes) -> FrameUnreadable:
 
 
 def encode_envelope(envelope: Envelope) -> str:
-    """As it is sent."""
+    """Return the envelope as JSON."""
     return msgspec.json.encode(envelope).decode()
 
 
 def unix_seconds(moment: datetime) -> int:
-    """`ts` of an envelope."""
+    """Return `ts` of an envelope."""
     return int(moment.timestamp())

@@ -1,7 +1,7 @@
-"""What a GPU says of itself, and what we make of it.
+"""Readings of GPUs, and the health that is derived from them.
 
-The names follow NVML; a value that the card or its driver does not offer is None, never a made-up number.
-MB are MiB (2**20 bytes), as nvidia-smi prints them.
+The names follow NVML. A value that the GPU or its driver does not offer is None, never an invented number. MB are MiB
+(2**20 bytes), as nvidia-smi prints them.
 """
 
 from enum import IntFlag, StrEnum
@@ -10,18 +10,18 @@ from msgspec import Struct
 
 
 class GpuMonitorState(StrEnum):
-    """How much of the truth the GPU watch can tell just now."""
+    """Whether the GPU monitor can read the GPUs now."""
 
     OK = "ok"
-    NONE = "none"  # no NVML library or no card: the host runs what needs no GPU
-    NO_DRIVER = "no_driver"  # the library is there, the kernel module is not
+    NONE = "none"  # no NVML library or no GPU: the host runs jobs without one
+    NO_DRIVER = "no_driver"  # there is a library, but no kernel module
     MISMATCH = "mismatch"  # the driver was upgraded under the loaded library
     HUNG = "hung"  # the driver does not answer
-    FAILED = "failed"  # the watching process died
+    FAILED = "failed"  # the monitor process died
 
 
 class GpuRecoveryAction(StrEnum):
-    """What the driver itself asks for (NVML field 230, driver 565 and newer), in the order of NVML's numbers."""
+    """The action that the driver asks for (NVML field 230, driver 565 and newer), in the order of NVML."""
 
     NONE = "none"
     GPU_RESET = "gpu_reset"
@@ -35,7 +35,7 @@ class GpuRecoveryAction(StrEnum):
 
 
 class ClockReasons(IntFlag):
-    """Why the clocks are where they are (nvml.h, nvmlClocksEventReason*); several may hold at once."""
+    """The reasons for the current clocks (nvml.h, nvmlClocksEventReason*); several may hold at once."""
 
     IDLE = 0x1
     APPLICATION_CLOCKS = 0x2
@@ -49,7 +49,7 @@ class ClockReasons(IntFlag):
 
 
 class RemappedRows(Struct, frozen=True):
-    """Memory rows that were replaced by spares. `pending` needs a reset, `failed` a new card."""
+    """Memory rows that were replaced by spares. `pending` needs a reset, `failed` a new GPU."""
 
     correctable: int = 0
     uncorrectable: int = 0
@@ -58,11 +58,11 @@ class RemappedRows(Struct, frozen=True):
 
 
 class GpuProcess(Struct, frozen=True):
-    """A process that holds memory of the card, by its pid on the host.
+    """A process that holds memory of the GPU, by its pid on the host.
 
-    `containers` are the ids of the containers it runs in, outermost first; `ancestors` its parents, nearest first.
-    Both are empty when /proc does not show the process: it ended just now, or lives outside our pid namespace (`seen`).
-    `graphics` is true for a process that only draws (a desktop, a game).
+    `containers`: the ids of the containers it runs in, outermost first. `ancestors`: its parents, nearest first. Both
+    are empty when /proc does not show the process (`seen`): it has just ended, or is outside our pid namespace.
+    `graphics`: the process only draws (a desktop, a game).
     """
 
     pid: int
@@ -74,12 +74,12 @@ class GpuProcess(Struct, frozen=True):
 
 
 class GpuSample(Struct, frozen=True, kw_only=True):
-    """One look at one card.
+    """One reading of one GPU.
 
-    `memory_used_mb` excludes what the driver keeps for itself (`memory_reserved_mb`, None where only NVML's older
-    call exists, which counts it as used). `slowdown_c` is the card's own threshold. `ecc_uncorrected` counts
-    since the driver was loaded. `utilization` is the percent of the time in which any kernel ran.
-    `energy_mj` only grows until the driver is reloaded.
+    `memory_used_mb` excludes what the driver keeps for itself, `memory_reserved_mb`. That is None where only an older
+    call of NVML exists, which counts it as used. `slowdown_c`: the GPU's own threshold. `ecc_uncorrected` counts since
+    the driver was loaded. `utilization`: percent of the time in which a kernel ran. `energy_mj` only grows until the
+    driver is reloaded.
     """
 
     index: int
@@ -104,7 +104,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
 
 
 class LostGpu(Struct, frozen=True):
-    """A card that does not answer. `uuid` is empty when it never told us even that."""
+    """A GPU that does not answer. `uuid` is empty when not even that could be read."""
 
     uuid: str
     why: str
@@ -113,7 +113,7 @@ class LostGpu(Struct, frozen=True):
 
 
 class XidEvent(Struct, frozen=True, tag="xid"):
-    """The driver's report of an error on one card. `at` is Unix time, seconds; `uuid` empty: it did not say which."""
+    """An error on one GPU, reported by the driver. `at`: Unix time in seconds; `uuid` empty: unknown GPU."""
 
     uuid: str
     xid: int
@@ -121,10 +121,10 @@ class XidEvent(Struct, frozen=True, tag="xid"):
 
 
 class GpuSnapshot(Struct, frozen=True):
-    """The latest word about all cards of this host.
+    """The latest readings of all GPUs of this host.
 
-    `at` is the Unix time of the reading that `samples` come from (seconds; 0: there was none yet). Unless `state`
-    is ok the samples are history: good to show, not to place work by. `why` says what is wrong and what to do.
+    `at`: Unix time of the reading of `samples` in seconds; 0: there was none yet. Unless `state` is ok, the samples are
+    old: they may be shown, but work must not be placed by them. `why` says what is wrong and what to do.
     """
 
     state: GpuMonitorState
@@ -136,22 +136,22 @@ class GpuSnapshot(Struct, frozen=True):
 
 
 class GpuHealthStatus(StrEnum):
-    """Whether a card may take work."""
+    """Whether a GPU may take work."""
 
     FIT = "fit"
-    HOT = "hot"  # slowed down or near it: takes work again once it has cooled
-    BUSY_OWNER = "busy_owner"  # someone else computes on it: takes work again once they have gone
-    UNHEALTHY = "unhealthy"  # erred: takes work again after a probe container has run on it
+    HOT = "hot"  # slowed down by heat, or close to it: takes work again when it is cooler
+    BUSY_OWNER = "busy_owner"  # another program computes on it: takes work again when that has ended
+    UNHEALTHY = "unhealthy"  # had an error: takes work again after a probe container has passed
     LOST = "lost"  # off the bus, until a reset or reboot
 
 
 class GpuHealth(Struct, frozen=True):
-    """A card's fitness, and what must be remembered to judge it next time. Made only by `runner.gpu.health`.
+    """The health of a GPU, and what the next evaluation needs to remember. Only `runner.gpu.health` creates it.
 
-    Times are on the clock of whoever judges, in seconds. `poison` says what it erred with, until it is proved;
-    `standing` is true while that error still shows, so that a probe would prove nothing.
-    `slowed_at` and `owner_seen_at`: when the hardware's brake, or a settled foreign process, was last seen;
-    `stranger_since`: since when every look has shown a foreign process.
+    Times are seconds on the clock of the caller. `fault`: the error of the GPU, until a probe has passed;
+    `fault_persists`: the error still shows, so that a probe would prove nothing. `slowed_at` and `foreign_seen_at`:
+    when the hardware's brake, or a settled foreign process, was last seen. `foreign_since`: since when every reading
+    has shown a foreign process.
     """
 
     uuid: str
@@ -167,5 +167,5 @@ class GpuHealth(Struct, frozen=True):
 
     @property
     def needs_probe(self) -> bool:
-        """It erred, shows no error any more, and waits for a probe container."""
+        """Whether the GPU had an error that does not show any more, and waits for a probe container."""
         return bool(self.fault) and not self.fault_persists

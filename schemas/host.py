@@ -1,4 +1,7 @@
-"""A host as it speaks of itself: its presence, gone 15 s after the last word, and the offer that outlives it."""
+"""A host as its runner describes it: the heartbeat, which expires, and the capabilities, which outlive it.
+
+Also the Host of `/v1/hosts`.
+"""
 
 from typing import Any
 
@@ -9,13 +12,13 @@ from schemas.ids import Token
 from schemas.job import Moment
 from schemas.power import ForeignUse
 
-HEARTBEAT_TTL_S = 15.0  # HOSTS forgets a host after this
+HEARTBEAT_TTL_S = 15.0  # a heartbeat expires after this
 HEARTBEAT_INTERVAL_S = 3.0
 HOST_GONE_TIMEOUT_S = 2 * HEARTBEAT_TTL_S  # an observer must have been connected this long before absence counts
 
 
 class GpuReport(Struct, frozen=True):
-    """One card as `GET /v1/hosts` shows it. MB are MiB; null where the card does not tell."""
+    """One GPU as `GET /v1/hosts` shows it. MB are MiB; null where the GPU does not report the value."""
 
     uuid: str
     name: str
@@ -39,9 +42,9 @@ class RunningExecution(Struct, frozen=True):
 
 
 class WarmPoolStatus(Struct, frozen=True):
-    """Containers of an endpoint that wait for their jobs: those that are `ready`, those that load.
+    """Warm containers of an endpoint: those that are `ready`, and those that load.
 
-    `why` tells what became of the last one that died, until one is ready; `retry_in_s`: the next is not started sooner.
+    `why`: the reason why the last one died, until one is ready. `retry_in_s`: seconds before the next one is started.
     """
 
     endpoint: Token
@@ -52,12 +55,12 @@ class WarmPoolStatus(Struct, frozen=True):
 
 
 class ActivityCounts(Struct, frozen=True):
-    """What else keeps a host busy, besides what it lists as running: counts.
+    """Activity that keeps a host busy, besides the executions that it lists.
 
-    `uploading`: of the listed executions those whose container has ended and whose outputs are on their way, or whose
-    message is not answered yet. `unsaved`: containers of ours that no execution looks after (yet), so that nobody
-    knows whether their outputs are safe. `programs`: cards that other people's programs compute on. `users`: people
-    logged in. `queued`: jobs that wait for this host's pools; the edge adds it.
+    `uploading`: listed executions whose container has ended, but whose outputs are not uploaded or whose message is not
+    acked. `unsaved`: containers of ours that no execution follows (yet), whose outputs may not be saved. `programs`:
+    GPUs on which other programs compute. `users`: people who are logged in. `queued`: jobs that wait for the pools of
+    this host, added by the edge.
     """
 
     uploading: int = 0
@@ -68,7 +71,7 @@ class ActivityCounts(Struct, frozen=True):
 
     @property
     def foreign_uses(self) -> frozenset[ForeignUse]:
-        """Who but us uses the machine."""
+        """Which others use the machine."""
         counts: tuple[tuple[ForeignUse, int], ...] = (("users", self.users), ("programs", self.programs))
         return frozenset(name for name, count in counts if count)
 
@@ -97,13 +100,12 @@ def activity_view(counts: ActivityCounts, queued: int) -> ActivityView:
 
 
 class HostHeartbeat(Struct, frozen=True, kw_only=True):
-    """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to Reason).
+    """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to WaitReason).
 
-    `injection`: the way in which the engine gives cards to containers, as tried at start: cdi, device_request, runtime,
-    or none of them; null where there was nothing to try (no card, the process engine).
-    `engine_away`: why the engine does not answer, null while it does; nothing starts there until it answers again.
-    `run_as`: the user that jobs run as under the process engine. `waits`: what the runner has to do and cannot now,
-    each with the reason: `fetch input: the edge is not reachable`.
+    `injection`: how the engine gives GPUs to containers, as tested at start: cdi, device_request, runtime or none; null
+    where there was nothing to test (no GPU, the process engine). `engine_away`: why the engine does not answer, null
+    while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
+    `waits`: the tasks that the runner cannot do now, each with the reason: `fetch input: the edge is not reachable`.
     """
 
     host: Token
@@ -126,7 +128,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
 
 
 class HostCapabilities(Struct, frozen=True, kw_only=True):
-    """What a host can run, kept in OFFERS while it is off. Of two offers that differ, the newest validates."""
+    """What a host can run, stored in OFFERS also while it is off. Of two that differ, the newer one validates."""
 
     host: Token
     incarnation: Token
@@ -137,12 +139,12 @@ class HostCapabilities(Struct, frozen=True, kw_only=True):
 
 
 class HostView(Struct, frozen=True, kw_only=True):
-    """A Host of `/v1/hosts`. `state`: online, draining or off here; the power law adds the others.
+    """A Host of `/v1/hosts`. `state`: online, draining or off; the power control adds others.
 
-    `busy` null: it is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old name,
-    answered beside it for one release. `engine`: docker or process;
-    `engine_away`: why it does not answer now; `run_as`: the user that jobs run as under the process engine. `waits`:
-    what its runner has to do and cannot now, each with the reason.
+    `busy` null: the host is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old
+    name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
+    `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
+    reason.
     """
 
     id: Token
@@ -167,7 +169,7 @@ class HostView(Struct, frozen=True, kw_only=True):
 
 
 class AssetTombstone(Struct, frozen=True):
-    """A deleted digest that hosts must drop from their caches before they next take work."""
+    """A deleted digest, which hosts must remove from their caches before they next take work."""
 
     sha256: str
     at: Moment

@@ -1,4 +1,4 @@
-"""How a host is switched, as its owner declares it at the edge: `[hosts.gpu-1]` of lamplighter.toml (DESIGN 6)."""
+"""How a host is powered on and off, as its owner declares it at the edge: `[hosts.gpu-1]` of lamplighter.toml."""
 
 from datetime import datetime, time, tzinfo
 from typing import Annotated
@@ -20,9 +20,9 @@ Mac = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$")]
 
 
 class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
-    """What power costs: the rent of an hour, or the electricity of a machine that draws `watts` while it is on.
+    """The price of an hour: the rent, or the electricity of a machine that draws `watts` while it is on.
 
-    A card's own energy counter does not see the rest of the machine, so the draw is the owner's to measure.
+    The owner has to measure the draw: a GPU's energy counter does not include the rest of the machine.
     """
 
     per_hour: NonNegative = 0.0
@@ -32,16 +32,16 @@ class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if bool(self.per_kwh) != bool(self.watts):
-            raise ValueError("`per_kwh` and `watts` make a price together: give both, or per_hour alone")
+            raise ValueError("a price needs both `per_kwh` and `watts`, or per_hour alone: add the missing one")
 
     @property
     def hourly_cost(self) -> float:
-        """Money for one hour with power."""
+        """The cost of one hour with power."""
         return self.per_hour + self.per_kwh * self.watts / 1000
 
 
 class DailyBudget(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a day may cost: hours with power, or money in the price's currency. The day is the host's."""
+    """The limit of one day: hours with power, or money in the currency of the price. The day is the host's."""
 
     hours: Positive | None = None
     money: Positive | None = None
@@ -81,15 +81,15 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 
     @property
     def runner_powers_off(self) -> bool:
-        """Whether the host's runner switches the machine off, because the switch cannot."""
+        """Whether the host's runner powers the machine off, because the driver cannot."""
         return False
 
     def local_time(self, at: datetime) -> datetime:
-        """`at` on the host's clock."""
+        """Return `at` on the host's clock."""
         return at.astimezone(_time_zone(self.timezone) if self.timezone else None)
 
     def is_quiet_at(self, at: datetime) -> bool:
-        """Whether `at` lies in one of the quiet spans; one may reach over midnight."""
+        """Return whether `at` is in one of the quiet hours; a span may cross midnight."""
         clock = self.local_time(at).time()
         return any(_is_within(clock, *map(time.fromisoformat, span.split("-"))) for span in self.quiet_hours)
 
@@ -98,7 +98,9 @@ def _time_zone(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{name!r} is no time zone that this machine knows: use a name like Asia/Shanghai") from error
+        raise ValueError(
+            f"{name!r} is not a time zone that this machine knows: use a name like Asia/Shanghai"
+        ) from error
 
 
 def _is_within(clock: time, start: time, end: time) -> bool:
@@ -106,10 +108,10 @@ def _is_within(clock: time, start: time, end: time) -> bool:
 
 
 class CommandHostConfig(HostConfig, frozen=True, tag="command"):
-    """Switched by programs of the owner; their exit contract is in `edge.power.drivers.command`.
+    """Powered by programs of the owner; deploy/power/README.md describes their exit codes.
 
-    Without `off` the runner powers its own machine off; without `state` the host is off when it is silent. The programs
-    inherit little (`schemas.environment`): `inherit` names more variables of the edge's environment, `env` sets some.
+    Without `off` the runner powers its own machine off; without `state` the host counts as off when it is silent. The
+    programs inherit only some variables (`schemas.environment`): `inherit` names more of them, `env` sets some.
     """
 
     on: Argv
@@ -120,9 +122,11 @@ class CommandHostConfig(HostConfig, frozen=True, tag="command"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ours = [name for name in self.inherit if name.startswith(SETTING_PREFIX)]
-        if ours:
-            raise ValueError(f"`inherit` names {ours[0]}: that is a setting of the edge, which no program is given")
+        settings = [name for name in self.inherit if name.startswith(SETTING_PREFIX)]
+        if settings:
+            raise ValueError(
+                f"`inherit` names {settings[0]}: that is a setting of the edge, which programs never get: remove it"
+            )
 
     @property
     def runner_powers_off(self) -> bool:
@@ -130,7 +134,7 @@ class CommandHostConfig(HostConfig, frozen=True, tag="command"):
 
 
 class HttpHostConfig(HostConfig, frozen=True, tag="http"):
-    """Switched by a signed webhook to `url`; `secret` is `whsec_…`."""
+    """Powered by a signed webhook to `url`; `secret` is `whsec_…`."""
 
     url: Annotated[str, Meta(pattern=r"^https?://")]
     secret: str
@@ -138,7 +142,7 @@ class HttpHostConfig(HostConfig, frozen=True, tag="http"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not decode_secret(self.secret):
-            raise ValueError("`secret` must be whsec_ and base64, as Standard Webhooks writes it")
+            raise ValueError("`secret` must be whsec_ and base64, the format of Standard Webhooks")
 
 
 class WolHostConfig(HostConfig, frozen=True, tag="wol"):
@@ -154,10 +158,10 @@ class WolHostConfig(HostConfig, frozen=True, tag="wol"):
 
 
 class LibcloudHostConfig(HostConfig, frozen=True, tag="libcloud"):
-    """A cloud's machine `node`, by apache-libcloud.
+    """The machine `node` of a cloud, through apache-libcloud.
 
-    `provider` is libcloud's name, as in `ec2`. The credentials are read from the environment variables that `key_env`
-    and `secret_env` name, so that they stand in no file. `options` go to the provider's driver as they are.
+    `provider` is libcloud's name, such as `ec2`. The credentials are read from the environment variables that `key_env`
+    and `secret_env` name, so that they are in no file. `options` are passed to the driver of the provider.
     """
 
     provider: str
@@ -168,7 +172,7 @@ class LibcloudHostConfig(HostConfig, frozen=True, tag="libcloud"):
 
 
 class RelayHostConfig(HostConfig, frozen=True, tag="relay"):
-    """Switched by a relay on the host's own network, which knows it as `name`, or by its id."""
+    """Powered by a relay on the host's own network, which knows it as `name`, or by its id."""
 
     name: Token | None = None
 

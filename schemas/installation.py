@@ -1,4 +1,4 @@
-"""Work that one edge at a time should do, although two would do no harm."""
+"""Rows that concern the whole installation: leases of edges, audit events, and constants that all edges share."""
 
 from enum import StrEnum
 
@@ -11,22 +11,19 @@ LEASE_TTL_S = 15.0
 
 
 class Lease(Struct, frozen=True):
-    """A row of LEASES: it goes by itself LEASE_TTL_S after its holder last wrote it."""
+    """A row of LEASES, for work that one edge at a time should do. It expires LEASE_TTL_S after its last write."""
 
     holder: str
     at: Moment
 
 
-# MERGED schemas/audit.py: What was done to who may come in: keys, hosts, owners (bucket AUDIT).
-
-
-# In place of a key's id, which never has a dot.
+# Values of `by` that are not a key id, which never has a dot.
 BY_UP = "lamplighter.up"
 BY_EDGE = "lamplighter.edge"
 
 
 class AuditAction(StrEnum):
-    """What was done."""
+    """What was done to keys, hosts or owners."""
 
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"
@@ -37,11 +34,11 @@ class AuditAction(StrEnum):
 
 
 class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One action, of `AuditAction` or of a newer edge's.
+    """A row of AUDIT: one action, of `AuditAction` or of a newer edge.
 
-    `subject`: the id of the key, host or owner. `by`: the id of the key that asked for it; BY_UP or BY_EDGE for what
-    `lamplighter up` or a first edge made at its start. `client`: the address that it was asked from, or empty.
-    `owner` and `scopes`: of a key that was made.
+    `subject`: the id of the key, host or owner. `by`: the id of the key that asked for it, or BY_UP or BY_EDGE for what
+    `lamplighter up` or the first edge created at its start. `client`: the address of the request, or empty. `owner` and
+    `scopes`: of a key that was created.
     """
 
     at: Moment
@@ -54,7 +51,7 @@ class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InstallationConstant(Struct, frozen=True):
-    """A row of AGREED: one thing that all edges of an installation hold to, written once by the first."""
+    """A row of AGREED: a value that all edges share, written once by the first edge."""
 
     value: str
     at: Moment

@@ -1,6 +1,6 @@
 """A job as it is stored in STATE, the request that made it, and the pointer that waits in JOBS.
 
-The stored job is the truth. What a client is shown (`schemas.job_view`) is made from it at the edge.
+The stored job is the truth. The edge makes `schemas.job_view` of it for clients.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from schemas.status import Priority, Status
 Moment = Annotated[datetime, Meta(tz=True)]
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
-INPUT_LIMIT_BYTES = 64 * 1024  # `input`, as JSON; larger things are assets
+INPUT_LIMIT_BYTES = 64 * 1024  # of `input` as JSON; larger data goes into assets
 OUTPUT_DATA_LIMIT_BYTES = 256 * 1024  # `output.data`, as JSON
-NESTING_LIMIT = 64  # lists and objects in one another, in either of them
+NESTING_LIMIT = 64  # levels of lists and objects, in either of them
 TRACE_ID_LIMIT_CHARS = 128
 METRIC_LIMIT = 32  # names of metrics that are kept of one attempt
-RECORD_LIMIT_BYTES = 512 * 1024  # one Recorded, as JSON; the broker's max_payload is 2 MB
+RECORD_LIMIT_BYTES = 512 * 1024  # one JobRecord as JSON; the broker's max_payload is 2 MB
 
 
 class Pointer(NamedTuple):
-    """What waits in JOBS: where to find the record, and which round of it is meant."""
+    """A message of JOBS: which record to read, and which round of the job it is for."""
 
     pool: str
     priority: Priority
@@ -39,7 +39,7 @@ class Pointer(NamedTuple):
 
 
 class PolicyRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The limits a client asks for; what it leaves out comes from the endpoint, then from `Policy`."""
+    """The limits that a client asks for. The endpoint, then `Policy`, give what is left out."""
 
     execution_timeout_s: Seconds | None = None
     stall_timeout_s: Seconds | None = None
@@ -49,9 +49,10 @@ class PolicyRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(Struct, frozen=True):
-    """The limits a job runs under, all resolved at submit. Seconds.
+    """The limits of a job, all resolved at submit. Seconds.
 
-    `execution_timeout_s` None: the endpoint's base_s + per_input_s x seconds of input, known once the input is there.
+    `execution_timeout_s` None: the endpoint's `base_s + per_input_s` x seconds of input, known once the input is
+    complete.
     """
 
     execution_timeout_s: float | None = None
@@ -62,14 +63,14 @@ class Policy(Struct, frozen=True):
 
 
 class Webhook(Struct, frozen=True):
-    """Where a job's states are delivered (PROTOCOLS 5)."""
+    """The URL to which a job's states are delivered."""
 
     url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")]
     events: tuple[Annotated[str, Meta(pattern="^state$")], ...] = ("state",)
 
 
 class WebhookRequest(Webhook, frozen=True, forbid_unknown_fields=True):
-    """The same as a client asks for it."""
+    """A webhook as a client asks for it; unknown fields are refused."""
 
 
 class Submission(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,38 +92,37 @@ class Submission(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def request_digest(body: dict[str, Any]) -> str:
-    """sha256 over the request as it was sent: no defaults filled in, keys sorted, `trace_id` left out.
+    """Return the sha256 of the request as it was sent: without defaults, keys sorted, without `trace_id`.
 
-    Two requests with the same digest are the same request; a replayed one answers with the job it made.
+    Two requests with the same digest are the same request; a repeated one is answered with the job of the first.
     """
-    meant = {name: value for name, value in body.items() if name != "trace_id"}
-    return hashlib.sha256(msgspec.json.encode(meant, order="sorted")).hexdigest()
+    request = {name: value for name, value in body.items() if name != "trace_id"}
+    return hashlib.sha256(msgspec.json.encode(request, order="sorted")).hexdigest()
 
 
-def is_too_deep(given: Any) -> bool:
-    """Whether `given` is nested deeper than DEPTH. Whoever walks or decodes a record does so by recursion."""
-    level = [given]
+def is_too_deep(value: Any) -> bool:
+    """Return whether a value is nested deeper than NESTING_LIMIT. Records are decoded and walked by recursion."""
+    level = [value]
     for _ in range(NESTING_LIMIT + 1):
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
-        level = [value for values in inner for value in values]
+        level = [item for items in inner for item in items]
         if not level:
             return False
     return True
 
 
 class PendingUrl(Struct, frozen=True):
-    """A file of the input that the edge fetches: `url` stands at `path` (`$.video`) of the input until it is there."""
+    """A file of the input that the edge fetches. `url` stands at `path` (`$.video`) of the input until it is there."""
 
     path: str
     url: str
 
 
 class Claim(Struct, frozen=True):
-    """Who runs the job: the fence. Only its holder may end the attempt (compare-and-set on the record).
+    """The host that runs the job: the fence. Only its holder may end the attempt, by compare-and-set on the record.
 
-    `incarnation` is one life of a runner process; `attempt` names the container together with the job's round.
-    `gpu`: the UUIDs of its cards, with commas between them. `engine`: what runs it, `docker` or `process`; None in
-    records of a runner that did not say.
+    `incarnation` names one runner process; `attempt` names the container, together with the round of the job. `gpu`:
+    the UUIDs of its GPUs, separated by commas. `engine`: `docker` or `process`; None in records of earlier releases.
     """
 
     host: Token
@@ -133,14 +133,15 @@ class Claim(Struct, frozen=True):
 
     @property
     def gpu_uuids(self) -> tuple[str, ...]:
-        """The cards one by one."""
+        """The UUIDs of the GPUs."""
         return tuple(self.gpu_uuids_joined.split(",")) if self.gpu_uuids_joined else ()
 
 
 class JobFailure(Struct, frozen=True):
-    """Why a job failed. `code` is of `failures.FAILURES` or the image's own.
+    """Why a job failed. `code` is a key of `retry_policy.FAILURES`, or the image's own.
 
-    `log_tail`: the last lines that the attempt wrote to stderr, safe to print; the whole log is kept beside them.
+    `retryable`: whether a `retry` by the owner may succeed with the same request. `log_tail`: the last lines that the
+    attempt wrote to stderr, safe to print; the whole log is stored too.
     """
 
     code: str
@@ -151,7 +152,7 @@ class JobFailure(Struct, frozen=True):
 
 
 class OutputFile(Struct, frozen=True):
-    """One output: its bytes lie in the asset store under `sha256`."""
+    """One output file; its bytes are in the asset store under `sha256`."""
 
     name: str
     sha256: str
@@ -160,14 +161,17 @@ class OutputFile(Struct, frozen=True):
 
 
 class Output(Struct, frozen=True):
-    """What a job made: the files of `out/` and the object that the image answered (at most OUTPUT_DATA_BYTES)."""
+    """The result of a job: the files of `out/`, and the object in `output.json` (at most 256 KiB)."""
 
     files: tuple[OutputFile, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
 
 class AttemptUsage(Struct, frozen=True):
-    """What the last attempt took. Null where it was not measured (no card, or a card shared by two jobs)."""
+    """The resources that the last attempt used.
+
+    Null where they were not measured: no GPU, or one shared by two jobs.
+    """
 
     queued_s: float | None = None
     run_s: float | None = None
@@ -178,7 +182,7 @@ class AttemptUsage(Struct, frozen=True):
 
 
 class JobMetric(Struct, frozen=True):
-    """A number that the job measured of itself: the last value under that name."""
+    """A number that the job measured of itself: the last value under this name."""
 
     name: str
     value: float
@@ -186,14 +190,13 @@ class JobMetric(Struct, frozen=True):
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """The record. What must not roll out of the 64 kept revisions is a field here, never counted from events.
+    """The stored job. Values that must outlive the 64 stored revisions are fields here and not counted from events.
 
-    `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container;
-    `charged` counts the starts that cost an attempt; `releases` counts the free ones by code.
-    `claim` is the last claim: it holds while `status` is running or cancelling.
-    `request_id`: what the gateway's client called its submit; pushes carry it, from any edge and after any reconnect.
-    `backoff_until` comes from a release, `not_before` from the client.
-    `missing` (digests) and `fetching` are what the input still lacks; with either the job is `scheduled`.
+    `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container. `charged`
+    counts the starts that cost an attempt; `releases` counts the free ones by code. `claim` is the last claim, which
+    holds while `status` is running or cancelling. `request_id` is the id that the gateway's client gave to its submit;
+    pushes carry it. `backoff_until` comes from a release, `not_before` from the client. `missing` (digests) and
+    `fetching` are what the input still lacks; with either the job is `scheduled`.
     """
 
     id: Token
@@ -241,11 +244,11 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def lacks_input(self) -> bool:
-        """Whether files of the input have still to be uploaded or fetched."""
+        """Whether files of the input still have to be uploaded or fetched."""
         return bool(self.missing or self.pending_urls)
 
     @property
     def earliest_start(self) -> datetime | None:
-        """The moment before which the job must not start, or None."""
+        """The time before which the job must not start, or None."""
         moments = [moment for moment in (self.not_before, self.backoff_until) if moment is not None]
         return max(moments, default=None)

@@ -1,4 +1,4 @@
-"""A Job as clients see it (PROTOCOLS 1). The edge makes it from the record, the sdk reads it."""
+"""A Job as clients see it. The edge makes it from the record; the SDK decodes it."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from schemas.status import Priority, Status
 
 
 class Eta(Struct, frozen=True):
-    """When the job should start and end, from `samples` earlier runs."""
+    """When the job should start and end, estimated from `samples` earlier runs."""
 
     start_at: Moment | None = None
     finish_at: Moment | None = None
@@ -18,7 +18,7 @@ class Eta(Struct, frozen=True):
 
 
 class ProgressView(Struct, frozen=True):
-    """How far it is; `fraction` in [0, 1]."""
+    """The progress of the job; `fraction` in [0, 1]."""
 
     fraction: float
     stage: str | None = None
@@ -27,7 +27,7 @@ class ProgressView(Struct, frozen=True):
 
 
 class FileView(Struct, frozen=True):
-    """An output and where to get it."""
+    """An output file and its URL."""
 
     name: str
     sha256: str
@@ -37,14 +37,14 @@ class FileView(Struct, frozen=True):
 
 
 class OutputView(Struct, frozen=True):
-    """What the job made."""
+    """The result of the job."""
 
     files: tuple[FileView, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
 
 class JobUrls(Struct, frozen=True):
-    """Where the job's own routes are."""
+    """The URLs of the job's own routes."""
 
     self: str
     events: str
@@ -54,9 +54,12 @@ class JobUrls(Struct, frozen=True):
 
 
 class JobView(Struct, frozen=True, kw_only=True):
-    """A Job on the wire. `queue_position` 0 is next to start, null when not waiting; `reason` only while waiting.
+    """A Job on the wire.
 
-    `engine`: what runs or ran the last attempt on its host: `docker`, a container, or `process`, a plain process.
+    `queue_position` 0 is next to start, null when it does not wait; `reason` is set while it waits.
+
+    `engine`: what runs the last attempt on its host: `docker`, a container, or `process`, a plain process. `metrics`:
+    the last value of each number that the job reported, once it has ended.
     """
 
     id: str

@@ -1,10 +1,10 @@
-"""The law of a job's life: one table, a walker, and what each event changes in the record.
+"""The state machine of a job: which event may follow in which status, guards, and the changes that each event makes.
 
-Who moves a job, in words: the edge submits, queues, reprioritises, expires, retries and asks to cancel; the runner that
-holds the claim starts, adopts, releases, succeeds, fails and cancels. A blank in the table is illegal. Terminal states
-accept only `Retried`, and `Submitted` from `submitted_again`, which replaces the whole record.
-The writer is strict (`apply` raises), the reader tolerant (it shows what is recorded).
-The diagram in docs/lifecycle.md is generated from this table.
+Who moves a job: the edge submits, queues, reprioritises, expires, retries and asks to cancel. The runner that holds the
+claim starts, adopts, releases, succeeds, fails and cancels. What is not in the table is illegal. Final statuses accept
+only `Retried`, and `Submitted` by `resubmission_record`, which replaces the whole record. The writer is strict
+(`apply_event` raises), the reader is tolerant (it shows what is recorded). The diagram in docs/lifecycle.md is
+generated from this table.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ TRANSITIONS: Mapping[type[events.JobEventBase], Mapping[Status, Status]] = {
     events.Retried: {Status.FAILED: Status.QUEUED, Status.CANCELLED: Status.QUEUED, Status.EXPIRED: Status.QUEUED},
 }
 
-# Where a job that lacks input goes instead: what would be queued waits for its files first.
+# A job that lacks input takes this target instead: it waits for its files before it is queued.
 TRANSITIONS_WITHOUT_INPUT: Mapping[type[events.JobEventBase], Mapping[Status, Status]] = {
     events.Retried: {
         Status.FAILED: Status.SCHEDULED,
@@ -55,13 +55,11 @@ TRANSITIONS_WITHOUT_INPUT: Mapping[type[events.JobEventBase], Mapping[Status, St
     },
 }
 
-RELEASES_EXHAUSTED_CODES = frozenset(
-    {"gpu_fault_repeated", "host_fault_repeated"}
-)  # the only codes that fail a queued job
+RELEASES_EXHAUSTED_CODES = frozenset({"gpu_fault_repeated", "host_fault_repeated"})  # only these fail a queued job
 
 
 class IllegalTransition(Exception):
-    """The writer tried a step that the law forbids: a race it must re-read for, or a bug."""
+    """The state machine does not allow this event: the record has changed, so read it again; or it is a bug."""
 
     def __init__(self, job: Job, event: events.JobEvent, why: str) -> None:
         self.job, self.event = job, event
@@ -70,10 +68,10 @@ class IllegalTransition(Exception):
 
 def _check_last_claim(job: Job, event: events.Adopted) -> str | None:
     if event.round != job.round:
-        return f"it is of round {event.round}"
+        return f"the event is of round {event.round}"
     last = job.claim
     if last is None or (last.host, last.attempt) != (event.claim.host, event.claim.attempt):
-        return "the last claim is not its own"
+        return "the last claim is of another host or attempt"
     return None
 
 
@@ -224,15 +222,15 @@ def _transitions_for(job: Job, kind: type[events.JobEvent]) -> Mapping[Status, S
 
 
 def why_illegal(job: Job, event: events.JobEvent) -> str | None:
-    """Why `event` is illegal for `job` now, or None when it is legal."""
+    """Return why `event` is illegal for `job` now; None when it is legal."""
     if job.status not in _transitions_for(job, type(event)):
-        return f"no such step from {job.status}"
+        return f"not allowed in status {job.status}"
     guard = GUARDS.get(type(event))
     return guard(job, event) if guard else None
 
 
 def apply_event(job: Job, event: events.JobEvent, at: datetime) -> Job:
-    """`job` after `event`; raises IllegalTransition. Pure: writing it is the caller's compare-and-set."""
+    """Return `job` after `event`. Raises IllegalTransition. Pure: the caller writes it by compare-and-set."""
     why = why_illegal(job, event)
     if why is not None:
         raise IllegalTransition(job, event, why)
@@ -241,16 +239,16 @@ def apply_event(job: Job, event: events.JobEvent, at: datetime) -> Job:
 
 
 def next_record(job: Job, event: events.JobEvent, at: datetime) -> events.JobRecord:
-    """The record to write next: `apply`, with the event beside it."""
+    """Return the record to write next: the event, and the job after it. Raises IllegalTransition."""
     return events.JobRecord(at, event, apply_event(job, event, at))
 
 
 def resubmission_record(ended: Job, admitted: Job) -> events.JobRecord:
-    """The record to write next where the owner submits another request under the id of a job that has ended.
+    """Return the record to write when the owner submits another request under the id of an ended job.
 
-    `admitted` is the job that the request makes. It begins a round of its own, so that nothing of an earlier round
-    (message, container, note, row of usage) is taken for its own. Raises IllegalTransition.
+    `admitted` is the job of the new request. It gets the next round, so that messages, containers and usage rows of an
+    earlier round are not mistaken for its own. Raises IllegalTransition.
     """
     if ended.status not in FINAL_STATUSES:
-        raise IllegalTransition(ended, events.Submitted(), f"no such step from {ended.status}")
+        raise IllegalTransition(ended, events.Submitted(), f"not allowed in status {ended.status}")
     return events.JobRecord(admitted.created_at, events.Submitted(), structs.replace(admitted, round=ended.round + 1))

@@ -1,4 +1,4 @@
-"""The deletion of a whole owner: a durable job of its own, and its report of what went."""
+"""The deletion of an owner: its durable progress and its report."""
 
 from enum import StrEnum
 
@@ -9,18 +9,18 @@ from schemas.job import Moment
 
 
 class OwnerDeletionState(StrEnum):
-    """Where it stands."""
+    """The state of a deletion."""
 
     RUNNING = "running"
-    VERIFYING = "settling"  # nothing was found any more; what was on its way meanwhile is still looked for
+    VERIFYING = "settling"  # nothing is left; look again for what was in flight
     DONE = "done"
 
 
 class DeletionCounts(Struct, frozen=True, kw_only=True):
-    """What went, but for what did in the moment before an edge was killed. `cancelled`: of the jobs those that had not
-    ended. `bytes`: of the assets, each file once.
+    """What was deleted, without the steps right before an edge was killed.
 
-    `deliveries`: of webhooks, sent or not. `feed`: messages that followers could have read.
+    `cancelled`: the jobs that had not ended. `bytes`: of the assets, each file once. `deliveries`: of webhooks, sent or
+    not. `feed`: messages for followers.
     """
 
     jobs: int = 0
@@ -34,7 +34,7 @@ class DeletionCounts(Struct, frozen=True, kw_only=True):
     usage_rows: int = 0
 
     def __add__(self, other: "DeletionCounts") -> "DeletionCounts":
-        """Both together."""
+        """Return the sum of both counts."""
         return DeletionCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
     @property
@@ -44,10 +44,10 @@ class DeletionCounts(Struct, frozen=True, kw_only=True):
 
 
 class OwnerDeletion(Struct, frozen=True, kw_only=True):
-    """A row of ERASURES, under the owner. While it is not done, nothing new of that owner is taken.
+    """A row of ERASURES, under the owner. Until it is done, new requests of the owner are refused.
 
     `by`: the key that asked. `waiting_for`: jobs that are still being stopped. `hosts_pending`: hosts that may have
-    files of the owner in their caches until they next take work. `quiet_since`: nothing was found from then on.
+    files of the owner in their caches until they next take work. `quiet_since`: since when nothing more was found.
     """
 
     owner: Token

@@ -1,8 +1,8 @@
-"""A host's power as POWER keeps it: where it stands and why, the call that is out, the owner's wish, what it has cost.
+"""The power record of a host in POWER: its state and why, the last power call, the override, and its on intervals.
 
-The record is also the order to the host's runner, which reads its own row: `draining` and `stopping` mean "take nothing
-new"; `stopping` with `own_poweroff` means "you are empty: switch your machine off". Read again and again, an order
-cannot be lost.
+The host's runner reads its own row as its orders: `draining` and `stopping` mean to take no new work; `stopping` with
+`own_poweroff` means to power the machine off when it is empty. It reads the row again and again, so an order cannot be
+lost.
 """
 
 from enum import StrEnum
@@ -13,15 +13,15 @@ from msgspec import Struct, field
 from schemas.ids import Token
 from schemas.job import Moment
 
-HISTORY_LIMIT = 64  # changes of state that a record keeps
+HISTORY_LIMIT = 64  # state changes that a record keeps
 WAKE_DURATION_LIMIT = 32  # measured wakes that a record keeps, for the median
-ON_INTERVAL_LIMIT = 16  # ended spans with power that a record keeps, for the usage report to take over
+ON_INTERVAL_LIMIT = 16  # ended intervals that a record keeps until they are in USAGE
 
-ForeignUse = Literal["users", "programs"]  # who but us may use a host: people logged in, other programs on its cards
+ForeignUse = Literal["users", "programs"]  # use of a host by others: people logged in, other programs on its GPUs
 
 
 class PowerState(StrEnum):
-    """Where a host stands. Who moves it is in `edge.power.transitions`."""
+    """The power state of a host. `edge.power.transitions` says what moves it."""
 
     OFF = "off"
     WAKING = "waking"
@@ -33,7 +33,7 @@ class PowerState(StrEnum):
 
 
 class ReportedPower(StrEnum):
-    """What a host's switch says of it. UNKNOWN: it was not asked, did not answer, or cannot tell."""
+    """The power as a driver reports it. UNKNOWN: it was not asked, did not answer, or cannot tell."""
 
     OFF = "off"
     STARTING = "starting"
@@ -44,14 +44,14 @@ class ReportedPower(StrEnum):
 
 
 class PowerVerb(StrEnum):
-    """What a switch can be told. There is no third: a machine is never deleted."""
+    """The calls to a driver. There is no third one: a machine is never deleted."""
 
     START = "start"
     STOP = "stop"
 
 
 class PowerCallOutcome(StrEnum):
-    """How a call ended. No capacity is an answer of its own: nothing is broken, and later it may work."""
+    """The outcome of a call. NO_CAPACITY is not a failure: nothing is broken, and a later call may succeed."""
 
     DONE = "done"
     NO_CAPACITY = "no_capacity"
@@ -59,14 +59,14 @@ class PowerCallOutcome(StrEnum):
 
 
 class PowerCallResult(Struct, frozen=True):
-    """What came of a call; `why` is for people."""
+    """The result of a call; `why` is for people."""
 
     outcome: PowerCallOutcome
     why: str = ""
 
 
 class PowerCall(Struct, frozen=True):
-    """The one call that is out, or was last. `wait_s`: how long to rest before it is made again, once answered."""
+    """The call in flight, or the last one. `wait_s`: seconds between its answer and the next call."""
 
     id: Token
     verb: PowerVerb
@@ -76,7 +76,7 @@ class PowerCall(Struct, frozen=True):
 
 
 class PowerOverride(Struct, frozen=True):
-    """An owner's wish; without `until` it stands until it is taken back."""
+    """An owner's override; without `until` it holds until it is removed."""
 
     want: Literal["on", "off"]
     until: Moment | None = None
@@ -91,14 +91,14 @@ class PowerChange(Struct, frozen=True):
 
 
 class DailyOnTime(Struct, frozen=True):
-    """Seconds with power on one day (ISO date, in the host's time zone), intervals that have ended."""
+    """Seconds with power on one day (ISO date in the host's time zone), in intervals that have ended."""
 
     day: str = ""
     on_s: float = 0.0
 
 
 class OnInterval(Struct, frozen=True):
-    """A span with power that has ended, and why it began."""
+    """An interval with power that has ended, and why it began."""
 
     since: Moment
     until: Moment
@@ -106,12 +106,11 @@ class OnInterval(Struct, frozen=True):
 
 
 class PowerRecord(Struct, frozen=True, kw_only=True):
-    """One host in POWER.
+    """The row of one host in POWER.
 
-    `attempts` counts calls of one kind that were not done, in a row; `boots` the boots that timed out since the host
-    was last online. `lit_since` is when it last got power, None while it has none, `lit_why` what for; `spans` are
-    the last times that it had power. `wakes` are seconds from the start call to the first heartbeat. `pardoned`: the
-    owner has looked at the fault.
+    `attempts`: failed calls of one kind in a row. `boots`: boots that timed out since the host was last online.
+    `lit_since`: when it last got power, None while it has none; `lit_why`: the reason. `spans`: the last intervals with
+    power. `wakes`: seconds from a start call to the first heartbeat. `pardoned`: the owner has acknowledged the fault.
     """
 
     state: PowerState

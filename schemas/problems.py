@@ -1,4 +1,4 @@
-"""Every refusal a client can meet: the closed list of codes (PROTOCOLS 1) and the problem document (RFC 9457)."""
+"""Every refusal of a request: the closed list of codes, and the problem document (RFC 9457)."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from msgspec import Struct
 
 
 class ProblemType(NamedTuple):
-    """HTTP status and title of a code."""
+    """The HTTP status and title of a code."""
 
     status: int
     title: str
@@ -49,14 +49,14 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
 
 
 class FieldError(Struct, frozen=True):
-    """One thing wrong with the input; `path` like `$.input.video`."""
+    """One fault in the input; `path` is like `$.input.video`."""
 
     path: str
     message: str
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`application/problem+json`."""
+    """The body of an error response, `application/problem+json`."""
 
     type: str
     title: str
@@ -69,7 +69,7 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ProblemError(Exception):
-    """A request that is not carried out. Nothing was written. Services raise it, the border answers its problem."""
+    """The request is refused, and nothing was written. Services raise it; the HTTP layer answers its problem."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Every way a job can fail: whose fault it is and whether it is tried again (PROTOCOLS 1, "Failure codes").
+"""Every failure code of a job: who is to blame, and whether the job is tried again.
 
-`settle` turns a failed attempt into the event to record. It is the only place that decides between another attempt
-and the end, and both the runner (its own attempts) and the edge (attempts of a gone host) ask it.
+`outcome_after_failure` turns a failed attempt into the event to record. Nothing else decides between another attempt
+and the end. The runner calls it for its own attempts, the edge for those of a host that is gone.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from schemas.status import Blame
 
 
 class RetryRule(StrEnum):
-    """What an attempt that failed this way costs."""
+    """The cost of an attempt that failed in this way."""
 
     NEVER = "never"
     CHARGED = "counted"  # costs an attempt
     ONCE = "once"  # one retry, however many attempts are left
-    FREE = "free"  # costs nothing, but see FREE_OF_GPU and FREE_IN_ALL
+    FREE = "free"  # costs nothing, up to the two limits below
 
 
 class FailureClass(NamedTuple):
@@ -32,8 +32,8 @@ class FailureClass(NamedTuple):
     retry: RetryRule
 
 
-GPU_FREE_RELEASE_LIMIT = 3  # free releases a job for GPU faults, then gpu_fault_repeated
-FREE_RELEASE_LIMIT = 10  # free releases a job of every kind, then host_fault_repeated
+GPU_FREE_RELEASE_LIMIT = 3  # free releases of a job for GPU faults, then gpu_fault_repeated
+FREE_RELEASE_LIMIT = 10  # free releases of a job in all, then host_fault_repeated
 DRAINED_CODE = "drained"
 RETRY_BACKOFF = Backoff(first_s=2.0, limit_s=300.0)
 JITTERED_BACKOFF_LIMIT = timedelta(seconds=2 * RETRY_BACKOFF.limit_s)
@@ -103,11 +103,13 @@ def retry_backoff(tries: int, jitter: float) -> timedelta:
 
 
 def _code_if_releases_exhausted(job: Job, code: str, row: FailureClass) -> str | None:
-    """The code that ends the job when its free releases are used up, or None while one is left."""
+    """Return the code that ends the job when its free releases are used up; None while one is left."""
     if sum(job.free_releases.values()) >= FREE_RELEASE_LIMIT:
         return "host_fault_repeated"
-    of_gpu = sum(n for name, n in job.free_releases.items() if name in FAILURES and FAILURES[name].blame is Blame.GPU)
-    if row.blame is Blame.GPU and of_gpu >= GPU_FREE_RELEASE_LIMIT:
+    gpu_releases = sum(
+        n for name, n in job.free_releases.items() if name in FAILURES and FAILURES[name].blame is Blame.GPU
+    )
+    if row.blame is Blame.GPU and gpu_releases >= GPU_FREE_RELEASE_LIMIT:
         return "gpu_fault_repeated"
     return None
 
@@ -125,21 +127,22 @@ def outcome_after_failure(  # noqa: PLR0913 - each is one fact about the attempt
     log_tail: tuple[str, ...] = (),
     metrics: tuple[JobMetric, ...] = (),
 ) -> AttemptReleased | Failed:
-    """What to record when an attempt of `job` failed with `code`, classified as `row`; `log_tail`: its last words.
+    """Return the event to record after an attempt of `job` failed with `code`, classified as `row`.
 
-    `jitter` in [0, 1) spreads the retries. A drain and a lost host wait no time: nothing is wrong with the job.
+    `jitter` in [0, 1) spreads the retries. `log_tail`: the last lines of stderr. After a drain and a lost host the job
+    waits no time, because nothing is wrong with the job.
     """
     final = Failed(make_job_failure(code, message, row, log_tail), usage=usage, log=log, metrics=metrics)
     if row.retry is RetryRule.NEVER:
         return final
     if row.retry is RetryRule.FREE:
-        ended = _code_if_releases_exhausted(job, code, row)
-        if ended is not None:
-            error = make_job_failure(ended, f"{code}: {message}", log_tail=log_tail)
+        final_code = _code_if_releases_exhausted(job, code, row)
+        if final_code is not None:
+            error = make_job_failure(final_code, f"{code}: {message}", log_tail=log_tail)
             return Failed(error, usage=usage, log=log, metrics=metrics)
-        at_once = code in {DRAINED_CODE, "host_lost"}
-        wait = None if at_once else at + retry_backoff(sum(job.free_releases.values()), jitter)
-        return AttemptReleased(code, message, charged=False, not_before=wait)
+        starts_at_once = code in {DRAINED_CODE, "host_lost"}
+        not_before = None if starts_at_once else at + retry_backoff(sum(job.free_releases.values()), jitter)
+        return AttemptReleased(code, message, charged=False, not_before=not_before)
     allowed = min(2, job.policy.max_attempts) if row.retry is RetryRule.ONCE else job.policy.max_attempts
     if job.charged_attempts + 1 >= allowed:
         return final

@@ -33,7 +33,7 @@ def renamed_from(old_name: str) -> Meta:
 
 
 def _nest_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    """`LAMPLIGHTER_A__B=1` as `{"a": {"b": "1"}}`."""
+    """Return `LAMPLIGHTER_A__B=1` as `{"a": {"b": "1"}}`."""
     tree: dict[str, Any] = {}
     for name, value in sorted(environ.items()):
         if not name.startswith(SETTING_PREFIX):
@@ -43,17 +43,19 @@ def _nest_variables(environ: Mapping[str, str]) -> dict[str, Any]:
         for parent in parents:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
-                raise SettingsInvalid(f"{name} is set beside a variable that is its prefix: set only one of the two")
+                raise SettingsInvalid(
+                    f"{name} is set together with a variable that is its prefix: set only one of the two"
+                )
         branch[last] = _parse_variable(name, value)
     return tree
 
 
 def _parse_variable(name: str, text: str) -> Any:
-    """A list or a table is written as JSON; anything else is text until the Struct says what it is."""
+    """Parse a list or a table as JSON. Any other value stays text; the Struct says what it is."""
     try:
         return msgspec.json.decode(text) if text.startswith(("[", "{")) else text
     except msgspec.DecodeError as error:
-        raise SettingsInvalid(f"{name} starts like JSON and is none: {error}") from error
+        raise SettingsInvalid(f"{name} starts like JSON but cannot be read as JSON: {error}") from error
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -65,17 +67,17 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_path(kind: type, value: Any) -> Any:
-    """What msgspec cannot read by itself: paths."""
+    """Convert the one type that msgspec cannot read by itself: paths."""
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise NotImplementedError(f"a setting of type {kind.__name__} cannot be read from {value!r}")
 
 
 def load_settings(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
-    """Settings of `kind` from TOML `text`, overridden by `environ`; raises SettingsInvalid.
+    """Return the settings of `kind` from TOML `text`, overridden by `environ`. Raises SettingsInvalid.
 
-    Variables are text, so numbers and booleans are read leniently; names the Struct does not have are ignored, because
-    the file is shared by the processes of one host. Names of the last release are read as the new ones.
+    Variables are text, so numbers and booleans are read leniently. Names that the Struct does not have are ignored,
+    because the processes of a host share the file. Names of the last release are read as the new ones.
     """
     try:
         given = [_rename(table, [inspect.type_info(kind)]) for table in (tomllib.loads(text), _nest_variables(environ))]
@@ -98,7 +100,7 @@ def select_variables(kind: type[Struct], environ: Mapping[str, str]) -> dict[str
 
 
 def unknown_names(kinds: Iterable[type], text: str) -> list[str]:
-    """The names in TOML `text`, with dots, that none of the Structs `kinds` has: probably misspelt."""
+    """Return the names in TOML `text`, with dots, that none of the Structs `kinds` has: probably typos."""
     return list(_walk_unknown_names(tomllib.loads(text), [inspect.type_info(kind) for kind in kinds], ""))
 
 

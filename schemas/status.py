@@ -1,10 +1,10 @@
-"""Why a waiting job waits. When several are true, the first of this list is told (what the host says comes first)."""
+"""The status of a job, why it waits, its priority, and who is to blame for a failure."""
 
 from enum import StrEnum
 
 
 class WaitReason(StrEnum):
-    """The `reason` of a waiting Job, most telling first."""
+    """The `reason` of a waiting Job, most relevant first. When several are true, a client is told the first."""
 
     AWAITING_INPUT = "awaiting_input"
     FETCHING_INPUT = "fetching_input"
@@ -32,13 +32,13 @@ class WaitReason(StrEnum):
 WAIT_REASON_ORDER = tuple(WaitReason)
 
 
-def most_relevant_reason(true: set[WaitReason]) -> WaitReason | None:
-    """The reason to tell of those that are true."""
-    return next((reason for reason in WAIT_REASON_ORDER if reason in true), None)
+def most_relevant_reason(reasons: set[WaitReason]) -> WaitReason | None:
+    """Return the first reason in the order of WaitReason; None for an empty set."""
+    return next((reason for reason in WAIT_REASON_ORDER if reason in reasons), None)
 
 
 class Status(StrEnum):
-    """Where a job stands. Who moves it from one to the next is in `lifecycle.TRANSITIONS`."""
+    """The status of a job. `lifecycle.TRANSITIONS` says what moves it from one to the next."""
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"
@@ -51,16 +51,12 @@ class Status(StrEnum):
 
 
 WAITING_STATUSES = frozenset({Status.SCHEDULED, Status.QUEUED})
-
-
 ACTIVE_STATUSES = frozenset({Status.RUNNING, Status.CANCELLING})
-
-
 FINAL_STATUSES = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
 
 class Priority(StrEnum):
-    """Which queue of the pool a job waits in; the runner sweeps them in this order."""
+    """The queue of the pool in which a job waits. The runner looks into the queues in this order."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -71,7 +67,7 @@ PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 
 
 class Blame(StrEnum):
-    """Whose fault a failure is: it decides what the user is told and what is retried."""
+    """Who is to blame for a failure. It decides the user's text and whether the job is tried again."""
 
     CLIENT = "client"
     IMAGE = "image"

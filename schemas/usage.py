@@ -1,4 +1,4 @@
-"""What was used: the rows that USAGE keeps for 400 days, and the report that `GET /v1/usage` makes of them."""
+"""Usage: the rows that USAGE stores for 400 days, and the report of `GET /v1/usage`."""
 
 from msgspec import Struct, field
 
@@ -8,10 +8,10 @@ from schemas.status import Status
 
 
 class JobUsage(Struct, frozen=True, kw_only=True):
-    """One round of one job that has ended, as `revision` of its record tells it.
+    """One finished round of one job, from `revision` of its record.
 
-    `run_s`: seconds of its last attempt. `gpus`: how many cards that had. `cost`: what its host's runner reckoned, in
-    that runner's own currency; None where it has no price. `started_at` None: it never ran.
+    `run_s`: seconds of its last attempt. `gpus`: how many GPUs it had. `cost`: as computed by the host's runner, in the
+    runner's own currency; None where it has no price. `started_at` None: it never ran.
     """
 
     owner: Token
@@ -30,7 +30,7 @@ class JobUsage(Struct, frozen=True, kw_only=True):
 
 
 class PowerUsage(Struct, frozen=True, kw_only=True):
-    """One span with power of one host. `per_hour` is the price as it was then; None: nobody knows it."""
+    """One on interval of a host. `per_hour` is the price at that time; None: unknown."""
 
     host: Token
     since: Moment
@@ -44,14 +44,14 @@ UsageRow = JobUsage | PowerUsage
 
 
 class Cost(Struct, frozen=True):
-    """Money."""
+    """An amount of money."""
 
     amount: float
     currency: str
 
 
 class EndpointUsage(Struct, frozen=True, kw_only=True):
-    """What one endpoint's jobs used. `hours_on` is their part of their hosts' time with power."""
+    """The usage of one endpoint's jobs. `hours_on` is their share of the hours in which their hosts were on."""
 
     endpoint: str
     jobs: int
@@ -62,10 +62,10 @@ class EndpointUsage(Struct, frozen=True, kw_only=True):
 
 
 class UsageReport(Struct, frozen=True, kw_only=True):
-    """The answer of `GET /v1/usage`. How time and money are shared out is said in `edge.usage.cost_allocation`.
+    """The answer of `GET /v1/usage`. `edge.usage.cost_allocation` describes how time and money are allocated.
 
-    `owner` null: everybody's. `cost` is in the currency that most was spent in, `costs` has all of them.
-    `hours_saved`: the hours in which declared hosts were dark, against hosts that are always on.
+    `owner` null: all owners. `cost` is in the currency with the highest cost, `costs` has all of them. `hours_saved`:
+    the hours in which declared hosts were off, compared with hosts that are always on.
     """
 
     since: Moment = field(name="from")

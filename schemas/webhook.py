@@ -1,4 +1,4 @@
-"""Webhooks (PROTOCOLS 5): what an owner's receivers are promised, and the log of what was sent to them."""
+"""Webhooks: an owner's secrets, and the log of deliveries."""
 
 import base64
 from datetime import datetime
@@ -12,16 +12,16 @@ from schemas.status import Status
 
 LOGGED_ATTEMPT_LIMIT = 20  # of one delivery, in its log
 DISABLED_URL_LIMIT = 100  # URLs of one owner
-SECRET_PREFIX = "whsec_"  # noqa: S105 - the public mark of a secret, no secret
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the public prefix of a secret
 
 
 def decode_secret(text: str) -> bytes:
-    """What a secret as Standard Webhooks writes it stands for: base64 behind `whsec_`. Empty where `text` is none."""
+    """Return the bytes of a secret in the format of Standard Webhooks (`whsec_` and base64); empty if it is invalid."""
     if not text.startswith(SECRET_PREFIX):
         return b""
     try:
         return base64.b64decode(text[len(SECRET_PREFIX) :], validate=True)
-    except ValueError:  # binascii.Error is one, and so is what lies beyond ASCII
+    except ValueError:  # binascii.Error, and characters that are not ASCII
         return b""
 
 
@@ -38,22 +38,22 @@ class WebhookConfig(Struct, frozen=True, kw_only=True):
     disabled_urls: dict[str, Moment] = field(default_factory=dict, name="disabled")
 
     def signing_secrets(self, now: datetime) -> tuple[str, ...]:
-        """The secrets to sign with at `now`, the newest first."""
+        """Return the secrets to sign with at `now`, the newest first."""
         rotating = self.previous is not None and self.previous_until is not None and now < self.previous_until
         return (self.secret, self.previous) if rotating and self.previous else (self.secret,)
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery stands."""
+    """The state of a delivery."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
-    FAILED = "failed"  # no try is left, or the URL is refused
-    DISABLED = "disabled"  # the receiver said 410, to this or to an earlier one
+    FAILED = "failed"  # no attempt is left, or the URL is refused
+    DISABLED = "disabled"  # the receiver answered 410, to this or to an earlier delivery
 
 
 class DeliveryAttempt(Struct, frozen=True):
-    """One request. `status`: what the receiver answered; `error`: why there is no answer. `took_s` in seconds."""
+    """One request. `status`: the receiver's answer; `error`: why there is none. `took_s` in seconds."""
 
     at: Moment
     took_s: float
@@ -64,7 +64,7 @@ class DeliveryAttempt(Struct, frozen=True):
 class DeliveryLogRow(Struct, frozen=True, kw_only=True):
     """A row of DELIVERED: one state of a job for its webhook. `revision` names the state, in all of STATE.
 
-    `tries`: the last KEPT_TRIES. `failed` counts those since it was sent or replayed last, `replays` the replays.
+    `tries`: the last 20 attempts. `failed`: failed attempts since it was last sent or replayed. `replays`: the replays.
     """
 
     job_id: str
@@ -80,21 +80,21 @@ class DeliveryLogRow(Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """The `webhook-id`: the same at every try and replay. Revisions are counted over all jobs."""
+        """The `webhook-id`, the same at every attempt and replay. Revisions are counted over all jobs."""
         return format_delivery_id(self.job_id, self.revision)
 
 
 def format_delivery_id(job_id: str, revision: int) -> str:
-    """The id of a delivery."""
+    """Return the id of a delivery."""
     return f"{job_id}.{revision}"
 
 
 def parse_delivery_id(text: str) -> tuple[str, int] | None:
-    """Job id and revision in a delivery's id, None when it is none."""
+    """Return the job id and revision in the id of a delivery; None when it is invalid."""
     job_id, _, revision = text.rpartition(".")
     return (job_id, int(revision)) if job_id and revision.isdecimal() and len(revision) < 20 else None
 
 
 def delivery_key(key: JobKey, revision: int) -> str:
-    """The key in bucket DELIVERED."""
+    """Return the key in bucket DELIVERED."""
     return f"{key.owner}.{key.id}.{revision}"

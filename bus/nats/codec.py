@@ -1,4 +1,7 @@
-"""From bytes of STATE to what the port gives; both buses use it."""
+"""Decode bytes of the broker to values of the ports, and log what cannot be decoded.
+
+Pure; the fake broker uses it too.
+"""
 
 from typing import TypeVar
 
@@ -13,25 +16,28 @@ from schemas.usage import JobUsage, PowerUsage
 
 
 def decode_versioned_record(revision: int, data: bytes) -> VersionedRecord:
-    """The record as read; raises RecordUnreadable."""
+    """Decode a record that was read at `revision`. Raises RecordUnreadable."""
     return VersionedRecord(revision, decode_record(data))
 
 
 def try_decode_delivery(subject: str, data: bytes) -> WebhookDelivery | None:
-    """A letter of DELIVERIES: its subject says which, its body is the record. None when it is none."""
-    which, recorded = subjects.parse_delivery_subject(subject), try_decode_record(data)
-    return None if which is None or recorded is None else WebhookDelivery(which[0], recorded, which[1])
+    """Decode a message of DELIVERIES: its subject names the state, its body is the record.
+
+    None when it is unreadable.
+    """
+    state, record = subjects.parse_delivery_subject(subject), try_decode_record(data)
+    return None if state is None or record is None else WebhookDelivery(state[0], record, state[1])
 
 
 def try_decode_record(data: bytes) -> JobRecord | None:
-    """The record, None for a delete marker and for rubbish: a stream of changes must not die of one bad record."""
+    """Decode a record.
+
+    None for a delete marker and for unreadable bytes: a stream of changes must survive one bad record.
+    """
     try:
         return decode_record(data)
     except RecordUnreadable:
         return None
-
-
-# MERGED bus/notes.py: Notes of FEED as bytes; both buses use it.
 
 
 encode_feed_message = msgspec.json.encode
@@ -39,15 +45,11 @@ _feed_message_decoder: msgspec.json.Decoder[FeedMessage] = msgspec.json.Decoder(
 
 
 def try_decode_feed_message(data: bytes) -> FeedMessage | None:
-    """The note, None for what is none: a follower must not die of one bad message."""
+    """Decode a message of FEED. None when it is unreadable: a follower must survive one bad message."""
     try:
         return _feed_message_decoder.decode(data)
     except DECODE_ERRORS:
         return None
-
-
-# MERGED bus/uses.py: Rows of USAGE from bytes; both buses use it. What is no such row is left out: a report must not
-# die of one.
 
 
 _job_usage_decoder = msgspec.json.Decoder(JobUsage)
@@ -55,7 +57,7 @@ _power_usage_decoder = msgspec.json.Decoder(PowerUsage)
 
 
 def try_decode_job_usage(data: bytes) -> JobUsage | None:
-    """The row of a job."""
+    """Decode a job's row of USAGE. None when it is unreadable: a report leaves it out."""
     try:
         return _job_usage_decoder.decode(data)
     except msgspec.DecodeError:
@@ -63,14 +65,11 @@ def try_decode_job_usage(data: bytes) -> JobUsage | None:
 
 
 def try_decode_power_usage(data: bytes) -> PowerUsage | None:
-    """The row of a host's span."""
+    """Decode a host's row of USAGE. None when it is unreadable: a report leaves it out."""
     try:
         return _power_usage_decoder.decode(data)
     except msgspec.DecodeError:
         return None
-
-
-# MERGED bus/rows.py: From the bytes of a bucket to a row; both buses use it.
 
 
 T = TypeVar("T")
@@ -79,7 +78,7 @@ log = structlog.get_logger(__name__)
 
 
 def decode_row(decoder: msgspec.json.Decoder[T], subject: str, data: bytes) -> T:
-    """The value stored at `subject`. Raises Unreadable."""
+    """Decode the value stored at `subject`. Raises RowUnreadable."""
     try:
         return decoder.decode(data)
     except DECODE_ERRORS as error:
@@ -88,4 +87,4 @@ def decode_row(decoder: msgspec.json.Decoder[T], subject: str, data: bytes) -> T
 
 def log_unreadable_row(error: RowUnreadable) -> None:
     """Log that a row is left out of a listing."""
-    log.error("a row cannot be read, it is set aside", error=str(error))
+    log.error("row_unreadable", error=str(error))

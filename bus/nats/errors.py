@@ -1,4 +1,4 @@
-"""Foreign errors, mapped here and nowhere else: what nats-py raises and the broker answers, in the port's words."""
+"""Map the errors of nats-py and of the JetStream API to the errors of `bus.interface`. Nothing else maps them."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,23 +9,23 @@ from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable, BusError,
 
 
 class JetStreamNotFound(BusError):
-    """There is no such message. Never leaves this package."""
+    """The message or consumer does not exist. Never leaves this package."""
 
 
 class StreamNotFound(BrokerUnreachable):
-    """There is no such stream yet: no edge has been there, or the cluster is between two leaders."""
+    """The stream does not exist yet: no edge has connected so far, or the cluster is electing a leader."""
 
 
 class ConfigMismatch(BusError):
-    """The stream or consumer is there with another configuration. Never leaves this package."""
+    """The stream or consumer exists with another configuration. Never leaves this package."""
 
 
 class TooFewServers(BusError):
-    """The cluster has fewer servers than a stream is to be kept on. Never leaves this package."""
+    """The cluster has fewer servers than the replicas of a stream. Never leaves this package."""
 
 
 class WriteInProcess(BrokerUnreachable):
-    """The same message was said before, and the servers of a cluster have not agreed on it yet."""
+    """The same message was published before, and the servers of a cluster have not agreed on it yet."""
 
 
 # err_code of the JetStream API (server/errors.json of nats-server 2.15).
@@ -43,7 +43,7 @@ API_ERRORS: Mapping[int, type[BusError]] = MappingProxyType(
         10014: JetStreamNotFound,  # consumer not found
         10059: StreamNotFound,  # stream not found
         10057: JetStreamNotFound,  # stream message delete failed: the sequence is gone
-        10012: ConfigMismatch,  # consumer create failed: what it is now cannot become what it shall be
+        10012: ConfigMismatch,  # consumer create failed: the update is not possible
         10058: ConfigMismatch,  # stream name already in use with a different configuration
         10005: TooFewServers,  # no suitable peers for placement
         10074: TooFewServers,  # replicas > 1 not supported in non-clustered mode
@@ -74,14 +74,14 @@ CLIENT_ERROR_TYPES = tuple(kind for kind, _ in CLIENT_ERRORS)
 
 
 def from_api_error(subject: str, err_code: int, description: str) -> BusError:
-    """The error that the broker answered to what was sent to `subject`."""
+    """Return the error for a JetStream API error that answers a request to `subject`."""
     return API_ERRORS.get(err_code, BusError)(f"{subject}: {description} (JetStream error {err_code})")
 
 
 def from_client_error(error: Exception, doing: str) -> BusError:
-    """The error that nats-py raised while `doing`."""
-    # While connecting a refused login is no AuthorizationError but the broker's own words.
+    """Return the error for an exception of nats-py. `doing` says what was attempted, for the message."""
+    # nats-py raises its base error with the broker's text, not an AuthorizationError, when a login is refused.
     if "authorization violation" in str(error).lower():
         return BrokerDenied(f"{doing}: the broker refuses this user or password: correct the broker settings")
-    kind = next(ours for theirs, ours in CLIENT_ERRORS if isinstance(error, theirs))
-    return kind(f"{doing}: {error or type(error).__name__}")
+    mapped = next(ours for theirs, ours in CLIENT_ERRORS if isinstance(error, theirs))
+    return mapped(f"{doing}: {error or type(error).__name__}")

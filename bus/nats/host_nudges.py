@@ -1,4 +1,4 @@
-"""Nudges over core subjects."""
+"""Nudges to hosts over core subjects, without storage or acknowledgement."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,21 +17,21 @@ log = structlog.get_logger(__name__)
 
 
 class NatsHostNudges:
-    """May be lost: whoever is nudged re-reads STATE by itself, a little later."""
+    """A nudge may be lost: the runner reads the records of its jobs again a little later anyway."""
 
-    def __init__(self, wire: NatsConnection) -> None:
-        self._wire = wire
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
 
     async def nudge(self, host: str, key: JobKey) -> None:
-        """Say it once."""
-        await self._wire.publish(subjects.nudge_subject(host), msgspec.json.encode(key))
+        """Publish once, without an acknowledgement."""
+        await self._connection.publish(subjects.nudge_subject(host), msgspec.json.encode(key))
 
     async def subscribe(self, host: str) -> AsyncIterator[JobKey]:
-        """Over every break. Raises Denied when the user may not listen for `host`."""
-        heard: asyncio.Queue[Msg | BusError] = asyncio.Queue()
-        async with self._wire.subscribed(subjects.nudge_subject(host), heard.put_nowait):
+        """Yield across breaks of the connection. Raises BrokerDenied when the user may not subscribe for `host`."""
+        messages: asyncio.Queue[Msg | BusError] = asyncio.Queue()
+        async with self._connection.subscribed(subjects.nudge_subject(host), messages.put_nowait):
             while True:
-                message = await heard.get()
+                message = await messages.get()
                 if isinstance(message, BrokerUnreachable):
                     continue
                 if isinstance(message, BusError):
@@ -39,6 +39,6 @@ class NatsHostNudges:
                 try:
                     key = msgspec.json.decode(message.data, type=JobKey)
                 except DECODE_ERRORS as error:
-                    log.warning("a nudge that names no job", subject=message.subject, error=str(error))
+                    log.warning("nudge_unreadable", subject=message.subject, error=str(error))
                     continue
                 yield key

@@ -1,4 +1,7 @@
-"""The few requests of the JetStream API that we make, as its own JSON: nats-py's objects drop unknown fields."""
+"""A client for the few requests of the JetStream API that we make, and the ack protocol of pull consumers.
+
+It reads and writes the API's JSON itself, because the objects of nats-py drop fields that they do not know.
+"""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,20 +18,21 @@ from bus.nats.connection import REQUEST_TIMEOUT_S, NatsConnection, RequestTimeou
 from bus.nats.errors import JetStreamNotFound, WriteInProcess, from_api_error
 from schemas.events import DECODE_ERRORS
 
-IN_PROCESS_RETRY_INTERVAL_S = 0.01  # three servers agree on a write in 2 to 3 ms
+NS_PER_S = 10**9  # the API counts in nanoseconds
+IN_PROCESS_RETRY_INTERVAL_S = 0.01  # three servers agree on a write within 3 ms
 
 ResponseT = TypeVar("ResponseT", bound="ApiResponse")
 
 
 class JetStreamApiError(Struct, frozen=True):
-    """`err_code` names the error; `description` is for people."""
+    """`err_code` names the error; `description` is a text for people."""
 
     err_code: int = 0
     description: str = ""
 
 
 class ApiResponse(Struct, frozen=True):
-    """Every answer of the API may be an error."""
+    """A response of the API, which may be an error."""
 
     error: JetStreamApiError | None = None
 
@@ -43,7 +47,7 @@ class StoredMessage(Struct, frozen=True):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its headers; the first line is the protocol's own."""
+        """The headers; the first line is the protocol version."""
         lines = self.hdrs.decode(errors="replace").splitlines()[1:]
         return {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
 
@@ -57,14 +61,14 @@ class _PubAck(ApiResponse, frozen=True):
 
 
 class SourceInfo(Struct, frozen=True):
-    """How far a stream has come with one of its sources."""
+    """The last sequence that a stream has sourced from another."""
 
     name: str
     seq: int = 0
 
 
 class StreamState(Struct, frozen=True):
-    """What a stream holds; `subjects` only where they were asked for."""
+    """The contents of a stream; `subjects` only where the request asks for them."""
 
     first_seq: int = 0
     last_seq: int = 0
@@ -72,13 +76,16 @@ class StreamState(Struct, frozen=True):
 
 
 class StreamPlacement(Struct, frozen=True):
-    """The part of a stream's configuration that the installation chooses: on how many servers it is kept."""
+    """The part of a stream configuration that the installation chooses: its replicas."""
 
     num_replicas: int = 1
 
 
 class StreamInfo(ApiResponse, frozen=True):
-    """The parts of STREAM.INFO that are used here. `created` names this life of the stream, to the nanosecond."""
+    """The parts of STREAM.INFO that are used here.
+
+    `created`, to the nanosecond, tells a stream from a later one of its name.
+    """
 
     config: StreamPlacement = StreamPlacement()
     created: str = ""
@@ -88,22 +95,22 @@ class StreamInfo(ApiResponse, frozen=True):
 
 
 class JetStreamClient:
-    """Raises the port's errors."""
+    """Requests to the JetStream API. Raises the errors of `bus.interface`."""
 
-    def __init__(self, wire: NatsConnection) -> None:
-        self.connection = wire
+    def __init__(self, connection: NatsConnection) -> None:
+        self.connection = connection
 
     async def call(
         self, verb: str, body: Mapping[str, Any], kind: type[ResponseT], within_s: float = REQUEST_TIMEOUT_S
     ) -> ResponseT:
-        """Ask `$JS.API.<verb>`."""
+        """Request `$JS.API.<verb>` and decode the response as `kind`."""
         subject = f"$JS.API.{verb}"
         return parse_response(
             subject, await self.connection.request(subject, msgspec.json.encode(body), within_s=within_s), kind
         )
 
     async def finish_restore(self, verb: str, subject: str, within_s: float) -> None:
-        """Say to `subject` that all was sent of what `verb` asked for; return when the broker has taken it in."""
+        """Tell `subject` that all data of the restore `verb` was sent; return when the broker has stored it."""
         parse_response(verb, await self.connection.request(subject, within_s=within_s), ApiResponse)
 
     async def publish(
@@ -115,10 +122,11 @@ class JetStreamClient:
         message_id: str | None = None,
         marker: bool = False,
     ) -> int:
-        """Publish and return the sequence, once stored (and synced).
+        """Publish and return the sequence, once the message is stored (and synced).
 
-        Said again while a cluster still agrees on it, it is asked for until that is over, 5 s at most.
-        `expect`: the last sequence of the subject, 0 for none, else Conflict. `message_id` seen before: stored once.
+        `expect`: the last sequence of the subject, 0 for none; raises RevisionConflict when it is another. A message
+        with a `message_id` that was seen before is not stored again. While a cluster still agrees on the first copy of
+        a message, this tries again for at most 5 s.
         """
         headers = {
             name: value
@@ -129,12 +137,12 @@ class JetStreamClient:
             )
             if value is not None
         }
-        ends = anyio.current_time() + REQUEST_TIMEOUT_S
+        deadline = anyio.current_time() + REQUEST_TIMEOUT_S
         while True:
             try:
                 return await self._store(subject, data, headers)
             except WriteInProcess:
-                if anyio.current_time() >= ends:
+                if anyio.current_time() >= deadline:
                     raise
             await anyio.sleep(IN_PROCESS_RETRY_INTERVAL_S)
 
@@ -142,7 +150,7 @@ class JetStreamClient:
         message = await self.connection.request(subject, data, headers)
         if reply_status(message):
             raise BrokerUnreachable(
-                f"{subject}: no stream takes it; the broker is starting, or the edge has not been there"
+                f"{subject}: no stream stores it: the broker is starting, or no edge has connected yet; try again"
             )
         ack = _decode_response(subject, message, _PubAck)
         if ack.error is not None:
@@ -150,11 +158,11 @@ class JetStreamClient:
         return ack.seq
 
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
-        """The last message of a subject, from the leader; `subject` may hold wildcards."""
+        """Return the last message of a subject, from the leader; `subject` may hold wildcards."""
         return await self._get_message(stream, {"last_by_subj": subject})
 
     async def get_next(self, stream: str, subject: str, sequence: int) -> StoredMessage | None:
-        """The first message of a subject at or behind `sequence`, from the leader."""
+        """Return the first message of a subject with `sequence` or a later one, from the leader."""
         return await self._get_message(stream, {"seq": sequence, "next_by_subj": subject})
 
     async def _get_message(self, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
@@ -164,38 +172,41 @@ class JetStreamClient:
             return None
 
     async def stream_info(self, stream: str) -> StreamInfo:
-        """The state of a stream."""
+        """Return the state of a stream."""
         return await self.call(f"STREAM.INFO.{stream}", {}, StreamInfo)
 
     async def list_subjects(self, stream: str, pattern: str) -> set[str]:
-        """Every subject that holds a message."""
+        """Return every subject that holds a message."""
         return set(await self.count_by_subject(stream, pattern))
 
     async def count_by_subject(self, stream: str, pattern: str) -> dict[str, int]:
-        """How many messages each subject holds that holds one, page by page (the broker gives 100,000 at once)."""
+        """Return the number of messages of each subject that has one.
+
+        Reads page by page: the broker gives 100,000 at once.
+        """
         found: dict[str, int] = {}
         while True:
             page = await self.call(
                 f"STREAM.INFO.{stream}", {"subjects_filter": pattern, "offset": len(found)}, StreamInfo
             )
-            held = page.state.subjects or {}
-            found.update(held)
-            if not held or len(found) >= page.total:
+            counts = page.state.subjects or {}
+            found.update(counts)
+            if not counts or len(found) >= page.total:
                 return found
 
     async def secure_delete_subject(self, stream: str, subject: str, below: int | None = None) -> int:
-        """Overwrite and remove every message of `subject` (under `below`); how many there were.
+        """Overwrite and remove every message of `subject` (before `below`); return how many there were.
 
-        A purge would leave the bytes on disk, and so does an acknowledgement, or a limit of the stream.
+        A purge, an acknowledgement or a limit of the stream would leave the bytes on disk.
         """
-        at, erased = 1, 0
-        while (found := await self.get_next(stream, subject, at)) and (below is None or found.seq < below):
+        sequence, erased = 1, 0
+        while (found := await self.get_next(stream, subject, sequence)) and (below is None or found.seq < below):
             await self.secure_delete_message(stream, found.seq)
-            at, erased = found.seq + 1, erased + 1
+            sequence, erased = found.seq + 1, erased + 1
         return erased
 
     async def secure_delete_message(self, stream: str, sequence: int) -> None:
-        """Erase one message; nothing happens when it is gone."""
+        """Overwrite and remove one message; nothing happens when it does not exist."""
         try:
             await self.call(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence}, ApiResponse)
         except JetStreamNotFound:
@@ -203,17 +214,20 @@ class JetStreamClient:
 
 
 def parse_response(subject: str, message: Msg, kind: type[ResponseT]) -> ResponseT:
-    """What JetStream answered. Raises Unreachable where nobody did, and the port's error for its error."""
+    """Decode a response of JetStream.
+
+    Raises BrokerUnreachable when JetStream does not answer, and the error that it answers.
+    """
     if reply_status(message):
-        raise BrokerUnreachable(f"{subject}: JetStream does not answer yet")
-    answer = _decode_response(subject, message, kind)
-    if answer.error is not None:
-        raise from_api_error(subject, answer.error.err_code, answer.error.description)
-    return answer
+        raise BrokerUnreachable(f"{subject}: JetStream does not answer yet: try again")
+    response = _decode_response(subject, message, kind)
+    if response.error is not None:
+        raise from_api_error(subject, response.error.err_code, response.error.description)
+    return response
 
 
 def _decode_response(subject: str, message: Msg, kind: type[ResponseT]) -> ResponseT:
-    """Return the decoded answer. Raises BusError where the bytes are not an answer of this kind."""
+    """Decode the bytes of a response. Raises BusError when they are not one of this type."""
     try:
         return msgspec.json.decode(message.data, type=kind)
     except DECODE_ERRORS as error:
@@ -221,16 +235,13 @@ def _decode_response(subject: str, message: Msg, kind: type[ResponseT]) -> Respo
 
 
 def parse_created_ns(created: str) -> int:
-    """The broker's `created` as one number: its digits, since nanoseconds do not fit a datetime. Raises BusError."""
+    """Return the broker's `created` in nanoseconds, which a datetime cannot hold. Raises BusError."""
     whole, _, fraction = created.rstrip("Z").partition(".")
     try:
         seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
-        return seconds * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
+        return seconds * NS_PER_S + int(fraction.ljust(9, "0")[:9] or 0)
     except (ValueError, OverflowError) as error:
         raise BusError(f"the broker says that a stream was created at {created[:40]!r}, which is not a time") from error
-
-
-# MERGED bus/handing.py: A message that a pull consumer handed out, and what may be said of it.
 
 
 ACK_TIMEOUT_S = 2.0
@@ -239,35 +250,36 @@ log = structlog.get_logger(__name__)
 
 
 class AckableMessage:
-    """Every answer to the broker is itself answered, so that one that was lost in a break raises Unreachable.
+    """An unacknowledged JetStream message: in-progress, ack, nak.
 
-    A broker that crashed right after handing a message out may have forgotten that it did; it then ignores what is said
-    of that delivery and hands the message out again. To wait for an acknowledgement would be to wait for ever.
+    Each answer is confirmed by the broker, so one that is lost in a break raises BrokerUnreachable. A broker that
+    crashed right after a delivery may have forgotten it. It then ignores answers to that delivery and delivers the
+    message again, so a missing confirmation is not waited for without end.
     """
 
-    def __init__(self, js: JetStreamClient, reply: str, name: str) -> None:
-        self._js = js
+    def __init__(self, jetstream: JetStreamClient, reply: str, name: str) -> None:
+        self._jetstream = jetstream
         self._reply = reply
         self._name = name
 
     async def in_progress(self) -> None:
-        """In progress."""
+        """Extend the lease of the message."""
         await self._send_answer(b"+WPI")
 
     async def ack(self) -> None:
-        """Acknowledged, and that confirmed."""
+        """Acknowledge the message, and wait for the confirmation."""
         await self._send_answer(b"+ACK")
 
     async def nak(self, delay_s: float) -> None:
-        """Always with a delay: without one the broker hands it out again at once."""
-        await self._send_answer(b'-NAK {"delay": %d}' % max(1, int(delay_s * 10**9)))
+        """Return the message, always with a delay: without one the broker delivers it again at once."""
+        await self._send_answer(b'-NAK {"delay": %d}' % max(1, int(delay_s * NS_PER_S)))
 
     async def _send_answer(self, answer: bytes) -> None:
         try:
-            message = await self._js.connection.request(self._reply, answer, within_s=ACK_TIMEOUT_S)
+            message = await self._jetstream.connection.request(self._reply, answer, within_s=ACK_TIMEOUT_S)
         except RequestTimeout:
-            await self._js.connection.ping()
-            log.warning("the broker forgot a delivery, it comes again", name=self._name)
+            await self._jetstream.connection.ping()
+            log.warning("delivery_forgotten_by_broker", name=self._name)
             return
         if reply_status(message):
-            raise BrokerUnreachable(f"{self._name}: its consumer does not answer; the broker is starting")
+            raise BrokerUnreachable(f"{self._name}: its consumer does not answer: the broker is starting, try again")

@@ -1,4 +1,4 @@
-"""JOBS: pointers, fetched without waiting from one durable consumer a pool and priority."""
+"""JOBS over the broker: pointers, fetched from one durable consumer for each pool and priority."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -13,6 +13,7 @@ from bus.nats import subjects
 from bus.nats.jetstream import AckableMessage, JetStreamClient
 from bus.nats.requests import parse_ack_subject
 from bus.nats.topology import JOBS, ensure_pull_consumers
+from bus.notifier import Notifier
 from schemas.job import Pointer
 from schemas.status import Priority
 
@@ -20,81 +21,82 @@ log = structlog.get_logger(__name__)
 
 
 class NatsQueueMessage(AckableMessage):
-    """A pointer in a runner's hands."""
+    """A pointer that was delivered to this runner."""
 
-    def __init__(self, js: JetStreamClient, reply: str, pointer: Pointer, sequence: int) -> None:
-        super().__init__(js, reply, pointer.id)
+    def __init__(self, jetstream: JetStreamClient, reply: str, pointer: Pointer, sequence: int) -> None:
+        super().__init__(jetstream, reply, pointer.id)
         self.pointer = pointer
         self.sequence = sequence
 
 
 class NatsJobQueue:
-    """`heard_wake` is to be given every message of `wake.*`."""
+    """JOBS. `on_wake` has to get every message of `wake.*`."""
 
-    def __init__(self, js: JetStreamClient) -> None:
-        self._js = js
+    def __init__(self, jetstream: JetStreamClient) -> None:
+        self._jetstream = jetstream
         self._pools: set[str] = set()
-        self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._fetch_locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._woken: set[Lane] = set()
-        self._wake = anyio.Event()
+        self._wakes = Notifier()
 
     async def ensure_consumers(self, pools: Collection[str]) -> None:
-        """Make the consumers, now and again on every reconnect."""
+        """Create the consumers now, and again on every reconnect."""
         for pool in set(pools):
-            await ensure_pull_consumers(self._js, pool)
+            await ensure_pull_consumers(self._jetstream, pool)
             self._pools.add(pool)
 
     async def ensure_known_consumers(self) -> None:
-        """The consumers of every pool known so far."""
+        """Create the consumers of every pool that is known so far."""
         await self.ensure_consumers(frozenset(self._pools))
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """The broker's deduplication is a help, never the authority: hence the round in the subject."""
+        """Publish the pointer between two wakes of its lane.
+
+        The round is part of the subject, because the broker's deduplication helps but does not decide: it forgets.
+        """
         subject, wake = subjects.pointer_subject(pointer), subjects.wake_subject(pointer.pool, pointer.priority)
-        began = anyio.current_time()
-        await self._js.connection.publish(wake)
-        await self._js.publish(subject, msgspec.json.encode(pointer), message_id=None if repair else subject)
-        if anyio.current_time() - began > WAKE_GRACE_S / 2:
-            await self._js.connection.publish(wake)
+        started = anyio.current_time()
+        await self._jetstream.connection.publish(wake)
+        await self._jetstream.publish(subject, msgspec.json.encode(pointer), message_id=None if repair else subject)
+        if anyio.current_time() - started > WAKE_GRACE_S / 2:
+            await self._jetstream.connection.publish(wake)
 
     async def fetch(self, pool: str, priority: Priority, wait_s: float = 0.0) -> QueueMessage | None:
-        """One fetch a lane at a time, so that a message without a token can be given to its asker."""
+        """Fetch one message. One fetch a lane at a time, because a delivered message does not name its request."""
         lane = subjects.lane_consumer(pool, priority)
-        async with self._turns[lane]:
-            while (message := await self._js.connection.fetch(JOBS.name, lane, wait_s)) is not None:
-                pointer, got = subjects.parse_pointer_subject(message.subject), parse_ack_subject(message.reply)
-                if pointer is not None and got is not None:
-                    return NatsQueueMessage(self._js, message.reply, pointer, got.sequence)
-                log.error("removed a message that names no job", subject=message.subject)
-                await self._js.connection.request(message.reply, b"+TERM")
+        async with self._fetch_locks[lane]:
+            while (message := await self._jetstream.connection.fetch(JOBS.name, lane, wait_s)) is not None:
+                pointer, ack = subjects.parse_pointer_subject(message.subject), parse_ack_subject(message.reply)
+                if pointer is not None and ack is not None:
+                    return NatsQueueMessage(self._jetstream, message.reply, pointer, ack.sequence)
+                log.error("unreadable_pointer_removed", subject=message.subject)
+                await self._jetstream.connection.request(message.reply, b"+TERM")
         return None
 
     async def remove(self, pointer: Pointer) -> None:
-        """One message after the other: nats-server 2.15.1 then goes on handing out the rest.
+        """Delete the messages one by one: nats-server 2.15.1 then continues to deliver the rest.
 
-        A purge of the subject, while others publish and fetch, moves the consumer past messages that it never handed
-        out; they lie in the stream for ever (tests/bus/test_withdraw.py).
+        A purge of the subject while others publish and fetch moves the consumer past messages that it never delivered,
+        and they stay in the stream forever (tests/bus/test_withdraw.py).
         """
-        await self._js.secure_delete_subject(JOBS.name, subjects.pointer_subject(pointer))
+        await self._jetstream.secure_delete_subject(JOBS.name, subjects.pointer_subject(pointer))
 
     async def list_pending(self, owner: str | None = None) -> set[Pointer]:
-        """From the subjects that hold a message."""
-        held = await self._js.list_subjects(JOBS.name, f"job.*.*.{owner}.>" if owner else "job.>")
-        return {pointer for subject in held if (pointer := subjects.parse_pointer_subject(subject))}
+        """Read the subjects that hold a message."""
+        stored = await self._jetstream.list_subjects(JOBS.name, f"job.*.*.{owner}.>" if owner else "job.>")
+        return {pointer for subject in stored if (pointer := subjects.parse_pointer_subject(subject))}
 
     def on_wake(self, message: Msg | BusError) -> None:
-        """Remember it: a wake between a fetch that found nothing and `woken` must not be lost."""
+        """Remember the wake: one between an empty fetch and `wait_for_messages` must not be lost."""
         lane = None if isinstance(message, BusError) else subjects.parse_wake_subject(message.subject)
         if lane is not None:
             self._woken.add(lane)
-            self._wake.set()
-            self._wake = anyio.Event()
+            self._wakes.notify()
 
     async def wait_for_messages(self, pools: Collection[str], timeout_s: float) -> frozenset[Lane]:
-        """A wake since the last call counts."""
+        """Return at once for a wake since the last call."""
         with anyio.move_on_after(timeout_s):
-            while not any(lane.pool in pools for lane in self._woken):
-                await self._wake.wait()
-        heard = frozenset(lane for lane in self._woken if lane.pool in pools)
-        self._woken -= heard
-        return heard
+            await self._wakes.wait_until(lambda: any(lane.pool in pools for lane in self._woken))
+        woken = frozenset(lane for lane in self._woken if lane.pool in pools)
+        self._woken -= woken
+        return woken

@@ -1,7 +1,7 @@
-"""Reading a stream in order: one ephemeral consumer that pushes to our inbox, watched by its own count and heartbeat.
+"""Read a stream in order: an ephemeral push consumer on our inbox, checked by its own sequence and its heartbeats.
 
-It never mends itself. On a gap, a silence or a broken connection it raises Broken, and whoever reads opens anew behind
-what was given last: nats-py's ordered consumer stays silent after a restart of the broker.
+It does not repair itself. On a gap, a silence or a broken connection it raises ConsumerLost, and the caller opens a new
+one after the last message. nats-py's ordered consumer stays silent after a restart of the broker.
 """
 
 import asyncio
@@ -15,10 +15,9 @@ from nats.aio.msg import Msg
 
 from bus.interface import BrokerDenied, BrokerUnreachable, BusError
 from bus.nats.connection import reply_status
-from bus.nats.jetstream import ApiResponse, JetStreamClient
+from bus.nats.jetstream import NS_PER_S, ApiResponse, JetStreamClient
 from bus.nats.requests import parse_ack_subject
 
-NS_PER_S = 10**9
 IDLE_HEARTBEAT_INTERVAL_S = 5
 SILENCE_TIMEOUT_S = 2.5 * IDLE_HEARTBEAT_INTERVAL_S
 INACTIVE_TIMEOUT_S = 30
@@ -26,12 +25,14 @@ REOPEN_DELAY_S = 0.1
 
 
 class ConsumerLost(BrokerUnreachable):
-    """This consumer gives nothing more: open another one."""
+    """This consumer delivers nothing more: open another one."""
 
 
 class ReadRequest(NamedTuple):
-    """What to read: behind a sequence (0: from the start), or what was stored since a moment, or the last of every
-    subject; bodies or headers only."""
+    """What to read: messages after a sequence (0: from the start), or since a time, or the last of every subject.
+
+    `headers_only` leaves out the bodies.
+    """
 
     stream: str
     subjects: str
@@ -42,7 +43,7 @@ class ReadRequest(NamedTuple):
 
 
 class ConsumedMessage(NamedTuple):
-    """A message. `pending` more match behind it; `at` is when it was stored, in ns."""
+    """A message. `pending` more match after it; `stored_at_ns` is when it was stored."""
 
     sequence: int
     subject: str
@@ -58,22 +59,24 @@ class _ConsumerCreated(ApiResponse, frozen=True):
 
 
 class OrderedConsumer:
-    """`pending`: how many messages matched when it was opened."""
+    """An open consumer. `pending`: how many messages matched when it was opened."""
 
-    def __init__(self, js: JetStreamClient, name: str, pending: int, inbox: asyncio.Queue[Msg | BusError]) -> None:
+    def __init__(
+        self, jetstream: JetStreamClient, name: str, pending: int, inbox: asyncio.Queue[Msg | BusError]
+    ) -> None:
         self.name = name
         self.pending = pending
-        self._js = js
+        self._jetstream = jetstream
         self._inbox = inbox
-        self._step = 0
+        self._sequence = 0
 
     async def next(self) -> ConsumedMessage:
-        """The next message. Raises Broken; Denied when the user may not listen."""
+        """Return the next message. Raises ConsumerLost; BrokerDenied when the user may not subscribe."""
         while True:
             try:
                 async with asyncio.timeout(
                     SILENCE_TIMEOUT_S
-                ):  # a cancel scope costs four times as much, a message each
+                ):  # an anyio cancel scope for each message costs four times as much
                     message = await self._inbox.get()
             except TimeoutError as error:
                 raise ConsumerLost(
@@ -89,26 +92,26 @@ class OrderedConsumer:
                 return self._to_message(message)
 
     def _to_message(self, message: Msg) -> ConsumedMessage:
-        got = parse_ack_subject(message.reply)
-        self._step += 1
-        if got is None or got.consumer_sequence != self._step:
+        ack = parse_ack_subject(message.reply)
+        self._sequence += 1
+        if ack is None or ack.consumer_sequence != self._sequence:
             raise ConsumerLost(
-                f"consumer {self.name} lost messages before step {got.consumer_sequence if got else '?'}"
+                f"consumer {self.name} lost messages before sequence {ack.consumer_sequence if ack else '?'}"
             )
         return ConsumedMessage(
-            got.sequence, message.subject, message.data, message.headers or {}, got.stored_at_ns, got.pending
+            ack.sequence, message.subject, message.data, message.headers or {}, ack.stored_at_ns, ack.pending
         )
 
     async def _handle_control(self, message: Msg) -> None:
-        """Answer flow control, once what came before it was read; judge a heartbeat's count."""
+        """Answer flow control, after all earlier messages were read; compare the sequence of a heartbeat."""
         headers = message.headers or {}
         if headers.get("Status") != "100":
             raise ConsumerLost(f"consumer {self.name} ended: {headers.get('Description')}")
-        if int(headers.get("Nats-Last-Consumer", self._step)) > self._step:
-            raise ConsumerLost(f"consumer {self.name} lost messages behind step {self._step}")
+        if int(headers.get("Nats-Last-Consumer", self._sequence)) > self._sequence:
+            raise ConsumerLost(f"consumer {self.name} lost messages after sequence {self._sequence}")
         stalled = message.reply or headers.get("Nats-Consumer-Stalled")
         if stalled:
-            await self._js.connection.publish(stalled)
+            await self._jetstream.connection.publish(stalled)
 
 
 def _consumer_config(reading: ReadRequest, inbox: str) -> dict[str, Any]:
@@ -135,34 +138,37 @@ def _consumer_config(reading: ReadRequest, inbox: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_consumer(js: JetStreamClient, reading: ReadRequest) -> AsyncIterator[OrderedConsumer]:
-    """A consumer, deleted at the end. Raises what the API raises."""
+async def open_consumer(jetstream: JetStreamClient, reading: ReadRequest) -> AsyncIterator[OrderedConsumer]:
+    """Open a consumer, and delete it at the end. Raises what the JetStream API raises."""
     messages: asyncio.Queue[Msg | BusError] = asyncio.Queue()
-    inbox = js.connection.new_inbox_subject()
+    inbox = jetstream.connection.new_inbox_subject()
     name = inbox.replace(".", "-")
-    async with js.connection.subscribed(inbox, messages.put_nowait):
+    async with jetstream.connection.subscribed(inbox, messages.put_nowait):
         body = {"stream_name": reading.stream, "config": {"name": name, **_consumer_config(reading, inbox)}}
         verb = f"CONSUMER.CREATE.{reading.stream}.{name}.{reading.subjects}"
-        made = await js.call(verb, body, _ConsumerCreated)
+        created = await jetstream.call(verb, body, _ConsumerCreated)
         try:
-            yield OrderedConsumer(js, name, made.num_pending, messages)
+            yield OrderedConsumer(jetstream, name, created.num_pending, messages)
         finally:
-            await _delete_consumer(js, f"$JS.API.CONSUMER.DELETE.{reading.stream}.{name}")
+            await _delete_consumer(jetstream, f"$JS.API.CONSUMER.DELETE.{reading.stream}.{name}")
 
 
-async def _delete_consumer(js: JetStreamClient, subject: str) -> None:
-    """Not waited for: a consumer that nobody listens to goes by itself after 30 s."""
+async def _delete_consumer(jetstream: JetStreamClient, subject: str) -> None:
+    """Ask for the deletion without waiting: the broker removes an unused consumer after 30 s anyway."""
     with anyio.CancelScope(shield=True):
         try:
-            await js.connection.publish(subject)
+            await jetstream.connection.publish(subject)
         except BrokerUnreachable:
             return
 
 
-async def read_all(js: JetStreamClient, reading: ReadRequest) -> list[ConsumedMessage]:
-    """All that matches now, oldest first. Raises Broken when the connection breaks meanwhile."""
+async def read_all(jetstream: JetStreamClient, reading: ReadRequest) -> list[ConsumedMessage]:
+    """Return all messages that match now, oldest first.
+
+    Raises ConsumerLost when the connection breaks in the meantime.
+    """
     items: list[ConsumedMessage] = []
-    async with open_consumer(js, reading) as consumer:
+    async with open_consumer(jetstream, reading) as consumer:
         pending = consumer.pending
         while pending:
             item = await consumer.next()
@@ -171,7 +177,7 @@ async def read_all(js: JetStreamClient, reading: ReadRequest) -> list[ConsumedMe
     return items
 
 
-async def wait_until_reconnected(js: JetStreamClient) -> None:
-    """Wait for the connection after a break, and a moment for a broker that is still starting."""
+async def wait_until_reconnected(jetstream: JetStreamClient) -> None:
+    """Wait for the connection after a break, and a moment more for a broker that is still starting."""
     await anyio.sleep(REOPEN_DELAY_S)
-    await js.connection.wait_until_connected()
+    await jetstream.connection.wait_until_connected()

@@ -1,8 +1,10 @@
-"""Consumers of FEED for readers. A reader asks the JetStream API as usual, and an edge answers in its place.
+"""Serve the requests of readers for consumers of FEED.
 
-A consumer delivers within the account of its stream. One that a reader made itself could deliver to any subject of the
-edge's account: over a key, or to a call of the API. So readers get consumers that are pulled from, and the names of the
-edges' own consumers are not theirs to use.
+A reader asks the JetStream API as usual; an edge answers instead.
+
+A consumer delivers within the account of its stream. A reader's own push consumer could therefore deliver to any
+subject of the edge's account, such as a key or an API call. So readers get pull consumers only, and may not use the
+names of the edges' own consumers.
 """
 
 import asyncio
@@ -20,9 +22,9 @@ from bus.nats.topology import FEED
 from bus.nats.users import EDGE, READER_API_PREFIX
 from schemas.events import DECODE_ERRORS
 
-EDGE_QUEUE_GROUP = "edges"  # each request is for one of them
+EDGE_QUEUE_GROUP = "edges"  # the broker gives each request to one member
 BAD_REQUEST = 10003  # err_code of the JetStream API
-# What a consumer that is pulled from can be asked to do. What is not named here is left out.
+# The settings that a pull consumer may have. Others are left out.
 ALLOWED_CONSUMER_FIELDS = frozenset(
     {
         "name",
@@ -56,7 +58,7 @@ log = structlog.get_logger(__name__)
 
 
 class _ConsumerRequest(Struct, frozen=True, omit_defaults=True):
-    """The body of CONSUMER.CREATE."""
+    """The body of a CONSUMER.CREATE request."""
 
     stream_name: str = ""
     config: dict[str, Any] = {}
@@ -68,17 +70,17 @@ class ReaderRequestRefused(Exception):
 
 
 class ReaderConsumerProxy:
-    """One edge's part in it."""
+    """One edge's part: the broker gives each request to one of the edges."""
 
-    def __init__(self, wire: NatsConnection) -> None:
-        self._wire = wire
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
 
     async def serve(self) -> None:
-        """Answer readers, one after the other, without end."""
-        asked: asyncio.Queue[Msg | BusError] = asyncio.Queue()
-        async with self._wire.subscribed(f"{READER_API_PREFIX}>", asked.put_nowait, EDGE_QUEUE_GROUP):
+        """Answer the requests of readers one after the other, without end."""
+        requests: asyncio.Queue[Msg | BusError] = asyncio.Queue()
+        async with self._connection.subscribed(f"{READER_API_PREFIX}>", requests.put_nowait, EDGE_QUEUE_GROUP):
             while True:
-                message = await asked.get()
+                message = await requests.get()
                 if isinstance(message, Msg) and message.reply:
                     await self._handle_request(message)
 
@@ -86,36 +88,38 @@ class ReaderConsumerProxy:
         verb = message.subject.removeprefix(READER_API_PREFIX)
         try:
             body = _checked_body(verb, message.data)
-            answer = (await self._wire.request(f"$JS.API.{verb}", body)).data
+            answer = (await self._connection.request(f"$JS.API.{verb}", body)).data
         except ReaderRequestRefused as refusal:
             answer = _error_response(refusal)
         except BusError as error:
-            log.warning("a reader was not answered", verb=verb, error=str(error))
+            log.warning("reader_request_failed", verb=verb, error=str(error))
             return
         try:
-            await self._wire.publish(message.reply, answer)
+            await self._connection.publish(message.reply, answer)
         except BusError as error:
-            log.warning("a reader was not answered", verb=verb, error=str(error))
+            log.warning("reader_request_failed", verb=verb, error=str(error))
 
 
-def _checked_body(verb: str, given: bytes) -> bytes:
-    """What to ask the API for. Raises Refusal."""
+def _checked_body(verb: str, data: bytes) -> bytes:
+    """Return the body to send to the JetStream API. Raises ReaderRequestRefused."""
     action, _, name = verb.removeprefix("CONSUMER.").partition(f".{FEED.name}")
     name = name.removeprefix(".").partition(".")[0]
     if action == "DELETE":
         _check_consumer_name(name)
         return b""
     try:
-        asked = msgspec.json.decode(given, type=_ConsumerRequest)
+        request = msgspec.json.decode(data, type=_ConsumerRequest)
     except DECODE_ERRORS as error:
         raise ReaderRequestRefused(
             f"the body is not a consumer's configuration ({error}): see CONSUMER.CREATE of JetStream"
         ) from error
-    for one in (name, asked.config.get("name"), asked.config.get("durable_name")):
+    for one in (name, request.config.get("name"), request.config.get("durable_name")):
         _check_consumer_name(one)
-    if asked.config.get("deliver_subject"):
-        raise ReaderRequestRefused("a reader's consumer is pulled from: leave deliver_subject out (docs/following.md)")
-    return msgspec.json.encode(msgspec.structs.replace(asked, config=_allowed_config(asked.config)))
+    if request.config.get("deliver_subject"):
+        raise ReaderRequestRefused(
+            "a reader's consumer must be a pull consumer: leave deliver_subject out (docs/following.md)"
+        )
+    return msgspec.json.encode(msgspec.structs.replace(request, config=_allowed_config(request.config)))
 
 
 def _check_consumer_name(name: object) -> None:
@@ -128,5 +132,5 @@ def _allowed_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _error_response(refusal: ReaderRequestRefused) -> bytes:
-    """As the API says it."""
+    """Return the refusal in the form of a JetStream API error."""
     return msgspec.json.encode({"error": {"code": 400, "err_code": BAD_REQUEST, "description": str(refusal)}})

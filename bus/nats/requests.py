@@ -1,4 +1,4 @@
-"""What the broker writes into the reply subject of a message that a consumer delivers (ADR-15)."""
+"""Match replies to requests: one inbox for all replies of a connection, and the parser of JetStream's ack subjects."""
 
 import asyncio
 import itertools
@@ -14,7 +14,10 @@ _DIGITS = 20  # of the largest unsigned 64-bit number
 
 
 class AckSubject(NamedTuple):
-    """`sequence` in the stream, `step` in the consumer's own count; `pending` more were matching then; `at` in ns."""
+    """The parts of the reply subject of a message that a consumer delivers (ADR-15 of NATS).
+
+    `sequence` counts in the stream, `consumer_sequence` in the consumer. `pending` more messages matched at that time.
+    """
 
     stream: str
     consumer: str
@@ -25,83 +28,84 @@ class AckSubject(NamedTuple):
 
 
 def parse_ack_subject(reply: str) -> AckSubject | None:
-    """The parts of `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<tries>.<seq>.<step>.<ns>.<pending>`."""
+    """Parse `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<tries>.<seq>.<step>.<ns>.<pending>`; None for another
+    subject.
+    """
     tokens = reply.split(".")
     if len(tokens) < 9 or tokens[:2] != ["$JS", "ACK"]:
         return None
     stream, consumer, _, *counts = (tokens[2:] if len(tokens) == 9 else tokens[4:])[:7]
     if len(counts) != 4 or not all(count.isascii() and count.isdigit() and len(count) <= _DIGITS for count in counts):
         return None
-    sequence, step, at, pending = map(int, counts)
-    return AckSubject(stream, consumer, sequence, step, at, pending)
-
-
-# MERGED bus/answers.py: Who waits for which answer. All answers of a connection come to one inbox; nobody subscribes
-# to ask.
+    return AckSubject(stream, consumer, *map(int, counts))
 
 
 ConsumerId = tuple[str, str]  # a stream and its consumer
 
 
 class PendingRequest(NamedTuple):
-    """`reply`: where the answer is to be sent; `answer`: the message, or why there is none."""
+    """A request without a reply so far. `reply_future` gets the message, or the error instead of one."""
 
     subject: str
     reply: str
     reply_future: asyncio.Future[Msg | BusError]
 
     def resolve(self, outcome: Msg | BusError) -> None:
-        """The first outcome counts. An error is a value here: a future nobody reads must not complain."""
+        """Set the outcome; the first one counts.
+
+        An error is a value here, because a future that is not awaited must not warn.
+        """
         if not self.reply_future.done():
             self.reply_future.set_result(outcome)
 
 
 class RequestMultiplexer:
-    """Replies to `prefix` and a token belong to whoever was given that token."""
+    """Give each request its own reply subject: `prefix` and a token."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._tokens = itertools.count(1)
-        self._asked: dict[str, PendingRequest] = {}
+        self._pending: dict[str, PendingRequest] = {}
         self._fetching: dict[ConsumerId, PendingRequest] = {}
 
     def new_token(self) -> str:
-        """A new one."""
+        """Return a token that was not used before."""
         return f"{next(self._tokens):x}"
 
     @contextmanager
     def expect_reply(self, subject: str, consumer: ConsumerId | None = None) -> Iterator[PendingRequest]:
-        """An answer to what is sent to `subject` now.
+        """Expect a reply to the request that is sent to `subject` now.
 
-        A message that a consumer hands out comes under its own subject: it is known by `consumer`, which only one may
-        ask at a time. A status comes under the token, like every other answer.
+        A message that a consumer delivers arrives under its own subject, not under the token. It is matched by
+        `consumer`, for which only one request at a time may be pending. A status arrives under the token, like every
+        other reply.
         """
         token = self.new_token()
-        asked = PendingRequest(subject, self._prefix + token, asyncio.get_running_loop().create_future())
-        self._asked[token] = asked
+        request = PendingRequest(subject, self._prefix + token, asyncio.get_running_loop().create_future())
+        self._pending[token] = request
         if consumer is not None:
-            self._fetching[consumer] = asked
+            self._fetching[consumer] = request
         try:
-            yield asked
+            yield request
         finally:
-            del self._asked[token]
+            del self._pending[token]
             if consumer is not None:
                 del self._fetching[consumer]
 
     def deliver(self, message: Msg) -> bool:
-        """Give an answer to its asker; False when there is none any more."""
+        """Give a reply to its request; return False when the request is not pending any more."""
         if message.subject.startswith(self._prefix):
-            asked = self._asked.get(message.subject.removeprefix(self._prefix))
+            request = self._pending.get(message.subject.removeprefix(self._prefix))
         else:
-            delivered = parse_ack_subject(message.reply)
-            asked = self._fetching.get((delivered.stream, delivered.consumer)) if delivered else None
-        if asked is None or asked.reply_future.done():
+            ack = parse_ack_subject(message.reply)
+            request = self._fetching.get((ack.stream, ack.consumer)) if ack else None
+        if request is None or request.reply_future.done():
             return False
-        asked.resolve(message)
+        request.resolve(message)
         return True
 
     def fail_requests(self, error: BusError, subject: str | None = None) -> None:
-        """Nobody will answer what was sent to `subject` (in lower case; None: to any)."""
-        for asked in self._asked.values():
-            if subject in (None, asked.subject.lower()):
-                asked.resolve(error)
+        """Fail the pending requests to `subject` (in lower case; None: all requests)."""
+        for request in self._pending.values():
+            if subject in (None, request.subject.lower()):
+                request.resolve(error)

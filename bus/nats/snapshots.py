@@ -1,7 +1,7 @@
-"""Streams as one piece of bytes each and back, by the broker's own snapshots: sequences, times, headers as they were.
+"""Save and restore streams with the broker's own snapshots, which keep sequences, times and headers.
 
-What is kept is what nothing else could give back. FEED comes again from STATE, under another epoch, so that whoever
-follows reads from its start; JOBS comes again from the records, by the reconciler; presence and leases are of now.
+A backup holds what nothing else can give back. FEED is sourced again from STATE, under another epoch, so that followers
+read it from the start. JOBS is rebuilt from the records by the reconciler. Heartbeats and leases are of the moment.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ T = TypeVar("T")
 ChunkQueue = asyncio.Queue[Msg | BusError]
 
 CHUNK_BYTES = 128 * 1024
-SNAPSHOT_SILENCE_TIMEOUT_S = 30.0  # the broker checks every message of a stream before the first byte of it comes
+SNAPSHOT_SILENCE_TIMEOUT_S = 30.0  # the broker checks every message before it sends the first byte
 CHECK_INTERVAL_S = 0.1
 LEADER_ELECTION_TIMEOUT_S = 20.0
-RESTORE_TIMEOUT_S = 300.0  # and writes all of them anew before it says that they are there
+RESTORE_TIMEOUT_S = 300.0  # the broker writes every message again before it answers
 
-# In this order. The bills before the jobs: the edge writes again what they lack, never takes back what is too much.
-# What records name (files, letters, keys) behind them: more than is named does no harm.
+# The order matters. USAGE comes before STATE: the edge adds missing rows later, but never removes surplus ones. What
+# records refer to (files, deliveries, keys) comes after them: surplus there does no harm.
 BACKUP_STREAMS = (
     USAGE.name,
     STATE.name,
@@ -50,9 +50,9 @@ BACKUP_STREAMS = (
 
 
 class StreamSnapshot(Struct, frozen=True):
-    """What the broker says of a stream beside its bytes, in the words of the JetStream API.
+    """The description of a saved stream, in the words of the JetStream API.
 
-    `judged`, of STATE: up to which sequence the edges had judged it.
+    `webhook_cursor`, of STATE: the sequence up to which the edges had checked it for webhooks.
     """
 
     config: dict[str, Any]
@@ -61,17 +61,17 @@ class StreamSnapshot(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The stream's."""
+        """The name of the stream."""
         return str(self.config["name"])
 
     @property
     def message_count(self) -> int:
-        """How many it holds."""
+        """The number of messages."""
         return int(self.state.get("messages", 0))
 
     @property
     def subject_count(self) -> int:
-        """How many keys a bucket holds."""
+        """The number of subjects, which is the number of keys of a bucket."""
         return int(self.state.get("num_subjects", 0))
 
 
@@ -101,73 +101,85 @@ class _StreamStatus(ApiResponse, frozen=True):
 
 
 class SnapshotClient:
-    """The streams of one installation, with the edge's rights. `copied_in_s`: how long a cluster's other servers may
-    take to have a stream that was restored."""
+    """Save and restore the streams of one installation, with the rights of the edge.
 
-    def __init__(self, js: JetStreamClient, copied_in_s: float = RESTORE_TIMEOUT_S) -> None:
-        self._js = js
-        self._copied_in_s = copied_in_s
+    `replication_timeout_s`: how long the other servers of a cluster may take to copy a restored stream.
+    """
+
+    def __init__(self, jetstream: JetStreamClient, replication_timeout_s: float = RESTORE_TIMEOUT_S) -> None:
+        self._jetstream = jetstream
+        self._replication_timeout_s = replication_timeout_s
 
     async def save(self, stream: str, write: Callable[[bytes], Awaitable[None]]) -> StreamSnapshot:
-        """Give all of it to `write`, as it is at this moment, while others go on writing to it. Raises BusError.
+        """Pass all of the stream to `write`, as it is now, while others continue to write to it. Raises BusError.
 
-        Without its consumers: of a cluster the broker asks whoever leads each of them, and ends the snapshot when an
-        edge's reader was on a server that is away.
+        Without its consumers: of a cluster the broker asks the leader of each of them, and ends the snapshot when an
+        edge's consumer was on a server that is away.
         """
-        until = await _retry_until_leader(partial(read_webhook_cursor, self._js)) if stream == STATE.name else None
-        async with AsyncExitStack() as listening:
-            begun, chunks = await _retry_until_leader(partial(self._start_snapshot, stream, listening))
+        cursor = (
+            await _retry_until_leader(partial(read_webhook_cursor, self._jetstream)) if stream == STATE.name else None
+        )
+        async with AsyncExitStack() as subscriptions:
+            started, chunks = await _retry_until_leader(partial(self._start_snapshot, stream, subscriptions))
             while chunk := await _next_chunk(stream, chunks):
                 await write(chunk.data)
                 if chunk.reply:
-                    await self._js.connection.publish(chunk.reply)
-        return StreamSnapshot(begun.config, begun.state, until)
+                    await self._jetstream.connection.publish(chunk.reply)
+        return StreamSnapshot(started.config, started.state, cursor)
 
-    async def _start_snapshot(self, stream: str, listening: AsyncExitStack) -> tuple[_TransferStarted, ChunkQueue]:
-        """Each try has a subject of its own: what a late answer to the one before sends must not mix with it."""
+    async def _start_snapshot(self, stream: str, subscriptions: AsyncExitStack) -> tuple[_TransferStarted, ChunkQueue]:
+        """Use a new subject for each try: a late answer to the one before must not mix with it."""
         chunks = ChunkQueue()
-        inbox = self._js.connection.new_inbox_subject()
-        asked = {"deliver_subject": inbox, "no_consumers": True, "jsck": True, "chunk_size": CHUNK_BYTES}
-        await listening.enter_async_context(self._js.connection.subscribed(inbox, chunks.put_nowait))
-        return await self._js.call(f"STREAM.SNAPSHOT.{stream}", asked, _TransferStarted), chunks
+        inbox = self._jetstream.connection.new_inbox_subject()
+        options = {"deliver_subject": inbox, "no_consumers": True, "jsck": True, "chunk_size": CHUNK_BYTES}
+        await subscriptions.enter_async_context(self._jetstream.connection.subscribed(inbox, chunks.put_nowait))
+        return await self._jetstream.call(f"STREAM.SNAPSHOT.{stream}", options, _TransferStarted), chunks
 
-    async def restore(self, kept: StreamSnapshot, chunks: AsyncIterator[bytes], replicas: int | None) -> None:
-        """Make the stream of what was taken, on `replicas` servers (None: one). There must be none. Raises BusError.
+    async def restore(self, snapshot: StreamSnapshot, chunks: AsyncIterator[bytes], replicas: int | None) -> None:
+        """Create the stream from a snapshot, on `replicas` servers (None: one). It must not exist. Raises BusError.
 
-        On one server first, and from there on the others, which have all of it when this returns: restored on three at
-        once, a stream was empty to its readers for up to 4 s after the broker had said that it was there.
+        Restore it on one server and let the others copy it, which they have done when this returns. A stream that was
+        restored on three servers at once was empty to its readers for up to 4 s after the broker had reported it as
+        ready.
         """
-        config = kept.config | {"num_replicas": 1}
-        verb = f"STREAM.RESTORE.{kept.name}"
-        begun = await self._js.call(
-            verb, {"config": config, "state": kept.state}, _TransferStarted, STREAM_UPDATE_TIMEOUT_S
+        config = snapshot.config | {"num_replicas": 1}
+        verb = f"STREAM.RESTORE.{snapshot.name}"
+        started = await self._jetstream.call(
+            verb, {"config": config, "state": snapshot.state}, _TransferStarted, STREAM_UPDATE_TIMEOUT_S
         )
         async for chunk in chunks:
-            await self._send_chunk(begun.deliver_subject, chunk)
-        await self._js.finish_restore(verb, begun.deliver_subject, RESTORE_TIMEOUT_S)
+            await self._send_chunk(started.deliver_subject, chunk)
+        await self._jetstream.finish_restore(verb, started.deliver_subject, RESTORE_TIMEOUT_S)
         if replicas is not None and replicas > 1:
-            more = config | {"num_replicas": replicas}
-            await self._js.call(f"STREAM.UPDATE.{kept.name}", more, ApiResponse, STREAM_UPDATE_TIMEOUT_S)
-            await self._wait_until_replicated(kept.name, replicas - 1)
-        if kept.webhook_cursor is not None:
-            await set_webhook_cursor(self._js, kept.webhook_cursor)
+            replicated = config | {"num_replicas": replicas}
+            await self._jetstream.call(
+                f"STREAM.UPDATE.{snapshot.name}", replicated, ApiResponse, STREAM_UPDATE_TIMEOUT_S
+            )
+            await self._wait_until_replicated(snapshot.name, replicas - 1)
+        if snapshot.webhook_cursor is not None:
+            await set_webhook_cursor(self._jetstream, snapshot.webhook_cursor)
 
     async def _send_chunk(self, subject: str, chunk: bytes) -> None:
-        """Of a cluster a server may answer that nobody listens: it has not heard yet of the one that does."""
-        ends = asyncio.get_running_loop().time() + LEADER_ELECTION_TIMEOUT_S
-        while reply_status(taken := await self._js.connection.request(subject, chunk)):
-            if asyncio.get_running_loop().time() > ends:
-                raise BrokerUnreachable("the broker takes in no more of the backup: restore it again with --replace")
+        """Send one chunk.
+
+        A server of a cluster may answer that there is no receiver until it has learned of it, so try again.
+        """
+        deadline = asyncio.get_running_loop().time() + LEADER_ELECTION_TIMEOUT_S
+        while reply_status(reply := await self._jetstream.connection.request(subject, chunk)):
+            if asyncio.get_running_loop().time() > deadline:
+                raise BrokerUnreachable(
+                    "the broker does not accept more of the backup: restore it again with --replace"
+                )
             await asyncio.sleep(CHECK_INTERVAL_S)
-        if taken.data:  # it says something only of what went wrong
-            parse_response(subject, taken, ApiResponse)
+        if reply.data:  # a reply has data only when it is an error
+            parse_response(subject, reply, ApiResponse)
 
     async def _wait_until_replicated(self, name: str, others: int) -> None:
-        """Return when so many other servers have all that the leader has."""
-        ends = asyncio.get_running_loop().time() + self._copied_in_s
-        while asyncio.get_running_loop().time() < ends:
-            with suppress(BrokerUnreachable):  # it elects a leader
-                raft = (await self._js.call(f"STREAM.INFO.{name}", {}, _StreamStatus)).cluster
+        """Return when this many other servers have all that the leader has."""
+        deadline = asyncio.get_running_loop().time() + self._replication_timeout_s
+        while asyncio.get_running_loop().time() < deadline:
+            with suppress(BrokerUnreachable):  # the cluster elects a leader
+                raft = (await self._jetstream.call(f"STREAM.INFO.{name}", {}, _StreamStatus)).cluster
                 if raft.leader and sum(one.current for one in raft.replicas) >= others:
                     return
             await asyncio.sleep(CHECK_INTERVAL_S)
@@ -176,23 +188,23 @@ class SnapshotClient:
         )
 
     async def message_counts(self) -> dict[str, int]:
-        """How many messages each stream of ours holds; those that are not there are left out."""
+        """Return the number of messages of each of our streams that exists."""
         found = {stream.name: await self._stream_status(stream.name) for stream in STREAMS}
         return {name: info.state.messages for name, info in found.items() if info is not None}
 
     async def is_edge_running(self) -> bool:
-        """Whether an edge is there: it reads STATE through a consumer of its own, beside the one that all share."""
+        """Return whether an edge is running: it reads STATE through its own consumer, beside the shared one."""
         info = await self._stream_status(STATE.name)
         return info is not None and info.state.consumer_count > 1
 
     async def delete_all_streams(self) -> None:
-        """Remove every stream of ours, with all that is in it."""
+        """Delete all our streams with their messages."""
         for name in await self.message_counts():
-            await self._js.call(f"STREAM.DELETE.{name}", {}, ApiResponse, STREAM_UPDATE_TIMEOUT_S)
+            await self._jetstream.call(f"STREAM.DELETE.{name}", {}, ApiResponse, STREAM_UPDATE_TIMEOUT_S)
 
     async def _stream_status(self, name: str) -> _StreamStatus | None:
         async def ask() -> _StreamStatus:
-            return await self._js.call(f"STREAM.INFO.{name}", {}, _StreamStatus)
+            return await self._jetstream.call(f"STREAM.INFO.{name}", {}, _StreamStatus)
 
         try:
             return await _retry_until_leader(ask)
@@ -201,26 +213,26 @@ class SnapshotClient:
 
 
 async def _retry_until_leader(ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` gives, asked again while a cluster has no leader to answer. Raises BusError."""
-    ends = asyncio.get_running_loop().time() + LEADER_ELECTION_TIMEOUT_S
+    """Return the result of `ask`; try again while a cluster has no leader to answer. Raises BusError."""
+    deadline = asyncio.get_running_loop().time() + LEADER_ELECTION_TIMEOUT_S
     while True:
         try:
             return await ask()
         except StreamNotFound:
             raise
         except BrokerUnreachable:
-            if asyncio.get_running_loop().time() > ends:
+            if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(CHECK_INTERVAL_S)
 
 
 async def _next_chunk(stream: str, chunks: ChunkQueue) -> Msg | None:
-    """The next piece, None at the end of the stream."""
+    """Return the next chunk, None at the end of the stream."""
     try:
         async with asyncio.timeout(SNAPSHOT_SILENCE_TIMEOUT_S):
             chunk = await chunks.get()
     except TimeoutError as error:
-        raise BrokerUnreachable(f"the broker sends no more of {stream}: try again") from error
+        raise BrokerUnreachable(f"the broker stopped sending {stream}: try again") from error
     if isinstance(chunk, BusError):
         raise chunk
     if reply_status(chunk) not in {None, "204"}:

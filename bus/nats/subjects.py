@@ -1,4 +1,4 @@
-"""Which subject means what: the names that the broker, its users' rights and both buses share."""
+"""Names of NATS subjects, consumers and message ids, and how to parse them. Pure."""
 
 from bus.interface import Lane
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
@@ -9,33 +9,33 @@ from schemas.usage import JobUsage, PowerUsage, UsageRow
 
 
 def record_subject(key: JobKey) -> str:
-    """Where the record of `key` lives in STATE."""
+    """Return the subject of the record of `key` in STATE."""
     return f"$KV.STATE.{key.owner}.{key.id}"
 
 
 def parse_record_key(subject: str) -> JobKey:
-    """The inverse of `record`."""
+    """Return the job key in a subject of STATE."""
     owner, job_id = subject.split(".")[-2:]
     return JobKey(owner, job_id)
 
 
 def row_subject(bucket: str, key: str) -> str:
-    """Where a row of a bucket lives."""
+    """Return the subject of a row of a bucket."""
     return f"$KV.{bucket}.{key}"
 
 
 def parse_row_key(bucket: str, subject: str) -> str:
-    """The inverse of `row`."""
+    """Return the row's key in a subject of the bucket."""
     return subject.removeprefix(f"$KV.{bucket}.")
 
 
-def pointer_subject(waiting: Pointer) -> str:
-    """The message of that round in JOBS; it says all that the message has to say."""
-    return f"job.{waiting.pool}.{waiting.priority}.{waiting.owner}.{waiting.id}.{waiting.round}"
+def pointer_subject(pointer: Pointer) -> str:
+    """Return the subject of a pointer in JOBS. It names the pointer completely; the body repeats it."""
+    return f"job.{pointer.pool}.{pointer.priority}.{pointer.owner}.{pointer.id}.{pointer.round}"
 
 
 def parse_pointer_subject(subject: str) -> Pointer | None:
-    """The inverse of `pointer`; None for what a stranger published under `job.`."""
+    """Return the pointer in a subject of JOBS; None when another program published under `job.`."""
     tokens = subject.split(".")
     if len(tokens) != 6 or tokens[2] not in set(Priority) or not tokens[5].isdecimal():
         return None
@@ -43,50 +43,53 @@ def parse_pointer_subject(subject: str) -> Pointer | None:
 
 
 def subject_matches(pattern: str, subject: str) -> bool:
-    """Whether `subject` is one of those that `pattern` names: `*` is any one token, a last `>` one or more."""
-    wanted, given = pattern.split("."), subject.split(".")
+    """Return whether `subject` matches `pattern`: `*` matches one token, a last `>` one or more."""
+    wanted, tokens = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
-        wanted, given = wanted[:-1], given[: len(wanted) - 1] if len(given) >= len(wanted) else []
-    return len(wanted) == len(given) and all(one in ("*", token) for one, token in zip(wanted, given, strict=True))
+        wanted, tokens = wanted[:-1], tokens[: len(wanted) - 1] if len(tokens) >= len(wanted) else []
+    return len(wanted) == len(tokens) and all(one in ("*", token) for one, token in zip(wanted, tokens, strict=True))
 
 
 def lane_consumer(pool: str, priority: Priority) -> str:
-    """The durable consumer of a pool and priority. No priority holds a dash, so no two lanes share a name."""
+    """Return the name of the durable consumer of a lane. No priority has a dash, so no two lanes share a name."""
     return f"{pool}-{priority}"
 
 
-def feed_subject(key: JobKey, said: FeedMessage) -> str:
-    """Where a note of `key` goes in FEED."""
-    kind = "progress" if isinstance(said, ProgressMessage) else "log"
+def feed_subject(key: JobKey, message: FeedMessage) -> str:
+    """Return the subject of a message in FEED."""
+    kind = "progress" if isinstance(message, ProgressMessage) else "log"
     return f"feed.{key.owner}.{key.id}.{kind}"
 
 
-def feed_message_id(key: JobKey, said: FeedMessage) -> str:
-    """The Msg-Id of a note: the same place and kind twice is once, over an adoption too."""
-    kind = type(said).__struct_config__.tag
-    stream = said.stream if isinstance(said, LogMessage) else ""
-    place = said.position
-    return f"{key.owner}.{key.id}.{kind}.{stream}.{place.round}.{place.attempt}.{place.offset}"
+def feed_message_id(key: JobKey, message: FeedMessage) -> str:
+    """Return the Msg-Id of a message.
+
+    The same position and type are stored once, also when another runner repeats them.
+    """
+    kind = type(message).__struct_config__.tag
+    stream = message.stream if isinstance(message, LogMessage) else ""
+    position = message.position
+    return f"{key.owner}.{key.id}.{kind}.{stream}.{position.round}.{position.attempt}.{position.offset}"
 
 
 def parse_feed_key(subject: str) -> JobKey:
-    """Whose a message of FEED is."""
+    """Return the job key in a subject of FEED."""
     _, owner, job_id, _ = subject.split(".")
     return JobKey(owner, job_id)
 
 
 def is_state_subject(subject: str) -> bool:
-    """Whether a message of FEED is a state that was sourced from STATE."""
+    """Return whether a subject of FEED belongs to a state that was sourced from STATE."""
     return subject.endswith(".state")
 
 
 def delivery_subject(key: JobKey, revision: int, replay: int) -> str:
-    """A webhook's letter in DELIVERIES, and its Msg-Id."""
+    """Return the subject of a webhook delivery in DELIVERIES, which is its Msg-Id too."""
     return f"delivery.{key.owner}.{key.id}.{revision}.{replay}"
 
 
 def parse_delivery_subject(subject: str) -> tuple[int, int] | None:
-    """Revision and replay of a letter; None for what a stranger published under `delivery.`."""
+    """Return the revision and replay of a delivery; None when another program published under `delivery.`."""
     tokens = subject.split(".")
     if len(tokens) != 5 or not all(token.isdecimal() for token in tokens[3:]):
         return None
@@ -94,23 +97,26 @@ def parse_delivery_subject(subject: str) -> tuple[int, int] | None:
 
 
 def delivery_subjects(owner: str, job_id: str | None = None) -> str:
-    """All letters of a job, or of an owner."""
+    """Return the pattern for all deliveries of a job, or of an owner."""
     return f"delivery.{owner}.{job_id or '*'}.>"
 
 
 def wake_subject(pool: str, priority: Priority) -> str:
-    """Core subject: something was published to the lane."""
+    """Return the core subject that wakes the runners of a lane."""
     return f"wake.{lane_consumer(pool, priority)}"
 
 
 def parse_wake_subject(subject: str) -> Lane | None:
-    """The inverse of `wake`; None for what a stranger said, or an edge that named the pool alone."""
+    """Return the lane in a wake subject; None when it names none."""
     pool, _, priority = subject.removeprefix("wake.").rpartition("-")
     return Lane(pool, Priority(priority)) if priority in set(Priority) else None
 
 
 def usage_subject(row: UsageRow) -> str:
-    """The one subject of a row of USAGE. The revision tells a job from an earlier one that was deleted."""
+    """Return the subject of a row of USAGE.
+
+    A job's revision tells it from an earlier job of the same id that was deleted.
+    """
     match row:
         case JobUsage():
             return f"usage.job.{row.owner}.{row.id}.{row.revision}"
@@ -123,10 +129,10 @@ POWER_USAGE_SUBJECTS = "usage.power.>"
 
 
 def owner_usage_subjects(owner: str) -> str:
-    """The rows of an owner's jobs."""
+    """Return the pattern for the rows of an owner's jobs."""
     return f"usage.job.{owner}.>"
 
 
 def nudge_subject(host: str) -> str:
-    """Core subject: the host should look at a record now."""
+    """Return the core subject that asks a host to read a record now."""
     return f"ctl.{host}"

@@ -1,4 +1,8 @@
-"""The small buckets of one type each (DESIGN 3), as data: what `Bus` offers as tables."""
+"""Everything that the broker holds, as data: streams, buckets, consumers; and the functions that create them.
+
+The configuration is owned here. `ensure_streams` writes it whole and never reads it back, because a round trip through
+a client drops the settings that the client does not know. Only the edge has the rights.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +12,7 @@ from msgspec import UNSET, Struct, UnsetType
 from bus.interface import BrokerFull, BusError
 from bus.nats import subjects
 from bus.nats.errors import ConfigMismatch, JetStreamNotFound, TooFewServers
-from bus.nats.jetstream import ApiResponse, JetStreamClient
+from bus.nats.jetstream import NS_PER_S, ApiResponse, JetStreamClient
 from schemas.host import HEARTBEAT_TTL_S
 from schemas.installation import LEASE_TTL_S
 from schemas.job import RECORD_LIMIT_BYTES
@@ -20,12 +24,11 @@ AUDIT_RETENTION_DAYS = 400
 
 
 class Bucket(NamedTuple):
-    """A bucket and how many revisions of a key it keeps, for how many seconds (None: for ever).
+    """A bucket: how many revisions of a key it keeps, and for how many seconds (None: forever).
 
-    `personal`: it holds what clients say of themselves, or a secret of an earlier release, so what a row said before is
-    erased when it is written anew.
-    What the broker itself lets go, because `history` is full, it leaves on its disk: so such a bucket keeps a few, and
-    the edge erases all but the last.
+    `erases_old_values`: it holds data of clients, or secrets, so the edge overwrites the earlier value of a row after
+    each write. A revision that the broker itself drops, because `history` is full, stays on its disk; so such a bucket
+    keeps a few revisions, and the edge erases all but the last.
     """
 
     name: str
@@ -35,11 +38,11 @@ class Bucket(NamedTuple):
 
     @property
     def stream(self) -> str:
-        """The stream that a key-value bucket is made of."""
+        """The stream behind the key-value bucket."""
         return f"KV_{self.name}"
 
 
-_SHORT_HISTORY = 4  # more than a crash between a write and its erasing leaves
+_SHORT_HISTORY = 4  # more than a crash between a write and its erasure leaves
 
 HOSTS = Bucket("HOSTS", ttl_s=HEARTBEAT_TTL_S)
 OFFERS = Bucket("OFFERS")
@@ -58,24 +61,18 @@ AUDIT = Bucket("AUDIT", ttl_s=AUDIT_RETENTION_DAYS * 86_400)
 BUCKETS = (HOSTS, OFFERS, POWER, KEYS, ASSETS, TOMBSTONES, AGREED, HOOKS, DELIVERED, LEASES, JOINED, ERASURES, AUDIT)
 
 
-# MERGED bus/topology.py: Everything the broker holds, as data (DESIGN 3), and `ensure`, which makes it so. Only the
-# edge has the rights. / The configuration is owned here: `ensure` writes it whole and never takes it from the broker,
-# where a round trip / through a client drops what the client does not know.
-
-
-NS_PER_S = 10**9  # the API counts in nanoseconds
 NS_PER_DAY = 86_400 * NS_PER_S
 MIB = 1024**2
-HEADERS_LIMIT_BYTES = 4096  # of room for headers beside a record
+HEADERS_LIMIT_BYTES = 4096  # room for headers beside a record
 ACK_TIMEOUT_S = 30
 NO_STORAGE_TEXT = "insufficient storage"
-STREAM_UPDATE_TIMEOUT_S = 45.0  # to be kept on more servers a stream, and its consumers, first elect a leader
+STREAM_UPDATE_TIMEOUT_S = 45.0  # a stream with more replicas, and its consumers, first elect a leader
 
 
 class StreamConfig(Struct, frozen=True, kw_only=True):
-    """A stream in the words of the JetStream API. -1 and 0 there mean: no limit.
+    """A stream in the words of the JetStream API, where -1 and 0 mean: no limit.
 
-    `allow_rollup_hdrs` is false everywhere: one such header on one key removed every record of the bucket.
+    `allow_rollup_hdrs` is false everywhere: a single message with such a header on one key would remove every record.
     """
 
     name: str
@@ -90,7 +87,9 @@ class StreamConfig(Struct, frozen=True, kw_only=True):
     duplicate_window: int = 120 * NS_PER_S
     allow_direct: bool = True
     allow_rollup_hdrs: bool = False
-    sources: tuple[dict[str, Any], ...] | UnsetType = UNSET  # an empty list differs from none after a restart
+    sources: tuple[dict[str, Any], ...] | UnsetType = (
+        UNSET  # the broker treats an empty list as a change after a restart
+    )
 
 
 def _bucket_stream(bucket: Bucket) -> StreamConfig:
@@ -101,7 +100,7 @@ def _bucket_stream(bucket: Bucket) -> StreamConfig:
         discard="new",
         max_msgs_per_subject=bucket.history,
         max_age=age,
-        duplicate_window=min(120 * NS_PER_S, age or NS_PER_DAY),  # the broker refuses a window beyond the age
+        duplicate_window=min(120 * NS_PER_S, age or NS_PER_DAY),  # the broker refuses a window longer than the age
     )
 
 
@@ -109,7 +108,7 @@ STATE = StreamConfig(
     name="KV_STATE",
     subjects=("$KV.STATE.*.*",),
     discard="new",
-    max_msgs_per_subject=128,  # 64 are told; the edge erases those before, see `NatsJobStore.trim`
+    max_msgs_per_subject=128,  # readers get 64; the edge erases older ones, see `NatsJobStore.trim_history`
     max_msg_size=RECORD_LIMIT_BYTES + HEADERS_LIMIT_BYTES,
 )
 JOBS = StreamConfig(
@@ -138,12 +137,12 @@ DELIVERIES = StreamConfig(
 )
 USAGE = StreamConfig(name="USAGE", subjects=("usage.>",), max_age=400 * NS_PER_DAY)
 
-# STATE before FEED, which sources it.
+# STATE comes before FEED, which sources it.
 STREAMS = (STATE, JOBS, FEED, DELIVERIES, USAGE, *(_bucket_stream(bucket) for bucket in BUCKETS))
 
 
 class SharedConsumer(Struct, frozen=True, kw_only=True):
-    """A durable consumer that all edges fetch from, so that each message is for one of them."""
+    """A durable consumer from which all edges fetch, so that one edge gets each message."""
 
     durable_name: str
     filter_subject: str
@@ -156,7 +155,7 @@ class SharedConsumer(Struct, frozen=True, kw_only=True):
 
 
 class _ConsumerStart(Struct, frozen=True):
-    """Where a consumer began, which no update can change."""
+    """Where a consumer starts, which no update can change."""
 
     deliver_policy: str = "all"
     opt_start_seq: int | UnsetType = UNSET
@@ -172,7 +171,7 @@ class _ConsumerState(ApiResponse, frozen=True):
 
 
 WEBHOOK_CURSOR_CONSUMER, WEBHOOK_DELIVERY_CONSUMER = "judging", "delivering"
-# From where the first edge began: made anew it must not send what was sent years ago.
+# It starts at the time of its creation: an installation that loses it must not send webhooks of old states again.
 _WEBHOOK_CURSOR = SharedConsumer(
     durable_name=WEBHOOK_CURSOR_CONSUMER, filter_subject="$KV.STATE.*.*", deliver_policy="new"
 )
@@ -185,8 +184,8 @@ SHARED_CONSUMERS = (
 class PullConsumer(Struct, frozen=True, kw_only=True):
     """The durable consumer of one pool and priority.
 
-    Any limit on deliveries or on what is unacknowledged wedges a lane whose jobs are in back-off, and a back-off list
-    would replace the ack_wait; the job's own count of attempts is the guard against poison.
+    A limit on deliveries or on unacknowledged messages would block a lane whose jobs are all in backoff, and a backoff
+    list would replace the ack_wait. The job's own count of attempts limits its retries.
     """
 
     durable_name: str
@@ -198,24 +197,24 @@ class PullConsumer(Struct, frozen=True, kw_only=True):
 
 
 def pull_consumer(pool: str, priority: Priority) -> PullConsumer:
-    """The consumer that the runner fetches from."""
+    """Return the consumer from which runners fetch a lane."""
     return PullConsumer(durable_name=subjects.lane_consumer(pool, priority), filter_subject=f"job.{pool}.{priority}.>")
 
 
-async def ensure_streams(js: JetStreamClient, replicas: int | None = None) -> None:
-    """Make every stream as it is written here, kept on `replicas` servers (None: on as many as it is).
+async def ensure_streams(jetstream: JetStreamClient, replicas: int | None = None) -> None:
+    """Create or update every stream, with `replicas` copies (None: as many as it has).
 
-    Raises Denied for a user other than the edge, BusError where the cluster has fewer servers or the store no room.
+    Raises BrokerDenied for another user than the edge, and BusError when the cluster has too few servers or no room.
     """
     for stream in STREAMS:
         try:
-            await _ensure_stream(js, stream, replicas)
+            await _ensure_stream(jetstream, stream, replicas)
         except (TooFewServers, BrokerFull) as error:
             raise _explain_no_room(stream, replicas, error) from error
 
 
 def _explain_no_room(stream: StreamConfig, replicas: int | None, error: BusError) -> BusError:
-    """What is wrong with the broker for `stream`, and what to do. A cluster calls both reasons a lack of peers."""
+    """Return an error that says what to do. A cluster reports both reasons as a lack of peers."""
     if isinstance(error, TooFewServers) and NO_STORAGE_TEXT not in str(error):
         return BusError(
             f"{stream.name} cannot be kept on {replicas} servers ({error}): lower [broker] replicas, or bring up "
@@ -228,54 +227,54 @@ def _explain_no_room(stream: StreamConfig, replicas: int | None, error: BusError
     )
 
 
-async def _ensure_stream(js: JetStreamClient, stream: StreamConfig, replicas: int | None) -> None:
+async def _ensure_stream(jetstream: JetStreamClient, stream: StreamConfig, replicas: int | None) -> None:
     config = msgspec.to_builtins(stream) | {"num_replicas": replicas or 1}
     try:
-        await js.call(f"STREAM.CREATE.{stream.name}", config, ApiResponse)
+        await jetstream.call(f"STREAM.CREATE.{stream.name}", config, ApiResponse)
     except ConfigMismatch:
         if replicas is None:
-            config["num_replicas"] = (await js.stream_info(stream.name)).config.num_replicas
-        await js.call(f"STREAM.UPDATE.{stream.name}", config, ApiResponse, STREAM_UPDATE_TIMEOUT_S)
+            config["num_replicas"] = (await jetstream.stream_info(stream.name)).config.num_replicas
+        await jetstream.call(f"STREAM.UPDATE.{stream.name}", config, ApiResponse, STREAM_UPDATE_TIMEOUT_S)
 
 
-async def ensure_shared_consumers(js: JetStreamClient) -> None:
-    """Make the consumers that edges share, or leave them as they are."""
-    for stream, made in SHARED_CONSUMERS:
+async def ensure_shared_consumers(jetstream: JetStreamClient) -> None:
+    """Create the consumers that edges share, or leave them as they are."""
+    for stream, consumer in SHARED_CONSUMERS:
         try:
-            await _ensure_consumer(js, stream.name, made)
+            await _ensure_consumer(jetstream, stream.name, consumer)
         except ConfigMismatch:
-            there = await _read_consumer(js, stream.name, made.durable_name)
-            if there is None:
+            existing = await _read_consumer(jetstream, stream.name, consumer.durable_name)
+            if existing is None:
                 raise
-            began = msgspec.structs.asdict(there.config)
-            await _ensure_consumer(js, stream.name, msgspec.structs.replace(made, **began))
+            start = msgspec.structs.asdict(existing.config)
+            await _ensure_consumer(jetstream, stream.name, msgspec.structs.replace(consumer, **start))
 
 
-async def read_webhook_cursor(js: JetStreamClient) -> int | None:
-    """Up to which sequence of STATE the edges have judged all; None while no edge has been there."""
-    there = await _read_consumer(js, STATE.name, WEBHOOK_CURSOR_CONSUMER)
-    return there.ack_floor.stream_seq if there else None
+async def read_webhook_cursor(jetstream: JetStreamClient) -> int | None:
+    """Return the sequence of STATE up to which the edges have checked for webhooks; None before the first edge."""
+    consumer = await _read_consumer(jetstream, STATE.name, WEBHOOK_CURSOR_CONSUMER)
+    return consumer.ack_floor.stream_seq if consumer else None
 
 
-async def set_webhook_cursor(js: JetStreamClient, sequence: int) -> None:
-    """Make the consumer by which edges judge STATE, from behind `sequence` on."""
-    made = msgspec.structs.replace(_WEBHOOK_CURSOR, deliver_policy="by_start_sequence", opt_start_seq=sequence + 1)
-    await _ensure_consumer(js, STATE.name, made)
+async def set_webhook_cursor(jetstream: JetStreamClient, sequence: int) -> None:
+    """Create the consumer by which edges check STATE for webhooks, starting after `sequence`."""
+    consumer = msgspec.structs.replace(_WEBHOOK_CURSOR, deliver_policy="by_start_sequence", opt_start_seq=sequence + 1)
+    await _ensure_consumer(jetstream, STATE.name, consumer)
 
 
-async def _read_consumer(js: JetStreamClient, stream: str, name: str) -> _ConsumerState | None:
+async def _read_consumer(jetstream: JetStreamClient, stream: str, name: str) -> _ConsumerState | None:
     try:
-        return await js.call(f"CONSUMER.INFO.{stream}.{name}", {}, _ConsumerState)
+        return await jetstream.call(f"CONSUMER.INFO.{stream}.{name}", {}, _ConsumerState)
     except JetStreamNotFound:
         return None
 
 
-async def ensure_pull_consumers(js: JetStreamClient, pool: str) -> None:
-    """Make the consumers of a pool, or leave them as they are."""
+async def ensure_pull_consumers(jetstream: JetStreamClient, pool: str) -> None:
+    """Create the consumers of a pool, or leave them as they are."""
     for priority in PRIORITIES:
-        await _ensure_consumer(js, JOBS.name, pull_consumer(pool, priority))
+        await _ensure_consumer(jetstream, JOBS.name, pull_consumer(pool, priority))
 
 
-async def _ensure_consumer(js: JetStreamClient, stream: str, made: PullConsumer | SharedConsumer) -> None:
-    verb = f"CONSUMER.CREATE.{stream}.{made.durable_name}.{made.filter_subject}"
-    await js.call(verb, {"stream_name": stream, "config": msgspec.to_builtins(made)}, ApiResponse)
+async def _ensure_consumer(jetstream: JetStreamClient, stream: str, consumer: PullConsumer | SharedConsumer) -> None:
+    verb = f"CONSUMER.CREATE.{stream}.{consumer.durable_name}.{consumer.filter_subject}"
+    await jetstream.call(verb, {"stream_name": stream, "config": msgspec.to_builtins(consumer)}, ApiResponse)

@@ -1,4 +1,4 @@
-"""USAGE over the broker. Every row has a subject of its own, so that whoever writes it second is told so."""
+"""USAGE over the broker. Each row has its own subject, so that a second write of it is refused."""
 
 from datetime import datetime
 
@@ -13,21 +13,24 @@ from schemas.usage import JobUsage, PowerUsage, UsageRow
 
 
 class NatsUsageLog:
-    """Once is kept by the subject and not by Msg-Id: the broker forgets those after minutes, and over a restart."""
+    """USAGE.
 
-    def __init__(self, js: JetStreamClient) -> None:
-        self._js = js
+    The subject keeps a row unique, not the Msg-Id, which the broker forgets after minutes and at a restart.
+    """
+
+    def __init__(self, jetstream: JetStreamClient) -> None:
+        self._jetstream = jetstream
 
     async def add(self, row: UsageRow) -> bool:
-        """Expects its subject to be empty."""
+        """Publish with the expectation that the subject is empty."""
         try:
-            await self._js.publish(subjects.usage_subject(row), msgspec.json.encode(row), expect=0)
+            await self._jetstream.publish(subjects.usage_subject(row), msgspec.json.encode(row), expect=0)
         except RevisionConflict:
             return False
         return True
 
     async def job_rows(self, since: datetime) -> list[JobUsage]:
-        """Through a consumer of its own."""
+        """Read the rows through a consumer that starts at `since`."""
         return [
             row
             for data in await self._read_rows(subjects.JOB_USAGE_SUBJECTS, since)
@@ -35,7 +38,7 @@ class NatsUsageLog:
         ]
 
     async def power_rows(self, since: datetime) -> list[PowerUsage]:
-        """Likewise."""
+        """Read the rows through a consumer that starts at `since`."""
         return [
             row
             for data in await self._read_rows(subjects.POWER_USAGE_SUBJECTS, since)
@@ -43,13 +46,13 @@ class NatsUsageLog:
         ]
 
     async def last_job_row(self) -> JobUsage | None:
-        """One request."""
-        found = await self._js.get_last(USAGE.name, subjects.JOB_USAGE_SUBJECTS)
+        """Read the last message of all jobs, in one request."""
+        found = await self._jetstream.get_last(USAGE.name, subjects.JOB_USAGE_SUBJECTS)
         return codec.try_decode_job_usage(found.data) if found else None
 
     async def delete_owner(self, owner: str) -> int:
-        """One by one."""
-        return await self._js.secure_delete_subject(USAGE.name, subjects.owner_usage_subjects(owner))
+        """Overwrite the rows one by one."""
+        return await self._jetstream.secure_delete_subject(USAGE.name, subjects.owner_usage_subjects(owner))
 
     async def _read_rows(self, pattern: str, since: datetime) -> list[bytes]:
-        return [item.data for item in await read_all(self._js, ReadRequest(USAGE.name, pattern, since=since))]
+        return [item.data for item in await read_all(self._jetstream, ReadRequest(USAGE.name, pattern, since=since))]

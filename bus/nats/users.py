@@ -1,16 +1,16 @@
-"""The broker's users and exactly what each may do, as data; and the nats.conf around them.
+"""The users of the broker and their rights, as data.
 
-A runner binds to what is there, it never creates. Each user but the edge's has an account of its own
-(`bus.server.config`), so that the answer to a call is not a way to write. What a runner's password still allows,
-beside running jobs:
+A runner uses streams and consumers, it never creates any. Each user but the edge's has its own account
+(`bus.server.config`), so that the reply to a call cannot be used to write. Beside running jobs, the password of a
+runner still allows:
 
-- read the record of any job, and write any record: end a job, or give it a result (the claim in the record is a fence
+- to read and write the record of any job: to end a job, or to give it a result (the claim in the record is a fence
   against accidents, not against a hostile runner)
-- acknowledge or postpone any message of JOBS, so that its job waits until the edge offers it again
-- say progress and log of any job
+- to ack or nak any message of JOBS, so that its job waits until the edge publishes it again
+- to publish progress and log output of any job
 
-It cannot read or write a key, a webhook's secret, another host's presence, offer, orders or messages, or a stream.
-The reader's password allows to read what is said of any owner's job, and to make and delete readers' consumers.
+It cannot read or write a key, a webhook's secret, a stream, or another host's heartbeat, capabilities, power record or
+nudges. The reader's password allows to read the feed of all jobs, and to create and delete consumers of readers.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ EDGE_ACCOUNT = "LAMPLIGHTER"  # the account of the edge, which holds the streams
 
 
 class BrokerUser(NamedTuple):
-    """A broker user, the only one in its account. Every inbox of its connection starts with `inbox`."""
+    """A user of the broker, the only one in its account. All inboxes of its connection start with `inbox`."""
 
     name: str
     account: str
@@ -32,7 +32,7 @@ class BrokerUser(NamedTuple):
 
 
 def inbox_prefix(name: str) -> str:
-    """The inbox prefix of a user."""
+    """Return the inbox prefix of a user."""
     return f"_INBOX_{name}"
 
 
@@ -42,11 +42,11 @@ def _user(name: str, account: str, publish: tuple[str, ...], subscribe: tuple[st
 
 EDGE = BrokerUser("edge", EDGE_ACCOUNT, (">",), (">",), inbox_prefix("edge"))
 
-# Where an edge makes and deletes consumers for readers (`bus.nats.reader_proxy`): a consumer of their own making could
-# deliver to any subject of the edge's account.
+# Under this prefix an edge creates and deletes consumers for readers (`bus.nats.reader_proxy`). A consumer created by a
+# reader could deliver to any subject of the edge's account.
 READER_API_PREFIX = "readers."
 
-# For what client libraries do by themselves: a consumer without a name, asking how it stands.
+# These rights cover what client libraries do on their own, such as unnamed consumers and CONSUMER.INFO.
 READER = _user(
     "reader",
     "READERS",
@@ -64,12 +64,12 @@ READER = _user(
 
 
 def runner_user_name(host: str) -> str:
-    """The user of one host's runner; of any host's for `*`."""
+    """Return the user name of a host's runner; for `*`, that of the runner of any host."""
     return "runner" if host == ANY_HOST else f"runner-{host}"
 
 
 def runner_user(host: str = ANY_HOST) -> BrokerUser:
-    """The runner of `host`: it writes that host's presence and offer, and no other's."""
+    """Return the user of the runner of `host`. It writes that host's heartbeat and capabilities, and no other's."""
     publish = (
         "$JS.API.STREAM.INFO.KV_STATE",
         "$JS.API.STREAM.MSG.GET.KV_STATE",
@@ -77,7 +77,7 @@ def runner_user(host: str = ANY_HOST) -> BrokerUser:
         "$JS.ACK.JOBS.>",
         "$KV.STATE.>",
         *(f"$JS.API.DIRECT.GET.{bucket.stream}.>" for bucket in (HOSTS, TOMBSTONES)),
-        f"$JS.API.DIRECT.GET.{POWER.stream}.$KV.{POWER.name}.{host}",  # its own order, and nobody else's
+        f"$JS.API.DIRECT.GET.{POWER.stream}.$KV.{POWER.name}.{host}",  # its own power record, no other host's
         *(f"$JS.API.STREAM.INFO.{bucket.stream}" for bucket in (HOSTS, POWER, TOMBSTONES)),
         "feed.*.*.progress",
         "feed.*.*.log",
@@ -89,7 +89,7 @@ def runner_user(host: str = ANY_HOST) -> BrokerUser:
 
 
 def account_list_marker(name: str) -> BrokerUser:
-    """A user without a job: a login as this user proves which list of hosts the broker has read.
+    """Return a user without a job: a login as this user proves which list of hosts the broker has read.
 
     `bus.server.host_accounts` uses it.
     """
@@ -97,8 +97,8 @@ def account_list_marker(name: str) -> BrokerUser:
 
 
 def broker_users(hosts: tuple[str, ...] = ()) -> tuple[BrokerUser, ...]:
-    """Everybody: the edge, the runner of any host, one runner for each of `hosts`, the outside reader."""
+    """Return all users: the edge, the runner of any host, one runner for each of `hosts`, the reader."""
     return (EDGE, runner_user(), *(runner_user(host) for host in hosts), READER)
 
 
-GLOBAL_ACCOUNT = "$G"  # the account of everybody at a broker without accounts
+GLOBAL_ACCOUNT = "$G"  # the account of all users at a broker without accounts

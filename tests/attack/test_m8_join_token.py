@@ -72,7 +72,7 @@ def test_what_was_hidden_is_what_joins(tmp_path: Path):
     with runner(tmp_path, "--join", "nonsense") as process:
         _, said = process.communicate(timeout=ENDED_S)
     assert process.returncode == 2
-    assert "no join token" in said
+    assert "not a join token" in said
 
 
 @pytest.mark.parametrize("way", ["file", "input", "environment"])
@@ -85,7 +85,7 @@ def test_it_may_come_by_a_way_that_nobody_reads(tmp_path: Path, way: str):
     with runner(tmp_path, *words, given=given, **environ) as process:
         said = process.stderr.read() if process.stderr else ""
         assert process.wait(ENDED_S) == 2
-    assert "no join token" in said
+    assert "not a join token" in said
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):

@@ -68,9 +68,9 @@ async def dies_before_it_has_anything(there: BrokerTrio) -> str:
             gone.extend(sorted(set(NAMES) - {asked, await find_leader(bus)}))
             await there.kill(gone[0])
 
-        js = Interrupted(bus.job_queue._js, one_dies)  # type: ignore[attr-defined]
+        js = Interrupted(bus.job_queue._jetstream, one_dies)  # type: ignore[attr-defined]
         with pytest.raises(BrokerUnreachable, match=f"do not catch up with {STATE.name}: bring them up, .* --replace"):
-            await SnapshotClient(js, copied_in_s=SOON_S).restore(snapshot, pieces(parts), 3)
+            await SnapshotClient(js, replication_timeout_s=SOON_S).restore(snapshot, pieces(parts), 3)
     return gone[0]
 
 
@@ -80,7 +80,7 @@ async def test_a_server_that_never_catches_up_is_told_of_and_the_restore_done_ag
     async with run_broker_trio(tmp_path / "three") as there:
         settings = replace(there.settings, replicas=3)
         async with open_for_backup(settings) as (bus, _):
-            await ensure_streams(bus.job_queue._js, 3)  # type: ignore[attr-defined]
+            await ensure_streams(bus.job_queue._jetstream, 3)  # type: ignore[attr-defined]
             await bus.job_store.create(make_key("j1"), make_record("j1"))
             before = await histories(bus)
             await wait_until(partial(is_replicated, bus), within_s=WHOLE_S)

@@ -46,7 +46,7 @@ async def histories(bus: Bus) -> History:
 
 async def copies(bus: Bus) -> set[int]:
     """On how many servers the streams of a backup are kept."""
-    js = bus.job_queue._js  # type: ignore[attr-defined]
+    js = bus.job_queue._jetstream  # type: ignore[attr-defined]
     return {(await js.stream_info(name)).config.num_replicas for name in BACKUP_STREAMS}
 
 
@@ -88,7 +88,7 @@ class _Readers(ApiResponse, frozen=True):
 
 async def reading_at(bus: Bus, server: str, opened: AsyncExitStack) -> None:
     """Read the records until one of the readers is served by `server`."""
-    js: JetStreamClient = bus.job_queue._js  # type: ignore[attr-defined]
+    js: JetStreamClient = bus.job_queue._jetstream  # type: ignore[attr-defined]
     for _ in range(READERS):
         changes = await opened.enter_async_context(aclosing(bus.job_store.changes()))
         await anext(changes)
@@ -130,7 +130,7 @@ async def test_a_backup_goes_from_one_broker_into_three_and_from_three_into_one(
     async with run_broker_trio(tmp_path / "three") as there:
         settings = replace(there.settings, replicas=3)
         async with open_for_backup(settings) as (bus, _):
-            await ensure_streams(bus.job_queue._js, 3)  # type: ignore[attr-defined]
+            await ensure_streams(bus.job_queue._jetstream, 3)  # type: ignore[attr-defined]
             await bus.job_store.create(make_key("in-the-way"), make_record("in-the-way"))
         refused = await run_lamplighter("restore", up, "--config", write_settings(tmp_path / "three", settings))
         assert (refused.returncode, "not empty" in refused.stderr) == (4, True)

@@ -36,7 +36,7 @@ async def test_rubbish_among_the_messages_of_jobs_is_set_aside(served: RunningIn
         assert REFUSED not in await publish_raw(served, subject, b"\x00rubbish")
     jobs = [await submit_job(served, text=str(number)) for number in range(4)]
     assert {(await wait_until_ended(served.ann, job.id)).status for job in jobs} == {"succeeded"}
-    await wait_for(logged(served, "gpu-1", "removed a message that names no job"))
+    await wait_for(logged(served, "gpu-1", "unreadable_pointer_removed"))
     await wait_until_clean(served)
 
 

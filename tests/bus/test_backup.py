@@ -152,7 +152,7 @@ async def test_a_piece_that_nobody_heard_is_sent_again(
     async with open_for_backup(server.settings("edge")) as (_, snapshots):
         snapshot = await snapshots.save(STATE.name, taken.write)
     async with run_broker(tmp_path / "other") as other, open_for_backup(other.settings("edge")) as (bus, snapshots):
-        wire, left = snapshots._js.connection, [Msg(None, headers={"Status": "503"})] * missed
+        wire, left = snapshots._jetstream.connection, [Msg(None, headers={"Status": "503"})] * missed
         ask = wire.request
 
         async def request(subject: str, *words, **more) -> Msg:
@@ -174,7 +174,7 @@ async def test_a_stream_is_asked_for_again_and_a_late_answer_does_not_mix_with_i
     await edge.job_store.create(make_key(), make_record(text="x" * 2000))
     taken, subjects = Taken(), []
     async with open_for_backup(server.settings("edge")) as (_, snapshots):
-        wire = snapshots._js.connection
+        wire = snapshots._jetstream.connection
         ask = wire.request
 
         async def request(subject: str, *words, **more) -> Msg:

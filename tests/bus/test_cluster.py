@@ -26,7 +26,7 @@ async def settings(tmp_path: Path) -> AsyncIterator[BrokerSettings]:
 async def replicas(settings: BrokerSettings) -> set[int]:
     """On how many servers the streams are kept, as an edge with these settings leaves it."""
     async with open_edge(settings) as bus:
-        js = bus.job_queue._js  # type: ignore[attr-defined]
+        js = bus.job_queue._jetstream  # type: ignore[attr-defined]
         return {(await js.stream_info(stream.name)).config.num_replicas for stream in STREAMS}
 
 

@@ -40,7 +40,7 @@ class CrampedTrio(Struct, frozen=True):
 
     async def said(self, verb: str, **body: Any) -> dict[str, Any]:
         """What the broker answers as it writes it."""
-        js = self.bus.job_queue._js  # type: ignore[attr-defined]
+        js = self.bus.job_queue._jetstream  # type: ignore[attr-defined]
         return json.loads((await js.connection.request(f"$JS.API.{verb}", json.dumps(body).encode())).data)
 
     async def leader(self) -> str:

@@ -61,7 +61,7 @@ async def test_a_server_that_was_not_given_the_list_is_found_out(tmp_path: Path,
     kept = tmp_path / "kept"
     kept.mkdir()
     async with run_broker_trio(tmp_path) as there, open_edge(replace(there.settings, replicas=3)):
-        with pytest.raises(BrokerReloadFailed, match="not taken over"):
+        with pytest.raises(BrokerReloadFailed, match="not applied"):
             await HostAccounts(there.settings, kept, brought_to(there, NAMES[:2], kept)).replace_all(
                 {"gpu-1": hash_password("p")}
             )

@@ -101,4 +101,4 @@ async def test_who_is_ill_while_the_others_work_is_told_with_what_to_do():
     full, silent = describe_degradation(await asking.fetch_all(), len(asking))
     assert full.startswith("server n of the broker could not write")
     assert full.endswith(": make room on that disk, then restart that nats-server")
-    assert silent == "1 of the broker's 5 servers do not answer at their monitors: start them anew"
+    assert silent == "1 of the broker's 5 servers do not answer at their monitors: restart them"

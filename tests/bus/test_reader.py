@@ -62,7 +62,7 @@ async def test_a_consumer_of_another_stream_cannot_be_made(server: BrokerProcess
 async def test_a_consumer_that_pushes_is_refused_with_what_to_do(server: BrokerProcess, edge: Bus):
     async with connect_raw(server, "reader") as reader:
         jetstream = reader.client.jetstream()
-        with pytest.raises(BadRequestError, match="pulled from: leave deliver_subject out"):
+        with pytest.raises(BadRequestError, match="pull consumer: leave deliver_subject out"):
             await jetstream.subscribe("feed.me.>", stream="FEED", ordered_consumer=True)
 
 

@@ -185,4 +185,4 @@ def test_what_is_no_token_is_said_to_be_none(net: HostNetwork, tmp_path: Path) -
     with runner(net, tmp_path, "--join", "nonsense") as process:
         _, said = process.communicate(timeout=ENDED_S)
     assert process.returncode == 2
-    assert "no join token" in said
+    assert "not a join token" in said

@@ -35,5 +35,5 @@ def test_a_token_says_what_was_put_in(around: str):
     ],
 )
 def test_what_is_no_token_is_said_to_be_none(text: str):
-    with pytest.raises(JoinTokenInvalid, match="no join token"):
+    with pytest.raises(JoinTokenInvalid, match="not a join token"):
         decode_join_token(text)

@@ -71,7 +71,7 @@ async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
 
 
 def jetstream(bus: Bus) -> JetStreamClient:
-    return bus.job_queue._js  # type: ignore[attr-defined]
+    return bus.job_queue._jetstream  # type: ignore[attr-defined]
 
 
 def newer(value: Struct, **more: Any) -> bytes:
