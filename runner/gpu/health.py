@@ -59,15 +59,15 @@ def _check_recovery_action(_: GpuHealth, sample: GpuSample) -> str:
 
 
 def _check_rows_failed(_: GpuHealth, sample: GpuSample) -> str:
-    return "a memory row could not be remapped: replace the card" if sample.rows and sample.rows.failed else ""
+    return "a memory row could not be remapped: replace the GPU" if sample.rows and sample.rows.failed else ""
 
 
 def _check_rows_pending(_: GpuHealth, sample: GpuSample) -> str:
-    return "a memory row waits to be remapped: reset the card" if sample.rows and sample.rows.pending else ""
+    return "a memory row waits to be remapped: reset the GPU" if sample.rows and sample.rows.pending else ""
 
 
 def _check_pages_pending(_: GpuHealth, sample: GpuSample) -> str:
-    return "memory pages wait to be retired: reset the card" if sample.retired_pending else ""
+    return "memory pages wait to be retired: reset the GPU" if sample.retired_pending else ""
 
 
 def _check_ecc_growth(previous: GpuHealth, sample: GpuSample) -> str:
@@ -146,7 +146,7 @@ def _describe_heat(
     previous: GpuHealth, current: GpuHealth, sample: GpuSample, now: float, policy: GpuHealthPolicy
 ) -> str:
     if _is_recent(current.slowed_at, now, policy.brake_quiet_s):
-        return "the hardware slows the card down (heat or power brake)"
+        return "the hardware slows the GPU down (heat or power brake)"
     if sample.temperature_c is None:
         return ""
     limit = sample.slowdown_c or policy.slowdown_c
@@ -158,7 +158,7 @@ def _describe_heat(
 def describe_foreign_use(current: GpuHealth, now: float, policy: GpuHealthPolicy) -> str:
     """Return that another program uses the GPU, or did a moment ago, whatever else is wrong with it; else ""."""
     recent = _is_recent(current.foreign_seen_at, now, policy.owner_quiet_s)
-    return "another program uses the card" if recent else ""
+    return "another program uses the GPU" if recent else ""
 
 
 def _is_recent(at: float | None, now: float, quiet_s: float) -> bool:

@@ -213,10 +213,10 @@ class NvmlDevice:
 class XidListener(threading.Thread):
     """Thread that waits for XIDs. `last_turn_at` is when it last returned from the driver (monotonic seconds)."""
 
-    def __init__(self, cards: list[NvmlDevice], interval: float) -> None:
+    def __init__(self, devices: list[NvmlDevice], interval: float) -> None:
         super().__init__(name="nvml-events", daemon=True)  # daemon: it may be stuck in the driver at our exit
         self.last_turn_at = time.monotonic()
-        self._devices, self._interval = cards, interval
+        self._devices, self._interval = devices, interval
         self._set = self._register()
 
     def run(self) -> None:

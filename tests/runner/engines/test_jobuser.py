@@ -65,7 +65,7 @@ def test_where_a_folder_cannot_be_shown_it_is_named_with_what_to_do(hidden: str)
             "sys.base_prefix = sys.prefix = '/usr'\n"  # where the real one lies may be closed, too
             f"tried = engine(Path({made!r}), nobody())\n"
             f"tried._jobkit = '/usr'\n"
-            f"tried.try_out(Path({str(jobs)!r}), [Path({str(image)!r})])\n"
+            f"tried.check_job_user(Path({str(jobs)!r}), [Path({str(image)!r})])\n"
         )
         argv = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", program]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
