@@ -20,9 +20,9 @@ LAYERS: dict[str, frozenset[str]] = {
 }
 OURS = frozenset({"schemas", "bus", "edge", "runner", "lamplighter", "images", "jobkit", "tests", "bench", "deploy"})
 
-# The layers of the edge, lowest first. A package may import itself and every package of a lower layer. It may import
-# none of its own layer and none of a higher one. `edge.settings` puts together the settings that every package declares
-# for itself, so it lies above them all; a package receives its own section as an argument.
+# The layers of edge and runner, lowest first. A package may import itself and every package of a lower layer. It may
+# import none of its own layer and none of a higher one. `edge.settings` puts together the settings that every package
+# declares for itself, so it lies above them all; a package receives its own section as an argument.
 EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.store", "edge.outbound"}),
     frozenset({"edge.core"}),
@@ -38,7 +38,21 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.tls", "edge.container", "edge.app"}),
     frozenset({"edge.process"}),
 )
-_EDGE_RANKS = {package: rank for rank, layer in enumerate(EDGE_LAYERS) for package in layer}
+RUNNER_LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"runner.login_sessions", "runner.slots", "runner.tree_removal"}),
+    frozenset({"runner.engines"}),
+    frozenset({"runner.assets", "runner.endpoints", "runner.gpu", "runner.run_clock"}),
+    frozenset({"runner.outage", "runner.settings"}),
+    frozenset({"runner.context"}),
+    frozenset({"runner.execution"}),
+    frozenset({"runner.claiming"}),
+    frozenset({"runner.host"}),
+    frozenset({"runner.lifecycle"}),
+    frozenset({"runner.app"}),
+)
+_RANKS = {
+    package: rank for layers in (EDGE_LAYERS, RUNNER_LAYERS) for rank, layer in enumerate(layers) for package in layer
+}
 
 # Library -> the only place that may import it.
 OWNERS = {
@@ -64,20 +78,20 @@ def broken_laws(path: str, source: str) -> list[str]:
     return broken
 
 
-def _edge_package(module: str) -> str:
-    """Return the package of EDGE_LAYERS that `module` belongs to."""
+def _layered_package(module: str) -> str:
+    """Return the package of EDGE_LAYERS or RUNNER_LAYERS that `module` belongs to."""
     names = module.split(".")
     return ".".join(names[: 3 if names[1:2] == ["facades"] else 2])
 
 
-def _judge_edge(path: str, module: str) -> str | None:
-    own, other = _edge_package(path.removesuffix(".py").replace("/", ".")), _edge_package(module)
+def _judge_layers(path: str, module: str) -> str | None:
+    own, other = _layered_package(path.removesuffix(".py").replace("/", ".")), _layered_package(module)
     if other == own:
         return None
     for package in (own, other):
-        if package not in _EDGE_RANKS:
-            return f"{package} has no place in EDGE_LAYERS"
-    return None if _EDGE_RANKS[other] < _EDGE_RANKS[own] else f"{own} may not import {other}: its layer is not lower"
+        if package not in _RANKS:
+            return f"{package} has no place in EDGE_LAYERS or RUNNER_LAYERS"
+    return None if _RANKS[other] < _RANKS[own] else f"{own} may not import {other}: its layer is not lower"
 
 
 def _judge(path: str, module: str) -> str | None:
@@ -89,7 +103,7 @@ def _judge(path: str, module: str) -> str | None:
         allowed = package in LAYERS[layer] or f"{module}.".startswith(f"{own}.")
         if not allowed:
             return f"{layer} may not import {module}"
-        return _judge_edge(path, module) if path.startswith("edge/") and package == "edge" else None
+        return _judge_layers(path, module) if package in {"edge", "runner"} and path.startswith(f"{package}/") else None
     owner = OWNERS.get(package)
     if owner and not path.startswith(owner):
         return f"only {owner} may import {package}"
@@ -104,7 +118,7 @@ def _imports(tree: ast.AST, path: str) -> Iterator[tuple[int, str]]:
         match node:
             case ast.Import(names=names):
                 yield from ((node.lineno, alias.name) for alias in names)
-            case ast.ImportFrom(module="edge" | "edge.facades" as module, level=0, names=names):
+            case ast.ImportFrom(module="edge" | "edge.facades" | "runner" as module, level=0, names=names):
                 yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
             case ast.ImportFrom(module=module, level=0) if module:
                 yield node.lineno, module

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import EDGE_LAYERS, LAYERS, OWNERS, broken_laws
+from tests.architecture import EDGE_LAYERS, LAYERS, OWNERS, RUNNER_LAYERS, broken_laws
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("schemas/", "bus/", "edge/", "runner/", "lamplighter/", "images/")
@@ -60,13 +60,36 @@ def test_layers_of_the_edge_are_these():
     ]
 
 
+def test_layers_of_the_runner_are_these():
+    assert [sorted(layer) for layer in RUNNER_LAYERS] == [
+        ["runner.login_sessions", "runner.slots", "runner.tree_removal"],
+        ["runner.engines"],
+        ["runner.assets", "runner.endpoints", "runner.gpu", "runner.run_clock"],
+        ["runner.outage", "runner.settings"],
+        ["runner.context"],
+        ["runner.execution"],
+        ["runner.claiming"],
+        ["runner.host"],
+        ["runner.lifecycle"],
+        ["runner.app"],
+    ]
+
+
+def packages_of(folder: str) -> set[str]:
+    """Return the packages and modules directly in a folder."""
+    paths = (ROOT / folder).iterdir()
+    return {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
+
+
+def test_every_package_of_the_runner_has_a_layer():
+    named = {package.removeprefix("runner.") for layer in RUNNER_LAYERS for package in layer}
+    assert named == packages_of("runner")
+
+
 def test_every_package_of_the_edge_has_a_layer():
-    packages = {
-        path.stem for path in (ROOT / "edge").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
     facades = {f"facades.{path.parent.name}" for path in (ROOT / "edge/facades").glob("*/__init__.py")}
     named = {package.removeprefix("edge.") for layer in EDGE_LAYERS for package in layer}
-    assert named == packages - {"__init__", "facades"} | facades
+    assert named == packages_of("edge") - {"facades"} | facades
 
 
 def test_no_shipped_file_breaks_the_law():
@@ -88,6 +111,10 @@ def test_no_shipped_file_breaks_the_law():
         ("runner/claiming/loop.py", "def f():\n    import edge"),
         ("runner/claiming/loop.py", "from ...edge import app"),
         ("runner/claiming/loop.py", "from tests.runner import fakes"),
+        ("runner/execution/fence.py", "from runner.claiming.loop import ClaimLoop"),
+        ("runner/gpu/allocator.py", "from runner.settings import RunnerSettings"),
+        ("runner/assets/cache.py", "from runner import gpu"),
+        ("runner/app.py", "from runner import surprise"),
         ("edge/store/directory.py", "from edge.core import clock"),
         ("edge/index/index.py", "from edge.assets.service import AssetService"),
         ("edge/jobs/view.py", "from edge.webhooks.sender import WebhookSender"),
