@@ -24,7 +24,7 @@ from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import group_by_pool
 from runner.execution.container_run import JobAssignment
-from runner.execution.execution import ExecutionPhase, ExecutionRegistry, RoundKey
+from runner.execution.execution import ExecutionRegistry, RoundKey
 from runner.execution.fence import record_event
 from runner.gpu.placement import Placed
 from schemas.events import RecordUnreadable, Started
@@ -164,7 +164,7 @@ class ClaimLoop:
             if not self._executions.rounds(pointer.key):
                 return False
             await delivery.nak(CLEARING_NAK_DELAY_S)
-        elif execution.phase is ExecutionPhase.CLEARING:
+        elif execution.is_clearing:
             await delivery.nak(CLEARING_NAK_DELAY_S)
         elif execution.delivery is None or execution.delivery.sequence == delivery.sequence:
             execution.delivery = delivery

@@ -55,6 +55,11 @@ class ExecutionPhase(StrEnum):
     DELIVERING = "delivering"
     RECORDING = "recording"  # from here on the record may be final, so the claim is not checked any more
     CLEARING = "clearing"  # the message is answered; another message of this job waits until we are done
+    LOST = "lost"  # somebody else has the job; the container is stopped and removed
+
+
+CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.DELIVERING})
+CLEARING_PHASES = frozenset({ExecutionPhase.CLEARING, ExecutionPhase.LOST})
 
 
 class ExecutionResult(Struct, frozen=True):
@@ -72,8 +77,7 @@ class Execution:
     """One attempt at one job. `delivery` is its message, None if recovery found the container before the message came.
 
     `on_freed` is called when the container has exited and its outputs are safe: its slot and GPUs may be used again.
-    Not before, because nothing new is claimed while the edge is away. `verdict` is set at the end. `claim_lost` is set
-    if somebody else has taken the job over.
+    Not before, because nothing new is claimed while the edge is away. `verdict` is set at the end.
     """
 
     def __init__(
@@ -101,7 +105,6 @@ class Execution:
         self.assignment = assignment
         self.delivery = delivery
         self.phase = ExecutionPhase.RUNNING
-        self.claim_lost = False
         self.verdict: Verdict | None = None
 
     async def run(self) -> None:
@@ -114,7 +117,7 @@ class Execution:
                 tasks.start_soon(self._run_heartbeat)
                 await self._run_steps(self._container_run)
                 tasks.cancel_scope.cancel()
-        if self.claim_lost:
+        if self.phase is ExecutionPhase.LOST:
             await self._clean_up()
 
     async def stop(self, reason: StopReason) -> None:
@@ -131,6 +134,11 @@ class Execution:
     def handle(self) -> str | None:
         """Return the handle of the container; None before it was started."""
         return self._container_run.handle if self._container_run else self.assignment.handle
+
+    @property
+    def is_clearing(self) -> bool:
+        """Return whether the attempt is over here, and only its container is left."""
+        return self.phase in CLEARING_PHASES
 
     def check_now(self) -> None:
         """Check the record at once: it has changed."""
@@ -265,17 +273,17 @@ class Execution:
 
     async def _extend_message(self) -> None:
         """Extend the message, but not after it was answered: that would take the answer back."""
-        if self.delivery is not None and self.phase is not ExecutionPhase.CLEARING:
+        if self.delivery is not None and not self.is_clearing:
             await self.delivery.in_progress()
 
     async def _check_claim(self) -> None:
-        if self.phase in {ExecutionPhase.RECORDING, ExecutionPhase.CLEARING}:
+        if self.phase not in CLAIM_CHECKED_PHASES:
             return
         try:
             job = await self._fenced_job.read_job()
         except ClaimLost as error:
             # While the record was read, `_record` may have written it: then it is our own.
-            if self.phase not in {ExecutionPhase.RECORDING, ExecutionPhase.CLEARING}:
+            if self.phase in CLAIM_CHECKED_PHASES:
                 self._abandon(error)
             return
         if job.status is Status.CANCELLING:
@@ -283,8 +291,7 @@ class Execution:
 
     def _abandon(self, error: ClaimLost) -> None:
         self._log.warning("claim_lost", error=str(error))
-        self.claim_lost = True
-        self.phase = ExecutionPhase.CLEARING
+        self.phase = ExecutionPhase.LOST
         self._scope.cancel()
 
 
