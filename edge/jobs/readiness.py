@@ -30,31 +30,42 @@ class BrokerReadiness:
         return self._status.degraded if self._status else ()
 
     async def check(self) -> None:
-        """Raise ProblemError `unavailable` (broker away or unsynced) or `store_full` if new work cannot be accepted."""
+        """Raise the ProblemError of `problem` if new work cannot be accepted."""
+        problem = await self.problem()
+        if problem is not None:
+            raise problem
+
+    async def problem(self) -> ProblemError | None:
+        """Return why new work cannot be accepted: `unavailable` or `store_full`. None: it can be accepted."""
+        if not self._health.is_connected:
+            return _broker_unavailable(self._health.fault)
         status = await self._current_status()
+        return _broker_unavailable() if status is None else self._status_problem(status)
+
+    def _status_problem(self, status: BrokerStatus) -> ProblemError | None:
         if status.write_failed:
-            raise ProblemError(
+            return ProblemError(
                 "store_full",
                 "the broker could not write because its disk is full or broken, and it stores nothing until a restart: "
                 "make room on that disk, then restart nats-server (`lamplighter up` restarts it by itself)",
             )
         if status.is_durable is not True and not self._allow_unsynced:
-            raise ProblemError(
+            return ProblemError(
                 "unavailable",
                 "the broker does not sync every write, so a power cut could lose accepted jobs: set sync_interval: "
                 "always in nats.conf, or allow_unsynced at the edge",
                 retry_after_s=_RETRY_AFTER_S,
             )
         if status.used_share >= STORE_USED_LIMIT_RATIO:
-            raise ProblemError(
+            return ProblemError(
                 "store_full",
                 f"the broker's store is {status.used_share:.0%} full, and new work is refused from "
                 f"{STORE_USED_LIMIT_RATIO:.0%} on: delete jobs or give it more space",
             )
+        return None
 
-    async def _current_status(self) -> BrokerStatus:
-        if not self._health.is_connected:
-            raise _broker_unavailable(self._health.fault)
+    async def _current_status(self) -> BrokerStatus | None:
+        """Return the status from the cache or from the broker; None if the broker does not answer."""
         cached = self._cached_status(_STALE_STATUS_MAX_AGE_S if self._fetch_lock.locked() else _STATUS_MAX_AGE_S)
         if cached is not None:
             return cached
@@ -67,13 +78,13 @@ class BrokerReadiness:
         age = (self._clock() - self._fetched_at).total_seconds()
         return self._status if 0 <= age < max_age_s else None
 
-    async def _fetch_status(self) -> BrokerStatus:
+    async def _fetch_status(self) -> BrokerStatus | None:
         try:
-            self._status = status = await self._health.status()
-        except BrokerUnreachable as error:
-            raise _broker_unavailable() from error
+            self._status = await self._health.status()
+        except BrokerUnreachable:
+            return None
         self._fetched_at = self._clock()
-        return status
+        return self._status
 
 
 def _broker_unavailable(fault: str = "") -> ProblemError:

@@ -8,7 +8,6 @@ from edge.core.error_handling import translate_errors
 from edge.http.auth import NO_AUTH, require_scope
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep, get_or_head
 from schemas.auth import ApiKey, Scope
-from schemas.problems import ProblemError
 
 
 class LivenessView(Struct, frozen=True):
@@ -38,11 +37,8 @@ async def livez() -> LivenessView:
 
 async def _readiness_problems(services: EdgeServices) -> tuple[str, ...]:
     rebuilding = () if services.index.is_caught_up else ("the list of jobs is still being rebuilt: wait",)
-    try:
-        await services.readiness.check()
-    except ProblemError as error:
-        return (error.detail, *rebuilding)
-    return rebuilding
+    problem = await services.readiness.problem()
+    return rebuilding if problem is None else (problem.detail, *rebuilding)
 
 
 @get_or_head("/readyz", opt={NO_AUTH: True})
