@@ -88,10 +88,12 @@ class JobService:
         `job_id` or `idempotency_key` identify the request; without both, each call creates a job. `request_id` is
         stored in the record: the gateway puts it into its messages about the job.
         """
-        key = JobKey(owner, self._choose_id(owner, job_id, idempotency_key))
-        submission = await self._create_or_find(
-            key, body, trace_id, request_id, may_exist=job_id is not None or idempotency_key is not None
-        )
+        may_exist = job_id is not None or idempotency_key is not None
+        while True:
+            key = JobKey(owner, self._choose_id(owner, job_id, idempotency_key))
+            submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=may_exist)
+            if may_exist or not submission.replayed:  # else the generated id is in use: generate another one
+                break
         if not _is_of_request(submission, body):
             raise _id_in_use("conflict" if job_id is not None else "idempotency_mismatch")
         return submission
