@@ -98,7 +98,7 @@ def endpoint(schema: dict[str, Any], name: str = "hostile") -> Endpoint:
 async def offer(world: FakeBusServicesRig, *endpoints: Endpoint) -> None:
     made = HostCapabilities(host="evil", incarnation="i", at=START + timedelta(hours=1), endpoints=endpoints, slots=1)
     await world.bus.capabilities.put("evil", made)
-    await world.catalog.refresh()
+    await world.endpoints.refresh()
 
 
 @asynccontextmanager
@@ -150,16 +150,16 @@ def test_a_pattern_never_backtracks(schema: dict[str, Any], given: dict[str, Any
 @pytest.mark.parametrize("name", REFUSED)
 async def test_an_offer_of_it_is_set_aside_with_its_reason_and_others_work(fake: FakeBusServicesRig, name: str) -> None:
     await offer(fake, endpoint(REFUSED[name]), endpoint({"type": "object"}, "fine"))
-    assert [known.name for known in fake.catalog.all()] == ["echo", "fine"]
+    assert [known.name for known in fake.endpoints.all()] == ["echo", "fine"]
     with pytest.raises(ProblemError, match="a host offers 'hostile', but its schema is not valid: ") as refused:
-        await fake.intake.submit("ann", {"endpoint": "hostile", "input": {"a": "b"}})
+        await fake.jobs.submit("ann", {"endpoint": "hostile", "input": {"a": "b"}})
     assert refused.value.code == "endpoint_unknown"
-    assert (await fake.intake.submit("ann", {"endpoint": "fine", "input": {}})).record.record.job.endpoint == "fine"
+    assert (await fake.jobs.submit("ann", {"endpoint": "fine", "input": {}})).record.record.job.endpoint == "fine"
 
 
 async def test_an_offer_that_is_refused_does_not_replace_the_endpoint(fake: FakeBusServicesRig) -> None:
     await offer(fake, endpoint(REFUSED["itself"], "echo"))
-    assert fake.catalog.get("echo") == ECHO_ENDPOINT
+    assert fake.endpoints.get("echo") == ECHO_ENDPOINT
 
 
 @pytest.mark.parametrize("pattern", ["^(?=a)", r"(a)\\1", "("])
@@ -176,7 +176,7 @@ async def test_what_costs_much_is_refused_while_others_have_their_turns(fake: Fa
     await offer(fake, endpoint(schema))
     async with turns() as counted:
         with anyio.fail_after(WITHIN_S), pytest.raises(ProblemError, match="steps to check") as refused:
-            await validate_input(fake.catalog.get("hostile"), given)  # its only wait is for the thread
+            await validate_input(fake.endpoints.get("hostile"), given)  # its only wait is for the thread
     assert refused.value.code == "input_invalid"
     assert counted[0] > 0
 

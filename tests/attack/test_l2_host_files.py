@@ -46,8 +46,8 @@ class Thief(Struct, frozen=True):
     async def job(self) -> Job:
         """Submit a job that uses the film."""
         body = {"endpoint": "echo", "input": {"file": f"sha256:{sha256(FILM).hexdigest()}"}}
-        accepted = await self.edge.world.intake.submit("ann", body)
-        await self.edge.world.window.wait_until_idle()
+        accepted = await self.edge.world.jobs.submit("ann", body)
+        await self.edge.world.publish_window.wait_until_idle()
         await self.edge.world.wait_until_indexed()
         return accepted.record.record.job
 

@@ -37,7 +37,7 @@ async def hostile(edge: ServedEdge) -> None:
     """Run a job whose stage, log and error contain terminal commands."""
     await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {"text": HOSTILE}})
     key = JobKey("ann", "mine")
-    await edge.world.start((await edge.world.intake.read(key)).record.job)
+    await edge.world.start((await edge.world.jobs.read(key)).record.job)
     feed, at = edge.world.runner_bus.feed, edge.world.time()
     await feed.publish(key, ProgressMessage(FeedPosition(1, 1, 10), at, 0.5, HOSTILE[:60], 5, 10))
     await feed.publish(key, LogMessage(FeedPosition(1, 1, 20), at, "stdout", f"{HOSTILE}\r\nnext\tline\rover\n"))

@@ -109,7 +109,7 @@ async def test_what_is_due_waits_for_a_clock_that_was_set_back_and_is_not_forgot
 
 async def test_the_hourly_check_goes_on_behind_a_clock_that_was_set_back(skewed: Skewed) -> None:
     skewed.jump(days=-1)
-    assert skewed.edge.scene.index_check_timer.is_due(skewed.edge.time())
+    assert skewed.edge.reconcile_context.index_check_timer.is_due(skewed.edge.time())
 
 
 async def test_a_webhook_s_next_try_does_not_wait_for_a_calendar_that_was_set_back(skewed: Skewed) -> None:

@@ -130,25 +130,25 @@ class EdgeServicesRig:
         self.bus = bus
         self.runner_bus = runner_bus
         self.store = FakeStore()
-        self.switch = FakePowerStatus()
-        self.catalog = EndpointRegistry(self.bus, (ECHO_ENDPOINT,))
+        self.power_probe = FakePowerStatus()
+        self.endpoints = EndpointRegistry(self.bus, (ECHO_ENDPOINT,))
         self.folder = folder
         self.index = JobIndex(folder / "index.db", self.bus.job_store)
         self.limits: dict[str, OwnerQuotaOverride] = {}
         self.quotas = OwnerQuotas(OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds)
-        self.window = PublishWindow(
+        self.publish_window = PublishWindow(
             self.bus.job_queue,
             self.bus.job_store,
             self.index,
-            self.catalog.offered_slots,
+            self.endpoints.offered_slots,
             time,
             self.quotas.running_limit,
         )
         self.assets = AssetService(self.bus, self.store, self.index, time, 1 << 20, self.quotas)
-        self.hosts = HostRegistry(self.bus, self.catalog, time, self.index.queue_ranks.count_pending)
+        self.hosts = HostRegistry(self.bus, self.endpoints, time, self.index.queue_ranks.count_pending)
         self.wake_forecasts = FakeWakeForecasts()
-        self.wait_reasons = WaitReasons(self.hosts, self.catalog, self.wake_forecasts, time)
-        self.gate = BrokerReadiness(self.bus.health, time)
+        self.wait_reasons = WaitReasons(self.hosts, self.endpoints, self.wake_forecasts, time)
+        self.readiness = BrokerReadiness(self.bus.health, time)
         self.names = FakeDns()
         allowed = AllowList(["files.test"])
         self.outside = guarded_client(allowed, self.names)
@@ -162,48 +162,48 @@ class EdgeServicesRig:
             FetchBackoff(lambda: 0.0, (0.01, 0.02)),
         )
         self.leases = Leases(bus.leases, f"{folder} erasing", time)
-        self.supply = InputWaiter(bus.job_store, self.assets, self.fetches, self.index, self.window, time)
+        self.input_waiter = InputWaiter(bus.job_store, self.assets, self.fetches, self.index, self.publish_window, time)
         dice = FixedEntropy()
-        admission = Admission(self.gate, self.catalog, self.assets, allowed, time, dice, self.quotas)
-        self.intake = JobService(bus, self.gate, admission, self.assets, self.index, self.window, time, dice)
+        admission = Admission(self.readiness, self.endpoints, self.assets, allowed, time, dice, self.quotas)
+        self.jobs = JobService(bus, self.readiness, admission, self.assets, self.index, self.publish_window, time, dice)
         self.partials = UploadStateStore(folder / "uploads")
         self.uploads = UploadService(
             self.partials, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
         )
         self.quotas.set_pending_bytes_source(self.uploads.pending_bytes)
         self.signer = UrlSigner(SECRET, time, UrlSettings())
-        eta = EtaEstimator(self.index, self.wait_reasons, self.catalog, time)
-        self.viewer = JobViewBuilder(
-            self.bus.feed, self.index, self.window, self.wait_reasons, eta, self.signer.sign_url
+        eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)
+        self.job_views = JobViewBuilder(
+            self.bus.feed, self.index, self.publish_window, self.wait_reasons, eta, self.signer.sign_url
         )
         self.webhooks = webhooks.build_webhooks(
             bus,
             self.index,
-            self.viewer,
+            self.job_views,
             self.outside,
             WebhookSettings(timeout_s=2),
             webhooks.WebhookDependencies(now=time, monotonic=time.seconds, entropy=FixedEntropy(), random=lambda: 0.0),
         )
-        self.follower = EventStreams(self.bus, self.viewer, self.hosts)
-        self.scene = ReconcileContext(
+        self.event_streams = EventStreams(self.bus, self.job_views, self.hosts)
+        self.reconcile_context = ReconcileContext(
             bus=self.bus,
             index=self.index,
-            publish_window=self.window,
+            publish_window=self.publish_window,
             hosts=self.hosts,
             assets=self.assets,
-            input_waiter=self.supply,
+            input_waiter=self.input_waiter,
             now=time,
             index_check_timer=IntervalTimer(ReconcilePolicy().check_interval, time()),
             orphan_timer=IntervalTimer(ReconcilePolicy().check_interval, time()),
-            power_probe=self.switch,
+            power_probe=self.power_probe,
         )
-        self.reconciler = Reconciler(self.scene)
+        self.reconciler = Reconciler(self.reconcile_context)
 
     def erasures(self, keys: ApiKeyStore) -> OwnerDeletionService:
         """Return a service that deletes owners and the given keys."""
         reach = DeletionServices(
             bus=self.bus,
-            job_service=self.intake,
+            job_service=self.jobs,
             assets=self.assets,
             uploads=self.uploads,
             keys=keys,
@@ -215,16 +215,16 @@ class EdgeServicesRig:
     async def submit(self, owner: str = "ann", text: str = "hello", **named: Any) -> Job:
         fields = {name: named.pop(name) for name in ("priority", "not_before", "deadline", "tags") if name in named}
         body = {"endpoint": "echo", "input": {"text": text}, **fields}
-        accepted = await self.intake.submit(owner, body, **named)
-        await self.window.wait_until_idle()
+        accepted = await self.jobs.submit(owner, body, **named)
+        await self.publish_window.wait_until_idle()
         return accepted.record.record.job
 
     async def read(self, job: Job) -> Job:
-        return (await self.intake.read(job.key)).record.job
+        return (await self.jobs.read(job.key)).record.job
 
     async def reason(self, job: Job) -> WaitReason | None:
         """Return the wait reason that a client sees."""
-        return (await self.viewer.build(await self.intake.read(job.key))).reason
+        return (await self.job_views.build(await self.jobs.read(job.key))).reason
 
     async def put(self, owner: str, body: bytes, name: str = "file") -> str:
         async def chunks() -> AsyncIterator[bytes]:
@@ -264,7 +264,7 @@ class EdgeServicesRig:
             host=host, incarnation="i1", at=at or self.time(), endpoints=(ECHO_ENDPOINT,), slots=slots
         )
         await self.bus.capabilities.put(host, offered)
-        await self.catalog.refresh()
+        await self.endpoints.refresh()
 
     async def send_heartbeat(self, host: str = "gpu-1", incarnation: str = "i1", **fields: Any) -> None:
         at = self.time()
@@ -288,7 +288,7 @@ class EdgeServicesRig:
 
     async def list_pointers(self, owner: str | None = None) -> list[str]:
         """Return the ids of the jobs in JOBS, sorted."""
-        await self.window.wait_until_idle()
+        await self.publish_window.wait_until_idle()
         return sorted(pointer.id for pointer in await self.bus.job_queue.list_pending(owner))
 
 
@@ -306,13 +306,13 @@ class FakeBusServicesRig(EdgeServicesRig):
 async def run_services(made: EdgeServicesRig) -> AsyncIterator[None]:
     """Run the tasks of the edge, with one sweep of the reconciler first, as at a real start."""
     async with made.outside, anyio.create_task_group() as tasks:
-        await made.catalog.refresh()
+        await made.endpoints.refresh()
         for run in (
             made.index.run,
-            made.window.run,
-            made.follower.run,
+            made.publish_window.run,
+            made.event_streams.run,
             made.fetches.run,
-            made.supply.run,
+            made.input_waiter.run,
             made.webhooks.dispatcher.run,
         ):
             tasks.start_soon(run)

@@ -60,7 +60,7 @@ def declare_dark_host(made: FakeBusServicesRig) -> PowerController:
         client=httpx.AsyncClient(verify=False), environ={}, now=made.time, new_id=lambda: "id"
     )
     chance = PowerDependencies(now=made.time, monotonic=made.time.seconds, new_id=lambda: "id", random=lambda: 0.0)
-    sight = FleetObserver(made.bus, made.index, made.hosts, made.catalog, made.time)
+    sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)
     return PowerController(made.bus.power_records, sight, declared, drivers.build_drivers(declared, tools), chance)
 
 
@@ -76,16 +76,16 @@ def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, accounts: BrokerA
         store=made.store,
         assets=made.assets,
         uploads=made.uploads,
-        endpoints=made.catalog,
+        endpoints=made.endpoints,
         index=made.index,
-        publish_window=made.window,
-        readiness=made.gate,
-        input_waiter=made.supply,
+        publish_window=made.publish_window,
+        readiness=made.readiness,
+        input_waiter=made.input_waiter,
         url_fetcher=made.fetches,
         webhooks=made.webhooks,
-        jobs=made.intake,
-        event_streams=made.follower,
-        job_views=made.viewer,
+        jobs=made.jobs,
+        event_streams=made.event_streams,
+        job_views=made.job_views,
         wait_reasons=made.wait_reasons,
         hosts=made.hosts,
         api_keys=keys,

@@ -32,7 +32,7 @@ class PowerRigEdge:
     ) -> None:
         self.world = made
         self.names = (f"call-{id(self):x}-{n}" for n in count())
-        sight = FleetObserver(made.bus, made.index, made.hosts, made.catalog, made.time)
+        sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)
         means = PowerDependencies(
             now=made.time,
             monotonic=made.time.seconds,

@@ -75,7 +75,7 @@ class LampDriver:
             tick_interval_s=0.05,
             poll_interval_s=0.1,
         )
-        sight = FleetObserver(made.bus, made.index, made.hosts, made.catalog, made.time)
+        sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)
         self.power = PowerController(made.bus.power_records, sight, declared, drivers, means)
         self.notices: list[HostNotice] = []
         self.power.subscribe(self.notices.append)

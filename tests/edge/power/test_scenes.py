@@ -298,7 +298,7 @@ async def test_work_for_later_wakes_the_host_in_time_and_input_under_way_at_once
 
 async def _awaiting(made: PowerRig, **more: str) -> None:
     given = {"file": f"sha256:{'ab' * 32}"}
-    await made.edge.world.intake.submit("ann", {"endpoint": "echo", "input": given, "await_input": True, **more})
+    await made.edge.world.jobs.submit("ann", {"endpoint": "echo", "input": given, "await_input": True, **more})
 
 
 async def test_a_job_whose_files_are_still_to_come_wakes_the_host(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ async def test_quiet_hours_keep_it_dark_and_work_waits_for_their_end(tmp_path: P
         blocked = await made.wait_for_state(S.BLOCKED)
         assert blocked.why == "quiet hours"
         made.edge.world.wake_forecasts.forecast = made.edge.power.wake_forecast("echo")
-        view = await made.edge.world.viewer.build(await made.edge.world.intake.read(job.key))
+        view = await made.edge.world.job_views.build(await made.edge.world.jobs.read(job.key))
         assert view.reason == WaitReason.HOST_BLOCKED
         woken = await made.wait_for_state(S.WAKING)
         assert START + timedelta(minutes=10) <= woken.since < START + timedelta(minutes=11)

@@ -113,7 +113,7 @@ async def test_what_is_no_digest_is_refused(edge: ServedEdge, digest):
 async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(edge: ServedEdge):
     await edge.world.announce_capabilities()
     await edge.ann.put(f"/v1/assets/{SHA}", content=BODY)
-    accepted = await edge.world.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}})
+    accepted = await edge.world.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}})
     await edge.world.start(accepted.record.record.job)
     made = b"what the job made"
     reply = await edge.runner.put(f"/v1/assets/{hashlib.sha256(made).hexdigest()}?owner=ann", content=made)

@@ -56,7 +56,7 @@ async def test_a_submit_may_wait_for_the_end(edge: ServedEdge, method: str, path
     async def finish() -> None:
         await wait_until(recorded)
         (key,) = await edge.world.bus.job_store.keys()
-        await edge.world.finish((await edge.world.intake.read(JobKey(*key))).record.job)
+        await edge.world.finish((await edge.world.jobs.read(JobKey(*key))).record.job)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(submit)

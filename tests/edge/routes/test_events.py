@@ -36,7 +36,7 @@ async def run(edge: ServedEdge, job_id: str, owner: str = "ann") -> Job:
     """Submit a job and play its runner: start, progress, one log line, success."""
     await getattr(edge, owner).put(f"/v1/jobs/{job_id}", json=ECHO)
     key = JobKey(owner, job_id)
-    await edge.world.start((await edge.world.intake.read(key)).record.job)
+    await edge.world.start((await edge.world.jobs.read(key)).record.job)
     feed, at = edge.world.runner_bus.feed, edge.world.time()
     await feed.publish(key, ProgressMessage(FeedPosition(1, 1, 10), at, 0.5, "render", 5, 10))
     await feed.publish(key, LogMessage(FeedPosition(1, 1, 20), at, "stdout", "half way\n"))
@@ -78,7 +78,7 @@ async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(edge: ServedEdg
 async def test_the_log_so_far_is_there_before_the_end(edge: ServedEdge):
     await edge.ann.put("/v1/jobs/mine", json=ECHO)
     key = JobKey("ann", "mine")
-    await edge.world.start((await edge.world.intake.read(key)).record.job)
+    await edge.world.start((await edge.world.jobs.read(key)).record.job)
     await edge.world.runner_bus.feed.publish(
         key, LogMessage(FeedPosition(1, 1, 5), edge.world.time(), "stderr", "so far\n")
     )

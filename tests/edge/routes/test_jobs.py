@@ -241,7 +241,7 @@ async def test_cancel_retry_and_delete_of_a_waiting_job(edge: ServedEdge):
 async def test_a_finished_job_shows_output_files_log_and_history(edge: ServedEdge):
     job = (await edge.ann.put("/v1/jobs/mine", json=ECHO)).json()
     digest = await edge.world.put("ann", b"0123456789", "result.txt")
-    record = (await edge.world.intake.read(JobKey("ann", "mine"))).record.job
+    record = (await edge.world.jobs.read(JobKey("ann", "mine"))).record.job
     await edge.world.start(record)
     file = OutputFile("result.txt", digest, 10, "text/plain")
     await edge.world.write_event(record.key, e.Succeeded(Output((file,), {"text": "hi"}), log=digest))
@@ -262,7 +262,7 @@ async def test_a_finished_job_shows_output_files_log_and_history(edge: ServedEdg
 
 async def test_wait_holds_until_the_end(edge: ServedEdge):
     await edge.ann.put("/v1/jobs/mine", json=ECHO)
-    record = (await edge.world.intake.read(JobKey("ann", "mine"))).record.job
+    record = (await edge.world.jobs.read(JobKey("ann", "mine"))).record.job
     statuses: list[str] = []
 
     async def wait() -> None:

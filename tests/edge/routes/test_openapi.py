@@ -77,7 +77,7 @@ async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: obje
         for name in ("waiting", "done"):
             await ann.put(f"/v1/jobs/{name}", json={"endpoint": "echo", "input": {"text": name}, "webhook": hook})
         key = JobKey("ann", "done")
-        await edge.world.start((await edge.world.intake.read(key)).record.job)
+        await edge.world.start((await edge.world.jobs.read(key)).record.job)
         await edge.world.write_event(
             key, e.Succeeded(Output((OutputFile("out.txt", digest, 10, "text/plain"),)), log=digest)
         )

@@ -20,7 +20,7 @@ NAME = "my résult.mp4"
 async def finished(edge: ServedEdge) -> str:
     """Return the signed URL of ann's output."""
     await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {}})
-    await edge.world.start((await edge.world.intake.read(JobKey("ann", "mine"))).record.job)
+    await edge.world.start((await edge.world.jobs.read(JobKey("ann", "mine"))).record.job)
     digest = await edge.world.put("ann", b"0123456789", NAME)
     await edge.world.write_event(
         JobKey("ann", "mine"), e.Succeeded(Output((OutputFile(NAME, digest, 10, "video/mp4"),)))

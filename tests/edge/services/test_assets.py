@@ -61,14 +61,14 @@ async def test_bytes_stay_while_another_owner_has_them(edge: EdgeServicesRig) ->
 
 async def test_what_a_living_job_needs_is_kept(edge: EdgeServicesRig) -> None:
     await edge.put("ann", BODY)
-    accepted = await edge.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{DIGEST}"}})
+    accepted = await edge.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{DIGEST}"}})
     job = accepted.record.record.job
     error = await refused("asset_in_use", edge.assets.delete("ann", DIGEST))
     assert job.id in error.detail
-    await edge.intake.cancel(job.key)
+    await edge.jobs.cancel(job.key)
     await edge.wait_until_indexed()
     await edge.assets.delete("ann", DIGEST)
-    await refused("asset_missing", edge.intake.retry(job.key))
+    await refused("asset_missing", edge.jobs.retry(job.key))
 
 
 async def test_the_trash_keeps_bytes_for_a_minute(edge: EdgeServicesRig) -> None:
@@ -103,7 +103,7 @@ async def test_an_edge_that_died_between_trash_and_tombstone_is_followed_up(edge
 async def test_a_submit_touches_what_it_names(edge: EdgeServicesRig) -> None:
     await edge.put("ann", BODY)
     edge.time.advance(hours=2)
-    await edge.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{DIGEST}"}})
+    await edge.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{DIGEST}"}})
     reference, _ = await edge.assets.get("ann", DIGEST)
     assert (edge.time.now - reference.last_used_at).total_seconds() < 1
 

@@ -27,24 +27,24 @@ def offer(host: str, hours: int, *endpoints: Endpoint, slots: int = 1) -> HostCa
 
 async def test_the_newest_offer_counts_and_any_offer_before_the_folder(fake: FakeBusServicesRig) -> None:
     old, new = structs.replace(ECHO_ENDPOINT, image="old"), structs.replace(ECHO_ENDPOINT, image="new")
-    assert fake.catalog.get("echo").image == "echo"
+    assert fake.endpoints.get("echo").image == "echo"
     await fake.bus.capabilities.put("b", offer("b", 1, old, slots=2))
     await fake.bus.capabilities.put("a", offer("a", 2, new))
-    assert await fake.catalog.refresh()
-    assert not await fake.catalog.refresh()
-    assert fake.catalog.get("echo").image == "new"
-    assert fake.catalog.offered_slots("echo") == 3
-    assert fake.catalog.hosts_offering("echo") == {"a", "b"}
-    assert fake.catalog.all() == (new,)
+    assert await fake.endpoints.refresh()
+    assert not await fake.endpoints.refresh()
+    assert fake.endpoints.get("echo").image == "new"
+    assert fake.endpoints.offered_slots("echo") == 3
+    assert fake.endpoints.hosts_offering("echo") == {"a", "b"}
+    assert fake.endpoints.all() == (new,)
 
 
 async def test_a_new_pool_gets_its_queue(fake: FakeBusServicesRig) -> None:
     shared = structs.replace(ECHO_ENDPOINT, name="other", pool="gpu")
     await fake.bus.capabilities.put("a", offer("a", 1, shared))
-    await fake.catalog.refresh()
-    assert fake.catalog.pools() == {"echo", "gpu"}
-    job = await fake.intake.submit("ann", {"endpoint": "other", "input": {}})
-    await fake.window.wait_until_idle()
+    await fake.endpoints.refresh()
+    assert fake.endpoints.pools() == {"echo", "gpu"}
+    job = await fake.jobs.submit("ann", {"endpoint": "other", "input": {}})
+    await fake.publish_window.wait_until_idle()
     delivery = await fake.runner_bus.job_queue.fetch("gpu", Priority.NORMAL)
     assert delivery is not None
     assert delivery.pointer.id == job.record.record.job.id
@@ -53,8 +53,8 @@ async def test_a_new_pool_gets_its_queue(fake: FakeBusServicesRig) -> None:
 async def test_an_offer_with_a_broken_schema_is_left_out(fake: FakeBusServicesRig) -> None:
     broken = structs.replace(ECHO_ENDPOINT, name="broken", input={"type": "nonsense"})
     await fake.bus.capabilities.put("a", offer("a", 1, broken, structs.replace(ECHO_ENDPOINT, name="fine")))
-    await fake.catalog.refresh()
-    assert [endpoint.name for endpoint in fake.catalog.all()] == ["echo", "fine"]
+    await fake.endpoints.refresh()
+    assert [endpoint.name for endpoint in fake.endpoints.all()] == ["echo", "fine"]
 
 
 def test_a_folder_is_read(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ async def say(edge: EdgeServicesRig, job: Job, offset: int) -> None:
 
 
 async def follow(edge: EdgeServicesRig, job: Job, seen: list[StreamItem], after: str | None = None) -> None:
-    async for item in edge.follower.follow("ann", job.id, after):
+    async for item in edge.event_streams.follow("ann", job.id, after):
         seen.append(item)  # noqa: PERF401 - others look at it meanwhile
 
 
@@ -88,14 +88,14 @@ async def test_a_crowd_reads_once(fake: FakeBusServicesRig, monkeypatch: pytest.
         await grown(seen, 13)
         assert len(given) == 10
         await end(fake, job)
-    assert not fake.follower._subscriptions._subscriptions
+    assert not fake.event_streams._subscriptions._subscriptions
 
 
 async def test_one_that_does_not_keep_up_goes_on_alone_and_misses_nothing(edge: EdgeServicesRig):
     job = await edge.submit()
     running = await edge.start(job)
     quick: list[StreamItem] = []
-    slow = edge.follower.follow("ann", job.id)
+    slow = edge.event_streams.follow("ann", job.id)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(follow, edge, job, quick)
         await grown([quick], 2)

@@ -58,7 +58,7 @@ async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
     await keys.create(owner, CLIENT_SCOPES, name="phone")
     asset = await edge.put(owner, f"the film of {owner}".encode(), "film.mp4")
     given = {"endpoint": "echo", "input": {"text": "hi", "file": f"sha256:{asset}"}}
-    job = (await edge.intake.submit(owner, given | {"webhook": {"url": "https://files.test/h"}})).record.record.job
+    job = (await edge.jobs.submit(owner, given | {"webhook": {"url": "https://files.test/h"}})).record.record.job
     result = await edge.put(owner, f"the result of {owner}".encode())
     await edge.start(job)
     note = LogMessage(FeedPosition(1, 1, 1), edge.time(), "stdout", "said")
@@ -133,10 +133,10 @@ async def test_asked_again_it_is_the_same_deletion(fake: FakeBusServicesRig) -> 
 async def test_nothing_new_is_taken_until_it_is_done(fake: FakeBusServicesRig) -> None:
     erasures = fake.erasures(keys_of(fake))
     job = await fake.submit(job_id="mine")
-    await fake.intake.cancel(job.key)
+    await fake.jobs.cancel(job.key)
     await erasures.start("ann")
     upload = fake.uploads.create("ann", UploadParameters(name="x", media_type="x/y", length=3))
-    for attempt in (fake.submit(), fake.put("ann", b"x"), upload, fake.intake.retry(job.key)):
+    for attempt in (fake.submit(), fake.put("ann", b"x"), upload, fake.jobs.retry(job.key)):
         with pytest.raises(ProblemError) as caught:
             await attempt
         assert (caught.value.code, caught.value.problem.status) == ("owner_deleting", 409)
@@ -263,7 +263,7 @@ async def test_two_edges_do_it_once(fake: FakeBusServicesRig, tmp_path: Path) ->
 async def test_a_deleted_job_leaves_no_letter_no_log_and_no_message(edge: EdgeServicesRig) -> None:
     keys = keys_of(edge)
     job = await peopled(edge, keys, "ann")
-    await edge.intake.delete(job.key)
+    await edge.jobs.delete(job.key)
     assert [item async for item in edge.bus.feed.replay("ann")] == []
     assert await edge.bus.delivery_log.rows("ann.") == {}
     assert await edge.bus.webhook_outbox.remove("ann") == 0

@@ -78,7 +78,7 @@ async def ran(world: FakeBusServicesRig, seconds: float, gpu: str | None = None,
 
 async def eta(world: FakeBusServicesRig, job: Job) -> Eta | None:
     await world.wait_until_indexed()
-    return (await world.viewer.build(await world.intake.read(job.key))).eta
+    return (await world.job_views.build(await world.jobs.read(job.key))).eta
 
 
 def after(moment: datetime | None, world: FakeBusServicesRig) -> float:
@@ -139,7 +139,7 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(fake: Fake
     assert after(dark.start_at, fake) == DEFAULT_WAKE_S
     fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_WAKING, "gpu-1", 90.0, 31.0)
     bobs = await fake.submit("bob")
-    view = await fake.viewer.build(await fake.intake.read(bobs.key), Asker(Language.ZH))
+    view = await fake.job_views.build(await fake.jobs.read(bobs.key), Asker(Language.ZH))
     assert view.message == "任务已排队，请等待约2分钟"
     waking = await eta(fake, bobs)
     assert waking is not None
@@ -168,12 +168,12 @@ async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(fake: FakeB
     for length in (1, 2, 4):
         for card, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
             body = {"endpoint": "echo", "input": {"text": "x", "seconds": length}}
-            job = (await fake.intake.submit("ann", body)).record.record.job
+            job = (await fake.jobs.submit("ann", body)).record.record.job
             await fake.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
             await fake.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=rate * length)))
             await fake.bus.job_queue.remove(job.pointer)
     body = {"endpoint": "echo", "input": {"text": "x", "seconds": 30}}
-    waiting = (await fake.intake.submit("bob", body)).record.record.job
+    waiting = (await fake.jobs.submit("bob", body)).record.record.job
     found = await eta(fake, waiting)
     assert found is not None
     assert after(found.finish_at, fake) == 60.0
@@ -194,7 +194,7 @@ async def test_an_absurd_length_is_none(fake: FakeBusServicesRig, length: float)
 
     async def submitted(seconds: float) -> Job:
         body = {"endpoint": "echo", "input": {"seconds": seconds}}
-        return (await fake.intake.submit("ann", body)).record.record.job
+        return (await fake.jobs.submit("ann", body)).record.record.job
 
     for _ in range(3):
         job = await submitted(length)
@@ -218,7 +218,7 @@ async def test_calendars_end(fake: FakeBusServicesRig) -> None:
 
 
 async def test_what_is_remembered_is_bounded_and_the_newest(fake: FakeBusServicesRig) -> None:
-    estimator = EtaEstimator(fake.index, fake.wait_reasons, fake.catalog, fake.time)
+    estimator = EtaEstimator(fake.index, fake.wait_reasons, fake.endpoints, fake.time)
     job = await fake.submit()
     at = fake.time()
     for number in range(2 * RUNS_PER_ENDPOINT_LIMIT):

@@ -34,7 +34,7 @@ def request(url: str, **more: Any) -> dict[str, Any]:
 
 
 async def submitted(edge: EdgeServicesRig, url: str, **more: Any) -> Job:
-    accepted = await edge.intake.submit("ann", request(url, **more))
+    accepted = await edge.jobs.submit("ann", request(url, **more))
     return accepted.record.record.job
 
 
@@ -59,17 +59,17 @@ async def test_a_url_is_fetched_after_the_answer_and_becomes_the_owners_asset(ed
         url = at(server.port)
         job = await submitted(edge, url)
         assert (job.status, job.input["file"]) == (Status.SCHEDULED, url)
-        view = await edge.viewer.build(await edge.intake.read(job.key))
+        view = await edge.job_views.build(await edge.jobs.read(job.key))
         assert view.reason == WaitReason.FETCHING_INPUT
         gate.set()
         queued = await became(edge, job, Status.QUEUED)
     assert queued.input == {"file": f"sha256:{digest(FILM)}", "text": url, "seconds": 0}
     reference, _ = await edge.assets.get("ann", digest(FILM))
     assert (reference.name, reference.media_type) == ("a film.mp4", "video/mp4")
-    rows = await edge.intake.read_history(job.key)
+    rows = await edge.jobs.read_history(job.key)
     assert [row.event["type"] for row in rows] == ["submitted", "supplied", "queued"]
     assert rows[1].event["url"] == url
-    await edge.window.wait_until_idle()
+    await edge.publish_window.wait_until_idle()
     assert await edge.list_pointers() == [job.id]
 
 
@@ -84,11 +84,11 @@ async def test_a_url_in_two_places_is_fetched_once_and_a_job_may_wait_for_both_k
     async with scripted_server(http_response(FILM)) as server:
         url = at(server.port)
         body = {"endpoint": "echo", "input": {"file": url, "second": url}}
-        both = (await edge.intake.submit("ann", body)).record.record.job
+        both = (await edge.jobs.submit("ann", body)).record.record.job
         await became(edge, both, Status.QUEUED)
         assert len(server.requests) == 1
         mixed = {"endpoint": "echo", "input": {"file": url, "second": f"sha256:{digest(VOICE)}"}, "await_input": True}
-        job = (await edge.intake.submit("ann", mixed)).record.record.job
+        job = (await edge.jobs.submit("ann", mixed)).record.record.job
 
         async def fetched() -> bool:
             return not (await edge.read(job)).pending_urls
@@ -115,7 +115,7 @@ async def test_a_url_that_may_never_be_fetched_is_refused_at_once(
     fake: FakeBusServicesRig, url: str, path: str
 ) -> None:
     with pytest.raises(ProblemError) as refused:
-        await fake.intake.submit("ann", request(url))
+        await fake.jobs.submit("ann", request(url))
     assert (refused.value.code, [fault.path for fault in refused.value.errors]) == ("url_refused", [path])
     assert await fake.bus.job_store.keys() == set()
 
@@ -206,7 +206,7 @@ async def test_a_retry_fetches_again(fake: FakeBusServicesRig) -> None:
 
     async with scripted_server(play) as server:
         job = await became(fake, await submitted(fake, at(server.port)), Status.FAILED)
-        again = (await fake.intake.retry(job.key)).record.job
+        again = (await fake.jobs.retry(job.key)).record.job
         assert (again.status, again.round) == (Status.SCHEDULED, 2)
         await became(fake, job, Status.QUEUED)
 
@@ -230,7 +230,7 @@ async def test_a_cancelled_job_ends_its_fetch(fake: FakeBusServicesRig) -> None:
     async with scripted_server(play) as server:
         job = await submitted(fake, at(server.port))
         await wait_until(await _asked(server))
-        await fake.intake.cancel(job.key)
+        await fake.jobs.cancel(job.key)
         with anyio.fail_after(10):
             await left.wait()
     await fake.wait_until_indexed()
@@ -265,8 +265,8 @@ async def test_what_a_dead_edge_was_fetching_another_fetches(fake: FakeBusServic
     """The lease of a dead edge expires by itself; until then no other edge downloads the file."""
     async with scripted_server(http_response(FILM)) as server:
         url = at(server.port)
-        async with fake.supply._url_fetcher._leases.acquire("ann.mine", url):
-            accepted = await fake.intake.submit("ann", request(url), job_id="mine")
+        async with fake.input_waiter._url_fetcher._leases.acquire("ann.mine", url):
+            accepted = await fake.jobs.submit("ann", request(url), job_id="mine")
             await fake.wait_until_indexed()
             await fake.reconciler.sweep()
             await anyio.wait_all_tasks_blocked()
@@ -290,7 +290,7 @@ async def test_an_owner_with_many_slow_urls_leaves_room_for_another(fake: FakeBu
         for number in range(12):
             await submitted(fake, at(slow.port, f"/{number}"))
         body = request(at(quick.port))
-        bobs = (await fake.intake.submit("bob", body)).record.record.job
+        bobs = (await fake.jobs.submit("bob", body)).record.record.job
         await became(fake, bobs, Status.QUEUED)
         assert len(slow.requests) == 2
 

@@ -25,7 +25,7 @@ from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
 async def all_of(edge: EdgeServicesRig, job: Job, after: str | None = None) -> list[StreamItem]:
     """Collect the job's stream until it ends."""
     with anyio.fail_after(10):
-        return [item async for item in edge.follower.follow("ann", job.id, after)]
+        return [item async for item in edge.event_streams.follow("ann", job.id, after)]
 
 
 def states(items: list[StreamItem]) -> list[str]:
@@ -58,7 +58,7 @@ async def test_it_goes_on_live(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     seen = []
     async with anyio.create_task_group() as tasks:
-        async for item in edge.follower.follow("ann", job.id):
+        async for item in edge.event_streams.follow("ann", job.id):
             seen.append(item)
             if len(seen) == 1:
                 tasks.start_soon(edge.finish, job)
@@ -79,11 +79,11 @@ async def test_a_resumed_stream_misses_nothing_and_repeats_nothing(edge: EdgeSer
 
 async def test_the_last_state_is_not_given_again_while_nothing_happens(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
-    stream = edge.follower.follow("ann", job.id)
+    stream = edge.event_streams.follow("ann", job.id)
     first = await anext(stream)
     await stream.aclose()
     await edge.start(job)
-    again = edge.follower.follow("ann", job.id, after=first.id)
+    again = edge.event_streams.follow("ann", job.id, after=first.id)
     assert states([await anext(again)]) == ["running"]
     await again.aclose()
 
@@ -96,8 +96,8 @@ async def test_an_id_that_says_nothing_means_the_start(edge: EdgeServicesRig, af
 
 async def test_an_old_end_is_not_the_end_when_the_job_was_retried(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
-    await edge.intake.cancel(job.key)
-    await edge.intake.retry(job.key)
+    await edge.jobs.cancel(job.key)
+    await edge.jobs.retry(job.key)
     await edge.finish(job)
     assert states(await all_of(edge, job)) == ["queued", "cancelled", "queued", "running", "succeeded"]
 
@@ -106,7 +106,7 @@ async def test_it_goes_on_over_a_cut_connection(fake: FakeBusServicesRig) -> Non
     job = await fake.submit()
     seen = []
     with anyio.fail_after(10):
-        async for item in fake.follower.follow("ann", job.id):
+        async for item in fake.event_streams.follow("ann", job.id):
             seen.append(item)
             if len(seen) == 1:
                 fake.bus.cut()
@@ -122,7 +122,7 @@ async def test_it_goes_on_over_a_cut_connection(fake: FakeBusServicesRig) -> Non
 async def test_an_owners_stream_has_his_jobs_and_the_hosts(edge: EdgeServicesRig) -> None:
     await edge.hosts.refresh()
     mine, _ = await edge.submit("ann"), await edge.submit("bob")
-    stream = edge.follower.follow("ann", asker=Asker(Language.ZH))
+    stream = edge.event_streams.follow("ann", asker=Asker(Language.ZH))
     first = await anext(stream)
     assert isinstance(first.data, JobView)
     assert first.data.id == mine.id
@@ -138,14 +138,14 @@ async def test_an_owners_stream_has_his_jobs_and_the_hosts(edge: EdgeServicesRig
 
 async def test_a_closed_stream_leaves_nothing_behind(edge: EdgeServicesRig) -> None:
     await edge.submit()
-    stream = edge.follower.follow("ann")
+    stream = edge.event_streams.follow("ann")
     await anext(stream)
     await stream.aclose()
     assert not edge.hosts._subscribers
 
 
 async def test_a_follower_that_does_not_run_says_so(edge: EdgeServicesRig) -> None:
-    idle = EventStreams(edge.bus, edge.viewer, edge.hosts)
+    idle = EventStreams(edge.bus, edge.job_views, edge.hosts)
     with pytest.raises(RuntimeError, match="must be running"):
         await anext(idle.follow("ann"))
 

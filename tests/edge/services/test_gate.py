@@ -27,19 +27,19 @@ async def test_a_broker_that_is_not_well_takes_no_work(
 
     monkeypatch.setattr(fake.bus.health, "status", answer)
     with pytest.raises(ProblemError, match=to_do) as caught:
-        await fake.gate.check()
+        await fake.readiness.check()
     assert caught.value.code == code
 
 
 async def test_a_broker_that_is_there_and_cannot_be_used_is_not_called_away(fake: FakeBusServicesRig) -> None:
     fake.bus.health.cut()
     with pytest.raises(ProblemError, match="does not answer: try again"):
-        await fake.gate.check()
+        await fake.readiness.check()
     fake.bus.health.fault = "the broker's store is too small: set max_file_store"
     with pytest.raises(ProblemError, match="set max_file_store"):
-        await fake.gate.check()
+        await fake.readiness.check()
     fake.bus.health.heal()
-    await fake.gate.check()
+    await fake.readiness.check()
 
 
 async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
@@ -55,17 +55,17 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
         await answered.wait()
         return WELL
 
-    await fake.gate.check()
+    await fake.readiness.check()
     monkeypatch.setattr(fake.bus.health, "status", slow)
     fake.time.advance(seconds=2)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(fake.gate.check)
+        tasks.start_soon(fake.readiness.check)
         await asked.wait()
         for _ in range(64):
-            await fake.gate.check()  # by the status of 2 s ago
+            await fake.readiness.check()  # by the status of 2 s ago
         fake.time.advance(seconds=2)
         for _ in range(64):
-            tasks.start_soon(fake.gate.check)
+            tasks.start_soon(fake.readiness.check)
         await anyio.wait_all_tasks_blocked()
         answered.set()
     assert asks == 1
@@ -80,6 +80,6 @@ async def test_who_waits_for_an_answer_that_does_not_come_asks_again(
     monkeypatch.setattr(fake.bus.health, "status", silent)
     fake.time.advance(seconds=5)
     with pytest.raises(ProblemError, match="does not answer"):
-        await fake.gate.check()
+        await fake.readiness.check()
     monkeypatch.undo()
-    await fake.gate.check()
+    await fake.readiness.check()

@@ -17,7 +17,7 @@ LATER = (START + timedelta(hours=1)).isoformat()
 
 async def reason(fake: FakeBusServicesRig, **fields: Any) -> str | None:
     job = await fake.submit(**fields)
-    return (await fake.viewer.build(await fake.intake.read(job.key))).reason
+    return (await fake.job_views.build(await fake.jobs.read(job.key))).reason
 
 
 async def test_a_job_waits_for_its_host(fake: FakeBusServicesRig) -> None:
@@ -59,7 +59,7 @@ async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(
     await fake.announce_capabilities(host="gpu-2")
     assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
     job = await fake.submit()
-    told = (await fake.viewer.build(await fake.intake.read(job.key))).message
+    told = (await fake.job_views.build(await fake.jobs.read(job.key))).message
     assert told == "Nobody can switch gpu-2 on from here: start its runner"
     fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_WAKING, "gpu-2", None, None)
     fake.wake_forecasts.hosts_with_driver = frozenset({"gpu-2"})

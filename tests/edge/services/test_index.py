@@ -214,8 +214,8 @@ async def test_a_list_has_what_its_caller_just_wrote(edge: EdgeServicesRig) -> N
         job = await edge.submit(text=str(number))
         page = await edge.index.list_jobs("ann", JobFilters(), limit=1)
         assert page.records[0].record.job.id == job.id
-    await edge.intake.cancel(job.key)
-    await edge.intake.delete(job.key)
+    await edge.jobs.cancel(job.key)
+    await edge.jobs.delete(job.key)
     ids = [entry.record.job.id for entry in (await edge.index.list_jobs("ann", JobFilters())).records]
     assert job.id not in ids
 
@@ -245,7 +245,7 @@ async def test_a_full_disk_makes_the_index_wait_and_not_the_edge(
     db.execute(f"PRAGMA max_page_count = {pages}")
     jobs = [await edge.submit(text="x" * 60_000) for _ in range(5)]
     assert not await edge.index.wait_for_own_writes("ann")
-    record = await edge.intake.read(jobs[0].key)
+    record = await edge.jobs.read(jobs[0].key)
     with pytest.raises(OperationalError, match="full"):
         await edge.index._run_exclusive(sql.apply_changes, [RecordChange(record.revision, jobs[0].key, record.record)])
     assert not db.in_transaction

@@ -26,8 +26,8 @@ async def refused(code: str, coroutine: Any) -> ProblemError:
 
 
 async def test_a_submit_is_recorded_queued_and_published(edge: EdgeServicesRig) -> None:
-    accepted = await edge.intake.submit("ann", BODY, trace_id="t1")
-    await edge.window.wait_until_idle()
+    accepted = await edge.jobs.submit("ann", BODY, trace_id="t1")
+    await edge.publish_window.wait_until_idle()
     job = accepted.record.record.job
     assert (job.status, job.pool, job.round, job.trace_id) == (Status.QUEUED, "echo", 1, "t1")
     assert job.input == {"text": "hello", "seconds": 0}
@@ -40,7 +40,7 @@ async def test_the_same_key_twice_at_once_is_one_job(edge: EdgeServicesRig) -> N
     answers = []
 
     async def submit() -> None:
-        answers.append(await edge.intake.submit("ann", BODY, idempotency_key="k"))
+        answers.append(await edge.jobs.submit("ann", BODY, idempotency_key="k"))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
@@ -52,17 +52,17 @@ async def test_the_same_key_twice_at_once_is_one_job(edge: EdgeServicesRig) -> N
 
 async def test_a_known_name_with_another_body_is_refused(edge: EdgeServicesRig) -> None:
     other = {"endpoint": "echo", "input": {"text": "other"}}
-    await edge.intake.submit("ann", BODY, job_id="mine")
-    await edge.intake.submit("ann", BODY, idempotency_key="k")
-    await refused("conflict", edge.intake.submit("ann", other, job_id="mine"))
-    await refused("idempotency_mismatch", edge.intake.submit("ann", other, idempotency_key="k"))
-    assert not (await edge.intake.submit("bob", other, job_id="mine")).replayed
+    await edge.jobs.submit("ann", BODY, job_id="mine")
+    await edge.jobs.submit("ann", BODY, idempotency_key="k")
+    await refused("conflict", edge.jobs.submit("ann", other, job_id="mine"))
+    await refused("idempotency_mismatch", edge.jobs.submit("ann", other, idempotency_key="k"))
+    assert not (await edge.jobs.submit("bob", other, job_id="mine")).replayed
 
 
 async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeBusServicesRig) -> None:
-    first = await fake.intake.submit("ann", BODY, job_id="mine")
+    first = await fake.jobs.submit("ann", BODY, job_id="mine")
     fake.broker.fill()
-    again = await fake.intake.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
+    again = await fake.jobs.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
     assert again.replayed
     assert again.record == first.record
 
@@ -89,26 +89,26 @@ async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeBus
 async def test_what_is_wrong_is_named_by_its_path(
     fake: FakeBusServicesRig, body: dict[str, Any], code: str, path: str
 ) -> None:
-    error = await refused(code, fake.intake.submit("ann", body))
+    error = await refused(code, fake.jobs.submit("ann", body))
     assert [fault.path for fault in error.errors] == [path]
     assert await fake.bus.job_store.keys() == set()
 
 
 async def test_an_unknown_endpoint_says_which_are_known(edge: EdgeServicesRig) -> None:
-    error = await refused("endpoint_unknown", edge.intake.submit("ann", {"endpoint": "nope", "input": {}}))
+    error = await refused("endpoint_unknown", edge.jobs.submit("ann", {"endpoint": "nope", "input": {}}))
     assert "echo" in error.detail
 
 
 async def test_a_job_id_is_a_token(edge: EdgeServicesRig) -> None:
-    await refused("input_invalid", edge.intake.submit("ann", BODY, job_id="a.b"))
+    await refused("input_invalid", edge.jobs.submit("ann", BODY, job_id="a.b"))
 
 
 async def test_an_asset_must_be_the_owners_own(edge: EdgeServicesRig) -> None:
     digest = await edge.put("ann", b"film")
     body = {"endpoint": "echo", "input": {"file": f"sha256:{digest}"}}
-    error = await refused("asset_missing", edge.intake.submit("bob", body))
+    error = await refused("asset_missing", edge.jobs.submit("bob", body))
     assert error.missing == (f"sha256:{digest}",)
-    assert not (await edge.intake.submit("ann", body)).replayed
+    assert not (await edge.jobs.submit("ann", body)).replayed
 
 
 async def test_a_job_for_later_is_scheduled_and_not_published(edge: EdgeServicesRig) -> None:
@@ -120,12 +120,12 @@ async def test_a_job_for_later_is_scheduled_and_not_published(edge: EdgeServices
 async def test_a_full_store_and_an_absent_broker_refuse_new_work(fake: FakeBusServicesRig) -> None:
     fake.broker.fill()
     fake.time.advance(seconds=5)
-    await refused("store_full", fake.intake.submit("ann", BODY))
+    await refused("store_full", fake.jobs.submit("ann", BODY))
     fake.broker.fill(False)
     fake.bus.cut()
-    error = await refused("unavailable", fake.intake.submit("ann", BODY))
+    error = await refused("unavailable", fake.jobs.submit("ann", BODY))
     assert error.retry_after_s
-    await refused("unavailable", fake.intake.submit("ann", BODY, job_id="mine"))
+    await refused("unavailable", fake.jobs.submit("ann", BODY, job_id="mine"))
 
 
 async def test_a_crash_between_record_and_pointer_is_made_good(
@@ -138,8 +138,8 @@ async def test_a_crash_between_record_and_pointer_is_made_good(
         await anyio.lowlevel.checkpoint()
 
     with monkeypatch.context() as patch, crash:
-        patch.setattr(edge.window, "publish_if_room", die)
-        await edge.intake.submit("ann", BODY, job_id="mine")
+        patch.setattr(edge.publish_window, "publish_if_room", die)
+        await edge.jobs.submit("ann", BODY, job_id="mine")
     assert await edge.bus.job_store.read(JobKey("ann", "mine")) is not None
     await edge.wait_until_indexed()
     await edge.reconciler.sweep()
@@ -163,10 +163,10 @@ async def test_a_queue_that_refuses_does_not_refuse_the_job(
 
 async def test_cancel_of_a_queued_job_takes_its_message_too(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
-    entry = await edge.intake.cancel(job.key)
+    entry = await edge.jobs.cancel(job.key)
     assert entry.record.job.status is Status.CANCELLED
     assert await edge.list_pointers() == []
-    await refused("job_final", edge.intake.cancel(job.key))
+    await refused("job_final", edge.jobs.cancel(job.key))
 
 
 async def test_cancel_of_a_running_job_asks_its_host(edge: EdgeServicesRig) -> None:
@@ -181,9 +181,9 @@ async def test_cancel_of_a_running_job_asks_its_host(edge: EdgeServicesRig) -> N
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
-        assert (await edge.intake.cancel(job.key)).record.job.status is Status.CANCELLING
+        assert (await edge.jobs.cancel(job.key)).record.job.status is Status.CANCELLING
     assert heard == [job.key]
-    assert (await edge.intake.cancel(job.key)).record.job.status is Status.CANCELLING
+    assert (await edge.jobs.cancel(job.key)).record.job.status is Status.CANCELLING
 
 
 async def test_cancel_racing_the_finish_has_one_final_state(
@@ -199,16 +199,16 @@ async def test_cancel_racing_the_finish_has_one_final_state(
         return await update(*args)
 
     monkeypatch.setattr(fake.bus.job_store, "update", late)
-    await refused("job_final", fake.intake.cancel(job.key))
+    await refused("job_final", fake.jobs.cancel(job.key))
     assert (await fake.read(job)).status is Status.SUCCEEDED
 
 
 async def test_retry_begins_a_round_and_cancel_ends_it(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
-    await refused("job_not_final", edge.intake.retry(job.key))
-    await edge.intake.cancel(job.key)
-    again = (await edge.intake.retry(job.key)).record.job
-    await edge.window.wait_until_idle()
+    await refused("job_not_final", edge.jobs.retry(job.key))
+    await edge.jobs.cancel(job.key)
+    again = (await edge.jobs.retry(job.key)).record.job
+    await edge.publish_window.wait_until_idle()
     assert (again.status, again.round, again.input) == (Status.QUEUED, 2, job.input)
     assert await edge.bus.job_queue.list_pending() == {again.pointer}
     outcomes: list[str] = []
@@ -221,10 +221,10 @@ async def test_retry_begins_a_round_and_cancel_ends_it(edge: EdgeServicesRig) ->
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
-            tasks.start_soon(attempt, edge.intake.cancel)
-            tasks.start_soon(attempt, edge.intake.retry)
+            tasks.start_soon(attempt, edge.jobs.cancel)
+            tasks.start_soon(attempt, edge.jobs.retry)
     last = await edge.read(job)
-    finals = [row for row in await edge.intake.read_history(job.key) if row.event["type"] == "cancelled"]
+    finals = [row for row in await edge.jobs.read_history(job.key) if row.event["type"] == "cancelled"]
     assert len(finals) == last.round - (last.status is Status.QUEUED)
     assert await edge.bus.job_queue.list_pending() == ({last.pointer} if last.status is Status.QUEUED else set())
 
@@ -232,23 +232,23 @@ async def test_retry_begins_a_round_and_cancel_ends_it(edge: EdgeServicesRig) ->
 async def test_retry_is_refused_after_success_and_after_the_deadline(edge: EdgeServicesRig) -> None:
     done = await edge.submit()
     await edge.finish(done)
-    await refused("job_final", edge.intake.retry(done.key))
+    await refused("job_final", edge.jobs.retry(done.key))
     late = await edge.submit(deadline=(START + timedelta(hours=1)).isoformat())
-    await edge.intake.cancel(late.key)
+    await edge.jobs.cancel(late.key)
     edge.time.advance(hours=2)
-    await refused("deadline_passed", edge.intake.retry(late.key))
+    await refused("deadline_passed", edge.jobs.retry(late.key))
 
 
 async def test_another_owners_job_is_not_there(edge: EdgeServicesRig) -> None:
     job = await edge.submit("ann")
-    for call in (edge.intake.read, edge.intake.read_history, edge.intake.cancel, edge.intake.retry, edge.intake.delete):
+    for call in (edge.jobs.read, edge.jobs.read_history, edge.jobs.cancel, edge.jobs.retry, edge.jobs.delete):
         await refused("not_found", call(JobKey("bob", job.id)))
 
 
 async def test_history_tells_every_event(edge: EdgeServicesRig) -> None:
     job = await edge.submit()
     await edge.finish(job)
-    rows = await edge.intake.read_history(job.key)
+    rows = await edge.jobs.read_history(job.key)
     assert [row.event["type"] for row in rows] == ["submitted", "started", "succeeded"]
     assert [row.status for row in rows] == ["queued", "running", "succeeded"]
     assert rows == sorted(rows, key=lambda row: row.revision)
@@ -256,13 +256,13 @@ async def test_history_tells_every_event(edge: EdgeServicesRig) -> None:
 
 async def test_delete_takes_record_feed_outputs_and_logs(edge: EdgeServicesRig) -> None:
     kept, log = await edge.put("ann", b"input"), await edge.put("ann", b"log")
-    accepted = await edge.intake.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{kept}"}})
+    accepted = await edge.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{kept}"}})
     job = accepted.record.record.job
-    await refused("job_not_final", edge.intake.delete(job.key))
+    await refused("job_not_final", edge.jobs.delete(job.key))
     await edge.start(job)
     await edge.write_event(job.key, e.Succeeded(Output(), log=log))
-    report = await edge.intake.delete(job.key)
+    report = await edge.jobs.delete(job.key)
     assert report.assets == (log,)
     assert await edge.assets.split_present("ann", [kept, log]) == ((kept,), (log,))
-    await refused("not_found", edge.intake.read(job.key))
+    await refused("not_found", edge.jobs.read(job.key))
     assert await edge.bus.feed.last_progress(job.key) is None

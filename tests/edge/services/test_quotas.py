@@ -48,10 +48,10 @@ async def test_no_more_wait_than_may(edge: EdgeServicesRig) -> None:
     assert error.retry_after_s
     assert (await edge.submit(job_id="first")).id == first.id, "what was accepted is answered for ever"
     await edge.submit("bob")
-    await edge.intake.cancel(first.key)
+    await edge.jobs.cancel(first.key)
     await edge.wait_until_indexed()
     await edge.submit()
-    assert (await refused(edge.intake.retry(first.key))).code == "quota_exceeded"
+    assert (await refused(edge.jobs.retry(first.key))).code == "quota_exceeded"
 
 
 async def test_submits_at_once_do_not_pass_the_quota(edge: EdgeServicesRig) -> None:
@@ -135,7 +135,7 @@ async def test_jobs_in_back_off_keep_their_place_among_those_that_may_run(fake: 
     later = fake.time.now.replace(hour=23)
     await fake.write_event(first.key, e.AttemptReleased("internal", charged=True, not_before=later))
     assert await fake.list_pointers() == [first.id]
-    await fake.intake.cancel(first.key)
+    await fake.jobs.cancel(first.key)
 
     async def moved_up() -> bool:
         return await fake.list_pointers() == [second.id]
@@ -151,7 +151,7 @@ async def test_what_another_edge_handed_out_counts_once_it_runs(fake: FakeBusSer
         await second.start(job)
         await fake.wait_until_indexed()
         later = await fake.submit(text="later")
-        assert not fake.window.contains(later.pointer)
+        assert not fake.publish_window.contains(later.pointer)
         assert (await fake.read(later)).status is Status.QUEUED
 
 
@@ -234,4 +234,4 @@ async def test_a_thousand_of_one_owner_start_at_most_a_window_ahead_of_another(e
     since = (await edge.read(bobs)).started_at
     assert since is not None
     before = [e for e in entries if e and e.record.job.started_at and e.record.job.started_at < since]
-    assert len(before) == started.count("ann") <= edge.window.window_size("echo")
+    assert len(before) == started.count("ann") <= edge.publish_window.window_size("echo")

@@ -63,7 +63,7 @@ async def test_the_message_of_a_job_at_work_comes_again_too(fake: FakeBusService
     for job in (running, ending):
         await fake.start(job)
         await fake.bus.job_queue.remove(job.pointer)
-    await fake.intake.cancel(ending.key)
+    await fake.jobs.cancel(ending.key)
     done = await fake.finish(await fake.submit())
     assert await swept(fake) == {"republish_active": 2}
     assert await fake.bus.job_queue.list_pending() == {running.pointer, ending.pointer}
@@ -95,7 +95,7 @@ async def test_a_job_that_never_started_expires(fake: FakeBusServicesRig) -> Non
     assert await swept(fake) == {"expire_unstarted": 1}
     fake.time.advance(hours=23)
     assert await swept(fake) == {"expire_unstarted": 1}
-    events = [(await fake.intake.read(job.key)).record.event for job in (late, slow)]
+    events = [(await fake.jobs.read(job.key)).record.event for job in (late, slow)]
     assert events == [e.Expired("deadline"), e.Expired("start_timeout")]
     assert (await fake.read(begun)).status is Status.RUNNING
     assert await fake.list_pointers() == [begun.id]
@@ -112,7 +112,7 @@ async def test_a_gone_host_loses_its_job_after_ten_minutes(fake: FakeBusServices
 
 async def test_a_host_that_is_off_loses_its_job_at_once(fake: FakeBusServicesRig) -> None:
     job = await on_gone_host(fake)
-    fake.switch.off = True
+    fake.power_probe.off = True
     assert await swept(fake) == {"release_lost_attempts": 1}
     assert (await fake.read(job)).status is Status.QUEUED
 
@@ -120,7 +120,7 @@ async def test_a_host_that_is_off_loses_its_job_at_once(fake: FakeBusServicesRig
 async def test_a_host_that_is_there_keeps_its_job_whatever_the_driver_says(fake: FakeBusServicesRig) -> None:
     job = await on_gone_host(fake)
     await fake.send_heartbeat()
-    fake.switch.off = True
+    fake.power_probe.off = True
     assert await swept(fake) == {}
     assert (await fake.read(job)).status is Status.RUNNING
 
@@ -139,7 +139,7 @@ async def test_an_observer_that_was_away_starts_to_count_anew(fake: FakeBusServi
 
 async def test_a_cancelling_job_on_a_gone_host_is_cancelled(fake: FakeBusServicesRig) -> None:
     job = await on_gone_host(fake)
-    await fake.intake.cancel(job.key)
+    await fake.jobs.cancel(job.key)
     assert await swept(fake) == {"release_lost_attempts": 1}
     assert (await fake.read(job)).status is Status.CANCELLED
     assert await fake.list_pointers() == []
@@ -158,7 +158,7 @@ async def test_retention_forgets_jobs_and_what_only_they_named(fake: FakeBusServ
     jobs = []
     for text in ("old", "new"):
         body = {"endpoint": "echo", "input": {"text": text, "file": f"sha256:{shared if text == 'new' else inputs}"}}
-        jobs.append((await fake.intake.submit("ann", body)).record.record.job)
+        jobs.append((await fake.jobs.submit("ann", body)).record.record.job)
     await fake.start(jobs[0])
     await fake.write_event(
         jobs[0].key, e.Succeeded(Output((OutputFile("a", made, 1, "x/y"), OutputFile("b", shared, 1, "x/y"))))
@@ -185,7 +185,7 @@ async def test_files_that_nobody_ever_named_go_when_they_are_old(fake: FakeBusSe
     never, waits, touched = await fake.put("ann", b"1"), await fake.put("ann", b"2"), await fake.put("ann", b"3")
     body = {"endpoint": "echo", "input": {"file": f"sha256:{waits}"}, "not_before": "2027-06-01T00:00:00Z"}
     body["policy"] = {"start_timeout_s": 86400}
-    await fake.intake.submit("ann", body)
+    await fake.jobs.submit("ann", body)
     fake.time.advance(days=29, hours=23)
     assert await swept(fake) == {}
     await fake.assets.touch("ann", touched)
@@ -206,7 +206,7 @@ async def test_one_step_that_fails_does_not_keep_the_others(fake: FakeBusService
     job = await fake.submit()
     await fake.bus.job_queue.remove(job.pointer)
     await fake.wait_until_indexed()
-    assert "broken" not in await Reconciler(fake.scene, (broken, *STEPS)).sweep()
+    assert "broken" not in await Reconciler(fake.reconcile_context, (broken, *STEPS)).sweep()
     assert await fake.list_pointers() == [job.id]
 
 
@@ -222,8 +222,8 @@ async def test_one_job_that_brings_out_a_bug_does_not_keep_the_others(fake: Fake
     async def nothing(_: Job) -> None:
         """Do nothing: the test is about the cancellation."""
 
-    entries = [await fake.intake.read(job.key) for job in (odd, sound)]
-    assert await fake.scene.transition_all(entries, decide, nothing) == 1
+    entries = [await fake.jobs.read(job.key) for job in (odd, sound)]
+    assert await fake.reconcile_context.transition_all(entries, decide, nothing) == 1
     assert [(await fake.read(job)).status for job in (odd, sound)] == [Status.QUEUED, Status.CANCELLED]
 
 

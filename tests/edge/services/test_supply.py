@@ -34,7 +34,7 @@ def request(*files: bytes, **more: Any) -> dict[str, Any]:
 async def awaiting(edge: EdgeServicesRig, *files: bytes, owner: str = "ann", **more: Any) -> Job:
     """Submit a job that waits for `files`, and wait until the index has it."""
     names: Mapping[str, Any] = {name: more.pop(name) for name in ("job_id", "idempotency_key") if name in more}
-    accepted = await edge.intake.submit(owner, request(*files, **more), **names)
+    accepted = await edge.jobs.submit(owner, request(*files, **more), **names)
     await edge.wait_until_indexed()
     return accepted.record.record.job
 
@@ -51,7 +51,7 @@ async def became(edge: EdgeServicesRig, job: Job, status: Status) -> Job:
 async def test_a_job_waits_for_its_files_and_the_last_one_queues_it(edge: EdgeServicesRig) -> None:
     job = await awaiting(edge, FILM, VOICE)
     assert (job.status, job.missing, job.queued_at) == (Status.SCHEDULED, (digest(FILM), digest(VOICE)), None)
-    view = await edge.viewer.build(await edge.intake.read(job.key))
+    view = await edge.job_views.build(await edge.jobs.read(job.key))
     assert (view.reason, view.missing) == (WaitReason.AWAITING_INPUT, tuple(f"sha256:{d}" for d in job.missing))
     assert await edge.list_pointers() == []
     await edge.put("ann", FILM)
@@ -93,7 +93,7 @@ async def test_an_upload_that_races_the_submit_is_not_lost(edge: EdgeServicesRig
         for number in range(20):
             body = b"file %d" % number
             tasks.start_soon(edge.put, "ann", body)
-            tasks.start_soon(edge.intake.submit, "ann", request(body))
+            tasks.start_soon(edge.jobs.submit, "ann", request(body))
 
     async def nobody_waits() -> bool:
         page = await edge.index.list_jobs("ann", JobFilters(status=Status.SCHEDULED))
@@ -131,7 +131,7 @@ async def test_files_that_do_not_come_in_time_fail_the_job_and_a_retry_waits_for
     assert failed.error is not None
     assert (failed.status, failed.error.code, failed.error.blame) == (Status.FAILED, "asset_gone", "client")
     assert digest(FILM) in failed.error.message
-    again = (await edge.intake.retry(job.key)).record.job
+    again = (await edge.jobs.retry(job.key)).record.job
     assert (again.status, again.round, again.missing) == (Status.SCHEDULED, 2, (digest(FILM),))
     await edge.wait_until_indexed()
     await edge.reconciler.sweep()
@@ -142,11 +142,11 @@ async def test_files_that_do_not_come_in_time_fail_the_job_and_a_retry_waits_for
 
 async def test_a_retry_of_a_job_whose_file_came_meanwhile_is_queued(edge: EdgeServicesRig) -> None:
     job = await awaiting(edge, FILM)
-    await edge.intake.cancel(job.key)
+    await edge.jobs.cancel(job.key)
     await edge.wait_until_indexed()
     await edge.put("ann", FILM)
     assert (await edge.read(job)).status is Status.CANCELLED
-    await edge.intake.retry(job.key)
+    await edge.jobs.retry(job.key)
     await became(edge, job, Status.QUEUED)
 
 
@@ -171,7 +171,7 @@ async def test_the_same_request_again_is_the_same_job_whatever_has_come_since(ed
     assert (await awaiting(edge, FILM, idempotency_key="k")).id == job.id
     await edge.put("ann", FILM)
     await became(edge, job, Status.QUEUED)
-    replayed = await edge.intake.submit("ann", request(FILM), idempotency_key="k")
+    replayed = await edge.jobs.submit("ann", request(FILM), idempotency_key="k")
     assert (replayed.replayed, replayed.record.record.job.status) == (True, Status.QUEUED)
 
 
@@ -179,7 +179,7 @@ async def test_history_tells_what_came_when(edge: EdgeServicesRig) -> None:
     job = await awaiting(edge, FILM)
     await edge.put("ann", FILM)
     await became(edge, job, Status.QUEUED)
-    rows = await edge.intake.read_history(job.key)
+    rows = await edge.jobs.read_history(job.key)
     assert [row.event["type"] for row in rows] == ["submitted", "supplied", "queued"]
     assert rows[1].event["sha256"] == digest(FILM)
 
@@ -228,12 +228,12 @@ async def test_jobs_are_looked_at_once_each_and_in_the_order_in_which_they_came(
         await anyio.lowlevel.checkpoint()
         return False
 
-    monkeypatch.setattr(fake.supply, "queue_if_complete", noted)
+    monkeypatch.setattr(fake.input_waiter, "queue_if_complete", noted)
     for job in (*jobs, *jobs):
-        fake.supply._schedule_check(job.key)
+        fake.input_waiter._schedule_check(job.key)
 
     async def all_looked_at() -> bool:
-        return len(looked) >= len(jobs) and not fake.supply._scheduled_checks
+        return len(looked) >= len(jobs) and not fake.input_waiter._scheduled_checks
 
     await wait_until(all_looked_at)
     assert looked == [job.key for job in jobs]
@@ -243,7 +243,7 @@ async def test_a_broker_that_is_away_leaves_it_to_the_sweep(fake: FakeBusService
     job = await awaiting(fake, FILM)
     await fake.bus.asset_references.create(f"ann.{digest(FILM)}", await reference(fake))
     fake.bus.cut()
-    fake.supply._schedule_check(job.key)
+    fake.input_waiter._schedule_check(job.key)
     await anyio.wait_all_tasks_blocked()
     fake.bus.heal()
     assert (await fake.read(job)).status is Status.SCHEDULED
@@ -254,14 +254,14 @@ async def test_a_broker_that_is_away_leaves_it_to_the_sweep(fake: FakeBusService
 async def test_a_job_that_brings_out_a_bug_keeps_no_other_from_its_files(fake: FakeBusServicesRig, monkeypatch) -> None:
     odd = await awaiting(fake, FILM)
     sound = await awaiting(fake, VOICE)
-    settle = fake.supply.queue_if_complete
+    settle = fake.input_waiter.queue_if_complete
 
     async def broken(key: JobKey) -> bool:
         if key == odd.key:
             raise KeyError("a bug of ours")
         return await settle(key)
 
-    monkeypatch.setattr(fake.supply, "queue_if_complete", broken)
+    monkeypatch.setattr(fake.input_waiter, "queue_if_complete", broken)
     await fake.put("ann", FILM)
     await fake.put("ann", VOICE)
     await became(fake, sound, Status.QUEUED)
@@ -270,6 +270,6 @@ async def test_a_job_that_brings_out_a_bug_keeps_no_other_from_its_files(fake: F
 
 async def test_events_the_job_lacks_are_never_written(fake: FakeBusServicesRig) -> None:
     job = await awaiting(fake, FILM)
-    assert not await fake.supply.queue_if_complete(job.key)
+    assert not await fake.input_waiter.queue_if_complete(job.key)
     kinds = [type(entry.record.event) for entry in await fake.bus.job_store.history(job.key)]
     assert kinds == [e.Submitted]

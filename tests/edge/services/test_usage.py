@@ -126,10 +126,10 @@ async def test_every_round_that_ends_is_one_row_however_often_it_is_told(fake: F
     await made.load_position()
     await finish(fake, "good", 9.0)
     job = await fake.submit(job_id="bad")
-    await fake.intake.cancel(job.key)
+    await fake.jobs.cancel(job.key)
     await fake.wait_until_indexed()
-    await fake.intake.retry(job.key)
-    await fake.intake.cancel(job.key)
+    await fake.jobs.retry(job.key)
+    await fake.jobs.cancel(job.key)
     await fake.wait_until_indexed()
     await made.write_pending()
     expected = [("good", 1, "succeeded", 9.0), ("bad", 1, "cancelled", 0.0), ("bad", 2, "cancelled", 0.0)]

@@ -18,7 +18,7 @@ from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesR
 
 async def seen(edge: EdgeServicesRig, job: Job, language: Language = Language.EN) -> JobView:
     await edge.wait_until_indexed()
-    return await edge.viewer.build(await edge.intake.read(job.key), Asker(language))
+    return await edge.job_views.build(await edge.jobs.read(job.key), Asker(language))
 
 
 async def test_a_waiting_job_tells_position_reason_and_links(fake: FakeBusServicesRig) -> None:
@@ -65,9 +65,9 @@ async def test_progress_of_an_earlier_attempt_is_not_this_ones(fake: FakeBusServ
 
 async def test_without_the_broker_a_view_lacks_only_its_progress(fake: FakeBusServicesRig) -> None:
     job = await fake.start(await fake.submit())
-    entry = await fake.intake.read(job.key)
+    entry = await fake.jobs.read(job.key)
     fake.bus.cut()
-    assert (await fake.viewer.build(entry)).progress is None
+    assert (await fake.job_views.build(entry)).progress is None
 
 
 async def test_outputs_have_their_links(fake: FakeBusServicesRig) -> None:

@@ -50,7 +50,7 @@ async def test_a_thousand_of_one_owner_do_not_stand_before_another(edge: EdgeSer
     await submit_many(edge, "ann", 1000)
     job = await edge.submit("bob")
     await edge.wait_until_indexed()
-    assert edge.index.queue_position(job, edge.window.window_size("echo")) == 8
+    assert edge.index.queue_position(job, edge.publish_window.window_size("echo")) == 8
     assert job.id in await edge.list_pointers("bob")
     taken = [await edge.runner_bus.job_queue.fetch("echo", Priority.NORMAL) for _ in range(9)]
     assert [delivery.pointer.owner for delivery in taken if delivery] == ["ann"] * 8 + ["bob"]
@@ -67,7 +67,7 @@ async def test_a_job_that_waits_out_a_back_off_does_not_count(edge: EdgeServices
         return len(await edge.list_pointers()) == 9
 
     await wait_until(nine)
-    assert edge.window.contains((await edge.read(jobs[0])).pointer)
+    assert edge.publish_window.contains((await edge.read(jobs[0])).pointer)
 
 
 async def test_submits_at_once_do_not_overfill_it(edge: EdgeServicesRig) -> None:
@@ -84,7 +84,7 @@ async def test_a_failed_publish_leaves_its_place_free(edge: EdgeServicesRig, mon
     with monkeypatch.context() as patch:
         patch.setattr(edge.bus.job_queue, "publish", away)
         lost = await edge.submit("ann", "lost")
-    assert not edge.window.contains(lost.pointer)
+    assert not edge.publish_window.contains(lost.pointer)
     await submit_many(edge, "ann", 8)
     assert len(await edge.list_pointers()) == 8
 
@@ -92,8 +92,8 @@ async def test_a_failed_publish_leaves_its_place_free(edge: EdgeServicesRig, mon
 async def test_a_new_edge_takes_over_what_stands_there(fake: FakeBusServicesRig, tmp_path: Path) -> None:
     jobs = await submit_many(fake, "ann", 12)
     async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
-        assert second.window.contains(jobs[0].pointer)
-        assert not second.window.contains(jobs[11].pointer)
+        assert second.publish_window.contains(jobs[0].pointer)
+        assert not second.publish_window.contains(jobs[11].pointer)
         assert len(await second.list_pointers()) == 8
         await second.finish(jobs[0])
 

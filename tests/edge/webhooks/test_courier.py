@@ -23,8 +23,8 @@ from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 async def hooked(edge: EdgeServicesRig, url: str, owner: str = "ann", **more: Any) -> Job:
     body = {"endpoint": "echo", "input": {"text": "hello"}, "webhook": {"url": url}}
-    accepted = await edge.intake.submit(owner, body, **more)
-    await edge.window.wait_until_idle()
+    accepted = await edge.jobs.submit(owner, body, **more)
+    await edge.publish_window.wait_until_idle()
     return accepted.record.record.job
 
 
@@ -247,7 +247,7 @@ async def test_a_full_store_puts_letters_off_and_loses_none(fake: FakeBusService
 async def _letter(fake: FakeBusServicesRig, job: Job) -> Any:
     from bus.interface import WebhookDelivery
 
-    entry = await fake.intake.read(job.key)
+    entry = await fake.jobs.read(job.key)
     return WebhookDelivery(entry.revision, entry.record)
 
 
@@ -255,10 +255,10 @@ async def test_a_deleted_job_takes_its_letters_and_their_log_along(fake: FakeBus
     async with run_receiver(statuses_in_order(500)) as receiver:
         job = await hooked(fake, receiver.url)
         await tried(fake, job, 1)
-        await fake.intake.cancel(job.key)
+        await fake.jobs.cancel(job.key)
         await rows(fake, job, *[DeliveryState.PENDING] * 2)
         await fake.wait_until_indexed()
-        await fake.intake.delete(job.key)
+        await fake.jobs.delete(job.key)
     assert await fake.bus.delivery_log.rows() == {}
     fake.time.advance(hours=1)
     assert await fake.bus.webhook_outbox.fetch() is None

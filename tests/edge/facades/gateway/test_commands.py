@@ -24,7 +24,7 @@ async def test_a_submit_while_the_host_is_off_is_accepted_as_offline(gateway: Ga
     assert payload["wait_seconds"] == 120
     assert payload["message"] == "GPU is off; the job waits about 2 minutes"
     assert (payload["status"], payload["queue_position"], payload["missing"]) == ("queued", 0, [])
-    job = (await gateway.world.intake.read(JobKey("ann", payload["job_id"]))).record.job
+    job = (await gateway.world.jobs.read(JobKey("ann", payload["job_id"]))).record.job
     assert (job.status, job.input["text"], job.request_id, job.trace_id) == (Status.QUEUED, "hello", "r1", "t1")
 
 
@@ -61,7 +61,7 @@ async def test_the_same_request_id_is_the_same_job(gateway: GatewayEdge):
 async def test_a_request_sent_anew_after_its_job_ended_gets_the_result(gateway: GatewayEdge):
     async with gateway.connect() as desk:
         first = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
-    entry = await gateway.world.intake.read(JobKey("ann", first["payload"]["job_id"]))
+    entry = await gateway.world.jobs.read(JobKey("ann", first["payload"]["job_id"]))
     await gateway.world.finish(entry.record.job)
     async with gateway.connect() as desk:
         again = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r1")
@@ -111,7 +111,7 @@ async def test_a_batch_is_answered_once_and_names_what_was_not_accepted(gateway:
     assert made[1] == "c-2"
     assert [one["index"] for one in said["payload"]["rejected"]] == [1, 3]
     assert [job["job_id"] for job in again["payload"]["jobs"]] == made
-    texts = [(await gateway.world.intake.read(JobKey("ann", name))).record.job.input["text"] for name in made]
+    texts = [(await gateway.world.jobs.read(JobKey("ann", name))).record.job.input["text"] for name in made]
     assert texts == ["a", "b"]
 
 

@@ -28,7 +28,7 @@ async def submit(made: GatewayClient, code: str, **fields: Any) -> None:
 
 
 async def job(gateway: GatewayEdge, code: str, owner: str = "ann") -> Job:
-    return (await gateway.world.intake.read(JobKey(owner, code))).record.job
+    return (await gateway.world.jobs.read(JobKey(owner, code))).record.job
 
 
 async def progress(gateway: GatewayEdge, code: str, offset: int = 10, owner: str = "ann") -> None:

@@ -57,7 +57,7 @@ class HeygemClient(Struct, frozen=True):
         return parse_body(await self.local.get("/easy/query", params={"code": code}))
 
     async def job(self, code: str = "code-1", owner: str = OWNER) -> Job:
-        return (await self.world.intake.read(JobKey(owner, code))).record.job
+        return (await self.world.jobs.read(JobKey(owner, code))).record.job
 
     async def finish(self, code: str = "code-1", body: bytes = b"the video") -> Job:
         """Finish the job as a runner does: store the result and write the final event."""
@@ -84,7 +84,7 @@ async def run_heygem_edge(folder: Path, root: Path | None) -> AsyncIterator[Heyg
         await made.bus.capabilities.put(
             "gpu-1", HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,))
         )
-        await made.catalog.refresh()
+        await made.endpoints.refresh()
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         key = (await keys.create("ann", CLIENT_SCOPES)).text
         placing = ResultExporter(root, folder / "placing", made.bus.job_store, made.store, made.index)

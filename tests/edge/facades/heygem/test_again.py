@@ -28,7 +28,7 @@ async def failed(heygem: HeygemClient) -> Job:
 
 
 async def cancelled(heygem: HeygemClient) -> Job:
-    entry = await heygem.world.intake.cancel((await heygem.job()).key)
+    entry = await heygem.world.jobs.cancel((await heygem.job()).key)
     return entry.record.job
 
 
@@ -58,7 +58,7 @@ async def test_what_has_failed_is_begun_again_and_ends_anew(heygem: HeygemClient
     assert again.input["audio"] == sha(VIDEO if fields else AUDIO)
     assert again.created_at > ended.created_at
     assert await shown(heygem) == 1
-    await heygem.world.window.wait_until_idle()
+    await heygem.world.publish_window.wait_until_idle()
     assert again.pointer in await heygem.world.bus.job_queue.list_pending()
     await heygem.finish(body=b"the second")
     assert await shown(heygem) == 2
@@ -111,7 +111,7 @@ async def test_a_job_that_runs_keeps_its_code(heygem: HeygemClient):
 async def test_a_submit_waits_for_a_cancel_that_is_under_way(heygem: HeygemClient):
     await heygem.submit()
     job = await heygem.world.start(await heygem.job())
-    await heygem.world.intake.cancel(job.key)
+    await heygem.world.jobs.cancel(job.key)
     answers = []
 
     async def submit() -> None:

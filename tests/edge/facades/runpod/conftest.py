@@ -26,7 +26,7 @@ class RunpodEdge(Struct, frozen=True):
     edge: ServedEdge
 
     async def job(self, job_id: str) -> Job:
-        return (await self.edge.world.intake.read(JobKey("ann", job_id))).record.job
+        return (await self.edge.world.jobs.read(JobKey("ann", job_id))).record.job
 
     async def say(self, job: Job, fraction: float, offset: int) -> None:
         note = ProgressMessage(
