@@ -189,22 +189,72 @@ def _build_jobs(
     settings: EdgeSettings, bus: Bus, clients: HttpClients, domain: _Domain, url_signer: UrlSigner
 ) -> _Jobs:
     endpoints, index, assets, quotas = domain.endpoints, domain.index, domain.assets, domain.quotas
-    window = PublishWindow(bus.job_queue, bus.job_store, index, endpoints.offered_slots, utc_now, quotas.running_limit)
+    publish_window = PublishWindow(
+        queue=bus.job_queue,
+        records=bus.job_store,
+        index=index,
+        pool_slots=endpoints.offered_slots,
+        clock=utc_now,
+        running_limit=quotas.running_limit,
+    )
     url_fetcher = UrlInputFetcher(
-        bus, assets, domain.leases, clients.untrusted, settings.outbound, utc_now, FetchBackoff(random.random)
+        bus=bus,
+        assets=assets,
+        leases=domain.leases,
+        client=clients.untrusted,
+        settings=settings.outbound,
+        clock=utc_now,
+        backoff=FetchBackoff(random.random),
     )
     readiness = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
-    admission = Admission(readiness, endpoints, assets, AllowList(settings.outbound.allow), utc_now, os.urandom, quotas)
     wait_reasons = WaitReasons(domain.hosts, endpoints, domain.power, utc_now)
-    eta = EtaEstimator(index, wait_reasons, endpoints, utc_now)
+    views = JobViewBuilder(
+        feed=bus.feed,
+        index=index,
+        publish_window=publish_window,
+        wait_reasons=wait_reasons,
+        eta=EtaEstimator(index, wait_reasons, endpoints, utc_now),
+        sign_url=url_signer.sign_url,
+    )
     return _Jobs(
-        publish_window=window,
+        publish_window=publish_window,
         url_fetcher=url_fetcher,
-        input_waiter=InputWaiter(bus.job_store, assets, url_fetcher, index, window, utc_now),
+        input_waiter=InputWaiter(
+            records=bus.job_store,
+            assets=assets,
+            url_fetcher=url_fetcher,
+            index=index,
+            publish_window=publish_window,
+            clock=utc_now,
+        ),
         readiness=readiness,
         wait_reasons=wait_reasons,
-        views=JobViewBuilder(bus.feed, index, window, wait_reasons, eta, url_signer.sign_url),
-        service=JobService(bus, readiness, admission, assets, index, window, utc_now, os.urandom),
+        views=views,
+        service=_make_job_service(settings, bus, domain, readiness, publish_window),
+    )
+
+
+def _make_job_service(
+    settings: EdgeSettings, bus: Bus, domain: _Domain, readiness: BrokerReadiness, publish_window: PublishWindow
+) -> JobService:
+    admission = Admission(
+        readiness=readiness,
+        endpoints=domain.endpoints,
+        assets=domain.assets,
+        url_allow_list=AllowList(settings.outbound.allow),
+        clock=utc_now,
+        entropy=os.urandom,
+        quotas=domain.quotas,
+    )
+    return JobService(
+        bus=bus,
+        readiness=readiness,
+        admission=admission,
+        assets=domain.assets,
+        index=domain.index,
+        publish_window=publish_window,
+        clock=utc_now,
+        entropy=os.urandom,
     )
 
 

@@ -34,8 +34,9 @@ _log = structlog.get_logger()
 class InputWaiter:
     """Checks each job that begins to wait for input, whichever edge accepted it, and each job that an upload is for."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
+    def __init__(  # noqa: PLR0913 - the services that it calls
         self,
+        *,
         records: JobStore,
         assets: AssetService,
         url_fetcher: UrlInputFetcher,

@@ -46,8 +46,9 @@ class PublishWindow:
     repeated here: the reconciler's next `sync` finds the pointer missing.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - three services and three functions that it calls
+    def __init__(  # noqa: PLR0913 - three services and three functions that it calls
         self,
+        *,
         queue: JobQueue,
         records: JobStore,
         index: JobIndex,

@@ -53,8 +53,9 @@ class DeletedJob(Struct, frozen=True):
 class JobService:
     """The operations on jobs. Every method raises ProblemError."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
+    def __init__(  # noqa: PLR0913 - the services that it calls
         self,
+        *,
         bus: Bus,
         readiness: BrokerReadiness,
         admission: Admission,

@@ -113,8 +113,9 @@ def check_url(url: str, path: str, allow_list: AllowList) -> None:
 class Admission:
     """Decides whether a request may become a job. Every method raises ProblemError."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
+    def __init__(  # noqa: PLR0913 - the services that it calls
         self,
+        *,
         readiness: BrokerReadiness,
         endpoints: EndpointRegistry,
         assets: AssetService,

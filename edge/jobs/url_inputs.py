@@ -56,8 +56,9 @@ class _FetchFailure(NamedTuple):
 class UrlInputFetcher:
     """Downloads the missing URLs of jobs: `start_fetches` and `cancel_fetches` per job, in tasks that `run` runs."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
+    def __init__(  # noqa: PLR0913 - the services that it calls
         self,
+        *,
         bus: Bus,
         assets: AssetService,
         leases: Leases,

@@ -39,8 +39,9 @@ NOBODY = Asker()
 class JobViewBuilder:
     """Makes views. It asks the broker only for the progress of running jobs."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services that it calls
+    def __init__(  # noqa: PLR0913 - the services that it calls
         self,
+        *,
         feed: JobFeed,
         index: JobIndex,
         publish_window: PublishWindow,

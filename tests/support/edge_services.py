@@ -137,12 +137,12 @@ class EdgeServicesRig:
         self.limits: dict[str, OwnerQuotaOverride] = {}
         self.quotas = OwnerQuotas(OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds)
         self.publish_window = PublishWindow(
-            self.bus.job_queue,
-            self.bus.job_store,
-            self.index,
-            self.endpoints.offered_slots,
-            time,
-            self.quotas.running_limit,
+            queue=self.bus.job_queue,
+            records=self.bus.job_store,
+            index=self.index,
+            pool_slots=self.endpoints.offered_slots,
+            clock=time,
+            running_limit=self.quotas.running_limit,
         )
         self.assets = AssetService(self.bus, self.store, self.index, time, 1 << 20, self.quotas)
         self.hosts = HostRegistry(self.bus, self.endpoints, time, self.index.queue_ranks.count_pending)
@@ -153,19 +153,43 @@ class EdgeServicesRig:
         allowed = AllowList(["files.test"])
         self.outside = guarded_client(allowed, self.names)
         self.fetches = UrlInputFetcher(
-            bus,
-            self.assets,
-            Leases(bus.leases, str(folder), time),
-            self.outside,
-            OutboundSettings(fetch_timeout_s=5),
-            time,
-            FetchBackoff(lambda: 0.0, (0.01, 0.02)),
+            bus=bus,
+            assets=self.assets,
+            leases=Leases(bus.leases, str(folder), time),
+            client=self.outside,
+            settings=OutboundSettings(fetch_timeout_s=5),
+            clock=time,
+            backoff=FetchBackoff(lambda: 0.0, (0.01, 0.02)),
         )
         self.leases = Leases(bus.leases, f"{folder} erasing", time)
-        self.input_waiter = InputWaiter(bus.job_store, self.assets, self.fetches, self.index, self.publish_window, time)
-        dice = FixedEntropy()
-        admission = Admission(self.readiness, self.endpoints, self.assets, allowed, time, dice, self.quotas)
-        self.jobs = JobService(bus, self.readiness, admission, self.assets, self.index, self.publish_window, time, dice)
+        self.input_waiter = InputWaiter(
+            records=bus.job_store,
+            assets=self.assets,
+            url_fetcher=self.fetches,
+            index=self.index,
+            publish_window=self.publish_window,
+            clock=time,
+        )
+        entropy = FixedEntropy()
+        admission = Admission(
+            readiness=self.readiness,
+            endpoints=self.endpoints,
+            assets=self.assets,
+            url_allow_list=allowed,
+            clock=time,
+            entropy=entropy,
+            quotas=self.quotas,
+        )
+        self.jobs = JobService(
+            bus=bus,
+            readiness=self.readiness,
+            admission=admission,
+            assets=self.assets,
+            index=self.index,
+            publish_window=self.publish_window,
+            clock=time,
+            entropy=entropy,
+        )
         self.partials = UploadStateStore(folder / "uploads")
         self.uploads = UploadService(
             self.partials, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
@@ -174,7 +198,12 @@ class EdgeServicesRig:
         self.signer = UrlSigner(SECRET, time, UrlSettings())
         eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)
         self.job_views = JobViewBuilder(
-            self.bus.feed, self.index, self.publish_window, self.wait_reasons, eta, self.signer.sign_url
+            feed=self.bus.feed,
+            index=self.index,
+            publish_window=self.publish_window,
+            wait_reasons=self.wait_reasons,
+            eta=eta,
+            sign_url=self.signer.sign_url,
         )
         self.webhooks = webhooks.build_webhooks(
             bus,
