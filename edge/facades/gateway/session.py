@@ -35,6 +35,14 @@ CLOSE_TIMEOUT_S = 30.0  # time for a slow client to read the buffers of the kern
 MakeSendQueue = Callable[[Callable[[], object]], SendQueue]
 
 
+class _Replay:
+    """A replay in progress. `position`: the last id that it sent."""
+
+    def __init__(self, position: str) -> None:
+        self.position = position
+        self.scope = CancelScope()
+
+
 class GatewaySession(PushSubscriber, RelayConnection):
     """One socket. `broadcaster`: the owner's stream; None for a key without the scope to read jobs."""
 
@@ -53,8 +61,7 @@ class GatewaySession(PushSubscriber, RelayConnection):
         self._send_queue = make_send_queue(lambda: self.end(CLOSE_SLOW_CLIENT))
         self._ended: int | None = None
         self._scope = CancelScope()
-        self._replay_scope: CancelScope | None = None
-        self._replay_position = ""  # the last id that a replay sent
+        self._replay: _Replay | None = None
         self._replayed_until = ""  # the broadcaster may repeat pushes up to this id
 
     async def run(self) -> None:
@@ -84,8 +91,8 @@ class GatewaySession(PushSubscriber, RelayConnection):
     @property
     def _position(self) -> str:
         """The id of the last push to this socket."""
-        if self._replay_scope is not None:
-            return self._replay_position
+        if self._replay is not None:
+            return self._replay.position
         return self.broadcaster.last_id if self.broadcaster is not None else ""
 
     def receive_push(self, push: Push) -> None:
@@ -174,36 +181,34 @@ class GatewaySession(PushSubscriber, RelayConnection):
             raise input_invalid_problem(
                 FieldError("$.payload.after", "must be the id of the last push that was received")
             )
-        if self._replay_scope is not None:
-            self._replay_scope.cancel()
+        if self._replay is not None:
+            self._replay.scope.cancel()
         self.broadcaster.subscribers.discard(self)
-        self._replay_scope, self._replay_position = CancelScope(), after
-        tasks.start_soon(self._replay, self.broadcaster, self._replay_scope)
+        self._replay = _Replay(after)
+        tasks.start_soon(self._run_replay, self.broadcaster, self._replay)
 
-    async def _replay(self, broadcaster: OwnerBroadcaster, scope: CancelScope) -> None:
+    async def _run_replay(self, broadcaster: OwnerBroadcaster, replay: _Replay) -> None:
         """Replay the stored pushes after the resume position, then rejoin the owner's stream without a gap."""
-        with scope:
+        with replay.scope:
             while True:
                 mark = broadcaster.last_id
                 try:
-                    await self._replay_stored(broadcaster)
+                    await self._replay_stored(broadcaster, replay)
                 except BusError:
                     await sleep(RETRY_DELAY_S)
                     continue
                 if broadcaster.last_id == mark:
-                    self._replay_scope, self._replayed_until = None, self._replay_position
+                    self._replay, self._replayed_until = None, replay.position
                     broadcaster.subscribers.add(self)
                     return
 
-    async def _replay_stored(self, broadcaster: OwnerBroadcaster) -> None:
-        stored = self._context.services.event_streams.replay(
-            broadcaster.owner, self._replay_position, self.caller.asker
-        )
+    async def _replay_stored(self, broadcaster: OwnerBroadcaster, replay: _Replay) -> None:
+        stored = self._context.services.event_streams.replay(broadcaster.owner, replay.position, self.caller.asker)
         async with aclosing(stored) as items:
             async for item in items:
                 await self._send_queue.wait_for_slack()
                 push = await broadcaster.push_builder.build_push(item)
-                self._replay_position = item.id
+                replay.position = item.id
                 if push is not None:
                     self._send_queue.put_push(push.text)
 
