@@ -17,6 +17,7 @@ import structlog
 from anyio import CancelScope, Event, Lock, move_on_after, open_file, to_thread
 
 from bus.interface import BusError, JobStore
+from bus.notifier import Notifier
 from bus.secret_files import fsync_folder
 from edge.core.clock import micros
 from edge.facades.heygem.mapping import main_video, result_name
@@ -57,7 +58,7 @@ class ResultExporter:
         self._submitting: Counter[JobKey] = Counter()
         self._notes_lock = Lock()
         self._due: dict[JobKey, Event] = {}  # jobs to process, in this order; the event is set after the next attempt
-        self._work_available = Event()
+        self._work_available = Notifier()
         index.subscribe_changes(self._on_job_changes)
 
     async def run(self) -> None:
@@ -69,14 +70,14 @@ class ResultExporter:
         for key in self._expected:
             self._schedule(key)
         while True:
-            with move_on_after(EXPORT_RETRY_INTERVAL_S if self._due else None):
-                await self._work_available.wait()
-            self._work_available = Event()
+            work = self._work_available.next_notification()
             for key, attempted in list(self._due.items()):
                 del self._due[key]  # a change during the attempt schedules another one
                 if not await self._process(key):
                     self._due.setdefault(key, Event())
                 attempted.set()
+            with move_on_after(EXPORT_RETRY_INTERVAL_S if self._due else None):
+                await work.wait()
 
     @asynccontextmanager
     async def expect_result(self, key: JobKey) -> AsyncIterator[None]:
@@ -98,7 +99,7 @@ class ResultExporter:
             self._submitting[key] -= 1
             if not self._submitting[key]:
                 del self._submitting[key]
-            self._work_available.set()
+            self._work_available.notify()
 
     async def _record_expected(self, key: JobKey) -> None:
         async with self._notes_lock:
@@ -144,7 +145,7 @@ class ResultExporter:
                 self._schedule(row.key)
 
     def _schedule(self, key: JobKey) -> Event:
-        self._work_available.set()
+        self._work_available.notify()
         return self._due.setdefault(key, Event())
 
     async def _process(self, key: JobKey) -> bool:
