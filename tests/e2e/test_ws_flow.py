@@ -80,7 +80,7 @@ async def test_hash_submit_offline_online_upload_progress_result_download(lit: R
 @pytest.mark.parametrize(
     ("key", "words", "said"),
     [
-        ("lamp_wrong", ("echo", "talk-2", "file={file}"), "no valid key"),
+        ("lamp_wrong", ("echo", "talk-2", "file={file}"), "the key is missing or not valid"),
         ("", ("echo", "talk-3", "nofield={file}"), "参数无效"),
         ("", ("echo", "talk-4", "file={file}.gone"), "No such file"),
         ("", (), "python ws_flow.py URL KEY"),
