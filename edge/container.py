@@ -23,8 +23,7 @@ from edge.core.installation import get_or_create_secret
 from edge.core.leases import Leases
 from edge.core.signed_urls import UrlSigner
 from edge.deletion import DeletionServices, OwnerDeletionService
-from edge.facades.heygem.facade import HeygemFacade
-from edge.facades.heygem.result_export import ResultExporter
+from edge.facades.heygem.facade import HeygemFacade, make_heygem_facade
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints
 from edge.hosts.enrollment import AdvertisedAddresses, HostEnrollment
 from edge.hosts.registry import HostRegistry
@@ -160,7 +159,8 @@ async def assemble_services(
     services.form_dir.mkdir(mode=0o700, exist_ok=True)
     await services.usage_recorder.load_position()
     reconciler = Reconciler(_make_reconcile_context(settings, services), period_s=settings.reconcile_every_s)
-    return AssembledEdge(services, reconciler, _make_heygem(settings, bus, store, index))
+    heygem = make_heygem_facade(settings.heygem, settings.data, bus.job_store, store, index)
+    return AssembledEdge(services, reconciler, heygem)
 
 
 async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, clients: HttpClients) -> _Domain:
@@ -293,14 +293,6 @@ def _make_owner_deletions(
         quotas=domain.quotas,
     )
     return OwnerDeletionService(services, domain.leases, utc_now, settings.trash)
-
-
-def _make_heygem(settings: EdgeSettings, bus: Bus, store: AssetStore, index: JobIndex) -> HeygemFacade | None:
-    heygem = settings.heygem
-    if not heygem.enabled:
-        return None
-    exporter = ResultExporter(heygem.data_root, settings.data / "placing", bus.job_store, store, index)
-    return HeygemFacade(heygem, exporter)
 
 
 def _make_host_accounts(settings: EdgeSettings) -> HostAccounts | None:

@@ -24,8 +24,15 @@ from edge.facades.gateway.auth import (
 )
 from edge.facades.gateway.broadcast import OwnerBroadcaster
 from edge.facades.gateway.context import CommandContext, SubmitMetadataCache
-from edge.facades.gateway.frames import DISCONNECT_ERRORS, AnySocket, ClientGone, allow_large_frames
-from edge.facades.gateway.send_queue import QUEUE_BYTES_LIMIT, QUEUE_MESSAGES_LIMIT, SendQueue
+from edge.facades.gateway.frames import (
+    DISCONNECT_ERRORS,
+    QUEUE_BYTES_LIMIT,
+    QUEUE_MESSAGES_LIMIT,
+    AnySocket,
+    ClientGone,
+    SendQueue,
+    allow_large_frames,
+)
 from edge.facades.gateway.session import GatewaySession
 from edge.hosts.registry import HostNotice
 from edge.http.auth import NO_AUTH, WS_UNAUTHORIZED_CODE

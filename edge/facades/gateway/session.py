@@ -13,8 +13,7 @@ from edge.facades.gateway.broadcast import RETRY_DELAY_S, OwnerBroadcaster, Push
 from edge.facades.gateway.commands import COMMANDS
 from edge.facades.gateway.context import CommandContext
 from edge.facades.gateway.envelopes import Push, encode_host_notice, error_reply, is_final
-from edge.facades.gateway.frames import DISCONNECT_ERRORS, AnySocket, ClientGone, receive_frame
-from edge.facades.gateway.send_queue import SendQueue
+from edge.facades.gateway.frames import DISCONNECT_ERRORS, AnySocket, ClientGone, SendQueue, receive_frame
 from edge.hosts.registry import HostNotice
 from edge.http.auth import KEY_REVOKED_REASON, WS_UNAUTHORIZED_CODE
 from edge.http.problems import problem_for_error

@@ -8,7 +8,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from bus.interface import JobStore
 from edge.facades.heygem.result_export import ResultExporter
+from edge.index.index import JobIndex
+from edge.store.port import BlobStore
 from schemas.ids import Token
 
 
@@ -37,3 +40,12 @@ class HeygemFacade(Struct, frozen=True):
 
     settings: HeygemSettings
     result_exporter: ResultExporter
+
+
+def make_heygem_facade(
+    settings: HeygemSettings, data: Path, records: JobStore, store: BlobStore, index: JobIndex
+) -> HeygemFacade | None:
+    """Build the state of the facade; None if it is disabled. `data`: the data folder of the edge, for notes."""
+    if not settings.enabled:
+        return None
+    return HeygemFacade(settings, ResultExporter(settings.data_root, data / "placing", records, store, index))
