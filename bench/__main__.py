@@ -1,4 +1,4 @@
-"""`python -m bench [NAME…]`: every bench, or those named; one JSON line and one table row a figure."""
+"""`python -m bench [NAME…]`: run all benches, or those named; print a JSON line and a table row for each figure."""
 
 import argparse
 import importlib
@@ -26,7 +26,7 @@ BENCHES = (
 
 
 async def run(names: list[str]) -> bool:
-    """Print the rows of `names`; whether every aim was met."""
+    """Print the figures of `names` and return whether all targets were met."""
     met = True
     for name in names:
         async for row in importlib.import_module(f"bench.{name}").rows():

@@ -1,4 +1,4 @@
-"""What a bench answers: one JSON line and one table row a figure, with the aim beside it."""
+"""The figures of a bench: one JSON line and one table row for each, with its target."""
 
 import json
 import statistics
@@ -8,7 +8,7 @@ from msgspec import Struct
 
 
 class Figure(Struct, frozen=True):
-    """One figure. `aim` is a bound on `value`: at least it where `least`, else at most it; None: no aim was set."""
+    """One figure. `aim` is the limit of `value`: a minimum with `least`, otherwise a maximum. None means no target."""
 
     bench: str
     what: str
@@ -20,14 +20,14 @@ class Figure(Struct, frozen=True):
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is met."""
+        """Whether the value meets the target, or None without one."""
         if self.aim is None:
             return None
         return self.value >= self.aim if self.least else self.value <= self.aim
 
 
 def print_figure(row: Figure) -> None:
-    """Print both forms."""
+    """Print the figure as a JSON line and as a table row."""
     fields = {"bench": row.bench, "what": row.what, "value": round(row.value, 3), "unit": row.unit}
     print(json.dumps(fields | {"aim": row.aim, "met": row.met, "note": row.note}), flush=True)
     sign = {True: "met", False: "MISSED", None: ""}[row.met]
@@ -36,11 +36,11 @@ def print_figure(row: Figure) -> None:
 
 
 def p50(values: Sequence[float]) -> float:
-    """The median."""
+    """Return the median of `values`."""
     return statistics.median(values)
 
 
 def p99(values: Sequence[float]) -> float:
-    """The value that one in a hundred exceeds."""
+    """Return the value that one in a hundred exceeds."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]

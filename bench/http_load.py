@@ -1,4 +1,4 @@
-"""A load of HTTP requests over keep-alive connections, with as little work of the client's own as Python allows."""
+"""HTTP requests over keep-alive connections, with as little work in the client as Python allows."""
 
 import asyncio
 import time
@@ -8,14 +8,14 @@ from msgspec import Struct
 
 
 class LoadResult(Struct, frozen=True):
-    """What came of it: seconds of each request, and of all together."""
+    """The duration of each request, and of all together, in seconds."""
 
     latencies: list[float]
     seconds: float
 
     @property
     def per_s(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return len(self.latencies) / self.seconds
 
 
@@ -30,25 +30,25 @@ async def _send_request(
     return await reader.readexactly(length)
 
 
-async def run_timed(ask: Callable[[int], Awaitable[object]], count: int, at_once: int) -> LoadResult:
-    """Await `ask` of each number below `count`, `at_once` beside one another."""
+async def run_timed(call: Callable[[int], Awaitable[object]], count: int, concurrency: int) -> LoadResult:
+    """Await `call` with each number below `count`, `concurrency` of them at the same time."""
     waiting, latencies = iter(range(count)), list[float]()
 
     async def worker() -> None:
         for number in waiting:
             began = time.perf_counter()
-            await ask(number)
+            await call(number)
             latencies.append(time.perf_counter() - began)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(at_once):
+        for _ in range(concurrency):
             tasks.create_task(worker())
     return LoadResult(latencies, time.perf_counter() - began)
 
 
 async def run_load(port: int, requests: Sequence[bytes], connections: int, expected: bytes = b" 202 ") -> LoadResult:
-    """Send `requests` over `connections` at once, each connection one after the other."""
+    """Send `requests` over `connections` connections. Each connection sends one request after the other."""
     waiting, latencies = iter(requests), list[float]()
 
     async def worker() -> None:
@@ -68,11 +68,11 @@ async def run_load(port: int, requests: Sequence[bytes], connections: int, expec
 
 
 def post_request(path: str, key: str, body: bytes) -> bytes:
-    """One POST of JSON as bytes."""
+    """Return a POST request with a JSON body, as bytes."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def get_request(path: str, key: str) -> bytes:
-    """One GET as bytes."""
+    """Return a GET request as bytes."""
     return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()

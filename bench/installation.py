@@ -1,4 +1,4 @@
-"""A whole installation for a bench: real broker, edge and runner processes, and the image that its jobs run in."""
+"""A whole installation for a bench: real broker, edge and runner processes, and the image of its jobs."""
 
 import os
 import shutil
@@ -29,17 +29,17 @@ START_TIMEOUT_S = 20.0  # a job that nothing keeps from starting: a cold contain
 LOG_TAIL_BYTES = 300
 FIXES: Mapping[str, str] = {
     WaitReason.IMAGE_MISSING: "build the image that its endpoint.toml names, as docs/images.md shows",
-    WaitReason.HOST_OFF: "no runner beats: see what it said last",
-    WaitReason.DISK_SHORT: "make room on the disk of this machine, or set TMPDIR to a larger one",
+    WaitReason.HOST_OFF: "no runner sends heartbeats: read the end of its log",
+    WaitReason.DISK_SHORT: "free space on the disk of this machine, or set TMPDIR to a larger one",
 }
-DEFAULT_FIX = "see what the host said last, and what `lamplighter doctor` says where a host runs"
+DEFAULT_FIX = "read the end of the host's log, and run `lamplighter doctor` where a host runs"
 
-AT_ONCE = 64
+CREATE_CONCURRENCY = 64
 METRICS = api.ApiRequest(method="GET", path="/metrics", read=api.decode_text)
 
 
 class BenchInstallation(Struct, frozen=True):
-    """What a bench works with."""
+    """A running installation, a client of it, and its keys."""
 
     installation: Installation
     client: AsyncClient
@@ -48,15 +48,16 @@ class BenchInstallation(Struct, frozen=True):
 
     @property
     def port(self) -> int:
-        """Of the edge."""
+        """The port of the edge."""
         return int(self.installation.url.rsplit(":", 1)[1])
 
 
 @asynccontextmanager
 async def run_installation(engine: str = "process", **edge: str) -> AsyncIterator[BenchInstallation]:
-    """A ready edge, with `edge` in its environment; start runners as needed. Writes are synced, as always.
+    """Yield an installation with a ready edge, which has `edge` in its environment. Start runners as needed.
 
-    On Docker the image of echo is built first. SystemExit says why it cannot be.
+    The broker syncs every write, as always. With Docker, the image of echo is built first. Raises SystemExit if that
+    fails.
     """
     if engine == "docker":
         await anyio.to_thread.run_sync(build_echo_image)
@@ -74,7 +75,7 @@ async def run_installation(engine: str = "process", **edge: str) -> AsyncIterato
 
 
 def build_echo_image() -> None:
-    """Build the image of echo, and its base image where there is none. SystemExit says why it cannot be built."""
+    """Build the image of echo, and its base image if it is missing. Raises SystemExit with the reason."""
     print(f"bench: building {IMAGE}", file=sys.stderr)
     dockerfile = str(IMAGES / "echo" / "Dockerfile")
     for argv in (
@@ -88,7 +89,10 @@ def build_echo_image() -> None:
 
 
 async def wait_until_succeeded(made: BenchInstallation, job_id: str) -> JobView:
-    """The job once it has succeeded. SystemExit says why it has not run after STARTS_WITHIN_S, and what to do."""
+    """Return the job once it has succeeded.
+
+    Raises SystemExit with reason and fix if the job has not run after START_TIMEOUT_S.
+    """
     with anyio.move_on_after(START_TIMEOUT_S):
         return await made.client.wait(job_id)
     job = await made.client.job(job_id)
@@ -100,7 +104,10 @@ async def wait_until_succeeded(made: BenchInstallation, job_id: str) -> JobView:
 
 
 async def _last_attempt_error(made: BenchInstallation, job_id: str) -> tuple[str, str] | None:
-    """Code and message of the last attempt that came to nothing: the job's own reason is then that it is put off."""
+    """Return code and message of the last released attempt.
+
+    The job's own reason then only says that it waits for a retry.
+    """
     rows = await made.client.call(api.get_json(api.job_path(job_id, "history")))
     tries = [row["event"] for row in rows if row["event"]["type"] == "released"]
     return (tries[-1]["code"], tries[-1]["message"]) if tries else None
@@ -109,7 +116,7 @@ async def _last_attempt_error(made: BenchInstallation, job_id: str) -> tuple[str
 async def wait_or_exit(
     made: BenchInstallation, condition: Callable[[], Coroutine[Any, Any, Any]], what: str, *, every_s: float = 0.05
 ) -> Any:
-    """What `condition` gives once it holds. SystemExit says that `what` was waited for longer than STARTS_WITHIN_S."""
+    """Return the result of `condition` once it is true. Raises SystemExit that names `what` after START_TIMEOUT_S."""
     try:
         return await wait_for(condition, START_TIMEOUT_S, every_s)
     except TimeoutError:
@@ -119,19 +126,19 @@ async def wait_or_exit(
 
 
 def _last_log_errors(made: BenchInstallation) -> str:
-    """The last warning or error in the log of each host."""
+    """Return the last warning or error in the log of each host."""
     return "".join(f"; {host}: {_last_log_error(process.log)}" for host, process in made.installation.runners.items())
 
 
 def _last_log_error(log: Path) -> str:
     for line in reversed(log.read_text(errors="replace").splitlines()):
         try:
-            told = msgspec.json.decode(line, type=dict[str, Any])
+            event = msgspec.json.decode(line, type=dict[str, Any])
         except (msgspec.DecodeError, msgspec.ValidationError):
-            return line[:LOG_TAIL_BYTES]  # a program that dies writes plain lines
-        if told.get("level") in {"warning", "error", "critical"}:
+            return line[:LOG_TAIL_BYTES]  # a process that crashes writes plain lines
+        if event.get("level") in {"warning", "error", "critical"}:
             return line[:LOG_TAIL_BYTES]
-    return "nothing is wrong, by its log"
+    return "no warning in its log"
 
 
 async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
@@ -146,7 +153,7 @@ async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
                 await bus.job_store.create(job.key, JobRecord(job.created_at, Submitted(), job))
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(AT_ONCE):
+            for _ in range(CREATE_CONCURRENCY):
                 tasks.start_soon(worker)
 
     async with AsyncClient(made.installation.url, made.admin) as admin:  # an owner sees only what is its own
@@ -159,13 +166,13 @@ async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
 
 
 def _parse_job_count(metrics: str, status: Status) -> float:
-    """How many jobs of that status the edge has."""
+    """Return the number of the edge's jobs in that status."""
     rows = (line.rsplit(" ", 1) for line in metrics.splitlines() if f'status="{status}"' in line)
     return sum(float(value) for _, value in rows)
 
 
 def docker_missing_figure(bench: str) -> Figure | None:
-    """The row that says why a bench leaves Docker out, or None where there is an engine to ask."""
+    """Return the figure that says why a bench leaves out Docker, or None if a Docker engine is configured."""
     if "DOCKER_HOST" in os.environ and shutil.which("docker"):
         return None
     return Figure(bench, "docker", 0, "runs", note="skipped: no DOCKER_HOST")

@@ -1,6 +1,6 @@
 """`python -m bench.open_connections PORT KEY`: hold idle, slow and streaming connections to an edge until killed.
 
-Prints one line of JSON once all were opened. A connection that the edge closes is opened again, as an attacker would.
+Prints one line of JSON once all are open. A connection that the edge closes is opened again, as an attacker would do.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ import sys
 from collections import Counter
 
 IDLE, SLOW, STREAMS = 2000, 200, 1000
-RECONNECT_DELAY_S = 1.0  # before a connection that was closed is opened again
+RECONNECT_DELAY_S = 1.0
 SLOW_SEND_INTERVAL_S = 0.5
 
 
 class OpenConnections:
-    """`refused`: the streams that were not answered 200, by status line."""
+    """Many open connections to one edge. `answers` counts the status lines of the streams."""
 
     def __init__(self, port: int, key: str) -> None:
         self._port = port
@@ -56,7 +56,7 @@ class OpenConnections:
             await asyncio.sleep(RECONNECT_DELAY_S if kind != "stream" else 10 * RECONNECT_DELAY_S)
 
     async def hold(self) -> None:
-        """Open all, say so, and go on."""
+        """Open all connections, print `answers`, and keep the connections open."""
         async with asyncio.TaskGroup() as tasks:
             for kind, count in (("idle", IDLE), ("slow", SLOW), ("stream", STREAMS)):
                 for number in range(count):

@@ -1,7 +1,7 @@
-"""`./justw demo`: a face and a voice become a talking video, on this machine, from nothing.
+"""`./justw demo`: turn a face and a voice into a talking video on this machine.
 
-Starts broker, edge and runner in demo/data, builds the preview image where a Docker engine answers (else it asks for
-the process engine by name, and says so), takes the sample clips, submits them and writes demo/result.mp4.
+Starts broker, edge and runner in demo/data. With a Docker engine it builds the preview image; otherwise it chooses the
+process engine, and says so. Then it submits the sample clips and writes demo/result.mp4.
 """
 
 import argparse
@@ -24,16 +24,16 @@ LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 
 def print_step(text: str) -> None:
-    """One step, for the eyes."""
+    """Print one step for the user."""
     print(f"demo: {text}", flush=True)
 
 
 def run(*argv: str | Path, **environ: str) -> None:
-    """Run a step; a failing one ends the demo with what it said."""
+    """Run a step. If it fails, end the demo with its output."""
     done = subprocess.run([*map(str, argv)], cwd=ROOT, env=os.environ | environ, check=False)
     if done.returncode:
         step = " ".join(map(str, argv[:4]))
-        sys.exit(f"demo: {step} … failed with {done.returncode}: mend what is said above, then run it again")
+        sys.exit(f"demo: {step} … failed with exit code {done.returncode}: fix the error above, then run it again")
 
 
 def docker_answers() -> bool:
@@ -53,7 +53,7 @@ def choose_engine(asked: str) -> str:
     if built:
         return "docker"
     if asked == "docker":
-        sys.exit("demo: the image could not be built: mend what is said above, then run it again")
+        sys.exit("demo: the image could not be built: fix the error above, then run it again")
     print_step("the image could not be built: the job runs as a plain process, not in a container")
     return "process"
 

@@ -49,7 +49,7 @@ RETRY_LATER = LocalizedText(
 REPORT = LocalizedText("Tell the operator; the edge's log says why", "请联系管理员查看服务日志")
 OTHER_FILE = LocalizedText("Submit with another file", "请更换文件后重新提交")
 OTHER_INPUT = LocalizedText("Submit with another input", "请修改输入后重新提交")
-IMAGE_LOG = LocalizedText("Read the job's log; mend the image, then `retry`", "请查看任务日志并修复程序镜像后重试")
+IMAGE_LOG = LocalizedText("Read the job's log; fix the image, then `retry`", "请查看任务日志并修复程序镜像后重试")
 OPERATOR = LocalizedText(
     "The operator looks at the host (`lamplighter doctor`), then `retry`", "请管理员检查服务器后重试"
 )
@@ -152,7 +152,7 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
 
 
 def problem_table() -> str:
-    """Every code of a refusal."""
+    """Return the table of the codes of refusals."""
     rows = [
         f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TEXTS_ZH[code]} "
         f"| {_bilingual(PROBLEM_ADVICE[code])} |"
@@ -162,7 +162,7 @@ def problem_table() -> str:
 
 
 def failure_table() -> str:
-    """Every code of a job that failed."""
+    """Return the table of the codes of failed jobs."""
     said = {
         code: f"{_bilingual(messages.FAILURE_TEXTS[code])} | {_bilingual(FAILURE_ADVICE[code])}" for code in FAILURES
     }
@@ -184,7 +184,7 @@ def _bilingual(text: LocalizedText) -> str:
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     parts = [
         HEAD,
         "## A request that is refused",

@@ -485,7 +485,7 @@ def main(words: list[str]) -> int:
             case verb:
                 prepare(verb)
     except ToolFailed as failure:
-        print(f"{failure}\njustw: setup failed: mend what is said above and run it again".lstrip(), file=sys.stderr)
+        print(f"{failure}\njustw: setup failed: fix the error above and run it again".lstrip(), file=sys.stderr)
         return 1
     except InstallError as error:
         print(f"justw: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ releases and ends. A final state accepts nothing but a retry, which begins the n
 
 
 def event_name(kind: type[JobEventBase]) -> str:
-    """The event's name on the wire."""
+    """Return the event's name on the wire."""
     return str(kind.__struct_config__.tag)
 
 
@@ -55,7 +55,7 @@ after ten of all kinds as `host_fault_repeated`. An image's own code is kept and
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     return (
         "\n\n".join([HEAD.strip(), state_diagram(), transition_table(), "## Failures", FAILURE_WORDS, failure_table()])
         + "\n"

@@ -203,7 +203,7 @@ def test_an_interrupted_setup_goes_on_where_it_was(project: Project):
     project.index.withdraw("tester")
     broken = project.justw("setup")
     assert broken.returncode == 1
-    assert broken.stderr.endswith("justw: setup failed: mend what is said above and run it again\n")
+    assert broken.stderr.endswith("justw: setup failed: fix the error above and run it again\n")
     assert "tester" in broken.stderr
     for name in DEMO:
         if name != "lamplighter":

@@ -1,4 +1,16 @@
-"""The command line, `lamplighter`. A command's module is imported when it is called: `--help` needs no server code."""
+"""The command line, `lamplighter`.
+
+`COMMANDS` names the module of each command. The module is imported when its command is called, so that `--help` and
+the client commands need no server code.
+
+- Client commands (`jobs`, `assets`, `hosts`, `keys`, `owners`, `usage`, `top`, `doctor`…) share `context`: the address
+  of the edge, output, exit codes. `display` formats their output.
+- `edge`, `runner` and `relay` start one process each, and share `process_setup`.
+- `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
+- `backup` and `restore` share `backup_target` and `backup_archive`.
+
+Only this package may import `bus`, `edge` and `runner`. Start reading at `context` and `jobs`.
+"""
 
 import importlib
 import sys
@@ -17,28 +29,28 @@ COMMANDS = {
     "jobs": ("lamplighter.cli.jobs", "jobs", "List jobs."),
     "job": ("lamplighter.cli.jobs", "job", "Show one job."),
     "watch": ("lamplighter.cli.jobs", "watch_job", "Follow a job to its end."),
-    "history": ("lamplighter.cli.jobs", "history", "What happened to a job."),
+    "history": ("lamplighter.cli.jobs", "history", "List the events of a job."),
     "logs": ("lamplighter.cli.jobs", "logs", "Print a job's log."),
     "cancel": ("lamplighter.cli.jobs", "cancel", "Stop a job."),
-    "retry": ("lamplighter.cli.jobs", "retry", "Run a job that ended badly again."),
+    "retry": ("lamplighter.cli.jobs", "retry", "Run a job again that did not succeed."),
     "delete": ("lamplighter.cli.jobs", "delete", "Remove a job that has ended."),
     "upload": ("lamplighter.cli.assets", "upload", "Upload files."),
     "assets": ("lamplighter.cli.assets", "assets", "List files, delete some."),
-    "hosts": ("lamplighter.cli.hosts", "hosts", "List the GPU hosts, let one join, put one out."),
-    "power": ("lamplighter.cli.hosts", "power", "Hold a host on or off, or leave it to its work."),
-    "usage": ("lamplighter.cli.usage", "usage", "What was used, and what it cost."),
-    "endpoints": ("lamplighter.cli.endpoints", "endpoints", "List what can run, or the fields of one endpoint."),
-    "keys": ("lamplighter.cli.keys", "keys", "Make, list, rotate and revoke API keys."),
-    "owners": ("lamplighter.cli.owners", "owners", "Delete everything of an owner."),
-    "backup": ("lamplighter.cli.backup", "backup", "Keep everything in one file."),
-    "restore": ("lamplighter.cli.restore", "restore", "Put an installation back out of a backup."),
+    "hosts": ("lamplighter.cli.hosts", "hosts", "List, add and remove GPU hosts."),
+    "power": ("lamplighter.cli.hosts", "power", "Keep a host on or off, or switch it automatically."),
+    "usage": ("lamplighter.cli.usage", "usage", "Show usage and cost."),
+    "endpoints": ("lamplighter.cli.endpoints", "endpoints", "List the endpoints, or the fields of one endpoint."),
+    "keys": ("lamplighter.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
+    "owners": ("lamplighter.cli.owners", "owners", "Delete all data of an owner."),
+    "backup": ("lamplighter.cli.backup", "backup", "Back up the installation to one file."),
+    "restore": ("lamplighter.cli.restore", "restore", "Restore an installation from a backup."),
     "top": ("lamplighter.cli.top", "top", "Watch hosts and jobs."),
-    "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and say how to mend it."),
+    "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and show how to fix it."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one when it is called."""
+    """A group that knows its commands by name and imports a command's module when it is called."""
 
     def list_commands(self, _: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -47,7 +59,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         if name == "runner":
-            hide_token(sys.argv)  # before the imports, which take half a second
+            hide_token(sys.argv)  # before the imports, during which `ps` would show the token for half a second
         module, attribute, _help = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -60,8 +72,8 @@ class LazyGroup(click.Group):
 @click.command(cls=LazyGroup)
 @click.version_option(VERSION, prog_name="lamplighter")
 def main() -> None:
-    """A self-hosted GPU job runner: the edge is always on, the card only when there is work.
+    """A self-hosted GPU job runner: the edge is always on, the GPU only when there is work.
 
-    Exit codes: 0 done, 1 the job failed, 2 usage or a file that cannot be used, 3 the server cannot be reached,
+    Exit codes: 0 success, 1 the job failed, 2 wrong usage or an unusable file, 3 the server cannot be reached,
     4 refused, 130 stopped by Ctrl-C.
     """

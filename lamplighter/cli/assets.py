@@ -1,4 +1,4 @@
-"""`lamplighter assets`: which files there are, and deleting some."""
+"""Client commands for files: `lamplighter assets` and `lamplighter upload`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from lamplighter.cli.watch import upload_file
 @click.group(invoke_without_command=True)
 @click.pass_context
 def assets(context: click.Context, /, **given: Any) -> None:
-    """List your files, or delete some."""
+    """List or delete your files."""
     run_default_command(context, list_assets, given)
 
 
 @assets.command("list")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
-@click.option("--cursor", help="Further ones: `next_cursor` of the page before, as --json shows it.")
+@click.option("--cursor", help="Show more: `next_cursor` of the last page, as --json shows it.")
 @client_command
 def list_assets(session: CliContext, limit: int, cursor: str | None) -> None:
     """List your uploaded files and outputs."""
@@ -38,23 +38,23 @@ assets.params.extend(list_assets.params)  # `assets --json` is `assets list --js
 @click.argument("digests", metavar="SHA256…", nargs=-1, required=True)
 @client_command
 def delete_assets(session: CliContext, digests: tuple[str, ...]) -> None:
-    """Delete files of yours; one that a job which has not ended needs is refused."""
+    """Delete your files. A file that an unfinished job needs is not deleted."""
     for digest in digests:
         _print_deleted(session, session.client.call(api.delete_asset(digest)))
 
 
-def _print_deleted(session: CliContext, gone: dict[str, Any]) -> None:
-    pending = ", ".join(gone["hosts_pending"])
-    more = f"; {pending} will drop it before the next job there" if pending else ""
-    line = f"{gone['sha256']}  {gone['message']}{more}"
-    session.show(gone, lambda: session.out.print(line, markup=False, highlight=False))
+def _print_deleted(session: CliContext, deletion: dict[str, Any]) -> None:
+    pending = ", ".join(deletion["hosts_pending"])
+    more = f"; {pending} will delete its copy before the next job" if pending else ""
+    line = f"{deletion['sha256']}  {deletion['message']}{more}"
+    session.show(deletion, lambda: session.out.print(line, markup=False, highlight=False))
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @client_command
 def upload(session: CliContext, files: tuple[Path, ...]) -> None:
-    """Upload files; prints the digest that a job's input takes."""
+    """Upload files and print the digests that the inputs of jobs take."""
     for path in files:
         _print_digest(session, path, upload_file(session, path))
 

@@ -1,4 +1,4 @@
-"""`lamplighter backup`: everything that an installation could not get back by itself, in one file, while it works."""
+"""`lamplighter backup`: write all that an installation cannot recreate to one file, while it runs."""
 
 import asyncio
 import sys
@@ -42,14 +42,14 @@ from schemas.version import VERSION
 
 
 def progress_bar(*, quiet: bool) -> Progress:
-    """A bar on stderr, where a person looks on."""
+    """Return a progress bar on stderr, disabled if nobody sees it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
 class BackupWriter:
-    """One backup on its way into its file."""
+    """One backup while it is written to its file."""
 
     def __init__(self, place: BackupTarget, writer: ArchiveWriter, bar: Progress) -> None:
         self._target = place
@@ -58,7 +58,7 @@ class BackupWriter:
         self._task = bar.add_task("streams", total=len(BACKUP_STREAMS))
 
     async def write_all(self, bus: Bus, snapshots: SnapshotClient, store: AssetStore | None) -> BackupManifest:
-        """The streams, the files, and of the assets, if `store` is given, those that the streams name."""
+        """Write the streams, the files, and with `store` the assets that the streams refer to."""
         streams = tuple([await self._write_stream(snapshots, name) for name in BACKUP_STREAMS])
         assets = None if store is None else await self._write_assets(bus, store)
         manifest = BackupManifest(
@@ -89,7 +89,7 @@ class BackupWriter:
         return tuple([part for digest in digests if (part := await self._write_asset(store, digest))])
 
     async def _write_asset(self, store: AssetStore, digest: str) -> ArchivePart | None:
-        """None for one that was deleted meanwhile."""
+        """Write one asset; return None if it was deleted in the meantime."""
         self._bar.advance(self._task)
         if await store.stat(digest) is None:
             return None
@@ -115,7 +115,7 @@ async def _open_sources(
     async with AsyncExitStack() as opened:
         bus, snapshots = await opened.enter_async_context(open_for_backup(place.broker))
         if not await snapshots.message_counts():
-            raise BackupRefused("there is nothing to back up: no edge has been at this broker yet")
+            raise BackupRefused("there is nothing to back up: no edge has used this broker yet")
         store = await opened.enter_async_context(open_store(place.store, place.assets)) if assets else None
         yield bus, snapshots, store
 
@@ -130,7 +130,7 @@ async def _write_backup(where: TargetSelection, file: Path, bar: Progress, *, as
 
 
 def summarize(manifest: BackupManifest, file: Path) -> dict[str, object]:
-    """What `--json` prints."""
+    """Return the value that `--json` prints."""
     return {
         "file": str(file),
         "made_at": manifest.made_at,
@@ -142,14 +142,16 @@ def summarize(manifest: BackupManifest, file: Path) -> dict[str, object]:
 
 
 def print_summary(manifest: BackupManifest, file: Path, verb: str, *, as_json: bool) -> None:
-    """What was done, on stdout."""
+    """Print what was done to stdout."""
     facts = summarize(manifest, file)
     if as_json:
         sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
         return
     jobs = display.format_count(manifest.job_count, "job")
     assets = (
-        "without the files' bytes" if manifest.assets is None else display.format_count(len(manifest.assets), "file")
+        "without the content of files"
+        if manifest.assets is None
+        else display.format_count(len(manifest.assets), "file")
     )
     click.echo(f"{verb} {jobs}, {assets} ({facts['bytes']} bytes, of {manifest.made_at:%Y-%m-%d %H:%M})")
 
@@ -157,13 +159,13 @@ def print_summary(manifest: BackupManifest, file: Path, verb: str, *, as_json: b
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @target_options
-@click.option("--assets", is_flag=True, help="The bytes of all files too. Leave it out where the store is a bucket.")
+@click.option("--assets", is_flag=True, help="Include the content of all files. Omit it where the store is a bucket.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, and no progress.")
 def backup(file: Path, data: Path, config: Path | None, assets: bool, as_json: bool) -> None:
-    """Write all jobs, keys, file references, power records and bills to FILE, while everything goes on.
+    """Write all jobs, keys, file references, power records and usage to FILE, while the installation runs.
 
-    FILE holds secrets: keep it as you keep a key. Exit 3 when the broker cannot be reached, 4 when there is nothing to
-    back up, 1 when FILE cannot be written.
+    FILE contains secrets: protect it as you protect a key. Exit code 3 if the broker cannot be reached, 4 if there is
+    nothing to back up, 1 if FILE cannot be written.
     """
     try:
         manifest = asyncio.run(
@@ -172,4 +174,4 @@ def backup(file: Path, data: Path, config: Path | None, assets: bool, as_json: b
     except (BusError, BackupRefused, StoreError, OSError) as error:
         exit_with_error(error, as_json=as_json)
     else:
-        print_summary(manifest, file, "kept", as_json=as_json)
+        print_summary(manifest, file, "backed up", as_json=as_json)

@@ -1,6 +1,6 @@
-"""The file of a backup: a ZIP that anybody can look into, whose manifest names every part with its size and sha256.
+"""The file of a backup: a ZIP whose manifest lists each member with its size and sha256.
 
-It holds secrets (keys of the installation, signing secrets, broker passwords of hosts), so only its user can read it.
+It contains secrets (API keys, signing secrets, broker passwords of hosts), so only its user can read it.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from bus.nats.snapshots import StreamSnapshot
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STREAMS_PREFIX, FILES_PREFIX, ASSETS_PREFIX = "streams/", "files/", "assets/"
-BLOCK_BYTES = 512 * 1024  # goes to the broker as one message, which takes 2 MB
+BLOCK_BYTES = 512 * 1024  # sent to the broker as one message, whose limit is 2 MB
 
 
 class BackupUnusable(Exception):
-    """The file is no backup, a damaged one, or one of a newer release; the message says which and what to do."""
+    """The file is not a backup, is damaged, or is from a newer release. The message says which, and what to do."""
 
 
 class ArchivePart(Struct, frozen=True):
-    """One member of the ZIP."""
+    """One member of the ZIP, with its size and digest."""
 
     name: str
     bytes: int
@@ -36,16 +36,17 @@ class ArchivePart(Struct, frozen=True):
 
 
 class StreamBackup(Struct, frozen=True):
-    """A stream: what the broker says of it, and its bytes."""
+    """One stream: the broker's description of the snapshot, and the member with its bytes."""
 
     snapshot: StreamSnapshot
     part: ArchivePart
 
 
 class BackupManifest(Struct, frozen=True):
-    """What the file holds. `format` rises when an older release could not read it; unknown fields are passed over.
+    """The manifest. `format` rises when an older release could not read the file; unknown fields are ignored.
 
-    `streams` in the order in which they were taken. `files` by their place in the data folder. `assets` None: left out.
+    `streams` are in the order in which they were saved. `files` are named by their path in the data folder. `assets` is
+    None if they were left out.
     """
 
     format: int
@@ -57,64 +58,67 @@ class BackupManifest(Struct, frozen=True):
 
     @property
     def job_count(self) -> int:
-        """How many records there are, those with a delete marker too."""
+        """The number of job records, including those with a delete marker."""
         return next((kept.snapshot.subject_count for kept in self.streams if kept.snapshot.name == "KV_STATE"), 0)
 
     @property
     def parts(self) -> tuple[ArchivePart, ...]:
-        """All of them."""
+        """All members besides the manifest."""
         return (*(kept.part for kept in self.streams), *self.files, *(self.assets or ()))
 
 
 class PartWriter:
-    """One part while it is written. Blocking."""
+    """One member while it is written. Blocking."""
 
     def __init__(self, name: str, sink: IO[bytes]) -> None:
         self._name, self._sink = name, sink
         self._hash, self._bytes = hashlib.sha256(), 0
 
     def write(self, chunk: bytes) -> None:
-        """Append."""
+        """Append `chunk` to the member."""
         self._sink.write(chunk)
         self._hash.update(chunk)
         self._bytes += len(chunk)
 
     def close(self) -> ArchivePart:
-        """What was written."""
+        """Close the member and return its description."""
         self._sink.close()
         return ArchivePart(self._name, self._bytes, self._hash.hexdigest())
 
 
 class ArchiveWriter:
-    """A backup on its way; one member after the other. Blocking."""
+    """A backup while it is written, one member at a time. Blocking."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self._sink: IO[bytes] | None = None
 
     def start_part(self, name: str) -> PartWriter:
-        """The next member; close it before the one behind it."""
+        """Start the next member. Close it before starting another."""
         self._sink = self._archive.open(name, "w", force_zip64=True)
         return PartWriter(name, self._sink)
 
     def close(self) -> None:
-        """A member that was broken off keeps the archive from being closed."""
+        """Close a member that was left open by an error: an open member prevents closing the archive."""
         if self._sink is not None:
             self._sink.close()
 
     def write_manifest(self, manifest: BackupManifest) -> None:
-        """Last of all: a file without it is no backup."""
+        """Write the manifest last: a file without it is not a backup."""
         self._archive.writestr(MANIFEST, msgspec.json.encode(manifest))
 
 
 @contextmanager
 def create_archive(file: Path) -> Iterator[ArchiveWriter]:
-    """`file`, whole, synced and private, or as it was before. Blocking; raises OSError."""
+    """Write `file` atomically, synced, and readable only by its user. Blocking; raises OSError.
+
+    `bus.secret_files.atomic_write` takes the whole content at once, and a backup can be larger than the memory.
+    """
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w+b") as raw:
-            # Snapshots are compressed and assets are videos: to compress them again would only cost time.
+            # Snapshots are compressed and assets are videos: compressing them again would only cost time.
             with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
                 writer = ArchiveWriter(archive)
                 try:
@@ -139,14 +143,14 @@ def _fsync_folder(folder: Path) -> None:
 
 
 class ArchiveReader:
-    """A backup that can be read. Blocking."""
+    """A backup that is read. Blocking."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self.manifest = _read_manifest(archive)
 
     def read_blocks(self, part: ArchivePart) -> Iterator[bytes]:
-        """Its bytes. Raises Unusable where they are not those that were written."""
+        """Yield the bytes of a member. Raises BackupUnusable if they differ from what was written."""
         hasher, size = hashlib.sha256(), 0
         try:
             with self._archive.open(part.name) as source:
@@ -160,7 +164,7 @@ class ArchiveReader:
             raise _damaged_error(part.name)
 
     def verify(self) -> None:
-        """Read all of it. Raises Unusable: then nothing of it should be used."""
+        """Read all members. Raises BackupUnusable: then none of them should be used."""
         for part in self.manifest.parts:
             for _ in self.read_blocks(part):
                 pass
@@ -168,11 +172,11 @@ class ArchiveReader:
 
 @contextmanager
 def open_archive(file: Path) -> Iterator[ArchiveReader]:
-    """`file` as a backup. Raises Unusable, OSError."""
+    """Open `file` as a backup. Raises BackupUnusable and OSError."""
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
-        raise BackupUnusable(f"{file} is no backup, or the end of it is missing: take another copy of it") from error
+        raise BackupUnusable(f"{file} is not a backup, or its end is missing: use another copy of it") from error
     with archive:
         yield ArchiveReader(archive)
 
@@ -183,22 +187,22 @@ def _read_manifest(archive: zipfile.ZipFile) -> BackupManifest:
         made = msgspec.json.decode(data, type=_FormatHeader)
         if made.format > FORMAT_VERSION:
             raise BackupUnusable(
-                f"the backup is of format {made.format} (release {made.release}), this release reads up to "
+                f"the backup has format {made.format} (release {made.release}), this release reads up to format "
                 f"{FORMAT_VERSION}: restore it with that release or a newer one"
             )
         return msgspec.json.decode(data, type=BackupManifest)
     except KeyError as error:
-        raise BackupUnusable(f"there is no {MANIFEST} in it: it is no backup of Lamplighter's") from error
+        raise BackupUnusable(f"{MANIFEST} is missing: the file is not a backup of Lamplighter") from error
     except (msgspec.DecodeError, zipfile.BadZipFile) as error:
         raise _damaged_error(MANIFEST) from error
 
 
 class _FormatHeader(Struct, frozen=True):
-    """What every format has."""
+    """The fields of the manifest that every format has."""
 
     format: int
     release: str = "unknown"
 
 
 def _damaged_error(name: str) -> BackupUnusable:
-    return BackupUnusable(f"{name} in the backup is damaged: take another copy of the file, or an earlier backup")
+    return BackupUnusable(f"{name} in the backup is damaged: use another copy of the file, or an earlier backup")

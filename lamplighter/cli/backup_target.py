@@ -1,4 +1,4 @@
-"""Which installation is meant: the data folder of an `up`, running or not, or the broker that a settings file names."""
+"""The installation that a backup is of: the data folder of an `up`, or the broker that a settings file names."""
 
 import os
 import sys
@@ -26,13 +26,13 @@ CERTIFICATE_PATTERN = "tls/*"
 
 
 class BackupRefused(Exception):
-    """It will not be done as things are; the message says why, and what to do."""
+    """The backup or restore cannot be done in this state. The message says why, and what to do."""
 
 
 class BackupTarget(Struct, frozen=True):
-    """An installation: its broker, its store, and the folder of what is a file (`patterns` of those in a backup).
+    """An installation: its broker, store and data folder. `patterns` are the files that a backup takes from it.
 
-    `assets`: the edge's data folder, for a store that is a folder in it.
+    `assets` is the edge's data folder, for a store that is a folder in it.
     """
 
     broker: BrokerSettings
@@ -43,16 +43,16 @@ class BackupTarget(Struct, frozen=True):
 
 
 class TargetSelection(Struct, frozen=True):
-    """What the command line names: an `up` by its data folder, anything else by its settings."""
+    """The options `--data` and `--config`: an `up` by its data folder, anything else by its settings file."""
 
     data: Path
     config: Path | None
 
     @asynccontextmanager
     async def open_target(self, *, stopped: bool) -> AsyncIterator[BackupTarget]:
-        """The installation with its broker up. `stopped`: nobody else may be at work on it. Raises Refusal, BusError.
+        """Yield the installation with its broker running. With `stopped`, no `up` may serve it.
 
-        What runs with an `up` goes on; where that does not run, its broker runs as long as the block.
+        A running `up` continues. If none runs, its broker runs for the block. Raises BackupRefused and BusError.
         """
         if self.config is not None:
             settings = read_settings(EdgeSettings, self.config, "warning", "text")
@@ -62,8 +62,8 @@ class TargetSelection(Struct, frozen=True):
             raise BackupRefused(
                 f"there is nothing to back up in {self.data}: name the folder of an `up`, or give --config"
             )
-        with try_lock(self.data) as free:
-            if not free:
+        with try_lock(self.data) as is_locked:
+            if not is_locked:
                 if stopped:
                     raise BackupRefused(f"an `up` serves {self.data}: stop it first, or choose another --data")
                 yield self._local_target(_read_broker_file(self.data))
@@ -81,27 +81,27 @@ def _read_broker_file(data: Path) -> BrokerSettings:
     try:
         return msgspec.json.decode((data / BROKER_FILE).read_bytes(), type=BrokerSettings)
     except (OSError, msgspec.DecodeError) as error:
-        raise BrokerUnreachable(f"an `up` serves {data} and has not said yet where its broker is: try again") from error
+        raise BrokerUnreachable(f"an `up` serves {data}, but {BROKER_FILE} is not written yet: try again") from error
 
 
 def target_options(command: F) -> F:
-    """`--data` and `--config`, as `chosen` of the command."""
+    """Add the options `--data` and `--config` to a command."""
     command = click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False, exists=True),
-        help="The edge's lamplighter.toml, where broker and edge were not started by `up`.",
+        help="The edge's lamplighter.toml, if broker and edge were not started by `up`.",
     )(command)
     return click.option(
         "--data",
         type=click.Path(path_type=Path, file_okay=False),
         default=DEFAULT_DATA_DIR,
         show_default=True,
-        help="Of an `up`.",
+        help="Data folder of an `up`.",
     )(command)
 
 
 def select_target(data: Path, config: Path | None) -> TargetSelection:
-    """What was named."""
+    """Return the selection of the two options."""
     silence_tls_warning()
     return TargetSelection(data.resolve(), config)
 
@@ -115,10 +115,10 @@ ERROR_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 def exit_with_error(error: Exception, *, as_json: bool) -> None:
-    """Say what went wrong in one line, and end with its exit code."""
-    said = error_line(error)
+    """Print the error in one line and exit with its code."""
+    text = error_line(error)
     if as_json:
-        sys.stderr.write(msgspec.json.encode({"error": said, "kind": type(error).__name__}).decode() + os.linesep)
+        sys.stderr.write(msgspec.json.encode({"error": text, "kind": type(error).__name__}).decode() + os.linesep)
     else:
-        click.echo(f"lamplighter: {said}", err=True)
+        click.echo(f"lamplighter: {text}", err=True)
     sys.exit(next(code for kind, code in ERROR_EXIT_CODES if isinstance(error, kind)))

@@ -1,6 +1,7 @@
-"""What every client command shares: where the edge is, who asks, how answers look, and what exit codes mean.
+"""What all client commands share: the address of the edge, output, error lines and exit codes.
 
-0 done, 1 the job failed, 2 usage or a file that cannot be used, 3 the server cannot be reached, 4 refused, 130 Ctrl-C.
+Exit codes: 0 success, 1 the job failed, 2 wrong usage or an unusable file, 3 the server cannot be reached, 4 refused,
+130 stopped by Ctrl-C.
 """
 
 import functools
@@ -27,12 +28,12 @@ EXIT_CODES: dict[type[BaseException], int] = {
     JobFailed: FAILED,
     Unreachable: UNREACHABLE,
     Rejected: REFUSED,
-    OSError: USAGE,  # a file of this machine that was named and cannot be read or written
+    OSError: USAGE,  # a local file that cannot be read or written
     KeyboardInterrupt: INTERRUPTED,
 }
 DEFAULT_URL = "http://127.0.0.1:8000"
 PIPE_WIDTH_COLUMNS = 200  # columns of a table that goes to a file or another program
-ADDRESS_FILE = "client.json"  # what `up` leaves in its data folder
+ADDRESS_FILE = "client.json"  # written by `up` to its data folder
 DEFAULT_DATA_DIR = Path(".lamplighter")
 PROGRAM = "lamplighter"
 
@@ -40,14 +41,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class EdgeAddress(Struct, frozen=True):
-    """Where an edge is and the key to it."""
+    """The URL of an edge, and a key for it."""
 
     url: str
     key: str | None = None
 
 
 def read_address_file(data: Path) -> EdgeAddress | None:
-    """What `up` left in its data folder, or None."""
+    """Return the address that `up` wrote to its data folder, or None."""
     try:
         return msgspec.json.decode((data / ADDRESS_FILE).read_bytes(), type=EdgeAddress)
     except (OSError, msgspec.DecodeError):
@@ -55,50 +56,51 @@ def read_address_file(data: Path) -> EdgeAddress | None:
 
 
 def find_address(url: str | None, key: str | None, data: Path) -> EdgeAddress:
-    """From the flags, else LAMPLIGHTER_URL and LAMPLIGHTER_KEY, else what `up` left in the data folder."""
-    left = read_address_file(data)
+    """Return the address from the options, else from LAMPLIGHTER_URL and LAMPLIGHTER_KEY, else from the data folder."""
+    local = read_address_file(data)
     chosen = url or os.environ.get("LAMPLIGHTER_URL")
     secret = key or os.environ.get("LAMPLIGHTER_KEY")
-    if chosen is None and left is not None:
-        return EdgeAddress(left.url, secret or left.key)
-    if secret is None and left is not None and left.url == chosen:
-        secret = left.key
+    if chosen is None and local is not None:
+        return EdgeAddress(local.url, secret or local.key)
+    if secret is None and local is not None and local.url == chosen:
+        secret = local.key
     return EdgeAddress(chosen or DEFAULT_URL, secret)
 
 
 def format_command(*words: str) -> str:
-    """A command of ours as it is typed from here: by its name where PATH leads to it, else as this one was called."""
+    """Return a command line that works here: with the program's name if PATH has it, else as this one was called."""
     called = sys.argv[0]
     known = Path(called).name != PROGRAM or shutil.which(PROGRAM) is not None
     return shlex.join([PROGRAM if known else called, *words])
 
 
 def error_line(error: BaseException) -> str:
-    """An error in one line; one of the system names the file and says what to do."""
+    """Return an error in one line. An OSError with a file names the file and says what to do."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename} cannot be used ({error.strerror}): name another, or see to its rights and its room"
+        return f"{error.filename} cannot be used ({error.strerror}): choose another, or check its rights and free space"
     return str(error) or type(error).__name__
 
 
 class CliContext:
-    """One command's view of the edge and of the terminal. Answers go to stdout, everything else to stderr.
+    """The edge and the terminal of one command. Answers go to stdout, everything else to stderr.
 
-    `place`: the options that led it to its edge, for those who come back. The key is not among them.
+    `address_options` are the options that selected the edge, for commands that are shown to the user. The key is not
+    among them.
     """
 
-    def __init__(self, address: EdgeAddress, data: Path, *, as_json: bool, place: Sequence[str] = ()) -> None:
+    def __init__(self, address: EdgeAddress, data: Path, *, as_json: bool, address_options: Sequence[str] = ()) -> None:
         self.address = address
         self.data = data
-        self.address_options = place
+        self.address_options = address_options
         self.as_json = as_json
         self.out = SafeConsole(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH_COLUMNS)
         self.err = SafeConsole(markup=False, stderr=True, soft_wrap=True)  # one line stays one line
 
     @functools.cached_property
     def client(self) -> Client:
-        """The connection."""
+        """The client of the edge, created when a command first uses it."""
         return Client(self.address.url, self.address.key)
 
     def show(self, value: Any, human: Callable[[], None]) -> None:
@@ -110,11 +112,11 @@ class CliContext:
             human()
 
     def format_next_command(self, *words: str) -> str:
-        """What to type to look at the same edge again."""
+        """Return a command line for the same edge."""
         return format_command(*words, *self.address_options)
 
     def fail(self, error: LamplighterError | OSError | KeyboardInterrupt) -> NoReturn:
-        """Say what went wrong and leave with its exit code."""
+        """Print the error and exit with its code."""
         why = error_line(error)
         if self.as_json:
             sys.stderr.write(json_line({"error": why, "kind": type(error).__name__}))
@@ -126,29 +128,29 @@ class CliContext:
 
 
 def run_default_command(context: click.Context, command: click.Command, given: Mapping[str, Any]) -> None:
-    """A group without a verb does `command`. Options before a verb would not reach it: they are refused."""
+    """Run `command` for a group without a verb. Options before a verb would not reach it, so they are a usage error."""
     verb = context.invoked_subcommand
     if verb is None:
         context.invoke(command, **given)
     elif any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in given):
-        raise click.UsageError(f"give the options behind {verb}, not before it")
+        raise click.UsageError(f"give the options after {verb}, not before it")
 
 
 def client_command(function: F) -> F:
-    """A command that talks to an edge: gets a Session and the options --url --key --data --json."""
+    """Make a command of the edge's client: it gets a CliContext and the options --url --key --data --json."""
 
     @click.option("--url", help="Address of the edge [LAMPLIGHTER_URL, or what `up` left in --data].")
     @click.option("--key", help="API key [LAMPLIGHTER_KEY, or what `up` left in --data].")
     @click.option("--data", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, help="Data folder of `up`.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a value.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one value on each line.")
     @functools.wraps(function)
     def command(url: str | None, key: str | None, data: Path, as_json: bool, **given: Any) -> None:
-        place = [*(("--url", url) if url else ()), *(("--data", str(data)) if data != DEFAULT_DATA_DIR else ())]
-        session = CliContext(find_address(url, key, data), data, as_json=as_json, place=place)
+        options = [*(("--url", url) if url else ()), *(("--data", str(data)) if data != DEFAULT_DATA_DIR else ())]
+        session = CliContext(find_address(url, key, data), data, as_json=as_json, address_options=options)
         try:
             function(session, **given)
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output went away: nothing is left to say
+            sys.stderr.close()  # the reader of our output has closed it, so an error message would be noise
             sys.exit(0)
         except (LamplighterError, OSError, KeyboardInterrupt) as error:
             session.fail(error)

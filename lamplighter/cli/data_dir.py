@@ -1,4 +1,4 @@
-"""What belongs to one data folder of `up`: its lock, its keys, its address."""
+"""The data folder of an `up`: its lock, its keys and its port."""
 
 import fcntl
 import secrets
@@ -25,11 +25,11 @@ from schemas.installation import BY_UP
 
 LOCAL_OWNER = "local"
 KEYS_FILE = "keys.json"
-BROKER_FILE = "broker.json"  # where the broker is, with the edge's rights: for `backup` while `up` runs
+BROKER_FILE = "broker.json"  # the broker's address and the edge's password, for `backup` while `up` runs
 
 
 class LocalKeys(Struct, frozen=True):
-    """The keys of this installation, in its data folder, readable by its user alone."""
+    """The keys of this installation. Their file in the data folder is readable only by its user."""
 
     admin: str
     runner: str
@@ -37,7 +37,7 @@ class LocalKeys(Struct, frozen=True):
 
 @contextmanager
 def try_lock(data: Path) -> Iterator[bool]:
-    """Hold the data folder, made if missing, for as long as the block runs; False where an `up` holds it."""
+    """Create the data folder if it is missing and lock it for the block. Yield False if another `up` has the lock."""
     secret_files.make_private_folder(data, secret_files.TRAVERSE_ONLY_MODE)
     with (data / "up.lock").open("w") as lock:
         try:
@@ -50,15 +50,15 @@ def try_lock(data: Path) -> Iterator[bool]:
 
 @contextmanager
 def lock_or_exit(data: Path) -> Iterator[None]:
-    """Hold the data folder; a second `up` on it ends with exit 2, and so does one that cannot have it."""
-    with ExitStack() as held:
+    """Lock the data folder for the block. Exit with code 2 if another `up` serves it, or if it cannot be used."""
+    with ExitStack() as stack:
         try:
-            free = held.enter_context(try_lock(data))
+            is_locked = stack.enter_context(try_lock(data))
         except OSError as error:
             _exit_with_usage_error(
                 f"the data folder {data} cannot be used ({error.strerror}): choose another with --data"
             )
-        if not free:
+        if not is_locked:
             _exit_with_usage_error(f"another `up` serves {data}: stop it, or choose another --data")
         yield
 
@@ -69,24 +69,24 @@ def _exit_with_usage_error(why: str) -> NoReturn:
 
 
 def listen_on_loopback(port: int) -> socket.socket:
-    """A listening socket on loopback. It outlives the edge, so that a restart of the edge refuses no connection."""
+    """Return a listening socket on loopback. It outlives the edge: a restart of the edge refuses no connection."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
     except OSError as error:
-        _exit_with_usage_error(f"port {port} cannot be had ({error.strerror}): choose another with --port")
+        _exit_with_usage_error(f"port {port} cannot be opened ({error.strerror}): choose another with --port")
     listening.listen(1024)
     return listening
 
 
 def write_private_json(path: Path, value: object) -> None:
-    """`value` as JSON in a file that only this user can read, whole or not at all."""
+    """Write `value` as JSON atomically to a file that only this user can read."""
     secret_files.atomic_write(path, msgspec.json.encode(value))
 
 
 def installation_id(data: Path) -> str:
-    """The name of this data folder on its containers, made once: two installations may share one engine."""
+    """Return the id that marks this installation's containers, created once: installations may share an engine."""
     file = data / "installation"
     if not file.exists():
         write_private_json(file, secrets.token_hex(8))
@@ -101,16 +101,16 @@ def _read_keys(data: Path) -> LocalKeys | None:
 
 
 async def ensure_keys(bus: Bus, data: Path) -> LocalKeys:
-    """The installation's keys; made anew when there are none here, or the broker does not know them."""
-    ring = ApiKeyStore(bus.api_keys, utc_now, secrets.token_bytes, anyio.current_time)
-    kept = _read_keys(data)
-    if kept and await ring.authenticate(kept.admin) and await ring.authenticate(kept.runner):
-        return kept
-    admin = await ring.create(LOCAL_OWNER, (Scope.ADMIN,), name="up")
-    runner = await ring.create(LOCAL_OWNER, (Scope.RUNNER,), name="the runner of up")
+    """Return the installation's keys. Create new ones if the file is missing or the broker does not know its keys."""
+    store = ApiKeyStore(bus.api_keys, utc_now, secrets.token_bytes, anyio.current_time)
+    found = _read_keys(data)
+    if found and await store.authenticate(found.admin) and await store.authenticate(found.runner):
+        return found
+    admin = await store.create(LOCAL_OWNER, (Scope.ADMIN,), name="up")
+    runner = await store.create(LOCAL_OWNER, (Scope.RUNNER,), name="the runner of up")
     audit = AuditLog(bus.audit_log, utc_now, secrets.token_bytes)
     for new in (admin, runner):
         await audit.key_made_at_start(new.key, BY_UP)
-    made = LocalKeys(admin.text, runner.text)
-    write_private_json(data / KEYS_FILE, made)
-    return made
+    keys = LocalKeys(admin.text, runner.text)
+    write_private_json(data / KEYS_FILE, keys)
+    return keys

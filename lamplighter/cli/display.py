@@ -1,7 +1,8 @@
-"""What may reach a terminal: text of jobs, clients and other machines is shown, and never obeyed.
+"""How answers look on a terminal: tables, one-line facts, and text that no terminal obeys.
 
-A control character in a job's log could clear the screen, set the title, fill the clipboard (OSC 52) or turn the line
-around (bidirectional overrides). Such characters are printed as escapes, `\\x1b`. `--json` keeps the exact text.
+Text of jobs, clients and other machines may contain control characters. In a job's log they could clear the screen,
+set the title, fill the clipboard (OSC 52) or reverse the line (bidirectional overrides). They are printed as escapes,
+`\\x1b`. `--json` keeps the exact text.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from schemas.job_view import JobView
 from schemas.status import FINAL_STATUSES, Status
 
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_LINE_BREAKS = (0x0085, 0x2028, 0x2029)  # what some terminals and editors break a line at
+_LINE_BREAKS = (0x0085, 0x2028, 0x2029)  # some terminals and editors break a line at these
 _ABOVE_ASCII = {*range(0x80, 0xA0), *_BIDI, *_LINE_BREAKS}
 _CONTROLS = {*range(0x20), 0x7F} - {ord("\n"), ord("\t")}
 
@@ -28,21 +29,21 @@ def _escape_code(code: int) -> str:
 
 
 _VISIBLE = {code: _escape_code(code) for code in _CONTROLS | _ABOVE_ASCII}
-_JSON = {code: f"\\u{code:04x}" for code in {0x7F, *_ABOVE_ASCII}}  # msgspec escapes what is below
+_JSON = {code: f"\\u{code:04x}" for code in {0x7F, *_ABOVE_ASCII}}  # msgspec escapes those below 0x20
 
 
 def escape_controls(text: str) -> str:
-    """`text` with its control characters as escapes; line breaks and tabs stay, also those of Windows."""
+    """Return `text` with its control characters as escapes. Line breaks and tabs stay, also those of Windows."""
     return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
 def json_line(value: Any) -> str:
-    """`value` as one line of JSON that no terminal obeys."""
+    """Return `value` as one line of JSON without control characters."""
     return msgspec.json.encode(value).decode().translate(_JSON) + "\n"
 
 
 class SafeConsole(Console):
-    """A console that prints the text it is given `visible`; the styles are its own."""
+    """A console that escapes control characters in the text that it prints. Its own styles work."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         return _escape_segments(super().render(renderable, options))
@@ -51,9 +52,6 @@ class SafeConsole(Console):
 def _escape_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
     for segment in segments:
         yield segment if segment.control else segment._replace(text=escape_controls(segment.text))
-
-
-# MERGED lamplighter/cli/show.py: How answers look to a person: tables and one-line facts.
 
 
 STATUS_STYLES = {
@@ -67,10 +65,10 @@ STATUS_STYLES = {
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], empty: str) -> None:
-    """Print `rows` under `columns`, or `empty` when there are none. A string in a row is no markup."""
+    """Print `rows` under `columns`, or `empty` if there are no rows. Strings are printed without markup."""
     shown = Table(box=None, pad_edge=False)
     for number, name in enumerate(columns):
-        shown.add_column(name, no_wrap=number == 0)  # an id that is cut cannot be copied
+        shown.add_column(name, no_wrap=number == 0)  # a wrapped id cannot be copied
     for row in rows:
         shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     if shown.row_count:
@@ -80,12 +78,12 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def format_time(value: datetime | None) -> str:
-    """A time in the machine's own zone, to the second."""
+    """Return a time in the machine's time zone, to the second."""
     return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value else "-"
 
 
 def format_size(value: int) -> str:
-    """Bytes in the unit that reads best."""
+    """Return a number of bytes with the unit that fits."""
     amount = float(value)
     for unit in ("B", "KB", "MB"):
         if amount < 1000:
@@ -95,22 +93,22 @@ def format_size(value: int) -> str:
 
 
 def format_count(count: int, one: str, many: str = "") -> str:
-    """`1 job`, `2 jobs`; `many` where it is not `one` with an s."""
+    """Return `1 job` or `2 jobs`; `many` is the plural where it is not `one` with an s."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def format_warm_slots(slots: Mapping[str, Any]) -> str:
-    """An endpoint's warm slots: how many wait, how many load, what became of the last one that died."""
-    counts = ((slots["ready"], "waiting"), (slots["loading"], "warming"))
+    """Return an endpoint's warm slots: how many are ready, how many load, and why the last one failed."""
+    counts = ((slots["ready"], "ready"), (slots["loading"], "loading"))
     parts = [f"{count} {word}" for count, word in counts if count] or ["none"]
     if slots.get("why"):
-        rest = slots.get("retry_in_s")
-        parts.append(f"{f'next try in {rest:.0f} s' if rest else 'trying again'} ({slots['why']})")
+        delay_s = slots.get("retry_in_s")
+        parts.append(f"{f'next try in {delay_s:.0f} s' if delay_s else 'trying again'} ({slots['why']})")
     return f"{slots['endpoint']}: {', '.join(parts)}"
 
 
 def format_engine(host: Mapping[str, Any]) -> str:
-    """What runs jobs on a host, and whether it answers."""
+    """Return the engine of a host, its user, and whether it does not answer."""
     if not host.get("engine"):
         return "-"
     user = f" as {host['run_as']}" if host.get("run_as") else ""
@@ -118,19 +116,19 @@ def format_engine(host: Mapping[str, Any]) -> str:
 
 
 def describe_engine(host: Mapping[str, Any]) -> str:
-    """What runs jobs on a host that is up, and what that means for them, in a sentence."""
+    """Return a sentence about the engine of an online host, and what it means for the jobs there."""
     if why := host.get("engine_away"):
-        choice = "start it, or choose --engine process, which runs jobs without containers"
-        return f"{host['id']} starts no jobs until {host['engine']} answers there ({why}): {choice}"
+        fix = "start it, or choose --engine process, which runs jobs without containers"
+        return f"{host['id']} starts no jobs until {host['engine']} answers there ({why}): {fix}"
     if host.get("engine") == "process":
-        who = f"the user {host['run_as']}" if host.get("run_as") else "the runner's user"
-        seen = "they see that machine and its network as that user does"
-        return f"{host['id']} runs jobs as plain processes of {who}, not in containers: {seen}"
+        user = f"the user {host['run_as']}" if host.get("run_as") else "the runner's user"
+        access = "they have that user's access to the machine and its network"
+        return f"{host['id']} runs jobs as plain processes of {user}, not in containers: {access}"
     return f"{host['id']} runs jobs in containers, by {host['engine']}"
 
 
 def describe_job(job: JobView) -> str:
-    """Where the job stands, in a few words."""
+    """Return the error, the progress or the message of a job, in a few words."""
     if job.error is not None:
         return f"{job.error.code}: {job.error.message}"
     if job.progress is not None and job.status not in FINAL_STATUSES:
@@ -138,11 +136,11 @@ def describe_job(job: JobView) -> str:
     return job.message or job.reason or ""
 
 
-JOB_COLUMNS = ("JOB", "ENDPOINT", "STATUS", "CREATED", "WHAT")
+JOB_COLUMNS = ("JOB", "ENDPOINT", "STATUS", "CREATED", "DETAIL")
 
 
 def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str | Text]]:
-    """One row a job, under JOB_COLUMNS."""
+    """Yield a row of JOB_COLUMNS for each job."""
     for job in jobs:
         style = STATUS_STYLES.get(job.status, "white")
         yield (
@@ -155,7 +153,7 @@ def job_rows(jobs: Iterable[JobView]) -> Iterable[Sequence[str | Text]]:
 
 
 def print_log_tail(console: Console, shown: JobView, logs: str) -> None:
-    """The end of a failed job's log, and the command `logs` for all of it."""
+    """Print the end of a failed job's log, and the command for all of it."""
     if shown.error is None or not shown.error.log_tail:
         return
     for line in shown.error.log_tail:
@@ -164,12 +162,12 @@ def print_log_tail(console: Console, shown: JobView, logs: str) -> None:
 
 
 def print_job(console: Console, shown: JobView) -> None:
-    """Everything of one job that a person asks for."""
+    """Print the fields of one job."""
     facts = {
         "job": shown.id,
         "endpoint": shown.endpoint,
         "status": shown.status.value,
-        "what": describe_job(shown),
+        "detail": describe_job(shown),
         "position": "" if shown.queue_position is None else str(shown.queue_position),
         "attempt": f"{shown.attempt} of {shown.max_attempts}, round {shown.round}",
         "host": " ".join(filter(None, (shown.host, shown.gpu))),

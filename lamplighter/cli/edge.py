@@ -1,4 +1,4 @@
-"""`lamplighter edge`."""
+"""`lamplighter edge`: serve the edge in this process."""
 
 import os
 from pathlib import Path

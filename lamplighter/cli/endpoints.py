@@ -1,4 +1,4 @@
-"""Client verbs around everything else: upload, power, endpoints."""
+"""`lamplighter endpoints`: list the endpoints, or show the fields of one."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from lamplighter.cli.context import CliContext, client_command
 @click.argument("name", required=False)
 @client_command
 def endpoints(session: CliContext, name: str | None) -> None:
-    """List what can run; with a name, the fields it takes."""
+    """List the endpoints, or the input fields of the endpoint NAME."""
     if name:
         one = session.client.call(api.get_endpoint(name))
         session.show(one, lambda: _print_fields(session, one))
@@ -22,24 +22,26 @@ def endpoints(session: CliContext, name: str | None) -> None:
     rows = ((e["name"], ", ".join(e["hosts"]) or "no host yet", e["description"]) for e in found)
     session.show(
         found,
-        lambda: display.print_table(session.out, ("ENDPOINT", "HOSTS", "WHAT"), rows, "no host offers anything yet"),
+        lambda: display.print_table(
+            session.out, ("ENDPOINT", "HOSTS", "DESCRIPTION"), rows, "no host offers an endpoint yet"
+        ),
     )
 
 
 def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:
     schema = endpoint["input"]
-    needed = set(schema.get("required", ()))
+    required = set(schema.get("required", ()))
     rows = (
         (
             f"--{name}",
             "file" if p.get("format") == "asset" else str(p.get("type", "any")),
-            "yes" if name in needed else "",
+            "yes" if name in required else "",
             _describe_field(p),
         )
         for name, p in schema.get("properties", {}).items()
     )
     session.out.print(f"{endpoint['name']}: {endpoint['description']}", markup=False, highlight=False)
-    display.print_table(session.out, ("FIELD", "TYPE", "NEEDED", "WHAT"), rows, "takes no input")
+    display.print_table(session.out, ("FIELD", "TYPE", "REQUIRED", "DESCRIPTION"), rows, "takes no input")
 
 
 def _describe_field(field: dict[str, Any]) -> str:

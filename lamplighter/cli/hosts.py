@@ -1,4 +1,4 @@
-"""`lamplighter hosts`: which hosts there are, letting one in, putting one out."""
+"""`lamplighter hosts` and `lamplighter power`: list, add and remove hosts, and switch their power."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command, run_default_command
 
-# What the edge takes from a host before it answers its removal (edge.hosts.enrollment).
-REVOKED = ("its key for files", "its broker account and connections", "its presence and offer", "a held power state")
+# What the edge revokes before it answers the removal of a host (edge.hosts.enrollment).
+REVOKED = ("its key for files", "its broker account and connections", "its presence and offer", "its power override")
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def hosts(context: click.Context, /, **given: Any) -> None:
-    """List the GPU hosts, let one join, or put one out."""
+    """List, add or remove GPU hosts."""
     run_default_command(context, list_hosts, given)
 
 
@@ -31,20 +31,20 @@ hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
 
 
 def print_hosts(session: CliContext, found: list[dict[str, Any]]) -> None:
-    """As a table."""
-    columns = ("HOST", "STATE", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GIVEN BY", "WARM", "JOBS")
-    display.print_table(session.out, columns, map(_host_row, found), "no host has come yet: start a runner")
+    """Print the hosts as a table."""
+    columns = ("HOST", "STATE", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GPU ACCESS", "WARM", "JOBS")
+    display.print_table(session.out, columns, map(_host_row, found), "no host has connected yet: start a runner")
 
 
 def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
-    cards = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or "none"
+    gpus = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or "none"
     return (
         host["id"],
         host["state"],
         host["since"] or "-",
         display.format_engine(host),
         ", ".join(host["endpoints"]),
-        cards,
+        gpus,
         host.get("injection") or "-",
         "; ".join(map(display.format_warm_slots, host.get("warm", ()))) or "-",
         str(len(host["jobs"])),
@@ -55,7 +55,7 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
 @click.argument("host", metavar="ID")
 @client_command
 def add_host(session: CliContext, host: str) -> None:
-    """Let machine ID join: prints the line to type there. Whoever has that line is this host."""
+    """Create a join token for host ID and print the command to run there. The token is a secret of that host."""
     made = session.client.call(api.add_host(host))
     session.show(made, lambda: session.out.print(made["command"], markup=False, highlight=False))
 
@@ -64,22 +64,24 @@ def add_host(session: CliContext, host: str) -> None:
 @click.argument("host", metavar="ID")
 @client_command
 def remove_host(session: CliContext, host: str) -> None:
-    """Put a host that joined out: its key and its connection to the broker end at once."""
+    """Remove an enrolled host. Its key and its connection to the broker end immediately."""
     session.client.call(api.delete_path(f"/v1/hosts/{api.quote_segment(host)}"))
-    told = f"host {host} removed; revoked: {', '.join(REVOKED)}"
-    session.show({"removed": host, "revoked": REVOKED}, lambda: session.out.print(told, highlight=False))
+    line = f"host {host} removed; revoked: {', '.join(REVOKED)}"
+    session.show({"removed": host, "revoked": REVOKED}, lambda: session.out.print(line, highlight=False))
 
 
-OVERRIDE_TEXTS = {"on": "held on", "off": "held off", "auto": "left to its work"}
+OVERRIDE_TEXTS = {"on": "override: on", "off": "override: off", "auto": "automatic"}
 
 
 @click.command()
 @click.argument("host")
 @click.argument("want", type=click.Choice([*OVERRIDE_TEXTS]))
-@click.option("--until", metavar="TIME", help="Until when, as 2026-11-22T23:00:00Z; without it until `auto`.")
+@click.option(
+    "--until", metavar="TIME", help="End of the override, as 2026-11-22T23:00:00Z. The default is until `auto`."
+)
 @client_command
 def power(session: CliContext, host: str, want: str, until: str | None) -> None:
-    """Hold a declared host on or off, or leave it to its work again (off drains first)."""
+    """Keep a declared host on or off, or switch it automatically again. Off drains the host first."""
     found = session.client.call(api.set_power(host, want, until))
     session.show(
         found, lambda: session.out.print(f"host {host} {found.state}, {OVERRIDE_TEXTS[want]}", highlight=False)

@@ -1,4 +1,4 @@
-"""Client verbs around jobs: submit, jobs, job, watch, logs, cancel, retry, delete."""
+"""Client commands for jobs: submit, jobs, job, watch, history, logs, cancel, retry, delete."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from schemas.status import Priority, Status
 
 
 def _require_id(_: click.Context, __: click.Parameter, job_id: str) -> str:
-    if not job_id:  # an empty variable of a script: the path of no job is that of all
+    if not job_id:  # an empty shell variable would turn the path of one job into that of all jobs
         raise click.BadParameter("it is empty")
     return job_id
 
@@ -28,12 +28,12 @@ PASS_THROUGH_OPTIONS = {"ignore_unknown_options": True, "allow_extra_args": True
 
 @click.command(context_settings=PASS_THROUGH_OPTIONS)
 @click.argument("endpoint")
-@click.option("--wait", is_flag=True, help="Follow the job and leave when it has ended.")
+@click.option("--wait", is_flag=True, help="Follow the job and return when it has ended.")
 @click.option("-o", "--output", type=click.Path(), help="Save the outputs there (implies --wait).")
-@click.option("--priority", type=click.Choice([priority.value for priority in Priority]), help="Of the waiting jobs.")
+@click.option("--priority", type=click.Choice([priority.value for priority in Priority]), help="Queue priority.")
 @click.option("--id", "job_id", help="Your own id for the job (unique per owner).")
-@click.option("--idempotency-key", help="The same key and inputs again answer the same job.")
-@click.option("--tag", "tags", multiple=True, metavar="NAME:VALUE", help="To find it by. May be repeated.")
+@click.option("--idempotency-key", help="The same key with the same inputs returns the same job.")
+@click.option("--tag", "tags", multiple=True, metavar="NAME:VALUE", help="A label to find the job by. May be repeated.")
 @click.option("--body", metavar="JSON", default="{}", help="Further fields of the request: policy, deadline, …")
 @click.argument("inputs", nargs=-1, type=click.UNPROCESSED, metavar="--FIELD VALUE…")
 @client_command
@@ -56,7 +56,7 @@ def submit(session: CliContext, endpoint: str, inputs: tuple[str, ...], **option
 
 
 def _watch_until_success(session: CliContext, job_id: str) -> JobView:
-    """The job once it has succeeded. A program is shown one that ended otherwise, too, before the exit code says it."""
+    """Return the job once it has succeeded. With --json, print also a job that did not succeed."""
     try:
         return watch_to_end(session, job_id, quietly=session.as_json)
     except JobFailed as failed:
@@ -88,16 +88,16 @@ def _submit_request(endpoint: str, given: dict[str, Any], options: dict[str, Any
 def _parse_tag(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not (name and colon):
-        raise click.UsageError(f"--tag {text!r} is no NAME:VALUE")
+        raise click.UsageError(f"--tag {text!r} is not NAME:VALUE: put a colon between name and value")
     return name, value
 
 
 @click.command()
-@click.option("--status", type=click.Choice([status.value for status in Status]), help="Only those.")
-@click.option("--endpoint", help="Only its jobs.")
-@click.option("--tag", metavar="NAME:VALUE", help="Only those with it.")
+@click.option("--status", type=click.Choice([status.value for status in Status]), help="Only jobs with this status.")
+@click.option("--endpoint", help="Only jobs of this endpoint.")
+@click.option("--tag", metavar="NAME:VALUE", help="Only jobs with this tag.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many.")
-@click.option("--cursor", help="Older ones: `next_cursor` of the page before, as --json shows it.")
+@click.option("--cursor", help="Show older jobs: `next_cursor` of the last page, as --json shows it.")
 @client_command
 def jobs(session: CliContext, limit: int, cursor: str | None, **filters: str | None) -> None:
     """List jobs, newest first."""
@@ -140,7 +140,7 @@ def watch_job(session: CliContext, job_id: str, output: str | None) -> None:
 @job_argument
 @client_command
 def logs(session: CliContext, job_id: str) -> None:
-    """Print what the job's container said."""
+    """Print the output of the job's container."""
     text = session.client.logs(job_id)
     session.show({"job": job_id, "text": text}, lambda: _write_log(text))
 
@@ -181,7 +181,7 @@ def delete(session: CliContext, job_id: str) -> None:
 @job_argument
 @client_command
 def history(session: CliContext, job_id: str) -> None:
-    """What happened to a job, oldest first."""
+    """List the events of a job, oldest first."""
     rows = session.client.call(api.get_json(api.job_path(job_id, "history")))
     shown = ((str(row["revision"]), row["at"], row["event"]["type"], row["status"]) for row in rows)
     session.show(

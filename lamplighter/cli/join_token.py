@@ -1,4 +1,4 @@
-"""The token of `runner --join`: where it is read from, and that the list of processes does not show it."""
+"""The token of `runner --join`: where it is read from, and how it is hidden from the process list."""
 
 import ctypes
 import os
@@ -11,14 +11,14 @@ import click
 
 JOIN_VARIABLE = "LAMPLIGHTER_JOIN"
 JOIN_OPTION = "--join"
-_ARG_START_FIELD = 48 - 3  # of proc(5)'s fields of stat, counted behind the command, which is the second
+_ARG_START_FIELD = 48 - 3  # field 48 of stat in proc(5), counted from the field after the command, which is field 2
 
 
 def hide_token(argv: Sequence[str]) -> None:
-    """Overwrite the token among this process's arguments in the memory that `/proc/PID/cmdline` and `ps` read.
+    """Overwrite the token in the memory of this process's arguments, which `/proc/PID/cmdline` and `ps` show.
 
-    Every user of the machine can read those for as long as the process lives. A token that is read from a file,
-    standard input or the environment is never there.
+    Every user of the machine can read the arguments while the process lives. A token from a file, standard input or
+    the environment is never among them.
     """
     for before, argument in pairwise(argv):
         if before == JOIN_OPTION and argument != "-" and not argument.startswith("@"):
@@ -41,7 +41,7 @@ def _overwrite(secret: bytes) -> None:
 
 
 def read_token(given: str) -> str:
-    """The token that `given` stands for: `-` is standard input, `@FILE` a file, anything else the token itself."""
+    """Return the token for `given`: `-` means standard input, `@FILE` a file, anything else is the token itself."""
     # Jobs of the process engine must not inherit it.
     os.environ.pop(JOIN_VARIABLE, None)
     if given == "-":

@@ -1,4 +1,4 @@
-"""`lamplighter keys`: made, listed, rotated, revoked (needs a key with the scope admin)."""
+"""`lamplighter keys`: create, list, rotate and revoke API keys. Needs a key with the scope admin."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,20 +15,22 @@ SCOPES = f"May be repeated [{' '.join(CLIENT_SCOPES)}]."
 
 @click.group()
 def keys() -> None:
-    """Make, list, rotate and revoke API keys (needs a key with the scope admin)."""
+    """Create, list, rotate and revoke API keys (needs a key with the scope admin)."""
 
 
 @keys.command("create")
 @click.argument("owner")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]), help=SCOPES)
 @click.option("--name", default="", help="What the key is for.")
-@click.option("--language", type=click.Choice(["zh", "en"]), help="Of the messages, where a client asks for none.")
-@click.option("--days", type=click.FloatRange(0, 36500, min_open=True), help="How long it is good for.")
+@click.option(
+    "--language", type=click.Choice(["zh", "en"]), help="Language of messages, unless a client asks for another."
+)
+@click.option("--days", type=click.FloatRange(0, 36500, min_open=True), help="Days until the key expires.")
 @client_command
 def create_key(
     session: CliContext, owner: str, scopes: tuple[str, ...], days: float | None, **fields: str | None
 ) -> None:
-    """Make a key for OWNER; it is shown once."""
+    """Create a key for OWNER. It is shown only once."""
     ends = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
     made = session.client.call(api.create_key(owner, list(scopes), expires_at=ends, **fields))
     _print_secret(session, made)
@@ -56,11 +58,11 @@ def _key_row(key: dict[str, Any]) -> tuple[str, ...]:
     type=click.FloatRange(0, 720),
     default=24.0,
     show_default=True,
-    help="How long the one before still opens.",
+    help="How long the old secret stays valid.",
 )
 @client_command
 def rotate_key(session: CliContext, key_id: str, grace: float) -> None:
-    """Give a key a new secret, shown once. The one before opens for --grace hours too; 0 ends it at once."""
+    """Give a key a new secret, shown only once. The old secret stays valid for --grace hours."""
     _print_secret(session, session.client.call(api.rotate_key(key_id, grace * 3600)))
 
 
@@ -72,6 +74,6 @@ def _print_secret(session: CliContext, made: dict[str, Any]) -> None:
 @click.argument("key_id", metavar="ID")
 @client_command
 def revoke_key(session: CliContext, key_id: str) -> None:
-    """Revoke a key at once."""
+    """Revoke a key immediately."""
     session.client.call(api.delete_path(f"/v1/keys/{api.quote_segment(key_id)}"))
     session.show({"revoked": key_id}, lambda: session.out.print(f"key {key_id} revoked", highlight=False))

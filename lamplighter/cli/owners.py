@@ -1,4 +1,4 @@
-"""`lamplighter owners`: deleting everything of an owner, and how far that is (needs a key with the scope admin)."""
+"""`lamplighter owners`: delete all data of an owner, and show the progress. Needs a key with the scope admin."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from lamplighter.cli.context import INTERRUPTED, CliContext, client_command
 POLL_INTERVAL_S = 1.0
 COUNT_LABELS = {
     "jobs": ("job", "jobs"),
-    "cancelled": ("of them stopped first", "of them stopped first"),
+    "cancelled": ("of them cancelled first", "of them cancelled first"),
     "assets": ("file", "files"),
     "uploads": ("unfinished upload", "unfinished uploads"),
     "keys": ("key", "keys"),
@@ -25,66 +25,68 @@ COUNT_LABELS = {
 
 @click.group()
 def owners() -> None:
-    """Delete everything of an owner, or show how far that is (needs a key with the scope admin)."""
+    """Delete all data of an owner, or show the progress (needs a key with the scope admin)."""
 
 
 @owners.command("delete")
 @click.argument("owner")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--no-wait", is_flag=True, help="Leave as soon as it has begun; it goes on by itself.")
+@click.option("--no-wait", is_flag=True, help="Return when the deletion has started. It continues in the background.")
 @client_command
 def delete_owner(session: CliContext, owner: str, yes: bool, no_wait: bool) -> None:
-    """Delete all jobs, files, uploads, keys, deliveries and usage of OWNER; what runs is stopped first."""
-    if not yes and not (sys.stdin.isatty() and click.confirm(f"Delete everything of {owner}, for ever?")):
-        raise click.UsageError("nothing was deleted: add --yes to delete without being asked")
-    told = session.client.call(api.delete_owner(owner))
+    """Delete all jobs, files, uploads, keys, deliveries and usage of OWNER. Running jobs are cancelled first."""
+    if not yes and not (sys.stdin.isatty() and click.confirm(f"Delete all data of {owner}? This cannot be undone.")):
+        raise click.UsageError("nothing was deleted: add --yes to delete without a question")
+    report = session.client.call(api.delete_owner(owner))
     if not no_wait:
-        told = _wait_until_deleted(session, owner, told)
-    _show_report(session, told)
+        report = _wait_until_deleted(session, owner, report)
+    _show_report(session, report)
 
 
-def _wait_until_deleted(session: CliContext, owner: str, told: dict[str, Any]) -> dict[str, Any]:
-    """The report once it is done. Ctrl-C leaves the deletion as it is."""
+def _wait_until_deleted(session: CliContext, owner: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the final report. Ctrl-C ends the waiting, not the deletion."""
     try:
         with session.err.status("") as line:
-            while told["state"] != "done":
-                line.update(_progress_line(told))
+            while report["state"] != "done":
+                line.update(_progress_line(report))
                 time.sleep(POLL_INTERVAL_S)
-                told = session.client.call(api.get_owner_deletion(owner))
+                report = session.client.call(api.get_owner_deletion(owner))
     except KeyboardInterrupt:
-        session.err.print(f"\nIt goes on. See how far with: lamplighter owners show {owner}", highlight=False)
+        session.err.print(f"\nThe deletion continues. Show it with: lamplighter owners show {owner}", highlight=False)
         sys.exit(INTERRUPTED)
-    return told
+    return report
 
 
 @owners.command("show")
 @click.argument("owner")
 @client_command
 def show_deletion(session: CliContext, owner: str) -> None:
-    """Show how far the deletion of OWNER is, and what went."""
+    """Show the progress of the deletion of OWNER, and what was deleted."""
     _show_report(session, session.client.call(api.get_owner_deletion(owner)))
 
 
-def _progress_line(told: dict[str, Any]) -> str:
-    jobs = display.format_count(told["erased"]["jobs"], "job")
-    if told["waiting_for"]:
-        return f"{jobs} gone, {told['waiting_for']} to be stopped first"
-    if told["state"] == "settling":
-        return "nothing is left; looking for what was on its way meanwhile"
-    return f"{jobs} and {display.format_count(told['erased']['assets'], 'file')} gone"
+def _progress_line(report: dict[str, Any]) -> str:
+    jobs = display.format_count(report["erased"]["jobs"], "job")
+    if report["waiting_for"]:
+        return f"{jobs} deleted, {report['waiting_for']} to be cancelled first"
+    if report["state"] == "settling":
+        return "all deleted; checking for data that arrived in the meantime"
+    return f"{jobs} and {display.format_count(report['erased']['assets'], 'file')} deleted"
 
 
-def _show_report(session: CliContext, told: dict[str, Any]) -> None:
-    session.show(told, lambda: _print_report(session, told))
+def _show_report(session: CliContext, report: dict[str, Any]) -> None:
+    session.show(report, lambda: _print_report(session, report))
 
 
-def _print_report(session: CliContext, told: dict[str, Any]) -> None:
-    erased = told["erased"]
-    session.out.print(f"{told['owner']}: {told['state']}", markup=False, highlight=False)
+def _print_report(session: CliContext, report: dict[str, Any]) -> None:
+    erased = report["erased"]
+    session.out.print(f"{report['owner']}: {report['state']}", markup=False, highlight=False)
     for name, words in COUNT_LABELS.items():
         size = f" ({display.format_size(erased['bytes'])})" if name == "assets" else ""
         count, what = display.format_count(erased[name], *words).split(" ", 1)
         session.out.print(f"{count:>8} {what}{size}", markup=False, highlight=False)
-    if told["hosts_pending"]:
-        hosts = ", ".join(told["hosts_pending"])
-        session.out.print(f"{hosts}: copies go within a minute, or before the next job once it is on", highlight=False)
+    if report["hosts_pending"]:
+        hosts = ", ".join(report["hosts_pending"])
+        session.out.print(
+            f"{hosts}: copies are deleted within a minute, or before the next job once the host is on", highlight=False
+        )

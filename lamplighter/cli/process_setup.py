@@ -1,4 +1,7 @@
-"""What `lamplighter edge` and `lamplighter runner` share: settings from lamplighter.toml and the environment."""
+"""What the commands that start a process share: settings, logging, the limit of open files, one-line errors.
+
+Settings come from lamplighter.toml and the environment. Logs go to stderr, one line for each event.
+"""
 
 import logging
 import os
@@ -20,14 +23,15 @@ from runner.settings import RunnerSettings
 from schemas.settings_loader import SettingsInvalid, load_settings, renamed_settings, unknown_names
 
 T = TypeVar("T")
-SETTINGS_TYPES = (EdgeSettings, RunnerSettings, RelaySettings)  # who shares one lamplighter.toml
+SETTINGS_TYPES = (EdgeSettings, RunnerSettings, RelaySettings)  # one lamplighter.toml may have settings of all
+SECRET_FIELDS = frozenset({"key", "password", "secret", "token", "authorization"})
 
 _log = structlog.get_logger()
 
 
 @contextmanager
 def exit_on_error(exits: Mapping[type[Exception], int]) -> Iterator[None]:
-    """An error named in `exits` ends the command in one line, with its code, whatever task groups it came through."""
+    """Exit with the code in `exits` and a one-line error, also if the error came through task groups."""
     try:
         yield
     except* tuple(exits) as group:
@@ -48,30 +52,30 @@ config_option = click.option(
     default=DEFAULT_CONFIG,
     show_default=True,
     envvar="LAMPLIGHTER_CONFIG",
-    help="The settings, beside LAMPLIGHTER_* variables, which win.",
+    help="The settings file. LAMPLIGHTER_* variables override it.",
 )
 level_option = click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What to log from [info]."
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Lowest level to log [info]."
 )
-format_option = click.option("--log-format", type=click.Choice(["json", "text"]), help="How to log [text].")
+format_option = click.option("--log-format", type=click.Choice(["json", "text"]), help="Format of the log [text].")
 
 
 def raise_open_file_limit() -> None:
-    """Raise the soft limit of open files to the hard one. The usual 1,024 would be the number of connections too."""
+    """Raise the soft limit of open files to the hard one. The usual 1,024 would also limit the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:  # a hard limit above what the kernel itself allows
-        _log.warning("open_files_not_raised", soft=soft, hard=hard, error=str(error))
+    except (OSError, ValueError) as error:  # the hard limit is above the limit of the kernel
+        _log.warning("file_limit_raise_failed", soft=soft, hard=hard, error=str(error))
 
 
 def _read_config(config: Path) -> str:
-    """The file's text. Only the file that nobody named may be missing."""
+    """Return the text of the file. Only the default file may be missing."""
     return "" if config == DEFAULT_CONFIG and not config.exists() else config.read_text()
 
 
 def read_settings(kind: type[T], config: Path, log_level: str | None, log_format: str | None) -> T:
-    """The settings of this process, logging set up by them; a mistake ends the command with exit 2."""
+    """Return the settings of this process, and configure logging by them. Exit with code 2 if they are invalid."""
     chosen = {"LAMPLIGHTER_LOG_LEVEL": log_level, "LAMPLIGHTER_LOG_FORMAT": log_format}
     environ = os.environ | {name: value for name, value in chosen.items() if value is not None}
     try:
@@ -80,24 +84,17 @@ def read_settings(kind: type[T], config: Path, log_level: str | None, log_format
     except (SettingsInvalid, OSError, UnicodeDecodeError) as error:
         click.echo(f"lamplighter: {error}", err=True)
         sys.exit(USAGE)
-    said: Any = settings
-    configure_logging(said.log_level, said.log_format)
+    logged: Any = settings
+    configure_logging(logged.log_level, logged.log_format)
     for old, new in renamed_settings((kind,), text, environ):
-        _log.warning("setting_renamed", name=old, new_name=new, mend="use the new name: the next release has no other")
+        _log.warning("setting_renamed", name=old, new_name=new, fix="use the new name: the next release drops the old")
     for name in unknown_names(SETTINGS_TYPES, text):
-        _log.warning("setting_unknown", name=name, file=str(config), mend="correct its spelling, or take it out")
+        _log.warning("setting_unknown", name=name, file=str(config), fix="correct its spelling, or remove it")
     return settings
 
 
-# MERGED lamplighter/cli/logs.py: Structured logging of the processes that the command line starts: one line an event,
-# on stderr.
-
-
-SECRET_FIELDS = frozenset({"key", "password", "secret", "token", "authorization"})
-
-
 class _StderrLogger(structlog.WriteLogger):
-    """It loses a line rather than end its writer: the log lies on a disk that may be full."""
+    """A logger that loses a line instead of raising: the disk of the log may be full."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError):
@@ -108,17 +105,17 @@ class _StderrLogger(structlog.WriteLogger):
 
 
 def _mask_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Nothing that is named like a secret is ever written."""
+    """Replace the values of fields that are named like a secret."""
     return {name: "***" if name in SECRET_FIELDS else value for name, value in event.items()}
 
 
 def _escape_event(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """What others sent is not obeyed by the terminal that shows the log."""
+    """Escape control characters: a terminal that shows the log must not obey text of others."""
     return {name: escape_controls(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def silence_tls_warning() -> None:
-    """Keep from the terminal what asyncio says whenever nats-py ends a TLS connection: it is nothing to anybody."""
+    """Drop the warning that asyncio logs whenever nats-py closes a TLS connection. It has no consequence."""
     logging.getLogger("asyncio").addFilter(_is_not_tls_warning)
 
 
@@ -127,14 +124,14 @@ def _is_not_tls_warning(record: logging.LogRecord) -> bool:
 
 
 def configure_logging(level: str, form: str) -> None:
-    """Send every structlog event of this process to stderr, as JSON or as text; foreign loggers from WARNING up."""
+    """Send the structlog events of this process to stderr, as JSON or text, and other loggers from WARNING up."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _mask_secrets,
     ]
-    # The plain formatter: the others print local variables, and a key or a password may be among them.
+    # The other traceback formatters print local variables, and a key or a password may be among them.
     plain = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
     last: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

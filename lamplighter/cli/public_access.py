@@ -1,4 +1,4 @@
-"""What `up` opens to other machines when it is told to: the edge and the broker with TLS, under one certificate."""
+"""The options of `up` that open it to other machines: edge and broker with TLS, under one certificate."""
 
 import sys
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from edge.tls import load_or_create_certificate
 from lamplighter.cli.context import USAGE
 
 F = TypeVar("F", bound=Callable[..., Any])
-ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - only when names are given, under which others reach this machine
+ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - used only with --public
 
 
 class PublicOptions(Struct, frozen=True, kw_only=True):
-    """`names`: how other machines call this one; without any nothing is opened. `listen`: the address to bind."""
+    """The option `--public` and its companions. Nothing is opened without `names`, how other machines call this one."""
 
     names: tuple[str, ...]
     listen: str
@@ -29,7 +29,7 @@ class PublicOptions(Struct, frozen=True, kw_only=True):
 
 
 def public_options(command: F) -> F:
-    """The options of `up` that open it."""
+    """Add the options of PublicOptions to `up`."""
     port = click.IntRange(1, 65535)
     options = (
         click.option(
@@ -49,7 +49,7 @@ def public_options(command: F) -> F:
 
 
 class PublicAccess:
-    """The broker and its surroundings as the options say. The certificate is made once, in `data`/tls, and kept."""
+    """The broker server and the environment of the processes, by the options. The certificate is made once."""
 
     def __init__(self, options: PublicOptions, data: Path) -> None:
         self._options = options
@@ -60,15 +60,15 @@ class PublicAccess:
 
     @property
     def pin(self) -> str | None:
-        """The certificate that every client of the broker trusts, our own processes too."""
+        """The certificate that all clients of the broker trust, also our own processes."""
         return str(self._tls.cert) if self._tls else None
 
     def shared_environ(self) -> dict[str, str]:
-        """For every process of ours."""
+        """Return variables for edge and runner."""
         return {"LAMPLIGHTER_BROKER__PIN": self.pin} if self.pin else {}
 
     def edge_environ(self) -> dict[str, str]:
-        """For the edge: where it answers with TLS, and how it lets hosts in."""
+        """Return variables for the edge: its TLS address, and how hosts enroll."""
         if self._tls is None:
             return {}
         options, name = self._options, _bracket_ipv6(self._options.names[0])
@@ -87,7 +87,9 @@ def _ensure_certificate(data: Path, names: tuple[str, ...]) -> TlsFiles:
     try:
         return load_or_create_certificate(data / "tls", names, utc_now())
     except (OSError, ValueError) as error:
-        click.echo(f"lamplighter: no certificate can be made for {', '.join(names)} ({error})", err=True)
+        click.echo(
+            f"lamplighter: cannot create a certificate for {', '.join(names)} ({error}): correct --public", err=True
+        )
         sys.exit(USAGE)
 
 

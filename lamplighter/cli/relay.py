@@ -1,4 +1,4 @@
-"""`lamplighter relay`."""
+"""`lamplighter relay`: switch the hosts of this network when an edge asks."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ from schemas.environment import bypass_proxies_for_loopback
 @level_option
 @format_option
 def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
-    """Switch the hosts of this network when an edge asks."""
+    """Switch the power of this network's hosts when an edge asks."""
     settings = read_settings(RelaySettings, config, log_level, log_format)
     if not settings.relay.urls or not settings.relay.key or not settings.hosts:
         click.echo("lamplighter: a relay needs urls and key under [relay], and [hosts.NAME] with a driver", err=True)
@@ -33,8 +33,10 @@ def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
 
 async def _run(settings: RelaySettings) -> None:
     async with httpx.AsyncClient(mounts=bypass_proxies_for_loopback()) as client, anyio.create_task_group() as tasks:
-        means = DriverDependencies(client=client, environ=os.environ, now=utc_now, new_id=lambda: os.urandom(8).hex())
-        drivers = build_drivers(settings.hosts, means)
-        switches = {host: RelayedHost(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}
+        dependencies = DriverDependencies(
+            client=client, environ=os.environ, now=utc_now, new_id=lambda: os.urandom(8).hex()
+        )
+        drivers = build_drivers(settings.hosts, dependencies)
+        relayed = {host: RelayedHost(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}
         for url in settings.relay.urls:
-            tasks.start_soon(serve_edge, url, settings.relay.key, switches)
+            tasks.start_soon(serve_edge, url, settings.relay.key, relayed)

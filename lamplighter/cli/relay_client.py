@@ -1,4 +1,4 @@
-"""A relay: it stands on a host's own network, is connected to the gateway of each edge, and presses switches there."""
+"""A relay: connected to the gateway of each edge, it switches hosts on its own network when an edge asks."""
 
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,14 +26,14 @@ _log = structlog.get_logger()
 
 
 class RelayTarget(Struct, frozen=True):
-    """`urls`: every edge, as in https://edge.example.com. `key` has the scope `relay`."""
+    """The edges of a relay, as in https://edge.example.com, and a key with the scope `relay`."""
 
     urls: tuple[str, ...] = ()
     key: str = ""
 
 
 class RelaySettings(Struct, frozen=True):
-    """`lamplighter relay`: `[relay]`, and under `[hosts.NAME]` how each host is switched from here."""
+    """The settings of `lamplighter relay`: `[relay]`, and under `[hosts.NAME]` the driver of each host."""
 
     relay: RelayTarget = RelayTarget()
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
@@ -42,11 +42,11 @@ class RelaySettings(Struct, frozen=True):
 
 
 class RelayKeyRejected(Exception):
-    """An edge does not take the key."""
+    """An edge rejects the relay's key."""
 
 
 class RelayedHost(Struct, frozen=True):
-    """A host's driver, and how long a call of it may take, in seconds."""
+    """The driver of a host, and the timeout of its calls in seconds."""
 
     driver: PowerDriver
     timeout_s: float
@@ -73,23 +73,23 @@ POWER_CALLS: Mapping[str, Callable[[PowerDriver, str], Awaitable[ReportedPower]]
 }
 
 
-async def serve_edge(url: str, key: str, switches: Mapping[str, RelayedHost]) -> None:
-    """Serve the edge at `url` without end, connecting anew whenever the connection ends. Raises Unwelcome."""
+async def serve_edge(url: str, key: str, hosts: Mapping[str, RelayedHost]) -> None:
+    """Serve the edge at `url`, and connect again whenever the connection ends. Raises RelayKeyRejected."""
     where = url.rstrip("/").replace("http", "ws", 1) + "/ws"
     headers = {"Authorization": f"Bearer {key}"}
-    proxy: Literal[True] | None = None if is_loopback_url(url) else True  # True: the one that the environment names
+    proxy: Literal[True] | None = None if is_loopback_url(url) else True  # True: use the environment's proxy
     wait_s = RECONNECT_BACKOFF_MIN_S
     while True:
         try:
             async with connect(where, additional_headers=headers, proxy=proxy) as socket:
                 _log.info("relay_connected", url=url)
-                code = await _answer_requests(socket, switches)
+                code = await _answer_requests(socket, hosts)
             wait_s = RECONNECT_BACKOFF_MIN_S
             _raise_if_rejected(url, code == CLOSE_CODE_UNAUTHORIZED)
         except InvalidStatus as refused:
             _raise_if_rejected(url, refused.response.status_code == HTTPStatus.UNAUTHORIZED)
         except (OSError, TimeoutError, WebSocketException) as error:
-            _log.info("relay_not_connected", url=url, error=str(error))
+            _log.info("relay_connect_failed", url=url, error=str(error))
         await anyio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the relays of a restarted edge
         wait_s = min(2 * wait_s, RECONNECT_BACKOFF_MAX_S)
 
@@ -97,26 +97,26 @@ async def serve_edge(url: str, key: str, switches: Mapping[str, RelayedHost]) ->
 def _raise_if_rejected(url: str, refused: bool) -> None:
     if refused:
         raise RelayKeyRejected(
-            f"{url} does not take the key: make one with the scope relay and set LAMPLIGHTER_RELAY__KEY"
+            f"{url} rejected the key: create one with the scope relay and set LAMPLIGHTER_RELAY__KEY"
         )
 
 
-async def _answer_requests(socket: ClientConnection, switches: Mapping[str, RelayedHost]) -> int | None:
-    """Answer until the connection ends; its close code."""
+async def _answer_requests(socket: ClientConnection, hosts: Mapping[str, RelayedHost]) -> int | None:
+    """Answer requests until the connection ends; return its close code."""
     async with anyio.create_task_group() as tasks:
         try:
             async for frame in socket:
                 message = _parse_request(frame)
                 if message is not None:
-                    tasks.start_soon(_answer_request, socket, message, switches)
+                    tasks.start_soon(_answer_request, socket, message, hosts)
         except ConnectionClosed:
-            pass  # connected anew by whoever called
+            pass  # the caller connects again
         tasks.cancel_scope.cancel()
     return socket.close_code
 
 
 def _parse_request(frame: str | bytes) -> ClientMessage | None:
-    """What a relay is asked; None for what every client is told."""
+    """Return a request to a relay, or None for the messages that all clients get."""
     try:
         message = read_frame(frame)
     except FrameUnreadable:
@@ -124,31 +124,31 @@ def _parse_request(frame: str | bytes) -> ClientMessage | None:
     return message if message.type in POWER_CALLS else None
 
 
-async def _answer_request(
-    socket: ClientConnection, message: ClientMessage, switches: Mapping[str, RelayedHost]
-) -> None:
-    said = {"type": message.type, "request_id": message.request_id, "payload": message.payload}
-    said |= await _call_driver(message, switches)
-    _log.info("relay_asked", kind=message.type, host=message.payload.get("host"), result=said.get("result"))
+async def _answer_request(socket: ClientConnection, message: ClientMessage, hosts: Mapping[str, RelayedHost]) -> None:
+    answer = {"type": message.type, "request_id": message.request_id, "payload": message.payload}
+    answer |= await _call_driver(message, hosts)
+    _log.info(
+        "relay_request_answered", kind=message.type, host=message.payload.get("host"), result=answer.get("result")
+    )
     try:
-        await socket.send(msgspec.json.encode(said).decode())
+        await socket.send(msgspec.json.encode(answer).decode())
     except ConnectionClosed:
-        return  # the edge asks again
+        return  # the edge repeats the request
 
 
-async def _call_driver(message: ClientMessage, switches: Mapping[str, RelayedHost]) -> dict[str, Any]:
-    """`result`, or the error."""
+async def _call_driver(message: ClientMessage, hosts: Mapping[str, RelayedHost]) -> dict[str, Any]:
+    """Call the host's driver and return the `result` or error fields of the answer."""
     host, call_id = str(message.payload.get("host", "")), str(message.payload.get("call_id", ""))
-    switch = switches.get(host)
-    if switch is None:
+    relayed = hosts.get(host)
+    if relayed is None:
         return {"error": True, "error_msg": f"this relay does not know {host}: declare [hosts.{host}] here"}
     try:
-        with anyio.fail_after(switch.timeout_s):
-            state = await POWER_CALLS[message.type](switch.driver, call_id)
+        with anyio.fail_after(relayed.timeout_s):
+            state = await POWER_CALLS[message.type](relayed.driver, call_id)
     except NoCapacity:
         return {"result": {"state": ReportedPower.UNKNOWN, "no_capacity": True}}
     except PowerCallFailed as failed:
         return {"error": True, "error_msg": str(failed)}
     except TimeoutError:
-        return {"error": True, "error_msg": f"the switch of {host} did not answer in {switch.timeout_s:.0f} s"}
+        return {"error": True, "error_msg": f"the switch of {host} did not answer in {relayed.timeout_s:.0f} s"}
     return {"result": {"state": state, "no_capacity": False}}

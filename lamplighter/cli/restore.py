@@ -1,4 +1,4 @@
-"""`lamplighter restore`: an installation out of a backup, into an empty place."""
+"""`lamplighter restore`: restore an installation from a backup into an empty place."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -38,13 +38,13 @@ from lamplighter.cli.backup_target import (
 
 
 async def _read_in_thread(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """What a thread reads."""
+    """Yield blocks that a thread reads."""
     while (block := await to_thread.run_sync(next, blocks, None)) is not None:
         yield block
 
 
 class BackupRestorer:
-    """One backup on its way back."""
+    """One backup while it is restored."""
 
     def __init__(self, place: BackupTarget, reader: ArchiveReader, bar: Progress) -> None:
         self._target = place
@@ -53,7 +53,7 @@ class BackupRestorer:
         self._task = bar.add_task("restoring", total=len(reader.manifest.parts))
 
     async def restore_all(self, bus: Bus, snapshots: SnapshotClient) -> None:
-        """Files first: without them hosts that had joined would not know this installation again."""
+        """Restore files first: without them, enrolled hosts would not recognize the installation."""
         manifest = self._reader.manifest
         for part in manifest.files:
             await to_thread.run_sync(self._restore_file, part)
@@ -69,14 +69,14 @@ class BackupRestorer:
         path = (self._target.data / part.name.removeprefix(FILES_PREFIX)).resolve()
         if not path.is_relative_to(self._target.data.resolve()):
             raise BackupUnusable(
-                f"{part.name} of the backup lies outside the data folder: somebody has changed the file"
+                f"{part.name} of the backup is outside the data folder: the file was changed, use another copy"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, b"".join(self._reader.read_blocks(part)))
         self._bar.advance(self._task)
 
     async def _restore_assets(self, bus: Bus, parts: tuple[ArchivePart, ...]) -> None:
-        """Into the store that is there now, which from now on is the installation's."""
+        """Write the assets to the current store, and record that store as the installation's."""
         async with open_store(self._target.store, self._target.assets) as store:
             for part in parts:
                 await store.write(
@@ -89,14 +89,14 @@ class BackupRestorer:
 
 
 async def _clear_target(snapshots: SnapshotClient, *, replace: bool) -> None:
-    """Make room, or raise Refusal where that would take something from somebody."""
+    """Delete what is there. Raises BackupRefused if an edge runs, or if there is data and `replace` is False."""
     if await snapshots.is_edge_running():
-        raise BackupRefused("an edge is at work at this broker: stop every edge first")
-    held = sum((await snapshots.message_counts()).values())
-    if held and not replace:
+        raise BackupRefused("an edge uses this broker: stop every edge first")
+    count = sum((await snapshots.message_counts()).values())
+    if count and not replace:
         raise BackupRefused(
-            f"this installation is not empty ({display.format_count(held, 'message')}): restore into a new one, or "
-            "give --replace to lose what is there"
+            f"this installation is not empty ({display.format_count(count, 'message')}): restore into a new one, or "
+            "give --replace to delete its data"
         )
     await snapshots.delete_all_streams()
 
@@ -114,13 +114,14 @@ async def _restore_backup(where: TargetSelection, file: Path, bar: Progress, *, 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @target_options
-@click.option("--replace", is_flag=True, help="Lose what is there now.")
+@click.option("--replace", is_flag=True, help="Delete the data that is there now.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, and no progress.")
 def restore(file: Path, data: Path, config: Path | None, replace: bool, as_json: bool) -> None:
-    """Put the installation that FILE is a backup of into an empty place. No edge may run there meanwhile.
+    """Restore the installation in FILE into an empty place. No edge may run there in the meantime.
 
-    What was running is settled by the usual law once the edge is up. Exit 3 when the broker cannot be reached, 4 when
-    FILE is damaged or the place is not empty, 1 when something cannot be written: then do it again with --replace.
+    Jobs that were running are settled by the usual retry rules once the edge is up. Exit code 3 if the broker cannot be
+    reached, 4 if FILE is damaged or the place is not empty, 1 if something cannot be written: then repeat it with
+    --replace.
     """
     try:
         manifest = asyncio.run(

@@ -1,4 +1,4 @@
-"""`lamplighter runner`."""
+"""`lamplighter runner`: run jobs on this host."""
 
 import os
 from pathlib import Path
@@ -45,7 +45,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     "token",
     metavar="TOKEN",
     envvar=JOIN_VARIABLE,
-    help="What `lamplighter hosts add` printed, kept for later starts; -: from standard input; @FILE: from a file.",
+    help="The token that `lamplighter hosts add` printed. Later starts remember it. -: standard input; @FILE: a file.",
 )
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""

@@ -1,4 +1,4 @@
-"""Child processes that `up` keeps alive, and the ends of those that a killed `up` left behind."""
+"""The processes that `up` keeps running: edge and runner, the broker, and what an earlier `up` left behind."""
 
 import os
 import shutil
@@ -23,21 +23,23 @@ from lamplighter.cli.context import USAGE
 log = structlog.get_logger()
 
 RESTART_BACKOFF_MIN_S, RESTART_BACKOFF_MAX_S = 0.5, 30.0
-RESTART_BACKOFF_RESET_S = 60.0  # a child that lived this long is restarted at once again
+RESTART_BACKOFF_RESET_S = 60.0  # a process that ran this long is restarted with the shortest delay
 PIDS_FILE = "pids.json"
 LEFTOVER_STOP_TIMEOUT_S = 15.0
 EXIT_POLL_INTERVAL_S = 0.05
+BROKER_CHECK_INTERVAL_S = 2.0
+BROKER_MIN_FREE_BYTES = 16 * 1000**2
 
 
 class ProcessIdentity(Struct, frozen=True):
-    """A process that cannot be taken for another: its id and the time it was started, in clock ticks since boot."""
+    """A process that cannot be confused with another: its id, and its start time in clock ticks since boot."""
 
     pid: int
     started: int
 
 
 def read_process_identity(pid: int) -> ProcessIdentity | None:
-    """The identity of a living process (proc(5), field 22 of stat), None where it is gone or there is no /proc."""
+    """Return the identity of a running process (proc(5), field 22 of stat); None if it ended or there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -46,49 +48,49 @@ def read_process_identity(pid: int) -> ProcessIdentity | None:
 
 
 class ChildRegistry:
-    """The file that names the children of this `up`, for the next one to end if this one is killed."""
+    """The file with the processes of this `up`. If it is killed, the next `up` stops them."""
 
     def __init__(self, data: Path) -> None:
         self._file = data / PIDS_FILE
         self._children: dict[str, ProcessIdentity] = {}
 
     def record(self, name: str, pid: int) -> None:
-        """Child `name` now is process `pid`. On a full disk the file stays as it was: nobody ends for it."""
+        """Record that `name` now is process `pid`. On a full disk the file stays as it was; `up` continues."""
         identity = read_process_identity(pid)
         if identity is not None:
             self._children[name] = identity
         try:
             atomic_write(self._file, msgspec.json.encode(self._children))
         except OSError as error:
-            log.warning("should this `up` be killed, the next one will not end it", process=name, error=str(error))
+            log.warning("child_record_failed", process=name, file=str(self._file), error=str(error))
 
     def clear(self) -> None:
-        """All children have ended."""
+        """Remove the file: all processes have ended."""
         self._file.unlink(missing_ok=True)
 
     async def stop_leftovers(self) -> list[str]:
-        """SIGTERM what an earlier `up` left running, wait, SIGKILL; the names of those ended."""
+        """Stop the processes of an earlier `up` with SIGTERM, then SIGKILL; return the names of those that ran."""
         try:
             left = msgspec.json.decode(self._file.read_bytes(), type=dict[str, ProcessIdentity])
         except (OSError, msgspec.DecodeError):
             return []
         living = {name: identity for name, identity in left.items() if read_process_identity(identity.pid) == identity}
-        for how, patience in ((signal.SIGTERM, LEFTOVER_STOP_TIMEOUT_S), (signal.SIGKILL, LEFTOVER_STOP_TIMEOUT_S)):
+        for signum in (signal.SIGTERM, signal.SIGKILL):
             for identity in living.values():
                 if read_process_identity(identity.pid) == identity:
-                    os.kill(identity.pid, how)
-            with anyio.move_on_after(patience):
+                    os.kill(identity.pid, signum)
+            with anyio.move_on_after(LEFTOVER_STOP_TIMEOUT_S):
                 while any(read_process_identity(one.pid) == one for one in living.values()):  # noqa: ASYNC110 - a process of another parent
                     await anyio.sleep(EXIT_POLL_INTERVAL_S)
         return list(living)
 
 
 class ChildMisconfigured(Exception):
-    """A child cannot start as it is set up; the message is its own."""
+    """A process cannot start with its settings. The message is its own."""
 
 
 class SupervisedProcess:
-    """One process of ours, started again when it ends by itself. `environ` is all that it gets."""
+    """A process that is restarted when it ends by itself. `environ` is its whole environment."""
 
     def __init__(
         self,
@@ -108,11 +110,11 @@ class SupervisedProcess:
         self._was_ready = False
 
     def mark_ready(self) -> None:
-        """It has come up: from now on whatever ends it may pass."""
+        """Record that the process came up: from now on it is restarted whatever its exit code."""
         self._was_ready = True
 
     async def run(self) -> None:
-        """Keep it alive until `stop`. Raises Misconfigured where it never came up and says that it cannot."""
+        """Keep the process running until `stop`. Raises ChildMisconfigured if it never came up and exits with USAGE."""
         wait = RESTART_BACKOFF_MIN_S
         while not self._stopping:
             began = anyio.current_time()
@@ -141,47 +143,42 @@ class SupervisedProcess:
                 stdout=out,
                 stderr=out,
                 pass_fds=self._fds,
-                start_new_session=True,  # Ctrl-C in a terminal goes to its whole group: the order of ending is ours
+                start_new_session=True,  # otherwise Ctrl-C would stop all processes at once, in no order
             )
         self._process = process
         self._registry.record(self.name, process.pid)
         return await process.wait()
 
     def _last_log_line(self) -> str:
-        """What it said last, without the name of the program."""
+        """Return the last line of the log, without the name of the program."""
         lines = self._log_file.read_text(errors="replace").rstrip().splitlines()
-        return lines[-1].removeprefix("lamplighter: ") if lines else f"{self.name} ended without a word"
+        return lines[-1].removeprefix("lamplighter: ") if lines else f"{self.name} ended without output"
 
     def disable_restart(self) -> None:
-        """Do not start it again."""
+        """Do not restart the process when it ends."""
         self._stopping = True
 
-    async def stop(self, patience_s: float) -> None:
-        """SIGTERM, then SIGKILL after `patience_s`."""
+    async def stop(self, timeout_s: float) -> None:
+        """Send SIGTERM, then SIGKILL after `timeout_s`."""
         self.disable_restart()
         process = self._process
         if process is None or process.returncode is not None:
             return
         process.terminate()
-        with anyio.move_on_after(patience_s) as waited:
+        with anyio.move_on_after(timeout_s) as waiting:
             await process.wait()
-        if waited.cancelled_caught:
-            log.warning("process did not end in time and is killed", process=self.name, patience_s=patience_s)
+        if waiting.cancelled_caught:
+            log.warning("process_killed", process=self.name, timeout_s=timeout_s)
             process.kill()
             await process.wait()
 
 
-# MERGED lamplighter/cli/broker.py: The broker of an `up`, kept going: started again when it ends, and when its full
-# disk has room again. / nats-server 2.15 that could not write stores nothing more, also once there is room: it has to
-# be started anew. It is not / while the disk is full: a start writes, and what it cannot write it may take for lost.
-
-
-BROKER_CHECK_INTERVAL_S = 2.0
-BROKER_MIN_FREE_BYTES = 16 * 1000**2
-
-
 class BrokerSupervisor:
-    """`server`, which runs already, with its data in `folder`."""
+    """The broker of an `up`, restarted when it ends, and when its disk was full and has room again.
+
+    After a failed write, nats-server 2.15 stores nothing until it is restarted, even when there is room. It is not
+    restarted while the disk is full: it writes when it starts, and may treat data as lost that it cannot write.
+    """
 
     def __init__(self, server: NatsServer, ledger: ChildRegistry, folder: Path) -> None:
         self._server = server
@@ -189,7 +186,7 @@ class BrokerSupervisor:
         self._folder = folder
 
     async def run(self) -> None:
-        """Keep it going, without end."""
+        """Keep the broker running, without end."""
         async with open_monitor_client(self._server.monitor_url) as client:
             monitors = MonitorClients((client,), anyio.current_time)
             while True:
@@ -199,7 +196,7 @@ class BrokerSupervisor:
                     tasks.start_soon(self._stop_when_writes_fail, monitors)
                     await self._server.wait_until_ended()
                     tasks.cancel_scope.cancel()
-                log.warning("the broker ended, starting it again")
+                log.warning("broker_ended")
                 await self._start_until_up()
 
     async def _start_until_up(self) -> None:
@@ -208,24 +205,24 @@ class BrokerSupervisor:
                 await self._wait_for_free_space()
                 await self._server.start()
             except BrokerUnreachable as error:
-                log.warning("the broker does not start, trying again", error=str(error))
+                log.warning("broker_start_failed", error=str(error))
                 await anyio.sleep(BROKER_CHECK_INTERVAL_S)
             else:
                 return
 
     async def _stop_when_writes_fail(self, monitors: MonitorClients) -> None:
-        """End it once it stores nothing more and could again."""
+        """Stop the broker when it cannot store anything although its disk has room."""
         while not await _has_stopped_writing(monitors):  # noqa: ASYNC110 - another process's state
             await anyio.sleep(BROKER_CHECK_INTERVAL_S)
         await self._wait_for_free_space()
-        log.warning("the broker could not write and has room now, restarting it")
+        log.warning("broker_restarted", reason="it could not write, and its disk has room now")
         await self._server.stop()
 
     async def _wait_for_free_space(self) -> None:
-        """Return when its disk has some."""
+        """Return when the broker's disk has free space."""
         if not self._has_free_space():
-            log.error("the broker's disk is full, it stores nothing: make room there", folder=str(self._folder))
-        while not self._has_free_space():  # noqa: ASYNC110 - others make room, and raise no event here
+            log.error("broker_disk_full", folder=str(self._folder), fix="free some space on that disk")
+        while not self._has_free_space():  # noqa: ASYNC110 - nothing notifies us of free space
             await anyio.sleep(BROKER_CHECK_INTERVAL_S)
 
     def _has_free_space(self) -> bool:
@@ -235,5 +232,5 @@ class BrokerSupervisor:
 async def _has_stopped_writing(monitors: MonitorClients) -> bool:
     try:
         return has_lost_write_quorum(await monitors.fetch_all())
-    except BrokerUnreachable:  # it is ending; whoever waits for that starts it again
+    except BrokerUnreachable:  # the broker is ending, and `run` restarts it
         return False

@@ -1,4 +1,4 @@
-"""`lamplighter top`: hosts and living jobs at a glance, drawn anew until Ctrl-C; for a program once."""
+"""`lamplighter top`: the hosts and the unfinished jobs, redrawn until Ctrl-C, or printed once for a program."""
 
 import time
 from contextlib import suppress
@@ -16,12 +16,12 @@ from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status
 
 UNFINISHED_STATUSES = tuple(
     status for status in reversed(Status) if status in ACTIVE_STATUSES | WAITING_STATUSES
-)  # what runs first
-JOBS_PER_STATUS_LIMIT = 20  # jobs of each status
+)  # running jobs first
+JOBS_PER_STATUS_LIMIT = 20
 
 
 class TopScreen(Struct, frozen=True):
-    """What is drawn: every host, and of each living status the newest SHOWN jobs."""
+    """The content of the screen: all hosts, and of each unfinished status the newest jobs."""
 
     hosts: list[Any]
     jobs: list[JobView]
@@ -31,7 +31,7 @@ class TopScreen(Struct, frozen=True):
 @click.option("--every", "every_s", metavar="SECONDS", type=click.FloatRange(0.2), default=2.0, show_default=True)
 @client_command
 def top(session: CliContext, every_s: float) -> None:
-    """Show hosts and living jobs, drawn anew until Ctrl-C; with --json, or into a pipe, once."""
+    """Show hosts and unfinished jobs until Ctrl-C; with --json, or into a pipe, only once."""
     if session.as_json or not session.out.is_terminal:
         _show(session, _fetch_screen(session))
         return

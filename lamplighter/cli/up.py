@@ -1,4 +1,4 @@
-"""`lamplighter up`: broker, edge and runner together on this machine, on loopback, until stopped."""
+"""`lamplighter up`: serve broker, edge and runner on this machine, on loopback, until stopped."""
 
 import asyncio
 import os
@@ -42,19 +42,17 @@ from schemas.settings_loader import SETTING_PREFIX, select_variables
 
 IMAGES = Path(__file__).parents[2] / "images"
 READY_TIMEOUT_S = 60.0
-HEYGEM_VARIABLE = (
-    "LAMPLIGHTER_HEYGEM__ENABLED"  # on here unless it was switched off: there is no other HeyGem server to meet
-)
+HEYGEM_VARIABLE = "LAMPLIGHTER_HEYGEM__ENABLED"  # on by default here: no other HeyGem server shares this machine's port
 KEYLESS_PORT_VARIABLE = "LAMPLIGHTER_HEYGEM__KEYLESS_PORT"
 READY_POLL_INTERVAL_S = 0.05
 EDGE_STOP_TIMEOUT_S = 10.0
-RUNNER_STOP_MARGIN_S = 15.0  # a drain that was given its grace also stops and releases what is left
+RUNNER_STOP_MARGIN_S = 15.0  # after its grace time, a drain still stops and releases the remaining jobs
 
 log = structlog.get_logger()
 
 
 class UpOptions(Struct, frozen=True, kw_only=True):
-    """What `up` was asked for."""
+    """The options of `up`."""
 
     port: int
     data: Path
@@ -69,7 +67,7 @@ class UpOptions(Struct, frozen=True, kw_only=True):
 
 
 def _edge_environ(options: UpOptions, opened: PublicAccess, fd: int) -> dict[str, str]:
-    """All of ours that is no setting: switches and stores take their credentials from variables of any name."""
+    """Return the edge's environment: settings, and all other variables, where drivers find credentials."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIX)},
         **select_variables(EdgeSettings, os.environ),
@@ -115,7 +113,7 @@ def _broker_settings(opened: PublicAccess) -> BrokerSettings:
 
 
 class StartTimeout(Exception):
-    """Something did not come up; the message says where to look."""
+    """Edge or runner did not start in time. The message says where to look."""
 
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -127,7 +125,7 @@ EXIT_CODES: dict[type[Exception], int] = {
 
 
 async def _wait_until_ready(url: str, keys: LocalKeys, *, with_runner: bool) -> list[dict[str, Any]]:
-    """The hosts that are up, once the edge takes work and, if one is ours, there is one; TimeoutError after READY_S."""
+    """Return the online hosts once the edge is ready and, if we start a runner, it is online. Raises TimeoutError."""
     headers = {"Authorization": f"Bearer {keys.admin}"}
     with anyio.fail_after(READY_TIMEOUT_S):
         async with httpx.AsyncClient(base_url=url, headers=headers, mounts=bypass_proxies_for_loopback(url)) as client:
@@ -139,7 +137,7 @@ async def _wait_until_ready(url: str, keys: LocalKeys, *, with_runner: bool) -> 
 
 
 async def _fetch_online_hosts(client: httpx.AsyncClient) -> list[dict[str, Any]] | None:
-    """The hosts that are up; None while the edge takes no work."""
+    """Return the online hosts, or None while the edge is not ready."""
     try:
         if (await client.get("/readyz")).status_code != httpx.codes.OK:
             return None
@@ -150,30 +148,30 @@ async def _fetch_online_hosts(client: httpx.AsyncClient) -> list[dict[str, Any]]
 
 
 def _announce(options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str, Any]]) -> None:
-    for host in hosts:  # beside the line of JSON, which is for a program
+    for host in hosts:  # on stderr with --json, because stdout is for a program then
         click.echo(f"lamplighter: {display.describe_engine(host)}", err=options.as_json)
     if options.easy_port:
         click.echo(
-            f"lamplighter: http://127.0.0.1:{options.easy_port}/easy/ asks for no key: every program and user of this "
-            "machine may submit jobs there; let no proxy or tunnel lead to it",
+            f"lamplighter: http://127.0.0.1:{options.easy_port}/easy/ needs no key: every program and user of this "
+            "machine may submit jobs there; do not expose it through a proxy or tunnel",
             err=True,
         )
     if options.as_json:
-        said = {"url": address.url, "key": address.key, "data": str(options.data)}
-        sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
+        answer = {"url": address.url, "key": address.key, "data": str(options.data)}
+        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
         sys.stdout.flush()
         return
-    elsewhere = () if options.data == DEFAULT_DATA_DIR.resolve() else ("--data", str(options.data))
-    first = format_command("submit", "echo", "--text", "hello", "--wait", *elsewhere)
+    data_option = () if options.data == DEFAULT_DATA_DIR.resolve() else ("--data", str(options.data))
+    example = format_command("submit", "echo", "--text", "hello", "--wait", *data_option)
     console = Console(highlight=False, soft_wrap=True)
-    # Whoever keeps what goes elsewhere than to a terminal, journald say, keeps it for long and shows it to others.
+    # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
     key = address.key if console.is_terminal else f"in {options.data / ADDRESS_FILE}"
-    console.print(f"[bold green]Lamplighter is lit.[/]  url {address.url}\nkey {key}")
-    console.print(f"Try: {first}   (logs: {options.data / 'logs'}; stop with Ctrl-C)", markup=False)
+    console.print(f"[bold green]Lamplighter is running.[/]  url {address.url}\nkey {key}")
+    console.print(f"Try: {example}   (logs: {options.data / 'logs'}; stop with Ctrl-C)", markup=False)
 
 
 async def _serve(options: UpOptions, opened: PublicAccess) -> None:
-    # Heard from the first moment to the last: no signal leaves a child behind, nor cuts a drain that has begun.
+    # Signals are received from start to end, so that none leaves a child running or interrupts a drain.
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         await _run_until_signalled(options, opened, signals)
 
@@ -181,46 +179,46 @@ async def _serve(options: UpOptions, opened: PublicAccess) -> None:
 async def _run_until_signalled(
     options: UpOptions, opened: PublicAccess, signals: AsyncIterator[signal.Signals]
 ) -> None:
-    ledger, logs = ChildRegistry(options.data), options.data / "logs"
-    for folder in (logs, options.data / "edge", options.data / "broker"):  # what jobs of all owners are about
+    registry, logs = ChildRegistry(options.data), options.data / "logs"
+    for folder in (logs, options.data / "edge", options.data / "broker"):  # they hold data of all owners' jobs
         make_private_folder(folder)
-    for name in await ledger.stop_leftovers():
-        log.warning("ended what an earlier, killed `up` left running", process=name)
+    for name in await registry.stop_leftovers():
+        log.warning("leftover_process_stopped", process=name)
     listening = listen_on_loopback(options.port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with run_server(opened.server) as server, anyio.create_task_group() as tasks:
-        tasks.start_soon(BrokerSupervisor(server, ledger, options.data).run)
+        tasks.start_soon(BrokerSupervisor(server, registry, options.data).run)
         write_private_json(options.data / BROKER_FILE, _broker_settings(opened))
         async with open_edge(_broker_settings(opened)) as bus:
             keys = await ensure_keys(bus, options.data)
-        edge = SupervisedProcess("edge", _edge_environ(options, opened, listening.fileno()), logs, ledger, listening)
-        runner = SupervisedProcess("runner", _runner_environ(options, opened, url, keys), logs, ledger)
+        edge = SupervisedProcess("edge", _edge_environ(options, opened, listening.fileno()), logs, registry, listening)
+        runner = SupervisedProcess("runner", _runner_environ(options, opened, url, keys), logs, registry)
         tasks.start_soon(edge.run)
         if not options.no_runner:
             tasks.start_soon(runner.run)
         try:
-            async with anyio.create_task_group() as coming:
-                coming.start_soon(_announce_when_ready, options, EdgeAddress(url, keys.admin), keys, (edge, runner))
+            async with anyio.create_task_group() as starting:
+                starting.start_soon(_announce_when_ready, options, EdgeAddress(url, keys.admin), keys, (edge, runner))
                 await anext(signals)
-                coming.cancel_scope.cancel()
+                starting.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 edge.disable_restart()
                 await runner.stop(options.grace_s + RUNNER_STOP_MARGIN_S)
                 await edge.stop(EDGE_STOP_TIMEOUT_S)
         tasks.cancel_scope.cancel()
-    ledger.clear()
+    registry.clear()
 
 
 async def _announce_when_ready(
     options: UpOptions, address: EdgeAddress, keys: LocalKeys, children: Iterable[SupervisedProcess]
 ) -> None:
-    """Announce once all is ready."""
+    """Print the address and the key once all processes are ready."""
     try:
         hosts = await _wait_until_ready(address.url, keys, with_runner=not options.no_runner)
     except TimeoutError as error:
         raise StartTimeout(
-            f"edge or runner did not come up within {READY_TIMEOUT_S:.0f} s: see {options.data / 'logs'}"
+            f"edge or runner did not start within {READY_TIMEOUT_S:.0f} s: read the logs in {options.data / 'logs'}"
         ) from error
     for child in children:
         child.mark_ready()
@@ -235,14 +233,14 @@ async def _announce_when_ready(
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_DATA_DIR,
     show_default=True,
-    help="Everything that is kept.",
+    help="Folder for everything that is stored.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["auto", "docker", "process"]),
     default="auto",
     show_default=True,
-    help="What runs jobs. auto decides at the first start, for good: Docker where this machine has it.",
+    help="What runs jobs. auto decides once, at the first start: Docker if this machine has it.",
 )
 @click.option(
     "--endpoints",
@@ -250,28 +248,40 @@ async def _announce_when_ready(
     type=click.Path(exists=True, path_type=Path, file_okay=False),
     help="Folder of an image (its endpoint.toml), or of several [this project's images]. May be repeated.",
 )
-@click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs at once.")
-@click.option("--grace", "grace_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds of drain.")
+@click.option(
+    "--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs that run at the same time."
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Seconds for running jobs to end.",
+)
 @click.option(
     "--easy-port",
     type=click.IntRange(1, 65535),
     help="Answer HeyGem's /easy/ calls without a key on this port of 127.0.0.1. Opens them to every program and user "
-    "of this machine: they submit jobs, and read all jobs that came in this way.",
+    "of this machine: they can submit jobs, and read all jobs that were submitted this way.",
 )
-@click.option("--no-runner", is_flag=True, help="Run no jobs on this machine: hosts join.")
+@click.option("--no-runner", is_flag=True, help="Run no jobs on this machine; other hosts join.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A lamplighter.toml for edge and runner: [hosts.NAME], say. What `up` sets itself wins.",
+    help="A lamplighter.toml for edge and runner, with [hosts.NAME] for example. Settings of `up` override it.",
 )
 @public_options
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", help="Of `up` itself."
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    help="Lowest level to log.",
 )
-@click.option("--log-format", type=click.Choice(["json", "text"]), default="text", help="Of `up` itself.")
-@click.option("--json", "as_json", is_flag=True, help="Once ready, print one line: url, key, data.")
+@click.option("--log-format", type=click.Choice(["json", "text"]), default="text", help="Format of the log of `up`.")
+@click.option("--json", "as_json", is_flag=True, help="When ready, print one line of JSON: url, key, data.")
 def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
-    """Serve broker, edge and runner on this machine until stopped (Ctrl-C). On loopback only, unless --public."""
+    """Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given."""
     os.umask(PRIVATE_UMASK)
     configure_logging(log_level, log_format)
     folders = endpoints or (IMAGES,)

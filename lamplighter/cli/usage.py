@@ -1,4 +1,4 @@
-"""`lamplighter usage`: what was used in a range of time, and what it cost."""
+"""`lamplighter usage`: usage and cost in a range of time."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from lamplighter.cli.context import CliContext, client_command
 @click.command()
 @click.option("--from", "since", metavar="TIME", help="As 2026-11-01T00:00:00Z; without it the last 30 days.")
 @click.option("--to", "until", metavar="TIME", help="Up to, but not including; without it now.")
-@click.option("--owner", help="Whose (needs a key with the scope admin, which without it shows everybody's).")
+@click.option("--owner", help="Only this owner. Needs a key with the scope admin, which otherwise shows all owners.")
 @client_command
 def usage(session: CliContext, since: str | None, until: str | None, owner: str | None) -> None:
-    """Jobs, GPU time, energy, money, and the hosts' hours with power against always on."""
+    """Show jobs, GPU time, energy, cost, and how long the hosts were on and off."""
     given = {"from": since, "to": until, "owner": owner}
     found = session.client.call(api.get_json("/v1/usage", **{name: value for name, value in given.items() if value}))
     session.show(found, lambda: _print_usage(session, found))
 
 
 def _print_usage(session: CliContext, found: dict[str, Any]) -> None:
-    whose = found["owner"] or "everybody"
-    session.out.print(f"{whose}, {found['from'][:19]} to {found['to'][:19]}", markup=False, highlight=False)
+    owner = found["owner"] or "all owners"
+    session.out.print(f"{owner}, {found['from'][:19]} to {found['to'][:19]}", markup=False, highlight=False)
     rows = [_usage_row(share["endpoint"], share) for share in found["by"]]
     columns = ("ENDPOINT", "JOBS", "GPU TIME", "ENERGY", "COST", "HOURS ON")
     display.print_table(
-        session.out, columns, [*rows, _usage_row("in all", found)] if rows else [], "no job has ended in this time"
+        session.out, columns, [*rows, _usage_row("total", found)] if rows else [], "no job has ended in this time"
     )
-    dark = f"hosts with power {found['hours_on']:.1f} h, dark {found['hours_saved']:.1f} h"
-    session.out.print(dark, markup=False, highlight=False)
+    hours = f"hosts on {found['hours_on']:.1f} h, off {found['hours_saved']:.1f} h"
+    session.out.print(hours, markup=False, highlight=False)
 
 
 def _usage_row(name: str, used: dict[str, Any]) -> tuple[str, ...]:

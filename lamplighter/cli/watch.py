@@ -1,4 +1,4 @@
-"""Watching a job from the terminal: a bar for a person, a line an event for a program."""
+"""Watching a job from the terminal: a progress bar for a person, one line for each event for a program."""
 
 import os
 import sys
@@ -18,17 +18,17 @@ from schemas.status import FINAL_STATUSES
 
 @contextmanager
 def print_resume_hint(session: CliContext, job_id: str, output: str | None) -> Iterator[None]:
-    """Ctrl-C leaves the job as it is and says how to come back, for its outputs too where they were asked for."""
+    """On Ctrl-C, print the command that resumes watching, with its output option, and exit. The job continues."""
     try:
         yield
     except KeyboardInterrupt:
-        back = session.format_next_command("watch", job_id, *(("-o", output) if output else ()))
-        session.err.print(f"\nThis stops no job. Come back with: {back}", markup=False, highlight=False)
+        command = session.format_next_command("watch", job_id, *(("-o", output) if output else ()))
+        session.err.print(f"\nThe job continues. Watch it again with: {command}", markup=False, highlight=False)
         sys.exit(INTERRUPTED)
 
 
 def watch_to_end(session: CliContext, job_id: str, *, quietly: bool = False) -> JobView:
-    """Follow the job to its end; raises JobFailed unless it succeeded. `quietly`: nothing is shown on the way."""
+    """Follow the job to its end. Raises JobFailed unless it succeeded. With `quietly`, show nothing on the way."""
     if quietly:
         return session.client.wait(job_id)
     return _print_events(session, job_id) if session.as_json else _draw_progress(session, job_id)
@@ -65,7 +65,7 @@ def _draw_progress(session: CliContext, job_id: str) -> JobView:
 
 @contextmanager
 def transfer_bar(session: CliContext, verb: str, name: str, size: int) -> Iterator[ByteProgress]:
-    """A bar for bytes going over the network; silent where nobody looks on."""
+    """Show a progress bar for a file transfer; show nothing with --json or without a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     silent = session.as_json or not session.err.is_terminal
     with Progress(*columns, console=session.err, transient=True, disable=silent) as progress:
@@ -74,15 +74,15 @@ def transfer_bar(session: CliContext, verb: str, name: str, size: int) -> Iterat
 
 
 def upload_file(session: CliContext, path: Path) -> str:
-    """Upload `path` unless the edge has it; its `sha256:…`."""
+    """Upload `path` unless the edge has it, and return its `sha256:…`."""
     with transfer_bar(session, "uploading", path.name, path.stat().st_size) as advance:
         return session.client.upload(path, advance).digest
 
 
 def save_outputs(session: CliContext, job: JobView, output: str) -> list[Path]:
-    """Download the outputs: into the folder `output`, or as that file when there is one output and no folder is named.
+    """Download the outputs into the folder `output`, or to that file if there is one output and it is not a folder.
 
-    What is missing of the path is made. A name that ends with a slash is a folder's.
+    Missing folders are created. A name that ends with a slash is a folder.
     """
     files, to = job.output.files if job.output else (), Path(output)
     into_folder = output.endswith(os.sep) or to.is_dir() or len(files) != 1

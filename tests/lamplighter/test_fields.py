@@ -42,14 +42,14 @@ def test_values_are_read_by_their_type(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--steps", "many"], "no integer"),
-        (["--seconds", "nan"], "no number"),
-        (["--box", "{}"], "no array"),
-        (["--text", "\udcff"], "no string"),
-        (["--loud", "perhaps"], "no boolean"),
-        (["--in_file", "/no/such/file"], "no such file"),
+        (["--steps", "many"], "of the type integer"),
+        (["--seconds", "nan"], "of the type number"),
+        (["--box", "{}"], "of the type array"),
+        (["--text", "\udcff"], "of the type string"),
+        (["--loud", "perhaps"], "of the type boolean"),
+        (["--in_file", "/no/such/file"], "the file does not exist"),
         (["--nothing", "1"], "it takes --text, --steps"),
-        (["alone"], "stands alone"),
+        (["alone"], "has no field"),
         (["--text"], "has no value"),
     ],
 )
@@ -59,7 +59,7 @@ def test_mistakes_are_named(words, said):
 
 
 def test_a_body_is_an_object():
-    with pytest.raises(click.UsageError, match="no object"):
+    with pytest.raises(click.UsageError, match="of the type object"):
         input_args.parse_value("body", "[1]", {"type": "object"})
 
 

@@ -18,11 +18,11 @@ DIED = WarmPoolStatus("heygem", 0, 1, "the container died while it waited: no we
 @pytest.mark.parametrize(
     ("slots", "told"),
     [
-        (WarmPoolStatus("echo", 2, 0), "echo: 2 waiting"),
-        (WarmPoolStatus("echo", 1, 1), "echo: 1 waiting, 1 warming"),
+        (WarmPoolStatus("echo", 2, 0), "echo: 2 ready"),
+        (WarmPoolStatus("echo", 1, 1), "echo: 1 ready, 1 loading"),
         (WarmPoolStatus("echo", 0, 0), "echo: none"),
         (WarmPoolStatus("echo", 0, 0, "exit 1", 7.6), "echo: none, next try in 8 s (exit 1)"),
-        (WarmPoolStatus("echo", 0, 1, "exit 1"), "echo: 1 warming, trying again (exit 1)"),
+        (WarmPoolStatus("echo", 0, 1, "exit 1"), "echo: 1 loading, trying again (exit 1)"),
     ],
 )
 def test_warm_slots_in_words(slots: WarmPoolStatus, told: str):
@@ -41,14 +41,14 @@ def found(**host: Any) -> dict[str, Finding]:
 
 def test_doctor_tells_the_way_of_injection_and_what_does_not_warm():
     findings = found(injection="cdi", warm=(DIED, WarmPoolStatus("echo", 1, 0)))
-    assert findings["cards of gpu-1"].what == "given to containers by cdi"
+    assert findings["gpu access of gpu-1"].what == "given to containers by cdi"
     slots = [finding for finding in found(warm=(DIED,)).values() if finding.name == "warm slots of gpu-1"]
     assert [(one.verdict, "no weights" in one.what) for one in slots] == [(CheckStatus.WARN, True)]
 
 
 def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
-    assert found(injection="none")["cards of gpu-1"].verdict is CheckStatus.FAIL
-    assert "cards of gpu-1" not in found()
+    assert found(injection="none")["gpu access of gpu-1"].verdict is CheckStatus.FAIL
+    assert "gpu access of gpu-1" not in found()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
             "docker, away",
             "gpu-1 starts no jobs until docker answers there (no socket): start it",
             CheckStatus.FAIL,
-            "docker does not answer, its jobs wait: no socket",
+            "docker does not answer, jobs wait: no socket",
         ),
         (
             {"engine": "process", "run_as": "nobody"},
@@ -121,7 +121,7 @@ def test_doctor_tells_what_a_runner_waits_for():
             "cannot fetch input: the edge is not reachable (ConnectError)",
             "check its address and the network",
         ),
-        (CheckStatus.WARN, "cannot remove: busy", "see that runner's log"),
+        (CheckStatus.WARN, "cannot remove: busy", "read that runner's log"),
     ]
 
 

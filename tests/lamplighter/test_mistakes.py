@@ -100,7 +100,9 @@ def test_a_command_is_told_as_it_can_be_typed(monkeypatch, tmp_path):
     called = str(tmp_path / ".venv" / "bin" / "lamplighter")
     monkeypatch.setattr("sys.argv", [called, "up"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    there = context.CliContext(EdgeAddress("http://edge"), tmp_path, as_json=False, place=("--data", "a folder"))
+    there = context.CliContext(
+        EdgeAddress("http://edge"), tmp_path, as_json=False, address_options=("--data", "a folder")
+    )
     assert there.format_next_command("watch", "one") == f"{called} watch one --data 'a folder'"
     monkeypatch.setattr("sys.argv", ["/somewhere/lamplighter/__main__.py", "up"])
     assert there.format_next_command("watch", "one") == "lamplighter watch one --data 'a folder'"

@@ -14,71 +14,71 @@ from jobkit.job import Job
 from jobkit.messages import MessageWriter, claim_stdout
 from jobkit.warm import bind_start_socket, wait_for_start
 
-MESSAGE_LIMIT_CHARS = 4_000  # characters; a line over 64 KiB would be no message
+MESSAGE_LIMIT_CHARS = 4_000  # the runner ignores a line over 64 KiB
 
 
 class _LoadFailed(JobError):
-    """`load` raised something of its own."""
+    """An exception that `load` raised."""
 
 
 def run(work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None = None) -> NoReturn:
-    """Run one job and exit: `work(job)`, or `work(job, load())`. What `work` returns becomes the job's data.
+    """Run one job and exit: `work(job)`, or `work(job, load())`. The return value of `work` becomes the job's data.
 
-    `load` is the heavy part that no job is needed for: in a warm slot it is done before the job comes.
+    `load` does the expensive part that does not depend on a job. In a warm container it runs before the job arrives.
     """
-    lines = MessageWriter(claim_stdout())
-    code = _run_to_exit_code(work, load, lines)
+    messages = MessageWriter(claim_stdout())
+    code = _run_to_exit_code(work, load, messages)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: libraries' threads may hang and CUDA's teardown may crash, and the result is on disk.
+    # Not sys.exit: threads of libraries may hang, and CUDA's teardown may crash. The result is on disk already.
     os._exit(code)
 
 
 def _run_to_exit_code(
-    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, lines: MessageWriter
+    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, messages: MessageWriter
 ) -> int:
-    """The exit code."""
+    """Run the job and return the exit code. Report an exception to the runner."""
     try:
         signal.signal(signal.SIGTERM, _on_sigterm)
-        _run_job(work, load, lines)
+        _run_job(work, load, messages)
     except Stopped:
         return STOPPED_EXIT
-    except BaseException as error:  # every end of a job is told to the runner
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway; let it say why
-        sys.excepthook(*sys.exc_info())  # as the module traceback does, without its import: a start is counted in ms
+    except BaseException as error:  # the runner gets a message for every failure
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, so let it write the message
+        sys.excepthook(*sys.exc_info())  # not the module traceback: its import would add milliseconds to each start
         failure = classify_exception(error)
-        lines.write("error", code=failure.code, message=failure.message[:MESSAGE_LIMIT_CHARS])
+        messages.write("error", code=failure.code, message=failure.message[:MESSAGE_LIMIT_CHARS])
         return failure.exit_code
     return 0
 
 
 def _run_job(
-    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, lines: MessageWriter
+    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, messages: MessageWriter
 ) -> None:
     folder = Path(os.environ.get("LAMPLIGHTER_JOB", "/job"))
     if os.environ.get("LAMPLIGHTER_WARM") == "1":
         loaded = _call_load(load)
         with bind_start_socket(folder) as listener:
-            lines.write("ready")
+            messages.write("ready")
             wait_for_start(listener)
-        job = Job(folder, lines)
+        job = Job(folder, messages)
     else:
-        job = Job(folder, lines)
+        job = Job(folder, messages)
         loaded = _call_load(load)
     job.finish(work(job, *loaded))
 
 
 def _call_load(load: Callable[[], Any] | None) -> tuple[Any, ...]:
-    """What `work` gets besides the job."""
+    """Return the arguments of `work` after the job."""
     if load is None:
         return ()
     try:
         return (load(),)
     except Exception as error:
         failure = classify_exception(error, "model_load_failed")
-        told = _LoadFailed(failure.code, failure.message)
-        told.exit_code = failure.exit_code
-        raise told from error
+        load_failed = _LoadFailed(failure.code, failure.message)
+        load_failed.exit_code = failure.exit_code
+        raise load_failed from error
 
 
 def _on_sigterm(_signal: int, _frame: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""How a job fails: what to raise, the exit code of it, and what any other exception means."""
+"""Exceptions for failures of a job, their exit codes, and the codes of other exceptions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _CODE_PATTERN = re.compile("[a-z_]{1,40}")
-STOPPED_EXIT = 143  # 128 + SIGTERM, as a shell and Docker say it
+STOPPED_EXIT = 143  # 128 + SIGTERM, the convention of shells and Docker
 
 
 class JobError(Exception):
-    """A failure with a code (`[a-z_]{1,40}`) and a message for the user. Raise one of its children."""
+    """A failure with a code (`[a-z_]{1,40}`) and a message for the user. Raise one of its subclasses."""
 
     exit_code = 70
 
     def __init__(self, code: str, message: str) -> None:
         if not _CODE_PATTERN.fullmatch(code):
-            raise ValueError(f"{code!r} is no failure code: give 1 to 40 of a-z and _")
+            raise ValueError(f"{code!r} is not a failure code: use 1 to 40 characters of a-z and _")
         super().__init__(message)
         self.code = code
         self.message = message
 
 
 class BadJob(JobError):
-    """The job itself makes no sense. The client's fault, never retried."""
+    """The job is invalid as a whole. The client's fault, never retried."""
 
     exit_code = 64
 
@@ -36,31 +36,31 @@ class BadInput(JobError):
 
 
 class GpuUnusable(JobError):
-    """The GPU or its driver cannot be used: another card or later. Costs no attempt."""
+    """The GPU or its driver cannot be used. The job is retried on another GPU or later, and no attempt is counted."""
 
     exit_code = 69
 
 
 class TryAgain(JobError):
-    """Something passing was in the way."""
+    """A temporary problem. The job is retried."""
 
     exit_code = 75
 
 
 class Stopped(BaseException):
-    """The runner asked the job to stop (SIGTERM). Clean up and let it pass: no `except Exception` catches it."""
+    """The runner asked the job to stop (SIGTERM). Clean up and re-raise it; `except Exception` does not catch it."""
 
 
 class ExitReport(NamedTuple):
-    """What an exception comes to."""
+    """The code, message and exit code for an exception."""
 
     code: str
     message: str
     exit_code: int
 
 
-# torch raises RuntimeError for most of these; only the text tells. Sources: torch/c10/cuda/CUDAException,
-# CUDACachingAllocator, and cudaGetErrorString in NVIDIA's runtime API reference.
+# torch raises RuntimeError for most of these, so only the text distinguishes them. Sources:
+# torch/c10/cuda/CUDAException, CUDACachingAllocator, and cudaGetErrorString in NVIDIA's runtime API reference.
 CUDA_TEXTS = (
     ("cuda out of memory", "cuda_oom", 75),
     ("cuda error: out of memory", "cuda_oom", 75),
@@ -72,7 +72,7 @@ CUDA_TEXTS = (
     ("cuda unknown error", "gpu_unhealthy", 69),
     ("uncorrectable ecc error", "gpu_unhealthy", 69),
     ("gpu is lost", "gpu_lost", 69),
-    # The card is well, but this image and this card or driver do not go together.
+    # The GPU works, but this image does not support it or its driver.
     ("no kernel image is available", "gpu_unsupported", 69),
     ("unsupported toolchain", "gpu_unsupported", 69),
     ("driver version is insufficient", "gpu_unsupported", 69),
@@ -108,9 +108,9 @@ _CLASSIFIERS: tuple[Callable[[BaseException], ExitReport | None], ...] = (
 
 
 def classify_exception(error: BaseException, otherwise: str = "internal") -> ExitReport:
-    """What `error` comes to; `otherwise` is the code of an exception that nothing here knows."""
-    for reading in _CLASSIFIERS:
-        failure = reading(error)
+    """Return the report for `error`. `otherwise` is the code of an unknown exception."""
+    for classify in _CLASSIFIERS:
+        failure = classify(error)
         if failure is not None:
             return failure
     return ExitReport(otherwise, f"{type(error).__name__}: {error}", 70)

@@ -1,4 +1,4 @@
-"""One job as its author sees it: input, files, options, and what it says while it works."""
+"""One job as its author sees it: input, files, outputs, progress."""
 
 from __future__ import annotations
 
@@ -19,34 +19,33 @@ OUTPUT_FILE = "output.json"
 
 
 class Job:
-    """What is to be done. Folders are those of the container contract: in/ (read-only), out/, tmp/ (scratch)."""
+    """One job. Its folders are those of the container contract: in/ (read-only), out/, tmp/ (scratch)."""
 
-    def __init__(self, folder: Path, lines: MessageWriter) -> None:
-        said = _read_job_file(folder / "job.json")
-        self.id = str(said["id"])
-        self.endpoint = str(said["endpoint"])
-        self.round = int(said.get("round", 1))
-        self.attempt = int(said.get("attempt", 1))
-        self.input: dict[str, Any] = said["input"]
-        self.options: dict[str, Any] = said.get("options") or {}
+    def __init__(self, folder: Path, messages: MessageWriter) -> None:
+        fields = _read_job_file(folder / "job.json")
+        self.id = str(fields["id"])
+        self.endpoint = str(fields["endpoint"])
+        self.round = int(fields.get("round", 1))
+        self.attempt = int(fields.get("attempt", 1))
+        self.input: dict[str, Any] = fields["input"]
         self.tmp = folder / "tmp"
         self._in = folder / "in"
         self._out = folder / "out"
-        self._messages = lines
-        self._progress = ProgressThrottle(lines.write)
+        self._messages = messages
+        self._progress = ProgressThrottle(messages.write)
 
     def path(self, name: str) -> Path:
-        """The file given for the asset input `name`. KeyError if the job has none: ask `name in job.input`."""
+        """Return the file of the asset input `name`. Raises KeyError if it was not given: check `name in job.input`."""
         return self._in / str(self.input[name])
 
     @contextlib.contextmanager
     def output(self, name: str) -> Iterator[Path]:
-        """A path to write the output `name` to. It becomes an output, whole and on disk, when the block succeeds.
+        """Yield a path to write the output `name` to. If the block succeeds, the file becomes an output.
 
-        The path keeps the extension: many writers choose the format by it.
+        It is then complete and synced. The path keeps the extension, because many writers choose the format by it.
         """
         if name != Path(name).name or name in {"", ".", "..", OUTPUT_FILE} or name.startswith(PART_PREFIX):
-            raise ValueError(f"{name!r} is no name for an output: give a plain file name")
+            raise ValueError(f"{name!r} cannot be the name of an output: use a plain file name")
         part = self._out / (PART_PREFIX + name)
         try:
             yield part
@@ -58,24 +57,24 @@ class Job:
     def progress(
         self, fraction: float, stage: str | None = None, done: int | None = None, total: int | None = None
     ) -> None:
-        """Say how far it is: `fraction` in [0, 1], `done` of `total` steps of `stage`. Cheap: call it every step.
+        """Report progress: `fraction` in [0, 1], `done` of `total` steps of `stage`. Call it for every step.
 
-        It is also the sign of life: none for `stall_s` seconds and the runner ends the job.
+        It is cheap. It also shows that the job is alive: without any for `stall_s` seconds, the runner ends the job.
         """
         if not math.isfinite(fraction):
-            raise ValueError(f"progress is a number from 0 to 1, not {fraction}")
+            raise ValueError(f"progress must be a number from 0 to 1, not {fraction}")
         self._progress.put(fraction=float(fraction), stage=stage, done=_as_int(done), total=_as_int(total))
 
     def metric(self, name: str, value: float, unit: str = "") -> None:
-        """A number measured of this job: frames a second, seconds of load."""
+        """Report a number that was measured in this job, such as frames per second."""
         self._messages.write("metric", name=name, value=float(value), unit=unit)
 
     def log(self, text: str) -> None:
-        """A line for the job's log; `print` does the same."""
+        """Write a line to the job's log, as `print` does."""
         print(text, file=sys.stderr, flush=True)
 
     def finish(self, data: Mapping[str, Any] | None) -> None:
-        """Write the job's data and say the last progress. jobkit.run calls it."""
+        """Write the job's data and the last progress. `jobkit.run` calls it."""
         part = self._out / (PART_PREFIX + OUTPUT_FILE)
         part.write_text(json.dumps(dict(data or {}), ensure_ascii=False, allow_nan=False), encoding="utf-8")
         move_into_place(part, self._out / OUTPUT_FILE)
@@ -83,7 +82,7 @@ class Job:
 
 
 def move_into_place(part: Path, final: Path) -> None:
-    """Put a finished file in its place so that a crash shows either nothing or all of it."""
+    """Rename a finished file so that after a crash it is either complete or absent."""
     _fsync(part)
     part.replace(final)
     _fsync(final.parent)
@@ -98,15 +97,17 @@ def _fsync(path: Path) -> None:
 
 
 def _as_int(number: float | None) -> int | None:
-    """Authors pass numpy's integers, which json does not know."""
+    """Convert numpy's integers, which json does not support."""
     return None if number is None else int(number)
 
 
 def _read_job_file(path: Path) -> dict[str, Any]:
     try:
-        said: object = json.loads(path.read_text(encoding="utf-8"))
+        fields: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadJob("bad_job", f"{path.name} cannot be read: {error}") from error
-    if not isinstance(said, dict) or not {"id", "endpoint"} <= said.keys() or not isinstance(said.get("input"), dict):
-        raise BadJob("bad_job", f"{path.name} is no job: it needs id, endpoint and input")
-    return said
+    if not isinstance(fields, dict) or not {"id", "endpoint"} <= fields.keys():
+        raise BadJob("bad_job", f"{path.name} is not a job: it needs id, endpoint and input")
+    if not isinstance(fields.get("input"), dict):
+        raise BadJob("bad_job", f"{path.name} is not a job: its input must be an object")
+    return fields

@@ -1,4 +1,4 @@
-"""Saying things to the runner: one JSON object a line, on the stdout the container was started with."""
+"""Messages to the runner: one JSON object on each line of the stdout that the container was started with."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ PROGRESS_INTERVAL_S = 0.1
 
 
 def claim_stdout() -> int:
-    """Keep stdout for messages and send what anybody else prints there to stderr; the descriptor to write to.
+    """Keep stdout for messages, redirect all other output to stderr, and return the descriptor for messages.
 
-    A library that prints half a line (a progress bar, a C warning) would otherwise spoil the message behind it.
+    A library that prints an incomplete line, as a progress bar does, would otherwise damage the message after it.
     """
     sys.stdout.flush()
-    kept = os.dup(1)
+    descriptor = os.dup(1)
     os.dup2(2, 1)
-    return kept
+    return descriptor
 
 
 class MessageWriter:
-    """Writes messages; safe from any thread."""
+    """A writer of messages. It may be used from any thread."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lock = threading.Lock()
 
     def write(self, kind: str, **fields: Any) -> None:
-        """One message. Fields that are None are left out."""
-        said = {"type": kind, **{name: value for name, value in fields.items() if value is not None}}
-        data = json.dumps(said, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        """Write one message. Fields with the value None are left out."""
+        message = {"type": kind, **{name: value for name, value in fields.items() if value is not None}}
+        data = json.dumps(message, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
 
 class ProgressThrottle:
-    """Progress at most every PROGRESS_EVERY_S seconds; what is held back follows then, so the last always arrives."""
+    """Write progress at most every PROGRESS_INTERVAL_S, and the latest pending progress when the interval ends."""
 
-    def __init__(self, say: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._write = say
+    def __init__(self, write: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
         self._clock = clock
         self._lock = threading.Lock()
-        self._next = 0.0  # no sooner than this
+        self._next = 0.0  # time of the earliest next write
         self._pending: dict[str, Any] | None = None
         self._timer: threading.Timer | None = None
 
     def put(self, **fields: Any) -> None:
-        """Say it now or in a moment."""
+        """Write the progress now, or at the end of the interval."""
         with self._lock:
             self._pending = fields
             wait = self._next - self._clock()
@@ -64,7 +64,7 @@ class ProgressThrottle:
                 self._timer.start()
 
     def flush(self) -> None:
-        """Say what was held back."""
+        """Write the pending progress."""
         with self._lock:
             self._emit()
 
@@ -73,6 +73,6 @@ class ProgressThrottle:
             self._timer.cancel()
             self._timer = None
         if self._pending is not None:
-            held, self._pending = self._pending, None
+            fields, self._pending = self._pending, None
             self._next = self._clock() + PROGRESS_INTERVAL_S
-            self._write("progress", **held)
+            self._write("progress", **fields)

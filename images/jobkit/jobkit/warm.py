@@ -1,4 +1,4 @@
-"""A warm slot: wait, model loaded, for the one line that says the job has come."""
+"""Waiting in a warm container, with the model loaded, for the line that starts the job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ SOCKET_NAME = "start.sock"
 
 @contextlib.contextmanager
 def bind_start_socket(folder: Path) -> Iterator[socket.socket]:
-    """A unix socket `folder`/start.sock. Bound through a descriptor: the address may be 107 bytes, a path longer."""
+    """Bind the unix socket `folder`/start.sock.
+
+    It is bound through a descriptor: an address has at most 107 bytes, and a path may have more.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -27,7 +30,7 @@ def bind_start_socket(folder: Path) -> Iterator[socket.socket]:
 
 
 def wait_for_start(listener: socket.socket) -> None:
-    """Returns when somebody sent one whole line. Connections that close without one do not count."""
+    """Return when a connection sent a complete line. Connections that close without one are ignored."""
     while True:
         connection, _ = listener.accept()
         with connection, connection.makefile("rb") as lines:
