@@ -64,7 +64,7 @@ def test_a_web_server_that_is_no_edge_is_told_from_one(stranger, tmp_path):
     done = lamplighter("jobs", "--url", stranger, "--data", tmp_path)
     assert (done.exit_code, "http_404" in one_line(done)) == (4, True)
     found = lamplighter("doctor", "--url", stranger, "--data", tmp_path)
-    assert (found.exit_code, "none (HTTP 404)" in found.stdout) == (3, True)
+    assert (found.exit_code, "is not a Lamplighter edge (HTTP 404)" in found.stdout) == (3, True)
 
 
 @pytest.mark.parametrize("headers", [{"content-type": "text/html"}, {}])
@@ -78,7 +78,7 @@ def test_doctor_takes_no_page_for_an_edge(headers):
 def test_options_before_a_verb_are_not_lost_without_a_word():
     for group, verb in (("hosts", "list"), ("assets", "list")):
         done = lamplighter(group, "--url", "http://elsewhere", verb)
-        assert (done.exit_code, "behind list, not before it" in done.stderr) == (2, True)
+        assert (done.exit_code, "after list, not before it" in done.stderr) == (2, True)
 
 
 def test_ctrl_c_is_no_failed_job(monkeypatch):

@@ -32,7 +32,7 @@ async def test_what_was_used_is_told_to_people_and_to_programs(face: ServedEdge)
     assert told.returncode == 0
     lines = [line.split() for line in told.stdout.decode().splitlines()]
     assert ["echo", "1", "90", "s", "0.010", "kWh", "0.25", "CNY", "0.00"] in lines
-    assert ["in", "all", "1", "90", "s", "0.010", "kWh", "0.25", "CNY", "0.00"] in lines
+    assert ["total", "1", "90", "s", "0.010", "kWh", "0.25", "CNY", "0.00"] in lines
     shown = json.loads((await lamplighter(face, "admin", "--owner", "ann", "--json")).stdout)
     assert (shown["owner"], shown["jobs"], shown["gpu_s"]) == ("ann", 1, 90.0)
 
