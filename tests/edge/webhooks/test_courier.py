@@ -230,7 +230,7 @@ async def test_what_waits_survives_the_broker_and_the_edge(fake: FakeBusServices
 
 async def test_a_full_store_puts_letters_off_and_loses_none(fake: FakeBusServicesRig) -> None:
     async with run_receiver() as receiver:
-        fake.broker._mail.letters.log.full = True
+        fake.broker._webhooks.deliveries.log.full = True
         job = await hooked(fake, receiver.url)
 
         async def refused() -> bool:
@@ -239,7 +239,7 @@ async def test_a_full_store_puts_letters_off_and_loses_none(fake: FakeBusService
         await wait_until(refused)
         with pytest.raises(BrokerFull):
             await fake.bus.webhook_outbox.enqueue(await _letter(fake, job))
-        fake.broker._mail.letters.log.full = False
+        fake.broker._webhooks.deliveries.log.full = False
         fake.time.advance(seconds=10)
         await rows(fake, job, DeliveryState.DELIVERED)
 

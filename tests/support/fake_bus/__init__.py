@@ -1,4 +1,4 @@
-"""The bus without a broker: connections share one MemoryBroker. It passes the suite that the real one passes."""
+"""The bus without a broker: connections share one FakeBroker. It passes the contract suites of the real one."""
 
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 

@@ -1,4 +1,4 @@
-"""The broker itself: what all connections share, and what can go wrong with it."""
+"""The fake broker: the streams that all connections share, and faults to inject."""
 
 import time
 
@@ -50,16 +50,16 @@ class FakeBus(Bus, frozen=True, kw_only=True):
     job_store: FakeJobStore
 
     def cut(self) -> None:
-        """A partition: everything asked raises Unreachable, streams fall silent."""
+        """Cut this connection: requests raise BrokerUnreachable, streams fall silent."""
         self.health.cut()
 
     def heal(self) -> None:
-        """The partition is over."""
+        """End the cut."""
         self.health.heal()
 
 
 class FakeBroker:
-    """Everything that expires (leases, postponements, presence, deduplication) goes by `clock`, in seconds."""
+    """Everything that expires (leases, delays, heartbeats, deduplication) uses `clock`, in seconds."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -68,62 +68,62 @@ class FakeBroker:
         )
         self._jobs = FakeJobsStream(clock, FakeStream(clock))
         self._usage = FakeStream(clock)
-        self._mail = FakeWebhookStreams(clock, self._streams.state, FakeStream(clock))
+        self._webhooks = FakeWebhookStreams(clock, self._streams.state, FakeStream(clock))
         self._buckets = {b.name: FakeStream(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in BUCKETS}
         self._full = False
 
     def connect(self) -> FakeBus:
-        """One more connection (the edge's, a runner's)."""
-        link = FakeConnection(self._clock, self._status)
-        self._jobs.links.append(link)
+        """Return one more connection (the edge's, a runner's)."""
+        connection = FakeConnection(self._clock, self._status)
+        self._jobs.connections.append(connection)
         return FakeBus(
-            health=link,
-            job_store=FakeJobStore(link, self._streams),
-            job_queue=FakeJobQueue(link, self._jobs),
-            feed=FakeJobFeed(link, self._streams),
-            host_nudges=FakeHostNudges(link, self._jobs.links),
-            heartbeats=FakeTable(link, self._buckets[HOSTS.name], HOSTS.name, HostHeartbeat),
-            capabilities=FakeTable(link, self._buckets[OFFERS.name], OFFERS.name, HostCapabilities),
-            api_keys=FakeTable(link, self._buckets[KEYS.name], KEYS.name, ApiKey),
-            asset_references=FakeTable(link, self._buckets[ASSETS.name], ASSETS.name, AssetReference),
-            tombstones=FakeTable(link, self._buckets[TOMBSTONES.name], TOMBSTONES.name, AssetTombstone),
-            power_records=FakeTable(link, self._buckets[POWER.name], POWER.name, PowerRecord),
-            webhook_configs=FakeTable(link, self._buckets[HOOKS.name], HOOKS.name, WebhookConfig),
-            delivery_log=FakeTable(link, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryLogRow),
-            leases=FakeTable(link, self._buckets[LEASES.name], LEASES.name, Lease),
-            webhook_outbox=FakeWebhookOutbox(link, self._mail),
-            installation_constants=FakeTable(link, self._buckets[AGREED.name], AGREED.name, InstallationConstant),
-            enrolled_hosts=FakeTable(link, self._buckets[JOINED.name], JOINED.name, EnrolledHost),
-            owner_deletions=FakeTable(link, self._buckets[ERASURES.name], ERASURES.name, OwnerDeletion),
-            audit_log=FakeTable(link, self._buckets[AUDIT.name], AUDIT.name, AuditEvent),
-            usage_log=FakeUsageLog(link, self._usage),
+            health=connection,
+            job_store=FakeJobStore(connection, self._streams),
+            job_queue=FakeJobQueue(connection, self._jobs),
+            feed=FakeJobFeed(connection, self._streams),
+            host_nudges=FakeHostNudges(connection, self._jobs.connections),
+            heartbeats=FakeTable(connection, self._buckets[HOSTS.name], HOSTS.name, HostHeartbeat),
+            capabilities=FakeTable(connection, self._buckets[OFFERS.name], OFFERS.name, HostCapabilities),
+            api_keys=FakeTable(connection, self._buckets[KEYS.name], KEYS.name, ApiKey),
+            asset_references=FakeTable(connection, self._buckets[ASSETS.name], ASSETS.name, AssetReference),
+            tombstones=FakeTable(connection, self._buckets[TOMBSTONES.name], TOMBSTONES.name, AssetTombstone),
+            power_records=FakeTable(connection, self._buckets[POWER.name], POWER.name, PowerRecord),
+            webhook_configs=FakeTable(connection, self._buckets[HOOKS.name], HOOKS.name, WebhookConfig),
+            delivery_log=FakeTable(connection, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryLogRow),
+            leases=FakeTable(connection, self._buckets[LEASES.name], LEASES.name, Lease),
+            webhook_outbox=FakeWebhookOutbox(connection, self._webhooks),
+            installation_constants=FakeTable(connection, self._buckets[AGREED.name], AGREED.name, InstallationConstant),
+            enrolled_hosts=FakeTable(connection, self._buckets[JOINED.name], JOINED.name, EnrolledHost),
+            owner_deletions=FakeTable(connection, self._buckets[ERASURES.name], ERASURES.name, OwnerDeletion),
+            audit_log=FakeTable(connection, self._buckets[AUDIT.name], AUDIT.name, AuditEvent),
+            usage_log=FakeUsageLog(connection, self._usage),
         )
 
     def _status(self) -> BrokerStatus:
         return BrokerStatus(used_share=1.0 if self._full else 0.0, is_durable=True, version="memory")
 
     def _all_streams(self) -> tuple[FakeStream, ...]:
-        return self._streams.state, self._streams.feed, self._jobs.log, self._mail.letters.log, self._usage
+        return self._streams.state, self._streams.feed, self._jobs.log, self._webhooks.deliveries.log, self._usage
 
     def stop(self) -> None:
-        """The broker is away for everybody; what it stored stays, deduplication forgets what was removed."""
-        for link in self._jobs.links:
-            link.cut()
+        """Cut all connections; streams keep their messages, deduplication forgets removed ones."""
+        for connection in self._jobs.connections:
+            connection.cut()
         for log in self._all_streams():
             log.forget_removed_ids()
 
     def start(self) -> None:
-        """And back."""
-        for link in self._jobs.links:
-            link.heal()
+        """Heal all connections."""
+        for connection in self._jobs.connections:
+            connection.heal()
 
     def restart(self) -> None:
-        """Away and back at once."""
+        """Stop and start."""
         self.stop()
         self.start()
 
     def corrupt(self, subject: str, data: bytes) -> None:
-        """Write any bytes where another program could: to the subject of a record or a row, or of a stream."""
+        """Write any bytes to the subject of a record, a row or a stream, as another program could."""
         _, _, bucket = subject.rpartition("$KV.")
         if subject.startswith("$KV.STATE."):
             self._streams.write(subject, data)
@@ -134,7 +134,7 @@ class FakeBroker:
             logs.get(subject.partition(".")[0], self._streams.feed).append(subject, data)
 
     def fill(self, full: bool = True) -> None:
-        """Let the store be full: every write raises StoreFull until `fill(False)`."""
+        """Make the store full: every write raises BrokerFull until `fill(False)`."""
         self._full = full
         for log in (*self._all_streams(), *self._buckets.values()):
             log.full = full

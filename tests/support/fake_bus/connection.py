@@ -1,26 +1,25 @@
-"""One connection to the fake: it can be cut and healed, and everything asked over it goes through `reach`."""
+"""One connection to the fake broker: it can be cut and healed, and every request checks it with `require_connected`."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-import anyio
 import anyio.lowlevel
 
 from bus.interface import BrokerStatus, BrokerUnreachable, Lane
+from bus.notifier import Notifier
 from schemas.ids import JobKey
 from tests.support.fake_bus.stream import Clock, FakeMessage, FakeStream
 
 
 class FakeConnection:
-    """`health` says what the broker would answer."""
+    """`status`: what the broker answers."""
 
-    def __init__(self, clock: Clock, health: Callable[[], BrokerStatus]) -> None:
+    def __init__(self, clock: Clock, status: Callable[[], BrokerStatus]) -> None:
         self._clock = clock
-        self._health = health
+        self._status = status
         self._since = clock()
-        self._up = anyio.Event()
-        self._up.set()
-        self._changed = anyio.Event()
+        self._is_up = True
+        self._changed = Notifier()
         self.fault = ""
         self.reconnect_count = 0
         self.woken_lanes: set[Lane] = set()
@@ -28,26 +27,26 @@ class FakeConnection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection stands now."""
-        return self._up.is_set()
+        """Whether the connection is up."""
+        return self._is_up
 
     async def require_connected(self) -> None:
-        """Pass, or raise Unreachable while the connection is cut."""
+        """Raise BrokerUnreachable while the connection is cut."""
         await anyio.lowlevel.checkpoint()
         if not self.is_connected:
-            raise BrokerUnreachable("the broker is away: it is asked again when it comes back")
+            raise BrokerUnreachable("the broker does not answer: trying again until it does")
 
     async def status(self) -> BrokerStatus:
-        """What the broker says of itself."""
+        """Return the broker's status."""
         await self.require_connected()
-        return self._health()
+        return self._status()
 
     def uptime_s(self) -> float:
-        """Seconds of the broker's clock since the connection came up; 0 while it is cut."""
+        """Return the seconds of the broker's clock since the connection came up; 0 while it is cut."""
         return self._clock() - self._since if self.is_connected else 0.0
 
     async def reconnects(self) -> AsyncIterator[None]:
-        """One item for each time it healed."""
+        """Yield once for each time it was healed."""
         seen = self.reconnect_count
         while True:
             while seen < self.reconnect_count:
@@ -56,37 +55,39 @@ class FakeConnection:
             await self._changed.wait()
 
     async def tail(self, log: FakeStream, after: int, prefix: str) -> AsyncIterator[FakeMessage | None]:
-        """Everything behind `after`, without end, also over a cut; None each time nothing more is there."""
+        """Yield everything after `after`, without end, across cuts; None each time the end is reached."""
         while True:
-            await self._up.wait()
+            await self._wait_until_up()
             for message in log.messages_after(after, prefix):
-                await self._up.wait()
+                await self._wait_until_up()
                 after = message.sequence
                 yield message
-            grown = log.grown
+            grown = log.grown.next_notification()
             yield None
             if not log.messages_after(after, prefix):
                 await grown.wait()
+
+    async def _wait_until_up(self) -> None:
+        await self._changed.wait_until(lambda: self._is_up)
 
     async def wait_until_changed(self) -> None:
         """Return when a wake, a nudge or a heal arrives."""
         await self._changed.wait()
 
     def notify(self) -> None:
-        """Wake whoever waits in `changed`."""
-        self._changed.set()
-        self._changed = anyio.Event()
+        """Wake the tasks that wait in `wait_until_changed`."""
+        self._changed.notify()
 
     def cut(self) -> None:
-        """The broker is out of reach from now on."""
+        """Cut the connection."""
         if self.is_connected:
-            self._up = anyio.Event()
+            self._is_up = False
             self.woken_lanes.clear()
 
     def heal(self) -> None:
-        """The broker is back."""
+        """Connect again."""
         if not self.is_connected:
             self._since = self._clock()
             self.reconnect_count += 1
-            self._up.set()
+            self._is_up = True
             self.notify()

@@ -1,4 +1,4 @@
-"""STATE in memory."""
+"""STATE, tables and USAGE in memory."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -26,50 +26,50 @@ from tests.support.fake_bus.stream import FakeMessage, FakeStatePair, FakeStream
 
 
 class FakeJobStore:
-    """An empty body is a delete marker, as in the broker."""
+    """STATE over one connection. A message with an empty body is a delete marker, as in the broker."""
 
-    def __init__(self, link: FakeConnection, streams: FakeStatePair) -> None:
-        self._link = link
+    def __init__(self, connection: FakeConnection, streams: FakeStatePair) -> None:
+        self._connection = connection
         self._streams = streams
         self._state = streams.state
 
     async def read(self, key: JobKey) -> VersionedRecord | None:
-        """The last record, unless deleted."""
-        await self._link.require_connected()
+        """Return the last record, unless it was deleted."""
+        await self._connection.require_connected()
         held = self._state.messages_of(subjects.record_subject(key))
         return decode_versioned_record(held[-1].sequence, held[-1].data) if held and held[-1].data else None
 
-    async def create(self, key: JobKey, recorded: JobRecord) -> int:
-        """The first record, over a delete marker too."""
-        await self._link.require_connected()
+    async def create(self, key: JobKey, record: JobRecord) -> int:
+        """Write the first record, also over a delete marker."""
+        await self._connection.require_connected()
         held = self._state.messages_of(subjects.record_subject(key))
         if held and held[-1].data:
             raise RevisionConflict(f"{key.owner}/{key.id} exists: read it")
-        return self._append(key, encode_record(recorded), held[-1].sequence if held else 0)
+        return self._append(key, encode_record(record), held[-1].sequence if held else 0)
 
-    async def update(self, key: JobKey, recorded: JobRecord, revision: int) -> int:
-        """Behind `revision`, or Conflict."""
-        await self._link.require_connected()
-        return self._append(key, encode_record(recorded), revision)
+    async def update(self, key: JobKey, record: JobRecord, revision: int) -> int:
+        """Write after `revision`, or raise RevisionConflict."""
+        await self._connection.require_connected()
+        return self._append(key, encode_record(record), revision)
 
     def _append(self, key: JobKey, data: bytes, expect: int) -> int:
         if len(data) > RECORD_LIMIT_BYTES:
             raise MessageTooLarge(
-                f"the record of {key.owner}/{key.id} has {len(data)} bytes, {RECORD_LIMIT_BYTES} are allowed"
+                f"the record of {key.owner}/{key.id} has {len(data)} bytes, at most {RECORD_LIMIT_BYTES} are allowed"
             )
         return self._streams.write(subjects.record_subject(key), data, expect)
 
     async def history(self, key: JobKey) -> list[VersionedRecord]:
-        """The kept revisions."""
-        await self._link.require_connected()
+        """Return the stored revisions."""
+        await self._connection.require_connected()
         held = self._state.messages_of(subjects.record_subject(key))
         if not held or not held[-1].data:
             return []
-        return [VersionedRecord(m.sequence, recorded) for m in held if (recorded := try_decode_record(m.data))]
+        return [VersionedRecord(m.sequence, record) for m in held if (record := try_decode_record(m.data))]
 
     async def delete(self, key: JobKey, revision: int | None) -> None:
-        """A marker, then nothing before it."""
-        await self._link.require_connected()
+        """Write a marker and delete everything before it."""
+        await self._connection.require_connected()
         subject = subjects.record_subject(key)
         marker = self._streams.write(subject, b"", revision)
         for message in self._state.messages_of(subject):
@@ -77,11 +77,11 @@ class FakeJobStore:
                 self._state.delete(message.sequence)
 
     async def changes(self, after: int = 0) -> AsyncIterator[RecordChange | CaughtUp]:
-        """STATE's own stream."""
+        """Yield the messages of STATE."""
         if after > self._state.last:
             after = 0
         whole, target, caught_up = after == 0, self._state.last, False
-        async for message in self._link.tail(self._state, after, "$KV.STATE."):
+        async for message in self._connection.tail(self._state, after, "$KV.STATE."):
             if message is None or (not caught_up and message.sequence > target):
                 if not caught_up:
                     caught_up = True
@@ -99,61 +99,58 @@ class FakeJobStore:
         return bool(held) and held[-1].sequence != message.sequence
 
     async def keys(self) -> set[JobKey]:
-        """Every living key."""
-        await self._link.require_connected()
+        """Return the key of every job that exists."""
+        await self._connection.require_connected()
         last = {message.subject: message.data for message in self._state.messages_after(0, "$KV.STATE.")}
         return {subjects.parse_record_key(subject) for subject, data in last.items() if data}
-
-
-# MERGED bus/memory/table.py: A bucket in memory.
 
 
 T = TypeVar("T")
 
 
 class FakeTable(Generic[T]):
-    """`kind` is what a row holds."""
+    """A bucket over one connection. `kind` is the type of its rows."""
 
-    def __init__(self, link: FakeConnection, log: FakeStream, bucket: str, kind: type[T]) -> None:
-        self._link = link
+    def __init__(self, connection: FakeConnection, log: FakeStream, bucket: str, kind: type[T]) -> None:
+        self._connection = connection
         self._log = log
         self._bucket = bucket
         self._decoder = msgspec.json.Decoder(kind)
 
     async def get(self, key: str) -> TableRow[T] | None:
-        """The row."""
-        await self._link.require_connected()
+        """Return the row."""
+        await self._connection.require_connected()
         held = self._log.messages_of(subjects.row_subject(self._bucket, key))
         return self._row(held[-1]) if held else None
 
     async def put(self, key: str, value: T) -> int:
-        """Write over."""
+        """Write over the row."""
         return await self._write(key, value, None)
 
     async def create(self, key: str, value: T) -> int:
-        """Write the first."""
+        """Write a new row."""
         return await self._write(key, value, 0)
 
     async def update(self, key: str, value: T, revision: int) -> int:
-        """Write behind `revision`."""
+        """Write after `revision`."""
         return await self._write(key, value, revision)
 
     async def _write(self, key: str, value: T, expect: int | None) -> int:
-        await self._link.require_connected()
+        await self._connection.require_connected()
         revision = self._log.append(subjects.row_subject(self._bucket, key), msgspec.json.encode(value), expect=expect)
         if revision is None:
             raise AssertionError("only a message with an id can be a duplicate")
         return revision
 
     async def delete(self, key: str) -> None:
-        """Remove it."""
-        await self._link.require_connected()
+        """Remove the row."""
+        await self._connection.require_connected()
         for message in self._log.messages_of(subjects.row_subject(self._bucket, key)):
             self._log.delete(message.sequence)
 
     async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:
-        """All that start with `prefix`."""
-        await self._link.require_connected()
+        """Return all rows whose key starts with `prefix`."""
+        await self._connection.require_connected()
         held = self._log.messages_after(0, subjects.row_subject(self._bucket, prefix))
         found: dict[str, TableRow[T]] = {}
         for message in held:
@@ -169,26 +166,23 @@ class FakeTable(Generic[T]):
         return TableRow(message.sequence, decode_row(self._decoder, message.subject, message.data))
 
     async def keys(self, pattern: str = ">") -> set[str]:
-        """Those of the rows."""
-        await self._link.require_connected()
+        """Return the keys that match."""
+        await self._connection.require_connected()
         held = self._log.messages_after(0, subjects.row_subject(self._bucket, ""))
         keys = {subjects.parse_row_key(self._bucket, message.subject) for message in held}
         return {key for key in keys if subjects.subject_matches(pattern, key)}
 
 
-# MERGED bus/memory/usage.py: USAGE in memory.
-
-
 class FakeUsageLog:
-    """What one connection does with USAGE. Rows are given whenever they were written: its clock is no calendar."""
+    """USAGE over one connection. `since` is ignored: the clock of the broker is not a calendar."""
 
-    def __init__(self, link: FakeConnection, log: FakeStream) -> None:
-        self._link = link
+    def __init__(self, connection: FakeConnection, log: FakeStream) -> None:
+        self._connection = connection
         self._log = log
 
     async def add(self, row: UsageRow) -> bool:
-        """Expects its subject to be empty."""
-        await self._link.require_connected()
+        """Write to an empty subject."""
+        await self._connection.require_connected()
         try:
             self._log.append(subjects.usage_subject(row), msgspec.json.encode(row), expect=0)
         except RevisionConflict:
@@ -196,7 +190,7 @@ class FakeUsageLog:
         return True
 
     async def job_rows(self, since: datetime) -> list[JobUsage]:
-        """All."""
+        """Return all rows of jobs."""
         return [
             row
             for data in await self._read_rows(subjects.JOB_USAGE_SUBJECTS)
@@ -204,7 +198,7 @@ class FakeUsageLog:
         ]
 
     async def power_rows(self, since: datetime) -> list[PowerUsage]:
-        """All."""
+        """Return all rows of hosts."""
         return [
             row
             for data in await self._read_rows(subjects.POWER_USAGE_SUBJECTS)
@@ -212,18 +206,18 @@ class FakeUsageLog:
         ]
 
     async def last_job_row(self) -> JobUsage | None:
-        """The newest."""
+        """Return the newest row of a job."""
         held = await self._read_rows(subjects.JOB_USAGE_SUBJECTS)
         return codec.try_decode_job_usage(held[-1]) if held else None
 
     async def delete_owner(self, owner: str) -> int:
-        """One by one."""
-        await self._link.require_connected()
+        """Delete the rows one by one."""
+        await self._connection.require_connected()
         found = self._log.messages_after(0, subjects.owner_usage_subjects(owner).removesuffix(">"))
         for message in found:
             self._log.delete(message.sequence)
         return len(found)
 
     async def _read_rows(self, pattern: str) -> list[bytes]:
-        await self._link.require_connected()
+        await self._connection.require_connected()
         return [message.data for message in self._log.messages_after(0, pattern.removesuffix(">"))]

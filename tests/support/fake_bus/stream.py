@@ -1,14 +1,13 @@
-"""A stream: messages in one order, the last of every subject, deduplication, limits."""
+"""A stream in memory: messages in order, the last of every subject, deduplication, limits; and STATE with FEED."""
 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
-import anyio
-
 from bus.interface import BrokerFull, MessageTooLarge, RevisionConflict
 from bus.nats import subjects
+from bus.notifier import Notifier
 
 DEDUPLICATION_WINDOW_S = 120.0
 PAYLOAD_LIMIT_BYTES = 2 * 1024 * 1024  # as in nats.conf
@@ -17,7 +16,7 @@ Clock = Callable[[], float]
 
 
 class FakeMessage(NamedTuple):
-    """`source`: the sequence in the stream it was sourced from. `at`: seconds of the broker's clock."""
+    """`source`: the sequence in the stream that it was sourced from. `at`: seconds of the broker's clock."""
 
     sequence: int
     subject: str
@@ -27,7 +26,7 @@ class FakeMessage(NamedTuple):
 
 
 class FakeStream:
-    """`per_subject`: messages kept of one subject. `ttl_s`: seconds one is kept."""
+    """`per_subject`: how many messages of a subject are kept. `ttl_s`: how many seconds a message is kept."""
 
     def __init__(self, clock: Clock, *, per_subject: int | None = None, ttl_s: float | None = None) -> None:
         self._clock = clock
@@ -39,11 +38,11 @@ class FakeStream:
         self._ids: dict[str, tuple[float, int]] = {}
         self.last = 0
         self.full = False
-        self.grown = anyio.Event()
+        self.grown = Notifier()
 
     @property
     def first(self) -> int:
-        """The first sequence held, one behind the last when there is none."""
+        """The first sequence, one after the last when the stream is empty."""
         return self._order[0] if self._order else self.last + 1
 
     def append(
@@ -55,7 +54,10 @@ class FakeStream:
         expect: int | None = None,
         source: int | None = None,
     ) -> int | None:
-        """The sequence it got, None when its id is known. `expect`: the subject's last sequence, else Conflict."""
+        """Return the new sequence, None when the id is known.
+
+        `expect`: the subject's last sequence, else RevisionConflict.
+        """
         now = self._clock()
         if (
             message_id is not None
@@ -71,14 +73,13 @@ class FakeStream:
         self._of[subject].append(self.last)
         if self._per_subject is not None and len(self._of[subject]) > self._per_subject:
             self.delete(self._of[subject][0])
-        self.grown.set()
-        self.grown = anyio.Event()
+        self.grown.notify()
         return self.last
 
     def _check_append(self, subject: str, data: bytes, expect: int | None) -> None:
         if len(data) > PAYLOAD_LIMIT_BYTES:
             raise MessageTooLarge(
-                f"{subject}: {len(data)} bytes are more than the broker takes ({PAYLOAD_LIMIT_BYTES})"
+                f"{subject}: {len(data)} bytes are more than the broker accepts ({PAYLOAD_LIMIT_BYTES})"
             )
         if self.full:
             raise BrokerFull(f"{subject}: the store has no room")
@@ -87,29 +88,29 @@ class FakeStream:
             raise RevisionConflict(f"{subject} has moved past revision {expect}: read it again")
 
     def get(self, sequence: int) -> FakeMessage | None:
-        """One message, None when it is not held any more."""
+        """Return one message, None when it is not stored."""
         return self._messages.get(sequence)
 
     def messages_of(self, subject: str) -> list[FakeMessage]:
-        """What is held of one subject, oldest first."""
+        """Return the messages of one subject, oldest first."""
         self._expire()
         return [self._messages[sequence] for sequence in self._of.get(subject, ())]
 
     def messages_after(self, sequence: int, prefix: str) -> list[FakeMessage]:
-        """What lies behind `sequence` under subjects that start with `prefix`, in order."""
+        """Return the messages after `sequence` under subjects that start with `prefix`, in order."""
         self._expire()
         held = self._order[bisect_right(self._order, sequence) :]
         return [self._messages[s] for s in held if self._messages[s].subject.startswith(prefix)]
 
     def delete(self, sequence: int) -> None:
-        """Remove one message, if held."""
+        """Remove one message, if stored."""
         message = self._messages.pop(sequence, None)
         if message is not None:
             self._order.remove(sequence)
             self._of[message.subject].remove(sequence)
 
     def forget_removed_ids(self) -> None:
-        """What a restart of the broker does to deduplication: only ids of messages still held are known."""
+        """Forget the ids of messages that are not stored any more, as a broker does at a restart."""
         self._ids = {name: seen for name, seen in self._ids.items() if seen[1] in self._messages}
 
     def _expire(self) -> None:
@@ -120,19 +121,15 @@ class FakeStream:
                 self.delete(message.sequence)
 
 
-# MERGED bus/memory/streams.py: STATE and FEED together: what is written to the one appears in the other, as the
-# broker's sourcing does it.
-
-
 class FakeStatePair(NamedTuple):
-    """`epoch` names this life of FEED."""
+    """STATE and FEED: what is written to the one appears in the other. `epoch` names this FEED."""
 
     state: FakeStream
     feed: FakeStream
     epoch: str
 
     def write(self, subject: str, data: bytes, expect: int | None = None) -> int:
-        """Any bytes to a record's subject, as any program could; the new revision."""
+        """Write any bytes to the subject of a record, as another program could; return the new revision."""
         revision = self.state.append(subject, data, expect=expect)
         if revision is None:
             raise AssertionError("only a message with an id can be a duplicate")
