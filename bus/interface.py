@@ -191,7 +191,7 @@ class JobQueue(Protocol):
         ...
 
     async def remove(self, pointer: Pointer) -> None:
-        """Remove the message of this pointer, also when a runner has it. It is not an error when there is none."""
+        """Remove the message of this pointer, also when a runner has it. Do nothing if there is none."""
         ...
 
     async def list_pending(self, owner: str | None = None) -> set[Pointer]:
@@ -370,7 +370,7 @@ class Table(Protocol[T]):
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove the row; nothing happens when there is none."""
+        """Remove the row; nothing happens when it does not exist."""
         ...
 
     async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:

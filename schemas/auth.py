@@ -1,4 +1,4 @@
-"""API keys and their scopes."""
+"""API keys: their scopes, how they are stored, and how a client sends them."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ _CREDENTIAL = re.compile(r"lamp_([A-Za-z0-9-]{1,64})_([A-Za-z0-9_-]{16,128})\Z")
 
 
 class Scope(StrEnum):
-    """What a key may do. `admin` implies all but `runner` and `relay`."""
+    """A permission of a key. `admin` implies all but `runner` and `relay`."""
 
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"

@@ -26,7 +26,7 @@ PARTIAL_FILE_PREFIX = ".part-"  # of an unfinished file in out/, which is never 
 
 
 class JobTimeouts(Struct, frozen=True):
-    """How many seconds the runner waits: for the whole job, and for new progress."""
+    """The timeouts of the runner in seconds: for the whole job, and for new progress."""
 
     execution_s: float
     stall_s: float

@@ -41,7 +41,7 @@ class Timeouts(Struct, frozen=True):
 
 
 class EndpointRetry(Struct, frozen=True):
-    """How many attempts a round has when the job does not say."""
+    """The number of attempts of a round when the job does not say."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
 

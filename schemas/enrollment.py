@@ -1,4 +1,4 @@
-"""How a second machine joins: the token that `hosts add` prints, and the row that the edge stores."""
+"""Enrollment of a second machine: the token that `hosts add` prints, and the row that the edge stores."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ class JoinTokenInvalid(ValueError):
 
 
 class JoinToken(Struct, frozen=True, kw_only=True):
-    """Everything that a runner needs to join. Whoever has the token is that host.
+    """Everything that a runner needs to join. The owner of the token acts as that host.
 
     `edge` and `broker` are URLs as the host sees them. `edge_pin`, `broker_pin`: the sha256 of the only certificate to
     trust there; None: the certificates that the machine trusts.

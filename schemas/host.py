@@ -128,7 +128,10 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
 
 
 class HostCapabilities(Struct, frozen=True, kw_only=True):
-    """What a host can run, stored in OFFERS also while it is off. Of two that differ, the newer one validates."""
+    """The endpoints that a host can run, stored in OFFERS also while it is off.
+
+    Of two that differ, the newer one validates.
+    """
 
     host: Token
     incarnation: Token

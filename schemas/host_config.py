@@ -1,4 +1,4 @@
-"""How a host is powered on and off, as its owner declares it at the edge: `[hosts.gpu-1]` of lamplighter.toml."""
+"""The power settings of a host, as its owner declares them at the edge: `[hosts.gpu-1]` of lamplighter.toml."""
 
 from datetime import datetime, time, tzinfo
 from typing import Annotated

@@ -23,7 +23,7 @@ BY_EDGE = "lamplighter.edge"
 
 
 class AuditAction(StrEnum):
-    """What was done to keys, hosts or owners."""
+    """An action on keys, hosts or owners."""
 
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"

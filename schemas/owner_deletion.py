@@ -17,7 +17,7 @@ class OwnerDeletionState(StrEnum):
 
 
 class DeletionCounts(Struct, frozen=True, kw_only=True):
-    """What was deleted, without the steps right before an edge was killed.
+    """The counts of deleted things, without the steps right before an edge was killed.
 
     `cancelled`: the jobs that had not ended. `bytes`: of the assets, each file once. `deliveries`: of webhooks, sent or
     not. `feed`: messages for followers.

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class WaitReason(StrEnum):
-    """The `reason` of a waiting Job, most relevant first. When several are true, a client is told the first."""
+    """The `reason` of a waiting Job, most relevant first. When several are true, a client sees the first."""
 
     AWAITING_INPUT = "awaiting_input"
     FETCHING_INPUT = "fetching_input"
@@ -67,7 +67,7 @@ PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 
 
 class Blame(StrEnum):
-    """Who is to blame for a failure. It decides the user's text and whether the job is tried again."""
+    """The party to blame for a failure. It decides the user's text and whether the job is tried again."""
 
     CLIENT = "client"
     IMAGE = "image"

@@ -56,7 +56,7 @@ _RANKS = {
 
 # Library -> the only place that may import it.
 OWNERS = {
-    "nats": "bus/",
+    "nats": "bus/nats/",
     "docker": "runner/engines/docker.py",
     "pynvml": "runner/gpu/nvml.py",
     "obstore": "edge/store/remote.py",

@@ -17,7 +17,7 @@ _ITEM_ID = re.compile(r"([0-9a-z]+)-([0-9]{1,19})\Z")
 
 
 class FeedExtent(NamedTuple):
-    """What FEED holds: its epoch, and its first and last sequence (last = first - 1 when it is empty)."""
+    """The range of FEED: its epoch, and its first and last sequence (last = first - 1 when it is empty)."""
 
     epoch: str
     first: int

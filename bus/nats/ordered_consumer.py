@@ -29,7 +29,7 @@ class ConsumerLost(BrokerUnreachable):
 
 
 class ReadRequest(NamedTuple):
-    """What to read: messages after a sequence (0: from the start), or since a time, or the last of every subject.
+    """The messages to read: after a sequence (0: from the start), or since a time, or the last of every subject.
 
     `headers_only` leaves out the bodies.
     """

@@ -155,7 +155,7 @@ class SharedConsumer(Struct, frozen=True, kw_only=True):
 
 
 class _ConsumerStart(Struct, frozen=True):
-    """Where a consumer starts, which no update can change."""
+    """The start of a consumer, which no update can change."""
 
     deliver_policy: str = "all"
     opt_start_seq: int | UnsetType = UNSET

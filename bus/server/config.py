@@ -32,7 +32,7 @@ _BCRYPT = re.compile(r"\$2[aby]\$\d\d\$")
 
 
 class AccountImport(NamedTuple):
-    """How a call reaches the edge's account.
+    """One call that a user may make, and its way to the edge's account.
 
     `subject` is what the user requests, `name` its name in the user's account, `target` its name in the edge's account.
     """

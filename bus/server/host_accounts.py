@@ -133,7 +133,7 @@ class HostAccounts:
 
 
 class _AccountListState(Enum):
-    """How far a server has applied a list."""
+    """The state of a list of accounts at one server."""
 
     AWAY = "it does not answer, or not now"
     UNKNOWN = "it does not know the list's own account"
