@@ -21,9 +21,9 @@ from bus.open import open_runner
 from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
 from runner.assets.cache import InputCache
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
-from runner.claiming.schedulability import MIB
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, load_endpoints
+from runner.engines.port import MIB
 from runner.engines.selection import (
     EngineConfig,
     EngineUnusable,

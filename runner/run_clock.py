@@ -11,10 +11,9 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from bus.uptime_clock import CLOCK_JUMP_LIMIT_S
 from runner.engines.port import ContainerExit
 from runner.engines.process_shim import boot_id
-
-CLOCK_JUMP_S = 2.0  # if two clocks of one machine differ by more than this, one of them was set
 
 
 class Uptime(Struct, frozen=True):
@@ -70,5 +69,5 @@ def run_s(exit_: ContainerExit, start: StartTime | None, now: StartTime, *, warm
     passed = now.uptime.since(start.uptime) if start and now.uptime else None
     if start is None or passed is None:
         return max(0.0, reported)
-    clock_was_set = abs((now.at - start.at).total_seconds() - passed) > CLOCK_JUMP_S
-    return passed if clock_was_set or not 0 <= reported <= passed + CLOCK_JUMP_S else reported
+    clock_was_set = abs((now.at - start.at).total_seconds() - passed) > CLOCK_JUMP_LIMIT_S
+    return passed if clock_was_set or not 0 <= reported <= passed + CLOCK_JUMP_LIMIT_S else reported

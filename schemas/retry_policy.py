@@ -35,6 +35,7 @@ class FailureClass(NamedTuple):
 GPU_FREE_RELEASE_LIMIT = 3  # free releases of a job for GPU faults, then gpu_fault_repeated
 FREE_RELEASE_LIMIT = 10  # free releases of a job in all, then host_fault_repeated
 DRAINED_CODE = "drained"
+HOST_LOST_CODE = "host_lost"
 RETRY_BACKOFF = Backoff(first_s=2.0, limit_s=300.0)
 JITTERED_BACKOFF_LIMIT = timedelta(seconds=2 * RETRY_BACKOFF.limit_s)
 
@@ -62,7 +63,7 @@ FAILURES: Mapping[str, FailureClass] = {
     "gpu_unsupported": FailureClass(Blame.GPU, RetryRule.FREE),
     "cuda_oom": FailureClass(Blame.GPU, RetryRule.CHARGED),
     "gpu_fault_repeated": FailureClass(Blame.GPU, RetryRule.NEVER),
-    "host_lost": FailureClass(Blame.HOST, RetryRule.FREE),
+    HOST_LOST_CODE: FailureClass(Blame.HOST, RetryRule.FREE),
     "engine_error": FailureClass(Blame.HOST, RetryRule.FREE),
     "image_missing": FailureClass(Blame.HOST, RetryRule.FREE),
     "disk_full": FailureClass(Blame.HOST, RetryRule.FREE),
@@ -140,7 +141,7 @@ def outcome_after_failure(  # noqa: PLR0913 - each is one fact about the attempt
         if final_code is not None:
             error = make_job_failure(final_code, f"{code}: {message}", log_tail=log_tail)
             return Failed(error, usage=usage, log=log, metrics=metrics)
-        starts_at_once = code in {DRAINED_CODE, "host_lost"}
+        starts_at_once = code in {DRAINED_CODE, HOST_LOST_CODE}
         not_before = None if starts_at_once else at + retry_backoff(sum(job.free_releases.values()), jitter)
         return AttemptReleased(code, message, charged=False, not_before=not_before)
     allowed = min(2, job.policy.max_attempts) if row.retry is RetryRule.ONCE else job.policy.max_attempts

@@ -40,7 +40,7 @@ from schemas.ids import JobKey
 from schemas.job import Job, JobFailure, Pointer
 from schemas.lifecycle import IllegalTransition
 from schemas.problems import ProblemError
-from schemas.retry_policy import FAILURES, make_job_failure, outcome_after_failure
+from schemas.retry_policy import FAILURES, HOST_LOST_CODE, make_job_failure, outcome_after_failure
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, Priority, Status
 
 # Expected errors: the next sweep repeats the step. Any other exception is a bug that one job brings out.
@@ -48,7 +48,6 @@ TRANSIENT_ERRORS = (BusError, StoreError, ProblemError, RecordUnreadable, Illega
 
 RECONCILE_INTERVAL_S = 15.0
 JOBS_PER_STEP_LIMIT = 500  # jobs that a step checks in one sweep
-HOST_LOST = "host_lost"
 ASSET_GONE = "asset_gone"
 _ACTIVE_JOB_LIMIT = 1_000_000  # the slots of all hosts bound the number of active jobs, and each must be checked
 
@@ -248,7 +247,7 @@ async def release_lost_attempts(context: ReconcileContext) -> int:
 def lost_attempt_event(job: Job, at: datetime) -> AttemptReleased | Failed:
     """Return the event of an attempt whose host is lost: a release, or a failure if its free releases are used up."""
     host = job.claim.host if job.claim else "its host"
-    return outcome_after_failure(job, HOST_LOST, f"{host} is gone", FAILURES[HOST_LOST], at=at, jitter=0.0)
+    return outcome_after_failure(job, HOST_LOST_CODE, f"{host} is gone", FAILURES[HOST_LOST_CODE], at=at, jitter=0.0)
 
 
 async def promote_aged_low(context: ReconcileContext) -> int:

@@ -26,10 +26,9 @@ from schemas.endpoint import Endpoint, Resources
 from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, RecordUnreadable, UnknownEvent
 from schemas.ids import JobKey, is_token
 from schemas.job import Job
-from schemas.retry_policy import FAILURES, outcome_after_failure
+from schemas.retry_policy import FAILURES, HOST_LOST_CODE, outcome_after_failure
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES
 
-HOST_LOST = "host_lost"
 _NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
 
 
@@ -65,14 +64,14 @@ def _was_ended_by_runner(event: JobEvent | UnknownEvent) -> bool:
     Such an attempt counts once. An attempt that was released because its host was silent is different: its container is
     still of use.
     """
-    return isinstance(event, AttemptReleased) and event.code != HOST_LOST
+    return isinstance(event, AttemptReleased) and event.code != HOST_LOST_CODE
 
 
 def host_lost_event(context: RunnerContext, job: Job) -> JobEvent:
     """Return the event for an attempt whose host or container is gone."""
     message = "the host of this attempt is gone, or its container is"
     return outcome_after_failure(
-        job, HOST_LOST, message, FAILURES[HOST_LOST], at=context.now(), jitter=context.jitter()
+        job, HOST_LOST_CODE, message, FAILURES[HOST_LOST_CODE], at=context.now(), jitter=context.jitter()
     )
 
 

@@ -10,6 +10,7 @@ import anyio.to_thread
 
 from bus.notifier import Notifier
 from runner.endpoints import LocalEndpoint
+from runner.engines.port import MIB
 from runner.execution.execution import Execution
 from runner.execution.verdict import ClassifiedFailure
 from runner.gpu.allocator import GpuAllocator
@@ -125,6 +126,3 @@ def free_memory_mb() -> int:
 def free_disk_mb(folder: Path) -> int:
     """Return the free MiB on the disk of `folder`."""
     return shutil.disk_usage(folder).free // MIB
-
-
-MIB = 1 << 20

@@ -10,12 +10,11 @@ from functools import cache
 from typing import Any
 
 from runner.engines.launch import JOB_SUBDIRS, WRITABLE_SUBDIRS
-from runner.engines.port import JOB_ENV, WARM_ENV, ContainerIdentity, ContainerSpec, GpuInjection
+from runner.engines.port import JOB_ENV, MIB, WARM_ENV, ContainerIdentity, ContainerSpec, GpuInjection
 
 JOB_MOUNT = "/job"
 CACHE_MOUNT = "/tmp/cache"  # noqa: S108 - inside the container, a tmpfs of its own
 LABEL_PREFIX = "lamplighter."
-MIB = 1 << 20
 CPU_PERIOD_US = 100_000
 CAPABILITIES = ("gpu", "compute", "utility", "video")  # video: NVENC and NVDEC, which ffmpeg uses
 

@@ -25,6 +25,7 @@ DetectedInjection = GpuInjection | Literal["none"]  # the result of the trial at
 StartFailure = Literal["image_missing", "engine_error", "gpu_unsupported"]
 ContainerState = Literal["created", "running", "exited"]
 
+MIB = 1 << 20  # bytes; what settings call MB
 NO_JOB = ""
 WARM_ENV = "LAMPLIGHTER_WARM"  # "1": load, print `ready`, wait on start.sock
 JOB_ENV = "LAMPLIGHTER_JOB"  # the job's folder as the job sees it

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from runner.engines.port import MIB
 from runner.tree_removal import open_dir
 
-MIB = 1 << 20
 BLOCK_BYTES = 512  # unit of st_blocks, whatever the file system's own block size is: stat(2)
 ENTRIES_PER_MIB = 64  # one per 16 KiB, as mkfs.ext4 provides inodes
 MIN_ENTRIES = 4_096

@@ -17,7 +17,7 @@ from runner.execution.outputs import OutputRefused
 from runner.execution.staging import InvalidJobInput
 from runner.gpu import xid as xids
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
-from schemas.retry_policy import DRAINED_CODE, FAILURES, FailureClass, classify_failure
+from schemas.retry_policy import DRAINED_CODE, FAILURES, HOST_LOST_CODE, FailureClass, classify_failure
 from schemas.status import Blame
 
 
@@ -121,7 +121,7 @@ def _gpu_erred(facts: ExitFacts) -> Verdict | None:
 
 
 def _vanished(facts: ExitFacts) -> Verdict | None:
-    return make_failure("host_lost", "the container is gone") if facts.exit is None else None
+    return make_failure(HOST_LOST_CODE, "the container is gone") if facts.exit is None else None
 
 
 def _over_disk_limit(facts: ExitFacts) -> Verdict | None:
