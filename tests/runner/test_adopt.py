@@ -232,12 +232,12 @@ async def test_a_drain_waits_for_the_grace(world: RunnerEnvironment) -> None:
 
     world.programs["soon"] = soon
     key = await world.submit("soon")
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await world.wait_for_container()
-        life.stop.set()
+        runner.stop.set()
         late = await world.submit("well", "late")
         go.set()
-        await wait_with_deadline(life.gone.wait)
+        await wait_with_deadline(runner.gone.wait)
     assert (await world.job(key)).status is Status.SUCCEEDED
     assert (await world.job(late)).status is Status.QUEUED
     assert await world.edge.heartbeats.get(HOST) is None
@@ -246,9 +246,9 @@ async def test_a_drain_waits_for_the_grace(world: RunnerEnvironment) -> None:
 async def test_a_drain_leaves_containers_to_the_next_life(world: RunnerEnvironment) -> None:
     left = await left_running(world)
     box = box_of(world, left, "running")
-    async with world.run_runner("i1") as life:
+    async with world.run_runner("i1") as runner:
         await world.wait_for_event(left.key, Adopted)
-        await life.drained()
+        await runner.drained()
     assert (await world.job(left.key)).status is Status.RUNNING
     write_outputs(box)
     box.finish(0)
@@ -260,9 +260,9 @@ async def test_a_drain_leaves_containers_to_the_next_life(world: RunnerEnvironme
 async def test_a_drain_stops_and_releases_what_cannot_be_left(world: RunnerEnvironment) -> None:
     world.leave = False
     key = await world.submit("waits")
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await world.wait_for_container()
-        await life.drained()
+        await runner.drained()
         drained = await world.job(key)
     assert (drained.status, drained.charged_attempts, drained.free_releases) == (Status.QUEUED, 0, {"drained": 1})
     assert not world.boxes

@@ -67,7 +67,7 @@ async def test_what_cannot_be_fetched_ahead_is_the_jobs_own_affair(world: Runner
 
 async def test_a_drain_does_not_wait_for_what_is_fetched_ahead(world: RunnerEnvironment) -> None:
     world.programs["held"] = HeldFetch()
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await world.wait_until_running(await world.submit("held"))
-        await wait_with_deadline(life.drained)
+        await wait_with_deadline(runner.drained)
     assert world.assets.fetched == []

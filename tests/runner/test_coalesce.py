@@ -17,7 +17,7 @@ MESSAGES = st.one_of(
     st.builds(LogLine, st.sampled_from(["stdout", "stderr"]), st.text(max_size=40)),
     st.builds(LogLine, st.just("stdout"), st.just("x" * 9000)),
 )
-# a message, the seconds since the one before, and whether the life ends behind it
+# a message, the seconds since the one before, and whether the runner process ends after it
 STEPS = st.lists(st.tuples(MESSAGES, st.floats(0, 0.4), st.booleans()), max_size=60)
 
 

@@ -84,27 +84,25 @@ async def test_a_container_in_any_state_an_unsaved_output_and_an_open_message_ke
     async with world.run_runner() as running, anyio.create_task_group() as tasks:
         await world.wait_until_ended(key)
         await world.wait_until_clean()
-        roster = ExecutionRegistry(running.life, tasks, lambda _: None)
+        roster = ExecutionRegistry(running.context, tasks, lambda _: None)
         state = HostState()
-        idleness = HostActivity(running.means.slots, running.means.gpu_allocator, no_logged_in_users, roster, state)
-        man = DeadManTimer(running.life, RULES, idleness, silent)
-        assert await man.observe() == DeadManObservation(is_connected=False), (
-            "what earlier lives left was not looked at yet"
-        )
+        idleness = HostActivity(running.host.slots, running.host.gpu_allocator, no_logged_in_users, roster, state)
+        man = DeadManTimer(running.context, RULES, idleness, silent)
+        assert await man.observe() == DeadManObservation(is_connected=False), "recovery is not complete yet"
         state.set_recovered()
         assert await man.observe() == ALONE
-        permit = running.means.slots.take_for_recovered(key)
+        permit = running.host.slots.take_for_recovered(key)
         permit.poison(key)
         assert await man.observe() == DeadManObservation(is_connected=False)
-        running.means.slots.clear_poison(key)
-        left = running.life.jobs_dir / "ada.j1.1.1"
+        running.host.slots.clear_poison(key)
+        left = running.context.jobs_dir / "ada.j1.1.1"
         left.mkdir()
         assert await man.observe() == DeadManObservation(is_connected=False)
         left.rmdir()
         assert await man.observe() == ALONE
-        assert await DeadManTimer(running.life, RULES, idleness, is_always_alive).observe() == HEARD
+        assert await DeadManTimer(running.context, RULES, idleness, is_always_alive).observe() == HEARD
         world.broker.stop()
-        assert await DeadManTimer(running.life, RULES, idleness, is_always_alive).observe() == ALONE
+        assert await DeadManTimer(running.context, RULES, idleness, is_always_alive).observe() == ALONE
 
 
 async def test_a_result_that_cannot_be_saved_keeps_it_on(world: RunnerEnvironment) -> None:
@@ -113,7 +111,7 @@ async def test_a_result_that_cannot_be_saved_keeps_it_on(world: RunnerEnvironmen
     async with world.run_runner() as running:
         await world.assets.asked.wait()
         world.broker.stop()
-        assert not await is_free_of_jobs(running.life)
+        assert not await is_free_of_jobs(running.context)
 
 
 async def test_a_runner_whose_broker_is_gone_switches_its_machine_off(place: RunnerProcesses) -> None:

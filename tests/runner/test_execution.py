@@ -188,8 +188,8 @@ async def test_an_input_that_is_gone_fails_the_job_for_good(world: RunnerEnviron
 
 async def test_a_start_that_fails_costs_no_attempt(world: RunnerEnvironment) -> None:
     key = await world.submit("well")
-    async with world.run_runner() as life:
-        life.engine.next_start_failure = StartFailed("engine_error", "the engine said no")
+    async with world.run_runner() as runner:
+        runner.engine.next_start_failure = StartFailed("engine_error", "the engine said no")
         job = await world.wait_for_event(key, AttemptReleased)
     assert (job.status, job.charged_attempts, job.free_releases) == (Status.QUEUED, 0, {"engine_error": 1})
 

@@ -49,9 +49,9 @@ class WriteGate:
 async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: RunnerEnvironment) -> None:
     gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await wait_with_deadline(gate.started.wait)
-        life.bus.cut()
+        runner.bus.cut()
         gate.pushed.set()
 
         async def waits_for_it() -> bool:
@@ -59,7 +59,7 @@ async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: RunnerEn
 
         await wait_until(waits_for_it)
         assert (await world.job(key)).status is Status.RUNNING
-        life.bus.heal()
+        runner.bus.heal()
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
         await world.wait_until_clean()
     assert await world.log_text(key) == "before\nafter\n"
@@ -69,12 +69,12 @@ async def test_a_job_released_meanwhile_is_taken_back(world: RunnerEnvironment) 
     """Check that the result counts if the edge released the job and no other host has claimed it."""
     gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await wait_with_deadline(gate.started.wait)
-        life.bus.cut()
+        runner.bus.cut()
         await write(world, key, AttemptReleased("host_lost"))
         gate.pushed.set()
-        life.bus.heal()
+        runner.bus.heal()
         job = await world.wait_until_ended(key)
         await world.wait_until_clean()
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
@@ -84,13 +84,13 @@ async def test_a_job_released_meanwhile_is_taken_back(world: RunnerEnvironment) 
 async def test_a_zombie_ends_nothing_and_clears_up(world: RunnerEnvironment) -> None:
     gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await wait_with_deadline(gate.started.wait)
-        life.bus.cut()
+        runner.bus.cut()
         await write(world, key, AttemptReleased("host_lost"))
         await write(world, key, Started(Claim("gpu-2", "x", 2)))
         gate.pushed.set()
-        life.bus.heal()
+        runner.bus.heal()
 
         async def no_container() -> bool:
             return not world.boxes and not list((world.folder / "gpu-1").iterdir())
@@ -244,11 +244,11 @@ async def test_a_dead_task_is_adopted_by_its_own_life(world: RunnerEnvironment) 
 async def test_what_was_said_is_said_once_over_a_cut(world: RunnerEnvironment) -> None:
     gate = world.programs["gate"] = WriteGate()
     key = await world.submit("gate")
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await wait_with_deadline(gate.started.wait)
-        life.bus.cut()
+        runner.bus.cut()
         gate.pushed.set()
-        life.bus.heal()
+        runner.bus.heal()
         await world.wait_until_ended(key)
     notes = await world.notes(key)
     offsets = [note.position.offset for note in notes if isinstance(note, LogMessage)]
@@ -271,14 +271,14 @@ async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_no
     world.slots = 2
     world.programs["lucky"] = lucky
     key = await world.submit("lucky")
-    async with world.run_runner() as life:
-        slow, gate = life.engine.remove, anyio.Event()
+    async with world.run_runner() as runner:
+        slow, gate = runner.engine.remove, anyio.Event()
 
         async def remove(handle: str) -> None:
             await gate.wait()
             await slow(handle)
 
-        life.engine.remove = remove  # type: ignore[method-assign]
+        runner.engine.remove = remove  # type: ignore[method-assign]
         await world.wait_for_event(key, AttemptReleased)
 
         async def put_off() -> bool:

@@ -132,8 +132,8 @@ async def test_high_before_normal_before_low(world: RunnerEnvironment) -> None:
 
 async def test_a_kind_without_its_image_is_not_asked_for_again_at_once(world: RunnerEnvironment) -> None:
     key = await world.submit("well")
-    async with world.run_runner() as life:
-        life.engine.next_start_failure = StartFailed("image_missing", "no such image: build it")
+    async with world.run_runner() as runner:
+        runner.engine.next_start_failure = StartFailed("image_missing", "no such image: build it")
 
         async def told() -> bool:
             row = await world.edge.heartbeats.get("gpu-1")
@@ -218,7 +218,7 @@ async def test_an_image_that_is_not_made_for_the_card_tells_nothing_against_it(
     world.kinds = {"gpu": warm_endpoint("gpu", world.folder, gpus=1)}
     world.warm = replace(world.warm, on=False)
     world.programs = {"gpu": fails}
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         job = await world.wait_for_event(await world.submit("gpu"), AttemptReleased)
         assert (job.charged_attempts, job.free_releases) == (0, {code: 1})
-        assert life.means.gpu_allocator.reports()[0].fitness == fitness
+        assert runner.host.gpu_allocator.reports()[0].fitness == fitness

@@ -59,32 +59,32 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 @pytest.mark.parametrize("works", ["cdi", "device_request", "runtime", None])
 async def test_the_first_way_that_works_is_taken(world: RunnerEnvironment, works: GpuInjection | None) -> None:
-    async with world.run_runner() as life:
-        toolkit = Toolkit(life.engine, works)
-        assert await detect_injection(life.life, life.means) == (works or "none")
+    async with world.run_runner() as runner:
+        toolkit = Toolkit(runner.engine, works)
+        assert await detect_injection(runner.context, runner.host) == (works or "none")
         assert toolkit.way == (works or "runtime")
         assert world.boxes == {}
-        assert list(life.life.jobs_dir.iterdir()) == []
+        assert list(runner.context.jobs_dir.iterdir()) == []
 
 
 async def test_a_way_that_was_set_is_the_only_one_tried(world: RunnerEnvironment) -> None:
     world.gpu_settings = GpuSettings(injection="runtime")
-    async with world.run_runner() as life:
-        Toolkit(life.engine, "cdi")
-        assert await detect_injection(life.life, life.means) == "none"
+    async with world.run_runner() as runner:
+        Toolkit(runner.engine, "cdi")
+        assert await detect_injection(runner.context, runner.host) == "none"
 
 
 async def test_without_cards_nothing_is_tried(world: RunnerEnvironment) -> None:
     world.gpus = FakeGpuMonitor()
-    async with world.run_runner() as life:
-        toolkit = Toolkit(life.engine, "cdi")
-        assert await detect_injection(life.life, life.means) is None
+    async with world.run_runner() as runner:
+        toolkit = Toolkit(runner.engine, "cdi")
+        assert await detect_injection(runner.context, runner.host) is None
         assert toolkit.way == "device_request"
 
 
 async def test_an_engine_without_modes_is_not_tried(world: RunnerEnvironment) -> None:
-    async with world.run_runner() as life:
-        assert await detect_injection(life.life, life.means) is None
+    async with world.run_runner() as runner:
+        assert await detect_injection(runner.context, runner.host) is None
         assert world.boxes == {}
 
 
@@ -94,7 +94,7 @@ async def test_a_docker_without_a_toolkit_knows_none(
 ) -> None:
     gpu = warm_endpoint("gpu", world.folder, gpus=1)
     world.kinds = {"gpu": replace(gpu, config=replace(gpu.config, image=echo_image))}
-    async with world.run_runner() as life, DockerEngine(DockerSettings(base_url=docker_url)) as docker:
-        over = replace(life.life, engine=docker, installation="injection")
-        assert await detect_injection(over, life.means) == "none"
+    async with world.run_runner() as runner, DockerEngine(DockerSettings(base_url=docker_url)) as docker:
+        over = replace(runner.context, engine=docker, installation="injection")
+        assert await detect_injection(over, runner.host) == "none"
         assert await docker.find("injection", over.host) == []

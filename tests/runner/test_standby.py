@@ -55,7 +55,7 @@ async def presence(world: RunnerEnvironment, endpoint: str = "ready") -> WarmPoo
 
 
 async def test_the_waiting_container_takes_the_job_and_another_takes_its_place(world: RunnerEnvironment) -> None:
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         (first,) = await world.wait_for_warm("ready")
         key = await world.submit("ready")
         ended = await world.wait_until_ended(key)
@@ -64,7 +64,7 @@ async def test_the_waiting_container_takes_the_job_and_another_takes_its_place(w
         assert "woken" in await world.log_text(key)
         assert (first.spec.identity.job, first.exit and first.exit.code) == (NO_JOB, 0)
         assert second.handle != first.handle
-        await life.drained()
+        await runner.drained()
     await world.wait_until_clean()
 
 
@@ -78,11 +78,11 @@ async def test_each_job_has_a_container_of_its_own(world: RunnerEnvironment) -> 
         return 0
 
     world.programs["ready"] = warm_program(notes)
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         keys = [await world.submit("ready", f"j{number}") for number in range(12)]
         for key in keys:
             assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
-        await life.drained()
+        await runner.drained()
     assert len({handle for handle, _ in seen}) == len(seen) == 12
     assert all(any(f'"id":"{key.id}"' in text for _, text in seen) for key in keys)
 
@@ -110,7 +110,7 @@ async def test_one_whose_job_went_to_another_runner_waits_on(
     world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let two runners have one message; the other's claim is written first, so nothing was sent to the container."""
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         (box,) = await world.wait_for_warm("ready")
         with monkeypatch.context() as patched:
             raced = anyio.Event()
@@ -120,7 +120,7 @@ async def test_one_whose_job_went_to_another_runner_waits_on(
                 patched.undo()
                 raise RevisionConflict("the other was first")
 
-            patched.setattr(life.bus.job_store, "update", first)
+            patched.setattr(runner.bus.job_store, "update", first)
             key = await world.submit("ready")
             assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert raced.is_set()
@@ -149,13 +149,13 @@ async def test_a_job_cancelled_while_its_container_loads_leaves_nothing(world: R
         await anyio.sleep_forever()
 
     world.programs["ready"] = warm_program(succeed, load)
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         await world.wait_for_container()
         key = await world.submit("ready")
         await world.wait_until_running(key)
         await world.cancel(key)
         assert (await world.wait_until_ended(key)).status is Status.CANCELLED
-        await life.drained()
+        await runner.drained()
     await world.wait_until_clean()
 
 
@@ -265,14 +265,14 @@ async def test_one_that_dies_while_it_loads_backs_off_and_says_why(world: Runner
 async def test_one_that_dies_while_it_waits_is_replaced_and_a_job_in_between_starts_cold(
     world: RunnerEnvironment,
 ) -> None:
-    async with world.run_runner() as life:
+    async with world.run_runner() as runner:
         (box,) = await world.wait_for_warm("ready")
         box.finish(137)
         box.scope.cancel()
         key = await world.submit("ready")
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
         await world.wait_for_warm("ready")
-        await life.drained()
+        await runner.drained()
     await world.wait_until_clean()
 
 

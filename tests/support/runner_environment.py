@@ -148,7 +148,7 @@ class RunnerEnvironment:
         self.pace = FAST_PACE
         self.slots = 1
         self.disk_mb = 0
-        self.engine_gone = False  # when a life begins
+        self.engine_gone = False  # when a runner starts
         self.leave = True
         self.grace_s = 0.05
         self.poweroff: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class RunnerEnvironment:
         async with FakeEngine(self.programs, self.now, self.boxes) as engine:
             engine.is_unavailable = self.engine_gone
             engine.containers_outlive_runner = self.leave
-            life = RunnerContext(
+            context = RunnerContext(
                 installation="test",
                 host=host,
                 incarnation=incarnation,
@@ -186,7 +186,7 @@ class RunnerEnvironment:
                 log=structlog.get_logger("test"),
             )
             async with anyio.create_task_group() as tasks:
-                running = RunnerUnderTest(self, life, bus, engine, self._means())
+                running = RunnerUnderTest(self, context, bus, engine, self._host_context())
                 tasks.start_soon(running.serve)
                 if not self.engine_gone:
                     await wait_with_deadline(running.ready.wait)
@@ -197,7 +197,7 @@ class RunnerEnvironment:
         """Return the time of the hosts' calendar, which tests set."""
         return datetime.now(UTC) + self.calendar
 
-    def _means(self) -> HostContext:
+    def _host_context(self) -> HostContext:
         async def forget(digests: object) -> None:
             return None
 
@@ -324,19 +324,19 @@ class RunnerUnderTest:
     """One runner under test."""
 
     def __init__(
-        self, world: RunnerEnvironment, life: RunnerContext, bus: FakeBus, engine: FakeEngine, means: HostContext
+        self, world: RunnerEnvironment, context: RunnerContext, bus: FakeBus, engine: FakeEngine, host: HostContext
     ) -> None:
         self.world = world
-        self.life = life
+        self.context = context
         self.bus = bus
         self.engine = engine
-        self.means = means
+        self.host = host
         self.stop = anyio.Event()
         self.ready = anyio.Event()
         self.gone = anyio.Event()
 
     async def serve(self) -> None:
-        await run_lifecycle(self.life, self.means, self.stop, self.ready.set)
+        await run_lifecycle(self.context, self.host, self.stop, self.ready.set)
         self.gone.set()
 
     async def drained(self) -> None:

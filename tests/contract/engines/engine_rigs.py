@@ -45,7 +45,7 @@ class EngineRig:
     host: str
     images: dict[str, str]
     create: Callable[[ContainerSpec], Awaitable[str]]  # what a crash between create and start leaves
-    another: Callable[[], AbstractAsyncContextManager[ContainerEngine]]  # the engine of the runner's next life
+    another: Callable[[], AbstractAsyncContextManager[ContainerEngine]]  # the engine of the next runner process
     kind: str = ""  # which of the suite's engines it is
 
     def spec(self, image: str = "echo", job: str = "j", **changes: Any) -> ContainerSpec:

@@ -84,10 +84,10 @@ async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gp
     gpu.code = 1
     async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.run_runner() as life:
+        async with world.run_runner() as runner:
             key = await world.submit("gpu")
             await gpu.started.wait()
-            (holding,) = life.means.gpu_allocator._allocations
+            (holding,) = runner.host.gpu_allocator._allocations
             cards.xid(0, 79)
 
             async def heard() -> bool:
@@ -112,16 +112,15 @@ async def test_while_one_card_does_not_prove_itself_the_other_takes_the_job(
     gpu.code, gpu.unproved = 1, True
     async with run_stub_monitor(cards) as watch:
         world.gpus = watch
-        async with world.run_runner() as life:
+        async with world.run_runner() as runner:
             key = await world.submit("gpu")
             await gpu.started.wait()
             (struck,) = gpu.cards
             cards.xid(int(struck[-1]), 79)
 
             async def heard() -> bool:
-                return (
-                    bool(life.means.gpu_allocator._allocations) and life.means.gpu_allocator._allocations[0].xid == 79
-                )
+                allocations = runner.host.gpu_allocator._allocations
+                return bool(allocations) and allocations[0].xid == 79
 
             await wait_until(heard)
             gpu.pushed.set()
@@ -133,13 +132,13 @@ async def test_while_one_card_does_not_prove_itself_the_other_takes_the_job(
 async def test_a_probe_that_fails_is_not_repeated_at_once(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     async with run_stub_monitor(StubNvml(tmp_path)) as watch:
         world.gpus = watch
-        async with world.run_runner() as life:
+        async with world.run_runner() as runner:
             await cannot(world, None)
-            life.engine.next_start_failure = StartFailed("gpu_unsupported", "no toolkit")
-            life.means.gpu_allocator.mark_faulty((gpu_uuid(0),), "the test said so")
+            runner.engine.next_start_failure = StartFailed("gpu_unsupported", "no toolkit")
+            runner.host.gpu_allocator.mark_faulty((gpu_uuid(0),), "the test said so")
 
             async def tried() -> bool:
-                return "its probe failed: no toolkit" in (life.means.gpu_allocator.reports()[0].reason or "")
+                return "its probe failed: no toolkit" in (runner.host.gpu_allocator.reports()[0].reason or "")
 
             await wait_until(tried)
             assert gpu.probes == []
