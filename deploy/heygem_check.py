@@ -24,7 +24,6 @@ import msgspec
 
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, EngineError
-from runner.host.gpu_probe import INJECTION_MODES
 from runner.host.gpu_probe import LIST_GPUS_COMMAND as LIST_CARDS
 from schemas import endpoint
 from schemas.container_protocol import JOB_FILE, OUTPUT_FILE, ErrorLine, JobFile, JobTimeouts, LineParser, ProgressLine
@@ -194,7 +193,7 @@ def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str,
             installation="selfcheck", host="selfcheck", owner="me", job="selfcheck", round=1, attempt=1
         ),
         image=image,
-        instead=SURVEY_COMMAND,
+        entrypoint_override=SURVEY_COMMAND,
         job_dir=work,
         limits=ContainerLimits(memory_mb=needs.memory_mb, cpus=needs.cpus, shm_mb=needs.shm_mb),
         gpus=gpus[: needs.gpus],
@@ -214,7 +213,7 @@ async def run(url: str, spec: ContainerSpec) -> SelfcheckRun:
 
 async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
     """Give the container its card in the first way that works, as the runner does."""
-    for way in INJECTION_MODES["auto"]:
+    for way in engine.injection_modes:
         engine.set_injection(way)
         try:
             if (await follow(engine, replace_program(spec))).code == 0:
@@ -226,7 +225,7 @@ async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
 
 def replace_program(spec: ContainerSpec) -> ContainerSpec:
     """The same container, which only lists its cards."""
-    return msgspec.structs.replace(spec, instead=tuple(LIST_CARDS))
+    return msgspec.structs.replace(spec, entrypoint_override=tuple(LIST_CARDS))
 
 
 async def follow(engine: DockerEngine, spec: ContainerSpec) -> SelfcheckRun:
