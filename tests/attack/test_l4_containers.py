@@ -94,7 +94,7 @@ async def said(engine: DockerEngine, image: str, folder: Path, code: str) -> Any
     mine = ContainerIdentity(installation="attack", host=folder.name, owner="ann", job="j", round=1, attempt=1)
     limits = ContainerLimits(memory_mb=128, cpus=1.0)
     argv = ("python3", "-c", ASK + code)
-    spec = ContainerSpec(identity=mine, image=image, job_dir=folder / "job", limits=limits, instead=argv)
+    spec = ContainerSpec(identity=mine, image=image, job_dir=folder / "job", limits=limits, entrypoint_override=argv)
     handle = await engine.start(spec)
     try:
         with anyio.fail_after(60):
