@@ -72,8 +72,9 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
         write("operation_failed", operation=operation, error=f"{type(error).__name__}: {error}")
 
     async def delete_folder(self, folder: Path) -> None:
-        """Remove a container's folder. A folder that cannot be removed is logged, and recovery tries again after a
-        restart.
+        """Remove a container's folder.
+
+        A folder that cannot be removed is logged, and recovery tries again after a restart.
         """
         try:
             await anyio.to_thread.run_sync(remove_tree, folder)

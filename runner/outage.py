@@ -44,8 +44,9 @@ class EngineCallFailed(EngineUnavailable):
 
 
 class OutageGate:
-    """Counts the tasks that wait for the edge, the broker or the engine. While there is one, the runner claims nothing
-    new.
+    """Counts the tasks that wait for the edge, the broker or the engine.
+
+    While there is one, the runner claims nothing new.
 
     `engine_suspected` is notified when the engine did not answer a call; `runner.host.engine_monitor` then probes it.
     """

@@ -15,8 +15,9 @@ OWNER_RIGHTS = 0o700  # what the owner of a directory needs in order to empty it
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove `folder` and all that is in it. A link in its place is removed, not followed. A missing folder is not an
-    error.
+    """Remove `folder` and all that is in it.
+
+    A link in its place is removed, not followed. A missing folder is not an error.
 
     Continues after an error, and raises the first OSError once nothing more can be removed.
     """

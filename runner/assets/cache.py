@@ -154,8 +154,9 @@ class _CacheEntry(Struct, frozen=True):
 
 
 class CacheDir:
-    """The cache folder: at most `limit_bytes`, not counting files in use; `reserve_bytes` of the disk stay free.
-    Blocking.
+    """The cache folder. Blocking.
+
+    It holds at most `limit_bytes`, not counting files in use; `reserve_bytes` of the disk stay free.
     """
 
     def __init__(self, folder: Path, limit_bytes: int, reserve_bytes: int, now_ns: Callable[[], int]) -> None:

@@ -56,8 +56,9 @@ class AssetTransfer(Protocol):
         ...
 
     async def filename_suffix(self, owner: str, sha256: Digest) -> str:
-        """Return the ending of the asset's name at this owner, such as `.mp4`; "" without a safe one. Raises as
-        `stage` does.
+        """Return the ending of the asset's name at this owner, such as `.mp4`; "" without a safe one.
+
+        Raises as `stage` does.
         """
         ...
 

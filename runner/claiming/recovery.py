@@ -36,7 +36,7 @@ class RecoveryAction(StrEnum):
     """Action for a container that was found."""
 
     FOLLOW = "follow"  # it runs: follow it; it exited: classify the exit and collect the outputs
-    RELEASE = "free"  # it never ran: the job goes back to the queue, at no cost
+    RELEASE = "release"  # it never ran: the job goes back to the queue, at no cost
     REMOVE = "remove"  # its attempt is over
     LEAVE = "leave"  # an execution has it, or it is unknown: touch nothing
 

@@ -258,8 +258,9 @@ class DockerEngine:
         return handle
 
     def _supports_profile(self, client: docker.APIClient) -> bool:
-        """Return whether the daemon accepts our profile. Asked once, like its API version: a runner keeps both over
-        an update.
+        """Return whether the daemon accepts our profile.
+
+        Asked once, like its API version: a runner keeps both over an update.
         """
         if self._has_profile_support is None:
             self._has_profile_support = supports_profile(client.info())
@@ -349,8 +350,9 @@ class DockerEngine:
         return state
 
     def _connect(self) -> docker.APIClient:
-        """Return the client. It connects on first use, which asks the daemon for its version. Call it from a thread
-        only.
+        """Return the client.
+
+        It connects on first use, which asks the daemon for its version. Call it from a thread only.
         """
         _check_socket(self._settings.base_url)
         with self._connect_lock:

@@ -98,8 +98,9 @@ def was_started(state: Mapping[str, Any]) -> bool:
 
 
 def parse_exit(state: Mapping[str, Any]) -> ContainerExit:
-    """Return how the container exited. OOMKilled counts whatever the code is: a parent may exit with 0 after its
-    child died.
+    """Return how the container exited.
+
+    OOMKilled counts whatever the code is: a parent may exit with 0 after its child died.
     """
     return ContainerExit(
         state["ExitCode"], state["OOMKilled"], _parse_time(state["StartedAt"]), _parse_time(state["FinishedAt"])

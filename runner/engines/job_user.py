@@ -1,5 +1,6 @@
-"""User that jobs of the process engine run as: an unprivileged one where the runner is root, else the runner's own
-user.
+"""User that jobs of the process engine run as.
+
+It is an unprivileged user where the runner is root, otherwise the runner's own.
 """
 
 import grp

@@ -99,8 +99,9 @@ class OutputChunk(Struct, frozen=True):
 
 
 class ContainerExit(Struct, frozen=True):
-    """Exit of a container. A signal is 128 + its number. `oom_killed` is also set if only a child of the job was
-    killed.
+    """Exit of a container.
+
+    A signal is 128 + its number. `oom_killed` is also set if only a child of the job was killed.
     """
 
     code: int

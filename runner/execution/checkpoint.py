@@ -49,8 +49,9 @@ class StderrTail(Struct, frozen=True):
 
 
 def _escape_unprintable(line: bytes) -> str:
-    """Return the line without characters that a terminal obeys: control characters, and those that change the
-    direction.
+    """Return the line without characters that a terminal obeys.
+
+    These are control characters, and those that change the direction of a text.
     """
     text = line[-4 * LINE_LIMIT_CHARS :].decode(errors="replace").rstrip("\r").expandtabs(4)
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -138,8 +139,9 @@ class CheckpointFile:
             self._log.warning("checkpoint_write_failed", error=str(error))
 
     async def update_then(self, then: Callable[[], T], **changes: Any) -> T:
-        """Change fields, then call `then` in the same thread: an action that must not precede the write. Return its
-        result.
+        """Change fields, then call `then` in the same thread: an action that must not precede the write.
+
+        Return its result.
 
         Raises OSError if the file cannot be written; `then` was not called.
         """

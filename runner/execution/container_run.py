@@ -238,8 +238,9 @@ class ContainerRun:
         await self._context.retry_engine_call("stop", partial(self._context.engine.stop, handle, grace_s))
 
     async def _enforce_execution_timeout(self) -> None:
-        """Stop after the timeout. It counts from the container's start, also in the next runner process, on any
-        calendar.
+        """Stop after the timeout.
+
+        It counts from the container's start, also in the next runner process, on any calendar.
         """
         start, now = self._checkpoint.current.start_time, self._context.moment()
         await anyio.sleep(max(0.0, self._limits.execution_s - (elapsed_s(start, now) if start else 0.0)))

@@ -43,8 +43,9 @@ async def record_event(context: RunnerContext, entry: VersionedRecord, event: Jo
 
 
 def _event_time(context: RunnerContext, job: Job) -> datetime:
-    """Return the current time of the host, but never before the times in the record: a host may boot with a clock of
-    1970.
+    """Return the current time of the host, but never one before the times in the record.
+
+    A host may boot with a clock of 1970.
 
     The edge would think that such a result had been kept long enough, and delete it.
     """

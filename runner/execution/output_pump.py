@@ -111,8 +111,9 @@ class OutputPump:
             self._context.bind_log(self._job).warning("log_write_failed", error=str(error))
 
     def _is_noise(self, chunk: OutputChunk) -> bool:
-        """Return whether the chunk holds only lines that are not published: a flood must not take the runner's CPU
-        time.
+        """Return whether the chunk holds only lines that are not published.
+
+        A flood of them must not take the runner's CPU time.
         """
         if not self._throttle.is_quota_used or not self._parsers[chunk.stream].at_line_start:
             return False
@@ -134,8 +135,9 @@ class OutputPump:
             await self._flush()
 
     async def _flush(self, *, everything: bool = False) -> None:
-        """Write the messages that are due to the checkpoint, then publish them. One flush at a time, so that offsets
-        rise.
+        """Write the messages that are due to the checkpoint, then publish them.
+
+        One flush at a time, so that offsets rise.
 
         After a cancellation, what was not published stays in `_pending`, for the next call or the next runner process.
         """

@@ -39,8 +39,9 @@ async def no_pid(_: str) -> int | None:
 
 
 class GpuProbeSettings(Struct, frozen=True):
-    """Seconds: the timeout of a probe, the pause after a failed one, and the limit of that pause, which doubles each
-    time.
+    """Timing of GPU probes, in seconds.
+
+    The timeout of a probe, the pause after a failed one, and the limit of that pause, which doubles each time.
     """
 
     patience_s: float = 300.0

@@ -247,8 +247,9 @@ class XidListener(threading.Thread):
         return [one.uuid for one in found if one.instance is None or instance in {EVERY_INSTANCE, one.instance}]
 
     def _register(self) -> Any:
-        """Return an event set of the GPUs; None if no GPU reports events (WSL, all lost). The samples still show
-        errors.
+        """Return an event set of the GPUs; None if no GPU reports events (WSL, all lost).
+
+        The samples still show errors.
         """
         try:
             events = nv.nvmlEventSetCreate()

@@ -39,8 +39,9 @@ def parse_container_ids(cgroup: str) -> tuple[str, ...]:
 
 
 def parse_parent_pid(stat: str) -> int:
-    """Return the parent's pid in the text of /proc/PID/stat. The name may hold spaces and brackets, so count from its
-    end.
+    """Return the parent's pid in the text of /proc/PID/stat.
+
+    The name may hold spaces and brackets, so count from its end.
     """
     return int(stat.rpartition(")")[2].split()[1])
 
