@@ -271,3 +271,16 @@ async def test_probe_says_what_it_is(host: EngineRig) -> None:
     assert info.name == host.engine.name
     assert info.isolated == (info.name == "docker")
     assert info.isolated or info.notes
+
+
+async def test_an_engine_says_how_it_gives_gpus_to_containers(host: EngineRig) -> None:
+    """Check the GPU part of the port: modes, and the pid behind a handle, which only the process engine has."""
+    engine = host.engine
+    assert len(set(engine.injection_modes)) == len(engine.injection_modes)
+    for injection in engine.injection_modes:
+        engine.set_injection(injection)
+    handle = await host.echo(steps=1)
+    await ended(host, handle)
+    pid = await engine.pid(handle)
+    assert (pid is not None) == (engine.name == "process")
+    assert await engine.pid("no-such-handle") is None
