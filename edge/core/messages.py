@@ -16,7 +16,7 @@ DEFAULT_WAKE_S = 120.0  # the forecast until a wake was measured
 
 
 class Language(StrEnum):
-    """A language of the user texts."""
+    """A language of the user texts; the value is its tag in `Accept-Language`."""
 
     EN = "en"
     ZH = "zh"
