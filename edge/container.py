@@ -92,7 +92,7 @@ class _Domain(Struct, frozen=True, kw_only=True):
 
 
 class _Jobs(Struct, frozen=True, kw_only=True):
-    """The services of `edge.jobs`."""
+    """The services of `edge.jobs` for one edge, in the order in which they depend on each other."""
 
     publish_window: PublishWindow
     url_fetcher: UrlInputFetcher
