@@ -83,6 +83,7 @@ class _Domain(Struct, frozen=True, kw_only=True):
     endpoints: EndpointRegistry
     index: JobIndex
     quotas: OwnerQuotas
+    upload_states: UploadStateStore
     assets: AssetService
     hosts: HostRegistry
     api_keys: ApiKeyStore
@@ -118,7 +119,15 @@ async def assemble_services(
     signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
     url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
     jobs = _build_jobs(settings, bus, clients, domain, url_signer)
-    uploads = _make_uploads(settings, domain.assets, domain.quotas)
+    uploads = UploadService(
+        domain.upload_states,
+        domain.assets,
+        utc_now,
+        os.urandom,
+        settings.uploads,
+        settings.max_asset_bytes,
+        domain.quotas,
+    )
     index, power = domain.index, domain.power
     services = EdgeServices(
         bus=bus,
@@ -166,7 +175,8 @@ async def assemble_services(
 async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, clients: HttpClients) -> _Domain:
     endpoints = await _load_endpoint_registry(settings, bus)
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
-    quotas = _make_quotas(settings, bus, index)
+    upload_states = UploadStateStore(settings.data / "uploads")
+    quotas = _make_quotas(settings, bus, index, upload_states)
     hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
     relay_hub = RelayHub(_fresh_id)
     observer = FleetObserver(bus, index, hosts, endpoints, utc_now)
@@ -176,6 +186,7 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
         endpoints=endpoints,
         index=index,
         quotas=quotas,
+        upload_states=upload_states,
         assets=AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash),
         hosts=hosts,
         api_keys=ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic),
@@ -267,17 +278,9 @@ async def _load_endpoint_registry(settings: EdgeSettings, bus: Bus) -> EndpointR
     return endpoints
 
 
-def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex) -> OwnerQuotas:
+def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex, uploads: UploadStateStore) -> OwnerQuotas:
     overrides = {owner: one.quotas for owner, one in settings.owners.items()}
-    return OwnerQuotas(settings.quotas, overrides, index, bus.asset_references, time.monotonic)
-
-
-def _make_uploads(settings: EdgeSettings, assets: AssetService, quotas: OwnerQuotas) -> UploadService:
-    states = UploadStateStore(settings.data / "uploads")
-    limit = settings.max_asset_bytes
-    uploads = UploadService(states, assets, utc_now, os.urandom, settings.uploads, limit, quotas)
-    quotas.set_pending_bytes_source(uploads.pending_bytes)
-    return uploads
+    return OwnerQuotas(settings.quotas, overrides, index, bus.asset_references, time.monotonic, uploads)
 
 
 def _make_owner_deletions(

@@ -6,7 +6,6 @@ seconds. A silent writer therefore gives way to the client's next request.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -183,9 +182,6 @@ class UploadService:
         self._quotas = quotas
         self._uploads: dict[UploadKey, _OpenUpload] = {}
         self._length_lock = anyio.Lock()
-        # Uploads without a length that are being sent, with their offsets before the current request.
-        self._growing: dict[UploadKey, int] = {}
-        self._grown: Counter[str] = Counter()  # bytes that such uploads have added, by owner
 
     async def create(self, owner: str, parameters: UploadParameters) -> Upload:
         """Create an upload durably. Raises ProblemError `body_too_large`, `quota_exceeded`, `store_full`.
@@ -208,15 +204,6 @@ class UploadService:
             await to_thread.run_sync(self._states.create, upload)
         self._uploads[upload.key] = _OpenUpload(upload)
         return upload
-
-    async def pending_bytes(self, owner: str) -> int:
-        """Return the bytes that the owner's unfinished uploads have or will have. Raises StoreError.
-
-        Reserved bytes are not included, except those whose reservation ends while the folder is read.
-        """
-        grown_before, growing = self._grown[owner], dict(self._growing)
-        pending = await to_thread.run_sync(self._states.pending_bytes, owner, growing)
-        return pending + self._grown[owner] - grown_before
 
     async def status(self, owner: str, upload_id: str) -> Upload:
         """Return the state of an upload. Raises ProblemError `not_found`.
@@ -351,7 +338,7 @@ class UploadService:
             raise ProblemError("body_too_large", f"{chunk.size} bytes are sent, but only {room} are missing")
         chunks = turn.read_until_preempted(chunk.chunks)
         checker = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
-        async with self._reserving(entry) as reservation, self._open_appender(entry) as appender:
+        async with self._reserve_growth(entry) as reservation, self._open_appender(entry) as appender:
             if reservation is not None:
                 chunks = reservation.meter_chunks(chunks)
             sinks = [
@@ -369,23 +356,14 @@ class UploadService:
         appender.save(expires=self._expires_at(), final_sha256=appender.hasher.hexdigest() if is_complete else None)
 
     @asynccontextmanager
-    async def _reserving(self, entry: _OpenUpload) -> AsyncIterator[QuotaReservation | None]:
-        """Reserve the bytes of an upload without a length as they arrive; yield None if it needs no reservation.
-
-        Bytes that become durable in the block stay reserved until its end. `pending_bytes` counts them only then.
-        """
-        upload = entry.upload
-        if self._quotas is None or upload.length is not None:
+    async def _reserve_growth(self, entry: _OpenUpload) -> AsyncIterator[QuotaReservation | None]:
+        """Reserve the bytes of an upload without a length as they arrive; yield None if it needs no reservation."""
+        if self._quotas is None or entry.upload.length is not None:
             yield None
             return
         with translate_errors():
-            async with self._quotas.reserve(upload.owner, None) as reservation:
-                self._growing[upload.key] = upload.offset
-                try:
-                    yield reservation
-                finally:  # no await between this and the end of the reservation
-                    del self._growing[upload.key]
-                    self._grown[upload.owner] += entry.upload.offset - upload.offset
+            async with self._quotas.reserve_growth(entry.upload.key, lambda: entry.upload.offset) as reservation:
+                yield reservation
 
     @asynccontextmanager
     async def _open_appender(self, entry: _OpenUpload) -> AsyncIterator[UploadAppender]:

@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 from math import ceil
 from typing import Annotated
 
+from anyio import to_thread
 from msgspec import Meta, Struct, structs
 
 from bus.interface import Table
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
+from edge.store.upload_state import UploadKey, UploadStateStore
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
 from schemas.ids import JobKey
@@ -30,7 +32,6 @@ _RESERVE_AHEAD_DIVISOR = 8  # at most 1/8 of the free bytes is reserved ahead
 _MINUTE_S = 60.0
 STREAMS_RETRY_AFTER_S = 10
 
-PendingBytesSource = Callable[[str], Awaitable[int]]
 QuotaAmount = Annotated[int, Meta(ge=0)]
 
 
@@ -91,21 +92,20 @@ class QuotaReservation:
             yield chunk
 
 
-async def _no_pending_bytes(_: str) -> int:
-    """Return 0: there are no uploads."""
-    return 0
-
-
 class OwnerQuotas:
-    """Checks and counts the limits of all owners. `monotonic`: in seconds."""
+    """Checks and counts the limits of all owners.
 
-    def __init__(
+    `monotonic`: in seconds. `uploads`: the unfinished uploads, whose bytes count against the limit.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the limits, and what they are counted by
         self,
         default: OwnerQuota,
         overrides: Mapping[str, OwnerQuotaOverride],
         index: JobIndex,
         references: Table[AssetReference],
         monotonic: Callable[[], float],
+        uploads: UploadStateStore,
     ) -> None:
         self._default = default
         self._overrides = overrides
@@ -117,7 +117,10 @@ class OwnerQuotas:
         self._reserved: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
         self._pending_jobs: defaultdict[str, set[JobKey]] = defaultdict(set)
-        self._pending_bytes: PendingBytesSource = _no_pending_bytes
+        self._uploads = uploads
+        # Uploads without a length that are being sent, with their offsets before the current request.
+        self._growing: dict[UploadKey, int] = {}
+        self._grown: Counter[str] = Counter()  # bytes that such uploads have added, by owner
         self._deleting_owners: frozenset[str] = frozenset()
         index.subscribe_changes(self._on_job_changes)
 
@@ -210,7 +213,10 @@ class OwnerQuotas:
                 del self._pending_jobs[key.owner]
 
     async def bytes_left(self, owner: str) -> int | None:
-        """Return the free bytes of the owner; None: no limit. Raises ProblemError `owner_deleting`; BusError."""
+        """Return the free bytes of the owner; None: no limit.
+
+        Raises ProblemError `owner_deleting`; BusError, StoreError.
+        """
         self.check_not_deleting(owner)
         most = self.for_owner(owner).bytes
         if not most:
@@ -221,6 +227,15 @@ class OwnerQuotas:
             stored = self._cached_bytes[owner] = _CachedBytes(sum(row.value.bytes for row in rows.values()), now)
         pending = await self._pending_bytes(owner)
         return max(0, most - stored.total - pending - self._reserved[owner])
+
+    async def _pending_bytes(self, owner: str) -> int:
+        """Return the bytes that the owner's unfinished uploads have or will have. Raises StoreError.
+
+        Reserved bytes are not included, except those whose reservation ends while the folder is read.
+        """
+        grown_before, growing = self._grown[owner], dict(self._growing)
+        pending = await to_thread.run_sync(self._uploads.pending_bytes, owner, growing)
+        return pending + self._grown[owner] - grown_before
 
     @asynccontextmanager
     async def reserve(self, owner: str, size: int | None) -> AsyncIterator[QuotaReservation | None]:
@@ -242,6 +257,23 @@ class OwnerQuotas:
             if not self._reserved[owner]:
                 del self._reserved[owner]
 
+    @asynccontextmanager
+    async def reserve_growth(
+        self, key: UploadKey, durable_offset: Callable[[], int]
+    ) -> AsyncIterator[QuotaReservation | None]:
+        """Reserve the bytes of an upload without a length as they arrive; yield None if the owner has no limit.
+
+        Bytes that become durable in the block stay reserved until its end, and count as pending only then.
+        Raises ProblemError `quota_exceeded`, `owner_deleting`; BusError, StoreError.
+        """
+        async with self.reserve(key.owner, None) as reservation:
+            start = self._growing[key] = durable_offset()
+            try:
+                yield reservation
+            finally:  # no await between this and the end of the reservation
+                del self._growing[key]
+                self._grown[key.owner] += durable_offset() - start
+
     async def _extend_reservation(self, reservation: QuotaReservation, size: int) -> None:
         room = await self.bytes_left(reservation.owner)
         if room is not None:
@@ -255,10 +287,6 @@ class OwnerQuotas:
             raise quota_exceeded(room + reservation.reserved)
         reservation.reserved += size
         self._reserved[reservation.owner] += size
-
-    def set_pending_bytes_source(self, pending_bytes: PendingBytesSource) -> None:
-        """Count `pending_bytes(owner)`, the bytes of the owner's unfinished uploads, against the limit."""
-        self._pending_bytes = pending_bytes
 
     def add_bytes(self, owner: str, size: int) -> None:
         """Count `size` more bytes of the owner."""

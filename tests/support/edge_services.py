@@ -135,7 +135,10 @@ class EdgeServicesRig:
         self.folder = folder
         self.index = JobIndex(folder / "index.db", self.bus.job_store)
         self.limits: dict[str, OwnerQuotaOverride] = {}
-        self.quotas = OwnerQuotas(OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds)
+        self.partials = UploadStateStore(folder / "uploads")
+        self.quotas = OwnerQuotas(
+            OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds, self.partials
+        )
         self.publish_window = PublishWindow(
             queue=self.bus.job_queue,
             records=self.bus.job_store,
@@ -190,11 +193,9 @@ class EdgeServicesRig:
             clock=time,
             entropy=entropy,
         )
-        self.partials = UploadStateStore(folder / "uploads")
         self.uploads = UploadService(
             self.partials, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
         )
-        self.quotas.set_pending_bytes_source(self.uploads.pending_bytes)
         self.signer = UrlSigner(SECRET, time, UrlSettings())
         eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)
         self.job_views = JobViewBuilder(
