@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 Clock = Callable[[], datetime]
 Entropy = Callable[[int], bytes]  # os.urandom, or a deterministic source in tests
 
+MINUTE_S, HOUR_S = 60.0, 3600.0
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 

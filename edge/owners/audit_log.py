@@ -32,7 +32,7 @@ class AuditLog:
         event = AuditEvent(
             at=self._clock(), action=action, subject=subject, by=by, client=client, owner=owner, scopes=scopes
         )
-        _log.warning("audit", action=action, subject=subject, by_key=by, client=client, owner=owner)
+        _log.warning("audit_event_recorded", action=action, subject=subject, by_key=by, client=client, owner=owner)
         await self._keep(event)
 
     async def key_made_at_start(self, key: ApiKey, by: str) -> None:
@@ -46,7 +46,7 @@ class AuditLog:
             owner=key.owner,
             scopes=key.scopes,
         )
-        _log.info("audit", action=event.action, subject=key.id, by_key=by, client="", owner=key.owner)
+        _log.info("audit_event_recorded", action=event.action, subject=key.id, by_key=by, client="", owner=key.owner)
         await self._keep(event)
 
     async def _keep(self, event: AuditEvent) -> None:

@@ -15,6 +15,7 @@ from anyio import to_thread
 from msgspec import Meta, Struct, structs
 
 from bus.interface import Table
+from edge.core.clock import MINUTE_S
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
 from edge.store.upload_state import UploadKey, UploadStateStore
@@ -29,7 +30,6 @@ WAITING_RETRY_AFTER_S = 10
 BYTES_RETRY_AFTER_S = 60
 RESERVE_AHEAD_BYTES = 1024 * 1024  # reserved at a time for a body of unknown size
 _RESERVE_AHEAD_DIVISOR = 8  # at most 1/8 of the free bytes is reserved ahead
-_MINUTE_S = 60.0
 STREAMS_RETRY_AFTER_S = 10
 
 QuotaAmount = Annotated[int, Meta(ge=0)]
@@ -176,10 +176,10 @@ class OwnerQuotas:
     def _take_submit_token(self, owner: str, per_minute: int) -> None:
         now = self._monotonic()
         bucket = self._buckets.setdefault(owner, _TokenBucket(float(per_minute), now))
-        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / _MINUTE_S)
+        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / MINUTE_S)
         bucket.at = now
         if bucket.tokens < 1:
-            retry_after_s = ceil((1 - bucket.tokens) * _MINUTE_S / per_minute)
+            retry_after_s = ceil((1 - bucket.tokens) * MINUTE_S / per_minute)
             raise ProblemError(
                 "rate_limited",
                 f"at most {per_minute} submits a minute: try again in {retry_after_s} s",

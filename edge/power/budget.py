@@ -2,10 +2,9 @@
 
 from datetime import datetime
 
+from edge.core.clock import HOUR_S
 from schemas.host_config import HostConfig
 from schemas.power import ON_INTERVAL_LIMIT, DailyOnTime, OnInterval, PowerRecord
-
-HOUR_S = 3600.0
 
 
 def on_time_today_s(record: PowerRecord, at: datetime, rules: HostConfig) -> float:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from edge.core.clock import HOUR_S
 from schemas.usage import JobUsage, PowerUsage
 
-HOUR_S = 3600.0
 RUNNER_CURRENCY = "CNY"  # a runner's price has no currency
 # The clocks of edge and host differ, so a job may appear to start before its host was on.
 CLOCK_SKEW_LIMIT = timedelta(seconds=5)

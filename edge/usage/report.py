@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from bus.interface import UsageLog
-from edge.core.clock import Clock
+from edge.core.clock import HOUR_S, Clock
 from edge.core.validation import input_invalid_problem
-from edge.usage.cost_allocation import HOUR_S, RUNNER_CURRENCY, CostAllocation, JobShare, TimeRange, allocate_costs
+from edge.usage.cost_allocation import RUNNER_CURRENCY, CostAllocation, JobShare, TimeRange, allocate_costs
 from edge.usage.recorder import power_usage
 from schemas.host_config import PowerPrice
 from schemas.power import HISTORY_LIMIT, OnInterval, PowerRecord

@@ -10,9 +10,9 @@ from email.utils import parsedate_to_datetime
 
 from msgspec import Struct
 
+from edge.core.clock import HOUR_S, MINUTE_S
 from schemas.backoff import Backoff
 
-MINUTE_S, HOUR_S = 60.0, 3600.0
 RETRY_DELAYS_S = (5.0, 5 * MINUTE_S, 30 * MINUTE_S, 2 * HOUR_S, 5 * HOUR_S, 10 * HOUR_S, 14 * HOUR_S, 20 * HOUR_S)
 RETRY_JITTER = 0.2  # fraction of each delay that is added at random
 RETRY_AFTER_LIMIT_S = 24 * HOUR_S  # the longest Retry-After that is honoured
