@@ -4,6 +4,6 @@ An owner is the tenant that a key belongs to. Read `api_keys` first: `ApiKeyStor
 credential into an `ApiKey`. `tokens` issues short-lived tokens for clients that cannot send a header. `quotas` limits
 jobs, bytes, submits and open streams. `audit_log` records who created, rotated or revoked a credential.
 
-May import `schemas`, `bus`, `edge.core` and `edge.index`. Imported by `edge.hosts`, `edge.assets`, `edge.jobs` and
+May import `edge.core`, `edge.store` and `edge.index`. Imported by `edge.hosts`, `edge.assets`, `edge.jobs` and
 all packages above them. Nothing here knows HTTP: `edge.http.auth` reads the headers.
 """

@@ -4,7 +4,7 @@ Read `port` first: `AssetStore` and the errors that a store may raise. `factory.
 settings name. `directory` keeps assets in a folder, `remote` in a bucket of S3, Google Cloud Storage or Azure.
 `upload_state` keeps unfinished uploads on the local disk. `atomic_write` and `fanout` are the parts that they share.
 
-This package imports `schemas` and nothing else of ours. It knows digests and bytes; owners, names and quotas are in
-`edge.assets`. Every package of the edge above it may import it. `remote` is imported only when a bucket is configured,
-because obstore is an optional dependency.
+This package imports `schemas` and `bus`, and no other package of the edge. It knows digests and bytes; owners, names
+and quotas are in `edge.assets`. Every package of the edge above it may import it. `remote` is imported only when a
+bucket is configured, because obstore is an optional dependency.
 """
