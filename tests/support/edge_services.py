@@ -135,9 +135,9 @@ class EdgeServicesRig:
         self.folder = folder
         self.index = JobIndex(folder / "index.db", self.bus.job_store)
         self.limits: dict[str, OwnerQuotaOverride] = {}
-        self.partials = UploadStateStore(folder / "uploads")
+        self.upload_states = UploadStateStore(folder / "uploads")
         self.quotas = OwnerQuotas(
-            OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds, self.partials
+            OwnerQuota(), self.limits, self.index, bus.asset_references, time.seconds, self.upload_states
         )
         self.publish_window = PublishWindow(
             queue=self.bus.job_queue,
@@ -194,7 +194,7 @@ class EdgeServicesRig:
             entropy=entropy,
         )
         self.uploads = UploadService(
-            self.partials, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
+            self.upload_states, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
         )
         self.signer = UrlSigner(SECRET, time, UrlSettings())
         eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)

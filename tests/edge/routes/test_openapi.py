@@ -107,7 +107,7 @@ async def test_every_body_is_in_the_document(prepared: Prepared):
 async def written(edge: ServedEdge) -> object:
     """Return everything that a request may leave behind."""
     world = edge.world
-    bus, uploads = world.bus, world.partials._folder
+    bus, uploads = world.bus, world.upload_states._folder
     tables = (bus.asset_references, bus.tombstones, bus.api_keys, bus.power_records, bus.installation_constants)
     rows = [sorted((key, row.revision) for key, row in (await table.rows()).items()) for table in tables]
     records = sorted([(key, (await bus.job_store.read(key)).revision) for key in await bus.job_store.keys()], key=str)

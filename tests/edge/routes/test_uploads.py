@@ -178,7 +178,7 @@ async def test_a_deleted_upload_is_gone_and_its_bytes_with_it(edge: ServedEdge):
     assert (await edge.ann.delete(url, headers=VERSION)).status_code == 204
     assert (await edge.ann.head(url, headers=VERSION)).status_code == 404
     assert (await sent(edge.ann, url, HALF, BODY[HALF:])).status_code == 404
-    assert edge.world.partials.list_keys() == []
+    assert edge.world.upload_states.list_keys() == []
 
 
 async def test_anothers_upload_is_none(edge: ServedEdge):
@@ -257,5 +257,5 @@ async def test_what_expired_is_gone_when_asked_and_when_swept(edge: ServedEdge):
     edge.world.time.advance(hours=24, seconds=1)
     assert (await edge.ann.head(asked, headers=VERSION)).status_code == 404
     await edge.world.uploads.sweep()
-    assert edge.world.partials.list_keys() == []
+    assert edge.world.upload_states.list_keys() == []
     assert (await edge.ann.head(swept, headers=VERSION)).status_code == 404

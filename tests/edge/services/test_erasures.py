@@ -82,7 +82,7 @@ async def everything(edge: EdgeServicesRig, owner: str) -> list[object]:
     jobs = [key for key in await bus.job_store.keys() if key.owner == owner]
     used = [use for use in await bus.usage_log.job_rows(edge.time.now.replace(year=2000)) if use.owner == owner]
     keys = [row.value for row in (await bus.api_keys.rows()).values() if row.value.owner == owner]
-    uploads = edge.partials.list_keys(owner)
+    uploads = edge.upload_states.list_keys(owner)
     hooks = [await bus.webhook_configs.get(owner)] if await bus.webhook_configs.get(owner) else []
     waiting = list(await bus.job_queue.list_pending(owner))
     return [*rows, *held, *jobs, *used, *keys, *uploads, *hooks, *waiting]

@@ -25,7 +25,7 @@ WANTED = UploadParameters(name="a.mp4", media_type="video/mp4", length=len(BODY)
 
 def restarted(fake: FakeBusServicesRig, settings: UploadSettings = AS_ALWAYS) -> UploadService:
     """Return the service of a new edge process with the same folder."""
-    return UploadService(fake.partials, fake.assets, fake.time, FixedEntropy(), settings, 1 << 20)
+    return UploadService(fake.upload_states, fake.assets, fake.time, FixedEntropy(), settings, 1 << 20)
 
 
 async def chunks(*bodies: bytes) -> AsyncIterator[bytes]:
@@ -49,12 +49,12 @@ async def test_it_goes_on_after_a_restart(fake: FakeBusServicesRig):
     ended = await again.append("ann", upload.id, piece(HALF, BODY[HALF:]))
     assert (ended.is_stored, ended.final_sha256) == (True, SHA)
     assert [block async for block in fake.store.read(SHA)] == [BODY]
-    assert not fake.partials.data_path(upload.key).exists()
+    assert not fake.upload_states.data_path(upload.key).exists()
 
 
 async def test_bytes_that_were_never_acknowledged_do_not_count(fake: FakeBusServicesRig):
     upload = await half_way(fake)
-    with fake.partials.data_path(upload.key).open("ab") as file:
+    with fake.upload_states.data_path(upload.key).open("ab") as file:
         file.write(b"\0" * 5000)  # a state that a power cut can leave
     again = restarted(fake)
     assert (await again.status("ann", upload.id)).offset == HALF
@@ -69,7 +69,7 @@ async def test_one_long_request_is_made_durable_on_its_way(fake: FakeBusServices
     )
 
     async def durable() -> int:
-        stored = fake.partials.load(upload.key)
+        stored = fake.upload_states.load(upload.key)
         assert stored is not None
         return stored.offset
 
@@ -85,12 +85,12 @@ async def test_one_long_request_is_made_durable_on_its_way(fake: FakeBusServices
 @pytest.mark.parametrize("lost", ["the asset", "only the note"])
 async def test_what_a_crash_kept_from_becoming_an_asset_becomes_one(fake: FakeBusServicesRig, lost: str):
     upload = await half_way(fake)
-    part = UploadAppender(fake.partials, upload, None)
+    part = UploadAppender(fake.upload_states, upload, None)
     part.write(BODY[HALF:])
     part.save(final_sha256=SHA)
     part.close()
     if lost == "only the note":
-        await fake.assets.import_file("ann", fake.partials.data_path(upload.key), SHA, "a.mp4", "video/mp4")
+        await fake.assets.import_file("ann", fake.upload_states.data_path(upload.key), SHA, "a.mp4", "video/mp4")
     again = restarted(fake)
     await again.sweep()
     assert (await again.status("ann", upload.id)).is_stored
@@ -128,7 +128,7 @@ async def test_an_owners_open_uploads_are_counted_and_ended_together(fake: FakeB
     await uploads.append("ann", first.id, piece(0, BODY))
     await uploads.create("ann", WANTED)  # an upload that became an asset is not open
     assert await uploads.remove_all("ann") == 3
-    assert fake.partials.list_keys() == [UploadKey("bob", bobs.id)]
+    assert fake.upload_states.list_keys() == [UploadKey("bob", bobs.id)]
 
 
 async def test_the_owners_quota_is_asked_before_a_byte_is_taken(fake: FakeBusServicesRig):
@@ -154,7 +154,7 @@ async def test_every_piece_puts_the_end_off(fake: FakeBusServicesRig):
 
 
 async def test_bytes_without_a_state_are_swept(tmp_path: Path, fake: FakeBusServicesRig):
-    orphan = fake.partials.data_path(UploadKey("ann", "orphan"))
+    orphan = fake.upload_states.data_path(UploadKey("ann", "orphan"))
     orphan.write_bytes(b"x")
     await fake.uploads.sweep()
     assert not orphan.exists()
