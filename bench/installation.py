@@ -114,11 +114,11 @@ async def _last_attempt_error(made: BenchInstallation, job_id: str) -> tuple[str
 
 
 async def wait_or_exit(
-    made: BenchInstallation, condition: Callable[[], Coroutine[Any, Any, Any]], what: str, *, every_s: float = 0.05
+    made: BenchInstallation, condition: Callable[[], Coroutine[Any, Any, Any]], what: str, *, interval_s: float = 0.05
 ) -> Any:
     """Return the result of `condition` once it is true. Raises SystemExit that names `what` after START_TIMEOUT_S."""
     try:
-        return await wait_for(condition, START_TIMEOUT_S, every_s)
+        return await wait_for(condition, timeout_s=START_TIMEOUT_S, interval_s=interval_s)
     except TimeoutError:
         raise SystemExit(
             f"bench: {what} not there after {START_TIMEOUT_S:g} s: {DEFAULT_FIX}{_last_log_errors(made)}"
@@ -162,7 +162,7 @@ async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
             text = await admin.call(METRICS)
             return all(_parse_job_count(text, status) >= count for status, count in wanted.items())
 
-        await wait_for(taken_over, within_s=600, every_s=0.5)
+        await wait_for(taken_over, timeout_s=600, interval_s=0.5)
 
 
 def _parse_job_count(metrics: str, status: Status) -> float:

@@ -50,7 +50,7 @@ async def _measure_power_call(made: BenchInstallation, bus: Bus, log: Path) -> f
     async def came() -> bool:
         return len(_stamps(log)) > before
 
-    await wait_for(came, within_s=30, every_s=0.01)
+    await wait_for(came, timeout_s=30, interval_s=0.01)
     await made.client.cancel(job.id)
     await bus.power_records.put(HOST, PowerRecord(state=PowerState.OFF, since=datetime.now(UTC)))
     return _stamps(log)[before] - accepted
@@ -72,7 +72,7 @@ async def _measure_wake(made: BenchInstallation, bus: Bus) -> _WakeTimes:
         row = await bus.heartbeats.get(HOST)
         return row.value.at.timestamp() if row else None
 
-    heartbeat: float = await wait_or_exit(made, beats, "the first heartbeat of the host is", every_s=0.01)
+    heartbeat: float = await wait_or_exit(made, beats, "the first heartbeat of the host is", interval_s=0.01)
     done = await wait_until_succeeded(made, job.id)
     said = await made.client.logs(job.id)
     await made.installation.runners[HOST].stop()

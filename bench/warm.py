@@ -92,7 +92,7 @@ async def _measure_short_jobs(made: BenchInstallation) -> float:
     async def done() -> bool:
         return len([job.id async for job in made.client.jobs(limit=SHORT, status="succeeded")]) >= SHORT
 
-    await wait_for(done, within_s=1200, every_s=0.5)
+    await wait_for(done, timeout_s=1200, interval_s=0.5)
     return time.perf_counter() - began
 
 

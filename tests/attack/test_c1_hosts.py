@@ -25,7 +25,7 @@ from tests.bus.test_rights import ONE
 from tests.support.bus_samples import NOW, make_key, make_log_piece, make_record
 from tests.support.nats_broker import BrokerProcess, run_broker
 from tests.support.raw_nats import RawNats, connect_raw
-from tests.support.wait import WAIT_TIMEOUT_S, wait_until
+from tests.support.wait import WAIT_TIMEOUT_S, wait_for
 
 EVIL, GOOD = "runner-evil", "runner-good"
 OWN = "$JS.API.DIRECT.GET.KV_HOSTS.$KV.HOSTS.evil"
@@ -110,7 +110,7 @@ async def edge(server: BrokerProcess) -> AsyncIterator[Bus]:
             async def sourced() -> bool:
                 return (await operator.api("STREAM.INFO.FEED"))["state"]["messages"] == 2
 
-            await wait_until(sourced)
+            await wait_for(sourced)
         yield bus
 
 

@@ -12,7 +12,7 @@ from schemas.auth import CLIENT_SCOPES
 from tests.edge.routes.conftest import edge
 from tests.support.gateway_client import connect_gateway
 from tests.support.served_edge import STREAMS_PER_KEY, STREAMS_PER_OWNER, ServedEdge
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 __all__ = ["edge"]
 
@@ -42,7 +42,7 @@ async def test_a_key_has_no_more_streams_than_its_share_and_gets_them_back(edge:
         async with edge.ann.stream("GET", "/v1/events") as again:
             return again.status_code == 200
 
-    await wait_until(free)
+    await wait_for(free)
 
 
 async def test_many_keys_of_one_owner_share_a_limit(edge: ServedEdge):

@@ -60,7 +60,7 @@ def test_it_is_gone_from_the_command_line(tmp_path: Path, token: str, form: str)
     words = ("--join", token) if form == "apart" else (f"--join={token}",)
     with runner(tmp_path, *words) as process:
         assert comes(lambda: "runner" in shown(process))
-        assert comes(lambda: token not in "".join(shown(process)), within_s=10)
+        assert comes(lambda: token not in "".join(shown(process)), timeout_s=10)
         assert process.poll() is None, process.communicate()
         line = shown(process)
         assert line[-2].endswith("*" * len(token))

@@ -18,7 +18,7 @@ from tests.backup.test_cluster import WHOLE_S, assert_there, histories, kept, re
 from tests.cluster.broker_cluster import find_leader, is_replicated
 from tests.support.broker_trio import NAMES, BrokerTrio, run_broker_trio
 from tests.support.bus_samples import make_key, make_record
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 SOON_S = 3.0
 
@@ -83,7 +83,7 @@ async def test_a_server_that_never_catches_up_is_told_of_and_the_restore_done_ag
             await ensure_streams(bus.job_queue._jetstream, 3)  # type: ignore[attr-defined]
             await bus.job_store.create(make_key("j1"), make_record("j1"))
             before = await histories(bus)
-            await wait_until(partial(is_replicated, bus), within_s=WHOLE_S)
+            await wait_for(partial(is_replicated, bus), timeout_s=WHOLE_S)
         await kept(tmp_path / "kept.zip", there.folder, settings)
         there.start(await dies_before_it_has_anything(there))
         await restored(tmp_path / "kept.zip", there.folder, settings, "--replace")

@@ -20,7 +20,7 @@ from tests.support.broker_trio import BrokerTrio, run_broker_trio
 from tests.support.bus_samples import make_key, make_record
 from tests.support.command import run_lamplighter, write_settings
 from tests.support.nats_broker import run_broker
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 JOBS = 120
 WHOLE_S = 60.0
@@ -101,7 +101,7 @@ async def reading_at(bus: Bus, server: str, opened: AsyncExitStack) -> None:
 async def outlives_its_leader(there: BrokerTrio, before: History, file: Path) -> None:
     """The server that leads the records goes, and an edge's reader with it: a backup is taken all the same."""
     async with open_edge(there.settings) as bus, AsyncExitStack() as opened:
-        await wait_until(partial(is_replicated, bus), within_s=WHOLE_S)
+        await wait_for(partial(is_replicated, bus), timeout_s=WHOLE_S)
         gone = await find_leader(bus)
         await reading_at(bus, gone, opened)
         await there.kill(gone)
@@ -112,10 +112,10 @@ async def outlives_its_leader(there: BrokerTrio, before: History, file: Path) ->
             except BusError:
                 return False
 
-        await wait_until(answers, within_s=WHOLE_S)
+        await wait_for(answers, timeout_s=WHOLE_S)
         await kept(file, there.folder, replace(there.settings, replicas=3))
         there.start(gone)
-        await wait_until(partial(is_replicated, bus), within_s=WHOLE_S)
+        await wait_for(partial(is_replicated, bus), timeout_s=WHOLE_S)
 
 
 @pytest.mark.long(41)

@@ -69,8 +69,8 @@ async def run_flood(lit: RunningInstallation, jobs: int) -> FloodTally:
         print(f"{sum(job.status in FINAL_STATUSES for job in found)} of {len(found)} have ended", file=sys.stderr)  # noqa: T201
         return found if len(found) == jobs and all(job.status in FINAL_STATUSES for job in found) else []
 
-    found = await wait_for(over, 60 + jobs * JOB_S, every_s=max(0.5, jobs / 300))
-    await wait_until_clean(lit, within_s=60)
+    found = await wait_for(over, timeout_s=60 + jobs * JOB_S, interval_s=max(0.5, jobs / 300))
+    await wait_until_clean(lit, timeout_s=60)
     return FloodTally(Counter(end_of(job, crashes=crashing[job.id]) for job in found))
 
 

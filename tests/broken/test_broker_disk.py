@@ -69,7 +69,7 @@ async def refused(lit: RunningInstallation, accepted: list[str]) -> None:
         answer = await asked(lit, accepted)
         return answer.status_code != 202 and any(word in answer.json()["detail"] for word in ("restart", "/readyz"))
 
-    await wait_for(full, 60)
+    await wait_for(full, timeout_s=60)
 
 
 async def exited(lit: RunningInstallation, job: JobView) -> None:
@@ -77,7 +77,7 @@ async def exited(lit: RunningInstallation, job: JobView) -> None:
         found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
         return [one.state for one in found] == ["exited"]
 
-    await wait_for(over, 60)
+    await wait_for(over, timeout_s=60)
 
 
 async def told_what_to_do(lit: RunningInstallation) -> None:
@@ -87,7 +87,7 @@ async def told_what_to_do(lit: RunningInstallation) -> None:
         answer = await lit.ann._http.get("/readyz", timeout=30)
         return answer.status_code == 503 and any("restart nats-server" in one for one in answer.json()["why"])
 
-    await wait_for(said, 30)
+    await wait_for(said, timeout_s=30)
     folder = str(lit.installation.folder)
     done = await run_lamplighter("doctor", "--json", "--url", lit.installation.url, "--data", folder)
     (broker,) = [one for one in json.loads(done.stdout) if one["name"] == "broker"]

@@ -71,7 +71,7 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
         await wait_until_running(tight, job.id)
     names = count()
     await fill(tight, names, STORE_USED_LIMIT_RATIO)
-    await wait_for(lambda: refused(tight), 20)
+    await wait_for(lambda: refused(tight), timeout_s=20)
     assert (await wait_until_ended(tight.ann, early.id)).status == "succeeded"  # there is room for what was begun
 
     for size in (MIB, 1 << 14, 1 << 8):
@@ -81,7 +81,7 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
         found = [one for one in await tight.installation.containers() if one.identity.job == late.id]
         return [one.state for one in found] == ["exited"]
 
-    await wait_for(exited, 40)
+    await wait_for(exited, timeout_s=40)
     assert await refused(tight)
     assert await tight.bus.usage_log.delete_owner("ballast")
     assert (await wait_until_ended(tight.ann, late.id)).status == "succeeded"
@@ -92,5 +92,5 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
     async def taken() -> bool:
         return not await refused(tight)
 
-    await wait_for(taken, 20)
+    await wait_for(taken, timeout_s=20)
     await wait_until_clean(tight)

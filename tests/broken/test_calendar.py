@@ -87,4 +87,4 @@ async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there
     (file,) = jobs[0].output.files
     assert (await there.ann.download(jobs[0], file.name, tmp_path / "got.txt")).read_text() == "as it was given"
     assert (await there.admin.usage()).jobs == 3
-    await wait_until_clean(there, within_s=60)  # the message comes back when its lease ends
+    await wait_until_clean(there, timeout_s=60)  # the message comes back when its lease ends

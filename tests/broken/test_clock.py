@@ -20,7 +20,7 @@ from schemas.status import Status
 from tests.edge.webhooks.test_courier import hooked, tried
 from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
 from tests.support.fake_bus.broker import FakeBroker
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 DAY = timedelta(days=1)
@@ -121,7 +121,7 @@ async def test_a_webhook_s_next_try_does_not_wait_for_a_calendar_that_was_set_ba
             skewed.go(seconds=1)
             return len(receiver.got) == 2
 
-        await wait_until(came_again)
+        await wait_for(came_again)
 
 
 @pytest.mark.parametrize(("jump", "left_s"), [(-DAY, 120.0), (timedelta(seconds=30), 90.0), (DAY, 0.0)])

@@ -62,7 +62,7 @@ async def home(disks: Path, anyio_backend: object) -> AsyncIterator[CrampedInsta
         async def offered() -> bool:
             return f'"{FRUGAL}"' in (await lit.ann._http.get("/v1/endpoints")).text
 
-        await wait_for(offered, 30)
+        await wait_for(offered, timeout_s=30)
         yield CrampedInstallation(lit, disks / "edge" / "assets", disks / "gpu-1")
 
 
@@ -122,7 +122,7 @@ async def test_a_result_waits_for_room_in_the_store_and_is_not_computed_again(cr
         return row is not None and row.value.activity.uploading > 0
 
     try:
-        await wait_for(uploading, 30)
+        await wait_for(uploading, timeout_s=30)
         other = await submit_job(lit, text="has no file")
         assert (await lit.ann.job(job.id)).status == "running"
     finally:
@@ -141,13 +141,13 @@ async def test_a_host_without_room_for_jobs_says_so_and_they_wait(cramped: Cramp
             row = await lit.bus.heartbeats.get("gpu-1")
             return row is not None and row.value.unschedulable.get("echo") == "disk_short"
 
-        await wait_for(says_so, 40)
+        await wait_for(says_so, timeout_s=40)
         waits = await submit_job(lit, text="waits for room")
 
         async def waiting() -> bool:
             return (await lit.ann.job(waits.id)).reason == "disk_short"
 
-        await wait_for(waiting, 20)
+        await wait_for(waiting, timeout_s=20)
     finally:
         ballast.unlink()
     await done(lit, waits)
@@ -165,7 +165,7 @@ async def test_a_host_without_room_for_an_input_gives_the_job_back_for_nothing(c
         async def released() -> list[AttemptReleased]:
             return events_of(await read_history(lit, job.id), AttemptReleased)
 
-        first = (await wait_for(released, 30))[0]
+        first = (await wait_for(released, timeout_s=30))[0]
         assert (first.code, first.charged) == ("disk_full", False)
     finally:
         ballast.unlink()

@@ -44,7 +44,7 @@ async def assert_missed_and_waited_for(lit: RunningInstallation, job_id: str) ->
         row = await _presence(lit)
         return row is not None and row.value.unschedulable.get(FLEETING) == "image_missing"
 
-    await wait_for(says_so, 30)
+    await wait_for(says_so, timeout_s=30)
     release = events_of(await read_history(lit, job_id), AttemptReleased)[0]
     assert (release.code, release.charged) == ("image_missing", False)
     assert (await wait_until_ended(lit.ann, (await submit_job(lit, text="another endpoint")).id)).status == "succeeded"
@@ -57,7 +57,7 @@ async def announced(lit: RunningInstallation, folder: Path) -> None:
     async def there() -> bool:
         return f'"{FLEETING}"' in (await lit.ann._http.get("/v1/endpoints")).text and await _presence(lit) is not None
 
-    await wait_for(there, 30)
+    await wait_for(there, timeout_s=30)
 
 
 @process_only

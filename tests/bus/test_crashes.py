@@ -15,7 +15,7 @@ from tests.support.bus_samples import make_key, make_log_end, make_log_piece, ma
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 JOBS = [f"job-{number}" for number in range(40)]
 CRASHES = 4
@@ -79,7 +79,7 @@ async def crash(server: BrokerProcess, ended: set[str]) -> None:
         async def reached(share: int = share) -> bool:
             return len(ended) >= share
 
-        await wait_until(reached)
+        await wait_for(reached)
         await server.kill()
         await server.start()
 
@@ -105,7 +105,7 @@ async def test_every_job_ends_once_and_every_follower_sees_all_of_it(server: Bro
             tasks.start_soon(run, runner, ended)
             tasks.start_soon(run, runner, ended)
             await crash(server, ended)
-            await wait_until(nothing_waits, within_s=60)
+            await wait_for(nothing_waits, timeout_s=60)
             tasks.cancel_scope.cancel()
         for name in JOBS:
             statuses = [entry.record.job.status for entry in await edge.job_store.history(make_key(name))]
@@ -160,7 +160,7 @@ async def test_a_cancelled_fetch_does_not_swallow_a_job(server: BrokerProcess, e
         got.update({delivery.pointer.id} if delivery else set())
         return len(got) == 5
 
-    await wait_until(all_taken, within_s=8)
+    await wait_for(all_taken, timeout_s=8)
 
 
 async def test_a_feed_that_was_made_anew_is_followed_from_its_start(server: BrokerProcess, edge: Bus):
@@ -180,7 +180,7 @@ async def test_a_feed_that_was_made_anew_is_followed_from_its_start(server: Brok
                 return False
             return True
 
-        await wait_until(said)
+        await wait_for(said)
         second = (await feed.wait_for_count(2))[1]
         await edge.job_store.update(make_key(), make_record(status=Status.RUNNING), revision)
         third = (await feed.wait_for_count(3))[2]

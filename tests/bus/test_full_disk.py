@@ -18,7 +18,7 @@ from tests.support import small_disk
 from tests.support.bus_samples import make_key, make_record
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 DISK_MB = 32
 TEXT = "x" * 2000
@@ -89,7 +89,7 @@ async def test_a_broker_without_room_stores_nothing_more_until_it_is_started_ane
         except BusError:
             return False
 
-    await wait_until(well)
+    await wait_for(well)
     await cramped.create("after")
     assert cramped.stored.items() <= (await cramped.holds()).items()
     assert await cramped.unjudged() >= len(cramped.stored)

@@ -20,7 +20,7 @@ from schemas.ids import JobKey
 from tests.support import small_disk
 from tests.support.broker_trio import NAMES, BrokerTrio, run_broker_trio
 from tests.support.bus_samples import make_key, make_record
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 DISK_MB = 64
 CHANGE_S = 60.0  # for a cluster to elect, to notice, or to catch up
@@ -59,7 +59,7 @@ class CrampedTrio(Struct, frozen=True):
                 await self.said(f"STREAM.LEADER.STEPDOWN.{STATE.name}", placement={"preferred": name})
             return False
 
-        await wait_until(leads, within_s=CHANGE_S)
+        await wait_for(leads, timeout_s=CHANGE_S)
 
     async def first_of_all(self) -> str:
         """The server that leads the cluster itself.
@@ -96,7 +96,7 @@ class CrampedTrio(Struct, frozen=True):
                 return True
             return False
 
-        await wait_until(twenty, within_s=CHANGE_S)
+        await wait_for(twenty, timeout_s=CHANGE_S)
 
     async def holds(self) -> dict[JobKey, int]:
         """What the leader has, read one by one; again from the start where nobody leads meanwhile."""
@@ -111,7 +111,7 @@ class CrampedTrio(Struct, frozen=True):
                 return True
             return False
 
-        await wait_until(read, within_s=CHANGE_S)
+        await wait_for(read, timeout_s=CHANGE_S)
         return found
 
 
@@ -150,7 +150,7 @@ async def started_anew(cramped: CrampedTrio, *names: str) -> None:
         return False
 
     async with httpx.AsyncClient() as asked:
-        await wait_until(well, within_s=CHANGE_S)
+        await wait_for(well, timeout_s=CHANGE_S)
     health = await cramped.bus.health.status()
     assert (health.write_failed, health.degraded) == (False, ())
 

@@ -6,7 +6,7 @@ from schemas.ids import JobKey
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 async def test_what_names_no_job_is_passed_over(server: BrokerProcess, edge: Bus):
@@ -22,5 +22,5 @@ async def test_what_names_no_job_is_passed_over(server: BrokerProcess, edge: Bus
             await edge.host_nudges.nudge("gpu-1", JobKey("me", "one"))
             return bool(nudges.items)
 
-        await wait_until(heard)
+        await wait_for(heard)
     assert set(nudges.items) == {JobKey("me", "one")}

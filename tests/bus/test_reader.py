@@ -14,7 +14,7 @@ from tests.support.doc_pages import DOCS, read_blocks, run_block
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import WAIT_TIMEOUT_S, wait_until
+from tests.support.wait import WAIT_TIMEOUT_S, wait_for
 
 
 async def test_the_example_of_the_page_reads_states_as_the_reader(server: BrokerProcess, edge: Bus, tmp_path: Path):
@@ -26,7 +26,7 @@ async def test_the_example_of_the_page_reads_states_as_the_reader(server: Broker
         async with connect_raw(server) as broker:
             return (await broker.api("STREAM.INFO.FEED"))["state"]["messages"] == 2
 
-    await wait_until(sourced)
+    await wait_for(sourced)
     where = {"NATS_URL": server.url, "READER_PASSWORD": server.passwords["reader"]}
     done = await to_thread.run_sync(partial(run_block, "python", example, tmp_path, **where))
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ async def test_the_consumers_of_edges_are_not_a_readers(server: BrokerProcess, e
         async def there() -> bool:
             return bool(await opened())
 
-        await wait_until(there)
+        await wait_for(there)
         (name,) = await opened()
         config = {"name": name, "ack_policy": "none", "deliver_subject": "_INBOX_reader.x"}
         for verb, body in (
@@ -104,7 +104,7 @@ async def test_the_consumers_of_edges_are_not_a_readers(server: BrokerProcess, e
         async def told() -> bool:
             return len(followed.items) == 1
 
-        await wait_until(told)
+        await wait_for(told)
         assert await opened() == [name]
 
 

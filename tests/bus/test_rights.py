@@ -13,7 +13,7 @@ from tests.support.bus_samples import NOW, make_key, make_log_end, make_log_piec
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import WAIT_TIMEOUT_S, wait_until
+from tests.support.wait import WAIT_TIMEOUT_S, wait_for
 
 ONE = Pointer("echo", Priority.NORMAL, "me", "one", 1)
 
@@ -52,7 +52,7 @@ async def test_a_runner_may_do_all_its_work(server: BrokerProcess, edge: Bus):
                 await edge.host_nudges.nudge("gpu-1", make_key())
                 return bool(nudges.items)
 
-            await wait_until(nudged)
+            await wait_for(nudged)
             assert nudges.items[0] == make_key()
 
 

@@ -16,7 +16,7 @@ from tests.support.bus_samples import make_key, make_log_piece, make_record
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
@@ -100,7 +100,7 @@ async def test_a_lane_that_was_deleted_is_back_after_a_reconnect(server: BrokerP
         await broker.api("CONSUMER.DELETE.JOBS.echo-normal")
     assert await edge.job_queue.fetch("echo", Priority.NORMAL) is None
     async with collect_stream(edge.health.reconnects()) as reconnects:
-        await wait_until(_stands(edge))
+        await wait_for(_stands(edge))
         await server.kill()
         await server.start()
         await reconnects.wait_for_count(1)
@@ -197,6 +197,6 @@ async def test_a_broker_that_comes_back_too_small_is_named_until_it_is_not(
         async def said() -> bool:
             return not edge.health.is_connected and "max_file_store" in edge.health.fault
 
-        await wait_until(said)
-    await wait_until(_stands(edge))
+        await wait_for(said)
+    await wait_for(_stands(edge))
     assert edge.health.fault == ""

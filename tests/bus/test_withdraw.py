@@ -10,7 +10,7 @@ from bus.open import open_edge
 from schemas.job import Pointer
 from schemas.status import Priority
 from tests.support.nats_broker import run_broker
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 POOL = "echo"
 JOBS, ROUNDS = 16, 12
@@ -72,6 +72,6 @@ async def test_what_is_withdrawn_takes_nothing_else_with_it(tmp_path: Path):
             async with anyio.create_task_group() as jobs:
                 for number in range(JOBS):
                     jobs.start_soon(job, number)
-            await wait_until(empty)
+            await wait_for(empty)
             tasks.cancel_scope.cancel()
         assert kept <= taker.taken

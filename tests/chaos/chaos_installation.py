@@ -116,7 +116,7 @@ class ChaosInstallation:
             return not found
 
         with suppress(TimeoutError):
-            await wait_for(calm, QUIET_TIMEOUT_S, every_s=1)
+            await wait_for(calm, timeout_s=QUIET_TIMEOUT_S, interval_s=1)
         return found
 
     async def _revisions(self, key: JobKey) -> tuple[JobRevision, ...]:
@@ -127,7 +127,7 @@ class ChaosInstallation:
         """The job's history in STATE."""
         return await self._revisions(JobKey(OWNER, job_id))
 
-    async def wait_until_clean(self, within_s: float = 60) -> None:
+    async def wait_until_clean(self, timeout_s: float = 60) -> None:
         """Wait until no message, container or folder of a job is there: the next scene begins on a clean stage."""
 
         async def clean() -> bool:
@@ -135,7 +135,7 @@ class ChaosInstallation:
             there = [found for host in self.hosts for found in await self.installation.containers(host)]
             return not (folders or there or await self._retry(self.bus.job_queue.list_pending))
 
-        await wait_for(clean, within_s)
+        await wait_for(clean, timeout_s=timeout_s)
 
     async def _retry(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Asked of a broker that was killed a moment ago, too."""
@@ -146,7 +146,7 @@ class ChaosInstallation:
                 answers.append(await ask())
             return bool(answers)
 
-        await wait_for(answered, START_TIMEOUT_S)
+        await wait_for(answered, timeout_s=START_TIMEOUT_S)
         return answers[0]
 
     @asynccontextmanager

@@ -71,7 +71,7 @@ async def _wait_until_stopped(scene: ChaosInstallation, step: CrashStep, cell: C
         return pid if scene.faults(step.process).reached(step.point, cell.moment, pid) else None
 
     try:
-        return int(await wait_for(stands, REACH_TIMEOUT_S, every_s=0.01))
+        return int(await wait_for(stands, timeout_s=REACH_TIMEOUT_S, interval_s=0.01))
     except TimeoutError:
         raise AssertionError(f"{cell.name}: {step.point} was not reached in {REACH_TIMEOUT_S:g} s") from None
 

@@ -65,4 +65,4 @@ async def wait_until_off(scene: ChaosInstallation) -> None:
     async def out() -> bool:
         return not is_powered(scene)
 
-    await wait_for(out, POWER_OFF_TIMEOUT_S)
+    await wait_for(out, timeout_s=POWER_OFF_TIMEOUT_S)

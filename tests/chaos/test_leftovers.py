@@ -71,11 +71,11 @@ async def test_everything_that_is_left_behind_is_found(tmp_path: Path):
         async def all_found() -> bool:
             return await kinds() == set(LEFTOVER_CHECKS)
 
-        await wait_for(there, 60)
-        await wait_for(tidy, 30)
+        await wait_for(there, timeout_s=60)
+        await wait_for(tidy, timeout_s=30)
         async with untidy(scene) as stranger:
             with suppress(TimeoutError):
-                await wait_for(all_found, 20)
+                await wait_for(all_found, timeout_s=20)
             assert await kinds() == set(LEFTOVER_CHECKS)
             found = "\n".join(await find_leftovers(scene.installation, scene.bus))
     for what in ("job.stamped.low.ann.j.1", f"{HOST}/jobs/ann.j.1.1", f"process {stranger}", "FEED: ["):

@@ -102,7 +102,7 @@ class BrokerCluster:
             except BusError:
                 return False
 
-        await wait_for(formed, START_TIMEOUT_S)
+        await wait_for(formed, timeout_s=START_TIMEOUT_S)
 
     async def close(self) -> None:
         for name in self.names:

@@ -117,7 +117,7 @@ class ClusterInstallation:
                 return set(hosts) <= set(await bus.heartbeats.rows())
             return False
 
-        await wait_for(heard, START_TIMEOUT_S)
+        await wait_for(heard, timeout_s=START_TIMEOUT_S)
 
     async def wait_until_balanced(self, *edges: str) -> None:
         """Wait until the balancer gives these edges work."""
@@ -125,7 +125,7 @@ class ClusterInstallation:
         async def ready_again() -> bool:
             return set(edges) <= self.balancer.ready
 
-        await wait_for(ready_again, START_TIMEOUT_S)
+        await wait_for(ready_again, timeout_s=START_TIMEOUT_S)
 
     async def containers(self, host: str) -> list[FoundContainer]:
         """What of this installation is on the host's engine, in any state."""
@@ -165,7 +165,7 @@ class ClusterInstallation:
             return False
 
         with suppress(TimeoutError):
-            await wait_for(calm, QUIET_TIMEOUT_S, every_s=1)
+            await wait_for(calm, timeout_s=QUIET_TIMEOUT_S, interval_s=1)
         state = {
             key.id: tuple(map(JobRevision.of, await bus.job_store.history(key))) for key in await bus.job_store.keys()
         }

@@ -68,7 +68,7 @@ class ClusterLoad:
         async def on() -> bool:
             return self.accepted.count >= accepted and self.ended.count >= ended
 
-        await wait_for(on, WHOLE_S)
+        await wait_for(on, timeout_s=WHOLE_S)
 
 
 ClusterFailure = Callable[[ClusterInstallation, Bus, ClusterLoad, Random], Awaitable[None]]
@@ -129,6 +129,6 @@ async def apply_failure(
     load.ended.take_longest_s()
     await CLUSTER_FAILURES[name](cluster, bus, load, dice)
 
-    await wait_for(partial(is_replicated, bus), WHOLE_S)
+    await wait_for(partial(is_replicated, bus), timeout_s=WHOLE_S)
     await load.wait_for_progress()
     return ServiceGaps(name, load.accepted.take_longest_s(), load.ended.take_longest_s())

@@ -11,7 +11,7 @@ from schemas.status import Status
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import make_key, make_record
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 async def test_a_record_is_read_as_written(world: BusPair):
@@ -158,7 +158,7 @@ async def test_changes_go_on_over_a_restart_without_a_gap_or_a_double(world: Bus
         await changes.wait_for_count(2)
         for number in range(1, 6):
             await world.restart()
-            await wait_until(_reached(world))
+            await wait_for(_reached(world))
             name = f"job-{number}"
             written.append(await world.edge.job_store.create(make_key(name), make_record(name)))
         given = await changes.wait_for_count(1 + len(written))
@@ -168,20 +168,20 @@ async def test_changes_go_on_over_a_restart_without_a_gap_or_a_double(world: Bus
 async def test_what_is_asked_while_the_broker_is_back_is_answered(world: BusPair):
     await world.edge.job_store.create(make_key(), make_record())
     await world.restart()
-    await wait_until(_reached(world))
+    await wait_for(_reached(world))
     assert await world.edge.job_store.read(make_key()) is not None
-    await wait_until(_stood_for(world, 0.0))
+    await wait_for(_stood_for(world, 0.0))
     assert world.edge.health.is_connected
 
 
 async def test_the_link_counts_anew_and_tells_when_the_broker_was_away(world: BusPair):
-    await wait_until(_stood_for(world, 0.2))
+    await wait_for(_stood_for(world, 0.2))
     async with collect_stream(world.edge.health.reconnects()) as reconnects:
-        await wait_until(_listening(world))
+        await wait_for(_listening(world))
         await world.restart()
         await reconnects.wait_for_count(1)
         assert world.edge.health.uptime_s() < 0.2
-    await wait_until(_stood_for(world, 0.05))
+    await wait_for(_stood_for(world, 0.05))
 
 
 async def test_health_says_that_writes_are_synced_and_the_store_has_room(world: BusPair):

@@ -9,7 +9,7 @@ from schemas.status import Status
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import make_key, make_log_end, make_log_piece, make_progress, make_record
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 def notes(items: list[FeedItem]) -> list[FeedMessage]:
@@ -196,7 +196,7 @@ async def test_a_follower_goes_on_over_restarts_without_a_gap_or_a_double(world:
             await world.runner.feed.publish(make_key(), note)
             said.append(note)
             await world.restart()
-            await wait_until(_reached(world))
+            await wait_for(_reached(world))
         await write(world, Status.RUNNING, revision)
         items = await feed.wait_for(lambda items: len(notes(items)) == 5 and Status.RUNNING in statuses(items))
     assert notes(items) == said

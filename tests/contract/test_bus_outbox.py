@@ -10,7 +10,7 @@ from bus.interface import BrokerUnreachable, LeasedItem, WebhookDelivery
 from schemas import events as e
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import make_key, make_record
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ async def waited(ask: Callable[[], Awaitable[LeasedItem[T] | None]]) -> LeasedIt
         found.extend([held] if held else [])
         return bool(found)
 
-    await wait_until(there)
+    await wait_for(there)
     return found[0]
 
 
@@ -83,7 +83,7 @@ async def test_states_written_while_nobody_judges_are_judged_later(world: BusPai
             return False
         return True
 
-    await wait_until(written)
+    await wait_for(written)
     held = await judged(world)
     assert held.value is not None
 

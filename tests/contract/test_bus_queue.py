@@ -7,7 +7,7 @@ from bus.interface import BrokerUnreachable, Lane, QueueMessage
 from schemas.job import Pointer
 from schemas.status import PRIORITIES, Priority
 from tests.support.bus_pairs import BusPair
-from tests.support.wait import WAIT_TIMEOUT_S, wait_until
+from tests.support.wait import WAIT_TIMEOUT_S, wait_for
 
 
 def pointer(
@@ -32,7 +32,7 @@ async def taken(world: BusPair) -> QueueMessage:
         found.extend([delivery] if delivery else [])
         return bool(found)
 
-    await wait_until(there)
+    await wait_for(there)
     return found[0]
 
 
@@ -150,7 +150,7 @@ async def test_what_is_put_off_waits_over_a_restart(world: BusPair):
     await world.edge.job_queue.publish(pointer())
     await (await taken(world)).nak(1.5)
     await world.reboot()
-    await wait_until(_answering(world))
+    await wait_for(_answering(world))
     assert await take(world) is None
     assert (await taken(world)).pointer == pointer()
 

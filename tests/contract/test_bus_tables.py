@@ -12,7 +12,7 @@ from schemas.ids import JobKey
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW, make_key
 from tests.support.stream_collector import collect_stream
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 def tombstone(digest: str, minutes: int = 0) -> AssetTombstone:
@@ -143,7 +143,7 @@ async def test_rows_outlive_a_restart(world: BusPair):
         except BrokerUnreachable:
             return False
 
-    await wait_until(back)
+    await wait_for(back)
     assert set(await world.edge.heartbeats.rows()) == {"gpu-1"}
 
 
@@ -177,7 +177,7 @@ async def _nudge_until(world: BusPair, host: str, heard: list[JobKey]) -> None:
             return False
         return bool(heard)
 
-    await wait_until(nudged)
+    await wait_for(nudged)
 
 
 @pytest.mark.parametrize("rubbish", [b"\x00\xff", b"{half", b"[]", b'{"host": 1}', b"[" * 100_000])

@@ -11,7 +11,7 @@ from schemas.status import Status
 from schemas.usage import JobUsage, PowerUsage
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 JOB = JobUsage(
     owner="ann",
@@ -70,7 +70,7 @@ async def test_it_is_once_over_a_restart_of_the_broker_too(world: BusPair):
         except BrokerUnreachable:
             return False
 
-    await wait_until(refused)
+    await wait_for(refused)
     assert await world.edge.usage_log.job_rows(LONG_AGO) == [JOB]
 
 

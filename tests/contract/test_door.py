@@ -16,7 +16,7 @@ from tests.bus.test_rights import ONE
 from tests.support.bus_samples import make_key, make_record
 from tests.support.host_access import HOST_ACCESSES, FakeHostAccess, NatsHostAccess
 from tests.support.nats_broker import run_broker
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 @pytest.fixture(params=HOST_ACCESSES)
@@ -57,7 +57,7 @@ async def test_a_real_one_cuts_the_connection_and_spares_the_others(tmp_path: Pa
             async def cut() -> bool:
                 return not first.health.is_connected
 
-            await wait_until(cut)
+            await wait_for(cut)
             assert edge.health.is_connected
             assert second.health.is_connected
             assert second.health.uptime_s() >= since

@@ -106,7 +106,7 @@ async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(alone: RunningI
         await wait_for(adopted)
         assert [found.handle for found in await alone.installation.containers()] == [before.handle]
     await assert_ran_once(alone, job, watched, adopted=1)
-    await wait_until_clean(alone, within_s=40)  # the message comes back when its lease ends
+    await wait_until_clean(alone, timeout_s=40)  # the message comes back when its lease ends
 
 
 async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: RunningInstallation):
@@ -118,7 +118,7 @@ async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: Ru
         async def exited() -> bool:
             return [found.state for found in await alone.installation.containers()] == ["exited"]
 
-        await wait_for(exited, 30)
+        await wait_for(exited, timeout_s=30)
         await alone.installation.start_runner()
     await assert_ran_once(alone, job, watched, adopted=1)
 
@@ -166,7 +166,7 @@ async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_ba
         async def exited() -> bool:
             return [found.state for found in await lit.installation.containers()] == ["exited"]
 
-        await wait_for(exited, 30)
+        await wait_for(exited, timeout_s=30)
         await lit.installation.server.start()
     await assert_ran_once(lit, job, watched, adopted=0)
     await wait_until_clean(lit)

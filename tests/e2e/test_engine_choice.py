@@ -43,7 +43,7 @@ async def told(client: AsyncClient, *, away: bool) -> dict[str, Any]:
         found = await host(client)
         return found if found and (found["engine_away"] is not None) == away else None
 
-    found: dict[str, Any] = await wait_for(says, within_s=40)
+    found: dict[str, Any] = await wait_for(says, timeout_s=40)
     return found
 
 
@@ -52,7 +52,7 @@ async def waits_for(client: AsyncClient, job_id: str, reason: str) -> JobView:
         job = await client.job(job_id)
         return job if job.reason == reason else None
 
-    job: JobView = await wait_for(waiting, within_s=40)
+    job: JobView = await wait_for(waiting, timeout_s=40)
     return job
 
 

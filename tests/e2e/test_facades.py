@@ -52,7 +52,7 @@ class Doors(Struct, frozen=True):
             told = await self.query(code)
             return told if told["status"] != 1 else None
 
-        return dict(await wait_for(ended, 60))
+        return dict(await wait_for(ended, timeout_s=60))
 
 
 def opened(root: Path, keyless: int = 0) -> dict[str, str]:
@@ -107,7 +107,7 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
     async def idle() -> bool:  # a refused submit of the test before has its result looked at once more
         return not [note async for note in anyio.Path(installation.folder / "edge" / "placing").iterdir()]
 
-    await wait_for(idle, 60)
+    await wait_for(idle, timeout_s=60)
     (said.root / "temp").rename(said.root / "elsewhere")  # the disk is away, then the edge dies
     assert (await said.easy(code="two", audio_url="../elsewhere/speech.wav", video_url="../elsewhere/face.mp4"))[
         "code"
@@ -118,7 +118,7 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
         job = await said.lit.admin._http.get("/v1/jobs/two?owner=easy")
         return bool(job.json()["status"] == "succeeded")
 
-    await wait_for(ran, 60)
+    await wait_for(ran, timeout_s=60)
     await installation.edge.kill()
     (said.root / "temp").unlink()
     (said.root / "elsewhere").rename(said.root / "temp")
@@ -127,7 +127,7 @@ async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_
     async def there() -> bool:
         return await anyio.Path(said.root / "temp" / "two-r.mp4").exists()
 
-    await wait_for(there, 60)
+    await wait_for(there, timeout_s=60)
     assert (said.root / "temp" / "two-r.mp4").read_bytes() == b"face speech"
     assert (await said.query("two"))["status"] == 2
 
@@ -156,13 +156,13 @@ async def test_runpods_client_runs_streams_and_cancels(said: Doors):
         async def started() -> bool:
             return bool(await to_thread.run_sync(long.status) == "IN_PROGRESS")
 
-        await wait_for(started, 60)
+        await wait_for(started, timeout_s=60)
         assert (await to_thread.run_sync(long.cancel))["status"] == "CANCELLED"
 
         async def stopped() -> bool:
             return bool(await to_thread.run_sync(long.status) == "CANCELLED")
 
-        await wait_for(stopped, 60)
+        await wait_for(stopped, timeout_s=60)
         health = await to_thread.run_sync(endpoint.health)
         assert health["workers"]["idle"] + health["workers"]["running"] == 1
 

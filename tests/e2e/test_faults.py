@@ -86,7 +86,7 @@ async def released_as(lit: RunningInstallation, job_id: str) -> AttemptReleased:
     async def released() -> list[AttemptReleased]:
         return events_of(await read_history(lit, job_id), AttemptReleased)
 
-    found: list[AttemptReleased] = await wait_for(released, 30)
+    found: list[AttemptReleased] = await wait_for(released, timeout_s=30)
     await lit.ann.cancel(job_id)
     return found[0]
 
@@ -103,7 +103,7 @@ async def test_an_image_that_is_nowhere_is_the_host_s_fault_and_its_jobs_wait(se
     async def waits_for_its_image() -> bool:
         return (await served.ann.job(job.id)).reason == "image_missing"
 
-    await wait_for(waits_for_its_image, 30)
+    await wait_for(waits_for_its_image, timeout_s=30)
     release = await released_as(served, job.id)
     assert (release.code, release.charged) == ("image_missing", False)
     assert (await wait_until_ended(served.ann, job.id)).status == "cancelled"

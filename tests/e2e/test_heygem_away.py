@@ -82,7 +82,7 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
         async def known() -> bool:
             return bool((await query())["code"] == 10000)
 
-        await wait_for(known, 30)
+        await wait_for(known, timeout_s=30)
         assert (await doors.easy(code="code-3"))["code"] == ACCEPTED
 
 
@@ -106,7 +106,7 @@ async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_ol
             async def stands() -> bool:
                 return faults.reached(AT, moment, installation.edge.pid)
 
-            await wait_for(stands, 30)
+            await wait_for(stands, timeout_s=30)
             await installation.edge.kill()
         left = await doors.lit.bus.job_store.read(KEY)
         assert left is not None

@@ -28,7 +28,7 @@ async def status_of(lit: RunningInstallation, job: JobView, wanted: str) -> JobV
         now = await lit.ann.job(job.id)
         return now if now.status == wanted else None
 
-    found: JobView = await wait_for(there, within_s=60)
+    found: JobView = await wait_for(there, timeout_s=60)
     return found
 
 

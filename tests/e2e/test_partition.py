@@ -51,7 +51,7 @@ async def test_a_runner_that_was_cut_off_ends_nothing_and_clears_away_when_it_is
         async def taken() -> bool:
             return {await on_host(lit, finishes.id), await on_host(lit, goes_on.id)} == {"other"}
 
-        await wait_for(taken, TAKEN_S, every_s=0.5)
+        await wait_for(taken, timeout_s=TAKEN_S, interval_s=0.5)
         # Cut off, it has ended nothing and thrown nothing away: one container has exited, the other one runs.
         assert sorted(found.state for found in await lit.installation.containers("cut")) == ["exited", "running"]
 
@@ -60,7 +60,7 @@ async def test_a_runner_that_was_cut_off_ends_nothing_and_clears_away_when_it_is
         async def cleared() -> bool:
             return not await find_leftovers(lit, ("cut",), messages=False)
 
-        await wait_for(cleared, BACK_S)
+        await wait_for(cleared, timeout_s=BACK_S)
         assert (await lit.ann.job(goes_on.id)).status == "running"
         done = await wait_until_ended(lit.ann, finishes.id)
         assert (done.output.data, done.host, done.attempt) == ({"text": "once"}, "other", 2)

@@ -42,7 +42,7 @@ class ScriptedMachine:
         async def come() -> bool:
             return self.pressed == presses
 
-        await wait_for(come, within_s=60)  # an edge judges by what it has watched for 30 s itself
+        await wait_for(come, timeout_s=60)  # an edge judges by what it has watched for 30 s itself
 
     async def boot(self) -> None:
         (self._folder / "powered").touch()

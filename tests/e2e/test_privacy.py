@@ -76,7 +76,7 @@ async def finished(lit: RunningInstallation) -> dict[str, Any]:
             return None
         return told if told.get("state") == "done" else None
 
-    return dict(await wait_for(done, within_s=90, every_s=0.5))
+    return dict(await wait_for(done, timeout_s=90, interval_s=0.5))
 
 
 @pytest.mark.long(24)
@@ -114,7 +114,7 @@ async def test_no_byte_of_a_deleted_owner_is_left_anywhere(
         return not there(lit)
 
     try:
-        await wait_for(clean, within_s=20, every_s=1)
+        await wait_for(clean, timeout_s=20, interval_s=1)
     except TimeoutError:
         raise AssertionError(there(lit)) from None
     assert find_marks(lit.installation.folder, ["bob "])

@@ -287,4 +287,4 @@ async def test_a_key_that_another_edge_revoked_is_refused_within_five_seconds(st
         async def refused() -> bool:
             return (await client._http.get("/v1/jobs/mine")).status_code == 401
 
-        await wait_for(refused, CACHE_TTL_S + 0.5)
+        await wait_for(refused, timeout_s=CACHE_TTL_S + 0.5)

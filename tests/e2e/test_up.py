@@ -62,9 +62,9 @@ def family_of(pid: int) -> set[ProcessIdentity]:
     return {identity for child in children(pid) if (identity := read_process_identity(child)) is not None}
 
 
-def comes(true: Callable[[], bool], within_s: float = 20.0) -> bool:
+def comes(true: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     """Whether it becomes true in time."""
-    ends = time.monotonic() + within_s
+    ends = time.monotonic() + timeout_s
     while time.monotonic() < ends:
         if true():
             return True

@@ -48,7 +48,7 @@ async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: Ru
         async def ended() -> bool:
             return any(got.job["status"] == "succeeded" for got in receiver.got)
 
-        await wait_for(ended, within_s=60)
+        await wait_for(ended, timeout_s=60)
         for got in receiver.got:
             assert got.verified(key)["type"] == "job.state"
         assert {got.job["id"] for got in receiver.got} == {job.id}
@@ -77,12 +77,12 @@ async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(open_door: 
         async def delivered() -> bool:
             return await states(lit, job) == ["delivered"]
 
-        await wait_for(delivered, within_s=60)
+        await wait_for(delivered, timeout_s=60)
 
 
 async def _came(receiver: WebhookReceiver, count: int):
     async def enough() -> bool:
         return len(receiver.got) >= count
 
-    await wait_for(enough, within_s=90)
+    await wait_for(enough, timeout_s=90)
     return receiver.got

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.status import Status
 from tests.support.served_edge import ServedEdge, serve_edge
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def test_an_owner_is_deleted_with_a_report(face: ServedEdge):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await wait_until(swept, within_s=60)
+        await wait_for(swept, timeout_s=60)
     lines = [line.split() for line in done[0].stdout.decode().splitlines()]
     assert done[0].returncode == 0
     assert lines[0] == ["bob:", "done"]

@@ -20,7 +20,7 @@ from lamplighter.cli.supervisor import BrokerSupervisor, ChildRegistry, read_pro
 from tests.support import small_disk
 from tests.support.bus_samples import make_key, make_record
 from tests.support.nats_broker import BrokerProcess
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 FULL = "/dev/full"  # every write there fails as on a full disk
 DISK_MB = 64
@@ -77,7 +77,7 @@ async def test_a_broker_on_a_full_disk_is_started_again_when_there_is_room_and_n
                 return False
             return True
 
-        await wait_until(stores, within_s=60)
+        await wait_for(stores, timeout_s=60)
         assert server.pid != first
         assert await bus.job_store.read(make_key("before")) is not None
         tasks.cancel_scope.cancel()

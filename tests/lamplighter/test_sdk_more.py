@@ -8,7 +8,7 @@ import pytest
 import lamplighter
 from lamplighter import AsyncClient, Client
 from tests.support.served_edge import ServedEdge
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver
 
 
@@ -30,7 +30,7 @@ async def test_a_job_may_go_ahead_of_its_files(face: ServedEdge, tmp_path: Path,
         async def queued() -> bool:
             return (await client.job(job.id)).status == "queued"
 
-        await wait_until(queued)
+        await wait_for(queued)
         assert {got.job["id"] for got in await receiver.wait_for_deliveries(1)} == {job.id}
 
 

@@ -77,7 +77,7 @@ async def exited(lit: RunningInstallation, job: JobView) -> None:
         found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
         return all(one.state == "exited" for one in found)
 
-    await wait_for(over, 30)
+    await wait_for(over, timeout_s=30)
 
 
 @pytest.mark.parametrize("name", FAULTS)

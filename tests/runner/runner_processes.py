@@ -26,7 +26,7 @@ from tests.support import job_user
 from tests.support.asset_server import KEY, AssetServer
 from tests.support.http_server import serve_app
 from tests.support.nats_broker import BrokerProcess, run_broker
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST_PACE = {"HEARTBEAT_S": "1", "PRESENCE_S": "1", "IDLE_S": "0.2", "RETRY_MOST_S": "0.5"}
@@ -111,7 +111,7 @@ class RunnerProcesses:
             return (await self.job(key)).status in FINAL_STATUSES
 
         try:
-            await wait_until(final, within_s=60)
+            await wait_for(final, timeout_s=60)
         except TimeoutError:
             pytest.fail((self.folder / "runner.log").read_text()[-6000:])
         return await self.job(key)
@@ -123,7 +123,7 @@ class RunnerProcesses:
             return len(await self.notes(key, ProgressMessage)) >= count
 
         try:
-            await wait_until(seen, within_s=60)
+            await wait_for(seen, timeout_s=60)
         except TimeoutError:
             pytest.fail((self.folder / "runner.log").read_text()[-6000:])
 

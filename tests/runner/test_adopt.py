@@ -23,7 +23,7 @@ from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.schema_samples import make_claim, make_job
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 HOST = "gpu-1"
 
@@ -198,7 +198,7 @@ async def test_killed_again_and_again_its_output_is_said_once(world: RunnerEnvir
                 return text in await world.log_text(left.key)
 
             if number % 2:
-                await wait_until(said)
+                await wait_for(said)
     write_outputs(box)
     box.finish(0)
     async with world.run_runner("last"):

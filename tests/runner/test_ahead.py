@@ -8,7 +8,7 @@ import pytest
 from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 class HeldFetch:
@@ -40,7 +40,7 @@ async def test_the_next_jobs_inputs_come_while_the_first_runs(world: RunnerEnvir
         async def fetched() -> bool:
             return world.assets.fetched == [asset.removeprefix("sha256:")]
 
-        await wait_until(fetched)
+        await wait_for(fetched)
         assert await world.event_types(second) == ["Submitted"]
         held.go.set()
         job = await world.wait_until_ended(second)
@@ -57,7 +57,7 @@ async def test_what_cannot_be_fetched_ahead_is_the_jobs_own_affair(world: Runner
         async def tried() -> bool:
             return bool(world.assets.fetched)
 
-        await wait_until(tried)
+        await wait_for(tried)
         held.go.set()
         assert (await world.wait_until_ended(first)).status is Status.SUCCEEDED
         job = await world.wait_until_ended(second)

@@ -11,7 +11,7 @@ import anyio.abc
 from schemas.feed import LogEndMessage, LogMessage, ProgressMessage
 from schemas.status import FINAL_STATUSES, Status
 from tests.runner.runner_processes import RunnerProcesses, place
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 __all__ = ["place"]
 
@@ -56,7 +56,7 @@ async def test_killed_and_back_after_the_job_has_exited_it_is_collected(place: R
         async def exited() -> bool:
             return all((out / "output.json").exists() for out in ends)
 
-        await wait_until(exited)
+        await wait_for(exited)
     async with place.runner():
         job = await place.wait_until_ended(key)
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
@@ -87,7 +87,7 @@ async def test_the_broker_killed_during_a_job_costs_nothing(place: RunnerProcess
         async def back() -> bool:
             return place.bus.health.is_connected
 
-        await wait_until(back)
+        await wait_for(back)
         job = await place.wait_until_ended(key)
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
     logs = await place.notes(key, LogMessage)

@@ -18,7 +18,7 @@ from tests.runner.test_claims import HOST, entry
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs
 from tests.support.schema_samples import NOW, make_job
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 JUMPS = {"a day back": -DAY, "an hour back": -HOUR, "an hour forward": HOUR, "a day forward": DAY}
@@ -76,7 +76,7 @@ async def test_a_jump_under_a_running_job_costs_it_nothing(world: RunnerEnvironm
     key = await world.submit("waits", policy=Policy(execution_timeout_s=LIMIT_S))
     async with world.run_runner("i1"):
         box = await world.wait_for_container()
-        await wait_until(begun)
+        await wait_for(begun)
     world.calendar = jump  # the program has ended with its engine; nobody has told the container
     async with world.run_runner("i2"):
         await world.wait_for_event(key, Adopted)

@@ -15,7 +15,7 @@ from runner.settings import DeadManSettings, RunnerSettings
 from schemas.settings_loader import SettingsInvalid, load_settings
 from tests.runner.runner_processes import RunnerProcesses, place
 from tests.support.runner_environment import RunnerEnvironment
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 __all__ = ["place"]
 
@@ -132,7 +132,7 @@ async def test_a_runner_whose_broker_is_gone_switches_its_machine_off(place: Run
 
     async with place.runner():
         await place.wait_until_ended(key)
-        await wait_until(put_away)  # a message without its answer keeps the machine on, for ever if need be
+        await wait_for(put_away)  # a message without its answer keeps the machine on, for ever if need be
         assert not dark.exists()
         await place.server.kill()
-        await wait_until(switched_off)
+        await wait_for(switched_off)

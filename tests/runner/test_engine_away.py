@@ -10,7 +10,7 @@ from schemas.host import HostHeartbeat
 from schemas.status import Status
 from tests.runner.warm_programs import warm_endpoint, warm_program
 from tests.support.runner_environment import RunnerEnvironment, succeed, wait_with_deadline
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def told(world: RunnerEnvironment, *, away: bool) -> HostHeartbeat:
             said.append(row.value)
         return bool(said)
 
-    await wait_until(says)
+    await wait_for(says)
     return said[-1]
 
 
@@ -39,7 +39,7 @@ async def beaten(world: RunnerEnvironment) -> None:
     async def other() -> bool:
         return await world.edge.heartbeats.get("gpu-1") != before
 
-    await wait_until(other)
+    await wait_for(other)
 
 
 async def test_an_engine_that_is_away_at_the_start_is_waited_for(world: RunnerEnvironment) -> None:
@@ -68,7 +68,7 @@ async def test_what_an_earlier_life_left_is_given_back_once_the_engine_answers(w
         async def looked_at() -> bool:
             return len(await world.event_types(key)) > 2
 
-        await wait_until(looked_at)
+        await wait_for(looked_at)
 
 
 async def test_while_it_is_away_nothing_is_claimed_and_jobs_wait_in_the_queue(world: RunnerEnvironment) -> None:

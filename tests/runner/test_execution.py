@@ -14,7 +14,7 @@ from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, Policy
 from schemas.status import Status
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ async def test_a_disk_that_takes_no_log_and_no_journal_costs_the_log(world: Runn
     async def on_a_bad_disk(box: FakeContainer) -> int:
         beside = box.spec.job_dir.parent
         (beside / "log.head").mkdir()
-        await wait_until(anyio.Path(beside / "journal.json").exists)
+        await wait_for(anyio.Path(beside / "journal.json").exists)
         (beside / "journal.json").unlink()
         (beside / "journal.json").mkdir()
         box.write(b"said anyway\n")

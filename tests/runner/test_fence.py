@@ -15,7 +15,7 @@ from schemas.lifecycle import next_record
 from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def test_a_broker_that_is_away_for_a_while_changes_nothing(world: RunnerEn
         async def waits_for_it() -> bool:
             return next(iter(world.boxes.values())).state == "exited"
 
-        await wait_until(waits_for_it)
+        await wait_for(waits_for_it)
         assert (await world.job(key)).status is Status.RUNNING
         runner.bus.heal()
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
@@ -95,7 +95,7 @@ async def test_a_zombie_ends_nothing_and_clears_up(world: RunnerEnvironment) -> 
         async def no_container() -> bool:
             return not world.boxes and not list((world.folder / "gpu-1").iterdir())
 
-        await wait_until(no_container)
+        await wait_for(no_container)
         job = await world.job(key)
     assert (job.status, job.attempt) == (Status.RUNNING, 2)
     assert await world.event_types(key) == ["Submitted", "Started", "AttemptReleased", "Started"]
@@ -113,7 +113,7 @@ async def test_a_job_deleted_under_the_runner_is_cleared_up(world: RunnerEnviron
         async def no_container() -> bool:
             return not world.boxes
 
-        await wait_until(no_container)
+        await wait_for(no_container)
     assert await world.edge.job_store.read(key) is None
 
 
@@ -130,7 +130,7 @@ async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: Runn
                 world.clock.ahead += 31
                 return (await world.job(key)).attempt == 2
 
-            await wait_until(judged)
+            await wait_for(judged)
             gate.pushed.set()
             job = await world.wait_until_ended(key)
             cut_off.bus.heal()
@@ -153,7 +153,7 @@ async def test_a_living_host_keeps_its_job(world: RunnerEnvironment) -> None:
             async def put_off() -> bool:
                 return world.broker._jobs.due[1] > world.clock() + 15
 
-            await wait_until(put_off)
+            await wait_for(put_off)
             gate.pushed.set()
             job = await world.wait_until_ended(key)
     assert job.claim is not None
@@ -169,7 +169,7 @@ async def time_passes(world: RunnerEnvironment, seconds: int, host: str) -> None
         async def said_again(seen: object = before) -> bool:
             return await world.edge.heartbeats.get(host) != seen
 
-        await wait_until(said_again)
+        await wait_for(said_again)
 
 
 async def test_the_same_message_again_swaps_the_handle(world: RunnerEnvironment) -> None:
@@ -201,7 +201,7 @@ async def test_another_message_of_the_same_round_goes(world: RunnerEnvironment) 
         async def one_left() -> bool:
             return {pointer.id for pointer in await world.edge.job_queue.list_pending()} == {"j2"}
 
-        await wait_until(one_left)
+        await wait_for(one_left)
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
@@ -285,7 +285,7 @@ async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_no
             world.clock.ahead += 0.1
             return world.broker._jobs.due[1] > world.clock() and world.clock.ahead > 5
 
-        await wait_until(put_off)
+        await wait_for(put_off)
         gate.set()
         world.clock.ahead += 1.5
         job = await world.wait_until_ended(key)

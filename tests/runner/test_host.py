@@ -22,7 +22,7 @@ from tests.runner.warm_programs import warm_endpoint
 from tests.support.fake_engine import FakeContainer
 from tests.support.fake_gpus import FakeGpuMonitor
 from tests.support.runner_environment import DEADLINE_S, RunnerEnvironment, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def test_a_host_says_that_it_is_there_and_what_it_runs(world: RunnerEnviro
             row = await world.edge.heartbeats.get("gpu-1")
             return row is not None and len(row.value.running) == 1
 
-        await wait_until(told)
+        await wait_for(told)
         row = await world.edge.heartbeats.get("gpu-1")
         offer = await world.edge.capabilities.get("gpu-1")
     assert row is not None
@@ -70,7 +70,7 @@ async def test_a_container_that_cannot_be_removed_stops_nobody_else(
         async def tried_again() -> bool:
             return tried.count(tried[0]) > 1
 
-        await wait_until(tried_again)
+        await wait_for(tried_again)
 
 
 async def test_what_comes_with_the_word_to_stop_is_given_back(
@@ -99,14 +99,14 @@ async def test_an_offer_is_written_once_while_it_says_the_same(world: RunnerEnvi
         async def offered() -> bool:
             return await world.edge.capabilities.get("gpu-1") is not None
 
-        await wait_until(offered)
+        await wait_for(offered)
         first = await world.edge.capabilities.get("gpu-1")
         seen = await world.edge.heartbeats.get("gpu-1")
 
         async def beaten() -> bool:
             return await world.edge.heartbeats.get("gpu-1") != seen
 
-        await wait_until(beaten)
+        await wait_for(beaten)
         assert await world.edge.capabilities.get("gpu-1") == first
 
 
@@ -139,7 +139,7 @@ async def test_a_kind_without_its_image_is_not_asked_for_again_at_once(world: Ru
             row = await world.edge.heartbeats.get("gpu-1")
             return row is not None and row.value.unschedulable == {"well": "image_missing"}
 
-        await wait_until(told)
+        await wait_for(told)
         other = await world.submit("waits", "j2")
         await world.wait_until_running(other)
     job = await world.job(key)
@@ -175,7 +175,7 @@ async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
         async def judged() -> bool:
             return cards.place(NEEDS, PLENTY) == Placed((CARD,))
 
-        await wait_until(judged)
+        await wait_for(judged)
         holding = cards.allocate((CARD,), NEEDS)
         await holding.job_started("box", time.monotonic())
         assert isinstance(cards.place(NEEDS, PLENTY), Unplaceable)
@@ -184,7 +184,7 @@ async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
         async def told() -> bool:
             return holding.xid == 79
 
-        await wait_until(told)
+        await wait_for(told)
         holding.release()
         refused = cards.place(NEEDS, PLENTY)
         tasks.cancel_scope.cancel()

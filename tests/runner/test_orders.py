@@ -15,7 +15,7 @@ from schemas.power import PowerRecord, PowerState
 from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -38,7 +38,7 @@ async def test_a_new_life_reads_its_order_before_it_claims(world: RunnerEnvironm
     await order(world, PowerState.DRAINING)
     key = await world.submit("well")
     async with world.run_runner():
-        await wait_until(lambda: draining(world))
+        await wait_for(lambda: draining(world))
         assert (await world.job(key)).status is Status.QUEUED
         row = await world.edge.heartbeats.get("gpu-1")
         assert row is not None
@@ -53,7 +53,7 @@ async def test_what_runs_goes_on_while_the_host_is_put_out(world: RunnerEnvironm
     async with world.run_runner():
         await world.wait_for_container()
         await order(world, PowerState.DRAINING)
-        await wait_until(lambda: draining(world))
+        await wait_for(lambda: draining(world))
         assert (await world.job(key)).status is Status.RUNNING
 
 
@@ -80,7 +80,7 @@ async def test_a_program_that_switches_nothing_off_ends_no_runner(
             return sum(line["event"] == "power_off_started" for line in said) > 1
 
         async with world.run_runner():
-            await wait_until(tried_again)
+            await wait_for(tried_again)
             await order(world, PowerState.ONLINE)
             assert (await world.wait_until_ended(await world.submit("well"))).status is Status.SUCCEEDED
     assert any(line["event"] == "power_off_failed" and "correct `poweroff`" in line["remedy"] for line in said)
@@ -101,7 +101,7 @@ async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: Runn
     async with world.run_runner():
         await world.wait_for_container()
         await order(world, PowerState.STOPPING, own_poweroff=True)
-        await wait_until(lambda: draining(world))
+        await wait_for(lambda: draining(world))
         assert not dark.exists()
         finish.set()
         await world.wait_until_ended(key)
@@ -109,7 +109,7 @@ async def test_the_machine_is_switched_off_only_when_nothing_is_left(world: Runn
         async def switched_off() -> bool:
             return dark.exists()
 
-        await wait_until(switched_off)
+        await wait_for(switched_off)
 
 
 async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: RunnerEnvironment) -> None:
@@ -123,7 +123,7 @@ async def test_the_heartbeat_tells_what_else_keeps_the_host_busy(world: RunnerEn
             row = await world.edge.heartbeats.get("gpu-1")
             return row is not None and row.value.activity == expected
 
-        await wait_until(told)
+        await wait_for(told)
 
     async with world.run_runner():
         await busy(ActivityCounts(uploading=1, users=2))

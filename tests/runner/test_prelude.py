@@ -9,7 +9,7 @@ from schemas.feed import ProgressMessage
 from schemas.ids import JobKey
 from schemas.status import Status
 from tests.support.runner_environment import RunnerEnvironment
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 AWAY = "fetching input: the edge is away: the test said so"
 
@@ -33,7 +33,7 @@ async def test_what_keeps_the_inputs_is_told_and_that_they_came(world: RunnerEnv
             waits = row.value.blocked_work if row else ()
             return waits == ("fetch input: the edge is away: the test said so",) and await stages(world, key) == [AWAY]
 
-        await wait_until(told)
+        await wait_for(told)
         world.assets.away = False
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
 
@@ -41,7 +41,7 @@ async def test_what_keeps_the_inputs_is_told_and_that_they_came(world: RunnerEnv
             row = await world.edge.heartbeats.get("gpu-1")
             return row is not None and row.value.blocked_work == ()
 
-        await wait_until(over)
+        await wait_for(over)
     assert (await stages(world, key))[:2] == [AWAY, "starting"]
     notes = [note for note in await world.notes(key) if isinstance(note, ProgressMessage)]
     offsets = [note.position.offset for note in notes]
@@ -64,7 +64,7 @@ async def test_a_fetch_that_takes_long_is_told(world: RunnerEnvironment, monkeyp
         async def told() -> bool:
             return await stages(world, key) == ["fetching input"]
 
-        await wait_until(told)
+        await wait_for(told)
         held.set()
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert (await stages(world, key))[:2] == ["fetching input", "starting"]
@@ -85,6 +85,6 @@ async def test_a_job_is_cancelled_while_its_inputs_are_awaited(world: RunnerEnvi
         async def told() -> bool:
             return await stages(world, key) == [AWAY]
 
-        await wait_until(told)
+        await wait_for(told)
         await world.cancel(key)
         assert (await world.wait_until_ended(key)).status is Status.CANCELLED

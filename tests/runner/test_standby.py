@@ -22,7 +22,7 @@ from tests.runner.warm_programs import wait_for_start_line, warm_endpoint, warm_
 from tests.support.fake_engine import EndBySignal, FakeContainer
 from tests.support.fake_gpus import FakeGpuMonitor
 from tests.support.runner_environment import RunnerEnvironment, run_until_stopped, succeed, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 HOST = "gpu-1"
 CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_used_mb=0, memory_free_mb=24000)
@@ -169,7 +169,7 @@ async def test_where_vram_fits_twice_the_next_one_loads_while_the_job_runs(world
         async def woken() -> bool:
             return "woken" in await world.log_text(key)
 
-        await wait_until(woken)
+        await wait_for(woken)
         (second,) = await world.wait_for_warm("long")
     assert second is not first
 
@@ -192,7 +192,7 @@ async def test_where_it_fits_once_the_next_one_loads_right_after(world: RunnerEn
         async def alone() -> bool:
             return await presence(world) == WarmPoolStatus("ready", 0, 0)
 
-        await wait_until(alone)
+        await wait_for(alone)
         assert list(world.boxes) == [first.handle]
         go.set()
         await world.wait_until_ended(key)
@@ -228,7 +228,7 @@ async def test_what_waits_gives_the_card_back_to_its_owner(world: RunnerEnvironm
         async def given_back() -> bool:
             return not world.boxes
 
-        await wait_until(given_back)
+        await wait_for(given_back)
         gpus.show(CARD)
         await anyio.sleep(0.06)  # the owner's quiet time is by the clock
         gpus.show(CARD)
@@ -251,13 +251,13 @@ async def test_one_that_dies_while_it_loads_backs_off_and_says_why(world: Runner
         async def often() -> bool:
             return len(deaths) >= 4
 
-        await wait_until(often)
+        await wait_for(often)
 
         async def told() -> bool:
             now = await presence(world)
             return now is not None and "model_load_failed: no weights" in (now.why or "")
 
-        await wait_until(told)
+        await wait_for(told)
     pauses = [later - before for before, later in itertools.pairwise(deaths)]
     assert all(pause >= 0.05 * 2**number for number, pause in enumerate(pauses))
 
@@ -284,7 +284,7 @@ async def test_one_that_waited_long_makes_room_for_a_fresh_one(world: RunnerEnvi
         async def fresh() -> bool:
             return old.handle not in world.boxes and bool(world.boxes)
 
-        await wait_until(fresh)
+        await wait_for(fresh)
 
 
 async def test_off_nothing_waits(world: RunnerEnvironment) -> None:

@@ -14,7 +14,7 @@ from runner.engines.process import ProcessEngine
 from schemas.status import Status
 from tests.runner.runner_processes import ROOT, RunnerProcesses, place
 from tests.support.docker_images import docker_url, echo_image
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 __all__ = ["docker_url", "echo_image", "place"]
 
@@ -41,7 +41,7 @@ class Lives:
             row = await self.place.bus.heartbeats.get("gpu-1")
             return row is not None and sum(one.ready for one in row.value.warm) == count
 
-        await wait_until(ready, within_s=60)
+        await wait_for(ready, timeout_s=60)
         return await self.there()
 
     async def clear(self) -> None:
@@ -110,7 +110,7 @@ async def test_killed_while_it_waits_the_next_life_starts_its_own(lives: Lives) 
             there = await lives.there()
             return len(there) == 1 and there[0].handle != old.handle
 
-        await wait_until(fresh, within_s=60)
+        await wait_for(fresh, timeout_s=60)
         assert len(lives.jobs()) == 1
 
 
@@ -136,4 +136,4 @@ async def test_a_running_warm_job_is_cancelled_and_the_next_one_waits(lives: Liv
             handles = [found.handle for found in await lives.there()]
             return len(handles) == 1 and first.handle not in handles
 
-        await wait_until(replaced, within_s=60)
+        await wait_for(replaced, timeout_s=60)

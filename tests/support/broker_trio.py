@@ -15,7 +15,7 @@ from bus.server.config import ClusterConfig, ServerConfig, render_accounts, rend
 from bus.server.process import find_program
 from bus.settings import BrokerSettings
 from tests.support.reserved_ports import reserve_ports
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 NAMES = ("n1", "n2", "n3")
 PASSWORDS = {"edge": "of-the-edge", "runner": "of-the-runner"}
@@ -93,7 +93,7 @@ async def _start_trio(folder: Path, places: dict[str, ServerConfig]) -> AsyncIte
         for name, place in places.items():
             _write_config(folder / name, place)
             made.start(name)
-        await wait_until(_is_formed(settings), within_s=FORM_TIMEOUT_S)
+        await wait_for(_is_formed(settings), timeout_s=FORM_TIMEOUT_S)
         yield made
     finally:
         for name in list(made.running):

@@ -272,7 +272,7 @@ class Installation:
         return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
 
 
-async def wait_until_ready(client: AsyncClient, within_s: float = 60) -> None:
+async def wait_until_ready(client: AsyncClient, timeout_s: float = 60) -> None:
     """Wait until the edge takes work; several edges that start at once on two cores take a while."""
 
     async def healthy() -> bool:
@@ -281,7 +281,7 @@ async def wait_until_ready(client: AsyncClient, within_s: float = 60) -> None:
         except httpx.HTTPError:
             return False
 
-    await wait_for(healthy, within_s)
+    await wait_for(healthy, timeout_s=timeout_s)
 
 
 class RunningInstallation(Struct, frozen=True):

@@ -92,7 +92,7 @@ async def find_leftovers(lit: RunningInstallation, hosts: tuple[str, ...], *, me
     return found
 
 
-async def wait_until_clean(lit: RunningInstallation, *hosts: str, within_s: float = 20) -> None:
+async def wait_until_clean(lit: RunningInstallation, *hosts: str, timeout_s: float = 20) -> None:
     """Wait until nothing is left of any job."""
     places = hosts or ("gpu-1",)
 
@@ -100,6 +100,6 @@ async def wait_until_clean(lit: RunningInstallation, *hosts: str, within_s: floa
         return not await find_leftovers(lit, places)
 
     try:
-        await wait_for(nothing, within_s)
+        await wait_for(nothing, timeout_s=timeout_s)
     except TimeoutError:
-        raise AssertionError(f"still there after {within_s:.0f} s: {await find_leftovers(lit, places)}") from None
+        raise AssertionError(f"still there after {timeout_s:g} s: {await find_leftovers(lit, places)}") from None

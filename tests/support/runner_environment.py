@@ -33,7 +33,7 @@ from schemas.status import FINAL_STATUSES, Status
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_engine import FakeContainer, FakeEngine, Program
 from tests.support.fake_gpus import FakeGpuMonitor
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 DEADLINE_S = 10.0
 FAST_PACE = RunnerIntervals(
@@ -265,7 +265,7 @@ class RunnerEnvironment:
         async def there() -> bool:
             return bool(self.boxes)
 
-        await wait_until(there)
+        await wait_for(there)
         return next(iter(self.boxes.values()))
 
     async def wait_for_event(self, key: JobKey, kind: type[JobEventBase]) -> Job:
@@ -303,7 +303,7 @@ class RunnerEnvironment:
             said = row is not None and any(one.endpoint == endpoint and one.ready == count for one in row.value.warm)
             return said and len(self._doors(endpoint)) == count
 
-        await wait_until(told)
+        await wait_for(told)
         return self._doors(endpoint)
 
     def _doors(self, endpoint: str) -> list[FakeContainer]:
@@ -317,7 +317,7 @@ class RunnerEnvironment:
             folders = [path for host in self.folder.iterdir() for path in host.iterdir()]
             return not self.boxes and not folders and not await self.edge.job_queue.list_pending()
 
-        await wait_until(clean)
+        await wait_for(clean)
 
 
 class RunnerUnderTest:

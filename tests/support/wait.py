@@ -1,25 +1,27 @@
-"""TODO: tests.support.wait."""
+"""Wait for a condition that no event announces, with a deadline: what another process does raises no event here."""
 
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import anyio
-import anyio.abc
 
-WAIT_TIMEOUT_S = 20.0
+T = TypeVar("T")
 
-
-async def wait_until(condition: Callable[[], Awaitable[bool]], *, within_s: float = WAIT_TIMEOUT_S) -> None:
-    """Ask until `condition` holds; TimeoutError when it does not in time."""
-    with anyio.fail_after(within_s):
-        while not await condition():  # noqa: ASYNC110 - what another process does raises no event here
-            await anyio.sleep(0.01)
+WAIT_TIMEOUT_S = 30.0
+POLL_INTERVAL_S = 0.02
 
 
-async def wait_for(true: Callable[[], Coroutine[Any, Any, Any]], within_s: float = 30, every_s: float = 0.05) -> Any:
-    """Wait for a condition that no event announces; its value."""
-    with anyio.fail_after(within_s):
+async def wait_for(
+    condition: Callable[[], Awaitable[T | None]],
+    *,
+    timeout_s: float = WAIT_TIMEOUT_S,
+    interval_s: float = POLL_INTERVAL_S,
+) -> T:
+    """Return the first true value of `condition`. Raises TimeoutError, which names the condition, after `timeout_s`."""
+    with anyio.move_on_after(timeout_s):
         while True:
-            if value := await true():
+            if value := await condition():
                 return value
-            await anyio.sleep(every_s)
+            await anyio.sleep(interval_s)
+    name = getattr(condition, "__qualname__", repr(condition))
+    raise TimeoutError(f"{name} does not hold after {timeout_s:g} s")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.http_server import serve_app
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 ReceiverResponse = Callable[[int], Response]
 
@@ -52,7 +52,7 @@ class WebhookReceiver(Struct):
         async def enough() -> bool:
             return len(self.got) >= count
 
-        await wait_until(enough)
+        await wait_for(enough)
         return self.got
 
     def app(self) -> ASGIApp:

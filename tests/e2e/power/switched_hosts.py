@@ -216,7 +216,7 @@ class PowerScenario(Struct, frozen=True):
         return row.value
 
     async def wait_for_state(
-        self, *states: str, box: SwitchedHost | None = None, within_s: float = STATE_TIMEOUT_S
+        self, *states: str, box: SwitchedHost | None = None, timeout_s: float = STATE_TIMEOUT_S
     ) -> PowerRecord:
         """Wait until the host stands in one of `states`."""
 
@@ -224,7 +224,7 @@ class PowerScenario(Struct, frozen=True):
             record = await self.record(box)
             return record if record.state in states else None
 
-        found: PowerRecord = await wait_for(there, within_s, every_s=0.04)
+        found: PowerRecord = await wait_for(there, timeout_s=timeout_s, interval_s=0.04)
         return found
 
     async def presence(self) -> HostHeartbeat:
@@ -269,7 +269,7 @@ class PowerScenario(Struct, frozen=True):
         async def had() -> bool:
             return len(found.calls) >= len(verbs)
 
-        await wait_for(had, STATE_TIMEOUT_S)
+        await wait_for(had, timeout_s=STATE_TIMEOUT_S)
         assert found.calls == list(verbs)
 
 

@@ -142,7 +142,7 @@ async def test_it_stays_on_over_a_result_that_cannot_be_brought_home(scene: Powe
         async def uploading() -> bool:
             return (await scene.presence()).activity.uploading > 0
 
-        await wait_for(uploading, within_s=60)
+        await wait_for(uploading, timeout_s=60)
         await scene.wait_for_heartbeats(3.0)
         assert (await scene.record()).history == before.history
         assert scene.box.calls == ["on"]

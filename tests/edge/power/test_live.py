@@ -22,7 +22,7 @@ from schemas.host_config import CommandHostConfig
 from schemas.power import PowerState as S
 from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
 from tests.support.fake_bus.broker import FakeBroker
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 SPEED = 100.0
 
@@ -97,7 +97,7 @@ class LampDriver:
             record = self.power.record("gpu-1")
             return record is not None and record.state is state
 
-        await wait_until(there, within_s=20)
+        await wait_for(there, timeout_s=20)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.host_config import AnyHostConfig, CommandHostConfig, HttpHostConfig, LibcloudHostConfig, WolHostConfig
 from schemas.power import PowerCallOutcome, PowerCallResult, PowerVerb, ReportedPower
 from tests.contract.power_driver_rigs import NOW, SECRET
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 FOR_EVER = "import time; time.sleep(600)"
 
@@ -102,7 +102,7 @@ async def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Pat
     async def ended() -> bool:
         return not _alive(int(born.read_text()))
 
-    await wait_until(ended)  # init may take a moment to notice
+    await wait_for(ended)  # init may take a moment to notice
 
 
 def _alive(pid: int) -> bool:

@@ -5,7 +5,7 @@ import pytest
 
 from schemas.ids import JobKey
 from tests.support.served_edge import ServedEdge
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
@@ -54,7 +54,7 @@ async def test_a_submit_may_wait_for_the_end(edge: ServedEdge, method: str, path
         return bool(await edge.world.bus.job_store.keys())
 
     async def finish() -> None:
-        await wait_until(recorded)
+        await wait_for(recorded)
         (key,) = await edge.world.bus.job_store.keys()
         await edge.world.finish((await edge.world.jobs.read(JobKey(*key))).record.job)
 

@@ -13,7 +13,7 @@ from edge.hosts.registry import HostNotice
 from lamplighter.follow import SseParser
 from tests.edge.routes.test_events import socket_url
 from tests.support.served_edge import ServedEdge
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 KINDS = (
     *("host_waking", "host_online", "host_offline", "host_blocked", "host_fault"),
@@ -69,7 +69,7 @@ async def test_every_notice_reaches_the_owners_who_listen(edge: ServedEdge, open
         async def listening() -> bool:
             return len(edge.world.hosts._subscribers) > before
 
-        await wait_until(listening)
+        await wait_for(listening)
         for kind in KINDS:
             edge.world.hosts.notify(HostNotice(kind, "gpu-1", at, WAKE_S))
         with anyio.fail_after(20):

@@ -142,7 +142,7 @@ async def test_tus_js_client_goes_on_by_itself_over_a_cut(edge: ServedEdge, file
             return any(held.upload.offset for held in edge.world.uploads._uploads.values())
 
         tasks.start_soon(upload)
-        await wait_for(first_piece, within_s=60)
+        await wait_for(first_piece, timeout_s=60)
         proxy.cut()
         proxy.heal()
     assert answers[0]["asset"] == f"sha256:{SHA}"

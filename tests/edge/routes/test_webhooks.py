@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from tests.support.served_edge import ServedEdge
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 
@@ -24,7 +24,7 @@ async def deliveries(client: httpx.AsyncClient, job_id: str, state: str) -> list
         found[:] = (await client.get(f"/v1/jobs/{job_id}/deliveries")).json()["deliveries"]
         return bool(found) and all(one["state"] == state for one in found)
 
-    await wait_until(so)
+    await wait_for(so)
     return found
 
 

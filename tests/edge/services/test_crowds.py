@@ -11,7 +11,7 @@ from schemas import events as e
 from schemas.feed import FeedPosition, LogEndMessage, ProgressMessage
 from schemas.job import Job, Output
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 FOLLOWERS = 20
 
@@ -30,7 +30,7 @@ async def grown(seen: list[list[StreamItem]], count: int) -> None:
     async def all_have() -> bool:
         return all(len(items) >= count for items in seen)
 
-    await wait_until(all_have)
+    await wait_for(all_have)
 
 
 async def end(edge: EdgeServicesRig, job: Job) -> None:

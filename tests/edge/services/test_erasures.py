@@ -20,7 +20,7 @@ from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionS
 from schemas.problems import ProblemError
 from schemas.status import Status
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, FixedEntropy, fake_bus_services
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 SAID_OF_ANN = 6  # three changes and a line of the job that ended, and that the two others were submitted
 
@@ -45,7 +45,7 @@ async def gone(edge: EdgeServicesRig, erasures: OwnerDeletionService, owner: str
             edge.time.advance(seconds=71)
         return report.state is OwnerDeletionState.DONE
 
-    await wait_until(done)
+    await wait_for(done)
     return await erasures.report(owner)
 
 
@@ -101,7 +101,7 @@ async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: EdgeSer
     async def all_said() -> bool:  # FEED follows the records asynchronously
         return len([item async for item in edge.bus.feed.replay("ann")]) >= SAID_OF_ANN
 
-    await wait_until(all_said)
+    await wait_for(all_said)
     assert (await erasures.start("ann", by="k")).state is OwnerDeletionState.RUNNING
     report = await gone(edge, erasures)
     assert await everything(edge, "ann") == []
@@ -208,7 +208,7 @@ async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, mo
 
         with monkeypatch.context() as patch:
             patch.setattr(place, verb, away)
-            await wait_until(fails)
+            await wait_for(fails)
         await fake.wait_until_indexed()
     report = await gone(fake, fake.erasures(keys))
     assert await everything(fake, "ann") == []

@@ -26,7 +26,7 @@ from tests.support.scripted_servers import (
     send_slow_body,
     stay_silent,
 )
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 def request(url: str, **more: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ async def test_a_url_in_two_places_is_fetched_once_and_a_job_may_wait_for_both_k
         async def fetched() -> bool:
             return not (await edge.read(job)).pending_urls
 
-        await wait_until(fetched)
+        await wait_for(fetched)
         assert (await edge.read(job)).status is Status.SCHEDULED
         await edge.put("ann", VOICE)
         await became(edge, job, Status.QUEUED)
@@ -229,7 +229,7 @@ async def test_a_cancelled_job_ends_its_fetch(fake: FakeBusServicesRig) -> None:
 
     async with scripted_server(play) as server:
         job = await submitted(fake, at(server.port))
-        await wait_until(await _asked(server))
+        await wait_for(await _asked(server))
         await fake.jobs.cancel(job.key)
         with anyio.fail_after(10):
             await left.wait()
@@ -252,7 +252,7 @@ async def test_two_edges_fetch_once(fake: FakeBusServicesRig, tmp_path: Path) ->
     ):
         job = await submitted(fake, at(server.port))
         await second.wait_until_indexed()
-        await wait_until(await _asked(server))
+        await wait_for(await _asked(server))
         for edge in (fake, second):
             await edge.reconciler.sweep()
         await anyio.wait_all_tasks_blocked()

@@ -15,7 +15,7 @@ from schemas.job import Job
 from schemas.problems import ProblemError
 from schemas.status import Priority, Status, WaitReason
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 def limited(edge: EdgeServicesRig, **limits: int) -> None:
@@ -124,7 +124,7 @@ async def test_only_so_many_are_handed_to_hosts(edge: EdgeServicesRig) -> None:
     async def next_one() -> bool:
         return await edge.list_pointers("ann") == sorted([jobs[1].id, jobs[2].id, high.id])
 
-    await wait_until(next_one)
+    await wait_for(next_one)
     assert low.id not in await edge.list_pointers("ann")
 
 
@@ -140,7 +140,7 @@ async def test_jobs_in_back_off_keep_their_place_among_those_that_may_run(fake: 
     async def moved_up() -> bool:
         return await fake.list_pointers() == [second.id]
 
-    await wait_until(moved_up)
+    await wait_for(moved_up)
 
 
 async def test_what_another_edge_handed_out_counts_once_it_runs(fake: FakeBusServicesRig, tmp_path: Path) -> None:

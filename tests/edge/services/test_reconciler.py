@@ -12,7 +12,7 @@ from schemas import events as e
 from schemas.job import Job, Output, OutputFile, Pointer
 from schemas.status import Priority, Status
 from tests.support.edge_services import START, FakeBusServicesRig
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 async def swept(fake: FakeBusServicesRig) -> dict[str, int]:
@@ -252,6 +252,6 @@ async def test_the_index_is_compared_once_an_hour(fake: FakeBusServicesRig) -> N
     async def mended() -> bool:
         return not fake.index.queue_ranks.non_empty_keys()
 
-    await wait_until(mended)
+    await wait_for(mended)
     assert await swept(fake) == {"reconcile_queue": 1}
     assert await fake.list_pointers() == []

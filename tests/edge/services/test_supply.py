@@ -17,7 +17,7 @@ from schemas.job import Job
 from schemas.problems import ProblemError
 from schemas.status import Status, WaitReason
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 FILM, VOICE = b"a film", b"a voice"
 
@@ -43,7 +43,7 @@ async def became(edge: EdgeServicesRig, job: Job, status: Status) -> Job:
     async def there() -> bool:
         return (await edge.read(job)).status is status
 
-    await wait_until(there)
+    await wait_for(there)
     await edge.wait_until_indexed()
     return await edge.read(job)
 
@@ -59,7 +59,7 @@ async def test_a_job_waits_for_its_files_and_the_last_one_queues_it(edge: EdgeSe
     async def one_left() -> bool:
         return (await edge.read(job)).missing == (digest(VOICE),)
 
-    await wait_until(one_left)
+    await wait_for(one_left)
     await edge.put("ann", VOICE)
     queued = await became(edge, job, Status.QUEUED)
     assert (queued.missing, queued.round) == ((), 1)
@@ -99,7 +99,7 @@ async def test_an_upload_that_races_the_submit_is_not_lost(edge: EdgeServicesRig
         page = await edge.index.list_jobs("ann", JobFilters(status=Status.SCHEDULED))
         return not page.records
 
-    await wait_until(nobody_waits)
+    await wait_for(nobody_waits)
 
 
 async def test_a_job_for_later_waits_for_both_its_files_and_its_time(edge: EdgeServicesRig) -> None:
@@ -109,7 +109,7 @@ async def test_a_job_for_later_waits_for_both_its_files_and_its_time(edge: EdgeS
     async def complete() -> bool:
         return not (await edge.read(job)).missing
 
-    await wait_until(complete)
+    await wait_for(complete)
     await edge.wait_until_indexed()
     await edge.reconciler.sweep()
     assert (await edge.read(job)).status is Status.SCHEDULED
@@ -235,7 +235,7 @@ async def test_jobs_are_looked_at_once_each_and_in_the_order_in_which_they_came(
     async def all_looked_at() -> bool:
         return len(looked) >= len(jobs) and not fake.input_waiter._scheduled_checks
 
-    await wait_until(all_looked_at)
+    await wait_for(all_looked_at)
     assert looked == [job.key for job in jobs]
 
 

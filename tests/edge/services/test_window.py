@@ -11,7 +11,7 @@ from schemas import events as e
 from schemas.job import Job
 from schemas.status import Priority
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 async def submit_many(edge: EdgeServicesRig, owner: str, count: int, **fields: str) -> list[Job]:
@@ -43,7 +43,7 @@ async def test_one_that_ends_lets_the_next_one_up_at_once(edge: EdgeServicesRig)
     async def moved_up() -> bool:
         return await edge.list_pointers() == sorted(job.id for job in jobs[1:9])
 
-    await wait_until(moved_up)
+    await wait_for(moved_up)
 
 
 async def test_a_thousand_of_one_owner_do_not_stand_before_another(edge: EdgeServicesRig) -> None:
@@ -66,7 +66,7 @@ async def test_a_job_that_waits_out_a_back_off_does_not_count(edge: EdgeServices
     async def nine() -> bool:
         return len(await edge.list_pointers()) == 9
 
-    await wait_until(nine)
+    await wait_for(nine)
     assert edge.publish_window.contains((await edge.read(jobs[0])).pointer)
 
 
@@ -100,4 +100,4 @@ async def test_a_new_edge_takes_over_what_stands_there(fake: FakeBusServicesRig,
         async def eight() -> bool:
             return len(await second.list_pointers()) == 8
 
-        await wait_until(eight)
+        await wait_for(eight)

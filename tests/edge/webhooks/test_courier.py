@@ -17,7 +17,7 @@ from schemas.problems import ProblemError
 from schemas.webhook import DeliveryLogRow, DeliveryState
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.scripted_servers import scripted_server, stay_silent
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 
@@ -34,7 +34,7 @@ async def rows(edge: EdgeServicesRig, job: Job, *states: DeliveryState) -> list[
     async def so() -> bool:
         return [row.state for row in await edge.webhooks.delivery_log.list_for_job(job.key)] == list(states)
 
-    await wait_until(so)
+    await wait_for(so)
     return list(await edge.webhooks.delivery_log.list_for_job(job.key))
 
 
@@ -44,7 +44,7 @@ async def tried(edge: EdgeServicesRig, job: Job, times: int) -> DeliveryLogRow:
     async def so() -> bool:
         return [len(row.attempts) for row in await edge.webhooks.delivery_log.list_for_job(job.key)] == [times]
 
-    await wait_until(so)
+    await wait_for(so)
     return (await edge.webhooks.delivery_log.list_for_job(job.key))[0]
 
 
@@ -211,7 +211,7 @@ async def test_two_edges_send_one(fake: FakeBusServicesRig, tmp_path: Path) -> N
             fake.time.advance(seconds=1)  # deliveries beyond the receiver's limit are delayed
             return len({got.id for got in receiver.got}) == len(jobs)
 
-        await wait_until(all_there)
+        await wait_for(all_there)
         for job in jobs:
             await rows(second, job, DeliveryState.DELIVERED)
         assert len(receiver.got) == len({got.id for got in receiver.got}) == 20
@@ -236,7 +236,7 @@ async def test_a_full_store_puts_letters_off_and_loses_none(fake: FakeBusService
         async def refused() -> bool:
             return bool(await fake.webhooks.delivery_log.list_for_job(job.key))
 
-        await wait_until(refused)
+        await wait_for(refused)
         with pytest.raises(BrokerFull):
             await fake.bus.webhook_outbox.enqueue(await _letter(fake, job))
         fake.broker._webhooks.deliveries.log.full = False

@@ -19,7 +19,7 @@ from tests.runner.gpu.test_gpu_faults import NEW_DRIVER
 from tests.runner.warm_programs import wait_for_start_line, warm_endpoint
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 HOST = "gpu-1"
 QUICK = GpuHealthPolicy(owner_settle_s=0.1, owner_quiet_s=0.2)
@@ -75,7 +75,7 @@ async def cannot(world: RunnerEnvironment, reason: WaitReason | None) -> None:
         row = await world.edge.heartbeats.get(HOST)
         return row is not None and row.value.unschedulable.get("gpu") == (reason and str(reason))
 
-    await wait_until(told)
+    await wait_for(told)
 
 
 async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gp
             async def heard() -> bool:
                 return holding.xid == 79
 
-            await wait_until(heard)
+            await wait_for(heard)
             gpu.pushed.set()
             job = await world.wait_until_ended(key)
     assert (job.status, job.attempt, job.charged_attempts, job.free_releases) == (
@@ -122,7 +122,7 @@ async def test_while_one_card_does_not_prove_itself_the_other_takes_the_job(
                 allocations = runner.host.gpu_allocator._allocations
                 return bool(allocations) and allocations[0].xid == 79
 
-            await wait_until(heard)
+            await wait_for(heard)
             gpu.pushed.set()
             job = await world.wait_until_ended(key)
     assert (job.status, job.free_releases) == (Status.SUCCEEDED, {"gpu_lost": 1})
@@ -140,7 +140,7 @@ async def test_a_probe_that_fails_is_not_repeated_at_once(world: RunnerEnvironme
             async def tried() -> bool:
                 return "its probe failed: no toolkit" in (runner.host.gpu_allocator.reports()[0].reason or "")
 
-            await wait_until(tried)
+            await wait_for(tried)
             assert gpu.probes == []
             await cannot(world, None)
     assert gpu.probes == [gpu_uuid(0)]

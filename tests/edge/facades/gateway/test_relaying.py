@@ -9,7 +9,7 @@ from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, serve_ed
 from schemas.power import ReportedPower
 from tests.edge.facades.gateway.conftest import GatewayEdge
 from tests.support.fake_power_driver import FakePowerDriver
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 async def there(gateway: GatewayEdge) -> None:
@@ -22,7 +22,7 @@ async def there(gateway: GatewayEdge) -> None:
             return not isinstance(failed.__cause__, RelayUnavailable)
         return True
 
-    await wait_until(connected)
+    await wait_for(connected)
 
 
 async def test_it_starts_stops_and_tells(gateway: GatewayEdge):

@@ -12,7 +12,7 @@ from schemas.problems import ProblemError
 from schemas.status import FINAL_STATUSES, Status
 from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
 from tests.edge.facades.heygem.test_desktop import ACCEPTED, sha
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 TAKEN = {"code": 10005, "data": {}, "msg": "任务已存在", "success": False}
 OTHER = {"audio_url": "face.mp4"}
@@ -183,4 +183,4 @@ async def test_a_result_is_placed_although_the_old_one_is_placed_while_its_code_
     async def there() -> bool:
         return result.is_file() and result.read_bytes() == b"the second"
 
-    await wait_until(there)
+    await wait_for(there)

@@ -15,7 +15,7 @@ from schemas.status import Status
 from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
 from tests.edge.services.test_supply import became
 from tests.support.scripted_servers import http_response, scripted_server
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
 WAITING = {
@@ -76,7 +76,7 @@ async def test_a_result_comes_to_the_disk_without_a_query(heygem: HeygemClient):
     await heygem.submit()
     await heygem.finish()
     place = anyio.Path(heygem.root / "temp" / "code-1-r.mp4")
-    await wait_until(place.exists)
+    await wait_for(place.exists)
     assert await place.read_bytes() == b"the video"
 
 

@@ -10,7 +10,7 @@ from edge.facades.heygem.result_export import ExportState, ResultExporter
 from edge.owners.quotas import OwnerQuotaOverride
 from schemas.ids import JobKey
 from tests.edge.facades.heygem.conftest import OWNER, HeygemClient
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 KEY = JobKey(OWNER, "code-1")
 
@@ -23,7 +23,7 @@ async def until_there(place: Path) -> None:
     async def there() -> bool:
         return lies_at(place)
 
-    await wait_until(there)
+    await wait_for(there)
 
 
 def anew(heygem: HeygemClient) -> ResultExporter:
@@ -61,7 +61,7 @@ async def test_notes_go_when_the_result_is_there_or_the_job_is_not(heygem: Heyge
     await heygem.finish()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anew(heygem).run)
-        await wait_until(empty)
+        await wait_for(empty)
         tasks.cancel_scope.cancel()
     assert (heygem.root / "temp" / "code-1-r.mp4").read_bytes() == b"the video"
 
@@ -75,7 +75,7 @@ async def test_a_submit_that_is_refused_leaves_no_note(heygem: HeygemClient):
     async def only_the_first() -> bool:
         return [path.name for path in notes.iterdir()] == [f"{OWNER}.one"]
 
-    await wait_until(only_the_first)
+    await wait_for(only_the_first)
 
 
 async def test_an_older_file_of_the_name_is_replaced_and_a_newer_is_the_clients(heygem: HeygemClient):
@@ -118,7 +118,7 @@ async def test_two_edges_that_place_the_same_result_do_not_keep_each_other_from_
         async def no_halves() -> bool:
             return not list((heygem.root / "temp").glob(".*"))
 
-        await wait_until(no_halves)
+        await wait_for(no_halves)
         tasks.cancel_scope.cancel()
 
 
@@ -193,7 +193,7 @@ async def test_the_name_is_as_durable_as_the_bytes(heygem: HeygemClient, monkeyp
     async def settled() -> bool:
         return JobKey(OWNER, "code-1") not in heygem.placing._expected
 
-    await wait_until(settled)
+    await wait_for(settled)
     folder = str((heygem.root / "temp").resolve())
     assert [Path(name).name.startswith(f".{OWNER}.") for name in synced if name.startswith(folder)] == [True, False]
     assert folder in synced

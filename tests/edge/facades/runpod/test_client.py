@@ -10,7 +10,7 @@ from anyio import to_thread
 from schemas import events as e
 from schemas.job import JobFailure
 from tests.edge.facades.runpod.conftest import RunpodUser
-from tests.support.wait import wait_until
+from tests.support.wait import wait_for
 
 
 async def test_run_status_and_output(rented: RunpodUser):
@@ -59,7 +59,7 @@ async def test_run_sync_holds_until_the_end(rented: RunpodUser):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await wait_until(sent)
+        await wait_for(sent)
         (key,) = await rented.edge.world.bus.job_store.keys()
         await rented.finish(await rented.edge.world.start(await rented.job(key.id)))
     assert outputs[0]["text"] == "hello"
@@ -109,7 +109,7 @@ async def test_cancel_of_a_running_job_waits_a_moment_for_its_end(rented: Runpod
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel)
-        await wait_until(asked)
+        await wait_for(asked)
         await rented.edge.world.write_event(job.key, e.Cancelled())
     assert told == [{"id": job.id, "status": "CANCELLED"}]
 
