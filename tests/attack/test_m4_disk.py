@@ -320,7 +320,7 @@ async def test_a_job_that_uses_more_than_its_disk_mb_ends(alone: RunningInstalla
 
 async def test_the_edge_tells_a_runner_what_it_takes(home: RunningInstallation, tmp_path: Path) -> None:
     at = home.installation
-    async with asset_client(at.url, at.runner_key) as client:
+    async with asset_client(at.url, at.keys["runner"]) as client:
         with anyio.fail_after(10), pytest.raises(AssetRefused):
             await client.upload("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
 

@@ -136,7 +136,7 @@ async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path
             (event,) = (await client.get("/v1/audit")).json()["events"]
     finally:
         await made.close()
-        made.give_back_ports()
+        made.release_ports()
     assert (event["action"], event["by"], event["scopes"]) == ("key_created", BY_EDGE, ["admin"])
 
 

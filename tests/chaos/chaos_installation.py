@@ -3,31 +3,31 @@
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
-from bus.interface import BrokerUnreachable, Bus
-from lamplighter import AsyncClient
 from schemas.ids import JobKey
+from tests.chaos.collect_evidence import collect_evidence, read_revisions, retry_bus_call
 from tests.chaos.evidence import Evidence, HostOutage, JobRevision
 from tests.chaos.fault_points import FOLDER_ENV, FaultPoints
 from tests.chaos.history import ObservationLog
-from tests.chaos.leftovers import find_leftovers
 from tests.chaos.recording_client import RecordingClient
-from tests.chaos.run_stamps import STAMPS_NAME, read_runs
 from tests.support.docker_engine import OwnDockerEngine
-from tests.support.installation import ROOT, Installation, ServiceProcess, wait_until_ready
+from tests.support.installation import (
+    HOST,
+    ROOT,
+    Installation,
+    RunningInstallation,
+    ServiceProcess,
+    run_installation,
+    wait_until_ready,
+)
 from tests.support.tcp_proxy import TcpProxy, run_proxy
 from tests.support.wait import wait_for
 
-T = TypeVar("T")
-
 ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
 MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}
-HOST = "gpu-1"
 RECONNECT_GRACE_S = 25.0  # a host that is heard again may need so long to see that its jobs are somebody else's
 OWNER = "ann"
 START_TIMEOUT_S = 60.0  # on a machine that has other things to do
@@ -42,26 +42,24 @@ class ChaosInstallation:
 
     def __init__(
         self,
-        installation: Installation,
-        keys: Mapping[str, str],
+        running: RunningInstallation,
         hosts: tuple[str, ...],
         proxies: Mapping[str, TcpProxy],
-        bus: Bus,
         docker: OwnDockerEngine | None,
     ) -> None:
-        self.installation = installation
+        self.installation = running.installation
         self.hosts = hosts
         self.proxies = proxies
-        self.bus = bus
+        self.bus = running.bus
         self.docker = docker
-        self.history = ObservationLog(installation.folder / "history.jsonl")
-        self._keys = keys
-        self._faults = {name: FaultPoints(installation.folder / "faults" / name) for name in MODULES}
+        self.history = ObservationLog(self.installation.folder / "history.jsonl")
+        self._running = running
+        self._faults = {name: FaultPoints(_faults_folder(self.installation, name)) for name in MODULES}
 
     def client(self, name: str, *, direct: bool = False) -> RecordingClient:
         """A client of ann's; `direct` does not go through the proxy."""
         url = self.installation.url if direct else f"http://127.0.0.1:{self.proxies['front'].port}"
-        return RecordingClient(name, url, self._keys[OWNER], self.history)
+        return RecordingClient(name, url, self.installation.keys[OWNER], self.history)
 
     def faults(self, process: str) -> FaultPoints:
         """The points of `edge` or `runner`."""
@@ -72,13 +70,13 @@ class ChaosInstallation:
         return self.installation.edge if name == "edge" else self.installation.runners[host]
 
     async def start_edge(self) -> None:
-        """Returns when it serves."""
-        await self.installation.start_edge(ENDPOINTS, **{FOLDER_ENV: str(self._folder("edge"))})
-        async with AsyncClient(self.installation.url, self._keys[OWNER]) as client:
-            await wait_until_ready(client, START_TIMEOUT_S)
+        """Start the edge again after a kill; return when it serves."""
+        environ = {FOLDER_ENV: str(_faults_folder(self.installation, "edge"))}
+        await self.installation.start_edge(ENDPOINTS, **environ)
+        await wait_until_ready(self._running.ann, START_TIMEOUT_S)
 
     async def start_runner(self, host: str = HOST) -> None:
-        """Returns when the process has been started."""
+        """Start the runner of `host`; return when the process has started."""
         await self.installation.start_runner(
             host,
             broker=f"nats://127.0.0.1:{self.proxies[f'{host} broker'].port}",
@@ -86,68 +84,31 @@ class ChaosInstallation:
             LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies[f'{host} edge'].port}",
             LAMPLIGHTER_SLOTS="4",
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
-            **{FOLDER_ENV: str(self._folder("runner"))},
+            **{FOLDER_ENV: str(_faults_folder(self.installation, "runner"))},
         )
 
     async def restart_runner(self) -> None:
-        """Once the one that is there has ended."""
+        """Wait until the runner has ended, and start it again."""
         await self.process("runner").wait_until_ended()
         await self.start_runner()
 
     async def evidence(self) -> Evidence:
-        """Everything there is to judge, once all is calm or `CALM_S` has passed."""
-        found = await self._wait_until_quiet()
-        keys = await self._retry(self.bus.job_store.keys)
-        state = {key.id: await self._revisions(key) for key in keys}
-        stamped = [run for host in self.hosts for run in read_runs(host, self.installation.folder / host / STAMPS_NAME)]
-        return Evidence(
-            seen=tuple(self.history.seen),
-            state=state,
-            runs=tuple(stamped),
-            cuts=tuple(self.history.cuts),
-            left=tuple(found),
-        )
-
-    async def _wait_until_quiet(self) -> list[str]:
-        found: list[str] = []
-
-        async def calm() -> bool:
-            found[:] = await self._retry(partial(find_leftovers, self.installation, self.bus))
-            return not found
-
-        with suppress(TimeoutError):
-            await wait_for(calm, timeout_s=QUIET_TIMEOUT_S, interval_s=1)
-        return found
-
-    async def _revisions(self, key: JobKey) -> tuple[JobRevision, ...]:
-        entries = await self._retry(partial(self.bus.job_store.history, key))
-        return tuple(map(JobRevision.of, entries))
+        """Return everything there is to judge, once all is quiet or QUIET_TIMEOUT_S has passed."""
+        return await collect_evidence(self.installation, self.bus, self.history, quiet_timeout_s=QUIET_TIMEOUT_S)
 
     async def revisions(self, job_id: str) -> tuple[JobRevision, ...]:
-        """The job's history in STATE."""
-        return await self._revisions(JobKey(OWNER, job_id))
+        """Return the job's history in STATE."""
+        return await read_revisions(self.bus, JobKey(OWNER, job_id))
 
     async def wait_until_clean(self, timeout_s: float = 60) -> None:
-        """Wait until no message, container or folder of a job is there: the next scene begins on a clean stage."""
+        """Wait until no message, container or folder of a job is left: the next play begins without them."""
 
-        async def clean() -> bool:
+        async def is_clean() -> bool:
             folders = [path for host in self.hosts for path in self.installation.folder.glob(f"{host}/jobs/*")]
-            there = [found for host in self.hosts for found in await self.installation.containers(host)]
-            return not (folders or there or await self._retry(self.bus.job_queue.list_pending))
+            containers = [found for host in self.hosts for found in await self.installation.containers(host)]
+            return not (folders or containers or await retry_bus_call(self.bus.job_queue.list_pending))
 
-        await wait_for(clean, timeout_s=timeout_s)
-
-    async def _retry(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Asked of a broker that was killed a moment ago, too."""
-        answers: list[T] = []
-
-        async def answered() -> bool:
-            with suppress(BrokerUnreachable):
-                answers.append(await ask())
-            return bool(answers)
-
-        await wait_for(answered, timeout_s=START_TIMEOUT_S)
-        return answers[0]
+        await wait_for(is_clean, timeout_s=timeout_s)
 
     @asynccontextmanager
     async def excuse_outage(self, host: str) -> AsyncIterator[None]:
@@ -158,8 +119,9 @@ class ChaosInstallation:
         finally:
             self.history.note_outage(HostOutage(host, since, time.monotonic() + RECONNECT_GRACE_S))
 
-    def _folder(self, process: str) -> Path:
-        return self.installation.folder / "faults" / process
+
+def _faults_folder(installation: Installation, process: str) -> Path:
+    return installation.folder / "faults" / process
 
 
 def continue_process(pid: int) -> None:
@@ -171,21 +133,16 @@ def continue_process(pid: int) -> None:
 async def run_chaos_installation(
     folder: Path, docker: OwnDockerEngine | None = None, hosts: tuple[str, ...] = (HOST,)
 ) -> AsyncIterator[ChaosInstallation]:
-    """A scene whose edge serves; no runner is started yet. A `lamplighter.toml` in `folder` is the edge's."""
+    """Run an installation with a proxy on every connection. A `lamplighter.toml` in `folder` is the edge's.
+
+    No runner is started yet.
+    """
     engine = "docker" if docker else "process"
     installation = Installation(folder, engine, docker.url if docker else None, MODULES)
-    keys = await installation.open()
-    broker, _, port = installation.server.url.removeprefix("nats://").partition(":")
-    edge = ("127.0.0.1", installation.listening.getsockname()[1])
-    places = {"front": edge}
-    for host in hosts:
-        places |= {f"{host} broker": (broker, int(port)), f"{host} edge": edge}
-    try:
-        async with AsyncExitStack() as opened:
-            proxies = {name: await opened.enter_async_context(run_proxy(*place)) for name, place in places.items()}
-            bus = await opened.enter_async_context(installation.bus())
-            scene = ChaosInstallation(installation, keys, hosts, proxies, bus, docker)
-            await scene.start_edge()
-            yield scene
-    finally:
-        await installation.close()
+    environ = {FOLDER_ENV: str(_faults_folder(installation, "edge"))}
+    async with run_installation(installation, ENDPOINTS, **environ) as running, AsyncExitStack() as opened:
+        targets = {"front": installation.edge_address}
+        for host in hosts:
+            targets |= {f"{host} broker": installation.broker_address, f"{host} edge": installation.edge_address}
+        proxies = {name: await opened.enter_async_context(run_proxy(*target)) for name, target in targets.items()}
+        yield ChaosInstallation(running, hosts, proxies, docker)

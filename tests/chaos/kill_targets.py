@@ -10,7 +10,8 @@ import anyio.to_thread
 from msgspec import Struct
 
 from runner.engines.process import ProcessEngine
-from tests.chaos.chaos_installation import HOST, ChaosInstallation
+from tests.chaos.chaos_installation import ChaosInstallation
+from tests.support.installation import HOST
 
 
 class KillTarget(Struct, frozen=True):

@@ -1,7 +1,7 @@
 """What must not be there any more once every job has ended, as one table of places to look."""
 
 import os
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import anyio.to_thread
@@ -76,7 +76,7 @@ def _jetstream(bus: Bus) -> JetStreamClient:
 
 async def _processes(installation: Installation, _: Bus) -> list[str]:
     """Whatever names this installation's folder and is not one of the processes that are meant to be there."""
-    ours = (installation.edge, *installation.runners.values())
+    ours = (*installation.edges.values(), *installation.runners.values())
     meant = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.was_started)}
     return await anyio.to_thread.run_sync(_unknown_processes, str(installation.folder).encode(), meant)
 
@@ -102,6 +102,6 @@ LEFTOVER_CHECKS: Mapping[str, Callable[[Installation, Bus], Awaitable[list[str]]
 }
 
 
-async def find_leftovers(installation: Installation, bus: Bus) -> list[str]:
-    """All of it, in words; the installation's own processes must be running."""
-    return [f"{what}: {one}" for what, look in LEFTOVER_CHECKS.items() for one in await look(installation, bus)]
+async def find_leftovers(installation: Installation, bus: Bus, checks: Iterable[str] = LEFTOVER_CHECKS) -> list[str]:
+    """Return what `checks` find, in words. The installation's own processes must be running."""
+    return [f"{kind}: {one}" for kind in checks for one in await LEFTOVER_CHECKS[kind](installation, bus)]

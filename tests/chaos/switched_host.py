@@ -8,7 +8,8 @@ from pathlib import Path
 
 import anyio
 
-from tests.chaos.chaos_installation import HOST, ChaosInstallation
+from tests.chaos.chaos_installation import ChaosInstallation
+from tests.support.installation import HOST
 from tests.support.wait import wait_for
 
 POLL_INTERVAL_S = 0.1

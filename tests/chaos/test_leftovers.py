@@ -11,8 +11,9 @@ import anyio
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from schemas.job import Pointer
 from schemas.status import Priority
-from tests.chaos.chaos_installation import HOST, ChaosInstallation, continue_process, run_chaos_installation
+from tests.chaos.chaos_installation import ChaosInstallation, continue_process, run_chaos_installation
 from tests.chaos.leftovers import LEFTOVER_CHECKS, find_leftovers
+from tests.support.installation import HOST
 from tests.support.wait import wait_for
 
 

@@ -87,7 +87,7 @@ async def edge_killed(cluster: ClusterInstallation, _: Bus, load: ClusterLoad, d
     name = dice.choice(EDGES)
     await cluster.edges[name].kill()
     await load.wait_for_progress()
-    await cluster.start_edge(name)
+    await cluster.start_edge_of(name)
     await cluster.wait_until_balanced(*EDGES)
 
 
@@ -96,7 +96,7 @@ async def runner_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoa
     host = dice.choice(sorted(cluster.runners))
     await cluster.runners[host].kill()
     await load.wait_for_progress()
-    await cluster.start_runner(host)
+    await cluster.start_runner_of(host)
     await cluster.online(bus, host)
 
 

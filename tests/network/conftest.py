@@ -1,14 +1,11 @@
 """Broker and edge on one machine, the runner on another: two namespaces with a wire between them."""
 
 import secrets
-import socket
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from msgspec import Struct
 
-from bus.server.process import NatsServer
 from tests.network.network_faults import ServicePorts
 from tests.support.installation import IMAGES, Installation, RunningInstallation, run_installation
 from tests.support.namespaces import EDGE, HostNetwork, host_network
@@ -22,17 +19,6 @@ class SeparatedInstallation(Struct, frozen=True):
     ports: ServicePorts
 
 
-class NamespacedInstallation(Installation):
-    """Broker and edge listen where the other machine reaches them."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "process", None)
-        self.listening.close()
-        self.listening = socket.create_server((EDGE, 0), backlog=256)
-        self.url = f"http://{EDGE}:{self.listening.getsockname()[1]}"
-        self.server = NatsServer(folder / "broker", listen=f"{EDGE}:-1")
-
-
 @pytest.fixture(scope="module")
 def net() -> Iterator[HostNetwork]:
     with host_network() as made:
@@ -44,11 +30,11 @@ async def home(
     net: HostNetwork, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object
 ) -> AsyncIterator[SeparatedInstallation]:
     folder = tmp_path_factory.mktemp(f"apart-{secrets.token_hex(2)}")
-    installation = NamespacedInstallation(folder)
+    installation = Installation(folder, "process", broker_host=EDGE, edge_host=EDGE)
     async with run_installation(installation, (IMAGES / "echo",)) as lit:
-        await installation.start_runner(endpoints=(IMAGES / "echo",), before=net.at_host, LAMPLIGHTER_SLOTS="3")
-        broker, edge = (int(url.rpartition(":")[2]) for url in (installation.server.url, installation.url))
-        yield SeparatedInstallation(lit, net, ServicePorts(broker, edge))
+        await installation.start_runner(endpoints=(IMAGES / "echo",), prefix=net.at_host, LAMPLIGHTER_SLOTS="3")
+        ports = ServicePorts(broker=installation.broker_address[1], edge=installation.edge_address[1])
+        yield SeparatedInstallation(lit, net, ports)
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ async def powered(folder: Path) -> AsyncIterator[tuple[Installation, Power, dict
         for process in made.runners.values():
             await process.kill()
         await made.clear()
-        made.give_back_ports()
+        made.release_ports()
 
 
 @pytest.mark.long(33)

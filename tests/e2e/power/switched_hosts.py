@@ -14,10 +14,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.interface import Bus
-from bus.open import open_edge
-from bus.server.process import NatsServer
-from bus.settings import BrokerSettings
 from edge.core.clock import utc_now
 from edge.tls import load_or_create_certificate
 from lamplighter import AsyncClient, api
@@ -26,15 +22,17 @@ from schemas.job_view import JobView
 from schemas.power import PowerRecord
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
 from tests.e2e.power.host_program import is_alive, power
-from tests.support import job_user
 from tests.support.bytecode import BYTECODE_ENVIRON
-from tests.support.installation import IMAGES, ROOT, Installation, RunningInstallation, ServiceProcess, wait_until_ready
+from tests.support.installation import EDGE as EDGE_NAME
+from tests.support.installation import ENDPOINTS, IMAGES, ROOT, Installation, RunningInstallation, run_installation
 from tests.support.namespaces import EDGE, HostNetwork
 from tests.support.wait import wait_for
 
 FAST_CLOCK_MODULE = "tests.e2e.power.fast_clock"
 STATE_TIMEOUT_S = 100.0
 TLS_PORT = 8443
+OFFERED = (IMAGES / "echo",)
+SECOND_EDGE = "second"
 RULES = {
     "min_on": 0.5,
     "idle_after": 0.8,
@@ -112,77 +110,61 @@ class SwitchedHost:
 
 
 class SwitchedInstallation(Installation):
-    """Edge and broker on one side, reached by others with TLS; the boxes on the other."""
+    """Edge and broker on one side of the network, reached by others with TLS; the hosts on the other side."""
 
     def __init__(self, folder: Path, net: HostNetwork, boxes: Sequence[SwitchedHost]) -> None:
-        super().__init__(folder, "process", None, {"edge": FAST_CLOCK_MODULE})
+        self._certificate = load_or_create_certificate(folder / "tls", [EDGE], utc_now())
+        modules = {"edge": FAST_CLOCK_MODULE}
+        super().__init__(folder, "process", modules=modules, broker_host=EDGE, tls=self._certificate)
         self.net = net
-        self.keys: dict[str, str] = {}
         self.boxes = {box.host: box for box in boxes}
-        self.tls = load_or_create_certificate(folder / "tls", [EDGE], utc_now())
-        self.server = NatsServer(folder / "broker", listen=f"{EDGE}:-1", tls=self.tls)
 
-    @asynccontextmanager
-    async def bus(self) -> AsyncIterator[Bus]:
-        async with open_edge(self._edge_broker()) as bus:
-            yield bus
-
-    def _edge_broker(self) -> BrokerSettings:
-        server = self.server
-        return BrokerSettings(server.url, "edge", server.passwords["edge"], server.monitor_url, pin=str(self.tls.cert))
-
-    def public_settings(self) -> dict[str, str]:
-        """The edge's settings that let others join."""
-        return {
-            "LAMPLIGHTER_BROKER__PIN": str(self.tls.cert),
+    def edge_environ(self, endpoints: Sequence[Path] = ENDPOINTS, name: str = EDGE_NAME) -> dict[str, str]:
+        """The settings of an edge that lets hosts join."""
+        return super().edge_environ(endpoints, name) | {
             "LAMPLIGHTER_PUBLIC__LISTEN": f"{EDGE}:{TLS_PORT}",
             "LAMPLIGHTER_PUBLIC__URL": f"https://{EDGE}:{TLS_PORT}",
             "LAMPLIGHTER_PUBLIC__BROKER": self.server.url,
-            "LAMPLIGHTER_PUBLIC__CERT": str(self.tls.cert),
-            "LAMPLIGHTER_PUBLIC__KEY": str(self.tls.key),
+            "LAMPLIGHTER_PUBLIC__CERT": str(self._certificate.cert),
+            "LAMPLIGHTER_PUBLIC__KEY": str(self._certificate.key),
             "LAMPLIGHTER_ENROLLMENT__NATS_CONF_DIR": str(self.folder / "broker"),
             "LAMPLIGHTER_ENROLLMENT__RELOAD_COMMAND": json.dumps(self.server.reload_command),
         }
 
     async def start_edge_again(self) -> None:
-        """Start the edge; also again, after it was killed."""
-        await self.start_edge((IMAGES / "echo",), **self.public_settings())
+        """Start the edge again, after it was killed."""
+        await self.start_edge(OFFERED)
 
     @asynccontextmanager
     async def start_second_edge(self) -> AsyncIterator[str]:
-        """A second edge at the same broker, with the same files; its URL."""
-        data = self.folder / "second"
+        """Run a second edge at the same broker, with the same files; its URL."""
+        data = self.folder / SECOND_EDGE
         data.mkdir()
         (data / "assets").symlink_to(self.folder / "edge" / "assets")
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
-            environ = self.edge._environ | {
-                "LAMPLIGHTER_DATA": str(data),
-                "LAMPLIGHTER_FD": str(listening.fileno()),
+            fd = listening.fileno()
+            environ = self.edge_environ(OFFERED, SECOND_EDGE) | {
+                "LAMPLIGHTER_FD": str(fd),
                 "LAMPLIGHTER_PUBLIC__LISTEN": "",
             }
-            edge = ServiceProcess("edge", environ, self.folder / "second.log", (listening.fileno(),), FAST_CLOCK_MODULE)
-            await edge.start()
+            edge = await self.start_service("edge", SECOND_EDGE, environ, fds=(fd,))
             try:
                 yield f"http://127.0.0.1:{listening.getsockname()[1]}"
             finally:
                 await edge.stop()
 
     async def enroll_hosts(self, admin: AsyncClient) -> None:
-        """Every box joins: its runner starts with the token of `hosts add`, as it would at a first boot."""
+        """Let every host join: its runner starts with the token of `hosts add`, as it would at a first boot."""
         for box in self.boxes.values():
             token = (await admin.call(api.add_host(box.host)))["token"]
+            settings = self.runner_environ(box.host, OFFERED)
+            enrolled = ("LAMPLIGHTER_BROKER__", "LAMPLIGHTER_EDGE__", "LAMPLIGHTER_HOST")  # the token says these
             environ = BYTECODE_ENVIRON | {
+                **{name: value for name, value in settings.items() if not name.startswith(enrolled)},
                 "LAMPLIGHTER_CONFIG": os.devnull,
                 "LAMPLIGHTER_DATA": str(self.folder / f"data-{box.host}"),
-                "LAMPLIGHTER_ENDPOINTS": json.dumps([str(IMAGES / "echo")]),
-                "LAMPLIGHTER_ENGINE": "process",
-                "LAMPLIGHTER_INSTALLATION": self.name,
-                "LAMPLIGHTER_GPU__WATCH": "0",
-                "LAMPLIGHTER_WARM__ON": "0",
-                "LAMPLIGHTER_GRACE_S": "2",
                 "LAMPLIGHTER_PACE__PRESENCE_S": "0.5",
                 "LAMPLIGHTER_LOG_FORMAT": "json",
-                **job_user.runner_settings(),
             }
             argv = (*self.net.at_host, sys.executable, "-m", FAST_CLOCK_MODULE, "runner", "--join", token)
             box.build(HostPlan(argv, environ, str(ROOT)))
@@ -191,12 +173,6 @@ class SwitchedInstallation(Installation):
         for box in self.boxes.values():
             box.unplug()
         await super().close()
-
-    def tail(self) -> str:
-        """With what the boxes said."""
-        logs = (self.folder / host / "box.log" for host in self.boxes)
-        said = (f"== {log.parent.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs if log.exists())
-        return "\n".join((super().tail(), *said))
 
 
 class PowerScenario(Struct, frozen=True):
@@ -281,16 +257,6 @@ async def run_switched_installation(
     made = {name: SwitchedHost(name, folder / name) for name, _ in boxes}
     (folder / "lamplighter.toml").write_text("".join(made[name].declaration(**rules) for name, rules in boxes))
     installation = SwitchedInstallation(folder, net, tuple(made.values()))
-    keys = installation.keys = await installation.open()
-    try:
-        await installation.start_edge_again()
-        async with (
-            AsyncClient(installation.url, keys["ann"], cache=folder / "ann.json") as ann,
-            AsyncClient(installation.url, keys["admin"], cache=folder / "admin.json") as admin,
-            installation.bus() as bus,
-        ):
-            await wait_until_ready(ann)
-            await installation.enroll_hosts(admin)
-            yield PowerScenario(installation, RunningInstallation(installation, ann, admin, bus))
-    finally:
-        await installation.close()
+    async with run_installation(installation, OFFERED) as running:
+        await installation.enroll_hosts(running.admin)
+        yield PowerScenario(installation, running)
