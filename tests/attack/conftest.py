@@ -23,11 +23,11 @@ from edge.core.client_throttle import ThrottledClientLog
 from edge.server.bounded_server import make_server, make_server_context
 from edge.server.connections import ServerSettings
 from edge.tls import load_or_create_certificate
-from tests.e2e.conftest import alone, docker_url, echo_image, engine, engine_url, home
+from tests.e2e.conftest import docker_url, echo_image, engine, engine_url, shared_idle, shared_installation
 from tests.support.docker_images import build_image
 from tests.support.installation import ENDPOINTS, IMAGES
 
-__all__ = ["alone", "docker_url", "echo_image", "engine", "engine_url", "home", "hostile_image"]
+__all__ = ["docker_url", "echo_image", "engine", "engine_url", "hostile_image", "shared_idle", "shared_installation"]
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -130,12 +130,12 @@ async def test_requests_sent_at_once_are_answered_in_order(serve: ServeFunction)
 
 
 async def test_the_whole_edge_refuses_it_and_may_open_as_many_files_as_it_is_allowed(tmp_path: Path):
-    async with run_new_installation(tmp_path, "process", None) as lit:
-        target = AttackTarget(int(lit.installation.url.rsplit(":", 1)[1]), tls=False)
+    async with run_new_installation(tmp_path, "process", None) as running:
+        target = AttackTarget(int(running.installation.url.rsplit(":", 1)[1]), tls=False)
         sent, _ = await flood(target, *ENDLESS["header"])
         assert sent < SENT_MOST
-        assert [job.id async for job in lit.ann.jobs()] == []
-        limits = await anyio.Path(f"/proc/{lit.installation.edge.pid}/limits").read_text()
+        assert [job.id async for job in running.ann.jobs()] == []
+        limits = await anyio.Path(f"/proc/{running.installation.edge.pid}/limits").read_text()
         soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
         assert soft == hard
-        assert "head_too_large" in lit.installation.edge.log.read_text()
+        assert "head_too_large" in running.installation.edge.log.read_text()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(PATIENCE_S + 60)
 class Aftermath(Struct, frozen=True):
     """How every job ended. `runner`: the process that ran them."""
 
-    lit: RunningInstallation
+    running: RunningInstallation
     hostile: dict[str, JobView]
     good: list[JobView]
     runner: ServiceProcess
@@ -67,7 +67,7 @@ async def test_jobs_that_behave_notice_nothing(aftermath: Aftermath) -> None:
 
 
 async def test_the_runner_that_ran_them_is_alive_and_nothing_is_left(aftermath: Aftermath) -> None:
-    await wait_until_clean(aftermath.lit)
+    await wait_until_clean(aftermath.running)
     assert aftermath.runner.is_running
     log = aftermath.runner.log.read_text(errors="replace")
     assert "execution_crashed" not in log

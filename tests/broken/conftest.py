@@ -1,31 +1,31 @@
-"""The installations of tests/e2e, for things that are full or broken."""
+"""The fixtures of tests/e2e, for tests of full disks and broken parts."""
 
 from tests.e2e.conftest import (
-    alone,
     docker_url,
     echo_image,
     endpoint_image,
     endpoints,
     engine,
     engine_url,
-    home,
     home_folder,
-    house,
-    lit,
-    served,
+    installation_with_runner,
+    running,
+    shared_idle,
+    shared_installation,
+    shared_running,
 )
 
 __all__ = [
-    "alone",
     "docker_url",
     "echo_image",
     "endpoint_image",
     "endpoints",
     "engine",
     "engine_url",
-    "home",
     "home_folder",
-    "house",
-    "lit",
-    "served",
+    "installation_with_runner",
+    "running",
+    "shared_idle",
+    "shared_installation",
+    "shared_running",
 ]

@@ -1,7 +1,7 @@
-"""Many jobs of which some crash: `python -m tests.broken.job_flood --jobs 10000`. All real, on the process engine.
+"""Many jobs of which some crash: `python -m tests.broken.job_flood --jobs 10000`. Real processes, process engine.
 
-Every twentieth job kills its own process. Each of those must have failed after its attempts, all others must have
-succeeded at their first, and nothing may be left.
+Every twentieth job kills its own process. Each of those must fail after its attempts, all others must succeed at the
+first attempt, and nothing may be left.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from tests.support.installation import IMAGES, RunningInstallation, run_new_inst
 from tests.support.job_checks import submit_job, wait_until_clean
 from tests.support.wait import wait_for
 
-CRASH_INTERVAL_JOBS = 20  # one in so many crashes: 5 %
+CRASH_INTERVAL_JOBS = 20  # one job of so many crashes: 5 %
 SENDERS = 8
 SLOTS = 8
 ATTEMPTS = 2
-JOB_S = 2.0  # at most, of patience a job, on a machine that has other things to do
+JOB_S = 2.0  # time limit for each job, on a busy machine
 
 
 class FloodTally(Struct, frozen=True):
@@ -32,7 +32,7 @@ class FloodTally(Struct, frozen=True):
     ends: Counter[tuple[bool, str, str | None, int]]
 
     def wrong(self, jobs: int) -> dict[tuple[bool, str, str | None, int], int]:
-        """What should not be there, or is there too often or too seldom (below 0)."""
+        """Return which ends are too many, or (below 0) too few."""
         crashing = len(range(0, jobs, CRASH_INTERVAL_JOBS))
         found = Counter(self.ends)
         found.subtract(
@@ -48,8 +48,8 @@ def end_of(job: JobView, *, crashes: bool) -> tuple[bool, str, str | None, int]:
     return crashes, job.status, job.error.code if job.error else None, job.attempt
 
 
-async def run_flood(lit: RunningInstallation, jobs: int) -> FloodTally:
-    """Submit them all, wait until all have ended, and count how. Raises TimeoutError or AssertionError."""
+async def run_flood(running: RunningInstallation, jobs: int) -> FloodTally:
+    """Submit the jobs, wait until all have ended, and count the ends. Raises TimeoutError or AssertionError."""
     crashing: dict[str, bool] = {}
     numbers = iter(range(jobs))
 
@@ -57,7 +57,7 @@ async def run_flood(lit: RunningInstallation, jobs: int) -> FloodTally:
         for number in numbers:
             crashes = number % CRASH_INTERVAL_JOBS == 0
             behave = "segv" if crashes else "ok"
-            job = await submit_job(lit, {"max_attempts": ATTEMPTS}, behave=behave, steps=1, text=str(number))
+            job = await submit_job(running, {"max_attempts": ATTEMPTS}, behave=behave, steps=1, text=str(number))
             crashing[job.id] = crashes
 
     async with anyio.create_task_group() as tasks:
@@ -65,21 +65,21 @@ async def run_flood(lit: RunningInstallation, jobs: int) -> FloodTally:
             tasks.start_soon(send)
 
     async def over() -> list[JobView]:
-        found = [job async for job in lit.ann.jobs(limit=200)]
+        found = [job async for job in running.ann.jobs(limit=200)]
         print(f"{sum(job.status in FINAL_STATUSES for job in found)} of {len(found)} have ended", file=sys.stderr)  # noqa: T201
         return found if len(found) == jobs and all(job.status in FINAL_STATUSES for job in found) else []
 
     found = await wait_for(over, timeout_s=60 + jobs * JOB_S, interval_s=max(0.5, jobs / 300))
-    await wait_until_clean(lit, timeout_s=60)
+    await wait_until_clean(running, timeout_s=60)
     return FloodTally(Counter(end_of(job, crashes=crashing[job.id]) for job in found))
 
 
 async def main(jobs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lamplighter-many-") as folder:
-        async with run_new_installation(Path(folder), "process", None) as lit:
-            await lit.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS=str(SLOTS))
+        async with run_new_installation(Path(folder), "process", None) as running:
+            await running.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS=str(SLOTS))
             began = anyio.current_time()
-            tally = await run_flood(lit, jobs)
+            tally = await run_flood(running, jobs)
             for (crashes, status, code, attempt), count in sorted(tally.ends.items(), key=str):
                 kind = "crashing" if crashes else "sound"
                 print(f"{count:6} {kind}: {status} {code or ''} at attempt {attempt}")  # noqa: T201

@@ -1,4 +1,4 @@
-"""Writing to the broker past everything of ours, with the edge's rights."""
+"""Publish to the broker directly, with the edge's rights."""
 
 from bus.nats.connection import close_client, dial
 from bus.settings import BrokerSettings
@@ -6,12 +6,12 @@ from tests.support.installation import RunningInstallation
 
 
 async def _ignore_status(*_: Exception) -> None:
-    """A vandal does not listen."""
+    """Ignore what the connection reports."""
 
 
-async def publish_raw(lit: RunningInstallation, subject: str, data: bytes) -> bytes:
-    """The broker's answer."""
-    server = lit.installation.server
+async def publish_raw(running: RunningInstallation, subject: str, data: bytes) -> bytes:
+    """Publish `data`; return the broker's answer."""
+    server = running.installation.server
     client = await dial(
         BrokerSettings(server.url, "edge", server.passwords["edge"]), "_INBOX_edge", _ignore_status, _ignore_status
     )

@@ -1,7 +1,7 @@
-"""`lamplighter` by a calendar of its own: off by the seconds that stand in the file $CALENDAR. What passes, passes.
+"""`lamplighter` with a shifted calendar: ahead by the seconds in the file $CALENDAR. Elapsed time is not changed.
 
-The clock of a machine is everybody's, and a time namespace has no calendar. So what reads one here reads another: three
-modules their dates, everybody `time.time`, and the shim beside a job, which is a program of its own, likewise.
+The machine's clock cannot be set for one test, and a time namespace has no calendar. So three modules read another
+`datetime`, all modules another `time.time`, and the shim beside a job, which is a program of its own, as well.
 """
 
 import os
@@ -20,7 +20,7 @@ SHIM = Path(__file__).with_name("shifted_clock_shim.py")
 
 
 class ShiftedDatetime(datetime):
-    """Tells no time of its own, only whoever asks what time it is there."""
+    """A `datetime` whose `now` is shifted."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
@@ -28,7 +28,7 @@ class ShiftedDatetime(datetime):
 
 
 def _write_shim() -> Path:
-    """A shim that knows the calendar: it inherits nothing of our environment."""
+    """Write a shim that knows the calendar file: the shim inherits nothing of our environment."""
     calendar = os.environ["CALENDAR"]
     made = Path(calendar).with_name(f"shim-{os.getpid()}.py")
     told = (

@@ -1,6 +1,6 @@
 """The shim beside a job, on the calendar of tests/broken/shifted_clock.py.
 
-Standard library only, as the shim itself.
+It uses the standard library only, as the shim does.
 """
 
 import os
@@ -13,12 +13,12 @@ REAL = time.time
 
 
 def shift_s() -> float:
-    """Seconds by which the calendar is ahead."""
+    """Return the seconds by which the calendar is ahead."""
     return float(Path(os.environ["CALENDAR"]).read_text())
 
 
 def shifted_time() -> float:
-    """In place of `time.time`."""
+    """Return the shifted `time.time`."""
     return REAL() + shift_s()
 
 

@@ -1,4 +1,4 @@
-"""`lamplighter` whose sized streams are small, so that a small store holds them all. Only constants are other."""
+"""`lamplighter` with small streams, so that a small store holds all of them. Only constants differ."""
 
 from msgspec.structs import replace
 
@@ -8,7 +8,7 @@ SIZE = 1 << 20
 
 
 def shrink_streams() -> tuple[topology.StreamConfig, ...]:
-    """The streams, none of which reserves more than SIZE bytes."""
+    """Return the streams with at most SIZE bytes each."""
     return tuple(replace(one, max_bytes=min(one.max_bytes, SIZE)) for one in topology.STREAMS)
 
 

@@ -1,7 +1,7 @@
-"""A broker whose disk is full below its own limit: what was accepted waits, and goes on once the broker is restarted.
+"""A broker whose disk is full below its own limit: accepted jobs wait, and go on once the broker is restarted.
 
-nats-server stores nothing more after a write that found no room, until it is started again (tests/bus/test_full_disk.py
-shows it). Under `up` that is done by itself; elsewhere by whoever runs the broker, whom /readyz and `doctor` tell.
+After a write that found no room, nats-server stores nothing more until it is restarted (tests/bus/test_full_disk.py
+shows this). `up` restarts it by itself; elsewhere /readyz and `doctor` tell the operator to.
 """
 
 import json
@@ -39,7 +39,7 @@ SPACIOUS = {"LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB": "0"}
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """Where a broker's store is to be, a disk of its own."""
+    """Mount a small disk for the broker's store."""
     small_disk.require_mounts()
     with small_disk.mount_small_disk(tmp_path / "broker", BROKER_MB):
         yield tmp_path
@@ -47,49 +47,49 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def tight(small: Path) -> AsyncIterator[RunningInstallation]:
-    async with run_installation(Installation(small, "process", None), (IMAGES / "echo",)) as lit:
-        await lit.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    async with run_installation(Installation(small, "process", None), (IMAGES / "echo",)) as running:
+        await running.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def asked(lit: RunningInstallation, accepted: list[str]) -> httpx.Response:
-    """The answer to one more job; its id is noted where it is a 202."""
-    answer = await lit.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}}, timeout=30)
+async def asked(running: RunningInstallation, accepted: list[str]) -> httpx.Response:
+    """Submit one more job; note its id where the answer is 202."""
+    answer = await running.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}}, timeout=30)
     assert answer.status_code in {202, 503, 507}, answer.text
     if answer.status_code == 202:
         accepted.append(answer.json()["id"])
     return answer
 
 
-async def refused(lit: RunningInstallation, accepted: list[str]) -> None:
-    """Wait until the edge takes no more, and says why or where that is said."""
+async def refused(running: RunningInstallation, accepted: list[str]) -> None:
+    """Wait until the edge rejects new jobs and its error says why."""
 
     async def full() -> bool:
-        answer = await asked(lit, accepted)
+        answer = await asked(running, accepted)
         return answer.status_code != 202 and any(word in answer.json()["detail"] for word in ("restart", "/readyz"))
 
     await wait_for(full, timeout_s=60)
 
 
-async def exited(lit: RunningInstallation, job: JobView) -> None:
+async def exited(running: RunningInstallation, job: JobView) -> None:
     async def over() -> bool:
-        found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
+        found = [one for one in await running.installation.containers() if one.identity.job == job.id]
         return [one.state for one in found] == ["exited"]
 
     await wait_for(over, timeout_s=60)
 
 
-async def told_what_to_do(lit: RunningInstallation) -> None:
-    """By /readyz, and by `doctor` in one line."""
+async def told_what_to_do(running: RunningInstallation) -> None:
+    """Return what /readyz says, and the line of `doctor` about it."""
 
     async def said() -> bool:
-        answer = await lit.ann._http.get("/readyz", timeout=30)
+        answer = await running.ann._http.get("/readyz", timeout=30)
         return answer.status_code == 503 and any("restart nats-server" in one for one in answer.json()["why"])
 
     await wait_for(said, timeout_s=30)
-    folder = str(lit.installation.folder)
-    done = await run_lamplighter("doctor", "--json", "--url", lit.installation.url, "--data", folder)
+    folder = str(running.installation.folder)
+    done = await run_lamplighter("doctor", "--json", "--url", running.installation.url, "--data", folder)
     (broker,) = [one for one in json.loads(done.stdout) if one["name"] == "broker"]
     assert (done.returncode, broker["verdict"]) == (1, "fail")
     assert broker["mend"].startswith("make room on that disk, then restart nats-server")
@@ -111,7 +111,7 @@ async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Run
     await exited(tight, running)
     await told_what_to_do(tight)
     ballast.unlink()
-    await refused(tight, accepted)  # room alone does not help it
+    await refused(tight, accepted)  # free space alone does not help it
     await tight.installation.server.stop()
     await tight.installation.server.start()
     await wait_until_ready(tight.ann, 60)
@@ -137,7 +137,7 @@ async def test_up_on_a_disk_that_was_full_goes_on_by_itself(tmp_path: Path, monk
 
 
 def _filled_and_emptied(data: Path) -> None:
-    """With everything of an `up` on one disk: broker, index, logs, jobs."""
+    """Run `up` with everything on one disk: broker, index, logs, jobs; fill the disk and empty it."""
     with up(data) as (process, said), Client(said["url"], said["key"], cache=data.parent / "digests.json") as client:
         soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
         accepted = [client.submit("echo", text="before", options={"options": {"not_before": soon}}).id]

@@ -1,4 +1,4 @@
-"""A broker whose store is small: new work is refused while there is still room for the results of the old."""
+"""A broker whose store is nearly full: new jobs are rejected while there is still room for the results of others."""
 
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
@@ -38,26 +38,26 @@ def shrunken(monkeypatch: pytest.MonkeyPatch) -> None:
 async def tight(tmp_path: Path, shrunken: None) -> AsyncIterator[RunningInstallation]:
     installation = Installation(tmp_path, "process", None, {"edge": "tests.broken.small_streams"})
     installation.server = NatsServer(tmp_path / "broker", store_bytes=STORE)
-    async with run_installation(installation, (IMAGES / "echo",)) as lit:
+    async with run_installation(installation, (IMAGES / "echo",)) as running:
         await installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS="2")
-        yield lit
+        yield running
         print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def used(lit: RunningInstallation) -> float:
-    return (await lit.bus.health.status()).used_share
+async def used(running: RunningInstallation) -> float:
+    return (await running.bus.health.status()).used_share
 
 
-async def fill(lit: RunningInstallation, names: Iterator[int], share: float, size: int = MIB) -> None:
-    """Up to `share` of the store, or until the broker takes no more."""
-    while await used(lit) < share:
-        if b'"error"' in await publish_raw(lit, BALLAST.format(next(names)), bytes(size)):
+async def fill(running: RunningInstallation, names: Iterator[int], share: float, size: int = MIB) -> None:
+    """Fill `share` of the store, or until the broker accepts no more."""
+    while await used(running) < share:
+        if b'"error"' in await publish_raw(running, BALLAST.format(next(names)), bytes(size)):
             return
 
 
-async def refused(lit: RunningInstallation) -> bool:
-    """Whether new work is, with 507."""
-    answer = await lit.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}})
+async def refused(running: RunningInstallation) -> bool:
+    """Return whether a new job is rejected with 507."""
+    answer = await running.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}})
     assert answer.status_code in {202, 507}, answer.text
     assert answer.status_code == 202 or answer.json()["code"] == "store_full"
     return answer.status_code == 507
@@ -72,7 +72,7 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
     names = count()
     await fill(tight, names, STORE_USED_LIMIT_RATIO)
     await wait_for(lambda: refused(tight), timeout_s=20)
-    assert (await wait_until_ended(tight.ann, early.id)).status == "succeeded"  # there is room for what was begun
+    assert (await wait_until_ended(tight.ann, early.id)).status == "succeeded"  # there is room for the jobs that run
 
     for size in (MIB, 1 << 14, 1 << 8):
         await fill(tight, names, 2.0, size)

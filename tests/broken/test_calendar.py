@@ -1,7 +1,7 @@
-"""The calendar of edge, runner and host is set back and forward under running jobs; the broker's is not.
+"""The calendar of edge, runner and host is set back and forward under running jobs; that of the broker is not.
 
-Real processes, killed and adopted with it. What the parts do by such a calendar is in test_clock.py and in
-tests/runner/test_calendar.py.
+Real processes are killed and adopted meanwhile. tests/broken/test_clock.py and tests/runner/test_calendar.py test the
+parts.
 """
 
 import time
@@ -16,16 +16,16 @@ from tests.support.installation import Installation, RunningInstallation, run_in
 from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
-LIMITS = {"execution_timeout_s": 300, "stall_timeout_s": 300}  # more than this takes, and less than any jump
+LIMITS = {"execution_timeout_s": 300, "stall_timeout_s": 300}  # longer than the test, and shorter than any jump
 
 
 class Set(RunningInstallation, frozen=True):
-    """An installation whose calendar stands in `calendar`."""
+    """An installation whose calendar is in the file `calendar`."""
 
     calendar: Path
 
     def to(self, ahead_s: float) -> None:
-        """It is set: by so much ahead of the broker's."""
+        """Set the calendar ahead of the broker's by so much."""
         new = self.calendar.with_suffix(".new")
         new.write_text(str(ahead_s))
         new.replace(self.calendar)
@@ -39,15 +39,15 @@ async def there(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncIte
     calendar = tmp_path / "calendar"
     calendar.write_text("0")
     modules = dict.fromkeys(("edge", "runner"), "tests.broken.shifted_clock")
-    async with run_installation(Installation(tmp_path, engine, engine_url, modules), CALENDAR=str(calendar)) as lit:
-        made = Set(lit.installation, lit.ann, lit.admin, lit.bus, calendar)
+    async with run_installation(Installation(tmp_path, engine, engine_url, modules), CALENDAR=str(calendar)) as running:
+        made = Set(running.installation, running.ann, running.admin, running.bus, calendar)
         await made.start_runner()
         yield made
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 def assert_lasted(job: JobView, passed_s: float) -> None:
-    """No time that is told is negative, and none longer than what passed."""
+    """Assert that no duration is negative or longer than the time that passed."""
     assert job.queued_at is not None
     assert job.started_at is not None
     assert job.finished_at is not None
@@ -61,7 +61,7 @@ def assert_lasted(job: JobView, passed_s: float) -> None:
 @pytest.mark.long(20)
 @pytest.mark.timeout(180)
 async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there: Set, tmp_path: Path) -> None:
-    """A runner that is killed and started anew counts the job's time as its life before did."""
+    """A restarted runner continues to count the job's time as before."""
     given, began = tmp_path / "given.txt", time.monotonic()
     given.write_text("as it was given")
     job = await submit_job(there, LIMITS, text="hello", steps=STEPS, seconds=10, file=given)
@@ -87,4 +87,4 @@ async def test_a_calendar_that_is_set_under_a_running_job_costs_it_nothing(there
     (file,) = jobs[0].output.files
     assert (await there.ann.download(jobs[0], file.name, tmp_path / "got.txt")).read_text() == "as it was given"
     assert (await there.admin.usage()).jobs == 3
-    await wait_until_clean(there, timeout_s=60)  # the message comes back when its lease ends
+    await wait_until_clean(there, timeout_s=60)  # the message is redelivered when its lease expires

@@ -1,7 +1,7 @@
-"""The calendar's clock jumps under a running edge, and the time that passes does not: nobody is judged by it.
+"""The calendar jumps under a running edge while elapsed time does not: no job or host is judged by the jump.
 
-A process cannot be given another calendar here, so its parts are: the services with a clock of the test's own, and the
-gone rule's three clocks, of which the calendar is one.
+A process cannot get another calendar here, so its parts do: the services with a clock of the test, and the three clocks
+of the gone rule, one of which is the calendar.
 """
 
 from collections.abc import AsyncIterator
@@ -28,17 +28,17 @@ JUMPS = {"20 hours forward": {"hours": 20}, "a day back": {"days": -1}, "a minut
 
 
 class Skewed(Struct, frozen=True):
-    """An edge whose calendar is `edge.time`; presence and leases go by what really passes, `passed`."""
+    """An edge whose calendar is `edge.time`; heartbeats and leases follow elapsed time, `passed`."""
 
     edge: FakeBusServicesRig
     passed: ManualClock
 
     def jump(self, **amount: float) -> None:
-        """The calendar alone."""
+        """Move the calendar alone."""
         self.edge.time.advance(**amount)
 
     def go(self, **amount: float) -> None:
-        """Time passes, for all clocks."""
+        """Move all clocks."""
         self.jump(**amount)
         self.passed.advance(**amount)
 
@@ -47,7 +47,7 @@ class Skewed(Struct, frozen=True):
         return ClockReading(seconds, seconds, self.edge.time.seconds())
 
     async def swept(self) -> dict[str, int]:
-        """What one walk of the reconciler mended."""
+        """Run one pass of the reconciler; return what it repaired."""
         await self.edge.wait_until_indexed()
         return {name: count for name, count in (await self.edge.reconciler.sweep()).items() if count}
 
@@ -60,7 +60,7 @@ async def skewed(tmp_path: Path) -> AsyncIterator[Skewed]:
         unbroken = UptimeClock(made.clocks)
         unbroken.start()
         edge.bus.health.uptime_s = unbroken.uptime_s  # type: ignore[method-assign]
-        edge.webhooks.dispatcher._circuit_breaker._clock = passed.seconds  # as the assembly has it
+        edge.webhooks.dispatcher._circuit_breaker._clock = passed.seconds  # as edge/container.py sets it
         yield made
 
 
@@ -72,7 +72,7 @@ async def running(world: FakeBusServicesRig) -> Job:
 @pytest.mark.parametrize("jump", JUMPS)
 async def test_a_jump_makes_nobody_gone(skewed: Skewed, jump: str) -> None:
     job = await running(skewed.edge)
-    skewed.go(seconds=40)  # its presence has run out, and this edge was connected all the while
+    skewed.go(seconds=40)  # its heartbeat has expired while this edge was connected
     await skewed.edge.hosts.refresh()
     assert await skewed.swept() == {}
     skewed.jump(**JUMPS[jump])
@@ -80,7 +80,7 @@ async def test_a_jump_makes_nobody_gone(skewed: Skewed, jump: str) -> None:
     skewed.go(seconds=60)
     assert await skewed.swept() == {}
     assert (await skewed.edge.read(job)).status is Status.RUNNING
-    skewed.go(minutes=11)  # silent for so long in truth
+    skewed.go(minutes=11)  # it really was silent for so long
     assert (await skewed.swept()).get("release_lost_attempts") == 1
 
 
@@ -132,7 +132,7 @@ def test_a_wake_takes_no_longer_than_it_usually_does(jump: timedelta, left_s: fl
 
 
 async def test_a_wrong_calendar_is_believed_where_a_date_was_promised(skewed: Skewed) -> None:
-    """By a clock that runs ahead deadlines, start timeouts and retention come early, and nobody takes it back."""
+    """With a clock that is ahead, deadlines, start timeouts and retention come early."""
     due = await skewed.edge.submit(deadline=(START + timedelta(hours=5)).isoformat())
     patient, ended = await skewed.edge.submit(text="patient"), await skewed.edge.submit(text="ended")
     await skewed.edge.finish(ended)

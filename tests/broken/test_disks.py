@@ -1,4 +1,4 @@
-"""Disks that are full or may not be written: who needs one waits or is refused, and nobody else notices."""
+"""Disks that are full or read-only: what needs them waits or is rejected, and nothing else is affected."""
 
 import hashlib
 import os
@@ -20,24 +20,24 @@ from tests.support.wait import wait_for
 
 MIB = 1 << 20
 STORE_MB, HOST_MB = 4, 96
-FRUGAL = "frugal"  # echo, and content with whatever disk there is
+FRUGAL = "frugal"  # echo without a disk requirement
 
 
 class CrampedInstallation(Struct, frozen=True):
-    """An installation whose asset store and whose host's data folder are disks of their own, small ones."""
+    """An installation with small disks of their own for the asset store and the host's data folder."""
 
-    lit: RunningInstallation
+    running: RunningInstallation
     store: Path
     host: Path
 
     def files(self) -> set[Path]:
-        """What lies in the store, half-written files too."""
+        """Return the files in the store, partial ones too."""
         return {path.relative_to(self.store) for path in self.store.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the installation, with the two disks mounted in it."""
+    """Return the folder of the installation, with the two disks mounted in it."""
     small_disk.require_mounts()
     folder = tmp_path_factory.mktemp("cramped")
     shutil.copytree(IMAGES / "echo", folder / FRUGAL)
@@ -51,33 +51,33 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-async def home(disks: Path, anyio_backend: object) -> AsyncIterator[CrampedInstallation]:
-    async with run_new_installation(disks, "process", None) as lit:
-        await lit.installation.start_runner(
+async def shared_installation(disks: Path, anyio_backend: object) -> AsyncIterator[CrampedInstallation]:
+    async with run_new_installation(disks, "process", None) as running:
+        await running.installation.start_runner(
             endpoints=(IMAGES / "echo", disks / FRUGAL),
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
             LAMPLIGHTER_SLOTS="2",
         )
 
         async def offered() -> bool:
-            return f'"{FRUGAL}"' in (await lit.ann._http.get("/v1/endpoints")).text
+            return f'"{FRUGAL}"' in (await running.ann._http.get("/v1/endpoints")).text
 
         await wait_for(offered, timeout_s=30)
-        yield CrampedInstallation(lit, disks / "edge" / "assets", disks / "gpu-1")
+        yield CrampedInstallation(running, disks / "edge" / "assets", disks / "gpu-1")
 
 
 @pytest.fixture
-def cramped(home: CrampedInstallation) -> Iterator[CrampedInstallation]:
-    yield home
-    print(home.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+def cramped(shared_installation: CrampedInstallation) -> Iterator[CrampedInstallation]:
+    yield shared_installation
+    print(shared_installation.running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def put(lit: RunningInstallation, content: bytes) -> httpx.Response:
-    return await lit.ann._http.put(f"/v1/assets/{hashlib.sha256(content).hexdigest()}", content=content)
+async def put(running: RunningInstallation, content: bytes) -> httpx.Response:
+    return await running.ann._http.put(f"/v1/assets/{hashlib.sha256(content).hexdigest()}", content=content)
 
 
-async def done(lit: RunningInstallation, job: JobView) -> JobView:
-    over = await wait_until_ended(lit.ann, job.id)
+async def done(running: RunningInstallation, job: JobView) -> JobView:
+    over = await wait_until_ended(running.ann, job.id)
     assert over.status == "succeeded", over.error
     return over
 
@@ -85,89 +85,89 @@ async def done(lit: RunningInstallation, job: JobView) -> JobView:
 async def test_a_full_store_refuses_what_does_not_fit_keeps_no_half_of_it_and_runs_what_needs_no_file(
     cramped: CrampedInstallation,
 ):
-    lit, before = cramped.lit, cramped.files()
-    refused = await put(lit, os.urandom(2 * STORE_MB * MIB))
+    running, before = cramped.running, cramped.files()
+    refused = await put(running, os.urandom(2 * STORE_MB * MIB))
     assert (refused.status_code, refused.json()["code"]) == (507, "store_full")
     assert cramped.files() == before
-    await done(lit, await submit_job(lit, text="without a file"))
-    fits = await put(lit, b"this fits")
+    await done(running, await submit_job(running, text="without a file"))
+    fits = await put(running, b"this fits")
     assert fits.is_success
-    await done(lit, await submit_job(lit, text="and is used", file=f"sha256:{fits.json()['sha256']}"))
+    await done(running, await submit_job(running, text="and is used", file=f"sha256:{fits.json()['sha256']}"))
 
 
 async def test_a_store_that_cannot_be_written_refuses_files_and_is_read_as_before(cramped: CrampedInstallation):
-    lit = cramped.lit
-    taken = await put(lit, b"was here before")
+    running = cramped.running
+    taken = await put(running, b"was here before")
     before = cramped.files()
-    with small_disk.remount_read_only(cramped.store / "tmp"):  # where every file begins
-        refused = await put(lit, b"comes too late")
+    with small_disk.remount_read_only(cramped.store / "tmp"):  # every file is first written here
+        refused = await put(running, b"comes too late")
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
         assert "check its disk" in refused.json()["detail"]
-        kept = await lit.ann._http.get(f"/v1/assets/{taken.json()['sha256']}")
+        kept = await running.ann._http.get(f"/v1/assets/{taken.json()['sha256']}")
         assert kept.content == b"was here before"
-        job = await submit_job(lit, text="its log waits for the store")
+        job = await submit_job(running, text="its log waits for the store")
     assert cramped.files() >= before
-    await done(lit, job)
-    assert (await put(lit, b"comes too late")).is_success
+    await done(running, job)
+    assert (await put(running, b"comes too late")).is_success
 
 
 async def test_a_result_waits_for_room_in_the_store_and_is_not_computed_again(cramped: CrampedInstallation):
-    lit = cramped.lit
-    taken = await put(lit, b"a film")
-    job = await submit_job(lit, file=f"sha256:{taken.json()['sha256']}", seconds=1)
+    running = cramped.running
+    taken = await put(running, b"a film")
+    job = await submit_job(running, file=f"sha256:{taken.json()['sha256']}", seconds=1)
     ballast = small_disk.fill_disk(cramped.store)
 
     async def uploading() -> bool:
-        row = await lit.bus.heartbeats.get("gpu-1")
+        row = await running.bus.heartbeats.get("gpu-1")
         return row is not None and row.value.activity.uploading > 0
 
     try:
         await wait_for(uploading, timeout_s=30)
-        other = await submit_job(lit, text="has no file")
-        assert (await lit.ann.job(job.id)).status == "running"
+        other = await submit_job(running, text="has no file")
+        assert (await running.ann.job(job.id)).status == "running"
     finally:
         ballast.unlink()
-    await done(lit, job)
-    await done(lit, other)
-    assert not events_of(await read_history(lit, job.id), AttemptReleased)
+    await done(running, job)
+    await done(running, other)
+    assert not events_of(await read_history(running, job.id), AttemptReleased)
 
 
 async def test_a_host_without_room_for_jobs_says_so_and_they_wait(cramped: CrampedInstallation):
-    lit = cramped.lit
+    running = cramped.running
     ballast = small_disk.fill_disk(cramped.host)
     try:
 
         async def says_so() -> bool:
-            row = await lit.bus.heartbeats.get("gpu-1")
+            row = await running.bus.heartbeats.get("gpu-1")
             return row is not None and row.value.unschedulable.get("echo") == "disk_short"
 
         await wait_for(says_so, timeout_s=40)
-        waits = await submit_job(lit, text="waits for room")
+        waits = await submit_job(running, text="waits for room")
 
         async def waiting() -> bool:
-            return (await lit.ann.job(waits.id)).reason == "disk_short"
+            return (await running.ann.job(waits.id)).reason == "disk_short"
 
         await wait_for(waiting, timeout_s=20)
     finally:
         ballast.unlink()
-    await done(lit, waits)
-    assert not events_of(await read_history(lit, waits.id), AttemptReleased)
+    await done(running, waits)
+    assert not events_of(await read_history(running, waits.id), AttemptReleased)
 
 
 async def test_a_host_without_room_for_an_input_gives_the_job_back_for_nothing(cramped: CrampedInstallation):
-    lit = cramped.lit
-    taken = await put(lit, os.urandom(2 * MIB))
+    running = cramped.running
+    taken = await put(running, os.urandom(2 * MIB))
     ballast = small_disk.fill_disk(cramped.host)
     try:
         os.truncate(ballast, ballast.stat().st_size - MIB)
-        job = await submit_job(lit, endpoint=FRUGAL, file=f"sha256:{taken.json()['sha256']}")
+        job = await submit_job(running, endpoint=FRUGAL, file=f"sha256:{taken.json()['sha256']}")
 
         async def released() -> list[AttemptReleased]:
-            return events_of(await read_history(lit, job.id), AttemptReleased)
+            return events_of(await read_history(running, job.id), AttemptReleased)
 
         first = (await wait_for(released, timeout_s=30))[0]
         assert (first.code, first.charged) == ("disk_full", False)
     finally:
         ballast.unlink()
-    await done(lit, job)
-    await wait_until_clean(lit)
+    await done(running, job)
+    await wait_until_clean(running)

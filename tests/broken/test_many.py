@@ -1,4 +1,4 @@
-"""CI's share of `python -m tests.broken.job_flood`."""
+"""A short run of `python -m tests.broken.job_flood` for CI."""
 
 from collections.abc import AsyncIterator
 
@@ -12,10 +12,10 @@ JOBS = 300
 
 @pytest.fixture
 async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningInstallation]:
-    async with run_new_installation(tmp_path_factory.mktemp("many"), "process", None) as lit:
-        await lit.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS=str(SLOTS))
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    async with run_new_installation(tmp_path_factory.mktemp("many"), "process", None) as running:
+        await running.installation.start_runner(endpoints=(IMAGES / "echo",), LAMPLIGHTER_SLOTS=str(SLOTS))
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @pytest.mark.long(44)

@@ -1,4 +1,4 @@
-"""An image that vanished after it was announced, and jobs that no host survives: nobody else waits for them."""
+"""An image that is removed after it was announced, and jobs that crash every time: other jobs do not wait for them."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ SOON = {"LAMPLIGHTER_PACE__IMAGE_MISSING_S": "3"}
 
 @pytest.fixture
 def fleeting(tmp_path: Path) -> Path:
-    """The folder of an endpoint that is echo under another name."""
+    """Return the folder of an endpoint that is echo under another name."""
     folder = tmp_path / FLEETING
     shutil.copytree(IMAGES / "echo", folder)
     declared = (folder / "endpoint.toml").read_text()
@@ -33,75 +33,80 @@ def fleeting(tmp_path: Path) -> Path:
     return folder
 
 
-async def _presence(lit: RunningInstallation) -> TableRow[HostHeartbeat] | None:
-    return await lit.bus.heartbeats.get("gpu-1")
+async def _presence(running: RunningInstallation) -> TableRow[HostHeartbeat] | None:
+    return await running.bus.heartbeats.get("gpu-1")
 
 
-async def assert_missed_and_waited_for(lit: RunningInstallation, job_id: str) -> None:
-    """It was given back for nothing, the host says why, and the job waits with that reason."""
+async def assert_missed_and_waited_for(running: RunningInstallation, job_id: str) -> None:
+    """Assert that the job was released at no cost, that the host reports why, and that the job waits for it."""
 
     async def says_so() -> bool:
-        row = await _presence(lit)
+        row = await _presence(running)
         return row is not None and row.value.unschedulable.get(FLEETING) == "image_missing"
 
     await wait_for(says_so, timeout_s=30)
-    release = events_of(await read_history(lit, job_id), AttemptReleased)[0]
+    release = events_of(await read_history(running, job_id), AttemptReleased)[0]
     assert (release.code, release.charged) == ("image_missing", False)
-    assert (await wait_until_ended(lit.ann, (await submit_job(lit, text="another endpoint")).id)).status == "succeeded"
+    assert (
+        await wait_until_ended(running.ann, (await submit_job(running, text="another endpoint")).id)
+    ).status == "succeeded"
 
 
-async def announced(lit: RunningInstallation, folder: Path) -> None:
-    """A runner that offers it, and the edge has heard so."""
-    await lit.installation.start_runner(endpoints=(IMAGES / "echo", folder), **SOON)
+async def announced(running: RunningInstallation, folder: Path) -> None:
+    """Start a runner that offers the endpoint; wait until the edge lists it."""
+    await running.installation.start_runner(endpoints=(IMAGES / "echo", folder), **SOON)
 
     async def there() -> bool:
-        return f'"{FLEETING}"' in (await lit.ann._http.get("/v1/endpoints")).text and await _presence(lit) is not None
+        return (
+            f'"{FLEETING}"' in (await running.ann._http.get("/v1/endpoints")).text
+            and await _presence(running) is not None
+        )
 
     await wait_for(there, timeout_s=30)
 
 
 @process_only
 async def test_a_folder_that_vanished_is_missed_and_the_job_runs_when_it_is_back(
-    alone: RunningInstallation, fleeting: Path
+    shared_idle: RunningInstallation, fleeting: Path
 ):
-    await announced(alone, fleeting)
+    await announced(shared_idle, fleeting)
     away = fleeting.with_name("away")
     await anyio.Path(fleeting).rename(away)
-    job = await submit_job(alone, endpoint=FLEETING, text="after all")
-    await assert_missed_and_waited_for(alone, job.id)
+    job = await submit_job(shared_idle, endpoint=FLEETING, text="after all")
+    await assert_missed_and_waited_for(shared_idle, job.id)
     await anyio.Path(away).rename(fleeting)
-    done = await wait_until_ended(alone.ann, job.id)
+    done = await wait_until_ended(shared_idle.ann, job.id)
     assert (done.status, done.output.data) == ("succeeded", {"text": "after all"})
 
 
 @docker_only
 async def test_an_image_that_vanished_is_missed_and_the_job_runs_when_it_is_back(
-    alone: RunningInstallation, fleeting: Path, docker_url: str
+    shared_idle: RunningInstallation, fleeting: Path, docker_url: str
 ):
     context = ("--file", str(IMAGES / "echo" / "Dockerfile"), str(IMAGES))
     build_image(docker_url, IMAGE, *context)
-    await announced(alone, fleeting)
+    await announced(shared_idle, fleeting)
     assert run_docker(docker_url, "image", "rm", IMAGE).returncode == 0
-    job = await submit_job(alone, endpoint=FLEETING, text="after all")
-    await assert_missed_and_waited_for(alone, job.id)
+    job = await submit_job(shared_idle, endpoint=FLEETING, text="after all")
+    await assert_missed_and_waited_for(shared_idle, job.id)
     build_image(docker_url, IMAGE, *context)
     try:
-        done = await wait_until_ended(alone.ann, job.id)
+        done = await wait_until_ended(shared_idle.ann, job.id)
         assert (done.status, done.output.data) == ("succeeded", {"text": "after all"})
     finally:
         run_docker(docker_url, "image", "rm", IMAGE)
 
 
 @process_only
-async def test_a_poisoned_job_ends_after_its_attempts_and_never_blocks_its_pool(alone: RunningInstallation):
-    poisoned = [await submit_job(alone, POISONED, behave="segv") for _ in range(2)]
-    others = [await submit_job(alone, text=str(number)) for number in range(OTHERS)]
-    await alone.installation.start_runner()  # one slot, and the poisoned ones are first in line
+async def test_a_poisoned_job_ends_after_its_attempts_and_never_blocks_its_pool(shared_idle: RunningInstallation):
+    poisoned = [await submit_job(shared_idle, POISONED, behave="segv") for _ in range(2)]
+    others = [await submit_job(shared_idle, text=str(number)) for number in range(OTHERS)]
+    await shared_idle.installation.start_runner()  # one slot, and the crashing jobs are first in the queue
     for job in others:
-        assert (await wait_until_ended(alone.ann, job.id)).status == "succeeded"
+        assert (await wait_until_ended(shared_idle.ann, job.id)).status == "succeeded"
     for job in poisoned:
-        done = await wait_until_ended(alone.ann, job.id)
+        done = await wait_until_ended(shared_idle.ann, job.id)
         assert done.error is not None
         assert (done.status, done.error.code, done.attempt) == ("failed", "internal", 2)
-        assert len(events_of(await read_history(alone, job.id), Started)) == 2
-    await wait_until_clean(alone)
+        assert len(events_of(await read_history(shared_idle, job.id), Started)) == 2
+    await wait_until_clean(shared_idle)

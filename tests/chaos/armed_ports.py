@@ -1,4 +1,4 @@
-"""Which calls of which ports have a fault point, and what they are called in the tables of steps."""
+"""The calls of ports that have a fault point, and the names of these points."""
 
 from functools import wraps
 from typing import Any
@@ -33,7 +33,7 @@ DRIVER = {"start": no_label, "stop": no_label}
 
 
 def arm_bus(bus: Bus, faults: FaultPoints) -> None:
-    """Points around everything a process writes, and around what it says of the messages it was handed."""
+    """Put fault points around everything that a process writes, and around its acks of queue messages."""
     faults.over(bus.job_store, "records", RECORDS)
     faults.over(bus.job_queue, "queue", QUEUE)
     faults.over(bus.feed, "feed", FEED)

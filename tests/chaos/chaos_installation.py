@@ -1,4 +1,4 @@
-"""An installation that can be hurt: real processes with fault points, watched clients, and the evidence of it all."""
+"""An installation for fault injection: fault points in its processes, proxies between them, recording clients."""
 
 import os
 import signal
@@ -28,16 +28,16 @@ from tests.support.wait import wait_for
 
 ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
 MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}
-RECONNECT_GRACE_S = 25.0  # a host that is heard again may need so long to see that its jobs are somebody else's
+RECONNECT_GRACE_S = 25.0  # so long a reconnected host may need to learn that others have its jobs
 OWNER = "ann"
-START_TIMEOUT_S = 60.0  # on a machine that has other things to do
-QUIET_TIMEOUT_S = 75.0  # a lease runs out in 30 s, a dead edge's consumers after 30 more
+START_TIMEOUT_S = 60.0  # on a busy machine
+QUIET_TIMEOUT_S = 75.0  # a lease expires in 30 s, the consumers of a dead edge 30 s later
 
 
 class ChaosInstallation:
     """Broker, edge and the runners of some hosts.
 
-    Clients go through the proxy `front`, a host through `<host> broker` and `<host> edge`.
+    Clients connect through the proxy `front`, a host through `<host> broker` and `<host> edge`.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class ChaosInstallation:
         self._faults = {name: FaultPoints(_faults_folder(self.installation, name)) for name in MODULES}
 
     def client(self, name: str, *, direct: bool = False) -> RecordingClient:
-        """A client of ann's; `direct` does not go through the proxy."""
+        """Return a client of ann; `direct`: it does not use the proxy."""
         url = self.installation.url if direct else f"http://127.0.0.1:{self.proxies['front'].port}"
         return RecordingClient(name, url, self.installation.keys[OWNER], self.history)
 
     def faults(self, process: str) -> FaultPoints:
-        """The points of `edge` or `runner`."""
+        """Return the fault points of `edge` or `runner`."""
         return self._faults[process]
 
     def process(self, name: str, host: str = HOST) -> ServiceProcess:
-        """`edge` or `runner`."""
+        """Return the process `edge` or `runner`."""
         return self.installation.edge if name == "edge" else self.installation.runners[host]
 
     async def start_edge(self) -> None:
@@ -112,7 +112,7 @@ class ChaosInstallation:
 
     @asynccontextmanager
     async def excuse_outage(self, host: str) -> AsyncIterator[None]:
-        """Nobody hears the host while the block runs: until it knows, a second attempt elsewhere is excused."""
+        """Excuse a second attempt elsewhere while the host cannot be heard: in the block, and until it reconnects."""
         since = time.monotonic()
         try:
             yield
@@ -125,7 +125,7 @@ def _faults_folder(installation: Installation, process: str) -> Path:
 
 
 def continue_process(pid: int) -> None:
-    """Let a process that stands still go on."""
+    """Let a stopped process continue."""
     os.kill(pid, signal.SIGCONT)
 
 

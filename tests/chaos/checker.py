@@ -1,4 +1,4 @@
-"""The promises of docs/promises.md as a table of rules over evidence. Pure: each yields every violation, in words."""
+"""The promises of docs/promises.md as a table of rules over evidence; each rule yields its violations in words."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ S = TypeVar("S")
 
 
 class Violation(Struct, frozen=True):
-    """A promise that was not kept, and how."""
+    """A broken promise, and how it was broken."""
 
     rule: str
     what: str
@@ -50,7 +50,7 @@ def accepted_jobs_end(evidence: Evidence) -> Iterator[str]:
 
 
 def rounds_end_once(evidence: Evidence) -> Iterator[str]:
-    """In STATE nothing follows an end but the owner's retry, which begins the next round."""
+    """In STATE only the owner's retry follows an end, and it begins the next round."""
     for job_id, revisions in evidence.state.items():
         for before, after in pairwise(revisions):
             begins = after.event == "retried" and after.round == before.round + 1
@@ -59,9 +59,9 @@ def rounds_end_once(evidence: Evidence) -> Iterator[str]:
 
 
 def streams_end_with_the_end(evidence: Evidence) -> Iterator[str]:
-    """Behind a final state a stream has no other state of that round, nothing of a later attempt, and then it closes.
+    """After a final state a stream has no other state of that round and nothing of a later attempt, and then it closes.
 
-    The attempt's last words may come behind its final state: order between the two is not promised.
+    The attempt's last log lines may follow its final state: the order between the two is not promised.
     """
     closed = {one.stream for one in _of(StreamClosed, evidence)}
     for stream, told in _streams(evidence).items():
@@ -78,7 +78,7 @@ def streams_end_with_the_end(evidence: Evidence) -> Iterator[str]:
 
 
 def orders_hold(evidence: Evidence) -> Iterator[str]:
-    """What one reader is shown never goes back: revisions, and ids within an epoch; no message comes twice."""
+    """A reader never sees revisions, or ids within an epoch, go back, and no message twice."""
     shown: dict[tuple[str, str], int] = {}
     for read in _of(JobShown, evidence):
         last = shown.get((read.client, read.job_id), 0)
@@ -98,7 +98,7 @@ def orders_hold(evidence: Evidence) -> Iterator[str]:
 
 
 def readers_agree_with_state(evidence: Evidence) -> Iterator[str]:
-    """What was shown as a revision is what STATE has under it, and an end that somebody saw stays."""
+    """A revision that was shown is the one in STATE, and an end that was shown stays."""
     for one in evidence.seen:
         if not isinstance(one, JobShown | StreamMessage) or one.revision is None:
             continue
@@ -111,7 +111,7 @@ def readers_agree_with_state(evidence: Evidence) -> Iterator[str]:
 
 
 def names_are_one_job(evidence: Evidence) -> Iterator[str]:
-    """One name (idempotency key, id) is one job, however often it was sent; STATE has no job that nobody named."""
+    """One name (idempotency key or id) is one job, however often it was sent; STATE has no other job."""
     jobs, names = defaultdict(set), defaultdict(set)
     for accepted in _of(SubmitAccepted, evidence):
         jobs[accepted.name].add(accepted.job_id)
@@ -122,7 +122,7 @@ def names_are_one_job(evidence: Evidence) -> Iterator[str]:
 
 
 def attempts_do_not_overlap(evidence: Evidence) -> Iterator[str]:
-    """Two containers of a job are never at work at once, except while the host of one of them is cut off."""
+    """Two containers of a job never run at once, except while the host of one of them is cut off."""
     runs = defaultdict(list)
     for run in evidence.runs:
         runs[run.job_id].append(run)
@@ -142,14 +142,14 @@ def _excused(one: ContainerRunTimes, other: ContainerRunTimes, evidence: Evidenc
 
 
 def bytes_are_right(evidence: Evidence) -> Iterator[str]:
-    """What is downloaded has the digest that the job names, and is what the job should have made."""
+    """A download has the digest that the job names, and is what the job should have made."""
     for file in _of(OutputDownloaded, evidence):
         if not file.got == file.promised == file.right:
             yield f"{file.job_id}: {file.name} is {file.got[:9]}, promised {file.promised[:9]}, right {file.right[:9]}"
 
 
 def nothing_is_left(evidence: Evidence) -> Iterator[str]:
-    """When all is quiet no container, process, file, consumer or message of an ended job is there."""
+    """At the end no container, process, file, consumer or message of an ended job is left."""
     yield from evidence.left
 
 
@@ -170,5 +170,5 @@ RULES: Mapping[str, Callable[[Evidence], Iterator[str]]] = {
 
 
 def check(evidence: Evidence) -> list[Violation]:
-    """Every violation of every rule."""
+    """Return every violation of every rule."""
     return [Violation(name, what) for name, rule in RULES.items() for what in rule(evidence)]

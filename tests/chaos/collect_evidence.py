@@ -1,4 +1,4 @@
-"""Collect what a run leaves behind, once nothing happens any more, for the checker to judge."""
+"""Collect the evidence of a run for the checker, once nothing happens any more."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable

@@ -1,4 +1,4 @@
-"""What the chaos tests need of the machine, and the seed that chooses what they play."""
+"""Fixtures of the chaos tests: own Docker engines, and the seed that selects the cells."""
 
 import os
 
@@ -14,12 +14,12 @@ SEED = 27
 
 @pytest.fixture(scope="session")
 def seed() -> int:
-    """Of CHAOS_SEED, or always the same."""
+    """Return CHAOS_SEED, or a fixed seed."""
     return int(os.environ.get("CHAOS_SEED", SEED))
 
 
 @pytest.fixture(scope="session")
 def own_engines(echo_image: str) -> None:
-    """Docker engines of the test's own can be started, and be given what they run."""
+    """Require that Docker engines can be started here, with the image that they run."""
     if why := no_engine():
         skip_or_fail(why)

@@ -1,4 +1,4 @@
-"""Playing cells of the matrix: a process stands still at the step, the victim is killed, and life goes on."""
+"""Play a cell of the crash matrix: a process stops at the step, the target is killed, and the job must go on."""
 
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -16,14 +16,14 @@ from tests.chaos.switched_host import declare_host, run_host
 from tests.support.docker_engine import OwnDockerEngine
 from tests.support.wait import wait_for
 
-REACH_TIMEOUT_S = 180.0  # a host is put out and lit only after a while
+REACH_TIMEOUT_S = 180.0  # a host is switched off and on only after a while
 CELL_TIMEOUT_S = 150.0
 
 BY_NAME: Mapping[str, CrashStep] = {step.name: step for step in STEPS}
 
 
 class CellOutcome(Struct, frozen=True):
-    """What became of the job: its events behind `submitted`, and the seconds from the kill to the end of the play."""
+    """A cell's job: its events after `submitted`, and the seconds from the kill to the end."""
 
     cell: CrashCell
     history: tuple[JobRevision, ...]
@@ -36,7 +36,7 @@ class CellOutcome(Struct, frozen=True):
 
 
 async def play_cell(scene: ChaosInstallation, cell: CrashCell) -> CellOutcome:
-    """One cell. TimeoutError says where: the point was never reached, or the job never ended."""
+    """Play one cell. Raises AssertionError when the point is not reached or the job does not end."""
     step, victim = BY_NAME[cell.step], KILL_TARGETS[cell.victim]
     jobs: list[str] = []
     over = anyio.Event()
@@ -53,7 +53,7 @@ async def play_cell(scene: ChaosInstallation, cell: CrashCell) -> CellOutcome:
         await victim.kill(scene)
         if victim.frozen != step.process:
             continue_process(pid)
-        if not (step.switched and victim.frozen == "runner"):  # there the machine does
+        if not (step.switched and victim.frozen == "runner"):  # there the host itself restarts its runner
             await victim.revive(scene)
         with anyio.move_on_after(CELL_TIMEOUT_S) as late:
             await over.wait()
@@ -64,7 +64,7 @@ async def play_cell(scene: ChaosInstallation, cell: CrashCell) -> CellOutcome:
 
 
 async def _wait_until_stopped(scene: ChaosInstallation, step: CrashStep, cell: CrashCell) -> int:
-    """The pid of the process that stands at the step."""
+    """Return the pid of the process that has stopped at the step."""
 
     async def stands() -> int | None:
         pid = scene.process(step.process).pid
@@ -80,7 +80,7 @@ async def _wait_until_stopped(scene: ChaosInstallation, step: CrashStep, cell: C
 async def run_stage(
     folder: Path, docker: OwnDockerEngine | None = None, *, switched: bool = False
 ) -> AsyncIterator[ChaosInstallation]:
-    """A scene with a runner, or with a machine that has one."""
+    """Run an installation with a runner, or with a switched host that starts its runner."""
     if switched:
         declare_host(folder)
     async with run_chaos_installation(folder, docker) as scene:

@@ -1,4 +1,4 @@
-"""The steps of a job's life at which somebody is killed: which call of which port each is, and what is played."""
+"""The steps of a job's life at which a process is killed: the port call of each, and the scenario to play."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -22,7 +22,7 @@ LONG_S = 60.0
 
 
 class CrashCell(Struct, frozen=True):
-    """One place of the matrix: kill `victim` just before or after `step`."""
+    """One cell of the matrix: kill `victim` just before or after `step`."""
 
     step: str
     moment: CallSide
@@ -30,7 +30,7 @@ class CrashCell(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """As tests and tables call it, and the idempotency key of its job."""
+        """The name in tests and tables, and the idempotency key of the job."""
         return f"{self.moment} {self.step}, {self.victim}"
 
 
@@ -38,10 +38,9 @@ StepPlay = Callable[[ChaosInstallation, RecordingClient, CrashCell], Awaitable[s
 
 
 class CrashStep(Struct, frozen=True):
-    """`process` stands still at `point`. `victims`: of whom anything can be killed there.
+    """`process` stops at `point`. `victims`: what can be killed there.
 
-    `switched`: the host has a switch, and a machine that starts its runner when it has power
-    (tests/chaos/switched_host.py).
+    `switched`: the host has a power switch, and starts its runner when it has power (tests/chaos/switched_host.py).
     """
 
     name: str
@@ -53,7 +52,7 @@ class CrashStep(Struct, frozen=True):
 
 
 async def play_plain(_: ChaosInstallation, client: RecordingClient, cell: CrashCell, seconds: float = 0.6) -> str:
-    """A job from its submit to its result."""
+    """Run a job from its submit to its result."""
     job_id = await client.submit(cell.name, {"text": cell.name, "seconds": seconds})
     await _watched(client, job_id, cell)
     await client.fetch(await client.read_job(job_id), cell.name)
@@ -61,12 +60,12 @@ async def play_plain(_: ChaosInstallation, client: RecordingClient, cell: CrashC
 
 
 async def play_long(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """The same, still at work when a daemon that was killed has started again."""
+    """Run a job that is still running when a killed daemon has restarted."""
     return await play_plain(scene, client, cell, seconds=5)
 
 
 async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """A job that its owner stops while it runs."""
+    """Cancel a job while it runs."""
     job_id = await client.submit(cell.name, {"seconds": LONG_S})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_watched, client, job_id, cell)
@@ -76,7 +75,7 @@ async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cel
 
 
 async def play_cancel_waiting(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """A job that its owner stops while it waits: there is no runner meanwhile."""
+    """Cancel a job while it waits; no runner is there meanwhile."""
     await scene.process("runner").stop()
     job_id = await client.submit(cell.name, {"text": cell.name})
     await client.post_action(job_id, "cancel")
@@ -87,7 +86,7 @@ async def play_cancel_waiting(scene: ChaosInstallation, client: RecordingClient,
 
 
 async def play_owner_retry(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """A job that fails, and succeeds in the round that its owner asks for."""
+    """Run a job that fails, and that its owner retries with success."""
     job_id = await client.submit(cell.name, {"text": cell.name, "refusals": 1})
     await client.wait_until_ended(job_id)
     await client.post_action(job_id, "retry")
@@ -98,7 +97,7 @@ async def play_owner_retry(_: ChaosInstallation, client: RecordingClient, cell: 
 
 
 async def play_automatic_retry(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """A job whose first attempt fails, and that is tried again without anybody asking."""
+    """Run a job whose first attempt fails, and that is retried automatically."""
     job_id = await client.submit(cell.name, {"text": cell.name, "stumbles": 1})
     await _watched(client, job_id, cell)
     await client.fetch(await client.read_job(job_id), cell.name)
@@ -106,7 +105,7 @@ async def play_automatic_retry(_: ChaosInstallation, client: RecordingClient, ce
 
 
 async def play_drain(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """A job that runs when its host is told to stop; a new life follows."""
+    """Run a job while its host drains; the host starts again."""
     job_id = await client.submit(cell.name, {"text": cell.name, "seconds": 4})
     await client.wait_for(job_id, lambda job: job.status in ACTIVE_STATUSES and job.progress is not None)
     scene.process("runner").terminate()
@@ -118,13 +117,13 @@ async def play_drain(scene: ChaosInstallation, client: RecordingClient, cell: Cr
 
 
 async def play_power_cycle(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """A host that idles is put out, and lit again for a job."""
+    """Wait until the idle host is switched off, then run a job that starts it."""
     await switched_host.wait_until_off(scene)
     return await play_plain(scene, client, cell)
 
 
 async def _watched(client: RecordingClient, job_id: str, cell: CrashCell) -> None:
-    """Followed both ways to its end, and read until it has ended."""
+    """Follow the job by SSE and by WebSocket to its end, and read it until it has ended."""
     async with anyio.create_task_group() as tasks:
         for way, by in (("sse", open_sse), ("websocket", open_websocket)):
             tasks.start_soon(partial(follow_and_record, client, job_id, f"{cell.name}, {way}", by))
@@ -156,5 +155,5 @@ STEPS = (
 
 
 def cells() -> list[CrashCell]:
-    """The whole matrix, row by row."""
+    """Return the whole matrix, row by row."""
     return [CrashCell(step.name, moment, victim) for step in STEPS for moment in CallSide for victim in step.victims]

@@ -1,4 +1,4 @@
-"""Bad weather by a seed: who is killed, cut off, frozen or out of disk space, when, and for how long."""
+"""Random disturbances by a seed: kills, cuts, frozen processes and full disks, with pauses and durations."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ from tests.support.small_disk import fill_disk
 
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 4.0
 SHORT_S, LONG_S = (0.2, 5.0), (20.0, 100.0)
-LONG_SHARE = 0.05  # of a long run's blows; only those are longer than a lease
+LONG_SHARE = 0.05  # share of long disturbances in a long run; only these outlast a lease
 
 
 class Disturbance(Struct, frozen=True):
-    """After a pause of `pause_s`, `kind` of TROUBLES befalls `host`, or what all hosts share, for `lasts_s`."""
+    """After `pause_s`, `kind` of DISTURBANCES affects `host`, or what all hosts share, for `lasts_s`."""
 
     pause_s: float
     kind: str
@@ -119,13 +119,13 @@ ON_SMALL_DISKS: Mapping[str, DisturbanceAction] = {
 
 
 def draw_disturbance(dice: Random, kinds: tuple[str, ...], hosts: tuple[str, ...], *, long: bool) -> Disturbance:
-    """The next blow."""
+    """Draw the next disturbance."""
     lasts = LONG_S if long and dice.random() < LONG_SHARE else SHORT_S
     pause = dice.uniform(MIN_PAUSE_S, MAX_PAUSE_S)
     return Disturbance(pause, dice.choice(kinds), dice.choice(hosts), dice.uniform(*lasts))
 
 
 async def apply_disturbance(scene: ChaosInstallation, blow: Disturbance) -> None:
-    """Let it come and pass."""
+    """Wait for its pause, cause it, and undo it."""
     await anyio.sleep(blow.pause_s)
     await {**DISTURBANCES, **ON_SMALL_DISKS}[blow.kind](scene, blow)

@@ -18,14 +18,14 @@ BUILD = factory.build_drivers
 
 
 async def assembled(settings: Any, bus: Any, store: Any, *rest: Any) -> Any:
-    """The composition root's own step, over armed ports."""
+    """Assemble the services with fault points around their ports."""
     arm_bus(bus, FAULTS)
     FAULTS.over(store, "store", STORE)
     return await ASSEMBLE(settings, bus, store, *rest)
 
 
 def built(*given: Any, **named: Any) -> Any:
-    """The switches of the declared hosts, armed."""
+    """Build the power drivers of the declared hosts, with fault points."""
     drivers = BUILD(*given, **named)
     for driver in drivers.values():
         FAULTS.over(driver, "driver", DRIVER)

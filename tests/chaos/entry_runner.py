@@ -1,4 +1,4 @@
-"""`lamplighter runner` as it is, with fault points at its ports and a stamp file beside every container."""
+"""`lamplighter runner` with fault points at its ports and a stamp file for every container."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LIVE = runner.app.run_lifecycle
 
 
 async def live(life: RunnerContext, *rest: Any) -> None:
-    """A life over armed ports."""
+    """Run the runner with fault points around its ports."""
     arm_bus(life.bus, FAULTS)
     vars(life.engine)["start"] = start_with_stamps(life.engine.start, life.jobs_dir.with_name(STAMPS_NAME))
     FAULTS.over(life.engine, "engine", ENGINE)

@@ -1,6 +1,6 @@
-"""What a run leaves behind to be judged: everything clients saw, STATE's own history, the jobs' stamps, what is left.
+"""The evidence of a run: what clients saw, the history in STATE, the jobs' stamps, and what is left.
 
-All of it is plain data, so that the checker is a pure function and a failing run can be read again from its files.
+All of it is plain data, so that the checker is a pure function and a failed run can be read again from its files.
 """
 
 from msgspec import Struct
@@ -11,7 +11,7 @@ from schemas.status import FINAL_STATUSES, Status
 
 
 class SubmitAccepted(Struct, frozen=True, tag="accepted"):
-    """A submit was answered 200 or 202. `name` is what the client called it: its idempotency key, or the id it gave."""
+    """A submit was answered 200 or 202. `name` is the client's idempotency key, or the id that it chose."""
 
     client: str
     name: str
@@ -19,7 +19,7 @@ class SubmitAccepted(Struct, frozen=True, tag="accepted"):
 
 
 class JobShown(Struct, frozen=True, tag="read"):
-    """A client asked for the job, or cancelled or retried it, and was shown this revision."""
+    """A read, a cancel or a retry of the job was answered with this revision."""
 
     client: str
     job_id: str
@@ -31,7 +31,7 @@ class JobShown(Struct, frozen=True, tag="read"):
 class StreamMessage(Struct, frozen=True, tag="told"):
     """One message of a stream, whose `id` is `<epoch>-<sequence>-…`. A state has a revision and a status.
 
-    `stream` names one follower over all its connections: each resumes behind the last id.
+    `stream` names one follower over all its connections: each connection resumes after the last id.
     """
 
     stream: str
@@ -45,12 +45,12 @@ class StreamMessage(Struct, frozen=True, tag="told"):
 
     @property
     def epoch(self) -> str:
-        """The life of FEED that the id belongs to."""
+        """The incarnation of FEED that the id belongs to."""
         return self.id.split("-")[0]
 
     @property
     def sequence(self) -> int:
-        """The place in FEED."""
+        """The position in FEED."""
         return int(self.id.split("-")[1])
 
     @property
@@ -60,13 +60,13 @@ class StreamMessage(Struct, frozen=True, tag="told"):
 
 
 class StreamClosed(Struct, frozen=True, tag="closed"):
-    """The edge ended the stream in good order: it says that nothing more will come."""
+    """The edge closed the stream properly: it says that nothing more will come."""
 
     stream: str
 
 
 class OutputDownloaded(Struct, frozen=True, tag="fetched"):
-    """An output was downloaded: the digest that the record promised, that of the bytes, and that of the right ones."""
+    """A downloaded output: the digests that the record promised, of the received bytes, and of the right bytes."""
 
     job_id: str
     name: str
@@ -89,13 +89,13 @@ class JobRevision(Struct, frozen=True):
 
     @classmethod
     def of(cls, entry: VersionedRecord) -> "JobRevision":
-        """As the bus gives it."""
+        """Convert an entry of the bus."""
         job = entry.record.job
         return cls(entry.revision, event_to_dict(entry.record.event)["type"], job.status, job.round, job.attempt)
 
 
 class ContainerRunTimes(Struct, frozen=True):
-    """One container, by its own stamps: seconds of the machine's monotonic clock, the last one when it last stamped."""
+    """The first and the last stamp of a container, in seconds of the machine's monotonic clock."""
 
     host: str
     job_id: str
@@ -106,7 +106,7 @@ class ContainerRunTimes(Struct, frozen=True):
 
 
 class HostOutage(Struct, frozen=True):
-    """A host that nobody could hear, from when to when (same clock): a network cut, or a process that stood still."""
+    """The time (same clock) in which a host was cut off, or its process was stopped."""
 
     host: str
     since: float
@@ -114,7 +114,7 @@ class HostOutage(Struct, frozen=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """All of it, in the order in which it happened; `left` says in words what should not be there any more."""
+    """Everything of a run, in the order in which it happened. `left` lists in words what should be gone."""
 
     seen: tuple[Observation, ...] = ()
     state: dict[str, tuple[JobRevision, ...]] = {}

@@ -1,9 +1,11 @@
-"""Fault points at the ports: a real process stands still exactly before or after a named call, for the test to act.
+"""Fault points at the ports: a real process stops exactly before or after a named call, so that the test can act.
 
-A test arms a point by making a file of its name. The process that gets there renames the file, so that it happens once,
-and stops itself with SIGSTOP: every thread of it, in the middle of the call. The test sees it standing, kills it, or
-kills somebody else and lets it go on. Nothing of ours knows of any of this: the entry points (entry_edge.py,
-entry_runner.py) put it around the ports of the process that they start.
+A test arms a point by creating a file of its name. The process that reaches the point renames the file, so that it
+happens once, and stops itself with SIGSTOP, in the middle of the call and with all its threads. The test sees that it
+has stopped, and kills it, or kills another process and lets this one continue.
+
+No code of ours depends on fault points. The entry points (entry_edge.py, entry_runner.py) put them around the ports of
+the process that they start.
 """
 
 import os
@@ -19,23 +21,23 @@ Call = Callable[..., Awaitable[T]]
 FOLDER_ENV = "CHAOS_FAULTS"
 REACHED_SUFFIX = ".reached"
 
-Label = Callable[..., str]  # of the call's arguments: what of it is meant
+Label = Callable[..., str]  # from the call's arguments: a word that is added to the point's name
 
 
 class CallSide(StrEnum):
-    """On which side of the call."""
+    """The side of the call at which the process stops."""
 
     BEFORE = "before"
     AFTER = "after"
 
 
 def no_label(*_: object, **__: object) -> str:
-    """The call, whatever it is about."""
+    """Label a call whose arguments do not matter."""
     return ""
 
 
 class FaultPoints:
-    """The points of one process; their files lie in `folder`."""
+    """The fault points of one process; their files lie in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,11 +45,11 @@ class FaultPoints:
 
     @classmethod
     def of_this_process(cls) -> "FaultPoints":
-        """As the test that started this process says."""
+        """Return the points of this process, which the test that started it has set."""
         return cls(Path(os.environ[FOLDER_ENV]))
 
     def reach(self, point: str, moment: CallSide) -> None:
-        """Stand still here if the test wants it; goes on when it says so."""
+        """Stop here if the point is armed; return when the test lets the process continue."""
         armed = self._folder / f"{point}.{moment}"
         try:
             armed.rename(armed.with_name(armed.name + REACHED_SUFFIX))
@@ -58,7 +60,7 @@ class FaultPoints:
     def around(
         self, point: str, call: Callable[..., Awaitable[T]], label: Label = no_label
     ) -> Callable[..., Awaitable[T]]:
-        """`call` with a fault point on both sides."""
+        """Return `call` with a fault point on both sides."""
 
         async def armed(*args: Any, **named: Any) -> T:
             about = label(*args, **named)
@@ -71,26 +73,26 @@ class FaultPoints:
         return armed
 
     def over(self, port: object, name: str, methods: Mapping[str, Label]) -> None:
-        """Put points around `methods` of an object that stands behind a port. It stays what it is: no class changes."""
+        """Put points around `methods` of an object behind a port; its class does not change."""
         for method, label in methods.items():
             setattr(port, method, self.around(f"{name}.{method}", getattr(port, method), label))
 
     def arm(self, point: str, moment: CallSide) -> None:
-        """The next time that somebody gets there."""
+        """Stop the process the next time that it reaches the point."""
         (self._folder / f"{point}.{moment}").touch()
 
     def disarm(self) -> None:
-        """Nobody is to stand still any more."""
+        """Disarm all points."""
         for path in self._folder.iterdir():
             path.unlink()
 
     def reached(self, point: str, moment: CallSide, pid: int) -> bool:
-        """Whether the process `pid` stands there."""
+        """Return whether the process `pid` has stopped there."""
         return (self._folder / f"{point}.{moment}{REACHED_SUFFIX}").exists() and is_stopped(pid)
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped, by proc(5)."""
+    """Return whether the process is stopped, by proc(5)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except FileNotFoundError:

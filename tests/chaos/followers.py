@@ -1,4 +1,4 @@
-"""Followers that write down every message, resume behind the last one, and stop when the edge ends the stream."""
+"""Followers that record every message, resume after the last one, and end when the edge closes the stream."""
 
 import json
 from collections.abc import AsyncGenerator, Callable
@@ -16,18 +16,18 @@ from tests.chaos.evidence import StreamClosed, StreamMessage
 from tests.chaos.recording_client import RecordingClient
 
 RETRY_DELAY_S = 0.3
-STREAM_TIMEOUT = httpx.Timeout(10.0, read=20.0)  # the edge says something every 15 s
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=20.0)  # the edge sends something at least every 15 s
 
 EventGenerator = AsyncGenerator[Event, None]
 OpenStream = Callable[[RecordingClient, str, str | None], EventGenerator]
 
 
 class StreamBroken(Exception):
-    """The connection ended, and not in good order."""
+    """The connection ended without a proper close."""
 
 
 async def open_sse(client: RecordingClient, job_id: str, after: str | None) -> EventGenerator:
-    """One connection of server-sent events."""
+    """Follow over one connection of server-sent events."""
     headers = {"Authorization": f"Bearer {client.key}"} | ({"Last-Event-ID": after} if after else {})
     reader = SseParser(after)
     try:
@@ -44,7 +44,7 @@ async def open_sse(client: RecordingClient, job_id: str, after: str | None) -> E
 
 
 async def open_websocket(client: RecordingClient, job_id: str, after: str | None) -> EventGenerator:
-    """One WebSocket."""
+    """Follow over one WebSocket."""
     url = client.url.replace("http", "ws", 1) + job_path(job_id, "events") + (f"?after={after}" if after else "")
     headers = {"Authorization": f"Bearer {client.key}"}
     try:
@@ -57,7 +57,7 @@ async def open_websocket(client: RecordingClient, job_id: str, after: str | None
 
 
 async def follow_and_record(client: RecordingClient, job_id: str, stream: str, by: OpenStream) -> None:
-    """Until the edge ends it, over as many connections as that takes."""
+    """Follow until the edge closes the stream, over as many connections as that takes."""
     after: str | None = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Where clients write down what they see, in the order in which they see it; also on disk, for a run that failed."""
+"""The log of what clients observe, in order; also on disk, for a run that failed."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ class ObservationLog:
         self.cuts: list[HostOutage] = []
 
     def note(self, seen: Observation) -> None:
-        """It was seen now."""
+        """Record an observation of this moment."""
         self.seen.append(seen)
         self._write(seen)
 
     def note_outage(self, cut: HostOutage) -> None:
-        """It is over."""
+        """Record an outage that is over."""
         self.cuts.append(cut)
         self._write(cut)
 

@@ -1,4 +1,4 @@
-"""A stream of jobs by a seed: most succeed, some fail, stumble, are cancelled or retried; all of them are watched."""
+"""A stream of jobs by a seed: most succeed, some fail, are retried or cancelled; all of them are followed."""
 
 from functools import partial
 from random import Random
@@ -17,10 +17,10 @@ FOLLOWERS = {"sse": open_sse, "websocket": open_websocket}
 
 
 class JobPlan(Struct, frozen=True):
-    """One job. `input` is what `stamped` is given.
+    """One job. `input` is that of `stamped`.
 
     `impatient_s`: its first submit is dropped after that time. `cancel_s`: when it is cancelled. `retried`: its owner
-    asks for another round when it has not succeeded. `by`: how it is followed.
+    retries it unless it has succeeded. `by`: how it is followed.
     """
 
     name: str
@@ -33,7 +33,7 @@ class JobPlan(Struct, frozen=True):
 
 
 def draw_job_plan(dice: Random, number: int) -> JobPlan:
-    """The next job."""
+    """Draw the next job."""
     name = f"job-{number}"
     given: dict[str, Any] = {"text": name, "seconds": round(dice.uniform(0, 4), 2)}
     given |= dice.choice(({}, {}, {}, {"stumbles": 1}, {"refusals": 1}, {"refusals": 2}))
@@ -49,7 +49,7 @@ def draw_job_plan(dice: Random, number: int) -> JobPlan:
 
 
 async def play_job_plan(scene: ChaosInstallation, job: JobPlan) -> None:
-    """From the submit to the last end that its owner wants to see."""
+    """Play a job from its submit to the last end that its owner waits for."""
     async with scene.client(job.name) as client:
         submit = client.put if job.own_id else client.submit
         job_id = await submit(job.name, job.input, impatient_s=job.impatient_s)
@@ -62,7 +62,7 @@ async def play_job_plan(scene: ChaosInstallation, job: JobPlan) -> None:
 
 
 async def _watched(client: RecordingClient, job: JobPlan, job_id: str, round_: int) -> Status:
-    """How it ended."""
+    """Follow the job to the end of the round; return its status."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(follow_and_record, client, job_id, f"{job.name}, round {round_}", FOLLOWERS[job.by]))
         if job.cancel_s is not None and round_ == 1:

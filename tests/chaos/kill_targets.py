@@ -1,4 +1,4 @@
-"""Who is killed, how, and how he comes back."""
+"""What can be killed, how, and how it starts again."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.support.installation import HOST
 
 
 class KillTarget(Struct, frozen=True):
-    """`kill` is SIGKILL; `revive` starts it again. `frozen`: the process that a fault point may hold, if it is one."""
+    """`kill` is SIGKILL; `revive` starts it again. `frozen`: the process of it that a fault point may stop, if any."""
 
     kill: Callable[[ChaosInstallation], Awaitable[None]]
     revive: Callable[[ChaosInstallation], Awaitable[None]]
@@ -23,7 +23,7 @@ class KillTarget(Struct, frozen=True):
 
 
 async def _nothing(_: ChaosInstallation) -> None:
-    """A container does not come back: its job does."""
+    """A container is not started again: its job is."""
 
 
 async def _kill_edge(scene: ChaosInstallation) -> None:
@@ -43,7 +43,7 @@ async def _start_broker(scene: ChaosInstallation) -> None:
 
 
 async def kill_jobs(scene: ChaosInstallation, host: str = HOST) -> None:
-    """Every job that runs there, but not what watches over it: on processes that is the shim."""
+    """Kill every job on the host, but not its shim, which watches it on the process engine."""
     async with scene.installation.engine_of(host) as engine:
         for found in await engine.find(scene.installation.name, host):
             if scene.docker is not None:
@@ -53,7 +53,7 @@ async def kill_jobs(scene: ChaosInstallation, host: str = HOST) -> None:
 
 
 def _kill_children(pid: int) -> None:
-    with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended by itself
+    with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             os.kill(int(child), signal.SIGKILL)
 

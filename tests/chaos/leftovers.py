@@ -1,4 +1,4 @@
-"""What must not be there any more once every job has ended, as one table of places to look."""
+"""What must be gone once every job has ended, as a table of checks."""
 
 import os
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
@@ -41,7 +41,7 @@ async def _containers(installation: Installation, _: Bus) -> list[str]:
 
 
 async def _files(installation: Installation, _: Bus) -> list[str]:
-    """Folders of attempts, half downloads and half uploads."""
+    """Folders of attempts, partial downloads and partial uploads."""
     folder = installation.folder
     patterns = ("*/jobs/*", "*/cache/*.part", "*/processes/*", "edge/assets/tmp/*/*", "edge/uploads/*")
     found = [path for pattern in patterns for path in folder.glob(pattern)]
@@ -49,7 +49,7 @@ async def _files(installation: Installation, _: Bus) -> list[str]:
 
 
 async def _consumers(_: Installation, bus: Bus) -> list[str]:
-    """Streams of clients that went, and lanes of nobody. The edge's index reads STATE, for as long as it lives."""
+    """Ephemeral consumers without a client, and lanes of no pool. The edge's index has one consumer of STATE."""
     js = _jetstream(bus)
     found = []
     for stream in STREAMS:
@@ -63,19 +63,19 @@ async def _consumers(_: Installation, bus: Bus) -> list[str]:
 
 
 async def list_ephemeral_consumers(bus: Bus) -> int:
-    """How many consumers there are that are not durable, of every stream."""
+    """Return how many consumers of all streams are not durable."""
     js = _jetstream(bus)
     lists = [(await js.call(f"CONSUMER.LIST.{stream.name}", {}, _ConsumerList)).consumers or () for stream in STREAMS]
     return sum(not one.config.durable_name for listed in lists for one in listed)
 
 
 def _jetstream(bus: Bus) -> JetStreamClient:
-    """What the bus is made of: there is no port for what only a test asks."""
-    return bus.job_queue._jetstream  # type: ignore[attr-defined,no-any-return]
+    """Return the JetStream client of the bus: no port offers what only a test asks."""
+    return bus.job_queue._js  # type: ignore[attr-defined,no-any-return]
 
 
 async def _processes(installation: Installation, _: Bus) -> list[str]:
-    """Whatever names this installation's folder and is not one of the processes that are meant to be there."""
+    """Processes that name this installation's folder and are not its broker, edges or runners."""
     ours = (*installation.edges.values(), *installation.runners.values())
     meant = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.was_started)}
     return await anyio.to_thread.run_sync(_unknown_processes, str(installation.folder).encode(), meant)
@@ -87,7 +87,7 @@ def _unknown_processes(folder: bytes, meant: Container[int | None]) -> list[str]
         try:
             said = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
         except OSError:
-            continue  # it ended while we looked
+            continue  # it has just ended
         if folder in said and int(place.name) not in meant:
             found.append(f"process {place.name}: {said[:200]!r}")
     return found

@@ -1,7 +1,7 @@
 """The whole crash matrix, and its table for docs/promises.md: `python -m tests.chaos.matrix [--write | --only WORD]`.
 
-Four stages, since not everybody can be killed on each: real processes, Docker with live-restore and without, and a host
-with a switch. A stage plays its cells one after the other, the stages run side by side.
+There are four stages, since not everything can be killed on each: processes, Docker with live-restore, Docker without,
+and a host with a power switch. A stage plays its cells one after the other; the stages run at the same time.
 """
 
 import argparse
@@ -32,13 +32,13 @@ BEGIN, END = "<!-- matrix: just chaos-matrix -->\n", "<!-- end of matrix -->\n"
 
 
 class MatrixStage(Struct, frozen=True):
-    """`live_restore` None: no Docker. `switched`: the host has a switch."""
+    """`live_restore` None: no Docker. `switched`: the host has a power switch."""
 
     live_restore: bool | None = None
     switched: bool = False
 
     def has(self, cell: CrashCell) -> bool:
-        """Whether the cell is played here."""
+        """Return whether the cell is played on this stage."""
         if BY_NAME[cell.step].switched or self.switched:
             return self.switched and BY_NAME[cell.step].switched
         here = {None: ("edge", "broker", "runner", "process"), True: ("container", DOCKER[0]), False: (DOCKER[1],)}
@@ -46,7 +46,7 @@ class MatrixStage(Struct, frozen=True):
 
     @contextmanager
     def engine(self) -> Iterator[OwnDockerEngine | None]:
-        """Its Docker engine, if it has one."""
+        """Run the Docker engine of the stage, if it has one."""
         with (
             nullcontext() if self.live_restore is None else run_docker_engine(live_restore=self.live_restore) as engine
         ):
@@ -62,14 +62,14 @@ STAGES: Mapping[str, MatrixStage] = {
 
 
 class StageReport(Struct, frozen=True):
-    """What a stage's cells came to, and every promise that was not kept."""
+    """The outcomes of a stage's cells, and every broken promise."""
 
     outcomes: tuple[CellOutcome, ...]
     violations: tuple[Violation, ...]
 
 
 async def run(name: str, chosen: Sequence[CrashCell], folder: Path) -> StageReport:
-    """Play the cells on that stage, in `folder`, and judge. Its logs are printed when a cell breaks off."""
+    """Play the cells on that stage, in `folder`, and check them. Its logs are printed when a cell fails."""
     outcomes = []
     with STAGES[name].engine() as docker:
         async with run_stage(folder, docker, switched=STAGES[name].switched) as scene:
@@ -84,7 +84,7 @@ async def run(name: str, chosen: Sequence[CrashCell], folder: Path) -> StageRepo
 
 
 def table(outcomes: Sequence[CellOutcome]) -> str:
-    """Step by victim: the events behind `submitted`, and the seconds from the kill to the job's end."""
+    """Return the table, step by target: the events after `submitted`, and the seconds from kill to end."""
     of: dict[tuple[str, str], dict[CallSide, CellOutcome]] = defaultdict(dict)
     for outcome in outcomes:
         of[outcome.cell.step, outcome.cell.victim][outcome.cell.moment] = outcome
@@ -104,14 +104,14 @@ def _cell(of: Mapping[CallSide, CellOutcome]) -> str:
 
 
 def replace_table(page: str, text: str) -> str:
-    """The page with its table replaced."""
+    """Return the page with its table replaced."""
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}{text}{END}{tail}"
 
 
 async def play_all(chosen: Sequence[CrashCell], top: Path) -> StageReport:
-    """Each of the cells on its stage, the stages side by side, in folders below `top`."""
+    """Play each cell on its stage, the stages at the same time, in folders below `top`."""
     reports = []
 
     async def one(name: str, here: Sequence[CrashCell], folder: Path) -> None:
@@ -127,7 +127,7 @@ async def play_all(chosen: Sequence[CrashCell], top: Path) -> StageReport:
 
 
 def main() -> int:
-    """Print the table, or write it into the page; 1 when a promise was broken."""
+    """Print the table, or write it into the page. Exits with 1 when a promise was broken."""
     parser = argparse.ArgumentParser(description="Kill everybody at every step of a job's life.")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--write", action="store_true", help="put the table into docs/promises.md")

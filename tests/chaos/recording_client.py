@@ -1,4 +1,4 @@
-"""A client that writes down everything it is answered, and asks again whenever it is not."""
+"""A client that records every answer, and repeats a request until it is answered."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -19,19 +19,19 @@ from tests.chaos.history import ObservationLog
 T = TypeVar("T")
 
 RETRY_DELAY_S = 0.2
-RETRY_STATUSES = frozenset({429, 502, 503, 507})  # the edge says so itself: not now
+RETRY_STATUSES = frozenset({429, 502, 503, 507})  # with these the edge asks to try again later
 HOLD_S = 5.0
-BLOCKS = 4096  # of the endpoint `stamped`
+BLOCKS = 4096  # as in the endpoint `stamped`
 ENDPOINT = "stamped"
 
 
 def expected_digest(text: str) -> str:
-    """The digest of what `stamped` makes of `text`."""
+    """Return the digest of the output of `stamped` for `text`."""
     return hashlib.sha256(text.encode() * BLOCKS).hexdigest()
 
 
 class RecordingClient:
-    """One client, for `async with`. It does one thing after the other, so what it is shown may never go back."""
+    """One client, for `async with`. It sends one request at a time, so revisions may never go back."""
 
     def __init__(self, name: str, url: str, key: str, history: ObservationLog) -> None:
         self.name, self.url, self.key = name, url, key
@@ -45,14 +45,14 @@ class RecordingClient:
         await self._sdk.close()
 
     async def submit(self, name: str, given: dict[str, Any], *, impatient_s: float | None = None) -> str:
-        """Submit under the idempotency key `name` until it is accepted; the job's id.
+        """Submit under the idempotency key `name` until it is accepted; return the job's id.
 
         `impatient_s`: the first request is dropped after that time, whatever became of it.
         """
         return await self._named(name, api.submit_job(ENDPOINT, given, idempotency_key=name), impatient_s)
 
     async def put(self, job_id: str, given: dict[str, Any], *, impatient_s: float | None = None) -> str:
-        """The same under an id of the client's own."""
+        """Submit under an id that the client chooses."""
         return await self._named(job_id, api.submit_job(ENDPOINT, given, job_id=job_id), impatient_s)
 
     async def _named(self, name: str, call: api.ApiRequest[JobView], impatient_s: float | None) -> str:
@@ -61,11 +61,11 @@ class RecordingClient:
         return self._accepted(name, await self._retry_rejected(call))
 
     async def read_job(self, job_id: str, wait_s: float = 0.0) -> JobView:
-        """The job as it stands, or as it ended within `wait_s`."""
+        """Return the job as it is, or as it ended within `wait_s`."""
         return self._read(await self._retry_rejected(api.get_job(job_id, wait_s)))
 
     async def wait_for(self, job_id: str, holds: Callable[[JobView], bool], wait_s: float = 0.0) -> JobView:
-        """The job as soon as `holds` of it."""
+        """Return the job as soon as `holds` is true of it."""
         job = await self.read_job(job_id, wait_s)
         while not holds(job):
             await anyio.sleep(RETRY_DELAY_S)
@@ -73,11 +73,11 @@ class RecordingClient:
         return job
 
     async def wait_until_ended(self, job_id: str) -> JobView:
-        """The job once it has ended."""
+        """Return the job once it has ended."""
         return await self.wait_for(job_id, lambda job: job.status in FINAL_STATUSES, HOLD_S)
 
     async def post_action(self, job_id: str, verb: str) -> JobView | None:
-        """`cancel` or `retry` it; None when it is too late, or too early, for that."""
+        """Send `cancel` or `retry`; return None when it is too late or too early for that."""
         try:
             return self._read(await self._retry_rejected(api.post_job_action(job_id, verb)))
         except Rejected as refused:
@@ -86,7 +86,7 @@ class RecordingClient:
             return None
 
     async def fetch(self, job: JobView, text: str) -> None:
-        """Download what the job made out of `text`."""
+        """Download the output that the job made from `text`."""
         for file in job.output.files if job.output else ():
             got = await self._retry_unreachable(partial(self._bytes, job.id, file.name))
             digest = hashlib.sha256(got).hexdigest()

@@ -1,4 +1,4 @@
-"""What the long runs share on the command line."""
+"""The command line of the long runs."""
 
 import argparse
 import logging
@@ -21,7 +21,7 @@ class RunOptions(Struct, frozen=True):
 
 
 def parse_run_options(name: str, what: str, minutes: float) -> RunOptions:
-    """Read `--minutes` (else `minutes`) and `--seed` (else a new one), say them, and keep our own services silent."""
+    """Read and print `--minutes` (default `minutes`) and `--seed` (default a new one); silence our own logs."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -1,7 +1,7 @@
-"""When containers were at work, by their own word: files that outlive the container, its folder and its runner.
+"""When containers ran, by their own stamps: files that outlive the container, its folder and its runner.
 
-The runner's entry point makes the file before the start, under two names: in the job's tmp/, where the job writes, and
-beside the jobs, where it stays when all the rest is removed.
+The runner's entry point creates the file before the start, under two names: in the job's tmp/, where the job writes,
+and beside the jobs, where it stays when the rest is removed.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,14 +15,14 @@ StartCall = Callable[[ContainerSpec], Awaitable[str]]
 
 
 def start_with_stamps(start: StartCall, kept: Path) -> StartCall:
-    """The engine's `start`, with a file to stamp in put into the job's folder; the other name lies in `kept`."""
+    """Return the engine's `start` with a stamp file in the job's folder; its second name is in `kept`."""
     kept.mkdir(exist_ok=True)
 
     async def started(spec: ContainerSpec) -> str:
         own = spec.job_dir / "tmp" / STAMPS_NAME
         own.parent.mkdir(parents=True, exist_ok=True)
         own.touch()
-        own.chmod(0o666)  # containers run as somebody else
+        own.chmod(0o666)  # containers run as another user
         other = kept / spec.identity.folder
         if not other.exists():
             other.hardlink_to(own)
@@ -32,7 +32,7 @@ def start_with_stamps(start: StartCall, kept: Path) -> StartCall:
 
 
 def read_runs(host: str, kept: Path) -> list[ContainerRunTimes]:
-    """Every container of the host that came so far as to stamp."""
+    """Return the stamps of every container of the host that wrote any."""
     found = []
     for path in sorted(kept.iterdir()) if kept.exists() else ():
         stamped = [float(line) for line in path.read_text().splitlines() if line]

@@ -1,7 +1,7 @@
-"""Mixed load in fair weather for a long time, and whether anything grows: `python -m tests.chaos.soak --minutes N`.
+"""Mixed load without faults for a long time, to see whether anything grows: `python -m tests.chaos.soak --minutes N`.
 
-Rounds of jobs as in the storm, each to its last end; between them, when all is calm, every process is measured. What
-the first third of the rounds takes is warming up (caches, pools, the last runs that estimates remember).
+It runs rounds of jobs as the storm does; between them, when all jobs have ended, every process is measured. Growth in
+the first third of the rounds is not counted: caches and pools fill, and estimates collect their samples.
 """
 
 import sys
@@ -23,17 +23,17 @@ from tests.chaos.leftovers import list_ephemeral_consumers
 from tests.chaos.run_options import parse_run_options
 
 HOST_NAMES = ("gpu-1", "gpu-2")
-ROUND = 24  # jobs, all at once
-WARM = 3  # one third
-LOW = 6  # of a sixth of the samples the lowest RSS counts: nats-server's wanders by half of itself between collections
-RSS_MB = 12.0  # that a process may wander by: allocators keep what they once had
-RSS_KB_A_JOB = 8.0  # what the index and its caches may add; a leak of one response a job would be more
-HANDLES = 8  # connections come and go
+ROUND = 24  # jobs, all at the same time
+WARM = 3  # one third of the samples is not counted
+LOW = 6  # of a sixth of the samples the lowest RSS counts: nats-server's halves at each collection
+RSS_MB = 12.0  # of normal variation: allocators keep memory that they once had
+RSS_KB_A_JOB = 8.0  # of the index and its caches; a leak of one response a job would be more
+HANDLES = 8  # of normal variation: connections open and close
 INDEX_KB_A_JOB = 16.0  # a record and its rows are some 4 KB
 
 
 class SoakSample(Struct, frozen=True):
-    """What there was in a calm moment after `jobs` jobs. `rss_mb` and `handles` by process."""
+    """The measurements after `jobs` jobs, with no job running. `rss_mb` and `handles` by process."""
 
     jobs: int
     rss_mb: dict[str, float]
@@ -44,7 +44,7 @@ class SoakSample(Struct, frozen=True):
 
 
 class SoakReport(Struct, frozen=True):
-    """Every sample, what grew, and every promise that was not kept."""
+    """Every sample, what grew, and every broken promise."""
 
     samples: Sequence[SoakSample]
     leaks: Sequence[str]
@@ -52,7 +52,7 @@ class SoakReport(Struct, frozen=True):
 
 
 def find_leaks(samples: Sequence[SoakSample]) -> list[str]:
-    """What grew between the first warm sample and the last by more than its bound, in words."""
+    """Return in words what grew between the first counted sample and the last by more than its bound."""
     warm, some = len(samples) // WARM, max(1, len(samples) // LOW)
     first, last = samples[warm], samples[-1]
     jobs = last.jobs - first.jobs
@@ -68,12 +68,12 @@ def find_leaks(samples: Sequence[SoakSample]) -> list[str]:
 
 
 def _lowest(samples: Sequence[SoakSample]) -> dict[str, float]:
-    """The least RSS of each process: what has leaked is there at the lowest moment too."""
+    """Return the least RSS of each process: leaked memory is still there at the lowest moment."""
     return {name: min(sample.rss_mb[name] for sample in samples) for name in samples[0].rss_mb}
 
 
 async def run_soak(folder: Path, seconds: float, seed: int) -> SoakReport:
-    """Rounds of jobs for `seconds`, three at least, then everybody's end, then the checker."""
+    """Run rounds of jobs for `seconds`, three at least, then wait for the end of all, then check."""
     samples: list[SoakSample] = []
     async with run_chaos_installation(folder, hosts=HOST_NAMES) as scene:
         for host in HOST_NAMES:
@@ -109,7 +109,7 @@ async def _measure(scene: ChaosInstallation, jobs: int) -> SoakSample:
 
 
 def _rss_mb(pid: int) -> float:
-    """VmRSS of proc(5)."""
+    """Return VmRSS of proc(5) in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -123,7 +123,7 @@ def _handles(pid: int) -> int:
 
 
 def main() -> int:
-    """Say what there was; 1 when something grew or a promise was broken."""
+    """Print the report. Exits with 1 when something grew or a promise was broken."""
     given = parse_run_options("soak", "Mixed load for a long time, and whether anything grows.", 60)
     with TemporaryDirectory(prefix="soak-") as folder:
         report = anyio.run(run_soak, Path(folder), given.seconds, given.seed)

@@ -1,4 +1,4 @@
-"""A run through bad weather, then calm, then judgement: `python -m tests.chaos.storm --minutes N [--seed S]`."""
+"""Jobs under random disturbances, then a check of all promises: `python -m tests.chaos.storm --minutes N`."""
 
 import sys
 import time
@@ -21,13 +21,13 @@ from tests.support import small_disk
 
 HOSTS = ("gpu-1", "gpu-2")
 DISK_MB = 96
-LONG_RUN_S = 300.0  # from here on there are partitions that outlast a lease
-PATIENCE_S = 240.0  # for the last job to end once all is calm
+LONG_RUN_S = 300.0  # longer runs have partitions that outlast a lease
+PATIENCE_S = 240.0  # for the last job to end after the last disturbance
 AT_ONCE = 24
 
 
 class StormReport(Struct, frozen=True):
-    """What there was of each, and every promise that was not kept."""
+    """How many jobs and disturbances of each kind there were, and every broken promise."""
 
     jobs: int
     blows: dict[str, int]
@@ -36,7 +36,7 @@ class StormReport(Struct, frozen=True):
 
 @contextmanager
 def small_disks(folder: Path) -> Iterator[tuple[str, ...]]:
-    """The troubles that there can be: where disks cannot be mounted none runs full, and that is said."""
+    """Yield the possible disturbances. Where disks cannot be mounted, none is filled, and that is printed."""
     with ExitStack() as mounted:
         if why := small_disk.why_no_mounts():
             click.echo(f"storm: no disk runs full: {why}", err=True)
@@ -48,7 +48,7 @@ def small_disks(folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 async def run_storm(folder: Path, seconds: float, seed: int) -> StormReport:
-    """Jobs and blows for `seconds`, in `folder`, then everybody's end, then the checker."""
+    """Run jobs and disturbances for `seconds`, in `folder`, then wait for the end of all, then check."""
     with small_disks(folder) as kinds:
         async with run_chaos_installation(folder, hosts=HOSTS) as scene:
             for host in HOSTS:
@@ -96,7 +96,7 @@ async def _strike_until(
 
 
 def main() -> int:
-    """Say what there was; 1 when a promise was broken, with the seed that shows it again."""
+    """Print the report. Exits with 1 when a promise was broken, with the seed that reproduces it."""
     given = parse_run_options("storm", "Jobs in bad weather, and what became of the promises.", 10)
     with TemporaryDirectory(prefix="storm-") as folder:
         report = anyio.run(run_storm, Path(folder), given.seconds, given.seed)

@@ -1,4 +1,4 @@
-"""A host with a switch: its runner runs while the machine has power, and starts again by itself when it was killed."""
+"""A host with a power switch: its runner runs while the host has power, and restarts after a kill."""
 
 import json
 import sys
@@ -13,9 +13,9 @@ from tests.support.installation import HOST
 from tests.support.wait import wait_for
 
 POLL_INTERVAL_S = 0.1
-POWER_OFF_TIMEOUT_S = 150.0  # an edge that was killed looks on for 30 s before it judges anew
+POWER_OFF_TIMEOUT_S = 150.0  # a restarted edge observes for 30 s before it decides
 
-# What the edge runs: power is a file.
+# The power driver that the edge runs: a file stands for power.
 DRIVER_PROGRAM = """
 import pathlib, sys
 power, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -27,7 +27,7 @@ RULES = "min_on = 0.5\nidle_after = 1.0\n"
 
 
 def declare_host(folder: Path) -> None:
-    """The edge's settings for a scene in `folder` whose host has a switch."""
+    """Write the edge's settings in `folder` for a host with a power switch."""
     verbs = ("on", "off", "state")
     argv = {verb: json.dumps([sys.executable, "-c", DRIVER_PROGRAM, str(folder / "power"), verb]) for verb in verbs}
     text = "".join(f"{verb} = {words}\n" for verb, words in argv.items())
@@ -35,13 +35,13 @@ def declare_host(folder: Path) -> None:
 
 
 def is_powered(scene: ChaosInstallation) -> bool:
-    """Whether the machine has power."""
+    """Return whether the host has power."""
     return (scene.installation.folder / "power").exists()
 
 
 @asynccontextmanager
 async def run_host(scene: ChaosInstallation) -> AsyncIterator[None]:
-    """The machine itself, for as long as the block runs; it has power at first, so that the edge learns what it is."""
+    """Run the host while the block runs. It has power at first, so that the edge learns what it offers."""
     (scene.installation.folder / "power").touch()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_run, scene)
@@ -61,7 +61,7 @@ async def _run(scene: ChaosInstallation) -> None:
 
 
 async def wait_until_off(scene: ChaosInstallation) -> None:
-    """Wait until the edge has put it out."""
+    """Wait until the edge has switched it off."""
 
     async def out() -> bool:
         return not is_powered(scene)

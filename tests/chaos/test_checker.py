@@ -1,4 +1,4 @@
-"""The checker against evidence that breaks each promise by itself: it says so, and nothing else."""
+"""The checker against evidence that breaks one promise at a time: it reports this one and no other."""
 
 import pytest
 from msgspec.structs import replace
@@ -81,7 +81,7 @@ def also(*more: object) -> Evidence:
 
 
 def recorded(*revisions: JobRevision) -> Evidence:
-    """Nobody looked; STATE says this."""
+    """Return evidence of STATE alone, without any reader."""
     return Evidence(seen=(SubmitAccepted("ann", "key", "j"),), state={"j": revisions})
 
 

@@ -1,4 +1,4 @@
-"""A process stands still exactly where it is told to, once, and goes on."""
+"""A process stops exactly at the armed point, once, and continues."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from tests.chaos.fault_points import FOLDER_ENV, CallSide, FaultPoints, is_stopp
 from tests.support.installation import ROOT
 from tests.support.wait import wait_for
 
-# Says what it did, so that what comes before and behind a point can be told apart.
+# Prints each call, so that calls before and after a point can be told apart.
 PROGRAM = """
 import asyncio
 from tests.chaos.fault_points import FaultPoints
@@ -35,7 +35,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Waits for a line before it begins."""
+    """Run a program that waits for a line before it begins."""
     environ = {FOLDER_ENV: str(tmp_path), "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(argv, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

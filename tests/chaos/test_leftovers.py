@@ -1,4 +1,4 @@
-"""Whatever is left behind is found, wherever it lies: no look that cannot fail."""
+"""Every kind of leftover is found: each check can fail."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.support.wait import wait_for
 
 
 async def start_a_job(scene: ChaosInstallation) -> None:
-    """A process of a job that no record knows."""
+    """Start a container of a job that has no record."""
     folder = scene.installation.folder / HOST
     mine = ContainerIdentity(installation=scene.installation.name, host=HOST, owner="ann", job="j", round=1, attempt=1)
     spec = ContainerSpec(
@@ -35,10 +35,10 @@ async def start_a_job(scene: ChaosInstallation) -> None:
 
 @asynccontextmanager
 async def untidy(scene: ChaosInstallation) -> AsyncIterator[int]:
-    """One of everything, for as long as the block runs; the pid of the process that nobody started for a job."""
+    """Leave one thing of every kind while the block runs; yield the pid of a foreign process."""
     await scene.installation.runners[HOST].stop()
     await start_a_job(scene)
-    os.kill(scene.installation.edge.pid, signal.SIGSTOP)  # it would tidy up
+    os.kill(scene.installation.edge.pid, signal.SIGSTOP)  # it would clean up
     stranger = await anyio.open_process(["sleep", "600"], env={"FOLDER": str(scene.installation.folder)})
     try:
         await scene.bus.job_queue.publish(Pointer("stamped", Priority.LOW, "ann", "j", 1))

@@ -1,4 +1,4 @@
-"""The crash matrix, as much of it as fits into CI: a seed chooses the cells; `just chaos-matrix` plays them all."""
+"""A part of the crash matrix, selected by a seed, for CI; `just chaos-matrix` plays all of it."""
 
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def chosen(seed: int, *stages: str) -> list[CrashCell]:
-    """So many of the cells of these stages as CI has time for."""
+    """Return as many cells of these stages as CI has time for."""
     return [
         cell
         for stage in stages
@@ -25,7 +25,7 @@ def chosen(seed: int, *stages: str) -> list[CrashCell]:
 
 
 async def assert_kept(given: list[CrashCell], folder: Path, seed: int) -> None:
-    """Every promise, whoever is killed at those steps; a failure says how to see it again."""
+    """Assert every promise after these kills; the failure says how to reproduce it."""
     report = await play_all(given, folder)
     assert report.violations == (), f"CHAOS_SEED={seed} shows it again: {report.violations}"
     assert {outcome.cell for outcome in report.outcomes} == set(given)

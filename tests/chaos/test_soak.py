@@ -1,4 +1,4 @@
-"""A few minutes of mixed load in fair weather; `just soak --minutes 60` is the long run."""
+"""A few minutes of mixed load without faults; `just soak --minutes 60` is the long run."""
 
 from pathlib import Path
 from typing import Any

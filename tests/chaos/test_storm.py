@@ -1,4 +1,4 @@
-"""Half a minute of bad weather from a fixed seed; `just chaos --minutes N` is the long run."""
+"""Half a minute of random disturbances from a fixed seed; `just chaos --minutes N` is the long run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Blows upon a cluster for as long as you like: `python -m tests.cluster --minutes N [--seed S]`."""
+"""Failures in a cluster under load, for as long as asked: `python -m tests.cluster --minutes N [--seed S]`."""
 
 import sys
 import time
@@ -17,11 +17,11 @@ from tests.cluster.cluster_installation import COUNT, run_cluster
 from tests.cluster.failures import CLUSTER_FAILURES, ClusterLoad, ServiceGaps, apply_failure
 from tests.cluster.namespace_machines import NamespaceMachine, create_machines
 
-PATIENCE_S = 240.0  # for the last job to end once all is calm
+PATIENCE_S = 240.0  # for the last job to end after the last failure
 
 
 class ClusterReport(Struct, frozen=True):
-    """How many jobs ended, what was heard at each blow, and every promise that was not kept."""
+    """How many jobs ended, the gaps at each failure, and every broken promise."""
 
     jobs: int
     heard: Sequence[ServiceGaps]
@@ -31,7 +31,7 @@ class ClusterReport(Struct, frozen=True):
 async def play(
     folder: Path, there: Sequence[NamespaceMachine], blows: Callable[[Random], str | None], seed: int
 ) -> ClusterReport:
-    """Load and blows until `blows` names none, then everybody's end, then the checker."""
+    """Run load and failures until `blows` returns None, wait for the end of all jobs, and check."""
     dice = Random(seed)
     async with run_cluster(folder, there) as (cluster, bus):
         heard = []
@@ -51,12 +51,12 @@ async def play(
 
 
 def said(heard: ServiceGaps) -> str:
-    """For people."""
+    """Describe the gaps in one line."""
     return f"{heard.blow}: longest gap {heard.accepted_s:.1f} s between 202s, {heard.ended_s:.1f} s between results"
 
 
 def main() -> int:
-    """Say what there was; 1 when a promise was broken."""
+    """Print the report. Exits with 1 when a promise was broken."""
     given = parse_run_options("cluster", "Three brokers, two edges, three runners, and what befalls them.", 10)
     ends = time.monotonic() + given.seconds
 

@@ -38,7 +38,7 @@ class _StreamLeader(ApiResponse, frozen=True):
 
 
 class BrokerCluster:
-    """They keep passwords and data over `kill` and `start`."""
+    """The three brokers. They keep passwords and data over `kill` and `start`."""
 
     def __init__(self, folder: Path, machines: Sequence[NamespaceMachine]) -> None:
         self._folder = folder
@@ -52,7 +52,7 @@ class BrokerCluster:
         return list(self._machines)
 
     def settings(self, user: str, replicas: int | None = None) -> BrokerSettings:
-        """How `user` reaches all of them."""
+        """Return how `user` reaches all of them."""
         every = list(self._machines.values())
         return BrokerSettings(
             url=",".join(f"nats://{machine.address}:{CLIENTS}" for machine in every),
@@ -74,7 +74,7 @@ class BrokerCluster:
         )
 
     def start(self, name: str) -> None:
-        """It finds the others by itself."""
+        """Start one broker; it finds the others by itself."""
         folder = self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "accounts.conf").write_text(render_accounts(self.passwords))
@@ -84,14 +84,14 @@ class BrokerCluster:
             self._processes[name] = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     async def kill(self, name: str) -> None:
-        """SIGKILL."""
+        """Kill one broker with SIGKILL."""
         process = self._processes.pop(name, None)
         if process is not None:
             process.kill()
             await anyio.to_thread.run_sync(process.wait)
 
     async def form(self) -> None:
-        """Start all of them and wait until they hold every stream three times."""
+        """Start all of them, and wait until they hold every stream three times."""
         for name in self.names:
             self.start(name)
 
@@ -110,12 +110,12 @@ class BrokerCluster:
 
 
 async def find_leader(bus: Bus) -> str:
-    """The server that leads STATE."""
+    """Return the server that leads STATE."""
     return (await _led(bus, STATE.name)).leader
 
 
 async def is_replicated(bus: Bus) -> bool:
-    """Whether three servers hold all of every stream."""
+    """Return whether three servers have all of every stream."""
     try:
         led = [await _led(bus, stream.name) for stream in STREAMS]
     except BusError:

@@ -1,4 +1,4 @@
-"""Three machines, each with a broker and a runner, two of them with an edge; a shared folder of assets, a balancer."""
+"""Three machines, each with a broker and a runner, two of them with an edge; a shared asset folder and a balancer."""
 
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -28,7 +28,7 @@ URL = f"http://{SWITCH}:{FRONT}"
 OWNER = "ann"
 SLOTS = 2
 START_TIMEOUT_S = 90.0
-QUIET_TIMEOUT_S = 120.0  # a lease runs out in 30 s, a dead machine's host is gone after as long again
+QUIET_TIMEOUT_S = 120.0  # a lease expires in 30 s, a dead machine's host is gone 30 s later
 CHECKED_LEFTOVERS = ("message", "container", "file")
 
 
@@ -74,7 +74,7 @@ class ClusterInstallation(Installation):
         )
 
     async def online(self, bus: Bus, *hosts: str) -> None:
-        """Wait until the hosts are heard."""
+        """Wait until the hosts send heartbeats."""
 
         async def heard() -> bool:
             with suppress(BusError):
@@ -84,7 +84,7 @@ class ClusterInstallation(Installation):
         await wait_for(heard, timeout_s=START_TIMEOUT_S)
 
     async def wait_until_balanced(self, *edges: str) -> None:
-        """Wait until the balancer gives these edges work."""
+        """Wait until the balancer sends connections to these edges."""
 
         async def ready_again() -> bool:
             return set(edges) <= self.balancer.ready
@@ -92,7 +92,7 @@ class ClusterInstallation(Installation):
         await wait_for(ready_again, timeout_s=START_TIMEOUT_S)
 
     async def cut_power(self, machine: NamespaceMachine) -> None:
-        """Its network goes, and with it everything that runs there."""
+        """Disconnect a machine, and kill everything that runs there."""
         machine.disconnect()
         host, name = f"gpu-{machine.number}", f"n{machine.number}"
         await self.brokers.kill(name)
@@ -104,7 +104,7 @@ class ClusterInstallation(Installation):
                 await engine.stop(found.handle, 0)
 
     async def give_power(self, machine: NamespaceMachine) -> None:
-        """All that was there is started again."""
+        """Start everything of the machine again."""
         machine.connect()
         self.brokers.start(f"n{machine.number}")
         await self.start_runner_of(f"gpu-{machine.number}")
@@ -129,7 +129,7 @@ class ClusterInstallation(Installation):
 async def run_cluster(
     folder: Path, machines: Sequence[NamespaceMachine]
 ) -> AsyncIterator[tuple[ClusterInstallation, Bus]]:
-    """All of it, ready for work; the bus has the edge's rights."""
+    """Run a cluster that is ready for work; the bus has the edge's rights."""
     brokers = BrokerCluster(folder / "brokers", machines)
     async with AsyncExitStack() as opened:
         opened.push_async_callback(brokers.close)

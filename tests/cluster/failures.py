@@ -1,4 +1,4 @@
-"""What befalls the cluster under load, one after the other, and how long its clients heard nothing meanwhile."""
+"""Failures of a cluster under load, one after the other, and how long its clients received nothing meanwhile."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -15,15 +15,15 @@ from tests.cluster.cluster_installation import EDGES, ClusterInstallation
 from tests.cluster.gap_meter import GapMeter
 from tests.support.wait import wait_for
 
-JOBS_AFTER_FAILURE = 6  # so many jobs are accepted and end before what was broken is mended
+JOBS_AFTER_FAILURE = 6  # so many jobs are accepted and end before the failure is repaired
 AT_ONCE = 6
 SECONDS = (0.1, 0.8)
 WHOLE_S = 90.0
-BEHIND_S = 30.0  # a machine that had no power learns that its jobs are others' within that time
+BEHIND_S = 30.0  # within this time a restarted machine learns that others have its jobs
 
 
 class ServiceGaps(Struct, frozen=True):
-    """The longest gaps, in seconds, between two 202s and between two ends of jobs, from one blow to the next."""
+    """The longest gaps, in seconds, between two 202s and between two ends of jobs, around one failure."""
 
     blow: str
     accepted_s: float
@@ -31,7 +31,7 @@ class ServiceGaps(Struct, frozen=True):
 
 
 class ClusterLoad:
-    """Owners that submit a job, wait for its end, download it and go on, until told to stop."""
+    """Owners that submit a job, wait for its end, download its output and go on, until `stop`."""
 
     def __init__(self, cluster: ClusterInstallation, dice: Random) -> None:
         self._cluster = cluster
@@ -45,7 +45,7 @@ class ClusterLoad:
             tasks.start_soon(self._owner, number)
 
     def stop(self) -> None:
-        """No new jobs."""
+        """Submit no new jobs."""
         self._stop = True
 
     async def _owner(self, number: int) -> None:
@@ -62,7 +62,7 @@ class ClusterLoad:
                 await client.fetch(job, name)
 
     async def wait_for_progress(self) -> None:
-        """Return when new jobs were accepted and have ended."""
+        """Wait until new jobs were accepted and have ended."""
         accepted, ended = self.accepted.count + JOBS_AFTER_FAILURE, self.ended.count + JOBS_AFTER_FAILURE
 
         async def on() -> bool:
@@ -75,7 +75,7 @@ ClusterFailure = Callable[[ClusterInstallation, Bus, ClusterLoad, Random], Await
 
 
 async def leader_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, _: Random) -> None:
-    """The server that leads STATE."""
+    """Kill the server that leads STATE."""
     name = await find_leader(bus)
     await cluster.brokers.kill(name)
     await load.wait_for_progress()
@@ -83,7 +83,7 @@ async def leader_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoa
 
 
 async def edge_killed(cluster: ClusterInstallation, _: Bus, load: ClusterLoad, dice: Random) -> None:
-    """One of the two."""
+    """Kill one of the two edges."""
     name = dice.choice(EDGES)
     await cluster.edges[name].kill()
     await load.wait_for_progress()
@@ -92,7 +92,7 @@ async def edge_killed(cluster: ClusterInstallation, _: Bus, load: ClusterLoad, d
 
 
 async def runner_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, dice: Random) -> None:
-    """Its jobs go on and are taken over by its next life."""
+    """Kill a runner: its jobs go on, and its restart adopts them."""
     host = dice.choice(sorted(cluster.runners))
     await cluster.runners[host].kill()
     await load.wait_for_progress()
@@ -101,7 +101,7 @@ async def runner_killed(cluster: ClusterInstallation, bus: Bus, load: ClusterLoa
 
 
 async def power_cut(cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, dice: Random) -> None:
-    """A machine with a broker, a runner and perhaps an edge is gone without a word, its jobs with it."""
+    """Cut the power of a machine with a broker, a runner and perhaps an edge, and with it its jobs."""
     machine = dice.choice(cluster.machines)
     since = anyio.current_time()
     await cluster.cut_power(machine)
@@ -123,7 +123,7 @@ CLUSTER_FAILURES: Mapping[str, ClusterFailure] = {
 async def apply_failure(
     name: str, cluster: ClusterInstallation, bus: Bus, load: ClusterLoad, dice: Random
 ) -> ServiceGaps:
-    """Let it come, see the work go on, mend it, and wait until the cluster is whole."""
+    """Cause the failure, see that work goes on, repair it, and wait until the cluster is complete."""
     await load.wait_for_progress()
     load.accepted.take_longest_s()
     load.ended.take_longest_s()

@@ -1,10 +1,10 @@
-"""How long nothing came: the gap between one answer and the next."""
+"""Measure the gaps between one answer and the next."""
 
 import time
 
 
 class GapMeter:
-    """When something happened, and the longest time in which it did not."""
+    """The times at which something happened, and the longest gap between two of them."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -12,7 +12,7 @@ class GapMeter:
         self.longest_s = 0.0
 
     def beat(self) -> None:
-        """It happened now."""
+        """Record that it happened now."""
         now = time.monotonic()
         if self._last is not None:
             self.longest_s = max(self.longest_s, now - self._last)
@@ -20,6 +20,6 @@ class GapMeter:
         self.count += 1
 
     def take_longest_s(self) -> float:
-        """The longest time since the last call; counts anew."""
+        """Return the longest gap since the last call."""
         longest, self.longest_s = self.longest_s, 0.0
         return longest

@@ -1,7 +1,7 @@
-"""Machines on one: network namespaces on a switch. Root only, and only addresses of namespaces that are made here.
+"""Several machines on one: network namespaces on a switch. Root only; it uses addresses of its own namespaces only.
 
-The test itself stands at the switch, so that its sockets are there. The bridge lies in a namespace of its own too: on
-the machine's, a Docker engine's firewall would cut it.
+The test itself is in the switch's namespace, so that its sockets are there. The bridge lies in a namespace of its own
+too: on the machine's own network, a Docker engine's firewall would block it.
 """
 
 import os
@@ -21,7 +21,7 @@ SWITCH = f"{NET}.254"
 
 
 class NamespaceMachine(Struct, frozen=True):
-    """`inside`: what stands in front of an argv that runs there."""
+    """One machine. `inside`: what stands in front of an argv that runs there."""
 
     number: int
     address: str
@@ -29,11 +29,11 @@ class NamespaceMachine(Struct, frozen=True):
     switch: str
 
     def disconnect(self) -> None:
-        """Nothing arrives there or comes from there any more, and nobody is told."""
+        """Drop all packets to and from the machine; nothing is rejected."""
         self._link("down")
 
     def connect(self) -> None:
-        """It is on the network again."""
+        """Connect it to the network again."""
         self._link("up")
 
     def _link(self, how: str) -> None:
@@ -61,7 +61,7 @@ def _machine(number: int, switch: str, name: str) -> NamespaceMachine:
 
 @contextmanager
 def create_machines(count: int) -> Iterator[tuple[NamespaceMachine, ...]]:
-    """So many, with the calling thread at the switch until the end. Skips where they cannot be made."""
+    """Create `count` machines, with the calling thread at the switch until the end. Skips where that is impossible."""
     if why := why_no_namespaces():
         if os.environ.get("REQUIRE_NETNS") == "1":
             pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)

@@ -1,4 +1,4 @@
-"""A balancer of TCP connections over edges that say that they are ready; those of one that stops saying so are cut."""
+"""A TCP balancer over the edges that are ready; it cuts the connections of an edge that is not ready any more."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,11 +24,11 @@ class TcpBalancer:
 
     @property
     def ready(self) -> frozenset[str]:
-        """The edges that take work."""
+        """The edges that are ready."""
         return frozenset(self._ready)
 
     async def watch(self, name: str) -> None:
-        """Ask one edge again and again whether it is ready."""
+        """Poll whether one edge is ready."""
         host, port = self._edges[name]
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=PATIENCE_S) as client:
             while True:
@@ -41,7 +41,7 @@ class TcpBalancer:
                 await anyio.sleep(LOOK_S)
 
     async def serve(self, near: SocketStream) -> None:
-        """One connection, to the next edge in turn; closed at once where none is ready."""
+        """Serve one connection by the next edge in turn; close it at once where none is ready."""
         async with near:
             ready = sorted(self._ready)
             if not ready:
@@ -76,7 +76,7 @@ async def _pump(source: SocketStream, sink: SocketStream, scope: anyio.CancelSco
 
 @asynccontextmanager
 async def run_balancer(host: str, port: int, edges: Mapping[str, tuple[str, int]]) -> AsyncIterator[TcpBalancer]:
-    """A balancer at `host`:`port` for as long as the block runs."""
+    """Run a balancer at `host`:`port` while the block runs."""
     balancer = TcpBalancer(edges)
     async with (
         await anyio.create_tcp_listener(local_host=host, local_port=port) as listener,

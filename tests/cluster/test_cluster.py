@@ -1,4 +1,4 @@
-"""One of each: the stream's leader, an edge, a runner and a whole machine go, under load, and no promise is broken."""
+"""The stream leader, an edge, a runner and a whole machine fail under load, and no promise is broken."""
 
 from pathlib import Path
 from random import Random

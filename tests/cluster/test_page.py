@@ -1,4 +1,4 @@
-"""docs/scaling.md shows a configuration that the broker takes, and it is what our own code writes."""
+"""docs/scaling.md shows a configuration that the broker accepts and that our own code writes."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 
 def words(conf: Path) -> set[str]:
-    """Everything that a configuration says, whatever its order, spaces and comments; sizes aside."""
+    """Return every word of a configuration, without order, comments and sizes."""
     text = "\n".join(line.split("#")[0] for line in conf.read_text().splitlines())
     said = {word.strip(":") for word in re.findall(r'[^\s,\[\]{}"]+', text)}
     return {word for word in said if not re.fullmatch(r"\d+(GB)?", word)}

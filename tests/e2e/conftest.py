@@ -1,8 +1,10 @@
-"""Installations out of real processes, on the process engine and on Docker.
+"""Fixtures with installations out of real processes, on the process engine and on Docker.
 
-A test that kills edge or broker takes `lit`, an installation of its own. The others share one in each file: `alone`
-for those that start and end runners themselves, `served` for those that only run jobs. All of them come on both
-engines; what needs one of them, or does not care which, names it with `@docker_only` or `@process_only`.
+A test that kills the edge or the broker takes `running`, an installation of its own. The other tests of a file share
+one: `shared_idle` is for tests that start and stop runners themselves, `shared_running` for tests that only run jobs.
+
+All fixtures come on both engines. A test that needs one of them, or works the same on both, is marked `@docker_only` or
+`@process_only`.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -37,13 +39,13 @@ def large_image(docker_url: str, echo_image: str) -> str:
 
 @pytest.fixture(scope="session")
 def endpoint_image(echo_image: str) -> str:
-    """The image that has to be there before an edge on Docker; a folder with endpoints of its own replaces it."""
+    """Build the image that an edge on Docker needs; a folder with endpoints of its own overrides this."""
     return echo_image
 
 
 @pytest.fixture(scope="session")
 def endpoints() -> Sequence[Path]:
-    """What the shared edge offers; a folder with endpoints of its own replaces it."""
+    """Return the endpoint folders of the shared edge; a folder with endpoints of its own overrides this."""
     return ENDPOINTS
 
 
@@ -60,11 +62,11 @@ def engine_url(engine: str, request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def lit(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncIterator[RunningInstallation]:
-    """An edge of the test's own, without a runner yet."""
-    async with run_new_installation(tmp_path, engine, engine_url) as lit:
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+async def running(tmp_path: Path, engine: str, engine_url: str | None) -> AsyncIterator[RunningInstallation]:
+    """Run an edge for this test alone; no runner is started."""
+    async with run_new_installation(tmp_path, engine, engine_url) as running:
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @pytest.fixture(scope="module")
@@ -73,34 +75,34 @@ def home_folder(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def home(
+async def shared_installation(
     home_folder: Path, anyio_backend: object, engine: str, engine_url: str | None, endpoints: Sequence[Path]
 ) -> AsyncIterator[RunningInstallation]:
-    """The edge that a file shares."""
-    async with run_installation(Installation(home_folder, engine, engine_url), endpoints) as lit:
-        yield lit
+    """Run the edge that the tests of a file share."""
+    async with run_installation(Installation(home_folder, engine, engine_url), endpoints) as running:
+        yield running
 
 
 @pytest.fixture
-async def alone(home: RunningInstallation) -> AsyncIterator[RunningInstallation]:
-    """The file's edge, for a test that starts and ends runners; they and their jobs are gone afterwards."""
-    yield home
-    print(home.installation.tail())  # noqa: T201
-    await home.installation.clear()
-    async for job in home.ann.jobs():
+async def shared_idle(shared_installation: RunningInstallation) -> AsyncIterator[RunningInstallation]:
+    """Lend the shared edge to a test that starts runners; remove its runners and jobs afterwards."""
+    yield shared_installation
+    print(shared_installation.installation.tail())  # noqa: T201
+    await shared_installation.installation.clear()
+    async for job in shared_installation.ann.jobs():
         if job.status in WAITING_STATUSES | ACTIVE_STATUSES:
-            await home.ann.cancel(job.id)
+            await shared_installation.ann.cancel(job.id)
 
 
 @pytest.fixture(scope="module")
-async def house(home: RunningInstallation) -> RunningInstallation:
-    """With a runner of four slots."""
-    await home.installation.start_runner(LAMPLIGHTER_SLOTS=str(SLOTS))
-    return home
+async def installation_with_runner(shared_installation: RunningInstallation) -> RunningInstallation:
+    """Start a runner with four slots beside the shared edge."""
+    await shared_installation.installation.start_runner(LAMPLIGHTER_SLOTS=str(SLOTS))
+    return shared_installation
 
 
 @pytest.fixture
-def served(house: RunningInstallation) -> Iterator[RunningInstallation]:
-    """The file's edge and its runner."""
-    yield house
-    print(house.installation.tail())  # noqa: T201
+def shared_running(installation_with_runner: RunningInstallation) -> Iterator[RunningInstallation]:
+    """Lend the shared edge and its runner to a test."""
+    yield installation_with_runner
+    print(installation_with_runner.installation.tail())  # noqa: T201

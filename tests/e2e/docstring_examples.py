@@ -1,4 +1,4 @@
-"""Examples of docstrings, run as a person would type them, `await` included: one way for both clients."""
+"""Run the examples of docstrings as a person would type them, `await` included."""
 
 import ast
 import contextlib
@@ -14,7 +14,7 @@ CHECKER = doctest.OutputChecker()
 
 
 def list_documented(*things: Any) -> Iterator[Any]:
-    """The things themselves, and every public method of those that are classes, inherited ones too."""
+    """Yield the things themselves and every public method of the classes among them, inherited ones too."""
     for thing in things:
         yield thing
         if inspect.isclass(thing):
@@ -22,12 +22,12 @@ def list_documented(*things: Any) -> Iterator[Any]:
 
 
 def examples_of(thing: Any) -> list[doctest.Example]:
-    """What its docstring shows."""
+    """Return the examples in the docstring."""
     return doctest.DocTestParser().get_examples(inspect.getdoc(thing) or "")
 
 
 async def run_example(example: doctest.Example, names: dict[str, Any]) -> None:
-    """Run one example; AssertionError where it says something else than the docstring."""
+    """Run one example. Raises AssertionError when it prints something else than the docstring shows."""
     code = compile(example.source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     told = io.StringIO()
     with contextlib.redirect_stdout(told), _displaying():
@@ -40,7 +40,7 @@ async def run_example(example: doctest.Example, names: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _displaying() -> Iterator[None]:
-    """As Python's prompt shows values, whatever has replaced it."""
+    """Show values as Python's prompt does, whatever has replaced its display hook."""
     before, sys.displayhook = sys.displayhook, sys.__displayhook__
     try:
         yield

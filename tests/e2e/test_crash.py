@@ -1,4 +1,4 @@
-"""kill -9 of every process while a job runs: one attempt, one result; its client misses nothing, sees nothing twice."""
+"""Kill every process with SIGKILL while a job runs: one attempt, one result, and a complete event stream."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -27,26 +27,26 @@ STEPS = 60
 
 
 class Watched:
-    """What a client that follows a job was told."""
+    """The events that a client received while it followed a job."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self._told = anyio.Event()
 
-    async def follow(self, lit: RunningInstallation, job_id: str) -> None:
-        """Until the job's end."""
-        async for event in lit.ann.follow(job_id):
+    async def follow(self, running: RunningInstallation, job_id: str) -> None:
+        """Receive events until the job ends."""
+        async for event in running.ann.follow(job_id):
             self.events.append(event)
             self._told.set()
             self._told = anyio.Event()
 
     async def until_step(self, step: int) -> None:
-        """Wait until the client was told that the job is as far as that."""
+        """Wait until the client has received this step of the job's progress."""
         while not any(event.kind == "progress" and event.data["done"] >= step for event in self.events):
             await self._told.wait()
 
     def assert_whole(self) -> None:
-        """Offsets rise strictly in each kind, every line came once and in order, the last progress is the last step."""
+        """Assert that offsets rise in each kind, that no line is missing or doubled, and that progress is complete."""
         offsets = defaultdict(list)
         for event in self.events:
             if event.kind in {"progress", "log"}:
@@ -61,25 +61,25 @@ class Watched:
 
     @property
     def revisions(self) -> list[int]:
-        """Of the states, in the order they came."""
+        """Return the revisions of the states, in the order of arrival."""
         return [event.data["revision"] for event in self.events if event.kind == "state"]
 
 
 @asynccontextmanager
-async def watching(lit: RunningInstallation, job: JobView) -> AsyncIterator[Watched]:
-    """A client that follows the job; leaving waits for the job's end and for all that was said of it."""
+async def watching(running: RunningInstallation, job: JobView) -> AsyncIterator[Watched]:
+    """Follow a job; on exit wait for its end and for all of its events."""
     watched = Watched()
     with anyio.fail_after(JOB_TIMEOUT_S):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watched.follow, lit, job.id)
+            tasks.start_soon(watched.follow, running, job.id)
             yield watched
 
 
-async def assert_ran_once(lit: RunningInstallation, job: JobView, watched: Watched, *, adopted: int) -> None:
-    """One attempt, one result; the client was told every state once, in order, and the whole output."""
-    done = await wait_until_ended(lit.ann, job.id)
+async def assert_ran_once(running: RunningInstallation, job: JobView, watched: Watched, *, adopted: int) -> None:
+    """Assert one attempt and one result, every state once and in order, and the whole output."""
+    done = await wait_until_ended(running.ann, job.id)
     assert (done.status, done.attempt, done.output.data["text"]) == ("succeeded", 1, "hello")
-    entries = await read_history(lit, job.id)
+    entries = await read_history(running, job.id)
     kinds = (Started, Adopted, Succeeded)
     assert [len(events_of(entries, kind)) for kind in kinds] == [1, adopted, 1]
     assert_one_end_a_round(entries)
@@ -87,86 +87,86 @@ async def assert_ran_once(lit: RunningInstallation, job: JobView, watched: Watch
     watched.assert_whole()
 
 
-async def started(lit: RunningInstallation, seconds: float = 5) -> JobView:
-    await lit.installation.start_runner()
-    return await submit_job(lit, text="hello", steps=STEPS, seconds=seconds)
+async def started(running: RunningInstallation, seconds: float = 5) -> JobView:
+    await running.installation.start_runner()
+    return await submit_job(running, text="hello", steps=STEPS, seconds=seconds)
 
 
-async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(alone: RunningInstallation):
-    job = await started(alone)
-    async with watching(alone, job) as watched:
+async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(shared_idle: RunningInstallation):
+    job = await started(shared_idle)
+    async with watching(shared_idle, job) as watched:
         await watched.until_step(10)
-        (before,) = await alone.installation.containers()
-        await alone.installation.runners["gpu-1"].kill()
-        await alone.installation.start_runner()
+        (before,) = await shared_idle.installation.containers()
+        await shared_idle.installation.runners["gpu-1"].kill()
+        await shared_idle.installation.start_runner()
 
         async def adopted() -> bool:
-            return bool(events_of(await read_history(alone, job.id), Adopted))
+            return bool(events_of(await read_history(shared_idle, job.id), Adopted))
 
         await wait_for(adopted)
-        assert [found.handle for found in await alone.installation.containers()] == [before.handle]
-    await assert_ran_once(alone, job, watched, adopted=1)
-    await wait_until_clean(alone, timeout_s=40)  # the message comes back when its lease ends
+        assert [found.handle for found in await shared_idle.installation.containers()] == [before.handle]
+    await assert_ran_once(shared_idle, job, watched, adopted=1)
+    await wait_until_clean(shared_idle, timeout_s=40)  # the message is redelivered when its lease expires
 
 
-async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(alone: RunningInstallation):
-    job = await started(alone, seconds=2)
-    async with watching(alone, job) as watched:
+async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(shared_idle: RunningInstallation):
+    job = await started(shared_idle, seconds=2)
+    async with watching(shared_idle, job) as watched:
         await watched.until_step(10)
-        await alone.installation.runners["gpu-1"].kill()
+        await shared_idle.installation.runners["gpu-1"].kill()
 
         async def exited() -> bool:
-            return [found.state for found in await alone.installation.containers()] == ["exited"]
+            return [found.state for found in await shared_idle.installation.containers()] == ["exited"]
 
         await wait_for(exited, timeout_s=30)
-        await alone.installation.start_runner()
-    await assert_ran_once(alone, job, watched, adopted=1)
+        await shared_idle.installation.start_runner()
+    await assert_ran_once(shared_idle, job, watched, adopted=1)
 
 
-async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(alone: RunningInstallation):
-    job = await started(alone, seconds=10)
-    async with watching(alone, job) as watched:
+async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(shared_idle: RunningInstallation):
+    job = await started(shared_idle, seconds=10)
+    async with watching(shared_idle, job) as watched:
         for step in (5, 30):
             await watched.until_step(step)
-            await alone.installation.runners["gpu-1"].kill()
-            await alone.installation.start_runner()
-    await assert_ran_once(alone, job, watched, adopted=2)
+            await shared_idle.installation.runners["gpu-1"].kill()
+            await shared_idle.installation.start_runner()
+    await assert_ran_once(shared_idle, job, watched, adopted=2)
 
 
-@process_only  # the edge knows nothing of engines
-async def test_a_killed_edge_costs_its_clients_nothing(lit: RunningInstallation):
-    job = await started(lit)
-    async with watching(lit, job) as watched:
+@process_only  # the edge does not depend on the engine
+async def test_a_killed_edge_costs_its_clients_nothing(running: RunningInstallation):
+    job = await started(running)
+    async with watching(running, job) as watched:
         for step in (10, 30):
             await watched.until_step(step)
-            await lit.installation.edge.kill()
-            await lit.installation.start_edge()
-    await assert_ran_once(lit, job, watched, adopted=0)
-    await wait_until_clean(lit)
+            await running.installation.edge.kill()
+            await running.installation.start_edge()
+    await assert_ran_once(running, job, watched, adopted=0)
+    await wait_until_clean(running)
 
 
-async def test_a_killed_broker_is_waited_for(lit: RunningInstallation):
-    job = await started(lit)
-    async with watching(lit, job) as watched:
+async def test_a_killed_broker_is_waited_for(running: RunningInstallation):
+    job = await started(running)
+    async with watching(running, job) as watched:
         await watched.until_step(10)
-        await lit.installation.server.kill()
-        await lit.installation.server.start()
+        await running.installation.server.kill()
+        await running.installation.server.start()
         await watched.until_step(30)
-    await assert_ran_once(lit, job, watched, adopted=0)
-    await wait_until_clean(lit)
+    await assert_ran_once(running, job, watched, adopted=0)
+    await wait_until_clean(running)
 
 
 @process_only
-async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_back(lit: RunningInstallation):
-    job = await started(lit, seconds=3)
-    async with watching(lit, job) as watched:
+async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_back(running: RunningInstallation):
+    job = await started(running, seconds=3)
+    async with watching(running, job) as watched:
         await watched.until_step(10)
-        await lit.installation.server.kill()
+        await running.installation.server.kill()
 
         async def exited() -> bool:
-            return [found.state for found in await lit.installation.containers()] == ["exited"]
+            return [found.state for found in await running.installation.containers()] == ["exited"]
 
         await wait_for(exited, timeout_s=30)
-        await lit.installation.server.start()
-    await assert_ran_once(lit, job, watched, adopted=0)
-    await wait_until_clean(lit)
+        await running.installation.server.start()
+    await assert_ran_once(running, job, watched, adopted=0)
+    await wait_until_clean(running)

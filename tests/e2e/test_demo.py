@@ -1,4 +1,4 @@
-"""The README's first command, run as it stands there."""
+"""The README's first command, run as the README shows it."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.support.installation import ROOT
 @pytest.mark.preview
 @pytest.mark.timeout(600)
 def test_the_demo_writes_a_talking_video_without_a_docker_engine(tmp_path: Path):
-    """With one, tests/e2e/test_preview.py runs the same job in a container."""
+    """Run the demo on the process engine; tests/e2e/test_preview.py runs the same job in a container."""
     result = ROOT / "demo" / "result.mp4"
     result.unlink(missing_ok=True)
     argv = [sys.executable, str(ROOT / "deploy" / "demo.py"), "--engine", "process"]

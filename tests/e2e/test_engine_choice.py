@@ -1,4 +1,4 @@
-"""Whether Docker answers when a runner starts decides nothing: a real runner waits for it, and never takes another."""
+"""A runner started while Docker is down waits for Docker, and never switches to another engine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 @pytest.fixture(scope="module")
 def own(echo_image: str) -> Iterator[OwnDockerEngine]:
-    """An engine that has echo's image, and can be stopped."""
+    """Start a Docker engine that has echo's image and can be stopped."""
     if why := why_no_engine():
         pytest.skip(why)
     with run_docker_engine(live_restore=True, image=ECHO_IMAGE) as engine:
@@ -37,7 +37,7 @@ async def host(client: AsyncClient) -> dict[str, Any] | None:
 
 
 async def told(client: AsyncClient, *, away: bool) -> dict[str, Any]:
-    """The host once it says that its engine is away, or there."""
+    """Wait until the host reports that its engine is away, or that it answers."""
 
     async def says() -> dict[str, Any] | None:
         found = await host(client)
@@ -63,19 +63,19 @@ async def test_a_runner_that_starts_before_docker_waits_for_it(
     tmp_path: Path, own: OwnDockerEngine, asked: str
 ) -> None:
     own.call("stop")
-    async with run_new_installation(tmp_path, asked, None) as lit:
-        lit.installation.docker_url = own.url
-        await lit.installation.start_runner(LAMPLIGHTER_ENGINE=asked, LAMPLIGHTER_DOCKER_SOCKET=own.url)
-        seen = await told(lit.admin, away=True)
+    async with run_new_installation(tmp_path, asked, None) as running:
+        running.installation.docker_url = own.url
+        await running.installation.start_runner(LAMPLIGHTER_ENGINE=asked, LAMPLIGHTER_DOCKER_SOCKET=own.url)
+        seen = await told(running.admin, away=True)
         assert (seen["engine"], set(seen["unschedulable"].values())) == ("docker", {"engine_away"})
-        job = await lit.ann.submit("echo", text="patience")
-        await waits_for(lit.ann, job.id, "engine_away")
+        job = await running.ann.submit("echo", text="patience")
+        await waits_for(running.ann, job.id, "engine_away")
         own.call("start")
-        done = await lit.ann.wait(job.id)
+        done = await running.ann.wait(job.id)
         assert (done.status, done.engine, done.attempt) == (Status.SUCCEEDED, "docker", 1)
-        assert (await told(lit.admin, away=False))["unschedulable"] == {}
+        assert (await told(running.admin, away=False))["unschedulable"] == {}
         assert json.loads((tmp_path / "gpu-1" / "engine.json").read_text())["engine"] == "docker"
-        print(lit.installation.tail())  # noqa: T201
+        print(running.installation.tail())  # noqa: T201
 
 
 @pytest.mark.docker
@@ -84,31 +84,31 @@ async def test_docker_that_goes_away_and_comes_back_costs_a_waiting_job_nothing(
     tmp_path: Path, own: OwnDockerEngine
 ) -> None:
     own.call("start")
-    async with run_new_installation(tmp_path, "auto", None) as lit:
-        lit.installation.docker_url = own.url
-        runner = await lit.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
-        first = await lit.ann.submit("echo", text="before", wait=True)
+    async with run_new_installation(tmp_path, "auto", None) as running:
+        running.installation.docker_url = own.url
+        runner = await running.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
+        first = await running.ann.submit("echo", text="before", wait=True)
 
         async def cleared() -> bool:
-            return not await lit.installation.containers()
+            return not await running.installation.containers()
 
         await wait_for(cleared)
         own.call("stop")
-        await told(lit.admin, away=True)
-        job = await lit.ann.submit("echo", text="meanwhile")
-        await waits_for(lit.ann, job.id, "engine_away")
-        await runner.kill()  # a new life while it is away takes no other engine either
-        await lit.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
-        await told(lit.admin, away=True)
+        await told(running.admin, away=True)
+        job = await running.ann.submit("echo", text="meanwhile")
+        await waits_for(running.ann, job.id, "engine_away")
+        await runner.kill()  # a runner restarted meanwhile does not switch either
+        await running.installation.start_runner(LAMPLIGHTER_PACE__ENGINE_S="0.5")
+        await told(running.admin, away=True)
         own.call("start")
-        done = await lit.ann.wait(job.id)
+        done = await running.ann.wait(job.id)
         assert (first.engine, done.engine, done.attempt) == ("docker", "docker", 1)
-        assert (await lit.ann.job(job.id)).status is Status.SUCCEEDED
-        print(lit.installation.tail())  # noqa: T201
+        assert (await running.ann.job(job.id)).status is Status.SUCCEEDED
+        print(running.installation.tail())  # noqa: T201
 
 
 def up(data: Path, environ: dict[str, str], *words: str) -> tuple[list[str], dict[str, Any]]:
-    """What `up` says before it is ready, and the host that it then has."""
+    """Run `up`; return what it printed before it was ready, and the host that it then has."""
     argv = [*LAMPLIGHTER, "up", "--port", "0", "--data", str(data), "--endpoints", str(ROOT / "images" / "echo")]
     kept = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
     with subprocess.Popen([*argv, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=kept | environ) as process:

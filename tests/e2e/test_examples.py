@@ -25,39 +25,39 @@ NAMES = {"contextlib": contextlib, "api": api, "JobFailed": JobFailed, "NotFound
 
 
 @pytest.fixture(scope="module")
-async def lit(
+async def running(
     tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
 ) -> AsyncIterator[RunningInstallation]:
-    """`gpu-1` serves, `gpu-9` is declared and dark."""
+    """Run an edge with two hosts: `gpu-1` works, `gpu-9` is declared and off."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "lamplighter.toml").write_text(SWITCH)
-    async with run_new_installation(folder, engine, engine_url) as lit:
-        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
-        await wait_for(partial(is_listed, lit, "gpu-1"))
-        yield lit
+    async with run_new_installation(folder, engine, engine_url) as running:
+        await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        await wait_for(partial(is_listed, running, "gpu-1"))
+        yield running
 
 
-async def is_listed(lit: RunningInstallation, host: str) -> bool:
-    return any(found.id == host for found in await lit.admin.hosts())
+async def is_listed(running: RunningInstallation, host: str) -> bool:
+    return any(found.id == host for found in await running.admin.hosts())
 
 
 @pytest.mark.parametrize("thing", SHOWN, ids=lambda thing: getattr(thing, "__qualname__", thing.__name__))
 async def test_it_does_what_its_docstring_shows(
-    lit: RunningInstallation, thing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: RunningInstallation, thing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     examples = examples_of(thing)
     assert examples, "a public method has an example"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hello.txt").write_text("hello\n")
-    key = lit.admin._http.headers["authorization"].partition(" ")[2]
-    names = NAMES | {"url": lit.installation.url, "key": key, "Client": Client, "AsyncClient": AsyncClient}
+    key = running.admin._http.headers["authorization"].partition(" ")[2]
+    names = NAMES | {"url": running.installation.url, "key": key, "Client": Client, "AsyncClient": AsyncClient}
     awaiting = any("await" in example.source or "async" in example.source for example in examples)
     each = partial(all_of, examples, names, awaiting, tmp_path / "digests.json")
     await (each() if awaiting else to_thread.run_sync(partial(anyio.run, each)))
 
 
 async def all_of(examples: list[Any], names: dict[str, Any], awaiting: bool, cache: Path) -> None:
-    """With `client` the one that the examples are for; the blocking one has a loop of its own to block."""
+    """Run the examples with the client that they are for; the blocking client gets an event loop of its own."""
     async with AsyncClient(names["url"], names["key"], cache=cache) as other:
         with Client(names["url"], names["key"], cache=cache) as client:
             given = names | {"client": other if awaiting else client}

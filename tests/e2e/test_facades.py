@@ -1,4 +1,4 @@
-"""Programs written for other servers, against real processes: HeyGem's desktop sequence, RunPod's client, the page."""
+"""Programs written for other servers, against real processes: HeyGem's desktop client, RunPod's client, docs pages."""
 
 import signal
 import socket
@@ -34,9 +34,9 @@ def free_port() -> int:
 
 
 class Doors(Struct, frozen=True):
-    """An installation with the HeyGem door open on `root`; `local` sends no key, to the port that asks for none."""
+    """An installation with the HeyGem facade on `root`. `local` sends no key, to the port that needs none."""
 
-    lit: RunningInstallation
+    running: RunningInstallation
     root: Path
     local: httpx.AsyncClient
 
@@ -56,7 +56,7 @@ class Doors(Struct, frozen=True):
 
 
 def opened(root: Path, keyless: int = 0) -> dict[str, str]:
-    """The settings; `keyless`: the port that asks for no key."""
+    """Return the settings that enable the facades. `keyless`: the port that needs no key."""
     return {
         "LAMPLIGHTER_HEYGEM__KEYLESS_PORT": str(keyless),
         "LAMPLIGHTER_HEYGEM__ENABLED": "1",
@@ -75,17 +75,17 @@ async def doors(
     (root / "temp" / "face.mp4").write_bytes(b"face ")
     keyless = free_port()
     async with (
-        run_new_installation(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root, keyless)) as lit,
+        run_new_installation(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root, keyless)) as running,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=20) as local,
     ):
-        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
-        yield Doors(lit, root, local)
+        await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        yield Doors(running, root, local)
 
 
 @pytest.fixture
 def said(doors: Doors) -> Any:
     yield doors
-    print(doors.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    print(doors.running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @process_only
@@ -102,20 +102,20 @@ async def test_the_desktop_sequence_ends_with_the_file_on_disk(said: Doors):
 
 @process_only
 async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_edge(said: Doors):
-    installation = said.lit.installation
+    installation = said.running.installation
 
-    async def idle() -> bool:  # a refused submit of the test before has its result looked at once more
+    async def idle() -> bool:  # the rejected submit of the previous test is read once more
         return not [note async for note in anyio.Path(installation.folder / "edge" / "placing").iterdir()]
 
     await wait_for(idle, timeout_s=60)
-    (said.root / "temp").rename(said.root / "elsewhere")  # the disk is away, then the edge dies
+    (said.root / "temp").rename(said.root / "elsewhere")  # the disk is unmounted, then the edge is killed
     assert (await said.easy(code="two", audio_url="../elsewhere/speech.wav", video_url="../elsewhere/face.mp4"))[
         "code"
     ] == 10000
     (said.root / "temp").write_text("in the way")
 
     async def ran() -> bool:
-        job = await said.lit.admin._http.get("/v1/jobs/two?owner=easy")
+        job = await said.running.admin._http.get("/v1/jobs/two?owner=easy")
         return bool(job.json()["status"] == "succeeded")
 
     await wait_for(ran, timeout_s=60)
@@ -141,8 +141,8 @@ async def test_a_stranger_behind_a_proxy_needs_a_key(said: Doors):
 @process_only
 async def test_runpods_client_runs_streams_and_cancels(said: Doors):
     with runpod_client.run_clients() as clients:
-        key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
-        endpoint = await to_thread.run_sync(clients.Endpoint, f"{said.lit.installation.url}/v2", key, "echo")
+        key = said.running.ann._http.headers["authorization"].partition(" ")[2]
+        endpoint = await to_thread.run_sync(clients.Endpoint, f"{said.running.installation.url}/v2", key, "echo")
         output = await to_thread.run_sync(endpoint.run_sync, {"input": {"text": "hi", "steps": 1}}, 60)
         assert output == {"text": "hi"}
         handle = await to_thread.run_sync(endpoint.run, {"input": {"text": "streamed", "seconds": 2.5, "steps": 5}})
@@ -173,10 +173,10 @@ SHOWN = [(kind, text) for kind, text in read_fences(PAGE) if kind in {"sh", "pyt
 @process_only
 @pytest.mark.parametrize("block", SHOWN, ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
 async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp_path: Path):
-    key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
+    key = said.running.ann._http.headers["authorization"].partition(" ")[2]
     easy = str(said.local.base_url).rstrip("/")
     done = await to_thread.run_sync(
-        partial(run_block, *block, tmp_path, URL=said.lit.installation.url, KEY=key, EASY=easy)
+        partial(run_block, *block, tmp_path, URL=said.running.installation.url, KEY=key, EASY=easy)
     )
     assert done.returncode == 0, done.stderr
     assert "9999" not in done.stdout
@@ -185,10 +185,10 @@ async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp
 
 @process_only
 async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_path: Path):
-    """The desktop flow of docs/examples, and then the old program beside it sends the same code."""
-    key = said.lit.ann._http.headers["authorization"].partition(" ")[2]
+    """Submit a code through the gateway, and then the same code through the HeyGem facade."""
+    key = said.running.ann._http.headers["authorization"].partition(" ")[2]
     files = [f"video={said.root}/temp/face.mp4", f"audio={said.root}/temp/speech.wav"]
-    argv = [sys.executable, str(FLOW), said.lit.installation.url, key, "heygem_submit", "talk", *files]
+    argv = [sys.executable, str(FLOW), said.running.installation.url, key, "heygem_submit", "talk", *files]
 
     def flow() -> subprocess.CompletedProcess[str]:
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=tmp_path)
@@ -204,11 +204,11 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_pa
             assert (await said.easy(code="talk", **ways))["code"] == 10000
         assert (await said.query("talk"))["status"] == 2
         assert (said.root / "temp" / "talk-r.mp4").read_bytes() == b"face speech"
-        history = await said.lit.ann._http.get("/v1/jobs/talk/history")
+        history = await said.running.ann._http.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 1
         assert (await said.easy(code="talk", pn=0))["code"] == 10000
         assert (await said.done("talk"))["status"] == 2
-        history = await said.lit.ann._http.get("/v1/jobs/talk/history")
+        history = await said.running.ann._http.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 2
     finally:
         del said.local.headers["X-API-Key"]

@@ -1,4 +1,4 @@
-"""What jobs do wrong, on real engines: each fault ends with the code of the table, and costs the runner nothing."""
+"""Faulty jobs on real engines: each fault ends with the code of the table, and does not harm the runner."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,11 +23,11 @@ from tests.support.job_checks import (
 from tests.support.wait import wait_for
 
 RSS_MB = 200
-LOG_BYTES = 10_000_000 + 200  # first and last 5 MB, and the line that tells what is left out
+LOG_BYTES = 10_000_000 + 200  # the first and last 5 MB, and the line that says what is omitted
 
 
 class Fault(Struct, frozen=True):
-    """An input that goes wrong, and how it must end: the code, after so many attempts."""
+    """An input that fails, the error code it must end with, and the number of attempts."""
 
     given: Mapping[str, Any]
     code: str
@@ -56,84 +56,88 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-async def fault_ids(house: RunningInstallation, engine: str, request: pytest.FixtureRequest) -> Mapping[str, str]:
-    """All of them submitted at once; their ids."""
+async def fault_ids(
+    installation_with_runner: RunningInstallation, engine: str, request: pytest.FixtureRequest
+) -> Mapping[str, str]:
+    """Submit all faults at once; return their ids."""
     if engine == "docker":
         request.getfixturevalue("large_image")
     return {
-        name: (await submit_job(house, dict(fault.policy), fault.endpoint, **fault.given)).id
+        name: (await submit_job(installation_with_runner, dict(fault.policy), fault.endpoint, **fault.given)).id
         for name, fault in FAULTS.items()
     }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_ends_with_its_code(served: RunningInstallation, fault_ids: Mapping[str, str], name: str):
+async def test_a_fault_ends_with_its_code(shared_running: RunningInstallation, fault_ids: Mapping[str, str], name: str):
     fault = FAULTS[name]
-    done = await wait_until_ended(served.ann, fault_ids[name])
+    done = await wait_until_ended(shared_running.ann, fault_ids[name])
     assert done.error is not None
     assert (done.status, done.error.code, done.attempt) == ("failed", fault.code, fault.attempts), done.error
     row = FAILURES[fault.code]
     assert (done.error.blame, done.error.retryable) == (row.blame, is_retryable(fault.code, row))
     assert done.output is None
-    entries = await read_history(served, done.id)
+    entries = await read_history(shared_running, done.id)
     assert [event.code for event in events_of(entries, AttemptReleased)] == [fault.code] * (fault.attempts - 1)
     assert_one_end_a_round(entries)
 
 
-async def released_as(lit: RunningInstallation, job_id: str) -> AttemptReleased:
-    """The first release of the job; then it is cancelled."""
+async def released_as(running: RunningInstallation, job_id: str) -> AttemptReleased:
+    """Wait for the job's first release, cancel the job, and return the release."""
 
     async def released() -> list[AttemptReleased]:
-        return events_of(await read_history(lit, job_id), AttemptReleased)
+        return events_of(await read_history(running, job_id), AttemptReleased)
 
     found: list[AttemptReleased] = await wait_for(released, timeout_s=30)
-    await lit.ann.cancel(job_id)
+    await running.ann.cancel(job_id)
     return found[0]
 
 
-async def test_an_unusable_card_costs_no_attempt(served: RunningInstallation):
-    job = await submit_job(served, behave="exit", exit=69)
-    release = await released_as(served, job.id)
+async def test_an_unusable_card_costs_no_attempt(shared_running: RunningInstallation):
+    job = await submit_job(shared_running, behave="exit", exit=69)
+    release = await released_as(shared_running, job.id)
     assert (release.code, release.charged) == ("gpu_unhealthy", False)
 
 
-async def test_an_image_that_is_nowhere_is_the_host_s_fault_and_its_jobs_wait(served: RunningInstallation):
-    job = await submit_job(served, endpoint="missing")
+async def test_an_image_that_is_nowhere_is_the_host_s_fault_and_its_jobs_wait(shared_running: RunningInstallation):
+    job = await submit_job(shared_running, endpoint="missing")
 
     async def waits_for_its_image() -> bool:
-        return (await served.ann.job(job.id)).reason == "image_missing"
+        return (await shared_running.ann.job(job.id)).reason == "image_missing"
 
     await wait_for(waits_for_its_image, timeout_s=30)
-    release = await released_as(served, job.id)
+    release = await released_as(shared_running, job.id)
     assert (release.code, release.charged) == ("image_missing", False)
-    assert (await wait_until_ended(served.ann, job.id)).status == "cancelled"
+    assert (await wait_until_ended(shared_running.ann, job.id)).status == "cancelled"
 
 
-async def test_a_flood_is_kept_in_bounds(served: RunningInstallation):
-    """100 MB of stdout."""
-    job = await submit_job(served, LONG_TIMEOUTS, behave="flood", text="above water")
-    done = await wait_until_ended(served.ann, job.id)
+async def test_a_flood_is_kept_in_bounds(shared_running: RunningInstallation):
+    """Run a job that writes 100 MB to stdout."""
+    job = await submit_job(shared_running, LONG_TIMEOUTS, behave="flood", text="above water")
+    done = await wait_until_ended(shared_running.ann, job.id)
     assert (done.status, done.output.data["text"], done.attempt) == ("succeeded", "above water", 1)
-    log = await served.ann.logs(job.id)
+    log = await shared_running.ann.logs(job.id)
     assert LOG_BYTES / 4 < len(log.encode()) <= LOG_BYTES
     assert "step 10 of 10" in log
-    notes = await served.bus.feed.messages(JobKey("ann", job.id))
+    notes = await shared_running.bus.feed.messages(JobKey("ann", job.id))
     said = sum(len(note.text.encode()) for note in notes if isinstance(note, LogMessage))
     assert JOB_LOG_LIMIT_BYTES / 2 < said <= JOB_LOG_LIMIT_BYTES
 
 
-async def test_a_line_without_an_end_is_no_message_and_no_harm(served: RunningInstallation):
-    job = await submit_job(served, LONG_TIMEOUTS, behave="no_newline", text="after 8 MiB of x")
-    done = await wait_until_ended(served.ann, job.id)
+async def test_a_line_without_an_end_is_no_message_and_no_harm(shared_running: RunningInstallation):
+    job = await submit_job(shared_running, LONG_TIMEOUTS, behave="no_newline", text="after 8 MiB of x")
+    done = await wait_until_ended(shared_running.ann, job.id)
     assert (done.status, done.output.data["text"]) == ("succeeded", "after 8 MiB of x")
-    assert "step 10 of 10" in await served.ann.logs(job.id)
+    assert "step 10 of 10" in await shared_running.ann.logs(job.id)
 
 
 async def test_after_all_that_the_runner_is_small_and_nothing_is_left(
-    served: RunningInstallation, fault_ids: Mapping[str, str]
+    shared_running: RunningInstallation, fault_ids: Mapping[str, str]
 ):
     for job_id in fault_ids.values():
-        await wait_until_ended(served.ann, job_id)
-    await wait_until_clean(served)
-    assert served.installation.runners["gpu-1"].peak_rss_mb() <= RSS_MB
-    assert (await wait_until_ended(served.ann, (await submit_job(served, text="fine")).id)).status == "succeeded"
+        await wait_until_ended(shared_running.ann, job_id)
+    await wait_until_clean(shared_running)
+    assert shared_running.installation.runners["gpu-1"].peak_rss_mb() <= RSS_MB
+    assert (
+        await wait_until_ended(shared_running.ann, (await submit_job(shared_running, text="fine")).id)
+    ).status == "succeeded"

@@ -1,4 +1,4 @@
-"""The HeyGem facade while the broker is away, and a code used again while the edge is killed: real processes."""
+"""The HeyGem facade while the broker is away, and while the edge is killed as a code is used again."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ AT = "records.update.submitted"
 
 @asynccontextmanager
 async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, FaultPoints, dict[str, str]]]:
-    """An edge that stands still where it is told to, its points, and its environment. There is no runner."""
+    """Run an edge that stops at fault points; yield it, its fault points and its environment. No runner is started."""
     root = folder / "shared"
     (root / "temp").mkdir(parents=True)
     (root / "temp" / "speech.wav").write_bytes(b"speech")
@@ -37,23 +37,23 @@ async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, FaultPoints, dict
     environ = opened(root, keyless) | {FOLDER_ENV: str(folder / "faults")}
     installation = Installation(folder, "process", None, {"edge": "tests.chaos.entry_edge"})
     async with (
-        run_installation(installation, **environ) as lit,
+        run_installation(installation, **environ) as running,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=30) as local,
     ):
-        yield Doors(lit, root, local), faults, environ
+        yield Doors(running, root, local), faults, environ
 
 
 async def expire(doors: Doors) -> VersionedRecord:
-    """The job ends, as when no host came in time."""
-    entry = await doors.lit.bus.job_store.read(KEY)
+    """Expire the job, as when no host came in time."""
+    entry = await doors.running.bus.job_store.read(KEY)
     assert entry is not None
     recorded = next_record(entry.record.job, e.Expired("start_timeout"), entry.record.at)
-    return VersionedRecord(await doors.lit.bus.job_store.update(KEY, recorded, entry.revision), recorded)
+    return VersionedRecord(await doors.running.bus.job_store.update(KEY, recorded, entry.revision), recorded)
 
 
 async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_it(tmp_path: Path):
     async with doors_at(tmp_path) as (doors, _, _):
-        server = doors.lit.installation.server
+        server = doors.running.installation.server
         assert (await doors.easy(code="code-1"))["code"] == ACCEPTED
         await server.stop()
         answers: dict[str, Any] = {}
@@ -73,7 +73,7 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
             await server.start()
         assert answers == {"code-1": ACCEPTED, "code-2": ACCEPTED}
         assert (await query())["data"]["status"] == 1
-        assert await doors.lit.bus.job_store.keys() == {KEY, JobKey(KEY.owner, "code-2")}
+        assert await doors.running.bus.job_store.keys() == {KEY, JobKey(KEY.owner, "code-2")}
         await server.kill()
         with anyio.fail_after(HOLD_TIMEOUT_S + 20):
             assert (await doors.easy(code="code-3"))["code"] == BUSY
@@ -91,7 +91,7 @@ async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_ol
     tmp_path: Path, moment: CallSide
 ):
     async with doors_at(tmp_path) as (doors, faults, environ):
-        installation = doors.lit.installation
+        installation = doors.running.installation
         assert (await doors.easy(code="code-1"))["code"] == ACCEPTED
         ended = await expire(doors)
         faults.arm(AT, moment)
@@ -108,16 +108,16 @@ async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_ol
 
             await wait_for(stands, timeout_s=30)
             await installation.edge.kill()
-        left = await doors.lit.bus.job_store.read(KEY)
+        left = await doors.running.bus.job_store.read(KEY)
         assert left is not None
         if moment is CallSide.BEFORE:
             assert left == ended
         else:
             assert (left.record.job.round, left.record.job.status) == (2, Status.QUEUED)
         await installation.start_edge(**environ)
-        await wait_until_ready(doors.lit.ann, 30)
+        await wait_until_ready(doors.running.ann, 30)
         assert (await doors.easy(code="code-1", audio_url="face.mp4"))["code"] == ACCEPTED
-        history = await doors.lit.bus.job_store.history(KEY)
+        history = await doors.running.bus.job_store.history(KEY)
         assert [type(entry.record.event) for entry in history] == [e.Submitted, e.Expired, e.Submitted]
         await installation.start_runner()
         assert (await doors.done("code-1"))["status"] == 2

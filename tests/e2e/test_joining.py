@@ -1,6 +1,6 @@
-"""A second machine joins over TLS with one line, works from behind a firewall, and is put out at once.
+"""A second machine joins over TLS with one command, works from behind a firewall, and is removed at once.
 
-Between two network namespaces: `lamplighter up` on one side, `lamplighter runner --join` on the other.
+`lamplighter up` runs in one network namespace, `lamplighter runner --join` in the other.
 """
 
 import json
@@ -35,20 +35,20 @@ ENDED_S = 30.0
 @pytest.fixture(scope="module")
 def net() -> Iterator[HostNetwork]:
     with host_network() as made, pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # every command here would compile all it imports
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else every command here compiles all that it imports
         for name, value in BYTECODE_ENVIRON.items():
             patch.setenv(name, value)
         yield made
 
 
 class Home(Struct, frozen=True):
-    """An `up` that others may join: its data folder, and what it announced."""
+    """An `up` that others may join: its data folder and what it printed."""
 
     data: Path
     url: str
 
     def add(self, host: str) -> str:
-        """The token that `hosts add` prints."""
+        """Return the token that `hosts add` prints."""
         said = lamplighter(self.data, "hosts", "add", host)
         assert said.returncode == 0, said.stderr
         command, option, token = said.stdout.split()[1:]
@@ -56,7 +56,7 @@ class Home(Struct, frozen=True):
         return token
 
     def broker(self, token: str) -> BrokerSettings:
-        """How the host of `token` reaches the broker."""
+        """Return how the host of `token` reaches the broker."""
         asked = decode_join_token(token)
         return BrokerSettings(asked.broker, asked.user, asked.password, pin=str(self.data / "tls" / "cert.pem"))
 
@@ -70,7 +70,7 @@ def home(net: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @contextmanager
 def runner(net: HostNetwork, data: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """A runner on the other side of the wire; ended when the block is left."""
+    """Run a runner on the other machine; it is stopped when the block ends."""
     environ = {
         "LAMPLIGHTER_CONFIG": os.devnull,
         "LAMPLIGHTER_DATA": str(data),
@@ -92,12 +92,12 @@ def runner(net: HostNetwork, data: Path, *more: str) -> Iterator[subprocess.Pope
             yield process
         finally:
             process.terminate()
-            with suppress(ValueError):  # the test has read it to its end
+            with suppress(ValueError):  # the test has read its output to the end
                 process.communicate(timeout=ENDED_S)
 
 
 def refused(process: subprocess.Popen[str]) -> str:
-    """The one line with which it ended as refused."""
+    """Return the one line with which the process ended."""
     _, said = process.communicate(timeout=ENDED_S)
     lines = [line for line in said.splitlines() if line.startswith("lamplighter: ")]
     assert (process.returncode, len(lines)) == (4, 1), said
@@ -105,7 +105,7 @@ def refused(process: subprocess.Popen[str]) -> str:
 
 
 def echoed(home: Home, tmp_path: Path, text: str) -> None:
-    """A job with a file in and a file out, run by whoever has joined."""
+    """Run a job with an input file and an output file on the host that has joined."""
     file, out = tmp_path / "in.bin", tmp_path / "out"
     file.write_bytes(os.urandom(3 << 20))
     done = lamplighter(home.data, "submit", "echo", "--text", text, "--file", file, "-o", out, "--json")
@@ -127,9 +127,9 @@ def connects(host: str, port: int) -> None:
 def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(
     net: HostNetwork, home: Home, tmp_path: Path
 ) -> None:
-    with pytest.raises(TimeoutError):  # nothing comes in at the host
+    with pytest.raises(TimeoutError):  # no connection reaches the host from outside
         connects(HOST, 80)
-    with pytest.raises(ConnectionRefusedError):  # and what is not meant for others stays on loopback
+    with pytest.raises(ConnectionRefusedError):  # private ports listen on loopback only
         connects(EDGE, int(home.url.rsplit(":", 1)[1]))
     token, data = home.add("gpu-1"), tmp_path / "host"
     with runner(net, data, "--join", token):
@@ -167,7 +167,7 @@ async def test_a_host_speaks_for_itself_alone(home: Home) -> None:
         with pytest.raises(BrokerDenied):
             await bus.enrolled_hosts.get("gpu-4")
         assert lamplighter(home.data, "hosts", "remove", "gpu-3").returncode == 0
-        assert neighbour.health.is_connected  # who stays keeps its connection
+        assert neighbour.health.is_connected  # the other host keeps its connection
     with pytest.raises(BrokerDenied, match="user or password"):
         async with open_runner(home.broker(token)):
             raise AssertionError("it was let in")

@@ -1,4 +1,4 @@
-"""What a job took of its card, from NVML's counters to `usage` in the API: real processes on the stub library."""
+"""What a job used of its GPU, from NVML's counters to `usage` in the API: real processes on the stub library."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from tests.support.wait import wait_for
 
 pytestmark = process_only
 
-SECONDS = 5.0  # of a job: a few readings, one a second
+SECONDS = 5.0  # of a job: enough for a few readings, one a second
 VRAM_MB = 3072
 STEP_S, STEP_MJ = 0.1, 20_000  # 200 W
 PER_HOUR, PER_KWH = 3.6, 1000.0
@@ -28,7 +28,7 @@ SHARED = {"LAMPLIGHTER_SLOTS": "2", "LAMPLIGHTER_GPU__PLACEMENT__CONTAINERS_PER_
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Path:
-    """Echo on a card."""
+    """Write an endpoint that runs echo on a GPU."""
     folder = tmp_path / "card"
     shutil.copytree(IMAGES / "echo", folder)
     settings = folder / "endpoint.toml"
@@ -46,7 +46,7 @@ def cards(tmp_path: Path) -> StubNvml:
 
 @asynccontextmanager
 async def drawing(cards: StubNvml) -> AsyncIterator[None]:
-    """The card's energy counter rises meanwhile."""
+    """Let the GPU's energy counter rise while the block runs."""
 
     async def draw() -> None:
         counted = 1_000_000
@@ -61,44 +61,46 @@ async def drawing(cards: StubNvml) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def started(lit: RunningInstallation, endpoint: Path, cards: StubNvml, **more: str) -> None:
-    """A runner that sees these cards."""
+async def started(running: RunningInstallation, endpoint: Path, cards: StubNvml, **more: str) -> None:
+    """Start a runner that sees the stub GPUs; wait until its endpoint is offered."""
     env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
     watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
-    await lit.installation.start_runner(endpoints=[endpoint], **env, **watched, **PRICED, **more)
+    await running.installation.start_runner(endpoints=[endpoint], **env, **watched, **PRICED, **more)
 
     async def offered() -> bool:
-        row = await lit.bus.heartbeats.get("gpu-1")
-        known = {one["name"] for one in (await lit.ann.call(api.get_json("/v1/endpoints")))["endpoints"]}
+        row = await running.bus.heartbeats.get("gpu-1")
+        known = {one["name"] for one in (await running.ann.call(api.get_json("/v1/endpoints")))["endpoints"]}
         return row is not None and not row.value.unschedulable and bool(row.value.gpus) and "card" in known
 
     await wait_for(offered)
 
 
-async def run(lit: RunningInstallation, cards: StubNvml, count: int) -> list[JobView]:
-    """So many jobs at once, each of which has VRAM_MB of the card; as they ended."""
-    jobs = [await lit.ann.submit("card", seconds=SECONDS) for _ in range(count)]
-    async with lit.installation.engine_of("gpu-1") as engine:
+async def run(running: RunningInstallation, cards: StubNvml, count: int) -> list[JobView]:
+    """Run `count` jobs at once, each with VRAM_MB of the GPU's memory; return them as they ended."""
+    jobs = [await running.ann.submit("card", seconds=SECONDS) for _ in range(count)]
+    async with running.installation.engine_of("gpu-1") as engine:
         assert isinstance(engine, ProcessEngine)
         pids: list[int] = []
 
         async def there() -> bool:
-            found = await engine.find(lit.installation.name, "gpu-1")
+            found = await engine.find(running.installation.name, "gpu-1")
             pids[:] = [pid for one in found if one.state == "running" and (pid := await engine.pid(one.handle))]
             return len(pids) == count
 
         await wait_for(there)
     held = ",".join(f"{pid}:{VRAM_MB << 20}" for pid in pids)
     cards.set(gpu0__compute=held, gpu0__used_mb=count * VRAM_MB)
-    ended = [await lit.ann.wait(job.id) for job in jobs]
+    ended = [await running.ann.wait(job.id) for job in jobs]
     cards.set(gpu0__compute=None, gpu0__used_mb=0)
     return ended
 
 
-async def test_a_job_is_billed_for_what_it_took_of_its_card(lit: RunningInstallation, endpoint: Path, cards: StubNvml):
+async def test_a_job_is_billed_for_what_it_took_of_its_card(
+    running: RunningInstallation, endpoint: Path, cards: StubNvml
+):
     async with drawing(cards):
-        await started(lit, endpoint, cards)
-        (job,) = await run(lit, cards, 1)
+        await started(running, endpoint, cards)
+        (job,) = await run(running, cards, 1)
     took = job.usage
     assert job.status == "succeeded"
     assert (took.vram_peak_mb, took.gpu_utilization) == (VRAM_MB, 50)
@@ -108,17 +110,19 @@ async def test_a_job_is_billed_for_what_it_took_of_its_card(lit: RunningInstalla
     assert took.gpu_energy_j is not None
     assert took.gpu_energy_j % (STEP_MJ / 1000) == 0
     watts = took.gpu_energy_j / took.run_s
-    assert 0.2 < watts / (STEP_MJ / 1000 / STEP_S) <= 1.2  # a loaded machine turns the counter more slowly
+    assert 0.2 < watts / (STEP_MJ / 1000 / STEP_S) <= 1.2  # on a loaded machine the counter rises more slowly
     rent, power = PER_HOUR * took.run_s / 3600, PER_KWH * took.gpu_energy_j / 3_600_000
     assert took.cost == pytest.approx(rent + power, rel=0.2)
-    assert (await lit.ann.job(job.id)).usage == took
+    assert (await running.ann.job(job.id)).usage == took
 
 
-async def test_energy_that_two_jobs_took_together_is_nobodys(lit: RunningInstallation, endpoint: Path, cards: StubNvml):
-    """Each is told its own memory; a price by the kWh cannot be told, so no cost is."""
+async def test_energy_that_two_jobs_took_together_is_nobodys(
+    running: RunningInstallation, endpoint: Path, cards: StubNvml
+):
+    """Each job reports its own memory. Energy cannot be divided, so neither reports energy or cost."""
     async with drawing(cards):
-        await started(lit, endpoint, cards, **SHARED)
-        jobs = await run(lit, cards, 2)
+        await started(running, endpoint, cards, **SHARED)
+        jobs = await run(running, cards, 2)
     for job in jobs:
         assert (job.status, job.usage.gpu_energy_j, job.usage.cost) == ("succeeded", None, None)
         assert (job.usage.vram_peak_mb, job.usage.gpu_utilization) == (VRAM_MB, 50)

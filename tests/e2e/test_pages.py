@@ -1,4 +1,4 @@
-"""docs/api.md and docs/migrating.md: what they show runs, against real processes."""
+"""The commands and programs of docs/api.md and docs/migrating.md, run against real processes."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -16,22 +16,22 @@ pytestmark = [process_only, pytest.mark.timeout(150)]
 
 
 @pytest.fixture(scope="module")
-async def lit(
+async def running(
     tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
 ) -> AsyncIterator[RunningInstallation]:
-    """All doors are open, and a runner serves."""
+    """Run an edge with all facades enabled, and a runner."""
     shared = tmp_path_factory.mktemp("shared")
     (shared / "temp").mkdir()
     for name in ("speech.wav", "face.mp4"):
         (shared / "temp" / name).write_bytes(name.encode())
-    async with run_new_installation(tmp_path_factory.mktemp("pages"), engine, engine_url, **opened(shared)) as lit:
-        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="4")
-        yield lit
+    async with run_new_installation(tmp_path_factory.mktemp("pages"), engine, engine_url, **opened(shared)) as running:
+        await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
+        yield running
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader of the pages would be."""
+    """Return the working directory of a reader of the pages."""
     return tmp_path_factory.mktemp("reader")
 
 
@@ -44,11 +44,11 @@ SHOWN = [
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: f"{shown[0]}: {shown[1].strip()[:30]}")
-async def test_what_the_pages_show_runs(lit: RunningInstallation, folder: Path, shown: tuple[str, str]):
+async def test_what_the_pages_show_runs(running: RunningInstallation, folder: Path, shown: tuple[str, str]):
     (folder / "hello.txt").write_text("hello\n")
     keys = {
         name: client._http.headers["authorization"].partition(" ")[2]
-        for name, client in (("KEY", lit.ann), ("ADMIN", lit.admin))
+        for name, client in (("KEY", running.ann), ("ADMIN", running.admin))
     }
-    done = await to_thread.run_sync(partial(run_block, *shown, folder, URL=lit.installation.url, **keys))
+    done = await to_thread.run_sync(partial(run_block, *shown, folder, URL=running.installation.url, **keys))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -1,4 +1,4 @@
-"""A dark host wakes because of a job, runs it, and goes dark when idle: real processes, a switch that is a program."""
+"""A host that is off starts for a job, runs it, and is switched off when idle: real processes, a scripted driver."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
-# The switch: `on` and `off` note that they were pressed, `state` says whether the machine has power.
+# The driver program: `on` and `off` log the call, `state` says whether the machine has power.
 SWITCH = """
 import pathlib, sys
 folder, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -27,10 +27,10 @@ with (folder / "pressed").open("a") as log:
 
 
 class ScriptedMachine:
-    """The box behind the switch: power means that its runner runs."""
+    """The machine behind the driver program: its runner runs while it has power."""
 
-    def __init__(self, lit: RunningInstallation, folder: Path) -> None:
-        self._lit = lit
+    def __init__(self, running: RunningInstallation, folder: Path) -> None:
+        self._lit = running
         self._folder = folder
 
     @property
@@ -42,7 +42,7 @@ class ScriptedMachine:
         async def come() -> bool:
             return self.pressed == presses
 
-        await wait_for(come, timeout_s=60)  # an edge judges by what it has watched for 30 s itself
+        await wait_for(come, timeout_s=60)  # an edge decides only after 30 s of its own observation
 
     async def boot(self) -> None:
         (self._folder / "powered").touch()
@@ -53,16 +53,16 @@ class ScriptedMachine:
         (self._folder / "powered").unlink()
 
 
-async def host(lit: RunningInstallation) -> dict[str, Any]:
-    found: dict[str, Any] = await lit.admin.call(api.get_json("/v1/hosts/gpu-1"))
+async def host(running: RunningInstallation) -> dict[str, Any]:
+    found: dict[str, Any] = await running.admin.call(api.get_json("/v1/hosts/gpu-1"))
     return found
 
 
-async def state(lit: RunningInstallation, wanted: str) -> dict[str, Any]:
-    """Wait until the host stands in this state."""
+async def state(running: RunningInstallation, wanted: str) -> dict[str, Any]:
+    """Wait until the host is in this power state."""
 
     async def stands() -> dict[str, Any] | None:
-        seen = await host(lit)
+        seen = await host(running)
         return seen if seen["state"] == wanted else None
 
     found: dict[str, Any] = await wait_for(stands)
@@ -70,40 +70,40 @@ async def state(lit: RunningInstallation, wanted: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
+async def running(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
     verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
     rules = "min_on = 0.5\nidle_after = 1.0\nprice = { per_hour = 36.0 }\n"
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (tmp_path / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}{rules}')
-    async with run_new_installation(tmp_path, "process", None) as lit:
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    async with run_new_installation(tmp_path, "process", None) as running:
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @pytest.mark.long(68)
-async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: RunningInstallation, tmp_path: Path) -> None:
-    machine = ScriptedMachine(lit, tmp_path)
-    await machine.boot()  # it was here once, so that the edge knows what it offers
-    await state(lit, "online")
+async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(running: RunningInstallation, tmp_path: Path) -> None:
+    machine = ScriptedMachine(running, tmp_path)
+    await machine.boot()  # it runs once, so that the edge knows what it offers
+    await state(running, "online")
     await machine.press_comes(["off"])
     await machine.go_dark()
-    await state(lit, "off")
+    await state(running, "off")
 
-    jobs = [await lit.ann.submit("echo", text=str(number)) for number in range(3)]
+    jobs = [await running.ann.submit("echo", text=str(number)) for number in range(3)]
     await machine.press_comes(["off", "on"])
-    await wait_for_reason(lit, jobs[0].id, "host_waking", "host_booting")
+    await wait_for_reason(running, jobs[0].id, "host_waking", "host_booting")
     await machine.boot()
-    done = [await lit.ann.wait(job.id) for job in jobs]
+    done = [await running.ann.wait(job.id) for job in jobs]
     assert [job.output.data["text"] for job in done if job.output] == ["0", "1", "2"]
     await machine.press_comes(["off", "on", "off"])
     await machine.go_dark()
-    dark = await state(lit, "off")
+    dark = await state(running, "off")
     states = [change["state"] for change in dark["history"]]
     assert states[-6:] == ["off", "waking", "online", "draining", "stopping", "off"]
     assert dark["wake_median_s"] > 0
 
     async def counted() -> dict[str, Any] | None:
-        found: dict[str, Any] = await lit.admin.call(api.get_json("/v1/usage"))
+        found: dict[str, Any] = await running.admin.call(api.get_json("/v1/usage"))
         return found if found["jobs"] == 3 else None
 
     used = await wait_for(counted)
@@ -112,22 +112,22 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(lit: RunningIns
 
 
 @pytest.mark.long(39)
-async def test_an_owners_hold_keeps_it_dark_and_lights_it(lit: RunningInstallation, tmp_path: Path) -> None:
-    machine = ScriptedMachine(lit, tmp_path)
-    await lit.admin.call(api.set_power("gpu-1", "on", None))
+async def test_an_owners_hold_keeps_it_dark_and_lights_it(running: RunningInstallation, tmp_path: Path) -> None:
+    machine = ScriptedMachine(running, tmp_path)
+    await running.admin.call(api.set_power("gpu-1", "on", None))
     await machine.press_comes(["on"])
     await machine.boot()
-    assert (await state(lit, "online"))["hold"] == {"want": "on", "until": None}
-    done = await lit.ann.submit("echo", text="held on", wait=True)
+    assert (await state(running, "online"))["hold"] == {"want": "on", "until": None}
+    done = await running.ann.submit("echo", text="held on", wait=True)
     assert done.status == "succeeded"
-    await lit.admin.call(api.set_power("gpu-1", "off", None))
+    await running.admin.call(api.set_power("gpu-1", "off", None))
     await machine.press_comes(["on", "off"])
     await machine.go_dark()
-    await state(lit, "off")
-    job = await lit.ann.submit("echo", text="while held off")
-    await wait_for_reason(lit, job.id, "host_blocked", "host_off")
+    await state(running, "off")
+    job = await running.ann.submit("echo", text="while held off")
+    await wait_for_reason(running, job.id, "host_blocked", "host_off")
     assert machine.pressed == ["on", "off"]
-    await lit.admin.call(api.set_power("gpu-1", "auto", None))
+    await running.admin.call(api.set_power("gpu-1", "auto", None))
     await machine.press_comes(["on", "off", "on"])
     await machine.boot()
-    assert (await lit.ann.wait(job.id)).status == "succeeded"
+    assert (await running.ann.wait(job.id)).status == "succeeded"

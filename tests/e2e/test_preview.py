@@ -1,4 +1,4 @@
-"""A face and a voice go in over HTTP, a talking video comes out of a container."""
+"""A face and a voice go in over HTTP, and a talking video comes out of a container."""
 
 import subprocess
 from functools import partial
@@ -32,14 +32,14 @@ def engine(preview_image: str) -> str:
     return "docker"
 
 
-async def offered(lit: RunningInstallation) -> bool:
-    """The edge has taken the runner's offer over."""
-    found = await lit.ann.call(api.get_json("/v1/endpoints"))
+async def offered(running: RunningInstallation) -> bool:
+    """Wait until the edge lists the runner's endpoint."""
+    found = await running.ann.call(api.get_json("/v1/endpoints"))
     return any(endpoint["name"] == "preview" for endpoint in found["endpoints"])
 
 
 def streams(mp4: Path) -> tuple[dict[str, str], float, str]:
-    """Codecs by kind, the length in seconds, and the comment in the metadata."""
+    """Return the codecs by kind, the length in seconds, and the comment in the metadata."""
     with av.open(str(mp4)) as video:
         assert video.duration is not None
         codecs = {stream.type: stream.codec_context.name for stream in video.streams}
@@ -47,13 +47,13 @@ def streams(mp4: Path) -> tuple[dict[str, str], float, str]:
 
 
 async def test_lips_follow_the_speech_and_bad_input_is_the_clients(
-    lit: RunningInstallation, samples: Path, tmp_path: Path
+    running: RunningInstallation, samples: Path, tmp_path: Path
 ):
-    await lit.installation.start_runner(endpoints=PREVIEW)
-    await wait_for(partial(offered, lit))
+    await running.installation.start_runner(endpoints=PREVIEW)
+    await wait_for(partial(offered, running))
     speech, other = samples / "speech.wav", samples / "speech2.wav"
-    done = await lit.ann.submit("preview", video=samples / "face.mp4", audio=speech, wait=True)
-    result = await lit.ann.download(done, "result.mp4", tmp_path / "result.mp4")
+    done = await running.ann.submit("preview", video=samples / "face.mp4", audio=speech, wait=True)
+    result = await running.ann.download(done, "result.mp4", tmp_path / "result.mp4")
     codecs, seconds, comment = streams(result)
     with av.open(str(speech)) as wav:
         spoken = wav.duration / av.time_base
@@ -65,7 +65,7 @@ async def test_lips_follow_the_speech_and_bad_input_is_the_clients(
     assert correlation >= 0.5
     assert abs(lag) <= 1
     assert correlation > best_correlation(opening, measure_loudness(other))[0]
-    events = [event async for event in lit.ann.follow(done.id)]
+    events = [event async for event in running.ann.follow(done.id)]
     fractions = [event.data["fraction"] for event in events if event.kind == "progress"]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
@@ -74,7 +74,7 @@ async def test_lips_follow_the_speech_and_bad_input_is_the_clients(
     cut.write_bytes((samples / "face.mp4").read_bytes()[:20_000])
     for video, code in ((samples / "no_face.mp4", "no_face"), (cut, "unreadable_video")):
         with pytest.raises(JobFailed) as failed:
-            await lit.ann.submit("preview", video=video, audio=speech, wait=True)
+            await running.ann.submit("preview", video=video, audio=speech, wait=True)
         job = failed.value.job
         assert job.error is not None
         assert (job.error.code, job.error.blame, job.attempt) == (code, "client", 1)

@@ -1,7 +1,7 @@
-"""A whole owner is deleted out of a running installation, and every file of it is searched for what he gave it.
+"""An owner is deleted from a running installation, and every file of it is searched for the owner's data.
 
 Broker, edge and host keep their files in one folder: streams and buckets, the index, assets, uploads, caches, logs.
-Another owner's things lie in between, so that no block or page goes as a whole.
+Another owner's data lies in between, so that no block or page is freed as a whole.
 """
 
 from base64 import b64encode
@@ -28,10 +28,10 @@ MARKS = (CONTENT, TEXT, TAG, NAME, HOOK, PART, PART_NAME, KEY_NAME)
 
 @pytest.fixture
 async def home(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
-    async with run_new_installation(tmp_path, "process", None, **QUICK) as lit:
-        await lit.installation.start_runner(LAMPLIGHTER_SLOTS="2", LAMPLIGHTER_PACE__SWEEP_S="1")
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    async with run_new_installation(tmp_path, "process", None, **QUICK) as running:
+        await running.installation.start_runner(LAMPLIGHTER_SLOTS="2", LAMPLIGHTER_PACE__SWEEP_S="1")
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 async def submitted(client: AsyncClient, digest: str, text: str, *, seconds: float = 0, **more: Any) -> JobView:
@@ -41,11 +41,11 @@ async def submitted(client: AsyncClient, digest: str, text: str, *, seconds: flo
 
 
 async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
-    """What an owner leaves behind who uploads, runs jobs and is told of them; the digest of a file."""
+    """Create what an owner leaves who uploads, runs jobs and receives webhooks; return the digest of a file."""
     file = folder / f"{NAME if mark else 'bob'}.bin"
     file.write_bytes((f"{CONTENT if mark else 'bob'} " * 5000).encode())
     asset = await client.upload(file)
-    for _ in range(2):  # which touches its row
+    for _ in range(2):  # this updates its row
         named = {"X-Filename": file.name}
         await client._http.put(f"/v1/assets/{asset.sha256}", content=file.read_bytes(), headers=named)
     for number in range(2):
@@ -58,20 +58,20 @@ async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
     return asset.digest
 
 
-def there(lit: RunningInstallation) -> dict[str, int]:
-    """What of the marks is found where; but for what ann's own client remembers of her files."""
-    places = find_marks(lit.installation.folder, MARKS)
+def there(running: RunningInstallation) -> dict[str, int]:
+    """Return which marks are found in which files, except in the digest cache of ann's own client."""
+    places = find_marks(running.installation.folder, MARKS)
     return {place: count for place, count in places.items() if not place.startswith("ann.json")}
 
 
-async def report(lit: RunningInstallation) -> dict[str, Any]:
-    return dict((await lit.admin._http.get("/v1/owners/ann/deletion")).json())
+async def report(running: RunningInstallation) -> dict[str, Any]:
+    return dict((await running.admin._http.get("/v1/owners/ann/deletion")).json())
 
 
-async def finished(lit: RunningInstallation) -> dict[str, Any]:
+async def finished(running: RunningInstallation) -> dict[str, Any]:
     async def done() -> dict[str, Any] | None:
         try:
-            told = await report(lit)
+            told = await report(running)
         except httpx.HTTPError:
             return None
         return told if told.get("state") == "done" else None
@@ -83,42 +83,42 @@ async def finished(lit: RunningInstallation) -> dict[str, Any]:
 async def test_no_byte_of_a_deleted_owner_is_left_anywhere(
     home: RunningInstallation, tmp_path_factory: pytest.TempPathFactory
 ):
-    lit, folder = home, tmp_path_factory.mktemp("mine")
-    made = await lit.admin._http.post("/v1/keys", json={"owner": "bob"})
-    await lit.admin._http.post("/v1/keys", json={"owner": "ann", "name": KEY_NAME})
+    running, folder = home, tmp_path_factory.mktemp("mine")
+    made = await running.admin._http.post("/v1/keys", json={"owner": "bob"})
+    await running.admin._http.post("/v1/keys", json={"owner": "ann", "name": KEY_NAME})
     async with (
         run_receiver(statuses_in_order(*[204] * 3, *[503] * 1000)) as receiver,
-        AsyncClient(lit.installation.url, made.json()["key"], cache=folder / "bob.json") as bob,
+        AsyncClient(running.installation.url, made.json()["key"], cache=folder / "bob.json") as bob,
     ):
         url = receiver.url.replace("files.test", "127.0.0.1")
-        anns, bobs = await used(lit.ann, folder, f"{url}/{HOOK}", TEXT), await used(bob, folder, url, "")
-        runs = await submitted(lit.ann, anns, f"{TEXT}runs", seconds=300)
-        await wait_until_running(lit, runs.id)
+        anns, bobs = await used(running.ann, folder, f"{url}/{HOOK}", TEXT), await used(bob, folder, url, "")
+        runs = await submitted(running.ann, anns, f"{TEXT}runs", seconds=300)
+        await wait_until_running(running, runs.id)
         for number in range(3):
             await submitted(bob, bobs, f"waits {number}", seconds=300)
-            await submitted(lit.ann, anns, f"{TEXT}waits {number}", seconds=300)
-        before = there(lit)
+            await submitted(running.ann, anns, f"{TEXT}waits {number}", seconds=300)
+        before = there(running)
         assert {mark for mark in MARKS if any(place.endswith(mark) for place in before)} == set(MARKS)
-        (begun := await lit.admin._http.delete("/v1/owners/ann")).raise_for_status()
+        (begun := await running.admin._http.delete("/v1/owners/ann")).raise_for_status()
         assert (begun.status_code, begun.json()["state"]) == (202, "running")
-        await lit.installation.edge.kill()
-        await lit.installation.start_edge(**QUICK)
+        await running.installation.edge.kill()
+        await running.installation.start_edge(**QUICK)
         await wait_until_ready(bob)
-        told = await finished(lit)
-    most = {"jobs": 6, "keys": 2, "uploads": 1}  # what went right before the kill may be in nobody's count
+        told = await finished(running)
+    most = {"jobs": 6, "keys": 2, "uploads": 1}  # what was deleted just before the kill may be missing from the count
     assert all(told["erased"][kind] <= count for kind, count in most.items()), told
     assert told["hosts_pending"] == ["gpu-1"]
-    assert (await lit.ann._http.get("/v1/jobs")).status_code == 401
+    assert (await running.ann._http.get("/v1/jobs")).status_code == 401
 
-    async def clean() -> bool:  # the host drops its copies by itself, within sweep_s
-        return not there(lit)
+    async def clean() -> bool:  # the host removes its copies by itself within sweep_s
+        return not there(running)
 
     try:
         await wait_for(clean, timeout_s=20, interval_s=1)
     except TimeoutError:
-        raise AssertionError(there(lit)) from None
-    assert find_marks(lit.installation.folder, ["bob "])
-    async with AsyncClient(lit.installation.url, made.json()["key"], cache=folder / "bob.json") as bob:
+        raise AssertionError(there(running)) from None
+    assert find_marks(running.installation.folder, ["bob "])
+    async with AsyncClient(running.installation.url, made.json()["key"], cache=folder / "bob.json") as bob:
         mine = [job async for job in bob.jobs()]
         assert len(mine) == 5
         ended = next(job for job in mine if job.status == "succeeded")

@@ -1,4 +1,4 @@
-"""What clients may not do, over the real thing: the answer that PROTOCOLS promises, and nothing written anywhere."""
+"""Requests that clients may not make, against a real edge: the documented error, and nothing is written."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from schemas.auth import Scope
 from tests.support.installation import RunningInstallation, run_new_installation
 from tests.support.wait import wait_for
 
-LARGEST = 1_000_000  # bytes of an asset here
+LARGEST = 1_000_000  # limit of an asset's size in this installation
 FILE = b"some bytes of ann's"
 SHA = hashlib.sha256(FILE).hexdigest()
 OTHER = "0" * 64
@@ -25,17 +25,17 @@ TRICKS = ("..", "../job", "a/b", "a.b", "a*", "a>", ">", " ", "a b", "é", "a\n"
 
 
 class RefusalStage(Struct, frozen=True):
-    """Ann has a job (`mine`) and an asset; `bob` is a stranger; `reader` is ann's, and may only read jobs."""
+    """Ann has a job (`mine`) and an asset; `bob` is another owner; `reader` has ann's key for reading jobs only."""
 
-    lit: RunningInstallation
+    running: RunningInstallation
     ann: httpx.AsyncClient
     bob: httpx.AsyncClient
     reader: httpx.AsyncClient
     nobody: httpx.AsyncClient
 
     async def written(self) -> Any:
-        """Everything that requests write: records, messages, references, tombstones, and files of the store."""
-        bus, data = self.lit.bus, self.lit.installation.folder / "edge"
+        """Return all that requests write: records, messages, references, tombstones, and files of the store."""
+        bus, data = self.running.bus, self.running.installation.folder / "edge"
         keys = await bus.job_store.keys()
         return (
             {key: await bus.job_store.history(key) for key in keys},
@@ -46,14 +46,14 @@ class RefusalStage(Struct, frozen=True):
         )
 
 
-def client(lit: RunningInstallation, key: str | None) -> httpx.AsyncClient:
+def client(running: RunningInstallation, key: str | None) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=lit.installation.url, headers=headers, timeout=30)
+    return httpx.AsyncClient(base_url=running.installation.url, headers=headers, timeout=30)
 
 
-async def new_key(lit: RunningInstallation, owner: str, *scopes: Scope) -> dict[str, Any]:
-    """Made over HTTP by the admin."""
-    reply = await lit.admin._http.post(
+async def new_key(running: RunningInstallation, owner: str, *scopes: Scope) -> dict[str, Any]:
+    """Create a key over HTTP with the admin key."""
+    reply = await running.admin._http.post(
         "/v1/keys", json={"owner": owner, "scopes": [*scopes]} if scopes else {"owner": owner}
     )
     made: dict[str, Any] = reply.raise_for_status().json()
@@ -62,26 +62,26 @@ async def new_key(lit: RunningInstallation, owner: str, *scopes: Scope) -> dict[
 
 @pytest.fixture(scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[RefusalStage]:
-    """Without a runner: nothing but requests changes anything."""
+    """Run an edge without a runner: only requests change anything."""
     folder = tmp_path_factory.mktemp("refusals")
-    async with run_new_installation(folder, "process", None, LAMPLIGHTER_MAX_ASSET_BYTES=str(LARGEST)) as lit:
+    async with run_new_installation(folder, "process", None, LAMPLIGHTER_MAX_ASSET_BYTES=str(LARGEST)) as running:
         keys = [
-            (await new_key(lit, "ann"))["key"],
-            (await new_key(lit, "bob"))["key"],
-            (await new_key(lit, "ann", Scope.JOBS_READ))["key"],
+            (await new_key(running, "ann"))["key"],
+            (await new_key(running, "bob"))["key"],
+            (await new_key(running, "ann", Scope.JOBS_READ))["key"],
             None,
         ]
-        clients = [client(lit, key) for key in keys]
+        clients = [client(running, key) for key in keys]
         (await clients[0].put(f"/v1/assets/{SHA}", content=FILE)).raise_for_status()
         body = {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}}
         (await clients[0].put("/v1/jobs/mine", json=body)).raise_for_status()
-        yield RefusalStage(lit, *clients)
+        yield RefusalStage(running, *clients)
         for one in clients:
             await one.aclose()
 
 
 class RefusalCase(Struct, frozen=True):
-    """A request of `who`, and its refusal."""
+    """A request by `who`, and the error it must get."""
 
     method: str
     path: str
@@ -96,7 +96,7 @@ def job(**fields: Any) -> dict[str, Any]:
 
 
 def form(described: object, content: bytes = b"in a form", name: str = "x.bin") -> dict[str, Any]:
-    """A multipart submit."""
+    """Build a multipart submit."""
     text = described if isinstance(described, str) else json.dumps(described)
     return {"data": {"job": text}, "files": {"file": (name, content)}}
 
@@ -220,7 +220,7 @@ CASES = BODIES | FILES | STRANGERS
 @pytest.mark.parametrize("name", CASES)
 async def test_a_refusal_says_what_the_protocol_says_and_writes_nothing(stage: RefusalStage, name: str):
     case = CASES[name]
-    who = stage.lit.admin._http if case.who == "admin" else getattr(stage, case.who)
+    who = stage.running.admin._http if case.who == "admin" else getattr(stage, case.who)
     before = await stage.written()
     reply = await who.request(case.method, case.path, **case.given)
     assert reply.headers["content-type"] == "application/problem+json", reply.text
@@ -228,7 +228,7 @@ async def test_a_refusal_says_what_the_protocol_says_and_writes_nothing(stage: R
     assert (reply.status_code, problem["code"]) == (case.status, case.code), problem
     assert problem["status"] == case.status
     assert problem["detail"]
-    assert len(reply.content) < 4000  # it does not give back what it was sent
+    assert len(reply.content) < 4000  # the error does not repeat what was sent
     assert await stage.written() == before
 
 
@@ -251,7 +251,7 @@ async def test_a_file_s_name_cannot_leave_its_folder(stage: RefusalStage, trick:
     assert name == Path(name).name
     assert not set(name) & set("/\\\u202e")
     assert not name.startswith((".", "-"))
-    data = stage.lit.installation.folder / "edge" / "assets"
+    data = stage.running.installation.folder / "edge" / "assets"
     assert [path for path in data.rglob("*") if path.is_file() and path.read_bytes() == content]
     shown = (await stage.ann.get(f"/v1/assets/{reply.json()['sha256']}")).headers
     assert "/" not in shown["content-disposition"].replace("filename*=utf-8''", "")
@@ -271,18 +271,18 @@ async def test_the_same_idempotency_key_is_another_owner_s_own_job(stage: Refusa
 
 
 async def test_a_revoked_key_is_refused_within_five_seconds(stage: RefusalStage):
-    made = await new_key(stage.lit, "ann")
-    async with AsyncClient(stage.lit.installation.url, made["key"]) as client:
+    made = await new_key(stage.running, "ann")
+    async with AsyncClient(stage.running.installation.url, made["key"]) as client:
         await client.job("mine")
-        (await stage.lit.admin._http.delete(f"/v1/keys/{made['id']}")).raise_for_status()
+        (await stage.running.admin._http.delete(f"/v1/keys/{made['id']}")).raise_for_status()
         assert (await client._http.get("/v1/jobs/mine")).status_code == 401
 
 
 async def test_a_key_that_another_edge_revoked_is_refused_within_five_seconds(stage: RefusalStage):
-    made = await new_key(stage.lit, "ann")
-    async with AsyncClient(stage.lit.installation.url, made["key"]) as client:
+    made = await new_key(stage.running, "ann")
+    async with AsyncClient(stage.running.installation.url, made["key"]) as client:
         await client.job("mine")
-        await stage.lit.bus.api_keys.delete(made["id"])  # all that this edge could hear of it
+        await stage.running.bus.api_keys.delete(made["id"])  # the edge learns of a revoked key only from these messages
 
         async def refused() -> bool:
             return (await client._http.get("/v1/jobs/mine")).status_code == 401

@@ -1,4 +1,4 @@
-"""A host that only a relay can switch: broker, edge, relay and runner are real processes, the switch is a program."""
+"""A host that only a relay can switch: broker, edge, relay and runner are real, the power driver is a program."""
 
 import json
 import secrets
@@ -20,24 +20,24 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-async def lit(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
+async def running(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
     (tmp_path / "lamplighter.toml").write_text('[hosts.gpu-1]\ndriver = "relay"\nmin_on = 0.5\nidle_after = 1.0\n')
-    async with run_new_installation(tmp_path, "process", None) as lit:
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    async with run_new_installation(tmp_path, "process", None) as running:
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @pytest.fixture
-async def relay(lit: RunningInstallation, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
-    """Not started yet; it has a file of its own, as on a machine of its own."""
+async def relay(running: RunningInstallation, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
+    """Return a relay that is not started, with a settings file of its own, as on another machine."""
     place = tmp_path / "lan"
     place.mkdir()
     verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (place / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}')
-    ring = ApiKeyStore(lit.bus.api_keys, utc_now, secrets.token_bytes, time.monotonic)
+    ring = ApiKeyStore(running.bus.api_keys, utc_now, secrets.token_bytes, time.monotonic)
     key = (await ring.create("lan", (Scope.RELAY,))).text
-    urls = json.dumps([lit.installation.url])
+    urls = json.dumps([running.installation.url])
     environ = {"LAMPLIGHTER_RELAY__URLS": urls, "LAMPLIGHTER_RELAY__KEY": key}
     process = ServiceProcess("relay", environ, place / "relay.log")
     yield process
@@ -47,21 +47,21 @@ async def relay(lit: RunningInstallation, tmp_path: Path) -> AsyncIterator[Servi
 
 @pytest.mark.long(39)
 async def test_a_relay_lights_a_host_and_puts_it_out(
-    lit: RunningInstallation, relay: ServiceProcess, tmp_path: Path
+    running: RunningInstallation, relay: ServiceProcess, tmp_path: Path
 ) -> None:
-    machine = ScriptedMachine(lit, tmp_path)
-    await lit.installation.edge.kill()
-    await relay.start()  # and dials until an edge is there
-    await lit.installation.start_edge()
-    await wait_until_ready(lit.ann)
-    assert (await lit.admin.call(api.set_power("gpu-1", "on", None))).hold["want"] == "on"
+    machine = ScriptedMachine(running, tmp_path)
+    await running.installation.edge.kill()
+    await relay.start()  # it dials until an edge answers
+    await running.installation.start_edge()
+    await wait_until_ready(running.ann)
+    assert (await running.admin.call(api.set_power("gpu-1", "on", None))).hold["want"] == "on"
     await machine.press_comes(["on"])
     await machine.boot()
-    await state(lit, "online")
-    assert (await lit.ann.submit("echo", text="by relay", wait=True)).status == "succeeded"
+    await state(running, "online")
+    assert (await running.ann.submit("echo", text="by relay", wait=True)).status == "succeeded"
     await relay.kill()
     await relay.start()
-    await lit.admin.call(api.set_power("gpu-1", "off", None))
+    await running.admin.call(api.set_power("gpu-1", "off", None))
     await machine.press_comes(["on", "off"])
     await machine.go_dark()
-    await state(lit, "off")
+    await state(running, "off")

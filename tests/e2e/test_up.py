@@ -1,4 +1,4 @@
-"""`lamplighter up` and the command line, as a person and as a program would use them."""
+"""`lamplighter up` and the command line, as a person and as a program use them."""
 
 import json
 import os
@@ -21,9 +21,9 @@ LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 @contextmanager
 def up(data: Path, *more: str, tree: Path = ROOT) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """A ready `up` on the process engine and what it announced; it must end by itself at the end.
+    """Run `up` on the process engine until the block ends; yield it and what it printed. It must end by itself.
 
-    `tree`: where the code lies that it runs.
+    `tree` is the folder of the code that it runs.
     """
     argv = [*LAMPLIGHTER, "up", "--port", "0", "--data", str(data), "--engine", "process", "--json", *more]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tree) as process:
@@ -45,7 +45,7 @@ def lamplighter(data: Path, *words: str | Path, **environ: str) -> subprocess.Co
 
 
 def children(pid: int) -> set[int]:
-    """The living descendants of a process (proc(5), field 4 of stat)."""
+    """Return the living descendants of a process (proc(5), field 4 of stat)."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -58,12 +58,12 @@ def children(pid: int) -> set[int]:
 
 
 def family_of(pid: int) -> set[ProcessIdentity]:
-    """The living descendants, each by what no later process can share."""
+    """Return the living descendants, each with a mark that no later process can share."""
     return {identity for child in children(pid) if (identity := read_process_identity(child)) is not None}
 
 
 def comes(true: Callable[[], bool], timeout_s: float = 20.0) -> bool:
-    """Whether it becomes true in time."""
+    """Return whether the condition becomes true in time."""
     ends = time.monotonic() + timeout_s
     while time.monotonic() < ends:
         if true():
@@ -73,7 +73,7 @@ def comes(true: Callable[[], bool], timeout_s: float = 20.0) -> bool:
 
 
 def gone(family: set[ProcessIdentity]) -> bool:
-    """Whether all have ended: a new life clears containers that waited for a job soon after it is there."""
+    """Return whether all of them end in time: a restart soon removes containers of the warm pool."""
     return comes(lambda: all(read_process_identity(one.pid) != one for one in family))
 
 
@@ -173,7 +173,7 @@ def test_a_second_up_on_the_same_data_is_refused(served_data):
     assert (done.returncode, "another `up` serves" in done.stderr) == (2, True)
 
 
-@pytest.mark.timeout(50)  # less than `up` waits for processes that may come yet
+@pytest.mark.timeout(50)  # less than the time that `up` waits for late processes
 @pytest.mark.parametrize(
     ("words", "config", "said"),
     [
@@ -218,7 +218,7 @@ def test_a_second_ctrl_c_cuts_no_drain_and_leaves_nobody_behind(tmp_path):
 
 
 def test_ctrl_c_in_a_terminal_ends_all_in_order(tmp_path):
-    """A terminal sends SIGINT to the whole process group; the children must not notice."""
+    """A terminal sends SIGINT to the whole process group; the children must ignore it."""
     with up(tmp_path / "data") as (process, _):
         family = family_of(process.pid)
         assert all(os.getpgid(child.pid) != os.getpgid(process.pid) for child in family)
@@ -281,7 +281,7 @@ def test_each_process_is_given_what_it_needs_and_no_secret_of_another(tmp_path, 
 
 
 def name_of(pid: int) -> str | None:
-    """Which of the three processes of `up` it is."""
+    """Return which of the three processes of `up` this is."""
     argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     return next((name for name in ("edge", "runner") if argv[1:4] == ["-m", "lamplighter", name]), None) or (
         "nats-server" if argv[0].endswith("nats-server") else None

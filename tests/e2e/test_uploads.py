@@ -1,4 +1,4 @@
-"""An upload over a network that breaks, and over an edge that is killed: the client goes on by itself."""
+"""An upload over a network that breaks, and over an edge that is killed: the client resumes by itself."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ SIZE = CHECKPOINT_BYTES + 48 * MIB
 
 
 class CuttingProxy:
-    """Cuts the network once `at` bytes have been sent. What is sent again comes as a negative number first."""
+    """A proxy that cuts the network once `at` bytes have passed; resent bytes count as negative numbers."""
 
     def __init__(self, proxy: TcpProxy, at: int) -> None:
         self._proxy, self._at = proxy, at
@@ -38,13 +38,13 @@ class CuttingProxy:
 
 @process_only
 @pytest.mark.parametrize("killed", [False, True], ids=["cut", "edge killed"])
-async def test_it_goes_on_by_itself(lit: RunningInstallation, tmp_path: Path, killed: bool):
-    port = urlsplit(lit.installation.url).port
+async def test_it_goes_on_by_itself(running: RunningInstallation, tmp_path: Path, killed: bool):
+    port = urlsplit(running.installation.url).port
     assert port is not None
-    file, at = tmp_path / "face.mp4", CHECKPOINT_BYTES + 40 * MIB  # sockets and proxy hold some
+    file, at = tmp_path / "face.mp4", CHECKPOINT_BYTES + 40 * MIB  # sockets and proxy buffer some
     piece = os.urandom(MIB)
     file.write_bytes(b"".join(number.to_bytes(4, "big") + piece[4:] for number in range(SIZE // MIB)))
-    key = lit.ann._http.headers["authorization"].removeprefix("Bearer ")
+    key = running.ann._http.headers["authorization"].removeprefix("Bearer ")
     async with run_proxy("127.0.0.1", port) as proxy, anyio.create_task_group() as tasks:
         cutting = CuttingProxy(proxy, at)
         async with AsyncClient(f"http://127.0.0.1:{proxy.port}", key, cache=tmp_path / "own.json") as client:
@@ -57,13 +57,13 @@ async def test_it_goes_on_by_itself(lit: RunningInstallation, tmp_path: Path, ki
                 await cutting.cut.wait()
                 if killed:
                     await wait_for(durable)
-                    await lit.installation.edge.kill()
-                    await lit.installation.start_edge()
+                    await running.installation.edge.kill()
+                    await running.installation.start_edge()
                 proxy.heal()
 
             tasks.start_soon(trouble)
             asset = await client.upload(file, cutting)
     assert cutting.place == SIZE
     assert cutting.least >= (CHECKPOINT_BYTES if killed else 1), "it began anew"
-    got = await lit.ann._http.get(asset.url)
+    got = await running.ann._http.get(asset.url)
     assert got.content == file.read_bytes()

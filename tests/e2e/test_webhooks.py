@@ -1,4 +1,4 @@
-"""Webhooks out of real processes: signed for the public package, kept over the death of edge and broker."""
+"""Webhooks from real processes: signed for the public package, kept while edge and broker are killed."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,33 +17,33 @@ ALLOW = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]'}
 
 
 def here(receiver: WebhookReceiver) -> str:
-    """The receiver as a real DNS knows it."""
+    """Return the receiver's URL by a name in the public DNS."""
     return receiver.url.replace("files.test", "127.0.0.1")
 
 
 @pytest.fixture
 async def open_door(tmp_path: Path, engine: str) -> AsyncIterator[RunningInstallation]:
-    """An edge for which the machine's own receivers are opened."""
-    async with run_new_installation(tmp_path, engine, None, **ALLOW) as lit:
-        yield lit
-        print(lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    """Start an edge that may send to receivers on this machine."""
+    async with run_new_installation(tmp_path, engine, None, **ALLOW) as running:
+        yield running
+        print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def secret(lit: RunningInstallation) -> str:
-    return str((await lit.ann._http.get("/v1/webhooks/secret")).json()["secret"])
+async def secret(running: RunningInstallation) -> str:
+    return str((await running.ann._http.get("/v1/webhooks/secret")).json()["secret"])
 
 
-async def states(lit: RunningInstallation, job: JobView) -> list[str]:
-    rows = (await lit.ann._http.get(f"/v1/jobs/{job.id}/deliveries")).json()["deliveries"]
+async def states(running: RunningInstallation, job: JobView) -> list[str]:
+    rows = (await running.ann._http.get(f"/v1/jobs/{job.id}/deliveries")).json()["deliveries"]
     return [row["state"] for row in rows]
 
 
 async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: RunningInstallation):
-    lit = open_door
-    await lit.installation.start_runner()
+    running = open_door
+    await running.installation.start_runner()
     async with run_receiver() as receiver:
-        job = await lit.ann.submit("echo", text="hello", webhook=here(receiver), wait=True)
-        key = await secret(lit)
+        job = await running.ann.submit("echo", text="hello", webhook=here(receiver), wait=True)
+        key = await secret(running)
 
         async def ended() -> bool:
             return any(got.job["status"] == "succeeded" for got in receiver.got)
@@ -56,26 +56,26 @@ async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: Ru
 
 
 async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(open_door: RunningInstallation):
-    lit = open_door
+    running = open_door
     async with run_receiver(statuses_in_order(503, 204)) as receiver:
-        job = await lit.ann.submit("echo", text="hello", webhook=here(receiver))
+        job = await running.ann.submit("echo", text="hello", webhook=here(receiver))
         await receiver.wait_for_deliveries(1)
 
         async def noted() -> bool:
-            rows = (await lit.ann._http.get(f"/v1/jobs/{job.id}/deliveries")).json()["deliveries"]
+            rows = (await running.ann._http.get(f"/v1/jobs/{job.id}/deliveries")).json()["deliveries"]
             return bool(rows and rows[0]["next_at"])
 
         await wait_for(noted)
-        await lit.installation.edge.kill()
-        await lit.installation.server.stop()
-        await lit.installation.server.start()
-        await lit.installation.start_edge(**ALLOW)
-        await wait_until_ready(lit.ann)
+        await running.installation.edge.kill()
+        await running.installation.server.stop()
+        await running.installation.server.start()
+        await running.installation.start_edge(**ALLOW)
+        await wait_until_ready(running.ann)
         first, second = (await _came(receiver, 2))[:2]
         assert first.id == second.id
 
         async def delivered() -> bool:
-            return await states(lit, job) == ["delivered"]
+            return await states(running, job) == ["delivered"]
 
         await wait_for(delivered, timeout_s=60)
 

@@ -1,4 +1,4 @@
-"""Broker and edge on one machine, the runner on another: two namespaces with a wire between them."""
+"""Broker and edge on one machine, the runner on another: two namespaces with a link between them."""
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -12,9 +12,9 @@ from tests.support.namespaces import EDGE, HostNetwork, host_network
 
 
 class SeparatedInstallation(Struct, frozen=True):
-    """The installation with its runner, and the wire between them."""
+    """The installation with its runner, and the link between them."""
 
-    lit: RunningInstallation
+    running: RunningInstallation
     net: HostNetwork
     ports: ServicePorts
 
@@ -31,13 +31,13 @@ async def home(
 ) -> AsyncIterator[SeparatedInstallation]:
     folder = tmp_path_factory.mktemp(f"apart-{secrets.token_hex(2)}")
     installation = Installation(folder, "process", broker_host=EDGE, edge_host=EDGE)
-    async with run_installation(installation, (IMAGES / "echo",)) as lit:
+    async with run_installation(installation, (IMAGES / "echo",)) as running:
         await installation.start_runner(endpoints=(IMAGES / "echo",), prefix=net.at_host, LAMPLIGHTER_SLOTS="3")
         ports = ServicePorts(broker=installation.broker_address[1], edge=installation.edge_address[1])
-        yield SeparatedInstallation(lit, net, ports)
+        yield SeparatedInstallation(running, net, ports)
 
 
 @pytest.fixture
-def apart(home: SeparatedInstallation) -> Iterator[SeparatedInstallation]:
+def separated(home: SeparatedInstallation) -> Iterator[SeparatedInstallation]:
     yield home
-    print(home.lit.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+    print(home.running.installation.tail())  # noqa: T201 - shown by pytest when the test failed

@@ -1,4 +1,4 @@
-"""A TCP proxy whose far side is far away: every byte arrives, each `delay_s` after it was sent."""
+"""A TCP proxy with latency: every byte arrives `delay_s` after it was sent."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ Timed = tuple[float, bytes]
 
 @asynccontextmanager
 async def run_delay_proxy(host: str, port: int, delay_s: float) -> AsyncIterator[int]:
-    """A port of loopback that leads to `host`:`port`, with `delay_s` of latency in each direction."""
+    """Yield a port of loopback that forwards to `host`:`port` with `delay_s` of latency in each direction."""
 
     async def serve(near: SocketStream) -> None:
         async with near:
@@ -25,7 +25,7 @@ async def run_delay_proxy(host: str, port: int, delay_s: float) -> AsyncIterator
                     both.start_soon(_pump, near, far, delay_s)
                     both.start_soon(_pump, far, near, delay_s)
             except* BROKEN:
-                pass  # either end hung up
+                pass  # either end closed the connection
 
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, serve)

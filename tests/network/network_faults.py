@@ -1,5 +1,6 @@
-"""What befalls the wire between a host and its edge, as iptables' rules on the host's side. Nothing is ever refused:
-a packet that is dropped tells nobody, so both ends believe in their connections for as long as they can.
+"""Faults of the link between a host and its edge, as iptables rules on the host's side.
+
+Packets are dropped, never rejected, so both ends keep their connections for as long as they can.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ LOST = 0.05
 
 
 class ServicePorts(Struct, frozen=True):
-    """Where broker and edge listen."""
+    """The ports of broker and edge."""
 
     broker: int
     edge: int
@@ -62,7 +63,7 @@ LOSSY: Rules = _lossy
 
 @contextmanager
 def apply_rules(net: HostNetwork, rules: list[str]) -> Iterator[None]:
-    """The rules hold while the block runs."""
+    """Apply the rules while the block runs."""
     for rule in rules:
         run_command(*net.at_host, "iptables", "-I", *rule.split())
     try:

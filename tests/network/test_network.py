@@ -1,7 +1,7 @@
-"""A wire that fails between a host and its edge: what ended meanwhile is told once, and nothing is run again.
+"""A link that fails between a host and its edge: an end is reported once, and no job runs twice.
 
-Seconds here; `NETWORK_CUT_S=600 NETWORK_ROUND_TRIP_S=2 pytest tests/network` is as bad as one likes. Whether the mended
-connections are those of before, or new ones, is up to both ends: they were told nothing.
+The faults last seconds; `NETWORK_CUT_S=600 NETWORK_ROUND_TRIP_S=2 pytest tests/network` makes them worse. Whether the
+connections survive the fault is up to both ends: they were not told.
 """
 
 import os
@@ -30,27 +30,27 @@ from tests.support.job_checks import (
 from tests.support.wait import wait_for
 
 CUT_S = float(os.environ.get("NETWORK_CUT_S", "5"))
-GIVEN_UP_S = 600.0  # a host that is silent for so long loses its claim; it takes it up again when nobody else did
+GIVEN_UP_S = 600.0  # a host that is silent for so long loses its claim; it resumes the job if no other host has it
 PATIENCE_S = 90.0
 ROUND_TRIP_S = float(os.environ.get("NETWORK_ROUND_TRIP_S", "0.3"))
 POLICY = {"execution_timeout_s": CUT_S + 600, "stall_timeout_s": CUT_S + 600}
 pytestmark = [pytest.mark.long(11), pytest.mark.timeout(CUT_S + 200)]
 
 
-async def sent(lit: RunningInstallation, folder: Path, seconds: float) -> JobView:
-    """A job with a file, so that its result goes to the edge and its end to the broker."""
+async def sent(running: RunningInstallation, folder: Path, seconds: float) -> JobView:
+    """Submit a job with a file, so that its result goes to the edge and its end to the broker."""
     file = folder / "film.bin"
     file.write_bytes(os.urandom(200_000))
-    return await submit_job(lit, POLICY, file=file, seconds=seconds, text="once")
+    return await submit_job(running, POLICY, file=file, seconds=seconds, text="once")
 
 
 @asynccontextmanager
-async def followed(lit: RunningInstallation, *jobs: JobView) -> AsyncIterator[dict[str, list[str]]]:
-    """The final states that a follower of each job is given; the streams have ended when the block has."""
+async def followed(running: RunningInstallation, *jobs: JobView) -> AsyncIterator[dict[str, list[str]]]:
+    """Follow the jobs and collect the final states of each; the streams have ended when the block ends."""
     heard: dict[str, list[str]] = {job.id: [] for job in jobs}
 
     async def follow(job_id: str) -> None:
-        async for event in lit.ann.follow(job_id):
+        async for event in running.ann.follow(job_id):
             if event.kind == "state" and event.data["status"] in FINAL_STATUSES:
                 heard[job_id].append(event.data["status"])
 
@@ -61,8 +61,8 @@ async def followed(lit: RunningInstallation, *jobs: JobView) -> AsyncIterator[di
             yield heard
 
 
-async def assert_ran_once(lit: RunningInstallation, job: JobView) -> None:
-    entries = await read_history(lit, job.id)
+async def assert_ran_once(running: RunningInstallation, job: JobView) -> None:
+    entries = await read_history(running, job.id)
     assert len(events_of(entries, Started)) == 1
     assert len(events_of(entries, Succeeded)) == 1
     assert_one_end_a_round(entries)
@@ -70,11 +70,11 @@ async def assert_ran_once(lit: RunningInstallation, job: JobView) -> None:
     assert released == [] or (CUT_S >= GIVEN_UP_S and released == ["host_lost"])
 
 
-async def exited(lit: RunningInstallation, job: JobView) -> None:
-    """Wait until the job's container has ended; whether its runner could tell anybody is another matter."""
+async def exited(running: RunningInstallation, job: JobView) -> None:
+    """Wait until the job's container has ended, whether or not its runner can report it."""
 
     async def over() -> bool:
-        found = [one for one in await lit.installation.containers() if one.identity.job == job.id]
+        found = [one for one in await running.installation.containers() if one.identity.job == job.id]
         return all(one.state == "exited" for one in found)
 
     await wait_for(over, timeout_s=30)
@@ -82,45 +82,45 @@ async def exited(lit: RunningInstallation, job: JobView) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_what_ends_while_the_wire_is_cut_is_told_once_and_not_run_again(
-    apart: SeparatedInstallation, name: str, tmp_path: Path
+    separated: SeparatedInstallation, name: str, tmp_path: Path
 ):
-    lit = apart.lit
-    ends, goes_on = await sent(lit, tmp_path, 1.5), await sent(lit, tmp_path, CUT_S + 2)
-    async with followed(lit, ends, goes_on) as heard:
+    running = separated.running
+    ends, goes_on = await sent(running, tmp_path, 1.5), await sent(running, tmp_path, CUT_S + 2)
+    async with followed(running, ends, goes_on) as heard:
         for job in (ends, goes_on):
-            await wait_until_running(lit, job.id)
-        with apply_rules(apart.net, FAULTS[name](apart.ports)):
+            await wait_until_running(running, job.id)
+        with apply_rules(separated.net, FAULTS[name](separated.ports)):
             mended = anyio.current_time() + CUT_S
-            await exited(lit, ends)
+            await exited(running, ends)
             await anyio.sleep_until(mended)
     assert list(heard.values()) == [["succeeded"], ["succeeded"]]
     for job in (ends, goes_on):
-        await assert_ran_once(lit, job)
-    await wait_until_clean(lit)
+        await assert_ran_once(running, job)
+    await wait_until_clean(running)
 
 
 async def test_a_wire_that_loses_every_twentieth_packet_costs_time_and_no_job(
-    apart: SeparatedInstallation, tmp_path: Path
+    separated: SeparatedInstallation, tmp_path: Path
 ):
-    lit = apart.lit
-    with apply_rules(apart.net, LOSSY(apart.ports)):
-        jobs = [await sent(lit, tmp_path, 0.3) for _ in range(9)]
-        async with followed(lit, *jobs) as heard:
+    running = separated.running
+    with apply_rules(separated.net, LOSSY(separated.ports)):
+        jobs = [await sent(running, tmp_path, 0.3) for _ in range(9)]
+        async with followed(running, *jobs) as heard:
             pass
     assert list(heard.values()) == [["succeeded"]] * len(jobs)
     for job in jobs:
-        await assert_ran_once(lit, job)
-    await wait_until_clean(lit)
+        await assert_ran_once(running, job)
+    await wait_until_clean(running)
 
 
-async def test_a_host_300_ms_away_does_the_same_work(apart: SeparatedInstallation, tmp_path: Path):
-    lit, installation = apart.lit, apart.lit.installation
+async def test_a_host_300_ms_away_does_the_same_work(separated: SeparatedInstallation, tmp_path: Path):
+    running, installation = separated.running, separated.running.installation
     near = installation.runners["gpu-1"]
     await near.stop()
     address = installation.url.removeprefix("http://").partition(":")[0]
     async with (
-        run_delay_proxy(address, apart.ports.broker, ROUND_TRIP_S / 2) as broker,
-        run_delay_proxy(address, apart.ports.edge, ROUND_TRIP_S / 2) as edge,
+        run_delay_proxy(address, separated.ports.broker, ROUND_TRIP_S / 2) as broker,
+        run_delay_proxy(address, separated.ports.edge, ROUND_TRIP_S / 2) as edge,
     ):
         await installation.start_runner(
             "far",
@@ -129,13 +129,13 @@ async def test_a_host_300_ms_away_does_the_same_work(apart: SeparatedInstallatio
             LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{edge}",
             LAMPLIGHTER_SLOTS="3",
         )
-        jobs = [await sent(lit, tmp_path, 0.3) for _ in range(3)]
-        async with followed(lit, *jobs) as heard:
+        jobs = [await sent(running, tmp_path, 0.3) for _ in range(3)]
+        async with followed(running, *jobs) as heard:
             pass
         assert list(heard.values()) == [["succeeded"]] * len(jobs)
         for job in jobs:
-            await assert_ran_once(lit, job)
-            assert (await lit.ann.job(job.id)).host == "far"
-        await wait_until_clean(lit, "far")
+            await assert_ran_once(running, job)
+            assert (await running.ann.job(job.id)).host == "far"
+        await wait_until_clean(running, "far")
         await installation.runners["far"].stop()
     await near.start()

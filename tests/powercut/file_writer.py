@@ -1,7 +1,7 @@
-"""A process that takes files on a disk: `python -m tests.powercut.file_writer assets|uploads FOLDER [files|folders]`.
+"""A process that stores files on a disk: `python -m tests.powercut.file_writer assets|uploads FOLDER [files|folders]`.
 
-What has been taken it prints, one a line: the digest of an asset; id and durable offset of an upload. The third word
-names what its fsync leaves out.
+It prints what was stored, one a line: the digest of an asset, or id and durable offset of an upload. The third argument
+names what its fsync skips.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ async def _take(store: AssetStore, dice: random.Random) -> None:
 
 
 async def assets(folder: Path) -> None:
-    """Files into a store, several at a time, until it is killed."""
+    """Write files into a store, several at a time, until the process is killed."""
     dice = random.Random(20261121)
     async with open_directory(folder) as store, anyio.create_task_group() as tasks:
         for _ in range(WRITERS):
@@ -48,7 +48,7 @@ async def assets(folder: Path) -> None:
 
 
 async def uploads(folder: Path) -> None:
-    """Uploads that get a piece each in turn, until it is killed."""
+    """Append a piece to each upload in turn, until the process is killed."""
     partials = UploadStateStore(folder)
     for number in itertools.count():
         begun = Upload(
@@ -65,12 +65,12 @@ async def uploads(folder: Path) -> None:
 
 
 def upload_piece(upload_id: str) -> bytes:
-    """What an upload is made of, over and over."""
+    """Return the piece that uploads repeat."""
     return hashlib.sha256(upload_id.encode()).digest() * 100
 
 
 def disable_fsync(what: str) -> None:
-    """Make fsync forget files, or folders."""
+    """Make fsync skip files, or folders."""
     sync = os.fsync
 
     def forgetful(handle: int) -> None:

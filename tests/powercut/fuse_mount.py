@@ -1,8 +1,8 @@
-"""The forgetful disk as a mounted file system: `python -m tests.powercut.fuse_mount FOLDER MOUNTPOINT NAMES`.
+"""The unsynced disk as a mounted file system: `python -m tests.powercut.fuse_mount FOLDER MOUNTPOINT NAMES`.
 
-It starts with what FOLDER holds, all of it safe. A line on standard input cuts the power: FOLDER then holds what a disk
-would have kept, `cut` with the number of syncs is printed, and every call through the mount point fails with EIO. Taken
-away without a cut, as in a shutdown, it leaves everything in FOLDER.
+It starts with the files of FOLDER, all of them synced. A line on standard input cuts the power: FOLDER then holds what
+a disk would have kept, `cut` with the number of syncs is printed, and every call through the mount point fails with
+EIO. Unmounted without a cut, as in a shutdown, it leaves everything in FOLDER.
 """
 
 import errno
@@ -21,13 +21,13 @@ from tests.powercut.unsynced_disk import NameSync, UnsyncedDisk
 
 _SYNCED = os.O_SYNC | os.O_DSYNC
 _BLOCK = 4096
-# A file that is removed while it is open goes at once, as on a disk, instead of getting a hidden name.
+# An open file that is removed goes at once, as on a disk, instead of getting a hidden name.
 _OPTIONS = {"hard_remove": True}
-_FREE = 1 << 22  # blocks; what a program that asks for the free space is told
+_FREE = 1 << 22  # blocks; the free space that programs see
 
 
 class DiskMount(mfusepy.Operations):  # type: ignore[misc] # the package says nothing of its types' base
-    """FUSE's calls on a Disk. A handle is (node, whether each write is synced), numbered."""
+    """FUSE's calls on an UnsyncedDisk. A handle is (node, whether each write is synced), numbered."""
 
     use_ns = True
 
@@ -147,7 +147,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def fill(disk: UnsyncedDisk, folder: Path) -> None:
-    """Put what `folder` holds on the disk, all of it safe."""
+    """Copy the files of `folder` to the disk, all of them synced."""
     for path in _walk(folder):
         made = disk.make("/" + str(path.relative_to(folder)), path.stat().st_mode)
         if path.is_file():
@@ -165,7 +165,7 @@ def empty_out(left: dict[str, bytes | None], folder: Path) -> None:
 
 
 def main(folder: Path, mountpoint: Path, names: NameSync) -> None:
-    """Serve until the mount point is taken away."""
+    """Serve until it is unmounted."""
     disk, lock = UnsyncedDisk(names, time.time_ns), threading.Lock()
     fill(disk, folder)
 

@@ -17,7 +17,7 @@ POLL_S = 0.01
 
 
 def require_fuse() -> None:
-    """Skip with the reason where nothing can be mounted; fail there under REQUIRE_FUSE=1."""
+    """Skip the test where nothing can be mounted; fail it there under REQUIRE_FUSE=1."""
     if missing := _missing():
         if os.environ.get("REQUIRE_FUSE") == "1":
             pytest.fail(f"REQUIRE_FUSE=1, but {missing}")
@@ -37,7 +37,7 @@ def _missing() -> str:
 
 
 class PowerSwitch:
-    """`folder` is what programs use; `kept` is what the disk has, whole once the power is cut."""
+    """`folder` is what programs use. `kept` is what the disk has, complete once the power is cut."""
 
     def __init__(self, folder: Path, kept: Path, process: "subprocess.Popen[str]") -> None:
         self.folder = folder
@@ -45,9 +45,9 @@ class PowerSwitch:
         self._process = process
 
     async def cut(self) -> int:
-        """Cut the power and leave in `kept` what the disk had; how many syncs there were.
+        """Cut the power, and leave in `kept` what the disk had; return the number of syncs.
 
-        Programs on it should be stopped (SIGSTOP) before, killed after: to them it is one moment.
+        Stop the programs on it before (SIGSTOP), and kill them after: to them it is one moment.
         """
         return await to_thread.run_sync(self._cut)
 
@@ -63,7 +63,7 @@ class PowerSwitch:
 
 @asynccontextmanager
 async def powered_disk(where: Path, names: NameSync = NameSync.JOURNAL) -> AsyncIterator[PowerSwitch]:
-    """A disk under `where`; a second one there starts with what the first one kept."""
+    """Mount a disk under `where`; a second one there starts with what the first one kept."""
     kept, folder = where / "kept", where / "disk"
     for made in (kept, folder):
         made.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _unmount(folder: Path, process: "subprocess.Popen[str]") -> None:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
     try:
         process.communicate(timeout=30)
-    except subprocess.TimeoutExpired:  # a program that still has a file open there keeps it mounted
+    except subprocess.TimeoutExpired:  # an open file keeps it mounted
         process.kill()
         process.communicate()
         raise

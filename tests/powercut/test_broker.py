@@ -1,4 +1,4 @@
-"""The power of the broker's disk is cut: what it acknowledged is there afterwards, but only with our sync setting."""
+"""The power of the broker's disk is cut: acknowledged messages survive, but only with our sync setting."""
 
 import os
 import signal
@@ -16,12 +16,12 @@ from tests.powercut.unsynced_disk import NameSync
 from tests.support.bus_samples import make_key, make_record
 from tests.support.nats_broker import BrokerProcess
 
-ACKNOWLEDGED = 150  # of each kind, before the power goes
+ACKNOWLEDGED = 150  # of each kind, before the power is cut
 WRITERS = 8
 
 
 class DefaultBroker(BrokerProcess):
-    """As nats-server comes: it syncs every two minutes."""
+    """nats-server with its default setting: it syncs every two minutes."""
 
     def config(self) -> str:
         made = super().config()
@@ -30,7 +30,7 @@ class DefaultBroker(BrokerProcess):
 
 
 class Acknowledged:
-    """What the broker said it has: records, and pointers in the queue."""
+    """What the broker acknowledged: records, and pointers in the queue."""
 
     def __init__(self) -> None:
         self.records: set[str] = set()
@@ -38,7 +38,7 @@ class Acknowledged:
         self.enough = anyio.Event()
 
     async def write(self, bus: Bus, writer: int) -> None:
-        """Jobs one after the other until the broker no longer answers."""
+        """Write jobs one after the other until the broker no longer answers."""
         number = 0
         try:
             while True:
@@ -55,7 +55,7 @@ class Acknowledged:
 
 
 async def cut_under_load(where: Path, kind: type[BrokerProcess], names: NameSync) -> tuple[Acknowledged, Acknowledged]:
-    """What was acknowledged before the cut, and what is there of it after the restart."""
+    """Return what was acknowledged before the cut, and what of it exists after the restart."""
     said, there = Acknowledged(), Acknowledged()
     broker = kind(where / "disk" / "broker")
     async with (
@@ -94,7 +94,7 @@ async def test_with_the_default_setting_acknowledged_jobs_are_lost(tmp_path: Pat
 
 
 async def test_the_broker_syncs_no_folders_so_its_file_system_must(tmp_path: Path) -> None:
-    """Why docs/promises.md asks for a file system with a journal (ext4, XFS, ZFS, Btrfs) under the broker."""
+    """docs/promises.md therefore asks for a file system with a journal (ext4, XFS, ZFS, Btrfs) under the broker."""
     require_fuse()
     said, there = await cut_under_load(tmp_path, BrokerProcess, NameSync.FOLDER)
     assert said.records - there.records, "nats-server syncs its folders now: take the demand out of docs/promises.md"

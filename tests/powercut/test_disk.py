@@ -1,4 +1,4 @@
-"""The played disk itself: it must keep what was synced, and must not keep anything else."""
+"""The simulated disk itself: it must keep what was synced, and must not keep anything else."""
 
 import errno
 import os
@@ -54,7 +54,7 @@ def test_a_journal_keeps_names_in_their_order_with_any_sync() -> None:
     other = made.make("/other", FILE)
     made.sync_file(other)
     made.remove("/other")
-    assert made.cut() == {"/old": b"", "/other": b""}  # the new name is there, its bytes never were synced
+    assert made.cut() == {"/old": b"", "/other": b""}  # the new name exists, but its bytes were never synced
 
 
 def test_a_folder_must_be_synced_for_its_names() -> None:

@@ -1,6 +1,6 @@
 """The power of the always-on server is cut, again and again, under a stream of jobs and files.
 
-Broker and edge lose what they had not synced; the GPU host goes on. Whatever was answered 201 or 202 must be there, and
+Broker and edge lose what they had not synced; the GPU host goes on. Whatever was answered 201 or 202 must exist, and
 end well.
 """
 
@@ -25,13 +25,13 @@ from tests.support.installation import Installation, wait_until_ready
 from tests.support.job_checks import wait_until_ended
 
 CUTS = 2
-JOBS_A_CUT = 8  # accepted before the power goes
+JOBS_A_CUT = 8  # accepted before the power is cut
 CLIENTS = 3
 FILE_BYTES = 60_000
 
 
 class PowercutClient:
-    """Somebody who uploads a file and submits a job for it, over and over, and remembers what was answered."""
+    """A client that uploads a file and submits a job for it, over and over, and remembers the answers."""
 
     def __init__(self, http: httpx.AsyncClient, number: int, dice: random.Random) -> None:
         self._http = http
@@ -41,7 +41,7 @@ class PowercutClient:
         self.jobs: dict[str, str] = {}
 
     async def run(self, tell: "anyio.abc.ObjectSendStream[str]") -> None:
-        """Without end; what fails is done again, as any client would."""
+        """Upload and submit without end, and repeat what fails, as any client would."""
         while True:
             data = self._dice.randbytes(FILE_BYTES)
             digest = hashlib.sha256(data).hexdigest()
@@ -62,12 +62,12 @@ class PowercutClient:
                 continue
             if answer.status_code < 300:
                 return
-            # 422: the file went with the power before its 201 was said; anything else is a defect.
+            # 422: the file was lost with the power before its 201 was sent; anything else is a defect.
             assert answer.status_code in {500, 503}, answer.text
 
 
 class Power:
-    """The server's disk, and what runs on it."""
+    """The server's disk, and the processes on it."""
 
     def __init__(self, where: Path, installation: Installation) -> None:
         self._where = where
@@ -75,7 +75,7 @@ class Power:
 
     @asynccontextmanager
     async def on(self) -> AsyncIterator[PowerSwitch]:
-        """Broker and edge run; at the end the power is cut at one moment for both."""
+        """Run broker and edge; at the end cut the power of both at one moment."""
         made = self._installation
         async with powered_disk(self._where, NameSync.JOURNAL) as plug:
             await made.server.start()
@@ -94,7 +94,7 @@ class Power:
 
 @asynccontextmanager
 async def powered(folder: Path) -> AsyncIterator[tuple[Installation, Power, dict[str, str]]]:
-    """An installation whose server keeps its data on a disk that forgets, and a GPU host with a disk of its own."""
+    """Run an installation whose server is on an unsynced disk, and a GPU host with a disk of its own."""
     where = folder / "server"
     made = Installation(folder, "process", None)
     made.server = NatsServer(where / "disk" / "broker")
@@ -140,7 +140,7 @@ async def test_what_was_answered_outlives_the_power(tmp_path: Path) -> None:
 
 
 async def assert_whole(ann: AsyncClient, job_id: str, data: bytes) -> None:
-    """The job ended once and well, and its output is what was put in."""
+    """Assert that the job ended once, with success, and that its output is its input."""
     done: JobView = await wait_until_ended(ann, job_id)
     assert (done.status, done.round) == ("succeeded", 1), done
     assert done.output is not None

@@ -1,4 +1,4 @@
-"""The power of the asset store's disk is cut: a file that was taken is whole afterwards, on the worst disk too."""
+"""The power of the asset store's disk is cut: a stored file is complete afterwards, on the worst disk too."""
 
 import hashlib
 import signal
@@ -16,11 +16,11 @@ from tests.powercut.file_writer import upload_piece
 from tests.powercut.power_switch import ROOT, powered_disk, require_fuse
 from tests.powercut.unsynced_disk import NameSync
 
-TAKEN = 25  # before the power goes
+TAKEN = 25  # before the power is cut
 
 
 async def cut_while_taking(where: Path, names: NameSync, what: str, *left_out: str) -> list[str]:
-    """The lines of a taker that were told before the cut; `where / "kept" / what` is what its folder has kept."""
+    """Return what a writer printed before the cut; `where / "kept" / what` is what its folder has kept."""
     said = ""
     async with powered_disk(where, names) as plug:
         argv = [sys.executable, "-m", "tests.powercut.file_writer", what, str(plug.folder / what), *left_out]
@@ -38,13 +38,13 @@ async def cut_while_taking(where: Path, names: NameSync, what: str, *left_out: s
 
 
 async def left(where: Path, taken: list[str]) -> list[str]:
-    """Those of the assets taken that are there, whole."""
+    """Return the stored assets that exist and are complete."""
     async with open_directory(where / "kept" / "assets") as store:
         return [digest for digest in taken if await holds(store, digest)]
 
 
 async def holds(store: DirectoryStore, digest: str) -> bool:
-    """Whether it has the file, and the file is what its name says."""
+    """Return whether the file exists and matches its name."""
     if await store.stat(digest) is None:
         return False
     return hashlib.sha256(b"".join([block async for block in store.read(digest)])).hexdigest() == digest
@@ -69,7 +69,7 @@ async def test_each_sync_of_the_store_is_needed(tmp_path: Path, left_out: str) -
 
 
 def lost(where: Path, told: list[str]) -> list[str]:
-    """Offsets of uploads that were told and are not there, or not with the bytes that were sent."""
+    """Return the reported offsets of uploads whose bytes are missing or wrong."""
     partials = UploadStateStore(where / "kept" / "uploads")
     return [line for line in told if not _reaches(partials, *line.split())]
 

@@ -1,11 +1,11 @@
 """A disk that forgets what was not synced: the tree as programs see it, and the tree that a power cut leaves.
 
-Two kinds of file system are played, for what they promise of *names* (files made, renamed, removed):
+There are two kinds of file system, by what they promise of *names* (files made, renamed, removed):
 
 - `JOURNAL`, as ext4 and XFS: changes of names reach the disk in their order, all of them with any fsync that follows.
-- `FOLDER`, as POSIX words it, for the worst disk there is: a folder's names are only as safe as its last own fsync.
+- `FOLDER`, as POSIX words it, for the worst disk: the names in a folder are only as safe as its own last fsync.
 
-Bytes of a file are safe after its own fsync, under both. Nothing else ever is: a real disk may keep more.
+Under both, bytes of a file are safe after its own fsync. Nothing else ever is: a real disk may keep more.
 """
 
 import errno
@@ -40,7 +40,7 @@ class DiskNode(Struct):
 
 
 class SyncedNode(Struct):
-    """What the disk has of it."""
+    """What the disk has of a node."""
 
     mode: int
     data: bytearray = field(default_factory=bytearray)
@@ -56,18 +56,18 @@ class UnsyncedDisk:
         self._last = ROOT
         self._live = {ROOT: DiskNode(stat.S_IFDIR | 0o755, clock_ns())}
         self._kept = {ROOT: SyncedNode(stat.S_IFDIR | 0o755)}
-        self._touched: set[int] = set()  # folders whose names changed since they were safe
+        self._touched: set[int] = set()  # folders whose names changed since their last sync
         self._off = False
         self.syncs = 0
 
     def node(self, number: int) -> DiskNode:
-        """The node of an open file or a found path."""
+        """Return the node of an open file or a found path."""
         if self._off:
             raise OSError(errno.EIO, "the power is off")
         return self._live[number]
 
     def find(self, path: str) -> int:
-        """The number of the node at an absolute path."""
+        """Return the number of the node at an absolute path."""
         number = ROOT
         for name in _names(path):
             children = self.node(number).children
@@ -81,7 +81,7 @@ class UnsyncedDisk:
         return self.find("/" + "/".join(above)), name
 
     def make(self, path: str, mode: int) -> int:
-        """A new file or folder; its number."""
+        """Create a file or folder; return its number."""
         parent, name = self._parent(path)
         if name in self.node(parent).children:
             raise OSError(errno.EEXIST, path)
@@ -91,14 +91,14 @@ class UnsyncedDisk:
         return self._last
 
     def link(self, path: str, number: int) -> None:
-        """A second name for a file."""
+        """Create a second name for a file."""
         parent, name = self._parent(path)
         if name in self.node(parent).children:
             raise OSError(errno.EEXIST, path)
         self._name(parent, name, number)
 
     def remove(self, path: str) -> None:
-        """Take a name away; an open file stays readable by its number."""
+        """Remove a name; an open file stays readable by its number."""
         parent, name = self._parent(path)
         gone = self.node(parent).children.get(name)
         if gone is None:
@@ -108,7 +108,7 @@ class UnsyncedDisk:
         self._name(parent, name, None)
 
     def rename(self, old: str, new: str) -> None:
-        """Move a name, over another one if there is one."""
+        """Rename, replacing another name if there is one."""
         source, was = self._parent(old)
         number = self.find(old)
         target, name = self._parent(new)
@@ -127,7 +127,7 @@ class UnsyncedDisk:
         self._touched.add(folder)
 
     def write(self, number: int, data: bytes, offset: int) -> None:
-        """Bytes into a file, zeros before them where it was shorter."""
+        """Write bytes into a file; fill with zeros before them where it was shorter."""
         node = self.node(number)
         start = min(offset, len(node.data))
         node.data.extend(b"\0" * (offset - start))
@@ -145,7 +145,7 @@ class UnsyncedDisk:
         node.changed_ns = self._clock_ns()
 
     def sync_file(self, number: int) -> None:
-        """fsync of a file: its bytes, and under a journal all names so far."""
+        """Sync a file: its bytes, and under a journal all names so far."""
         node, kept = self.node(number), self._keep(number)
         del kept.data[len(node.data) :]
         for start, written in node.dirty:
@@ -158,13 +158,13 @@ class UnsyncedDisk:
             self._settle(set(self._touched))
 
     def sync_folder(self, number: int) -> None:
-        """fsync of a folder: its names, and under a journal all others so far."""
+        """Sync a folder: its names, and under a journal all others so far."""
         self.node(number)
         self.syncs += 1
         self._settle(set(self._touched) if self._names is NameSync.JOURNAL else {number})
 
     def sync_all(self) -> None:
-        """sync(2)."""
+        """Sync everything, as sync(2)."""
         for number, node in self._live.items():
             if node.dirty:
                 self.sync_file(number)
@@ -179,11 +179,11 @@ class UnsyncedDisk:
         self._touched -= folders
 
     def _keep(self, number: int) -> SyncedNode:
-        """What the disk has of a node; a file that never was synced has a name at most, and no bytes."""
+        """Return what the disk has of a node; a file that was never synced has at most a name, and no bytes."""
         return self._kept.setdefault(number, SyncedNode(self._live[number].mode))
 
     def cut(self) -> dict[str, bytes | None]:
-        """The power goes. What is left: path to bytes, None for a folder; every later call raises EIO."""
+        """Cut the power; return what is left: path to bytes, None for a folder. Every later call raises EIO."""
         self._off = True
         left: dict[str, bytes | None] = {}
         self._walk(ROOT, "", left)

@@ -17,7 +17,7 @@ IMAGE = "lamplighter-test-stamped"
 
 
 def why_no_engine() -> str | None:
-    """Why no engine can be started here, or None."""
+    """Return why no engine can be started here, or None."""
     if os.geteuid() != 0:
         return "starting a Docker engine needs root"
     missing = [program for program in ("docker", "dockerd", "containerd") if shutil.which(program) is None]
@@ -33,7 +33,7 @@ class OwnDockerEngine:
         self.url = f"unix://{folder}/docker.sock"
 
     def call(self, verb: str) -> None:
-        """start, stop or status."""
+        """Run engine.sh with start, stop or status."""
         done = subprocess.run(
             ["/bin/sh", SCRIPT, verb, self._folder],
             env=self._environ,
@@ -46,11 +46,11 @@ class OwnDockerEngine:
             raise RuntimeError(f"engine.sh {verb}: {done.stdout}{done.stderr}")
 
     def kill(self) -> None:
-        """SIGKILL of the daemon, as a crash would."""
+        """Kill the daemon with SIGKILL, as a crash would."""
         os.kill(int((self._folder / "dockerd.pid").read_text()), signal.SIGKILL)
 
     def load(self, image: str) -> None:
-        """An image of the engine that has echo's: the tests' own is made there first."""
+        """Copy an image from the engine that has echo's; the tests' own image is built there first."""
         giver = os.environ.get("DOCKER_HOST") or SOCKET
         if image == IMAGE:
             build_image(giver, IMAGE, str(STAMPED_DIR))
@@ -60,13 +60,13 @@ class OwnDockerEngine:
             )
 
     def kill_container(self, handle: str) -> None:
-        """SIGKILL of its first process."""
+        """Kill the container's first process with SIGKILL."""
         run_docker(self.url, "kill", handle)
 
 
 @contextmanager
 def run_docker_engine(*, live_restore: bool, image: str = IMAGE) -> Iterator[OwnDockerEngine]:
-    """An engine with the image; everything of it is gone afterwards. Its path must be short: a socket lies there."""
+    """Run an engine with the image, and remove it afterwards. Its path must be short: it holds a socket."""
     folder = Path(mkdtemp(prefix="chaos-"))
     engine = OwnDockerEngine(folder, live_restore=live_restore)
     try:

@@ -1,4 +1,4 @@
-"""How a test works with jobs and looks at them behind the clients' backs: every event, and whether anything is left."""
+"""How tests submit jobs and check them without the clients' help: every event, and whether anything is left."""
 
 from collections import Counter
 from collections.abc import Awaitable
@@ -21,14 +21,14 @@ LONG_TIMEOUTS = {"execution_timeout_s": 600, "stall_timeout_s": 600}  # for jobs
 
 
 async def submit_job(
-    lit: RunningInstallation, policy: dict[str, Any] | None = None, endpoint: str = "echo", **given: Any
+    running: RunningInstallation, policy: dict[str, Any] | None = None, endpoint: str = "echo", **given: Any
 ) -> JobView:
-    """A job of ann's, under `policy`."""
-    return await lit.ann.submit(endpoint, options={"options": {"policy": policy or {}}}, **given)
+    """Submit a job of ann under `policy`."""
+    return await running.ann.submit(endpoint, options={"options": {"policy": policy or {}}}, **given)
 
 
 async def wait_until_ended(client: AsyncClient, job_id: str) -> JobView:
-    """The job once it has ended, however it did."""
+    """Return the job once it has ended, with success or not."""
     with anyio.fail_after(JOB_TIMEOUT_S):
         try:
             return await client.wait(job_id)
@@ -36,26 +36,26 @@ async def wait_until_ended(client: AsyncClient, job_id: str) -> JobView:
             return failed.job
 
 
-async def wait_until_running(lit: RunningInstallation, job_id: str) -> None:
-    """Wait until its container is there and has said something."""
+async def wait_until_running(running: RunningInstallation, job_id: str) -> None:
+    """Wait until its container has reported progress."""
     with anyio.fail_after(JOB_TIMEOUT_S):
-        async for event in lit.ann.follow(job_id):
+        async for event in running.ann.follow(job_id):
             if event.kind == "progress":
                 return
     raise AssertionError(f"{job_id} ended without a word")
 
 
-async def wait_for_reason(lit: RunningInstallation, job_id: str, *reasons: str) -> None:
-    """Wait until the job gives one of `reasons` for its waiting: what the edge knows of hosts follows their records."""
+async def wait_for_reason(running: RunningInstallation, job_id: str, *reasons: str) -> None:
+    """Wait until the job waits for one of `reasons`; the edge learns of hosts with a delay."""
 
     async def says_so() -> bool:
-        return (await lit.ann.job(job_id)).reason in reasons
+        return (await running.ann.job(job_id)).reason in reasons
 
     await wait_for(says_so)
 
 
 async def allow_problems(call: Awaitable[object], *codes: str) -> None:
-    """Let it be done, or refused for one of `codes`."""
+    """Await `call`, which may be rejected with one of `codes`."""
     try:
         await call
     except Rejected as rejected:
@@ -63,18 +63,18 @@ async def allow_problems(call: Awaitable[object], *codes: str) -> None:
             raise
 
 
-async def read_history(lit: RunningInstallation, job_id: str, owner: str = "ann") -> list[VersionedRecord]:
-    """The job's last 64 events."""
-    return await lit.bus.job_store.history(JobKey(owner, job_id))
+async def read_history(running: RunningInstallation, job_id: str, owner: str = "ann") -> list[VersionedRecord]:
+    """Return the job's last 64 events."""
+    return await running.bus.job_store.history(JobKey(owner, job_id))
 
 
 def events_of(entries: list[VersionedRecord], kind: type[JobEvent]) -> list[Any]:
-    """The events of one kind."""
+    """Return the events of one kind."""
     return [entry.record.event for entry in entries if isinstance(entry.record.event, kind)]
 
 
 def assert_one_end_a_round(entries: list[VersionedRecord]) -> None:
-    """Every round ended once, and nothing happened in it afterwards."""
+    """Assert that every round ended once, and that nothing happened in it afterwards."""
     rounds = [entry.record.job.round for entry in entries]
     assert rounds == sorted(rounds)
     ends = Counter(entry.record.job.round for entry in entries if entry.record.job.status in FINAL_STATUSES)
@@ -83,23 +83,23 @@ def assert_one_end_a_round(entries: list[VersionedRecord]) -> None:
     assert set(lasts.values()) <= FINAL_STATUSES
 
 
-async def find_leftovers(lit: RunningInstallation, hosts: tuple[str, ...], *, messages: bool = True) -> list[str]:
-    """Messages in JOBS, containers in any state, folders of attempts."""
-    found = [str(pointer) for pointer in await lit.bus.job_queue.list_pending()] if messages else []
+async def find_leftovers(running: RunningInstallation, hosts: tuple[str, ...], *, messages: bool = True) -> list[str]:
+    """Return messages in JOBS, containers in any state, and folders of attempts."""
+    found = [str(pointer) for pointer in await running.bus.job_queue.list_pending()] if messages else []
     for host in hosts:
-        found += [str(one) for one in await lit.installation.containers(host)]
-        found += [str(folder) for folder in (lit.installation.folder / host / "jobs").iterdir()]
+        found += [str(one) for one in await running.installation.containers(host)]
+        found += [str(folder) for folder in (running.installation.folder / host / "jobs").iterdir()]
     return found
 
 
-async def wait_until_clean(lit: RunningInstallation, *hosts: str, timeout_s: float = 20) -> None:
+async def wait_until_clean(running: RunningInstallation, *hosts: str, timeout_s: float = 20) -> None:
     """Wait until nothing is left of any job."""
     places = hosts or ("gpu-1",)
 
     async def nothing() -> bool:
-        return not await find_leftovers(lit, places)
+        return not await find_leftovers(running, places)
 
     try:
         await wait_for(nothing, timeout_s=timeout_s)
     except TimeoutError:
-        raise AssertionError(f"still there after {timeout_s:g} s: {await find_leftovers(lit, places)}") from None
+        raise AssertionError(f"still there after {timeout_s:g} s: {await find_leftovers(running, places)}") from None

@@ -1,7 +1,7 @@
-"""Two machines on one: network namespaces with a wire between them, and a firewall that lets nothing in at the host.
+"""Two machines on one: network namespaces with a link between them, and a firewall that blocks connections to the host.
 
-The test itself stands in the one where broker and edge run, so that all sockets and processes it makes are there; what
-is started with `AT_HOST` in front runs in the other. Root only, and only addresses of namespaces that are made here.
+The test itself is in the namespace of broker and edge, so that its sockets and processes are there. What is started
+with `at_host` in front runs in the other. Root only; it uses addresses of its own namespaces only.
 """
 
 import ctypes
@@ -27,11 +27,11 @@ class HostNetwork(Struct, frozen=True):
     at_host: tuple[str, ...]
 
     def cut(self, port: int) -> None:
-        """From now on the host reaches nothing at `port`: it is refused at once."""
+        """Reject the host's connections to `port` from now on."""
         run_command(*self.at_host, "iptables", "-I", *_refuse_rule(port))
 
     def heal(self, port: int) -> None:
-        """It does again."""
+        """Stop rejecting them."""
         run_command(*self.at_host, "iptables", "-D", *_refuse_rule(port))
 
 
@@ -44,7 +44,7 @@ def run_command(*argv: str) -> None:
 
 
 def enter_namespace(file: int) -> None:
-    """This thread, and those and the processes it makes, from now on in that namespace (os.setns is of Python 3.12)."""
+    """Move this thread, and what it starts from now on, to that namespace (os.setns needs Python 3.12)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(file, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
@@ -72,7 +72,7 @@ def exec_prefix(name: str) -> tuple[str, ...]:
 
 
 def why_no_namespaces() -> str | None:
-    """Why no namespaces can be made here, None when they can."""
+    """Return why namespaces cannot be created here; None when they can."""
     lacking = [program for program in ("ip", "iptables", "nsenter") if shutil.which(program) is None]
     if os.geteuid() != 0 or lacking:
         return f"no network namespaces here (root: {os.geteuid() == 0}, lacking: {lacking}): {HOW}"
@@ -89,7 +89,7 @@ def why_no_namespaces() -> str | None:
 
 @contextmanager
 def host_network() -> Iterator[HostNetwork]:
-    """The two, with the calling thread on the edge's side until the end. Skips where they cannot be made."""
+    """Create both, with the calling thread on the edge's side until the end. Skips where that is impossible."""
     if why := why_no_namespaces():
         if os.environ.get("REQUIRE_NETNS") == "1":
             pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)

@@ -1,4 +1,4 @@
-"""Disks small enough to be filled: a tmpfs each. Needs root."""
+"""Small disks that a test can fill: a tmpfs each. Needs root."""
 
 import errno
 import os
@@ -14,12 +14,12 @@ BALLAST = ".ballast"
 
 
 def why_no_mounts() -> str | None:
-    """Why no disk can be mounted here, or None."""
+    """Return why no disk can be mounted here, or None."""
     return None if os.geteuid() == 0 else "a disk of one's own needs root"
 
 
 def require_mounts() -> None:
-    """Skip the test where no disk can be mounted; fail it where REQUIRE_NETNS=1, which asks for the same right."""
+    """Skip the test where no disk can be mounted; fail it under REQUIRE_NETNS=1, which asks for the same right."""
     if why := why_no_mounts():
         if os.environ.get("REQUIRE_NETNS") == "1":
             pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)
@@ -28,7 +28,7 @@ def require_mounts() -> None:
 
 @contextmanager
 def mount_small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
-    """`folder` (made) is a disk of that size while the block runs; what is on it is lost afterwards."""
+    """Create `folder` as a disk of that size while the block runs; its files are lost afterwards."""
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "chaos", str(folder)], check=True)
     try:
@@ -38,7 +38,7 @@ def mount_small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
 
 
 def fill_disk(folder: Path) -> Path:
-    """Leave not a byte free; the file to remove afterwards. Blocking."""
+    """Leave not a byte free; return the file to remove afterwards. Blocking."""
     ballast = folder / BALLAST
     with ballast.open("wb", buffering=0) as file:
         try:
@@ -52,7 +52,7 @@ def fill_disk(folder: Path) -> Path:
 
 @contextmanager
 def remount_read_only(folder: Path) -> Iterator[None]:
-    """Nobody can write in the folder while the block runs; what has files open there keeps them."""
+    """Make the folder read-only while the block runs; files that are open for writing stay so."""
     subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)

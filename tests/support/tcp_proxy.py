@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can cut what goes through it: a network that fails between two real processes."""
+"""A TCP proxy on loopback that can be cut: a network that fails between two real processes."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ CHUNK_BYTES = 64 * 1024
 
 
 class TcpProxy:
-    """Forwards to `target` (host, port) while it is not cut. A cut holds connections open and lets nothing through."""
+    """Forwards to `target` (host, port). While it is cut, connections stay open and nothing passes."""
 
     def __init__(self, target: tuple[str, int], tasks: TaskGroup) -> None:
         self._target = target
@@ -21,11 +21,11 @@ class TcpProxy:
         self.port = 0
 
     def cut(self) -> None:
-        """From now on nothing arrives, in either direction."""
+        """Let nothing pass from now on, in either direction."""
         self._open = anyio.Event()
 
     def heal(self) -> None:
-        """Drop the connections that were cut, as a router that forgot them would, and let new ones through."""
+        """Drop the connections that were cut, as a router that forgot them would, and let new ones pass."""
         for scope in tuple(self._scopes):
             scope.cancel()
         self._open.set()
@@ -62,7 +62,7 @@ class TcpProxy:
 
 @asynccontextmanager
 async def run_proxy(host: str, port: int) -> AsyncIterator[TcpProxy]:
-    """A proxy to `host`:`port` for as long as the block runs."""
+    """Run a proxy to `host`:`port` while the block runs."""
     async with anyio.create_task_group() as tasks:
         proxy = TcpProxy((host, port), tasks)
         await tasks.start(proxy.run)

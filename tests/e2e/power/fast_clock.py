@@ -1,7 +1,7 @@
-"""`lamplighter` on a faster clock: presence, the gone rule and the law's pauses take a few seconds, not minutes.
+"""`lamplighter` with shorter intervals: heartbeats, the gone rule and power pauses take seconds, not minutes.
 
-Only constants are other; everything that runs is the program itself. Names are bound where they are imported, so they
-are changed before anything else is. Only an edge needs what the edge is made of: a runner would start slower for it.
+Only constants differ; the program itself runs. Modules copy these constants when they are imported, so they are changed
+before anything else is imported. Only an edge imports the edge: a runner would start more slowly.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""A box that can be switched: the program behind a `command` driver. On means that its runner runs.
+"""The program behind a `command` power driver: it switches a host, whose runner runs while the host is on.
 
-`machine.py FOLDER on|off|state|boot`. FOLDER/plan.json says what it does (`Plan` of `boxes.py`); `pressed` logs every
-order with its time, `power` holds what has power: a word, then the process of its runner.
+Call: `host_program.py FOLDER on|off|state|boot`. FOLDER/plan.json says how the host behaves (`HostPlan` of
+switched_hosts.py). FOLDER/pressed logs every call with its time. FOLDER/power holds the power state and the pid of the
+runner.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ NO_CAPACITY = 75
 
 
 def consume_mishap(folder: Path, plan: dict, name: str) -> bool:
-    """Whether this order still meets the mishap `name`, of which the plan has so many."""
+    """Return whether this call still meets the mishap `name`, and count it."""
     if not plan[name]:
         return False
     plan[name] -= 1
@@ -35,7 +36,7 @@ def is_alive(pid: int) -> bool:
 
 
 def power(folder: Path) -> tuple[str, int]:
-    """The word and the pid in `power`; off when nothing has power."""
+    """Return the state and the pid in `power`; `off` where there is no file."""
     try:
         word, pid = (folder / "power").read_text().split()
     except FileNotFoundError:
@@ -66,7 +67,7 @@ def on(folder: Path, plan: dict) -> int:
 
 
 def boot(folder: Path, plan: dict) -> None:
-    """Take its time, then become the runner."""
+    """Wait for the boot time, then become the runner."""
     time.sleep(plan["boot_s"])
     (folder / "power").write_text(f"on {os.getpid()}")
     os.chdir(plan["cwd"])

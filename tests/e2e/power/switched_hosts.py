@@ -1,4 +1,4 @@
-"""Boxes behind their switches, and the installation that they have joined over TLS from another network namespace."""
+"""Hosts with a power switch, and the installation that they have joined over TLS from another network namespace."""
 
 import json
 import os
@@ -44,9 +44,10 @@ RULES = {
 
 
 class HostPlan(Struct, frozen=True):
-    """What a box does with orders: `no_capacity` starts are refused, then `boots_that_fail` bring no runner.
+    """How a host answers power calls.
 
-    `boot_s`: seconds before its runner is started. `hangs`: it never says that it is off.
+    The first `no_capacity` starts are rejected, then `boots_that_fail` starts bring no runner. `boot_s`: seconds before
+    its runner starts. `hangs`: it never reports that it is off.
     """
 
     argv: tuple[str, ...]
@@ -59,7 +60,7 @@ class HostPlan(Struct, frozen=True):
 
 
 class SwitchedHost:
-    """One machine. `pressed` are the orders its switch has had."""
+    """One machine. `calls` are the power calls that its driver program has received."""
 
     def __init__(self, host: str, folder: Path) -> None:
         self.host = host
@@ -71,13 +72,13 @@ class SwitchedHost:
 
     @property
     def timed_calls(self) -> list[tuple[str, float]]:
-        """With the time of each, in seconds since 1970."""
+        """The calls with their times, in seconds since 1970."""
         log = self.folder / "pressed"
         words = (line.split() for line in log.read_text().splitlines()) if log.exists() else ()
         return [(verb, float(at)) for verb, at in words]
 
     def plan(self, **changed: Any) -> None:
-        """From now on it does so; what is not named is as at first, and the log of its switch is empty."""
+        """Set the host's behaviour; what is not named is as at first. The log of calls becomes empty."""
         kept = msgspec.json.decode((self.folder / "plan.json").read_bytes(), type=HostPlan)
         self._write(replace(HostPlan(kept.argv, kept.environ, kept.cwd), **changed))
 
@@ -90,7 +91,7 @@ class SwitchedHost:
         (self.folder / "pressed").unlink(missing_ok=True)
 
     def declaration(self, **rules: Any) -> str:
-        """Its `[hosts.…]` block."""
+        """Return its `[hosts.…]` section."""
         verbs = ("on", "off", "state")
         machine = str(Path(__file__).with_name("host_program.py"))
         argv = {verb: [sys.executable, machine, str(self.folder), verb] for verb in verbs}
@@ -102,7 +103,7 @@ class SwitchedHost:
         return f"[hosts.{self.host}]\n{''.join(lines)}"
 
     def unplug(self) -> None:
-        """Whatever runs in it ends."""
+        """Kill whatever runs in it."""
         _, pid = power(self.folder)
         if pid and is_alive(pid):
             with suppress(ProcessLookupError):
@@ -154,11 +155,11 @@ class SwitchedInstallation(Installation):
                 await edge.stop()
 
     async def enroll_hosts(self, admin: AsyncClient) -> None:
-        """Let every host join: its runner starts with the token of `hosts add`, as it would at a first boot."""
+        """Let every host join: its runner starts with the token of `hosts add`, as at a first boot."""
         for box in self.boxes.values():
             token = (await admin.call(api.add_host(box.host)))["token"]
             settings = self.runner_environ(box.host, OFFERED)
-            enrolled = ("LAMPLIGHTER_BROKER__", "LAMPLIGHTER_EDGE__", "LAMPLIGHTER_HOST")  # the token says these
+            enrolled = ("LAMPLIGHTER_BROKER__", "LAMPLIGHTER_EDGE__", "LAMPLIGHTER_HOST")  # these come with the token
             environ = BYTECODE_ENVIRON | {
                 **{name: value for name, value in settings.items() if not name.startswith(enrolled)},
                 "LAMPLIGHTER_CONFIG": os.devnull,
@@ -176,25 +177,25 @@ class SwitchedInstallation(Installation):
 
 
 class PowerScenario(Struct, frozen=True):
-    """A street with the light on, and what a test does in it."""
+    """An installation with switched hosts, and the steps that a test takes in it."""
 
     street: SwitchedInstallation
-    lit: RunningInstallation
+    running: RunningInstallation
 
     @property
     def box(self) -> SwitchedHost:
-        """The first."""
+        """The first host."""
         return next(iter(self.street.boxes.values()))
 
     async def record(self, box: SwitchedHost | None = None) -> PowerRecord:
-        row = await self.lit.bus.power_records.get((box or self.box).host)
+        row = await self.running.bus.power_records.get((box or self.box).host)
         assert row is not None
         return row.value
 
     async def wait_for_state(
         self, *states: str, box: SwitchedHost | None = None, timeout_s: float = STATE_TIMEOUT_S
     ) -> PowerRecord:
-        """Wait until the host stands in one of `states`."""
+        """Wait until the host is in one of `states`."""
 
         async def there() -> PowerRecord | None:
             record = await self.record(box)
@@ -204,12 +205,12 @@ class PowerScenario(Struct, frozen=True):
         return found
 
     async def presence(self) -> HostHeartbeat:
-        row = await self.lit.bus.heartbeats.get(self.box.host)
+        row = await self.running.bus.heartbeats.get(self.box.host)
         assert row is not None
         return row.value
 
     async def wait_for_heartbeats(self, seconds: float) -> None:
-        """Return when the host's heart has gone on for so long, by its own clock: longer than `idle_after`."""
+        """Wait until the host has sent heartbeats for so long by its own clock, longer than `idle_after`."""
         began = (await self.presence()).at
 
         async def beaten() -> bool:
@@ -218,28 +219,28 @@ class PowerScenario(Struct, frozen=True):
         await wait_for(beaten)
 
     async def submit(self, text: str = "hello", **given: Any) -> JobView:
-        return await self.lit.ann.submit("echo", text=text, **given)
+        return await self.running.ann.submit("echo", text=text, **given)
 
     async def wait_until_succeeded(self, *jobs: JobView) -> list[JobView]:
-        """All of them, succeeded."""
-        ended = [await self.lit.ann.wait(job.id) for job in jobs]
+        """Wait until all of them have succeeded."""
+        ended = [await self.running.ann.wait(job.id) for job in jobs]
         assert {job.status for job in ended} == {"succeeded"}
         return ended
 
     async def wait_until_all_off(self) -> None:
-        """Nothing waits and everything is off, whatever the scene before has left."""
-        async for job in self.lit.ann.jobs():
+        """Cancel all jobs, and wait until every host is off."""
+        async for job in self.running.ann.jobs():
             if job.status in WAITING_STATUSES | ACTIVE_STATUSES:
-                await self.lit.ann.cancel(job.id)
+                await self.running.ann.cancel(job.id)
         for box in self.street.boxes.values():
             box.plan()
             if (await self.record(box)).state == "fault":
-                await self.lit.admin.call(api.set_power(box.host, "auto", None))
+                await self.running.admin.call(api.set_power(box.host, "auto", None))
             await self.wait_for_state("off", box=box)
             box.plan()
 
     async def wait_for_calls(self, *verbs: str, box: SwitchedHost | None = None) -> None:
-        """Wait until the box has had these orders, and it must have had no others."""
+        """Wait for these power calls, and assert that there were no others."""
         found = box or self.box
 
         async def had() -> bool:
@@ -253,7 +254,7 @@ class PowerScenario(Struct, frozen=True):
 async def run_switched_installation(
     folder: Path, net: HostNetwork, boxes: Sequence[tuple[str, dict[str, Any]]]
 ) -> AsyncIterator[PowerScenario]:
-    """Boxes by name and rules, all joined, none of them ever on."""
+    """Run an installation with hosts by name and rules; all have joined, none was ever on."""
     made = {name: SwitchedHost(name, folder / name) for name, _ in boxes}
     (folder / "lamplighter.toml").write_text("".join(made[name].declaration(**rules) for name, rules in boxes))
     installation = SwitchedInstallation(folder, net, tuple(made.values()))

@@ -1,6 +1,6 @@
-"""Scenes with two hosts, and with two edges: who is woken when the first has nothing free, and by whom.
+"""Scenarios with two hosts, and with two edges: which host starts when the first is busy, and which edge starts it.
 
-They follow each other: what one of them has spent of its day stays spent.
+The tests depend on their order: the daily on-time that one of them uses stays used.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +29,7 @@ def net() -> Iterator[HostNetwork]:
 async def home(
     net: HostNetwork, tmp_path_factory: pytest.TempPathFactory, anyio_backend: object
 ) -> AsyncIterator[PowerScenario]:
-    """`near` is called first and may be on for a few seconds a day, `far` when that one cannot."""
+    """Run `near`, which is preferred and may be on for a few seconds a day, and `far`."""
     boxes = [("near", {"rank": 1, "budget": BUDGET}), ("far", {"rank": 2})]
     async with run_switched_installation(tmp_path_factory.mktemp("pair"), net, boxes) as made:
         yield made
@@ -62,7 +62,7 @@ async def test_the_second_host_is_called_when_the_first_has_no_capacity(scene: P
 async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called(scene: PowerScenario) -> None:
     near, far = boxes(scene)
     job = await scene.submit(seconds=2 * SECONDS_A_DAY)
-    await scene.wait_for_state(S.DRAINING, box=near)  # it may not be on any longer, but what runs is never cut off
+    await scene.wait_for_state(S.DRAINING, box=near)  # a running job is never stopped for that
     (done,) = await scene.wait_until_succeeded(job)
     assert done.host == "near"
     dark = await scene.wait_for_state(S.OFF, box=near)
@@ -76,7 +76,7 @@ async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called
 
 @asynccontextmanager
 async def second_edge(scene: PowerScenario) -> AsyncIterator[AsyncClient]:
-    """Ann at another edge of the same broker, which judges and switches as the first does."""
+    """Connect ann to a second edge of the same broker; both edges control power."""
     street = scene.street
     async with (
         street.start_second_edge() as url,
@@ -89,9 +89,11 @@ async def second_edge(scene: PowerScenario) -> AsyncIterator[AsyncClient]:
 async def test_two_edges_start_a_host_once(scene: PowerScenario) -> None:
     near, far = boxes(scene)
     async with second_edge(scene) as there:
-        far.plan(boot_s=2.0)  # all of them wait by then
-        jobs = [await client.submit("echo", text="x") for client in (scene.lit.ann, there, scene.lit.ann, there)]
+        far.plan(boot_s=2.0)  # by then all of them wait
+        jobs = [
+            await client.submit("echo", text="x") for client in (scene.running.ann, there, scene.running.ann, there)
+        ]
         await scene.wait_until_succeeded(*jobs)
         await scene.wait_for_state(S.OFF, box=far)
         assert far.calls == ["on", "off"]
-        assert near.calls == []  # its day is used up
+        assert near.calls == []  # its on-time of the day is used up

@@ -1,6 +1,6 @@
-"""Scenes of the switch: a host in another namespace, joined over TLS, that its edge starts and stops by itself.
+"""Power scenarios: a host in another namespace, joined over TLS, that its edge starts and stops by itself.
 
-The scenes of a file share one host and follow each other; each begins and ends in the dark.
+The tests of this file share one host and run in order; each begins and ends with the host off.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -39,22 +39,22 @@ async def home(
 
 @pytest.fixture
 async def scene(home: PowerScenario) -> AsyncIterator[PowerScenario]:
-    """In the dark, with nothing waiting."""
+    """Lend the installation to a test: the host is off and no job waits."""
     await home.wait_until_all_off()
     yield home
     print(home.street.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 def since(record: PowerRecord, at: datetime) -> list[S]:
-    """The states it has gone through since then."""
+    """Return the states that the host has passed through since then."""
     return [change.state for change in record.history if change.at >= at]
 
 
 async def test_the_first_job_ever_lights_a_host_that_was_never_seen(scene: PowerScenario) -> None:
-    assert "gpu-1" not in await scene.lit.bus.capabilities.rows()
+    assert "gpu-1" not in await scene.running.bus.capabilities.rows()
     job = await scene.submit("first")
     await scene.wait_for_state(S.WAKING)
-    await wait_for_reason(scene.lit, job.id, "host_waking", "host_booting")
+    await wait_for_reason(scene.running, job.id, "host_waking", "host_booting")
     await scene.wait_until_succeeded(job)
     assert since(await scene.wait_for_state(S.OFF), job.created_at) == ROUND
     assert scene.box.calls == ["on", "off"]
@@ -89,7 +89,7 @@ async def test_a_boot_that_fails_gets_one_power_cycle(scene: PowerScenario) -> N
 
 
 async def test_a_job_that_comes_while_it_drains_keeps_it_on(scene: PowerScenario) -> None:
-    """Its runner may take the job before it has read its order, or after the order was taken back: no stop before."""
+    """The runner may take the job before or after it reads the power command; the host is not stopped before."""
     first = await scene.submit("first")
     await scene.wait_until_succeeded(first)
     await scene.wait_for_state(S.DRAINING)
@@ -109,7 +109,7 @@ async def test_a_job_that_comes_while_it_stops_waits_until_it_is_off(scene: Powe
     await scene.wait_for_calls("on", "off")
     second = await scene.submit("second")
     assert (await scene.record()).state is S.STOPPING
-    await wait_for_reason(scene.lit, second.id, "paused", "host_off")  # its runner says goodbye
+    await wait_for_reason(scene.running, second.id, "paused", "host_off")  # its runner deletes its heartbeat
     scene.box.plan()
     await scene.wait_until_succeeded(second)
     assert since(await scene.wait_for_state(S.OFF), first.created_at) == ROUND + ROUND
@@ -123,9 +123,9 @@ async def test_a_host_that_hangs_while_it_stops_is_a_fault_until_its_owner_looks
     assert fault.why == "it did not power off in time"
     job = await scene.submit("while it is at fault")
     scene.box.plan()
-    await wait_for_reason(scene.lit, job.id, "host_fault")
+    await wait_for_reason(scene.running, job.id, "host_fault")
     assert scene.box.calls == []
-    await scene.lit.admin.call(api.set_power("gpu-1", "auto", None))
+    await scene.running.admin.call(api.set_power("gpu-1", "auto", None))
     await scene.wait_until_succeeded(job)
     await scene.wait_for_state(S.OFF)
 
@@ -134,7 +134,7 @@ async def test_it_stays_on_over_a_result_that_cannot_be_brought_home(scene: Powe
     file = tmp_path / "result.bin"
     file.write_bytes(b"x" * (2 << 20))
     job = await scene.submit(file=file, seconds=1.5)
-    await wait_until_running(scene.lit, job.id)
+    await wait_until_running(scene.running, job.id)
     scene.street.net.cut(TLS_PORT)
     try:
         before = await scene.record()
@@ -154,12 +154,12 @@ async def test_it_stays_on_over_a_result_that_cannot_be_brought_home(scene: Powe
 
 
 async def test_a_broker_that_restarts_means_nothing_for_the_light(scene: PowerScenario) -> None:
-    await restart_broker(scene)  # in the dark
+    await restart_broker(scene)  # the host is off
     job = await scene.submit(seconds=3)
-    await wait_until_running(scene.lit, job.id)
+    await wait_until_running(scene.running, job.id)
     await restart_broker(scene)  # while a job runs
     await scene.wait_until_succeeded(job)
-    steps = await read_history(scene.lit, job.id)
+    steps = await read_history(scene.running, job.id)
     assert len(events_of(steps, Started)) == 1
     assert not events_of(steps, AttemptReleased)
     assert since(await scene.wait_for_state(S.OFF), job.created_at) == ROUND
@@ -169,10 +169,10 @@ async def test_a_broker_that_restarts_means_nothing_for_the_light(scene: PowerSc
 async def restart_broker(scene: PowerScenario) -> None:
     await scene.street.server.kill()
     await scene.street.server.start()
-    await wait_until_ready(scene.lit.ann)
+    await wait_until_ready(scene.running.ann)
 
     async def back() -> bool:
-        return scene.lit.bus.health.is_connected
+        return scene.running.bus.health.is_connected
 
     await wait_for(back)
 
@@ -184,23 +184,23 @@ async def test_an_edge_that_restarts_while_a_host_wakes_goes_on(scene: PowerScen
     await scene.wait_for_calls("on")
     await scene.street.edge.kill()
     await scene.street.start_edge_again()
-    await wait_until_ready(scene.lit.ann)
+    await wait_until_ready(scene.running.ann)
     await scene.wait_until_succeeded(job)
     assert since(await scene.wait_for_state(S.OFF), job.created_at) == ROUND
     assert scene.box.calls == ["on", "off"]
 
 
 async def test_its_owner_keeps_it_dark_and_keeps_it_on(scene: PowerScenario) -> None:
-    await scene.lit.admin.call(api.set_power("gpu-1", "off", None))
+    await scene.running.admin.call(api.set_power("gpu-1", "off", None))
     job = await scene.submit()
     blocked = await scene.wait_for_state(S.BLOCKED)
     assert "owner wants it off" in blocked.why
-    await wait_for_reason(scene.lit, job.id, "host_blocked")
+    await wait_for_reason(scene.running, job.id, "host_blocked")
     assert scene.box.calls == []
-    await scene.lit.admin.call(api.set_power("gpu-1", "on", None))
+    await scene.running.admin.call(api.set_power("gpu-1", "on", None))
     await scene.wait_until_succeeded(job)
     await scene.wait_for_heartbeats(3.0)
     assert (await scene.record()).state is S.ONLINE
     assert scene.box.calls == ["on"]
-    await scene.lit.admin.call(api.set_power("gpu-1", "auto", None))
+    await scene.running.admin.call(api.set_power("gpu-1", "auto", None))
     await scene.wait_for_state(S.OFF)

@@ -1,6 +1,6 @@
-"""stamped: writes down when it is at work, so that two attempts at one job that overlap give themselves away.
+"""stamped: write down when it runs, so that two overlapping attempts at one job can be seen.
 
-The file is the test's (tests/chaos/run_stamps.py): it was put there before the start and has a second name that stays.
+The file belongs to the test (tests/chaos/run_stamps.py): it exists before the start and has a second name that stays.
 """
 
 import os
@@ -14,7 +14,7 @@ BLOCKS = 4096
 
 
 def work(job: jobkit.Job) -> dict[str, object]:
-    """Stamps for `seconds`, then fails as it was told, or leaves `result.bin`: the text, BLOCKS times."""
+    """Write stamps for `seconds`, then fail as the input says, or leave `result.bin`: the text, BLOCKS times."""
     until = time.monotonic() + job.input.get("seconds", 0)
     with (job.tmp / "stamps").open("a") as stamps:
         _stamp(stamps)
@@ -36,7 +36,7 @@ def work(job: jobkit.Job) -> dict[str, object]:
 
 
 def _stamp(stamps):
-    # The kernel's own clock, the same in every container of this machine.
+    # The kernel's clock is the same in every container of this machine.
     stamps.write(f"{time.monotonic()}\n")
     stamps.flush()
 

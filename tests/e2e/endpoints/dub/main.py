@@ -1,4 +1,4 @@
-"""Puts the audio behind the video, after `seconds` in which it tells how far it is."""
+"""Put the audio under the video, after `seconds` of reported progress."""
 
 import time
 
@@ -8,7 +8,7 @@ STEPS = 10
 
 
 def work(job: jobkit.Job) -> dict[str, object]:
-    """Writes result.mp4."""
+    """Write result.mp4."""
     for step in range(1, STEPS + 1):
         time.sleep(job.input.get("seconds", 0) / STEPS)
         job.progress(step / STEPS, "dub", step, STEPS)

@@ -1,4 +1,4 @@
-"""Answers 300 kB of data, which is more than `output.data` takes."""
+"""Answer with 300 kB of data, more than `output.data` accepts."""
 
 import jobkit
 
