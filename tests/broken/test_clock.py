@@ -60,7 +60,7 @@ async def skewed(tmp_path: Path) -> AsyncIterator[Skewed]:
         unbroken = UptimeClock(made.clocks)
         unbroken.start()
         edge.bus.health.uptime_s = unbroken.uptime_s  # type: ignore[method-assign]
-        edge.webhooks.dispatcher._circuit_breaker._clock = passed.seconds  # as edge/container.py sets it
+        edge.webhooks.dispatcher._circuit_breaker._monotonic = passed.seconds  # as edge/container.py sets it
         yield made
 
 
