@@ -30,45 +30,45 @@ class CellOutcome(Struct, frozen=True):
     seconds: float
 
     @property
-    def format_row(self) -> str:
+    def events(self) -> str:
         """In a table's words."""
         return " → ".join(revision.event for revision in self.history[1:])
 
 
-async def play_cell(scene: ChaosInstallation, cell: CrashCell) -> CellOutcome:
+async def play_cell(chaos: ChaosInstallation, cell: CrashCell) -> CellOutcome:
     """Play one cell. Raises AssertionError when the point is not reached or the job does not end."""
-    step, victim = BY_NAME[cell.step], KILL_TARGETS[cell.victim]
+    step, target = BY_NAME[cell.step], KILL_TARGETS[cell.target]
     jobs: list[str] = []
     over = anyio.Event()
-    async with scene.client(cell.name) as client, anyio.create_task_group() as tasks:
-        scene.faults(step.process).arm(step.point, cell.moment)
+    async with chaos.client(cell.name) as client, anyio.create_task_group() as tasks:
+        chaos.faults(step.process).arm(step.point, cell.moment)
 
         async def played() -> None:
-            jobs.append(await step.play(scene, client, cell))
+            jobs.append(await step.play(chaos, client, cell))
             over.set()
 
         tasks.start_soon(played)
-        pid = await _wait_until_stopped(scene, step, cell)
+        pid = await _wait_until_stopped(chaos, step, cell)
         began = time.monotonic()
-        await victim.kill(scene)
-        if victim.frozen != step.process:
+        await target.kill(chaos)
+        if target.frozen != step.process:
             continue_process(pid)
-        if not (step.switched and victim.frozen == "runner"):  # there the host itself restarts its runner
-            await victim.revive(scene)
+        if not (step.switched and target.frozen == "runner"):  # there the host itself restarts its runner
+            await target.revive(chaos)
         with anyio.move_on_after(CELL_TIMEOUT_S) as late:
             await over.wait()
         assert not late.cancelled_caught, f"{cell.name}: not over after {CELL_TIMEOUT_S:g} s"
     seconds = time.monotonic() - began
-    await scene.wait_until_clean()
-    return CellOutcome(cell, await scene.revisions(jobs[0]), seconds)
+    await chaos.wait_until_clean()
+    return CellOutcome(cell, await chaos.revisions(jobs[0]), seconds)
 
 
-async def _wait_until_stopped(scene: ChaosInstallation, step: CrashStep, cell: CrashCell) -> int:
+async def _wait_until_stopped(chaos: ChaosInstallation, step: CrashStep, cell: CrashCell) -> int:
     """Return the pid of the process that has stopped at the step."""
 
     async def stands() -> int | None:
-        pid = scene.process(step.process).pid
-        return pid if scene.faults(step.process).reached(step.point, cell.moment, pid) else None
+        pid = chaos.process(step.process).pid
+        return pid if chaos.faults(step.process).reached(step.point, cell.moment, pid) else None
 
     try:
         return int(await wait_for(stands, timeout_s=REACH_TIMEOUT_S, interval_s=0.01))
@@ -83,10 +83,10 @@ async def run_stage(
     """Run an installation with a runner, or with a switched host that starts its runner."""
     if switched:
         declare_host(folder)
-    async with run_chaos_installation(folder, docker) as scene:
+    async with run_chaos_installation(folder, docker) as chaos:
         if switched:
-            async with run_host(scene):
-                yield scene
+            async with run_host(chaos):
+                yield chaos
         else:
-            await scene.start_runner()
-            yield scene
+            await chaos.start_runner()
+            yield chaos

@@ -26,12 +26,12 @@ class CrashCell(Struct, frozen=True):
 
     step: str
     moment: CallSide
-    victim: str
+    target: str
 
     @property
     def name(self) -> str:
         """The name in tests and tables, and the idempotency key of the job."""
-        return f"{self.moment} {self.step}, {self.victim}"
+        return f"{self.moment} {self.step}, {self.target}"
 
 
 StepPlay = Callable[[ChaosInstallation, RecordingClient, CrashCell], Awaitable[str]]
@@ -47,7 +47,7 @@ class CrashStep(Struct, frozen=True):
     process: str
     point: str
     play: StepPlay
-    victims: tuple[str, ...] = ALL
+    targets: tuple[str, ...] = ALL
     switched: bool = False
 
 
@@ -59,9 +59,9 @@ async def play_plain(_: ChaosInstallation, client: RecordingClient, cell: CrashC
     return job_id
 
 
-async def play_long(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+async def play_long(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
     """Run a job that is still running when a killed daemon has restarted."""
-    return await play_plain(scene, client, cell, seconds=5)
+    return await play_plain(chaos, client, cell, seconds=5)
 
 
 async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
@@ -74,13 +74,13 @@ async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cel
     return job_id
 
 
-async def play_cancel_waiting(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+async def play_cancel_waiting(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
     """Cancel a job while it waits; no runner is there meanwhile."""
-    await scene.process("runner").stop()
+    await chaos.process("runner").stop()
     job_id = await client.submit(cell.name, {"text": cell.name})
     await client.post_action(job_id, "cancel")
-    if cell.victim != "runner":
-        await scene.start_runner()
+    if cell.target != "runner":
+        await chaos.start_runner()
     await _watched(client, job_id, cell)
     return job_id
 
@@ -104,22 +104,22 @@ async def play_automatic_retry(_: ChaosInstallation, client: RecordingClient, ce
     return job_id
 
 
-async def play_drain(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+async def play_drain(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
     """Run a job while its host drains; the host starts again."""
     job_id = await client.submit(cell.name, {"text": cell.name, "seconds": 4})
     await client.wait_for(job_id, lambda job: job.status in ACTIVE_STATUSES and job.progress is not None)
-    scene.process("runner").terminate()
-    if cell.victim != "runner":
-        await scene.restart_runner()
+    chaos.process("runner").terminate()
+    if cell.target != "runner":
+        await chaos.restart_runner()
     await _watched(client, job_id, cell)
     await client.fetch(await client.read_job(job_id), cell.name)
     return job_id
 
 
-async def play_power_cycle(scene: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+async def play_power_cycle(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
     """Wait until the idle host is switched off, then run a job that starts it."""
-    await switched_host.wait_until_off(scene)
-    return await play_plain(scene, client, cell)
+    await switched_host.wait_until_off(chaos)
+    return await play_plain(chaos, client, cell)
 
 
 async def _watched(client: RecordingClient, job_id: str, cell: CrashCell) -> None:
@@ -156,4 +156,4 @@ STEPS = (
 
 def cells() -> list[CrashCell]:
     """Return the whole matrix, row by row."""
-    return [CrashCell(step.name, moment, victim) for step in STEPS for moment in CallSide for victim in step.victims]
+    return [CrashCell(step.name, moment, target) for step in STEPS for moment in CallSide for target in step.targets]

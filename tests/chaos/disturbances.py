@@ -25,78 +25,78 @@ class Disturbance(Struct, frozen=True):
     pause_s: float
     kind: str
     host: str
-    lasts_s: float
+    duration_s: float
 
 
 DisturbanceAction = Callable[[ChaosInstallation, Disturbance], Awaitable[None]]
 
 
-async def _edge_killed(scene: ChaosInstallation, blow: Disturbance) -> None:
-    await scene.installation.edge.kill()
-    await anyio.sleep(blow.lasts_s)
-    await scene.start_edge()
+async def _edge_killed(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    await chaos.installation.edge.kill()
+    await anyio.sleep(disturbance.duration_s)
+    await chaos.start_edge()
 
 
-async def _broker_killed(scene: ChaosInstallation, blow: Disturbance) -> None:
-    await scene.installation.server.kill()
-    await anyio.sleep(blow.lasts_s)
-    await scene.installation.server.start()
+async def _broker_killed(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    await chaos.installation.server.kill()
+    await anyio.sleep(disturbance.duration_s)
+    await chaos.installation.server.start()
 
 
-async def _runner_killed(scene: ChaosInstallation, blow: Disturbance) -> None:
-    async with scene.excuse_outage(blow.host):
-        await scene.process("runner", blow.host).kill()
-        await anyio.sleep(blow.lasts_s)
-        await scene.start_runner(blow.host)
+async def _runner_killed(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    async with chaos.excuse_outage(disturbance.host):
+        await chaos.process("runner", disturbance.host).kill()
+        await anyio.sleep(disturbance.duration_s)
+        await chaos.start_runner(disturbance.host)
 
 
-async def _jobs_killed(scene: ChaosInstallation, blow: Disturbance) -> None:
-    await kill_jobs(scene, blow.host)
+async def _jobs_killed(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    await kill_jobs(chaos, disturbance.host)
 
 
 def _cut(*names: str) -> DisturbanceAction:
-    async def cut(scene: ChaosInstallation, blow: Disturbance) -> None:
-        proxies = [scene.proxies[name.format(host=blow.host)] for name in names]
-        async with scene.excuse_outage(blow.host):
+    async def cut(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+        proxies = [chaos.proxies[name.format(host=disturbance.host)] for name in names]
+        async with chaos.excuse_outage(disturbance.host):
             for proxy in proxies:
                 proxy.cut()
-            await anyio.sleep(blow.lasts_s)
+            await anyio.sleep(disturbance.duration_s)
             for proxy in proxies:
                 proxy.heal()
 
     return cut
 
 
-async def _frozen(scene: ChaosInstallation, blow: Disturbance, pid: int) -> None:
+async def _frozen(chaos: ChaosInstallation, disturbance: Disturbance, pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
-    await anyio.sleep(blow.lasts_s)
+    await anyio.sleep(disturbance.duration_s)
     continue_process(pid)
 
 
-async def _edge_frozen(scene: ChaosInstallation, blow: Disturbance) -> None:
-    await _frozen(scene, blow, scene.installation.edge.pid)
+async def _edge_frozen(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    await _frozen(chaos, disturbance, chaos.installation.edge.pid)
 
 
-async def _broker_frozen(scene: ChaosInstallation, blow: Disturbance) -> None:
-    await _frozen(scene, blow, scene.installation.server.pid or 0)
+async def _broker_frozen(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    await _frozen(chaos, disturbance, chaos.installation.server.pid or 0)
 
 
-async def _runner_frozen(scene: ChaosInstallation, blow: Disturbance) -> None:
-    async with scene.excuse_outage(blow.host):
-        await _frozen(scene, blow, scene.process("runner", blow.host).pid)
+async def _runner_frozen(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+    async with chaos.excuse_outage(disturbance.host):
+        await _frozen(chaos, disturbance, chaos.process("runner", disturbance.host).pid)
 
 
 def _full(place: str) -> DisturbanceAction:
-    async def full(scene: ChaosInstallation, blow: Disturbance) -> None:
-        ballast = await anyio.to_thread.run_sync(fill_disk, _folder(scene, place, blow))
-        await anyio.sleep(blow.lasts_s)
+    async def full(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
+        ballast = await anyio.to_thread.run_sync(fill_disk, _folder(chaos, place, disturbance))
+        await anyio.sleep(disturbance.duration_s)
         await anyio.to_thread.run_sync(ballast.unlink)
 
     return full
 
 
-def _folder(scene: ChaosInstallation, place: str, blow: Disturbance) -> Path:
-    return scene.installation.folder / place.format(host=blow.host)
+def _folder(chaos: ChaosInstallation, place: str, disturbance: Disturbance) -> Path:
+    return chaos.installation.folder / place.format(host=disturbance.host)
 
 
 DISTURBANCES: Mapping[str, DisturbanceAction] = {
@@ -118,14 +118,14 @@ ON_SMALL_DISKS: Mapping[str, DisturbanceAction] = {
 }
 
 
-def draw_disturbance(dice: Random, kinds: tuple[str, ...], hosts: tuple[str, ...], *, long: bool) -> Disturbance:
+def draw_disturbance(rng: Random, kinds: tuple[str, ...], hosts: tuple[str, ...], *, long: bool) -> Disturbance:
     """Draw the next disturbance."""
-    lasts = LONG_S if long and dice.random() < LONG_SHARE else SHORT_S
-    pause = dice.uniform(MIN_PAUSE_S, MAX_PAUSE_S)
-    return Disturbance(pause, dice.choice(kinds), dice.choice(hosts), dice.uniform(*lasts))
+    lasts = LONG_S if long and rng.random() < LONG_SHARE else SHORT_S
+    pause = rng.uniform(MIN_PAUSE_S, MAX_PAUSE_S)
+    return Disturbance(pause, rng.choice(kinds), rng.choice(hosts), rng.uniform(*lasts))
 
 
-async def apply_disturbance(scene: ChaosInstallation, blow: Disturbance) -> None:
+async def apply_disturbance(chaos: ChaosInstallation, disturbance: Disturbance) -> None:
     """Wait for its pause, cause it, and undo it."""
-    await anyio.sleep(blow.pause_s)
-    await {**DISTURBANCES, **ON_SMALL_DISKS}[blow.kind](scene, blow)
+    await anyio.sleep(disturbance.pause_s)
+    await {**DISTURBANCES, **ON_SMALL_DISKS}[disturbance.kind](chaos, disturbance)

@@ -32,25 +32,25 @@ class JobPlan(Struct, frozen=True):
     by: str
 
 
-def draw_job_plan(dice: Random, number: int) -> JobPlan:
+def draw_job_plan(rng: Random, number: int) -> JobPlan:
     """Draw the next job."""
     name = f"job-{number}"
-    given: dict[str, Any] = {"text": name, "seconds": round(dice.uniform(0, 4), 2)}
-    given |= dice.choice(({}, {}, {}, {"stumbles": 1}, {"refusals": 1}, {"refusals": 2}))
+    given: dict[str, Any] = {"text": name, "seconds": round(rng.uniform(0, 4), 2)}
+    given |= rng.choice(({}, {}, {}, {"stumbles": 1}, {"refusals": 1}, {"refusals": 2}))
     return JobPlan(
         name=name,
         input=given,
-        own_id=dice.random() < 0.3,
-        impatient_s=dice.uniform(0.001, 0.05) if dice.random() < 0.5 else None,
-        cancel_s=dice.uniform(0, 5) if dice.random() < 0.2 else None,
-        retried=dice.random() < 0.7,
-        by=dice.choice(tuple(FOLLOWERS)),
+        own_id=rng.random() < 0.3,
+        impatient_s=rng.uniform(0.001, 0.05) if rng.random() < 0.5 else None,
+        cancel_s=rng.uniform(0, 5) if rng.random() < 0.2 else None,
+        retried=rng.random() < 0.7,
+        by=rng.choice(tuple(FOLLOWERS)),
     )
 
 
-async def play_job_plan(scene: ChaosInstallation, job: JobPlan) -> None:
+async def play_job_plan(chaos: ChaosInstallation, job: JobPlan) -> None:
     """Play a job from its submit to the last end that its owner waits for."""
-    async with scene.client(job.name) as client:
+    async with chaos.client(job.name) as client:
         submit = client.put if job.own_id else client.submit
         job_id = await submit(job.name, job.input, impatient_s=job.impatient_s)
         ended = await _watched(client, job, job_id, 1)

@@ -26,28 +26,28 @@ async def _nothing(_: ChaosInstallation) -> None:
     """A container is not started again: its job is."""
 
 
-async def _kill_edge(scene: ChaosInstallation) -> None:
-    await scene.installation.edge.kill()
+async def _kill_edge(chaos: ChaosInstallation) -> None:
+    await chaos.installation.edge.kill()
 
 
-async def _kill_runner(scene: ChaosInstallation) -> None:
-    await scene.process("runner").kill()
+async def _kill_runner(chaos: ChaosInstallation) -> None:
+    await chaos.process("runner").kill()
 
 
-async def _kill_broker(scene: ChaosInstallation) -> None:
-    await scene.installation.server.kill()
+async def _kill_broker(chaos: ChaosInstallation) -> None:
+    await chaos.installation.server.kill()
 
 
-async def _start_broker(scene: ChaosInstallation) -> None:
-    await scene.installation.server.start()
+async def _start_broker(chaos: ChaosInstallation) -> None:
+    await chaos.installation.server.start()
 
 
-async def kill_jobs(scene: ChaosInstallation, host: str = HOST) -> None:
+async def kill_jobs(chaos: ChaosInstallation, host: str = HOST) -> None:
     """Kill every job on the host, but not its shim, which watches it on the process engine."""
-    async with scene.installation.engine_of(host) as engine:
-        for found in await engine.find(scene.installation.name, host):
-            if scene.docker is not None:
-                await anyio.to_thread.run_sync(scene.docker.kill_container, found.handle)
+    async with chaos.installation.engine_of(host) as engine:
+        for found in await engine.find(chaos.installation.name, host):
+            if chaos.docker is not None:
+                await anyio.to_thread.run_sync(chaos.docker.kill_container, found.handle)
             elif isinstance(engine, ProcessEngine) and (shim := await engine.pid(found.handle)):
                 await anyio.to_thread.run_sync(_kill_children, shim)
 
@@ -58,16 +58,16 @@ def _kill_children(pid: int) -> None:
             os.kill(int(child), signal.SIGKILL)
 
 
-async def _kill_docker(scene: ChaosInstallation) -> None:
-    if scene.docker is None:
+async def _kill_docker(chaos: ChaosInstallation) -> None:
+    if chaos.docker is None:
         raise ValueError("this scene has no Docker engine")
-    await anyio.to_thread.run_sync(scene.docker.kill)
+    await anyio.to_thread.run_sync(chaos.docker.kill)
 
 
-async def _start_docker(scene: ChaosInstallation) -> None:
-    if scene.docker is None:
+async def _start_docker(chaos: ChaosInstallation) -> None:
+    if chaos.docker is None:
         raise ValueError("this scene has no Docker engine")
-    await anyio.to_thread.run_sync(scene.docker.call, "start")
+    await anyio.to_thread.run_sync(chaos.docker.call, "start")
 
 
 _DOCKER = KillTarget(_kill_docker, _start_docker)

@@ -42,7 +42,7 @@ class MatrixStage(Struct, frozen=True):
         if BY_NAME[cell.step].switched or self.switched:
             return self.switched and BY_NAME[cell.step].switched
         here = {None: ("edge", "broker", "runner", "process"), True: ("container", DOCKER[0]), False: (DOCKER[1],)}
-        return cell.victim in here[self.live_restore]
+        return cell.target in here[self.live_restore]
 
     @contextmanager
     def engine(self) -> Iterator[OwnDockerEngine | None]:
@@ -72,14 +72,14 @@ async def run(name: str, chosen: Sequence[CrashCell], folder: Path) -> StageRepo
     """Play the cells on that stage, in `folder`, and check them. Its logs are printed when a cell fails."""
     outcomes = []
     with STAGES[name].engine() as docker:
-        async with run_stage(folder, docker, switched=STAGES[name].switched) as scene:
+        async with run_stage(folder, docker, switched=STAGES[name].switched) as chaos:
             try:
                 for cell in chosen:
-                    outcomes.append(await play_cell(scene, cell))
-                    click.echo(f"{cell.name}: {outcomes[-1].format_row} ({outcomes[-1].seconds:.1f} s)", err=True)
-                return StageReport(tuple(outcomes), tuple(check(await scene.evidence())))
+                    outcomes.append(await play_cell(chaos, cell))
+                    click.echo(f"{cell.name}: {outcomes[-1].events} ({outcomes[-1].seconds:.1f} s)", err=True)
+                return StageReport(tuple(outcomes), tuple(check(await chaos.evidence())))
             except BaseException:
-                click.echo(scene.installation.tail(), err=True)
+                click.echo(chaos.installation.tail(), err=True)
                 raise
 
 
@@ -87,19 +87,19 @@ def table(outcomes: Sequence[CellOutcome]) -> str:
     """Return the table, step by target: the events after `submitted`, and the seconds from kill to end."""
     of: dict[tuple[str, str], dict[CallSide, CellOutcome]] = defaultdict(dict)
     for outcome in outcomes:
-        of[outcome.cell.step, outcome.cell.victim][outcome.cell.moment] = outcome
+        of[outcome.cell.step, outcome.cell.target][outcome.cell.moment] = outcome
     lines = [f"| step | {' | '.join(KILL_TARGETS)} |", "|---" * (len(KILL_TARGETS) + 1) + "|"]
     for step in STEPS:
-        row = [_cell(of.get((step.name, victim), {})) for victim in KILL_TARGETS]
+        row = [_cell(of.get((step.name, target), {})) for target in KILL_TARGETS]
         lines.append(f"| {step.name} | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(of: Mapping[CallSide, CellOutcome]) -> str:
-    if len({outcome.format_row for outcome in of.values()}) == 1:
+    if len({outcome.events for outcome in of.values()}) == 1:
         seconds = " and ".join(f"{of[moment].seconds:.0f}" for moment in CallSide if moment in of)
-        return f"{next(iter(of.values())).format_row} ({seconds} s)"
-    told = (f"{moment}: {of[moment].format_row} ({of[moment].seconds:.0f} s)" for moment in CallSide if moment in of)
+        return f"{next(iter(of.values())).events} ({seconds} s)"
+    told = (f"{moment}: {of[moment].events} ({of[moment].seconds:.0f} s)" for moment in CallSide if moment in of)
     return "<br>".join(told) or "–"
 
 

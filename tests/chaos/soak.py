@@ -75,34 +75,34 @@ def _lowest(samples: Sequence[SoakSample]) -> dict[str, float]:
 async def run_soak(folder: Path, seconds: float, seed: int) -> SoakReport:
     """Run rounds of jobs for `seconds`, three at least, then wait for the end of all, then check."""
     samples: list[SoakSample] = []
-    async with run_chaos_installation(folder, hosts=HOST_NAMES) as scene:
+    async with run_chaos_installation(folder, hosts=HOST_NAMES) as chaos:
         for host in HOST_NAMES:
-            await scene.start_runner(host)
+            await chaos.start_runner(host)
         until = time.monotonic() + seconds
         numbers = count(1)
         while time.monotonic() < until or len(samples) < WARM + 1:
-            await _round(scene, [next(numbers) for _ in range(ROUND)], seed)
-            await scene.wait_until_clean()
-            samples.append(await _measure(scene, len(samples) * ROUND + ROUND))
+            await _round(chaos, [next(numbers) for _ in range(ROUND)], seed)
+            await chaos.wait_until_clean()
+            samples.append(await _measure(chaos, len(samples) * ROUND + ROUND))
             click.echo(f"soak: {samples[-1]}", err=True)
-        return SoakReport(samples, find_leaks(samples), check(await scene.evidence()))
+        return SoakReport(samples, find_leaks(samples), check(await chaos.evidence()))
 
 
-async def _round(scene: ChaosInstallation, numbers: Sequence[int], seed: int) -> None:
+async def _round(chaos: ChaosInstallation, numbers: Sequence[int], seed: int) -> None:
     async with anyio.create_task_group() as owners:
         for number in numbers:
-            owners.start_soon(play_job_plan, scene, draw_job_plan(Random(f"{seed} job {number}"), number))
+            owners.start_soon(play_job_plan, chaos, draw_job_plan(Random(f"{seed} job {number}"), number))
 
 
-async def _measure(scene: ChaosInstallation, jobs: int) -> SoakSample:
-    made = scene.installation
+async def _measure(chaos: ChaosInstallation, jobs: int) -> SoakSample:
+    made = chaos.installation
     pids = {"edge": made.edge.pid, "broker": made.server.pid or 0}
     pids |= {host: process.pid for host, process in made.runners.items()}
     return SoakSample(
         jobs=jobs,
         rss_mb={name: _rss_mb(pid) for name, pid in pids.items()},
         handles={name: _handles(pid) for name, pid in pids.items()},
-        consumers=await list_ephemeral_consumers(scene.bus),
+        consumers=await list_ephemeral_consumers(chaos.bus),
         containers=sum([len(await made.containers(host)) for host in HOST_NAMES]),
         index_kb=_index_kb(made.folder / "edge"),
     )

@@ -34,36 +34,36 @@ def declare_host(folder: Path) -> None:
     (folder / "lamplighter.toml").write_text(f'[hosts.{HOST}]\ndriver = "command"\n{text}{RULES}')
 
 
-def is_powered(scene: ChaosInstallation) -> bool:
+def is_powered(chaos: ChaosInstallation) -> bool:
     """Return whether the host has power."""
-    return (scene.installation.folder / "power").exists()
+    return (chaos.installation.folder / "power").exists()
 
 
 @asynccontextmanager
-async def run_host(scene: ChaosInstallation) -> AsyncIterator[None]:
+async def run_host(chaos: ChaosInstallation) -> AsyncIterator[None]:
     """Run the host while the block runs. It has power at first, so that the edge learns what it offers."""
-    (scene.installation.folder / "power").touch()
+    (chaos.installation.folder / "power").touch()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_run, scene)
+        tasks.start_soon(_run, chaos)
         yield
         tasks.cancel_scope.cancel()
 
 
-async def _run(scene: ChaosInstallation) -> None:
+async def _run(chaos: ChaosInstallation) -> None:
     while True:
-        runner = scene.installation.runners.get(HOST)
+        runner = chaos.installation.runners.get(HOST)
         runs = runner is not None and runner.was_started
-        if is_powered(scene) and not runs:
-            await scene.start_runner()
-        elif runner is not None and runs and not is_powered(scene):
+        if is_powered(chaos) and not runs:
+            await chaos.start_runner()
+        elif runner is not None and runs and not is_powered(chaos):
             await runner.stop()
         await anyio.sleep(POLL_INTERVAL_S)
 
 
-async def wait_until_off(scene: ChaosInstallation) -> None:
+async def wait_until_off(chaos: ChaosInstallation) -> None:
     """Wait until the edge has switched it off."""
 
     async def out() -> bool:
-        return not is_powered(scene)
+        return not is_powered(chaos)
 
     await wait_for(out, timeout_s=POWER_OFF_TIMEOUT_S)

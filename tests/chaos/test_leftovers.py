@@ -17,10 +17,10 @@ from tests.support.installation import HOST
 from tests.support.wait import wait_for
 
 
-async def start_a_job(scene: ChaosInstallation) -> None:
+async def start_a_job(chaos: ChaosInstallation) -> None:
     """Start a container of a job that has no record."""
-    folder = scene.installation.folder / HOST
-    mine = ContainerIdentity(installation=scene.installation.name, host=HOST, owner="ann", job="j", round=1, attempt=1)
+    folder = chaos.installation.folder / HOST
+    mine = ContainerIdentity(installation=chaos.installation.name, host=HOST, owner="ann", job="j", round=1, attempt=1)
     spec = ContainerSpec(
         identity=mine,
         image="none",
@@ -29,42 +29,42 @@ async def start_a_job(scene: ChaosInstallation) -> None:
         job_dir=folder / "jobs" / mine.folder / "job",
         limits=ContainerLimits(128, 1.0),
     )
-    async with scene.installation.engine_of(HOST) as engine:
+    async with chaos.installation.engine_of(HOST) as engine:
         await engine.start(spec)
 
 
 @asynccontextmanager
-async def untidy(scene: ChaosInstallation) -> AsyncIterator[int]:
+async def untidy(chaos: ChaosInstallation) -> AsyncIterator[int]:
     """Leave one thing of every kind while the block runs; yield the pid of a foreign process."""
-    await scene.installation.runners[HOST].stop()
-    await start_a_job(scene)
-    os.kill(scene.installation.edge.pid, signal.SIGSTOP)  # it would clean up
-    stranger = await anyio.open_process(["sleep", "600"], env={"FOLDER": str(scene.installation.folder)})
+    await chaos.installation.runners[HOST].stop()
+    await start_a_job(chaos)
+    os.kill(chaos.installation.edge.pid, signal.SIGSTOP)  # it would clean up
+    stranger = await anyio.open_process(["sleep", "600"], env={"FOLDER": str(chaos.installation.folder)})
     try:
-        await scene.bus.job_queue.publish(Pointer("stamped", Priority.LOW, "ann", "j", 1))
+        await chaos.bus.job_queue.publish(Pointer("stamped", Priority.LOW, "ann", "j", 1))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_follow, scene)
+            tasks.start_soon(_follow, chaos)
             yield stranger.pid
             tasks.cancel_scope.cancel()
     finally:
         stranger.kill()
-        continue_process(scene.installation.edge.pid)
+        continue_process(chaos.installation.edge.pid)
 
 
-async def _follow(scene: ChaosInstallation) -> None:
-    async for item in scene.bus.feed.follow("ann"):
+async def _follow(chaos: ChaosInstallation) -> None:
+    async for item in chaos.bus.feed.follow("ann"):
         raise AssertionError(f"nothing was said, and {item} came")
 
 
 async def test_everything_that_is_left_behind_is_found(tmp_path: Path):
-    async with run_chaos_installation(tmp_path) as scene:
-        await scene.start_runner()
+    async with run_chaos_installation(tmp_path) as chaos:
+        await chaos.start_runner()
 
         async def there() -> bool:
-            return HOST in await scene.bus.heartbeats.rows()
+            return HOST in await chaos.bus.heartbeats.rows()
 
         async def kinds() -> set[str]:
-            return {one.partition(":")[0] for one in await find_leftovers(scene.installation, scene.bus)}
+            return {one.partition(":")[0] for one in await find_leftovers(chaos.installation, chaos.bus)}
 
         async def tidy() -> bool:
             return not await kinds()
@@ -74,10 +74,10 @@ async def test_everything_that_is_left_behind_is_found(tmp_path: Path):
 
         await wait_for(there, timeout_s=60)
         await wait_for(tidy, timeout_s=30)
-        async with untidy(scene) as stranger:
+        async with untidy(chaos) as stranger:
             with suppress(TimeoutError):
                 await wait_for(all_found, timeout_s=20)
             assert await kinds() == set(LEFTOVER_CHECKS)
-            found = "\n".join(await find_leftovers(scene.installation, scene.bus))
+            found = "\n".join(await find_leftovers(chaos.installation, chaos.bus))
     for what in ("job.stamped.low.ann.j.1", f"{HOST}/jobs/ann.j.1.1", f"process {stranger}", "FEED: ["):
         assert what in found

@@ -56,8 +56,8 @@ def test_the_page_shows_every_cell_of_the_matrix():
         row[0]: row[1:] for line in lines[head + 2 : head + 2 + len(STEPS)] if (row := line.strip("| ").split(" | "))
     }
     for step in STEPS:
-        shown = {victim for victim, text in zip(KILL_TARGETS, rows[step.name], strict=True) if text != "–"}
-        assert shown == set(step.victims), step.name
+        shown = {target for target, text in zip(KILL_TARGETS, rows[step.name], strict=True) if text != "–"}
+        assert shown == set(step.targets), step.name
 
 
 def test_a_table_is_put_in_the_place_of_the_one_before():

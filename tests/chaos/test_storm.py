@@ -15,4 +15,4 @@ async def test_no_promise_is_broken_by_bad_weather(tmp_path: Path, seed: int):
     report = await run_storm(tmp_path, SECONDS, seed)
     assert report.violations == [], f"just chaos --minutes {SECONDS / 60:g} --seed {seed} shows it again"
     assert report.jobs > SECONDS
-    assert sum(report.blows.values()) >= 3
+    assert sum(report.counts.values()) >= 3

@@ -76,12 +76,12 @@ class ClusterInstallation(Installation):
     async def online(self, bus: Bus, *hosts: str) -> None:
         """Wait until the hosts send heartbeats."""
 
-        async def heard() -> bool:
+        async def are_online() -> bool:
             with suppress(BusError):
                 return set(hosts) <= set(await bus.heartbeats.rows())
             return False
 
-        await wait_for(heard, timeout_s=START_TIMEOUT_S)
+        await wait_for(are_online, timeout_s=START_TIMEOUT_S)
 
     async def wait_until_balanced(self, *edges: str) -> None:
         """Wait until the balancer sends connections to these edges."""

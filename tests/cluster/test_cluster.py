@@ -18,10 +18,10 @@ SEED = 6
 async def test_a_cluster_loses_and_doubles_nothing_whoever_of_it_goes(tmp_path: Path):
     coming = list(CLUSTER_FAILURES)
 
-    def blows(_: Random) -> str | None:
+    def next_failure(_: Random) -> str | None:
         return coming.pop(0) if coming else None
 
-    with create_machines(COUNT) as there:
-        report = await play(tmp_path, there, blows, SEED)
+    with create_machines(COUNT) as machines:
+        report = await play(tmp_path, machines, next_failure, SEED)
     assert report.violations == []
-    assert [heard.blow for heard in report.heard] == list(CLUSTER_FAILURES)
+    assert [gaps.failure for gaps in report.gaps] == list(CLUSTER_FAILURES)

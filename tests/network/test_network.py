@@ -16,7 +16,6 @@ from schemas.events import AttemptReleased, Started, Succeeded
 from schemas.job_view import JobView
 from schemas.status import FINAL_STATUSES
 from tests.network.conftest import SeparatedInstallation
-from tests.network.delay_proxy import run_delay_proxy
 from tests.network.network_faults import FAULTS, LOSSY, apply_rules
 from tests.support.installation import IMAGES, RunningInstallation
 from tests.support.job_checks import (
@@ -27,11 +26,12 @@ from tests.support.job_checks import (
     wait_until_clean,
     wait_until_running,
 )
+from tests.support.tcp_proxy import run_proxy
 from tests.support.wait import wait_for
 
 CUT_S = float(os.environ.get("NETWORK_CUT_S", "5"))
 GIVEN_UP_S = 600.0  # a host that is silent for so long loses its claim; it resumes the job if no other host has it
-PATIENCE_S = 90.0
+STREAM_TIMEOUT_S = 90.0
 ROUND_TRIP_S = float(os.environ.get("NETWORK_ROUND_TRIP_S", "0.3"))
 POLICY = {"execution_timeout_s": CUT_S + 600, "stall_timeout_s": CUT_S + 600}
 pytestmark = [pytest.mark.long(11), pytest.mark.timeout(CUT_S + 200)]
@@ -54,7 +54,7 @@ async def followed(running: RunningInstallation, *jobs: JobView) -> AsyncIterato
             if event.kind == "state" and event.data["status"] in FINAL_STATUSES:
                 heard[job_id].append(event.data["status"])
 
-    with anyio.fail_after(CUT_S + PATIENCE_S):
+    with anyio.fail_after(CUT_S + STREAM_TIMEOUT_S):
         async with anyio.create_task_group() as tasks:
             for job in jobs:
                 tasks.start_soon(follow, job.id)
@@ -119,14 +119,14 @@ async def test_a_host_300_ms_away_does_the_same_work(separated: SeparatedInstall
     await near.stop()
     address = installation.url.removeprefix("http://").partition(":")[0]
     async with (
-        run_delay_proxy(address, separated.ports.broker, ROUND_TRIP_S / 2) as broker,
-        run_delay_proxy(address, separated.ports.edge, ROUND_TRIP_S / 2) as edge,
+        run_proxy(address, separated.ports.broker, delay_s=ROUND_TRIP_S / 2) as broker,
+        run_proxy(address, separated.ports.edge, delay_s=ROUND_TRIP_S / 2) as edge,
     ):
         await installation.start_runner(
             "far",
-            broker=f"nats://127.0.0.1:{broker}",
+            broker=f"nats://127.0.0.1:{broker.port}",
             endpoints=(IMAGES / "echo",),
-            LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{edge}",
+            LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{edge.port}",
             LAMPLIGHTER_SLOTS="3",
         )
         jobs = [await sent(running, tmp_path, 0.3) for _ in range(3)]
