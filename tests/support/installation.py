@@ -47,7 +47,7 @@ DROPPED_VARIABLES = ("LAMPLIGHTER_", "PYTHONDONTWRITEBYTECODE")
 PROGRAM = "lamplighter"
 EDGE = "edge"
 HOST = "gpu-1"
-LOG_PATTERNS = ("*.log", "brokers/*.log", "*/box.log")
+LOG_PATTERNS = ("*.log", "brokers/*.log", "*/host.log")
 LOG_TAIL_CHARS = 3000
 
 

@@ -61,7 +61,7 @@ def on(folder: Path, plan: dict) -> int:
         (folder / "power").write_text("on 0")
         return 0
     (folder / "power").write_text("starting 0")
-    with (folder / "box.log").open("ab") as log:
+    with (folder / "host.log").open("ab") as log:
         subprocess.Popen([sys.executable, __file__, folder, "boot"], stdout=log, stderr=log, start_new_session=True)
     return 0
 

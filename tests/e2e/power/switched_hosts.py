@@ -62,8 +62,8 @@ class HostPlan(Struct, frozen=True):
 class SwitchedHost:
     """One machine. `calls` are the power calls that its driver program has received."""
 
-    def __init__(self, host: str, folder: Path) -> None:
-        self.host = host
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
         self.folder = folder
 
     @property
@@ -100,7 +100,7 @@ class SwitchedHost:
             f"{name} = {value if isinstance(value, str) and value[0] == '{' else json.dumps(value)}\n"
             for name, value in given.items()
         )
-        return f"[hosts.{self.host}]\n{''.join(lines)}"
+        return f"[hosts.{self.name}]\n{''.join(lines)}"
 
     def unplug(self) -> None:
         """Kill whatever runs in it."""
@@ -113,12 +113,12 @@ class SwitchedHost:
 class SwitchedInstallation(Installation):
     """Edge and broker on one side of the network, reached by others with TLS; the hosts on the other side."""
 
-    def __init__(self, folder: Path, net: HostNetwork, boxes: Sequence[SwitchedHost]) -> None:
+    def __init__(self, folder: Path, net: HostNetwork, hosts: Sequence[SwitchedHost]) -> None:
         self._certificate = load_or_create_certificate(folder / "tls", [EDGE], utc_now())
         modules = {"edge": FAST_CLOCK_MODULE}
         super().__init__(folder, "process", modules=modules, broker_host=EDGE, tls=self._certificate)
         self.net = net
-        self.boxes = {box.host: box for box in boxes}
+        self.hosts = {host.name: host for host in hosts}
 
     def edge_environ(self, endpoints: Sequence[Path] = ENDPOINTS, name: str = EDGE_NAME) -> dict[str, str]:
         """The settings of an edge that lets hosts join."""
@@ -156,56 +156,56 @@ class SwitchedInstallation(Installation):
 
     async def enroll_hosts(self, admin: AsyncClient) -> None:
         """Let every host join: its runner starts with the token of `hosts add`, as at a first boot."""
-        for box in self.boxes.values():
-            token = (await admin.call(api.add_host(box.host)))["token"]
-            settings = self.runner_environ(box.host, OFFERED)
+        for host in self.hosts.values():
+            token = (await admin.call(api.add_host(host.name)))["token"]
+            settings = self.runner_environ(host.name, OFFERED)
             enrolled = ("LAMPLIGHTER_BROKER__", "LAMPLIGHTER_EDGE__", "LAMPLIGHTER_HOST")  # these come with the token
             environ = BYTECODE_ENVIRON | {
                 **{name: value for name, value in settings.items() if not name.startswith(enrolled)},
                 "LAMPLIGHTER_CONFIG": os.devnull,
-                "LAMPLIGHTER_DATA": str(self.folder / f"data-{box.host}"),
+                "LAMPLIGHTER_DATA": str(self.folder / f"data-{host.name}"),
                 "LAMPLIGHTER_PACE__PRESENCE_S": "0.5",
                 "LAMPLIGHTER_LOG_FORMAT": "json",
             }
             argv = (*self.net.at_host, sys.executable, "-m", FAST_CLOCK_MODULE, "runner", "--join", token)
-            box.build(HostPlan(argv, environ, str(ROOT)))
+            host.build(HostPlan(argv, environ, str(ROOT)))
 
     async def close(self) -> None:
-        for box in self.boxes.values():
-            box.unplug()
+        for host in self.hosts.values():
+            host.unplug()
         await super().close()
 
 
 class PowerScenario(Struct, frozen=True):
     """An installation with switched hosts, and the steps that a test takes in it."""
 
-    street: SwitchedInstallation
+    installation: SwitchedInstallation
     running: RunningInstallation
 
     @property
-    def box(self) -> SwitchedHost:
+    def host(self) -> SwitchedHost:
         """The first host."""
-        return next(iter(self.street.boxes.values()))
+        return next(iter(self.installation.hosts.values()))
 
-    async def record(self, box: SwitchedHost | None = None) -> PowerRecord:
-        row = await self.running.bus.power_records.get((box or self.box).host)
+    async def record(self, host: SwitchedHost | None = None) -> PowerRecord:
+        row = await self.running.bus.power_records.get((host or self.host).name)
         assert row is not None
         return row.value
 
     async def wait_for_state(
-        self, *states: str, box: SwitchedHost | None = None, timeout_s: float = STATE_TIMEOUT_S
+        self, *states: str, host: SwitchedHost | None = None, timeout_s: float = STATE_TIMEOUT_S
     ) -> PowerRecord:
         """Wait until the host is in one of `states`."""
 
         async def there() -> PowerRecord | None:
-            record = await self.record(box)
+            record = await self.record(host)
             return record if record.state in states else None
 
         found: PowerRecord = await wait_for(there, timeout_s=timeout_s, interval_s=0.04)
         return found
 
     async def presence(self) -> HostHeartbeat:
-        row = await self.running.bus.heartbeats.get(self.box.host)
+        row = await self.running.bus.heartbeats.get(self.host.name)
         assert row is not None
         return row.value
 
@@ -232,16 +232,16 @@ class PowerScenario(Struct, frozen=True):
         async for job in self.running.ann.jobs():
             if job.status in WAITING_STATUSES | ACTIVE_STATUSES:
                 await self.running.ann.cancel(job.id)
-        for box in self.street.boxes.values():
-            box.plan()
-            if (await self.record(box)).state == "fault":
-                await self.running.admin.call(api.set_power(box.host, "auto", None))
-            await self.wait_for_state("off", box=box)
-            box.plan()
+        for host in self.installation.hosts.values():
+            host.plan()
+            if (await self.record(host)).state == "fault":
+                await self.running.admin.call(api.set_power(host.name, "auto", None))
+            await self.wait_for_state("off", host=host)
+            host.plan()
 
-    async def wait_for_calls(self, *verbs: str, box: SwitchedHost | None = None) -> None:
+    async def wait_for_calls(self, *verbs: str, host: SwitchedHost | None = None) -> None:
         """Wait for these power calls, and assert that there were no others."""
-        found = box or self.box
+        found = host or self.host
 
         async def had() -> bool:
             return len(found.calls) >= len(verbs)
@@ -252,11 +252,11 @@ class PowerScenario(Struct, frozen=True):
 
 @asynccontextmanager
 async def run_switched_installation(
-    folder: Path, net: HostNetwork, boxes: Sequence[tuple[str, dict[str, Any]]]
+    folder: Path, net: HostNetwork, hosts: Sequence[tuple[str, dict[str, Any]]]
 ) -> AsyncIterator[PowerScenario]:
     """Run an installation with hosts by name and rules; all have joined, none was ever on."""
-    made = {name: SwitchedHost(name, folder / name) for name, _ in boxes}
-    (folder / "lamplighter.toml").write_text("".join(made[name].declaration(**rules) for name, rules in boxes))
+    made = {name: SwitchedHost(name, folder / name) for name, _ in hosts}
+    (folder / "lamplighter.toml").write_text("".join(made[name].declaration(**rules) for name, rules in hosts))
     installation = SwitchedInstallation(folder, net, tuple(made.values()))
     async with run_installation(installation, OFFERED) as running:
         await installation.enroll_hosts(running.admin)
