@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 NO_CAPACITY = 75
 
 
-def consume_mishap(folder: Path, plan: dict, name: str) -> bool:
+def consume_mishap(folder: Path, plan: dict[str, Any], name: str) -> bool:
     """Return whether this call still meets the mishap `name`, and count it."""
     if not plan[name]:
         return False
@@ -44,32 +45,39 @@ def power(folder: Path) -> tuple[str, int]:
     return word, int(pid)
 
 
-def state(folder: Path, plan: dict) -> str:
+def set_power(folder: Path, word: str, pid: int = 0) -> None:
+    """Write `power` in one step: a `state` call at the same time must not read half of it."""
+    part = folder / f"power.{os.getpid()}"
+    part.write_text(f"{word} {pid}")
+    part.replace(folder / "power")
+
+
+def state(folder: Path, plan: dict[str, Any]) -> str:
     word, pid = power(folder)
     if word == "stopping" and not is_alive(pid) and not plan["hangs"]:
         return "off"
     return word
 
 
-def on(folder: Path, plan: dict) -> int:
+def on(folder: Path, plan: dict[str, Any]) -> int:
     if consume_mishap(folder, plan, "no_capacity"):
         print("none in stock")  # noqa: T201 - the driver reads it
         return NO_CAPACITY
     if state(folder, plan) in {"starting", "on"}:
         return 0
     if consume_mishap(folder, plan, "boots_that_fail"):
-        (folder / "power").write_text("on 0")
+        set_power(folder, "on")
         return 0
-    (folder / "power").write_text("starting 0")
+    set_power(folder, "starting")
     with (folder / "host.log").open("ab") as log:
         subprocess.Popen([sys.executable, __file__, folder, "boot"], stdout=log, stderr=log, start_new_session=True)
     return 0
 
 
-def boot(folder: Path, plan: dict) -> None:
+def boot(folder: Path, plan: dict[str, Any]) -> None:
     """Wait for the boot time, then become the runner."""
     time.sleep(plan["boot_s"])
-    (folder / "power").write_text(f"on {os.getpid()}")
+    set_power(folder, "on", os.getpid())
     os.chdir(plan["cwd"])
     os.execvpe(plan["argv"][0], plan["argv"], os.environ | plan["environ"])
 
@@ -77,7 +85,7 @@ def boot(folder: Path, plan: dict) -> None:
 def off(folder: Path) -> int:
     word, pid = power(folder)
     if word != "off":
-        (folder / "power").write_text(f"stopping {pid}")
+        set_power(folder, "stopping", pid)
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

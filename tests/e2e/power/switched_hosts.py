@@ -37,7 +37,7 @@ RULES = {
     "min_on": 0.5,
     "idle_after": 0.8,
     "boot_timeout": 8.0,
-    "stop_timeout": 3.0,
+    "stop_timeout": 5.0,
     "fallback_after": 1.0,
     "timeout": 10.0,
 }
