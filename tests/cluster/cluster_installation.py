@@ -123,6 +123,7 @@ class ClusterInstallation(Installation):
             await process.kill()
         await self.clear()
         await self.brokers.close()
+        self.release_ports()
 
 
 @asynccontextmanager
