@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from schemas.enrollment import JoinToken, encode_join_token
-from tests.e2e.test_up import comes
 from tests.support.installation import ROOT
+from tests.support.wait import wait_for_sync
 
 ENDED_S = 60
 
@@ -59,8 +59,8 @@ def shown(process: subprocess.Popen[str]) -> list[str]:
 def test_it_is_gone_from_the_command_line(tmp_path: Path, token: str, form: str):
     words = ("--join", token) if form == "apart" else (f"--join={token}",)
     with runner(tmp_path, *words) as process:
-        assert comes(lambda: "runner" in shown(process))
-        assert comes(lambda: token not in "".join(shown(process)), timeout_s=10)
+        wait_for_sync(lambda: "runner" in shown(process))
+        wait_for_sync(lambda: token not in "".join(shown(process)), timeout_s=10)
         assert process.poll() is None, process.communicate()
         line = shown(process)
         assert line[-2].endswith("*" * len(token))

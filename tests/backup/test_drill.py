@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,18 +17,12 @@ from lamplighter import Client
 from lamplighter.cli.supervisor import ProcessIdentity, read_process_identity
 from schemas.job_view import JobView
 from schemas.status import Status
-from tests.e2e.test_up import family_of, gone, lamplighter, up
+from tests.e2e.test_up import family_of, lamplighter, up, wait_until_gone
+from tests.support.wait import wait_for_sync
 
 PATIENCE_S = 90.0
 EVERY_S = 0.2
 SLOTS = 3
-
-
-def until(holds: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
-    ends = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < ends, "it did not come in time"
-        time.sleep(0.05)
 
 
 def client_of(said: dict[str, str], folder: Path) -> Client:
@@ -38,7 +30,7 @@ def client_of(said: dict[str, str], folder: Path) -> Client:
 
 
 def reached(client: Client, job: JobView, status: Status) -> JobView:
-    until(lambda: client.job(job.id).status is status)
+    wait_for_sync(lambda: client.job(job.id).status is status, timeout_s=PATIENCE_S)
     return client.job(job.id)
 
 
@@ -75,7 +67,7 @@ class FollowedStream:
 
     def __enter__(self) -> "FollowedStream":
         self._thread.start()
-        until(lambda: len(self.accepted) >= 3)
+        wait_for_sync(lambda: len(self.accepted) >= 3, timeout_s=PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,7 +116,7 @@ def burn(family: set[ProcessIdentity]) -> None:
     for one in family:
         with suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGKILL)
-    assert gone(family)
+    wait_until_gone(family)
 
 
 @pytest.mark.long(39)
@@ -174,10 +166,10 @@ def work_goes_on(client: Client, made: dict[Status, JobView], before: list[str],
     """What ran runs again, what was to be stopped is, and what waited has its turn."""
     reached(client, made[Status.CANCELLING], Status.CANCELLED)
     again = reached(client, made[Status.RUNNING], Status.RUNNING)
-    until(lambda: client.job(again.id).attempt == 2)
+    wait_for_sync(lambda: client.job(again.id).attempt == 2, timeout_s=PATIENCE_S)
     reached(client, made[Status.QUEUED], Status.SUCCEEDED)
     assert set(bytes_of(client, made[Status.QUEUED].id, folder).values()) == {True}
     for job_id in before:
-        until(lambda job_id=job_id: client.job(job_id).status is Status.SUCCEEDED)
+        wait_for_sync(lambda job_id=job_id: client.job(job_id).status is Status.SUCCEEDED, timeout_s=PATIENCE_S)
     client.cancel(again.id)
     reached(client, again, Status.CANCELLED)

@@ -6,8 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from lamplighter.cli.supervisor import ProcessIdentity, read_process_identity
 from tests.support.installation import ROOT
+from tests.support.wait import wait_for_sync
 
 LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
@@ -62,19 +62,9 @@ def family_of(pid: int) -> set[ProcessIdentity]:
     return {identity for child in children(pid) if (identity := read_process_identity(child)) is not None}
 
 
-def comes(true: Callable[[], bool], timeout_s: float = 20.0) -> bool:
-    """Return whether the condition becomes true in time."""
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends:
-        if true():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def gone(family: set[ProcessIdentity]) -> bool:
-    """Return whether all of them end in time: a restart soon removes containers of the warm pool."""
-    return comes(lambda: all(read_process_identity(one.pid) != one for one in family))
+def wait_until_gone(family: set[ProcessIdentity]) -> None:
+    """Wait until all of them have ended: a restart soon removes containers of the warm pool."""
+    wait_for_sync(lambda: all(read_process_identity(one.pid) != one for one in family))
 
 
 def test_a_newcomer_submits_watches_and_fetches(tmp_path):
@@ -99,7 +89,7 @@ def test_a_newcomer_submits_watches_and_fetches(tmp_path):
         assert events[-1]["data"]["status"] == "succeeded"
         assert lamplighter(data, "delete", job["id"]).returncode == 0
     assert process.returncode == 0
-    assert gone(family)
+    wait_until_gone(family)
 
 
 @pytest.mark.parametrize(
@@ -208,13 +198,13 @@ def test_a_second_ctrl_c_cuts_no_drain_and_leaves_nobody_behind(tmp_path):
     data = tmp_path / "data"
     with up(data, "--grace", "8") as (process, _):
         lamplighter(data, "submit", "echo", "--seconds", "60", "--id", "long")
-        assert comes(lambda: json.loads(lamplighter(data, "job", "long", "--json").stdout)["status"] == "running")
+        wait_for_sync(lambda: json.loads(lamplighter(data, "job", "long", "--json").stdout)["status"] == "running")
         family = family_of(process.pid)
         process.send_signal(signal.SIGINT)
-        assert comes(lambda: "draining" in lamplighter(data, "hosts").stdout)
+        wait_for_sync(lambda: "draining" in lamplighter(data, "hosts").stdout)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert gone(family)
+        wait_until_gone(family)
 
 
 def test_ctrl_c_in_a_terminal_ends_all_in_order(tmp_path):
@@ -224,7 +214,7 @@ def test_ctrl_c_in_a_terminal_ends_all_in_order(tmp_path):
         assert all(os.getpgid(child.pid) != os.getpgid(process.pid) for child in family)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert gone(family)
+        wait_until_gone(family)
 
 
 def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
@@ -235,7 +225,7 @@ def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
         process.kill()
         process.wait()
     with up(data) as (_, second):
-        assert gone(family)
+        wait_until_gone(family)
         assert second["key"] == first["key"]
         assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["status"] == "succeeded"
         assert json.loads(lamplighter(data, "submit", "echo", "--wait", "--json").stdout)["status"] == "succeeded"
@@ -264,7 +254,7 @@ def test_each_process_is_given_what_it_needs_and_no_secret_of_another(tmp_path, 
     monkeypatch.setenv("LAMPLIGHTER_STORE__OPTIONS", '{"secret": "of the store"}')
     with up(tmp_path / "data", "--config", str(config)) as (process, _):
         assert lamplighter(tmp_path / "data", "power", "gpu-1", "on", LAMPLIGHTER_KEY="").returncode == 0
-        assert comes(written.exists)
+        wait_for_sync(written.exists)
         switch = json.loads(written.read_text())
         given = {name_of(pid): environ_of(pid) for pid in children(process.pid) if name_of(pid)}
     ours = {name for name in switch if name.startswith("LAMPLIGHTER_")}

@@ -1,5 +1,6 @@
 """Wait for a condition that no event announces, with a deadline: what another process does raises no event here."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -23,5 +24,21 @@ async def wait_for(
             if value := await condition():
                 return value
             await anyio.sleep(interval_s)
+    raise _timeout_error(condition, timeout_s)
+
+
+def wait_for_sync(
+    condition: Callable[[], T | None], *, timeout_s: float = WAIT_TIMEOUT_S, interval_s: float = POLL_INTERVAL_S
+) -> T:
+    """Do the same in a test without an event loop."""
+    ends = time.monotonic() + timeout_s
+    while time.monotonic() < ends:
+        if value := condition():
+            return value
+        time.sleep(interval_s)
+    raise _timeout_error(condition, timeout_s)
+
+
+def _timeout_error(condition: Callable[[], object], timeout_s: float) -> TimeoutError:
     name = getattr(condition, "__qualname__", repr(condition))
-    raise TimeoutError(f"{name} does not hold after {timeout_s:g} s")
+    return TimeoutError(f"{name} does not hold after {timeout_s:g} s")

@@ -2,12 +2,10 @@
 
 import ast
 import asyncio
-import itertools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from runner.engines.process_state import ProcessPids, ProcessStateDir
 from tests.contract.engines.conftest import PROCESSES
 from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
 from tests.support.job_user import nobody
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(60)
 either = pytest.mark.parametrize("host", PROCESSES, indirect=True)
@@ -50,13 +49,6 @@ time.sleep(1.0)
 async def first_line(host: EngineRig, handle: str) -> bytes:
     async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, None)) as chunks:
         return (await anext(chunks)).data
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Return once the condition holds."""
-    async with asyncio.timeout(DEADLINE_S):
-        for _ in itertools.takewhile(lambda _: not true(), itertools.count()):
-            await asyncio.sleep(0.01)
 
 
 as_nobody = pytest.mark.parametrize("host", ["nobody"], indirect=True)
@@ -170,7 +162,11 @@ async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: EngineRig) -> 
     handle = await host.start(host.spec("plain"))
     running = records(host, handle).read_pids()
     os.kill(running.shim[0], signal.SIGKILL)
-    await until(lambda: not process_shim.started_at(running.shim[0]))
+
+    async def has_ended() -> bool:
+        return not process_shim.started_at(running.shim[0])
+
+    await wait_for(has_ended, timeout_s=DEADLINE_S)
     [found] = await host.engine.find(INSTALLATION, host.host)
     assert found.state == "running"
     await host.engine.stop(handle, 0)
