@@ -26,24 +26,24 @@ from tests.support.wait import wait_for
 STEPS = 60
 
 
-class Watched:
+class FollowedJob:
     """The events that a client received while it followed a job."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self._told = anyio.Event()
+        self._step_reached = anyio.Event()
 
     async def follow(self, running: RunningInstallation, job_id: str) -> None:
         """Receive events until the job ends."""
         async for event in running.ann.follow(job_id):
             self.events.append(event)
-            self._told.set()
-            self._told = anyio.Event()
+            self._step_reached.set()
+            self._step_reached = anyio.Event()
 
-    async def until_step(self, step: int) -> None:
+    async def wait_for_step(self, step: int) -> None:
         """Wait until the client has received this step of the job's progress."""
         while not any(event.kind == "progress" and event.data["done"] >= step for event in self.events):
-            await self._told.wait()
+            await self._step_reached.wait()
 
     def assert_whole(self) -> None:
         """Assert that offsets rise in each kind, that no line is missing or doubled, and that progress is complete."""
@@ -66,16 +66,16 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(running: RunningInstallation, job: JobView) -> AsyncIterator[Watched]:
+async def follow_job(running: RunningInstallation, job: JobView) -> AsyncIterator[FollowedJob]:
     """Follow a job; on exit wait for its end and for all of its events."""
-    watched = Watched()
+    followed = FollowedJob()
     with anyio.fail_after(JOB_TIMEOUT_S):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watched.follow, running, job.id)
-            yield watched
+            tasks.start_soon(followed.follow, running, job.id)
+            yield followed
 
 
-async def assert_ran_once(running: RunningInstallation, job: JobView, watched: Watched, *, adopted: int) -> None:
+async def assert_ran_once(running: RunningInstallation, job: JobView, followed: FollowedJob, *, adopted: int) -> None:
     """Assert one attempt and one result, every state once and in order, and the whole output."""
     done = await wait_until_ended(running.ann, job.id)
     assert (done.status, done.attempt, done.output.data["text"]) == ("succeeded", 1, "hello")
@@ -83,8 +83,8 @@ async def assert_ran_once(running: RunningInstallation, job: JobView, watched: W
     kinds = (Started, Adopted, Succeeded)
     assert [len(events_of(entries, kind)) for kind in kinds] == [1, adopted, 1]
     assert_one_end_a_round(entries)
-    assert watched.revisions == [entry.revision for entry in entries]
-    watched.assert_whole()
+    assert followed.revisions == [entry.revision for entry in entries]
+    followed.assert_whole()
 
 
 async def started(running: RunningInstallation, seconds: float = 5) -> JobView:
@@ -94,8 +94,8 @@ async def started(running: RunningInstallation, seconds: float = 5) -> JobView:
 
 async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(shared_idle: RunningInstallation):
     job = await started(shared_idle)
-    async with watching(shared_idle, job) as watched:
-        await watched.until_step(10)
+    async with follow_job(shared_idle, job) as followed:
+        await followed.wait_for_step(10)
         (before,) = await shared_idle.installation.containers()
         await shared_idle.installation.runners["gpu-1"].kill()
         await shared_idle.installation.start_runner()
@@ -105,14 +105,14 @@ async def test_a_killed_runner_s_job_is_adopted_by_its_next_life(shared_idle: Ru
 
         await wait_for(adopted)
         assert [found.handle for found in await shared_idle.installation.containers()] == [before.handle]
-    await assert_ran_once(shared_idle, job, watched, adopted=1)
+    await assert_ran_once(shared_idle, job, followed, adopted=1)
     await wait_until_clean(shared_idle, timeout_s=40)  # the message is redelivered when its lease expires
 
 
 async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(shared_idle: RunningInstallation):
     job = await started(shared_idle, seconds=2)
-    async with watching(shared_idle, job) as watched:
-        await watched.until_step(10)
+    async with follow_job(shared_idle, job) as followed:
+        await followed.wait_for_step(10)
         await shared_idle.installation.runners["gpu-1"].kill()
 
         async def exited() -> bool:
@@ -120,47 +120,47 @@ async def test_a_job_that_ended_while_its_runner_was_dead_is_collected(shared_id
 
         await wait_for(exited, timeout_s=30)
         await shared_idle.installation.start_runner()
-    await assert_ran_once(shared_idle, job, watched, adopted=1)
+    await assert_ran_once(shared_idle, job, followed, adopted=1)
 
 
 async def test_a_runner_killed_again_and_again_loses_and_doubles_nothing(shared_idle: RunningInstallation):
     job = await started(shared_idle, seconds=10)
-    async with watching(shared_idle, job) as watched:
+    async with follow_job(shared_idle, job) as followed:
         for step in (5, 30):
-            await watched.until_step(step)
+            await followed.wait_for_step(step)
             await shared_idle.installation.runners["gpu-1"].kill()
             await shared_idle.installation.start_runner()
-    await assert_ran_once(shared_idle, job, watched, adopted=2)
+    await assert_ran_once(shared_idle, job, followed, adopted=2)
 
 
 @process_only  # the edge does not depend on the engine
 async def test_a_killed_edge_costs_its_clients_nothing(running: RunningInstallation):
     job = await started(running)
-    async with watching(running, job) as watched:
+    async with follow_job(running, job) as followed:
         for step in (10, 30):
-            await watched.until_step(step)
+            await followed.wait_for_step(step)
             await running.installation.edge.kill()
             await running.installation.start_edge()
-    await assert_ran_once(running, job, watched, adopted=0)
+    await assert_ran_once(running, job, followed, adopted=0)
     await wait_until_clean(running)
 
 
 async def test_a_killed_broker_is_waited_for(running: RunningInstallation):
     job = await started(running)
-    async with watching(running, job) as watched:
-        await watched.until_step(10)
+    async with follow_job(running, job) as followed:
+        await followed.wait_for_step(10)
         await running.installation.server.kill()
         await running.installation.server.start()
-        await watched.until_step(30)
-    await assert_ran_once(running, job, watched, adopted=0)
+        await followed.wait_for_step(30)
+    await assert_ran_once(running, job, followed, adopted=0)
     await wait_until_clean(running)
 
 
 @process_only
 async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_back(running: RunningInstallation):
     job = await started(running, seconds=3)
-    async with watching(running, job) as watched:
-        await watched.until_step(10)
+    async with follow_job(running, job) as followed:
+        await followed.wait_for_step(10)
         await running.installation.server.kill()
 
         async def exited() -> bool:
@@ -168,5 +168,5 @@ async def test_a_job_ends_while_the_broker_is_away_and_is_recorded_when_it_is_ba
 
         await wait_for(exited, timeout_s=30)
         await running.installation.server.start()
-    await assert_ran_once(running, job, watched, adopted=0)
+    await assert_ran_once(running, job, followed, adopted=0)
     await wait_until_clean(running)

@@ -33,7 +33,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-class Doors(Struct, frozen=True):
+class FacadeInstallation(Struct, frozen=True):
     """An installation with the HeyGem facade on `root`. `local` sends no key, to the port that needs none."""
 
     running: RunningInstallation
@@ -55,7 +55,7 @@ class Doors(Struct, frozen=True):
         return dict(await wait_for(ended, timeout_s=60))
 
 
-def opened(root: Path, keyless: int = 0) -> dict[str, str]:
+def facade_settings(root: Path, keyless: int = 0) -> dict[str, str]:
     """Return the settings that enable the facades. `keyless`: the port that needs no key."""
     return {
         "LAMPLIGHTER_HEYGEM__KEYLESS_PORT": str(keyless),
@@ -66,83 +66,85 @@ def opened(root: Path, keyless: int = 0) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def doors(
+async def facade_installation(
     tmp_path_factory: pytest.TempPathFactory, anyio_backend: object, engine: str, engine_url: str | None
-) -> AsyncIterator[Doors]:
+) -> AsyncIterator[FacadeInstallation]:
     root = tmp_path_factory.mktemp("shared")
     (root / "temp").mkdir()
     (root / "temp" / "speech.wav").write_bytes(b"speech")
     (root / "temp" / "face.mp4").write_bytes(b"face ")
     keyless = free_port()
     async with (
-        run_new_installation(tmp_path_factory.mktemp("doors"), engine, engine_url, **opened(root, keyless)) as running,
+        run_new_installation(
+            tmp_path_factory.mktemp("facades"), engine, engine_url, **facade_settings(root, keyless)
+        ) as running,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=20) as local,
     ):
         await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
-        yield Doors(running, root, local)
+        yield FacadeInstallation(running, root, local)
 
 
 @pytest.fixture
-def said(doors: Doors) -> Any:
-    yield doors
-    print(doors.running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
+def facade(facade_installation: FacadeInstallation) -> Any:
+    yield facade_installation
+    print(facade_installation.running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
 @process_only
-async def test_the_desktop_sequence_ends_with_the_file_on_disk(said: Doors):
-    assert (await said.easy(code="one"))["msg"] == 10000
-    done = await said.done("one")
+async def test_the_desktop_sequence_ends_with_the_file_on_disk(facade: FacadeInstallation):
+    assert (await facade.easy(code="one"))["msg"] == 10000
+    done = await facade.done("one")
     assert (done["status"], done["progress"], done["result"], done["video_duration"]) == (2, 100, "/one-r.mp4", 1500)
-    assert (said.root / "temp" / "one-r.mp4").read_bytes() == b"face speech"
-    assert (await said.easy(code="one"))["code"] == 10000
-    assert (await said.easy(code="one", video_url="speech.wav"))["code"] == 10000
-    assert (await said.done("one"))["status"] == 2
-    assert (said.root / "temp" / "one-r.mp4").read_bytes() == b"speechspeech"
+    assert (facade.root / "temp" / "one-r.mp4").read_bytes() == b"face speech"
+    assert (await facade.easy(code="one"))["code"] == 10000
+    assert (await facade.easy(code="one", video_url="speech.wav"))["code"] == 10000
+    assert (await facade.done("one"))["status"] == 2
+    assert (facade.root / "temp" / "one-r.mp4").read_bytes() == b"speechspeech"
 
 
 @process_only
-async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_edge(said: Doors):
-    installation = said.running.installation
+async def test_a_result_that_came_while_the_edge_was_away_is_placed_by_the_next_edge(facade: FacadeInstallation):
+    installation = facade.running.installation
 
     async def idle() -> bool:  # the rejected submit of the previous test is read once more
         return not [note async for note in anyio.Path(installation.folder / "edge" / "placing").iterdir()]
 
     await wait_for(idle, timeout_s=60)
-    (said.root / "temp").rename(said.root / "elsewhere")  # the disk is unmounted, then the edge is killed
-    assert (await said.easy(code="two", audio_url="../elsewhere/speech.wav", video_url="../elsewhere/face.mp4"))[
+    (facade.root / "temp").rename(facade.root / "elsewhere")  # the disk is unmounted, then the edge is killed
+    assert (await facade.easy(code="two", audio_url="../elsewhere/speech.wav", video_url="../elsewhere/face.mp4"))[
         "code"
     ] == 10000
-    (said.root / "temp").write_text("in the way")
+    (facade.root / "temp").write_text("in the way")
 
     async def ran() -> bool:
-        job = await said.running.admin._http.get("/v1/jobs/two?owner=easy")
+        job = await facade.running.admin._http.get("/v1/jobs/two?owner=easy")
         return bool(job.json()["status"] == "succeeded")
 
     await wait_for(ran, timeout_s=60)
     await installation.edge.kill()
-    (said.root / "temp").unlink()
-    (said.root / "elsewhere").rename(said.root / "temp")
-    await installation.start_edge(**opened(said.root, said.local.base_url.port or 0))
+    (facade.root / "temp").unlink()
+    (facade.root / "elsewhere").rename(facade.root / "temp")
+    await installation.start_edge(**facade_settings(facade.root, facade.local.base_url.port or 0))
 
     async def there() -> bool:
-        return await anyio.Path(said.root / "temp" / "two-r.mp4").exists()
+        return await anyio.Path(facade.root / "temp" / "two-r.mp4").exists()
 
     await wait_for(there, timeout_s=60)
-    assert (said.root / "temp" / "two-r.mp4").read_bytes() == b"face speech"
-    assert (await said.query("two"))["status"] == 2
+    assert (facade.root / "temp" / "two-r.mp4").read_bytes() == b"face speech"
+    assert (await facade.query("two"))["status"] == 2
 
 
 @process_only
-async def test_a_stranger_behind_a_proxy_needs_a_key(said: Doors):
-    reply = await said.local.get("/easy/query?code=one", headers={"X-Forwarded-For": "192.0.2.7"})
+async def test_a_stranger_behind_a_proxy_needs_a_key(facade: FacadeInstallation):
+    reply = await facade.local.get("/easy/query?code=one", headers={"X-Forwarded-For": "192.0.2.7"})
     assert (reply.status_code, reply.json()["code"]) == (200, 9999)
 
 
 @process_only
-async def test_runpods_client_runs_streams_and_cancels(said: Doors):
+async def test_runpods_client_runs_streams_and_cancels(facade: FacadeInstallation):
     with runpod_client.run_clients() as clients:
-        key = said.running.ann._http.headers["authorization"].partition(" ")[2]
-        endpoint = await to_thread.run_sync(clients.Endpoint, f"{said.running.installation.url}/v2", key, "echo")
+        key = facade.running.ann._http.headers["authorization"].partition(" ")[2]
+        endpoint = await to_thread.run_sync(clients.Endpoint, f"{facade.running.installation.url}/v2", key, "echo")
         output = await to_thread.run_sync(endpoint.run_sync, {"input": {"text": "hi", "steps": 1}}, 60)
         assert output == {"text": "hi"}
         handle = await to_thread.run_sync(endpoint.run, {"input": {"text": "streamed", "seconds": 2.5, "steps": 5}})
@@ -172,11 +174,11 @@ SHOWN = [(kind, text) for kind, text in read_fences(PAGE) if kind in {"sh", "pyt
 
 @process_only
 @pytest.mark.parametrize("block", SHOWN, ids=lambda block: f"{block[0]}: {block[1].strip()[:30]}")
-async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp_path: Path):
-    key = said.running.ann._http.headers["authorization"].partition(" ")[2]
-    easy = str(said.local.base_url).rstrip("/")
+async def test_what_the_page_shows_runs(facade: FacadeInstallation, block: tuple[str, str], tmp_path: Path):
+    key = facade.running.ann._http.headers["authorization"].partition(" ")[2]
+    easy = str(facade.local.base_url).rstrip("/")
     done = await to_thread.run_sync(
-        partial(run_block, *block, tmp_path, URL=said.running.installation.url, KEY=key, EASY=easy)
+        partial(run_block, *block, tmp_path, URL=facade.running.installation.url, KEY=key, EASY=easy)
     )
     assert done.returncode == 0, done.stderr
     assert "9999" not in done.stdout
@@ -184,34 +186,34 @@ async def test_what_the_page_shows_runs(said: Doors, block: tuple[str, str], tmp
 
 
 @process_only
-async def test_what_came_by_the_gateway_is_the_same_job_here(said: Doors, tmp_path: Path):
+async def test_what_came_by_the_gateway_is_the_same_job_here(facade: FacadeInstallation, tmp_path: Path):
     """Submit a code through the gateway, and then the same code through the HeyGem facade."""
-    key = said.running.ann._http.headers["authorization"].partition(" ")[2]
-    files = [f"video={said.root}/temp/face.mp4", f"audio={said.root}/temp/speech.wav"]
-    argv = [sys.executable, str(FLOW), said.running.installation.url, key, "heygem_submit", "talk", *files]
+    key = facade.running.ann._http.headers["authorization"].partition(" ")[2]
+    files = [f"video={facade.root}/temp/face.mp4", f"audio={facade.root}/temp/speech.wav"]
+    argv = [sys.executable, str(FLOW), facade.running.installation.url, key, "heygem_submit", "talk", *files]
 
     def flow() -> subprocess.CompletedProcess[str]:
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=tmp_path)
 
     done = await to_thread.run_sync(flow)
     assert done.returncode == 0, done.stderr
-    said.local.headers["X-API-Key"] = key
+    facade.local.headers["X-API-Key"] = key
     try:
-        hashes = {name: f"sha256:{sha256((said.root / 'temp' / name).read_bytes()).hexdigest()}" for name in NAMES}
+        hashes = {name: f"sha256:{sha256((facade.root / 'temp' / name).read_bytes()).hexdigest()}" for name in NAMES}
         by_name = {"video_url": "face.mp4", "audio_url": "speech.wav"}
         by_hash = {"video_url": hashes["face.mp4"], "audio_url": hashes["speech.wav"]}
         for ways in (by_name, by_hash):
-            assert (await said.easy(code="talk", **ways))["code"] == 10000
-        assert (await said.query("talk"))["status"] == 2
-        assert (said.root / "temp" / "talk-r.mp4").read_bytes() == b"face speech"
-        history = await said.running.ann._http.get("/v1/jobs/talk/history")
+            assert (await facade.easy(code="talk", **ways))["code"] == 10000
+        assert (await facade.query("talk"))["status"] == 2
+        assert (facade.root / "temp" / "talk-r.mp4").read_bytes() == b"face speech"
+        history = await facade.running.ann._http.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 1
-        assert (await said.easy(code="talk", pn=0))["code"] == 10000
-        assert (await said.done("talk"))["status"] == 2
-        history = await said.running.ann._http.get("/v1/jobs/talk/history")
+        assert (await facade.easy(code="talk", pn=0))["code"] == 10000
+        assert (await facade.done("talk"))["status"] == 2
+        history = await facade.running.ann._http.get("/v1/jobs/talk/history")
         assert [row["event"]["type"] for row in history.json()].count("submitted") == 2
     finally:
-        del said.local.headers["X-API-Key"]
+        del facade.local.headers["X-API-Key"]
 
 
 def test_up_opens_both_doors(tmp_path: Path):
@@ -235,6 +237,6 @@ def test_up_opens_a_port_without_keys_where_it_is_told_to_and_says_what_it_opens
         assert httpx.get(f"{base}/v1/jobs").status_code == 404
         assert httpx.get(f"{told['url']}/easy/query?code=__ping__").json()["code"] == 9999
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    assert f"{base}/easy/ needs no key" in said
-    assert "no proxy or tunnel" in said
+        _, output = process.communicate(timeout=60)
+    assert f"{base}/easy/ asks for no key" in output
+    assert "no proxy or tunnel" in output

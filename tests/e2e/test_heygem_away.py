@@ -16,7 +16,7 @@ from schemas.ids import JobKey
 from schemas.lifecycle import next_record
 from schemas.status import Status
 from tests.chaos.fault_points import FOLDER_ENV, CallSide, FaultPoints
-from tests.e2e.test_facades import Doors, free_port, opened
+from tests.e2e.test_facades import FacadeInstallation, facade_settings, free_port
 from tests.support.installation import Installation, run_installation, wait_until_ready
 from tests.support.wait import wait_for
 
@@ -26,7 +26,7 @@ AT = "records.update.submitted"
 
 
 @asynccontextmanager
-async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, FaultPoints, dict[str, str]]]:
+async def run_facade_edge(folder: Path) -> AsyncIterator[tuple[FacadeInstallation, FaultPoints, dict[str, str]]]:
     """Run an edge that stops at fault points; yield it, its fault points and its environment. No runner is started."""
     root = folder / "shared"
     (root / "temp").mkdir(parents=True)
@@ -34,35 +34,35 @@ async def doors_at(folder: Path) -> AsyncIterator[tuple[Doors, FaultPoints, dict
     (root / "temp" / "face.mp4").write_bytes(b"face ")
     faults = FaultPoints(folder / "faults")
     keyless = free_port()
-    environ = opened(root, keyless) | {FOLDER_ENV: str(folder / "faults")}
+    environ = facade_settings(root, keyless) | {FOLDER_ENV: str(folder / "faults")}
     installation = Installation(folder, "process", None, {"edge": "tests.chaos.entry_edge"})
     async with (
         run_installation(installation, **environ) as running,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=30) as local,
     ):
-        yield Doors(running, root, local), faults, environ
+        yield FacadeInstallation(running, root, local), faults, environ
 
 
-async def expire(doors: Doors) -> VersionedRecord:
+async def expire(facade: FacadeInstallation) -> VersionedRecord:
     """Expire the job, as when no host came in time."""
-    entry = await doors.running.bus.job_store.read(KEY)
+    entry = await facade.running.bus.job_store.read(KEY)
     assert entry is not None
     recorded = next_record(entry.record.job, e.Expired("start_timeout"), entry.record.at)
-    return VersionedRecord(await doors.running.bus.job_store.update(KEY, recorded, entry.revision), recorded)
+    return VersionedRecord(await facade.running.bus.job_store.update(KEY, recorded, entry.revision), recorded)
 
 
 async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_it(tmp_path: Path):
-    async with doors_at(tmp_path) as (doors, _, _):
-        server = doors.running.installation.server
-        assert (await doors.easy(code="code-1"))["code"] == ACCEPTED
+    async with run_facade_edge(tmp_path) as (facade, _, _):
+        server = facade.running.installation.server
+        assert (await facade.easy(code="code-1"))["code"] == ACCEPTED
         await server.stop()
         answers: dict[str, Any] = {}
 
         async def submit(code: str) -> None:
-            answers[code] = (await doors.easy(code=code))["code"]
+            answers[code] = (await facade.easy(code=code))["code"]
 
         async def query() -> dict[str, Any]:
-            return dict((await doors.local.get("/easy/query", params={"code": "code-1"})).json())
+            return dict((await facade.local.get("/easy/query", params={"code": "code-1"})).json())
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit, "code-1")
@@ -73,32 +73,32 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
             await server.start()
         assert answers == {"code-1": ACCEPTED, "code-2": ACCEPTED}
         assert (await query())["data"]["status"] == 1
-        assert await doors.running.bus.job_store.keys() == {KEY, JobKey(KEY.owner, "code-2")}
+        assert await facade.running.bus.job_store.keys() == {KEY, JobKey(KEY.owner, "code-2")}
         await server.kill()
         with anyio.fail_after(HOLD_TIMEOUT_S + 20):
-            assert (await doors.easy(code="code-3"))["code"] == BUSY
+            assert (await facade.easy(code="code-3"))["code"] == BUSY
         await server.start()
 
         async def known() -> bool:
             return bool((await query())["code"] == 10000)
 
         await wait_for(known, timeout_s=30)
-        assert (await doors.easy(code="code-3"))["code"] == ACCEPTED
+        assert (await facade.easy(code="code-3"))["code"] == ACCEPTED
 
 
 @pytest.mark.parametrize("moment", list(CallSide))
 async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_old_round_or_the_new(
     tmp_path: Path, moment: CallSide
 ):
-    async with doors_at(tmp_path) as (doors, faults, environ):
-        installation = doors.running.installation
-        assert (await doors.easy(code="code-1"))["code"] == ACCEPTED
-        ended = await expire(doors)
+    async with run_facade_edge(tmp_path) as (facade, faults, environ):
+        installation = facade.running.installation
+        assert (await facade.easy(code="code-1"))["code"] == ACCEPTED
+        ended = await expire(facade)
         faults.arm(AT, moment)
 
         async def submit() -> None:
             with pytest.raises(httpx.HTTPError):
-                await doors.easy(code="code-1", audio_url="face.mp4")
+                await facade.easy(code="code-1", audio_url="face.mp4")
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit)
@@ -108,17 +108,17 @@ async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_ol
 
             await wait_for(stands, timeout_s=30)
             await installation.edge.kill()
-        left = await doors.running.bus.job_store.read(KEY)
+        left = await facade.running.bus.job_store.read(KEY)
         assert left is not None
         if moment is CallSide.BEFORE:
             assert left == ended
         else:
             assert (left.record.job.round, left.record.job.status) == (2, Status.QUEUED)
         await installation.start_edge(**environ)
-        await wait_until_ready(doors.running.ann, 30)
-        assert (await doors.easy(code="code-1", audio_url="face.mp4"))["code"] == ACCEPTED
-        history = await doors.running.bus.job_store.history(KEY)
+        await wait_until_ready(facade.running.ann, 30)
+        assert (await facade.easy(code="code-1", audio_url="face.mp4"))["code"] == ACCEPTED
+        history = await facade.running.bus.job_store.history(KEY)
         assert [type(entry.record.event) for entry in history] == [e.Submitted, e.Expired, e.Submitted]
         await installation.start_runner()
-        assert (await doors.done("code-1"))["status"] == 2
-        assert (doors.root / "temp" / "code-1-r.mp4").read_bytes() == b"face face "
+        assert (await facade.done("code-1"))["status"] == 2
+        assert (facade.root / "temp" / "code-1-r.mp4").read_bytes() == b"face face "

@@ -8,7 +8,7 @@ import pytest
 from anyio import to_thread
 
 from tests.e2e.conftest import process_only
-from tests.e2e.test_facades import opened
+from tests.e2e.test_facades import facade_settings
 from tests.support.doc_pages import DOCS, read_blocks, run_block
 from tests.support.installation import RunningInstallation, run_new_installation
 
@@ -24,7 +24,9 @@ async def running(
     (shared / "temp").mkdir()
     for name in ("speech.wav", "face.mp4"):
         (shared / "temp" / name).write_bytes(name.encode())
-    async with run_new_installation(tmp_path_factory.mktemp("pages"), engine, engine_url, **opened(shared)) as running:
+    async with run_new_installation(
+        tmp_path_factory.mktemp("pages"), engine, engine_url, **facade_settings(shared)
+    ) as running:
         await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
         yield running
 

@@ -75,11 +75,11 @@ async def test_a_job_whose_input_cannot_be_fetched_says_so_and_goes_on_by_itself
     runner = await running.installation.start_runner(LAMPLIGHTER_EDGE__URL=nowhere)
     job = await running.ann.submit("echo", file=given(tmp_path, "file"))
 
-    async def told() -> JobView | None:
+    async def message_shown() -> JobView | None:
         seen = await running.ann.job(job.id)
         return seen if seen.progress and (seen.progress.stage or "").startswith("fetching input: ") else None
 
-    seen: JobView = await wait_for(told)
+    seen: JobView = await wait_for(message_shown)
     assert seen.progress is not None
     assert "the edge is not reachable" in (seen.progress.stage or "")
 
