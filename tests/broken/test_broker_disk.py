@@ -17,7 +17,6 @@ from lamplighter import Client
 from lamplighter.errors import Busy
 from schemas.events import AttemptReleased, Started, Succeeded
 from schemas.job_view import JobView
-from tests.backup.test_drill import until as soon_or_not
 from tests.e2e.test_up import up
 from tests.support import small_disk
 from tests.support.command import run_lamplighter
@@ -31,7 +30,7 @@ from tests.support.job_checks import (
     wait_until_ended,
     wait_until_running,
 )
-from tests.support.wait import wait_for
+from tests.support.wait import wait_for, wait_for_sync
 
 BROKER_MB, DATA_MB = 48, 256
 SPACIOUS = {"LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB": "0"}
@@ -150,10 +149,10 @@ def _filled_and_emptied(data: Path) -> None:
                 return busy.problem.code == "store_full"
             return False
 
-        soon_or_not(full)
+        wait_for_sync(full)
         assert httpx.get(f"{said['url']}/readyz").status_code == 503
         ballast.unlink()
-        soon_or_not(lambda: httpx.get(f"{said['url']}/readyz").status_code == 200)
+        wait_for_sync(lambda: httpx.get(f"{said['url']}/readyz").status_code == 200)
         accepted.append(client.submit("echo", text="after").id)
         assert {client.wait(job_id).status for job_id in accepted} == {"succeeded"}
         assert process.poll() is None
