@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from msgspec import Struct
 
 from tests.support.namespaces import enter_namespace, exec_prefix, run_command, why_no_namespaces
+from tests.support.requirements import require
 
 NET = "10.231.9"
 SWITCH = f"{NET}.254"
@@ -62,10 +62,7 @@ def _machine(number: int, switch: str, name: str) -> NamespaceMachine:
 @contextmanager
 def create_machines(count: int) -> Iterator[tuple[NamespaceMachine, ...]]:
     """Create `count` machines, with the calling thread at the switch until the end. Skips where that is impossible."""
-    if why := why_no_namespaces():
-        if os.environ.get("REQUIRE_NETNS") == "1":
-            pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)
-        pytest.skip(why)
+    require(why_no_namespaces(), "REQUIRE_NETNS")
     mark = secrets.token_hex(3)
     switch, names = f"ll-switch-{mark}", [f"ll-machine-{mark}-{number}" for number in range(1, count + 1)]
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from anyio import fail_after, sleep, to_thread
 
 from tests.powercut.unsynced_disk import NameSync
+from tests.support.requirements import require
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.01
@@ -18,22 +18,19 @@ POLL_S = 0.01
 
 def require_fuse() -> None:
     """Skip the test where nothing can be mounted; fail it there under REQUIRE_FUSE=1."""
-    if missing := _missing():
-        if os.environ.get("REQUIRE_FUSE") == "1":
-            pytest.fail(f"REQUIRE_FUSE=1, but {missing}")
-        pytest.skip(f"{missing}: the power cut is not tested")
+    require(_why_no_fuse(), "REQUIRE_FUSE")
 
 
-def _missing() -> str:
+def _why_no_fuse() -> str | None:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse is not there for us"
+        return "/dev/fuse is missing or not accessible, so no power cut is tested"
     if os.geteuid() != 0:
         return "mounting and unmounting needs root here"
     try:
         import mfusepy  # noqa: F401 - it looks for the library when it is imported
     except OSError:
         return "there is no libfuse (on Debian: apt-get install libfuse3-3)"
-    return ""
+    return None
 
 
 class PowerSwitch:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from msgspec import Struct
+
+from tests.support.requirements import require
 
 EDGE, HOST = "10.231.8.1", "10.231.8.2"
 CLONE_NEWNET = 0x40000000
@@ -90,10 +91,7 @@ def why_no_namespaces() -> str | None:
 @contextmanager
 def host_network() -> Iterator[HostNetwork]:
     """Create both, with the calling thread on the edge's side until the end. Skips where that is impossible."""
-    if why := why_no_namespaces():
-        if os.environ.get("REQUIRE_NETNS") == "1":
-            pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)
-        pytest.skip(why)
+    require(why_no_namespaces(), "REQUIRE_NETNS")
     mark = secrets.token_hex(3)
     edge, host = f"ll-edge-{mark}", f"ll-host-{mark}"
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)

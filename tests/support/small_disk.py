@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.support.requirements import require
 
 BLOCK = bytes(64 * 1024)
 BALLAST = ".ballast"
@@ -20,10 +20,7 @@ def why_no_mounts() -> str | None:
 
 def require_mounts() -> None:
     """Skip the test where no disk can be mounted; fail it under REQUIRE_NETNS=1, which asks for the same right."""
-    if why := why_no_mounts():
-        if os.environ.get("REQUIRE_NETNS") == "1":
-            pytest.fail(f"REQUIRE_NETNS=1, but {why}", pytrace=False)
-        pytest.skip(why)
+    require(why_no_mounts(), "REQUIRE_NETNS")
 
 
 @contextmanager
