@@ -52,7 +52,7 @@ async def tight(small: Path) -> AsyncIterator[RunningInstallation]:
         print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def asked(running: RunningInstallation, accepted: list[str]) -> httpx.Response:
+async def submit_one(running: RunningInstallation, accepted: list[str]) -> httpx.Response:
     """Submit one more job; note its id where the answer is 202."""
     answer = await running.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}}, timeout=30)
     assert answer.status_code in {202, 503, 507}, answer.text
@@ -61,11 +61,11 @@ async def asked(running: RunningInstallation, accepted: list[str]) -> httpx.Resp
     return answer
 
 
-async def refused(running: RunningInstallation, accepted: list[str]) -> None:
+async def wait_until_rejected(running: RunningInstallation, accepted: list[str]) -> None:
     """Wait until the edge rejects new jobs and its error says why."""
 
     async def full() -> bool:
-        answer = await asked(running, accepted)
+        answer = await submit_one(running, accepted)
         return answer.status_code != 202 and any(word in answer.json()["detail"] for word in ("restart", "/readyz"))
 
     await wait_for(full, timeout_s=60)
@@ -106,11 +106,11 @@ async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Run
     behind = await submit_job(tight, text="behind them")
     ballast = small_disk.fill_disk(tight.installation.folder / "broker")
     accepted = [running.id, waiting.id, behind.id]
-    await refused(tight, accepted)
+    await wait_until_rejected(tight, accepted)
     await exited(tight, running)
     await told_what_to_do(tight)
     ballast.unlink()
-    await refused(tight, accepted)  # free space alone does not help it
+    await wait_until_rejected(tight, accepted)  # free space alone does not help it
     await tight.installation.server.stop()
     await tight.installation.server.start()
     await wait_until_ready(tight.ann, 60)
@@ -119,7 +119,7 @@ async def test_a_broker_whose_disk_is_full_loses_no_job_and_no_result(tight: Run
     for job in (running, waiting):
         entries = await read_history(tight, job.id)
         assert [len(events_of(entries, kind)) for kind in (Started, AttemptReleased, Succeeded)] == [1, 0, 1]
-    assert (await asked(tight, accepted)).status_code == 202
+    assert (await submit_one(tight, accepted)).status_code == 202
     assert (await wait_until_ended(tight.ann, accepted[-1])).status == "succeeded"
     await wait_until_clean(tight)
 

@@ -55,7 +55,7 @@ async def fill(running: RunningInstallation, names: Iterator[int], share: float,
             return
 
 
-async def refused(running: RunningInstallation) -> bool:
+async def is_rejecting(running: RunningInstallation) -> bool:
     """Return whether a new job is rejected with 507."""
     answer = await running.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}})
     assert answer.status_code in {202, 507}, answer.text
@@ -71,7 +71,7 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
         await wait_until_running(tight, job.id)
     names = count()
     await fill(tight, names, STORE_USED_LIMIT_RATIO)
-    await wait_for(lambda: refused(tight), timeout_s=20)
+    await wait_for(lambda: is_rejecting(tight), timeout_s=20)
     assert (await wait_until_ended(tight.ann, early.id)).status == "succeeded"  # there is room for the jobs that run
 
     for size in (MIB, 1 << 14, 1 << 8):
@@ -82,7 +82,7 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
         return [one.state for one in found] == ["exited"]
 
     await wait_for(exited, timeout_s=40)
-    assert await refused(tight)
+    assert await is_rejecting(tight)
     assert await tight.bus.usage_log.delete_owner("ballast")
     assert (await wait_until_ended(tight.ann, late.id)).status == "succeeded"
     for job in (early, late):
@@ -90,7 +90,7 @@ async def test_a_full_broker_refuses_new_work_and_loses_no_result(tight: Running
         assert [len(events_of(entries, kind)) for kind in (Started, AttemptReleased, Succeeded)] == [1, 0, 1]
 
     async def taken() -> bool:
-        return not await refused(tight)
+        return not await is_rejecting(tight)
 
     await wait_for(taken, timeout_s=20)
     await wait_until_clean(tight)

@@ -28,7 +28,7 @@ RACERS = 16
 SPREAD_S = 2.0
 
 
-async def cleared(running: RunningInstallation, job_id: str) -> float:
+async def cancel_and_time_removal(running: RunningInstallation, job_id: str) -> float:
     """Cancel a running job; return the seconds until its container is gone."""
     await wait_until_running(running, job_id)
     asked = time.monotonic()
@@ -56,7 +56,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(shared_running: 
 
 async def test_a_running_job_is_cancelled_and_its_container_gone(shared_running: RunningInstallation):
     job = await submit_job(shared_running, LONG_TIMEOUTS, behave="hang")
-    assert await cleared(shared_running, job.id) < GRACE_S + CLEARED_S
+    assert await cancel_and_time_removal(shared_running, job.id) < GRACE_S + CLEARED_S
     done = await wait_until_ended(shared_running.ann, job.id)
     assert (done.status, done.attempt, done.error) == ("cancelled", 1, None)
     assert_one_end_a_round(await read_history(shared_running, job.id))
@@ -64,7 +64,7 @@ async def test_a_running_job_is_cancelled_and_its_container_gone(shared_running:
 
 async def test_a_job_that_ignores_sigterm_is_killed_after_its_grace(shared_running: RunningInstallation):
     job = await submit_job(shared_running, LONG_TIMEOUTS, behave="ignore_term")
-    assert GRACE_S <= await cleared(shared_running, job.id) < GRACE_S + CLEARED_S
+    assert GRACE_S <= await cancel_and_time_removal(shared_running, job.id) < GRACE_S + CLEARED_S
     assert (await wait_until_ended(shared_running.ann, job.id)).status == "cancelled"
     await wait_until_clean(shared_running)
 

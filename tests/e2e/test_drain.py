@@ -22,7 +22,7 @@ MARGIN_S = 3.0
 ONCE = {"max_attempts": 1, "execution_timeout_s": 600}
 
 
-async def stopped(running: RunningInstallation) -> float:
+async def stop_and_time(running: RunningInstallation) -> float:
     """Send SIGTERM; return the seconds until the process has ended."""
     asked = time.monotonic()
     await running.installation.runners["gpu-1"].stop()
@@ -48,7 +48,7 @@ async def waits_for_a_host(running: RunningInstallation, job_id: str) -> None:
 async def test_an_idle_runner_goes_at_once_and_says_goodbye(shared_idle: RunningInstallation):
     await shared_idle.installation.start_runner()
     await wait_until_ended(shared_idle.ann, (await submit_job(shared_idle, text="ran")).id)
-    assert await stopped(shared_idle) < GRACE_S
+    assert await stop_and_time(shared_idle) < GRACE_S
     assert await hosts(shared_idle.bus) == {}
     await waits_for_a_host(shared_idle, (await submit_job(shared_idle, text="waits")).id)
 
@@ -58,7 +58,7 @@ async def test_a_job_that_ends_within_the_grace_is_ended(shared_idle: RunningIns
     job = await submit_job(shared_idle, ONCE, text="in time", seconds=3)
     await wait_until_running(shared_idle, job.id)
     waiting = await submit_job(shared_idle, text="not taken any more")
-    assert await stopped(shared_idle) < 20
+    assert await stop_and_time(shared_idle) < 20
     done = await wait_until_ended(shared_idle.ann, job.id)
     assert (done.status, done.attempt) == ("succeeded", 1)
     assert (await shared_idle.ann.job(waiting.id)).status == "queued"
@@ -72,7 +72,7 @@ async def test_a_container_goes_on_and_is_adopted_by_the_next_life(shared_idle: 
     job = await submit_job(shared_idle, ONCE, text="hello", seconds=6)
     await wait_until_running(shared_idle, job.id)
     (before,) = await shared_idle.installation.containers()
-    assert GRACE_S <= await stopped(shared_idle) < GRACE_S + MARGIN_S
+    assert GRACE_S <= await stop_and_time(shared_idle) < GRACE_S + MARGIN_S
     (after,) = await shared_idle.installation.containers()
     assert (after.handle, after.state) == (before.handle, "running")
     assert (await shared_idle.ann.job(job.id)).status == "running"
@@ -91,7 +91,7 @@ async def test_a_child_process_is_stopped_and_its_job_released_at_no_cost(shared
     await shared_idle.installation.start_runner()
     job = await submit_job(shared_idle, ONCE, text="hello", seconds=5)
     await wait_until_running(shared_idle, job.id)
-    assert GRACE_S <= await stopped(shared_idle) < GRACE_S + MARGIN_S
+    assert GRACE_S <= await stop_and_time(shared_idle) < GRACE_S + MARGIN_S
     assert await shared_idle.installation.containers() == []
     assert await hosts(shared_idle.bus) == {}
     await waits_for_a_host(shared_idle, job.id)
@@ -112,5 +112,5 @@ async def test_a_second_signal_changes_nothing(shared_idle: RunningInstallation)
     await wait_until_running(shared_idle, job.id)
     runner.terminate()
     runner.terminate()
-    assert await stopped(shared_idle) < 20
+    assert await stop_and_time(shared_idle) < 20
     assert (await wait_until_ended(shared_idle.ann, job.id)).status == "succeeded"

@@ -18,7 +18,7 @@ from tests.support.installation import RunningInstallation, run_new_installation
 from tests.support.wait import wait_for
 
 pytestmark = process_only
-SWITCH = '[hosts.gpu-9]\ndriver = "command"\non = ["true"]\noff = ["true"]\nstate = ["echo", "off"]\n'
+HOST_SECTION = '[hosts.gpu-9]\ndriver = "command"\non = ["true"]\noff = ["true"]\nstate = ["echo", "off"]\n'
 CLIENTS = (Client, AsyncClient)
 SHOWN = [thing for thing in list_documented(sdk, async_client, *CLIENTS) if thing not in CLIENTS]
 NAMES = {"contextlib": contextlib, "api": api, "JobFailed": JobFailed, "NotFound": NotFound}
@@ -30,7 +30,7 @@ async def running(
 ) -> AsyncIterator[RunningInstallation]:
     """Run an edge with two hosts: `gpu-1` works, `gpu-9` is declared and off."""
     folder = tmp_path_factory.mktemp("examples")
-    (folder / "lamplighter.toml").write_text(SWITCH)
+    (folder / "lamplighter.toml").write_text(HOST_SECTION)
     async with run_new_installation(folder, engine, engine_url) as running:
         await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
         await wait_for(partial(is_listed, running, "gpu-1"))

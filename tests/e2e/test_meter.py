@@ -45,7 +45,7 @@ def cards(tmp_path: Path) -> StubNvml:
 
 
 @asynccontextmanager
-async def drawing(cards: StubNvml) -> AsyncIterator[None]:
+async def raise_energy_counter(cards: StubNvml) -> AsyncIterator[None]:
     """Let the GPU's energy counter rise while the block runs."""
 
     async def draw() -> None:
@@ -61,7 +61,7 @@ async def drawing(cards: StubNvml) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def started(running: RunningInstallation, endpoint: Path, cards: StubNvml, **more: str) -> None:
+async def start_gpu_runner(running: RunningInstallation, endpoint: Path, cards: StubNvml, **more: str) -> None:
     """Start a runner that sees the stub GPUs; wait until its endpoint is offered."""
     env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
     watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
@@ -75,7 +75,7 @@ async def started(running: RunningInstallation, endpoint: Path, cards: StubNvml,
     await wait_for(offered)
 
 
-async def run(running: RunningInstallation, cards: StubNvml, count: int) -> list[JobView]:
+async def run_jobs(running: RunningInstallation, cards: StubNvml, count: int) -> list[JobView]:
     """Run `count` jobs at once, each with VRAM_MB of the GPU's memory; return them as they ended."""
     jobs = [await running.ann.submit("card", seconds=SECONDS) for _ in range(count)]
     async with running.installation.engine_of("gpu-1") as engine:
@@ -98,9 +98,9 @@ async def run(running: RunningInstallation, cards: StubNvml, count: int) -> list
 async def test_a_job_is_billed_for_what_it_took_of_its_card(
     running: RunningInstallation, endpoint: Path, cards: StubNvml
 ):
-    async with drawing(cards):
-        await started(running, endpoint, cards)
-        (job,) = await run(running, cards, 1)
+    async with raise_energy_counter(cards):
+        await start_gpu_runner(running, endpoint, cards)
+        (job,) = await run_jobs(running, cards, 1)
     took = job.usage
     assert job.status == "succeeded"
     assert (took.vram_peak_mb, took.gpu_utilization) == (VRAM_MB, 50)
@@ -120,9 +120,9 @@ async def test_energy_that_two_jobs_took_together_is_nobodys(
     running: RunningInstallation, endpoint: Path, cards: StubNvml
 ):
     """Each job reports its own memory. Energy cannot be divided, so neither reports energy or cost."""
-    async with drawing(cards):
-        await started(running, endpoint, cards, **SHARED)
-        jobs = await run(running, cards, 2)
+    async with raise_energy_counter(cards):
+        await start_gpu_runner(running, endpoint, cards, **SHARED)
+        jobs = await run_jobs(running, cards, 2)
     for job in jobs:
         assert (job.status, job.usage.gpu_energy_j, job.usage.cost) == ("succeeded", None, None)
         assert (job.usage.vram_peak_mb, job.usage.gpu_utilization) == (VRAM_MB, 50)

@@ -16,7 +16,7 @@ from tests.support.wait import wait_for
 pytestmark = pytest.mark.timeout(240)
 
 # The driver program: `on` and `off` log the call, `state` says whether the machine has power.
-SWITCH = """
+DRIVER_PROGRAM = """
 import pathlib, sys
 folder, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
 if verb == "state":
@@ -34,21 +34,21 @@ class ScriptedMachine:
         self._folder = folder
 
     @property
-    def pressed(self) -> list[str]:
+    def calls(self) -> list[str]:
         log = self._folder / "pressed"
         return log.read_text().split() if log.exists() else []
 
-    async def press_comes(self, presses: list[str]) -> None:
-        async def come() -> bool:
-            return self.pressed == presses
+    async def wait_for_calls(self, expected: list[str]) -> None:
+        async def has_calls() -> bool:
+            return self.calls == expected
 
-        await wait_for(come, timeout_s=60)  # an edge decides only after 30 s of its own observation
+        await wait_for(has_calls, timeout_s=60)  # an edge decides only after 30 s of its own observation
 
     async def boot(self) -> None:
         (self._folder / "powered").touch()
         await self._lit.installation.start_runner()
 
-    async def go_dark(self) -> None:
+    async def power_off(self) -> None:
         await self._lit.installation.runners["gpu-1"].stop()
         (self._folder / "powered").unlink()
 
@@ -71,7 +71,9 @@ async def state(running: RunningInstallation, wanted: str) -> dict[str, Any]:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
-    verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
+    verbs = {
+        verb: json.dumps([sys.executable, "-c", DRIVER_PROGRAM, str(tmp_path), verb]) for verb in ("on", "off", "state")
+    }
     rules = "min_on = 0.5\nidle_after = 1.0\nprice = { per_hour = 36.0 }\n"
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (tmp_path / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}{rules}')
@@ -85,22 +87,22 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(running: Runnin
     machine = ScriptedMachine(running, tmp_path)
     await machine.boot()  # it runs once, so that the edge knows what it offers
     await state(running, "online")
-    await machine.press_comes(["off"])
-    await machine.go_dark()
+    await machine.wait_for_calls(["off"])
+    await machine.power_off()
     await state(running, "off")
 
     jobs = [await running.ann.submit("echo", text=str(number)) for number in range(3)]
-    await machine.press_comes(["off", "on"])
+    await machine.wait_for_calls(["off", "on"])
     await wait_for_reason(running, jobs[0].id, "host_waking", "host_booting")
     await machine.boot()
     done = [await running.ann.wait(job.id) for job in jobs]
     assert [job.output.data["text"] for job in done if job.output] == ["0", "1", "2"]
-    await machine.press_comes(["off", "on", "off"])
-    await machine.go_dark()
-    dark = await state(running, "off")
-    states = [change["state"] for change in dark["history"]]
+    await machine.wait_for_calls(["off", "on", "off"])
+    await machine.power_off()
+    power_record = await state(running, "off")
+    states = [change["state"] for change in power_record["history"]]
     assert states[-6:] == ["off", "waking", "online", "draining", "stopping", "off"]
-    assert dark["wake_median_s"] > 0
+    assert power_record["wake_median_s"] > 0
 
     async def counted() -> dict[str, Any] | None:
         found: dict[str, Any] = await running.admin.call(api.get_json("/v1/usage"))
@@ -115,19 +117,19 @@ async def test_a_job_lights_a_dark_host_and_idleness_puts_it_out(running: Runnin
 async def test_an_owners_hold_keeps_it_dark_and_lights_it(running: RunningInstallation, tmp_path: Path) -> None:
     machine = ScriptedMachine(running, tmp_path)
     await running.admin.call(api.set_power("gpu-1", "on", None))
-    await machine.press_comes(["on"])
+    await machine.wait_for_calls(["on"])
     await machine.boot()
     assert (await state(running, "online"))["hold"] == {"want": "on", "until": None}
     done = await running.ann.submit("echo", text="held on", wait=True)
     assert done.status == "succeeded"
     await running.admin.call(api.set_power("gpu-1", "off", None))
-    await machine.press_comes(["on", "off"])
-    await machine.go_dark()
+    await machine.wait_for_calls(["on", "off"])
+    await machine.power_off()
     await state(running, "off")
     job = await running.ann.submit("echo", text="while held off")
     await wait_for_reason(running, job.id, "host_blocked", "host_off")
-    assert machine.pressed == ["on", "off"]
+    assert machine.calls == ["on", "off"]
     await running.admin.call(api.set_power("gpu-1", "auto", None))
-    await machine.press_comes(["on", "off", "on"])
+    await machine.wait_for_calls(["on", "off", "on"])
     await machine.boot()
     assert (await running.ann.wait(job.id)).status == "succeeded"

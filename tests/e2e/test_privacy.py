@@ -34,13 +34,13 @@ async def home(tmp_path: Path) -> AsyncIterator[RunningInstallation]:
         print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def submitted(client: AsyncClient, digest: str, text: str, *, seconds: float = 0, **more: Any) -> JobView:
+async def submit_echo(client: AsyncClient, digest: str, text: str, *, seconds: float = 0, **more: Any) -> JobView:
     tags = {"project": TAG if text.startswith(TEXT) else "none"}
     options = {"options": {"tags": tags, "policy": LONG_TIMEOUTS}}
     return await client.submit("echo", text=text, file=digest, seconds=seconds, options=options, **more)
 
 
-async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
+async def leave_data(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
     """Create what an owner leaves who uploads, runs jobs and receives webhooks; return the digest of a file."""
     file = folder / f"{NAME if mark else 'bob'}.bin"
     file.write_bytes((f"{CONTENT if mark else 'bob'} " * 5000).encode())
@@ -49,7 +49,7 @@ async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
         named = {"X-Filename": file.name}
         await client._http.put(f"/v1/assets/{asset.sha256}", content=file.read_bytes(), headers=named)
     for number in range(2):
-        await submitted(client, asset.digest, f"{mark}{number}", webhook=url, wait=True)
+        await submit_echo(client, asset.digest, f"{mark}{number}", webhook=url, wait=True)
     part = {"Upload-Length": "1000", "Tus-Resumable": "1.0.0"}
     named = {"Upload-Metadata": f"filename {b64encode(PART_NAME.encode()).decode()}"} if mark else {}
     begun = await client._http.post("/v1/uploads", headers=part | named)
@@ -58,7 +58,7 @@ async def used(client: AsyncClient, folder: Path, url: str, mark: str) -> str:
     return asset.digest
 
 
-def there(running: RunningInstallation) -> dict[str, int]:
+def find_marks_of(running: RunningInstallation) -> dict[str, int]:
     """Return which marks are found in which files, except in the digest cache of ann's own client."""
     places = find_marks(running.installation.folder, MARKS)
     return {place: count for place, count in places.items() if not place.startswith("ann.json")}
@@ -91,13 +91,16 @@ async def test_no_byte_of_a_deleted_owner_is_left_anywhere(
         AsyncClient(running.installation.url, made.json()["key"], cache=folder / "bob.json") as bob,
     ):
         url = receiver.url.replace("files.test", "127.0.0.1")
-        anns, bobs = await used(running.ann, folder, f"{url}/{HOOK}", TEXT), await used(bob, folder, url, "")
-        runs = await submitted(running.ann, anns, f"{TEXT}runs", seconds=300)
+        anns, bobs = (
+            await leave_data(running.ann, folder, f"{url}/{HOOK}", TEXT),
+            await leave_data(bob, folder, url, ""),
+        )
+        runs = await submit_echo(running.ann, anns, f"{TEXT}runs", seconds=300)
         await wait_until_running(running, runs.id)
         for number in range(3):
-            await submitted(bob, bobs, f"waits {number}", seconds=300)
-            await submitted(running.ann, anns, f"{TEXT}waits {number}", seconds=300)
-        before = there(running)
+            await submit_echo(bob, bobs, f"waits {number}", seconds=300)
+            await submit_echo(running.ann, anns, f"{TEXT}waits {number}", seconds=300)
+        before = find_marks_of(running)
         assert {mark for mark in MARKS if any(place.endswith(mark) for place in before)} == set(MARKS)
         (begun := await running.admin._http.delete("/v1/owners/ann")).raise_for_status()
         assert (begun.status_code, begun.json()["state"]) == (202, "running")
@@ -111,12 +114,12 @@ async def test_no_byte_of_a_deleted_owner_is_left_anywhere(
     assert (await running.ann._http.get("/v1/jobs")).status_code == 401
 
     async def clean() -> bool:  # the host removes its copies by itself within sweep_s
-        return not there(running)
+        return not find_marks_of(running)
 
     try:
         await wait_for(clean, timeout_s=20, interval_s=1)
     except TimeoutError:
-        raise AssertionError(there(running)) from None
+        raise AssertionError(find_marks_of(running)) from None
     assert find_marks(running.installation.folder, ["bob "])
     async with AsyncClient(running.installation.url, made.json()["key"], cache=folder / "bob.json") as bob:
         mine = [job async for job in bob.jobs()]

@@ -13,7 +13,7 @@ from edge.core.clock import utc_now
 from edge.owners.api_keys import ApiKeyStore
 from lamplighter import api
 from schemas.auth import Scope
-from tests.e2e.test_power import SWITCH, ScriptedMachine, state
+from tests.e2e.test_power import DRIVER_PROGRAM, ScriptedMachine, state
 from tests.support.installation import RunningInstallation, ServiceProcess, run_new_installation, wait_until_ready
 
 pytestmark = pytest.mark.timeout(240)
@@ -32,7 +32,9 @@ async def relay(running: RunningInstallation, tmp_path: Path) -> AsyncIterator[S
     """Return a relay that is not started, with a settings file of its own, as on another machine."""
     place = tmp_path / "lan"
     place.mkdir()
-    verbs = {verb: json.dumps([sys.executable, "-c", SWITCH, str(tmp_path), verb]) for verb in ("on", "off", "state")}
+    verbs = {
+        verb: json.dumps([sys.executable, "-c", DRIVER_PROGRAM, str(tmp_path), verb]) for verb in ("on", "off", "state")
+    }
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     (place / "lamplighter.toml").write_text(f'[hosts.gpu-1]\ndriver = "command"\n{argv}')
     ring = ApiKeyStore(running.bus.api_keys, utc_now, secrets.token_bytes, time.monotonic)
@@ -55,13 +57,13 @@ async def test_a_relay_lights_a_host_and_puts_it_out(
     await running.installation.start_edge()
     await wait_until_ready(running.ann)
     assert (await running.admin.call(api.set_power("gpu-1", "on", None))).hold["want"] == "on"
-    await machine.press_comes(["on"])
+    await machine.wait_for_calls(["on"])
     await machine.boot()
     await state(running, "online")
     assert (await running.ann.submit("echo", text="by relay", wait=True)).status == "succeeded"
     await relay.kill()
     await relay.start()
     await running.admin.call(api.set_power("gpu-1", "off", None))
-    await machine.press_comes(["on", "off"])
-    await machine.go_dark()
+    await machine.wait_for_calls(["on", "off"])
+    await machine.power_off()
     await state(running, "off")

@@ -231,7 +231,7 @@ def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
         assert json.loads(lamplighter(data, "submit", "echo", "--wait", "--json").stdout)["status"] == "succeeded"
 
 
-SWITCH = """
+DRIVER_PROGRAM = """
 [hosts.gpu-1]
 driver = "command"
 on = [{python!r}, "-c", {dump!r}]
@@ -248,7 +248,7 @@ def environ_of(pid: int) -> dict[str, str]:
 def test_each_process_is_given_what_it_needs_and_no_secret_of_another(tmp_path, monkeypatch):
     written, config = tmp_path / "environ", tmp_path / "lamplighter.toml"
     dump = f"import json, os, pathlib; pathlib.Path({str(written)!r}).write_text(json.dumps(dict(os.environ)))"
-    config.write_text(SWITCH.format(python=sys.executable, dump=dump))
+    config.write_text(DRIVER_PROGRAM.format(python=sys.executable, dump=dump))
     monkeypatch.setenv("CLOUD_TOKEN", "of the cloud")
     monkeypatch.setenv("LAMPLIGHTER_KEY", "of a client")
     monkeypatch.setenv("LAMPLIGHTER_STORE__OPTIONS", '{"secret": "of the store"}')

@@ -16,13 +16,13 @@ pytestmark = process_only
 ALLOW = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]'}
 
 
-def here(receiver: WebhookReceiver) -> str:
+def receiver_url(receiver: WebhookReceiver) -> str:
     """Return the receiver's URL by a name in the public DNS."""
     return receiver.url.replace("files.test", "127.0.0.1")
 
 
 @pytest.fixture
-async def open_door(tmp_path: Path, engine: str) -> AsyncIterator[RunningInstallation]:
+async def running_with_receivers(tmp_path: Path, engine: str) -> AsyncIterator[RunningInstallation]:
     """Start an edge that may send to receivers on this machine."""
     async with run_new_installation(tmp_path, engine, None, **ALLOW) as running:
         yield running
@@ -38,11 +38,11 @@ async def states(running: RunningInstallation, job: JobView) -> list[str]:
     return [row["state"] for row in rows]
 
 
-async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: RunningInstallation):
-    running = open_door
+async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(running_with_receivers: RunningInstallation):
+    running = running_with_receivers
     await running.installation.start_runner()
     async with run_receiver() as receiver:
-        job = await running.ann.submit("echo", text="hello", webhook=here(receiver), wait=True)
+        job = await running.ann.submit("echo", text="hello", webhook=receiver_url(receiver), wait=True)
         key = await secret(running)
 
         async def ended() -> bool:
@@ -55,10 +55,12 @@ async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(open_door: Ru
         assert len(receiver.got) == len({got.id for got in receiver.got})
 
 
-async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(open_door: RunningInstallation):
-    running = open_door
+async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(
+    running_with_receivers: RunningInstallation,
+):
+    running = running_with_receivers
     async with run_receiver(statuses_in_order(503, 204)) as receiver:
-        job = await running.ann.submit("echo", text="hello", webhook=here(receiver))
+        job = await running.ann.submit("echo", text="hello", webhook=receiver_url(receiver))
         await receiver.wait_for_deliveries(1)
 
         async def noted() -> bool:

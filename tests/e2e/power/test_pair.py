@@ -65,8 +65,8 @@ async def test_a_host_that_has_used_up_its_day_stays_dark_and_the_next_is_called
     await scenario.wait_for_state(S.DRAINING, host=near)  # a running job is never stopped for that
     (done,) = await scenario.wait_until_succeeded(job)
     assert done.host == "near"
-    dark = await scenario.wait_for_state(S.OFF, host=near)
-    assert "its daily budget is used up" in {change.why for change in dark.history}
+    record_off = await scenario.wait_for_state(S.OFF, host=near)
+    assert "its daily budget is used up" in {change.why for change in record_off.history}
     (next_,) = await scenario.wait_until_succeeded(await scenario.submit())
     assert next_.host == "far"
     blocked = [change.why for change in (await scenario.record(near)).history if change.state is S.BLOCKED]

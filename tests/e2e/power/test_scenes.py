@@ -95,8 +95,8 @@ async def test_a_job_that_comes_while_it_drains_keeps_it_on(scenario: PowerScena
     await scenario.wait_for_state(S.DRAINING)
     second = await scenario.submit("second", seconds=1.0)
     (done,) = await scenario.wait_until_succeeded(second)
-    dark = await scenario.wait_for_state(S.OFF)
-    assert since(dark, first.created_at) in (ROUND, [S.WAKING, S.ONLINE, S.DRAINING, *ROUND[1:]])
+    record_off = await scenario.wait_for_state(S.OFF)
+    assert since(record_off, first.created_at) in (ROUND, [S.WAKING, S.ONLINE, S.DRAINING, *ROUND[1:]])
     assert scenario.host.calls == ["on", "off"]
     assert done.finished_at is not None
     assert scenario.host.timed_calls[-1][1] > done.finished_at.timestamp()
