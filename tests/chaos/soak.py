@@ -21,6 +21,7 @@ from tests.chaos.checker import Violation, check
 from tests.chaos.job_plans import draw_job_plan, play_job_plan
 from tests.chaos.leftovers import list_ephemeral_consumers
 from tests.chaos.run_options import parse_run_options
+from tests.support.installation import process_memory_mb
 
 HOST_NAMES = ("gpu-1", "gpu-2")
 ROUND = 24  # jobs, all at the same time
@@ -100,18 +101,12 @@ async def _measure(chaos: ChaosInstallation, jobs: int) -> SoakSample:
     pids |= {host: process.pid for host, process in made.runners.items()}
     return SoakSample(
         jobs=jobs,
-        rss_mb={name: _rss_mb(pid) for name, pid in pids.items()},
+        rss_mb={name: process_memory_mb(pid) for name, pid in pids.items()},
         handles={name: _handles(pid) for name, pid in pids.items()},
         consumers=await list_ephemeral_consumers(chaos.bus),
         containers=sum([len(await made.containers(host)) for host in HOST_NAMES]),
         index_kb=_index_kb(made.folder / "edge"),
     )
-
-
-def _rss_mb(pid: int) -> float:
-    """Return VmRSS of proc(5) in MiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def _index_kb(folder: Path) -> float:

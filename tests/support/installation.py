@@ -132,9 +132,14 @@ class ServiceProcess:
                 await process.wait()
 
     def peak_rss_mb(self) -> float:
-        """Return VmHWM of proc(5) in MiB."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+        """Return the most memory that it has ever used, in MiB."""
+        return process_memory_mb(self.pid, "VmHWM")
+
+
+def process_memory_mb(pid: int, field: str = "VmRSS") -> float:
+    """Return a memory field of proc(5) in MiB: `VmRSS` is what the process uses, `VmHWM` the most that it has used."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 class Installation:
