@@ -51,12 +51,12 @@ class OwnDockerEngine:
 
     def load(self, image: str) -> None:
         """Copy an image from the engine that has echo's; the tests' own image is built there first."""
-        giver = os.environ.get("DOCKER_HOST") or SOCKET
+        source = os.environ.get("DOCKER_HOST") or SOCKET
         if image == IMAGE:
-            build_image(giver, IMAGE, str(STAMPED_DIR))
-        with subprocess.Popen(["docker", "--host", giver, "save", image], stdout=subprocess.PIPE) as saved:
+            build_image(source, IMAGE, str(STAMPED_DIR))
+        with subprocess.Popen(["docker", "--host", source, "save", image], stdout=subprocess.PIPE) as saving:
             subprocess.run(
-                ["docker", "--host", self.url, "load", "--quiet"], stdin=saved.stdout, capture_output=True, check=True
+                ["docker", "--host", self.url, "load", "--quiet"], stdin=saving.stdout, capture_output=True, check=True
             )
 
     def kill_container(self, handle: str) -> None:

@@ -48,10 +48,10 @@ async def wait_until_running(running: RunningInstallation, job_id: str) -> None:
 async def wait_for_reason(running: RunningInstallation, job_id: str, *reasons: str) -> None:
     """Wait until the job waits for one of `reasons`; the edge learns of hosts with a delay."""
 
-    async def says_so() -> bool:
+    async def has_reason() -> bool:
         return (await running.ann.job(job_id)).reason in reasons
 
-    await wait_for(says_so)
+    await wait_for(has_reason)
 
 
 async def allow_problems(call: Awaitable[object], *codes: str) -> None:
@@ -94,12 +94,12 @@ async def find_leftovers(running: RunningInstallation, hosts: tuple[str, ...], *
 
 async def wait_until_clean(running: RunningInstallation, *hosts: str, timeout_s: float = 20) -> None:
     """Wait until nothing is left of any job."""
-    places = hosts or ("gpu-1",)
+    checked_hosts = hosts or ("gpu-1",)
 
-    async def nothing() -> bool:
-        return not await find_leftovers(running, places)
+    async def is_clean() -> bool:
+        return not await find_leftovers(running, checked_hosts)
 
     try:
-        await wait_for(nothing, timeout_s=timeout_s)
+        await wait_for(is_clean, timeout_s=timeout_s)
     except TimeoutError:
-        raise AssertionError(f"still there after {timeout_s:g} s: {await find_leftovers(running, places)}") from None
+        raise AssertionError(f"left after {timeout_s:g} s: {await find_leftovers(running, checked_hosts)}") from None
