@@ -34,8 +34,8 @@ def _of(kind: type[S], evidence: Evidence) -> list[S]:
 
 def _streams(evidence: Evidence) -> dict[str, list[StreamMessage]]:
     streams = defaultdict(list)
-    for told in _of(StreamMessage, evidence):
-        streams[told.stream].append(told)
+    for message in _of(StreamMessage, evidence):
+        streams[message.stream].append(message)
     return streams
 
 
@@ -64,11 +64,11 @@ def streams_end_with_the_end(evidence: Evidence) -> Iterator[str]:
     The attempt's last log lines may follow its final state: the order between the two is not promised.
     """
     closed = {one.stream for one in _of(StreamClosed, evidence)}
-    for stream, told in _streams(evidence).items():
-        ends = [place for place, one in enumerate(told) if one.final]
-        for place in ends:
-            end = told[place]
-            for one in told[place + 1 :]:
+    for stream, messages in _streams(evidence).items():
+        ends = [index for index, one in enumerate(messages) if one.final]
+        for index in ends:
+            end = messages[index]
+            for one in messages[index + 1 :]:
                 if one.round == end.round and (one.kind == "state" or one.attempt > end.attempt):
                     yield f"{stream}: {one.kind} {one.id} behind the end {end.id} of round {end.round}"
         if stream in closed and not ends:
@@ -85,13 +85,13 @@ def orders_hold(evidence: Evidence) -> Iterator[str]:
         if read.revision < last:
             yield f"{read.client}: {read.job_id} went back from revision {last} to {read.revision}"
         shown[read.client, read.job_id] = max(last, read.revision)
-    for stream, told in _streams(evidence).items():
-        for before, after in pairwise(one for one in told if one.kind != "notice"):
+    for stream, messages in _streams(evidence).items():
+        for before, after in pairwise(one for one in messages if one.kind != "notice"):
             if before.epoch == after.epoch and after.sequence < before.sequence:
                 yield f"{stream}: id {after.id} behind {before.id}"
             if (before.kind, before.id) == (after.kind, after.id):
                 yield f"{stream}: {after.kind} {after.id} twice"
-        revisions = [one.revision for one in told if one.revision is not None]
+        revisions = [one.revision for one in messages if one.revision is not None]
         for earlier, later in pairwise(revisions):
             if later <= earlier:
                 yield f"{stream}: revision {later} behind {earlier}"

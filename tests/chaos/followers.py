@@ -75,5 +75,5 @@ async def follow_and_record(client: RecordingClient, job_id: str, stream: str, b
 def _stream_message(stream: str, job_id: str, event: Event) -> StreamMessage:
     said = event.data
     status = Status(said["status"]) if event.kind == "state" else None
-    where = (job_id, said.get("round", 0), said.get("attempt") or 0)
-    return StreamMessage(stream, event.id, event.kind, *where, said.get("revision"), status)
+    position = (job_id, said.get("round", 0), said.get("attempt") or 0)
+    return StreamMessage(stream, event.id, event.kind, *position, said.get("revision"), status)

@@ -35,11 +35,11 @@ class JobPlan(Struct, frozen=True):
 def draw_job_plan(rng: Random, number: int) -> JobPlan:
     """Draw the next job."""
     name = f"job-{number}"
-    given: dict[str, Any] = {"text": name, "seconds": round(rng.uniform(0, 4), 2)}
-    given |= rng.choice(({}, {}, {}, {"stumbles": 1}, {"refusals": 1}, {"refusals": 2}))
+    input_: dict[str, Any] = {"text": name, "seconds": round(rng.uniform(0, 4), 2)}
+    input_ |= rng.choice(({}, {}, {}, {"stumbles": 1}, {"refusals": 1}, {"refusals": 2}))
     return JobPlan(
         name=name,
-        input=given,
+        input=input_,
         own_id=rng.random() < 0.3,
         impatient_s=rng.uniform(0.001, 0.05) if rng.random() < 0.5 else None,
         cancel_s=rng.uniform(0, 5) if rng.random() < 0.2 else None,

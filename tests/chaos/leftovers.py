@@ -77,19 +77,19 @@ def _jetstream(bus: Bus) -> JetStreamClient:
 async def _processes(installation: Installation, _: Bus) -> list[str]:
     """Processes that name this installation's folder and are not its broker, edges or runners."""
     ours = (*installation.edges.values(), *installation.runners.values())
-    meant = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.was_started)}
-    return await anyio.to_thread.run_sync(_unknown_processes, str(installation.folder).encode(), meant)
+    expected = {os.getpid(), installation.server.pid, *(process.pid for process in ours if process.was_started)}
+    return await anyio.to_thread.run_sync(_unknown_processes, str(installation.folder).encode(), expected)
 
 
-def _unknown_processes(folder: bytes, meant: Container[int | None]) -> list[str]:
+def _unknown_processes(folder: bytes, expected: Container[int | None]) -> list[str]:
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            said = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
+            description = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
         except OSError:
             continue  # it has just ended
-        if folder in said and int(place.name) not in meant:
-            found.append(f"process {place.name}: {said[:200]!r}")
+        if folder in description and int(place.name) not in expected:
+            found.append(f"process {place.name}: {description[:200]!r}")
     return found
 
 

@@ -99,8 +99,8 @@ def _cell(of: Mapping[CallSide, CellOutcome]) -> str:
     if len({outcome.events for outcome in of.values()}) == 1:
         seconds = " and ".join(f"{of[moment].seconds:.0f}" for moment in CallSide if moment in of)
         return f"{next(iter(of.values())).events} ({seconds} s)"
-    told = (f"{moment}: {of[moment].events} ({of[moment].seconds:.0f} s)" for moment in CallSide if moment in of)
-    return "<br>".join(told) or "–"
+    rows = (f"{moment}: {of[moment].events} ({of[moment].seconds:.0f} s)" for moment in CallSide if moment in of)
+    return "<br>".join(rows) or "–"
 
 
 def replace_table(page: str, text: str) -> str:

@@ -44,16 +44,16 @@ class RecordingClient:
     async def __aexit__(self, *_: object) -> None:
         await self._sdk.close()
 
-    async def submit(self, name: str, given: dict[str, Any], *, impatient_s: float | None = None) -> str:
+    async def submit(self, name: str, input_: dict[str, Any], *, impatient_s: float | None = None) -> str:
         """Submit under the idempotency key `name` until it is accepted; return the job's id.
 
         `impatient_s`: the first request is dropped after that time, whatever became of it.
         """
-        return await self._named(name, api.submit_job(ENDPOINT, given, idempotency_key=name), impatient_s)
+        return await self._named(name, api.submit_job(ENDPOINT, input_, idempotency_key=name), impatient_s)
 
-    async def put(self, job_id: str, given: dict[str, Any], *, impatient_s: float | None = None) -> str:
+    async def put(self, job_id: str, input_: dict[str, Any], *, impatient_s: float | None = None) -> str:
         """Submit under an id that the client chooses."""
-        return await self._named(job_id, api.submit_job(ENDPOINT, given, job_id=job_id), impatient_s)
+        return await self._named(job_id, api.submit_job(ENDPOINT, input_, job_id=job_id), impatient_s)
 
     async def _named(self, name: str, call: api.ApiRequest[JobView], impatient_s: float | None) -> str:
         with anyio.move_on_after(impatient_s or 0):

@@ -29,13 +29,13 @@ SUCCEEDED = JobRevision(6, "succeeded", Status.SUCCEEDED, 2, 1)
 STATE = (SUBMITTED, STARTED, FAILED, RETRIED, AGAIN, SUCCEEDED)
 
 
-def told(sequence: int, of: JobRevision, stream: str = "first", epoch: int = 7) -> StreamMessage:
+def state_message(sequence: int, of: JobRevision, stream: str = "first", epoch: int = 7) -> StreamMessage:
     return StreamMessage(
         stream, f"{epoch}-{sequence}-{of.revision}", "state", "j", of.round, of.attempt, of.revision, of.status
     )
 
 
-def said(sequence: int, of: JobRevision, kind: str = "progress", stream: str = "first") -> StreamMessage:
+def note_message(sequence: int, of: JobRevision, kind: str = "progress", stream: str = "first") -> StreamMessage:
     return StreamMessage(stream, f"7-{sequence}-{of.revision}", kind, "j", of.round, of.attempt)
 
 
@@ -48,18 +48,18 @@ GOOD = Evidence(
         SubmitAccepted("ann", "key", "j"),
         SubmitAccepted("ann", "key", "j"),
         read(SUBMITTED),
-        told(1, SUBMITTED),
-        told(2, STARTED),
-        said(4, STARTED),
-        said(4, STARTED, "log"),
-        told(5, FAILED),
-        said(6, STARTED, "log"),
+        state_message(1, SUBMITTED),
+        state_message(2, STARTED),
+        note_message(4, STARTED),
+        note_message(4, STARTED, "log"),
+        state_message(5, FAILED),
+        note_message(6, STARTED, "log"),
         StreamClosed("first"),
         read(FAILED),
         read(RETRIED),
-        told(7, RETRIED, "second"),
-        told(1, AGAIN, "second", epoch=8),
-        told(2, SUCCEEDED, "second", epoch=8),
+        state_message(7, RETRIED, "second"),
+        state_message(1, AGAIN, "second", epoch=8),
+        state_message(2, SUCCEEDED, "second", epoch=8),
         StreamClosed("second"),
         OutputDownloaded("j", "result.bin", DIGEST, DIGEST, DIGEST),
     ),
@@ -107,20 +107,20 @@ BROKEN = {
     ],
     "streams_end_with_the_end": [
         without(StreamClosed("second")),
-        without(told(2, SUCCEEDED, "second", epoch=8)),
-        also(said(8, replace(STARTED, attempt=2), "log")),
-        also(said(8, replace(STARTED, attempt=2))),
+        without(state_message(2, SUCCEEDED, "second", epoch=8)),
+        also(note_message(8, replace(STARTED, attempt=2), "log")),
+        also(note_message(8, replace(STARTED, attempt=2))),
     ],
     "orders_hold": [
         also(read(STARTED)),
-        replace(GOOD, seen=(*GOOD.seen[:7], said(4, STARTED, "log"), *GOOD.seen[7:])),
-        replace(GOOD, seen=(*GOOD.seen[:7], said(3, STARTED), *GOOD.seen[7:])),
-        replace(GOOD, seen=(*GOOD.seen[:5], told(3, STARTED), *GOOD.seen[5:])),
+        replace(GOOD, seen=(*GOOD.seen[:7], note_message(4, STARTED, "log"), *GOOD.seen[7:])),
+        replace(GOOD, seen=(*GOOD.seen[:7], note_message(3, STARTED), *GOOD.seen[7:])),
+        replace(GOOD, seen=(*GOOD.seen[:5], state_message(3, STARTED), *GOOD.seen[5:])),
     ],
     "readers_agree_with_state": [
         also(replace(read(SUCCEEDED), revision=9)),
         also(replace(read(SUCCEEDED), status=Status.FAILED)),
-        replace(GOOD, seen=(*GOOD.seen[:4], told(2, replace(STARTED, status=Status.QUEUED)), *GOOD.seen[5:])),
+        replace(GOOD, seen=(*GOOD.seen[:4], state_message(2, replace(STARTED, status=Status.QUEUED)), *GOOD.seen[5:])),
     ],
     "names_are_one_job": [
         replace(also(SubmitAccepted("ann", "key", "k")), state={"j": STATE, "k": STATE}),

@@ -43,9 +43,9 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize(("moment", "said"), [(CallSide.BEFORE, "one\n"), (CallSide.AFTER, "one\ntwo\n")])
+@pytest.mark.parametrize(("moment", "output"), [(CallSide.BEFORE, "one\n"), (CallSide.AFTER, "one\ntwo\n")])
 async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
-    tmp_path: Path, program: subprocess.Popen[str], moment: CallSide, said: str
+    tmp_path: Path, program: subprocess.Popen[str], moment: CallSide, output: str
 ):
     faults = FaultPoints(tmp_path)
     faults.arm("port.write.two", moment)
@@ -59,11 +59,11 @@ async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
         return faults.reached("port.write.two", moment, program.pid)
 
     await wait_for(stands)
-    heard = [program.stdout.readline() for _ in said.splitlines()]
-    assert "".join(heard) == said
+    lines = [program.stdout.readline() for _ in output.splitlines()]
+    assert "".join(lines) == output
     continue_process(program.pid)
     rest, _ = program.communicate(timeout=20)
-    assert said + rest == "one\ntwo\ntwo\n"
+    assert output + rest == "one\ntwo\ntwo\n"
     assert program.returncode == 0
     assert not faults.reached("port.write.two", moment, program.pid)
 

@@ -60,7 +60,7 @@ async def test_everything_that_is_left_behind_is_found(tmp_path: Path):
     async with run_chaos_installation(tmp_path) as chaos:
         await chaos.start_runner()
 
-        async def there() -> bool:
+        async def has_heartbeat() -> bool:
             return HOST in await chaos.bus.heartbeats.rows()
 
         async def kinds() -> set[str]:
@@ -72,7 +72,7 @@ async def test_everything_that_is_left_behind_is_found(tmp_path: Path):
         async def all_found() -> bool:
             return await kinds() == set(LEFTOVER_CHECKS)
 
-        await wait_for(there, timeout_s=60)
+        await wait_for(has_heartbeat, timeout_s=60)
         await wait_for(tidy, timeout_s=30)
         async with untidy(chaos) as stranger:
             with suppress(TimeoutError):

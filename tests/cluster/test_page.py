@@ -17,8 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 def words(conf: Path) -> set[str]:
     """Return every word of a configuration, without order, comments and sizes."""
     text = "\n".join(line.split("#")[0] for line in conf.read_text().splitlines())
-    said = {word.strip(":") for word in re.findall(r'[^\s,\[\]{}"]+', text)}
-    return {word for word in said if not re.fullmatch(r"\d+(GB)?", word)}
+    found = {word.strip(":") for word in re.findall(r'[^\s,\[\]{}"]+', text)}
+    return {word for word in found if not re.fullmatch(r"\d+(GB)?", word)}
 
 
 def test_the_broker_takes_what_the_page_shows_and_we_write_the_same(tmp_path: Path):

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from tests.support.namespaces import HostNetwork, run_command
 
-LOST = 0.05
+LOSS_SHARE = 0.05
 
 
 class ServicePorts(Struct, frozen=True):
@@ -24,15 +24,15 @@ class ServicePorts(Struct, frozen=True):
 Rules = Callable[[ServicePorts], list[str]]
 
 
-def _silence(_: ServicePorts) -> list[str]:
+def _drop_all(_: ServicePorts) -> list[str]:
     return ["INPUT -i wire -j DROP", "OUTPUT -o wire -j DROP"]
 
 
-def _deaf(_: ServicePorts) -> list[str]:
+def _drop_incoming(_: ServicePorts) -> list[str]:
     return ["INPUT -i wire -j DROP"]
 
 
-def _mute(_: ServicePorts) -> list[str]:
+def _drop_outgoing(_: ServicePorts) -> list[str]:
     return ["OUTPUT -o wire -j DROP"]
 
 
@@ -45,15 +45,15 @@ def _no_edge(ports: ServicePorts) -> list[str]:
 
 
 def _lossy(_: ServicePorts) -> list[str]:
-    chance = f"-m statistic --mode random --probability {LOST} -j DROP"
+    chance = f"-m statistic --mode random --probability {LOSS_SHARE} -j DROP"
     return [f"INPUT -i wire {chance}", f"OUTPUT -o wire {chance}"]
 
 
 FAULTS: Mapping[str, Rules] = MappingProxyType(
     {
-        "a partition": _silence,
-        "half open: it says and does not hear": _deaf,
-        "half open: it hears and is not heard": _mute,
+        "a partition": _drop_all,
+        "half open: it says and does not hear": _drop_incoming,
+        "half open: it hears and is not heard": _drop_outgoing,
         "no broker, the edge is there": _no_broker,
         "no edge, the broker is there": _no_edge,
     }

@@ -37,7 +37,7 @@ POLICY = {"execution_timeout_s": CUT_S + 600, "stall_timeout_s": CUT_S + 600}
 pytestmark = [pytest.mark.long(11), pytest.mark.timeout(CUT_S + 200)]
 
 
-async def sent(running: RunningInstallation, folder: Path, seconds: float) -> JobView:
+async def submit_with_file(running: RunningInstallation, folder: Path, seconds: float) -> JobView:
     """Submit a job with a file, so that its result goes to the edge and its end to the broker."""
     file = folder / "film.bin"
     file.write_bytes(os.urandom(200_000))
@@ -45,20 +45,20 @@ async def sent(running: RunningInstallation, folder: Path, seconds: float) -> Jo
 
 
 @asynccontextmanager
-async def followed(running: RunningInstallation, *jobs: JobView) -> AsyncIterator[dict[str, list[str]]]:
+async def follow_all(running: RunningInstallation, *jobs: JobView) -> AsyncIterator[dict[str, list[str]]]:
     """Follow the jobs and collect the final states of each; the streams have ended when the block ends."""
-    heard: dict[str, list[str]] = {job.id: [] for job in jobs}
+    final_states: dict[str, list[str]] = {job.id: [] for job in jobs}
 
     async def follow(job_id: str) -> None:
         async for event in running.ann.follow(job_id):
             if event.kind == "state" and event.data["status"] in FINAL_STATUSES:
-                heard[job_id].append(event.data["status"])
+                final_states[job_id].append(event.data["status"])
 
     with anyio.fail_after(CUT_S + STREAM_TIMEOUT_S):
         async with anyio.create_task_group() as tasks:
             for job in jobs:
                 tasks.start_soon(follow, job.id)
-            yield heard
+            yield final_states
 
 
 async def assert_ran_once(running: RunningInstallation, job: JobView) -> None:
@@ -85,15 +85,15 @@ async def test_what_ends_while_the_wire_is_cut_is_told_once_and_not_run_again(
     separated: SeparatedInstallation, name: str, tmp_path: Path
 ):
     running = separated.running
-    ends, goes_on = await sent(running, tmp_path, 1.5), await sent(running, tmp_path, CUT_S + 2)
-    async with followed(running, ends, goes_on) as heard:
+    ends, goes_on = await submit_with_file(running, tmp_path, 1.5), await submit_with_file(running, tmp_path, CUT_S + 2)
+    async with follow_all(running, ends, goes_on) as final_states:
         for job in (ends, goes_on):
             await wait_until_running(running, job.id)
         with apply_rules(separated.net, FAULTS[name](separated.ports)):
             mended = anyio.current_time() + CUT_S
             await exited(running, ends)
             await anyio.sleep_until(mended)
-    assert list(heard.values()) == [["succeeded"], ["succeeded"]]
+    assert list(final_states.values()) == [["succeeded"], ["succeeded"]]
     for job in (ends, goes_on):
         await assert_ran_once(running, job)
     await wait_until_clean(running)
@@ -104,10 +104,10 @@ async def test_a_wire_that_loses_every_twentieth_packet_costs_time_and_no_job(
 ):
     running = separated.running
     with apply_rules(separated.net, LOSSY(separated.ports)):
-        jobs = [await sent(running, tmp_path, 0.3) for _ in range(9)]
-        async with followed(running, *jobs) as heard:
+        jobs = [await submit_with_file(running, tmp_path, 0.3) for _ in range(9)]
+        async with follow_all(running, *jobs) as final_states:
             pass
-    assert list(heard.values()) == [["succeeded"]] * len(jobs)
+    assert list(final_states.values()) == [["succeeded"]] * len(jobs)
     for job in jobs:
         await assert_ran_once(running, job)
     await wait_until_clean(running)
@@ -129,10 +129,10 @@ async def test_a_host_300_ms_away_does_the_same_work(separated: SeparatedInstall
             LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{edge.port}",
             LAMPLIGHTER_SLOTS="3",
         )
-        jobs = [await sent(running, tmp_path, 0.3) for _ in range(3)]
-        async with followed(running, *jobs) as heard:
+        jobs = [await submit_with_file(running, tmp_path, 0.3) for _ in range(3)]
+        async with follow_all(running, *jobs) as final_states:
             pass
-        assert list(heard.values()) == [["succeeded"]] * len(jobs)
+        assert list(final_states.values()) == [["succeeded"]] * len(jobs)
         for job in jobs:
             await assert_ran_once(running, job)
             assert (await running.ann.job(job.id)).host == "far"
