@@ -197,20 +197,24 @@ async def test_a_state_folder_that_a_job_filled_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["tmp", "out"])
-async def test_nested_folders_of_a_job_are_gone_with_it(alone: RunningInstallation, part: str) -> None:
-    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
-    job = await submit_job(alone, endpoint="hostile", code=NEST.replace("PART", repr(part)))
-    assert (await wait_until_ended(alone.ann, job.id)).error is not None or part == "tmp"
-    await wait_until_clean(alone)
-    assert (await wait_until_ended(alone.ann, (await submit_job(alone, text="next")).id)).status == "succeeded"
+async def test_nested_folders_of_a_job_are_gone_with_it(shared_idle: RunningInstallation, part: str) -> None:
+    await shared_idle.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    job = await submit_job(shared_idle, endpoint="hostile", code=NEST.replace("PART", repr(part)))
+    assert (await wait_until_ended(shared_idle.ann, job.id)).error is not None or part == "tmp"
+    await wait_until_clean(shared_idle)
+    assert (
+        await wait_until_ended(shared_idle.ann, (await submit_job(shared_idle, text="next")).id)
+    ).status == "succeeded"
 
 
-async def test_a_leftover_of_nested_folders_is_removed_at_the_next_start(alone: RunningInstallation) -> None:
+async def test_a_leftover_of_nested_folders_is_removed_at_the_next_start(shared_idle: RunningInstallation) -> None:
     """A leftover of a killed runner, or of an older release that could not remove it."""
-    jobs = alone.installation.folder / "gpu-1" / "jobs"
+    jobs = shared_idle.installation.folder / "gpu-1" / "jobs"
     nest(jobs / "ann.gone.1.1" / "job" / "tmp")
     nest(jobs / "warm-i0-1" / "job" / "tmp")
     (jobs / "not.one.of.ours").mkdir()
-    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
-    assert (await wait_until_ended(alone.ann, (await submit_job(alone, text="at work")).id)).status == "succeeded"
-    await wait_until_clean(alone)
+    await shared_idle.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    assert (
+        await wait_until_ended(shared_idle.ann, (await submit_job(shared_idle, text="at work")).id)
+    ).status == "succeeded"
+    await wait_until_clean(shared_idle)

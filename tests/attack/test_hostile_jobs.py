@@ -28,26 +28,26 @@ class Aftermath(Struct, frozen=True):
 
 
 @pytest.fixture(scope="module")
-async def aftermath(home: RunningInstallation) -> AsyncIterator[Aftermath]:
+async def aftermath(shared_installation: RunningInstallation) -> AsyncIterator[Aftermath]:
     """Run all hostile jobs once."""
-    runner = await home.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(SLOTS))
-    given = home.installation.folder / "given.txt"
+    runner = await shared_installation.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(SLOTS))
+    given = shared_installation.installation.folder / "given.txt"
     given.write_text("what a job that behaves gives back")
     hostile, good = {}, []
     for number, (name, attack) in enumerate(ATTACKS.items()):
-        hostile[name] = await submit_job(home, dict(attack.policy), "hostile", code=attack.code)
+        hostile[name] = await submit_job(shared_installation, dict(attack.policy), "hostile", code=attack.code)
         if number % EVERY == 0:
-            good.append(await submit_job(home, text=name, file=given))
-    good.append(await submit_job(home, text="last", file=given))
+            good.append(await submit_job(shared_installation, text=name, file=given))
+    good.append(await submit_job(shared_installation, text="last", file=given))
     try:
         yield Aftermath(
-            home,
-            {name: await wait_until_ended(home.ann, job.id) for name, job in hostile.items()},
-            [await wait_until_ended(home.ann, job.id) for job in good],
+            shared_installation,
+            {name: await wait_until_ended(shared_installation.ann, job.id) for name, job in hostile.items()},
+            [await wait_until_ended(shared_installation.ann, job.id) for job in good],
             runner,
         )
     finally:
-        print(home.installation.tail())  # noqa: T201 - shown by pytest when a test failed
+        print(shared_installation.installation.tail())  # noqa: T201 - shown by pytest when a test failed
 
 
 def test_there_are_thirty_at_least() -> None:

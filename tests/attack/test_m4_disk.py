@@ -304,22 +304,22 @@ HOARDS = {
 }
 
 
-async def test_a_job_that_uses_more_than_its_disk_mb_ends(alone: RunningInstallation) -> None:
+async def test_a_job_that_uses_more_than_its_disk_mb_ends(shared_idle: RunningInstallation) -> None:
     """Run all of them at once, beside a normal job."""
-    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(len(HOARDS) + 1))
-    jobs = {name: await submit_job(alone, endpoint="hostile", code=code) for name, (code, _) in HOARDS.items()}
-    good = await submit_job(alone, text="well", seconds=2)
+    await shared_idle.installation.start_runner(endpoints=ENDPOINT_DIRS, LAMPLIGHTER_SLOTS=str(len(HOARDS) + 1))
+    jobs = {name: await submit_job(shared_idle, endpoint="hostile", code=code) for name, (code, _) in HOARDS.items()}
+    good = await submit_job(shared_idle, text="well", seconds=2)
     for name, job in jobs.items():
-        over = await wait_until_ended(alone.ann, job.id)
+        over = await wait_until_ended(shared_idle.ann, job.id)
         assert over.error is not None, name
         assert (over.error.code, over.error.blame) == ("disk_exceeded", "client"), (name, over.error)
         assert re.search(HOARDS[name][1], over.error.message), (name, over.error.message)
-    assert (await wait_until_ended(alone.ann, good.id)).status == "succeeded"
-    await wait_until_clean(alone)
+    assert (await wait_until_ended(shared_idle.ann, good.id)).status == "succeeded"
+    await wait_until_clean(shared_idle)
 
 
-async def test_the_edge_tells_a_runner_what_it_takes(home: RunningInstallation, tmp_path: Path) -> None:
-    at = home.installation
+async def test_the_edge_tells_a_runner_what_it_takes(shared_installation: RunningInstallation, tmp_path: Path) -> None:
+    at = shared_installation.installation
     async with asset_client(at.url, at.keys["runner"]) as client:
         with anyio.fail_after(10), pytest.raises(AssetRefused):
             await client.upload("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")

@@ -77,30 +77,30 @@ def exposed(lit: RunningInstallation) -> list[Path]:
     return found
 
 
-async def test_nobody_else_reads_what_owners_and_jobs_have(alone: RunningInstallation) -> None:
+async def test_nobody_else_reads_what_owners_and_jobs_have(shared_idle: RunningInstallation) -> None:
     """During a job and after it: texts, inputs, outputs and the index."""
-    files = alone.installation.folder
-    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    files = shared_idle.installation.folder
+    await shared_idle.installation.start_runner(endpoints=ENDPOINT_DIRS)
     given = files / "given.txt"
     given.write_text(SECRET)
-    runs = await submit_job(alone, endpoint="hostile", code=SETUID, file=given)
-    over = await submit_job(alone, text=SECRET)
-    await wait_until_running(alone, runs.id)
-    assert exposed(alone) == []
+    runs = await submit_job(shared_idle, endpoint="hostile", code=SETUID, file=given)
+    over = await submit_job(shared_idle, text=SECRET)
+    await wait_until_running(shared_idle, runs.id)
+    assert exposed(shared_idle) == []
     theirs = next(files.glob("gpu-1/jobs/*/job"))
     become, made = theirs / "tmp" / "become", theirs / "out" / "made"
     assert stat.S_IMODE(become.stat().st_mode) == 0o6755
     assert made.read_text() == SETUID
     if os.geteuid() == 0:
-        inside = [path for folder in data_of(alone) for path in folder.rglob("*") if path.is_file()]
+        inside = [path for folder in data_of(shared_idle) for path in folder.rglob("*") if path.is_file()]
         assert {become, made, files / "edge" / "index.sqlite"} <= set(inside)
         for folder in (files, *files.parents):  # pytest closes its folders, and would prove anything
             await opened(folder)
         assert tried_by_another(inside) == []
-    await alone.ann.cancel(runs.id)
-    await wait_until_ended(alone.ann, over.id)
-    await wait_until_clean(alone)
-    assert exposed(alone) == []
+    await shared_idle.ann.cancel(runs.id)
+    await wait_until_ended(shared_idle.ann, over.id)
+    await wait_until_clean(shared_idle)
+    assert exposed(shared_idle) == []
 
 
 async def opened(folder: Path) -> None:
@@ -109,19 +109,19 @@ async def opened(folder: Path) -> None:
         await anyio.Path(folder).chmod(0o755)
 
 
-async def test_an_installation_that_is_there_is_closed_at_its_next_start(alone: RunningInstallation) -> None:
+async def test_an_installation_that_is_there_is_closed_at_its_next_start(shared_idle: RunningInstallation) -> None:
     """Data of an earlier release: everything has mode 0755 or 0644."""
-    (alone.installation.folder / "gpu-1" / "jobs").mkdir(parents=True, exist_ok=True)
-    await alone.installation.edge.stop()
-    await alone.installation.server.stop()
-    await anyio.run_process(["chmod", "-R", "a+rX", *map(str, data_of(alone))])
-    assert exposed(alone)
-    await alone.installation.server.start()
-    await alone.installation.start_edge(ENDPOINT_DIRS)
-    await alone.installation.start_runner(endpoints=ENDPOINT_DIRS)
-    await wait_until_ready(alone.ann)
-    await wait_until_ended(alone.ann, (await submit_job(alone, text=SECRET)).id)
-    assert exposed(alone) == []
+    (shared_idle.installation.folder / "gpu-1" / "jobs").mkdir(parents=True, exist_ok=True)
+    await shared_idle.installation.edge.stop()
+    await shared_idle.installation.server.stop()
+    await anyio.run_process(["chmod", "-R", "a+rX", *map(str, data_of(shared_idle))])
+    assert exposed(shared_idle)
+    await shared_idle.installation.server.start()
+    await shared_idle.installation.start_edge(ENDPOINT_DIRS)
+    await shared_idle.installation.start_runner(endpoints=ENDPOINT_DIRS)
+    await wait_until_ready(shared_idle.ann)
+    await wait_until_ended(shared_idle.ann, (await submit_job(shared_idle, text=SECRET)).id)
+    assert exposed(shared_idle) == []
 
 
 def modes(folder: Path) -> dict[str, int]:
