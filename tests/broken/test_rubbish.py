@@ -36,7 +36,7 @@ async def test_rubbish_among_the_messages_of_jobs_is_set_aside(shared_running: R
         assert REFUSED not in await publish_raw(shared_running, subject, b"\x00rubbish")
     jobs = [await submit_job(shared_running, text=str(number)) for number in range(4)]
     assert {(await wait_until_ended(shared_running.ann, job.id)).status for job in jobs} == {"succeeded"}
-    await wait_for(logged(shared_running, "gpu-1", "removed a message that names no job"))
+    await wait_for(logged(shared_running, "gpu-1", "unreadable_pointer_removed"))
     await wait_until_clean(shared_running)
 
 
@@ -46,7 +46,7 @@ async def test_rubbish_among_the_records_is_set_aside_and_lists_go_on(shared_run
     for number, data in enumerate(RUBBISH):
         assert REFUSED not in await publish_raw(shared_running, f"$KV.STATE.ann.rubbish-{number}", data)
     assert REFUSED not in await publish_raw(shared_running, f"$KV.STATE.ann.{spoiled.id}", b"{half a record")
-    await wait_for(logged(shared_running, "edge", "a record cannot be read"))
+    await wait_for(logged(shared_running, "edge", "record_unreadable"))
     after = await submit_job(shared_running, text="after")
     for job in (before, after):
         assert (await wait_until_ended(shared_running.ann, job.id)).status == "succeeded"
@@ -73,7 +73,7 @@ async def test_a_record_that_is_spoiled_under_its_running_job_takes_nobody_with_
     await wait_until_running(shared_running, spoiled.id)
     assert REFUSED not in await publish_raw(shared_running, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
     # Its result exists, but no readable record says that this host may store it.
-    await wait_for(logged(shared_running, "gpu-1", '"what": "upload"'))
+    await wait_for(logged(shared_running, "gpu-1", '"operation": "upload"'))
     others = [await submit_job(shared_running, text=str(number)) for number in range(8)]
     for job in others:
         assert (await wait_until_ended(shared_running.ann, job.id)).status == "succeeded"

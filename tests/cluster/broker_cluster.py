@@ -124,5 +124,5 @@ async def is_replicated(bus: Bus) -> bool:
 
 
 async def _led(bus: Bus, stream: str) -> _RaftState:
-    js: JetStreamClient = bus.job_queue._js  # type: ignore[attr-defined]
+    js: JetStreamClient = bus.job_queue._jetstream  # type: ignore[attr-defined]
     return (await js.call(f"STREAM.INFO.{stream}", {}, _StreamLeader)).cluster

@@ -238,5 +238,5 @@ def test_up_opens_a_port_without_keys_where_it_is_told_to_and_says_what_it_opens
         assert httpx.get(f"{told['url']}/easy/query?code=__ping__").json()["code"] == 9999
         process.send_signal(signal.SIGTERM)
         _, output = process.communicate(timeout=60)
-    assert f"{base}/easy/ asks for no key" in output
-    assert "no proxy or tunnel" in output
+    assert f"{base}/easy/ needs no key" in output
+    assert "do not expose it through a proxy or tunnel" in output
