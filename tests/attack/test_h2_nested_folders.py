@@ -122,7 +122,7 @@ def give_to_nobody(folder: Path) -> None:
 def as_nobody(folder: Path, act: str) -> None:
     """Run `act` in `folder` as a user who is not root."""
     become = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})" if os.geteuid() == 0 else "pass"
-    program = f"import os; from pathlib import Path; from runner.removal import remove_tree; {become}; {act}"
+    program = f"import os; from pathlib import Path; from runner.tree_removal import remove_tree; {become}; {act}"
     argv = [sys.executable, "-c", program.replace("; \n", "\n")]
     environ = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=folder, env=environ, capture_output=True, text=True, check=False)
