@@ -250,7 +250,7 @@ def test_electricity_is_a_price_too() -> None:
     for spent, state in ((timedelta(minutes=119), None), (timedelta(hours=2), S.DRAINING)):
         after = state_machine.advance(lit, HostFacts(at=START + spent, heartbeat=BUSY), rules, "new")
         assert (after and after.state) == state
-    with pytest.raises(ValueError, match="give both"):
+    with pytest.raises(ValueError, match="needs both"):
         PowerPrice(per_kwh=1.0)
 
 

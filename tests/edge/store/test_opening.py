@@ -45,7 +45,7 @@ async def test_a_second_edge_with_another_store_is_told_no():
     table = FakeBroker().connect().installation_constants
     await check_store_fingerprint(table, "one", utc_now, replace=False)
     await check_store_fingerprint(table, "one", utc_now, replace=False)
-    with pytest.raises(StoreMismatch, match="another than the one"):
+    with pytest.raises(StoreMismatch, match="uses another asset store"):
         await check_store_fingerprint(table, "two", utc_now, replace=False)
     await check_store_fingerprint(table, "two", utc_now, replace=True)
     await check_store_fingerprint(table, "two", utc_now, replace=False)
