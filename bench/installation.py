@@ -66,7 +66,7 @@ async def run_installation(engine: str = "process", **edge: str) -> AsyncIterato
         installation = Installation(Path(folder), engine, url)
         keys = await installation.open()
         try:
-            await installation.start_edge(LAMPLIGHTER_RECONCILE_EVERY_S="15", **edge)
+            await installation.start_edge(**{"LAMPLIGHTER_RECONCILE_EVERY_S": "15", **edge})  # type: ignore[arg-type]  # no key is `endpoints`
             async with AsyncClient(installation.url, keys["ann"], cache=Path(folder) / "digests.json") as client:
                 await wait_until_ready(client)
                 yield BenchInstallation(installation, client, keys["ann"], keys["admin"])

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import uvicorn
 from litestar import Litestar, Request, put
+from litestar.datastructures import State
 
 from edge.store.directory import open_directory
 from edge.store.port import BlobStore
@@ -38,7 +39,7 @@ async def serve(folder: Path, handle: int) -> None:
 
 def app_over(store: BlobStore) -> Litestar:
     @put("/{sha256:str}", request_max_body_size=None, status_code=201)
-    async def take(request: Request[None, None, object]) -> None:
+    async def take(request: Request[None, None, State]) -> None:
         await store.write(request.stream(), request.path_params["sha256"], 1 << 40)
 
     return Litestar([take], openapi_config=None)

@@ -212,19 +212,19 @@ async def run(url: str, spec: ContainerSpec) -> SelfcheckRun:
 
 
 async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
-    """Give the container its card in the first way that works, as the runner does."""
-    for way in engine.injection_modes:
-        engine.set_injection(way)
+    """Give the container its GPU by the first method that works, as the runner does."""
+    for method in engine.injection_modes:
+        engine.set_injection(method)
         try:
             if (await follow(engine, replace_program(spec))).code == 0:
                 return
         except EngineError as error:
-            print(f"selfcheck: {way}: {error}", file=sys.stderr)
-    raise CannotCheck("containers do not get the card: install the NVIDIA container toolkit")
+            print(f"selfcheck: {method}: {error}", file=sys.stderr)
+    raise CannotCheck("containers do not get the GPU: install the NVIDIA container toolkit")
 
 
 def replace_program(spec: ContainerSpec) -> ContainerSpec:
-    """The same container, which only lists its cards."""
+    """Return the same container, which only lists its GPUs."""
     return msgspec.structs.replace(spec, entrypoint_override=tuple(LIST_CARDS))
 
 

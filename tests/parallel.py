@@ -1,6 +1,6 @@
 """Tests in several processes at once: which file starts first, and what becomes of a test that ends its process."""
 
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Put the files first that take longest, so that none of them is what the other workers wait for at the end."""
     if not hasattr(config, "workerinput"):
         return
-    seconds: Counter[Path] = Counter()
+    seconds: defaultdict[Path, float] = defaultdict(float)
     for item in items:
         seconds[item.path] += _seconds(item)
     items.sort(key=lambda item: -seconds[item.path])
@@ -30,7 +30,7 @@ def _seconds(item: pytest.Item) -> float:
     return next((seconds for folder, seconds in HEAVY.items() if folder in item.path.parts), LIGHT)
 
 
-class _Files(LoadFileScheduling):
+class _Files(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """One file stays on one worker; files start in the order in which they were collected."""
 
     def remove_node(self, node: WorkerController) -> str | None:

@@ -84,7 +84,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     for name, text in (("conftest", PLUGIN), ("test_hangs", HANGS), ("test_swallows", SWALLOWS)):
         (folder / f"{name}.py").write_text(text)
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-n", "2", "--dist", "loadfile"]
-    options = [f"--timeout={TIMEOUT_S}", "-o", "anyio_mode=auto", "-c", "/dev/null", "--rootdir", folder, folder]
+    options = [f"--timeout={TIMEOUT_S}", "-o", "anyio_mode=auto", "-c", "/dev/null", f"--rootdir={folder}", str(folder)]
     for name in ("xdist", "pytest_timeout", "anyio"):  # and none of those that take seconds to import
         argv += ["-p", name]
     environ = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

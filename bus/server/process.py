@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import anyio
 
@@ -20,6 +21,8 @@ from bus.nats.users import EDGE_ACCOUNT, GLOBAL_ACCOUNT, broker_users, runner_us
 from bus.secret_files import atomic_write, make_private_folder
 from bus.server.config import STORE_LIMIT_BYTES, ServerConfig, TlsFiles, render_account, render_accounts, render_config
 from schemas.environment import build_child_environment
+
+S = TypeVar("S", bound="NatsServer")
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -211,7 +214,7 @@ def _read_ports(path: Path) -> tuple[str, str] | None:
 
 
 @asynccontextmanager
-async def run_server(server: NatsServer) -> AsyncIterator[NatsServer]:
+async def run_server(server: S) -> AsyncIterator[S]:
     """Start `server`, and stop it at the end."""
     await server.start()
     try:

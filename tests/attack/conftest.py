@@ -114,7 +114,7 @@ async def serve_target(
 ) -> AsyncIterator[AttackTarget]:
     """Run the edge's server with `app`. `bounds`: settings in place of the defaults."""
     certificate = load_or_create_certificate(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
-    context = make_server_context(ServerSettings(**bounds), ThrottledClientLog())  # type: ignore[arg-type]
+    context = make_server_context(ServerSettings(**bounds), ThrottledClientLog())
     made = make_server(app, context, certificate)
     listening = socket.create_server(("127.0.0.1", 0), backlog=256)  # the server closes it
     async with anyio.create_task_group() as tasks:
@@ -133,7 +133,7 @@ def serve(tmp_path: Path) -> ServeFunction:
     """Return `serve_target` with a folder of the test."""
 
     def within(**how: object) -> AbstractAsyncContextManager[AttackTarget]:
-        return serve_target(tmp_path, **how)  # type: ignore[arg-type]
+        return serve_target(tmp_path, **how)
 
     return within
 

@@ -10,13 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from runner.assets.client import AssetClient, AssetRefused, asset_client
-from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
+from runner.engines.port import MIB, ContainerIdentity, ContainerLimits, ContainerSpec
 from runner.engines.process import ProcessEngine
 from runner.execution import disk_usage
 from runner.execution.disk_usage import (
     DEPTH_LIMIT,
     ENTRIES_PER_MIB,
-    MIB,
     DiskLimit,
     DiskUse,
     DiskWatch,
@@ -254,7 +253,7 @@ async def test_the_next_life_knows_the_figures(world: RunnerEnvironment) -> None
             stopped.set()
             await anyio.sleep_forever()
 
-        first.engine.stop = hangs
+        first.engine.stop = hangs  # type: ignore[method-assign]
         (box.spec.job_dir / "tmp" / "hoard").write_bytes(2 * BLOCK)
         await wait_with_deadline(stopped.wait)
         (box.spec.job_dir / "tmp" / "hoard").unlink()

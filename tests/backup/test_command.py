@@ -87,7 +87,7 @@ async def test_an_edge_at_work_is_not_written_over(there: There, tmp_path: Path)
     done = await run_lamplighter("restore", file, "--config", there.config, "--replace")
     assert (done.returncode, "stop every edge first" in done.stderr) == (4, True)
     assert await there.bus.job_store.read(make_key()) is not None
-    await changes.aclose()
+    await changes.aclose()  # type: ignore[attr-defined]
 
 
 async def test_no_broker_is_exit_3_and_an_empty_one_is_exit_4(tmp_path: Path):

@@ -149,8 +149,8 @@ def test_everything_accepted_before_a_backup_is_there_after_a_fire(tmp_path: Pat
         assert events[-1].id.split("-")[0] != last_id.split("-")[0]
         busy = lamplighter(second, "restore", file, "--replace")
         assert (busy.returncode, "stop it first" in busy.stderr) == (4, True)
-    again = lamplighter(second, "restore", file)
-    assert (again.returncode, "not empty" in again.stderr) == (4, True)
+    refused = lamplighter(second, "restore", file)
+    assert (refused.returncode, "not empty" in refused.stderr) == (4, True)
 
 
 def all_is_as_it_was(client: Client, made: dict[Status, JobView], folder: Path) -> None:
@@ -170,6 +170,6 @@ def work_goes_on(client: Client, made: dict[Status, JobView], before: list[str],
     reached(client, made[Status.QUEUED], Status.SUCCEEDED)
     assert set(bytes_of(client, made[Status.QUEUED].id, folder).values()) == {True}
     for job_id in before:
-        wait_for_sync(lambda job_id=job_id: client.job(job_id).status is Status.SUCCEEDED, timeout_s=PATIENCE_S)
+        wait_for_sync(lambda job_id=job_id: client.job(job_id).status is Status.SUCCEEDED, timeout_s=PATIENCE_S)  # type: ignore[misc]
     client.cancel(again.id)
     reached(client, again, Status.CANCELLED)

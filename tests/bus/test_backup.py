@@ -212,6 +212,6 @@ async def test_an_edge_at_work_is_seen_and_everything_can_be_cleared(server: Bro
         changes = edge.job_store.changes()
         await anext(changes)
         assert await snapshots.is_edge_running()
-        await changes.aclose()
+        await changes.aclose()  # type: ignore[attr-defined]
         await snapshots.delete_all_streams()
         assert await snapshots.message_counts() == {}

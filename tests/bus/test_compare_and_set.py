@@ -117,7 +117,7 @@ async def test_a_row_is_changed_beside_another_writer(bus: Bus):
                 await bus.leases.put(key, Lease("edge-2", NOW))
             return await bus.leases.update(key, value, revision)
 
-    done = await update_row(BusyTable(), "sweep", take_over)  # type: ignore[arg-type]
+    done = await update_row(BusyTable(), "sweep", take_over)
     assert seen == ["edge-1", "edge-2"]
     assert (done.is_written, done.row) == (True, await bus.leases.get("sweep"))
     assert done.row is not None
@@ -144,4 +144,4 @@ async def test_a_row_that_never_holds_still_is_a_conflict(bus: Bus):
             return await bus.leases.update(key, value, revision - 1)
 
     with pytest.raises(RevisionConflict, match="the row sweep was changed by others 4 times in a row"):
-        await update_row(StaleTable(), "sweep", lambda _: Lease("edge-9", NOW), conflict_limit=4)  # type: ignore[arg-type]
+        await update_row(StaleTable(), "sweep", lambda _: Lease("edge-9", NOW), conflict_limit=4)

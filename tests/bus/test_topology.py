@@ -1,6 +1,7 @@
 """What a real broker holds after the edge has been there: the numbers of DESIGN 3, whatever was there before."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,7 +21,7 @@ from tests.support.wait import wait_for
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
-WRITTEN_OUT = {
+WRITTEN_OUT: dict[str, dict[str, Any]] = {
     "KV_STATE": {"max_msgs_per_subject": 128, "discard": "new", "max_age": 0, "retention": "limits"},
     "JOBS": {"retention": "workqueue", "discard": "new", "max_age": 0},
     "FEED": {"retention": "limits", "discard": "old", "max_age": 7 * DAY, "max_msgs_per_subject": 2000},

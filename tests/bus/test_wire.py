@@ -82,7 +82,7 @@ async def test_exactly_those_who_listen_are_heard(during: str, verb: str, who: s
     for subject in ("a", "b", "c"):
         await crowd.comes(subject)
     client = ClientConnection({during: lambda: getattr(crowd, verb)(who)})
-    await wire._prepare_connection(client, anyio.Event())  # type: ignore[arg-type]
+    await wire._prepare_connection(client, anyio.Event())
     assert client.heard == {"_INBOX_x.id.*", *heard}
     await crowd.all_go()
     assert client.heard == {"_INBOX_x.id.*"}

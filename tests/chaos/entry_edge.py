@@ -13,7 +13,7 @@ from tests.chaos.armed_ports import DRIVER, STORE, arm_bus
 from tests.chaos.fault_points import FaultPoints
 
 FAULTS = FaultPoints.of_this_process()
-ASSEMBLE = edge.process.assemble_services
+ASSEMBLE = edge.process.assemble_services  # type: ignore[attr-defined]
 BUILD = factory.build_drivers
 
 
@@ -33,6 +33,6 @@ def built(*given: Any, **named: Any) -> Any:
 
 
 if __name__ == "__main__":
-    edge.process.assemble_services = assembled
+    edge.process.assemble_services = assembled  # type: ignore[attr-defined, assignment]
     factory.build_drivers = built
     main()

@@ -10,7 +10,7 @@ from tests.chaos.fault_points import FaultPoints
 from tests.chaos.run_stamps import STAMPS_NAME, start_with_stamps
 
 FAULTS = FaultPoints.of_this_process()
-LIVE = runner.app.run_lifecycle
+LIVE = runner.app.run_lifecycle  # type: ignore[attr-defined]
 
 
 async def live(life: RunnerContext, *rest: Any) -> None:
@@ -23,5 +23,5 @@ async def live(life: RunnerContext, *rest: Any) -> None:
 
 
 if __name__ == "__main__":
-    runner.app.run_lifecycle = live
+    runner.app.run_lifecycle = live  # type: ignore[attr-defined, assignment]
     main()

@@ -71,7 +71,7 @@ async def list_ephemeral_consumers(bus: Bus) -> int:
 
 def _jetstream(bus: Bus) -> JetStreamClient:
     """Return the JetStream client of the bus: no port offers what only a test asks."""
-    return bus.job_queue._jetstream  # type: ignore[attr-defined,no-any-return]
+    return bus.job_queue._jetstream  # type: ignore[attr-defined]
 
 
 async def _processes(installation: Installation, _: Bus) -> list[str]:

@@ -8,7 +8,7 @@ from bus.server.config import ClusterConfig, ServerConfig, render_accounts, rend
 from bus.server.process import find_program
 from edge.settings import EdgeSettings
 from schemas.settings_loader import load_settings
-from tests.test_docs import read_blocks as shown
+from tests.support.doc_pages import read_blocks as shown
 
 FILES = ("accounts.conf", "hosts.conf")
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import pytest
@@ -89,7 +89,7 @@ class StubBench:
 
 @pytest.fixture(params=["memory", "stub"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    made: Bench = MemoryBench() if request.param == "memory" else StubBench(tmp_path)
+    made: Any = MemoryBench() if request.param == "memory" else StubBench(tmp_path)
     async with made.gpus:
         yield made
 

@@ -42,7 +42,7 @@ def streams(mp4: Path) -> tuple[dict[str, str], float, str]:
     """Return the codecs by kind, the length in seconds, and the comment in the metadata."""
     with av.open(str(mp4)) as video:
         assert video.duration is not None
-        codecs = {stream.type: stream.codec_context.name for stream in video.streams}
+        codecs = {str(stream.type): stream.codec_context.name for stream in video.streams}
         return codecs, video.duration / av.time_base, video.metadata["comment"]
 
 

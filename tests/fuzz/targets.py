@@ -144,7 +144,9 @@ def _broker(data: bytes) -> None:
     codec.try_decode_delivery(text, data)
     subjects.parse_pointer_subject(text)
     with contextlib.suppress(BusError):
-        info = parse_response("$JS.API.STREAM.INFO.STATE", Msg(None, "_INBOX.x", "", data), StreamInfo)  # type: ignore[arg-type] # no client is asked
+        info = parse_response(
+            "$JS.API.STREAM.INFO.STATE", Msg(None, "_INBOX.x", "", data), StreamInfo
+        )  # no client is asked
         parse_created_ns(info.created)
 
 

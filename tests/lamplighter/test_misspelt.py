@@ -7,7 +7,7 @@ import pytest
 from lamplighter.cli.process_setup import SETTINGS_TYPES
 from schemas.settings_loader import unknown_names
 from tests.lamplighter.test_starting import start
-from tests.test_docs import read_blocks
+from tests.support.doc_pages import read_blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
 ENDPOINTS = "images.md"  # its blocks are of endpoint.toml

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from lamplighter.cli import context, main
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import DoctorTarget, check_edge
+from lamplighter.client import Client
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -85,7 +86,7 @@ def test_ctrl_c_is_no_failed_job(monkeypatch):
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(context.Client, "call", stopped)
+    monkeypatch.setattr(Client, "call", stopped)
     done = lamplighter("jobs")
     assert (done.exit_code, one_line(done)) == (130, "lamplighter: stopped by Ctrl-C")
 

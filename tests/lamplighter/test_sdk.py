@@ -25,7 +25,7 @@ async def client(face: ServedEdge, tmp_path: Path) -> AsyncIterator[AsyncClient]
 async def finish(face: ServedEdge, job_id: str, *, fail: bool = False) -> None:
     """Play the runner to the job's end."""
     key = JobKey("ann", job_id)
-    await face.world.start((await face.world.intake.read(key)).record.job)
+    await face.world.start((await face.world.jobs.read(key)).record.job)
     at = face.world.time()
     for number in range(1, 4):
         await face.world.runner_bus.feed.publish(

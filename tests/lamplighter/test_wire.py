@@ -34,6 +34,7 @@ def test_a_problem_becomes_its_exception(code, kind):
 
 def test_a_page_of_a_proxy_is_a_refusal_too():
     error = api.error_from_response(502, b"<html>Bad gateway</html>")
+    assert isinstance(error, Rejected)
     assert (error.problem.code, error.problem.status) == ("http_502", 502)
 
 

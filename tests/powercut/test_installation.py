@@ -56,7 +56,7 @@ class PowercutClient:
     async def _insist(self, method: str, path: str, **body: object) -> None:
         while True:
             try:
-                answer = await self._http.request(method, path, **body)  # type: ignore[arg-type]
+                answer = await self._http.request(method, path, **body)
             except httpx.TransportError:
                 await anyio.sleep(0.05)
                 continue

@@ -80,7 +80,7 @@ async def test_while_it_is_away_nothing_is_claimed_and_jobs_wait_in_the_queue(wo
 
         async def counted(*lane: object) -> object:
             claims.append(str(lane))
-            return await take(*lane)  # type: ignore[arg-type]
+            return await take(*lane)
 
         running.bus.job_queue.fetch = counted  # type: ignore[method-assign, assignment]
         for _ in range(5):

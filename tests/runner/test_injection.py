@@ -31,7 +31,7 @@ class Toolkit:
         self.start: Callable[[ContainerSpec], object] = engine.start
         engine.start = self._start  # type: ignore[method-assign]
         engine.injection_modes = DockerEngine.injection_modes
-        engine.set_injection = self.set_injection  # type: ignore[method-assign]
+        engine.set_injection = self.set_injection  # type: ignore[method-assign, assignment]
 
     def set_injection(self, way: GpuInjection) -> None:
         self.way = way
@@ -39,7 +39,7 @@ class Toolkit:
     async def _start(self, spec: ContainerSpec) -> str:
         if spec.gpus and self.way != self.works:
             raise StartFailed("gpu_unsupported", f"not by {self.way}")
-        return await self.start(spec)  # type: ignore[misc, no-any-return]
+        return await self.start(spec)  # type: ignore[misc]
 
 
 async def lists(box: FakeContainer) -> int:

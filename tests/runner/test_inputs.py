@@ -141,7 +141,7 @@ def shelf_of(tmp_path: Path, reserve: int = 0) -> CacheDir:
         (lambda path: path.write_bytes(b"x" * 1000), 2),  # written over
         (lambda path: os.truncate(path, 10), 2),  # cut
         (
-            lambda path: (os.truncate(path, 0), os.utime(path, ns=(1, verification_mtime_ns(sha256_of(A), 1000)))),
+            lambda path: [os.truncate(path, 0), os.utime(path, ns=(1, verification_mtime_ns(sha256_of(A), 1000)))],  # type: ignore[func-returns-value]
             2,
         ),  # lost in a power cut
         (lambda path: os.utime(path, ns=(1, 1)), 1),  # touched: suspect, hashed, found whole

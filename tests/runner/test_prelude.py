@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import anyio
 import pytest
 
 from runner.execution import staging
@@ -51,7 +52,7 @@ async def test_what_keeps_the_inputs_is_told_and_that_they_came(world: RunnerEnv
 
 async def test_a_fetch_that_takes_long_is_told(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "FETCH_PROGRESS_DELAY_S", 0.02)
-    stage, held = world.assets.stage, staging.anyio.Event()
+    stage, held = world.assets.stage, anyio.Event()
 
     async def slowly(owner: str, sha256: str, to: Path) -> None:
         await held.wait()

@@ -45,7 +45,6 @@ from schemas.host import HostCapabilities, HostHeartbeat
 from schemas.ids import JobKey
 from schemas.job import Claim, Job, Output
 from schemas.lifecycle import next_record
-from schemas.status import WaitReason
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_store import FakeStore
 from tests.support.nats_broker import run_broker
@@ -243,7 +242,8 @@ class EdgeServicesRig:
         return OwnerDeletionService(reach, self.leases, self.time)
 
     async def submit(self, owner: str = "ann", text: str = "hello", **named: Any) -> Job:
-        fields = {name: named.pop(name) for name in ("priority", "not_before", "deadline", "tags") if name in named}
+        settable = ("priority", "not_before", "deadline", "tags")
+        fields: dict[str, Any] = {name: named.pop(name) for name in settable if name in named}
         body = {"endpoint": "echo", "input": {"text": text}, **fields}
         accepted = await self.jobs.submit(owner, body, **named)
         await self.publish_window.wait_until_idle()
@@ -252,7 +252,7 @@ class EdgeServicesRig:
     async def read(self, job: Job) -> Job:
         return (await self.jobs.read(job.key)).record.job
 
-    async def reason(self, job: Job) -> WaitReason | None:
+    async def reason(self, job: Job) -> str | None:
         """Return the wait reason that a client sees."""
         return (await self.job_views.build(await self.jobs.read(job.key))).reason
 

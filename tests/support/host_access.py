@@ -1,7 +1,7 @@
 """The broker's list of hosts, as a fake and as the file of a real nats-server."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import bcrypt
@@ -60,4 +60,7 @@ async def nats_host_access(folder: Path) -> AsyncIterator[NatsHostAccess]:
         yield NatsHostAccess(server, folder / "broker")
 
 
-HOST_ACCESSES = {"fake": fake_host_access, "real": nats_host_access}
+HOST_ACCESSES: dict[str, Callable[[Path], AbstractAsyncContextManager[FakeHostAccess | NatsHostAccess]]] = {
+    "fake": fake_host_access,
+    "real": nats_host_access,
+}

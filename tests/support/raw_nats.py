@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import nats
+from nats.aio.client import Client
 
 from tests.support.nats_broker import BrokerProcess
 
@@ -13,7 +14,7 @@ from tests.support.nats_broker import BrokerProcess
 class RawNats:
     """A bare connection of one user."""
 
-    def __init__(self, client: nats.NATS) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
 
     async def api(self, verb: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

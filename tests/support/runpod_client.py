@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from multiprocessing.managers import BaseManager, IteratorProxy
+from multiprocessing.managers import BaseManager, IteratorProxy  # type: ignore[attr-defined]  # typeshed lacks it
 from pathlib import Path
 from typing import Any
 

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         if request.param == "docker":
             url, images = request.getfixturevalue("docker_url"), request.getfixturevalue("images")
-            made = docker_engine_rig(tmp_path, name, url, images)
+            made: AbstractAsyncContextManager[EngineRig] = docker_engine_rig(tmp_path, name, url, images)
         else:
             made = SIMPLE[request.param](tmp_path, name)
         host = await stack.enter_async_context(made)

@@ -184,7 +184,7 @@ async def test_following_is_left_and_taken_up_while_it_runs(host: EngineRig) -> 
 
 async def test_what_it_says_parses(host: EngineRig) -> None:
     handle = await host.echo(steps=2)
-    parsers = {stream: LineParser(stream) for stream in ("stdout", "stderr")}  # type: ignore[arg-type]
+    parsers = {stream: LineParser(stream) for stream in ("stdout", "stderr")}
     found = []
     async for chunk in host.engine.output(handle, None):
         found += parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data))
@@ -203,8 +203,7 @@ async def test_found_in_every_state_by_its_own_host_only(host: EngineRig) -> Non
     found = await host.engine.find(INSTALLATION, host.host)
     wanted = {"running": running, "exited": exited, "created": created}
     assert sorted(found, key=lambda one: one.state) == [
-        FoundContainer(wanted[state], host.spec(job=state).identity, state)  # type: ignore[arg-type]
-        for state in sorted(wanted)
+        FoundContainer(wanted[state], host.spec(job=state).identity, state) for state in sorted(wanted)
     ]
     assert await host.engine.find(INSTALLATION, "another") == []
     assert await host.engine.find("another", host.host) == []

@@ -18,7 +18,7 @@ if sys.argv[1] == "edge":
 
     conditions.CALL_ABANDONED_AFTER_S, conditions.DRAIN_SETTLE_S = 2.0, 2.0
     state_machine.BACKOFF = Backoff(0.4, 600.0)
-    container.PowerDependencies = partial(container.PowerDependencies, tick_interval_s=0.5, poll_interval_s=0.3)  # type: ignore[misc, assignment]
+    container.PowerDependencies = partial(container.PowerDependencies, tick_interval_s=0.5, poll_interval_s=0.3)  # type: ignore[attr-defined, assignment]
 
 from lamplighter.cli import main  # noqa: E402 - see above
 

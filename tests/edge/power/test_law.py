@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from edge.power import state_machine
-from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts
+from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts, PowerCase
 from edge.power.observation import Stopwatch
 from edge.power.transitions import TRANSITIONS
 from schemas.host_config import CommandHostConfig, DailyBudget, PowerPrice, WolHostConfig
@@ -194,7 +194,7 @@ def test_the_table_is_this(
 def test_every_row_of_the_table_is_taken_by_a_spelled_case() -> None:
     taken = set()
     for state, has, known, _, _ in SPELLED:
-        case = state_machine.PowerCase(record(state, **has), HostFacts(at=START, **known), RULES)
+        case = PowerCase(record(state, **has), HostFacts(at=START, **known), RULES)
         taken |= {(state, n) for n, row in enumerate(TRANSITIONS[state]) if row.condition(case)}
     assert taken == {(state, n) for state, rows in TRANSITIONS.items() for n in range(len(rows))}
 

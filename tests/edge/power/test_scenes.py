@@ -171,7 +171,7 @@ async def test_a_write_that_seemed_to_fail_is_called_all_the_same(
         written = table.update
 
         async def cut_off(*row: object) -> int:
-            await written(*row)  # type: ignore[arg-type]
+            await written(*row)
             raise BrokerUnreachable("the answer was lost")
 
         monkeypatch.setattr(table, "update", cut_off)

@@ -61,7 +61,7 @@ def test_these_are_all_the_notices_there_are() -> None:
 
 @pytest.mark.parametrize("language", list(Language))
 @pytest.mark.parametrize("opened", [by_sse, by_websocket])
-async def test_every_notice_reaches_the_owners_who_listen(edge: ServedEdge, opened, language: Language) -> None:  # type: ignore[no-untyped-def]
+async def test_every_notice_reaches_the_owners_who_listen(edge: ServedEdge, opened, language: Language) -> None:
     before = len(edge.world.hosts._subscribers)
     async with opened(edge, language.value) as take:
         at = edge.world.time()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from edge.core.validation import STEPS_LIMIT, check_within
+from edge.core.validation import STEPS_LIMIT, ValidatedInput, check_within
 from edge.hosts.endpoints import load_endpoints
 from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.host import HostCapabilities
@@ -71,7 +71,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
         load_endpoints(tmp_path)
 
 
-def checked(schema: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def checked(schema: dict[str, Any], given: dict[str, Any]) -> ValidatedInput:
     return check_within(STEPS_LIMIT, Endpoint(name="x", image="x", input=schema), given)
 
 

@@ -38,7 +38,7 @@ class IndexMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
-        self.index = JobIndex(Path(self.folder.name) / "index.db", records=None)  # type: ignore[arg-type] - fed by hand
+        self.index = JobIndex(Path(self.folder.name) / "index.db", records=None)  # fed by hand
         self.db = sql.create_database(Path(self.folder.name) / "index.db")
         self.jobs: dict[JobKey, VersionedRecord] = {}
         self.pending: list[RecordChange] = []
@@ -164,11 +164,11 @@ def brute_position(job: Job, queued: list[Job]) -> int:
     order = list(Priority)
     higher = sum(order.index(other.priority) < order.index(job.priority) for other in queued)
     same = [other for other in queued if other.priority is job.priority]
-    rank = sum(other.owner == job.owner and other.queued_at < job.queued_at for other in same)  # type: ignore[operator] - queued
+    rank = sum(other.owner == job.owner and other.queued_at < job.queued_at for other in same)
     ahead = higher + rank
     for owner in {other.owner for other in same} - {job.owner}:
         theirs = [other for other in same if other.owner == owner]
-        earlier = sum(other.queued_at < job.queued_at for other in theirs)  # type: ignore[operator] - queued
+        earlier = sum(other.queued_at < job.queued_at for other in theirs)
         ahead += min(earlier, SPAN) if rank < SPAN else min(len(theirs), rank)
     return ahead
 
@@ -261,7 +261,7 @@ async def test_filters_narrow_a_list(edge: EdgeServicesRig) -> None:
     await edge.submit("bob", tags={"project": "x"})
 
     async def listed(**filters: object) -> list[str]:
-        page = await edge.index.list_jobs("ann", JobFilters(**filters))  # type: ignore[arg-type] - each named by its test
+        page = await edge.index.list_jobs("ann", JobFilters(**filters))  # each named by its test
         return [entry.record.job.id for entry in page.records]
 
     assert await listed(status=Status.SUCCEEDED) == [done.id]

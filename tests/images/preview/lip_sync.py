@@ -9,6 +9,7 @@ import torch
 from lipsync import sound
 from lipsync.clip import Clip
 from lipsync.engine import PreviewEngine, load
+from lipsync.features import RATE
 from lipsync.landmarks import openness
 from lipsync.scan import scan
 
@@ -47,7 +48,7 @@ def measure_lip_opening(mp4: Path, engine: PreviewEngine | None = None) -> Curve
 def measure_loudness(wav: Path) -> Curve:
     """Log of the level about each video frame, natural logarithm, floor QUIET below the loudest."""
     heard = torch.cat(list(sound.samples(wav, 3600.0))).double().numpy()
-    step = sound.RATE // FPS
+    step = RATE // FPS
     frames = round(len(heard) / step)
     spans = [heard[max(0, i * step - step // 2) : (i + 1) * step + step // 2] for i in range(frames)]
     level = np.log([np.sqrt(np.mean(span**2) + 1e-12) for span in spans])

@@ -34,11 +34,11 @@ def test_auto_decides_at_the_first_start_and_never_again(tmp_path: Path, client:
 def test_an_engine_asked_for_by_name_wins_and_is_kept(tmp_path: Path, engine: str) -> None:
     other = "process" if engine == "docker" else "docker"
     choose_engine(tmp_path, "auto", CLIENT if other == "docker" else None, NOW)
-    made = choose_engine(tmp_path, engine, CLIENT, LATER)  # type: ignore[arg-type]
+    made = choose_engine(tmp_path, engine, CLIENT, LATER)
     assert (made.decision.engine, made.previous) == (engine, other)
     assert f"engine = {engine}" in made.decision.why
     assert choose_engine(tmp_path, "auto", None, LATER) == EngineChoice(made.decision)
-    assert choose_engine(tmp_path, engine, None, LATER) == EngineChoice(made.decision)  # type: ignore[arg-type]
+    assert choose_engine(tmp_path, engine, None, LATER) == EngineChoice(made.decision)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"engine":"podman","why":"","at":"2026-11-29T00:00:00Z"}'])
@@ -46,7 +46,7 @@ def test_a_decision_that_cannot_be_read_is_not_made_again(tmp_path: Path, conten
     (tmp_path / DECISION_FILE).write_bytes(content)
     for asked in ("auto", "docker", "process"):
         with pytest.raises(EngineDecisionUnreadable, match=r"engine.json.*cannot be read.*delete it"):
-            choose_engine(tmp_path, asked, CLIENT, NOW)  # type: ignore[arg-type]
+            choose_engine(tmp_path, asked, CLIENT, NOW)
     assert (tmp_path / DECISION_FILE).read_bytes() == content
 
 

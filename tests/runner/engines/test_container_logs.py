@@ -47,7 +47,7 @@ def frames_of(log: list[tuple[str, int, bytes]]) -> list[LogFrame]:
     now, frames = START, []
     for number, (stream, step, text) in enumerate(log):
         now += step
-        frames.append(LogFrame(stream, now, b"%d %s\n" % (number, text.replace(b"\n", b""))))  # type: ignore[arg-type]
+        frames.append(LogFrame(stream, now, b"%d %s\n" % (number, text.replace(b"\n", b""))))
     return frames
 
 

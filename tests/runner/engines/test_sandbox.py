@@ -142,7 +142,7 @@ def test_a_state_is_read_with_its_traps() -> None:
 
 
 def test_what_an_engine_lacks_is_told() -> None:
-    able = {"LiveRestoreEnabled": True, "MemoryLimit": True, "SwapLimit": True, "PidsLimit": True}
+    able: dict[str, Any] = {"LiveRestoreEnabled": True, "MemoryLimit": True, "SwapLimit": True, "PidsLimit": True}
     able |= {"ServerVersion": "28.2.2", "SecurityOptions": ["name=seccomp,profile=default"]}
     assert parse_engine_info(able).notes == ()
     assert parse_engine_info({**able, "LiveRestoreEnabled": False}).notes == (

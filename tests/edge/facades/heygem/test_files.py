@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from edge.facades.heygem import shared_dir
 from edge.facades.heygem.shared_dir import open_shared_file
 from schemas.problems import ProblemError
 from tests.edge.facades.heygem.conftest import AUDIO, HeygemClient
@@ -102,7 +101,7 @@ def test_a_link_put_in_the_way_after_the_look_is_not_followed(shared: Path, tmp_
             (shared / "temp" / "race").symlink_to(tmp_path / "outside")
         return real
 
-    monkeypatch.setattr(shared_dir.os.path, "realpath", look_then_swap)
+    monkeypatch.setattr(os.path, "realpath", look_then_swap)
     with pytest.raises(ProblemError):
         open_shared_file(shared, "race/secret")
 

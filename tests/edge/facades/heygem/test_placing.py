@@ -183,9 +183,7 @@ async def test_every_code_makes_a_name(heygem: HeygemClient):
 async def test_the_name_is_as_durable_as_the_bytes(heygem: HeygemClient, monkeypatch):
     """The folder is synced before the note is removed, because the note would repeat the export."""
     synced: list[str] = []
-    monkeypatch.setattr(
-        module.os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
-    )
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
     await heygem.submit()
     await heygem.finish()
     await until_there(heygem.root / "temp" / "code-1-r.mp4")
