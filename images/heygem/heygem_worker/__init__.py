@@ -1,5 +1,8 @@
-"""Runs one HeyGem job inside the vendor's own image: Python 3.8 or later, the standard library, and jobkit.
+"""Run one HeyGem job inside the vendor's own image. Needs Python 3.8 or later, the standard library, and jobkit.
 
-Nothing of the vendor's is in here. What is assumed of it is what its users have published: the names of its open
-wrappers (run.py, app_local.py), and the lines that its logs show.
+Start reading at `work` (one job, step by step) and `loading` (what happens before the job). `vendor` is the port to the
+vendor's code, with adapters `module_vendors` and `http_vendor`. `media_tools` is the port to ffmpeg and PyAV.
+
+No code of the vendor is in here. What the worker assumes of it was published by its users: the names in its open
+wrappers (run.py, app_local.py), and the lines of its logs.
 """

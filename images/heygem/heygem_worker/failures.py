@@ -1,6 +1,6 @@
-"""What the vendor's texts mean: our failure code, whose fault it is, and what to do. One table, the first match wins.
+"""Texts of the vendor and the failures they mean: our code, whose fault it is, and the advice. The first match wins.
 
-Texts as users have published them (logs, issues, answers of the HTTP API); causes before consequences.
+The texts were published by users (logs, issues, answers of the HTTP API). Causes come before their consequences.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jobkit import BadInput, GpuUnusable, JobError, TryAgain
 
 
 class FailureRule(NamedTuple):
-    """`text` in what the vendor says means `code`; `at_once`: a log line with it means that nothing will come."""
+    """A text of the vendor and the failure it means. `at_once`: a log line with it means that no result will come."""
 
     text: str
     code: str
@@ -28,8 +28,8 @@ OUR_FILE = "it could not use a file that this worker wrote for it: the disk may 
 AGAIN = "HeyGem blocked; a new container usually gets past it"
 RIGHTS = "it writes where the job may not write: run images/heygem/selfcheck on this image and report what it prints"
 
-# The client's own files never reach the vendor: it gets what this worker has rewritten. So only what it says of the
-# content, the faces, is the client's fault.
+# The vendor never gets the client's own files, only what this worker has rewritten. So only messages about the content,
+# the faces, are the client's fault.
 FAILURE_RULES = (
     FailureRule("out of memory", "cuda_oom", TryAgain, True, LESS),
     FailureRule("no kernel image", "gpu_unsupported", GpuUnusable, True, OTHER_BASE),
@@ -57,7 +57,7 @@ FAILURE_RULES = (
     FailureRule("忙碌中", "internal", TryAgain, False, "another program uses this HeyGem"),
 )
 
-# An error without a text is its face detection, which did not answer within the time that it is given (patience.py).
+# An error without a text means that the vendor's face detection timed out (queue_timeout.py).
 NO_TEXT_RULE = FailureRule(
     "", "internal", TryAgain, False, "its face detection did not answer in time; a new container may"
 )
@@ -65,30 +65,30 @@ UNKNOWN_TEXT_RULE = FailureRule("", "internal", TryAgain, False, "look into the 
 
 
 def classify_text(said: str) -> JobError:
-    """The failure that the vendor's final words come to."""
+    """Return the failure for the vendor's final message."""
     row = next((row for row in FAILURE_RULES if row.text in said), UNKNOWN_TEXT_RULE if said.strip() else NO_TEXT_RULE)
     return _make_failure(row, said.strip() or "an error without a text")
 
 
 class DeathClue:
-    """The last line that tells why a process may have died, though by itself it does not mean a failure."""
+    """The last log line that may explain why a process died, although the line alone is not a failure."""
 
     def __init__(self) -> None:
         self._line = ""
 
     def feed(self, line: str) -> None:
-        """A line of the vendor's log."""
+        """Read a line of the vendor's log."""
         row = next((row for row in FAILURE_RULES if row.text in line), None)
         if row is not None and not row.at_once:
             self._line = f"; it said: {line.strip()[-500:]}: {row.advice}"
 
     def __str__(self) -> str:
-        """To be put behind what happened; empty while there is none."""
+        """Return the explanation to append to a message, or an empty text."""
         return self._line
 
 
 def find_fatal_failure(line: str) -> JobError | None:
-    """The failure that a log line announces, or None."""
+    """Return the failure that a log line announces, or None."""
     row = next((row for row in FAILURE_RULES if row.at_once and row.text in line), None)
     return _make_failure(row, line.strip()) if row else None
 

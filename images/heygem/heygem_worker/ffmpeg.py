@@ -1,4 +1,4 @@
-"""Media by the programs ffmpeg and ffprobe, without a shell."""
+"""Media with the programs ffmpeg and ffprobe, without a shell."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jobkit import JobError
 PROBE = ("ffprobe", "-v", "error", "-show_streams", "-show_format", "-of", "json", "-i")
 ENCODE = ("ffmpeg", "-nostdin", "-y", "-v", "error", "-progress", "pipe:1", "-protocol_whitelist", "file", "-i")
 PROBE_TIMEOUT_S = 60.0
-TAIL = 400  # characters of what it says that reach the user
+TAIL = 400  # characters of ffmpeg's output that are shown to the user
 H264 = ("-c:v", "libx264", "-crf", str(CRF), "-preset", "veryfast", "-pix_fmt", "yuv420p")
 
 
 class FfmpegTools:
-    """See media.Tools."""
+    """MediaTools with ffmpeg and ffprobe."""
 
     def probe(self, path: Path) -> MediaInfo:
         try:
@@ -46,7 +46,7 @@ class FfmpegTools:
 
 
 def encode(source: Path, target: Path, limit_s: float, tell: MediaProgress, *how: str) -> None:
-    """Run ffmpeg with the arguments `how` on the first `limit_s` seconds. Raises Unreadable, JobError."""
+    """Run ffmpeg with the arguments `how` on the first `limit_s` seconds. Raises MediaUnreadable and JobError."""
     argv = [*ENCODE, str(source), "-t", f"{limit_s:.3f}", *how, str(target)]
     with tempfile.TemporaryFile() as said, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said) as process:
         try:
@@ -80,7 +80,7 @@ def _picture(stream: Mapping[str, Any] | None, whole: str | None) -> VideoInfo |
 
 
 def _seconds(stream: Mapping[str, Any], whole: str | None) -> float:
-    """Of the stream, or of the file where its format keeps none for the stream (Matroska)."""
+    """Return the duration of the stream, or of the file where the stream has none (Matroska)."""
     return float(stream.get("duration") or whole or 0.0)
 
 

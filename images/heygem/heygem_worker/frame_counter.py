@@ -1,6 +1,7 @@
-"""Counts frames where Gen-1 writes them: in a process of its own, whose function we put ours in front of.
+"""Count the frames that Gen-1 writes, by a wrapper around the vendor's function that writes them.
 
-The function runs in a child that is spawned, hence at module level, and the way to tell is a file: a byte a frame.
+That function runs in a spawned child process, so the wrapper is at module level, and it counts in a file: one byte for
+each frame.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ COUNTER = "HEYGEM_FRAMES"  # environment: the file to count in
 
 
 def count_frames_of(module: Any) -> None:
-    """Put `write_video` before the vendor's, where it has one."""
+    """Replace the module's `write_video` by the wrapper, if it has one."""
     if hasattr(module, NAME) and not hasattr(module, ORIGINAL):
         setattr(module, ORIGINAL, getattr(module, NAME))
         setattr(module, NAME, write_video)
 
 
 def write_video(frames: Any, *rest: Any, **named: Any) -> Any:
-    """The vendor's own, fed through a counter.
+    """Call the vendor's function with a queue that counts.
 
-    In a spawned child the vendor's module is fresh and NAME is its own function again. In a forked one NAME would be
-    this function, which would then call itself for ever: there ORIGINAL is set.
+    In a spawned child the vendor's module is new, and NAME is its own function again. In a forked child NAME is this
+    function, which would call itself without end; there ORIGINAL is set.
     """
     module = importlib.import_module(MODULE)
     original = getattr(module, ORIGINAL, None) or getattr(module, NAME)

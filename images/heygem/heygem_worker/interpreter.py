@@ -61,7 +61,7 @@ def choose_python(version: str | None, env: Mapping[str, str]) -> str:
 
 
 def check_python_variable(env: Mapping[str, str]) -> str:
-    """What is wrong with HEYGEM_PYTHON, or nothing."""
+    """Return what is wrong with HEYGEM_PYTHON, or an empty text."""
     named = env.get(PYTHON_VARIABLE)
     if not named or shutil.which(named):
         return ""
@@ -86,7 +86,7 @@ def _probe_python(python: str) -> str:
 
 
 def missing_libraries(env: Mapping[str, str], first: Path = Path("/proc/1/environ")) -> dict[str, str]:
-    """The box's own library path, where ours is empty."""
+    """Return the library path of the container's first process if ours is empty."""
     if env.get(LIBRARIES):
         return {}
     try:

@@ -1,7 +1,7 @@
-"""The operator's own label in the picture, by ffmpeg's filter drawtext.
+"""The operator's own label in the picture, by ffmpeg's filter drawtext. Off unless HEYGEM_LABEL is set.
 
-Many places ask for a label on pictures of people that a machine has made, and the vendor's own marks are pictures that
-its image may lack (marks.py). Off unless HEYGEM_LABEL is set.
+Many jurisdictions require a label on generated pictures of people, and the vendor's own marks are pictures that its
+image may lack (vendor_marks.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOOK = "fontsize=h/28:fontcolor=white:box=1:boxcolor=black@0.5:boxborderw=6:x=w-
 
 
 def check(settings: WorkerSettings) -> None:
-    """Write the label's files into the working folder and try them. Raises JobError where it cannot be drawn."""
+    """Write the label's files to the working folder and test them. Raises JobError if the label cannot be drawn."""
     if not settings.label:
         return
     if shutil.which("ffmpeg") is None:
@@ -45,7 +45,7 @@ def check(settings: WorkerSettings) -> None:
 
 
 def burn(video: Path, target: Path, seconds: float, tell: MediaProgress) -> None:
-    """Write `video` with the label to `target`; its sound is copied. Raises JobError."""
+    """Write `video` with the label to `target`; copy its sound. Raises JobError."""
     try:
         ffmpeg.encode(video, target, seconds + 1.0, tell, "-vf", _filter(), *ffmpeg.H264, "-c:a", "copy")
     except MediaUnreadable as error:
@@ -62,7 +62,7 @@ def _filter() -> str:
 
 
 def _try_label() -> str:
-    """Draw it into a small empty picture: empty, or what went wrong."""
+    """Draw the label into a small empty picture. Return the error, or an empty text."""
     try:
         done = subprocess.run(
             [*TRIAL_COMMAND, _filter(), "-f", "null", "-"], capture_output=True, timeout=TRIAL_TIMEOUT_S, check=False
@@ -74,7 +74,7 @@ def _try_label() -> str:
 
 
 def _fonts() -> Iterator[str]:
-    """fontconfig's choice, which is the empty name; then a font on the disk; then the one that matplotlib brings."""
+    """Yield fonts: fontconfig's choice (an empty name), then a font on the disk, then the one of matplotlib."""
     yield ""
     for folder in FONTS:
         yield from (str(path) for path in sorted(Path(folder).rglob("*.ttf"))[:1])

@@ -1,4 +1,7 @@
-"""When the vendor is ready: it says so, in its log. Its own programs sleep 10 or 15 s instead and hope."""
+"""What happens before the job: create the private folder, find the vendor, start it, wait until it is ready.
+
+The vendor's log shows when it is ready. Its own programs sleep 10 or 15 s instead.
+"""
 
 from __future__ import annotations
 
@@ -28,33 +31,28 @@ from heygem_worker.vendor import Vendor, clear_argv
 from heygem_worker.vendor_call import VendorCall
 from jobkit import JobError, TryAgain
 
+T = TypeVar("T")
+
+FOLDER = "heygem"  # inside the job's tmp/; the Dockerfile's links lead there
+POLL_INTERVAL_S = 0.2
+GENERATIONS = (Gen2Vendor, Gen1Vendor)  # the newer first: it also has the names that identify the older
+
 
 class ReadyLines:
-    """Waits for every one of `lines` (parts of log lines) to have been said, in any order."""
+    """Log lines that must appear, in any order. Each of `lines` is a part of a log line."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._missing = list(lines)
 
     def feed(self, said: Iterable[str]) -> None:
-        """More lines of the log."""
+        """Read more lines of the log."""
         for line in said:
             self._missing = [part for part in self._missing if part not in line]
 
     @property
     def missing(self) -> list[str]:
-        """What has not been said yet; empty when it is ready."""
+        """The parts that have not appeared yet; empty when the vendor is ready."""
         return self._missing
-
-
-# MERGED images/heygem/heygem_worker/loading.py: Before the job: lay out the private folder, find out which HeyGem
-# this is, start it, wait until it says ready.
-
-
-T = TypeVar("T")
-
-FOLDER = "heygem"  # inside the job's tmp/; the Dockerfile's links lead there
-POLL_INTERVAL_S = 0.2
-GENERATIONS = (Gen2Vendor, Gen1Vendor)  # the newer first: it has all that the older is known by
 
 
 class LoadedVendor(NamedTuple):
@@ -66,12 +64,12 @@ class LoadedVendor(NamedTuple):
     vendor: Vendor
 
     def close(self) -> None:
-        """End all of its processes, and let their last words through."""
+        """End all processes of the vendor, and pass on their last output."""
         _close(self.log)
 
 
 def load() -> LoadedVendor:
-    """Raises JobError `model_load_failed`, TryAgain, GpuUnusable; anything of the vendor's own."""
+    """Load the vendor. Raises JobError `model_load_failed`, TryAgain, GpuUnusable, and errors of the vendor's code."""
     settings = WorkerSettings.read()
     if wrong := interpreter.check_python_variable(os.environ):
         raise JobError("model_load_failed", wrong)
@@ -103,7 +101,7 @@ def _close(ears: LogCapture) -> None:
 def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
     ears: LogCapture, deadline: float, load_s: float, call: VendorCall[T], ready: ReadyLines, dead: Callable[[], str]
 ) -> T:
-    """Until the call has ended and all lines were said; `deadline` is on the monotonic clock."""
+    """Wait until the call has ended and all lines appeared. `deadline` is on the monotonic clock."""
     clue = failures.DeathClue()
     while not call.is_done or ready.missing:
         died = dead()
@@ -126,7 +124,7 @@ def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
 
 
 def detect_vendor(place: private_folder.WorkFolders, settings: WorkerSettings, ports: tuple[int, ...]) -> Vendor:
-    """Which HeyGem this is. Raises JobError where it is none; what the vendor's import raises."""
+    """Return the HeyGem of this image. Raises JobError if there is none, and what the vendor's import raises."""
     module = None if settings.mode == "http" else _import_module(str(place.root))
     for generation in GENERATIONS:
         if module is not None and generation.fits(module):
@@ -137,7 +135,7 @@ def detect_vendor(place: private_folder.WorkFolders, settings: WorkerSettings, p
 
 
 def _import_module(folder: str) -> Any:
-    """The vendor's module, or None where there is none for this Python; the log then says why."""
+    """Return the vendor's module; None if there is none for this Python, in which case the log has the reason."""
     sys.path.insert(0, folder)
     try:
         return importlib.import_module(MODULE)

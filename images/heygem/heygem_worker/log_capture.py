@@ -1,7 +1,7 @@
-"""What the vendor says: stdout and stderr of it and its children, and its log files, line by line.
+"""The vendor's output, line by line: stdout and stderr of it and its children, and its log files.
 
-Everything still goes to the job's log. The vendor's logger writes a line to stderr and to a file, with milliseconds in
-the one and without in the other: it is passed on once, from wherever it comes first.
+All lines still go to the job's log. The vendor's logger writes each line to stderr and to a file, one with milliseconds
+and one without. Such a line is passed on once, from the source that has it first.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import threading
 from pathlib import Path
 
 MAX_LINE = 65_536  # bytes
-LINES_LIMIT = 10_000  # lines waiting to be looked at: a warm worker may wait for its job for hours
-RECENT = 500  # lines of the one source among which a line of the other is looked for
+LINES_LIMIT = 10_000  # unread lines: a warm worker may wait for its job for hours
+RECENT = 500  # lines of one source that are compared with a line of the other
 TIMESTAMP_PATTERN = re.compile(rb"^\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?\]?[ -]*")
 READ = 65_536
-LAST_LINES_TIMEOUT_S = 0.2  # of silence that end the last words
-MANY = 1_000  # lines that end them too: others may go on talking
+LAST_LINES_TIMEOUT_S = 0.2  # without a line end `drain`
+MANY = 1_000  # lines end `drain` too: other processes may continue to write
 END = b"lamplighter: that was all\n"
 
 
 class LogCapture:
-    """Takes over descriptors 1 and 2 from `open` to `close`."""
+    """Captures the descriptors 1 and 2 between `open` and `close`."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -38,7 +38,7 @@ class LogCapture:
         self._reader = threading.Thread(target=self._read, name="hearing", daemon=True)
 
     def open(self) -> None:
-        """From here on nothing printed is missed."""
+        """Start capturing."""
         self._flush()
         self._in, out = os.pipe()
         self._kept = (os.dup(1), os.dup(2))
@@ -48,7 +48,7 @@ class LogCapture:
         self._reader.start()
 
     def close(self) -> None:
-        """Give the descriptors back, once all that was printed so far has been passed on."""
+        """Restore the descriptors, after all output so far has been passed on."""
         if self._kept is None:
             return
         self._flush()
@@ -62,13 +62,13 @@ class LogCapture:
         os.close(self._in)
 
     def nudge(self) -> None:
-        """Wake who waits: something else has happened."""
+        """Wake the waiting thread: something other than a line has happened."""
         with self._news:
             self._nudged = True
             self._news.notify()
 
     def wait(self, seconds: float) -> list[str]:
-        """Lines since the last call; waits for one, or for a nudge, at most so long."""
+        """Return the lines since the last call. Wait up to `seconds` for a line or a nudge."""
         with self._news:
             self._news.wait_for(lambda: self._lines or self._nudged, seconds)
             self._nudged = False
@@ -79,7 +79,7 @@ class LogCapture:
         return lines
 
     def drain(self) -> list[str]:
-        """What somebody who has just died had said; it may still be on its way."""
+        """Return the last lines of a process that has died; they may still be in the pipe."""
         said: list[str] = []
         while len(said) < MANY and (more := self.wait(LAST_LINES_TIMEOUT_S)):
             said += more
@@ -103,7 +103,7 @@ class LogCapture:
                 part = b""
 
     def _pass_on_once(self, line: bytes, own: collections.deque[bytes], others: collections.deque[bytes]) -> None:
-        """Pass `line` on unless the other source has brought it already; each line there stands for one here."""
+        """Pass `line` on, unless the other source has brought it already. Each line there cancels one line here."""
         text = TIMESTAMP_PATTERN.sub(b"", line.strip())
         with self._news:
             if known := text in others:
@@ -128,7 +128,7 @@ class LogCapture:
 
 
 class _LogTail:
-    """A growing file."""
+    """Reads the lines that are appended to a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

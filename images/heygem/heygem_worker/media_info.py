@@ -1,4 +1,4 @@
-"""What a media file holds."""
+"""The facts about a media file that the worker needs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MAX_FPS = 60
 
 
 class MediaProgress(Protocol):
-    """Hears how many seconds of media are done."""
+    """A callback for the seconds of media that are done."""
 
     def __call__(self, seconds: float, /) -> None: ...
 
 
 class MediaUnreadable(Exception):
-    """The file is no media that can be read; the message says why."""
+    """The file is not readable as media; the message says why."""
 
 
 class VideoInfo(NamedTuple):
-    """`plain`: H.264, yuv420p, upright, at a constant whole rate: what can be copied instead of encoded again."""
+    """The video stream. `plain`: H.264, yuv420p, upright, constant whole rate. It can be copied without encoding."""
 
     seconds: float
     fps: Fraction
@@ -31,22 +31,22 @@ class VideoInfo(NamedTuple):
 
 
 class MediaInfo(NamedTuple):
-    """`sound_s` in seconds; None for what is not there."""
+    """The streams of a file. `sound_s` is in seconds. A missing stream is None."""
 
     picture: VideoInfo | None
     sound_s: float | None
 
 
 def can_copy_video(codec: str, pixels: str, rates: tuple[Fraction, Fraction], turned: float) -> bool:
-    """`rates`: the average and the lowest that all time stamps fit; equal where the rate is constant.
+    """Return whether the stream can be copied. `rates` are the average rate and the lowest that fits all time stamps.
 
-    The vendor works with whole rates: at 29.97 frames a second its result would be 0.1 % too short, so only whole
-    rates pass.
+    They are equal where the rate is constant. The vendor works with whole rates: at 29.97 frames a second its result
+    would be 0.1 % too short, so only whole rates can be copied.
     """
     constant = rates[0] == rates[1] and rates[0].denominator == 1 and rates[0] <= MAX_FPS
     return (codec, pixels) == ("h264", "yuv420p") and constant and not turned
 
 
 def round_fps(rate: Fraction) -> int:
-    """The rate that the vendor gives its result: the template's, rounded."""
+    """Return the rate of the vendor's result: that of the template, rounded."""
     return min(MAX_FPS, max(1, round(rate)))

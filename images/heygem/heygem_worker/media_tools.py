@@ -1,6 +1,6 @@
-"""Reading and rewriting of media: what we need of it as a port of three calls, and which tool does it here.
+"""Reading and rewriting of media: a port of three calls, and the choice of the tool that implements it.
 
-The vendor's image has ffmpeg (the vendor calls it); PyAV does the same where one of its programs is missing.
+The vendor's image has ffmpeg, which the vendor calls. PyAV is used where one of ffmpeg's programs is missing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jobkit import JobError
 
 
 class MediaTools(Protocol):
-    """What is done to media. Each call may raise tracks.Unreadable; `tell` gets the seconds done."""
+    """Operations on media. Each may raise MediaUnreadable; `tell` gets the seconds that are done."""
 
     def probe(self, path: Path) -> MediaInfo:
-        """What is in the file."""
+        """Return the streams of the file."""
 
     def to_wav(self, source: Path, target: Path, limit_s: float, tell: MediaProgress) -> None:
-        """The first `limit_s` seconds of sound, 16 kHz mono s16."""
+        """Write the first `limit_s` seconds of sound as 16 kHz mono s16."""
 
     def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: MediaProgress) -> None:
-        """The first `limit_s` seconds of picture alone, H.264: copied where `fps` is None, else made anew at `fps`."""
+        """Write the first `limit_s` seconds of video without sound, as H.264: copied if `fps` is None, else encoded."""
 
 
 class _ToolChoice(NamedTuple):
@@ -42,7 +42,7 @@ TOOL_CHOICES = (
 
 
 def choose_tools() -> MediaTools:
-    """The first that is there."""
+    """Return the first tools that this image has."""
     for kind in TOOL_CHOICES:
         if kind.there():
             return kind.made()

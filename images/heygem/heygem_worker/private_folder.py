@@ -1,7 +1,7 @@
-"""The vendor's working folder, made private: its code by links, its config.ini, its temp and results our own.
+"""A private copy of the vendor's working folder: its code by links, with config.ini, temp and results of our own.
 
-The vendor reads config/config.ini and writes temp files relative to its working folder, which in its image is /code:
-shared, read-only in a hardened container, and with flat names that two jobs would fight over.
+The vendor reads config/config.ini and writes temporary files relative to its working folder, /code in its image. That
+folder is shared, read-only in a hardened container, and its flat file names would collide between two jobs.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ SHARPEN_SETTINGS: dict[str, dict[str, object]] = {"auto": {}, "never": {"chaofen
 
 
 class WorkFolders(NamedTuple):
-    """`home` is the vendor's code, `root` our private copy of its layout, on disk that goes with the job."""
+    """The folders of one job. `home` is the vendor's code, `root` our copy of its layout on the job's disk."""
 
     home: Path
     root: Path
 
     @property
     def temp(self) -> Path:
-        """Where it works: gigabytes, a PNG a frame."""
+        """The vendor's working files: gigabytes, one PNG for each frame."""
         return self.root / "data" / "temp"
 
     @property
     def result(self) -> Path:
-        """Where it is told to put the video."""
+        """The folder that the config names for the result."""
         return self.root / "data" / "result"
 
     @property
     def log(self) -> Path:
-        """Where its log files are."""
+        """The folder of the vendor's log files."""
         return self.root / "log"
 
     @property
     def config(self) -> Path:
-        """The config.ini that it reads."""
+        """The config.ini that the vendor reads."""
         return self.root / "config" / "config.ini"
 
     @property
     def inputs(self) -> Path:
-        """Ours; never inside temp, which it sweeps."""
+        """Our input files. They are not in temp, which the vendor empties."""
         return self.root / "inputs"
 
     @property
@@ -63,23 +63,23 @@ class WorkFolders(NamedTuple):
 
     @property
     def frames(self) -> Path:
-        """A byte for each frame that its writer was given."""
+        """The file with one byte for each frame that the vendor's writer got."""
         return self.root / "frames.count"
 
     def work_folders(self, code: str) -> list[Path]:
-        """Where it makes files for the job `code`, whether or not it honours our config."""
+        """Return the folders where the vendor may make files for the job `code`, even if it ignores our config."""
         temps = (self.temp, self.home / "data" / "temp")
         return [folder for temp in temps for folder in (temp, temp / code, temp / code / "avi", temp / code / "png")]
 
     def result_paths(self, code: str) -> list[Path]:
-        """Where the video of the job `code` may come to lie."""
+        """Return the paths where the video of the job `code` may be."""
         folders = [base / folder for base in (self.root, self.home) for folder in ("data/result", "data/temp")]
         folders += [base / folder for base in (self.root, self.home) for folder in ("result", "temp", ".")]
         return [folder / (code + "-r.mp4") for folder in folders]
 
 
 def make_folders(settings: WorkerSettings, root: Path, port: int) -> WorkFolders:
-    """Lay out `root` for one job; a server, if one is started, shall listen on `port`."""
+    """Create the layout in `root` for one job. A server, if one is started, listens on `port`."""
     place = WorkFolders(settings.home, root)
     for folder in (*(root / name for name in PRIVATE_PATHS), place.temp, place.result, place.inputs):
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def make_folders(settings: WorkerSettings, root: Path, port: int) -> WorkFolders
 
 
 def _link_code(place: WorkFolders, folder: Path) -> None:
-    """Link each entry of the vendor's `folder` (relative) into ours; make a folder that holds a private path."""
+    """Link each entry of the vendor's `folder` (relative) into ours; create a folder that contains a private path."""
     theirs = place.home / folder
     for entry in theirs.iterdir() if theirs.is_dir() else ():
         path = folder / entry.name
@@ -100,7 +100,7 @@ def _link_code(place: WorkFolders, folder: Path) -> None:
 
 
 def _write_config(place: WorkFolders, settings: WorkerSettings, port: int) -> None:
-    """The vendor's own file with ours on top: it may have keys that we do not know."""
+    """Write the vendor's own file with our values: it may have keys that we do not know."""
     config = read_vendor_config(place.home)
     ours: dict[str, dict[str, object]] = {
         "log": {"log_dir": place.log, "log_file": "dh.log"},
@@ -121,14 +121,14 @@ def _write_config(place: WorkFolders, settings: WorkerSettings, port: int) -> No
 
 
 def read_config(place: WorkFolders) -> configparser.ConfigParser:
-    """The config.ini that the vendor is given."""
+    """Return the config.ini that the vendor reads."""
     config = _config_parser()
     config.read(str(place.config), encoding="utf-8")
     return config
 
 
 def read_vendor_config(home: Path) -> configparser.ConfigParser:
-    """The config.ini that came with the vendor's code; empty where there is none."""
+    """Return the config.ini of the vendor's code; empty if there is none."""
     config = _config_parser()
     config.read([str(home / name / "config.ini") for name in ("config" + VENDOR_LINK_NAME, "config")], encoding="utf-8")
     return config

@@ -39,7 +39,7 @@ JOINING = 90  # the vendor's figure from which its frames are done
 
 
 class ProgressMeter:
-    """`total`: frames expected, until the vendor says better. Frames never go back."""
+    """The progress of one job. `total` is the expected number of frames until the vendor reports one."""
 
     def __init__(self, total: int, counter: Path, folders: Iterable[Path], results: Iterable[Path]) -> None:
         self._total = total
@@ -52,7 +52,7 @@ class ProgressMeter:
         self._stage = ANALYSE
 
     def feed(self, line: str) -> None:
-        """A line of the vendor's log."""
+        """Read a line of the vendor's log."""
         total, frame = TOTAL.search(line), FRAME.search(line)
         if total and int(total.group(1)):
             self._total = int(total.group(1))
@@ -62,7 +62,7 @@ class ProgressMeter:
             self._stage = JOIN
 
     def update(self, look: VendorStatus) -> None:
-        """What the vendor says of the job now, and what lies on the disk."""
+        """Read the vendor's status and the files on the disk."""
         self._set_frames(_size(self._counter))
         counts = {folder: _count(folder) for folder in self._folders}
         self._set_frames(max((count for folder, count in counts.items() if folder.name == FRAMES_IN), default=0))
@@ -82,7 +82,7 @@ class ProgressMeter:
         return (self._stage.name, self._frames, self._files, self._bytes)
 
     def report(self, say: Callable[..., None]) -> None:
-        """Say it with `say(fraction, stage, done, total)`: frames; before, files made; after, KiB of the result."""
+        """Call `say(fraction, stage, done, total)`. `done` counts frames; before, files; after, KiB of the result."""
         stage = self._stage
         if stage is RENDER:
             say(
@@ -98,12 +98,12 @@ class ProgressMeter:
 
 
 def preparation_progress(say: Callable[..., None]) -> Callable[[float], None]:
-    """Tells of the seconds of media that have been made ready."""
+    """Return a callback for the seconds of media that are prepared."""
     return lambda seconds: say(PREPARE.begins, PREPARE.name, int(seconds), None)
 
 
 def label_progress(say: Callable[..., None], total_s: float) -> Callable[[float], None]:
-    """Tells of the seconds of the result that have got the operator's label."""
+    """Return a callback for the seconds of the result that have the operator's label."""
     share = (CHECK.ends - CHECK.begins) / max(total_s, 1.0)
     return lambda seconds: say(CHECK.begins + share * min(seconds, total_s), "label", int(seconds), int(total_s))
 

@@ -1,4 +1,4 @@
-"""Media by the package PyAV, where ffmpeg's programs are missing. It does not turn pictures that lie on their side."""
+"""Media with the package PyAV, where ffmpeg's programs are missing. It does not rotate pictures on their side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MICRO = 1_000_000  # of a second: the time base of a whole file
 
 
 class PyavTools:
-    """See media.Tools."""
+    """MediaTools with PyAV."""
 
     def probe(self, path: Path) -> MediaInfo:
         with _open(path) as (av, file):
@@ -51,7 +51,7 @@ class PyavTools:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The package, and the file open for reading; its errors become ours."""
+    """Yield the package, and the file open for reading. Its errors become MediaUnreadable."""
     av = importlib.import_module("av")
     try:
         with av.open(str(path)) as file:
@@ -88,7 +88,7 @@ def _until(limit_s: float, frames: Iterator[Any], tell: MediaProgress) -> Iterat
 
 
 def _evenly(frames: Iterator[Any], rate: Fraction) -> Iterator[tuple[int, Any]]:
-    """Frames at a constant rate, numbered: each again until the next one's time has come, or left out."""
+    """Yield numbered frames at a constant rate: a frame is repeated until the next one is due, or left out."""
     number = 0
     for frame in frames:
         due = round((frame.time or 0.0) * rate)

@@ -1,7 +1,7 @@
-"""Longer waits for the vendor's parent process, which gives its face detection 10 s and then fails with an empty text.
+"""A longer timeout for the vendor's face detection, which the vendor gives 10 s before it fails with an empty text.
 
-Source: the tracebacks that its users published (TransDhTask.work, multiprocessing/queues.py get, _queue.Empty). On a
-cold or busy host the first detection took 8.4 s, and more.
+Source: tracebacks that its users published (TransDhTask.work, multiprocessing/queues.py get, _queue.Empty). On a cold
+or busy host the first detection took 8.4 s and more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ seen_timeouts: set[float] = set()  # every timeout that was asked for, for the s
 
 
 def lengthen_queue_timeout(queue: type[Any] = multiprocessing.queues.Queue) -> None:
-    """Make a `get` of any queue of that class wait STRETCHED_S where VENDORS_S is asked for, in this process.
+    """Make `get` of queues of that class wait LONG_TIMEOUT_S instead of VENDOR_TIMEOUT_S, in this process.
 
     Spawned children have classes of their own and keep the vendor's timeouts. A second call changes nothing.
     """

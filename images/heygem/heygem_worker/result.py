@@ -1,4 +1,4 @@
-"""The video: found, checked, handed over. The vendor ignores how its last ffmpeg ended, so nothing is believed."""
+"""The resulting video: find it, check it, hand it over. The vendor ignores the exit code of its last ffmpeg."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DURATION_TOLERANCE_S = 0.5
 
 
 def find(places: Iterable[Path]) -> Path:
-    """The video. Raises output_missing."""
+    """Return the path of the video. Raises output_missing."""
     for path in places:
         if path.is_file() and path.stat().st_size:
             return path
@@ -25,7 +25,7 @@ def find(places: Iterable[Path]) -> Path:
 
 
 def check(path: Path, tools: MediaTools, given: PreparedInputs) -> VideoInfo:
-    """That it is a whole video with sound, as long as the speech. Raises output_invalid."""
+    """Check that the video is complete, has sound, and is as long as the speech. Raises output_invalid."""
     try:
         tracks = tools.probe(path)
     except MediaUnreadable as error:
@@ -40,6 +40,6 @@ def check(path: Path, tools: MediaTools, given: PreparedInputs) -> VideoInfo:
 
 
 def hand_over(job: Job, video: Path) -> None:
-    """Make it the job's output. tmp/ and out/ may be different mounts, so it may have to be copied, in pieces."""
+    """Make the video the job's output. tmp/ and out/ may be different mounts, so it may be copied in chunks."""
     with job.output(NAME) as path:
         shutil.move(str(video), str(path))

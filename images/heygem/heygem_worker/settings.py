@@ -1,4 +1,4 @@
-"""What the operator may set, by environment (`ENV` in a Dockerfile of one's own)."""
+"""The operator's settings, from the environment (`ENV` in a Dockerfile)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WorkerSettings(NamedTuple):
 
     @classmethod
     def read(cls, env: Mapping[str, str] = os.environ) -> WorkerSettings:
-        """Raises ValueError, which names the variable whose value cannot be used."""
+        """Return the settings. Raises ValueError that names a variable with an unusable value."""
         given: dict[str, Any] = {}
         for name, default in cls._field_defaults.items():
             text = env.get("HEYGEM_" + name.upper())
@@ -50,7 +50,7 @@ class WorkerSettings(NamedTuple):
         return cls(**given)
 
     def deadline_s(self, audio_s: float) -> float:
-        """How long the vendor may take over `audio_s` seconds of speech."""
+        """Return how long the vendor may take for `audio_s` seconds of speech."""
         return self.base_s + self.per_audio_s * audio_s
 
 
@@ -62,10 +62,10 @@ def _parse_value(kind: Callable[[str], Any], name: str, text: str) -> Any:
 
 
 def home(env: Mapping[str, str] = os.environ) -> Path:
-    """Where the vendor's code is."""
+    """Return the folder of the vendor's code."""
     return Path(env.get("HEYGEM_HOME") or WorkerSettings().home)
 
 
 def job_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Where the job lies: needed before there is one, because a warm worker loads first."""
+    """Return the folder of the job. A warm worker needs it before there is a job."""
     return Path(env.get(JOB_ENV, "/job"))

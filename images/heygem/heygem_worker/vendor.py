@@ -15,7 +15,7 @@ RUNNING, SUCCEEDED, FAILED = 1, 2, 3  # the vendor's numbers
 
 
 class VendorTask(NamedTuple):
-    """One job in the vendor's words. `code` names its files and comes into its shell commands: letters and digits."""
+    """One job for the vendor. `code` names its files and is part of its shell commands: letters and digits only."""
 
     code: str
     audio: Path
@@ -27,7 +27,7 @@ class VendorTask(NamedTuple):
 
 
 class VendorStatus(NamedTuple):
-    """What the vendor says of a job: status, per cent, where the video is, and its message."""
+    """The vendor's status of a job: status, per cent, path of the video, and message."""
 
     status: int = RUNNING
     progress: int = 0
@@ -36,29 +36,29 @@ class VendorStatus(NamedTuple):
 
 
 class Vendor(Protocol):
-    """One loaded HeyGem. `name` for the job's data; `ready`: the parts of log lines that say it is loaded."""
+    """One loaded HeyGem. `name` goes into the job's data; `ready_lines` are log lines that show that it is loaded."""
 
     name: str
     ready_lines: tuple[str, ...]
 
     def start(self) -> None:
-        """Load the models; returns when all that takes long has been begun."""
+        """Load the models; return when everything slow has started."""
 
     def mark_ready(self) -> None:
-        """It is ready: its processes now must stay."""
+        """Record that the vendor is ready: from now on its processes must not end."""
 
     def run(self, task: VendorTask) -> None:
-        """One job; returns when the vendor is through with it, however it went. May hang for ever."""
+        """Run one job; return when the vendor has finished, with or without success. May never return."""
 
     def status(self, code: str) -> VendorStatus:
-        """What it says of the job now."""
+        """Return the status of the job."""
 
     def find_dead(self) -> str:
-        """Which of its processes has died, or nothing."""
+        """Return which process of the vendor has died, or an empty text."""
 
 
 def parse_status(entry: Any) -> VendorStatus:
-    """A record of the vendor's `task_dic`: (status, per cent, result, message, …), or nothing yet."""
+    """Return the status from the vendor's `task_dic`: (status, per cent, result, message, …), or an empty one."""
     if not isinstance(entry, (tuple, list)) or len(entry) < 4:
         return VendorStatus()
     status, progress, result, message = entry[:4]
@@ -67,5 +67,5 @@ def parse_status(entry: Any) -> VendorStatus:
 
 
 def clear_argv() -> None:
-    """The vendor parses sys.argv as its own options."""
+    """Remove our arguments: the vendor parses sys.argv as its own options."""
     sys.argv = sys.argv[:1]

@@ -1,4 +1,4 @@
-"""A call into the vendor's code, which may never return: in a thread of its own, so that we go on watching."""
+"""A call into the vendor's code in its own thread, because it may never return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class VendorCall(Generic[T]):
-    """Starts `function` at once; `then` is called when it has ended."""
+    """Starts `function` immediately; calls `then` when it has ended."""
 
     def __init__(self, function: Callable[[], T], then: Callable[[], None]) -> None:
         self._function = function
@@ -32,7 +32,7 @@ class VendorCall(Generic[T]):
         self._then()
 
     def result(self) -> T:
-        """Once ended: what the function returned; raises what it raised, as a JobError where its text is known."""
+        """Return the result after the end, or raise the function's exception, as a JobError if its text is known."""
         if self._error is None:
             return self._results[0]
         known = None if isinstance(self._error, JobError) else failures.find_fatal_failure(str(self._error))

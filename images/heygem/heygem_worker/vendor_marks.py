@@ -19,14 +19,14 @@ PICTURES = {  # the job's switch -> section and key of config.ini
 
 
 def find_picture(switch: str, place: private_folder.WorkFolders) -> Path | None:
-    """The picture of that mark, or None where it is not named or not there."""
+    """Return the picture of that mark; None if it is not configured or does not exist."""
     path = private_folder.read_config(place).get(*PICTURES[switch], fallback="")
     found = place.root / path
     return found if path and found.is_file() else None
 
 
 def check(switches: Mapping[str, int], place: private_folder.WorkFolders) -> None:
-    """Raise BadInput where the job asks for a mark that this installation has no picture of."""
+    """Raise BadInput if the job asks for a mark whose picture this installation does not have."""
     for switch, (section, key) in PICTURES.items():
         if switches[switch] and find_picture(switch, place) is None:
             where = f"[{section}] {key} in HeyGem's config.ini names no file that is there"

@@ -1,4 +1,4 @@
-"""The processes that the vendor starts: which of them have died, and the end of all of them."""
+"""The processes that the vendor starts: which of them have died, and killing all of them."""
 
 from __future__ import annotations
 

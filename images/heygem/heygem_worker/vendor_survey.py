@@ -1,7 +1,7 @@
-"""What is so in this image of all that the worker assumes of the vendor: a line of JSON for each fact, in the log.
+"""Print a line of JSON for each fact about this image that the worker's assumptions about the vendor depend on.
 
-Each is told as soon as it is known, so that an image that fails half-way has still told what came before. The selfcheck
-(survey.py, deploy/heygem_check.py) runs one job this way and reads the lines.
+Each fact is printed as soon as it is known, so that an image that fails later has still shown the facts before. The
+selfcheck (survey.py, deploy/heygem_check.py) runs one job this way and reads the lines.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Ends what will never end by itself: a blocked queue, a dead child, no progress, too late. Pure; times are given.
+"""Detects a job that will never end: a blocked queue, a dead process, no progress, too late. Pure; times are arguments.
 
-Users report each of these as a job that hangs for ever, with every later one behind it.
+Users have reported each of these as a job that hangs, with every later job behind it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jobkit import JobError, TryAgain
 
 
 class WatchdogLimits(NamedTuple):
-    """Seconds: without a sign of progress, and in all."""
+    """The limits in seconds: without a sign of progress, and in total."""
 
     stall_s: float
     deadline_s: float
 
 
 class Watchdog:
-    """Raises the failure as soon as one is certain."""
+    """Raises the failure as soon as it is certain."""
 
     def __init__(self, limits: WatchdogLimits, now: float) -> None:
         self._limits = limits
@@ -29,14 +29,14 @@ class Watchdog:
         self._clue = failures.DeathClue()
 
     def feed(self, line: str) -> None:
-        """A line of the vendor's log; raises when it says that nothing will come of it."""
+        """Read a line of the vendor's log. Raises the failure if no result will come."""
         self._clue.feed(line)
         failure = failures.find_fatal_failure(line)
         if failure is not None:
             raise failure
 
     def check(self, sign: Hashable, dead: str, now: float) -> None:
-        """`sign` differs when something has been done; `dead` names a process that has died."""
+        """Check the limits. `sign` differs when something was done; `dead` names a process that has died."""
         if sign != self._activity:
             self._activity, self._last_activity_at = sign, now
         if dead:

@@ -1,4 +1,4 @@
-"""One job, a straight line: make the inputs ready, let the vendor run under watch, check the video, hand it over."""
+"""One job, step by step: prepare the inputs, run the vendor under supervision, check the video, hand it over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SWITCHES = {"pn": 1, "chaofen": 0, "watermark": 0, "digital_auth": 0}  # with wh
 
 
 def work(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
-    """Writes result.mp4 and returns what it is. Raises jobkit's errors: see failures.py for the codes."""
+    """Write result.mp4 and return its properties. Raises jobkit's errors with the codes of failures.py."""
     try:
         return _run_job(job, loaded)
     finally:
@@ -55,12 +55,12 @@ def _run_job(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
 
 
 def _task_code(job: Job) -> str:
-    """One of ours, unlike any other attempt's: it becomes file names and part of shell commands."""
+    """Return a code that differs for each attempt: it becomes part of file names and shell commands."""
     return "job" + hashlib.sha256(f"{job.id}/{job.round}/{job.attempt}".encode()).hexdigest()[:16]
 
 
 def _supervise(job: Job, loaded: LoadedVendor, task: VendorTask, given: inputs.PreparedInputs) -> None:
-    """Until the vendor is through; raises what went wrong, its own words or the watchdog's."""
+    """Wait until the vendor has finished. Raises its failure, or the watchdog's."""
     settings, place, vendor, ears = loaded.settings, loaded.folders, loaded.vendor, loaded.log
     limits = WatchdogLimits(settings.stall_s, settings.deadline_s(given.audio_s))
     watchdog = Watchdog(limits, time.monotonic())
