@@ -13,7 +13,8 @@ from edge.core import messages
 from lamplighter.cli import COMMANDS, main
 from schemas.problems import PROBLEM_TYPES
 from schemas.retry_policy import FAILURES
-from tests.support.doc_pages import DOCS, ROOT, read_blocks, run_block
+from tests.architecture import EDGE_LAYERS
+from tests.support.doc_pages import DOCS, ROOT, read_blocks, read_fences, run_block
 
 OURS = re.compile(r"(\S*/)?(lamplighter|justw|just) ")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
@@ -92,6 +93,12 @@ def test_the_road_of_a_job_passes_at_most_60_modules():
     assert [int(number) for number, _ in modules] == list(range(1, len(modules) + 1))
     assert [name for _, name in modules if not (ROOT / name).is_file()] == []
     assert len({name for _, name in modules}) == len(modules) <= 60
+
+
+def test_the_layers_of_the_edge_are_those_that_are_enforced():
+    block = next(text for _, text in read_fences(DOCS / "architecture.md") if "← core ←" in text)
+    layers = [frozenset(name.strip() for name in layer.split(",")) for layer in block.split("←")]
+    assert layers == [frozenset(name.removeprefix("edge.") for name in layer) for layer in EDGE_LAYERS]
 
 
 def test_every_page_is_in_the_list_of_pages_and_the_readme_leads_there():
