@@ -1,4 +1,4 @@
-"""Settings of a runner, read once by the CLI (`schemas.settings`)."""
+"""Settings of a runner, read once by the command line (`schemas.settings_loader`)."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""nats.conf in a real nats-server: it is accepted, it syncs every write, and each user may do what DESIGN 3 says."""
+"""nats.conf in a real nats-server: it is accepted, syncs every write, and gives each user the rights written here."""
 
 import json
 import os

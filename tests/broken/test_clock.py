@@ -28,7 +28,7 @@ JUMPS = {"20 hours forward": {"hours": 20}, "a day back": {"days": -1}, "a minut
 
 
 class Skewed(Struct, frozen=True):
-    """An edge whose calendar is `edge.time`; heartbeats and leases follow elapsed time, `passed`."""
+    """An edge with a calendar of its own (`time`); heartbeats and leases follow elapsed time, `passed`."""
 
     edge: FakeBusServicesRig
     passed: ManualClock

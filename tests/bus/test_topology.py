@@ -1,4 +1,4 @@
-"""What a real broker holds after the edge has been there: the numbers of DESIGN 3, whatever was there before."""
+"""A real broker holds exactly the streams and consumers of `bus.nats.topology`, whatever was there before."""
 
 from pathlib import Path
 from typing import Any
