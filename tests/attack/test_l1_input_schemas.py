@@ -135,11 +135,11 @@ NAMED = {
 def test_a_pattern_never_backtracks(schema: dict[str, Any], given: dict[str, Any]) -> None:
     """Run the check in a process of its own: `re` would block this one for too long."""
     program = (
-        "import anyio\nfrom edge.core.validation import check_input\nfrom schemas.endpoint import Endpoint\n"
-        "from schemas.errors import Refused\n"
+        "import anyio\nfrom edge.core.validation import validate_input\nfrom schemas.endpoint import Endpoint\n"
+        "from schemas.problems import ProblemError\n"
         f"schema, given = {schema!r}, {given!r}\n"
-        "try:\n    anyio.run(check_input, Endpoint(name='x', image='x', input=schema), given)\n"
-        "except Refused as refused:\n    print(refused.code)\n"
+        "try:\n    anyio.run(validate_input, Endpoint(name='x', image='x', input=schema), given)\n"
+        "except ProblemError as problem:\n    print(problem.code)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=WITHIN_S
