@@ -183,7 +183,7 @@ def find_row(db: sqlite3.Connection, key: JobKey) -> IndexRow | None:
 
 
 def list_keys(db: sqlite3.Connection) -> set[JobKey]:
-    """Return the keys of all jobs."""
+    """Return the keys of all jobs in the index."""
     return {JobKey(*row) for row in _query_rows(db, "owner, id", "SELECT owner, id FROM jobs", ())}
 
 
