@@ -60,11 +60,24 @@ async def upload_capabilities(services: ServicesDep) -> Response[None]:
 async def create_upload(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> Response[None]:
     """Create an upload. `Location` has its URL. A body is the first chunk (creation-with-upload)."""
     tus.check_version(request)
-    upload = await services.uploads.create(owner, tus.parse_creation(request.headers))
+    parameters = tus.parse_creation(request.headers)
+    has_chunk = parameters.length == 0 or request.headers.get("content-type") == CHUNK_MEDIA_TYPE
+    chunk = _read_chunk(request, 0, None) if has_chunk else None  # may raise, so before the upload is created
+    upload = await services.uploads.create(owner, parameters)
     location = f"{UPLOADS_PATH}/{upload.id}"
-    if upload.length == 0 or request.headers.get("content-type") == CHUNK_MEDIA_TYPE:
-        upload = await services.uploads.append(owner, upload.id, _read_chunk(request, 0, None))
+    if chunk is not None:
+        upload = await _append_first(services, owner, upload.id, chunk)
     return Response(None, status_code=201, headers={**tus.upload_headers(upload), "Location": location})
+
+
+async def _append_first(services: EdgeServices, owner: str, upload_id: str, chunk: UploadChunk) -> Upload:
+    """Append the body of a creation. If that fails, remove the upload: the client never learns its URL."""
+    try:
+        return await services.uploads.append(owner, upload_id, chunk)
+    except ProblemError:
+        with suppress(ProblemError):  # a digest mismatch has already removed it
+            await services.uploads.remove(owner, upload_id)
+        raise
 
 
 @route(UPLOAD_PATH, http_method=["HEAD"], status_code=200, guards=GUARDS, exception_handlers=EXCEPTION_HANDLERS)

@@ -259,3 +259,19 @@ async def test_what_expired_is_gone_when_asked_and_when_swept(edge: ServedEdge):
     await edge.world.uploads.sweep()
     assert edge.world.upload_states.list_keys() == []
     assert (await edge.ann.head(swept, headers=VERSION)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Upload-Checksum": "sha1 nonsense"}, 422),
+        ({"Upload-Checksum": f"sha1 {b64(bytes(20))}"}, 460),
+        (metadata(sha256="0" * 64), 422),
+    ],
+)
+async def test_a_rejected_creation_with_upload_leaves_no_upload(edge: ServedEdge, headers: dict[str, str], status: int):
+    """The client would never learn the URL of the upload."""
+    length = {"Upload-Length": str(len(BODY))}
+    reply = await edge.ann.post("/v1/uploads", headers=PIECE | length | headers, content=BODY)
+    assert reply.status_code == status, reply.text
+    assert not edge.world.uploads._uploads
