@@ -1,4 +1,4 @@
-"""echo: does on request what jobs do, right and wrong. The smallest image, and the one the tests run."""
+"""echo: the smallest image. It behaves well or badly on request, and the tests run it."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import time
 
 import jobkit
 
-STDOUT = os.dup(1)  # before jobkit claims it: some of what is shown here is bad manners on the real stdout
+STDOUT = os.dup(1)  # before jobkit redirects it: some behaviours write to the real stdout
 MIB = 1 << 20
 FLOOD = 100 * MIB
 NO_NEWLINE = 8 * MIB
@@ -17,9 +17,9 @@ EAT = "held = []\nwhile True: held.append(bytearray(b'x') * (8 << 20))"
 
 
 def work(job: jobkit.Job) -> dict[str, object]:
-    """Says how far it is, `steps` times over `seconds`, misbehaves if asked to, and gives back what it was given."""
+    """Report progress `steps` times over `seconds`, misbehave if asked to, and return the inputs."""
     began = time.time()
-    job.progress(0.0, "echo", 0, job.input.get("steps", 10))  # a sign of life before any misbehaviour
+    job.progress(0.0, "echo", 0, job.input.get("steps", 10))  # before any misbehaviour, so that the job counts as alive
     job.log(f"first line of job code at {began:.6f}")  # the benches read it
     BEHAVIOURS[job.input.get("behave", "ok")](job)
     _steps(job)

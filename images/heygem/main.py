@@ -1,7 +1,7 @@
-"""The image's program: one HeyGem job, then gone."""
+"""The image's program: run one HeyGem job and exit."""
 
 if __name__ == "__main__":
-    # Here and not above: each child that the vendor spawns runs this file again, and needs none of it.
+    # Not at the top: each child that the vendor spawns runs this file again and needs none of these imports.
     import jobkit
     from heygem_worker import interpreter
     from heygem_worker.settings import home

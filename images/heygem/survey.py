@@ -1,7 +1,7 @@
-"""The selfcheck's program: tells what this image is while it runs one job as main.py does. See selfcheck."""
+"""The selfcheck's program: run one job as main.py does, and print facts about the image. See selfcheck."""
 
 if __name__ == "__main__":
-    # Here and not above: each child that the vendor spawns runs this file again, and needs none of it.
+    # Not at the top: each child that the vendor spawns runs this file again and needs none of these imports.
     import jobkit
     from heygem_worker import interpreter, vendor_survey
     from heygem_worker.settings import home

@@ -1,6 +1,7 @@
-"""Texts of the vendor and the failures they mean: our code, whose fault it is, and the advice. The first match wins.
+"""Map the vendor's messages to failures: the job's error code, whose fault it is, and the advice.
 
-The texts were published by users (logs, issues, answers of the HTTP API). Causes come before their consequences.
+The messages were published by users (logs, issues, answers of the HTTP API). The first matching rule wins, so causes
+stand before their consequences.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from jobkit import BadInput, GpuUnusable, JobError, TryAgain
 
 
 class FailureRule(NamedTuple):
-    """A text of the vendor and the failure it means. `at_once`: a log line with it means that no result will come."""
+    """A text of the vendor and its failure. `at_once`: fail as soon as a log line has it; no result will come."""
 
     text: str
     code: str
@@ -28,8 +29,8 @@ OUR_FILE = "it could not use a file that this worker wrote for it: the disk may 
 AGAIN = "HeyGem blocked; a new container usually gets past it"
 RIGHTS = "it writes where the job may not write: run images/heygem/selfcheck on this image and report what it prints"
 
-# The vendor never gets the client's own files, only what this worker has rewritten. So only messages about the content,
-# the faces, are the client's fault.
+# The vendor gets only files that this worker has rewritten, never the client's own. So the client is at fault only
+# where a message is about the content: the faces.
 FAILURE_RULES = (
     FailureRule("out of memory", "cuda_oom", TryAgain, True, LESS),
     FailureRule("no kernel image", "gpu_unsupported", GpuUnusable, True, OTHER_BASE),
@@ -65,7 +66,7 @@ UNKNOWN_TEXT_RULE = FailureRule("", "internal", TryAgain, False, "look into the 
 
 
 def classify_text(said: str) -> JobError:
-    """Return the failure for the vendor's final message."""
+    """Return the failure for the vendor's final message `said`, which may be empty."""
     row = next((row for row in FAILURE_RULES if row.text in said), UNKNOWN_TEXT_RULE if said.strip() else NO_TEXT_RULE)
     return _make_failure(row, said.strip() or "an error without a text")
 
@@ -77,7 +78,7 @@ class DeathClue:
         self._line = ""
 
     def feed(self, line: str) -> None:
-        """Read a line of the vendor's log."""
+        """Remember a line of the vendor's log if it may explain a death."""
         row = next((row for row in FAILURE_RULES if row.text in line), None)
         if row is not None and not row.at_once:
             self._line = f"; it said: {line.strip()[-500:]}: {row.advice}"

@@ -1,4 +1,4 @@
-"""Media with the programs ffmpeg and ffprobe, without a shell."""
+"""Read and rewrite media with the programs ffmpeg and ffprobe, without a shell."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def encode(source: Path, target: Path, limit_s: float, tell: MediaProgress, *how
             raise
         code = process.wait()
         said.seek(0)
-        if code < 0:  # killed: out of memory, most likely, and not the file's fault
+        if code < 0:  # killed, most likely for lack of memory: not the file's fault
             raise JobError("internal", f"ffmpeg was ended by signal {-code}: raise memory_mb")
         if code != 0:
             raise MediaUnreadable(said.read().decode(errors="replace").strip()[-TAIL:] or f"ffmpeg ended with {code}")
@@ -80,7 +80,7 @@ def _picture(stream: Mapping[str, Any] | None, whole: str | None) -> VideoInfo |
 
 
 def _seconds(stream: Mapping[str, Any], whole: str | None) -> float:
-    """Return the duration of the stream, or of the file where the stream has none (Matroska)."""
+    """Return the duration of the stream, or of the whole file if the stream has none (Matroska)."""
     return float(stream.get("duration") or whole or 0.0)
 
 

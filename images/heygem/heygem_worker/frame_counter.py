@@ -1,7 +1,7 @@
-"""Count the frames that Gen-1 writes, by a wrapper around the vendor's function that writes them.
+"""Count the frames that Gen-1 writes, with a wrapper around the vendor's function that writes them.
 
-That function runs in a spawned child process, so the wrapper is at module level, and it counts in a file: one byte for
-each frame.
+That function runs in a spawned child process. So the wrapper is a module-level function, which can be pickled, and it
+counts in a file: one byte for each frame.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 
 MODULE = "service.trans_dh_service"
 NAME = "write_video"
-ORIGINAL = "write_video_of_the_vendor"  # where the module keeps its own function
-COUNTER = "HEYGEM_FRAMES"  # environment: the file to count in
+ORIGINAL = "write_video_of_the_vendor"  # the attribute that keeps the module's own function
+COUNTER = "HEYGEM_FRAMES"  # environment variable: the path of the file that counts
 
 
 def count_frames_of(module: Any) -> None:
-    """Replace the module's `write_video` by the wrapper, if it has one."""
+    """Replace the module's `write_video`, if it has one, with the wrapper."""
     if hasattr(module, NAME) and not hasattr(module, ORIGINAL):
         setattr(module, ORIGINAL, getattr(module, NAME))
         setattr(module, NAME, write_video)
 
 
 def write_video(frames: Any, *rest: Any, **named: Any) -> Any:
-    """Call the vendor's function with a queue that counts.
+    """Call the vendor's function with a queue that counts the frames taken from it.
 
-    In a spawned child the vendor's module is new, and NAME is its own function again. In a forked child NAME is this
-    function, which would call itself without end; there ORIGINAL is set.
+    A spawned child imports the vendor's module again, so NAME is the vendor's function there. In a forked child NAME is
+    this function, and calling it would recurse without end; ORIGINAL is set there.
     """
     module = importlib.import_module(MODULE)
     original = getattr(module, ORIGINAL, None) or getattr(module, NAME)
@@ -35,14 +35,14 @@ def write_video(frames: Any, *rest: Any, **named: Any) -> Any:
 
 
 class CountedQueue:
-    """A queue of (state, reason, frames), where a `state` that is a bool ends it."""
+    """A queue of (state, reason, frames). An item whose `state` is a bool ends the queue and holds no frames."""
 
     def __init__(self, frames: Any, counter: str) -> None:
         self._frames = frames
         self._counter = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def get(self, *args: Any, **named: Any) -> Any:
-        """As a queue's."""
+        """Return the next item, as `Queue.get` does, after counting its frames."""
         item = self._frames.get(*args, **named)
         state, _, batch = item
         if not isinstance(state, bool) and batch is not None:

@@ -1,4 +1,7 @@
-"""HeyGem by its own server, app_local.py: slower to start and without insight, but the same in every generation."""
+"""Run HeyGem through its own server, app_local.py.
+
+It starts more slowly than the module and shows less of its progress, but its API is the same in every generation.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +26,23 @@ PROGRAM = "app_local.py"
 ACCEPTED, BUSY, UNKNOWN = 10000, 10001, 10004  # the API's codes
 PING = "__ping__"  # a code that no job has
 POLL_INTERVAL_S = 0.5
-CALL_TIMEOUT_S = 30.0  # it answers one call at a time
+CALL_TIMEOUT_S = 30.0  # long, because the server answers one call at a time
 
-# Straight to the loopback, whatever proxy the environment names.
+# Ignore the proxies that the environment names: the server is on the loopback interface.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class HttpVendor:
-    """Starts the program of `home` in `folder`, whose config names the first of `ports`; it may listen on another."""
+    """Run PROGRAM of `home` in `folder`. The config names the first of `ports`; the server may listen on another."""
 
     name = "http"
-    ready_lines: tuple[str, ...] = ()  # it answers only when it is: see start
+    ready_lines: tuple[str, ...] = ()  # `start` returns at the first answer, which the server gives only when ready
 
     def __init__(self, home: Path, folder: Path, ports: tuple[int, ...]) -> None:
         self._home = home
         self._folder = folder
         self._ports = ports
-        self._tick = threading.Event()  # never set: a wait that needs no sleep
+        self._tick = threading.Event()  # never set; its wait() is the pause between two polls
         self._status = VendorStatus()
 
     def start(self) -> None:
@@ -81,16 +84,16 @@ class HttpVendor:
             raise failures.classify_text(str(said.get("msg")))
 
     def status(self, code: str) -> VendorStatus:
-        """As of the last poll: a final answer is given once only, so nobody else may ask."""
+        """Return the status of the last poll by `run`. Do not poll here: the server gives a final answer only once."""
         return self._status
 
     def find_dead(self) -> str:
         gone = self._processes.find_dead() if hasattr(self, "_family") else ""
-        code = self._process.poll() if hasattr(self, "_process") else None  # asked last: its end is the cause of others
+        code = self._process.poll() if hasattr(self, "_process") else None  # last: its end is the cause of the others'
         return gone if code is None else _describe_exit(code)
 
     def _call(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """The answer; None when there is none."""
+        """Return the server's JSON object; None if the call fails or the answer is not a JSON object."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + what, data, {"Content-Type": "application/json"})  # noqa: S310
         try:
@@ -102,7 +105,7 @@ class HttpVendor:
 
 
 def environment(home: Path, folder: Path) -> dict[str, str]:
-    """Ours, and what server_site/sitecustomize.py needs."""
+    """Return the server's environment: this process's, plus the variables of server_site/sitecustomize.py."""
     package = Path(__file__).resolve().parent
     paths = [str(package / "server_site"), str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "HEYGEM_NOT_IN": str(home), "HEYGEM_BUT_IN": str(folder)}
@@ -114,7 +117,7 @@ def _describe_exit(code: int | None) -> str:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a loopback port that is free now; another program may take it before the server does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -122,6 +125,6 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on it: else we would talk to another's HeyGem."""
+    """Return whether no program listens on `port`. Otherwise we might talk to the HeyGem of another job."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -1,7 +1,9 @@
-"""The job's files in the form that never fails there: safe names, 16 kHz mono speech, H.264 at a constant rate.
+"""Rewrite the job's files into a form that the vendor handles.
 
-Odd names, codecs and rates are a good part of the failures that its users report; the template is cut to the length
-of the speech, because it unpacks every frame of it to disk.
+That form is safe names, 16 kHz mono speech, and H.264 at a constant rate.
+
+Unusual names, codecs and rates cause many of the failures that the vendor's users report. The template is cut to the
+length of the speech, because the vendor unpacks every frame of the template to disk.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from heygem_worker.media_info import MediaProgress, MediaUnreadable, VideoInfo, 
 from heygem_worker.media_tools import MediaTools
 from jobkit import BadInput, TryAgain
 
-DURATION_MARGIN_S = 1.0  # of template beyond the speech
-BYTES_PER_PIXEL = 3  # of a PNG, at worst: as much as the frame itself
+DURATION_MARGIN_S = 1.0  # the template may be longer than the speech by this
+BYTES_PER_PIXEL = 3  # of a PNG in the worst case: as large as the raw frame
 
 
 class JobFiles(NamedTuple):
-    """The job's files as they came."""
+    """The job's input files as the client sent them."""
 
     video: Path
     audio: Path
 
 
 class PreparedInputs(NamedTuple):
-    """What the vendor is given, and what is to come out of it: `frames` at `fps`."""
+    """The rewritten files, and the expected result: `frames` frames at `fps` frames a second."""
 
     video: Path
     audio: Path
@@ -42,7 +44,10 @@ class PreparedInputs(NamedTuple):
 def prepare(
     files: JobFiles, folder: Path, tools: MediaTools, max_audio_s: float, tell: MediaProgress
 ) -> PreparedInputs:
-    """Write both into `folder`; `tell` gets the seconds done of both together. Raises BadInput, TryAgain (disk)."""
+    """Write both rewritten files into `folder`. Raises BadInput, and TryAgain if the disk is too small.
+
+    `tell` gets the seconds of media done so far, audio and video together.
+    """
     speech, template = folder / "audio.wav", folder / "video.mp4"
     with _map_unreadable("unreadable_audio", "audio"):
         tools.to_wav(files.audio, speech, max_audio_s + DURATION_MARGIN_S, tell)

@@ -1,9 +1,9 @@
-"""The right Python: the vendor's modules are compiled for one version (cp38 or cp39), whoever starts us.
+"""Continue under the Python version that the vendor's modules are compiled for (cp38 or cp39).
 
-In the vendor's image that is the one that its own command calls, `python`; a distribution's python3 may be of the same
-version and lack torch. Under the process engine the runner's Python starts us, with little in the environment, on a box
-that is itself the vendor's image: so go on under the interpreter that the modules want, and with the library path that
-the image gave to the box's first process.
+In the vendor's image it is `python`, which the image's own command calls. A distribution's python3 may have the same
+version but lack torch. Under the process engine the machine itself was started from the vendor's image. The runner's
+Python then starts this program, with a small environment. So replace this process with the interpreter that the modules
+need, and take the library path from the environment of the machine's first process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROBE_SCRIPT = (
 
 
 def exec_vendor_python(home: Path, main: str) -> None:
-    """Replace this process by one with the vendor's Python and library path; returns when they are right already."""
+    """Replace this process with the vendor's Python and library path. Return if they are already right."""
     if os.environ.get(DONE_VARIABLE):
         return
     env = {**os.environ, **missing_libraries(os.environ), DONE_VARIABLE: "1"}
@@ -37,15 +37,15 @@ def exec_vendor_python(home: Path, main: str) -> None:
 
 
 def read_compiled_version(home: Path) -> str | None:
-    """The version that the vendor's modules are compiled for, as "3.8"; None when they do not say."""
+    """Return the version that the vendor's modules are compiled for, as "3.8"; None if no file name contains it."""
     found = (TAG.search(path.name) for path in sorted((home / "service").glob("*.so")))
     return next((".".join(tag.groups()) for tag in found if tag), None)
 
 
 def choose_python(version: str | None, env: Mapping[str, str]) -> str:
-    """HEYGEM_PYTHON where it names a program; else one of that version, if possible with torch; else our own.
+    """Return HEYGEM_PYTHON if it names a program; else a Python of `version`, if possible with torch; else our own.
 
-    Our own stays where the modules name no version, and where nothing fits: the import then says what is wrong.
+    Our own is used if `version` is unknown or no Python has it. The import of the module then fails with the reason.
     """
     named = shutil.which(env.get(PYTHON_VARIABLE, ""))
     if named or version is None:
@@ -69,7 +69,7 @@ def check_python_variable(env: Mapping[str, str]) -> str:
 
 
 def _candidates(version: str, env: Mapping[str, str]) -> Iterator[str]:
-    """`python` before `python3`, as the vendor calls it."""
+    """Yield existing interpreters; `python` before `python3`, because the vendor's own command is `python`."""
     for name in ("python", "python3", "python" + version):
         for folder in [*env.get("PATH", os.defpath).split(os.pathsep), *PLACES]:
             if Path(folder, name).exists():
@@ -77,7 +77,7 @@ def _candidates(version: str, env: Mapping[str, str]) -> Iterator[str]:
 
 
 def _probe_python(python: str) -> str:
-    """Its version and whether it finds torch, as "3.8 True"; empty where it cannot be asked."""
+    """Return the interpreter's version and whether it finds torch, as "3.8 True"; empty if it cannot be run."""
     try:
         said = subprocess.run([python, "-c", PROBE_SCRIPT], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -91,7 +91,7 @@ def missing_libraries(env: Mapping[str, str], first: Path = Path("/proc/1/enviro
         return {}
     try:
         pairs = first.read_text(errors="replace").split("\0")
-    except OSError:  # somebody else's process: a container's is ours
+    except OSError:  # the first process belongs to another user; in a container it is ours
         return {}
     path = next((value for name, _, value in (pair.partition("=") for pair in pairs) if name == LIBRARIES), "")
     return {LIBRARIES: path} if path else {}

@@ -1,7 +1,7 @@
-"""The operator's own label in the picture, by ffmpeg's filter drawtext. Off unless HEYGEM_LABEL is set.
+"""Draw the operator's label into the picture with ffmpeg's filter drawtext. Off unless HEYGEM_LABEL is set.
 
-Many jurisdictions require a label on generated pictures of people, and the vendor's own marks are pictures that its
-image may lack (vendor_marks.py).
+Many jurisdictions require a label on generated pictures of people. The vendor's own marks are pictures that its image
+may lack (vendor_marks.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from heygem_worker.media_info import MediaProgress, MediaUnreadable
 from heygem_worker.settings import WorkerSettings
 from jobkit import JobError
 
-# Relative to the working folder, which is the job's own: a path in a filter would have to be escaped twice.
+# Relative to the working folder, which belongs to the job: an absolute path in a filter would need escaping twice.
 TEXT, FONT = "label.txt", "label.font"
 TRIAL_COMMAND = ("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", "color=size=320x180:duration=0.1", "-vf")
 TRIAL_TIMEOUT_S = 60.0
@@ -74,7 +74,7 @@ def _try_label() -> str:
 
 
 def _fonts() -> Iterator[str]:
-    """Yield fonts: fontconfig's choice (an empty name), then a font on the disk, then the one of matplotlib."""
+    """Yield fonts to try: fontconfig's choice (an empty name), then fonts on the disk, then matplotlib's."""
     yield ""
     for folder in FONTS:
         yield from (str(path) for path in sorted(Path(folder).rglob("*.ttf"))[:1])

@@ -1,6 +1,6 @@
-"""What happens before the job: create the private folder, find the vendor, start it, wait until it is ready.
+"""Load the vendor before the job: create the private folder, find the vendor, start it, wait until it is ready.
 
-The vendor's log shows when it is ready. Its own programs sleep 10 or 15 s instead.
+The vendor's log shows when it is ready. The vendor's own programs sleep for 10 or 15 s instead.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from jobkit import JobError, TryAgain
 
 T = TypeVar("T")
 
-FOLDER = "heygem"  # inside the job's tmp/; the Dockerfile's links lead there
+FOLDER = "heygem"  # inside the job's tmp/; the Dockerfile's links point there
 POLL_INTERVAL_S = 0.2
-GENERATIONS = (Gen2Vendor, Gen1Vendor)  # the newer first: it also has the names that identify the older
+GENERATIONS = (Gen2Vendor, Gen1Vendor)  # the newer one first: it also has the names that identify the older one
 
 
 class ReadyLines:
@@ -45,7 +45,7 @@ class ReadyLines:
         self._missing = list(lines)
 
     def feed(self, said: Iterable[str]) -> None:
-        """Read more lines of the log."""
+        """Remove the parts that appear in these log lines from `missing`."""
         for line in said:
             self._missing = [part for part in self._missing if part not in line]
 
@@ -56,7 +56,7 @@ class ReadyLines:
 
 
 class LoadedVendor(NamedTuple):
-    """A vendor that is ready for its one job."""
+    """A vendor that is loaded and ready for its only job."""
 
     settings: WorkerSettings
     folders: private_folder.WorkFolders
@@ -64,7 +64,7 @@ class LoadedVendor(NamedTuple):
     vendor: Vendor
 
     def close(self) -> None:
-        """End all processes of the vendor, and pass on their last output."""
+        """Kill all processes of the vendor, and pass on their last output."""
         _close(self.log)
 
 
@@ -101,7 +101,10 @@ def _close(ears: LogCapture) -> None:
 def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
     ears: LogCapture, deadline: float, load_s: float, call: VendorCall[T], ready: ReadyLines, dead: Callable[[], str]
 ) -> T:
-    """Wait until the call has ended and all lines appeared. `deadline` is on the monotonic clock."""
+    """Return the call's result once it has ended and all ready lines have appeared. Raises what `load` raises.
+
+    `deadline` is on the monotonic clock. `dead` names a process that has died, or returns an empty text.
+    """
     clue = failures.DeathClue()
     while not call.is_done or ready.missing:
         died = dead()
@@ -112,7 +115,7 @@ def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
             if failure := failures.find_fatal_failure(line):
                 raise failure
         if call.is_done:
-            call.result()  # raises now what it raised
+            call.result()  # raises its exception now, without waiting for the ready lines
         if died:
             raise TryAgain("model_load_failed", f"HeyGem: {died} while loading{clue}: see the job's log")
         if time.monotonic() > deadline:
@@ -124,7 +127,7 @@ def _wait(  # noqa: PLR0913, PLR0917 - the first three are bound once
 
 
 def detect_vendor(place: private_folder.WorkFolders, settings: WorkerSettings, ports: tuple[int, ...]) -> Vendor:
-    """Return the HeyGem of this image. Raises JobError if there is none, and what the vendor's import raises."""
+    """Return this image's HeyGem. Raises JobError if the image has no HeyGem, and what the vendor's import raises."""
     module = None if settings.mode == "http" else _import_module(str(place.root))
     for generation in GENERATIONS:
         if module is not None and generation.fits(module):
@@ -135,7 +138,7 @@ def detect_vendor(place: private_folder.WorkFolders, settings: WorkerSettings, p
 
 
 def _import_module(folder: str) -> Any:
-    """Return the vendor's module; None if there is none for this Python, in which case the log has the reason."""
+    """Return the vendor's module; None if this Python cannot import it. The log then has the reason."""
     sys.path.insert(0, folder)
     try:
         return importlib.import_module(MODULE)

@@ -1,7 +1,7 @@
-"""The vendor's output, line by line: stdout and stderr of it and its children, and its log files.
+"""Read the vendor's output line by line: stdout and stderr of the vendor and its children, and its log files.
 
-All lines still go to the job's log. The vendor's logger writes each line to stderr and to a file, one with milliseconds
-and one without. Such a line is passed on once, from the source that has it first.
+All lines still go to the job's log. The vendor's logger writes each line to stderr and to a file, with milliseconds in
+only one of the two. Such a line is passed on once, from the source that has it first.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import threading
 from pathlib import Path
 
 MAX_LINE = 65_536  # bytes
-LINES_LIMIT = 10_000  # unread lines: a warm worker may wait for its job for hours
-RECENT = 500  # lines of one source that are compared with a line of the other
+LINES_LIMIT = 10_000  # unread lines that are kept: a warm worker may wait for its job for hours
+RECENT = 500  # last lines of one source that a line of the other is compared with
 TIMESTAMP_PATTERN = re.compile(rb"^\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?\]?[ -]*")
 READ = 65_536
-LAST_LINES_TIMEOUT_S = 0.2  # without a line end `drain`
-MANY = 1_000  # lines end `drain` too: other processes may continue to write
+LAST_LINES_TIMEOUT_S = 0.2  # `drain` ends after this time without a line
+MANY = 1_000  # `drain` also ends after this many lines: other processes may continue to write
 END = b"lamplighter: that was all\n"
 
 
 class LogCapture:
-    """Captures the descriptors 1 and 2 between `open` and `close`."""
+    """Captures file descriptors 1 and 2 between `open` and `close`."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -38,7 +38,7 @@ class LogCapture:
         self._reader = threading.Thread(target=self._read, name="hearing", daemon=True)
 
     def open(self) -> None:
-        """Start capturing."""
+        """Redirect file descriptors 1 and 2 into a pipe, and start the thread that reads it."""
         self._flush()
         self._in, out = os.pipe()
         self._kept = (os.dup(1), os.dup(2))
@@ -48,7 +48,7 @@ class LogCapture:
         self._reader.start()
 
     def close(self) -> None:
-        """Restore the descriptors, after all output so far has been passed on."""
+        """Restore the descriptors after all output so far has been passed on."""
         if self._kept is None:
             return
         self._flush()
@@ -62,7 +62,7 @@ class LogCapture:
         os.close(self._in)
 
     def nudge(self) -> None:
-        """Wake the waiting thread: something other than a line has happened."""
+        """Wake the thread in `wait` for a reason other than a line, such as the end of a call."""
         with self._news:
             self._nudged = True
             self._news.notify()
@@ -79,7 +79,7 @@ class LogCapture:
         return lines
 
     def drain(self) -> list[str]:
-        """Return the last lines of a process that has died; they may still be in the pipe."""
+        """Return the last lines of a process that has died. They may still be in the pipe, so wait for them."""
         said: list[str] = []
         while len(said) < MANY and (more := self.wait(LAST_LINES_TIMEOUT_S)):
             said += more
@@ -103,7 +103,7 @@ class LogCapture:
                 part = b""
 
     def _pass_on_once(self, line: bytes, own: collections.deque[bytes], others: collections.deque[bytes]) -> None:
-        """Pass `line` on, unless the other source has brought it already. Each line there cancels one line here."""
+        """Pass `line` on unless the other source already has. Each line of one source cancels one of the other."""
         text = TIMESTAMP_PATTERN.sub(b"", line.strip())
         with self._news:
             if known := text in others:

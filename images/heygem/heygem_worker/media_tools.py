@@ -1,6 +1,6 @@
-"""Reading and rewriting of media: a port of three calls, and the choice of the tool that implements it.
+"""The port for reading and rewriting media (three calls), and the choice of the tool that implements it.
 
-The vendor's image has ffmpeg, which the vendor calls. PyAV is used where one of ffmpeg's programs is missing.
+The vendor's image has ffmpeg, because the vendor calls it. PyAV is used if ffmpeg or ffprobe is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobkit import JobError
 
 
 class MediaTools(Protocol):
-    """Operations on media. Each may raise MediaUnreadable; `tell` gets the seconds that are done."""
+    """Operations on media files. Each may raise MediaUnreadable; `tell` gets the seconds that are done."""
 
     def probe(self, path: Path) -> MediaInfo:
         """Return the streams of the file."""
@@ -27,7 +27,7 @@ class MediaTools(Protocol):
         """Write the first `limit_s` seconds of sound as 16 kHz mono s16."""
 
     def to_video(self, source: Path, target: Path, fps: int | None, limit_s: float, tell: MediaProgress) -> None:
-        """Write the first `limit_s` seconds of video without sound, as H.264: copied if `fps` is None, else encoded."""
+        """Write the first `limit_s` seconds of video as H.264 without sound. Copy the stream if not given `fps`."""
 
 
 class _ToolChoice(NamedTuple):
@@ -42,7 +42,7 @@ TOOL_CHOICES = (
 
 
 def choose_tools() -> MediaTools:
-    """Return the first tools that this image has."""
+    """Return the first of TOOL_CHOICES that this image has. Raises JobError if it has neither."""
     for kind in TOOL_CHOICES:
         if kind.there():
             return kind.made()

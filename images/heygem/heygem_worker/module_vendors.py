@@ -1,4 +1,4 @@
-"""The vendor's module in our own process, in both generations. The facts are from its open wrappers and logs."""
+"""Run the vendor's module in our own process, in either generation. Sources: its open wrappers and its logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODULE = "service.trans_dh_service"
 
 
 class Gen1Vendor:
-    """One object owns the models and the queue. A job's record must exist before the job starts."""
+    """Gen-1: one object owns the models and the queue. A job's record must exist before the job starts."""
 
     name = "gen1"
     ready_lines: tuple[str, ...] = ("init_wh_process进程启动", "数字人图片处理进程启动")
@@ -42,7 +42,7 @@ class Gen1Vendor:
 
 
 class Gen2Vendor:
-    """Functions load the models. A job is an object of its own, with its record in a dictionary of the module."""
+    """Gen-2: functions load the models. Each job is an object; its record is in the module's dictionary `task_dic`."""
 
     name = "gen2"
     ready_lines: tuple[str, ...] = (

@@ -1,7 +1,7 @@
-"""A private copy of the vendor's working folder: its code by links, with config.ini, temp and results of our own.
+"""A private copy of the vendor's working folder: links to its code, and our own config.ini, temp and result folders.
 
 The vendor reads config/config.ini and writes temporary files relative to its working folder, /code in its image. That
-folder is shared, read-only in a hardened container, and its flat file names would collide between two jobs.
+folder is shared, and read-only in a hardened container. The vendor's flat file names would collide between two jobs.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from heygem_worker.settings import WorkerSettings
 
 # Paths that the vendor writes to. In the image each is a link to the same path in the job's scratch (Dockerfile).
-# landmark2face_wy/checkpoints/test: its option parser writes opt.txt there whenever the model is loaded.
+# landmark2face_wy/checkpoints/test: the model's option parser writes opt.txt there on every load.
 PRIVATE_PATHS = ("cache_trt", "config", "data", "log", "result", "temp", "landmark2face_wy/checkpoints/test")
 LEADS_TO_PRIVATE = {str(folder) for name in PRIVATE_PATHS for folder in Path(name).parents}
-VENDOR_LINK_NAME = ".vendor"  # what the Dockerfile appends to those it replaced
-PORT = 8383  # the vendor's, where its config is not ours to write
+VENDOR_LINK_NAME = ".vendor"  # the suffix that the Dockerfile gives to the vendor's folders that it replaced with links
+PORT = 8383  # the server's port if it does not read our config
 
-# What settings.sharpen writes to [model]. The vendor's defaults are chaofen_before = 1 and blur_threshold = 0.3: it
-# sharpens a face whose blur (0 to 1) is above the threshold. It hands chaofen_before on as text, and "0" may count as
-# true, so the threshold is put out of reach too.
+# The values of [model] for each value of settings.sharpen. The vendor's defaults are chaofen_before = 1 and
+# blur_threshold = 0.3: it sharpens a face whose blur (0 to 1) is above the threshold. The vendor passes chaofen_before
+# on as text, and "0" may count as true. So the threshold is also set to a blur that no face reaches.
 SHARPEN_SETTINGS: dict[str, dict[str, object]] = {"auto": {}, "never": {"chaofen_before": 0, "blur_threshold": 2.0}}
 
 
@@ -33,7 +33,7 @@ class WorkFolders(NamedTuple):
 
     @property
     def temp(self) -> Path:
-        """The vendor's working files: gigabytes, one PNG for each frame."""
+        """The folder of the vendor's working files: gigabytes, one PNG for each frame."""
         return self.root / "data" / "temp"
 
     @property
@@ -58,12 +58,12 @@ class WorkFolders(NamedTuple):
 
     @property
     def labelled(self) -> Path:
-        """The video with our label."""
+        """The file for the result with the operator's label (label.py)."""
         return self.root / "labelled.mp4"
 
     @property
     def frames(self) -> Path:
-        """The file with one byte for each frame that the vendor's writer got."""
+        """The file with one byte for each frame that the vendor's writer received (frame_counter.py)."""
         return self.root / "frames.count"
 
     def work_folders(self, code: str) -> list[Path]:
@@ -100,7 +100,7 @@ def _link_code(place: WorkFolders, folder: Path) -> None:
 
 
 def _write_config(place: WorkFolders, settings: WorkerSettings, port: int) -> None:
-    """Write the vendor's own file with our values: it may have keys that we do not know."""
+    """Write config.ini: the vendor's own file, whose other keys we do not know, with our values set."""
     config = read_vendor_config(place.home)
     ours: dict[str, dict[str, object]] = {
         "log": {"log_dir": place.log, "log_file": "dh.log"},
@@ -121,14 +121,14 @@ def _write_config(place: WorkFolders, settings: WorkerSettings, port: int) -> No
 
 
 def read_config(place: WorkFolders) -> configparser.ConfigParser:
-    """Return the config.ini that the vendor reads."""
+    """Return the config.ini of this job, which the vendor reads."""
     config = _config_parser()
     config.read(str(place.config), encoding="utf-8")
     return config
 
 
 def read_vendor_config(home: Path) -> configparser.ConfigParser:
-    """Return the config.ini of the vendor's code; empty if there is none."""
+    """Return the config.ini that comes with the vendor's code; an empty config if the file does not exist."""
     config = _config_parser()
     config.read([str(home / name / "config.ini") for name in ("config" + VENDOR_LINK_NAME, "config")], encoding="utf-8")
     return config

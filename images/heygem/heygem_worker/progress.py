@@ -1,8 +1,8 @@
-"""How far the job is, by what is really done: frames written, not the 20 % at which the vendor stays.
+"""Measure a job's progress in frames written, because the vendor's own figure stays at 20 % most of the time.
 
-The vendor's own figure gives the stage. Frames come from three places, whichever says most: a count that our wrapper
-of its writer keeps, its log, and the avi files in its working folder. Its png files are frames of the template, which
-it unpacks before it makes the first frame, so they do not count. Files of any kind show that it is alive.
+The vendor's figure and log lines give the stage. The number of frames is the largest of three counts: our wrapper of
+the vendor's writer, its log, and the avi files in its working folder. Its png files do not count: they are frames of
+the template, which the vendor unpacks before it renders the first frame. A new file of any kind shows that it is alive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from heygem_worker.vendor import VendorStatus
 
 FRAME = re.compile(r"frameId:(\d+)")
 TOTAL = re.compile(r"任务视频驱动队列启动.*?len:(\d+)")
-WRITTEN = "视频帧队列处理已结束"  # the last frame is written; sound and picture are being joined
+WRITTEN = "视频帧队列处理已结束"  # the last frame is written; next, sound and picture are joined
 
 
 class ProgressStage(NamedTuple):
@@ -34,8 +34,8 @@ RENDER = ProgressStage("render", 0.10, 0.90)
 JOIN = ProgressStage("join", 0.90, 0.98)
 CHECK = ProgressStage("check", 0.98, 1.0)
 
-FRAMES_IN = "avi"  # the folder with a file for each part that was rendered
-JOINING = 90  # the vendor's figure from which its frames are done
+FRAMES_IN = "avi"  # the folder with one file for each part that was rendered
+JOINING = 90  # all frames are rendered once the vendor's own figure has reached this
 
 
 class ProgressMeter:
@@ -52,7 +52,7 @@ class ProgressMeter:
         self._stage = ANALYSE
 
     def feed(self, line: str) -> None:
-        """Read a line of the vendor's log."""
+        """Update the progress from a line of the vendor's log."""
         total, frame = TOTAL.search(line), FRAME.search(line)
         if total and int(total.group(1)):
             self._total = int(total.group(1))
@@ -62,7 +62,7 @@ class ProgressMeter:
             self._stage = JOIN
 
     def update(self, look: VendorStatus) -> None:
-        """Read the vendor's status and the files on the disk."""
+        """Update the progress from the vendor's status and the files on the disk."""
         self._set_frames(_size(self._counter))
         counts = {folder: _count(folder) for folder in self._folders}
         self._set_frames(max((count for folder, count in counts.items() if folder.name == FRAMES_IN), default=0))
@@ -78,11 +78,11 @@ class ProgressMeter:
 
     @property
     def activity(self) -> tuple[str, int, int, int]:
-        """Differs when something has been done."""
+        """A value that changes whenever the vendor has done something; the watchdog compares it."""
         return (self._stage.name, self._frames, self._files, self._bytes)
 
     def report(self, say: Callable[..., None]) -> None:
-        """Call `say(fraction, stage, done, total)`. `done` counts frames; before, files; after, KiB of the result."""
+        """Call `say(fraction, stage, done, total)`. `done` counts files, then frames (render), then KiB (join)."""
         stage = self._stage
         if stage is RENDER:
             say(

@@ -1,4 +1,4 @@
-"""Media with the package PyAV, where ffmpeg's programs are missing. It does not rotate pictures on their side."""
+"""Read and rewrite media with the package PyAV, if ffmpeg or ffprobe is missing. A video's rotation is ignored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from heygem_worker.media_info import CRF, WAV_RATE, MediaInfo, MediaProgress, MediaUnreadable, VideoInfo, can_copy_video
 
-MICRO = 1_000_000  # of a second: the time base of a whole file
+MICRO = 1_000_000  # PyAV gives the duration of a file in microseconds
 
 
 class PyavTools:
-    """MediaTools with PyAV."""
+    """MediaTools with PyAV. It decodes and encodes every video, even one that could be copied."""
 
     def probe(self, path: Path) -> MediaInfo:
         with _open(path) as (av, file):
@@ -51,7 +51,7 @@ class PyavTools:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Yield the package, and the file open for reading. Its errors become MediaUnreadable."""
+    """Yield the package `av` and the file, open for reading. FFmpeg's errors become MediaUnreadable."""
     av = importlib.import_module("av")
     try:
         with av.open(str(path)) as file:
@@ -88,7 +88,7 @@ def _until(limit_s: float, frames: Iterator[Any], tell: MediaProgress) -> Iterat
 
 
 def _evenly(frames: Iterator[Any], rate: Fraction) -> Iterator[tuple[int, Any]]:
-    """Yield numbered frames at a constant rate: a frame is repeated until the next one is due, or left out."""
+    """Yield numbered frames at a constant rate: repeat a frame to fill a gap, drop one whose number was yielded."""
     number = 0
     for frame in frames:
         due = round((frame.time or 0.0) * rate)

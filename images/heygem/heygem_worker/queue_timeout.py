@@ -1,7 +1,7 @@
-"""A longer timeout for the vendor's face detection, which the vendor gives 10 s before it fails with an empty text.
+"""Lengthen the timeout of the vendor's face detection. The vendor waits 10 s, then fails with an empty text.
 
-Source: tracebacks that its users published (TransDhTask.work, multiprocessing/queues.py get, _queue.Empty). On a cold
-or busy host the first detection took 8.4 s and more.
+Source: tracebacks that users published (TransDhTask.work, multiprocessing/queues.py get, _queue.Empty). On a cold or
+busy host the first detection took 8.4 s and more.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import multiprocessing.queues
 from typing import Any
 
-VENDOR_TIMEOUT_S = 10  # the one timeout that is stretched; shorter ones are polls, longer ones are watchdogs
-LONG_TIMEOUT_S = 120.0  # below Settings.stall_s, so that the watchdog is not the first to end it
+VENDOR_TIMEOUT_S = 10  # the only timeout that is lengthened: shorter ones are polls, longer ones are watchdogs
+LONG_TIMEOUT_S = 120.0  # below WorkerSettings.stall_s, so that this timeout fires before the watchdog
 
-seen_timeouts: set[float] = set()  # every timeout that was asked for, for the selfcheck
+seen_timeouts: set[float] = set()  # every timeout that the vendor used; the selfcheck reports them
 
 
 def lengthen_queue_timeout(queue: type[Any] = multiprocessing.queues.Queue) -> None:
-    """Make `get` of queues of that class wait LONG_TIMEOUT_S instead of VENDOR_TIMEOUT_S, in this process.
+    """Make `get` of the class `queue` wait LONG_TIMEOUT_S instead of VENDOR_TIMEOUT_S, in this process.
 
-    Spawned children have classes of their own and keep the vendor's timeouts. A second call changes nothing.
+    Spawned children import the class again and keep the vendor's timeouts. A second call changes nothing.
     """
     original = queue.get
     if getattr(original, "stretched", False):

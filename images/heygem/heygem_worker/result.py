@@ -1,4 +1,7 @@
-"""The resulting video: find it, check it, hand it over. The vendor ignores the exit code of its last ffmpeg."""
+"""Find the resulting video, check it, and make it the job's output.
+
+The check is needed because the vendor ignores the exit code of its last ffmpeg.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from heygem_worker.media_tools import MediaTools
 from jobkit import Job, JobError
 
 NAME = "result.mp4"
-FRAMES_TOLERANCE = 2  # its result was seen to be so much too short
+FRAMES_TOLERANCE = 2  # results that were too short by this many frames have been seen
 DURATION_TOLERANCE_S = 0.5
 
 
 def find(places: Iterable[Path]) -> Path:
-    """Return the path of the video. Raises output_missing."""
+    """Return the first of `places` with a video in it. Raises JobError `output_missing`."""
     for path in places:
         if path.is_file() and path.stat().st_size:
             return path
@@ -25,7 +28,7 @@ def find(places: Iterable[Path]) -> Path:
 
 
 def check(path: Path, tools: MediaTools, given: PreparedInputs) -> VideoInfo:
-    """Check that the video is complete, has sound, and is as long as the speech. Raises output_invalid."""
+    """Check that the video can be read, has sound, and is as long as the speech. Raises JobError `output_invalid`."""
     try:
         tracks = tools.probe(path)
     except MediaUnreadable as error:
@@ -40,6 +43,6 @@ def check(path: Path, tools: MediaTools, given: PreparedInputs) -> VideoInfo:
 
 
 def hand_over(job: Job, video: Path) -> None:
-    """Make the video the job's output. tmp/ and out/ may be different mounts, so it may be copied in chunks."""
+    """Move the video to the job's outputs. If tmp/ and out/ are different mounts, this copies the file."""
     with job.output(NAME) as path:
         shutil.move(str(video), str(path))

@@ -12,14 +12,15 @@ CHOICES = {"mode": ("auto", "http"), "sharpen": ("auto", "never")}
 
 
 class WorkerSettings(NamedTuple):
-    """Times in seconds. The environment's name of each is HEYGEM_ and the field's, upper case.
+    """The operator's settings. A field's environment variable is HEYGEM_ and its name in upper case.
 
-    load_s: until the models are loaded (5 to 22 s were reported, plus the vendor's sleeps of 10 to 15 s).
-    stall_s: without a frame, a stage or a byte; below the runner's 180 s, so that we can still name the cause.
-    base_s + per_audio_s x seconds of audio: for the whole job. The slowest reported is 7.4 (RTX 50 with GFPGAN).
-    batch_size: frames that the card works on at once; less needs less memory.
-    sharpen: "never" keeps the vendor from sharpening blurred faces (GFPGAN), which it does by itself with "auto".
-    label: text that is burnt into the picture of every result; empty: none. label_font: a font file for it.
+    load_s: limit for loading the models (users reported 5 to 22 s, plus the vendor's sleeps of 10 to 15 s).
+    stall_s: limit without a new frame, stage or byte. It is below the runner's 180 s, so that we can name the cause.
+    base_s + per_audio_s x seconds of audio: limit for the vendor's work on a job. The slowest reported run took 7.4 s
+    for each second of audio (RTX 50 with GFPGAN).
+    batch_size: frames that the card processes at once; a smaller batch needs less memory.
+    sharpen: "never" keeps the vendor from sharpening blurred faces (GFPGAN); with "auto" the vendor decides.
+    label: text that is burnt into every result; empty for no label. label_font: path of its font file.
     """
 
     home: Path = Path("/code")
@@ -36,7 +37,7 @@ class WorkerSettings(NamedTuple):
 
     @classmethod
     def read(cls, env: Mapping[str, str] = os.environ) -> WorkerSettings:
-        """Return the settings. Raises ValueError that names a variable with an unusable value."""
+        """Return the settings in `env`. Raises ValueError that names the variable with an unusable value."""
         given: dict[str, Any] = {}
         for name, default in cls._field_defaults.items():
             text = env.get("HEYGEM_" + name.upper())
@@ -50,7 +51,7 @@ class WorkerSettings(NamedTuple):
         return cls(**given)
 
     def deadline_s(self, audio_s: float) -> float:
-        """Return how long the vendor may take for `audio_s` seconds of speech."""
+        """Return the seconds that the vendor may take for `audio_s` seconds of speech."""
         return self.base_s + self.per_audio_s * audio_s
 
 
@@ -67,5 +68,5 @@ def home(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def job_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of the job. A warm worker needs it before there is a job."""
+    """Return the folder of the job. A warm worker needs it before its job arrives."""
     return Path(env.get(JOB_ENV, "/job"))

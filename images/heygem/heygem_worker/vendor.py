@@ -1,8 +1,8 @@
-"""The vendor as a port, and which of its generations is here.
+"""The port to the vendor's code. It has three adapters, one for each interface of the vendor.
 
-Gen-1 (to about May 2025)   service.trans_dh_service.TransDhTask, one object that owns everything
-Gen-2 (since)               the same module with functions a(), init_p() and a TransDhTask for each job
-Server                      app_local.py over HTTP, for an image whose module is neither
+Gen-1 (until about May 2025)   service.trans_dh_service.TransDhTask, one object that owns everything
+Gen-2 (since then)             the same module with functions a(), init_p() and a TransDhTask for each job
+Server                         app_local.py over HTTP, for an image whose module is neither
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RUNNING, SUCCEEDED, FAILED = 1, 2, 3  # the vendor's numbers
 
 
 class VendorTask(NamedTuple):
-    """One job for the vendor. `code` names its files and is part of its shell commands: letters and digits only."""
+    """One job for the vendor. `code` may contain only a-z, A-Z and 0-9: file names and shell commands contain it."""
 
     code: str
     audio: Path
@@ -27,7 +27,7 @@ class VendorTask(NamedTuple):
 
 
 class VendorStatus(NamedTuple):
-    """The vendor's status of a job: status, per cent, path of the video, and message."""
+    """The vendor's status of a job. `progress` is in per cent; `result` is the path of the video."""
 
     status: int = RUNNING
     progress: int = 0
@@ -36,36 +36,36 @@ class VendorStatus(NamedTuple):
 
 
 class Vendor(Protocol):
-    """One loaded HeyGem. `name` goes into the job's data; `ready_lines` are log lines that show that it is loaded."""
+    """One HeyGem. `name` goes into the job's data; `ready_lines` are the log lines that show that it is loaded."""
 
     name: str
     ready_lines: tuple[str, ...]
 
     def start(self) -> None:
-        """Load the models; return when everything slow has started."""
+        """Start loading the models. The vendor is loaded once this has returned and all `ready_lines` have appeared."""
 
     def mark_ready(self) -> None:
-        """Record that the vendor is ready: from now on its processes must not end."""
+        """Record that the vendor is ready. From now on the end of one of its processes is a failure."""
 
     def run(self, task: VendorTask) -> None:
         """Run one job; return when the vendor has finished, with or without success. May never return."""
 
     def status(self, code: str) -> VendorStatus:
-        """Return the status of the job."""
+        """Return the vendor's current status of the job `code`; RUNNING if the vendor has no record of it."""
 
     def find_dead(self) -> str:
-        """Return which process of the vendor has died, or an empty text."""
+        """Return which process of the vendor has died and how, or an empty text."""
 
 
 def parse_status(entry: Any) -> VendorStatus:
-    """Return the status from the vendor's `task_dic`: (status, per cent, result, message, …), or an empty one."""
+    """Return the status from an entry of `task_dic`: (status, per cent, result, message, …). RUNNING if malformed."""
     if not isinstance(entry, (tuple, list)) or len(entry) < 4:
         return VendorStatus()
     status, progress, result, message = entry[:4]
-    number: Any = getattr(status, "value", status)  # an enum's, in both generations
+    number: Any = getattr(status, "value", status)  # the status is an enum in both generations
     return VendorStatus(int(number), progress or 0, result or "", message or "")
 
 
 def clear_argv() -> None:
-    """Remove our arguments: the vendor parses sys.argv as its own options."""
+    """Remove our arguments from sys.argv, which the vendor parses as its own options."""
     sys.argv = sys.argv[:1]

@@ -1,4 +1,4 @@
-"""A call into the vendor's code in its own thread, because it may never return."""
+"""Run a call into the vendor's code in a thread, because the call may never return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class VendorCall(Generic[T]):
-    """Starts `function` immediately; calls `then` when it has ended."""
+    """A running call of `function`. Its thread starts immediately and calls `then` when the function has ended."""
 
     def __init__(self, function: Callable[[], T], then: Callable[[], None]) -> None:
         self._function = function
@@ -26,13 +26,13 @@ class VendorCall(Generic[T]):
     def _run(self) -> None:
         try:
             self._results.append(self._function())
-        except BaseException as error:  # handed to who asks for the result
+        except BaseException as error:  # `result` raises it
             self._error = error
         self.is_done = True
         self._then()
 
     def result(self) -> T:
-        """Return the result after the end, or raise the function's exception, as a JobError if its text is known."""
+        """Return the result, once `is_done`. Raises the function's exception, as a JobError if its text is known."""
         if self._error is None:
             return self._results[0]
         known = None if isinstance(self._error, JobError) else failures.find_fatal_failure(str(self._error))

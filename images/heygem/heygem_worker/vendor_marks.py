@@ -1,7 +1,7 @@
-"""The vendor's own marks in the picture, `watermark` and `digital_auth`, whose pictures its image may lack.
+"""Check the vendor's own marks, `watermark` and `digital_auth`, whose pictures its image may lack.
 
-The vendor takes their paths from its config.ini, None where they are not named, and ignores how its ffmpeg ends. So a
-job that asks for a mark whose picture is missing would end without a video, after all the work.
+The vendor reads their paths from its config.ini and ignores the exit code of its ffmpeg. So a job that asks for a mark
+whose picture is missing would end without a video, after all the work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PICTURES = {  # the job's switch -> section and key of config.ini
 
 
 def find_picture(switch: str, place: private_folder.WorkFolders) -> Path | None:
-    """Return the picture of that mark; None if it is not configured or does not exist."""
+    """Return the picture of the mark `switch`; None if it is not configured or does not exist."""
     path = private_folder.read_config(place).get(*PICTURES[switch], fallback="")
     found = place.root / path
     return found if path and found.is_file() else None

@@ -1,4 +1,4 @@
-"""The processes that the vendor starts: which of them have died, and killing all of them."""
+"""Find out which of the vendor's processes have died, and kill all of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 
 class ChildProcesses:
-    """Those that the vendor's module starts in our own process, by `multiprocessing`."""
+    """The children of our own process that the vendor's module starts with `multiprocessing`."""
 
     def __init__(self) -> None:
         self._seen: set[BaseProcess] = set()
         self._required: set[BaseProcess] = set()
 
     def mark_ready(self) -> None:
-        """The model is loaded: who is here now must stay. Others come and go with a job."""
+        """Require the children that run now, after loading, to keep running. Later ones come and go with a job."""
         self._required = set(multiprocessing.active_children())
 
     def find_dead(self) -> str:
-        """Who has died and how, or nothing. One that nobody misses may end with 0."""
+        """Return which child has died and how, or an empty text. A child that is not required may exit with code 0."""
         self._seen.update(multiprocessing.active_children())
         for process in self._seen:
             code = process.exitcode
@@ -33,7 +33,7 @@ class ChildProcesses:
 
 
 class DescendantProcesses:
-    """Those of a server that we started: any that was there when it was ready must stay."""
+    """The processes of a server that we started. Those that run when it is ready must keep running."""
 
     def __init__(self, server: int) -> None:
         self._server = server
@@ -48,7 +48,7 @@ class DescendantProcesses:
 
 
 def list_descendants(ancestor: int) -> set[int]:
-    """Every living process below `ancestor`. Source: proc(5), /proc/pid/stat, fields 3 and 4."""
+    """Return the pids of all living descendants of `ancestor`. Source: proc(5), /proc/pid/stat, fields 3 and 4."""
     parents = dict(_list_parents())
     found: set[int] = set()
     fresh = {ancestor}
@@ -68,7 +68,7 @@ def _list_parents() -> Iterable[tuple[int, int]]:
 
 
 def kill_descendants() -> None:
-    """Kill all that we and the vendor started."""
+    """Kill all processes that we or the vendor started, with SIGKILL."""
     for pid in list_descendants(os.getpid()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

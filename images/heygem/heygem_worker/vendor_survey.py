@@ -1,6 +1,6 @@
 """Print a line of JSON for each fact about this image that the worker's assumptions about the vendor depend on.
 
-Each fact is printed as soon as it is known, so that an image that fails later has still shown the facts before. The
+Each fact is printed as soon as it is known, so that an image that fails later still shows the earlier facts. The
 selfcheck (survey.py, deploy/heygem_check.py) runs one job this way and reads the lines.
 """
 
@@ -35,16 +35,16 @@ DETECTORS = "face_detect_utils/resources"
 DRIVER = ("libcuda.so*", "libnvidia-ml.so*", "libnvidia-ptxjitcompiler.so*", "libnvcuvid.so*")
 DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl")
 OUR_FILES = {"config.ini", "frames.count", "label.txt", "label.font", "labelled.mp4"}
-FILES_PER_FOLDER_LIMIT = 5  # files of one folder that are named
+FILES_PER_FOLDER_LIMIT = 5  # files of one folder that are listed by name
 
 
 def print_fact(name: str, found: Any) -> None:
-    """One fact, in the log."""
+    """Write one fact to the job's log (stderr)."""
     print(PREFIX + json.dumps({"name": name, "found": found}, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
 def load() -> LoadedVendor:
-    """As the worker loads, with what is known before and after."""
+    """Load the vendor as the worker does, and print the facts known before and after."""
     for name, find in FACTS_BEFORE_LOAD.items():
         print_fact(name, find(home()))
     began = time.monotonic()
@@ -61,7 +61,7 @@ def load() -> LoadedVendor:
 
 
 def work(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
-    """As the worker works."""
+    """Run the job as the worker does, then print the files written, the frames counted and the timeouts used."""
     try:
         return worker.work(job, loaded)
     finally:
@@ -98,7 +98,7 @@ def _media(_home: Path) -> dict[str, Any]:
 
 
 def _entries(folder: Path) -> list[str]:
-    """What a folder holds; links with where they lead."""
+    """Return the names in a folder, links with their targets; empty if it is not a folder."""
     if not folder.is_dir():
         return []
     return sorted(path.name + (f" -> {_target(path)}" if path.is_symlink() else "") for path in folder.iterdir())
@@ -114,7 +114,7 @@ def _their_config(home: Path) -> dict[str, dict[str, str]]:
 
 
 def _driver_libraries(_home: Path) -> list[str]:
-    """Those of a driver; at run time also the host's, which the container toolkit mounts."""
+    """Return the paths of NVIDIA driver libraries. At run time they include the host's, mounted by the toolkit."""
     return sorted(str(path) for folder in DRIVER_FOLDERS for name in DRIVER for path in Path(folder).glob(name))
 
 
@@ -132,7 +132,7 @@ FACTS_BEFORE_LOAD: dict[str, Callable[[Path], Any]] = {
 
 
 def _signature(name: str) -> str | None:
-    """How it is called; None where the module has no such name."""
+    """Return the signature of `name` (its type's name if not callable); None if the vendor's module lacks it."""
     found: Any = sys.modules.get(MODULE)
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -145,7 +145,7 @@ def _signature(name: str) -> str | None:
 
 
 def _find_written_files(place: private_folder.WorkFolders) -> list[str]:
-    """The files in the private folder that are not ours, of each folder a few."""
+    """Return the files that the vendor wrote in the private folder: a few of each folder, and the number of others."""
     folders: dict[Path, list[str]] = collections.defaultdict(list)
     for path in _files(place.root):
         if path.parent != place.inputs and path.name not in OUR_FILES:
@@ -158,5 +158,5 @@ def _find_written_files(place: private_folder.WorkFolders) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(str(folder)):  # does not follow links, so none of the vendor's code is met
+    for parent, _, names in os.walk(str(folder)):  # does not follow links, so it skips the vendor's code
         yield from (Path(parent, name) for name in names if not Path(parent, name).is_symlink())

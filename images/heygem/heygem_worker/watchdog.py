@@ -1,6 +1,6 @@
-"""Detects a job that will never end: a blocked queue, a dead process, no progress, too late. Pure; times are arguments.
+"""Detect a job that will not succeed: a blocked queue, a dead process, no progress, a missed deadline.
 
-Users have reported each of these as a job that hangs, with every later job behind it.
+Users have reported each of these as a job that hangs and blocks every later job. The times are arguments.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jobkit import JobError, TryAgain
 
 
 class WatchdogLimits(NamedTuple):
-    """The limits in seconds: without a sign of progress, and in total."""
+    """Limits in seconds: `stall_s` without progress, `deadline_s` in total."""
 
     stall_s: float
     deadline_s: float
 
 
 class Watchdog:
-    """Raises the failure as soon as it is certain."""
+    """Watches one job and raises its failure as soon as it is certain."""
 
     def __init__(self, limits: WatchdogLimits, now: float) -> None:
         self._limits = limits
@@ -29,14 +29,14 @@ class Watchdog:
         self._clue = failures.DeathClue()
 
     def feed(self, line: str) -> None:
-        """Read a line of the vendor's log. Raises the failure if no result will come."""
+        """Check a line of the vendor's log. Raises the failure if the line means that no result will come."""
         self._clue.feed(line)
         failure = failures.find_fatal_failure(line)
         if failure is not None:
             raise failure
 
     def check(self, sign: Hashable, dead: str, now: float) -> None:
-        """Check the limits. `sign` differs when something was done; `dead` names a process that has died."""
+        """Raise if a process died or a limit passed. `sign` changes with progress; `dead` names the dead process."""
         if sign != self._activity:
             self._activity, self._last_activity_at = sign, now
         if dead:

@@ -1,4 +1,4 @@
-"""One job, step by step: prepare the inputs, run the vendor under supervision, check the video, hand it over."""
+"""Run one job step by step: prepare the inputs, run the vendor under supervision, check the video, hand it over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobkit import Job
 
 __all__ = ["load", "work"]
 
-SWITCHES = {"pn": 1, "chaofen": 0, "watermark": 0, "digital_auth": 0}  # with what is meant where the job is silent
+SWITCHES = {"pn": 1, "chaofen": 0, "watermark": 0, "digital_auth": 0}  # the job's switches and their defaults
 
 
 def work(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _run_job(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
 
 
 def _task_code(job: Job) -> str:
-    """Return a code that differs for each attempt: it becomes part of file names and shell commands."""
+    """Return a code that differs for each attempt and is safe in file names and shell commands."""
     return "job" + hashlib.sha256(f"{job.id}/{job.round}/{job.attempt}".encode()).hexdigest()[:16]
 
 
@@ -69,7 +69,7 @@ def _supervise(job: Job, loaded: LoadedVendor, task: VendorTask, given: inputs.P
     )
     call = VendorCall(lambda: vendor.run(task), ears.nudge)
     while True:
-        ended = call.is_done  # asked before looking: what it did last is then seen
+        ended = call.is_done  # read before the log and the status, so that they include the call's last output
         for line in ears.wait(POLL_INTERVAL_S):
             watchdog.feed(line)
             meter.feed(line)

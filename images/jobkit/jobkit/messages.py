@@ -64,7 +64,7 @@ class ProgressThrottle:
                 self._timer.start()
 
     def flush(self) -> None:
-        """Write the pending progress."""
+        """Write the pending progress, if any, without waiting for the interval to end."""
         with self._lock:
             self._emit()
 

@@ -1,8 +1,8 @@
-"""Runs first in the Python of app_local.py and in each that it starts: http.py puts this folder on its PYTHONPATH.
+"""Keep app_local.py and its children out of the vendor's folder. Python imports this module at the start of each.
 
-app_local.py changes to /code on its first lines, and so does each of its children, which import it again. There it
-would read a config.ini that is not ours and write beside the vendor's code. So this sends it to the job's private
-folder instead.
+http_vendor.py puts this folder on their PYTHONPATH. app_local.py changes to /code in its first lines, and each of its
+children does so too when it imports app_local.py again. In /code it would read a config.ini that is not ours and write
+next to the vendor's code. So `os.chdir` goes to the job's private folder instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _private_chdir(path: Any) -> None:
 
 
 os.chdir = _private_chdir
-if os.environ.pop("HEYGEM_SERVER", None):  # the server itself: its children inherit an environment without it
+if os.environ.pop("HEYGEM_SERVER", None):  # only in the server itself: its children inherit the environment without it
     from heygem_worker import queue_timeout
 
     queue_timeout.lengthen_queue_timeout()
