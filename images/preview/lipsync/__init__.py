@@ -1,1 +1,1 @@
-"""The preview engine: moves the lips of a filmed face to a recording, in torch, on CUDA where present, else the CPU."""
+"""The preview engine: make the lips of a filmed face follow a recording, with torch on CUDA or, without it, the CPU."""

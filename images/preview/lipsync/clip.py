@@ -1,4 +1,4 @@
-"""The client's video as pictures at a steady rate, from any point on, in little memory."""
+"""Read the client's video as pictures at a constant rate, from any point on, with few of them in memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from .media import opened
 from .picture import Picture, Shape
 
 _CODE = "unreadable_video"
-_WHOLE, _SLACK_S = 0.9, 0.5  # a file that ends before this share of the length it announces was cut off
+_WHOLE, _SLACK_S = 0.9, 0.5  # a file is cut off if it ends before this share of its announced length, less the slack
 
-_EARLY = 0.25  # of a picture's time: files that count in milliseconds would else show frames twice and skip others
+_EARLY = 0.25  # of a picture's time; without it, files with millisecond timestamps would repeat frames and skip others
 
 Frames = Iterator[av.VideoFrame]
 File = av.container.InputContainer
@@ -25,10 +25,10 @@ Stream = av.video.stream.VideoStream
 
 
 class Clip:
-    """A video read at `fps`: picture k is what is shown k / fps seconds after the first frame."""
+    """A video read at `fps`. Picture k is the frame shown k / fps seconds after the first frame."""
 
     def __init__(self, path: Path, fps: int, max_side: int) -> None:
-        """Decodes the first frame. Raises BadInput: unreadable_video, input_too_large."""
+        """Decode the first frame to learn the shape. Raises BadInput (unreadable_video, input_too_large)."""
         self._path = path
         self._fps = fps
         with self._open() as (file, stream):
@@ -40,7 +40,7 @@ class Clip:
             self._start = _time(first, 0.0)
 
     def pictures(self, first: int, stop: int) -> Iterator[Picture]:
-        """Pictures first..stop-1, fewer where the clip ends before. BadInput if the file is found cut off."""
+        """Yield the pictures first..stop-1, fewer if the clip ends earlier. Raises BadInput if the file is cut off."""
         index = first
         with self._open() as (file, stream):
             for frame, until in self._shown(self._from(file, stream, first / self._fps)):
@@ -52,13 +52,13 @@ class Clip:
             self._complete(index / self._fps, file, stream)
 
     def _shown(self, frames: Frames) -> Iterator[tuple[av.VideoFrame, float]]:
-        """Each frame with the second, counted from the clip's first frame, at which the next one takes over."""
+        """Yield each frame with the time, in seconds from the clip's first frame, at which the next replaces it."""
         last, since, length = None, 0.0, 1 / self._fps
         for frame in frames:
             now = _time(frame, self._start + since + length) - self._start
             if last is None:
                 last, since = frame, now
-            elif now > since:  # frames that go back in time are broken timestamps: the newer one replaces the older
+            elif now > since:  # otherwise the timestamps are broken, and the newer frame replaces the older one
                 yield last, now
                 last, since, length = frame, now, now - since
             else:
@@ -67,7 +67,7 @@ class Clip:
             yield last, since + length
 
     def _from(self, file: File, stream: Stream, wanted_s: float) -> Frames:
-        """Frames from the one shown at `wanted_s` or an earlier one on; from the first where the file cannot seek."""
+        """Yield frames from `wanted_s` or a little earlier on; from the first frame if the file cannot seek."""
         target = self._start + wanted_s
         if wanted_s > 0:
             landed = _sought(file, stream, target)
@@ -100,7 +100,7 @@ class Clip:
 
 
 def _sought(file: File, stream: Stream, target_s: float) -> av.VideoFrame | None:
-    """The frame that seeking to `target_s` lands on; None where that is too late, or not possible."""
+    """Seek, and return the frame found; None if it is later than `target_s` or the file cannot seek."""
     if stream.time_base is None:
         return None
     try:
@@ -114,7 +114,7 @@ def _sought(file: File, stream: Stream, target_s: float) -> av.VideoFrame | None
 
 
 def _time(frame: av.VideoFrame, otherwise: float) -> float:
-    """Seconds on the stream's clock; `otherwise` where the file gives none."""
+    """Return the frame's time on the stream's clock in seconds; `otherwise` if the file has no timestamp for it."""
     if frame.pts is None or frame.time_base is None:
         return otherwise
     return float(frame.pts * frame.time_base)

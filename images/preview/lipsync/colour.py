@@ -1,6 +1,7 @@
-"""Between the frames' Y'CbCr and R'G'B', both 0..1 (byte / 255), limited range, ITU-R BT.709.
+"""Convert between the frames' Y'CbCr and R'G'B': both 0..1 (byte / 255), limited range, ITU-R BT.709.
 
-Clips in another matrix come back as they were: what is painted is only ever mixed from the frame's own colours.
+A clip in another matrix keeps its colours: every painted colour is mixed from the frame's own colours, and converted
+there and back with the same matrix.
 """
 
 import torch
@@ -18,13 +19,13 @@ _FROM_RGB = torch.tensor(
 
 
 def to_rgb(yuv: torch.Tensor) -> torch.Tensor:
-    """N, 3 -> N, 3."""
+    """Convert N colours from Y'CbCr to R'G'B': N, 3 -> N, 3."""
     centred = (yuv - yuv.new_tensor([_FLOOR, 0.5, 0.5])) / yuv.new_tensor([_LUMA, _CHROMA, _CHROMA])
     return (centred @ torch.linalg.inv(_FROM_RGB).T.to(yuv)).clamp(0, 1)
 
 
 def to_yuv(rgb: torch.Tensor) -> torch.Tensor:
-    """N, 3, H, W -> N, 3, H, W."""
+    """Convert pictures from R'G'B' to Y'CbCr: N, 3, H, W -> N, 3, H, W."""
     mixed = torch.einsum("ij,njhw->nihw", _FROM_RGB.to(rgb), rgb)
     scale, offset = rgb.new_tensor([_LUMA, _CHROMA, _CHROMA]), rgb.new_tensor([_FLOOR, 0.5, 0.5])
     return mixed * scale[:, None, None] + offset[:, None, None]

@@ -1,4 +1,4 @@
-"""The second pass: draws the mouth of every picture, in a box about it, and hands the picture to the writer."""
+"""The second pass over a clip: draw the mouth in every picture, in a box around it, and pass it to the writer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,16 +16,19 @@ from .landmarks import BELOW_LIP, LEFT_SIDE, RIGHT_SIDE
 from .picture import Bytes, Picture, Shape
 from .scan import Scan
 
-_BOX, _WINDOW = 1.2, 1.6  # sides, in face widths and in mouth widths
-_USUAL = 0.98  # sized for this share of the pictures: one glitch of the tracker must not make all of them large
+_BOX, _WINDOW = 1.2, 1.6  # sides of the box, in face widths, and of the window, in mouth widths
+_USUAL = 0.98  # the box fits this share of the pictures, so that a glitch of the tracker does not make it large
 _SMALLEST = 32
-_PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # of boxes in a batch: the processor's cache, the card's appetite
-_MOST = 24  # pictures in a batch, which are all in memory
+_PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # box pixels in a batch: fit the CPU's cache, keep a card busy
+_MOST = 24  # pictures in a batch; all of them are in memory at once
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Even pixels: sides of the box that moves and the window that is redrawn; the boxes' corners, N, 2 (x, y)."""
+    """Sides of the box that is warped and of the window that is redrawn, and the boxes' corners, N, 2 (x, y).
+
+    All are even numbers of pixels.
+    """
 
     box: int
     window: int
@@ -45,7 +48,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Consecutive pictures of the result: their places in the scan, their planes, the curves N, 5."""
+    """Consecutive pictures of the result: their indices in the scan, their planes, and their curves N, 5."""
 
     places: list[int]
     planes: list[tuple[Bytes, Bytes]]
@@ -53,7 +56,7 @@ class _Batch:
 
 
 class Composer:
-    """Draws the pictures of one result."""
+    """Draws the pictures of one result in batches, on the engine's lanes."""
 
     def __init__(self, scan: Scan, person: Person, layout: Layout, engine: PreviewEngine) -> None:
         self._scan, self._person, self._layout, self._engine = scan, person, layout, engine
@@ -66,7 +69,7 @@ class Composer:
         writer: VideoWriter,
         tell: Callable[[int], None],
     ) -> None:
-        """Writes len(curves) pictures. `tell` hears how many are done."""
+        """Draw len(curves) pictures and pass them to `writer`. `tell` gets the number of pictures done."""
         done = 0
         for batch in self._engine.lanes.ordered(self._drawn, self._batches(shown, curves)):
             for luma, chroma in batch:
@@ -82,7 +85,7 @@ class Composer:
             start += len(batch)
 
     def _drawn(self, batch: _Batch) -> list[tuple[Bytes, Bytes]]:
-        """The batch's planes, drawn into."""
+        """Draw the mouths into the batch's planes, and return the planes."""
         strength = self._scan.strength[batch.places]
         if not strength.any():
             return batch.planes
@@ -103,7 +106,7 @@ class Composer:
 
 
 def _cut(planes: tuple[Bytes, Bytes], corner: npt.NDArray[np.int64], side: int) -> tuple[Bytes, Bytes]:
-    """Views of the box in both planes."""
+    """Return views of the box in the luma and chroma planes; drawing into them changes the picture."""
     (luma, chroma), (left, top), half = planes, corner, side // 2
     x, y = left // 2, top // 2
     return luma[top : top + side, left : left + side], chroma[:, y : y + half, x : x + half]

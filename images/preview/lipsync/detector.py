@@ -1,4 +1,4 @@
-"""Finds faces in whole frames: MediaPipe's BlazeFace (arXiv 1907.05047), batched."""
+"""Find the faces in whole frames with MediaPipe's BlazeFace (arXiv 1907.05047), in batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from .interpreter import Interpreter
 from .region import Regions
 
-_GRIDS = ((16, 2), (8, 6))  # BlazeFace's anchors: cells a side, anchors a cell; all its square models have these 896
+_GRIDS = ((16, 2), (8, 6))  # BlazeFace's 896 anchors, the same in all square models: cells a side, anchors a cell
 _SURE = 0.5
 _MARGIN = 1.5  # the mesh net was trained on crops this much larger than the face
-_SAME_FACE = 0.3  # detections nearer than this share of the face's side are one face
-_FOLLOWED = 0.5  # a face this near the last one, by the same measure, is the one being followed
+_SAME_FACE = 0.3  # detections closer to each other than this share of the face's side are one face
+_FOLLOWED = 0.5  # a face is the followed one if it moved less than this share of the face's side
 
 
 @dataclass(frozen=True)
 class DetectedFace:
-    """One face in frame pixels: box corners, and the eyes as left and right in the image. Points are 2-vectors."""
+    """One face in frame pixels: the corners of its box, and the eyes on the image's left and right. 2-vectors."""
 
     low: torch.Tensor
     high: torch.Tensor
@@ -45,7 +45,7 @@ class Detector:
         self._anchors = _anchors().to(device)
 
     def faces(self, frames: torch.Tensor) -> list[list[DetectedFace]]:
-        """N, 3, H, W in 0..1 -> each frame's faces, largest first."""
+        """Return each frame's faces, largest first. `frames`: N, 3, H, W in 0..1."""
         small, origin, scale = _letterbox(frames, self._net.size)
         boxes, logits = self._net(small * 2 - 1)
         points = boxes.reshape(len(frames), -1, 8, 2) / self._net.size
@@ -59,7 +59,7 @@ class Detector:
 
 
 def followed(faces: list[DetectedFace], last: DetectedFace | None) -> DetectedFace | None:
-    """The face to work on: the one followed so far if it is still there, else the largest."""
+    """Return the face followed so far if it is still there, else the largest; None if there is no face."""
     if last is not None:
         for face in faces:
             if float((face.middle - last.middle).norm()) < _FOLLOWED * last.side:
@@ -77,7 +77,7 @@ def _anchors() -> torch.Tensor:
 
 
 def _letterbox(frames: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Frames fitted into a black square, the square's origin in frame pixels, and its side in frame pixels."""
+    """Fit the frames into a black square. Return them, and the square's origin and side in frame pixels."""
     height, width = frames.shape[2:]
     side = max(height, width)
     rows, columns = max(1, round(height * size / side)), max(1, round(width * size / side))
@@ -89,7 +89,7 @@ def _letterbox(frames: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def _merged(points: torch.Tensor, scores: torch.Tensor) -> list[DetectedFace]:
-    """Overlapping detections (M, 4, 2 with M scores) averaged by score into faces, largest first."""
+    """Average overlapping detections (M, 4, 2 with M scores), weighted by score, into faces, largest first."""
     faces = []
     while len(points):
         areas = (points[:, 1] - points[:, 0]).clamp(min=1).prod(-1)

@@ -1,4 +1,4 @@
-"""What the nets run on, and how many pieces of work at once."""
+"""Choose the device that the nets run on, and the number of pieces of work at once."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ import torch
 
 from lipsync.worker_pool import WorkerPool
 
-_MOST = 8  # lanes: decoding and encoding do not keep up with more
+_MOST = 8  # lanes (threads): decoding and encoding do not keep up with more
 
 
 def choose() -> tuple[torch.device, WorkerPool]:
-    """CUDA where there is a card, else the CPU with a lane for each core that this container may use."""
+    """Return CUDA with one lane if there is a card; else the CPU with a lane for each core, at most _MOST."""
     if torch.cuda.is_available():
         return torch.device("cuda"), WorkerPool(1)
     torch.set_num_threads(1)
@@ -19,7 +19,7 @@ def choose() -> tuple[torch.device, WorkerPool]:
 
 
 def _cores() -> int:
-    """By affinity and by the container's quota; the machine may have many more."""
+    """Return the cores that this container may use, by affinity and CPU quota; the machine may have many more."""
     cores = len(os.sched_getaffinity(0))
     limit = Path("/sys/fs/cgroup/cpu.max")
     if limit.exists():

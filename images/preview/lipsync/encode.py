@@ -1,4 +1,4 @@
-"""Writes the result: H.264 and AAC in one mp4, sound and picture interleaved as they are made."""
+"""Write the result: H.264 and AAC in one mp4, with sound and pictures interleaved as they are made."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ _AAC_FRAME = 1024
 
 @dataclass(frozen=True)
 class Coding:
-    """Frames per second, x264's constant rate factor (lower is better and larger), and its speed preset."""
+    """Frames per second, x264's constant rate factor (lower: better quality, larger file), and its speed preset."""
 
     fps: int
     crf: int
@@ -29,7 +29,7 @@ class Coding:
 
 
 class VideoWriter:
-    """Takes the pictures in order and adds the sound that goes with them."""
+    """Takes the pictures in order, and adds the sound of the same time after each."""
 
     def __init__(self, file: av.container.OutputContainer, shape: Shape, coding: Coding, speech: Path) -> None:
         self._file = file
@@ -41,7 +41,7 @@ class VideoWriter:
         self._pictures = self._samples = 0
 
     def add(self, luma: Bytes, chroma: Bytes) -> None:
-        """One picture: luma H, W, chroma 2, H/2, W/2."""
+        """Encode the next picture: luma H, W; chroma 2, H/2, W/2."""
         height, width = luma.shape
         joined = np.concatenate([luma.reshape(-1), chroma.reshape(-1)]).reshape(height * 3 // 2, width)
         frame = av.VideoFrame.from_ndarray(joined, format="yuv420p")
@@ -66,7 +66,7 @@ class VideoWriter:
 
 @contextmanager
 def create_video(path: Path, shape: Shape, coding: Coding, speech: Path) -> Iterator[VideoWriter]:
-    """An mp4 that can be played before it is wholly loaded. Finished when the block succeeds."""
+    """Yield a writer of an mp4 that can be played while it loads. The file is finished if the block succeeds."""
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as file:
         file.metadata["comment"] = COMMENT
         writer = VideoWriter(file, shape, coding, speech)

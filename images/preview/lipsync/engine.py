@@ -1,4 +1,4 @@
-"""What takes time to load and no job to know."""
+"""The parts that take time to load and do not depend on the job. A warm worker loads them before its job arrives."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from .voice import WEIGHTS, MouthNet, load_net
 
 @dataclass(frozen=True)
 class PreviewEngine:
-    """The nets, where they run, and the threads that use them."""
+    """The loaded nets, the device that they run on, and the threads that use them."""
 
     device: torch.device
     lanes: WorkerPool
@@ -22,6 +22,6 @@ class PreviewEngine:
 
 
 def load() -> PreviewEngine:
-    """On the card where there is one."""
+    """Load the nets, onto the card if there is one."""
     chosen, lanes = device.choose()
     return PreviewEngine(chosen, lanes, FaceModels.load(chosen), load_net(WEIGHTS, chosen))

@@ -1,4 +1,4 @@
-"""Speech as the mouth net hears it: log-mel bands at 100 Hz, and the level of the recording at the same moments."""
+"""The mouth net's view of speech: log-mel bands at 100 Hz, and the level of the recording at the same times."""
 
 import itertools
 import math
@@ -16,13 +16,13 @@ FFT = 512
 BANDS = 40
 FRAMES_PER_S = RATE // HOP
 _LOW_HZ, _HIGH_HZ = 60.0, 7600.0
-_SPEECH_DBFS = -55.0  # quieter frames say nothing about how loud the speaker is
+_SPEECH_DBFS = -55.0  # quieter frames do not count for the speaker's loudness
 _SILENT, _LOUDEST = -4.0, 3.0
 
 
 @dataclass(frozen=True)
 class Features:
-    """`mel`: T, BANDS natural-log power; `dbfs`: T, dB below full scale. Frame i is centred on i * 10 ms."""
+    """`mel`: T, BANDS natural-log power; `dbfs`: T, level in dB full scale. Frame i is centred on i * 10 ms."""
 
     mel: torch.Tensor
     dbfs: torch.Tensor
@@ -33,7 +33,7 @@ class Features:
         return self.samples / RATE
 
     def normalised(self) -> torch.Tensor:
-        """The bands relative to the speaker's louder frames, so that gain does not matter. T, BANDS in -4..3."""
+        """Return the bands relative to the speaker's louder frames, so that gain does not matter. T, BANDS in -4..3."""
         energy = self.mel.mean(1)
         heard = energy[self.dbfs > _SPEECH_DBFS]
         if not len(heard):
@@ -43,9 +43,12 @@ class Features:
 
 
 def extract(blocks: Iterable[torch.Tensor], device: torch.device) -> Features:
-    """Features of a recording given in blocks of samples (float, -1..1). Keeps 16 kB a second, not the recording."""
+    """Return the features of a recording, given as blocks of samples (float, -1..1).
+
+    Only the features are kept in memory: 16 kB for each second of sound.
+    """
     bank, window = mel_bank().to(device), _window(device)
-    margin = torch.zeros(FFT // 2, device=device)  # centres the first frame on the first sample, the last on the last
+    margin = torch.zeros(FFT // 2, device=device)  # padding: centres the first frame on sample 0, the last on the last
     rest, samples = margin, -len(margin)
     mels, levels = [torch.zeros(0, BANDS, device=device)], [torch.zeros(0, device=device)]
     for block in itertools.chain(blocks, [margin]):
@@ -61,7 +64,7 @@ def extract(blocks: Iterable[torch.Tensor], device: torch.device) -> Features:
 
 
 def mel_bank() -> torch.Tensor:
-    """Triangular filters, BANDS x FFT/2+1, evenly spaced on O'Shaughnessy's mel scale (2595 log10(1 + f/700))."""
+    """Return triangular filters, BANDS x FFT/2+1, evenly spaced on O'Shaughnessy's mel scale, 2595 log10(1 + f/700)."""
     low, high = (2595 * math.log10(1 + hz / 700) for hz in (_LOW_HZ, _HIGH_HZ))
     edges = 700 * (10 ** (torch.linspace(low, high, BANDS + 2, dtype=torch.float64) / 2595) - 1)
     bins = torch.arange(FFT // 2 + 1, dtype=torch.float64) * RATE / FFT

@@ -1,4 +1,4 @@
-"""Reads a TFLite file (TensorFlow Lite's schema.fbs, version 3) into constants and steps; `interpreter` runs them."""
+"""Read a TFLite file (TensorFlow Lite's schema.fbs, version 3) into constants and steps; `interpreter` runs them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class GraphStep:
-    """One operator. `options`: its own options table, None where it has none. `shape`: of its output, N first."""
+    """One operator. `options`: its options table, or None. `shape`: the shape of its output, N first."""
 
     kind: str
     inputs: tuple[int, ...]
@@ -43,7 +43,7 @@ class Graph:
 
 
 def read(path: Path) -> Graph:
-    """The graph of a float model with one subgraph. Half-precision weights are widened: no step is DEQUANTIZE."""
+    """Read a float model with one subgraph. Half-precision weights are widened, so no step is DEQUANTIZE."""
     model = tflite.Model.GetRootAsModel(path.read_bytes(), 0)
     graph = model.Subgraphs(0)
     constants = dict(_constants(model, graph))
@@ -62,7 +62,7 @@ def _constants(model: Any, graph: Any) -> Iterator[tuple[int, torch.Tensor]]:
     for index in range(graph.TensorsLength()):
         tensor = graph.Tensors(index)
         data = model.Buffers(tensor.Buffer()).DataAsNumpy()
-        if isinstance(data, int) or not data.size:  # flatbuffers answers 0 for an empty buffer: the tensor is computed
+        if isinstance(data, int) or not data.size:  # flatbuffers returns 0 for an empty buffer: a step computes it
             continue
         values = np.frombuffer(data.tobytes(), _DTYPES[tensor.Type()]).reshape(tensor.ShapeAsNumpy())
         yield index, torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values.copy())
@@ -72,7 +72,7 @@ def _steps(model: Any, graph: Any) -> Iterator[GraphStep]:
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
         code = model.OperatorCodes(operator.OpcodeIndex())
-        # operators numbered below 127 are stored in the older field by older converters
+        # older converters store operators numbered below 127 in the older field
         kind = _KINDS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
         output = int(operator.OutputsAsNumpy()[0])
         shape = _ints(graph.Tensors(output).ShapeAsNumpy())

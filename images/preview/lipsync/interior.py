@@ -1,6 +1,6 @@
-"""What shows between open lips: the person's own teeth where the clip showed them, else painted ones; tongue; dark.
+"""Paint the inside of an open mouth: the dark, the tongue and, if the clip does not show the person's own, the teeth.
 
-Amounts are in mouth widths, chosen by eye.
+Lengths are in mouth widths. The amounts were chosen by eye.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import torch
 
 from .colour import to_yuv
 
-_EDGE, _EDGE_PIXELS = 0.012, 0.8  # softness of the lips' edge: this share of the mouth, but at least so many pixels
+_EDGE, _EDGE_PIXELS = 0.012, 0.8  # softness of the lips' edge: this share of the mouth, but at least this many pixels
 _TOOTH = 0.105
 _TEETH_LENGTH = 0.075
 _LIP_SHADOW = 0.06
 _SCALLOP = 0.01
-_DEEP = 0.12  # a mouth less open than this shows no black: light falls in
+_DEEP = 0.12  # a mouth that is less open than this shows no black, because light falls in
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,17 @@ class Opening:
         return (_EDGE * self.unit).clamp(min=_EDGE_PIXELS)[:, None, None] / self.unit[:, None, None]
 
     def mask(self) -> torch.Tensor:
-        """How much of each pixel lies between the lips, 0..1."""
+        """Return the share of each pixel that lies between the lips, 0..1."""
         between = _ramp((self.y - self.upper) / self.edge) * _ramp((self.lower - self.y) / self.edge)
         ends = _ramp((self.x - self.left) / (2 * self.edge)) * _ramp((self.right - self.x) / (2 * self.edge))
         return between * ends
 
 
 def painted(opening: Opening, lip: torch.Tensor, skin: torch.Tensor, with_teeth: bool) -> torch.Tensor:
-    """Dark, tongue and upper teeth in colours after the person's lip and skin (R'G'B', N, 3). Y'CbCr, N, 3, H, W."""
+    """Paint dark, tongue and upper teeth. Return Y'CbCr, N, 3, H, W.
+
+    The colours derive from the person's `lip` and `skin`, each R'G'B', N, 3.
+    """
     across = (2 * opening.x).clamp(-1, 1)
     depth = _ramp((opening.y - opening.upper) / opening.gap.clamp(min=0.02))
     shallow = 1 - _ramp(opening.gap / _DEEP)
@@ -64,7 +67,7 @@ def painted(opening: Opening, lip: torch.Tensor, skin: torch.Tensor, with_teeth:
 
 
 def shadow(opening: Opening) -> torch.Tensor:
-    """The upper lip's shadow on what is behind it: a factor, N, H, W."""
+    """Return the upper lip's shadow on the inside of the mouth, as a factor of the brightness, N, H, W."""
     return 0.6 + 0.4 * _ramp((opening.y - opening.upper) / _LIP_SHADOW)
 
 
@@ -76,14 +79,14 @@ def _teeth(opening: Opening, skin: torch.Tensor, across: torch.Tensor) -> torch.
 
 
 def _bite(opening: Opening, across: torch.Tensor) -> torch.Tensor:
-    """Where the upper teeth are: down to a scalloped line fixed to the skull, shorter towards the sides."""
+    """Return a mask of the upper teeth. They end at a scalloped line fixed to the skull, higher towards the sides."""
     end = opening.teeth + _TEETH_LENGTH * (1 - 0.5 * across.square()) - _SCALLOP * _cracks(opening, 0.2)
     above = _ramp((end - opening.y) / (2 * opening.edge) + 0.5)
     return above * (1 - across.abs() ** 3) * _ramp((opening.gap - 0.03) / 0.06) * 0.9
 
 
 def _cracks(opening: Opening, width: float) -> torch.Tensor:
-    """1 between two teeth, the front ones' crack in the middle, falling to 0 within `width` of a tooth."""
+    """Return 1 between two teeth, falling to 0 within `width` of a tooth. One gap is in the middle of the mouth."""
     phase = opening.x / _TOOTH
     return torch.exp(-(((phase - phase.round()) / width) ** 2))
 

@@ -1,4 +1,4 @@
-"""Runs the float TFLite graphs of MediaPipe's face models with torch: batched, on any device."""
+"""Run the float TFLite graphs of MediaPipe's face models with torch, in batches, on any device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ _ACTIVATIONS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Interpreter:
-    """A model ready to run. Tensors between the steps are N, C, H, W in channels-last memory."""
+    """A loaded model. Tensors between the steps are N, C, H, W in channels-last memory."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         graph = read(path)
@@ -29,7 +29,7 @@ class Interpreter:
         self._spent = _last_uses(graph)
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """N, 3, size, size in the model's range -> its outputs, each N, ... in TFLite's order (channels last)."""
+        """Run N, 3, size, size in the model's range. Return its outputs, N, ... in TFLite's order (channels last)."""
         with torch.inference_mode():
             values = {self._graph.input: images.contiguous(memory_format=torch.channels_last)}
             for (output, run), spent in zip(self._steps, self._spent, strict=True):
@@ -40,7 +40,7 @@ class Interpreter:
 
 
 def _last_uses(graph: Graph) -> list[list[int]]:
-    """For each step the values that no later step reads, so that a batch's memory is given back early."""
+    """Return for each step the values that no later step reads, so that their memory can be freed early."""
     seen = {*graph.outputs, *graph.constants}
     spent: list[list[int]] = []
     for step in reversed(graph.steps):
@@ -55,7 +55,7 @@ def _nhwc(x: torch.Tensor) -> torch.Tensor:
 
 
 def _same(length: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TFLite's SAME padding before and after one axis; the odd pixel goes after."""
+    """Return TFLite's SAME padding before and after one axis; an odd pixel goes after."""
     total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
     return total // 2, total - total // 2
 
@@ -78,7 +78,7 @@ def _convolution(step: GraphStep, constants: Values) -> Operator:
     bias = constants[step.inputs[2]] if len(step.inputs) > 2 else None
     kernel, stride = (weight.shape[2], weight.shape[3]), options.StrideH()
     same = options.Padding() == 0
-    # with stride 1 and odd kernels SAME is symmetric: the convolution pads by itself, without a copy
+    # with stride 1 and odd kernels SAME is symmetric, so the convolution can pad without a copy
     inside = (kernel[0] // 2, kernel[1] // 2) if same and stride == 1 and kernel[0] % 2 == 1 else (0, 0)
     pad = _padder(same and inside == (0, 0), kernel, stride, 0.0)
     activate = _ACTIVATIONS[options.FusedActivationFunction()]

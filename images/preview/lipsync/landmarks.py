@@ -1,7 +1,7 @@
-"""Which of MediaPipe's 468 face points are used, by name. Numbering: MediaPipe's canonical face model.
+"""Name the face points that are used of MediaPipe's 468. Their numbering is that of MediaPipe's canonical face model.
 
-Only these points are kept of a frame (1.5 kB instead of 5.6), so that a long video's track fits in memory.
-Every name holds positions among the kept points. Lip rows run from the image-left corner to the right one.
+Only these points of a frame are kept (1.5 kB instead of 5.6), so that the track of a long video fits in memory.
+Every name holds indices among the kept points. Lip rows run from the image-left corner to the right one.
 """
 
 import torch
@@ -41,6 +41,6 @@ FACE_SKIN = _kept((205, 425, 50, 280))
 
 
 def openness(points: torch.Tensor) -> torch.Tensor:
-    """N, K, 3 -> N: the gap between the inner lips over the mouth's width. 0 shut, about 0.5 wide open."""
+    """Return the gap between the inner lips divided by the mouth's width, N: 0 is shut, about 0.5 is wide open."""
     gap = (points[:, LOWER_MIDDLE, :2] - points[:, UPPER_MIDDLE, :2]).norm(dim=-1)
     return gap / (points[:, RIGHT_CORNER, :2] - points[:, LEFT_CORNER, :2]).norm(dim=-1).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""The mouth's own coordinates in a picture (x along the lips, y down, in mouth widths), and the edges of its lips."""
+"""Mouth coordinates in a picture (x along the lips, y down, in mouth widths), and the edges of the lips in them."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 
 from .landmarks import LEFT_CORNER, LOWER_INNER, RIGHT_CORNER, UPPER_INNER
 
-_STEPS = 256  # of the table that a lip's edge is looked up in
+_STEPS = 256  # entries of the table that `LipEdge.at` reads
 
 
 @dataclass(frozen=True)
 class Axes:
-    """N frames: `middle` N, 2 pixels; `along` N, 2 of length 1; `unit` N, pixels to a mouth width."""
+    """Mouth coordinates of N frames. `middle`: N, 2 pixels; `along`: N, 2, unit vectors; `unit`: N, mouth width."""
 
     middle: torch.Tensor
     along: torch.Tensor
@@ -19,12 +19,12 @@ class Axes:
 
     @classmethod
     def of(cls, points: torch.Tensor, unit: torch.Tensor) -> "Axes":
-        """From the landmarks N, K, 2."""
+        """Return the axes through the mouth's corners, from the landmarks N, K, 2."""
         left, right = points[:, LEFT_CORNER], points[:, RIGHT_CORNER]
         return cls((left + right) / 2, _normal(right - left), unit)
 
     def local(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels, each N, ..., -> mouth coordinates."""
+        """Convert pixel coordinates, N, ... each, to mouth coordinates."""
         more = (slice(None),) + (None,) * (x.dim() - 1)
         cos, sin, unit = self.along[:, 0][more], self.along[:, 1][more], self.unit[more]
         dx, dy = x - self.middle[:, 0][more], y - self.middle[:, 1][more]
@@ -33,13 +33,16 @@ class Axes:
 
 @dataclass(frozen=True)
 class LipEdge:
-    """The inner edge of a lip, N, M points with x rising."""
+    """The inner edge of a lip in N frames: M points each, with rising x."""
 
     x: torch.Tensor
     y: torch.Tensor
 
     def at(self, x: torch.Tensor) -> torch.Tensor:
-        """y at x (N, ...), straight between the points and level beyond them. Through a table: x has many pixels."""
+        """Return y at x (N, ...): linear between the points, constant beyond them.
+
+        A table is faster than an interpolation for each x, because x has many pixels.
+        """
         low, high = self.x[:, :1], self.x[:, -1:]
         span = (high - low).clamp(min=1e-4)
         steps = low + span * torch.linspace(0, 1, _STEPS, device=x.device)
@@ -61,7 +64,7 @@ class Lips:
 
     @classmethod
     def of(cls, points: torch.Tensor, axes: Axes) -> "Lips":
-        """From the landmarks N, K, 2."""
+        """Return the inner edges of both lips, from the landmarks N, K, 2 in pixels."""
         upper, lower = (
             LipEdge(*_rising(*axes.local(*points[:, row].unbind(-1)))) for row in (UPPER_INNER, LOWER_INNER)
         )
@@ -73,7 +76,7 @@ class Lips:
 
 
 def _rising(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """On a head turned far to the side landmarks can fold over each other; the table needs x in order."""
+    """Sort points by x, as the table needs. On a head turned far to the side, landmarks can fold over each other."""
     order = x.argsort(1)
     return x.gather(1, order), y.gather(1, order)
 

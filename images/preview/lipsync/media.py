@@ -1,4 +1,4 @@
-"""The border to FFmpeg: opening a client's file safely, and its errors in the contract's words."""
+"""Open a client's file with FFmpeg safely, and map FFmpeg's errors to those of the container contract."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +9,17 @@ import av.container
 
 import jobkit
 
-# Demuxers for single files. Playlists and concat lists are left out: they would read other files of the machine.
+# Demuxers for single files. Playlists and concat lists are not allowed: they would read other files of the machine.
 _FORMATS = (
     "mov,mp4,matroska,webm,avi,flv,asf,mpeg,mpegts,ogg,wav,w64,mp3,aac,flac,aiff,amr,caf,"
     "gif,image2,jpeg_pipe,png_pipe,webp_pipe"
 )
-_OURS = (MemoryError, PermissionError)  # FFmpeg reports these too, and they are not the file's fault
+_OURS = (MemoryError, PermissionError)  # FFmpeg raises these too, but the file is not at fault
 
 
 @contextmanager
 def opened(path: Path, code: str) -> Iterator[av.container.InputContainer]:
-    """The file, open for reading; whatever FFmpeg finds wrong with it becomes `BadInput(code)`."""
+    """Yield the file, open for reading. FFmpeg's errors about its content become `BadInput(code)`."""
     with readable(path, code), av.open(path, options={"format_whitelist": _FORMATS}, metadata_errors="replace") as file:
         yield file
 

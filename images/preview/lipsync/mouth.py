@@ -1,6 +1,7 @@
-"""What the five curves do to a mouth: from a frame's own landmarks to those of the same face saying something else.
+"""Move a mouth by the five curves: from a frame's own landmarks to those of the same face saying something else.
 
-All in face space. Amounts are shares of the mouth's width at rest (`Face.unit`), chosen by eye on real clips.
+All points are in face space. Amounts are shares of the mouth's width at rest (`Face.unit`). They were chosen by eye on
+real clips.
 """
 
 from dataclasses import dataclass
@@ -22,20 +23,20 @@ from .landmarks import (
 )
 from .pose import Face
 
-_TO_REST = 0.35  # how far a frame's own mouth is drawn to the clip's rest: all the way would iron out its smiles
-_CHIN_SHARE = 0.8  # of a lip's way up when its mouth is closed
+_TO_REST = 0.35  # how far a frame's own mouth moves towards the clip's mouth at rest; 1 would remove its smiles
+_CHIN_SHARE = 0.8  # how far the chin rises when the mouth is closed, as a share of the lower lip's way
 _OPEN, _OPEN_ROUND = 0.30, 0.05
-_RAISED, _DROPPED = 0.15, 0.85  # how the opening is shared between the lips
+_RAISED, _DROPPED = 0.15, 0.85  # shares of the opening: the upper lip rises, the lower lip drops
 _JAW = 0.20
 _WIDER, _NARROWER, _NARROWER_OPEN = 0.10, 0.26, 0.05
-_POUT = 0.10  # rounded lips come forward
+_POUT = 0.10  # how far rounded lips move forward
 _PRESS, _TUCK = 0.03, 0.05
 _CORNER_DROP = 0.22
 
 
 @dataclass(frozen=True)
 class _Spoken:
-    """The curves as columns N, 1, and the gap between the lips that they ask for."""
+    """The curves as columns N, 1, and the gap between the lips and the width of the mouth that follow from them."""
 
     jaw: torch.Tensor
     wide: torch.Tensor
@@ -53,7 +54,7 @@ class _Spoken:
 
 
 def speaking(face: Face, shapes: torch.Tensor, curves: torch.Tensor, gain: float) -> torch.Tensor:
-    """The shapes (N, K, 3), whatever their mouths did, saying the curves (N, 5). `gain` scales the opening."""
+    """Return the shapes (N, K, 3) with mouths that follow the curves (N, 5) only. `gain` scales the opening."""
     spoken = _Spoken(*curves.T[..., None].clamp(0, 1))
     still = closed(face, shapes)
     moved = still.clone()
@@ -63,7 +64,7 @@ def speaking(face: Face, shapes: torch.Tensor, curves: torch.Tensor, gain: float
 
 
 def closed(face: Face, shapes: torch.Tensor) -> torch.Tensor:
-    """Each frame's own mouth shut by lower lip and jaw: this takes out what the person said when filmed."""
+    """Return the shapes with their mouths shut by lower lip and jaw. This removes what the person said when filmed."""
     still = shapes.clone()
     gaps = shapes[:, LOWER_INNER] - shapes[:, UPPER_INNER]
     still[:, LOWER_INNER] -= gaps
@@ -83,7 +84,7 @@ def _move_lips(face: Face, still: torch.Tensor, moved: torch.Tensor, spoken: _Sp
     line = (still[:, UPPER_INNER] + still[:, LOWER_INNER]) / 2
     pressed = _PRESS * spoken.shut
     lips = (
-        # row, from where, how far its middle moves, how much less towards the corners
+        # row of landmarks, its start, how far its middle moves, how much less it moves towards the corners
         (UPPER_OUTER, still[:, UPPER_OUTER], -0.87 * _RAISED * gap + 0.8 * pressed, 0.8),
         (UPPER_INNER, line, -_RAISED * gap, 1.0),
         (LOWER_INNER, line, _DROPPED * gap - _PRESS * spoken.tuck, 1.0),

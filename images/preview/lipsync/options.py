@@ -1,4 +1,4 @@
-"""The job's settings, checked by the edge against endpoint.toml and read here."""
+"""Read the job's settings. The edge has checked them against endpoint.toml."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

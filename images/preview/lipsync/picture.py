@@ -1,4 +1,4 @@
-"""One frame of the client's video, made upright, even-sized and YUV 4:2:0 whatever it was."""
+"""One frame of the client's video, converted from any format to upright YUV 4:2:0 of even size."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,12 +12,16 @@ import jobkit
 Bytes = npt.NDArray[np.uint8]
 _LARGEST = 8192 * 4320
 """Pixels of a source frame that are accepted: 8K."""
-_LIMITED = 1  # AVColorRange: what players expect of H.264
+_LIMITED = 1  # AVColorRange: limited range, which players expect in H.264
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all pictures of a clip share: upright even size, quarter turns to get there, and how to show it."""
+    """The properties that all pictures of a clip share.
+
+    `width` and `height`: even, after the `turns` quarter turns that make a frame upright. The rest tells players how to
+    show the pictures: pixel aspect ratio, colour matrix, primaries and transfer function.
+    """
 
     width: int
     height: int
@@ -29,7 +33,7 @@ class Shape:
 
     @classmethod
     def of(cls, frame: av.VideoFrame, pixel_aspect: Fraction | None, max_side: int) -> "Shape":
-        """The shape in which frames like this one are worked on. Raises BadInput where the frame is larger than 8K."""
+        """Return the working shape for frames like this one. Raises BadInput if the frame is larger than 8K."""
         if frame.width * frame.height > _LARGEST:
             size = f"{frame.width}x{frame.height}"
             raise jobkit.BadInput("input_too_large", f"the video is {size}, more than 8K; send a smaller one")
@@ -42,14 +46,14 @@ class Shape:
 
 
 class Picture:
-    """A decoded frame, converted only when asked."""
+    """A decoded frame of the client's video. Each call converts it to the format that it returns."""
 
     def __init__(self, frame: av.VideoFrame, shape: Shape) -> None:
         self._frame = frame
         self._shape = shape
 
     def planes(self) -> tuple[Bytes, Bytes]:
-        """Own copies of luma H, W and chroma 2, H/2, W/2; limited range."""
+        """Return copies of luma H, W and chroma 2, H/2, W/2, in limited range."""
         shape = self._shape
         width, height = _swapped(shape.width, shape.height, shape.turns)
         frame = self._frame.reformat(width, height, "yuv420p", dst_color_range=_LIMITED)
@@ -57,7 +61,7 @@ class Picture:
         return luma.copy(), np.stack(chroma)
 
     def rgb(self, side: int) -> Bytes:
-        """H, W, 3, the longer side at most `side`."""
+        """Return the picture as RGB, H, W, 3, with its longer side at most `side`."""
         shape = self._shape
         width, height = _swapped(*self.size(side), shape.turns)
         frame = self._frame.reformat(width, height, "rgb24")
@@ -65,13 +69,13 @@ class Picture:
         return np.rot90(rows.reshape(height, width, 3), shape.turns).copy()
 
     def size(self, side: int) -> tuple[int, int]:
-        """Width and height of `rgb(side)`."""
+        """Return the width and height of `rgb(side)`."""
         scale = min(1.0, side / max(self._shape.width, self._shape.height))
         return _even(self._shape.width * scale), _even(self._shape.height * scale)
 
 
 def _samples(plane: av.video.plane.VideoPlane, each: int = 1) -> Bytes:
-    """H, W * each: a plane's bytes without the padding at the end of its rows."""
+    """Return a plane's bytes without the padding at the end of its rows: H, W * each."""
     flat: Bytes = np.frombuffer(memoryview(plane), np.uint8)
     return flat.reshape(plane.height, plane.line_size)[:, : plane.width * each]
 

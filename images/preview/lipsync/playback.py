@@ -1,4 +1,4 @@
-"""Which picture is shown when: a clip shorter than the speech runs forward, then backward, so that nothing jumps."""
+"""Order the pictures of a clip. A clip shorter than the speech runs forward, then backward, so that nothing jumps."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,15 @@ import jobkit
 from .clip import Clip
 from .picture import Picture
 
-_HELD_BYTES = 256 << 20  # of decoded pictures while running backward: files decode forward only
-_DEEPEST = 6  # bytes a pixel of the widest formats that a decoder gives (16 bit 4:4:4)
+_HELD_BYTES = 256 << 20  # decoded pictures held in memory while running backward: files decode forward only
+_DEEPEST = 6  # bytes per pixel of the largest format that a decoder returns (16 bit 4:4:4)
 
 
 def back_and_forth(clip: Clip, length: int, total: int) -> Iterator[tuple[int, Picture]]:
-    """`total` pictures with their places in the clip, which has `length`."""
+    """Yield `total` pictures with their indices in the clip, which has `length` pictures.
+
+    Raises BadInput if the clip yields no picture when it is read again.
+    """
     given = 0
     while given < total:
         before = given
@@ -26,7 +29,7 @@ def back_and_forth(clip: Clip, length: int, total: int) -> Iterator[tuple[int, P
 
 
 def _round_trip(clip: Clip, length: int) -> Iterator[tuple[int, Picture]]:
-    """There and back, without the turning points twice."""
+    """Yield the pictures forward, then backward. The turning points are not repeated."""
     yield from enumerate(clip.pictures(0, length))
     held = max(1, _HELD_BYTES // (clip.source_pixels * _DEEPEST))
     for stop in range(length - 1, 1, -held):

@@ -1,4 +1,4 @@
-"""Head pose, and the face without it: landmarks seen from straight ahead, whichever way the head turns."""
+"""Estimate the head pose, and remove it from the landmarks: the face as seen from straight ahead."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ from .landmarks import (
     UPPER_MIDDLE,
 )
 
-_SAMPLE = 500  # frames from which a clip's own face is made out
-_SHUT_SHARE = 5  # the fifth of the frames in which the mouth is most shut shows it at rest
+_SAMPLE = 500  # number of frames from which the face of a clip is estimated
+_SHUT_SHARE = 5  # the fifth of the frames with the most closed mouth shows the mouth at rest
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Pose:
     shift: torch.Tensor
 
     def onto_frame(self, shapes: torch.Tensor) -> torch.Tensor:
-        """Face space, N, K, 3 -> frame pixels."""
+        """Convert points N, K, 3 from face space to frame pixels."""
         return self.scale[:, None, None] * (shapes @ self.rotation.transpose(1, 2)) + self.shift[:, None]
 
     def off_frame(self, points: torch.Tensor) -> torch.Tensor:
-        """Frame pixels, N, K, 3 -> face space."""
+        """Convert points N, K, 3 from frame pixels to face space."""
         return (points - self.shift[:, None]) @ self.rotation / self.scale[:, None, None]
 
 
@@ -43,8 +43,8 @@ class Pose:
 class Face:
     """One person's face in face space (x to the image's right, y down, origin between the eyes), K, 3 each.
 
-    `skull`: median over the clip, to find poses with. `rest`: with the mouth as shut as the clip shows it.
-    `unit`: the mouth's width at rest, which all mouth movements are measured in.
+    `skull`: median over the clip; poses are estimated with it. `rest`: median of the frames with the most closed mouth.
+    `unit`: width of the mouth at rest, the unit of all mouth movements.
     """
 
     skull: torch.Tensor
@@ -53,7 +53,7 @@ class Face:
 
     @classmethod
     def of(cls, points: torch.Tensor) -> "Face":
-        """From the landmarks of the frames that show the face, N, K, 3."""
+        """Estimate the face from the landmarks of the frames that show it, N, K, 3."""
         sample = points[:: max(1, len(points) // _SAMPLE)]
         skull = _straightened(sample[len(sample) // 2])
         for _ in range(2):
@@ -64,12 +64,12 @@ class Face:
         return cls(skull, rest, (rest[RIGHT_CORNER] - rest[LEFT_CORNER]).norm())
 
     def pose(self, points: torch.Tensor) -> Pose:
-        """The head's pose in each frame, from landmarks N, K, 3."""
+        """Return the head's pose in each frame, from landmarks N, K, 3."""
         return similarity(self.skull[SKULL], points[:, SKULL])
 
 
 def similarity(shape: torch.Tensor, points: torch.Tensor) -> Pose:
-    """The N similarities that bring K, 3 nearest to N, K, 3 in least squares (Umeyama 1991, equations 40-42)."""
+    """Return the N least-squares similarities from K, 3 to N, K, 3 (Umeyama 1991, equations 40-42)."""
     middle, middles = shape.mean(0), points.mean(1)
     centred = shape - middle
     covariance = (points - middles[:, None]).transpose(1, 2) @ centred
@@ -82,7 +82,7 @@ def similarity(shape: torch.Tensor, points: torch.Tensor) -> Pose:
 
 
 def smoothed(rows: torch.Tensor, sigma: float) -> torch.Tensor:
-    """N, ... averaged over time with a Gaussian of `sigma` frames; the ends are held."""
+    """Smooth rows N, ... over time with a Gaussian of `sigma` frames. The padding repeats the first and last row."""
     reach = max(1, int(3 * sigma))
     offsets = torch.arange(-reach, reach + 1, device=rows.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -91,7 +91,7 @@ def smoothed(rows: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def _straightened(points: torch.Tensor) -> torch.Tensor:
-    """One frame's landmarks turned so that the eyes are level and the face looks ahead."""
+    """Turn one frame's landmarks so that the eyes are level and the face looks straight ahead."""
     across = points[RIGHT_EYE] - points[LEFT_EYE]
     across = across / across.norm()
     down = points[CHIN] - points[FOREHEAD]

@@ -1,4 +1,4 @@
-"""A turned square of a frame: where a face is looked at, and the crop that shows it."""
+"""Rotated squares of a frame, and the crops that show a face upright to a net."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Regions:
 
     @classmethod
     def of(cls, rows: torch.Tensor) -> "Regions":
-        """From N, 4 rows of x, y, side, turn."""
+        """Return the regions of N rows of x, y, side and turn, N, 4."""
         return cls(rows[:, :2], rows[:, 2], rows[:, 3])
 
     @property
@@ -24,13 +24,13 @@ class Regions:
         return torch.cat([self.middle, self.side[:, None], self.turn[:, None]], 1)
 
     def out_of(self, points: torch.Tensor, size: int) -> torch.Tensor:
-        """N, K, 2 pixels of a size x size crop -> frame pixels."""
+        """Convert pixels N, K, 2 of a size x size crop to frame pixels."""
         centred = (points - size / 2) * (self.side / size)[:, None, None]
         return centred @ _turning(self.turn).transpose(1, 2) + self.middle[:, None]
 
 
 def crop(frames: torch.Tensor, regions: Regions, size: int) -> torch.Tensor:
-    """N, 3, H, W -> N, 3, size, size; what lies outside the frame is black."""
+    """Return the crops, N, 3, size, size, of frames N, 3, H, W. Places outside the frame are black."""
     axis = torch.arange(size, device=frames.device) + 0.5
     ys, xs = torch.meshgrid(axis, axis, indexing="ij")
     pixels = torch.stack([xs, ys], -1).reshape(1, -1, 2).expand(len(frames), -1, -1)
@@ -40,7 +40,7 @@ def crop(frames: torch.Tensor, regions: Regions, size: int) -> torch.Tensor:
 
 
 def around(points: torch.Tensor, left_eye: torch.Tensor, right_eye: torch.Tensor, margin: float) -> Regions:
-    """The squares upright to the eyes that hold each frame's points (N, K, 2), `margin` times as large as they need."""
+    """Return squares around each frame's points (N, K, 2), aligned with the eyes, `margin` times as large as needed."""
     along = right_eye - left_eye
     turn = torch.atan2(along[:, 1], along[:, 0])
     upright = points @ _turning(turn)

@@ -1,4 +1,4 @@
-"""Draws the wanted mouth into a batch of faces: warp the box about it, then redo the lips and what is between them."""
+"""Draw the wanted mouth into a batch of faces: warp the box around the face, then redraw the lips and the inside."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from .mouth import speaking
 from .pose import Face, Pose
 from .teeth import Teeth, skull_axes
 
-_FINEST = 160  # pixels a side in which the mouth's inside is painted: a large face must not cost more
+_FINEST = 160  # resolution limit, in pixels a side, for painting the mouth's inside: bounds the cost of a large face
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Square cuts of N frames, 0..1: `luma` N, 1, side, side; `chroma` N, 2, side/2, side/2."""
+    """Square sections of N frames, 0..1: `luma` N, 1, side, side; `chroma` N, 2, side/2, side/2."""
 
     luma: torch.Tensor
     chroma: torch.Tensor
@@ -27,13 +27,13 @@ class Boxes:
         return int(self.luma.shape[-1])
 
     def at(self, where: torch.Tensor) -> torch.Tensor:
-        """Y'CbCr at N, H, W, 2 (grid_sample's coordinates): N, 3, H, W."""
+        """Return Y'CbCr, N, 3, H, W, at the positions N, H, W, 2 (grid_sample's coordinates)."""
         return torch.cat([_sampled(self.luma, where), _sampled(self.chroma, where)], 1)
 
 
 @dataclass(frozen=True)
 class Person:
-    """What a clip tells of its person, and how widely to open the mouth."""
+    """The person in a clip. `teeth`: None if the clip does not show them. `gain` scales the opening of the mouth."""
 
     face: Face
     teeth: Teeth | None
@@ -42,7 +42,7 @@ class Person:
 
 @dataclass(frozen=True)
 class RenderBatch:
-    """One batch: boxes, landmarks N, K, 3 in box pixels, curves N, 5, and how much of it all to show, N in 0..1."""
+    """One batch: boxes, landmarks N, K, 3 in box pixels, curves N, 5, and the strength of the change, N in 0..1."""
 
     boxes: Boxes
     points: torch.Tensor
@@ -51,7 +51,7 @@ class RenderBatch:
 
 
 def render(scene: RenderBatch, person: Person, window: int) -> Boxes:
-    """The boxes with their mouths saying the curves. `window`: side of the square about the mouth that is redone."""
+    """Return the boxes with mouths that follow the curves. `window`: side of the square around the mouth, redrawn."""
     pose = person.face.pose(scene.points)
     shapes = pose.off_frame(scene.points)
     wanted = speaking(person.face, shapes, scene.curves, person.gain)
@@ -78,7 +78,7 @@ class _Mouth:
 
 
 def _redo_mouth(moved: Boxes, scene: RenderBatch, person: Person, mouth: _Mouth, window: int) -> None:
-    """Writes the window about the mouth, sampled on either side of the lips, and the inside, into the moved boxes."""
+    """Draw the window around the mouth into the moved boxes: skin above and below the lips' line, and the inside."""
     side = scene.boxes.side
     corners = ((mouth.axes.middle - window / 2) / 2).round().clamp(0, (side - window) // 2).long() * 2
     pixels = _pixels(corners, window, 1)
@@ -97,7 +97,7 @@ def _redo_mouth(moved: Boxes, scene: RenderBatch, person: Person, mouth: _Mouth,
 
 
 def _pixels(corners: torch.Tensor, window: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and y of the window's pixels, or of the middles of step x step of them, N, size, size each."""
+    """Return x and y of the window's pixels (of blocks of step x step pixels: their middles), N, size, size each."""
     size = window // step
     axis = (torch.arange(size, device=corners.device) + 0.5) * (window / size)
     across = (corners[:, 0, None] + axis)[:, None, :].expand(-1, size, -1)
@@ -107,7 +107,7 @@ def _pixels(corners: torch.Tensor, window: int, step: int) -> tuple[torch.Tensor
 def _inside(
     scene: RenderBatch, person: Person, mouth: _Mouth, pixels: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """The mouth's inside at these pixels, lips or not, N, 3, H, W."""
+    """Return the colours of the mouth's inside at all `pixels`, even where the lips will cover it. N, 3, H, W."""
     opening = _opening(person.face, mouth, *mouth.axes.local(*pixels))
     lip, flesh = (colour.to_rgb(_colour(scene, row)) for row in (LIP_SKIN, FACE_SKIN))
     inside = interior.painted(opening, lip, flesh, with_teeth=person.teeth is None)
@@ -119,7 +119,7 @@ def _inside(
 
 
 def _opening(face: Face, mouth: _Mouth, x: torch.Tensor, y: torch.Tensor) -> interior.Opening:
-    """x and y in mouth coordinates."""
+    """Return the opening between the lips, for pixels at x and y in mouth coordinates."""
     roots = mouth.pose.onto_frame(face.rest[UPPER_MIDDLE].expand(len(x), 1, 3))[:, 0, :2]
     _, teeth = mouth.axes.local(*roots[:, None, None].unbind(-1))
     left, right = (corner[:, None, None] for corner in mouth.lips.corners)
@@ -128,7 +128,7 @@ def _opening(face: Face, mouth: _Mouth, x: torch.Tensor, y: torch.Tensor) -> int
 
 
 def _colour(scene: RenderBatch, row: list[int]) -> torch.Tensor:
-    """The mean colour of some landmarks, Y'CbCr, N, 3."""
+    """Return the mean colour at a row of landmarks, Y'CbCr, N, 3."""
     spots = scene.points[:, None, row, :2] * (2 / scene.boxes.side) - 1
     return scene.boxes.at(spots).mean((2, 3))
 

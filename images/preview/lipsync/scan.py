@@ -1,4 +1,4 @@
-"""The first pass over a clip: where the face is in every picture, and the picture that shows most of its teeth."""
+"""The first pass over a clip: find the face in every picture, and the picture that shows the most of its teeth."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,16 +18,19 @@ from .pose import Face, smoothed
 from .teeth import MIN_OPENNESS, Teeth
 from .tracker import tracks
 
-_SIDE = 640  # the nets look at crops of 192 pixels: more than this is not seen
+_SIDE = 640  # the nets read crops of 192 pixels, so a larger picture would not help them
 _BATCH = 11  # two stretches between detections
-_STEADY = 1.0  # frames: landmarks jitter from frame to frame
+_STEADY = 1.0  # frames, sigma of the smoothing: landmarks jitter from frame to frame
 _ENOUGH = 0.2  # share of the pictures that must show a face
-_FADE = 2  # pictures before and after a loss of the face in which the drawing goes
+_FADE = 2  # the drawing fades out and in over this many pictures before and after a loss of the face
 
 
 @dataclass(frozen=True)
 class Scan:
-    """`points` N, K, 3 in the result's pixels (a neighbour's where the face is lost); `strength` N, 0 there, else 1."""
+    """The face in N pictures. `points`: N, K, 3 in the result's pixels. `strength`: N, how much to draw, 0..1.
+
+    Where the face is lost, `strength` is 0 and the points are those of the nearest picture that shows it.
+    """
 
     points: torch.Tensor
     strength: torch.Tensor
@@ -37,7 +40,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class _Widest:
-    """The picture with the mouth most open so far, and its landmarks, K, 3."""
+    """The picture with the widest open mouth so far, and its landmarks, K, 3."""
 
     openness: float
     picture: Picture
@@ -45,7 +48,10 @@ class _Widest:
 
 
 def scan(clip: Clip, limit: int, engine: PreviewEngine, tell: Callable[[int], None]) -> Scan:
-    """Tracks the first `limit` pictures. Raises BadInput: no_face, unreadable_video. `tell` hears how many are done."""
+    """Track the face in the first `limit` pictures. Raises BadInput (no_face, unreadable_video).
+
+    `tell` gets the number of pictures done.
+    """
     batches, chunks = tee(_batches(clip.pictures(0, limit)))
     widest: _Widest | None = None
     points, found, done = [], [], 0
@@ -71,13 +77,13 @@ def _batches(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
 
 
 def _frames(batch: list[Picture], device: torch.device) -> torch.Tensor:
-    """N, 3, H, W in 0..1."""
+    """Return small copies of the pictures as RGB, N, 3, H, W in 0..1."""
     stacked = torch.from_numpy(np.stack([picture.rgb(_SIDE) for picture in batch])).to(device)
     return stacked.permute(0, 3, 1, 2).float() / 255
 
 
 def _scale(picture: Picture, shape: Shape, device: torch.device) -> torch.Tensor:
-    """From the pixels of the small copies to those of the result; depth goes with the width."""
+    """Return the factors (x, y, z) from pixels of the small copies to pixels of the result. Depth scales with width."""
     width, height = picture.size(_SIDE)
     across, down = shape.width / width, shape.height / height
     return torch.tensor([across, down, across], device=device)
@@ -100,7 +106,7 @@ def _teeth(widest: _Widest | None, face: Face, device: torch.device) -> Teeth | 
 
 
 def _nearest(seen: torch.Tensor) -> torch.Tensor:
-    """For every picture the nearest one that shows the face: N indices."""
+    """Return for every picture the index of the nearest one that shows the face, N."""
     places = torch.where(seen)[0]
     now = torch.arange(len(seen))
     after = torch.searchsorted(places, now).clamp(max=len(places) - 1)
@@ -110,7 +116,7 @@ def _nearest(seen: torch.Tensor) -> torch.Tensor:
 
 
 def _strength(seen: torch.Tensor) -> torch.Tensor:
-    """1 where the face is seen, 0 where it is not, a ramp of _FADE pictures on the seen side."""
+    """Return 1 where the face is seen and 0 where it is not, with a ramp of _FADE pictures on the seen side."""
     size = 2 * _FADE + 1
     lost = F.max_pool1d(1 - seen.float()[None, None], size, 1, _FADE)
     ramp = F.avg_pool1d(F.pad(1 - lost, (_FADE, _FADE), mode="replicate"), size, 1)

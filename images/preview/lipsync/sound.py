@@ -1,4 +1,4 @@
-"""The client's speech: as samples for the net, and resampled for the result."""
+"""Read the client's speech: as samples for the net, and resampled for the result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ _CODE = "unreadable_audio"
 
 
 def samples(path: Path, longest_s: float) -> Iterator[torch.Tensor]:
-    """Blocks of the recording, mono at RATE, -1..1. Raises BadInput: unreadable_audio, input_too_large."""
+    """Yield the recording in blocks, mono at RATE, -1..1. Raises BadInput (unreadable_audio, input_too_large)."""
     room = longest_s * RATE
     with _open(path) as (file, stream):
         for frame in _resampled(file, stream, av.AudioResampler("flt", "mono", RATE)):
@@ -32,13 +32,13 @@ def samples(path: Path, longest_s: float) -> Iterator[torch.Tensor]:
 
 
 def frames(path: Path, layout: str, size: int) -> Iterator[av.AudioFrame]:
-    """The recording for the result: `size` samples a frame (the last may be shorter), OUT_RATE, planar float."""
+    """Yield the recording for the result: planar float at OUT_RATE, `size` samples a frame (fewer in the last)."""
     with _open(path) as (file, stream):
         yield from _resampled(file, stream, av.AudioResampler("fltp", layout, OUT_RATE, frame_size=size))
 
 
 def layout(path: Path) -> str:
-    """`mono`, or `stereo` for everything that has more."""
+    """Return `mono`, or `stereo` for a recording with more than one channel."""
     with _open(path) as (_, stream):
         return "mono" if stream.codec_context.channels == 1 else "stereo"
 
@@ -47,7 +47,7 @@ def _resampled(
     file: av.container.InputContainer, stream: av.audio.stream.AudioStream, resampler: av.AudioResampler
 ) -> Iterator[av.AudioFrame]:
     for frame in file.decode(stream):
-        frame.pts = None  # gaps in the timestamps would be filled with silence and shift the lips
+        frame.pts = None  # otherwise gaps in the timestamps would be filled with silence, and the lips be late
         yield from resampler.resample(frame)
     yield from resampler.resample(None)
 

@@ -1,12 +1,12 @@
-"""Thin-plate splines (Bookstein 1989): the smoothest field that moves some points as told."""
+"""Thin-plate splines (Bookstein 1989): the smoothest field that moves some points by given amounts."""
 
 import torch
 
-_STIFFNESS = 2e-3  # landmarks jitter: the field may miss them by a little
+_STIFFNESS = 2e-3  # lets the field miss the targets a little, because landmarks jitter
 
 
 def field(targets: torch.Tensor, moves: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """The field with value `moves` (N, K, 2) at `targets` (N, K, 2), read at `where` (N, G, 2). N, G, 2.
+    """Return the field with value `moves` (N, K, 2) at `targets` (N, K, 2), evaluated at `where` (N, G, 2): N, G, 2.
 
     Coordinates should be of order 1: the radial function's scale and the stiffness assume it.
     """
@@ -21,7 +21,10 @@ def field(targets: torch.Tensor, moves: torch.Tensor, where: torch.Tensor) -> to
 
 
 def _bend(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """r^2 log r^2 between all of a (N, A, 2) and b (N, B, 2), the squares by the product rule: three times as fast."""
+    """Return r^2 log r^2 between all points of a (N, A, 2) and b (N, B, 2).
+
+    r^2 is computed as a^2 - 2ab + b^2, which is three times as fast as subtracting first.
+    """
     lengths = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None]
     squares = torch.baddbmm(lengths, a, b.transpose(1, 2), alpha=-2).clamp_(min=1e-9)
     return squares.log().mul_(squares)

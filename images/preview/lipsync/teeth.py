@@ -1,4 +1,4 @@
-"""A person's own teeth, cut from the frame in which the mouth is widest open and kept fixed to the skull."""
+"""A person's own teeth, cut from the frame with the widest open mouth and drawn fixed to the skull."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ from .pose import Face, Pose
 MIN_OPENNESS = 0.07
 """Of the frame that is cut from: below it there is nothing to see."""
 _ROWS, _COLUMNS = 96, 160
-_WIDTH, _ABOVE, _BELOW = 1.25, 0.30, 0.45  # of the cutting, in mouth widths about the middle of the lips at rest
+_WIDTH, _ABOVE, _BELOW = 1.25, 0.30, 0.45  # size of the cut, in mouth widths around the middle of the lips at rest
 _TEETH_SHARE, _AS_BRIGHT = 0.6, 0.75  # teeth show if two fifths of the inside are nearly as bright as the skin
-_INSET, _SOFT = 0.025, 0.03  # what is so near a lip is lip
+_INSET, _SOFT = 0.025, 0.03  # places closer to the lip's edge than the inset count as lip; then a soft transition
 
 
 @dataclass(frozen=True)
 class Teeth:
-    """`pixels`: 4, rows, columns: Y'CbCr and how surely it is the mouth's inside."""
+    """The cut picture. `pixels`: 4, rows, columns: Y'CbCr, and the certainty 0..1 that it is the mouth's inside."""
 
     pixels: torch.Tensor
 
     @classmethod
     def seen(cls, yuv: torch.Tensor, points: torch.Tensor, face: Face) -> "Teeth | None":
-        """From one frame, 3, H, W, and its landmarks K, 3 in that frame's pixels; None if no teeth show in it."""
+        """Cut the teeth from one frame, 3, H, W, with its landmarks K, 3 in frame pixels. None if it shows no teeth."""
         place = skull_axes(face, face.pose(points[None]))
         device = yuv.device
         xs = ((torch.arange(_COLUMNS, device=device) + 0.5) / _COLUMNS - 0.5) * _WIDTH
@@ -48,20 +48,20 @@ class Teeth:
         return cls(torch.cat([colours, sure[None]]))
 
     def shown(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Colours N, 3, H, W and certainty N, 1, H, W at places in skull axes (N, H, W each)."""
+        """Return colours N, 3, H, W and certainty N, 1, H, W at x and y in skull axes (N, H, W each)."""
         where = torch.stack([2 * x / _WIDTH, 2 * (y + _ABOVE) / (_ABOVE + _BELOW) - 1], -1)
         patch = F.grid_sample(self.pixels.expand(len(x), -1, -1, -1), where, align_corners=False)
         return patch[:, :3], patch[:, 3:]
 
 
 def _luma(yuv: torch.Tensor, spots: torch.Tensor) -> torch.Tensor:
-    """Luma at K, 2 pixels."""
+    """Return the luma of one frame, 3, H, W, at K positions, K, 2 in pixels."""
     extent = torch.tensor([yuv.shape[2], yuv.shape[1]], device=yuv.device)
     return F.grid_sample(yuv[None, :1], (spots / extent * 2 - 1)[None, None], align_corners=False)[0, 0, 0]
 
 
 def skull_axes(face: Face, pose: Pose) -> Axes:
-    """Mouth coordinates that stay with the skull while lips and jaw move: about the middle of the lips at rest."""
+    """Return mouth coordinates that follow the skull, not the lips and the jaw. Origin: middle of the lips at rest."""
     corners = face.rest[[LEFT_CORNER, RIGHT_CORNER, UPPER_MIDDLE, LOWER_MIDDLE]].mean(0)
     middle = pose.onto_frame(corners.expand(len(pose.scale), 1, 3))[:, 0, :2]
     along = pose.rotation[:, :2, 0]

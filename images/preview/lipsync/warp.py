@@ -1,4 +1,4 @@
-"""Where each pixel of a face comes from when its mouth moves: one field above the lips' line, one below it."""
+"""Compute where each pixel of a face comes from when its mouth moves: one field above the lips' line, one below it."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ from .landmarks import (
 )
 from .lips import Axes, Lips
 
-_NODES = 44  # of the fields' grid, a side: a cell is about a twentieth of a mouth
-_FADE = 0.12  # share of the box over which the movement dies away towards its border
-_SEAM, _SEAM_GROWS = 1.0, 0.6  # pixels over which one field passes into the other at the lips; wider beyond the corners
+_NODES = 44  # nodes a side of the fields' grid: a cell is about a twentieth of a mouth
+_FADE = 0.12  # share of the box over which the movement fades to zero towards its border
+_SEAM, _SEAM_GROWS = 1.0, 0.6  # width in pixels of the blend between the fields at the lips; wider beyond the corners
 _AROUND = JAW_LINE + CHEEKS + CHIN_SKIN
 _UPPER = _AROUND + UPPER_OUTER + UPPER_INNER[1:-1]
 _LOWER = _AROUND + LOWER_OUTER + LOWER_INNER[1:-1]
@@ -27,9 +27,9 @@ _LOWER = _AROUND + LOWER_OUTER + LOWER_INNER[1:-1]
 
 @dataclass(frozen=True)
 class Fields:
-    """Displacements in shares of half the box (what grid_sample counts in), N, 2, nodes, nodes, edges included.
+    """Displacements in shares of half the box (grid_sample's unit), N, 2, nodes, nodes; the grid includes the edges.
 
-    `upper` and `lower` hold on their side of the lips; `whole` joins them and is right everywhere but near the mouth.
+    `upper` and `lower` are valid on their side of the lips. `whole` blends them and is valid except near the mouth.
     """
 
     upper: torch.Tensor
@@ -38,7 +38,10 @@ class Fields:
 
 
 def fields(source: torch.Tensor, target: torch.Tensor, axes: Axes, lips: Lips, side: int) -> Fields:
-    """Landmarks as filmed and as wanted, N, K, 2 in pixels of a box of `side`; lips as wanted."""
+    """Return the fields that move the landmarks `source` to `target`, N, K, 2 in pixels of a box of `side`.
+
+    `lips` are the wanted lips.
+    """
     nodes = _nodes(side, source.device)
     fade = _fade(nodes, side)
     upper, lower = (_field(source, target, row, axes, side) * fade for row in (_UPPER, _LOWER))
@@ -49,7 +52,7 @@ def fields(source: torch.Tensor, target: torch.Tensor, axes: Axes, lips: Lips, s
 
 
 def below(x: torch.Tensor, y: torch.Tensor, lips: Lips, axes: Axes) -> torch.Tensor:
-    """How much of the lower field each place takes, 0..1; x and y in mouth coordinates, N, H, W."""
+    """Return the share of the lower field at each place, 0..1. x and y: mouth coordinates, N, H, W."""
     left, right = (corner[:, None, None] for corner in lips.corners)
     outside = torch.maximum(left - x, x - right).clamp(min=0)
     width = _SEAM / axes.unit[:, None, None] + _SEAM_GROWS * outside
@@ -58,9 +61,9 @@ def below(x: torch.Tensor, y: torch.Tensor, lips: Lips, axes: Axes) -> torch.Ten
 
 
 def dense(field: torch.Tensor, size: int) -> torch.Tensor:
-    """A field's sampling positions for a size x size picture of the box, N, size, size, 2.
+    """Return a field's sampling positions for a size x size picture of the box, N, size, size, 2.
 
-    Drawing straight between nodes is two small matrix products, several times as fast as F.interpolate.
+    Linear interpolation by two small matrix products is several times as fast as F.interpolate.
     """
     nodes = torch.linspace(-1, 1, _NODES, device=field.device)
     positions = field + torch.stack(torch.meshgrid(nodes, nodes, indexing="xy"))
@@ -70,7 +73,7 @@ def dense(field: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _field(source: torch.Tensor, target: torch.Tensor, moving: list[int], axes: Axes, side: int) -> torch.Tensor:
-    """N, 2, nodes, nodes in pixels: from a place in the result back to where it was filmed."""
+    """Return displacements in pixels, N, 2, nodes, nodes, from a place in the result to where it was filmed."""
     border = _border(side, source.device).expand(len(source), -1, -1)
     there = torch.cat([target[:, moving], source[:, STILL], border], 1)
     here = torch.cat([source[:, moving], source[:, STILL], border], 1)
@@ -90,14 +93,14 @@ def _nodes(side: int, device: torch.device) -> torch.Tensor:
 
 
 def _fade(nodes: torch.Tensor, side: int) -> torch.Tensor:
-    """1 inside, 0 on the border, smooth in between."""
+    """Return a factor that is 1 inside, 0 on the border and smooth in between."""
     inward = torch.minimum(nodes, side - nodes).amin(-1) / (_FADE * side)
     ramp = inward.clamp(0, 1)
     return ramp * ramp * (3 - 2 * ramp)
 
 
 def _border(side: int, device: torch.device) -> torch.Tensor:
-    """Sixteen points around the box, which stay."""
+    """Return sixteen points on the border of the box, which must not move."""
     steps = torch.arange(4, device=device) * (side / 4)
     low, high = torch.zeros(4, device=device), torch.full((4,), float(side), device=device)
     edges = ((steps, low), (high, steps), (side - steps, high), (low, side - steps))

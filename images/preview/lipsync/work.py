@@ -1,4 +1,4 @@
-"""One job, a straight line: hear the speech, find the face, draw each picture, write the file."""
+"""Run one job step by step: read the speech, find the face, draw each picture, write the file."""
 
 import time
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from .scan import scan
 
 RESULT = "result.mp4"
 _LONGEST_S = 2 * 3600
-_SCANNED = 0.3  # of the progress, when every picture has been looked at
+_SCANNED = 0.3  # the job's progress when the first pass is done
 
 
 def work(job: jobkit.Job, engine: PreviewEngine) -> dict[str, Any]:
-    """Writes result.mp4 and returns what it is. Raises BadInput: see endpoint.toml for the codes."""
+    """Write result.mp4 and return its properties. Raises BadInput with the codes in endpoint.toml."""
     options = PreviewOptions.of(job.input)
     coding = options.coding
     heard = _heard(job, engine)
@@ -65,6 +65,6 @@ def _heard(job: jobkit.Job, engine: PreviewEngine) -> features.Features:
 
 
 def _teller(job: jobkit.Job, stage: str, span: tuple[float, float], total: int) -> Callable[[int], None]:
-    """Says how far a stage is that covers this span of the job."""
+    """Return a callback that reports the progress of a stage, which covers `span` of the job."""
     start, end = span
     return lambda done: job.progress(start + (end - start) * done / total, stage, done, total)

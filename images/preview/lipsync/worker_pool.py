@@ -1,7 +1,7 @@
-"""Work on several pieces at once, results in order.
+"""Work on several pieces at once, and return the results in order.
 
-On the CPU every piece is computed by one thread and the cores share out the pieces. Torch's own way, all cores on every
-small operation, waits at each of them for the slowest core, and was up to ten times slower on a busy machine.
+On the CPU each piece is computed by one thread, and the cores work on different pieces. Torch uses all cores for every
+small operation and waits each time for the slowest core. That was up to ten times slower on a busy machine.
 """
 
 from collections import deque
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 class WorkerPool:
-    """Threads that outlive the calls. `count`: 1 where a card does the work."""
+    """Threads that are kept between calls. `count`: 1 if a card does the work."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
 
     def ordered(self, work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
-        """work(piece) for each piece; at most one piece more than there are lanes is taken ahead of the results."""
+        """Yield work(piece) for each piece, in order. At most one piece more than there are threads is taken ahead."""
         ahead: deque[Future[Result]] = deque()
         try:
             for piece in pieces:
@@ -38,5 +38,5 @@ class WorkerPool:
 
 
 def _without_gradients(work: Callable[[Piece], Result], piece: Piece) -> Result:
-    with torch.inference_mode():  # holds for one thread only
+    with torch.inference_mode():  # applies to the current thread only
         return work(piece)

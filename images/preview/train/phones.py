@@ -1,11 +1,11 @@
-"""What each of flite's phones does to a mouth, and the curves that a timed list of phones makes."""
+"""Map each of flite's phones to a mouth shape, and a timed list of phones to curves."""
 
 import torch
 import torch.nn.functional as F
 
 FRAMES_PER_S = 100
 # phone: jaw, wide, round, shut, tuck. Jaw heights follow vowel height (open vowels 1, sibilants nearly shut),
-# wide and round the spread and rounded vowels of English; the values are estimates, no speaker was measured.
+# wide and round follow the spread and rounded vowels of English. The values are estimates; no speaker was measured.
 _SHAPES: dict[tuple[str, ...], tuple[float, float, float, float, float]] = {
     ("pau",): (0, 0, 0, 0, 0),
     ("aa",): (0.9, 0.1, 0, 0, 0),
@@ -34,12 +34,12 @@ _SHAPES: dict[tuple[str, ...], tuple[float, float, float, float, float]] = {
     ("b", "m", "p"): (0.02, 0, 0.1, 1, 0),
 }
 _SHAPE = {phone: shape for phones, shape in _SHAPES.items() for phone in phones}
-_SLOW_S, _QUICK_S = 0.035, 0.020  # how far a shape spreads into its neighbours: vowels more than closures
-_CLOSURE_GAIN = 1.15  # a closure is short: spreading must not keep the lips from meeting
+_SLOW_S, _QUICK_S = 0.035, 0.020  # how far a shape spreads into its neighbours: vowels farther than closures
+_CLOSURE_GAIN = 1.15  # a closure is short; without the gain, spreading would keep the lips from meeting
 
 
 def curves(phones: list[tuple[str, float]], frames: int, stretch: float = 1.0) -> torch.Tensor:
-    """frames, 5 at 100 Hz from (phone, end in seconds) pairs; `stretch` is how much longer the audio was made."""
+    """Return the curves, frames, 5 at 100 Hz, of (phone, end in seconds) pairs. `stretch`: factor of the duration."""
     shapes = torch.tensor([_SHAPE[phone] for phone, _ in phones])
     ends = torch.tensor([end * stretch for _, end in phones])
     now = torch.arange(frames) / FRAMES_PER_S

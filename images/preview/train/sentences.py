@@ -1,4 +1,4 @@
-"""An endless supply of plain English sentences of our own, so that no one's text is in the weights."""
+"""Generate plain English sentences without end, so that the weights contain no text of another author."""
 
 import random
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ broke, should I wash"""
 
 
 def sentences(dice: random.Random) -> Iterator[str]:
-    """Different sentences without end, 4 to 20 words each."""
+    """Yield different sentences without end, 4 to 20 words each."""
     seen: set[str] = set()
     while True:
         sentence = _sentence(dice)

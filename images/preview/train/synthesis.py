@@ -1,4 +1,4 @@
-"""Speech with its phones' times: sentences spoken by flite, and what a microphone or a room would do to them."""
+"""Synthesise speech with the times of its phones: sentences by flite, and the effects of a microphone or a room."""
 
 import random
 import subprocess
@@ -23,7 +23,7 @@ class Utterance:
 
 
 def speak(sentence: str, voice: str, folder: Path) -> Utterance:
-    """One sentence in one of flite's voices. Raises CalledProcessError where flite refuses."""
+    """Speak one sentence in one of flite's voices. Raises CalledProcessError if flite fails."""
     path = folder / f"{voice}.wav"
     argv = ["flite", "-voice", voice, "-psdur", "-t", sentence, "-o", str(path)]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
@@ -40,12 +40,12 @@ def _read(path: Path) -> torch.Tensor:
 
 
 def stretched(samples: torch.Tensor, factor: float) -> torch.Tensor:
-    """Resampled: a factor above 1 is a slower and deeper speaker."""
+    """Resample the speech. A factor above 1 makes a slower and deeper speaker."""
     return F.interpolate(samples[None, None], size=int(len(samples) * factor), mode="linear")[0, 0]
 
 
 def roughened(samples: torch.Tensor, dice: random.Random) -> torch.Tensor:
-    """Another tone, loudness, noise and, sometimes, an echo."""
+    """Change the tone and the loudness, and add noise and, sometimes, an echo."""
     tilt = dice.uniform(-0.6, 0.6)
     samples = torch.cat([samples[:1], samples[1:] + tilt * samples[:-1]])
     samples = samples / samples.abs().max() * dice.uniform(0.1, 0.9)
@@ -58,7 +58,7 @@ def roughened(samples: torch.Tensor, dice: random.Random) -> torch.Tensor:
 
 
 def wordless(length: int, dice: random.Random) -> torch.Tensor:
-    """Sound that is not speech: a steady chord of pure tones, or noise of some colour."""
+    """Return sound that is not speech: a steady chord of pure tones, or coloured noise."""
     seconds = torch.arange(length) / RATE
     if dice.random() < 0.6:
         tones = [dice.uniform(60, 4000) for _ in range(dice.randint(1, 4))]

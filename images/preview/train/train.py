@@ -1,6 +1,6 @@
-"""Makes lipsync/mouth.pt: `nice python3 train/train.py [--utterances 1000] [--epochs 8]`. Needs flite on PATH.
+"""Train lipsync/mouth.pt: `nice python3 train/train.py [--utterances 1000] [--epochs 8]`. Needs flite on PATH.
 
-Prints the correlation of each curve with the labels on held-out sentences, none of which was trained on.
+Prints the correlation of each curve with the labels on held-out sentences, which were not used for training.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from lipsync.voice import CURVES, WEIGHTS, MouthNet
 
 HELD_OUT = 60
 BATCH, CLIP = 32, 200  # utterances a step; mel frames of each
-NON_SPEECH = 0.08  # share of examples without a voice: hum and hiss leave the mouth shut
-WEIGHT = torch.tensor([2.0, 1.0, 1.0, 1.5, 1.0])  # the eye misses a jaw or a closure that is off before all else
+NON_SPEECH = 0.08  # share of examples without a voice, which teach the net to keep the mouth shut on hum and hiss
+WEIGHT = torch.tensor([2.0, 1.0, 1.0, 1.5, 1.0])  # viewers notice errors of the jaw and of closures first
 CPU = torch.device("cpu")
 
 
 def example(said: Utterance, dice: random.Random | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised mel and wanted curves of one utterance; with dice, of a varied copy of it."""
+    """Return the normalised mel and the wanted curves of one utterance; with `dice`, of a varied copy of it."""
     if dice is None:
         heard = extract([said.samples], CPU).normalised()
         return heard, curves(said.phones, len(heard))
@@ -44,7 +44,7 @@ def example(said: Utterance, dice: random.Random | None) -> tuple[torch.Tensor, 
 
 
 def clip(mel: torch.Tensor, wanted: torch.Tensor, dice: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """CLIP frames from anywhere in the example, padded with silence where it is shorter."""
+    """Return CLIP frames from a random place in the example, padded with silence if it is shorter."""
     short = max(0, CLIP - len(mel))
     mel, wanted = F.pad(mel, (0, 0, 0, short), value=-4.0), F.pad(wanted, (0, 0, 0, short))
     start = dice.randint(0, len(mel) - CLIP)
