@@ -1,4 +1,4 @@
-"""PUT of 1 GB with digest check against sha256sum of it, and GET with Range, through the real edge."""
+"""Compare a PUT of 1 GB with digest check to sha256sum of the same file; measure a GET with Range. Uses a real edge."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ AIM = 0.6
 
 
 def _put(port: int, key: str, path: Path, sha256: str) -> float:
-    """Seconds from the first byte sent to the answer."""
+    """Return the seconds from the first byte sent to the answer."""
     head = f"PUT /v1/assets/{sha256} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
     with socket.create_connection(("127.0.0.1", port)) as line, path.open("rb") as file:
         began = time.perf_counter()
@@ -41,7 +41,7 @@ def _write(path: Path, seed: int) -> None:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Medians of runs taken in turn; every run uploads another file, since a known one is not stored again."""
+    """Yield medians of alternating runs. Every run uploads another file, because a known file is not stored again."""
     async with run_installation() as made:
         with tempfile.TemporaryDirectory() as folder:
             path, puts, sums = Path(folder) / "big", list[float](), list[float]()

@@ -1,7 +1,7 @@
-"""The bus at a real broker on this machine, idle and synced: one JSON line, milliseconds.
+"""Measure the bus with a real, idle broker on this machine that syncs every write. Prints a JSON line, milliseconds.
 
 submit: create the record, publish the pointer, wake. take: sweep three priorities, read the record, claim it.
-follow: from a progress note's publish to a follower that has it. Run: .venv/bin/python -m bench.bus
+follow: from the publish of a progress note until a follower has it. Run: .venv/bin/python -m bench.bus
 """
 
 import json
@@ -33,7 +33,7 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 def sample_record(job_id: str) -> JobRecord:
-    """A job as submit records it: 1.2 KB."""
+    """Return the record of a job as a submit writes it: 1.2 KB."""
     job = Job(
         id=job_id,
         owner="bench",

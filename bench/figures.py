@@ -1,4 +1,4 @@
-"""The figures of a bench: one JSON line and one table row for each, with its target."""
+"""The figures of a bench. Each is printed with its target, as a JSON line and as a table row."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ class Figure(Struct, frozen=True):
 
     @property
     def met(self) -> bool | None:
-        """Whether the value meets the target, or None without one."""
+        """Whether the value meets the target; None without a target."""
         if self.aim is None:
             return None
         return self.value >= self.aim if self.least else self.value <= self.aim

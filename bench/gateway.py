@@ -1,4 +1,4 @@
-"""A submit over the gateway at 1,000 open sockets, and one job's progress at 500 followers at once."""
+"""Measure a submit over the gateway with 1,000 open sockets, and the progress of one job with 500 followers at once."""
 
 import asyncio
 import json
@@ -26,25 +26,25 @@ FOLLOWERS = 500
 MESSAGES = 40
 EVERY_S = 0.25  # the rate at which a runner publishes progress
 FAN_OUT_AIM_MS = 50.0
-# More than one key may hold open by default.
+# More than the default limit of open sockets for one key.
 LIMITS = {"LAMPLIGHTER_SERVER__STREAMS_PER_KEY": "1000", "LAMPLIGHTER_SERVER__SOCKETS_PER_KEY": "2000"}
 _OFFSET = re.compile(rb'"offset":(\d+)')
 
 
 async def make_keys(made: BenchInstallation, owners: int) -> list[str]:
-    """A client's key for each of so many owners."""
+    """Create `owners` owners, and return a client key for each."""
     async with made.installation.bus() as bus:
         ring = ApiKeyStore(bus.api_keys, utc_now, secrets.token_bytes, time.monotonic)
         return [(await ring.create(f"bench-{number}", CLIENT_SCOPES)).text for number in range(owners)]
 
 
 def _connect(where: str) -> connect:
-    """No pings of its own: this client shares two cores with the server, and must not give it up for being busy."""
+    """Return a socket without client pings. The client shares two cores with the server, which may answer them late."""
     return connect(where, compression=None, ping_interval=None)
 
 
 def _rss_mb(made: BenchInstallation) -> float:
-    """VmRSS of proc(5)."""
+    """Return the edge's resident memory in MiB: VmRSS in proc(5)."""
     status = Path(f"/proc/{made.installation.edge.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -55,7 +55,7 @@ async def _drain(socket: ClientConnection) -> None:
 
 
 async def _open(made: BenchInstallation, keys: list[str], stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
-    """SOCKETS sockets that read and say nothing, some at a time."""
+    """Open SOCKETS sockets that read and send nothing, 32 at a time."""
     gate = asyncio.Semaphore(32)
     where = made.installation.url.replace("http", "ws", 1) + "/ws?key="
 
@@ -70,7 +70,7 @@ async def _open(made: BenchInstallation, keys: list[str], stack: AsyncExitStack,
 
 
 async def _submits(made: BenchInstallation, key: str, count: int = SUBMITS) -> list[float]:
-    """Seconds from each submit to its answer, one after the other on one socket."""
+    """Submit one job after the other on one socket. Return the seconds from each submit to its answer."""
     took = []
     async with _connect(made.installation.url.replace("http", "ws", 1) + f"/ws?key={key}") as socket:
         for number in range(count):
@@ -105,7 +105,7 @@ async def _owner_of(owners: int) -> AsyncIterator[Figure]:
 
 
 class _Follower(asyncio.Protocol):
-    """Reads a stream of server-sent events, and notes when each progress came, by its offset."""
+    """Reads a stream of server-sent events, and records the arrival time of each progress event by its offset."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
@@ -115,7 +115,7 @@ class _Follower(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        transport.write(self._request)  # type: ignore[attr-defined]  # what create_connection makes can write
+        transport.write(self._request)  # type: ignore[attr-defined]  # create_connection passes a writable transport
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
@@ -154,7 +154,7 @@ async def _fan_out(made: BenchInstallation, bus: Bus) -> AsyncIterator[Figure]:
 
 
 async def _publish(bus: Bus, key: JobKey) -> dict[int, float]:
-    """Progress as a runner says it; when each offset was said."""
+    """Publish progress as a runner does. Return the publish time of each offset."""
     said = {}
     for number in range(1, MESSAGES + 1):
         said[number] = time.perf_counter()
@@ -166,7 +166,7 @@ async def _publish(bus: Bus, key: JobKey) -> dict[int, float]:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Each on an installation of its own."""
+    """Yield the figures. Each measurement has its own installation."""
     for owners in (100, 1):
         async for row in _owner_of(owners):
             yield row

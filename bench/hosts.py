@@ -1,6 +1,7 @@
-"""Accounts at the broker: what a claim and a start cost beside a broker without them, and what 200 hosts cost a reload.
+"""Measure the cost of an account for each host at the broker: of a claim, of a start, and of a reload with 200 hosts.
 
-Both brokers run at once and are asked in turn, so that a noisy machine hits both.
+Claims and starts are compared to a broker with a single account. Both brokers run at once and are measured alternately,
+so that noise on the machine affects both.
 """
 
 import tempfile
@@ -94,7 +95,7 @@ async def _starts(folder: Path) -> AsyncIterator[Figure]:
         for number in range(STARTS + 1):
             for made, seconds in zip((before, now), took, strict=True):
                 took_s = await first_line_s(made)
-                if number:  # the first of each warms up
+                if number:  # the first start at each broker is a warm-up
                     seconds.append(took_s)
         note = f"in one account {p50(took[0]) * 1e3:.0f} ms"
         yield Figure("hosts", "202 → first line, accounts, process engine", p50(took[1]) * 1e3, "ms", note=note)
@@ -107,7 +108,7 @@ def _rss_mb(server: BrokerProcess) -> float:
 
 
 async def _work(bus: Bus, done: list[str], ended: anyio.Event) -> None:
-    """As a runner does: wait for a pointer, take it, acknowledge it."""
+    """Work as a runner does: wait for a pointer, fetch it, ack it."""
     while not ended.is_set():
         delivery = await bus.job_queue.fetch("echo", Priority.NORMAL, 0.3)
         if delivery is not None:
@@ -116,7 +117,7 @@ async def _work(bus: Bus, done: list[str], ended: anyio.Event) -> None:
 
 
 async def _retry_until_answered(ask: Callable[[], Awaitable[None]]) -> None:
-    """Ask again until it is answered, as a runner does."""
+    """Repeat the request until the broker answers, as a runner does."""
     while True:
         try:
             return await ask()
@@ -125,7 +126,7 @@ async def _retry_until_answered(ask: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _join_many_hosts(folder: Path) -> AsyncIterator[Figure]:
-    """200 hosts join, all connected; then one more joins every 50 jobs, while 8 of them work."""
+    """Let 200 hosts join and connect. Then let another one join after every 50 jobs, while 8 of the 200 work."""
     passwords = {f"h{number}": new_password() for number in range(HOSTS + JOBS // EVERY)}
     hashes = {host: hash_password(password) for host, password in passwords.items()}
     first = dict(list(hashes.items())[:HOSTS])
@@ -152,7 +153,7 @@ async def _join_many_hosts(folder: Path) -> AsyncIterator[Figure]:
 async def _work_while_joining(
     edge: Bus, runners: list[Bus], roster: HostAccounts, hashes: Mapping[str, str]
 ) -> tuple[list[float], int, int]:
-    """Seconds for each host that joined; how many jobs nobody took; how many were taken again."""
+    """Return the seconds for each host that joined, the number of jobs not taken, and the number taken twice."""
     done, joined, ended = list[str](), list[float](), anyio.Event()
     async with anyio.create_task_group() as tasks:
         for runner in runners:
@@ -172,7 +173,7 @@ async def _work_while_joining(
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Claims and starts beside a broker without accounts; then a crowd of hosts."""
+    """Measure claims and starts next to a single-account broker, then the reloads with many hosts."""
     with tempfile.TemporaryDirectory(prefix="lamplighter-hosts-") as folder:
         for bench in (_claims, _starts, _join_many_hosts):
             async for row in bench(Path(folder)):

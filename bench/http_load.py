@@ -1,4 +1,4 @@
-"""HTTP requests over keep-alive connections, with as little work in the client as Python allows."""
+"""Send HTTP requests over keep-alive connections, with as little work in the client as Python allows."""
 
 import asyncio
 import time
@@ -8,14 +8,14 @@ from msgspec import Struct
 
 
 class LoadResult(Struct, frozen=True):
-    """The duration of each request, and of all together, in seconds."""
+    """The latency of each request and the duration of the whole run, in seconds."""
 
     latencies: list[float]
     seconds: float
 
     @property
     def per_s(self) -> float:
-        """Requests per second."""
+        """The rate in requests per second over the whole run."""
         return len(self.latencies) / self.seconds
 
 
@@ -31,7 +31,7 @@ async def _send_request(
 
 
 async def run_timed(call: Callable[[int], Awaitable[object]], count: int, concurrency: int) -> LoadResult:
-    """Await `call` with each number below `count`, `concurrency` of them at the same time."""
+    """Await `call` with each number below `count`, `concurrency` calls at the same time."""
     waiting, latencies = iter(range(count)), list[float]()
 
     async def worker() -> None:

@@ -25,7 +25,7 @@ from tests.support.installation import IMAGES, ROOT, Installation, wait_until_re
 from tests.support.wait import wait_for
 
 IMAGE = "lamplighter-echo"
-START_TIMEOUT_S = 20.0  # a job that nothing keeps from starting: a cold container takes 0.2 s
+START_TIMEOUT_S = 20.0  # for a job that can start at once: a cold container takes 0.2 s
 LOG_TAIL_BYTES = 300
 FIXES: Mapping[str, str] = {
     WaitReason.IMAGE_MISSING: "build the image that its endpoint.toml names, as docs/images.md shows",
@@ -48,16 +48,16 @@ class BenchInstallation(Struct, frozen=True):
 
     @property
     def port(self) -> int:
-        """The port of the edge."""
+        """The edge's port on the loopback interface."""
         return int(self.installation.url.rsplit(":", 1)[1])
 
 
 @asynccontextmanager
 async def run_installation(engine: str = "process", **edge: str) -> AsyncIterator[BenchInstallation]:
-    """Yield an installation with a ready edge, which has `edge` in its environment. Start runners as needed.
+    """Yield an installation with a ready edge, which has `edge` in its environment. The caller starts runners.
 
-    The broker syncs every write, as always. With Docker, the image of echo is built first. Raises SystemExit if that
-    fails.
+    The broker syncs every write, as in production. With Docker, the image of echo is built first. Raises SystemExit if
+    the build fails.
     """
     if engine == "docker":
         await anyio.to_thread.run_sync(build_echo_image)
@@ -156,7 +156,7 @@ async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
             for _ in range(CREATE_CONCURRENCY):
                 tasks.start_soon(worker)
 
-    async with AsyncClient(made.installation.url, made.admin) as admin:  # an owner sees only what is its own
+    async with AsyncClient(made.installation.url, made.admin) as admin:  # an owner's key would show only its own jobs
 
         async def taken_over() -> bool:
             text = await admin.call(METRICS)
@@ -172,7 +172,7 @@ def _parse_job_count(metrics: str, status: Status) -> float:
 
 
 def docker_missing_figure(bench: str) -> Figure | None:
-    """Return the figure that says why a bench leaves out Docker, or None if a Docker engine is configured."""
+    """Return a figure that says why a bench skips Docker; None if a Docker engine is configured."""
     if "DOCKER_HOST" in os.environ and shutil.which("docker"):
         return None
     return Figure(bench, "docker", 0, "runs", note="skipped: no DOCKER_HOST")

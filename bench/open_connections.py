@@ -1,6 +1,6 @@
 """`python -m bench.open_connections PORT KEY`: hold idle, slow and streaming connections to an edge until killed.
 
-Prints one line of JSON once all are open. A connection that the edge closes is opened again, as an attacker would do.
+Prints one line of JSON once all are open. If the edge closes a connection, it is opened again, as an attacker would do.
 """
 
 import asyncio

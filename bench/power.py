@@ -1,7 +1,7 @@
-"""202 → the switch is pressed, and a host's first heartbeat → claim → first line of job code: real processes.
+"""Measure powering on with real processes: 202 → `on` call; a host's first heartbeat → claim → first line of the job.
 
-The switch is a program that writes down when it was started, so the spawn of a program is in that figure. Heartbeat and
-claim are stamped by the runner, the first line by the job itself: one clock.
+The `on` call runs a program that records its start time, so that figure includes the start of a process. The runner
+stamps heartbeat and claim, the job itself stamps its first line. All use the clock of one machine.
 """
 
 import json
@@ -31,7 +31,7 @@ ECHO = (IMAGES / "echo",)
 
 
 def _declare_host(pressed: Path) -> dict[str, str]:
-    """The edge's environment that declares a host whose `on` only notes the time."""
+    """Return the edge's environment that declares a host whose `on` program only writes the time to `pressed`."""
     argv = {"on": ["/bin/sh", "-c", f"date +%s.%N >> {pressed}"], "off": ["true"], "state": ["false"]}
     words = {"driver": "command"} | {verb: json.dumps(argv[verb]) for verb in argv}
     return {f"LAMPLIGHTER_HOSTS__{HOST}__{name}".upper(): value for name, value in words.items()}
@@ -42,7 +42,7 @@ def _stamps(log: Path) -> list[float]:
 
 
 async def _measure_power_call(made: BenchInstallation, bus: Bus, log: Path) -> float:
-    """Seconds from a 202 to the start of the switch's program; the host is off again afterwards."""
+    """Return the seconds from a 202 to the start of the `on` program. The host is off again afterwards."""
     before = len(_stamps(log))
     job = await made.client.submit("echo", text="wake up")
     accepted = time()
@@ -57,14 +57,14 @@ async def _measure_power_call(made: BenchInstallation, bus: Bus, log: Path) -> f
 
 
 class _WakeTimes(NamedTuple):
-    """Seconds from the first heartbeat."""
+    """Times of one wake, in seconds after the first heartbeat."""
 
     claim: float
     line: float
 
 
 async def _measure_wake(made: BenchInstallation, bus: Bus) -> _WakeTimes:
-    """A job waits; the runner comes up, takes it, and goes."""
+    """Submit a job, start the runner, wait until it has run the job, and stop it. Return the times."""
     job = await made.client.submit("echo", text="waiting")
     await made.installation.start_runner(HOST, endpoints=ECHO)
 
@@ -103,7 +103,7 @@ async def _boots(engine: str) -> AsyncIterator[Figure]:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """The switch first, then a waking host with each engine that is here."""
+    """Measure the `on` call, then a waking host with each engine of this machine."""
     async for row in _starts():
         yield row
     async for row in _boots("process"):

@@ -1,10 +1,11 @@
-"""How fast the preview engine draws: frames a second of whole jobs at 640x360 and at 1080p with a face of 700 pixels.
+"""Measure the preview engine in frames a second of whole jobs, at 640x360 and at 1080p with a face of 700 pixels.
 
     python -m bench.preview [--runs 3]
 
-One JSON line. A job is the image's program as a child process, from its start to its end, models loaded: `fps` by the
-clock (median of the runs, the sizes taken in turn), `fps_two_cores` by the processor time it took, which a busy machine
-changes little; peak memory of the larger. Inputs are fetched from packages (images/preview/samples.py).
+Prints one JSON line. A job is a run of the image's program as a child process, including the loading of the models.
+`fps` is by the clock (median of the runs, which alternate between the sizes). `fps_two_cores` is by the processor time,
+which a busy machine changes little. The peak memory is that of the larger size. Inputs are fetched from packages
+(images/preview/samples.py).
 """
 
 import argparse
@@ -37,7 +38,7 @@ def resized(source: Path, target: Path, width: int, height: int) -> None:
 
 
 def run_job(folder: Path, video: Path, speech: Path) -> dict[str, float]:
-    """One job: frames, wall and processor seconds, peak MiB."""
+    """Run one job. Return its frames, wall-clock and processor seconds, and peak memory in MiB."""
     for part in ("in", "out", "tmp"):
         (folder / part).mkdir(parents=True)
     (folder / "in" / "v.mp4").hardlink_to(video)

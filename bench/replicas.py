@@ -1,6 +1,6 @@
-"""One synced write of a job's record (1.2 KB): to one broker, and to three that keep it three times.
+"""Measure a synced write of a job's record (1.2 KB) to a single broker, and to a cluster of three with three replicas.
 
-All servers are on this machine's disk and cores, each at a loopback address of its own.
+All servers share this machine's disk and cores. Each has its own loopback address.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ async def _rows(servers: int, settings: BrokerSettings) -> AsyncIterator[Figure]
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Rates and median latencies, one server first."""
+    """Yield rates and median latencies, first of the single server."""
     with tempfile.TemporaryDirectory(prefix="lamplighter-replicas-") as folder:
         async with run_server(NatsServer(Path(folder) / "one")) as one:
             async for row in _rows(1, BrokerSettings(one.url, "edge", one.passwords["edge"], one.monitor_url)):

@@ -1,6 +1,6 @@
-"""202 → first line of job code: Docker cold beside a bare `docker run` of the same image, and the process engine.
+"""Measure 202 → first line of the job: a cold Docker start, a bare `docker run` of the same image, the process engine.
 
-The first line is stamped by the job itself (CLOCK_REALTIME, one machine): echo says it in its log.
+The job stamps its first line itself (CLOCK_REALTIME, one machine): echo writes the time to its log.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ STAMP = "import time; print(time.time(), flush=True)"
 
 
 async def first_line_s(made: BenchInstallation) -> float:
-    """Seconds from the 202 to the job's first line."""
+    """Submit a job, and return the seconds from the 202 to its first line."""
     job = await made.client.submit("echo", text="hello")
     accepted = time.time()
     await wait_until_succeeded(made, job.id)
@@ -25,7 +25,7 @@ async def first_line_s(made: BenchInstallation) -> float:
 
 
 def _docker_run_s() -> float:
-    """Seconds from calling `docker run`, hardened as ours, to the first line of Python in it."""
+    """Return the seconds from `docker run`, hardened as ours, to the first line of Python in the container."""
     hardening = ["--network", "none", "--read-only", "--cap-drop", "ALL", "--init", "--tmpfs", "/tmp"]
     argv = ["docker", "run", "--rm", *hardening, "--entrypoint", "python3", IMAGE, "-c", STAMP]
     began = time.time()
@@ -34,7 +34,7 @@ def _docker_run_s() -> float:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Medians; ours and the bare run in turn, so that a noisy machine hits both."""
+    """Yield medians. Our starts and bare runs alternate, so that noise on the machine affects both."""
     async with run_installation("process") as made:
         await made.installation.start_runner()
         await first_line_s(made)

@@ -1,10 +1,10 @@
-"""How fast the edge takes a file in: PUT over HTTP into the directory store, against sha256sum of the same file.
+"""Compare a PUT over HTTP into the edge's directory store to sha256sum of the same file.
 
     python -m bench.store [--mb 1024] [--runs 3] [--folder DIR]
 
-One JSON line: MB/s of both and of hashlib alone (median of the runs, taken in turn so that a noisy machine hits all),
-their ratios, CPU seconds of the server per GB, and its peak memory beyond what it had before the first byte. The
-server is a process of its own with the one route, so that the client's work is not counted as the edge's.
+Prints one JSON line: MB/s of both and of hashlib alone (medians of runs that alternate, so that noise on the machine
+affects all), their ratios, the server's CPU seconds per GB, and its peak memory above that before the first byte. The
+server is a separate process with only this route, so that the client's work is not counted as the edge's.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def app_over(store: BlobStore) -> Litestar:
 
 
 def put_file(port: int, path: Path, sha256: str) -> float:
-    """Seconds from the first byte sent to the answer."""
+    """Return the seconds from the first byte sent to the answer."""
     with socket.create_connection(("127.0.0.1", port)) as line, path.open("rb") as file:
         began = time.perf_counter()
         line.sendall(f"PUT /{sha256} HTTP/1.1\r\nHost: x\r\nContent-Length: {path.stat().st_size}\r\n\r\n".encode())
@@ -65,7 +65,10 @@ def sha256sum(path: Path) -> float:
 
 
 def hashlib_only(path: Path) -> float:
-    """The bound of any verified upload in Python; coreutils' own sha256sum may be slower where it lacks OpenSSL."""
+    """Return the seconds of hashlib alone, the lower bound of a verified upload in Python.
+
+    coreutils' sha256sum may be slower where it is built without OpenSSL.
+    """
     began, digest = time.perf_counter(), hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(MIB):
@@ -84,7 +87,7 @@ def cpu_s(pid: int) -> float:
 
 
 def sample(path: Path, megabytes: int) -> str:
-    """Fill `path` with bytes no file system can shrink; their digest."""
+    """Fill `path` with bytes that no file system can compress, and return their digest."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for _ in range(megabytes):
@@ -111,7 +114,7 @@ def measure(folder: Path, megabytes: int, runs: int) -> dict[str, object]:
             theirs.append(sha256sum(path))
             bound.append(hashlib_only(path))
             ours.append(put_file(port, path, sha256))
-            (root / "sha256" / sha256[:2] / sha256[2:]).unlink()  # or the next run is only verified
+            (root / "sha256" / sha256[:2] / sha256[2:]).unlink()  # otherwise the next run only verifies the file
         return report(megabytes, ours, theirs, bound) | {
             "server_cpu_s_per_gb": round((cpu_s(server.pid) - cpu) * 1000 / (runs * megabytes * MIB / 1e6), 2),
             "memory_growth_mb": round(memory_mb(server.pid, "VmHWM") - before, 1),

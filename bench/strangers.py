@@ -1,7 +1,7 @@
-"""What 2,000 idle, 200 slow and 1,000 streaming connections cost another tenant's submits, and the edge's memory.
+"""Measure how a crowd of connections affects another tenant's submits and the edge's memory.
 
-They come from a process of their own, and from loopback, where no limit per address holds: the other limits are
-measured.
+The crowd is 2,000 idle, 200 slow and 1,000 streaming connections. A separate process opens them from the loopback
+address. The limit per address does not apply there, so this measures the other limits.
 """
 
 import json
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @asynccontextmanager
 async def _hold_connections(made: BenchInstallation, key: str) -> AsyncIterator[str]:
-    """The crowd is there while the block runs; how its streams were answered."""
+    """Hold the connections open while the block runs. Yield a summary of the answers to the streams."""
     argv = [sys.executable, "-m", "bench.open_connections", str(made.port), key]
     async with await anyio.open_process(argv, stderr=None, cwd=ROOT) as process:
         assert process.stdout is not None
@@ -51,7 +51,7 @@ async def _submits(made: BenchInstallation) -> list[float]:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """The same submits before, beside and after the crowd, on one edge: the machine may grow slower meanwhile."""
+    """Measure submits before, during and after the crowd. The last figure shows whether the machine got slower."""
     async with run_installation() as made:
         (key,) = await make_keys(made, 1)
         await _submits(made)

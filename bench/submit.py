@@ -1,6 +1,6 @@
-"""submit → 202 with every write synced, at 1, 16 and 64 connections, beside a bare JetStream publish with ack.
+"""Measure submit → 202 with every write synced, at 1, 16 and 64 connections, and a bare JetStream publish with ack.
 
-Then at 64 connections while 20,000 jobs wait for a file that does not come, which an edge looks at one after the other.
+Then measure it at 64 connections while 20,000 jobs wait for a file that never arrives. The edge checks them one by one.
 """
 
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ AIM_P99_TO_P50 = 4.0
 
 
 async def _publish_only(scene_: BenchInstallation, count: int, tasks_at_once: int) -> LoadResult:
-    """Publish pointers alone, each awaited to its ack."""
+    """Publish only pointers, and wait for the ack of each."""
     async with scene_.installation.bus() as bus:
 
         async def publish(number: int) -> None:
@@ -32,7 +32,7 @@ async def _publish_only(scene_: BenchInstallation, count: int, tasks_at_once: in
 
 
 def _scheduled(number: int) -> Job:
-    """A job that lacks a file, as the record of a submit with `await_input` has it."""
+    """Return a job that lacks a file, as a submit with `await_input` records it."""
     return Job(
         id=f"scheduled-{number}",
         owner=f"owner-{number % OWNERS}",
@@ -47,7 +47,7 @@ def _scheduled(number: int) -> Job:
 
 
 async def _load_with_scheduled_jobs() -> AsyncIterator[Figure]:
-    """The load begins when the edge counts the jobs, and so while it still looks at each for its file."""
+    """Start the load as soon as the edge counts the waiting jobs, so that it is still checking them for their file."""
     async with run_installation() as made:
         request = post_request("/v1/jobs", made.key, BODY)
         await run_load(made.port, [request] * 200, 8)
@@ -60,7 +60,7 @@ async def _load_with_scheduled_jobs() -> AsyncIterator[Figure]:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Rates and latencies, and each rate as a share of the bare publish measured right after it."""
+    """Yield rates and latencies, and each rate as a share of the bare publish that is measured right after it."""
     async with run_installation() as made:
         request = post_request("/v1/jobs", made.key, BODY)
         await run_load(made.port, [request] * 200, 8)

@@ -1,4 +1,4 @@
-"""A resumable upload (tus) against a plain PUT of the same file, through the real edge."""
+"""Compare a resumable upload (tus) to a plain PUT of the same file, through a real edge."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 SIZE_MB = 512
 RUNS = 5
 AIM = 0.8
-PIECE = 16 * MIB  # of an upload in pieces, as browsers send them
+PIECE = 16 * MIB  # size of a piece, if the upload is sent in pieces as browsers do
 
 
 def _write(path: Path, seed: int) -> None:
@@ -27,7 +27,7 @@ def _write(path: Path, seed: int) -> None:
 
 
 def _send(made: BenchInstallation, head: str, path: Path, start: int = 0, count: int | None = None) -> dict[str, str]:
-    """One request with `count` bytes of the file from `start` as its body; the answer's headers."""
+    """Send a request whose body is `count` bytes of the file from `start`. Return the headers of the answer."""
     size = path.stat().st_size - start if count is None else count
     told = f"{head}\r\nHost: x\r\nAuthorization: Bearer {made.key}\r\nContent-Length: {size}\r\n"
     with socket.create_connection(("127.0.0.1", made.port)) as line, path.open("rb") as file:
@@ -47,7 +47,7 @@ def _put(made: BenchInstallation, path: Path, sha256: str) -> float:
 
 
 def _tus(made: BenchInstallation, path: Path, sha256: str, piece: int) -> float:
-    """Seconds from the creation to the answer that names the asset."""
+    """Upload the file, and return the seconds from the creation to the answer that names the asset."""
     began, size, at = time.perf_counter(), path.stat().st_size, 0
     place = _send(made, f"POST /v1/uploads HTTP/1.1\r\nUpload-Length: {size}", path, count=0)["location"]
     told: dict[str, str] = {}
@@ -61,7 +61,7 @@ def _tus(made: BenchInstallation, path: Path, sha256: str, piece: int) -> float:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Medians of runs taken in turn, each with files of its own, since a known one is not stored again."""
+    """Yield medians of alternating runs. Each run has its own files, because a known file is not stored again."""
     puts, whole, pieces = list[float](), list[float](), list[float]()
     async with run_installation() as made:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""100,000 jobs waiting: what a submit and a list page cost then, against the empty edge, and the edge's memory."""
+"""Measure a submit, a list page and the edge's memory while 100,000 jobs wait, and compare them to an empty edge."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ def _job(number: int) -> Job:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Medians over one connection."""
+    """Yield the medians over one connection, and the edge's peak memory."""
     async with run_installation() as made:
         submit, page = post_request("/v1/jobs", made.key, BODY), get_request("/v1/jobs?limit=50", made.key)
         await run_load(made.port, [submit] * 100, 4)

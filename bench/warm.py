@@ -1,7 +1,7 @@
-"""Warm slots: 202 → first line of job code beside the cold start of the same run, the gap between two jobs on one slot,
-and many short jobs beside as many bare `docker run`.
+"""Measure warm slots: the start, the gap between two jobs on one slot, and many short jobs.
 
-Echo stamps its first line itself (CLOCK_REALTIME, one machine).
+The start (202 → first line of the job) is compared to cold starts of the same run, the short jobs to as many bare
+`docker run`. Echo stamps its first line itself (CLOCK_REALTIME, one machine).
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from tests.support.wait import wait_for
 RUNS = 20
 WRITES = 50
 PAIRED = 8
-LONG_S = 1.5  # of a job behind which the next container has loaded
+LONG_S = 1.5  # a job of this length gives the next container enough time to load
 SHORT = 500
 SLOTS = 4
 ECHO = (IMAGES / "echo",)
@@ -39,20 +39,20 @@ BARE = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python3",
 
 
 async def _stamp(made: BenchInstallation, job_id: str) -> float:
-    """Unix time of the job's first line, once it has ended."""
+    """Wait for the job's end, and return the Unix time of its first line."""
     await wait_until_succeeded(made, job_id)
     return float((await made.client.logs(job_id)).split("first line of job code at ")[1].split()[0])
 
 
 async def _first_line(made: BenchInstallation) -> float:
-    """Seconds from the 202 to it."""
+    """Submit a job, and return the seconds from the 202 to its first line."""
     job = await made.client.submit("echo", text="hello")
     accepted = time.time()
     return await _stamp(made, job.id) - accepted
 
 
 async def _wait_for_warm(made: BenchInstallation, count: int = 1) -> None:
-    """Until so many containers of echo have loaded and wait, by a word of the host from now on."""
+    """Wait until a heartbeat sent after this call reports `count` loaded containers of echo."""
     since = datetime.now(UTC)
     async with made.installation.bus() as bus:
 
@@ -64,7 +64,7 @@ async def _wait_for_warm(made: BenchInstallation, count: int = 1) -> None:
 
 
 async def _measure_synced_writes(made: BenchInstallation) -> float:
-    """Seconds of the two writes on the way from the 202 to the start: the pointer, and the claim in the record."""
+    """Return the seconds of the two writes between the 202 and the start: the pointer, and the claim in the record."""
     took = []
     async with made.installation.bus() as bus:
         for _ in range(WRITES):
@@ -77,14 +77,14 @@ async def _measure_synced_writes(made: BenchInstallation) -> float:
 
 
 async def _measure_gaps(made: BenchInstallation) -> list[float]:
-    """Seconds from the end of one job's code to the first line of the next, all queued from the start."""
+    """Return the seconds from the end of one job's code to the first line of the next. All are queued at the start."""
     jobs = [await made.client.submit("echo", seconds=LONG_S) for _ in range(PAIRED)]
     stamps = sorted([await _stamp(made, job.id) for job in jobs])
     return [later - before - LONG_S for before, later in pairwise(stamps)]
 
 
 async def _measure_short_jobs(made: BenchInstallation) -> float:
-    """Seconds from the first submit to the last end of SHORT jobs."""
+    """Return the seconds from the first submit to the end of the last of SHORT jobs."""
     body = msgspec.json.encode({"endpoint": "echo", "input": {"text": "x", "steps": 1}})
     began = time.perf_counter()
     await run_load(made.port, [post_request("/v1/jobs", made.key, body)] * SHORT, SLOTS)
@@ -97,7 +97,7 @@ async def _measure_short_jobs(made: BenchInstallation) -> float:
 
 
 async def _bare_containers_s() -> float:
-    """Seconds of as many bare containers, as many at once."""
+    """Return the seconds of SHORT bare `docker run`, SLOTS at a time."""
     left = iter(range(SHORT))
 
     async def worker() -> None:
@@ -135,7 +135,7 @@ async def _starts(engine: str) -> AsyncIterator[Figure]:
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """The process engine, then Docker where there is one."""
+    """Measure the process engine, then Docker if this machine has it."""
     async for row in _starts("process"):
         yield row
     if left_out := docker_missing_figure("warm"):
