@@ -24,7 +24,7 @@ LAMPLIGHTER = [sys.executable, "-m", "lamplighter"]
 
 
 def print_step(text: str) -> None:
-    """Print one step for the user."""
+    """Print the start or the result of one step to the user, as `demo: …`."""
     print(f"demo: {text}", flush=True)
 
 
@@ -44,7 +44,7 @@ def docker_answers() -> bool:
 
 
 def choose_engine(asked: str) -> str:
-    """`docker` with the image built, or `process`."""
+    """Return `docker` after building the image, or `process`. Ends the demo if `docker` was asked for and fails."""
     if asked == "process" or (asked == "auto" and not docker_answers()):
         print_step("no Docker engine answers: the job runs as a plain process, not in a container")
         return "process"
@@ -59,7 +59,7 @@ def choose_engine(asked: str) -> str:
 
 
 def choose_user() -> dict[str, str]:
-    """Settings for jobs as plain processes: as another user than root where this machine can do that."""
+    """Return the runner's settings for jobs as plain processes: run as another user than root if this machine can."""
     try:
         user = resolve_job_user(None)
         ProcessEngine(DEMO / "none", ROOT / "images" / "jobkit", user).check_job_user(
@@ -74,7 +74,7 @@ def choose_user() -> dict[str, str]:
 
 @contextmanager
 def run_up(engine: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """`lamplighter up`, ready; stopped at the end."""
+    """Yield a ready `lamplighter up`, and stop it at the end."""
     environ = os.environ | (choose_user() if engine == "process" else {})
     data = DEMO / "data"
     argv = [*LAMPLIGHTER, "up", "--port", str(port), "--data", str(data), "--engine", engine, "--json"]

@@ -1,4 +1,4 @@
-"""Prints docs/errors.md from the tables: `just docs` writes it, a test compares it."""
+"""Print docs/errors.md from the code's tables. `just docs` writes the file; a test compares it."""
 
 from collections.abc import Mapping
 
@@ -152,7 +152,7 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
 
 
 def problem_table() -> str:
-    """Return the table of the codes of refusals."""
+    """Return the Markdown table of the codes with which requests are refused."""
     rows = [
         f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TEXTS_ZH[code]} "
         f"| {_bilingual(PROBLEM_ADVICE[code])} |"
@@ -162,7 +162,7 @@ def problem_table() -> str:
 
 
 def failure_table() -> str:
-    """Return the table of the codes of failed jobs."""
+    """Return the Markdown table of the codes of failed jobs."""
     said = {
         code: f"{_bilingual(messages.FAILURE_TEXTS[code])} | {_bilingual(FAILURE_ADVICE[code])}" for code in FAILURES
     }
@@ -171,7 +171,7 @@ def failure_table() -> str:
 
 
 def wait_reason_table() -> str:
-    """Every reason to wait; the minutes are the host's measured median."""
+    """Return the Markdown table of the reasons to wait. `N` in it is the host's measured median in minutes."""
     texts = [(f"`{reason}`", text) for reason, text in messages.WAIT_REASON_TEXTS.items()]
     texts.append(("`behind`, `queue_position` 0", messages.NEXT_IN_LINE_TEXT))
     rows = [f"| {reason} | {text.en} | {text.zh} |" for reason, text in texts]
@@ -184,7 +184,7 @@ def _bilingual(text: LocalizedText) -> str:
 
 
 def document() -> str:
-    """Return the text of the page."""
+    """Return the whole text of docs/errors.md."""
     parts = [
         HEAD,
         "## A request that is refused",

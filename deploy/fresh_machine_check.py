@@ -1,7 +1,7 @@
 """Prove the README's first command on a fresh machine: `python3 -m deploy.fresh_machine_check`.
 
-Clones what is committed and runs `./justw demo` in the clone with an empty home, no pip cache and no Docker on PATH,
-then once more without a network. What is left of this machine is where pip finds its files. Prints seconds and MB.
+Clones the committed tree and runs `./justw demo` in the clone with an empty home, no pip cache and no Docker on PATH,
+then again without a network. Of this machine's settings it keeps only where pip finds its files. Prints seconds and MB.
 """
 
 import os
@@ -30,7 +30,7 @@ OFFLINE = [
 
 
 def programs(folder: Path) -> Path:
-    """A folder of links to the programs on PATH, without Docker's, with the Python that runs this."""
+    """Create a folder of links to the programs on PATH, without Docker's, and to the Python that runs this."""
     folder.mkdir()
     for name in ("python3", f"python3.{sys.version_info.minor}"):
         (folder / name).symlink_to(Path(sys.base_prefix) / "bin" / name)
@@ -43,7 +43,7 @@ def programs(folder: Path) -> Path:
 
 
 def demo(clone: Path, environ: dict[str, str], *before: str) -> tuple[str, float]:
-    """Run it, and return what it said and the seconds that it took. Ends this program when it fails."""
+    """Run the demo, and return its output and its seconds. Ends this program if the demo fails."""
     began = time.monotonic()
     (clone / RESULT).unlink(missing_ok=True)
     done = subprocess.run(

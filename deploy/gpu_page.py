@@ -1,6 +1,6 @@
-"""Writes what `pytest -m gpu` says on this machine into docs/gpu.md: date, card, driver, output. Run: just gpu-page.
+"""Write the output of `pytest -m gpu` on this machine into docs/gpu.md, with date, card and driver. Run: just gpu-page.
 
-Where the image of HeyGem's vendor is on this machine, what the selfcheck says of it too.
+If this machine has the image of HeyGem's vendor, the output of the selfcheck is added.
 """
 
 import os
@@ -20,7 +20,7 @@ HEYGEM_BASES = ("guiji2025/duix.avatar", "guiji2025/duix.avatar-5090")  # HEYGEM
 
 
 def with_output(page: str, at: datetime, cards: str, output: str, heygem: str = "") -> str:
-    """The page with this output below the mark, in place of what was there; `heygem`: a section after it."""
+    """Return the page with everything below its mark replaced by this output, followed by the section `heygem`."""
     head, mark, _ = page.partition(MARK)
     if not mark:
         raise ValueError(f"{PAGE.name} has lost its mark: {MARK.strip()}")
@@ -29,7 +29,7 @@ def with_output(page: str, at: datetime, cards: str, output: str, heygem: str = 
 
 
 def heygem_section(environ: Mapping[str, str]) -> str:
-    """What images/heygem/selfcheck says of the vendor's image; empty where that is not on this machine."""
+    """Return a section with the output of images/heygem/selfcheck; empty if this machine lacks the vendor's image."""
     base = environ.get("HEYGEM_BASE") or next(filter(_has_image, HEYGEM_BASES), None)
     if base is None:
         return ""
@@ -47,7 +47,7 @@ def _has_image(image: str) -> bool:
 
 
 def main() -> int:
-    """Run the tests, write the page; the tests' exit code, 2 where there is no card."""
+    """Run the tests and write the page. Return the tests' exit code, or 2 if there is no card."""
     try:
         cards = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:

@@ -32,21 +32,21 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "images"
 TAG = "lamplighter-heygem-selfcheck"
 SURVEY_COMMAND = ("sh", "-c", 'exec "$(command -v python || command -v python3)" survey.py')
-FACT_PREFIX = "fact: "  # begins a line of heygem_worker/facts.py
+FACT_PREFIX = "fact: "  # begins each line that heygem_worker/vendor_survey.py prints
 PRIVATE = "/job/tmp/heygem"
 OPTIONS = "landmark2face_wy/checkpoints/test"
-SCRATCH = "/tmp"  # noqa: S108 - inside the container, a tmpfs of its own
-TAIL_LINES = 40  # of a failed job's log that are shown
+SCRATCH = "/tmp"  # noqa: S108 - inside the container, which has its own tmpfs there
+TAIL_LINES = 40  # last lines of a failed job's log that are shown
 OK, BAD, CANNOT = 0, 1, 2
 
 
 class CannotCheck(Exception):
-    """Nothing was learnt of the image; the message says why and what to do."""
+    """The image could not be checked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class SelfcheckRun:
-    """One job in the image, and what was told meanwhile."""
+    """The results of one job in the image: facts, exit code, failure, stages, output data and log."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     code: int | None = None
@@ -60,7 +60,10 @@ class SelfcheckRun:
 
 @dataclass(frozen=True)
 class Assumption:
-    """One assumption: `judge` gives what was found and whether that is as assumed; None where it is only told."""
+    """One assumption about the image. `judge` returns the finding and whether it is as assumed.
+
+    It returns None instead of a verdict where the finding is only reported.
+    """
 
     name: str
     assumed: str
@@ -70,7 +73,7 @@ class Assumption:
 def _judge_fact(
     name: str, judge: Callable[[Any], bool | None] = lambda _: None
 ) -> Callable[[SelfcheckRun], tuple[Any, bool | None]]:
-    """A row's judge from one fact; an image that did not get so far has not told it."""
+    """Return a judge of one fact. The fact is missing if the job failed before it could be printed."""
 
     def judged(ran: SelfcheckRun) -> tuple[Any, bool | None]:
         if name not in ran.facts:
@@ -89,13 +92,13 @@ def _judge_job(ran: SelfcheckRun) -> tuple[Any, bool | None]:
 
 
 def _judge_frame_counter(ran: SelfcheckRun) -> tuple[Any, bool | None]:
-    """Only Gen-1 has a writer of frames that can be replaced."""
+    """Judge the number of counted frames. Only Gen-1 has a frame writer that can be wrapped."""
     found = ran.facts.get("frames_counted")
     return found, bool(found) if ran.facts.get("engine") == "gen1" else None
 
 
 def _judge_driver_libraries(ran: SelfcheckRun) -> tuple[Any, bool | None]:
-    """The container toolkit mounts the host's beside a card; without one there is no reason for any."""
+    """Judge the driver libraries. With a card, the container toolkit mounts the host's; without, there must be none."""
     found = ran.facts.get("driver_libraries", [])
     return found, None if ran.gpus else not found
 
@@ -143,7 +146,7 @@ ASSUMPTIONS = (
 
 
 def build(base: str, detector: str, docker: Sequence[str] = ("docker",)) -> str:
-    """Our layer on `base`; its name. Raises CannotCheck."""
+    """Build our layer on `base`, and return the name of the image. Raises CannotCheck."""
     argv = [*docker, "build", "--quiet", "--build-arg", f"BASE={base}", "--build-arg", f"DETECTOR={detector}"]
     dockerfile = IMAGES / "heygem" / "Dockerfile"
     try:
@@ -159,7 +162,7 @@ def build(base: str, detector: str, docker: Sequence[str] = ("docker",)) -> str:
 
 
 def samples(folder: Path) -> tuple[Path, Path]:
-    """A face and a voice, fetched as the demo does. Raises CannotCheck."""
+    """Fetch a face and a voice as the demo does, and return their paths. Raises CannotCheck."""
     done = subprocess.run([sys.executable, str(IMAGES / "preview" / "samples.py"), str(folder)], check=False)
     if done.returncode:
         raise CannotCheck("no sample face and voice could be fetched: give your own with --video and --audio")
@@ -167,7 +170,7 @@ def samples(folder: Path) -> tuple[Path, Path]:
 
 
 def list_gpus() -> tuple[str, ...]:
-    """UUIDs of the host's cards; none where there is no driver."""
+    """Return the UUIDs of the host's cards; empty without a driver."""
     if shutil.which(LIST_CARDS[0]) is None:
         return ()
     done = subprocess.run(LIST_CARDS, capture_output=True, text=True, check=False)
@@ -175,7 +178,7 @@ def list_gpus() -> tuple[str, ...]:
 
 
 def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str, ...]) -> ContainerSpec:
-    """The job as the runner would start it, but for its program."""
+    """Return the container as the runner would start it for a job, except for its program."""
     heygem = endpoint.parse_endpoint((IMAGES / "heygem" / "endpoint.toml").read_text())
     names = {"video": f"video{video.suffix}", "audio": f"audio{audio.suffix}"}
     (work / "in").mkdir(parents=True)
@@ -201,7 +204,7 @@ def make_spec(image: str, work: Path, video: Path, audio: Path, gpus: tuple[str,
 
 
 async def run(url: str, spec: ContainerSpec) -> SelfcheckRun:
-    """The job from start to end. Raises CannotCheck."""
+    """Run the job with the Docker engine at `url`. Raises CannotCheck."""
     try:
         async with DockerEngine(DockerSettings(base_url=url)) as engine:
             if spec.gpus:
@@ -212,7 +215,7 @@ async def run(url: str, spec: ContainerSpec) -> SelfcheckRun:
 
 
 async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
-    """Give the container its GPU by the first method that works, as the runner does."""
+    """Choose the first method of passing GPUs to a container that works, as the runner does."""
     for method in engine.injection_modes:
         engine.set_injection(method)
         try:
@@ -224,12 +227,12 @@ async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
 
 
 def replace_program(spec: ContainerSpec) -> ContainerSpec:
-    """Return the same container, which only lists its GPUs."""
+    """Return the same container with a program that only lists its GPUs."""
     return msgspec.structs.replace(spec, entrypoint_override=tuple(LIST_CARDS))
 
 
 async def follow(engine: DockerEngine, spec: ContainerSpec) -> SelfcheckRun:
-    """One container from start to end; removed then."""
+    """Run one container to its end, collect its results, and remove it."""
     began, ran, log = time.monotonic(), SelfcheckRun(), b""
     parser = LineParser("stdout")
     handle = await engine.start(spec)
@@ -252,7 +255,7 @@ async def follow(engine: DockerEngine, spec: ContainerSpec) -> SelfcheckRun:
 
 
 def add_message(ran: SelfcheckRun, message: object) -> SelfcheckRun:
-    """`ran` with one more message of the job."""
+    """Return `ran` with one more message of the job added."""
     if isinstance(message, ErrorLine):
         return replace(ran, failure=f"{message.code}: {message.message}")
     if isinstance(message, ProgressLine) and message.stage and message.stage not in ran.stages:
@@ -261,20 +264,20 @@ def add_message(ran: SelfcheckRun, message: object) -> SelfcheckRun:
 
 
 def parse_facts(log: str) -> dict[str, Any]:
-    """What survey.py has told; a name told twice counts as it was told last."""
+    """Return the facts that survey.py printed. The last one with a name wins."""
     facts = {}
     for line in log.splitlines():
         if line.startswith(FACT_PREFIX):
             try:
                 fact = json.loads(line.removeprefix(FACT_PREFIX))
                 facts[fact["name"]] = fact["found"]
-            except (ValueError, KeyError):  # cut by a line of somebody else's
+            except (ValueError, KeyError):  # another process wrote into the middle of the line
                 continue
     return facts
 
 
 def judge_assumptions(ran: SelfcheckRun) -> list[dict[str, Any]]:
-    """Each row with what was found and whether it is as assumed: yes, no, or only told."""
+    """Return each assumption with the finding and a verdict: `yes`, `no`, or `told` if it is only reported."""
     words = {True: "yes", False: "no", None: "told"}
     judged = [(row, *row.judge(ran)) for row in ASSUMPTIONS]
     return [
@@ -289,7 +292,7 @@ def judge_assumptions(ran: SelfcheckRun) -> list[dict[str, Any]]:
 
 
 def report(base: str, ran: SelfcheckRun) -> dict[str, Any]:
-    """All of it, for --json."""
+    """Return the whole report, as --json prints it."""
     rows = judge_assumptions(ran)
     job = {
         "exit_code": ran.code,
@@ -303,7 +306,7 @@ def report(base: str, ran: SelfcheckRun) -> dict[str, Any]:
 
 
 def format_report(said: dict[str, Any]) -> str:
-    """The same for the eyes."""
+    """Return the report as text for a terminal."""
     lines = [f"{said['base']}:"]
     for row in said["rows"]:
         lines.append(f"  [{row['as_assumed']:4}] {row['name']}: {row['assumed']}")

@@ -2,8 +2,8 @@
 
 `./justw VERB` runs `install.py VERB` before `just VERB`. pip gets the locked files by name and hash with --no-deps, so
 it resolves nothing, and of the user's settings it sees only those that say where files come from (``LOCATIONS``).
-Each part that is complete has a stamp in its environment. A part without one is gone through again: packages that are
-there are not fetched again, those that an interrupted run left half unpacked are.
+Each complete part has a stamp in its environment. A part without a stamp is checked again: installed packages are not
+fetched again, those that an interrupted run left half unpacked are.
 
     install.py VERB          install, unless everything is there
     install.py --check VERB  exit with 0 if everything is there

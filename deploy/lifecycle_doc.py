@@ -22,7 +22,7 @@ def event_name(kind: type[JobEventBase]) -> str:
 
 
 def state_diagram() -> str:
-    """A Mermaid state diagram with one arrow a pair of states."""
+    """Return a Mermaid state diagram with one arrow for each pair of states."""
     arrows: dict[tuple[Status, Status], list[str]] = {}
     for kind, steps in (*TRANSITIONS.items(), *TRANSITIONS_WITHOUT_INPUT.items()):
         for before, after in steps.items():
@@ -33,7 +33,7 @@ def state_diagram() -> str:
 
 
 def transition_table() -> str:
-    """The law as it stands: event by state, a blank is illegal."""
+    """Return the Markdown table of transitions, a row for each event. A blank cell is an illegal transition."""
     named = [(event_name(kind), steps) for kind, steps in TRANSITIONS.items()]
     named += [(f"{event_name(kind)}, while it lacks input", steps) for kind, steps in TRANSITIONS_WITHOUT_INPUT.items()]
     rows = [f"| {event} | " + " | ".join(steps.get(status, "") for status in Status) + " |" for event, steps in named]
@@ -44,7 +44,7 @@ def transition_table() -> str:
 
 
 def failure_table() -> str:
-    """Every failure code, whose fault it is, and what it costs."""
+    """Return the Markdown table of failure codes: whose fault each is, and whether the job is tried again."""
     rows = [f"| `{code}` | {row.blame} | {row.retry} |" for code, row in FAILURES.items()]
     return "\n".join(["| code | blame | tried again |", "|---|---|---|", *rows])
 
@@ -55,7 +55,7 @@ after ten of all kinds as `host_fault_repeated`. An image's own code is kept and
 
 
 def document() -> str:
-    """Return the text of the page."""
+    """Return the whole text of docs/lifecycle.md."""
     return (
         "\n\n".join([HEAD.strip(), state_diagram(), transition_table(), "## Failures", FAILURE_WORDS, failure_table()])
         + "\n"

@@ -1,10 +1,11 @@
-"""Switches a rented GPU box by its provider's API: `rented.py compshare|autodl on|off|state`. Standard library only.
+"""Power a rented GPU box on or off by its provider's API: `rented.py compshare|autodl on|off|state`.
 
-It keeps the exit contract of the `command` driver: `on` and `off` exit 0 when the order was taken or there was nothing
-to do, 75 when the provider has no card free, 1 otherwise with the reason as last line; `state` prints one word. It asks
-for the state before it gives an order, because neither provider promises that an order given twice is one.
+It follows the exit contract of the `command` driver. `on` and `off` exit with 0 if the order was accepted or there was
+nothing to do, 75 if the provider has no free card, and otherwise 1 with the reason in the last line. `state` prints one
+word. The state is read before an order is sent, because neither provider promises that repeated orders are harmless.
+Uses the standard library only.
 
-The box and the key come from the environment, that is from `env` and `inherit` of the host's declaration:
+The box and the key come from the environment, that is, from `env` and `inherit` of the host's declaration:
   compshare   COMPSHARE_PUBLIC_KEY, COMPSHARE_PRIVATE_KEY, COMPSHARE_REGION, COMPSHARE_ZONE, COMPSHARE_HOST (uhost-…)
   autodl      AUTODL_TOKEN, AUTODL_INSTANCE (pro-…): container instances "Pro", which alone have an API
 """
@@ -49,17 +50,17 @@ AUTODL_STATES = {
 
 
 class ProviderRefused(Exception):
-    """The provider did not do it; the message is its own."""
+    """The provider refused a call; the message is the provider's."""
 
 
 def fetch(request: Request) -> Any:
-    """The JSON that the provider answers."""
+    """Send the request, and return the JSON of the provider's answer."""
     with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - the URLs above
         return json.load(response)
 
 
 def compshare(action: str, **parameters: str) -> Any:
-    """One signed call: SHA-1 over the sorted names and values and the private key (UCloud's API, "signature")."""
+    """Make one signed call: SHA-1 of the sorted names and values and the private key (UCloud's API, "signature")."""
     signed = {"Action": action, "PublicKey": os.environ["COMPSHARE_PUBLIC_KEY"], **parameters}
     text = "".join(f"{name}{value}" for name, value in sorted(signed.items())) + os.environ["COMPSHARE_PRIVATE_KEY"]
     signed["Signature"] = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - what the provider asks for
@@ -70,13 +71,13 @@ def compshare(action: str, **parameters: str) -> Any:
 
 
 def compshare_order(action: str) -> None:
-    """Start or stop the box."""
+    """Send the order `action`, which starts or stops the box."""
     place = {name: os.environ[f"COMPSHARE_{name.upper()}"] for name in ("Region", "Zone")}
     compshare(action, UHostId=os.environ["COMPSHARE_HOST"], **place)
 
 
 def compshare_state() -> str:
-    """The box as the provider sees it, in our words."""
+    """Return the provider's state of the box, as a word of the exit contract."""
     boxes = compshare("DescribeCompShareInstance", **{"UHostIds.0": os.environ["COMPSHARE_HOST"]})["UHostSet"]
     if not boxes:
         raise ProviderRefused(f"there is no box {os.environ['COMPSHARE_HOST']}")
@@ -84,7 +85,7 @@ def compshare_state() -> str:
 
 
 def autodl(method: str, path: str, **parameters: str) -> Any:
-    """One call; GET takes its parameters in the query, whatever the provider's own example says."""
+    """Make one call. A GET takes its parameters in the query, although the provider's own example sends a body."""
     url = f"{AUTODL}/api/v1/dev/instance/pro/{path}"
     meant = {"instance_uuid": os.environ["AUTODL_INSTANCE"], **parameters}
     headers = {"Authorization": os.environ["AUTODL_TOKEN"], "Content-Type": "application/json"}
@@ -97,7 +98,7 @@ def autodl(method: str, path: str, **parameters: str) -> Any:
     return answer.get("data")
 
 
-# provider -> what it is told for on and off, and how it is asked
+# provider -> calls for on, off and state
 PROVIDERS: Mapping[str, tuple[Callable[[], object], Callable[[], object], Callable[[], str]]] = {
     "compshare": (
         lambda: compshare_order("StartCompShareInstance"),
@@ -114,7 +115,7 @@ REACHED_STATES = {"on": {"on", "starting"}, "off": {"off", "stopping"}}
 
 
 def run_verb(provider: str, verb: str) -> None:
-    """Do it, or print the state."""
+    """Print the state, or order the box on or off unless it is there already or on its way."""
     on, off, state = PROVIDERS[provider]
     now = state()
     if verb == "state":
@@ -124,7 +125,7 @@ def run_verb(provider: str, verb: str) -> None:
 
 
 def main() -> int:
-    """The exit code of the contract."""
+    """Run the verb in argv, and return the exit code of the contract."""
     provider, verb = sys.argv[1:]
     try:
         run_verb(provider, verb)
