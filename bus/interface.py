@@ -70,7 +70,7 @@ class VersionedRecord(Struct, frozen=True):
 
 
 class RecordChange(Struct, frozen=True):
-    """One message of the STATE stream. `record` is None when the job was deleted or the bytes are unreadable."""
+    """One message of the STATE stream. `record`: None if the job was deleted or the bytes are unreadable."""
 
     revision: int
     key: JobKey
@@ -191,7 +191,7 @@ class JobQueue(Protocol):
         ...
 
     async def remove(self, pointer: Pointer) -> None:
-        """Remove the message of this pointer, also when a runner has it. Do nothing if there is none."""
+        """Remove the message of this pointer, even if a runner has it. Do nothing if it does not exist."""
         ...
 
     async def list_pending(self, owner: str | None = None) -> set[Pointer]:
@@ -219,11 +219,11 @@ class LeasedItem(Protocol[T_co]):
 
     @property
     def value(self) -> T_co:
-        """The item itself."""
+        """The decoded item; reading it neither acks nor naks."""
         ...
 
     async def ack(self) -> None:
-        """Remove the item for good."""
+        """Remove the item, so that it is never delivered again."""
         ...
 
     async def nak(self, delay_s: float) -> None:
@@ -235,10 +235,10 @@ class WebhookOutbox(Protocol):
     """DELIVERIES, and the cursor with which all edges together read STATE for it: each state goes to one edge."""
 
     async def next_state_change(self) -> LeasedItem[WebhookDelivery | None] | None:
-        """Return the next state that no edge has checked for a webhook; None when there is none now.
+        """Return the next state that no edge has checked for a webhook; None if all are checked.
 
-        The value is None for a deletion and for unreadable bytes. The cursor begins where the first edge of the
-        installation started.
+        A deletion and unreadable bytes have the value None. The cursor begins where the first edge of the installation
+        started.
         """
         ...
 
@@ -307,9 +307,9 @@ class JobFeed(Protocol):
     def follow(self, owner: str, job_id: str | None = None, after: str | None = None) -> AsyncIterator[FeedItem]:
         """Yield the owner's items (of one job, if named) after id `after`, without end and without repeating an item.
 
-        Starts at the beginning when `after` is None, of another epoch, or older than what FEED holds. Reconnects after
-        a break. When following one job, yields its latest STATE record after the replay if the replay did not contain
-        it, so that a follower always sees the final state.
+        Starts at the beginning without `after`, or if `after` is of another epoch or older than what FEED holds.
+        Reconnects after a break. When following one job, yields its latest STATE record after the replay if the replay
+        did not contain it, so that a follower always sees the final state.
         """
         ...
 

@@ -52,7 +52,7 @@ class _HealthzError(Struct, frozen=True):
 
 
 class _Healthz(Struct, frozen=True):
-    """The errors in `/healthz`."""
+    """The body of the answer of the server's `/healthz`; a healthy server has no errors."""
 
     errors: tuple[_HealthzError, ...] = ()
 

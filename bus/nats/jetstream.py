@@ -172,7 +172,7 @@ class JetStreamClient:
             return None
 
     async def stream_info(self, stream: str) -> StreamInfo:
-        """Return the state of a stream."""
+        """Return the configuration and state of a stream (API call STREAM.INFO)."""
         return await self.call(f"STREAM.INFO.{stream}", {}, StreamInfo)
 
     async def list_subjects(self, stream: str, pattern: str) -> set[str]:

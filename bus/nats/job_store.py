@@ -43,7 +43,7 @@ class NatsJobStore:
         return await self._write(key, record, found.seq)
 
     async def update(self, key: JobKey, record: JobRecord, revision: int) -> int:
-        """Write in one request."""
+        """Write the record in one request that expects `revision` as the last on its subject."""
         return await self._write(key, record, revision)
 
     async def _write(self, key: JobKey, record: JobRecord, expect: int) -> int:

@@ -61,12 +61,12 @@ class StreamSnapshot(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name of the stream."""
+        """The name of the stream; that of a bucket begins with `KV_`."""
         return str(self.config["name"])
 
     @property
     def message_count(self) -> int:
-        """The number of messages."""
+        """The number of messages that the snapshot holds."""
         return int(self.state.get("messages", 0))
 
     @property

@@ -33,7 +33,7 @@ class NatsTable(Generic[T]):
         self._as_edge = as_edge
 
     async def get(self, key: str) -> TableRow[T] | None:
-        """Read in one request."""
+        """Read the row in one request: an edge from the stream's leader, a runner from any replica."""
         subject = subjects.row_subject(self._bucket.name, key)
         return await (self._get_from_leader(subject) if self._as_edge else self._get_direct(subject))
 

@@ -32,7 +32,7 @@ class NatsLeasedItem(AckableMessage, Generic[T]):
 
     @property
     def value(self) -> T:
-        """The decoded message."""
+        """The message, decoded to the item's type."""
         return self._value
 
 
@@ -58,7 +58,7 @@ class NatsWebhookOutbox:
         self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def next_state_change(self) -> LeasedItem[WebhookDelivery | None] | None:
-        """Fetch one message of STATE."""
+        """Fetch the next message of STATE from the durable consumer of webhooks."""
         found = await self._fetch_message(STATE.name, WEBHOOK_CURSOR_CONSUMER)
         if found is None:
             return None

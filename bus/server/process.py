@@ -137,7 +137,7 @@ class NatsServer:
         return self._data / f"nats-server_{self._process.pid}.ports"
 
     def config(self) -> str:
-        """Return the text of nats.conf."""
+        """Return the text of nats.conf for this broker's ports, folders, limits and TLS."""
         included = (ACCOUNTS_FILE, HOSTS_FILE)
         config = ServerConfig(*self._ports, str(self._data / STORE_FOLDER), included, self._store_bytes, self._tls)
         return render_config(config._replace(monitor_path=self._monitor_path))
