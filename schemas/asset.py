@@ -156,8 +156,8 @@ def replace_at_paths(given: Any, paths: Collection[str], old: str, new: str, pat
 def safe_name(name: str, fallback: str = "file") -> str:
     """Return a name that is one plain file in any folder: at most 100 bytes of UTF-8, with its extension.
 
-    Letters of every script stay. Removed are folders, control and format characters (they can reverse text), characters
-    with a meaning for Windows or a shell, and leading dots and dashes.
+    Characters of every script stay. Folders, control and format characters (they can reverse text), characters with a
+    meaning for Windows or a shell, and leading dots and dashes are removed or replaced.
     """
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
     visible = "".join(" " if c.isspace() else c for c in last if c.isspace() or unicodedata.category(c)[0] != "C")
@@ -178,7 +178,7 @@ def _shorten_name(name: str) -> str:
 
 
 def choose_media_type(declared: str | None, name: str) -> str:
-    """Return the media type that a client declared; that of the name when there is none, or only a form's type.
+    """Return the media type that a client declared; if it declared none or only a form's type, that of the name.
 
     `curl --data-binary` and forms declare types that say nothing about the file. The result may stand in a header.
     """

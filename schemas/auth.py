@@ -67,7 +67,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
 
 class Credential(NamedTuple):
-    """A key as a client sends it."""
+    """The two parts of a key that a client sends, `lamp_<id>_<secret>`."""
 
     id: str
     secret: str

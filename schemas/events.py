@@ -14,7 +14,7 @@ from schemas.status import Priority
 
 
 class JobEventBase(Struct, frozen=True, tag_field="type"):
-    """The base of all events."""
+    """The base of all events; their tag is the field `type` of the stored record."""
 
 
 class Submitted(JobEventBase, frozen=True, tag="submitted"):
@@ -127,7 +127,7 @@ JobEvent = (
 
 
 class JobRecord(Struct, frozen=True):
-    """One revision of STATE."""
+    """One revision of STATE: a job, and the event that led to this state."""
 
     at: Moment
     event: JobEvent | UnknownEvent

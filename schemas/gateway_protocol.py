@@ -21,7 +21,7 @@ ENVELOPE_SOURCE = "lamplighter"
 
 
 class EnvelopeType(StrEnum):
-    """All values of `type`."""
+    """All values of an envelope's `type`."""
 
     AUTH = "auth"
     SUBMIT = "gpu.job.submit"
@@ -44,7 +44,7 @@ class EnvelopeType(StrEnum):
 
 
 class ClientMessage(Struct, frozen=True, kw_only=True):
-    """A message of a client."""
+    """A message that a client sends over the gateway."""
 
     type: str
     request_id: str = ""
@@ -123,7 +123,7 @@ class ProgressPayload(Struct, frozen=True, kw_only=True):
 
 
 class PowerPayload(Struct, frozen=True, kw_only=True):
-    """`payload` of the broadcasts."""
+    """`payload` of the broadcasts about a host's power."""
 
     id: str
     host: str
@@ -204,10 +204,10 @@ def _frame_unreadable(code: str, detail: str, data: bytes) -> FrameUnreadable:
 
 
 def encode_envelope(envelope: Envelope) -> str:
-    """Return the envelope as JSON."""
+    """Return the envelope as JSON, the text of one frame."""
     return msgspec.json.encode(envelope).decode()
 
 
 def unix_seconds(moment: datetime) -> int:
-    """Return `ts` of an envelope."""
+    """Return the moment in whole seconds, as `ts` of an envelope has it."""
     return int(moment.timestamp())

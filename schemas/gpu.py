@@ -1,7 +1,7 @@
 """Readings of GPUs, and the health that is derived from them.
 
-The names follow NVML. A value that the GPU or its driver does not offer is None, never an invented number. MB are MiB
-(2**20 bytes), as nvidia-smi prints them.
+The names follow NVML. If the GPU or its driver does not offer a value, the field is set to None, never to an invented
+number. MB are MiB (2**20 bytes), as nvidia-smi prints them.
 """
 
 from enum import IntFlag, StrEnum
@@ -76,10 +76,10 @@ class GpuProcess(Struct, frozen=True):
 class GpuSample(Struct, frozen=True, kw_only=True):
     """One reading of one GPU.
 
-    `memory_used_mb` excludes what the driver keeps for itself, `memory_reserved_mb`. That is None where only an older
-    call of NVML exists, which counts it as used. `slowdown_c`: the GPU's own threshold. `ecc_uncorrected` counts since
-    the driver was loaded. `utilization`: percent of the time in which a kernel ran. `energy_mj` only grows until the
-    driver is reloaded.
+    `memory_used_mb` excludes `memory_reserved_mb`, which the driver keeps for itself. The latter is missing (None) if
+    only an older call of NVML exists, which counts it as used. `slowdown_c`: the GPU's own threshold. `ecc_uncorrected`
+    counts since the driver was loaded. `utilization`: percent of the time in which a kernel ran. `energy_mj` only grows
+    until the driver is reloaded.
     """
 
     index: int
@@ -136,7 +136,7 @@ class GpuSnapshot(Struct, frozen=True):
 
 
 class GpuHealthStatus(StrEnum):
-    """Whether a GPU may take work."""
+    """The health of a GPU. Only a FIT one may take work."""
 
     FIT = "fit"
     HOT = "hot"  # slowed down by heat, or close to it: takes work again when it is cooler

@@ -32,7 +32,7 @@ class GpuReport(Struct, frozen=True):
 
 
 class RunningExecution(Struct, frozen=True):
-    """One execution on a host."""
+    """One attempt of a job that a host is executing."""
 
     owner: Token
     id: Token
@@ -71,7 +71,7 @@ class ActivityCounts(Struct, frozen=True):
 
     @property
     def foreign_uses(self) -> frozenset[ForeignUse]:
-        """Which others use the machine."""
+        """The kinds of use of the machine by others: logged-in users, programs on a GPU."""
         counts: tuple[tuple[ForeignUse, int], ...] = (("users", self.users), ("programs", self.programs))
         return frozenset(name for name, count in counts if count)
 

@@ -133,7 +133,7 @@ class Claim(Struct, frozen=True):
 
     @property
     def gpu_uuids(self) -> tuple[str, ...]:
-        """The UUIDs of the GPUs."""
+        """The UUIDs of the GPUs; empty if it has none."""
         return tuple(self.gpu_uuids_joined.split(",")) if self.gpu_uuids_joined else ()
 
 
@@ -239,7 +239,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def pointer(self) -> Pointer:
-        """The message of this round."""
+        """The message in JOBS for the job's current round."""
         return Pointer(self.pool, self.priority, self.owner, self.id, self.round)
 
     @property

@@ -27,7 +27,7 @@ class ProgressView(Struct, frozen=True):
 
 
 class FileView(Struct, frozen=True):
-    """An output file and its URL."""
+    """An output file. `url` is where it can be downloaded."""
 
     name: str
     sha256: str
@@ -37,7 +37,7 @@ class FileView(Struct, frozen=True):
 
 
 class OutputView(Struct, frozen=True):
-    """The result of the job."""
+    """The result of the job: its output files, and the data that the image returned."""
 
     files: tuple[FileView, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)

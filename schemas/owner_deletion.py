@@ -9,7 +9,7 @@ from schemas.job import Moment
 
 
 class OwnerDeletionState(StrEnum):
-    """The state of a deletion."""
+    """The state of the deletion of an owner's data."""
 
     RUNNING = "running"
     VERIFYING = "settling"  # nothing is left; look again for what was in flight
@@ -39,7 +39,7 @@ class DeletionCounts(Struct, frozen=True, kw_only=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was found."""
+        """Whether nothing was found that had to be deleted."""
         return self == DeletionCounts()
 
 

@@ -91,7 +91,7 @@ class ProblemError(Exception):
 
     @property
     def problem(self) -> Problem:
-        """The document to answer with."""
+        """The problem document (RFC 9457) that the answer carries."""
         status, title = PROBLEM_TYPES[self.code]
         return Problem(
             type=f"urn:lamplighter:problem:{self.code}",

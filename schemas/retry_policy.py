@@ -26,7 +26,7 @@ class RetryRule(StrEnum):
 
 
 class FailureClass(NamedTuple):
-    """One row of the table."""
+    """One row of FAILURES: whose fault a failure is, and whether the job is tried again."""
 
     blame: Blame
     retry: RetryRule

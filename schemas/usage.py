@@ -44,7 +44,7 @@ UsageRow = JobUsage | PowerUsage
 
 
 class Cost(Struct, frozen=True):
-    """An amount of money."""
+    """An amount of money in the unit of `currency`."""
 
     amount: float
     currency: str

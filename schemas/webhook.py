@@ -44,7 +44,7 @@ class WebhookConfig(Struct, frozen=True, kw_only=True):
 
 
 class DeliveryState(StrEnum):
-    """The state of a delivery."""
+    """The state of the delivery of one webhook message."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -53,7 +53,7 @@ class DeliveryState(StrEnum):
 
 
 class DeliveryAttempt(Struct, frozen=True):
-    """One request. `status`: the receiver's answer; `error`: why there is none. `took_s` in seconds."""
+    """One request. `status`: the HTTP status of the receiver's answer; `error`: the reason if it did not answer."""
 
     at: Moment
     took_s: float
@@ -85,7 +85,7 @@ class DeliveryLogRow(Struct, frozen=True, kw_only=True):
 
 
 def format_delivery_id(job_id: str, revision: int) -> str:
-    """Return the id of a delivery."""
+    """Return the id of a delivery, `<job id>.<revision>`."""
     return f"{job_id}.{revision}"
 
 
