@@ -34,7 +34,7 @@ class ApiRequest(Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class JobList(Struct, frozen=True):
-    """A page of the list of jobs."""
+    """A page of the list of jobs. `next_cursor` fetches the next page; None on the last."""
 
     jobs: list[JobView]
     next_cursor: str | None = None
@@ -53,7 +53,7 @@ class Asset(Struct, frozen=True):
 
 
 class AssetList(Struct, frozen=True):
-    """A page of the list of assets."""
+    """A page of the list of assets. `next_cursor` fetches the next page; None on the last."""
 
     assets: list[Asset]
     next_cursor: str | None = None
@@ -142,7 +142,7 @@ def get_json(path: str, **params: str) -> ApiRequest[Any]:
 
 
 def get_log(job_id: str) -> ApiRequest[str]:
-    """Read the log of a job."""
+    """Read the log of a job as plain text."""
     return ApiRequest(method="GET", path=job_path(job_id, "logs"), read=decode_text)
 
 
@@ -261,7 +261,7 @@ def rotate_key(key_id: str, grace_s: float) -> ApiRequest[Any]:
 
 
 def delete_owner(owner: str) -> ApiRequest[Any]:
-    """Delete all data of an owner."""
+    """Start the deletion of all data of an owner."""
     return ApiRequest(method="DELETE", path=f"/v1/owners/{quote_segment(owner)}", read=decode_json)
 
 

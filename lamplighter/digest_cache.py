@@ -17,7 +17,7 @@ ByteProgress = Callable[[int], None]
 
 
 def ignore_progress(_: int) -> None:
-    """Discard the progress."""
+    """Ignore the number of bytes done: the default progress callback."""
 
 
 class JsonCache:
@@ -35,7 +35,7 @@ class JsonCache:
         return self._read().get(name)
 
     def put(self, name: str, text: str) -> None:
-        """Store `text` under `name`."""
+        """Store `text` under `name`, in place of an earlier entry."""
         self._write(self._read() | {name: text})
 
     def drop(self, name: str) -> None:

@@ -78,7 +78,7 @@ def require_success(job: JobView) -> JobView:
 
 
 class ReconnectBudget:
-    """How long to wait for an edge: not at all until its first answer, then RECONNECT_TIMEOUT_S without an answer."""
+    """The time to wait for an edge: none before its first answer, then RECONNECT_TIMEOUT_S without an answer."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -86,7 +86,7 @@ class ReconnectBudget:
         self._silent_since: float | None = None
 
     def reset(self) -> None:
-        """Record an answer of the edge."""
+        """Record an answer of the edge, so that the full time is available again."""
         self._was_connected, self._silent_since = True, None
 
     def spend(self, error: LamplighterError) -> None:
@@ -112,7 +112,7 @@ class FollowState:
         return {"Last-Event-ID": self.reader.last_id} if self.reader.last_id else {}
 
     def start_connection(self) -> None:
-        """Begin a new connection."""
+        """Reset the state of the last connection. Call it when a new one has been answered."""
         self.budget.reset()
         self.reader.reset()
         self.has_events = False

@@ -26,7 +26,7 @@ _LOCKED_STATUS = 423
 
 
 class UploadRequest(Struct, frozen=True):
-    """One request. The body is the file from `start` to its end, or absent if `start` is None."""
+    """One request. The body is the file from `start` to its end; without `start` there is no body."""
 
     method: str
     path: str

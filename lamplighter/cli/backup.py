@@ -42,7 +42,7 @@ from schemas.version import VERSION
 
 
 def progress_bar(*, quiet: bool) -> Progress:
-    """Return a progress bar on stderr, disabled if nobody sees it."""
+    """Return a progress bar on stderr, disabled if `quiet` or if stderr is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)

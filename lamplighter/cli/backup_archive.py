@@ -75,7 +75,7 @@ class PartWriter:
         self._hash, self._bytes = hashlib.sha256(), 0
 
     def write(self, chunk: bytes) -> None:
-        """Append `chunk` to the member."""
+        """Append `chunk` to the member and to its checksum."""
         self._sink.write(chunk)
         self._hash.update(chunk)
         self._bytes += len(chunk)

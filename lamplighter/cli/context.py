@@ -1,4 +1,4 @@
-"""What all client commands share: the address of the edge, output, error lines and exit codes.
+"""The parts that all client commands share: the address of the edge, output, error lines and exit codes.
 
 Exit codes: 0 success, 1 the job failed, 2 wrong usage or an unusable file, 3 the server cannot be reached, 4 refused,
 130 stopped by Ctrl-C.

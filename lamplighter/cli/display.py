@@ -1,4 +1,4 @@
-"""How answers look on a terminal: tables, one-line facts, and text that no terminal obeys.
+"""Print answers on a terminal: tables, one-line facts, and text with its control characters escaped.
 
 Text of jobs, clients and other machines may contain control characters. In a job's log they could clear the screen,
 set the title, fill the clipboard (OSC 52) or reverse the line (bidirectional overrides). They are printed as escapes,
@@ -162,7 +162,7 @@ def print_log_tail(console: Console, shown: JobView, logs: str) -> None:
 
 
 def print_job(console: Console, shown: JobView) -> None:
-    """Print the fields of one job."""
+    """Print the fields of one job, one a line."""
     facts = {
         "job": shown.id,
         "endpoint": shown.endpoint,

@@ -48,7 +48,7 @@ TOOLKIT_FIX = "install the NVIDIA container toolkit on that host and restart its
 
 
 class CheckStatus(StrEnum):
-    """The result of a check."""
+    """The result of a check. `fail` makes the command exit with an error."""
 
     OK = "ok"
     WARN = "warn"
@@ -65,7 +65,7 @@ class Finding(Struct, frozen=True):
 
 
 class DoctorTarget(Struct, frozen=True):
-    """What to check: an edge as a client sees it, and this machine."""
+    """The objects to check: an edge as a client sees it, and this machine."""
 
     address: EdgeAddress
     data: Path

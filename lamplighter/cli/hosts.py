@@ -31,7 +31,7 @@ hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
 
 
 def print_hosts(session: CliContext, found: list[dict[str, Any]]) -> None:
-    """Print the hosts as a table."""
+    """Print the hosts as a table, or a hint if no host has connected yet."""
     columns = ("HOST", "STATE", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GPU ACCESS", "WARM", "JOBS")
     display.print_table(session.out, columns, map(_host_row, found), "no host has connected yet: start a runner")
 

@@ -1,4 +1,4 @@
-"""What the commands that start a process share: settings, logging, the limit of open files, one-line errors.
+"""The parts that commands which start a process share: settings, logging, the limit of open files, one-line errors.
 
 Settings come from lamplighter.toml and the environment. Logs go to stderr, one line for each event.
 """

@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 
 class UpOptions(Struct, frozen=True, kw_only=True):
-    """The options of `up`."""
+    """The options of the command `up`, as its flags give them."""
 
     port: int
     data: Path
