@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the preview image: build.sh [TAG]. Downloads with the machine's own pip, so the build itself needs no network.
+# Build the preview image: build.sh [TAG]. The machine's own pip downloads the packages, so the build needs no network.
 #
 #   BASE=…                  image with python3 3.11+ (default lamplighter-base:bookworm, made if it is missing)
 #   LAMPLIGHTER_TORCH=cuda  torch's CUDA build (several GB) instead of its CPU build
@@ -24,7 +24,7 @@ site=$root/.cache/preview-site-$version-$torch
 
 locked() { cat "$root"/requirements-preview.lock "$root"/requirements-models.lock "$root"/requirements-cuda.lock "$root/pyproject.toml" | cksum; }
 
-pip() { # for the base's Python, whichever runs here
+pip() { # downloads for the Python of BASE, not for the one that runs here
   "$python" -I "$root/deploy/install.py" pip -qq install --target "$site.new" --upgrade --no-compile \
     --no-deps --python-version "$version" --only-binary=:all: "$@"
 }
@@ -33,7 +33,7 @@ install() {
   rm -rf "$site.new"
   pip --require-hashes -r "$root/requirements-preview.lock" -r "$root/requirements-models.lock"
   pinned=$(sed -n 's/^preview = .*"torch==\([^"]*\)".*/\1/p' "$root/pyproject.toml")
-  # The CPU build has a version of its own on Linux, and is the plain one elsewhere (deploy/install.py says more).
+  # On Linux the CPU build has its own version; elsewhere it is the plain version (see deploy/install.py).
   if [ "$torch" = cuda ] || ! pip "torch==$pinned+cpu" 2>/dev/null; then
     pip --require-hashes -r "$root/requirements-cuda.lock"
     pip "torch==$pinned,!=$pinned+cpu"

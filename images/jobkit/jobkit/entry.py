@@ -1,4 +1,4 @@
-"""The life of a job's process: load, wait for the job if warm, work, write the result, exit with the right code."""
+"""Run one job in this process: load, wait for the job if warm, work, write the result, exit with the right code."""
 
 from __future__ import annotations
 

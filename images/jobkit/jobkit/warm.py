@@ -1,4 +1,4 @@
-"""Waiting in a warm container, with the model loaded, for the line that starts the job."""
+"""Wait in a warm container, with the model loaded, for the line that starts the job."""
 
 from __future__ import annotations
 
