@@ -42,7 +42,7 @@ class CountedQueue:
         self._counter = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def get(self, *args: Any, **named: Any) -> Any:
-        """Return the next item, as `Queue.get` does, after counting its frames."""
+        """Return the next item, as a queue does, after counting its frames."""
         item = self._frames.get(*args, **named)
         state, _, batch = item
         if not isinstance(state, bool) and batch is not None:
