@@ -184,7 +184,7 @@ for line in (
     b'{"type":"progress","done":-1,"total":1e400}', b'{"type":"progress","fraction":' + b'[' * 60000,
     b'{"type":"succeeded","output":{}}', b'{"type":"metric","name":"","value":1}', b'{"type":"error","code":"../x"}',
 ):
-    os.write(job._lines._descriptor, line + b'\n')
+    os.write(job._messages._descriptor, line + b'\n')
 os._exit(70)
 """,
         "host_lost",

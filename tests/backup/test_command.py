@@ -156,7 +156,7 @@ def another(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"), [(damaged, "damaged"), (cut_short, "no backup"), (another, "no backup of Lamplighter's")]
+    ("spoil", "said"), [(damaged, "damaged"), (cut_short, "not a backup"), (another, "not a backup of Lamplighter")]
 )
 def test_a_spoiled_file_is_refused_before_anything_is_done(spoil: Callable[[Path], None], said: str, tmp_path: Path):
     file = written(tmp_path / "kept.zip")

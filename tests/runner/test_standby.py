@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from bus.interface import RevisionConflict
 from runner.engines.port import NO_JOB, ContainerIdentity, ContainerLimits, ContainerSpec
-from runner.execution.warm_container import read_claim, write_claim
+from runner.execution.warm_container import write_claim
 from runner.settings import WarmSettings
 from schemas.container_protocol import ExitCode
 from schemas.events import JobRecord, Submitted
@@ -333,13 +333,16 @@ async def test_killed_around_the_line_the_job_runs_once(world: RunnerEnvironment
         write_outputs(box)
         box.finish(0)
 
+    async def is_removed() -> bool:
+        return not await anyio.Path(folder).exists()
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(plays)
         async with world.run_runner():
             ended = await world.wait_until_ended(key)
+            await wait_for(is_removed)
     assert (ended.status, ended.attempt, ended.free_releases) == (Status.SUCCEEDED, 1, {})
     assert starts == [1]
-    assert read_claim(folder) is None
 
 
 def _now() -> datetime:

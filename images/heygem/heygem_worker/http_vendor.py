@@ -88,7 +88,7 @@ class HttpVendor:
         return self._status
 
     def find_dead(self) -> str:
-        gone = self._processes.find_dead() if hasattr(self, "_family") else ""
+        gone = self._processes.find_dead() if hasattr(self, "_processes") else ""
         code = self._process.poll() if hasattr(self, "_process") else None  # last: its end is the cause of the others'
         return gone if code is None else _describe_exit(code)
 

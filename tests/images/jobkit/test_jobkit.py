@@ -68,12 +68,12 @@ FAILURES = {
     "job.output('../x').__enter__()": (
         ExitCode.INTERNAL,
         "internal",
-        "ValueError: '../x' is no name for an output: give a plain file name",
+        "ValueError: '../x' cannot be the name of an output: use a plain file name",
     ),
     "raise jobkit.BadInput('No Face', '')": (
         ExitCode.INTERNAL,
         "internal",
-        "ValueError: 'No Face' is no failure code: give 1 to 40 of a-z and _",
+        "ValueError: 'No Face' is not a failure code: use 1 to 40 characters of a-z and _",
     ),
 }
 
