@@ -164,8 +164,8 @@ class QueueMessage(Protocol):
         ...
 
 
-# A runner is woken before the pointer is stored, so that both travel together. When storing takes longer than this, it
-# is woken again.
+# A runner is woken before the pointer is stored, so that both travel together. The runner then waits this long for the
+# pointer. When storing takes more than half of it, the runner is woken again.
 WAKE_GRACE_S = 0.05
 
 

@@ -10,9 +10,14 @@ HEAD = """# The life of a job
 Made from `schemas/lifecycle.py` and `schemas/retry_policy.py` by `just docs`; a test compares.
 
 A job is made as `scheduled` (accepted, not yet ready) or `queued`. Every step is one compare-and-set on its record.
-The edge queues, reprioritises, expires, retries and asks to cancel; the runner that holds the claim starts, adopts,
-releases and ends. A final state accepts nothing but a retry, which begins the next round, and over `/easy/submit`
-([facades.md](facades.md)) a new submit of the same code, which begins the next round with its own request.
+The edge supplies input, queues, reprioritises, expires, retries and asks to cancel. It also cancels a job that waits,
+and fails one whose input does not arrive. The runner that holds the claim starts, adopts, releases and ends. If that
+runner's host is lost, the edge or a runner of another host releases the attempt, or fails the job when its free
+releases are used up. If the job was being cancelled, the edge cancels it.
+
+The states `failed`, `cancelled` and `expired` accept a retry, which begins the next round. Every final state,
+`succeeded` included, accepts a new submit of the same code over `/easy/submit` ([facades.md](facades.md)), which begins
+the next round with its own request. Nothing else follows a final state.
 """
 
 

@@ -37,8 +37,8 @@ class JoinToken(Struct, frozen=True, kw_only=True):
 class EnrolledHost(Struct, frozen=True, kw_only=True):
     """A row of JOINED, under the id of the host: the hashed password of its broker user, and the id of its API key.
 
-    Earlier releases stored the password itself; an edge replaces it by the hash when it starts. `leaving`: the host is
-    being removed, and the broker may still have its account.
+    Earlier releases stored the password itself; an edge replaces it by the hash when it starts. `is_being_removed`:
+    the host is being removed, and the broker may still have its account.
     """
 
     host: Token

@@ -58,9 +58,9 @@ class ActivityCounts(Struct, frozen=True):
     """Activity that keeps a host busy, besides the executions that it lists.
 
     `uploading`: listed executions whose container has ended, but whose outputs are not uploaded or whose message is not
-    acked. `unsaved`: containers of ours that no execution follows (yet), whose outputs may not be saved. `programs`:
-    GPUs on which other programs compute. `users`: people who are logged in. `queued`: jobs that wait for the pools of
-    this host, added by the edge.
+    acked. `unrecovered`: containers of ours that no execution follows (yet), whose outputs may not be saved.
+    `programs`: GPUs on which other programs compute. `users`: people who are logged in. `queued`: jobs that wait for
+    the pools of this host, added by the edge.
     """
 
     uploading: int = 0
@@ -100,12 +100,13 @@ def activity_view(counts: ActivityCounts, queued: int) -> ActivityView:
 
 
 class HostHeartbeat(Struct, frozen=True, kw_only=True):
-    """The heartbeat in HOSTS. `cannot` says why an endpoint cannot start there now (name to WaitReason).
+    """The heartbeat in HOSTS. `unschedulable`: why an endpoint cannot start there now (name to WaitReason).
 
     `injection`: how the engine gives GPUs to containers, as tested at start: cdi, device_request, runtime or none; null
     where there was nothing to test (no GPU, the process engine). `engine_away`: why the engine does not answer, null
     while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
-    `waits`: the tasks that the runner cannot do now, each with the reason: `fetch input: the edge is not reachable`.
+    `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
+    reachable`).
     """
 
     host: Token

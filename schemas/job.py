@@ -121,8 +121,9 @@ class PendingUrl(Struct, frozen=True):
 class Claim(Struct, frozen=True):
     """The host that runs the job: the fence. Only its holder may end the attempt, by compare-and-set on the record.
 
-    `incarnation` names one runner process; `attempt` names the container, together with the round of the job. `gpu`:
-    the UUIDs of its GPUs, separated by commas. `engine`: `docker` or `process`; None in records of earlier releases.
+    `incarnation` names one runner process; `attempt` names the container, together with the round of the job.
+    `gpu_uuids_joined`: the UUIDs of its GPUs, separated by commas. `engine`: `docker` or `process`; None in records of
+    earlier releases.
     """
 
     host: Token
@@ -192,11 +193,11 @@ class JobMetric(Struct, frozen=True):
 class Job(Struct, frozen=True, kw_only=True):
     """The stored job. Values that must outlive the 64 stored revisions are fields here and not counted from events.
 
-    `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container. `charged`
-    counts the starts that cost an attempt; `releases` counts the free ones by code. `claim` is the last claim, which
-    holds while `status` is running or cancelling. `request_id` is the id that the gateway's client gave to its submit;
-    pushes carry it. `backoff_until` comes from a release, `not_before` from the client. `missing` (digests) and
-    `fetching` are what the input still lacks; with either the job is `scheduled`.
+    `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container.
+    `charged_attempts` counts the starts that cost an attempt; `free_releases` counts the free ones by code. `claim` is
+    the last claim, which holds while `status` is running or cancelling. `request_id` is the id that the gateway's
+    client gave to its submit; pushes carry it. `backoff_until` comes from a release, `not_before` from the client.
+    `missing` (digests) and `pending_urls` are what the input still lacks; with either the job is `scheduled`.
     """
 
     id: Token

@@ -1,10 +1,14 @@
 """The state machine of a job: which event may follow in which status, guards, and the changes that each event makes.
 
-Who moves a job: the edge submits, queues, reprioritises, expires, retries and asks to cancel. The runner that holds the
-claim starts, adopts, releases, succeeds, fails and cancels. What is not in the table is illegal. Final statuses accept
-only `Retried`, and `Submitted` by `resubmission_record`, which replaces the whole record. The writer is strict
-(`apply_event` raises), the reader is tolerant (it shows what is recorded). The diagram in docs/lifecycle.md is
-generated from this table.
+Who moves a job: the edge submits, supplies input, queues, reprioritises, expires, retries and asks to cancel. It also
+cancels a job that waits, and fails one whose input does not arrive. The runner that holds the claim starts, adopts,
+releases, succeeds, fails and cancels. If that runner's host is lost, the edge or a runner without the claim releases
+the attempt, or fails the job when its free releases are used up; the edge cancels the job if it was being cancelled.
+
+What is not in the table is illegal. `Retried` follows every final status except `succeeded`. `Submitted` by
+`resubmission_record`, which replaces the whole record, follows every final status. The writer is strict (`apply_event`
+raises), the reader is tolerant (it shows what is recorded). The diagram in docs/lifecycle.md is generated from this
+table.
 """
 
 from collections.abc import Callable, Mapping

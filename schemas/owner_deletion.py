@@ -46,8 +46,9 @@ class DeletionCounts(Struct, frozen=True, kw_only=True):
 class OwnerDeletion(Struct, frozen=True, kw_only=True):
     """A row of ERASURES, under the owner. Until it is done, new requests of the owner are refused.
 
-    `by`: the key that asked. `waiting_for`: jobs that are still being stopped. `hosts_pending`: hosts that may have
-    files of the owner in their caches until they next take work. `quiet_since`: since when nothing more was found.
+    `requested_by`: the key that asked. `waiting_for`: jobs that are still being stopped. `hosts_pending`: hosts that
+    may have files of the owner in their caches until they next take work. `empty_since`: since when nothing more was
+    found.
     """
 
     owner: Token

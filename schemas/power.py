@@ -66,7 +66,7 @@ class PowerCallResult(Struct, frozen=True):
 
 
 class PowerCall(Struct, frozen=True):
-    """The call in flight, or the last one. `wait_s`: seconds between its answer and the next call."""
+    """The call in flight, or the last one. `retry_after_s`: seconds from its result to the next call."""
 
     id: Token
     verb: PowerVerb
@@ -108,9 +108,10 @@ class OnInterval(Struct, frozen=True):
 class PowerRecord(Struct, frozen=True, kw_only=True):
     """The row of one host in POWER.
 
-    `attempts`: failed calls of one kind in a row. `boots`: boots that timed out since the host was last online.
-    `lit_since`: when it last got power, None while it has none; `lit_why`: the reason. `spans`: the last intervals with
-    power. `wakes`: seconds from a start call to the first heartbeat. `pardoned`: the owner has acknowledged the fault.
+    `failed_calls`: failed calls of one kind in a row. `failed_boots`: boots that timed out since the host was last
+    online. `on_since`: when it last got power, None while it has none; `on_reason`: why. `on_intervals`: the last
+    intervals with power. `wake_durations_s`: seconds from a start call to the first heartbeat. `fault_acknowledged`:
+    the owner has acknowledged the fault.
     """
 
     state: PowerState

@@ -28,7 +28,7 @@ def decode_secret(text: str) -> bytes:
 class WebhookConfig(Struct, frozen=True, kw_only=True):
     """A row of HOOKS, under the owner. Secrets are `whsec_` and base64.
 
-    `previous` signs too until `previous_until`. `disabled`: URLs that answered 410, and when.
+    `previous` signs too until `previous_until`. `disabled_urls`: URLs that answered 410, and when.
     """
 
     secret: str
@@ -64,7 +64,8 @@ class DeliveryAttempt(Struct, frozen=True):
 class DeliveryLogRow(Struct, frozen=True, kw_only=True):
     """A row of DELIVERED: one state of a job for its webhook. `revision` names the state, in all of STATE.
 
-    `tries`: the last 20 attempts. `failed`: failed attempts since it was last sent or replayed. `replays`: the replays.
+    `attempts`: the last 20 requests. `failed_attempts`: those that failed since it was last sent or replayed.
+    `replays`: the number of replays.
     """
 
     job_id: str

@@ -285,6 +285,45 @@ def test_every_member_of_a_class_of_ours_exists() -> None:
     assert _unresolved(MEMBER, resolves) == []
 
 
+def stored_names(node: ast.ClassDef) -> frozenset[str]:
+    """The names under which a Struct stores its fields, where they differ from the attributes."""
+    calls = (inner.value for inner in node.body if isinstance(inner, ast.AnnAssign))
+    keywords = (one for call in calls if isinstance(call, ast.Call) for one in call.keywords if one.arg == "name")
+    return frozenset(one.value.value for one in keywords if isinstance(one.value, ast.Constant))
+
+
+def stored_names_in_docstring(node: ast.ClassDef) -> list[str]:
+    """What a Struct's docstring calls a field that is no attribute of it, but the name under which one is stored."""
+    quoted = QUOTED.findall(ast.get_docstring(node) or "")
+    return [name for name in quoted if name in stored_names(node) - _members_of(node)]
+
+
+def test_docstrings_of_structs_name_attributes_and_not_stored_names() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {node.name}: {name}"
+        for path in tracked_files()
+        if path.suffix == ".py"
+        for node in ast.walk(module_tree(path))
+        if isinstance(node, ast.ClassDef)
+        for name in stored_names_in_docstring(node)
+    ]
+    assert found == []
+
+
+def test_the_check_tells_a_stored_name_from_an_attribute() -> None:
+    source = """
+class Row(Struct):
+    '''`on` and `why`, `since` and `text`.'''
+    on_since: int = field(default=0, name="on")
+    why: str = field(name="reason")
+    reason_text: str = field(name="text")
+    text: str = ""
+"""
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.ClassDef)
+    assert stored_names_in_docstring(node) == ["on"]
+
+
 def test_every_anchor_exists() -> None:
     pages = [path for path in tracked_files() if path.suffix == ".md"]
     links = [(page, target, anchor) for page in pages for target, anchor in LINK.findall(page.read_text())]

@@ -50,9 +50,10 @@ class NatsJobQueue:
         await self.ensure_consumers(frozenset(self._pools))
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
-        """Publish the pointer between two wakes of its lane.
+        """Wake the runners of the lane, then publish the pointer. Wake them again if storing it was slow.
 
-        The round is part of the subject, because the broker's deduplication helps but does not decide: it forgets.
+        The round is part of the subject, which is the message id, so that a retry is not dropped as a duplicate. With
+        `repair` there is no message id: the broker may still remember the id of the message that is gone.
         """
         subject, wake = subjects.pointer_subject(pointer), subjects.wake_subject(pointer.pool, pointer.priority)
         started = anyio.current_time()

@@ -96,7 +96,7 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
         PowerTransition(
             all_of(unless(CALL_DONE), c.is_heartbeating, unless(c.is_draining)),
             S.DRAINING,
-            "its runner is not draining",
+            "its runner is not drained",
         ),
         PowerTransition(
             all_of(unless(CALL_DONE), c.is_call_limit_reached), S.FAULT, "cannot be powered off: {message}"

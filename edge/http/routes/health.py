@@ -17,7 +17,7 @@ class LivenessView(Struct, frozen=True):
 
 
 class ReadinessView(Struct, frozen=True):
-    """Whether the edge accepts new jobs. `why`: the reasons if it does not.
+    """Whether the edge accepts new jobs. `reasons`: why it does not, one text for each; empty if it does.
 
     `degraded`: faults that do not affect clients yet, such as the failure of one server of a broker cluster. `ailing`
     is the old name of `degraded`, kept for one release.
