@@ -7,6 +7,13 @@
 
 An engine is an async context manager; leaving it ends nothing that runs. Handles outlive the engine object: the engine
 of the next runner process accepts them.
+
+The port assumes that containers run on the runner's own host. The runner writes the job's folder (`job_dir`) on its
+file system, connects to a unix socket in that folder to start the job of a warm container, and matches pids of GPU
+processes with those of the container.
+
+Names of engines (EngineName) are also known to `runner/engines/selection.py`, `lamplighter/cli/up.py` (`--engine`),
+`lamplighter/cli/doctor.py` and `lamplighter/cli/display.py`.
 """
 
 from collections.abc import AsyncIterator, Mapping

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import anyio
 import anyio.to_thread
@@ -86,20 +86,33 @@ async def select_engine(config: EngineConfig, images: Iterable[Path], now: datet
     docker_found = find_docker(config.docker_socket, os.environ)
     try:
         choice = await anyio.to_thread.run_sync(choose_engine, config.data, config.engine, docker_found, now)
-        decision = choice.decision
-        if decision.engine == "docker":
-            settings = docker_settings(config.docker_socket, config.slots)
-            summary = f"jobs run in Docker containers ({decision.why}; engine at {settings.base_url})"
-            return SelectedEngine(DockerEngine(settings), None, decision.why, summary, choice.previous)
-        engine, run_as = _process_engine(config)
-        await anyio.to_thread.run_sync(engine.check_job_user, config.data.resolve() / "jobs", images)
+        match choice.decision.engine:
+            case "docker":
+                return _select_docker(config, choice)
+            case "process":
+                return await _select_process(config, choice, images)
+            case unknown:
+                assert_never(unknown)
     except (NoSuchUser, CannotRunJobs, OSError) as error:
         raise EngineUnusable(str(error)) from error
+
+
+def _select_docker(config: EngineConfig, choice: EngineChoice) -> SelectedEngine:
+    settings, why = docker_settings(config.docker_socket, config.slots), choice.decision.why
+    summary = f"jobs run in Docker containers ({why}; engine at {settings.base_url})"
+    return SelectedEngine(DockerEngine(settings), None, why, summary, choice.previous)
+
+
+async def _select_process(config: EngineConfig, choice: EngineChoice, images: Iterable[Path]) -> SelectedEngine:
+    """Build the process engine. Raises NoSuchUser, CannotRunJobs, OSError if its user cannot run jobs."""
+    engine, run_as = _process_engine(config)
+    await anyio.to_thread.run_sync(engine.check_job_user, config.data.resolve() / "jobs", images)
+    why = choice.decision.why
     summary = (
-        f"jobs run as plain processes of the user {run_as}, not in containers ({decision.why}): "
+        f"jobs run as plain processes of the user {run_as}, not in containers ({why}): "
         "they see this machine and its network as that user does. engine = docker runs them in containers"
     )
-    return SelectedEngine(engine, run_as, decision.why, summary, choice.previous)
+    return SelectedEngine(engine, run_as, why, summary, choice.previous)
 
 
 async def remove_previous_containers(config: EngineConfig, previous: EngineName, installation: str, host: str) -> None:
@@ -123,9 +136,13 @@ def docker_settings(docker_socket: str | None, slots: int) -> DockerSettings:
 
 def _build_engine(config: EngineConfig, name: EngineName) -> ContainerEngine:
     """Build the engine of this name. Raises NoSuchUser."""
-    if name == "docker":
-        return DockerEngine(docker_settings(config.docker_socket, config.slots))
-    return _process_engine(config)[0]
+    match name:
+        case "docker":
+            return DockerEngine(docker_settings(config.docker_socket, config.slots))
+        case "process":
+            return _process_engine(config)[0]
+        case unknown:
+            assert_never(unknown)
 
 
 def _process_engine(config: EngineConfig) -> tuple[ProcessEngine, str]:
@@ -136,7 +153,7 @@ def _process_engine(config: EngineConfig) -> tuple[ProcessEngine, str]:
 
 
 def choose_engine(
-    data: Path, configured: Literal["auto", "docker", "process"], docker_found: str | None, now: datetime
+    data: Path, configured: EngineName | Literal["auto"], docker_found: str | None, now: datetime
 ) -> EngineChoice:
     """Read the decision kept in `data`, or make it and keep it. Blocking.
 
