@@ -289,7 +289,7 @@ def stored_names(node: ast.ClassDef) -> frozenset[str]:
     """The names under which a Struct stores its fields, where they differ from the attributes."""
     calls = (inner.value for inner in node.body if isinstance(inner, ast.AnnAssign))
     keywords = (one for call in calls if isinstance(call, ast.Call) for one in call.keywords if one.arg == "name")
-    return frozenset(one.value.value for one in keywords if isinstance(one.value, ast.Constant))
+    return frozenset(str(one.value.value) for one in keywords if isinstance(one.value, ast.Constant))
 
 
 def stored_names_in_docstring(node: ast.ClassDef) -> list[str]:
