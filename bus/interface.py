@@ -146,7 +146,7 @@ class QueueMessage(Protocol):
     sequence: int
 
     async def in_progress(self) -> None:
-        """Extend the lease to 30 s from now."""
+        """Postpone the redelivery to 30 s from now."""
         ...
 
     async def ack(self) -> None:
@@ -186,7 +186,7 @@ class JobQueue(Protocol):
     async def fetch(self, pool: str, priority: Priority, wait_s: float = 0.0) -> QueueMessage | None:
         """Return the next message, one that arrives within `wait_s`, or None.
 
-        None also while the consumer does not exist.
+        Return None also if the consumer does not exist.
         """
         ...
 
@@ -256,7 +256,7 @@ class WebhookOutbox(Protocol):
 
 
 class UsageLog(Protocol):
-    """USAGE: one row for each finished round of a job and for each on interval of a host.
+    """USAGE: one row for each finished round of a job and each interval for which a host was on.
 
     Rows are kept for 400 days.
     """

@@ -78,7 +78,11 @@ def require_success(job: JobView) -> JobView:
 
 
 class ReconnectBudget:
-    """The time to wait for an edge: none before its first answer, then RECONNECT_TIMEOUT_S without an answer."""
+    """The time that a client has to reconnect to an edge.
+
+    Until the edge has answered once, there is none. After that, it is RECONNECT_TIMEOUT_S from the first failure after
+    an answer.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -86,7 +90,7 @@ class ReconnectBudget:
         self._silent_since: float | None = None
 
     def reset(self) -> None:
-        """Record an answer of the edge, so that the full time is available again."""
+        """Record an answer of the edge."""
         self._was_connected, self._silent_since = True, None
 
     def spend(self, error: LamplighterError) -> None:
@@ -112,7 +116,7 @@ class FollowState:
         return {"Last-Event-ID": self.reader.last_id} if self.reader.last_id else {}
 
     def start_connection(self) -> None:
-        """Reset the state of the last connection. Call it when a new one has been answered."""
+        """Begin a new connection."""
         self.budget.reset()
         self.reader.reset()
         self.has_events = False

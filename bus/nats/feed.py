@@ -1,4 +1,4 @@
-"""FEED: messages from the runners, and states that the broker sources from STATE."""
+"""FEED: messages from the runners, and states that the broker copies from STATE."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
@@ -81,10 +81,10 @@ class NatsJobFeed:
                     yield item
 
     async def _unsourced_state(self, key: JobKey, name: str, start: int, seen: Deduplicator) -> FeedItem | None:
-        """The last state of STATE, unless this consumer gave it or is about to.
+        """Return the last state in STATE; None if this consumer has yielded it or will yield it.
 
-        Sourcing lags behind STATE. A state that is read from STATE too early would make the earlier ones, which are
-        not sourced yet, look old. So read FEED only after it has caught up.
+        FEED lags behind STATE. If a state were yielded from STATE too early, the deduplicator would drop the earlier
+        states, which FEED does not have yet. So wait until FEED has caught up.
         """
         found = await self._jetstream.get_last(STATE.name, subjects.record_subject(key))
         if found is None or found.seq <= seen.last_revision(key):

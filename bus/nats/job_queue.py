@@ -30,7 +30,7 @@ class NatsQueueMessage(AckableMessage):
 
 
 class NatsJobQueue:
-    """JOBS. `on_wake` has to get every message of `wake.*`."""
+    """The queue JOBS at the broker. The caller subscribes to `wake.*` and passes each message to `on_wake`."""
 
     def __init__(self, jetstream: JetStreamClient) -> None:
         self._jetstream = jetstream
@@ -63,7 +63,7 @@ class NatsJobQueue:
             await self._jetstream.connection.publish(wake)
 
     async def fetch(self, pool: str, priority: Priority, wait_s: float = 0.0) -> QueueMessage | None:
-        """Fetch one message. One fetch a lane at a time, because a delivered message does not name its request."""
+        """Fetch one message. A lane has one fetch at a time: a delivered message does not name the fetch it answers."""
         lane = subjects.lane_consumer(pool, priority)
         async with self._fetch_locks[lane]:
             while (message := await self._jetstream.connection.fetch(JOBS.name, lane, wait_s)) is not None:

@@ -1,7 +1,8 @@
 """Streams of the events of one job or of all jobs of an owner, with resume and one shared subscription per job.
 
-FEED itself replays, reconnects, and adds from STATE the records that it does not have. This module turns FEED's items
-into the items that clients read, resumes a stream at a token, and ends the stream of a job after the job.
+The feed port (`JobFeed`) replays, reconnects, and adds from STATE the last record if FEED does not have it. This module
+turns the feed's items into the events that clients read, resumes a stream at a token, and ends the stream of a job
+after the job's final state.
 """
 
 import re
@@ -109,7 +110,7 @@ def parse_resume_token(text: str | None) -> ResumeToken | None:
     return ResumeToken(match["feed"], int(match["revision"] or 0)) if match else None
 
 
-SHARED_SUBSCRIBER_MINIMUM = 2  # followers of a job from which on a shared reader is used
+SHARED_SUBSCRIBER_MINIMUM = 2  # with so many followers of a job, one reader serves them all
 LOG_END_TIMEOUT_S = 1.0  # how long to wait after the final state for the end of the log
 _BUFFER_LIMIT = 64
 

@@ -39,8 +39,9 @@ def _unlimited(_owner: str) -> int:
 class PublishWindow:
     """Publishes the pointers of queued jobs, counts the pointers in JOBS, and refills a queue when a job in it ends.
 
-    `pool_slots` returns the slots of a pool that hosts announced last. `running_limit` returns how many jobs of an
-    owner may run (0: no limit). The owner has at most so many pointers in JOBS, over all queues, in backoff or not.
+    `pool_slots` returns the number of slots that hosts last announced for a pool. `running_limit` returns how many jobs
+    of an owner may run (0: no limit). It also limits the owner's pointers in JOBS, over all queues, those in backoff
+    included.
 
     Nothing is published before the first `sync`, because the content of JOBS is not known yet. A failed publish is not
     repeated here: the reconciler's next `sync` finds the pointer missing.
@@ -66,12 +67,12 @@ class PublishWindow:
         self._pointers: defaultdict[QueueKey, dict[Pointer, int | None]] = defaultdict(dict)
         self._in_backoff: set[Pointer] = set()
         self._missing: set[Pointer] = set()
-        self._publish_count = 0
+        self._published_total = 0
         self._synced = False
         self._keys_with_room: set[QueueKey] = set()
         self._refill_needed = Notifier()
         self._tasks: TaskGroup | None = None
-        self._publishing_count = 0
+        self._publishes_in_flight = 0
         self._publishing_ended = Notifier()
         index.subscribe_changes(self._on_row_changes)
 
@@ -102,29 +103,29 @@ class PublishWindow:
         If the edge stops before the task has run, the reconciler publishes the pointer.
         """
         if self._tasks is not None:
-            self._publishing_count += 1
+            self._publishes_in_flight += 1
             self._tasks.start_soon(self._publish_scheduled, job)
 
     async def _publish_scheduled(self, job: Job) -> None:
         try:
             await self.publish_if_room(job)
         finally:
-            self._publishing_count -= 1
+            self._publishes_in_flight -= 1
             self._publishing_ended.notify()
 
     async def wait_until_idle(self) -> None:
         """Wait until every task of `publish_soon` has ended."""
-        await self._publishing_ended.wait_until(lambda: not self._publishing_count)
+        await self._publishing_ended.wait_until(lambda: not self._publishes_in_flight)
 
     def publish_count(self) -> int:
-        """Return the number of publishes so far: the `mark` for `sync`, to be taken before JOBS is read."""
-        return self._publish_count
+        """Return the number of publishes so far. Taken before JOBS is read, it is the `mark` for `sync`."""
+        return self._published_total
 
     def sync(self, seen: Collection[Pointer], rows: Mapping[JobKey, IndexRow], mark: int) -> None:
-        """Compare with the content of JOBS: it had the pointers `seen` at some moment after `mark`.
+        """Replace the known content of JOBS by `seen`: the pointers that were read from JOBS after `mark` was taken.
 
-        `rows`: the index rows of their jobs. Pointers that were published after `mark` stay. Pointers that should have
-        been seen and were not are published again.
+        `rows`: the index rows of their jobs. Pointers that were published after `mark` are kept. Pointers that should
+        be in JOBS and are not in `seen` are published again.
         """
         now_us = micros(self._clock())
         recent = {
@@ -194,9 +195,9 @@ class PublishWindow:
                 self._keys_with_room.add(queue)
         elif pointer in self._in_backoff:
             self._in_backoff.discard(pointer)
-            self._pointers[queue][pointer] = self._publish_count
+            self._pointers[queue][pointer] = self._published_total
         elif row.status in ACTIVE_STATUSES and not self.contains(pointer):
-            self._pointers[queue][pointer] = self._publish_count  # another edge published it
+            self._pointers[queue][pointer] = self._published_total  # another edge published it
         elif row.status is Status.QUEUED and not self.contains(pointer) and self._free_places(queue):
             self._keys_with_room.add(queue)
 
@@ -266,10 +267,10 @@ class PublishWindow:
             self._discard_pointer(pointer)
             raise
         else:
-            self._publish_count += 1
+            self._published_total += 1
             # Looked up again: in the meantime a sync may have replaced the dictionaries, or the job may have ended.
             if pointer in self._pointers.get(_queue_key(pointer), ()):
-                self._pointers[_queue_key(pointer)][pointer] = self._publish_count
+                self._pointers[_queue_key(pointer)][pointer] = self._published_total
 
 
 def _priority_rank(queue: QueueKey) -> int:

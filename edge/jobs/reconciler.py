@@ -43,7 +43,7 @@ from schemas.problems import ProblemError
 from schemas.retry_policy import FAILURES, HOST_LOST_CODE, make_job_failure, outcome_after_failure
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, Priority, Status
 
-# Expected errors: the next sweep repeats the step. Any other exception is a bug that one job brings out.
+# Expected errors: the next sweep repeats the step. Any other exception is a bug.
 TRANSIENT_ERRORS = (BusError, StoreError, ProblemError, RecordUnreadable, IllegalTransition)
 
 RECONCILE_INTERVAL_S = 15.0

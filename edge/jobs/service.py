@@ -1,7 +1,7 @@
 """The operations of owners on jobs: submit, cancel, retry, delete and read.
 
-Each write is a compare-and-set on the record. What follows the write (the pointer in JOBS, a nudge of the host) may
-fail: the reconciler completes it.
+Each write is a compare-and-set on the record. A step after the write (publish the pointer to JOBS, nudge the host) may
+fail: the reconciler repeats it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -102,7 +102,10 @@ class JobService:
     async def submit_equivalent(
         self, key: JobKey, body: dict[str, Any], *, trace_id: str | None = None, request_id: str = ""
     ) -> AcceptedSubmission:
-        """Create the job `key` of `body`, as `submit`. If the job exists, return it if it does the same work."""
+        """Create the job `key` from `body`, as `submit` does; or return the existing job if its work is the same.
+
+        Raises ProblemError `conflict` if the existing job does other work.
+        """
         check_job_id(key.id)
         submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=True)
         if _is_of_request(submission, body):
@@ -116,7 +119,7 @@ class JobService:
     async def _create_or_find(
         self, key: JobKey, body: dict[str, Any], trace_id: str | None, request_id: str, *, may_exist: bool
     ) -> AcceptedSubmission:
-        """Create the job `key` of `body`, or return the job `key` as it is, whatever request it is of."""
+        """Create the job `key` from `body`; or return the existing job, even if another request created it."""
         with translate_errors():
             existing = await self._bus.job_store.read(key) if may_exist else None
             if existing is not None:

@@ -50,6 +50,10 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: this is the host to wake for jobs
     that no online host serves. `has_queued_work`: jobs wait in a pool that it offers. `active_jobs`: jobs recorded as
     running or cancelling there.
+
+    Durations. `wake_requested_s`: since `wake_requested` became true, 0 while it is false. `idle_s`: since the host
+    has been online and empty, with no queued work and no use by others that keeps it on; 0 while it is not idle.
+    `in_state_s`: since the record entered its state. `call_s`: since the last call was made, or since its result came.
     """
 
     at: datetime

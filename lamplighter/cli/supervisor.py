@@ -97,13 +97,13 @@ class SupervisedProcess:
         name: str,
         environ: Mapping[str, str],
         logs: Path,
-        ledger: ChildRegistry,
+        registry: ChildRegistry,
         listening: socket.socket | None = None,
     ) -> None:
         self.name = name
         self._environ = dict(environ)
         self._log_file = logs / f"{name}.log"
-        self._registry = ledger
+        self._registry = registry
         self._fds = (listening.fileno(),) if listening else ()
         self._process: anyio.abc.Process | None = None
         self._stopping = False
@@ -180,9 +180,9 @@ class BrokerSupervisor:
     restarted while the disk is full: it writes when it starts, and may treat data as lost that it cannot write.
     """
 
-    def __init__(self, server: NatsServer, ledger: ChildRegistry, folder: Path) -> None:
+    def __init__(self, server: NatsServer, registry: ChildRegistry, folder: Path) -> None:
         self._server = server
-        self._registry = ledger
+        self._registry = registry
         self._folder = folder
 
     async def run(self) -> None:

@@ -106,7 +106,7 @@ class ClaimLoop:
     async def _fetch_next(self) -> QueueMessage | None:
         """Return one message, or None after the idle wait. A broker outage is waited out in the same way.
 
-        The lanes that woke us are fetched first: every other lane was empty before, and would have woken us too.
+        The lanes that had a wake are fetched first. Every other lane was empty at the last fetch and had no wake since.
         """
         unschedulable = await self._schedulability.unschedulable_reasons()
         pools = [
@@ -173,7 +173,7 @@ class ClaimLoop:
         return True
 
     async def _handle_by_record(self, delivery: QueueMessage) -> StepOutcome:
-        """Read the record and carry out the step that it asks for."""
+        """Read the record and carry out the step that `decide` returns for it."""
         try:
             current = await self._context.bus.job_store.read(delivery.pointer.key)
         except RecordUnreadable as error:
@@ -232,7 +232,10 @@ class ClaimLoop:
         return StepOutcome.READ_AGAIN
 
     async def _is_claimant_gone(self, job: Job) -> bool:
-        """Return whether the runner process that claimed `job` is gone. A short connection is not enough to tell."""
+        """Return whether the runner process that claimed `job` is gone.
+
+        Returns False while this runner has been connected for less than HOST_GONE_TIMEOUT_S: it cannot tell yet.
+        """
         if job.claim is None or self._context.bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
             return False
         try:

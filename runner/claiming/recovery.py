@@ -38,7 +38,7 @@ class RecoveryAction(StrEnum):
     FOLLOW = "follow"  # it runs: follow it; it exited: classify the exit and collect the outputs
     RELEASE = "release"  # it never ran: the job goes back to the queue, at no cost
     REMOVE = "remove"  # its attempt is over
-    LEAVE = "leave"  # an execution has it, or it is unknown: touch nothing
+    LEAVE = "leave"  # it is of a later attempt than the record that was read: change nothing
 
 
 def choose_recovery_action(found: FoundContainer, record: JobRecord | None, host: str) -> RecoveryAction:
@@ -61,15 +61,15 @@ def choose_recovery_action(found: FoundContainer, record: JobRecord | None, host
 def _was_ended_by_runner(event: JobEvent | UnknownEvent) -> bool:
     """Return whether the runner process that ran the attempt ended it, and was killed before it cleaned up.
 
-    Such an attempt counts once. An attempt that was released because its host was silent is different: its container is
-    still of use.
+    Such a container is removed, so that its attempt is not charged twice. If the attempt was released because its host
+    was silent, the container can still be followed.
     """
     return isinstance(event, AttemptReleased) and event.code != HOST_LOST_CODE
 
 
 def host_lost_event(context: RunnerContext, job: Job) -> JobEvent:
     """Return the event for an attempt whose host or container is gone."""
-    message = "the host of this attempt is gone, or its container is"
+    message = "the host or the container of this attempt is gone"
     return outcome_after_failure(
         job, HOST_LOST_CODE, message, FAILURES[HOST_LOST_CODE], at=context.now(), jitter=context.jitter()
     )
@@ -107,7 +107,7 @@ class ContainerRecovery:
         return StepOutcome.READ_AGAIN
 
     async def recover_poisoned_slots(self) -> None:
-        """Recover the containers that poison a slot; free the slot if there is no container."""
+        """Recover each container that keeps a slot poisoned; free the slot if the container does not exist."""
         for key in self._host.slots.poisoned:
             for found in await self._find_containers_of(key):
                 await self._recover(found, None)

@@ -1,8 +1,8 @@
-"""One job as a straight line of named steps: run, deliver, record, acknowledge, clean up.
+"""One attempt as a sequence of named steps: run, deliver outputs, record the end, acknowledge, clean up.
 
 The message is acknowledged only after the record is written, and the container is removed last: until the record says
-how it ended, the container is the only proof. A heartbeat extends the message in parallel. It also checks that the
-claim is still ours and that the job is not cancelled.
+how it ended, the container is the only proof. In parallel, a heartbeat postpones the redelivery of the message. It also checks that
+the claim is still ours and that the job is not cancelled.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ from schemas.retry_policy import outcome_after_failure
 from schemas.status import FINAL_STATUSES, Status
 
 LOG_FILE_NAME = "log.txt"
-MIN_NAK_DELAY_S = 1.0  # a nak without a delay would skip the queue's own wait
+MIN_NAK_DELAY_S = 1.0  # without a delay the broker delivers the message again at once, ahead of others
 
 
 class ExecutionPhase(StrEnum):
