@@ -21,9 +21,8 @@ same code:
  "errors":[{"path":"$.input.video","message":"is required"}]}
 ```
 
-`title` is of the code, `detail` says what is wrong this time and what to do, `errors` names the fields, `missing` the
-digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds. A wrong method is 405 with
-`Allow`.
+`title` belongs to the code, `detail` says what is wrong this time and what to do, `errors` names the fields, `missing`
+the digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds. A wrong method is 405 with `Allow`.
 """
 
 FAILURE_HEAD = """## A job that failed
@@ -32,10 +31,9 @@ FAILURE_HEAD = """## A job that failed
 `Job.message` one of the texts here, in the language of `Accept-Language`. `log_tail` has the last five lines that the
 attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it. `retryable` says
 whether `retry` may succeed with the same request: false where the input or the policy has to change first. `blame` says
-whose it is: the client's, the image's, the card's, the host's. By itself a job is tried again `never`; `counted`, up to
-`policy.max_attempts`; `once`; or for
-`free`, three times for a card, ten times in all. What ended can be begun anew with `retry`. An image's own code is
-kept, and classed by its exit code.
+whose it is: the client's, the image's, the GPU's, the host's. The column "tried again" says what happens without a
+`retry` by the owner: `never`; `counted`, up to `policy.max_attempts`; `once`; or `free`, three times for faults of GPUs
+and ten times in all. Use `retry` to run an ended job again. An image's own code is kept, and classed by its exit code.
 """
 
 WAITING_HEAD = """## A job that waits
@@ -69,10 +67,10 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "head_timeout": LocalizedText("Send the request again, its line and headers at once", "请重新发送请求"),
     "conflict": LocalizedText("Take another id, or send the same body", "请更换任务编号"),
     "job_final": LocalizedText(
-        "Nothing is left to stop; `retry` begins anew what did not succeed", "任务已结束，未成功的可以重试"
+        "Nothing is left to stop; use `retry` to run again what did not succeed", "任务已结束，未成功的可以重试"
     ),
     "job_not_final": LocalizedText("Cancel it, or wait for its end", "请先取消或等待任务结束"),
-    "deadline_passed": LocalizedText("Submit anew with a later deadline", "请设置新的截止时间后重新提交"),
+    "deadline_passed": LocalizedText("Submit again with a later deadline", "请设置新的截止时间后重新提交"),
     "asset_in_use": LocalizedText("Delete it once the jobs that name it have ended", "请等待相关任务结束后再删除"),
     "owner_deleting": LocalizedText("Wait until the owner's deletion is done", "请等待该用户的删除完成"),
     "offset_mismatch": LocalizedText("Ask with HEAD and go on at `Upload-Offset`", "请用HEAD查询后从返回的位置继续"),
@@ -82,10 +80,10 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
         "Send the `Content-Type` that `detail` names", "请使用 detail 中写明的 Content-Type"
     ),
     "input_invalid": LocalizedText(
-        "Mend the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`", "请修改所列字段"
+        "Correct the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`", "请修改所列字段"
     ),
     "asset_missing": LocalizedText("Upload the digests in `missing`, or submit with `await_input`", "请先上传所列文件"),
-    "digest_mismatch": LocalizedText("Hash the file anew and upload it again", "请重新计算摘要并上传"),
+    "digest_mismatch": LocalizedText("Hash the file again and upload it", "请重新计算摘要并上传"),
     "idempotency_mismatch": LocalizedText("Take a new Idempotency-Key for a new job", "新任务请使用新的请求编号"),
     "url_refused": LocalizedText(
         "Upload the file, or ask the operator to allow the host (`outbound.allow`)", "请直接上传文件"
@@ -137,9 +135,9 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     ),
     "gpu_lost": OPERATOR,
     "gpu_unhealthy": OPERATOR,
-    "gpu_unsupported": LocalizedText("The operator builds the image for this card", "请管理员提供适配该显卡的镜像"),
+    "gpu_unsupported": LocalizedText("The operator builds the image for this GPU", "请管理员提供适配该显卡的镜像"),
     "cuda_oom": LocalizedText(
-        "Submit a smaller input; other programs may hold the card's memory", "请减小输入或释放显存"
+        "Submit a smaller input; other programs may hold the GPU's memory", "请减小输入或释放显存"
     ),
     "gpu_fault_repeated": OPERATOR,
     "host_lost": OPERATOR,

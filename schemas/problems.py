@@ -27,7 +27,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "deadline_passed": ProblemType(409, "The job's deadline has passed"),
     "asset_in_use": ProblemType(409, "A job that has not ended needs the asset"),
     "owner_deleting": ProblemType(409, "The owner is being deleted"),
-    "offset_mismatch": ProblemType(409, "The upload stands elsewhere"),
+    "offset_mismatch": ProblemType(409, "The upload is at another offset"),
     "tus_version": ProblemType(412, "Another version of tus is spoken here"),
     "body_too_large": ProblemType(413, "The body is too large"),
     "media_type_unknown": ProblemType(415, "The body is of another media type than this takes"),

@@ -1,8 +1,8 @@
 """One attempt as a sequence of named steps: run, deliver outputs, record the end, acknowledge, clean up.
 
 The message is acknowledged only after the record is written, and the container is removed last: until the record says
-how it ended, the container is the only proof. In parallel, a heartbeat postpones the redelivery of the message. It also checks that
-the claim is still ours and that the job is not cancelled.
+how it ended, the container is the only proof. In parallel, a heartbeat postpones the redelivery of the message. It also
+checks that the claim is still ours and that the job is not cancelled.
 """
 
 from collections.abc import Callable, Mapping
