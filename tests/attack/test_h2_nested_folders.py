@@ -18,6 +18,7 @@ from tests.attack.conftest import ENDPOINT_DIRS
 from tests.support.installation import IMAGES, ROOT, RunningInstallation
 from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
 from tests.support.runner_environment import RunnerEnvironment
+from tests.support.wait import wait_for
 
 NOBODY = 65534
 DEEP = 3_000
@@ -155,10 +156,14 @@ async def test_a_leftover_that_cannot_be_removed_ends_no_runner(
     def refused(folder: Path) -> None:
         raise PermissionError(1, "Operation not permitted", str(folder))
 
+    async def is_acknowledged() -> bool:
+        return not world.boxes and not await world.edge.job_queue.list_pending()
+
     with monkeypatch.context() as patched, structlog.testing.capture_logs() as logs:
         patched.setattr(runner_life, "remove_tree", refused)
         async with world.run_runner():
             job = await world.wait_until_ended(await world.submit("well"))
+            await wait_for(is_acknowledged)  # or its message comes again only after 30 s
     assert job.status == "succeeded"
     assert left.exists()
     assert any(line["event"] == "folder_removal_failed" and line["folder"] == str(left.parent) for line in logs)

@@ -44,6 +44,8 @@ def _run_to_exit_code(
     except Stopped:
         return STOPPED_EXIT
     except BaseException as error:  # the runner gets a message for every failure
+        if _is_caused_by_stop(error):
+            return STOPPED_EXIT
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, so let it write the message
         sys.excepthook(*sys.exc_info())  # not the module traceback: its import would add milliseconds to each start
         failure = classify_exception(error)
@@ -79,6 +81,17 @@ def _call_load(load: Callable[[], Any] | None) -> tuple[Any, ...]:
         load_failed = _LoadFailed(failure.code, failure.message)
         load_failed.exit_code = failure.exit_code
         raise load_failed from error
+
+
+def _is_caused_by_stop(error: BaseException) -> bool:
+    """Return whether `error` was raised while `Stopped` was handled.
+
+    The signal may arrive inside a lock of a library, whose clean-up then fails with an error of its own.
+    """
+    context = error.__context__
+    while context is not None and not isinstance(context, Stopped):
+        context = context.__context__
+    return context is not None
 
 
 def _on_sigterm(_signal: int, _frame: object) -> NoReturn:

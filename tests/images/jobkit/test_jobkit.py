@@ -87,6 +87,23 @@ def test_a_failure_has_an_exit_code_and_a_line(tmp_path: Path, statement: str) -
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
+def test_a_stop_that_a_librarys_clean_up_hides_is_still_a_stop(tmp_path: Path) -> None:
+    """A lock that the signal interrupts raises RuntimeError on its way out."""
+    code = """
+import os, signal
+
+def work(job):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        raise RuntimeError("release unlocked lock")
+
+jobkit.run(work)
+"""
+    assert run(tmp_path, code)[:2] == (143, [])
+
+
 def test_load_that_fails_is_the_models_fault_unless_it_is_the_cards(tmp_path: Path) -> None:
     code = "def load(): raise {}\njobkit.run(print, load=load)"
     assert run(tmp_path, code.format("OSError('no weights')"))[:2] == (
