@@ -44,6 +44,8 @@ class HttpVendor:
         self._ports = ports
         self._tick = threading.Event()  # never set; its wait() is the pause between two polls
         self._status = VendorStatus()
+        self._process: subprocess.Popen[bytes] | None = None  # None until `start`
+        self._processes: DescendantProcesses | None = None
 
     def start(self) -> None:
         argv = [sys.executable, PROGRAM]
@@ -58,7 +60,8 @@ class HttpVendor:
             self._tick.wait(POLL_INTERVAL_S)
 
     def mark_ready(self) -> None:
-        self._processes.mark_ready()
+        if self._processes is not None:
+            self._processes.mark_ready()
 
     def run(self, task: VendorTask) -> None:
         self._submit(task)
@@ -88,8 +91,8 @@ class HttpVendor:
         return self._status
 
     def find_dead(self) -> str:
-        gone = self._processes.find_dead() if hasattr(self, "_processes") else ""
-        code = self._process.poll() if hasattr(self, "_process") else None  # last: its end is the cause of the others'
+        gone = self._processes.find_dead() if self._processes is not None else ""
+        code = self._process.poll() if self._process is not None else None  # last: its end is the cause of the others'
         return gone if code is None else _describe_exit(code)
 
     def _call(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:

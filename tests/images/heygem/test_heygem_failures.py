@@ -44,6 +44,7 @@ ENDS = {
     ("unknown", "forgets"): ({}, 75, "internal", "任务不存在"),
     ("unknown", "stuck"): (SOON, 75, "stalled", "did nothing for"),
     ("unknown", "dies"): ({}, 75, "internal", "the server ended with exit code 1"),
+    ("unknown", "child_dies"): ({}, 75, "internal", "of the server has ended while it was needed"),
     ("nowhere", "ok"): ({}, 70, "model_load_failed", "no HeyGem in"),
 }
 

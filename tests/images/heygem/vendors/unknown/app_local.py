@@ -38,7 +38,11 @@ class Handler(BaseHTTPRequestHandler):
         if FAKE == "busy":
             return self.answer(10001, "忙碌中", {})
         result = Path(config.result_dir, given["code"] + "-r.mp4")
-        if FAKE not in ("forgets", "stuck", "dies"):
+        if FAKE == "child_dies":
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+        if FAKE not in ("forgets", "stuck", "dies", "child_dies"):
             movie.make(given["audio_url"], given["video_url"], 0, str(result))
         jobs[given["code"]] = ["running", "final"]
         return self.answer(10000, 10000, {})
@@ -50,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(10004, "任务不存在", {})
         if FAKE == "dies":
             os._exit(1)
-        if FAKE == "stuck":
+        if FAKE in ("stuck", "child_dies"):
             steps.insert(0, "running")
         return self.answer(10000, "", {"code": code, **ANSWERS[steps.pop(0)]})
 
