@@ -27,6 +27,7 @@ from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.ids import JobKey
 from schemas.installation import AuditEvent, InstallationConstant, Lease
 from schemas.job import Pointer
+from schemas.job_action import JobAction
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.status import Priority
@@ -464,6 +465,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     webhook_outbox: WebhookOutbox
     enrolled_hosts: Table[EnrolledHost]
     owner_deletions: Table[OwnerDeletion]
+    job_actions: Table[JobAction]
     audit_log: Table[AuditEvent]
     usage_log: UsageLog
 

@@ -23,6 +23,7 @@ from bus.nats.reader_proxy import ReaderConsumerProxy
 from bus.nats.snapshots import SnapshotClient
 from bus.nats.table import NatsTable
 from bus.nats.topology import (
+    ACTIONS,
     AGREED,
     ASSETS,
     AUDIT,
@@ -49,6 +50,7 @@ from schemas.auth import ApiKey
 from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import AuditEvent, InstallationConstant, Lease
+from schemas.job_action import JobAction
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, WebhookConfig
@@ -89,6 +91,7 @@ class _NatsAdapters(NamedTuple):
             installation_constants=NatsTable(jetstream, AGREED, InstallationConstant, as_edge=as_edge),
             enrolled_hosts=NatsTable(jetstream, JOINED, EnrolledHost, as_edge=as_edge),
             owner_deletions=NatsTable(jetstream, ERASURES, OwnerDeletion, as_edge=as_edge),
+            job_actions=NatsTable(jetstream, ACTIONS, JobAction, as_edge=as_edge),
             audit_log=NatsTable(jetstream, AUDIT, AuditEvent, as_edge=as_edge),
             usage_log=NatsUsageLog(jetstream),
         )

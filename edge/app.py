@@ -30,10 +30,28 @@ from edge.http.middleware import (
 from edge.http.openapi import complete_document, make_openapi_config
 from edge.http.problems import handle_exception
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
-from edge.http.routes import assets, endpoints, events, health, hosts, jobs, keys, owners, uploads, webhooks
+from edge.http.routes import (
+    assets,
+    console,
+    endpoints,
+    events,
+    health,
+    hosts,
+    job_actions,
+    jobs,
+    keys,
+    owners,
+    sessions,
+    uploads,
+    webhooks,
+)
+from edge.http.routes.console import ConsoleSettings
 from edge.jobs.view import Asker
 
-MODULES = (jobs, events, assets, uploads, webhooks, endpoints, hosts, keys, owners, health, gateway_route)
+MODULES = (
+    *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
+    gateway_route,
+)
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 
@@ -69,12 +87,16 @@ def create_app(
     *,
     heygem: HeygemFacade | None = None,
     cors_origins: Sequence[str] = (),
+    console_settings: ConsoleSettings | None = None,
 ) -> ASGIApp:
     """Return the app over the services of one edge. It starts and stops no task: `edge.process` does.
 
     `heygem`: None leaves `/easy/…` out. `cors_origins`: the origins whose pages may call the API.
+    `console_settings`: where the console is served; None leaves it out.
     """
     facades = [runpod_routes.make_router(), *([heygem_routes.make_router(heygem)] if heygem is not None else [])]
+    if console_settings is not None and console_settings.enabled:
+        facades.append(console.make_router(console_settings))
     app = _make_litestar(services, gateway, facades, cors_origins)
     complete_document(app.openapi_schema)
     return WebSocketDenialResponse(

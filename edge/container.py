@@ -27,8 +27,10 @@ from edge.facades.heygem.facade import HeygemFacade, make_heygem_facade
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints
 from edge.hosts.enrollment import AdvertisedAddresses, HostEnrollment
 from edge.hosts.registry import HostRegistry
+from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.index.index import JobIndex
+from edge.jobs.bulk_actions import JobActionService
 from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
@@ -44,6 +46,7 @@ from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.quotas import OwnerQuotas, StreamLimiter
+from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
@@ -144,12 +147,15 @@ async def assemble_services(
             bus, index, jobs.views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES
         ),
         jobs=jobs.service,
+        job_actions=JobActionService(bus.job_actions, jobs.service, index, domain.leases, utc_now, os.urandom),
         event_streams=EventStreams(bus, jobs.views, domain.hosts),
         job_views=jobs.views,
         hosts=domain.hosts,
+        host_samples=HostSamples(domain.hosts, settings.data / "host-samples.json", utc_now),
         wait_reasons=jobs.wait_reasons,
         api_keys=domain.api_keys,
         tokens=TokenIssuer(signing_secret, domain.api_keys.get, utc_now),
+        sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom),
         url_signer=url_signer,
         enrollment=HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now),
         owner_deletions=_make_owner_deletions(settings, bus, domain, jobs.service, uploads),
@@ -361,6 +367,8 @@ def start_tasks(tasks: TaskGroup, edge: AssembledEdge) -> None:
         services.usage_recorder.run,
         services.api_keys.run,
         services.owner_deletions.run,
+        services.job_actions.run,
+        services.host_samples.run,
         edge.reconciler.run,
     ]
     if edge.heygem is not None:

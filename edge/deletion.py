@@ -198,7 +198,7 @@ class OwnerDeletionService:
         return DeletionCounts(jobs=1, cancelled=int(cancelled))
 
     async def _delete_messages(self, owner: str) -> DeletionCounts:
-        """Delete queue messages, feed messages, webhook deliveries and usage rows of the owner's jobs."""
+        """Delete queue messages, feed messages, webhook deliveries, actions and usage rows of the owner's jobs."""
         bus = self._bus
         for pointer in await bus.job_queue.list_pending(owner):
             await bus.job_queue.remove(pointer)
@@ -207,6 +207,8 @@ class OwnerDeletionService:
         rows = await bus.delivery_log.keys(f"{owner}.>")
         for name in rows:
             await bus.delivery_log.delete(name)
+        for name in await bus.job_actions.keys(f"{owner}.>"):
+            await bus.job_actions.delete(name)
         await bus.webhook_configs.delete(owner)
         return DeletionCounts(
             feed=feed, deliveries=max(deliveries, len(rows)), usage_rows=await bus.usage_log.delete_owner(owner)

@@ -76,7 +76,13 @@ async def serve(settings: EdgeSettings) -> None:
         if first is not None:
             await services.audit.key_made_at_start(first.key, BY_EDGE)
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
-        app = create_app(services, gateway, heygem=heygem, cors_origins=settings.cors.origins)
+        app = create_app(
+            services,
+            gateway,
+            heygem=heygem,
+            cors_origins=settings.cors.origins,
+            console_settings=settings.console,
+        )
         context = make_server_context(settings.server, services.client_events)
         servers = [(make_server(app, context), listening)]
         if public is not None:

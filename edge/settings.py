@@ -14,6 +14,7 @@ from bus.settings import BrokerSettings
 from edge.assets.uploads import UploadSettings
 from edge.core.signed_urls import UrlSettings
 from edge.facades.heygem.facade import HeygemSettings
+from edge.http.routes.console import ConsoleSettings
 from edge.outbound.download import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
 from edge.server.connections import ServerSettings
@@ -87,6 +88,7 @@ class EdgeSettings(Struct, frozen=True):
     enrollment: Annotated[EnrollmentSettings, renamed_from("joining")] = EnrollmentSettings()
     server: ServerSettings = ServerSettings()
     cors: CorsSettings = CorsSettings()
+    console: ConsoleSettings = ConsoleSettings()
     heygem: HeygemSettings = HeygemSettings()
     urls: UrlSettings = UrlSettings()
     outbound: OutboundSettings = OutboundSettings()

@@ -227,6 +227,8 @@ def _types_at(kind: inspect.Type, steps: Sequence[str]) -> Iterator[inspect.Type
                     yield from _types_at(field.type, steps[1:])
         case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item) if steps:
             yield from _types_at(item, steps[1:])
+        case inspect.ListType(item_type=item):  # a repeated query parameter: Litestar does not say which value is wrong
+            yield from _types_at(item, steps)
         case _ if not steps:
             yield kind
 

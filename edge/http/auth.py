@@ -4,6 +4,7 @@ from typing import Any
 
 from anyio import sleep
 from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
 from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 from litestar.types import Guard
@@ -11,6 +12,7 @@ from litestar.types import Guard
 from edge.core.error_handling import translate_errors
 from edge.core.signed_urls import NO_KEY, SIGNATURE_PARAMETER
 from edge.http.dependencies import EdgeServices
+from edge.owners.sessions import SESSION_PREFIX
 from edge.owners.tokens import TOKEN_PREFIX
 from schemas.auth import ApiKey, Scope, parse_credential
 from schemas.ids import is_token
@@ -23,11 +25,20 @@ NO_AUTH = "open"  # opt of a route that needs no key
 FOR_JOBS = "for_jobs"  # opt of a route where a key with the scope runner may name another owner
 WS_UNAUTHORIZED_CODE = 4401  # close code for a missing, invalid or revoked key
 KEY_REVOKED_REASON = "the key is no longer valid: connect again with another key"
+SESSION_COOKIE = "lamplighter_session"
+CONSOLE_HEADER = "x-lamplighter-console"  # pages of other sites cannot send it: no CORS answer allows it
 _SAFE_METHODS = ("GET", "HEAD")
 
 
 def read_credential(connection: AnyConnection) -> str | None:
-    """Return the key or token of the request, from `Authorization: Bearer …`, `X-API-Key` or `?token=`."""
+    """Return the key, token or session of the request.
+
+    It is in `Authorization: Bearer …`, `X-API-Key` or `?token=`; without these, in the cookie of the console.
+    """
+    return _read_header_credential(connection) or read_session_cookie(connection)
+
+
+def _read_header_credential(connection: AnyConnection) -> str | None:
     scheme, _, credential = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credential:
         return credential.strip()
@@ -36,11 +47,28 @@ def read_credential(connection: AnyConnection) -> str | None:
     return connection.headers.get("x-api-key") or connection.query_params.get("token")
 
 
+def read_session_cookie(connection: AnyConnection) -> str | None:
+    """Return the session in the cookie. WebSockets have none: any site may open one, with the browser's cookies."""
+    return connection.cookies.get(SESSION_COOKIE) if connection.scope["type"] == ScopeType.HTTP else None
+
+
+def _check_console_request(connection: AnyConnection) -> None:
+    """Refuse a change that a page of another site asked for with the browser's cookie. Raises ProblemError."""
+    if connection.scope.get("method") in _SAFE_METHODS or _read_header_credential(connection):
+        return
+    if CONSOLE_HEADER not in connection.headers:
+        raise ProblemError(
+            "forbidden", "a change with the console's cookie needs the header X-Lamplighter-Console: send it, or a key"
+        )
+
+
 async def authenticate(services: EdgeServices, text: str) -> ApiKey | None:
-    """Return the key that `text` is, or the key of a token with its scopes. None if invalid. Raises BusError."""
-    return await (
-        services.tokens.verify(text) if text.startswith(TOKEN_PREFIX) else services.api_keys.authenticate(text)
-    )
+    """Return the key that `text` is, or of a token or session with its scopes. None if invalid. Raises BusError."""
+    if text.startswith(TOKEN_PREFIX):
+        return await services.tokens.verify(text)
+    if text.startswith(SESSION_PREFIX):
+        return await services.sessions.verify(text)
+    return await services.api_keys.authenticate(text)
 
 
 async def is_still_valid(services: EdgeServices, key: ApiKey, text: str) -> bool:
@@ -101,6 +129,7 @@ class AuthenticationMiddleware(AbstractAuthenticationMiddleware):
         with translate_errors():
             key = await _authenticate_signed_url(connection, services)
             if key is None and (text := read_credential(connection)):
+                _check_console_request(connection)
                 key = await authenticate_throttled(connection, services, text)
         if key is None:
             raise ProblemError("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")

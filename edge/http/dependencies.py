@@ -21,7 +21,9 @@ from edge.deletion import OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.enrollment import HostEnrollment
 from edge.hosts.registry import HostRegistry
+from edge.hosts.samples import HostSamples
 from edge.index.index import JobIndex
+from edge.jobs.bulk_actions import JobActionService
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.publish_window import PublishWindow
@@ -33,6 +35,7 @@ from edge.jobs.wait_reason import WaitReasons
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.quotas import OwnerQuotas, StreamLimiter
+from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
 from edge.power.relay_hub import RelayHub
@@ -62,12 +65,15 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     webhooks: WebhookServices
     url_fetcher: UrlInputFetcher
     jobs: JobService
+    job_actions: JobActionService
     event_streams: EventStreams
     job_views: JobViewBuilder
     hosts: HostRegistry
+    host_samples: HostSamples
     wait_reasons: WaitReasons
     api_keys: ApiKeyStore
     tokens: TokenIssuer
+    sessions: SessionIssuer
     url_signer: UrlSigner
     enrollment: HostEnrollment
     owner_deletions: OwnerDeletionService

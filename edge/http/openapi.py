@@ -305,7 +305,7 @@ def _responses(path: str, method: str, operation: Operation) -> dict[str, OpenAP
         success = OpenAPIResponse(description="The file, or the requested ranges", content={"*/*": BINARY_CONTENT})
         responses |= {"200": success, "206": success}
         responses |= {status: OpenAPIResponse(description=text) for status, text in STATUSES_WITHOUT_BODY.items()}
-    if path.startswith(UPLOADS_PATH):
+    if path.startswith(UPLOADS_PATH) or "204" in derived:
         success.content = None
     success.headers = {**(success.headers or {}), **RESPONSE_HEADERS.get((path, method), {})}
     if (path, method) in SECOND_STATUSES:

@@ -200,12 +200,14 @@ class JobIndex:
         await self.wait_for_own_writes(owner)
         limit = max(1, min(limit, PAGE_LIMIT))
         before = None if cursor is None else decode_cursor(cursor)
-        query = sql.ListQuery(
-            owner, filters.status, filters.endpoint, filters.priority, filters.tags, before, limit + 1
-        )
-        found = await self._query_when_ready(sql.list_jobs, query)
+        found = await self._query_when_ready(sql.list_jobs, sql.ListQuery(owner, filters, before, limit + 1))
         records = tuple(found[:limit])
         return RecordPage(records, make_job_cursor(records[-1].record.job) if len(found) > limit else None)
+
+    async def count_filtered_jobs(self, owner: str, filters: JobFilters) -> int:
+        """Return the number of jobs that `list_jobs` would return on all pages together."""
+        await self.wait_for_own_writes(owner)
+        return await self._query_when_ready(sql.count_filtered_jobs, owner, filters)
 
     def count_jobs(self) -> dict[JobCountKey, int]:
         """Return the number of jobs by owner, endpoint, pool and status."""

@@ -9,7 +9,7 @@ from msgspec import Struct
 from bus.interface import VersionedRecord
 from edge.core.clock import micros
 from edge.core.validation import input_invalid_problem
-from schemas.job import Job
+from schemas.job import Job, Moment
 from schemas.problems import FieldError
 from schemas.status import Priority, Status
 
@@ -19,12 +19,20 @@ _CURSOR = re.compile(r"(?P<created_us>-?[0-9]{1,18})\.(?P<name>.+)\Z", re.DOTALL
 
 
 class JobFilters(Struct, frozen=True):
-    """The conditions of a list of jobs; None and empty: no condition."""
+    """The conditions of a list of jobs; None and empty: no condition.
 
-    status: Status | None = None
+    `statuses`: any of them. `code`: of the failure. `text`: occurs in the id, the input, a tag's value or the error
+    message, in any case. `created_from`: at this time or later. `created_to`: before it.
+    """
+
+    statuses: tuple[Status, ...] = ()
     endpoint: str | None = None
     priority: Priority | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    code: str | None = None
+    text: str | None = None
+    created_from: Moment | None = None
+    created_to: Moment | None = None
 
 
 class RecordPage(Struct, frozen=True):

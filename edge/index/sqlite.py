@@ -13,6 +13,7 @@ import msgspec
 
 from bus.interface import RecordChange, VersionedRecord
 from edge.core.clock import micros
+from edge.index.paging import JobFilters
 from edge.index.queue_ranks import QueueKey
 from edge.index.row import (
     IndexRow,
@@ -72,6 +73,11 @@ _INSERT_TAGS = f"INSERT OR IGNORE INTO tags SELECT job, entry.value ->> 2, entry
 _INSERT_ASSETS = f"INSERT OR IGNORE INTO assets SELECT entry.value ->> 2, job FROM {_JOBS_BY_KEY}"  # noqa: S608 - built from constants
 
 _HAS_TAG = "EXISTS (SELECT 1 FROM tags t WHERE t.job = jobs.job AND name = ? AND value = ?)"
+_ERROR_CODE = "(record ->> '$.job.error.code')"
+_HAS_TEXT = r"""(
+id LIKE ? ESCAPE '\' OR record ->> '$.job.input' LIKE ? ESCAPE '\'
+OR record ->> '$.job.error.message' LIKE ? ESCAPE '\'
+OR EXISTS (SELECT 1 FROM tags t WHERE t.job = jobs.job AND value LIKE ? ESCAPE '\'))"""
 
 # Conditions of the reconciler's queries. The parameter `:at` is a time in microseconds.
 DUE = "status = 'scheduled' AND input_us IS NULL AND (due_us IS NULL OR due_us <= :at)"
@@ -84,13 +90,10 @@ PAST_RETENTION = "finished_us <= :at"
 
 
 class ListQuery(NamedTuple):
-    """One page of a list: filters (None: no condition), and the row after which the page starts."""
+    """One page of a list, and the row after which the page starts."""
 
     owner: str
-    status: Status | None
-    endpoint: str | None
-    priority: Priority | None
-    tags: tuple[tuple[str, str], ...]
+    filters: JobFilters
     before: tuple[int, str] | None
     limit: int
 
@@ -199,20 +202,50 @@ def queue_head(db: sqlite3.Connection, queue: QueueKey, limit: int) -> list[Poin
 
 def list_jobs(db: sqlite3.Connection, page: ListQuery) -> list[VersionedRecord]:
     """Return the jobs of one page, newest first."""
+    where, values = _filter_condition(page.owner, page.filters)
+    if page.before is not None:
+        where += " AND (created_us, id) < (?, ?)"
+        values += page.before
+    query = f"SELECT revision, record FROM jobs WHERE {where} ORDER BY created_us DESC, id DESC LIMIT ?"  # noqa: S608
+    return _query_records(db, query, (*values, page.limit))
+
+
+def count_filtered_jobs(db: sqlite3.Connection, owner: str, filters: JobFilters) -> int:
+    """Return the number of the owner's jobs that `filters` match."""
+    where, values = _filter_condition(owner, filters)
+    (count,) = db.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()  # noqa: S608
+    return int(count)
+
+
+def _filter_condition(owner: str, filters: JobFilters) -> tuple[str, list[str | int]]:
+    """Return the WHERE condition of a list, and its values."""
     where: list[str] = ["owner = ?"]
-    values: list[str | int] = [page.owner]
-    for column, wanted in (("status", page.status), ("endpoint", page.endpoint), ("priority", page.priority)):
+    values: list[str | int] = [owner]
+    if filters.statuses:
+        where.append(f"status IN ({', '.join('?' * len(filters.statuses))})")
+        values += filters.statuses
+    equal = (("endpoint", filters.endpoint), ("priority", filters.priority), (_ERROR_CODE, filters.code))
+    for column, wanted in equal:
         if wanted is not None:
             where.append(f"{column} = ?")
             values.append(wanted)
-    for name, value in page.tags:
+    for name, value in filters.tags:
         where.append(_HAS_TAG)
         values += [name, value]
-    if page.before is not None:
-        where.append("(created_us, id) < (?, ?)")
-        values += page.before
-    query = f"SELECT revision, record FROM jobs WHERE {' AND '.join(where)} ORDER BY created_us DESC, id DESC LIMIT ?"  # noqa: S608
-    return _query_records(db, query, (*values, page.limit))
+    if filters.text:
+        where.append(_HAS_TEXT)
+        values += [_like_pattern(filters.text)] * _HAS_TEXT.count("?")
+    for comparison, moment in (("created_us >= ?", filters.created_from), ("created_us < ?", filters.created_to)):
+        if moment is not None:
+            where.append(comparison)
+            values.append(micros(moment))
+    return " AND ".join(where), values
+
+
+def _like_pattern(text: str) -> str:
+    """Return a LIKE pattern, with the escape character `\\`, that matches values which contain `text`."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
 
 
 def find_jobs(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> list[VersionedRecord]:

@@ -12,10 +12,14 @@ from edge.app import create_app
 from edge.core.client_throttle import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
+from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
+from edge.http.routes.console import ConsoleSettings
+from edge.jobs.bulk_actions import JobActionService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.quotas import StreamLimiter
+from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
@@ -34,6 +38,7 @@ class ServedEdge(Struct, frozen=True, kw_only=True):
     """A served edge. `ann` and `bob` are ordinary clients; `anyone` has no key."""
 
     world: FakeBusServicesRig
+    services: EdgeServices
     keys: ApiKeyStore
     url: str
     texts: dict[str, str]
@@ -84,12 +89,17 @@ def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, accounts: BrokerA
         url_fetcher=made.fetches,
         webhooks=made.webhooks,
         jobs=made.jobs,
+        job_actions=JobActionService(
+            made.bus.job_actions, made.jobs, made.index, made.leases, made.time, FixedEntropy()
+        ),
         event_streams=made.event_streams,
         job_views=made.job_views,
         wait_reasons=made.wait_reasons,
         hosts=made.hosts,
+        host_samples=HostSamples(made.hosts, made.folder / "host-samples.json", made.time),
         api_keys=keys,
         tokens=TokenIssuer(SECRET, keys.get, made.time),
+        sessions=SessionIssuer(SECRET, keys.get, made.time, FixedEntropy()),
         url_signer=made.signer,
         enrollment=HostEnrollment(made.bus, keys, accounts, ADDRESSES, made.time),
         owner_deletions=made.erasures(keys),
@@ -114,13 +124,15 @@ async def serve_edge(folder: Path, accounts: BrokerAccounts | None = None) -> As
         services = make_services(made, keys, accounts)
         async with (
             run_gateway(services, GATEWAY_LIMITS, heygem_endpoint="heygem") as gateway,
-            serve_app(create_app(services, gateway, cors_origins=(ALLOWED_ORIGIN,))) as url,
+            serve_app(
+                create_app(services, gateway, cors_origins=(ALLOWED_ORIGIN,), console_settings=ConsoleSettings())
+            ) as url,
         ):
             clients = {
                 name: open_client(url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
                 for name, text in texts.items()
             }
             clients["anyone"] = open_client(url, timeout=20)
-            yield ServedEdge(world=made, keys=keys, url=url, texts=texts, **clients)
+            yield ServedEdge(world=made, services=services, keys=keys, url=url, texts=texts, **clients)
             for client in clients.values():
                 await client.aclose()

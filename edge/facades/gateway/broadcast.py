@@ -87,7 +87,7 @@ class OwnerBroadcaster:
         page_size = max(1, min(WAITING_JOBS_LIMIT, WAITING_FRAMES_LIMIT // max(1, len(self.subscribers))))
         for status in WAITING_STATUSES:
             page = await self._services.index.list_jobs(
-                self.owner, JobFilters(status=status), page_size, self._cursors.get(status)
+                self.owner, JobFilters(statuses=(status,)), page_size, self._cursors.get(status)
             )
             self._cursors[status] = page.next_cursor
             for entry in page.records:

@@ -190,7 +190,9 @@ async def _list_job_keys(services: EdgeServices, owner: str, endpoint: str, stat
     keys: list[JobKey] = []
     cursor = None
     while True:
-        page = await services.index.list_jobs(owner, JobFilters(status=state, endpoint=endpoint), PAGE_LIMIT, cursor)
+        page = await services.index.list_jobs(
+            owner, JobFilters(statuses=(state,), endpoint=endpoint), PAGE_LIMIT, cursor
+        )
         keys += [entry.record.job.key for entry in page.records]
         cursor = page.next_cursor
         if cursor is None:

@@ -4,11 +4,12 @@ from contextlib import suppress
 from typing import Literal
 
 from litestar import delete, post
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 from msgspec import Struct
 
 from bus.interface import BusError
 from edge.core.error_handling import translate_errors
+from edge.hosts.samples import HostSample
 from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, EdgeServices, OwnerDep, ServicesDep, get_or_head
 from edge.http.openapi import json_body
@@ -46,6 +47,29 @@ def _find_host(services: EdgeServices, owner: str, host: str) -> HostView:
     if found is None:
         raise ProblemError("not_found", "there is no host with this id: GET /v1/hosts lists all hosts")
     return found
+
+
+class HostSamplesView(Struct, frozen=True):
+    """Samples of one host, oldest first; a gap is a time in which the host was off.
+
+    `interval_s`: the time that one sample stands for.
+    """
+
+    interval_s: float
+    samples: tuple[HostSample, ...]
+
+
+SampleWindow = Literal["1h", "24h", "7d"]
+
+
+@get_or_head("/v1/hosts/{host:str}/samples", guards=[require_scope(Scope.HOSTS_READ)])
+async def read_host_samples(
+    services: ServicesDep, owner: OwnerDep, host: FromPath[str], window: FromQuery[SampleWindow] = "24h"
+) -> HostSamplesView:
+    """Return the load, VRAM, temperature and draw of each GPU of a host over the last hour, day or week."""
+    _find_host(services, owner, host)
+    series = services.host_samples.series(host, window)
+    return HostSamplesView(series.interval_s, series.samples)
 
 
 class PowerRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,6 +132,7 @@ async def remove_host(request: AnyRequest, services: ServicesDep, host: FromPath
 ROUTES = (
     list_hosts,
     read_host,
+    read_host_samples,
     set_power,
     add_host,
     remove_host,

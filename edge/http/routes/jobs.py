@@ -2,6 +2,7 @@
 
 import re
 from contextlib import aclosing
+from datetime import datetime
 from typing import Annotated, Any
 
 import anyio
@@ -225,15 +226,32 @@ async def list_jobs(
     services: ServicesDep,
     owner: OwnerDep,
     asker: AskerDep,
-    status: FromQuery[Status | None] = None,
+    status: FromQuery[list[Status] | None] = None,
     endpoint: Annotated[str | None, QueryParameter(max_length=64)] = None,
     priority: FromQuery[Priority | None] = None,
     tag: FromQuery[list[str] | None] = None,
+    code: Annotated[str | None, QueryParameter(max_length=64)] = None,
+    text: Annotated[str | None, QueryParameter(max_length=200)] = None,
+    created_from: Annotated[datetime | None, QueryParameter(name="from")] = None,
+    created_to: Annotated[datetime | None, QueryParameter(name="to")] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
 ) -> JobPageView:
-    """List the owner's jobs, newest first. The list includes every earlier write through this edge."""
-    filters = JobFilters(status=status, endpoint=endpoint, priority=priority, tags=_parse_tags(tag))
+    """List the owner's jobs, newest first. The list includes every earlier write through this edge.
+
+    `status` may be repeated. `code` is that of the failure. `text` occurs in the id, the input, a tag or the error
+    message. `from` and `to` limit the time of the submit.
+    """
+    filters = JobFilters(
+        statuses=tuple(status or ()),
+        endpoint=endpoint,
+        priority=priority,
+        tags=_parse_tags(tag),
+        code=code,
+        text=text,
+        created_from=created_from,
+        created_to=created_to,
+    )
     page = await services.index.list_jobs(owner, filters, limit, cursor)
     return JobPageView(await services.job_views.build_page(page.records, asker), page.next_cursor)
 

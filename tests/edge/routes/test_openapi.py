@@ -40,7 +40,10 @@ WAIT_S = 0.05  # what a long poll may ask for here
 STREAMS = ("/v1/events", "/v1/jobs/{job_id}/events")
 NOT_ALLOWED = 405
 RANGE = 416
-WITHOUT_BODY = {"/v1/jobs/{job_id}/cancel", "/v1/jobs/{job_id}/retry", "/v1/deliveries/{delivery_id}/replay"}
+WITHOUT_BODY = {
+    *("/v1/jobs/{job_id}/cancel", "/v1/jobs/{job_id}/retry", "/v1/deliveries/{delivery_id}/replay"),
+    "/v1/session/tickets",
+}
 NOT_SET_UP = "/v1/hosts"  # nobody may join the edge of these tests: 503 is what it says
 TUS = {"Tus-Resumable": "1.0.0"}
 

@@ -133,7 +133,10 @@ class IndexMachine(RuleBasedStateMachine):
         jobs = self.settled()
         assert self.index.count_jobs() == Counter(JobCountKey(j.owner, j.endpoint, j.pool, j.status) for j in jobs)
         for owner, status, tag in itertools.product(OWNERS, (None, Status.QUEUED), (None, "x")):
-            asked = sql.ListQuery(owner, status, None, None, () if tag is None else (("project", tag),), None, 100)
+            filters = JobFilters(
+                statuses=() if status is None else (status,), tags=() if tag is None else (("project", tag),)
+            )
+            asked = sql.ListQuery(owner, filters, None, 100)
             expected = [
                 job.id
                 for job in sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)
@@ -264,7 +267,7 @@ async def test_filters_narrow_a_list(edge: EdgeServicesRig) -> None:
         page = await edge.index.list_jobs("ann", JobFilters(**filters))  # each named by its test
         return [entry.record.job.id for entry in page.records]
 
-    assert await listed(status=Status.SUCCEEDED) == [done.id]
+    assert await listed(statuses=(Status.SUCCEEDED,)) == [done.id]
     assert await listed(priority=Priority.LOW) == [low.id]
     assert await listed(tags=(("project", "x"),)) == [done.id, low.id]
     assert await listed(tags=(("project", "x"), ("other", "y"))) == [done.id]

@@ -96,7 +96,7 @@ async def test_an_upload_that_races_the_submit_is_not_lost(edge: EdgeServicesRig
             tasks.start_soon(edge.jobs.submit, "ann", request(body))
 
     async def nobody_waits() -> bool:
-        page = await edge.index.list_jobs("ann", JobFilters(status=Status.SCHEDULED))
+        page = await edge.index.list_jobs("ann", JobFilters(statuses=(Status.SCHEDULED,)))
         return not page.records
 
     await wait_for(nobody_waits)

@@ -4,6 +4,7 @@ import time
 
 from bus.interface import BrokerStatus, Bus
 from bus.nats.topology import (
+    ACTIONS,
     AGREED,
     ASSETS,
     AUDIT,
@@ -24,6 +25,7 @@ from schemas.auth import ApiKey
 from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import AuditEvent, InstallationConstant, Lease
+from schemas.job_action import JobAction
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, WebhookConfig
@@ -95,6 +97,7 @@ class FakeBroker:
             installation_constants=FakeTable(connection, self._buckets[AGREED.name], AGREED.name, InstallationConstant),
             enrolled_hosts=FakeTable(connection, self._buckets[JOINED.name], JOINED.name, EnrolledHost),
             owner_deletions=FakeTable(connection, self._buckets[ERASURES.name], ERASURES.name, OwnerDeletion),
+            job_actions=FakeTable(connection, self._buckets[ACTIONS.name], ACTIONS.name, JobAction),
             audit_log=FakeTable(connection, self._buckets[AUDIT.name], AUDIT.name, AuditEvent),
             usage_log=FakeUsageLog(connection, self._usage),
         )

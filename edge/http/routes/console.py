@@ -1,0 +1,111 @@
+"""`/` and `/console/…`: the console, a page of static files. It calls the API like any other client."""
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import NamedTuple
+
+from litestar import Response, Router, get
+from litestar.params import FromPath
+from msgspec import Struct
+
+import edge.console
+from edge.http.auth import NO_AUTH
+from edge.http.dependencies import AnyRequest
+from schemas.problems import ProblemError
+
+_MEDIA_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+}
+_CLIENT_FILES = "client"  # clients/js, as /console/client/… ; a wheel has a copy inside the package
+
+
+class ConsoleSettings(Struct, frozen=True):
+    """The `[console]` section. `enabled`: serve the console. `path`: where its page is, such as `/` or `/console`."""
+
+    enabled: bool = True
+    path: str = "/"
+
+
+class ConsoleFile(NamedTuple):
+    """One file of the console."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def content_security_policy(media_origins: tuple[str, ...] = ()) -> str:
+    """Return the policy of the page: nothing but its own files and the API of the same origin.
+
+    `media_origins`: where the store keeps assets if not at the edge; a result plays from there.
+    """
+    other_origins = "".join(f" {origin}" for origin in media_origins)
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' blob:",
+            f"media-src 'self' blob:{other_origins}",
+            f"connect-src 'self'{other_origins}",
+            "worker-src 'self'",
+            "manifest-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+def _client_folder() -> Traversable:
+    packaged = files(edge.console) / _CLIENT_FILES
+    return packaged if packaged.is_dir() else Path(str(files(edge.console))).parents[1] / "clients" / "js"
+
+
+@cache
+def read_console_file(name: str) -> ConsoleFile | None:
+    """Return the file at `/console/<name>`; None if there is none."""
+    suffix = Path(name).suffix
+    parts = name.split("/")
+    if suffix not in _MEDIA_TYPES or any(part in {"", ".", ".."} or "\\" in part for part in parts):
+        return None
+    folder: Traversable = files(edge.console)
+    if parts[0] == _CLIENT_FILES:
+        folder, parts = _client_folder(), parts[1:]
+    file = folder.joinpath(*parts)
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
+    return ConsoleFile(content, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+
+def _file_response(request: AnyRequest, name: str, headers: dict[str, str]) -> Response[bytes]:
+    file = read_console_file(name)
+    if file is None:
+        raise ProblemError("not_found", "the console has no such file: reload the page")
+    headers = {"ETag": file.etag, "Cache-Control": "no-cache", **headers}
+    if request.headers.get("if-none-match") == file.etag:
+        return Response(b"", status_code=304, headers=headers, media_type=file.media_type)
+    return Response(file.content, headers=headers, media_type=file.media_type)
+
+
+def make_router(settings: ConsoleSettings, media_origins: tuple[str, ...] = ()) -> Router:
+    """Return the routes of the console. `media_origins`: see `content_security_policy`."""
+    headers = {"Content-Security-Policy": content_security_policy(media_origins)}
+
+    @get(settings.path, opt={NO_AUTH: True}, include_in_schema=False, sync_to_thread=False)
+    def console_page(request: AnyRequest) -> Response[bytes]:
+        return _file_response(request, "index.html", headers)
+
+    @get("/console/{name:path}", opt={NO_AUTH: True}, include_in_schema=False, sync_to_thread=False)
+    def console_file(request: AnyRequest, name: FromPath[str]) -> Response[bytes]:
+        return _file_response(request, name.removeprefix("/"), headers)
+
+    return Router("/", route_handlers=[console_page, console_file])
