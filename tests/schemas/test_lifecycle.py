@@ -2,6 +2,7 @@
 
 import typing
 from datetime import timedelta
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,16 @@ from hypothesis import strategies as st
 
 from schemas import events as e
 from schemas.job import AttemptUsage, Job, JobMetric, Output, PendingUrl, Policy
-from schemas.lifecycle import TRANSITIONS, IllegalTransition, apply_event, next_record, resubmission_record
-from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Priority, Status
+from schemas.lifecycle import (
+    TRANSITIONS,
+    TRANSITIONS_WITHOUT_INPUT,
+    IllegalTransition,
+    apply_event,
+    next_record,
+    resubmission_record,
+    why_illegal,
+)
+from schemas.status import FINAL_STATUSES, Priority, Status
 from tests.support.schema_samples import LATER, NOW, make_claim, make_event, make_failure, make_job
 
 S = Status
@@ -166,26 +175,65 @@ def test_reprioritised_moves_the_pointer_to_another_subject():
     assert moved.pointer.priority is Priority.NORMAL
 
 
-@given(st.lists(st.sampled_from(KINDS), max_size=40), st.sampled_from([S.SCHEDULED, S.QUEUED]))
-def test_any_walk_keeps_the_counts_and_ends_each_round_once(kinds, first):
-    lacked = (FILE,) if first is S.SCHEDULED else ()
-    subject, finals, adoptions = make_job(first, policy=Policy(max_attempts=3), missing=lacked), 0, 0
-    for number, kind in enumerate(kinds):
-        try:
-            recorded = next_record(subject, make_event(kind, subject), NOW + timedelta(seconds=number))
-        except IllegalTransition:
+class Walk(NamedTuple):
+    """A job after some legal events: how many of them adopted it in this round, and how many ended a round."""
+
+    job: Job
+    adoptions: int = 0
+    ends: int = 0
+
+
+def legal_kinds(job: Job) -> list[type[e.JobEventBase]]:
+    return [kind for kind in KINDS if why_illegal(job, make_event(kind, job)) is None]
+
+
+def take_step(walk: Walk, kind: type[e.JobEventBase], number: int) -> Walk:
+    """Apply an event, and check what every event keeps."""
+    before = walk.job
+    recorded = next_record(before, make_event(kind, before), NOW + timedelta(seconds=number))
+    after = recorded.job
+    assert after.round >= before.round
+    assert after.round > before.round or after.attempt >= before.attempt
+    # A released attempt that its runner adopts may be released once more.
+    adoptions = 0 if after.round > before.round else walk.adoptions + (kind is e.Adopted)
+    assert after.charged_attempts + sum(after.free_releases.values()) <= after.attempt + adoptions
+    assert (after.finished_at is not None) == (after.status in FINAL_STATUSES)
+    assert not (before.status in FINAL_STATUSES and after.status in FINAL_STATUSES)
+    ends = walk.ends + (after.status in FINAL_STATUSES)
+    assert ends <= after.round
+    if after.round > before.round:
+        assert after.attempt == 0
+    assert e.decode_record(e.encode_record(recorded)) == recorded
+    return Walk(after, adoptions, ends)
+
+
+STARTS = [make_job(S.QUEUED), make_job(S.SCHEDULED), make_job(S.SCHEDULED, missing=(FILE,))]
+
+
+@given(st.data(), st.sampled_from(STARTS))
+def test_any_walk_keeps_the_counts_and_ends_each_round_once(data, first):
+    walk = Walk(first)
+    for number in range(data.draw(st.integers(0, 40))):
+        legal = legal_kinds(walk.job)
+        if not legal:
+            assert walk.job.status is S.SUCCEEDED
+            break
+        walk = take_step(walk, data.draw(st.sampled_from(legal)), number)
+
+
+def test_walks_reach_every_step_of_the_tables_and_no_other():
+    """Take every legal step from every kind of job that steps lead to, until they lead to no other kind."""
+    seen, taken, walks = set(), set(), [Walk(job) for job in STARTS]
+    while walks:
+        walk = walks.pop()
+        job = walk.job
+        kind_of_job = (job.status, job.lacks_input, job.attempt > 0, job.claim is not None, job.round > 1)
+        if kind_of_job in seen:
             continue
-        after = recorded.job
-        assert after.round >= subject.round
-        assert after.round > subject.round or after.attempt >= subject.attempt
-        # A released attempt that its runner adopts may be released once more.
-        adoptions = 0 if after.round > subject.round else adoptions + (kind is e.Adopted)
-        assert after.charged_attempts + sum(after.free_releases.values()) <= after.attempt + adoptions
-        assert (after.finished_at is not None) == (after.status in FINAL_STATUSES)
-        assert not (subject.status in FINAL_STATUSES and after.status in FINAL_STATUSES)
-        finals += after.status in FINAL_STATUSES
-        assert finals <= after.round
-        if after.status in WAITING_STATUSES and after.round > subject.round:
-            assert after.attempt == 0
-        assert e.decode_record(e.encode_record(recorded)) == recorded
-        subject = after
+        seen.add(kind_of_job)
+        for kind in legal_kinds(job):
+            after = take_step(walk, kind, len(seen))
+            taken.add((kind, job.status, after.job.status))
+            walks.append(after)
+    tables = [*TRANSITIONS.items(), *TRANSITIONS_WITHOUT_INPUT.items()]
+    assert taken == {(kind, status, target) for kind, targets in tables for status, target in targets.items()}
