@@ -60,6 +60,10 @@ attack *args:
 fuzz *args:
     python -m tests.fuzz {{ args }}
 
+# Change the modules of tests/mutants/plan.py, one place at a time, and count the changes that no test notices
+mutants *args:
+    @python -m tests.mutants {{ args }}
+
 # A storm over a stream of jobs, then the checker: --minutes N [--seed S]
 chaos *args:
     python -m tests.chaos.storm {{ args }}

@@ -1,0 +1,148 @@
+"""What `just mutants` changes, and the tests that must notice: first the file that is most likely to."""
+
+from typing import NamedTuple
+
+
+class ModuleGroup(NamedTuple):
+    """Modules that are counted together, and their tests."""
+
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+EDGE_SERVICES = "tests/edge/services"
+ROUTES = "tests/edge/routes"
+
+GROUPS: dict[str, ModuleGroup] = {
+    "jobs": ModuleGroup(
+        ("edge/jobs/service.py",),
+        (
+            f"{EDGE_SERVICES}/test_intake.py",
+            f"{EDGE_SERVICES}/test_gate.py",
+            f"{EDGE_SERVICES}/test_erasures.py",
+            f"{EDGE_SERVICES}/test_quotas.py",
+            f"{ROUTES}/test_batches.py",
+            f"{ROUTES}/test_jobs.py",
+            "tests/edge/facades/heygem/test_again.py",
+        ),
+    ),
+    "submission": ModuleGroup(
+        ("edge/jobs/submission.py",),
+        (
+            f"{EDGE_SERVICES}/test_intake.py",
+            f"{EDGE_SERVICES}/test_gate.py",
+            f"{EDGE_SERVICES}/test_fetches.py",
+            f"{EDGE_SERVICES}/test_supply.py",
+            f"{ROUTES}/test_jobs.py",
+            "tests/edge/facades/heygem/test_again.py",
+        ),
+    ),
+    "publish_window": ModuleGroup(
+        ("edge/jobs/publish_window.py",),
+        (
+            f"{EDGE_SERVICES}/test_window.py",
+            f"{EDGE_SERVICES}/test_reconciler.py",
+            f"{EDGE_SERVICES}/test_intake.py",
+        ),
+    ),
+    "quotas": ModuleGroup(
+        ("edge/owners/quotas.py",),
+        (f"{EDGE_SERVICES}/test_quotas.py", f"{ROUTES}/test_quotas.py", "tests/edge/test_settings.py"),
+    ),
+    "uploads": ModuleGroup(
+        ("edge/assets/uploads.py",),
+        (f"{EDGE_SERVICES}/test_uploads.py", f"{ROUTES}/test_uploads.py", f"{EDGE_SERVICES}/test_quotas.py"),
+    ),
+    "assets": ModuleGroup(
+        ("edge/assets/service.py",),
+        (
+            f"{EDGE_SERVICES}/test_assets.py",
+            f"{EDGE_SERVICES}/test_erasures.py",
+            f"{EDGE_SERVICES}/test_reconciler.py",
+            f"{ROUTES}/test_assets.py",
+        ),
+    ),
+    "power_state_machine": ModuleGroup(
+        ("edge/power/state_machine.py",), ("tests/edge/power/test_law.py", "tests/edge/power/test_scenes.py")
+    ),
+    "power_conditions": ModuleGroup(
+        ("edge/power/conditions.py",), ("tests/edge/power/test_law.py", "tests/edge/power/test_scenes.py")
+    ),
+    "verdict": ModuleGroup(
+        ("runner/execution/verdict.py",), ("tests/runner/test_verdict.py", "tests/runner/test_execution.py")
+    ),
+    "fence": ModuleGroup(
+        ("runner/execution/fence.py",),
+        ("tests/runner/test_fence.py", "tests/runner/test_calendar.py", "tests/runner/test_execution.py"),
+    ),
+    "decision": ModuleGroup(
+        ("runner/claiming/decision.py",), ("tests/runner/test_claims.py", "tests/runner/test_calendar.py")
+    ),
+    "recovery": ModuleGroup(
+        ("runner/claiming/recovery.py",),
+        ("tests/runner/test_adopt.py", "tests/runner/test_claims.py", "tests/runner/test_warm_lives.py"),
+    ),
+    "execution": ModuleGroup(
+        ("runner/execution/execution.py",),
+        (
+            "tests/runner/test_execution.py",
+            "tests/runner/test_fence.py",
+            "tests/runner/test_claims.py",
+            "tests/runner/test_adopt.py",
+            "tests/runner/test_deadman.py",
+            "tests/runner/test_disk.py",
+        ),
+    ),
+    "cache": ModuleGroup(("runner/assets/cache.py",), ("tests/runner/test_inputs.py", "tests/runner/test_assets.py")),
+    "lifecycle": ModuleGroup(("schemas/lifecycle.py",), ("tests/schemas/test_lifecycle.py",)),
+    "retry_policy": ModuleGroup(("schemas/retry_policy.py",), ("tests/schemas/test_failures.py",)),
+    "outbound": ModuleGroup(
+        (
+            "edge/outbound/url_policy.py",
+            "edge/outbound/ssrf_guard.py",
+            "edge/outbound/download.py",
+            "edge/outbound/signature.py",
+        ),
+        (
+            "tests/edge/outbound/test_addresses.py",
+            "tests/edge/outbound/test_guard.py",
+            f"{EDGE_SERVICES}/test_fetches.py",
+            "tests/edge/webhooks/test_parts.py",
+        ),
+    ),
+    "auth": ModuleGroup(
+        ("edge/http/auth.py", "edge/core/signed_urls.py", "edge/owners/api_keys.py", "edge/owners/tokens.py"),
+        (
+            f"{ROUTES}/test_access.py",
+            f"{ROUTES}/test_tokens.py",
+            f"{EDGE_SERVICES}/test_keys.py",
+            f"{ROUTES}/test_cors.py",
+            f"{ROUTES}/test_assets.py",
+        ),
+    ),
+    "bus": ModuleGroup(
+        (
+            "bus/compare_and_set.py",
+            "bus/nats/job_store.py",
+            "bus/nats/job_queue.py",
+            "bus/nats/feed.py",
+            "bus/nats/feed_resume.py",
+            "bus/nats/table.py",
+            "bus/nats/webhook_outbox.py",
+            "bus/nats/requests.py",
+            "bus/nats/errors.py",
+            "bus/nats/ordered_consumer.py",
+        ),
+        (
+            "tests/bus/test_compare_and_set.py",
+            "tests/contract/test_bus.py",
+            "tests/contract/test_bus_queue.py",
+            "tests/contract/test_bus_feed.py",
+            "tests/contract/test_bus_tables.py",
+            "tests/contract/test_bus_outbox.py",
+            "tests/bus/test_errors.py",
+            "tests/bus/test_following.py",
+            "tests/bus/test_withdraw.py",
+        ),
+    ),
+}
