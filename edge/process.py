@@ -32,7 +32,7 @@ from edge.outbound.url_policy import AllowList
 from edge.server.bounded_server import make_server, make_server_context
 from edge.settings import EdgeSettings
 from edge.store.factory import open_store
-from edge.tls import advertised_addresses, public_certificate
+from edge.tls import CertificateUnusable, advertised_addresses, public_certificate
 from schemas.environment import bypass_proxies_for_loopback
 from schemas.installation import BY_EDGE
 
@@ -106,8 +106,13 @@ def _load_public_tls(settings: EdgeSettings) -> tuple[TlsFiles | None, Advertise
     try:
         tls = public_certificate(settings, utc_now())
         return tls, advertised_addresses(settings, tls)
-    except (OSError, ValueError) as error:
-        raise EdgeStartError(f"the certificate cannot be read ({error}): correct cert and key in [public]") from error
+    except CertificateUnusable as error:
+        raise EdgeStartError(str(error)) from error
+    except OSError as error:
+        folder = settings.data / "tls"
+        raise EdgeStartError(
+            f"the certificate cannot be created in {folder} ({error.strerror}): correct its owner and permissions"
+        ) from error
 
 
 def _listen_public(address: str) -> socket.socket:

@@ -6,6 +6,7 @@ enroll again.
 """
 
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,30 +26,76 @@ CERTIFICATE_LIFETIME = timedelta(days=3650)
 NOT_BEFORE_SKEW = timedelta(days=1)  # the clock of a host may be behind ours
 
 
+class CertificateUnusable(Exception):
+    """A certificate or its key cannot be used. The message names the setting, the file and what to do, in one line."""
+
+
 def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None:
-    """Return the certificate to serve: the operator's, or one created once in `data`/tls. None without HTTPS."""
+    """Return the certificate to serve: the operator's, or one created once in `data`/tls. None without HTTPS.
+
+    Blocking. Raises CertificateUnusable, and OSError when a new certificate cannot be written.
+    """
     public = settings.public
     if public.cert and public.key:
-        return TlsFiles(public.cert, public.key)
-    return load_or_create_certificate(settings.data / "tls", public.names, now) if public.listen else None
+        files = TlsFiles(public.cert, public.key)
+        _check_files(files, "correct cert and key in [public]")
+        return files
+    if not public.listen:
+        return None
+    files = load_or_create_certificate(settings.data / "tls", public.names, now)
+    _check_files(files, "restore both files, or delete both for a new certificate, with which every host enrolls again")
+    return files
+
+
+def _check_files(files: TlsFiles, remedy: str) -> None:
+    for name, path in files._asdict().items():
+        _read_pem(path, f"public.{name}", remedy)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password=_refuse_password)
+    except (ssl.SSLError, ValueError) as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else error
+        raise CertificateUnusable(
+            f"public.cert {files.cert} and public.key {files.key} are not a certificate and its key as PEM ({reason}): "
+            f"{remedy}"
+        ) from error
+
+
+def _read_pem(path: Path, setting: str, remedy: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not PEM text"
+        raise CertificateUnusable(f"{setting} {path} cannot be read ({reason}): {remedy}") from error
+
+
+def _refuse_password() -> str:
+    raise ValueError("the key is encrypted with a password")  # without this, OpenSSL would ask on the terminal
 
 
 def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
     """Return the addresses and pins for join tokens; None if hosts cannot join.
 
-    Blocking. Raises OSError when a certificate cannot be read.
+    Blocking. Raises CertificateUnusable.
     """
     public = settings.public
     if not (public.url and public.broker and settings.enrollment.nats_conf_dir):
         return None
-    edge_pin = _certificate_pin(public, public.url, tls.cert if tls else None)
-    broker_pin = _certificate_pin(public, public.broker, public.broker_cert or (tls.cert if tls else None))
+    cert = tls.cert if tls else None
+    edge_pin = _certificate_pin(public, public.url, cert, "public.cert")
+    broker_setting = "public.broker_cert" if public.broker_cert else "public.cert"
+    broker_pin = _certificate_pin(public, public.broker, public.broker_cert or cert, broker_setting)
     return AdvertisedAddresses(edge=public.url, broker=public.broker, edge_pin=edge_pin, broker_pin=broker_pin)
 
 
-def _certificate_pin(public: PublicSettings, url: str, cert: Path | None) -> str | None:
-    uses_tls = url.startswith(("https:", "tls:"))
-    return compute_fingerprint(cert.read_text()) if public.pin and uses_tls and cert else None
+def _certificate_pin(public: PublicSettings, url: str, cert: Path | None, setting: str) -> str | None:
+    if not (public.pin and url.startswith(("https:", "tls:")) and cert):
+        return None
+    remedy = f"correct {setting.removeprefix('public.')} in [public]"
+    pem = _read_pem(cert, setting, remedy)
+    try:
+        return compute_fingerprint(pem)
+    except ValueError as error:
+        raise CertificateUnusable(f"{setting} {cert} is not a certificate as PEM: {remedy}") from error
 
 
 def load_or_create_certificate(folder: Path, names: Sequence[str], now: datetime) -> TlsFiles:

@@ -1,5 +1,6 @@
 """The certificate that the edge creates, and hosts that pin it."""
 
+import re
 import ssl
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,18 @@ from socket import create_connection, create_server
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from bus.interface import BrokerUnreachable
 from bus.server.config import TlsFiles
 from bus.tls_pinning import CertificateMismatch, compute_fingerprint, create_pinned_ssl_context, fetch_certificate
-from edge.tls import load_or_create_certificate
+from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
+from edge.tls import CertificateUnusable, advertised_addresses, load_or_create_certificate, public_certificate
 
 NAMES = ("gpu.example.com", "192.0.2.7", "2001:db8::7")
 
@@ -65,6 +73,62 @@ def test_it_is_made_once_for_its_names_and_its_key_is_its_owners(tmp_path: Path)
     assert tls.key.stat().st_mode & 0o077 == 0
     before = tls.cert.read_bytes()
     assert made(tmp_path / "tls").cert.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "said"),
+    [
+        (
+            "absent.pem",
+            "key.pem",
+            "public.cert DIR/absent.pem cannot be read (No such file or directory): correct cert",
+        ),
+        ("cert.pem", "absent.pem", "public.key DIR/absent.pem cannot be read (No such file or directory): correct"),
+        ("bytes.pem", "key.pem", "public.cert DIR/bytes.pem cannot be read (it is not PEM text): correct cert and key"),
+        (
+            "text.pem",
+            "key.pem",
+            "public.cert DIR/text.pem and public.key DIR/key.pem are not a certificate and its key",
+        ),
+        ("cert.pem", "other/key.pem", "as PEM (KEY_VALUES_MISMATCH): correct cert and key in [public]"),
+        ("cert.pem", "locked.pem", "as PEM (the key is encrypted with a password): correct cert and key in [public]"),
+    ],
+)
+def test_an_unusable_certificate_is_named(tmp_path: Path, cert: str, key: str, said: str):
+    tls = made(tmp_path)
+    made(tmp_path / "other")
+    (tmp_path / "bytes.pem").write_bytes(b"\xff")
+    (tmp_path / "text.pem").write_text("no certificate")
+    locked = load_pem_private_key(tls.key.read_bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    (tmp_path / "locked.pem").write_bytes(locked)
+    settings = EdgeSettings(public=PublicSettings(cert=tmp_path / cert, key=tmp_path / key))
+    with pytest.raises(CertificateUnusable, match=re.escape(said.replace("DIR", str(tmp_path)))):
+        public_certificate(settings, datetime.now(UTC))
+
+
+def test_a_created_certificate_that_was_damaged_is_named(tmp_path: Path):
+    settings = EdgeSettings(data=tmp_path, public=PublicSettings(listen="127.0.0.1:0", names=NAMES))
+    tls = public_certificate(settings, datetime.now(UTC))
+    assert tls is not None
+    tls.key.write_text("")
+    with pytest.raises(CertificateUnusable, match="restore both files, or delete both for a new certificate"):
+        public_certificate(settings, datetime.now(UTC))
+
+
+def test_an_unusable_certificate_of_the_broker_is_named(tmp_path: Path):
+    (tmp_path / "broker.pem").write_text("no certificate")
+    settings = EdgeSettings(
+        public=PublicSettings(
+            url="https://gpu.example.com", broker="tls://gpu.example.com:4222", broker_cert=tmp_path / "broker.pem"
+        ),
+        enrollment=EnrollmentSettings(nats_conf_dir=tmp_path),
+    )
+    with pytest.raises(
+        CertificateUnusable, match=r"public\.broker_cert .* is not a certificate as PEM: correct broker_cert"
+    ):
+        advertised_addresses(settings, None)
 
 
 @pytest.mark.parametrize(("scheme", "greeting"), [("https", b""), ("tls", b'INFO {"tls_required":true}\r\n')])

@@ -60,6 +60,15 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert (done.returncode, f"port {port} cannot be opened" in done.stderr) == (2, True)
 
 
+def test_an_unusable_certificate_is_named(tmp_path: Path) -> None:
+    """Hosts may not enroll here, so nothing but HTTPS needs the certificate."""
+    given = {"PUBLIC__CERT": str(tmp_path / "no.pem"), "PUBLIC__KEY": str(tmp_path / "no.key")}
+    done = start("edge", tmp_path, PORT="0", PUBLIC__LISTEN="127.0.0.1:0", **given)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"lamplighter: public.cert {tmp_path}/no.pem cannot be read (No such file or directory): ")
+
+
 async def test_a_store_that_is_too_small_for_the_streams_is_named(tmp_path: Path) -> None:
     async with run_server(BrokerProcess(tmp_path / "broker", store_bytes=1 << 30)) as server:
         broker = server.settings("edge")
