@@ -3,13 +3,15 @@
     python -m tests.attack [--json] [PYTEST ARGS…]
 
 A row is a finding: how many attacks were played, and how many got through. Attacks that need what this machine lacks (a
-Docker engine, root) are counted as skipped. Exits 1 where one got through.
+Docker engine, root) are counted as skipped. Exits 1 where one got through. With --json, stdout has the rows as JSON,
+and pytest's own output goes to stderr.
 """
 
 import ast
 import json
 import sys
 from collections import Counter
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -49,9 +51,8 @@ def main() -> int:
     more = [word for word in sys.argv[1:] if word != "--json"]
     counts = OutcomeCounter()
     how = ["-q", "-n", WORKERS, "--dist", "loadfile", "--no-header", "--no-summary", "-p", "no:cacheprovider"]
-    if as_json:
-        how += ["-p", "no:terminal"]
-    code = pytest.main([*how, str(FOLDER), *more], plugins=[counts])
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        code = pytest.main([*how, str(FOLDER), *more], plugins=[counts])
     rows = {finding(FOLDER.parents[1] / name): counted for name, counted in sorted(counts.of.items())}
     if as_json:
         words = (DEFENDED, SUCCEEDED, SKIPPED)
