@@ -93,7 +93,7 @@ class HttpVendor:
     def find_dead(self) -> str:
         gone = self._processes.find_dead() if self._processes is not None else ""
         code = self._process.poll() if self._process is not None else None  # last: its end is the cause of the others'
-        return gone if code is None else _describe_exit(code)
+        return gone if code is None else f"the server ended with exit code {code}"
 
     def _call(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """Return the server's JSON object; None if the call fails or the answer is not a JSON object."""
@@ -113,10 +113,6 @@ def environment(home: Path, folder: Path) -> dict[str, str]:
     paths = [str(package / "server_site"), str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "HEYGEM_NOT_IN": str(home), "HEYGEM_BUT_IN": str(folder)}
     return {**os.environ, **ours, "HEYGEM_SERVER": "1"}
-
-
-def _describe_exit(code: int | None) -> str:
-    return "" if code is None else f"the server ended with exit code {code}"
 
 
 def free_port() -> int:
