@@ -89,9 +89,12 @@ class HostRegistry:
             await sleep(self._period_s)
 
     async def refresh(self) -> None:
-        """Read HOSTS and OFFERS, and notify listeners of changes. Raises BusError."""
-        await self._endpoints.refresh()
+        """Read HOSTS, then OFFERS, and notify listeners of changes. Raises BusError.
+
+        A host writes them in the opposite order, so every host that is online has its endpoints.
+        """
         present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
+        await self._endpoints.refresh()
         before, self._heartbeats = self._heartbeats, present
         at = self._clock()
         for host in before.keys() - present.keys():

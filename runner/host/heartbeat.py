@@ -83,12 +83,15 @@ class HeartbeatPublisher:
         self._published_capabilities: HostCapabilities | None = None
 
     async def run(self) -> None:
-        """Run forever. While the broker is away the heartbeat expires, as it should."""
+        """Run forever. While the broker is away the heartbeat expires, as it should.
+
+        The capabilities go first: an edge that sees this host online also sees what it offers.
+        """
         while True:
             change = self._state.changed.next_notification()
             try:
-                await self._context.bus.heartbeats.put(self._context.host, await self._build_heartbeat())
                 await self._publish_capabilities()
+                await self._context.bus.heartbeats.put(self._context.host, await self._build_heartbeat())
             except BusError as error:
                 self._context.log_unavailable("publish_heartbeat", error)
             with anyio.move_on_after(self._context.intervals.presence_s):

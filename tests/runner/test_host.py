@@ -17,8 +17,10 @@ from schemas.container_protocol import ExitCode
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import AttemptReleased
 from schemas.gpu import GpuSample
+from schemas.host import HostHeartbeat
 from schemas.status import Priority, Status, WaitReason
 from tests.runner.warm_programs import warm_endpoint
+from tests.support.fake_bus.stores import FakeTable
 from tests.support.fake_engine import FakeContainer
 from tests.support.fake_gpus import FakeGpuMonitor
 from tests.support.runner_environment import DEADLINE_S, RunnerEnvironment, write_outputs
@@ -91,6 +93,27 @@ async def test_what_comes_with_the_word_to_stop_is_given_back(
     async with world.run_runner("i1"), world.run_runner("i2", host="gpu-2"):
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert len(stopped) == 1
+
+
+async def test_an_offer_is_written_before_the_first_heartbeat(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered_before: list[bool] = []
+    put = FakeTable.put
+
+    async def observed(table: FakeTable[object], key: str, value: object) -> int:
+        if isinstance(value, HostHeartbeat):
+            offered_before.append(await world.edge.capabilities.get("gpu-1") is not None)
+        return await put(table, key, value)
+
+    monkeypatch.setattr(FakeTable, "put", observed)
+    async with world.run_runner():
+
+        async def beaten() -> bool:
+            return bool(offered_before)
+
+        await wait_for(beaten)
+    assert offered_before[0]
 
 
 async def test_an_offer_is_written_once_while_it_says_the_same(world: RunnerEnvironment) -> None:

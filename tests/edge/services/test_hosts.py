@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from bus.interface import TableRow
 from edge.hosts.registry import HostNotice, WakeForecast
-from schemas.host import GpuReport, RunningExecution, WarmPoolStatus
+from schemas.host import GpuReport, HostCapabilities, HostHeartbeat, RunningExecution, WarmPoolStatus
 from schemas.job import Claim
 from schemas.status import WaitReason
-from tests.support.edge_services import START, FakeBusServicesRig
+from tests.support.edge_services import ECHO_ENDPOINT, START, FakeBusServicesRig
 
 CANNOT = {"echo": "image_missing"}
 LATER = (START + timedelta(hours=1)).isoformat()
@@ -51,6 +52,36 @@ async def test_what_the_host_says_is_told(
     await fake.announce_capabilities()
     await fake.send_heartbeat(**fields)
     assert await reason(fake) == expected
+
+
+async def test_a_host_that_is_online_has_its_endpoints(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that a host which comes between the two reads of a poll is not online yet."""
+    read_heartbeats, read_capabilities = fake.bus.heartbeats.rows, fake.bus.capabilities.rows
+
+    async def come() -> None:
+        at = fake.time()
+        offered = HostCapabilities(host="gpu-1", incarnation="i1", at=at, endpoints=(ECHO_ENDPOINT,))
+        await fake.bus.capabilities.put("gpu-1", offered)
+        await fake.bus.heartbeats.put("gpu-1", HostHeartbeat(host="gpu-1", incarnation="i1", at=at, since=at))
+
+    async def heartbeats_then_come() -> dict[str, TableRow[HostHeartbeat]]:
+        rows = await read_heartbeats()
+        await come()
+        return dict(rows)
+
+    async def capabilities_then_come() -> dict[str, TableRow[HostCapabilities]]:
+        rows = await read_capabilities()
+        await come()
+        return dict(rows)
+
+    monkeypatch.setattr(fake.bus.heartbeats, "rows", heartbeats_then_come)
+    monkeypatch.setattr(fake.bus.capabilities, "rows", capabilities_then_come)
+    await fake.hosts.refresh()
+    assert fake.hosts.heartbeats == {}
+    await fake.hosts.refresh()
+    assert fake.hosts.has_online_host("echo")
 
 
 async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(fake: FakeBusServicesRig) -> None:
