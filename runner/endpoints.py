@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from bus.input_schema import check_input_schema
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
+from schemas.host import HOST_ENDPOINTS_LIMIT, HOST_ENDPOINTS_LIMIT_BYTES
 
 ENDPOINT_FILE = "endpoint.toml"
 
@@ -22,8 +24,8 @@ class LocalEndpoint(Struct, frozen=True):
 def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
     """Return the endpoints by name.
 
-    Raises EndpointInvalid, which names the file. It is also raised if two folders define one name, or if a folder
-    defines none.
+    Raises EndpointInvalid, which names the file. It is also raised if two folders define one name, if a folder defines
+    none, or if all together are more than one host may offer.
     """
     endpoints: dict[str, LocalEndpoint] = {}
     for folder in folders:
@@ -38,7 +40,19 @@ def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
                 other = endpoints[endpoint.config.name].folder
                 raise EndpointInvalid(f"{path}: endpoint {endpoint.config.name} is also defined in {other}: rename one")
             endpoints[endpoint.config.name] = endpoint
+    _check_limits(endpoints)
     return endpoints
+
+
+def _check_limits(endpoints: Mapping[str, LocalEndpoint]) -> None:
+    remedy = "set `endpoints` to fewer folders, and run the others on another host"
+    if len(endpoints) > HOST_ENDPOINTS_LIMIT:
+        raise EndpointInvalid(f"this host defines {len(endpoints)} endpoints, at most {HOST_ENDPOINTS_LIMIT}: {remedy}")
+    size = len(msgspec.json.encode([endpoint.config for endpoint in endpoints.values()]))
+    if size > HOST_ENDPOINTS_LIMIT_BYTES:
+        raise EndpointInvalid(
+            f"the endpoints of this host have {size} bytes of JSON, at most {HOST_ENDPOINTS_LIMIT_BYTES}: {remedy}"
+        )
 
 
 def _load_endpoint(path: Path) -> LocalEndpoint:

@@ -128,6 +128,10 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
 
 
+HOST_ENDPOINTS_LIMIT = 200  # in one offer; the edge keeps up to three queues and one checked schema for each
+HOST_ENDPOINTS_LIMIT_BYTES = 1024 * 1024  # of all of them as JSON; the broker's max_payload is 2 MB
+
+
 class HostCapabilities(Struct, frozen=True, kw_only=True):
     """The endpoints that a host can run, stored in OFFERS also while it is off.
 

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import structlog
 from anyio import to_thread
+from msgspec import structs
 
 from bus.input_schema import check_input_schema
 from bus.interface import Bus
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
-from schemas.host import HostCapabilities
+from schemas.host import HOST_ENDPOINTS_LIMIT, HostCapabilities
 from schemas.job import is_too_deep
 from schemas.problems import ProblemError
 
@@ -52,7 +53,7 @@ class EndpointRegistry:
         revisions = {host: row.revision for host, row in rows.items()}
         changed = revisions != self._revisions
         if changed:
-            self._capabilities = {host: row.value for host, row in rows.items()}
+            self._capabilities = {host: _limit_endpoints(row.value) for host, row in rows.items()}
             newest = await self._newest()
             self._known = {**self._folder, **newest}
         pools = self.pools()
@@ -135,6 +136,15 @@ class EndpointRegistry:
         return frozenset(
             host for host, offer in self._capabilities.items() if any(own.name == endpoint for own in offer.endpoints)
         )
+
+
+def _limit_endpoints(offer: HostCapabilities) -> HostCapabilities:
+    """Return the offer with its first HOST_ENDPOINTS_LIMIT endpoints. A runner of this release never offers more."""
+    offered = len(offer.endpoints)
+    if offered <= HOST_ENDPOINTS_LIMIT:
+        return offer
+    _log.warning("host_endpoints_limited", host=offer.host, offered=offered, limit=HOST_ENDPOINTS_LIMIT)
+    return structs.replace(offer, endpoints=offer.endpoints[:HOST_ENDPOINTS_LIMIT])
 
 
 def _schema_error(schema: dict[str, Any]) -> str | None:

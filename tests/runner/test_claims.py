@@ -14,6 +14,7 @@ from schemas.asset import asset_fields
 from schemas.container_protocol import JobTimeouts
 from schemas.endpoint import Endpoint, EndpointInvalid, Timeouts
 from schemas.events import JobRecord, Submitted
+from schemas.host import HOST_ENDPOINTS_LIMIT
 from schemas.ids import JobKey
 from schemas.job import Job, Pointer, Policy
 from schemas.status import Priority, Status
@@ -166,6 +167,22 @@ def test_two_folders_of_one_name_are_a_mistake(tmp_path: Path) -> None:
     define(tmp_path / "a", "same")
     define(tmp_path / "b", "same")
     with pytest.raises(EndpointInvalid, match="rename one"):
+        load_endpoints([tmp_path])
+
+
+def test_more_endpoints_than_a_host_may_offer_are_refused(tmp_path: Path) -> None:
+    for number in range(HOST_ENDPOINTS_LIMIT + 1):
+        define(tmp_path / str(number), f"e{number}")
+    with pytest.raises(EndpointInvalid, match=r"defines 201 endpoints, at most 200: set `endpoints` to fewer folders"):
+        load_endpoints([tmp_path])
+
+
+def test_endpoints_that_are_too_large_together_are_refused(tmp_path: Path) -> None:
+    for number in range(20):
+        define(tmp_path / str(number), f"e{number}")
+        with (tmp_path / str(number) / "endpoint.toml").open("a") as file:
+            file.write(f'\ndescription = "{"x" * 60_000}"\n')
+    with pytest.raises(EndpointInvalid, match=r"have \d+ bytes of JSON, at most 1048576: set `endpoints`"):
         load_endpoints([tmp_path])
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from edge.core.validation import STEPS_LIMIT, ValidatedInput, check_within
 from edge.hosts.endpoints import load_endpoints
 from schemas.endpoint import Endpoint, EndpointInvalid
-from schemas.host import HostCapabilities
+from schemas.host import HOST_ENDPOINTS_LIMIT, HostCapabilities
 from schemas.job import NESTING_LIMIT, PendingUrl
 from schemas.problems import FieldError, ProblemError
 from schemas.status import Priority
@@ -55,6 +56,18 @@ async def test_an_offer_with_a_broken_schema_is_left_out(fake: FakeBusServicesRi
     await fake.bus.capabilities.put("a", offer("a", 1, broken, structs.replace(ECHO_ENDPOINT, name="fine")))
     await fake.endpoints.refresh()
     assert [endpoint.name for endpoint in fake.endpoints.all()] == ["echo", "fine"]
+
+
+async def test_of_an_offer_that_is_too_long_the_first_endpoints_are_used(fake: FakeBusServicesRig) -> None:
+    many = [structs.replace(ECHO_ENDPOINT, name=f"e{number}") for number in range(HOST_ENDPOINTS_LIMIT + 1)]
+    await fake.bus.capabilities.put("a", offer("a", 1, *many))
+    with capture_logs() as logs:
+        await fake.endpoints.refresh()
+    assert len(fake.endpoints.offered_by("a")) == HOST_ENDPOINTS_LIMIT
+    assert fake.endpoints.find(many[-1].name) is None
+    assert [line for line in logs if line["event"] == "host_endpoints_limited"] == [
+        {"event": "host_endpoints_limited", "log_level": "warning", "host": "a", "offered": 201, "limit": 200}
+    ]
 
 
 def test_a_folder_is_read(tmp_path: Path) -> None:
