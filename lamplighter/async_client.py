@@ -19,7 +19,7 @@ from lamplighter.api import Batch, submit_batch, submit_options
 from lamplighter.async_transport import AsyncEdgeTransport
 from lamplighter.errors import Busy, Unreachable
 from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
-from lamplighter.follow import LONG_POLL_S, RECONNECT_DELAY_S, Event, FollowState, ReconnectBudget, require_success
+from lamplighter.follow import LONG_POLL_S, Event, FollowState, ReconnectBudget, require_success
 from lamplighter.transport import map_http_errors
 from schemas.asset import DIGEST_SCHEME
 from schemas.host import HostView
@@ -92,7 +92,7 @@ class AsyncClient(AsyncEdgeTransport):
                 return await self.call(api.get_job(job.id, LONG_POLL_S))
             except (Busy, Unreachable) as error:
                 budget.spend(error)
-                await anyio.sleep(RECONNECT_DELAY_S)
+                await anyio.sleep(budget.delay_s)
 
     async def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
         """Do what `Client.follow` does.
@@ -116,7 +116,7 @@ class AsyncClient(AsyncEdgeTransport):
             except (Busy, Unreachable) as error:
                 state.budget.spend(error)
             if not state.is_final:
-                await anyio.sleep(RECONNECT_DELAY_S)
+                await anyio.sleep(state.budget.delay_s)
 
     async def _stream_events(self, job_id: str, state: FollowState) -> AsyncIterator[Event]:
         path = api.job_path(job_id, "events")

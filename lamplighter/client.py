@@ -18,7 +18,7 @@ from lamplighter import api
 from lamplighter.api import Batch, submit_batch, submit_options
 from lamplighter.errors import Busy, Unreachable
 from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
-from lamplighter.follow import LONG_POLL_S, RECONNECT_DELAY_S, Event, FollowState, ReconnectBudget, require_success
+from lamplighter.follow import LONG_POLL_S, Event, FollowState, ReconnectBudget, require_success
 from lamplighter.transport import EdgeTransport, map_http_errors
 from schemas.asset import DIGEST_SCHEME
 from schemas.host import HostView
@@ -99,7 +99,7 @@ class Client(EdgeTransport):
                 return self.call(api.get_job(job.id, LONG_POLL_S))
             except (Busy, Unreachable) as error:
                 budget.spend(error)
-                time.sleep(RECONNECT_DELAY_S)
+                time.sleep(budget.delay_s)
 
     def follow(self, job_id: str, after: str | None = None) -> Iterator[Event]:
         """Yield the events of a job until its end. After a lost connection, resume after the last event.
@@ -127,7 +127,7 @@ class Client(EdgeTransport):
             except (Busy, Unreachable) as error:
                 state.budget.spend(error)
             if not state.is_final:
-                time.sleep(RECONNECT_DELAY_S)
+                time.sleep(state.budget.delay_s)
 
     def _stream_events(self, job_id: str, state: FollowState) -> Iterator[Event]:
         path = api.job_path(job_id, "events")

@@ -1,5 +1,6 @@
 """Following a job, without I/O: the parser of server-sent events, the reconnect budget and the follow state."""
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from lamplighter.errors import JobFailed, LamplighterError
+from schemas.backoff import Backoff
 from schemas.job_view import JobView
 from schemas.status import FINAL_STATUSES, Status
 
 LONG_POLL_S = 30.0
-RECONNECT_DELAY_S = 1.0
+RECONNECT_BACKOFF = Backoff(first_s=0.5, limit_s=2.0)
 RECONNECT_TIMEOUT_S = 300.0  # since the last answer of an edge that has answered before
 
 
@@ -78,20 +80,24 @@ def require_success(job: JobView) -> JobView:
 
 
 class ReconnectBudget:
-    """The time that a client has to reconnect to an edge.
+    """The time that a client has to reconnect to an edge, and the delay before the next try.
 
-    Until the edge has answered once, there is none. After that, it is RECONNECT_TIMEOUT_S from the first failure after
-    an answer.
+    Until the edge has answered once, there is no time. After that, it is RECONNECT_TIMEOUT_S from the first failure
+    after an answer.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
+    ) -> None:
         self._clock = clock
+        self._jitter = jitter
+        self._failures = 0
         self._was_connected = False
         self._silent_since: float | None = None
 
     def reset(self) -> None:
         """Record an answer of the edge."""
-        self._was_connected, self._silent_since = True, None
+        self._was_connected, self._silent_since, self._failures = True, None, 0
 
     def spend(self, error: LamplighterError) -> None:
         """Record that the edge did not answer. Raises `error` when the time is used up."""
@@ -99,6 +105,12 @@ class ReconnectBudget:
         self._silent_since = now if self._silent_since is None else self._silent_since
         if not self._was_connected or now - self._silent_since >= RECONNECT_TIMEOUT_S:
             raise error
+        self._failures += 1
+
+    @property
+    def delay_s(self) -> float:
+        """The seconds to wait now: longer after each failure, and random, as all clients lose an edge at once."""
+        return RECONNECT_BACKOFF.delay_s(max(0, self._failures - 1), self._jitter())
 
 
 class FollowState:

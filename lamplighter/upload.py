@@ -13,11 +13,11 @@ from msgspec import Struct
 from lamplighter import api
 from lamplighter.errors import LamplighterError
 from schemas.asset import DIGEST_SCHEME
+from schemas.backoff import Backoff
 
 SINGLE_PUT_LIMIT_BYTES = 4 * 1024 * 1024  # a smaller file is sent again from its start instead of resumed
-# Seconds before each retry, without jitter. Without progress, the last entry is the last retry. Together they are
-# longer than a restart of an edge.
-RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+RETRY_LIMIT = 8  # retries without progress; their delays together are longer than a restart of an edge
+RETRY_BACKOFF = Backoff(first_s=0.25, limit_s=8.0)
 _TUS_HEADERS = {"Tus-Resumable": "1.0.0"}
 _TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})  # from the edge or a proxy in front of it
 _CONFLICT_STATUSES = frozenset({409, 423})  # wrong offset, or the edge has not closed our last connection yet
@@ -105,9 +105,9 @@ class UploadPlan:
             self._highest_offset, self._failures = self._offset, 0
 
     def _on_failure(self, error: LamplighterError) -> None:
-        if self._failures == len(RETRY_DELAYS_S):
+        if self._failures == RETRY_LIMIT:
             raise error
-        self.delay_s = RETRY_DELAYS_S[self._failures]
+        self.delay_s = RETRY_BACKOFF.delay_s(self._failures)
         self._failures += 1
         self._offset = None
 

@@ -13,13 +13,14 @@ from websockets import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.asyncio.client import ClientConnection, connect
 
 from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.backoff import Backoff
 from schemas.environment import is_loopback_url
 from schemas.gateway_protocol import ClientMessage, EnvelopeType, FrameUnreadable, read_frame
 from schemas.host_config import AnyHostConfig
 from schemas.ids import Token
 from schemas.power import ReportedPower
 
-RECONNECT_BACKOFF_MIN_S, RECONNECT_BACKOFF_MAX_S = 0.5, 30.0
+RECONNECT_BACKOFF = Backoff(first_s=0.25, limit_s=15.0)  # jitter doubles it at most
 CLOSE_CODE_UNAUTHORIZED = 4401
 
 _log = structlog.get_logger()
@@ -78,20 +79,21 @@ async def serve_edge(url: str, key: str, hosts: Mapping[str, RelayedHost]) -> No
     where = url.rstrip("/").replace("http", "ws", 1) + "/ws"
     headers = {"Authorization": f"Bearer {key}"}
     proxy: Literal[True] | None = None if is_loopback_url(url) else True  # True: use the environment's proxy
-    wait_s = RECONNECT_BACKOFF_MIN_S
+    failures = 0
     while True:
         try:
             async with connect(where, additional_headers=headers, proxy=proxy) as socket:
                 _log.info("relay_connected", url=url)
                 code = await _answer_requests(socket, hosts)
-            wait_s = RECONNECT_BACKOFF_MIN_S
+            failures = 0
             _raise_if_rejected(url, code == CLOSE_CODE_UNAUTHORIZED)
         except InvalidStatus as refused:
             _raise_if_rejected(url, refused.response.status_code == HTTPStatus.UNAUTHORIZED)
         except (OSError, TimeoutError, WebSocketException) as error:
             _log.info("relay_connect_failed", url=url, error=str(error))
-        await anyio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the relays of a restarted edge
-        wait_s = min(2 * wait_s, RECONNECT_BACKOFF_MAX_S)
+        # The jitter spreads the relays of a restarted edge.
+        await anyio.sleep(RECONNECT_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - not a secret
+        failures += 1
 
 
 def _raise_if_rejected(url: str, refused: bool) -> None:

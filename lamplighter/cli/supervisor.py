@@ -19,10 +19,11 @@ from bus.nats.health import MonitorClients, has_lost_write_quorum, open_monitor_
 from bus.secret_files import atomic_write
 from bus.server.process import NatsServer
 from lamplighter.cli.context import USAGE
+from schemas.backoff import Backoff
 
 log = structlog.get_logger()
 
-RESTART_BACKOFF_MIN_S, RESTART_BACKOFF_MAX_S = 0.5, 30.0
+RESTART_BACKOFF = Backoff(first_s=0.5, limit_s=30.0)
 RESTART_BACKOFF_RESET_S = 60.0  # a process that ran this long is restarted with the shortest delay
 PIDS_FILE = "pids.json"
 LEFTOVER_STOP_TIMEOUT_S = 15.0
@@ -115,7 +116,7 @@ class SupervisedProcess:
 
     async def run(self) -> None:
         """Keep the process running until `stop`. Raises ChildMisconfigured if it never came up and exits with USAGE."""
-        wait = RESTART_BACKOFF_MIN_S
+        failures = 0
         while not self._stopping:
             began = anyio.current_time()
             code = await self._run_once()
@@ -123,11 +124,8 @@ class SupervisedProcess:
                 return
             if code == USAGE and not self._was_ready:
                 raise ChildMisconfigured(self._last_log_line())
-            wait = (
-                RESTART_BACKOFF_MIN_S
-                if anyio.current_time() - began > RESTART_BACKOFF_RESET_S
-                else min(wait * 2, RESTART_BACKOFF_MAX_S)
-            )
+            failures = 0 if anyio.current_time() - began > RESTART_BACKOFF_RESET_S else failures + 1
+            wait = RESTART_BACKOFF.delay_s(failures)
             log.warning(
                 "process ended, starting it again", process=self.name, code=code, wait_s=wait, log=str(self._log_file)
             )

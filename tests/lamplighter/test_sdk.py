@@ -10,6 +10,7 @@ import pytest
 
 from lamplighter import AsyncClient, Client, JobFailed, NotFound, Rejected, Unreachable, api
 from schemas import events as e
+from schemas.backoff import Backoff
 from schemas.feed import FeedPosition, LogEndMessage, LogMessage
 from schemas.ids import JobKey
 from schemas.job import JobFailure, Output, OutputFile
@@ -93,7 +94,7 @@ class _Cut(httpx.AsyncByteStream):
 
 
 async def test_following_goes_on_over_cuts_without_a_gap_or_a_double(face: ServedEdge, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("lamplighter.follow.RECONNECT_DELAY_S", 0)
+    monkeypatch.setattr("lamplighter.follow.RECONNECT_BACKOFF", Backoff(0, 0))
     transport = CuttingTransport()
     async with AsyncClient(face.url, face.texts["ann"], cache=tmp_path / "d.json", transport=transport) as client:
         job = await client.submit("echo", text="hello")

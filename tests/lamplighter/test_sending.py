@@ -8,7 +8,14 @@ from anyio import to_thread
 
 from lamplighter import AsyncClient, Client, Rejected, Unreachable
 from lamplighter import upload as sending
-from lamplighter.upload import RETRY_DELAYS_S, SINGLE_PUT_LIMIT_BYTES, UploadPlan, UploadProgress, UploadRequest
+from lamplighter.upload import (
+    RETRY_BACKOFF,
+    RETRY_LIMIT,
+    SINGLE_PUT_LIMIT_BYTES,
+    UploadPlan,
+    UploadProgress,
+    UploadRequest,
+)
 from tests.support.served_edge import ServedEdge
 
 SHA = "a" * 64
@@ -41,7 +48,7 @@ def test_after_a_cut_the_edge_is_asked_and_the_rest_is_sent():
     one.on_connection_error(GONE)
     assert (one.next_request(), one.delay_s) == (
         UploadRequest("HEAD", "/v1/uploads/u", {"Tus-Resumable": "1.0.0"}),
-        RETRY_DELAYS_S[0],
+        RETRY_BACKOFF.first_s,
     )
     one.on_response(200, {"upload-offset": "7"}, b"")
     assert (one.next_request().start, one.delay_s) == (7, 0.0)
@@ -75,12 +82,12 @@ def test_what_will_not_pass_is_raised(status: int):
 
 def test_without_progress_it_gives_up_and_with_progress_it_does_not():
     one = begun()
-    for _ in RETRY_DELAYS_S:
+    for _ in range(RETRY_LIMIT):
         one.on_connection_error(GONE)
     with pytest.raises(Unreachable):
         one.on_connection_error(GONE)
     other = begun()
-    for offset in range(1, 3 * len(RETRY_DELAYS_S)):
+    for offset in range(1, 3 * RETRY_LIMIT):
         other.on_connection_error(GONE)
         other.on_response(200, {"upload-offset": str(offset)}, b"")
     assert other.delay_s == 0.0

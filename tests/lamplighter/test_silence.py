@@ -12,6 +12,7 @@ import pytest
 from lamplighter import AsyncClient, Client, JobView, Unreachable
 from lamplighter import follow as followed
 from lamplighter.follow import RECONNECT_TIMEOUT_S, ReconnectBudget
+from schemas.backoff import Backoff
 
 GONE = httpx.ConnectError("gone")
 GATEWAY = httpx.Response(502, text="<html>Bad gateway</html>")
@@ -79,8 +80,7 @@ FOLLOWS = pytest.mark.parametrize("follow", [follows, follows_awaiting])
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("client", "async_client"):
-        monkeypatch.setattr(f"lamplighter.{module}.RECONNECT_DELAY_S", 0)
+    monkeypatch.setattr(followed, "RECONNECT_BACKOFF", Backoff(0, 0))
 
 
 @WAITS
@@ -143,3 +143,15 @@ def test_a_home_that_cannot_be_written_spares_no_work_and_fails_nothing(tmp_path
     present = httpx.Response(200, json={"present": ["x"], "missing": []})
     client = Client("http://edge", cache=tmp_path / "home" / "digests.json", transport=scripted(present))
     assert client.upload(file).bytes == 4
+
+
+def test_each_failure_makes_the_next_delay_longer_and_an_answer_ends_that(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(followed, "RECONNECT_BACKOFF", Backoff(1.0, 4.0))
+    budget, silent = ReconnectBudget(lambda: 0.0, lambda: 0.5), Unreachable("silent")
+    budget.reset()
+    delays_s = [budget.delay_s]
+    for _ in range(4):
+        budget.spend(silent)
+        delays_s.append(budget.delay_s)
+    budget.reset()
+    assert [*delays_s, budget.delay_s] == [1.5, 1.5, 3.0, 6.0, 6.0, 1.5]
