@@ -47,10 +47,20 @@ class RunnerStartError(Exception):
     """The runner cannot start with these settings; the message says what to change."""
 
 
+def _do_nothing() -> None:
+    """Do nothing: the default of a callback."""
+
+
 async def serve(
-    settings: RunnerSettings, *, say: Callable[[str], None], ready: Callable[[], None] | None = None
+    settings: RunnerSettings,
+    *,
+    say: Callable[[str], None],
+    ready: Callable[[], None] = _do_nothing,
+    stopping: Callable[[], None] = _do_nothing,
 ) -> None:
-    """Run jobs until SIGTERM or SIGINT, then drain. `ready` is called when the runner begins to claim.
+    """Run jobs until SIGTERM or SIGINT, then drain.
+
+    `ready` is called when the runner begins to claim, `stopping` when a signal or the removal of the host ends it.
 
     `say` receives one line for people about the engine. If the data folder holds an enrollment (`--join`), it replaces
     the addresses of broker and edge. A broker, an edge or a Docker engine that is away is waited for.
@@ -71,7 +81,7 @@ async def serve(
             context.log.info(
                 "runner_started", engine=context.engine.name, endpoints=sorted(endpoints), slots=settings.slots
             )
-            await _run_until_stopped(context, host, ready or (lambda: None), edge if enrolled else None)
+            await _run_until_stopped(context, host, ready, stopping, edge if enrolled else None)
 
 
 async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opened before
@@ -121,7 +131,11 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
 
 
 async def _run_until_stopped(
-    context: RunnerContext, host: HostContext, ready: Callable[[], None], edge: AssetClient | None
+    context: RunnerContext,
+    host: HostContext,
+    ready: Callable[[], None],
+    stopping: Callable[[], None],
+    edge: AssetClient | None,
 ) -> None:
     """Run until a signal arrives, or until the edge of an enrolled host does not know it any more.
 
@@ -134,12 +148,14 @@ async def _run_until_stopped(
         async def stop_on_signal() -> None:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async for _ in signals:
+                    stopping()
                     stop.set()
 
         async def stop_on_removal(edge: AssetClient) -> None:
             nonlocal removed
             await wait_until_removed(context.bus.health, edge)
             removed = True
+            stopping()
             stop.set()
 
         tasks.start_soon(stop_on_signal)

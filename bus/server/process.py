@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -54,10 +54,11 @@ def find_program() -> str:
 class NatsServer:
     """One broker in one data folder. It keeps its ports and passwords when it is started again.
 
-    `listen`: host:port, by default a free port of loopback; with `tls` all clients have to use TLS.
+    `listen`: host:port, by default a free port of loopback; with `tls` all clients have to use TLS. Its log is a file
+    in the data folder, or our own stderr with `log_to_stderr`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of one program
         self,
         data: Path,
         *,
@@ -65,8 +66,10 @@ class NatsServer:
         store_bytes: int = STORE_LIMIT_BYTES,
         listen: str = LOOPBACK_ANY_PORT,
         tls: TlsFiles | None = None,
+        log_to_stderr: bool = False,
     ) -> None:
         self._data = data
+        self._log_file = None if log_to_stderr else data / LOG_FILE
         self._hosts = tuple(hosts)
         self._store_bytes = store_bytes
         self._ports = (listen, LOOPBACK_ANY_PORT)
@@ -107,7 +110,7 @@ class NatsServer:
                     self._ports = ports
                     return
                 await anyio.sleep(POLL_INTERVAL_S)
-        tail = (self._data / LOG_FILE).read_text(errors="replace")[-500:]
+        tail = self._log_file.read_text(errors="replace")[-500:] if self._log_file else "its log is above"
         await self.kill()
         raise BrokerUnreachable(f"nats-server did not start in {self._data}: {tail}")
 
@@ -125,7 +128,7 @@ class NatsServer:
             atomic_write(self._data / name, text)
         for name in LEGACY_USER_FILES:
             (self._data / name).unlink(missing_ok=True)
-        with (self._data / LOG_FILE).open("ab") as log:
+        with self._log_file.open("ab") if self._log_file else nullcontext(sys.stderr) as log:
             self._process = subprocess.Popen(
                 [find_program(), "--config", str(self._data / CONFIG_FILE)],
                 stdout=log,

@@ -51,11 +51,11 @@ def public_options(command: F) -> F:
 class PublicAccess:
     """The broker server and the environment of the processes, by the options. The certificate is made once."""
 
-    def __init__(self, options: PublicOptions, data: Path) -> None:
+    def __init__(self, options: PublicOptions, data: Path, *, log_to_stderr: bool = False) -> None:
         self._options = options
         self._tls = _ensure_certificate(data, options.names) if options.names else None
         listen = _host_port(options.listen, options.broker_port) if options.names else LOOPBACK_ANY_PORT
-        self.server = NatsServer(data / "broker", listen=listen, tls=self._tls)
+        self.server = NatsServer(data / "broker", listen=listen, tls=self._tls, log_to_stderr=log_to_stderr)
         self._folder = data / "broker"
 
     @property

@@ -74,8 +74,13 @@ POWER_CALLS: Mapping[str, Callable[[PowerDriver, str], Awaitable[ReportedPower]]
 }
 
 
-async def serve_edge(url: str, key: str, hosts: Mapping[str, RelayedHost]) -> None:
-    """Serve the edge at `url`, and connect again whenever the connection ends. Raises RelayKeyRejected."""
+async def serve_edge(
+    url: str, key: str, hosts: Mapping[str, RelayedHost], connected: Callable[[], None] = lambda: None
+) -> None:
+    """Serve the edge at `url`, and connect again whenever the connection ends. Raises RelayKeyRejected.
+
+    `connected` is called after each successful connection.
+    """
     where = url.rstrip("/").replace("http", "ws", 1) + "/ws"
     headers = {"Authorization": f"Bearer {key}"}
     proxy: Literal[True] | None = None if is_loopback_url(url) else True  # True: use the environment's proxy
@@ -84,6 +89,7 @@ async def serve_edge(url: str, key: str, hosts: Mapping[str, RelayedHost]) -> No
         try:
             async with connect(where, additional_headers=headers, proxy=proxy) as socket:
                 _log.info("relay_connected", url=url)
+                connected()
                 code = await _answer_requests(socket, hosts)
             failures = 0
             _raise_if_rejected(url, code == CLOSE_CODE_UNAUTHORIZED)

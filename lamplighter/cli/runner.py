@@ -1,6 +1,7 @@
 """`lamplighter runner`: run jobs on this host."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from lamplighter.cli.process_setup import (
     raise_open_file_limit,
     read_settings,
 )
+from lamplighter.cli.service_notify import ServiceNotifier
 from runner.app import RunnerStartError, serve
 from runner.host.enrollment import EnrollmentUnreadable, HostRemoved, join
 from runner.settings import RunnerSettings
@@ -35,6 +37,8 @@ EXIT_CODES: dict[type[Exception], int] = {
     HostRemoved: REFUSED,
 }
 
+STOP_MARGIN_S = 60.0  # after the grace time a drain still stops jobs, removes warm containers and writes records
+
 
 @click.command()
 @config_option
@@ -50,9 +54,20 @@ EXIT_CODES: dict[type[Exception], int] = {
 def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Run jobs on this host."""
     os.umask(PRIVATE_UMASK)
+    notifier = ServiceNotifier.from_environment(os.environ)
     settings = read_settings(RunnerSettings, config, log_level, log_format)
     raise_open_file_limit()
     with exit_on_error(EXIT_CODES):
         if token is not None:
             join(settings, read_token(token))
-        uvloop.run(serve(settings, say=lambda line: click.echo(f"lamplighter: {line}")))
+        uvloop.run(_serve(settings, notifier))
+
+
+async def _serve(settings: RunnerSettings, notifier: ServiceNotifier) -> None:
+    async with notifier.pinging():
+        await serve(
+            settings,
+            say=lambda line: click.echo(f"lamplighter: {line}"),
+            ready=notifier.ready,
+            stopping=partial(notifier.stopping, settings.grace_s + STOP_MARGIN_S),
+        )

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
@@ -91,19 +92,22 @@ class ChildMisconfigured(Exception):
 
 
 class SupervisedProcess:
-    """A process that is restarted when it ends by itself. `environ` is its whole environment."""
+    """A process that is restarted when it ends by itself. `environ` is its whole environment.
+
+    Its log is a file in the folder `logs`, or with None our own stderr.
+    """
 
     def __init__(
         self,
         name: str,
         environ: Mapping[str, str],
-        logs: Path,
+        logs: Path | None,
         registry: ChildRegistry,
         listening: socket.socket | None = None,
     ) -> None:
         self.name = name
         self._environ = dict(environ)
-        self._log_file = logs / f"{name}.log"
+        self._log_file = logs / f"{name}.log" if logs else None
         self._registry = registry
         self._fds = (listening.fileno(),) if listening else ()
         self._process: anyio.abc.Process | None = None
@@ -127,13 +131,17 @@ class SupervisedProcess:
             failures = 0 if anyio.current_time() - began > RESTART_BACKOFF_RESET_S else failures + 1
             wait = RESTART_BACKOFF.delay_s(failures)
             log.warning(
-                "process ended, starting it again", process=self.name, code=code, wait_s=wait, log=str(self._log_file)
+                "process ended, starting it again",
+                process=self.name,
+                code=code,
+                wait_s=wait,
+                log=str(self._log_file or "above"),
             )
             await anyio.sleep(wait)
 
     async def _run_once(self) -> int:
         argv = [sys.executable, "-m", "lamplighter", self.name]
-        with self._log_file.open("ab") as out:
+        with self._log_file.open("ab") if self._log_file else nullcontext(sys.stderr) as out:
             process = await anyio.open_process(
                 argv,
                 env=self._environ,
@@ -149,6 +157,8 @@ class SupervisedProcess:
 
     def _last_log_line(self) -> str:
         """Return the last line of the log, without the name of the program."""
+        if self._log_file is None:
+            return f"{self.name} cannot start with its settings: its last line above says why"
         lines = self._log_file.read_text(errors="replace").rstrip().splitlines()
         return lines[-1].removeprefix("lamplighter: ") if lines else f"{self.name} ended without output"
 

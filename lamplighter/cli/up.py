@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from lamplighter.cli.data_dir import (
 )
 from lamplighter.cli.process_setup import configure_logging, exit_on_error
 from lamplighter.cli.public_access import PublicAccess, PublicOptions, public_options
+from lamplighter.cli.service_notify import ServiceNotifier
 from lamplighter.cli.supervisor import BrokerSupervisor, ChildMisconfigured, ChildRegistry, SupervisedProcess
 from runner.settings import RunnerSettings
 from schemas.environment import DOCKER_PREFIXES, GPU_PREFIXES, build_child_environment, bypass_proxies_for_loopback
@@ -47,6 +49,8 @@ KEYLESS_PORT_VARIABLE = "LAMPLIGHTER_HEYGEM__KEYLESS_PORT"
 READY_POLL_INTERVAL_S = 0.05
 EDGE_STOP_TIMEOUT_S = 10.0
 RUNNER_STOP_MARGIN_S = 15.0  # after its grace time, a drain still stops and releases the remaining jobs
+BROKER_STOP_MARGIN_S = 15.0
+LIVENESS_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -63,6 +67,7 @@ class UpOptions(Struct, frozen=True, kw_only=True):
     no_runner: bool
     config: Path | None
     as_json: bool
+    log_files: bool = True
     easy_port: int | None = None
 
 
@@ -167,26 +172,41 @@ def _announce(options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str
     # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
     key = address.key if console.is_terminal else f"in {options.data / ADDRESS_FILE}"
     console.print(f"[bold green]Lamplighter is running.[/]  url {address.url}\nkey {key}")
-    console.print(f"Try: {example}   (logs: {options.data / 'logs'}; stop with Ctrl-C)", markup=False)
+    logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
+    console.print(f"Try: {example}   ({logs}stop with Ctrl-C)", markup=False)
 
 
-async def _serve(options: UpOptions, opened: PublicAccess) -> None:
+async def _is_edge_alive(url: str) -> bool:
+    """Return whether the edge answers: an edge that hangs must not count as a service that runs."""
+    try:
+        async with httpx.AsyncClient(mounts=bypass_proxies_for_loopback(url)) as client:
+            return (await client.get(f"{url}/livez", timeout=LIVENESS_TIMEOUT_S)).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+async def _serve(options: UpOptions, opened: PublicAccess, notifier: ServiceNotifier) -> None:
     # Signals are received from start to end, so that none leaves a child running or interrupts a drain.
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        await _run_until_signalled(options, opened, signals)
+        await _run_until_signalled(options, opened, signals, notifier)
 
 
 async def _run_until_signalled(
-    options: UpOptions, opened: PublicAccess, signals: AsyncIterator[signal.Signals]
+    options: UpOptions, opened: PublicAccess, signals: AsyncIterator[signal.Signals], notifier: ServiceNotifier
 ) -> None:
-    registry, logs = ChildRegistry(options.data), options.data / "logs"
+    registry, logs = ChildRegistry(options.data), options.data / "logs" if options.log_files else None
     for folder in (logs, options.data / "edge", options.data / "broker"):  # they hold data of all owners' jobs
-        make_private_folder(folder)
+        if folder is not None:
+            make_private_folder(folder)
     for name in await registry.stop_leftovers():
         log.warning("leftover_process_stopped", process=name)
     listening = listen_on_loopback(options.port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    async with run_server(opened.server) as server, anyio.create_task_group() as tasks:
+    async with (
+        run_server(opened.server) as server,
+        notifier.pinging(partial(_is_edge_alive, url)),
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(BrokerSupervisor(server, registry, options.data).run)
         write_private_json(options.data / BROKER_FILE, _broker_settings(opened))
         async with open_edge(_broker_settings(opened)) as bus:
@@ -198,12 +218,14 @@ async def _run_until_signalled(
             tasks.start_soon(runner.run)
         try:
             async with anyio.create_task_group() as starting:
-                starting.start_soon(_announce_when_ready, options, EdgeAddress(url, keys.admin), keys, (edge, runner))
+                address = EdgeAddress(url, keys.admin)
+                starting.start_soon(_announce_when_ready, options, address, keys, (edge, runner), notifier)
                 await anext(signals)
                 starting.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 edge.disable_restart()
+                notifier.stopping(options.grace_s + RUNNER_STOP_MARGIN_S + EDGE_STOP_TIMEOUT_S + BROKER_STOP_MARGIN_S)
                 await runner.stop(options.grace_s + RUNNER_STOP_MARGIN_S)
                 await edge.stop(EDGE_STOP_TIMEOUT_S)
         tasks.cancel_scope.cancel()
@@ -211,18 +233,22 @@ async def _run_until_signalled(
 
 
 async def _announce_when_ready(
-    options: UpOptions, address: EdgeAddress, keys: LocalKeys, children: Iterable[SupervisedProcess]
+    options: UpOptions,
+    address: EdgeAddress,
+    keys: LocalKeys,
+    children: Iterable[SupervisedProcess],
+    notifier: ServiceNotifier,
 ) -> None:
-    """Print the address and the key once all processes are ready."""
+    """Report that all processes are ready, and print the address and the key."""
     try:
         hosts = await _wait_until_ready(address.url, keys, with_runner=not options.no_runner)
     except TimeoutError as error:
-        raise StartTimeout(
-            f"edge or runner did not start within {READY_TIMEOUT_S:.0f} s: read the logs in {options.data / 'logs'}"
-        ) from error
+        logs = f"the logs in {options.data / 'logs'}" if options.log_files else "the lines above"
+        raise StartTimeout(f"edge or runner did not start within {READY_TIMEOUT_S:.0f} s: read {logs}") from error
     for child in children:
         child.mark_ready()
     write_private_json(options.data / ADDRESS_FILE, address)
+    notifier.ready()
     _announce(options, address, hosts)
 
 
@@ -279,16 +305,23 @@ async def _announce_when_ready(
     help="Lowest level to log.",
 )
 @click.option("--log-format", type=click.Choice(["json", "text"]), default="text", help="Format of the log of `up`.")
+@click.option(
+    "--log-files/--no-log-files",
+    default=True,
+    help="Write the logs of broker, edge and runner to files in --data, or all to stderr, for journald or Docker.",
+)
 @click.option("--json", "as_json", is_flag=True, help="When ready, print one line of JSON: url, key, data.")
 def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
     """Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given."""
     os.umask(PRIVATE_UMASK)
+    notifier = ServiceNotifier.from_environment(os.environ)
     configure_logging(log_level, log_format)
     folders = endpoints or (IMAGES,)
     options = msgspec.convert(
         {**given, "data": data.resolve(), "endpoints": folders}, UpOptions, dec_hook=lambda _, v: v
     )
     with lock_or_exit(options.data):
-        opened = PublicAccess(msgspec.convert(given, PublicOptions), options.data)
+        public = msgspec.convert(given, PublicOptions)
+        opened = PublicAccess(public, options.data, log_to_stderr=not options.log_files)
         with exit_on_error(EXIT_CODES):
-            asyncio.run(_serve(options, opened))
+            asyncio.run(_serve(options, opened, notifier))
