@@ -197,17 +197,22 @@ async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> A
         yield bus
 
 
-async def _select_engine(
-    settings: RunnerSettings, endpoints: Mapping[str, LocalEndpoint], say: Callable[[str], None]
-) -> SelectedEngine:
-    """Select the engine, and say what that means. Raises RunnerStartError."""
-    config = EngineConfig(
+def engine_config(settings: RunnerSettings) -> EngineConfig:
+    """Return the part of the settings that concerns the engine."""
+    return EngineConfig(
         data=settings.data,
         engine=settings.engine,
         docker_socket=settings.docker_socket,
         job_user=settings.process.user,
         slots=settings.slots,
     )
+
+
+async def _select_engine(
+    settings: RunnerSettings, endpoints: Mapping[str, LocalEndpoint], say: Callable[[str], None]
+) -> SelectedEngine:
+    """Select the engine, and say what that means. Raises RunnerStartError."""
+    config = engine_config(settings)
     images = [endpoint.folder for endpoint in endpoints.values() if endpoint.config.process is not None]
     try:
         selected = await select_engine(config, images, _utc_now())

@@ -6,6 +6,8 @@ the client commands need no server code.
 - Client commands (`jobs`, `assets`, `hosts`, `keys`, `owners`, `usage`, `top`, `doctor`…) share `context`: the address
   of the edge, output, exit codes. `display` formats their output.
 - `edge`, `runner` and `relay` start one process each, and share `process_setup`.
+- `install` and `uninstall` set up services of systemd: `service_units`, `service_settings`, `service_places`,
+  `install_manifest`. `service_notify` is how the processes report to systemd.
 - `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
 - `backup` and `restore` share `backup_target` and `backup_archive`.
 
@@ -25,6 +27,8 @@ COMMANDS = {
     "edge": ("lamplighter.cli.edge", "edge", "Serve the edge."),
     "runner": ("lamplighter.cli.runner", "runner", "Run jobs on this host."),
     "relay": ("lamplighter.cli.relay", "relay", "Switch hosts of this network when an edge asks."),
+    "install": ("lamplighter.cli.install", "install", "Set up edge, runner, relay or backups as systemd services."),
+    "uninstall": ("lamplighter.cli.install", "uninstall", "Remove what `install` set up."),
     "submit": ("lamplighter.cli.jobs", "submit", "Submit a job."),
     "jobs": ("lamplighter.cli.jobs", "jobs", "List jobs."),
     "job": ("lamplighter.cli.jobs", "job", "Show one job."),
@@ -58,7 +62,7 @@ class LazyGroup(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        if name == "runner":
+        if name in {"runner", "install"}:
             hide_token(sys.argv)  # before the imports, during which `ps` would show the token for half a second
         module, attribute, _help = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)

@@ -127,6 +127,13 @@ async def remove_previous_containers(config: EngineConfig, previous: EngineName,
         structlog.get_logger("runner").warning("previous_engine_cleanup_failed", engine=previous, error=str(error))
 
 
+async def remove_all_containers(config: EngineConfig, installation: str, host: str) -> None:
+    """Remove the containers of the engine that this data folder uses. For a runner that will not start again."""
+    kept = await anyio.to_thread.run_sync(_read_decision, config.data / DECISION_FILE)
+    if kept is not None:
+        await remove_previous_containers(config, kept.engine, installation, host)
+
+
 def docker_settings(docker_socket: str | None, slots: int) -> DockerSettings:
     """Return the address of the Docker engine, and its size: the slots and some more."""
     address = docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET

@@ -1,0 +1,259 @@
+"""The text of the systemd units that `install` writes, one function for each role.
+
+What a unit says besides its program, and why:
+
+- `Type=notify`: `systemctl start` returns, and the watchdog begins, when the process says that it is ready
+  (`lamplighter.cli.service_notify`).
+- Runner and relay wait without limit for what they need (`TimeoutStartSec=infinity`), so they are ordered after
+  multi-user.target: a boot does not wait for them.
+- `KillMode=process` for the runner: its jobs outlive it, and the next runner adopts them. `KillMode=mixed` for the
+  edge: `up` stops broker and edge in their order.
+- The runner's exit codes 2 and 4 mean that a person has to act, so it is not restarted after them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from msgspec import Struct
+
+from lamplighter.cli.context import REFUSED, USAGE
+
+OPEN_FILES_LIMIT = 1_048_576
+
+
+class Role(StrEnum):
+    """What `install` sets up."""
+
+    EDGE = "edge"
+    RUNNER = "runner"
+    RELAY = "relay"
+    BACKUP = "backup"
+
+    @property
+    def service(self) -> str:
+        """The name of the role's service."""
+        return f"lamplighter-{self}.service"
+
+
+class ServicePlan(Struct, frozen=True, kw_only=True):
+    """One role as it is to be installed. `argv` is its program with the arguments.
+
+    `user` is None in the manager of a user, where the service runs as that user. `data` is the role's data folder;
+    `state` is the same below /var/lib, None elsewhere. `isolated_jobs`: the runner starts containers by the Docker
+    engine, so it needs no rights of its own for its jobs.
+    """
+
+    role: Role
+    argv: tuple[str, ...]
+    data: Path
+    state: str | None = None
+    user: str | None = None
+    groups: tuple[str, ...] = ()
+    writes: tuple[Path, ...] = ()
+    environ: Mapping[str, str] = {}
+    program_in_home: bool = False
+    isolated_jobs: bool = True
+
+    @property
+    def is_system(self) -> bool:
+        """Return whether the unit is one of the system's manager."""
+        return self.user is not None
+
+
+Setting = tuple[str, object]
+
+# Restrictions that the service manager of a user can apply too: they need no rights.
+COMMON_LIMITS: tuple[Setting, ...] = (
+    ("UMask", "0077"),
+    ("NoNewPrivileges", "yes"),
+    ("LockPersonality", "yes"),
+    ("RestrictRealtime", "yes"),
+    ("RestrictSUIDSGID", "yes"),
+    ("SystemCallArchitectures", "native"),
+)
+FILTERS: tuple[Setting, ...] = (
+    ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK"),
+    ("RestrictNamespaces", "yes"),
+    ("SystemCallFilter", "@system-service"),
+    ("SystemCallErrorNumber", "EPERM"),
+)
+SYSTEM_LIMITS: tuple[Setting, ...] = (
+    ("ProtectHostname", "yes"),
+    ("ProtectKernelTunables", "yes"),
+    ("ProtectKernelModules", "yes"),
+    ("ProtectKernelLogs", "yes"),
+    ("ProtectControlGroups", "yes"),
+)
+# Not for the runner: jobs need the GPUs. ProtectClock would hide them too, because it closes all devices but the clock.
+SERVER_LIMITS: tuple[Setting, ...] = (
+    ("CapabilityBoundingSet", ""),
+    ("ProtectSystem", "strict"),
+    ("ProtectClock", "yes"),
+    ("ProtectProc", "invisible"),
+    ("PrivateDevices", "yes"),
+    ("PrivateTmp", "yes"),
+    ("RemoveIPC", "yes"),
+)
+
+
+def render_units(plan: ServicePlan, *, calendar: str = "daily") -> dict[str, str]:
+    """Return the text of each unit of the role, by name. `calendar`: when a backup runs (systemd.time(7))."""
+    match plan.role:
+        case Role.EDGE:
+            return {plan.role.service: _render_edge(plan)}
+        case Role.RUNNER:
+            return {plan.role.service: _render_runner(plan)}
+        case Role.RELAY:
+            return {plan.role.service: _render_relay(plan)}
+        case Role.BACKUP:
+            return {plan.role.service: _render_backup(plan), "lamplighter-backup.timer": _render_timer(plan, calendar)}
+
+
+def unit_to_enable(role: Role) -> str:
+    """Return the unit that starts with the machine."""
+    return "lamplighter-backup.timer" if role is Role.BACKUP else role.service
+
+
+def _render_edge(plan: ServicePlan) -> str:
+    service = [
+        *_serve_forever(plan, watchdog_s=120),  # the edge may be started again three times within it
+        ("TimeoutStartSec", "90"),
+        ("TimeoutStopSec", "90"),
+        ("KillMode", "mixed"),
+    ]
+    return _render_service(plan, "Lamplighter edge and broker", service, [*_server_limits(plan), *FILTERS])
+
+
+def _render_runner(plan: ServicePlan) -> str:
+    service = [
+        *_serve_forever(plan, watchdog_s=60),
+        ("RestartPreventExitStatus", f"{USAGE} {REFUSED}"),
+        ("TimeoutStartSec", "infinity"),
+        ("TimeoutStopSec", "120"),  # the runner asks for more if its grace time is longer
+        ("KillMode", "process"),
+        ("OOMPolicy", "continue"),
+        ("TasksMax", "infinity"),
+    ]
+    # Jobs of the process engine inherit what is set here: they need /tmp, other users and views of their own.
+    limits = list(FILTERS) if plan.isolated_jobs else []
+    if plan.is_system:
+        limits = [
+            *([("CapabilityBoundingSet", "")] if plan.isolated_jobs else []),
+            ("ProtectSystem", "full"),
+            ("ProtectHome", "read-only" if plan.program_in_home else "yes"),
+            *SYSTEM_LIMITS,
+            *limits,
+        ]
+    after = ("docker.service", "nvidia-persistenced.service")
+    return _render_service(plan, "Lamplighter runner", service, limits, after=after)
+
+
+def _render_relay(plan: ServicePlan) -> str:
+    service = [
+        *_serve_forever(plan, watchdog_s=60),
+        ("RestartPreventExitStatus", f"{USAGE} {REFUSED}"),
+        ("TimeoutStartSec", "infinity"),
+        ("TimeoutStopSec", "30"),
+    ]
+    return _render_service(plan, "Lamplighter power relay", service, [*_server_limits(plan), *FILTERS])
+
+
+def _render_backup(plan: ServicePlan) -> str:
+    service = [("Type", "oneshot"), *_run_as(plan), ("ExecStart", _join(plan.argv)), ("Nice", "10")]
+    return _render_service(plan, "Lamplighter backup", service, [*_server_limits(plan), *FILTERS])
+
+
+def _render_timer(plan: ServicePlan, calendar: str) -> str:
+    timer: list[Setting] = [("OnCalendar", calendar), ("RandomizedDelaySec", "15min"), ("Persistent", "yes")]
+    return _render(
+        {
+            "Unit": [("Description", "Lamplighter backup, regularly")],
+            "Timer": timer,
+            "Install": [("WantedBy", "timers.target")],
+        }
+    )
+
+
+def _serve_forever(plan: ServicePlan, *, watchdog_s: int) -> list[Setting]:
+    return [
+        ("Type", "notify"),
+        ("NotifyAccess", "main"),
+        ("WatchdogSec", watchdog_s),
+        *_run_as(plan),
+        ("ExecStart", _join(plan.argv)),
+        ("Restart", "always"),
+        ("RestartSec", "5"),
+        ("LimitNOFILE", OPEN_FILES_LIMIT),
+    ]
+
+
+def _run_as(plan: ServicePlan) -> list[Setting]:
+    named: list[Setting] = [("Environment", f'"{name}={_escape(value)}"') for name, value in plan.environ.items()]
+    if not plan.is_system:
+        return named
+    return [
+        ("User", plan.user),
+        *([("SupplementaryGroups", " ".join(plan.groups))] if plan.groups else []),
+        *([("StateDirectory", plan.state), ("StateDirectoryMode", "0711")] if plan.state else []),
+        *named,
+    ]
+
+
+def _server_limits(plan: ServicePlan) -> list[Setting]:
+    if not plan.is_system:
+        return []
+    writes = [*([] if plan.state else [plan.data]), *plan.writes]
+    return [
+        *SERVER_LIMITS,
+        ("ProtectHome", "read-only" if plan.program_in_home else "yes"),
+        *SYSTEM_LIMITS,
+        *([("ReadWritePaths", _join(map(str, writes)))] if writes else []),
+    ]
+
+
+def _render_service(
+    plan: ServicePlan,
+    description: str,
+    service: Sequence[Setting],
+    limits: Sequence[Setting],
+    *,
+    after: tuple[str, ...] = (),
+) -> str:
+    waits = plan.role in {Role.RUNNER, Role.RELAY}
+    first = "multi-user.target" if plan.is_system else "default.target"
+    network = ("network-online.target",) if plan.is_system else ()
+    unit: list[Setting] = [
+        ("Description", description),
+        ("After", " ".join((*network, *after, *((first,) if waits else ())))),
+        ("Wants", " ".join((*network, *after[:1]))),
+        ("StartLimitIntervalSec", "0"),
+    ]
+    sections: dict[str, Sequence[Setting]] = {
+        "Unit": [setting for setting in unit if setting[1]],
+        "Service": [*service, *COMMON_LIMITS, *limits],
+    }
+    if plan.role is not Role.BACKUP:  # its timer starts it
+        sections["Install"] = [("WantedBy", first)]
+    return _render(sections)
+
+
+def _render(sections: Mapping[str, Sequence[Setting]]) -> str:
+    lines = ["# Written by `lamplighter install`. Change it with `systemctl edit`: the next `install` replaces it."]
+    for name, settings in sections.items():
+        lines += ["", f"[{name}]", *(f"{key}={value}" for key, value in settings)]
+    return "\n".join(lines) + "\n"
+
+
+def _join(words: Iterable[str]) -> str:
+    return " ".join(map(_quote, words))
+
+
+def _escape(word: str) -> str:
+    """Escape a word for a unit file: % begins a specifier, and $ a variable of ExecStart (systemd.service(5))."""
+    return word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
+
+
+def _quote(word: str) -> str:
+    escaped = _escape(word).replace("$", "$$")
+    return f'"{escaped}"' if not escaped or any(mark in escaped for mark in " \t;'\"\\") else escaped
