@@ -1,0 +1,351 @@
+/**
+ * `Client`: what can be asked of one edge.
+ *
+ * @module
+ */
+import { JobFailed, Unreachable, Busy } from "./errors.js";
+import { backoffMs, pause } from "./connection.js";
+import { followEvents, isFinal } from "./follow.js";
+import { Http, pathOf, randomName } from "./http.js";
+import { Upload, uploadAll } from "./upload.js";
+
+/** @typedef {import("./types.js").Job} Job */
+/** @typedef {import("./types.js").JobFile} JobFile */
+/** @typedef {import("./types.js").SubmitFields} SubmitFields */
+/** @typedef {import("./upload.js").UploadOptions} UploadOptions */
+/** @typedef {import("./upload.js").Source} Source */
+
+/**
+ * @typedef {object} ClientOptions
+ * @property {string|URL} [url] The address of the edge. A page that an edge serves may leave it out.
+ * @property {string} [key] An API key or a token. Without one, the browser's session with this origin is used.
+ * @property {typeof globalThis.fetch} [fetch]
+ * @property {string} [language] `zh` or `en`: the language of messages.
+ * @property {Record<string, string>} [headers] Sent with every request.
+ *
+ * @typedef {object} CallOptions
+ * @property {AbortSignal} [signal]
+ *
+ * @typedef {object} WaitOptions
+ * @property {AbortSignal} [signal] `AbortSignal.timeout(ms)` bounds the wait. It stops no job.
+ */
+
+const LONG_POLL_S = 30;
+const RECONNECT_LIMIT_MS = 300_000; // since the last answer
+
+export class Client {
+  /** @param {ClientOptions} [options] */
+  constructor(options = {}) {
+    this._http = new Http(options);
+  }
+
+  /** The address of the edge, without a slash at its end. */
+  get url() {
+    return this._http.url;
+  }
+
+  /**
+   * Submit a job. Files among the input (File, Blob) are uploaded first.
+   *
+   * @param {string} endpoint
+   * @param {Record<string, any>} input
+   * @param {SubmitFields & UploadOptions & {id?: string, idempotencyKey?: string}} [options] With `id`, the job gets
+   *   that id. Without an `idempotencyKey` one is made up, so that a lost answer makes no second job.
+   * @returns {Promise<Job>}
+   */
+  async submit(endpoint, input, options = {}) {
+    const { id, idempotencyKey, onProgress, signal, store, name, ...fields } = options;
+    const files = await this._uploadInputs(input, { onProgress, signal, store });
+    const json = { endpoint, input: replaceFiles(input, files), ...fields };
+    if (id) return this._http.json("PUT", pathOf("jobs", id), { json, signal, retry: true });
+    const headers = { "Idempotency-Key": idempotencyKey ?? randomName() };
+    return this._http.json("POST", pathOf("jobs"), { json, headers, signal, retry: true });
+  }
+
+  /**
+   * @param {unknown} input
+   * @param {UploadOptions} options
+   * @returns {Promise<Map<Blob, string>>}
+   */
+  async _uploadInputs(input, options) {
+    const blobs = [...new Set(findFiles(input))];
+    const assets = await uploadAll(this._http, blobs, options);
+    return new Map(assets.map((asset, index) => [blobs[index], asset.digest]));
+  }
+
+  /**
+   * Submit up to 1,000 jobs. An invalid one does not reject the others.
+   *
+   * @param {({endpoint: string, input: Record<string, any>} & SubmitFields)[]} jobs
+   * @param {CallOptions & {idempotencyKey?: string}} [options]
+   * @returns {Promise<import("./types.js").Batch>}
+   */
+  batch(jobs, { idempotencyKey = randomName(), signal } = {}) {
+    const headers = { "Idempotency-Key": idempotencyKey };
+    return this._http.json("POST", pathOf("batches"), { json: { jobs }, headers, signal, retry: true });
+  }
+
+  /**
+   * Return the job once it has ended. Throws JobFailed unless it succeeded. Waits through a restart of the edge.
+   *
+   * @param {string} id
+   * @param {WaitOptions} [options]
+   * @returns {Promise<Job>}
+   */
+  async wait(id, { signal } = {}) {
+    let job = await this.job(id, { signal });
+    for (let failures = 0, answeredAt = Date.now(); !isFinal(job.status); ) {
+      try {
+        job = await this._http.json("GET", pathOf("jobs", id), { query: { wait: LONG_POLL_S }, signal, retry: false });
+        [failures, answeredAt] = [0, Date.now()];
+      } catch (error) {
+        signal?.throwIfAborted();
+        const mayPass = error instanceof Busy || error instanceof Unreachable;
+        if (!mayPass || Date.now() - answeredAt > RECONNECT_LIMIT_MS) throw error;
+        await pause(Math.max(backoffMs(++failures), (error.retryAfter ?? 0) * 1000), signal);
+      }
+    }
+    if (job.status !== "succeeded") throw new JobFailed(job);
+    return job;
+  }
+
+  /**
+   * Yield the events of a job until its end: `state`, `progress`, `log`.
+   *
+   * @param {string} id
+   * @param {import("./follow.js").FollowOptions} [options]
+   */
+  follow(id, options = {}) {
+    return followEvents(this._http, pathOf("jobs", id, "events"), options);
+  }
+
+  /**
+   * Yield the events of all jobs of the owner, and notices about hosts, without an end.
+   *
+   * @param {import("./follow.js").FollowOptions} [options]
+   */
+  events(options = {}) {
+    return followEvents(this._http, pathOf("events"), { ...options, endless: true });
+  }
+
+  /**
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<Job>}
+   */
+  job(id, options) {
+    return this._http.json("GET", pathOf("jobs", id), options);
+  }
+
+  /**
+   * Return one page of the jobs, newest first. `filters`: status, endpoint, priority, tag (`name:value`), limit, cursor.
+   *
+   * @param {Record<string, string|number|undefined|null>} [filters]
+   * @param {CallOptions} [options]
+   * @returns {Promise<{jobs: Job[], next_cursor: string|null}>}
+   */
+  jobsPage(filters = {}, options) {
+    return this._http.json("GET", pathOf("jobs"), { ...options, query: filters });
+  }
+
+  /**
+   * Yield jobs, newest first, page after page.
+   *
+   * @param {Record<string, string|number|undefined|null>} [filters]
+   * @param {CallOptions} [options]
+   * @returns {AsyncGenerator<Job, void, undefined>}
+   */
+  async *jobs(filters = {}, options) {
+    for (let cursor = filters.cursor; ; ) {
+      const page = await this.jobsPage({ ...filters, cursor }, options);
+      yield* page.jobs;
+      cursor = page.next_cursor;
+      if (!cursor) return;
+    }
+  }
+
+  /**
+   * Stop a waiting or running job. Throws Conflict if it has ended.
+   *
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<Job>}
+   */
+  cancel(id, options) {
+    return this._http.json("POST", pathOf("jobs", id, "cancel"), options);
+  }
+
+  /**
+   * Start a new round of a job that failed, was cancelled or expired.
+   *
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<Job>}
+   */
+  retry(id, options) {
+    return this._http.json("POST", pathOf("jobs", id, "retry"), options);
+  }
+
+  /**
+   * Remove a job that has ended, with its outputs and logs.
+   *
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<void>}
+   */
+  delete(id, options) {
+    return this._http.json("DELETE", pathOf("jobs", id), options);
+  }
+
+  /**
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<string>}
+   */
+  logs(id, options = {}) {
+    return this._http.call("GET", pathOf("jobs", id, "logs"), options, (response) => response.text());
+  }
+
+  /**
+   * Return the last events of the job's record.
+   *
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<Record<string, any>[]>}
+   */
+  history(id, options) {
+    return this._http.json("GET", pathOf("jobs", id, "history"), options);
+  }
+
+  /**
+   * Upload a file unless the edge has it. Goes on after a lost connection and, with a `store`, after a reload.
+   *
+   * @param {Source} file
+   * @param {UploadOptions} [options]
+   */
+  upload(file, options = {}) {
+    return new Upload(this._http, file, options).run();
+  }
+
+  /**
+   * Upload several files, `parallel` (3) at a time.
+   *
+   * @param {Source[]} files
+   * @param {UploadOptions & {parallel?: number}} [options]
+   */
+  uploadAll(files, options = {}) {
+    return uploadAll(this._http, files, options);
+  }
+
+  /**
+   * Return a URL of an output that works without a key for about an hour, for `<video src>` or a link.
+   *
+   * @param {string|Job} job With an id, the job is read again, so that the URL is fresh.
+   * @param {string} [name] The name of the output; it may be left out where there is only one.
+   * @param {CallOptions} [options]
+   * @returns {Promise<string>}
+   */
+  async downloadUrl(job, name, options) {
+    const read = typeof job === "string" ? await this.job(job, options) : job;
+    const files = read.output?.files ?? [];
+    const file = name === undefined && files.length === 1 ? files[0] : files.find((one) => one.name === name);
+    if (!file) throw new RangeError(`job ${read.id} has no output ${name ?? "alone"}: it has ${files.map((one) => one.name).join(", ") || "none"}`);
+    return this._http.urlOf(file.url);
+  }
+
+  /**
+   * Return an output.
+   *
+   * @param {string|Job} job
+   * @param {string} [name]
+   * @param {CallOptions} [options]
+   * @returns {Promise<Blob>}
+   */
+  async download(job, name, options) {
+    const url = await this.downloadUrl(job, name, options);
+    return this._http.call("GET", url, options ?? {}, (response) => response.blob());
+  }
+
+  /**
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Endpoint[]>}
+   */
+  async endpoints(options) {
+    return (await this._http.json("GET", pathOf("endpoints"), options)).endpoints;
+  }
+
+  /**
+   * @param {string} name
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Endpoint>}
+   */
+  endpoint(name, options) {
+    return this._http.json("GET", pathOf("endpoints", name), options);
+  }
+
+  /**
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Host[]>}
+   */
+  async hosts(options) {
+    return (await this._http.json("GET", pathOf("hosts"), options)).hosts;
+  }
+
+  /**
+   * Keep a declared host on or off until a time, or until `auto` ends that. Needs the scope `power`.
+   *
+   * @param {string} host
+   * @param {"on"|"off"|"auto"} want
+   * @param {CallOptions & {until?: string}} [options]
+   * @returns {Promise<import("./types.js").Host>}
+   */
+  power(host, want, { until, signal } = {}) {
+    return this._http.json("POST", pathOf("hosts", host, "power"), { json: { want, until }, signal });
+  }
+
+  /**
+   * Return jobs, GPU seconds, energy and cost between two times (RFC 3339). The default is the last 30 days.
+   *
+   * @param {{from?: string, to?: string, owner?: string}} [range]
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Usage>}
+   */
+  usage(range = {}, options) {
+    return this._http.json("GET", pathOf("usage"), { ...options, query: range });
+  }
+
+  /**
+   * Send any other request of docs/api.md and return the JSON of its answer.
+   *
+   * @param {string} method
+   * @param {string} path For example `/v1/assets`.
+   * @param {import("./http.js").RequestOptions} [options]
+   * @returns {Promise<any>}
+   */
+  request(method, path, options) {
+    return this._http.json(method, path, options);
+  }
+}
+
+/**
+ * @param {unknown} value
+ * @returns {Blob[]}
+ */
+function findFiles(value) {
+  if (value instanceof Blob) return [value];
+  return value && typeof value === "object" ? Object.values(value).flatMap(findFiles) : [];
+}
+
+/**
+ * Return `value` with each file replaced by its digest.
+ *
+ * @param {any} value
+ * @param {Map<Blob, string>} digests
+ * @returns {any}
+ */
+function replaceFiles(value, digests) {
+  if (value instanceof Blob) return digests.get(value);
+  if (Array.isArray(value)) return value.map((item) => replaceFiles(item, digests));
+  if (!value || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, replaceFiles(item, digests)]));
+}
