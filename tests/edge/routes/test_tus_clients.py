@@ -13,7 +13,7 @@ from anyio import to_thread
 from tusclient.client import TusClient
 from tusclient.exceptions import TusUploadFailed
 
-from tests.support.node_packages import NODE_DIR, require_packages
+from tests.support.node_packages import MODULES_DIR, require_node_packages
 from tests.support.served_edge import ServedEdge
 from tests.support.tcp_proxy import TcpProxy, run_proxy
 from tests.support.wait import wait_for
@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tus_js() -> None:
-    require_packages(["tus-js-client@4.3.1"])
+    require_node_packages()
 
 
 def through(edge: ServedEdge, proxy: TcpProxy) -> str:
@@ -106,7 +106,7 @@ async def test_tuspy_is_told_of_a_wrong_digest(edge: ServedEdge, file: Path):
 def node(url: str, file: Path, key: str, *how: str) -> dict[str, str]:
     """Return the output of the Node program, which must exit with 0."""
     argv = ["node", str(PROGRAM), url, str(file), key, str(PIECE), *how]
-    environ = {"NODE_PATH": str(NODE_DIR / "node_modules"), "PATH": PATH}
+    environ = {"NODE_PATH": str(MODULES_DIR), "PATH": PATH}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     answer: dict[str, str] = json.loads(done.stdout)
