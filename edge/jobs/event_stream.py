@@ -311,6 +311,22 @@ class EventStreams:
                 if translated is not None:
                     yield translated
 
+    async def is_at_end(self, owner: str, job_id: str, after: str) -> bool:
+        """Return whether the job has ended and nothing follows the token `after`. Raises BusError.
+
+        False if that cannot be said within LOG_END_TIMEOUT_S: the stream itself then tells.
+        """
+        token = await self._resume_token(after)
+        if not token.sequence:
+            return False
+        translator = _EventTranslator(self._views, NOBODY, token)
+        with move_on_after(LOG_END_TIMEOUT_S):
+            async with closing(self._bus.feed.follow(owner, job_id, token.feed_id)) as items:
+                async for item in items:
+                    if translator.translate(item) is not None:
+                        return False
+        return translator.final_job is not None
+
     async def _resume_token(self, after: str | None) -> ResumeToken:
         """Return the client's token, or the start of FEED if the token is missing or of another epoch."""
         epoch = (await self._bus.feed.last_id()).partition("-")[0]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import anyio
 import msgspec
-from litestar import get, websocket
+from litestar import Response, get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, HeaderParameter
 from litestar.response import Stream
@@ -28,6 +28,7 @@ from edge.http.auth import (
 from edge.http.dependencies import AnyRequest, AnySocket, AskerDep, EdgeServices, OwnerDep, ServicesDep, parse_job_key
 from edge.jobs.event_stream import StreamItem
 from schemas.auth import ApiKey, Scope
+from schemas.status import FINAL_STATUSES
 
 KEEPALIVE_INTERVAL_S = 15.0
 WS_NORMAL_CODE = 1000
@@ -132,14 +133,20 @@ async def job_events(
     job_id: FromPath[str],
     last_event_id: LastEventId = None,
     after: AfterQuery = None,
-) -> Stream:
+) -> Response[Any]:
     """Stream `state`, `progress` and `log` events of one job. The stream ends after the final `state`.
 
-    `Last-Event-ID` or `?after=` resumes a stream after the event with that id.
+    `Last-Event-ID` or `?after=` resumes a stream after the event with that id. After the last event the answer is 204,
+    which ends an `EventSource`.
     """
     key = parse_job_key(owner, job_id)
-    await services.jobs.read(key)
-    return _sse_response(services.event_streams.follow(owner, key.id, last_event_id or after, asker), request, services)
+    resume_after = last_event_id or after
+    record = await services.jobs.read(key)
+    with translate_errors():
+        if resume_after and record.record.job.status in FINAL_STATUSES:
+            if await services.event_streams.is_at_end(owner, key.id, resume_after):
+                return Response(None, status_code=204)
+    return _sse_response(services.event_streams.follow(owner, key.id, resume_after, asker), request, services)
 
 
 @get("/v1/events", guards=[require_scope(Scope.JOBS_READ)], media_type="text/event-stream")

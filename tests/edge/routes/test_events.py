@@ -59,12 +59,33 @@ async def test_a_stream_tells_all_and_ends_behind_the_final_state(edge: ServedEd
 async def test_a_stream_resumes_behind_the_last_id_without_a_gap_or_a_double(edge: ServedEdge):
     await run(edge, "mine")
     whole = await read(edge.ann, "/v1/jobs/mine/events")
-    for cut in range(len(whole)):
+    for cut in range(len(whole) - 1):
         after = whole[cut].id
         rest = await read(edge.ann, "/v1/jobs/mine/events", **{"Last-Event-ID": after})
         assert [(r.kind, r.data) for r in rest] == [(w.kind, w.data) for w in whole[cut + 1 :]]
         by_query = await read(edge.ann, f"/v1/jobs/mine/events?after={after}")
         assert [r.data for r in by_query] == [r.data for r in rest]
+
+
+async def test_after_the_last_event_a_reconnect_gets_204(edge: ServedEdge):
+    """By the standard, an EventSource connects again after every answer except 204."""
+    await run(edge, "mine")
+    last = (await read(edge.ann, "/v1/jobs/mine/events"))[-1].id
+    for sent in ({"headers": {"Last-Event-ID": last}}, {"params": {"after": last}}):
+        reply = await edge.ann.get("/v1/jobs/mine/events", **sent)
+        assert (reply.status_code, reply.content) == (204, b"")
+    await edge.ann.put("/v1/jobs/other", json=ECHO)
+    async with edge.ann.stream("GET", "/v1/jobs/other/events", headers={"Last-Event-ID": last}) as reply:
+        assert reply.status_code == 200  # it has not ended
+
+
+async def test_after_a_retry_the_stream_goes_on_behind_the_old_end(edge: ServedEdge):
+    await edge.ann.put("/v1/jobs/mine", json=ECHO)
+    await edge.ann.post("/v1/jobs/mine/cancel")
+    last = (await read(edge.ann, "/v1/jobs/mine/events"))[-1].id
+    await edge.ann.post("/v1/jobs/mine/retry")
+    (again,) = await read(edge.ann, "/v1/jobs/mine/events", count=1, **{"Last-Event-ID": last})
+    assert (again.data["status"], again.data["round"]) == ("queued", 2)
 
 
 async def test_an_owner_follows_all_of_its_jobs_and_nobody_elses(edge: ServedEdge):
