@@ -20,7 +20,7 @@ from runner.endpoints import LocalEndpoint
 from runner.engines.port import NO_JOB, FoundContainer
 from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionRegistry
-from runner.execution.fence import record_event
+from runner.execution.fence import record_event, transition_record
 from runner.execution.warm_container import WARM_PREFIX, WarmContainer, read_claim, send_start
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, RecordUnreadable, UnknownEvent
@@ -189,15 +189,14 @@ class ContainerRecovery:
 
     async def _release_attempt(self, key: JobKey, round_: int, attempt: int) -> None:
         """Release the attempt if the record still says that this host runs it."""
-        while (entry := await self._context.bus.job_store.read(key)) is not None:
-            job = entry.record.job
+
+        def release_ours(job: Job) -> JobEvent | None:
             is_ours = job.claim is not None and job.claim.host == self._context.host
             if not is_ours or job.status not in ACTIVE_STATUSES or (job.round, job.attempt) != (round_, attempt):
-                return
-            try:
-                await record_event(self._context, entry, host_lost_event(self._context, job))
-            except RevisionConflict:
-                continue
+                return None
+            return host_lost_event(self._context, job)
+
+        await transition_record(self._context, key, release_ours)
 
 
 def _placeholder_endpoint(name: str) -> LocalEndpoint:

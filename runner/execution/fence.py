@@ -4,13 +4,15 @@ JetStream acks are not fenced, so messages play no part here. Every write is a c
 After a conflict the record is read again: if the claim is still ours, decide again; otherwise the claim is lost.
 """
 
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
+from bus.compare_and_set import transition
 from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, VersionedRecord
 from runner.context import RunnerContext
-from schemas.events import Adopted, JobEvent, encode_record
+from schemas.events import Adopted, JobEvent, JobRecord, encode_record
 from schemas.ids import JobKey
 from schemas.job import RECORD_LIMIT_BYTES, Claim, Job
 from schemas.lifecycle import next_record
@@ -22,24 +24,59 @@ class ClaimLost(Exception):
     """Somebody else has the job now: stop the container, and do not end the job."""
 
 
-async def record_event(context: RunnerContext, entry: VersionedRecord, event: JobEvent) -> Job:
-    """Append `event` to the record `entry`; return the changed job.
+class RunnerRecords:
+    """The records as this runner process writes them: never one that is too large, never one that may have been lost.
 
-    Raises RevisionConflict, MessageTooLarge, and other errors of the broker. A write whose answer was lost is looked up
-    when the broker is back: it was written, or RevisionConflict is raised.
+    It is the store for `bus.compare_and_set.transition`.
     """
+
+    def __init__(self, context: RunnerContext) -> None:
+        self._context = context
+
+    async def read(self, key: JobKey) -> VersionedRecord | None:
+        """Return the last record; None when the job does not exist. Raises BusError, RecordUnreadable."""
+        return await self._context.bus.job_store.read(key)
+
+    async def update(self, key: JobKey, record: JobRecord, revision: int) -> int:
+        """Write after `revision` and return the new one.
+
+        Raises RevisionConflict, MessageTooLarge, and other errors of the broker. A write whose answer was lost is
+        looked up when the broker is back: it was written, or RevisionConflict is raised.
+        """
+        data = encode_record(record)
+        if len(data) > RECORD_LIMIT_BYTES:
+            raise MessageTooLarge(f"the record would have {len(data)} bytes, and the limit is {RECORD_LIMIT_BYTES}")
+        try:
+            return await self._context.bus.job_store.update(key, record, revision)
+        except BrokerUnreachable as error:
+            after = await self._context.retry_while_unavailable("record", partial(self.read, key))
+            if after is None or encode_record(after.record) != data:
+                raise RevisionConflict("the broker went away and did not write it") from error
+            return after.revision
+
+
+async def record_event(context: RunnerContext, entry: VersionedRecord, event: JobEvent) -> Job:
+    """Append `event` to exactly the record `entry`; return the changed job. Raises what `RunnerRecords.update` does."""
     recorded = next_record(entry.record.job, event, _event_time(context, entry.record.job))
-    data = encode_record(recorded)
-    if len(data) > RECORD_LIMIT_BYTES:
-        raise MessageTooLarge(f"the record would have {len(data)} bytes, and the limit is {RECORD_LIMIT_BYTES}")
-    key = recorded.job.key
-    try:
-        await context.bus.job_store.update(key, recorded, entry.revision)
-    except BrokerUnreachable as error:
-        after = await context.retry_while_unavailable("record", partial(context.bus.job_store.read, key))
-        if after is None or encode_record(after.record) != data:
-            raise RevisionConflict("the broker went away and did not write it") from error
+    await RunnerRecords(context).update(recorded.job.key, recorded, entry.revision)
     return recorded.job
+
+
+async def transition_record(
+    context: RunnerContext, key: JobKey, decide: Callable[[Job], JobEvent | None]
+) -> VersionedRecord | None:
+    """Record `decide(job)` for the latest record, decided again after a conflict. None from `decide` changes nothing.
+
+    Returns the record as it is then; None if the job does not exist. Raises what `RunnerRecords` does.
+    """
+
+    async def decide_now(job: Job) -> JobEvent | None:
+        return decide(job)
+
+    event_time = partial(_event_time, context)
+    # Without a limit of conflicts: a result is never given up.
+    changed = await transition(RunnerRecords(context), key, decide_now, event_time, conflict_limit=sys.maxsize)
+    return changed.entry
 
 
 def _event_time(context: RunnerContext, job: Job) -> datetime:
@@ -54,7 +91,10 @@ def _event_time(context: RunnerContext, job: Job) -> datetime:
 
 
 class FencedJob:
-    """The right of this runner process to write about one attempt."""
+    """The right of this runner process to write about one attempt.
+
+    If the attempt was released while we were disconnected, and no other host has claimed it since, it is claimed back.
+    """
 
     def __init__(self, context: RunnerContext, key: JobKey, round_: int, claim: Claim) -> None:
         self._context = context
@@ -64,7 +104,7 @@ class FencedJob:
 
     async def read_job(self) -> Job:
         """Return the recorded job if the claim is ours. Raises ClaimLost; BusError if the broker is away."""
-        return (await self._read_claimed()).record.job
+        return (await self._transition(self._claim_back)).record.job
 
     async def record(self, decide: Callable[[Job], JobEvent]) -> Job:
         """Record `decide(job)` for the latest record; return the changed job.
@@ -74,34 +114,29 @@ class FencedJob:
         return await self._context.retry_while_unavailable("record", partial(self._record, decide))
 
     async def _record(self, decide: Callable[[Job], JobEvent]) -> Job:
-        while True:
-            entry = await self._read_claimed()
-            try:
-                return await record_event(self._context, entry, decide(entry.record.job))
-            except RevisionConflict:
-                continue
+        def claim_back_or_decide(job: Job) -> JobEvent:
+            return self._claim_back(job) or decide(job)
 
-    async def _read_claimed(self) -> VersionedRecord:
-        """Return the record with our claim.
-
-        If the attempt was released while we were disconnected, and no other host has claimed it since, it is claimed
-        back.
-        """
         while True:
-            entry = await self._context.bus.job_store.read(self._key)
-            if entry is None:
-                raise ClaimLost("the record does not exist any more")
-            job = entry.record.job
-            if job.round != self._round or job.claim != self._claim:
-                raise ClaimLost(f"the record is of round {job.round}, claimed by {job.claim}")
-            if job.status in ACTIVE_STATUSES:
-                return entry
-            if job.status is not Status.QUEUED:
-                raise ClaimLost(f"the job is {job.status}")
-            try:
-                await record_event(self._context, entry, Adopted(self._claim, self._round))
-            except RevisionConflict:
-                continue
+            entry = await self._transition(claim_back_or_decide)
+            if not isinstance(entry.record.event, Adopted):
+                return entry.record.job
+
+    async def _transition(self, decide: Callable[[Job], JobEvent | None]) -> VersionedRecord:
+        entry = await transition_record(self._context, self._key, decide)
+        if entry is None:
+            raise ClaimLost("the record does not exist any more")
+        return entry
+
+    def _claim_back(self, job: Job) -> JobEvent | None:
+        """Return the event that claims a released attempt back, None if it is claimed. Raises ClaimLost."""
+        if job.round != self._round or job.claim != self._claim:
+            raise ClaimLost(f"the record is of round {job.round}, claimed by {job.claim}")
+        if job.status in ACTIVE_STATUSES:
+            return None
+        if job.status is not Status.QUEUED:
+            raise ClaimLost(f"the job is {job.status}")
+        return Adopted(self._claim, self._round)
 
 
 def start_delay_s(job: Job, now: datetime) -> float:
